@@ -1,0 +1,1 @@
+"""From label maps to numbers and pictures: inference, metrics, report, overlays, plots."""

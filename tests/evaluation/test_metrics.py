@@ -1,0 +1,178 @@
+"""Scores against brute force over sets, against MONAI, and every rule for empty masks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from samadapt.errors import DataError
+from samadapt.evaluation.metrics import CaseClassScore, dice, iou, score_case, summarise
+
+CLASSES = ["liver", "spleen", "kidney"]
+
+pairs_of_labels = array_shapes(min_dims=2, max_dims=3, max_side=5).flatmap(
+    lambda shape: st.tuples(
+        *[arrays(np.int16, shape, elements=st.integers(0, len(CLASSES))) for _ in range(2)]
+    )
+)
+
+
+def voxel_set(labels, label):
+    return {tuple(index) for index in np.argwhere(labels == label).tolist()}
+
+
+@given(pairs_of_labels)
+@settings(max_examples=150, deadline=None)
+def test_scores_equal_brute_force_over_sets(pair):
+    prediction, truth = pair
+    rows = score_case("a", prediction, truth, CLASSES)
+    assert [row.class_name for row in rows] == CLASSES
+    for label, row in enumerate(rows, start=1):
+        p, t = voxel_set(prediction, label), voxel_set(truth, label)
+        counts = (row.prediction_voxels, row.truth_voxels, row.intersection)
+        assert counts == (len(p), len(t), len(p & t))
+        if p or t:
+            assert row.dice == 2 * len(p & t) / (len(p) + len(t))
+            assert row.iou == len(p & t) / len(p | t)
+            assert row.iou <= row.dice <= 1
+        else:
+            assert math.isnan(row.dice)
+            assert math.isnan(row.iou)
+        np.testing.assert_equal(dice(prediction == label, truth == label), row.dice)
+        np.testing.assert_equal(iou(prediction == label, truth == label), row.iou)
+
+
+@given(pairs_of_labels)
+@settings(max_examples=50, deadline=None)
+def test_swapping_prediction_and_truth_changes_only_the_flags(pair):
+    forward = score_case("a", *pair, CLASSES)
+    backward = score_case("a", *reversed(pair), CLASSES)
+    for one, other in zip(forward, backward, strict=True):
+        np.testing.assert_equal((one.dice, one.iou), (other.dice, other.iou))
+        assert one.truth_voxels == other.prediction_voxels
+
+
+def test_scores_equal_monai_on_masks_that_are_not_empty():
+    torch = pytest.importorskip("torch")
+    metrics = pytest.importorskip("monai.metrics")
+    rng = np.random.default_rng(0)
+    prediction = rng.integers(0, 4, (6, 9, 8, 7))
+    truth = np.where(rng.random(prediction.shape) < 0.6, prediction, rng.integers(0, 4))
+    rows = [
+        row
+        for case in range(len(truth))
+        for row in score_case(str(case), prediction[case], truth[case], CLASSES)
+    ]
+    assert all(row.flag == "" or row.flag == "truth_empty" for row in rows)
+    scored = np.array([[r.dice, r.iou] for r in rows]).reshape(len(truth), len(CLASSES), 2)
+    one_hot = [
+        torch.from_numpy(np.stack([labels == k for k in range(4)], axis=1)).float()
+        for labels in (prediction, truth)
+    ]
+    for column, name in enumerate(["DiceMetric", "MeanIoU"]):
+        metric = getattr(metrics, name)(include_background=False)
+        np.testing.assert_allclose(scored[..., column], metric(*one_hot).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "flag", "score"),
+    [
+        ([0, 0], [0, 0], "both_empty", math.nan),
+        ([1, 0], [0, 0], "truth_empty", 0.0),
+        ([0, 0], [0, 1], "prediction_empty", 0.0),
+        ([1, 0], [0, 1], "", 0.0),
+        ([1, 1], [1, 1], "", 1.0),
+    ],
+)
+def test_every_rule_for_empty_masks(prediction, truth, flag, score):
+    (row,) = score_case("a", np.array([prediction]), np.array([truth]), ["x"])
+    assert row.flag == flag
+    np.testing.assert_equal((row.dice, row.iou), (score, score))
+
+
+def row(case, name, prediction, truth, both):
+    (scored,) = score_case(
+        case,
+        np.array([[1] * prediction + [0] * (30 - prediction)]),
+        np.array(
+            [[0] * (prediction - both) + [1] * truth + [0] * (30 - prediction + both - truth)]
+        ),
+        [name],
+    )
+    assert (scored.prediction_voxels, scored.truth_voxels) == (prediction, truth)
+    assert scored.intersection == both
+    return scored
+
+
+def test_mean_is_over_cases_per_class_then_over_classes():
+    rows = [
+        row("a", "x", 10, 10, 10),  # 1
+        row("b", "x", 10, 10, 5),  # 0.5
+        row("c", "x", 0, 0, 0),  # left out
+        row("d", "x", 10, 0, 0),  # 0, a false positive
+        row("a", "y", 10, 10, 1),  # 0.1
+        row("b", "y", 0, 10, 0),  # 0, a miss
+    ]
+    summary = summarise(rows, ["x", "y", "z"])
+    x, y, z = (summary["per_class"][name] for name in "xyz")
+    assert x["dice"] == pytest.approx(0.5)
+    assert (x["cases"], x["both_empty"], x["truth_empty"], x["prediction_empty"]) == (3, 1, 1, 0)
+    assert y["dice"] == pytest.approx(0.05)
+    assert (y["cases"], y["both_empty"], y["truth_empty"], y["prediction_empty"]) == (2, 0, 0, 1)
+    assert summary["dice"] == pytest.approx((0.5 + 0.05) / 2)  # not the mean of the five scores
+    assert summary["iou"] == pytest.approx(((1 + 1 / 3 + 0) / 3 + (1 / 19 + 0) / 2) / 2)
+    assert (z["dice"], z["iou"], z["cases"]) == (None, None, 0)
+    assert "no case was scored" in z["reason"]
+    assert "reason" not in summary
+    assert "reason" not in x
+
+
+def test_nothing_to_average_is_null_with_the_reason():
+    empty = [row("a", "x", 0, 0, 0), row("b", "x", 0, 0, 0)]
+    summary = summarise(empty, ["x"])
+    assert summary["dice"] is None
+    assert summary["iou"] is None
+    assert "no case has any class" in summary["reason"]
+    assert "in all 2 cases" in summary["per_class"]["x"]["reason"]
+    nothing = summarise([], ["x"])
+    assert nothing["dice"] is None
+    assert nothing["reason"] == "no case was scored"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "message"),
+    [
+        (np.zeros((2, 2), int), np.zeros((2, 3), int), r"'a'.*one shape.*\(2, 2\).*\(2, 3\)"),
+        (np.zeros((2, 2)), np.zeros((2, 2), int), r"prediction must hold integer.*float64"),
+        (np.full((2, 2), 2), np.zeros((2, 2), int), r"prediction labels must be 0.*to 1; got 2"),
+        (np.zeros((2, 2), int), np.full((2, 2), -1), r"ground truth labels.*got -1"),
+    ],
+)
+def test_wrong_labels_are_refused_naming_the_case(prediction, truth, message):
+    with pytest.raises(DataError, match=message):
+        score_case("a", prediction, truth, ["x"])
+
+
+def test_rows_that_do_not_fit_are_refused():
+    score = CaseClassScore("a", "x", 1.0, 1.0, 1, 1, 1)
+    with pytest.raises(DataError, match="two scores"):
+        summarise([score, score], ["x"])
+    with pytest.raises(DataError, match="class 'x'"):
+        summarise([score], ["y"])
+    with pytest.raises(DataError, match="one shape"):
+        dice(np.zeros(2), np.zeros(3))
+
+
+def test_large_counts_are_exact():
+    truth = np.zeros((400, 400, 60), np.uint8)
+    truth[:, :, :30] = 1
+    prediction = truth.copy()
+    prediction[0, 0, 0] = 0
+    (scored,) = score_case("a", prediction, truth, ["x"])
+    assert (scored.truth_voxels, scored.intersection) == (4_800_000, 4_799_999)
+    assert scored.dice == 2 * 4_799_999 / 9_599_999
