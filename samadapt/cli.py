@@ -1,0 +1,152 @@
+"""The command line: a table of verbs, imported when named; errors to exit codes."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from samadapt import __version__, console
+from samadapt.errors import ConfigError, SamadaptError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+VERBS = {
+    "finetune": "recipe=NAME [group=option] [key=value ...]",
+    "evaluate": "adapter=DIR [data=NAME data.root=PATH ...]",
+    "predict": "adapter=DIR input=PATH output=PATH [boxes=[[x0,y0,x1,y1]]] [points=[[x,y]]]",
+    "check": "data=NAME data.root=PATH",
+    "ls": "[recipes|models|peft|data]",
+    "show": "recipe=NAME [group=option] [key=value ...]",
+    "doctor": "",
+}
+"""The verbs, each a module of ``samadapt.verbs``, and what they take."""
+
+SUMMARIES = {
+    "finetune": "train an adapter, score it before and after, write a run directory",
+    "evaluate": "score an adapter on a data set",
+    "predict": "segment an image or a volume with an adapter",
+    "check": "read a data set and report every problem by file; changes nothing",
+    "ls": "list what can be named",
+    "show": "print the composed configuration; runs nothing",
+    "doctor": "versions, devices, precision, disk and weights; a fix for each problem",
+}
+
+FLAGS = {
+    "--json": "machine-readable result on stdout; messages go to stderr",
+    "--debug": "show the traceback of an error",
+    "--help": "this text, or a verb's keys with their defaults",
+    "--version": "the version",
+}
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; the process's own when None.
+
+    Returns:
+        The exit code: 0, 2 for a mistake of the user, 1 for a run that failed, 130 for Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    flags = {argument for argument in arguments if argument in (*FLAGS, "-h")}
+    try:
+        return _dispatch([a for a in arguments if a not in flags], flags)
+    except KeyboardInterrupt as error:
+        return _fail(error, "interrupted", INTERRUPTED, flags)
+    except SamadaptError as error:
+        return _fail(error, f"error: {error}", error.exit_code, flags)
+    except Exception as error:
+        message = f"unexpected {_chain(error)}\n  (--debug shows where; please report it)"
+        return _fail(error, message, 1, flags)
+
+
+def _fail(error: BaseException, message: str, code: int, flags: set[str]) -> int:
+    """Report an error, with its traceback under ``--debug``, and return the exit code."""
+    if "--debug" in flags:
+        import traceback
+
+        console.log("".join(traceback.format_exception(error)))
+    console.log(f"samadapt: {message}")
+    return code
+
+
+def _dispatch(arguments: list[str], flags: set[str]) -> int:
+    if "--version" in flags:
+        console.write(f"samadapt {__version__}")
+        return 0
+    wants_help = bool(flags & {"--help", "-h"})
+    if not arguments:
+        console.write(usage())
+        return 0 if wants_help else 2
+    verb, *rest = arguments
+    if verb not in VERBS:
+        raise ConfigError(
+            f"there is no verb {verb!r}{nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}"
+        )
+    if unknown := [argument for argument in rest if argument.startswith("--")]:
+        raise ConfigError(f"there is no flag {unknown[0]!r}{nearest(unknown[0], FLAGS)}")
+    module = import_module(f"samadapt.verbs.{verb}")
+    if wants_help:
+        console.write(verb_help(verb, module.HELP, module.SCHEMA))
+        return 0
+    return _run(module, rest, as_json="--json" in flags)
+
+
+def _run(module: Any, arguments: list[str], *, as_json: bool) -> int:
+    result: dict[str, Any] = module.run(arguments)
+    code = int(result.pop("exit_code", 0))
+    if as_json:
+        import json
+
+        console.write(json.dumps(result, indent=2, default=str))
+    elif text := module.render(result):
+        console.write(text)
+    return code
+
+
+def usage() -> str:
+    """Return the text of ``samadapt --help``."""
+    verbs = [
+        f"  samadapt {verb:<9} {takes}\n{'':21}{SUMMARIES[verb]}" for verb, takes in VERBS.items()
+    ]
+    flags = [f"  {flag:<18} {meaning}" for flag, meaning in FLAGS.items()]
+    return "\n".join(
+        [
+            "samadapt adapts the Segment Anything Model to new images by training a few percent",
+            "of its weights.",
+            "",
+            *verbs,
+            "",
+            "groups: model peft data prompts loss train cache eval output; keys: seed precision",
+            "device resume. `samadapt finetune --help` lists every key with its default.",
+            "",
+            *flags,
+            "",
+            "example: samadapt finetune recipe=medical peft.rank=16 train.steps=300",
+        ]
+    )
+
+
+def verb_help(verb: str, text: str, schema: type[Any] | None) -> str:
+    """Return the text of ``samadapt VERB --help``, with the keys of the verb's schema."""
+    head = f"samadapt {verb} {VERBS[verb]}".rstrip() + f"\n\n{text.strip()}"
+    if schema is None:
+        return head
+    from samadapt.overrides import describe
+
+    return f"{head}\n\n{describe(schema)}"
+
+
+def _chain(error: BaseException) -> str:
+    """Return an error with its causes: Hydra and others hide the reason in ``__cause__``."""
+    message = f"{type(error).__name__}: {error}"
+    return f"{message}; because {_chain(error.__cause__)}" if error.__cause__ else message
+
+
+if __name__ == "__main__":
+    sys.exit(main())

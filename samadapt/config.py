@@ -1,0 +1,258 @@
+"""The typed schema of a run, and how a command line and a recipe become one.
+
+``compose("medical", ["peft.rank=16"])``: the command line wins over the recipe, the recipe over the
+defaults below. Everything wrong with a command line comes out in one ``ConfigError``. Nothing here
+imports torch, so that ``samadapt show`` and ``--help`` answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from samadapt.errors import ConfigError, nearest
+from samadapt.methods import METHODS
+from samadapt.methods.base import Method
+from samadapt.overrides import parse, read_yaml
+from samadapt.typed import knob
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which SAM, and from which file."""
+
+    name: str = knob("lite_medsam", help="build: `samadapt ls models`")
+    checkpoint: str | None = knob(None, help="weights file; null finds them by name", bound=True)
+    image_size: int | None = knob(
+        None,
+        help="side of the model's square in pixels; null is the build's own",
+        above=0,
+        bound=True,
+    )
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which images and masks, and which of their slices."""
+
+    name: str = knob("mni152", help="data set card or format: `samadapt ls data`")
+    root: str | None = knob(None, help="folder of the data set", bound=True)
+    image: str | None = knob(None, help="image file or pattern, for a bare pair", bound=True)
+    label: str | None = knob(None, help="label file or pattern, for a bare pair", bound=True)
+    axis: str | None = knob(
+        None, help="axis of a volume that is sliced; null: the card's", bound=True
+    )
+    channel: int | None = knob(None, help="channel of a multi-channel image", low=0, bound=True)
+    intensity: str | dict[str, Any] | None = knob(
+        None, help="mri, ct:soft_tissue, ct:-160,240, rgb; null: the card's", bound=True
+    )
+    classes: list[str] | dict[str, int] | None = knob(
+        None, help="class names, or {name: value}; null: all of the data set's", bound=True
+    )
+    merge_classes: bool = knob(False, help="all classes as one foreground")
+    empty_slices: Literal["drop", "keep"] | float = knob(
+        "drop", help="training slices without a class, or the share of them kept", low=0, high=1
+    )
+    slice_step: int = knob(1, help="train on every n-th slice", low=1)
+    val_every: int = knob(5, help="every n-th case is held out", low=2)
+    max_cases: int | None = knob(None, help="use only the first n cases", low=1)
+    on_error: Literal["stop", "skip"] = knob("stop", help="what a broken file does")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts made from the ground truth, as the SAM paper makes them."""
+
+    name: Literal["box", "point", "semantic"] = knob(
+        "box", help="semantic: none, a mask token a class"
+    )
+    objects: Literal["component", "class"] = knob("component", help="what one prompt stands for")
+    jitter: float = knob(
+        0.1, help="standard deviation of box noise, share of the side", low=0, below=1
+    )
+    max_jitter_px: float = knob(20.0, help="largest box noise, original pixels", low=0)
+    min_area: int = knob(0, help="objects below this many pixels get no prompt", low=0)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Which loss, and its weights (SAM's are 20 : 1 : 1)."""
+
+    name: Literal["auto", "sam", "dice_ce"] = knob(
+        "auto", help="auto: dice_ce for semantic, else sam"
+    )
+    focal: float = knob(20.0, help="weight of the focal loss", low=0)
+    dice: float = knob(1.0, help="weight of the Dice loss", low=0)
+    iou: float = knob(1.0, help="weight of the IoU head's squared error", low=0)
+    cross_entropy: float = knob(1.0, help="weight of the cross-entropy", low=0)
+
+
+@dataclass(frozen=True)
+class Train:
+    """The training loop."""
+
+    steps: int = knob(150, help="optimizer steps", low=1)
+    batch_size: int = knob(4, help="slices a step", low=1)
+    accumulate: int = knob(1, help="batches summed into one step", low=1)
+    lr: float = knob(1e-3, help="peak learning rate of what is injected", above=0)
+    decoder_lr: float | None = knob(None, help="peak rate of the decoder; null: lr", above=0)
+    weight_decay: float = knob(0.01, help="AdamW's", low=0)
+    warmup_steps: int = knob(10, help="steps of linear warm-up", low=0)
+    schedule: Literal["cosine", "poly", "constant"] = knob("cosine", help="decay after warm-up")
+    clip: float = knob(1.0, help="largest gradient norm; 0 is off", low=0)
+    validate_every: int = knob(50, help="steps between validations; 0: at the end only", low=0)
+    validate_cases: int | None = knob(None, help="cases in a validation; null: all", low=1)
+    checkpoint_every: int = knob(50, help="steps between checkpoints; 0: at the end only", low=0)
+    ema: float = knob(0.0, help="decay of the averaged weights; 0 is off", low=0, below=1)
+    augment: tuple[Literal["flip", "rotate", "intensity"], ...] = knob((), help="random changes")
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Features of the frozen blocks, computed once an image."""
+
+    enabled: Literal["auto", "on", "off"] = knob(
+        "auto", help="auto: unless augmentation forbids it"
+    )
+    where: Literal["memory", "disk"] = knob("memory", help="where the features are kept")
+    dir: str | None = knob(None, help="folder of the disk cache; null: in the run directory")
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Scores before and after."""
+
+    batch_size: int = knob(8, help="slices a forward pass", low=1)
+    overlays: int = knob(3, help="best, median and worst cases drawn", low=0)
+    max_cases: int | None = knob(None, help="score only the first n held-out cases", low=1)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go."""
+
+    dir: str = knob("runs", help="parent of the run directories")
+
+
+Precision = Literal["auto", "fp32", "bf16"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything one `finetune` run depends on."""
+
+    model: Model = field(default_factory=Model)
+    peft: Method = field(default_factory=lambda: METHODS["lora"]())
+    data: Data = field(default_factory=Data)
+    prompts: Prompts = field(default_factory=Prompts)
+    loss: Loss = field(default_factory=Loss)
+    train: Train = field(default_factory=Train)
+    cache: Cache = field(default_factory=Cache)
+    eval: Eval = field(default_factory=Eval)
+    output: Output = field(default_factory=Output)
+    seed: int = knob(0, help="of every random choice", low=0)
+    precision: Precision = knob("auto", help="auto: bf16 where the device is fast in it")
+    device: Device = knob("auto", help="auto: cuda, then mps, then cpu")
+    resume: str | None = knob(None, help="run directory to continue")
+    recipe: str = knob("", help="recipe name or YAML file")
+
+
+def compose(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration of a recipe with ``key=value`` overrides.
+
+    Args:
+        recipe: name of a file in ``recipes/`` without its suffix, or a path to a YAML file.
+        overrides: ``group=option`` or ``group.key=value``, in Hydra's grammar.
+
+    Raises:
+        ConfigError: naming every unknown key, wrong type and value out of range.
+    """
+    path = recipe_path(recipe)
+    base = {"recipe": recipe, **read_yaml(path)}
+    return parse(Config, overrides, base, origin=str(path))
+
+
+def from_arguments(arguments: Sequence[str]) -> Config:
+    """Return the configuration of a command line that names ``recipe=`` or ``resume=``.
+
+    ``resume=RUN_DIR`` starts from the configuration stored in the run directory.
+
+    Raises:
+        ConfigError: also when neither is given.
+    """
+    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if named.get("resume", "null") != "null":
+        return from_yaml(Path(named["resume"]) / "config.yaml", arguments)
+    if "recipe" not in named:
+        raise ConfigError(f"name a recipe, recipe=NAME ({', '.join(recipes())}), or resume=RUN_DIR")
+    others = [argument for argument in arguments if not argument.startswith("recipe=")]
+    return compose(named["recipe"], others)
+
+
+def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Return the configuration that a run directory stored in ``config.yaml``.
+
+    Raises:
+        ConfigError: for a missing or broken file, and as ``compose``.
+    """
+    return parse(Config, overrides, read_yaml(path), origin=str(path))
+
+
+def to_yaml(config: Any) -> str:
+    """Return a configuration as YAML text that ``from_yaml`` reads back."""
+    import yaml
+
+    text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration as nested plain values; ``peft`` with its ``name`` first."""
+    nested: dict[str, Any] = {"name": config.name} if isinstance(config, Method) else {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            value = to_dict(value)
+        nested[item.name] = list(value) if isinstance(value, tuple) else value
+    return nested
+
+
+def validate(config: Config) -> None:
+    """Check a configuration that was built in Python as one from a command line is checked.
+
+    Raises:
+        ConfigError: naming every problem.
+    """
+    parse(Config, (), to_dict(config), origin="")
+
+
+def recipes() -> dict[str, Path]:
+    """Return the shipped recipes by name."""
+    return {path.stem: path for path in sorted(packaged_folder("recipes").glob("*.yaml"))}
+
+
+def packaged_folder(name: str) -> Path:
+    """Return ``recipes/`` or ``datasets/``: package data in a wheel, the root's in a checkout."""
+    package = Path(__file__).parent
+    installed = package / f"_{name}"
+    return installed if installed.is_dir() else package.parent / name
+
+
+def recipe_path(recipe: str) -> Path:
+    """Return the file of a recipe given by name or by path.
+
+    Raises:
+        ConfigError: naming the nearest recipe.
+    """
+    if recipe in (known := recipes()):
+        return known[recipe]
+    path = Path(recipe).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    raise ConfigError(
+        f"recipe: expected {', '.join(known)} or a path to a .yaml file; "
+        f"got {recipe!r}{nearest(recipe, known)}"
+    )
