@@ -1,1 +1,34 @@
-"""The Segment Anything model of the papers: no files but weights, no training."""
+"""The Segment Anything model of the papers: no files but weights, no training.
+
+Names are imported when they are first used, so that ``samadapt.sam.builds`` costs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from samadapt.sam.builds import BUILDS, Build
+    from samadapt.sam.model import Sam, build_sam
+    from samadapt.sam.types import BlockSite, Frame, MaskOutput, Preprocessing, Prompts
+
+__all__ = [
+    "BUILDS",
+    "BlockSite",
+    "Build",
+    "Frame",
+    "MaskOutput",
+    "Preprocessing",
+    "Prompts",
+    "Sam",
+    "build_sam",
+]
+
+_HOME = {"BUILDS": "builds", "Build": "builds", "Sam": "model", "build_sam": "model"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME.get(name, 'types')}"), name)

@@ -1,0 +1,121 @@
+"""The models that can be built, as numbers only. Imports no torch, so that listing them is fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from samadapt.sam.types import Preprocessing
+
+
+@dataclass(frozen=True)
+class Build:
+    """Every number of one Segment Anything model.
+
+    Attributes:
+        name: key in ``BUILDS``.
+        encoder: ``"vit"`` (SAM's) or ``"tiny_vit"`` (MobileSAM's and LiteMedSAM's).
+        image_size: side of the square that the weights were trained on, in pixels.
+        patch_size: ViT: side of a patch, in pixels.
+        embed_dim: ViT: channels of the token stream.
+        depth: ViT: number of blocks.
+        num_heads: ViT: attention heads.
+        global_blocks: ViT: 0-based indices of the blocks that attend over the whole image.
+        window: ViT: side of an attention window, in tokens.
+        mlp_ratio: hidden width of the encoder's MLPs over the stream's width.
+        stage_dims: TinyViT: channels of the four stages (the first is convolutional).
+        stage_depths: TinyViT: blocks of the four stages.
+        stage_heads: TinyViT: attention heads of the four stages.
+        stage_windows: TinyViT: window sides of the four stages, in tokens.
+        stem_stride: TinyViT: 4 is two 3x3 convolutions of stride 2, 1 is two 1x1 convolutions.
+        prompt_width: channels of the image embedding, the prompts and the decoder.
+        mask_channels: hidden channels of the mask prompt's convolutions.
+        decoder_depth: layers of the two-way transformer.
+        decoder_heads: attention heads of the two-way transformer.
+        decoder_mlp: hidden width of the two-way transformer's MLPs.
+        iou_width: hidden width of the IoU head.
+        num_multimask: masks of a multimask output; one more token gives the single mask.
+        preprocessing: what the weights expect of their input.
+    """
+
+    name: str
+    encoder: Literal["vit", "tiny_vit"]
+    image_size: int
+    patch_size: int = 16
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    global_blocks: tuple[int, ...] = ()
+    window: int = 14
+    mlp_ratio: float = 4.0
+    stage_dims: tuple[int, int, int, int] = (64, 128, 160, 320)
+    stage_depths: tuple[int, int, int, int] = (2, 2, 6, 2)
+    stage_heads: tuple[int, int, int, int] = (2, 4, 5, 10)
+    stage_windows: tuple[int, int, int, int] = (7, 7, 14, 7)
+    stem_stride: Literal[1, 4] = 4
+    prompt_width: int = 256
+    mask_channels: int = 16
+    decoder_depth: int = 2
+    decoder_heads: int = 8
+    decoder_mlp: int = 2048
+    iou_width: int = 256
+    num_multimask: int = 3
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the model's square to one cell of its embedding."""
+        return self.patch_size if self.encoder == "vit" else 4 * self.stem_stride
+
+
+_MEDSAM = Preprocessing(normalization="min_max", resize="squash")
+_LITE_MEDSAM = Preprocessing(normalization="min_max", resize="longest")
+
+# SAM: the official configuration (Kirillov et al. 2023, appendix A); MedSAM is its ViT-B
+# under another preprocessing; TinyViT as MobileSAM and LiteMedSAM publish it.
+_VIT_B_GLOBAL = (2, 5, 8, 11)
+_ALL = (
+    Build("vit_b", "vit", 1024, global_blocks=_VIT_B_GLOBAL),
+    Build(
+        "vit_l", "vit", 1024, embed_dim=1024, depth=24, num_heads=16, global_blocks=(5, 11, 17, 23)
+    ),
+    Build(
+        "vit_h", "vit", 1024, embed_dim=1280, depth=32, num_heads=16, global_blocks=(7, 15, 23, 31)
+    ),
+    Build("vit_t", "tiny_vit", 1024),
+    Build("medsam", "vit", 1024, global_blocks=_VIT_B_GLOBAL, preprocessing=_MEDSAM),
+    Build("lite_medsam", "tiny_vit", 256, stem_stride=1, preprocessing=_LITE_MEDSAM),
+    Build(
+        "tiny",
+        "vit",
+        64,
+        patch_size=8,
+        embed_dim=32,
+        depth=4,
+        num_heads=2,
+        global_blocks=(1, 2),
+        window=3,
+        prompt_width=32,
+        mask_channels=8,
+        decoder_heads=4,
+        decoder_mlp=64,
+        iou_width=32,
+    ),
+    Build(
+        "tiny_t",
+        "tiny_vit",
+        64,
+        stage_dims=(8, 16, 24, 32),
+        stage_depths=(1, 1, 2, 1),
+        stage_heads=(1, 2, 2, 2),
+        stage_windows=(3, 3, 5, 3),
+        stem_stride=1,
+        prompt_width=32,
+        mask_channels=8,
+        decoder_heads=4,
+        decoder_mlp=64,
+        iou_width=32,
+    ),
+)
+
+BUILDS: dict[str, Build] = {build.name: build for build in _ALL}

@@ -1,0 +1,195 @@
+"""SAM's image encoder: a ViT with window and global blocks (Kirillov et al. 2023, appendix A).
+
+Also the resampling of its position tables to another image size.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samadapt.sam.attention import RelativePositionAttention
+from samadapt.sam.builds import Build
+from samadapt.sam.layers import MLPBlock, make_neck
+from samadapt.sam.types import BlockSite
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image into patches and project each: (b, 3, s, s) -> (b, g, g, width)."""
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed x (b, 3, s, s)."""
+        patches: Tensor = self.proj(x)
+        return patches.permute(0, 2, 3, 1)
+
+
+class Block(nn.Module):
+    """One transformer block over (b, g, g, width).
+
+    ``norm1`` comes before the partition into windows, so a padded token is zero there and exactly
+    ``qkv.bias`` behind the projection; it takes part in the softmax of its window.
+
+    Args:
+        width: channels of the tokens.
+        heads: attention heads.
+        mlp_ratio: hidden width of the MLP over ``width``.
+        grid: (g, g) tokens of the image.
+        window: side of a window in tokens; 0 attends over the whole image.
+    """
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, grid: tuple[int, int], window: int
+    ) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.window = window
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = RelativePositionAttention(
+            width, heads, (window, window) if window else grid, kind_global=window == 0
+        )
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = MLPBlock(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend and transform x (b, g, g, width)."""
+        normed: Tensor = self.norm1(x)
+        if self.window:
+            windows = partition_windows(normed, self.window)
+            attended = join_windows(self.attn(windows), self.window, (x.shape[1], x.shape[2]))
+        else:
+            attended = self.attn(normed)
+        x = x + attended
+        mlp: Tensor = self.mlp(self.norm2(x))
+        return x + mlp
+
+
+class ImageEncoderViT(nn.Module):
+    """SAM's ViT for one image size, with the official state-dict names.
+
+    Args:
+        build: a build whose ``encoder`` is ``"vit"``.
+        image_size: side of the input in pixels, a multiple of the patch; position tables are made
+            for it.
+    """
+
+    def __init__(self, build: Build, image_size: int) -> None:
+        """Make the layers."""
+        super().__init__()
+        side = image_size // build.patch_size
+        self.heads = build.num_heads
+        self.patch_embed = PatchEmbed(build.patch_size, build.embed_dim)
+        self.pos_embed = nn.Parameter(torch.zeros(1, side, side, build.embed_dim))
+        self.blocks = nn.ModuleList(
+            Block(
+                build.embed_dim,
+                build.num_heads,
+                build.mlp_ratio,
+                (side, side),
+                0 if index in build.global_blocks else build.window,
+            )
+            for index in range(build.depth)
+        )
+        self.neck = make_neck(build.embed_dim, build.prompt_width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images (b, 3, s, s) as (b, c, g, g)."""
+        return self.prefix(images, len(self.blocks) + 1)
+
+    def prefix(self, images: Tensor, boundary: int) -> Tensor:
+        """Run everything before block ``boundary``; ``n + 1`` includes the neck.
+
+        Returns:
+            (b, g, g, width), or (b, c, g, g) for ``n + 1``.
+        """
+        embedded: Tensor = self.patch_embed(images)
+        x = embedded + self.pos_embed
+        for block in islice(self.blocks, boundary):
+            x = block(x)
+        return self._neck(x) if boundary > len(self.blocks) else x
+
+    def suffix(self, x: Tensor, boundary: int) -> Tensor:
+        """Run block ``boundary`` and everything behind it on the output of ``prefix``."""
+        if boundary > len(self.blocks):
+            return x
+        for block in islice(self.blocks, boundary, None):
+            x = block(x)
+        return self._neck(x)
+
+    def _neck(self, x: Tensor) -> Tensor:
+        out: Tensor = self.neck(x.permute(0, 3, 1, 2))
+        return out
+
+    def sites(self, root: str) -> tuple[BlockSite, ...]:
+        """List the attention blocks in order; ``root`` is this module's dotted path."""
+        found = []
+        for index, block in enumerate(self.blocks):
+            path = f"{root}.blocks.{index}"
+            found.append(
+                BlockSite(
+                    index=index,
+                    block=path,
+                    attn=f"{path}.attn",
+                    qkv=f"{path}.attn.qkv",
+                    proj=f"{path}.attn.proj",
+                    mlp=f"{path}.mlp",
+                    kind="window" if block.window else "global",
+                    width=self.pos_embed.shape[-1],
+                    heads=self.heads,
+                    qkv_order="qkv_head",
+                )
+            )
+        return tuple(found)
+
+
+def partition_windows(x: Tensor, window: int) -> Tensor:
+    """Cut x (b, h, w, c) into windows, zero-padded right and below.
+
+    Returns:
+        (b * windows, window, window, c), row by row of each image.
+    """
+    b, h, w, c = x.shape
+    x = functional.pad(x, (0, 0, 0, -w % window, 0, -h % window))
+    x = x.view(b, x.shape[1] // window, window, x.shape[2] // window, window, c)
+    return x.transpose(2, 3).reshape(-1, window, window, c)
+
+
+def join_windows(windows: Tensor, window: int, size: tuple[int, int]) -> Tensor:
+    """Undo ``partition_windows``.
+
+    Args:
+        windows: (b * windows, window, window, c).
+        window: side of a window in tokens.
+        size: (h, w) before the padding.
+
+    Returns:
+        (b, h, w, c).
+    """
+    h, w = size
+    down, across = -(-h // window), -(-w // window)
+    x = windows.view(-1, down, across, *windows.shape[1:]).transpose(2, 3)
+    return x.reshape(len(x), down * window, across * window, -1)[:, :h, :w]
+
+
+def resample_pos_embed(pos_embed: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resample an absolute position embedding (1, h, w, c) to ``size``, bicubic, antialiased."""
+    if tuple(pos_embed.shape[1:3]) == size:
+        return pos_embed
+    planes = pos_embed.permute(0, 3, 1, 2).float()
+    resized = functional.interpolate(planes, size, mode="bicubic", antialias=True)
+    return resized.permute(0, 2, 3, 1).to(pos_embed.dtype).contiguous()
+
+
+def resample_rel_pos(table: Tensor, length: int) -> Tensor:
+    """Resample a relative position table (2n - 1, d) to (length, d), linear, as SAM's own code."""
+    if table.shape[0] == length:
+        return table
+    resized = functional.interpolate(table.float().t()[None], size=length, mode="linear")
+    return resized[0].t().to(table.dtype).contiguous()

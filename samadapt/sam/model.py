@@ -1,0 +1,249 @@
+"""The Segment Anything Model: preprocess, encode, decode, postprocess, batched from the start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samadapt.errors import ConfigError, PromptError, nearest
+from samadapt.sam.builds import BUILDS, Build
+from samadapt.sam.image_encoder import ImageEncoderViT
+from samadapt.sam.mask_decoder import MaskDecoder
+from samadapt.sam.prompt_encoder import PromptEncoder
+from samadapt.sam.tiny_vit import TinyViTEncoder
+from samadapt.sam.types import BlockSite, Frame, MaskOutput, Preprocessing, Prompts
+
+
+class Sam(nn.Module):
+    """SAM for one image size s; the embedding's side is g = s / ``build.stride``.
+
+    Args:
+        build: the model's numbers.
+        image_size: side s of the model's square in pixels; a multiple of ``build.stride``.
+
+    Raises:
+        ConfigError: if it is not.
+    """
+
+    mask_threshold: float = 0.0
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, build: Build, image_size: int) -> None:
+        """Make the layers."""
+        super().__init__()
+        if image_size < build.stride or image_size % build.stride:
+            raise ConfigError(
+                f"image_size must be a positive multiple of {build.stride} for {build.name}; "
+                f"got {image_size}"
+            )
+        self.build = build
+        self.image_size = image_size
+        self.embedding_size = image_size // build.stride
+        self.preprocessing: Preprocessing = build.preprocessing
+        encoder = ImageEncoderViT if build.encoder == "vit" else TinyViTEncoder
+        self.image_encoder: ImageEncoderViT | TinyViTEncoder = encoder(build, image_size)
+        self.prompt_encoder = PromptEncoder(
+            build.prompt_width, self.embedding_size, image_size, build.mask_channels
+        )
+        self.mask_decoder = MaskDecoder(
+            build.prompt_width,
+            depth=build.decoder_depth,
+            heads=build.decoder_heads,
+            mlp=build.decoder_mlp,
+            iou_width=build.iou_width,
+            num_multimask=build.num_multimask,
+        )
+        mean, std = (torch.tensor(v) for v in (self.preprocessing.mean, self.preprocessing.std))
+        self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mask_decoder.iou_token.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.mask_decoder.iou_token.weight.dtype
+
+    def preprocess(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """Normalise as ``self.preprocessing`` says and zero-pad right and below.
+
+        Args:
+            images: (b, 3, h, w), or a list of (3, h, w) that may differ in size; RGB 0-255, any
+                type, already resized so that no side exceeds s.
+
+        Returns:
+            (b, 3, s, s) on the model's device and of its type.
+
+        Raises:
+            ValueError: for another shape.
+        """
+        return torch.stack([self._preprocess_one(image) for image in images])
+
+    def _preprocess_one(self, image: Tensor) -> Tensor:
+        size = self.image_size
+        if (
+            image.ndim != 3
+            or image.shape[0] != 3
+            or not 0 < min(image.shape[1:]) <= max(image.shape[1:]) <= size
+        ):
+            raise ValueError(
+                f"an image must be (3, h, w) with sides of 1 to {size} pixels; "
+                f"got {tuple(image.shape)}"
+            )
+        wide = torch.promote_types(self.dtype, torch.float32)
+        x = image.to(self.device, wide)
+        if self.preprocessing.normalization == "min_max":
+            low, high = x.amin(), x.amax()
+            x = (x - low) / (high - low).clamp(min=1e-8)
+        else:
+            x = (x - self.pixel_mean.to(wide)) / self.pixel_std.to(wide)
+        x = functional.pad(x, (0, size - x.shape[2], 0, size - x.shape[1]))
+        return x.to(self.dtype)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Embed preprocessed images (b, 3, s, s) as (b, c, g, g).
+
+        Raises:
+            ValueError: for another shape.
+        """
+        self._check_images(images)
+        embeddings: Tensor = self.image_encoder(images)
+        return embeddings
+
+    def encode_prefix(self, images: Tensor, boundary: int) -> Tensor:
+        """Run the encoder up to a boundary, for a frozen prefix whose output is kept.
+
+        The units are the n attention blocks, with the patch embedding before block 0 and the neck
+        behind block n - 1.
+
+        Args:
+            images: (b, 3, s, s), preprocessed.
+            boundary: 0 to n: everything before that block (n: before the neck); n + 1: all.
+
+        Returns:
+            A tensor whose first axis is b, for ``encode_suffix``.
+
+        Raises:
+            ValueError: for another shape or boundary.
+        """
+        self._check_images(images)
+        self._check_boundary(boundary)
+        return self.image_encoder.prefix(images, boundary)
+
+    def encode_suffix(self, features: Tensor, boundary: int) -> Tensor:
+        """Run the rest of the encoder: ``encode_suffix(encode_prefix(x, k), k) == encode(x)``.
+
+        Args:
+            features: what ``encode_prefix`` returned for the same boundary.
+            boundary: 0 to n + 1.
+
+        Returns:
+            (b, c, g, g).
+
+        Raises:
+            ValueError: for another boundary.
+        """
+        self._check_boundary(boundary)
+        return self.image_encoder.suffix(features, boundary)
+
+    def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> MaskOutput:
+        """Decode p objects in each of b images, with gradients.
+
+        Args:
+            embeddings: (b, c, g, g), from ``encode``.
+            prompts: for the same b images; without any prompt p = 1.
+            multimask: several masks an object, or one.
+
+        Raises:
+            PromptError: if prompts or embeddings do not fit the model or each other.
+        """
+        side, width = self.embedding_size, self.build.prompt_width
+        if embeddings.ndim != 4 or tuple(embeddings.shape[1:]) != (width, side, side):
+            raise PromptError(
+                f"embeddings must be (b, {width}, {side}, {side}), from encode; "
+                f"got {tuple(embeddings.shape)}"
+            )
+        sparse, dense = self.prompt_encoder(prompts, embeddings.shape[0])
+        output: MaskOutput = self.mask_decoder(
+            embeddings, self.prompt_encoder.dense_position(), sparse, dense, multimask=multimask
+        )
+        return output
+
+    def forward(self, images: Tensor, prompts: Prompts, *, multimask: bool) -> MaskOutput:
+        """Encode images (b, 3, s, s) and decode the prompts."""
+        return self.decode(self.encode(images), prompts, multimask=multimask)
+
+    def postprocess(self, logits: Tensor, frame: Frame) -> Tensor:
+        """Bring logits back to the original frame, with segment-anything's arithmetic.
+
+        Args:
+            logits: (b, p, m, h, w) in the model frame.
+            frame: of all b images.
+
+        Returns:
+            (b, p, m, H, W) logits, ``frame.original`` pixels, fp32 at least.
+
+        Raises:
+            ValueError: if the frame is of another image size.
+        """
+        if frame.size != self.image_size:
+            raise ValueError(f"the frame must be of size {self.image_size}; got {frame.size}")
+        planes = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        square = functional.interpolate(planes, (frame.size, frame.size), mode="bilinear")
+        valid = square[..., : frame.resized[0], : frame.resized[1]]
+        original = functional.interpolate(valid, frame.original, mode="bilinear")
+        return torch.unflatten(original, 0, logits.shape[:2])
+
+    def sites(self) -> tuple[BlockSite, ...]:
+        """List the encoder's attention blocks in order, for the methods to inject into."""
+        return self.image_encoder.sites("image_encoder")
+
+    def resize_mask_tokens(self, count: int) -> None:
+        """Set the number of multimask outputs, say one a class.
+
+        New tokens, hypernetworks and IoU rows are copied in turn from those present.
+
+        Raises:
+            ValueError: if ``count`` is less than 1.
+        """
+        self.mask_decoder.resize_mask_tokens(count)
+        self.build = replace(self.build, num_multimask=count)
+
+    def _check_images(self, images: Tensor) -> None:
+        size = self.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+            raise ValueError(
+                f"images must be (b, 3, {size}, {size}), from preprocess; got {tuple(images.shape)}"
+            )
+
+    def _check_boundary(self, boundary: int) -> None:
+        last = len(self.sites()) + 1
+        if not 0 <= boundary <= last:
+            raise ValueError(f"boundary must be 0 to {last}; got {boundary}")
+
+
+def build_sam(build: Build | str, *, image_size: int | None = None) -> Sam:
+    """Build a model with random weights.
+
+    Args:
+        build: a build, or its name in ``BUILDS``.
+        image_size: side of the model's square in pixels; the build's own if None.
+
+    Raises:
+        ConfigError: for an unknown name, or a size that the patch does not divide.
+    """
+    if isinstance(build, str):
+        if build not in BUILDS:
+            raise ConfigError(
+                f"unknown model {build!r}; known: {', '.join(BUILDS)}{nearest(build, BUILDS)}"
+            )
+        build = BUILDS[build]
+    return Sam(build, build.image_size if image_size is None else image_size)

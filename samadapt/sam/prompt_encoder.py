@@ -1,0 +1,153 @@
+"""Points, boxes and masks to embeddings, for b images and p objects each (SAM, appendix A)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from samadapt.errors import PromptError
+from samadapt.sam.layers import LayerNorm2d
+from samadapt.sam.types import Prompts
+
+
+class PositionEmbedding(nn.Module):
+    """Random Fourier features of places in the unit square (Tancik et al. 2020)."""
+
+    positional_encoding_gaussian_matrix: Tensor
+
+    def __init__(self, features: int) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, features))
+
+    def forward(self, places: Tensor) -> Tensor:
+        """Embed (x, y) in [0, 1]: (..., 2) -> (..., 2 * features).
+
+        Always in fp32 or better: the phase has too many turns for bf16.
+        """
+        matrix = self.positional_encoding_gaussian_matrix
+        matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+        centred = 2 * places.to(matrix.dtype) - 1
+        phase = 2 * math.pi * (centred[..., :1] * matrix[0] + centred[..., 1:] * matrix[1])
+        return torch.cat([phase.sin(), phase.cos()], dim=-1)
+
+    def grid(self, side: int) -> Tensor:
+        """Embed the centres of a square grid of cells: (2 * features, side, side)."""
+        matrix = self.positional_encoding_gaussian_matrix
+        wide = torch.promote_types(matrix.dtype, torch.float32)
+        centre = (torch.arange(side, device=matrix.device, dtype=wide) + 0.5) / side
+        y, x = torch.meshgrid(centre, centre, indexing="ij")
+        embedded: Tensor = self(torch.stack([x, y], dim=-1))
+        return embedded.permute(2, 0, 1)
+
+
+class PromptEncoder(nn.Module):
+    """SAM's prompt encoder with the official state-dict names.
+
+    Args:
+        width: channels c of every embedding.
+        embedding_size: side g of the image embedding.
+        image_size: side of the model's square in pixels, the frame of the prompts.
+        mask_channels: hidden channels of the mask prompt's convolutions.
+    """
+
+    def __init__(
+        self, width: int, embedding_size: int, image_size: int, mask_channels: int
+    ) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.width = width
+        self.embedding_size = embedding_size
+        self.image_size = image_size
+        self.pe_layer = PositionEmbedding(width // 2)
+        # background point, foreground point, first and second corner of a box
+        self.point_embeddings = nn.ModuleList(nn.Embedding(1, width) for _ in range(4))
+        self.not_a_point_embed = nn.Embedding(1, width)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, mask_channels // 4, kernel_size=2, stride=2),
+            LayerNorm2d(mask_channels // 4),
+            nn.GELU(),
+            nn.Conv2d(mask_channels // 4, mask_channels, kernel_size=2, stride=2),
+            LayerNorm2d(mask_channels),
+            nn.GELU(),
+            nn.Conv2d(mask_channels, width, kernel_size=1),
+        )
+        self.no_mask_embed = nn.Embedding(1, width)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.no_mask_embed.weight.dtype
+
+    def forward(self, prompts: Prompts, batch: int) -> tuple[Tensor, Tensor]:
+        """Embed the prompts of ``batch`` = b images.
+
+        Returns:
+            sparse (b, p, n, c): n = k points, then two box corners; points without a box get one
+            padding point more; n = 0 without either.
+            dense (b, p, c, g, g) from the masks, or (1, 1, c, 1, 1) when there are none.
+
+        Raises:
+            PromptError: if the prompts are for another number of images, or the masks do not have
+                four times the embedding's side.
+        """
+        self._check(prompts, batch)
+        parts = [self.no_mask_embed.weight.new_zeros(batch, prompts.count, 0, self.width)]
+        if prompts.points is not None and prompts.point_labels is not None:
+            points, labels = prompts.points, prompts.point_labels
+            if prompts.boxes is None:
+                points = torch.cat([points, points.new_zeros(*points.shape[:2], 1, 2)], dim=2)
+                labels = torch.cat([labels, -labels.new_ones(*labels.shape[:2], 1)], dim=2)
+            parts.append(self._embed_points(points, labels))
+        if prompts.boxes is not None:
+            parts.append(self._embed_boxes(prompts.boxes))
+        if prompts.masks is None:
+            dense = self.no_mask_embed.weight.view(1, 1, -1, 1, 1)
+        else:
+            masks = prompts.masks.to(self.no_mask_embed.weight)
+            dense = torch.unflatten(self.mask_downscaling(masks.flatten(0, 1)), 0, masks.shape[:2])
+        return torch.cat(parts, dim=2), dense
+
+    def dense_position(self) -> Tensor:
+        """Position embedding of the image embedding's cells: (c, g, g)."""
+        return self.pe_layer.grid(self.embedding_size).to(self._dtype)
+
+    def _embed_places(self, pixels: Tensor) -> Tensor:
+        device = self.no_mask_embed.weight.device
+        wide = torch.promote_types(self._dtype, torch.float32)
+        centres = pixels.to(device, wide) + 0.5
+        embedded: Tensor = self.pe_layer(centres / self.image_size)
+        return embedded.to(self._dtype)
+
+    def _embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
+        """Embed points (b, p, k, 2) with labels (b, p, k) as (b, p, k, c)."""
+        background, foreground = (self._vector(i) for i in (0, 1))
+        label = labels.to(background.device)[..., None]
+        embedded = self._embed_places(points)
+        embedded = torch.where(label == -1, self.not_a_point_embed.weight[0], embedded)
+        embedded = torch.where(label == 0, embedded + background, embedded)
+        return torch.where(label == 1, embedded + foreground, embedded)
+
+    def _embed_boxes(self, boxes: Tensor) -> Tensor:
+        """Embed the two corners of boxes (b, p, 4) as (b, p, 2, c)."""
+        corners = self._embed_places(boxes.reshape(*boxes.shape[:2], 2, 2))
+        return corners + torch.stack([self._vector(2), self._vector(3)])
+
+    def _vector(self, index: int) -> Tensor:
+        return self.point_embeddings[index].get_parameter("weight")[0]
+
+    def _check(self, prompts: Prompts, batch: int) -> None:
+        for name in ("points", "boxes", "masks"):
+            given: Tensor | None = getattr(prompts, name)
+            if given is not None and given.shape[0] != batch:
+                raise PromptError(
+                    f"{name} must be for the b = {batch} images of the embeddings; "
+                    f"got {tuple(given.shape)}"
+                )
+        side = 4 * self.embedding_size
+        if prompts.masks is not None and tuple(prompts.masks.shape[-2:]) != (side, side):
+            raise PromptError(
+                f"masks must be (b, p, 1, {side}, {side}) logits, as MaskOutput.logits; "
+                f"got {tuple(prompts.masks.shape)}"
+            )

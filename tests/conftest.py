@@ -1,0 +1,91 @@
+"""Models and helpers that all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from samadapt.sam.model import Sam, build_sam
+from samadapt.sam.types import Prompts
+
+torch.set_num_threads(1)  # tiny forwards are many times slower with the default on a busy machine
+
+Randomise = Callable[[nn.Module, int], nn.Module]
+
+
+def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
+    """Random values of a useful scale: signals keep their size, and every table matters."""
+    noise = torch.randn(value.shape, generator=generator).to(value.dtype)
+    leaf = name.rpartition(".")[2]
+    if "running_var" in name:
+        return 0.5 + noise.abs()
+    if "running_mean" in name or leaf == "bias":
+        return 0.2 * noise
+    if "rel_pos" in name or "attention_biases" in name or "pos_embed" in name:
+        return 0.5 * noise
+    if value.ndim == 1:  # gains of a normalisation
+        return 1 + 0.3 * noise
+    if value.shape[0] == 1 or "token" in name or "gaussian" in name:  # embeddings
+        return noise
+    return 1.4 * noise * value[0].numel() ** -0.5
+
+
+def _randomise(model: nn.Module, seed: int) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    state = model.state_dict()
+    drawn = {
+        name: _draw(name, value, generator) if value.is_floating_point() else value
+        for name, value in state.items()
+    }
+    model.load_state_dict(drawn)
+    return model
+
+
+def _check_not_degenerate(sam: Sam) -> None:
+    """Output must depend on the image and on the prompt, else tests on it prove nothing."""
+    generator = torch.Generator().manual_seed(0)
+    side = sam.image_size
+    images = torch.randn(2, 3, side, side, generator=generator, dtype=sam.dtype)
+    boxes = torch.tensor([[[4.0, 6.0, 30.0, 40.0], [20.0, 22.0, 60.0, 50.0]]]).expand(2, -1, -1)
+    with torch.no_grad():
+        logits = sam.decode(sam.encode(images), Prompts(boxes=boxes), multimask=True).logits
+    spread = float(logits.std())
+    assert 0.05 < spread < 100
+    assert float((logits[0] - logits[1]).abs().mean()) > 0.1 * spread
+    assert float((logits[:, 0] - logits[:, 1]).abs().mean()) > 0.1 * spread
+    assert float((logits[:, :, 0] - logits[:, :, 1]).abs().mean()) > 0.1 * spread
+
+
+def _make(name: str, seed: int) -> Sam:
+    sam = build_sam(name)
+    _randomise(sam, seed)
+    sam.eval()
+    _check_not_degenerate(sam)
+    return sam
+
+
+@pytest.fixture
+def randomise() -> Randomise:
+    """Give ``randomise(model, seed)``: fill a model, in place, with weights of a useful scale."""
+    return _randomise
+
+
+@pytest.fixture
+def tiny_sam() -> Sam:
+    """A random ViT of the build ``tiny``, in eval mode, whose output depends on its input."""
+    return _make("tiny", seed=1)
+
+
+@pytest.fixture
+def tiny_t_sam() -> Sam:
+    """A random TinyViT of the build ``tiny_t``, in eval mode, whose output depends on its input."""
+    return _make("tiny_t", seed=2)
+
+
+@pytest.fixture(params=["tiny", "tiny_t"])
+def any_sam(request: pytest.FixtureRequest) -> Sam:
+    """Each of the two, one after the other."""
+    return _make(request.param, seed=3)
