@@ -1,0 +1,32 @@
+"""Files to samples: cards, readers, intensity, splits, checks. Plain numpy, no torch."""
+
+from samadapt.data.cards import Card, cards_folder, list_cards, load_card
+from samadapt.data.check import check_dataset
+from samadapt.data.dataset import Dataset, SliceList, open_dataset
+from samadapt.data.intensity import IntensityRule, make_intensity, to_rgb
+from samadapt.data.reader import Reader, read_image, readers, register_reader, write_prediction
+from samadapt.data.types import Case, Finding, Sample, SliceRef, Volume
+
+__all__ = [
+    "Card",
+    "Case",
+    "Dataset",
+    "Finding",
+    "IntensityRule",
+    "Reader",
+    "Sample",
+    "SliceList",
+    "SliceRef",
+    "Volume",
+    "cards_folder",
+    "check_dataset",
+    "list_cards",
+    "load_card",
+    "make_intensity",
+    "open_dataset",
+    "read_image",
+    "readers",
+    "register_reader",
+    "to_rgb",
+    "write_prediction",
+]

@@ -1,0 +1,152 @@
+"""Data set cards: ``datasets/<name>.yaml`` says where a data set comes from and how to read it.
+
+Keys: ``name``, ``title``, ``source``, ``licence``, ``reader`` (required); ``classes`` (name to
+value or values), ``intensity``, ``axis``, ``channel``, ``image`` and ``label`` (patterns),
+``download`` (``url``, ``md5`` or ``sha256``, ``folder`` inside the archive, ``megabytes``),
+``split`` (see ``splits.py``) and ``note``, an honest statement of what the data are good for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from samadapt.errors import ConfigError, nearest
+
+_REQUIRED = ("name", "title", "source", "licence", "reader")
+
+
+@dataclass(frozen=True)
+class Download:
+    """Where a data set's archive lies.
+
+    Attributes:
+        url: of a ``.tar``, ``.tar.gz`` or ``.zip`` file.
+        folder: the data set's folder inside the archive.
+        md5: hexadecimal checksum, or None where ``sha256`` is given.
+        sha256: hexadecimal checksum.
+        megabytes: size of the archive, for the message before it is fetched.
+    """
+
+    url: str
+    folder: str
+    md5: str | None = None
+    sha256: str | None = None
+    megabytes: float | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """A data set card; see the module for the keys."""
+
+    name: str
+    title: str
+    source: str
+    licence: str
+    reader: str
+    classes: dict[str, tuple[int, ...]] | None = None
+    intensity: str | None = None
+    axis: str | None = None
+    channel: int | str | None = None
+    image: str | None = None
+    label: str | None = None
+    download: Download | None = None
+    split: dict[str, Any] | None = None
+    note: str = ""
+
+
+def cards_folder() -> Path:
+    """Return the folder of the cards: of the installed package, else of the source checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "_datasets", package.parent / "datasets"):
+        if (folder / "mni152.yaml").is_file():
+            return folder
+    raise ConfigError(
+        f"the data set cards are missing: expected {package.parent / 'datasets'} or "
+        f"{package / '_datasets'} with mni152.yaml; install samadapt again"
+    )
+
+
+def list_cards() -> list[str]:
+    """Return the names of all cards, sorted."""
+    return sorted(path.stem for path in cards_folder().glob("*.yaml"))
+
+
+def load_card(name: str) -> Card:
+    """Read a card by name.
+
+    Raises:
+        ConfigError: no such card, or one that is not as the module says.
+    """
+    known = list_cards()
+    if name not in known:
+        raise ConfigError(
+            f"no data set card is called {name!r}; known: {', '.join(known)}{nearest(name, known)}"
+        )
+    return read_card(cards_folder() / f"{name}.yaml")
+
+
+def read_card(path: Path) -> Card:
+    """Read a card's file.
+
+    Raises:
+        ConfigError: the file is not YAML or not a card.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: the card cannot be read: {error}") from None
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path}: a card is a mapping of keys; got {type(content).__name__}")
+    _check_keys(path, content, [field.name for field in fields(Card)], _REQUIRED)
+    if content["name"] != path.stem:
+        raise ConfigError(
+            f"{path}: name must be {path.stem!r}, as the file; got {content['name']!r}"
+        )
+    values = dict(content)
+    values["classes"] = _read_classes(path, values.get("classes"))
+    values["download"] = _read_download(path, values.get("download"))
+    return Card(**values)
+
+
+def _check_keys(
+    path: Path, content: Mapping[str, Any], known: list[str], required: tuple[str, ...]
+) -> None:
+    for key in content:
+        if key not in known:
+            raise ConfigError(
+                f"{path}: unknown key {key!r}; known: {', '.join(known)}{nearest(str(key), known)}"
+            )
+    missing = [key for key in required if not content.get(key)]
+    if missing:
+        raise ConfigError(f"{path}: the card needs {', '.join(missing)}")
+
+
+def _read_classes(path: Path, classes: Any) -> dict[str, tuple[int, ...]] | None:
+    if classes is None:
+        return None
+    if not isinstance(classes, Mapping):
+        raise ConfigError(f"{path}: classes must map names to values; got {classes!r}")
+    table = {}
+    for name, value in classes.items():
+        values = tuple(value) if isinstance(value, list) else (value,)
+        if not values or not all(type(item) is int for item in values):
+            raise ConfigError(f"{path}: classes.{name} must be a value or a list; got {value!r}")
+        table[str(name)] = values
+    return table
+
+
+def _read_download(path: Path, download: Any) -> Download | None:
+    if download is None:
+        return None
+    if not isinstance(download, Mapping):
+        raise ConfigError(f"{path}: download must be a mapping; got {download!r}")
+    known = [field.name for field in fields(Download)]
+    _check_keys(path, download, known, ("url", "folder"))
+    if not (download.get("md5") or download.get("sha256")):
+        raise ConfigError(f"{path}: download needs md5 or sha256")
+    return Download(**download)

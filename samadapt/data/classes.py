@@ -1,0 +1,145 @@
+"""Which label values of the mask files are which class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from samadapt.data.types import Array
+from samadapt.errors import ConfigError, nearest
+
+ClassValues = Mapping[str, tuple[int, ...]]
+ClassChoice = Sequence[str] | Mapping[str, int | Sequence[int]] | None
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Maps the values of the mask files to class ids 1..K; 0 is background.
+
+    Attributes:
+        names: class names; class id i + 1 is ``names[i]``.
+        values: the mask values of each class.
+        complete: the table lists all values that may occur; another value is an error. If not,
+            other values are background.
+    """
+
+    names: tuple[str, ...]
+    values: tuple[tuple[int, ...], ...]
+    complete: bool = True
+
+    def unknown(self, found: Iterable[int]) -> list[int]:
+        """Return the values that the table does not explain."""
+        if not self.complete:
+            return []
+        known = {0}.union(*self.values)
+        return sorted(set(found) - known)
+
+    def remap(self, labels: Array) -> Array:
+        """Return int16 class ids in the shape of ``labels``."""
+        lookup = {value: i + 1 for i, values in enumerate(self.values) for value in values}
+        low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+        if low >= 0 and high < 65536:
+            table = np.zeros(high + 1, dtype=np.int16)
+            for value, index in lookup.items():
+                if 0 <= value <= high:
+                    table[value] = index
+            return table[labels]
+        ids = np.zeros(labels.shape, dtype=np.int16)
+        for value, index in lookup.items():
+            ids[labels == value] = index
+        return ids
+
+    def presence(self, values: Sequence[int], presence: Array) -> Array:
+        """Turn (d, len(values)) presence of values into (d, K) presence of classes."""
+        columns = [np.isin(values, wanted) for wanted in self.values]
+        return np.stack([presence[:, column].any(axis=1) for column in columns], axis=1)
+
+
+def make_table(
+    declared: ClassValues | None,
+    chosen: ClassChoice,
+    found: Iterable[int],
+    *,
+    merge: bool = False,
+) -> ClassTable:
+    """Decide the classes.
+
+    Args:
+        declared: what the card or the data set's own file lists; a value outside it is an error.
+        chosen: the user's choice. A mapping ``{name: value or [values]}``: other values are
+            background. A list of names: with declared classes, a choice among them, the others
+            are background; without, name i has value i + 1 (a single name takes the single
+            value found, so a {0, 255} mask is one class).
+        found: all values other than 0 that the masks hold; where nothing is declared or chosen
+            each is a class: ``foreground`` if there is one, else ``class_<value>``.
+        merge: put all listed classes in one, ``foreground``.
+
+    Raises:
+        ConfigError: an unknown name, a value of 0, a value in two classes, or no class at all.
+    """
+    complete = True
+    if isinstance(chosen, Mapping):
+        table = {str(name): _as_values(name, value) for name, value in chosen.items()}
+        complete = False
+    elif chosen and declared is not None:
+        table = {name: _pick(declared, name) for name in chosen}
+        complete = set(table) == set(declared)
+    elif chosen:
+        table = _number(chosen, sorted(set(found)))
+    elif declared is not None:
+        table = dict(declared)
+    else:
+        table = _discover(sorted(set(found)))
+    _check(table)
+    if merge:
+        merged = tuple(sorted({value for values in table.values() for value in values}))
+        table = {"foreground": merged}
+    return ClassTable(tuple(table), tuple(table.values()), complete)
+
+
+def _as_values(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
+        raise ConfigError(
+            f"data.classes.{name} must be a label value or a list of them; got {value!r}"
+        )
+    return values
+
+
+def _pick(declared: ClassValues, name: str) -> tuple[int, ...]:
+    if name not in declared:
+        known = ", ".join(declared)
+        raise ConfigError(
+            f"data.classes: the data set has no class {name!r}; it has: {known}"
+            + nearest(name, declared)
+        )
+    return declared[name]
+
+
+def _number(names: Sequence[str], found: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    if len(names) == 1 and len(found) == 1:
+        return {names[0]: (found[0],)}
+    return {name: (index + 1,) for index, name in enumerate(names)}
+
+
+def _discover(found: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    if len(found) <= 1:
+        return {"foreground": tuple(found) or (1,)}
+    return {f"class_{value}": (value,) for value in found}
+
+
+def _check(table: Mapping[str, tuple[int, ...]]) -> None:
+    if not table:
+        raise ConfigError("data.classes names no class; give at least one, such as {liver: 1}")
+    seen: dict[int, str] = {}
+    for name, values in table.items():
+        for value in values:
+            if value == 0:
+                raise ConfigError(f"data.classes.{name}: the value 0 is background; leave it out")
+            if seen.setdefault(value, name) != name:
+                raise ConfigError(
+                    f"data.classes: the value {value} belongs to {seen[value]!r} and to {name!r}; "
+                    "each value may belong to one class"
+                )

@@ -1,0 +1,313 @@
+"""A data set as the rest of samadapt sees it: classes, cases, splits, slices and samples."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samadapt.data.cards import Card
+from samadapt.data.classes import ClassChoice, ClassTable
+from samadapt.data.intensity import IntensityRule, to_rgb
+from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
+from samadapt.data.reader import AXES, Reader
+from samadapt.data.splits import Splits, make_splits
+from samadapt.data.types import Array, Case, Finding, Sample, SliceRef, Split, Volume
+from samadapt.data.volumes import PreparedVolume, VolumeCache, stored_arrays
+from samadapt.errors import ConfigError, DataError, nearest
+
+_SHOWN = 20
+
+
+class SliceList(list[SliceRef]):
+    """Slices in order, and how many were left out: ``left_out["empty" | "step" | "gap"]``."""
+
+    left_out: dict[str, int]
+
+
+@dataclass
+class Dataset:
+    """The usable cases of a data set.
+
+    Attributes:
+        name: card or reader.
+        classes: class names; id i + 1 is ``classes[i]``.
+        cases: usable cases by name.
+        findings: all problems that were found.
+        left_out: names of cases left out because of errors (``on_error="skip"``).
+        note: what the data are good for, and how a single volume was divided.
+        intensity: the rule that makes 0-255.
+        axis: ``"axial"``, ``"coronal"``, ``"sagittal"``, ``"auto"`` where it differs between
+            cases, None for pictures.
+        reader, table, parts: what reads the files, maps their values, divides the cases.
+        empty_slices, slice_step: policy of ``slices("train")``.
+        seed: chooses the empty slices that are kept.
+        cache_dir: folder for prepared volumes, memory-mapped; None: memory only.
+        card: the card, where the name is one.
+    """
+
+    name: str
+    classes: list[str]
+    cases: list[Case]
+    findings: list[Finding]
+    left_out: list[str]
+    note: str
+    intensity: IntensityRule
+    axis: str | None
+    reader: Reader = field(repr=False)
+    table: ClassTable = field(repr=False)
+    parts: Splits = field(repr=False)
+    empty_slices: str | float = "drop"
+    slice_step: int = 1
+    seed: int = 0
+    cache_dir: Path | None = None
+    card: Card | None = None
+
+    def __post_init__(self) -> None:
+        """Index the cases by name."""
+        self._by_name = {case.name: case for case in self.cases}
+        self._cache = VolumeCache()
+
+    @property
+    def train(self) -> list[str]:
+        """Names of the training cases."""
+        return self.parts.train
+
+    @property
+    def val(self) -> list[str]:
+        """Names of the validation cases."""
+        return self.parts.val
+
+    def splits(self) -> dict[str, Any]:
+        """Return what ``splits.json`` records: rule, names, slices of a slab, left out."""
+        return {**self.parts.to_dict(), "left_out": list(self.left_out)}
+
+    def case(self, name: str) -> Case:
+        """Return a case by name.
+
+        Raises:
+            DataError: no usable case has that name.
+        """
+        if name not in self._by_name:
+            raise DataError(f"{self.name}: no case {name!r}{nearest(name, self._by_name)}")
+        return self._by_name[name]
+
+    def presence(self, name: str) -> Array:
+        """Return (d, K) bool: which class occurs in which slice of a case."""
+        case = self.case(name)
+        if case.presence is None:
+            raise DataError(f"{self.name}: case {name!r} was not scanned")
+        return self.table.presence(case.values, case.presence)
+
+    def slices(
+        self, split: Split, empty: str | float | None = None, step: int | None = None
+    ) -> SliceList:
+        """Return the slices of a side, and in ``left_out`` how many were not taken.
+
+        Args:
+            split: ``"train"`` or ``"val"``.
+            empty: slices in which no class occurs: ``"drop"``, ``"keep"``, or the share (0..1)
+                to keep, chosen by the seed. None: the data set's policy for ``"train"``,
+                ``"keep"`` for ``"val"``, so that scores see every slice.
+            step: take every such slice of each volume, from the first. None: the data set's
+                for ``"train"``, 1 for ``"val"``.
+        """
+        if split not in ("train", "val"):
+            raise ConfigError(f"split must be train or val; got {split!r}")
+        if empty is None:
+            empty = self.empty_slices if split == "train" else "keep"
+        share = _share(empty)
+        step = step or (self.slice_step if split == "train" else 1)
+        counts = {"empty": 0, "step": 0, "gap": 0}
+        filled: list[SliceRef] = []
+        bare: list[SliceRef] = []
+        slab = self.parts.slab
+        for name in getattr(self.parts, split):
+            has_class = self.presence(name).any(axis=1)
+            indices = slab.indices(split) if slab else list(range(len(has_class)))
+            if slab:
+                counts["gap"] += slab.depth - sum(len(slab.indices(s)) for s in ("train", "val"))
+            taken = indices[::step]
+            counts["step"] += len(indices) - len(taken)
+            for index in taken:
+                (filled if has_class[index] else bare).append(SliceRef(name, index))
+        kept = random.Random(self.seed).sample(bare, round(share * len(bare)))
+        counts["empty"] = len(bare) - len(kept)
+        result = SliceList(sorted([*filled, *kept]))
+        result.left_out = counts
+        return result
+
+    def volume(self, name: str) -> PreparedVolume:
+        """Return a case after the intensity rule and class table, from memory where held.
+
+        Raises:
+            DataError: a file changed or vanished since the scan; the message names it.
+        """
+        return self._cache.get(name, lambda: self._prepare(self.case(name)))
+
+    def volume_labels(self, name: str) -> Array:
+        """Return the (h, w, d) int16 class ids of a case."""
+        return np.asarray(self.volume(name).labels, dtype=np.int16)
+
+    def sample(self, ref: SliceRef) -> Sample:
+        """Return one slice as image, labels and the prompts that annotations give."""
+        volume = self.volume(ref.case)
+        image = volume.image if volume.is_color else volume.image[:, :, ref.index]
+        labels = np.array(volume.labels[:, :, ref.index], dtype=np.int16)
+        given = volume.annotation
+        if given is None:
+            return Sample(ref.case, ref.index, to_rgb(image), labels)
+        ids = None
+        if given.labels is not None:
+            names = {name: index + 1 for index, name in enumerate(self.classes)}
+            ids = np.array([names.get(label, 0) for label in given.labels], dtype=np.int64)
+        return Sample(
+            ref.case,
+            ref.index,
+            to_rgb(image),
+            labels,
+            given.boxes,
+            given.points,
+            given.point_labels,
+            ids,
+        )
+
+    def samples(self, name: str) -> list[Sample]:
+        """Return all slices of a case."""
+        depth = self.case(name).shape[2]
+        return [self.sample(SliceRef(name, index)) for index in range(depth)]
+
+    def _prepare(self, case: Case) -> PreparedVolume:
+        if self.cache_dir is None or case.axis is None:
+            read = self.reader.read(case)
+            image, labels = self._arrays(read)
+            return PreparedVolume(image, labels, read.is_color, read.spacing_mm, read.annotation)
+        stat = case.image.stat()
+        key = repr((case, stat.st_size, stat.st_mtime_ns, self.intensity, self.table))
+        image, labels = stored_arrays(
+            self.cache_dir, key, lambda: self._arrays(self.reader.read(case))
+        )
+        return PreparedVolume(image, labels, spacing_mm=case.spacing_mm)
+
+    def _arrays(self, read: Volume) -> tuple[Array, Array]:
+        if read.labels is None:
+            raise DataError(f"{self.name}: a volume without labels cannot be trained on")
+        labels = self.table.remap(read.labels)
+        return self.intensity(read), labels.astype(np.uint8) if len(self.classes) < 256 else labels
+
+
+def open_dataset(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    axis: str | int | None = None,
+    intensity: str | Mapping[str, Any] | None = None,
+    classes: ClassChoice = None,
+    merge_classes: bool = False,
+    empty_slices: str | float = "drop",
+    slice_step: int = 1,
+    val_every: int = 5,
+    max_cases: int | None = None,
+    on_error: str = "stop",
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+    channel: int | str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    split: Mapping[str, Any] | None = None,
+) -> Dataset:
+    """Open a data set: find its cases, read and check each file once, divide them.
+
+    Args:
+        name: a card (``datasets/<name>.yaml``) or a reader (``nifti``, ``folder`` …).
+        root: the data set's folder; None: what the card says, downloaded if need be.
+        axis: ``"axial"``, ``"coronal"``, ``"sagittal"``, 0 (sagittal), 1, 2 or ``"auto"``: the
+            axis with the largest spacing, axial where they are equal. None: the card's, or auto.
+        intensity: see ``intensity.py``; None or ``"auto"``: the card's, or by modality.
+        classes: see ``classes.make_table``; None: those that the data set declares.
+        merge_classes: all listed classes as one, ``foreground``.
+        empty_slices: ``"drop"``, ``"keep"`` or the share kept of training slices without a class.
+        slice_step: train on every such slice.
+        val_every: every such case, by name and from the first, is validation.
+        max_cases: read only the first of the sorted cases.
+        on_error: ``"stop"``: any error finding ends it; ``"skip"``: leave those cases out.
+        seed: chooses the empty slices that are kept.
+        cache_dir: keep prepared volumes there instead of reading them again.
+        channel: index or name of the channel of multi-channel images.
+        image: file name or pattern of the images; see ``nifti.py``.
+        label: file name or pattern of the masks.
+        split: ``{"val": [names]}`` or a slab; see ``splits.py``. None: the card's.
+
+    Raises:
+        ConfigError: an unknown name, option or class.
+        DataError: the data set has errors; the message lists the first twenty.
+        DownloadError: a card's data set could not be fetched.
+    """
+    if on_error not in ("stop", "skip"):
+        raise ConfigError(f"data.on_error must be stop or skip; got {on_error!r}")
+    if slice_step < 1:
+        raise ConfigError(f"data.slice_step must be at least 1; got {slice_step}")
+    _share(empty_slices)
+    card, reader = open_reader(name, root, axis, channel, image, label)
+    scan = reader.scan(max_cases)
+    table = decide_classes(scan, card, classes, merge_classes)
+    check_values(scan, table)
+    errors = [finding for finding in scan.findings if finding.severity == "error"]
+    if not scan.cases or (errors and on_error == "stop"):
+        raise DataError(_refusal(name, errors))
+    rule = decide_intensity(intensity, card, scan, reader)
+    parts = make_splits(scan.cases, split or (card.split if card else None), val_every)
+    notes = [card.note if card else "", parts.rule if parts.slab else ""]
+    return Dataset(
+        name=name,
+        classes=list(table.names),
+        cases=scan.cases,
+        findings=scan.findings,
+        left_out=sorted(scan.left_out),
+        note=" ".join(note.strip() for note in notes if note),
+        intensity=rule,
+        axis=_axis_name(scan.cases),
+        reader=reader,
+        table=table,
+        parts=parts,
+        empty_slices=empty_slices,
+        slice_step=slice_step,
+        seed=seed,
+        cache_dir=Path(cache_dir) if cache_dir else None,
+        card=card,
+    )
+
+
+def _refusal(name: str, errors: list[Finding]) -> str:
+    if not errors:
+        return f"{name}: no usable case was found"
+    lines = [f"{name}: {len(errors)} errors in the data set:", *map(str, errors[:_SHOWN])]
+    if len(errors) > _SHOWN:
+        lines.append(f"... and {len(errors) - _SHOWN} more; samadapt check lists all")
+    lines.append("mend the files, or leave these cases out with data.on_error=skip")
+    return "\n  ".join(lines)
+
+
+def _axis_name(cases: list[Case]) -> str | None:
+    axes = {case.axis for case in cases}
+    if axes == {None}:
+        return None
+    names = {index: name for name, index in AXES.items()}
+    only = next(iter(axes))
+    return names[only] if len(axes) == 1 and only is not None else "auto"
+
+
+def _share(empty: str | float) -> float:
+    if empty in ("drop", "keep"):
+        return 0.0 if empty == "drop" else 1.0
+    try:
+        share = float(empty)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigError(f"data.empty_slices must be drop, keep or a share of 0..1; got {empty!r}")
+    return share

@@ -1,0 +1,263 @@
+"""One NIfTI file: reading with every check, slices as upright pictures, and the exact inverse.
+
+The array is first brought to RAS+ (``nibabel.as_closest_canonical``), the chosen axis goes last,
+and both remaining axes are flipped and transposed. So axial slices show anterior above and the
+patient's right on the left, coronal slices superior above and the right on the left, sagittal
+slices superior above and anterior on the left. It is a rearrangement of voxels, never a resample.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samadapt.data.types import Array, SourceGrid, fault
+from samadapt.errors import DataError
+
+SUFFIXES = (".nii.gz", ".nii")
+_AGAIN = "copy or download the file again"
+_RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+
+
+def load_grid(path: Path, channel: int | None = None) -> tuple[Array, Any]:
+    """Read a NIfTI file.
+
+    Args:
+        path: a ``.nii`` or ``.nii.gz`` file.
+        channel: index into the fourth axis of a 4D file.
+
+    Returns:
+        The array as stored, scaled by the header's slope, with 3 axes, and the header.
+
+    Raises:
+        FindingError: the file is missing, broken or of a kind that cannot be used.
+    """
+    import nibabel as nib
+
+    content = _read_bytes(path)
+    wide = len(content) >= 4 and 540 in (
+        int.from_bytes(content[:4], "little"),
+        int.from_bytes(content[:4], "big"),
+    )
+    image_class: Any = nib.Nifti2Image if wide else nib.Nifti1Image
+    _check_header(path, content, image_class.header_class)
+    try:
+        image = image_class.from_bytes(content)
+        values = np.asanyarray(image.dataobj)
+    except Exception as error:  # nibabel raises many kinds, most without the file's name
+        raise fault(
+            "truncated_file", path, f"the voxels cannot be read ({error})", _AGAIN
+        ) from None
+    _check_affine(path, image.affine)
+    return _pick_channel(path, values, channel), image.header
+
+
+def finite_image(path: Path, values: Array) -> Array:
+    """Return the voxels as float32; NaN or infinity is a finding."""
+    if values.dtype.kind == "f":
+        bad = int(values.size - np.isfinite(values).sum())
+        if bad:
+            raise fault(
+                "non_finite_voxels",
+                path,
+                f"{bad} of {values.size} voxels are NaN or infinite",
+                "replace them by the background's value and save the file again",
+            )
+    return values.astype(np.float32)
+
+
+def whole_labels(path: Path, values: Array) -> Array:
+    """Return label voxels as int32; fractions, NaN and huge values are findings."""
+    if values.dtype.kind in "iub":
+        if values.size and (values.max() > 2**31 - 1 or values.min() < -(2**31)):
+            raise fault("label_value", path, "labels above 2^31", "renumber the labels")
+        return values.astype(np.int32)
+    with np.errstate(invalid="ignore"):
+        whole = np.rint(values)
+        wrong = ~(np.abs(values - whole) < 1e-3) | (np.abs(whole) > 2**31 - 128)
+    if wrong.any():
+        raise fault(
+            "non_integer_labels",
+            path,
+            f"label voxels must be whole numbers; {int(wrong.sum())} are not, "
+            f"for example {float(values[wrong][0]):g}",
+            "export the mask again without interpolation (nearest neighbour)",
+        )
+    return whole.astype(np.int32)
+
+
+def source_grid(header: Any, axis: int | None) -> SourceGrid:
+    """Describe a file's grid; ``axis`` None: the canonical axis with the largest spacing."""
+    from nibabel.affines import voxel_sizes
+    from nibabel.orientations import io_orientation
+
+    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    orientation = np.asarray(io_orientation(affine))
+    shape = tuple(int(side) for side in header.get_data_shape()[:3])
+    if axis is None:
+        sides = np.ones(3, dtype=int)
+        spacing = np.ones(3)
+        order = orientation[:, 0].astype(int)
+        spacing[order] = voxel_sizes(affine)
+        sides[order] = (*shape, 1)[:3] if len(shape) == 2 else shape
+        axis = _auto_axis(spacing, sides)
+    return SourceGrid(header.copy(), shape, affine, orientation, axis)
+
+
+def spacing_of(source: SourceGrid) -> tuple[float, float, float]:
+    """Return (row, column, slice) spacing in mm of the arranged volume."""
+    from nibabel.affines import voxel_sizes
+
+    spacing = np.ones(3)
+    spacing[source.orientation[:, 0].astype(int)] = voxel_sizes(source.affine)
+    column, row = (side for index, side in enumerate(spacing) if index != source.axis)
+    return float(row), float(column), float(spacing[source.axis])
+
+
+def to_slices(values: Array, source: SourceGrid) -> Array:
+    """Arrange an array on the source's grid as (h, w, d), slices upright along the last axis."""
+    from nibabel.orientations import apply_orientation
+
+    canonical = apply_orientation(values, source.orientation)
+    flipped = np.moveaxis(canonical, source.axis, 2)[::-1, ::-1]
+    return np.ascontiguousarray(flipped.transpose(1, 0, 2))
+
+
+def to_source(slices: Array, source: SourceGrid) -> Array:
+    """Undo ``to_slices``: (h, w, d) back to the axes of the file."""
+    from nibabel.orientations import apply_orientation, ornt_transform
+
+    canonical = np.moveaxis(slices.transpose(1, 0, 2)[::-1, ::-1], 2, source.axis)
+    back = ornt_transform(_RAS, source.orientation)
+    return np.ascontiguousarray(apply_orientation(canonical, back)).reshape(source.shape)
+
+
+def save_labels(prediction: Array, source: SourceGrid, path: Path) -> None:
+    """Write class ids (h, w, d) as NIfTI on the source's grid, same affine and form codes.
+
+    Free-text header fields and extensions of the source are not copied: they may name a patient.
+
+    Raises:
+        DataError: the shape differs from the source's, or the file name is not NIfTI's.
+    """
+    import nibabel as nib
+
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError(f"{path}: a volume is written as .nii.gz or .nii; choose such a name")
+    expected = to_slices(np.zeros((*source.shape, 1)[:3], dtype=np.uint8), source).shape
+    if prediction.shape != expected:
+        raise DataError(
+            f"{path}: the prediction must have the volume's shape {expected}; "
+            f"got {prediction.shape}"
+        )
+    dtype = np.uint8 if prediction.size == 0 or prediction.max() < 256 else np.int16
+    header = source.header.copy()
+    header.extensions.clear()
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(1, 0)
+    for name, value in (("descrip", b"samadapt"), ("aux_file", b""), ("db_name", b"")):
+        if name in header:
+            header[name] = value
+    header["cal_min"], header["cal_max"] = 0, 0
+    image_class: Any = nib.Nifti2Image if header["sizeof_hdr"] == 540 else nib.Nifti1Image
+    image = image_class(to_source(prediction.astype(dtype), source), source.affine, header)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
+    partial = path.with_name(f".{path.name}.part{suffix}")
+    nib.save(image, partial)
+    os.replace(partial, path)
+
+
+def _auto_axis(spacing: Array, sides: Array) -> int:
+    flat = np.flatnonzero(sides == 1)
+    if flat.size == 1:
+        return int(flat[0])
+    largest = np.flatnonzero(spacing >= spacing.max() * 0.99)
+    return int(largest[-1]) if largest.size == 1 else 2
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise fault("missing_file", path, "there is no such file", "check the path")
+    content = path.read_bytes()
+    if not content:
+        raise fault("empty_file", path, "the file is empty (0 bytes)", _AGAIN)
+    if not path.name.lower().endswith(".gz"):
+        return content
+    if content[:2] != b"\x1f\x8b":
+        raise fault(
+            "not_nifti", path, "expected a gzip file; its content is not", "check how it was made"
+        )
+    try:
+        return gzip.decompress(content)
+    except (EOFError, OSError, zlib.error) as error:
+        message = f"the gzip file is truncated or damaged ({error})"
+        raise fault("truncated_file", path, message, _AGAIN) from None
+
+
+def _check_header(path: Path, content: bytes, header_class: Any) -> None:
+    try:
+        header = header_class.from_fileobj(BytesIO(content), check=False)
+        shape = tuple(int(side) for side in header.get_data_shape())
+        magic = bytes(header["magic"].tobytes())[:3]
+        pixdim = np.asarray(header["pixdim"][1 : 1 + min(len(shape), 3)], dtype=np.float64)
+        dtype = header.get_data_dtype()
+        offset = int(header.get_data_offset())
+    except Exception as error:  # nibabel raises many kinds for a broken header
+        message = f"expected a NIfTI file; its header cannot be read ({error})"
+        raise fault("not_nifti", path, message, "convert it to NIfTI again") from None
+    if magic not in (b"n+1", b"n+2"):
+        message = "expected a single-file NIfTI; its header has another signature"
+        raise fault("not_nifti", path, message, "convert it to .nii.gz")
+    if dtype.kind not in "iufb":
+        raise fault(
+            "unsupported_dtype",
+            path,
+            f"expected one real number a voxel; its data type is {header['datatype']!s} ({dtype})",
+            "save it as int16 or float32",
+        )
+    if not 2 <= len(shape) <= 5 or min(shape) < 1:
+        message = f"expected 2 to 4 axes of at least one voxel; its shape is {shape}"
+        raise fault("bad_shape", path, message, "check how it was made")
+    if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
+        message = f"voxel spacing must be positive; the header says {pixdim.tolist()}"
+        raise fault("bad_spacing", path, message, "set the true spacing (mm) in the header")
+    needed = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if len(content) < needed:
+        message = f"expected {needed} bytes for shape {shape}; it holds {len(content)}"
+        raise fault("truncated_file", path, message, _AGAIN)
+
+
+def _check_affine(path: Path, affine: Array) -> None:
+    usable = affine is not None and np.isfinite(affine).all()
+    if not usable or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        message = "its affine (sform or qform) cannot be inverted: an axis has no length"
+        raise fault("bad_spacing", path, message, "set the true orientation and spacing")
+
+
+def _pick_channel(path: Path, values: Array, channel: int | None) -> Array:
+    while values.ndim > 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim == 2:
+        return values[:, :, None]
+    if values.ndim == 3:
+        return values
+    if values.ndim > 4:
+        message = f"expected 3 or 4 axes; its shape is {values.shape}"
+        raise fault("bad_shape", path, message, "split the file into volumes")
+    count = values.shape[3]
+    if channel is None or not 0 <= channel < count:
+        asked = "no channel is chosen" if channel is None else f"channel {channel} is asked for"
+        raise fault(
+            "channel_choice",
+            path,
+            f"the file has {count} channels and {asked}",
+            f"choose one with data.channel=0..{count - 1}",
+        )
+    return values[..., channel]

@@ -1,0 +1,264 @@
+"""Which files of a folder are the cases: MSD, nnU-Net, ``images/`` + ``labels/``, patterns."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from samadapt.data.nifti_grid import SUFFIXES
+from samadapt.data.reader import Layout, ReaderOptions
+from samadapt.data.types import Case, Finding, FindingError, fault
+
+_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+_DECLARED = "mend dataset.json (see the MSD or nnU-Net documentation)"
+
+
+def discover_nifti(options: ReaderOptions) -> Layout:
+    """List the cases of a folder in any of the layouts; faults become findings."""
+    root = options.root
+    layout = Layout()
+    if root is None or not root.is_dir():
+        reason = "there is no such folder" if root else "no folder is given"
+        layout.findings.append(_missing_folder(root or Path("data.root"), reason))
+        return layout
+    try:
+        if options.image:
+            _pair_patterns(root, options, layout)
+        elif (root / "imagesTr").is_dir():
+            _read_decathlon(root, options, layout)
+        elif (root / "images").is_dir():
+            _pair_folders(root / "images", root / "labels", _numbered(options.channel), layout)
+        else:
+            expected = "expected imagesTr/ + labelsTr/ + dataset.json, or images/ + labels/"
+            found = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
+            reason = f"{expected}; the folder holds {found}"
+            layout.findings.append(_missing_folder(root, reason))
+    except FindingError as error:
+        layout.findings.append(error.finding)
+        return layout
+    if not layout.cases and not layout.findings:
+        message = "the folder holds no .nii or .nii.gz image"
+        layout.findings.append(Finding("no_cases", "error", str(root), message, "check data.root"))
+    return layout
+
+
+def stem_of(path: Path) -> str:
+    """Return the file name without ``.nii`` or ``.nii.gz``."""
+    for suffix in SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.stem
+
+
+def _missing_folder(root: Path, reason: str) -> Finding:
+    fix = "set data.root to the data set's folder, or data.image and data.label to file names"
+    return Finding("missing_folder", "error", str(root), reason, fix)
+
+
+def _files(folder: Path, layout: Layout) -> dict[str, Path]:
+    """List the NIfTI files of a folder by stem; other files and double stems are findings."""
+    found: dict[str, Path] = {}
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in entries:
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        if not path.name.lower().endswith(SUFFIXES):
+            message = "expected .nii or .nii.gz here; this file is not read"
+            finding = Finding("other_file", "warning", str(path), message, "remove or convert it")
+            layout.findings.append(finding)
+            continue
+        stem = stem_of(path)
+        if stem in found:
+            message = f"has the same name as {found[stem].name}"
+            finding = Finding("duplicate_case", "error", str(path), message, "keep one of the two")
+            layout.findings.append(finding)
+        found[stem] = path
+    return found
+
+
+def _pair_folders(images: Path, labels: Path, channel: int | None, layout: Layout) -> None:
+    pictures, masks = _files(images, layout), _files(labels, layout)
+    masks = {_unmasked(stem, pictures): path for stem, path in masks.items()}
+    for name in sorted({*pictures, *masks}):
+        image = pictures.get(name, images / f"{name}.nii.gz")
+        layout.cases.append(Case(name, image, masks.get(name), channel=channel))
+
+
+def _unmasked(stem: str, pictures: Mapping[str, Path]) -> str:
+    return stem.removesuffix("_mask") if stem not in pictures else stem
+
+
+def _pair_patterns(root: Path, options: ReaderOptions, layout: Layout) -> None:
+    if not options.label:
+        raise fault("missing_label", root, "data.image is set, data.label is not", "set data.label")
+    images, masks = _match(root, str(options.image)), _match(root, options.label)
+    channel = _numbered(options.channel)
+    for name in sorted({*images, *masks}):
+        image = images.get(name, root / str(options.image).replace("*", name))
+        shown = name or stem_of(image)
+        layout.cases.append(Case(shown, image, masks.get(name), channel=channel))
+
+
+def _match(root: Path, pattern: str) -> dict[str, Path]:
+    """Return the files of a pattern by the text that its ``*`` stands for."""
+    if "*" not in pattern:
+        return {"": root / pattern}
+    before, after = pattern.split("*", 1)
+    if "*" in after:
+        raise fault("bad_pattern", root, f"{pattern!r} has more than one *", "use one *")
+    wanted = re.compile(re.escape(before) + r"([^/]+)" + re.escape(after))
+    found = {}
+    for path in sorted(root.glob(pattern)):
+        match = wanted.fullmatch(path.relative_to(root).as_posix())
+        if match and not path.name.startswith("."):
+            found[match.group(1)] = path
+    if not found:
+        raise fault("no_cases", root, f"no file matches {pattern!r}", "check the pattern")
+    return found
+
+
+def _read_decathlon(root: Path, options: ReaderOptions, layout: Layout) -> None:
+    declared = _read_json(root / "dataset.json")
+    channels = {
+        str(key): str(value)
+        for key, value in _mapping(declared, "channel_names", "modality").items()
+    }
+    channel = _channel_index(root / "dataset.json", options.channel, channels)
+    layout.classes = _classes(root / "dataset.json", declared, layout)
+    layout.modality = channels.get(str(channel or 0))
+    ending = declared.get("file_ending", ".nii.gz")
+    if ending not in SUFFIXES:
+        message = f"file_ending is {ending!r}; this reader reads {' and '.join(SUFFIXES)}"
+        raise fault("file_ending", root / "dataset.json", message, "convert the images to NIfTI")
+    pictures = _files(root / "imagesTr", layout)
+    masks = _files(root / "labelsTr", layout)
+    numbered = {stem: _CHANNEL.match(stem) for stem in pictures}
+    if pictures and all(numbered.values()) and not set(pictures) & set(masks):
+        _nnunet_cases(root, pictures, masks, channel, channels, layout)
+    else:
+        _msd_cases(root, declared, pictures, masks, channel, layout)
+
+
+def _nnunet_cases(
+    root: Path,
+    pictures: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    channel: int | None,
+    channels: Mapping[str, str],
+    layout: Layout,
+) -> None:
+    count = max(len(channels), len({stem[-4:] for stem in pictures}))
+    if channel is None and count > 1:
+        raise fault(
+            "channel_choice",
+            root / "dataset.json",
+            f"each case has {count} channels and none is chosen",
+            f"choose one with data.channel: 0..{count - 1}, {', '.join(channels.values())}",
+        )
+    wanted = f"_{channel or 0:04d}"
+    for name in sorted({*(stem[:-5] for stem in pictures), *masks}):
+        image = pictures.get(name + wanted, root / "imagesTr" / f"{name}{wanted}.nii.gz")
+        layout.cases.append(Case(name, image, masks.get(name)))
+
+
+def _msd_cases(
+    root: Path,
+    declared: Mapping[str, Any],
+    pictures: dict[str, Path],
+    masks: dict[str, Path],
+    channel: int | None,
+    layout: Layout,
+) -> None:
+    training = declared.get("training", [])
+    entries: Iterable[Any] = training if isinstance(training, list) else [training]
+    for entry in entries:
+        if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
+            message = f"an entry of training needs image and label; got {str(entry)[:80]}"
+            finding = Finding(
+                "bad_dataset_json", "error", str(root / "dataset.json"), message, _DECLARED
+            )
+            layout.findings.append(finding)
+            continue
+        for key, known in (("image", pictures), ("label", masks)):
+            path = root / str(entry[key])
+            known.setdefault(stem_of(path), path)
+    for name in sorted({*pictures, *masks}):
+        image = pictures.get(name, root / "imagesTr" / f"{name}.nii.gz")
+        layout.cases.append(Case(name, image, masks.get(name), channel=channel))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        fix = "add it, or name the files with data.image, data.label and data.classes"
+        raise fault("missing_dataset_json", path, "MSD and nnU-Net folders have this file", fix)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise fault("broken_dataset_json", path, f"is not JSON ({error})", _DECLARED) from None
+    if not isinstance(content, dict):
+        message = f"must hold an object; holds {type(content).__name__}"
+        raise fault("broken_dataset_json", path, message, _DECLARED)
+    return content
+
+
+def _mapping(declared: Mapping[str, Any], *keys: str) -> Mapping[Any, Any]:
+    for key in keys:
+        if isinstance(declared.get(key), dict):
+            return dict(declared[key])
+    return {}
+
+
+def _numbered(channel: int | str | None) -> int | None:
+    return int(channel) if channel is not None and str(channel).isdigit() else None
+
+
+def _channel_index(
+    path: Path, channel: int | str | None, channels: Mapping[str, str]
+) -> int | None:
+    if channel is None or str(channel).isdigit():
+        return _numbered(channel)
+    for index, name in channels.items():
+        if name == channel and index.isdigit():
+            return int(index)
+    known = ", ".join(channels.values()) or "none"
+    raise fault("channel_choice", path, f"no channel {channel!r}; it has: {known}", "choose one")
+
+
+def _classes(
+    path: Path, declared: Mapping[str, Any], layout: Layout
+) -> dict[str, tuple[int, ...]] | None:
+    """Return name to values from MSD's ``{"1": name}`` or nnU-Net's ``{name: 1}``."""
+    labels = declared.get("labels")
+    if not isinstance(labels, dict) or not labels:
+        raise fault("bad_dataset_json", path, "labels must map values and names", _DECLARED)
+    pairs = [_name_and_values(path, key, value) for key, value in labels.items()]
+    classes = {name: values for name, values in pairs if values != (0,) and name != "ignore"}
+    seen: set[int] = set()
+    for name, values in classes.items():
+        if seen & set(values) or 0 in values:
+            message = f"label {name!r} shares values with another (a region): {list(values)}"
+            fix = "choose classes that do not overlap with data.classes={name: [values]}"
+            layout.findings.append(
+                Finding("overlapping_labels", "warning", str(path), message, fix)
+            )
+            return None
+        seen |= set(values)
+    if "ignore" in labels:
+        message = "the label 'ignore' has no counterpart here: its voxels count as an error"
+        fix = "list the classes with data.classes={name: value} to take it as background"
+        layout.findings.append(Finding("ignore_label", "warning", str(path), message, fix))
+    return classes
+
+
+def _name_and_values(path: Path, key: str, value: Any) -> tuple[str, tuple[int, ...]]:
+    if key.lstrip("-").isdigit() and isinstance(value, str):
+        return value, (int(key),)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return key, (value,)
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        return key, tuple(value)
+    message = f"labels: expected value: name or name: value; got {key!r}: {value!r}"
+    raise fault("bad_dataset_json", path, message, _DECLARED)

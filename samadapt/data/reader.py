@@ -1,0 +1,267 @@
+"""Readers: one file a format; each registers itself beside its code.
+
+A reader lists the cases of a data set (``discover``), reads and checks one (``examine``) and
+writes a prediction back on the grid of its source (``write``). ``scan`` puts these together.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import numpy as np
+
+from samadapt.data.types import Array, Case, Finding, FindingError, Volume
+from samadapt.errors import ConfigError, DataError, nearest
+
+AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+
+_READERS: dict[str, type[Reader]] = {}
+_ReaderType = TypeVar("_ReaderType", bound="type[Reader]")
+
+
+@dataclass(frozen=True)
+class ReaderOptions:
+    """Where and how to read.
+
+    Attributes:
+        root: the data set's folder; None for data that come with a package.
+        axis: canonical axis to slice along: 0 sagittal, 1 coronal, 2 axial; None: the one with
+            the largest spacing, axial where they are equal.
+        channel: index or name of the channel of a 4D or multi-channel image.
+        image: file name or pattern with one ``*`` of the images, below ``root``.
+        label: file name or pattern with one ``*`` of the masks, below ``root``.
+    """
+
+    root: Path | None = None
+    axis: int | None = None
+    channel: int | str | None = None
+    image: str | None = None
+    label: str | None = None
+
+
+@dataclass
+class Layout:
+    """What a data set's folder declares, before any image is read.
+
+    Attributes:
+        cases: all cases, also those of which a file is missing.
+        findings: problems of the layout itself.
+        classes: name to label values, as declared; None where nothing is.
+        modality: name of the channel read, such as ``"CT"``; None where nothing says.
+    """
+
+    cases: list[Case] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    classes: Mapping[str, tuple[int, ...]] | None = None
+    modality: str | None = None
+
+
+@dataclass
+class Scan(Layout):
+    """A layout after its images were read: ``cases`` are those that can be used.
+
+    Attributes:
+        left_out: names of the cases that have an error finding.
+    """
+
+    left_out: list[str] = field(default_factory=list)
+
+
+class Reader(ABC):
+    """Reads one format."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """File name endings of the images that ``read_image`` accepts."""
+    default_intensity: ClassVar[str | None] = None
+    """Intensity rule where neither user, card nor data set names one."""
+
+    def __init__(self, options: ReaderOptions) -> None:
+        """Keep the options."""
+        self.options = options
+
+    @abstractmethod
+    def discover(self) -> Layout:
+        """List the cases without reading images; never raises for a fault of the data."""
+
+    @abstractmethod
+    def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
+        """Read image and labels of a case and report every problem; None if unusable."""
+
+    @abstractmethod
+    def read_image(self, path: Path) -> Volume:
+        """Read an image without labels.
+
+        Raises:
+            FindingError: the file is missing, broken or of another kind.
+        """
+
+    @abstractmethod
+    def write(self, prediction: Array, volume: Volume, path: Path) -> None:
+        """Write class ids (h, w, d) or (h, w), arranged as ``volume``, on the source's grid."""
+
+    def read(self, case: Case) -> Volume:
+        """Read image and labels of a case.
+
+        Raises:
+            FindingError: a file of the case is broken.
+        """
+        volume, findings = self.examine(case)
+        if volume is None:
+            raise FindingError(next(f for f in findings if f.severity == "error"))
+        return volume
+
+    def scan(self, max_cases: int | None = None) -> Scan:
+        """Read the first ``max_cases`` cases (by name), each file once, and check them."""
+        layout = self.discover()
+        ordered = sorted(layout.cases, key=lambda case: case.name)[:max_cases]
+        scan = Scan([], list(layout.findings), layout.classes, layout.modality)
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            for case, (checked, findings) in zip(
+                ordered, pool.map(self._inspect, ordered), strict=True
+            ):
+                scan.findings.extend(findings)
+                if checked is None:
+                    scan.left_out.append(case.name)
+                else:
+                    scan.cases.append(checked)
+        return scan
+
+    def _inspect(self, case: Case) -> tuple[Case | None, list[Finding]]:
+        try:
+            volume, findings = self.examine(case)
+        except Exception as error:  # one broken file must not end the scan
+            reason = f"could not be read: {type(error).__name__}: {error}"
+            fix = "check that the file opens in another program, or remove it"
+            return None, [Finding("unreadable_image", "error", str(case.image), reason, fix)]
+        if volume is None:
+            return None, findings
+        values, presence = label_presence(volume.labels, volume.shape[2])
+        checked = replace(
+            case,
+            shape=volume.shape,
+            spacing_mm=volume.spacing_mm,
+            axis=volume.source.axis if volume.source else None,
+            values=values,
+            presence=presence,
+        )
+        return checked, findings
+
+
+def label_presence(labels: Array | None, depth: int) -> tuple[tuple[int, ...], Array]:
+    """Return the values other than 0 and, for each slice, which of them occur in it."""
+    if labels is None:
+        return (), np.zeros((depth, 0), dtype=bool)
+    per_slice = [_values_of(labels[:, :, index]) for index in range(depth)]
+    values = sorted(set().union(*per_slice) - {0})
+    presence = np.array([[value in found for value in values] for found in per_slice], dtype=bool)
+    return tuple(values), presence.reshape(depth, len(values))
+
+
+def _values_of(plane: Array) -> set[int]:
+    low, high = int(plane.min()), int(plane.max())
+    if low >= 0 and high < 65536:
+        return {int(value) for value in np.flatnonzero(np.bincount(plane.ravel()))}
+    return {int(value) for value in np.unique(plane)}
+
+
+def register_reader(name: str, *aliases: str) -> Callable[[_ReaderType], _ReaderType]:
+    """Class decorator: make a reader known under a name and its aliases."""
+
+    def register(reader: _ReaderType) -> _ReaderType:
+        reader.name = name
+        for key in (name, *aliases):
+            _READERS[key] = reader
+        return reader
+
+    return register
+
+
+def readers() -> dict[str, type[Reader]]:
+    """Return all readers by name and alias; a new file in this folder is found by itself."""
+    package = import_module(__package__ or "samadapt.data")
+    for module in pkgutil.iter_modules(package.__path__):
+        import_module(f"{package.__name__}.{module.name}")
+    return dict(_READERS)
+
+
+def get_reader(name: str) -> type[Reader]:
+    """Return a reader by name or alias.
+
+    Raises:
+        ConfigError: no reader has that name.
+    """
+    known = readers()
+    if name not in known:
+        raise ConfigError(
+            f"no reader is called {name!r}; known: {', '.join(sorted(known))}{nearest(name, known)}"
+        )
+    return known[name]
+
+
+def parse_axis(axis: str | int | None) -> int | None:
+    """Return 0 sagittal, 1 coronal, 2 axial, or None for ``"auto"`` and None.
+
+    Raises:
+        ConfigError: another value.
+    """
+    if axis is None or axis == "auto":
+        return None
+    if axis in (0, 1, 2):
+        return int(axis)
+    if isinstance(axis, str) and axis in AXES:
+        return AXES[axis]
+    if isinstance(axis, str) and axis in ("0", "1", "2"):
+        return int(axis)
+    raise ConfigError(
+        f"data.axis must be one of auto, {', '.join(AXES)}, 0, 1, 2; got {axis!r}"
+        + nearest(str(axis), AXES)
+    )
+
+
+def reader_for(path: Path, axis: str | int | None = None, channel: int | None = None) -> Reader:
+    """Return a reader for one image file, chosen by the file name's ending.
+
+    Raises:
+        DataError: no reader reads such files.
+    """
+    options = ReaderOptions(path.parent, parse_axis(axis), channel)
+    for reader in readers().values():
+        if path.name.lower().endswith(reader.suffixes or ("\0",)):
+            return reader(options)
+    known = sorted({suffix for reader in readers().values() for suffix in reader.suffixes})
+    raise DataError(f"{path}: no reader for this kind of file; readable: {', '.join(known)}")
+
+
+def read_image(path: Path, axis: str | int | None = None, channel: int | None = None) -> Volume:
+    """Read one image file without labels: a picture or a volume.
+
+    Args:
+        path: a NIfTI, PNG, JPEG or TIFF file.
+        axis: what volumes are sliced along; None: the axis with the largest spacing.
+        channel: index of the channel of a 4D volume.
+
+    Raises:
+        DataError: the file is missing, broken or of an unknown kind.
+    """
+    return reader_for(path, axis, channel).read_image(path)
+
+
+def write_prediction(prediction: Array, volume: Volume, path: Path) -> None:
+    """Write class ids (h, w, d) or (h, w), arranged as ``volume``, on its source's grid.
+
+    The file name's ending chooses the format: NIfTI for volumes, PNG for pictures.
+
+    Raises:
+        DataError: the shape does not fit, or the format cannot hold the volume.
+    """
+    reader_for(path).write(prediction, volume, path)

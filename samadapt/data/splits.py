@@ -1,0 +1,135 @@
+"""Training and validation: by case, or by a slab with a gap where there is one volume.
+
+Rule: sort the case names; every ``val_every``-th, from the first (0, 5, 10 … for 5), is
+validation. A card or the user may list names instead: ``{"val": [...]}``, the others train, or
+``{"train": [...], "val": [...]}``. Slices of one volume are never on both sides, but for a data
+set of a single volume: there a slab of neighbouring slices is held out, ``{"slab": [0.4, 0.6],
+"gap_mm": 5}``: from 40 to 60 % of the span of slices with foreground, and the slices within
+5 mm of it are left out on both sides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from samadapt.data.types import Case
+from samadapt.errors import ConfigError, nearest
+
+DEFAULT_SLAB = {"slab": [0.4, 0.6], "gap_mm": 5.0}
+_KEYS = ("train", "val", "slab", "gap_mm")
+
+
+@dataclass(frozen=True)
+class Slab:
+    """The slices [start, stop) of the only volume that are held out, and the gap around them."""
+
+    start: int
+    stop: int
+    gap: int
+    depth: int
+
+    def indices(self, split: str) -> list[int]:
+        """Return the slices of ``"train"`` or ``"val"``."""
+        if split == "val":
+            return list(range(self.start, self.stop))
+        below = range(max(0, self.start - self.gap))
+        return [*below, *range(min(self.depth, self.stop + self.gap), self.depth)]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Case names of both sides; with a ``slab`` both name the one volume."""
+
+    train: list[str]
+    val: list[str]
+    rule: str
+    slab: Slab | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``splits.json`` records."""
+        record: dict[str, Any] = {"rule": self.rule, "train": self.train, "val": self.val}
+        if self.slab is not None:
+            slab = self.slab
+            record["slices"] = {
+                "val": [slab.start, slab.stop],
+                "train": [[0, max(0, slab.start - slab.gap)], [slab.stop + slab.gap, slab.depth]],
+                "gap": slab.gap,
+            }
+        return record
+
+
+def make_splits(
+    cases: Sequence[Case], chosen: Mapping[str, Any] | None, val_every: int = 5
+) -> Splits:
+    """Divide the cases by the module's rules.
+
+    Args:
+        cases: the usable cases, sorted by name.
+        chosen: the card's or the user's lists or slab, or None.
+        val_every: every such case is validation, from the first.
+
+    Raises:
+        ConfigError: unknown keys or names, a case on both sides, a slab for several volumes.
+    """
+    chosen = dict(chosen or {})
+    for key in chosen:
+        if key not in _KEYS:
+            known = ", ".join(_KEYS)
+            raise ConfigError(f"split: unknown key {key!r}; known: {known}{nearest(key, _KEYS)}")
+    names = [case.name for case in cases]
+    if "val" in chosen or "train" in chosen:
+        return _listed(names, chosen)
+    if len(cases) == 1 and cases[0].shape[2] > 1:
+        return _slab_split(cases[0], {**DEFAULT_SLAB, **chosen})
+    if chosen:
+        raise ConfigError(
+            f"split: a slab is for a data set of one volume; this one has {len(cases)} cases; "
+            "list case names under val instead"
+        )
+    if val_every < 2:
+        raise ConfigError(f"data.val_every must be at least 2; got {val_every}")
+    val = names[::val_every]
+    train = [name for index, name in enumerate(names) if index % val_every]
+    return Splits(train, val, f"every {val_every}th case by name, from the first, is validation")
+
+
+def _listed(names: Sequence[str], chosen: Mapping[str, Any]) -> Splits:
+    val, train = list(chosen.get("val", [])), chosen.get("train")
+    train = [name for name in names if name not in val] if train is None else list(train)
+    if not val:
+        val = [name for name in names if name not in train]
+    both = sorted(set(val) & set(train))
+    if both:
+        raise ConfigError(f"split: on both sides: {', '.join(both[:5])}; keep each on one")
+    unknown = sorted({*val, *train} - set(names))
+    if unknown:
+        raise ConfigError(
+            f"split: {len(unknown)} names are no usable case: {', '.join(unknown[:5])}"
+            + nearest(unknown[0], names)
+        )
+    return Splits(sorted(train), sorted(val), "listed by name")
+
+
+def _slab_split(case: Case, chosen: Mapping[str, Any]) -> Splits:
+    low, high = (float(bound) for bound in chosen["slab"])
+    gap_mm = float(chosen["gap_mm"])
+    if not (0 <= low < high <= 1 and gap_mm >= 0):
+        raise ConfigError(
+            f"split.slab must be two rising fractions of 0..1 and gap_mm at least 0; "
+            f"got {chosen['slab']} and {chosen['gap_mm']}"
+        )
+    depth = case.shape[2]
+    first, last = 0, depth
+    if case.presence is not None and case.presence.any():
+        filled = np.flatnonzero(case.presence.any(axis=1))
+        first, last = int(filled[0]), int(filled[-1]) + 1
+    start = first + int((last - first) * low)
+    stop = max(start + 1, first + int((last - first) * high))
+    gap = max(1, math.ceil(gap_mm / (case.spacing_mm[2] if case.spacing_mm else 1.0)))
+    rule = f"one volume: slices {start} to {stop - 1} are validation, {gap} beside them unused"
+    return Splits([case.name], [case.name], rule, Slab(start, stop, gap, depth))

@@ -1,0 +1,180 @@
+"""The values that pass through the data layer: findings, cases, volumes and samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from samadapt.errors import DataError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Severity = Literal["error", "warning"]
+Split = Literal["train", "val"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One problem of one file.
+
+    Attributes:
+        code: stable name of the kind of problem, such as ``"truncated_file"``.
+        severity: an ``"error"`` makes the case unusable; a ``"warning"`` does not.
+        file: path of the file (or folder) that is at fault.
+        message: what was expected and what was found.
+        fix: what the user can do.
+    """
+
+    code: str
+    severity: Severity
+    file: str
+    message: str
+    fix: str
+
+    def __str__(self) -> str:
+        """Return the finding as one line: file, message, fix and code."""
+        return f"{self.file}: {self.message}; {self.fix} [{self.code}]"
+
+
+class FindingError(DataError):
+    """A file cannot be used; ``finding`` says why."""
+
+    def __init__(self, finding: Finding) -> None:
+        """Keep the finding and use its text as the message."""
+        super().__init__(str(finding))
+        self.finding = finding
+
+
+def fault(code: str, file: Path | str, message: str, fix: str) -> FindingError:
+    """Return an error finding ready to be raised."""
+    return FindingError(Finding(code, "error", str(file), message, fix))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image or volume with its ground truth, as files.
+
+    Attributes:
+        name: unique in the data set; splits are made of names.
+        image: the image file.
+        labels: the mask file, or None where there is none.
+        annotations: the JSON file of boxes and points, or None.
+        channel: index into the last axis of a 4D image, or None.
+        shape: (h, w, d) of the volume as sliced; known after the scan.
+        spacing_mm: (row, column, slice) in mm; None for pictures.
+        axis: 0 sagittal, 1 coronal, 2 axial: the canonical axis that the slices cut; None for
+            pictures.
+        values: label values other than 0 that occur in the mask.
+        presence: (d, len(values)) bool: which value occurs in which slice.
+    """
+
+    name: str
+    image: Path
+    labels: Path | None = None
+    annotations: Path | None = None
+    channel: int | None = None
+    shape: tuple[int, int, int] = (0, 0, 0)
+    spacing_mm: tuple[float, float, float] | None = None
+    axis: int | None = None
+    values: tuple[int, ...] = ()
+    presence: Array | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class SourceGrid:
+    """What is needed to write a prediction back on the grid of a NIfTI file.
+
+    Attributes:
+        header: the file's NIfTI header.
+        shape: the file's spatial shape, 2 or 3 axes.
+        affine: (4, 4) voxel to RAS+ mm.
+        orientation: (3, 2) nibabel orientation of the file's axes.
+        axis: canonical axis that became the last one of the volume.
+    """
+
+    header: Any
+    shape: tuple[int, ...]
+    affine: Array
+    orientation: Array
+    axis: int
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Prompts that a person gave with an image, in pixels of the original image.
+
+    Attributes:
+        boxes: (n, 4) float32 XYXY, or None.
+        points: (k, 2) float32 (x, y), or None.
+        point_labels: (k,) int64, 1 foreground, 0 background, or None without points.
+        labels: class name of each box, or of each point where there are no boxes, or None.
+    """
+
+    boxes: Array | None = None
+    points: Array | None = None
+    point_labels: Array | None = None
+    labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image as read, before the intensity rule.
+
+    Attributes:
+        image: (h, w, d) float32 or uint8, slices along the last axis; (h, w, 3) uint8 if
+            ``is_color`` (then there is one slice).
+        labels: (h, w, d) int32 with the values of the mask file, or None.
+        spacing_mm: (row, column, slice) in mm; None for pictures.
+        source: the file's grid; None for pictures.
+        is_color: the last axis of ``image`` is RGB.
+        annotation: prompts given with the image, or None.
+    """
+
+    image: Array
+    labels: Array | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    source: SourceGrid | None = None
+    is_color: bool = False
+    annotation: Annotation | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, d) with d the number of slices."""
+        height, width, last = self.image.shape
+        return height, width, 1 if self.is_color else last
+
+
+@dataclass(frozen=True, order=True)
+class SliceRef:
+    """One slice of one case."""
+
+    case: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One slice, ready for the model's geometry, in the original frame.
+
+    Attributes:
+        case: the case's name.
+        index: the slice's number; 0 for pictures.
+        image: (h, w, 3) uint8 after the intensity rule.
+        labels: (h, w) int16, 0 background, 1..K in the order of ``Dataset.classes``.
+        boxes: (n, 4) float32 XYXY pixels given by annotations, or None.
+        points: (k, 2) float32 (x, y) pixels given by annotations, or None.
+        point_labels: (k,) int64, 1 foreground, 0 background; None without points.
+        prompt_classes: (n,) int64 class id of each box (of each point where there are no
+            boxes); None where the annotations name no classes.
+    """
+
+    case: str
+    index: int
+    image: Array
+    labels: Array
+    boxes: Array | None = None
+    points: Array | None = None
+    point_labels: Array | None = None
+    prompt_classes: Array | None = None

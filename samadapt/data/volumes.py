@@ -1,0 +1,92 @@
+"""Volumes after the intensity rule, kept in memory up to a limit and, if wished, on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from samadapt.data.types import Annotation, Array
+
+MEMORY_LIMIT = 1 << 30
+"""Bytes of prepared volumes kept in memory; the least recently used go first."""
+
+
+@dataclass(frozen=True)
+class PreparedVolume:
+    """A volume ready for slicing.
+
+    Attributes:
+        image: (h, w, d) uint8, or (h, w, 3) uint8 if ``is_color``.
+        labels: (h, w, d) uint8 or int16 class ids.
+        is_color: the last axis of ``image`` is RGB.
+        spacing_mm: (row, column, slice) in mm; None for pictures.
+        annotation: prompts given with the image, or None.
+    """
+
+    image: Array
+    labels: Array
+    is_color: bool = False
+    spacing_mm: tuple[float, float, float] | None = None
+    annotation: Annotation | None = None
+
+
+class VolumeCache:
+    """Least recently used volumes by case name, limited in bytes; safe for threads."""
+
+    def __init__(self, limit: int = MEMORY_LIMIT) -> None:
+        """Keep at most ``limit`` bytes, but always the last volume."""
+        self.limit = limit
+        self._held: OrderedDict[str, PreparedVolume] = OrderedDict()
+        self._bytes = 0
+        self._lock = Lock()
+
+    def get(self, name: str, make: Callable[[], PreparedVolume]) -> PreparedVolume:
+        """Return the volume of a case; ``make`` reads it if it is not held."""
+        with self._lock:
+            if name in self._held:
+                self._held.move_to_end(name)
+                return self._held[name]
+        volume = make()
+        with self._lock:
+            if name not in self._held:
+                self._held[name] = volume
+                self._bytes += _size(volume)
+            while self._bytes > self.limit and len(self._held) > 1:
+                self._bytes -= _size(self._held.popitem(last=False)[1])
+        return volume
+
+
+def stored_arrays(
+    folder: Path, key: str, make: Callable[[], tuple[Array, Array]]
+) -> tuple[Array, Array]:
+    """Return image and labels from ``folder`` as memory maps, making the files if absent.
+
+    Args:
+        folder: the cache folder.
+        key: everything that the arrays depend on; its hash names the files.
+        make: returns image and labels.
+    """
+    stem = hashlib.sha256(key.encode()).hexdigest()[:24]
+    paths = [folder / f"{stem}.{part}.npy" for part in ("image", "labels")]
+    if not all(path.is_file() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, array in zip(paths, make(), strict=True):
+            partial = path.with_suffix(f".{os.getpid()}.part.npy")
+            np.save(partial, array)
+            os.replace(partial, path)
+    image, labels = (np.load(path, mmap_mode="r") for path in paths)
+    return image, labels
+
+
+def _size(volume: PreparedVolume) -> int:
+    return sum(
+        0 if isinstance(array, np.memmap) else array.nbytes
+        for array in (volume.image, volume.labels)
+    )
