@@ -1,0 +1,251 @@
+"""Masks of everything in an image, with the calls and results of segment-anything's generator.
+
+A grid of points prompts the model, over the image and, if wanted, over crops of it; masks are
+kept by predicted IoU and stability, and duplicates dropped (Kirillov et al. 2023, appendix B).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from samadapt.errors import PromptError
+from samadapt.sam.mask_tools import (
+    Box,
+    RunLengths,
+    area_of,
+    boxes_of,
+    compress,
+    crop_boxes,
+    decode_mask,
+    encode_mask,
+    point_grid,
+    stability_scores,
+    touches_crop,
+    without_small_regions,
+)
+from samadapt.sam.model import Sam
+from samadapt.sam.predictor import SamPredictor, check_image
+
+OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
+
+
+class SamAutomaticMaskGenerator:
+    """Finds masks all over an image.
+
+    Args:
+        model: the model.
+        points_per_side: points along a side of the grid; None if ``point_grids`` gives them.
+        points_per_batch: points that the decoder sees at once.
+        pred_iou_thresh: keep masks with a higher predicted IoU; 0 keeps all.
+        stability_score_thresh: keep masks at least as stable; 0 keeps all.
+        stability_score_offset: shift of the threshold in the stability score, in logits.
+        box_nms_thresh: IoU of boxes from which two masks of a crop are duplicates.
+        crop_n_layers: layers of crops besides the whole image; layer i has 4**i.
+        crop_nms_thresh: the same as ``box_nms_thresh`` between crops.
+        crop_overlap_ratio: overlap of the first layer's crops over the image's short side.
+        crop_n_points_downscale_factor: layer i has a grid smaller by this to the power of i.
+        point_grids: a grid (n, 2) in 0..1 for each layer, instead of ``points_per_side``.
+        min_mask_region_area: drop islands and fill holes of fewer pixels; 0 does not.
+        output_mode: form of ``segmentation``: boolean array (h, w), run lengths, or COCO's string.
+
+    Raises:
+        PromptError: contradicting grids or an unknown output mode.
+    """
+
+    def __init__(
+        self,
+        model: Sam,
+        points_per_side: int | None = 32,
+        points_per_batch: int = 64,
+        pred_iou_thresh: float = 0.88,
+        stability_score_thresh: float = 0.95,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.7,
+        crop_n_layers: int = 0,
+        crop_nms_thresh: float = 0.7,
+        crop_overlap_ratio: float = 512 / 1500,
+        crop_n_points_downscale_factor: int = 1,
+        point_grids: Sequence[NDArray[np.float64]] | None = None,
+        min_mask_region_area: int = 0,
+        output_mode: OutputMode = "binary_mask",
+    ) -> None:
+        """Check the choices and lay the grids."""
+        if output_mode not in get_args(OutputMode):
+            raise PromptError(
+                f"output_mode must be one of {', '.join(get_args(OutputMode))}; got {output_mode!r}"
+            )
+        if (points_per_side is None) == (point_grids is None):
+            raise PromptError("give exactly one of points_per_side and point_grids")
+        if point_grids is None:
+            factor = crop_n_points_downscale_factor
+            sides = [int(points_per_side or 0) // factor**i for i in range(crop_n_layers + 1)]
+            point_grids = [point_grid(side) for side in sides]
+        if len(point_grids) <= crop_n_layers or not all(len(grid) for grid in point_grids):
+            raise PromptError(
+                f"each of {crop_n_layers + 1} layers needs points; "
+                f"got {[len(grid) for grid in point_grids]}"
+            )
+        self.point_grids = list(point_grids)
+        self.predictor = SamPredictor(model)
+        self.points_per_batch = points_per_batch
+        self.pred_iou_thresh = pred_iou_thresh
+        self.stability_score_thresh = stability_score_thresh
+        self.stability_score_offset = stability_score_offset
+        self.box_nms_thresh = box_nms_thresh
+        self.crop_n_layers = crop_n_layers
+        self.crop_nms_thresh = crop_nms_thresh
+        self.crop_overlap_ratio = crop_overlap_ratio
+        self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
+        self.min_mask_region_area = min_mask_region_area
+        self.output_mode = output_mode
+
+    @torch.no_grad()
+    def generate(self, image: NDArray[np.uint8]) -> list[dict[str, Any]]:
+        """Find the masks of an image (h, w, 3), RGB of 0..255.
+
+        Returns:
+            One record a mask: ``segmentation``; ``area`` in pixels; ``bbox`` [x, y, w, h];
+            ``predicted_iou``; ``point_coords`` [[x, y]] of the prompt; ``stability_score``;
+            ``crop_box`` [x, y, w, h] of the crop it was found in. In pixels of the image.
+
+        Raises:
+            PromptError: not an image (h, w, 3) of uint8.
+        """
+        check_image(image)
+        height, width = image.shape[:2]
+        crops = crop_boxes((height, width), self.crop_n_layers, self.crop_overlap_ratio)
+        found = [mask for crop, layer in crops for mask in self._in_crop(image, crop, layer)]
+        if len(crops) > 1:  # the mask from the smaller crop is the finer one
+            scores = [1 / ((c[2] - c[0]) * (c[3] - c[1])) for c in (mask.crop for mask in found)]
+            found = _without_duplicates(found, scores, self.crop_nms_thresh)
+        if self.min_mask_region_area > 0:
+            found = self._clean(found)
+        return [self._record(mask) for mask in found]
+
+    def _in_crop(self, image: NDArray[np.uint8], crop: Box, layer: int) -> list[_Found]:
+        x0, y0, x1, y1 = crop
+        self.predictor.set_image(image[y0:y1, x0:x1])
+        points = self.point_grids[layer] * (x1 - x0, y1 - y0)
+        found: list[_Found] = []
+        for start in range(0, len(points), self.points_per_batch):
+            batch = points[start : start + self.points_per_batch]
+            found.extend(self._from_points(batch, crop, image.shape[:2]))
+        self.predictor.reset_image()
+        return _without_duplicates(found, [mask.iou for mask in found], self.box_nms_thresh)
+
+    def _from_points(
+        self, points: NDArray[np.float64], crop: Box, size: tuple[int, ...]
+    ) -> Iterator[_Found]:
+        """Yield the good masks of points (n, 2) in pixels of the crop."""
+        predictor, model = self.predictor, self.predictor.model
+        crop_size = (crop[3] - crop[1], crop[2] - crop[0])
+        coords = predictor.transform.apply_coords(points, crop_size)
+        prompts = torch.as_tensor(coords, dtype=torch.float32, device=predictor.device)[:, None]
+        labels = torch.ones(prompts.shape[:2], dtype=torch.int, device=predictor.device)
+        low_res, iou = predictor.decode(prompts, labels, None, None, multimask_output=True)
+        owner = torch.arange(len(points), device=iou.device).repeat_interleave(iou.shape[1])
+        low_res, iou = low_res.flatten(0, 1), iou.flatten()
+        if self.pred_iou_thresh > 0:  # before the upscaling, which is most of the work
+            low_res, iou, owner = _select(iou > self.pred_iou_thresh, low_res, iou, owner)
+        if not len(low_res):
+            return
+        frame = predictor.transform.frame(crop_size)
+        logits = model.postprocess(low_res[None, None], frame)[0, 0]
+        stability = stability_scores(logits, model.mask_threshold, self.stability_score_offset)
+        if self.stability_score_thresh > 0:
+            keep = stability >= self.stability_score_thresh
+            logits, iou, owner, stability = _select(keep, logits, iou, owner, stability)
+        masks = logits > model.mask_threshold
+        offset = torch.tensor((crop[0], crop[1]) * 2, device=masks.device)
+        boxes = boxes_of(masks) + offset
+        keep = ~touches_crop(boxes, crop, (size[0], size[1]))
+        kept = _select(keep, masks, boxes, owner, iou, stability)
+        for mask, box, index, score, stable in zip(*(t.cpu() for t in kept), strict=True):
+            yield _Found(
+                runs=encode_mask(_uncropped(mask.numpy(), crop, size)),
+                box=box,
+                iou=score.item(),
+                point=[float(value) for value in points[index] + crop[:2]],
+                stability=stable.item(),
+                crop=crop,
+            )
+
+    def _clean(self, found: list[_Found]) -> list[_Found]:
+        """Drop small regions; where that makes duplicates, masks that needed none win."""
+        cleaned, scores = [], []
+        for mask in found:
+            pixels, changed = without_small_regions(
+                decode_mask(mask.runs), self.min_mask_region_area
+            )
+            scores.append(0.0 if changed else 1.0)
+            if changed:
+                box = boxes_of(torch.as_tensor(pixels)[None])[0]
+                mask = replace(mask, runs=encode_mask(pixels), box=box)
+            cleaned.append(mask)
+        return _without_duplicates(cleaned, scores, max(self.box_nms_thresh, self.crop_nms_thresh))
+
+    def _record(self, mask: _Found) -> dict[str, Any]:
+        segmentation: Any = mask.runs
+        if self.output_mode == "binary_mask":
+            segmentation = decode_mask(mask.runs)
+        elif self.output_mode == "coco_rle":
+            segmentation = compress(mask.runs)
+        return {
+            "segmentation": segmentation,
+            "area": area_of(mask.runs),
+            "bbox": _xywh(mask.box.tolist()),
+            "predicted_iou": mask.iou,
+            "point_coords": [mask.point],
+            "stability_score": mask.stability,
+            "crop_box": _xywh(mask.crop),
+        }
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One mask: run lengths, box (4,) XYXY, prompt and crop in pixels of the whole image."""
+
+    runs: RunLengths
+    box: Tensor
+    iou: float
+    point: list[float]
+    stability: float
+    crop: Box
+
+
+def _without_duplicates(
+    found: list[_Found], scores: Sequence[float], threshold: float
+) -> list[_Found]:
+    """Keep the best-scored of masks whose boxes overlap by more, best first."""
+    from torchvision.ops import batched_nms
+
+    if not found:
+        return []
+    boxes = torch.stack([mask.box for mask in found]).float()
+    one_class = torch.zeros(len(found))
+    kept = batched_nms(boxes, torch.tensor(scores), one_class, threshold)
+    return [found[i] for i in kept.tolist()]
+
+
+def _select(keep: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor[keep] for tensor in tensors)
+
+
+def _uncropped(mask: NDArray[np.bool_], crop: Box, size: tuple[int, ...]) -> NDArray[np.bool_]:
+    if mask.shape == tuple(size):
+        return mask
+    whole = np.zeros(size, dtype=bool)
+    whole[crop[1] : crop[3], crop[0] : crop[2]] = mask
+    return whole
+
+
+def _xywh(box: Sequence[int]) -> list[int]:
+    x0, y0, x1, y1 = box
+    return [x0, y0, x1 - x0, y1 - y0]

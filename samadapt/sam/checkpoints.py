@@ -1,0 +1,240 @@
+"""Read any checkpoint of a Segment Anything model and name its tensors as this package does."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from samadapt.errors import WeightsError
+from samadapt.sam.builds import Build
+from samadapt.sam.tiny_vit import tiny_vit_key
+
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "net")
+_INDEX = "model.safetensors.index.json"
+_ENCODERS = ("image_encoder.", "vision_encoder.")
+
+# Buffers that some files hold and that follow from the build, and the classifier on which
+# MobileSAM's encoder was first trained.
+_DERIVED = re.compile(
+    r"pixel_mean$|pixel_std$|.*\.attention_bias_idxs$"
+    r"|image_encoder\.(?:norm_head|head)\.(?:weight|bias)$"
+)
+
+# Hugging Face's SamModel to the official names (transformers, models/sam/modeling_sam.py).
+_HF_RENAMES = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (
+            r"^(?:shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
+            "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        ),
+        (r"^vision_encoder\.", "image_encoder."),
+        (r"^image_encoder\.patch_embed\.projection\.", "image_encoder.patch_embed.proj."),
+        (r"^image_encoder\.layers\.", "image_encoder.blocks."),
+        (r"^image_encoder\.neck\.conv1\.", "image_encoder.neck.0."),
+        (r"^image_encoder\.neck\.layer_norm1\.", "image_encoder.neck.1."),
+        (r"^image_encoder\.neck\.conv2\.", "image_encoder.neck.2."),
+        (r"^image_encoder\.neck\.layer_norm2\.", "image_encoder.neck.3."),
+        (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
+        (r"^prompt_encoder\.mask_embed\.conv1\.", "prompt_encoder.mask_downscaling.0."),
+        (r"^prompt_encoder\.mask_embed\.layer_norm1\.", "prompt_encoder.mask_downscaling.1."),
+        (r"^prompt_encoder\.mask_embed\.conv2\.", "prompt_encoder.mask_downscaling.3."),
+        (r"^prompt_encoder\.mask_embed\.layer_norm2\.", "prompt_encoder.mask_downscaling.4."),
+        (r"^prompt_encoder\.mask_embed\.conv3\.", "prompt_encoder.mask_downscaling.6."),
+        (r"^mask_decoder\.upscale_conv1\.", "mask_decoder.output_upscaling.0."),
+        (r"^mask_decoder\.upscale_layer_norm\.", "mask_decoder.output_upscaling.1."),
+        (r"^mask_decoder\.upscale_conv2\.", "mask_decoder.output_upscaling.3."),
+        (r"\.layer_norm_final_attn\.", ".norm_final_attn."),
+        (r"\.layer_norm(\d)\.", r".norm\1."),
+    )
+)
+_HF_HEAD = re.compile(
+    r"^(mask_decoder\.(?:iou_prediction_head|output_hypernetworks_mlps\.\d+))"
+    r"\.(?:proj_(in|out)|layers\.(\d+))\."
+)
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read a checkpoint's tensors under the names of ``Sam.state_dict()``.
+
+    Takes official, MedSAM, MobileSAM and LiteMedSAM files, Hugging Face ``SamModel`` files and
+    folders, and safetensors of our own; with or without a wrapper such as ``{"model": ...}`` or a
+    prefix such as ``module.``.
+
+    Raises:
+        WeightsError: missing, empty or broken file, not a checkpoint of tensors, no SAM inside, or
+            a NaN or infinite tensor.
+    """
+    tensors = _as_tensors(_read(path), path)
+    prefix = _prefix(tensors)
+    if prefix is None:
+        raise WeightsError(
+            f"{path} holds no Segment Anything model: expected tensors named image_encoder.… or "
+            f"vision_encoder.…; got {len(tensors)} others: {_some(tensors)}"
+        )
+    named = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    if any(key.startswith("vision_encoder.") for key in named):
+        named = _from_hugging_face(named)
+    named = {key: tensor for key, tensor in named.items() if not _DERIVED.match(key)}
+    if not any(key.startswith("image_encoder.blocks.") for key in named):
+        named = {tiny_vit_key(key): tensor for key, tensor in named.items()}
+    bad = [k for k, t in named.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if bad:
+        raise WeightsError(f"{path} holds NaN or infinite values in: {_some(bad)}")
+    return named
+
+
+def check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Compare a checkpoint with the state dict of the model that it is to fill.
+
+    Raises:
+        WeightsError: counts and first names of the missing, unexpected and wrongly shaped.
+    """
+    shapes = [
+        f"{key} expected {tuple(wanted[key].shape)} got {tuple(found[key].shape)}"
+        for key in wanted
+        if key in found and wanted[key].shape != found[key].shape
+    ]
+    faults = (
+        ("missing", [key for key in wanted if key not in found]),
+        ("unexpected", [key for key in found if key not in wanted]),
+        ("of a wrong shape", shapes),
+    )
+    told = [f"{len(keys)} {fault}: {_some(keys)}" for fault, keys in faults if keys]
+    if told:
+        raise WeightsError(f"{path} does not fill the model: " + "; ".join(told))
+
+
+def image_size_of(tensors: Mapping[str, Tensor], build: Build) -> int:
+    """Side in pixels of the square for which a checkpoint's position tables were made."""
+    table = tensors.get("image_encoder.pos_embed")
+    if table is None or table.ndim != 4:
+        return build.image_size
+    return int(table.shape[1]) * build.patch_size
+
+
+def _read(path: Path) -> Any:
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise WeightsError(f"no such checkpoint: {path}")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(16)
+    if size == 0:
+        raise WeightsError(f"{path} is empty")
+    try:
+        if head[8:9] == b"{":
+            return load_file(path)
+        if not head.startswith((b"PK", b"\x80")):
+            raise WeightsError(
+                f"{path} is no checkpoint: expected a torch or safetensors file; it begins with "
+                f"{head!r} ({size} bytes). A web page or a Git LFS pointer saved in its place?"
+            )
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds more than tensors, or is broken; for safety only tensors are read "
+            "(weights_only): save its state_dict() and load that. "
+            f"torch says: {str(error).strip().splitlines()[0]}"
+        ) from error
+    except Exception as error:  # broken bytes make the readers raise nearly anything
+        raise WeightsError(
+            f"{path} cannot be read ({size} bytes; broken or truncated?): "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ) from error
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    if (folder / "adapter_config.json").exists():
+        raise WeightsError(
+            f"{folder} is an adapter, not a model; give the base weights here and the adapter "
+            "as adapter=…"
+        )
+    config = folder / "config.json"
+    if config.exists() and (kind := _read_json(config).get("model_type")) != "sam":
+        raise WeightsError(f"{config}: expected model_type 'sam', got {kind!r}")
+    if (folder / _INDEX).exists():
+        shards = sorted(set(_read_json(folder / _INDEX).get("weight_map", {}).values()))
+        merged: dict[str, Tensor] = {}
+        for shard in shards:
+            merged |= _as_tensors(_read(folder / shard), folder / shard)
+        return merged
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).exists():
+            return _as_tensors(_read(folder / name), folder / name)
+    raise WeightsError(
+        f"{folder} holds no model: expected model.safetensors, {_INDEX} or pytorch_model.bin"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _as_tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, dict):
+        for wrapper in _WRAPPERS:
+            if isinstance(content.get(wrapper), dict):
+                return _as_tensors(content[wrapper], path)
+    if not isinstance(content, dict) or not content:
+        raise WeightsError(
+            f"{path}: expected a dictionary of named tensors, got {type(content).__name__}"
+            f"{' without entries' if isinstance(content, dict) else ''}"
+        )
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise WeightsError(f"{path}: expected tensors only, but these are not: {_some(others)}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _prefix(keys: Iterable[str]) -> str | None:
+    """Return what stands before ``image_encoder.`` or its like, None if no key has one."""
+    for key in keys:
+        for encoder in _ENCODERS:
+            before, found, _ = key.partition(encoder)
+            if found and (not before or before.endswith(".")):
+                return before
+    return None
+
+
+def _from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    inner: dict[str, int] = {}
+    for key in tensors:
+        head = _HF_HEAD.match(key)
+        if head and head[3]:
+            inner[head[1]] = max(inner.get(head[1], 0), int(head[3]) + 1)
+
+    def head_name(match: re.Match[str]) -> str:
+        if match[3]:
+            return f"{match[1]}.layers.{int(match[3]) + 1}."
+        return f"{match[1]}.layers.{0 if match[2] == 'in' else inner.get(match[1], 0) + 1}."
+
+    renamed = {}
+    for key, tensor in tensors.items():
+        name = _HF_HEAD.sub(head_name, key)
+        for pattern, new in _HF_RENAMES:
+            name = pattern.sub(new, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _some(keys: Iterable[str], count: int = 4) -> str:
+    listed = list(keys)
+    return ", ".join(listed[:count]) + (f", … {len(listed) - count} more" if listed[count:] else "")

@@ -1,0 +1,165 @@
+"""What automatic masks need besides the model: crops, point grids, run lengths, small regions.
+
+Boxes are XYXY in pixels, with the last row and column that the mask touches.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Box = tuple[int, int, int, int]
+Mask = NDArray[np.bool_]
+
+
+class RunLengths(TypedDict):
+    """COCO's run lengths, column by column, starting with a run of zeros.
+
+    Attributes:
+        size: [h, w].
+        counts: a list of run lengths, or COCO's compressed string of them.
+    """
+
+    size: list[int]
+    counts: Any
+
+
+def point_grid(per_side: int) -> NDArray[np.float64]:
+    """Return the centres of ``per_side`` x ``per_side`` cells: (n, 2), (x, y) in 0..1."""
+    side = (np.arange(per_side) + 0.5) / per_side
+    return np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+
+
+def crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float) -> list[tuple[Box, int]]:
+    """Cover an image by overlapping crops.
+
+    Args:
+        size: (h, w) of the image in pixels.
+        layers: layer i has 2**i crops along each side.
+        overlap_ratio: overlap of the first layer's crops, over the image's short side; each
+            further layer halves it.
+
+    Returns:
+        (crop, layer), the whole image (layer 0) first.
+    """
+    height, width = size
+    crops: list[tuple[Box, int]] = [((0, 0, width, height), 0)]
+    for layer in range(1, layers + 1):
+        count = 2**layer
+        overlap = int(overlap_ratio * min(size) * (2 / count))
+        w, h = (math.ceil((overlap * (count - 1) + side) / count) for side in (width, height))
+        for i, j in product(range(count), repeat=2):
+            x, y = i * (w - overlap), j * (h - overlap)
+            crops.append(((x, y, min(x + w, width), min(y + h, height)), layer))
+    return crops
+
+
+def touches_crop(boxes: Tensor, crop: Box, size: tuple[int, int], margin: float = 20.0) -> Tensor:
+    """Tell which boxes (n, 4) of an image of (h, w) end at the crop's edge, not at the image's."""
+    values = boxes.float()
+    near_crop = (values - values.new_tensor(crop)).abs() <= margin
+    near_image = (values - values.new_tensor((0, 0, size[1], size[0]))).abs() <= margin
+    return (near_crop & ~near_image).any(dim=1)
+
+
+def boxes_of(masks: Tensor) -> Tensor:
+    """Return the boxes (n, 4), int64 XYXY, around boolean masks (n, h, w); zeros if empty."""
+    edges = []
+    for axis in (1, 2):  # any row along the width gives the columns, and the reverse
+        line = masks.any(dim=axis).to(torch.int32)
+        first = line.argmax(dim=1)
+        last = line.shape[1] - 1 - line.flip(1).argmax(dim=1)
+        edges.append((first, last))
+    (x0, x1), (y0, y1) = edges
+    boxes = torch.stack([x0, y0, x1, y1], dim=1)
+    return boxes * masks.flatten(1).any(dim=1, keepdim=True)
+
+
+def stability_scores(logits: Tensor, threshold: float, offset: float) -> Tensor:
+    """IoU (n,) of each mask cut ``offset`` above and below the threshold; NaN if both are empty.
+
+    Args:
+        logits: (n, h, w).
+        threshold: logit from which a pixel belongs to the mask.
+        offset: in logits.
+    """
+    inner = (logits > threshold + offset).flatten(1).sum(dim=1)
+    outer = (logits > threshold - offset).flatten(1).sum(dim=1)
+    return inner / outer
+
+
+def encode_mask(mask: Mask) -> RunLengths:
+    """Encode a mask (h, w) as run lengths."""
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    counts = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
+    if flat.size and flat[0]:
+        counts.insert(0, 0)
+    return {"size": list(mask.shape), "counts": counts}
+
+
+def decode_mask(runs: RunLengths) -> Mask:
+    """Undo ``encode_mask`` (uncompressed counts)."""
+    height, width = runs["size"]
+    values = np.arange(len(runs["counts"])) % 2 == 1
+    return np.repeat(values, runs["counts"]).reshape(width, height).T
+
+
+def area_of(runs: RunLengths) -> int:
+    """Count the pixels of a mask from its uncompressed run lengths."""
+    return sum(runs["counts"][1::2])
+
+
+def compress(runs: RunLengths) -> RunLengths:
+    """Write run lengths as COCO's string.
+
+    Each count but the first three is replaced by its difference to the one two before, and written
+    in groups of five bits, lowest first, with a continuation bit, offset to printable characters
+    (cocoapi, maskApi.c, rleToString).
+    """
+    counts = runs["counts"]
+    text = bytearray()
+    for index, count in enumerate(counts):
+        value = count - counts[index - 2] if index > 2 else count
+        while True:
+            group, value = value & 31, value >> 5
+            done = value == (-1 if group & 16 else 0)
+            text.append(48 + (group if done else group | 32))
+            if done:
+                break
+    return {"size": list(runs["size"]), "counts": text.decode("ascii")}
+
+
+def without_small_regions(mask: Mask, min_area: int) -> tuple[Mask, bool]:
+    """Fill the holes and drop the islands of a mask (h, w) that are under ``min_area`` pixels.
+
+    Diagonal neighbours are connected. If every island is small, the largest stays.
+
+    Returns:
+        The mask, and whether any region was small.
+    """
+    labels, small = _small_regions(~mask, min_area)
+    filled = mask | small[labels]
+    changed = bool(small.any())
+    labels, small = _small_regions(filled, min_area)
+    if not small.any():
+        return filled, changed
+    if small[1:].all():
+        small[np.bincount(labels.ravel())[1:].argmax() + 1] = False
+    return filled & ~small[labels], True
+
+
+def _small_regions(mask: Mask, min_area: int) -> tuple[NDArray[np.int32], Mask]:
+    """Number the connected regions (h, w), and tell which numbers are small; 0 is none."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    small = np.bincount(labels.ravel(), minlength=count + 1) < min_area
+    small[0] = False
+    return labels, small
