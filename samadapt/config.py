@@ -16,6 +16,7 @@ from samadapt.errors import ConfigError, nearest
 from samadapt.methods import METHODS
 from samadapt.methods.base import Method
 from samadapt.overrides import parse, read_yaml
+from samadapt.sam.builds import BUILDS
 from samadapt.typed import knob
 
 
@@ -23,7 +24,7 @@ from samadapt.typed import knob
 class Model:
     """Which SAM, and from which file."""
 
-    name: str = knob("lite_medsam", help="build: `samadapt ls models`")
+    name: str = knob("lite_medsam", help="`samadapt ls models`", choices=lambda: BUILDS)
     checkpoint: str | None = knob(None, help="weights file; null finds them by name", bound=True)
     image_size: int | None = knob(
         None,
@@ -44,11 +45,13 @@ class Data:
     axis: str | None = knob(
         None, help="axis of a volume that is sliced; null: the card's", bound=True
     )
-    channel: int | None = knob(None, help="channel of a multi-channel image", low=0, bound=True)
+    channel: int | str | None = knob(
+        None, help="index or name of the channel of a multi-channel image", low=0, bound=True
+    )
     intensity: str | dict[str, Any] | None = knob(
         None, help="mri, ct:soft_tissue, ct:-160,240, rgb; null: the card's", bound=True
     )
-    classes: list[str] | dict[str, int] | None = knob(
+    classes: list[str] | dict[str, int | list[int]] | None = knob(
         None, help="class names, or {name: value}; null: all of the data set's", bound=True
     )
     merge_classes: bool = knob(False, help="all classes as one foreground")
@@ -231,14 +234,14 @@ def validate(config: Config) -> None:
 
 def recipes() -> dict[str, Path]:
     """Return the shipped recipes by name."""
-    return {path.stem: path for path in sorted(packaged_folder("recipes").glob("*.yaml"))}
+    return {path.stem: path for path in sorted(_recipe_folder().glob("*.yaml"))}
 
 
-def packaged_folder(name: str) -> Path:
-    """Return ``recipes/`` or ``datasets/``: package data in a wheel, the root's in a checkout."""
-    package = Path(__file__).parent
-    installed = package / f"_{name}"
-    return installed if installed.is_dir() else package.parent / name
+def _recipe_folder() -> Path:
+    """Return the folder of the recipes: package data in a wheel, the root's in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "_recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def recipe_path(recipe: str) -> Path:

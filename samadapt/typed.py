@@ -8,7 +8,7 @@ the first error; everything a user typed wrong is to come out in one message.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -30,6 +30,7 @@ def knob(
     high: float | None = None,
     below: float | None = None,
     bound: bool = False,
+    choices: Callable[[], Iterable[str]] | None = None,
 ) -> Any:
     """Return a dataclass field that carries its help and its range.
 
@@ -42,12 +43,14 @@ def knob(
         below: value that it must stay under.
         bound: it belongs to the group's ``name``; a recipe's value is forgotten when the command
             line chooses another name.
+        choices: returns the texts allowed, where they are known only at run time.
     """
     limits = {">=": low, ">": above, "<=": high, "<": below}
     metadata = {
         "help": help,
         "limits": {sign: limit for sign, limit in limits.items() if limit is not None},
         "bound": bound,
+        "choices": choices,
     }
     return field(default=default, metadata=metadata)
 
@@ -107,6 +110,10 @@ def check(leaf: Leaf, value: Any) -> Any:
         ValueError: saying what was expected and what was given.
     """
     converted = convert(value, leaf.hint)
+    choices = list(leaf.metadata["choices"]()) if leaf.metadata.get("choices") else [converted]
+    if converted not in choices:
+        hinted = nearest(str(value), choices)
+        raise ValueError(f"expected one of {', '.join(choices)}; got {value!r}{hinted}")
     if isinstance(converted, int | float) and not isinstance(converted, bool):
         limits: Mapping[str, float] = leaf.metadata.get("limits", {})
         if not all(_holds(converted, sign, limit) for sign, limit in limits.items()):
