@@ -127,7 +127,7 @@ class Dataset:
         bare: list[SliceRef] = []
         slab = self.parts.slab
         for name in getattr(self.parts, split):
-            has_class = self.presence(name).any(axis=1)
+            has_class = np.any(self.presence(name), axis=1).tolist()
             indices = slab.indices(split) if slab else list(range(len(has_class)))
             if slab:
                 counts["gap"] += slab.depth - sum(len(slab.indices(s)) for s in ("train", "val"))

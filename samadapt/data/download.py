@@ -56,7 +56,7 @@ def fetch_dataset(name: str, source: Download, progress: Progress | None = None)
         extracted = Path(temporary) / source.folder
         if not extracted.is_dir():
             raise DownloadError(f"{archive}: expected the folder {source.folder!r} in the archive")
-        os.replace(extracted, folder)
+        extracted.replace(folder)
     archive.unlink()
     return folder
 
@@ -100,7 +100,7 @@ def download_file(
             f"{url}: the checksum differs: expected {digest.name} {expected}, got "
             f"{digest.hexdigest()} after {received} bytes; try again, or report it"
         )
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def extract_archive(archive: Path, folder: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from samadapt.data.nifti_grid import load_grid
 from samadapt.data.nifti import NiftiReader
+from samadapt.data.nifti_grid import load_grid
 from samadapt.data.reader import Layout, register_reader
 from samadapt.data.types import Array, Case, Finding, Volume
 from samadapt.errors import MissingExtraError

@@ -13,7 +13,7 @@ Layouts, in the order in which they are looked for:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class NiftiReader(Reader):
     """Reads NIfTI volumes."""
 
     summary = "NIfTI volumes: MSD, nnU-Net, images/ + labels/, or data.image and data.label"
-    suffixes = SUFFIXES
+    suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
 
     def discover(self) -> Layout:
         """List the cases of the folder."""

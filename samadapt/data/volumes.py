@@ -80,7 +80,7 @@ def stored_arrays(
         for path, array in zip(paths, make(), strict=True):
             partial = path.with_suffix(f".{os.getpid()}.part.npy")
             np.save(partial, array)
-            os.replace(partial, path)
+            partial.replace(path)
     image, labels = (np.load(path, mmap_mode="r") for path in paths)
     return image, labels
 

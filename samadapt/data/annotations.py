@@ -1,0 +1,105 @@
+"""Boxes, points and labels of a picture: ``annotations/<stem>.json``.
+
+One JSON object; every key may be left out. Coordinates are pixels of the original image (after
+its EXIF orientation, as a viewer shows it), x to the right and y down, (0, 0) the top left
+corner::
+
+    {
+      "boxes": [[x0, y0, x1, y1], ...],    # x0 < x1, y0 < y1, inside the image; one per object
+      "points": [[x, y], ...],             # inside the image
+      "point_labels": [1, 0, ...],         # 1 foreground, 0 background; one per point; default 1
+      "labels": ["cell", ...]              # class name of each box; without boxes, of each point
+    }
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samadapt.data.types import Annotation, FindingError, fault
+from samadapt.errors import nearest
+
+_KEYS = ("boxes", "points", "point_labels", "labels")
+
+
+def read_annotation(path: Path, height: int, width: int) -> Annotation:
+    """Read and check the annotations of an image of ``height`` x ``width`` pixels.
+
+    Raises:
+        FindingError: the file is missing, not JSON, not as the module says, or a box or point
+            lies outside the image.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _schema(path, f"is not a JSON file ({error})") from None
+    if not isinstance(content, dict):
+        raise _schema(path, f"expected an object; got {type(content).__name__}")
+    for key, value in content.items():
+        if key not in _KEYS:
+            known = ", ".join(_KEYS)
+            raise _schema(path, f"unknown key {key!r}; known: {known}{nearest(key, _KEYS)}")
+        if not isinstance(value, list):
+            raise _schema(path, f"{key} must be a list; got {type(value).__name__}")
+    boxes = [_numbers(path, "boxes", i, box, 4) for i, box in enumerate(content.get("boxes", []))]
+    points = [_numbers(path, "points", i, p, 2) for i, p in enumerate(content.get("points", []))]
+    for index, box in enumerate(boxes):
+        _check_box(path, index, box, height, width)
+    for index, (x, y) in enumerate(points):
+        if not (0 <= x <= width and 0 <= y <= height):
+            message = (
+                f"points[{index}] = [{x:g}, {y:g}] lies outside the image of {width} x {height}"
+            )
+            raise fault("point_outside", path, message, "give pixels of the original image")
+    return Annotation(
+        np.array(boxes, dtype=np.float32).reshape(-1, 4) if boxes else None,
+        np.array(points, dtype=np.float32).reshape(-1, 2) if points else None,
+        _point_labels(path, content.get("point_labels"), len(points)),
+        _labels(path, content.get("labels"), len(boxes) or len(points)),
+    )
+
+
+def _numbers(path: Path, key: str, index: int, value: Any, count: int) -> list[float]:
+    usable = isinstance(value, list) and len(value) == count
+    if not usable or not all(type(v) in (int, float) and math.isfinite(v) for v in value):
+        raise _schema(path, f"{key}[{index}] must be {count} numbers; got {str(value)[:60]}")
+    return [float(v) for v in value]
+
+
+def _check_box(path: Path, index: int, box: list[float], height: int, width: int) -> None:
+    x0, y0, x1, y1 = box
+    shown = [f"{v:g}" for v in box]
+    if not (x0 < x1 and y0 < y1):
+        raise _schema(
+            path, f"boxes[{index}] must be [x0, y0, x1, y1] with x0 < x1, y0 < y1; {shown}"
+        )
+    if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
+        message = f"boxes[{index}] = {shown} lies outside the image of {width} x {height}"
+        raise fault("box_outside", path, message, "give pixels of the original image, XYXY")
+
+
+def _point_labels(path: Path, value: Any, count: int) -> Any:
+    if value is None:
+        return np.ones(count, dtype=np.int64) if count else None
+    if len(value) != count or not all(type(v) is int and v in (0, 1) for v in value):
+        raise _schema(path, f"point_labels must be {count} values of 0 or 1; got {str(value)[:60]}")
+    return np.array(value, dtype=np.int64) if count else None
+
+
+def _labels(path: Path, value: Any, count: int) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if len(value) != count or not all(isinstance(v, str) for v in value):
+        raise _schema(path, f"labels must be {count} class names; got {str(value)[:60]}")
+    return tuple(value)
+
+
+def _schema(path: Path, message: str) -> FindingError:
+    return fault(
+        "annotation_schema", path, message, "see the schema in samadapt/data/annotations.py"
+    )

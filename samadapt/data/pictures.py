@@ -1,0 +1,106 @@
+"""One picture or mask file through PIL, with every check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samadapt.data.types import Array, fault
+from samadapt.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_LOSSY = (".jpg", ".jpeg")
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
+_GREY_MODES = ("1", "L", "LA", "La")
+
+
+def load_picture(path: Path) -> tuple[Array, bool]:
+    """Read an image as its viewer shows it: EXIF orientation applied, alpha dropped.
+
+    Returns:
+        (h, w, 3) uint8 and True for colour; (h, w, 1) uint8 or, above 8 bits, float32 and
+        False for grey.
+
+    Raises:
+        FindingError: the file is missing or broken, or has several pages.
+    """
+    picture = _open(path)
+    if picture.mode in _DEEP_MODES:
+        values = np.asarray(picture)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            message = "some pixels are NaN or infinite"
+            raise fault("non_finite_voxels", path, message, "replace them and save it again")
+        return values.astype(np.float32)[:, :, None], False
+    if picture.mode in _GREY_MODES:
+        return np.array(picture.convert("L"))[:, :, None], False
+    if picture.mode in ("RGBA", "RGBa"):  # convert("RGB") drops alpha without blending
+        return np.ascontiguousarray(np.asarray(picture.convert("RGBA"))[:, :, :3]), True
+    return np.array(picture.convert("RGB")), True
+
+
+def load_mask(path: Path) -> Array:
+    """Read a mask's values as (h, w) int32: the indices of a palette image, the grey values else.
+
+    Raises:
+        FindingError: the file is missing or broken, lossy (JPEG), coloured, or its values are no
+            whole numbers.
+    """
+    if path.name.lower().endswith(_LOSSY):
+        message = "a mask saved as JPEG has altered values at its edges"
+        raise fault("lossy_mask", path, message, "export it again as PNG")
+    picture = _open(path)
+    if picture.mode in ("PA", "LA", "La"):
+        picture = picture.getchannel(0)
+    if picture.mode in ("1", "L", "P", *_DEEP_MODES):
+        values = np.asarray(picture)
+    else:
+        channels = np.asarray(picture.convert("RGB"))
+        if (channels != channels[:, :, :1]).any():
+            message = f"expected one value a pixel; it is a colour image ({picture.mode})"
+            raise fault("colour_mask", path, message, "save class numbers as a grey or palette PNG")
+        values = channels[:, :, 0]
+    whole = values.astype(np.int32)
+    if values.dtype.kind == "f" and not (np.isfinite(values).all() and (whole == values).all()):
+        message = "label pixels must be whole numbers"
+        raise fault("non_integer_labels", path, message, "export the mask without interpolation")
+    return whole
+
+
+def save_mask(prediction: Array, path: Path) -> None:
+    """Write class ids (h, w) as a grey PNG, 16-bit where an id is above 255.
+
+    Raises:
+        DataError: the file name is not PNG's.
+    """
+    from PIL import Image
+
+    if path.suffix.lower() != ".png":
+        raise DataError(f"{path}: a mask is written as .png; choose such a name")
+    deep = prediction.size > 0 and int(prediction.max()) > 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.part.png")
+    Image.fromarray(prediction.astype(np.uint16 if deep else np.uint8)).save(partial)
+    partial.replace(path)
+
+
+def _open(path: Path) -> Any:
+    from PIL import Image, ImageOps
+
+    if not path.is_file():
+        raise fault("missing_file", path, "there is no such file", "check the path")
+    if path.stat().st_size == 0:
+        raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
+    try:
+        with Image.open(path) as opened:
+            pages = getattr(opened, "n_frames", 1)
+            opened.load()
+            picture = ImageOps.exif_transpose(opened)
+    except Exception as error:  # PIL raises many kinds, most without the file's name
+        message = f"cannot be read as an image ({type(error).__name__}: {error})"
+        raise fault("unreadable_image", path, message, "copy it again or save it as PNG") from None
+    if pages > 1:
+        message = f"expected one page; the file has {pages}"
+        raise fault("several_pages", path, message, "save each page as a file")
+    return picture
