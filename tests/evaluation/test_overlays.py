@@ -101,9 +101,10 @@ def test_panels_hold_at_any_shape(tmp_path, shape, spacing):
         spacing=spacing,
     )
     picture = pixels(path)
-    violet = (picture == (120, 60, 180)).all(axis=-1)
+    first_panel = picture[:, : picture.shape[1] // 4]
+    violet = (first_panel == (120, 60, 180)).all(axis=-1)
     rows, columns = violet.any(axis=1), violet.any(axis=0)
-    drawn_ratio = rows.sum() / (columns.sum() / 4)
+    drawn_ratio = rows.sum() / columns.sum()
     assert drawn_ratio == pytest.approx(shape[0] * spacing[0] / (shape[1] * spacing[1]), rel=0.1)
     assert has_colour(picture, overlays.COLOURS[0])
     assert has_colour(picture, overlays.COLOURS[1])
