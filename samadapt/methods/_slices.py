@@ -1,0 +1,112 @@
+"""LoRA's B for some of the q, k and v slices of a fused projection.
+
+Imports torch; the methods import this file when they inject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samadapt.errors import AdapterError
+
+QKV = ("q", "k", "v")
+
+
+class SlicedProjection(nn.Module):
+    """A block-structured B that holds, trains and multiplies only its non-zero blocks.
+
+    Of the (3 width, n rank) matrix, slice i owns the rows of its q, k or v and the columns
+    i rank to (i + 1) rank; all else is zero. In a state dict, and through ``weight``, it is that
+    dense matrix, so peft's own merge, save and load see a plain LoRA.
+
+    Args:
+        slices: of ``"q"``, ``"k"``, ``"v"``, in the order of the stacked A.
+        rank: of each slice.
+        width: rows of one slice.
+        groups: 1 if the rows are ordered (q | k | v, head, channel); the number of heads if they
+            are ordered (head, q | k | v, channel).
+        like: gives device and dtype.
+    """
+
+    def __init__(
+        self, slices: Sequence[str], rank: int, width: int, groups: int, like: Tensor
+    ) -> None:
+        super().__init__()
+        self.rows = tuple(QKV.index(name) for name in slices)
+        self.rank, self.width, self.groups = rank, width, groups
+        zeros = torch.zeros(len(slices), width, rank, device=like.device, dtype=like.dtype)
+        self.blocks = nn.Parameter(zeros)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense matrix (3 width, n rank)."""
+        count = len(self.rows)
+        dense = self.blocks.new_zeros(3, self.width, count, self.rank)
+        for i, row in enumerate(self.rows):
+            dense[row, :, i] = self.blocks[i]
+        return (
+            dense.reshape(3, self.groups, -1, count * self.rank)
+            .transpose(0, 1)
+            .reshape(3 * self.width, count * self.rank)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., n rank) to (..., 3 width)."""
+        parts = torch.split(x, self.rank, dim=-1)
+        rows = {
+            row: torch.unflatten(functional.linear(part, block), -1, (self.groups, -1))
+            for row, part, block in zip(self.rows, parts, self.blocks, strict=True)
+        }
+        some = rows[self.rows[0]]
+        zero = some.new_zeros(1).expand_as(some)
+        return torch.stack([rows.get(row, zero) for row in range(3)], dim=-2).flatten(-3)
+
+    def load_dense(self, dense: Tensor) -> None:
+        """Take the blocks from a dense matrix (3 width, n rank).
+
+        Raises:
+            AdapterError: when it is not zero where a slice is left alone.
+        """
+        count = len(self.rows)
+        grid = dense.reshape(self.groups, 3, -1, count, self.rank).transpose(0, 1)
+        grid = grid.reshape(3, self.width, count, self.rank)
+        blocks = torch.stack([grid[row, :, i] for i, row in enumerate(self.rows)])
+        if torch.count_nonzero(grid) != torch.count_nonzero(blocks):
+            raise AdapterError(
+                "lora_B has values outside the chosen slices of qkv; expected zeros there. "
+                "Was it trained with other slices, or for a model whose rows have another order?"
+            )
+        with torch.no_grad():
+            self.blocks.copy_(blocks)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        destination[f"{prefix}weight"] = self.weight if keep_vars else self.weight.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = f"{prefix}weight"
+        expected = (3 * self.width, len(self.rows) * self.rank)
+        if key not in state_dict:
+            missing_keys.append(key)
+        elif tuple(state_dict[key].shape) != expected:
+            error_msgs.append(f"{key}: expected {expected}; got {tuple(state_dict[key].shape)}")
+        else:
+            self.load_dense(state_dict[key])
+        if strict:
+            known = (key, f"{prefix}blocks")
+            unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k not in known)

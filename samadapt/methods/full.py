@@ -1,0 +1,42 @@
+"""Full fine-tuning of the encoder, or of some of its blocks: the baseline that costs most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from samadapt.methods.base import Method, register
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+
+@register("full")
+@dataclass(frozen=True)
+class FullFineTuning(Method):
+    """Train every weight of the image encoder.
+
+    With ``blocks`` other than ``"all"`` only those blocks are trained; patch embedding, merges
+    between stages and neck stay frozen then.
+    """
+
+    summary: ClassVar[str] = "every weight of the image encoder, or of the chosen blocks"
+
+    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+        """Unfreeze; nothing is added."""
+        for module in self._modules(sam, sites):
+            module.requires_grad_(True)
+
+    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+        """Return the size of the encoder, or of the chosen blocks."""
+        modules = self._modules(sam, sites)
+        return sum(p.numel() for module in modules for p in module.parameters())
+
+    def _modules(self, sam: Sam, sites: Sequence[BlockSite]) -> list[nn.Module]:
+        if self.blocks == "all":
+            return [sam.image_encoder]
+        return [sam.get_submodule(site.block) for site in sites]

@@ -1,0 +1,20 @@
+"""Nothing in the encoder: the zero-shot baseline, or the decoder alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from samadapt.methods.base import Method, register
+from samadapt.typed import knob
+
+
+@register("none")
+@dataclass(frozen=True)
+class NoAdaptation(Method):
+    """The encoder stays as it is; ``decoder`` is frozen too unless asked for."""
+
+    summary: ClassVar[str] = "the encoder untouched; zero-shot unless the decoder is trained"
+    plain_peft: ClassVar[bool] = True
+
+    decoder: Literal["full", "lora", "frozen"] = knob("frozen", help="how the mask decoder trains")

@@ -1,0 +1,386 @@
+"""The adapter directory: a peft directory with our record beside it. Saved whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samadapt.errors import AdapterError, ConfigError
+from samadapt.methods import low_rank
+from samadapt.methods.base import Injection, Method, inject, method_from_dict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samadapt.sam.model import Sam
+
+WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+RECORD = "samadapt.json"
+CARD = "README.md"
+
+_PREFIX = "base_model.model."  # peft stores names as seen from its own wrapper
+# Of adapter_config.json, what does not change the loaded model's output.
+_NEUTRAL = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "lora_dropout",
+    "peft_version",
+    "revision",
+    "task_type",
+}
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """What must be known to use an adapter: ``samadapt.json``.
+
+    Attributes:
+        base: name of the base model (a build).
+        base_sha256: ``base_hash`` of the freshly loaded base.
+        checkpoint: where the base weights were found: a hint.
+        image_size: side of the model's square in pixels.
+        num_masks: masks of a multimask output.
+        preprocessing: what the base expects of its input.
+        method: name and options; written by ``save_adapter``.
+        intensity: the intensity rule.
+        classes: class names, background left out.
+        prompt: the prompt policy.
+        threshold: on logits.
+        scores: as in ``eval/summary.json``.
+        versions: of the packages that trained it; written by ``save_adapter`` if empty.
+        recipe: name or path.
+        axis: axis along which volumes were sliced.
+        created: date and time, ISO 8601.
+        data: name of the data set, for the model card.
+        licence: licence of the base weights, for the model card.
+    """
+
+    base: str
+    base_sha256: str
+    image_size: int
+    checkpoint: str | None = None
+    num_masks: int = 3
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    intensity: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    prompt: dict[str, Any] = field(default_factory=dict)
+    threshold: float = 0.0
+    scores: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    recipe: str = ""
+    axis: str | None = None
+    created: str = ""
+    data: str = ""
+    licence: str = ""
+
+
+def save_adapter(directory: Path, sam: Sam, injection: Injection, record: AdapterRecord) -> None:
+    """Write an adapter directory; an existing one is replaced only when the new one is complete.
+
+    Args:
+        directory: to create; its parent too.
+        sam: the adapted model.
+        injection: what ``inject`` returned.
+        record: what to remember; ``method``, and ``versions`` if empty, are filled in here.
+
+    Raises:
+        AdapterError: when a weight is not finite.
+    """
+    from safetensors.torch import save_file
+
+    from samadapt.methods.card import model_card
+
+    state = sam.state_dict()
+    names = _stored_names(sam, injection)
+    tensors = {key: state[name].detach().cpu().contiguous() for key, name in names.items()}
+    _check_finite(tensors, directory / WEIGHTS)
+    record = replace(
+        record,
+        method=injection.method.to_dict(),
+        versions=record.versions or _versions(),
+    )
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        fresh = scratch / "new"
+        fresh.mkdir()
+        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        _write_json(fresh / PEFT_CONFIG, _peft_config(injection))
+        _write_json(fresh / RECORD, asdict(record))
+        plain_peft = _loads_in_peft(sam, injection.method)
+        card = model_card(record, injection.trainable, plain_peft=plain_peft)
+        (fresh / CARD).write_text(card, encoding="utf-8")
+        if directory.exists():
+            directory.rename(scratch / "old")
+        fresh.rename(directory)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def load_adapter(directory: Path, sam: Sam) -> Injection:
+    """Inject into a freshly loaded base what an adapter directory holds.
+
+    Everything that can be checked beforehand is checked before the model is touched. If weights
+    are refused afterwards, the model must be loaded anew.
+
+    Args:
+        directory: written by ``save_adapter``.
+        sam: the base, as ``load_sam`` returned it; changed in place.
+
+    Returns:
+        The injection; the parameters may be trained further.
+
+    Raises:
+        AdapterError: naming the file: missing or broken, of another base, image size or method, an
+            altered rank or alpha, missing or unexpected keys, wrong shapes, NaN weights.
+    """
+    record = read_record(directory)
+    method = _method(directory / RECORD, record)
+    _check_base(directory / RECORD, record, sam)
+    tensors = _read_weights(directory / WEIGHTS)
+    config = _read_json(directory / PEFT_CONFIG)
+    if record.num_masks != sam.build.num_multimask:
+        sam.resize_mask_tokens(record.num_masks)
+    injection = inject(sam, method)
+    _check_peft_config(directory / PEFT_CONFIG, config, _peft_config(injection))
+    names = _stored_names(sam, injection)
+    expected = sam.state_dict()
+    _check_tensors(
+        directory / WEIGHTS, tensors, {key: expected[name] for key, name in names.items()}
+    )
+    try:
+        sam.load_state_dict({names[key]: value for key, value in tensors.items()}, strict=False)
+    except AdapterError as error:
+        raise AdapterError(f"{directory / WEIGHTS}: {error}") from error
+    return injection
+
+
+def read_record(directory: Path) -> AdapterRecord:
+    """Read ``samadapt.json``.
+
+    Raises:
+        AdapterError: when the directory or the file is missing, broken or lacks an entry.
+    """
+    if not directory.is_dir():
+        raise AdapterError(f"{directory}: expected an adapter directory; there is none")
+    path = directory / RECORD
+    values = _read_json(path)
+    known = {item.name: item for item in fields(AdapterRecord)}
+    missing = [
+        name for name in ("base", "base_sha256", "image_size", "method") if name not in values
+    ]
+    unexpected = [name for name in values if name not in known]
+    if missing or unexpected:
+        raise AdapterError(f"{path}: missing entries {missing}, unknown entries {unexpected}")
+    return AdapterRecord(**values)
+
+
+def merge(sam: Sam, injection: Injection) -> None:
+    """Fold the adapter into the base weights; afterwards the model is a plain, frozen ``Sam``.
+
+    Raises:
+        AdapterError: when the method cannot be merged.
+    """
+    if not injection.method.can_merge:
+        raise AdapterError(
+            f"{injection.method.name} adds layers that no weight of SAM can hold, so it cannot be "
+            "merged; keep the adapter directory, or train with peft=lora"
+        )
+    low_rank.merge(sam)
+    sam.requires_grad_(False)
+
+
+def trainable_state(sam: Sam, injection: Injection) -> dict[str, Tensor]:
+    """Return copies on the CPU of the trained parameters, by their name in the model."""
+    parameters = dict(sam.named_parameters())
+    return {name: parameters[name].detach().cpu().clone() for name in injection.parameters}
+
+
+def load_trainable_state(sam: Sam, injection: Injection, state: Mapping[str, Tensor]) -> None:
+    """Put back what ``trainable_state`` returned.
+
+    Raises:
+        AdapterError: when names or shapes differ.
+    """
+    import torch
+
+    own = {name: p for name, p in sam.named_parameters() if name in injection.parameters}
+    _check_tensors(Path("trainable state"), state, own)
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+
+
+def _stored_names(sam: Sam, injection: Injection) -> dict[str, str]:
+    """Map each stored key to its state-dict name: what is trained, under peft's own names."""
+    state = sam.state_dict()
+    chosen = []
+    for name in injection.parameters:
+        # a packed B is one dense entry in the state dict, under another name than its parameter
+        chosen.append(name if name in state else f"{name.rpartition('.')[0]}.weight")
+    label = re.compile(rf"\.(lora_[AB])\.{low_rank.ADAPTER}\.")
+    return {_PREFIX + label.sub(r".\1.", name): name for name in chosen}
+
+
+def _peft_config(injection: Injection) -> dict[str, Any]:
+    """Return what ``adapter_config.json`` holds."""
+    method = injection.method
+    if not method.plain_peft:
+        return {
+            "peft_type": f"SAMADAPT_{method.name.upper()}",
+            "library_name": "samadapt",
+            "note": "no kind of peft's; load it with samadapt.load_adapter",
+            "method": method.to_dict(),
+        }
+    from peft import LoraConfig
+
+    whole = ["mask_decoder"] if method.decoder == "full" else None
+    arguments = low_rank.peft_config(injection.low_rank, method.low_rank_dropout, whole)
+    config = LoraConfig(inference_mode=True, **arguments).to_dict()  # type: ignore[no-untyped-call]
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=_as_list))
+    return {
+        key: sorted(v) if key == "target_modules" and isinstance(v, list) else v
+        for key, v in plain.items()
+    }
+
+
+def _loads_in_peft(sam: Sam, method: Method) -> bool:
+    """Whether peft alone can load it: it cannot give the base more mask tokens."""
+    from samadapt.sam.builds import BUILDS
+
+    original = BUILDS.get(sam.build.name, sam.build).num_multimask
+    return method.plain_peft and sam.build.num_multimask == original
+
+
+def _as_list(value: object) -> list[Any]:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")
+
+
+def _check_peft_config(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Refuse a configuration that says something else than the record."""
+    for key in sorted((found.keys() | expected.keys()) - _NEUTRAL):
+        want, got = expected.get(key), found.get(key, expected.get(key))
+        if key in ("peft_type", "r", "lora_alpha", "target_modules") and key in expected:
+            got = found.get(key)
+        if isinstance(want, list) and isinstance(got, list):
+            want, got = sorted(want), sorted(got)
+        if want != got and (want or got):
+            raise AdapterError(
+                f"{path}: {key} was changed: expected {_short(want)}, as {RECORD} records; "
+                f"got {_short(got)}"
+            )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _method(path: Path, record: AdapterRecord) -> Method:
+    try:
+        return method_from_dict(record.method)
+    except ConfigError as error:
+        raise AdapterError(f"{path}: {error}") from error
+
+
+def _check_base(path: Path, record: AdapterRecord, sam: Sam) -> None:
+    """Refuse another base than the adapter was trained on."""
+    from samadapt.sam.weights import base_hash
+
+    if record.image_size != sam.image_size:
+        raise AdapterError(
+            f"{path}: trained at image_size {record.image_size}; the model has {sam.image_size}. "
+            f"Load the base with image_size={record.image_size}"
+        )
+    if low_rank.carries_adapter(sam):
+        raise AdapterError("this model already carries an adapter; load a fresh base")
+    found = base_hash(sam)
+    if found != record.base_sha256:
+        raise AdapterError(
+            f"{path}: trained on base {record.base} with sha256 {record.base_sha256}; the model "
+            f"given is {sam.build.name} with sha256 {found}. Load the weights that it names"
+            + (f" ({record.checkpoint})" if record.checkpoint else "")
+        )
+
+
+def _check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse missing or unexpected keys and wrong shapes."""
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys())
+    if missing or unexpected:
+        parts = [
+            f"{len(keys)} {what} keys, first {keys[0]}"
+            for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
+            if keys
+        ]
+        raise AdapterError(f"{path}: {'; '.join(parts)}")
+    for key, value in found.items():
+        if value.shape != expected[key].shape:
+            raise AdapterError(
+                f"{path}: {key}: expected shape {tuple(expected[key].shape)}; "
+                f"got {tuple(value.shape)}"
+            )
+
+
+def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    for key, value in tensors.items():
+        if not bool(value.isfinite().all()):
+            raise AdapterError(f"{path}: {key} holds NaN or infinite values")
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise AdapterError(f"{path}: the file is missing")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        head = path.open("rb").read(4)
+        kind = (
+            "a pickle" if head[:2] in (b"PK", b"\x80\x02", b"\x80\x04") else "truncated or broken"
+        )
+        raise AdapterError(
+            f"{path}: expected a safetensors file; it is {kind} ({error})"
+        ) from error
+    _check_finite(tensors, path)
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise AdapterError(f"{path}: the file is missing")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(f"{path}: expected JSON; it is truncated or broken ({error})") from error
+    if not isinstance(values, dict):
+        raise AdapterError(f"{path}: expected a JSON object; got {type(values).__name__}")
+    return values
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("samadapt", "torch", "peft", "timm"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
