@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -28,9 +29,10 @@ def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
         return 0.5 * noise
     if value.ndim == 1:  # gains of a normalisation
         return 1 + 0.3 * noise
-    if value.shape[0] == 1 or "token" in name or "gaussian" in name:  # embeddings
+    if value.shape[0] == 1 or name.endswith(("mask_tokens.weight", "gaussian_matrix")):
         return noise
-    return 1.4 * noise * value[0].numel() ** -0.5
+    gain = 2.0 if value.ndim == 4 else 1.4  # convolutions of TinyViT forget the image below that
+    return gain * noise * value[0].numel() ** -0.5
 
 
 def _randomise(model: nn.Module, seed: int) -> nn.Module:
@@ -71,6 +73,65 @@ def _make(name: str, seed: int) -> Sam:
 def randomise() -> Randomise:
     """Give ``randomise(model, seed)``: fill a model, in place, with weights of a useful scale."""
     return _randomise
+
+
+def _as_segment_anything(sam: Sam) -> nn.Module:
+    from functools import partial
+
+    from segment_anything import modeling
+    from segment_anything.modeling.image_encoder import ImageEncoderViT
+
+    build, side = sam.build, sam.embedding_size
+    if build.encoder == "vit":
+        encoder = ImageEncoderViT(
+            img_size=sam.image_size,
+            patch_size=build.patch_size,
+            embed_dim=build.embed_dim,
+            depth=build.depth,
+            num_heads=build.num_heads,
+            mlp_ratio=build.mlp_ratio,
+            out_chans=build.prompt_width,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=build.window,
+            global_attn_indexes=build.global_blocks,
+        )
+    else:  # segment-anything has no TinyViT: lend it ours
+        encoder = copy.deepcopy(sam.image_encoder)
+        encoder.img_size = sam.image_size
+    prompt_encoder = modeling.PromptEncoder(
+        embed_dim=build.prompt_width,
+        image_embedding_size=(side, side),
+        input_image_size=(sam.image_size, sam.image_size),
+        mask_in_chans=build.mask_channels,
+    )
+    decoder = modeling.MaskDecoder(
+        transformer_dim=build.prompt_width,
+        transformer=modeling.TwoWayTransformer(
+            depth=build.decoder_depth,
+            embedding_dim=build.prompt_width,
+            mlp_dim=build.decoder_mlp,
+            num_heads=build.decoder_heads,
+        ),
+        num_multimask_outputs=build.num_multimask,
+        iou_head_hidden_dim=build.iou_width,
+    )
+    reference = modeling.Sam(encoder, prompt_encoder, decoder).to(sam.dtype)
+    reference.load_state_dict(sam.state_dict(), strict=True)
+    if sam.dtype == torch.float64:  # its positions are fp32, whatever the model is
+        layer = reference.prompt_encoder.pe_layer
+        encode = layer._pe_encoding
+        layer._pe_encoding = lambda places: encode(places.double())
+        layer.forward_with_coords = lambda pixels, size: layer._pe_encoding(
+            pixels.double() / torch.tensor([size[1], size[0]])
+        )
+    return reference.eval()
+
+
+@pytest.fixture
+def as_segment_anything() -> Callable[[Sam], nn.Module]:
+    """Give ``as_segment_anything(sam)``: the same weights in segment-anything's own ``Sam``."""
+    return _as_segment_anything
 
 
 @pytest.fixture

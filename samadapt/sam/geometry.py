@@ -128,8 +128,8 @@ def _cell_weights(original: int, resized: int, size: int, side: int) -> npt.NDAr
         return weights
     pixel = np.arange(original)
     overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
-    np.clip(overlap, 0, None, out=overlap)
-    return overlap.astype(np.float32)
+    covered: npt.NDArray[np.float32] = np.clip(overlap, 0, None).astype(np.float32)
+    return covered
 
 
 def _ratio(frame: Frame) -> FloatArray:
