@@ -75,7 +75,7 @@ class Prompts:
     jitter: float = knob(
         0.1, help="standard deviation of box noise, share of the side", low=0, below=1
     )
-    max_jitter_px: float = knob(20.0, help="largest box noise, original pixels", low=0)
+    max_jitter_px: float = knob(20.0, help="its bound, where the longest side is 1024 px", low=0)
     min_area: int = knob(0, help="objects below this many pixels get no prompt", low=0)
 
 

@@ -57,10 +57,9 @@ def parse(
                 values[key] = _checked(key, value, known, is_text=source == COMMAND_LINE)
             except ValueError as error:
                 problems.append(f"{key}: {error}" + (f" ({source})" if source else ""))
-    if not problems:
-        result = instantiate(schema, values, choose, problems)
-        if result is not None:
-            return result
+    result = instantiate(schema, values, choose, problems)
+    if result is not None and not problems:
+        return result
     head = "" if len(problems) == 1 else f"{len(problems)} problems in the configuration:\n  - "
     raise ConfigError(head + "\n  - ".join(problems))
 

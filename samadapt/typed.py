@@ -7,10 +7,12 @@ the first error; everything a user typed wrong is to come out in one message.
 
 from __future__ import annotations
 
+import math
+import operator
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from samadapt.errors import SamadaptError, nearest
 
@@ -19,6 +21,7 @@ Choose = Callable[[type[Any]], type[Any]]
 """Maps a group's declared type to the one in use: ``peft=NAME`` picks a subclass."""
 
 _NUMBER_NAMES: dict[Any, str] = {bool: "true or false", int: "an integer", float: "a number"}
+_COMPARISONS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 
 
 def knob(
@@ -85,10 +88,10 @@ class Leaf:
 def leaves(schema: type[Any], choose: Choose, prefix: str = "") -> dict[str, Leaf]:
     """Return every key of ``schema`` in declaration order, groups flattened to dotted names."""
     found: dict[str, Leaf] = {}
-    hints = get_type_hints(schema)
+    hints: dict[str, Any] = get_type_hints(schema)
     for item in fields(schema):
         key, hint = f"{prefix}{item.name}", hints[item.name]
-        if is_dataclass(hint):
+        if _is_group(hint):
             found |= leaves(choose(hint), choose, f"{key}.")
         else:
             found[key] = Leaf(key, hint, _default(item), item.metadata)
@@ -97,10 +100,8 @@ def leaves(schema: type[Any], choose: Choose, prefix: str = "") -> dict[str, Lea
 
 def groups(schema: type[Any]) -> dict[str, type[Any]]:
     """Return the groups of ``schema`` by name."""
-    hints = get_type_hints(schema)
-    return {
-        item.name: hints[item.name] for item in fields(schema) if is_dataclass(hints[item.name])
-    }
+    hints: dict[str, Any] = get_type_hints(schema)
+    return {item.name: hints[item.name] for item in fields(schema) if _is_group(hints[item.name])}
 
 
 def check(leaf: Leaf, value: Any) -> Any:
@@ -115,6 +116,8 @@ def check(leaf: Leaf, value: Any) -> Any:
         hinted = nearest(str(value), choices)
         raise ValueError(f"expected one of {', '.join(choices)}; got {value!r}{hinted}")
     if isinstance(converted, int | float) and not isinstance(converted, bool):
+        if not math.isfinite(converted):
+            raise ValueError(f"expected a finite number; got {value!r}")
         limits: Mapping[str, float] = leaf.metadata.get("limits", {})
         if not all(_holds(converted, sign, limit) for sign, limit in limits.items()):
             wanted = " and ".join(f"{sign} {limit:g}" for sign, limit in limits.items())
@@ -169,19 +172,19 @@ def instantiate(
     ``problems``, and None is returned.
     """
     hints, given, before = get_type_hints(schema), {}, len(problems)
-    for item in fields(schema):
+    for item in fields(cast(Any, schema)):
         key, hint = f"{prefix}{item.name}", hints[item.name]
-        if is_dataclass(hint):
+        if _is_group(hint):
             given[item.name] = instantiate(
                 choose(hint),
                 values,
                 choose,
                 problems,
-                f"{key}.",  # type: ignore[arg-type]
+                f"{key}.",
             )
         elif key in values:
             given[item.name] = values[key]
-        elif _default(item) is MISSING:
+        elif _default(item) is MISSING and not any(p.startswith(f"{key}:") for p in problems):
             problems.append(f"{key}: it is needed: {key}={item.metadata.get('help', 'VALUE')}")
     if len(problems) > before:
         return None
@@ -190,6 +193,10 @@ def instantiate(
     except (SamadaptError, ValueError, TypeError) as error:
         problems.append(f"{prefix.rstrip('.')}: {error}".removeprefix(": "))
         return None
+
+
+def _is_group(hint: Any) -> bool:
+    return bool(is_dataclass(hint))
 
 
 def _default(item: Field[Any]) -> Any:
@@ -203,9 +210,7 @@ def _arms(hint: Any) -> tuple[Any, ...]:
 
 def _holds(value: float, sign: str, limit: float) -> bool:
     """Whether ``value sign limit``; never for NaN."""
-    return {">=": value >= limit, ">": value > limit, "<=": value <= limit, "<": value < limit}[
-        sign
-    ]
+    return bool(_COMPARISONS[sign](value, limit))
 
 
 def _match(value: Any, arm: Any) -> tuple[bool, Any]:
@@ -230,15 +235,14 @@ def _match(value: Any, arm: Any) -> tuple[bool, Any]:
 
 def _match_container(value: Any, origin: Any, arms: tuple[Any, ...]) -> tuple[bool, Any]:
     """Return whether every member of a list, tuple or mapping fits, and the converted container."""
-    if not isinstance(value, Mapping if origin is dict else list | tuple):
-        return False, value
     try:
-        if origin is dict:
+        if origin is dict and isinstance(value, Mapping):
             return True, {convert(k, arms[0]): convert(v, arms[1]) for k, v in value.items()}
-        fixed = origin is tuple and arms[-1] is not Ellipsis
-        if fixed and len(arms) != len(value):
+        if origin is dict or not isinstance(value, list | tuple):
             return False, value
-        members = [convert(v, arms[i] if fixed else arms[0]) for i, v in enumerate(value)]
-        return True, origin(members)
+        if origin is list or arms[-1] is Ellipsis:
+            return True, origin(convert(member, arms[0]) for member in value)
+        pairs = zip(value, arms, strict=True)
+        return True, tuple(convert(member, arm) for member, arm in pairs)
     except ValueError:
         return False, value
