@@ -191,7 +191,8 @@ def instantiate(
     try:
         return schema(**given)
     except (SamadaptError, ValueError, TypeError) as error:
-        problems.append(f"{prefix.rstrip('.')}: {error}".removeprefix(": "))
+        named = str(error).startswith(prefix)
+        problems.append(str(error) if named else f"{prefix.rstrip('.')}: {error}")
         return None
 
 

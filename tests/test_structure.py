@@ -1,0 +1,185 @@
+"""The house rules that can be read off the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "samadapt"
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in FILES
+}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+
+LAYERS = [
+    {"errors", "console", "typed"},
+    {"sam"},
+    {"methods", "data", "prompts"},
+    {"training", "evaluation", "export"},
+    {"segmenter"},
+    {"overrides"},
+    {"config"},
+    {"verbs"},
+    {"cli"},
+]
+RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+CONFIGURATION = {"overrides", "config"}  # stops at the verbs: what lies below takes plain values
+
+
+def layer_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def is_type_checking(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imports(body: list[ast.stmt], *, types_too: bool) -> Iterator[str]:
+    """Every samadapt module that a file imports, inside functions too."""
+    for node in body:
+        if is_type_checking(node) and not types_too:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
+        children = [child for child in ast.walk(node) if isinstance(child, ast.stmt)][1:]
+        if children:
+            yield from imports(children, types_too=types_too)
+
+
+def trees() -> Iterator[tuple[str, ast.Module]]:
+    for module, path in MODULES.items():
+        yield module, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def length_without_docstring(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first = function.body[0]
+    documented = ast.get_docstring(function) is not None
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if documented else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
+def test_every_module_has_a_layer() -> None:
+    homeless = {layer_of(m) for m in MODULES if m != "samadapt"} - set(RANKS)
+    assert not homeless
+
+
+def test_imports_point_down() -> None:
+    wrong = [
+        f"{module} imports {target}"
+        for module, tree in trees()
+        if module != "samadapt"
+        for target in imports(tree.body, types_too=True)
+        if target != "samadapt" and RANKS[layer_of(target)] > RANKS[layer_of(module)]
+    ]
+    assert not wrong
+
+
+def test_configuration_stops_at_the_verbs() -> None:
+    wrong = [
+        f"{module} imports {target}"
+        for module, tree in trees()
+        if module != "samadapt" and layer_of(module) not in CONFIGURATION | {"verbs", "cli"}
+        for target in imports(tree.body, types_too=True)
+        if target != "samadapt" and layer_of(target) in CONFIGURATION
+    ]
+    assert not wrong
+
+
+def test_no_cycles() -> None:
+    graph = {module: set(imports(tree.body, types_too=False)) for module, tree in trees()}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        if module in path:
+            pytest.fail("import cycle: " + " > ".join((*path[path.index(module) :], module)))
+        if module not in done:
+            for target in sorted(graph[module]):
+                visit(target, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_sizes(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_FILE_LINES
+    lengths = {f.name: length_without_docstring(f) for f in functions(ast.parse(text))}
+    assert not {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES}
+
+
+FORBIDDEN_CALLS = {"print", "eval", "exec", "yaml.load", "yaml.unsafe_load", "breakpoint"}
+FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_forbidden(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        where = f"{path}:{getattr(node, 'lineno', 0)}"
+        assert not isinstance(node, ast.Assert), f"{where}: assert"
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in FORBIDDEN_CALLS, where
+            unsafe = [k for k in node.keywords if ast.unparse(k) == "weights_only=False"]
+            assert not unsafe, f"{where}: torch.load of arbitrary objects"
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not FORBIDDEN_MODULES & {name.split(".")[0] for name in names}, where
+
+
+def test_packages_are_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    declared = set(project["tool"]["setuptools"]["packages"])
+    present = {module for module, path in MODULES.items() if path.name == "__init__.py"}
+    assert declared == present | {"samadapt._datasets", "samadapt._recipes"}
+
+
+def test_dependencies_are_declared() -> None:
+    """Every third-party package that the code imports is one that pip installs with it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    declared = {name.split(">=")[0].replace("-", "_").lower() for name in wanted}
+    as_imported = {"pil": "pillow", "skimage": "scikit_image", "yaml": "pyyaml"}
+    as_imported |= {"hydra": "hydra_core", "samadapt": "samadapt"}
+    import sys
+
+    missing = set()
+    for module, tree in trees():
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in {name.split(".")[0].lower() for name in names}:
+                known = as_imported.get(name, name) in declared | {"samadapt"}
+                if not known and name not in sys.stdlib_module_names:
+                    missing.add(f"{module}: {name}")
+    assert not missing
+
+
+def test_root_holds_nothing_else() -> None:
+    allowed = {"pyproject.toml", "README.md", "samadapt", "recipes", "tests", "datasets"}
+    allowed |= {"benchmarks", "LICENSE", "CHANGELOG.md", "constraints.txt", ".gitignore", ".ci"}
+    import subprocess
+
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert {line.split("/")[0] for line in listed.stdout.splitlines()} <= allowed
