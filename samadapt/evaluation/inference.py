@@ -7,15 +7,16 @@ neither slices nor objects are decoded one at a time.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from samadapt.errors import ConfigError, PromptError
+from samadapt.prompts.objects import ObjectPrompts
 from samadapt.sam.geometry import make_frame, resize_image, to_model_boxes, to_model_points
 from samadapt.sam.types import Frame, Prompts
 
@@ -26,22 +27,6 @@ if TYPE_CHECKING:
 
 OBJECTS_PER_DECODE = 32
 """Objects in one decoder call: bounds the memory (about 40 MB each at 4g = 256)."""
-
-
-class ObjectPrompts(TypedDict, total=False):
-    """Prompts of one image for p objects, in pixels of the original image.
-
-    Keys:
-        boxes: (p, 4) XYXY, or None or absent.
-        points: (p, k, 2) (x, y), or None or absent.
-        point_labels: (p, k); 1 foreground, 0 background, -1 padding; with ``points``.
-        class_ids: (p,) label that each object gets, 1..255; absent: 1.
-    """
-
-    boxes: NDArray[Any] | None
-    points: NDArray[Any] | None
-    point_labels: NDArray[Any] | None
-    class_ids: NDArray[Any] | None
 
 
 @torch.no_grad()
@@ -102,7 +87,7 @@ def segment_objects(
     sam: Sam,
     embeddings: Tensor,
     frames: Sequence[Frame],
-    prompts: Sequence[ObjectPrompts],
+    prompts: Sequence[ObjectPrompts | Mapping[str, Any]],
     *,
     threshold: float | None = None,
 ) -> list[NDArray[np.uint8]]:
@@ -127,9 +112,11 @@ def segment_objects(
             "embeddings, frames and prompts must be as many; got "
             f"{len(embeddings)}, {len(frames)} and {len(prompts)}"
         )
-    checked = [_checked(prompt, index) for index, prompt in enumerate(prompts)]
+    objects = [p if isinstance(p, ObjectPrompts) else ObjectPrompts(**p) for p in prompts]
+    for index, item in enumerate(objects):
+        _check(item, index)
     parts: dict[int, list[tuple[int, Tensor]]] = defaultdict(list)
-    for pack in _packs(checked):
+    for pack in _packs(objects):
         for job, logits in zip(pack, _decode(sam, embeddings, frames, pack), strict=True):
             parts[job.image].append((job.start, logits))
     limit = sam.mask_threshold if threshold is None else threshold
@@ -140,7 +127,7 @@ def segment_objects(
             continue
         low = torch.cat([logits for _, logits in sorted(parts[index], key=lambda part: part[0])])
         original = sam.postprocess(low[None].float(), frame)
-        ids = torch.as_tensor(checked[index].class_ids, device=original.device)[None]
+        ids = torch.as_tensor(objects[index].class_ids, device=original.device)[None]
         labels.append(object_labels(original, ids, limit)[0].cpu().numpy())
     return labels
 
@@ -177,23 +164,13 @@ def object_labels(logits: Tensor, class_ids: Tensor, threshold: float = 0.0) -> 
 
 
 @dataclass(frozen=True)
-class _Objects:
-    """Checked prompts of one image."""
-
-    boxes: NDArray[np.float32] | None
-    points: NDArray[np.float32] | None
-    point_labels: NDArray[np.int64] | None
-    class_ids: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
 class _Job:
     """A run of objects of one image that is decoded together."""
 
     image: int
     start: int
     count: int
-    objects: _Objects
+    objects: ObjectPrompts
 
     def take(self, values: NDArray[Any], count: int) -> NDArray[Any]:
         """This run's rows, the last one repeated up to ``count``."""
@@ -201,7 +178,7 @@ class _Job:
         return np.asarray(values[rows])
 
 
-def _packs(objects: Sequence[_Objects]) -> Iterator[list[_Job]]:
+def _packs(objects: Sequence[ObjectPrompts]) -> Iterator[list[_Job]]:
     """Pack runs of objects into decoder calls of at most ``OBJECTS_PER_DECODE``, padding included.
 
     Only prompts of one kind and one number of points go together: a padding point is a token of
@@ -210,7 +187,7 @@ def _packs(objects: Sequence[_Objects]) -> Iterator[list[_Job]]:
     groups: dict[tuple[bool, int], list[_Job]] = defaultdict(list)
     for image, item in enumerate(objects):
         clicks = 0 if item.points is None else item.points.shape[1]
-        total = len(item.class_ids)
+        total = len(item)
         for start in range(0, total, OBJECTS_PER_DECODE):
             count = min(OBJECTS_PER_DECODE, total - start)
             groups[item.boxes is not None, clicks].append(_Job(image, start, count, item))
@@ -251,53 +228,29 @@ def _stacked(arrays: list[NDArray[Any]], sam: Sam, dtype: torch.dtype) -> Tensor
     return torch.as_tensor(np.stack(arrays), dtype=dtype, device=sam.device) if arrays else None
 
 
-def _checked(prompt: ObjectPrompts, index: int) -> _Objects:
-    """Prompts as arrays, with their shapes checked.
+def _check(prompts: ObjectPrompts, index: int) -> None:
+    """Check the shapes of one image's prompts.
 
     Raises:
-        PromptError: naming the image and the shapes.
+        PromptError: naming the image and what was expected.
     """
-    boxes = _shaped(prompt.get("boxes"), (None, 4), "boxes must be (p, 4) XYXY pixels", index)
-    points = _shaped(
-        prompt.get("points"), (None, None, 2), "points must be (p, k, 2) (x, y) pixels", index
-    )
-    point_labels = prompt.get("point_labels")
-    if (points is None) != (point_labels is None):
+    count = len(prompts)
+    boxes, points, labels = prompts.boxes, prompts.points, prompts.point_labels
+    if boxes is not None and boxes.shape != (count, 4):
+        raise PromptError(f"image {index}: boxes must be ({count}, 4) XYXY; got {boxes.shape}")
+    if (points is None) != (labels is None):
         raise PromptError(f"image {index}: points and point_labels must be given together")
-    if points is not None:
-        point_labels = np.asarray(point_labels, dtype=np.int64)
-        if point_labels.shape != points.shape[:2]:
+    if points is not None and labels is not None:
+        if points.ndim != 3 or points.shape[::2] != (count, 2):
             raise PromptError(
-                f"image {index}: point_labels must be (p, k) = {points.shape[:2]}; "
-                f"got {point_labels.shape}"
+                f"image {index}: points must be ({count}, k, 2) (x, y); got {points.shape}"
             )
-    counts = {len(given) for given in (boxes, points) if given is not None}
-    class_ids = prompt.get("class_ids")
-    count = counts.pop() if counts else 0
-    class_ids = np.ones(count, np.int64) if class_ids is None else np.asarray(class_ids, np.int64)
-    if counts or class_ids.shape != (count,):
-        raise PromptError(
-            f"image {index}: boxes, points and class_ids must be for the same objects; got "
-            f"{', '.join(str(n) for n in (count, *counts))} objects and class_ids of shape "
-            f"{class_ids.shape}"
-        )
-    if count and not (class_ids.min() >= 1 and class_ids.max() <= 255):
-        raise PromptError(f"image {index}: class_ids must be 1 to 255; got {class_ids.tolist()}")
-    return _Objects(boxes, points, point_labels, class_ids)
-
-
-def _shaped(
-    values: NDArray[Any] | None, shape: tuple[int | None, ...], wanted: str, index: int
-) -> NDArray[np.float32] | None:
-    """The values as float32 of the wanted shape; finite."""
-    if values is None:
-        return None
-    array = np.asarray(values, dtype=np.float32)
-    fits = array.ndim == len(shape) and all(
-        want is None or want == got for want, got in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
-        raise PromptError(f"image {index}: {wanted}; got {array.shape}")
-    if not np.isfinite(array).all():
-        raise PromptError(f"image {index}: {wanted}; got NaN or infinity")
-    return array
+        if labels.shape != points.shape[:2]:
+            raise PromptError(
+                f"image {index}: point_labels must be {points.shape[:2]}; got {labels.shape}"
+            )
+    if count and boxes is None and points is None:
+        raise PromptError(f"image {index}: {count} objects need boxes or points; got neither")
+    ids = prompts.class_ids
+    if count and not (ids.min() >= 1 and ids.max() <= 255):
+        raise PromptError(f"image {index}: class_ids must be 1 to 255; got {ids.tolist()}")

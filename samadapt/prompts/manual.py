@@ -1,0 +1,136 @@
+"""Prompts that a caller gives at prediction: for an image, or slice by slice for a volume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from samadapt.data.types import Array
+from samadapt.errors import PromptError
+from samadapt.prompts.objects import ObjectPrompts
+
+SlicePrompts = ArrayLike | Mapping[int, ArrayLike] | None
+"""Prompts of an image, or of a volume: the same for every slice, or by slice index."""
+
+
+def slice_prompts(
+    boxes: SlicePrompts,
+    points: SlicePrompts,
+    point_labels: SlicePrompts,
+    shape: tuple[int, int, int],
+) -> dict[int, ObjectPrompts]:
+    """Check prompts and sort them by slice; every object gets the class id 1.
+
+    Args:
+        boxes: (p, 4) or (4,) XYXY pixels of the original image, or ``{slice index: boxes}``.
+        points: (k, 2) (x, y) for one object, or (p, k, 2), or by slice index.
+        point_labels: (k,) or (p, k); 1 foreground, 0 background, -1 padding; None: all 1.
+        shape: (h, w, d) of the volume; d = 1 for an image.
+
+    Returns:
+        The prompts of every slice, or of those that a mapping names.
+
+    Raises:
+        PromptError: naming the slice, what was expected and what was given.
+    """
+    given = (boxes, points, point_labels)
+    prompts = {}
+    for index in _slices_named(given, shape[2]):
+        where = f"slice {index}: " if shape[2] > 1 else ""
+        corners = _boxes(_at(boxes, index), shape, where)
+        clicks, signs = _points(_at(points, index), _at(point_labels, index), shape, where)
+        counts = {len(array) for array in (corners, clicks) if array is not None}
+        if len(counts) > 1:
+            raise PromptError(
+                f"{where}boxes and points together must be for the same objects; got "
+                f"{' and '.join(str(n) for n in sorted(counts))}. Give points as (p, k, 2)"
+            )
+        ids = np.ones(counts.pop() if counts else 0, dtype=np.int64)
+        prompts[index] = ObjectPrompts(ids, None, corners, clicks, signs)
+    return prompts
+
+
+def _slices_named(given: tuple[SlicePrompts, ...], depth: int) -> list[int]:
+    """Slices that get a prompt: those that mappings name, or all.
+
+    Raises:
+        PromptError: a slice that the volume does not have.
+    """
+    named = [set(value) for value in given if isinstance(value, Mapping)]
+    if not named:
+        return list(range(depth))
+    indices = set.union(*named)
+    wrong = [index for index in indices if not isinstance(index, int) or not 0 <= index < depth]
+    if wrong:
+        raise PromptError(f"slice indices must be 0 to {depth - 1}; got {wrong}")
+    return sorted(indices)
+
+
+def _at(value: SlicePrompts, index: int) -> ArrayLike | None:
+    return value.get(index) if isinstance(value, Mapping) else value
+
+
+def _boxes(values: ArrayLike | None, shape: tuple[int, int, int], where: str) -> Array | None:
+    boxes = _numbers(values, 2, 4, f"{where}boxes must be (p, 4) XYXY pixels")
+    if boxes is None:
+        return None
+    height, width = shape[:2]
+    x0, y0, x1, y1 = boxes.T
+    fits = (x0 < x1) & (y0 < y1) & (x0 < width) & (y0 < height) & (x1 > 0) & (y1 > 0)
+    if not fits.all():
+        raise PromptError(
+            f"{where}a box must be x0 < x1, y0 < y1 and reach into the image of width {width} and "
+            f"height {height}; got {boxes[~fits][0].tolist()}"
+        )
+    return boxes
+
+
+def _points(
+    values: ArrayLike | None,
+    labels: ArrayLike | None,
+    shape: tuple[int, int, int],
+    where: str,
+) -> tuple[Array, Array] | tuple[None, None]:
+    """Points (p, k, 2) float32 and their labels (p, k) int64."""
+    points = _numbers(values, 3, 2, f"{where}points must be (k, 2) or (p, k, 2) pixels")
+    if points is None:
+        if labels is not None:
+            raise PromptError(f"{where}point_labels were given without points")
+        return None, None
+    signs = np.ones(points.shape[:2]) if labels is None else np.atleast_2d(np.asarray(labels))
+    if signs.shape != points.shape[:2] or not np.isin(signs, (-1, 0, 1)).all():
+        raise PromptError(
+            f"{where}point_labels must be 1 (foreground), 0 (background) or -1 (padding), one for "
+            f"each point, {points.shape[:2]}; got {signs.tolist()}"
+        )
+    height, width = shape[:2]
+    outside = ((points < 0) | (points > (width, height))).any(axis=-1) & (signs >= 0)
+    if outside.any():
+        raise PromptError(
+            f"{where}a point (x, y) must lie in the image of width {width} and height {height}; "
+            f"got {points[outside][0].tolist()}"
+        )
+    return points, signs.astype(np.int64)
+
+
+def _numbers(values: ArrayLike | None, axes: int, last: int, wanted: str) -> Array | None:
+    """Finite float32 with that many axes; one object gets the leading axis.
+
+    Raises:
+        PromptError: another shape, or no finite numbers.
+    """
+    if values is None:
+        return None
+    try:
+        array = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise PromptError(f"{wanted}; got {values!r}") from None
+    if array.ndim == axes - 1 and array.size:
+        array = array[None]
+    if array.ndim != axes or array.shape[-1] != last or 0 in array.shape[1:]:
+        raise PromptError(f"{wanted}; got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise PromptError(f"{wanted}; got NaN or infinity")
+    return array

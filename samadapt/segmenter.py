@@ -1,0 +1,293 @@
+"""An adapter directory in use: images and volumes to label maps."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from samadapt.data.intensity import make_intensity, to_rgb
+from samadapt.data.reader import read_image, reader_for, write_prediction
+from samadapt.data.types import Array, Volume
+from samadapt.errors import AdapterError, ConfigError, DataError, PromptError, WeightsError
+from samadapt.evaluation.inference import embed, segment_objects, segment_semantic
+from samadapt.methods import store
+from samadapt.prompts.manual import SlicePrompts, slice_prompts
+from samadapt.prompts.objects import ObjectPrompts
+from samadapt.prompts.policy import PromptPolicy
+from samadapt.sam.weights import load_sam
+from samadapt.training.precision import choose_device
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+
+Given = tuple[SlicePrompts, SlicePrompts, SlicePrompts]
+"""Boxes, points and point labels as the caller gave them."""
+
+LARGE = 512
+"""Model side in pixels above which slices are embedded one by one outside a GPU."""
+
+
+def load_adapter(
+    directory: str | Path, *, checkpoint: str | Path | None = None, device: str = "auto"
+) -> Segmenter:
+    """Load an adapter with its base model, ready to segment.
+
+    The base is found by the name that the adapter records, or by the file that it was trained
+    with if that is still there, and checked against the recorded hash.
+
+    Args:
+        directory: an adapter directory, as a run writes it.
+        checkpoint: file of the base weights, if it is not where the adapter says.
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"mps"``.
+
+    Raises:
+        AdapterError: the directory is refused; names the file and the fault.
+        WeightsError: the base weights are not found or are of another kind.
+        ConfigError: this machine has no such device.
+    """
+    directory = Path(directory).expanduser()
+    target = choose_device(device)
+    record = store.read_record(directory)
+    try:
+        sam = load_sam(record.base, _base_file(record, checkpoint), record.image_size)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{directory / store.RECORD}: its base model cannot be loaded: {error}. It was trained "
+            f"with {record.checkpoint or record.base}; give the file as checkpoint=FILE"
+        ) from error
+    store.load_adapter(directory, sam)
+    try:
+        return Segmenter(sam.to(target), record)
+    except (ConfigError, PromptError, AdapterError) as error:
+        raise AdapterError(f"{directory / store.RECORD}: {error}") from error
+
+
+class Segmenter:
+    """An adapted model that obeys its record: intensity, axis, geometry and prompt policy.
+
+    Args:
+        sam: the adapted model.
+        record: what the adapter was trained for.
+
+    Attributes:
+        sam: the model, in evaluation mode.
+        record: the adapter's record.
+        classes: class names; label k is ``classes[k - 1]``.
+        policy: the prompt policy.
+
+    Raises:
+        ConfigError: the record's intensity rule is none.
+        PromptError: the record's prompt policy is none.
+        AdapterError: the record's preprocessing is not the model's.
+    """
+
+    def __init__(self, sam: Sam, record: store.AdapterRecord) -> None:
+        """Read the rules from the record."""
+        self.sam = sam.eval()
+        self.record = record
+        self.classes = list(record.classes)
+        self.policy = PromptPolicy.from_dict(record.prompt)
+        self._intensity = make_intensity(record.intensity)
+        expected = asdict(sam.preprocessing)
+        found = {name: _plain(value) for name, value in record.preprocessing.items()}
+        if found and found != {name: _plain(value) for name, value in expected.items()}:
+            raise AdapterError(f"preprocessing must be {expected}, the base model's; got {found}")
+
+    def segment(
+        self,
+        image: ArrayLike | str | Path,
+        *,
+        boxes: SlicePrompts = None,
+        points: SlicePrompts = None,
+        point_labels: SlicePrompts = None,
+        channel: int | None = None,
+    ) -> Array:
+        """Segment an image or a volume.
+
+        An adapter trained without prompts labels every pixel with its class and takes none.
+        One trained with boxes or points needs them and labels the objects 1; an object is a box,
+        a set of points, or both, and objects are united.
+
+        A volume's slices count from the left, the back or below (0 is the first), along the axis
+        that the adapter was trained on. Coordinates on a slice are those of the upright picture,
+        (x, y) in pixels from its top left, as the overlays of a run show it. Slices without a
+        prompt in a mapping are left empty.
+
+        Args:
+            image: (h, w) or (h, w, 3) RGB, in the values of the files trained on (HU for CT); or
+                the path of a PNG, JPEG, TIFF or NIfTI file.
+            boxes: (p, 4) or (4,) XYXY pixels of the original image. For a volume: these for every
+                slice, or ``{slice index: boxes}``.
+            points: (k, 2) (x, y) for one object, or (p, k, 2); for a volume as the boxes.
+            point_labels: (k,) or (p, k); 1 foreground, 0 background, -1 padding; None: all 1.
+            channel: which volume of a 4D file.
+
+        Returns:
+            uint8 labels: (h, w) for an image; for a NIfTI file in the axes and the shape of the
+            file.
+
+        Raises:
+            PromptError: a prompt is missing, not wanted, or not within the image.
+            DataError: the image cannot be read or is not of these shapes.
+        """
+        prompts = (boxes, points, point_labels)
+        if not isinstance(image, str | Path):
+            volume = _as_volume(np.asarray(image))
+            return self._segment(volume, prompts)[:, :, 0]
+        volume = self._read(Path(image), channel)
+        labels = self._segment(volume, prompts)
+        if volume.source is None:
+            return labels[:, :, 0]
+        from samadapt.data.nifti_grid import to_source
+
+        return to_source(labels, volume.source)
+
+    def predict_file(
+        self,
+        input: str | Path,
+        output: str | Path,
+        *,
+        boxes: SlicePrompts = None,
+        points: SlicePrompts = None,
+        point_labels: SlicePrompts = None,
+        channel: int | None = None,
+    ) -> dict[str, Any]:
+        """Segment a file and write the labels: PNG for a picture, NIfTI for a volume.
+
+        A PNG holds the class number of each pixel; a NIfTI file lies on the grid of its source,
+        with its affine. Prompts as in ``segment``.
+
+        Args:
+            input: PNG, JPEG, TIFF or NIfTI file.
+            output: ``.png`` for a picture, ``.nii.gz`` or ``.nii`` for a volume; replaced if it
+                exists.
+            boxes: see ``segment``.
+            points: see ``segment``.
+            point_labels: see ``segment``.
+            channel: see ``segment``.
+
+        Returns:
+            ``{"output": path, "shape": (h, w, d) as sliced, "voxels": {class name: count}}``.
+
+        Raises:
+            DataError: a file cannot be read or written; said before anything is computed where
+                that can be known.
+            PromptError: as ``segment``.
+        """
+        source, target = Path(input).expanduser(), Path(output).expanduser()
+        check_files(source, target)
+        volume = self._read(source, channel)
+        labels = self._segment(volume, (boxes, points, point_labels))
+        write_prediction(labels, volume, target)
+        counts = np.bincount(labels.ravel(), minlength=len(self.classes) + 1)
+        names = self.classes if self.policy.is_semantic or len(self.classes) == 1 else ["object"]
+        voxels = {name: int(counts[label]) for label, name in enumerate(names, start=1)}
+        return {"output": target, "shape": volume.shape, "voxels": voxels}
+
+    def _read(self, path: Path, channel: int | None) -> Volume:
+        return read_image(path.expanduser(), self.record.axis, channel)
+
+    def _segment(self, volume: Volume, given: Given) -> Array:
+        """Labels (h, w, d) uint8, arranged as the volume."""
+        depth = volume.shape[2]
+        prompts = self._prompts(given, volume)
+        values = self._intensity(volume)
+        labels = np.zeros(volume.shape, dtype=np.uint8)
+        wanted = list(range(depth)) if prompts is None else [i for i in prompts if len(prompts[i])]
+        for start in range(0, len(wanted), self._batch_size):
+            batch = wanted[start : start + self._batch_size]
+            images = [values if volume.is_color else to_rgb(values[:, :, i]) for i in batch]
+            embeddings, frames = embed(self.sam, images)
+            if prompts is None:
+                planes = segment_semantic(self.sam, embeddings, frames, len(self.classes))
+            else:
+                objects = [prompts[index] for index in batch]
+                threshold = self.record.threshold
+                planes = segment_objects(self.sam, embeddings, frames, objects, threshold=threshold)
+            for index, plane in zip(batch, planes, strict=True):
+                labels[:, :, index] = plane
+        return labels
+
+    @property
+    def _batch_size(self) -> int:
+        is_cpu = self.sam.device.type == "cpu"
+        return 1 if is_cpu and self.sam.image_size > LARGE else 8
+
+    def _prompts(self, given: Given, volume: Volume) -> dict[int, ObjectPrompts] | None:
+        """Checked prompts by slice; None for an adapter that takes none.
+
+        Raises:
+            PromptError: a prompt is missing, not wanted, or wrong.
+        """
+        if self.policy.is_semantic:
+            if any(value is not None for value in given):
+                raise PromptError(
+                    "this adapter was trained without prompts and finds its classes "
+                    f"({', '.join(self.classes)}) by itself; leave boxes and points out"
+                )
+            return None
+        if all(value is None for value in given):
+            raise PromptError(
+                f"this adapter was trained with {self.policy.kind} prompts and needs one; give "
+                "boxes=[[x0, y0, x1, y1]] or points=[[x, y]], in pixels of the image"
+            )
+        return slice_prompts(*given, volume.shape)
+
+
+def _base_file(record: store.AdapterRecord, checkpoint: str | Path | None) -> Path | None:
+    """The file given, else the one trained with if it is still there, else by name."""
+    if checkpoint is not None:
+        return Path(checkpoint)
+    hint = Path(record.checkpoint).expanduser() if record.checkpoint else None
+    return hint if hint and hint.exists() else None
+
+
+def _as_volume(image: Array) -> Volume:
+    """An array as a picture.
+
+    Raises:
+        DataError: another shape, no numbers, or NaN.
+    """
+    is_color = image.ndim == 3 and image.shape[2] == 3
+    if not (image.ndim == 2 or is_color) or image.size == 0 or image.dtype.kind not in "uifb":
+        raise DataError(
+            f"an image must be numbers (h, w) or (h, w, 3) RGB; got {image.dtype} {image.shape}. "
+            "Give a volume as the path of a NIfTI file"
+        )
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise DataError("the image holds NaN or infinite values; replace them")
+    if image.dtype != np.uint8:
+        image = image.astype(np.float32)
+    return Volume(image if is_color else image[:, :, None], is_color=is_color)
+
+
+def check_files(source: Path, target: Path) -> None:
+    """Refuse, before any model is loaded, a file that cannot be read or written.
+
+    Raises:
+        DataError: naming the file.
+    """
+    if not source.is_file():
+        raise DataError(f"{source}: the input file does not exist")
+    if target.is_dir():
+        raise DataError(f"{target}: output must be a file name; it is a folder")
+    if not target.parent.is_dir():
+        raise DataError(f"{target}: the folder {target.parent} does not exist; make it first")
+    if target.resolve() == source.resolve():
+        raise DataError(f"{target}: output must not be the input file")
+    is_volume = reader_for(source).name == "nifti"
+    endings = (".nii.gz", ".nii") if is_volume else (".png",)
+    if not target.name.lower().endswith(endings):
+        raise DataError(
+            f"{target}: the labels of {source.name} are written as {' or '.join(endings)}; "
+            "choose such a name"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as JSON brings them back."""
+    return list(value) if isinstance(value, tuple | list) else value
