@@ -115,6 +115,7 @@ def _files(
         if stem in found:
             message = f"belongs to the same name as {found[stem].name}"
             layout.findings.append(_error("duplicate_case", path, message, "keep one of the two"))
+            layout.ambiguous |= {path, found[stem]}
             continue
         found[stem] = path
     return found

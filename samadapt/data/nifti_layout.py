@@ -75,6 +75,8 @@ def _files(folder: Path, layout: Layout) -> dict[str, Path]:
             message = f"has the same name as {found[stem].name}"
             finding = Finding("duplicate_case", "error", str(path), message, "keep one of the two")
             layout.findings.append(finding)
+            layout.ambiguous |= {path, found[stem]}
+            continue
         found[stem] = path
     return found
 

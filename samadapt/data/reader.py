@@ -56,12 +56,14 @@ class Layout:
         findings: problems of the layout itself.
         classes: name to label values, as declared; None where nothing is.
         modality: name of the channel read, such as ``"CT"``; None where nothing says.
+        ambiguous: files that share a name with another; their cases are left out.
     """
 
     cases: list[Case] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     classes: Mapping[str, tuple[int, ...]] | None = None
     modality: str | None = None
+    ambiguous: set[Path] = field(default_factory=set)
 
 
 @dataclass
@@ -124,7 +126,10 @@ class Reader(ABC):
         """Read the first ``max_cases`` cases (by name), each file once, and check them."""
         layout = self.discover()
         ordered = sorted(layout.cases, key=lambda case: case.name)[:max_cases]
+        double = [case for case in ordered if {case.image, case.labels} & layout.ambiguous]
+        ordered = [case for case in ordered if case not in double]
         scan = Scan([], list(layout.findings), layout.classes, layout.modality)
+        scan.left_out.extend(case.name for case in double)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             for case, (checked, findings) in zip(
                 ordered, pool.map(self._inspect, ordered), strict=True
