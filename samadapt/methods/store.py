@@ -94,12 +94,17 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
         record: what to remember; ``method``, and ``versions`` if empty, are filled in here.
 
     Raises:
-        AdapterError: when a weight is not finite.
+        AdapterError: when a weight is not finite, or the record contradicts the model.
     """
     from safetensors.torch import save_file
 
     from samadapt.methods.card import model_card
 
+    if record.num_masks != sam.build.num_multimask:
+        raise AdapterError(
+            f"{directory / RECORD}: num_masks {record.num_masks} is not what the model has: "
+            f"{sam.build.num_multimask}"
+        )
     state = sam.state_dict()
     names = _stored_names(sam, injection)
     tensors = {key: state[name].detach().cpu().contiguous() for key, name in names.items()}
@@ -246,7 +251,7 @@ def _peft_config(injection: Injection) -> dict[str, Any]:
 
     whole = ["mask_decoder"] if method.decoder == "full" else None
     arguments = low_rank.peft_config(injection.low_rank, method.low_rank_dropout, whole)
-    config = LoraConfig(inference_mode=True, **arguments).to_dict()  # type: ignore[no-untyped-call]
+    config = LoraConfig(inference_mode=True, **arguments).to_dict()
     plain: dict[str, Any] = json.loads(json.dumps(config, default=_as_list))
     return {
         key: sorted(v) if key == "target_modules" and isinstance(v, list) else v

@@ -1,0 +1,73 @@
+import subprocess
+import sys
+
+import pytest
+
+from samadapt.errors import AdapterError, ConfigError
+from samadapt.methods import METHODS, inject, select_blocks
+from samadapt.methods.base import method_from_dict
+
+
+def test_every_method_says_what_it_is():
+    assert {"lora", "adapter", "none", "full"} <= METHODS.keys()
+    for name, cls in METHODS.items():
+        assert cls.name == name
+        assert cls.summary
+
+
+def test_importing_the_methods_imports_no_torch():
+    code = (
+        "import sys, samadapt.methods, samadapt.methods.store\n"
+        "print(sorted({'torch', 'peft', 'timm'} & sys.modules.keys()))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_an_unknown_method_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'lora'"):
+        method_from_dict({"name": "lorra"})
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        ("all", [0, 1, 2, 3]),
+        ("last:1", [3]),
+        ("first:2", [0, 1]),
+        ("global", [1, 2]),
+        ("window", [0, 3]),
+        ([2, 0], [0, 2]),
+        ("[1, 3]", [1, 3]),
+    ],
+)
+def test_blocks_select(tiny_sam, blocks, expected):
+    assert [site.index for site in select_blocks(blocks, tiny_sam.sites())] == expected
+
+
+@pytest.mark.parametrize("blocks", ["last:5", "first:9", [4]])
+def test_blocks_beyond_the_encoder_are_refused(tiny_sam, blocks):
+    with pytest.raises(ConfigError, match="4 attention blocks"):
+        select_blocks(blocks, tiny_sam.sites())
+
+
+def test_blocks_of_a_kind_that_the_encoder_lacks_are_refused(tiny_t_sam):
+    with pytest.raises(ConfigError, match="no global attention blocks"):
+        select_blocks("global", tiny_t_sam.sites())
+
+
+@pytest.mark.parametrize("name", ["lora", "adapter"])
+def test_a_second_injection_is_refused(tiny_sam, name):
+    inject(tiny_sam, METHODS[name]())
+    with pytest.raises(AdapterError, match="already carries an adapter"):
+        inject(tiny_sam, METHODS["lora"]())
+
+
+def test_dropout_follows_the_mode_and_nothing_else_does(tiny_t_sam):
+    injection = inject(tiny_t_sam, METHODS["lora"](dropout=0.5))
+    injection.set_training(tiny_t_sam)
+    training = [n for n, m in tiny_t_sam.named_modules() if m.training]
+    assert training
+    assert all(".lora_dropout." in name for name in training)
+    injection.set_training(tiny_t_sam, False)
+    assert not any(m.training for m in tiny_t_sam.modules())
