@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -36,6 +36,7 @@ def test_percentiles_of_the_non_zero_voxels() -> None:
     assert make_intensity("percentile:1,99").bounds(values) == pytest.approx((110, 1090), abs=1e-3)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-3, 1e3))
 def test_percentiles_do_not_see_the_scale(scale: float) -> None:
     values = np.random.default_rng(0).uniform(1, 1000, (6, 6, 6)).astype(np.float32)
@@ -44,6 +45,7 @@ def test_percentiles_do_not_see_the_scale(scale: float) -> None:
     assert np.abs(first - second).max() <= 1
 
 
+@settings(deadline=None)
 @given(
     arrays(np.float32, (3, 4, 2), elements=st.floats(-1e6, 1e6, width=32)),
     st.sampled_from(["mri", "ct", "rgb", "percentile:0,100"]),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samadapt.data import Case, Dataset, SliceRef, open_dataset
@@ -87,6 +87,7 @@ def test_listed_splits(make_msd: Callable[..., Path]) -> None:
         open_dataset("nifti", root, val_every=1)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 60), st.integers(2, 10))
 def test_every_case_is_on_exactly_one_side(count: int, every: int) -> None:
     cases = [Case(f"c{index:03d}", Path("x")) for index in range(count)]
@@ -95,6 +96,7 @@ def test_every_case_is_on_exactly_one_side(count: int, every: int) -> None:
     assert parts.val == [f"c{index:03d}" for index in range(0, count, every)]
 
 
+@settings(deadline=None)
 @given(
     st.integers(5, 200),
     st.floats(0.2, 5),
@@ -124,6 +126,7 @@ def test_bad_slab() -> None:
         make_splits([case], {"slab": [0.6, 0.4]})
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-3, 70000), min_size=12, max_size=12))
 def test_presence_is_what_a_plain_search_finds(flat: list[int]) -> None:
     labels = np.array(flat, dtype=np.int32).reshape(2, 2, 3)
