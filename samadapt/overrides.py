@@ -40,7 +40,7 @@ def parse(
     """
     problems: list[str] = []
     typed = _split(arguments, schema, problems)
-    stored = _flatten(base or {}, schema)
+    stored = flatten(base or {}, schema)
     method = typed.get("peft.name", stored.get("peft.name", "lora"))
 
     def choose(group: type[Any]) -> type[Any]:
@@ -116,7 +116,7 @@ def _split(arguments: Sequence[str], schema: type[Any], problems: list[str]) -> 
     return typed
 
 
-def _flatten(nested: Mapping[str, Any], schema: type[Any]) -> dict[str, Any]:
+def flatten(nested: Mapping[str, Any], schema: type[Any]) -> dict[str, Any]:
     """Return nested values by dotted key; a group given as text names its option."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():

@@ -185,7 +185,7 @@ def instantiate(
         elif key in values:
             given[item.name] = values[key]
         elif _default(item) is MISSING and not any(p.startswith(f"{key}:") for p in problems):
-            problems.append(f"{key}: it is needed: {key}={item.metadata.get('help', 'VALUE')}")
+            problems.append(f"{key}: it is needed: {item.metadata.get('help', 'VALUE')}")
     if len(problems) > before:
         return None
     try:

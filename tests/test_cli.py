@@ -1,0 +1,209 @@
+"""The command line as a user meets it: exit codes, messages, speed of the light verbs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from samadapt import __version__, cli
+from samadapt.cli import SUMMARIES, VERBS, main
+from samadapt.errors import ConfigError, DivergedError
+from samadapt.verbs import show
+
+HEAVY = {"torch", "torchvision", "timm", "peft", "monai", "transformers", "matplotlib", "skimage"}
+
+
+def said(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
+    code = main(argv)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def imported_by(*argv: str) -> set[str]:
+    code = (
+        f"import sys; from samadapt.cli import main; main({list(argv)!r});"
+        "print(*{m.split('.')[0] for m in sys.modules}, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = said(capsys, "--help")
+    assert (code, err) == (0, "")
+    for verb in VERBS:
+        assert f"samadapt {verb}" in out
+    assert set(VERBS) == set(SUMMARIES)
+
+
+def test_no_arguments_show_the_help_and_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys)[0] == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "--version") == (0, f"samadapt {__version__}\n", "")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = said(capsys, verb, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"samadapt {verb}")
+
+
+def test_help_of_finetune_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    out = said(capsys, "show", "--help")[1]
+    for key in ("train.lr=0.001", "peft.rank=", "data.root=null", "seed=0", "peft=lora"):
+        assert key in out
+
+
+def test_the_help_imports_nothing_heavy() -> None:
+    assert not (HEAVY | {"hydra", "omegaconf", "numpy", "yaml", "rich"}) & imported_by("--help")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["show", "recipe=medical", "peft.rank=3"],
+        ["ls"],
+        *([verb, "--help"] for verb in VERBS),
+    ],
+    ids=" ".join,
+)
+def test_light_commands_import_no_torch(argv: list[str]) -> None:
+    assert not HEAVY & imported_by(*argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "limit_s"), [(["--help"], 0.3), (["show", "recipe=medical"], 0.5)]
+)
+def test_light_commands_answer_at_once(argv: list[str], limit_s: float) -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "samadapt.cli", *argv], check=True, capture_output=True
+        )
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < limit_s  # the least: the machine may be busy
+
+
+def test_show(capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    code, out, err = said(capsys, "show", "recipe=medical", "peft.rank=3", "train.lr=1e-5")
+    assert (code, err) == (0, "")
+    shown = yaml.safe_load(out)
+    assert (shown["peft"]["rank"], shown["train"]["lr"]) == (3, 1e-5)
+    as_json = json.loads(said(capsys, "show", "recipe=medical", "peft.rank=3", "--json")[1])
+    assert as_json["peft"]["rank"] == 3
+
+
+def test_what_show_prints_is_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = said(capsys, "show", "recipe=photos")[1]
+    (tmp_path / "again.yaml").write_text(out, encoding="utf-8")
+    assert said(capsys, "show", f"recipe={tmp_path / 'again.yaml'}")[1] == out
+
+
+def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = said(capsys, "ls")
+    assert code == 0
+    for name in ("medical", "lite_medsam", "lora", "mni152", "msd", "folder"):
+        assert name in out
+    listed = json.loads(said(capsys, "ls", "peft", "models", "--json")[1])
+    assert list(listed) == ["peft", "models"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["finetun"], "there is no verb 'finetun'; did you mean 'finetune'?"),
+        (["show", "recipe=medical", "train.lrr=1"], "no such key; did you mean 'train.lr'?"),
+        (["show", "recipe=medical", "train.lr=x"], "train.lr: expected a number; got 'x'"),
+        (["show", "recipe=medcal"], "got 'medcal'; did you mean 'medical'?"),
+        (["show", "recipe=/none/x.yaml"], "/none/x.yaml: no such file"),
+        (["show", "train.lr=1"], "name a recipe"),
+        (["show", "recipe=medical", "--jsn"], "there is no flag '--jsn'; did you mean '--json'?"),
+        (["ls", "model"], "ls: expected recipes, models, peft, data; got 'model'"),
+        (["check", "data=msdd", "data.root=/none"], "'msdd'"),
+        (["check", "root=/none"], "root: no such key; did you mean 'data.root'?"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = said(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_check_of_a_missing_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    missing = tmp_path / "none"
+    argv = ["check", "data=msd", f"data.root={missing}"]
+    code, out, _ = said(capsys, *argv)
+    assert code == 2
+    assert str(missing) in out
+    code, out, _ = said(capsys, *argv, "--json")
+    assert code == 2
+    result = json.loads(out)
+    assert result["errors"] == len(result["findings"]) == 1
+    assert result["findings"][0]["fix"]
+
+
+def raising(error: BaseException) -> Any:
+    def run(arguments: list[str]) -> dict[str, Any]:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ConfigError("a mistake"), 2, "samadapt: error: a mistake"),
+        (DivergedError("the loss was NaN"), 1, "samadapt: error: the loss was NaN"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RuntimeError("a bug"), 1, "unexpected RuntimeError: a bug"),
+    ],
+)
+def test_errors_become_exit_codes(
+    error: BaseException,
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(show, "run", raising(error))
+    found, out, err = said(capsys, "show")
+    assert (found, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert "Traceback" in said(capsys, "show", "--debug")[2]
+
+
+def test_an_error_s_causes_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = RuntimeError("outside")
+    error.__cause__ = ValueError("inside")
+    monkeypatch.setattr(show, "run", raising(error))
+    assert "RuntimeError: outside; because ValueError: inside" in said(capsys, "show")[2]
+
+
+def test_exit_code_of_a_result_and_nothing_to_render(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = SimpleNamespace(
+        HELP="", SCHEMA=None, run=lambda arguments: {"exit_code": 3, "a": 1}, render=lambda r: ""
+    )
+    monkeypatch.setattr(cli, "import_module", lambda name: module)
+    assert said(capsys, "show") == (3, "", "")
+    assert said(capsys, "show", "--json")[:2] == (3, '{\n  "a": 1\n}\n')

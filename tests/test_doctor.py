@@ -1,0 +1,65 @@
+"""``samadapt doctor``: every line has a status, every problem a fix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from samadapt.cli import main
+from samadapt.errors import ConfigError
+from samadapt.verbs import doctor
+
+
+def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    lines = json.loads(capsys.readouterr().out)["lines"]
+    assert {"python", "torch", "torch build", "cpu", "disk", "lite_medsam", "datasets"} <= {
+        line["what"] for line in lines
+    }
+    assert all(line["status"] == "ok" or line["fix"] for line in lines)
+
+
+def test_text_has_the_fix_below_the_line() -> None:
+    line = {"status": "fail", "what": "torch", "found": "not installed", "fix": "pip install torch"}
+    text = doctor.render({"lines": [line]})
+    assert text.splitlines() == [
+        "fail  torch        not installed",
+        "                   fix: pip install torch",
+    ]
+
+
+def test_torchvision_of_another_build() -> None:
+    line = doctor.torchvision_fault(RuntimeError("operator torchvision::nms does not exist"))
+    assert line.status == "fail"
+    assert "built for another torch" in line.found
+    assert "torch torchvision" in line.fix
+
+
+def test_a_failure_is_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
+    monkeypatch.setattr(doctor, "LOOKS", (doctor.look_at_versions,))
+    assert main(["doctor"]) == 2
+    assert "fail  no-such-package not installed" in capsys.readouterr().out
+
+
+def test_little_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "DISK_WANTED_GB", 10**9)
+    (line,) = [line for line in doctor.look_at_space() if line.what == "disk"]
+    assert (line.status, bool(line.fix)) == ("warn", True)
+
+
+def test_a_folder_that_shadows_datasets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "datasets").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (line,) = doctor.look_at_shadow()
+    assert line.status == "warn"
+    assert str(tmp_path / "datasets") in line.found
+
+
+def test_no_arguments() -> None:
+    with pytest.raises(ConfigError, match="takes no arguments"):
+        doctor.run(["x=1"])
