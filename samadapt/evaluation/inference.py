@@ -43,7 +43,7 @@ def embed(sam: Sam, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[F
     resize = sam.preprocessing.resize
     frames = [make_frame(image.shape[:2], sam.image_size, resize) for image in images]
     resized = [
-        torch.from_numpy(np.ascontiguousarray(resize_image(image, frame))).permute(2, 0, 1)
+        torch.from_numpy(resize_image(image, frame).copy()).permute(2, 0, 1)
         for image, frame in zip(images, frames, strict=True)
     ]
     batch = sam.preprocess([image.to(sam.device, torch.float32) for image in resized])

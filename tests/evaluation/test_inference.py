@@ -1,0 +1,165 @@
+"""Batched inference equals one image and one prompt at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from samadapt.errors import ConfigError, PromptError
+from samadapt.evaluation import inference
+from samadapt.prompts.objects import ObjectPrompts
+from samadapt.sam.geometry import to_model_boxes, to_model_points
+from samadapt.sam.types import Prompts
+
+SHAPES = [(40, 30), (64, 64), (25, 90)]
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
+
+
+def objects(boxes=None, points=None, point_labels=None, class_ids=None):
+    boxes = None if boxes is None else np.array(boxes, np.float32).reshape(-1, 4)
+    points = None if points is None else np.array(points, np.float32)
+    count = len(boxes if boxes is not None else points)
+    ids = np.ones(count, np.int64) if class_ids is None else np.array(class_ids)
+    labels = None if points is None else np.array(point_labels)
+    return ObjectPrompts(ids, None, boxes, points, labels)
+
+
+def one_by_one(sam, embedding, frame, prompts, threshold=0.0):
+    """Labels from a plain loop over the prompts of one image."""
+    best = np.full(frame.original, threshold)
+    labels = np.zeros(frame.original, np.uint8)
+    for index in range(len(prompts)):
+        given = {}
+        if prompts.boxes is not None:
+            boxes = to_model_boxes(prompts.boxes[index], frame)
+            given["boxes"] = torch.tensor(boxes, dtype=torch.float32)[None, None]
+        if prompts.points is not None:
+            points = to_model_points(prompts.points[index], frame)
+            given["points"] = torch.tensor(points, dtype=torch.float32)[None, None]
+            given["point_labels"] = torch.tensor(prompts.point_labels[index])[None, None]
+        with torch.no_grad():
+            low = sam.decode(embedding[None], Prompts(**given), multimask=False).logits
+        logits = sam.postprocess(low, frame)[0, 0, 0].numpy()
+        labels = np.where(logits > best, prompts.class_ids[index], labels)
+        best = np.maximum(best, logits)
+    return labels
+
+
+def test_images_of_any_size_are_embedded_together(any_sam, images):
+    embeddings, frames = inference.embed(any_sam, images)
+    assert [frame.original for frame in frames] == SHAPES
+    assert not embeddings.requires_grad
+    for index, image in enumerate(images):
+        alone, _ = inference.embed(any_sam, [image])
+        torch.testing.assert_close(alone[0], embeddings[index], atol=1e-4, rtol=1e-4)
+
+
+def test_objects_of_many_images_equal_a_loop_over_prompts(any_sam, images, monkeypatch):
+    monkeypatch.setattr(inference, "OBJECTS_PER_DECODE", 6)
+    rng = np.random.default_rng(1)
+    corners = rng.uniform(0, 12, (9, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(8, 15, (9, 2))], axis=1)
+    points, labels = rng.uniform(2, 24, (9, 3, 2)), rng.integers(0, 2, (9, 3))
+    prompts = [
+        objects(boxes, class_ids=[1, 2, 3, 1, 2, 3, 1, 2, 3]),  # more than one decoder call holds
+        objects(boxes[:2], class_ids=[2, 1]),
+        objects(np.zeros((0, 4))),
+        objects(points=points[:2], point_labels=labels[:2]),
+        objects(points=points[:1, :1], point_labels=[[1]]),
+        objects(boxes[:3], points[:3], labels[:3], [1, 2, 3]),
+    ]
+    six = [images[index % 3] for index in range(6)]
+    embeddings, frames = inference.embed(any_sam, six)
+    calls = []
+    decode = type(any_sam).decode
+
+    def counted(self, embeddings, prompts, *, multimask):
+        calls.append(len(embeddings) * prompts.count)
+        assert not multimask
+        return decode(self, embeddings, prompts, multimask=multimask)
+
+    monkeypatch.setattr(type(any_sam), "decode", counted)
+    found = inference.segment_objects(any_sam, embeddings, frames, prompts)
+    assert max(calls) <= 6
+    assert len(calls) <= 6  # of 17 prompts
+    monkeypatch.undo()
+    assert any(labels.any() for labels in found)
+    assert not found[2].any()
+    for index, labels in enumerate(found):
+        assert labels.dtype == np.uint8
+        expected = one_by_one(any_sam, embeddings[index], frames[index], prompts[index])
+        assert (labels != expected).mean() < 2e-3, index
+
+
+def test_threshold_moves_the_edge(tiny_sam, images):
+    embeddings, frames = inference.embed(tiny_sam, images[:1])
+    box = [objects([[5, 5, 25, 30]])]
+    areas = [
+        int(inference.segment_objects(tiny_sam, embeddings, frames, box, threshold=t)[0].sum())
+        for t in (-1e9, 0.0, 1e9)
+    ]
+    assert areas[0] == SHAPES[0][0] * SHAPES[0][1]
+    assert areas[0] > areas[1] > areas[2] == 0
+
+
+def test_semantic_is_the_argmax_with_background_at_zero(any_sam, images):
+    embeddings, frames = inference.embed(any_sam, images)
+    found = inference.segment_semantic(any_sam, embeddings, frames, 2)
+    for index, (labels, frame) in enumerate(zip(found, frames, strict=True)):
+        with torch.no_grad():
+            output = any_sam.decode(embeddings[index : index + 1], Prompts(), multimask=True)
+        logits = any_sam.postprocess(output.logits, frame)[0, 0, :2].numpy()
+        expected = np.concatenate([np.zeros_like(logits[:1]), logits]).argmax(axis=0)
+        assert labels.shape == frame.original
+        assert (labels != expected).mean() < 2e-3
+    assert len(np.unique(np.concatenate([labels.ravel() for labels in found]))) > 1
+    with pytest.raises(ConfigError, match="got 3 tokens for 4 classes"):
+        inference.segment_semantic(any_sam, embeddings, frames, 4)
+
+
+@given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 2**16))
+@settings(max_examples=40, deadline=None)
+def test_where_objects_overlap_the_higher_logit_wins(count, padding, seed):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(2, count + padding, 1, 4, 5))
+    ids = rng.integers(1, 9, (2, count + padding))
+    ids[:, count:] = 0
+    found = inference.object_labels(torch.tensor(logits), torch.tensor(ids), 0.3).numpy()
+    for image, row, column in np.ndindex(2, 4, 5):
+        best = int(logits[image, :count, 0, row, column].argmax())
+        above = logits[image, best, 0, row, column] > 0.3
+        assert found[image, row, column] == (ids[image, best] if above else 0)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (ObjectPrompts(np.ones(1, int)), "1 objects need boxes or points"),
+        (ObjectPrompts(np.ones(1, int), boxes=np.zeros((2, 4))), r"boxes must be \(1, 4\)"),
+        (ObjectPrompts(np.ones(1, int), points=np.zeros((1, 2, 2))), "given together"),
+        (
+            ObjectPrompts(np.ones(1, int), None, None, np.zeros((1, 2)), np.zeros(1)),
+            r"points must be \(1, k, 2\)",
+        ),
+        (
+            ObjectPrompts(np.ones(1, int), None, None, np.zeros((1, 2, 2)), np.zeros((1, 3))),
+            r"point_labels must be \(1, 2\)",
+        ),
+        (ObjectPrompts(np.zeros(1, int), boxes=np.zeros((1, 4))), "class_ids must be 1 to 255"),
+    ],
+)
+def test_wrong_prompts_are_refused_naming_the_image(tiny_sam, images, prompts, message):
+    embeddings, frames = inference.embed(tiny_sam, images[:2])
+    right = objects([[1, 1, 9, 9]])
+    with pytest.raises(PromptError, match=f"image 1: .*{message}"):
+        inference.segment_objects(tiny_sam, embeddings, frames, [right, prompts])
+    with pytest.raises(PromptError, match="got 2, 2 and 1"):
+        inference.segment_objects(tiny_sam, embeddings, frames, [right])

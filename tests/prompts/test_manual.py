@@ -1,0 +1,66 @@
+"""What a caller may give as prompts, and what each mistake says."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from samadapt.errors import PromptError
+from samadapt.prompts.manual import slice_prompts
+
+IMAGE, VOLUME = (20, 30, 1), (20, 30, 3)
+BOX, POINT = [2, 3, 12, 13], [5, 6]
+
+
+def test_boxes_and_points_of_an_image():
+    boxes = slice_prompts([BOX, BOX], None, None, IMAGE)[0]
+    assert boxes.boxes.shape == (2, 4)
+    assert boxes.class_ids.tolist() == [1, 1]
+    assert slice_prompts(BOX, None, None, IMAGE)[0].boxes.shape == (1, 4)
+    clicks = slice_prompts(None, [POINT, POINT], [1, 0], IMAGE)[0]
+    assert clicks.points.shape == (1, 2, 2)
+    assert clicks.point_labels.tolist() == [[1, 0]]
+    assert len(clicks) == 1
+    several = slice_prompts(None, [[POINT], [POINT]], None, IMAGE)[0]
+    assert several.point_labels.tolist() == [[1], [1]]
+    both = slice_prompts(BOX, [POINT], None, IMAGE)[0]
+    assert (both.boxes.shape, both.points.shape) == ((1, 4), (1, 1, 2))
+
+
+def test_slices_of_a_volume():
+    assert list(slice_prompts([BOX], None, None, VOLUME)) == [0, 1, 2]
+    named = slice_prompts({2: [BOX]}, {0: [POINT]}, {0: [0]}, VOLUME)
+    assert list(named) == [0, 2]
+    assert named[0].boxes is None
+    assert named[0].point_labels.tolist() == [[0]]
+    assert named[2].points is None
+
+
+def test_no_object_is_allowed_where_it_is_said_so():
+    assert len(slice_prompts(np.zeros((0, 4)), None, None, IMAGE)[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (([[1, 2, 3]], None, None), r"boxes must be \(p, 4\).*got shape \(1, 3\)"),
+        (([[1, 2, 3, 4], [1]], None, None), r"boxes must be \(p, 4\)"),
+        ((["a"], None, None), r"boxes must be \(p, 4\)"),
+        (([[1, 2, 3, math.nan]], None, None), "NaN"),
+        (([[12, 3, 2, 13]], None, None), r"x0 < x1.*got \[12.0, 3.0, 2.0, 13.0\]"),
+        (([[31, 3, 40, 13]], None, None), "width 30 and height 20"),
+        ((None, [[25, 6], [6, 25]], None), r"must lie in the image.*got \[6.0, 25.0\]"),
+        ((None, [[1, 2, 3]], None), r"points must be"),
+        ((None, [POINT], [1, 0]), r"one for each point, \(1, 1\)"),
+        ((None, [POINT], [2]), "1 .foreground., 0 .background."),
+        ((BOX, None, [1]), "without points"),
+        (([BOX, BOX], [POINT], None), "same objects; got 1 and 2"),
+        (({3: [BOX]}, None, None), r"slice indices must be 0 to 2; got \[3\]"),
+        (({1: [[0, 0, 0, 0]]}, None, None), "^slice 1: a box"),
+    ],
+)
+def test_each_mistake_says_what_was_expected(given, message):
+    with pytest.raises(PromptError, match=message):
+        slice_prompts(*given, VOLUME)
