@@ -131,28 +131,34 @@ def _read(path: Path) -> Any:
         head = file.read(16)
     if size == 0:
         raise WeightsError(f"{path} is empty")
+    safe = head[8:9] == b"{"
+    if not safe and not head.startswith((b"PK", b"\x80")):
+        raise WeightsError(
+            f"{path} is no checkpoint: expected a torch or safetensors file; it begins with "
+            f"{head!r} ({size} bytes). A web page or a Git LFS pointer saved in its place?"
+        )
     try:
-        if head[8:9] == b"{":
-            return load_file(path)
-        if not head.startswith((b"PK", b"\x80")):
-            raise WeightsError(
-                f"{path} is no checkpoint: expected a torch or safetensors file; it begins with "
-                f"{head!r} ({size} bytes). A web page or a Git LFS pointer saved in its place?"
-            )
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
+        return load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds more than tensors, or is broken; for safety only tensors are read "
-            "(weights_only): save its state_dict() and load that. "
-            f"torch says: {str(error).strip().splitlines()[0]}"
+            "(weights_only): save its state_dict() and load that"
+            f"{_unpickler_reason(error)}"
         ) from error
     except Exception as error:  # broken bytes make the readers raise nearly anything
         raise WeightsError(
             f"{path} cannot be read ({size} bytes; broken or truncated?): "
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         ) from error
+
+
+def _unpickler_reason(error: Exception) -> str:
+    """Quote torch's reason without its advice to unpickle anything."""
+    for line in str(error).splitlines():
+        _, found, reason = line.partition("WeightsUnpickler error: ")
+        if found:
+            return f"; found: {reason.strip()}"
+    return ""
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
