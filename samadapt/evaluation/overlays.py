@@ -292,7 +292,7 @@ def _draw_prompts(
         axis.add_patch(rectangle)
     if points is None:
         return
-    places = np.asarray(points, dtype=float).reshape(-1, 2)
+    places = np.asarray(points, dtype=float).reshape(-1, 2) - 0.5  # to pixel centres
     signs = np.ones(len(places)) if point_labels is None else np.asarray(point_labels).ravel()
     for sign, marker in ((1, "o"), (0, "X")):
         x, y = places[signs == sign].T
