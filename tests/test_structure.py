@@ -34,6 +34,7 @@ LAYERS = [
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CONFIGURATION = {"overrides", "config"}  # stops at the verbs: what lies below takes plain values
+MAY_USE_IT = CONFIGURATION | {"session", "verbs", "cli"}
 
 
 STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
@@ -101,7 +102,7 @@ def test_configuration_stops_at_the_verbs() -> None:
     wrong = [
         f"{module} imports {target}"
         for module, tree in trees()
-        if module != "samadapt" and layer_of(module) not in CONFIGURATION | {"session", "verbs", "cli"}
+        if module != "samadapt" and layer_of(module) not in MAY_USE_IT
         for target in imports(tree.body, all_of_them=True)
         if target != "samadapt" and layer_of(target) in CONFIGURATION
     ]
