@@ -23,11 +23,19 @@ class ClassTable:
         values: the mask values of each class.
         complete: the table lists all values that may occur; another value is an error. If not,
             other values are background.
+        merged: names of the classes that were put in one.
     """
 
     names: tuple[str, ...]
     values: tuple[tuple[int, ...], ...]
     complete: bool = True
+    merged: tuple[str, ...] = ()
+
+    def id_of(self, name: str) -> int:
+        """Return the class id of a name that an annotation uses, 0 where it is no class."""
+        if name in self.merged:
+            return 1
+        return self.names.index(name) + 1 if name in self.names else 0
 
     def unknown(self, found: Iterable[int]) -> list[int]:
         """Return the values that the table does not explain."""
@@ -94,8 +102,8 @@ def make_table(
         table = _discover(sorted(set(found)))
     _check(table)
     if merge:
-        merged = tuple(sorted({value for values in table.values() for value in values}))
-        table = {"foreground": merged}
+        values = tuple(sorted({value for values in table.values() for value in values}))
+        return ClassTable(("foreground",), (values,), complete, tuple(table))
     return ClassTable(tuple(table), tuple(table.values()), complete)
 
 

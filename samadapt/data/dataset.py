@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from samadapt.data.intensity import IntensityRule, to_rgb
 from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
 from samadapt.data.reader import AXES, Reader
 from samadapt.data.splits import Splits, make_splits
-from samadapt.data.types import Array, Case, Finding, Sample, SliceRef, Split, Volume
+from samadapt.data.types import Annotation, Array, Case, Finding, Sample, SliceRef, Split, Volume
 from samadapt.data.volumes import PreparedVolume, VolumeCache, stored_arrays
 from samadapt.errors import ConfigError, DataError, nearest
 
@@ -158,28 +158,33 @@ class Dataset:
         volume = self.volume(ref.case)
         image = volume.image if volume.is_color else volume.image[:, :, ref.index]
         labels = np.array(volume.labels[:, :, ref.index], dtype=np.int16)
-        given = volume.annotation
-        if given is None:
-            return Sample(ref.case, ref.index, to_rgb(image), labels)
-        ids = None
-        if given.labels is not None:
-            names = {name: index + 1 for index, name in enumerate(self.classes)}
-            ids = np.array([names.get(label, 0) for label in given.labels], dtype=np.int64)
-        return Sample(
-            ref.case,
-            ref.index,
-            to_rgb(image),
-            labels,
-            given.boxes,
-            given.points,
-            given.point_labels,
-            ids,
+        sample = Sample(ref.case, ref.index, to_rgb(image), labels)
+        return (
+            sample if volume.annotation is None else self._with_prompts(sample, volume.annotation)
         )
 
     def samples(self, name: str) -> list[Sample]:
         """Return all slices of a case."""
         depth = self.case(name).shape[2]
         return [self.sample(SliceRef(name, index)) for index in range(depth)]
+
+    def _with_prompts(self, sample: Sample, given: Annotation) -> Sample:
+        """Add the prompts that were given, without those of classes that are not used."""
+        boxes, points, point_labels = given.boxes, given.points, given.point_labels
+        ids = None
+        if given.labels is not None:
+            ids = np.array([self.table.id_of(label) for label in given.labels], dtype=np.int64)
+            used = ids > 0
+            ids = ids[used]
+            if boxes is not None:
+                boxes = boxes[used]
+            elif points is not None and point_labels is not None:
+                points, point_labels = points[used], point_labels[used]
+            if not used.any():
+                return sample
+        return replace(
+            sample, boxes=boxes, points=points, point_labels=point_labels, prompt_classes=ids
+        )
 
     def _prepare(self, case: Case) -> PreparedVolume:
         if self.cache_dir is None or case.axis is None:

@@ -55,8 +55,10 @@ class IntensityRule:
         if high <= low:
             return np.zeros(values.shape, dtype=np.uint8)
         scaled = values.astype(np.float32)
-        scaled -= np.float32(low)
-        scaled *= np.float32(255.0 / (high - low))
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            scaled -= np.float32(low)
+            scaled /= np.float32(high - low)
+            scaled *= np.float32(255)
         np.nan_to_num(scaled, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
         np.clip(scaled, 0, 255, out=scaled)
         return np.rint(scaled).astype(np.uint8)

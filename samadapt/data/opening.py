@@ -62,22 +62,31 @@ def decide_classes(
 
 
 def check_values(scan: Scan, table: ClassTable) -> None:
-    """Turn label values outside the class list into findings and leave those cases out."""
+    """Turn values and names outside the class list into findings and leave those cases out."""
+    listed = ", ".join(
+        f"{name}={','.join(map(str, values))}"
+        for name, values in zip(table.names, table.values, strict=True)
+    )
     usable = []
     for case in scan.cases:
+        findings = []
         unknown = table.unknown(case.values)
-        if not unknown:
+        if unknown:
+            message = f"label values {unknown[:8]} are outside the class list ({listed})"
+            fix = "mend the mask, or list the classes to use with data.classes={name: value}"
+            file = str(case.labels or case.image)
+            findings.append(Finding("label_value", "error", file, message, fix))
+        names = sorted({name for name in case.named if not table.id_of(name)})
+        if names and table.complete:
+            message = f"labels {', '.join(names[:8])} are outside the class list ({listed})"
+            fix = "mend the annotation, or name the classes with data.classes={name: value}"
+            file = str(case.annotations or case.image)
+            findings.append(Finding("annotation_class", "error", file, message, fix))
+        scan.findings.extend(findings)
+        if findings:
+            scan.left_out.append(case.name)
+        else:
             usable.append(case)
-            continue
-        listed = ", ".join(
-            f"{name}={','.join(map(str, values))}"
-            for name, values in zip(table.names, table.values, strict=True)
-        )
-        message = f"label values {unknown[:8]} are outside the class list ({listed})"
-        fix = "mend the mask, or list the classes to use with data.classes={name: value}"
-        file = str(case.labels or case.image)
-        scan.findings.append(Finding("label_value", "error", file, message, fix))
-        scan.left_out.append(case.name)
     scan.cases = usable
 
 

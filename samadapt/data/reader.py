@@ -158,6 +158,7 @@ class Reader(ABC):
             axis=volume.source.axis if volume.source else None,
             values=values,
             presence=presence,
+            named=(volume.annotation.labels or ()) if volume.annotation else (),
         )
         return checked, findings
 

@@ -68,6 +68,7 @@ class Case:
             pictures.
         values: label values other than 0 that occur in the mask.
         presence: (d, len(values)) bool: which value occurs in which slice.
+        named: class names that the annotations use.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Case:
     axis: int | None = None
     values: tuple[int, ...] = ()
     presence: Array | None = field(default=None, repr=False, compare=False)
+    named: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ class Sample:
         points: (k, 2) float32 (x, y) pixels given by annotations, or None.
         point_labels: (k,) int64, 1 foreground, 0 background; None without points.
         prompt_classes: (n,) int64 class id of each box (of each point where there are no
-            boxes); None where the annotations name no classes.
+            boxes); None where the annotations name no classes. Prompts that name a class which
+            ``data.classes`` leaves out are not here.
     """
 
     case: str

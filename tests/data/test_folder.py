@@ -141,7 +141,11 @@ def test_annotations_become_prompts(make_folder: Callable[..., Path]) -> None:
     }
     _annotate(root, content)
     _annotate(root, {"points": [[1, 1], [2, 2]]}, "p2")
-    dataset = open_dataset("folder", root)
+    (finding,) = check_dataset("folder", root)
+    assert finding.code == "annotation_class"
+    assert finding.file == str(root / "annotations" / "p1.json")
+    both = {"foreground": 255, "unknown": 7}
+    dataset = open_dataset("folder", root, classes=both)
     sample = dataset.sample(SliceRef("p1", 0))
     assert sample.boxes is not None
     np.testing.assert_array_equal(sample.boxes, content["boxes"])
@@ -150,13 +154,20 @@ def test_annotations_become_prompts(make_folder: Callable[..., Path]) -> None:
     assert sample.point_labels is not None
     assert sample.point_labels.tolist() == [0]
     assert sample.prompt_classes is not None
-    assert sample.prompt_classes.tolist() == [1, 0]
+    assert sample.prompt_classes.tolist() == [1, 2]
     plain = dataset.sample(SliceRef("p2", 0))
     assert plain.point_labels is not None
     assert plain.point_labels.tolist() == [1, 1]
     assert plain.boxes is None
     assert plain.prompt_classes is None
     assert dataset.sample(SliceRef("p0", 0)).boxes is None
+    merged = open_dataset("folder", root, classes=both, merge_classes=True)
+    ids = merged.sample(SliceRef("p1", 0)).prompt_classes
+    assert ids is not None
+    assert ids.tolist() == [1, 1]
+    chosen = open_dataset("folder", root, classes={"foreground": 255}).sample(SliceRef("p1", 0))
+    assert chosen.boxes is not None
+    assert chosen.boxes.tolist() == [[1, 2, 5.5, 7]]
 
 
 @pytest.mark.parametrize(
