@@ -13,8 +13,11 @@ Without samadapt, onto a model with segment-anything's parameter names and the s
 
 ```python
 from peft import PeftModel
-model = PeftModel.from_pretrained(sam, "{directory}")
+model = PeftModel.from_pretrained(sam, "this-directory")
 ```
+
+(For `inject_adapter_in_model` and `set_peft_model_state_dict`, take `base_model.model.` off the
+names.)
 """
 
 
@@ -41,7 +44,7 @@ def model_card(record: AdapterRecord, trainable: int, *, plain_peft: bool) -> st
     }
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     scores = json.dumps(record.scores, indent=2) if record.scores else "not evaluated"
-    by_peft = _LOAD_PEFT.format(directory="this-directory") if plain_peft else ""
+    by_peft = _LOAD_PEFT if plain_peft else ""
     return f"""---
 library_name: {"peft" if plain_peft else "samadapt"}
 tags: [segment-anything, image-segmentation, samadapt]

@@ -15,6 +15,14 @@ from typing import TYPE_CHECKING, Any
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import low_rank
 from samadapt.methods.base import Injection, Method, inject, method_from_dict
+from samadapt.methods.verify import (
+    check_finite,
+    check_peft_config,
+    check_tensors,
+    read_json,
+    read_weights,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,16 +35,6 @@ RECORD = "samadapt.json"
 CARD = "README.md"
 
 _PREFIX = "base_model.model."  # peft stores names as seen from its own wrapper
-# Of adapter_config.json, what does not change the loaded model's output.
-_NEUTRAL = {
-    "auto_mapping",
-    "base_model_name_or_path",
-    "inference_mode",
-    "lora_dropout",
-    "peft_version",
-    "revision",
-    "task_type",
-}
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
     state = sam.state_dict()
     names = _stored_names(sam, injection)
     tensors = {key: state[name].detach().cpu().contiguous() for key, name in names.items()}
-    _check_finite(tensors, directory / WEIGHTS)
+    check_finite(tensors, directory / WEIGHTS)
     record = replace(
         record,
         method=injection.method.to_dict(),
@@ -120,8 +118,8 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
         fresh = scratch / "new"
         fresh.mkdir()
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
-        _write_json(fresh / PEFT_CONFIG, _peft_config(injection))
-        _write_json(fresh / RECORD, asdict(record))
+        write_json(fresh / PEFT_CONFIG, _peft_config(injection))
+        write_json(fresh / RECORD, asdict(record))
         plain_peft = _loads_in_peft(sam, injection.method)
         card = model_card(record, injection.trainable, plain_peft=plain_peft)
         (fresh / CARD).write_text(card, encoding="utf-8")
@@ -152,15 +150,15 @@ def load_adapter(directory: Path, sam: Sam) -> Injection:
     record = read_record(directory)
     method = _method(directory / RECORD, record)
     _check_base(directory / RECORD, record, sam)
-    tensors = _read_weights(directory / WEIGHTS)
-    config = _read_json(directory / PEFT_CONFIG)
+    tensors = read_weights(directory / WEIGHTS)
+    config = read_json(directory / PEFT_CONFIG)
     if record.num_masks != sam.build.num_multimask:
         sam.resize_mask_tokens(record.num_masks)
     injection = inject(sam, method)
-    _check_peft_config(directory / PEFT_CONFIG, config, _peft_config(injection))
+    check_peft_config(directory / PEFT_CONFIG, config, _peft_config(injection))
     names = _stored_names(sam, injection)
     expected = sam.state_dict()
-    _check_tensors(
+    check_tensors(
         directory / WEIGHTS, tensors, {key: expected[name] for key, name in names.items()}
     )
     try:
@@ -179,7 +177,7 @@ def read_record(directory: Path) -> AdapterRecord:
     if not directory.is_dir():
         raise AdapterError(f"{directory}: expected an adapter directory; there is none")
     path = directory / RECORD
-    values = _read_json(path)
+    values = read_json(path)
     known = {item.name: item for item in fields(AdapterRecord)}
     missing = [
         name for name in ("base", "base_sha256", "image_size", "method") if name not in values
@@ -220,7 +218,7 @@ def load_trainable_state(sam: Sam, injection: Injection, state: Mapping[str, Ten
     import torch
 
     own = {name: p for name, p in sam.named_parameters() if name in injection.parameters}
-    _check_tensors(Path("trainable state"), state, own)
+    check_tensors(Path("trainable state"), state, own)
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(state[name])
@@ -273,26 +271,6 @@ def _as_list(value: object) -> list[Any]:
     raise TypeError(f"cannot write {type(value).__name__} as JSON")
 
 
-def _check_peft_config(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Refuse a configuration that says something else than the record."""
-    for key in sorted((found.keys() | expected.keys()) - _NEUTRAL):
-        want, got = expected.get(key), found.get(key, expected.get(key))
-        if key in ("peft_type", "r", "lora_alpha", "target_modules") and key in expected:
-            got = found.get(key)
-        if isinstance(want, list) and isinstance(got, list):
-            want, got = sorted(want), sorted(got)
-        if want != got and (want or got):
-            raise AdapterError(
-                f"{path}: {key} was changed: expected {_short(want)}, as {RECORD} records; "
-                f"got {_short(got)}"
-            )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _method(path: Path, record: AdapterRecord) -> Method:
     try:
         return method_from_dict(record.method)
@@ -318,67 +296,6 @@ def _check_base(path: Path, record: AdapterRecord, sam: Sam) -> None:
             f"given is {sam.build.name} with sha256 {found}. Load the weights that it names"
             + (f" ({record.checkpoint})" if record.checkpoint else "")
         )
-
-
-def _check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse missing or unexpected keys and wrong shapes."""
-    missing = sorted(expected.keys() - found.keys())
-    unexpected = sorted(found.keys() - expected.keys())
-    if missing or unexpected:
-        parts = [
-            f"{len(keys)} {what} keys, first {keys[0]}"
-            for keys, what in ((missing, "missing"), (unexpected, "unexpected"))
-            if keys
-        ]
-        raise AdapterError(f"{path}: {'; '.join(parts)}")
-    for key, value in found.items():
-        if value.shape != expected[key].shape:
-            raise AdapterError(
-                f"{path}: {key}: expected shape {tuple(expected[key].shape)}; "
-                f"got {tuple(value.shape)}"
-            )
-
-
-def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    for key, value in tensors.items():
-        if not bool(value.isfinite().all()):
-            raise AdapterError(f"{path}: {key} holds NaN or infinite values")
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise AdapterError(f"{path}: the file is missing")
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        head = path.open("rb").read(4)
-        kind = (
-            "a pickle" if head[:2] in (b"PK", b"\x80\x02", b"\x80\x04") else "truncated or broken"
-        )
-        raise AdapterError(
-            f"{path}: expected a safetensors file; it is {kind} ({error})"
-        ) from error
-    _check_finite(tensors, path)
-    return tensors
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise AdapterError(f"{path}: the file is missing")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AdapterError(f"{path}: expected JSON; it is truncated or broken ({error})") from error
-    if not isinstance(values, dict):
-        raise AdapterError(f"{path}: expected a JSON object; got {type(values).__name__}")
-    return values
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _versions() -> dict[str, str]:

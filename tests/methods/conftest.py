@@ -51,7 +51,7 @@ def perturb() -> Callable[[Injection], None]:
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in injection.parameters.values():
-                scale = 0.05 if parameter.any() else 0.4  # B and up-projections start at zero
+                scale = 0.02 if parameter.any() else 0.1  # B and up-projections start at zero
                 parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
     return move

@@ -17,10 +17,18 @@ from samadapt.methods.store import (
 )
 
 VARIANTS = ({}, {"blocks": "last:2", "decoder": "lora"}, {"blocks": "last:1", "decoder": "frozen"})
-CASES = [(name, options) for name in sorted(METHODS) for options in VARIANTS]
+CASES = [
+    pytest.param(
+        (name, options),
+        id="-".join((name, *options.values())),
+        marks=[pytest.mark.slow] if options.get("decoder") == "frozen" else [],
+    )
+    for name in sorted(METHODS)
+    for options in VARIANTS
+]
 
 
-@pytest.fixture(params=CASES, ids=[f"{n}-{'-'.join(o.values()) or 'default'}" for n, o in CASES])
+@pytest.fixture(params=CASES)
 def case(request):
     return request.param
 
@@ -99,7 +107,7 @@ def test_save_then_load_gives_the_same_output(fresh, case, adapted, predict):
     assert again.method == injection.method
     assert again.groups == injection.groups
     if injection.parameters:
-        assert (predict(sam) - predict(fresh())).abs().max() > 1e-2
+        assert (predict(sam) - predict(fresh())).abs().max() > 1e-4
 
 
 def test_trainable_state_comes_back(fresh, method, predict, perturb):
@@ -119,7 +127,8 @@ def test_merged_equals_unmerged_or_is_refused(case, adapted, predict, fresh):
         return
     unmerged = predict(sam)
     merge(sam, injection)
-    torch.testing.assert_close(predict(sam), unmerged, atol=1e-5, rtol=1e-5)
+    largest = float(unmerged.detach().abs().max())
+    torch.testing.assert_close(predict(sam), unmerged, atol=1e-5 * max(1, largest), rtol=0)
     assert sam.state_dict().keys() == fresh().state_dict().keys()
     assert not any(p.requires_grad for p in sam.parameters())
 

@@ -103,10 +103,10 @@ FAULTS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("fresh", ["tiny_sam"], indirect=True)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_refused_naming_the_file(saved, fresh, fault):
     file, message, spoil = FAULTS[fault]
-    load_adapter(saved, fresh())  # it loads as it was
     spoil(saved)
     with pytest.raises(AdapterError) as refused:
         load_adapter(saved, fresh())
