@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -40,10 +42,15 @@ def test_root_is_not_on_the_path_of_an_installed_samadapt(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_wheel_carries_recipes_and_cards(tmp_path: Path) -> None:
-    import zipfile
-
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
-    subprocess.run(pip, check=True, capture_output=True)
+    source = tmp_path / "source"  # setuptools would leave its build folder at the root
+    for folder in ("samadapt", "recipes", "datasets"):
+        shutil.copytree(
+            ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path)]
+    subprocess.run([*pip, str(source)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for recipe in recipes():
