@@ -73,10 +73,12 @@ def finite_image(path: Path, values: Array) -> Array:
 
 
 def whole_labels(path: Path, values: Array) -> Array:
-    """Return label voxels as int32; fractions, NaN and huge values are findings."""
+    """Return label voxels as integers; fractions, NaN and huge values are findings."""
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 4:
+        return values
     if values.dtype.kind in "iub":
-        if values.size and (values.max() > 2**31 - 1 or values.min() < -(2**31)):
-            raise fault("label_value", path, "labels above 2^31", "renumber the labels")
+        if values.max() > 2**31 - 1 or values.min() < -(2**31):
+            raise fault("label_value", path, "label values exceed 32 bits", "renumber the labels")
         return values.astype(np.int32)
     with np.errstate(invalid="ignore"):
         whole = np.rint(values)
@@ -116,10 +118,13 @@ def spacing_of(source: SourceGrid) -> tuple[float, float, float]:
 
 
 def to_slices(values: Array, source: SourceGrid) -> Array:
-    """Arrange an array on the source's grid as (h, w, d), slices upright along the last axis."""
+    """Arrange an array on the source's grid as (h, w, d), slices upright along the last axis.
+
+    Each slice is contiguous in memory, which is also the order of axial files: the copy is fast.
+    """
     canonical = _orientations().apply_orientation(values, source.orientation)
     flipped = np.moveaxis(canonical, source.axis, 2)[::-1, ::-1]
-    return np.ascontiguousarray(flipped.transpose(1, 0, 2))
+    return np.ascontiguousarray(flipped.transpose(2, 1, 0)).transpose(1, 2, 0)
 
 
 def to_source(slices: Array, source: SourceGrid) -> Array:

@@ -127,7 +127,7 @@ class Volume:
     Attributes:
         image: (h, w, d) float32 or uint8, slices along the last axis; (h, w, 3) uint8 if
             ``is_color`` (then there is one slice).
-        labels: (h, w, d) int32 with the values of the mask file, or None.
+        labels: (h, w, d) integers, the values of the mask file, or None.
         spacing_mm: (row, column, slice) in mm; None for pictures.
         source: the file's grid; None for pictures.
         is_color: the last axis of ``image`` is RGB.

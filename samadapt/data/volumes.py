@@ -71,7 +71,7 @@ def stored_arrays(
     Args:
         folder: the cache folder.
         key: everything that the arrays depend on; its hash names the files.
-        make: returns image and labels.
+        make: returns image and labels, (h, w, d); stored slice by slice.
     """
     stem = hashlib.sha256(key.encode()).hexdigest()[:24]
     paths = [folder / f"{stem}.{part}.npy" for part in ("image", "labels")]
@@ -79,9 +79,9 @@ def stored_arrays(
         folder.mkdir(parents=True, exist_ok=True)
         for path, array in zip(paths, make(), strict=True):
             partial = path.with_suffix(f".{os.getpid()}.part.npy")
-            np.save(partial, array)
+            np.save(partial, np.ascontiguousarray(np.moveaxis(array, 2, 0)))
             partial.replace(path)
-    image, labels = (np.load(path, mmap_mode="r") for path in paths)
+    image, labels = (np.moveaxis(np.load(path, mmap_mode="r"), 0, 2) for path in paths)
     return image, labels
 
 

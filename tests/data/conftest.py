@@ -19,7 +19,9 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 def write_nifti(path: Path, values: Any, affine: Any = None, **header: Any) -> Path:
     """Write an array as NIfTI with an affine (default: 1 mm, RAS)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(np.asarray(values), np.eye(4) if affine is None else affine)
+    values = np.asarray(values)
+    affine = np.eye(4) if affine is None else affine
+    image = nib.Nifti1Image(values, affine, dtype=values.dtype)
     for key, value in header.items():
         image.header[key] = value
     nib.save(image, path)

@@ -157,3 +157,15 @@ def test_a_case_that_does_not_exist(make_msd: Callable[..., Path]) -> None:
     dataset = open_dataset("nifti", make_msd(2))
     with pytest.raises(DataError, match=r"'case_02'.*did you mean"):
         dataset.volume("case_02")
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+def test_every_data_type_of_labels(make_msd: Callable[..., Path], tools: Any, dtype: str) -> None:
+    root = make_msd(2)
+    labels = tools.volume_pair(1)[1]
+    path = root / "labelsTr" / "case_01.nii.gz"
+    tools.write_nifti(path, labels.astype(dtype))
+    dataset = open_dataset("nifti", root)
+    read = dataset.volume_labels("case_01")
+    np.testing.assert_array_equal(read, labels[::-1, ::-1].transpose(1, 0, 2))
+    assert dataset.volume("case_01").labels[:, :, 0].flags.c_contiguous
