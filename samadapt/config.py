@@ -55,8 +55,11 @@ class Data:
         None, help="class names, or {name: value}; null: all of the data set's", bound=True
     )
     merge_classes: bool = knob(False, help="all classes as one foreground")
-    empty_slices: Literal["drop", "keep"] | float = knob(
-        "drop", help="training slices without a class, or the share of them kept", low=0, high=1
+    empty_slices: Literal["auto", "drop", "keep"] | float = knob(
+        "auto",
+        help="training slices without a class, or the share kept; auto: keep for semantic only",
+        low=0,
+        high=1,
     )
     slice_step: int = knob(1, help="train on every n-th slice", low=1)
     val_every: int = knob(5, help="every n-th case is held out", low=2)
@@ -108,8 +111,7 @@ class Train:
     validate_every: int = knob(50, help="steps between validations; 0: at the end only", low=0)
     validate_cases: int | None = knob(None, help="cases in a validation; null: all", low=1)
     checkpoint_every: int = knob(50, help="steps between checkpoints; 0: at the end only", low=0)
-    ema: float = knob(0.0, help="decay of the averaged weights; 0 is off", low=0, below=1)
-    augment: tuple[Literal["flip", "rotate", "intensity"], ...] = knob((), help="random changes")
+    augment: tuple[Literal["flip"], ...] = knob((), help="random changes of each training slice")
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,10 @@ class Cache:
     enabled: Literal["auto", "on", "off"] = knob(
         "auto", help="auto: unless augmentation forbids it"
     )
-    where: Literal["memory", "disk"] = knob("memory", help="where the features are kept")
-    dir: str | None = knob(None, help="folder of the disk cache; null: in the run directory")
+    where: Literal["auto", "memory", "disk"] = knob(
+        "auto", help="auto: memory while the features take at most a quarter of it"
+    )
+    dir: str | None = knob(None, help="folder of the disk cache; null: OUTPUT.DIR/features")
 
 
 @dataclass(frozen=True)

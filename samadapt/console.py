@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 
 def write(text: str) -> None:
@@ -26,6 +26,18 @@ def rich_console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def to_text(renderable: RenderableType) -> str:
+    """Return what rich would draw, as text; in colour if stdout is a terminal."""
+    import io
+
+    from rich.console import Console
+
+    stream = io.StringIO()
+    width = None if sys.stdout.isatty() else 100
+    Console(file=stream, force_terminal=sys.stdout.isatty(), width=width).print(renderable)
+    return stream.getvalue().rstrip()
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

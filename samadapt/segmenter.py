@@ -206,8 +206,14 @@ class Segmenter:
                 planes = segment_semantic(self.sam, embeddings, frames, len(self.classes))
             else:
                 objects = [prompts[index] for index in batch]
-                threshold = self.record.threshold
-                planes = segment_objects(self.sam, embeddings, frames, objects, threshold=threshold)
+                planes = segment_objects(
+                    self.sam,
+                    embeddings,
+                    frames,
+                    objects,
+                    threshold=self.record.threshold,
+                    multimask=self.policy.is_ambiguous,
+                )
             for index, plane in zip(batch, planes, strict=True):
                 labels[:, :, index] = plane
         return labels

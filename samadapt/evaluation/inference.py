@@ -90,6 +90,7 @@ def segment_objects(
     prompts: Sequence[ObjectPrompts | Mapping[str, Any]],
     *,
     threshold: float | None = None,
+    multimask: bool = False,
 ) -> list[NDArray[np.uint8]]:
     """Segment prompted objects, one mask each; where objects overlap the higher logit wins.
 
@@ -100,6 +101,7 @@ def segment_objects(
         prompts: for each image its objects in the original frame; their number may differ and
             may be 0.
         threshold: logit above which a pixel belongs to an object; None: the model's.
+        multimask: of several masks an object, take the one with the highest predicted IoU.
 
     Returns:
         b arrays (h, w) of class ids in the original frames; 0 where no object is.
@@ -117,7 +119,9 @@ def segment_objects(
         _check(item, index)
     parts: dict[int, list[tuple[int, Tensor]]] = defaultdict(list)
     for pack in _packs(objects):
-        for job, logits in zip(pack, _decode(sam, embeddings, frames, pack), strict=True):
+        for job, logits in zip(
+            pack, _decode(sam, embeddings, frames, pack, multimask), strict=True
+        ):
             parts[job.image].append((job.start, logits))
     limit = sam.mask_threshold if threshold is None else threshold
     labels = []
@@ -202,7 +206,7 @@ def _packs(objects: Sequence[ObjectPrompts]) -> Iterator[list[_Job]]:
 
 
 def _decode(
-    sam: Sam, embeddings: Tensor, frames: Sequence[Frame], pack: Sequence[_Job]
+    sam: Sam, embeddings: Tensor, frames: Sequence[Frame], pack: Sequence[_Job], multimask: bool
 ) -> list[Tensor]:
     """Low-resolution logits (count, 1, 4g, 4g) of every job of a pack, in one decoder call."""
     count = max(job.count for job in pack)
@@ -220,7 +224,9 @@ def _decode(
         boxes=_stacked(boxes, sam, torch.float32),
     )
     images = torch.tensor([job.image for job in pack], device=embeddings.device)
-    logits = sam.decode(embeddings[images], prompts, multimask=False).logits
+    output = sam.decode(embeddings[images], prompts, multimask=multimask)
+    best = output.iou.argmax(dim=2)[:, :, None, None, None]
+    logits = output.logits.take_along_dim(best, dim=2)
     return [logits[row, : job.count] for row, job in enumerate(pack)]
 
 

@@ -60,6 +60,8 @@ class AdapterRecord:
         created: date and time, ISO 8601.
         data: name of the data set, for the model card.
         licence: licence of the base weights, for the model card.
+        data_options: how the data set was read, for ``samadapt evaluate``; no path of the
+            machine that trained.
     """
 
     base: str
@@ -80,6 +82,7 @@ class AdapterRecord:
     created: str = ""
     data: str = ""
     licence: str = ""
+    data_options: dict[str, Any] = field(default_factory=dict)
 
 
 def save_adapter(directory: Path, sam: Sam, injection: Injection, record: AdapterRecord) -> None:

@@ -106,7 +106,8 @@ class Prompts:
             raise PromptError(f"boxes must be (b, p, 4) XYXY pixels; got {_shape(self.boxes)}")
         if self.masks is not None and (self.masks.ndim != 5 or self.masks.shape[2] != 1):
             raise PromptError(f"masks must be (b, p, 1, h, w) logits; got {_shape(self.masks)}")
-        leading = {tuple(t.shape[:2]) for t in (self.points, self.boxes, self.masks) if t is not None}
+        given = (self.points, self.boxes, self.masks)
+        leading = {tuple(t.shape[:2]) for t in given if t is not None}
         if len(leading) > 1:
             raise PromptError(f"points, boxes and masks must share (b, p); got {sorted(leading)}")
 

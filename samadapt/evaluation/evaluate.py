@@ -1,0 +1,163 @@
+"""Predict the slices of held-out cases and score whole volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samadapt.evaluation.inference import segment_objects, segment_semantic
+from samadapt.evaluation.metrics import CaseClassScore, score_case, summarise
+from samadapt.evaluation.overlays import choose_slice
+from samadapt.prompts.given import given_prompts, has_prompts
+from samadapt.prompts.objects import ObjectPrompts, simulate
+
+if TYPE_CHECKING:
+    from samadapt.data.types import Sample, SliceRef
+    from samadapt.prompts.policy import PromptPolicy
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import Frame
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model as evaluation uses it.
+
+    Attributes:
+        sam: the model, base or adapted.
+        boundary: the unit of the encoder from which it is run live; -1: from the pixels.
+        features: images (h, w, 3) to what is fed in there, (b, ...).
+        frame_of: where an image lies in the model's square.
+        policy: how objects are prompted; boxes are exact and points central, without noise.
+        independent: each class is predicted on its own, so that classes whose boxes coincide do
+            not take pixels from each other; else one label map holds them all.
+        classes: number K of classes.
+        autocast: returns the context of forward passes.
+        batch_size: slices in one forward pass.
+    """
+
+    sam: Sam
+    boundary: int
+    features: Callable[[Sequence[Array]], Tensor]
+    frame_of: Callable[[Array], Frame]
+    policy: PromptPolicy
+    classes: int
+    autocast: Callable[[], AbstractContextManager[Any]]
+    batch_size: int = 8
+    independent: bool = False
+
+    @torch.no_grad()
+    def __call__(self, samples: Sequence[Sample]) -> list[Array]:
+        """Return the predicted class ids of each slice, 0 where nothing was prompted.
+
+        Each is (1, h, w), or (K, h, w) with a map for each class where they are independent.
+        """
+        with self.autocast():
+            if self.policy.is_semantic:
+                frames = [self.frame_of(sample.image) for sample in samples]
+                maps = segment_semantic(self.sam, self._embed(samples), frames, self.classes)
+                return [labels[None] for labels in maps]
+            return self._objects(samples)
+
+    def _objects(self, samples: Sequence[Sample]) -> list[Array]:
+        prompts = [self._prompts(sample) for sample in samples]
+        prompted = [index for index, objects in enumerate(prompts) if len(objects)]
+        every = range(1, self.classes + 1)
+        groups = [[class_id] for class_id in every] if self.independent else [list(every)]
+        labels: list[Array] = [
+            np.zeros((len(groups), *sample.labels.shape), np.uint8) for sample in samples
+        ]
+        if not prompted:
+            return labels
+        frames = [self.frame_of(samples[index].image) for index in prompted]
+        embeddings = self._embed([samples[index] for index in prompted])
+        for position, group in enumerate(groups):
+            wanted = [prompts[index].of_classes(group) for index in prompted]
+            found = segment_objects(
+                self.sam, embeddings, frames, wanted, multimask=self.policy.is_ambiguous
+            )
+            for index, label in zip(prompted, found, strict=True):
+                labels[index][position] = label
+        return labels
+
+    def _prompts(self, sample: Sample) -> ObjectPrompts:
+        if has_prompts(sample):
+            return given_prompts(sample)
+        return simulate(sample.labels, self.policy)
+
+    def _embed(self, samples: Sequence[Sample]) -> Tensor:
+        features = self.features([sample.image for sample in samples])
+        if self.boundary < 0:
+            return self.sam.encode(features)
+        return self.sam.encode_suffix(features, self.boundary)
+
+
+@dataclass
+class Evaluation:
+    """Scores of a model.
+
+    Attributes:
+        rows: one score a case and class, over all of the case's slices.
+        summary: means, as ``metrics.summarise`` gives them.
+        shown: for each case the slice with the most ground truth and its predicted labels (h, w);
+            of independent classes the higher one shows.
+    """
+
+    rows: list[CaseClassScore] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    shown: dict[str, tuple[SliceRef, Array]] = field(default_factory=dict)
+
+
+def evaluate(
+    predictor: Predictor,
+    refs: Sequence[SliceRef],
+    read: Callable[[SliceRef], Sample],
+    classes: Sequence[str],
+    done: Callable[[int], None] = lambda count: None,
+) -> Evaluation:
+    """Predict slices and score each case over all of its slices together.
+
+    Args:
+        predictor: the model and how it is prompted.
+        refs: the slices, sorted by case.
+        read: slice to sample.
+        classes: names of the classes 1..K.
+        done: called with the number of slices finished since the last call.
+    """
+    result = Evaluation()
+    for case, group in groupby(refs, key=lambda ref: ref.case):
+        members = list(group)
+        truth: list[Array] = []
+        predicted: list[Array] = []
+        for part in _parts(members, predictor.batch_size):
+            samples = [read(ref) for ref in part]
+            predicted += predictor(samples)
+            truth += [sample.labels for sample in samples]
+            done(len(part))
+        stacked = np.stack(truth, axis=-1)
+        result.rows += _score(case, np.stack(predicted, axis=-1), stacked, classes)
+        chosen = choose_slice(stacked)
+        result.shown[case] = members[chosen], predicted[chosen].max(axis=0)
+    result.summary = summarise(result.rows, classes)
+    return result
+
+
+def _score(case: str, maps: Array, truth: Array, classes: Sequence[str]) -> list[CaseClassScore]:
+    """Score label maps (n, h, w, d): one for all classes, or one for each."""
+    if len(maps) == 1:
+        return score_case(case, maps[0], truth, classes)
+    scores = [score_case(case, labels, truth, classes) for labels in maps]
+    return [rows[index] for index, rows in enumerate(scores)]
+
+
+def _parts(refs: Sequence[SliceRef], size: int) -> Iterator[Sequence[SliceRef]]:
+    for start in range(0, len(refs), size):
+        yield refs[start : start + size]

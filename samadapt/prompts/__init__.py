@@ -1,0 +1,1 @@
+"""From ground truth, or from what a person gave, to prompts."""

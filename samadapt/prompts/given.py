@@ -1,0 +1,119 @@
+"""Prompts that a person gave with an image, with the ground truth of the object they mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from samadapt.prompts.objects import ObjectPrompts, objects_in
+
+if TYPE_CHECKING:
+    from samadapt.data.types import Sample
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def has_prompts(sample: Sample) -> bool:
+    """Whether the sample came with boxes or points of its own."""
+    return sample.boxes is not None or sample.points is not None
+
+
+def given_prompts(sample: Sample) -> ObjectPrompts:
+    """Return the prompts of a sample's annotation, in pixels of the original image.
+
+    Each box is an object; points that lie in a box go with it. Without boxes the points are one
+    object, or one for each class that they name. The class of a prompt is the one it names, else
+    the one most frequent under it. Its mask is made of the components of that class of which at
+    least half lies in the box, or which hold a foreground point.
+    """
+    if sample.boxes is not None:
+        return _from_boxes(sample)
+    return _from_points(sample)
+
+
+def _from_boxes(sample: Sample) -> ObjectPrompts:
+    boxes = np.asarray(sample.boxes, dtype=np.float32)
+    areas = [_area(box, sample.labels.shape) for box in boxes]
+    ids = [
+        int(sample.prompt_classes[i])
+        if sample.prompt_classes is not None
+        else _majority(sample.labels[area])
+        for i, area in enumerate(areas)
+    ]
+    masks = [
+        _components(
+            sample.labels, class_id, lambda part, area=area: 2 * part[area].sum() >= part.sum()
+        )
+        for class_id, area in zip(ids, areas, strict=True)
+    ]
+    points, point_labels = _points_in_boxes(sample, boxes)
+    return ObjectPrompts(
+        np.asarray(ids, dtype=np.int64), np.stack(masks), boxes, points, point_labels
+    )
+
+
+def _from_points(sample: Sample) -> ObjectPrompts:
+    points = np.asarray(sample.points, dtype=np.float32)
+    labels = np.asarray(sample.point_labels, dtype=np.int64)
+    height, width = sample.labels.shape
+    columns = np.clip(points[:, 0].astype(int), 0, width - 1)
+    rows = np.clip(points[:, 1].astype(int), 0, height - 1)
+    under = sample.labels[rows, columns]
+    classes = sample.prompt_classes
+    owner = np.zeros(len(points), dtype=np.int64) if classes is None else np.asarray(classes)
+    groups = [np.flatnonzero(owner == value) for value in np.unique(owner)]
+    ids = [
+        int(owner[group[0]]) if classes is not None else _majority(under[group][labels[group] == 1])
+        for group in groups
+    ]
+    masks = []
+    for group, class_id in zip(groups, ids, strict=True):
+        hits = group[labels[group] == 1]
+        masks.append(
+            _components(
+                sample.labels,
+                class_id,
+                lambda part, hits=hits: part[rows[hits], columns[hits]].any(),
+            )
+        )
+    padded, padded_labels = _pad([points[g] for g in groups], [labels[g] for g in groups])
+    return ObjectPrompts(
+        np.asarray(ids, dtype=np.int64), np.stack(masks), None, padded, padded_labels
+    )
+
+
+def _points_in_boxes(sample: Sample, boxes: Array) -> tuple[Array | None, Array | None]:
+    if sample.points is None or sample.point_labels is None:
+        return None, None
+    points, labels = np.asarray(sample.points, np.float32), np.asarray(sample.point_labels)
+    inside = [((points >= box[:2]) & (points < box[2:])).all(axis=1) for box in boxes]
+    return _pad([points[hit] for hit in inside], [labels[hit] for hit in inside])
+
+
+def _pad(points: list[Array], labels: list[Array]) -> tuple[Array, Array]:
+    """Stack lists of points, the shorter ones padded with label -1."""
+    most = max(1, *(len(group) for group in points))
+    stacked = np.zeros((len(points), most, 2), dtype=np.float32)
+    marks = np.full((len(points), most), -1, dtype=np.int64)
+    for i, (group, mark) in enumerate(zip(points, labels, strict=True)):
+        stacked[i, : len(group)], marks[i, : len(group)] = group, mark
+    return stacked, marks
+
+
+def _area(box: Array, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    x0, y0 = np.floor(np.maximum(box[:2], 0)).astype(int)
+    x1, y1 = np.ceil(box[2:]).astype(int)
+    return slice(y0, min(max(y1, y0 + 1), shape[0])), slice(x0, min(max(x1, x0 + 1), shape[1]))
+
+
+def _majority(values: Array) -> int:
+    """Return the most frequent class; 1 where there is only background."""
+    counts = np.bincount(values[values > 0].ravel(), minlength=2)
+    return int(counts.argmax()) if counts.any() else 1
+
+
+def _components(labels: Array, class_id: int, keep: Any) -> Array:
+    _, parts = objects_in(np.where(labels == class_id, labels, 0), "component")
+    kept = [part for part in parts if keep(part)]
+    return np.logical_or.reduce(kept) if kept else np.zeros(labels.shape, dtype=bool)

@@ -1,0 +1,156 @@
+"""Objects of a label map, and the prompts that stand for them; all in the original frame.
+
+Coordinates are (x, y): pixel (row r, column c) covers x in [c, c+1) and y in [r, r+1), so the box
+of one pixel is (c, r, c+1, r+1). ``np.argwhere`` gives (row, column), the reverse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from samadapt.prompts.policy import Objects, PromptPolicy
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SAM_SIDE = 1024.0
+"""Longest side of the images on which SAM's jitter bound is stated (SAM, appendix A)."""
+
+
+@dataclass(frozen=True)
+class ObjectPrompts:
+    """Prompts for p objects of one image, in pixels of the original image.
+
+    Attributes:
+        class_ids: (p,) int64 class of each object, 1..K.
+        masks: (p, h, w) bool ground truth of each object, or None where there is none.
+        boxes: (p, 4) float32 XYXY, or None.
+        points: (p, k, 2) float32 (x, y), or None.
+        point_labels: (p, k) int64, 1 foreground, 0 background, -1 padding; None without points.
+    """
+
+    class_ids: Array
+    masks: Array | None = None
+    boxes: Array | None = None
+    points: Array | None = None
+    point_labels: Array | None = None
+
+    def __len__(self) -> int:
+        """Number p of objects."""
+        return len(self.class_ids)
+
+    def take(self, indices: Array) -> ObjectPrompts:
+        """Return the objects at ``indices`` (q,), repeats allowed."""
+
+        def pick(array: Array | None) -> Array | None:
+            return None if array is None else array[indices]
+
+        return ObjectPrompts(
+            self.class_ids[indices],
+            pick(self.masks),
+            pick(self.boxes),
+            pick(self.points),
+            pick(self.point_labels),
+        )
+
+    def of_classes(self, wanted: Iterable[int]) -> ObjectPrompts:
+        """Return the objects whose class is among ``wanted``."""
+        return self.take(np.flatnonzero(np.isin(self.class_ids, list(wanted))))
+
+
+def objects_in(labels: Array, objects: Objects, min_area: int = 0) -> tuple[Array, Array]:
+    """Return the objects of a label map.
+
+    Args:
+        labels: (h, w) integers, 0 is background.
+        objects: one per connected component (8 neighbours) of a class, or one per class.
+        min_area: objects of fewer pixels are left out.
+
+    Returns:
+        class ids (p,) int64 and masks (p, h, w) bool, by class, then by position.
+    """
+    from skimage.measure import label
+
+    ids: list[int] = []
+    masks: list[Array] = []
+    for class_id in np.unique(labels[labels > 0]):
+        of_class = labels == class_id
+        parts = label(of_class, connectivity=2) if objects == "component" else of_class.astype(int)
+        for part in range(1, int(parts.max()) + 1):
+            mask = parts == part
+            if mask.sum() >= max(min_area, 1):
+                ids.append(int(class_id))
+                masks.append(mask)
+    stacked = np.stack(masks) if masks else np.zeros((0, *labels.shape), dtype=bool)
+    return np.asarray(ids, dtype=np.int64), stacked
+
+
+def simulate(
+    labels: Array, policy: PromptPolicy, rng: np.random.Generator | None = None
+) -> ObjectPrompts:
+    """Prompt every object of a label map as the SAM paper does.
+
+    Args:
+        labels: (h, w) integers, 0 is background.
+        policy: kind of prompt, what an object is, noise; ``"semantic"`` is not prompted.
+        rng: source of the noise in training; without it the box is exact and the point is the one
+            farthest from the object's border, so that an evaluation can be repeated.
+    """
+    ids, masks = objects_in(labels, policy.objects, policy.min_area)
+    if policy.kind == "box":
+        boxes = np.array([_box(mask) for mask in masks], dtype=np.float32).reshape(-1, 4)
+        if rng is not None:
+            boxes = jitter_boxes(boxes, labels.shape, policy.jitter, policy.max_jitter_px, rng)
+        return ObjectPrompts(ids, masks, boxes=boxes)
+    points = np.array([_point(mask, rng) for mask in masks], dtype=np.float32).reshape(-1, 1, 2)
+    return ObjectPrompts(
+        ids, masks, points=points, point_labels=np.ones(points.shape[:2], dtype=np.int64)
+    )
+
+
+def jitter_boxes(
+    boxes: Array,
+    shape: tuple[int, ...],
+    jitter: float,
+    max_jitter_px: float,
+    rng: np.random.Generator,
+) -> Array:
+    """Move every side by Gaussian noise, within the image, keeping a pixel of width and height.
+
+    Args:
+        boxes: (p, 4) XYXY pixels.
+        shape: (h, w) of the image.
+        jitter: standard deviation, as a share of the box's side.
+        max_jitter_px: largest move, in pixels of an image whose longest side is 1024.
+        rng: source of the noise.
+    """
+    height, width = shape[:2]
+    sides = np.concatenate([boxes[:, 2:] - boxes[:, :2]] * 2, axis=1)
+    bound = max_jitter_px * max(height, width) / SAM_SIDE
+    noise = np.clip(rng.normal(size=boxes.shape) * jitter * sides, -bound, bound)
+    moved = boxes + noise
+    low = np.clip(moved[:, :2], 0, [width - 1, height - 1])
+    high = np.clip(np.maximum(moved[:, 2:], low + 1), 1, [width, height])
+    return np.concatenate([low, high], axis=1).astype(np.float32)
+
+
+def _box(mask: Array) -> tuple[float, float, float, float]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
+def _point(mask: Array, rng: np.random.Generator | None) -> tuple[float, float]:
+    """Return the centre of a uniformly drawn pixel, or of the one deepest inside the object."""
+    if rng is not None:
+        row, column = rng.choice(np.argwhere(mask))
+    else:
+        from scipy.ndimage import distance_transform_edt
+
+        depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+        row, column = np.unravel_index(int(depth.argmax()), mask.shape)
+    return float(column) + 0.5, float(row) + 0.5

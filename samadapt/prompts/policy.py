@@ -1,0 +1,61 @@
+"""What a run prompts with: recorded with the adapter, obeyed again at prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from samadapt.errors import PromptError
+
+Kind = Literal["box", "point", "semantic"]
+Objects = Literal["component", "class"]
+
+
+@dataclass(frozen=True)
+class PromptPolicy:
+    """How an object of the ground truth becomes a prompt.
+
+    Attributes:
+        kind: ``"box"`` or ``"point"`` per object, or ``"semantic"``: no prompt at all, one mask
+            token a class, so that every class comes out of one pass (as SAMed).
+        objects: one prompt for each connected ``"component"`` of a class, or for the whole
+            ``"class"`` in the image.
+        jitter: standard deviation of the noise on each box side in training, as a share of the
+            box's width or height (SAM: 0.1).
+        max_jitter_px: bound of that noise, in pixels of an image whose longest side is 1024
+            (SAM: 20).
+        min_area: objects of fewer pixels than this get no prompt.
+    """
+
+    kind: Kind = "box"
+    objects: Objects = "component"
+    jitter: float = 0.1
+    max_jitter_px: float = 20.0
+    min_area: int = 0
+
+    @property
+    def is_semantic(self) -> bool:
+        """Whether classes come from the mask tokens, without prompts."""
+        return self.kind == "semantic"
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether several masks are predicted for an object: a point may mean a part or a whole."""
+        return self.kind == "point"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for ``samadapt.json``."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PromptPolicy:
+        """Return the policy that ``to_dict`` wrote.
+
+        Raises:
+            PromptError: for an unknown key or kind.
+        """
+        unknown = sorted(set(values) - {item.name for item in fields(cls)})
+        if unknown or values.get("kind", "box") not in ("box", "point", "semantic"):
+            raise PromptError(f"not a prompt policy: {dict(values)!r}")
+        return cls(**values)

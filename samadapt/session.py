@@ -1,0 +1,354 @@
+"""What ``finetune`` and ``evaluate`` share: model, data and features of one configuration."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from samadapt import __version__, console
+from samadapt.data.dataset import Dataset, open_dataset
+from samadapt.errors import ConfigError
+from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate
+from samadapt.methods.base import Injection, inject
+from samadapt.methods.store import AdapterRecord, load_adapter
+from samadapt.prompts.given import has_prompts
+from samadapt.prompts.objects import objects_in
+from samadapt.prompts.policy import PromptPolicy
+from samadapt.sam.weights import base_hash, load_sam
+from samadapt.training.augment import augment
+from samadapt.training.features import Features, choose_store
+from samadapt.training.losses import LossFunction, object_loss, semantic_loss
+from samadapt.training.precision import Precision, choose_device, choose_precision
+from samadapt.training.progress import Progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from samadapt.config import Config, Data
+    from samadapt.data.types import Sample, SliceRef
+    from samadapt.sam.model import Sam
+
+FEATURES_BATCH = 8
+"""Images in one forward pass of the frozen prefix."""
+
+
+@dataclass
+class Session:
+    """One configuration, made ready.
+
+    Attributes:
+        config: all of it.
+        run_dir: where results go.
+        device, precision: what it runs on and in.
+        dataset: cases, slices, classes.
+        sam, base_sha256: the model with its adapter, and the hash of its base.
+        injection: what is trained.
+        policy: how the adapted model is prompted.
+        progress: what the user sees.
+        features: the frozen prefix's output, by image.
+    """
+
+    config: Config
+    run_dir: Path
+    device: torch.device
+    precision: Precision
+    dataset: Dataset
+    sam: Sam
+    base_sha256: str
+    injection: Injection
+    policy: PromptPolicy
+    progress: Progress
+    features: Features = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the features, without a store until ``plan`` knows how many there are."""
+        self.features = Features(
+            self.sam,
+            self.injection.boundary,
+            base_sha256=self.base_sha256,
+            autocast=self.autocast,
+            dtype=self.precision.dtype,
+            store=None,
+            batch_size=FEATURES_BATCH,
+        )
+
+    @property
+    def zero_shot_policy(self) -> PromptPolicy:
+        """How the base model is prompted: it knows no classes, so it gets each class's box."""
+        if self.policy.is_semantic:
+            return PromptPolicy("box", objects="class")
+        return self.policy
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of forward passes."""
+        return self.precision.autocast(self.device)
+
+    def say(self, text: str) -> None:
+        """Tell the user, and ``log.txt``."""
+        self.progress.say(text)
+
+    def accelerator(self) -> Accelerator:
+        """Return accelerate's view of device, precision and processes."""
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        return Accelerator(
+            mixed_precision=self.precision.accelerate_name,
+            cpu=self.device.type == "cpu",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+
+    def can_train(self, ref: SliceRef) -> bool:
+        """Whether a slice has what the prompts need: an object that is large enough."""
+        if self.policy.is_semantic:
+            return True
+        sample = self.dataset.sample(ref)
+        if has_prompts(sample):
+            return True
+        if self.policy.min_area <= 1:
+            return bool((sample.labels > 0).any())
+        ids, _ = objects_in(sample.labels, self.policy.objects, self.policy.min_area)
+        return len(ids) > 0
+
+    def augment(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Change a training slice at random, as ``train.augment`` says."""
+        return augment(sample, self.config.train.augment, rng)
+
+    def loss(self) -> LossFunction:
+        """Return the loss for the way the model is prompted."""
+        weights, semantic = self.config.loss, self.policy.is_semantic
+        name = weights.name if weights.name != "auto" else ("dice_ce" if semantic else "sam")
+        if (name == "dice_ce") is not semantic:
+            raise ConfigError(
+                f"loss={name} does not go with prompts={self.policy.kind}: dice_ce is for "
+                "semantic, sam for box and point; leave loss=auto"
+            )
+        if semantic:
+            return semantic_loss(
+                len(self.dataset.classes), cross_entropy=weights.cross_entropy, dice=weights.dice
+            )
+        return object_loss(focal=weights.focal, dice=weights.dice, iou=weights.iou)
+
+    def plan(self, counts: Mapping[str, int]) -> None:
+        """Decide where features are kept, and tell the clock what the run consists of.
+
+        Args:
+            counts: slices that train, that choose the best step, and that are scored.
+        """
+        train, cache = self.config.train, self.config.cache
+        blocked = "augmentation" if train.augment else ""
+        if not self.injection.has_frozen_prefix:
+            blocked = "training of the patch embedding"
+        if cache.enabled == "on" and blocked:
+            raise ConfigError(
+                f"cache.enabled=on: {blocked} changes every image's features; use off"
+            )
+        total = sum(counts.values())
+        if cache.enabled == "off" or blocked:
+            self.say(f"features: computed anew in every step ({blocked or 'cache.enabled=off'})")
+        else:
+            folder = Path(cache.dir or Path(self.config.output.dir) / "features")
+            sample = self.dataset.sample(self.dataset.slices("val")[0])
+            bytes_each = self.features([sample.image]).nbytes
+            self.features.store, text = choose_store(cache.where, folder, total, bytes_each)
+            self.say(f"features: {total} images, {text}")
+        validations = -(-train.steps // train.validate_every) if train.validate_every else 1
+        self.progress.plan(
+            {
+                "features": total if self.features.store else 0,
+                "zero-shot": counts["test"],
+                "train": train.steps if self.injection.trainable else 0,
+                "validation": validations * counts["validation"],
+                "adapted": counts["test"],
+            },
+            like={"adapted": "zero-shot", "validation": "zero-shot"},
+        )
+
+    def warm(self, refs: Sequence[SliceRef]) -> None:
+        """Compute the features of slices once."""
+        samples = (self.dataset.sample(ref) for ref in refs)
+        used = (s.image for s in samples if self.policy.is_semantic or self._prompted(s))
+        with self.progress.phase("features"):
+            self.features.warm(used, self.progress.advance)
+        if self.features.store is not None:
+            self.say(
+                f"features: {self.features.computed} computed, {self.features.reused} reused; "
+                "no step, validation or score runs the frozen blocks again"
+            )
+
+    def score(
+        self, refs: Sequence[SliceRef], policy: PromptPolicy, report: bool = True
+    ) -> Evaluation:
+        """Score the model as it is on some slices."""
+        predictor = Predictor(
+            sam=self.sam,
+            boundary=self.injection.boundary,
+            features=self.features,
+            frame_of=self.features.frame,
+            policy=policy,
+            classes=len(self.dataset.classes),
+            autocast=self.autocast,
+            batch_size=self.config.eval.batch_size,
+            independent=self.policy.is_semantic and not policy.is_semantic,
+        )
+        done: Callable[[int], None] = self.progress.advance
+        if not report:
+            done = lambda count: None  # noqa: E731
+        return evaluate(predictor, refs, self.dataset.sample, self.dataset.classes, done)
+
+    def record(self) -> AdapterRecord:
+        """Return what the adapter must remember; scores are still to be added."""
+        config, sam = self.config, self.sam
+        return AdapterRecord(
+            base=config.model.name,
+            base_sha256=self.base_sha256,
+            image_size=sam.image_size,
+            checkpoint=config.model.checkpoint and Path(config.model.checkpoint).name,
+            num_masks=sam.build.num_multimask,
+            preprocessing=asdict(sam.preprocessing),
+            intensity=dict(self.dataset.intensity.to_dict()),
+            classes=list(self.dataset.classes),
+            prompt=self.policy.to_dict(),
+            threshold=sam.mask_threshold,
+            recipe=config.recipe,
+            axis=self.dataset.axis,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            data=self.dataset.name,
+            data_options={
+                key: value
+                for key, value in asdict(config.data).items()
+                if key not in ("root", "on_error")
+            },
+        )
+
+    def replace_adapter(self, directory: Path) -> None:
+        """Go on with an adapter that was trained before, on freshly loaded base weights.
+
+        Raises:
+            AdapterError: when it does not fit them.
+        """
+        model = self.config.model
+        self.sam = load_sam(model.name, model.checkpoint, model.image_size).to(self.device)
+        self.injection = load_adapter(directory, self.sam)
+        self.sam.to(self.device)
+        self.features.sam = self.sam
+
+    def _prompted(self, sample: Sample) -> bool:
+        return has_prompts(sample) or bool((sample.labels > 0).any())
+
+
+def open_session(config: Config, run_dir: Path) -> Session:
+    """Load model and data, inject the adapter, seed everything, write ``env`` and ``splits``.
+
+    Raises:
+        UserError: for what is wrong with the configuration, the data or the weights.
+    """
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    progress = Progress(console.rich_console(), run_dir / "log.txt")
+    progress.say(f"run directory: {run_dir}")
+    seed_all(config.seed)
+    policy = PromptPolicy(
+        config.prompts.name,
+        config.prompts.objects,
+        config.prompts.jitter,
+        config.prompts.max_jitter_px,
+        config.prompts.min_area,
+    )
+    dataset = open_data(config.data, config.seed, semantic=policy.is_semantic)
+    for finding in dataset.findings:
+        progress.say(f"{finding.severity}: {finding}")
+    if dataset.left_out:
+        progress.say(f"left out for errors: {', '.join(dataset.left_out)}")
+    if dataset.note:
+        progress.say(f"note: {dataset.note}")
+    sam = load_sam(config.model.name, config.model.checkpoint, config.model.image_size).to(device)
+    base = base_hash(sam)
+    if policy.is_semantic and len(dataset.classes) > sam.build.num_multimask:
+        sam.resize_mask_tokens(len(dataset.classes))
+    injection = inject(sam, config.peft)
+    sam.to(device)
+    progress.say(f"device {device}, precision {precision.name}: {precision.reason}")
+    write_json(run_dir / "env.json", environment(device, precision))
+    write_json(run_dir / "splits.json", dataset.splits())
+    return Session(
+        config, run_dir, device, precision, dataset, sam, base, injection, policy, progress
+    )
+
+
+def open_data(data: Data, seed: int, *, semantic: bool) -> Dataset:
+    """Open the data set of a configuration.
+
+    ``empty_slices=auto`` keeps training slices without a class for ``semantic``, where the model
+    must learn to say nothing, and drops them for prompts, which need an object.
+
+    Raises:
+        ConfigError: for box or point prompts with empty slices kept.
+        DataError: listing the errors of the files.
+    """
+    empty = data.empty_slices
+    if empty == "auto":
+        empty = "keep" if semantic else "drop"
+    if not semantic and empty != "drop":
+        raise ConfigError(
+            f"data.empty_slices={empty}: box and point prompts need an object in every training "
+            "slice; use drop, or prompts=semantic"
+        )
+    return open_dataset(
+        data.name,
+        data.root,
+        axis=data.axis,
+        intensity=data.intensity,
+        classes=data.classes,
+        merge_classes=data.merge_classes,
+        empty_slices=empty,
+        slice_step=data.slice_step,
+        val_every=data.val_every,
+        max_cases=data.max_cases,
+        on_error=data.on_error,
+        seed=seed,
+        channel=data.channel,
+        image=data.image,
+        label=data.label,
+    )
+
+
+def environment(device: torch.device, precision: Precision) -> dict[str, Any]:
+    """Return what the numbers of a run may depend on besides its configuration."""
+    packages = ("torch", "peft", "timm", "monai", "accelerate", "numpy", "nibabel", "scikit-image")
+    return {
+        "samadapt": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "precision": asdict(precision),
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def seed_all(seed: int) -> None:
+    """Seed python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  libraries that we call draw from it
+    torch.manual_seed(seed)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as indented JSON."""
+    path.write_text(json.dumps(values, indent=2, default=str) + "\n")

@@ -1,0 +1,1 @@
+"""Losses, the one loop, frozen-prefix features, checkpoints and progress."""

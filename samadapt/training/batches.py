@@ -1,0 +1,180 @@
+"""From slices to training batches: prompts in the model frame, targets on the logits' grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samadapt.errors import DataError
+from samadapt.prompts.given import given_prompts, has_prompts
+from samadapt.prompts.objects import ObjectPrompts, simulate
+from samadapt.sam.geometry import labels_to_model, to_model_boxes, to_model_points
+from samadapt.sam.types import Frame, Prompts
+
+if TYPE_CHECKING:
+    from samadapt.data.types import Sample, SliceRef
+    from samadapt.prompts.policy import PromptPolicy
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+MAX_OBJECTS = 4
+"""Prompts per image and step: each costs a decoder pass, and images with many objects would
+otherwise outweigh the others."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of b images.
+
+    Attributes:
+        names: what each image is, for messages.
+        images: b arrays (h, w, 3) uint8 in their original frames.
+        prompts: p objects per image in the model frame; empty for ``semantic``.
+        targets: (b, p, 4g, 4g) of 0, 1 and -1 for padding; for ``semantic`` (b, 4g, 4g) of 0..K.
+    """
+
+    names: list[str]
+    images: list[Array]
+    prompts: Prompts
+    targets: Tensor
+
+
+class Sampler:
+    """Endless shuffled indices whose state is two numbers, so that a resumed run goes on as it was.
+
+    Every epoch visits each index once, in an order drawn from the seed and the epoch. Each process
+    of several takes its own share: ``shard`` is (its number, how many there are).
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
+    ) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.world = shard
+        self.drawn = 0
+
+    def next(self) -> list[int]:
+        """Return the indices of this process's next batch."""
+        drawn = self.batch_size * self.world
+        positions = range(self.drawn + self.rank, self.drawn + drawn, self.world)
+        self.drawn += drawn
+        return [int(self._order(at // self.length)[at % self.length]) for at in positions]
+
+    def _order(self, epoch: int) -> Array:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.length)
+
+
+def make_batch(
+    samples: Sequence[Sample],
+    policy: PromptPolicy,
+    frame_of: Callable[[Array], Frame],
+    side: int,
+    rng: np.random.Generator,
+) -> Batch:
+    """Prompt the objects of some slices and bring everything to the model's frame.
+
+    Args:
+        samples: b slices; with box or point prompts each must have an object.
+        policy: how objects are prompted.
+        frame_of: where an image lies in the model's square.
+        side: 4g, side of the decoder's grid.
+        rng: source of the noise of prompts.
+
+    Raises:
+        DataError: naming a slice that has no object to prompt.
+    """
+    names = [f"{sample.case}[{sample.index}]" for sample in samples]
+    frames = [frame_of(sample.image) for sample in samples]
+    images = [sample.image for sample in samples]
+    if policy.is_semantic:
+        maps = [
+            labels_to_model(sample.labels, frame, side)
+            for sample, frame in zip(samples, frames, strict=True)
+        ]
+        targets = torch.from_numpy(np.stack(maps).astype(np.int64))
+        return Batch(names, images, Prompts(), targets)
+    chosen = [_choose(sample, policy, rng) for sample in samples]
+    most = min(MAX_OBJECTS, max(len(objects) for objects in chosen))
+    chosen = [objects.take(_draw(len(objects), most, rng)) for objects in chosen]
+    targets = torch.stack(
+        [
+            torch.stack([_target(mask, frame, side) for mask in _masks(objects)])
+            for objects, frame in zip(chosen, frames, strict=True)
+        ]
+    )
+    return Batch(names, images, model_prompts(chosen, frames), targets)
+
+
+def model_prompts(objects: Sequence[ObjectPrompts], frames: Sequence[Frame]) -> Prompts:
+    """Stack the prompts of b images, p objects each, in the model frame; points padded with -1."""
+    boxes = [
+        to_model_boxes(item.boxes, frame)
+        for item, frame in zip(objects, frames, strict=True)
+        if item.boxes is not None
+    ]
+    points: list[Array] = []
+    labels: list[Array] = []
+    most = max((item.points.shape[1] for item in objects if item.points is not None), default=0)
+    for item, frame in zip(objects, frames, strict=True):
+        if most:
+            xy, mark = _padded(item, most)
+            points.append(to_model_points(xy, frame))
+            labels.append(mark)
+    return Prompts(
+        points=torch.as_tensor(np.stack(points), dtype=torch.float32) if points else None,
+        point_labels=torch.as_tensor(np.stack(labels)) if labels else None,
+        boxes=torch.as_tensor(np.stack(boxes), dtype=torch.float32) if boxes else None,
+    )
+
+
+def endless(
+    refs: Sequence[SliceRef],
+    sampler: Sampler,
+    read: Callable[[SliceRef], Sample],
+    make: Callable[[Sequence[Sample]], Batch],
+) -> Iterator[Batch]:
+    """Yield batches of the slices that the sampler draws, for ever."""
+    while True:
+        yield make([read(refs[index]) for index in sampler.next()])
+
+
+def _choose(sample: Sample, policy: PromptPolicy, rng: np.random.Generator) -> ObjectPrompts:
+    objects = given_prompts(sample) if has_prompts(sample) else simulate(sample.labels, policy, rng)
+    if len(objects) == 0:
+        raise DataError(
+            f"{sample.case}, slice {sample.index}: no object of at least "
+            f"{policy.min_area} pixels to prompt; lower prompts.min_area or use "
+            "data.empty_slices=drop"
+        )
+    return objects
+
+
+def _draw(count: int, wanted: int, rng: np.random.Generator) -> Array:
+    """Draw objects: all different where there are enough, else each at least once."""
+    if count >= wanted:
+        return np.asarray(rng.choice(count, wanted, replace=False))
+    return np.resize(rng.permutation(count), wanted)
+
+
+def _masks(objects: ObjectPrompts) -> Array:
+    if objects.masks is None:
+        raise DataError("objects without ground truth cannot be trained on")
+    return objects.masks
+
+
+def _target(mask: Array, frame: Frame, side: int) -> Tensor:
+    return torch.from_numpy(labels_to_model(mask.astype(np.int64), frame, side))
+
+
+def _padded(item: ObjectPrompts, most: int) -> tuple[Array, Array]:
+    xy = np.zeros((len(item), most, 2), dtype=np.float32)
+    mark = np.full((len(item), most), -1, dtype=np.int64)
+    if item.points is not None and item.point_labels is not None:
+        count = item.points.shape[1]
+        xy[:, :count], mark[:, :count] = item.points, item.point_labels
+    return xy, mark

@@ -1,0 +1,346 @@
+"""The one training loop: read it from ``train`` downwards."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from samadapt.errors import DivergedError
+from samadapt.methods.store import load_trainable_state, trainable_state
+from samadapt.sam.types import MaskOutput, Prompts
+from samadapt.training.checkpoint import Checkpoint, save_checkpoint
+from samadapt.training.interrupt import InterruptedRunError, StopRequest
+from samadapt.training.progress import Progress, append_line, peak_memory_bytes
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from samadapt.methods.base import Injection
+    from samadapt.sam.model import Sam
+    from samadapt.training.batches import Batch, Sampler
+    from samadapt.training.losses import LossFunction
+
+MAX_BAD_STEPS = 5
+"""Steps in a row whose loss is not a number before the run is stopped."""
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How to train; see the schema in ``config.py`` for each key."""
+
+    steps: int
+    accumulate: int = 1
+    lr: float = 1e-3
+    decoder_lr: float | None = None
+    weight_decay: float = 0.01
+    warmup_steps: int = 10
+    schedule: str = "cosine"
+    clip: float = 1.0
+    validate_every: int = 50
+    checkpoint_every: int = 50
+
+
+@dataclass
+class Training:
+    """Everything the loop works on.
+
+    Attributes:
+        sam: the model with its adapter.
+        injection: what of it is trained.
+        features: images (h, w, 3) to the frozen prefix's output (b, ...).
+        batches: micro-batches without end.
+        sampler: what draws them; its state is saved.
+        rng: noise of the prompts; its state is saved.
+        loss: of a ``MaskOutput`` and targets.
+        multimask: train several masks an object.
+        validate: scores the model as it is; higher is better, NaN where nothing can be scored.
+        run_dir: receives ``metrics.jsonl`` and ``checkpoints/``.
+        progress: what the user sees.
+    """
+
+    sam: Sam
+    injection: Injection
+    features: Callable[[list[Any]], Tensor]
+    batches: Iterator[Batch]
+    sampler: Sampler
+    rng: np.random.Generator
+    loss: LossFunction
+    multimask: bool
+    validate: Callable[[], float]
+    run_dir: Path
+    progress: Progress
+
+
+@dataclass
+class State:
+    """How far a run is.
+
+    Attributes:
+        step: optimizer steps done.
+        best_step: step with the highest validation score.
+        best_score: that score.
+        best_weights: trained parameters at that step.
+        skipped: steps whose loss was NaN or infinite.
+        bad_cases: slices of the last such steps in a row.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float = -math.inf
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    skipped: int = 0
+    bad_cases: list[list[str]] = field(default_factory=list)
+
+
+class LiveSam(nn.Module):
+    """What runs in every step: the encoder from its first trained block on, and the decoder."""
+
+    def __init__(self, sam: Sam, boundary: int, multimask: bool) -> None:
+        """Hold the model; ``boundary`` is its first trained unit."""
+        super().__init__()
+        self.sam, self.boundary, self.multimask = sam, boundary, multimask
+
+    def forward(self, features: Tensor, prompts: Prompts) -> MaskOutput:
+        """Decode prompts for images given as the frozen prefix's output."""
+        if self.boundary < 0:
+            embeddings = self.sam.encode(features)
+        else:
+            embeddings = self.sam.encode_suffix(features, self.boundary)
+        return self.sam.decode(embeddings, prompts, multimask=self.multimask)
+
+
+def train(
+    work: Training, options: LoopOptions, accelerator: Accelerator, resume: Checkpoint | None
+) -> State:
+    """Train until ``options.steps``; leaves the best step's weights in the model.
+
+    Raises:
+        DivergedError: when the loss is NaN or infinite several times in a row.
+        InterruptedRunError: after Ctrl-C or SIGTERM, once a checkpoint is written.
+        RunError: when a group of trained parameters gets no gradient in the first step.
+    """
+    injection = work.injection
+    optimizer = make_optimizer(injection, options)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate(options))
+    state = restore(work, optimizer, schedule, resume) if resume else State()
+    module = LiveSam(work.sam, injection.boundary, work.multimask)
+    live, prepared = accelerator.prepare(module, optimizer)
+    parameters = list(injection.parameters.values())
+    injection.set_training(work.sam)
+
+    with StopRequest() as stop, work.progress.phase("train", state.step):
+        while state.step < options.steps:
+            started, lr = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
+            loss, names = accumulate_gradients(work, live, accelerator, options.accumulate)
+            if state.step == 0 and math.isfinite(loss):
+                injection.check_gradients()
+            norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf))
+            if math.isfinite(loss) and math.isfinite(norm):
+                prepared.step()
+                state.bad_cases.clear()
+            else:
+                skip(state, names)
+            prepared.zero_grad(set_to_none=True)
+            schedule.step()
+            state.step += 1
+            report_step(work, state, loss, lr, len(names), started)
+
+            if due(state.step, options.validate_every, options.steps):
+                validate(work, state)
+            at_hand = stop.requested or due(state.step, options.checkpoint_every, options.steps)
+            if at_hand and accelerator.is_main_process:
+                save(work, state, optimizer, schedule)
+            if stop.requested and state.step < options.steps:
+                raise InterruptedRunError(work.run_dir, state.step)
+
+    load_trainable_state(work.sam, injection, state.best_weights)
+    injection.set_training(work.sam, enabled=False)
+    return state
+
+
+def accumulate_gradients(
+    work: Training, live: nn.Module, accelerator: Accelerator, count: int
+) -> tuple[float, list[str]]:
+    """Add the gradients of ``count`` micro-batches; return the mean loss and the slices' names."""
+    total, names = 0.0, []
+    for _ in range(count):
+        batch = next(work.batches)
+        prompts = to_device(batch.prompts, accelerator.device)
+        output = live(work.features(batch.images), prompts)
+        terms = work.loss(output, batch.targets.to(accelerator.device))
+        names += batch.names
+        total += float(terms.total.detach()) / count
+        if not math.isfinite(total):
+            break
+        accelerator.backward(terms.total / count)
+    return total, names
+
+
+def make_optimizer(injection: Injection, options: LoopOptions) -> torch.optim.AdamW:
+    """Return AdamW; biases, norms and single tokens are not decayed."""
+    decoder = set(injection.groups.get("decoder", []))
+    decoder_lr = options.lr if options.decoder_lr is None else options.decoder_lr
+    groups = []
+    for lr, chosen in ((options.lr, False), (decoder_lr, True)):
+        for decayed in (True, False):
+            members = [
+                parameter
+                for name, parameter in injection.parameters.items()
+                if (name in decoder) is chosen and (parameter.ndim > 1) is decayed
+            ]
+            if members:
+                decay = options.weight_decay if decayed else 0.0
+                groups.append({"params": members, "lr": lr, "weight_decay": decay})
+    return torch.optim.AdamW(groups)
+
+
+def rate(options: LoopOptions) -> Callable[[int], float]:
+    """Return the learning rate's factor by step: linear warm-up, then the schedule down to 0."""
+
+    def factor(step: int) -> float:
+        if step < options.warmup_steps:
+            return (step + 1) / (options.warmup_steps + 1)
+        span = max(1, options.steps - options.warmup_steps)
+        left = 1 - min(1.0, (step - options.warmup_steps) / span)
+        if options.schedule == "cosine":
+            return 0.5 * (1 - math.cos(math.pi * left))
+        return left**0.9 if options.schedule == "poly" else 1.0
+
+    return factor
+
+
+def skip(state: State, names: list[str]) -> None:
+    """Count a step whose loss or gradient is not a number.
+
+    Raises:
+        DivergedError: naming the slices, when it happens several times in a row.
+    """
+    state.skipped += 1
+    state.bad_cases.append(names)
+    if len(state.bad_cases) >= MAX_BAD_STEPS:
+        listed = ", ".join(dict.fromkeys(name for step in state.bad_cases for name in step))
+        raise DivergedError(
+            f"the loss was NaN or infinite in {MAX_BAD_STEPS} steps in a row, up to step "
+            f"{state.step}; the slices: {listed}. Look at these images, or lower train.lr"
+        )
+
+
+def validate(work: Training, state: State) -> None:
+    """Score the model; keep its weights if it is the best so far, or if none was kept yet."""
+    work.injection.set_training(work.sam, enabled=False)
+    score = work.validate()
+    work.injection.set_training(work.sam)
+    if score > state.best_score or not state.best_weights:
+        state.best_step = state.step
+        state.best_score = score if math.isfinite(score) else state.best_score
+        state.best_weights = trainable_state(work.sam, work.injection)
+    line = {"kind": "validate", "step": state.step, "dice": score}
+    append_line(work.run_dir / "metrics.jsonl", line)
+    work.progress.say(f"step {state.step}: validation Dice {score:.4f}")
+    work.progress.pause()
+
+
+def report_step(
+    work: Training, state: State, loss: float, lr: float, images: int, started: float
+) -> None:
+    """Write the step to ``metrics.jsonl`` and show it."""
+    seconds = time.perf_counter() - started
+    memory = peak_memory_bytes()
+    line = {
+        "kind": "train",
+        "step": state.step,
+        "loss": loss,
+        "lr": lr,
+        "seconds": round(seconds, 4),
+        "memory_bytes": memory,
+        "skipped": state.skipped,
+    }
+    append_line(work.run_dir / "metrics.jsonl", line)
+    dice = f"{state.best_score:.3f}" if math.isfinite(state.best_score) else "-"
+    work.progress.advance(
+        1,
+        f"loss {loss:.4f}  best validation Dice {dice}  {images / seconds:.1f} images/s  "
+        f"{memory / 2**30:.1f} GiB" + (f"  {state.skipped} skipped" if state.skipped else ""),
+    )
+
+
+def save(
+    work: Training,
+    state: State,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> None:
+    """Write a checkpoint of everything that ``restore`` needs."""
+    random = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    checkpoint = Checkpoint(
+        step=state.step,
+        weights=trainable_state(work.sam, work.injection),
+        best_weights=state.best_weights,
+        optimizer=optimizer.state_dict(),
+        progress={
+            "step": state.step,
+            "best_step": state.best_step,
+            "best_score": state.best_score if math.isfinite(state.best_score) else None,
+            "skipped": state.skipped,
+            "schedule": schedule.state_dict()["last_epoch"],
+            "sampler": work.sampler.drawn,
+            "prompts": work.rng.bit_generator.state,
+        },
+        random=random,
+    )
+    save_checkpoint(work.run_dir / "checkpoints", checkpoint)
+
+
+def restore(
+    work: Training,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    checkpoint: Checkpoint,
+) -> State:
+    """Put weights, optimizer, schedule, sampler and random states back as they were saved."""
+    progress = checkpoint.progress
+    load_trainable_state(work.sam, work.injection, checkpoint.weights)
+    optimizer.load_state_dict(checkpoint.optimizer)
+    schedule.last_epoch = progress["schedule"]
+    for group, base in zip(optimizer.param_groups, schedule.base_lrs, strict=True):
+        group["lr"] = base * schedule.lr_lambdas[0](schedule.last_epoch)
+    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+    work.sampler.drawn = progress["sampler"]
+    work.rng.bit_generator.state = progress["prompts"]
+    torch.set_rng_state(checkpoint.random["cpu"])
+    if "cuda" in checkpoint.random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(checkpoint.random["cuda"])
+    best = progress["best_score"]
+    return State(
+        step=checkpoint.step,
+        best_step=progress["best_step"],
+        best_score=-math.inf if best is None else best,
+        best_weights=checkpoint.best_weights,
+        skipped=progress["skipped"],
+    )
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Whether something that happens every so many steps, and at the end, is due."""
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def to_device(prompts: Prompts, device: torch.device) -> Prompts:
+    """Return the prompts on a device."""
+
+    def move(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(device, non_blocking=True)
+
+    return Prompts(
+        move(prompts.points), move(prompts.point_labels), move(prompts.boxes), move(prompts.masks)
+    )

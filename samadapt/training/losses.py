@@ -1,0 +1,124 @@
+"""The two losses, from MONAI's: objects as the SAM paper trains them, classes as SAMed does.
+
+Targets live on the decoder's grid (4g, 4g): 1.. for what is searched, 0 for background and -1 for
+the padding of the model's square, which counts for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from samadapt.sam.types import MaskOutput
+
+SURELY_NOT = -20.0
+"""Logit given to padding: its probability and its gradient vanish in every term."""
+
+LossFunction = Callable[["MaskOutput", Tensor], "LossTerms"]
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """A loss and what it is made of, for the log.
+
+    Attributes:
+        total: scalar to minimise.
+        parts: detached scalars by name, before their weights.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+def object_loss(*, focal: float = 20.0, dice: float = 1.0, iou: float = 1.0) -> LossFunction:
+    """Return SAM's loss for prompted objects: focal, Dice, and the IoU head's squared error.
+
+    The focal term is per pixel (gamma 2, alpha 0.25). Where three masks are predicted, only the one
+    with the lowest focal and Dice loss is trained (SAM, appendix A); the IoU head learns from all.
+
+    Args:
+        focal: weight of the focal term.
+        dice: weight of the Dice term.
+        iou: weight of the IoU head's squared error.
+
+    Returns:
+        A function of a ``MaskOutput`` (b, p, m, 4g, 4g) and targets (b, p, 4g, 4g).
+    """
+    from monai.losses import DiceLoss, FocalLoss  # type: ignore[attr-defined]
+
+    focal_of = FocalLoss(gamma=2.0, alpha=0.25, reduction="none")
+    dice_of = DiceLoss(sigmoid=True, reduction="none")
+
+    def loss(output: MaskOutput, targets: Tensor) -> LossTerms:
+        b, p, m, h, w = output.logits.shape
+        valid = (targets >= 0)[:, :, None].expand(b, p, m, h, w).reshape(-1, 1, h, w)
+        truth = (targets > 0).float()[:, :, None].expand(b, p, m, h, w).reshape(-1, 1, h, w)
+        logits = output.logits.float().reshape(-1, 1, h, w).masked_fill(~valid, SURELY_NOT)
+        pixels = valid.flatten(1).sum(1).clamp(min=1)
+        focal_term = focal_of(logits, truth).flatten(1).sum(1) / pixels
+        dice_term = dice_of(logits, truth).flatten(1).mean(1)
+        masks = (focal * focal_term + dice * dice_term).reshape(b, p, m)
+        best = masks.argmin(dim=-1, keepdim=True)
+        error = functional.mse_loss(
+            output.iou.float(), mask_iou(logits, truth).reshape(b, p, m), reduction="none"
+        )
+        total = masks.gather(-1, best).mean() + iou * error.mean()
+        chosen = best.flatten() + m * torch.arange(b * p, device=best.device)
+        return LossTerms(
+            total,
+            {
+                "focal": focal_term[chosen].mean().detach(),
+                "dice": dice_term[chosen].mean().detach(),
+                "iou": error.mean().detach(),
+            },
+        )
+
+    return loss
+
+
+def semantic_loss(classes: int, *, cross_entropy: float = 1.0, dice: float = 1.0) -> LossFunction:
+    """Return Dice with cross-entropy over the background and one mask token a class.
+
+    The background's logit is fixed at 0, so that a class is predicted where its mask is positive
+    and the highest. Dice is over the whole batch, so that a slice without a class does not blur it.
+
+    Args:
+        classes: number K of classes; the first K masks are theirs.
+        cross_entropy: weight of the cross-entropy.
+        dice: weight of the Dice term.
+
+    Returns:
+        A function of a ``MaskOutput`` (b, 1, m >= K, 4g, 4g) and targets (b, 4g, 4g) in 0..K.
+    """
+    from monai.losses import DiceLoss  # type: ignore[attr-defined]
+
+    dice_of = DiceLoss(include_background=False, softmax=True, to_onehot_y=True, batch=True)
+
+    def loss(output: MaskOutput, targets: Tensor) -> LossTerms:
+        padding = (targets < 0)[:, None]
+        logits = output.logits[:, 0, :classes].float().masked_fill(padding, SURELY_NOT)
+        scores = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+        truth = targets.clamp(min=0)
+        pixels = (~padding).sum().clamp(min=1)
+        entropy = functional.cross_entropy(scores, truth, reduction="sum") / pixels
+        overlap = dice_of(scores, truth[:, None])
+        return LossTerms(
+            cross_entropy * entropy + dice * overlap,
+            {"cross_entropy": entropy.detach(), "dice": overlap.detach()},
+        )
+
+    return loss
+
+
+def mask_iou(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return the IoU (n,) of ``logits > 0`` and truth (n, 1, h, w); 1 where both are empty."""
+    predicted, wanted = (logits > 0).flatten(1), (truth > 0).flatten(1)
+    union = (predicted | wanted).sum(1)
+    shared = (predicted & wanted).sum(1)
+    return torch.where(union > 0, shared / union.clamp(min=1), 1.0).detach()

@@ -1,0 +1,151 @@
+"""What a person sees while a run goes on: a bar, the numbers that matter, the time left in all."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+LOG_EVERY = 20.0
+"""Seconds between lines where there is no terminal to draw a bar on."""
+
+
+class Clock:
+    """Estimates the time left of a whole run from the phases measured so far.
+
+    Args:
+        phases: units of work by phase, in order.
+        like: a phase that costs as much per unit as another, for the time before it starts.
+    """
+
+    def __init__(self, phases: Mapping[str, int], like: Mapping[str, str]) -> None:
+        self.left = dict(phases)
+        self._like = dict(like)
+        self._seconds: dict[str, float] = {}
+        self._units: dict[str, int] = {}
+
+    def spent(self, phase: str, units: int, seconds: float) -> None:
+        """Record that some units of a phase took some seconds."""
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+        self._units[phase] = self._units.get(phase, 0) + units
+        self.left[phase] = max(0, self.left.get(phase, 0) - units)
+
+    def close(self, phase: str) -> None:
+        """Record that a phase is over, whatever was left of it."""
+        self.left[phase] = 0
+
+    def seconds_left(self) -> float | None:
+        """Return the estimate, or None while a phase that is still due has no measure."""
+        total = 0.0
+        for phase, units in self.left.items():
+            if not units:
+                continue
+            measured = phase if self._units.get(phase) else self._like.get(phase, phase)
+            if not self._units.get(measured):
+                return None
+            total += units * self._seconds[measured] / self._units[measured]
+        return total
+
+
+class Progress:
+    """A progress bar on a terminal, lines elsewhere; everything said also goes to ``log.txt``.
+
+    Args:
+        console: where to draw.
+        log: the run's ``log.txt``.
+    """
+
+    def __init__(self, console: Console, log: Path) -> None:
+        self.console, self.log_path = console, log
+        self.clock = Clock({}, {})
+        self._totals: dict[str, int] = {}
+        self._bars: Bars | None = None
+        self._task: TaskID | None = None
+        self._phase, self._done, self._text = "", 0, ""
+        self._marked = self._lined = time.perf_counter()
+
+    def plan(self, phases: Mapping[str, int], like: Mapping[str, str]) -> None:
+        """Say what the run consists of; see ``Clock``."""
+        self.clock = Clock(phases, like)
+        self._totals = dict(phases)
+
+    def say(self, text: str) -> None:
+        """Show a message and keep it in ``log.txt`` with the time."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with self.log_path.open("a") as file:
+            file.write(f"{datetime.now():%H:%M:%S} {text}\n")
+
+    @contextmanager
+    def phase(self, name: str, start: int = 0) -> Iterator[None]:
+        """Show one phase of the run; ``start`` units of it are done already."""
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        total = self._totals.get(name, 0)
+        self._phase, self._done, self._text = name, start, ""
+        self.clock.left[name] = max(0, total - start)
+        self._marked = self._lined = time.perf_counter()
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total}  {task.fields[text]}"),
+        )
+        with Progress(
+            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+        ) as bars:
+            self._bars = bars
+            self._task = bars.add_task(name, total=total, completed=start, text="")
+            yield
+        self._bars = None
+        self.clock.close(name)
+
+    def advance(self, units: int = 1, text: str | None = None) -> None:
+        """Count finished units of the current phase; ``text`` says what else is known."""
+        now = time.perf_counter()
+        self.clock.spent(self._phase, units, now - self._marked)
+        self._marked = now
+        self._done += units
+        self._text = self._text if text is None else text
+        shown = "  ".join(part for part in (self._text, self._left()) if part)
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, completed=self._done, text=shown)
+        if not self.console.is_terminal and now - self._lined >= LOG_EVERY:
+            self._lined = now
+            self.say(f"{self._phase} {self._done}/{self._totals.get(self._phase, 0)}  {shown}")
+
+    def pause(self) -> None:
+        """Leave out of the current phase the time spent since its last unit."""
+        self._marked = time.perf_counter()
+
+    def _left(self) -> str:
+        seconds = self.clock.seconds_left()
+        if seconds is None:
+            return ""
+        return f"{int(seconds // 60)}:{int(seconds % 60):02d} left of the run"
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Append one JSON line to ``metrics.jsonl``; NaN becomes null."""
+    plain = {
+        key: None if isinstance(value, float) and value != value else value
+        for key, value in values.items()
+    }
+    with path.open("a") as file:
+        file.write(json.dumps(plain) + "\n")
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest memory that the process has held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,50 @@
+"""The part of the training data that chooses the best step, apart from what is reported.
+
+A step chosen on the held-out cases would be chosen for them: the scores at the end must come from
+cases that no decision has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from samadapt.data.types import SliceRef
+
+EVERY = 10
+"""One case in so many is kept from training to choose the best step; at least one."""
+
+GAP = 3
+"""Slices left out on either side where they come from a single volume."""
+
+
+def selection_split(
+    refs: Sequence[SliceRef], cases: int | None = None
+) -> tuple[list[SliceRef], list[SliceRef]]:
+    """Divide training slices into those that train and those that choose the best step.
+
+    With several cases every tenth case chooses. A single volume gives a tenth of its slices, in one
+    block at a quarter of the way, with a gap on either side.
+
+    Args:
+        refs: the training slices, sorted.
+        cases: at most so many cases choose; the others that were drawn train.
+
+    Returns:
+        (training slices, choosing slices); no slice or case is in both.
+    """
+    names = list(dict.fromkeys(ref.case for ref in refs))
+    if len(names) == 1:
+        size = max(1, len(refs) // EVERY)
+        start = max(0, len(refs) // 4 - size // 2)
+        left = refs[: max(0, start - GAP)]
+        right = refs[start + size + GAP :]
+        return [*left, *right], list(refs[start : start + size])
+    chosen = set(names[EVERY // 2 :: EVERY] or names[-1:])
+    if cases is not None:
+        chosen = set(sorted(chosen)[:cases])
+    return (
+        [ref for ref in refs if ref.case not in chosen],
+        [ref for ref in refs if ref.case in chosen],
+    )

@@ -1,0 +1,154 @@
+"""``samadapt evaluate``: score an adapter on a data set, beside its base model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samadapt.config import Cache, Config, Data, Device, Eval, Model, Output, Precision, Prompts
+from samadapt.overrides import parse
+from samadapt.typed import knob
+from samadapt.verbs import finetune
+
+if TYPE_CHECKING:
+    from samadapt.methods.store import AdapterRecord
+    from samadapt.session import Session
+
+HELP = """
+Scores an adapter on the held-out cases of a data set, and its base model with the same prompts.
+Needs the adapter directory alone: base model, intensity, axis, classes and prompts are what it
+records, and the base weights are found again and checked by their hash. data.root=PATH says where
+the data set is; without it, where the run that trained the adapter found it. Other data:
+data=NAME. All cases instead of the held-out ones: all_cases=true.
+"""
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """The keys of ``samadapt evaluate``."""
+
+    adapter: str = knob(help="adapter directory")
+    all_cases: bool = knob(False, help="score every case, and not only those held out")
+    data: Data = field(default_factory=Data)
+    prompts: Prompts = field(default_factory=Prompts)
+    cache: Cache = field(default_factory=Cache)
+    eval: Eval = field(default_factory=Eval)
+    output: Output = field(default_factory=Output)
+    checkpoint: str | None = knob(None, help="file of the base weights; null: found by name")
+    precision: Precision = knob("auto", help="auto: bf16 where the device is fast in it")
+    device: Device = knob("auto", help="auto: cuda, then mps, then cpu")
+
+
+SCHEMA = EvaluateArguments
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What an evaluation leaves.
+
+    Attributes:
+        run_dir: where scores and overlays are.
+        summary: what ``eval/summary.json`` holds.
+    """
+
+    run_dir: Path
+    summary: dict[str, Any]
+
+
+def run(arguments: Sequence[str]) -> dict[str, Any]:
+    """Score as the command line says and return plain values.
+
+    Raises:
+        SamadaptError: as ``evaluate``.
+    """
+    # The adapter is read first: what it records stands under what the command line says.
+    path = next((a.split("=", 1)[1] for a in arguments if a.startswith("adapter=")), None)
+    base = recorded(Path(path)) if path is not None else {}
+    result = evaluate(parse(EvaluateArguments, arguments, base, origin=str(path)))
+    return {
+        "run_dir": str(result.run_dir),
+        "adapter_dir": path,
+        "summary": result.summary,
+    }
+
+
+render = finetune.render
+
+
+def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
+    """Score an adapter and its base on a data set.
+
+    Raises:
+        AdapterError: when the adapter or the base weights are not what was recorded.
+        DataError: for the errors of the data set's files.
+    """
+    from samadapt.methods.store import read_record
+    from samadapt.session import open_session
+
+    started = time.perf_counter()
+    adapter = Path(arguments.adapter)
+    config = as_config(arguments, read_record(adapter))
+    session = open_session(config, finetune.open_run_dir(config))
+    refs = held_out(session, arguments.all_cases)
+    session.plan({"test": len(refs)})
+    session.warm(refs)
+    with session.progress.phase("zero-shot"):
+        zero_shot = session.score(refs, session.zero_shot_policy)
+    session.replace_adapter(adapter)
+    with session.progress.phase("adapted"):
+        adapted = session.score(refs, session.policy)
+    slices = {"train": [], "validation": [], "test": refs}
+    summary = finetune.summarise_run(session, slices, zero_shot, adapted, None)
+    summary["seconds"] = time.perf_counter() - started
+    finetune.write_scores(session, zero_shot, adapted, summary)
+    return EvaluateResult(session.run_dir, summary)
+
+
+def recorded(adapter: Path) -> dict[str, Any]:
+    """Return what the adapter says about data and prompts, as the command line would.
+
+    Raises:
+        AdapterError: when there is no readable record.
+    """
+    from samadapt.config import from_yaml
+    from samadapt.methods.store import read_record
+
+    record = read_record(adapter)
+    data = dict(record.data_options) or {"name": record.data}
+    data |= {"intensity": record.intensity}
+    config_file = adapter.parent / "config.yaml"
+    if config_file.is_file():
+        data["root"] = from_yaml(config_file).data.root
+    prompts = {key: value for key, value in record.prompt.items() if key != "kind"}
+    return {"data": data, "prompts": {"name": record.prompt.get("kind", "box"), **prompts}}
+
+
+def as_config(arguments: EvaluateArguments, record: AdapterRecord) -> Config:
+    """Return the configuration of an evaluation: the record's model, the caller's data."""
+    from samadapt.methods.base import method_from_dict
+
+    return Config(
+        model=Model(record.base, arguments.checkpoint, record.image_size),
+        peft=method_from_dict(record.method),
+        data=arguments.data,
+        prompts=arguments.prompts,
+        cache=arguments.cache,
+        eval=arguments.eval,
+        output=arguments.output,
+        precision=arguments.precision,
+        device=arguments.device,
+        recipe="evaluate",
+    )
+
+
+def held_out(session: Session, all_cases: bool) -> list[Any]:
+    """Return the slices to score."""
+    refs = list(session.dataset.slices("val"))
+    if all_cases:
+        refs = sorted({*refs, *session.dataset.slices("train", empty="keep", step=1)})
+    limit = session.config.eval.max_cases
+    kept = list(dict.fromkeys(ref.case for ref in refs))[:limit]
+    return [ref for ref in refs if ref.case in kept]

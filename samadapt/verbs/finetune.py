@@ -1,0 +1,322 @@
+"""``samadapt finetune``: train an adapter and score it before and after."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samadapt import console
+from samadapt.config import Config, from_arguments, to_yaml, validate
+from samadapt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from samadapt.data.types import Sample, SliceRef
+    from samadapt.evaluation.evaluate import Evaluation
+    from samadapt.session import Session
+    from samadapt.training.loop import State
+
+HELP = """
+Trains the adapter that the recipe names, with the backbone frozen, and writes a run directory:
+configuration, environment, splits, progress, checkpoints, the best step's adapter, scores before
+and after, and overlays. The best step is chosen on a part of the training cases; the held-out cases
+are only scored. Ctrl-C saves and stops; resume=RUN_DIR goes on.
+"""
+SCHEMA = Config
+
+ZERO_SHOT_NOTE = (
+    "zero-shot is the untrained base model with the exact ground-truth box of each class "
+    "(an oracle that favours it), since it knows no classes; adapted has no prompt"
+)
+ORACLE_NOTE = "prompts come from the ground truth, before and after: an upper bound of real use"
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What a run leaves.
+
+    Attributes:
+        run_dir: the run directory.
+        adapter_dir: the best step's adapter; None where nothing was trained.
+        summary: what ``eval/summary.json`` holds.
+    """
+
+    run_dir: Path
+    adapter_dir: Path | None
+    summary: dict[str, Any]
+
+
+def run(arguments: Sequence[str]) -> dict[str, Any]:
+    """Run the command line's configuration and return plain values.
+
+    Raises:
+        SamadaptError: as ``finetune``.
+    """
+    result = finetune(from_arguments(arguments))
+    return {
+        "run_dir": str(result.run_dir),
+        "adapter_dir": result.adapter_dir and str(result.adapter_dir),
+        "summary": result.summary,
+    }
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the closing table and paths."""
+    from samadapt.evaluation.report import closing_text, results_table
+
+    summary, run_dir = result["summary"], Path(result["run_dir"])
+    title = f"{summary['data']}: {summary['cases']} held-out cases, {summary['slices']} slices"
+    paths = {
+        "adapter": result["adapter_dir"] or "none: nothing was trained",
+        "report": run_dir / "eval" / "summary.json",
+        "overlays": run_dir / "overlays",
+    }
+    text = closing_text(
+        results_table(summary["zero_shot"], summary["adapted"], title=title),
+        trained=summary["trained_parameters"],
+        total=summary["total_parameters"],
+        seconds=summary["seconds"],
+        paths=paths,
+        notes=summary["notes"],
+    )
+    return console.to_text(text)
+
+
+def finetune(config: Config) -> FinetuneResult:
+    """Train and score as the configuration says.
+
+    Raises:
+        UserError: for a mistake in configuration, data or weights; nothing was trained.
+        DivergedError: when the loss stays NaN or infinite.
+        InterruptedRunError: after Ctrl-C or SIGTERM, with a checkpoint written.
+    """
+    validate(config)
+    from samadapt.session import open_session
+
+    started = time.perf_counter()
+    session = open_session(config, run_dir := open_run_dir(config))
+    slices = divide(session)
+    session.plan({name: len(refs) for name, refs in slices.items()})
+    session.say(session.injection.report())
+
+    session.warm([*slices["train"], *slices["validation"], *slices["test"]])
+    with session.progress.phase("zero-shot"):
+        zero_shot = session.score(slices["test"], session.zero_shot_policy)
+    adapted, state = None, None
+    if session.injection.trainable:
+        state = train_adapter(session, slices["train"], slices["validation"])
+        with session.progress.phase("adapted"):
+            adapted = session.score(slices["test"], session.policy)
+
+    summary = summarise_run(session, slices, zero_shot, adapted, state)
+    summary["seconds"] = time.perf_counter() - started
+    write_scores(session, zero_shot, adapted, summary)
+    adapter_dir = write_adapter(session, summary) if adapted else None
+    return FinetuneResult(run_dir, adapter_dir, summary)
+
+
+def open_run_dir(config: Config) -> Path:
+    """Make a new run directory, or open the one that is resumed; ``config.yaml`` is written.
+
+    Raises:
+        ConfigError: when the directory to resume does not exist.
+    """
+    if config.resume is not None:
+        run_dir = Path(config.resume)
+        if not (run_dir / "config.yaml").is_file():
+            raise ConfigError(f"resume={run_dir}: expected a run directory with config.yaml")
+        return run_dir
+    recipe = Path(config.recipe).stem or "custom"
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{config.peft.name}-{config.model.name}"
+    parent = Path(config.output.dir) / recipe
+    for attempt in range(1, 1000):
+        run_dir = parent / (stamp if attempt == 1 else f"{stamp}-{attempt}")
+        try:
+            run_dir.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"output.dir={config.output.dir}: cannot write: {error}") from error
+        (run_dir / "config.yaml").write_text(to_yaml(config))
+        return run_dir
+    raise ConfigError(f"{parent}: a thousand runs have this name; use another output.dir")
+
+
+def divide(session: Session) -> dict[str, list[SliceRef]]:
+    """Return the slices that train, that choose the best step, and that are scored.
+
+    Raises:
+        ConfigError: when there is nothing to train on or to score.
+    """
+    from samadapt.training.selection import selection_split
+
+    config, data = session.config, session.dataset
+    train = data.slices("train")
+    for reason, count in train.left_out.items():
+        if count:
+            session.say(f"training slices left out: {count} ({reason})")
+    usable = [ref for ref in train if session.can_train(ref)]
+    if len(usable) < len(train):
+        session.say(f"training slices left out: {len(train) - len(usable)} (no object to prompt)")
+    training, validation = selection_split(usable, config.train.validate_cases)
+    test = list(data.slices("val"))
+    if config.eval.max_cases is not None:
+        kept = list(dict.fromkeys(ref.case for ref in test))[: config.eval.max_cases]
+        test = [ref for ref in test if ref.case in kept]
+    if not test or (session.injection.trainable and not (training and validation)):
+        raise ConfigError(
+            f"data: {len(training)} slices to train on, {len(validation)} to choose the best step, "
+            f"{len(test)} to score; each needs at least one. Use more cases (data.max_cases) or a "
+            "smaller data.slice_step"
+        )
+    return {"train": training, "validation": validation, "test": test}
+
+
+def train_adapter(
+    session: Session, training: Sequence[SliceRef], validation: Sequence[SliceRef]
+) -> State:
+    """Train on some slices, choosing the best step on others."""
+    import numpy as np
+
+    from samadapt.training.batches import Sampler, endless, make_batch
+    from samadapt.training.checkpoint import load_checkpoint
+    from samadapt.training.loop import LoopOptions, Training, train
+
+    config, accelerator = session.config, session.accelerator()
+    sampler = Sampler(len(training), config.train.batch_size, config.seed, shard(accelerator))
+    rng = np.random.default_rng([config.seed, accelerator.process_index])
+    side = 4 * session.sam.embedding_size
+
+    def make(samples: Sequence[Sample]) -> Any:
+        changed = [session.augment(sample, rng) for sample in samples]
+        return make_batch(changed, session.policy, session.features.frame, side, rng)
+
+    def score() -> float:
+        value = session.score(validation, session.policy, report=False).summary["dice"]
+        return math.nan if value is None else float(value)
+
+    work = Training(
+        sam=session.sam,
+        injection=session.injection,
+        features=session.features,
+        batches=endless(training, sampler, session.dataset.sample, make),
+        sampler=sampler,
+        rng=rng,
+        loss=session.loss(),
+        multimask=session.policy.is_semantic or session.policy.is_ambiguous,
+        validate=score,
+        run_dir=session.run_dir,
+        progress=session.progress,
+    )
+    keys = set(LoopOptions.__dataclass_fields__)
+    options = LoopOptions(**{k: v for k, v in asdict(config.train).items() if k in keys})
+    resume = load_checkpoint(session.run_dir / "checkpoints") if config.resume else None
+    return train(work, options, accelerator, resume)
+
+
+def shard(accelerator: Accelerator) -> tuple[int, int]:
+    """Return this process's number and how many there are."""
+    return accelerator.process_index, accelerator.num_processes
+
+
+def summarise_run(
+    session: Session,
+    slices: dict[str, list[SliceRef]],
+    zero_shot: Evaluation,
+    adapted: Evaluation | None,
+    state: State | None,
+) -> dict[str, Any]:
+    """Return what ``summary.json`` records."""
+    from samadapt.training.progress import peak_memory_bytes
+
+    policy, base = session.policy, session.zero_shot_policy
+    notes = [session.dataset.note] if session.dataset.note else []
+    notes.append(ZERO_SHOT_NOTE if policy.is_semantic else ORACLE_NOTE)
+    if session.dataset.left_out:
+        notes.append(f"cases left out for errors: {', '.join(session.dataset.left_out)}")
+    return {
+        "zero_shot": {
+            **zero_shot.summary,
+            "prompt": base.to_dict(),
+            "oracle_prompt": not base.is_semantic,
+        },
+        "adapted": adapted
+        and {
+            **adapted.summary,
+            "prompt": policy.to_dict(),
+            "oracle_prompt": not policy.is_semantic,
+        },
+        "prompt": policy.kind,
+        "oracle_prompt": not policy.is_semantic,
+        "data": session.dataset.name,
+        "cases": len({ref.case for ref in slices["test"]}),
+        "slices": len(slices["test"]),
+        "training_slices": len(slices["train"]),
+        "validation_slices": len(slices["validation"]),
+        "best_step": state and state.best_step,
+        "best_validation_dice": state and state.best_score,
+        "skipped_steps": state and state.skipped,
+        "trained_parameters": session.injection.trainable,
+        "total_parameters": session.injection.total,
+        "precision": session.precision.name,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "notes": notes,
+    }
+
+
+def write_scores(
+    session: Session, zero_shot: Evaluation, adapted: Evaluation | None, summary: dict[str, Any]
+) -> None:
+    """Write ``eval/`` and ``overlays/``."""
+    from samadapt.evaluation.report import write_per_case, write_summary
+
+    rows = {"zero_shot": zero_shot.rows} | ({"adapted": adapted.rows} if adapted else {})
+    write_summary(session.run_dir / "eval", summary)
+    write_per_case(session.run_dir / "eval", rows)
+    draw_overlays(session, zero_shot, adapted)
+
+
+def write_adapter(session: Session, summary: dict[str, Any]) -> Path:
+    """Write the best step's adapter and ``progress.png``; return the adapter's directory."""
+    from samadapt.evaluation.plots import plot_progress
+    from samadapt.methods.store import save_adapter
+
+    plot_progress(session.run_dir / "metrics.jsonl", session.run_dir / "progress.png")
+    scores = {key: summary[key] for key in ("zero_shot", "adapted", "oracle_prompt", "data")}
+    directory = session.run_dir / "adapter"
+    record = replace(session.record(), scores=scores)
+    save_adapter(directory, session.sam, session.injection, record)
+    return directory
+
+
+def draw_overlays(session: Session, zero_shot: Evaluation, adapted: Evaluation | None) -> None:
+    """Draw the best, median and worst cases, each on its slice with the most ground truth."""
+    from samadapt.evaluation.overlays import choose_cases, draw_overlay
+
+    final = adapted or zero_shot
+    chosen = list(choose_cases(final.rows).items())[: session.config.eval.overlays]
+    states = {"zero_shot": zero_shot} | ({"adapted": adapted} if adapted else {})
+    for place, case in chosen:
+        ref, labels = final.shown[case]
+        sample = session.dataset.sample(ref)
+        spacing = session.dataset.case(case).spacing_mm
+        draw_overlay(
+            sample.image,
+            sample.labels,
+            zero_shot.shown[case][1],
+            labels if adapted else None,
+            session.dataset.classes,
+            path=session.run_dir / "overlays" / f"{place}_{case}.png",
+            title=f"{place}: {case}, slice {ref.index}",
+            scores={
+                state: {row.class_name: row.dice for row in result.rows if row.case == case}
+                for state, result in states.items()
+            },
+            spacing=spacing[:2] if spacing else (1.0, 1.0),
+        )
