@@ -122,7 +122,9 @@ class TinyViTEncoder(nn.Module):
         Returns:
             (b, h, w, width) with the stage's own side and width, or (b, c, g, g) for ``n + 1``.
         """
-        x = self._merge(self.stages[0](self.patch_embed(images)), 1)
+        # Tokens are (b, h, w, width): with channels last, convolutions read them as they lie.
+        x = images.contiguous(memory_format=torch.channels_last)
+        x = self._merge(self.stages[0](self.patch_embed(x)), 1)
         x = self._run(x, 0, boundary)
         return self._neck(x) if boundary > self._depth else x
 
