@@ -103,7 +103,12 @@ class Session:
     def accelerator(self) -> Accelerator:
         """Return accelerate's view of device, precision and processes."""
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs
+
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            # it holds one device and precision for the whole program; a second run may differ
+            AcceleratorState._reset_state(reset_partial_state=True)
 
         return Accelerator(
             mixed_precision=self.precision.accelerate_name,
@@ -142,11 +147,15 @@ class Session:
             )
         return object_loss(focal=weights.focal, dice=weights.dice, iou=weights.iou)
 
-    def plan(self, counts: Mapping[str, int]) -> None:
+    def plan(self, slices: Mapping[str, Sequence[SliceRef]]) -> None:
         """Decide where features are kept, and tell the clock what the run consists of.
 
         Args:
-            counts: slices that train, that choose the best step, and that are scored.
+            slices: what is scored (``"test"``), trains (``"train"``), chooses the best step
+                (``"validation"``).
+
+        Raises:
+            ConfigError: for ``cache.enabled=on`` where features cannot be kept.
         """
         train, cache = self.config.train, self.config.cache
         blocked = "augmentation" if train.augment else ""
@@ -156,23 +165,24 @@ class Session:
             raise ConfigError(
                 f"cache.enabled=on: {blocked} changes every image's features; use off"
             )
-        total = sum(counts.values())
+        total = sum(len(refs) for refs in slices.values())
         if cache.enabled == "off" or blocked:
             self.say(f"features: computed anew in every step ({blocked or 'cache.enabled=off'})")
         else:
             folder = Path(cache.dir or Path(self.config.output.dir) / "features")
-            sample = self.dataset.sample(self.dataset.slices("val")[0])
-            bytes_each = self.features([sample.image]).nbytes
+            sample = self.dataset.sample(slices["test"][0])
+            bytes_each = self.features.bytes_each(sample.image)
             self.features.store, text = choose_store(cache.where, folder, total, bytes_each)
             self.say(f"features: {total} images, {text}")
+        scored, chosen = len(slices["test"]), len(slices.get("validation", ()))
         validations = -(-train.steps // train.validate_every) if train.validate_every else 1
         self.progress.plan(
             {
                 "features": total if self.features.store else 0,
-                "zero-shot": counts["test"],
-                "train": train.steps if self.injection.trainable else 0,
-                "validation": validations * counts["validation"],
-                "adapted": counts["test"],
+                "zero-shot": scored,
+                "train": train.steps if chosen and self.injection.trainable else 0,
+                "validation": validations * chosen,
+                "adapted": scored,
             },
             like={"adapted": "zero-shot", "validation": "zero-shot"},
         )
@@ -257,7 +267,7 @@ def open_session(config: Config, run_dir: Path) -> Session:
         UserError: for what is wrong with the configuration, the data or the weights.
     """
     device = choose_device(config.device)
-    precision = choose_precision(config.precision, device)
+    precision = choose_precision(_precision_setting(config, run_dir), device)
     progress = Progress(console.rich_console(), run_dir / "log.txt")
     progress.say(f"run directory: {run_dir}")
     seed_all(config.seed)
@@ -287,6 +297,17 @@ def open_session(config: Config, run_dir: Path) -> Session:
     return Session(
         config, run_dir, device, precision, dataset, sam, base, injection, policy, progress
     )
+
+
+def _precision_setting(config: Config, run_dir: Path) -> str:
+    """Return what to ask for: a resumed run keeps what ``auto`` chose, which is measured."""
+    path = run_dir / "env.json"
+    if config.resume is None or config.precision != "auto" or not path.is_file():
+        return config.precision
+    try:
+        return str(json.loads(path.read_text())["precision"]["name"])
+    except (ValueError, KeyError, TypeError):
+        return config.precision
 
 
 def open_data(data: Data, seed: int, *, semantic: bool) -> Dataset:

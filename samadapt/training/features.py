@@ -136,6 +136,10 @@ class Features:
         content.update(np.ascontiguousarray(image).data)
         return content.hexdigest()
 
+    def bytes_each(self, image: Array) -> int:
+        """Return the size of the features of an image (h, w, 3), which is not counted or kept."""
+        return self._compute([image]).nbytes
+
     def warm(self, images: Iterable[Array], done: Callable[[int], None]) -> None:
         """Compute what is missing for ``images``, in large batches.
 

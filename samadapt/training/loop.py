@@ -140,7 +140,7 @@ def train(
         while state.step < options.steps:
             started, lr = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
             loss, names = accumulate_gradients(work, live, accelerator, options.accumulate)
-            if state.step == 0 and math.isfinite(loss):
+            if state.step == state.skipped and math.isfinite(loss):  # the first that counts
                 injection.check_gradients()
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf))
             if math.isfinite(loss) and math.isfinite(norm):
@@ -158,7 +158,7 @@ def train(
             at_hand = stop.requested or due(state.step, options.checkpoint_every, options.steps)
             if at_hand and accelerator.is_main_process:
                 save(work, state, optimizer, schedule)
-            if stop.requested and state.step < options.steps:
+            if stop.requested:
                 raise InterruptedRunError(work.run_dir, state.step)
 
     load_trainable_state(work.sam, injection, state.best_weights)
@@ -185,7 +185,7 @@ def accumulate_gradients(
 
 
 def make_optimizer(injection: Injection, options: LoopOptions) -> torch.optim.AdamW:
-    """Return AdamW; biases, norms and single tokens are not decayed."""
+    """Return AdamW; biases and the gains of norms are not decayed."""
     decoder = set(injection.groups.get("decoder", []))
     decoder_lr = options.lr if options.decoder_lr is None else options.decoder_lr
     groups = []
@@ -229,7 +229,7 @@ def skip(state: State, names: list[str]) -> None:
         listed = ", ".join(dict.fromkeys(name for step in state.bad_cases for name in step))
         raise DivergedError(
             f"the loss was NaN or infinite in {MAX_BAD_STEPS} steps in a row, up to step "
-            f"{state.step}; the slices: {listed}. Look at these images, or lower train.lr"
+            f"{state.step + 1}; the slices: {listed}. Look at these images, or lower train.lr"
         )
 
 
@@ -245,7 +245,6 @@ def validate(work: Training, state: State) -> None:
     line = {"kind": "validate", "step": state.step, "dice": score}
     append_line(work.run_dir / "metrics.jsonl", line)
     work.progress.say(f"step {state.step}: validation Dice {score:.4f}")
-    work.progress.pause()
 
 
 def report_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 import time
@@ -124,9 +125,14 @@ class Progress:
             self._lined = now
             self.say(f"{self._phase} {self._done}/{self._totals.get(self._phase, 0)}  {shown}")
 
-    def pause(self) -> None:
-        """Leave out of the current phase the time spent since its last unit."""
-        self._marked = time.perf_counter()
+    @contextmanager
+    def aside(self, name: str, units: int) -> Iterator[None]:
+        """Count the time within for ``units`` of another phase, and not for the current one."""
+        started = time.perf_counter()
+        yield
+        now = time.perf_counter()
+        self.clock.spent(name, units, now - started)
+        self._marked += now - started
 
     def _left(self) -> str:
         seconds = self.clock.seconds_left()
@@ -136,9 +142,9 @@ class Progress:
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Append one JSON line to ``metrics.jsonl``; NaN becomes null."""
+    """Append one JSON line to ``metrics.jsonl``; NaN and infinities become null."""
     plain = {
-        key: None if isinstance(value, float) and value != value else value
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()
     }
     with path.open("a") as file:

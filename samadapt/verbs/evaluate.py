@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.config import Cache, Config, Data, Device, Eval, Model, Output, Precision, Prompts
+from samadapt.errors import AdapterError, ConfigError
 from samadapt.overrides import parse
 from samadapt.typed import knob
 from samadapt.verbs import finetune
@@ -90,10 +91,12 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
 
     started = time.perf_counter()
     adapter = Path(arguments.adapter)
-    config = as_config(arguments, read_record(adapter))
+    record = read_record(adapter)
+    config = as_config(arguments, record)
     session = open_session(config, finetune.open_run_dir(config))
+    check_fit(session, adapter, record)
     refs = held_out(session, arguments.all_cases)
-    session.plan({"test": len(refs)})
+    session.plan({"test": refs})
     session.warm(refs)
     with session.progress.phase("zero-shot"):
         zero_shot = session.score(refs, session.zero_shot_policy)
@@ -120,10 +123,12 @@ def recorded(adapter: Path) -> dict[str, Any]:
     data = dict(record.data_options) or {"name": record.data}
     data |= {"intensity": record.intensity}
     config_file = adapter.parent / "config.yaml"
+    found: dict[str, Any] = {}
     if config_file.is_file():
-        data["root"] = from_yaml(config_file).data.root
+        config = from_yaml(config_file)
+        data["root"], found["checkpoint"] = config.data.root, config.model.checkpoint
     prompts = {key: value for key, value in record.prompt.items() if key != "kind"}
-    return {"data": data, "prompts": {"name": record.prompt.get("kind", "box"), **prompts}}
+    return {**found, "data": data, "prompts": {"name": record.prompt.get("kind", "box"), **prompts}}
 
 
 def as_config(arguments: EvaluateArguments, record: AdapterRecord) -> Config:
@@ -144,11 +149,37 @@ def as_config(arguments: EvaluateArguments, record: AdapterRecord) -> Config:
     )
 
 
+def check_fit(session: Session, adapter: Path, record: AdapterRecord) -> None:
+    """Refuse other base weights and, where mask tokens stand for classes, other classes.
+
+    Raises:
+        AdapterError: for base weights that are not those recorded.
+        ConfigError: naming both lists of classes.
+    """
+    if session.base_sha256 != record.base_sha256:
+        raise AdapterError(
+            f"{adapter}: trained on base {record.base} with sha256 {record.base_sha256}; found one "
+            f"with {session.base_sha256}. Give the file that it was trained with as checkpoint=FILE"
+        )
+    found = session.dataset.classes
+    if session.policy.is_semantic and found != record.classes:
+        raise ConfigError(
+            f"{adapter}: predicts {', '.join(record.classes)}, in this order; the data set has "
+            f"{', '.join(found)}. Name the same classes with data.classes={{name: value}}"
+        )
+
+
 def held_out(session: Session, all_cases: bool) -> list[Any]:
-    """Return the slices to score."""
+    """Return the slices to score.
+
+    Raises:
+        ConfigError: when no case is held out.
+    """
     refs = list(session.dataset.slices("val"))
     if all_cases:
         refs = sorted({*refs, *session.dataset.slices("train", empty="keep", step=1)})
     limit = session.config.eval.max_cases
+    if not refs:
+        raise ConfigError("data: no case is held out; score every case with all_cases=true")
     kept = list(dict.fromkeys(ref.case for ref in refs))[:limit]
     return [ref for ref in refs if ref.case in kept]

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from samadapt.data.types import Sample, SliceRef
     from samadapt.evaluation.evaluate import Evaluation
     from samadapt.session import Session
+    from samadapt.training.checkpoint import Checkpoint
     from samadapt.training.loop import State
+    from samadapt.training.losses import LossFunction
 
 HELP = """
 Trains the adapter that the recipe names, with the backbone frozen, and writes a run directory:
@@ -98,19 +100,22 @@ def finetune(config: Config) -> FinetuneResult:
     """
     validate(config)
     from samadapt.session import open_session
+    from samadapt.training.checkpoint import load_checkpoint
 
     started = time.perf_counter()
     session = open_session(config, run_dir := open_run_dir(config))
-    slices = divide(session)
-    session.plan({name: len(refs) for name, refs in slices.items()})
+    trains = session.injection.trainable > 0
+    resume = load_checkpoint(run_dir / "checkpoints") if config.resume and trains else None
+    loss, slices = session.loss(), divide(session)
+    session.plan(slices)
     session.say(session.injection.report())
 
     session.warm([*slices["train"], *slices["validation"], *slices["test"]])
     with session.progress.phase("zero-shot"):
         zero_shot = session.score(slices["test"], session.zero_shot_policy)
     adapted, state = None, None
-    if session.injection.trainable:
-        state = train_adapter(session, slices["train"], slices["validation"])
+    if trains:
+        state = train_adapter(session, slices["train"], slices["validation"], loss, resume)
         with session.progress.phase("adapted"):
             adapted = session.score(slices["test"], session.policy)
 
@@ -179,13 +184,16 @@ def divide(session: Session) -> dict[str, list[SliceRef]]:
 
 
 def train_adapter(
-    session: Session, training: Sequence[SliceRef], validation: Sequence[SliceRef]
+    session: Session,
+    training: Sequence[SliceRef],
+    validation: Sequence[SliceRef],
+    loss: LossFunction,
+    resume: Checkpoint | None,
 ) -> State:
     """Train on some slices, choosing the best step on others."""
     import numpy as np
 
     from samadapt.training.batches import Sampler, endless, make_batch
-    from samadapt.training.checkpoint import load_checkpoint
     from samadapt.training.loop import LoopOptions, Training, train
 
     config, accelerator = session.config, session.accelerator()
@@ -198,7 +206,8 @@ def train_adapter(
         return make_batch(changed, session.policy, session.features.frame, side, rng)
 
     def score() -> float:
-        value = session.score(validation, session.policy, report=False).summary["dice"]
+        with session.progress.aside("validation", len(validation)):
+            value = session.score(validation, session.policy, report=False).summary["dice"]
         return math.nan if value is None else float(value)
 
     work = Training(
@@ -208,7 +217,7 @@ def train_adapter(
         batches=endless(training, sampler, session.dataset.sample, make),
         sampler=sampler,
         rng=rng,
-        loss=session.loss(),
+        loss=loss,
         multimask=session.policy.is_semantic or session.policy.is_ambiguous,
         validate=score,
         run_dir=session.run_dir,
@@ -216,7 +225,6 @@ def train_adapter(
     )
     keys = set(LoopOptions.__dataclass_fields__)
     options = LoopOptions(**{k: v for k, v in asdict(config.train).items() if k in keys})
-    resume = load_checkpoint(session.run_dir / "checkpoints") if config.resume else None
     return train(work, options, accelerator, resume)
 
 
@@ -236,6 +244,7 @@ def summarise_run(
     from samadapt.training.progress import peak_memory_bytes
 
     policy, base = session.policy, session.zero_shot_policy
+    best = state.best_score if state else math.nan
     notes = [session.dataset.note] if session.dataset.note else []
     notes.append(ZERO_SHOT_NOTE if policy.is_semantic else ORACLE_NOTE)
     if session.dataset.left_out:
@@ -260,7 +269,7 @@ def summarise_run(
         "training_slices": len(slices["train"]),
         "validation_slices": len(slices["validation"]),
         "best_step": state and state.best_step,
-        "best_validation_dice": state and state.best_score,
+        "best_validation_dice": best if math.isfinite(best) else None,
         "skipped_steps": state and state.skipped,
         "trained_parameters": session.injection.trainable,
         "total_parameters": session.injection.total,
