@@ -103,7 +103,7 @@ def simulate(
     """
     ids, masks = objects_in(labels, policy.objects, policy.min_area)
     if policy.kind == "box":
-        boxes = np.array([_box(mask) for mask in masks], dtype=np.float32).reshape(-1, 4)
+        boxes = boxes_of(masks)
         if rng is not None:
             boxes = jitter_boxes(boxes, labels.shape, policy.jitter, policy.max_jitter_px, rng)
         return ObjectPrompts(ids, masks, boxes=boxes)
@@ -111,6 +111,11 @@ def simulate(
     return ObjectPrompts(
         ids, masks, points=points, point_labels=np.ones(points.shape[:2], dtype=np.int64)
     )
+
+
+def boxes_of(masks: Array) -> Array:
+    """Return each mask's box, (p, h, w) to (p, 4) float32 XYXY; an empty one's is the image."""
+    return np.array([_box(mask) for mask in masks], dtype=np.float32).reshape(-1, 4)
 
 
 def jitter_boxes(
@@ -140,6 +145,8 @@ def jitter_boxes(
 
 
 def _box(mask: Array) -> tuple[float, float, float, float]:
+    if not mask.any():
+        return 0, 0, mask.shape[1], mask.shape[0]
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
 

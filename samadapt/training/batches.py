@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from samadapt.errors import DataError
 from samadapt.prompts.given import given_prompts, has_prompts
-from samadapt.prompts.objects import ObjectPrompts, simulate
+from samadapt.prompts.objects import ObjectPrompts, boxes_of, simulate
 from samadapt.sam.geometry import labels_to_model, to_model_boxes, to_model_points
 from samadapt.sam.types import Frame, Prompts
 
@@ -100,7 +100,7 @@ def make_batch(
         return Batch(names, images, Prompts(), targets)
     chosen = [_choose(sample, policy, rng) for sample in samples]
     most = min(MAX_OBJECTS, max(len(objects) for objects in chosen))
-    chosen = [objects.take(_draw(len(objects), most, rng)) for objects in chosen]
+    chosen = _alike([objects.take(_draw(len(objects), most, rng)) for objects in chosen])
     targets = torch.stack(
         [
             torch.stack([_target(mask, frame, side) for mask in _masks(objects)])
@@ -159,6 +159,16 @@ def _draw(count: int, wanted: int, rng: np.random.Generator) -> Array:
     if count >= wanted:
         return np.asarray(rng.choice(count, wanted, replace=False))
     return np.resize(rng.permutation(count), wanted)
+
+
+def _alike(chosen: list[ObjectPrompts]) -> list[ObjectPrompts]:
+    """Give every object a box where some image's annotation brings boxes and another's points."""
+    if all(objects.boxes is None for objects in chosen):
+        return chosen
+    return [
+        replace(objects, boxes=boxes_of(_masks(objects))) if objects.boxes is None else objects
+        for objects in chosen
+    ]
 
 
 def _masks(objects: ObjectPrompts) -> Array:
