@@ -35,7 +35,7 @@ class Checkpoint:
         weights: the trained parameters by name.
         best_weights: the same at the best validation so far; empty before the first one.
         optimizer: state dict.
-        progress: plain values: sampler, schedule, random states, best score.
+        progress: plain values: sampler, random state of the prompts, best score.
         random: torch's random states by device.
     """
 
@@ -48,7 +48,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``folder/step_<N>`` and point ``folder/LATEST`` to it; older ones are removed."""
+    """Write ``folder/step_<N>`` and point ``folder/LATEST`` to it; keep the one before it."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"step_{checkpoint.step:06d}"
     part = folder / f".{target.name}.part"
@@ -64,7 +64,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     part.replace(target)
     write_atomically(folder / "LATEST", target.name + "\n")
-    for old in sorted(folder.glob("step_*"))[:-KEEP]:
+    others = sorted(path for path in folder.glob("step_*") if path != target)
+    before = [path for path in others if path.name < target.name]
+    for old in set(others) - set(before[1 - KEEP :]):  # also those of a way that was left
         shutil.rmtree(old)
     return target
 

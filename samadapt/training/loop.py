@@ -129,8 +129,8 @@ def train(
     """
     injection = work.injection
     optimizer = make_optimizer(injection, options)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate(options))
-    state = restore(work, optimizer, schedule, resume) if resume else State()
+    factor = rate(options)
+    state = restore(work, optimizer, resume) if resume else State()
     module = LiveSam(work.sam, injection.boundary, work.multimask)
     live, prepared = accelerator.prepare(module, optimizer)
     parameters = list(injection.parameters.values())
@@ -138,7 +138,7 @@ def train(
 
     with StopRequest() as stop, work.progress.phase("train", state.step):
         while state.step < options.steps:
-            started, lr = time.perf_counter(), float(optimizer.param_groups[0]["lr"])
+            started, lr = time.perf_counter(), set_rate(optimizer, factor(state.step))
             loss, names = accumulate_gradients(work, live, accelerator, options.accumulate)
             if state.step == state.skipped and math.isfinite(loss):  # the first that counts
                 injection.check_gradients()
@@ -149,7 +149,6 @@ def train(
             else:
                 skip(state, names)
             prepared.zero_grad(set_to_none=True)
-            schedule.step()
             state.step += 1
             report_step(work, state, loss, lr, len(names), started)
 
@@ -157,7 +156,7 @@ def train(
                 validate(work, state)
             at_hand = stop.requested or due(state.step, options.checkpoint_every, options.steps)
             if at_hand and accelerator.is_main_process:
-                save(work, state, optimizer, schedule)
+                save(work, state, optimizer)
             if stop.requested:
                 raise InterruptedRunError(work.run_dir, state.step)
 
@@ -198,8 +197,16 @@ def make_optimizer(injection: Injection, options: LoopOptions) -> torch.optim.Ad
             ]
             if members:
                 decay = options.weight_decay if decayed else 0.0
-                groups.append({"params": members, "lr": lr, "weight_decay": decay})
+                rates = {"lr": lr, "peak_lr": lr}
+                groups.append({"params": members, "weight_decay": decay, **rates})
     return torch.optim.AdamW(groups)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Scale the peak rate of every group, and return the first group's rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["peak_lr"]
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def rate(options: LoopOptions) -> Callable[[int], float]:
@@ -271,12 +278,7 @@ def report_step(
     )
 
 
-def save(
-    work: Training,
-    state: State,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-) -> None:
+def save(work: Training, state: State, optimizer: torch.optim.Optimizer) -> None:
     """Write a checkpoint of everything that ``restore`` needs."""
     random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -291,7 +293,6 @@ def save(
             "best_step": state.best_step,
             "best_score": state.best_score if math.isfinite(state.best_score) else None,
             "skipped": state.skipped,
-            "schedule": schedule.state_dict()["last_epoch"],
             "sampler": work.sampler.drawn,
             "prompts": work.rng.bit_generator.state,
         },
@@ -300,20 +301,14 @@ def save(
     save_checkpoint(work.run_dir / "checkpoints", checkpoint)
 
 
-def restore(
-    work: Training,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    checkpoint: Checkpoint,
-) -> State:
-    """Put weights, optimizer, schedule, sampler and random states back as they were saved."""
+def restore(work: Training, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> State:
+    """Put weights, optimizer, sampler and random states back; the rate follows from the step."""
     progress = checkpoint.progress
     load_trainable_state(work.sam, work.injection, checkpoint.weights)
+    peaks = [group["peak_lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict(checkpoint.optimizer)
-    schedule.last_epoch = progress["schedule"]
-    for group, base in zip(optimizer.param_groups, schedule.base_lrs, strict=True):
-        group["lr"] = base * schedule.lr_lambdas[0](schedule.last_epoch)
-    schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        group["peak_lr"] = peak  # of the configuration, which may have changed
     work.sampler.drawn = progress["sampler"]
     work.rng.bit_generator.state = progress["prompts"]
     torch.set_rng_state(checkpoint.random["cpu"])
