@@ -1,0 +1,84 @@
+"""Slices made on the spot, and a training of a tiny model that takes milliseconds a step."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from samadapt.data.types import Sample, SliceRef
+from samadapt.methods import METHODS, inject
+from samadapt.prompts.policy import PromptPolicy
+from samadapt.sam.weights import base_hash, load_sam
+from samadapt.training.batches import Sampler, endless, make_batch
+from samadapt.training.features import Features, MemoryStore
+from samadapt.training.loop import Training
+from samadapt.training.losses import object_loss, semantic_loss
+from samadapt.training.progress import Progress
+
+
+def make_sample(index: int, shape: tuple[int, int] = (24, 40), objects: int = 1) -> Sample:
+    """A dark noisy picture with bright rectangles, the ground truth."""
+    rng = np.random.default_rng(index)
+    image = rng.integers(0, 60, (*shape, 3), dtype=np.uint8)
+    labels = np.zeros(shape, np.int16)
+    for number in range(objects):
+        row, column = rng.integers(1, shape[0] - 8), number * 9 + rng.integers(0, 3)
+        labels[row : row + 6, column : column + 7] = 1 + number % 2
+    image[labels > 0] += 150
+    return Sample(f"case{index}", 0, image, labels)
+
+
+def make_features(sam, injection, store=None, **changes) -> Features:
+    values = {
+        "base_sha256": base_hash(sam),
+        "autocast": nullcontext,
+        "dtype": torch.float32,
+        "store": store,
+    }
+    return Features(sam, injection.boundary, **(values | changes))
+
+
+def make_work(
+    run_dir, *, method="lora", kind="box", batch_size=2, seed=0, samples=None, **options
+) -> Training:
+    """Everything that the loop needs, on the model ``tiny`` and six slices."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    sam = load_sam("tiny")
+    injection = inject(sam, METHODS[method](**options))
+    samples = samples or [make_sample(index) for index in range(6)]
+    refs = [SliceRef(sample.case, 0) for sample in samples]
+    by_ref = dict(zip(refs, samples, strict=True))
+    features = make_features(sam, injection, MemoryStore() if injection.boundary >= 0 else None)
+    sampler, rng = Sampler(len(refs), batch_size, seed), np.random.default_rng(seed)
+    policy = PromptPolicy(kind)
+
+    def make(chosen):
+        return make_batch(chosen, policy, features.frame, 4 * sam.embedding_size, rng)
+
+    return Training(
+        sam=sam,
+        injection=injection,
+        features=features,
+        batches=endless(refs, sampler, by_ref.__getitem__, make),
+        sampler=sampler,
+        rng=rng,
+        loss=semantic_loss(2) if kind == "semantic" else object_loss(),
+        multimask=kind != "box",
+        validate=lambda: 0.5,
+        run_dir=run_dir,
+        progress=Progress(Console(quiet=True), run_dir / "log.txt"),
+    )
+
+
+@pytest.fixture
+def tools() -> SimpleNamespace:
+    """The helpers above; test modules cannot import this file."""
+    return SimpleNamespace(
+        make_sample=make_sample, make_features=make_features, make_work=make_work
+    )

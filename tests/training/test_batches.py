@@ -1,0 +1,155 @@
+"""Batches: prompts and targets in one frame, the same number of objects, a sampler that resumes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from samadapt.data.types import Sample
+from samadapt.errors import DataError
+from samadapt.prompts.policy import PromptPolicy
+from samadapt.sam.geometry import make_frame
+from samadapt.training.batches import MAX_OBJECTS, Sampler, make_batch
+
+SIDE, SIZE = 32, 64
+
+
+def frame_of(image):
+    return make_frame(image.shape[:2], SIZE)
+
+
+def batch_of(samples, kind="box", seed=0, **policy):
+    rng = np.random.default_rng(seed)
+    return make_batch(samples, PromptPolicy(kind, **policy), frame_of, SIDE, rng)
+
+
+def one_object(shape, rows, columns, **given):
+    labels = np.zeros(shape, np.int16)
+    labels[rows, columns] = 1
+    return Sample("a", 0, np.zeros((*shape, 3), np.uint8), labels, **given)
+
+
+@pytest.mark.parametrize("shape", [(40, 100), (100, 40), (64, 64)])
+def test_targets_lie_where_the_prompts_are(shape):
+    rows, columns = slice(4, 16), slice(shape[1] - 20, shape[1] - 4)
+    sample = one_object(shape, rows, columns)
+    batch = batch_of([sample], jitter=0.0)
+    x0, y0, x1, y1 = (batch.prompts.boxes[0, 0] * SIDE / SIZE).tolist()
+    target = batch.targets[0, 0]
+    covered_rows, covered_columns = (torch.nonzero((target == 1).any(axis)) for axis in (1, 0))
+    assert abs(covered_columns.min().item() - x0) <= 1
+    assert abs(covered_columns.max().item() + 1 - x1) <= 1
+    assert abs(covered_rows.min().item() - y0) <= 1
+    assert abs(covered_rows.max().item() + 1 - y1) <= 1
+    scale = SIDE / max(shape)
+    inside = (target >= 0).sum().item()
+    assert inside == round(shape[0] * scale + 1e-9) * round(shape[1] * scale + 1e-9)
+    points = batch_of([sample], "point").prompts
+    x, y = (points.points[0, 0, 0] * SIDE / SIZE).tolist()
+    assert x0 <= x <= x1
+    assert y0 <= y <= y1
+
+
+def test_every_image_has_the_same_number_of_objects(tools):
+    samples = [tools.make_sample(i, objects=n) for i, n in enumerate([1, 3, 2])]
+    batch = batch_of(samples)
+    assert batch.prompts.boxes.shape == (3, 3, 4)
+    assert batch.targets.shape == (3, 3, SIDE, SIDE)
+    assert batch.names == ["case0[0]", "case1[0]", "case2[0]"]
+    boxes = [np.unique(b.numpy(), axis=0) for b in batch_of(samples, jitter=0.0).prompts.boxes]
+    assert [len(b) for b in boxes] == [1, 3, 2]  # none is drawn twice while another is left
+    for image in range(3):
+        for target in batch.targets[image]:
+            assert (target == 1).any()
+
+
+def test_at_most_four_objects_of_an_image_are_drawn():
+    labels = np.zeros((12, 40), np.int16)
+    labels[::3, ::4] = 1
+    crowd = Sample("crowd", 3, np.zeros((12, 40, 3), np.uint8), labels)
+    batch = batch_of([crowd], jitter=0.0)
+    assert batch.prompts.boxes.shape == (1, MAX_OBJECTS, 4)
+    assert len(np.unique(batch.prompts.boxes[0].numpy(), axis=0)) == MAX_OBJECTS
+    other = batch_of([crowd], jitter=0.0, seed=1)
+    assert not torch.equal(other.prompts.boxes, batch.prompts.boxes)
+
+
+def test_semantic_targets_are_the_classes(tools):
+    samples = [tools.make_sample(i, objects=2) for i in range(2)]
+    batch = batch_of(samples, "semantic")
+    assert batch.targets.shape == (2, SIDE, SIDE)
+    assert batch.targets.dtype == torch.int64
+    assert set(batch.targets.unique().tolist()) == {-1, 0, 1, 2}
+    assert batch.prompts.boxes is None
+    assert batch.prompts.points is None
+
+
+def test_a_slice_without_an_object_is_named(tools):
+    empty = replace(tools.make_sample(0), labels=np.zeros((24, 40), np.int16), index=7)
+    with pytest.raises(DataError, match=r"case0, slice 7: no object .*prompts\.min_area"):
+        batch_of([tools.make_sample(1), empty])
+
+
+def test_annotations_are_prompts_with_mask_targets():
+    boxes = np.array([[59, 3, 81, 17]], np.float32)
+    sample = one_object((50, 100), slice(4, 16), slice(60, 80), boxes=boxes)
+    batch = batch_of([sample])
+    assert batch.prompts.boxes.tolist() == [[pytest.approx((boxes * 0.64)[0].tolist(), rel=1e-6)]]
+    assert (batch.targets == 1).sum() > 0
+
+
+def test_images_with_boxes_go_with_images_with_points():
+    boxes = np.array([[59, 3, 81, 17]], np.float32)
+    points = np.array([[70, 10], [5, 5]], np.float32)
+    with_boxes = one_object((50, 100), slice(4, 16), slice(60, 80), boxes=boxes)
+    with_points = one_object(
+        (50, 100), slice(4, 16), slice(60, 80), points=points, point_labels=np.array([1, 0])
+    )
+    prompts = batch_of([with_boxes, with_points]).prompts
+    assert prompts.boxes.shape == (2, 1, 4)
+    assert prompts.boxes[1, 0].tolist() == pytest.approx(
+        [60 * 0.64, 4 * 0.64, 80 * 0.64, 16 * 0.64]
+    )
+    assert prompts.point_labels.tolist() == [[[-1, -1]], [[1, 0]]]
+    unannotated = one_object((50, 100), slice(4, 16), slice(60, 80))
+    prompts = batch_of([with_boxes, unannotated], "point").prompts
+    assert prompts.boxes.shape == (2, 1, 4)
+    assert prompts.point_labels.tolist() == [[[-1]], [[1]]]
+
+
+@given(st.integers(1, 23), st.integers(1, 7), st.integers(0, 5))
+@settings(max_examples=50, deadline=None)
+def test_an_epoch_visits_each_index_once_and_resumes(length, size, seed):
+    sampler = Sampler(length, size, seed)
+    drawn = [index for _ in range(3 * length) for index in sampler.next()]
+    for epoch in range(3 * size):
+        part = drawn[epoch * length : (epoch + 1) * length]
+        assert sorted(part) == list(range(length))
+    other = Sampler(length, size, seed)
+    other.drawn = 2 * size
+    assert other.next() == drawn[2 * size : 3 * size]
+
+
+def test_epochs_and_seeds_differ():
+    first = [i for _ in range(2) for i in Sampler(50, 50, 0).next()]
+    sampler = Sampler(50, 50, 0)
+    epochs = sampler.next(), sampler.next()
+    assert epochs[0] == first[:50]
+    assert epochs[0] != epochs[1]
+    assert Sampler(50, 50, 1).next() != epochs[0]
+
+
+def test_processes_share_an_epoch_without_overlap():
+    shards = [Sampler(24, 2, 5, (rank, 3)) for rank in range(3)]
+    together = [[shard.next() for shard in shards] for _ in range(4)]
+    everything = [index for step in together for part in step for index in part]
+    assert sorted(everything) == list(range(24))
+    alone = Sampler(24, 6, 5)
+    for step in together:
+        assert sorted(i for part in step for i in part) == sorted(alone.next())
+    assert [shard.drawn for shard in shards] == [24] * 3

@@ -1,0 +1,181 @@
+"""The losses against sums written out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from samadapt.sam.types import MaskOutput
+from samadapt.training.losses import mask_iou, object_loss, semantic_loss
+
+
+def output(logits, iou=None):
+    logits = logits.requires_grad_()
+    iou = torch.full(logits.shape[:3], 0.5) if iou is None else iou
+    return MaskOutput(logits, iou.requires_grad_())
+
+
+def random_case(b=2, p=3, m=1, side=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(b, p, m, side, side, generator=generator)
+    targets = (torch.rand(b, p, side, side, generator=generator) < 0.4).long()
+    return logits, targets
+
+
+def focal_by_hand(logits, targets):
+    """SAM's: -alpha_t (1 - p_t)^2 log p_t per pixel, then the mean."""
+    total, count = 0.0, 0
+    for logit, target in zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True):
+        probability = 1 / (1 + math.exp(-logit))
+        right = probability if target else 1 - probability
+        total += (0.25 if target else 0.75) * (1 - right) ** 2 * -math.log(right)
+        count += 1
+    return total / count
+
+
+def dice_by_hand(logits, targets):
+    probability = logits.double().sigmoid()
+    return float(1 - 2 * (probability * targets).sum() / (probability.sum() + targets.sum()))
+
+
+def test_focal_is_taken_pixel_by_pixel():
+    logits, targets = random_case()
+    terms = object_loss(focal=1, dice=0, iou=0)(output(logits), targets)
+    expected = focal_by_hand(logits.detach(), targets)
+    assert terms.total.item() == pytest.approx(expected, rel=1e-5)
+    assert float(terms.parts["focal"]) == pytest.approx(expected, rel=1e-5)
+    # the exponent of the batch's mean, as one public project has it, is another number
+    right = torch.where(targets[:, :, None] > 0, logits.sigmoid(), 1 - logits.sigmoid()).detach()
+    entropy = -right.log().mean()
+    assert abs(float((1 - (-entropy).exp()) ** 2 * entropy) - expected) > 0.05
+
+
+def test_dice_is_per_object():
+    logits, targets = random_case()
+    total = object_loss(focal=0, dice=1, iou=0)(output(logits), targets).total
+    each = [
+        dice_by_hand(logits.detach()[i, j, 0], targets[i, j]) for i in range(2) for j in range(3)
+    ]
+    assert total.item() == pytest.approx(sum(each) / 6, abs=1e-5)
+
+
+def test_the_weights_are_sams():
+    logits, targets = random_case()
+    terms = object_loss()(output(logits), targets)
+    parts = {name: float(value) for name, value in terms.parts.items()}
+    assert terms.total.item() == pytest.approx(20 * parts["focal"] + parts["dice"] + parts["iou"])
+
+
+def test_of_three_masks_only_the_best_gets_a_gradient():
+    logits, targets = random_case(m=3)
+    given = output(logits)
+    object_loss()(given, targets).total.backward()
+    got = given.logits.grad.abs().sum((-1, -2)) > 0
+    assert (got.sum(-1) == 1).all()
+    for i in range(2):
+        for j in range(3):
+            each = [
+                20 * focal_by_hand(logits.detach()[i, j, k], targets[i, j])
+                + dice_by_hand(logits.detach()[i, j, k], targets[i, j])
+                for k in range(3)
+            ]
+            assert got[i, j, each.index(min(each))]
+    assert (given.iou.grad != 0).all()  # the IoU head learns from all three
+
+
+def test_the_iou_head_is_taught_the_true_iou():
+    logits, targets = random_case(m=3)
+    predicted = torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(1))
+    truth = torch.zeros(2, 3, 3)
+    for i, j, k in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(3)).tolist():
+        mask, wanted = logits[i, j, k] > 0, targets[i, j] > 0
+        truth[i, j, k] = (mask & wanted).sum() / (mask | wanted).sum()
+    terms = object_loss(focal=0, dice=0, iou=1)(output(logits, predicted), targets)
+    assert terms.total.item() == pytest.approx(((predicted - truth) ** 2).mean().item(), rel=1e-5)
+    exact = object_loss(focal=0, dice=0, iou=1)(output(logits, truth.clone()), targets)
+    assert exact.total.item() == pytest.approx(0, abs=1e-10)
+    empty = torch.zeros(1, 1, 4, 4)
+    assert mask_iou(empty - 1, empty).tolist() == [1]
+    assert mask_iou(empty + 1, empty).tolist() == [0]
+
+
+@pytest.mark.parametrize("kind", ["object", "semantic"])
+def test_padding_counts_for_nothing(kind):
+    generator = torch.Generator().manual_seed(3)
+    if kind == "object":
+        logits, targets = random_case(m=3)
+        loss, whole = object_loss(), (slice(None), slice(None), slice(0, 5))
+        targets[:, :, 5:] = -1
+        cropped = logits[:, :, :, :5].clone(), targets[:, :, :5]
+    else:
+        logits = torch.randn(2, 1, 3, 8, 8, generator=generator)
+        targets = torch.randint(0, 3, (2, 8, 8), generator=generator)
+        loss, whole = semantic_loss(2), (slice(None), slice(0, 5))
+        targets[:, 5:] = -1
+        cropped = logits[:, :, :, :5].clone(), targets[:, :5]
+    assert (targets[whole] >= 0).all()
+    first = output(logits.clone())
+    terms = loss(first, targets)
+    terms.total.backward()
+    assert (first.logits.grad[..., 5:, :] == 0).all()
+    assert (first.logits.grad[..., :5, :] != 0).any()
+    other = logits.clone()
+    other[..., 5:, :] = 50 * torch.randn(other[..., 5:, :].shape, generator=generator)
+    again = loss(output(other), targets)
+    assert again.total.item() == terms.total.item()
+    alone = output(cropped[0])
+    small = loss(alone, cropped[1])
+    small.total.backward()
+    assert small.total.item() == pytest.approx(terms.total.item(), rel=1e-5)
+    assert torch.allclose(alone.logits.grad, first.logits.grad[..., :5, :], rtol=1e-4, atol=1e-8)
+
+
+def test_semantic_loss_by_hand_and_in_the_order_of_the_classes():
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(2, 1, 3, 6, 6, generator=generator)
+    targets = torch.randint(0, 3, (2, 6, 6), generator=generator)
+    terms = semantic_loss(2)(output(logits), targets)
+    scores = torch.stack([torch.zeros(2, 6, 6), logits[:, 0, 0], logits[:, 0, 1]]).double()
+    probability = scores.detach().exp() / scores.detach().exp().sum(0)
+    chosen = torch.stack([probability[k][targets == k].log().sum() for k in range(3)])
+    assert float(terms.parts["cross_entropy"]) == pytest.approx(float(-chosen.sum() / 72), rel=1e-5)
+    dice = [
+        1 - 2 * probability[k][targets == k].sum() / (probability[k].sum() + (targets == k).sum())
+        for k in (1, 2)
+    ]
+    assert float(terms.parts["dice"]) == pytest.approx(float(sum(dice) / 2), rel=1e-4)
+    swapped = semantic_loss(2)(output(logits.detach()[:, :, [1, 0, 2]]), targets)
+    assert abs(swapped.total.item() - terms.total.item()) > 1e-3
+    right = torch.stack([(targets == k) * 40.0 - 20 for k in (1, 2, 3)], dim=1)[:, None]
+    assert semantic_loss(2)(output(right), targets).total.item() < 1e-4
+    unused = output(logits.detach().clone())
+    semantic_loss(2)(unused, targets).total.backward()
+    assert (unused.logits.grad[:, :, 2] == 0).all()
+
+
+def test_a_loss_over_nothing_is_finite():
+    logits = torch.zeros(1, 1, 1, 4, 4)
+    nothing = torch.full((1, 1, 4, 4), -1)
+    assert math.isfinite(object_loss()(output(logits.clone()), nothing).total.item())
+    assert math.isfinite(semantic_loss(1)(output(logits.clone()), nothing[:, 0]).total.item())
+
+
+@pytest.mark.parametrize("kind", ["object", "semantic"])
+def test_the_loss_falls(kind):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 1, 3, 8, 8, generator=generator).requires_grad_()
+    iou = torch.rand(1, 1, 3, generator=generator).requires_grad_()
+    targets = torch.randint(0, 2, (1, 1, 8, 8), generator=generator)
+    loss = object_loss() if kind == "object" else semantic_loss(1)
+    targets = targets if kind == "object" else targets[:, 0]
+    optimizer = torch.optim.Adam([logits, iou], lr=0.3)
+    values = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        total = loss(MaskOutput(logits, iou), targets).total
+        total.backward()
+        optimizer.step()
+        values.append(total.item())
+    assert values[-1] < 0.2 * values[0]

@@ -1,0 +1,106 @@
+"""The time left of the whole run, and what is written about it."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+
+import pytest
+from rich.console import Console
+
+from samadapt.training import progress as module
+from samadapt.training.progress import Clock, Progress, append_line, peak_memory_bytes
+
+
+def progress(tmp_path, terminal=False):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=120)
+    return Progress(console, tmp_path / "log.txt"), stream
+
+
+def test_the_clock_adds_what_every_phase_still_needs():
+    clock = Clock({"a": 10, "b": 4, "c": 0}, like={"b": "a"})
+    assert clock.seconds_left() is None
+    clock.spent("a", 5, 10.0)
+    assert clock.seconds_left() == pytest.approx(5 * 2 + 4 * 2)
+    clock.close("a")
+    assert clock.seconds_left() == pytest.approx(8)
+    clock.spent("b", 1, 7.0)
+    assert clock.seconds_left() == pytest.approx(21)
+    clock.spent("b", 5, 1.0)
+    assert clock.seconds_left() == 0
+
+
+def test_an_unmeasured_phase_makes_no_guess():
+    clock = Clock({"a": 1, "b": 1}, like={})
+    clock.spent("a", 1, 1.0)
+    assert clock.seconds_left() is None
+
+
+def test_time_aside_counts_for_its_own_phase(tmp_path):
+    shown, _ = progress(tmp_path)
+    shown.plan({"train": 4, "validation": 6}, {})
+    with shown.phase("train"):
+        shown.advance()
+        with shown.aside("validation", 3):
+            time.sleep(0.2)
+        shown.advance()
+    assert shown.clock.left == {"train": 0, "validation": 3}
+    assert shown.clock._seconds["validation"] >= 0.2
+    assert shown.clock._seconds["train"] < 0.15
+    assert shown.clock.seconds_left() == pytest.approx(shown.clock._seconds["validation"])
+
+
+def test_a_resumed_phase_has_less_left(tmp_path):
+    shown, _ = progress(tmp_path)
+    shown.plan({"train": 10}, {})
+    with shown.phase("train", start=7):
+        assert shown.clock.left["train"] == 3
+        shown.advance()
+        assert shown.clock.left["train"] == 2
+
+
+def test_without_a_terminal_there_are_lines_and_a_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOG_EVERY", 0.0)
+    shown, stream = progress(tmp_path)
+    shown.plan({"train": 2}, {})
+    with shown.phase("train"):
+        shown.advance(1, "loss 0.5")
+    shown.say("[not] a tag")
+    text = stream.getvalue()
+    assert "train 1/2  loss 0.5  0:00 left of the run" in text
+    assert "[not] a tag" in text
+    log = (tmp_path / "log.txt").read_text()
+    assert "train 1/2  loss 0.5" in log
+    assert log.splitlines()[-1][2] == ":"
+
+
+def test_on_a_terminal_a_bar_shows_the_numbers(tmp_path):
+    shown, stream = progress(tmp_path, terminal=True)
+    shown.plan({"train": 2}, {})
+    with shown.phase("train"):
+        shown.advance(1, "loss 0.5  best validation Dice 0.900")
+        shown._bars.refresh()
+    assert "1/2" in stream.getvalue()
+    assert "best validation Dice 0.900" in stream.getvalue()
+    assert not (tmp_path / "log.txt").exists()
+
+
+def test_metrics_are_strict_json(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, {"kind": "train", "loss": float("nan"), "lr": float("inf"), "step": 1})
+    append_line(path, {"kind": "train", "loss": 0.5})
+
+    def refuse(token):
+        raise ValueError(token)
+
+    lines = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+    assert lines == [
+        {"kind": "train", "loss": None, "lr": None, "step": 1},
+        {"kind": "train", "loss": 0.5},
+    ]
+
+
+def test_the_peak_is_in_bytes():
+    assert 50e6 < peak_memory_bytes() < 1e12
