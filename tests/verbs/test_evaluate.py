@@ -1,0 +1,159 @@
+"""``samadapt evaluate``: the run's own scores again, from the adapter directory alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from samadapt.cli import main
+from samadapt.config import compose
+from samadapt.sam.weights import load_sam
+from samadapt.verbs.finetune import finetune
+
+
+@pytest.fixture
+def run(recipe):
+    """``run(root, "key=value", ...)``: what ``finetune`` returned."""
+
+    def start(root, *overrides):
+        return finetune(compose(str(recipe), [f"data.root={root}", *overrides]))
+
+    return start
+
+
+@pytest.fixture
+def score(tmp_path, capsys):
+    """``score(adapter, ...)``: the summary that the command line gives."""
+
+    def start(adapter, *options):
+        capsys.readouterr()
+        arguments = [f"adapter={adapter}", f"output.dir={tmp_path / 'scores'}", "device=cpu"]
+        assert main(["evaluate", *arguments, "precision=fp32", "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return start
+
+
+CASES = [
+    ("folder", ["prompts=box", "peft=lora", "prompts.objects=class"]),
+    ("folder", ["prompts=semantic", "peft=adapter"]),
+    ("folder", ["prompts=point", "peft=full"]),
+    ("nifti", ["prompts=box", "peft=none", "peft.decoder=full", "data.merge_classes=true"]),
+    ("nifti", ["prompts=semantic", "peft=lora", "peft.decoder=lora", "data.axis=coronal"]),
+]
+
+
+@pytest.mark.parametrize(("reader", "options"), CASES, ids=lambda value: str(value)[:60])
+def test_scores_are_the_runs_own(make_pictures, make_scans, run, score, reader, options):
+    root = make_scans() if reader == "nifti" else make_pictures(classes=2)
+    result = run(root, f"data.name={reader}", *options, "train.lr=0.003")
+    found = score(result.adapter_dir)
+    for state in ("zero_shot", "adapted"):
+        assert found["summary"][state] == result.summary[state]
+    assert found["summary"]["cases"] == result.summary["cases"]
+    assert found["summary"]["trained_parameters"] == result.summary["trained_parameters"]
+    assert "evaluate" in found["run_dir"]
+
+
+def test_a_moved_adapter_needs_only_the_data(make_pictures, run, score, tmp_path, capsys):
+    root = make_pictures(classes=5)
+    result = run(root, "prompts=semantic", "train.lr=0.005", "train.steps=6")
+    moved = tmp_path / "elsewhere" / "mine"
+    shutil.copytree(result.adapter_dir, moved)
+    shutil.rmtree(result.run_dir)
+    other = root.rename(tmp_path / "moved-data")
+    found = score(moved, f"data.root={other}")
+    assert found["summary"]["adapted"] == result.summary["adapted"]
+    assert found["summary"]["zero_shot"] == result.summary["zero_shot"]
+    assert main(["evaluate", f"adapter={moved}", f"output.dir={tmp_path}", "device=cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "data.root" in said
+    assert "Traceback" not in said
+
+
+def test_weights_from_a_file_are_found_again(make_pictures, run, score, tmp_path, capsys):
+    sam = load_sam("tiny")
+    base = tmp_path / "base.safetensors"
+    state = sam.state_dict()
+    state["mask_decoder.iou_token.weight"] = state["mask_decoder.iou_token.weight"] + 1
+    save_file(state, base)
+    result = run(make_pictures(), f"model.checkpoint={base}")
+    assert score(result.adapter_dir)["summary"]["adapted"] == result.summary["adapted"]
+    moved = base.rename(tmp_path / "moved.safetensors")
+    again = score(result.adapter_dir, f"checkpoint={moved}")
+    assert again["summary"]["adapted"] == result.summary["adapted"]
+    arguments = [f"adapter={result.adapter_dir}", f"output.dir={tmp_path}", "device=cpu"]
+    assert main(["evaluate", *arguments]) == 2
+    assert "base.safetensors" in capsys.readouterr().err
+    save_file(
+        {
+            **load_file(moved),
+            "mask_decoder.iou_token.weight": state["mask_decoder.iou_token.weight"] * 2,
+        },
+        base,
+    )
+    assert main(["evaluate", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert "trained on base tiny with sha256" in said
+    assert "checkpoint=FILE" in said
+
+
+def test_every_case_can_be_scored_on_other_data(make_pictures, run, score):
+    result = run(make_pictures(), "train.steps=1")
+    other = make_pictures(3, name="other")
+    found = score(result.adapter_dir, f"data.root={other}", "all_cases=true")["summary"]
+    assert found["cases"] == 3
+    assert score(result.adapter_dir, f"data.root={other}", "eval.max_cases=1", "all_cases=true")[
+        "summary"
+    ]["cases"] == 1  # fmt: skip
+    assert score(result.adapter_dir, f"data.root={other}")["summary"]["cases"] == 1
+
+
+def test_other_prompts_can_be_asked_for(make_pictures, run, score):
+    result = run(make_pictures(), "train.steps=2")
+    found = score(result.adapter_dir, "prompts=point")["summary"]
+    assert found["prompt"] == "point"
+    assert found["adapted"]["prompt"]["kind"] == "point"
+
+
+def test_mask_tokens_stand_for_the_recorded_classes_only(
+    make_pictures, run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    result = run(make_pictures(classes=2), "prompts=semantic", "train.steps=1")
+    other = make_pictures(classes=3, name="other")
+    arguments = [f"adapter={result.adapter_dir}", "device=cpu", f"data.root={other}"]
+    assert main(["evaluate", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert "in this order; the data set has" in said
+    assert "data.classes={name: value}" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"adapter": "nowhere"}, "nowhere"),
+        ({"adaptr": "x"}, "did you mean 'adapter'"),
+        ({"data.root": "gone"}, "gone"),
+        ({"prompts": "scribble"}, "prompts"),
+        ({"device": "cuda"}, "device=cuda: not available here"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(
+    make_pictures, run, tmp_path, monkeypatch, capsys, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = run(make_pictures(), "train.steps=1")
+    capsys.readouterr()
+    given = {"adapter": result.adapter_dir, "device": "cpu"} | options
+    assert main(["evaluate", *(f"{key}={value}" for key, value in given.items())]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("samadapt: error:") == 1
+    assert "Traceback" not in said.err
+    assert main(["evaluate"]) == 2
+    assert "adapter: it is needed" in capsys.readouterr().err

@@ -1,0 +1,383 @@
+"""``samadapt finetune`` from the command line to the run directory."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import samadapt
+from samadapt.cli import main
+from samadapt.config import compose
+from samadapt.data.dataset import open_dataset
+from samadapt.errors import AdapterError
+from samadapt.evaluation.inference import embed, segment_objects, segment_semantic
+from samadapt.evaluation.metrics import score_case, summarise
+from samadapt.evaluation.report import PER_CASE_COLUMNS
+from samadapt.methods.store import read_record
+from samadapt.prompts.objects import simulate
+from samadapt.prompts.policy import PromptPolicy
+from samadapt.sam.weights import base_hash, load_sam
+from samadapt.verbs.finetune import finetune, render
+
+
+def strict(path):
+    def refuse(token):
+        raise ValueError(f"{path}: {token}")
+
+    return json.loads(Path(path).read_text(), parse_constant=refuse)
+
+
+@pytest.fixture
+def run(recipe):
+    """``run(root, "key=value", ...)``: what ``finetune`` returned."""
+
+    def start(root, *overrides):
+        return finetune(compose(str(recipe), [f"data.root={root}", *overrides]))
+
+    return start
+
+
+def test_the_run_directory_is_complete(make_pictures, run, tmp_path):
+    result = run(make_pictures(), "eval.overlays=3")
+    folder = result.run_dir
+    assert folder.parent == tmp_path / "runs" / "small"
+    assert folder.name.endswith("-lora-tiny")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["train"]["steps"] == 4
+    recorded = strict(folder / "env.json")["packages"]["torch"]
+    assert torch.__version__.split("+")[0] == recorded.split("+")[0]
+    splits = strict(folder / "splits.json")
+    assert splits["val"] == ["p0", "p5"]
+    assert len(splits["train"]) == 6
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics if line["kind"] == "train"] == [1, 2, 3, 4]
+    assert [line["step"] for line in metrics if line["kind"] == "validate"] == [2, 4]
+    assert Image.open(folder / "progress.png").size[0] > 300
+    assert "validation Dice" in (folder / "log.txt").read_text()
+    latest = (folder / "checkpoints" / "LATEST").read_text().strip()
+    assert (folder / "checkpoints" / latest / "manifest.json").is_file()
+    overlays = sorted(path.name for path in (folder / "overlays").iterdir())
+    assert overlays
+    assert all(Image.open(folder / "overlays" / name).size[0] > 300 for name in overlays)
+    names = {path.name for path in (folder / "adapter").iterdir()}
+    assert names == {
+        "adapter_config.json", "adapter_model.safetensors", "samadapt.json", "README.md"
+    }  # fmt: skip
+
+    summary = strict(folder / "eval" / "summary.json")
+    assert summary["zero_shot"].keys() >= {"dice", "iou", "per_class"}
+    assert summary["adapted"].keys() >= {"dice", "iou", "per_class"}
+    assert (summary["prompt"], summary["oracle_prompt"]) == ("box", True)
+    assert (summary["cases"], summary["slices"]) == (2, 2)
+    assert summary["trained_parameters"] == result.summary["trained_parameters"] > 0
+    assert summary["best_step"] in (2, 4)
+    with (folder / "eval" / "per_case.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == PER_CASE_COLUMNS
+    assert [(row["case"], row["state"]) for row in rows] == [
+        ("p0", "zero_shot"), ("p5", "zero_shot"), ("p0", "adapted"), ("p5", "adapted")
+    ]  # fmt: skip
+    mean = np.mean([float(row["dice"]) for row in rows if row["state"] == "adapted"])
+    assert mean == pytest.approx(summary["adapted"]["dice"], abs=1e-5)
+
+    record = read_record(folder / "adapter")
+    assert record.base_sha256 == base_hash(load_sam("tiny"))
+    assert record.scores["adapted"]["dice"] == summary["adapted"]["dice"]
+    assert str(tmp_path) not in (folder / "adapter" / "samadapt.json").read_text().replace(
+        record.recipe, ""
+    )
+    text = render(
+        {"run_dir": str(folder), "adapter_dir": str(result.adapter_dir), "summary": summary}
+    )
+    assert str(folder / "adapter") in text.replace("\n", "")
+    assert "foreground" in text
+
+
+def test_a_run_directory_is_never_overwritten(make_pictures, run, monkeypatch):
+    import samadapt.verbs.finetune as module
+
+    class Fixed:
+        @staticmethod
+        def now():
+            return module_datetime(2026, 1, 2)
+
+    from datetime import datetime as module_datetime
+
+    monkeypatch.setattr(module, "datetime", Fixed)
+    root = make_pictures()
+    first = run(root, "peft=none").run_dir
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    second = run(root, "peft=none").run_dir
+    assert second.name == f"{first.name}-2"
+    assert {path: path.read_bytes() for path in before} == before
+
+
+METHODS = [
+    ("lora", "full"), ("adapter", "lora"), ("none", "frozen"), ("none", "full"), ("full", "frozen"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", ["box", "point", "semantic"])
+@pytest.mark.parametrize(("method", "decoder"), METHODS)
+def test_every_method_with_every_prompt(make_pictures, make_scans, run, prompt, method, decoder):
+    scans = (prompt == "point") != (method == "lora")
+    data = ["data.name=nifti"] if scans else []
+    root = make_scans() if scans else make_pictures(classes=2)
+    options = [f"peft={method}", f"peft.decoder={decoder}", f"prompts={prompt}", *data]
+    result = run(root, *options, "train.steps=2")
+    summary = strict(result.run_dir / "eval" / "summary.json")
+    assert len(summary["zero_shot"]["per_class"]) == 2
+    assert summary["zero_shot"]["oracle_prompt"]
+    trains = method != "none" or decoder != "frozen"
+    assert (summary["adapted"] is not None) == trains == (result.adapter_dir is not None)
+    render({"run_dir": "r", "adapter_dir": result.adapter_dir, "summary": summary})
+    if trains:
+        assert summary["adapted"]["oracle_prompt"] == (prompt != "semantic")
+        log = (result.run_dir / "log.txt").read_text()
+        whole = method == "full"
+        assert ("computed anew in every step" in log) == whole
+        assert whole or "0 reused" in log
+
+
+def whole_model_scores(sam, root, policy, classes):
+    """Scores of the held-out pictures without sessions, caches and boundaries."""
+    dataset = open_dataset("folder", root)
+    rows = []
+    for ref in dataset.slices("val"):
+        sample = dataset.sample(ref)
+        embeddings, frames = embed(sam, [sample.image])
+        if policy.is_semantic:
+            labels = segment_semantic(sam, embeddings, frames, len(classes))[0]
+        else:
+            objects = [simulate(sample.labels, policy)]
+            labels = segment_objects(
+                sam, embeddings, frames, objects, multimask=policy.is_ambiguous
+            )[0]
+        rows += score_case(ref.case, labels, sample.labels, classes)
+    return summarise(rows, classes)
+
+
+@pytest.mark.parametrize("prompt", ["box", "point"])
+def test_zero_shot_is_the_unadapted_model_and_the_adapter_is_the_adapted_one(
+    make_pictures, run, prompt
+):
+    root = make_pictures(classes=2)
+    result = run(root, f"prompts={prompt}", "peft.rank=2", "train.lr=0.003")
+    classes, policy = read_record(result.adapter_dir).classes, PromptPolicy(prompt)
+    zero_shot = whole_model_scores(load_sam("tiny"), root, policy, classes)
+    assert result.summary["zero_shot"]["dice"] == pytest.approx(zero_shot["dice"], abs=2e-3)
+    segmenter = samadapt.load_adapter(result.adapter_dir, device="cpu")
+    adapted = whole_model_scores(segmenter.sam, root, policy, classes)
+    assert result.summary["adapted"]["dice"] == pytest.approx(adapted["dice"], abs=2e-3)
+    assert abs(adapted["dice"] - zero_shot["dice"]) > 0.01
+
+
+def test_more_than_three_classes_get_a_mask_token_each(make_pictures, run):
+    root = make_pictures(classes=5)
+    result = run(root, "prompts=semantic", "train.steps=8", "train.lr=0.005")
+    record = read_record(result.adapter_dir)
+    assert record.num_masks == 5
+    assert len(result.summary["adapted"]["per_class"]) == 5
+    segmenter = samadapt.load_adapter(result.adapter_dir, device="cpu")
+    assert segmenter.sam.build.num_multimask == 5
+    found = whole_model_scores(segmenter.sam, root, PromptPolicy("semantic"), record.classes)
+    assert result.summary["adapted"]["dice"] == pytest.approx(found["dice"], abs=2e-3)
+    assert found["dice"] > 0.02
+
+
+def test_a_second_run_reuses_features_on_the_disk(make_pictures, run):
+    root = make_pictures()
+    assert "8 computed, 0 reused" in log_of(run(root, "cache.where=disk"))
+    again = log_of(run(root, "cache.where=disk", "prompts=point", "seed=3"))
+    assert "features: 0 computed, 8 reused" in again
+    assert "features: 8 computed" in log_of(run(root, "cache.where=disk", "peft.blocks=last:1"))
+    assert "computed anew in every step (augmentation)" in log_of(run(root, "train.augment=[flip]"))
+    assert "cache.enabled=off" in log_of(run(root, "cache.enabled=off"))
+
+
+def log_of(result):
+    return (result.run_dir / "log.txt").read_text()
+
+
+def test_the_cache_changes_no_result(make_pictures, run):
+    root = make_pictures()
+    on, off = run(root), run(root, "cache.enabled=off")
+    for state in ("zero_shot", "adapted"):
+        assert on.summary[state]["dice"] == pytest.approx(off.summary[state]["dice"], abs=2e-3)
+
+
+def test_precision_and_device_may_differ_between_runs_of_one_program(make_pictures, run):
+    root = make_pictures()
+    for precision in ("fp32", "bf16", "fp32"):
+        result = run(root, f"precision={precision}", "train.steps=1")
+        assert result.summary["precision"] == precision
+
+
+def test_broken_files_are_left_out_by_name(make_pictures, run, capsys):
+    root = make_pictures()
+    (root / "masks" / "p3.png").write_bytes(b"no picture")
+    result = run(root, "data.on_error=skip", "peft=none")
+    log = log_of(result)
+    assert "left out for errors: p3" in log
+    assert "masks/p3.png" in log
+    assert strict(result.run_dir / "splits.json")["left_out"] == ["p3"]
+    assert any("p3" in note for note in result.summary["notes"])
+
+
+def test_annotations_are_the_prompts(make_pictures, run):
+    root = make_pictures()
+    (root / "annotations").mkdir()
+    for index in range(0, 8, 2):  # the others get a box from their mask
+        given = {"boxes": [[1, 2, 39, 23]], "points": [[20, 12]]}
+        if index % 4:
+            given = {"points": [[20, 12], [1, 1]], "point_labels": [1, 0]}
+        (root / "annotations" / f"p{index}.json").write_text(json.dumps(given))
+    for prompt in ("box", "point"):
+        result = run(root, f"prompts={prompt}", "train.steps=3", "train.batch_size=3")
+        assert result.summary["adapted"]["dice"] is not None
+
+
+SAME = ("zero_shot", "adapted", "best_step", "best_validation_dice", "training_slices")
+
+
+def test_a_finished_run_can_be_scored_again_and_a_missing_one_is_refused(
+    make_pictures, run, tmp_path, capsys
+):
+    result = run(make_pictures(), "peft.dropout=0.2")
+    assert main(["finetune", f"resume={result.run_dir}", "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    assert {key: summary[key] for key in SAME} == {key: result.summary[key] for key in SAME}
+    shutil.rmtree(result.run_dir / "checkpoints")
+    assert main(["finetune", f"resume={result.run_dir}"]) == 2
+    assert "LATEST: not found; nothing was saved here" in capsys.readouterr().err
+    assert main(["finetune", f"resume={tmp_path / 'nowhere'}"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_the_precision_that_was_measured(make_pictures, run, monkeypatch):
+    import samadapt.training.precision as module
+
+    monkeypatch.setattr(module, "_bf16_speedup", lambda: 3.0)
+    result = run(make_pictures(), "precision=auto", "train.steps=2")
+    assert result.summary["precision"] == "bf16"
+    monkeypatch.setattr(module, "_bf16_speedup", lambda: 1.0)
+    assert main(["finetune", f"resume={result.run_dir}"]) == 0
+    assert strict(result.run_dir / "env.json")["precision"]["name"] == "bf16"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
+    make_pictures, recipe, number, tmp_path, capfd
+):
+    """The whole program in a process of its own, stopped while it trains."""
+    root = make_pictures()
+    steps = 25
+    options = [f"recipe={recipe}", f"data.root={root}", f"train.steps={steps}", "peft.dropout=0.2"]
+    options += ["train.validate_every=5", "train.checkpoint_every=0"]
+    slow = (
+        "import sys, time, torch; torch.set_num_threads(1)\n"
+        "import samadapt.training.loop as loop\n"
+        "right = loop.report_step\n"
+        "def report_step(*args):\n"
+        "    right(*args); time.sleep(0.1)\n"
+        "loop.report_step = report_step\n"
+        "from samadapt.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, "finetune", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    runs = tmp_path / "runs" / "small"
+    for _ in range(1200):
+        found = list(runs.glob("*/metrics.jsonl"))
+        if found and len(found[0].read_text().splitlines()) > 7:
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    (run_dir,) = runs.iterdir()
+    assert process.returncode == 130, said
+    assert "all saved; continue with: samadapt finetune resume=" in said
+    assert f"resume={run_dir}" in said.replace("\n", "")
+    assert "Traceback" not in said
+    assert not (run_dir / "adapter").exists()
+    taken = int((run_dir / "checkpoints" / "LATEST").read_text().strip().removeprefix("step_"))
+    assert 6 <= taken < steps
+
+    assert main(["finetune", f"resume={run_dir}"]) == 0
+    assert (run_dir / "adapter" / "adapter_model.safetensors").is_file()
+    if number == signal.SIGINT:  # the rest is the same for both
+        return
+    assert main(["finetune", *options]) == 0
+    (other,) = set(runs.iterdir()) - {run_dir}
+    one, two = (strict(path / "eval" / "summary.json") for path in (run_dir, other))
+    assert {key: one[key] for key in SAME} == {key: two[key] for key in SAME}
+    weights = [p / "adapter" / "adapter_model.safetensors" for p in (run_dir, other)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def broken_mask(root):
+    (root / "masks" / "p3.png").write_bytes(b"no picture")
+
+
+MISTAKES = [
+    (["recipe=medcal"], "got 'medcal'", None),
+    (["data.root=nowhere"], "nowhere", None),
+    ([], "masks/p3.png", broken_mask),
+    (["data.max_cases=1"], "each needs at least one", None),
+    (["data.empty_slices=keep"], "data.empty_slices=keep: box and point prompts", None),
+    (["cache.enabled=on", "train.augment=[flip]"], "cache.enabled=on: augmentation", None),
+    (["cache.enabled=on", "peft=full"], "cache.enabled=on: training of the patch", None),
+    (["loss=dice_ce"], "loss=dice_ce does not go with prompts=box", None),
+    (["loss=sam", "prompts=semantic"], "loss=sam does not go with prompts=semantic", None),
+    (["prompts.min_area=10000"], "each needs at least one", None),
+    (["peft.blocks=last:9"], "the encoder has 4 attention blocks", None),
+    (["model.checkpoint=gone.pth"], "gone.pth", None),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "message", "harm"), MISTAKES, ids=lambda value: str(value)[:40]
+)
+def test_a_mistake_is_one_message_and_exit_code_2(
+    make_pictures, recipe, tmp_path, monkeypatch, capsys, options, message, harm
+):
+    monkeypatch.chdir(tmp_path)
+    root = make_pictures()
+    if harm is not None:
+        harm(root)
+    given = {"recipe": str(recipe), "data.root": str(root)}
+    given |= dict(option.split("=", 1) for option in options)
+    assert main(["finetune", *(f"{key}={value}" for key, value in given.items())]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("samadapt: error:") == 1
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    assert not list(tmp_path.glob("runs/*/*/eval"))
+    assert "zero-shot" not in said.err
+
+
+def test_an_adapter_of_another_base_is_refused(make_pictures, run):
+    result = run(make_pictures(), "train.steps=1")
+    path = result.adapter_dir / "samadapt.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"base_sha256": "0" * 64}))
+    with pytest.raises(AdapterError, match=r"samadapt\.json: trained on base tiny"):
+        samadapt.load_adapter(result.adapter_dir, device="cpu")
