@@ -40,6 +40,11 @@ def strict(path):
     return json.loads(Path(path).read_text(), parse_constant=refuse)
 
 
+def width(path):
+    with Image.open(path) as picture:
+        return picture.size[0]
+
+
 @pytest.fixture
 def run(recipe):
     """``run(root, "key=value", ...)``: what ``finetune`` returned."""
@@ -65,13 +70,13 @@ def test_the_run_directory_is_complete(make_pictures, run, tmp_path):
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics if line["kind"] == "train"] == [1, 2, 3, 4]
     assert [line["step"] for line in metrics if line["kind"] == "validate"] == [2, 4]
-    assert Image.open(folder / "progress.png").size[0] > 300
+    assert width(folder / "progress.png") > 300
     assert "validation Dice" in (folder / "log.txt").read_text()
     latest = (folder / "checkpoints" / "LATEST").read_text().strip()
     assert (folder / "checkpoints" / latest / "manifest.json").is_file()
     overlays = sorted(path.name for path in (folder / "overlays").iterdir())
     assert overlays
-    assert all(Image.open(folder / "overlays" / name).size[0] > 300 for name in overlays)
+    assert all(width(folder / "overlays" / name) > 300 for name in overlays)
     names = {path.name for path in (folder / "adapter").iterdir()}
     assert names == {
         "adapter_config.json", "adapter_model.safetensors", "samadapt.json", "README.md"
@@ -187,15 +192,15 @@ def test_zero_shot_is_the_unadapted_model_and_the_adapter_is_the_adapted_one(
 
 def test_more_than_three_classes_get_a_mask_token_each(make_pictures, run):
     root = make_pictures(classes=5)
-    result = run(root, "prompts=semantic", "train.steps=8", "train.lr=0.005")
+    result = run(root, "prompts=semantic", "train.steps=3", "train.lr=0.005")
     record = read_record(result.adapter_dir)
     assert record.num_masks == 5
     assert len(result.summary["adapted"]["per_class"]) == 5
     segmenter = samadapt.load_adapter(result.adapter_dir, device="cpu")
     assert segmenter.sam.build.num_multimask == 5
     found = whole_model_scores(segmenter.sam, root, PromptPolicy("semantic"), record.classes)
-    assert result.summary["adapted"]["dice"] == pytest.approx(found["dice"], abs=2e-3)
-    assert found["dice"] > 0.02
+    assert result.summary["adapted"]["dice"] == pytest.approx(found["dice"], abs=5e-4)
+    assert found["dice"] > 0.002
 
 
 def test_a_second_run_reuses_features_on_the_disk(make_pictures, run):
