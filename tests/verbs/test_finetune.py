@@ -192,7 +192,7 @@ def test_zero_shot_is_the_unadapted_model_and_the_adapter_is_the_adapted_one(
 
 def test_more_than_three_classes_get_a_mask_token_each(make_pictures, run):
     root = make_pictures(classes=5)
-    result = run(root, "prompts=semantic", "train.steps=3", "train.lr=0.005")
+    result = run(root, "prompts=semantic", "train.steps=1", "train.lr=0.0001")
     record = read_record(result.adapter_dir)
     assert record.num_masks == 5
     assert len(result.summary["adapted"]["per_class"]) == 5
@@ -200,7 +200,7 @@ def test_more_than_three_classes_get_a_mask_token_each(make_pictures, run):
     assert segmenter.sam.build.num_multimask == 5
     found = whole_model_scores(segmenter.sam, root, PromptPolicy("semantic"), record.classes)
     assert result.summary["adapted"]["dice"] == pytest.approx(found["dice"], abs=5e-4)
-    assert found["dice"] > 0.002
+    assert found["dice"] > 0.02
 
 
 def test_a_second_run_reuses_features_on_the_disk(make_pictures, run):
@@ -283,7 +283,9 @@ def test_a_resumed_run_keeps_the_precision_that_was_measured(make_pictures, run,
     assert strict(result.run_dir / "env.json")["precision"]["name"] == "bf16"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
     make_pictures, recipe, number, tmp_path, capfd
 ):
