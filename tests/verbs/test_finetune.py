@@ -311,13 +311,13 @@ def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     runs = tmp_path / "runs" / "small"
-    for _ in range(1200):
+    for _ in range(6000):  # five minutes: on a busy machine the imports alone take one
         found = list(runs.glob("*/metrics.jsonl"))
         if found and len(found[0].read_text().splitlines()) > 7:
             break
         time.sleep(0.05)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     (run_dir,) = runs.iterdir()
     assert process.returncode == 130, said
     assert "all saved; continue with: samadapt finetune resume=" in said
