@@ -121,6 +121,7 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
         fresh = scratch / "new"
         fresh.mkdir()
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        (fresh / WEIGHTS).chmod(0o644)  # safetensors leaves it readable by its owner alone
         write_json(fresh / PEFT_CONFIG, _peft_config(injection))
         write_json(fresh / RECORD, asdict(record))
         plain_peft = _loads_in_peft(sam, injection.method)
