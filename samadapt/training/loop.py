@@ -142,6 +142,7 @@ def train(
             loss, names = accumulate_gradients(work, live, accelerator, options.accumulate)
             if state.step == state.skipped and math.isfinite(loss):  # the first that counts
                 injection.check_gradients()
+                work.progress.say(f"gradients: present in {', '.join(injection.groups)}")
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf))
             if math.isfinite(loss) and math.isfinite(norm):
                 prepared.step()

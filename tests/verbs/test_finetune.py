@@ -71,7 +71,9 @@ def test_the_run_directory_is_complete(make_pictures, run, tmp_path):
     assert [line["step"] for line in metrics if line["kind"] == "train"] == [1, 2, 3, 4]
     assert [line["step"] for line in metrics if line["kind"] == "validate"] == [2, 4]
     assert width(folder / "progress.png") > 300
-    assert "validation Dice" in (folder / "log.txt").read_text()
+    log = (folder / "log.txt").read_text()
+    assert "validation Dice" in log
+    assert "gradients: present in" in log
     latest = (folder / "checkpoints" / "LATEST").read_text().strip()
     assert (folder / "checkpoints" / latest / "manifest.json").is_file()
     overlays = sorted(path.name for path in (folder / "overlays").iterdir())
