@@ -1,24 +1,17 @@
-"""Exact attention with decomposed relative position (Li et al. 2021, MViTv2, section 4.1).
+"""Self-attention over a grid of tokens with decomposed relative position.
 
-The score of query (i, j) and key (y, x) is ``q.k / sqrt(d) + q.R_h[i - y] + q.R_w[j - x]``. Windows
-are small, so their scores are held at once. A global block has (g * g)^2 scores a head: they are
-made for a few query rows at a time, and made again in backward, so that only the log-sum-exp of
-each row is kept.
+Li et al. 2021, MViTv2, section 4.1. On the CPU, and over the whole image everywhere,
+``tiled_attention`` holds a few scores at a time. Windows on another device go through PyTorch's
+fused attention, all at once: conservative and unmeasured.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
-# Scores held at once by a global block. On the CPU 4 MiB in fp32, to stay in the cache (fastest of
-# 2 to 64 MiB in one noisy run). Elsewhere, unmeasured, larger because each launch costs.
-CHUNK_SCORES_CPU = 2**20
-CHUNK_SCORES_OTHER = 2**27
+from samadapt.sam.tiled_attention import attend_tiles, relative_scores
 
 
 def relative_tables(
@@ -49,166 +42,91 @@ def relative_tables(
     return pairs[0], pairs[1]
 
 
-def relative_scores(
-    q: Tensor, table_h: Tensor, table_w: Tensor, grid: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Give the part of the scores that depends on position, per key row and per key column.
+def attend_windows(qkv: Tensor, fill: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
+    """Attend within windows, all of them at once: same values as ``attend_tiles``.
 
     Args:
-        q: (b, heads, h * w, d), unscaled.
-        table_h: (2h - 1, d).
-        table_w: (2w - 1, d).
-        grid: (h, w) in tokens.
+        qkv: (b, h, w, 3, heads, d).
+        fill: (3, heads, d) of a cell beyond the edge; None where the windows divide the grid.
+        rows: (window, window, d), embedding of each pair of rows [query, key].
+        columns: (window, window, d), likewise of columns.
 
     Returns:
-        (b, heads, h * w, h) and (b, heads, h * w, w).
+        (b, h, w, heads, d).
     """
-    rows, columns = relative_tables(table_h, table_w, grid)
-    grid_q = torch.unflatten(q, 2, grid)
-    rel_h = torch.einsum("bnhwc,hkc->bnhwk", grid_q, rows).flatten(2, 3)
-    rel_w = torch.einsum("bnhwc,wkc->bnhwk", grid_q, columns).flatten(2, 3)
-    return rel_h, rel_w
+    _, h, w, _, heads, d = qkv.shape
+    side = (len(rows), len(columns))
+    padding = None if fill is None else fill.flatten()
+    cells = partition_windows(qkv.flatten(3), side, padding).unflatten(-1, (3, heads, d))
+    q, k, v = cells.flatten(1, 2).unbind(2)
+    rel_h, rel_w = relative_scores(q, rows, columns)
+    mask = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(-2).transpose(1, 2)
+    out = functional.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask.to(q.dtype)
+    )
+    windows = out.transpose(1, 2).reshape(-1, *side, heads * d)
+    return torch.unflatten(join_windows(windows, (h, w)), -1, (heads, d))
 
 
-def attend_window(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """Attend with all scores held at once: for windows.
+def partition_windows(x: Tensor, side: tuple[int, int], padding: Tensor | None) -> Tensor:
+    """Cut x (b, h, w, c) into windows, padded right and below.
 
     Args:
-        q: (b, heads, n, d).
-        k: (b, heads, n, d).
-        v: (b, heads, n, d).
-        rel_h: (b, heads, n, h) with n = h * w.
-        rel_w: (b, heads, n, w).
+        x: (b, h, w, c).
+        side: (height, width) of a window.
+        padding: (c), what a padded cell holds; None: zeros.
 
     Returns:
-        (b, heads, n, d).
+        (b * windows, height, width, c), row by row of each image.
     """
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    by_grid = torch.unflatten(scores, -1, (rel_h.shape[-1], rel_w.shape[-1]))
-    scores = (by_grid + rel_h[..., :, None] + rel_w[..., None, :]).flatten(-2)
-    out: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v
-    return out
+    b, h, w, c = x.shape
+    down, across = -(-h // side[0]), -(-w // side[1])
+    tall, wide = down * side[0], across * side[1]
+    if (tall, wide) != (h, w):
+        value = x.new_zeros(c) if padding is None else padding
+        x = torch.cat([x, value.expand(b, h, wide - w, c)], dim=2)
+        x = torch.cat([x, value.expand(b, tall - h, wide, c)], dim=1)
+    x = x.view(b, down, side[0], across, side[1], c)
+    return x.transpose(2, 3).reshape(-1, *side, c)
 
 
-def attend_global(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rel_h: Tensor,
-    rel_w: Tensor,
-    *,
-    chunk_scores: int | None = None,
-) -> Tensor:
-    """Attend over the whole image without holding all scores: same values as ``attend_window``.
+def join_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
+    """Undo ``partition_windows``.
 
     Args:
-        q: (b, heads, n, d).
-        k: (b, heads, n, d).
-        v: (b, heads, n, d).
-        rel_h: (b, heads, n, h) with n = h * w.
-        rel_w: (b, heads, n, w).
-        chunk_scores: scores held at once, by the device if None; at least one query row of all
-            heads is.
+        windows: (b * windows, height, width, c).
+        size: (h, w) before the padding.
 
     Returns:
-        (b, heads, n, d). First derivatives only.
+        (b, h, w, c).
     """
-    q, k, v, rel_h, rel_w = (t.contiguous() for t in (q, k, v, rel_h, rel_w))
-    inputs = (q, k, v, rel_h, rel_w)
-    if chunk_scores is None:
-        chunk_scores = CHUNK_SCORES_CPU if q.device.type == "cpu" else CHUNK_SCORES_OTHER
-    rows = max(1, min(q.shape[2], chunk_scores // math.prod((*q.shape[:2], k.shape[2]))))
-    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        out: Tensor = _RowChunkedAttention.apply(*inputs, rows)
-        return out
-    return _forward_chunks(q, k, v, rel_h, rel_w, rows)[0]
-
-
-def _chunk_scores(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tensor:
-    """Scores (b, heads, rows, n) of some query rows, in fp32 at least."""
-    scores: Tensor = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    by_grid = scores.view(*scores.shape[:-1], rel_h.shape[-1], rel_w.shape[-1])
-    by_grid += rel_h[..., :, None]
-    by_grid += rel_w[..., None, :]
-    return scores
-
-
-def _forward_chunks(
-    q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, rows: int
-) -> tuple[Tensor, Tensor]:
-    """Output (b, heads, n, d) and log-sum-exp (b, heads, n, 1) of the scores."""
-    out = torch.empty_like(v)
-    accumulate = torch.promote_types(q.dtype, torch.float32)
-    log_sum = torch.empty((*q.shape[:3], 1), dtype=accumulate, device=q.device)
-    with torch.autocast(q.device.type, enabled=False):
-        for start in range(0, q.shape[2], rows):
-            part = slice(start, start + rows)
-            scores = _chunk_scores(q[:, :, part], k, rel_h[:, :, part], rel_w[:, :, part])
-            top = scores.amax(dim=-1, keepdim=True)
-            weights = scores.sub_(top).exp_()
-            total = weights.sum(dim=-1, keepdim=True)
-            out[:, :, part] = (weights.to(v.dtype) @ v) / total
-            log_sum[:, :, part] = top + total.log()
-    return out, log_sum
-
-
-class _RowChunkedAttention(torch.autograd.Function):
-    """Attention over chunks of query rows that recomputes its scores in backward."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        q, k, v, rel_h, rel_w, rows = inputs
-        out, log_sum = _forward_chunks(q, k, v, rel_h, rel_w, rows)
-        ctx.save_for_backward(q, k, v, rel_h, rel_w, out, log_sum)
-        ctx.rows = rows
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, rel_h, rel_w, out, log_sum = ctx.saved_tensors
-        scale = q.shape[-1] ** -0.5
-        accumulate = log_sum.dtype
-        grads = [torch.zeros_like(t, dtype=accumulate) for t in (q, k, v, rel_h, rel_w)]
-        grad_q, grad_k, grad_v, grad_h, grad_w = grads
-        with torch.autocast(q.device.type, enabled=False):
-            delta = (grad.to(accumulate) * out.to(accumulate)).sum(dim=-1, keepdim=True)
-            for start in range(0, q.shape[2], ctx.rows):
-                part = slice(start, start + ctx.rows)
-                q_part, grad_part = q[:, :, part], grad[:, :, part]
-                scores = _chunk_scores(q_part, k, rel_h[:, :, part], rel_w[:, :, part])
-                weights = scores.sub_(log_sum[:, :, part]).exp_()
-                grad_v += weights.to(v.dtype).transpose(-2, -1) @ grad_part
-                slope = (grad_part @ v.transpose(-2, -1)).to(accumulate)
-                slope.sub_(delta[:, :, part]).mul_(weights)
-                by_grid = slope.view(*slope.shape[:-1], rel_h.shape[-1], rel_w.shape[-1])
-                grad_h[:, :, part] = by_grid.sum(dim=-1)
-                grad_w[:, :, part] = by_grid.sum(dim=-2)
-                low = slope.to(q.dtype)
-                grad_q[:, :, part] = (low @ k) * scale
-                grad_k += (low.transpose(-2, -1) @ q_part) * scale
-        sources = (q, k, v, rel_h, rel_w)
-        return (*(g.to(t.dtype) for g, t in zip(grads, sources, strict=True)), None)
+    (h, w), (height, width) = size, windows.shape[1:3]
+    down, across = -(-h // height), -(-w // width)
+    x = windows.view(-1, down, across, *windows.shape[1:]).transpose(2, 3)
+    return x.reshape(len(x), down * height, across * width, -1)[:, :h, :w]
 
 
 class RelativePositionAttention(nn.Module):
-    """Multi-head self-attention over an (h, w) grid of tokens, with relative position.
+    """Multi-head self-attention over a grid of tokens, whole or in windows.
+
+    A cell beyond the edge takes part in the softmax of its window. SAM's block pads behind its
+    norm, so such a cell is zero in front of ``qkv``, and one zero token gives what all of them are
+    behind it.
 
     Args:
         width: channels of the tokens.
         heads: attention heads; must divide ``width``.
-        grid: (h, w) in tokens that the position tables are made for.
-        kind_global: attend in chunks of query rows; the values are the same.
+        grid: (h, w) in tokens that the position tables are made for: the window's, or the image's.
+        windowed: attend within windows of that size, instead of over a grid of that size.
     """
 
-    def __init__(self, width: int, heads: int, grid: tuple[int, int], *, kind_global: bool) -> None:
+    def __init__(self, width: int, heads: int, grid: tuple[int, int], *, windowed: bool) -> None:
         """Make the layers."""
         super().__init__()
         if width % heads:
             raise ValueError(f"heads must divide the width {width}; got {heads}")
         self.num_heads = heads
-        self.attend = attend_global if kind_global else attend_window
+        self.window = grid if windowed else None
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * grid[0] - 1, width // heads))
@@ -216,10 +134,16 @@ class RelativePositionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend within each of the b grids of x (b, h, w, width)."""
-        b, h, w, _ = x.shape
-        qkv: Tensor = self.qkv(x)
-        q, k, v = qkv.reshape(b, h * w, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        rel_h, rel_w = relative_scores(q, self.rel_pos_h, self.rel_pos_w, (h, w))
-        heads = self.attend(q, k, v, rel_h, rel_w)
-        out: Tensor = self.proj(heads.transpose(1, 2).reshape(b, h, w, -1))
+        _, h, w, width = x.shape
+        split = (3, self.num_heads, -1)
+        qkv: Tensor = torch.unflatten(self.qkv(x), -1, split)
+        height, across = side = self.window or (h, w)
+        fill = None
+        if h % height or w % across:
+            fill = torch.unflatten(self.qkv(x.new_zeros(1, 1, 1, width)), -1, split)[0, 0, 0]
+        tables = relative_tables(self.rel_pos_h, self.rel_pos_w, side)
+        rows, columns = (table.to(qkv.dtype) for table in tables)
+        tiled = self.window is None or x.device.type == "cpu"
+        heads = (attend_tiles if tiled else attend_windows)(qkv, fill, rows, columns)
+        out: Tensor = self.proj(heads.flatten(-2))
         return out

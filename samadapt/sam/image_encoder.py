@@ -34,9 +34,6 @@ class PatchEmbed(nn.Module):
 class Block(nn.Module):
     """One transformer block over (b, g, g, width).
 
-    ``norm1`` comes before the partition into windows, so a padded token is zero there and exactly
-    ``qkv.bias`` behind the projection; it takes part in the softmax of its window.
-
     Args:
         width: channels of the tokens.
         heads: attention heads.
@@ -53,22 +50,16 @@ class Block(nn.Module):
         self.window = window
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = RelativePositionAttention(
-            width, heads, (window, window) if window else grid, kind_global=window == 0
+            width, heads, (window, window) if window else grid, windowed=window > 0
         )
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLPBlock(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend and transform x (b, g, g, width)."""
-        normed: Tensor = self.norm1(x)
-        if self.window:
-            windows = partition_windows(normed, self.window)
-            attended = join_windows(self.attn(windows), self.window, (x.shape[1], x.shape[2]))
-        else:
-            attended = self.attn(normed)
-        x = x + attended
-        mlp: Tensor = self.mlp(self.norm2(x))
-        return x + mlp
+        x = x + self.attn(self.norm1(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class ImageEncoderViT(nn.Module):
@@ -147,35 +138,6 @@ class ImageEncoderViT(nn.Module):
                 )
             )
         return tuple(found)
-
-
-def partition_windows(x: Tensor, window: int) -> Tensor:
-    """Cut x (b, h, w, c) into windows, zero-padded right and below.
-
-    Returns:
-        (b * windows, window, window, c), row by row of each image.
-    """
-    b, h, w, c = x.shape
-    x = functional.pad(x, (0, 0, 0, -w % window, 0, -h % window))
-    x = x.view(b, x.shape[1] // window, window, x.shape[2] // window, window, c)
-    return x.transpose(2, 3).reshape(-1, window, window, c)
-
-
-def join_windows(windows: Tensor, window: int, size: tuple[int, int]) -> Tensor:
-    """Undo ``partition_windows``.
-
-    Args:
-        windows: (b * windows, window, window, c).
-        window: side of a window in tokens.
-        size: (h, w) before the padding.
-
-    Returns:
-        (b, h, w, c).
-    """
-    h, w = size
-    down, across = -(-h // window), -(-w // window)
-    x = windows.view(-1, down, across, *windows.shape[1:]).transpose(2, 3)
-    return x.reshape(len(x), down * window, across * window, -1)[:, :h, :w]
 
 
 def resample_pos_embed(pos_embed: Tensor, size: tuple[int, int]) -> Tensor:
