@@ -57,14 +57,7 @@ class SlicedProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., n rank) to (..., 3 width)."""
-        parts = torch.split(x, self.rank, dim=-1)
-        rows = {
-            row: torch.unflatten(functional.linear(part, block), -1, (self.groups, -1))
-            for row, part, block in zip(self.rows, parts, self.blocks, strict=True)
-        }
-        some = rows[self.rows[0]]
-        zero = some.new_zeros(1).expand_as(some)
-        return torch.stack([rows.get(row, zero) for row in range(3)], dim=-2).flatten(-3)
+        return functional.linear(x, self.weight)
 
     def load_dense(self, dense: Tensor) -> None:
         """Take the blocks from a dense matrix (3 width, n rank).

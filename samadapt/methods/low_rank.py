@@ -77,8 +77,12 @@ def peft_config(
 def inject(sam: Sam, layers: Mapping[str, LowRank], dropout: float) -> None:
     """Let peft put LoRA layers on the named linears; its B is zero, so nothing changes yet."""
     from peft import LoraConfig, inject_adapter_in_model
+    from torch import nn
+
+    from samadapt.methods._fused import FusedLoraLinear
 
     config = LoraConfig(**peft_config(layers, dropout, None))
+    config._register_custom_module({nn.Linear: FusedLoraLinear})
     inject_adapter_in_model(config, sam, ADAPTER)
 
 

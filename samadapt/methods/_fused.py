@@ -1,0 +1,78 @@
+"""peft's LoRA layer, with the update added in place and nothing kept that training does not need.
+
+peft adds ``B(A(x))`` by making it whole, scaling it and summing it to the base's output: three more
+tensors as large as that output. Here B's product is accumulated into it by the matrix product
+itself. Imports torch; ``low_rank`` imports this file when it injects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners import lora
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+class _FusedUpdate(torch.autograd.Function):
+    """``y = W x + b + scale * B A x`` for tokens x (t, inputs), with W and b frozen.
+
+    Kept for backward are x, once, and A x; no gradient of W is ever formed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        x, weight, bias, a, b, scale = inputs
+        low = x @ a.t()
+        ctx.save_for_backward(x, weight, a, b, low)
+        ctx.scale = scale
+        return functional.linear(x, weight, bias).addmm_(low, b.t(), alpha=scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, low = ctx.saved_tensors
+        grad_low = (grad @ b).mul_(ctx.scale)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad @ weight).addmm_(grad_low, a)
+        grad_b = (grad.t() @ low).mul_(ctx.scale)
+        return grad_x, None, None, grad_low.t() @ x, grad_b, None
+
+
+class FusedLoraLinear(lora.Linear):
+    """peft's LoRA on a linear; the plain case runs fused, every other one as peft does it."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Map (..., inputs) to (..., rows)."""
+        if args or kwargs or not self._is_plain():
+            out: Tensor = super().forward(x, *args, **kwargs)
+            return out
+        (name,) = self.active_adapters
+        base, a, b = self.get_base_layer(), self.lora_A[name], self.lora_B[name]
+        dtype = x.dtype
+        if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(x.device.type)
+        bias = None if base.bias is None else base.bias.to(dtype)
+        tokens: Tensor = _FusedUpdate.apply(
+            x.to(dtype).reshape(-1, x.shape[-1]),
+            base.weight.to(dtype),
+            bias,
+            a.weight.to(dtype),
+            b.weight.to(dtype),
+            self.scaling[name],
+        )
+        return tokens.view(*x.shape[:-1], tokens.shape[1])
+
+    def _is_plain(self) -> bool:
+        """Whether one adapter is active, unmerged, without dropout, on a frozen linear."""
+        if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
+            return False
+        (name,) = self.active_adapters
+        if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:
+            return False
+        dropout = self.lora_dropout[name]
+        is_frozen = not any(p.requires_grad for p in self.get_base_layer().parameters())
+        return is_frozen and (isinstance(dropout, nn.Identity) or not dropout.training)
