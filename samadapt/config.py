@@ -119,12 +119,21 @@ class Cache:
     """Features of the frozen blocks, computed once an image."""
 
     enabled: Literal["auto", "on", "off"] = knob(
-        "auto", help="auto: unless augmentation forbids it"
+        "auto", help="auto: unless augmentation without variants forbids it"
     )
     where: Literal["auto", "memory", "disk"] = knob(
-        "auto", help="auto: memory while the features take at most a quarter of it"
+        "auto", help="auto: on half of the disk, for later runs too; else in a quarter of memory"
     )
-    dir: str | None = knob(None, help="folder of the disk cache; null: OUTPUT.DIR/features")
+    dir: str | None = knob(None, help="folder on the disk; null: OUTPUT.DIR/features")
+    max_gb: float | None = knob(
+        None, help="GB that the folder may take; the longest unused are removed", above=0
+    )
+    variants: int = knob(
+        0,
+        help="versions kept of each training slice with train.augment, one of them unchanged; 0: "
+        "augmented anew in every step",
+        low=0,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import platform
-import random
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from samadapt import __version__, console
+from samadapt import console
 from samadapt.data.dataset import Dataset, open_dataset
+from samadapt.environment import environment, seed_all
 from samadapt.errors import ConfigError
 from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate
 from samadapt.methods.base import Injection, inject
@@ -28,14 +26,16 @@ from samadapt.prompts.given import has_prompts
 from samadapt.prompts.objects import objects_in
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.weights import base_hash, load_sam
-from samadapt.training.augment import augment
-from samadapt.training.features import Features, choose_store
+from samadapt.training.augment import augment, vary
+from samadapt.training.features import Features
 from samadapt.training.losses import LossFunction, object_loss, semantic_loss
 from samadapt.training.precision import Precision, choose_device, choose_precision
 from samadapt.training.progress import Progress
+from samadapt.training.warming import Warming, plan_warming
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
 
     from samadapt.config import Config, Data
     from samadapt.data.types import Sample, SliceRef
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 FEATURES_BATCH = 8
 """Images in one forward pass of the frozen prefix."""
+
+VARIANTS = 4
+"""Versions of each slice in the advice on augmentation."""
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Session:
         policy: how the adapted model is prompted.
         progress: what the user sees.
         features: the frozen prefix's output, by image.
+        warming: what of it is still to be computed; None where nothing is kept.
     """
 
     config: Config
@@ -72,6 +76,7 @@ class Session:
     policy: PromptPolicy
     progress: Progress
     features: Features = field(init=False)
+    warming: Warming[tuple[SliceRef, int]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Make the features, without a store until ``plan`` knows how many there are."""
@@ -83,6 +88,7 @@ class Session:
             dtype=self.precision.dtype,
             store=None,
             batch_size=FEATURES_BATCH,
+            route=f"{self.precision.name} on {self.device.type}",
         )
 
     @property
@@ -129,8 +135,11 @@ class Session:
         return len(ids) > 0
 
     def augment(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Change a training slice at random, as ``train.augment`` says."""
-        return augment(sample, self.config.train.augment, rng)
+        """Change a training slice at random, or draw one of its variants, as configured."""
+        names, variants = self.config.train.augment, self.config.cache.variants
+        if variants:
+            return vary(sample, names, self.config.seed, int(rng.integers(variants)))
+        return augment(sample, names, rng)
 
     def loss(self) -> LossFunction:
         """Return the loss for the way the model is prompted."""
@@ -156,48 +165,86 @@ class Session:
 
         Raises:
             ConfigError: for ``cache.enabled=on`` where features cannot be kept.
+            RunError: when there is too little room for them.
         """
         train, cache = self.config.train, self.config.cache
-        blocked = "augmentation" if train.augment else ""
-        if not self.injection.has_frozen_prefix:
-            blocked = "training of the patch embedding"
-        if cache.enabled == "on" and blocked:
+        blocked = "" if self.injection.has_frozen_prefix else "training of the patch embedding"
+        if cache.enabled == "on" and (blocked or self.augments_anew):
+            cause = blocked or "augmentation without cache.variants"
+            raise ConfigError(f"cache.enabled=on: {cause} changes every image's features; use off")
+        if cache.variants and not train.augment:
             raise ConfigError(
-                f"cache.enabled=on: {blocked} changes every image's features; use off"
+                f"cache.variants={cache.variants} keeps augmented versions of each training slice; "
+                "name the augmentation with train.augment"
             )
-        total = sum(len(refs) for refs in slices.values())
         if cache.enabled == "off" or blocked:
             self.say(f"features: computed anew in every step ({blocked or 'cache.enabled=off'})")
         else:
-            folder = Path(cache.dir or Path(self.config.output.dir) / "features")
-            sample = self.dataset.sample(slices["test"][0])
-            bytes_each = self.features.bytes_each(sample.image)
-            self.features.store, text = choose_store(cache.where, folder, total, bytes_each)
-            self.say(f"features: {total} images, {text}")
+            self._plan_features(slices)
         scored, chosen = len(slices["test"]), len(slices.get("validation", ()))
         validations = -(-train.steps // train.validate_every) if train.validate_every else 1
         self.progress.plan(
             {
-                "features": total if self.features.store else 0,
-                "zero-shot": scored,
+                "features": len(self.warming.missing) if self.warming else 0,
                 "train": train.steps if chosen and self.injection.trainable else 0,
                 "validation": validations * chosen,
                 "adapted": scored,
+                "zero-shot": scored,
             },
-            like={"adapted": "zero-shot", "validation": "zero-shot"},
+            like={"adapted": "validation", "zero-shot": "validation"},
         )
 
-    def warm(self, refs: Sequence[SliceRef]) -> None:
-        """Compute the features of slices once."""
-        samples = (self.dataset.sample(ref) for ref in refs)
-        used = (s.image for s in samples if self.policy.is_semantic or self._prompted(s))
-        with self.progress.phase("features"):
-            self.features.warm(used, self.progress.advance)
-        if self.features.store is not None:
+    def _plan_features(self, slices: Mapping[str, Sequence[SliceRef]]) -> None:
+        cache, config = self.config.cache, self.config
+        training = slices.get("train", ())
+        variants = 0 if self.augments_anew else max(1, cache.variants)
+        jobs = [(ref, variant) for ref in training for variant in range(variants)]
+        jobs += [(ref, 0) for name, refs in slices.items() if name != "train" for ref in refs]
+        self.warming = plan_warming(
+            self.features,
+            jobs,
+            self._image,
+            where=cache.where,
+            folder=Path(cache.dir or Path(config.output.dir) / "features"),
+            max_bytes=math.inf if cache.max_gb is None else cache.max_gb * 1e9,
+        )
+        self.say(f"features: {self.warming.text}")
+        if training and self.augments_anew:
+            size = VARIANTS * len(training) * self.warming.bytes_each
             self.say(
-                f"features: {self.features.computed} computed, {self.features.reused} reused; "
-                "no step, validation or score runs the frozen blocks again"
+                "features of training slices: computed anew in every step (augmentation); "
+                f"cache.variants={VARIANTS} would keep {VARIANTS} versions of each in at most "
+                f"{size / 1e9:.2f} GB and compute each once"
             )
+
+    @property
+    def augments_anew(self) -> bool:
+        """Whether every step sees training slices that no step saw before."""
+        return bool(self.config.train.augment) and not self.config.cache.variants
+
+    def training_features(self, images: Sequence[Any]) -> Tensor:
+        """Return the features (b, ...) of a training batch; those that never come back unkept."""
+        return self.features.anew(images) if self.augments_anew else self.features(images)
+
+    def _image(self, job: tuple[SliceRef, int]) -> Any:
+        """Return the image of a slice's variant, or None where nothing in it is prompted."""
+        ref, variant = job
+        sample = self.dataset.sample(ref)
+        if not (self.policy.is_semantic or self._prompted(sample)):
+            return None
+        return vary(sample, self.config.train.augment, self.config.seed, variant).image
+
+    def warm(self) -> None:
+        """Compute the features that are planned and missing."""
+        if self.warming is None:
+            return
+        with self.progress.phase("features"):
+            self.features.warm(map(self._image, self.warming.missing), self.progress.advance)
+        computed = self.features.computed
+        self.say(
+            f"features: {computed} computed, {self.warming.images - computed} reused"
+            + ("" if self.augments_anew else "; nothing runs the frozen blocks on them again")
+        )
 
     def score(
         self, refs: Sequence[SliceRef], policy: PromptPolicy, report: bool = True
@@ -345,29 +392,6 @@ def open_data(data: Data, seed: int, *, semantic: bool) -> Dataset:
         image=data.image,
         label=data.label,
     )
-
-
-def environment(device: torch.device, precision: Precision) -> dict[str, Any]:
-    """Return what the numbers of a run may depend on besides its configuration."""
-    packages = ("torch", "peft", "timm", "monai", "accelerate", "numpy", "nibabel", "scikit-image")
-    return {
-        "samadapt": __version__,
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": str(device),
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "precision": asdict(precision),
-        "packages": {name: version(name) for name in packages},
-    }
-
-
-def seed_all(seed: int) -> None:
-    """Seed python, numpy and torch."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  libraries that we call draw from it
-    torch.manual_seed(seed)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -7,10 +7,13 @@ import pytest
 from PIL import Image
 
 from samadapt.config import Data, compose
+from samadapt.data.types import SliceRef
+from samadapt.environment import seed_all
 from samadapt.errors import ConfigError, DataError
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.weights import base_hash, load_sam
-from samadapt.session import open_data, open_session, seed_all
+from samadapt.session import open_data, open_session
+from samadapt.training.augment import flip
 from samadapt.training.losses import LossTerms
 from samadapt.verbs.finetune import divide
 
@@ -146,14 +149,51 @@ def test_the_clock_knows_the_whole_run(session):
     opened = session("train.steps=20", "train.validate_every=8")
     slices = divide(opened)
     opened.plan(slices)
-    assert opened.progress.clock.left == {
-        "features": 5,
-        "zero-shot": 2,
-        "train": 20,
-        "validation": 3,
-        "adapted": 2,
-    }
-    opened.plan({"test": slices["test"]})
-    assert opened.progress.clock.left["train"] == 0
-    assert opened.progress.clock.left["validation"] == 0
-    assert opened.features.computed == 0
+    left = {"train": 20, "validation": 3, "adapted": 2, "zero-shot": 2}
+    assert opened.progress.clock.left == {"features": 4, **left}  # the fifth told their size
+    assert opened.features.computed == 1
+    again = session()
+    again.plan({"test": slices["test"]})
+    left |= {"train": 0, "validation": 0}
+    assert {**again.progress.clock.left, "features": None} == {"features": None, **left}
+
+
+def trained_on(opened, draws=12):
+    """What ``finetune`` would train on: images, labels."""
+    rng = np.random.default_rng([0, 0])
+    refs = divide(opened)["train"]
+    return [opened.augment(opened.dataset.sample(refs[i % len(refs)]), rng) for i in range(draws)]
+
+
+def test_every_variant_that_is_drawn_has_its_features(session):
+    opened = session("train.augment=[flip]", "cache.variants=3")
+    opened.plan(divide(opened))
+    opened.warm()
+    computed = opened.features.computed
+    samples = trained_on(opened)
+    for sample in samples:
+        opened.training_features([sample.image])
+        original = opened.dataset.sample(SliceRef(sample.case, sample.index))
+        same = np.array_equal(sample.image, original.image)
+        expected = original if same else flip(original)
+        assert np.array_equal(sample.image, expected.image)
+        assert np.array_equal(sample.labels, expected.labels)
+    assert opened.features.computed == computed
+    again = trained_on(session("train.augment=[flip]", "cache.variants=3"))
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(samples, again, strict=True))
+    turned = {not np.array_equal(a.labels, flip(a).labels[:, ::-1]) for a in samples}
+    assert turned == {False}
+
+
+def test_augmented_anew_only_what_is_scored_is_kept(session):
+    opened = session("train.augment=[flip]")
+    slices = divide(opened)
+    opened.plan(slices)
+    opened.warm()
+    scored = len(slices["validation"]) + len(slices["test"])
+    assert opened.features.computed == scored
+    for _ in range(2):
+        opened.training_features([opened.dataset.sample(slices["train"][0]).image])
+    assert opened.features.computed == scored + 2
+    log = (opened.run_dir / "log.txt").read_text()
+    assert "computed anew in every step (augmentation); cache.variants=4 would keep" in log

@@ -25,7 +25,7 @@ LAYERS = [
     {"sam"},
     {"methods", "data", "prompts"},
     {"training", "evaluation", "export"},
-    {"segmenter"},
+    {"segmenter", "environment"},
     {"overrides"},
     {"config"},
     {"session"},  # what the verbs share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,6 +19,19 @@ def augment(sample: Sample, names: Sequence[str], rng: np.random.Generator) -> S
         if name == "flip" and rng.random() < 0.5:
             sample = flip(sample)
     return sample
+
+
+def vary(sample: Sample, names: Sequence[str], seed: int, variant: int) -> Sample:
+    """Return one of a slice's fixed versions: 0 is the slice itself, the others are augmented.
+
+    It depends on nothing but the seed, the case, the slice's number and the variant, so that its
+    features can be computed before training, and again in another run.
+    """
+    if variant == 0:
+        return sample
+    identity = hashlib.sha256(f"{sample.case}\0{sample.index}".encode()).digest()
+    words = np.frombuffer(identity, np.uint32).tolist()
+    return augment(sample, names, np.random.default_rng([seed, variant, *words]))
 
 
 def flip(sample: Sample) -> Sample:

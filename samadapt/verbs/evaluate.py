@@ -97,7 +97,7 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
     check_fit(session, adapter, record)
     refs = held_out(session, arguments.all_cases)
     session.plan({"test": refs})
-    session.warm(refs)
+    session.warm()
     with session.progress.phase("zero-shot"):
         zero_shot = session.score(refs, session.zero_shot_policy)
     session.replace_adapter(adapter)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -18,6 +18,7 @@ from samadapt.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import Tensor
 
     from samadapt.data.types import Sample, SliceRef
     from samadapt.evaluation.evaluate import Evaluation
@@ -101,6 +102,7 @@ def finetune(config: Config) -> FinetuneResult:
         InterruptedRunError: after Ctrl-C or SIGTERM, with a checkpoint written.
     """
     validate(config)
+    from samadapt.methods.store import trainable_state
     from samadapt.session import open_session
     from samadapt.training.checkpoint import load_checkpoint
 
@@ -114,14 +116,16 @@ def finetune(config: Config) -> FinetuneResult:
         session.plan(slices)
     session.say(session.injection.report())
 
-    session.warm([*slices["train"], *slices["validation"], *slices["test"]])
-    with session.progress.phase("zero-shot"):
-        zero_shot = session.score(slices["test"], session.zero_shot_policy)
+    session.warm()
+    untrained = trainable_state(session.sam, session.injection)
     adapted, state = None, None
     if trains:
         state = train_adapter(session, slices["train"], slices["validation"], loss, resume)
         with session.progress.phase("adapted"):
             adapted = session.score(slices["test"], session.policy)
+    # Last, so that training starts at once: before any step the adapter changes nothing.
+    with with_weights(session, untrained), session.progress.phase("zero-shot"):
+        zero_shot = session.score(slices["test"], session.zero_shot_policy)
 
     summary = summarise_run(session, slices, zero_shot, adapted, state)
     summary["seconds"] = time.perf_counter() - started
@@ -139,6 +143,17 @@ def kept_if_started(run_dir: Path, *, keep: bool) -> Iterator[None]:
         if not keep:
             shutil.rmtree(run_dir)
         raise
+
+
+@contextmanager
+def with_weights(session: Session, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put other trained weights into the model for a while."""
+    from samadapt.methods.store import load_trainable_state, trainable_state
+
+    kept = trainable_state(session.sam, session.injection)
+    load_trainable_state(session.sam, session.injection, state)
+    yield
+    load_trainable_state(session.sam, session.injection, kept)
 
 
 def open_run_dir(config: Config) -> Path:
@@ -228,7 +243,7 @@ def train_adapter(
     work = Training(
         sam=session.sam,
         injection=session.injection,
-        features=session.features,
+        features=session.training_features,
         batches=endless(training, sampler, session.dataset.sample, make),
         sampler=sampler,
         rng=rng,

@@ -15,10 +15,11 @@ from samadapt.methods import METHODS, inject
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.weights import base_hash, load_sam
 from samadapt.training.batches import Sampler, endless, make_batch
-from samadapt.training.features import Features, MemoryStore
+from samadapt.training.features import Features
 from samadapt.training.loop import Training
 from samadapt.training.losses import object_loss, semantic_loss
 from samadapt.training.progress import Progress
+from samadapt.training.stores import MemoryStore
 
 
 def make_sample(index: int, shape: tuple[int, int] = (24, 40), objects: int = 1) -> Sample:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from samadapt.data.types import Sample
 from samadapt.prompts.given import given_prompts
-from samadapt.training.augment import augment, flip
+from samadapt.training.augment import augment, flip, vary
 
 
 def sample():
@@ -36,3 +38,23 @@ def test_half_of_the_slices_are_changed_and_none_without_a_name():
     changed = [bool(augment(sample(), ["flip"], rng).labels[2, 2]) for _ in range(200)]
     assert 70 < sum(changed) < 130
     assert not any(augment(sample(), [], rng).labels[2, 2] for _ in range(20))
+
+
+def is_flipped(changed):
+    return bool(changed.labels[2, 2])
+
+
+def test_a_variant_depends_on_seed_slice_and_number_alone():
+    slices = [replace(sample(), case=case, index=index) for case in "abcd" for index in range(9)]
+
+    def drawn(seed, variant):
+        return [is_flipped(vary(item, ["flip"], seed, variant)) for item in slices]
+
+    assert not any(drawn(0, 0))
+    assert drawn(0, 1) == drawn(0, 1)
+    assert len({tuple(drawn(seed, number)) for seed in range(3) for number in (1, 2)}) == 6
+    assert 8 < sum(drawn(0, 1)) < 28
+    turned = next(item for item in slices if is_flipped(vary(item, ["flip"], 0, 1)))
+    changed, by_hand = vary(turned, ["flip"], 0, 1), flip(turned)
+    for name in ("image", "labels", "boxes", "points", "point_labels"):
+        assert np.array_equal(getattr(changed, name), getattr(by_hand, name))

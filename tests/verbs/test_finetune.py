@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -156,7 +157,7 @@ def test_every_method_with_every_prompt(make_pictures, make_scans, run, prompt, 
         log = (result.run_dir / "log.txt").read_text()
         whole = method == "full"
         assert ("computed anew in every step" in log) == whole
-        assert whole or "0 reused" in log
+        assert whole or " computed, " in log
 
 
 def whole_model_scores(sam, root, policy, classes):
@@ -205,14 +206,50 @@ def test_more_than_three_classes_get_a_mask_token_each(make_pictures, run):
     assert found["dice"] > 0.02
 
 
-def test_a_second_run_reuses_features_on_the_disk(make_pictures, run):
+def test_a_second_run_computes_no_prefix(make_pictures, run, monkeypatch):
+    """By default: nothing is asked for but the same run again."""
     root = make_pictures()
-    assert "8 computed, 0 reused" in log_of(run(root, "cache.where=disk"))
-    again = log_of(run(root, "cache.where=disk", "prompts=point", "seed=3"))
-    assert "features: 0 computed, 8 reused" in again
-    assert "features: 8 computed" in log_of(run(root, "cache.where=disk", "peft.blocks=last:1"))
+    first = run(root)
+    assert "features: 8 computed, 0 reused" in log_of(first)
+    assert "features: 8 computed" in log_of(run(root, "peft.blocks=last:1"))
+    assert "features: 8 computed" in log_of(run(root, "precision=bf16"))
+
+    def refuse(*args):
+        raise AssertionError("the frozen blocks ran")
+
+    from samadapt.sam.model import Sam
+
+    monkeypatch.setattr(Sam, "encode_prefix", refuse)
+    again = run(root)
+    assert "features: 0 computed, 8 reused" in log_of(again)
+    assert again.summary["adapted"] == first.summary["adapted"]
+    assert again.summary["zero_shot"] == first.summary["zero_shot"]
+    assert "0 computed, 8 reused" in log_of(run(root, "prompts=point", "seed=3"))
+    arguments = [f"adapter={first.adapter_dir}", "device=cpu", "precision=fp32"]
+    assert main(["evaluate", *arguments, f"cache.dir={first.run_dir.parents[1] / 'features'}"]) == 0
+
+
+def test_features_that_are_not_kept(make_pictures, run, tmp_path):
+    root = make_pictures()
+    for _ in range(2):
+        assert "8 computed, 0 reused" in log_of(run(root, "cache.where=memory"))
+    assert not (tmp_path / "runs" / "features").exists()
     assert "computed anew in every step (augmentation)" in log_of(run(root, "train.augment=[flip]"))
     assert "cache.enabled=off" in log_of(run(root, "cache.enabled=off"))
+
+
+def test_variants_are_computed_once(make_pictures, run):
+    root = make_pictures()
+    options = ["train.augment=[flip]", "cache.variants=3", "train.steps=8"]
+    first, second = (run(root, *options) for _ in range(2))
+    counts = [re.search(r"(\d+) computed, (\d+) reused", log_of(r)) for r in (first, second)]
+    assert 8 < int(counts[0][1]) <= 8 + 5  # a second flip of a slice is the first one again
+    assert counts[1].groups() == ("0", counts[0][1])
+    assert first.summary["adapted"] == second.summary["adapted"]
+    off = run(root, *options, "cache.enabled=off")
+    assert off.summary["adapted"]["dice"] == pytest.approx(
+        first.summary["adapted"]["dice"], abs=2e-3
+    )
 
 
 def log_of(result):
@@ -352,6 +389,7 @@ MISTAKES = [
     (["data.max_cases=1"], "each needs at least one", None),
     (["data.empty_slices=keep"], "data.empty_slices=keep: box and point prompts", None),
     (["cache.enabled=on", "train.augment=[flip]"], "cache.enabled=on: augmentation", None),
+    (["cache.variants=2"], "name the augmentation with train.augment", None),
     (["cache.enabled=on", "peft=full"], "cache.enabled=on: training of the patch", None),
     (["loss=dice_ce"], "loss=dice_ce does not go with prompts=box", None),
     (["loss=sam", "prompts=semantic"], "loss=sam does not go with prompts=semantic", None),

@@ -1,0 +1,42 @@
+"""What the numbers of a run depend on besides its configuration: versions, machine, seeds."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from samadapt import __version__
+
+if TYPE_CHECKING:
+    from samadapt.training.precision import Precision
+
+
+def environment(device: torch.device, precision: Precision) -> dict[str, Any]:
+    """Return what the numbers of a run may depend on besides its configuration."""
+    packages = ("torch", "peft", "timm", "monai", "accelerate", "numpy", "nibabel", "scikit-image")
+    return {
+        "samadapt": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "precision": asdict(precision),
+        "packages": {name: version(name) for name in packages},
+    }
+
+
+def seed_all(seed: int) -> None:
+    """Seed python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  libraries that we call draw from it
+    torch.manual_seed(seed)
