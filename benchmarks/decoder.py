@@ -1,0 +1,149 @@
+"""Decoding 64 boxes with ViT-B's decoder at 1024: of one image, and of eight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import flops, machine, peers
+from benchmarks.harness import Call, Comparison
+from samadapt.sam.model import Sam
+from samadapt.sam.types import Prompts
+
+Decoded = tuple[Tensor, Tensor]
+
+
+def rows() -> Iterator[Comparison]:
+    """64 prompts on one image and 8 on each of 8, forward and with backward."""
+    for images, prompts in ((1, 64), (8, 8)):
+        for backward in (False, True):
+            yield row("vit_b", images, prompts, backward)
+
+
+def row(build: str, images: int, prompts: int, backward: bool) -> Comparison:
+    """Compare ``Sam.decode`` with segment-anything's prompt encoder and decoder, image by image.
+
+    Backward is of a fixed random projection of logits and predicted IoU, to the decoder's weights
+    and to the embeddings, as when LoRA in the encoder and the decoder train.
+    """
+    name = f"{build} {images} x {prompts} boxes, forward{' and backward' if backward else ''}"
+    return Comparison(
+        name=name,
+        contenders={
+            "samadapt": partial(_ours, build, images, prompts, backward),
+            "segment-anything": partial(_theirs, build, images, prompts, backward),
+        },
+        flop=lambda: images * prompts * flop_of_one(build, backward),
+        reference=lambda: exact(build, images, prompts, backward),
+    )
+
+
+def _ours(build: str, images: int, prompts: int, backward: bool) -> Call:
+    sam = peers.random_sam(build)
+    embeddings, boxes = inputs(sam, images, prompts)
+    context = machine.ours("fp32", "cpu")
+
+    def decode() -> Decoded:
+        with context():
+            output = sam.decode(embeddings, Prompts(boxes=boxes), multimask=False)
+        return output.logits, output.iou
+
+    if not backward:
+        return torch.no_grad()(decode)
+
+    def step() -> tuple[Tensor, ...]:
+        _clear(sam.mask_decoder, embeddings)
+        loss = projection(*decode())
+        with context():
+            loss.backward()
+        return _gradients(sam.mask_decoder, embeddings)
+
+    return step
+
+
+def _theirs(build: str, images: int, prompts: int, backward: bool) -> Call:
+    sam = peers.random_sam(build)
+    model = peers.segment_anything(sam)
+    embeddings, boxes = inputs(sam, images, prompts)
+    if not backward:
+        return torch.no_grad()(partial(reference_decode, model, embeddings, boxes))
+
+    def step() -> tuple[Tensor, ...]:
+        _clear(model.mask_decoder, embeddings)
+        projection(*reference_decode(model, embeddings, boxes)).backward()
+        return _gradients(model.mask_decoder, embeddings)
+
+    return step
+
+
+def reference_decode(model: Any, embeddings: Tensor, boxes: Tensor) -> Decoded:
+    """Decode one image after the other, which is what segment-anything's decoder can do."""
+    outputs = []
+    for embedding, own in zip(embeddings, boxes, strict=True):
+        sparse, dense = model.prompt_encoder(points=None, boxes=own, masks=None)
+        outputs.append(
+            model.mask_decoder(
+                image_embeddings=embedding[None],
+                image_pe=model.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+            )
+        )
+    return torch.stack([o[0] for o in outputs]), torch.stack([o[1] for o in outputs])
+
+
+def inputs(sam: Sam, images: int, prompts: int) -> tuple[Tensor, Tensor]:
+    """Return random embeddings (b, c, g, g) and boxes (b, p, 4) XYXY."""
+    generator = torch.Generator().manual_seed(3)
+    side, width = sam.embedding_size, sam.build.prompt_width
+    embeddings = torch.randn(images, width, side, side, generator=generator)
+    corners = torch.rand(images, prompts, 2, 2, generator=generator) * sam.image_size
+    return embeddings, corners.sort(dim=2).values.flatten(2)
+
+
+def projection(logits: Tensor, iou: Tensor) -> Tensor:
+    """Return a fixed random projection of a decoder's output (b, p, 1, h, w) and (b, p, 1)."""
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(logits.shape[-2:], generator=generator).to(logits.dtype)
+    return (logits * weight).sum() + iou.sum()
+
+
+@cache
+def exact(build: str, images: int, prompts: int, backward: bool) -> tuple[Tensor, ...]:
+    """Return segment-anything's values in float64; backward a few prompts at a time."""
+    sam = peers.random_sam(build)
+    model = peers.in_float64(peers.segment_anything(sam))
+    embeddings, boxes = (one.double() for one in inputs(sam, images, prompts))
+    if not backward:
+        with torch.no_grad():
+            return reference_decode(model, embeddings, boxes)
+    _clear(model.mask_decoder, embeddings)
+    for image in range(images):
+        for some in boxes[image].split(8):
+            part = reference_decode(model, embeddings[image, None], some[None])
+            projection(*part).backward()
+    return _gradients(model.mask_decoder, embeddings)
+
+
+@cache
+def flop_of_one(build: str, backward: bool) -> float:
+    """Return torch's count for one prompt in segment-anything."""
+    return flops.counted(_theirs(build, 1, 1, backward))
+
+
+def _clear(decoder: torch.nn.Module, embeddings: Tensor) -> None:
+    for one in (embeddings, *decoder.parameters()):
+        one.requires_grad_(True)
+        one.grad = None
+
+
+def _gradients(decoder: torch.nn.Module, embeddings: Tensor) -> tuple[Tensor, ...]:
+    """Return gradients by name; a token that was not asked for may have none."""
+    named = sorted(decoder.named_parameters())
+    wanted = (embeddings, *(parameter for _, parameter in named))
+    return tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in wanted)

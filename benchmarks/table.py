@@ -1,0 +1,184 @@
+"""Render the newest run of every suite as Markdown, into the README between two marks.
+
+python -m benchmarks.table [--check] [--readme FILE] [--results FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results
+from benchmarks.harness import SUITES
+
+START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
+README = Path(__file__).parent.parent / "README.md"
+TITLES = {
+    "encoder": "Encoder, forward, one image",
+    "attention": "One attention, forward and with backward",
+    "train_step": "LoRA step, one image",
+    "epoch": "Cost of one more",
+    "decoder": "Mask decoder",
+    "automatic_masks": "Automatic masks, decoder and post-processing",
+    "start_up": "Start-up",
+}
+HEADER = ("", "who", "time", "range", "takes longer by", "memory", "error", "GFLOP/s")
+
+
+def main() -> None:
+    """Rewrite the README's section, or with ``--check`` fail where it is stale."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if stale")
+    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--results", type=Path, default=results.FOLDER)
+    arguments = parser.parse_args()
+    text = arguments.readme.read_text(encoding="utf-8")
+    try:
+        wanted = with_section(text, section(newest(arguments.results)))
+    except ValueError as error:
+        sys.exit(f"{arguments.readme}: {error}")
+    if arguments.check:
+        if wanted != text:
+            sys.exit(f"{arguments.readme} is stale: run python -m benchmarks.table")
+        return
+    arguments.readme.write_text(wanted, encoding="utf-8")
+
+
+def newest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return each suite's last run that measured all of its rows, as the file stands."""
+    found = {}
+    for suite in SUITES:
+        runs = [r for r in results.read(folder / f"{suite}.json") if r["rows_pattern"] == "*"]
+        if runs:
+            found[suite] = runs[-1]
+    return found
+
+
+def with_section(text: str, content: str) -> str:
+    """Return a text with what is between the marks replaced.
+
+    Raises:
+        ValueError: unless each mark is there once, in order.
+    """
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end or START in rest or END in after:
+        raise ValueError(f"expected one {START} and one {END} after it")
+    return f"{before}{START}\n{content}\n{END}{after}"
+
+
+def section(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the tables of some runs, each under its title, with what they were measured on."""
+    parts = []
+    for suite, run in runs.items():
+        lines = [f"**{TITLES[suite]}** ({conditions(run)})", ""]
+        for kind, rows in _by_kind(run["rows"]).items():
+            lines += [*TABLES[kind](rows), ""]
+        parts.append("\n".join(lines))
+    return "\n".join(parts).strip()
+
+
+def conditions(run: Mapping[str, Any]) -> str:
+    """Return what a run's numbers depend on, in one line."""
+    peaks = []
+    for device, peak in run["rooflines"].items():
+        peaks.append(
+            f"{device} peak {peak['fp32']:.0f} GFLOP/s fp32, {peak['bf16']:.0f} bf16, "
+            f"copy {peak['copy_gb_s']:.0f} GB/s"
+        )
+    who = run["gpu"] if "cuda" in run["rooflines"] else run["processor"]
+    threads = f"{run['threads']} threads, torch {run['packages']['torch']}"
+    return f"{who}, {threads}; {'; '.join(peaks)}; median of {run['repeat']}, {run['time'][:10]}"
+
+
+def row_text(row: Mapping[str, Any]) -> str:
+    """Return one measured row for the terminal."""
+    lines = TABLES[row["kind"]]([row])
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    shown = [line for number, line in enumerate(cells) if number != 1]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in shown
+    )
+
+
+def _comparisons(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    body = []
+    for row in rows:
+        for name, one in row["contenders"].items():
+            ratio = one.get("ratio")
+            rate, share = one.get("gflop_s"), one.get("share_of_peak")
+            span = f"{duration(one['min_s'])} to {duration(one['max_s'])}"
+            body.append(
+                (
+                    "" if ratio else row["row"],
+                    name,
+                    duration(one["median_s"]),
+                    span,
+                    _ratio(ratio) if ratio else "",
+                    _memory(one.get("memory")),
+                    "" if one["error"] is None else f"{one['error']:.0e}",
+                    "" if rate is None else f"{rate:.0f}" + (f" ({share:.0%})" if share else ""),
+                )
+            )
+        if row["facts"]:
+            told = ", ".join(f"{key} {value}" for key, value in row["facts"].items())
+            body.append(("", told, *[""] * (len(HEADER) - 2)))
+    used = [i for i in range(len(HEADER)) if i < 2 or any(line[i] for line in body)]
+    return _markdown([HEADER[i] for i in used], ([line[i] for i in used] for line in body))
+
+
+def _growth(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    body = []
+    for row in rows:
+        counts = ", ".join(row["seconds"])
+        cost, line = duration(row["slope_s"]), f"{row['r2']:.4f}"
+        body.append((row["row"], row["unit"], cost, line, counts))
+    return _markdown(("", "one more", "costs", "R² of the line", "measured at"), body)
+
+
+def _facts(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    body = [
+        (row["row"], ", ".join(f"{key} {value}" for key, value in row["facts"].items()))
+        for row in rows
+    ]
+    return _markdown(("", "counted"), body)
+
+
+TABLES = {"comparison": _comparisons, "growth": _growth, "fact": _facts}
+
+
+def duration(seconds: float) -> str:
+    """Return a time in s or ms with three digits."""
+    value, unit = (seconds, "s") if abs(seconds) >= 1 else (1e3 * seconds, "ms")
+    return f"{value:#.3g}".rstrip(".") + f" {unit}"
+
+
+def _ratio(ratio: Mapping[str, float]) -> str:
+    return f"**{ratio['median']:.1f}x** ({ratio['min']:.1f} to {ratio['max']:.1f})"
+
+
+def _memory(memory: Mapping[str, int | None] | None) -> str:
+    peak = memory and memory["peak_bytes"]
+    return f"{peak / 1e9:.2f} GB" if peak is not None else ""
+
+
+def _by_kind(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["kind"], []).append(row)
+    return found
+
+
+def _markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    names = list(header)
+    lines = [names, ["---"] * len(names), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+if __name__ == "__main__":
+    main()
