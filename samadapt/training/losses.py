@@ -1,4 +1,7 @@
-"""The two losses, from MONAI's: objects as the SAM paper trains them, classes as SAMed does.
+"""The two losses: objects as the SAM paper trains them, classes as SAMed does.
+
+Focal and Dice have the values of MONAI's (tested), without importing it: that takes 2 s, and the
+first step of a run waits for it.
 
 Targets live on the decoder's grid (4g, 4g): 1.. for what is searched, 0 for background and -1 for
 the padding of the model's square, which counts for nothing.
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
 SURELY_NOT = -20.0
 """Logit given to padding: its probability and its gradient vanish in every term."""
+
+SMOOTH = 1e-5
+"""Added to both sides of the Dice ratio: 0 where prediction and truth are empty."""
 
 LossFunction = Callable[["MaskOutput", Tensor], "LossTerms"]
 
@@ -50,10 +56,6 @@ def object_loss(*, focal: float = 20.0, dice: float = 1.0, iou: float = 1.0) -> 
     Returns:
         A function of a ``MaskOutput`` (b, p, m, 4g, 4g) and targets (b, p, 4g, 4g).
     """
-    from monai.losses import DiceLoss, FocalLoss  # type: ignore[attr-defined]
-
-    focal_of = FocalLoss(gamma=2.0, alpha=0.25, reduction="none")
-    dice_of = DiceLoss(sigmoid=True, reduction="none")
 
     def loss(output: MaskOutput, targets: Tensor) -> LossTerms:
         b, p, m, h, w = output.logits.shape
@@ -61,8 +63,8 @@ def object_loss(*, focal: float = 20.0, dice: float = 1.0, iou: float = 1.0) -> 
         truth = (targets > 0).float()[:, :, None].expand(b, p, m, h, w).reshape(-1, 1, h, w)
         logits = output.logits.float().reshape(-1, 1, h, w).masked_fill(~valid, SURELY_NOT)
         pixels = valid.flatten(1).sum(1).clamp(min=1)
-        focal_term = focal_of(logits, truth).flatten(1).sum(1) / pixels
-        dice_term = dice_of(logits, truth).flatten(1).mean(1)
+        focal_term = focal_loss(logits, truth).flatten(1).sum(1) / pixels
+        dice_term = dice_loss(logits.sigmoid().flatten(1), truth.flatten(1))
         masks = (focal * focal_term + dice * dice_term).reshape(b, p, m)
         best = masks.argmin(dim=-1, keepdim=True)
         error = functional.mse_loss(
@@ -96,9 +98,6 @@ def semantic_loss(classes: int, *, cross_entropy: float = 1.0, dice: float = 1.0
     Returns:
         A function of a ``MaskOutput`` (b, 1, m >= K, 4g, 4g) and targets (b, 4g, 4g) in 0..K.
     """
-    from monai.losses import DiceLoss  # type: ignore[attr-defined]
-
-    dice_of = DiceLoss(include_background=False, softmax=True, to_onehot_y=True, batch=True)
 
     def loss(output: MaskOutput, targets: Tensor) -> LossTerms:
         padding = (targets < 0)[:, None]
@@ -107,13 +106,28 @@ def semantic_loss(classes: int, *, cross_entropy: float = 1.0, dice: float = 1.0
         truth = targets.clamp(min=0)
         pixels = (~padding).sum().clamp(min=1)
         entropy = functional.cross_entropy(scores, truth, reduction="sum") / pixels
-        overlap = dice_of(scores, truth[:, None])
+        wanted = functional.one_hot(truth, classes + 1)[..., 1:].flatten(0, 2).T
+        predicted = scores.softmax(1)[:, 1:].transpose(0, 1).flatten(1)
+        overlap = dice_loss(predicted, wanted).mean()
         return LossTerms(
             cross_entropy * entropy + dice * overlap,
             {"cross_entropy": entropy.detach(), "dice": overlap.detach()},
         )
 
     return loss
+
+
+def focal_loss(logits: Tensor, truth: Tensor, alpha: float = 0.25) -> Tensor:
+    """Return the focal loss (...) of each pixel, gamma 2, for logits (...) and truth (...) 0, 1."""
+    wrong = torch.where(truth > 0, -logits, logits)
+    weight = torch.where(truth > 0, alpha, 1 - alpha)
+    return weight * wrong.sigmoid() ** 2 * functional.softplus(wrong)
+
+
+def dice_loss(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Return 1 - Dice (n,) of probabilities (n, pixels) and truth (n, pixels) of 0 and 1."""
+    shared = (predicted * truth).sum(1)
+    return 1 - (2 * shared + SMOOTH) / (predicted.sum(1) + truth.sum(1) + SMOOTH)
 
 
 def mask_iou(logits: Tensor, truth: Tensor) -> Tensor:

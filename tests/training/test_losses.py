@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from samadapt.sam.types import MaskOutput
-from samadapt.training.losses import mask_iou, object_loss, semantic_loss
+from samadapt.training.losses import dice_loss, focal_loss, mask_iou, object_loss, semantic_loss
 
 
 def output(logits, iou=None):
@@ -179,3 +179,38 @@ def test_the_loss_falls(kind):
         optimizer.step()
         values.append(total.item())
     assert values[-1] < 0.2 * values[0]
+
+
+@pytest.mark.parametrize("kind", ["random", "empty", "sure"])
+def test_focal_and_dice_equal_monai(kind):
+    losses = pytest.importorskip("monai.losses")
+    logits, targets = random_case(b=3, p=2)
+    truth = targets.float() * (kind != "empty")
+    logits = logits[:, :, 0] * (30 if kind == "sure" else 1)
+    own, peer = (logits.clone().requires_grad_() for _ in range(2))
+    pairs = [
+        (
+            focal_loss(own, truth),
+            losses.FocalLoss(gamma=2.0, alpha=0.25, reduction="none")(peer, truth),
+        ),
+        (
+            dice_loss(own.sigmoid().flatten(0, 1).flatten(1), truth.flatten(0, 1).flatten(1)),
+            losses.DiceLoss(sigmoid=True, reduction="none")(peer, truth).flatten(),
+        ),
+    ]
+    for found, expected in pairs:
+        torch.testing.assert_close(found, expected)
+    sum(found.sum() for found, _ in pairs).backward()
+    sum(expected.sum() for _, expected in pairs).backward()
+    torch.testing.assert_close(own.grad, peer.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_the_dice_of_classes_equals_monai():
+    losses = pytest.importorskip("monai.losses")
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 1, 3, 8, 8, generator=generator)
+    targets = torch.randint(0, 3, (2, 8, 8), generator=generator)  # the third class is absent
+    found = semantic_loss(3, cross_entropy=0)(output(logits), targets).total
+    peer = losses.DiceLoss(include_background=False, softmax=True, to_onehot_y=True, batch=True)
+    scores = torch.cat([torch.zeros(2, 1, 8, 8), logits[:, 0]], dim=1)
+    torch.testing.assert_close(found, peer(scores, targets[:, None]))
