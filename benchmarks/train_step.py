@@ -1,0 +1,271 @@
+"""A step of LoRA on q and v: forward, and backward to A and B, of one image.
+
+The loss is a fixed random projection of the embedding; the decoder is not part of it. All
+contenders have the same A and B, B not zero, and their gradients are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import flops, machine, peers
+from benchmarks.encoder import pixels
+from benchmarks.harness import Call, Comparison
+from benchmarks.machine import PrecisionName
+from samadapt.methods import METHODS, inject
+from samadapt.sam.builds import BUILDS
+from samadapt.sam.model import Sam
+
+RANK = 4
+Pair = tuple[Tensor, Tensor]
+Device = Literal["cpu", "cuda"]
+
+
+def rows() -> Iterator[Comparison]:
+    """All blocks at three sizes, the last 3 with a cached prefix; in bf16 on a GPU if present."""
+    for size in (1024, 512, 256):
+        yield row("vit_b", size)
+    yield cached_row("vit_b", 1024, blocks=3)
+    if torch.cuda.is_available():
+        yield row("vit_b", 1024, "bf16", "cuda")
+        yield cached_row("vit_b", 1024, blocks=3, precision="bf16", device="cuda")
+
+
+def row(
+    build: str, size: int, precision: PrecisionName = "fp32", device: Device = "cpu"
+) -> Comparison:
+    """Compare LoRA in all blocks with segment-anything (as SAMed) and transformers with peft."""
+    depth = BUILDS[build].depth
+    share = {"build": build, "size": size, "precision": precision, "device": device}
+    return Comparison(
+        name=f"{build} {size} {precision}, all blocks{_suffix(device)}",
+        contenders={
+            "samadapt": partial(ours, blocks=depth, **share),
+            "segment-anything": partial(samed, blocks=depth, **share),
+            "transformers with peft": partial(transformers_peft, blocks=depth, **share),
+        },
+        flop=lambda: flops.lora_step(BUILDS[build], size, blocks=depth, rank=2 * RANK),
+        precision=precision,
+        reference="segment-anything",
+        device=device,
+    )
+
+
+def cached_row(
+    build: str,
+    size: int,
+    blocks: int,
+    precision: PrecisionName = "fp32",
+    device: Device = "cpu",
+) -> Comparison:
+    """Compare the last blocks on stored features with peers, which run the whole encoder.
+
+    Gradients are of the last blocks; where a peer adapts all blocks, B is zero in the others.
+    """
+    depth = BUILDS[build].depth
+    share = {"build": build, "size": size, "precision": precision, "device": device}
+    everywhere = partial(transformers_peft, blocks=blocks, adapted=depth, **share)
+    return Comparison(
+        name=f"{build} {size} {precision}, last {blocks} blocks, prefix stored{_suffix(device)}",
+        contenders={
+            "samadapt": partial(ours, blocks=blocks, cached=True, **share),
+            f"transformers with peft, {blocks} blocks": partial(
+                transformers_peft, blocks=blocks, **share
+            ),
+            "transformers with peft, all blocks": everywhere,
+        },
+        flop=lambda: flops.lora_step(BUILDS[build], size, blocks=blocks, rank=2 * RANK),
+        precision=precision,
+        reference=lambda: samed(blocks=blocks, **share | {"precision": "fp32"})(),
+        device=device,
+    )
+
+
+def updates(sam: Sam, blocks: int) -> dict[int, Pair]:
+    """Return A (2 rank, width) and B (2, width, rank) of q and v for each of the last blocks."""
+    found = {}
+    for site in sam.sites()[-blocks:]:
+        generator = torch.Generator().manual_seed(100 + site.index)
+        a = torch.randn(2 * RANK, site.width, generator=generator) * site.width**-0.5
+        b = torch.randn(2, site.width, RANK, generator=generator) * 0.1
+        found[site.index] = (a.to(sam.device), b.to(sam.device))
+    return found
+
+
+def ours(
+    build: str,
+    size: int,
+    precision: PrecisionName,
+    device: Device,
+    *,
+    blocks: int,
+    cached: bool = False,
+) -> Call:
+    """Build samadapt's step; with ``cached`` the frozen prefix runs here, once."""
+    sam = peers.random_sam(build, size).to(device)
+    lora = replace(METHODS["lora"](), rank=RANK, blocks=f"last:{blocks}", decoder="frozen")
+    injection = inject(sam, lora)
+    sam.to(device)
+    pairs = []
+    for site in injection.sites:
+        a = sam.get_parameter(f"{site.qkv}.lora_A.default.weight")
+        b = sam.get_parameter(f"{site.qkv}.lora_B.default.blocks")
+        _fill((a, b), updates(sam, blocks)[site.index])
+        pairs.append((a, b))
+    injection.set_training(sam)
+    context = machine.ours(precision, device)
+    images, boundary = pixels(size).to(device), injection.boundary
+    encode: Callable[[Tensor], Tensor] = sam.encode
+    if cached:
+        with torch.no_grad(), context():
+            images = sam.encode_prefix(images, boundary)
+        encode = partial(sam.encode_suffix, boundary=boundary)
+    return _step(encode, images, context, pairs, lambda: [(a.grad, b.grad) for a, b in pairs])
+
+
+class SamedQKV(nn.Module):
+    """LoRA on q and v of segment-anything's fused projection, as SAMed writes it."""
+
+    def __init__(self, qkv: nn.Linear, pair: Pair) -> None:
+        super().__init__()
+        self.qkv = qkv
+        (a_q, a_v), (b_q, b_v) = pair[0].split(RANK), pair[1]
+        self.linear_a_q, self.linear_b_q = _linear(a_q), _linear(b_q)
+        self.linear_a_v, self.linear_b_v = _linear(a_v), _linear(b_v)
+        self.dim = qkv.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (b, h, w, width) to (b, h, w, 3 width)."""
+        qkv: Tensor = self.qkv(x)
+        qkv[:, :, :, : self.dim] += self.linear_b_q(self.linear_a_q(x))
+        qkv[:, :, :, -self.dim :] += self.linear_b_v(self.linear_a_v(x))
+        return qkv
+
+    def gradients(self) -> Pair:
+        """Return the gradients of A and B in the shapes of ``updates``."""
+        a = [_grad(part.weight) for part in (self.linear_a_q, self.linear_a_v)]
+        b = [_grad(part.weight) for part in (self.linear_b_q, self.linear_b_v)]
+        return torch.cat(a), torch.stack(b)
+
+
+def samed(build: str, size: int, precision: PrecisionName, device: Device, *, blocks: int) -> Call:
+    """Build segment-anything's step."""
+    sam = peers.random_sam(build, size).to(device)
+    encoder = peers.segment_anything(sam).image_encoder
+    layers = []
+    for index, pair in updates(sam, blocks).items():
+        attn = encoder.blocks[index].attn
+        attn.qkv = SamedQKV(attn.qkv, pair)
+        layers.append(attn.qkv)
+    return _step(
+        encoder,
+        pixels(size).to(device),
+        machine.plain(precision, device),
+        [tuple(p for p in layer.parameters() if p.requires_grad) for layer in layers],
+        lambda: [layer.gradients() for layer in layers],
+    )
+
+
+def transformers_peft(
+    build: str,
+    size: int,
+    precision: PrecisionName,
+    device: Device,
+    *,
+    blocks: int,
+    adapted: int | None = None,
+) -> Call:
+    """Build the step of transformers with peft: one dense LoRA of twice the rank on ``qkv``.
+
+    Args:
+        build: name of the model's build.
+        size: side of the square in pixels.
+        precision: of torch's autocast.
+        device: ``"cpu"`` or ``"cuda"``.
+        blocks: of how many of the last blocks A and B are filled and gradients returned.
+        adapted: how many of the last blocks have LoRA; None is as many.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    sam = peers.random_sam(build, size).to(device)
+    encoder = peers.transformers_encoder(sam)
+    depth = len(encoder.layers)
+    names = [f"layers.{i}.attn.qkv" for i in range(depth - (adapted or blocks), depth)]
+    config = LoraConfig(r=2 * RANK, lora_alpha=2 * RANK, target_modules=names)
+    model: Any = get_peft_model(encoder, config).to(device).train()
+    layers = [encoder.layers[index].attn.qkv for index in updates(sam, blocks)]
+    pairs = [(one.lora_A.default.weight, one.lora_B.default.weight) for one in layers]
+    for pair, (a, b) in zip(pairs, updates(sam, blocks).values(), strict=True):
+        dense = b.new_zeros(3 * b.shape[1], 2 * RANK)
+        for slice_, part in zip(_slices(dense), b, strict=True):
+            slice_.copy_(part)
+        _fill(pair, (a, dense))
+
+    def gradients() -> list[Pair]:
+        return [(_grad(a), torch.stack(_slices(_grad(b)))) for a, b in pairs]
+
+    def encode(images: Tensor) -> Tensor:
+        embedding: Tensor = model(images).last_hidden_state
+        return embedding
+
+    trained = [tuple(p for p in model.parameters() if p.requires_grad)]
+    context = machine.plain(precision, device)
+    return _step(encode, pixels(size).to(device), context, trained, gradients)
+
+
+def _step(
+    encode: Callable[[Tensor], Tensor],
+    images: Tensor,
+    context: Callable[[], Any],
+    trained: Sequence[Sequence[nn.Parameter]],
+    gradients: Callable[[], Sequence[tuple[Tensor | None, ...]]],
+) -> Call:
+    """Return the call: clear gradients, forward, loss, backward, gradients."""
+    parameters = [parameter for group in trained for parameter in group]
+
+    def call() -> tuple[Tensor, ...]:
+        for parameter in parameters:
+            parameter.grad = None
+        with context():
+            embedding = encode(images)
+        generator = torch.Generator().manual_seed(6)
+        weight = torch.randn(embedding.shape[1:], generator=generator).to(embedding.device)
+        with context():
+            (embedding.float() * weight).sum().backward()
+        return tuple(one for pair in gradients() for one in pair if one is not None)
+
+    return call
+
+
+def _fill(parameters: Sequence[nn.Parameter], values: Pair) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=weight.device)
+    layer.weight = nn.Parameter(weight.clone())
+    return layer
+
+
+def _slices(dense: Tensor) -> list[Tensor]:
+    """Return the blocks of q and v of a dense B (3 width, 2 rank)."""
+    width = len(dense) // 3
+    return [dense[:width, :RANK], dense[2 * width :, RANK:]]
+
+
+def _grad(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        raise RuntimeError("a trained parameter got no gradient")
+    return parameter.grad
+
+
+def _suffix(device: Device) -> str:
+    return ", cuda" if device == "cuda" else ""
