@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from samadapt.sam.image_encoder import ImageEncoderViT
 from samadapt.sam.model import Sam, build_sam
 from samadapt.sam.tiny_vit import tiny_vit_key
 
@@ -56,7 +57,7 @@ def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def segment_anything(sam: Sam) -> Any:
-    """Return segment-anything's ``Sam`` with the tensors of ours; a TinyViT encoder is lent."""
+    """Return segment-anything's ``Sam`` with the tensors of ours; what is no ViT is lent."""
     from segment_anything import modeling
 
     build, side = sam.build, sam.embedding_size
@@ -83,14 +84,14 @@ def segment_anything(sam: Sam) -> Any:
 
 
 def _their_encoder(sam: Sam) -> Any:
-    if sam.build.encoder != "vit":
+    if not isinstance(sam.image_encoder, ImageEncoderViT):
         encoder: Any = copy.deepcopy(sam.image_encoder)
         encoder.img_size = sam.image_size
         return encoder
-    from segment_anything.modeling import ImageEncoderViT
+    from segment_anything.modeling import ImageEncoderViT as Theirs
 
     build = sam.build
-    return ImageEncoderViT(
+    return Theirs(
         img_size=sam.image_size,
         patch_size=build.patch_size,
         embed_dim=build.embed_dim,

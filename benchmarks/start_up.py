@@ -1,0 +1,75 @@
+"""From the start of a process to an answer, or to the first training step."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from benchmarks.harness import Call, Comparison, Timed
+
+COMMAND = [sys.executable, "-m", "samadapt.cli"]
+RECIPE = ("recipe=medical", "cache.where=disk")
+PATIENCE = 900.0
+"""Seconds after which a run that has not taken a step is given up."""
+
+
+def rows() -> Iterator[Comparison]:
+    """Commands that answer without torch, and ``finetune`` on a cached data set."""
+    for arguments in (["--help"], ["ls"], ["show", "recipe=medical"]):
+        name = " ".join(["samadapt", *arguments])
+        yield Comparison(name, {"samadapt": partial(command, arguments)}, memory=False)
+    name = f"samadapt finetune {' '.join(RECIPE)}, to the first step"
+    yield Comparison(name, {"samadapt": partial(first_step, RECIPE)}, memory=False)
+
+
+def command(arguments: Sequence[str]) -> Call:
+    """Build a run of the command line that must succeed."""
+
+    def call() -> None:
+        subprocess.run([*COMMAND, *arguments], check=True, capture_output=True)
+
+    return call
+
+
+def first_step(arguments: Sequence[str]) -> Call:
+    """Build a run of ``finetune`` that is stopped behind its first step.
+
+    The first call fills the cache; the calls behind it find the data set cached.
+    """
+    folder = tempfile.TemporaryDirectory()  # lives as long as the call
+
+    def call() -> Timed:
+        runs = Path(tempfile.mkdtemp(dir=folder.name))
+        places = [f"cache.dir={json.dumps(folder.name + '/features')}"]
+        places.append(f"output.dir={json.dumps(str(runs))}")
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [*COMMAND, "finetune", *arguments, *places],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            taken = _wait_for_step(process, runs, started)
+        finally:
+            process.kill()
+            process.communicate()
+        return Timed(taken)
+
+    return call
+
+
+def _wait_for_step(process: subprocess.Popen[bytes], runs: Path, started: float) -> float:
+    while (taken := time.perf_counter() - started) < PATIENCE:
+        if any('"train"' in path.read_text() for path in runs.glob("*/*/metrics.jsonl")):
+            return taken
+        if process.poll() is not None:
+            message = process.stderr.read().decode()[-2000:] if process.stderr else ""
+            raise RuntimeError(f"finetune ended before its first step:\n{message}")
+        time.sleep(0.01)
+    raise RuntimeError(f"no step within {PATIENCE:.0f} s")
