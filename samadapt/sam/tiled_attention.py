@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Scores held at once. On the CPU 8 MiB in fp32: for 64 x 64 tokens faster than 0.5 to 4 MiB on a
-# Xeon with 2 MiB of second-level cache a core. Elsewhere, unmeasured, larger because each launch
-# costs.
-CHUNK_SCORES_CPU = 2**21
+# Scores held at once. On the CPU 4 MiB in fp32 a thread, each with heads of its own. Elsewhere,
+# unmeasured, larger because each launch costs.
+CHUNK_SCORES_PER_THREAD = 2**20
 CHUNK_SCORES_OTHER = 2**27
 
 
@@ -57,7 +56,9 @@ def attend_tiles(
         (b, h, w, heads, d). First derivatives only.
     """
     if chunk_scores is None:
-        chunk_scores = CHUNK_SCORES_CPU if qkv.device.type == "cpu" else CHUNK_SCORES_OTHER
+        on_cpu = qkv.device.type == "cpu"
+        per_thread = CHUNK_SCORES_PER_THREAD * torch.get_num_threads()
+        chunk_scores = per_thread if on_cpu else CHUNK_SCORES_OTHER
     inputs = (qkv, fill, rows, columns)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         out: Tensor = _TiledAttention.apply(*inputs, chunk_scores)
@@ -118,6 +119,11 @@ def _take(grid: Tensor, tile: _Tile, side: tuple[int, int], fill: Tensor | None)
     return cells.flatten(0, 1)
 
 
+def _by_head(cells: Tensor) -> tuple[Tensor, ...]:
+    """Return q, k and v of cells (n, 3, heads, d), each (heads, n, d) and contiguous."""
+    return tuple(t.transpose(0, 1).contiguous() for t in cells.unbind(1))
+
+
 def _put(grid: Tensor, tile: _Tile, cells: Tensor, width: int) -> None:
     """Write the cells (n, ...) of a tile that lie within the grid; ``width`` is the tile's."""
     grid[tile.image, tile.rows, tile.columns] = cells.unflatten(0, (-1, width))[
@@ -138,8 +144,8 @@ class _Chunks:
     def __init__(self, shape: tuple[int, int, int], limit: int, like: Tensor, buffers: int) -> None:
         queries, keys, heads = shape
         self.keys, self.all_heads = keys, heads
-        self.heads = max(1, min(heads, limit // (queries * keys)))
-        self.rows = queries if self.heads > 1 else max(1, min(queries, limit // keys))
+        self.heads = min(heads, max(torch.get_num_threads(), limit // (queries * keys)))
+        self.rows = max(1, min(queries, limit // (self.heads * keys)))
         wide = torch.promote_types(like.dtype, torch.float32)
         size = self.heads * self.rows * keys
         self.buffers = [torch.empty(size, dtype=wide, device=like.device) for _ in range(buffers)]
@@ -169,11 +175,7 @@ def _probabilities(q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor, out: Tens
     """
     by_grid = out.view(*out.shape[:2], rel_h.shape[-1], rel_w.shape[-1])
     torch.add(rel_h[..., :, None], rel_w[..., None, :], out=by_grid)
-    scale = q.shape[-1] ** -0.5
-    if q.dtype == out.dtype:
-        out.baddbmm_(q, k.transpose(1, 2), alpha=scale)
-    else:
-        out.add_(torch.bmm(q, k.transpose(1, 2)), alpha=scale)
+    _product(q, k.transpose(1, 2), out, 1, q.shape[-1] ** -0.5)
     return torch.softmax(out, dim=-1, out=out)
 
 
@@ -187,11 +189,11 @@ def _forward(
     side = _side(rows, columns)
     n, heads = side[0] * side[1], qkv.shape[4]
     out = qkv.new_empty(*qkv.shape[:3], *qkv.shape[4:])
-    attended = qkv.new_empty(n, *qkv.shape[4:])
+    attended = qkv.new_empty(heads, n, qkv.shape[5])
     chunks = _Chunks((n, n, heads), chunk_scores, qkv, buffers=1)
     with torch.autocast(qkv.device.type, enabled=False):
         for tile in _tiles(qkv, side):
-            q, k, v = (t.transpose(0, 1) for t in _take(qkv, tile, side, fill).unbind(1))
+            q, k, v = _by_head(_take(qkv, tile, side, fill))
             queries = tile.size[0] * side[1]
             rel_h, rel_w = relative_scores(q[:, :queries].transpose(0, 1), rows, columns)
             for part, some in chunks(queries):
@@ -202,8 +204,8 @@ def _forward(
                     rel_w[some, part].transpose(0, 1),
                     chunks.buffer(0, part, some),
                 )
-                attended[some, part] = torch.bmm(p.to(v.dtype), v[part]).transpose(0, 1)
-            _put(out, tile, attended[:queries], side[1])
+                attended[part, some] = torch.bmm(p.to(v.dtype), v[part])
+            _put(out, tile, attended[:, :queries].transpose(0, 1), side[1])
     return out
 
 
@@ -272,13 +274,13 @@ def _backward_tile(
         (n, 3, heads, d), and (r, heads, th) with (r, heads, tw); fp32 at least.
     """
     scale, wide = cells.shape[-1] ** -0.5, delta.dtype
-    q, k, v = (t.transpose(0, 1) for t in cells.unbind(1))
+    q, k, v = _by_head(cells)
     queries, (h, w) = len(grad), _side(rows, columns)
     rel_h, rel_w = relative_scores(q[:, :queries].transpose(0, 1), rows, columns)
     slope_h, slope_w = torch.empty_like(rel_h), torch.empty_like(rel_w)
-    grad_cells = torch.zeros_like(cells, dtype=wide, memory_format=torch.contiguous_format)
-    grad_q, grad_k, grad_v = (t.transpose(0, 1) for t in grad_cells.unbind(1))
-    grad = grad.transpose(0, 1)
+    grads = torch.zeros(3, *q.shape, dtype=wide, device=q.device)
+    grad_q, grad_k, grad_v = grads
+    grad, delta = grad.transpose(0, 1).contiguous(), delta.t()[..., None]
     for part, some in chunks(queries):
         p = _probabilities(
             q[part, some],
@@ -287,20 +289,27 @@ def _backward_tile(
             rel_w[some, part].transpose(0, 1),
             chunks.buffer(0, part, some),
         )
-        g = grad[part, some]
-        grad_v[part] += torch.bmm(p.to(g.dtype).transpose(1, 2), g)
-        slope = chunks.buffer(1, part, some)
-        slope.copy_(torch.bmm(g, v[part].transpose(1, 2)))
-        slope.sub_(delta[some, part].t()[..., None]).mul_(p)
+        g, slope = grad[part, some], chunks.buffer(1, part, some)
+        _product(p.to(g.dtype).transpose(1, 2), g, grad_v[part], 1, 1)
+        _product(g, v[part].transpose(1, 2), slope, 0, 1)
+        slope.sub_(delta[part, some]).mul_(p)
         by_grid = slope.unflatten(-1, (h, w))
         slope_h[some, part] = by_grid.sum(dim=-1).transpose(0, 1)
         slope_w[some, part] = by_grid.sum(dim=-2).transpose(0, 1)
         low = slope.to(q.dtype)
-        grad_q[part, some] = torch.bmm(low, k[part]).to(wide) * scale
-        grad_k[part] += torch.bmm(low.transpose(1, 2), q[part, some]).to(wide) * scale
+        _product(low, k[part], grad_q[part, some], 0, scale)
+        _product(low.transpose(1, 2), q[part, some], grad_k[part], 1, scale)
     through_h = _by_row(slope_h, queries // w) @ rows[: queries // w].to(wide)
     through_w = _by_column(slope_w, w) @ columns.to(wide)
     grad_q[:, :queries] += through_h.view(queries, -1, q.shape[-1]).transpose(0, 1)
     by_column = through_w.view(w, queries // w, -1, q.shape[-1]).transpose(0, 1)
     grad_q[:, :queries] += by_column.flatten(0, 1).transpose(0, 1)
-    return grad_cells, (slope_h, slope_w)
+    return grads.permute(2, 0, 1, 3), (slope_h, slope_w)
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor, keep: int, scale: float) -> None:
+    """Set ``out`` to ``keep * out + scale * a b``; ``out`` may be of a wider type."""
+    if a.dtype == out.dtype:
+        out.baddbmm_(a, b, beta=keep, alpha=scale)
+    else:
+        out.mul_(keep).add_(torch.bmm(a, b), alpha=scale)
