@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from benchmarks.table import row_text
 
 
 def main() -> None:
-    """Measure the rows one after the other; nothing is written when one of them fails."""
+    """Measure the rows one after the other; what was measured is written, come what may."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--repeat", type=int, default=5, help="repetitions of each contender")
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     arguments = parser.parse_args()
     set_threads()
+    warnings.simplefilter("ignore", FutureWarning)  # of the peers, about one another
     rows = [r for r in find_rows(arguments.suite) if fnmatch.fnmatch(r.name, arguments.rows)]
     if arguments.list or not rows:
         print("\n".join(row.name for row in rows) or f"no row matches {arguments.rows!r}")
@@ -40,23 +42,25 @@ def main() -> None:
     for device, found in rooflines.items():
         print(device, {key: round(value, 1) for key, value in found.items()}, flush=True)
     run = Run(arguments.suite, arguments.repeat, rooflines, not arguments.no_memory)
-    measured: list[dict[str, Any]] = []
-    for row in rows:
-        torch.manual_seed(0)
-        measured.append(row.measure(run))
-        print(row_text(measured[-1]), flush=True)
-    output = arguments.output or results.FOLDER / f"{arguments.suite}.json"
     entry = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "suite": arguments.suite,
         "repeat": arguments.repeat,
-        "rows_pattern": arguments.rows,
         **machine.describe(),
         "rooflines": rooflines,
-        "rows": measured,
     }
-    results.append(output, entry)
-    print(f"appended to {output}")
+    measured: list[dict[str, Any]] = []
+    try:
+        for row in rows:
+            torch.manual_seed(0)
+            measured.append(row.measure(run))
+            print(row_text(measured[-1]), flush=True)
+    finally:
+        whole = len(measured) == len(find_rows(arguments.suite))
+        if measured:
+            output = arguments.output or results.FOLDER / f"{arguments.suite}.json"
+            results.append(output, {**entry, "whole": whole, "rows": measured})
+            print(f"appended {len(measured)} rows to {output}")
 
 
 if __name__ == "__main__":

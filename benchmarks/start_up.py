@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,11 +44,12 @@ def first_step(arguments: Sequence[str]) -> Call:
 
     The first call fills the cache; the calls behind it find the data set cached.
     """
-    folder = tempfile.TemporaryDirectory()  # lives as long as the call
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
     def call() -> Timed:
-        runs = Path(tempfile.mkdtemp(dir=folder.name))
-        places = [f"cache.dir={json.dumps(folder.name + '/features')}"]
+        runs = Path(tempfile.mkdtemp(dir=folder))
+        places = [f"cache.dir={json.dumps(folder + '/features')}"]
         places.append(f"output.dir={json.dumps(str(runs))}")
         started = time.perf_counter()
         process = subprocess.Popen(

@@ -47,14 +47,33 @@ def main() -> None:
     arguments.readme.write_text(wanted, encoding="utf-8")
 
 
-def newest(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return each suite's last run that measured all of its rows, as the file stands."""
+def newest(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return what to show of each suite: runs, newest rows only.
+
+    On each kind of machine (its GPU, or none) the last run of all rows counts, and rows that were
+    measured again after it; runs without rows left are not listed.
+    """
     found = {}
     for suite in SUITES:
-        runs = [r for r in results.read(folder / f"{suite}.json") if r["rows_pattern"] == "*"]
-        if runs:
-            found[suite] = runs[-1]
+        runs = results.read(folder / f"{suite}.json")
+        kinds = dict.fromkeys(run["gpu"] for run in runs)
+        shown = [r for kind in kinds for r in _newest_rows([r for r in runs if r["gpu"] == kind])]
+        if shown:
+            found[suite] = shown
     return found
+
+
+def _newest_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    seen: set[str] = set()
+    kept = []
+    for run in reversed(runs):
+        rows = [row for row in run["rows"] if row["row"] not in seen]
+        seen |= {row["row"] for row in rows}
+        if rows:
+            kept.append({**run, "rows": rows})
+        if run["whole"]:
+            break
+    return kept[::-1]
 
 
 def with_section(text: str, content: str) -> str:
@@ -70,15 +89,16 @@ def with_section(text: str, content: str) -> str:
     return f"{before}{START}\n{content}\n{END}{after}"
 
 
-def section(runs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the tables of some runs, each under its title, with what they were measured on."""
-    parts = []
-    for suite, run in runs.items():
-        lines = [f"**{TITLES[suite]}** ({conditions(run)})", ""]
-        for kind, rows in _by_kind(run["rows"]).items():
-            lines += [*TABLES[kind](rows), ""]
-        parts.append("\n".join(lines))
-    return "\n".join(parts).strip()
+def section(suites: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
+    """Return the tables of some runs, under each suite's title, with what they were measured on."""
+    lines = []
+    for suite, runs in suites.items():
+        lines += [f"**{TITLES[suite]}**", ""]
+        for run in runs:
+            lines += [f"{conditions(run)}:", ""]
+            for kind, rows in _by_kind(run["rows"]).items():
+                lines += [*TABLES[kind](rows), ""]
+    return "\n".join(lines).strip()
 
 
 def conditions(run: Mapping[str, Any]) -> str:
