@@ -290,10 +290,7 @@ class Injection:
             )
 
     def set_training(self, sam: Sam, enabled: bool = True) -> None:
-        """Switch the injected dropout on or off; everything frozen stays in evaluation mode.
-
-        ``sam.train()`` would also let TinyViT's batch norms change their running statistics.
-        """
+        """Switch the injected dropout on or off; everything frozen stays in evaluation mode."""
         sam.eval()
         for name, module in sam.named_modules():
             if ".lora_dropout." in name:

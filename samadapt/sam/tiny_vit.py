@@ -1,7 +1,7 @@
-"""TinyViT encoder of MobileSAM and LiteMedSAM, on timm's blocks (Wu et al. 2022).
+"""TinyViT encoder of MobileSAM and LiteMedSAM (Wu et al. 2022).
 
-timm has the structure under other names; the patch embedding, the stride of the last merge and
-the neck are SAM's. The convolutional stage belongs to the patch embedding, and each merge to the
+The modules have timm's names; the patch embedding, the stride of the last merge and the neck are
+SAM's. The convolutional stage belongs to the patch embedding, and each merge to the
 stage before it, so that the units of the encoder are the attention blocks. There is no absolute
 position, so any image size that the strides divide will do.
 """
@@ -10,55 +10,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from samadapt.sam.builds import Build
 from samadapt.sam.layers import make_neck
+from samadapt.sam.tiny_vit_blocks import Bottleneck, Stem, WindowBlock
 from samadapt.sam.types import BlockSite
 
 
-class WindowBiasAttention(nn.Module):
-    """Multi-head self-attention in one window, with a bias for each pair of distances.
+class _Stage(nn.Module):
+    """Blocks of one width, behind the merge that enters it."""
 
-    Normalises inside, after the padding: a padded token is the norm's bias. timm's own keeps the
-    biases of an evaluation cached, which goes stale when weights are loaded or trained meanwhile.
-
-    Args:
-        width: channels of the tokens.
-        heads: attention heads; must divide ``width``.
-        window: side of the window in tokens.
-    """
-
-    distance: Tensor
-
-    def __init__(self, width: int, heads: int, window: int) -> None:
-        """Make the layers."""
+    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
         super().__init__()
-        self.num_heads = heads
-        self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
-        place = torch.arange(window)
-        apart = (place[:, None] - place[None, :]).abs()
-        index = apart[:, None, :, None] * window + apart[None, :, None, :]
-        self.register_buffer("distance", index.reshape(window**2, window**2), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend within each window of x (b, window * window, width)."""
-        qkv: Tensor = self.qkv(self.norm(x))
-        # rows of qkv: (head, q | k | v, channel)
-        split = torch.unflatten(qkv, -1, (self.num_heads, 3, -1))
-        q, k, v = split.permute(3, 0, 2, 1, 4).unbind(0)
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        scores = scores + self.attention_biases[:, self.distance]
-        heads = scores.softmax(dim=-1).to(v.dtype) @ v
-        out: Tensor = self.proj(heads.transpose(1, 2).flatten(2))
-        return out
+        if downsample is not None:
+            self.downsample = downsample
+        self.blocks = nn.Sequential(*blocks)
 
 
 class TinyViTEncoder(nn.Module):
@@ -75,42 +45,23 @@ class TinyViTEncoder(nn.Module):
     def __init__(self, build: Build, image_size: int) -> None:
         """Make the layers."""
         super().__init__()
-        from timm.models import tiny_vit as timm_tiny_vit  # 1 s to import
-
         del image_size  # nothing here depends on it
-        dims, act = build.stage_dims, nn.GELU
-        self.patch_embed = _patch_embed(timm_tiny_vit, dims[0], build.stem_stride)
-        stages: list[nn.Module] = [
-            timm_tiny_vit.ConvLayer(dims[0], build.stage_depths[0], act, conv_expand_ratio=4.0)
+        dims = build.stage_dims
+        self.patch_embed = Stem(dims[0], build.stem_stride)
+        first = range(build.stage_depths[0])
+        stages = [
+            _Stage([Bottleneck(dims[0], 4 * dims[0], dims[0], residual=True) for _ in first], None)
         ]
-        for i in range(1, len(dims)):
-            stage = timm_tiny_vit.TinyVitStage(
-                dims[i - 1],
-                dims[i],
-                build.stage_depths[i],
-                build.stage_heads[i],
-                build.stage_windows[i],
-                mlp_ratio=build.mlp_ratio,
-                downsample=timm_tiny_vit.PatchMerging,
-                act_layer=act,
-            )
-            for block in stage.blocks:
-                block.attn = WindowBiasAttention(
-                    dims[i], build.stage_heads[i], build.stage_windows[i]
-                )
-            stages.append(stage)
-        stages[-1].get_submodule("downsample.conv2.conv").stride = (1, 1)  # type: ignore[assignment]
+        for i, (before, width) in enumerate(pairwise(dims), 1):
+            stride = 2 if i + 1 < len(dims) else 1
+            heads, window = build.stage_heads[i], build.stage_windows[i]
+            blocks: list[nn.Module] = [
+                WindowBlock(width, heads, window, build.mlp_ratio)
+                for _ in range(build.stage_depths[i])
+            ]
+            stages.append(_Stage(blocks, Bottleneck(before, width, width, stride)))
         self.stages = nn.ModuleList(stages)
         self.neck = make_neck(dims[-1], build.prompt_width)
-        self.train()
-
-    def train(self, mode: bool = True) -> TinyViTEncoder:
-        """Set the mode of every module but BatchNorm, which stays in evaluation."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed images (b, 3, s, s) as (b, c, g, g)."""
@@ -122,9 +73,8 @@ class TinyViTEncoder(nn.Module):
         Returns:
             (b, h, w, width) with the stage's own side and width, or (b, c, g, g) for ``n + 1``.
         """
-        # Tokens are (b, h, w, width): with channels last, convolutions read them as they lie.
-        x = images.contiguous(memory_format=torch.channels_last)
-        x = self._merge(self.stages[0](self.patch_embed(x)), 1)
+        convolutional, first, *_ = self.stages
+        x = first.downsample(convolutional.blocks(self.patch_embed(images)))  # type: ignore[operator]
         x = self._run(x, 0, boundary)
         return self._neck(x) if boundary > self._depth else x
 
@@ -148,8 +98,8 @@ class TinyViTEncoder(nn.Module):
                     proj=f"{path}.attn.proj",
                     mlp=f"{path}.mlp",
                     kind="window",
-                    width=block.dim,
-                    heads=block.num_heads,
+                    width=block.attn.norm.weight.shape[0],
+                    heads=block.attn.num_heads,
                     qkv_order="head_qkv",
                 )
             )
@@ -171,26 +121,12 @@ class TinyViTEncoder(nn.Module):
             x = block(x)
             last_of_stage = place + 1 == len(self.stages[stage].blocks)  # type: ignore[arg-type]
             if last_of_stage and stage + 1 < len(self.stages):
-                x = self._merge(x.permute(0, 3, 1, 2), stage + 1)
+                x = self.stages[stage + 1].downsample(x)  # type: ignore[operator]
         return x
-
-    def _merge(self, x: Tensor, stage: int) -> Tensor:
-        """Enter a stage: (b, width, h, w) to (b, h', w', width')."""
-        merged: Tensor = self.stages[stage].downsample(x)  # type: ignore[operator]
-        return merged.permute(0, 2, 3, 1)
 
     def _neck(self, x: Tensor) -> Tensor:
         out: Tensor = self.neck(x.permute(0, 3, 1, 2))
         return out
-
-
-def _patch_embed(timm_tiny_vit: Any, width: int, stride: int) -> nn.Module:
-    """Build the stem: two 3x3 convolutions of stride 2, or two 1x1 of stride 1 (LiteMedSAM)."""
-    stem: nn.Module = timm_tiny_vit.PatchEmbed(3, width, nn.GELU)
-    if stride == 1:
-        stem.conv1 = timm_tiny_vit.ConvNorm(3, width // 2, 1, 1, 0)
-        stem.conv2 = timm_tiny_vit.ConvNorm(width // 2, width, 1, 1, 0)
-    return stem
 
 
 def tiny_vit_key(name: str) -> str:

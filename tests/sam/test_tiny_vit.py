@@ -1,22 +1,24 @@
-"""TinyViT against timm's own model, and the traps of its caches and statistics."""
+"""TinyViT against timm's own model, and the traps of caches, statistics, strips and padding."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from samadapt.sam import tiny_vit_blocks
 from samadapt.sam.builds import BUILDS
 from samadapt.sam.model import Sam, build_sam
 from samadapt.sam.tiny_vit import TinyViTEncoder, tiny_vit_key
+from samadapt.sam.tiny_vit_blocks import ConvNorm
 
 
-@pytest.mark.parametrize("image_size", [64, 96])
-def test_equals_timm(randomise: Any, image_size: int) -> None:
-    """The stem of stride 4 and everything up to the neck, but for the last merge's stride."""
+def timm_pair(randomise: Any, image_size: int) -> tuple[TinyViTEncoder, Any]:
+    """Our encoder with the stem of stride 4, and timm's with the same weights and last stride."""
     from timm.models.tiny_vit import TinyVit
 
     build = replace(BUILDS["tiny_t"], stem_stride=4)
@@ -35,11 +37,133 @@ def test_equals_timm(randomise: Any, image_size: int) -> None:
     missing = theirs.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys
     assert all(key.startswith("head") for key in missing.missing_keys)
-    images = torch.randn(2, 3, image_size, image_size, dtype=torch.float64)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("strip", [1, 3000, 10**9])
+@pytest.mark.parametrize("image_size", [64, 96])
+def test_equals_timm(
+    randomise: Any, monkeypatch: pytest.MonkeyPatch, image_size: int, strip: int
+) -> None:
+    """Everything up to the neck, in strips of one row, in some of several, in whole images."""
+    ours, theirs = timm_pair(randomise, image_size)
+    monkeypatch.setattr(tiny_vit_blocks, "STRIP", strip)
+    images = torch.randn(3, 3, image_size, image_size, dtype=torch.float64)
     with torch.no_grad():
         expected = theirs.stages(theirs.patch_embed(images))
-        features = ours.prefix(images, sum(build.stage_depths[1:])).permute(0, 3, 1, 2)
-    torch.testing.assert_close(features, expected, atol=1e-9, rtol=1e-9)
+        features = ours.prefix(images, sum(BUILDS["tiny_t"].stage_depths[1:]))
+    torch.testing.assert_close(features.permute(0, 3, 1, 2), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_gradients_equal_timms(randomise: Any) -> None:
+    """Of the image and of every parameter, those of convolutions and batch norms among them."""
+    ours, theirs = timm_pair(randomise, 64)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
+    features = ours.prefix(images, sum(BUILDS["tiny_t"].stage_depths[1:])).permute(0, 3, 1, 2)
+    weights = torch.randn_like(features)
+    expected = theirs.stages(theirs.patch_embed(images))
+    names = [name for name, _ in ours.named_parameters() if not name.startswith("neck")]
+    assert sum("bn" in name or "conv" in name for name in names) > len(names) / 2
+    got = torch.autograd.grad(
+        (features * weights).sum(), [images, *(ours.get_parameter(name) for name in names)]
+    )
+    want = torch.autograd.grad(
+        (expected * weights).sum(), [images, *(theirs.get_parameter(name) for name in names)]
+    )
+    for name, ours_grad, theirs_grad in zip(["images", *names], got, want, strict=True):
+        scale = float(theirs_grad.abs().max())
+        assert scale > 0 or name.endswith("attn.qkv.bias"), name
+        torch.testing.assert_close(ours_grad, theirs_grad, atol=1e-9 * scale, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_folded_equals_convolution_and_norm(
+    randomise: Any, dtype: torch.dtype, error: float
+) -> None:
+    for kernel, stride, groups in ((1, 1, 1), (3, 1, 8), (3, 2, 8), (3, 2, 1)):
+        pair = ConvNorm(8, 8, kernel, stride, groups).to(dtype).eval().requires_grad_(False)
+        randomise(pair, 5)
+        tokens = torch.randn(2, 7, 9, 8, dtype=dtype)
+        expected = pair.bn(pair.conv(tokens.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        got = pair.folded()(tokens)
+        assert float((got - expected).norm() / expected.norm()) < error
+
+
+def change_in_place(sam: Sam) -> None:
+    with torch.no_grad():
+        sam.get_parameter("image_encoder.stages.1.downsample.conv2.conv.weight").mul_(1.5)
+
+
+def change_behind_autograd(sam: Sam) -> None:
+    """An edit that does not raise the tensor's version."""
+    sam.get_parameter("image_encoder.stages.0.blocks.0.conv1.bn.weight").data.mul_(1.5)
+
+
+def change_statistics(sam: Sam) -> None:
+    sam.get_buffer("image_encoder.stages.2.blocks.0.local_conv.bn.running_mean").add_(1)
+
+
+def change_biases(sam: Sam) -> None:
+    with torch.no_grad():
+        sam.get_submodule(sam.sites()[0].attn).attention_biases.add_(torch.linspace(0, 3, 9))
+
+
+def load_others(sam: Sam) -> None:
+    sam.load_state_dict({k: 0.9 * v for k, v in sam.state_dict().items()})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [change_in_place, change_behind_autograd, change_statistics, change_biases, load_others],
+)
+def test_no_value_is_stale(tiny_t_sam: Sam, change: Callable[[Sam], None]) -> None:
+    """timm caches attention biases in evaluation; anything derived is made anew here."""
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = tiny_t_sam.encode(images)
+        copied = copy.deepcopy(tiny_t_sam)
+        change(tiny_t_sam)
+        after = tiny_t_sam.encode(images)
+        fresh = build_sam("tiny_t").eval()
+        fresh.load_state_dict(tiny_t_sam.state_dict())
+        assert not torch.allclose(after, before, atol=1e-3)
+        torch.testing.assert_close(after, fresh.encode(images))
+        torch.testing.assert_close(copied.encode(images), before)
+        doubled = tiny_t_sam.double().encode(images.double())
+    torch.testing.assert_close(doubled.float(), after, atol=1e-4, rtol=1e-4)
+
+
+def test_statistics_never_change(tiny_t_sam: Sam) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    before = {name: value.clone() for name, value in tiny_t_sam.state_dict().items()}
+    expected = tiny_t_sam.encode(images)
+    torch.testing.assert_close(tiny_t_sam.train().encode(images), expected, atol=0, rtol=0)
+    for name, value in tiny_t_sam.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_strips_give_what_one_graph_gives(tiny_t_sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a graph the blocks go in strips; a graph is recorded for whole images."""
+    monkeypatch.setattr(tiny_vit_blocks, "STRIP", 2000)
+    images = torch.randn(2, 3, 64, 64)
+    recorded = tiny_t_sam.encode(images)
+    assert recorded.requires_grad
+    tiny_t_sam.requires_grad_(False)
+    torch.testing.assert_close(tiny_t_sam.encode(images), recorded, atol=2e-5, rtol=2e-5)
+
+
+def test_bf16_autocast(tiny_t_sam: Sam) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = tiny_t_sam.encode(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = tiny_t_sam.encode(images).float()
+    assert float((got - expected).norm() / expected.norm()) < 0.05
+    with torch.autocast("cpu", torch.bfloat16):
+        tiny_t_sam.encode(images).float().square().sum().backward()
+    for name, parameter in tiny_t_sam.image_encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
 
 
 @pytest.mark.parametrize(
@@ -72,18 +196,11 @@ def test_every_size_that_the_stride_divides(tiny_t_sam: Sam) -> None:
         assert other.encode(torch.zeros(1, 3, size, size)).shape == (1, 64, size // 4, size // 4)
 
 
-def test_biases_are_read_anew_each_time(tiny_t_sam: Sam) -> None:
-    """timm caches them in evaluation: stale after loading, and a second backward fails."""
+def test_two_backward_passes(tiny_t_sam: Sam) -> None:
+    """With timm's cached biases the second one fails."""
     images = torch.randn(1, 3, 64, 64)
     for _ in range(2):
         tiny_t_sam.encode(images).sum().backward()
-    before = tiny_t_sam.encode(images)
-    with torch.no_grad():
-        tiny_t_sam.get_submodule(tiny_t_sam.sites()[0].attn).attention_biases.add_(
-            torch.linspace(0, 3, 9)
-        )
-    assert not torch.equal(tiny_t_sam.encode(images), before)
-    copy.deepcopy(tiny_t_sam)
 
 
 def test_lite_medsam_has_ten_sites_and_64_cells() -> None:
