@@ -199,13 +199,14 @@ class WindowBiasAttention(nn.Module):
         spread = self.attention_biases.index_select(1, self.distance)  # 4 times as fast as indexing
         return spread.view(1, self.num_heads, tokens, tokens)
 
-    def forward(self, x: Tensor, biases: Tensor) -> Tensor:
+    def forward(self, x: Tensor, biases: Tensor | None = None) -> Tensor:
         """Attend within each window.
 
         Args:
             x: (b, h, w, width); its windows are padded below and to the right.
-            biases: ``pair_biases()``, of which many x need only one.
+            biases: ``pair_biases()``, for many x; made here if None.
         """
+        biases = self.pair_biases() if biases is None else biases
         h, w = size = (x.shape[1], x.shape[2])
         side = (self.window, self.window)
         # The norm comes behind the padding: a padded token is its bias.

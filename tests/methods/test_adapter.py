@@ -21,7 +21,7 @@ def test_the_bottlenecks_do_what_they_say(fresh, perturb):
     assert mlp.bottleneck[0].out_features == 5
 
     attn, before = sam.get_submodule(site.attn), plain.get_submodule(site.attn)
-    x = x if site.qkv_order == "head_qkv" else x.reshape(2, 3, 3, site.width)
+    x = x.reshape(2, 3, 3, site.width)
     torch.testing.assert_close(attn(x), before(x) + bottleneck(attn, before(x)))
 
 

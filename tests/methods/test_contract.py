@@ -39,6 +39,7 @@ def method(case):
     return METHODS[name](**options)
 
 
+@torch.no_grad()  # a graph changes the order of sums, and what is trained decides where one is
 def test_identity_at_the_start(fresh, method, predict):
     sam = fresh()
     before = predict(sam)
