@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt import console
-from samadapt.config import Config, from_arguments, to_yaml, validate
+from samadapt.config import Config, from_arguments, from_yaml, to_dict, to_yaml, validate
 from samadapt.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ and after, and overlays. The best step is chosen on a part of the training cases
 are only scored. Ctrl-C saves and stops; resume=RUN_DIR goes on.
 """
 SCHEMA = Config
+
+MAY_MOVE = {"root", "on_error"}
+"""Keys of ``data`` that a resumed run may change: the same files elsewhere."""
 
 ZERO_SHOT_NOTE = (
     "zero-shot is the untrained base model with the exact ground-truth box of each class "
@@ -160,12 +163,13 @@ def open_run_dir(config: Config) -> Path:
     """Make a new run directory, or open the one that is resumed; ``config.yaml`` is written.
 
     Raises:
-        ConfigError: when the directory to resume does not exist.
+        ConfigError: when the directory to resume does not exist, or was made otherwise.
     """
     if config.resume is not None:
         run_dir = Path(config.resume)
         if not (run_dir / "config.yaml").is_file():
             raise ConfigError(f"resume={run_dir}: expected a run directory with config.yaml")
+        check_same_run(config, from_yaml(run_dir / "config.yaml"))
         return run_dir
     recipe = Path(config.recipe).stem or "custom"
     stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{config.peft.name}-{config.model.name}"
@@ -181,6 +185,26 @@ def open_run_dir(config: Config) -> Path:
         (run_dir / "config.yaml").write_text(to_yaml(config))
         return run_dir
     raise ConfigError(f"{parent}: a thousand runs have this name; use another output.dir")
+
+
+def check_same_run(config: Config, stored: Config) -> None:
+    """Refuse to go on with a model, data, prompts or a seed that the checkpoints do not know.
+
+    Raises:
+        ConfigError: naming every such key.
+    """
+    asked, was = to_dict(config), to_dict(stored)
+    changed = [f"seed={asked['seed']} (was {was['seed']})"] if asked["seed"] != was["seed"] else []
+    for group in ("model", "peft", "data", "prompts"):
+        for key in sorted({*asked[group], *was[group]} - MAY_MOVE):
+            new, old = asked[group].get(key), was[group].get(key)
+            if new != old:
+                changed.append(f"{group}.{key}={new} (was {old})")
+    if changed:
+        raise ConfigError(
+            f"resume={config.resume}: its checkpoints do not fit {', '.join(changed)}; leave these "
+            "out, or start a new run"
+        )
 
 
 def divide(session: Session) -> dict[str, list[SliceRef]]:

@@ -311,6 +311,23 @@ def test_a_finished_run_can_be_scored_again_and_a_missing_one_is_refused(
     assert "nowhere" in capsys.readouterr().err
 
 
+def test_a_resumed_run_refuses_what_its_checkpoints_do_not_fit(make_pictures, run, capsys):
+    root = make_pictures()
+    folder = run(root, "train.steps=2").run_dir
+    before = (folder / "metrics.jsonl").read_bytes()
+    changes = ["data.slice_step=2", "peft.rank=2", "model.image_size=128", "seed=4"]
+    assert main(["finetune", f"resume={folder}", *changes, "prompts=point"]) == 2
+    said = capsys.readouterr().err.replace("\n", " ")
+    for change in ("data.slice_step=2 (was 1)", "peft.rank=2 (was 4)", "seed=4 (was 0)"):
+        assert change in said
+    assert "model.image_size=128 (was None)" in said
+    assert "prompts.name=point (was box)" in said
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    moved = root.rename(root.with_name("moved"))
+    assert main(["finetune", f"resume={folder}", f"data.root={moved}", "train.steps=3"]) == 0
+    assert len((folder / "metrics.jsonl").read_bytes()) > len(before)
+
+
 def test_a_resumed_run_keeps_the_precision_that_was_measured(make_pictures, run, monkeypatch):
     import samadapt.training.precision as module
 
