@@ -308,8 +308,13 @@ def _backward_tile(
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor, keep: int, scale: float) -> None:
-    """Set ``out`` to ``keep * out + scale * a b``; ``out`` may be of a wider type."""
+    """Set ``out`` to ``keep * out + scale * a b``; ``out`` may be of a wider type.
+
+    ``keep`` is 1, or 0 where ``out`` may hold anything, NaN too.
+    """
     if a.dtype == out.dtype:
         out.baddbmm_(a, b, beta=keep, alpha=scale)
+    elif keep:
+        out.add_(torch.bmm(a, b), alpha=scale)
     else:
-        out.mul_(keep).add_(torch.bmm(a, b), alpha=scale)
+        out.copy_(torch.bmm(a, b)).mul_(scale)
