@@ -111,9 +111,8 @@ def _take(grid: Tensor, tile: _Tile, side: tuple[int, int], fill: Tensor | None)
     """Return a tile of a grid (b, h, w, ...) as (th * tw, ...), a view where the tile is all."""
     cells = grid[tile.image, tile.rows, tile.columns]
     if tile.size != side:
-        padded = grid.new_zeros(*side, *grid.shape[3:])
-        if fill is not None:
-            padded.copy_(fill.expand_as(padded))
+        padded = grid.new_empty(*side, *grid.shape[3:])
+        padded[:] = 0 if fill is None else fill
         padded[: tile.size[0], : tile.size[1]] = cells
         cells = padded
     return cells.flatten(0, 1)
