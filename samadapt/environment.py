@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import random
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +35,15 @@ def environment(device: torch.device, precision: Precision) -> dict[str, Any]:
         "precision": asdict(precision),
         "packages": {name: version(name) for name in packages},
     }
+
+
+def recorded_precision(run_dir: Path) -> dict[str, Any] | None:
+    """Return the precision that a run's ``env.json`` records; None where there is none to read."""
+    try:
+        found = json.loads((run_dir / "env.json").read_text())["precision"]
+        return {"name": str(found["name"]), "onednn": bool(found.get("onednn"))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def seed_all(seed: int) -> None:

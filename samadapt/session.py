@@ -17,7 +17,7 @@ import torch
 
 from samadapt import console
 from samadapt.data.dataset import Dataset, open_dataset
-from samadapt.environment import environment, seed_all
+from samadapt.environment import environment, recorded_precision, seed_all
 from samadapt.errors import ConfigError
 from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate
 from samadapt.methods.base import Injection, inject
@@ -300,7 +300,7 @@ class Session:
         model = self.config.model
         self.sam = load_sam(model.name, model.checkpoint, model.image_size).to(self.device)
         self.injection = load_adapter(directory, self.sam)
-        self.sam.to(self.device)
+        self.precision.store_frozen(self.sam.to(self.device))
         self.features.sam = self.sam
 
     def _prompted(self, sample: Sample) -> bool:
@@ -314,7 +314,8 @@ def open_session(config: Config, run_dir: Path) -> Session:
         UserError: for what is wrong with the configuration, the data or the weights.
     """
     device = choose_device(config.device)
-    precision = choose_precision(_precision_setting(config, run_dir), device)
+    began = None if config.resume is None else recorded_precision(run_dir)
+    precision = choose_precision(config.precision, device, began)
     progress = Progress(console.rich_console(), run_dir / "log.txt")
     progress.say(f"run directory: {run_dir}")
     seed_all(config.seed)
@@ -337,24 +338,13 @@ def open_session(config: Config, run_dir: Path) -> Session:
     if policy.is_semantic and len(dataset.classes) > sam.build.num_multimask:
         sam.resize_mask_tokens(len(dataset.classes))
     injection = inject(sam, config.peft)
-    sam.to(device)
+    precision.store_frozen(sam.to(device))
     progress.say(f"device {device}, precision {precision.name}: {precision.reason}")
     write_json(run_dir / "env.json", environment(device, precision))
     write_json(run_dir / "splits.json", dataset.splits())
     return Session(
         config, run_dir, device, precision, dataset, sam, base, injection, policy, progress
     )
-
-
-def _precision_setting(config: Config, run_dir: Path) -> str:
-    """Return what to ask for: a resumed run keeps what ``auto`` chose, which is measured."""
-    path = run_dir / "env.json"
-    if config.resume is None or config.precision != "auto" or not path.is_file():
-        return config.precision
-    try:
-        return str(json.loads(path.read_text())["precision"]["name"])
-    except (ValueError, KeyError, TypeError):
-        return config.precision
 
 
 def open_data(data: Data, seed: int, *, semantic: bool) -> Dataset:

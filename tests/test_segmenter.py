@@ -154,6 +154,22 @@ def test_an_image_as_array_and_as_file(trained, tmp_path, colour):
     assert np.array_equal(np.asarray(Image.open(target)), found)
 
 
+def test_precision_is_fp32_unless_asked_for(trained):
+    directory, _ = trained("semantic")
+    image = np.random.default_rng(0).integers(0, 255, (30, 40), dtype=np.uint8)
+    full = load_adapter(directory, device="cpu")
+    half = load_adapter(directory, device="cpu", precision="bf16")
+    assert (full.precision.name, half.precision.name) == ("fp32", "bf16")
+    seen = []
+    for segmenter in (full, half):
+        layer = segmenter.sam.image_encoder.neck[0]
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    assert (half.segment(image) == full.segment(image)).mean() > 0.9
+    assert set(seen) == {torch.float32, torch.bfloat16}
+    with pytest.raises(ConfigError, match="precision must be auto, fp32, bf16; got 'fp16'"):
+        load_adapter(directory, precision="fp16")
+
+
 def test_more_classes_than_sam_has_masks(trained):
     names = ["a", "b", "c", "d", "e"]
     directory, sam = trained("semantic", classes=names, tokens=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from samadapt.errors import AdapterError
 from samadapt.methods.base import LowRank
 
 if TYPE_CHECKING:
@@ -93,8 +94,18 @@ def carries_adapter(sam: Sam) -> bool:
 
 
 def merge(sam: Sam) -> None:
-    """Fold every LoRA layer into its linear and put the plain linear back."""
+    """Fold every LoRA layer into its linear and put the plain linear back.
+
+    Raises:
+        AdapterError: when training left the frozen weights in bf16.
+    """
     from peft.tuners.lora import LoraLayer
+
+    if any(parameter.dtype != sam.dtype for parameter in sam.parameters()):
+        raise AdapterError(
+            "the frozen weights were rounded to bf16 for training and cannot take the update; load "
+            "base and adapter anew, then merge"
+        )
 
     for name, layer in list(sam.named_modules()):
         if isinstance(layer, LoraLayer):

@@ -117,7 +117,17 @@ def look_at_devices() -> list[Line]:
     if not lines:
         fix = "none needed for lite_medsam; vit_b and larger train slowly without a GPU"
         lines.append(Line("warn", "gpu", "none that torch can use", fix))
-    return [*lines, Line("ok", "cpu", describe_cpu(torch.get_num_threads()))]
+    return [*lines, Line("ok", "cpu", describe_cpu(torch.get_num_threads())), look_at_products()]
+
+
+def look_at_products() -> Line:
+    """How matrix products are computed on this CPU, and the measurement behind it."""
+    import torch
+
+    from samadapt.training.precision import choose_precision
+
+    chosen = choose_precision("auto", torch.device("cpu"))
+    return Line("ok", "products", f"precision=auto is {chosen.name} here: {chosen.reason}")
 
 
 def describe_cpu(threads: int) -> str:

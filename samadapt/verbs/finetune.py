@@ -279,7 +279,8 @@ def train_adapter(
     )
     keys = set(LoopOptions.__dataclass_fields__)
     options = LoopOptions(**{k: v for k, v in asdict(config.train).items() if k in keys})
-    return train(work, options, accelerator, resume)
+    with session.precision.products():
+        return train(work, options, accelerator, resume)
 
 
 def shard(accelerator: Accelerator) -> tuple[int, int]:

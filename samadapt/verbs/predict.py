@@ -46,6 +46,9 @@ class PredictArguments:
     )
     channel: int | None = knob(None, help="which volume of a 4D file, from 0", low=0)
     checkpoint: str | None = knob(None, help="file of the base weights; null: found by name")
+    precision: Literal["auto", "fp32", "bf16"] = knob(
+        "fp32", help="fp32 gives the same masks everywhere; auto: bf16 where that is fast"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto", help="auto: cuda, mps, then cpu")
 
 
@@ -65,7 +68,12 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     from samadapt.segmenter import check_files, load_adapter
 
     check_files(Path(asked.input).expanduser(), Path(asked.output).expanduser())
-    segmenter = load_adapter(asked.adapter, checkpoint=asked.checkpoint, device=asked.device)
+    segmenter = load_adapter(
+        asked.adapter,
+        checkpoint=asked.checkpoint,
+        device=asked.device,
+        precision=asked.precision,
+    )
     result = segmenter.predict_file(
         asked.input,
         asked.output,

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
-from samadapt.errors import ConfigError
+from samadapt.errors import AdapterError, ConfigError
+from samadapt.methods import METHODS, inject
+from samadapt.methods.store import AdapterRecord, load_adapter, merge, save_adapter
+from samadapt.sam.types import Prompts
+from samadapt.sam.weights import base_hash
 from samadapt.training import precision
-from samadapt.training.precision import choose_device, choose_precision
+from samadapt.training.precision import (
+    Precision,
+    Products,
+    choose_device,
+    choose_precision,
+    measure_products,
+    through_onednn,
+)
 
 CPU = torch.device("cpu")
+AMD, AMX, INTEL = Products(1.8, 4e-7, 2.0), Products(6.0, 2.6e-3, 8.0), Products(1.0, 4e-7, 0.6)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """``measured(products)``: what the CPU is taken to measure."""
+    return lambda found: monkeypatch.setattr(precision, "measure_products", lambda: found)
+
+
+def _setting() -> str:
+    return torch.backends.mkldnn.matmul.fp32_precision
 
 
 def test_what_is_asked_for_is_taken():
@@ -17,24 +42,84 @@ def test_what_is_asked_for_is_taken():
     assert (full.name, full.dtype, full.accelerate_name) == ("fp32", torch.float32, "no")
     half = choose_precision("bf16", CPU)
     assert (half.name, half.dtype, half.accelerate_name) == ("bf16", torch.bfloat16, "bf16")
+    assert full.reason.startswith("asked for; ")
     a = torch.ones(2, 2)
     with half.autocast(CPU):
         assert (a @ a).dtype == torch.bfloat16
     with full.autocast(CPU):
         assert (a @ a).dtype == torch.float32
+    with pytest.raises(ConfigError, match=r"precision must be auto, fp32, bf16; got 'bf1'.*'bf16'"):
+        choose_precision("bf1", CPU)
 
 
-@pytest.mark.parametrize(("ratio", "name"), [(1.2, "fp32"), (3.0, "bf16")])
-def test_auto_measures_a_cpu(monkeypatch, ratio, name):
-    monkeypatch.setattr(precision, "_bf16_speedup", lambda: ratio)
+@pytest.mark.parametrize(
+    ("products", "name", "onednn"),
+    [
+        pytest.param(AMD, "bf16", True, id="amd"),
+        pytest.param(AMX, "bf16", False, id="amx: the route is no longer fp32"),
+        pytest.param(INTEL, "fp32", False, id="intel: nothing is faster"),
+        pytest.param(Products(1.8, 4e-7, 1.2), "fp32", True, id="only the route is"),
+        pytest.param(Products(1.8, 2.1e-6, 1.2), "fp32", False, id="not quite exact"),
+    ],
+)
+def test_auto_measures_a_cpu(measured, products, name, onednn):
+    measured(products)
     chosen = choose_precision("auto", CPU)
-    assert chosen.name == name
-    assert f"{ratio:.1f}x" in chosen.reason
+    assert (chosen.name, chosen.onednn) == (name, onednn)
+    assert f"{products.bf16:.1f}x" in chosen.reason
+    assert f"{products.onednn:.2f}x" in chosen.reason
+    assert f"{products.error:.0e}, {'taken' if onednn else 'not taken'}" in chosen.reason
+    assert choose_precision("fp32", CPU).onednn is onednn
     assert choose_precision("auto", torch.device("mps")).name == "fp32"
 
 
-def test_the_measure_is_a_ratio():
-    assert 0 < precision._bf16_speedup(side=64, repeats=1) < 1000
+def test_a_resumed_run_goes_on_as_it_began(measured):
+    measured(INTEL)
+    chosen = choose_precision("auto", CPU, {"name": "bf16", "onednn": True})
+    assert (chosen.name, chosen.onednn) == ("bf16", True)
+    assert choose_precision("fp32", CPU, {"name": "bf16", "onednn": False}).name == "fp32"
+    measured(AMD)
+    assert choose_precision("auto", CPU, {"name": "fp32", "onednn": False}).onednn is False
+    measured(AMX)  # another machine, where the route computes in bf16
+    assert choose_precision("auto", CPU, {"name": "fp32", "onednn": True}).onednn is False
+
+
+def test_the_measurement():
+    before, threads = _setting(), torch.get_num_threads()
+    found = measure_products(tokens=64, width=64, rounds=2)
+    assert 0 < found.onednn < 1000
+    assert 0 < found.bf16 < 1000
+    assert 0 < found.error < 1e-2
+    assert found == measure_products(tokens=64, width=64, rounds=2), "measured once a process"
+    assert (before, threads) == (_setting(), torch.get_num_threads())
+
+
+def test_the_route_is_as_exact_as_was_measured():
+    """What ``EXACT`` promises, on this CPU: taken only where the result is that of fp32."""
+    chosen = choose_precision("fp32", CPU)
+    x, weight = torch.randn(300, 200), torch.randn(100, 200)
+    with chosen.products():
+        found = x @ weight.T
+    exact = x.double() @ weight.double().T
+    assert float((found - exact).norm() / exact.norm()) < precision.EXACT
+
+
+def test_the_setting_is_restored():
+    before = _setting()
+
+    def fail():
+        with Precision("fp32", "", onednn=True).autocast(CPU):
+            assert _setting() == "bf16"
+            with through_onednn():
+                pass
+            assert _setting() == "bf16"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert _setting() == before
+    with Precision("fp32", "").autocast(CPU), Precision("fp32", "").products():
+        assert _setting() == before
 
 
 @pytest.mark.parametrize("supported", [True, False])
@@ -42,9 +127,67 @@ def test_a_gpu_gets_what_it_has(monkeypatch, supported):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
     device = torch.device("cuda")
     assert choose_precision("auto", device).name == ("bf16" if supported else "fp32")
+    assert choose_precision("fp32", device).name == "fp32"
     if not supported:
         with pytest.raises(ConfigError, match="this GPU has no bf16; use precision=fp32"):
             choose_precision("bf16", device)
+
+
+def _run(sam):
+    """Logits, and the gradient of every trained parameter, under autocast."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, sam.image_size, sam.image_size)
+    boxes = torch.tensor([[[4.0, 6.0, 40.0, 50.0]], [[20.0, 12.0, 60.0, 44.0]]])
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = sam.decode(sam.encode(images), Prompts(boxes=boxes), multimask=True).logits
+    logits.float().square().mean().backward()
+    return logits, {name: p.grad for name, p in sam.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("method", "decoder"),
+    [("lora", "full"), ("lora", "lora"), ("lora", "frozen"), ("adapter", "full"), ("none", "lora")],
+)
+def test_frozen_linears_in_bf16_are_bit_equal_to_autocasts_own_casts(any_sam, method, decoder):
+    one = any_sam
+    inject(one, METHODS[method](decoder=decoder))
+    other = copy.deepcopy(one)
+    Precision("bf16", "").store_frozen(other)
+    halves = {name for name, p in other.named_parameters() if p.dtype == torch.bfloat16}
+    assert any(name.endswith("mlp.fc1.weight") or "mlp.lin1" in name for name in halves)
+    for name, module in other.named_modules():
+        if isinstance(module, nn.Linear):
+            frozen = not any(p.requires_grad for p in module.parameters())
+            assert (f"{name}.weight" in halves) is frozen, name
+    assert not any(p.requires_grad for n, p in other.named_parameters() if n in halves)
+    (expected, gradients), (found, others) = _run(one), _run(other)
+    assert torch.equal(found, expected)
+    assert gradients.keys() == others.keys() != set()
+    assert all(torch.equal(gradients[name], others[name]) for name in gradients)
+
+
+def test_an_adapter_trained_over_bf16_weights_is_saved_whole_and_merges_later(tiny_sam, tmp_path):
+    base = base_hash(tiny_sam)
+    one, fresh = copy.deepcopy(tiny_sam), copy.deepcopy(tiny_sam)
+    injection = inject(one, METHODS["lora"](rank=2))
+    Precision("bf16", "").store_frozen(one)
+    _run(one)
+    with torch.no_grad():
+        for parameter in injection.parameters.values():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    record = AdapterRecord(base="tiny", base_sha256=base, image_size=one.image_size)
+    save_adapter(tmp_path / "adapter", one, injection, record)
+    again = load_adapter(tmp_path / "adapter", fresh)
+    for name, parameter in injection.parameters.items():
+        assert torch.equal(again.parameters[name], parameter)
+    with pytest.raises(AdapterError, match=r"rounded to bf16 .* load base and adapter anew"):
+        merge(one, injection)
+    merge(fresh, again)
+
+
+def test_fp32_stores_nothing_anew(tiny_sam):
+    Precision("fp32", "").store_frozen(tiny_sam.requires_grad_(False))
+    assert {p.dtype for p in tiny_sam.parameters()} == {torch.float32}
 
 
 def test_a_device_that_is_not_here_is_refused(monkeypatch):

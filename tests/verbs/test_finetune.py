@@ -331,12 +331,17 @@ def test_a_resumed_run_refuses_what_its_checkpoints_do_not_fit(make_pictures, ru
 def test_a_resumed_run_keeps_the_precision_that_was_measured(make_pictures, run, monkeypatch):
     import samadapt.training.precision as module
 
-    monkeypatch.setattr(module, "_bf16_speedup", lambda: 3.0)
+    def measured(*figures):
+        monkeypatch.setattr(module, "measure_products", lambda: module.Products(*figures))
+
+    measured(1.8, 4e-7, 3.0)
     result = run(make_pictures(), "precision=auto", "train.steps=2")
     assert result.summary["precision"] == "bf16"
-    monkeypatch.setattr(module, "_bf16_speedup", lambda: 1.0)
+    measured(1.0, 4e-7, 1.0)
     assert main(["finetune", f"resume={result.run_dir}"]) == 0
-    assert strict(result.run_dir / "env.json")["precision"]["name"] == "bf16"
+    found = strict(result.run_dir / "env.json")["precision"]
+    assert (found["name"], found["onednn"]) == ("bf16", True)
+    assert "as the run began; bf16 products measure 1.0x" in found["reason"]
 
 
 @pytest.mark.parametrize(
