@@ -112,6 +112,9 @@ class Train:
     validate_cases: int | None = knob(None, help="cases in a validation; null: all", low=1)
     checkpoint_every: int = knob(50, help="steps between checkpoints; 0: at the end only", low=0)
     augment: tuple[Literal["flip"], ...] = knob((), help="random changes of each training slice")
+    recompute: bool = knob(
+        False, help="run each trained block again in backward: less memory, slower, same result"
+    )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from samadapt.sam.types import MaskOutput, Prompts
 from samadapt.training.checkpoint import Checkpoint, save_checkpoint
 from samadapt.training.interrupt import InterruptedRunError, StopRequest
 from samadapt.training.progress import Progress, append_line, peak_memory_bytes
+from samadapt.training.recompute import recomputed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -46,6 +48,7 @@ class LoopOptions:
     clip: float = 1.0
     validate_every: int = 50
     checkpoint_every: int = 50
+    recompute: bool = False
 
 
 @dataclass
@@ -136,7 +139,8 @@ def train(
     parameters = list(injection.parameters.values())
     injection.set_training(work.sam)
 
-    with StopRequest() as stop, work.progress.phase("train", state.step):
+    blocks = recomputed(work.sam, injection.boundary) if options.recompute else nullcontext()
+    with StopRequest() as stop, work.progress.phase("train", state.step), blocks:
         while state.step < options.steps:
             started, lr = time.perf_counter(), set_rate(optimizer, factor(state.step))
             loss, names = accumulate_gradients(work, live, accelerator, options.accumulate)

@@ -1,0 +1,33 @@
+"""Less memory for more time: activations of a block computed again in backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+
+
+@contextmanager
+def recomputed(sam: Sam, boundary: int) -> Iterator[None]:
+    """Keep only the input of every live attention block, and run it again in backward.
+
+    Gradients are bit-equal, dropout included.
+
+    Args:
+        sam: the model; its blocks are as before on leaving.
+        boundary: its first live unit; -1: all are.
+    """
+    blocks = [sam.get_submodule(site.block) for site in sam.sites() if site.index >= boundary]
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
