@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarks import flops, machine, peers
 from benchmarks.harness import Build, Call, Comparison
+from benchmarks.machine import Arithmetic
 from samadapt.sam.builds import BUILDS
 from samadapt.sam.model import Sam
 
@@ -39,8 +40,8 @@ def row(build: str, kind: Kind, backward: bool) -> Comparison:
     }
 
     def of(name: str) -> Build:
-        context = (machine.ours if name == "samadapt" else machine.plain)("fp32", "cpu")
-        return lambda: attending(makers[name](*_sam(build, kind)), tokens(build), backward, context)
+        way = (machine.ours if name == "samadapt" else machine.plain)("fp32", "cpu")
+        return lambda: attending(makers[name](*_sam(build, kind)), tokens(build), backward, way)
 
     def work() -> float:
         numbers = BUILDS[build]
@@ -64,12 +65,12 @@ def tokens(build: str) -> Tensor:
     return torch.randn(1, side, side, numbers.embed_dim, generator=generator)
 
 
-def attending(attend: Attend, x: Tensor, backward: bool, context: Callable[[], Any]) -> Call:
+def attending(attend: Attend, x: Tensor, backward: bool, way: Arithmetic) -> Call:
     """Return the call that attends, and goes back along a fixed random direction."""
     if not backward:
 
         def forward() -> Tensor:
-            with torch.no_grad(), context():
+            with torch.no_grad(), way.forward():
                 return attend(x)
 
         return forward
@@ -77,8 +78,9 @@ def attending(attend: Attend, x: Tensor, backward: bool, context: Callable[[], A
     direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).to(x.dtype)
 
     def step() -> tuple[Tensor, ...]:
-        with context():
+        with way.forward():
             out = attend(x)
+        with way.backward():
             return out.detach(), *torch.autograd.grad(out, x, direction)
 
     return step

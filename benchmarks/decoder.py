@@ -45,10 +45,10 @@ def row(build: str, images: int, prompts: int, backward: bool) -> Comparison:
 def _ours(build: str, images: int, prompts: int, backward: bool) -> Call:
     sam = peers.random_sam(build)
     embeddings, boxes = inputs(sam, images, prompts)
-    context = machine.ours("fp32", "cpu")
+    way = machine.ours("fp32", "cpu")
 
     def decode() -> Decoded:
-        with context():
+        with way.forward():
             output = sam.decode(embeddings, Prompts(boxes=boxes), multimask=False)
         return output.logits, output.iou
 
@@ -58,7 +58,7 @@ def _ours(build: str, images: int, prompts: int, backward: bool) -> Call:
     def step() -> tuple[Tensor, ...]:
         _clear(sam.mask_decoder, embeddings)
         loss = projection(*decode())
-        with context():
+        with way.backward():
             loss.backward()
         return _gradients(sam.mask_decoder, embeddings)
 

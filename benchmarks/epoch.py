@@ -134,7 +134,7 @@ def _features(sam: Sam, injection: Injection) -> Features:
         sam,
         injection.boundary,
         base_sha256=base_hash(sam),
-        autocast=machine.ours("fp32", "cpu"),
+        autocast=machine.ours("fp32", "cpu").forward,
         dtype=torch.float32,
         store=MemoryStore(),
     )
@@ -150,16 +150,17 @@ def _step(
     *,
     multimask: bool,
 ) -> Call:
-    features, context = _features(sam, injection), machine.ours("fp32", "cpu")
+    features, way = _features(sam, injection), machine.ours("fp32", "cpu")
     pictures = [picture(index)[0] for index in range(images)]
 
     def call() -> None:
         for parameter in injection.parameters.values():
             parameter.grad = None
         stored = features(pictures)
-        with context():
+        with way.forward():
             embeddings = sam.encode_suffix(stored, injection.boundary)
             output = sam.decode(embeddings, prompts, multimask=multimask)
+        with way.backward():
             loss(output, targets).total.backward()
 
     return call

@@ -7,12 +7,14 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from samadapt import __version__
 from samadapt.training.precision import choose_precision
@@ -23,18 +25,34 @@ COPIED = 2**28
 """Bytes of the buffer that is copied to measure memory: far more than the caches hold."""
 
 PrecisionName = Literal["fp32", "bf16"]
+Context = Callable[[], AbstractContextManager[Any]]
 
 
-def ours(precision: PrecisionName, device: str) -> Callable[[], AbstractContextManager[Any]]:
-    """Return the context in which samadapt computes, as its own runs choose it."""
-    chosen = choose_precision(precision, torch.device(device))
-    return lambda: chosen.autocast(torch.device(device))
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a contender computes.
+
+    Attributes:
+        forward: returns the context of forward passes.
+        backward: returns the context of backward passes.
+        prepare: changes a model for it, once.
+    """
+
+    forward: Context
+    backward: Context = nullcontext
+    prepare: Callable[[nn.Module], None] = lambda model: None
 
 
-def plain(precision: PrecisionName, device: str) -> Callable[[], AbstractContextManager[Any]]:
-    """Return the context of a peer: torch as it comes, under autocast for bf16."""
+def ours(precision: PrecisionName, device: str) -> Arithmetic:
+    """Return how samadapt computes: what its own runs choose."""
+    chosen, place = choose_precision(precision, torch.device(device)), torch.device(device)
+    return Arithmetic(lambda: chosen.autocast(place), chosen.products, chosen.store_frozen)
+
+
+def plain(precision: PrecisionName, device: str) -> Arithmetic:
+    """Return how a peer computes: torch as it comes, under autocast for bf16."""
     low = precision == "bf16"
-    return lambda: torch.autocast(device, torch.bfloat16, enabled=low)
+    return Arithmetic(lambda: torch.autocast(device, torch.bfloat16, enabled=low))
 
 
 def roofline(device: str) -> dict[str, float]:
@@ -44,7 +62,7 @@ def roofline(device: str) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for name in ("fp32", "bf16"):
-        rates = [_product(context(name, device), name, device) for context in (plain, ours)]
+        rates = [_product(way(name, device).forward, name, device) for way in (plain, ours)]
         found[f"{name}_as_it_comes"] = rates[0]
         found[name] = max(rates)
     source = torch.ones(COPIED // 4, device=device)
@@ -53,7 +71,7 @@ def roofline(device: str) -> dict[str, float]:
     return found
 
 
-def _product(context: Callable[[], Any], precision: str, device: str) -> float:
+def _product(context: Context, precision: str, device: str) -> float:
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
     with context():
@@ -94,6 +112,7 @@ def describe() -> dict[str, Any]:
         "uncommitted": bool(
             _git("status", "--porcelain", "--untracked-files=no", "--", "samadapt")
         ),
+        "arithmetic": choose_precision("auto", torch.device("cpu")).reason,
         "packages": {name: _version(name) for name in PACKAGES},
     }
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks import flops, machine, peers
 from benchmarks.encoder import pixels
 from benchmarks.harness import Call, Comparison
-from benchmarks.machine import PrecisionName
+from benchmarks.machine import Arithmetic, PrecisionName
 from samadapt.methods import METHODS, inject
 from samadapt.sam.builds import BUILDS
 from samadapt.sam.model import Sam
@@ -119,14 +119,15 @@ def ours(
         _fill((a, b), updates(sam, blocks)[site.index])
         pairs.append((a, b))
     injection.set_training(sam)
-    context = machine.ours(precision, device)
+    way = machine.ours(precision, device)
+    way.prepare(sam)
     images, boundary = pixels(size).to(device), injection.boundary
     encode: Callable[[Tensor], Tensor] = sam.encode
     if cached:
-        with torch.no_grad(), context():
+        with torch.no_grad(), way.forward():
             images = sam.encode_prefix(images, boundary)
         encode = partial(sam.encode_suffix, boundary=boundary)
-    return _step(encode, images, context, pairs, lambda: [(a.grad, b.grad) for a, b in pairs])
+    return _step(encode, images, way, pairs, lambda: [(a.grad, b.grad) for a, b in pairs])
 
 
 class SamedQKV(nn.Module):
@@ -215,14 +216,14 @@ def transformers_peft(
         return embedding
 
     trained = [tuple(p for p in model.parameters() if p.requires_grad)]
-    context = machine.plain(precision, device)
-    return _step(encode, pixels(size).to(device), context, trained, gradients)
+    way = machine.plain(precision, device)
+    return _step(encode, pixels(size).to(device), way, trained, gradients)
 
 
 def _step(
     encode: Callable[[Tensor], Tensor],
     images: Tensor,
-    context: Callable[[], Any],
+    way: Arithmetic,
     trained: Sequence[Sequence[nn.Parameter]],
     gradients: Callable[[], Sequence[tuple[Tensor | None, ...]]],
 ) -> Call:
@@ -232,11 +233,11 @@ def _step(
     def call() -> tuple[Tensor, ...]:
         for parameter in parameters:
             parameter.grad = None
-        with context():
+        with way.forward():
             embedding = encode(images)
         generator = torch.Generator().manual_seed(6)
         weight = torch.randn(embedding.shape[1:], generator=generator).to(embedding.device)
-        with context():
+        with way.backward():
             (embedding.float() * weight).sum().backward()
         return tuple(one for pair in gradients() for one in pair if one is not None)
 
