@@ -34,7 +34,7 @@ def rows() -> Iterator[Comparison]:
 def vit_row(build: str, size: int, precision: PrecisionName, device: Device = "cpu") -> Comparison:
     """Compare with segment-anything, timm and transformers, with the same weights.
 
-    In bf16 every peer runs under torch's autocast, and segment-anything in fp32 as well.
+    In bf16, under torch's autocast, the peer is segment-anything, which also runs in fp32.
     """
 
     def of(make: Callable[[Sam], Callable[[Tensor], Tensor]], arithmetic: Arithmetic) -> Build:
@@ -49,10 +49,11 @@ def vit_row(build: str, size: int, precision: PrecisionName, device: Device = "c
     contenders = {
         "samadapt": of(lambda sam: sam.encode, machine.ours(precision, device)),
         "segment-anything": of(lambda sam: peers.segment_anything(sam).image_encoder, low),
-        "timm": of(lambda sam: peers.timm_encoder(sam).forward_features, low),
-        "transformers": of(_transformers, low),
     }
-    if precision == "bf16":
+    if precision == "fp32" or device == "cuda":
+        contenders["timm"] = of(lambda sam: peers.timm_encoder(sam).forward_features, low)
+        contenders["transformers"] = of(_transformers, low)
+    else:
         contenders["segment-anything fp32"] = of(
             lambda sam: peers.segment_anything(sam).image_encoder, machine.plain("fp32", device)
         )
