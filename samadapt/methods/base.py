@@ -11,7 +11,7 @@ from samadapt.errors import AdapterError, ConfigError, RunError, nearest
 from samadapt.typed import knob
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from samadapt.sam.model import Sam
     from samadapt.sam.types import BlockSite
@@ -20,6 +20,12 @@ METHODS: dict[str, type[Method]] = {}
 """Every method by the name that ``peft=NAME`` takes; filled by ``register``."""
 
 MethodT = TypeVar("MethodT", bound="Method")
+
+LINEARS = frozenset({"linears"})
+VECTORS = frozenset({"vectors"})
+BOTTLENECKS = frozenset({"bottlenecks"})
+EVERYTHING = LINEARS | VECTORS | BOTTLENECKS
+"""What methods change; two that change the same cannot be combined."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Method:
     can_merge: ClassVar[bool] = True
     plain_peft: ClassVar[bool] = False
     """Whether peft itself can load what this method saves."""
+    changes: ClassVar[frozenset[str]] = LINEARS
 
     blocks: str | tuple[int, ...] = knob(
         "all", help="attention blocks: all, last:K, first:K, global, window or [0, 3]"
@@ -84,6 +91,16 @@ class Method:
         """Dropout before every LoRA layer."""
         return 0.0
 
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Kinds of encoder (``Build.encoder``) that the method fits."""
+        return ("vit", "tiny_vit")
+
+    @property
+    def stack(self) -> int:
+        """How many neighbouring slices, one behind the other, the encoder needs in every batch."""
+        return 1
+
     def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
         """Add this method's modules to the frozen encoder; runs after peft's injection."""
 
@@ -91,6 +108,33 @@ class Method:
         """Return how many encoder parameters the method trains, from the sizes alone."""
         del sam, sites
         return 0
+
+    def merge(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+        """Fold what ``inject`` added into the base weights and remove it; runs after peft's merge.
+
+        Raises:
+            AdapterError: when the method cannot be merged.
+        """
+        del sam, sites
+        if not self.can_merge:
+            raise AdapterError(
+                f"{self.name} adds layers that no weight of SAM can hold, so it cannot be merged; "
+                "keep the adapter directory, or train with peft=lora"
+            )
+
+    def penalty(self, sam: Sam) -> Tensor | float:
+        """Return what is added to the loss of every batch, such as a regulariser."""
+        del sam
+        return 0.0
+
+    def after_step(self, sam: Sam, step: int, total: int) -> None:
+        """Follow an optimizer step, while the gradients are still there, as a schedule needs it.
+
+        Args:
+            sam: the model that is trained.
+            step: steps done, from 1.
+            total: steps of the whole run.
+        """
 
     def to_dict(self) -> dict[str, Any]:
         """Return the name and every option as plain values."""
@@ -110,6 +154,23 @@ def register(name: str) -> Callable[[type[MethodT]], type[MethodT]]:
     return add
 
 
+def find_method(name: str) -> type[Method]:
+    """Return a method's class; ``"lora+bias"`` is both at once.
+
+    Raises:
+        ConfigError: for an unknown name, or two that cannot be combined.
+    """
+    if "+" in name:
+        from samadapt.methods.combined import combine
+
+        return combine(tuple(name.split("+")))
+    require(
+        name in METHODS,
+        f"peft must be one of {', '.join(sorted(METHODS))}; got {name!r}{nearest(name, METHODS)}",
+    )
+    return METHODS[name]
+
+
 def method_from_dict(values: Mapping[str, Any]) -> Method:
     """Return the method that ``Method.to_dict`` described.
 
@@ -120,18 +181,15 @@ def method_from_dict(values: Mapping[str, Any]) -> Method:
         key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
     }
     name = str(given.pop("name", ""))
-    require(
-        name in METHODS,
-        f"peft must be one of {', '.join(sorted(METHODS))}; got {name!r}{nearest(name, METHODS)}",
-    )
-    known = [item.name for item in fields(METHODS[name])]
+    method = find_method(name)
+    known = [item.name for item in fields(method)]
     for key in given:
         require(
             key in known,
             f"peft.{key} is no option of {name} ({', '.join(known)}){nearest(key, known)}",
         )
     try:
-        return METHODS[name](**given)
+        return method(**given)
     except TypeError as error:
         raise ConfigError(f"peft={name}: an option has a wrong type: {error}") from error
 
@@ -146,6 +204,23 @@ def require_count(key: str, value: object) -> None:
     """Raise ``ConfigError`` unless the option is an integer of at least 1."""
     valid = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     require(valid, f"peft.{key} must be an integer of at least 1; got {value!r}")
+
+
+def require_positive(key: str, value: object) -> None:
+    """Raise ``ConfigError`` unless the option is a number above 0."""
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    require(valid, f"peft.{key} must be a number above 0; got {value!r}")
+
+
+def require_slices(slices: Sequence[object]) -> None:
+    """Raise ``ConfigError`` unless the option names one or more of q, k and v, each once."""
+    for name in slices:
+        hint = nearest(str(name), "qkv")
+        require(name in ("q", "k", "v"), f"peft.slices must name q, k or v; got {name!r}{hint}")
+    require(
+        0 < len(slices) == len(set(slices)),
+        f"peft.slices must name one or more of q, k and v, each once; got {slices!r}",
+    )
 
 
 def select_blocks(blocks: str | Sequence[int], sites: Sequence[BlockSite]) -> tuple[BlockSite, ...]:
@@ -317,10 +392,16 @@ def inject(sam: Sam, method: Method) -> Injection:
     """
     from samadapt.methods import low_rank
 
-    if low_rank.carries_adapter(sam):
+    if sam.adapter_names:
         raise AdapterError("this model already carries an adapter; load a fresh one to inject into")
+    require(
+        sam.build.encoder in method.encoders,
+        f"peft={method.name} with these options needs an encoder of kind "
+        f"{' or '.join(method.encoders)}; {sam.build.name} has a {sam.build.encoder}",
+    )
     every = sam.sites()
     sites = select_blocks(method.blocks, every)
+    sam.adapter_names = (method.name,)
     sam.requires_grad_(False)
     plan = low_rank.plan(sam, method, sites)
     if plan:

@@ -87,12 +87,6 @@ def inject(sam: Sam, layers: Mapping[str, LowRank], dropout: float) -> None:
     inject_adapter_in_model(config, sam, ADAPTER)
 
 
-def carries_adapter(sam: Sam) -> bool:
-    """Whether LoRA layers or bottlenecks are already in the model."""
-    marks = ("lora_A", "bottleneck")
-    return any(name.rpartition(".")[2] in marks for name, _ in sam.named_modules())
-
-
 def merge(sam: Sam) -> None:
     """Fold every LoRA layer into its linear and put the plain linear back.
 

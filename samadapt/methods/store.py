@@ -198,12 +198,10 @@ def merge(sam: Sam, injection: Injection) -> None:
     Raises:
         AdapterError: when the method cannot be merged.
     """
-    if not injection.method.can_merge:
-        raise AdapterError(
-            f"{injection.method.name} adds layers that no weight of SAM can hold, so it cannot be "
-            "merged; keep the adapter directory, or train with peft=lora"
-        )
-    low_rank.merge(sam)
+    if injection.method.can_merge:
+        low_rank.merge(sam)
+    injection.method.merge(sam, injection.sites)
+    sam.adapter_names = ()
     sam.requires_grad_(False)
 
 
@@ -291,7 +289,7 @@ def _check_base(path: Path, record: AdapterRecord, sam: Sam) -> None:
             f"{path}: trained at image_size {record.image_size}; the model has {sam.image_size}. "
             f"Load the base with image_size={record.image_size}"
         )
-    if low_rank.carries_adapter(sam):
+    if sam.adapter_names:
         raise AdapterError("this model already carries an adapter; load a fresh base")
     found = base_hash(sam)
     if found != record.base_sha256:

@@ -30,6 +30,8 @@ class Sam(nn.Module):
     """
 
     mask_threshold: float = 0.0
+    adapter_names: tuple[str, ...] = ()
+    """The methods injected into this model; empty for a plain one."""
     pixel_mean: Tensor
     pixel_std: Tensor
 

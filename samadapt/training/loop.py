@@ -150,6 +150,7 @@ def train(
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf))
             if math.isfinite(loss) and math.isfinite(norm):
                 prepared.step()
+                injection.method.after_step(work.sam, state.step + 1, options.steps)
                 state.bad_cases.clear()
             else:
                 skip(state, names)
@@ -181,10 +182,11 @@ def accumulate_gradients(
         output = live(work.features(batch.images), prompts)
         terms = work.loss(output, batch.targets.to(accelerator.device))
         names += batch.names
-        total += float(terms.total.detach()) / count
+        loss = terms.total + work.injection.method.penalty(work.sam)
+        total += float(loss.detach()) / count
         if not math.isfinite(total):
             break
-        accelerator.backward(terms.total / count)
+        accelerator.backward(loss / count)
     return total, names
 
 
