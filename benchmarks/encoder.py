@@ -28,10 +28,13 @@ def rows() -> Iterator[Comparison]:
         yield lite_medsam_row(precision)
     if torch.cuda.is_available():
         for size in SIZES:
-            yield vit_row("vit_b", size, "bf16", "cuda")
+            for images in (1, 8):
+                yield vit_row("vit_b", size, "bf16", "cuda", images)
 
 
-def vit_row(build: str, size: int, precision: PrecisionName, device: Device = "cpu") -> Comparison:
+def vit_row(
+    build: str, size: int, precision: PrecisionName, device: Device = "cpu", images: int = 1
+) -> Comparison:
     """Compare with segment-anything, timm and transformers, with the same weights.
 
     In bf16, under torch's autocast, the peer is segment-anything, which also runs in fp32.
@@ -41,7 +44,8 @@ def vit_row(build: str, size: int, precision: PrecisionName, device: Device = "c
         def prepare() -> Call:
             sam = peers.random_sam(build, size).to(device)
             arithmetic.prepare(sam)
-            return inference(make(sam), pixels(size).to(device), arithmetic)
+            batch = pixels(size).repeat(images, 1, 1, 1).to(device)
+            return inference(make(sam), batch, arithmetic)
 
         return prepare
 
@@ -58,12 +62,13 @@ def vit_row(build: str, size: int, precision: PrecisionName, device: Device = "c
             lambda sam: peers.segment_anything(sam).image_encoder, machine.plain("fp32", device)
         )
     return Comparison(
-        name=f"{build} {size} {precision}{' cuda' if device == 'cuda' else ''}",
+        name=f"{build} {size} {precision}" + (f" cuda, {images} at once" * (device == "cuda")),
         contenders=contenders,
         flop=lambda: flops.encoder_forward(BUILDS[build], size),
         precision=precision,
         reference=lambda: exact(build, size),
         device=device,
+        images=images,
     )
 
 
@@ -102,11 +107,11 @@ def pixels(size: int, low: float | None = None) -> Tensor:
 
 
 def inference(encode: Callable[[Tensor], Tensor], images: Tensor, arithmetic: Arithmetic) -> Call:
-    """Return the call that embeds some images."""
+    """Return the call that embeds some images, of which the first is compared."""
 
     def call() -> Tensor:
         with torch.no_grad(), arithmetic.forward():
-            return encode(images)
+            return encode(images)[:1]
 
     return call
 

@@ -83,6 +83,7 @@ class Comparison:
         precision: of ours, and of the roofline it is held against.
         reference: what the values are compared with: a function, or the name of a contender.
         device: ``"cpu"`` or ``"cuda"``.
+        images: how many images a call takes; operations are of one.
         memory: whether peak memory is measured.
         compare: more facts from the values by contender, such as whether masks are equal.
     """
@@ -93,6 +94,7 @@ class Comparison:
     precision: PrecisionName = "fp32"
     reference: Callable[[], Values] | str | None = None
     device: Literal["cpu", "cuda"] = "cpu"
+    images: int = 1
     memory: bool = True
     compare: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
@@ -111,7 +113,7 @@ class Comparison:
         for name, taken in times.items():
             found[name] = figures(taken) | {"error": errors.get(name)}
             if gflop:
-                rate = gflop / found[name]["median_s"]
+                rate = self.images * gflop / found[name]["median_s"]
                 found[name] |= {"gflop_s": rate, "share_of_peak": peak and rate / peak}
             if taken is not first:
                 found[name]["ratio"] = ratios(first, taken)
@@ -123,6 +125,7 @@ class Comparison:
             "kind": "comparison",
             "device": self.device,
             "precision": self.precision,
+            "images": self.images,
             "gflop": gflop,
             "contenders": found,
             "facts": facts,

@@ -25,7 +25,18 @@ TITLES = {
     "automatic_masks": "Automatic masks, decoder and post-processing",
     "start_up": "Start-up",
 }
-HEADER = ("", "who", "time", "range", "takes longer by", "memory", "error", "GFLOP/s")
+HEADER = (
+    "",
+    "samadapt",
+    "peer",
+    "takes",
+    "ratio",
+    "memory above the weights",
+    "error",
+    "GFLOP/s",
+    "of the peak",
+    "images/s",
+)
 
 
 def main() -> None:
@@ -127,27 +138,30 @@ def row_text(row: Mapping[str, Any]) -> str:
 
 
 def _comparisons(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each peer, with ours on a row's first; pairs are ours / the peer's."""
     body = []
     for row in rows:
-        for name, one in row["contenders"].items():
-            ratio = one.get("ratio")
-            rate, share = one.get("gflop_s"), one.get("share_of_peak")
-            span = f"{duration(one['min_s'])} to {duration(one['max_s'])}"
+        (_, mine), *others = row["contenders"].items()
+        first = [row["row"], _span(mine)]
+        for peer, one in others or [("", {})]:
+            pair = [values for values in (mine, one) if values]
             body.append(
-                (
-                    "" if ratio else row["row"],
-                    name,
-                    duration(one["median_s"]),
-                    span,
-                    _ratio(ratio) if ratio else "",
-                    _memory(one.get("memory")),
-                    "" if one["error"] is None else f"{one['error']:.0e}",
-                    "" if rate is None else f"{rate:.0f}" + (f" ({share:.0%})" if share else ""),
-                )
+                [
+                    *first,
+                    peer,
+                    _span(one) if one else "",
+                    _ratio(one["ratio"]) if one else "",
+                    _pair("{:.2f} GB", [_gigabytes(values) for values in pair]),
+                    _pair("{:.0e}", [values["error"] for values in pair]),
+                    _pair("{:.0f}", [values.get("gflop_s") for values in pair]),
+                    _pair("{:.0%}", [values.get("share_of_peak") for values in pair]),
+                    _pair("{:.3g}", [_images_a_second(row, values) for values in pair]),
+                ]
             )
+            first = ["", ""]
         if row["facts"]:
             told = ", ".join(f"{key} {value}" for key, value in row["facts"].items())
-            body.append(("", told, *[""] * (len(HEADER) - 2)))
+            body.append([told, *[""] * (len(HEADER) - 1)])
     used = [i for i in range(len(HEADER)) if i < 2 or any(line[i] for line in body)]
     return _markdown([HEADER[i] for i in used], ([line[i] for i in used] for line in body))
 
@@ -178,13 +192,34 @@ def duration(seconds: float) -> str:
     return f"{value:#.3g}".rstrip(".") + f" {unit}"
 
 
+def _span(one: Mapping[str, Any]) -> str:
+    low, high = one["min_s"], one["max_s"]
+    around = f" ({duration(low)} to {duration(high)})" if low < high else ""
+    return duration(one["median_s"]) + around
+
+
 def _ratio(ratio: Mapping[str, float]) -> str:
-    return f"**{ratio['median']:.1f}x** ({ratio['min']:.1f} to {ratio['max']:.1f})"
+    low, high = ratio["min"], ratio["max"]
+    around = f" ({low:.1f} to {high:.1f})" if low < high else ""
+    return f"**{ratio['median']:.1f}x**{around}"
 
 
-def _memory(memory: Mapping[str, int | None] | None) -> str:
-    peak = memory and memory["peak_bytes"]
-    return f"{peak / 1e9:.2f} GB" if peak is not None else ""
+def _pair(form: str, values: Iterable[float | None]) -> str:
+    """Return ours / the peer's; nothing where neither was measured."""
+    listed = list(values)
+    if all(value is None for value in listed):
+        return ""
+    return " / ".join("-" if value is None else form.format(value) for value in listed)
+
+
+def _gigabytes(one: Mapping[str, Any]) -> float | None:
+    peak = one.get("memory", {}).get("peak_bytes")
+    return None if peak is None else peak / 1e9
+
+
+def _images_a_second(row: Mapping[str, Any], one: Mapping[str, Any]) -> float | None:
+    rate: float | None = row["images"] / one["median_s"] if row["device"] == "cuda" else None
+    return rate
 
 
 def _by_kind(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

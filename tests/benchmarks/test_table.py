@@ -23,6 +23,8 @@ def comparison(name: str, seconds: float = 4.0) -> dict[str, Any]:
     return {
         "row": name,
         "kind": "comparison",
+        "device": "cpu",
+        "images": 1,
         "contenders": {
             "samadapt": figures(seconds, **rate, memory=memory),
             "segment-anything": figures(16.0, ratio=RATIO, gflop_s=50.0, share_of_peak=None),
@@ -66,14 +68,28 @@ def test_a_comparison_in_markdown(tmp_path: Path) -> None:
         "A CPU, 2 threads, torch 2.15.0; cpu peak 250 GFLOP/s fp32, 300 bf16, copy 20 GB/s; "
         "median of 5, 2026-11-21:"
     )
-    assert lines[4].startswith("|  | who | time |")
+    assert lines[4] == (
+        "|  | samadapt | peer | takes | ratio | memory above the weights | error | GFLOP/s "
+        "| of the peak |"
+    )
     assert lines[6] == (
-        "| vit_b 1024 | samadapt | 4.00 s | 4.00 s to 4.00 s |  | 1.25 GB | 8e-07 | 200 (80%) |"
+        "| vit_b 1024 | 4.00 s | segment-anything | 16.0 s | **4.0x** (3.8 to 4.2) "
+        "| 1.25 GB / - | 8e-07 / 8e-07 | 200 / 50 | 80% / - |"
     )
-    assert lines[7] == (
-        "|  | segment-anything | 16.0 s | 16.0 s to 16.0 s "
-        "| **4.0x** (3.8 to 4.2) |  | 8e-07 | 50 |"
-    )
+
+
+def test_each_peer_has_a_line_and_ours_is_said_once() -> None:
+    row = comparison("vit_b 1024")
+    row["contenders"]["timm"] = figures(8.0, ratio=RATIO) | {"min_s": 7.0}
+    lines = table.TABLES["comparison"]([row])[2:]
+    assert len(lines) == 2
+    assert lines[1].startswith("|  |  | timm | 8.00 s (7.00 s to 8.00 s) | **4.0x** ")
+
+
+def test_a_row_without_peers_has_a_line() -> None:
+    row = comparison("help")
+    del row["contenders"]["segment-anything"]
+    assert table.TABLES["comparison"]([row])[2].startswith("| help | 4.00 s |")
 
 
 def test_every_kind_of_row_has_a_table_of_even_width(tmp_path: Path) -> None:
