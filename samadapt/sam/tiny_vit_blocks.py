@@ -3,9 +3,9 @@
 The modules and their names are timm's; the arithmetic is arranged for speed. Each convolution and
 the batch norm behind it are one convolution, folded from the present parameters in every forward
 pass: that costs less than a hundredth of the pass, gradients reach all of them, and no folded copy
-can go stale. Without a graph to record, a block goes over the image in strips of rows, so that what
-lies between its layers stays in the processor's cache. A padded token of a window is a constant,
-so nothing is computed for it but its part in the attention.
+can go stale. On the CPU a block goes over the image a few rows at a time, so that what lies between
+its layers stays in the processor's cache. Nothing is computed for a padded token of a window, which
+is a constant, but its part in the attention.
 
 Tokens are (b, h, w, width).
 """
@@ -21,11 +21,15 @@ from torch.nn import functional
 
 from samadapt.sam.attention import join_windows, partition_windows
 
-STRIP = 2**19
-"""Numbers in the widest layer of a strip: 2 MiB in fp32."""
+# Numbers that a thread holds of the widest layer: 2 MiB in fp32 (fastest of 0.5 to 8 MiB and all at
+# once on a Xeon with 2 MiB of second-level cache a core).
+PART_PER_THREAD = 2**19
 
 Rows = Callable[[int, int], Tensor]
 """Rows ``[top, bottom)`` of some tokens, made when they are needed."""
+
+Span = tuple[slice, slice]
+"""The images and the rows of a part."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,18 @@ class Convolution:
         )
         return out.permute(0, 2, 3, 1)
 
-    def rows(self, source: Rows, height: int, top: int, bottom: int) -> Tensor:
-        """Convolve only for rows ``[top, bottom)`` of the output of a kernel of 3.
+    def rows(self, source: Rows, height: int, rows: slice) -> Tensor:
+        """Give some rows of the output, for a kernel of 3.
 
         Args:
             source: gives rows of the input.
             height: of the input.
-            top: first row of the output.
-            bottom: behind its last row.
+            rows: of the output.
         """
-        above = min(top, 1)  # a row more, for the padding to fall on
-        first = self.stride * (top - above)
-        out = self(source(first, min(height, self.stride * (bottom - 1) + 2)))
-        return out[:, above : above + bottom - top]
+        above = min(rows.start, 1)  # a row more, for the padding to fall on
+        first = self.stride * (rows.start - above)
+        out = self(source(first, min(height, self.stride * (rows.stop - 1) + 2)))
+        return out[:, above : above + rows.stop - rows.start]
 
 
 class ConvNorm(nn.Module):
@@ -112,22 +115,22 @@ class Stem(nn.Module):
         """Embed images (b, 3, s, s) as tokens."""
         x = images.permute(0, 2, 3, 1)
         first, second = self.conv1.folded(), self.conv2.folded()
-        height, each = x.shape[1], first.stride
+        height, stride = x.shape[1], first.stride
 
-        def strip(some: slice, top: int, bottom: int) -> Tensor:
-            def pixels(top: int, bottom: int) -> Tensor:
-                return x[some, top:bottom]
-
-            if each == 1:
-                return second(functional.gelu(first(pixels(top, bottom))))
+        def strip(some: slice, rows: slice) -> Tensor:
+            if stride == 1:
+                return second(functional.gelu(first(x[some, rows])))
 
             def between(top: int, bottom: int) -> Tensor:
-                return functional.gelu(first.rows(pixels, height, top, bottom))
+                def pixels(top: int, bottom: int) -> Tensor:
+                    return x[some, top:bottom]
 
-            return second.rows(between, -(-height // each), top, bottom)
+                return functional.gelu(first.rows(pixels, height, slice(top, bottom)))
 
-        numbers = first.weight.shape[0] * x.shape[2] * each
-        return _in_strips(strip, x, self, numbers, stride=each * each)
+            return second.rows(between, -(-height // stride), rows)
+
+        numbers = first.weight.shape[0] * x.shape[2] * stride
+        return _in_strips(strip, x, numbers, _records(x, self), stride=stride * stride)
 
 
 class Bottleneck(nn.Module):
@@ -157,15 +160,15 @@ class Bottleneck(nn.Module):
         """Give tokens (b, h / stride, w / stride, outputs), rounded up."""
         widen, filters, narrow = (c.folded() for c in (self.conv1, self.conv2, self.conv3))
 
-        def strip(some: slice, top: int, bottom: int) -> Tensor:
+        def strip(some: slice, rows: slice) -> Tensor:
             def wide(top: int, bottom: int) -> Tensor:
                 return functional.gelu(widen(x[some, top:bottom]))
 
-            out = narrow(functional.gelu(filters.rows(wide, x.shape[1], top, bottom)))
-            return functional.gelu(out + x[some, top:bottom]) if self.residual else out
+            out = narrow(functional.gelu(filters.rows(wide, x.shape[1], rows)))
+            return functional.gelu(out + x[some, rows]) if self.residual else out
 
         numbers = widen.weight.shape[0] * x.shape[2] * filters.stride
-        return _in_strips(strip, x, self, numbers, stride=filters.stride)
+        return _in_strips(strip, x, numbers, _records(x, self), stride=filters.stride)
 
 
 class WindowBiasAttention(nn.Module):
@@ -238,7 +241,8 @@ class NormMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply them to the last axis."""
-        out: Tensor = self.fc2(functional.gelu(self.fc1(self.norm(x))))
+        hidden: Tensor = self.fc1(self.norm(x))
+        out: Tensor = self.fc2(functional.gelu(hidden))
         return out
 
 
@@ -261,65 +265,101 @@ class WindowBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform tokens x."""
-        local, biases = self.local_conv.folded(), self.attn.pair_biases()
+        biases = self.attn.pair_biases()
 
-        def attend(some: slice, top: int, bottom: int) -> Tensor:
-            part = x[some, top:bottom]
+        def attend(part: Tensor) -> Tensor:
             out: Tensor = part + self.attn(part, biases)
             return out
 
-        _, height, columns, width = x.shape
-        attended = _in_strips(attend, x, self, 3 * width * columns, unit=self.attn.window)
-
-        def finish(some: slice, top: int, bottom: int) -> Tensor:
-            def rows(top: int, bottom: int) -> Tensor:
-                return attended[some, top:bottom]
-
-            part = local.rows(rows, height, top, bottom)
+        def transform(part: Tensor) -> Tensor:
             out: Tensor = part + self.mlp(part)
             return out
 
-        return _in_strips(finish, x, self, self.mlp.fc1.out_features * columns)
+        graph = _records(x, self)
+        x = _in_parts(attend, x, 3 * x.shape[-1], graph, unit=self.attn.window)
+        x = self.local_conv.folded()(x)
+        return _in_parts(transform, x, self.mlp.fc1.out_features, graph)
+
+
+def _records(x: Tensor, module: nn.Module) -> bool:
+    """Whether autograd records what ``module`` does with x."""
+    needed = x.requires_grad or any(p.requires_grad for p in module.parameters())
+    return needed and torch.is_grad_enabled()
 
 
 def _in_strips(
-    run: Callable[[slice, int, int], Tensor],
-    x: Tensor,
-    module: nn.Module,
-    numbers: int,
-    *,
-    unit: int = 1,
-    stride: int = 1,
+    run: Callable[[slice, slice], Tensor], x: Tensor, numbers: int, graph: bool, *, stride: int
 ) -> Tensor:
-    """Join ``run(images, top, bottom)``, rows ``[top, bottom)`` of the output, over all strips.
+    """Join ``run(images, rows)``, tokens of the output, over all its rows.
 
-    All at once where autograd records, which keeps everything anyway, and off the CPU (unmeasured
-    there), where each launch costs.
+    At once where autograd records: strips overlap in the input, and each would need a gradient of
+    all of it.
 
     Args:
         run: gives tokens.
         x: the input tokens.
-        module: whose parameters ``run`` uses.
         numbers: in the widest layer, for each row of the output.
-        unit: rows of the output that belong together.
+        graph: whether autograd records.
         stride: rows of the input for each row of the output.
     """
-    images, height = x.shape[0], -(-x.shape[1] // stride)
-    needs_graph = x.requires_grad or any(p.requires_grad for p in module.parameters())
-    if x.device.type != "cpu" or (torch.is_grad_enabled() and needs_graph):
-        return run(slice(0, images), 0, height)
-    out: Tensor | None = None
-    for some, top, bottom in _strips(images, height, unit * max(1, STRIP // (numbers * unit))):
-        part = run(some, top, bottom)
-        if out is None:
-            out = part.new_empty((images, height, *part.shape[2:]))
-        out[some, top:bottom] = part
-    return x if out is None else out
+    images, height = len(x), -(-x.shape[1] // stride)
+    spans = _spans(images, height, numbers)
+    if graph or len(spans) <= 1 or x.device.type != "cpu":
+        return run(slice(0, images), slice(0, height))
+    return _collect((run(*span) for span in spans), images, height)
 
 
-def _strips(images: int, height: int, rows: int) -> Iterator[tuple[slice, int, int]]:
-    """Yield (images, top, bottom) of about ``rows`` rows each: of one image, or several whole."""
+def _in_parts(
+    run: Callable[[Tensor], Tensor], x: Tensor, numbers: int, graph: bool, *, unit: int = 1
+) -> Tensor:
+    """Give ``run(x)``, tokens of the same shape, a part at a time; backward goes so, too.
+
+    Args:
+        run: gives tokens.
+        x: the input tokens.
+        numbers: in the widest layer, for each token.
+        graph: whether autograd records.
+        unit: rows that depend on each other.
+    """
+    images, height, columns, _ = x.shape
+    spans = _spans(images, height, numbers * columns, unit)
+    if len(spans) <= 1 or x.device.type != "cpu":
+        return run(x)
+    counts = [some.stop - some.start for some, _ in spans]
+    lengths = [n * (rows.stop - rows.start) for n, (_, rows) in zip(counts, spans, strict=True)]
+    parts = x.flatten(0, 1).split(lengths)
+    outputs = (run(p.unflatten(0, (n, -1))) for n, p in zip(counts, parts, strict=True))
+    if not graph:
+        return _collect(outputs, images, height)
+    return torch.cat([out.flatten(0, 1) for out in outputs]).view_as(x)
+
+
+def _spans(images: int, height: int, numbers: int, unit: int = 1) -> list[Span]:
+    """Divide the rows of some images into parts: some rows of one, or some images whole.
+
+    Args:
+        images: how many.
+        height: rows of each.
+        numbers: that a row takes in the widest layer.
+        unit: rows that belong together.
+    """
+    rows = unit * max(1, PART_PER_THREAD * torch.get_num_threads() // (numbers * unit))
     together = max(1, rows // height)
-    for image in range(0, images, together):
-        for top in range(0, height, rows):
-            yield slice(image, image + together), top, min(top + rows, height)
+    return [
+        (slice(image, min(image + together, images)), slice(top, min(top + rows, height)))
+        for image in range(0, images, together)
+        for top in range(0, height, rows)
+    ]
+
+
+def _collect(parts: Iterator[Tensor], images: int, height: int) -> Tensor:
+    """Write parts (n, rows, w, width), in order, into one tensor (images, height, w, width)."""
+    first = next(parts).flatten(0, 1)
+    out = first.new_empty((images * height, *first.shape[1:]))
+    out[: len(first)] = first
+    start = len(first)
+    for part in parts:
+        rows = part.flatten(0, 1)
+        out[start : start + len(rows)] = rows
+        start += len(rows)
+    return out.view(images, height, *out.shape[1:])

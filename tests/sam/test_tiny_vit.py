@@ -47,7 +47,7 @@ def test_equals_timm(
 ) -> None:
     """Everything up to the neck, in strips of one row, in some of several, in whole images."""
     ours, theirs = timm_pair(randomise, image_size)
-    monkeypatch.setattr(tiny_vit_blocks, "STRIP", strip)
+    monkeypatch.setattr(tiny_vit_blocks, "PART_PER_THREAD", strip)
     images = torch.randn(3, 3, image_size, image_size, dtype=torch.float64)
     with torch.no_grad():
         expected = theirs.stages(theirs.patch_embed(images))
@@ -144,7 +144,7 @@ def test_statistics_never_change(tiny_t_sam: Sam) -> None:
 
 def test_strips_give_what_one_graph_gives(tiny_t_sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a graph the blocks go in strips; a graph is recorded for whole images."""
-    monkeypatch.setattr(tiny_vit_blocks, "STRIP", 2000)
+    monkeypatch.setattr(tiny_vit_blocks, "PART_PER_THREAD", 2000)
     images = torch.randn(2, 3, 64, 64)
     recorded = tiny_t_sam.encode(images)
     assert recorded.requires_grad
