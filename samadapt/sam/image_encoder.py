@@ -28,7 +28,8 @@ class PatchEmbed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Embed x (b, 3, s, s)."""
         patches: Tensor = self.proj(x)
-        return patches.permute(0, 2, 3, 1)
+        # The tokens' order in memory stays what it is here: each norm reads them as they lie.
+        return patches.permute(0, 2, 3, 1).contiguous()
 
 
 class Block(nn.Module):
