@@ -119,13 +119,13 @@ class Stem(nn.Module):
 
         def strip(some: slice, rows: slice) -> Tensor:
             if stride == 1:
-                return second(functional.gelu(first(x[some, rows])))
+                return second(_gelu(first(x[some, rows])))
 
             def between(top: int, bottom: int) -> Tensor:
                 def pixels(top: int, bottom: int) -> Tensor:
                     return x[some, top:bottom]
 
-                return functional.gelu(first.rows(pixels, height, slice(top, bottom)))
+                return _gelu(first.rows(pixels, height, slice(top, bottom)))
 
             return second.rows(between, -(-height // stride), rows)
 
@@ -162,10 +162,10 @@ class Bottleneck(nn.Module):
 
         def strip(some: slice, rows: slice) -> Tensor:
             def wide(top: int, bottom: int) -> Tensor:
-                return functional.gelu(widen(x[some, top:bottom]))
+                return _gelu(widen(x[some, top:bottom]))
 
-            out = narrow(functional.gelu(filters.rows(wide, x.shape[1], rows)))
-            return functional.gelu(out + x[some, rows]) if self.residual else out
+            out = narrow(_gelu(filters.rows(wide, x.shape[1], rows)))
+            return _gelu(out + x[some, rows]) if self.residual else out
 
         numbers = widen.weight.shape[0] * x.shape[2] * filters.stride
         return _in_strips(strip, x, numbers, _records(x, self), stride=filters.stride)
@@ -242,7 +242,7 @@ class NormMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply them to the last axis."""
         hidden: Tensor = self.fc1(self.norm(x))
-        out: Tensor = self.fc2(functional.gelu(hidden))
+        out: Tensor = self.fc2(_gelu(hidden))
         return out
 
 
@@ -279,6 +279,11 @@ class WindowBlock(nn.Module):
         x = _in_parts(attend, x, 3 * x.shape[-1], graph, unit=self.attn.window)
         x = self.local_conv.folded()(x)
         return _in_parts(transform, x, self.mlp.fc1.out_features, graph)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """GELU, written over x where autograd does not need it; nothing else may use x."""
+    return functional.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
 
 
 def _records(x: Tensor, module: nn.Module) -> bool:
