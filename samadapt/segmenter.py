@@ -12,13 +12,13 @@ from numpy.typing import ArrayLike
 from samadapt.data.intensity import make_intensity, to_rgb
 from samadapt.data.reader import read_image, reader_for, write_prediction
 from samadapt.data.types import Array, Volume
-from samadapt.errors import AdapterError, ConfigError, DataError, PromptError, WeightsError
+from samadapt.errors import AdapterError, ConfigError, DataError, PromptError
 from samadapt.evaluation.inference import embed, segment_objects, segment_semantic
 from samadapt.methods import store
+from samadapt.methods.opening import open_adapter
 from samadapt.prompts.manual import SlicePrompts, slice_prompts
 from samadapt.prompts.objects import ObjectPrompts
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.sam.weights import load_sam
 from samadapt.training.precision import Precision, choose_device, choose_precision
 
 if TYPE_CHECKING:
@@ -55,22 +55,13 @@ def load_adapter(
         WeightsError: the base weights are not found or are of another kind.
         ConfigError: this machine has no such device or precision.
     """
-    directory = Path(directory).expanduser()
     target = choose_device(device)
     arithmetic = choose_precision(precision, target)
-    record = store.read_record(directory)
+    adapted = open_adapter(directory, checkpoint)
     try:
-        sam = load_sam(record.base, _base_file(record, checkpoint), record.image_size)
-    except WeightsError as error:
-        raise WeightsError(
-            f"{directory / store.RECORD}: its base model cannot be loaded: {error}. It was trained "
-            f"with {record.checkpoint or record.base}; give the file as checkpoint=FILE"
-        ) from error
-    store.load_adapter(directory, sam)
-    try:
-        return Segmenter(sam.to(target), record, arithmetic)
+        return Segmenter(adapted.sam.to(target), adapted.record, arithmetic)
     except (ConfigError, PromptError, AdapterError) as error:
-        raise AdapterError(f"{directory / store.RECORD}: {error}") from error
+        raise AdapterError(f"{adapted.directory / store.RECORD}: {error}") from error
 
 
 class Segmenter:
@@ -258,14 +249,6 @@ class Segmenter:
                 "boxes=[[x0, y0, x1, y1]] or points=[[x, y]], in pixels of the image"
             )
         return slice_prompts(*given, volume.shape)
-
-
-def _base_file(record: store.AdapterRecord, checkpoint: str | Path | None) -> Path | None:
-    """The file given, else the one trained with if it is still there, else by name."""
-    if checkpoint is not None:
-        return Path(checkpoint)
-    hint = Path(record.checkpoint).expanduser() if record.checkpoint else None
-    return hint if hint and hint.exists() else None
 
 
 def _as_volume(image: Array) -> Volume:

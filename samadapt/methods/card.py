@@ -6,6 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from samadapt.methods.store import AdapterRecord
 
 _LOAD_PEFT = """
@@ -21,18 +23,37 @@ names.)
 """
 
 
-def model_card(record: AdapterRecord, trainable: int, *, plain_peft: bool) -> str:
-    """Return README.md of an adapter directory, in Markdown.
+_LOAD = """import samadapt
+segmenter = samadapt.load_adapter("this-directory")
+mask = segmenter.segment("image.png")"""
+
+
+def model_card(
+    record: AdapterRecord,
+    trainable: int,
+    *,
+    plain_peft: bool = False,
+    library: str = "samadapt",
+    title: str = "",
+    use: str = _LOAD,
+    facts: Mapping[str, str] | None = None,
+) -> str:
+    """Return README.md of an adapter directory or of an export, in Markdown.
 
     Args:
         record: of the adapter.
         trainable: number of parameters that it holds.
-        plain_peft: whether peft loads it onto the base by itself.
+        plain_peft: whether peft loads it onto the base by itself, beside samadapt.
+        library: that loads it, as the Hugging Face Hub names it.
+        title: the heading; "Adapter for" the base if empty.
+        use: Python code that loads it.
+        facts: further rows of the table; empty ones are left out.
     """
     options = ", ".join(f"{key}={value}" for key, value in record.method.items() if key != "name")
-    facts = {
+    licence = record.licence or base_licence(record.base)
+    table = {
         "Base": f"{record.base}, sha256 of its tensors `{record.base_sha256}`",
-        "Licence of the base": record.licence or "see the source of the base weights",
+        "Licence of the base": licence or "see the source of the base weights",
         "Method": f"{record.method['name']} ({options})",
         "Trained parameters": f"{trainable:,}",
         "Input": f"{record.image_size} px, intensity {_plain(record.intensity)}",
@@ -41,16 +62,18 @@ def model_card(record: AdapterRecord, trainable: int, *, plain_peft: bool) -> st
         "Data": record.data or "not recorded",
         "Recipe": record.recipe or "not recorded",
         "Created": record.created or "not recorded",
+        **{key: value for key, value in (facts or {}).items() if value},
     }
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    rows = "\n".join(f"| {key} | {value} |" for key, value in table.items())
     scores = json.dumps(record.scores, indent=2) if record.scores else "not evaluated"
-    by_peft = _LOAD_PEFT if plain_peft else ""
     return f"""---
-library_name: {"peft" if plain_peft else "samadapt"}
+library_name: {"peft" if plain_peft else library}
+{f"license: {licence.lower()}" if licence else "license: other"}
+pipeline_tag: mask-generation
 tags: [segment-anything, image-segmentation, samadapt]
 ---
 
-# Adapter for {record.base}
+# {title or f"Adapter for {record.base}"}
 
 | | |
 |---|---|
@@ -65,11 +88,16 @@ tags: [segment-anything, image-segmentation, samadapt]
 ## Use
 
 ```python
-import samadapt
-segmenter = samadapt.load_adapter("this-directory")
-mask = segmenter.segment("image.png")
+{use}
 ```
-{by_peft}"""
+{_LOAD_PEFT if plain_peft else ""}"""
+
+
+def base_licence(base: str) -> str:
+    """Return the licence of published base weights, as SPDX names it; empty if unknown."""
+    from samadapt.sam.sources import known_weights
+
+    return known_weights[base].licence if base in known_weights else ""
 
 
 def _plain(values: object) -> str:

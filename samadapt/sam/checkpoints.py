@@ -82,7 +82,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         )
     named = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     if any(key.startswith("vision_encoder.") for key in named):
-        named = _from_hugging_face(named)
+        names = hugging_face_names(named)
+        named = {names[key]: tensor for key, tensor in named.items()}
     named = {key: tensor for key, tensor in named.items() if not _DERIVED.match(key)}
     if not any(key.startswith("image_encoder.blocks.") for key in named):
         named = {tiny_vit_key(key): tensor for key, tensor in named.items()}
@@ -220,9 +221,11 @@ def _prefix(keys: Iterable[str]) -> str | None:
     return None
 
 
-def _from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def hugging_face_names(keys: Iterable[str]) -> dict[str, str]:
+    """Map the state-dict names of transformers' ``SamModel`` to those of ``Sam.state_dict()``."""
+    keys = list(keys)
     inner: dict[str, int] = {}
-    for key in tensors:
+    for key in keys:
         head = _HF_HEAD.match(key)
         if head and head[3]:
             inner[head[1]] = max(inner.get(head[1], 0), int(head[3]) + 1)
@@ -233,11 +236,11 @@ def _from_hugging_face(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return f"{match[1]}.layers.{0 if match[2] == 'in' else inner.get(match[1], 0) + 1}."
 
     renamed = {}
-    for key, tensor in tensors.items():
+    for key in keys:
         name = _HF_HEAD.sub(head_name, key)
         for pattern, new in _HF_RENAMES:
             name = pattern.sub(new, name)
-        renamed[name] = tensor
+        renamed[key] = name
     return renamed
 
 

@@ -25,6 +25,7 @@ class WeightsSource:
         size_mb: about how large it is, in 10^6 bytes.
         package: (distribution, file inside it) of a Python package that brings it, or None.
         page: where a person reads about it and finds the file.
+        licence: of the weights, as SPDX names it.
     """
 
     file: str
@@ -33,6 +34,7 @@ class WeightsSource:
     size_mb: int
     package: tuple[str, str] | None = None
     page: str = ""
+    licence: str = "Apache-2.0"
 
 
 _SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything"

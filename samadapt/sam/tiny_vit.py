@@ -145,6 +145,19 @@ def tiny_vit_key(name: str) -> str:
     return prefix + encoder + rest
 
 
+def published_key(name: str) -> str:
+    """Undo ``tiny_vit_key`` for a name of ``Sam.state_dict()``."""
+    if not name.startswith("image_encoder."):
+        return name
+    name = re.sub(
+        r"\.patch_embed\.conv(1|2)\.", lambda m: f".patch_embed.seq.{2 * int(m[1]) - 2}.", name
+    )
+    name = re.sub(
+        r"\.stages\.(\d+)\.downsample\.", lambda m: f".layers.{int(m[1]) - 1}.downsample.", name
+    )
+    return re.sub(r"\.conv\.(?=weight$)", ".c.", name.replace(".stages.", ".layers."))
+
+
 def _stem_name(match: re.Match[str]) -> str:
     return f"patch_embed.conv{1 + int(match[1]) // 2}."
 

@@ -1,0 +1,171 @@
+"""``to=hf``: the merged model as a ``SamModel`` directory of transformers, with its processor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from samadapt.errors import MissingExtraError
+from samadapt.export.target import Target, merge_refusal, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samadapt.export.probe import Model
+    from samadapt.methods.opening import Adapted
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import MaskOutput, Prompts
+
+
+@register("hf")
+@dataclass(frozen=True)
+class HuggingFace(Target):
+    """What ``SamModel.from_pretrained`` and the mask-generation pipeline load."""
+
+    summary: ClassVar[str] = "a SamModel directory of transformers, with its processor"
+    extra: ClassVar[str] = "hf"
+
+    def refusal(self, adapted: Adapted) -> str:
+        """Refuse what cannot be merged, and encoders that transformers does not have."""
+        return no_such_encoder(adapted) or merge_refusal(adapted)
+
+    def write(self, adapted: Adapted, folder: Path) -> list[str]:
+        """Merge, rename, save model and processor."""
+        from samadapt.methods.store import merge
+
+        require_transformers()
+        import transformers
+
+        sam = adapted.sam
+        merge(sam, adapted.injection)
+        model = transformers.SamModel(configuration(sam))
+        state = sam.state_dict()
+        model.load_state_dict({theirs: state[ours] for theirs, ours in names(model).items()})
+        model.save_pretrained(folder)
+        processor(sam).save_pretrained(folder)
+        if sam.preprocessing.normalization == "mean_std":
+            return []
+        return [
+            "the processor divides by 255; these weights were trained on images each scaled to "
+            "[0, 1] by its own extremes"
+            + (" and squeezed to a square" if sam.preprocessing.resize == "squash" else "")
+            + ": do that before the processor"
+        ]
+
+    def read_back(self, adapted: Adapted, folder: Path) -> Model:
+        """Load it with ``from_pretrained``."""
+        import transformers
+
+        transformers.SamProcessor.from_pretrained(folder)
+        return Answers(transformers.SamModel.from_pretrained(folder))
+
+    def how_to_load(self, adapted: Adapted) -> str:
+        """Return code for transformers."""
+        return (
+            "from transformers import SamModel, SamProcessor\n"
+            'model = SamModel.from_pretrained("this-directory")\n'
+            'processor = SamProcessor.from_pretrained("this-directory")'
+        )
+
+
+class Answers:
+    """A ``SamModel`` behind the two calls of ours."""
+
+    def __init__(self, model: Any) -> None:
+        """Take the model."""
+        self.model = model.eval()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Embed preprocessed images (b, 3, s, s)."""
+        embeddings: Tensor = self.model.get_image_embeddings(images)
+        return embeddings
+
+    def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> MaskOutput:
+        """Decode p objects in each image."""
+        from samadapt.sam.types import MaskOutput
+
+        output = self.model(
+            image_embeddings=embeddings,
+            input_points=prompts.points,
+            input_labels=prompts.point_labels,
+            input_boxes=prompts.boxes,
+            multimask_output=multimask,
+        )
+        return MaskOutput(logits=output.pred_masks, iou=output.iou_scores)
+
+
+def require_transformers() -> None:
+    """Raise ``MissingExtraError`` without transformers."""
+    from importlib.util import find_spec
+
+    if find_spec("transformers") is None:
+        raise MissingExtraError("transformers", "hf")
+
+
+def no_such_encoder(adapted: Adapted) -> str:
+    """Return why transformers' ``SamModel`` cannot be this model; empty where it can."""
+    if adapted.sam.build.encoder == "vit":
+        return ""
+    return f"transformers' SamModel has no TinyViT, the encoder of {adapted.record.base}"
+
+
+def configuration(sam: Sam) -> Any:
+    """Return transformers' ``SamConfig`` for a model with SAM's ViT."""
+    import transformers
+
+    build = sam.build
+    vision = transformers.SamVisionConfig(
+        hidden_size=build.embed_dim,
+        output_channels=build.prompt_width,
+        num_hidden_layers=build.depth,
+        num_attention_heads=build.num_heads,
+        image_size=sam.image_size,
+        patch_size=build.patch_size,
+        window_size=build.window,
+        global_attn_indexes=list(build.global_blocks),
+        num_pos_feats=build.prompt_width // 2,
+        mlp_dim=int(build.mlp_ratio * build.embed_dim),
+    )
+    prompt = transformers.SamPromptEncoderConfig(
+        hidden_size=build.prompt_width,
+        image_size=sam.image_size,
+        patch_size=build.patch_size,
+        mask_input_channels=build.mask_channels,
+    )
+    decoder = transformers.SamMaskDecoderConfig(
+        hidden_size=build.prompt_width,
+        mlp_dim=build.decoder_mlp,
+        num_hidden_layers=build.decoder_depth,
+        num_attention_heads=build.decoder_heads,
+        num_multimask_outputs=build.num_multimask,
+        iou_head_hidden_dim=build.iou_width,
+        layer_norm_eps=1e-5,  # segment-anything's; transformers' default is 1e-6
+    )
+    return transformers.SamConfig(
+        vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder
+    )
+
+
+def processor(sam: Sam) -> Any:
+    """Return transformers' processor with the model's sizes and, where it has one, its scaling."""
+    import transformers
+
+    side, low = sam.image_size, 4 * sam.embedding_size
+    scaled = sam.preprocessing.normalization == "mean_std"
+    images = transformers.SamImageProcessor(
+        size={"longest_edge": side},
+        pad_size={"height": side, "width": side},
+        mask_size={"longest_edge": low},
+        mask_pad_size={"height": low, "width": low},
+        image_mean=[v / 255 for v in sam.preprocessing.mean] if scaled else [0.0] * 3,
+        image_std=[v / 255 for v in sam.preprocessing.std] if scaled else [1.0] * 3,
+    )
+    return transformers.SamProcessor(images)
+
+
+def names(model: Any) -> dict[str, str]:
+    """Map the state-dict names of a ``SamModel`` to ours."""
+    from samadapt.sam.checkpoints import hugging_face_names
+
+    return hugging_face_names(model.state_dict())

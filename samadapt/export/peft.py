@@ -1,0 +1,173 @@
+"""``to=peft``: what ``PeftModel.from_pretrained`` puts onto segment-anything's or HF's model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from samadapt.errors import ConfigError, nearest
+from samadapt.export import hf
+from samadapt.export.target import Target, register
+
+if TYPE_CHECKING:
+    from samadapt.export.probe import Model
+    from samadapt.methods.opening import Adapted
+    from samadapt.sam.model import Sam
+
+NAMINGS = ("sam", "transformers")
+
+
+@register("peft")
+@dataclass(frozen=True)
+class Peft(Target):
+    """A PEFT directory, loaded without samadapt.
+
+    Attributes:
+        naming: ``"sam"``: segment-anything's module names, for its models and ours;
+            ``"transformers"``: those of its ``SamModel``.
+
+    Raises:
+        ConfigError: for another naming.
+    """
+
+    summary: ClassVar[str] = "a PEFT directory for segment-anything's or transformers' module names"
+    extra: ClassVar[str] = "hf"
+
+    naming: Literal["sam", "transformers"] = "sam"
+
+    def __post_init__(self) -> None:
+        """Check the naming."""
+        if self.naming not in NAMINGS:
+            raise ConfigError(
+                f"naming must be {' or '.join(NAMINGS)}; got {self.naming!r}"
+                f"{nearest(self.naming, NAMINGS)}"
+            )
+
+    @property
+    def limit(self) -> float | None:
+        return 1e-5
+
+    def refusal(self, adapted: Adapted) -> str:
+        """Refuse kinds that peft does not have, and what it cannot put onto a plain base."""
+        from samadapt.sam.builds import BUILDS
+
+        method, own = adapted.injection.method, BUILDS[adapted.record.base].num_multimask
+        if not method.plain_peft:
+            return f"{method.name} is no kind of peft's"
+        if adapted.record.num_masks != own:
+            return (
+                f"it has {adapted.record.num_masks} mask outputs, one a class, and peft cannot "
+                f"give the base model more than its {own}"
+            )
+        return hf.no_such_encoder(adapted) if self.naming == "transformers" else ""
+
+    def write(self, adapted: Adapted, folder: Path) -> list[str]:
+        """Copy the adapter's own two files; rename modules for transformers."""
+        from safetensors.torch import load_file, save_file
+
+        from samadapt.methods.store import PEFT_CONFIG, WEIGHTS
+        from samadapt.methods.verify import read_json, write_json
+
+        source = adapted.directory
+        if self.naming == "sam":
+            for name in (WEIGHTS, PEFT_CONFIG):
+                shutil.copy(source / name, folder / name)
+            return []
+        rename = Renaming(adapted.sam)
+        tensors = load_file(source / WEIGHTS)
+        renamed = {rename.key(name): value for name, value in tensors.items()}
+        save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / WEIGHTS).chmod(0o644)
+        write_json(folder / PEFT_CONFIG, rename.values(read_json(source / PEFT_CONFIG)))
+        return []
+
+    def read_back(self, adapted: Adapted, folder: Path) -> Model:
+        """Let peft put it onto a fresh base."""
+        from peft import PeftModel
+
+        from samadapt.sam.weights import load_sam
+
+        record = adapted.record
+        sam = load_sam(record.base, adapted.checkpoint, record.image_size)
+        if self.naming == "sam":
+            return PeftModel.from_pretrained(sam, str(folder)).eval().base_model.model  # type: ignore[no-any-return]
+        model = base_in_transformers(sam)
+        adapted_model = PeftModel.from_pretrained(model, str(folder))
+        return hf.Answers(adapted_model.eval().base_model.model)
+
+    def how_to_load(self, adapted: Adapted) -> str:
+        """Return code for peft."""
+        head = "from peft import PeftModel\n"
+        if self.naming == "transformers":
+            name = HUB_NAMES.get(adapted.record.base, "PATH/OF/THE/BASE")
+            return (
+                f"{head}from transformers import SamModel\n"
+                f'model = PeftModel.from_pretrained(SamModel.from_pretrained("{name}"), '
+                '"this-directory")'
+            )
+        return (
+            f"{head}# sam: the base, from segment-anything's registry or samadapt.load_sam\n"
+            'model = PeftModel.from_pretrained(sam, "this-directory")'
+        )
+
+
+HUB_NAMES = {
+    "vit_b": "facebook/sam-vit-base",
+    "vit_l": "facebook/sam-vit-large",
+    "vit_h": "facebook/sam-vit-huge",
+}
+"""The published ``SamModel`` of each build."""
+
+
+def base_in_transformers(sam: Sam) -> Any:
+    """Return a plain model as transformers' ``SamModel``."""
+    hf.require_transformers()
+    import transformers
+
+    model = transformers.SamModel(hf.configuration(sam))
+    state = sam.state_dict()
+    model.load_state_dict({theirs: state[ours] for theirs, ours in hf.names(model).items()})
+    return model
+
+
+class Renaming:
+    """From our module names to those of transformers' ``SamModel``."""
+
+    def __init__(self, sam: Sam) -> None:
+        """Read transformers' names off an empty model of the same numbers."""
+        hf.require_transformers()
+        import torch
+        import transformers
+
+        with torch.device("meta"):
+            model = transformers.SamModel(hf.configuration(sam))
+        self.parameters = {ours: theirs for theirs, ours in hf.names(model).items()}
+        self.modules = {
+            ours.rpartition(".")[0]: theirs.rpartition(".")[0]
+            for ours, theirs in self.parameters.items()
+        }
+
+    def key(self, name: str) -> str:
+        """Rename a stored tensor: a parameter of the base, or one that peft adds to a module."""
+        prefix = "base_model.model."
+        bare = name.removeprefix(prefix)
+        if bare in self.parameters:
+            return prefix + self.parameters[bare]
+        module = bare
+        while module not in self.modules:
+            module = module.rpartition(".")[0]
+        return prefix + self.modules[module] + bare.removeprefix(module)
+
+    def values(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Rename the modules that ``adapter_config.json`` names, wherever it does."""
+        return {key: self._value(value) for key, value in config.items()}
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {self._value(key): self._value(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self._value(inner) for inner in value]
+        return self.modules.get(value, value) if isinstance(value, str) else value

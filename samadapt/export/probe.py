@@ -1,0 +1,112 @@
+"""The same image and prompts put to two models, and how far apart their answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from samadapt.sam.types import MaskOutput, Prompts
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+
+
+class Model(Protocol):
+    """What is asked: ``Sam`` itself, or another program's model behind the same two calls."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Embed preprocessed images (b, 3, s, s) as (b, c, g, g)."""
+
+    def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> MaskOutput:
+        """Decode p objects in each of b images."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far apart two models are on the probe.
+
+    Attributes:
+        logits: largest difference of a logit.
+        iou: largest difference of an IoU estimate.
+        largest: the largest logit, for scale.
+        disagreement: share of pixels on different sides of 0.
+        limit: allowed share of the largest logit (at least 1); None: any.
+    """
+
+    logits: float
+    iou: float
+    largest: float
+    disagreement: float
+    limit: float | None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is within the limit."""
+        if self.limit is None:
+            return True
+        return max(self.logits, self.iou) <= self.limit * max(1.0, self.largest)
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        limit = "" if self.limit is None else f"; limit {self.limit:g} of the largest"
+        return (
+            f"largest difference {self.logits:.2e} in logits (to {self.largest:.3g}{limit}), "
+            f"{self.iou:.2e} in IoU estimates, {self.disagreement:.4%} of the pixels"
+        )
+
+
+def answers(model: Model, like: Sam | None = None) -> list[MaskOutput]:
+    """Put the probe to a model.
+
+    Args:
+        model: what is asked.
+        like: gives the sizes; the model itself if None.
+    """
+    sam: Sam = model if like is None else like  # type: ignore[assignment]
+    side = sam.image_size
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(1, 3, 16, 16, generator=generator)
+    noise = 0.3 * torch.randn(1, 3, side, side, generator=generator)
+    image = functional.interpolate(coarse, (side, side), mode="bilinear") + noise
+    if sam.preprocessing.normalization == "min_max":
+        image = (image - image.amin()) / (image.amax() - image.amin())
+    with torch.no_grad():
+        embeddings = model.encode(image.to(sam.device, sam.dtype))
+        return [
+            model.decode(embeddings, prompts, multimask=multimask)
+            for prompts, multimask in questions(side)
+        ]
+
+
+def questions(side: int) -> list[tuple[Prompts, bool]]:
+    """Return prompts of every kind, each with whether several masks are wanted."""
+    boxes = side * torch.tensor([[[0.1, 0.15, 0.6, 0.7], [0.3, 0.2, 0.9, 0.8]]])
+    points = side * torch.tensor([[[[0.4, 0.3], [0.7, 0.8]], [[0.5, 0.5], [0.1, 0.9]]]])
+    labels = torch.tensor([[[1, 0], [1, 1]]])
+    return [
+        (Prompts(boxes=boxes), True),
+        (Prompts(boxes=boxes[:, :1]), False),
+        (Prompts(points=points, point_labels=labels), True),
+        (Prompts(), True),
+    ]
+
+
+def compare(
+    expected: Sequence[MaskOutput], found: Sequence[MaskOutput], limit: float | None
+) -> Difference:
+    """Compare two models' answers."""
+    pairs = list(zip(expected, found, strict=True))
+    pixels = sum(want.logits.numel() for want in expected)
+    crossed = sum(int(((w.logits > 0) != (f.logits > 0)).sum()) for w, f in pairs)
+    return Difference(
+        logits=max(float((w.logits - f.logits).abs().max()) for w, f in pairs),
+        iou=max(float((w.iou - f.iou).abs().max()) for w, f in pairs),
+        largest=max(float(want.logits.abs().max()) for want in expected),
+        disagreement=crossed / pixels,
+        limit=limit,
+    )

@@ -1,0 +1,182 @@
+"""What every export target has in common: refuse, write, read back, compare, and only then keep."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+from samadapt.errors import AdapterError, RunError
+
+if TYPE_CHECKING:
+    from samadapt.export.probe import Difference, Model
+    from samadapt.methods.opening import Adapted
+
+TARGETS: dict[str, type[Target]] = {}
+"""Every target by the name that ``to=NAME`` takes; filled by ``register``."""
+
+TargetT = TypeVar("TargetT", bound="Target")
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Options that a target has, and what it must be able to do.
+
+    Attributes:
+        limit: largest difference allowed, as a share of the largest output (at least 1); None
+            where the target is inexact on purpose, and only says how far off it is.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    extra: ClassVar[str] = ""
+    """The extra of samadapt that brings what it needs."""
+
+    @property
+    def limit(self) -> float | None:
+        return 1e-4
+
+    def refusal(self, adapted: Adapted) -> str:
+        """Return why this adapter cannot be exported so; empty where it can."""
+        raise NotImplementedError
+
+    def write(self, adapted: Adapted, folder: Path) -> list[str]:
+        """Write the files into an empty folder; may change the adapted model.
+
+        Returns:
+            What the user should know about them.
+        """
+        raise NotImplementedError
+
+    def read_back(self, adapted: Adapted, folder: Path) -> Model:
+        """Load what was written, as its user will."""
+        raise NotImplementedError
+
+    def how_to_load(self, adapted: Adapted) -> str:
+        """Return Python code for the model card."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was exported.
+
+    Attributes:
+        to: name of the target.
+        output: the folder.
+        files: names and sizes in bytes.
+        difference: between the adapted model and what was read back.
+        notes: what the user should know.
+    """
+
+    to: str
+    output: Path
+    files: dict[str, int]
+    difference: Difference
+    notes: list[str] = field(default_factory=list)
+
+
+def register(name: str) -> Callable[[type[TargetT]], type[TargetT]]:
+    """Return a decorator that lists a target under ``name``."""
+
+    def add(cls: type[TargetT]) -> type[TargetT]:
+        cls.name = name
+        TARGETS[name] = cls
+        return cls
+
+    return add
+
+
+def merge_refusal(adapted: Adapted) -> str:
+    """Return why an adapter cannot be folded into SAM's weights; empty where it can."""
+    method = adapted.injection.method
+    if method.can_merge:
+        return ""
+    return f"{method.name} adds layers that no weight of SAM can hold, so it cannot be merged"
+
+
+def export_adapter(
+    directory: str | Path,
+    target: Target,
+    output: str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+) -> Exported:
+    """Write an adapter for another program, load that back, compare, and keep it if it is equal.
+
+    Args:
+        directory: the adapter.
+        target: the target with its options.
+        output: folder to create; an empty one may exist.
+        checkpoint: file of the base weights, if it is not where the adapter says.
+
+    Raises:
+        AdapterError: the adapter is refused, or this target cannot hold it; then it names those
+            that can.
+        WeightsError: the base weights are not found.
+        MissingExtraError: a package that the target needs is not installed.
+        RunError: what was read back does not predict the same; nothing is kept.
+    """
+    from samadapt.export import probe
+    from samadapt.methods.opening import open_adapter
+
+    output = Path(output).expanduser()
+    check_output(output)
+    adapted = open_adapter(directory, checkpoint)
+    if reason := target.refusal(adapted):
+        others = [name for name, cls in TARGETS.items() if not cls().refusal(adapted)]
+        raise AdapterError(
+            f"{directory}: to={target.name}: {reason}; it can be exported to "
+            f"{', '.join(others) or 'nothing else'}"
+        )
+    expected = probe.answers(adapted.sam)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        scratch.chmod(0o755)
+        notes = target.write(adapted, scratch)
+        found = probe.answers(target.read_back(adapted, scratch), like=adapted.sam)
+        difference = probe.compare(expected, found, target.limit)
+        if not difference.is_small:
+            raise RunError(
+                f"to={target.name}: what was written does not predict the same: {difference}"
+            )
+        write_card(scratch / CARD, adapted, target, difference, notes)
+        if output.exists():
+            output.rmdir()
+        scratch.rename(output)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    files = {p.name: p.stat().st_size for p in sorted(output.iterdir())}
+    return Exported(target.name, output, files, difference, notes)
+
+
+def check_output(output: Path) -> None:
+    """Refuse, before any model is loaded, a folder that holds something.
+
+    Raises:
+        AdapterError: naming it.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise AdapterError(f"{output}: output must be a new or an empty folder; it exists")
+
+
+def write_card(
+    path: Path, adapted: Adapted, target: Target, difference: Difference, notes: list[str]
+) -> None:
+    """Write the model card of an export."""
+    from samadapt.methods.card import model_card
+
+    card = model_card(
+        adapted.record,
+        adapted.injection.trainable,
+        library={"sam": "segment-anything", "hf": "transformers"}.get(target.name, target.name),
+        title=f"SAM {adapted.record.base}, adapted ({target.summary})",
+        use=target.how_to_load(adapted),
+        facts={"Compared with the adapted model": str(difference), "Notes": "; ".join(notes)},
+    )
+    path.write_text(card, encoding="utf-8")

@@ -1,0 +1,70 @@
+"""An adapter directory with the base model that it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samadapt.errors import WeightsError
+from samadapt.methods import store
+
+if TYPE_CHECKING:
+    from samadapt.methods import Injection
+    from samadapt.sam.model import Sam
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """An adapter and its base, loaded and checked.
+
+    Attributes:
+        directory: where the adapter was read.
+        record: what it says of itself.
+        sam: the adapted model.
+        injection: what was injected.
+        checkpoint: file of the base weights; None where they were found by name.
+    """
+
+    directory: Path
+    record: store.AdapterRecord
+    sam: Sam
+    injection: Injection
+    checkpoint: Path | None
+
+
+def open_adapter(directory: str | Path, checkpoint: str | Path | None = None) -> Adapted:
+    """Load an adapter with its base.
+
+    The base is the file given, else the one that it was trained with if that is still there (in
+    the adapter's directory, too), else the published weights of that name.
+
+    Raises:
+        AdapterError: the directory is refused; names the file and the fault.
+        WeightsError: the base weights are not found or are of another kind.
+    """
+    from samadapt.sam.weights import load_sam
+
+    directory = Path(directory).expanduser()
+    record = store.read_record(directory)
+    base = _base_file(directory, record, checkpoint)
+    try:
+        sam = load_sam(record.base, base, record.image_size)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{directory / store.RECORD}: its base model cannot be loaded: {error}. It was trained "
+            f"with {record.checkpoint or record.base}; give the file as checkpoint=FILE"
+        ) from error
+    injection = store.load_adapter(directory, sam)
+    return Adapted(directory, record, sam, injection, base)
+
+
+def _base_file(
+    directory: Path, record: store.AdapterRecord, checkpoint: str | Path | None
+) -> Path | None:
+    if checkpoint is not None:
+        return Path(checkpoint).expanduser()
+    if not record.checkpoint:
+        return None
+    hint = Path(record.checkpoint).expanduser()
+    return next((path for path in (directory / hint, hint) if path.exists()), None)

