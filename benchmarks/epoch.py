@@ -24,7 +24,7 @@ from benchmarks import machine
 from benchmarks.harness import Call, Fact, Growth, Row
 from samadapt.config import compose
 from samadapt.methods import METHODS, inject
-from samadapt.methods.base import Injection
+from samadapt.methods.injection import Injection
 from samadapt.sam.model import Sam
 from samadapt.sam.types import Prompts
 from samadapt.sam.weights import base_hash, load_sam

@@ -20,7 +20,7 @@ from samadapt.data.dataset import Dataset, open_dataset
 from samadapt.environment import environment, recorded_precision, seed_all
 from samadapt.errors import ConfigError
 from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate
-from samadapt.methods.base import Injection, inject
+from samadapt.methods.injection import Injection, inject
 from samadapt.methods.store import AdapterRecord, load_adapter
 from samadapt.prompts.given import has_prompts
 from samadapt.prompts.objects import objects_in
@@ -300,7 +300,7 @@ class Session:
         model = self.config.model
         self.sam = load_sam(model.name, model.checkpoint, model.image_size).to(self.device)
         self.injection = load_adapter(directory, self.sam)
-        self.precision.store_frozen(self.sam.to(self.device))
+        self.precision.store_frozen(self.sam.to(self.device), self.injection.exact)
         self.features.sam = self.sam
 
     def _prompted(self, sample: Sample) -> bool:
@@ -338,7 +338,7 @@ def open_session(config: Config, run_dir: Path) -> Session:
     if policy.is_semantic and len(dataset.classes) > sam.build.num_multimask:
         sam.resize_mask_tokens(len(dataset.classes))
     injection = inject(sam, config.peft)
-    precision.store_frozen(sam.to(device))
+    precision.store_frozen(sam.to(device), injection.exact)
     progress.say(f"device {device}, precision {precision.name}: {precision.reason}")
     write_json(run_dir / "env.json", environment(device, precision))
     write_json(run_dir / "splits.json", dataset.splits())

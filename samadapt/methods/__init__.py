@@ -9,7 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from pkgutil import iter_modules
 
-from samadapt.methods.base import METHODS, Injection, Method, inject, register, select_blocks
+from samadapt.methods.base import METHODS, Method, register, select_blocks
+from samadapt.methods.injection import Injection, inject
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):

@@ -1,4 +1,4 @@
-"""Where methods are injected, what stays frozen, and the report of what is trained."""
+"""What a PEFT method is: its options, what it says about itself, and where it is placed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from samadapt.errors import AdapterError, ConfigError, RunError, nearest
+from samadapt.errors import AdapterError, ConfigError, nearest
 from samadapt.typed import knob
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from samadapt.sam.model import Sam
     from samadapt.sam.types import BlockSite
+
+Decoder = Literal["full", "lora", "own", "frozen"]
+DECODERS: tuple[Decoder, ...] = ("full", "lora", "own", "frozen")
 
 METHODS: dict[str, type[Method]] = {}
 """Every method by the name that ``peft=NAME`` takes; filled by ``register``."""
@@ -37,13 +40,38 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class PeftLayers:
+    """Layers that peft adds in one go: one kind with one configuration.
+
+    Attributes:
+        kind: peft's name of it, as ``peft_type`` in ``adapter_config.json``.
+        names: module paths of what peft replaces.
+        options: arguments of peft's configuration besides the targets.
+        ranks: for LoRA, rank and alpha by module path.
+        fused: LoRA runs in our own arithmetic.
+        reads_base: the arithmetic needs the exact values of the base weights, so that they are not
+            held in bf16.
+        check_start: try that the output is that of the base.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    ranks: Mapping[str, LowRank] = field(default_factory=dict)
+    fused: bool = False
+    reads_base: bool = True
+    check_start: bool = False
+
+
+@dataclass(frozen=True)
 class Method:
     """Options that every method has, and what a method must say about itself.
 
     Attributes:
         blocks: which attention blocks: ``"all"``, ``"last:K"``, ``"first:K"``, ``"global"``,
-            ``"window"`` or 0-based indices.
-        decoder: how the mask decoder is trained.
+            ``"window"``, 0-based indices, or ``"none"`` for a frozen encoder.
+        decoder: how the mask decoder is trained: all of it, by a LoRA, by the method's own layers,
+            or not at all.
         decoder_rank: rank of the decoder's LoRA, with alpha equal to it.
 
     Raises:
@@ -55,23 +83,34 @@ class Method:
     can_merge: ClassVar[bool] = True
     plain_peft: ClassVar[bool] = False
     """Whether peft itself can load what this method saves."""
+    takes_decoder: ClassVar[bool] = False
+    """Whether the method's own layers can be put into the decoder."""
     changes: ClassVar[frozenset[str]] = LINEARS
 
     blocks: str | tuple[int, ...] = knob(
-        "all", help="attention blocks: all, last:K, first:K, global, window or [0, 3]"
+        "all", help="attention blocks: all, last:K, first:K, global, window, [0, 3] or none"
     )
-    decoder: Literal["full", "lora", "frozen"] = knob("full", help="how the mask decoder trains")
+    decoder: Decoder = knob("full", help="how the mask decoder trains; own: as the encoder does")
     decoder_rank: int = knob(4, help="rank of the decoder's LoRA", low=1)
 
     def __post_init__(self) -> None:
         """Check the options, here and in ``validate``."""
         require(
-            self.decoder in ("full", "lora", "frozen"),
-            f"peft.decoder must be full, lora or frozen; got {self.decoder!r}"
-            f"{nearest(str(self.decoder), ('full', 'lora', 'frozen'))}",
+            self.decoder in DECODERS,
+            f"peft.decoder must be {', '.join(DECODERS)}; got {self.decoder!r}"
+            f"{nearest(str(self.decoder), DECODERS)}",
+        )
+        require(
+            self.takes_decoder or self.decoder != "own",
+            f"peft.decoder=own: the layers of {self.name} do not fit the decoder; use full, lora "
+            "or frozen",
         )
         require_count("decoder_rank", self.decoder_rank)
-        _parse_blocks(self.blocks)
+        word, _ = _parse_blocks(self.blocks)
+        require(
+            (word, self.decoder) != ("none", "frozen"),
+            "peft.blocks=none with peft.decoder=frozen trains nothing; use peft=none for that",
+        )
         self.validate()
 
     def validate(self) -> None:
@@ -81,15 +120,10 @@ class Method:
             ConfigError: naming the key as ``peft.<key>``.
         """
 
-    def low_rank(self, sites: Sequence[BlockSite]) -> dict[str, LowRank]:
-        """Return the encoder's linears that peft gives a LoRA layer, by module path."""
-        del sites
-        return {}
-
-    @property
-    def low_rank_dropout(self) -> float:
-        """Dropout before every LoRA layer."""
-        return 0.0
+    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+        """Return what peft adds to a plain model for this method; nothing twice."""
+        del sam, sites
+        return ()
 
     @property
     def encoders(self) -> tuple[str, ...]:
@@ -107,6 +141,11 @@ class Method:
     def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
         """Return how many encoder parameters the method trains, from the sizes alone."""
         del sam, sites
+        return 0
+
+    def decoder_formula(self, sam: Sam) -> int:
+        """Return how many decoder parameters ``decoder=own`` trains, from the sizes alone."""
+        del sam
         return 0
 
     def merge(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
@@ -250,14 +289,17 @@ def select_blocks(blocks: str | Sequence[int], sites: Sequence[BlockSite]) -> tu
             )
         return tuple(site for site in sites if site.index in numbers)
     chosen = tuple(site for site in sites if word in ("all", site.kind))
-    require(bool(chosen), f"peft.blocks={blocks}: this encoder has no {word} attention blocks")
+    require(
+        bool(chosen) or word == "none",
+        f"peft.blocks={blocks}: this encoder has no {word} attention blocks",
+    )
     return chosen
 
 
 def _parse_blocks(blocks: object) -> tuple[str, tuple[int, ...]]:
     """Return the kind of selection (a word, or ``"list"``) and its numbers."""
-    words = ("all", "last:K", "first:K", "global", "window")
-    if isinstance(blocks, str) and blocks in ("all", "global", "window"):
+    words = ("all", "last:K", "first:K", "global", "window", "none")
+    if isinstance(blocks, str) and blocks in ("all", "global", "window", "none"):
         return blocks, ()
     if isinstance(blocks, str) and not blocks.lstrip().startswith("["):
         word, _, count = blocks.partition(":")
@@ -278,166 +320,3 @@ def _parse_blocks(blocks: object) -> tuple[str, tuple[int, ...]]:
     require(whole, f"peft.blocks must list indices from 0 on; got {blocks!r}")
     require(len(set(indices)) == len(indices), f"peft.blocks names a block twice: {blocks!r}")
     return "list", tuple(indices)
-
-
-@dataclass
-class Injection:
-    """What was injected, and what of the model is trained.
-
-    Attributes:
-        method: the options.
-        base_name: name of the model's build.
-        sites: the attention blocks that were selected.
-        depth: number n of attention blocks in the encoder.
-        boundary: first unit of the encoder that is trained, for ``Sam.encode_prefix``: 0 to n - 1
-            a block, n the neck, n + 1 nothing in the encoder; -1: the patch embedding is trained
-            too, so there is no frozen prefix.
-        groups: names of the trained parameters by group: ``"embedding"``, ``"block 3"``,
-            ``"neck"``, ``"decoder"``.
-        total: parameters of the model, with what was injected.
-        low_rank: peft's LoRA layers, encoder and decoder, by module path.
-        parameters: the trained parameters by their name in the model.
-    """
-
-    method: Method
-    base_name: str
-    sites: tuple[BlockSite, ...]
-    depth: int
-    boundary: int
-    groups: dict[str, list[str]]
-    total: int
-    low_rank: dict[str, LowRank] = field(repr=False)
-    parameters: dict[str, nn.Parameter] = field(repr=False)
-
-    @property
-    def trainable(self) -> int:
-        """Number of trained parameters."""
-        return sum(parameter.numel() for parameter in self.parameters.values())
-
-    @property
-    def share(self) -> float:
-        """Trained parameters over all parameters, 0 to 1."""
-        return self.trainable / self.total
-
-    @property
-    def has_frozen_prefix(self) -> bool:
-        """Whether ``Sam.encode_prefix(images, boundary)`` is constant during training."""
-        return self.boundary >= 0
-
-    def count(self, group: str) -> int:
-        """Return the number of trained parameters in a group."""
-        return sum(self.parameters[name].numel() for name in self.groups[group])
-
-    def report(self) -> str:
-        """Return the sites, the trained and total parameters and their share, as lines of text."""
-        encoder = sum(self.count(group) for group in self.groups if group != "decoder")
-        decoder = self.trainable - encoder
-        indices = ", ".join(str(site.index) for site in self.sites) if encoder else "none"
-        units = {-1: "nothing", 0: "the patch embedding", self.depth: "all attention blocks"}
-        units[self.depth + 1] = "the whole image encoder"
-        frozen = units.get(self.boundary, f"everything before block {self.boundary}")
-        rows = {
-            "method": f"{self.method.name} on {self.base_name}: {self.method.summary}",
-            "blocks": f"{indices} (of {self.depth})",
-            "encoder": f"{encoder:,} trained parameters",
-            "decoder": f"{decoder:,} trained parameters ({self.method.decoder})",
-            "trained": f"{self.trainable:,} of {self.total:,} parameters ({self.share:.2%})",
-            "frozen": f"{frozen}; the prompt encoder",
-        }
-        return "\n".join(f"{key:<8} {text}" for key, text in rows.items())
-
-    def check_gradients(self) -> None:
-        """Check after the first backward pass that every group got a gradient.
-
-        Raises:
-            RunError: naming the groups whose gradients are all missing or zero.
-        """
-        dead = [
-            name
-            for name, members in self.groups.items()
-            if not any(_has_gradient(self.parameters[member]) for member in members)
-        ]
-        if dead:
-            raise RunError(
-                f"no gradient reached {', '.join(dead)} after the first backward pass "
-                f"(method {self.method.name}); expected one in every trained group. Was the frozen "
-                f"prefix cut at block {self.boundary}, and does the loss use the model's output?"
-            )
-
-    def set_training(self, sam: Sam, enabled: bool = True) -> None:
-        """Switch the injected dropout on or off; everything frozen stays in evaluation mode."""
-        sam.eval()
-        for name, module in sam.named_modules():
-            if ".lora_dropout." in name:
-                module.train(enabled)
-
-
-def _has_gradient(parameter: nn.Parameter) -> bool:
-    return parameter.grad is not None and bool((parameter.grad != 0).any())
-
-
-def inject(sam: Sam, method: Method) -> Injection:
-    """Freeze the model, add the method's modules, and mark what is trained.
-
-    The prompt encoder stays frozen; the decoder follows ``method.decoder``. The output is the same
-    as before until a step is taken.
-
-    Args:
-        sam: a model without an adapter; changed in place.
-        method: the options.
-
-    Raises:
-        ConfigError: when ``peft.blocks`` does not fit the encoder.
-        AdapterError: when the model already carries an adapter.
-    """
-    from samadapt.methods import low_rank
-
-    if sam.adapter_names:
-        raise AdapterError("this model already carries an adapter; load a fresh one to inject into")
-    require(
-        sam.build.encoder in method.encoders,
-        f"peft={method.name} with these options needs an encoder of kind "
-        f"{' or '.join(method.encoders)}; {sam.build.name} has a {sam.build.encoder}",
-    )
-    every = sam.sites()
-    sites = select_blocks(method.blocks, every)
-    sam.adapter_names = (method.name,)
-    sam.requires_grad_(False)
-    plan = low_rank.plan(sam, method, sites)
-    if plan:
-        low_rank.inject(sam, plan, method.low_rank_dropout)
-    method.inject(sam, sites)
-    if method.decoder == "full":
-        sam.mask_decoder.requires_grad_(True)
-    trained = {name: p for name, p in sam.named_parameters() if p.requires_grad}
-    groups: dict[str, list[str]] = {}
-    for name in trained:
-        groups.setdefault(_group(name, every), []).append(name)
-    return Injection(
-        method=method,
-        base_name=sam.build.name,
-        sites=sites,
-        depth=len(every),
-        boundary=_boundary(groups, len(every)),
-        groups=groups,
-        total=sum(p.numel() for p in sam.parameters()),
-        low_rank=plan,
-        parameters=trained,
-    )
-
-
-def _group(name: str, sites: Sequence[BlockSite]) -> str:
-    """Return the group of a trained parameter, by where it sits."""
-    if not name.startswith("image_encoder."):
-        return "decoder"
-    for site in sites:
-        if name.startswith(f"{site.block}."):
-            return f"block {site.index}"
-    return "neck" if name.startswith("image_encoder.neck.") else "embedding"
-
-
-def _boundary(groups: Mapping[str, object], depth: int) -> int:
-    """Return the first trained unit of the encoder; see ``Injection.boundary``."""
-    units = {"embedding": -1, "neck": depth, "decoder": depth + 1}
-    blocks = {f"block {index}": index for index in range(depth)}
-    return min(((units | blocks)[group] for group in groups), default=depth + 1)

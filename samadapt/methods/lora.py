@@ -1,4 +1,8 @@
-"""LoRA (Hu et al. 2021) on slices of the fused qkv projections, stored as standard peft."""
+"""LoRA (Hu et al. 2021) on slices of the fused qkv and on other linears, stored as standard peft.
+
+"LoRA: Low-Rank Adaptation of Large Language Models"; ``rslora`` is the scaling of "A Rank
+Stabilization Scaling Factor for Fine-Tuning with LoRA" (Kalajdzievski 2023).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from samadapt.errors import nearest
-from samadapt.methods.base import LowRank, Method, register, require, require_count
+from samadapt.methods.base import (
+    LowRank,
+    PeftLayers,
+    register,
+    require,
+    require_count,
+    require_slices,
+)
+from samadapt.methods.peft_method import LinearMethod, require_alpha
 from samadapt.typed import knob
 
 if TYPE_CHECKING:
@@ -17,63 +28,64 @@ if TYPE_CHECKING:
 
 @register("lora")
 @dataclass(frozen=True)
-class LoRA(Method):
-    """Low-rank updates of the chosen q, k and v.
+class LoRA(LinearMethod):
+    """Low-rank updates of the chosen q, k and v, and of the other target linears.
 
     The A of all slices are stacked, and B is zero outside the chosen slices, so one plain LoRA of
     rank ``len(slices) * rank`` on ``qkv`` says the same (DESIGN: decisions).
 
     Attributes:
-        rank: of each slice.
+        rank: of each slice, and of each other linear.
         alpha: the update is scaled by ``alpha / rank``; None is ``rank``, a scale of 1.
         dropout: on the input of A, in training.
-        slices: which of q, k and v.
+        slices: which of q, k and v, where ``qkv`` is a target.
+        rslora: scale by ``alpha / sqrt(rank)`` instead; with alpha None by ``sqrt(rank)``.
     """
 
-    summary: ClassVar[str] = "low-rank updates on slices of the qkv projections"
-    plain_peft: ClassVar[bool] = True
+    summary: ClassVar[str] = "low-rank updates on slices of qkv, and on proj and MLP by choice"
+    kind: ClassVar[str] = "LORA"
 
     rank: int = knob(4, help="rank of each slice's update", low=1)
     alpha: float | None = knob(None, help="scale is alpha / rank; null: alpha = rank", above=0)
     dropout: float = knob(0.0, help="dropout before A", low=0, below=1)
     slices: tuple[Literal["q", "k", "v"], ...] = knob(("q", "v"), help="which of q, k, v")
+    rslora: bool = knob(False, help="scale by alpha / sqrt(rank): rank-stabilised")
 
     def validate(self) -> None:
-        """Check rank, alpha, dropout and slices."""
+        """Check rank, alpha, dropout, slices and rslora."""
         require_count("rank", self.rank)
+        require_alpha(self.alpha)
+        number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
         require(
-            self.alpha is None or (_is_number(self.alpha) and self.alpha > 0),
-            f"peft.alpha must be a number above 0 or null; got {self.alpha!r}",
-        )
-        require(
-            _is_number(self.dropout) and 0 <= self.dropout < 1,
+            number and 0 <= self.dropout < 1,
             f"peft.dropout must be at least 0 and below 1; got {self.dropout!r}",
         )
-        for name in self.slices:
-            hint = nearest(str(name), "qkv")
-            require(name in ("q", "k", "v"), f"peft.slices must name q, k or v; got {name!r}{hint}")
-        require(
-            0 < len(self.slices) == len(set(self.slices)),
-            f"peft.slices must name one or more of q, k and v, each once; got {self.slices!r}",
-        )
+        require_slices(self.slices)
+        require(isinstance(self.rslora, bool), f"peft.rslora: true or false; got {self.rslora!r}")
 
-    @property
-    def low_rank_dropout(self) -> float:
-        """Dropout before every LoRA layer."""
-        return self.dropout
-
-    def low_rank(self, sites: Sequence[BlockSite]) -> dict[str, LowRank]:
-        """Give every ``qkv`` the stacked rank; rank and alpha grow alike, so the scale stays."""
+    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+        """Give every ``qkv`` the stacked rank, with an alpha that keeps the scale."""
+        alpha = float(self.rank if self.alpha is None else self.alpha)
         count = len(self.slices)
-        alpha = self.rank if self.alpha is None else self.alpha
-        return {site.qkv: LowRank(count * self.rank, count * float(alpha)) for site in sites}
+        stacked = LowRank(count * self.rank, count ** (0.5 if self.rslora else 1) * alpha)
+        qkv = {site.qkv for site in sites}
+        names = [name for layers in super().peft_layers(sam, sites) for name in layers.names]
+        if not names:
+            return ()
+        plain = LowRank(self.rank, alpha)
+        ranks = {name: stacked if name in qkv else plain for name in names}
+        options = {"lora_dropout": self.dropout, "use_rslora": self.rslora}
+        layers = PeftLayers(
+            self.kind, tuple(names), options, ranks, fused=True, reads_base=self.reads_base
+        )
+        return (layers,)
 
     def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
         """Put the block-structured B in the place of peft's dense one."""
         from samadapt.methods._slices import SlicedProjection
-        from samadapt.methods.low_rank import ADAPTER
+        from samadapt.methods.peft_layers import ADAPTER
 
-        for site in sites:
+        for site in sites if "qkv" in self.targets else ():
             layers = sam.get_submodule(f"{site.qkv}.lora_B")
             dense = sam.get_parameter(f"{site.qkv}.lora_B.{ADAPTER}.weight")
             groups = site.heads if site.qkv_order == "head_qkv" else 1
@@ -81,11 +93,15 @@ class LoRA(Method):
             sliced = SlicedProjection(self.slices, self.rank, rows, groups, dense)
             setattr(layers, ADAPTER, sliced)
 
+    def size(self, inputs: int, outputs: int) -> int:
+        """Return rank * (inputs + outputs)."""
+        return self.rank * (inputs + outputs)
+
     def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
-        """Return slices * rank * (inputs + rows of a slice), over all sites."""
-        del sam
-        return sum(len(self.slices) * self.rank * 2 * site.width for site in sites)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        """Return slices * rank * (inputs + rows of a slice) a qkv, and ``size`` of the others."""
+        sliced = len(sites) if "qkv" in self.targets else 0
+        per_site = [len(self.slices) * self.rank * 2 * site.width for site in sites[:sliced]]
+        others = [
+            name for site in sites for name in self.encoder_names(sam, site) if name != site.qkv
+        ]
+        return sum(per_site) + self.count(sam, others)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from samadapt.methods.base import Method, register
+from samadapt.methods.base import EVERYTHING, Decoder, Method, register
 from samadapt.typed import knob
 
 
@@ -16,5 +16,6 @@ class NoAdaptation(Method):
 
     summary: ClassVar[str] = "the encoder untouched; zero-shot unless the decoder is trained"
     plain_peft: ClassVar[bool] = True
+    changes: ClassVar[frozenset[str]] = EVERYTHING
 
-    decoder: Literal["full", "lora", "frozen"] = knob("frozen", help="how the mask decoder trains")
+    decoder: Decoder = knob("frozen", help="how the mask decoder trains")

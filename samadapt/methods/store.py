@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.errors import AdapterError, ConfigError
-from samadapt.methods import low_rank
-from samadapt.methods.base import Injection, Method, inject, method_from_dict
+from samadapt.methods import peft_layers
+from samadapt.methods.base import Method, PeftLayers, method_from_dict
+from samadapt.methods.injection import Injection, inject
 from samadapt.methods.verify import (
     check_finite,
     check_peft_config,
@@ -33,8 +33,6 @@ WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 RECORD = "samadapt.json"
 CARD = "README.md"
-
-_PREFIX = "base_model.model."  # peft stores names as seen from its own wrapper
 
 
 @dataclass(frozen=True)
@@ -106,9 +104,8 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
             f"{directory / RECORD}: num_masks {record.num_masks} is not what the model has: "
             f"{sam.build.num_multimask}"
         )
-    state = sam.state_dict()
-    names = _stored_names(sam, injection)
-    tensors = {key: state[name].detach().cpu().contiguous() for key, name in names.items()}
+    state = _stored(sam, injection)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     check_finite(tensors, directory / WEIGHTS)
     record = replace(
         record,
@@ -124,7 +121,7 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
         (fresh / WEIGHTS).chmod(0o644)  # safetensors leaves it readable by its owner alone
         write_json(fresh / PEFT_CONFIG, _peft_config(injection))
         write_json(fresh / RECORD, asdict(record))
-        plain_peft = _loads_in_peft(sam, injection.method)
+        plain_peft = _loads_in_peft(sam, injection)
         card = model_card(record, injection.trainable, plain_peft=plain_peft)
         (fresh / CARD).write_text(card, encoding="utf-8")
         if directory.exists():
@@ -158,15 +155,14 @@ def load_adapter(directory: Path, sam: Sam) -> Injection:
     config = read_json(directory / PEFT_CONFIG)
     if record.num_masks != sam.build.num_multimask:
         sam.resize_mask_tokens(record.num_masks)
-    injection = inject(sam, method)
-    check_peft_config(directory / PEFT_CONFIG, config, _peft_config(injection))
-    names = _stored_names(sam, injection)
-    expected = sam.state_dict()
-    check_tensors(
-        directory / WEIGHTS, tensors, {key: expected[name] for key, name in names.items()}
-    )
     try:
-        sam.load_state_dict({names[key]: value for key, value in tensors.items()}, strict=False)
+        injection = inject(sam, method)
+    except ConfigError as error:
+        raise AdapterError(f"{directory / RECORD}: {error}") from error
+    check_peft_config(directory / PEFT_CONFIG, config, _peft_config(injection))
+    check_tensors(directory / WEIGHTS, tensors, _stored(sam, injection))
+    try:
+        _restore(sam, injection, tensors)
     except AdapterError as error:
         raise AdapterError(f"{directory / WEIGHTS}: {error}") from error
     return injection
@@ -199,7 +195,7 @@ def merge(sam: Sam, injection: Injection) -> None:
         AdapterError: when the method cannot be merged.
     """
     if injection.method.can_merge:
-        low_rank.merge(sam)
+        peft_layers.merge(sam)
     injection.method.merge(sam, injection.sites)
     sam.adapter_names = ()
     sam.requires_grad_(False)
@@ -226,32 +222,46 @@ def load_trainable_state(sam: Sam, injection: Injection, state: Mapping[str, Ten
             parameter.copy_(state[name])
 
 
-def _stored_names(sam: Sam, injection: Injection) -> dict[str, str]:
-    """Map each stored key to its state-dict name: what is trained, under peft's own names."""
+def _stored(sam: Sam, injection: Injection) -> dict[str, Tensor]:
+    """Return what is stored: what peft saves of its layers, and all else that is trained."""
+    stored: dict[str, Tensor] = {}
+    for layers, tuner in injection.peft:
+        stored |= peft_layers.read_state(tuner, layers)
+    by_peft = tuple(f"{name}." for layers, _ in injection.peft for name in layers.names)
     state = sam.state_dict()
-    chosen = []
-    for name in injection.parameters:
-        # a packed B is one dense entry in the state dict, under another name than its parameter
-        chosen.append(name if name in state else f"{name.rpartition('.')[0]}.weight")
-    label = re.compile(rf"\.(lora_[AB])\.{low_rank.ADAPTER}\.")
-    return {_PREFIX + label.sub(r".\1.", name): name for name in chosen}
+    others = [name for name in injection.parameters if not name.startswith(by_peft)]
+    return stored | {peft_layers.PREFIX + name: state[name] for name in others}
+
+
+def _restore(sam: Sam, injection: Injection, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what ``_stored`` returned; keys and shapes have been checked."""
+    left = dict(tensors)
+    for layers, tuner in injection.peft:
+        keys = peft_layers.read_state(tuner, layers)
+        peft_layers.write_state(tuner, {key: left.pop(key) for key in keys})
+    plain = {key.removeprefix(peft_layers.PREFIX): value for key, value in left.items()}
+    sam.load_state_dict(plain, strict=False)
 
 
 def _peft_config(injection: Injection) -> dict[str, Any]:
     """Return what ``adapter_config.json`` holds."""
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
     method = injection.method
-    if not method.plain_peft:
+    if not injection.plain_peft:
         return {
             "peft_type": f"SAMADAPT_{method.name.upper()}",
             "library_name": "samadapt",
             "note": "no kind of peft's; load it with samadapt.load_adapter",
             "method": method.to_dict(),
         }
-    from peft import LoraConfig
-
-    whole = ["mask_decoder"] if method.decoder == "full" else None
-    arguments = low_rank.peft_config(injection.low_rank, method.low_rank_dropout, whole)
-    config = LoraConfig(inference_mode=True, **arguments).to_dict()
+    more: dict[str, Any] = {"inference_mode": True}
+    if method.decoder == "full":
+        more["modules_to_save"] = ["mask_decoder"]
+    layers = injection.peft[0][0] if injection.peft else PeftLayers("LORA", ())
+    if not layers.names:
+        more |= {"r": 1, "lora_alpha": 1, "target_modules": DUMMY_TARGET_MODULES}
+    config = peft_layers.configuration(layers, **more).to_dict()
     plain: dict[str, Any] = json.loads(json.dumps(config, default=_as_list))
     return {
         key: sorted(v) if key == "target_modules" and isinstance(v, list) else v
@@ -259,12 +269,12 @@ def _peft_config(injection: Injection) -> dict[str, Any]:
     }
 
 
-def _loads_in_peft(sam: Sam, method: Method) -> bool:
+def _loads_in_peft(sam: Sam, injection: Injection) -> bool:
     """Whether peft alone can load it: it cannot give the base more mask tokens."""
     from samadapt.sam.builds import BUILDS
 
     original = BUILDS.get(sam.build.name, sam.build).num_multimask
-    return method.plain_peft and sam.build.num_multimask == original
+    return injection.plain_peft and sam.build.num_multimask == original
 
 
 def _as_list(value: object) -> list[Any]:

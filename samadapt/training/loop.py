@@ -25,7 +25,7 @@ from samadapt.training.recompute import recomputed
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from samadapt.methods.base import Injection
+    from samadapt.methods.injection import Injection
     from samadapt.sam.model import Sam
     from samadapt.training.batches import Batch, Sampler
     from samadapt.training.losses import LossFunction

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -69,16 +69,20 @@ class Precision:
         with self.products(), half:
             yield
 
-    def store_frozen(self, model: nn.Module) -> None:
+    def store_frozen(self, model: nn.Module, exact: Collection[str] = ()) -> None:
         """For bf16, hold frozen linears in bf16: autocast would cast them anew in every pass.
 
         Outputs under autocast are bit-equal. What is trained, norms and convolutions stay in fp32.
         Afterwards the model can be neither hashed nor merged: what fp32 had more is gone.
+
+        Args:
+            model: changed in place.
+            exact: paths of modules that stay as they are.
         """
         if self.name == "bf16":
-            for module in model.modules():
+            for name, module in model.named_modules():
                 frozen = not any(parameter.requires_grad for parameter in module.parameters())
-                if isinstance(module, nn.Linear) and frozen:
+                if isinstance(module, nn.Linear) and frozen and name not in exact:
                     module.to(torch.bfloat16)
 
 

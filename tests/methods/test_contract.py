@@ -8,7 +8,7 @@ import torch
 from samadapt.errors import AdapterError, ConfigError, RunError
 from samadapt.methods import METHODS, inject
 from samadapt.methods.base import method_from_dict, select_blocks
-from samadapt.methods.low_rank import decoder_formula
+from samadapt.methods.peft_layers import decoder_formula
 from samadapt.methods.store import (
     load_adapter,
     load_trainable_state,

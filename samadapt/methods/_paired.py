@@ -1,0 +1,94 @@
+"""A low-rank pair that is trained and a frozen one that is subtracted: PiSSA's start.
+
+In a state dict, and through ``weight``, the two halves are one matrix, so peft's own merge, save
+and load see a plain LoRA of twice the rank. Imports torch; ``pissa`` imports this when it injects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samadapt.errors import ConfigError
+from samadapt.methods.peft_layers import ADAPTER
+
+
+class Paired(nn.Module):
+    """One matrix of a LoRA, whose first half along an axis is trained.
+
+    Args:
+        trained: where the trained half starts.
+        frozen: the other half.
+        dim: axis along which ``weight`` joins them: 0 for A, 1 for B.
+    """
+
+    frozen: Tensor
+
+    def __init__(self, trained: Tensor, frozen: Tensor, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.trained = nn.Parameter(trained.clone())
+        self.register_buffer("frozen", frozen.clone(), persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The joined matrix."""
+        return torch.cat([self.trained, self.frozen], dim=self.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply by ``weight``; each half by itself, so that equal halves cancel exactly."""
+        if self.dim == 0:
+            return torch.cat(
+                [functional.linear(x, self.trained), functional.linear(x, self.frozen)], dim=-1
+            )
+        own, start = (half.contiguous() for half in x.chunk(2, dim=-1))
+        return functional.linear(own, self.trained) + functional.linear(start, self.frozen)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        destination[f"{prefix}weight"] = self.weight if keep_vars else self.weight.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = f"{prefix}weight"
+        if key not in state_dict:
+            missing_keys.append(key)
+            return
+        trained, frozen = state_dict[key].chunk(2, dim=self.dim)
+        if trained.shape != self.trained.shape or frozen.shape != self.frozen.shape:
+            found, expected = tuple(state_dict[key].shape), tuple(self.weight.shape)
+            error_msgs.append(f"{key}: expected {expected}; got {found}")
+            return
+        with torch.no_grad():
+            self.trained.copy_(trained)
+            self.frozen.copy_(frozen)
+
+
+def pair(layer: LoraLayer, rank: int, name: str) -> None:
+    """Start a LoRA layer of twice the rank at the first singular directions of its linear.
+
+    Raises:
+        ConfigError: when the linear has fewer.
+    """
+    weight = layer.get_base_layer().weight.detach()
+    if rank > min(weight.shape):
+        raise ConfigError(f"peft.rank {rank} exceeds the smaller side of {name}: {weight.shape}")
+    u, values, v = torch.linalg.svd(weight.float(), full_matrices=False)
+    root = (values[:rank] / layer.scaling[ADAPTER]).sqrt()
+    a = (root[:, None] * v[:rank]).to(weight.dtype)
+    b = (u[:, :rank] * root).to(weight.dtype)
+    layer.lora_A[ADAPTER] = Paired(a, a, dim=0)
+    layer.lora_B[ADAPTER] = Paired(b, -b, dim=1)

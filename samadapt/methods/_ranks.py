@@ -1,0 +1,59 @@
+"""AdaLoRA's schedule, by peft's own allocator. Imports torch; ``adalora`` imports this late."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from peft import AdaLoraConfig
+from peft.tuners.adalora.layer import RankAllocator
+from torch.nn import Parameter
+
+from samadapt.methods.peft_layers import ADAPTER
+
+if TYPE_CHECKING:
+    from samadapt.methods.adalora import AdaLoRA
+    from samadapt.sam.model import Sam
+
+
+def is_part(name: str, parts: str = "ABE") -> bool:
+    """Whether a parameter is an A, B or E of AdaLoRA; a LoRA's in the decoder has longer names."""
+    return name.endswith(tuple(f".lora_{part}.{ADAPTER}" for part in parts))
+
+
+class _Triplets:
+    """The part of a model that the allocator may see."""
+
+    def __init__(self, sam: Sam) -> None:
+        self.sam = sam
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        return ((name, p) for name, p in self.sam.named_parameters() if is_part(name))
+
+
+def allocate(sam: Sam, method: AdaLoRA, step: int, total: int) -> None:
+    """Gather importances from the gradients, and zero the directions that the budget leaves out.
+
+    The allocator lies on the model from the first step seen to the last.
+    """
+    kept = vars(sam)
+    if "rank_allocator" not in kept:
+        config = AdaLoraConfig(
+            init_r=method.first_rank,
+            target_r=method.rank,
+            tinit=int(method.hold * total),
+            tfinal=int(method.settle * total),
+            total_step=total,
+        )
+        kept["rank_allocator"] = RankAllocator(_Triplets(sam), config, ADAPTER)
+    allocator: RankAllocator = kept["rank_allocator"]
+    config, triplets = allocator.peft_config, _Triplets(sam)
+    last = total - config.tfinal
+    if step <= last or config.rank_pattern is None:
+        forced = step >= last
+        _, pattern = allocator.update_and_allocate(triplets, min(step, last), force_mask=forced)
+        config.rank_pattern = pattern if forced else None
+    else:
+        allocator.mask_using_rank_pattern(triplets, config.rank_pattern)
+    if step == total:
+        del kept["rank_allocator"]

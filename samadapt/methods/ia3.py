@@ -1,0 +1,56 @@
+"""(IA)^3 (Liu et al. 2022): learned vectors scale keys, values and the MLP's hidden activations.
+
+"Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning". The
+fused qkv is scaled whole here, so q has a vector as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from samadapt.methods.base import PeftLayers, register
+from samadapt.methods.peft_method import LinearMethod, Target
+from samadapt.typed import knob
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+
+@register("ia3")
+@dataclass(frozen=True)
+class IA3(LinearMethod):
+    """``l * (W x + b)``; at the MLP's second linear ``W (l * x) + b``. All ones at the start.
+
+    ``mlp`` means the second linear alone.
+    """
+
+    summary: ClassVar[str] = "vectors that scale qkv and the hidden activations of the MLP"
+    kind: ClassVar[str] = "IA3"
+
+    targets: tuple[Target, ...] = knob(("qkv", "mlp"), help="linears: qkv, proj, mlp (its second)")
+
+    def encoder_names(self, sam: Sam, site: BlockSite) -> list[str]:
+        """Return the target linears without the MLP's first."""
+        from samadapt.methods.peft_layers import linears
+
+        hidden = linears(sam, site.mlp)[:-1]
+        return [name for name in super().encoder_names(sam, site) if name not in hidden]
+
+    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+        """Return the layers; what scales its input is named apart."""
+        layers = super().peft_layers(sam, sites)
+        return tuple(replace(x, options=_scaled_inputs(x.names)) for x in layers)
+
+    def count(self, sam: Sam, names: Sequence[str]) -> int:
+        """Return the sum of the scaled widths: inputs of the MLPs' second linears, outputs else."""
+        scaled = _scaled_inputs(names)["feedforward_modules"]
+        shapes = {name: sam.get_parameter(f"{name}.weight").shape for name in names}
+        return sum(shape[name in scaled] for name, shape in shapes.items())
+
+
+def _scaled_inputs(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the MLPs' second linears, as peft's option."""
+    return {"feedforward_modules": [n for n in names if n.endswith((".mlp.lin2", ".mlp.fc2"))]}

@@ -1,0 +1,43 @@
+"""LayerNorm tuning (Zhao et al. 2023): gains and biases of the blocks' layer norms alone.
+
+"Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from samadapt.methods.base import VECTORS, register
+from samadapt.methods.peft_method import PeftMethod
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+
+@register("layernorm")
+@dataclass(frozen=True)
+class LayerNormTuning(PeftMethod):
+    """Train the layer norms of the chosen blocks, and of the decoder with ``decoder=own``."""
+
+    summary: ClassVar[str] = "gains and biases of the layer norms"
+    changes: ClassVar[frozenset[str]] = VECTORS
+    kind: ClassVar[str] = "LN_TUNING"
+
+    def encoder_names(self, sam: Sam, site: BlockSite) -> list[str]:
+        """Return the paths of a block's layer norms."""
+        from samadapt.methods.peft_layers import norms
+
+        return norms(sam, site.block)
+
+    def decoder_names(self, sam: Sam) -> list[str]:
+        """Return the paths of the decoder's layer norms."""
+        from samadapt.methods.peft_layers import norms
+
+        return norms(sam, "mask_decoder")
+
+    def count(self, sam: Sam, names: Sequence[str]) -> int:
+        """Return a gain and a bias a channel."""
+        return sum(2 * sam.get_parameter(f"{name}.weight").numel() for name in names)

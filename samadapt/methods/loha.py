@@ -1,0 +1,45 @@
+"""LoHa (Hyeon-Woo et al. 2021): the update is the Hadamard product of two low-rank matrices.
+
+"FedPara: Low-rank Hadamard Product for Communication-Efficient Federated Learning"; its use for
+adapters is LyCORIS's (Yeh et al. 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from samadapt.methods.base import register, require_count
+from samadapt.methods.peft_method import LinearMethod, require_alpha
+from samadapt.typed import knob
+
+
+@register("loha")
+@dataclass(frozen=True)
+class LoHa(LinearMethod):
+    """``W + alpha / rank (B1 A1) * (B2 A2)``, elementwise: a rank of up to ``rank ** 2``.
+
+    Attributes:
+        rank: of each of the two factors.
+        alpha: None is ``rank``, a scale of 1.
+    """
+
+    summary: ClassVar[str] = "updates of high rank: the elementwise product of two low-rank ones"
+    kind: ClassVar[str] = "LOHA"
+
+    rank: int = knob(4, help="rank of each of the two factors", low=1)
+    alpha: float | None = knob(None, help="scale is alpha / rank; null: alpha = rank", above=0)
+
+    def validate(self) -> None:
+        """Check rank and alpha."""
+        require_count("rank", self.rank)
+        require_alpha(self.alpha)
+
+    def options(self) -> Mapping[str, Any]:
+        """Return rank and alpha."""
+        return {"r": self.rank, "alpha": self.rank if self.alpha is None else self.alpha}
+
+    def size(self, inputs: int, outputs: int) -> int:
+        """Return 2 * rank * (inputs + outputs)."""
+        return 2 * self.rank * (inputs + outputs)

@@ -1,0 +1,61 @@
+"""LoKr (Edalati et al. 2022; LyCORIS, Yeh et al. 2023): the update is a Kronecker product.
+
+"KronA: Parameter Efficient Tuning with Kronecker Adapter" and "Navigating Text-To-Image
+Customization: From LyCORIS Fine-Tuning to Model Evaluation".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from samadapt.methods.base import register, require, require_count
+from samadapt.methods.peft_method import LinearMethod, require_alpha
+from samadapt.typed import knob
+
+
+@register("lokr")
+@dataclass(frozen=True)
+class LoKr(LinearMethod):
+    """``W + alpha / rank C (x) (B A)``; B A is whole where a low rank would not be smaller.
+
+    Attributes:
+        rank: of the larger factor.
+        alpha: None is ``rank``, a scale of 1.
+        factor: side of the smaller factor C; -1 splits every side near its square root.
+    """
+
+    summary: ClassVar[str] = (
+        "Kronecker products of a small and a low-rank matrix"
+    )
+    kind: ClassVar[str] = "LOKR"
+
+    rank: int = knob(4, help="rank of the larger factor", low=1)
+    alpha: float | None = knob(None, help="scale is alpha / rank; null: alpha = rank", above=0)
+    factor: int = knob(-1, help="side of the small factor; -1: near the square root", low=-1)
+
+    def validate(self) -> None:
+        """Check rank, alpha and factor."""
+        require_count("rank", self.rank)
+        require_alpha(self.alpha)
+        whole = isinstance(self.factor, int) and not isinstance(self.factor, bool)
+        require(
+            whole and (self.factor == -1 or self.factor >= 1),
+            f"peft.factor must be -1 or an integer of at least 1; got {self.factor!r}",
+        )
+
+    def options(self) -> Mapping[str, Any]:
+        """Return rank, alpha and factor."""
+        alpha = self.rank if self.alpha is None else self.alpha
+        return {"r": self.rank, "alpha": alpha, "decompose_factor": self.factor}
+
+    def size(self, inputs: int, outputs: int) -> int:
+        """Return the sizes of both factors; the larger is low-rank where that is smaller."""
+        from peft.tuners.lokr.layer import factorization
+
+        in_small, in_large = factorization(inputs, self.factor)
+        out_small, out_large = factorization(outputs, self.factor)
+        low = self.rank < max(out_large, in_large) / 2
+        large = self.rank * (out_large + in_large) if low else out_large * in_large
+        return int(out_small * in_small + large)

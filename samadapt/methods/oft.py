@@ -1,0 +1,59 @@
+"""OFT (Qiu et al. 2023): the inputs of a linear are rotated, block by block.
+
+"Controlling Text-to-Image Diffusion by Orthogonal Finetuning", on the input side and with the
+Cayley-Neumann series of "Orthogonal Finetuning Made Scalable" (Qiu et al. 2025), as in peft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from samadapt.methods.base import PeftLayers, register, require, require_count
+from samadapt.methods.peft_method import LinearMethod
+from samadapt.typed import knob
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+
+@register("oft")
+@dataclass(frozen=True)
+class OFT(LinearMethod):
+    """``W R x`` with R block-diagonal and orthogonal; the identity at the start.
+
+    Attributes:
+        block_size: channels that are rotated among themselves; must divide a linear's inputs.
+    """
+
+    summary: ClassVar[str] = "rotations of blocks of the input channels"
+    kind: ClassVar[str] = "OFT"
+
+    block_size: int = knob(8, help="channels rotated among themselves", low=2)
+
+    def validate(self) -> None:
+        """Check the block size."""
+        require_count("block_size", self.block_size)
+        require(self.block_size > 1, "peft.block_size must be at least 2; got 1")
+
+    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+        """Return the layers; every linear's inputs must be whole blocks."""
+        layers = super().peft_layers(sam, sites)
+        for name in [name for one in layers for name in one.names]:
+            inputs = sam.get_parameter(f"{name}.weight").shape[1]
+            require(
+                inputs % self.block_size == 0,
+                f"peft.block_size {self.block_size} does not divide the {inputs} inputs of {name}",
+            )
+        return layers
+
+    def options(self) -> Mapping[str, Any]:
+        """Return the block size, and peft's default number of blocks switched off."""
+        return {"r": 0, "oft_block_size": self.block_size}
+
+    def size(self, inputs: int, outputs: int) -> int:
+        """Return the upper triangles of all blocks."""
+        del outputs
+        return inputs // self.block_size * self.block_size * (self.block_size - 1) // 2

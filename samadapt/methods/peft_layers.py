@@ -1,0 +1,210 @@
+"""peft's layers in encoder and decoder: planned, injected, read and merged."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from samadapt.errors import AdapterError, ConfigError, nearest
+from samadapt.methods.base import LowRank, Method, PeftLayers
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from peft.tuners.tuners_utils import BaseTuner
+    from torch import Tensor, nn
+
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+ADAPTER = "default"
+"""peft's name for the one adapter that a model carries here."""
+
+PREFIX = "base_model.model."
+"""peft stores names as seen from its own wrapper."""
+
+
+def plan(sam: Sam, method: Method, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+    """Return what peft adds to a plain model: the method's layers, and LoRA in the decoder.
+
+    The decoder's LoRA joins the method's own where one configuration can say both.
+    """
+    groups = list(method.peft_layers(sam, sites))
+    if method.decoder != "lora":
+        return tuple(groups)
+    names = linears(sam, "mask_decoder")
+    for i, group in enumerate(groups):
+        if group.kind == "LORA" and not group.options.get("use_dora"):
+            rank = method.decoder_rank
+            layer = LowRank(rank, float(rank) ** (0.5 if group.options.get("use_rslora") else 1))
+            ranks = {**group.ranks, **dict.fromkeys(names, layer)}
+            groups[i] = replace(group, names=tuple(ranks), ranks=ranks)
+            return tuple(groups)
+    layer = LowRank(method.decoder_rank, float(method.decoder_rank))
+    own = PeftLayers("LORA", tuple(names), ranks=dict.fromkeys(names, layer), reads_base=False)
+    return (*groups, own)
+
+
+def decoder_formula(sam: Sam, method: Method) -> int:
+    """Return how many parameters of a plain model's decoder the method trains."""
+    if method.decoder == "full":
+        return sum(parameter.numel() for parameter in sam.mask_decoder.parameters())
+    if method.decoder == "own":
+        return method.decoder_formula(sam)
+    if method.decoder == "frozen":
+        return 0
+    weights = [sam.get_parameter(f"{name}.weight") for name in linears(sam, "mask_decoder")]
+    return sum(method.decoder_rank * sum(weight.shape) for weight in weights)
+
+
+def linears(sam: Sam, root: str) -> list[str]:
+    """Return the paths of the linear layers of a plain model at or under ``root``."""
+    from torch import nn
+
+    found = sam.get_submodule(root).named_modules(prefix=root)
+    return [name for name, module in found if isinstance(module, nn.Linear)]
+
+
+def norms(sam: Sam, root: str) -> list[str]:
+    """Return the paths of the layer norms of a plain model under ``root``."""
+    from torch import nn
+
+    found = sam.get_submodule(root).named_modules(prefix=root)
+    return [name for name, module in found if isinstance(module, nn.LayerNorm)]
+
+
+def configuration(layers: PeftLayers, **more: Any) -> PeftConfig:
+    """Return peft's configuration; LoRA ranks that differ from the commonest go into patterns.
+
+    Raises:
+        ConfigError: for an option that peft's kind does not have, or refuses.
+    """
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind: type[PeftConfig] = PEFT_TYPE_TO_CONFIG_MAPPING[layers.kind]  # type: ignore[index]
+    known = list(kind.__dataclass_fields__)
+    for key in layers.options:
+        if key not in known:
+            raise ConfigError(
+                f"peft.options: {key} is no option of peft's {kind.__name__}{nearest(key, known)}"
+            )
+    options: dict[str, Any] = {"target_modules": sorted(layers.names), **_ranks(layers.ranks)}
+    try:
+        return kind(**{**options, **layers.options, **more})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"peft refuses these options of {layers.kind}: {error}") from error
+
+
+def _ranks(ranks: Mapping[str, LowRank]) -> dict[str, Any]:
+    if not ranks:
+        return {}
+    rank = Counter(layer.rank for layer in ranks.values()).most_common(1)[0][0]
+    alpha = Counter(layer.alpha for layer in ranks.values()).most_common(1)[0][0]
+    return {
+        "r": rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "rank_pattern": {name: x.rank for name, x in ranks.items() if x.rank != rank},
+        "alpha_pattern": {name: x.alpha for name, x in ranks.items() if x.alpha != alpha},
+    }
+
+
+def inject(sam: Sam, layers: PeftLayers) -> BaseTuner:
+    """Let peft put its layers in the place of the named ones; what they add is trainable.
+
+    Raises:
+        ConfigError: when peft refuses the options, or the output would change at once.
+    """
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    from torch import nn
+
+    from samadapt.methods._fused import FusedLoraLinear
+
+    config = configuration(layers)
+    if layers.fused:
+        config._register_custom_module({nn.Linear: FusedLoraLinear})  # type: ignore[attr-defined]
+    trained = [parameter for parameter in sam.parameters() if parameter.requires_grad]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            tuner = PEFT_TYPE_TO_TUNER_MAPPING[layers.kind](sam, config, ADAPTER)  # type: ignore[index]
+        except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+            raise ConfigError(f"peft refuses {layers.kind} here: {error}") from error
+    del sam.peft_config
+    for parameter in trained:  # peft froze what another kind had added
+        parameter.requires_grad_(True)
+    sam.eval()
+    if layers.check_start:
+        _check_start(sam, layers)
+    return tuner  # type: ignore[no-any-return]
+
+
+def _check_start(sam: Sam, layers: PeftLayers) -> None:
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name in layers.names:
+        layer = sam.get_submodule(name)
+        if not isinstance(layer, BaseTunerLayer):
+            raise ConfigError(f"peft's {layers.kind} adds nothing at {name}; it works on no linear")
+        base = layer.get_base_layer()
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(8, base.in_features, generator=generator).to(base.weight)
+        with torch.no_grad():
+            expected, found = base(x), layer(x)
+        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
+            raise ConfigError(
+                f"peft's {layers.kind} with these options changes the output of {name} before any "
+                "step; set the one of peft.options that starts it at the identity"
+            )
+
+
+def read_state(tuner: BaseTuner, layers: PeftLayers) -> dict[str, Tensor]:
+    """Return what peft saves of these layers, under the names that it gives."""
+    from peft import get_peft_model_state_dict
+
+    view: Any = _view(tuner)
+    state = get_peft_model_state_dict(view, adapter_name=ADAPTER, save_embedding_layers=False)
+    own = tuple(f"{PREFIX}{name}." for name in layers.names)
+    return {k: v for k, v in state.items() if k.startswith(own) or not k.startswith(PREFIX)}
+
+
+def write_state(tuner: BaseTuner, state: Mapping[str, Tensor]) -> None:
+    """Put back what ``read_state`` returned."""
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(_view(tuner), dict(state), adapter_name=ADAPTER)
+
+
+def _view(tuner: BaseTuner) -> nn.Module:
+    """Return the tuner under the names that ``PeftModel`` gives it."""
+    from torch import nn
+
+    view = nn.Module()
+    view.base_model = tuner
+    view.peft_config = tuner.peft_config  # type: ignore[assignment]
+    return view
+
+
+def merge(sam: Sam) -> None:
+    """Fold every peft layer into its linear or norm and put the plain one back.
+
+    Raises:
+        AdapterError: when training left the frozen weights in bf16, or peft cannot merge the kind.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(parameter.dtype != sam.dtype for parameter in sam.parameters()):
+        raise AdapterError(
+            "the frozen weights were rounded to bf16 for training and cannot take the update; load "
+            "base and adapter anew, then merge"
+        )
+    for name, layer in list(sam.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            try:
+                layer.merge()
+            except (NotImplementedError, ValueError, RuntimeError) as error:
+                raise AdapterError(f"peft cannot merge {name}: {error}") from error
+            parent, _, child = name.rpartition(".")
+            setattr(sam.get_submodule(parent), child, layer.get_base_layer())
