@@ -1,7 +1,8 @@
 """Bottleneck adapters at attention and MLP, in the form of Medical-SAM-Adapter (Wu et al. 2023).
 
-Its up-projection starts at zero here, so the model starts as it was; in the public code it does
-not.
+"Medical SAM Adapter: Adapting Segment Anything Model for Medical Image Segmentation", section 3.2,
+with its space-depth attention for stacks of slices (``depth``). The up-projections start at zero
+here, so the model starts as it was; in the public code they do not.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from samadapt.methods.base import Method, register, require, require_count
+from samadapt.methods.base import (
+    BOTTLENECKS,
+    Method,
+    register,
+    require_count,
+    require_positive,
+)
 from samadapt.typed import knob
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from samadapt.sam.model import Sam
     from samadapt.sam.types import BlockSite
 
@@ -24,69 +29,74 @@ if TYPE_CHECKING:
 @register("adapter")
 @dataclass(frozen=True)
 class Adapter(Method):
-    """Two bottlenecks ``up(gelu(down(x)))`` a block.
+    """Two bottlenecks ``up(gelu(down(x)))`` a block, and a third across slices.
 
     One follows the attention: ``a + bottleneck(a)``; one is parallel to the MLP:
     ``mlp(x) + scale * bottleneck(x)``.
 
+    With ``depth`` n above 1 a batch is whole stacks of n neighbouring slices, one behind the other:
+    images ``i * n`` to ``i * n + n - 1`` are stack i; a batch that n does not divide is refused.
+    Each cell then also attends to the cells at its place in the other slices of its stack, with the
+    same qkv and proj, and ``bottleneck(that)`` is added to the attention's output. The base knows
+    no position along the depth, so these scores have none; the public code folds the stack into a
+    grid and takes the image's positions for it. For SAM's ViT alone: TinyViT's attention sees
+    strips of the image. The readers give single slices so far, so ``samadapt finetune`` refuses
+    it; from Python it trains on any batch of stacks.
+
     Attributes:
-        hidden: width of the bottleneck; None is a quarter of the tokens' width.
+        hidden: width of the bottlenecks; None is a quarter of the tokens' width.
         scale: of the bottleneck beside the MLP.
+        depth: neighbouring slices that attend to each other; 1: each image by itself.
     """
 
     summary: ClassVar[str] = "bottleneck adapters after the attention and beside the MLP"
     can_merge: ClassVar[bool] = False
+    changes: ClassVar[frozenset[str]] = BOTTLENECKS
 
     hidden: int | None = knob(None, help="bottleneck width; null: a quarter of the tokens'", low=1)
     scale: float = knob(0.5, help="scale of the adapter beside the MLP", above=0)
+    depth: int = knob(1, help="neighbouring slices that attend to each other (ViT only)", low=1)
 
     def validate(self) -> None:
-        """Check hidden and scale."""
+        """Check hidden, scale and depth."""
         if self.hidden is not None:
             require_count("hidden", self.hidden)
-        number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool)
-        require(number and self.scale > 0, f"peft.scale must be above 0; got {self.scale!r}")
+        require_positive("scale", self.scale)
+        require_count("depth", self.depth)
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Across slices SAM's ViT alone."""
+        return super().encoders if self.depth == 1 else ("vit",)
+
+    @property
+    def stack(self) -> int:
+        """Slices of a stack."""
+        return self.depth
 
     def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
-        """Add ``bottleneck`` to every attention and MLP, run by forward hooks."""
+        """Add ``bottleneck`` to every attention and MLP, and ``depth`` to the attention."""
+        from torch import nn
+
+        from samadapt.methods._attached import add_after, add_beside, attach, bottleneck
+        from samadapt.methods._depth import add_across
+
         for site in sites:
             hidden = self._hidden(site)
             attn, mlp = sam.get_submodule(site.attn), sam.get_submodule(site.mlp)
-            attn.add_module("bottleneck", _bottleneck(attn, site.width, hidden))
-            attn.register_forward_hook(_after)
-            mlp.add_module("bottleneck", _bottleneck(mlp, site.width, hidden))
-            mlp.register_forward_hook(partial(_beside, scale=self.scale))
+            attach(attn, "bottleneck", bottleneck(site.width, hidden, nn.GELU()), add_after)
+            if self.depth > 1:
+                across = partial(add_across, depth=self.depth)
+                attach(attn, "depth", bottleneck(site.width, hidden, nn.GELU()), across)
+            beside = partial(add_beside, scale=self.scale)
+            attach(mlp, "bottleneck", bottleneck(site.width, hidden, nn.GELU()), beside)
 
     def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
-        """Return two bottlenecks a site, each with two weights and two biases."""
+        """Return two or three bottlenecks a site, each with two weights and two biases."""
         del sam
         hidden = [(site.width, self._hidden(site)) for site in sites]
-        return sum(2 * (2 * width * h + h + width) for width, h in hidden)
+        count = 2 if self.depth == 1 else 3
+        return sum(count * (2 * width * h + h + width) for width, h in hidden)
 
     def _hidden(self, site: BlockSite) -> int:
         return self.hidden if self.hidden is not None else max(1, site.width // 4)
-
-
-def _bottleneck(host: nn.Module, width: int, hidden: int) -> nn.Sequential:
-    from torch import nn
-
-    like = next(host.parameters())
-    down = nn.Linear(width, hidden, device=like.device, dtype=like.dtype)
-    up = nn.Linear(hidden, width, device=like.device, dtype=like.dtype)
-    nn.init.zeros_(up.weight)
-    nn.init.zeros_(up.bias)
-    return nn.Sequential(down, nn.GELU(), up)
-
-
-# The hooks find the bottleneck on the module they run on, so that a deep copy uses its own.
-
-
-def _after(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    del inputs
-    change: Tensor = module.bottleneck(output)
-    return output + change
-
-
-def _beside(module: Any, inputs: tuple[Tensor, ...], output: Tensor, scale: float) -> Tensor:
-    change: Tensor = module.bottleneck(inputs[0])
-    return output + scale * change

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from samadapt.methods.base import Method, register
+from samadapt.methods.base import EVERYTHING, Method, register
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +25,7 @@ class FullFineTuning(Method):
     """
 
     summary: ClassVar[str] = "every weight of the image encoder, or of the chosen blocks"
+    changes: ClassVar[frozenset[str]] = EVERYTHING
 
     def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
         """Unfreeze; nothing is added."""

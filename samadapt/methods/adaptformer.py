@@ -1,0 +1,67 @@
+"""AdaptFormer: a bottleneck parallel to the MLP (Chen et al. 2022).
+
+"AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition", section 3.2, equations
+2 and 3: ``mlp(norm(x)) + scale * up(relu(down(norm(x)))) + x``. The authors' code feeds the
+bottleneck x without the norm; here it is as the paper writes it. micro-sam's version adds the MLP's
+input once more, so that its model does not start as it was; here the bottleneck is all that is
+added, and it starts at zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from samadapt.methods.base import (
+    BOTTLENECKS,
+    Method,
+    register,
+    require_count,
+    require_positive,
+)
+from samadapt.typed import knob
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+
+@register("adaptformer")
+@dataclass(frozen=True)
+class AdaptFormer(Method):
+    """One bottleneck a block, beside the MLP.
+
+    Attributes:
+        hidden: width of the bottleneck.
+        scale: of what it adds.
+    """
+
+    summary: ClassVar[str] = "a bottleneck adapter parallel to the MLP"
+    can_merge: ClassVar[bool] = False
+    changes: ClassVar[frozenset[str]] = BOTTLENECKS
+
+    hidden: int = knob(64, help="bottleneck width", low=1)
+    scale: float = knob(0.1, help="scale of what the bottleneck adds", above=0)
+
+    def validate(self) -> None:
+        """Check hidden and scale."""
+        require_count("hidden", self.hidden)
+        require_positive("scale", self.scale)
+
+    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+        """Add ``bottleneck`` to every MLP."""
+        from torch import nn
+
+        from samadapt.methods._attached import add_beside, attach, bottleneck
+
+        for site in sites:
+            layers = bottleneck(site.width, self.hidden, nn.ReLU())
+            hook = partial(add_beside, scale=self.scale)
+            attach(sam.get_submodule(site.mlp), "bottleneck", layers, hook)
+
+    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+        """Return one bottleneck a site, with two weights and two biases."""
+        del sam
+        return sum(2 * s.width * self.hidden + self.hidden + s.width for s in sites)

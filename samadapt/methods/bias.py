@@ -1,0 +1,50 @@
+"""BitFit: only the biases are trained (Ben Zaken et al. 2022).
+
+"BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models": the
+biases of the linears and of the norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from samadapt.methods.base import VECTORS, Method, register
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+
+@register("bias")
+@dataclass(frozen=True)
+class Bias(Method):
+    """Train the biases of the chosen blocks: attention, MLP and norms.
+
+    TinyViT's convolution in a block has its bias in the batch norm behind it. They are weights of
+    the base, so there is nothing to merge.
+    """
+
+    summary: ClassVar[str] = "only the biases of linears and norms (BitFit)"
+    changes: ClassVar[frozenset[str]] = VECTORS
+
+    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+        """Unfreeze; nothing is added."""
+        for bias in _biases(sam, sites):
+            bias.requires_grad_(True)
+
+    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+        """Return the size of the biases."""
+        return sum(bias.numel() for bias in _biases(sam, sites))
+
+
+def _biases(sam: Sam, sites: Sequence[BlockSite]) -> list[nn.Parameter]:
+    return [
+        parameter
+        for site in sites
+        for name, parameter in sam.get_submodule(site.block).named_parameters()
+        if name.endswith(".bias")
+    ]

@@ -1,0 +1,56 @@
+"""Bottleneck adapters in series with attention and MLP (Houlsby et al. 2019).
+
+"Parameter-Efficient Transfer Learning for NLP", section 2: ``y + up(gelu(down(y)))`` behind the
+attention's projection and behind the MLP, each before its residual sum. The paper starts near the
+identity (normal weights of standard deviation 0.01); here the up-projection starts at zero, so the
+start is exact. Its trained layer norms are a method of their own: ``peft=[houlsby,layernorm]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from samadapt.methods.base import BOTTLENECKS, Method, register, require_count
+from samadapt.typed import knob
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+
+@register("houlsby")
+@dataclass(frozen=True)
+class Houlsby(Method):
+    """Two bottlenecks a block, in series.
+
+    Attributes:
+        hidden: width of the bottlenecks.
+    """
+
+    summary: ClassVar[str] = "bottleneck adapters behind the attention and behind the MLP"
+    can_merge: ClassVar[bool] = False
+    changes: ClassVar[frozenset[str]] = BOTTLENECKS
+
+    hidden: int = knob(64, help="bottleneck width", low=1)
+
+    def validate(self) -> None:
+        """Check hidden."""
+        require_count("hidden", self.hidden)
+
+    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+        """Add ``bottleneck`` to every attention and MLP."""
+        from torch import nn
+
+        from samadapt.methods._attached import add_after, attach, bottleneck
+
+        for site in sites:
+            for path in (site.attn, site.mlp):
+                layers = bottleneck(site.width, self.hidden, nn.GELU())
+                attach(sam.get_submodule(path), "bottleneck", layers, add_after)
+
+    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+        """Return two bottlenecks a site, each with two weights and two biases."""
+        del sam
+        return sum(2 * (2 * s.width * self.hidden + self.hidden + s.width) for s in sites)

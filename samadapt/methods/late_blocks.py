@@ -1,0 +1,50 @@
+"""Full fine-tuning of the last blocks, everything before them frozen.
+
+How deep to train is older than its names; Lee et al. 2019, "What Would Elsa Do? Freezing Layers
+During Transformer Fine-Tuning", measure that a quarter of the layers comes close to all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from samadapt.methods.base import EVERYTHING, Method, register
+from samadapt.typed import knob
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+
+@register("late_blocks")
+@dataclass(frozen=True)
+class LateBlocks(Method):
+    """Train every weight of the chosen blocks, the last two by default.
+
+    Patch embedding, merges between stages and neck stay frozen whatever ``blocks`` says; ``full``
+    trains them too.
+    """
+
+    summary: ClassVar[str] = "every weight of the last blocks"
+    changes: ClassVar[frozenset[str]] = EVERYTHING
+
+    blocks: str | tuple[int, ...] = knob(
+        "last:2", help="attention blocks: last:K, all, first:K, global, window or [0, 3]"
+    )
+
+    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+        """Unfreeze; nothing is added."""
+        for block in _blocks(sam, sites):
+            block.requires_grad_(True)
+
+    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+        """Return the size of the chosen blocks."""
+        return sum(p.numel() for block in _blocks(sam, sites) for p in block.parameters())
+
+
+def _blocks(sam: Sam, sites: Sequence[BlockSite]) -> list[nn.Module]:
+    return [sam.get_submodule(site.block) for site in sites]
