@@ -1,0 +1,59 @@
+"""The module of Conv-LoRA; imports torch, so ``conv_lora`` imports it when it injects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class ConvUpdate(nn.Module):
+    """``scale * B (z + share_e * expert_e(z))`` with ``z = A x``; zero at the start.
+
+    Args:
+        width: of the tokens; the output has three times as many channels.
+        rank: of A and B.
+        experts: how many; number e works at e + 1 times the grid's size.
+        scale: of the update.
+    """
+
+    def __init__(self, width: int, rank: int, experts: int, scale: float) -> None:
+        super().__init__()
+        self.a = nn.Linear(width, rank, bias=False)
+        self.b = nn.Linear(rank, 3 * width, bias=False)
+        nn.init.zeros_(self.b.weight)
+        self.gate = nn.Linear(rank, experts, bias=False)
+        # One tensor: an expert that no image of a batch chose then has a gradient, of zeros.
+        bound = (9 * rank) ** -0.5
+        self.kernels = nn.Parameter(torch.empty(experts, rank, rank, 3, 3).uniform_(-bound, bound))
+        self._scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens x (b, h, w, width) to (b, h, w, 3 width)."""
+        z = self.a(x).permute(0, 3, 1, 2)
+        share, chosen = self.gate(z.mean((2, 3))).softmax(dim=-1).max(dim=-1)
+        found = [self._expert(one[None], e) for one, e in zip(z, chosen.tolist(), strict=True)]
+        mixed = z + share[:, None, None, None].to(z.dtype) * torch.cat(found)
+        out: Tensor = self.b(self._scale * mixed.permute(0, 2, 3, 1))
+        return out
+
+    def _expert(self, z: Tensor, index: int) -> Tensor:
+        """Run one expert on one image's z (1, rank, h, w)."""
+        size = z.shape[2:]
+        enlarged = _resize(z, (size[0] * (index + 1), size[1] * (index + 1)))
+        convolved = functional.conv2d(enlarged, self.kernels[index], padding=1)
+        return _resize(functional.gelu(convolved), (size[0], size[1]))
+
+
+def _resize(z: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(z.shape[2:]) == size:
+        return z
+    return functional.interpolate(z, size, mode="bilinear", align_corners=False)
+
+
+def add_update(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Forward hook of ``qkv``."""
+    change: Tensor = module.conv_lora(inputs[0])
+    return output + change

@@ -1,0 +1,77 @@
+"""Conv-LoRA: convolutions at several scales between LoRA's two matrices (Zhong et al. 2024).
+
+"Convolution Meets LoRA: Parameter Efficient Finetuning for Segment Anything Model", section 3.2:
+``qkv(x) + alpha / rank * B (z + share_e * expert_e(z))`` with ``z = A x`` on the image's grid.
+Expert e enlarges z e times, convolves it 3x3, applies GELU and shrinks it back; a gate on the mean
+of z chooses one expert for each image.
+
+Where this departs from the authors' code: the expert's output is multiplied by its share in the
+gate's softmax over all experts (as in Fedus et al. 2022, "Switch Transformers"); there it is not,
+so that their gate learns from a balancing loss alone. That loss and the noise on the gate are left
+out. The convolutions have no bias, so that a cell beyond the image's edge, which is zero in front
+of ``qkv``, stays ``qkv.bias``; they go over the whole grid, also in blocks that attend in windows,
+where the authors' stop at each window's edge. Sizes change bilinearly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from samadapt.methods.base import LINEARS, Method, register, require_count, require_positive
+from samadapt.typed import knob
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+
+@register("conv_lora")
+@dataclass(frozen=True)
+class ConvLoRA(Method):
+    """A low-rank update of qkv with a mixture of convolutions inside, for SAM's ViT.
+
+    Not for TinyViT (``vit_t``, ``lite_medsam``), whose attention sees strips of the image.
+
+    Attributes:
+        rank: of the update.
+        alpha: the update is scaled by ``alpha / rank``; None is ``rank``, a scale of 1.
+        experts: convolutions, at 1, 2, ... times the grid's size.
+    """
+
+    summary: ClassVar[str] = "LoRA on qkv with convolutions at several scales inside (ViT only)"
+    can_merge: ClassVar[bool] = False
+    changes: ClassVar[frozenset[str]] = LINEARS
+
+    rank: int = knob(3, help="rank of the update", low=1)
+    alpha: float | None = knob(None, help="scale is alpha / rank; null: alpha = rank", above=0)
+    experts: int = knob(8, help="convolutions, at 1, 2, ... times the grid's size", low=1)
+
+    def validate(self) -> None:
+        """Check rank, alpha and experts."""
+        require_count("rank", self.rank)
+        require_count("experts", self.experts)
+        if self.alpha is not None:
+            require_positive("alpha", self.alpha)
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """SAM's ViT alone."""
+        return ("vit",)
+
+    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+        """Hang ``conv_lora`` on every qkv."""
+        from samadapt.methods._attached import attach
+        from samadapt.methods._conv_lora import ConvUpdate, add_update
+
+        scale = 1.0 if self.alpha is None else self.alpha / self.rank
+        for site in sites:
+            child = ConvUpdate(site.width, self.rank, self.experts, scale)
+            attach(sam.get_submodule(site.qkv), "conv_lora", child, add_update)
+
+    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+        """Return A and B, the experts and the gate of every site."""
+        del sam
+        inner = self.experts * (9 * self.rank**2 + self.rank)
+        return sum(4 * site.width * self.rank + inner for site in sites)

@@ -1,0 +1,60 @@
+"""Learned tokens that every cell attends to: visual prompt tuning in SAM's encoder.
+
+Jia et al. 2022, "Visual Prompt Tuning" (VPT-deep), puts new learned tokens before every block; what
+they do there is to be keys and values for the others. As further keys in the same softmax they take
+weight from the image's own, so no start would be the identity, and SAM's attention in tiles has no
+place for them. So they get a softmax of their own behind a gate that starts at zero, as in Zhang et
+al. 2023, "LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init Attention",
+section 3.2: each head gives ``attention(q, image) + tanh(gate) * softmax(q K' / sqrt(d)) V'``, with
+K' and V' the frozen projections of the tokens. The tokens have no place in the image, so no
+relative position is added to their scores. They are not in the stream: the grid keeps its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from samadapt.methods.base import LINEARS, Method, register, require_count
+from samadapt.typed import knob
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+
+@register("prompt_tokens")
+@dataclass(frozen=True)
+class PromptTokens(Method):
+    """Tokens as further keys and values of every chosen attention, and a gate for each head.
+
+    Attributes:
+        tokens: how many for each block.
+    """
+
+    summary: ClassVar[str] = "learned tokens as gated keys and values of the attention"
+    can_merge: ClassVar[bool] = False
+    changes: ClassVar[frozenset[str]] = LINEARS
+    """It multiplies by the weights of qkv and proj itself, so nothing else may wrap them."""
+
+    tokens: int = knob(8, help="learned tokens for each block", low=1)
+
+    def validate(self) -> None:
+        """Check tokens."""
+        require_count("tokens", self.tokens)
+
+    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+        """Hang ``prompt`` on every attention."""
+        from samadapt.methods._attached import attach
+        from samadapt.methods._prompt_tokens import GatedTokens, add_prompt
+
+        for site in sites:
+            by_head = site.qkv_order == "head_qkv"
+            child = GatedTokens(self.tokens, site.width, site.heads, by_head=by_head)
+            attach(sam.get_submodule(site.attn), "prompt", child, add_prompt)
+
+    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+        """Return the tokens and a gate for each head of every site."""
+        del sam
+        return sum(self.tokens * site.width + site.heads for site in sites)
