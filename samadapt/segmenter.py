@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from samadapt.data.intensity import make_intensity, to_rgb
+from samadapt.data.intensity import to_rgb
 from samadapt.data.reader import read_image, reader_for, write_prediction
 from samadapt.data.types import Array, Volume
-from samadapt.errors import AdapterError, ConfigError, DataError, PromptError
+from samadapt.errors import AdapterError, DataError, PromptError, nearest
+from samadapt.evaluation.embeddings import Embeddings
 from samadapt.evaluation.inference import embed, segment_objects, segment_semantic
+from samadapt.evaluation.loaded import Loaded, load_ready, make_ready
 from samadapt.methods import store
-from samadapt.methods.opening import open_adapter
+from samadapt.methods.opening import open_base
 from samadapt.prompts.manual import SlicePrompts, slice_prompts
 from samadapt.prompts.objects import ObjectPrompts
-from samadapt.prompts.policy import PromptPolicy
 from samadapt.training.precision import Precision, choose_device, choose_precision
 
 if TYPE_CHECKING:
+    from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.model import Sam
 
 Given = tuple[SlicePrompts, SlicePrompts, SlicePrompts]
@@ -37,6 +38,7 @@ def load_adapter(
     checkpoint: str | Path | None = None,
     device: str = "auto",
     precision: str = "fp32",
+    name: str = "default",
 ) -> Segmenter:
     """Load an adapter with its base model, ready to segment.
 
@@ -49,6 +51,7 @@ def load_adapter(
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"mps"``.
         precision: ``"fp32"``, by the fastest exact way, so that masks do not depend on the
             machine; ``"bf16"``; or ``"auto"``: as in training, bf16 where that is clearly faster.
+        name: by which ``Segmenter.use`` comes back to it, after ``Segmenter.add`` brought others.
 
     Raises:
         AdapterError: the directory is refused; names the file and the fault.
@@ -57,11 +60,12 @@ def load_adapter(
     """
     target = choose_device(device)
     arithmetic = choose_precision(precision, target)
-    adapted = open_adapter(directory, checkpoint)
-    try:
-        return Segmenter(adapted.sam.to(target), adapted.record, arithmetic)
-    except (ConfigError, PromptError, AdapterError) as error:
-        raise AdapterError(f"{adapted.directory / store.RECORD}: {error}") from error
+    directory = Path(directory).expanduser()
+    record = store.read_record(directory)
+    base, _ = open_base(directory, record, checkpoint)
+    segmenter = Segmenter.__new__(Segmenter)
+    segmenter._begin(load_ready(directory, base.to(target)), arithmetic, base, name)
+    return segmenter
 
 
 class Segmenter:
@@ -72,11 +76,11 @@ class Segmenter:
         record: what the adapter was trained for.
         precision: what it computes in; fp32 by default.
 
+    ``add`` brings further adapters of the same base, ``use`` switches between them. Adapters that
+    leave the encoder alone share the embeddings of the last images.
+
     Attributes:
-        sam: the model, in evaluation mode.
-        record: the adapter's record.
-        classes: class names; label k is ``classes[k - 1]``.
-        policy: the prompt policy.
+        active: name of the adapter in use.
         precision: what it computes in, and why.
 
     Raises:
@@ -89,16 +93,89 @@ class Segmenter:
         self, sam: Sam, record: store.AdapterRecord, precision: Precision | None = None
     ) -> None:
         """Read the rules from the record."""
-        self.precision = precision or choose_precision("fp32", sam.device)
-        self.sam = sam.eval()
-        self.record = record
-        self.classes = list(record.classes)
-        self.policy = PromptPolicy.from_dict(record.prompt)
-        self._intensity = make_intensity(record.intensity)
-        expected = asdict(sam.preprocessing)
-        found = {name: _plain(value) for name, value in record.preprocessing.items()}
-        if found and found != {name: _plain(value) for name, value in expected.items()}:
-            raise AdapterError(f"preprocessing must be {expected}, the base model's; got {found}")
+        precision = precision or choose_precision("fp32", sam.device)
+        self._begin(make_ready(sam, record, keeps_encoder=False), precision, None, "default")
+
+    def _begin(self, first: Loaded, precision: Precision, base: Sam | None, name: str) -> None:
+        self.precision = precision
+        self._base = base
+        self._adapters = {name: first}
+        self._embeddings = Embeddings()
+        self.use(name)
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters that can be used, in the order of their arrival."""
+        return list(self._adapters)
+
+    @property
+    def sam(self) -> Sam:
+        """The adapted model in use, in evaluation mode."""
+        return self._now.sam
+
+    @property
+    def record(self) -> store.AdapterRecord:
+        """The record of the adapter in use."""
+        return self._now.record
+
+    @property
+    def policy(self) -> PromptPolicy:
+        """The prompt policy of the adapter in use."""
+        return self._now.policy
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names of the adapter in use; label k is ``classes[k - 1]``."""
+        return list(self._now.record.classes)
+
+    def add(self, directory: str | Path, name: str) -> None:
+        """Load another adapter of the same base, which stays in memory once.
+
+        Args:
+            directory: an adapter directory.
+            name: for ``use``.
+
+        Raises:
+            AdapterError: it is refused, is for another base, or the name is taken.
+        """
+        if name in self._adapters:
+            raise AdapterError(f"there is an adapter {name!r} already; remove it, or name another")
+        if self._base is None:
+            raise AdapterError(
+                "this segmenter was made from an adapted model; one from "
+                "samadapt.load_adapter(directory) can take further adapters"
+            )
+        self._adapters[name] = load_ready(Path(directory).expanduser(), self._base)
+
+    def use(self, name: str) -> None:
+        """Segment with another adapter from now on; costs nothing.
+
+        Raises:
+            AdapterError: there is none of that name.
+        """
+        if name not in self._adapters:
+            self._unknown(name)
+        self.active, self._now = name, self._adapters[name]
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter that is not in use.
+
+        Raises:
+            AdapterError: there is none of that name, or it is in use.
+        """
+        if name not in self._adapters:
+            self._unknown(name)
+        if name == self.active:
+            raise AdapterError(f"{name!r} is in use; use another one before removing it")
+        encoder = self._adapters.pop(name).encoder
+        if encoder not in [adapter.encoder for adapter in self._adapters.values()]:
+            self._embeddings.forget(encoder)
+
+    def _unknown(self, name: str) -> NoReturn:
+        raise AdapterError(
+            f"there is no adapter {name!r}; there are {', '.join(self._adapters)}"
+            f"{nearest(name, self._adapters)}"
+        )
 
     def segment(
         self,
@@ -198,7 +275,7 @@ class Segmenter:
         """Labels (h, w, d) uint8, arranged as the volume."""
         depth = volume.shape[2]
         prompts = self._prompts(given, volume)
-        values = self._intensity(volume)
+        values = self._now.intensity(volume)
         labels = np.zeros(volume.shape, dtype=np.uint8)
         wanted = list(range(depth)) if prompts is None else [i for i in prompts if len(prompts[i])]
         for start in range(0, len(wanted), self._batch_size):
@@ -213,7 +290,10 @@ class Segmenter:
 
     def _planes(self, images: list[Array], objects: list[ObjectPrompts] | None) -> list[Array]:
         """Labels (h, w) of images (h, w, 3), with the objects prompted in each."""
-        embeddings, frames = embed(self.sam, images)
+        if len(self._adapters) > 1:
+            embeddings, frames = self._embeddings(self.sam, self._now.encoder, images)
+        else:
+            embeddings, frames = embed(self.sam, images)
         if objects is None:
             return segment_semantic(self.sam, embeddings, frames, len(self.classes))
         return segment_objects(
@@ -291,8 +371,3 @@ def check_files(source: Path, target: Path) -> None:
             f"{target}: the labels of {source.name} are written as {' or '.join(endings)}; "
             "choose such a name"
         )
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as JSON brings them back."""
-    return list(value) if isinstance(value, tuple | list) else value

@@ -34,29 +34,42 @@ class Adapted:
 
 
 def open_adapter(directory: str | Path, checkpoint: str | Path | None = None) -> Adapted:
-    """Load an adapter with its base.
-
-    The base is the file given, else the one that it was trained with if that is still there (in
-    the adapter's directory, too), else the published weights of that name.
+    """Load an adapter with its base, found as ``open_base`` does.
 
     Raises:
         AdapterError: the directory is refused; names the file and the fault.
         WeightsError: the base weights are not found or are of another kind.
     """
-    from samadapt.sam.weights import load_sam
-
     directory = Path(directory).expanduser()
     record = store.read_record(directory)
+    sam, base = open_base(directory, record, checkpoint)
+    return Adapted(directory, record, sam, store.load_adapter(directory, sam), base)
+
+
+def open_base(
+    directory: Path, record: store.AdapterRecord, checkpoint: str | Path | None = None
+) -> tuple[Sam, Path | None]:
+    """Load the base of an adapter; ``store.load_adapter`` checks that it is the one.
+
+    It is the file given, else the one that the adapter was trained with if that is still there (in
+    the adapter's directory, too), else the published weights of that name.
+
+    Returns:
+        The plain model, and its file; None where it was found by name.
+
+    Raises:
+        WeightsError: it is not found or is of another kind.
+    """
+    from samadapt.sam.weights import load_sam
+
     base = _base_file(directory, record, checkpoint)
     try:
-        sam = load_sam(record.base, base, record.image_size)
+        return load_sam(record.base, base, record.image_size), base
     except WeightsError as error:
         raise WeightsError(
             f"{directory / store.RECORD}: its base model cannot be loaded: {error}. It was trained "
             f"with {record.checkpoint or record.base}; give the file as checkpoint=FILE"
         ) from error
-    injection = store.load_adapter(directory, sam)
-    return Adapted(directory, record, sam, injection, base)
 
 
 def _base_file(

@@ -1,0 +1,84 @@
+"""Embeddings of the last images, shared by every adapter that leaves the encoder as it is."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samadapt.evaluation.inference import embed
+from samadapt.sam.geometry import make_frame
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import Frame
+
+MAX_BYTES = 2**28
+"""64 images of ViT-B at 1024 px in fp32."""
+
+
+class Embeddings:
+    """What encoders gave for the last images, by encoder and by the image's values.
+
+    Args:
+        max_bytes: kept at most; the images that were not asked for the longest go first.
+
+    Attributes:
+        computed: images that an encoder has run on.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        """Keep nothing yet."""
+        self.max_bytes = max_bytes
+        self.computed = 0
+        self._kept: OrderedDict[tuple[Hashable, ...], Tensor] = OrderedDict()
+
+    def __call__(
+        self, sam: Sam, encoder: Hashable, images: Sequence[NDArray[np.uint8]]
+    ) -> tuple[Tensor, list[Frame]]:
+        """Embed images (h, w, 3), those not kept in one forward pass.
+
+        Args:
+            sam: the model.
+            encoder: the same for models whose encoders are equal.
+            images: as ``embed`` takes them.
+
+        Returns:
+            Embeddings (b, c, g, g) on the model's device, and the frame of each image.
+        """
+        keys = [(encoder, image.shape, _digest(image)) for image in images]
+        found = {key: self._kept[key] for key in keys if key in self._kept}
+        missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
+        if missing:
+            fresh, _ = embed(sam, list(missing.values()))
+            found |= dict(zip(missing, fresh, strict=True))
+            self.computed += len(missing)
+        for key, value in found.items():
+            self._kept[key] = value
+            self._kept.move_to_end(key)
+        self._shrink()
+        resize = sam.preprocessing.resize
+        frames = [make_frame(image.shape[:2], sam.image_size, resize) for image in images]
+        return torch.stack([found[key] for key in keys]), frames
+
+    def forget(self, encoder: Hashable) -> None:
+        """Drop what an encoder gave."""
+        for key in [key for key in self._kept if key[0] == encoder]:
+            del self._kept[key]
+
+    def _shrink(self) -> None:
+        size = sum(value.nbytes for value in self._kept.values())
+        while size > self.max_bytes and self._kept:
+            _, value = self._kept.popitem(last=False)
+            size -= value.nbytes
+
+
+def _digest(image: NDArray[Any]) -> bytes:
+    return blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()

@@ -1,0 +1,76 @@
+"""An adapter ready to be used: the model with the rules of its record."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samadapt.data.intensity import IntensityRule, make_intensity
+from samadapt.errors import AdapterError, ConfigError, PromptError
+from samadapt.methods import store
+from samadapt.methods.sharing import share
+from samadapt.prompts.policy import PromptPolicy
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter ready to be used.
+
+    Attributes:
+        sam: the adapted model, over the base's tensors.
+        record: what the adapter was trained for.
+        policy: its prompt policy.
+        intensity: its intensity rule.
+        encoder: the same for all whose encoder is the base's.
+    """
+
+    sam: Sam
+    record: store.AdapterRecord
+    policy: PromptPolicy
+    intensity: IntensityRule
+    encoder: object
+
+
+def load_ready(directory: Path, base: Sam) -> Loaded:
+    """Put an adapter onto a base that stays as it is.
+
+    Raises:
+        AdapterError: it is refused; names the file and the fault.
+    """
+    sam = share(base)
+    record = store.read_record(directory)
+    injection = store.load_adapter(directory, sam)
+    try:
+        return make_ready(sam.to(base.device), record, injection.boundary > injection.depth)
+    except (ConfigError, PromptError, AdapterError) as error:
+        raise AdapterError(f"{directory / store.RECORD}: {error}") from error
+
+
+def make_ready(sam: Sam, record: store.AdapterRecord, keeps_encoder: bool) -> Loaded:
+    """Read the rules from the record.
+
+    Raises:
+        ConfigError: its intensity rule is none.
+        PromptError: its prompt policy is none.
+        AdapterError: its preprocessing is not the model's.
+    """
+    expected = asdict(sam.preprocessing)
+    found = {name: _plain(value) for name, value in record.preprocessing.items()}
+    if found and found != {name: _plain(value) for name, value in expected.items()}:
+        raise AdapterError(f"preprocessing must be {expected}, the base model's; got {found}")
+    return Loaded(
+        sam=sam.eval(),
+        record=record,
+        policy=PromptPolicy.from_dict(record.prompt),
+        intensity=make_intensity(record.intensity),
+        encoder="base" if keeps_encoder else object(),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as JSON brings them back."""
+    return list(value) if isinstance(value, tuple | list) else value
