@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from samadapt.errors import ConfigError, nearest
 from samadapt.methods import METHODS
-from samadapt.methods.base import Method
+from samadapt.methods.base import UNFIT, Method, find_method
 from samadapt.typed import Leaf, check, groups, instantiate, leaves, type_name
 
 T = TypeVar("T")
@@ -41,17 +41,19 @@ def parse(
     problems: list[str] = []
     typed = _split(arguments, schema, problems)
     stored = flatten(base or {}, schema)
-    method = typed.get("peft.name", stored.get("peft.name", "lora"))
+    name = str(typed.get("peft.name", stored.get("peft.name", "lora")))
+    method = _method(name, problems)
 
     def choose(group: type[Any]) -> type[Any]:
-        return METHODS.get(str(method), group) if group is Method else group
+        return method if method is not None and group is Method else group
 
-    known = _known(schema, choose)
+    explained = "+" in name or name in UNFIT
+    known = _known(schema, choose, (*METHODS, name) if explained else tuple(METHODS))
     _forget_bound(stored, typed, known)
     values: dict[str, Any] = {}
     for source, given in ((origin, stored), (COMMAND_LINE, typed)):
         for key, value in given.items():
-            if key.startswith("peft.") and method not in METHODS and key != "peft.name":
+            if key.startswith("peft.") and method is None and key != "peft.name":
                 continue
             try:
                 values[key] = _checked(key, value, known, is_text=source == COMMAND_LINE)
@@ -76,6 +78,7 @@ def describe(schema: type[Any]) -> str:
             lines += [
                 _line(f"peft.{key}", leaf) for key, leaf in leaves(method, lambda g: g).items()
             ]
+        lines.append("\npeft=[lora,bias]: several that change different parts, with all options")
     return "\n".join(lines)
 
 
@@ -94,11 +97,22 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _known(schema: type[Any], choose: Any) -> dict[str, Leaf]:
+def _method(name: str, problems: list[str]) -> type[Method] | None:
+    """Return the method that ``peft`` names, or None; what cannot be is a problem."""
+    if "+" not in name and name not in UNFIT:
+        return METHODS.get(name)
+    try:
+        return find_method(name)
+    except ConfigError as error:
+        problems.append(str(error))
+        return None
+
+
+def _known(schema: type[Any], choose: Any, methods: tuple[str, ...]) -> dict[str, Leaf]:
     """Return the schema's keys, with ``peft.name`` among them where it has that group."""
     known = leaves(schema, choose)
     if Method in groups(schema).values():
-        known["peft.name"] = Leaf("peft.name", Literal.__getitem__(tuple(METHODS)), "lora", {})
+        known["peft.name"] = Leaf("peft.name", Literal.__getitem__(methods), "lora", {})
     return known
 
 
@@ -109,6 +123,8 @@ def _split(arguments: Sequence[str], schema: type[Any], problems: list[str]) -> 
         key, sign, text = argument.partition("=")
         if not sign:
             problems.append(f"{argument}: expected key=value; there is no '='")
+        elif key == "peft" and text.startswith("["):
+            typed["peft.name"] = "+".join(name.strip() for name in text.strip("[]").split(","))
         elif key in groups(schema) and not text.startswith("{"):
             typed[f"{key}.name"] = text
         else:
@@ -117,9 +133,14 @@ def _split(arguments: Sequence[str], schema: type[Any], problems: list[str]) -> 
 
 
 def flatten(nested: Mapping[str, Any], schema: type[Any]) -> dict[str, Any]:
-    """Return nested values by dotted key; a group given as text names its option."""
+    """Return nested values by dotted key; a group given as text names its option.
+
+    ``peft`` given as a list names several methods at once.
+    """
     flat: dict[str, Any] = {}
     for key, value in nested.items():
+        if key == "peft" and isinstance(value, list):
+            value = "+".join(map(str, value))
         if key in groups(schema) and isinstance(value, Mapping):
             flat |= {f"{key}.{inner}": member for inner, member in value.items()}
         else:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samadapt.sam.attention import join_windows, partition_windows
+
 
 class ConvUpdate(nn.Module):
     """``scale * B (z + share_e * expert_e(z))`` with ``z = A x``; zero at the start.
@@ -17,9 +19,13 @@ class ConvUpdate(nn.Module):
         rank: of A and B.
         experts: how many; number e works at e + 1 times the grid's size.
         scale: of the update.
+        window: side of the windows in which to convolve, each with an expert of its own; None: the
+            whole grid of an image.
     """
 
-    def __init__(self, width: int, rank: int, experts: int, scale: float) -> None:
+    def __init__(
+        self, width: int, rank: int, experts: int, scale: float, window: int | None
+    ) -> None:
         super().__init__()
         self.a = nn.Linear(width, rank, bias=False)
         self.b = nn.Linear(rank, 3 * width, bias=False)
@@ -28,19 +34,27 @@ class ConvUpdate(nn.Module):
         # One tensor: an expert that no image of a batch chose then has a gradient, of zeros.
         bound = (9 * rank) ** -0.5
         self.kernels = nn.Parameter(torch.empty(experts, rank, rank, 3, 3).uniform_(-bound, bound))
-        self._scale = scale
+        self._scale, self._window = scale, window
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens x (b, h, w, width) to (b, h, w, 3 width)."""
-        z = self.a(x).permute(0, 3, 1, 2)
-        share, chosen = self.gate(z.mean((2, 3))).softmax(dim=-1).max(dim=-1)
-        found = [self._expert(one[None], e) for one, e in zip(z, chosen.tolist(), strict=True)]
-        mixed = z + share[:, None, None, None].to(z.dtype) * torch.cat(found)
-        out: Tensor = self.b(self._scale * mixed.permute(0, 2, 3, 1))
+        z: Tensor = self.a(x)
+        if self._window:
+            z = partition_windows(z, (self._window, self._window), None)
+        planes = z.permute(0, 3, 1, 2)
+        share, chosen = self.gate(planes.mean((2, 3))).softmax(dim=-1).max(dim=-1)
+        found = torch.zeros_like(planes)
+        for index in chosen.unique().tolist():
+            rows = (chosen == index).nonzero().flatten()
+            found = found.index_copy(0, rows, self._expert(planes[rows], index))
+        mixed = z + share[:, None, None, None].to(z.dtype) * found.permute(0, 2, 3, 1)
+        if self._window:
+            mixed = join_windows(mixed, (x.shape[1], x.shape[2]))
+        out: Tensor = self.b(self._scale * mixed)
         return out
 
     def _expert(self, z: Tensor, index: int) -> Tensor:
-        """Run one expert on one image's z (1, rank, h, w)."""
+        """Run one expert on z (n, rank, h, w)."""
         size = z.shape[2:]
         enlarged = _resize(z, (size[0] * (index + 1), size[1] * (index + 1)))
         convolved = functional.conv2d(enlarged, self.kernels[index], padding=1)
@@ -54,6 +68,8 @@ def _resize(z: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def add_update(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Forward hook of ``qkv``."""
+    """Forward hook of ``qkv``; TinyViT's padded cell comes by alone, and stays as it is."""
+    if inputs[0].ndim == 1:
+        return output
     change: Tensor = module.conv_lora(inputs[0])
     return output + change

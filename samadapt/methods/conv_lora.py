@@ -9,15 +9,16 @@ Where this departs from the authors' code: the expert's output is multiplied by 
 gate's softmax over all experts (as in Fedus et al. 2022, "Switch Transformers"); there it is not,
 so that their gate learns from a balancing loss alone. That loss and the noise on the gate are left
 out. The convolutions have no bias, so that a cell beyond the image's edge, which is zero in front
-of ``qkv``, stays ``qkv.bias``; they go over the whole grid, also in blocks that attend in windows,
-where the authors' stop at each window's edge. Sizes change bilinearly.
+of ``qkv``, stays ``qkv.bias``. They go over the whole grid, also in blocks that attend in windows;
+the authors' stop at the window's edge, and each window chooses an expert. So it is here in TinyViT,
+whose attention is given the image in strips of whole windows. Sizes change bilinearly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from samadapt.methods.base import LINEARS, Method, register, require_count, require_positive
 from samadapt.typed import knob
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
 @register("conv_lora")
 @dataclass(frozen=True)
 class ConvLoRA(Method):
-    """A low-rank update of qkv with a mixture of convolutions inside, for SAM's ViT.
-
-    Not for TinyViT (``vit_t``, ``lite_medsam``), whose attention sees strips of the image.
+    """A low-rank update of qkv with a mixture of convolutions inside.
 
     Attributes:
         rank: of the update.
@@ -40,7 +39,7 @@ class ConvLoRA(Method):
         experts: convolutions, at 1, 2, ... times the grid's size.
     """
 
-    summary: ClassVar[str] = "LoRA on qkv with convolutions at several scales inside (ViT only)"
+    summary: ClassVar[str] = "LoRA on qkv with convolutions at several scales inside "
     can_merge: ClassVar[bool] = False
     changes: ClassVar[frozenset[str]] = LINEARS
 
@@ -55,11 +54,6 @@ class ConvLoRA(Method):
         if self.alpha is not None:
             require_positive("alpha", self.alpha)
 
-    @property
-    def encoders(self) -> tuple[str, ...]:
-        """SAM's ViT alone."""
-        return ("vit",)
-
     def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
         """Hang ``conv_lora`` on every qkv."""
         from samadapt.methods._attached import attach
@@ -67,7 +61,9 @@ class ConvLoRA(Method):
 
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
         for site in sites:
-            child = ConvUpdate(site.width, self.rank, self.experts, scale)
+            attn: Any = sam.get_submodule(site.attn)
+            window = attn.window if sam.build.encoder == "tiny_vit" else None
+            child = ConvUpdate(site.width, self.rank, self.experts, scale, window)
             attach(sam.get_submodule(site.qkv), "conv_lora", child, add_update)
 
     def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:

@@ -105,6 +105,12 @@ def finetune(config: Config) -> FinetuneResult:
         InterruptedRunError: after Ctrl-C or SIGTERM, with a checkpoint written.
     """
     validate(config)
+    if config.peft.stack > 1:
+        raise ConfigError(
+            f"peft={config.peft.name} with these options needs stacks of {config.peft.stack} "
+            "neighbouring slices, and the readers give single slices so far; from Python it trains "
+            "on any batch of stacks"
+        )
     from samadapt.methods.store import trainable_state
     from samadapt.session import open_session
     from samadapt.training.checkpoint import load_checkpoint

@@ -4,6 +4,7 @@ from torch.nn import functional
 
 from samadapt.errors import ConfigError
 from samadapt.methods import METHODS, inject
+from samadapt.sam import tiny_vit_blocks
 
 
 def test_the_update_is_a_gated_convolution(tiny_sam, perturb):
@@ -42,9 +43,26 @@ def test_the_gate_learns_from_the_loss(tiny_sam, perturb, predict):
     assert gate.grad.abs().max() > 0
 
 
-def test_a_build_without_the_grid_is_refused(tiny_t_sam):
-    with pytest.raises(ConfigError, match=r"conv_lora .* needs an encoder of kind vit; tiny_t"):
-        inject(tiny_t_sam, METHODS["conv_lora"]())
+def test_tiny_vits_windows_are_worlds_of_their_own(tiny_t_sam, perturb):
+    perturb(inject(tiny_t_sam, METHODS["conv_lora"](experts=3)))
+    site = tiny_t_sam.sites()[0]
+    qkv = tiny_t_sam.get_submodule(site.qkv)
+    x = torch.randn(2, 6, 5, site.width)  # windows of 3, the last ones cut
+    alone = qkv(x[:, 3:, :3])
+    torch.testing.assert_close(qkv(x)[:, 3:, :3], alone)
+    plain = x @ qkv.weight.T + qkv.bias
+    assert (alone - plain[:, 3:, :3]).abs().max() > 1e-2
+    cell = torch.randn(site.width)
+    assert torch.equal(qkv(cell), torch.nn.functional.linear(cell, qkv.weight, qkv.bias))
+
+
+@torch.no_grad()
+def test_the_parts_of_tiny_vit_do_not_show(tiny_t_sam, perturb, monkeypatch):
+    perturb(inject(tiny_t_sam, METHODS["conv_lora"]()))
+    images = torch.randn(2, 3, 64, 64)
+    whole = tiny_t_sam.encode(images)
+    monkeypatch.setattr(tiny_vit_blocks, "PART_PER_THREAD", 1)
+    torch.testing.assert_close(tiny_t_sam.encode(images), whole)
 
 
 @pytest.mark.parametrize("key", ["rank", "alpha", "experts"])

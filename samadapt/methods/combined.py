@@ -1,0 +1,139 @@
+"""Several methods at once: ``peft=[lora,bias]``, by its plain name ``lora+bias``.
+
+The options of all are options of the combination; one that two of them have is preceded by the
+method's name (``fact_scale``). ``blocks`` and the decoder's options hold for all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, make_dataclass
+from functools import cache
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
+
+from samadapt.methods.base import Method, PeftLayers, find_method, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+_SHARED = {item.name for item in fields(Method)}
+
+
+@dataclass(frozen=True)
+class Combined(Method):
+    """Runs each of its parts; ``combine`` makes a subclass with their options."""
+
+    parts: ClassVar[tuple[type[Method], ...]] = ()
+    keys: ClassVar[dict[tuple[str, str], str]] = {}
+    """Option of the combination by method and its own option."""
+
+    @property
+    def members(self) -> tuple[Method, ...]:
+        """The methods, with their options."""
+        return tuple(
+            part(
+                **{
+                    item.name: getattr(self, self.keys.get((part.name, item.name), item.name))
+                    for item in fields(part)
+                }
+            )
+            for part in self.parts
+        )
+
+    def validate(self) -> None:
+        """Let each part check its options."""
+        _ = self.members
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """What fits all parts."""
+        return tuple(e for e in super().encoders if all(e in m.encoders for m in self.members))
+
+    @property
+    def stack(self) -> int:
+        """The one that some part needs."""
+        return max(member.stack for member in self.members)
+
+    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+        """Return the layers of all parts."""
+        return tuple(layers for m in self.members for layers in m.peft_layers(sam, sites))
+
+    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+        """Inject each part in turn."""
+        for member in self.members:
+            member.inject(sam, sites)
+
+    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+        """Return the sum: no two parts train the same."""
+        return sum(member.formula(sam, sites) for member in self.members)
+
+    def merge(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+        """Merge each part, the last first.
+
+        Raises:
+            AdapterError: when a part cannot be merged.
+        """
+        if not self.can_merge:
+            super().merge(sam, sites)
+        for member in reversed(self.members):
+            member.merge(sam, sites)
+
+    def penalty(self, sam: Sam) -> Tensor | float:
+        """Return the sum of the parts'."""
+        return sum((member.penalty(sam) for member in self.members), start=0.0)
+
+    def after_step(self, sam: Sam, step: int, total: int) -> None:
+        """Let each part follow the step."""
+        for member in self.members:
+            member.after_step(sam, step, total)
+
+
+@cache
+def combine(names: tuple[str, ...]) -> type[Combined]:
+    """Return the method that is several at once.
+
+    Raises:
+        ConfigError: for an unknown name, or two that change the same.
+    """
+    parts = tuple(find_method(name) for name in names)
+    shown = ",".join(names)
+    for first, second in combinations(parts, 2):
+        both = sorted(first.changes & second.changes)
+        require(
+            not both,
+            f"peft=[{shown}]: {first.name} and {second.name} cannot be combined: both change the "
+            f"{' and '.join(both)} of the encoder",
+        )
+    own = [(part, item) for part in parts for item in fields(part) if item.name not in _SHARED]
+    count = [item.name for _, item in own]
+    keys = {
+        (part.name, item.name): f"{part.name}_{item.name}"
+        for part, item in own
+        if count.count(item.name) > 1
+    }
+    options: list[Any] = [
+        (
+            keys.get((part.name, item.name), item.name),
+            get_type_hints(part)[item.name],
+            copy.copy(item),
+        )
+        for part, item in own
+    ]
+    namespace = {
+        "name": "+".join(names),
+        "summary": "; ".join(part.summary for part in parts),
+        "can_merge": all(part.can_merge for part in parts),
+        "changes": frozenset().union(*(part.changes for part in parts)),
+        "parts": parts,
+        "keys": keys,
+        "__doc__": Combined.__doc__,
+    }
+    made: Any = make_dataclass(
+        "Combined", options, bases=(Combined,), namespace=namespace, frozen=True
+    )
+    return cast("type[Combined]", made)
