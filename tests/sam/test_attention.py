@@ -166,6 +166,16 @@ def test_bf16_accumulates_in_fp32() -> None:
         assert (one - other.double()).norm() <= 0.05 * one.norm() + 0.1
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_buffers_are_written_before_they_are_read(monkeypatch, dtype: torch.dtype) -> None:
+    def poisoned(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.full(shape, torch.nan, dtype=dtype, device=device)
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    for value in results(attend_tiles, make_inputs((2, 2), dtype)):
+        assert value.isfinite().all()
+
+
 def test_the_form_by_device_is_the_same_function(monkeypatch, randomise) -> None:
     attention = RelativePositionAttention(16, 4, (2, 2), windowed=True).double()
     randomise(attention, 3)
