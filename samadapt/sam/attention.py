@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samadapt.sam.layers import is_exporting
 from samadapt.sam.tiled_attention import attend_tiles, relative_scores
 
 
@@ -80,7 +81,7 @@ def partition_windows(x: Tensor, side: tuple[int, int], padding: Tensor | None) 
         (b * windows, height, width, c), row by row of each image.
     """
     b, h, w, c = x.shape
-    down, across = -(-h // side[0]), -(-w // side[1])
+    down, across = _windows((h, w), side)
     tall, wide = down * side[0], across * side[1]
     if (tall, wide) != (h, w):
         value = x.new_zeros(c) if padding is None else padding
@@ -101,9 +102,14 @@ def join_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
         (b, h, w, c).
     """
     (h, w), (height, width) = size, windows.shape[1:3]
-    down, across = -(-h // height), -(-w // width)
+    down, across = _windows(size, (height, width))
     x = windows.view(-1, down, across, *windows.shape[1:]).transpose(2, 3)
     return x.reshape(len(x), down * height, across * width, -1)[:, :h, :w]
+
+
+def _windows(size: tuple[int, int], side: tuple[int, int]) -> tuple[int, int]:
+    """How many windows go down and across; without negative numbers, which ONNX divides otherwise."""
+    return (size[0] + side[0] - 1) // side[0], (size[1] + side[1] - 1) // side[1]
 
 
 class RelativePositionAttention(nn.Module):
@@ -143,7 +149,7 @@ class RelativePositionAttention(nn.Module):
             fill = torch.unflatten(self.qkv(x.new_zeros(1, 1, 1, width)), -1, split)[0, 0, 0]
         tables = relative_tables(self.rel_pos_h, self.rel_pos_w, side)
         rows, columns = (table.to(qkv.dtype) for table in tables)
-        tiled = self.window is None or x.device.type == "cpu"
+        tiled = (self.window is None or x.device.type == "cpu") and not is_exporting()
         heads = (attend_tiles if tiled else attend_windows)(qkv, fill, rows, columns)
         out: Tensor = self.proj(heads.flatten(-2))
         return out

@@ -14,6 +14,14 @@ from torch.nn import functional
 CHUNK_HIDDEN_CPU = 3 * 2**20
 
 
+def is_exporting() -> bool:
+    """Whether the model is traced into a graph for another program.
+
+    Then layers take their plain forms: no loop over parts, nothing written over its input.
+    """
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+
+
 class LayerNorm2d(nn.Module):
     """Layer normalisation over the channels of (b, c, h, w)."""
 
@@ -43,7 +51,7 @@ class MLPBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both layers to the last axis; on the CPU to some rows at a time."""
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or is_exporting():
             return self._transform(x)
         rows = x.reshape(-1, x.shape[-1])
         parts = rows.split(max(1, CHUNK_HIDDEN_CPU // self.lin1.out_features))
@@ -53,7 +61,7 @@ class MLPBlock(nn.Module):
 
     def _transform(self, x: Tensor) -> Tensor:
         hidden: Tensor = self.lin1(x)
-        if isinstance(self.act, nn.GELU) and not hidden.requires_grad:
+        if isinstance(self.act, nn.GELU) and not (hidden.requires_grad or is_exporting()):
             hidden = torch.ops.aten.gelu_(hidden)
         else:
             hidden = self.act(hidden)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samadapt.sam.attention import join_windows, partition_windows
+from samadapt.sam.layers import is_exporting
 
 # Numbers that a thread holds of the widest layer: 2 MiB in fp32 (fastest of 0.5 to 8 MiB and all at
 # once on a Xeon with 2 MiB of second-level cache a core).
@@ -212,8 +213,9 @@ class WindowBiasAttention(nn.Module):
         biases = self.pair_biases() if biases is None else biases
         h, w = size = (x.shape[1], x.shape[2])
         side = (self.window, self.window)
-        # The norm comes behind the padding: a padded token is its bias.
-        padding = self.qkv(self.norm.bias) if h % self.window or w % self.window else None
+        padding = None
+        if h % self.window or w % self.window:  # the norm comes behind the padding
+            padding = self.qkv(self.norm(x.new_zeros(x.shape[-1])))
         windows = partition_windows(self.qkv(self.norm(x)), side, padding)
         # rows of qkv: (head, q | k | v, channel)
         split = windows.flatten(1, 2).unflatten(-1, (self.num_heads, 3, -1))
@@ -283,7 +285,8 @@ class WindowBlock(nn.Module):
 
 def _gelu(x: Tensor) -> Tensor:
     """GELU, written over x where autograd does not need it; nothing else may use x."""
-    return functional.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
+    kept = x.requires_grad or is_exporting()
+    return functional.gelu(x) if kept else torch.ops.aten.gelu_(x)
 
 
 def _records(x: Tensor, module: nn.Module) -> bool:
@@ -309,7 +312,7 @@ def _in_strips(
     """
     images, height = len(x), -(-x.shape[1] // stride)
     spans = _spans(images, height, numbers)
-    if graph or len(spans) <= 1 or x.device.type != "cpu":
+    if graph or len(spans) <= 1 or x.device.type != "cpu" or is_exporting():
         return run(slice(0, images), slice(0, height))
     return _collect((run(*span) for span in spans), images, height)
 
@@ -328,7 +331,7 @@ def _in_parts(
     """
     images, height, columns, _ = x.shape
     spans = _spans(images, height, numbers * columns, unit)
-    if len(spans) <= 1 or x.device.type != "cpu":
+    if len(spans) <= 1 or x.device.type != "cpu" or is_exporting():
         return run(x)
     counts = [some.stop - some.start for some, _ in spans]
     lengths = [n * (rows.stop - rows.start) for n, (_, rows) in zip(counts, spans, strict=True)]
