@@ -1,6 +1,6 @@
 """An adapter written for other programs: one file a target, each read back before it says done."""
 
-from samadapt.export import hf, peft, sam
+from samadapt.export import hf, onnx, peft, sam
 from samadapt.export.target import TARGETS, Exported, Target, export_adapter
 
-__all__ = ["TARGETS", "Exported", "Target", "export_adapter", "hf", "peft", "sam"]
+__all__ = ["TARGETS", "Exported", "Target", "export_adapter", "hf", "onnx", "peft", "sam"]

@@ -48,6 +48,7 @@ class Peft(Target):
 
     @property
     def limit(self) -> float | None:
+        """Largest difference allowed, as a share of the largest logit (at least 1); None: any."""
         return 1e-5
 
     def refusal(self, adapted: Adapted) -> str:

@@ -60,8 +60,8 @@ class SamFile(Target):
     def how_to_load(self, adapted: Adapted) -> str:
         """Return code for segment-anything where it has this build, else for samadapt."""
         name = adapted.record.base
-        if adapted.sam.build.encoder == "vit" and not _notes(adapted):
-            registry = "vit_b" if name == "medsam" else name
+        registry = "vit_b" if name == "medsam" else name
+        if registry in ("vit_b", "vit_l", "vit_h") and not _notes(adapted):
             return (
                 "from segment_anything import SamPredictor, sam_model_registry\n"
                 f'sam = sam_model_registry["{registry}"](checkpoint="{TORCH_FILE}")\n'

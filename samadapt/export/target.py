@@ -24,12 +24,7 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Target:
-    """Options that a target has, and what it must be able to do.
-
-    Attributes:
-        limit: largest difference allowed, as a share of the largest output (at least 1); None
-            where the target is inexact on purpose, and only says how far off it is.
-    """
+    """Options that a target has, and what it must be able to do."""
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
@@ -38,6 +33,7 @@ class Target:
 
     @property
     def limit(self) -> float | None:
+        """Largest difference allowed, as a share of the largest logit (at least 1); None: any."""
         return 1e-4
 
     def refusal(self, adapted: Adapted) -> str:

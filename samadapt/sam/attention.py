@@ -108,7 +108,7 @@ def join_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _windows(size: tuple[int, int], side: tuple[int, int]) -> tuple[int, int]:
-    """How many windows go down and across; without negative numbers, which ONNX divides otherwise."""
+    """Count windows down and across; ONNX would round a negative quotient otherwise."""
     return (size[0] + side[0] - 1) // side[0], (size[1] + side[1] - 1) // side[1]
 
 

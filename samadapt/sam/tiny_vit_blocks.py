@@ -22,9 +22,10 @@ from torch.nn import functional
 from samadapt.sam.attention import join_windows, partition_windows
 from samadapt.sam.layers import is_exporting
 
-# Numbers that a thread holds of the widest layer: 2 MiB in fp32 (fastest of 0.5 to 8 MiB and all at
-# once on a Xeon with 2 MiB of second-level cache a core).
-PART_PER_THREAD = 2**19
+# Numbers that a thread holds of the widest layer: 4 MiB in fp32. On a Xeon with 2 MiB of second-level
+# cache a core 2 MiB are as fast (less cache, but more copies of rows and of weights), 0.5 MiB and
+# all at once up to 1.5 times slower.
+PART_PER_THREAD = 2**20
 
 Rows = Callable[[int, int], Tensor]
 """Rows ``[top, bottom)`` of some tokens, made when they are needed."""

@@ -46,9 +46,6 @@ class ExportArguments:
     precision: Literal["fp32", "fp16", "int8"] | None = knob(
         None, help="to=onnx: of the weights; null: fp32"
     )
-    single_mask: bool | None = knob(
-        None, help="to=onnx: the decoder picks the best mask itself; null: false, all masks"
-    )
     push: str | None = knob(None, help="USER/NAME on the Hugging Face Hub to upload to")
     private: bool = knob(False, help="push: create the repository as a private one")
 
@@ -99,7 +96,7 @@ def _target(asked: ExportArguments) -> Target:
 
     options = {
         name: value
-        for name in ("naming", "precision", "single_mask")
+        for name in ("naming", "precision")
         if (value := getattr(asked, name)) is not None
     }
     cls = TARGETS[asked.to]

@@ -48,7 +48,7 @@ def test_the_pipeline_runs(tiny_sam, save, tmp_path):
 
 def test_tiny_vit_is_refused(tiny_t_sam, save, tmp_path):
     directory, _ = save(tiny_t_sam)
-    with pytest.raises(AdapterError, match="SamModel has no TinyViT.*exported to onnx, peft, sam"):
+    with pytest.raises(AdapterError, match=r"SamModel has no TinyViT.*exported to onnx, peft, sam"):
         export_adapter(directory, HuggingFace(), tmp_path / "out")
 
 

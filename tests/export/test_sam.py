@@ -43,7 +43,7 @@ def test_segment_anything_predicts_the_same(
 def test_tiny_vit_has_the_published_names(tiny_t_sam, save, tmp_path):
     from samadapt.sam.tiny_vit import tiny_vit_key
 
-    directory, sam = save(tiny_t_sam)
+    directory, _ = save(tiny_t_sam)
     done = export_adapter(directory, SamFile(), tmp_path / "out")
     assert done.difference.logits < 1e-4
     names = torch.load(tmp_path / "out" / "model.pth", weights_only=True).keys()

@@ -1,0 +1,146 @@
+"""Prompt encoder, mask decoder and resizing as one graph, with segment-anything's inputs.
+
+The same layers as ``Sam.decode`` in their plain form, without its shortcuts: every one of them is
+called for any number of prompts and points. Imports torch; ``onnx.py`` imports this file when it
+writes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samadapt.sam.model import Sam
+
+
+class PromptAndMaskDecoder(nn.Module):
+    """Masks of p prompts for one image.
+
+    Args:
+        sam: the model; its layers are used, not copied.
+    """
+
+    def __init__(self, sam: Sam) -> None:
+        """Take the layers."""
+        super().__init__()
+        self.prompts, self.decoder = sam.prompt_encoder, sam.mask_decoder
+        self.size, self.side = sam.image_size, sam.embedding_size
+        self.squash = sam.preprocessing.resize == "squash"
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Return inputs of every kind, with two prompts of three points."""
+        low = 4 * self.side
+        return (
+            torch.randn(1, self.prompts.width, self.side, self.side),
+            torch.rand(2, 3, 2) * self.size,
+            torch.tensor([[2.0, 3.0, 1.0], [1.0, 0.0, -1.0]]),
+            torch.randn(1, 1, low, low),
+            torch.ones(1),
+            torch.tensor([self.size * 0.75, self.size * 0.5]),
+        )
+
+    def forward(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+        orig_im_size: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Decode.
+
+        Args:
+            image_embeddings: (1, c, g, g).
+            point_coords: (p, n, 2), (x, y) in the model frame.
+            point_labels: (p, n); 1 foreground, 0 background, -1 padding, 2 and 3 a box's corners.
+            mask_input: (1, 1, 4g, 4g) logits, for all prompts.
+            has_mask_input: (1), 1 to use it, else 0.
+            orig_im_size: (2), height and width of the image in pixels.
+
+        Returns:
+            Logits (p, m, height, width), IoU estimates (p, m) and logits (p, m, 4g, 4g) of all
+            m mask tokens; the first is the single mask.
+        """
+        sparse = self._embed_points(point_coords, point_labels)
+        given = self.prompts.mask_downscaling(mask_input)
+        none = self.prompts.no_mask_embed.weight.view(1, -1, 1, 1)
+        dense = has_mask_input * given + (1 - has_mask_input) * none
+        low, iou = self._decode(image_embeddings + dense, sparse)
+        return self._resize(low, orig_im_size), iou, low
+
+    def _embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
+        embedded = self.prompts.pe_layer((coords + 0.5) / self.size)
+        label = labels[..., None]
+        embedded = embedded * (label != -1) + self.prompts.not_a_point_embed.weight * (label == -1)
+        for number, embedding in enumerate(self.prompts.point_embeddings):
+            embedded = embedded + embedding.get_parameter("weight") * (label == number)
+        return embedded
+
+    def _decode(self, image: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+        """Give logits (p, m, 4g, 4g) and IoU estimates (p, m) of image (1, c, g, g)."""
+        decoder = self.decoder
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        position = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], dim=1)
+        place = self.prompts.dense_position().flatten(1).t()
+        cells = image.flatten(2).transpose(1, 2)  # (1, g * g, c) until the prompts enter it
+        tokens = position
+        for layer in decoder.transformer.layers:
+            tokens, cells = _two_ways(layer, tokens, cells, position, place)
+        final = decoder.transformer.final_attn_token_to_image
+        tokens = tokens + _attend(final, tokens + position, cells + place, cells)
+        tokens = decoder.transformer.norm_final_attn(tokens)
+        kernels = torch.stack(
+            [net(tokens[:, 1 + i]) for i, net in enumerate(decoder.output_hypernetworks_mlps)], 1
+        )
+        upscaled = self._upscale(torch.unflatten(cells.transpose(1, 2), 2, (self.side, -1)))
+        low = torch.unflatten(kernels @ upscaled.flatten(2), 2, (4 * self.side, -1))
+        iou: Tensor = decoder.iou_prediction_head(tokens[:, 0])
+        return low, iou
+
+    def _upscale(self, x: Tensor) -> Tensor:
+        """Give (p, c / 8, 4g, 4g) of (p, c, g, g)."""
+        first, norm, _, second, _ = self.decoder.output_upscaling
+        x = functional.conv_transpose2d(x, first.weight, first.bias, stride=2)
+        last = x.permute(0, 2, 3, 1)
+        normed = functional.layer_norm(last, last.shape[-1:], norm.weight, norm.bias, norm.eps)
+        x = functional.gelu(normed.permute(0, 3, 1, 2))
+        return functional.gelu(functional.conv_transpose2d(x, second.weight, second.bias, stride=2))
+
+    def _resize(self, low: Tensor, size: Tensor) -> Tensor:
+        """Bring logits to the original frame, as ``Sam.postprocess``."""
+        square = functional.interpolate(low, (self.size, self.size), mode="bilinear")
+        if not self.squash:
+            inner = torch.floor(size * (self.size / size.max()) + 0.5).to(torch.int64)
+            square = square[..., : inner[0], : inner[1]]
+        height, width = size.to(torch.int64)
+        return functional.interpolate(square, (height, width), mode="bilinear")
+
+
+def _two_ways(
+    layer: Any, tokens: Tensor, cells: Tensor, position: Tensor, place: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Run a layer of the two-way transformer on tokens (p, t, c) and cells (1 or p, n, c)."""
+    placed = tokens if layer.first else tokens + position
+    attended = _attend(layer.self_attn, placed, placed, tokens)
+    tokens = layer.norm1(attended if layer.first else tokens + attended)
+    attend = layer.cross_attn_token_to_image
+    tokens = layer.norm2(tokens + _attend(attend, tokens + position, cells + place, cells))
+    tokens = layer.norm3(tokens + layer.mlp(tokens))
+    attend = layer.cross_attn_image_to_token
+    cells = layer.norm4(cells + _attend(attend, cells + place, tokens + position, tokens))
+    return tokens, cells
+
+
+def _attend(layer: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend with q (p or 1, n, c) over k and v (p or 1, m, c)."""
+    heads = [
+        torch.unflatten(project(x), -1, (layer.num_heads, -1)).transpose(1, 2)
+        for project, x in ((layer.q_proj, q), (layer.k_proj, k), (layer.v_proj, v))
+    ]
+    scores = (heads[0] * heads[0].shape[-1] ** -0.5) @ heads[1].transpose(2, 3)
+    out: Tensor = layer.out_proj((scores.softmax(-1) @ heads[2]).transpose(1, 2).flatten(2))
+    return out

@@ -1,0 +1,238 @@
+"""``to=onnx``: encoder and prompt-and-mask decoder for onnxruntime, in a browser or elsewhere."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from samadapt.errors import ConfigError, MissingExtraError, nearest
+from samadapt.export.target import Target, register
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from samadapt.export.probe import Model
+    from samadapt.methods.opening import Adapted
+    from samadapt.sam.types import MaskOutput, Prompts
+
+ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+PRECISIONS = ("fp32", "fp16", "int8")
+OPSET = 17  # LayerNormalization; onnxruntime since 1.12
+
+DECODER_INPUTS = (
+    "image_embeddings",
+    "point_coords",
+    "point_labels",
+    "mask_input",
+    "has_mask_input",
+    "orig_im_size",
+)
+DECODER_OUTPUTS = ("masks", "iou_predictions", "low_res_masks")
+"""Those of segment-anything's own export."""
+
+
+@register("onnx")
+@dataclass(frozen=True)
+class Onnx(Target):
+    """Two files. A method that cannot be merged stays in the encoder's graph as it is.
+
+    Attributes:
+        precision: of the encoder's weights: ``"fp32"``, ``"fp16"``, or ``"int8"`` of its matrix
+            products (dynamic). The decoder stays fp32: its positions have too many turns for less.
+
+    Raises:
+        ConfigError: for another precision.
+    """
+
+    summary: ClassVar[str] = "encoder and prompt-and-mask decoder for onnxruntime"
+    extra: ClassVar[str] = "onnx"
+
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+
+    def __post_init__(self) -> None:
+        """Check the precision."""
+        if self.precision not in PRECISIONS:
+            raise ConfigError(
+                f"precision must be {', '.join(PRECISIONS)}; got {self.precision!r}"
+                f"{nearest(self.precision, PRECISIONS)}"
+            )
+
+    @property
+    def limit(self) -> float | None:
+        """Largest difference allowed, as a share of the largest logit (at least 1); None: any."""
+        return 1e-3 if self.precision == "fp32" else None
+
+    def refusal(self, adapted: Adapted) -> str:
+        """Refuse only encoders that look at several slices at once."""
+        if adapted.injection.method.stack > 1:
+            return "its encoder takes stacks of slices, and the graph takes one image"
+        return ""
+
+    def write(self, adapted: Adapted, folder: Path) -> list[str]:
+        """Trace both parts, and shrink the encoder if asked to."""
+        import torch
+
+        from samadapt.export._onnx_decoder import PromptAndMaskDecoder
+        from samadapt.methods.store import merge
+
+        require_onnx()
+        if adapted.injection.method.can_merge:
+            merge(adapted.sam, adapted.injection)
+        sam = adapted.sam.float().cpu().eval()
+        image = torch.zeros(1, 3, sam.image_size, sam.image_size)
+        trace(sam.image_encoder, (image,), folder / ENCODER, ("input_image",), DECODER_INPUTS[:1])
+        decoder = PromptAndMaskDecoder(sam)
+        trace(
+            decoder,
+            decoder.example(),
+            folder / DECODER,
+            DECODER_INPUTS,
+            DECODER_OUTPUTS,
+            {
+                "point_coords": {0: "num_prompts", 1: "num_points"},
+                "point_labels": {0: "num_prompts", 1: "num_points"},
+                "masks": {0: "num_prompts", 2: "height", 3: "width"},
+                "iou_predictions": {0: "num_prompts"},
+                "low_res_masks": {0: "num_prompts"},
+            },
+        )
+        if self.precision != "fp32":
+            shrink(folder / ENCODER, self.precision)
+        side, rule = sam.image_size, sam.preprocessing
+        note = (
+            f"{ENCODER} takes input_image (1, 3, {side}, {side}): resized ({rule.resize} side), "
+            f"normalised ({rule.normalization}) and zero-padded right and below; masks are logits "
+            "of every mask token, the single mask first"
+        )
+        return [note]
+
+    def read_back(self, adapted: Adapted, folder: Path) -> Model:
+        """Open both files with onnxruntime."""
+        return Answers(folder, 4 * adapted.sam.embedding_size)
+
+    def how_to_load(self, adapted: Adapted) -> str:
+        """Return code for onnxruntime."""
+        return (
+            "import onnxruntime\n"
+            f'encoder = onnxruntime.InferenceSession("{ENCODER}")\n'
+            f'decoder = onnxruntime.InferenceSession("{DECODER}")'
+        )
+
+
+class Answers:
+    """Both files behind the two calls of ours."""
+
+    def __init__(self, folder: Path, side: int) -> None:
+        """Open the files; ``side`` is that of a mask prompt."""
+        self.side = side
+        self.encoder, self.decoder = (session(folder / name) for name in (ENCODER, DECODER))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Embed one preprocessed image (1, 3, s, s)."""
+        import torch
+
+        (embeddings,) = self.encoder.run(None, {"input_image": images.cpu().numpy()})
+        return torch.from_numpy(embeddings)
+
+    def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> MaskOutput:
+        """Decode p objects of one image."""
+        import torch
+
+        from samadapt.sam.types import MaskOutput
+
+        coords, labels = as_points(prompts)
+        values = (
+            embeddings,
+            coords,
+            labels,
+            torch.zeros(1, 1, self.side, self.side),
+            torch.zeros(1),
+            torch.tensor([32.0, 24.0]),
+        )
+        given = {n: v.numpy() for n, v in zip(DECODER_INPUTS, values, strict=True)}
+        _, iou, low = (torch.from_numpy(out)[None] for out in self.decoder.run(None, given))
+        chosen = slice(1, None) if multimask else slice(0, 1)
+        return MaskOutput(logits=low[:, :, chosen], iou=iou[:, :, chosen])
+
+
+def as_points(prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """Give prompts of one image as segment-anything's export takes them.
+
+    A box is two points labelled 2 and 3; points without a box get a padding point labelled -1.
+
+    Returns:
+        Points (p, n, 2) in the model frame, and labels (p, n); n is 0 without a prompt.
+    """
+    import torch
+
+    if prompts.boxes is not None:
+        corners = prompts.boxes[0].reshape(-1, 2, 2).float()
+        return corners, torch.tensor([2.0, 3.0]).expand(len(corners), 2).contiguous()
+    if prompts.points is None or prompts.point_labels is None:
+        return torch.zeros(1, 0, 2), torch.zeros(1, 0)
+    points, labels = prompts.points[0].float(), prompts.point_labels[0].float()
+    padded = torch.cat([points, points.new_zeros(len(points), 1, 2)], dim=1)
+    return padded, torch.cat([labels, -labels.new_ones(len(labels), 1)], dim=1)
+
+
+def session(path: Path) -> Any:
+    """Open a file with onnxruntime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(
+        path, sess_options=options, providers=["CPUExecutionProvider"]
+    )
+
+
+def require_onnx() -> None:
+    """Raise ``MissingExtraError`` without onnx or onnxruntime."""
+    from importlib.util import find_spec
+
+    for package in ("onnx", "onnxruntime"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "onnx")
+
+
+def trace(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    path: Path,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    dynamic: dict[str, dict[int, str]] | None = None,
+) -> None:
+    """Write a module's graph, by the exporter that follows sizes given as values."""
+    import torch
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the tracer: the shapes it speaks of are fixed here
+        torch.onnx.export(
+            module,
+            example,
+            path,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes=dynamic,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def shrink(path: Path, precision: str) -> None:
+    """Bring a file's weights to fp16, or those of its matrix products to int8."""
+    if precision == "fp16":
+        import onnx
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
+        onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
+        return
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    whole = path.with_suffix(".fp32.onnx")
+    path.rename(whole)
+    quantize_dynamic(whole, path, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+    whole.unlink()
