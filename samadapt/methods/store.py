@@ -96,6 +96,7 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
         AdapterError: when a weight is not finite, or the record contradicts the model.
     """
     from safetensors.torch import save_file
+    from torch import contiguous_format
 
     from samadapt.methods.card import model_card
 
@@ -105,7 +106,10 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
             f"{sam.build.num_multimask}"
         )
     state = _stored(sam, injection)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    tensors = {
+        key: value.detach().cpu().clone(memory_format=contiguous_format)
+        for key, value in state.items()
+    }
     check_finite(tensors, directory / WEIGHTS)
     record = replace(
         record,
@@ -229,7 +233,11 @@ def _stored(sam: Sam, injection: Injection) -> dict[str, Tensor]:
         stored |= peft_layers.read_state(tuner, layers)
     by_peft = tuple(f"{name}." for layers, _ in injection.peft for name in layers.names)
     state = sam.state_dict()
-    others = [name for name in injection.parameters if not name.startswith(by_peft)]
+    others = [
+        name
+        for name in injection.parameters
+        if not name.startswith(by_peft) or ".base_layer." in name  # a bias trained beside peft
+    ]
     return stored | {peft_layers.PREFIX + name: state[name] for name in others}
 
 
