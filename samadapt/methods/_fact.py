@@ -59,7 +59,7 @@ class FactorUpdate(nn.Module):
     def _rest(self) -> Tensor:
         """Give ``scale * V S_i`` of every slice, in the rows of qkv: (3 width, rank)."""
         factors = self._shared[0]
-        inner = self.own
+        inner: Tensor = self.own
         if factors.core is not None:
             inner = torch.einsum("sp,pij->sij", self.own, factors.core)
         products = self._scale * (factors.v @ inner)

@@ -54,8 +54,10 @@ class GatedTokens(nn.Module):
     def _split(self, rows: Tensor, heads: int) -> tuple[Tensor, ...]:
         """Take the rows (3 width, ...) of qkv apart into q, k and v, each (h, d, ...)."""
         if self._by_head:
-            return rows.unflatten(0, (heads, 3, -1)).unbind(1)
-        return rows.unflatten(0, (3, heads, -1)).unbind(0)
+            q, k, v = torch.unflatten(rows, 0, (heads, 3, -1)).unbind(1)
+        else:
+            q, k, v = torch.unflatten(rows, 0, (3, heads, -1)).unbind(0)
+        return q, k, v
 
 
 def add_prompt(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

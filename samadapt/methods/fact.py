@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from samadapt.errors import nearest
 from samadapt.methods.base import (
@@ -97,7 +97,7 @@ class FacT(Method):
 
         with torch.no_grad():
             for site in sites:
-                qkv = sam.get_submodule(site.qkv)
-                sam.get_parameter(f"{site.qkv}.weight").add_(qkv.get_submodule("fact").dense())
+                qkv: Any = sam.get_submodule(site.qkv)
+                qkv.weight.add_(qkv.fact.dense())
         for site in sites:
             detach(sam.get_submodule(site.qkv), "fact")
