@@ -11,9 +11,11 @@ from pkgutil import iter_modules
 
 from samadapt.methods.base import METHODS, Method, register, select_blocks
 from samadapt.methods.injection import Injection, inject
+from samadapt.methods.peft_others import register_others
 
 for _module in iter_modules(__path__):
     if not _module.name.startswith("_"):
         import_module(f"{__name__}.{_module.name}")
+register_others()
 
 __all__ = ["METHODS", "Injection", "Method", "inject", "register", "select_blocks"]

@@ -69,7 +69,7 @@ class AdaLoRA(LinearMethod):
             f"peft.orthogonality must be at least 0; got {self.orthogonality!r}",
         )
 
-    def options(self) -> Mapping[str, Any]:
+    def arguments(self) -> Mapping[str, Any]:
         """Return peft's arguments; the real number of steps is known only in training."""
         alpha = self.first_rank if self.alpha is None else self.alpha
         return {

@@ -22,6 +22,9 @@ DECODERS: tuple[Decoder, ...] = ("full", "lora", "own", "frozen")
 METHODS: dict[str, type[Method]] = {}
 """Every method by the name that ``peft=NAME`` takes; filled by ``register``."""
 
+UNFIT: dict[str, str] = {}
+"""Kinds of peft's that no option makes work on SAM, and why."""
+
 MethodT = TypeVar("MethodT", bound="Method")
 
 LINEARS = frozenset({"linears"})
@@ -203,6 +206,8 @@ def find_method(name: str) -> type[Method]:
         from samadapt.methods.combined import combine
 
         return combine(tuple(name.split("+")))
+    if name in UNFIT:
+        raise ConfigError(f"peft={name}: it {UNFIT[name]}; `samadapt ls peft` lists what does fit")
     require(
         name in METHODS,
         f"peft must be one of {', '.join(sorted(METHODS))}; got {name!r}{nearest(name, METHODS)}",

@@ -36,7 +36,7 @@ class LoHa(LinearMethod):
         require_count("rank", self.rank)
         require_alpha(self.alpha)
 
-    def options(self) -> Mapping[str, Any]:
+    def arguments(self) -> Mapping[str, Any]:
         """Return rank and alpha."""
         return {"r": self.rank, "alpha": self.rank if self.alpha is None else self.alpha}
 

@@ -45,7 +45,7 @@ class LoKr(LinearMethod):
             f"peft.factor must be -1 or an integer of at least 1; got {self.factor!r}",
         )
 
-    def options(self) -> Mapping[str, Any]:
+    def arguments(self) -> Mapping[str, Any]:
         """Return rank, alpha and factor."""
         alpha = self.rank if self.alpha is None else self.alpha
         return {"r": self.rank, "alpha": alpha, "decompose_factor": self.factor}

@@ -1,7 +1,9 @@
 """OFT (Qiu et al. 2023): the inputs of a linear are rotated, block by block.
 
 "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", on the input side and with the
-Cayley-Neumann series of "Orthogonal Finetuning Made Scalable" (Qiu et al. 2025), as in peft.
+Cayley-Neumann series of "Orthogonal Finetuning Made Scalable" (Qiu et al. 2025), as in peft. peft
+takes a grid of tokens (b, h, w, c) for the input of a convolution; hooks keep it from that, so what
+is saved needs samadapt.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from samadapt.methods.peft_method import LinearMethod
 from samadapt.typed import knob
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from samadapt.sam.model import Sam
     from samadapt.sam.types import BlockSite
 
@@ -30,6 +34,7 @@ class OFT(LinearMethod):
 
     summary: ClassVar[str] = "rotations of blocks of the input channels"
     kind: ClassVar[str] = "OFT"
+    plain_peft: ClassVar[bool] = False
 
     block_size: int = knob(8, help="channels rotated among themselves", low=2)
 
@@ -49,7 +54,16 @@ class OFT(LinearMethod):
             )
         return layers
 
-    def options(self) -> Mapping[str, Any]:
+    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+        """Let the rotations take grids of tokens."""
+        from peft.tuners.oft.layer import OFTRotationModule
+
+        for module in sam.modules():
+            if isinstance(module, OFTRotationModule):
+                module.register_forward_pre_hook(_more_axes)
+                module.register_forward_hook(_less_axes)
+
+    def arguments(self) -> Mapping[str, Any]:
         """Return the block size, and peft's default number of blocks switched off."""
         return {"r": 0, "oft_block_size": self.block_size}
 
@@ -57,3 +71,13 @@ class OFT(LinearMethod):
         """Return the upper triangles of all blocks."""
         del outputs
         return inputs // self.block_size * self.block_size * (self.block_size - 1) // 2
+
+
+def _more_axes(module: object, inputs: tuple[Tensor]) -> Tensor:
+    del module
+    return inputs[0][None, None, None, None]
+
+
+def _less_axes(module: object, inputs: object, output: Tensor) -> Tensor:
+    del module, inputs
+    return output[0, 0, 0, 0]

@@ -150,14 +150,22 @@ def _check_start(sam: Sam, layers: PeftLayers) -> None:
             raise ConfigError(f"peft's {layers.kind} adds nothing at {name}; it works on no linear")
         base = layer.get_base_layer()
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(8, base.in_features, generator=generator).to(base.weight)
-        with torch.no_grad():
-            expected, found = base(x), layer(x)
-        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
-            raise ConfigError(
-                f"peft's {layers.kind} with these options changes the output of {name} before any "
-                "step; set the one of peft.options that starts it at the identity"
-            )
+        x = torch.randn(2, 3, 3, base.in_features, generator=generator).to(base.weight)
+        for tokens in (x, x[0, 0, 0]):  # a grid of images, and TinyViT's padding alone
+            with torch.no_grad():
+                expected = base(tokens)
+                try:
+                    found = layer(tokens)
+                except (RuntimeError, ValueError, IndexError) as error:
+                    raise ConfigError(
+                        f"peft's {layers.kind} cannot take tokens {tuple(tokens.shape)}: {error}"
+                    ) from error
+            atol = 1e-4 * float(expected.abs().max())
+            if not torch.allclose(found, expected, rtol=1e-4, atol=atol):
+                raise ConfigError(
+                    f"peft's {layers.kind} with these options changes the output of {name} before "
+                    "any step; set the one of peft.options that starts it at the identity"
+                )
 
 
 def read_state(tuner: BaseTuner, layers: PeftLayers) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ class PeftMethod(Method):
     reads_base: ClassVar[bool] = False
     """Whether its arithmetic needs the base weight itself, and so its exact values."""
 
-    def options(self) -> Mapping[str, Any]:
+    def arguments(self) -> Mapping[str, Any]:
         """Return the arguments of peft's configuration, targets left out."""
         return {}
 
@@ -52,7 +52,7 @@ class PeftMethod(Method):
             names += self.decoder_names(sam)
         if not names:
             return ()
-        return (PeftLayers(self.kind, tuple(names), self.options(), reads_base=self.reads_base),)
+        return (PeftLayers(self.kind, tuple(names), self.arguments(), reads_base=self.reads_base),)
 
     def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
         """Return the parameters of the chosen blocks' layers."""

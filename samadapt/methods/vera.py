@@ -39,7 +39,7 @@ class VeRA(LinearMethod):
         whole = isinstance(self.seed, int) and not isinstance(self.seed, bool)
         require(whole and self.seed >= 0, f"peft.seed must be an integer from 0; got {self.seed!r}")
 
-    def options(self) -> Mapping[str, Any]:
+    def arguments(self) -> Mapping[str, Any]:
         """Return rank and seed; the projections are saved."""
         return {"r": self.rank, "projection_prng_key": self.seed, "save_projection": True}
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from samadapt.methods import METHODS, Injection, inject
+from samadapt.methods import Injection, inject
+from samadapt.methods.base import find_method
 from samadapt.methods.store import AdapterRecord, save_adapter
 from samadapt.sam.model import Sam
 from samadapt.sam.types import Prompts
 from samadapt.sam.weights import base_hash
 
 Fresh = Callable[[], Sam]
-IMAGES = 2
 
 
 @pytest.fixture(params=["tiny_sam", "tiny_t_sam"])
@@ -27,11 +27,12 @@ def fresh(request: pytest.FixtureRequest) -> Fresh:
     return lambda: copy.deepcopy(base)
 
 
-def _predict(sam: Sam) -> Tensor:
+def _predict(sam: Sam, count: int = 2) -> Tensor:
     """Every mask, multimask and single, and every IoU, of a fixed batch in one vector."""
     torch.manual_seed(0)
-    images = torch.randn(IMAGES, 3, sam.image_size, sam.image_size)
+    images = torch.randn(count, 3, sam.image_size, sam.image_size)
     box = torch.tensor([[[4.0, 6.0, 40.0, 50.0]], [[20.0, 12.0, 60.0, 44.0]]])
+    box = box.repeat(count // 2, 1, 1)
     embeddings = sam.encode(images)
     outputs = [sam.decode(embeddings, Prompts(boxes=box), multimask=m) for m in (True, False)]
     return torch.cat([part.flatten() for o in outputs for part in (o.logits, o.iou)])
@@ -59,19 +60,20 @@ def perturb() -> Callable[[Injection], None]:
 
 @pytest.fixture
 def train() -> Callable[[Sam, Injection, int], list[float]]:
-    """``train(sam, injection, steps)``: AdamW with weight decay towards a fixed target."""
+    """``train(sam, injection, steps)``: 4 images, AdamW with weight decay, a fixed target."""
 
     def steps(sam: Sam, injection: Injection, count: int) -> list[float]:
         optimizer = torch.optim.AdamW(injection.parameters.values(), lr=5e-3, weight_decay=0.1)
         losses = []
         injection.set_training(sam)
-        for _ in range(count):
-            output = _predict(sam)
+        for step in range(count):
+            output = _predict(sam, 4).float()
             target = torch.linspace(-1, 1, len(output)).sin()
             loss = (output - target).square().mean()
             optimizer.zero_grad()
-            loss.backward()
+            (loss + injection.method.penalty(sam)).backward()
             optimizer.step()
+            injection.method.after_step(sam, step + 1, 100)
             losses.append(loss.item())
         injection.set_training(sam, False)
         return losses
@@ -91,7 +93,7 @@ def adapted(fresh: Fresh, perturb: Callable[[Injection], None], tmp_path: Path):
             image_size=sam.image_size,
             num_masks=sam.build.num_multimask,
         )
-        injection = inject(sam, METHODS[name](**options))
+        injection = inject(sam, find_method(name)(**options))
         perturb(injection)
         save_adapter(tmp_path / "adapter", sam, injection, record)
         return sam, injection, tmp_path / "adapter"

@@ -27,6 +27,11 @@ def saved(adapted):
     return adapted("lora", blocks="last:2", decoder="frozen")[2]
 
 
+@pytest.fixture
+def saved_loha(adapted):
+    return adapted("loha", blocks="last:2", decoder="frozen")[2]
+
+
 def _load(directory):
     """Copies: the file that is mapped will be overwritten."""
     return {key: value.clone() for key, value in load_file(directory / WEIGHTS).items()}
@@ -112,6 +117,53 @@ def test_a_fault_is_refused_naming_the_file(saved, fresh, fault):
         load_adapter(saved, fresh())
     assert f"{file}: " in str(refused.value)
     assert message in str(refused.value)
+
+
+LOHA_FAULTS = {
+    "missing key": (WEIGHTS, "missing keys",
+                    _edit_weights(lambda t: t.pop(_first(t, "hada")))),
+    "extra key": FAULTS["extra key"],
+    "wrong shape": (WEIGHTS, "expected shape",
+                    _edit_weights(lambda t: t.update({_first(t, "hada"): torch.zeros(2, 2)}))),
+    "NaN": (WEIGHTS, "NaN", _edit_weights(lambda t: t[_first(t, "hada")].fill_(float("nan")))),
+    "edited alpha": (CONFIG, "alpha was changed", _edit_json(CONFIG, "alpha", value=64)),
+    "alpha gone": (CONFIG, "alpha was changed", _edit_json(CONFIG, "alpha", value=None)),
+    "other base": FAULTS["other base"],
+    "truncated file": FAULTS["truncated weights"],
+    "wrong method": (CONFIG, "peft_type was changed",
+                     _edit_json(RECORD, "method", value={"name": "lora"})),
+    "wrong kind": (CONFIG, "peft_type was changed", _edit_json(CONFIG, "peft_type", value="LOKR")),
+    "no fit": (RECORD, "peft.rank", _edit_json(RECORD, "method", "rank", value=0)),
+    "fewer blocks": FAULTS["fewer blocks"],
+    "pickle": FAULTS["pickle"],
+    "text file": FAULTS["text as weights"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fresh", ["tiny_sam"], indirect=True)
+@pytest.mark.parametrize("fault", LOHA_FAULTS)
+def test_a_fault_of_another_kind_is_refused_naming_the_file(saved_loha, fresh, fault):
+    file, message, spoil = LOHA_FAULTS[fault]
+    spoil(saved_loha)
+    with pytest.raises(AdapterError) as refused:
+        load_adapter(saved_loha, fresh())
+    assert f"{file}: " in str(refused.value)
+    assert message in str(refused.value)
+
+
+def test_another_build_is_refused_for_another_kind(saved_loha, fresh):
+    name = "tiny" if fresh().build.name == "tiny_t" else "tiny_t"
+    with pytest.raises(AdapterError, match=rf"{RECORD}: .*the model given is {name} "):
+        load_adapter(saved_loha, build_sam(name))
+
+
+def test_the_file_of_lora_r4_on_vit_b_is_small(tmp_path):
+    """q and v of all blocks, without the decoder, in fp32: at most 1.3 MB."""
+    sam = build_sam("vit_b")
+    injection = inject(sam, METHODS["lora"](rank=4, decoder="frozen"))
+    record = AdapterRecord(base="vit_b", base_sha256="", image_size=1024)
+    save_adapter(tmp_path / "adapter", sam, injection, record)
+    assert (tmp_path / "adapter" / WEIGHTS).stat().st_size <= 1.3e6
 
 
 def test_another_base_is_refused(saved, fresh):

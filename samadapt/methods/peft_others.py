@@ -1,0 +1,126 @@
+"""Every other kind that the installed peft has for linears, by its own name and options.
+
+``peft=hra peft.options={r: 4}``: no file of ours is needed, and a kind that a later peft brings is
+found by its folder. The options are checked against peft's configuration when the method is
+injected, and the output against the base: a kind that does not start as the identity is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from samadapt.methods.base import METHODS, UNFIT, PeftLayers, register, require
+from samadapt.methods.peft_method import LinearMethod
+from samadapt.typed import knob
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+_TOKENS = "works on the tokens of a language model, and SAM's encoder has none"
+_ROUTES = "chooses among several adapters, and here a model is trained with one"
+UNFIT.update(
+    {
+        "adaption_prompt": _TOKENS,
+        "cartridge": _TOKENS,
+        "cpt": _TOKENS,
+        "multitask_prompt_tuning": _TOKENS,
+        "p_tuning": _TOKENS,
+        "prefix_tuning": _TOKENS,
+        "prompt_tuning": _TOKENS,
+        "trainable_tokens": _TOKENS,
+        "shadow": "follows the loop of a language model's decoder, and SAM has none",
+        "poly": _ROUTES,
+        "xlora": _ROUTES,
+    }
+)
+SUMMARIES = {
+    "beft": "a trained bias behind each linear",
+    "boft": "rotations of blocks of the input channels, and a scale a row",
+    "c3a": "updates that are circular convolutions, block by block",
+    "deft": "a projection of the weight, and what takes its place",
+    "delora": "low-rank directions with a strength of their own",
+    "fourierft": "updates from a few coefficients of a Fourier transform",
+    "glora": "low-rank updates of weight and bias, relative and absolute",
+    "hira": "LoRA multiplied onto the weight, for updates of high rank",
+    "hra": "a chain of Householder reflections of the inputs",
+    "miss": "updates from shards that share one matrix",
+    "osf": "the weight's smaller singular directions",
+    "peanut": "a small network of the weights as the update",
+    "psoft": "rotations within the weight's principal subspace",
+    "pvera": "VeRA with sampled low-rank activations",
+    "road": "rotations of pairs of output channels",
+}
+"""What the kinds do that the tests cover; others of the installed peft are tried as they are."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "c3a": {"block_size": 32},
+    "fourierft": {"init_weights": True},
+    "road": {"group_size": 32},
+}
+"""What peft's own defaults are changed to, so that it fits SAM or starts as the identity."""
+
+
+@dataclass(frozen=True)
+class OtherPeft(LinearMethod):
+    """A kind of peft's without a file here.
+
+    Attributes:
+        options: arguments of its configuration in peft, by their names there.
+    """
+
+    reads_base: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    options: dict[str, Any] | None = knob(None, help="options of peft's own configuration")
+
+    def validate(self) -> None:
+        """Check that the options are a mapping; what it holds is peft's to judge."""
+        named = self.options is None or (
+            isinstance(self.options, dict) and all(isinstance(key, str) for key in self.options)
+        )
+        require(named, f"peft.options must be a mapping {{name: value}}; got {self.options!r}")
+        for key in ("target_modules", "modules_to_save", "inference_mode", "peft_type"):
+            require(
+                key not in (self.options or {}),
+                f"peft.options: {key} follows from peft.targets, peft.blocks and peft.decoder",
+            )
+
+    def arguments(self) -> Mapping[str, Any]:
+        """Return the options over the changed defaults."""
+        return {**self.defaults, **(self.options or {})}
+
+    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+        """Return the layers, to be tried once they are in."""
+        return tuple(replace(x, check_start=True) for x in super().peft_layers(sam, sites))
+
+    def count(self, sam: Sam, names: Sequence[str]) -> int:
+        """Return what peft trains there: it knows the formula, and a copy is asked."""
+        import copy
+
+        from samadapt.methods.peft_layers import inject
+
+        if not names:
+            return 0
+        asked = copy.deepcopy(sam).requires_grad_(False)
+        inject(asked, PeftLayers(self.kind, tuple(names), self.arguments()))
+        return sum(p.numel() for p in asked.parameters() if p.requires_grad)
+
+
+def register_others() -> None:
+    """List every kind of the installed peft that no file here names; imports nothing of peft."""
+    taken = {getattr(method, "kind", "").lower() for method in METHODS.values()}
+    spec = find_spec("peft")
+    places = spec.submodule_search_locations if spec is not None else None
+    for folder in sorted(Path(place) / "tuners" for place in places or ()):
+        for config in sorted(folder.glob("*/config.py")):
+            name = config.parent.name
+            if name not in taken | UNFIT.keys():
+                summary = SUMMARIES.get(name, f"peft's {name}, as it comes: not tested here")
+                body = {"kind": name.upper(), "summary": summary, "__doc__": OtherPeft.__doc__}
+                body["defaults"] = DEFAULTS.get(name, {})
+                register(name)(dataclass(frozen=True)(type(name, (OtherPeft,), body)))
