@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from importlib import import_module
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
 from samadapt import __version__, console
@@ -19,6 +20,7 @@ VERBS = {
     "evaluate": "adapter=DIR [data=NAME data.root=PATH ...]",
     "predict": "adapter=DIR input=PATH output=PATH [boxes=[[x0,y0,x1,y1]]] [points=[[x,y]]]",
     "export": "adapter=DIR to=peft|sam|hf|onnx output=PATH [push=USER/NAME]",
+    "import": "from=PATH output=DIR model=NAME [checkpoint=FILE]",
     "check": "data=NAME data.root=PATH",
     "ls": "[recipes|models|peft|data]",
     "show": "recipe=NAME [group=option] [key=value ...]",
@@ -31,6 +33,7 @@ SUMMARIES = {
     "evaluate": "score an adapter on a data set",
     "predict": "segment an image or a volume with an adapter",
     "export": "write an adapter for another program, and compare it with the adapted model",
+    "import": "read an adapter that another project trained, as an adapter directory",
     "check": "read a data set and report every problem by file; changes nothing",
     "ls": "list what can be named",
     "show": "print the composed configuration; runs nothing",
@@ -96,7 +99,7 @@ def _dispatch(arguments: list[str], flags: set[str]) -> int:
         )
     if unknown := [argument for argument in rest if argument.startswith("--")]:
         raise ConfigError(f"there is no flag {unknown[0]!r}{nearest(unknown[0], FLAGS)}")
-    module = import_module(f"samadapt.verbs.{verb}")
+    module = import_module(f"samadapt.verbs.{verb}{'_' if iskeyword(verb) else ''}")
     if wants_help:
         console.write(verb_help(verb, module.HELP, module.SCHEMA))
         return 0

@@ -24,7 +24,7 @@ LAYERS = [
     {"errors", "console", "typed"},
     {"sam"},
     {"methods", "data", "prompts"},
-    {"training", "evaluation", "export"},
+    {"training", "evaluation", "export", "imports"},
     {"segmenter", "environment"},
     {"overrides"},
     {"config"},

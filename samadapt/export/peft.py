@@ -134,18 +134,22 @@ def base_in_transformers(sam: Sam) -> Any:
     return model
 
 
+def transformers_names(sam: Sam) -> dict[str, str]:
+    """Map the state-dict names of transformers' ``SamModel`` of a model's numbers to ours."""
+    hf.require_transformers()
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        return hf.names(transformers.SamModel(hf.configuration(sam)))
+
+
 class Renaming:
     """From our module names to those of transformers' ``SamModel``."""
 
     def __init__(self, sam: Sam) -> None:
         """Read transformers' names off an empty model of the same numbers."""
-        hf.require_transformers()
-        import torch
-        import transformers
-
-        with torch.device("meta"):
-            model = transformers.SamModel(hf.configuration(sam))
-        self.parameters = {ours: theirs for theirs, ours in hf.names(model).items()}
+        self.parameters = {ours: theirs for theirs, ours in transformers_names(sam).items()}
         self.modules = {
             ours.rpartition(".")[0]: theirs.rpartition(".")[0]
             for ours, theirs in self.parameters.items()

@@ -17,7 +17,7 @@ from samadapt.errors import WeightsError
 from samadapt.sam.builds import Build
 from samadapt.sam.tiny_vit import tiny_vit_key
 
-_WRAPPERS = ("model", "state_dict", "model_state_dict", "net")
+_WRAPPERS = ("model", "model_state", "state_dict", "model_state_dict", "net")
 _INDEX = "model.safetensors.index.json"
 _ENCODERS = ("image_encoder.", "vision_encoder.")
 
@@ -73,7 +73,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         WeightsError: missing, empty or broken file, not a checkpoint of tensors, no SAM inside, or
             a NaN or infinite tensor.
     """
-    tensors = _as_tensors(_read(path), path)
+    tensors = read_tensors(path)
     prefix = _prefix(tensors)
     if prefix is None:
         raise WeightsError(
@@ -91,6 +91,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if bad:
         raise WeightsError(f"{path} holds NaN or infinite values in: {_some(bad)}")
     return named
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the named tensors of a torch or safetensors file, out of a wrapper, as they are named.
+
+    Raises:
+        WeightsError: missing, empty or broken file, or something else than tensors.
+    """
+    return _as_tensors(_read(path), path)
 
 
 def check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,282 @@
+"""A foreign adapter written as ours, and compared with its own arithmetic before it is kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samadapt.errors import AdapterError, RunError
+from samadapt.imports.foreign import READERS, Foreign
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samadapt.export.probe import Difference
+    from samadapt.methods.base import Method
+    from samadapt.methods.store import AdapterRecord
+    from samadapt.sam.model import Sam
+    from samadapt.sam.types import BlockSite
+
+BASE = "base.safetensors"
+LIMIT = 1e-4
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was imported.
+
+    Attributes:
+        source: the project whose format it was.
+        output: the adapter directory.
+        method: the method with its options.
+        difference: between the source's arithmetic and the adapter.
+        notes: what the user should know.
+    """
+
+    source: str
+    output: Path
+    method: Method
+    difference: Difference
+    notes: list[str]
+
+
+def import_adapter(
+    path: str | Path,
+    output: str | Path,
+    *,
+    model: str,
+    checkpoint: str | Path | None = None,
+    image_size: int | None = None,
+    scale: float = 1.0,
+    prompt: str | None = None,
+    classes: Sequence[str] = (),
+    intensity: str = "rgb",
+) -> Imported:
+    """Write a foreign adapter as an adapter directory of ours.
+
+    What the source changed and no adapter holds (a prompt encoder, LoRA on other linears) goes
+    into a copy of the base beside the adapter, which then uses that.
+
+    Args:
+        path: a ``.pth`` or safetensors file, or a PEFT directory.
+        output: folder to create.
+        model: name of the base's build.
+        checkpoint: file of the base weights; None: found by name.
+        image_size: side that it was trained at, in pixels; the base's own if None.
+        scale: what the source multiplies its updates by, where its file does not say.
+        prompt: ``"box"``, ``"point"`` or ``"semantic"``; None: semantic for SAMed, else box.
+        classes: names; numbered if empty.
+        intensity: the intensity rule's name.
+
+    Raises:
+        AdapterError: no format that is known, or it does not fit the model.
+        WeightsError: a file cannot be read.
+        RunError: the adapter does not predict as the source does.
+    """
+    from samadapt.data.intensity import make_intensity
+    from samadapt.export.target import check_output
+    from samadapt.methods.store import AdapterRecord
+    from samadapt.prompts.policy import PromptPolicy
+    from samadapt.sam.weights import load_sam
+
+    path, output = Path(path).expanduser(), Path(output).expanduser()
+    check_output(output)
+    base = load_sam(model, checkpoint, image_size)
+    foreign = read_foreign(path, base, scale)
+    policy = PromptPolicy(prompt or ("semantic" if foreign.source == "SAMed" else "box"))
+    tokens = foreign.whole.get("mask_decoder.mask_tokens.weight")
+    masks = base.build.num_multimask if tokens is None else len(tokens) - 1
+    names = list(classes) or [f"class {i + 1}" for i in range(masks if policy.is_semantic else 1)]
+    record = AdapterRecord(
+        base=model,
+        base_sha256="",
+        checkpoint=None if checkpoint is None else str(checkpoint),
+        image_size=base.image_size,
+        num_masks=masks,
+        preprocessing=asdict(base.preprocessing),
+        intensity=make_intensity(intensity).to_dict(),
+        classes=names,
+        prompt=policy.to_dict(),
+        recipe=f"imported from {foreign.source}",
+    )
+    return _write(foreign, base, record, output)
+
+
+def read_foreign(path: Path, base: Sam, scale: float = 1.0) -> Foreign:
+    """Read a foreign adapter, known by its keys.
+
+    Raises:
+        AdapterError: nobody's, or it does not fit the base; names the file.
+    """
+    from samadapt.methods.store import PEFT_CONFIG, WEIGHTS
+    from samadapt.methods.verify import check_finite, read_json
+    from samadapt.sam.checkpoints import read_tensors
+
+    config = read_json(path / PEFT_CONFIG) if path.is_dir() else {}
+    file = path / WEIGHTS if path.is_dir() else path
+    tensors = read_tensors(file)
+    check_finite(tensors, file)
+    for reader in READERS:
+        if reader.knows(tensors, config):
+            foreign = reader.read(file, tensors, config, base, scale)
+            _check_shapes(file, foreign, base)
+            return foreign
+    known = "; ".join(reader.source for reader in READERS)
+    raise AdapterError(
+        f"{file}: no adapter that is known ({known}); its keys begin with "
+        f"{', '.join(sorted(tensors)[:3])}"
+    )
+
+
+def _check_shapes(path: Path, foreign: Foreign, base: Sam) -> None:
+    state = base.state_dict()
+    for name, (a, b) in foreign.updates.items():
+        wanted, found = tuple(state[f"{name}.weight"].shape), (b.shape[0], a.shape[1])
+        if wanted != found or a.shape[0] != b.shape[1]:
+            raise AdapterError(
+                f"{path}: the update of {name} must be for {wanted} weights of "
+                f"{base.build.name}; got A {tuple(a.shape)}, B {tuple(b.shape)}"
+            )
+
+
+def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> Imported:
+    from safetensors.torch import save_file
+
+    from samadapt.export import probe
+    from samadapt.methods import inject
+    from samadapt.methods.opening import open_adapter
+    from samadapt.methods.store import save_adapter
+    from samadapt.sam.weights import base_hash
+
+    expected = probe.answers(as_the_source(foreign, base, record.num_masks))
+    notes = list(foreign.notes)
+    sites = {site.qkv: site for site in base.sites()}
+    if changed := _change_base(foreign, base, sites):
+        notes.append(f"{changed}: in a copy of the base, {BASE}, which the adapter uses")
+        record = replace(record, checkpoint=BASE)
+    record = replace(record, base_sha256=base_hash(base))
+    pristine = {name: value.clone() for name, value in base.state_dict().items()} if changed else {}
+    if record.num_masks != base.build.num_multimask:
+        base.resize_mask_tokens(record.num_masks)
+    decoder = {k: v for k, v in foreign.whole.items() if k.startswith("mask_decoder.")}
+    chosen = {name: foreign.updates[name] for name in sites if name in foreign.updates}
+    method, factors = _as_lora(chosen, sites, bool(decoder))
+    injection = inject(base, method)
+    base.load_state_dict(factors | decoder, strict=False)
+    try:
+        save_adapter(output, base, injection, record)
+        if pristine:
+            save_file(pristine, output / BASE)
+            (output / BASE).chmod(0o644)
+        found = probe.answers(open_adapter(output).sam)
+        difference = probe.compare(expected, found, LIMIT)
+        if not difference.is_small:
+            raise RunError(f"the adapter does not predict as {foreign.source} does: {difference}")
+    except BaseException:
+        import shutil
+
+        shutil.rmtree(output, ignore_errors=True)
+        raise
+    return Imported(foreign.source, output, method, difference, notes)
+
+
+def as_the_source(foreign: Foreign, base: Sam, masks: int) -> Sam:
+    """Return a copy of the base with every update folded in, as the source computes it."""
+    sam = copy.deepcopy(base)
+    if masks != sam.build.num_multimask:
+        sam.resize_mask_tokens(masks)
+    sam.load_state_dict(dict(foreign.whole), strict=False)
+    for name, (a, b) in foreign.updates.items():
+        sam.get_parameter(f"{name}.weight").data.add_(b @ a)
+    return sam.eval()
+
+
+def _change_base(foreign: Foreign, base: Sam, sites: Mapping[str, BlockSite]) -> str:
+    """Put into the base what no adapter of ours holds; return what that is."""
+    state = base.state_dict()
+    whole = {
+        name: value
+        for name, value in foreign.whole.items()
+        if not name.startswith("mask_decoder.") and not value.equal(state[name])
+    }
+    others = [name for name in foreign.updates if name not in sites]
+    base.load_state_dict(whole, strict=False)
+    for name in others:
+        a, b = foreign.updates[name]
+        base.get_parameter(f"{name}.weight").data.add_(b @ a)
+    parts = [f"{len(whole)} weights such as {min(whole)}"] if whole else []
+    parts += [f"LoRA on {len(others)} linears such as {others[0]}"] if others else []
+    return " and ".join(parts)
+
+
+def _as_lora(
+    updates: Mapping[str, tuple[Tensor, Tensor]],
+    sites: Mapping[str, BlockSite],
+    has_decoder: bool,
+) -> tuple[Method, dict[str, Tensor]]:
+    """Return our method for updates of qkv, and its weights by state-dict name.
+
+    Blocks of B that no slice shares with another give the same rank as the source; else every
+    slice gets the whole of A.
+    """
+    import torch
+
+    from samadapt.methods import METHODS
+    from samadapt.methods.low_rank import ADAPTER
+
+    decoder = "full" if has_decoder else "frozen"
+    if not updates:
+        return METHODS["none"](decoder=decoder), {}
+    grids = {name: _by_slice(b, sites[name]) for name, (_, b) in updates.items()}
+    slices = [s for i, s in enumerate("qkv") if any(grid[i].any() for grid in grids.values())]
+    slices = slices or ["q"]
+    total = max(len(a) for a, _ in updates.values())
+    rows = ["qkv".index(s) for s in slices]
+    count = len(slices)
+    compact = all(_is_compact(grid, rows) and grid.shape[2] == total for grid in grids.values())
+    rank = total // count if compact else total
+    weights = {}
+    for name, (a, _) in updates.items():
+        grid, site = grids[name], sites[name]
+        dense = a.new_zeros(3, site.width, count * rank)
+        for i, row in enumerate(rows):
+            part = slice(i * rank, i * rank + (rank if compact else grid.shape[2]))
+            dense[row, :, part] = grid[row, :, part] if compact else grid[row]
+        low = a.new_zeros(count, rank, a.shape[1])
+        if compact:
+            low = a.view_as(low)
+        else:
+            low[:, : len(a)] = a
+        groups = site.heads if site.qkv_order == "head_qkv" else 1
+        ordered = dense.reshape(3, groups, -1, count * rank).transpose(0, 1)
+        weights[f"{name}.lora_A.{ADAPTER}.weight"] = low.reshape(count * rank, -1).contiguous()
+        weights[f"{name}.lora_B.{ADAPTER}.weight"] = torch.reshape(
+            ordered, (3 * site.width, count * rank)
+        ).contiguous()
+    blocks = tuple(sites[name].index for name in updates)
+    chosen = "all" if len(blocks) == len(sites) else blocks
+    method = METHODS["lora"](rank=rank, slices=tuple(slices), blocks=chosen, decoder=decoder)
+    return method, weights
+
+
+def _by_slice(b: Tensor, site: BlockSite) -> Tensor:
+    """Order B (3 width, r) as (3, width, r): q, k and v."""
+    groups = site.heads if site.qkv_order == "head_qkv" else 1
+    return b.reshape(groups, 3, -1, b.shape[1]).transpose(0, 1).reshape(3, site.width, -1)
+
+
+def _is_compact(grid: Tensor, rows: Sequence[int]) -> bool:
+    """Whether each slice has columns of its own, equally many and in order."""
+    count, total = len(rows), grid.shape[2]
+    if total % count:
+        return False
+    rank = total // count
+    return not any(
+        bool(grid[row, :, j * rank : (j + 1) * rank].any())
+        for i, row in enumerate(rows)
+        for j in range(count)
+        if i != j
+    )

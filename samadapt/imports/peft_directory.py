@@ -1,0 +1,67 @@
+"""A plain PEFT directory of LoRA: ours, or for transformers' ``SamModel``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samadapt.errors import AdapterError
+from samadapt.imports.foreign import READERS, Foreign, Reader
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samadapt.sam.model import Sam
+
+_FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight$")
+_UNSUPPORTED = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config")
+
+
+def _knows(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
+    return "peft_type" in config and any(_FACTOR.match(key) for key in tensors)
+
+
+def _read(
+    path: Path, tensors: dict[str, Tensor], config: Mapping[str, Any], sam: Sam, scale: float
+) -> Foreign:
+    odd = [key for key in _UNSUPPORTED if config.get(key)]
+    if config["peft_type"] != "LORA" or config.get("bias", "none") != "none" or odd:
+        kind = ", ".join([str(config["peft_type"]), *odd])
+        raise AdapterError(f"{path}: only peft's plain LoRA is read; got {kind}")
+    bare = {key.removeprefix("base_model.model."): value for key, value in tensors.items()}
+    theirs = any(key.startswith("vision_encoder.") for key in bare)
+    names = {key: key for key in sam.state_dict()}
+    if theirs:
+        from samadapt.export.peft import transformers_names
+
+        names = transformers_names(sam)
+    modules = {a.rpartition(".")[0]: b.rpartition(".")[0] for a, b in names.items()}
+    factors: dict[str, dict[str, Tensor]] = {}
+    whole = {}
+    for key, value in bare.items():
+        match = _FACTOR.match(key)
+        if match and match[1] in modules:
+            factors.setdefault(match[1], {})[match[2]] = value
+        elif key in names:
+            whole[names[key]] = value
+        else:
+            raise AdapterError(f"{path}: {key} is of no module of {sam.build.name}")
+    updates = {
+        modules[name]: (ab["A"], scale * _scaling(name, len(ab["A"]), config) * ab["B"])
+        for name, ab in factors.items()
+    }
+    return Foreign("peft, transformers' names" if theirs else "peft", updates, whole)
+
+
+def _scaling(name: str, rank: int, config: Mapping[str, Any]) -> float:
+    """Return what peft multiplies ``B A`` by."""
+    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
+    named = [v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", name)]
+    alpha = float(named[0] if named else config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+READERS.append(Reader("peft", _knows, _read))

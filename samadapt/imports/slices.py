@@ -1,0 +1,57 @@
+"""``w_a_000``, ``w_b_000``, ...: SAMed (Zhang and Liu 2023) and the small SAM-LoRA projects.
+
+Two pairs a block, of q and then of v, for every block in order, without a scale. SAMed's ``.pth``
+holds the prompt encoder and the mask decoder besides, under segment-anything's names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samadapt.errors import AdapterError
+from samadapt.imports.foreign import READERS, Foreign, Reader, stack_slices
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samadapt.sam.model import Sam
+
+_PAIR = re.compile(r"w_(a|b)_(\d{3})$")
+_WHOLE = ("mask_decoder.", "prompt_encoder.")
+
+
+def _knows(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
+    del config
+    return "w_a_000" in tensors and all(_PAIR.match(k) or k.startswith(_WHOLE) for k in tensors)
+
+
+def _read(
+    path: Path, tensors: dict[str, Tensor], config: Mapping[str, Any], sam: Sam, scale: float
+) -> Foreign:
+    del config
+    sites = sam.sites()
+    count = sum(key.startswith("w_a_") for key in tensors)
+    if count != 2 * len(sites) or any(f"w_b_{i:03d}" not in tensors for i in range(count)):
+        raise AdapterError(
+            f"{path}: expected w_a_ and w_b_ of q and v of all {len(sites)} blocks of "
+            f"{sam.build.name}, {2 * len(sites)} of each; got {count} w_a_: another model, or "
+            "blocks left out, which the file does not name"
+        )
+    updates = {}
+    for index, site in enumerate(sites):
+        pairs = {
+            name: (tensors[f"w_a_{i:03d}"], scale * tensors[f"w_b_{i:03d}"])
+            for name, i in (("q", 2 * index), ("v", 2 * index + 1))
+        }
+        updates[site.qkv] = stack_slices(pairs, site.width)
+    whole = {key: value for key, value in tensors.items() if key.startswith(_WHOLE)}
+    if not whole:
+        return Foreign("a SAM-LoRA project (w_a_, w_b_)", updates)
+    note = "SAMed takes mask token 0 as the background class; ours takes what no class claims"
+    return Foreign("SAMed", updates, whole, (note,))
+
+
+READERS.append(Reader("w_a_/w_b_ (SAMed, SAM-LoRA projects)", _knows, _read))

@@ -1,0 +1,222 @@
+"""Foreign adapters, each with its source's own arithmetic on segment-anything's model."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from samadapt.errors import AdapterError, WeightsError
+from samadapt.imports import import_adapter
+from samadapt.methods.opening import open_adapter
+from samadapt.sam.types import Prompts
+
+RANK = 2
+
+
+class SlicedLora(nn.Module):
+    """What SAMed and micro-sam put in the place of ``qkv``: updates of q and v, added behind it."""
+
+    def __init__(self, qkv, generator, alpha=1.0):
+        super().__init__()
+        self.qkv_proj, self.alpha, width = qkv, alpha, qkv.in_features
+        for name in ("q", "v"):
+            for part, shape in (("a", (RANK, width)), ("b", (width, RANK))):
+                linear = nn.Linear(shape[1], shape[0], bias=False)
+                linear.weight.data = 0.2 * torch.randn(shape, generator=generator)
+                setattr(self, f"w_{part}_linear_{name}", linear)
+
+    def forward(self, x):
+        out = self.qkv_proj(x).clone()
+        width = x.shape[-1]
+        out[..., :width] += self.alpha * self.w_b_linear_q(self.w_a_linear_q(x))
+        out[..., -width:] += self.alpha * self.w_b_linear_v(self.w_a_linear_v(x))
+        return out
+
+
+@pytest.fixture
+def base(tiny_sam, tmp_path):
+    path = tmp_path / "base.safetensors"
+    save_file(tiny_sam.state_dict(), path)
+    return tiny_sam.requires_grad_(False), {"model": "tiny", "checkpoint": path}
+
+
+def surgery(peer, alpha=1.0):
+    """Do what the sources do to segment-anything's model; return the wrappers in order."""
+    generator = torch.Generator().manual_seed(1)
+    wrappers = []
+    for block in peer.image_encoder.blocks:
+        block.attn.qkv = SlicedLora(block.attn.qkv, generator, alpha)
+        wrappers.append(block.attn.qkv)
+    return wrappers
+
+
+def numbered(wrappers):
+    pairs = [(w, s) for w in wrappers for s in ("q", "v")]
+    return {
+        f"w_{part}_{i:03d}": getattr(w, f"w_{part}_linear_{s}").weight.detach().clone()
+        for i, (w, s) in enumerate(pairs)
+        for part in ("a", "b")
+    }
+
+
+def theirs(peer, images, boxes):
+    with torch.no_grad():
+        embedding = peer.image_encoder(images)
+        sparse, dense = peer.prompt_encoder(points=None, boxes=boxes, masks=None)
+        return peer.mask_decoder(
+            image_embeddings=embedding,
+            image_pe=peer.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+        )[0]
+
+
+def check(output, peer, boxes=True):
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    box = torch.tensor([[4.0, 6.0, 40.0, 50.0]]) if boxes else None
+    sam = open_adapter(output).sam
+    prompts = Prompts(boxes=None if box is None else box[None])
+    with torch.no_grad():
+        found = sam.decode(sam.encode(images), prompts, multimask=True).logits[0]
+    wanted = theirs(peer, images, box)
+    assert found.shape == wanted.shape
+    assert (found - wanted).abs().max() < 1e-4 * max(1, wanted.abs().max())
+
+
+def test_samed(base, as_segment_anything, tmp_path):
+    plain, given = base
+    sam = copy.deepcopy(plain)
+    sam.resize_mask_tokens(5)
+    peer = as_segment_anything(sam)
+    wrappers = surgery(peer)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():  # SAMed trains all but the encoder's own weights
+        for part in (peer.mask_decoder, peer.prompt_encoder):
+            for parameter in part.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    whole = {k: v for k, v in peer.state_dict().items() if not k.startswith("image_encoder.")}
+    torch.save(numbered(wrappers) | whole, tmp_path / "epoch_9.pth")
+    done = import_adapter(tmp_path / "epoch_9.pth", tmp_path / "out", **given)
+    assert done.source == "SAMed"
+    assert (done.method.rank, done.method.slices) == (RANK, ("q", "v"))
+    assert any("prompt_encoder" in note for note in done.notes)
+    check(tmp_path / "out", peer, boxes=False)
+    check(tmp_path / "out", peer)
+    record = json.loads((tmp_path / "out" / "samadapt.json").read_text())
+    assert record["prompt"]["kind"] == "semantic"
+    assert len(record["classes"]) == 5
+
+
+def test_a_small_lora_project(base, as_segment_anything, tmp_path):
+    plain, given = base
+    peer = as_segment_anything(plain)
+    save_file(numbered(surgery(peer)), tmp_path / "lora_rank2.safetensors")
+    done = import_adapter(tmp_path / "lora_rank2.safetensors", tmp_path / "out", **given)
+    assert "SAM-LoRA" in done.source
+    assert done.method.decoder == "frozen"
+    assert not (tmp_path / "out" / "base.safetensors").exists()
+    check(tmp_path / "out", peer)
+
+
+@pytest.mark.parametrize("prefix", ["", "sam."])
+def test_micro_sam(base, as_segment_anything, tmp_path, prefix):
+    plain, given = base
+    peer = as_segment_anything(plain)
+    wrappers = surgery(peer, alpha=0.5)
+    with torch.no_grad():
+        peer.mask_decoder.iou_token.weight.add_(0.3)
+    state = {f"{prefix}{k}": v for k, v in peer.state_dict().items()}
+    if prefix:
+        again = nn.ModuleList(wrappers).state_dict()
+        state |= {f"peft_blocks.{k}": v for k, v in again.items()}
+    torch.save({"model_state": state}, tmp_path / "best.pt")
+    done = import_adapter(tmp_path / "best.pt", tmp_path / "out", scale=0.5, **given)
+    assert (done.source, done.method.decoder) == ("micro-sam", "full")
+    check(tmp_path / "out", peer)
+
+
+@pytest.mark.parametrize("naming", ["sam", "transformers"])
+@pytest.mark.parametrize("targets", [["qkv"], ["qkv", "proj"]])
+def test_a_peft_directory(base, as_segment_anything, tmp_path, naming, targets):
+    from peft import LoraConfig, get_peft_model
+
+    from samadapt.export.peft import base_in_transformers
+
+    plain, given = base
+    peer = as_segment_anything(plain)
+    model = peer if naming == "sam" else base_in_transformers(plain)
+    encoder = "image_encoder.blocks" if naming == "sam" else "vision_encoder.layers"
+    names = [f"{encoder}.{i}.attn.{t}" for i in range(4) for t in targets]
+    config = LoraConfig(
+        r=3, lora_alpha=5, target_modules=names, use_rslora=True, modules_to_save=["mask_decoder"]
+    )
+    adapted = get_peft_model(model, config).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    adapted.save_pretrained(tmp_path / "peft")
+    done = import_adapter(tmp_path / "peft", tmp_path / "out", **given)
+    assert done.source == ("peft" if naming == "sam" else "peft, transformers' names")
+    assert done.method.decoder == "full"
+    assert (tmp_path / "out" / "base.safetensors").exists() is ("proj" in targets)
+    if naming == "sam":
+        check(tmp_path / "out", adapted.base_model.model)
+        return
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[[4.0, 6.0, 40.0, 50.0]]])
+    sam = open_adapter(tmp_path / "out").sam
+    with torch.no_grad():
+        wanted = adapted(pixel_values=images, input_boxes=boxes).pred_masks
+        found = sam.decode(sam.encode(images), Prompts(boxes=boxes), multimask=True).logits
+    assert (found - wanted).abs().max() < 1e-4 * max(1, wanted.abs().max())
+
+
+def test_our_own_directory_comes_back(base, tmp_path):
+    from samadapt.methods import METHODS, inject
+    from samadapt.methods.store import AdapterRecord, save_adapter
+    from samadapt.sam.weights import base_hash
+
+    plain, given = base
+    sam = copy.deepcopy(plain)
+    record = AdapterRecord(base="tiny", base_sha256=base_hash(sam), image_size=64)
+    injection = inject(sam, METHODS["lora"](rank=3, slices=("q", "k"), blocks="last:2"))
+    with torch.no_grad():
+        for parameter in injection.parameters.values():
+            parameter.add_(0.1)
+    save_adapter(tmp_path / "ours", sam, injection, record)
+    done = import_adapter(tmp_path / "ours", tmp_path / "out", **given)
+    assert (done.method.rank, done.method.slices, done.method.blocks) == (3, ("q", "k"), (2, 3))
+    first, second = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("ours", "out"))
+    assert first.keys() == second.keys()
+    assert all(torch.allclose(first[key], second[key]) for key in first)
+
+
+def test_what_is_refused(base, tmp_path):
+    _, given = base
+    lora = {f"w_{p}_{i:03d}": torch.ones(2, 32) for i in range(8) for p in "a"}
+    lora |= {f"w_b_{i:03d}": torch.ones(32, 2) for i in range(8)}
+    cases = {
+        "none.safetensors": ({"x": torch.ones(1)}, "no adapter that is known .*begin with x"),
+        "fewer.safetensors": ({"w_a_000": torch.ones(2, 32)}, "of all 4 blocks of tiny, 8 of each"),
+        "nan.safetensors": (lora | {"w_a_001": torch.full((2, 32), torch.nan)}, "NaN"),
+        "wide.safetensors": (
+            {k: torch.ones(2, 64) if "a_" in k else torch.ones(32, 2) for k in lora},
+            r"must be for \(96, 32\)",
+        ),
+    }
+    for name, (tensors, message) in cases.items():
+        save_file(tensors, tmp_path / name)
+        with pytest.raises(AdapterError, match=rf"{name}: .*{message}"):
+            import_adapter(tmp_path / name, tmp_path / "out", **given)
+        assert not (tmp_path / "out").exists()
+    torch.save({"model": print}, tmp_path / "code.pth")
+    with pytest.raises(WeightsError, match="only tensors are read"):
+        import_adapter(tmp_path / "code.pth", tmp_path / "out", **given)
