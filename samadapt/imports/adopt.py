@@ -225,7 +225,7 @@ def _as_lora(
     import torch
 
     from samadapt.methods import METHODS
-    from samadapt.methods.low_rank import ADAPTER
+    from samadapt.methods.peft_layers import ADAPTER
 
     decoder = "full" if has_decoder else "frozen"
     if not updates:
