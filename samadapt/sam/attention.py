@@ -83,9 +83,10 @@ def partition_windows(x: Tensor, side: tuple[int, int], padding: Tensor | None) 
     b, h, w, c = x.shape
     down, across = _windows((h, w), side)
     tall, wide = down * side[0], across * side[1]
-    if (tall, wide) != (h, w):
-        value = x.new_zeros(c) if padding is None else padding
+    value = x.new_zeros(c) if padding is None else padding
+    if wide > w:
         x = torch.cat([x, value.expand(b, h, wide - w, c)], dim=2)
+    if tall > h:
         x = torch.cat([x, value.expand(b, tall - h, wide, c)], dim=1)
     x = x.view(b, down, side[0], across, side[1], c)
     return x.transpose(2, 3).reshape(-1, *side, c)
