@@ -22,9 +22,9 @@ from torch.nn import functional
 from samadapt.sam.attention import join_windows, partition_windows
 from samadapt.sam.layers import is_exporting
 
-# Numbers that a thread holds of the widest layer: 4 MiB in fp32. On a Xeon with 2 MiB of second-level
-# cache a core 2 MiB are as fast (less cache, but more copies of rows and of weights), 0.5 MiB and
-# all at once up to 1.5 times slower.
+# Numbers that a thread holds of the widest layer: 4 MiB in fp32. On a Xeon with 2 MiB of
+# second-level cache a core 2 MiB are as fast (less cache, but more copies of rows and of weights),
+# 0.5 MiB and all at once up to 1.5 times slower.
 PART_PER_THREAD = 2**20
 
 Rows = Callable[[int, int], Tensor]
