@@ -73,7 +73,7 @@ class PromptAndMaskDecoder(nn.Module):
         return self._resize(low, orig_im_size), iou, low
 
     def _embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
-        embedded = self.prompts.pe_layer((coords + 0.5) / self.size)
+        embedded: Tensor = self.prompts.pe_layer((coords + 0.5) / self.size)
         label = labels[..., None]
         embedded = embedded * (label != -1) + self.prompts.not_a_point_embed.weight * (label == -1)
         for number, embedding in enumerate(self.prompts.point_embeddings):
@@ -103,7 +103,7 @@ class PromptAndMaskDecoder(nn.Module):
 
     def _upscale(self, x: Tensor) -> Tensor:
         """Give (p, c / 8, 4g, 4g) of (p, c, g, g)."""
-        first, norm, _, second, _ = self.decoder.output_upscaling
+        first, norm, _, second, _ = list[Any](self.decoder.output_upscaling)
         x = functional.conv_transpose2d(x, first.weight, first.bias, stride=2)
         last = x.permute(0, 2, 3, 1)
         normed = functional.layer_norm(last, last.shape[-1:], norm.weight, norm.bias, norm.eps)

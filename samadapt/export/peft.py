@@ -94,7 +94,8 @@ class Peft(Target):
         record = adapted.record
         sam = load_sam(record.base, adapted.checkpoint, record.image_size)
         if self.naming == "sam":
-            return PeftModel.from_pretrained(sam, str(folder)).eval().base_model.model  # type: ignore[no-any-return]
+            PeftModel.from_pretrained(sam, str(folder))  # changes sam in place
+            return sam.eval()
         model = base_in_transformers(sam)
         adapted_model = PeftModel.from_pretrained(model, str(folder))
         return hf.Answers(adapted_model.eval().base_model.model)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from samadapt.errors import AdapterError, RunError
 from samadapt.imports.foreign import READERS, Foreign
@@ -51,7 +51,7 @@ def import_adapter(
     checkpoint: str | Path | None = None,
     image_size: int | None = None,
     scale: float = 1.0,
-    prompt: str | None = None,
+    prompt: Literal["box", "point", "semantic"] | None = None,
     classes: Sequence[str] = (),
     intensity: str = "rgb",
 ) -> Imported:
@@ -224,17 +224,19 @@ def _as_lora(
     """
     import torch
 
-    from samadapt.methods import METHODS
+    from samadapt.methods.lora import LoRA
+    from samadapt.methods.none import NoAdaptation
     from samadapt.methods.peft_layers import ADAPTER
 
-    decoder = "full" if has_decoder else "frozen"
+    decoder: Literal["full", "frozen"] = "full" if has_decoder else "frozen"
     if not updates:
-        return METHODS["none"](decoder=decoder), {}
+        return NoAdaptation(decoder=decoder), {}
     grids = {name: _by_slice(b, sites[name]) for name, (_, b) in updates.items()}
-    slices = [s for i, s in enumerate("qkv") if any(grid[i].any() for grid in grids.values())]
+    every: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
+    slices = [s for i, s in enumerate(every) if any(grid[i].any() for grid in grids.values())]
     slices = slices or ["q"]
     total = max(len(a) for a, _ in updates.values())
-    rows = ["qkv".index(s) for s in slices]
+    rows = [every.index(s) for s in slices]
     count = len(slices)
     compact = all(_is_compact(grid, rows) and grid.shape[2] == total for grid in grids.values())
     rank = total // count if compact else total
@@ -258,7 +260,7 @@ def _as_lora(
         ).contiguous()
     blocks = tuple(sites[name].index for name in updates)
     chosen = "all" if len(blocks) == len(sites) else blocks
-    method = METHODS["lora"](rank=rank, slices=tuple(slices), blocks=chosen, decoder=decoder)
+    method = LoRA(rank=rank, slices=tuple(slices), blocks=chosen, decoder=decoder)
     return method, weights
 
 

@@ -83,7 +83,8 @@ def pair(layer: LoraLayer, rank: int, name: str) -> None:
     Raises:
         ConfigError: when the linear has fewer.
     """
-    weight = layer.get_base_layer().weight.detach()
+    base: Any = layer.get_base_layer()
+    weight = base.weight.detach()
     if rank > min(weight.shape):
         raise ConfigError(f"peft.rank {rank} exceeds the smaller side of {name}: {weight.shape}")
     u, values, v = torch.linalg.svd(weight.float(), full_matrices=False)

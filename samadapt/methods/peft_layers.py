@@ -137,7 +137,7 @@ def inject(sam: Sam, layers: PeftLayers) -> BaseTuner:
     sam.eval()
     if layers.check_start:
         _check_start(sam, layers)
-    return tuner  # type: ignore[no-any-return]
+    return tuner
 
 
 def _check_start(sam: Sam, layers: PeftLayers) -> None:
@@ -148,7 +148,7 @@ def _check_start(sam: Sam, layers: PeftLayers) -> None:
         layer = sam.get_submodule(name)
         if not isinstance(layer, BaseTunerLayer):
             raise ConfigError(f"peft's {layers.kind} adds nothing at {name}; it works on no linear")
-        base = layer.get_base_layer()
+        base: Any = layer.get_base_layer()
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, 3, 3, base.in_features, generator=generator).to(base.weight)
         for tokens in (x, x[0, 0, 0]):  # a grid of images, and TinyViT's padding alone

@@ -121,6 +121,10 @@ def register_others() -> None:
             name = config.parent.name
             if name not in taken | UNFIT.keys():
                 summary = SUMMARIES.get(name, f"peft's {name}, as it comes: not tested here")
-                body = {"kind": name.upper(), "summary": summary, "__doc__": OtherPeft.__doc__}
+                body: dict[str, Any] = {
+                    "kind": name.upper(),
+                    "summary": summary,
+                    "__doc__": OtherPeft.__doc__,
+                }
                 body["defaults"] = DEFAULTS.get(name, {})
                 register(name)(dataclass(frozen=True)(type(name, (OtherPeft,), body)))

@@ -23,7 +23,7 @@ def share(base: Sam) -> Sam:
     memo: dict[int, Any] = {id(buffer): buffer for buffer in base.buffers()}
     memo |= {id(p): nn.Parameter(p.data, requires_grad=False) for p in base.parameters()}
     twin = copy.deepcopy(base, memo)
-    twin.register_load_state_dict_pre_hook(_copy_first)
+    twin.register_load_state_dict_pre_hook(_copy_first)  # type: ignore[no-untyped-call]
     return twin
 
 

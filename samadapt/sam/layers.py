@@ -19,7 +19,7 @@ def is_exporting() -> bool:
 
     Then layers take their plain forms: no loop over parts, nothing written over its input.
     """
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return torch.onnx.is_in_onnx_export()
 
 
 class LayerNorm2d(nn.Module):
