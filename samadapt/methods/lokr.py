@@ -26,9 +26,7 @@ class LoKr(LinearMethod):
         factor: side of the smaller factor C; -1 splits every side near its square root.
     """
 
-    summary: ClassVar[str] = (
-        "Kronecker products of a small and a low-rank matrix"
-    )
+    summary: ClassVar[str] = "Kronecker products of a small and a low-rank matrix"
     kind: ClassVar[str] = "LOKR"
 
     rank: int = knob(4, help="rank of the larger factor", low=1)

@@ -25,9 +25,7 @@ class VeRA(LinearMethod):
         seed: of the shared pair.
     """
 
-    summary: ClassVar[str] = (
-        "two vectors a linear around one frozen random low-rank pair"
-    )
+    summary: ClassVar[str] = "two vectors a linear around one frozen random low-rank pair"
     kind: ClassVar[str] = "VERA"
 
     rank: int = knob(256, help="rank of the shared random pair", low=1)
