@@ -32,7 +32,6 @@ OTHERS = {
     "hira": None,
     "hra": {"r": 4},
     "miss": {"r": 8},
-    "osf": None,
     "peanut": None,
     "psoft": {"r": 8},
     "pvera": None,
