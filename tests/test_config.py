@@ -253,3 +253,15 @@ def test_convert_gives_the_type_or_refuses(value: object) -> None:
             continue
         assert type(converted) is kinds or converted is None
         assert converted == value
+
+
+def test_a_kind_of_pefts_takes_its_own_options():
+    config = compose("medical", ["peft=hra", "peft.options={r: 4}", "peft.targets=[qkv,mlp]"])
+    assert config.peft.name == "hra"
+    assert config.peft.options == {"r": 4}
+    assert config.peft.targets == ("qkv", "mlp")
+
+
+def test_a_kind_that_fits_no_linear_says_why():
+    with pytest.raises(ConfigError, match="peft=prefix_tuning: it works on the tokens of a lang"):
+        compose("medical", ["peft=prefix_tuning"])
