@@ -32,6 +32,7 @@ from samadapt.sam.mask_tools import (
 )
 from samadapt.sam.model import Sam
 from samadapt.sam.predictor import SamPredictor, check_image
+from samadapt.sam.types import Prompts
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 
@@ -145,29 +146,45 @@ class SamAutomaticMaskGenerator:
     ) -> Iterator[_Found]:
         """Yield the good masks of points (n, 2) in pixels of the crop."""
         predictor, model = self.predictor, self.predictor.model
-        crop_size = (crop[3] - crop[1], crop[2] - crop[0])
-        coords = predictor.transform.apply_coords(points, crop_size)
-        prompts = torch.as_tensor(coords, dtype=torch.float32, device=predictor.device)[:, None]
-        labels = torch.ones(prompts.shape[:2], dtype=torch.int, device=predictor.device)
-        low_res, iou = predictor.decode(prompts, labels, None, None, multimask_output=True)
-        owner = torch.arange(len(points), device=iou.device).repeat_interleave(iou.shape[1])
-        low_res, iou = low_res.flatten(0, 1), iou.flatten()
-        if self.pred_iou_thresh > 0:  # before the upscaling, which is most of the work
-            low_res, iou, owner = _select(iou > self.pred_iou_thresh, low_res, iou, owner)
-        if not len(low_res):
-            return
-        frame = predictor.transform.frame(crop_size)
+        coords = predictor.transform.apply_coords(points, (crop[3] - crop[1], crop[2] - crop[0]))
+        places = torch.as_tensor(coords, dtype=torch.float32, device=predictor.device)
+        labels = torch.ones(1, len(points), 1, dtype=torch.int, device=predictor.device)
+        prompts = Prompts(points=places[None, :, None], point_labels=labels)
+        sparse, dense = model.prompt_encoder(prompts, 1)
+        masks = model.mask_decoder.above(
+            predictor.get_image_embedding(),
+            model.prompt_encoder.dense_position(),
+            sparse,
+            dense,
+            self.pred_iou_thresh,
+        )
+        for low_res, iou, owner in masks:
+            if len(iou):
+                yield from self._good(low_res, iou, points[owner.cpu()], crop, size)
+
+    def _good(
+        self,
+        low_res: Tensor,
+        iou: Tensor,
+        points: NDArray[np.float64],
+        crop: Box,
+        size: tuple[int, ...],
+    ) -> Iterator[_Found]:
+        """Yield the stable ones of n masks (n, 4g, 4g), with boxes that end within the crop."""
+        model = self.predictor.model
+        frame = self.predictor.transform.frame((crop[3] - crop[1], crop[2] - crop[0]))
         logits = model.postprocess(low_res[None, None], frame)[0, 0]
         stability = stability_scores(logits, model.mask_threshold, self.stability_score_offset)
-        if self.stability_score_thresh > 0:
-            keep = stability >= self.stability_score_thresh
-            logits, iou, owner, stability = _select(keep, logits, iou, owner, stability)
-        masks = logits > model.mask_threshold
+        keep = stability >= self.stability_score_thresh
+        if self.stability_score_thresh <= 0:
+            keep = torch.ones_like(keep)
+        masks = logits[keep] > model.mask_threshold
         offset = torch.tensor((crop[0], crop[1]) * 2, device=masks.device)
         boxes = boxes_of(masks) + offset
-        keep = ~touches_crop(boxes, crop, (size[0], size[1]))
-        kept = _select(keep, masks, boxes, owner, iou, stability)
-        for mask, box, index, score, stable in zip(*(t.cpu() for t in kept), strict=True):
+        inside = ~touches_crop(boxes, crop, (size[0], size[1]))
+        kept = keep.nonzero()[:, 0][inside]
+        values = (masks[inside], boxes[inside], iou[kept], stability[kept], kept)
+        for mask, box, score, stable, index in zip(*(t.cpu() for t in values), strict=True):
             yield _Found(
                 runs=encode_mask(_uncropped(mask.numpy(), crop, size)),
                 box=box,
@@ -232,10 +249,6 @@ def _without_duplicates(
     one_class = torch.zeros(len(found))
     kept = batched_nms(boxes, torch.tensor(scores), one_class, threshold)
     return [found[i] for i in kept.tolist()]
-
-
-def _select(keep: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor[keep] for tensor in tensors)
 
 
 def _uncropped(mask: NDArray[np.bool_], crop: Box, size: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -85,6 +85,34 @@ class MaskDecoder(nn.Module):
             iou.append(self._score(tokens, chosen))
         return MaskOutput(logits=torch.cat(logits, dim=1), iou=torch.cat(iou, dim=1))
 
+    def above(
+        self, embeddings: Tensor, position: Tensor, sparse: Tensor, dense: Tensor, least: float
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Decode p objects in one image, and draw the masks whose estimated IoU is high enough.
+
+        Args:
+            embeddings: (1, c, g, g).
+            position: (c, g, g), of the embedding's cells.
+            sparse: (1, p, n, c).
+            dense: (1, p, c, g, g), or anything that broadcasts to it.
+            least: draw masks of a multimask output with a higher IoU; 0 draws all.
+
+        Yields:
+            For some objects after the other, k masks: logits (k, 4g, 4g), IoU (k,) and the index
+            (k,) of each one's object.
+        """
+        chosen = range(1, self.num_multimask + 1)
+        start = 0
+        for tokens, image in self._attended(embeddings, position, sparse, dense):
+            iou = self._score(tokens, chosen)[0]
+            good = iou > least if least > 0 else torch.ones_like(iou, dtype=torch.bool)
+            some = good.any(dim=1)
+            if not some.all():
+                tokens, image = tokens[:, some], image[:, some]
+            logits = self._draw(tokens, image, chosen, embeddings.shape[-1])
+            yield logits[0][good[some]], iou[good], start + good.nonzero()[:, 0]
+            start += len(iou)
+
     def _attended(
         self, embeddings: Tensor, position: Tensor, sparse: Tensor, dense: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:

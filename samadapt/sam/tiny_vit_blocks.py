@@ -44,13 +44,23 @@ class Convolution:
     groups: int
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Convolve all of x (b, h, w, width)."""
-        kernel = self.weight.shape[-1]
-        if kernel == self.stride == 1:
+        """Convolve all of x (b, h, w, width).
+
+        Where channels are apart it computes in the type of the weights, under autocast too: they
+        are a hundredth of the work, and what they give is the stream of tokens that goes on.
+        """
+        if self.weight.shape[-1] == self.stride == 1:
             return functional.linear(x, self.weight.flatten(1), self.bias)
+        if self.groups == 1:
+            return self._convolve(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._convolve(x.to(self.weight.dtype))
+
+    def _convolve(self, x: Tensor) -> Tensor:
         channels_last = x.permute(0, 3, 1, 2)  # as it lies
+        padding = self.weight.shape[-1] // 2
         out = functional.conv2d(
-            channels_last, self.weight, self.bias, self.stride, kernel // 2, groups=self.groups
+            channels_last, self.weight, self.bias, self.stride, padding, groups=self.groups
         )
         return out.permute(0, 2, 3, 1)
 

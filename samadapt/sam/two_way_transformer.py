@@ -88,7 +88,7 @@ class TokenToImage(Attention):
         if is_few(queries) and is_plain(self.v_proj):
             mixed = torch.unflatten(weights.flatten(2, 3) @ image, 2, weights.shape[2:4])
             attended = torch.einsum("bphtc,hdc->bphtd", mixed, self.rows(self.v_proj.weight))
-            attended = attended + self.rows(self.v_proj.bias)[:, None]
+            attended = attended + self.rows(self.v_proj.bias.to(attended.dtype))[:, None]
         else:
             attended = weights @ self.split(self.v_proj(image))
         return self.join(attended).reshape(tokens.shape)
@@ -109,7 +109,8 @@ class ImageToToken(Attention):
             return self.join(weights.transpose(-2, -1) @ values)
         columns = torch.unflatten(self.out_proj.weight, 1, (self.num_heads, -1))
         mixed = torch.einsum("bphtd,chd->bphtc", values, columns)
-        mixed = mixed + self.out_proj.bias / self.num_heads  # a head's weights sum to one
+        bias = self.out_proj.bias.to(mixed.dtype)
+        mixed = mixed + bias / self.num_heads  # a head's weights sum to one
         return weights.flatten(2, 3).transpose(-2, -1) @ mixed.flatten(2, 3)
 
 

@@ -7,6 +7,7 @@ from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import METHODS, inject
 from samadapt.methods._slices import QKV, SlicedProjection
 from samadapt.methods.lora import LoRA
+from samadapt.sam.model import build_sam
 
 SLICES = [c for n in (1, 2, 3) for c in itertools.combinations(QKV, n)]
 
@@ -56,11 +57,10 @@ def test_each_slice_is_its_own_lora(fresh, perturb, slices):
 
 def test_vit_b_counts_as_published():
     """4 * width * rank * depth on q and v: 147,456 for rank 4 (SAMed)."""
-    from samadapt.sam.types import BlockSite
-
-    sites = [BlockSite(i, "", "", str(i), "", "", "window", 768, 12, "qkv_head") for i in range(12)]
-    assert LoRA(rank=4).formula(None, sites) == 147_456
-    assert LoRA(rank=8).formula(None, sites) == 294_912
+    with torch.device("meta"):
+        sam = build_sam("vit_b")
+    assert LoRA(rank=4).formula(sam, sam.sites()) == 147_456
+    assert LoRA(rank=8).formula(sam, sam.sites()) == 294_912
 
 
 def test_the_packed_matrix_comes_back():

@@ -19,6 +19,7 @@ from samadapt.errors import PromptError
 from samadapt.sam import mask_tools
 from samadapt.sam.automatic_masks import SamAutomaticMaskGenerator
 from samadapt.sam.model import Sam
+from samadapt.sam.types import Prompts
 
 Reference = Callable[[Sam], nn.Module]
 # Thresholds that about half of a random model's masks pass.
@@ -143,6 +144,26 @@ def test_coco_rle_and_small_regions(sam: Sam, photograph: NDArray[np.uint8]) -> 
             mask_tools.encode_mask(mask["segmentation"])
         )
         assert isinstance(record["segmentation"]["counts"], str)
+
+
+def test_only_masks_above_the_iou_are_drawn(sam: Sam) -> None:
+    prompts = Prompts(
+        points=64 * torch.rand(1, 9, 1, 2, generator=torch.Generator().manual_seed(3)),
+        point_labels=torch.ones(1, 9, 1, dtype=torch.int),
+    )
+    embedding = torch.randn(1, 64, 8, 8, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        every = sam.decode(embedding, prompts, multimask=True)
+        least = every.iou.flatten().sort().values[[-1, -5]].tolist()
+        given = (sam.prompt_encoder.dense_position(), *sam.prompt_encoder(prompts, 1))
+        for value in [*least, 0.0]:
+            parts = list(sam.mask_decoder.above(embedding, *given, value))
+            logits, iou, owner = (torch.cat(part) for part in zip(*parts, strict=True))
+            assert value >= 0
+            wanted = every.iou[0] > value if value else torch.ones(9, 3, dtype=torch.bool)
+            torch.testing.assert_close(logits, every.logits[0][wanted])
+            torch.testing.assert_close(iou, every.iou[0][wanted])
+            assert torch.equal(owner, wanted.nonzero()[:, 0])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from samadapt.sam import mask_decoder
+from samadapt.sam import mask_decoder, two_way_transformer
 from samadapt.sam.model import Sam
 from samadapt.sam.two_way_transformer import Attention, ImageToToken, TokenToImage, is_plain
 from samadapt.sam.types import Prompts
@@ -119,6 +119,8 @@ def test_a_traced_graph_holds_for_any_number_of_prompts(
             return logits
 
     monkeypatch.setattr(mask_decoder, "CACHE", 1)
+    for module in (mask_decoder, two_way_transformer):
+        monkeypatch.setattr(module, "is_exporting", lambda: True)
     g = sam.embedding_size
     embeddings = torch.randn(1, 64, g, g, dtype=torch.float64)
     few, many = (
