@@ -407,7 +407,7 @@ def broken_mask(root):
 MISTAKES = [
     (["recipe=medcal"], "got 'medcal'", None),
     (["data.root=nowhere"], "nowhere", None),
-    ([], "masks/p3.png", broken_mask),
+    pytest.param([], "masks/p3.png", broken_mask, id="a broken mask"),
     (["data.max_cases=1"], "each needs at least one", None),
     (["data.empty_slices=keep"], "data.empty_slices=keep: box and point prompts", None),
     (["cache.enabled=on", "train.augment=[flip]"], "cache.enabled=on: augmentation", None),
