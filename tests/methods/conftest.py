@@ -58,6 +58,17 @@ def perturb() -> Callable[[Injection], None]:
     return move
 
 
+def _loss(sam: Sam) -> Tensor:
+    output = _predict(sam, 4).float()
+    return (output - torch.linspace(-1, 1, len(output)).sin()).square().mean()
+
+
+@pytest.fixture
+def loss() -> Callable[[Sam], Tensor]:
+    """``loss(sam)``: what ``train`` lowers."""
+    return _loss
+
+
 @pytest.fixture
 def train() -> Callable[[Sam, Injection, int], list[float]]:
     """``train(sam, injection, steps)``: 4 images, AdamW with weight decay, a fixed target."""
@@ -67,9 +78,7 @@ def train() -> Callable[[Sam, Injection, int], list[float]]:
         losses = []
         injection.set_training(sam)
         for step in range(count):
-            output = _predict(sam, 4).float()
-            target = torch.linspace(-1, 1, len(output)).sin()
-            loss = (output - target).square().mean()
+            loss = _loss(sam)
             optimizer.zero_grad()
             (loss + injection.method.penalty(sam)).backward()
             optimizer.step()

@@ -1,0 +1,73 @@
+"""Train one trial as ``samadapt finetune`` would, and score it on the held-out volumes."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from benchmarks.method_comparison.plan import Settings, Trial
+from samadapt.config import Config, compose
+from samadapt.session import open_session
+from samadapt.verbs.finetune import divide, train_adapter
+
+
+def configuration(trial: Trial, settings: Settings, root: Path, work: Path) -> Config:
+    """Return the configuration of a trial; features are kept in ``work`` for all."""
+    return compose(
+        "hippocampus",
+        [
+            f"data.root={json.dumps(str(root))}",
+            f"cache.dir={json.dumps(str(work / 'features'))}",
+            "cache.where=disk",
+            "precision=fp32",
+            *trial.overrides(settings),
+        ],
+    )
+
+
+def train_trial(trial: Trial, settings: Settings, root: Path, work: Path) -> dict[str, Any]:
+    """Train, choose nothing, score, and return plain values.
+
+    Args:
+        trial: what to train.
+        settings: what all have in common.
+        root: folder of MSD Task04.
+        work: folder for features.
+
+    Returns:
+        validation and held-out Dice and IoU (mean of the volumes), trained parameters in all and
+        without the decoder, and the median seconds of a step.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=work) as folder, redirect_stderr(StringIO()):
+        run_dir = Path(folder)
+        session = open_session(configuration(trial, settings, root, work), run_dir)
+        slices = divide(session)
+        slices["test"] = slices["test"][:: settings.test_every]
+        session.plan(slices)
+        session.warm()
+        state = train_adapter(
+            session, slices["train"], slices["validation"], session.loss(), None
+        )
+        scores = session.score(slices["test"], session.policy, report=False).summary
+        lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+        seconds = [line["seconds"] for line in lines if line["kind"] == "train"]
+    injection = session.injection
+    decoder = sum(injection.parameters[n].numel() for n in injection.groups.get("decoder", ()))
+    return {
+        "validation_dice": state.best_score,
+        "dice": scores["dice"],
+        "iou": scores["iou"],
+        "trained": injection.trainable,
+        "trained_encoder": injection.trainable - decoder,
+        "step_s": statistics.median(seconds),
+        "skipped": state.skipped,
+        "slices": {name: len(refs) for name, refs in slices.items()},
+        "total_s": time.perf_counter() - started,
+    }
