@@ -87,17 +87,16 @@ def _newest_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept[::-1]
 
 
-def with_section(text: str, content: str) -> str:
-    """Return a text with what is between the marks replaced.
+def with_section(text: str, content: str, start: str = START, end: str = END) -> str:
+    """Return a text with what is between two marks replaced.
 
     Raises:
         ValueError: unless each mark is there once, in order.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end or START in rest or END in after:
-        raise ValueError(f"expected one {START} and one {END} after it")
-    return f"{before}{START}\n{content}\n{END}{after}"
+    if (text.count(start), text.count(end)) != (1, 1) or text.index(start) > text.index(end):
+        raise ValueError(f"expected one {start} and one {end} after it")
+    before, rest = text.split(start)
+    return f"{before}{start}\n{content}\n{end}{rest.split(end)[1]}"
 
 
 def section(suites: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:

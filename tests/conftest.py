@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from samadapt.sam.model import Sam, build_sam
 from samadapt.sam.types import Prompts
 
 torch.set_num_threads(1)  # tiny forwards are many times slower with the default on a busy machine
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+"""Real data with ground truth, in some checkouts."""
 
 Randomise = Callable[[nn.Module, int], nn.Module]
 
@@ -150,3 +154,15 @@ def tiny_t_sam() -> Sam:
 def any_sam(request: pytest.FixtureRequest) -> Sam:
     """Each of the two, one after the other."""
     return _make(request.param, seed=3)
+
+@pytest.fixture
+def shared_data() -> Callable[[str], Path]:
+    """Return a function that gives a folder of the real data, or skips the test."""
+
+    def find(name: str) -> Path:
+        folder = SHARED / name
+        if not folder.is_dir():
+            pytest.skip(f"real data are not here: ../shared/data/{name}")
+        return folder
+
+    return find

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Task = Literal["box", "semantic"]
@@ -125,11 +125,6 @@ class Trial:
         ]
 
 
-def key(trial: Trial, settings: Settings) -> str:
-    """Name a trial under its settings, as ``is_done`` looks it up in the results."""
-    return json.dumps({**asdict(settings), **asdict(trial)}, sort_keys=True)
-
-
 Train = Callable[[Trial], float]
 
 
@@ -157,10 +152,3 @@ def search(method: str, task: Task, train: Train) -> float:
         else:
             return best
         found[rate] = train(Trial(method, "medium", task, rate, 0))
-
-
-def final(method: str, task: Task, lr: float, seeds: Sequence[int] = SEEDS) -> Iterator[Trial]:
-    """Yield what is trained at a learning rate: every size with every seed."""
-    for seed in seeds:
-        for size in SIZES:
-            yield Trial(method, size, task, lr, seed)

