@@ -16,8 +16,6 @@ from samadapt.overrides import flatten
 from samadapt.verbs.finetune import finetune
 
 RECIPES = recipes()
-# Of peft's kinds without a file here, where its defaults do not fit LiteMedSAM's widths.
-OPTIONS = {"c3a": {"block_size": 32}}
 
 
 def test_the_issue_s_recipes_are_there() -> None:
@@ -70,7 +68,6 @@ def test_every_method_trains_on_mri(
     places = {"data.root": root, "output.dir": tmp_path, "cache.dir": features}
     overrides = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
     overrides += [f"peft={method}", "peft.decoder=full"]
-    overrides += [f"peft.options={json.dumps(OPTIONS[method])}"] if method in OPTIONS else []
     few = ["model.image_size=84", "data.max_cases=6", "train.validate_cases=1", "eval.max_cases=1"]
     result = finetune(compose("hippocampus", [*overrides, *few, "train.steps=5", "eval.overlays=0"]))
     lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 _TOKENS = "works on the tokens of a language model, and SAM's encoder has none"
 _ROUTES = "chooses among several adapters, and here a model is trained with one"
+_GRID = "takes tokens as (batch, length, channels), and SAM's lie in a grid"
 UNFIT.update(
     {
+        "adamss": _GRID,
+        "gralora": _GRID,
         "adaption_prompt": _TOKENS,
         "cartridge": _TOKENS,
         "cpt": _TOKENS,

@@ -97,7 +97,7 @@ def _count_above(logits: Tensor, level: float) -> Tensor:
     if logits.device.type != "cpu":
         return (logits > level).flatten(1).sum(dim=1)
     # NumPy compares and counts one mask in the cache, ten times as fast as torch all of them.
-    return torch.tensor([np.count_nonzero(mask > level) for mask in logits.numpy()])
+    return torch.tensor([np.count_nonzero(mask > level) for mask in logits.detach().numpy()])
 
 
 def encode_mask(mask: Mask) -> RunLengths:
