@@ -28,7 +28,6 @@ from benchmarks.method_comparison.plan import (
     SIZES,
     TASKS,
     Settings,
-    Task,
     Trial,
     search,
 )
@@ -59,22 +58,22 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Search a learning rate for every method and task, then train every size, seed by seed."""
+    """Search a learning rate for every method, then train every task and size, seed by seed."""
     settings = Settings(**{f.name: getattr(arguments, f.name) for f in fields(Settings)})
     methods = arguments.methods.split(",")
     if unknown := set(methods) - set(METHODS):
         sys.exit(f"--methods: expected names of {', '.join(METHODS)}; got {', '.join(unknown)}")
-    pairs = [(method, task) for task in TASKS for method in methods]
     with (
         tempfile.TemporaryDirectory() as work,
         ProcessPoolExecutor(arguments.jobs, get_context("spawn"), one_thread) as pool,
     ):
         train = partial(trained, settings, arguments.root, Path(work), arguments.output)
-        rates = list(pool.map(partial(searched, train), *zip(*pairs, strict=True)))
+        rates = list(pool.map(partial(search, train=train), methods))
         trials = [
             Trial(method, size, task, lr, seed)
             for seed in SEEDS[: arguments.seeds]
-            for (method, task), lr in zip(pairs, rates, strict=True)
+            for task in TASKS
+            for method, lr in zip(methods, rates, strict=True)
             for size in SIZES
         ]
         list(pool.map(train, trials))
@@ -85,11 +84,6 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def searched(train: Any, method: str, task: Task) -> float:
-    """Return the learning rate of a method (see ``search``)."""
-    return search(method, task, train)
 
 
 def trained(settings: Settings, root: Path, work: Path, output: Path, trial: Trial) -> float:

@@ -128,18 +128,18 @@ class Trial:
 Train = Callable[[Trial], float]
 
 
-def search(method: str, task: Task, train: Train) -> float:
-    """Return the learning rate with the best validation Dice, at the medium size and seed 0.
+def search(method: str, train: Train) -> float:
+    """Return the learning rate with the best validation Dice without a prompt.
 
-    Three rates at first; as long as the best one is at an edge, the next one beyond it as well.
+    It is searched at the medium size with seed 0: three rates at first, and as long as the best
+    one is at an edge, the next one beyond it as well.
 
     Args:
         method: its name.
-        task: its name.
         train: trains, and returns the validation Dice.
     """
     first, last = (RATES.index(rate) for rate in (FIRST_RATES[0], FIRST_RATES[-1]))
-    found = {rate: train(Trial(method, "medium", task, rate, 0)) for rate in FIRST_RATES}
+    found = {rate: train(searched(method, rate)) for rate in FIRST_RATES}
     while True:
         best = max(found, key=lambda rate: found[rate])
         place = RATES.index(best)
@@ -151,4 +151,9 @@ def search(method: str, task: Task, train: Train) -> float:
             rate = RATES[last]
         else:
             return best
-        found[rate] = train(Trial(method, "medium", task, rate, 0))
+        found[rate] = train(searched(method, rate))
+
+
+def searched(method: str, rate: float) -> Trial:
+    """Return the trial of a rate."""
+    return Trial(method, "medium", "semantic", rate, SEEDS[0])

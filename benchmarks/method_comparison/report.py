@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import results
-from benchmarks.method_comparison.plan import METHODS, SEEDS, SIZES, TASKS
+from benchmarks.method_comparison.plan import METHODS, SIZES, TASKS, Trial, searched
 from benchmarks.table import with_section
 
 if TYPE_CHECKING:
@@ -63,16 +63,14 @@ def newest(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["settings"] == rows[-1]["settings"]] if rows else []
 
 
-def chosen_rates(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
-    """Return each method's and task's rate: the best validation Dice at medium size, seed 0."""
-    best: dict[tuple[str, str], tuple[float, float]] = {}
+def chosen_rates(rows: Iterable[Row]) -> dict[str, float]:
+    """Return each method's rate: the best validation Dice of the search."""
+    best: dict[str, tuple[float, float]] = {}
     for row in rows:
-        trial = row["trial"]
-        if (trial["size"], trial["seed"]) == ("medium", SEEDS[0]):
-            place, found = (trial["method"], trial["task"]), row["validation_dice"]
-            if place not in best or found > best[place][0]:
-                best[place] = (found, trial["lr"])
-    return {place: lr for place, (_, lr) in best.items()}
+        trial, found = Trial(**row["trial"]), row["validation_dice"]
+        if trial == searched(trial.method, trial.lr) and found > best.get(trial.method, (-1.0,))[0]:
+            best[trial.method] = (found, trial.lr)
+    return {method: lr for method, (_, lr) in best.items()}
 
 
 def summarise(rows: Sequence[Row]) -> Points:
@@ -81,7 +79,7 @@ def summarise(rows: Sequence[Row]) -> Points:
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         trial = row["trial"]
-        if rates.get((trial["method"], trial["task"])) == trial["lr"]:
+        if rates.get(trial["method"]) == trial["lr"]:
             groups.setdefault((trial["method"], trial["size"], trial["task"]), []).append(row)
     return {place: _point(group) for place, group in groups.items()}
 
@@ -104,9 +102,7 @@ def section(rows: Sequence[Row], points: Points) -> str:
         return "Not measured yet."
     settings, size = rows[-1]["settings"], rows[-1]["slices"]
     seeds = max(point.seeds for point in points.values())
-    header = ["method", "parameters"]
-    header += [f"{task}: Dice" for task in TASKS] + [f"{task}: rate" for task in TASKS]
-    header += ["seconds a step"]
+    header = ["method", "parameters", *(f"{task}: Dice" for task in TASKS), "rate", "s a step"]
     lines = [_line(header), _line("---" for _ in header)]
     for method in sorted(METHODS, key=lambda name: -_mean(points, name)):
         if any(place[0] == method for place in points):
@@ -116,8 +112,8 @@ def section(rows: Sequence[Row], points: Points) -> str:
         f"{settings['steps']} steps of {settings['batch_size']} slices, {size['train']} to train "
         f"on, {seeds} seeds; methods in blocks {settings['blocks']} beside the whole decoder. "
         f"Small, medium and large; Dice per held-out volume, mean and standard deviation over the "
-        f"seeds. Learning rates were chosen on validation cases, at the medium size. Sorted by the "
-        f"mean; `none` trains the decoder alone (LoRA of rank 4 and 16, and whole). "
+        f"seeds. Learning rates were chosen on validation cases, semantic at the medium size. Sorted "
+        f"by the mean; `none` trains the decoder alone (LoRA of rank 4 and 16, and whole). "
         f"One thread of {rows[-1]['machine']['processor']}, two processes at once."
     )
     return "\n".join([told, "", *lines, "", f"![Dice of the methods](benchmarks/results/{PLOT})"])
@@ -138,7 +134,7 @@ def _cells(points: Points, method: str) -> list[str]:
         f"`{method}`",
         " · ".join(_count(point.trained) for point in sizes),
         *(" · ".join(map(_score, found)) or "-" for found in tasks.values()),
-        *(f"{found[0].lr:g}" if found else "-" for found in tasks.values()),
+        f"{sizes[0].lr:g}",
         " · ".join(f"{point.step_s:.2f}" for point in sizes),
     ]
 

@@ -60,13 +60,13 @@ def test_the_search_goes_on_at_an_edge(best: float, tried: list[float]) -> None:
         seen.append(one)
         return -abs(plan.RATES.index(one.lr) - plan.RATES.index(best))
 
-    assert plan.search("lora", "box", train) == best
+    assert plan.search("lora", train) == best
     assert [one.lr for one in seen] == tried
-    assert {(one.size, one.seed) for one in seen} == {("medium", 0)}
+    assert {(one.size, one.task, one.seed) for one in seen} == {("medium", "semantic", 0)}
 
 
 def _row(method: str, size: plan.Size, lr: float, seed: int, dice: float, **more: Any) -> Any:
-    one = plan.Trial(method, size, "box", lr, seed)
+    one = plan.Trial(method, size, "semantic", lr, seed)
     found = {"dice": dice, "trained_encoder": 2000, "step_s": 0.5, **ROW, **more}
     return {"settings": asdict(SETTINGS), "trial": asdict(one), **found}
 
@@ -98,10 +98,10 @@ def test_only_trials_at_the_chosen_rate_are_shown(tmp_path: Path) -> None:
         _row("bias", "medium", 1e-3, 0, 0.4),
     ]
     points = report.summarise(rows)
-    lora = points["lora", "medium", "box"]
+    lora = points["lora", "medium", "semantic"]
     assert (lora.dice, lora.seeds, lora.lr) == (pytest.approx(0.75), 2, 1e-3)
     assert lora.spread == pytest.approx(0.0707, abs=1e-4)
-    assert points["lora", "small", "box"].spread is None
+    assert points["lora", "small", "semantic"].spread is None
     text = report.section(rows, points)
     assert text.index("`lora`") < text.index("`bias`")
     assert "0.600 · 0.750±0.071" in text
