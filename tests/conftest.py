@@ -155,6 +155,7 @@ def any_sam(request: pytest.FixtureRequest) -> Sam:
     """Each of the two, one after the other."""
     return _make(request.param, seed=3)
 
+
 @pytest.fixture
 def shared_data() -> Callable[[str], Path]:
     """Return a function that gives a folder of the real data, or skips the test."""

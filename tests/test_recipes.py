@@ -69,7 +69,9 @@ def test_every_method_trains_on_mri(
     overrides = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
     overrides += [f"peft={method}", "peft.decoder=full"]
     few = ["model.image_size=84", "data.max_cases=6", "train.validate_cases=1", "eval.max_cases=1"]
-    result = finetune(compose("hippocampus", [*overrides, *few, "train.steps=5", "eval.overlays=0"]))
+    result = finetune(
+        compose("hippocampus", [*overrides, *few, "train.steps=5", "eval.overlays=0"])
+    )
     lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()
     losses = [line["loss"] for line in map(json.loads, lines) if line["kind"] == "train"]
     assert len(losses) == 5

@@ -7,10 +7,14 @@ import statistics
 import tempfile
 import time
 from contextlib import redirect_stderr
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from benchmarks import results
 from benchmarks.method_comparison.plan import Settings, Trial
 from samadapt.config import Config, compose
 from samadapt.session import open_session
@@ -69,3 +73,44 @@ def train_trial(trial: Trial, settings: Settings, root: Path, work: Path) -> dic
         "slices": {name: len(refs) for name, refs in slices.items()},
         "total_s": time.perf_counter() - started,
     }
+
+
+def one_thread() -> None:
+    """Keep the processes of a pool out of one another's way."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def trained(settings: Settings, root: Path, work: Path, output: Path, trial: Trial) -> float:
+    """Train a trial unless it is in the results; append it there; return the validation Dice."""
+    for done in results.read(output):
+        if done["settings"] == asdict(settings) and done["trial"] == asdict(trial):
+            return float(done["validation_dice"])
+    found = train_trial(trial, settings, root, work)
+    row = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": asdict(settings),
+        "trial": asdict(trial),
+        "options": trial.options,
+        **found,
+        "machine": this_machine(),
+    }
+    results.append(output, row)
+    print(
+        f"{trial.method:14} {trial.size:6} {trial.task:8} lr {trial.lr:g} seed {trial.seed}: "
+        f"validation {found['validation_dice']:.3f}, held out {found['dice']:.3f}, "
+        f"{found['trained_encoder']:,} parameters, {found['step_s']:.2f} s a step, "
+        f"{found['total_s']:.0f} s",
+        flush=True,
+    )
+    return float(found["validation_dice"])
+
+
+@cache
+def this_machine() -> dict[str, Any]:
+    """Return what the seconds depend on."""
+    from benchmarks import machine
+
+    found = machine.describe()
+    return {key: found[key] for key in ("processor", "threads", "commit", "samadapt")}

@@ -81,11 +81,11 @@ def test_what_was_trained_is_not_trained_again(
         return {**ROW, "dice": 0.5, "trained_encoder": 7, "step_s": 0.1, "total_s": 1.0}
 
     monkeypatch.setattr(trial, "train_trial", train)
-    monkeypatch.setattr(command, "this_machine", dict)
+    monkeypatch.setattr(trial, "this_machine", dict)
     output = tmp_path / "found.json"
     one = plan.Trial("lora", "small", "box", 1e-3, 0)
     for settings in (SETTINGS, SETTINGS, plan.Settings(steps=7)):
-        assert command.trained(settings, tmp_path, tmp_path, output, one) == 0.6
+        assert trial.trained(settings, tmp_path, tmp_path, output, one) == 0.6
     assert len(calls) == len(results.read(output)) == 2
 
 

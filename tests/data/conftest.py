@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 
-
 def write_nifti(path: Path, values: Any, affine: Any = None, **header: Any) -> Path:
     """Write an array as NIfTI with an affine (default: 1 mm, RAS)."""
     path.parent.mkdir(parents=True, exist_ok=True)
