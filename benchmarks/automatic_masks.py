@@ -29,8 +29,8 @@ CHOICES = {
     "stability_score_offset": 0.02,
 }
 """LiteMedSAM learned boxes on medical images: to points on a photograph it answers with logits
-between -0.4 and 0. With these thresholds about one mask in eight is good; the rest is SAM's own
-(3 masks each), but for 16 points a side where it has 32: those take segment-anything two minutes."""
+between -0.4 and 0. With these thresholds some are good; the rest is SAM's own (3 masks each), but
+for 16 points a side where it has 32: those take segment-anything two minutes."""
 
 Record = dict[str, Any]
 

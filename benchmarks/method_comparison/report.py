@@ -112,8 +112,8 @@ def section(rows: Sequence[Row], points: Points) -> str:
         f"{settings['steps']} steps of {settings['batch_size']} slices, {size['train']} to train "
         f"on, {seeds} seeds; methods in blocks {settings['blocks']} beside the whole decoder. "
         f"Small, medium and large; Dice per held-out volume, mean and standard deviation over the "
-        f"seeds. Learning rates were chosen on validation cases, semantic at the medium size. Sorted "
-        f"by the mean; `none` trains the decoder alone (LoRA of rank 4 and 16, and whole). "
+        f"seeds. Learning rates were chosen on validation cases, semantic at the medium size. "
+        f"Sorted by the mean; `none` trains the decoder alone (LoRA of rank 4 and 16, and whole). "
         f"One thread of {rows[-1]['machine']['processor']}, two processes at once."
     )
     return "\n".join([told, "", *lines, "", f"![Dice of the methods](benchmarks/results/{PLOT})"])
