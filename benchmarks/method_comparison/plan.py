@@ -12,7 +12,7 @@ Size = Literal["small", "medium", "large"]
 
 TASKS: Mapping[Task, tuple[str, ...]] = {
     "box": ("prompts=box", "data.merge_classes=true"),
-    "semantic": ("prompts=semantic", "data.merge_classes=false"),
+    "semantic": ("prompts=semantic", "data.merge_classes=false", "data.empty_slices=drop"),
 }
 SIZES: tuple[Size, ...] = ("small", "medium", "large")
 SEEDS = (0, 1, 2)
@@ -80,7 +80,7 @@ class Settings:
     batch_size: int = 4
     image_size: int = 84
     blocks: str = "last:2"
-    decoder_lr: float = 5e-4
+    decoder_lr: float = 2e-3
     max_cases: int = 60
     test_every: int = 3
 

@@ -86,7 +86,7 @@ def test_help_is_a_row() -> None:
 
 def test_a_run_that_never_steps_is_told_from_a_slow_one() -> None:
     with pytest.raises(RuntimeError, match=r"ended before its first step:\n.*no_such_recipe"):
-        start_up.first_step(["recipe=no_such_recipe"])()
+        start_up.first_step(["recipe=no_such_recipe"], behind=True)()
 
 
 def test_a_failing_row_does_not_lose_the_others(
