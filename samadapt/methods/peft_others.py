@@ -39,6 +39,7 @@ UNFIT.update(
         "shadow": "follows the loop of a language model's decoder, and SAM has none",
         "osf": "cannot run backward in bf16 (in peft 0.21)",
         "poly": _ROUTES,
+        "vblora": "does not start at the base model's output (in peft 0.21)",
         "xlora": _ROUTES,
     }
 )
