@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import statistics
 import tempfile
+import threading
 import time
 from contextlib import redirect_stderr
 from dataclasses import asdict
@@ -76,10 +79,17 @@ def train_trial(trial: Trial, settings: Settings, root: Path, work: Path) -> dic
 
 
 def one_thread() -> None:
-    """Keep the processes of a pool out of one another's way."""
+    """Keep the processes of a pool out of one another's way, and end each with its parent."""
     import torch
 
     torch.set_num_threads(1)
+    if (parent := multiprocessing.parent_process()) is not None:
+
+        def follow() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
 
 
 def trained(settings: Settings, root: Path, work: Path, output: Path, trial: Trial) -> float:
