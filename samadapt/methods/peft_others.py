@@ -124,7 +124,9 @@ def register_others() -> None:
         for config in sorted(folder.glob("*/config.py")):
             name = config.parent.name
             if name not in taken | UNFIT.keys():
-                summary = SUMMARIES.get(name, f"peft's {name}, as it comes: not tested here")
+                summary = SUMMARIES.get(
+                    name, f"peft's {name}, as it comes: held to no contract here"
+                )
                 body: dict[str, Any] = {
                     "kind": name.upper(),
                     "summary": summary,

@@ -72,10 +72,7 @@ def _cases(*, in_bf16=False):
 
 @pytest.fixture(params=_cases())
 def case(request):
-    name, options, build = request.param
-    if build == "tiny_t" and "tiny_vit" not in find_method(name)(**options).encoders:
-        pytest.skip(f"{name} is for SAM's ViT")
-    return name, options, build
+    return request.param
 
 
 @pytest.fixture
