@@ -1,10 +1,13 @@
 """Train what is missing of the comparison, or show what is there.
 
     python -m benchmarks.method_comparison run ROOT [--methods lora,dora] [--jobs 2]
+    python -m benchmarks.method_comparison time ROOT [--jobs 2]
     python -m benchmarks.method_comparison report [--check]
 
 ROOT is a folder of MSD Task04. A trial whose settings are in the results is not trained again, so
 that a stopped run goes on; with other settings (``--steps 300``) a new comparison begins beside.
+``time`` takes the steps alone, one method after another and all over again, on a quiet machine:
+training lasts for hours, in which nothing is compared side by side.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
 from functools import partial
@@ -21,6 +25,7 @@ from pathlib import Path
 from benchmarks import results
 from benchmarks.method_comparison import report
 from benchmarks.method_comparison.plan import (
+    FIRST_RATES,
     METHODS,
     SEEDS,
     SIZES,
@@ -29,9 +34,10 @@ from benchmarks.method_comparison.plan import (
     Trial,
     search,
 )
-from benchmarks.method_comparison.trial import one_thread, trained
+from benchmarks.method_comparison.trial import one_thread, timed, trained
 
 RESULTS = results.FOLDER / "method_comparison.json"
+ROUNDS = 2
 
 
 def main() -> None:
@@ -39,14 +45,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("run", help="train what is missing")
-    train.add_argument("root", type=Path, help="folder of MSD Task04")
-    train.add_argument("--methods", default=",".join(METHODS), help="which, with commas")
-    train.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     train.add_argument("--seeds", type=int, default=len(SEEDS), help="so many of the seeds")
+    clock = commands.add_parser("time", help="time the steps of every method")
+    for work in (train, clock):
+        work.add_argument("root", type=Path, help="folder of MSD Task04")
+        work.add_argument("--methods", default=",".join(METHODS), help="which, with commas")
+        work.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+        for field in fields(Settings):
+            flag = f"--{field.name.replace('_', '-')}"
+            work.add_argument(flag, type=type(field.default), default=field.default)
     train.add_argument("--output", type=Path, default=RESULTS)
-    for field in fields(Settings):
-        flag = f"--{field.name.replace('_', '-')}"
-        train.add_argument(flag, type=type(field.default), default=field.default)
+    clock.add_argument("--output", type=Path, default=report.steps_beside(RESULTS))
     show = commands.add_parser("report", help="write the README's table and its plot")
     show.add_argument("--results", type=Path, default=RESULTS)
     show.add_argument("--check", action="store_true", help="change nothing; fail if stale")
@@ -66,7 +75,11 @@ def run(arguments: argparse.Namespace) -> None:
         tempfile.TemporaryDirectory() as work,
         ProcessPoolExecutor(arguments.jobs, get_context("spawn"), one_thread) as pool,
     ):
-        train = partial(trained, settings, arguments.root, Path(work), arguments.output)
+        place = (settings, arguments.root, Path(work), arguments.output)
+        if arguments.command == "time":
+            list(pool.map(partial(timed, *place), steps_to_time(methods)))
+            return
+        train = partial(trained, *place)
         rates = list(pool.map(partial(search, train=train), methods))
         trials = [
             Trial(method, size, task, lr, seed)
@@ -76,6 +89,17 @@ def run(arguments: argparse.Namespace) -> None:
             for size in SIZES
         ]
         list(pool.map(train, trials))
+
+
+def steps_to_time(methods: Sequence[str]) -> list[Trial]:
+    """Return every method at every size and task, all of them ``ROUNDS`` times."""
+    return [
+        Trial(method, size, task, FIRST_RATES[0], SEEDS[0])
+        for _ in range(ROUNDS)
+        for task in TASKS
+        for method in methods
+        for size in SIZES
+    ]
 
 
 if __name__ == "__main__":

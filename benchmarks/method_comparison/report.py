@@ -29,7 +29,7 @@ class Point:
         dice, spread: mean and standard deviation of the held-out Dice; of one seed no spread.
         seeds: how many.
         trained: parameters beside the decoder's.
-        step_s: median seconds of a step.
+        step_s: median seconds of a step, timed apart; None where they were not.
         lr: learning rate that was chosen.
     """
 
@@ -37,7 +37,7 @@ class Point:
     spread: float | None
     seeds: int
     trained: int
-    step_s: float
+    step_s: float | None
     lr: float
 
 
@@ -48,7 +48,7 @@ Points = dict[tuple[str, str, str], Point]
 def write(path: Path, *, check: bool = False) -> int:
     """Write plot and table of the newest comparison; return 1 where ``check`` finds a stale one."""
     rows = newest(results.read(path))
-    points = summarise(rows)
+    points = summarise(rows, step_times(rows, results.read(steps_beside(path))))
     text = README.read_text(encoding="utf-8")
     wanted = with_section(text, section(rows, points), START, END)
     if check:
@@ -56,6 +56,25 @@ def write(path: Path, *, check: bool = False) -> int:
     draw(points, path.parent / PLOT)
     README.write_text(wanted, encoding="utf-8")
     return 0
+
+
+def steps_beside(path: Path) -> Path:
+    """Return where the times of the steps lie."""
+    return path.with_name(f"{path.stem}_steps.json")
+
+
+def step_times(rows: Sequence[Row], timed: Sequence[Row]) -> dict[tuple[str, str, str], float]:
+    """Return the median seconds of a step by method, size and task, of the settings of ``rows``."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for row in timed:
+        if rows and row["settings"] == rows[-1]["settings"]:
+            found.setdefault(_place(row), []).extend(row["step_s"])
+    return {place: statistics.median(seconds) for place, seconds in found.items()}
+
+
+def _place(row: Row) -> tuple[str, str, str]:
+    trial = row["trial"]
+    return trial["method"], trial["size"], trial["task"]
 
 
 def newest(rows: Sequence[Row]) -> list[Row]:
@@ -73,25 +92,25 @@ def chosen_rates(rows: Iterable[Row]) -> dict[str, float]:
     return {method: lr for method, (_, lr) in best.items()}
 
 
-def summarise(rows: Sequence[Row]) -> Points:
+def summarise(rows: Sequence[Row], times: Mapping[tuple[str, str, str], float]) -> Points:
     """Bring the seeds of each method, size and task together, at the rate that was chosen."""
     rates = chosen_rates(rows)
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         trial = row["trial"]
         if rates.get(trial["method"]) == trial["lr"]:
-            groups.setdefault((trial["method"], trial["size"], trial["task"]), []).append(row)
-    return {place: _point(group) for place, group in groups.items()}
+            groups.setdefault(_place(row), []).append(row)
+    return {place: _point(group, times.get(place)) for place, group in groups.items()}
 
 
-def _point(group: Sequence[Row]) -> Point:
+def _point(group: Sequence[Row], step_s: float | None) -> Point:
     scores = [row["dice"] for row in group]
     return Point(
         dice=statistics.fmean(scores),
         spread=statistics.stdev(scores) if len(scores) > 1 else None,
         seeds=len(scores),
         trained=group[0]["trained_encoder"],
-        step_s=statistics.median(row["step_s"] for row in group),
+        step_s=step_s,
         lr=group[0]["trial"]["lr"],
     )
 
@@ -102,7 +121,8 @@ def section(rows: Sequence[Row], points: Points) -> str:
         return "Not measured yet."
     settings, size = rows[-1]["settings"], rows[-1]["slices"]
     seeds = max(point.seeds for point in points.values())
-    header = ["method", "parameters", *(f"{task}: Dice" for task in TASKS), "rate", "s a step"]
+    header = ["method", "parameters", *(f"{task}: Dice" for task in TASKS), "rate"]
+    header.append(f"{next(iter(TASKS))}: s a step")
     lines = [_line(header), _line("---" for _ in header)]
     for method in sorted(METHODS, key=lambda name: -_mean(points, name)):
         if any(place[0] == method for place in points):
@@ -135,7 +155,7 @@ def _cells(points: Points, method: str) -> list[str]:
         " · ".join(_count(point.trained) for point in sizes),
         *(" · ".join(map(_score, found)) or "-" for found in tasks.values()),
         f"{sizes[0].lr:g}",
-        " · ".join(f"{point.step_s:.2f}" for point in sizes),
+        " · ".join("-" if p.step_s is None else f"{p.step_s:.2f}" for p in sizes),
     ]
 
 
@@ -181,6 +201,7 @@ def _draw_one(
     colours = colormaps["tab20"]
     for number, method in enumerate(METHODS):
         line = [points[method, size] for size in SIZES if (method, size) in points]
+        line = [point for point in line if getattr(point, against) is not None]
         if not line:
             continue
         across = [getattr(point, against) for point in line]

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from contextlib import redirect_stderr
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import cache
 from io import StringIO
@@ -22,6 +22,8 @@ from benchmarks.method_comparison.plan import Settings, Trial
 from samadapt.config import Config, compose
 from samadapt.session import open_session
 from samadapt.verbs.finetune import divide, train_adapter
+
+TIMED_STEPS = 8
 
 
 def configuration(trial: Trial, settings: Settings, root: Path, work: Path) -> Config:
@@ -61,8 +63,7 @@ def train_trial(trial: Trial, settings: Settings, root: Path, work: Path) -> dic
         session.warm()
         state = train_adapter(session, slices["train"], slices["validation"], session.loss(), None)
         scores = session.score(slices["test"], session.policy, report=False).summary
-        lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-        seconds = [line["seconds"] for line in lines if line["kind"] == "train"]
+        seconds = step_seconds(run_dir)
     injection = session.injection
     decoder = sum(injection.parameters[n].numel() for n in injection.groups.get("decoder", ()))
     return {
@@ -75,6 +76,44 @@ def train_trial(trial: Trial, settings: Settings, root: Path, work: Path) -> dic
         "skipped": state.skipped,
         "slices": {name: len(refs) for name, refs in slices.items()},
         "total_s": time.perf_counter() - started,
+    }
+
+
+def step_seconds(run_dir: Path) -> list[float]:
+    """Return the seconds of each step of a run."""
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line["seconds"] for line in lines if line["kind"] == "train"]
+
+
+def time_steps(settings: Settings, root: Path, work: Path, trial: Trial) -> list[float]:
+    """Return the seconds of a few steps of a trial on cached features, after two to warm up."""
+    few = replace(settings, steps=TIMED_STEPS + 2)
+    with tempfile.TemporaryDirectory(dir=work) as folder, redirect_stderr(StringIO()):
+        run_dir = Path(folder)
+        session = open_session(configuration(trial, few, root, work), run_dir)
+        slices = divide(session)
+        slices = {name: refs[: 32 if name == "train" else 1] for name, refs in slices.items()}
+        session.plan(slices)
+        session.warm()
+        train_adapter(session, slices["train"], slices["validation"], session.loss(), None)
+        return step_seconds(run_dir)[2:]
+
+
+def timed(settings: Settings, root: Path, work: Path, output: Path, trial: Trial) -> None:
+    """Time the steps of a trial and append them to the results."""
+    seconds = time_steps(settings, root, work, trial)
+    row = {**_described(settings, trial), "step_s": seconds, "machine": this_machine()}
+    results.append(output, row)
+    median = statistics.median(seconds)
+    print(f"{trial.method:14} {trial.size:6} {trial.task:8} {median:.3f} s a step", flush=True)
+
+
+def _described(settings: Settings, trial: Trial) -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": asdict(settings),
+        "trial": asdict(trial),
+        "options": trial.options,
     }
 
 
@@ -98,14 +137,7 @@ def trained(settings: Settings, root: Path, work: Path, output: Path, trial: Tri
         if done["settings"] == asdict(settings) and done["trial"] == asdict(trial):
             return float(done["validation_dice"])
     found = train_trial(trial, settings, root, work)
-    row = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": asdict(settings),
-        "trial": asdict(trial),
-        "options": trial.options,
-        **found,
-        "machine": this_machine(),
-    }
+    row = {**_described(settings, trial), **found, "machine": this_machine()}
     results.append(output, row)
     print(
         f"{trial.method:14} {trial.size:6} {trial.task:8} lr {trial.lr:g} seed {trial.seed}: "

@@ -97,7 +97,7 @@ def test_only_trials_at_the_chosen_rate_are_shown(tmp_path: Path) -> None:
         _row("lora", "small", 1e-3, 0, 0.6),
         _row("bias", "medium", 1e-3, 0, 0.4),
     ]
-    points = report.summarise(rows)
+    points = report.summarise(rows, {("lora", "medium", "semantic"): 0.25})
     lora = points["lora", "medium", "semantic"]
     assert (lora.dice, lora.seeds, lora.lr) == (pytest.approx(0.75), 2, 1e-3)
     assert lora.spread == pytest.approx(0.0707, abs=1e-4)
@@ -105,6 +105,7 @@ def test_only_trials_at_the_chosen_rate_are_shown(tmp_path: Path) -> None:
     text = report.section(rows, points)
     assert text.index("`lora`") < text.index("`bias`")
     assert "0.600 · 0.750±0.071" in text
+    assert "- · 0.25 |" in text
     report.draw(points, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as picture:
         assert picture.size[0] > 1000
@@ -127,6 +128,18 @@ def test_an_unknown_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         command.main()
 
 
+def test_steps_are_timed_over_and_over_and_of_these_settings_only() -> None:
+    trials = command.steps_to_time(["lora", "bias"])
+    assert len(trials) == command.ROUNDS * 2 * len(plan.TASKS) * len(plan.SIZES)
+    assert len(set(trials)) * command.ROUNDS == len(trials)
+    assert trials[: len(set(trials))] == trials[len(set(trials)) :]
+    rows = [_row("lora", "small", 1e-3, 0, 0.2)]
+    timed = [{**rows[0], "step_s": seconds} for seconds in ([0.1, 0.3], [0.2])]
+    other = {**timed[0], "settings": {"steps": 1}, "step_s": [9.0]}
+    assert report.step_times(rows, [*timed, other]) == {("lora", "small", "semantic"): 0.2}
+    assert report.step_times([], timed) == {}
+
+
 @pytest.mark.slow
 def test_a_trial_on_mri(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
     small = plan.Settings(steps=2, batch_size=1, max_cases=6, test_every=9)
@@ -135,4 +148,5 @@ def test_a_trial_on_mri(shared_data: Callable[[str], Path], tmp_path: Path) -> N
     assert 0 <= found["dice"] < 1
     assert 0 < found["trained_encoder"] < found["trained"]
     assert found["step_s"] > 0
+    assert len(trial.time_steps(small, shared_data("msd_hippocampus"), tmp_path, one)) == 8
     assert [path.name for path in tmp_path.iterdir()] == ["features"]
