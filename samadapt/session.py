@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -250,7 +250,13 @@ class Session:
         self, refs: Sequence[SliceRef], policy: PromptPolicy, report: bool = True
     ) -> Evaluation:
         """Score the model as it is on some slices."""
-        predictor = Predictor(
+        done = self.progress.advance if report else lambda count: None
+        data, predictor = self.dataset, self.predictor(policy)
+        return evaluate(predictor, refs, data.sample, data.classes, done)
+
+    def predictor(self, policy: PromptPolicy) -> Predictor:
+        """Return the model as it is, prompted by a policy."""
+        return Predictor(
             sam=self.sam,
             boundary=self.injection.boundary,
             features=self.features,
@@ -261,10 +267,6 @@ class Session:
             batch_size=self.config.eval.batch_size,
             independent=self.policy.is_semantic and not policy.is_semantic,
         )
-        done: Callable[[int], None] = self.progress.advance
-        if not report:
-            done = lambda count: None  # noqa: E731
-        return evaluate(predictor, refs, self.dataset.sample, self.dataset.classes, done)
 
     def record(self) -> AdapterRecord:
         """Return what the adapter must remember; scores are still to be added."""

@@ -29,6 +29,7 @@ LAYERS = [
     {"overrides"},
     {"config"},
     {"session"},  # what the verbs share
+    {"oracle_gap"},
     {"verbs"},
     {"cli"},
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from samadapt.sam.types import Frame
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Predictor:
         with self.autocast():
             if self.policy.is_semantic:
                 frames = [self.frame_of(sample.image) for sample in samples]
-                maps = segment_semantic(self.sam, self._embed(samples), frames, self.classes)
+                maps = segment_semantic(self.sam, self.embed(samples), frames, self.classes)
                 return [labels[None] for labels in maps]
             return self._objects(samples)
 
@@ -78,7 +79,7 @@ class Predictor:
         if not prompted:
             return labels
         frames = [self.frame_of(samples[index].image) for index in prompted]
-        embeddings = self._embed([samples[index] for index in prompted])
+        embeddings = self.embed([samples[index] for index in prompted])
         for position, group in enumerate(groups):
             wanted = [prompts[index].of_classes(group) for index in prompted]
             found = segment_objects(
@@ -93,7 +94,8 @@ class Predictor:
             return given_prompts(sample)
         return simulate(sample.labels, self.policy)
 
-    def _embed(self, samples: Sequence[Sample]) -> Tensor:
+    def embed(self, samples: Sequence[Sample]) -> Tensor:
+        """Return the embeddings (b, c, g, g) of the samples' images."""
         features = self.features([sample.image for sample in samples])
         if self.boundary < 0:
             return self.sam.encode(features)
@@ -137,20 +139,22 @@ def evaluate(
         members = list(group)
         truth: list[Array] = []
         predicted: list[Array] = []
-        for part in _parts(members, predictor.batch_size):
+        for part in in_parts(members, predictor.batch_size):
             samples = [read(ref) for ref in part]
             predicted += predictor(samples)
             truth += [sample.labels for sample in samples]
             done(len(part))
         stacked = np.stack(truth, axis=-1)
-        result.rows += _score(case, np.stack(predicted, axis=-1), stacked, classes)
+        result.rows += score_maps(case, np.stack(predicted, axis=-1), stacked, classes)
         chosen = choose_slice(stacked)
         result.shown[case] = members[chosen], predicted[chosen].max(axis=0)
     result.summary = summarise(result.rows, classes)
     return result
 
 
-def _score(case: str, maps: Array, truth: Array, classes: Sequence[str]) -> list[CaseClassScore]:
+def score_maps(
+    case: str, maps: Array, truth: Array, classes: Sequence[str]
+) -> list[CaseClassScore]:
     """Score label maps (n, h, w, d): one for all classes, or one for each."""
     if len(maps) == 1:
         return score_case(case, maps[0], truth, classes)
@@ -158,6 +162,7 @@ def _score(case: str, maps: Array, truth: Array, classes: Sequence[str]) -> list
     return [rows[index] for index, rows in enumerate(scores)]
 
 
-def _parts(refs: Sequence[SliceRef], size: int) -> Iterator[Sequence[SliceRef]]:
-    for start in range(0, len(refs), size):
-        yield refs[start : start + size]
+def in_parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Yield the items in order, at most ``size`` at once."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

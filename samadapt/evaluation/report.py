@@ -57,7 +57,7 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> Path:
         RunError: for a value that JSON cannot hold, naming its key.
     """
     text = json.dumps(_plain(summary, "summary"), indent=2, ensure_ascii=False, allow_nan=False)
-    return _write_atomic(directory / SUMMARY_NAME, text + "\n")
+    return write_atomic(directory / SUMMARY_NAME, text + "\n")
 
 
 def write_per_case(directory: Path, rows: Mapping[str, Sequence[CaseClassScore]]) -> Path:
@@ -87,7 +87,7 @@ def write_per_case(directory: Path, rows: Mapping[str, Sequence[CaseClassScore]]
                     row.flag,
                 ]
             )
-    return _write_atomic(directory / PER_CASE_NAME, stream.getvalue())
+    return write_atomic(directory / PER_CASE_NAME, stream.getvalue())
 
 
 def results_table(
@@ -218,7 +218,7 @@ def _plain(value: Any, key: str) -> Any:
     )
 
 
-def _write_atomic(path: Path, text: str) -> Path:
+def write_atomic(path: Path, text: str) -> Path:
     """Write beside the target and rename, so that a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")

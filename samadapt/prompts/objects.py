@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samadapt.prompts.clicks import deepest
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -155,9 +157,5 @@ def _point(mask: Array, rng: np.random.Generator | None) -> tuple[float, float]:
     """Return the centre of a uniformly drawn pixel, or of the one deepest inside the object."""
     if rng is not None:
         row, column = rng.choice(np.argwhere(mask))
-    else:
-        from scipy.ndimage import distance_transform_edt
-
-        depth = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
-        row, column = np.unravel_index(int(depth.argmax()), mask.shape)
-    return float(column) + 0.5, float(row) + 0.5
+        return float(column) + 0.5, float(row) + 0.5
+    return deepest(mask)[0]

@@ -88,10 +88,18 @@ class Progress:
             file.write(f"{datetime.now():%H:%M:%S} {text}\n")
 
     @contextmanager
-    def phase(self, name: str, start: int = 0) -> Iterator[None]:
-        """Show one phase of the run; ``start`` units of it are done already."""
+    def phase(self, name: str, start: int = 0, units: int | None = None) -> Iterator[None]:
+        """Show one phase of the run; ``start`` units of it are done already.
+
+        Args:
+            name: of the plan, or another one with ``units``.
+            start: units that are done already.
+            units: how many there are, where the plan does not say.
+        """
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+        if units is not None:
+            self._totals[name] = units
         total = self._totals.get(name, 0)
         self._phase, self._done, self._text = name, start, ""
         self.clock.left[name] = max(0, total - start)

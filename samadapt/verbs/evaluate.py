@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from samadapt import console
 from samadapt.config import Cache, Config, Data, Device, Eval, Model, Output, Precision, Prompts
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.overrides import parse
@@ -24,7 +25,20 @@ Needs the adapter directory alone: base model, intensity, axis, classes and prom
 records, and the base weights are found again and checked by their hash. data.root=PATH says where
 the data set is; without it, where the run that trained the adapter found it. Other data:
 data=NAME. All cases instead of the held-out ones: all_cases=true.
+
+prompts=matrix scores both models with no prompt, 1, 3, 5 and 8 clicks, the exact box and boxes that
+are off by 5, 10 and 20 px (eval/oracle_gap.csv and .png); says whether the predicted IoU can be
+trusted; and compares both models on photographs, to see what adaptation cost elsewhere.
 """
+
+
+@dataclass(frozen=True)
+class EvaluatePrompts(Prompts):
+    """Prompts made from the ground truth; null: as the adapter was trained."""
+
+    name: Literal["box", "point", "semantic", "matrix"] = knob(  # type: ignore[assignment]
+        "box", help="semantic: none; matrix: none, clicks, good and bad boxes, side by side"
+    )
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,7 @@ class EvaluateArguments:
     adapter: str = knob(help="adapter directory")
     all_cases: bool = knob(False, help="score every case, and not only those held out")
     data: Data = field(default_factory=Data)
-    prompts: Prompts = field(default_factory=Prompts)
+    prompts: EvaluatePrompts = field(default_factory=EvaluatePrompts)
     cache: Cache = field(default_factory=Cache)
     eval: Eval = field(default_factory=Eval)
     output: Output = field(default_factory=Output)
@@ -76,7 +90,15 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     }
 
 
-render = finetune.render
+def render(result: dict[str, Any]) -> str:
+    """Return the closing table and paths, after the oracle gap where it was measured."""
+    text, summary = finetune.render(result), result["summary"]
+    if "oracle_gap" not in summary:
+        return text
+    from samadapt.evaluation.gap_report import forgetting_text, gap_table
+
+    gap = console.to_text(gap_table(summary["oracle_gap"]))
+    return f"{gap}\n{forgetting_text(summary['forgetting'])}\n\n{text}"
 
 
 def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
@@ -87,6 +109,7 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
         DataError: for the errors of the data set's files.
     """
     from samadapt.methods.store import read_record
+    from samadapt.oracle_gap import OracleGap
     from samadapt.session import open_session
 
     started = time.perf_counter()
@@ -98,13 +121,20 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
     refs = held_out(session, arguments.all_cases)
     session.plan({"test": refs})
     session.warm()
+    gap = OracleGap(session, refs) if arguments.prompts.name == "matrix" else None
     with session.progress.phase("zero-shot"):
         zero_shot = session.score(refs, session.zero_shot_policy)
+    if gap:
+        gap.measure("zero_shot")
     session.replace_adapter(adapter)
     with session.progress.phase("adapted"):
         adapted = session.score(refs, session.policy)
     slices = {"train": [], "validation": [], "test": refs}
     summary = finetune.summarise_run(session, slices, zero_shot, adapted, None)
+    if gap:
+        gap.measure("adapted")
+        summary |= gap.summary()
+        gap.write(session.run_dir / "eval")
     summary["seconds"] = time.perf_counter() - started
     finetune.write_scores(session, zero_shot, adapted, summary)
     return EvaluateResult(session.run_dir, summary)
@@ -135,11 +165,14 @@ def as_config(arguments: EvaluateArguments, record: AdapterRecord) -> Config:
     """Return the configuration of an evaluation: the record's model, the caller's data."""
     from samadapt.methods.base import method_from_dict
 
+    prompts = {item.name: getattr(arguments.prompts, item.name) for item in fields(Prompts)}
+    if prompts["name"] == "matrix":
+        prompts["name"] = record.prompt.get("kind", "box")
     return Config(
         model=Model(record.base, arguments.checkpoint, record.image_size),
         peft=method_from_dict(record.method),
         data=arguments.data,
-        prompts=arguments.prompts,
+        prompts=Prompts(**prompts),
         cache=arguments.cache,
         eval=arguments.eval,
         output=arguments.output,

@@ -2,71 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
-import torch
 
-from samadapt.data.types import Sample, SliceRef
+from samadapt.data.types import SliceRef
 from samadapt.evaluation import evaluate as module
-from samadapt.evaluation.evaluate import Predictor, evaluate
+from samadapt.evaluation.evaluate import evaluate
 from samadapt.evaluation.metrics import score_case
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.sam.geometry import make_frame, resize_image
-
-SHAPE = (24, 40)
-
-
-def make_samples(cases=(("a", 3), ("b", 2))):
-    samples = {}
-    for number, (case, depth) in enumerate(cases):
-        rng = np.random.default_rng(number)
-        for index in range(depth):
-            labels = np.zeros(SHAPE, np.int16)
-            if index:  # the first slice is empty
-                labels[2 + index : 14, 3 : 12 + number] = 1
-                labels[5:20, 25:36] = 2
-            image = rng.integers(0, 50, (*SHAPE, 3), dtype=np.uint8)
-            image[labels > 0] += 120
-            samples[SliceRef(case, index)] = Sample(case, index, image, labels)
-    return samples
-
-
-@pytest.fixture
-def predictor(any_sam):
-    def make(kind, boundary=-1, **changes):
-        def frame_of(image):
-            return make_frame(image.shape[:2], any_sam.image_size)
-
-        def features(images):
-            resized = [torch.tensor(resize_image(x, frame_of(x))).permute(2, 0, 1) for x in images]
-            pixels = any_sam.preprocess(resized)
-            if boundary < 0:
-                return pixels
-            with torch.no_grad():
-                return any_sam.encode_prefix(pixels, boundary)
-
-        values = {
-            "sam": any_sam,
-            "boundary": boundary,
-            "features": features,
-            "frame_of": frame_of,
-            "policy": PromptPolicy(kind),
-            "classes": 2,
-            "autocast": nullcontext,
-            "batch_size": 2,
-        }
-        return Predictor(**(values | changes))
-
-    return make
 
 
 @pytest.mark.parametrize("kind", ["box", "point", "semantic"])
-def test_batches_and_the_boundary_do_not_matter(predictor, kind):
+def test_batches_and_the_boundary_do_not_matter(predictor, kind, make_samples):
     samples = list(make_samples().values())
     whole = predictor(kind)(samples)
-    assert [labels.shape for labels in whole] == [(1, *SHAPE)] * 5
+    assert [labels.shape for labels in whole] == [(1, 24, 40)] * 5
     assert len(np.unique(np.stack(whole))) > 1
     for one, sample in zip(whole, samples, strict=True):
         assert (predictor(kind)([sample])[0] != one).mean() < 5e-3
@@ -75,7 +25,7 @@ def test_batches_and_the_boundary_do_not_matter(predictor, kind):
             assert (one != other).mean() < 5e-3
 
 
-def test_a_slice_without_prompts_is_empty_and_not_encoded(predictor):
+def test_a_slice_without_prompts_is_empty_and_not_encoded(predictor, make_samples):
     calls = []
     made = predictor("box")
     sample = next(iter(make_samples().values()))
@@ -84,14 +34,14 @@ def test_a_slice_without_prompts_is_empty_and_not_encoded(predictor):
     assert not calls
 
 
-def test_independent_classes_do_not_take_pixels_from_each_other(predictor):
+def test_independent_classes_do_not_take_pixels_from_each_other(predictor, make_samples):
     sample = make_samples()[SliceRef("a", 2)]
     sample.labels[:] = 0
     sample.labels[2:20, 2:38] = 1
     sample.labels[3:19, 3:37] = 2
     policy = PromptPolicy("box", objects="class")
     apart = predictor("box", policy=policy, independent=True)([sample])[0]
-    assert apart.shape == (2, *SHAPE)
+    assert apart.shape == (2, 24, 40)
     assert set(np.unique(apart[0])) <= {0, 1}
     assert set(np.unique(apart[1])) <= {0, 2}
     assert ((apart[0] > 0) & (apart[1] > 0)).any()
@@ -99,7 +49,7 @@ def test_independent_classes_do_not_take_pixels_from_each_other(predictor):
     assert ((together > 0) == (apart > 0).any(0)).mean() > 0.995
 
 
-def test_a_case_is_scored_over_all_of_its_slices(predictor):
+def test_a_case_is_scored_over_all_of_its_slices(predictor, make_samples):
     samples = make_samples()
     counted = []
     made = predictor("semantic")
@@ -119,7 +69,7 @@ def test_a_case_is_scored_over_all_of_its_slices(predictor):
     assert result.summary["dice"] == pytest.approx(np.mean([row.dice for row in result.rows]))
 
 
-def test_the_slice_with_the_most_ground_truth_is_shown(predictor):
+def test_the_slice_with_the_most_ground_truth_is_shown(predictor, make_samples):
     samples = make_samples()
     made = predictor("box")
     result = evaluate(made, list(samples), samples.__getitem__, ["one", "two"])
@@ -135,11 +85,11 @@ def test_scores_of_independent_classes_come_from_their_own_maps(predictor, monke
     maps = np.zeros((2, 2, 4, 1), np.uint8)
     maps[0, 0, :2] = 1
     maps[1, :, :2] = 2  # overlaps the first
-    rows = module._score("a", maps, truth, ["one", "two"])
+    rows = module.score_maps("a", maps, truth, ["one", "two"])
     assert [row.dice for row in rows] == [1.0, pytest.approx(2 / 3)]
 
 
-def test_perfect_labels_score_one_and_empty_ones_are_counted():
+def test_perfect_labels_score_one_and_empty_ones_are_counted(make_samples):
     samples = make_samples()
 
     class Oracle:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from samadapt.cli import main
@@ -56,6 +59,32 @@ def test_scores_are_the_runs_own(make_pictures, make_scans, run, score, reader, 
     assert found["summary"]["cases"] == result.summary["cases"]
     assert found["summary"]["trained_parameters"] == result.summary["trained_parameters"]
     assert "evaluate" in found["run_dir"]
+
+
+@pytest.mark.parametrize("prompts", ["box", "semantic"])
+def test_the_oracle_gap(make_pictures, run, score, prompts, tmp_path):
+    result = run(make_pictures(classes=2), "data.name=folder", f"prompts={prompts}")
+    found = score(result.adapter_dir, "prompts=matrix")
+    summary = found["summary"]
+    assert summary["adapted"] == result.summary["adapted"]  # the usual scores stay
+    gap = summary["oracle_gap"]
+    assert [name for name, entry in gap.items() if not entry["oracle_prompt"]] == ["none"]
+    if prompts == "box":
+        assert gap["box"]["zero_shot"]["dice"] == pytest.approx(summary["zero_shot"]["dice"])
+    else:
+        assert gap["none"]["adapted"]["dice"] == pytest.approx(summary["adapted"]["dice"])
+    assert (gap["none"]["adapted"] is None) is (prompts == "box")  # two classes
+    assert gap["none"]["zero_shot"] is None
+    assert gap["box"]["adapted"]["calibration"]["objects"] > 0
+    assert 0 <= summary["forgetting"]["iou"] <= 1
+    folder = Path(found["run_dir"]) / "eval"
+    with (folder / "oracle_gap.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["state"] for row in rows} == {"zero_shot", "adapted"}
+    given = {row["given"] for row in rows if row["state"] == "zero_shot"}
+    assert given == set(gap) - {"none"}
+    with Image.open(folder / "oracle_gap.png") as picture:
+        assert picture.size[0] > 1000
 
 
 def test_a_moved_adapter_needs_only_the_data(make_pictures, run, score, tmp_path, capsys):

@@ -1,0 +1,94 @@
+"""What adaptation cost outside the domain: the adapted model against its base on photographs.
+
+The photographs come with scikit-image, so that nothing is downloaded. No one drew their masks: the
+base model's own answers are the reference, and an adapter that changed nothing scores 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from samadapt.evaluation.inference import embed
+from samadapt.sam.geometry import to_model_boxes
+from samadapt.sam.types import Prompts
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
+GRID = 4
+"""Boxes along each side; each is a third of the image wide and high."""
+
+
+def photographs() -> dict[str, Array]:
+    """Return scikit-image's photographs (h, w, 3) uint8 by name; all of them ship with it."""
+    from skimage import data
+
+    return {name: np.asarray(getattr(data, name)()) for name in PHOTOGRAPHS}
+
+
+def grid_boxes(shape: tuple[int, ...]) -> Array:
+    """Return boxes (16, 4) XYXY in pixels that overlap and cover an image (h, w)."""
+    height, width = shape[:2]
+    third = np.array([width, height]) / 3
+    steps = [np.linspace(0, 2 * side, GRID) for side in third]
+    low = np.stack(np.meshgrid(*steps), axis=-1).reshape(-1, 2)
+    return np.concatenate([low, low + third], axis=1)
+
+
+@torch.no_grad()
+def answers(
+    sam: Sam, autocast: Callable[[], AbstractContextManager[Any]], images: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Return the masks (16, h, w) bool that a model gives for the boxes of each image."""
+    found = {}
+    with autocast():
+        for name, image in images.items():
+            embeddings, frames = embed(sam, [image])
+            boxes = to_model_boxes(grid_boxes(image.shape), frames[0])
+            given = torch.as_tensor(boxes[None], dtype=torch.float32, device=sam.device)
+            logits = sam.decode(embeddings, Prompts(boxes=given), multimask=False).logits
+            planes = sam.postprocess(logits.float(), frames[0])[0, :, 0]
+            found[name] = (planes > sam.mask_threshold).cpu().numpy()
+    return found
+
+
+def forgetting(base: Mapping[str, Array], adapted: Mapping[str, Array]) -> dict[str, Any]:
+    """Compare the adapted model's masks with the base's.
+
+    Args:
+        base: masks (n, h, w) bool by image; those that are empty are no reference.
+        adapted: the same boxes' masks.
+
+    Returns:
+        ``iou``, the mean over images of their mean (1: nothing changed); ``images`` with each
+        one's ``iou``, ``lowest`` and number of ``masks``; ``masks`` in all. None where the base
+        found nothing anywhere, beside a ``reason``.
+    """
+    images: dict[str, Any] = {}
+    for name, reference in base.items():
+        useful = reference.any(axis=(1, 2))
+        true, found = reference[useful], adapted[name][useful]
+        both = (true & found).sum(axis=(1, 2))
+        overlaps = both / (true | found).sum(axis=(1, 2))
+        if len(overlaps):
+            images[name] = {
+                "iou": float(overlaps.mean()),
+                "lowest": float(overlaps.min()),
+                "masks": len(overlaps),
+            }
+    if not images:
+        reason = "the base model finds nothing in any photograph"
+        return {"iou": None, "masks": 0, "images": {}, "reason": reason}
+    return {
+        "iou": float(np.mean([one["iou"] for one in images.values()])),
+        "masks": sum(one["masks"] for one in images.values()),
+        "images": images,
+    }

@@ -1,0 +1,66 @@
+"""Slices with two classes, and a random model that segments them."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from samadapt.data.types import Sample, SliceRef
+from samadapt.evaluation.evaluate import Predictor
+from samadapt.prompts.policy import PromptPolicy
+from samadapt.sam.geometry import make_frame, resize_image
+
+SHAPE = (24, 40)
+
+
+def _samples(cases=(("a", 3), ("b", 2))):
+    samples = {}
+    for number, (case, depth) in enumerate(cases):
+        rng = np.random.default_rng(number)
+        for index in range(depth):
+            labels = np.zeros(SHAPE, np.int16)
+            if index:  # the first slice is empty
+                labels[2 + index : 14, 3 : 12 + number] = 1
+                labels[5:20, 25:36] = 2
+            image = rng.integers(0, 50, (*SHAPE, 3), dtype=np.uint8)
+            image[labels > 0] += 120
+            samples[SliceRef(case, index)] = Sample(case, index, image, labels)
+    return samples
+
+
+@pytest.fixture
+def predictor(any_sam):
+    def make(kind, boundary=-1, **changes):
+        def frame_of(image):
+            return make_frame(image.shape[:2], any_sam.image_size)
+
+        def features(images):
+            resized = [torch.tensor(resize_image(x, frame_of(x))).permute(2, 0, 1) for x in images]
+            pixels = any_sam.preprocess(resized)
+            if boundary < 0:
+                return pixels
+            with torch.no_grad():
+                return any_sam.encode_prefix(pixels, boundary)
+
+        values = {
+            "sam": any_sam,
+            "boundary": boundary,
+            "features": features,
+            "frame_of": frame_of,
+            "policy": PromptPolicy(kind),
+            "classes": 2,
+            "autocast": nullcontext,
+            "batch_size": 2,
+        }
+        return Predictor(**(values | changes))
+
+    return make
+
+
+@pytest.fixture
+def make_samples():
+    """``make_samples(cases)``: slices with two classes by ``SliceRef``; each first one is empty."""
+    return _samples

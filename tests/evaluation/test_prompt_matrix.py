@@ -1,0 +1,116 @@
+"""One model in every setting, from no prompt to the exact box."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from samadapt.evaluation.evaluate import evaluate
+from samadapt.evaluation.prompt_matrix import (
+    BOX,
+    CLICKS,
+    MOVED,
+    NONE,
+    SETTINGS,
+    score_settings,
+    shift_box,
+)
+from samadapt.prompts.clicks import first_clicks, next_clicks
+from samadapt.prompts.objects import objects_in
+from samadapt.sam.predictor import SamPredictor
+
+
+@pytest.fixture
+def scored(predictor, make_samples):
+    samples = make_samples()
+
+    def start(kind, classes=2, **changes):
+        made = predictor(kind, classes=classes, **changes)
+        read = {
+            ref: replace(one, labels=np.minimum(one.labels, classes))
+            for ref, one in samples.items()
+        }.__getitem__
+        names = ["one", "two"][:classes]
+        return made, read, score_settings(made, sorted(samples), read, names), names, samples
+
+    return start
+
+
+@pytest.mark.parametrize("kind", ["box", "point"])
+def test_the_box_is_the_one_that_evaluation_gives(scored, kind):
+    made, read, found, names, samples = scored(kind)
+    exact = replace(made, policy=replace(made.policy, kind="box"))
+    usual = evaluate(exact, sorted(samples), read, names)
+    close = [abs(a.dice - b.dice) for a, b in zip(found[BOX].rows, usual.rows, strict=True)]
+    assert max(close) < 0.02  # objects are decoded in other batches
+    assert [row.truth_voxels for row in found[BOX].rows] == [r.truth_voxels for r in usual.rows]
+
+
+def test_several_classes_cannot_be_told_without_a_prompt(scored):
+    assert set(scored("box")[2]) == {*SETTINGS} - {NONE}
+    assert set(scored("box", classes=1)[2]) == {*SETTINGS}
+    assert set(scored("semantic")[2]) == {*SETTINGS}
+
+
+def test_without_a_prompt_semantic_is_as_in_evaluation(scored):
+    made, read, found, names, samples = scored("semantic")
+    usual = evaluate(made, sorted(samples), read, names)
+    assert found[NONE].rows == usual.rows
+    assert found[NONE].iou == []
+
+
+def test_every_object_is_counted_in_every_setting(scored):
+    _, _, found, _, samples = scored("box")
+    objects = sum(len(objects_in(sample.labels, "component")[0]) for sample in samples.values())
+    for name in SETTINGS[1:]:
+        assert len(found[name].iou) == objects
+        assert all(0 <= true <= 1 for _, true in found[name].iou)
+    different = {tuple(row.prediction_voxels for row in found[name].rows) for name in SETTINGS[1:]}
+    assert len(different) > 3  # the settings are not all the same answer
+
+
+def test_clicks_are_what_the_predictor_gives_one_by_one(scored):
+    made, read, found, _, samples = scored("box", classes=1, batch_size=1)
+    sam = SamPredictor(made.sam)
+    ref = sorted(samples)[1]
+    sample = read(ref)
+    mask = objects_in(sample.labels, "component")[1][0]
+    sam.set_image(sample.image)
+    points, labels = first_clicks(mask[None])
+    low = None
+    expected = {}
+    for count in range(1, max(CLICKS) + 1):
+        masks, iou, logits = sam.predict(
+            points[0], labels[0], mask_input=low, multimask_output=count == 1
+        )
+        best = int(np.argmax(iou))
+        low, answer = logits[best][None], masks[best]
+        expected[count] = float(iou[best])
+        point, label = next_clicks(mask[None], answer[None])
+        if label[0, 0] < 0:
+            break
+        points, labels = np.concatenate([points, point], 1), np.concatenate([labels, label], 1)
+    for count, name in CLICKS.items():
+        assert found[name].iou[0][0] == pytest.approx(expected[count], abs=1e-4)
+
+
+def test_a_semantic_model_answers_with_the_token_of_the_class(scored):
+    _, _, found, _, _ = scored("semantic", independent=True)
+    rows = found[BOX].rows
+    assert [row.class_name for row in rows] == ["one", "two"] * 2
+    assert all(row.prediction_voxels >= 0 for row in rows)
+
+
+def test_a_moved_box_keeps_its_size_and_stays_in_the_image():
+    box = np.array([10.0, 20, 40, 60], np.float32)
+    moved = shift_box(box, (512, 512), 10, 0.0)
+    assert moved.tolist() == [15, 20, 45, 60]  # 10 px of 1024 are 5 of 512
+    assert shift_box(box, (512, 512), 10, np.pi / 2).tolist() == [10, 25, 40, 65]
+    for turn in np.linspace(0, 6, 13):
+        far = shift_box(box, (64, 64), 2000, turn)
+        assert (far[:2] >= 0).all()
+        assert (far[2:] <= 64).all()
+        assert (far[2:] - far[:2] >= 1).all()
+    assert len(MOVED) == 3
