@@ -146,6 +146,9 @@ class Eval:
     batch_size: int = knob(8, help="slices a forward pass", low=1)
     overlays: int = knob(3, help="best, median and worst cases drawn", low=0)
     max_cases: int | None = knob(None, help="score only the first n held-out cases", low=1)
+    nsd_tolerance_mm: float = knob(
+        1.0, help="tolerance of the normalised surface Dice; px for pictures without spacing", low=0
+    )
 
 
 @dataclass(frozen=True)

@@ -249,7 +249,14 @@ class Session:
     def score(
         self, refs: Sequence[SliceRef], policy: PromptPolicy, report: bool = True
     ) -> Evaluation:
-        """Score the model as it is on some slices."""
+        """Score the model as it is on some slices.
+
+        Args:
+            refs: the slices.
+            policy: how the model is prompted.
+            report: the result is a run's; else one of training's validations, which needs Dice
+                alone and is no progress of the run.
+        """
         predictor = Predictor(
             sam=self.sam,
             boundary=self.injection.boundary,
@@ -264,7 +271,16 @@ class Session:
         done: Callable[[int], None] = self.progress.advance
         if not report:
             done = lambda count: None  # noqa: E731
-        return evaluate(predictor, refs, self.dataset.sample, self.dataset.classes, done)
+        return evaluate(
+            predictor,
+            refs,
+            self.dataset.sample,
+            self.dataset.classes,
+            done,
+            spacing_of=lambda case: self.dataset.case(case).spacing_mm,
+            tolerance=self.config.eval.nsd_tolerance_mm,
+            overlap_only=not report,
+        )
 
     def record(self) -> AdapterRecord:
         """Return what the adapter must remember; scores are still to be added."""

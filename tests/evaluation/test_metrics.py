@@ -159,7 +159,7 @@ def test_wrong_labels_are_refused_naming_the_case(prediction, truth, message):
 
 
 def test_rows_that_do_not_fit_are_refused():
-    score = CaseClassScore("a", "x", 1.0, 1.0, 1, 1, 1)
+    score = CaseClassScore("a", "x", {"dice": 1.0, "iou": 1.0}, 1, 1, 1)
     with pytest.raises(DataError, match="two scores"):
         summarise([score, score], ["x"])
     with pytest.raises(DataError, match="class 'x'"):
