@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -249,15 +249,21 @@ class Session:
     def score(
         self, refs: Sequence[SliceRef], policy: PromptPolicy, report: bool = True
     ) -> Evaluation:
-        """Score the model as it is on some slices.
+        """Score the model as it is on some slices; a training's validation needs Dice alone."""
+        return evaluate(
+            self.predictor(policy),
+            refs,
+            self.dataset.sample,
+            self.dataset.classes,
+            self.progress.advance if report else lambda count: None,
+            spacing_of=lambda case: self.dataset.case(case).spacing_mm,
+            tolerance=self.config.eval.nsd_tolerance_mm,
+            overlap_only=not report,
+        )
 
-        Args:
-            refs: the slices.
-            policy: how the model is prompted.
-            report: the result is a run's; else one of training's validations, which needs Dice
-                alone and is no progress of the run.
-        """
-        predictor = Predictor(
+    def predictor(self, policy: PromptPolicy) -> Predictor:
+        """Return the model as it is, prompted by a policy."""
+        return Predictor(
             sam=self.sam,
             boundary=self.injection.boundary,
             features=self.features,
@@ -267,19 +273,6 @@ class Session:
             autocast=self.autocast,
             batch_size=self.config.eval.batch_size,
             independent=self.policy.is_semantic and not policy.is_semantic,
-        )
-        done: Callable[[int], None] = self.progress.advance
-        if not report:
-            done = lambda count: None  # noqa: E731
-        return evaluate(
-            predictor,
-            refs,
-            self.dataset.sample,
-            self.dataset.classes,
-            done,
-            spacing_of=lambda case: self.dataset.case(case).spacing_mm,
-            tolerance=self.config.eval.nsd_tolerance_mm,
-            overlap_only=not report,
         )
 
     def record(self) -> AdapterRecord:
@@ -391,6 +384,8 @@ def open_data(data: Data, seed: int, *, semantic: bool) -> Dataset:
         empty_slices=empty,
         slice_step=data.slice_step,
         val_every=data.val_every,
+        fold=data.fold,
+        folds=data.folds,
         max_cases=data.max_cases,
         on_error=data.on_error,
         seed=seed,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from samadapt.evaluation.inference import segment_objects, segment_semantic
 from samadapt.evaluation.metrics import CaseClassScore, score_case, summarise
-from samadapt.evaluation.scores import OVERLAP
 from samadapt.evaluation.overlays import choose_slice
+from samadapt.evaluation.scores import OVERLAP
 from samadapt.prompts.given import given_prompts, has_prompts
 from samadapt.prompts.objects import ObjectPrompts, simulate
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from samadapt.sam.types import Frame
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -147,13 +148,13 @@ def evaluate(
         members = list(group)
         truth: list[Array] = []
         predicted: list[Array] = []
-        for part in _parts(members, predictor.batch_size):
+        for part in in_parts(members, predictor.batch_size):
             samples = [read(ref) for ref in part]
             predicted += predictor(samples)
             truth += [sample.labels for sample in samples]
             done(len(part))
         stacked, indices = np.stack(truth, axis=-1), [ref.index for ref in members]
-        result.rows += _score(
+        result.rows += score_maps(
             case,
             _in_place(np.stack(predicted, axis=-1), indices),
             _in_place(stacked, indices),
@@ -167,14 +168,20 @@ def evaluate(
     return result
 
 
-def _score(
+def score_maps(
     case: str, maps: Array, truth: Array, classes: Sequence[str], **options: Any
 ) -> list[CaseClassScore]:
     """Score label maps (n, h, w, d): one for all classes, or one for each."""
     if len(maps) == 1:
         return score_case(case, maps[0], truth, classes, **options)
     return [
-        score_case(case, (maps[k] == k + 1) * np.uint8(1), (truth == k + 1) * np.uint8(1), [name], **options)[0]
+        score_case(
+            case,
+            (maps[k] == k + 1) * np.uint8(1),
+            (truth == k + 1) * np.uint8(1),
+            [name],
+            **options,
+        )[0]
         for k, name in enumerate(classes)
     ]
 
@@ -192,6 +199,7 @@ def _in_place(slices: Array, indices: Sequence[int]) -> Array:
     return volume
 
 
-def _parts(refs: Sequence[SliceRef], size: int) -> Iterator[Sequence[SliceRef]]:
-    for start in range(0, len(refs), size):
-        yield refs[start : start + size]
+def in_parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Yield the items in order, at most ``size`` at once."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -71,7 +71,7 @@ class CaseClassScore:
 
     @property
     def iou(self) -> float:
-        """|P∩T| / |P∪T| in 0..1; NaN where both are empty."""
+        """|P∩T| / (|P| + |T| - |P∩T|) in 0..1; NaN where both are empty."""
         return self.values["iou"]
 
     @property

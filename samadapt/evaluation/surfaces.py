@@ -21,6 +21,7 @@ from samadapt.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+
 @dataclass(frozen=True)
 class SurfaceDistances:
     """How far each element of either surface is from the other surface, ascending.

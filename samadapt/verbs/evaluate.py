@@ -87,6 +87,7 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
         DataError: for the errors of the data set's files.
     """
     from samadapt.methods.store import read_record
+    from samadapt.results import summarise_run, write_scores
     from samadapt.session import open_session
 
     started = time.perf_counter()
@@ -104,9 +105,9 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
     with session.progress.phase("adapted"):
         adapted = session.score(refs, session.policy)
     slices = {"train": [], "validation": [], "test": refs}
-    summary = finetune.summarise_run(session, slices, zero_shot, adapted, None)
+    summary = summarise_run(session, slices, zero_shot, adapted, None)
     summary["seconds"] = time.perf_counter() - started
-    finetune.write_scores(session, zero_shot, adapted, summary)
+    write_scores(session, zero_shot, adapted, summary)
     return EvaluateResult(session.run_dir, summary)
 
 

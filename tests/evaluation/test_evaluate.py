@@ -135,7 +135,7 @@ def test_scores_of_independent_classes_come_from_their_own_maps(predictor, monke
     maps = np.zeros((2, 2, 4, 1), np.uint8)
     maps[0, 0, :2] = 1
     maps[1, :, :2] = 2  # overlaps the first
-    rows = module._score("a", maps, truth, ["one", "two"])
+    rows = module.score_maps("a", maps, truth, ["one", "two"])
     assert [row.dice for row in rows] == [1.0, pytest.approx(2 / 3)]
 
 

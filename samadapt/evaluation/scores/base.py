@@ -66,7 +66,8 @@ class Score:
         measure: from the masks, of which at least one is not empty; NaN where it is undefined.
         best: the direction in which it is better; ``"zero"``: the nearer to 0.
         kind: ``"ratio"``, ``"length"`` (mm, or px without spacing) or ``"volume"`` (ml, or px).
-        in_table: whether the table that a run prints shows it; the files hold all.
+        in_table: whether the table that a run prints shows its mean, or its mean with the
+            interval; the files hold all of both.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Score:
     measure: Callable[[ClassMasks], float]
     best: Literal["high", "low", "zero"] = "high"
     kind: Literal["ratio", "length", "volume"] = "ratio"
-    in_table: bool = False
+    in_table: Literal["", "mean", "interval"] = ""
 
     def unit(self, is_mm: bool) -> str:
         """Return the unit of its values, an empty string for a ratio."""

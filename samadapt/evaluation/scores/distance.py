@@ -34,6 +34,6 @@ def nsd(masks: ClassMasks) -> float:
 
 
 register(
-    Score("hd95", "HD95", hd95, best="low", kind="length", in_table=True),
-    Score("nsd", "NSD", nsd, in_table=True),
+    Score("hd95", "HD95", hd95, best="low", kind="length", in_table="interval"),
+    Score("nsd", "NSD", nsd, in_table="mean"),
 )

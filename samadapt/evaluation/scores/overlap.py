@@ -11,9 +11,11 @@ def dice(masks: ClassMasks) -> float:
 
 
 def iou(masks: ClassMasks) -> float:
-    """Return |P∩T| / |P∪T|."""
+    """Return |P∩T| / (|P| + |T| - |P∩T|)."""
     union = masks.prediction_voxels + masks.truth_voxels - masks.intersection
     return masks.intersection / union
 
 
-register(Score("dice", "Dice", dice, in_table=True), Score("iou", "IoU", iou, in_table=True))
+register(
+    Score("dice", "Dice", dice, in_table="interval"), Score("iou", "IoU", iou, in_table="mean")
+)
