@@ -80,7 +80,7 @@ def case_is(session: Session) -> str:
     if depths == {1}:
         pictures = all(case.axis is None for case in data.cases)
         return "picture: one 2D image" if pictures else "slice: one slice of a volume, in 2D"
-    return "volume: all slices of a case together"
+    return "volume: all of its slices together"
 
 
 def write_scores(

@@ -119,7 +119,7 @@ def make_fold(cases: Sequence[Case], fold: int, folds: int) -> Splits:
             f"data.folds={folds}: a case is on one side of a fold, and so are all cases of a "
             f"patient; there are {len(cases)} cases of {units} patients. Use fewer folds"
         )
-    rule = f"fold {fold} of {folds}: every {folds}th case by name, from number {fold}, is held out"
+    rule = f"fold {fold} of {folds}: one case in {folds} by name, from number {fold}, is held out"
     return _every(cases, folds, fold, rule)
 
 
