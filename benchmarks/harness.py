@@ -29,6 +29,7 @@ SUITES = (
     "decoder",
     "automatic_masks",
     "start_up",
+    "scoring",
 )
 
 Values = Tensor | tuple[Tensor, ...]

@@ -24,6 +24,7 @@ TITLES = {
     "decoder": "Mask decoder",
     "automatic_masks": "Automatic masks, decoder and post-processing",
     "start_up": "Start-up",
+    "scoring": "Scores, prediction apart",
 }
 HEADER = (
     "",

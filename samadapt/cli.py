@@ -132,7 +132,7 @@ def usage() -> str:
             *verbs,
             "",
             "groups: model peft data prompts loss train cache eval output; keys: seed precision",
-            "device resume. `samadapt finetune --help` lists every key with its default.",
+            "device resume folds. `samadapt finetune --help` lists every key with its default.",
             "",
             *flags,
             "",

@@ -63,6 +63,10 @@ class Data:
     )
     slice_step: int = knob(1, help="train on every n-th slice", low=1)
     val_every: int = knob(5, help="every n-th case is held out", low=2)
+    fold: int | None = knob(
+        None, help="hold out this fold of a cross-validation, 0 to data.folds - 1", low=0
+    )
+    folds: int = knob(5, help="folds of data.fold; each case is held out in exactly one", low=2)
     max_cases: int | None = knob(None, help="use only the first n cases", low=1)
     on_error: Literal["stop", "skip"] = knob("stop", help="what a broken file does")
 
@@ -146,6 +150,9 @@ class Eval:
     batch_size: int = knob(8, help="slices a forward pass", low=1)
     overlays: int = knob(3, help="best, median and worst cases drawn", low=0)
     max_cases: int | None = knob(None, help="score only the first n held-out cases", low=1)
+    nsd_tolerance_mm: float = knob(
+        1.0, help="tolerance of the normalised surface Dice; px for pictures without spacing", low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,9 @@ class Config:
     precision: Precision = knob("auto", help="auto: bf16 where the device is fast in it")
     device: Device = knob("auto", help="auto: cuda, then mps, then cpu")
     resume: str | None = knob(None, help="run directory to continue")
+    folds: int | None = knob(
+        None, help="train so many folds one after another, scoring every case once", low=2
+    )
     recipe: str = knob("", help="recipe name or YAML file")
 
 

@@ -249,10 +249,17 @@ class Session:
     def score(
         self, refs: Sequence[SliceRef], policy: PromptPolicy, report: bool = True
     ) -> Evaluation:
-        """Score the model as it is on some slices."""
-        done = self.progress.advance if report else lambda count: None
-        data, predictor = self.dataset, self.predictor(policy)
-        return evaluate(predictor, refs, data.sample, data.classes, done)
+        """Score the model as it is on some slices; a training's validation needs Dice alone."""
+        return evaluate(
+            self.predictor(policy),
+            refs,
+            self.dataset.sample,
+            self.dataset.classes,
+            self.progress.advance if report else lambda count: None,
+            spacing_of=lambda case: self.dataset.case(case).spacing_mm,
+            tolerance=self.config.eval.nsd_tolerance_mm,
+            overlap_only=not report,
+        )
 
     def predictor(self, policy: PromptPolicy) -> Predictor:
         """Return the model as it is, prompted by a policy."""
@@ -377,6 +384,8 @@ def open_data(data: Data, seed: int, *, semantic: bool) -> Dataset:
         empty_slices=empty,
         slice_step=data.slice_step,
         val_every=data.val_every,
+        fold=data.fold,
+        folds=data.folds,
         max_cases=data.max_cases,
         on_error=data.on_error,
         seed=seed,

@@ -29,13 +29,13 @@ LAYERS = [
     {"overrides"},
     {"config"},
     {"session"},  # what the verbs share
-    {"oracle_gap"},
+    {"oracle_gap", "results"},
     {"verbs"},
     {"cli"},
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CONFIGURATION = {"overrides", "config"}  # stops at the verbs: what lies below takes plain values
-MAY_USE_IT = CONFIGURATION | {"session", "verbs", "cli"}
+MAY_USE_IT = CONFIGURATION | {"session", "results", "verbs", "cli"}
 
 
 STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)

@@ -15,7 +15,7 @@ from samadapt.data.classes import ClassChoice, ClassTable
 from samadapt.data.intensity import IntensityRule, to_rgb
 from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
 from samadapt.data.reader import AXES, Reader
-from samadapt.data.splits import Splits, make_splits
+from samadapt.data.splits import Splits, make_fold, make_splits
 from samadapt.data.types import Annotation, Array, Case, Finding, Sample, SliceRef, Split, Volume
 from samadapt.data.volumes import PreparedVolume, VolumeCache, stored_arrays
 from samadapt.errors import ConfigError, DataError, nearest
@@ -216,6 +216,8 @@ def open_dataset(
     empty_slices: str | float = "drop",
     slice_step: int = 1,
     val_every: int = 5,
+    fold: int | None = None,
+    folds: int = 5,
     max_cases: int | None = None,
     on_error: str = "stop",
     seed: int = 0,
@@ -238,6 +240,8 @@ def open_dataset(
         empty_slices: ``"drop"``, ``"keep"`` or the share kept of training slices without a class.
         slice_step: train on every such slice.
         val_every: every such case, by name and from the first, is validation.
+        fold: hold out this fold of a cross-validation instead; see ``splits.py``.
+        folds: how many folds there are.
         max_cases: read only the first of the sorted cases.
         on_error: ``"stop"``: any error finding ends it; ``"skip"``: leave those cases out.
         seed: chooses the empty slices that are kept.
@@ -265,7 +269,12 @@ def open_dataset(
     if not scan.cases or (errors and on_error == "stop"):
         raise DataError(_refusal(name, errors))
     rule = decide_intensity(intensity, card, scan, reader)
-    parts = make_splits(scan.cases, split or (card.split if card else None), val_every)
+    chosen = split or (card.split if card else None)
+    parts = (
+        make_splits(scan.cases, chosen, val_every)
+        if fold is None
+        else make_fold(scan.cases, fold, folds)
+    )
     notes = [card.note if card else "", parts.rule if parts.slab else ""]
     return Dataset(
         name=name,

@@ -6,6 +6,10 @@ validation. A card or the user may list names instead: ``{"val": [...]}``, the o
 set of a single volume: there a slab of neighbouring slices is held out, ``{"slab": [0.4, 0.6],
 "gap_mm": 5}``: from 40 to 60 % of the span of slices with foreground, and the slices within
 5 mm of it are left out on both sides.
+
+Cases of one patient, where the files say so, count as one and are never divided. A fold of a
+cross-validation holds out every ``folds``-th of them, from the ``fold``-th; fold 0 of 5 is the rule
+above.
 """
 
 from __future__ import annotations
@@ -81,9 +85,8 @@ def make_splits(
         if key not in _KEYS:
             known = ", ".join(_KEYS)
             raise ConfigError(f"split: unknown key {key!r}; known: {known}{nearest(key, _KEYS)}")
-    names = [case.name for case in cases]
     if "val" in chosen or "train" in chosen:
-        return _listed(names, chosen)
+        return _listed(cases, chosen)
     if len(cases) == 1 and cases[0].shape[2] > 1:
         return _slab_split(cases[0], {**DEFAULT_SLAB, **chosen})
     if chosen:
@@ -93,12 +96,54 @@ def make_splits(
         )
     if val_every < 2:
         raise ConfigError(f"data.val_every must be at least 2; got {val_every}")
-    val = names[::val_every]
-    train = [name for index, name in enumerate(names) if index % val_every]
-    return Splits(train, val, f"every {val_every}th case by name, from the first, is validation")
+    rule = f"every {val_every}th case by name, from the first, is validation"
+    return _every(cases, val_every, 0, rule)
 
 
-def _listed(names: Sequence[str], chosen: Mapping[str, Any]) -> Splits:
+def make_fold(cases: Sequence[Case], fold: int, folds: int) -> Splits:
+    """Hold out one fold of a cross-validation by case.
+
+    Args:
+        cases: the usable cases, sorted by name.
+        fold: which one, from 0.
+        folds: how many there are.
+
+    Raises:
+        ConfigError: for a fold that is not there, or fewer cases (or patients) than folds.
+    """
+    if not 0 <= fold < folds:
+        raise ConfigError(f"data.fold must be 0 to {folds - 1} (data.folds={folds}); got {fold}")
+    units = len(_patients(cases))
+    if units < folds:
+        raise ConfigError(
+            f"data.folds={folds}: a case is on one side of a fold, and so are all cases of a "
+            f"patient; there are {len(cases)} cases of {units} patients. Use fewer folds"
+        )
+    rule = f"fold {fold} of {folds}: one case in {folds} by name, from number {fold}, is held out"
+    return _every(cases, folds, fold, rule)
+
+
+def _every(cases: Sequence[Case], step: int, start: int, rule: str) -> Splits:
+    patients = _patients(cases)
+    if len(patients) < len(cases):
+        rule += f"; the cases of a patient together ({len(patients)} patients)"
+    held = {name for names in patients[start::step] for name in names}
+    names = [case.name for case in cases]
+    val = [name for name in names if name in held]
+    return Splits([name for name in names if name not in held], val, rule)
+
+
+def _patients(cases: Sequence[Case]) -> list[list[str]]:
+    """Return the case names of each patient, by their first; a case without a mark is one."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for case in cases:
+        key = ("patient", case.patient) if case.patient else ("case", case.name)
+        found.setdefault(key, []).append(case.name)
+    return list(found.values())
+
+
+def _listed(cases: Sequence[Case], chosen: Mapping[str, Any]) -> Splits:
+    names = [case.name for case in cases]
     val, train = list(chosen.get("val", [])), chosen.get("train")
     train = [name for name in names if name not in val] if train is None else list(train)
     if not val:
@@ -112,6 +157,12 @@ def _listed(names: Sequence[str], chosen: Mapping[str, Any]) -> Splits:
             f"split: {len(unknown)} names are no usable case: {', '.join(unknown[:5])}"
             + nearest(unknown[0], names)
         )
+    for group in _patients(cases):
+        if set(group) & set(val) and set(group) & set(train):
+            raise ConfigError(
+                f"split: of one patient, but on both sides: {', '.join(group[:5])}; keep each "
+                "patient on one"
+            )
     return Splits(sorted(train), sorted(val), "listed by name")
 
 

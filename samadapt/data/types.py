@@ -69,6 +69,8 @@ class Case:
         values: label values other than 0 that occur in the mask.
         presence: (d, len(values)) bool: which value occurs in which slice.
         named: class names that the annotations use.
+        patient: equal for cases of one patient, who is then on one side of every split; ``""``
+            where nothing says.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Case:
     values: tuple[int, ...] = ()
     presence: Array | None = field(default=None, repr=False, compare=False)
     named: tuple[str, ...] = ()
+    patient: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from samadapt.evaluation.inference import segment_objects, segment_semantic
 from samadapt.evaluation.metrics import CaseClassScore, score_case, summarise
 from samadapt.evaluation.overlays import choose_slice
+from samadapt.evaluation.scores import OVERLAP
 from samadapt.prompts.given import given_prompts, has_prompts
 from samadapt.prompts.objects import ObjectPrompts, simulate
 
@@ -124,6 +125,10 @@ def evaluate(
     read: Callable[[SliceRef], Sample],
     classes: Sequence[str],
     done: Callable[[int], None] = lambda count: None,
+    *,
+    spacing_of: Callable[[str], Sequence[float] | None] = lambda case: None,
+    tolerance: float = 1.0,
+    overlap_only: bool = False,
 ) -> Evaluation:
     """Predict slices and score each case over all of its slices together.
 
@@ -133,8 +138,13 @@ def evaluate(
         read: slice to sample.
         classes: names of the classes 1..K.
         done: called with the number of slices finished since the last call.
+        spacing_of: a case's (row, column, slice) spacing in mm, or None where there is none.
+        tolerance: of the normalised surface Dice, in mm, in pixels without spacing.
+        overlap_only: take Dice and IoU alone, without intervals; as for a validation in training,
+            whose slices need not be neighbours.
     """
     result = Evaluation()
+    options = {"tolerance": tolerance, "scores": OVERLAP if overlap_only else None}
     for case, group in groupby(refs, key=lambda ref: ref.case):
         members = list(group)
         truth: list[Array] = []
@@ -144,22 +154,50 @@ def evaluate(
             predicted += predictor(samples)
             truth += [sample.labels for sample in samples]
             done(len(part))
-        stacked = np.stack(truth, axis=-1)
-        result.rows += score_maps(case, np.stack(predicted, axis=-1), stacked, classes)
+        stacked, indices = np.stack(truth, axis=-1), [ref.index for ref in members]
+        result.rows += score_maps(
+            case,
+            _in_place(np.stack(predicted, axis=-1), indices),
+            _in_place(stacked, indices),
+            classes,
+            **options,
+            spacing_mm=spacing_of(case),
+        )
         chosen = choose_slice(stacked)
         result.shown[case] = members[chosen], predicted[chosen].max(axis=0)
-    result.summary = summarise(result.rows, classes)
+    result.summary = summarise(result.rows, classes, intervals=not overlap_only)
     return result
 
 
 def score_maps(
-    case: str, maps: Array, truth: Array, classes: Sequence[str]
+    case: str, maps: Array, truth: Array, classes: Sequence[str], **options: Any
 ) -> list[CaseClassScore]:
     """Score label maps (n, h, w, d): one for all classes, or one for each."""
     if len(maps) == 1:
-        return score_case(case, maps[0], truth, classes)
-    scores = [score_case(case, labels, truth, classes) for labels in maps]
-    return [rows[index] for index, rows in enumerate(scores)]
+        return score_case(case, maps[0], truth, classes, **options)
+    return [
+        score_case(
+            case,
+            (maps[k] == k + 1) * np.uint8(1),
+            (truth == k + 1) * np.uint8(1),
+            [name],
+            **options,
+        )[0]
+        for k, name in enumerate(classes)
+    ]
+
+
+def _in_place(slices: Array, indices: Sequence[int]) -> Array:
+    """Put slices (..., d) at their places in the volume, with empty ones where some were left out.
+
+    Distances across a gap, as round a held-out slab, are then those in the patient.
+    """
+    first, last = indices[0], indices[-1]
+    if last - first + 1 == len(indices):
+        return slices
+    volume = np.zeros((*slices.shape[:-1], last - first + 1), slices.dtype)
+    volume[..., np.asarray(indices) - first] = slices
+    return volume
 
 
 def in_parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

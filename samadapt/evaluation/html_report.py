@@ -94,9 +94,7 @@ def write_html(path: Path, page: Page) -> Path:
             for title, png in page.figures.items()
             if png.is_file()
         ],
-        legend=[
-            (name, COLOURS[label % len(COLOURS)]) for label, name in enumerate(page.classes)
-        ],
+        legend=[(name, COLOURS[label % len(COLOURS)]) for label, name in enumerate(page.classes)],
         cases=[_case(case) for case in page.cases],
         details=[_table(table) for table in page.details],
         texts=[{"title": title, "text": body} for title, body in page.texts.items()],

@@ -1,35 +1,45 @@
-"""Dice and IoU per class and case, with one stated rule for every kind of empty mask.
+"""Scores per class and case, with one stated rule for every kind of empty mask.
 
-========================  ==========================================================
-case                      Dice, IoU
-========================  ==========================================================
-both masks empty          NaN, counted as ``both_empty``, left out of every mean
-only the truth empty      0, counted and flagged ``truth_empty`` (a false positive)
-only the prediction empty 0, counted and flagged ``prediction_empty`` (a miss)
-nothing to average        None, with the reason
-========================  ==========================================================
+========================  ==================================  ======================  ===
+case                      Dice, IoU                           HD95                    NSD
+========================  ==================================  ======================  ===
+both masks empty          NaN, counted as ``both_empty``,     NaN                     NaN
+                          left out of every mean
+only the truth empty      0, counted and flagged              the image's diagonal,   0
+                          ``truth_empty`` (false positive)    flagged
+only the prediction empty 0, counted and flagged              the image's diagonal,   0
+                          ``prediction_empty`` (a miss)       flagged
+nothing to average        None, with the reason               None                    None
+========================  ==================================  ======================  ===
 
 A mean is over cases per class, then over classes. Some libraries differ: MONAI gives NaN for a
 false positive on an empty truth, 0 for the mean of nothing, and averages classes within a case.
+What each score is stands in its file of ``evaluation/scores``.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from samadapt.errors import DataError
+from samadapt.evaluation.scores import SCORES, ClassMasks
+from samadapt.evaluation.statistics import class_means, interval_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
 Flag = Literal["", "both_empty", "truth_empty", "prediction_empty"]
+BLOCK = 2**22
+"""Voxels counted at once: label maps of a whole CT are not copied as 64-bit integers."""
 
 
 @dataclass(frozen=True)
@@ -39,20 +49,30 @@ class CaseClassScore:
     Attributes:
         case: name of the case; a whole volume where there is one.
         class_name: name of the class.
-        dice: 2·|P∩T| / (|P| + |T|) in 0..1; NaN where both are empty.
-        iou: |P∩T| / (|P| + |T| - |P∩T|) in 0..1; NaN where both are empty.
+        values: each score by its name in ``SCORES``; NaN where it is undefined.
         truth_voxels: |T|.
         prediction_voxels: |P|.
         intersection: |P∩T|.
+        length_unit: ``"mm"``, or ``"px"`` where the spacing is not known.
     """
 
     case: str
     class_name: str
-    dice: float
-    iou: float
+    values: Mapping[str, float]
     truth_voxels: int
     prediction_voxels: int
     intersection: int
+    length_unit: str = "px"
+
+    @property
+    def dice(self) -> float:
+        """2·|P∩T| / (|P| + |T|) in 0..1; NaN where both are empty."""
+        return self.values["dice"]
+
+    @property
+    def iou(self) -> float:
+        """|P∩T| / (|P| + |T| - |P∩T|) in 0..1; NaN where both are empty."""
+        return self.values["iou"]
 
     @property
     def flag(self) -> Flag:
@@ -70,7 +90,7 @@ def dice(prediction: ArrayLike, truth: ArrayLike) -> float:
     Raises:
         DataError: for two shapes.
     """
-    return _dice(*_mask_counts(prediction, truth))
+    return _overlap("dice", prediction, truth)
 
 
 def iou(prediction: ArrayLike, truth: ArrayLike) -> float:
@@ -79,7 +99,7 @@ def iou(prediction: ArrayLike, truth: ArrayLike) -> float:
     Raises:
         DataError: for two shapes.
     """
-    return _iou(*_mask_counts(prediction, truth))
+    return _overlap("iou", prediction, truth)
 
 
 def score_case(
@@ -87,14 +107,22 @@ def score_case(
     prediction: NDArray[Any],
     truth: NDArray[Any],
     classes: Sequence[str],
+    *,
+    spacing_mm: Sequence[float] | None = None,
+    tolerance: float = 1.0,
+    scores: Collection[str] | None = None,
 ) -> list[CaseClassScore]:
-    """Score every class of one case from exact voxel counts, in one pass over the labels.
+    """Score every class of one case.
 
     Args:
         case: name of the case, for the rows and for errors.
         prediction: (h, w, d) or (h, w) integer labels: 0 background, k for ``classes[k - 1]``.
+            A case of one slice is measured in 2D: its surfaces are contours.
         truth: the same shape and meaning.
         classes: class names in the order of their labels 1..K.
+        spacing_mm: (row, column, slice) in mm; None: lengths are in pixels.
+        tolerance: of the normalised surface Dice, in mm, in pixels without spacing.
+        scores: names of the scores to take; None: all of ``SCORES``.
 
     Returns:
         One row a class, in the order of ``classes``.
@@ -108,39 +136,112 @@ def score_case(
             f"case {case!r}: prediction and ground truth must have one shape; got "
             f"{prediction.shape} and {truth.shape}"
         )
-    count = len(classes) + 1
-    joint_index = _labels(case, "ground truth", truth, count) * count
-    joint_index += _labels(case, "prediction", prediction, count)
-    joint = np.bincount(joint_index, minlength=count * count).reshape(count, count)
+    joint = _joint_counts(case, prediction, truth, len(classes) + 1)
+    voxel_size = math.prod(spacing_mm) if spacing_mm is not None else 1.0
+    if prediction.ndim == 3 and prediction.shape[2] == 1:
+        prediction, truth = prediction[..., 0], truth[..., 0]
+    chosen = [SCORES[name] for name in (SCORES if scores is None else scores)]
+    steps = (1.0,) * prediction.ndim if spacing_mm is None else tuple(map(float, spacing_mm))
+    boxes = _Boxes(prediction, truth, len(classes))
     truth_voxels, prediction_voxels = joint.sum(axis=1), joint.sum(axis=0)
     rows = []
     for label, name in enumerate(classes, start=1):
         p, t = int(prediction_voxels[label]), int(truth_voxels[label])
-        both = int(joint[label, label])
-        rows.append(CaseClassScore(case, name, _dice(p, t, both), _iou(p, t, both), t, p, both))
+        masks = ClassMasks(
+            crop=partial(boxes.crop, label),
+            prediction_voxels=p,
+            truth_voxels=t,
+            intersection=int(joint[label, label]),
+            shape=prediction.shape,
+            spacing=steps[: prediction.ndim],
+            voxel_size=voxel_size,
+            is_mm=spacing_mm is not None,
+            tolerance=tolerance,
+        )
+        values = {s.name: s.measure(masks) if p or t else math.nan for s in chosen}
+        unit = "px" if spacing_mm is None else "mm"
+        rows.append(CaseClassScore(case, name, values, t, p, masks.intersection, unit))
     return rows
 
 
-def summarise(rows: Iterable[CaseClassScore], classes: Sequence[str]) -> dict[str, Any]:
+def summarise(
+    rows: Iterable[CaseClassScore], classes: Sequence[str], *, intervals: bool = False
+) -> dict[str, Any]:
     """Average the rows over cases per class, then over classes.
 
     Args:
         rows: scores of any number of cases; each (case, class) at most once.
         classes: all class names; a class without rows is reported, not forgotten.
+        intervals: whether to add the 95 % intervals of ``statistics.interval_of``.
 
     Returns:
-        ``{"dice", "iou", "per_class": {name: {"dice", "iou", "cases", "both_empty",
-        "truth_empty", "prediction_empty"}}}``. ``cases`` counts the cases in the mean: all but
-        ``both_empty``. Where there is nothing to average, the scores are None beside a
-        ``"reason"``, and the class is left out of the mean over classes.
+        ``{score: mean, "per_class": {name: {score: mean, "cases", "both_empty", "truth_empty",
+        "prediction_empty", "detail"}}, "detail"}``. ``cases`` counts the cases in the mean: all
+        but ``both_empty``. ``detail[score]`` has the ``unit`` and the ``cases`` that have that
+        score (over classes: the ``classes``), and with ``intervals`` the ``interval`` [low, high]
+        of the mean, None beside a ``reason``. Where there is nothing to average, the scores are
+        None beside a ``"reason"``, and the class is left out of the mean over classes.
 
     Raises:
         DataError: for a class that is not in ``classes``, or a (case, class) given twice.
     """
-    by_class: dict[str, list[CaseClassScore]] = {name: [] for name in classes}
+    rows = list(rows)
+    table = score_table(rows, classes)
+    units = _units(rows)
+    columns = [n for n, name in enumerate(table.scores) if units[name] is not None]
+    mixed = [name for name in table.scores if units[name] is None]
+    values = table.values
+    values[:, :, [n for n in range(len(table.scores)) if n not in columns]] = np.nan
+    means = class_means(values)
+    per_class = {}
+    for k, name in enumerate(classes):
+        entry = _class_entry(name, [row for row in rows if row.class_name == name], table.scores)
+        entry |= _named(table.scores, means[k])
+        entry["detail"] = _detail(values[:, [k]], table.scores, units, "cases", intervals)
+        per_class[name] = entry
+    with np.errstate(invalid="ignore"):
+        overall = np.nansum(means, axis=0) / np.isfinite(means).sum(axis=0)
+    summary: dict[str, Any] = {**_named(table.scores, overall), "per_class": per_class}
+    summary["detail"] = _detail(values, table.scores, units, "classes", intervals)
+    if mixed:
+        summary["reason"] = f"some cases are in mm and some in px: no mean of {', '.join(mixed)}"
+    if summary["dice"] is None:
+        summary["reason"] = (
+            "no case has any class, in the ground truth or in the prediction"
+            if rows
+            else "no case was scored"
+        )
+    return summary
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Rows as an array.
+
+    Attributes:
+        cases: names of the cases, in the order of the rows.
+        scores: names of the scores.
+        values: (cases, classes, scores) float64, NaN where there is no score.
+    """
+
+    cases: list[str]
+    scores: list[str]
+    values: NDArray[np.float64]
+
+
+def score_table(rows: Sequence[CaseClassScore], classes: Sequence[str]) -> ScoreTable:
+    """Arrange rows by case, class and score.
+
+    Raises:
+        DataError: for a class that is not in ``classes``, or a (case, class) given twice.
+    """
+    cases = list(dict.fromkeys(row.case for row in rows))
+    names = list(rows[0].values) if rows else ["dice", "iou"]
+    values = np.full((len(cases), len(classes), len(names)), np.nan)
+    places = {case: n for n, case in enumerate(cases)}, {name: n for n, name in enumerate(classes)}
     seen: set[tuple[str, str]] = set()
     for row in rows:
-        if row.class_name not in by_class:
+        if row.class_name not in places[1]:
             raise DataError(
                 f"case {row.case!r} has a score of class {row.class_name!r}; expected one of "
                 f"{list(classes)}"
@@ -148,73 +249,119 @@ def summarise(rows: Iterable[CaseClassScore], classes: Sequence[str]) -> dict[st
         if (row.case, row.class_name) in seen:
             raise DataError(f"case {row.case!r} has two scores of class {row.class_name!r}")
         seen.add((row.case, row.class_name))
-        by_class[row.class_name].append(row)
-    per_class = {name: _summarise_class(name, by_class[name]) for name in classes}
-    scored = [entry for entry in per_class.values() if entry["dice"] is not None]
-    summary: dict[str, Any] = {"dice": None, "iou": None, "per_class": per_class}
-    if scored:
-        summary["dice"] = math.fsum(entry["dice"] for entry in scored) / len(scored)
-        summary["iou"] = math.fsum(entry["iou"] for entry in scored) / len(scored)
-    else:
-        summary["reason"] = (
-            "no case has any class, in the ground truth or in the prediction"
-            if seen
-            else "no case was scored"
-        )
-    return summary
+        values[places[0][row.case], places[1][row.class_name]] = [row.values[n] for n in names]
+    return ScoreTable(cases, names, values)
 
 
-def _summarise_class(name: str, rows: list[CaseClassScore]) -> dict[str, Any]:
-    """Mean over the cases in which at least one of the two masks is not empty."""
+def _class_entry(name: str, rows: list[CaseClassScore], scores: Sequence[str]) -> dict[str, Any]:
+    """Counts of the cases of a class, and why there is no mean where there is none."""
     flags = Counter(row.flag for row in rows)
-    scored = [row for row in rows if row.flag != "both_empty"]
-    entry: dict[str, Any] = {
-        "dice": None,
-        "iou": None,
-        "cases": len(scored),
-        "both_empty": flags["both_empty"],
-        "truth_empty": flags["truth_empty"],
-        "prediction_empty": flags["prediction_empty"],
-    }
-    if scored:
-        entry["dice"] = math.fsum(row.dice for row in scored) / len(scored)
-        entry["iou"] = math.fsum(row.iou for row in scored) / len(scored)
-    elif rows:
+    scored = len(rows) - flags["both_empty"]
+    entry: dict[str, Any] = {**dict.fromkeys(scores), "cases": scored}
+    entry |= {flag: flags[flag] for flag in ("both_empty", "truth_empty", "prediction_empty")}
+    if not rows:
+        entry["reason"] = f"no case was scored for class {name!r}"
+    elif not scored:
         entry["reason"] = (
             f"class {name!r} is empty, in the ground truth and in the prediction, in all "
             f"{len(rows)} cases"
         )
-    else:
-        entry["reason"] = f"no case was scored for class {name!r}"
     return entry
 
 
-def _labels(case: str, what: str, labels: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """The labels flat as int64, checked to be integers in 0..count - 1."""
+def _detail(
+    values: NDArray[np.float64],
+    scores: Sequence[str],
+    units: Mapping[str, str | None],
+    counted: str,
+    intervals: bool,
+) -> dict[str, Any]:
+    """Unit, count and interval of the mean of each score of (n, K, scores) values."""
+    has = np.isfinite(values)
+    counts = has.any(axis=0).sum(axis=0) if counted == "classes" else has[:, 0].sum(axis=0)
+    detail = {
+        name: {"unit": units[name], counted: int(count)}
+        for name, count in zip(scores, counts, strict=True)
+    }
+    if intervals:
+        for n, name in enumerate(scores):
+            detail[name] |= interval_of(values[:, :, n])
+    return detail
+
+
+def _units(rows: Sequence[CaseClassScore]) -> dict[str, str | None]:
+    """The unit of each score; None where cases differ, so that a mean would mean nothing."""
+    found = {row.length_unit for row in rows}
+    units: dict[str, str | None] = {}
+    for name in rows[0].values if rows else ("dice", "iou"):
+        score = SCORES[name]
+        options = {score.unit(unit == "mm") for unit in found} or {""}
+        units[name] = options.pop() if len(options) == 1 else None
+    return units
+
+
+def _named(scores: Sequence[str], values: NDArray[np.float64]) -> dict[str, float | None]:
+    """Each score's value, None for NaN."""
+    pairs = zip(scores, values.tolist(), strict=True)
+    return {name: value if math.isfinite(value) else None for name, value in pairs}
+
+
+class _Boxes:
+    """The box of each class, in which both of its masks lie."""
+
+    def __init__(self, prediction: NDArray[Any], truth: NDArray[Any], count: int) -> None:
+        """Keep the labels; the boxes are found when the first one is asked for."""
+        self.labels = (prediction, truth)
+        self.count = count
+        self._found: list[list[Any]] | None = None
+
+    def crop(self, label: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return where the prediction and where the truth is ``label``, cropped to its box."""
+        from scipy.ndimage import find_objects
+
+        if self._found is None:
+            self._found = [find_objects(labels, self.count) for labels in self.labels]
+        found = [boxes[label - 1] for boxes in self._found if boxes[label - 1] is not None]
+        box = tuple(
+            slice(min(part.start for part in parts), max(part.stop for part in parts))
+            for parts in zip(*found, strict=True)
+        )
+        prediction, truth = (labels[box] == label for labels in self.labels)
+        return prediction, truth
+
+
+def _joint_counts(
+    case: str, prediction: NDArray[Any], truth: NDArray[Any], count: int
+) -> NDArray[np.int64]:
+    """(count, count) voxels by label of the truth and of the prediction."""
+    joint = np.zeros(count * count, np.int64)
+    parts = zip(
+        _labels(case, "ground truth", truth, count),
+        _labels(case, "prediction", prediction, count),
+        strict=True,
+    )
+    for t, p in parts:
+        joint += np.bincount(t.astype(np.int64) * count + p, minlength=count * count)
+    return joint.reshape(count, count)
+
+
+def _labels(case: str, what: str, labels: NDArray[Any], count: int) -> Iterator[NDArray[Any]]:
+    """The labels in flat blocks, checked to be integers in 0..count - 1."""
     if labels.dtype.kind not in "iub":
         raise DataError(f"case {case!r}: {what} must hold integer labels; got {labels.dtype}")
-    flat = labels.ravel().astype(np.int64)
-    low, high = (int(flat.min()), int(flat.max())) if flat.size else (0, 0)
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     if low < 0 or high >= count:
         raise DataError(
             f"case {case!r}: {what} labels must be 0 (background) to {count - 1}; "
             f"got {low} to {high}"
         )
-    return flat
+    flat = labels.reshape(-1)
+    return (flat[start : start + BLOCK] for start in range(0, flat.size, BLOCK))
 
 
-def _mask_counts(prediction: ArrayLike, truth: ArrayLike) -> tuple[int, int, int]:
-    """(|P|, |T|, |P∩T|) of two boolean masks."""
+def _overlap(score: str, prediction: ArrayLike, truth: ArrayLike) -> float:
     p, t = np.asarray(prediction, dtype=bool), np.asarray(truth, dtype=bool)
     if p.shape != t.shape:
         raise DataError(f"prediction and truth must have one shape; got {p.shape} and {t.shape}")
-    return int(p.sum()), int(t.sum()), int((p & t).sum())
-
-
-def _dice(prediction: int, truth: int, both: int) -> float:
-    return 2 * both / (prediction + truth) if prediction + truth else math.nan
-
-
-def _iou(prediction: int, truth: int, both: int) -> float:
-    union = prediction + truth - both
-    return both / union if union else math.nan
+    (row,) = score_case("", p.astype(np.uint8), t.astype(np.uint8), ["mask"], scores=[score])
+    return row.values[score]

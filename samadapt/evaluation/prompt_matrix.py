@@ -32,6 +32,7 @@ from samadapt.evaluation.evaluate import in_parts, score_maps
 from samadapt.evaluation.inference import object_labels, segment_semantic
 from samadapt.evaluation.metrics import CaseClassScore, summarise
 from samadapt.evaluation.metrics import iou as overlap
+from samadapt.evaluation.scores import OVERLAP
 from samadapt.prompts.clicks import Clicks, first_clicks, next_clicks
 from samadapt.prompts.objects import SAM_SIDE, boxes_of, objects_in
 from samadapt.sam.geometry import to_model_boxes, to_model_points
@@ -107,7 +108,9 @@ def score_settings(
             done(len(part))
         stacked = np.stack(truth, axis=-1)
         for name, answers in maps.items():
-            found[name].rows += score_maps(case, np.stack(answers, axis=-1), stacked, classes)
+            found[name].rows += score_maps(
+                case, np.stack(answers, axis=-1), stacked, classes, scores=OVERLAP
+            )
     for scores in found.values():
         scores.summary = summarise(scores.rows, classes)
     return found

@@ -16,30 +16,27 @@ from rich.table import Table
 from rich.text import Text
 
 from samadapt.errors import RunError
+from samadapt.evaluation.metrics import CaseClassScore
+from samadapt.evaluation.scores import OVERLAP, SCORES, Score
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rich.console import RenderableType
 
-    from samadapt.evaluation.metrics import CaseClassScore
-
 SUMMARY_NAME = "summary.json"
 PER_CASE_NAME = "per_case.csv"
+COUNTS = ("truth_voxels", "prediction_voxels", "flag")
 PER_CASE_COLUMNS = (
-    "case",
-    "class",
-    "state",
-    "dice",
-    "iou",
-    "truth_voxels",
-    "prediction_voxels",
-    "flag",
+    *("case", "class", "state", *OVERLAP, *COUNTS),
+    *(name for name in SCORES if name not in OVERLAP),
+    *("intersection", "length_unit"),
 )
+STATES = {"zero_shot": "zero-shot", "adapted": "adapted"}
 NOTHING = "\N{EN DASH}"
 FLAG_TEXT = {
-    "truth_empty": "predicted where the ground truth is empty (counts as 0)",
-    "prediction_empty": "nothing predicted where the ground truth is not empty (counts as 0)",
+    "truth_empty": "predicted where the ground truth is empty (0; HD95 is the image's diagonal)",
+    "prediction_empty": "nothing predicted where there is ground truth (0; HD95 is the diagonal)",
     "both_empty": "both empty (left out)",
 }
 
@@ -68,26 +65,41 @@ def write_per_case(directory: Path, rows: Mapping[str, Sequence[CaseClassScore]]
         rows: scores by state: ``{"zero_shot": […], "adapted": […]}``.
 
     Returns:
-        The path written. NaN (both masks empty) is an empty cell, told by the flag ``both_empty``.
+        The path written. NaN (both masks empty, or a ratio of nothing) is an empty cell; the flag
+        says which mask is empty. Lengths are in ``length_unit``, volumes in ml, or px beside px.
     """
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(PER_CASE_COLUMNS)
+    writer = csv.DictWriter(stream, PER_CASE_COLUMNS, lineterminator="\n")
+    writer.writeheader()
     for state, scores in rows.items():
         for row in scores:
-            numbers = ["" if math.isnan(x) else f"{x:.6f}" for x in (row.dice, row.iou)]
-            writer.writerow(
-                [
-                    row.case,
-                    row.class_name,
-                    state,
-                    *numbers,
-                    row.truth_voxels,
-                    row.prediction_voxels,
-                    row.flag,
-                ]
-            )
+            numbers = {n: "" if math.isnan(x) else f"{x:.9g}" for n, x in row.values.items()}
+            line = {name: getattr(row, name) for name in (*COUNTS, "intersection", "length_unit")}
+            named = {"case": row.case, "class": row.class_name, "state": state}
+            writer.writerow({**named, **numbers, **line})
     return write_atomic(directory / PER_CASE_NAME, stream.getvalue())
+
+
+def read_per_case(directory: Path) -> dict[str, list[CaseClassScore]]:
+    """Return the rows of ``directory/per_case.csv`` by state, as ``write_per_case`` took them.
+
+    Raises:
+        RunError: for a file that is missing or was not written so.
+    """
+    path = directory / PER_CASE_NAME
+    rows: dict[str, list[CaseClassScore]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            for line in csv.DictReader(stream):
+                values = {name: float(line[name] or "nan") for name in SCORES}
+                truth, found, both = (int(line[n]) for n in (*COUNTS[:2], "intersection"))
+                score = CaseClassScore(
+                    line["case"], line["class"], values, truth, found, both, line["length_unit"]
+                )
+                rows.setdefault(line["state"], []).append(score)
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise RunError(f"{path}: cannot read the scores of a run: {error!r}") from error
+    return rows
 
 
 def results_table(
@@ -104,25 +116,63 @@ def results_table(
         title: what was scored, for example "hippocampus, 52 volumes, box from the ground truth".
 
     Returns:
-        class | Dice zero-shot | IoU zero-shot | Dice adapted | IoU adapted | cases, with a last
-        row for the mean over classes. A score that does not exist is a dash. Where the two states
-        average over different cases, ``cases`` says both. The caption counts empty masks.
+        A row for each class and state, and a last pair for the mean over classes: Dice and HD95
+        with their 95 % intervals, IoU, NSD, and the cases in the mean. A score that does not
+        exist is a dash. The caption counts empty masks.
     """
+    states = {
+        name: summary
+        for name, summary in (("zero-shot", zero_shot), ("adapted", adapted))
+        if summary
+    }
+    shown = [score for score in SCORES.values() if score.in_table]
     table = Table(title=Text(title) if title else None, title_justify="left")
     table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
     table.add_column("class")
-    for heading in ("Dice zero-shot", "IoU zero-shot", "Dice adapted", "IoU adapted"):
-        table.add_column(heading, justify="right")
+    table.add_column("")
+    for score in shown:
+        unit = next((u for s in states.values() if (u := _unit(s, score.name))), "")
+        heading = f"{score.heading} ({unit})" if unit else score.heading
+        bounds = " [95 %]" if score.in_table == "interval" else ""
+        table.add_column(heading + bounds, justify="right")
     table.add_column("cases", justify="right")
-    names = list(dict.fromkeys([*_classes(zero_shot), *_classes(adapted)]))
-    for name in names:
-        states = [_classes(summary).get(name) for summary in (zero_shot, adapted)]
-        table.add_row(Text(name), *_scores(*states), _cases(*states))
-    table.add_section()
-    table.add_row("mean", *_scores(zero_shot, adapted), "", style="bold")
+    for name in dict.fromkeys(name for summary in states.values() for name in _classes(summary)):
+        entries = {state: _classes(summary).get(name) for state, summary in states.items()}
+        for n, (state, entry) in enumerate(entries.items()):
+            cells = [_cell(entry, score) for score in shown]
+            cases = str(entry["cases"]) if entry else NOTHING
+            table.add_row(Text("" if n else name), state, *cells, cases)
+        table.add_section()
+    for n, (state, summary) in enumerate(states.items()):
+        cells = [_cell(summary, score) for score in shown]
+        table.add_row("" if n else "mean", state, *cells, "", style="bold")
     notes = _empty_notes(zero_shot, adapted)
     if notes:
         table.caption = Text("\n".join(notes))
+    return table
+
+
+def paired_table(paired: Mapping[str, Any], score: str = "dice") -> Table:
+    """Put the comparison of ``comparison.compare_states`` as a table of one score.
+
+    Args:
+        paired: what ``summary.json`` holds under ``paired``.
+        score: which of its scores.
+    """
+    heading = SCORES[score].heading
+    table = Table(title=f"adapted - zero-shot, case by case: {heading}", title_justify="left")
+    table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
+    table.add_column("class")
+    for name in ("difference [95 %]", "Wilcoxon p", "better", "worse", "same"):
+        table.add_column(name, justify="right")
+    lines = {name: entry[score] for name, entry in paired["per_class"].items()}
+    for name, line in {**lines, "mean": paired[score]}.items():
+        p = NOTHING if line["p"] is None else f"{line['p']:.2g}"
+        counts = [str(line[key]) for key in ("better", "worse", "same")]
+        cell = _with_interval(line["difference"], line["interval"], "+.3f")
+        table.add_row(Text(name), cell, p, *counts, style="bold" if line is paired[score] else "")
+    if reason := paired[score].get("reason"):
+        table.caption = Text(reason)
     return table
 
 
@@ -168,17 +218,25 @@ def _classes(summary: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return summary["per_class"] if summary else {}
 
 
-def _scores(*states: Mapping[str, Any] | None) -> list[str]:
-    return [_number(state and state.get(key)) for state in states for key in ("dice", "iou")]
+def _unit(summary: Mapping[str, Any], score: str) -> str:
+    return str(summary["detail"].get(score, {}).get("unit") or "")
 
 
-def _number(value: Any) -> str:
-    return NOTHING if value is None or math.isnan(value) else f"{value:.3f}"
+def _cell(entry: Mapping[str, Any] | None, score: Score) -> str:
+    """A mean, with its interval where the score's column has room for it."""
+    form = ".2f" if score.kind == "length" else ".3f"
+    if entry is None:
+        return NOTHING
+    interval = entry["detail"].get(score.name, {}).get("interval")
+    shown = interval if score.in_table == "interval" else None
+    return _with_interval(entry.get(score.name), shown, form)
 
 
-def _cases(*states: Mapping[str, Any] | None) -> str:
-    counts = [str(state["cases"]) for state in states if state]
-    return " / ".join(dict.fromkeys(counts)) or NOTHING
+def _with_interval(value: Any, interval: Sequence[float] | None, form: str) -> str:
+    if value is None or math.isnan(value):
+        return NOTHING
+    bounds = f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else ""
+    return f"{value:{form}}{bounds}"
 
 
 def _empty_notes(

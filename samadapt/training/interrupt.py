@@ -20,6 +20,7 @@ class InterruptedRunError(SamadaptError):
 
     def __init__(self, run_dir: Path, step: int) -> None:
         """Say how to go on."""
+        self.step = step
         super().__init__(
             f"stopped after step {step}, all saved; "
             f"continue with: samadapt finetune resume={run_dir}"

@@ -110,6 +110,7 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
     """
     from samadapt.methods.store import read_record
     from samadapt.oracle_gap import OracleGap
+    from samadapt.results import summarise_run, write_scores
     from samadapt.session import open_session
 
     started = time.perf_counter()
@@ -130,13 +131,13 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
     with session.progress.phase("adapted"):
         adapted = session.score(refs, session.policy)
     slices = {"train": [], "validation": [], "test": refs}
-    summary = finetune.summarise_run(session, slices, zero_shot, adapted, None)
+    summary = summarise_run(session, slices, zero_shot, adapted, None)
     if gap:
         gap.measure("adapted")
         summary |= gap.summary()
         gap.write(session.run_dir / "eval")
     summary["seconds"] = time.perf_counter() - started
-    finetune.write_scores(session, zero_shot, adapted, summary)
+    write_scores(session, zero_shot, adapted, summary)
     return EvaluateResult(session.run_dir, summary)
 
 

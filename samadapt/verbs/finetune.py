@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from samadapt.data.types import Sample, SliceRef
-    from samadapt.evaluation.evaluate import Evaluation
     from samadapt.session import Session
     from samadapt.training.checkpoint import Checkpoint
     from samadapt.training.loop import State
@@ -31,18 +30,13 @@ HELP = """
 Trains the adapter that the recipe names, with the backbone frozen, and writes a run directory:
 configuration, environment, splits, progress, checkpoints, the best step's adapter, scores before
 and after, and overlays. The best step is chosen on a part of the training cases; the held-out cases
-are only scored. Ctrl-C saves and stops; resume=RUN_DIR goes on.
+are only scored. Ctrl-C saves and stops; resume=RUN_DIR goes on. folds=5 trains five adapters, each
+scored on the cases that it did not see, and pools them: every case is scored once.
 """
 SCHEMA = Config
 
 MAY_MOVE = {"root", "on_error"}
 """Keys of ``data`` that a resumed run may change: the same files elsewhere."""
-
-ZERO_SHOT_NOTE = (
-    "zero-shot is the untrained base model with the exact ground-truth box of each class "
-    "(an oracle that favours it), since it knows no classes; adapted has no prompt"
-)
-ORACLE_NOTE = "prompts come from the ground truth, before and after: an upper bound of real use"
 
 
 @dataclass(frozen=True)
@@ -76,17 +70,28 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 def render(result: dict[str, Any]) -> str:
     """Return the closing table and paths."""
-    from samadapt.evaluation.report import closing_text, results_table
+    from rich.console import Group
+
+    from samadapt.evaluation.report import closing_text, paired_table, results_table
 
     summary, run_dir = result["summary"], Path(result["run_dir"])
     title = f"{summary['data']}: {summary['cases']} held-out cases, {summary['slices']} slices"
+    folds = len(summary.get("folds", ()))
+    if folds:
+        title += f"; each scored by the one of {folds} adapters that did not see it"
+    title += f"; a case is a {summary['case_is']}"
+    adapter = result["adapter_dir"] or "none: nothing was trained"
+    of_runs = run_dir / "fold_*" if folds else run_dir
     paths = {
-        "adapter": result["adapter_dir"] or "none: nothing was trained",
+        "adapter": of_runs / "adapter" if folds and summary["adapted"] else adapter,
         "report": run_dir / "eval" / "summary.json",
-        "overlays": run_dir / "overlays",
+        "overlays": of_runs / "overlays",
     }
+    tables: list[Any] = [results_table(summary["zero_shot"], summary["adapted"], title=title)]
+    if summary["paired"]:
+        tables.append(paired_table(summary["paired"]))
     text = closing_text(
-        results_table(summary["zero_shot"], summary["adapted"], title=title),
+        Group(*tables),
         trained=summary["trained_parameters"],
         total=summary["total_parameters"],
         seconds=summary["seconds"],
@@ -111,12 +116,25 @@ def finetune(config: Config) -> FinetuneResult:
             "neighbouring slices, and the readers give single slices so far; from Python it trains "
             "on any batch of stacks"
         )
+    if config.folds is not None:
+        from samadapt.verbs.cross_validation import cross_validate
+
+        return cross_validate(config)
+    return train_and_score(config, open_run_dir(config))
+
+
+def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
+    """Train and score in a run directory that is new or is resumed.
+
+    Raises:
+        UserError: as ``finetune``; a new run directory is removed again.
+    """
     from samadapt.methods.store import trainable_state
+    from samadapt.results import summarise_run, write_adapter, write_scores
     from samadapt.session import open_session
     from samadapt.training.checkpoint import load_checkpoint
 
     started = time.perf_counter()
-    run_dir = open_run_dir(config)
     with kept_if_started(run_dir, keep=config.resume is not None):
         session = open_session(config, run_dir)
         trains = session.injection.trainable > 0
@@ -200,7 +218,8 @@ def check_same_run(config: Config, stored: Config) -> None:
         ConfigError: naming every such key.
     """
     asked, was = to_dict(config), to_dict(stored)
-    changed = [f"seed={asked['seed']} (was {was['seed']})"] if asked["seed"] != was["seed"] else []
+    alone = [key for key in ("seed", "folds") if asked[key] != was[key]]
+    changed = [f"{key}={asked[key]} (was {was[key]})" for key in alone]
     for group in ("model", "peft", "data", "prompts"):
         for key in sorted({*asked[group], *was[group]} - MAY_MOVE):
             new, old = asked[group].get(key), was[group].get(key)
@@ -292,101 +311,3 @@ def train_adapter(
 def shard(accelerator: Accelerator) -> tuple[int, int]:
     """Return this process's number and how many there are."""
     return accelerator.process_index, accelerator.num_processes
-
-
-def summarise_run(
-    session: Session,
-    slices: dict[str, list[SliceRef]],
-    zero_shot: Evaluation,
-    adapted: Evaluation | None,
-    state: State | None,
-) -> dict[str, Any]:
-    """Return what ``summary.json`` records."""
-    from samadapt.training.progress import peak_memory_bytes
-
-    policy, base = session.policy, session.zero_shot_policy
-    best = state.best_score if state else math.nan
-    notes = [session.dataset.note] if session.dataset.note else []
-    notes.append(ZERO_SHOT_NOTE if policy.is_semantic else ORACLE_NOTE)
-    if session.dataset.left_out:
-        notes.append(f"cases left out for errors: {', '.join(session.dataset.left_out)}")
-    return {
-        "zero_shot": {
-            **zero_shot.summary,
-            "prompt": base.to_dict(),
-            "oracle_prompt": not base.is_semantic,
-        },
-        "adapted": adapted
-        and {
-            **adapted.summary,
-            "prompt": policy.to_dict(),
-            "oracle_prompt": not policy.is_semantic,
-        },
-        "prompt": policy.kind,
-        "oracle_prompt": not policy.is_semantic,
-        "data": session.dataset.name,
-        "cases": len({ref.case for ref in slices["test"]}),
-        "slices": len(slices["test"]),
-        "training_slices": len(slices["train"]),
-        "validation_slices": len(slices["validation"]),
-        "best_step": state and state.best_step,
-        "best_validation_dice": best if math.isfinite(best) else None,
-        "skipped_steps": state and state.skipped,
-        "trained_parameters": session.injection.trainable,
-        "total_parameters": session.injection.total,
-        "precision": session.precision.name,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "notes": notes,
-    }
-
-
-def write_scores(
-    session: Session, zero_shot: Evaluation, adapted: Evaluation | None, summary: dict[str, Any]
-) -> None:
-    """Write ``eval/`` and ``overlays/``."""
-    from samadapt.evaluation.report import write_per_case, write_summary
-
-    rows = {"zero_shot": zero_shot.rows} | ({"adapted": adapted.rows} if adapted else {})
-    write_summary(session.run_dir / "eval", summary)
-    write_per_case(session.run_dir / "eval", rows)
-    draw_overlays(session, zero_shot, adapted)
-
-
-def write_adapter(session: Session, summary: dict[str, Any]) -> Path:
-    """Write the best step's adapter and ``progress.png``; return the adapter's directory."""
-    from samadapt.evaluation.plots import plot_progress
-    from samadapt.methods.store import save_adapter
-
-    plot_progress(session.run_dir / "metrics.jsonl", session.run_dir / "progress.png")
-    scores = {key: summary[key] for key in ("zero_shot", "adapted", "oracle_prompt", "data")}
-    directory = session.run_dir / "adapter"
-    record = replace(session.record(), scores=scores)
-    save_adapter(directory, session.sam, session.injection, record)
-    return directory
-
-
-def draw_overlays(session: Session, zero_shot: Evaluation, adapted: Evaluation | None) -> None:
-    """Draw the best, median and worst cases, each on its slice with the most ground truth."""
-    from samadapt.evaluation.overlays import choose_cases, draw_overlay
-
-    final = adapted or zero_shot
-    chosen = list(choose_cases(final.rows).items())[: session.config.eval.overlays]
-    states = {"zero_shot": zero_shot} | ({"adapted": adapted} if adapted else {})
-    for place, case in chosen:
-        ref, labels = final.shown[case]
-        sample = session.dataset.sample(ref)
-        spacing = session.dataset.case(case).spacing_mm
-        draw_overlay(
-            sample.image,
-            sample.labels,
-            zero_shot.shown[case][1],
-            labels if adapted else None,
-            session.dataset.classes,
-            path=session.run_dir / "overlays" / f"{place}_{case}.png",
-            title=f"{place}: {case}, slice {ref.index}",
-            scores={
-                state: {row.class_name: row.dice for row in result.rows if row.case == case}
-                for state, result in states.items()
-            },
-            spacing=spacing[:2] if spacing else (1.0, 1.0),
-        )

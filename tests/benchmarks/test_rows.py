@@ -18,6 +18,7 @@ from benchmarks import (
     encoder,
     epoch,
     results,
+    scoring,
     start_up,
     train_step,
 )
@@ -62,6 +63,13 @@ def test_automatic_masks_are_the_same() -> None:
     ours, theirs, lowest = found["facts"].values()
     assert ours == theirs > 5
     assert lowest > 0.99
+
+
+@pytest.mark.filterwarnings("ignore:Please import `:DeprecationWarning")  # surface-distance's
+def test_scores_are_the_peers() -> None:
+    found = scoring.hippocampus_row(3).measure(RUN)["contenders"]
+    assert found["samadapt"]["error"] < 1e-6
+    assert scoring.ct_row((40, 36, 20)).measure(RUN)["contenders"]["samadapt"]["min_s"] > 0
 
 
 def test_costs_are_measured_at_every_count() -> None:

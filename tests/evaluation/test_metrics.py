@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from samadapt.errors import DataError
 from samadapt.evaluation.metrics import CaseClassScore, dice, iou, score_case, summarise
+from samadapt.evaluation.scores import OVERLAP, SCORES, Score, register
 
 CLASSES = ["liver", "spleen", "kidney"]
 
@@ -79,20 +80,108 @@ def test_scores_equal_monai_on_masks_that_are_not_empty():
         np.testing.assert_allclose(scored[..., column], metric(*one_hot).numpy(), atol=1e-6)
 
 
+NAN = math.nan
+DIAGONAL = math.hypot(0.5 * 1, 3.0 * 2)
+
+
 @pytest.mark.parametrize(
-    ("prediction", "truth", "flag", "score"),
+    ("prediction", "truth", "flag", "expected"),
     [
-        ([0, 0], [0, 0], "both_empty", math.nan),
-        ([1, 0], [0, 0], "truth_empty", 0.0),
-        ([0, 0], [0, 1], "prediction_empty", 0.0),
-        ([1, 0], [0, 1], "", 0.0),
-        ([1, 1], [1, 1], "", 1.0),
+        # dice, iou, hd95, nsd, sensitivity, precision, volume_error, volume_error_abs (ml)
+        ([0, 0], [0, 0], "both_empty", [NAN] * 8),
+        ([1, 0], [0, 0], "truth_empty", [0, 0, DIAGONAL, 0, NAN, 0, NAN, 0.0015]),
+        ([0, 0], [0, 1], "prediction_empty", [0, 0, DIAGONAL, 0, 0, NAN, -1, 0.0015]),
+        ([1, 0], [0, 1], "", [0, 0, 3, 0.5, 0, 0, 0, 0]),
+        ([1, 1], [1, 1], "", [1, 1, 0, 1, 1, 1, 0, 0]),
+        ([1, 1], [1, 0], "", [2 / 3, 1 / 2, 3, None, 1, 0.5, 1, 0.0015]),
     ],
 )
-def test_every_rule_for_empty_masks(prediction, truth, flag, score):
-    (row,) = score_case("a", np.array([prediction]), np.array([truth]), ["x"])
+def test_every_rule_for_empty_masks(prediction, truth, flag, expected):
+    """Scores of FIELD.md's table; one row of two pixels of 0.5 x 3 mm, a slice of 1 mm."""
+    (row,) = score_case(
+        "a", np.array([prediction]), np.array([truth]), ["x"], spacing_mm=(0.5, 3.0, 1.0)
+    )
     assert row.flag == flag
-    np.testing.assert_equal((row.dice, row.iou), (score, score))
+    assert list(row.values) == [
+        "dice", "iou", "hd95", "nsd", "sensitivity", "precision", "volume_error", "volume_error_abs"
+    ]  # fmt: skip
+    for value, wanted in zip(row.values.values(), expected, strict=True):
+        if wanted is not None:
+            assert value == pytest.approx(wanted, nan_ok=True)
+
+
+def nnunet_rule(prediction, truth):
+    """Dice and IoU as nnU-Net v2 has them (evaluation/evaluate_predictions.py, compute_metrics)."""
+    tp = np.sum(prediction & truth)
+    fp, fn = np.sum(prediction & ~truth), np.sum(~prediction & truth)
+    if tp + fp + fn == 0:
+        return math.nan, math.nan
+    return 2 * tp / (2 * tp + fp + fn), tp / (tp + fp + fn)
+
+
+@given(pairs_of_labels, st.sampled_from([(1.0, 1.0, 1.0), (0.7, 0.4, 3.0)]))
+@settings(max_examples=100, deadline=None)
+def test_rates_and_volumes_equal_brute_force_and_nnunets_rule(pair, spacing):
+    prediction, truth = pair
+    for label, row in enumerate(
+        score_case("a", prediction, truth, CLASSES, spacing_mm=spacing), start=1
+    ):
+        p, t = voxel_set(prediction, label), voxel_set(truth, label)
+        rule = nnunet_rule(prediction == label, truth == label)
+        np.testing.assert_allclose((row.dice, row.iou), rule)
+        wanted = {
+            "sensitivity": len(p & t) / len(t) if t else NAN,
+            "precision": len(p & t) / len(p) if p else NAN,
+            "volume_error": (len(p) - len(t)) / len(t) if t else NAN,
+            "volume_error_abs": abs(len(p) - len(t)) * math.prod(spacing) / 1000 if p | t else NAN,
+        }
+        found = {name: row.values[name] for name in wanted}
+        assert found == pytest.approx(wanted, nan_ok=True)
+        assert math.isnan(row.values["hd95"]) == math.isnan(row.values["nsd"]) == (not p | t)
+
+
+def test_rates_equal_monais_confusion_matrix():
+    torch = pytest.importorskip("torch")
+    metrics = pytest.importorskip("monai.metrics")
+    rng = np.random.default_rng(4)
+    prediction, truth = rng.integers(0, 2, (2, 5, 8, 7, 6))
+    pair = [torch.from_numpy(m)[:, None].float() for m in (prediction, truth)]
+    matrix = metrics.get_confusion_matrix(*pair)
+    for name in ("sensitivity", "precision"):
+        wanted = metrics.compute_confusion_matrix_metric(name, matrix)[:, 0]
+        found = [
+            score_case("a", p, t, ["x"], scores=[name])[0].values[name]
+            for p, t in zip(prediction, truth, strict=True)
+        ]
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_cases_in_mm_and_in_px_have_no_common_mean_of_lengths():
+    mask = np.ones((2, 2), np.uint8)
+    rows = score_case("a", mask, mask, ["x"], spacing_mm=(1.0, 1.0, 1.0))
+    rows += score_case("b", mask, mask, ["x"])
+    summary = summarise(rows, ["x"], intervals=True)
+    assert (summary["dice"], summary["hd95"], summary["volume_error_abs"]) == (1, None, None)
+    assert "no mean of hd95, volume_error_abs" in summary["reason"]
+    assert summary["per_class"]["x"]["detail"]["hd95"]["unit"] is None
+
+
+def test_the_number_of_cases_in_each_mean_is_told():
+    rows = [row("a", "x", 10, 10, 5), row("b", "x", 10, 0, 0), row("c", "x", 0, 10, 0)]
+    detail = summarise(rows, ["x"])["per_class"]["x"]["detail"]
+    counts = {name: entry["cases"] for name, entry in detail.items()}
+    assert counts["dice"] == counts["hd95"] == 3
+    assert counts["sensitivity"] == counts["precision"] == counts["volume_error"] == 2
+
+
+def test_a_score_is_added_in_one_place(monkeypatch):
+    missed = Score("missed", "missed", lambda m: m.truth_voxels - m.intersection, best="low")
+    monkeypatch.setitem(SCORES, "missed", missed)
+    (found,) = score_case("a", np.array([[1, 0]]), np.array([[1, 1]]), ["x"])
+    assert found.values["missed"] == 1
+    assert summarise([found], ["x"])["missed"] == 1
+    with pytest.raises(ValueError, match="two scores are named 'missed'"):
+        register(missed)
 
 
 def row(case, name, prediction, truth, both):
@@ -159,7 +248,7 @@ def test_wrong_labels_are_refused_naming_the_case(prediction, truth, message):
 
 
 def test_rows_that_do_not_fit_are_refused():
-    score = CaseClassScore("a", "x", 1.0, 1.0, 1, 1, 1)
+    score = CaseClassScore("a", "x", {"dice": 1.0, "iou": 1.0}, 1, 1, 1)
     with pytest.raises(DataError, match="two scores"):
         summarise([score, score], ["x"])
     with pytest.raises(DataError, match="class 'x'"):
@@ -173,6 +262,6 @@ def test_large_counts_are_exact():
     truth[:, :, :30] = 1
     prediction = truth.copy()
     prediction[0, 0, 0] = 0
-    (scored,) = score_case("a", prediction, truth, ["x"])
+    (scored,) = score_case("a", prediction, truth, ["x"], scores=OVERLAP)
     assert (scored.truth_voxels, scored.intersection) == (4_800_000, 4_799_999)
     assert scored.dice == 2 * 4_799_999 / 9_599_999

@@ -16,7 +16,7 @@ from samadapt.evaluation.metrics import CaseClassScore
 
 
 def score(case, name, dice):
-    return CaseClassScore(case, name, dice, dice, 1, 1, 1)
+    return CaseClassScore(case, name, {"dice": dice, "iou": dice}, 1, 1, 1)
 
 
 def test_cases_are_chosen_by_mean_dice_over_classes():

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from samadapt.errors import RunError
 from samadapt.evaluation import report
+from samadapt.evaluation.comparison import compare_states
 from samadapt.evaluation.metrics import score_case, summarise
 
 CLASSES = ["grey [matter]", "white matter"]
@@ -78,33 +79,76 @@ def test_per_case_holds_every_row_with_its_flag(tmp_path, rows):
     assert (lines[3]["flag"], lines[3]["dice"], lines[3]["iou"]) == ("both_empty", "", "")
 
 
+def cells(text, name):
+    """The cells of the two rows of a class: zero-shot and adapted."""
+    lines = text.splitlines()
+    first = next(n for n, line in enumerate(lines) if f"│ {name}" in line)
+    found = [[cell.strip() for cell in line.split("│")[2:-1]] for line in lines[first : first + 2]]
+    assert [row.pop(0) for row in found] == ["zero-shot", "adapted"]
+    return found
+
+
 def test_table_shows_both_states_the_mean_and_the_empty_masks(rows):
     summaries = [summarise(rows[state], CLASSES) for state in ("zero_shot", "adapted")]
     text = rendered(report.results_table(*summaries, title="one brain [averaged]"))
-    lines = text.splitlines()
-    grey = next(line for line in lines if "grey [matter]" in line)
-    assert [cell.strip() for cell in grey.split("│")[2:-1]] == (
-        ["0.667", "0.500", "0.857", "0.750", "1"]
-    )
-    white = next(line for line in lines if "white matter" in line)
-    assert [cell.strip() for cell in white.split("│")[2:-1]] == [
-        "0.000",
-        "0.000",
-        report.NOTHING,
-        report.NOTHING,
-        "1 / 0",
-    ]
-    mean = next(line for line in lines if "mean" in line)
-    assert [cell.strip() for cell in mean.split("│")[2:-1]] == [
-        "0.333",
-        "0.250",
-        "0.857",
-        "0.750",
-        "",
-    ]
+    assert "HD95 (px)" in text
+    first, second = cells(text, "grey [matter]")
+    assert first[:2] + first[-1:] == ["0.667", "0.500", "1"]
+    assert second[:2] + second[-1:] == ["0.857", "0.750", "1"]
+    first, second = cells(text, "white matter")
+    diagonal = f"{math.hypot(1, 8):.2f}"
+    assert first == ["0.000", "0.000", diagonal, "0.000", "1"]
+    assert second == [report.NOTHING] * 4 + ["0"]
+    first, second = cells(text, "mean")
+    assert (first[0], second[0]) == ("0.333", "0.857")
     assert "one brain [averaged]" in text
     assert "zero-shot: white matter 1" in text
     assert "adapted: white matter 1" in text
+    assert "HD95 is the image's diagonal" in text
+
+
+def test_intervals_and_the_comparison_are_in_the_tables():
+    truth = np.ones((1, 10), np.uint8)
+    states = {"zero_shot": [], "adapted": []}
+    for case in range(7):
+        for state, hits in (("zero_shot", 3), ("adapted", 6 + case % 3)):
+            predicted = (np.arange(10)[None] < hits).astype(np.uint8)
+            states[state] += score_case(f"case {case}", predicted, truth, ["x"])
+    summaries = [summarise(rows, ["x"], intervals=True) for rows in states.values()]
+    text = rendered(report.results_table(*summaries))
+    (before, after) = cells(text, "x")
+    assert before[0] == "0.462 [0.462, 0.462]"
+    low, high = summaries[1]["detail"]["dice"]["interval"]
+    mean = summaries[1]["dice"]
+    assert low < mean < high
+    assert after[0] == f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    paired = compare_states(states["zero_shot"], states["adapted"], ["x"])
+    text = rendered(report.paired_table(paired))
+    row = next(line for line in text.splitlines() if "│ x" in line)
+    assert [cell.strip() for cell in row.split("│")[3:-1]] == ["0.016", "7", "0", "0"]
+    few = compare_states(states["zero_shot"][:3], states["adapted"][:3], ["x"])
+    text = rendered(report.paired_table(few))
+    assert "3 cases changed; Wilcoxon's test needs at least 6" in text
+
+
+def test_scores_are_read_back_as_they_were_written(tmp_path, rows):
+    report.write_per_case(tmp_path, rows)
+    found = report.read_per_case(tmp_path)
+    for state, expected in rows.items():
+        for one, other in zip(found[state], expected, strict=True):
+            assert (one.case, one.class_name, one.flag) == (
+                other.case,
+                other.class_name,
+                other.flag,
+            )
+            assert (one.truth_voxels, one.intersection) == (other.truth_voxels, other.intersection)
+            for name, value in other.values.items():
+                assert one.values[name] == pytest.approx(value, rel=1e-8, nan_ok=True)
+    (tmp_path / report.PER_CASE_NAME).write_text("case,class,state,dice\na,b,c,1\n")
+    with pytest.raises(RunError, match=r"per_case\.csv: cannot read"):
+        report.read_per_case(tmp_path)
+    with pytest.raises(RunError, match="cannot read"):
+        report.read_per_case(tmp_path / "nowhere")
 
 
 def test_table_of_one_state_and_of_nothing(rows):

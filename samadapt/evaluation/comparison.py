@@ -1,0 +1,47 @@
+"""Adapted against zero-shot on the same cases: by how much each score changed, and how surely."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from samadapt.evaluation.metrics import score_table
+from samadapt.evaluation.scores import SCORES
+from samadapt.evaluation.statistics import compare
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from samadapt.evaluation.metrics import CaseClassScore
+
+
+def compare_states(
+    zero_shot: Sequence[CaseClassScore], adapted: Sequence[CaseClassScore], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Compare every score case by case.
+
+    Args:
+        zero_shot: rows before training.
+        adapted: rows after training, of the same cases and classes.
+        classes: all class names.
+
+    Returns:
+        ``{score: comparison, "per_class": {name: {score: comparison}}}``, each as
+        ``statistics.compare`` gives it; over classes a case counts with its mean over them.
+        ``better`` and ``worse`` heed that a smaller HD95 is better and a volume error near 0.
+    """
+    before, after = score_table(zero_shot, classes), score_table(adapted, classes)
+    order = [after.cases.index(case) for case in before.cases]
+    changed = after.values[order]
+
+    def of(columns: list[int]) -> dict[str, Any]:
+        found = {}
+        for n, name in enumerate(before.scores):
+            one, other = before.values[:, columns, n], changed[:, columns, n]
+            gains: np.ndarray[Any, Any] = SCORES[name].gain(one, other)
+            found[name] = compare(one, other, gains)
+        return found
+
+    every = list(range(len(classes)))
+    return {**of(every), "per_class": {name: of([k]) for k, name in enumerate(classes)}}

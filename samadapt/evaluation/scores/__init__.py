@@ -1,0 +1,16 @@
+"""What is measured of one class in one case: one file a family of scores, each registering itself.
+
+A file added here is in every summary, table and ``per_case.csv`` without another line.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from samadapt.evaluation.scores.base import OVERLAP, SCORES, ClassMasks, Score, register
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["OVERLAP", "SCORES", "ClassMasks", "Score", "register"]

@@ -1,0 +1,39 @@
+"""HD95 and NSD, with the conventions of DeepMind's ``surface-distance`` and its values.
+
+Surfaces are made of elements between voxel corners (marching cubes; marching squares in 2D), and
+each counts by its area (its length), so that neither the grid's direction nor its anisotropy
+weighs. MONAI's ``compute_hausdorff_distance`` weighs every surface voxel the same and differs.
+
+Where one mask is empty there is no distance: HD95 is the diagonal of the case's image and NSD 0.
+The flag says so (``truth_empty``, ``prediction_empty``), and the summary counts it.
+"""
+
+from __future__ import annotations
+
+from samadapt.evaluation.scores.base import ClassMasks, Score, register
+
+PERCENT = 95.0
+
+
+def hd95(masks: ClassMasks) -> float:
+    """Return the larger of the two directed 95th percentiles of the surface distances.
+
+    The percentile of one direction is the smallest distance within which at least 95 % of that
+    surface's area lies; it is not interpolated.
+    """
+    if not (masks.prediction_voxels and masks.truth_voxels):
+        return masks.diagonal
+    return masks.distances.hausdorff(PERCENT)
+
+
+def nsd(masks: ClassMasks) -> float:
+    """Return the share of both surfaces' area that lies within the tolerance of the other one."""
+    if not (masks.prediction_voxels and masks.truth_voxels):
+        return 0.0
+    return masks.distances.overlap(masks.tolerance)
+
+
+register(
+    Score("hd95", "HD95", hd95, best="low", kind="length", in_table="interval"),
+    Score("nsd", "NSD", nsd, in_table="mean"),
+)

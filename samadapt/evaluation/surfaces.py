@@ -1,0 +1,125 @@
+"""Distances between the surfaces of two masks, as DeepMind's ``surface-distance`` defines them.
+
+A surface element lies where the 2 x 2 x 2 voxels round a corner are neither all inside nor all
+outside; its area comes from their pattern (marching cubes). In 2D it is a piece of contour between
+2 x 2 pixels. The areas are that package's own tables. Its distances come from distance transforms
+of the whole box, which for a CT of 512 x 512 x 300 take minutes and gigabytes; here each element
+looks up its nearest neighbour in a k-d tree of the other surface: the same values, tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from samadapt.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class SurfaceDistances:
+    """How far each element of either surface is from the other surface, ascending.
+
+    Attributes:
+        to_prediction: (n,) from the elements of the truth to the prediction.
+        truth_areas: (n,) their areas, in the same order.
+        to_truth: (m,) from the elements of the prediction to the truth.
+        prediction_areas: (m,) their areas.
+    """
+
+    to_prediction: NDArray[np.float64]
+    truth_areas: NDArray[np.float64]
+    to_truth: NDArray[np.float64]
+    prediction_areas: NDArray[np.float64]
+
+    def hausdorff(self, percent: float) -> float:
+        """Return the larger of the two directed percentiles, each weighted by area."""
+        return max(
+            _percentile(self.to_prediction, self.truth_areas, percent),
+            _percentile(self.to_truth, self.prediction_areas, percent),
+        )
+
+    def overlap(self, tolerance: float) -> float:
+        """Return the share of both surfaces' area within ``tolerance`` of the other surface."""
+        near = self.truth_areas[self.to_prediction <= tolerance].sum()
+        near += self.prediction_areas[self.to_truth <= tolerance].sum()
+        return float(near / (self.truth_areas.sum() + self.prediction_areas.sum()))
+
+
+def surface_distances(
+    prediction: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: tuple[float, ...]
+) -> SurfaceDistances:
+    """Measure two masks of 2 or 3 axes, neither of them empty.
+
+    Args:
+        prediction: booleans; what lies outside the array is outside the mask.
+        truth: the same shape.
+        spacing: size of a voxel along each axis.
+
+    Raises:
+        DataError: for an empty mask, which has no surface.
+    """
+    if not (prediction.any() and truth.any()):
+        raise DataError("surface distances need two masks that are not empty")
+    p_corners, p_areas = _surface(prediction, spacing)
+    t_corners, t_areas = _surface(truth, spacing)
+    to_prediction = _nearest(t_corners, p_corners, spacing)
+    to_truth = _nearest(p_corners, t_corners, spacing)
+    # By distance, then by area: the percentile depends on the order in which areas are added.
+    at_truth = np.lexsort((t_areas, to_prediction))
+    at_prediction = np.lexsort((p_areas, to_truth))
+    return SurfaceDistances(
+        to_prediction[at_truth], t_areas[at_truth], to_truth[at_prediction], p_areas[at_prediction]
+    )
+
+
+def _surface(mask: NDArray[np.bool_], spacing: tuple[float, ...]) -> tuple[Any, Any]:
+    """Return the corners (n, axes) on the surface and the area (n,) of each."""
+    padded = np.pad(mask, 1).view(np.uint8)
+    codes = np.zeros([n - 1 for n in padded.shape], np.uint8)
+    shifts = list(product((0, 1), repeat=mask.ndim))
+    for bit, shift in zip(reversed(range(len(shifts))), shifts, strict=True):
+        part = tuple(slice(s, s + n) for s, n in zip(shift, codes.shape, strict=True))
+        codes |= padded[part] << np.uint8(bit)
+    full = np.uint8(2 ** len(shifts) - 1)
+    corners = np.argwhere((codes != 0) & (codes != full))
+    return corners, _areas(tuple(map(float, spacing)))[codes[tuple(corners.T)]]
+
+
+@lru_cache(maxsize=64)
+def _areas(spacing: tuple[float, ...]) -> NDArray[np.float64]:
+    """Return the area (in 2D the length) of every pattern of inside and outside."""
+    from surface_distance import lookup_tables
+
+    table: NDArray[np.float64]
+    if len(spacing) == 2:
+        table = lookup_tables.create_table_neighbour_code_to_contour_length(spacing)
+    else:
+        table = lookup_tables.create_table_neighbour_code_to_surface_area(spacing)
+    return table
+
+
+def _nearest(corners: Any, others: Any, spacing: tuple[float, ...]) -> NDArray[np.float64]:
+    """Return the distance of each corner (n, axes) to the nearest of the others."""
+    from scipy.spatial import KDTree
+
+    # Sliding midpoints split a regular grid as well as medians do and need no sorting.
+    tree = KDTree(others * np.asarray(spacing), balanced_tree=False, compact_nodes=False)
+    _, index = tree.query(corners * np.asarray(spacing))
+    # From whole steps, so that 3 voxels of 0.4 mm are 1.2 mm wherever they lie.
+    steps = (corners - others[index]) * np.asarray(spacing)
+    distances: NDArray[np.float64] = np.sqrt((steps**2).sum(axis=1))
+    return distances
+
+
+def _percentile(distances: Any, areas: Any, percent: float) -> float:
+    """Return the first of the ascending distances within which ``percent`` % of the area lies."""
+    share = np.cumsum(areas) / np.sum(areas)
+    index = int(np.searchsorted(share, percent / 100))
+    return float(distances[min(index, len(distances) - 1)])

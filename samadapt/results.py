@@ -1,0 +1,135 @@
+"""What a run writes down once it has scored: summary, tables, overlays, the adapter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samadapt.data.types import SliceRef
+    from samadapt.evaluation.evaluate import Evaluation
+    from samadapt.session import Session
+    from samadapt.training.loop import State
+
+ZERO_SHOT_NOTE = (
+    "zero-shot is the untrained base model with the exact ground-truth box of each class "
+    "(an oracle that favours it), since it knows no classes; adapted has no prompt"
+)
+ORACLE_NOTE = "prompts come from the ground truth, before and after: an upper bound of real use"
+
+
+def summarise_run(
+    session: Session,
+    slices: dict[str, list[SliceRef]],
+    zero_shot: Evaluation,
+    adapted: Evaluation | None,
+    state: State | None,
+) -> dict[str, Any]:
+    """Return what ``summary.json`` records."""
+    from samadapt.evaluation.comparison import compare_states
+    from samadapt.training.progress import peak_memory_bytes
+
+    policy, base = session.policy, session.zero_shot_policy
+    best = state.best_score if state else math.nan
+    notes = [session.dataset.note] if session.dataset.note else []
+    notes.append(ZERO_SHOT_NOTE if policy.is_semantic else ORACLE_NOTE)
+    if session.dataset.left_out:
+        notes.append(f"cases left out for errors: {', '.join(session.dataset.left_out)}")
+    return {
+        "zero_shot": {
+            **zero_shot.summary,
+            "prompt": base.to_dict(),
+            "oracle_prompt": not base.is_semantic,
+        },
+        "adapted": adapted
+        and {
+            **adapted.summary,
+            "prompt": policy.to_dict(),
+            "oracle_prompt": not policy.is_semantic,
+        },
+        "paired": adapted and compare_states(zero_shot.rows, adapted.rows, session.dataset.classes),
+        "prompt": policy.kind,
+        "oracle_prompt": not policy.is_semantic,
+        "data": session.dataset.name,
+        "split": session.dataset.parts.rule,
+        "case_is": case_is(session),
+        "nsd_tolerance": session.config.eval.nsd_tolerance_mm,
+        "cases": len({ref.case for ref in slices["test"]}),
+        "slices": len(slices["test"]),
+        "training_slices": len(slices["train"]),
+        "validation_slices": len(slices["validation"]),
+        "best_step": state and state.best_step,
+        "best_validation_dice": best if math.isfinite(best) else None,
+        "skipped_steps": state and state.skipped,
+        "trained_parameters": session.injection.trainable,
+        "total_parameters": session.injection.total,
+        "precision": session.precision.name,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "notes": notes,
+    }
+
+
+def case_is(session: Session) -> str:
+    """Return what one score is over: a picture, a slice, a slab or a whole volume."""
+    data = session.dataset
+    if data.parts.slab is not None:
+        return "slab: the held-out slices of one volume together"
+    depths = {case.shape[2] for case in data.cases}
+    if depths == {1}:
+        pictures = all(case.axis is None for case in data.cases)
+        return "picture: one 2D image" if pictures else "slice: one slice of a volume, in 2D"
+    return "volume: all of its slices together"
+
+
+def write_scores(
+    session: Session, zero_shot: Evaluation, adapted: Evaluation | None, summary: dict[str, Any]
+) -> None:
+    """Write ``eval/`` and ``overlays/``."""
+    from samadapt.evaluation.report import write_per_case, write_summary
+
+    rows = {"zero_shot": zero_shot.rows} | ({"adapted": adapted.rows} if adapted else {})
+    write_summary(session.run_dir / "eval", summary)
+    write_per_case(session.run_dir / "eval", rows)
+    draw_overlays(session, zero_shot, adapted)
+
+
+def write_adapter(session: Session, summary: dict[str, Any]) -> Path:
+    """Write the best step's adapter and ``progress.png``; return the adapter's directory."""
+    from samadapt.evaluation.plots import plot_progress
+    from samadapt.methods.store import save_adapter
+
+    plot_progress(session.run_dir / "metrics.jsonl", session.run_dir / "progress.png")
+    scores = {key: summary[key] for key in ("zero_shot", "adapted", "oracle_prompt", "data")}
+    directory = session.run_dir / "adapter"
+    record = replace(session.record(), scores=scores)
+    save_adapter(directory, session.sam, session.injection, record)
+    return directory
+
+
+def draw_overlays(session: Session, zero_shot: Evaluation, adapted: Evaluation | None) -> None:
+    """Draw the best, median and worst cases, each on its slice with the most ground truth."""
+    from samadapt.evaluation.overlays import choose_cases, draw_overlay
+
+    final = adapted or zero_shot
+    chosen = list(choose_cases(final.rows).items())[: session.config.eval.overlays]
+    states = {"zero_shot": zero_shot} | ({"adapted": adapted} if adapted else {})
+    for place, case in chosen:
+        ref, labels = final.shown[case]
+        sample = session.dataset.sample(ref)
+        spacing = session.dataset.case(case).spacing_mm
+        draw_overlay(
+            sample.image,
+            sample.labels,
+            zero_shot.shown[case][1],
+            labels if adapted else None,
+            session.dataset.classes,
+            path=session.run_dir / "overlays" / f"{place}_{case}.png",
+            title=f"{place}: {case}, slice {ref.index}",
+            scores={
+                state: {row.class_name: row.dice for row in result.rows if row.case == case}
+                for state, result in states.items()
+            },
+            spacing=spacing[:2] if spacing else (1.0, 1.0),
+        )
