@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,23 +85,31 @@ def case_is(session: Session) -> str:
 
 
 def write_scores(
-    session: Session, zero_shot: Evaluation, adapted: Evaluation | None, summary: dict[str, Any]
+    session: Session,
+    refs: Sequence[SliceRef],
+    zero_shot: Evaluation,
+    adapted: Evaluation | None,
+    summary: dict[str, Any],
 ) -> None:
-    """Write ``eval/`` and ``overlays/``."""
+    """Write ``eval/``, ``overlays/`` and ``report.html``."""
+    from samadapt.evaluation.plots import plot_progress
     from samadapt.evaluation.report import write_per_case, write_summary
+    from samadapt.run_page import write_page
 
     rows = {"zero_shot": zero_shot.rows} | ({"adapted": adapted.rows} if adapted else {})
     write_summary(session.run_dir / "eval", summary)
     write_per_case(session.run_dir / "eval", rows)
     draw_overlays(session, zero_shot, adapted)
+    if adapted and (metrics := session.run_dir / "metrics.jsonl").is_file():
+        plot_progress(metrics, session.run_dir / "progress.png")
+    results = {"zero_shot": zero_shot} | ({"adapted": adapted} if adapted else {})
+    write_page(session, refs, results, summary)
 
 
 def write_adapter(session: Session, summary: dict[str, Any]) -> Path:
-    """Write the best step's adapter and ``progress.png``; return the adapter's directory."""
-    from samadapt.evaluation.plots import plot_progress
+    """Write the best step's adapter; return its directory."""
     from samadapt.methods.store import save_adapter
 
-    plot_progress(session.run_dir / "metrics.jsonl", session.run_dir / "progress.png")
     scores = {key: summary[key] for key in ("zero_shot", "adapted", "oracle_prompt", "data")}
     directory = session.run_dir / "adapter"
     record = replace(session.record(), scores=scores)

@@ -29,7 +29,8 @@ LAYERS = [
     {"overrides"},
     {"config"},
     {"session"},  # what the verbs share
-    {"oracle_gap", "results"},
+    {"oracle_gap", "run_page"},
+    {"results"},
     {"verbs"},
     {"cli"},
 ]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from samadapt.evaluation.inference import segment_objects, segment_semantic
+from samadapt.evaluation.label_stack import LabelStack
 from samadapt.evaluation.metrics import CaseClassScore, score_case, summarise
 from samadapt.evaluation.overlays import choose_slice
 from samadapt.evaluation.scores import OVERLAP
@@ -112,11 +113,14 @@ class Evaluation:
         summary: means, as ``metrics.summarise`` gives them.
         shown: for each case the slice with the most ground truth and its predicted labels (h, w);
             of independent classes the higher one shows.
+        labels: for each case the predicted labels of all of its slices, likewise; not kept of a
+            validation in training.
     """
 
     rows: list[CaseClassScore] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, tuple[SliceRef, Array]] = field(default_factory=dict)
+    labels: dict[str, LabelStack] = field(default_factory=dict)
 
 
 def evaluate(
@@ -163,6 +167,8 @@ def evaluate(
             **options,
             spacing_mm=spacing_of(case),
         )
+        if not overlap_only:
+            result.labels[case] = LabelStack.of(maps.max(axis=0) for maps in predicted)
         chosen = choose_slice(stacked)
         result.shown[case] = members[chosen], predicted[chosen].max(axis=0)
     result.summary = summarise(result.rows, classes, intervals=not overlap_only)

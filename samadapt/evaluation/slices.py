@@ -81,6 +81,7 @@ def _size(height: float, width: float) -> tuple[int, int]:
 
 def _painted(base: Array, labels: Array) -> Array:
     """Fill every label lightly and draw its border in full."""
+    from scipy.ndimage import binary_dilation
     from skimage.segmentation import find_boundaries
 
     height, width = base.shape[:2]
@@ -89,6 +90,7 @@ def _painted(base: Array, labels: Array) -> Array:
     colours = np.array([(0, 0, 0), *map(ImageColor.getrgb, COLOURS)], np.float32)
     colour = colours[np.where(large, (large.astype(int) - 1) % len(COLOURS) + 1, 0)]
     share = np.where(large > 0, FILL, 0.0)[..., None]
-    share[find_boundaries(large, mode="inner")] = 1.0
+    border = binary_dilation(find_boundaries(large, mode="inner"))  # two pixels: WebP blurs colour
+    share[border & (large > 0)] = 1.0
     painted: Array = np.rint(base * (1 - share) + colour * share).astype(np.uint8)
     return painted

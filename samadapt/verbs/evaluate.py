@@ -137,7 +137,7 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
         summary |= gap.summary()
         gap.write(session.run_dir / "eval")
     summary["seconds"] = time.perf_counter() - started
-    write_scores(session, zero_shot, adapted, summary)
+    write_scores(session, refs, zero_shot, adapted, summary)
     return EvaluateResult(session.run_dir, summary)
 
 

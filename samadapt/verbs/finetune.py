@@ -84,7 +84,7 @@ def render(result: dict[str, Any]) -> str:
     of_runs = run_dir / "fold_*" if folds else run_dir
     paths = {
         "adapter": of_runs / "adapter" if folds and summary["adapted"] else adapter,
-        "report": run_dir / "eval" / "summary.json",
+        "report": run_dir / "eval" / "summary.json" if folds else run_dir / "report.html",
         "overlays": of_runs / "overlays",
     }
     tables: list[Any] = [results_table(summary["zero_shot"], summary["adapted"], title=title)]
@@ -156,7 +156,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
 
     summary = summarise_run(session, slices, zero_shot, adapted, state)
     summary["seconds"] = time.perf_counter() - started
-    write_scores(session, zero_shot, adapted, summary)
+    write_scores(session, slices["test"], zero_shot, adapted, summary)
     adapter_dir = write_adapter(session, summary) if adapted else None
     return FinetuneResult(run_dir, adapter_dir, summary)
 

@@ -1,0 +1,41 @@
+"""Predicted labels of a volume, kept small until they are drawn."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class LabelStack:
+    """Slices of labels 0..255, each compressed on its own: a hundredth of the volume, mostly.
+
+    Attributes:
+        shape: (h, w) of a slice.
+        slices: their compressed bytes, in order.
+    """
+
+    shape: tuple[int, int]
+    slices: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, labels: Iterable[Array]) -> LabelStack:
+        """Keep slices (h, w) of one shape."""
+        maps = [np.ascontiguousarray(one, dtype=np.uint8) for one in labels]
+        height, width = maps[0].shape
+        return cls((height, width), tuple(zlib.compress(one.data, 1) for one in maps))
+
+    def __len__(self) -> int:
+        """Number of slices."""
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> Array:
+        """Return a slice (h, w) uint8."""
+        flat = np.frombuffer(zlib.decompress(self.slices[index]), dtype=np.uint8)
+        return flat.reshape(self.shape)
