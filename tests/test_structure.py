@@ -36,7 +36,7 @@ LAYERS = [
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CONFIGURATION = {"overrides", "config"}  # stops at the verbs: what lies below takes plain values
-MAY_USE_IT = CONFIGURATION | {"session", "results", "verbs", "cli"}
+MAY_USE_IT = CONFIGURATION | {"session", "run_page", "results", "verbs", "cli"}
 
 
 STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
