@@ -153,6 +153,9 @@ class Eval:
     nsd_tolerance_mm: float = knob(
         1.0, help="tolerance of the normalised surface Dice; px for pictures without spacing", low=0
     )
+    instances: bool | Literal["components"] = knob(
+        False, help="average precision and panoptic quality of numbered objects, or of components"
+    )
 
 
 @dataclass(frozen=True)
