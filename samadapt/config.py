@@ -64,7 +64,10 @@ class Data:
     slice_step: int = knob(1, help="train on every n-th slice", low=1)
     val_every: int = knob(5, help="every n-th case is held out", low=2)
     fold: int | None = knob(
-        None, help="hold out this fold of a cross-validation, 0 to data.folds - 1", low=0
+        None,
+        help="hold out this fold of a cross-validation, 0 to data.folds - 1",
+        low=0,
+        bound=True,
     )
     folds: int = knob(5, help="folds of data.fold; each case is held out in exactly one", low=2)
     max_cases: int | None = knob(None, help="use only the first n cases", low=1)
