@@ -64,7 +64,10 @@ class Data:
     slice_step: int = knob(1, help="train on every n-th slice", low=1)
     val_every: int = knob(5, help="every n-th case is held out", low=2)
     fold: int | None = knob(
-        None, help="hold out this fold of a cross-validation, 0 to data.folds - 1", low=0
+        None,
+        help="hold out this fold of a cross-validation, 0 to data.folds - 1",
+        low=0,
+        bound=True,
     )
     folds: int = knob(5, help="folds of data.fold; each case is held out in exactly one", low=2)
     max_cases: int | None = knob(None, help="use only the first n cases", low=1)
@@ -152,6 +155,9 @@ class Eval:
     max_cases: int | None = knob(None, help="score only the first n held-out cases", low=1)
     nsd_tolerance_mm: float = knob(
         1.0, help="tolerance of the normalised surface Dice; px for pictures without spacing", low=0
+    )
+    instances: bool | Literal["components"] = knob(
+        False, help="average precision and panoptic quality of numbered objects, or of components"
     )
 
 

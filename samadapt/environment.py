@@ -18,6 +18,8 @@ import torch
 from samadapt import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from samadapt.training.precision import Precision
 
 
@@ -51,3 +53,8 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  libraries that we call draw from it
     torch.manual_seed(seed)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as indented JSON."""
+    path.write_text(json.dumps(values, indent=2, default=str) + "\n")

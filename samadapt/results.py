@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samadapt.errors import ConfigError
+
 if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
     from samadapt.evaluation.evaluate import Evaluation
@@ -72,6 +74,25 @@ def summarise_run(
     }
 
 
+def check_objects(session: Session, refs: Sequence[SliceRef]) -> None:
+    """Refuse ``eval.instances=true`` where the data set does not number its objects.
+
+    Raises:
+        ConfigError: naming the other choice.
+    """
+    if session.config.eval.instances is not True:
+        return
+    for case in dict.fromkeys(ref.case for ref in refs):
+        depth = session.dataset.case(case).shape[2]
+        sample = session.dataset.sample(next(ref for ref in refs if ref.case == case))
+        if depth > 1 or sample.instances is None:
+            what = "a volume" if depth > 1 else "a picture without them"
+            raise ConfigError(
+                f"eval.instances=true counts the numbered objects of pictures; {case} is {what}. "
+                "Use eval.instances=components"
+            )
+
+
 def case_is(session: Session) -> str:
     """Return what one score is over: a picture, a slice, a slab or a whole volume."""
     data = session.dataset
@@ -92,10 +113,15 @@ def write_scores(
     summary: dict[str, Any],
 ) -> None:
     """Write ``eval/``, ``overlays/`` and ``report.html``."""
+    from samadapt.evaluation.object_report import write_objects
     from samadapt.evaluation.plots import plot_progress
     from samadapt.evaluation.report import write_per_case, write_summary
     from samadapt.run_page import write_page
 
+    if zero_shot.objects:
+        states = {"zero_shot": zero_shot, "adapted": adapted}
+        objects = {state: found.objects for state, found in states.items() if found}
+        write_objects(session.run_dir / "eval", objects)
     rows = {"zero_shot": zero_shot.rows} | ({"adapted": adapted.rows} if adapted else {})
     write_summary(session.run_dir / "eval", summary)
     write_per_case(session.run_dir / "eval", rows)

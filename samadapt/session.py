@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ import torch
 
 from samadapt import console
 from samadapt.data.dataset import Dataset, open_dataset
-from samadapt.environment import environment, recorded_precision, seed_all
+from samadapt.environment import environment, recorded_precision, seed_all, write_json
 from samadapt.errors import ConfigError
 from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate
 from samadapt.methods.injection import Injection, inject
@@ -250,15 +249,17 @@ class Session:
         self, refs: Sequence[SliceRef], policy: PromptPolicy, report: bool = True
     ) -> Evaluation:
         """Score the model as it is on some slices; a training's validation needs Dice alone."""
+        data = self.dataset
         return evaluate(
             self.predictor(policy),
             refs,
-            self.dataset.sample,
-            self.dataset.classes,
+            data.sample,
+            data.classes,
             self.progress.advance if report else lambda count: None,
-            spacing_of=lambda case: self.dataset.case(case).spacing_mm,
+            spacing_of=lambda case: data.case(case).spacing_mm,
             tolerance=self.config.eval.nsd_tolerance_mm,
             overlap_only=not report,
+            instances=report and self.config.eval.instances,
         )
 
     def predictor(self, policy: PromptPolicy) -> Predictor:
@@ -393,8 +394,3 @@ def open_data(data: Data, seed: int, *, semantic: bool) -> Dataset:
         image=data.image,
         label=data.label,
     )
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write plain values as indented JSON."""
-    path.write_text(json.dumps(values, indent=2, default=str) + "\n")

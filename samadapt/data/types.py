@@ -174,6 +174,7 @@ class Sample:
         prompt_classes: (n,) int64 class id of each box (of each point where there are no
             boxes); None where the annotations name no classes. Prompts that name a class which
             ``data.classes`` leaves out are not here.
+        instances: (h, w) int32 object numbers, 0 none, where the data set tells objects apart.
     """
 
     case: str
@@ -184,3 +185,4 @@ class Sample:
     points: Array | None = None
     point_labels: Array | None = None
     prompt_classes: Array | None = None
+    instances: Array | None = None

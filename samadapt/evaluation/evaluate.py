@@ -6,13 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from samadapt.evaluation.inference import segment_objects, segment_semantic
+from samadapt.evaluation.inference import segment_instances, segment_semantic
+from samadapt.evaluation.instances import (
+    ObjectMatches,
+    components,
+    match_objects,
+    summarise_objects,
+)
 from samadapt.evaluation.label_stack import LabelStack
 from samadapt.evaluation.metrics import CaseClassScore, score_case, summarise
 from samadapt.evaluation.overlays import choose_slice
@@ -28,6 +34,30 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in one slice.
+
+    Attributes:
+        labels: (n, h, w) uint8 class ids, 0 where nothing was found; a map for all classes, or
+            one for each where they are independent.
+        numbers: (n, h, w) int32 which prompt's object it is, from 1; None without prompts.
+        iou: (n, h, w) float32 the IoU that the mask decoder predicts for that object; None
+            without prompts.
+    """
+
+    labels: Array
+    numbers: Array | None = None
+    iou: Array | None = None
+
+    def put(self, position: int, objects: ObjectPrompts, numbers: Array, iou: Array) -> None:
+        """Fill one map in: what each numbered pixel's object is called and how sure it is."""
+        self.labels[position] = objects.names(numbers)
+        if self.numbers is not None and self.iou is not None:
+            self.numbers[position] = numbers
+            self.iou[position] = np.append(np.float32(0), iou)[numbers]
 
 
 @dataclass(frozen=True)
@@ -63,38 +93,45 @@ class Predictor:
 
         Each is (1, h, w), or (K, h, w) with a map for each class where they are independent.
         """
+        return [found.labels for found in self.find(samples)]
+
+    @torch.no_grad()
+    def find(self, samples: Sequence[Sample]) -> list[Found]:
+        """Return the predicted class ids of each slice, and its objects where they are prompted."""
         with self.autocast():
             if self.policy.is_semantic:
                 frames = [self.frame_of(sample.image) for sample in samples]
                 maps = segment_semantic(self.sam, self.embed(samples), frames, self.classes)
-                return [labels[None] for labels in maps]
+                return [Found(labels[None]) for labels in maps]
             return self._objects(samples)
 
-    def _objects(self, samples: Sequence[Sample]) -> list[Array]:
+    def _objects(self, samples: Sequence[Sample]) -> list[Found]:
         prompts = [self._prompts(sample) for sample in samples]
         prompted = [index for index, objects in enumerate(prompts) if len(objects)]
         every = range(1, self.classes + 1)
         groups = [[class_id] for class_id in every] if self.independent else [list(every)]
-        labels: list[Array] = [
-            np.zeros((len(groups), *sample.labels.shape), np.uint8) for sample in samples
+        shapes = [(len(groups), *sample.labels.shape) for sample in samples]
+        found = [
+            Found(np.zeros(s, np.uint8), np.zeros(s, np.int32), np.zeros(s, np.float32))
+            for s in shapes
         ]
         if not prompted:
-            return labels
+            return found
         frames = [self.frame_of(samples[index].image) for index in prompted]
         embeddings = self.embed([samples[index] for index in prompted])
         for position, group in enumerate(groups):
             wanted = [prompts[index].of_classes(group) for index in prompted]
-            found = segment_objects(
+            masks = segment_instances(
                 self.sam, embeddings, frames, wanted, multimask=self.policy.is_ambiguous
             )
-            for index, label in zip(prompted, found, strict=True):
-                labels[index][position] = label
-        return labels
+            for index, objects, (numbers, iou) in zip(prompted, wanted, masks, strict=True):
+                found[index].put(position, objects, numbers, iou)
+        return found
 
     def _prompts(self, sample: Sample) -> ObjectPrompts:
         if has_prompts(sample):
             return given_prompts(sample)
-        return simulate(sample.labels, self.policy)
+        return simulate(sample.labels, self.policy, instances=sample.instances)
 
     def embed(self, samples: Sequence[Sample]) -> Tensor:
         """Return the embeddings (b, c, g, g) of the samples' images."""
@@ -110,6 +147,7 @@ class Evaluation:
 
     Attributes:
         rows: one score a case and class, over all of the case's slices.
+        objects: the matched objects of each case and class, where they were asked for.
         summary: means, as ``metrics.summarise`` gives them.
         shown: for each case the slice with the most ground truth and its predicted labels (h, w);
             of independent classes the higher one shows.
@@ -118,6 +156,7 @@ class Evaluation:
     """
 
     rows: list[CaseClassScore] = field(default_factory=list)
+    objects: list[ObjectMatches] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, tuple[SliceRef, Array]] = field(default_factory=dict)
     labels: dict[str, LabelStack] = field(default_factory=dict)
@@ -133,6 +172,7 @@ def evaluate(
     spacing_of: Callable[[str], Sequence[float] | None] = lambda case: None,
     tolerance: float = 1.0,
     overlap_only: bool = False,
+    instances: bool | Literal["components"] = False,
 ) -> Evaluation:
     """Predict slices and score each case over all of its slices together.
 
@@ -146,6 +186,7 @@ def evaluate(
         tolerance: of the normalised surface Dice, in mm, in pixels without spacing.
         overlap_only: take Dice and IoU alone, without intervals; as for a validation in training,
             whose slices need not be neighbours.
+        instances: match objects too: those that the samples number (of pictures), or components.
     """
     result = Evaluation()
     options = {"tolerance": tolerance, "scores": OVERLAP if overlap_only else None}
@@ -153,9 +194,15 @@ def evaluate(
         members = list(group)
         truth: list[Array] = []
         predicted: list[Array] = []
+        whole = _Objects(case, classes, instances)
         for part in in_parts(members, predictor.batch_size):
             samples = [read(ref) for ref in part]
-            predicted += predictor(samples)
+            if instances:
+                found = predictor.find(samples)
+                predicted += [one.labels for one in found]
+                whole.add(samples, found)
+            else:
+                predicted += predictor(samples)
             truth += [sample.labels for sample in samples]
             done(len(part))
         stacked, indices = np.stack(truth, axis=-1), [ref.index for ref in members]
@@ -169,9 +216,12 @@ def evaluate(
         )
         if not overlap_only:
             result.labels[case] = LabelStack.of(maps.max(axis=0) for maps in predicted)
+        result.objects += whole.matched()
         chosen = choose_slice(stacked)
         result.shown[case] = members[chosen], predicted[chosen].max(axis=0)
     result.summary = summarise(result.rows, classes, intervals=not overlap_only)
+    if instances:
+        result.summary["instances"] = summarise_objects(result.objects, classes)
     return result
 
 
@@ -210,3 +260,47 @@ def in_parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     """Yield the items in order, at most ``size`` at once."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+@dataclass
+class _Objects:
+    """The slices of one case, gathered to match its objects."""
+
+    case: str
+    classes: Sequence[str]
+    kind: bool | Literal["components"]
+    truth: list[Array] = field(default_factory=list)
+    numbered: list[Array] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
+
+    def add(self, samples: Sequence[Sample], found: Sequence[Found]) -> None:
+        """Take slices in."""
+        self.found += found
+        self.truth += [sample.labels for sample in samples]
+        self.numbered += [sample.instances for sample in samples if sample.instances is not None]
+
+    def matched(self) -> list[ObjectMatches]:
+        """Match the objects of every class over all slices together."""
+        if not self.kind:
+            return []
+        truth = np.stack(self.truth, axis=-1)
+        maps = np.stack([found.labels for found in self.found], axis=-1)
+        sure = self._stacked("iou")
+        rows = []
+        for label, name in enumerate(self.classes, start=1):
+            own = label - 1 if len(maps) > 1 else 0
+            predicted, true = maps[own] == label, truth == label
+            if self.kind is True:
+                numbers = self._stacked("numbers")
+                numbered = np.stack(self.numbered, axis=-1)
+                one = components(predicted) if numbers is None else numbers[own] * predicted
+                other = numbered * true
+            else:
+                one, other = components(predicted), components(true)
+            scores = None if sure is None else sure[own]
+            rows.append(match_objects(self.case, name, one, other, scores))
+        return rows
+
+    def _stacked(self, name: str) -> Array | None:
+        parts = [getattr(found, name) for found in self.found]
+        return None if any(part is None for part in parts) else np.stack(parts, axis=-1)

@@ -83,6 +83,53 @@ def segment_semantic(
 
 
 @torch.no_grad()
+def object_logits(
+    sam: Sam,
+    embeddings: Tensor,
+    frames: Sequence[Frame],
+    prompts: Sequence[ObjectPrompts],
+    *,
+    multimask: bool = False,
+) -> list[tuple[Tensor, Tensor]]:
+    """Decode prompted objects, one mask each.
+
+    Args:
+        sam: the model.
+        embeddings: (b, 256, g, g).
+        frames: the frame of each image.
+        prompts: for each image its objects in the original frame; their number may differ and
+            may be 0.
+        multimask: of several masks an object, take the one with the highest predicted IoU.
+
+    Returns:
+        For each image the logits (p, 1, 4g, 4g) of its objects in the model frame, and the IoU
+        (p,) that the mask decoder predicts for each.
+
+    Raises:
+        PromptError: for wrong shapes, naming the image's position in the batch.
+    """
+    if not len(embeddings) == len(frames) == len(prompts):
+        raise PromptError(
+            "embeddings, frames and prompts must be as many; got "
+            f"{len(embeddings)}, {len(frames)} and {len(prompts)}"
+        )
+    for index, item in enumerate(prompts):
+        _check(item, index)
+    side = 4 * sam.embedding_size
+    nothing = 0, embeddings.new_zeros(0, 1, side, side), embeddings.new_zeros(0)
+    parts: dict[int, list[tuple[int, Tensor, Tensor]]] = defaultdict(lambda: [nothing])
+    for pack in _packs(prompts):
+        decoded = _decode(sam, embeddings, frames, pack, multimask)
+        for job, (logits, iou) in zip(pack, decoded, strict=True):
+            parts[job.image].append((job.start, logits, iou))
+    found = []
+    for index in range(len(prompts)):
+        _, masks, ious = zip(*sorted(parts[index], key=lambda part: part[0]), strict=True)
+        found.append((torch.cat(masks), torch.cat(ious)))
+    return found
+
+
+@torch.no_grad()
 def segment_objects(
     sam: Sam,
     embeddings: Tensor,
@@ -95,45 +142,58 @@ def segment_objects(
     """Segment prompted objects, one mask each; where objects overlap the higher logit wins.
 
     Args:
-        sam: the model.
+        sam: see ``object_logits``, as all that follow but the threshold.
         embeddings: (b, 256, g, g).
         frames: the frame of each image.
-        prompts: for each image its objects in the original frame; their number may differ and
-            may be 0.
+        prompts: for each image its objects.
         threshold: logit above which a pixel belongs to an object; None: the model's.
-        multimask: of several masks an object, take the one with the highest predicted IoU.
+        multimask: take the best of several masks.
 
     Returns:
         b arrays (h, w) of class ids in the original frames; 0 where no object is.
 
     Raises:
-        PromptError: for wrong shapes, naming the image's position in the batch.
+        PromptError: as ``object_logits``.
     """
-    if not len(embeddings) == len(frames) == len(prompts):
-        raise PromptError(
-            "embeddings, frames and prompts must be as many; got "
-            f"{len(embeddings)}, {len(frames)} and {len(prompts)}"
-        )
     objects = [p if isinstance(p, ObjectPrompts) else ObjectPrompts(**p) for p in prompts]
-    for index, item in enumerate(objects):
-        _check(item, index)
-    parts: dict[int, list[tuple[int, Tensor]]] = defaultdict(list)
-    for pack in _packs(objects):
-        for job, logits in zip(
-            pack, _decode(sam, embeddings, frames, pack, multimask), strict=True
-        ):
-            parts[job.image].append((job.start, logits))
+    masks = object_logits(sam, embeddings, frames, objects, multimask=multimask)
     limit = sam.mask_threshold if threshold is None else threshold
     labels = []
-    for index, frame in enumerate(frames):
-        if not parts[index]:
+    for (low, _), item, frame in zip(masks, objects, frames, strict=True):
+        if not len(item):
             labels.append(np.zeros(frame.original, dtype=np.uint8))
             continue
-        low = torch.cat([logits for _, logits in sorted(parts[index], key=lambda part: part[0])])
         original = sam.postprocess(low[None].float(), frame)
-        ids = torch.as_tensor(objects[index].class_ids, device=original.device)[None]
+        ids = torch.as_tensor(item.class_ids, device=original.device)[None]
         labels.append(object_labels(original, ids, limit)[0].cpu().numpy())
     return labels
+
+
+@torch.no_grad()
+def segment_instances(
+    sam: Sam,
+    embeddings: Tensor,
+    frames: Sequence[Frame],
+    prompts: Sequence[ObjectPrompts],
+    *,
+    multimask: bool = False,
+) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+    """Segment prompted objects as ``segment_objects`` does, and tell them apart.
+
+    Returns:
+        For each image the numbers 1..p (h, w) of its objects in the original frame, 0 where none
+        is, and the predicted IoU (p,) of each.
+    """
+    found = []
+    masks = object_logits(sam, embeddings, frames, prompts, multimask=multimask)
+    for (low, iou), frame in zip(masks, frames, strict=True):
+        numbers = np.zeros(frame.original, np.int32)
+        if len(low):
+            best, winner = sam.postprocess(low[None].float(), frame)[0, :, 0].max(dim=0)
+            kept = torch.where(best > sam.mask_threshold, winner + 1, 0)
+            numbers = kept.to(torch.int32).cpu().numpy()
+        found.append((numbers, iou.float().cpu().numpy()))
+    return found
 
 
 def semantic_labels(logits: Tensor, num_classes: int) -> Tensor:
@@ -207,8 +267,8 @@ def _packs(objects: Sequence[ObjectPrompts]) -> Iterator[list[_Job]]:
 
 def _decode(
     sam: Sam, embeddings: Tensor, frames: Sequence[Frame], pack: Sequence[_Job], multimask: bool
-) -> list[Tensor]:
-    """Low-resolution logits (count, 1, 4g, 4g) of every job of a pack, in one decoder call."""
+) -> list[tuple[Tensor, Tensor]]:
+    """Logits (count, 1, 4g, 4g) and predicted IoU (count,) of every job of a pack, in one call."""
     count = max(job.count for job in pack)
     boxes, points, point_labels = [], [], []
     for job in pack:
@@ -225,9 +285,9 @@ def _decode(
     )
     images = torch.tensor([job.image for job in pack], device=embeddings.device)
     output = sam.decode(embeddings[images], prompts, multimask=multimask)
-    best = output.iou.argmax(dim=2)[:, :, None, None, None]
-    logits = output.logits.take_along_dim(best, dim=2)
-    return [logits[row, : job.count] for row, job in enumerate(pack)]
+    iou, best = output.iou.max(dim=2)
+    logits = output.logits.take_along_dim(best[:, :, None, None, None], dim=2)
+    return [(logits[row, : job.count], iou[row, : job.count]) for row, job in enumerate(pack)]
 
 
 def _stacked(arrays: list[NDArray[Any]], sam: Sam, dtype: torch.dtype) -> Tensor | None:

@@ -92,9 +92,14 @@ def read_per_case(directory: Path) -> dict[str, list[CaseClassScore]]:
         with path.open(newline="", encoding="utf-8") as stream:
             for line in csv.DictReader(stream):
                 values = {name: float(line[name] or "nan") for name in SCORES}
-                truth, found, both = (int(line[n]) for n in (*COUNTS[:2], "intersection"))
                 score = CaseClassScore(
-                    line["case"], line["class"], values, truth, found, both, line["length_unit"]
+                    line["case"],
+                    line["class"],
+                    values,
+                    int(line["truth_voxels"]),
+                    int(line["prediction_voxels"]),
+                    int(line["intersection"]),
+                    line["length_unit"],
                 )
                 rows.setdefault(line["state"], []).append(score)
     except (OSError, KeyError, ValueError, csv.Error) as error:

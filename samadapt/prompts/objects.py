@@ -60,18 +60,26 @@ class ObjectPrompts:
             pick(self.point_labels),
         )
 
+    def names(self, numbers: Array) -> Array:
+        """Return the class id of each pixel whose object's number 1..p is given; 0 stays 0."""
+        return np.concatenate([[0], self.class_ids])[numbers]
+
     def of_classes(self, wanted: Iterable[int]) -> ObjectPrompts:
         """Return the objects whose class is among ``wanted``."""
         return self.take(np.flatnonzero(np.isin(self.class_ids, list(wanted))))
 
 
-def objects_in(labels: Array, objects: Objects, min_area: int = 0) -> tuple[Array, Array]:
+def objects_in(
+    labels: Array, objects: Objects, min_area: int = 0, instances: Array | None = None
+) -> tuple[Array, Array]:
     """Return the objects of a label map.
 
     Args:
         labels: (h, w) integers, 0 is background.
         objects: one per connected component (8 neighbours) of a class, or one per class.
         min_area: objects of fewer pixels are left out.
+        instances: (h, w) numbers that tell objects apart, 0 none; then they stand for the
+            components.
 
     Returns:
         class ids (p,) int64 and masks (p, h, w) bool, by class, then by position.
@@ -82,8 +90,10 @@ def objects_in(labels: Array, objects: Objects, min_area: int = 0) -> tuple[Arra
     masks: list[Array] = []
     for class_id in np.unique(labels[labels > 0]):
         of_class = labels == class_id
-        parts = label(of_class, connectivity=2) if objects == "component" else of_class.astype(int)
-        for part in range(1, int(parts.max()) + 1):
+        parts = of_class.astype(int)
+        if objects == "component":
+            parts = label(of_class, connectivity=2) if instances is None else instances * of_class
+        for part in np.unique(parts[parts > 0]):
             mask = parts == part
             if mask.sum() >= max(min_area, 1):
                 ids.append(int(class_id))
@@ -93,7 +103,10 @@ def objects_in(labels: Array, objects: Objects, min_area: int = 0) -> tuple[Arra
 
 
 def simulate(
-    labels: Array, policy: PromptPolicy, rng: np.random.Generator | None = None
+    labels: Array,
+    policy: PromptPolicy,
+    rng: np.random.Generator | None = None,
+    instances: Array | None = None,
 ) -> ObjectPrompts:
     """Prompt every object of a label map as the SAM paper does.
 
@@ -102,8 +115,9 @@ def simulate(
         policy: kind of prompt, what an object is, noise; ``"semantic"`` is not prompted.
         rng: source of the noise in training; without it the box is exact and the point is the one
             farthest from the object's border, so that an evaluation can be repeated.
+        instances: (h, w) numbers that tell objects apart, or None.
     """
-    ids, masks = objects_in(labels, policy.objects, policy.min_area)
+    ids, masks = objects_in(labels, policy.objects, policy.min_area, instances)
     if policy.kind == "box":
         boxes = boxes_of(masks)
         if rng is not None:

@@ -83,10 +83,11 @@ def pool(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
         RunError: for a fold whose scores cannot be read.
         DataError: for a case that two folds scored.
     """
+    from samadapt.environment import write_json
     from samadapt.evaluation.comparison import compare_states
+    from samadapt.evaluation.instances import summarise_objects
     from samadapt.evaluation.metrics import CaseClassScore, summarise
     from samadapt.evaluation.report import read_per_case, write_per_case
-    from samadapt.session import write_json
 
     summaries = [_summary(run) for run in runs]
     splits = [json.loads((run / "splits.json").read_text(encoding="utf-8")) for run in runs]
@@ -100,6 +101,10 @@ def pool(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
         first = summaries[0][state]
         marks = first and {key: first[key] for key in ("prompt", "oracle_prompt")}
         pooled[state] = first and summarise(found, classes, intervals=True) | marks
+    if "instances" in summaries[0]["zero_shot"]:
+        objects = _pooled_objects(parent, runs)
+        for state, matches in objects.items():
+            pooled[state]["instances"] = summarise_objects(matches, classes)
     paired = pooled["adapted"] and compare_states(rows["zero_shot"], rows["adapted"], classes)
     rule = f"{len(runs)} folds by case: each case is scored by the adapter that did not see it"
     write_json(parent / "splits.json", {"rule": rule, "folds": splits})
@@ -127,6 +132,18 @@ def _prepared(config: Config, run_dir: Path, fold: int, folds: int) -> Config:
     run_dir.mkdir()
     (run_dir / "config.yaml").write_text(to_yaml(alone))
     return alone
+
+
+def _pooled_objects(parent: Path, runs: Sequence[Path]) -> dict[str, list[Any]]:
+    """Gather the matched objects of all folds, and write them into the parent."""
+    from samadapt.evaluation.object_report import read_objects, write_objects
+
+    pooled: dict[str, list[Any]] = {}
+    for run in runs:
+        for state, matches in read_objects(run / "eval").items():
+            pooled.setdefault(state, []).extend(matches)
+    write_objects(parent / "eval", pooled)
+    return pooled
 
 
 def _of_fold(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
     """
     from samadapt.methods.store import read_record
     from samadapt.oracle_gap import OracleGap
-    from samadapt.results import summarise_run, write_scores
+    from samadapt.results import check_objects, summarise_run, write_scores
     from samadapt.session import open_session
 
     started = time.perf_counter()
@@ -120,6 +120,7 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
     session = open_session(config, finetune.open_run_dir(config))
     check_fit(session, adapter, record)
     refs = held_out(session, arguments.all_cases)
+    check_objects(session, refs)
     session.plan({"test": refs})
     session.warm()
     gap = OracleGap(session, refs) if arguments.prompts.name == "matrix" else None

@@ -72,6 +72,7 @@ def render(result: dict[str, Any]) -> str:
     """Return the closing table and paths."""
     from rich.console import Group
 
+    from samadapt.evaluation.object_report import objects_table
     from samadapt.evaluation.report import closing_text, paired_table, results_table
 
     summary, run_dir = result["summary"], Path(result["run_dir"])
@@ -90,6 +91,10 @@ def render(result: dict[str, Any]) -> str:
     tables: list[Any] = [results_table(summary["zero_shot"], summary["adapted"], title=title)]
     if summary["paired"]:
         tables.append(paired_table(summary["paired"]))
+    states = {n: s for n, s in (("zero-shot", "zero_shot"), ("adapted", "adapted")) if summary[s]}
+    if "instances" in summary["zero_shot"]:
+        objects = {name: summary[state]["instances"] for name, state in states.items()}
+        tables.append(objects_table(objects))
     text = closing_text(
         Group(*tables),
         trained=summary["trained_parameters"],
@@ -130,7 +135,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         UserError: as ``finetune``; a new run directory is removed again.
     """
     from samadapt.methods.store import trainable_state
-    from samadapt.results import summarise_run, write_adapter, write_scores
+    from samadapt.results import check_objects, summarise_run, write_adapter, write_scores
     from samadapt.session import open_session
     from samadapt.training.checkpoint import load_checkpoint
 
@@ -140,6 +145,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         trains = session.injection.trainable > 0
         resume = load_checkpoint(run_dir / "checkpoints") if config.resume and trains else None
         loss, slices = session.loss(), divide(session)
+        check_objects(session, slices["test"])
         session.plan(slices)
     session.say(session.injection.report())
 

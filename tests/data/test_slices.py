@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from samadapt.data import Case, Dataset, SliceRef, open_dataset
 from samadapt.data.reader import label_presence
-from samadapt.data.splits import make_splits
+from samadapt.data.splits import make_fold, make_splits
 from samadapt.data.volumes import PreparedVolume, VolumeCache
 from samadapt.errors import ConfigError
 
@@ -188,3 +188,41 @@ def test_the_memory_cache_drops_the_oldest() -> None:
     for name in ("a", "b", "a", "c", "a", "b"):
         cache.get(name, make(name))
     assert made == ["a", "b", "c", "b"]
+
+
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=40), st.integers(2, 5))
+@settings(max_examples=60, deadline=None)
+def test_folds_hold_out_every_case_once_and_no_patient_twice(
+    patients: list[int], folds: int
+) -> None:
+    cases = [
+        Case(f"case_{n:02}", Path("x"), patient=f"p{patient}" if patient else "")
+        for n, patient in enumerate(patients)
+    ]
+    people = len({case.patient or case.name for case in cases})
+    if people < folds:
+        with pytest.raises(ConfigError, match="Use fewer folds"):
+            make_fold(cases, 0, folds)
+        return
+    held: list[str] = []
+    for fold in range(folds):
+        parts = make_fold(cases, fold, folds)
+        assert sorted([*parts.train, *parts.val]) == [case.name for case in cases]
+        sides = [
+            {case.patient for case in cases if case.name in names and case.patient}
+            for names in (parts.train, parts.val)
+        ]
+        assert not sides[0] & sides[1]
+        assert parts.val
+        held += parts.val
+    assert sorted(held) == [case.name for case in cases]
+    assert make_fold(cases, 0, folds).val == make_splits(cases, None, folds).val
+
+
+def test_a_listed_patient_on_both_sides_is_refused_without_naming_him() -> None:
+    cases = [Case(name, Path("x"), patient="Doe^John") for name in ("a", "b")]
+    cases.append(Case("c", Path("x")))
+    with pytest.raises(ConfigError, match="of one patient, but on both sides: a, b") as caught:
+        make_splits(cases, {"val": ["b"]})
+    assert "Doe" not in str(caught.value)
+    assert make_splits(cases, {"val": ["a", "b"]}).train == ["c"]

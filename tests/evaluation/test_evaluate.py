@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from samadapt.data.types import SliceRef
+from samadapt.data.types import Sample, SliceRef
 from samadapt.evaluation import evaluate as module
-from samadapt.evaluation.evaluate import evaluate
+from samadapt.evaluation.evaluate import Found, evaluate
 from samadapt.evaluation.metrics import score_case
 from samadapt.prompts.policy import PromptPolicy
 
@@ -102,3 +102,111 @@ def test_perfect_labels_score_one_and_empty_ones_are_counted(make_samples):
     assert result.summary["dice"] == 1
     assert result.summary["per_class"]["three"]["both_empty"] == 2
     assert result.summary["per_class"]["three"]["dice"] is None
+
+
+class Shown:
+    """A predictor that answers with given label maps, and numbers as prompted objects have."""
+
+    batch_size = 3
+
+    def __init__(self, found):
+        self.found = found
+
+    def __call__(self, samples):
+        return [self.found[SliceRef(s.case, s.index)].labels for s in samples]
+
+    def find(self, samples):
+        return [self.found[SliceRef(s.case, s.index)] for s in samples]
+
+
+def volume(labels):
+    return {
+        SliceRef("a", z): Sample("a", z, np.zeros((*labels.shape[:2], 3), np.uint8), labels[..., z])
+        for z in range(labels.shape[2])
+    }
+
+
+def test_spacing_and_tolerance_reach_the_scores():
+    truth = np.zeros((12, 12, 6), np.int16)
+    truth[3:9, 3:9, 1:5] = 1
+    found = {SliceRef("a", z): Found(np.roll(truth, 1, 0)[None, ..., z]) for z in range(6)}
+    refs = volume(truth)
+    for spacing, unit, tolerance, distance in (
+        ((0.5, 1.0, 2.0), "mm", 0.4, 0.5), ((0.5, 1.0, 2.0), "mm", 0.5, 0.5), (None, "px", 0.5, 1)
+    ):  # fmt: skip
+        result = evaluate(
+            Shown(found), list(refs), refs.__getitem__, ["one"],
+            spacing_of=lambda case, spacing=spacing: spacing, tolerance=tolerance,
+        )  # fmt: skip
+        assert result.summary["hd95"] == pytest.approx(distance)
+        assert (result.summary["nsd"] == 1) == (tolerance >= distance)
+        assert result.summary["detail"]["hd95"]["unit"] == unit
+        assert result.rows[0].length_unit == unit
+
+
+def test_slices_round_a_gap_keep_their_places():
+    truth = np.zeros((6, 6, 9), np.int16)
+    truth[2:4, 2:4, 0] = 1
+    predicted = np.zeros_like(truth)
+    predicted[2:4, 2:4, 8] = 1
+    refs = volume(truth)
+    found = {ref: Found(predicted[None, ..., ref.index]) for ref in refs}
+    some = [ref for ref in refs if ref.index in (0, 1, 7, 8)]
+    result = evaluate(
+        Shown(found), some, refs.__getitem__, ["one"], spacing_of=lambda case: (1.0, 1.0, 3.0)
+    )
+    assert result.rows[0].values["hd95"] == 24
+
+
+def test_a_validation_takes_dice_alone(predictor, make_samples):
+    samples = make_samples()
+    result = evaluate(
+        predictor("box"), list(samples), samples.__getitem__, ["one", "two"], overlap_only=True
+    )
+    assert set(result.rows[0].values) == {"dice", "iou"}
+    assert "interval" not in result.summary["detail"]["dice"]
+
+
+def test_components_are_objects_of_the_whole_volume():
+    truth = np.zeros((10, 10, 4), np.int16)
+    truth[1:4, 1:4, :] = 1  # one lesion through all slices
+    truth[6:9, 6:9, 0] = truth[6:9, 6:9, 3] = 1  # two more, one over the other
+    predicted = truth.copy()
+    predicted[6:9, 6:9, 3] = 0
+    refs = volume(truth)
+    sure = np.where(np.arange(4) < 2, 0.6, 0.8)
+    found = {
+        ref: Found(
+            predicted[None, ..., ref.index].astype(np.uint8),
+            (predicted[None, ..., ref.index] > 0).astype(np.int32),
+            np.full((1, 10, 10), sure[ref.index], np.float32),
+        )
+        for ref in refs
+    }
+    result = evaluate(Shown(found), list(refs), refs.__getitem__, ["one"], instances="components")
+    entry = result.summary["instances"]["per_class"]["one"]
+    assert (entry["true_objects"], entry["predicted_objects"], entry["matched"]) == (3, 2, 2)
+    assert (entry["sq"], entry["rq"]) == (1, pytest.approx(4 / 5))
+    assert result.objects[0].scores == pytest.approx((0.7, 0.6))
+
+
+def test_numbered_objects_that_touch_are_told_apart(predictor):
+    labels = np.zeros((24, 40), np.int16)
+    labels[4:20, 4:36] = 1
+    instances = np.zeros((24, 40), np.int32)
+    instances[4:20, 4:20], instances[4:20, 20:36] = 7, 3
+    image = np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)
+    sample = Sample("a", 0, image, labels, instances=instances)
+    made = predictor("box", classes=1)
+    (found,) = made.find([sample])
+    assert set(np.unique(found.numbers)) <= {0, 1, 2}
+    assert len(np.unique(found.iou[found.numbers > 0])) <= 2
+    assert ((found.numbers > 0) == (found.labels > 0)).all()
+    perfect = Shown({SliceRef("a", 0): Found(labels[None], instances[None] // 3, None)})
+    result = evaluate(perfect, [SliceRef("a", 0)], lambda ref: sample, ["one"], instances=True)
+    entry = result.summary["instances"]["per_class"]["one"]
+    assert (entry["true_objects"], entry["matched"], entry["map"]) == (2, 2, 1)
+    merged = evaluate(
+        perfect, [SliceRef("a", 0)], lambda ref: sample, ["one"], instances="components"
+    )
+    assert merged.summary["instances"]["per_class"]["one"]["true_objects"] == 1

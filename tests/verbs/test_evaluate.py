@@ -148,6 +148,23 @@ def test_other_prompts_can_be_asked_for(make_pictures, run, score):
     assert found["adapted"]["prompt"]["kind"] == "point"
 
 
+def test_objects_are_counted_where_asked_for(make_scans, make_pictures, run, score, capsys):
+    result = run(make_scans(), "data.name=nifti", "train.steps=1", "eval.instances=components")
+    found = result.summary["adapted"]["instances"]
+    assert found["per_class"]["front"]["true_objects"] > 0
+    assert score(result.adapter_dir)["summary"]["adapted"].get("instances") is None
+    again = score(result.adapter_dir, "eval.instances=components")
+    assert again["summary"]["adapted"]["instances"] == found
+    objects = json.loads((result.run_dir / "eval" / "objects.json").read_text())
+    assert [len(objects[state]) for state in ("zero_shot", "adapted")] == [2, 2]
+    arguments = [f"adapter={result.adapter_dir}", "device=cpu", "eval.instances=true"]
+    assert main(["evaluate", *arguments, f"output.dir={result.run_dir}"]) == 2
+    said = capsys.readouterr().err
+    assert "scan_0 is a volume. Use eval.instances=components" in said
+    assert main(["evaluate", *arguments[:2], f"output.dir={result.run_dir}"]) == 0
+    assert "Wilcoxon" in capsys.readouterr().out
+
+
 def test_mask_tokens_stand_for_the_recorded_classes_only(
     make_pictures, run, tmp_path, monkeypatch, capsys
 ):
