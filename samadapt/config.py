@@ -49,7 +49,13 @@ class Data:
         None, help="index or name of the channel of a multi-channel image", low=0, bound=True
     )
     intensity: str | dict[str, Any] | None = knob(
-        None, help="mri, ct:soft_tissue, ct:-160,240, rgb; null: the card's", bound=True
+        None,
+        help="mri, ct:soft_tissue, ct:-160,240, ct:soft_tissue+lung+bone (three channels), "
+        "microscopy, rgb; null: the card's",
+        bound=True,
+    )
+    neighbours: int = knob(
+        0, help="n: slices i - n, i, i + n of a volume as red, green, blue; 0: slice i alone", low=0
     )
     classes: list[str] | dict[str, int | list[int]] | None = knob(
         None, help="class names, or {name: value}; null: all of the data set's", bound=True

@@ -381,6 +381,7 @@ def open_data(data: Data, seed: int, *, semantic: bool) -> Dataset:
         channel=data.channel,
         image=data.image,
         label=data.label,
+        neighbours=data.neighbours,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from samadapt.data.cards import Card
 from samadapt.data.classes import ClassChoice, ClassTable
-from samadapt.data.intensity import IntensityRule, to_rgb
+from samadapt.data.intensity import IntensityRule
 from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
 from samadapt.data.reader import AXES, Reader
 from samadapt.data.splits import Splits, make_splits
@@ -156,9 +156,9 @@ class Dataset:
     def sample(self, ref: SliceRef) -> Sample:
         """Return one slice as image, labels and the prompts that annotations give."""
         volume = self.volume(ref.case)
-        image = volume.image if volume.is_color else volume.image[:, :, ref.index]
+        image = self.intensity.picture(volume.image, ref.index, is_color=volume.is_color)
         labels = np.array(volume.labels[:, :, ref.index], dtype=np.int16)
-        sample = Sample(ref.case, ref.index, to_rgb(image), labels)
+        sample = Sample(ref.case, ref.index, image, labels)
         return (
             sample if volume.annotation is None else self._with_prompts(sample, volume.annotation)
         )
@@ -189,20 +189,24 @@ class Dataset:
     def _prepare(self, case: Case) -> PreparedVolume:
         if self.cache_dir is None or case.axis is None:
             read = self.reader.read(case)
-            image, labels = self._arrays(read)
+            image, labels = self._arrays(case, read)
             return PreparedVolume(image, labels, read.is_color, read.spacing_mm, read.annotation)
         stat = case.image.stat()
         key = repr((case, stat.st_size, stat.st_mtime_ns, self.intensity, self.table))
         image, labels = stored_arrays(
-            self.cache_dir, key, lambda: self._arrays(self.reader.read(case))
+            self.cache_dir, key, lambda: self._arrays(case, self.reader.read(case))
         )
         return PreparedVolume(image, labels, spacing_mm=case.spacing_mm)
 
-    def _arrays(self, read: Volume) -> tuple[Array, Array]:
+    def _arrays(self, case: Case, read: Volume) -> tuple[Array, Array]:
         if read.labels is None:
             raise DataError(f"{self.name}: a volume without labels cannot be trained on")
         labels = self.table.remap(read.labels)
-        return self.intensity(read), labels.astype(np.uint8) if len(self.classes) < 256 else labels
+        try:
+            image = self.intensity(read)
+        except DataError as error:
+            raise DataError(f"{case.image}: {error}") from error
+        return image, labels.astype(np.uint8) if len(self.classes) < 256 else labels
 
 
 def open_dataset(
@@ -224,6 +228,7 @@ def open_dataset(
     image: str | None = None,
     label: str | None = None,
     split: Mapping[str, Any] | None = None,
+    neighbours: int = 0,
 ) -> Dataset:
     """Open a data set: find its cases, read and check each file once, divide them.
 
@@ -246,6 +251,7 @@ def open_dataset(
         image: file name or pattern of the images; see ``nifti.py``.
         label: file name or pattern of the masks.
         split: ``{"val": [names]}`` or a slab; see ``splits.py``. None: the card's.
+        neighbours: distance in slices of those that fill red and blue; 0: none.
 
     Raises:
         ConfigError: an unknown name, option or class.
@@ -264,8 +270,12 @@ def open_dataset(
     errors = [finding for finding in scan.findings if finding.severity == "error"]
     if not scan.cases or (errors and on_error == "stop"):
         raise DataError(_refusal(name, errors))
-    rule = decide_intensity(intensity, card, scan, reader)
-    parts = make_splits(scan.cases, split or (card.split if card else None), val_every)
+    rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
+    flat = next((case for case in scan.cases if case.shape[2] == 1), None)
+    if rule.neighbours and flat is not None:
+        raise ConfigError(f"data.neighbours={rule.neighbours}: {flat.image} has one slice alone")
+    chosen = split or (card.split if card else None)
+    parts = make_splits(scan.cases, chosen, val_every, least_gap=rule.neighbours)
     notes = [card.note if card else "", parts.rule if parts.slab else ""]
     return Dataset(
         name=name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,10 +135,12 @@ def as_config(arguments: EvaluateArguments, record: AdapterRecord) -> Config:
     """Return the configuration of an evaluation: the record's model, the caller's data."""
     from samadapt.methods.base import method_from_dict
 
+    data = arguments.data  # naming other data made the key fall, but the rule is the adapter's
+    data = replace(data, intensity=data.intensity or record.intensity or None)
     return Config(
         model=Model(record.base, arguments.checkpoint, record.image_size),
         peft=method_from_dict(record.method),
-        data=arguments.data,
+        data=data,
         prompts=arguments.prompts,
         cache=arguments.cache,
         eval=arguments.eval,
