@@ -101,6 +101,9 @@ class Loss:
     cross_entropy: float = knob(1.0, help="weight of the cross-entropy", low=0)
 
 
+Augmentation = Literal["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
+
+
 @dataclass(frozen=True)
 class Train:
     """The training loop."""
@@ -117,7 +120,9 @@ class Train:
     validate_every: int = knob(50, help="steps between validations; 0: at the end only", low=0)
     validate_cases: int | None = knob(None, help="cases in a validation; null: all", low=1)
     checkpoint_every: int = knob(50, help="steps between checkpoints; 0: at the end only", low=0)
-    augment: tuple[Literal["flip"], ...] = knob((), help="random changes of each training slice")
+    augment: tuple[Augmentation, ...] = knob(
+        (), help="random changes of each training slice, each with probability 1/2"
+    )
     recompute: bool = knob(
         False, help="run each trained block again in backward: less memory, slower, same result"
     )

@@ -124,10 +124,10 @@ class Session:
 
     def can_train(self, ref: SliceRef) -> bool:
         """Whether a slice has what the prompts need: an object that is large enough."""
-        if self.policy.is_semantic:
-            return True
-        sample = self.dataset.sample(ref)
-        if has_prompts(sample):
+        return self.policy.is_semantic or self._has_object(self.dataset.sample(ref))
+
+    def _has_object(self, sample: Sample) -> bool:
+        if self.policy.is_semantic or has_prompts(sample):
             return True
         if self.policy.min_area <= 1:
             return bool((sample.labels > 0).any())
@@ -136,10 +136,13 @@ class Session:
 
     def augment(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Change a training slice at random, or draw one of its variants, as configured."""
-        names, variants = self.config.train.augment, self.config.cache.variants
-        if variants:
-            return vary(sample, names, self.config.seed, int(rng.integers(variants)))
-        return augment(sample, names, rng)
+        if variants := self.config.cache.variants:
+            return self._variant(sample, int(rng.integers(variants)))
+        return augment(sample, self.config.train.augment, rng, self._has_object)
+
+    def _variant(self, sample: Sample, variant: int) -> Sample:
+        names, seed = self.config.train.augment, self.config.seed
+        return vary(sample, names, seed, variant, self._has_object)
 
     def loss(self) -> LossFunction:
         """Return the loss for the way the model is prompted."""
@@ -232,7 +235,7 @@ class Session:
         sample = self.dataset.sample(ref)
         if not (self.policy.is_semantic or self._prompted(sample)):
             return None
-        return vary(sample, self.config.train.augment, self.config.seed, variant).image
+        return self._variant(sample, variant).image
 
     def warm(self) -> None:
         """Compute the features that are planned and missing."""
