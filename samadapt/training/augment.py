@@ -25,9 +25,9 @@ Keeps = Callable[["Sample"], bool]
 ROTATION = 15.0  # degrees to both sides: how a patient lies, not another view of the body
 SCALE = 1.25  # up to this factor larger or smaller: people differ by less
 CROP = 0.75  # smallest share of a side that is left
-GAMMA, BRIGHTNESS = 1.5, 1.25  # up to these factors to both sides, as nnU-Net's
+GAMMA, BRIGHTNESS = 1.5, 1.2  # up to these factors to both sides; nnU-Net has 1.5 and 1.25
 NOISE = 0.05  # largest standard deviation, as a share of black to white
-BIAS = 0.3  # largest coefficient of the field's polynomial: up to about twice as bright at an edge
+BIAS = 0.15  # largest coefficient; typically one place ends up twice as bright as another
 
 
 def augment(
