@@ -97,7 +97,7 @@ def turn(sample: Sample, degrees: float, factor: float) -> Sample:
     A given box becomes the smallest upright one around its turned corners.
     """
     import torch
-    from monai.transforms import Affine
+    from monai.transforms.spatial.array import Affine
 
     height, width = sample.labels.shape
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -122,7 +122,7 @@ def turn(sample: Sample, degrees: float, factor: float) -> Sample:
 def crop(sample: Sample, rng: np.random.Generator) -> Sample:
     """Cut out a window of random size; where there is a class, it holds a random pixel of one."""
     marked = np.argwhere(sample.labels)
-    target = rng.choice(marked) if len(marked) else rng.integers(sample.labels.shape)
+    target = np.asarray(rng.choice(marked) if len(marked) else rng.integers(sample.labels.shape))
     window = []
     for side, inside in zip(sample.labels.shape, target.tolist(), strict=True):
         length = max(1, round(side * rng.uniform(CROP, 1)))
@@ -142,24 +142,26 @@ def shade(image: Array, changes: Sequence[str], rng: np.random.Generator) -> Arr
         rng: source of everything random.
     """
     import torch
-    from monai.transforms import AdjustContrast, RandBiasField, RandGaussianNoise, ScaleIntensity
+    from monai.transforms.intensity.array import (
+        AdjustContrast,
+        RandBiasField,
+        RandGaussianNoise,
+        ScaleIntensity,
+    )
 
     is_grey = bool((image == image[:, :, :1]).all())
     planes = np.moveaxis(image[:, :, :1] if is_grey else image, 2, 0).astype(np.float32) / 255
     values: Any = torch.from_numpy(planes)
     for change in changes:
         if change == "intensity":
-            values = AdjustContrast(gamma=_factor(GAMMA, rng))(values)
-            values = ScaleIntensity(minv=None, maxv=None, factor=_factor(BRIGHTNESS, rng) - 1)(
-                values
-            )
-        else:
-            drawn = (
-                RandBiasField(degree=3, coeff_range=(-BIAS, BIAS), prob=1)
-                if change == "bias_field"
-                else RandGaussianNoise(std=NOISE, prob=1)
-            )
-            values = drawn.set_random_state(seed=int(rng.integers(2**31)))(values)
+            brightness = ScaleIntensity(minv=None, maxv=None, factor=_factor(BRIGHTNESS, rng) - 1)
+            values = brightness(AdjustContrast(gamma=_factor(GAMMA, rng))(values))
+            continue
+        drawn: RandBiasField | RandGaussianNoise = RandGaussianNoise(std=NOISE, prob=1)
+        if change == "bias_field":
+            drawn = RandBiasField(degree=3, coeff_range=(-BIAS, BIAS), prob=1)
+        drawn.set_random_state(seed=int(rng.integers(2**31)))
+        values = drawn(values)
     shaded = np.moveaxis(_bytes(np.asarray(values) * 255), 0, 2)
     return np.ascontiguousarray(np.broadcast_to(shaded, image.shape))
 
@@ -194,4 +196,5 @@ def _factor(most: float, rng: np.random.Generator) -> float:
 
 
 def _bytes(values: Array) -> Array:
-    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    clipped: Array = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    return clipped
