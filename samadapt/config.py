@@ -70,6 +70,12 @@ class Data:
     slice_step: int = knob(1, help="train on every n-th slice", low=1)
     val_every: int = knob(5, help="every n-th case is held out", low=2)
     max_cases: int | None = knob(None, help="use only the first n cases", low=1)
+    patient: str | None = knob(
+        None,
+        help="pattern of case names with one group, the patient, as '(.+)_[0-9]+'; all cases of "
+        "one are on one side; null: what the files say",
+        bound=True,
+    )
     on_error: Literal["stop", "skip"] = knob("stop", help="what a broken file does")
 
 

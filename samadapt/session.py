@@ -372,6 +372,7 @@ def open_data(data: Data, seed: int, *, semantic: bool) -> Dataset:
         image=data.image,
         label=data.label,
         neighbours=data.neighbours,
+        patient=data.patient,
     )
 
 

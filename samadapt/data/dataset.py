@@ -13,6 +13,7 @@ import numpy as np
 from samadapt.data.cards import Card
 from samadapt.data.classes import ClassChoice, ClassTable
 from samadapt.data.intensity import IntensityRule
+from samadapt.data.leaks import copy_findings, leave_out_copies, mark_patients
 from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
 from samadapt.data.reader import AXES, Reader
 from samadapt.data.splits import Splits, make_splits
@@ -229,6 +230,7 @@ def open_dataset(
     label: str | None = None,
     split: Mapping[str, Any] | None = None,
     neighbours: int = 0,
+    patient: str | None = None,
 ) -> Dataset:
     """Open a data set: find its cases, read and check each file once, divide them.
 
@@ -252,6 +254,7 @@ def open_dataset(
         label: file name or pattern of the masks.
         split: ``{"val": [names]}`` or a slab; see ``splits.py``. None: the card's.
         neighbours: distance in slices of those that fill red and blue; 0: none.
+        patient: pattern over case names whose group names the patient; see ``leaks.py``.
 
     Raises:
         ConfigError: an unknown name, option or class.
@@ -265,8 +268,11 @@ def open_dataset(
     _share(empty_slices)
     card, reader = open_reader(name, root, axis, channel, image, label)
     scan = reader.scan(max_cases)
+    mark_patients(scan, patient)
     table = decide_classes(scan, card, classes, merge_classes)
     check_values(scan, table)
+    if on_error == "skip":
+        leave_out_copies(scan)
     errors = [finding for finding in scan.findings if finding.severity == "error"]
     if not scan.cases or (errors and on_error == "stop"):
         raise DataError(_refusal(name, errors))
@@ -276,6 +282,10 @@ def open_dataset(
         raise ConfigError(f"data.neighbours={rule.neighbours}: {flat.image} has one slice alone")
     chosen = split or (card.split if card else None)
     parts = make_splits(scan.cases, chosen, val_every, least_gap=rule.neighbours)
+    doubled = copy_findings(scan.cases, parts)
+    if leaks := [finding for finding in doubled if finding.severity == "error"]:
+        raise DataError(_refusal(name, leaks))
+    scan.findings.extend(doubled)
     notes = [card.note if card else "", parts.rule if parts.slab else ""]
     return Dataset(
         name=name,

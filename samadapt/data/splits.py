@@ -6,6 +6,8 @@ validation. A card or the user may list names instead: ``{"val": [...]}``, the o
 set of a single volume: there a slab of neighbouring slices is held out, ``{"slab": [0.4, 0.6],
 "gap_mm": 5}``: from 40 to 60 % of the span of slices with foreground, and the slices within
 5 mm of it are left out on both sides.
+
+Cases of one patient, where the files say so, count as one and are never divided.
 """
 
 from __future__ import annotations
@@ -85,9 +87,8 @@ def make_splits(
         if key not in _KEYS:
             known = ", ".join(_KEYS)
             raise ConfigError(f"split: unknown key {key!r}; known: {known}{nearest(key, _KEYS)}")
-    names = [case.name for case in cases]
     if "val" in chosen or "train" in chosen:
-        return _listed(names, chosen)
+        return _listed(cases, chosen)
     if len(cases) == 1 and cases[0].shape[2] > 1:
         return _slab_split(cases[0], {**DEFAULT_SLAB, **chosen}, least_gap)
     if chosen:
@@ -97,12 +98,31 @@ def make_splits(
         )
     if val_every < 2:
         raise ConfigError(f"data.val_every must be at least 2; got {val_every}")
-    val = names[::val_every]
-    train = [name for index, name in enumerate(names) if index % val_every]
-    return Splits(train, val, f"every {val_every}th case by name, from the first, is validation")
+    rule = f"every {val_every}th case by name, from the first, is validation"
+    return _every(cases, val_every, 0, rule)
 
 
-def _listed(names: Sequence[str], chosen: Mapping[str, Any]) -> Splits:
+def _every(cases: Sequence[Case], step: int, start: int, rule: str) -> Splits:
+    patients = _patients(cases)
+    if len(patients) < len(cases):
+        rule += f"; the cases of a patient together ({len(patients)} patients)"
+    held = {name for names in patients[start::step] for name in names}
+    names = [case.name for case in cases]
+    val = [name for name in names if name in held]
+    return Splits([name for name in names if name not in held], val, rule)
+
+
+def _patients(cases: Sequence[Case]) -> list[list[str]]:
+    """Return the case names of each patient, by their first; a case without a mark is one."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for case in cases:
+        key = ("patient", case.patient) if case.patient else ("case", case.name)
+        found.setdefault(key, []).append(case.name)
+    return list(found.values())
+
+
+def _listed(cases: Sequence[Case], chosen: Mapping[str, Any]) -> Splits:
+    names = [case.name for case in cases]
     val, train = list(chosen.get("val", [])), chosen.get("train")
     train = [name for name in names if name not in val] if train is None else list(train)
     if not val:
@@ -116,6 +136,12 @@ def _listed(names: Sequence[str], chosen: Mapping[str, Any]) -> Splits:
             f"split: {len(unknown)} names are no usable case: {', '.join(unknown[:5])}"
             + nearest(unknown[0], names)
         )
+    for group in _patients(cases):
+        if set(group) & set(val) and set(group) & set(train):
+            raise ConfigError(
+                f"split: of one patient, but on both sides: {', '.join(group[:5])}; keep each "
+                "patient on one"
+            )
     return Splits(sorted(train), sorted(val), "listed by name")
 
 

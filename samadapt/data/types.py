@@ -69,6 +69,9 @@ class Case:
         values: label values other than 0 that occur in the mask.
         presence: (d, len(values)) bool: which value occurs in which slice.
         named: class names that the annotations use.
+        patient: equal for cases of one patient, who is then on one side of every split; ``""``
+            where nothing says.
+        digest: hash of the image's voxels; known after the scan.
     """
 
     name: str
@@ -82,6 +85,8 @@ class Case:
     values: tuple[int, ...] = ()
     presence: Array | None = field(default=None, repr=False, compare=False)
     named: tuple[str, ...] = ()
+    patient: str = field(default="", repr=False, compare=False)
+    digest: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
