@@ -15,7 +15,7 @@ from samadapt.data.classes import ClassChoice, ClassTable
 from samadapt.data.intensity import IntensityRule
 from samadapt.data.leaks import copy_findings, leave_out_copies, mark_patients
 from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
-from samadapt.data.reader import AXES, Reader
+from samadapt.data.reader import AXES, Reader, Scan
 from samadapt.data.splits import Splits, make_splits
 from samadapt.data.types import Annotation, Array, Case, Finding, Sample, SliceRef, Split, Volume
 from samadapt.data.volumes import PreparedVolume, VolumeCache, stored_arrays
@@ -261,11 +261,7 @@ def open_dataset(
         DataError: the data set has errors; the message lists the first twenty.
         DownloadError: a card's data set could not be fetched.
     """
-    if on_error not in ("stop", "skip"):
-        raise ConfigError(f"data.on_error must be stop or skip; got {on_error!r}")
-    if slice_step < 1:
-        raise ConfigError(f"data.slice_step must be at least 1; got {slice_step}")
-    _share(empty_slices)
+    _check_options(on_error, slice_step, empty_slices)
     card, reader = open_reader(name, root, axis, channel, image, label)
     scan = reader.scan(max_cases)
     mark_patients(scan, patient)
@@ -277,15 +273,10 @@ def open_dataset(
     if not scan.cases or (errors and on_error == "stop"):
         raise DataError(_refusal(name, errors))
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
-    flat = next((case for case in scan.cases if case.shape[2] == 1), None)
-    if rule.neighbours and flat is not None:
-        raise ConfigError(f"data.neighbours={rule.neighbours}: {flat.image} has one slice alone")
+    _check_neighbours(rule, scan.cases)
     chosen = split or (card.split if card else None)
     parts = make_splits(scan.cases, chosen, val_every, least_gap=rule.neighbours)
-    doubled = copy_findings(scan.cases, parts)
-    if leaks := [finding for finding in doubled if finding.severity == "error"]:
-        raise DataError(_refusal(name, leaks))
-    scan.findings.extend(doubled)
+    _check_copies(name, scan, parts)
     notes = [card.note if card else "", parts.rule if parts.slab else ""]
     return Dataset(
         name=name,
@@ -305,6 +296,28 @@ def open_dataset(
         cache_dir=Path(cache_dir) if cache_dir else None,
         card=card,
     )
+
+
+def _check_options(on_error: str, slice_step: int, empty_slices: str | float) -> None:
+    if on_error not in ("stop", "skip"):
+        raise ConfigError(f"data.on_error must be stop or skip; got {on_error!r}")
+    if slice_step < 1:
+        raise ConfigError(f"data.slice_step must be at least 1; got {slice_step}")
+    _share(empty_slices)
+
+
+def _check_neighbours(rule: IntensityRule, cases: list[Case]) -> None:
+    flat = next((case for case in cases if case.shape[2] == 1), None)
+    if rule.neighbours and flat is not None:
+        raise ConfigError(f"data.neighbours={rule.neighbours}: {flat.image} has one slice alone")
+
+
+def _check_copies(name: str, scan: Scan, parts: Splits) -> None:
+    """Refuse an image on both sides of the split; copies on one side are findings."""
+    doubled = copy_findings(scan.cases, parts)
+    if leaks := [finding for finding in doubled if finding.severity == "error"]:
+        raise DataError(_refusal(name, leaks))
+    scan.findings.extend(doubled)
 
 
 def _refusal(name: str, errors: list[Finding]) -> str:

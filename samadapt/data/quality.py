@@ -147,7 +147,7 @@ def set_findings(
     usual = Counter(facts[case.name].axes for case in known).most_common(1)
     for case in known:
         axes = facts[case.name].axes
-        if axes and axes != usual[0][0]:
+        if axes and axes != usual[0][0] and not facts[case.name].unknown:
             message = f"its axes run {axes}; those of most files run {usual[0][0]}"
             fix = "look whether left is on the same side as in the others"
             found.append(_warning("orientation_differs", str(case.image), message, fix))
@@ -282,7 +282,7 @@ def _class_findings(
             message = f"class {name} occurs in this case alone, of {len(cases)}"
             fix = "add cases with it, or leave the class out"
             found.append(_warning("rare_class", str(holding[0].image), message, fix))
-        for side in ("train", "val") if holding and parts.slab is None else ():
+        for side in ("train", "val") if holding and parts.rule and not parts.slab else ():
             if not names & set(getattr(parts, side)):
                 does = "not learned" if side == "train" else "not scored"
                 message = f"class {name} occurs in no case of {side}, so that it is {does}"

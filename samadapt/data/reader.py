@@ -178,7 +178,8 @@ class Reader(ABC):
 def content_hash(values: Array) -> str:
     """Return a hash of an array's shape, type and values."""
     content = hashlib.blake2b(f"{values.shape} {values.dtype.str}".encode(), digest_size=16)
-    content.update(np.ascontiguousarray(np.moveaxis(values, -1, 0)).data)  # as slices lie
+    for plane in np.moveaxis(values, -1, 0):
+        content.update(np.ascontiguousarray(plane + 0).data)  # -0 and 0 are one value
     return content.hexdigest()
 
 
