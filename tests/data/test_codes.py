@@ -23,17 +23,20 @@ def is_code(text: object) -> bool:
 
 def findings() -> Iterator[tuple[str, str | None, str]]:
     """Code, severity where it stands beside it, and place of every finding that data/ makes."""
-    for path in sorted(FOLDER.glob("*.py")):
-        if path.name == "codes.py":
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        wrappers = {  # a helper that hands its first argument on as the code
-            function.name
-            for function in ast.walk(tree)
-            if isinstance(function, ast.FunctionDef)
-            and function.args.args
-            and function.args.args[0].arg == "code"
-        }
+    trees = {
+        path.name: ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(FOLDER.glob("*.py"))
+        if path.name != "codes.py"
+    }
+    wrappers = {  # helpers that hand their first argument on as the code
+        function.name
+        for tree in trees.values()
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        and function.args.args
+        and function.args.args[0].arg == "code"
+    }
+    for file, tree in trees.items():
         for node in ast.walk(tree):
             if not isinstance(node, ast.Call) or not node.args:
                 continue
@@ -44,7 +47,7 @@ def findings() -> Iterator[tuple[str, str | None, str]]:
             second = node.args[1] if len(node.args) > 1 else None
             stated = second.value if isinstance(second, ast.Constant) else None
             severity = SEVERITY.get(name, str(stated) if name == "Finding" else None)
-            yield str(first.value), severity, f"{path.name}:{node.lineno}"
+            yield str(first.value), severity, f"{file}:{node.lineno}"
 
 
 def test_every_code_is_in_the_list_and_the_reverse() -> None:
