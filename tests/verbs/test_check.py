@@ -44,11 +44,16 @@ def test_training_refuses_the_leak_and_names_the_way_out(leaky, recipe, capsys):
     assert "p6.png: holds the same voxels as" in error
     assert "data.on_error=skip" in error
     assert "Traceback" not in error
-    assert main([*arguments, "data.on_error=skip"]) == 0
-    said = capsys.readouterr()
-    assert "left out for errors: p6" in said.err
 
 
+@pytest.mark.slow
+def test_copies_are_left_out_of_a_run(leaky, recipe, capsys):
+    arguments = ["finetune", f"recipe={recipe}", f"data.root={leaky}", "data.on_error=skip"]
+    assert main(arguments) == 0
+    assert "left out for errors: p6" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_evaluation_refuses_it_too(make_pictures, leaky, recipe, tmp_path, capsys):
     sound = make_pictures(8, name="sound")
     assert main(["finetune", f"recipe={recipe}", f"data.root={sound}", "--json"]) == 0

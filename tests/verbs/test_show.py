@@ -32,9 +32,16 @@ def drawn(monkeypatch):
     return tiles
 
 
+SLOW = [[], [AUGMENT], ["prompts=semantic"]]
+
+
 @pytest.mark.parametrize(
     "options",
-    [[], [AUGMENT], [AUGMENT, "cache.variants=3"], ["prompts=point"], ["prompts=semantic"]],
+    [
+        [AUGMENT, "cache.variants=3"],
+        ["prompts=point"],
+        *(pytest.param(options, marks=pytest.mark.slow) for options in SLOW),
+    ],
 )
 def test_the_tiles_are_what_the_first_steps_train_on(
     make_pictures, recipe, drawn, monkeypatch, tmp_path, options
