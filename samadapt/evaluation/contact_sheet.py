@@ -100,7 +100,8 @@ def _draw(axis: Axes, tile: Tile, *, enlarged: bool) -> None:
     from matplotlib.collections import LineCollection
 
     axis.imshow(tile.image, interpolation="nearest" if enlarged else "antialiased")
-    axis.set_axis_off()
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(color="#888888", linewidth=0.5)  # white images end somewhere too
     axis.set_autoscale_on(False)
     for label in sorted({int(value) for value in set(tile.labels.ravel().tolist())} - {0}):
         lines = outline(tile.labels == label)
