@@ -23,7 +23,7 @@ VERBS = {
     "import": "from=PATH output=DIR model=NAME [checkpoint=FILE]",
     "check": "data=NAME data.root=PATH",
     "ls": "[recipes|models|peft|data]",
-    "show": "recipe=NAME [group=option] [key=value ...]",
+    "show": "recipe=NAME [group=option] [key=value ...] [images=N [output=FILE]]",
     "doctor": "",
 }
 """The verbs, each a module of ``samadapt.verbs``, and what they take."""
@@ -36,7 +36,7 @@ SUMMARIES = {
     "import": "read an adapter that another project trained, as an adapter directory",
     "check": "read a data set and report every problem by file; changes nothing",
     "ls": "list what can be named",
-    "show": "print the composed configuration; runs nothing",
+    "show": "print the composed configuration, or draw what it trains on; runs nothing",
     "doctor": "versions, devices, precision, disk and weights; a fix for each problem",
 }
 

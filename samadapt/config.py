@@ -49,7 +49,13 @@ class Data:
         None, help="index or name of the channel of a multi-channel image", low=0, bound=True
     )
     intensity: str | dict[str, Any] | None = knob(
-        None, help="mri, ct:soft_tissue, ct:-160,240, rgb; null: the card's", bound=True
+        None,
+        help="mri, ct:soft_tissue, ct:-160,240, ct:soft_tissue+lung+bone (three channels), "
+        "microscopy, rgb; null: the card's",
+        bound=True,
+    )
+    neighbours: int = knob(
+        0, help="n: slices i - n, i, i + n of a volume as red, green, blue; 0: slice i alone", low=0
     )
     classes: list[str] | dict[str, int | list[int]] | None = knob(
         None, help="class names, or {name: value}; null: all of the data set's", bound=True
@@ -71,6 +77,12 @@ class Data:
     )
     folds: int = knob(5, help="folds of data.fold; each case is held out in exactly one", low=2)
     max_cases: int | None = knob(None, help="use only the first n cases", low=1)
+    patient: str | None = knob(
+        None,
+        help="pattern of case names with one group, the patient, as '(.+)_[0-9]+'; all cases of "
+        "one are on one side; null: what the files say",
+        bound=True,
+    )
     on_error: Literal["stop", "skip"] = knob("stop", help="what a broken file does")
 
 
@@ -102,6 +114,9 @@ class Loss:
     cross_entropy: float = knob(1.0, help="weight of the cross-entropy", low=0)
 
 
+Augmentation = Literal["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
+
+
 @dataclass(frozen=True)
 class Train:
     """The training loop."""
@@ -118,7 +133,9 @@ class Train:
     validate_every: int = knob(50, help="steps between validations; 0: at the end only", low=0)
     validate_cases: int | None = knob(None, help="cases in a validation; null: all", low=1)
     checkpoint_every: int = knob(50, help="steps between checkpoints; 0: at the end only", low=0)
-    augment: tuple[Literal["flip"], ...] = knob((), help="random changes of each training slice")
+    augment: tuple[Augmentation, ...] = knob(
+        (), help="random changes of each training slice, each with probability 1/2"
+    )
     recompute: bool = knob(
         False, help="run each trained block again in backward: less memory, slower, same result"
     )

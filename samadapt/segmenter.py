@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
-from samadapt.data.intensity import to_rgb
 from samadapt.data.reader import read_image, reader_for, write_prediction
 from samadapt.data.types import Array, Volume
 from samadapt.errors import AdapterError, DataError, PromptError, nearest
@@ -275,12 +274,13 @@ class Segmenter:
         """Labels (h, w, d) uint8, arranged as the volume."""
         depth = volume.shape[2]
         prompts = self._prompts(given, volume)
-        values = self._now.intensity(volume)
+        rule = self._now.intensity
+        values = rule(volume)
         labels = np.zeros(volume.shape, dtype=np.uint8)
         wanted = list(range(depth)) if prompts is None else [i for i in prompts if len(prompts[i])]
         for start in range(0, len(wanted), self._batch_size):
             batch = wanted[start : start + self._batch_size]
-            images = [values if volume.is_color else to_rgb(values[:, :, i]) for i in batch]
+            images = [rule.picture(values, index, is_color=volume.is_color) for index in batch]
             objects = None if prompts is None else [prompts[index] for index in batch]
             with self.precision.autocast(self.sam.device):
                 planes = self._planes(images, objects)

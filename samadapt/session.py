@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from samadapt import console
@@ -22,14 +21,13 @@ from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate
 from samadapt.methods.injection import Injection, inject
 from samadapt.methods.store import AdapterRecord, load_adapter
 from samadapt.prompts.given import has_prompts
-from samadapt.prompts.objects import objects_in
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.weights import base_hash, load_sam
-from samadapt.training.augment import augment, vary
 from samadapt.training.features import Features
 from samadapt.training.losses import LossFunction, object_loss, semantic_loss
 from samadapt.training.precision import Precision, choose_device, choose_precision
 from samadapt.training.progress import Progress
+from samadapt.training.samples import TrainingSamples
 from samadapt.training.warming import Warming, plan_warming
 
 if TYPE_CHECKING:
@@ -60,6 +58,7 @@ class Session:
         injection: what is trained.
         policy: how the adapted model is prompted.
         progress: what the user sees.
+        samples: what is trained on, and how it is changed.
         features: the frozen prefix's output, by image.
         warming: what of it is still to be computed; None where nothing is kept.
     """
@@ -74,11 +73,13 @@ class Session:
     injection: Injection
     policy: PromptPolicy
     progress: Progress
+    samples: TrainingSamples = field(init=False)
     features: Features = field(init=False)
     warming: Warming[tuple[SliceRef, int]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Make the features, without a store until ``plan`` knows how many there are."""
+        self.samples = training_samples(self.config, self.dataset, self.policy)
         self.features = Features(
             self.sam,
             self.injection.boundary,
@@ -120,25 +121,6 @@ class Session:
             cpu=self.device.type == "cpu",
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
-
-    def can_train(self, ref: SliceRef) -> bool:
-        """Whether a slice has what the prompts need: an object that is large enough."""
-        if self.policy.is_semantic:
-            return True
-        sample = self.dataset.sample(ref)
-        if has_prompts(sample):
-            return True
-        if self.policy.min_area <= 1:
-            return bool((sample.labels > 0).any())
-        ids, _ = objects_in(sample.labels, self.policy.objects, self.policy.min_area)
-        return len(ids) > 0
-
-    def augment(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Change a training slice at random, or draw one of its variants, as configured."""
-        names, variants = self.config.train.augment, self.config.cache.variants
-        if variants:
-            return vary(sample, names, self.config.seed, int(rng.integers(variants)))
-        return augment(sample, names, rng)
 
     def loss(self) -> LossFunction:
         """Return the loss for the way the model is prompted."""
@@ -231,7 +213,7 @@ class Session:
         sample = self.dataset.sample(ref)
         if not (self.policy.is_semantic or self._prompted(sample)):
             return None
-        return vary(sample, self.config.train.augment, self.config.seed, variant).image
+        return self.samples.variant(sample, variant).image
 
     def warm(self) -> None:
         """Compute the features that are planned and missing."""
@@ -329,13 +311,7 @@ def open_session(config: Config, run_dir: Path) -> Session:
     progress = Progress(console.rich_console(), run_dir / "log.txt")
     progress.say(f"run directory: {run_dir}")
     seed_all(config.seed)
-    policy = PromptPolicy(
-        config.prompts.name,
-        config.prompts.objects,
-        config.prompts.jitter,
-        config.prompts.max_jitter_px,
-        config.prompts.min_area,
-    )
+    policy = prompt_policy(config)
     dataset = open_data(config.data, config.seed, semantic=policy.is_semantic)
     for finding in dataset.findings:
         progress.say(f"{finding.severity}: {finding}")
@@ -355,6 +331,20 @@ def open_session(config: Config, run_dir: Path) -> Session:
     return Session(
         config, run_dir, device, precision, dataset, sam, base, injection, policy, progress
     )
+
+
+def prompt_policy(config: Config) -> PromptPolicy:
+    """Return how a configuration's model is prompted."""
+    prompts = config.prompts
+    return PromptPolicy(
+        prompts.name, prompts.objects, prompts.jitter, prompts.max_jitter_px, prompts.min_area
+    )
+
+
+def training_samples(config: Config, dataset: Dataset, policy: PromptPolicy) -> TrainingSamples:
+    """Return what a configuration trains on."""
+    changes, variants = config.train.augment, config.cache.variants
+    return TrainingSamples(dataset, policy, changes, variants, config.seed)
 
 
 def open_data(data: Data, seed: int, *, semantic: bool) -> Dataset:
@@ -393,4 +383,6 @@ def open_data(data: Data, seed: int, *, semantic: bool) -> Dataset:
         channel=data.channel,
         image=data.image,
         label=data.label,
+        neighbours=data.neighbours,
+        patient=data.patient,
     )

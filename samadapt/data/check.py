@@ -1,12 +1,40 @@
-"""Every problem of a data set as findings; nothing is changed."""
+"""Every problem of a data set as findings, and what it holds; nothing is changed."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from samadapt.data.cards import Card
 from samadapt.data.classes import ClassChoice
-from samadapt.data.opening import check_values, decide_classes, open_reader
-from samadapt.data.types import Finding
+from samadapt.data.leaks import copy_findings, mark_patients
+from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
+from samadapt.data.quality import Facts, case_findings, class_statistics, measure, set_findings
+from samadapt.data.reader import Reader, Scan
+from samadapt.data.splits import Splits, make_splits
+from samadapt.data.types import Case, Finding, Volume
+from samadapt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a check found.
+
+    Attributes:
+        findings: all problems, errors first.
+        cases: usable cases.
+        left_out: names of the cases that have an error.
+        patients: how many people the cases are of, where marks say; None where nothing does.
+        classes: a row a class; see ``quality.class_statistics``.
+    """
+
+    findings: list[Finding]
+    cases: int
+    left_out: list[str]
+    patients: int | None
+    classes: list[dict[str, Any]]
 
 
 def check_dataset(
@@ -20,7 +48,30 @@ def check_dataset(
     image: str | None = None,
     label: str | None = None,
 ) -> list[Finding]:
-    """Read every file of a data set and return all problems, errors first.
+    """Return the faults of single files alone, errors first; the arguments are ``survey``'s."""
+    card, reader = open_reader(name, root, axis, channel, image, label)
+    scan = reader.scan(max_cases)
+    check_values(scan, decide_classes(scan, card, classes))
+    return sorted(scan.findings, key=_order)
+
+
+def survey(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    axis: str | int | None = None,
+    classes: ClassChoice = None,
+    max_cases: int | None = None,
+    channel: int | str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    intensity: str | Mapping[str, Any] | None = None,
+    val_every: int = 5,
+    patient: str | None = None,
+) -> Survey:
+    """Read every file of a data set and return all problems, and statistics of each class.
+
+    Beside the faults of single files: what is odd about a case, how cases differ, copies.
 
     Args:
         name: a card or a reader; the other arguments are those of ``open_dataset``.
@@ -31,12 +82,66 @@ def check_dataset(
         channel: channel of multi-channel images.
         image: file name or pattern of the images.
         label: file name or pattern of the masks.
+        intensity: tells whether the values are meant as HU.
+        val_every: every such case is validation; copies on both sides are errors.
+        patient: pattern over case names; see ``leaks.mark_patients``.
 
     Raises:
         ConfigError: an unknown name or class.
         DownloadError: a card's data set could not be fetched.
     """
     card, reader = open_reader(name, root, axis, channel, image, label)
-    scan = reader.scan(max_cases)
-    check_values(scan, decide_classes(scan, card, classes))
-    return sorted(scan.findings, key=lambda finding: (finding.severity, finding.file, finding.code))
+    facts: dict[str, Facts] = {}
+
+    def look(case: Case, volume: Volume) -> None:
+        facts[case.name] = measure(case, volume)
+
+    scan = reader.scan(max_cases, look)
+    mark_patients(scan, patient)
+    table = decide_classes(scan, card, classes)
+    check_values(scan, table)
+    where = str(reader.options.root or name)
+    is_ct = _is_ct(intensity, card, scan, reader)
+    for case in scan.cases:
+        scan.findings += case_findings(case, facts[case.name], table, is_ct=is_ct)
+    if scan.cases:
+        parts = _division(scan, card, val_every, where)
+        scan.findings += copy_findings(scan.cases, parts)
+        scan.findings += set_findings(scan.cases, facts, table, parts, where)
+    marks = {case.patient for case in scan.cases if case.patient}
+    unmarked = sum(not case.patient for case in scan.cases)
+    return Survey(
+        sorted(scan.findings, key=_order),
+        len(scan.cases),
+        sorted(scan.left_out),
+        len(marks) + unmarked if marks else None,
+        class_statistics(scan.cases, facts, table),
+    )
+
+
+def _order(finding: Finding) -> tuple[str, str, str]:
+    return finding.severity, finding.file, finding.code
+
+
+def _division(scan: Scan, card: Card | None, val_every: int, where: str) -> Splits:
+    """Return the division that a run would use; one that cannot be made is a finding."""
+    cases = sorted(scan.cases, key=lambda case: case.name)
+    try:
+        return make_splits(cases, card.split if card else None, val_every)
+    except ConfigError as error:
+        fix = "mend the split; keep all cases of a patient on one side"
+        scan.findings.append(Finding("bad_split", "error", where, str(error), fix))
+        return Splits([], [], "")
+
+
+def _is_ct(
+    intensity: str | Mapping[str, Any] | None, card: Card | None, scan: Scan, reader: Reader
+) -> bool:
+    """Whether the values are meant as HU: a window is fixed, percentiles are not."""
+    try:
+        rule = decide_intensity(intensity, card, scan, reader)
+    except ConfigError:
+        if intensity is not None:
+            raise
+        return False
+    return all(part.kind == "window" for part in rule.channels or (rule,))

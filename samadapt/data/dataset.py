@@ -12,9 +12,10 @@ import numpy as np
 
 from samadapt.data.cards import Card
 from samadapt.data.classes import ClassChoice, ClassTable
-from samadapt.data.intensity import IntensityRule, to_rgb
+from samadapt.data.intensity import IntensityRule
+from samadapt.data.leaks import copy_findings, leave_out_copies, mark_patients
 from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
-from samadapt.data.reader import AXES, Reader
+from samadapt.data.reader import AXES, Reader, Scan
 from samadapt.data.splits import Splits, make_fold, make_splits
 from samadapt.data.types import Annotation, Array, Case, Finding, Sample, SliceRef, Split, Volume
 from samadapt.data.volumes import PreparedVolume, VolumeCache, stored_arrays
@@ -156,9 +157,9 @@ class Dataset:
     def sample(self, ref: SliceRef) -> Sample:
         """Return one slice as image, labels and the prompts that annotations give."""
         volume = self.volume(ref.case)
-        image = volume.image if volume.is_color else volume.image[:, :, ref.index]
+        image = self.intensity.picture(volume.image, ref.index, is_color=volume.is_color)
         labels = np.array(volume.labels[:, :, ref.index], dtype=np.int16)
-        sample = Sample(ref.case, ref.index, to_rgb(image), labels)
+        sample = Sample(ref.case, ref.index, image, labels)
         return (
             sample if volume.annotation is None else self._with_prompts(sample, volume.annotation)
         )
@@ -189,20 +190,24 @@ class Dataset:
     def _prepare(self, case: Case) -> PreparedVolume:
         if self.cache_dir is None or case.axis is None:
             read = self.reader.read(case)
-            image, labels = self._arrays(read)
+            image, labels = self._arrays(case, read)
             return PreparedVolume(image, labels, read.is_color, read.spacing_mm, read.annotation)
         stat = case.image.stat()
         key = repr((case, stat.st_size, stat.st_mtime_ns, self.intensity, self.table))
         image, labels = stored_arrays(
-            self.cache_dir, key, lambda: self._arrays(self.reader.read(case))
+            self.cache_dir, key, lambda: self._arrays(case, self.reader.read(case))
         )
         return PreparedVolume(image, labels, spacing_mm=case.spacing_mm)
 
-    def _arrays(self, read: Volume) -> tuple[Array, Array]:
+    def _arrays(self, case: Case, read: Volume) -> tuple[Array, Array]:
         if read.labels is None:
             raise DataError(f"{self.name}: a volume without labels cannot be trained on")
         labels = self.table.remap(read.labels)
-        return self.intensity(read), labels.astype(np.uint8) if len(self.classes) < 256 else labels
+        try:
+            image = self.intensity(read)
+        except DataError as error:
+            raise DataError(f"{case.image}: {error}") from error
+        return image, labels.astype(np.uint8) if len(self.classes) < 256 else labels
 
 
 def open_dataset(
@@ -226,6 +231,8 @@ def open_dataset(
     image: str | None = None,
     label: str | None = None,
     split: Mapping[str, Any] | None = None,
+    neighbours: int = 0,
+    patient: str | None = None,
 ) -> Dataset:
     """Open a data set: find its cases, read and check each file once, divide them.
 
@@ -250,31 +257,31 @@ def open_dataset(
         image: file name or pattern of the images; see ``nifti.py``.
         label: file name or pattern of the masks.
         split: ``{"val": [names]}`` or a slab; see ``splits.py``. None: the card's.
+        neighbours: distance in slices of those that fill red and blue; 0: none.
+        patient: pattern over case names whose group names the patient; see ``leaks.py``.
 
     Raises:
         ConfigError: an unknown name, option or class.
         DataError: the data set has errors; the message lists the first twenty.
         DownloadError: a card's data set could not be fetched.
     """
-    if on_error not in ("stop", "skip"):
-        raise ConfigError(f"data.on_error must be stop or skip; got {on_error!r}")
-    if slice_step < 1:
-        raise ConfigError(f"data.slice_step must be at least 1; got {slice_step}")
-    _share(empty_slices)
+    _check_options(on_error, slice_step, empty_slices)
     card, reader = open_reader(name, root, axis, channel, image, label)
     scan = reader.scan(max_cases)
+    mark_patients(scan, patient)
     table = decide_classes(scan, card, classes, merge_classes)
     check_values(scan, table)
-    errors = [finding for finding in scan.findings if finding.severity == "error"]
-    if not scan.cases or (errors and on_error == "stop"):
-        raise DataError(_refusal(name, errors))
-    rule = decide_intensity(intensity, card, scan, reader)
+    if on_error == "skip":
+        leave_out_copies(scan)
+    _check_usable(name, scan, on_error)
+    rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
+    _check_neighbours(rule, scan.cases)
     chosen = split or (card.split if card else None)
-    parts = (
-        make_splits(scan.cases, chosen, val_every)
-        if fold is None
-        else make_fold(scan.cases, fold, folds)
-    )
+    if fold is None:
+        parts = make_splits(scan.cases, chosen, val_every, least_gap=rule.neighbours)
+    else:
+        parts = make_fold(scan.cases, fold, folds)
+    _check_copies(name, scan, parts)
     notes = [card.note if card else "", parts.rule if parts.slab else ""]
     return Dataset(
         name=name,
@@ -294,6 +301,34 @@ def open_dataset(
         cache_dir=Path(cache_dir) if cache_dir else None,
         card=card,
     )
+
+
+def _check_usable(name: str, scan: Scan, on_error: str) -> None:
+    errors = [finding for finding in scan.findings if finding.severity == "error"]
+    if not scan.cases or (errors and on_error == "stop"):
+        raise DataError(_refusal(name, errors))
+
+
+def _check_options(on_error: str, slice_step: int, empty_slices: str | float) -> None:
+    if on_error not in ("stop", "skip"):
+        raise ConfigError(f"data.on_error must be stop or skip; got {on_error!r}")
+    if slice_step < 1:
+        raise ConfigError(f"data.slice_step must be at least 1; got {slice_step}")
+    _share(empty_slices)
+
+
+def _check_neighbours(rule: IntensityRule, cases: list[Case]) -> None:
+    flat = next((case for case in cases if case.shape[2] == 1), None)
+    if rule.neighbours and flat is not None:
+        raise ConfigError(f"data.neighbours={rule.neighbours}: {flat.image} has one slice alone")
+
+
+def _check_copies(name: str, scan: Scan, parts: Splits) -> None:
+    """Refuse an image on both sides of the split; copies on one side are findings."""
+    doubled = copy_findings(scan.cases, parts)
+    if leaks := [finding for finding in doubled if finding.severity == "error"]:
+        raise DataError(_refusal(name, leaks))
+    scan.findings.extend(doubled)
 
 
 def _refusal(name: str, errors: list[Finding]) -> str:

@@ -1,20 +1,24 @@
 """Intensity rules: from the values of a file to 0-255.
 
 CT: a window in Hounsfield units, fixed, never the volume's own extremes. MRI and others:
-percentiles of the volume's non-zero voxels. Pictures: 8-bit values as they are. The rule is a
-small dictionary that is recorded with the adapter and applied again at prediction.
+percentiles of the volume's non-zero voxels. Microscopy: percentiles of all pixels, since a camera's
+offset keeps its background from 0. Pictures: 8-bit values as they are.
+
+The model wants three channels. A grey slice fills them with three equal ones, or with three rules
+(``ct:soft_tissue+lung+bone``), or with its neighbours (``neighbours``). The rule is a small
+dictionary that is recorded with the adapter and applied again at prediction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from samadapt.data.types import Array, Volume
-from samadapt.errors import ConfigError, nearest
+from samadapt.errors import ConfigError, DataError, nearest
 
 WINDOWS = {
     "soft_tissue": (-160.0, 240.0),  # W 400, L 40
@@ -26,29 +30,58 @@ WINDOWS = {
 """CT windows in HU."""
 
 MRI_PERCENTILES = (0.5, 99.5)
-EXAMPLES = "mri, ct:soft_tissue, ct:-160,240, percentile:1,99, rgb"
-_NAMES = ("auto", "mri", "ct", "percentile", "rgb", *(f"ct:{name}" for name in WINDOWS))
+MICROSCOPY_PERCENTILES = (1.0, 99.8)
+"""As StarDist (Schmidt et al. 2018): few bright objects on a dark background."""
+
+EXAMPLES = (
+    "mri, ct:soft_tissue, ct:-160,240, ct:soft_tissue+lung+bone, percentile:1,99, microscopy, rgb"
+)
+_NAMES = ("auto", "mri", "ct", "percentile", "microscopy", "rgb", *(f"ct:{n}" for n in WINDOWS))
+_PERCENTILES = {"mri": MRI_PERCENTILES, "microscopy": MICROSCOPY_PERCENTILES}
+_KINDS = ("window", "percentile", "all_percentile", "rgb")
+
+Kind = Literal["window", "percentile", "all_percentile", "rgb", "channels"]
 
 
 @dataclass(frozen=True)
 class IntensityRule:
-    """How values become 0-255.
+    """How values become 0-255, and slices the model's three channels.
 
     Attributes:
         kind: ``"window"``: ``low`` and ``high`` are values of the file (HU);
             ``"percentile"``: they are percentiles of the volume's non-zero, finite voxels;
-            ``"rgb"``: 8-bit values stay, deeper ones are scaled by 0.5-99.5 percentiles.
+            ``"all_percentile"``: of all finite voxels;
+            ``"rgb"``: 8-bit values stay, deeper ones are scaled by 0.5-99.5 percentiles;
+            ``"channels"``: those of ``channels``.
         low: becomes 0.
         high: becomes 255.
+        channels: three rules, for red, green and blue; empty: one rule for all three.
+        neighbours: n: slices i - n, i and i + n of the volume are red, green and blue; at its ends
+            the outermost slice is repeated. Counted in slices of the file, whatever their spacing
+            in mm is. 0: slice i alone.
     """
 
-    kind: Literal["window", "percentile", "rgb"]
+    kind: Kind
     low: float = 0.0
     high: float = 255.0
+    channels: tuple[IntensityRule, ...] = ()
+    neighbours: int = 0
 
     def __call__(self, image: Volume | Array) -> Array:
-        """Return the image as uint8 in the same shape, the rule fitted to this one volume."""
+        """Return the image as uint8, the rule fitted to this one volume.
+
+        Returns:
+            The same shape; with ``channels`` one more axis, red, green, blue. ``picture`` makes
+            the model's image of it.
+
+        Raises:
+            DataError: a volume that has no neighbouring slices, or colours already.
+        """
+        if isinstance(image, Volume):
+            self._check(image)
         values = image.image if isinstance(image, Volume) else np.asarray(image)
+        if self.channels:
+            return np.stack([rule(values) for rule in self.channels], axis=-1)
         if self.kind == "rgb" and values.dtype == np.uint8:
             return values
         low, high = self.bounds(values)
@@ -63,12 +96,30 @@ class IntensityRule:
         np.clip(scaled, 0, 255, out=scaled)
         return np.rint(scaled).astype(np.uint8)
 
+    def picture(self, values: Array, index: int, *, is_color: bool = False) -> Array:
+        """Return what the model sees of one slice: (h, w, 3) uint8.
+
+        Args:
+            values: what the call returned for the volume: (h, w, d), (h, w, d, 3) with
+                ``channels``, or (h, w, 3) of a colour image.
+            index: the slice.
+            is_color: ``values`` is a colour image; there is one slice.
+        """
+        if is_color:
+            return to_rgb(values)
+        if self.neighbours:
+            last = values.shape[2] - 1
+            near = [min(max(index + step * self.neighbours, 0), last) for step in (-1, 0, 1)]
+            return np.stack([values[:, :, at] for at in near], axis=-1)
+        return to_rgb(values[:, :, index])
+
     def bounds(self, values: Array) -> tuple[float, float]:
         """Return the values of the file that become 0 and 255."""
         if self.kind == "window":
             return self.low, self.high
         percentiles = MRI_PERCENTILES if self.kind == "rgb" else (self.low, self.high)
-        chosen = values[(values != 0) & np.isfinite(values)]
+        finite = np.isfinite(values)
+        chosen = values[finite if self.kind == "all_percentile" else finite & (values != 0)]
         if chosen.size == 0:
             return 0.0, 0.0
         low, high = np.percentile(chosen, percentiles)
@@ -76,35 +127,99 @@ class IntensityRule:
             return (0.0, float(high)) if high > 0 else (float(low), 0.0)
         return float(low), float(high)
 
+    def with_neighbours(self, distance: int) -> IntensityRule:
+        """Return the rule with neighbouring slices as channels.
+
+        Args:
+            distance: in slices; 0 leaves the rule as it is.
+
+        Raises:
+            ConfigError: three rules fill the channels already, or another distance is recorded.
+        """
+        if distance in (0, self.neighbours):
+            return self
+        if self.channels:
+            raise ConfigError(
+                f"data.neighbours={distance} and three rules in data.intensity both fill the "
+                "model's three channels; choose one of the two"
+            )
+        if self.neighbours:
+            raise ConfigError(
+                f"data.neighbours={distance}, but data.intensity records {self.neighbours}; name "
+                "one of them"
+            )
+        return replace(self, neighbours=distance)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what ``make_intensity`` reads back."""
-        return asdict(self)
+        if self.channels:
+            return {"channels": [rule.to_dict() for rule in self.channels]}
+        record: dict[str, Any] = {"kind": self.kind, "low": self.low, "high": self.high}
+        return record | ({"neighbours": self.neighbours} if self.neighbours else {})
+
+    def _check(self, volume: Volume) -> None:
+        if self.neighbours and volume.shape[2] == 1:
+            raise DataError(
+                f"the neighbouring slices are wanted (data.neighbours={self.neighbours}); this "
+                "image has one slice: give a volume"
+            )
+        if self.channels and volume.is_color:
+            raise DataError(
+                "three intensity rules make the channels of a grey image; this one has colours: "
+                "convert it to grey, or use one rule (data.intensity=rgb)"
+            )
 
 
 def make_intensity(spec: str | Mapping[str, Any]) -> IntensityRule:
     """Return the rule of a specification.
 
     Args:
-        spec: ``"mri"``, ``"percentile:LOW,HIGH"``, ``"ct"`` (soft tissue), ``"ct:WINDOW"``,
-            ``"ct:LOW,HIGH"`` in HU, ``"rgb"``, or the dictionary of ``to_dict``.
+        spec: ``"mri"``, ``"percentile:LOW,HIGH"`` (of the non-zero voxels), ``"microscopy"``,
+            ``"microscopy:LOW,HIGH"`` (percentiles of all), ``"ct"`` (soft tissue),
+            ``"ct:WINDOW"``, ``"ct:LOW,HIGH"`` in HU, ``"rgb"``; three of them but ``rgb`` joined
+            by ``+`` are three channels, where ``ct:`` and the like need not be repeated; or the
+            dictionary of ``to_dict``.
 
     Raises:
         ConfigError: not such a specification.
     """
     if isinstance(spec, Mapping):
         return _from_dict(spec)
-    name, _, argument = str(spec).strip().partition(":")
-    if name == "mri" and not argument:
-        return IntensityRule("percentile", *MRI_PERCENTILES)
+    if "+" not in str(spec):
+        return _one(str(spec).strip(), spec)
+    names: list[str] = []
+    for part in (part.strip() for part in str(spec).split("+")):
+        if not part:
+            raise _bad_spec(spec)
+        inherits = names and ":" not in part and part not in _NAMES
+        names.append(f"{names[-1].partition(':')[0]}:{part}" if inherits else part)
+    return _joined([_one(name, spec) for name in names], spec)
+
+
+def _one(text: str, spec: object) -> IntensityRule:
+    """Return the rule of one channel; ``spec`` is what the user wrote."""
+    name, _, argument = text.partition(":")
     if name == "rgb" and not argument:
         return IntensityRule("rgb")
     if name == "ct" and (argument or "soft_tissue") in WINDOWS:
         return IntensityRule("window", *WINDOWS[argument or "soft_tissue"])
-    if name in ("ct", "percentile"):
+    kind: Kind = "all_percentile" if name == "microscopy" else "percentile"
+    if name in _PERCENTILES and not argument:
+        return IntensityRule(kind, *_PERCENTILES[name])
+    if name in ("ct", "percentile", "microscopy"):
         bounds = _numbers(argument)
         if bounds and (name == "ct" or 0 <= bounds[0] < bounds[1] <= 100):
-            return IntensityRule("window" if name == "ct" else "percentile", *bounds)
+            return IntensityRule("window" if name == "ct" else kind, *bounds)
     raise _bad_spec(spec)
+
+
+def _joined(rules: list[IntensityRule], spec: object) -> IntensityRule:
+    if len(rules) != 3 or any(rule.kind in ("rgb", "channels") for rule in rules):
+        raise ConfigError(
+            "data.intensity: the model has three channels: join three rules with +, as "
+            f"ct:soft_tissue+lung+bone, none of them rgb; got {spec!r}"
+        )
+    return IntensityRule("channels", channels=tuple(rules))
 
 
 def intensity_of_modality(modality: str) -> str:
@@ -122,15 +237,21 @@ def to_rgb(plane: Array) -> Array:
 
 
 def _from_dict(spec: Mapping[str, Any]) -> IntensityRule:
-    if set(spec) != {"kind", "low", "high"} or spec["kind"] not in ("window", "percentile", "rgb"):
+    if set(spec) == {"channels"} and isinstance(spec["channels"], Sequence):
+        parts = [part if isinstance(part, Mapping) else {} for part in spec["channels"]]
+        if any("neighbours" in part for part in parts):
+            raise _bad_spec(spec)
+        return _joined([_from_dict(part) for part in parts], spec)
+    neighbours = spec.get("neighbours", 0)
+    if set(spec) - {"neighbours"} != {"kind", "low", "high"} or spec["kind"] not in _KINDS:
         raise _bad_spec(spec)
     try:
         low, high = float(spec["low"]), float(spec["high"])
     except (TypeError, ValueError):
         raise _bad_spec(spec) from None
-    if not low < high:
+    if not low < high or type(neighbours) is not int or neighbours < 0:
         raise _bad_spec(spec)
-    return IntensityRule(spec["kind"], low, high)
+    return IntensityRule(spec["kind"], low, high, neighbours=neighbours)
 
 
 def _numbers(text: str) -> tuple[float, float] | None:

@@ -6,12 +6,14 @@ writes a prediction back on the grid of its source (``write``). ``scan`` puts th
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -122,8 +124,13 @@ class Reader(ABC):
             raise FindingError(next(f for f in findings if f.severity == "error"))
         return volume
 
-    def scan(self, max_cases: int | None = None) -> Scan:
-        """Read the first ``max_cases`` cases (by name), each file once, and check them."""
+    def scan(
+        self, max_cases: int | None = None, look: Callable[[Case, Volume], None] | None = None
+    ) -> Scan:
+        """Read the first ``max_cases`` cases (by name), each file once, and check them.
+
+        ``look`` is called with each usable case while its voxels are in memory, in threads.
+        """
         layout = self.discover()
         ordered = sorted(layout.cases, key=lambda case: case.name)[:max_cases]
         double = [case for case in ordered if {case.image, case.labels} & layout.ambiguous]
@@ -132,7 +139,7 @@ class Reader(ABC):
         scan.left_out.extend(case.name for case in double)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             for case, (checked, findings) in zip(
-                ordered, pool.map(self._inspect, ordered), strict=True
+                ordered, pool.map(partial(self._inspect, look=look), ordered), strict=True
             ):
                 scan.findings.extend(findings)
                 if checked is None:
@@ -141,7 +148,9 @@ class Reader(ABC):
                     scan.cases.append(checked)
         return scan
 
-    def _inspect(self, case: Case) -> tuple[Case | None, list[Finding]]:
+    def _inspect(
+        self, case: Case, look: Callable[[Case, Volume], None] | None
+    ) -> tuple[Case | None, list[Finding]]:
         try:
             volume, findings = self.examine(case)
         except Exception as error:  # one broken file must not end the scan
@@ -159,8 +168,19 @@ class Reader(ABC):
             values=values,
             presence=presence,
             named=(volume.annotation.labels or ()) if volume.annotation else (),
+            digest=content_hash(volume.image),
         )
+        if look is not None:
+            look(checked, volume)
         return checked, findings
+
+
+def content_hash(values: Array) -> str:
+    """Return a hash of an array's shape, type and values."""
+    content = hashlib.blake2b(f"{values.shape} {values.dtype.str}".encode(), digest_size=16)
+    for plane in np.moveaxis(values, -1, 0):
+        content.update(np.ascontiguousarray(plane + 0).data)  # -0 and 0 are one value
+    return content.hexdigest()
 
 
 def label_presence(labels: Array | None, depth: int) -> tuple[tuple[int, ...], Array]:

@@ -68,7 +68,10 @@ class Splits:
 
 
 def make_splits(
-    cases: Sequence[Case], chosen: Mapping[str, Any] | None, val_every: int = 5
+    cases: Sequence[Case],
+    chosen: Mapping[str, Any] | None,
+    val_every: int = 5,
+    least_gap: int = 0,
 ) -> Splits:
     """Divide the cases by the module's rules.
 
@@ -76,6 +79,7 @@ def make_splits(
         cases: the usable cases, sorted by name.
         chosen: the card's or the user's lists or slab, or None.
         val_every: every such case is validation, from the first.
+        least_gap: slices that stay unused beside a slab at least: those that a slice is shown with.
 
     Raises:
         ConfigError: unknown keys or names, a case on both sides, a slab for several volumes.
@@ -88,7 +92,7 @@ def make_splits(
     if "val" in chosen or "train" in chosen:
         return _listed(cases, chosen)
     if len(cases) == 1 and cases[0].shape[2] > 1:
-        return _slab_split(cases[0], {**DEFAULT_SLAB, **chosen})
+        return _slab_split(cases[0], {**DEFAULT_SLAB, **chosen}, least_gap)
     if chosen:
         raise ConfigError(
             f"split: a slab is for a data set of one volume; this one has {len(cases)} cases; "
@@ -166,7 +170,7 @@ def _listed(cases: Sequence[Case], chosen: Mapping[str, Any]) -> Splits:
     return Splits(sorted(train), sorted(val), "listed by name")
 
 
-def _slab_split(case: Case, chosen: Mapping[str, Any]) -> Splits:
+def _slab_split(case: Case, chosen: Mapping[str, Any], least_gap: int) -> Splits:
     low, high = (float(bound) for bound in chosen["slab"])
     gap_mm = float(chosen["gap_mm"])
     if not (0 <= low < high <= 1 and gap_mm >= 0):
@@ -181,6 +185,7 @@ def _slab_split(case: Case, chosen: Mapping[str, Any]) -> Splits:
         first, last = int(filled[0]), int(filled[-1]) + 1
     start = first + int((last - first) * low)
     stop = max(start + 1, first + int((last - first) * high))
-    gap = max(1, math.ceil(gap_mm / (case.spacing_mm[2] if case.spacing_mm else 1.0)))
+    spacing = case.spacing_mm[2] if case.spacing_mm else 1.0
+    gap = max(1, least_gap, math.ceil(gap_mm / spacing))
     rule = f"one volume: slices {start} to {stop - 1} are validation, {gap} beside them unused"
     return Splits([case.name], [case.name], rule, Slab(start, stop, gap, depth))

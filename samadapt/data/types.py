@@ -71,6 +71,7 @@ class Case:
         named: class names that the annotations use.
         patient: equal for cases of one patient, who is then on one side of every split; ``""``
             where nothing says.
+        digest: hash of the image's voxels; known after the scan.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Case:
     presence: Array | None = field(default=None, repr=False, compare=False)
     named: tuple[str, ...] = ()
     patient: str = field(default="", repr=False, compare=False)
+    digest: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)

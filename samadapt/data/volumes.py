@@ -23,7 +23,7 @@ class PreparedVolume:
     """A volume ready for slicing.
 
     Attributes:
-        image: (h, w, d) uint8, or (h, w, 3) uint8 if ``is_color``.
+        image: (h, w, d) uint8, (h, w, d, 3) with a rule a channel, or (h, w, 3) if ``is_color``.
         labels: (h, w, d) uint8 or int16 class ids.
         is_color: the last axis of ``image`` is RGB.
         spacing_mm: (row, column, slice) in mm; None for pictures.
@@ -71,7 +71,7 @@ def stored_arrays(
     Args:
         folder: the cache folder.
         key: everything that the arrays depend on; its hash names the files.
-        make: returns image and labels, (h, w, d); stored slice by slice.
+        make: returns image and labels, (h, w, d, ...); stored slice by slice.
     """
     stem = hashlib.sha256(key.encode()).hexdigest()[:24]
     paths = [folder / f"{stem}.{part}.npy" for part in ("image", "labels")]

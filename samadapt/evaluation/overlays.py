@@ -130,7 +130,7 @@ def draw_overlay(
     heading_inches = HEADING + (DETAIL if has_details else 0.0)
     width, height = _panel_size(image.shape[0] * spacing[0] / (image.shape[1] * spacing[1]))
     total_width = 2 * MARGIN + len(panels) * (max(width, NARROWEST) + GAP) - GAP
-    columns, rows = _legend_grid(classes, total_width)
+    columns, rows = legend_grid(classes, total_width)
     figure, axes = _layout(
         len(panels), (width, height), (heading_inches, 0.14 + rows * LEGEND_ROW), title
     )
@@ -140,10 +140,10 @@ def draw_overlay(
         if panel.labels is not None:
             _draw_labels(axis, panel.labels)
         elif has_prompt:
-            _draw_prompts(axis, boxes, points, point_labels)
+            draw_prompts(axis, boxes, points, point_labels)
         heading = "image and prompt" if panel.labels is None and has_prompt else panel.heading
         _write_heading(axis, heading, panel.detail, heading_inches)
-    _draw_legend(figure, classes, columns)
+    draw_legend(figure, classes, columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png", dpi=DPI)
     return path
@@ -179,7 +179,7 @@ def _panel_size(ratio: float) -> tuple[float, float]:
     return PANEL_INCHES * TALLEST / ratio, PANEL_INCHES * TALLEST
 
 
-def _legend_grid(classes: Sequence[str], width: float) -> tuple[int, int]:
+def legend_grid(classes: Sequence[str], width: float) -> tuple[int, int]:
     """(columns, rows) of a legend whose longest entry fits, in inches."""
     entry = 0.55 + 0.085 * max(len(name) for name in classes)
     rows = math.ceil(len(classes) / max(int(width / entry), 1))
@@ -235,14 +235,14 @@ def _draw_labels(axis: Axes, labels: NDArray[Any]) -> None:
     fill = np.zeros((*labels.shape, 4), dtype=np.float32)
     for label in np.unique(labels[labels > 0]).tolist():
         mask = labels == label
-        colour = _colour(label)
+        colour = colour_of(label)
         fill[mask] = (*to_rgb(colour), FILL)
         lines = LineCollection(
             outline(mask),  # type: ignore[arg-type]
             colors=colour,
             linewidths=1.4,
             capstyle="projecting",
-            linestyles=_line_style(label),
+            linestyles=line_style(label),
         )
         axis.add_collection(lines, autolim=False)
     axis.imshow(fill, interpolation="nearest", aspect=axis.get_aspect())
@@ -275,20 +275,29 @@ def _runs(edges: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
     return list(zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True))
 
 
-def _draw_prompts(
+def draw_prompts(
     axis: Axes,
     boxes: ArrayLike | None,
     points: ArrayLike | None,
     point_labels: ArrayLike | None,
+    scale: float = 1.0,
 ) -> None:
-    """White with a black rim, so that they show on any image."""
+    """Draw boxes and points in white with a black rim, so that they show on any image.
+
+    Args:
+        axis: shows the image.
+        boxes: (n, 4) XYXY pixels, or None.
+        points: (..., 2) (x, y) pixels, or None.
+        point_labels: the same without the last axis; see ``draw_overlay``.
+        scale: of lines and markers.
+    """
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
 
-    rim = [withStroke(linewidth=2.8, foreground="black")]
+    rim = [withStroke(linewidth=2.8 * scale, foreground="black")]
     for x0, y0, x1, y1 in np.asarray(boxes if boxes is not None else []).reshape(-1, 4).tolist():
         rectangle = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False)
-        rectangle.set(edgecolor="white", linewidth=1.3, path_effects=rim)
+        rectangle.set(edgecolor="white", linewidth=1.3 * scale, path_effects=rim)
         axis.add_patch(rectangle)
     if points is None:
         return
@@ -297,7 +306,14 @@ def _draw_prompts(
     for sign, marker in ((1, "o"), (0, "X")):
         x, y = places[signs == sign].T
         axis.scatter(
-            x, y, s=42, marker=marker, c="white", edgecolors="black", linewidths=1.1, zorder=5
+            x,
+            y,
+            s=42 * scale**2,
+            marker=marker,
+            c="white",
+            edgecolors="black",
+            linewidths=1.1,
+            zorder=5,
         )
 
 
@@ -316,16 +332,17 @@ def _write_heading(axis: Axes, heading: str, detail: str, inches: float) -> None
         axis.annotate(detail, (0.5, 1), xytext=(0, 4), size=8, color="#444444", **place)
 
 
-def _draw_legend(figure: Figure, classes: Sequence[str], columns: int) -> None:
+def draw_legend(figure: Figure, classes: Sequence[str], columns: int) -> None:
+    """Write the class names beside their colours below everything."""
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Patch
 
     handles = [
         Patch(
-            facecolor=to_rgba(_colour(label), FILL),
-            edgecolor=_colour(label),
+            facecolor=to_rgba(colour_of(label), FILL),
+            edgecolor=colour_of(label),
             linewidth=1.4,
-            linestyle=_line_style(label),
+            linestyle=line_style(label),
         )
         for label in range(1, len(classes) + 1)
     ]
@@ -345,10 +362,11 @@ def _draw_legend(figure: Figure, classes: Sequence[str], columns: int) -> None:
         text.set_parse_math(False)
 
 
-def _colour(label: int) -> str:
+def colour_of(label: int) -> str:
+    """Return the colour of a class; they come round again."""
     return COLOURS[(label - 1) % len(COLOURS)]
 
 
-def _line_style(label: int) -> Literal["solid", "dashed"]:
+def line_style(label: int) -> Literal["solid", "dashed"]:
     """Solid, and dashed for the classes for which the colours come round again."""
     return "solid" if label <= len(COLOURS) else "dashed"

@@ -1,27 +1,77 @@
-"""Random changes of a training slice, on image, labels and given prompts together."""
+"""Random changes of a training slice, on image, labels and given prompts together.
+
+Places first, values after them: flip, rotation and scale (one resampling, so that the image is
+interpolated once), crop; bias field, intensity, noise. Each that is named happens with probability
+1/2. Labels are taken from the nearest pixel, so that no new value appears; what comes in from
+outside the image is black and background, as SAM's own padding is.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
     from samadapt.data.types import Sample
 
+Array = np.ndarray[Any, np.dtype[Any]]
+Keeps = Callable[["Sample"], bool]
 
-def augment(sample: Sample, names: Sequence[str], rng: np.random.Generator) -> Sample:
-    """Apply each named change with probability 1/2; ``"flip"`` exchanges left and right."""
-    for name in names:
-        if name == "flip" and rng.random() < 0.5:
-            sample = flip(sample)
-    return sample
+ROTATION = 15.0  # degrees to both sides: how a patient lies, not another view of the body
+SCALE = 1.25  # up to this factor larger or smaller: people differ by less
+CROP = 0.75  # smallest share of a side that is left
+GAMMA, BRIGHTNESS = 1.5, 1.2  # up to these factors to both sides; nnU-Net has 1.5 and 1.25
+NOISE = 0.05  # largest standard deviation, as a share of black to white
+BIAS = 0.15  # largest coefficient; typically one place ends up twice as bright as another
 
 
-def vary(sample: Sample, names: Sequence[str], seed: int, variant: int) -> Sample:
+def augment(
+    sample: Sample,
+    names: Sequence[str],
+    rng: np.random.Generator,
+    keeps: Keeps = lambda sample: True,
+) -> Sample:
+    """Apply each named change with probability 1/2.
+
+    Args:
+        sample: a training slice.
+        names: ``"flip"`` (left and right), ``"rotate"``, ``"scale"``, ``"crop"``, ``"intensity"``
+            (gamma and brightness), ``"noise"``, ``"bias_field"`` (of MRI coils).
+        rng: source of everything random.
+        keeps: whether a changed slice can still be trained on. A change of place that it refuses,
+            or that moves a given prompt out of the image, is not made.
+    """
+
+    def wanted(name: str) -> bool:
+        return name in names and rng.random() < 0.5
+
+    def accept(changed: Sample) -> Sample:
+        return changed if _has_its_prompts(changed) and keeps(changed) else sample
+
+    if wanted("flip"):
+        sample = flip(sample)
+    angle = rng.uniform(-ROTATION, ROTATION) if wanted("rotate") else 0.0
+    factor = _factor(SCALE, rng) if wanted("scale") else 1.0
+    if (angle, factor) != (0.0, 1.0):
+        sample = accept(turn(sample, angle, factor))
+    if wanted("crop"):
+        sample = accept(crop(sample, rng))
+    changes = [name for name in ("bias_field", "intensity", "noise") if wanted(name)]
+    return replace(sample, image=shade(sample.image, changes, rng)) if changes else sample
+
+
+def vary(
+    sample: Sample,
+    names: Sequence[str],
+    seed: int,
+    variant: int,
+    keeps: Keeps = lambda sample: True,
+) -> Sample:
     """Return one of a slice's fixed versions: 0 is the slice itself, the others are augmented.
 
     It depends on nothing but the seed, the case, the slice's number and the variant, so that its
@@ -31,23 +81,120 @@ def vary(sample: Sample, names: Sequence[str], seed: int, variant: int) -> Sampl
         return sample
     identity = hashlib.sha256(f"{sample.case}\0{sample.index}".encode()).digest()
     words = np.frombuffer(identity, np.uint32).tolist()
-    return augment(sample, names, np.random.default_rng([seed, variant, *words]))
+    return augment(sample, names, np.random.default_rng([seed, variant, *words]), keeps)
 
 
 def flip(sample: Sample) -> Sample:
     """Exchange left and right of image, labels, boxes and points."""
     width = sample.labels.shape[1]
+    image, labels = (np.ascontiguousarray(part[:, ::-1]) for part in (sample.image, sample.labels))
+    return _moved(sample, image, labels, lambda xy: np.stack([width - xy[:, 0], xy[:, 1]], axis=1))
+
+
+def turn(sample: Sample, degrees: float, factor: float) -> Sample:
+    """Rotate about the image's centre, counter-clockwise as seen, and enlarge by a factor.
+
+    A given box becomes the smallest upright one around its turned corners.
+    """
+    import torch
+    from monai.transforms.spatial.array import Affine
+
+    height, width = sample.labels.shape
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    back = np.eye(3)  # (row, column) from the centre in the result to those in the source
+    back[:2, :2] = np.array([[cosine, sine], [-sine, cosine]]) / factor
+
+    def resample(planes: Array, mode: str) -> Array:
+        sampler = Affine(affine=back, mode=mode, padding_mode="zeros", image_only=True)
+        return np.asarray(sampler(torch.from_numpy(planes.astype(np.float32))))
+
+    image = resample(np.moveaxis(sample.image, 2, 0), "bilinear")
+    labels = resample(sample.labels[None], "nearest")[0]
+    forth, centre = np.linalg.inv(back[:2, :2])[::-1, ::-1], np.array([width, height]) / 2
+    return _moved(
+        sample,
+        np.ascontiguousarray(np.moveaxis(_bytes(image), 0, 2)),
+        labels.astype(sample.labels.dtype),
+        lambda xy: (xy - centre) @ forth.T + centre,
+    )
+
+
+def crop(sample: Sample, rng: np.random.Generator) -> Sample:
+    """Cut out a window of random size; where there is a class, it holds a random pixel of one."""
+    marked = np.argwhere(sample.labels)
+    target = np.asarray(rng.choice(marked) if len(marked) else rng.integers(sample.labels.shape))
+    window = []
+    for side, inside in zip(sample.labels.shape, target.tolist(), strict=True):
+        length = max(1, round(side * rng.uniform(CROP, 1)))
+        start = int(rng.integers(max(0, inside - length + 1), min(inside, side - length) + 1))
+        window.append(slice(start, start + length))
+    image, labels = (np.ascontiguousarray(p[tuple(window)]) for p in (sample.image, sample.labels))
+    corner = np.array([window[1].start, window[0].start])
+    return _moved(sample, image, labels, lambda xy: xy - corner)
+
+
+def shade(image: Array, changes: Sequence[str], rng: np.random.Generator) -> Array:
+    """Return (h, w, 3) uint8 with other values; a grey image, of three equal channels, stays grey.
+
+    Args:
+        image: (h, w, 3) uint8.
+        changes: of ``"bias_field"``, ``"intensity"`` and ``"noise"``, in this order.
+        rng: source of everything random.
+    """
+    import torch
+    from monai.transforms.intensity.array import (
+        AdjustContrast,
+        RandBiasField,
+        RandGaussianNoise,
+        ScaleIntensity,
+    )
+
+    is_grey = bool((image == image[:, :, :1]).all())
+    planes = np.moveaxis(image[:, :, :1] if is_grey else image, 2, 0).astype(np.float32) / 255
+    values: Any = torch.from_numpy(planes)
+    for change in changes:
+        if change == "intensity":
+            brightness = ScaleIntensity(minv=None, maxv=None, factor=_factor(BRIGHTNESS, rng) - 1)
+            values = brightness(AdjustContrast(gamma=_factor(GAMMA, rng))(values))
+            continue
+        drawn: RandBiasField | RandGaussianNoise = RandGaussianNoise(std=NOISE, prob=1)
+        if change == "bias_field":
+            drawn = RandBiasField(degree=3, coeff_range=(-BIAS, BIAS), prob=1)
+        drawn.set_random_state(seed=int(rng.integers(2**31)))
+        values = drawn(values)
+    shaded = np.moveaxis(_bytes(np.asarray(values) * 255), 0, 2)
+    return np.ascontiguousarray(np.broadcast_to(shaded, image.shape))
+
+
+def _moved(sample: Sample, image: Array, labels: Array, place: Callable[[Array], Array]) -> Sample:
+    """Return the sample with another image and labels, and its prompts where they now are.
+
+    ``place`` maps (n, 2) (x, y) to (n, 2). Boxes are cut off at the border.
+    """
     boxes, points = sample.boxes, sample.points
     if boxes is not None:
-        boxes = np.stack(
-            [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1
-        )
+        corners = boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]]
+        placed = place(corners.reshape(-1, 2)).reshape(-1, 4, 2)
+        limits = np.array(labels.shape[::-1])
+        low, high = (np.clip(edge, 0, limits) for edge in (placed.min(axis=1), placed.max(axis=1)))
+        boxes = np.concatenate([low, high], axis=1).astype(np.float32)
     if points is not None:
-        points = np.stack([width - points[:, 0], points[:, 1]], axis=1)
-    return replace(
-        sample,
-        image=np.ascontiguousarray(sample.image[:, ::-1]),
-        labels=np.ascontiguousarray(sample.labels[:, ::-1]),
-        boxes=boxes,
-        points=points,
-    )
+        points = place(points).astype(np.float32)
+    return replace(sample, image=image, labels=labels, boxes=boxes, points=points)
+
+
+def _has_its_prompts(sample: Sample) -> bool:
+    """Whether every given box still covers a pixel, and every given point is within the image."""
+    boxes, points, limits = sample.boxes, sample.points, sample.labels.shape[::-1]
+    covers = boxes is None or bool((boxes[:, 2:] - boxes[:, :2] >= 1).all())
+    return covers and (points is None or bool(((points >= 0) & (points < limits)).all()))
+
+
+def _factor(most: float, rng: np.random.Generator) -> float:
+    """Draw a factor from 1 / most to most, as often below 1 as above."""
+    return math.exp(rng.uniform(-math.log(most), math.log(most)))
+
+
+def _bytes(values: Array) -> Array:
+    clipped: Array = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    return clipped

@@ -98,9 +98,7 @@ def make_batch(
         ]
         targets = torch.from_numpy(np.stack(maps).astype(np.int64))
         return Batch(names, images, Prompts(), targets)
-    chosen = [_choose(sample, policy, rng) for sample in samples]
-    most = min(MAX_OBJECTS, max(len(objects) for objects in chosen))
-    chosen = _alike([objects.take(_draw(len(objects), most, rng)) for objects in chosen])
+    chosen = choose_objects(samples, policy, rng)
     targets = torch.stack(
         [
             torch.stack([_target(mask, frame, side) for mask in _masks(objects)])
@@ -108,6 +106,19 @@ def make_batch(
         ]
     )
     return Batch(names, images, model_prompts(chosen, frames), targets)
+
+
+def choose_objects(
+    samples: Sequence[Sample], policy: PromptPolicy, rng: np.random.Generator
+) -> list[ObjectPrompts]:
+    """Return the objects of b slices that are prompted, as many of each, in the original frame.
+
+    Raises:
+        DataError: naming a slice that has no object to prompt.
+    """
+    chosen = [_choose(sample, policy, rng) for sample in samples]
+    most = min(MAX_OBJECTS, max(len(objects) for objects in chosen))
+    return _alike([objects.take(_draw(len(objects), most, rng)) for objects in chosen])
 
 
 def model_prompts(objects: Sequence[ObjectPrompts], frames: Sequence[Frame]) -> Prompts:

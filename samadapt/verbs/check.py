@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt import console
 from samadapt.config import Data
+from samadapt.errors import ConfigError
 from samadapt.overrides import parse
+from samadapt.typed import knob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HELP = """
-Reads every file of a data set and reports each problem with its file and what to do about it.
-Changes nothing. Exits with 2 if there is an error, with 0 otherwise.
+Reads every file of a data set and reports each problem with its file and what to do about it, and
+what each class holds. Changes nothing. Exits with 2 if there is an error, with 0 otherwise.
+output=report.json writes all of it; explain=CODE says what a code means, explain=all lists them.
 """
 
 
@@ -23,6 +27,8 @@ class CheckArguments:
     """The keys of ``samadapt check``."""
 
     data: Data = field(default_factory=Data)
+    output: str | None = knob(None, help="JSON file for the report; replaced if it exists")
+    explain: str | None = knob(None, help="a code of a finding, or all: what it means")
 
 
 SCHEMA = CheckArguments
@@ -35,10 +41,16 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         ConfigError: naming everything wrong with the arguments.
         DataError: where there is no data set to read.
     """
-    data = parse(CheckArguments, arguments).data
-    from samadapt.data.check import check_dataset
+    asked = parse(CheckArguments, arguments)
+    if asked.explain is not None:
+        from samadapt.data.codes import explain, page
 
-    findings = check_dataset(
+        return {"text": page() if asked.explain == "all" else explain(asked.explain)}
+    data = asked.data
+    output = None if asked.output is None else _report_path(asked.output, data.root)
+    from samadapt.data.check import survey
+
+    found = survey(
         data.name,
         data.root,
         axis=data.axis,
@@ -47,24 +59,80 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         label=data.label,
         classes=data.classes,
         max_cases=data.max_cases,
+        intensity=data.intensity,
+        val_every=data.val_every,
+        patient=data.patient,
     )
-    errors = sum(finding.severity == "error" for finding in findings)
-    return {
+    errors = sum(finding.severity == "error" for finding in found.findings)
+    report = {
         "data": data.name,
         "root": data.root,
         "errors": errors,
-        "warnings": len(findings) - errors,
-        "findings": [asdict(finding) for finding in findings],
-        "exit_code": 2 if errors else 0,
+        "warnings": len(found.findings) - errors,
+        "cases": found.cases,
+        "left_out": found.left_out,
+        "patients": found.patients,
+        "classes": found.classes,
+        "findings": [asdict(finding) for finding in found.findings],
     }
+    if output is not None:
+        _write(output, report)
+    return {**report, "exit_code": 2 if errors else 0}
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the findings as a table, and their count."""
+    """Return the findings as a table, what each class holds, and how many problems there are."""
+    if "text" in result:
+        return str(result["text"])
     where = f"{result['data']} {result['root'] or ''}".rstrip()
-    count = f"{where}: {result['errors']} errors, {result['warnings']} warnings"
-    if not result["findings"]:
-        return count
-    keys = ["severity", "file", "message", "fix", "code"]
-    rows = [[str(finding[key]) for key in keys] for finding in result["findings"]]
-    return f"{console.table(keys, rows)}\n\n{count}"
+    people = f" of {result['patients']} patients" if result["patients"] else ""
+    count = f"{where}: {result['errors']} errors, {result['warnings']} warnings; "
+    parts = [f"{count}{result['cases']} usable cases{people}"]
+    if result["classes"]:
+        parts.insert(0, console.table(_CLASS_KEYS, [_class_row(row) for row in result["classes"]]))
+    if result["findings"]:
+        keys = ["severity", "file", "message", "fix", "code"]
+        rows = [[str(finding[key]) for key in keys] for finding in result["findings"]]
+        parts.insert(0, console.table(keys, rows))
+    return "\n\n".join(parts)
+
+
+_CLASS_KEYS = ["class", "cases", "slices", "voxels", "ml", "intensity", "spacing (mm)"]
+
+
+def _class_row(row: dict[str, Any]) -> list[str]:
+    value, spacing = row["intensity"], row["spacing_mm"]
+    bounds = [" x ".join(f"{side:.3g}" for side in spacing[end]) for end in spacing or ()]
+    return [
+        row["class"],
+        str(row["cases"]),
+        f"{row['slices']:,}",
+        f"{row['voxels']:,}",
+        "" if row.get("ml") is None else f"{row['ml']:.3g}",
+        "" if value is None else f"{value['mean']:.4g} ± {value['sd']:.3g}",
+        " to ".join(dict.fromkeys(bounds)),
+    ]
+
+
+def _report_path(output: str, root: str | None) -> Path:
+    """Return where the report goes: no other file is ever replaced, no data set changed."""
+    path = Path(output).expanduser()
+    if path.suffix.lower() != ".json" or path.is_dir():
+        raise ConfigError(f"output: expected a file name ending in .json; got {output!r}")
+    if root is not None and path.resolve().is_relative_to(Path(root).expanduser().resolve()):
+        raise ConfigError(f"output: {path} lies in the data set, which is not changed; use another")
+    if not path.parent.is_dir():
+        raise ConfigError(f"output: the folder {path.parent} does not exist; make it first")
+    return path
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    import json
+
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise ConfigError(f"output: {path} cannot be written: {error.strerror}") from error

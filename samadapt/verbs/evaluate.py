@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -170,10 +170,12 @@ def as_config(arguments: EvaluateArguments, record: AdapterRecord) -> Config:
     prompts = {item.name: getattr(arguments.prompts, item.name) for item in fields(Prompts)}
     if prompts["name"] == "matrix":
         prompts["name"] = record.prompt.get("kind", "box")
+    data = arguments.data  # naming other data made the key fall, but the rule is the adapter's
+    data = replace(data, intensity=data.intensity or record.intensity or None)
     return Config(
         model=Model(record.base, arguments.checkpoint, record.image_size),
         peft=method_from_dict(record.method),
-        data=arguments.data,
+        data=data,
         prompts=Prompts(**prompts),
         cache=arguments.cache,
         eval=arguments.eval,

@@ -251,7 +251,7 @@ def divide(session: Session) -> dict[str, list[SliceRef]]:
     for reason, count in train.left_out.items():
         if count:
             session.say(f"training slices left out: {count} ({reason})")
-    usable = [ref for ref in train if session.can_train(ref)]
+    usable = session.samples.usable(train)
     if len(usable) < len(train):
         session.say(f"training slices left out: {len(train) - len(usable)} (no object to prompt)")
     training, validation = selection_split(usable, config.train.validate_cases)
@@ -287,7 +287,7 @@ def train_adapter(
     side = 4 * session.sam.embedding_size
 
     def make(samples: Sequence[Sample]) -> Any:
-        changed = [session.augment(sample, rng) for sample in samples]
+        changed = [session.samples.change(sample, rng) for sample in samples]
         return make_batch(changed, session.policy, session.features.frame, side, rng)
 
     def score() -> float:

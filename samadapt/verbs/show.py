@@ -1,10 +1,12 @@
-"""``samadapt show``: the composed configuration."""
+"""``samadapt show``: the composed configuration, or what it trains on as a picture."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.config import Config, from_arguments, to_dict
+from samadapt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,22 +14,118 @@ if TYPE_CHECKING:
 HELP = """
 Prints the configuration that `samadapt finetune` would use with the same arguments, as YAML, and
 runs nothing. The output is itself a recipe: save it and name the file, recipe=FILE.yaml.
+
+With images=N it writes instead one PNG, output=FILE (contact_sheet.png), with the first N slices
+that training would see: after intensity rule and augmentation, with outlines of the classes and
+the prompt. No model is loaded.
 """
 SCHEMA = Config
+MOST_IMAGES = 400
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the composed configuration as nested plain values.
+    """Return the composed configuration as nested plain values, or what a sheet shows.
 
     Raises:
         ConfigError: naming everything wrong with the arguments.
+        DataError: for the errors of the data set's files.
     """
-    return to_dict(from_arguments(arguments))
+    own = dict(a.split("=", 1) for a in arguments if a.startswith(("images=", "output=")))
+    config = from_arguments([a for a in arguments if not a.startswith(("images=", "output="))])
+    if not own:
+        return to_dict(config)
+    if "images" not in own:
+        raise ConfigError("output=FILE is where images=N are drawn; add images=16")
+    count = own["images"]
+    if not count.isascii() or not count.isdecimal() or not 1 <= int(count) <= MOST_IMAGES:
+        raise ConfigError(f"images: expected an integer of 1..{MOST_IMAGES}; got {count!r}")
+    path = Path(own.get("output", "contact_sheet.png")).expanduser()
+    return {"output": str(path), "images": contact_sheet(config, int(count), path)}
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the configuration as YAML text."""
+    """Return the configuration as YAML text, or where the sheet is."""
+    if isinstance(shown := result.get("images"), list):
+        return f"{result['output']}: {len(shown)} slices, the first that training would see"
     import yaml
 
     text: str = yaml.safe_dump(result, sort_keys=False, allow_unicode=True)
     return text
+
+
+def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
+    """Draw the slices of a run's first steps: as one process would train on them.
+
+    Args:
+        config: of the run.
+        count: how many slices.
+        path: PNG to write; replaced if it exists.
+
+    Returns:
+        Their names, in order.
+
+    Raises:
+        ConfigError: for a file that is no PNG, or no slice to train on.
+        DataError: for the errors of the data set's files.
+    """
+    import numpy as np
+
+    from samadapt.evaluation.contact_sheet import Tile, draw_contact_sheet
+    from samadapt.session import open_data, prompt_policy, training_samples
+    from samadapt.training.batches import Sampler, choose_objects
+    from samadapt.training.selection import selection_split
+
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ConfigError(f"output: expected a file name ending in .png; got {str(path)!r}")
+    policy = prompt_policy(config)
+    dataset = open_data(config.data, config.seed, semantic=policy.is_semantic)
+    samples = training_samples(config, dataset, policy)
+    refs, _ = selection_split(samples.usable(dataset.slices("train")), config.train.validate_cases)
+    if not refs:
+        raise ConfigError("data: there is no slice to train on; use more cases (data.max_cases)")
+    sampler = Sampler(len(refs), config.train.batch_size, config.seed)
+    rng = np.random.default_rng([config.seed, 0])  # as the first process of a run
+    tiles: list[Tile] = []
+    while len(tiles) < count:
+        batch = [samples.change(dataset.sample(refs[i]), rng) for i in sampler.next()]
+        chosen: Sequence[Any] = (
+            [None] * len(batch) if policy.is_semantic else choose_objects(batch, policy, rng)
+        )
+        for sample, objects in zip(batch, chosen, strict=True):
+            prompt = (objects.boxes, objects.points, objects.point_labels) if objects else ()
+            name = f"{sample.case} · slice {sample.index}"
+            tiles.append(Tile(name, sample.image, sample.labels, *prompt))
+    try:
+        draw_contact_sheet(tiles[:count], dataset.classes, _heading(config, dataset), path)
+    except OSError as error:
+        raise DataError(f"{path}: the sheet cannot be written: {error.strerror}") from error
+    return [tile.name for tile in tiles[:count]]
+
+
+def _heading(config: Config, dataset: Any) -> list[str]:
+    changes = ", ".join(config.train.augment) or "none"
+    versions = f", {config.cache.variants} versions" if config.cache.variants else ""
+    return [
+        f"{config.recipe}: training slices of {dataset.name}, seed {config.seed}",
+        f"intensity: {describe(dataset.intensity.to_dict())}",
+        f"augmentation: {changes}{versions}; prompt: {config.prompts.name}",
+    ]
+
+
+def describe(rule: dict[str, Any]) -> str:
+    """Return the record of an intensity rule in words."""
+    if "channels" in rule:
+        return " | ".join(
+            f"{colour}: {describe(part)}"
+            for colour, part in zip(("red", "green", "blue"), rule["channels"], strict=True)
+        )
+    if rule["kind"] == "rgb":
+        return "rgb"
+    bounds = f"{rule['low']:g} to {rule['high']:g}"
+    text = {
+        "window": f"window {bounds}",
+        "percentile": f"percentiles {bounds} of the non-zero voxels",
+        "all_percentile": f"percentiles {bounds} of all pixels",
+    }[rule["kind"]]
+    near = rule.get("neighbours", 0)
+    return text + (f"; slices i - {near}, i, i + {near} as red, green, blue" if near else "")

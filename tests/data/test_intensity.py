@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 
 from samadapt.data import make_intensity, to_rgb
 from samadapt.data.intensity import WINDOWS, intensity_of_modality
-from samadapt.errors import ConfigError
+from samadapt.data.types import Volume
+from samadapt.errors import ConfigError, DataError
 
 
 def test_soft_tissue_is_minus_160_to_240_hu() -> None:
@@ -77,10 +79,88 @@ def test_rgb_keeps_bytes_and_scales_deeper_values() -> None:
     assert rule(deep).max() == 255
 
 
-@pytest.mark.parametrize("spec", ["mri", "ct:bone", "ct:-10,20", "percentile:2,98", "rgb"])
-def test_a_rule_is_read_back_from_its_record(spec: str) -> None:
+RULES = ["mri", "ct:bone", "ct:-10,20", "percentile:2,98", "microscopy", "microscopy:5,95", "rgb"]
+RULES += ["ct:soft_tissue+lung+bone", "mri+microscopy:0,50+ct:-3,4"]
+
+
+@pytest.mark.parametrize("spec", RULES)
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_a_rule_is_read_back_from_its_record(spec: str, neighbours: int) -> None:
     rule = make_intensity(spec)
-    assert make_intensity(rule.to_dict()) == rule
+    if not rule.channels:
+        rule = rule.with_neighbours(neighbours)
+    assert make_intensity(json.loads(json.dumps(rule.to_dict()))) == rule
+
+
+def test_records_of_older_adapters_stay_as_they_are() -> None:
+    record = {"kind": "percentile", "low": 0.5, "high": 99.5}
+    assert make_intensity(record) == make_intensity("mri")
+    assert make_intensity("mri").to_dict() == record
+
+
+def test_microscopy_takes_percentiles_of_all_pixels() -> None:
+    """Of 16 bits, with a background of 0 that the rule for MRI would leave out."""
+    image = np.zeros((40, 50, 1), dtype=np.uint16)
+    image[:10, :10, 0] = np.arange(100).reshape(10, 10) * 600
+    rule = make_intensity("microscopy")
+    assert rule.bounds(image) == pytest.approx(tuple(np.percentile(image, (1, 99.8))))
+    assert make_intensity("mri").bounds(image)[0] > 0
+    shown = rule(image)
+    assert (shown[20:] == 0).all()
+    assert shown.max() == 255
+    assert len(np.unique(shown)) > 80
+
+
+@pytest.mark.parametrize(
+    ("spec", "same"),
+    [
+        ("ct:soft_tissue+lung+bone", ["ct:soft_tissue", "ct:lung", "ct:bone"]),
+        ("ct+ct:0,80+-1350,150", ["ct", "ct:brain", "ct:lung"]),
+        ("mri + percentile:0,50 + 50,100", ["mri", "percentile:0,50", "percentile:50,100"]),
+    ],
+)
+def test_three_rules_are_three_channels(spec: str, same: list[str]) -> None:
+    values = np.random.default_rng(0).uniform(-1500, 1500, (5, 6, 4)).astype(np.float32)
+    rule = make_intensity(spec)
+    for index in range(4):
+        picture = rule.picture(rule(values), index)
+        assert picture.shape == (5, 6, 3)
+        assert picture.flags.c_contiguous
+        for channel, name in enumerate(same):
+            alone = make_intensity(name)(values)[:, :, index]
+            np.testing.assert_array_equal(picture[..., channel], alone)
+
+
+def test_neighbours_are_channels_and_the_ends_repeat() -> None:
+    values = np.random.default_rng(0).uniform(1, 100, (5, 6, 4)).astype(np.float32)
+    grey = make_intensity("mri")(values)
+    for distance, seen in ((1, [0, 0, 1]), (3, [0, 0, 3]), (9, [0, 0, 3])):
+        rule = make_intensity("mri").with_neighbours(distance)
+        np.testing.assert_array_equal(rule(values), grey)
+        picture = rule.picture(grey, 0)
+        np.testing.assert_array_equal(picture, np.stack([grey[..., i] for i in seen], axis=-1))
+    picture = make_intensity("mri").with_neighbours(1).picture(grey, 2)
+    np.testing.assert_array_equal(picture, grey[..., 1:4])
+
+
+def test_the_channels_are_filled_once() -> None:
+    windows = make_intensity("ct:soft_tissue+lung+bone")
+    with pytest.raises(ConfigError, match="both fill"):
+        windows.with_neighbours(1)
+    with pytest.raises(ConfigError, match="records 2"):
+        make_intensity("ct").with_neighbours(2).with_neighbours(1)
+    colour = Volume(np.zeros((4, 5, 3), np.uint8), is_color=True)
+    with pytest.raises(DataError, match="colours"):
+        windows(colour)
+    for flat in (colour, Volume(np.zeros((4, 5, 1), np.uint8))):
+        with pytest.raises(DataError, match="one slice"):
+            make_intensity("rgb").with_neighbours(1)(flat)
+
+
+@pytest.mark.parametrize("spec", ["ct:lung+bone", "ct:lung+bone+brain+liver", "mri+rgb+mri"])
+def test_channels_are_three_and_of_grey(spec: str) -> None:
+    with pytest.raises(ConfigError, match="join three rules"):
+        make_intensity(spec)
 
 
 @pytest.mark.parametrize(
@@ -99,6 +179,12 @@ def test_a_rule_is_read_back_from_its_record(spec: str) -> None:
         {"kind": "x", "low": 0, "high": 1},
         {"kind": "window", "low": 1, "high": 0},
         {"kind": "window", "low": "a", "high": 0},
+        {"kind": "window", "low": 0, "high": 1, "neighbours": -1},
+        {"kind": "channels", "low": 0, "high": 1},
+        {"channels": [1, 2, 3]},
+        {"channels": [{"kind": "window", "low": 0, "high": 1, "neighbours": 1}] * 3},
+        "ct:soft_tissue+stomach+bone",
+        "ct:lung++bone",
     ],
 )
 def test_bad_specifications(spec: Any) -> None:

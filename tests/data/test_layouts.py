@@ -93,8 +93,8 @@ def test_two_named_files(tmp_path: Path, tools: Any) -> None:
 
 
 def test_patterns_pair_by_what_the_star_stands_for(tmp_path: Path, tools: Any) -> None:
-    for name in ("s1", "s2", "s3"):
-        image, labels = tools.volume_pair(0)
+    for seed, name in enumerate(("s1", "s2", "s3")):
+        image, labels = tools.volume_pair(seed)
         tools.write_nifti(tmp_path / name / "ct.nii.gz", image)
         tools.write_nifti(tmp_path / name / "labels.nii.gz", labels)
     options = {"image": "*/ct.nii.gz", "label": "*/labels.nii.gz"}
@@ -110,8 +110,8 @@ def test_patterns_pair_by_what_the_star_stands_for(tmp_path: Path, tools: Any) -
 
 
 def test_images_and_labels_folders(tmp_path: Path, tools: Any) -> None:
-    for name in ("a", "b"):
-        image, labels = tools.volume_pair(1)
+    for seed, name in enumerate(("a", "b")):
+        image, labels = tools.volume_pair(seed)
         tools.write_nifti(tmp_path / "images" / f"{name}.nii.gz", image)
         tools.write_nifti(tmp_path / "labels" / f"{name}_mask.nii.gz", labels)
     dataset = open_dataset("nifti", tmp_path, intensity="mri")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from samadapt.data.types import Sample
 from samadapt.prompts.given import given_prompts
-from samadapt.training.augment import augment, flip, vary
+from samadapt.training.augment import CROP, augment, crop, flip, shade, turn, vary
+
+ALL = ["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
+PLACES, VALUES = ALL[:4], ALL[4:]
 
 
 def sample():
@@ -58,3 +63,158 @@ def test_a_variant_depends_on_seed_slice_and_number_alone():
     changed, by_hand = vary(turned, ["flip"], 0, 1), flip(turned)
     for name in ("image", "labels", "boxes", "points", "point_labels"):
         assert np.array_equal(getattr(changed, name), getattr(by_hand, name))
+
+
+def scan(case="a", index=0):
+    """Three classes of odd numbers, as bright as their number, and a background."""
+    rng = np.random.default_rng(index)
+    labels = np.zeros((41, 60), np.int16)
+    labels[8:18, 30:50], labels[20:36, 10:22], labels[24:30, 14:40] = 3, 7, 250
+    grey = np.where(labels > 0, labels, rng.integers(0, 2, labels.shape)).astype(np.uint8)
+    image = np.repeat(grey[..., None], 3, axis=2)
+    return Sample(case, index, image, labels)
+
+
+def whole(sample):
+    """All bytes of a sample."""
+    return b"|".join(np.ascontiguousarray(part).tobytes() for part in (sample.image, sample.labels))
+
+
+@pytest.mark.parametrize("names", [*([name] for name in ALL), ALL])
+def test_the_same_bytes_from_the_same_seed_in_any_order(names):
+    slices = [scan(case, index) for case in "ab" for index in range(6)]
+    forth = {(s.case, s.index): whole(vary(s, names, 3, 1)) for s in slices}
+    back = {(s.case, s.index): whole(vary(s, names, 3, 1)) for s in reversed(slices)}
+    assert forth == back
+    changed = [s for s in slices if forth[s.case, s.index] != whole(s)]
+    assert 2 <= len(changed) <= len(slices)
+    others = {(s.case, s.index): whole(vary(s, names, 3, 2)) for s in slices}
+    assert others != forth
+    assert all(whole(vary(s, names, 3, 0)) == whole(s) for s in slices)
+
+
+@pytest.mark.parametrize("names", [ALL, PLACES, VALUES])
+def test_no_new_label_and_no_new_shape_of_bytes(names):
+    for number in range(1, 25):
+        changed = vary(scan(), names, 0, number)
+        assert set(np.unique(changed.labels)) <= {0, 3, 7, 250}
+        assert changed.labels.dtype == np.int16
+        assert changed.image.dtype == np.uint8
+        assert changed.image.shape == (*changed.labels.shape, 3)
+        assert changed.image.flags.c_contiguous
+        assert changed.labels.flags.c_contiguous
+        assert (changed.image == changed.image[..., :1]).all(), "grey stays grey"
+        if names == VALUES:
+            assert np.array_equal(changed.labels, scan().labels)
+        elif names == PLACES:  # image and labels went together, but for a border of mixed pixels
+            assert (np.abs(changed.image[..., 0] - changed.labels.astype(int)) < 3).mean() > 0.85
+
+
+@pytest.mark.parametrize(("degrees", "factor"), [(12, 1.0), (-15, 1.2), (0, 0.83), (91, 1.0)])
+def test_a_turn_is_that_of_scipy(degrees, factor):
+    from scipy.ndimage import affine_transform
+
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (33, 48, 3), dtype=np.uint8)
+    sample = Sample("a", 0, image, (image[..., 0] // 50).astype(np.int16))
+    turned = turn(sample, degrees, factor)
+    angle = np.deg2rad(degrees)
+    back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / factor
+    centre = (np.array(image.shape[:2]) - 1) / 2
+    offset = centre - back @ centre
+    for channel in range(3):
+        plane = image[..., channel].astype(float)
+        expected = affine_transform(plane, back, offset, order=1, mode="grid-constant")
+        assert np.abs(turned.image[..., channel] - expected).max() <= 0.51
+    nearest = affine_transform(sample.labels, back, offset, order=0, mode="grid-constant")
+    assert (turned.labels == nearest).mean() > 0.98  # ties and the border's last half pixel
+
+
+def test_given_prompts_turn_with_the_object():
+    labels = np.zeros((40, 60), np.int16)
+    labels[8:18, 30:50] = 1
+    image = np.repeat((labels * 200).astype(np.uint8)[..., None], 3, axis=2)
+    boxes, points = np.array([[30, 8, 50, 18]], np.float32), np.array([[31.5, 9.5]], np.float32)
+    given = Sample("a", 0, image, labels, boxes, points, np.array([1]))
+    for degrees, factor in ((10, 1.2), (-15, 0.8), (0, 1.25), (90, 1)):
+        turned = turn(given, degrees, factor)
+        rows, columns = np.nonzero(turned.labels)
+        x0, y0, x1, y1 = turned.boxes[0]
+        assert x0 - 0.6 <= columns.min() < columns.max() <= x1 - 0.4
+        assert y0 - 0.6 <= rows.min() < rows.max() <= y1 - 0.4
+        x, y = turned.points[0].astype(int)
+        assert turned.labels[y, x] == 1
+    cut = crop(given, np.random.default_rng(1))
+    assert cut.boxes.tolist() != boxes.tolist()
+    x, y = cut.points[0].astype(int)
+    assert cut.labels[y, x] == 1
+
+
+def test_a_crop_keeps_a_class_and_most_of_the_image():
+    shapes, rng = set(), np.random.default_rng(0)
+    for _ in range(60):
+        sample = scan()
+        cut = crop(sample, rng)
+        shapes.add(cut.labels.shape)
+        assert cut.labels.any()
+        assert all(
+            CROP * a - 0.5 <= b <= a for a, b in zip((41, 60), cut.labels.shape, strict=True)
+        )
+        places = [
+            (r, c)
+            for r in range(42 - cut.labels.shape[0])
+            for c in range(61 - cut.labels.shape[1])
+            if np.array_equal(
+                sample.labels[r : r + cut.labels.shape[0], c : c + cut.labels.shape[1]], cut.labels
+            )
+        ]
+        assert places, "a crop is a window of the slice"
+    assert len(shapes) > 30
+    empty = replace(scan(), labels=np.zeros((41, 60), np.int16))
+    assert crop(empty, rng).labels.size > 0
+
+
+def test_a_change_that_leaves_nothing_to_train_on_is_not_made():
+    corner = np.zeros((41, 60), np.int16)
+    corner[0, 0] = 1  # any turn moves it out
+    sample = replace(scan(), labels=corner)
+    lost = [vary(sample, ["rotate"], 0, number).labels.any() for number in range(1, 30)]
+    assert not all(lost)
+    kept = [
+        vary(sample, ["rotate"], 0, number, lambda s: bool(s.labels.any())).labels.any()
+        for number in range(1, 30)
+    ]
+    assert all(kept)
+    point = replace(sample, points=np.array([[0.5, 0.5]], np.float32), point_labels=np.array([1]))
+    for number in range(1, 30):
+        inside = vary(point, ["rotate", "crop"], 0, number).points
+        assert (inside >= 0).all()
+
+
+def test_values_change_as_they_are_named():
+    rng = np.random.default_rng(0)
+    ramp = np.repeat(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], 48, axis=0)
+    grey = np.repeat(ramp, 3, axis=2)
+    brighter = shade(grey, ["intensity"], rng)
+    assert (np.diff(brighter[0, :, 0].astype(int)) >= 0).all(), "the order of values stays"
+    assert (brighter == brighter[:1]).all()
+    flat = np.full((200, 220, 3), 128, np.uint8)
+    noisy = shade(flat, ["noise"], np.random.default_rng(2)).astype(float)
+    assert 0.5 < noisy.std() < 0.055 * 255
+    assert abs(noisy.mean() - 128) < 1
+    uneven = shade(flat, ["bias_field"], np.random.default_rng(2)).astype(float)
+    assert np.abs(np.diff(uneven, axis=0)).max() <= 12, "smooth"
+    assert np.ptp(uneven) > 20
+    colour = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    assert not (shade(colour, ["noise"], rng)[..., 0] == colour[..., 0]).all()
+
+
+def test_flips_alone_are_those_of_earlier_runs():
+    """The features that an earlier version stored are found again."""
+    drawn = [is_flipped(vary(replace(sample(), index=i), ["flip"], 0, 1)) for i in range(12)]
+    expected = []
+    for index in range(12):
+        identity = hashlib.sha256(f"a\0{index}".encode()).digest()
+        words = np.frombuffer(identity, np.uint32).tolist()
+        expected.append(bool(np.random.default_rng([0, 1, *words]).random() < 0.5))
+    assert drawn == expected

@@ -1,0 +1,275 @@
+"""Every kind of problem that a data set can have: one entry a code, and the page made of them.
+
+``samadapt check explain=CODE`` shows one, ``explain=all`` the page ``datasets/CHECKS.md``. A
+finding itself names the file and what was found there; here stands what its code means in general.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from samadapt.data.types import Severity
+from samadapt.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True)
+class Code:
+    """One kind of problem.
+
+    Attributes:
+        severity: an ``"error"`` makes a case, or the data set, unusable.
+        meaning: what is wrong, in one sentence, and why it matters.
+        fix: what to do.
+    """
+
+    severity: Severity
+    meaning: str
+    fix: str
+
+
+def _error(meaning: str, fix: str) -> Code:
+    return Code("error", meaning, fix)
+
+
+def _warning(meaning: str, fix: str) -> Code:
+    return Code("warning", meaning, fix)
+
+
+CODES = {
+    "annotation_class": _error(
+        "An annotation names a class that is not in the class list.",
+        "Mend the name in the JSON file, or list it with data.classes={name: value}.",
+    ),
+    "annotation_schema": _error(
+        "An annotation file is not JSON, or not as the schema of boxes, points and labels says.",
+        "Compare it with the schema in samadapt/data/annotations.py.",
+    ),
+    "anisotropic": _warning(
+        "Voxels are more than five times as long along one axis as along another, so slices along "
+        "other axes look squeezed, and distances between slices are coarse.",
+        "Slice along the axis with the largest spacing: data.axis=auto does.",
+    ),
+    "bad_dataset_json": _error(
+        "dataset.json lacks labels, or an entry of it is not as MSD or nnU-Net define it.",
+        "Mend dataset.json.",
+    ),
+    "bad_pattern": _error(
+        "A pattern of data.image or data.label has more than one *.",
+        "Use one *, which stands for the case's name.",
+    ),
+    "bad_shape": _error(
+        "The image has too few or too many axes, or an axis without voxels.",
+        "Check how it was made; split a series of volumes into files.",
+    ),
+    "bad_spacing": _error(
+        "The voxel spacing is zero, negative or not a number, or the affine cannot be inverted.",
+        "Set the true spacing and orientation in the header.",
+    ),
+    "bad_split": _error(
+        "The card's or the caller's division into training and validation cannot be made: a name "
+        "is unknown, or a case or a patient is on both sides.",
+        "Mend the split; keep all cases of a patient on one side.",
+    ),
+    "box_outside": _error(
+        "A box of an annotation lies outside the image.",
+        "Give XYXY pixels of the original image.",
+    ),
+    "broken_dataset_json": _error("dataset.json is not a JSON object.", "Mend it."),
+    "channel_choice": _error(
+        "The images have several channels, and none, or one that is not there, is chosen.",
+        "Choose one by name or number with data.channel.",
+    ),
+    "class_absent": _warning(
+        "A class of the list occurs in no case: nothing can be learned or scored for it.",
+        "Check the values in data.classes, or leave the class out.",
+    ),
+    "class_missing_in_split": _warning(
+        "A class occurs in no training case, so that it is not learned, or in no validation case, "
+        "so that it is not scored.",
+        "Use more cases, or another division: data.val_every, data.fold.",
+    ),
+    "colour_mask": _error(
+        "A mask is a colour image, where one number a pixel is expected.",
+        "Save class numbers as a grey or palette PNG.",
+    ),
+    "constant_image": _error(
+        "All voxels of the image have one value: there is nothing to see.",
+        "Export it again.",
+    ),
+    "constant_mask": _warning(
+        "The mask has the same class everywhere, background nowhere.",
+        "Check that it is the right file and that 0 is background.",
+    ),
+    "duplicate_case": _error(
+        "Two files belong to one case name.", "Keep one of the two, or rename it."
+    ),
+    "duplicate_image": _warning(
+        "Two cases hold the same image, voxel by voxel; it counts twice.",
+        "Remove one of the two.",
+    ),
+    "duplicate_leak": _error(
+        "The same image is in training and in validation, so that scores are of images that the "
+        "model was trained on. finetune and evaluate refuse it too.",
+        "Remove one of the two, or leave later copies out with data.on_error=skip.",
+    ),
+    "empty_file": _error("The file has 0 bytes.", "Copy or download it again."),
+    "few_cases": _warning(
+        "There are fewer than five cases: scores say little about further patients.",
+        "Add cases, or report the scores as what they are.",
+    ),
+    "file_ending": _error(
+        "dataset.json declares images of a format that this reader does not read.",
+        "Convert the images, or choose another reader with data=NAME.",
+    ),
+    "grid_mismatch": _error(
+        "Image and mask have the same shape, but their affines put them at different places.",
+        "Resample the mask to the image's grid, or copy the affine if it is the true one.",
+    ),
+    "hu_offset": _warning(
+        "A CT has no negative values, though air is -1000 HU: most likely its values are "
+        "unsigned, with 1024 added, and windows in HU show the wrong tissue.",
+        "Subtract 1024, or apply the rescale slope and intercept of the source.",
+    ),
+    "hu_range": _warning(
+        "A CT holds values below -1100 or above 4000 HU: padding outside the field of view, metal, "
+        "or a wrong rescaling.",
+        "Nothing, where it is padding or metal: windows cut it off; else rescale to HU.",
+    ),
+    "ignore_label": _warning(
+        "dataset.json declares a label ignore, which has no counterpart here.",
+        "List the classes with data.classes={name: value} to take it as background.",
+    ),
+    "label_value": _error(
+        "A mask holds values outside the class list.",
+        "Mend the mask, or list the classes to use with data.classes={name: value}.",
+    ),
+    "lossy_mask": _error(
+        "A mask is a JPEG, whose compression alters values at edges.", "Export it again as PNG."
+    ),
+    "missing_dataset_json": _error(
+        "An MSD or nnU-Net folder has no dataset.json.",
+        "Add it, or name the files with data.image, data.label and data.classes.",
+    ),
+    "missing_file": _error("A file that is named is not there.", "Check the path."),
+    "missing_folder": _error(
+        "The data set's folder, or the folder of its images, is not there.",
+        "Set data.root to the data set's folder.",
+    ),
+    "missing_image": _error(
+        "A mask or an annotation has no image.", "Add the image, or remove the file."
+    ),
+    "missing_label": _error("An image has no mask.", "Add the mask, or move the image away."),
+    "mixed_colour": _warning(
+        "Some images are grey and some have colours, which the model sees as different domains.",
+        "Convert them to one kind, or train an adapter for each.",
+    ),
+    "no_cases": _error("The folder holds no image that this reader reads.", "Check data.root."),
+    "no_foreground": _warning(
+        "The mask is empty: no voxel differs from 0.", "Check that it is the right file."
+    ),
+    "no_orientation": _warning(
+        "A NIfTI header says neither by sform nor by qform how the patient lies (both codes are "
+        "0), so left and right are a guess.",
+        "Convert it from its source again.",
+    ),
+    "no_patient": _warning(
+        "data.patient does not match the names of some cases; each of them counts as a patient.",
+        "Mend the pattern.",
+    ),
+    "non_finite_voxels": _error(
+        "Some voxels are NaN or infinite.", "Replace them by the background's value."
+    ),
+    "non_integer_labels": _error(
+        "A mask holds fractions: it was interpolated.",
+        "Export it again with nearest neighbour.",
+    ),
+    "not_nifti": _error("The content is not a single-file NIfTI.", "Convert it to .nii.gz again."),
+    "oblique": _warning(
+        "The grid is turned against the body's axes by more than 10 degrees; slices are cut along "
+        "the grid, so an axial slice of this case is not that of others.",
+        "Nothing, where all cases are so; else resample the case to straight axes.",
+    ),
+    "orientation_differs": _warning(
+        "The axes of this file run otherwise than those of most files. They are rearranged when "
+        "read; but a conversion that lost the orientation looks like this.",
+        "Look at the case in a viewer: is left on the same side as in the others?",
+    ),
+    "other_file": _warning("A file in the folder is not read.", "Remove or convert it."),
+    "overlapping_labels": _warning(
+        "dataset.json declares regions that share values; a voxel has one class here.",
+        "Choose classes that do not overlap with data.classes={name: [values]}.",
+    ),
+    "point_outside": _error(
+        "A point of an annotation lies outside the image.", "Give pixels of the original image."
+    ),
+    "rare_class": _warning(
+        "A class occurs in a single case: it is either learned or scored, not both.",
+        "Add cases with it, merge it into another class, or leave it out.",
+    ),
+    "same_mask": _warning(
+        "Two cases with different images have the same mask, voxel by voxel.",
+        "Check that each mask belongs to its image.",
+    ),
+    "saturated": _warning(
+        "More than five percent of the voxels have the image's highest value: what differed there "
+        "was cut off.",
+        "Export it again without clipping.",
+    ),
+    "several_pages": _error("A picture file has several pages.", "Save each page as a file."),
+    "shape_mismatch": _error(
+        "Image and mask have different shapes.", "Export both on the same grid."
+    ),
+    "size_outlier": _warning(
+        "A side of the image has more than three times, or less than a third of, the usual number "
+        "of voxels.",
+        "Check that the case belongs to the data set.",
+    ),
+    "spacing_outlier": _warning(
+        "The voxel spacing is more than twice, or less than half, the usual one.",
+        "Check the header; resample the case if it is true.",
+    ),
+    "tiny_objects": _warning(
+        "A mask holds separate objects of fewer than 8 voxels: specks of a brush, or "
+        "interpolation. Each would be prompted on its own.",
+        "Clean the mask, or leave them unprompted with prompts.min_area.",
+    ),
+    "truncated_file": _error(
+        "The file ends before its data do, or its compression is damaged.",
+        "Copy or download it again.",
+    ),
+    "unreadable_image": _error(
+        "The file cannot be read; the message says what the library said.",
+        "Check that it opens in another program, or remove it.",
+    ),
+    "unsupported_dtype": _error(
+        "The voxels are complex numbers, colours or another type than one real number each.",
+        "Save them as int16 or float32.",
+    ),
+}
+"""All codes; a test keeps them in step with the code that finds the problems."""
+
+
+def explain(code: str) -> str:
+    """Return the section of a code, in Markdown.
+
+    Raises:
+        ConfigError: there is no such code.
+    """
+    if code not in CODES:
+        raise ConfigError(
+            f"explain: there is no code {code!r}{nearest(code, CODES)}; explain=all lists them"
+        )
+    entry = CODES[code]
+    return f"## {code}\n\n*{entry.severity}.* {entry.meaning}\n\n{entry.fix}\n"
+
+
+def page(codes: Iterable[str] = CODES) -> str:
+    """Return ``datasets/CHECKS.md``: one section a code."""
+    head = (
+        "# What `samadapt check` finds\n\n"
+        "One section a code. An error makes a case unusable: `finetune` and `evaluate` stop, or "
+        "leave the case\nout with `data.on_error=skip`. A warning does not. Files are never "
+        "changed. This page is made by\n`samadapt check explain=all`.\n"
+    )
+    return "\n".join([head, *(explain(code) for code in sorted(codes))])
