@@ -243,7 +243,7 @@ def open_dataset(
         seed: chooses the empty slices that are kept.
         cache_dir: keep prepared volumes there instead of reading them again.
         channel: index or name of the channel of multi-channel images.
-        image: file name or pattern of the images; see ``nifti.py``.
+        image: file name or pattern of the images; see ``volume_layout.py``.
         label: file name or pattern of the masks.
         split: ``{"val": [names]}`` or a slab; see ``splits.py``. None: the card's.
 
