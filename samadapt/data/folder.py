@@ -16,6 +16,7 @@ from typing import ClassVar
 from samadapt.data.annotations import read_annotation
 from samadapt.data.pictures import SUFFIXES, load_mask, load_picture, save_mask
 from samadapt.data.reader import Layout, Reader, register_reader
+from samadapt.data.tiff import is_stack
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume
 from samadapt.errors import DataError
 
@@ -27,6 +28,11 @@ class FolderReader(Reader):
     summary = "pictures: images/ + masks/ (+ annotations/), PNG, JPEG or TIFF, pixel value = class"
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
     default_intensity = "rgb"
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Whether it is a picture; a TIFF stack goes to the reader of stacks."""
+        return super().accepts(path) and not is_stack(path)
 
     def discover(self) -> Layout:
         """List the pictures by stem."""

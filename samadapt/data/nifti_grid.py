@@ -159,6 +159,21 @@ def to_source(slices: Array, source: SourceGrid) -> Array:
     )
 
 
+def check_prediction(prediction: Array, source: SourceGrid, path: Path) -> None:
+    """Refuse a prediction that is not arranged as the volume.
+
+    Raises:
+        DataError: the shape differs from the source's.
+    """
+    empty = np.broadcast_to(np.uint8(0), (*source.shape, 1)[:3])
+    expected = to_slices(empty, source).shape
+    if prediction.shape != expected:
+        raise DataError(
+            f"{path}: the prediction must have the volume's shape {expected}; "
+            f"got {prediction.shape}"
+        )
+
+
 def save_labels(prediction: Array, source: SourceGrid, path: Path) -> None:
     """Write class ids (h, w, d) as NIfTI on the source's grid, same affine and form codes.
 
@@ -171,12 +186,7 @@ def save_labels(prediction: Array, source: SourceGrid, path: Path) -> None:
 
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(f"{path}: a volume is written as .nii.gz or .nii; choose such a name")
-    expected = to_slices(np.zeros((*source.shape, 1)[:3], dtype=np.uint8), source).shape
-    if prediction.shape != expected:
-        raise DataError(
-            f"{path}: the prediction must have the volume's shape {expected}; "
-            f"got {prediction.shape}"
-        )
+    check_prediction(prediction, source, path)
     dtype = np.uint8 if prediction.size == 0 or prediction.max() < 256 else np.int16
     header = source.header.copy()
     header.extensions.clear()

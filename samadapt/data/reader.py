@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import numpy as np
 
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume
-from samadapt.errors import ConfigError, DataError, nearest
+from samadapt.errors import ConfigError, DataError, MissingExtraError, nearest
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
@@ -87,13 +88,21 @@ class Reader(ABC):
     summary: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
     """File name endings of the images that ``read_image`` accepts."""
+    needs: ClassVar[tuple[str, str] | None] = None
+    """Package that it imports and the extra that brings it."""
     output_suffixes: ClassVar[tuple[str, ...]] = (".png",)
     """File name endings by which predictions for these images are written."""
     default_intensity: ClassVar[str | None] = None
     """Intensity rule where neither user, card nor data set names one."""
 
     def __init__(self, options: ReaderOptions) -> None:
-        """Keep the options."""
+        """Keep the options.
+
+        Raises:
+            MissingExtraError: the format needs a package that is not installed.
+        """
+        if self.needs and find_spec(self.needs[0]) is None:
+            raise MissingExtraError(*self.needs)
         self.options = options
 
     @classmethod

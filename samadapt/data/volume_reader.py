@@ -20,7 +20,7 @@ from samadapt.data.nifti_grid import (
     whole_labels,
 )
 from samadapt.data.reader import Layout, Reader
-from samadapt.data.types import Array, Case, Finding, FindingError, Volume
+from samadapt.data.types import Array, Case, Finding, FindingError, Volume, fault
 from samadapt.data.volume_layout import channel_beside, discover_volumes
 from samadapt.errors import DataError
 
@@ -32,11 +32,16 @@ class Grid(NamedTuple):
         values: (x, y, z), any real type.
         affine: (4, 4) float64, voxel to RAS+ mm.
         header: NIfTI header for predictions; None: one is made from the affine.
+        axis: canonical axis to slice along where the user names none; None: the one with the
+            largest spacing.
+        in_mm: the affine's lengths are mm; a file that does not state its spacing has none.
     """
 
     values: Array
     affine: Array
     header: Any = None
+    axis: int | None = None
+    in_mm: bool = True
 
     @property
     def nifti_header(self) -> Any:
@@ -48,6 +53,36 @@ def load_nifti(path: Path, channel: int | None = None) -> Grid:
     """Read a NIfTI file; see ``nifti_grid.load_grid`` for what it raises."""
     values, header = load_grid(path, channel)
     return Grid(values, np.asarray(header.get_best_affine(), dtype=np.float64), header)
+
+
+def stack_grid(planes: Array, spacing: tuple[float, float, float] | None) -> Grid:
+    """Return the grid of a stack without orientation: its planes are the slices, as they are.
+
+    Args:
+        planes: (z, y, x).
+        spacing: (x, y, z) in mm, or None where it is unknown.
+    """
+    x, y, z = spacing or (1.0, 1.0, 1.0)
+    affine = np.diag([-x, -y, z, 1.0])  # rows to the back, columns to the left: upright as stored
+    return Grid(planes.transpose(2, 1, 0), affine, axis=2, in_mm=spacing is not None)
+
+
+def pick_channel(path: Path, values: Array, channel: int | None) -> Array:
+    """Return one channel of (channel, ...).
+
+    Raises:
+        FindingError: there are several and ``channel`` names none of them.
+    """
+    count = len(values)
+    if count == 1 and channel is None:
+        channel = 0
+    if channel is None or not 0 <= channel < count:
+        asked = "no channel is chosen" if channel is None else f"channel {channel} is asked for"
+        message = f"the file has {count} channels and {asked}"
+        raise fault(
+            "channel_choice", path, message, f"choose one with data.channel=0..{count - 1}"
+        )
+    return np.asarray(values[channel])
 
 
 class VolumeReader(Reader):
@@ -126,9 +161,11 @@ class VolumeReader(Reader):
 
     def arrange(self, grid: Grid, image: Array, labels: Array | None = None) -> Volume:
         """Return image and labels, (x, y, z) on the file's grid, as slices."""
-        source = source_grid(grid.nifti_header, self.options.axis, grid.affine)
+        axis = grid.axis if self.options.axis is None else self.options.axis
+        source = source_grid(grid.nifti_header, axis, grid.affine)
         arranged = None if labels is None else to_slices(labels, source)
-        return Volume(to_slices(image, source), arranged, spacing_of(source), source)
+        spacing = spacing_of(source) if grid.in_mm else None
+        return Volume(to_slices(image, source), arranged, spacing, source)
 
 
 def compare_grids(image: Path, labels: Path, first: Grid, second: Grid) -> list[Finding]:
