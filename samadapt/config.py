@@ -52,7 +52,7 @@ class Data:
         None, help="mri, ct:soft_tissue, ct:-160,240, rgb; null: the card's", bound=True
     )
     classes: list[str] | dict[str, int | list[int]] | None = knob(
-        None, help="class names, or {name: value}; null: all of the data set's", bound=True
+        None, help="names, or {name: value or values}; null: all. Also: data.labels", bound=True
     )
     merge_classes: bool = knob(False, help="all classes as one foreground")
     empty_slices: Literal["auto", "drop", "keep"] | float = knob(

@@ -103,7 +103,7 @@ class CocoReader(ObjectReader):
             self._add_cases(path, table, layout, seen)
         if not layout.cases and not layout.findings:
             message = "the annotations name no picture"
-            layout.findings.append(error("no_cases", root or "", message, "check data.root"))
+            layout.findings.append(error("no_cases", root or Path(), message, "check data.root"))
         return layout
 
     def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:

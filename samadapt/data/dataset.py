@@ -190,9 +190,13 @@ class Dataset:
         if self.cache_dir is None or case.axis is None:
             read = self.reader.read(case)
             image, labels = self._arrays(read)
-            return PreparedVolume(image, labels, read.is_color, read.spacing_mm, read.annotation)
-        stat = case.image.stat()
-        key = repr((case, stat.st_size, stat.st_mtime_ns, self.intensity, self.table))
+            return PreparedVolume(
+                image, labels, read.is_color, read.spacing_mm, read.annotation, read.instances
+            )
+        stats = [path.stat() for path in case.files or (case.image,)]
+        stamps = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        stamp = stamps[0] if not case.files else (len(stamps), *map(max, zip(*stamps, strict=True)))
+        key = repr((case, *stamp, self.intensity, self.table))
         image, labels = stored_arrays(
             self.cache_dir, key, lambda: self._arrays(self.reader.read(case))
         )

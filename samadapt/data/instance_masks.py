@@ -56,7 +56,9 @@ def read_segmentation(segmentation: Any, height: int, width: int) -> dict[str, A
         merged: dict[str, Any] = coco.merge(coco.frPyObjects(polygons, height, width))
         return merged
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
-        raise ValueError(f"segmentation must be polygons or run lengths; got {_brief(segmentation)}")
+        raise ValueError(
+            f"segmentation must be polygons or run lengths; got {_brief(segmentation)}"
+        )
     size, counts = segmentation["size"], segmentation["counts"]
     if size != [height, width]:
         raise ValueError(f"its run lengths are of size {_brief(size)}; expected {[height, width]}")

@@ -6,6 +6,7 @@ ITK's space is LPS+: its affine becomes RAS+ by turning the signs of x and y.
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,6 +73,9 @@ def load_itk(path: Path, channel: int | None = None) -> Grid:
     Raises:
         FindingError: the file is missing, broken or of a kind that cannot be used.
     """
+    if find_spec("SimpleITK") is None:
+        fix = "install it: pip install 'samadapt[itk]'"
+        raise fault("missing_package", path, "SimpleITK is needed to read it", fix)
     import SimpleITK as sitk  # noqa: N813
 
     if not path.is_file():
@@ -137,7 +141,10 @@ def _check(path: Path, reader: Any, stored: tuple[str, list[Path]]) -> None:
         raise fault("missing_file", path, message, "put the data file beside the header")
     needed = math.prod(shape) * components * dtype.itemsize
     held = sum(file.stat().st_size for file in files)
-    if encoding in ("raw", "deflate") and held * (_DEFLATE if encoding == "deflate" else 1) < needed:
+    if (
+        encoding in ("raw", "deflate")
+        and held * (_DEFLATE if encoding == "deflate" else 1) < needed
+    ):
         message = f"expected {needed} bytes for shape {tuple(shape)}; {held} are stored"
         raise fault("truncated_file", path, message, "copy or export it again")
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from samadapt.data.nifti_grid import SUFFIXES, finite_image, to_slices, whole_labels
+from samadapt.data.nifti_grid import SUFFIXES, finite_image, whole_labels
 from samadapt.data.reader import Layout, register_reader
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume, check_size, fault
 from samadapt.data.volume_reader import Grid, VolumeReader, error, stack_grid
@@ -95,8 +95,10 @@ class MedSamReader(VolumeReader):
             raise DataError(f"{path}: these labels are written as .npz; choose such a name")
         if prediction.shape[:2] != volume.shape[:2]:
             raise DataError(f"{path}: expected {volume.shape}; got {prediction.shape}")
-        planes = prediction[:, :, 0] if prediction.ndim == 3 and volume.source is None else (
-            np.moveaxis(prediction, 2, 0) if prediction.ndim == 3 else prediction
+        planes = (
+            prediction[:, :, 0]
+            if prediction.ndim == 3 and volume.source is None
+            else (np.moveaxis(prediction, 2, 0) if prediction.ndim == 3 else prediction)
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.stem}.part.npz")
@@ -119,7 +121,9 @@ class MedSamReader(VolumeReader):
         if image.ndim == 2:
             return Volume(values[:, :, None], None if labels is None else labels[:, :, None])
         grid = stack_grid(values, spacing)
-        return self.arrange(grid, grid.values, None if labels is None else labels.transpose(2, 1, 0))
+        return self.arrange(
+            grid, grid.values, None if labels is None else labels.transpose(2, 1, 0)
+        )
 
 
 def _compare(case: Case, image: Array, labels: Array) -> list[Finding]:
@@ -150,7 +154,7 @@ def _colours(path: Path, image: Array) -> Array:
     if low < 0 or high > (1 if image.dtype.kind == "f" else 255):
         message = f"colours must be 0..255 in 8 bits or fractions of 0..1; found {low:g}..{high:g}"
         raise fault("colour_range", path, message, "scale them and save the file again")
-    return np.rint(values * (255 if image.dtype.kind == "f" else 1)).astype(np.uint8)
+    return np.asarray(np.rint(values * (255 if image.dtype.kind == "f" else 1)), dtype=np.uint8)
 
 
 def _image(path: Path) -> tuple[Array, tuple[float, float, float] | None]:
@@ -204,7 +208,9 @@ def _array(path: Path, key: str, *, is_needed: bool = True) -> Any:
         if "allow_pickle" in str(problem):
             message = f"{key} holds pickled objects, which are never loaded"
             raise fault("pickled_array", path, message, "save plain arrays") from None
-        message = f"cannot be read as {path.suffix} ({type(problem).__name__}: {str(problem)[:120]})"
+        message = (
+            f"cannot be read as {path.suffix} ({type(problem).__name__}: {str(problem)[:120]})"
+        )
         raise fault("unreadable_image", path, message, _AGAIN) from None
 
 
@@ -223,7 +229,10 @@ def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:
         shape, _, dtype = read(file)
     if shape:
         check_size(path, shape)
-    needed, held = int(np.prod(shape, dtype=object)) * dtype.itemsize, archive.getinfo(name).file_size
+    needed, held = (
+        int(np.prod(shape, dtype=object)) * dtype.itemsize,
+        archive.getinfo(name).file_size,
+    )
     if not dtype.hasobject and held < needed:
         message = f"{name} declares {needed} bytes for shape {shape}; it holds {held}"
         raise fault("truncated_file", path, message, _AGAIN)

@@ -139,5 +139,10 @@ def _open(path: Path) -> Any:
         raise fault("unreadable_image", path, message, "copy it again or save it as PNG") from None
     if pages > 1:
         message = f"expected one page; the file has {pages}"
-        raise fault("several_pages", path, message, "save each page as a file, or read stacks with data=tiff")
+        raise fault(
+            "several_pages",
+            path,
+            message,
+            "save each page as a file, or read stacks with data=tiff",
+        )
     return picture

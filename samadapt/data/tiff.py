@@ -143,7 +143,7 @@ def _values(path: Path, series: Any, sizes: dict[str, int], channel: int | None)
             channel = None
     stack = [axis for axis in order if axis not in "YX"]
     values = values.transpose([order.index(axis) for axis in [*stack, "Y", "X"]])
-    return values if stack else values[None]
+    return np.asarray(values if stack else values[None])
 
 
 def _through_pil(path: Path, sizes: dict[str, int], problem: Exception) -> Array:

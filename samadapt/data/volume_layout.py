@@ -49,7 +49,9 @@ def discover_volumes(options: ReaderOptions, suffixes: tuple[str, ...]) -> Layou
             masks = root / ("labels" if (root / "labels").is_dir() else "masks")
             _pair_folders(root / "images", masks, channel_beside(root, options.channel), layout)
         else:
-            expected = "expected imagesTr/ + labelsTr/ + dataset.json, or images/ + labels/ or masks/"
+            expected = (
+                "expected imagesTr/ + labelsTr/ + dataset.json, or images/ + labels/ or masks/"
+            )
             found = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
             reason = f"{expected}; the folder holds {found}"
             layout.findings.append(_missing_folder(root, reason))
@@ -192,7 +194,9 @@ def _nnunet_cases(
         )
     wanted = f"_{channel or 0:04d}"
     for name in sorted({*(stem[:-5] for stem in pictures), *masks}):
-        image = pictures.get(name + wanted, root / "imagesTr" / f"{name}{wanted}{layout.suffixes[0]}")
+        image = pictures.get(
+            name + wanted, root / "imagesTr" / f"{name}{wanted}{layout.suffixes[0]}"
+        )
         layout.cases.append(Case(name, image, masks.get(name)))
 
 

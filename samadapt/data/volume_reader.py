@@ -35,6 +35,7 @@ class Grid(NamedTuple):
         axis: canonical axis to slice along where the user names none; None: the one with the
             largest spacing.
         in_mm: the affine's lengths are mm; a file that does not state its spacing has none.
+        findings: warnings.
     """
 
     values: Array
@@ -42,6 +43,7 @@ class Grid(NamedTuple):
     header: Any = None
     axis: int | None = None
     in_mm: bool = True
+    findings: tuple[Finding, ...] = ()
 
     @property
     def nifti_header(self) -> Any:
@@ -79,9 +81,7 @@ def pick_channel(path: Path, values: Array, channel: int | None) -> Array:
     if channel is None or not 0 <= channel < count:
         asked = "no channel is chosen" if channel is None else f"channel {channel} is asked for"
         message = f"the file has {count} channels and {asked}"
-        raise fault(
-            "channel_choice", path, message, f"choose one with data.channel=0..{count - 1}"
-        )
+        raise fault("channel_choice", path, message, f"choose one with data.channel=0..{count - 1}")
     return np.asarray(values[channel])
 
 
@@ -106,8 +106,11 @@ class VolumeReader(Reader):
         """Read the image of a case; raises as ``load``."""
         return self.load(case.image, case.channel)
 
-    def load_labels(self, case: Case, path: Path, image: Grid | None) -> Grid:
-        """Read the mask of a case, whose image is given unless it is broken; raises as ``load``."""
+    def load_labels(self, case: Case, path: Path, image: Grid | None) -> Grid | None:
+        """Read the mask of a case, whose image is given unless it is broken; raises as ``load``.
+
+        None: a mask that cannot be read without its image.
+        """
         return self.load(path)
 
     def discover(self) -> Layout:
@@ -126,6 +129,7 @@ class VolumeReader(Reader):
         try:
             _check_partner(case)
             grid = self.load_image(case)
+            findings += grid.findings
             image = finite_image(case.image, grid.values)
             if image.min() == image.max():
                 message = f"all voxels have the value {float(image.min()):g}"
@@ -135,7 +139,7 @@ class VolumeReader(Reader):
         try:
             if case.labels is not None:
                 label_grid = self.load_labels(case, case.labels, grid)
-                labels = whole_labels(case.labels, label_grid.values)
+                labels = label_grid and whole_labels(case.labels, label_grid.values)
         except FindingError as problem:
             findings.append(problem.finding)
         if grid is None or image is None or label_grid is None or labels is None:
@@ -196,6 +200,4 @@ def _check_partner(case: Case) -> None:
         raise FindingError(error("missing_image", case.labels, message, "add the image"))
     if case.labels is None:
         message = "this image has no mask of the same name"
-        raise FindingError(
-            error("missing_label", case.image, message, "add it, or move the image")
-        )
+        raise FindingError(error("missing_label", case.image, message, "add it, or move the image"))
