@@ -22,7 +22,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from samadapt.data.dicom_frames import frames_of, order_frames, read_file, read_pixels
+from samadapt.data.dicom_frames import (
+    frames_of,
+    load_pydicom,
+    order_frames,
+    read_file,
+    read_pixels,
+)
 from samadapt.data.dicom_seg import LABEL_MAP_SEG, SEG, load_segmentation, segment_names
 from samadapt.data.itk import ItkReader, load_itk
 from samadapt.data.nifti_grid import SUFFIXES as NIFTI
@@ -288,8 +294,9 @@ def _sort_in(
         refers = header.get("ReferencedSeriesSequence") or []
         segments[path] = str(refers[0].get("SeriesInstanceUID") or "") if refers else ""
         return
-    if not kind or not uid:
-        message = "it lacks SOPClassUID or SeriesInstanceUID: its header is incomplete"
+    is_image = "Image Storage" in load_pydicom().uid.UID(kind).name
+    if not kind or not uid or (is_image and header.get("Rows") is None):
+        message = "it lacks SOPClassUID, SeriesInstanceUID or Rows: its header is incomplete"
         raise fault("truncated_file", path, message, "copy or export it again")
     if header.get("Rows") is None:
         message = "a DICOM object without an image (a structure set, report, …); it is not read"
