@@ -120,12 +120,12 @@ class CocoReader(ObjectReader):
         for entry in self._entries.get(case.name, []):
             shown = f"annotation {entry['id']}"
             try:
-                rle = read_segmentation(entry["segmentation"], height, width)
+                runs = read_segmentation(entry["segmentation"], height, width)
             except ValueError as problem:
                 message = f"{shown} of {case.image.name}: {problem}"
                 raise fault("bad_segmentation", labels, message, _MEND) from None
             is_crowd = bool(entry.get("iscrowd"))
-            found.append(MaskObject(self._values[entry["category_id"]], rle, is_crowd, shown))
+            found.append(MaskObject(self._values[entry["category_id"]], runs, is_crowd, shown))
         return found
 
     def _files(self, root: Path | None) -> list[Path]:

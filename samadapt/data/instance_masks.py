@@ -23,19 +23,19 @@ class MaskObject:
 
     Attributes:
         value: label value of its class.
-        rle: COCO's compressed run lengths, as pycocotools takes them.
+        runs: lengths of runs of 0 and 1 in turn, down the columns, 0 first, as COCO has them.
         is_crowd: a region of many objects.
         shown: how a finding names it.
     """
 
     value: int
-    rle: dict[str, Any]
+    runs: list[int]
     is_crowd: bool
     shown: str
 
 
-def read_segmentation(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Return compressed run lengths of polygons or run lengths.
+def read_segmentation(segmentation: Any, height: int, width: int) -> list[int]:
+    """Return the run lengths of polygons or of COCO's two kinds of run lengths.
 
     Args:
         segmentation: ``[[x0, y0, x1, y1, ...], ...]`` in pixels, or ``{"size": [h, w],
@@ -44,17 +44,16 @@ def read_segmentation(segmentation: Any, height: int, width: int) -> dict[str, A
         width: of the picture, in pixels.
 
     Raises:
-        ValueError: saying what is wrong. pycocotools itself does not check: it would read or
-            write outside of its memory.
+        ValueError: saying what is wrong; pycocotools itself does not check.
     """
-    from pycocotools import mask as coco
-
     if isinstance(segmentation, list):
         polygons = [_polygon(polygon, height, width) for polygon in segmentation]
         if not polygons:
             raise ValueError("segmentation is an empty list")
-        merged: dict[str, Any] = coco.merge(coco.frPyObjects(polygons, height, width))
-        return merged
+        from pycocotools import mask as coco
+
+        merged = coco.merge(coco.frPyObjects(polygons, height, width))
+        return _runs(merged["counts"].decode())
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
         raise ValueError(
             f"segmentation must be polygons or run lengths; got {_brief(segmentation)}"
@@ -69,8 +68,7 @@ def read_segmentation(segmentation: Any, height: int, width: int) -> dict[str, A
         raise ValueError(
             f"its run lengths cover {sum(runs)} pixels; the picture has {height * width}"
         )
-    packed: dict[str, Any] = coco.frPyObjects({"size": size, "counts": runs}, height, width)
-    return packed
+    return runs
 
 
 def paint(objects: Sequence[MaskObject], height: int, width: int) -> tuple[Array, Array, list[str]]:
@@ -81,14 +79,13 @@ def paint(objects: Sequence[MaskObject], height: int, width: int) -> tuple[Array
         ``objects`` (0: none, or a crowd region), and the names of objects of which no pixel is
         left.
     """
-    from pycocotools import mask as coco
-
     labels = np.zeros((height, width), dtype=np.int32)
     instances = np.zeros((height, width), dtype=np.int32)
-    areas = [int(coco.area(item.rle)) for item in objects]
+    areas = [sum(item.runs[1::2]) for item in objects]
     for index in sorted(range(len(objects)), key=lambda i: (not objects[i].is_crowd, -areas[i])):
         item = objects[index]
-        inside = coco.decode(item.rle).astype(bool)
+        values = np.arange(len(item.runs)) % 2 == 1
+        inside = np.repeat(values, item.runs).reshape((height, width), order="F")
         labels[inside] = item.value
         instances[inside] = 0 if item.is_crowd else index + 1
     left = set(np.unique(instances).tolist())

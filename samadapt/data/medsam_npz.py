@@ -191,6 +191,8 @@ def _array(path: Path, key: str, *, is_needed: bool = True) -> Any:
         raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
     try:
         if path.suffix.lower() != ".npz":
+            with path.open("rb") as file:
+                np.lib.format.read_magic(file)  # np.load takes other files for pickles
             return _checked(path, np.load(path, mmap_mode="r", allow_pickle=False))
         with zipfile.ZipFile(path) as archive:
             if f"{key}.npy" not in archive.namelist():
@@ -205,7 +207,7 @@ def _array(path: Path, key: str, *, is_needed: bool = True) -> Any:
     except FindingError:
         raise
     except Exception as problem:  # zipfile, zlib and numpy raise many kinds
-        if "allow_pickle" in str(problem):
+        if "pickle" in str(problem).lower() or "Python objects" in str(problem):
             message = f"{key} holds pickled objects, which are never loaded"
             raise fault("pickled_array", path, message, "save plain arrays") from None
         message = (

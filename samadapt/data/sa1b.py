@@ -64,7 +64,7 @@ def _object(path: Path, index: int, entry: Any, height: int, width: int) -> Mask
     try:
         if not isinstance(entry, dict) or "segmentation" not in entry:
             raise ValueError("has no segmentation")
-        rle = read_segmentation(entry["segmentation"], height, width)
+        runs = read_segmentation(entry["segmentation"], height, width)
     except ValueError as problem:
         raise fault("bad_segmentation", path, f"{shown}: {problem}", _MEND) from None
-    return MaskObject(1, rle, False, shown)
+    return MaskObject(1, runs, False, shown)

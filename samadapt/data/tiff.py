@@ -85,6 +85,7 @@ def load_stack(path: Path, channel: int | None = None) -> Grid:
             series = tif.series[0]
             sizes = _sizes(series)
             _check(path, series, sizes)
+            _check_chain(path, tif)
             values = _values(path, series, sizes, channel)
             spacing = _spacing(tif)
     except FindingError:
@@ -127,6 +128,16 @@ def _check(path: Path, series: Any, sizes: dict[str, int]) -> None:
         if any(count == 0 or offset + count > held for offset, count in ends):
             message = f"page {page.index} ends behind the end of the file ({held} bytes)"
             raise fault("truncated_file", path, message, _AGAIN)
+
+
+def _check_chain(path: Path, tif: Any) -> None:
+    """Refuse a file whose last page names a further one: tifffile stops there without a word."""
+    count = len(tif.pages)
+    tif.filehandle.seek(tif.pages.next_page_offset)
+    following = tif.filehandle.read(tif.tiff.offsetsize)
+    if len(following) < tif.tiff.offsetsize or any(following):
+        message = f"page {count} is not in the file: it is cut off"
+        raise fault("truncated_file", path, message, _AGAIN)
 
 
 def _values(path: Path, series: Any, sizes: dict[str, int], channel: int | None) -> Array:

@@ -317,3 +317,14 @@ def test_an_empty_mask_is_a_warning(make_folder: Callable[..., Path]) -> None:
     assert [(f.code, f.severity) for f in dataset.findings] == [("no_foreground", "warning")]
     assert [ref.case for ref in dataset.slices("train")] == ["p2"]
     assert dataset.slices("train").left_out["empty"] == 1
+
+
+def test_pictures_of_10_000_pixels_a_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL's own limit is 89 million pixels, a warning, which is an error here."""
+    Image.new("1", (10_000, 10_000), 1).save(tmp_path / "a.png")
+    usual = Image.MAX_IMAGE_PIXELS
+    assert read_image(tmp_path / "a.png").shape == (10_000, 10_000, 1)
+    assert usual == Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr("samadapt.data.pictures.MAX_PIXELS", 10_000)
+    with pytest.raises(DataError, match=r"a\.png.*10000 x 10000.*too_large"):
+        read_image(tmp_path / "a.png")
