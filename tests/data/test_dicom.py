@@ -440,16 +440,14 @@ def test_segmentations_that_cannot_be_read(tmp_path: Path, make_series: Make) ->
     assert [case.name for case in open_dataset("dicom", tmp_path, on_error="skip").cases] == ["a"]
 
 
-PLANTED = {
-    key: f"SECRET{index:02d}"
-    for index, key in enumerate(
-        """PatientName PatientID OtherPatientIDs PatientAddress PatientComments PatientMotherBirthName
-        PatientBirthName MedicalRecordLocator EthnicGroup Occupation AdditionalPatientHistory
-        InstitutionName InstitutionAddress ReferringPhysicianName PerformingPhysicianName
-        OperatorsName PhysiciansOfRecord StudyDescription SeriesDescription AccessionNumber StudyID
-        DeviceSerialNumber StationName ImageComments RequestingPhysician ProtocolName""".split()
-    )
-}
+SECRET_KEYS = """
+PatientName PatientID OtherPatientIDs PatientAddress PatientComments PatientMotherBirthName
+PatientBirthName MedicalRecordLocator EthnicGroup Occupation AdditionalPatientHistory
+InstitutionName InstitutionAddress ReferringPhysicianName PerformingPhysicianName OperatorsName
+PhysiciansOfRecord StudyDescription SeriesDescription AccessionNumber StudyID DeviceSerialNumber
+StationName ImageComments RequestingPhysician ProtocolName
+"""
+PLANTED = {key: f"SECRET{index:02d}" for index, key in enumerate(str.split(SECRET_KEYS))}
 
 
 def test_planted_patient_strings_appear_nowhere(
@@ -509,10 +507,8 @@ def test_a_single_x_ray(tmp_path: Path, make_series: Make) -> None:
     np.testing.assert_array_equal(volume.image[:, :, 0], PLANES[0].astype(float) - 1000)
 
 
-def test_the_real_series() -> None:
-    folder = Path(__file__).parents[3] / "shared" / "data" / "mri_dicom" / "series"
-    if not folder.is_dir():
-        pytest.skip("../shared/data/mri_dicom is not here")
+def test_the_real_series(shared_data: Callable[[str], Path]) -> None:
+    folder = shared_data("mri_dicom") / "series"
     volume = read_image(folder)
     values, affine = _with_simpleitk(folder)
     assert volume.source is not None

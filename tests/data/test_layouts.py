@@ -195,7 +195,7 @@ def test_a_channel_of_four_axes_by_name(tmp_path: Path, tools: Any) -> None:
     (finding,) = check_dataset("nifti", root, channel="FLAIR")
     assert (finding.code, finding.file) == ("channel_choice", str(root / "dataset.json"))
     assert "T1, T2" in finding.message
-    with pytest.raises(DataError, match="FLAIR.*T1, T2"):
+    with pytest.raises(DataError, match=r"FLAIR.*T1, T2"):
         read_image(root / "images" / "a1.nii.gz", channel="FLAIR")
 
 
@@ -204,7 +204,7 @@ def test_a_channel_by_name_where_nothing_names_them(tmp_path: Path, tools: Any) 
     (finding,) = check_dataset("nifti", root, channel="T2")
     assert finding.code == "channel_choice"
     assert "'T2'" in finding.message
-    with pytest.raises(DataError, match="'T2'.*by its index"):
+    with pytest.raises(DataError, match=r"'T2'.*by its index"):
         read_image(root / "images" / "a1.nii.gz", channel="T2")
 
 
