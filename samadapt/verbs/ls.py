@@ -68,7 +68,8 @@ def _data() -> Rows:
 
     cards = [load_card(name) for name in list_cards()]
     rows = [{"name": card.name, "about": card.title, "licence": card.licence} for card in cards]
-    formats = {name: reader for name, reader in sorted(readers().items()) if reader.suffixes}
+    named = {card.name for card in cards}
+    formats = {name: reader for name, reader in sorted(readers().items()) if name not in named}
     about = "{}; give data.root=PATH"
     return [
         *rows,
