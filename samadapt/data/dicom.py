@@ -192,7 +192,8 @@ class DicomReader(VolumeReader):
                 layout.findings.append(problem.finding)
                 layout.ambiguous.add(path)
         self._values = {name: index for index, name in enumerate(sorted(names), start=1)}
-        layout.classes = {name: (value,) for name, value in self._values.items()}
+        if names:
+            layout.classes = {name: (value,) for name, value in self._values.items()}
 
 
 def _load(folder: Path, files: Sequence[Path]) -> Grid:

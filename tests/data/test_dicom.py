@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -250,6 +251,20 @@ def _constant(folder: Path, paths: list[Path]) -> None:
         _change(path, PixelData=bytes(160))
 
 
+@pytest.fixture
+def two_cases(tmp_path_factory: pytest.TempPathFactory, make_series: Make) -> Path:
+    """Two series with masks, made once; ``order`` lists b's files by position."""
+    root = tmp_path_factory.getbasetemp() / "two_cases"
+    if not root.is_dir():
+        for name in ("a", "b"):
+            paths = make_series(root / name, PLANES)
+            volume = read_image(root / name)
+            mask = (volume.image > 500).astype(np.uint8)
+            write_prediction(mask, volume, root / "labels" / f"{name}.nii.gz")
+        (root / "order").write_text(" ".join(path.name for path in paths))
+    return root
+
+
 @pytest.mark.parametrize(
     ("spoil", "code", "names_file"),
     [
@@ -277,24 +292,20 @@ def _constant(folder: Path, paths: list[Path]) -> None:
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )
 def test_each_fault_is_one_finding(
-    tmp_path: Path,
-    make_series: Make,
-    tools: Any,
-    spoil: Callable[..., None],
-    code: str | None,
-    names_file: bool,
+    tmp_path: Path, two_cases: Path, spoil: Callable[..., None], code: str | None, names_file: bool
 ) -> None:
-    for name in ("a", "b"):
-        paths = make_series(tmp_path / name, PLANES)
-        mask = (read_image(tmp_path / name).image > 500).astype(np.uint8)
-        write_prediction(mask, read_image(tmp_path / name), tmp_path / "labels" / f"{name}.nii.gz")
-    spoil(tmp_path / "b", paths)
-    errors = [f for f in check_dataset("dicom", tmp_path) if f.severity == "error"]
-    (finding,) = errors
+    root = tmp_path / "set"
+    shutil.copytree(two_cases, root)
+    paths = [root / "b" / name for name in (two_cases / "order").read_text().split()]
+    (root / "order").unlink()
+    spoil(root / "b", paths)
+    scan = DicomReader(ReaderOptions(root)).scan()
+    (finding,) = [f for f in scan.findings if f.severity == "error"]
     assert finding.code == code or code is None
-    assert str(tmp_path / "b") in finding.file
+    assert str(root / "b") in finding.file
     assert Path(finding.file).name == paths[2].name or not names_file
-    assert open_dataset("dicom", tmp_path, on_error="skip").left_out == ["b"]
+    assert scan.left_out == ["b"]
+    assert [case.name for case in scan.cases] == ["a"]
 
 
 def test_two_series_in_a_folder_and_other_objects(tmp_path: Path, make_series: Make) -> None:
@@ -386,8 +397,10 @@ def _seg(paths: list[Path], masks: dict[str, np.ndarray], target: Path, **option
     seg.save_as(target)
 
 
-@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
-@pytest.mark.parametrize("orientation", ["axial", "turned", "sagittal", "twice_oblique"])
+@pytest.mark.parametrize(
+    ("orientation", "kind"),
+    [("turned", "LABELMAP"), ("sagittal", "BINARY"), ("twice_oblique", "BINARY")],
+)
 def test_segmentations_of_highdicom(
     tmp_path: Path, make_series: Make, orientation: str, kind: str
 ) -> None:
@@ -438,6 +451,8 @@ def test_segmentations_that_cannot_be_read(tmp_path: Path, make_series: Make) ->
         "f": "fractional_segments",
     }
     assert [case.name for case in open_dataset("dicom", tmp_path, on_error="skip").cases] == ["a"]
+    _change(tmp_path / "a" / "seg.dcm", SegmentSequence=None)
+    assert len(check_dataset("dicom", tmp_path)) == 6  # and not one that reads names is left
 
 
 SECRET_KEYS = """
