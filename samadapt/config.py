@@ -58,7 +58,7 @@ class Data:
         0, help="n: slices i - n, i, i + n of a volume as red, green, blue; 0: slice i alone", low=0
     )
     classes: list[str] | dict[str, int | list[int]] | None = knob(
-        None, help="class names, or {name: value}; null: all of the data set's", bound=True
+        None, help="names, or {name: value or values}; null: all. Also: data.labels", bound=True
     )
     merge_classes: bool = knob(False, help="all classes as one foreground")
     empty_slices: Literal["auto", "drop", "keep"] | float = knob(

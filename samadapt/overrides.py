@@ -18,6 +18,8 @@ from samadapt.typed import Leaf, check, groups, instantiate, leaves, type_name
 
 T = TypeVar("T")
 COMMAND_LINE = "command line"
+SECOND_NAMES = {"data.labels": "data.classes"}
+"""Keys that people know by another name; what is recorded has the first one."""
 
 
 def parse(
@@ -41,6 +43,8 @@ def parse(
     problems: list[str] = []
     typed = _split(arguments, schema, problems)
     stored = flatten(base or {}, schema)
+    for given in (typed, stored):
+        _rename(given, problems)
     name = str(typed.get("peft.name", stored.get("peft.name", "lora")))
     method = _method(name, problems)
 
@@ -106,6 +110,16 @@ def _method(name: str, problems: list[str]) -> type[Method] | None:
     except ConfigError as error:
         problems.append(str(error))
         return None
+
+
+def _rename(given: dict[str, Any], problems: list[str]) -> None:
+    """Put a key's second name to its first; both at once are a problem."""
+    for second, first in SECOND_NAMES.items():
+        if second not in given:
+            continue
+        if first in given:
+            problems.append(f"{second}: is another name of {first}; give one of the two")
+        given[first] = given.pop(second)
 
 
 def _known(schema: type[Any], choose: Any, methods: tuple[str, ...]) -> dict[str, Leaf]:

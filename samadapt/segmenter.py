@@ -183,7 +183,7 @@ class Segmenter:
         boxes: SlicePrompts = None,
         points: SlicePrompts = None,
         point_labels: SlicePrompts = None,
-        channel: int | None = None,
+        channel: int | str | None = None,
     ) -> Array:
         """Segment an image or a volume.
 
@@ -198,16 +198,18 @@ class Segmenter:
 
         Args:
             image: (h, w) or (h, w, 3) RGB, in the values of the files trained on (HU for CT); or
-                the path of a PNG, JPEG, TIFF or NIfTI file.
+                the path of a file that ``samadapt.data.read_image`` reads, or the folder of a
+                DICOM series.
             boxes: (p, 4) or (4,) XYXY pixels of the original image. For a volume: these for every
                 slice, or ``{slice index: boxes}``.
             points: (k, 2) (x, y) for one object, or (p, k, 2); for a volume as the boxes.
             point_labels: (k,) or (p, k); 1 foreground, 0 background, -1 padding; None: all 1.
-            channel: which volume of a 4D file.
+            channel: which volume of a 4D file: its index, or its name in a ``dataset.json`` in or
+                above the file's folder.
 
         Returns:
-            uint8 labels: (h, w) for an image; for a NIfTI file in the axes and the shape of the
-            file.
+            uint8 labels: (h, w) for an image; for a volume (x, y, z) in the axes of the file, as
+            nibabel orders them.
 
         Raises:
             PromptError: a prompt is missing, not wanted, or not within the image.
@@ -233,7 +235,7 @@ class Segmenter:
         boxes: SlicePrompts = None,
         points: SlicePrompts = None,
         point_labels: SlicePrompts = None,
-        channel: int | None = None,
+        channel: int | str | None = None,
     ) -> dict[str, Any]:
         """Segment a file and write the labels: PNG for a picture, NIfTI for a volume.
 
@@ -241,9 +243,9 @@ class Segmenter:
         with its affine. Prompts as in ``segment``.
 
         Args:
-            input: PNG, JPEG, TIFF or NIfTI file.
-            output: ``.png`` for a picture, ``.nii.gz`` or ``.nii`` for a volume; replaced if it
-                exists.
+            input: picture, volume, or folder of a DICOM series.
+            output: ``.png`` for a picture, ``.nii.gz`` or ``.nii`` for a volume (also ``.nrrd``
+                or ``.mha`` for NRRD and MetaImage, ``.npz`` for MedSAM's); replaced if it exists.
             boxes: see ``segment``.
             points: see ``segment``.
             point_labels: see ``segment``.
@@ -267,7 +269,7 @@ class Segmenter:
         voxels = {name: int(counts[label]) for label, name in enumerate(names, start=1)}
         return {"output": target, "shape": volume.shape, "voxels": voxels}
 
-    def _read(self, path: Path, channel: int | None) -> Volume:
+    def _read(self, path: Path, channel: int | str | None) -> Volume:
         return read_image(path.expanduser(), self.record.axis, channel)
 
     def _segment(self, volume: Volume, given: Given) -> Array:
@@ -356,7 +358,7 @@ def check_files(source: Path, target: Path) -> None:
     Raises:
         DataError: naming the file.
     """
-    if not source.is_file():
+    if not source.exists():
         raise DataError(f"{source}: the input file does not exist")
     if target.is_dir():
         raise DataError(f"{target}: output must be a file name; it is a folder")
@@ -364,8 +366,7 @@ def check_files(source: Path, target: Path) -> None:
         raise DataError(f"{target}: the folder {target.parent} does not exist; make it first")
     if target.resolve() == source.resolve():
         raise DataError(f"{target}: output must not be the input file")
-    is_volume = reader_for(source).name == "nifti"
-    endings = (".nii.gz", ".nii") if is_volume else (".png",)
+    endings = reader_for(source).output_suffixes
     if not target.name.lower().endswith(endings):
         raise DataError(
             f"{target}: the labels of {source.name} are written as {' or '.join(endings)}; "

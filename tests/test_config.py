@@ -90,6 +90,7 @@ def test_another_data_set_forgets_what_described_the_first(write: Any) -> None:
         ("data.intensity=ct:-160,240", "data.intensity", "ct:-160,240"),
         ("data.intensity={window: 3}", "data.intensity", {"window": 3}),
         ("data.classes=[liver,spleen]", "data.classes", ["liver", "spleen"]),
+        ("data.labels={liver: 5, kidney: [2,3]}", "data.classes", {"liver": 5, "kidney": [2, 3]}),
         (
             "data.classes={liver: 5, kidneys: [2,3]}",
             "data.classes",
@@ -115,6 +116,14 @@ def test_values(override: str, path: str, value: object) -> None:
         found = getattr(found, part)
     assert found == value
     assert type(found) is type(value)
+
+
+def test_labels_is_another_name_of_classes(write: Any) -> None:
+    recipe = write("data:\n  labels:\n    liver: 5\n")
+    assert compose(recipe, []).data.classes == {"liver": 5}
+    assert compose(recipe, ["data.classes={a: 1}"]).data.classes == {"a": 1}
+    with pytest.raises(ConfigError, match=r"data\.labels: is another name of data\.classes"):
+        compose("medical", ["data.labels={a: 1}", "data.classes={b: 2}"])
 
 
 @pytest.mark.parametrize(

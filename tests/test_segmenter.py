@@ -9,6 +9,7 @@ from dataclasses import asdict
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -273,3 +274,47 @@ def test_a_record_that_says_nonsense_is_refused_naming_the_file(trained, key, va
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     with pytest.raises(AdapterError, match=rf"samadapt\.json: .*{message}"):
         load_adapter(directory, device="cpu")
+
+
+def as_series(image, folder):
+    """Write a volume as DICOM, a file a slice, with SimpleITK."""
+    folder.mkdir()
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    turned = np.reshape(image.GetDirection(), (3, 3))
+    for index in range(image.GetSize()[2]):
+        plane = image[:, :, index]
+        tags = {
+            "0008|0060": "MR",
+            "0020|000e": "1.2.3.4",
+            "0020|0013": str(index),
+            "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, index)))),
+            "0020|0037": "\\".join(map(str, turned[:, :2].T.ravel())),
+            "0008|0018": f"1.2.3.5.{index}",
+        }
+        for key, value in tags.items():
+            plane.SetMetaData(key, value)
+        plane.SetSpacing(image.GetSpacing()[:2])
+        writer.SetFileName(str(folder / f"{(index * 3) % 5}.dcm"))
+        writer.Execute(plane)
+
+
+def test_other_formats_are_segmented_as_nifti_is(trained, scan, tmp_path):
+    directory, _ = trained("semantic")
+    segmenter = load_adapter(directory, device="cpu")
+    image = sitk.Cast(sitk.ReadImage(str(scan))[:, :, 4:9], sitk.sitkInt16)  # 5 slices
+    for name in ("a.nii.gz", "a.nrrd", "a.mha"):
+        sitk.WriteImage(image, str(tmp_path / name))
+    as_series(image, tmp_path / "series")
+    segmenter.predict_file(tmp_path / "a.nii.gz", tmp_path / "expected.nii.gz")
+    expected = sitk.ReadImage(str(tmp_path / "expected.nii.gz"))
+    pairs = [("a.nrrd", "n.nrrd"), ("a.nrrd", "n.nii.gz"), ("a.mha", "m.mha"), ("series", "s.nii")]
+    for source, target in pairs:
+        segmenter.predict_file(tmp_path / source, tmp_path / target)
+        found = sitk.DICOMOrient(sitk.ReadImage(str(tmp_path / target)), "LPS")
+        wanted = sitk.DICOMOrient(expected, "LPS")
+        assert np.allclose(found.GetDirection(), wanted.GetDirection(), atol=1e-5)
+        assert np.allclose(found.GetOrigin(), wanted.GetOrigin(), atol=1e-4)
+        assert nearly_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(wanted))
+    with pytest.raises(DataError, match=r"\.nii\.gz or \.nii or \.nrrd or \.mha"):
+        segmenter.predict_file(tmp_path / "a.nrrd", tmp_path / "out.png")

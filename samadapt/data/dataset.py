@@ -191,9 +191,13 @@ class Dataset:
         if self.cache_dir is None or case.axis is None:
             read = self.reader.read(case)
             image, labels = self._arrays(case, read)
-            return PreparedVolume(image, labels, read.is_color, read.spacing_mm, read.annotation)
-        stat = case.image.stat()
-        key = repr((case, stat.st_size, stat.st_mtime_ns, self.intensity, self.table))
+            return PreparedVolume(
+                image, labels, read.is_color, read.spacing_mm, read.annotation, read.instances
+            )
+        stats = [path.stat() for path in case.files or (case.image,)]
+        stamps = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        stamp = stamps[0] if not case.files else (len(stamps), *map(max, zip(*stamps, strict=True)))
+        key = repr((case, *stamp, self.intensity, self.table))
         image, labels = stored_arrays(
             self.cache_dir, key, lambda: self._arrays(case, self.reader.read(case))
         )
@@ -254,7 +258,7 @@ def open_dataset(
         seed: chooses the empty slices that are kept.
         cache_dir: keep prepared volumes there instead of reading them again.
         channel: index or name of the channel of multi-channel images.
-        image: file name or pattern of the images; see ``nifti.py``.
+        image: file name or pattern of the images; see ``volume_layout.py``.
         label: file name or pattern of the masks.
         split: ``{"val": [names]}`` or a slab; see ``splits.py``. None: the card's.
         neighbours: distance in slices of those that fill red and blue; 0: none.

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from samadapt.data.annotations import read_annotation
-from samadapt.data.pictures import SUFFIXES, load_mask, load_picture, save_mask
+from samadapt.data.pictures import SUFFIXES, load_mask, load_picture, save_plane
 from samadapt.data.reader import Layout, Reader, register_reader
+from samadapt.data.tiff import is_stack
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume
-from samadapt.errors import DataError
 
 
 @register_reader("folder", "images")
@@ -27,6 +27,11 @@ class FolderReader(Reader):
     summary = "pictures: images/ + masks/ (+ annotations/), PNG, JPEG or TIFF, pixel value = class"
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
     default_intensity = "rgb"
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Whether it is a picture; a TIFF stack goes to the reader of stacks."""
+        return super().accepts(path) and not is_stack(path)
 
     def discover(self) -> Layout:
         """List the pictures by stem."""
@@ -87,13 +92,7 @@ class FolderReader(Reader):
 
     def write(self, prediction: Array, volume: Volume, path: Path) -> None:
         """Write class ids (h, w) or (h, w, 1) as PNG."""
-        plane = prediction[:, :, 0] if prediction.ndim == 3 else prediction
-        if volume.shape[2] != 1 or plane.shape != volume.shape[:2]:
-            raise DataError(
-                f"{path}: a PNG holds one slice of the image's shape {volume.shape[:2]}; got "
-                f"{prediction.shape}; write volumes as .nii.gz"
-            )
-        save_mask(plane, path)
+        save_plane(prediction, volume, path)
 
 
 def _files(

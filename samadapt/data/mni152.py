@@ -16,6 +16,7 @@ from samadapt.data.nifti import NiftiReader
 from samadapt.data.nifti_grid import load_grid
 from samadapt.data.reader import Layout, register_reader
 from samadapt.data.types import Array, Case, Finding, Volume
+from samadapt.data.volume_reader import Grid
 from samadapt.errors import MissingExtraError
 
 _FILE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
@@ -47,7 +48,8 @@ class Mni152Reader(NiftiReader):
             load_grid(case.image.with_name(_FILE.format(tissue)))[0] for tissue in ("gm", "wm")
         )
         labels = tissue_labels(grey / grey.max(), white / white.max())
-        return self._arrange(image.astype(np.float32), header, labels), []
+        grid = Grid(image, np.asarray(header.get_best_affine()), header)
+        return self.arrange(grid, image.astype(np.float32), labels), []
 
 
 def tissue_labels(grey: Array, white: Array) -> Array:

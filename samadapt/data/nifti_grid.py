@@ -94,9 +94,15 @@ def whole_labels(path: Path, values: Array) -> Array:
     return whole.astype(np.int32)
 
 
-def source_grid(header: Any, axis: int | None) -> SourceGrid:
-    """Describe a file's grid; ``axis`` None: the canonical axis with the largest spacing."""
-    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+def source_grid(header: Any, axis: int | None, affine: Array | None = None) -> SourceGrid:
+    """Describe a file's grid.
+
+    Args:
+        header: NIfTI header.
+        axis: canonical axis to slice along; None: the one with the largest spacing.
+        affine: (4, 4) voxel to RAS+ mm in float64, where a header rounds it; None: the header's.
+    """
+    affine = np.asarray(header.get_best_affine() if affine is None else affine, dtype=np.float64)
     orientation = np.asarray(_orientations().io_orientation(affine))
     shape = tuple(int(side) for side in header.get_data_shape()[:3])
     if axis is None:
@@ -107,6 +113,23 @@ def source_grid(header: Any, axis: int | None) -> SourceGrid:
         sides[order] = (*shape, 1)[:3] if len(shape) == 2 else shape
         axis = _auto_axis(spacing, sides)
     return SourceGrid(header.copy(), shape, affine, orientation, axis)
+
+
+def made_header(shape: tuple[int, ...], affine: Array) -> Any:
+    """Return a NIfTI header for the grid of another format: sform and qform "scanner", mm.
+
+    Args:
+        shape: 3 axes.
+        affine: (4, 4) voxel to RAS+ mm.
+    """
+    import nibabel as nib
+
+    header: Any = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_sform(affine, code="scanner")
+    header.set_qform(affine, code="scanner")  # of a sheared grid the nearest rotation
+    header.set_xyzt_units("mm")
+    return header
 
 
 def spacing_of(source: SourceGrid) -> tuple[float, float, float]:
@@ -136,6 +159,21 @@ def to_source(slices: Array, source: SourceGrid) -> Array:
     )
 
 
+def check_prediction(prediction: Array, source: SourceGrid, path: Path) -> None:
+    """Refuse a prediction that is not arranged as the volume.
+
+    Raises:
+        DataError: the shape differs from the source's.
+    """
+    empty = np.broadcast_to(np.uint8(0), (*source.shape, 1)[:3])
+    expected = to_slices(empty, source).shape
+    if prediction.shape != expected:
+        raise DataError(
+            f"{path}: the prediction must have the volume's shape {expected}; "
+            f"got {prediction.shape}"
+        )
+
+
 def save_labels(prediction: Array, source: SourceGrid, path: Path) -> None:
     """Write class ids (h, w, d) as NIfTI on the source's grid, same affine and form codes.
 
@@ -148,12 +186,7 @@ def save_labels(prediction: Array, source: SourceGrid, path: Path) -> None:
 
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(f"{path}: a volume is written as .nii.gz or .nii; choose such a name")
-    expected = to_slices(np.zeros((*source.shape, 1)[:3], dtype=np.uint8), source).shape
-    if prediction.shape != expected:
-        raise DataError(
-            f"{path}: the prediction must have the volume's shape {expected}; "
-            f"got {prediction.shape}"
-        )
+    check_prediction(prediction, source, path)
     dtype = np.uint8 if prediction.size == 0 or prediction.max() < 256 else np.int16
     header = source.header.copy()
     header.extensions.clear()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from samadapt.data.types import Array, fault
+from samadapt.data.types import Array, FindingError, Volume, fault
 from samadapt.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+MAX_PIXELS = 1 << 28
+"""Pixels of a picture (16,384 x 16,384): a broken or hostile header must not fill the memory."""
+_LIMIT = Lock()
 _LOSSY = (".jpg", ".jpeg")
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
 _GREY_MODES = ("1", "L", "LA", "La")
@@ -68,6 +72,21 @@ def load_mask(path: Path) -> Array:
     return whole
 
 
+def save_plane(prediction: Array, volume: Volume, path: Path) -> None:
+    """Write class ids (h, w) or (h, w, 1) of a picture as PNG.
+
+    Raises:
+        DataError: the shape is not the picture's, or the file name is not PNG's.
+    """
+    plane = prediction[:, :, 0] if prediction.ndim == 3 else prediction
+    if volume.shape[2] != 1 or plane.shape != volume.shape[:2]:
+        raise DataError(
+            f"{path}: a PNG holds one slice of the image's shape {volume.shape[:2]}; got "
+            f"{prediction.shape}; write volumes as .nii.gz"
+        )
+    save_mask(plane, path)
+
+
 def save_mask(prediction: Array, path: Path) -> None:
     """Write class ids (h, w) as a grey PNG, 16-bit where an id is above 255.
 
@@ -85,22 +104,45 @@ def save_mask(prediction: Array, path: Path) -> None:
     partial.replace(path)
 
 
+def _open_header(path: Path) -> Any:
+    """Open without PIL's limit of 89 million pixels, which is below 10,000 x 10,000."""
+    from PIL import Image
+
+    with _LIMIT:  # the limit is a global of PIL, looked at while the header is read
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+
+
 def _open(path: Path) -> Any:
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     if not path.is_file():
         raise fault("missing_file", path, "there is no such file", "check the path")
     if path.stat().st_size == 0:
         raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
     try:
-        with Image.open(path) as opened:
+        with _open_header(path) as opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                message = f"it has {width} x {height} pixels; at most {MAX_PIXELS:,} are read"
+                raise fault("too_large", path, message, "cut it into parts")
             pages = getattr(opened, "n_frames", 1)
             opened.load()
             picture = ImageOps.exif_transpose(opened)
+    except FindingError:
+        raise
     except Exception as error:  # PIL raises many kinds, most without the file's name
         message = f"cannot be read as an image ({type(error).__name__}: {error})"
         raise fault("unreadable_image", path, message, "copy it again or save it as PNG") from None
     if pages > 1:
         message = f"expected one page; the file has {pages}"
-        raise fault("several_pages", path, message, "save each page as a file")
+        raise fault(
+            "several_pages",
+            path,
+            message,
+            "save each page as a file, or read stacks with data=tiff",
+        )
     return picture

@@ -15,13 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import numpy as np
 
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume
-from samadapt.errors import ConfigError, DataError, nearest
+from samadapt.errors import ConfigError, DataError, MissingExtraError, nearest
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
@@ -58,7 +59,9 @@ class Layout:
         findings: problems of the layout itself.
         classes: name to label values, as declared; None where nothing is.
         modality: name of the channel read, such as ``"CT"``; None where nothing says.
-        ambiguous: files that share a name with another; their cases are left out.
+        ambiguous: files that share a name with another, or folders in which a file is broken;
+            their cases are left out, as the findings say.
+        suffixes: file name endings of the format, the first for the names of missing files.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -66,6 +69,7 @@ class Layout:
     classes: Mapping[str, tuple[int, ...]] | None = None
     modality: str | None = None
     ambiguous: set[Path] = field(default_factory=set)
+    suffixes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -86,12 +90,27 @@ class Reader(ABC):
     summary: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
     """File name endings of the images that ``read_image`` accepts."""
+    needs: ClassVar[tuple[str, str] | None] = None
+    """Package that it imports and the extra that brings it."""
+    output_suffixes: ClassVar[tuple[str, ...]] = (".png",)
+    """File name endings by which predictions for these images are written."""
     default_intensity: ClassVar[str | None] = None
     """Intensity rule where neither user, card nor data set names one."""
 
     def __init__(self, options: ReaderOptions) -> None:
-        """Keep the options."""
+        """Keep the options.
+
+        Raises:
+            MissingExtraError: the format needs a package that is not installed.
+        """
+        if self.needs and find_spec(self.needs[0]) is None:
+            raise MissingExtraError(*self.needs)
         self.options = options
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Whether ``read_image`` is for this file or folder; looks no further than needed."""
+        return bool(cls.suffixes) and path.name.lower().endswith(cls.suffixes)
 
     @abstractmethod
     def discover(self) -> Layout:
@@ -254,27 +273,32 @@ def parse_axis(axis: str | int | None) -> int | None:
     )
 
 
-def reader_for(path: Path, axis: str | int | None = None, channel: int | None = None) -> Reader:
-    """Return a reader for one image file, chosen by the file name's ending.
+def reader_for(
+    path: Path, axis: str | int | None = None, channel: int | str | None = None
+) -> Reader:
+    """Return a reader for one image file or series folder, chosen by its name or content.
 
     Raises:
         DataError: no reader reads such files.
     """
     options = ReaderOptions(path.parent, parse_axis(axis), channel)
     for reader in readers().values():
-        if path.name.lower().endswith(reader.suffixes or ("\0",)):
+        if reader.accepts(path):
             return reader(options)
     known = sorted({suffix for reader in readers().values() for suffix in reader.suffixes})
     raise DataError(f"{path}: no reader for this kind of file; readable: {', '.join(known)}")
 
 
-def read_image(path: Path, axis: str | int | None = None, channel: int | None = None) -> Volume:
+def read_image(
+    path: Path, axis: str | int | None = None, channel: int | str | None = None
+) -> Volume:
     """Read one image file without labels: a picture or a volume.
 
     Args:
-        path: a NIfTI, PNG, JPEG or TIFF file.
+        path: a file of any format that a reader knows, or the folder of a DICOM series.
         axis: what volumes are sliced along; None: the axis with the largest spacing.
-        channel: index of the channel of a 4D volume.
+        channel: index of the channel of a 4D volume, or its name where a ``dataset.json`` in
+            the file's folder or the one above it names the channels.
 
     Raises:
         DataError: the file is missing, broken or of an unknown kind.
@@ -285,7 +309,8 @@ def read_image(path: Path, axis: str | int | None = None, channel: int | None = 
 def write_prediction(prediction: Array, volume: Volume, path: Path) -> None:
     """Write class ids (h, w, d) or (h, w), arranged as ``volume``, on its source's grid.
 
-    The file name's ending chooses the format: NIfTI for volumes, PNG for pictures.
+    The file name's ending chooses the format: PNG for pictures; for volumes NIfTI, or another
+    that holds a grid (``output_suffixes`` of the readers).
 
     Raises:
         DataError: the shape does not fit, or the format cannot hold the volume.

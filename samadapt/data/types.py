@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,9 @@ from samadapt.errors import DataError
 Array = np.ndarray[Any, np.dtype[Any]]
 Severity = Literal["error", "warning"]
 Split = Literal["train", "val"]
+
+MAX_VOXELS = 1 << 31
+"""What one file may declare: a header that claims more is broken, or asks for 8 GB of float32."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,28 @@ def fault(code: str, file: Path | str, message: str, fix: str) -> FindingError:
     return FindingError(Finding(code, "error", str(file), message, fix))
 
 
+def check_size(file: Path | str, shape: Sequence[int]) -> None:
+    """Refuse a declared shape before any memory is taken for it.
+
+    Raises:
+        FindingError: a side is below 1, or there are more than ``MAX_VOXELS`` voxels.
+    """
+    sides = [int(side) for side in shape]
+    if min(sides, default=0) < 1:
+        message = f"expected at least one voxel along each axis; its shape is {tuple(sides)}"
+        raise fault("bad_shape", file, message, "check how it was made")
+    if math.prod(sides) > MAX_VOXELS:
+        message = f"it declares {math.prod(sides):,} voxels {tuple(sides)}; at most {MAX_VOXELS:,}"
+        raise fault("too_large", file, message, "check its header, or cut it into parts")
+
+
 @dataclass(frozen=True)
 class Case:
     """One image or volume with its ground truth, as files.
 
     Attributes:
         name: unique in the data set; splits are made of names.
-        image: the image file.
+        image: the image file; of a DICOM series its folder.
         labels: the mask file, or None where there is none.
         annotations: the JSON file of boxes and points, or None.
         channel: index into the last axis of a 4D image, or None.
@@ -69,8 +89,10 @@ class Case:
         values: label values other than 0 that occur in the mask.
         presence: (d, len(values)) bool: which value occurs in which slice.
         named: class names that the annotations use.
+        files: the image's files where there are several (a DICOM series), sorted by name.
         patient: equal for cases of one patient, who is then on one side of every split; ``""``
-            where nothing says.
+            where nothing says. Of a DICOM patient ID a one-way hash, salted anew in each process,
+            of no use to anyone else. It is kept out of every record.
         digest: hash of the image's voxels; known after the scan.
     """
 
@@ -85,16 +107,17 @@ class Case:
     values: tuple[int, ...] = ()
     presence: Array | None = field(default=None, repr=False, compare=False)
     named: tuple[str, ...] = ()
+    files: tuple[Path, ...] = field(default=(), repr=False)
     patient: str = field(default="", repr=False, compare=False)
     digest: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class SourceGrid:
-    """What is needed to write a prediction back on the grid of a NIfTI file.
+    """What is needed to write a prediction back on the grid of a volume's file.
 
     Attributes:
-        header: the file's NIfTI header.
+        header: the file's NIfTI header, or one made for its grid.
         shape: the file's spatial shape, 2 or 3 axes.
         affine: (4, 4) voxel to RAS+ mm.
         orientation: (3, 2) nibabel orientation of the file's axes.
@@ -137,6 +160,7 @@ class Volume:
         source: the file's grid; None for pictures.
         is_color: the last axis of ``image`` is RGB.
         annotation: prompts given with the image, or None.
+        instances: (h, w) int32 object numbers, 0 none, where the data set tells objects apart.
     """
 
     image: Array
@@ -145,6 +169,7 @@ class Volume:
     source: SourceGrid | None = None
     is_color: bool = False
     annotation: Annotation | None = None
+    instances: Array | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

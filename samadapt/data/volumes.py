@@ -28,6 +28,8 @@ class PreparedVolume:
         is_color: the last axis of ``image`` is RGB.
         spacing_mm: (row, column, slice) in mm; None for pictures.
         annotation: prompts given with the image, or None.
+        instances: (h, w) int32 object numbers of a picture, 0 none, where the data set tells
+            objects apart; an object keeps its number where another of its class touches it.
     """
 
     image: Array
@@ -35,6 +37,7 @@ class PreparedVolume:
     is_color: bool = False
     spacing_mm: tuple[float, float, float] | None = None
     annotation: Annotation | None = None
+    instances: Array | None = None
 
 
 class VolumeCache:
@@ -87,6 +90,6 @@ def stored_arrays(
 
 def _size(volume: PreparedVolume) -> int:
     return sum(
-        0 if isinstance(array, np.memmap) else array.nbytes
-        for array in (volume.image, volume.labels)
+        0 if array is None or isinstance(array, np.memmap) else array.nbytes
+        for array in (volume.image, volume.labels, volume.instances)
     )

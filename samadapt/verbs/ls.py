@@ -68,9 +68,16 @@ def _data() -> Rows:
 
     cards = [load_card(name) for name in list_cards()]
     rows = [{"name": card.name, "about": card.title, "licence": card.licence} for card in cards]
-    formats = sorted(set(readers()) - {card.name for card in cards})
-    about = "a format: give data.root=PATH"
-    return [*rows, *({"name": name, "about": about, "licence": ""} for name in formats)]
+    named = {card.name for card in cards}
+    formats = {name: reader for name, reader in sorted(readers().items()) if name not in named}
+    about = "{}; give data.root=PATH"
+    return [
+        *rows,
+        *(
+            {"name": name, "about": about.format(reader.summary), "licence": ""}
+            for name, reader in formats.items()
+        ),
+    ]
 
 
 KINDS: dict[str, Callable[[], Rows]] = {

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HELP = """
-Segments a picture (PNG, JPEG, TIFF) or a NIfTI volume with an adapter, and writes the labels: a
-PNG of class numbers, or a NIfTI file on the source's grid. The base model is found by the name
-that the adapter records and checked by its hash.
+Segments a picture (PNG, JPEG, TIFF) or a volume (NIfTI, NRRD, MetaImage, TIFF stack, .npz, or the
+folder of a DICOM series) with an adapter, and writes the labels: a PNG of class numbers, or a NIfTI
+file on the source's grid (NRRD and MetaImage also as .nrrd or .mha). The base model is found by
+the name that the adapter records and checked by its hash.
 
 An adapter trained without prompts needs no more. One trained with boxes or points needs them, in
 pixels (x, y) of the upright picture or slice: for a volume either the same for every slice, or a
@@ -33,7 +34,7 @@ class PredictArguments:
     """The keys of ``samadapt predict``."""
 
     adapter: str = knob(help="adapter directory")
-    input: str = knob(help="picture or NIfTI volume")
+    input: str = knob(help="picture, volume, or folder of a DICOM series")
     output: str = knob(help=".png for a picture, .nii.gz or .nii for a volume")
     boxes: list[list[float]] | dict[int, list[list[float]]] | None = knob(
         None, help="[[x0,y0,x1,y1]], or {slice: [[x0,y0,x1,y1]]}"
@@ -44,7 +45,9 @@ class PredictArguments:
     point_labels: list[int] | dict[int, list[int]] | None = knob(
         None, help="[1,0]: 1 in the object, 0 outside; null: all 1"
     )
-    channel: int | None = knob(None, help="which volume of a 4D file, from 0", low=0)
+    channel: int | str | None = knob(
+        None, help="which volume of a 4D file: from 0, or its name in dataset.json", low=0
+    )
     checkpoint: str | None = knob(None, help="file of the base weights; null: found by name")
     precision: Literal["auto", "fp32", "bf16"] = knob(
         "fp32", help="fp32 gives the same masks everywhere; auto: bf16 where that is fast"

@@ -317,3 +317,20 @@ def test_an_empty_mask_is_a_warning(make_folder: Callable[..., Path]) -> None:
     assert [(f.code, f.severity) for f in dataset.findings] == [("no_foreground", "warning")]
     assert [ref.case for ref in dataset.slices("train")] == ["p2"]
     assert dataset.slices("train").left_out["empty"] == 1
+
+
+@pytest.mark.slow
+def test_pictures_of_10_000_pixels_a_side(tmp_path: Path) -> None:
+    """PIL's own limit is 89 million pixels, a warning, which is an error here."""
+    Image.new("1", (10_000, 10_000), 1).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").shape == (10_000, 10_000, 1)
+
+
+def test_the_limit_is_ours_and_not_pils(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png").image, RGB)
+    assert Image.MAX_IMAGE_PIXELS == 50
+    monkeypatch.setattr("samadapt.data.pictures.MAX_PIXELS", 119)
+    with pytest.raises(DataError, match=r"a\.png.*10 x 12.*too_large"):
+        read_image(tmp_path / "a.png")

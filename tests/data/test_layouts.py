@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from samadapt.data import SliceRef, check_dataset, open_dataset
-from samadapt.errors import ConfigError, DataError
+from samadapt.data import SliceRef, check_dataset, open_dataset, read_image, readers
+from samadapt.errors import ConfigError, DataError, MissingExtraError
 
 
 def test_msd(make_msd: Callable[..., Path], tools: Any) -> None:
@@ -169,3 +169,72 @@ def test_every_data_type_of_labels(make_msd: Callable[..., Path], tools: Any, dt
     read = dataset.volume_labels("case_01")
     np.testing.assert_array_equal(read, labels[::-1, ::-1].transpose(1, 0, 2))
     assert dataset.volume("case_01").labels[:, :, 0].flags.c_contiguous
+
+
+def _four_axes(root: Path, tools: Any, names: dict[str, str] | None) -> Path:
+    for index in range(3):
+        image, mask = tools.volume_pair(index)
+        both = np.stack([image, image + 5], axis=3)
+        tools.write_nifti(root / "images" / f"a{index}.nii.gz", both)
+        tools.write_nifti(root / "masks" / f"a{index}.nii.gz", mask)
+    if names is not None:
+        (root / "dataset.json").write_text(json.dumps({"modality": names}))
+    return root
+
+
+def test_a_channel_of_four_axes_by_name(tmp_path: Path, tools: Any) -> None:
+    root = _four_axes(tmp_path, tools, {"0": "T1", "1": "T2"})
+    by_name = open_dataset("nifti", root, channel="T2", intensity="mri", classes=["a", "b"])
+    by_index = open_dataset("nifti", root, channel=1, intensity="mri", classes=["a", "b"])
+    first, second = (d.reader.read(d.case("a1")) for d in (by_name, by_index))
+    np.testing.assert_array_equal(first.image, second.image)
+    expected = read_image(root / "images" / "a1.nii.gz", channel=0).image + 5
+    np.testing.assert_array_equal(first.image, expected)
+    alone = read_image(root / "images" / "a1.nii.gz", channel="T2")
+    np.testing.assert_array_equal(alone.image, expected)
+    (finding,) = check_dataset("nifti", root, channel="FLAIR")
+    assert (finding.code, finding.file) == ("channel_choice", str(root / "dataset.json"))
+    assert "T1, T2" in finding.message
+    with pytest.raises(DataError, match=r"FLAIR.*T1, T2"):
+        read_image(root / "images" / "a1.nii.gz", channel="FLAIR")
+
+
+def test_a_channel_by_name_where_nothing_names_them(tmp_path: Path, tools: Any) -> None:
+    root = _four_axes(tmp_path, tools, None)
+    (finding,) = check_dataset("nifti", root, channel="T2")
+    assert finding.code == "channel_choice"
+    assert "'T2'" in finding.message
+    with pytest.raises(DataError, match=r"'T2'.*by its index"):
+        read_image(root / "images" / "a1.nii.gz", channel="T2")
+
+
+def test_a_channel_of_a_decathlon_set_by_name(make_msd: Callable[..., Path], tools: Any) -> None:
+    root = make_msd(3, modality={"0": "T1", "1": "T2"})
+    for index in range(3):
+        image = tools.volume_pair(index)[0]
+        path = root / "imagesTr" / f"case_{index:02d}.nii.gz"
+        tools.write_nifti(path, np.stack([image, image + 5], axis=3))
+    dataset = open_dataset("msd", root, channel="T2")
+    volume = dataset.reader.read(dataset.case("case_01"))
+    expected = read_image(root / "imagesTr" / "case_01.nii.gz", channel=1).image
+    np.testing.assert_array_equal(volume.image, expected)
+    by_name = read_image(root / "imagesTr" / "case_01.nii.gz", channel="T2").image
+    np.testing.assert_array_equal(by_name, expected)
+
+
+def test_extras_that_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samadapt.data.reader.find_spec", lambda _: None)
+    for name, extra in (("dicom", "dicom"), ("coco", "coco"), ("sa1b", "coco"), ("itk", "itk")):
+        with pytest.raises(MissingExtraError, match=rf"samadapt\[{extra}\]"):
+            check_dataset(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(set(readers()) - {"mni152"}))
+def test_every_reader_tells_of_a_folder_that_is_not_there(tmp_path: Path, name: str) -> None:
+    for root in (None, tmp_path / "none", tmp_path):
+        (finding,) = check_dataset(name, root)
+        assert finding.severity == "error"
+        assert finding.code in ("missing_folder", "no_cases", "missing_label")
+    (tmp_path / "file").write_text("x")
+    (finding,) = check_dataset(name, tmp_path / "file")
+    assert finding.code == "missing_folder"

@@ -284,7 +284,7 @@ def test_an_unforeseen_exception_is_a_finding(
         raise MemoryError
 
     root = make_msd(1)
-    monkeypatch.setattr("samadapt.data.nifti.load_grid", explode)
+    monkeypatch.setattr("samadapt.data.volume_reader.load_grid", explode)
     (finding,) = check_dataset("nifti", root)
     assert finding.code == "unreadable_image"
     assert finding.file == str(root / "imagesTr/case_00.nii.gz")

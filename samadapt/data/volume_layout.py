@@ -1,4 +1,16 @@
-"""Which files of a folder are the cases: MSD, nnU-Net, ``images/`` + ``labels/``, patterns."""
+"""Which files of a folder are the cases, for every volume format.
+
+Layouts, in the order in which they are looked for:
+
+- ``data.image`` and ``data.label`` given: file names below ``data.root``, or patterns with one
+  ``*`` (``*/ct.nii.gz`` with ``*/labels.nii.gz``); the text that ``*`` stands for names the case.
+  Say which values are which class: ``data.classes={liver: 5, spleen: 1, kidney: [2, 3]}``.
+- ``imagesTr/``, ``labelsTr/`` and ``dataset.json``: Medical Segmentation Decathlon, or nnU-Net
+  (images end in ``_0000``).
+- ``images/`` and ``labels/`` (or ``masks/``), same file names, ``_mask`` allowed.
+
+A channel is chosen by its name where ``dataset.json`` names the channels.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +20,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from samadapt.data.nifti_grid import SUFFIXES
 from samadapt.data.reader import Layout, ReaderOptions
 from samadapt.data.types import Case, Finding, FindingError, fault
 
@@ -16,10 +27,15 @@ _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _DECLARED = "mend dataset.json (see the MSD or nnU-Net documentation)"
 
 
-def discover_nifti(options: ReaderOptions) -> Layout:
-    """List the cases of a folder in any of the layouts; faults become findings."""
+def discover_volumes(options: ReaderOptions, suffixes: tuple[str, ...]) -> Layout:
+    """List the cases of a folder in any of the layouts; faults become findings.
+
+    Args:
+        options: root, patterns and channel.
+        suffixes: file name endings of the format, longest first.
+    """
     root = options.root
-    layout = Layout()
+    layout = Layout(suffixes=suffixes)
     if root is None or not root.is_dir():
         reason = "there is no such folder" if root else "no folder is given"
         layout.findings.append(_missing_folder(root or Path("data.root"), reason))
@@ -30,9 +46,12 @@ def discover_nifti(options: ReaderOptions) -> Layout:
         elif (root / "imagesTr").is_dir():
             _read_decathlon(root, options, layout)
         elif (root / "images").is_dir():
-            _pair_folders(root / "images", root / "labels", _numbered(options.channel), layout)
+            masks = root / ("labels" if (root / "labels").is_dir() else "masks")
+            _pair_folders(root / "images", masks, channel_beside(root, options.channel), layout)
         else:
-            expected = "expected imagesTr/ + labelsTr/ + dataset.json, or images/ + labels/"
+            expected = (
+                "expected imagesTr/ + labelsTr/ + dataset.json, or images/ + labels/ or masks/"
+            )
             found = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
             reason = f"{expected}; the folder holds {found}"
             layout.findings.append(_missing_folder(root, reason))
@@ -40,14 +59,14 @@ def discover_nifti(options: ReaderOptions) -> Layout:
         layout.findings.append(error.finding)
         return layout
     if not layout.cases and not layout.findings:
-        message = "the folder holds no .nii or .nii.gz image"
+        message = f"the folder holds no {' or '.join(suffixes)} image"
         layout.findings.append(Finding("no_cases", "error", str(root), message, "check data.root"))
     return layout
 
 
-def stem_of(path: Path) -> str:
-    """Return the file name without ``.nii`` or ``.nii.gz``."""
-    for suffix in SUFFIXES:
+def stem_of(path: Path, suffixes: tuple[str, ...]) -> str:
+    """Return the file name without the format's ending, such as ``.nii.gz``."""
+    for suffix in suffixes:
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return path.stem
@@ -59,18 +78,20 @@ def _missing_folder(root: Path, reason: str) -> Finding:
 
 
 def _files(folder: Path, layout: Layout) -> dict[str, Path]:
-    """List the NIfTI files of a folder by stem; other files and double stems are findings."""
+    """List the volumes of a folder by stem; other files and double stems are findings."""
     found: dict[str, Path] = {}
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     for path in entries:
         if path.name.startswith(".") or path.is_dir():
             continue
-        if not path.name.lower().endswith(SUFFIXES):
-            message = "expected .nii or .nii.gz here; this file is not read"
+        if not path.name.lower().endswith(layout.suffixes):
+            if _has_header(path, entries):
+                continue
+            message = f"expected {' or '.join(layout.suffixes)} here; this file is not read"
             finding = Finding("other_file", "warning", str(path), message, "remove or convert it")
             layout.findings.append(finding)
             continue
-        stem = stem_of(path)
+        stem = stem_of(path, layout.suffixes)
         if stem in found:
             message = f"has the same name as {found[stem].name}"
             finding = Finding("duplicate_case", "error", str(path), message, "keep one of the two")
@@ -81,31 +102,44 @@ def _files(folder: Path, layout: Layout) -> dict[str, Path]:
     return found
 
 
+def _has_header(path: Path, entries: list[Path]) -> bool:
+    """Whether a file is the voxels of a header beside it (``.mhd`` or ``.nhdr``)."""
+    stem = path.name.partition(".")[0]
+    headers = {entry.stem for entry in entries if entry.suffix.lower() in (".mhd", ".nhdr")}
+    return path.name.lower().endswith((".raw", ".raw.gz", ".zraw")) and stem in headers
+
+
 def _pair_folders(images: Path, labels: Path, channel: int | None, layout: Layout) -> None:
     pictures, masks = _files(images, layout), _files(labels, layout)
     masks = {_unmasked(stem, pictures): path for stem, path in masks.items()}
     for name in sorted({*pictures, *masks}):
-        image = pictures.get(name, images / f"{name}.nii.gz")
+        image = pictures.get(name, images / f"{name}{layout.suffixes[0]}")
         layout.cases.append(Case(name, image, masks.get(name), channel=channel))
 
 
 def _unmasked(stem: str, pictures: Mapping[str, Path]) -> str:
-    return stem.removesuffix("_mask") if stem not in pictures else stem
+    if stem in pictures:
+        return stem
+    return stem.removesuffix("_mask").removesuffix(".seg")  # 3D Slicer writes NAME.seg.nrrd
 
 
 def _pair_patterns(root: Path, options: ReaderOptions, layout: Layout) -> None:
     if not options.label:
         raise fault("missing_label", root, "data.image is set, data.label is not", "set data.label")
-    images, masks = _match(root, str(options.image)), _match(root, options.label)
-    channel = _numbered(options.channel)
+    images, masks = match(root, str(options.image)), match(root, options.label)
+    channel = channel_beside(root, options.channel)
     for name in sorted({*images, *masks}):
         image = images.get(name, root / str(options.image).replace("*", name))
-        shown = name or stem_of(image)
+        shown = name or stem_of(image, layout.suffixes)
         layout.cases.append(Case(shown, image, masks.get(name), channel=channel))
 
 
-def _match(root: Path, pattern: str) -> dict[str, Path]:
-    """Return the files of a pattern by the text that its ``*`` stands for."""
+def match(root: Path, pattern: str) -> dict[str, Path]:
+    """Return the files of a pattern by the text that its ``*`` stands for.
+
+    Raises:
+        FindingError: the pattern has two ``*``, or nothing matches.
+    """
     if "*" not in pattern:
         return {"": root / pattern}
     before, after = pattern.split("*", 1)
@@ -114,9 +148,9 @@ def _match(root: Path, pattern: str) -> dict[str, Path]:
     wanted = re.compile(re.escape(before) + r"([^/]+)" + re.escape(after))
     found = {}
     for path in sorted(root.glob(pattern)):
-        match = wanted.fullmatch(path.relative_to(root).as_posix())
-        if match and not path.name.startswith("."):
-            found[match.group(1)] = path
+        held = wanted.fullmatch(path.relative_to(root).as_posix())
+        if held and not path.name.startswith("."):
+            found[held.group(1)] = path
     if not found:
         raise fault("no_cases", root, f"no file matches {pattern!r}", "check the pattern")
     return found
@@ -124,17 +158,15 @@ def _match(root: Path, pattern: str) -> dict[str, Path]:
 
 def _read_decathlon(root: Path, options: ReaderOptions, layout: Layout) -> None:
     declared = _read_json(root / "dataset.json")
-    channels = {
-        str(key): str(value)
-        for key, value in _mapping(declared, "channel_names", "modality").items()
-    }
+    channels = _channel_names(declared)
     channel = _channel_index(root / "dataset.json", options.channel, channels)
     layout.classes = _classes(root / "dataset.json", declared, layout)
     layout.modality = channels.get(str(channel or 0))
-    ending = declared.get("file_ending", ".nii.gz")
-    if ending not in SUFFIXES:
-        message = f"file_ending is {ending!r}; this reader reads {' and '.join(SUFFIXES)}"
-        raise fault("file_ending", root / "dataset.json", message, "convert the images to NIfTI")
+    ending = declared.get("file_ending", layout.suffixes[0])
+    if ending not in layout.suffixes:
+        message = f"file_ending is {ending!r}; this reader reads {' and '.join(layout.suffixes)}"
+        fix = "use the reader of that format (samadapt ls data), or convert the images"
+        raise fault("file_ending", root / "dataset.json", message, fix)
     pictures = _files(root / "imagesTr", layout)
     masks = _files(root / "labelsTr", layout)
     numbered = {stem: _CHANNEL.match(stem) for stem in pictures}
@@ -162,7 +194,9 @@ def _nnunet_cases(
         )
     wanted = f"_{channel or 0:04d}"
     for name in sorted({*(stem[:-5] for stem in pictures), *masks}):
-        image = pictures.get(name + wanted, root / "imagesTr" / f"{name}{wanted}.nii.gz")
+        image = pictures.get(
+            name + wanted, root / "imagesTr" / f"{name}{wanted}{layout.suffixes[0]}"
+        )
         layout.cases.append(Case(name, image, masks.get(name)))
 
 
@@ -186,9 +220,9 @@ def _msd_cases(
             continue
         for key, known in (("image", pictures), ("label", masks)):
             path = root / str(entry[key])
-            known.setdefault(stem_of(path), path)
+            known.setdefault(stem_of(path, layout.suffixes), path)
     for name in sorted({*pictures, *masks}):
-        image = pictures.get(name, root / "imagesTr" / f"{name}.nii.gz")
+        image = pictures.get(name, root / "imagesTr" / f"{name}{layout.suffixes[0]}")
         layout.cases.append(Case(name, image, masks.get(name), channel=channel))
 
 
@@ -211,6 +245,26 @@ def _mapping(declared: Mapping[str, Any], *keys: str) -> Mapping[Any, Any]:
         if isinstance(declared.get(key), dict):
             return dict(declared[key])
     return {}
+
+
+def _channel_names(declared: Mapping[str, Any]) -> dict[str, str]:
+    names = _mapping(declared, "channel_names", "modality")
+    return {str(key): str(value) for key, value in names.items()}
+
+
+def channel_beside(folder: Path, channel: int | str | None) -> int | None:
+    """Return a channel's index; a name is looked up in ``dataset.json`` in or above ``folder``.
+
+    Raises:
+        FindingError: no such file names the channel.
+    """
+    if channel is None or str(channel).isdigit():
+        return _numbered(channel)
+    for path in (folder / "dataset.json", folder.parent / "dataset.json"):
+        if path.is_file():
+            return _channel_index(path, channel, _channel_names(_read_json(path)))
+    message = f"channel {channel!r} is asked for by name; no dataset.json here names the channels"
+    raise fault("channel_choice", folder, message, "choose the channel by its index, from 0")
 
 
 def _numbered(channel: int | str | None) -> int | None:

@@ -1,0 +1,270 @@
+"""COCO JSON: ``images/`` and ``annotations.json``, or ``annotations/*.json``, or ``data.label``.
+
+Polygons and run lengths (compressed or not) become a label map of category numbers; how objects
+that overlap are drawn is in ``instance_masks.py``. A picture is looked for in ``images/``, in the
+root, and in a folder named as the JSON (``instances_train2017.json``: ``train2017/``). Keypoints,
+captions and boxes without a mask are not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+from samadapt.data.instance_masks import MaskObject, paint, read_segmentation
+from samadapt.data.pictures import load_picture, save_plane
+from samadapt.data.reader import Layout, Reader, register_reader
+from samadapt.data.types import Array, Case, Finding, FindingError, Volume, check_size, fault
+from samadapt.data.volume_reader import error
+from samadapt.errors import nearest
+
+_MEND = "mend the file (see cocodataset.org, format of object detection)"
+
+
+class ObjectReader(Reader):
+    """Reads pictures whose objects lie in a JSON; a format says where they are."""
+
+    needs: ClassVar[tuple[str, str] | None] = ("pycocotools", "coco")
+    default_intensity: ClassVar[str | None] = "rgb"
+
+    def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
+        """Return the objects of a case.
+
+        Raises:
+            FindingError: the annotations are broken.
+        """
+        raise NotImplementedError
+
+    def read_image(self, path: Path) -> Volume:
+        """Read a picture."""
+        image, is_color = load_picture(path)
+        return Volume(image, is_color=is_color)
+
+    def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
+        """Read and check picture and objects."""
+        try:
+            if case.labels is None:
+                message = "this picture has no annotations"
+                raise fault("missing_label", case.image, message, "add them or move the picture")
+            if not case.image.is_file():
+                message = f"{case.labels} names a picture that is not there"
+                raise fault("missing_image", case.image, message, "add the picture")
+            volume = self.read_image(case.image)
+            height, width, _ = volume.shape
+            objects = self.objects(case, height, width)
+        except FindingError as problem:
+            return None, [problem.finding]
+        if volume.image.min() == volume.image.max():
+            message = f"all pixels have the value {float(volume.image.min()):g}"
+            return None, [error("constant_image", case.image, message, "export it again")]
+        labels, instances, hidden = paint(objects, height, width)
+        findings = []
+        if hidden:
+            message = f"{len(hidden)} objects of {case.image.name} lie wholly under smaller ones: "
+            message += ", ".join(hidden[:5])
+            fix = "remove them if they are doubles"
+            findings.append(Finding("hidden_object", "warning", str(case.labels), message, fix))
+        if not labels.any():
+            message = f"no object is drawn in {case.image.name}"
+            fix = "check that it is the right file"
+            findings.append(Finding("no_foreground", "warning", str(case.labels), message, fix))
+        return Volume(
+            volume.image, labels[:, :, None], is_color=volume.is_color, instances=instances
+        ), findings
+
+    def write(self, prediction: Array, volume: Volume, path: Path) -> None:
+        """Write class ids as PNG."""
+        save_plane(prediction, volume, path)
+
+
+@register_reader("coco")
+class CocoReader(ObjectReader):
+    """Reads COCO's object annotations."""
+
+    summary = "COCO JSON (polygons, RLE): images/ + annotations.json or annotations/; extra coco"
+
+    def discover(self) -> Layout:
+        """Read the JSON files; one case a picture."""
+        layout = Layout()
+        self._entries: dict[str, list[dict[str, Any]]] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._values: dict[int, int] = {}
+        root = self.options.root
+        try:
+            tables = {path: _read_tables(path) for path in self._files(root)}
+            layout.classes = self._read_categories(tables)
+        except FindingError as problem:
+            layout.findings.append(problem.finding)
+            return layout
+        seen: dict[Path, Path] = {}
+        for path, table in tables.items():
+            self._add_cases(path, table, layout, seen)
+        if not layout.cases and not layout.findings:
+            message = "the annotations name no picture"
+            layout.findings.append(error("no_cases", root or Path(), message, "check data.root"))
+        return layout
+
+    def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
+        """Return the objects of a picture, checked against its size."""
+        labels = case.labels or case.image
+        declared = self._sizes[case.name]
+        if declared != (height, width):
+            message = (
+                f"it says {case.image.name} has {declared[0]} x {declared[1]} pixels (h x w); "
+                f"the picture has {height} x {width}"
+            )
+            raise fault("shape_mismatch", labels, message, "annotate the picture as it is")
+        found = []
+        for entry in self._entries.get(case.name, []):
+            shown = f"annotation {entry['id']}"
+            try:
+                runs = read_segmentation(entry["segmentation"], height, width)
+            except ValueError as problem:
+                message = f"{shown} of {case.image.name}: {problem}"
+                raise fault("bad_segmentation", labels, message, _MEND) from None
+            is_crowd = bool(entry.get("iscrowd"))
+            found.append(MaskObject(self._values[entry["category_id"]], runs, is_crowd, shown))
+        return found
+
+    def _files(self, root: Path | None) -> list[Path]:
+        if root is None or not root.is_dir():
+            reason = "there is no such folder" if root else "no folder is given"
+            message = f"expected images/ and annotations.json; {reason}"
+            raise fault("missing_folder", root or "data.root", message, "set data.root")
+        if self.options.label:
+            return [root / self.options.label]
+        found = [root / "annotations.json"] if (root / "annotations.json").is_file() else []
+        found = found or sorted((root / "annotations").glob("*.json"))
+        if not found:
+            message = "expected annotations.json or annotations/*.json in it"
+            raise fault("missing_label", root, message, "or name the file with data.label=FILE")
+        return found
+
+    def _read_categories(
+        self, tables: Mapping[Path, Mapping[str, list[dict[str, Any]]]]
+    ) -> dict[str, tuple[int, ...]]:
+        """Return name to label values: the category numbers, or those plus one if one is 0."""
+        names: dict[int, str] = {}
+        for path, table in tables.items():
+            for entry in table["categories"]:
+                number, name = _key(path, "categories", entry, "id", int), entry.get("name")
+                if not isinstance(name, str) or not name or number < 0:
+                    message = f"a category needs a name and an id from 0; got {str(entry)[:80]}"
+                    raise fault("bad_annotations", path, message, _MEND)
+                if names.setdefault(number, name) != name:
+                    message = f"category {number} is {name!r} here and {names[number]!r} elsewhere"
+                    raise fault("category_conflict", path, message, "number them alike")
+        shift = 1 if 0 in names else 0  # 0 is background in a label map
+        self._values = {number: number + shift for number in names}
+        classes: dict[str, tuple[int, ...]] = {}
+        for number, name in sorted(names.items()):
+            classes[name] = (*classes.get(name, ()), number + shift)
+        return classes
+
+    def _add_cases(
+        self,
+        path: Path,
+        table: Mapping[str, list[dict[str, Any]]],
+        layout: Layout,
+        seen: dict[Path, Path],
+    ) -> None:
+        """Add the pictures of one JSON; an entry that is wrong is a finding of its own."""
+        names: dict[int, str] = {}
+        for entry in table["images"]:
+            try:
+                number = _key(path, "images", entry, "id", int)
+                image = self._locate(path, entry)
+                if image in seen or number in names:
+                    message = f"the picture {image.name} (id {number}) is listed twice"
+                    message += f", also in {seen[image]}" if image in seen else ""
+                    raise fault("duplicate_case", path, message, "list each picture once")
+                size = tuple(_key(path, "images", entry, side, int) for side in ("height", "width"))
+                check_size(path, size)
+            except FindingError as problem:
+                layout.findings.append(problem.finding)
+                continue
+            seen[image] = path
+            name = "_".join(PurePosixPath(str(entry["file_name"])).with_suffix("").parts)
+            while name in self._sizes:
+                name += f"_{number}"
+            names[number] = name
+            self._sizes[name] = (size[0], size[1])
+            layout.cases.append(Case(name, image, path))
+        for entry in table["annotations"]:
+            try:
+                self._add_object(path, entry, names)
+            except FindingError as problem:
+                layout.findings.append(problem.finding)
+
+    def _add_object(self, path: Path, entry: dict[str, Any], names: Mapping[int, str]) -> None:
+        number = _key(path, "annotations", entry, "id", int)
+        image = _key(path, "annotations", entry, "image_id", int)
+        category = _key(path, "annotations", entry, "category_id", int)
+        if image not in names or category not in self._values:
+            kind, value = ("category_id", category) if image in names else ("image_id", image)
+            message = f"annotation {number} has {kind} {value}, which is not listed"
+            raise fault("dangling_annotation", path, message, _MEND)
+        if "segmentation" not in entry:
+            message = f"annotation {number} has no segmentation"
+            raise fault("bad_annotations", path, message, "a box alone is not read; " + _MEND)
+        kept = ("id", "category_id", "segmentation", "iscrowd")
+        self._entries.setdefault(names[image], []).append({k: entry[k] for k in kept if k in entry})
+
+    def _locate(self, path: Path, entry: Mapping[str, Any]) -> Path:
+        """Return the file of an entry of ``images``; the first place where it could be."""
+        name = entry.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise fault("bad_annotations", path, f"a picture has no file_name: {entry}", _MEND)
+        relative = PurePosixPath(name)
+        if relative.is_absolute() or ".." in relative.parts:
+            message = f"the picture {name!r} must lie below the data set's folder"
+            raise fault("path_outside", path, message, "give file_name relative to images/")
+        root = self.options.root or path.parent
+        places = [root / "images", root, root / path.stem.rpartition("_")[2]]
+        found = [place / relative for place in places if (place / relative).is_file()]
+        return found[0] if found else places[0] / relative
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FindingError: it is missing, empty or not JSON.
+    """
+    if not path.is_file():
+        raise fault("missing_file", path, "there is no such file", "check the path")
+    if path.stat().st_size == 0:
+        raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
+        message = f"is not a JSON file ({type(problem).__name__}: {str(problem)[:120]})"
+        raise fault("broken_json", path, message, "copy or export it again") from None
+
+
+def _read_tables(path: Path) -> dict[str, list[dict[str, Any]]]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        message = f"expected an object; got {type(content).__name__}"
+        raise fault("bad_annotations", path, message, _MEND)
+    tables = {}
+    for key in ("images", "annotations", "categories"):
+        table = content.get(key)
+        if not isinstance(table, list) or not all(isinstance(entry, dict) for entry in table):
+            found = "it is missing" if key not in content else f"got {str(table)[:60]}"
+            found += nearest(key, content) if key not in content else ""
+            message = f"expected {key}, a list of objects; {found}"
+            raise fault("bad_annotations", path, message, _MEND)
+        tables[key] = table
+    return tables
+
+
+def _key(path: Path, table: str, entry: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = entry.get(key)
+    if type(value) is not kind:
+        found = str(value)[:40] if key in entry else "nothing"
+        message = f"{table}: expected {key} as {kind.__name__}; got {found} in {str(entry)[:80]}"
+        raise fault("bad_annotations", path, message, _MEND)
+    return value

@@ -1,0 +1,196 @@
+"""NRRD and MetaImage volumes through SimpleITK; the layouts are those of ``volume_layout.py``.
+
+ITK's space is LPS+: its affine becomes RAS+ by turning the signs of x and y.
+"""
+
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from samadapt.data.nifti_grid import SUFFIXES, check_prediction, made_header, to_source
+from samadapt.data.reader import register_reader
+from samadapt.data.types import Array, Volume, check_size, fault
+from samadapt.data.volume_reader import Grid, VolumeReader, load_nifti, pick_channel
+from samadapt.errors import DataError
+
+_SINGLE = (".nrrd", ".mha")
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_DEFLATE = 1040
+"""No deflate stream shrinks its content more than 1032-fold (zlib's documentation)."""
+
+
+@register_reader("itk", "nrrd", "metaimage")
+class ItkReader(VolumeReader):
+    """Reads NRRD and MetaImage volumes."""
+
+    summary = "NRRD and MetaImage volumes (.nrrd .nhdr .mha .mhd): layouts as nifti; extra itk"
+    suffixes: ClassVar[tuple[str, ...]] = (".nrrd", ".nhdr", ".mha", ".mhd")
+    output_suffixes: ClassVar[tuple[str, ...]] = (*SUFFIXES, *_SINGLE)
+    needs: ClassVar[tuple[str, str] | None] = ("SimpleITK", "itk")
+
+    def load(self, path: Path, channel: int | None = None) -> Grid:
+        """Read one file; a mask named by ``data.label`` may be NIfTI."""
+        if path.name.lower().endswith(SUFFIXES):
+            return load_nifti(path, channel)
+        return load_itk(path, channel)
+
+    def write(self, prediction: Array, volume: Volume, path: Path) -> None:
+        """Write class ids with the direction, origin and spacing of the source."""
+        import SimpleITK as sitk  # noqa: N813
+
+        if not path.name.lower().endswith(_SINGLE):
+            raise DataError(f"{path}: labels are written as {' or '.join(_SINGLE)} here")
+        if volume.source is None:
+            raise DataError(f"{path}: a picture has no grid; write it as .png")
+        check_prediction(prediction, volume.source, path)
+        dtype = np.uint8 if prediction.size == 0 or prediction.max() < 256 else np.int16
+        values = to_source(prediction.astype(dtype), volume.source)
+        axes = values.ndim
+        affine = _LPS @ volume.source.affine
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        image = sitk.GetImageFromArray(np.ascontiguousarray(values.T))
+        image.SetSpacing(spacing[:axes].tolist())
+        image.SetOrigin(affine[:axes, 3].tolist())
+        image.SetDirection((affine[:3, :3] / spacing)[:axes, :axes].ravel().tolist())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.stem}.part{path.suffix.lower()}")
+        sitk.WriteImage(image, str(partial), useCompression=True)
+        partial.replace(path)
+
+
+def load_itk(path: Path, channel: int | None = None) -> Grid:
+    """Read a NRRD or MetaImage file.
+
+    Args:
+        path: ``.nrrd``, ``.mha``, or a header ``.nhdr``, ``.mhd`` with its data file.
+        channel: index of the component of a multi-component or 4D image.
+
+    Raises:
+        FindingError: the file is missing, broken or of a kind that cannot be used.
+    """
+    if find_spec("SimpleITK") is None:
+        fix = "install it: pip install 'samadapt[itk]'"
+        raise fault("missing_package", path, "SimpleITK is needed to read it", fix)
+    import SimpleITK as sitk  # noqa: N813
+
+    if not path.is_file():
+        raise fault("missing_file", path, "there is no such file", "check the path")
+    if path.stat().st_size == 0:
+        raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
+    stored = _data_files(path)
+    reader: Any = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        message = f"its header cannot be read as NRRD or MetaImage ({_last_line(error)})"
+        raise fault("bad_header", path, message, "export it again") from None
+    _check(path, reader, stored)
+    try:
+        image = reader.Execute()
+        values = np.asarray(sitk.GetArrayFromImage(image))
+    except (RuntimeError, MemoryError) as error:
+        message = f"the voxels cannot be read ({_last_line(error)})"
+        raise fault("truncated_file", path, message, "copy or export it again") from None
+    return _as_grid(path, image, values, channel)
+
+
+def _as_grid(path: Path, image: Any, values: Array, channel: int | None) -> Grid:
+    """Turn ITK's array (…, z, y, x, component) and geometry into a grid."""
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        values = pick_channel(path, np.moveaxis(values, -1, 0), channel)
+    if image.GetDimension() == 4:
+        values = pick_channel(path, values, channel)
+    axes = min(image.GetDimension(), 3)
+    spacing = np.array(image.GetSpacing()[:axes])
+    side = image.GetDimension()
+    direction = np.array(image.GetDirection()).reshape(side, side)[:axes, :axes]
+    affine = np.eye(4)
+    affine[:axes, :axes] = direction * spacing
+    affine[:axes, 3] = image.GetOrigin()[:axes]
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        message = "its directions cannot be inverted: an axis has no length of its own"
+        raise fault("bad_spacing", path, message, "set the true orientation and spacing")
+    affine = _LPS @ affine
+    shape = tuple(values.T.shape)
+    return Grid(values.T.reshape((*shape, 1)[:3]), affine, made_header(shape, affine))
+
+
+def _check(path: Path, reader: Any, stored: tuple[str, list[Path]]) -> None:
+    """Refuse what the header declares and ITK would only find out after taking memory."""
+    encoding, files = stored
+    shape = [int(side) for side in reader.GetSize()]
+    if not 2 <= len(shape) <= 4:
+        message = f"expected 2 to 4 axes; its shape is {tuple(shape)}"
+        raise fault("bad_shape", path, message, "split the file into volumes")
+    spacing = [float(side) for side in reader.GetSpacing()]
+    if not all(math.isfinite(side) and side > 0 for side in spacing[:3]):
+        message = f"voxel spacing must be positive; the header says {spacing}"
+        raise fault("bad_spacing", path, message, "set the true spacing (mm) in the header")
+    dtype = _dtype(path, reader.GetPixelID())
+    components = reader.GetNumberOfComponents()
+    check_size(path, [*shape, components])
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        message = f"its data file {missing[0].name} is not there"
+        raise fault("missing_file", path, message, "put the data file beside the header")
+    needed = math.prod(shape) * components * dtype.itemsize
+    held = sum(file.stat().st_size for file in files)
+    if (
+        encoding in ("raw", "deflate")
+        and held * (_DEFLATE if encoding == "deflate" else 1) < needed
+    ):
+        message = f"expected {needed} bytes for shape {tuple(shape)}; {held} are stored"
+        raise fault("truncated_file", path, message, "copy or export it again")
+
+
+def _dtype(path: Path, pixel_id: int) -> np.dtype[Any]:
+    import SimpleITK as sitk  # noqa: N813
+
+    name = sitk.GetPixelIDValueAsString(pixel_id)
+    bits = {"8-bit": 1, "16-bit": 2, "32-bit": 4, "64-bit": 8}
+    if name.split(" ")[-1].lower() in ("integer", "float") and "complex" not in name.lower():
+        for word in name.split():
+            if word in bits:
+                return np.dtype(f"V{bits[word]}")
+    message = f"expected real numbers; its voxels are: {name}"
+    raise fault("unsupported_dtype", path, message, "save it as int16 or float32")
+
+
+def _data_files(path: Path) -> tuple[str, list[Path]]:
+    """Return how and where the voxels are stored: raw, deflate or another way, and the files."""
+    fields = {}
+    with path.open("rb") as file:
+        for line in file.read(1 << 16).split(b"\n"):
+            text = line.decode("latin-1").strip()
+            if not text:
+                break
+            key, _, value = text.partition("=" if path.suffix.lower() in (".mha", ".mhd") else ":")
+            fields[key.strip().lower()] = value.strip()
+            if "elementdatafile" in fields:
+                break
+    if path.suffix.lower() in (".mha", ".mhd"):
+        binary = fields.get("binarydata", "True").lower().startswith("t")
+        packed = fields.get("compresseddata", "False").lower().startswith("t")
+        encoding = ("deflate" if packed else "raw") if binary else "text"
+        name = fields.get("elementdatafile", "LOCAL")
+    else:
+        how = fields.get("encoding", "raw").lower()
+        encoding = {"raw": "raw", "gzip": "deflate", "gz": "deflate"}.get(how, how)
+        name = fields.get("data file", fields.get("datafile", "LOCAL"))
+    if name.upper() == "LOCAL":
+        return encoding, [path]
+    if name.upper().startswith("LIST") or "%" in name or " " in name:
+        return "several", []  # ITK reads each of them and says what is missing
+    return encoding, [path.parent / name]
+
+
+def _last_line(error: BaseException) -> str:
+    """The reason, without ITK's source file and line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()[:200]

@@ -1,0 +1,203 @@
+"""What the readers of all volume formats share: checks, slicing, and predictions on the grid."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from samadapt.data.nifti_grid import (
+    SUFFIXES,
+    finite_image,
+    load_grid,
+    made_header,
+    save_labels,
+    source_grid,
+    spacing_of,
+    to_slices,
+    whole_labels,
+)
+from samadapt.data.reader import Layout, Reader
+from samadapt.data.types import Array, Case, Finding, FindingError, Volume, fault
+from samadapt.data.volume_layout import channel_beside, discover_volumes
+from samadapt.errors import DataError
+
+
+class Grid(NamedTuple):
+    """A volume as its file holds it.
+
+    Attributes:
+        values: (x, y, z), any real type.
+        affine: (4, 4) float64, voxel to RAS+ mm.
+        header: NIfTI header for predictions; None: one is made from the affine.
+        axis: canonical axis to slice along where the user names none; None: the one with the
+            largest spacing.
+        in_mm: the affine's lengths are mm; a file that does not state its spacing has none.
+        findings: warnings.
+    """
+
+    values: Array
+    affine: Array
+    header: Any = None
+    axis: int | None = None
+    in_mm: bool = True
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def nifti_header(self) -> Any:
+        """The file's NIfTI header, or one made for its grid."""
+        return made_header(self.values.shape, self.affine) if self.header is None else self.header
+
+
+def load_nifti(path: Path, channel: int | None = None) -> Grid:
+    """Read a NIfTI file; see ``nifti_grid.load_grid`` for what it raises."""
+    values, header = load_grid(path, channel)
+    return Grid(values, np.asarray(header.get_best_affine(), dtype=np.float64), header)
+
+
+def stack_grid(planes: Array, spacing: tuple[float, float, float] | None) -> Grid:
+    """Return the grid of a stack without orientation: its planes are the slices, as they are.
+
+    Args:
+        planes: (z, y, x).
+        spacing: (x, y, z) in mm, or None where it is unknown.
+    """
+    x, y, z = spacing or (1.0, 1.0, 1.0)
+    affine = np.diag([-x, -y, z, 1.0])  # rows to the back, columns to the left: upright as stored
+    return Grid(planes.transpose(2, 1, 0), affine, axis=2, in_mm=spacing is not None)
+
+
+def pick_channel(path: Path, values: Array, channel: int | None) -> Array:
+    """Return one channel of (channel, ...).
+
+    Raises:
+        FindingError: there are several and ``channel`` names none of them.
+    """
+    count = len(values)
+    if count == 1 and channel is None:
+        channel = 0
+    if channel is None or not 0 <= channel < count:
+        asked = "no channel is chosen" if channel is None else f"channel {channel} is asked for"
+        message = f"the file has {count} channels and {asked}"
+        raise fault("channel_choice", path, message, f"choose one with data.channel=0..{count - 1}")
+    return np.asarray(values[channel])
+
+
+class VolumeReader(Reader):
+    """Reads volumes of one format; a format says how one file becomes a ``Grid``."""
+
+    output_suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+
+    @abstractmethod
+    def load(self, path: Path, channel: int | None = None) -> Grid:
+        """Read one file.
+
+        Args:
+            path: image or mask.
+            channel: index of the channel of a multi-channel file.
+
+        Raises:
+            FindingError: the file is missing, broken or of a kind that cannot be used.
+        """
+
+    def load_image(self, case: Case) -> Grid:
+        """Read the image of a case; raises as ``load``."""
+        return self.load(case.image, case.channel)
+
+    def load_labels(self, case: Case, path: Path, image: Grid | None) -> Grid | None:
+        """Read the mask of a case, whose image is given unless it is broken; raises as ``load``.
+
+        None: a mask that cannot be read without its image.
+        """
+        return self.load(path)
+
+    def discover(self) -> Layout:
+        """List the cases of the folder."""
+        return discover_volumes(self.options, self.suffixes)
+
+    def read_image(self, path: Path) -> Volume:
+        """Read a volume without labels, sliced along ``options.axis``."""
+        grid = self.load(path, channel_beside(path.parent, self.options.channel))
+        return self.arrange(grid, finite_image(path, grid.values))
+
+    def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
+        """Read and check image and labels; grids that differ are a finding of both files."""
+        findings: list[Finding] = []
+        image = labels = grid = label_grid = None
+        try:
+            _check_partner(case)
+            grid = self.load_image(case)
+            findings += grid.findings
+            image = finite_image(case.image, grid.values)
+            if image.min() == image.max():
+                message = f"all voxels have the value {float(image.min()):g}"
+                findings.append(error("constant_image", case.image, message, "export it again"))
+        except FindingError as problem:
+            findings.append(problem.finding)
+        try:
+            if case.labels is not None:
+                label_grid = self.load_labels(case, case.labels, grid)
+                labels = label_grid and whole_labels(case.labels, label_grid.values)
+        except FindingError as problem:
+            findings.append(problem.finding)
+        if grid is None or image is None or label_grid is None or labels is None:
+            return None, findings
+        findings += self.compare(case, grid, label_grid)
+        if not labels.any():
+            message = "the mask is empty: no voxel differs from 0"
+            fix = "check that it is the right file"
+            findings.append(Finding("no_foreground", "warning", str(case.labels), message, fix))
+        if any(finding.severity == "error" for finding in findings):
+            return None, findings
+        return self.arrange(grid, image, labels), findings
+
+    def compare(self, case: Case, image: Grid, labels: Grid) -> list[Finding]:
+        """Report how the grids of image and mask differ."""
+        return compare_grids(case.image, case.labels or case.image, image, labels)
+
+    def write(self, prediction: Array, volume: Volume, path: Path) -> None:
+        """Write class ids on the grid of the file that ``volume`` was read from."""
+        if volume.source is None:
+            raise DataError(f"{path}: a picture has no NIfTI grid; write it as .png")
+        save_labels(prediction, volume.source, path)
+
+    def arrange(self, grid: Grid, image: Array, labels: Array | None = None) -> Volume:
+        """Return image and labels, (x, y, z) on the file's grid, as slices."""
+        axis = grid.axis if self.options.axis is None else self.options.axis
+        source = source_grid(grid.nifti_header, axis, grid.affine)
+        arranged = None if labels is None else to_slices(labels, source)
+        spacing = spacing_of(source) if grid.in_mm else None
+        return Volume(to_slices(image, source), arranged, spacing, source)
+
+
+def compare_grids(image: Path, labels: Path, first: Grid, second: Grid) -> list[Finding]:
+    """Compare two grids: shapes must be equal, corners agree within a tenth of a voxel."""
+    shapes = first.values.shape, second.values.shape
+    if shapes[0] != shapes[1]:
+        message = f"its shape {shapes[1]} differs from {shapes[0]} of the image {image}"
+        fix = "export image and mask on the same grid"
+        return [error("shape_mismatch", labels, message, fix)]
+    corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(shapes[0])[:, None] - 1)
+    corners = np.vstack([corners, np.ones(8)])
+    distance = float(np.abs((first.affine - second.affine) @ corners)[:3].max())
+    if distance <= 0.1 * float(np.linalg.norm(first.affine[:3, :3], axis=0).min()):
+        return []
+    message = f"its grid lies up to {distance:.3g} mm from that of the image {image}"
+    fix = "resample the mask to the image's grid, or copy the image's affine if it is the true one"
+    return [error("grid_mismatch", labels, message, fix)]
+
+
+def error(code: str, file: Path, message: str, fix: str) -> Finding:
+    """Return an error finding."""
+    return Finding(code, "error", str(file), message, fix)
+
+
+def _check_partner(case: Case) -> None:
+    if not case.image.exists() and case.labels is not None and case.labels.is_file():
+        message = f"this mask has no image; expected {case.image}"
+        raise FindingError(error("missing_image", case.labels, message, "add the image"))
+    if case.labels is None:
+        message = "this image has no mask of the same name"
+        raise FindingError(error("missing_label", case.image, message, "add it, or move the image"))
