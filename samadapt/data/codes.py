@@ -37,6 +37,11 @@ def _warning(meaning: str, fix: str) -> Code:
 
 
 CODES = {
+    "anisotropic": _warning(
+        "Voxels are more than five times as long along one axis as along another, so slices along "
+        "other axes look squeezed, and distances between slices are coarse.",
+        "Slice along the axis with the largest spacing: data.axis=auto does.",
+    ),
     "annotation_class": _error(
         "An annotation names a class that is not in the class list.",
         "Mend the name in the JSON file, or list it with data.classes={name: value}.",
@@ -45,18 +50,30 @@ CODES = {
         "An annotation file is not JSON, or not as the schema of boxes, points and labels says.",
         "Compare it with the schema in samadapt/data/annotations.py.",
     ),
-    "anisotropic": _warning(
-        "Voxels are more than five times as long along one axis as along another, so slices along "
-        "other axes look squeezed, and distances between slices are coarse.",
-        "Slice along the axis with the largest spacing: data.axis=auto does.",
+    "assumed_axial": _warning(
+        "A DICOM picture does not say where it lies; it is taken as an axial slice.",
+        "Nothing, for an X-ray picture.",
+    ),
+    "bad_annotations": _error(
+        "The annotation file (COCO, SA-1B) is not as its format defines.",
+        "Export it again; the message names the entry.",
     ),
     "bad_dataset_json": _error(
         "dataset.json lacks labels, or an entry of it is not as MSD or nnU-Net define it.",
         "Mend dataset.json.",
     ),
+    "bad_geometry": _error(
+        "A DICOM header gives an orientation or a spacing that cannot be.",
+        "Export the series again.",
+    ),
+    "bad_header": _error("The header of the volume cannot be used.", "Export it again."),
     "bad_pattern": _error(
         "A pattern of data.image or data.label has more than one *.",
         "Use one *, which stands for the case's name.",
+    ),
+    "bad_segmentation": _error(
+        "A polygon, a run-length code or a segment of a mask cannot be decoded.",
+        "Export the annotation again.",
     ),
     "bad_shape": _error(
         "The image has too few or too many axes, or an axis without voxels.",
@@ -76,6 +93,10 @@ CODES = {
         "Give XYXY pixels of the original image.",
     ),
     "broken_dataset_json": _error("dataset.json is not a JSON object.", "Mend it."),
+    "broken_json": _error("A JSON file cannot be parsed.", "Copy or export it again."),
+    "category_conflict": _error(
+        "Two annotation files give one category number different names.", "Number them alike."
+    ),
     "channel_choice": _error(
         "The images have several channels, and none, or one that is not there, is chosen.",
         "Choose one by name or number with data.channel.",
@@ -89,9 +110,25 @@ CODES = {
         "so that it is not scored.",
         "Use more cases, or another division: data.val_every, data.fold.",
     ),
+    "colour_dicom": _error(
+        "A DICOM image has colours, where one grey value a pixel is expected.",
+        "Export it as pictures and use data=folder.",
+    ),
     "colour_mask": _error(
         "A mask is a colour image, where one number a pixel is expected.",
         "Save class numbers as a grey or palette PNG.",
+    ),
+    "colour_range": _error(
+        "Colours are neither 8-bit values nor fractions of 0..1.",
+        "Scale them and save the file again.",
+    ),
+    "colour_volume": _error(
+        "An array holds a stack of colour pictures, where a volume has one value a voxel.",
+        "Save each picture as a file of its own.",
+    ),
+    "compressed_dicom": _error(
+        "The pixels are compressed in a way that needs another package.",
+        "Decompress the series, or install pylibjpeg's plugins.",
     ),
     "constant_image": _error(
         "All voxels of the image have one value: there is nothing to see.",
@@ -100,6 +137,10 @@ CODES = {
     "constant_mask": _warning(
         "The mask has the same class everywhere, background nowhere.",
         "Check that it is the right file and that 0 is background.",
+    ),
+    "dangling_annotation": _error(
+        "An annotation points to an image or a category that is not listed.",
+        "Export the annotation file again.",
     ),
     "duplicate_case": _error(
         "Two files belong to one case name.", "Keep one of the two, or rename it."
@@ -122,9 +163,21 @@ CODES = {
         "dataset.json declares images of a format that this reader does not read.",
         "Convert the images, or choose another reader with data=NAME.",
     ),
+    "fractional_segments": _error(
+        "A DICOM segmentation holds fractions, not a label a voxel.",
+        "Export it as a binary segmentation.",
+    ),
+    "gantry_tilt": _warning(
+        "The slices are shifted along the stack: the gantry was tilted.",
+        "Nothing: the affine is sheared; resample where a program needs right angles.",
+    ),
     "grid_mismatch": _error(
         "Image and mask have the same shape, but their affines put them at different places.",
         "Resample the mask to the image's grid, or copy the affine if it is the true one.",
+    ),
+    "hidden_object": _warning(
+        "An object lies wholly under smaller ones and has no pixel of its own.",
+        "Remove it if it is a double.",
     ),
     "hu_offset": _warning(
         "A CT has no negative values, though air is -1000 HU: most likely its values are "
@@ -156,13 +209,33 @@ CODES = {
         "The data set's folder, or the folder of its images, is not there.",
         "Set data.root to the data set's folder.",
     ),
+    "missing_geometry": _error(
+        "A DICOM series does not say where its slices lie.", "Export the original series."
+    ),
     "missing_image": _error(
         "A mask or an annotation has no image.", "Add the image, or remove the file."
     ),
+    "missing_key": _error("An .npz file lacks an array that is expected.", "Export it again."),
     "missing_label": _error("An image has no mask.", "Add the mask, or move the image away."),
+    "missing_package": _error(
+        "Reading this format needs a package that is not installed.",
+        "Install the extra that the message names.",
+    ),
+    "missing_slices": _error(
+        "Slices are missing between others of the series.", "Export the whole series again."
+    ),
     "mixed_colour": _warning(
         "Some images are grey and some have colours, which the model sees as different domains.",
         "Convert them to one kind, or train an adapter for each.",
+    ),
+    "mixed_labels": _error(
+        "Labels of a series are given in two kinds of files.", "Keep one kind of label."
+    ),
+    "mixed_orientations": _error(
+        "Slices of one series lie in different directions.", "Separate them into series."
+    ),
+    "mixed_sizes": _error(
+        "Slices of one series have different sizes.", "Keep slices of one size in a series."
     ),
     "no_cases": _error("The folder holds no image that this reader reads.", "Check data.root."),
     "no_foreground": _warning(
@@ -184,6 +257,7 @@ CODES = {
         "A mask holds fractions: it was interpolated.",
         "Export it again with nearest neighbour.",
     ),
+    "not_dicom": _error("A file of the series is no DICOM file.", "Remove it, or copy it again."),
     "not_nifti": _error("The content is not a single-file NIfTI.", "Convert it to .nii.gz again."),
     "oblique": _warning(
         "The grid is turned against the body's axes by more than 10 degrees; slices are cut along "
@@ -196,9 +270,24 @@ CODES = {
         "Look at the case in a viewer: is left on the same side as in the others?",
     ),
     "other_file": _warning("A file in the folder is not read.", "Remove or convert it."),
+    "other_object": _warning(
+        "A DICOM object without an image (a structure set, a report) is not read.",
+        "Remove it, or convert it.",
+    ),
     "overlapping_labels": _warning(
         "dataset.json declares regions that share values; a voxel has one class here.",
         "Choose classes that do not overlap with data.classes={name: [values]}.",
+    ),
+    "overlapping_segments": _error(
+        "Segments of a DICOM segmentation overlap; a voxel has one class here.",
+        "Export segments that do not overlap.",
+    ),
+    "path_outside": _error(
+        "A file name of an annotation leads out of the data set's folder.",
+        "Give file_name relative to images/.",
+    ),
+    "pickled_array": _error(
+        "An array is pickled, which could run code when read.", "Save plain arrays."
     ),
     "point_outside": _error(
         "A point of an annotation lies outside the image.", "Give pixels of the original image."
@@ -217,6 +306,14 @@ CODES = {
         "Export it again without clipping.",
     ),
     "several_pages": _error("A picture file has several pages.", "Save each page as a file."),
+    "several_labels": _error(
+        "A series has several masks, and nothing says which one is meant.",
+        "Keep one, or choose it with data.image and data.label.",
+    ),
+    "several_series": _error(
+        "A folder holds several DICOM series where one is expected.",
+        "Give the folder of one series.",
+    ),
     "shape_mismatch": _error(
         "Image and mask have different shapes.", "Export both on the same grid."
     ),
@@ -234,9 +331,17 @@ CODES = {
         "interpolation. Each would be prompted on its own.",
         "Clean the mask, or leave them unprompted with prompts.min_area.",
     ),
+    "too_large": _error(
+        "The file declares more voxels than can be read at once.",
+        "Check its header, or cut it into parts.",
+    ),
     "truncated_file": _error(
         "The file ends before its data do, or its compression is damaged.",
         "Copy or download it again.",
+    ),
+    "uneven_spacing": _error(
+        "The slices are not evenly spaced, or not in a straight stack.",
+        "Resample the series to even slices.",
     ),
     "unreadable_image": _error(
         "The file cannot be read; the message says what the library said.",

@@ -245,7 +245,7 @@ def order_frames(folder: Path, frames: Sequence[Frame]) -> tuple[list[Frame], Ar
         check_spacing(first)
         message = "it does not say where it lies: taken as an axial slice"
         fix = "nothing, for an X-ray picture"
-        known = Finding("missing_geometry", "warning", str(first.file), message, fix)
+        known = Finding("assumed_axial", "warning", str(first.file), message, fix)
         return [first], np.diag([-first.spacing[0], -first.spacing[1], 1.0, 1.0]), [known]
     affines = {id(frame): plane_affine(frame) for frame in frames}
     base = affines[id(first)]
