@@ -51,10 +51,10 @@ def embed(sam: Sam, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[F
 
 
 @torch.no_grad()
-def segment_semantic(
+def semantic_logits(
     sam: Sam, embeddings: Tensor, frames: Sequence[Frame], num_classes: int
-) -> list[NDArray[np.uint8]]:
-    """Label every pixel without a prompt: mask token k is class k.
+) -> Iterator[Tensor]:
+    """Give the logits of every class without a prompt: mask token k is class k.
 
     Args:
         sam: a model trained so, with at least ``num_classes`` mask tokens.
@@ -62,8 +62,8 @@ def segment_semantic(
         frames: the frame of each image.
         num_classes: number K of classes.
 
-    Returns:
-        b arrays (h, w) of class ids 0..K in the original frames.
+    Yields:
+        For each image (1, 1, K, h, w) in its original frame; the background has the logit 0.
 
     Raises:
         ConfigError: for fewer mask tokens than classes.
@@ -75,14 +75,71 @@ def segment_semantic(
             f"{num_classes} classes"
         )
     logits = logits[:, :, :num_classes].float()
-    labels = []
     for index, frame in enumerate(frames):
-        original = sam.postprocess(logits[index : index + 1], frame)
-        labels.append(semantic_labels(original, num_classes)[0].cpu().numpy())
-    return labels
+        yield sam.postprocess(logits[index : index + 1], frame)
+
+
+def segment_semantic(
+    sam: Sam, embeddings: Tensor, frames: Sequence[Frame], num_classes: int
+) -> list[NDArray[np.uint8]]:
+    """Label every pixel without a prompt; arguments and errors as ``semantic_logits``.
+
+    Returns:
+        b arrays (h, w) of class ids 0..K in the original frames.
+    """
+    return [
+        semantic_labels(logits, num_classes)[0].cpu().numpy()
+        for logits in semantic_logits(sam, embeddings, frames, num_classes)
+    ]
 
 
 @torch.no_grad()
+def object_logits(
+    sam: Sam,
+    embeddings: Tensor,
+    frames: Sequence[Frame],
+    prompts: Sequence[ObjectPrompts],
+    *,
+    multimask: bool = False,
+) -> list[Tensor]:
+    """Decode prompted objects, one mask each.
+
+    Args:
+        sam: the model.
+        embeddings: (b, 256, g, g).
+        frames: the frame of each image.
+        prompts: for each image its objects in the original frame; their number may differ and
+            may be 0.
+        multimask: of several masks an object, take the one with the highest predicted IoU.
+
+    Returns:
+        For each image the logits (p, 1, 4g, 4g) of its objects in the model frame.
+
+    Raises:
+        PromptError: for wrong shapes, naming the image's position in the batch.
+    """
+    if not len(embeddings) == len(frames) == len(prompts):
+        raise PromptError(
+            "embeddings, frames and prompts must be as many; got "
+            f"{len(embeddings)}, {len(frames)} and {len(prompts)}"
+        )
+    for index, item in enumerate(prompts):
+        _check(item, index)
+    parts: dict[int, list[tuple[int, Tensor]]] = defaultdict(list)
+    for pack in _packs(prompts):
+        for job, logits in zip(
+            pack, _decode(sam, embeddings, frames, pack, multimask), strict=True
+        ):
+            parts[job.image].append((job.start, logits))
+    side = 4 * sam.embedding_size
+    return [
+        torch.cat([logits for _, logits in sorted(parts[index], key=lambda part: part[0])])
+        if parts[index]
+        else embeddings.new_zeros(0, 1, side, side)
+        for index in range(len(prompts))
+    ]
+
+
 def segment_objects(
     sam: Sam,
     embeddings: Tensor,
@@ -95,13 +152,12 @@ def segment_objects(
     """Segment prompted objects, one mask each; where objects overlap the higher logit wins.
 
     Args:
-        sam: the model.
+        sam: see ``object_logits``, as all that follow but the threshold.
         embeddings: (b, 256, g, g).
         frames: the frame of each image.
-        prompts: for each image its objects in the original frame; their number may differ and
-            may be 0.
+        prompts: for each image its objects.
         threshold: logit above which a pixel belongs to an object; None: the model's.
-        multimask: of several masks an object, take the one with the highest predicted IoU.
+        multimask: take the best of several masks.
 
     Returns:
         b arrays (h, w) of class ids in the original frames; 0 where no object is.
@@ -109,29 +165,16 @@ def segment_objects(
     Raises:
         PromptError: for wrong shapes, naming the image's position in the batch.
     """
-    if not len(embeddings) == len(frames) == len(prompts):
-        raise PromptError(
-            "embeddings, frames and prompts must be as many; got "
-            f"{len(embeddings)}, {len(frames)} and {len(prompts)}"
-        )
     objects = [p if isinstance(p, ObjectPrompts) else ObjectPrompts(**p) for p in prompts]
-    for index, item in enumerate(objects):
-        _check(item, index)
-    parts: dict[int, list[tuple[int, Tensor]]] = defaultdict(list)
-    for pack in _packs(objects):
-        for job, logits in zip(
-            pack, _decode(sam, embeddings, frames, pack, multimask), strict=True
-        ):
-            parts[job.image].append((job.start, logits))
+    masks = object_logits(sam, embeddings, frames, objects, multimask=multimask)
     limit = sam.mask_threshold if threshold is None else threshold
     labels = []
-    for index, frame in enumerate(frames):
-        if not parts[index]:
+    for low, item, frame in zip(masks, objects, frames, strict=True):
+        if not len(item):
             labels.append(np.zeros(frame.original, dtype=np.uint8))
             continue
-        low = torch.cat([logits for _, logits in sorted(parts[index], key=lambda part: part[0])])
         original = sam.postprocess(low[None].float(), frame)
-        ids = torch.as_tensor(objects[index].class_ids, device=original.device)[None]
+        ids = torch.as_tensor(item.class_ids, device=original.device)[None]
         labels.append(object_labels(original, ids, limit)[0].cpu().numpy())
     return labels
 
@@ -188,13 +231,14 @@ def _packs(objects: Sequence[ObjectPrompts]) -> Iterator[list[_Job]]:
     Only prompts of one kind and one number of points go together: a padding point is a token of
     its own and would change the masks a little.
     """
-    groups: dict[tuple[bool, int], list[_Job]] = defaultdict(list)
+    groups: dict[tuple[bool, int, bool], list[_Job]] = defaultdict(list)
     for image, item in enumerate(objects):
         clicks = 0 if item.points is None else item.points.shape[1]
         total = len(item)
         for start in range(0, total, OBJECTS_PER_DECODE):
             count = min(OBJECTS_PER_DECODE, total - start)
-            groups[item.boxes is not None, clicks].append(_Job(image, start, count, item))
+            kind = item.boxes is not None, clicks, item.logits is not None
+            groups[kind].append(_Job(image, start, count, item))
     for jobs in groups.values():
         pack: list[_Job] = []
         for job in sorted(jobs, key=lambda job: job.count):
@@ -210,7 +254,7 @@ def _decode(
 ) -> list[Tensor]:
     """Low-resolution logits (count, 1, 4g, 4g) of every job of a pack, in one decoder call."""
     count = max(job.count for job in pack)
-    boxes, points, point_labels = [], [], []
+    boxes, points, point_labels, masks = [], [], [], []
     for job in pack:
         frame, item = frames[job.image], job.objects
         if item.boxes is not None:
@@ -218,10 +262,13 @@ def _decode(
         if item.points is not None and item.point_labels is not None:
             points.append(to_model_points(job.take(item.points, count), frame))
             point_labels.append(job.take(item.point_labels, count))
+        if item.logits is not None:
+            masks.append(job.take(item.logits, count))
     prompts = Prompts(
         points=_stacked(points, sam, torch.float32),
         point_labels=_stacked(point_labels, sam, torch.int64),
         boxes=_stacked(boxes, sam, torch.float32),
+        masks=_stacked(masks, sam, torch.float32),
     )
     images = torch.tensor([job.image for job in pack], device=embeddings.device)
     output = sam.decode(embeddings[images], prompts, multimask=multimask)
@@ -255,7 +302,7 @@ def _check(prompts: ObjectPrompts, index: int) -> None:
             raise PromptError(
                 f"image {index}: point_labels must be {points.shape[:2]}; got {labels.shape}"
             )
-    if count and boxes is None and points is None:
+    if count and boxes is None and points is None and prompts.logits is None:
         raise PromptError(f"image {index}: {count} objects need boxes or points; got neither")
     ids = prompts.class_ids
     if count and not (ids.min() >= 1 and ids.max() <= 255):

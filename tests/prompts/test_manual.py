@@ -17,7 +17,7 @@ BOX, POINT = [2, 3, 12, 13], [5, 6]
 def test_boxes_and_points_of_an_image():
     boxes = slice_prompts([BOX, BOX], None, None, IMAGE)[0]
     assert boxes.boxes.shape == (2, 4)
-    assert boxes.class_ids.tolist() == [1, 1]
+    assert boxes.class_ids.tolist() == [1, 2]  # object 1 and object 2
     assert slice_prompts(BOX, None, None, IMAGE)[0].boxes.shape == (1, 4)
     clicks = slice_prompts(None, [POINT, POINT], [1, 0], IMAGE)[0]
     assert clicks.points.shape == (1, 2, 2)
