@@ -50,7 +50,7 @@ def slice_prompts(
         clicked, here = _held(_at(points, index))
         clicks, signs = _points(here, _held(_at(point_labels, index))[1], shape, where)
         ids = {
-            tuple(numbers or range(1, len(array) + 1))
+            _numbers_of(numbers, array, where)
             for numbers, array in ((held, corners), (clicked, clicks))
             if array is not None
         }
@@ -129,6 +129,14 @@ def _held(values: Any) -> tuple[tuple[int, ...] | None, ArrayLike | None]:
         return None, values
     numbers = tuple(k for k, value in enumerate(values, start=1) if value is not None)
     return numbers, [value for value in values if value is not None] or None
+
+
+def _numbers_of(numbers: tuple[int, ...] | None, array: Array, where: str) -> tuple[int, ...]:
+    if numbers is None:
+        return tuple(range(1, len(array) + 1))
+    if len(numbers) != len(array):
+        raise PromptError(f"{where}beside a null, give the points of each object as [[x, y], ...]")
+    return numbers
 
 
 def _boxes(values: ArrayLike | None, shape: tuple[int, int, int], where: str) -> Array | None:
