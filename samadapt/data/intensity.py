@@ -8,7 +8,7 @@ small dictionary that is recorded with the adapter and applied again at predicti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -119,6 +119,17 @@ def to_rgb(plane: Array) -> Array:
     if plane.shape[2] == 1:
         plane = np.repeat(plane, 3, axis=2)
     return np.ascontiguousarray(plane)
+
+
+def fitted(rule: IntensityRule, volume: Volume) -> IntensityRule:
+    """Return a rule that does to each slice what ``rule`` does to the whole volume.
+
+    The bounds are found once; the slices need not be in memory together afterwards.
+    """
+    if rule.kind == "window" or (rule.kind == "rgb" and volume.image.dtype == np.uint8):
+        return rule
+    low, high = rule.bounds(volume.image)
+    return replace(rule, kind="window", low=low, high=high)
 
 
 def _from_dict(spec: Mapping[str, Any]) -> IntensityRule:

@@ -39,6 +39,7 @@ class NiftiReader(Reader):
 
     summary = "NIfTI volumes: MSD, nnU-Net, images/ + labels/, or data.image and data.label"
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    output_suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
 
     def discover(self) -> Layout:
         """List the cases of the folder."""

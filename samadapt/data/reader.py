@@ -86,10 +86,17 @@ class Reader(ABC):
     """File name endings of the images that ``read_image`` accepts."""
     default_intensity: ClassVar[str | None] = None
     """Intensity rule where neither user, card nor data set names one."""
+    output_suffixes: ClassVar[tuple[str, ...]] = (".png",)
+    """File name endings by which predictions for these images are written."""
 
     def __init__(self, options: ReaderOptions) -> None:
         """Keep the options."""
         self.options = options
+
+    @classmethod
+    def accepts(cls, path: Path) -> bool:
+        """Whether ``read_image`` is for this file or folder; looks no further than needed."""
+        return bool(cls.suffixes) and path.name.lower().endswith(cls.suffixes)
 
     @abstractmethod
     def discover(self) -> Layout:
@@ -234,21 +241,25 @@ def parse_axis(axis: str | int | None) -> int | None:
     )
 
 
-def reader_for(path: Path, axis: str | int | None = None, channel: int | None = None) -> Reader:
-    """Return a reader for one image file, chosen by the file name's ending.
+def reader_for(
+    path: Path, axis: str | int | None = None, channel: int | str | None = None
+) -> Reader:
+    """Return a reader for one image file or series folder, chosen by its name or content.
 
     Raises:
         DataError: no reader reads such files.
     """
     options = ReaderOptions(path.parent, parse_axis(axis), channel)
     for reader in readers().values():
-        if path.name.lower().endswith(reader.suffixes or ("\0",)):
+        if reader.accepts(path):
             return reader(options)
     known = sorted({suffix for reader in readers().values() for suffix in reader.suffixes})
     raise DataError(f"{path}: no reader for this kind of file; readable: {', '.join(known)}")
 
 
-def read_image(path: Path, axis: str | int | None = None, channel: int | None = None) -> Volume:
+def read_image(
+    path: Path, axis: str | int | None = None, channel: int | str | None = None
+) -> Volume:
     """Read one image file without labels: a picture or a volume.
 
     Args:

@@ -193,21 +193,24 @@ def semantic_labels(logits: Tensor, num_classes: int) -> Tensor:
     return torch.where(best > 0, index + 1, 0).to(torch.uint8)
 
 
-def object_labels(logits: Tensor, class_ids: Tensor, threshold: float = 0.0) -> Tensor:
+def object_labels(
+    logits: Tensor, class_ids: Tensor, threshold: float = 0.0, dtype: torch.dtype = torch.uint8
+) -> Tensor:
     """Merge the masks of p objects; where several exceed the threshold the highest logit wins.
 
     Args:
         logits: (b, p, 1, h, w) in the original frame.
         class_ids: (b, p) label of each object; 0 marks padding, which is ignored.
         threshold: logit that a pixel must exceed.
+        dtype: of the result.
 
     Returns:
-        (b, h, w) uint8 class ids; 0 where no object is.
+        (b, h, w) class ids; 0 where no object is.
     """
     real = (class_ids > 0)[:, :, None, None]
     best, index = logits[:, :, 0].masked_fill(~real, -torch.inf).max(dim=1)
     ids = class_ids.gather(1, index.flatten(1)).view_as(index)
-    return torch.where(best > threshold, ids, 0).to(torch.uint8)
+    return torch.where(best > threshold, ids, 0).to(dtype)
 
 
 @dataclass(frozen=True)
