@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from samadapt.data.intensity import fitted, to_rgb
-from samadapt.errors import PromptError
+from samadapt.data.types import Array, Volume
+from samadapt.errors import DataError, PromptError
 from samadapt.evaluation.inference import (
     embed,
     object_labels,
@@ -28,7 +29,6 @@ from samadapt.sam.geometry import make_frame
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from samadapt.data.types import Array, Volume
     from samadapt.evaluation.embeddings import Embeddings
     from samadapt.evaluation.loaded import Loaded
     from samadapt.sam.types import Frame
@@ -253,9 +253,7 @@ class _Run:
         self.class_of = np.concatenate([[0], ids])
         return prompts
 
-    def _batches(
-        self, wanted: Sequence[int]
-    ) -> Iterator[tuple[list[int], Tensor, list[Frame]]]:
+    def _batches(self, wanted: Sequence[int]) -> Iterator[tuple[list[int], Tensor, list[Frame]]]:
         advance, size = self._counter(len(wanted)), self.model.batch
         for start in range(0, len(wanted), size):
             batch = list(wanted[start : start + size])
@@ -299,3 +297,21 @@ class _Run:
 
         return advance
 
+
+def as_picture(image: Array) -> Volume:
+    """An array as a picture.
+
+    Raises:
+        DataError: another shape, no numbers, or NaN.
+    """
+    is_color = image.ndim == 3 and image.shape[2] == 3
+    if not (image.ndim == 2 or is_color) or image.size == 0 or image.dtype.kind not in "uifb":
+        raise DataError(
+            f"an image must be numbers (h, w) or (h, w, 3) RGB; got {image.dtype} {image.shape}. "
+            "Give a volume as the path of a NIfTI file"
+        )
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise DataError("the image holds NaN or infinite values; replace them")
+    if image.dtype != np.uint8:
+        image = image.astype(np.float32)
+    return Volume(image if is_color else image[:, :, None], is_color=is_color)

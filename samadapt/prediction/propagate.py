@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,7 +90,7 @@ def plan_walks(
                 f"slices=[{low}, {high}] must hold every prompted slice; object {number} is "
                 f"prompted on {starts}"
             )
-        between = [(first + second) // 2 for first, second in zip(starts, starts[1:], strict=False)]
+        between = [(first + second) // 2 for first, second in pairwise(starts)]
         for start, first, last in zip(
             starts, [low, *(b + 1 for b in between)], [*between, high], strict=True
         ):

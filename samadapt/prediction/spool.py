@@ -21,7 +21,7 @@ class Spool:
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
-        self._file = SpooledTemporaryFile(max_size=limit)
+        self._file = SpooledTemporaryFile(max_size=limit)  # noqa: SIM115  closed by __exit__
         self._places: dict[Hashable, tuple[int, torch.dtype, tuple[int, ...]]] = {}
 
     def __enter__(self) -> Spool:

@@ -7,7 +7,6 @@ the same object. ``None`` in its place says that the object has no prompt on tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
 from typing import Any
 
 import numpy as np
@@ -64,9 +63,7 @@ def slice_prompts(
     return prompts
 
 
-def object_classes(
-    labels: str | Sequence[str] | None, count: int, classes: Sequence[str]
-) -> Array:
+def object_classes(labels: str | Sequence[str] | None, count: int, classes: Sequence[str]) -> Array:
     """Return the class id of each object.
 
     Args:
