@@ -1,4 +1,4 @@
-"""A stand-in model that sees the truth in the colours, behind the real files, slices and prompts."""
+"""A stand-in model that sees the truth in the colours, behind real files, slices and prompts."""
 
 from __future__ import annotations
 
@@ -34,10 +34,7 @@ class Oracle(nn.Module):
     def preprocess(self, images):
         size = self.image_size
         return torch.stack(
-            [
-                nn.functional.pad(i[:1], (0, size - i.shape[2], 0, size - i.shape[1]))
-                for i in images
-            ]
+            [nn.functional.pad(i[:1], (0, size - i.shape[2], 0, size - i.shape[1])) for i in images]
         )
 
     def encode(self, images):
