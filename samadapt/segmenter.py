@@ -214,10 +214,10 @@ class Segmenter:
                 several classes.
             propagate: carry each object from the slices where it is prompted both ways; where two
                 prompted slices are, the nearer one leads.
-            carry: what the mask of a slice gives to the next: its ``"prompt"`` (the box around it,
-                a little wider; for adapters trained with points its innermost point), the
-                ``"mask"`` itself as logits, or ``"both"``. Masks serve adapters whose base was
-                trained with them, as SAM; not LiteMedSAM.
+            carry: what the mask of a slice gives to the next: its ``"prompt"`` (the box around
+                each part of it, a little wider; for adapters trained with points the innermost
+                point), the ``"mask"`` itself as logits, or ``"both"``. Masks serve adapters whose
+                base was trained with them, as SAM; not LiteMedSAM.
             slices: [first, last] to which objects are carried; None: until they vanish.
             vanish: an object ends where its area falls below this share of that on the slice
                 where it was prompted.

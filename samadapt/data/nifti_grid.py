@@ -182,13 +182,13 @@ def _save(values: Array, source: SourceGrid, path: Path, slope: float = 1.0) -> 
     header = source.header.copy()
     header.extensions.clear()
     header.set_data_dtype(values.dtype)
-    header.set_slope_inter(slope, 0)
     for name, value in (("descrip", b"samadapt"), ("aux_file", b""), ("db_name", b"")):
         if name in header:
             header[name] = value
     header["cal_min"], header["cal_max"] = 0, 0
     image_class: Any = nib.Nifti2Image if header["sizeof_hdr"] == 540 else nib.Nifti1Image
     image = image_class(values, source.affine, header)
+    image.header.set_slope_inter(slope, 0)  # the image forgets what its header was made with
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
     partial = path.with_name(f".{path.name}.part{suffix}")

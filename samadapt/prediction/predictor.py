@@ -213,7 +213,7 @@ class _Run:
         carry = Propagation(
             model.sam,
             self._embed,
-            model.policy.kind,
+            model.policy,
             model.threshold,
             options.carry,
             options.vanish,

@@ -1,7 +1,8 @@
 """Objects prompted on some slices of a volume, carried to the others.
 
 Each object walks both ways from each slice where it is prompted: its mask on one slice gives the
-prompt on the next. Between two prompted slices the nearer one leads (of two equally near ones the
+prompts on the next, one for each part of the mask where the adapter was trained with a prompt a
+component. Between two prompted slices the nearer one leads (of two equally near ones the
 lower). All objects walk together, upwards first and then downwards, so that a slice is embedded
 once: what both ways need is set aside between them.
 """
@@ -20,19 +21,23 @@ from samadapt.data.types import Array
 from samadapt.errors import PromptError
 from samadapt.evaluation.inference import object_logits
 from samadapt.prediction.spool import Spool
-from samadapt.prompts.objects import ObjectPrompts, boxes_of, points_in
+from samadapt.prompts.objects import ObjectPrompts, boxes_of, objects_in, points_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from samadapt.prediction.options import Carry
+    from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.model import Sam
     from samadapt.sam.types import Frame
 
 MARGIN = 0.05
 """Share of a box's longer side by which it grows on each side from slice to slice, one pixel at
-least. Of 0 to 0.15, 0.05 and 0.08 served best for five organs of a CT with LiteMedSAM: without a
+least. Of 0 to 0.15, 0.05 to 0.08 served best for four organs of a CT with LiteMedSAM: without a
 margin a box can only shrink, with a wide one it takes in the neighbours."""
+
+LEAST_PART = 0.03
+"""Share of a mask's area below which a part of it is not carried on by itself."""
 
 Embed = Callable[[Sequence[int]], tuple["Tensor", "list[Frame]"]]
 """Embeddings (b, c, g, g) of slices, and their frames."""
@@ -55,10 +60,10 @@ class Walk:
 
 @dataclass(frozen=True)
 class _Carried:
-    """What an object brings to the next slice: its prompt, and where it must end."""
+    """What an object brings to the next slice: a prompt for each of its parts, and its end."""
 
     walk: Walk
-    prompt: ObjectPrompts
+    prompts: ObjectPrompts
     area: int
 
 
@@ -118,7 +123,7 @@ class Propagation:
     Attributes:
         sam: the model.
         embed: gives the embeddings of slices.
-        kind: of the prompt that the adapter was trained with, ``"box"`` or ``"point"``.
+        policy: how the adapter was prompted in training.
         threshold: logit above which a pixel belongs to an object.
         carry: ``"prompt"``: the box around a mask, or the point deepest in it, is the next slice's
             prompt; ``"mask"``: its logits are, as SAM takes them; ``"both"``.
@@ -129,7 +134,7 @@ class Propagation:
 
     sam: Sam
     embed: Embed
-    kind: str
+    policy: PromptPolicy
     threshold: float
     carry: Carry = "prompt"
     vanish: float = 0.1
@@ -170,7 +175,7 @@ class Propagation:
                 carried += seeds
                 for seed in seeds:
                     back = returns[index, seed.walk.number]
-                    waiting.setdefault(index, []).append(_Carried(back, seed.prompt, seed.area))
+                    waiting.setdefault(index, []).append(_Carried(back, seed.prompts, seed.area))
                 if index in self._again:
                     kept[index] = list(found)
                     for number, logits in found.items():
@@ -199,13 +204,13 @@ class Propagation:
         """Segment what is prompted on a slice."""
         if prompts is None or not len(prompts):
             return {}, []
-        low, masks = self._decode(index, prompts, rest, multimask=self.kind == "point")
+        low, masks = self._decode(index, prompts, rest, multimask=self.policy.is_ambiguous)
         found, seeds = {}, []
         for number, logits, mask in zip(prompts.class_ids.tolist(), low, masks, strict=True):
             found[number] = logits
             if mask.any():
-                prompt = self._next_prompt(mask, logits)
-                seeds.append(_Carried(walks[index, number], prompt, int(mask.sum())))
+                onward = self._onward(mask, logits)
+                seeds.append(_Carried(walks[index, number], onward, int(mask.sum())))
         return found, seeds
 
     def _carry(
@@ -215,14 +220,17 @@ class Propagation:
         due = [item for item in carried if index in _way(item.walk)]
         if not due:
             return {}, []
-        multimask = self.kind == "point" and self.carry == "prompt"
-        together = _together([item.prompt for item in due])
+        multimask = self.policy.is_ambiguous and self.carry == "prompt"
+        counts = [len(item.prompts) for item in due]
+        together = _together([item.prompts for item in due])
         low, masks = self._decode(index, together, rest, multimask=multimask)
+        ends = np.cumsum(counts)
         found, alive = {}, []
-        for item, logits, mask in zip(due, low, masks, strict=True):
+        for item, start, end in zip(due, ends - counts, ends, strict=True):
+            mask, logits = masks[start:end].any(axis=0), low[start:end].amax(dim=0)
             if mask.sum() > 0 and mask.sum() >= self.vanish * item.area:
                 found[item.walk.number] = logits
-                alive.append(_Carried(item.walk, self._next_prompt(mask, logits), item.area))
+                alive.append(_Carried(item.walk, self._onward(mask, logits), item.area))
         return found, alive
 
     def _decode(
@@ -249,16 +257,22 @@ class Propagation:
             self._ready = {i: self._ready[i] for i in self._ready if i == index or i in rest}
         return self._ready[index]
 
-    def _next_prompt(self, mask: Array, logits: Tensor) -> ObjectPrompts:
+    def _onward(self, mask: Array, logits: Tensor) -> ObjectPrompts:
+        """What a mask (h, w) on one slice prompts on the next."""
         boxes = points = point_labels = hints = None
-        if self.carry != "mask" and self.kind == "box":
-            boxes = widened(boxes_of(mask[None]), mask.shape)
+        parts = mask[None]
+        if self.carry == "prompt" and self.policy.objects == "component":
+            least = int(LEAST_PART * mask.sum())
+            _, parts = objects_in(mask.astype(np.uint8), "component", least)
+        if self.carry != "mask" and self.policy.kind == "box":
+            boxes = widened(boxes_of(parts), mask.shape)
         elif self.carry != "mask":
-            points = points_in(mask[None])
+            points = points_in(parts)
             point_labels = np.ones(points.shape[:2], dtype=np.int64)
         if self.carry != "prompt":
             hints = logits[None].float().cpu().numpy()
-        return ObjectPrompts(np.ones(1, dtype=np.int64), None, boxes, points, point_labels, hints)
+        ids = np.ones(len(parts), dtype=np.int64)
+        return ObjectPrompts(ids, None, boxes, points, point_labels, hints)
 
 
 def unnumbered(prompts: ObjectPrompts) -> ObjectPrompts:
@@ -283,13 +297,13 @@ def _way(walk: Walk) -> range:
 
 
 def _together(prompts: Sequence[ObjectPrompts]) -> ObjectPrompts:
-    """One object each, of one kind, as the objects of one image."""
+    """Prompts of one kind, as those of one image."""
 
     def joined(name: str) -> Array | None:
         parts = [getattr(prompt, name) for prompt in prompts]
         return None if parts[0] is None else np.concatenate(parts)
 
-    ids = np.ones(len(prompts), dtype=np.int64)
+    ids = np.ones(sum(len(prompt) for prompt in prompts), dtype=np.int64)
     return ObjectPrompts(
         ids, None, joined("boxes"), joined("points"), joined("point_labels"), joined("logits")
     )

@@ -64,9 +64,11 @@ class Oracle(nn.Module):
 
 @pytest.fixture
 def make_oracle():
-    """``make_oracle(kind, classes, axis)``: a segmenter over an ``Oracle``."""
+    """``make_oracle(kind, classes, axis, **policy)``: a segmenter over an ``Oracle``."""
 
-    def make(kind="semantic", classes=("a", "b", "c"), axis="auto", threshold=0.0, sam=None):
+    def make(
+        kind="semantic", classes=("a", "b", "c"), axis="auto", threshold=0.0, sam=None, **policy
+    ):
         record = AdapterRecord(
             base="oracle",
             base_sha256="",
@@ -74,7 +76,7 @@ def make_oracle():
             preprocessing={},
             intensity={"kind": "window", "low": 0.0, "high": 255.0},
             classes=list(classes),
-            prompt={"kind": kind},
+            prompt={"kind": kind, **policy},
             axis=axis,
             threshold=threshold,
         )

@@ -118,6 +118,7 @@ def test_a_png_of_classes_has_pascals_colours(make_oracle, tmp_path):
     assert len(np.unique(palette, axis=0)) == 256
 
 
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # pycocotools' decode
 def test_coco_holds_an_annotation_an_object(make_oracle, tmp_path, capsys):
     from pycocotools.coco import COCO
 
@@ -136,6 +137,7 @@ def test_coco_holds_an_annotation_an_object(make_oracle, tmp_path, capsys):
         assert (item["bbox"], item["area"], item["iscrowd"]) == (box, mask.sum(), 0)
 
 
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # pycocotools' decode
 def test_coco_keeps_prompted_objects_apart(make_oracle, folder, tmp_path, capsys):
     from pycocotools.coco import COCO
 

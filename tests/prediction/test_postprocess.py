@@ -21,7 +21,7 @@ def blobs(seed, shape):
     return np.where(noise, 0, labels).astype(np.uint8)
 
 
-@pytest.mark.parametrize("shape", [(17, 14, 12), (21, 25, 1)])
+@pytest.mark.parametrize("shape", [(17, 14, 12), (61, 65, 1)])
 @pytest.mark.parametrize("seed", range(4))
 def test_agrees_with_monai(shape, seed):
     labels = blobs(seed, shape)
@@ -37,8 +37,6 @@ def test_agrees_with_monai(shape, seed):
             expected = FillHoles(applied_labels=fill, connectivity=1)(expected)
         found = labels.copy()
         postprocess(found, keep, fill)
-        changed = not np.array_equal(found, labels)
-        assert changed or (fill and not keep)
         assert np.array_equal(found.reshape(squeezed.shape), np.asarray(expected[0]))
 
 

@@ -93,6 +93,31 @@ def test_without_propagation_the_other_slices_stay_empty(make_oracle, tubes):
     assert not found[:, :, [*range(5), *range(6, DEPTH)]].any()
 
 
+class Boxed(Oracle):
+    """Sees only what lies in a box, and says there which pixels are not black."""
+
+    def decode(self, embeddings, prompts, *, multimask):
+        y, x = torch.meshgrid(*2 * [torch.arange(45) + 0.5], indexing="ij")
+        x0, y0, x1, y1 = prompts.boxes[..., None, None].unbind(2)
+        inside = (x > x0) & (x < x1) & (y > y0) & (y < y1)
+        logits = torch.where(inside & (embeddings > 0), 1.0, -1.0)[:, :, None]
+        return MaskOutput(logits, logits.mean((-2, -1)))
+
+
+@pytest.mark.parametrize(("objects", "caught"), [("component", False), ("class", True)])
+def test_each_part_of_an_object_gets_its_own_prompt(make_oracle, tmp_path, objects, caught):
+    planes = np.zeros((4, 15, 15), dtype=np.int16)
+    planes[:, 2:13, 1:4] = planes[:, 2:6, 11:14] = 1
+    other = planes.copy()
+    other[1:, 9:12, 8:11] = 1  # in the box around both parts, and in neither's
+    labels, image = (a[:, ::-1, ::-1].transpose(2, 1, 0) for a in (planes, other))
+    path = tmp_path / "parts.nii"
+    nib.save(nib.Nifti1Image(image * 85, np.diag([1.0, 1, 3, 1])), path)
+    segmenter = make_oracle("box", classes=["x"], sam=Boxed(), objects=objects)
+    found = segmenter.segment(path, boxes={0: [[1, 2, 14, 13]]}, propagate=True)
+    assert np.array_equal(found, image if caught else labels)
+
+
 def test_given_bounds_end_the_walk(make_oracle, tubes):
     path, labels, planes = tubes
     segmenter = make_oracle("box", classes=["x"])
