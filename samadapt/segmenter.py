@@ -204,7 +204,7 @@ class Segmenter:
         Args:
             image: (h, w) or (h, w, 3) RGB, in the values of the files trained on (HU for CT); or
                 the path of a file that ``samadapt.data`` reads, or of a DICOM series' folder.
-            channel: which volume of a 4D file.
+            channel: which volume of a 4D file: its index, or its name in a ``dataset.json``.
             progress: called with the number of slices done and of all.
             boxes: (p, 4) or (4,) XYXY pixels of the original image. For a volume: these for every
                 slice, or ``{slice index: boxes}``.

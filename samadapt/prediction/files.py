@@ -37,13 +37,26 @@ class Folder:
 
 
 def is_folder_of_images(path: Path) -> bool:
-    """Whether a path is a folder that no reader takes as one volume, as a DICOM series is."""
+    """Whether a path is a folder, and not that of one volume, as a DICOM series is."""
     return path.is_dir() and not is_image(path)
 
 
 def is_image(path: Path) -> bool:
-    """Whether a reader reads this file or folder."""
-    return any(reader.accepts(path) for reader in readers().values())
+    """Whether a reader reads this file, or this folder as one volume.
+
+    A reader of series may accept any folder; one that holds no file, or files that other readers
+    read, is not a series.
+    """
+    accepting = [reader for reader in readers().values() if reader.accepts(path)]
+    if not path.is_dir() or not accepting:
+        return bool(accepting)
+    files = [entry for entry in _visible(path) if entry.is_file()]
+    others = [reader for reader in readers().values() if reader not in accepting]
+    return bool(files) and not any(r.accepts(file) for file in files for r in others)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def list_folder(folder: Path) -> Folder:
@@ -52,7 +65,7 @@ def list_folder(folder: Path) -> Folder:
     Raises:
         DataError: there is none.
     """
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    entries = _visible(folder)
     images = [entry for entry in entries if is_image(entry)]
     if not images:
         known = sorted({end for reader in readers().values() for end in reader.suffixes})

@@ -227,7 +227,8 @@ class Propagation:
         ends = np.cumsum(counts)
         found, alive = {}, []
         for item, start, end in zip(due, ends - counts, ends, strict=True):
-            mask, logits = masks[start:end].any(axis=0), low[start:end].amax(dim=0)
+            mask = np.logical_or.reduce(masks[start:end])
+            logits = low[start:end].amax(dim=0)
             if mask.sum() > 0 and mask.sum() >= self.vanish * item.area:
                 found[item.walk.number] = logits
                 alive.append(_Carried(item.walk, self._onward(mask, logits), item.area))

@@ -77,7 +77,9 @@ class PredictArguments:
     probabilities: bool = knob(
         False, help="also write OUTPUT_probabilities: 4D .nii.gz, or .npz for a picture"
     )
-    channel: int | None = knob(None, help="which volume of a 4D file, from 0", low=0)
+    channel: int | str | None = knob(
+        None, help="which volume of a 4D file: from 0, or its name in dataset.json", low=0
+    )
     checkpoint: str | None = knob(None, help="file of the base weights; null: found by name")
     precision: Literal["auto", "fp32", "bf16"] = knob(
         "fp32", help="fp32 gives the same masks everywhere; auto: bf16 where that is fast"

@@ -75,22 +75,25 @@ def test_two_images_of_one_stem_do_not_overwrite_each_other(make_oracle, tmp_pat
 
 def test_a_series_folder_is_one_volume(make_oracle, folder, tmp_path, monkeypatch):
     class Series(NiftiReader):
-        """Reads a folder that holds slices, as a DICOM reader does."""
+        """Takes any folder for a series, as a DICOM reader does."""
 
         name, suffixes = "series", ()
 
         @classmethod
         def accepts(cls, path):
-            return (path / "slices.nii").is_file()
+            return path.is_dir()
 
         def read_image(self, path):
-            return super().read_image(path / "slices.nii")
+            return super().read_image(path / "slices")
 
     known = readers_module.readers() | {"series": Series}
     monkeypatch.setattr(readers_module, "readers", lambda: known)
     monkeypatch.setattr("samadapt.prediction.files.readers", lambda: known)
-    labels = save_volume(folder / "sub" / "slices.nii")
+    labels = save_volume(tmp_path / "slices.nii")
+    (tmp_path / "slices.nii").rename(folder / "sub" / "slices")
+    (folder / "empty").mkdir()
     assert not is_folder_of_images(folder / "sub")
+    assert is_folder_of_images(folder)
     make_oracle().predict_file(folder / "sub", tmp_path / "series.nii.gz")
     assert np.array_equal(np.asarray(nib.load(tmp_path / "series.nii.gz").dataobj), labels)
     rows = make_oracle().predict_folder(folder, tmp_path / "out")
