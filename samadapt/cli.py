@@ -31,7 +31,7 @@ VERBS = {
 SUMMARIES = {
     "finetune": "train an adapter, score it before and after, write a run directory",
     "evaluate": "score an adapter on a data set",
-    "predict": "segment an image or a volume with an adapter",
+    "predict": "segment an image, a volume or a folder of them with an adapter",
     "export": "write an adapter for another program, and compare it with the adapted model",
     "import": "read an adapter that another project trained, as an adapter directory",
     "check": "read a data set and report every problem by file; changes nothing",

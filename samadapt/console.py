@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from rich.console import Console, RenderableType
 
 
@@ -26,6 +30,33 @@ def rich_console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+@contextmanager
+def bar(name: str, every: float = 20.0) -> Iterator[Callable[[int, int], None]]:
+    """Show how far something is: a bar on a terminal, elsewhere a line now and then.
+
+    Args:
+        name: of what goes on.
+        every: seconds between lines.
+
+    Yields:
+        A function of the number done and of all.
+    """
+    from rich.progress import Progress
+
+    console, lined = rich_console(), time.perf_counter()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(name)
+
+        def show(done: int, total: int) -> None:
+            nonlocal lined
+            bars.update(task, completed=done, total=total)
+            if not console.is_terminal and time.perf_counter() - lined >= every:
+                lined = time.perf_counter()
+                log(f"{name} {done}/{total}")
+
+        yield show
 
 
 def to_text(renderable: RenderableType) -> str:

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from samadapt.data.reader import read_image, reader_for, write_prediction
-from samadapt.data.types import Array, Volume
-from samadapt.errors import AdapterError, DataError, PromptError, nearest
+from samadapt.data.reader import read_image
+from samadapt.data.types import Array
+from samadapt.errors import AdapterError, nearest
 from samadapt.evaluation.embeddings import Embeddings
-from samadapt.evaluation.inference import embed, segment_objects, segment_semantic
 from samadapt.evaluation.loaded import Loaded, load_ready, make_ready
 from samadapt.methods import store
 from samadapt.methods.opening import open_base
-from samadapt.prompts.manual import SlicePrompts, slice_prompts
-from samadapt.prompts.objects import ObjectPrompts
+from samadapt.prediction import files
+from samadapt.prediction.options import Carry, Options
+from samadapt.prediction.predictor import Predictor, Progress, as_picture
+from samadapt.prompts.manual import SlicePrompts
 from samadapt.training.precision import Precision, choose_device, choose_precision
 
 if TYPE_CHECKING:
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.model import Sam
-
-Given = tuple[SlicePrompts, SlicePrompts, SlicePrompts]
-"""Boxes, points and point labels as the caller gave them."""
-
-LARGE = 512
-"""Model side in pixels above which slices are embedded one by one outside a GPU."""
 
 
 def load_adapter(
@@ -180,195 +176,170 @@ class Segmenter:
         self,
         image: ArrayLike | str | Path,
         *,
+        channel: int | str | None = None,
+        progress: Progress | None = None,
         boxes: SlicePrompts = None,
         points: SlicePrompts = None,
         point_labels: SlicePrompts = None,
-        channel: int | str | None = None,
+        labels: str | Sequence[str] | None = None,
+        propagate: bool = False,
+        carry: Carry = "prompt",
+        slices: Sequence[int] | None = None,
+        vanish: float = 0.1,
+        keep_largest: bool | Sequence[str] = False,
+        fill_holes: bool | Sequence[str] = False,
     ) -> Array:
         """Segment an image or a volume.
 
         An adapter trained without prompts labels every pixel with its class and takes none.
-        One trained with boxes or points needs them and labels the objects 1; an object is a box,
-        a set of points, or both, and objects are united.
+        One trained with boxes or points needs them; an object is a box, a set of points, or both,
+        and where objects overlap the higher logit wins. Each object has a class of the adapter.
 
         A volume's slices count from the left, the back or below (0 is the first), along the axis
         that the adapter was trained on. Coordinates on a slice are those of the upright picture,
         (x, y) in pixels from its top left, as the overlays of a run show it. Slices without a
-        prompt in a mapping are left empty.
+        prompt in a mapping are left empty, unless ``propagate`` carries an object there. The k-th
+        box of every slice is object k; ``None`` in its place says that it has none there.
 
         Args:
             image: (h, w) or (h, w, 3) RGB, in the values of the files trained on (HU for CT); or
-                the path of a file that ``samadapt.data.read_image`` reads, or the folder of a
-                DICOM series.
+                the path of a file that ``samadapt.data`` reads, or of a DICOM series' folder.
+            channel: which volume of a 4D file: its index, or its name in a ``dataset.json``.
+            progress: called with the number of slices done and of all.
             boxes: (p, 4) or (4,) XYXY pixels of the original image. For a volume: these for every
                 slice, or ``{slice index: boxes}``.
             points: (k, 2) (x, y) for one object, or (p, k, 2); for a volume as the boxes.
             point_labels: (k,) or (p, k); 1 foreground, 0 background, -1 padding; None: all 1.
-            channel: which volume of a 4D file: its index, or its name in a ``dataset.json`` in or
-                above the file's folder.
+            labels: class name of each object, or one for all; needed where the adapter has
+                several classes.
+            propagate: carry each object from the slices where it is prompted both ways; where two
+                prompted slices are, the nearer one leads.
+            carry: what the mask of a slice gives to the next: its ``"prompt"`` (the box around
+                each part of it, a little wider; for adapters trained with points the innermost
+                point), the ``"mask"`` itself as logits, or ``"both"``. Masks serve adapters whose
+                base was trained with them, as SAM; not LiteMedSAM.
+            slices: [first, last] to which objects are carried; None: until they vanish.
+            vanish: an object ends where its area falls below this share of that on the slice
+                where it was prompted.
+            keep_largest: of these classes (True: all) only the largest component stays, in 3D
+                for a volume.
+            fill_holes: holes in these classes are filled, cavities in 3D for a volume, after
+                ``keep_largest``.
 
         Returns:
-            uint8 labels: (h, w) for an image; for a volume (x, y, z) in the axes of the file, as
-            nibabel orders them.
+            uint8 labels: (h, w) for an image; for a volume file in the axes and the shape of the
+            file.
 
         Raises:
-            PromptError: a prompt is missing, not wanted, or not within the image.
+            PromptError: a prompt is missing, not wanted, or not within the image; or an option
+                names what is not there.
             DataError: the image cannot be read or is not of these shapes.
         """
-        prompts = (boxes, points, point_labels)
-        if not isinstance(image, str | Path):
-            volume = _as_volume(np.asarray(image))
-            return self._segment(volume, prompts)[:, :, 0]
-        volume = self._read(Path(image), channel)
-        labels = self._segment(volume, prompts)
+        options = Options(
+            boxes=boxes,
+            points=points,
+            point_labels=point_labels,
+            labels=labels,
+            propagate=propagate,
+            carry=carry,
+            slices=slices,
+            vanish=vanish,
+            keep_largest=keep_largest,
+            fill_holes=fill_holes,
+        )
+        predictor = self._predictor(options)
+        if isinstance(image, str | Path):
+            volume = read_image(Path(image).expanduser(), self.record.axis, channel)
+        else:
+            volume = as_picture(np.asarray(image))
+        found = predictor.segment(volume, options, progress).labels
         if volume.source is None:
-            return labels[:, :, 0]
+            return found[:, :, 0]
         from samadapt.data.nifti_grid import to_source
 
-        return to_source(labels, volume.source)
+        return to_source(found, volume.source)
 
     def predict_file(
         self,
         input: str | Path,
         output: str | Path,
         *,
-        boxes: SlicePrompts = None,
-        points: SlicePrompts = None,
-        point_labels: SlicePrompts = None,
         channel: int | str | None = None,
+        progress: Progress | None = None,
+        probabilities: bool = False,
+        **options: Any,
     ) -> dict[str, Any]:
-        """Segment a file and write the labels: PNG for a picture, NIfTI for a volume.
+        """Segment a file and write the labels in the format that the output's ending names.
 
-        A PNG holds the class number of each pixel; a NIfTI file lies on the grid of its source,
-        with its affine. Prompts as in ``segment``.
+        - ``.png`` (pictures): the class number of each pixel, with a palette of colours.
+        - ``.json`` (pictures): COCO, an annotation an object; for adapters without prompts a
+          component of a class is an object.
+        - ``.nii.gz``, ``.nii`` (volumes): class numbers on the grid of the source, with its affine.
 
         Args:
-            input: picture, volume, or folder of a DICOM series.
-            output: ``.png`` for a picture, ``.nii.gz`` or ``.nii`` for a volume (also ``.nrrd``
-                or ``.mha`` for NRRD and MetaImage, ``.npz`` for MedSAM's); replaced if it exists.
-            boxes: see ``segment``.
-            points: see ``segment``.
-            point_labels: see ``segment``.
+            input: a file that ``samadapt.data`` reads, or the folder of a DICOM series.
+            output: replaced if it exists.
             channel: see ``segment``.
+            progress: see ``segment``.
+            probabilities: also write the probability of each class beside the output:
+                ``NAME_probabilities.nii.gz``, 4D, in steps of 1/255, class k being volume k - 1;
+                for a picture ``NAME_probabilities.npz`` with uint8 (K, h, w), 255 being 1.
+            options: prompts and options of ``segment``.
 
         Returns:
-            ``{"output": path, "shape": (h, w, d) as sliced, "voxels": {class name: count}}``.
+            ``{"output": path, "shape": (h, w, d) as sliced, "voxels": {class name: count}}``, and
+            ``"probabilities": path`` if they were asked for.
 
         Raises:
             DataError: a file cannot be read or written; said before anything is computed where
                 that can be known.
             PromptError: as ``segment``.
+            MissingExtraError: the output's format needs a package that is not installed.
         """
-        source, target = Path(input).expanduser(), Path(output).expanduser()
-        check_files(source, target)
-        volume = self._read(source, channel)
-        labels = self._segment(volume, (boxes, points, point_labels))
-        write_prediction(labels, volume, target)
-        counts = np.bincount(labels.ravel(), minlength=len(self.classes) + 1)
-        names = self.classes if self.policy.is_semantic or len(self.classes) == 1 else ["object"]
-        voxels = {name: int(counts[label]) for label, name in enumerate(names, start=1)}
-        return {"output": target, "shape": volume.shape, "voxels": voxels}
-
-    def _read(self, path: Path, channel: int | str | None) -> Volume:
-        return read_image(path.expanduser(), self.record.axis, channel)
-
-    def _segment(self, volume: Volume, given: Given) -> Array:
-        """Labels (h, w, d) uint8, arranged as the volume."""
-        depth = volume.shape[2]
-        prompts = self._prompts(given, volume)
-        rule = self._now.intensity
-        values = rule(volume)
-        labels = np.zeros(volume.shape, dtype=np.uint8)
-        wanted = list(range(depth)) if prompts is None else [i for i in prompts if len(prompts[i])]
-        for start in range(0, len(wanted), self._batch_size):
-            batch = wanted[start : start + self._batch_size]
-            images = [rule.picture(values, index, is_color=volume.is_color) for index in batch]
-            objects = None if prompts is None else [prompts[index] for index in batch]
-            with self.precision.autocast(self.sam.device):
-                planes = self._planes(images, objects)
-            for index, plane in zip(batch, planes, strict=True):
-                labels[:, :, index] = plane
-        return labels
-
-    def _planes(self, images: list[Array], objects: list[ObjectPrompts] | None) -> list[Array]:
-        """Labels (h, w) of images (h, w, 3), with the objects prompted in each."""
-        if len(self._adapters) > 1:
-            embeddings, frames = self._embeddings(self.sam, self._now.encoder, images)
-        else:
-            embeddings, frames = embed(self.sam, images)
-        if objects is None:
-            return segment_semantic(self.sam, embeddings, frames, len(self.classes))
-        return segment_objects(
-            self.sam,
-            embeddings,
-            frames,
-            objects,
-            threshold=self.record.threshold,
-            multimask=self.policy.is_ambiguous,
+        wanted = Options(**options, probabilities=probabilities)
+        return files.predict_file(
+            self._predictor(wanted), Path(input), Path(output), wanted, channel, progress
         )
 
-    @property
-    def _batch_size(self) -> int:
-        is_cpu = self.sam.device.type == "cpu"
-        return 1 if is_cpu and self.sam.image_size > LARGE else 8
+    def predict_folder(
+        self,
+        input: str | Path,
+        output: str | Path,
+        *,
+        channel: int | str | None = None,
+        progress: Callable[[str], Progress] | None = None,
+        probabilities: bool = False,
+        **options: Any,
+    ) -> list[dict[str, Any]]:
+        """Segment every image of a folder; a file that cannot be done does not stop the others.
 
-    def _prompts(self, given: Given, volume: Volume) -> dict[int, ObjectPrompts] | None:
-        """Checked prompts by slice; None for an adapter that takes none.
+        Args:
+            input: a folder; hidden files and folders in it are left alone, except the folder of a
+                DICOM series.
+            output: a folder, made if its parent exists, for files of the same stems: PNG for
+                pictures, NIfTI for volumes. Or a ``.json`` file: COCO, for pictures.
+            channel: see ``segment``.
+            progress: called with the name of each file; returns what ``segment`` calls.
+            probabilities: see ``predict_file``.
+            options: prompts and options of ``segment``, the same for each file.
+
+        Returns:
+            For each image ``{"input": path}`` with what ``predict_file`` returns, or with
+            ``"error": message``.
 
         Raises:
-            PromptError: a prompt is missing, not wanted, or wrong.
+            DataError: there is no image in the folder, or the output cannot be made.
+            PromptError: the options do not fit the adapter, whatever the image.
+            MissingExtraError: the output's format needs a package that is not installed.
         """
-        if self.policy.is_semantic:
-            if any(value is not None for value in given):
-                raise PromptError(
-                    "this adapter was trained without prompts and finds its classes "
-                    f"({', '.join(self.classes)}) by itself; leave boxes and points out"
-                )
-            return None
-        if all(value is None for value in given):
-            raise PromptError(
-                f"this adapter was trained with {self.policy.kind} prompts and needs one; give "
-                "boxes=[[x0, y0, x1, y1]] or points=[[x, y]], in pixels of the image"
-            )
-        return slice_prompts(*given, volume.shape)
-
-
-def _as_volume(image: Array) -> Volume:
-    """An array as a picture.
-
-    Raises:
-        DataError: another shape, no numbers, or NaN.
-    """
-    is_color = image.ndim == 3 and image.shape[2] == 3
-    if not (image.ndim == 2 or is_color) or image.size == 0 or image.dtype.kind not in "uifb":
-        raise DataError(
-            f"an image must be numbers (h, w) or (h, w, 3) RGB; got {image.dtype} {image.shape}. "
-            "Give a volume as the path of a NIfTI file"
+        wanted = Options(**options, probabilities=probabilities)
+        return files.predict_folder(
+            self._predictor(wanted), Path(input), Path(output), wanted, channel, progress
         )
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise DataError("the image holds NaN or infinite values; replace them")
-    if image.dtype != np.uint8:
-        image = image.astype(np.float32)
-    return Volume(image if is_color else image[:, :, None], is_color=is_color)
 
-
-def check_files(source: Path, target: Path) -> None:
-    """Refuse, before any model is loaded, a file that cannot be read or written.
-
-    Raises:
-        DataError: naming the file.
-    """
-    if not source.exists():
-        raise DataError(f"{source}: the input file does not exist")
-    if target.is_dir():
-        raise DataError(f"{target}: output must be a file name; it is a folder")
-    if not target.parent.is_dir():
-        raise DataError(f"{target}: the folder {target.parent} does not exist; make it first")
-    if target.resolve() == source.resolve():
-        raise DataError(f"{target}: output must not be the input file")
-    endings = reader_for(source).output_suffixes
-    if not target.name.lower().endswith(endings):
-        raise DataError(
-            f"{target}: the labels of {source.name} are written as {' or '.join(endings)}; "
-            "choose such a name"
-        )
+    def _predictor(self, options: Options) -> Predictor:
+        """What segments with the adapter in use; refuses options that do not fit it."""
+        shared = self._embeddings if len(self._adapters) > 1 else None
+        predictor = Predictor(self._now, self.precision, shared)
+        predictor.check(options)
+        return predictor

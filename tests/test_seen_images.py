@@ -103,15 +103,15 @@ def adapter(tiny_sam, tmp_path, record):
 def seen(monkeypatch):
     """All images that the segmenter embeds, in order."""
     images = []
-    from samadapt import segmenter
+    from samadapt.prediction import predictor
 
-    embed = segmenter.embed
+    embed = predictor.embed
 
     def listen(sam, batch):
         images.extend(image.copy() for image in batch)
         return embed(sam, batch)
 
-    monkeypatch.setattr(segmenter, "embed", listen)
+    monkeypatch.setattr(predictor, "embed", listen)
     return images
 
 

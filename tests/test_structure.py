@@ -25,6 +25,7 @@ LAYERS = [
     {"sam"},
     {"methods", "data", "prompts"},
     {"training", "evaluation", "export", "imports"},
+    {"prediction"},
     {"segmenter", "environment"},
     {"overrides"},
     {"config"},

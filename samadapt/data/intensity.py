@@ -108,10 +108,31 @@ class IntensityRule:
         if is_color:
             return to_rgb(values)
         if self.neighbours:
-            last = values.shape[2] - 1
-            near = [min(max(index + step * self.neighbours, 0), last) for step in (-1, 0, 1)]
-            return np.stack([values[:, :, at] for at in near], axis=-1)
+            return np.stack([values[:, :, at] for at in self._near(index, values)], axis=-1)
         return to_rgb(values[:, :, index])
+
+    def fitted(self, volume: Volume) -> IntensityRule:
+        """Return the rule that does to each slice what this one does to the whole volume.
+
+        Its bounds are found once, so that ``picture_of`` needs a slice at a time.
+
+        Raises:
+            DataError: as the call.
+        """
+        self._check(volume)
+        if self.channels:
+            return replace(
+                self, channels=tuple(rule._fixed(volume.image) for rule in self.channels)
+            )
+        return self._fixed(volume.image)
+
+    def picture_of(self, values: Array, index: int, *, is_color: bool = False) -> Array:
+        """Return ``picture`` of a slice from the values of the file, by a ``fitted`` rule."""
+        if is_color:
+            return to_rgb(self(values))
+        if self.neighbours:
+            return self(np.stack([values[:, :, at] for at in self._near(index, values)], axis=-1))
+        return to_rgb(self(values[:, :, index]))
 
     def bounds(self, values: Array) -> tuple[float, float]:
         """Return the values of the file that become 0 and 255."""
@@ -156,6 +177,16 @@ class IntensityRule:
             return {"channels": [rule.to_dict() for rule in self.channels]}
         record: dict[str, Any] = {"kind": self.kind, "low": self.low, "high": self.high}
         return record | ({"neighbours": self.neighbours} if self.neighbours else {})
+
+    def _fixed(self, values: Array) -> IntensityRule:
+        if self.kind == "window" or (self.kind == "rgb" and values.dtype == np.uint8):
+            return self
+        low, high = self.bounds(values)
+        return replace(self, kind="window", low=low, high=high)
+
+    def _near(self, index: int, values: Array) -> list[int]:
+        last = values.shape[2] - 1
+        return [min(max(index + step * self.neighbours, 0), last) for step in (-1, 0, 1)]
 
     def _check(self, volume: Volume) -> None:
         if self.neighbours and volume.shape[2] == 1:

@@ -49,7 +49,9 @@ def load_grid(path: Path, channel: int | None = None) -> tuple[Array, Any]:
     _check_header(path, content, image_class.header_class)
     try:
         image = image_class.from_bytes(content)
-        values = np.asanyarray(image.dataobj)
+        proxy: Any = image.dataobj
+        scaled = (proxy.slope, proxy.inter) != (1, 0)  # which nibabel would return as float64
+        values = np.asarray(proxy, np.float32) if scaled else np.asanyarray(proxy)
     except Exception as error:  # nibabel raises many kinds, most without the file's name
         raise fault(
             "truncated_file", path, f"the voxels cannot be read ({error})", _AGAIN
@@ -59,7 +61,10 @@ def load_grid(path: Path, channel: int | None = None) -> tuple[Array, Any]:
 
 
 def finite_image(path: Path, values: Array) -> Array:
-    """Return the voxels as float32; NaN or infinity is a finding."""
+    """Return the voxels as int16, uint16 or float32; NaN or infinity is a finding.
+
+    Integers of 8 and 16 bits stay whole: in a large CT they are half of the memory.
+    """
     if values.dtype.kind == "f":
         bad = int(values.size - np.isfinite(values).sum())
         if bad:
@@ -69,7 +74,9 @@ def finite_image(path: Path, values: Array) -> Array:
                 f"{bad} of {values.size} voxels are NaN or infinite",
                 "replace them by the background's value and save the file again",
             )
-    return values.astype(np.float32)
+    if values.dtype.kind in "iub" and values.dtype.itemsize <= 2:
+        return values.astype(np.uint16 if values.dtype == np.uint16 else np.int16, copy=False)
+    return values.astype(np.float32, copy=False)
 
 
 def whole_labels(path: Path, values: Array) -> Array:
@@ -182,22 +189,39 @@ def save_labels(prediction: Array, source: SourceGrid, path: Path) -> None:
     Raises:
         DataError: the shape differs from the source's, or the file name is not NIfTI's.
     """
-    import nibabel as nib
-
     if not path.name.lower().endswith(SUFFIXES):
         raise DataError(f"{path}: a volume is written as .nii.gz or .nii; choose such a name")
     check_prediction(prediction, source, path)
     dtype = np.uint8 if prediction.size == 0 or prediction.max() < 256 else np.int16
+    _save(to_source(prediction.astype(dtype, copy=False), source), source, path)
+
+
+def save_shares(shares: Array, source: SourceGrid, path: Path) -> None:
+    """Write (K, h, w, d) uint8, where 255 is 1, as 4D NIfTI on the source's grid: K volumes.
+
+    Programs that read NIfTI see numbers from 0 to 1: the header's slope is 1/255.
+    """
+    grid = (*source.shape, 1)[:3]
+    values = np.empty((*grid, len(shares)), dtype=np.uint8, order="F")
+    for index, share in enumerate(shares):
+        values[..., index] = to_source(share, source).reshape(grid)
+    _save(values, source, path, slope=1 / 255)
+
+
+def _save(values: Array, source: SourceGrid, path: Path, slope: float = 1.0) -> None:
+    """Write an array in the axes of the file under the source's header."""
+    import nibabel as nib
+
     header = source.header.copy()
     header.extensions.clear()
-    header.set_data_dtype(dtype)
-    header.set_slope_inter(1, 0)
+    header.set_data_dtype(values.dtype)
     for name, value in (("descrip", b"samadapt"), ("aux_file", b""), ("db_name", b"")):
         if name in header:
             header[name] = value
     header["cal_min"], header["cal_max"] = 0, 0
     image_class: Any = nib.Nifti2Image if header["sizeof_hdr"] == 540 else nib.Nifti1Image
-    image = image_class(to_source(prediction.astype(dtype), source), source.affine, header)
+    image = image_class(values, source.affine, header)
+    image.header.set_slope_inter(slope, 0)  # the image forgets what its header was made with
     path.parent.mkdir(parents=True, exist_ok=True)
     suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
     partial = path.with_name(f".{path.name}.part{suffix}")

@@ -20,6 +20,19 @@ _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
 _GREY_MODES = ("1", "L", "LA", "La")
 
 
+def _palette() -> bytes:
+    """Colours of 256 class ids as PASCAL VOC's annotations have them: 0 black, 1 dark red.
+
+    The bits of an id, three at a time, go to red, green and blue, the highest bit first.
+    """
+    ids, shifts = np.arange(256)[:, None, None], 3 * np.arange(8)[:, None]
+    bits = ids >> (shifts + np.arange(3)) & 1  # (id, step, channel)
+    return bytes((bits << (7 - np.arange(8)[:, None])).sum(axis=1).astype(np.uint8).ravel())
+
+
+PALETTE = _palette()
+
+
 def load_picture(path: Path) -> tuple[Array, bool]:
     """Read an image as its viewer shows it: EXIF orientation applied, alpha dropped.
 
@@ -88,7 +101,10 @@ def save_plane(prediction: Array, volume: Volume, path: Path) -> None:
 
 
 def save_mask(prediction: Array, path: Path) -> None:
-    """Write class ids (h, w) as a grey PNG, 16-bit where an id is above 255.
+    """Write class ids (h, w) as PNG: the indices of a palette, so that a viewer shows colours.
+
+    A program that reads the pixels as they are sees the class ids. Ids above 255 fit no palette:
+    with one the PNG is grey, of 16 bits.
 
     Raises:
         DataError: the file name is not PNG's.
@@ -100,7 +116,10 @@ def save_mask(prediction: Array, path: Path) -> None:
     deep = prediction.size > 0 and int(prediction.max()) > 255
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part.png")
-    Image.fromarray(prediction.astype(np.uint16 if deep else np.uint8)).save(partial)
+    picture = Image.fromarray(prediction.astype(np.uint16 if deep else np.uint8))
+    if not deep:
+        picture.putpalette(PALETTE)
+    picture.save(partial)
     partial.replace(path)
 
 

@@ -51,10 +51,10 @@ def embed(sam: Sam, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[F
 
 
 @torch.no_grad()
-def segment_semantic(
+def semantic_logits(
     sam: Sam, embeddings: Tensor, frames: Sequence[Frame], num_classes: int
-) -> list[NDArray[np.uint8]]:
-    """Label every pixel without a prompt: mask token k is class k.
+) -> Iterator[Tensor]:
+    """Give the logits of every class without a prompt: mask token k is class k.
 
     Args:
         sam: a model trained so, with at least ``num_classes`` mask tokens.
@@ -62,8 +62,8 @@ def segment_semantic(
         frames: the frame of each image.
         num_classes: number K of classes.
 
-    Returns:
-        b arrays (h, w) of class ids 0..K in the original frames.
+    Yields:
+        For each image (1, 1, K, h, w) in its original frame; the background has the logit 0.
 
     Raises:
         ConfigError: for fewer mask tokens than classes.
@@ -75,11 +75,22 @@ def segment_semantic(
             f"{num_classes} classes"
         )
     logits = logits[:, :, :num_classes].float()
-    labels = []
     for index, frame in enumerate(frames):
-        original = sam.postprocess(logits[index : index + 1], frame)
-        labels.append(semantic_labels(original, num_classes)[0].cpu().numpy())
-    return labels
+        yield sam.postprocess(logits[index : index + 1], frame)
+
+
+def segment_semantic(
+    sam: Sam, embeddings: Tensor, frames: Sequence[Frame], num_classes: int
+) -> list[NDArray[np.uint8]]:
+    """Label every pixel without a prompt; arguments and errors as ``semantic_logits``.
+
+    Returns:
+        b arrays (h, w) of class ids 0..K in the original frames.
+    """
+    return [
+        semantic_labels(logits, num_classes)[0].cpu().numpy()
+        for logits in semantic_logits(sam, embeddings, frames, num_classes)
+    ]
 
 
 @torch.no_grad()
@@ -117,14 +128,16 @@ def object_logits(
         _check(item, index)
     side = 4 * sam.embedding_size
     nothing = 0, embeddings.new_zeros(0, 1, side, side), embeddings.new_zeros(0)
-    parts: dict[int, list[tuple[int, Tensor, Tensor]]] = defaultdict(lambda: [nothing])
+    parts: dict[int, list[tuple[int, Tensor, Tensor]]] = defaultdict(list)
     for pack in _packs(prompts):
         decoded = _decode(sam, embeddings, frames, pack, multimask)
         for job, (logits, iou) in zip(pack, decoded, strict=True):
             parts[job.image].append((job.start, logits, iou))
     found = []
     for index in range(len(prompts)):
-        _, masks, ious = zip(*sorted(parts[index], key=lambda part: part[0]), strict=True)
+        _, masks, ious = zip(
+            *sorted(parts[index] or [nothing], key=lambda part: part[0]), strict=True
+        )
         found.append((torch.cat(masks), torch.cat(ious)))
     return found
 
@@ -210,21 +223,24 @@ def semantic_labels(logits: Tensor, num_classes: int) -> Tensor:
     return torch.where(best > 0, index + 1, 0).to(torch.uint8)
 
 
-def object_labels(logits: Tensor, class_ids: Tensor, threshold: float = 0.0) -> Tensor:
+def object_labels(
+    logits: Tensor, class_ids: Tensor, threshold: float = 0.0, dtype: torch.dtype = torch.uint8
+) -> Tensor:
     """Merge the masks of p objects; where several exceed the threshold the highest logit wins.
 
     Args:
         logits: (b, p, 1, h, w) in the original frame.
         class_ids: (b, p) label of each object; 0 marks padding, which is ignored.
         threshold: logit that a pixel must exceed.
+        dtype: of the result.
 
     Returns:
-        (b, h, w) uint8 class ids; 0 where no object is.
+        (b, h, w) class ids; 0 where no object is.
     """
     real = (class_ids > 0)[:, :, None, None]
     best, index = logits[:, :, 0].masked_fill(~real, -torch.inf).max(dim=1)
     ids = class_ids.gather(1, index.flatten(1)).view_as(index)
-    return torch.where(best > threshold, ids, 0).to(torch.uint8)
+    return torch.where(best > threshold, ids, 0).to(dtype)
 
 
 @dataclass(frozen=True)
@@ -248,13 +264,14 @@ def _packs(objects: Sequence[ObjectPrompts]) -> Iterator[list[_Job]]:
     Only prompts of one kind and one number of points go together: a padding point is a token of
     its own and would change the masks a little.
     """
-    groups: dict[tuple[bool, int], list[_Job]] = defaultdict(list)
+    groups: dict[tuple[bool, int, bool], list[_Job]] = defaultdict(list)
     for image, item in enumerate(objects):
         clicks = 0 if item.points is None else item.points.shape[1]
         total = len(item)
         for start in range(0, total, OBJECTS_PER_DECODE):
             count = min(OBJECTS_PER_DECODE, total - start)
-            groups[item.boxes is not None, clicks].append(_Job(image, start, count, item))
+            kind = item.boxes is not None, clicks, item.logits is not None
+            groups[kind].append(_Job(image, start, count, item))
     for jobs in groups.values():
         pack: list[_Job] = []
         for job in sorted(jobs, key=lambda job: job.count):
@@ -270,7 +287,7 @@ def _decode(
 ) -> list[tuple[Tensor, Tensor]]:
     """Logits (count, 1, 4g, 4g) and predicted IoU (count,) of every job of a pack, in one call."""
     count = max(job.count for job in pack)
-    boxes, points, point_labels = [], [], []
+    boxes, points, point_labels, masks = [], [], [], []
     for job in pack:
         frame, item = frames[job.image], job.objects
         if item.boxes is not None:
@@ -278,10 +295,13 @@ def _decode(
         if item.points is not None and item.point_labels is not None:
             points.append(to_model_points(job.take(item.points, count), frame))
             point_labels.append(job.take(item.point_labels, count))
+        if item.logits is not None:
+            masks.append(job.take(item.logits, count))
     prompts = Prompts(
         points=_stacked(points, sam, torch.float32),
         point_labels=_stacked(point_labels, sam, torch.int64),
         boxes=_stacked(boxes, sam, torch.float32),
+        masks=_stacked(masks, sam, torch.float32),
     )
     images = torch.tensor([job.image for job in pack], device=embeddings.device)
     output = sam.decode(embeddings[images], prompts, multimask=multimask)
@@ -315,7 +335,7 @@ def _check(prompts: ObjectPrompts, index: int) -> None:
             raise PromptError(
                 f"image {index}: point_labels must be {points.shape[:2]}; got {labels.shape}"
             )
-    if count and boxes is None and points is None:
+    if count and boxes is None and points is None and prompts.logits is None:
         raise PromptError(f"image {index}: {count} objects need boxes or points; got neither")
     ids = prompts.class_ids
     if count and not (ids.min() >= 1 and ids.max() <= 255):

@@ -1,14 +1,19 @@
-"""Prompts that a caller gives at prediction: for an image, or slice by slice for a volume."""
+"""Prompts that a caller gives at prediction: for an image, or slice by slice for a volume.
+
+The k-th box (or set of points) of a slice belongs to object k; on every slice that has one it is
+the same object. ``None`` in its place says that the object has no prompt on that slice.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from samadapt.data.types import Array
-from samadapt.errors import PromptError
+from samadapt.errors import PromptError, nearest
 from samadapt.prompts.objects import ObjectPrompts
 
 SlicePrompts = ArrayLike | Mapping[int, ArrayLike] | None
@@ -21,7 +26,7 @@ def slice_prompts(
     point_labels: SlicePrompts,
     shape: tuple[int, int, int],
 ) -> dict[int, ObjectPrompts]:
-    """Check prompts and sort them by slice; every object gets the class id 1.
+    """Check prompts and sort them by slice; the class ids are the numbers of the objects, from 1.
 
     Args:
         boxes: (p, 4) or (4,) XYXY pixels of the original image, or ``{slice index: boxes}``.
@@ -39,17 +44,60 @@ def slice_prompts(
     prompts = {}
     for index in _slices_named(given, shape[2]):
         where = f"slice {index}: " if shape[2] > 1 else ""
-        corners = _boxes(_at(boxes, index), shape, where)
-        clicks, signs = _points(_at(points, index), _at(point_labels, index), shape, where)
-        counts = {len(array) for array in (corners, clicks) if array is not None}
-        if len(counts) > 1:
+        held, here = _held(_at(boxes, index))
+        corners = _boxes(here, shape, where)
+        clicked, here = _held(_at(points, index))
+        clicks, signs = _points(here, _held(_at(point_labels, index))[1], shape, where)
+        ids = {
+            _numbers_of(numbers, array, where)
+            for numbers, array in ((held, corners), (clicked, clicks))
+            if array is not None
+        }
+        if len(ids) > 1:
             raise PromptError(
-                f"{where}boxes and points together must be for the same objects; got "
-                f"{' and '.join(str(n) for n in sorted(counts))}. Give points as (p, k, 2)"
+                f"{where}boxes and points together must be for the same objects; got those for "
+                f"{' and '.join(str(list(n)) for n in sorted(ids))}. Give points as (p, k, 2)"
             )
-        ids = np.ones(counts.pop() if counts else 0, dtype=np.int64)
-        prompts[index] = ObjectPrompts(ids, None, corners, clicks, signs)
+        numbers = np.array(ids.pop() if ids else (), dtype=np.int64)
+        prompts[index] = ObjectPrompts(numbers, None, corners, clicks, signs)
     return prompts
+
+
+def object_classes(labels: str | Sequence[str] | None, count: int, classes: Sequence[str]) -> Array:
+    """Return the class id of each object.
+
+    Args:
+        labels: class names, one an object; one name for all; None where there is one class.
+        count: number p of objects.
+        classes: names of the adapter's classes; id k is ``classes[k - 1]``.
+
+    Returns:
+        (p,) int64 ids.
+
+    Raises:
+        PromptError: an unknown name, another number of names, or none among several classes.
+    """
+    known = ", ".join(classes)
+    if labels is None:
+        if len(classes) > 1:
+            raise PromptError(
+                f"this adapter knows {len(classes)} classes ({known}): say which the objects are, "
+                f"as labels=[{classes[0]}], one for each box or set of points, or labels="
+                f"{classes[0]} for all"
+            )
+        return np.ones(count, dtype=np.int64)
+    names = [labels] * count if isinstance(labels, str) else list(labels)
+    if len(names) != count:
+        raise PromptError(
+            f"labels must name a class for each of the {count} objects, or one for all; "
+            f"got {len(names)}: {names}"
+        )
+    if wrong := [name for name in names if name not in classes]:
+        raise PromptError(
+            f"labels: the adapter has no class {wrong[0]!r}; it has {known}"
+            f"{nearest(str(wrong[0]), classes)}"
+        )
+    return np.array([classes.index(name) + 1 for name in names], dtype=np.int64)
 
 
 def _slices_named(given: tuple[SlicePrompts, ...], depth: int) -> list[int]:
@@ -70,6 +118,22 @@ def _slices_named(given: tuple[SlicePrompts, ...], depth: int) -> list[int]:
 
 def _at(value: SlicePrompts, index: int) -> ArrayLike | None:
     return value.get(index) if isinstance(value, Mapping) else value
+
+
+def _held(values: Any) -> tuple[tuple[int, ...] | None, ArrayLike | None]:
+    """Take out the objects that are ``None``; the numbers of the others where one is."""
+    if not isinstance(values, list | tuple) or all(value is not None for value in values):
+        return None, values
+    numbers = tuple(k for k, value in enumerate(values, start=1) if value is not None)
+    return numbers, [value for value in values if value is not None] or None
+
+
+def _numbers_of(numbers: tuple[int, ...] | None, array: Array, where: str) -> tuple[int, ...]:
+    if numbers is None:
+        return tuple(range(1, len(array) + 1))
+    if len(numbers) != len(array):
+        raise PromptError(f"{where}beside a null, give the points of each object as [[x, y], ...]")
+    return numbers
 
 
 def _boxes(values: ArrayLike | None, shape: tuple[int, int, int], where: str) -> Array | None:

@@ -34,6 +34,7 @@ class ObjectPrompts:
         boxes: (p, 4) float32 XYXY, or None.
         points: (p, k, 2) float32 (x, y), or None.
         point_labels: (p, k) int64, 1 foreground, 0 background, -1 padding; None without points.
+        logits: (p, 1, 4g, 4g) float32 mask prompts, in the model's frame, or None.
     """
 
     class_ids: Array
@@ -41,6 +42,7 @@ class ObjectPrompts:
     boxes: Array | None = None
     points: Array | None = None
     point_labels: Array | None = None
+    logits: Array | None = None
 
     def __len__(self) -> int:
         """Number p of objects."""
@@ -58,6 +60,7 @@ class ObjectPrompts:
             pick(self.boxes),
             pick(self.points),
             pick(self.point_labels),
+            pick(self.logits),
         )
 
     def names(self, numbers: Array) -> Array:
@@ -123,7 +126,7 @@ def simulate(
         if rng is not None:
             boxes = jitter_boxes(boxes, labels.shape, policy.jitter, policy.max_jitter_px, rng)
         return ObjectPrompts(ids, masks, boxes=boxes)
-    points = np.array([_point(mask, rng) for mask in masks], dtype=np.float32).reshape(-1, 1, 2)
+    points = points_in(masks, rng)
     return ObjectPrompts(
         ids, masks, points=points, point_labels=np.ones(points.shape[:2], dtype=np.int64)
     )
@@ -132,6 +135,14 @@ def simulate(
 def boxes_of(masks: Array) -> Array:
     """Return each mask's box, (p, h, w) to (p, 4) float32 XYXY; an empty one's is the image."""
     return np.array([_box(mask) for mask in masks], dtype=np.float32).reshape(-1, 4)
+
+
+def points_in(masks: Array, rng: np.random.Generator | None = None) -> Array:
+    """Return a point in each mask, (p, h, w) to (p, 1, 2) float32 (x, y).
+
+    It is the pixel farthest from the mask's border; with ``rng`` any pixel of it.
+    """
+    return np.array([_point(mask, rng) for mask in masks], dtype=np.float32).reshape(-1, 1, 2)
 
 
 def jitter_boxes(

@@ -1,7 +1,8 @@
-"""``samadapt predict``: segment one image or volume with an adapter."""
+"""``samadapt predict``: segment an image, a volume or a folder of them with an adapter."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,22 +12,33 @@ from samadapt.overrides import parse
 from samadapt.typed import knob
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 HELP = """
-Segments a picture (PNG, JPEG, TIFF) or a volume (NIfTI, NRRD, MetaImage, TIFF stack, .npz, or the
-folder of a DICOM series) with an adapter, and writes the labels: a PNG of class numbers, or a NIfTI
-file on the source's grid (NRRD and MetaImage also as .nrrd or .mha). The base model is found by
-the name that the adapter records and checked by its hash.
+Segments a picture, a volume, a DICOM series (its folder) or every image of a folder with an
+adapter, and writes the labels. The output's ending chooses the format: .png (class numbers, with
+a palette) or .json (COCO) for pictures, .nii.gz or .nii on the source's grid for volumes. A
+folder gives a folder with the same stems, or one .json; a file that cannot be done is named at
+the end, and the exit code is 1. The base model is found by the name that the adapter records and
+checked by its hash.
 
 An adapter trained without prompts needs no more. One trained with boxes or points needs them, in
 pixels (x, y) of the upright picture or slice: for a volume either the same for every slice, or a
-mapping of slice indices. Several points are one object.
+mapping of slice indices. Where the adapter has several classes, labels names one for each object.
+propagate=true carries each object from the slices where it is prompted to the others: the box
+around its mask, a little wider, is the prompt on the next slice, both ways, until it vanishes.
 
   samadapt predict adapter=runs/medical/RUN/adapter input=scan.nii.gz output=labels.nii.gz
   samadapt predict adapter=DIR input=cell.png output=mask.png 'boxes=[[10,20,90,80]]'
   samadapt predict adapter=DIR input=ct.nii output=out.nii 'boxes={12: [[30,40,60,70]]}'
+  samadapt predict adapter=DIR input=ct.nii output=out.nii 'boxes={12: [[30,40,60,70]]}' \\
+      propagate=true labels=liver keep_largest=true
+  samadapt predict adapter=DIR input=pictures/ output=masks/
 """
+
+Boxes = list[list[float] | None]
+Points = list[list[float]] | list[list[list[float]] | None]
+Signs = list[int] | list[list[int] | None]
 
 
 @dataclass(frozen=True)
@@ -34,16 +46,36 @@ class PredictArguments:
     """The keys of ``samadapt predict``."""
 
     adapter: str = knob(help="adapter directory")
-    input: str = knob(help="picture, volume, or folder of a DICOM series")
-    output: str = knob(help=".png for a picture, .nii.gz or .nii for a volume")
-    boxes: list[list[float]] | dict[int, list[list[float]]] | None = knob(
-        None, help="[[x0,y0,x1,y1]], or {slice: [[x0,y0,x1,y1]]}"
+    input: str = knob(help="picture, volume, DICOM series, or a folder of images")
+    output: str = knob(help=".png or .json for a picture, .nii.gz for a volume; or a folder")
+    boxes: Boxes | dict[int, Boxes] | None = knob(
+        None, help="[[x0,y0,x1,y1]], or {slice: [[x0,y0,x1,y1]]}; null: no box of that object here"
     )
-    points: list[list[float]] | dict[int, list[list[float]]] | None = knob(
-        None, help="[[x,y]], or {slice: [[x,y]]}: points of one object"
+    points: Points | dict[int, Points] | None = knob(
+        None, help="[[x,y]]: points of one object; [[[x,y]],[[x,y]]]: of two; or by slice"
     )
-    point_labels: list[int] | dict[int, list[int]] | None = knob(
+    point_labels: Signs | dict[int, Signs] | None = knob(
         None, help="[1,0]: 1 in the object, 0 outside; null: all 1"
+    )
+    labels: str | list[str] | None = knob(
+        None, help="class of each object, [liver,spleen], or one for all; null: the only class"
+    )
+    propagate: bool = knob(False, help="carry each object from slice to slice, both ways")
+    carry: Literal["prompt", "mask", "both"] = knob(
+        "prompt", help="what a mask becomes on the next slice: a box or point, a mask prompt, both"
+    )
+    slices: list[int] | None = knob(None, help="[first,last] to carry to; null: all")
+    vanish: float = knob(
+        0.1, help="an object ends below this share of its prompted area", low=0, below=1
+    )
+    keep_largest: bool | list[str] = knob(
+        False, help="only the largest component of each class, or of [classes]; 3D in volumes"
+    )
+    fill_holes: bool | list[str] = knob(
+        False, help="fill the holes of each class, or of [classes], after keep_largest"
+    )
+    probabilities: bool = knob(
+        False, help="also write OUTPUT_probabilities: 4D .nii.gz, or .npz for a picture"
     )
     channel: int | str | None = knob(
         None, help="which volume of a 4D file: from 0, or its name in dataset.json", low=0
@@ -56,10 +88,17 @@ class PredictArguments:
 
 
 SCHEMA = PredictArguments
+_OPTIONS = (
+    *("boxes", "points", "point_labels", "labels", "propagate", "carry", "slices", "vanish"),
+    *("keep_largest", "fill_holes", "probabilities", "channel"),
+)
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Return what was written: the path, the shape as sliced, the voxels of each class.
+
+    For a folder these by file, the names of what is no image, and ``exit_code`` 1 if a file could
+    not be done.
 
     Raises:
         ConfigError: naming everything wrong with the arguments.
@@ -68,40 +107,84 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         PromptError: a prompt is missing, not wanted, or wrong.
     """
     asked = parse(PredictArguments, arguments)
-    from samadapt.segmenter import check_files, load_adapter
+    from samadapt.prediction.files import check_files, is_folder_of_images, list_folder
+    from samadapt.segmenter import load_adapter
 
-    check_files(Path(asked.input).expanduser(), Path(asked.output).expanduser())
+    source = Path(asked.input).expanduser()
+    check_files(source, Path(asked.output).expanduser())
     segmenter = load_adapter(
         asked.adapter,
         checkpoint=asked.checkpoint,
         device=asked.device,
         precision=asked.precision,
     )
-    result = segmenter.predict_file(
-        asked.input,
-        asked.output,
-        boxes=asked.boxes,
-        points=asked.points,
-        point_labels=asked.point_labels,
-        channel=asked.channel,
-    )
-    return {
-        "adapter": asked.adapter,
-        "input": asked.input,
-        "output": str(result["output"]),
-        "shape": list(result["shape"]),
-        "voxels": result["voxels"],
+    options = {name: getattr(asked, name) for name in _OPTIONS}
+    head = {"adapter": asked.adapter, "input": asked.input}
+    if not is_folder_of_images(source):
+        with console.bar(source.name) as show:
+            row = segmenter.predict_file(source, asked.output, progress=show, **options)
+        return head | _plain(row)
+    with ExitStack() as shown:
+
+        def start(name: str) -> Callable[[int, int], None]:
+            shown.close()
+            return shown.enter_context(console.bar(name))
+
+        rows = segmenter.predict_folder(source, asked.output, progress=start, **options)
+    for row in rows:
+        if "error" in row:
+            console.log(f"samadapt: {row['error']}")
+    failed = any("error" in row for row in rows)
+    return head | {
+        "output": asked.output,
+        "files": [_plain(row) for row in rows],
+        "other_files": list_folder(source).others,
+        "exit_code": int(failed),
     }
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the voxel counts as a table, and the path."""
+    """Return the voxel counts as a table, and the path; of a folder a line a file."""
+    if "files" in result:
+        return _render_folder(result)
     height, width, depth = result["shape"]
     total = max(height * width * depth, 1)
     rows = [
         [str(label), name, f"{count:,}", f"{count / total:.2%}"]
         for label, (name, count) in enumerate(result["voxels"].items(), start=1)
     ]
-    size = f"{height} x {width} pixels" + (f", {depth} slices" if depth > 1 else "")
     table = console.table(["label", "class", "voxels", "share"], rows)
-    return f"{table}\n\n{result['output']} ({size})"
+    beside = f"\n{result['probabilities']}" if "probabilities" in result else ""
+    return f"{table}\n\n{result['output']} ({_size(result)}){beside}"
+
+
+def _render_folder(result: dict[str, Any]) -> str:
+    done = [row for row in result["files"] if "error" not in row]
+    names = list(done[0]["voxels"]) if done else []
+    rows = [
+        [
+            Path(row["input"]).name,
+            Path(row["output"]).name if "error" not in row else "failed",
+            _size(row) if "error" not in row else "",
+            *(f"{row['voxels'][name]:,}" if "error" not in row else "" for name in names),
+        ]
+        for row in result["files"]
+    ]
+    lines = [console.table(["file", "output", "size", *names], rows), ""]
+    lines.append(f"{result['output']}: {len(done)} of {len(rows)} files")
+    if result["other_files"]:
+        lines.append(f"no images, left alone: {', '.join(result['other_files'])}")
+    return "\n".join(lines)
+
+
+def _size(row: dict[str, Any]) -> str:
+    height, width, depth = row["shape"]
+    return f"{height} x {width} pixels" + (f", {depth} slices" if depth > 1 else "")
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Paths as text, shapes as lists."""
+    return {
+        key: str(value) if isinstance(value, Path) else list(value) if key == "shape" else value
+        for key, value in row.items()
+    }

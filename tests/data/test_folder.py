@@ -112,7 +112,7 @@ def test_prediction_is_a_png_of_class_numbers(tmp_path: Path) -> None:
     for prediction in (ids, ids[:, :, None]):
         write_prediction(prediction, volume, tmp_path / "sub" / "out.png")
         written = Image.open(tmp_path / "sub" / "out.png")
-        assert written.mode == "L"
+        assert written.mode == "P"
         np.testing.assert_array_equal(np.asarray(written), ids)
     write_prediction(ids + 300, volume, tmp_path / "deep.png")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "deep.png")), ids + 300)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from samadapt.errors import PromptError
-from samadapt.prompts.manual import slice_prompts
+from samadapt.prompts.manual import object_classes, slice_prompts
 
 IMAGE, VOLUME = (20, 30, 1), (20, 30, 3)
 BOX, POINT = [2, 3, 12, 13], [5, 6]
@@ -17,7 +17,7 @@ BOX, POINT = [2, 3, 12, 13], [5, 6]
 def test_boxes_and_points_of_an_image():
     boxes = slice_prompts([BOX, BOX], None, None, IMAGE)[0]
     assert boxes.boxes.shape == (2, 4)
-    assert boxes.class_ids.tolist() == [1, 1]
+    assert boxes.class_ids.tolist() == [1, 2]  # object 1 and object 2
     assert slice_prompts(BOX, None, None, IMAGE)[0].boxes.shape == (1, 4)
     clicks = slice_prompts(None, [POINT, POINT], [1, 0], IMAGE)[0]
     assert clicks.points.shape == (1, 2, 2)
@@ -56,7 +56,7 @@ def test_no_object_is_allowed_where_it_is_said_so():
         ((None, [POINT], [1, 0]), r"one for each point, \(1, 1\)"),
         ((None, [POINT], [2]), "1 .foreground., 0 .background."),
         ((BOX, None, [1]), "without points"),
-        (([BOX, BOX], [POINT], None), "same objects; got 1 and 2"),
+        (([BOX, BOX], [POINT], None), r"same objects; got those for \[1\] and \[1, 2\]"),
         (({3: [BOX]}, None, None), r"slice indices must be 0 to 2; got \[3\]"),
         (({1: [[0, 0, 0, 0]]}, None, None), "^slice 1: a box"),
     ],
@@ -64,3 +64,29 @@ def test_no_object_is_allowed_where_it_is_said_so():
 def test_each_mistake_says_what_was_expected(given, message):
     with pytest.raises(PromptError, match=message):
         slice_prompts(*given, VOLUME)
+
+
+def test_an_object_keeps_its_number_where_it_has_no_prompt():
+    named = slice_prompts({0: [BOX, BOX], 2: [None, BOX]}, None, None, VOLUME)
+    assert named[0].class_ids.tolist() == [1, 2]
+    assert named[2].class_ids.tolist() == [2]
+    clicks = slice_prompts(None, {1: [None, [POINT]]}, {1: [None, [0]]}, VOLUME)[1]
+    assert (clicks.class_ids.tolist(), clicks.point_labels.tolist()) == ([2], [[0]])
+    assert len(slice_prompts({1: [None]}, None, None, VOLUME)[1]) == 0
+    with pytest.raises(PromptError, match=r"same objects; got those for \[1, 2\] and \[2\]"):
+        slice_prompts({1: [BOX, BOX]}, {1: [None, [POINT]]}, None, VOLUME)
+    with pytest.raises(PromptError, match="slice 1: beside a null"):
+        slice_prompts(None, {1: [None, POINT, POINT]}, None, VOLUME)
+
+
+def test_objects_are_of_the_classes_that_the_caller_names():
+    assert object_classes(None, 3, ["lesion"]).tolist() == [1, 1, 1]
+    assert object_classes(["spleen", "liver"], 2, ["liver", "spleen"]).tolist() == [2, 1]
+    assert object_classes("spleen", 2, ["liver", "spleen"]).tolist() == [2, 2]
+    for labels, message in [
+        (None, r"2 classes \(liver, spleen\).*labels=\[liver\]"),
+        (["liver"], "each of the 2 objects.*got 1"),
+        (["liver", "splen"], "no class 'splen'.*did you mean 'spleen'"),
+    ]:
+        with pytest.raises(PromptError, match=message):
+            object_classes(labels, 2, ["liver", "spleen"])

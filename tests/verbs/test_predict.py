@@ -104,3 +104,91 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert main(["predict"]) == 2
     said = capsys.readouterr().err
     assert all(f"{key}: it is needed" in said for key in ("adapter", "input", "output"))
+
+
+def save_volume(path, shape=(12, 10, 5)):
+    values = np.random.default_rng(0).normal(100, 20, shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.diag([2.0, 3.0, 4.0, 1.0])), path)
+    return path
+
+
+def test_a_folder_gives_a_table_and_names_what_failed(adapter, picture, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    picture.rename(folder / "cell.png")
+    save_volume(folder / "scan.nii.gz")
+    (folder / "bad.png").write_bytes(b"x")
+    (folder / "notes.txt").write_text("x")
+    arguments = [f"adapter={adapter}", f"input={folder}", f"output={tmp_path / 'out'}"]
+    arguments += ["device=cpu", "boxes=[[1,1,9,8]]"]
+    assert main(["predict", *arguments]) == 1
+    said = capsys.readouterr()
+    assert "bad.png: cannot be read" in said.err
+    assert "Traceback" not in said.err
+    assert "2 of 3 files" in said.out
+    assert "left alone: notes.txt" in said.out
+    assert [line.split()[:2] for line in said.out.splitlines()[:4]] == [
+        ["file", "output"],
+        ["bad.png", "failed"],
+        ["cell.png", "cell.png"],
+        ["scan.nii.gz", "scan.nii.gz"],
+    ]
+    (folder / "bad.png").unlink()
+    assert main(["predict", *arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["shape"] for row in result["files"]] == [[20, 30, 1], [10, 12, 5]]
+    assert result["other_files"] == ["notes.txt"]
+    arguments[2] = f"output={tmp_path / 'all.json'}"
+    assert main(["predict", *arguments]) == 1  # the volume
+    assert "COCO JSON holds pictures" in capsys.readouterr().err
+    content = json.loads((tmp_path / "all.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["cell.png"]
+
+
+def test_every_option_reaches_the_segmenter(adapter, tmp_path, monkeypatch, capsys):
+    from samadapt.segmenter import Segmenter
+
+    asked = {}
+    monkeypatch.setattr(
+        Segmenter,
+        "predict_file",
+        lambda self, source, target, **options: (
+            asked.update(options) or {"output": target, "shape": (2, 3, 1), "voxels": {"lesion": 1}}
+        ),
+    )
+    source = save_volume(tmp_path / "in.nii.gz")
+    given = {
+        "boxes": (
+            "{2: [[1,1,9,8]], 3: [null,[2,2,5,5]]}",
+            {2: [[1, 1, 9, 8]], 3: [None, [2, 2, 5, 5]]},
+        ),
+        "points": ("{2: [[[1,2]],[[3,4]]]}", {2: [[[1, 2]], [[3, 4]]]}),
+        "point_labels": ("{2: [[1],[0]]}", {2: [[1], [0]]}),
+        "labels": ("[lesion,lesion]", ["lesion", "lesion"]),
+        "propagate": ("true", True),
+        "carry": ("both", "both"),
+        "slices": ("[1,4]", [1, 4]),
+        "vanish": ("0.2", 0.2),
+        "keep_largest": ("true", True),
+        "fill_holes": ("[lesion]", ["lesion"]),
+        "probabilities": ("true", True),
+        "channel": ("0", 0),
+    }
+    arguments = [f"{key}={text}" for key, (text, _) in given.items()]
+    files = [f"adapter={adapter}", f"input={source}", f"output={tmp_path / 'out.nii.gz'}"]
+    assert main(["predict", *files, *arguments, "device=cpu"]) == 0
+    assert callable(asked.pop("progress"))
+    assert asked == {key: value for key, (_, value) in given.items()}
+
+
+def test_objects_are_carried_from_the_command_line(adapter, tmp_path, capsys):
+    source, target = save_volume(tmp_path / "in.nii.gz"), tmp_path / "out.nii.gz"
+    arguments = [f"adapter={adapter}", f"input={source}", f"output={target}", "device=cpu"]
+    arguments += ["boxes={3: [[1,1,9,8]]}", "propagate=true", "slices=[1,4]", "vanish=0"]
+    assert main(["predict", *arguments, "labels=lesion", "probabilities=true"]) == 0
+    assert "out_probabilities.nii.gz" in capsys.readouterr().out
+    labels = np.asarray(nib.load(target).dataobj)
+    assert labels[:, :, 1:].any(axis=(0, 1)).all()
+    assert not labels[:, :, 0].any()
+    assert main(["predict", *arguments, "labels=liver"]) == 2
+    assert "the adapter has no class 'liver'" in capsys.readouterr().err

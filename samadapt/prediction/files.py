@@ -1,0 +1,263 @@
+"""Which files are read and written: one, or those of a folder; labels in the format of the name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from samadapt.data.reader import Reader, read_image, reader_for, readers, write_prediction
+from samadapt.errors import DataError, UserError
+from samadapt.prediction.coco import CocoFile, coco_masks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from samadapt.data.types import Array, Volume
+    from samadapt.prediction.options import Options
+    from samadapt.prediction.predictor import Predictor, Progress, Segmentation
+
+COCO = ".json"
+PICTURE = ".png"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What a folder holds.
+
+    Attributes:
+        images: files and series folders that a reader reads, by name.
+        others: names of what is no image.
+    """
+
+    images: list[Path]
+    others: list[str]
+
+
+def is_folder_of_images(path: Path) -> bool:
+    """Whether a path is a folder, and not that of one volume, as a DICOM series is."""
+    return path.is_dir() and not is_image(path)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a reader reads this file, or this folder as one volume.
+
+    A reader of series may accept any folder; one that holds no file, or files that other readers
+    read, is not a series.
+    """
+    accepting = [reader for reader in readers().values() if reader.accepts(path)]
+    if not path.is_dir() or not accepting:
+        return bool(accepting)
+    files = [entry for entry in _visible(path) if entry.is_file()]
+    others = [reader for reader in readers().values() if reader not in accepting]
+    return bool(files) and not any(r.accepts(file) for file in files for r in others)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def list_folder(folder: Path) -> Folder:
+    """List the images of a folder; hidden files are passed over, folders in it not entered.
+
+    Raises:
+        DataError: there is none.
+    """
+    entries = _visible(folder)
+    images = [entry for entry in entries if is_image(entry)]
+    if not images:
+        known = sorted({end for reader in readers().values() for end in reader.suffixes})
+        raise DataError(f"{folder}: no image in this folder; readable: {', '.join(known)}")
+    return Folder(images, [entry.name for entry in entries if entry not in images])
+
+
+def check_files(source: Path, target: Path) -> None:
+    """Refuse, before any model is loaded, what cannot be read or written.
+
+    Raises:
+        DataError: naming the file.
+        MissingExtraError: the output's format needs a package that is not installed.
+    """
+    if not source.exists():
+        raise DataError(f"{source}: the input file does not exist")
+    whole = is_folder_of_images(source)
+    if whole and target.suffix.lower() != COCO:
+        if target.exists() and not target.is_dir():
+            raise DataError(f"{target}: the output of a folder is a folder or a .json file")
+    elif target.is_dir():
+        raise DataError(f"{target}: output must be a file name; it is a folder")
+    if not target.parent.is_dir():
+        raise DataError(f"{target}: the folder {target.parent} does not exist; make it first")
+    if target.resolve() == source.resolve():
+        raise DataError(f"{target}: output must not be the input {'folder' if whole else 'file'}")
+    if target.suffix.lower() == COCO:
+        coco_masks()
+    if whole:
+        list_folder(source)
+    elif not target.name.lower().endswith(endings := output_endings(reader_for(source))):
+        raise DataError(
+            f"{target}: the labels of {source.name} are written as {' or '.join(endings)}; "
+            "choose such a name"
+        )
+
+
+def output_endings(reader: Reader) -> tuple[str, ...]:
+    """Return the endings of the files that hold labels of what a reader reads."""
+    endings = type(reader).output_suffixes
+    return (*endings, COCO) if PICTURE in endings else endings
+
+
+def plan_folder(images: Sequence[Path], target: Path) -> dict[Path, Path | DataError]:
+    """Give each image of a folder its output: the same stem, PNG or the volume's first format.
+
+    An image whose output would be that of an earlier one, or which cannot have one, gets the
+    error instead. With a COCO file for output every picture gets that.
+    """
+    plan: dict[Path, Path | DataError] = {}
+    taken: dict[Path, Path] = {}
+    for image in images:
+        try:
+            reader = reader_for(image)
+        except DataError as error:
+            plan[image] = error
+            continue
+        endings = output_endings(reader)
+        if target.suffix.lower() == COCO:
+            fits = COCO in endings
+            reason = f"{image}: COCO JSON holds pictures; write volumes into a folder"
+            plan[image] = target if fits else DataError(reason)
+            continue
+        output = target / f"{stem(image, reader)}{endings[0]}"
+        if output in taken:
+            reason = f"{image}: its output {output.name} is that of {taken[output].name}"
+            plan[image] = DataError(f"{reason}; rename one of them")
+        else:
+            plan[image], taken[output] = output, image
+    return plan
+
+
+def stem(path: Path, reader: Reader) -> str:
+    """Return a file's name without the ending that its reader knows."""
+    ends = [end for end in type(reader).suffixes if path.name.lower().endswith(end)]
+    return path.name[: -len(max(ends, key=len))] if ends and path.is_file() else path.name
+
+
+def predict_file(
+    predictor: Predictor,
+    source: Path,
+    target: Path,
+    options: Options,
+    channel: int | str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Segment a file; ``Segmenter.predict_file`` says what comes back."""
+    source, target = source.expanduser(), target.expanduser()
+    check_files(source, target)
+    coco = CocoFile(predictor.classes) if target.suffix.lower() == COCO else None
+    row = _predict(predictor, source, target, options, channel, progress, coco)
+    if coco is not None:
+        coco.write(target)
+    return row
+
+
+def predict_folder(
+    predictor: Predictor,
+    source: Path,
+    target: Path,
+    options: Options,
+    channel: int | str | None = None,
+    progress: Callable[[str], Progress] | None = None,
+) -> list[dict[str, Any]]:
+    """Segment the images of a folder; ``Segmenter.predict_folder`` says what comes back."""
+    source, target = source.expanduser(), target.expanduser()
+    check_files(source, target)
+    coco = CocoFile(predictor.classes) if target.suffix.lower() == COCO else None
+    if coco is None:
+        target.mkdir(exist_ok=True)
+    rows = []
+    for image, place in plan_folder(list_folder(source).images, target).items():
+        try:
+            if isinstance(place, DataError):
+                raise place
+            show = None if progress is None else progress(image.name)
+            row = _predict(predictor, image, place, options, channel, show, coco)
+        except UserError as error:
+            row = {"error": str(error)}
+        except Exception as error:  # one broken file must not cost the others
+            row = {"error": f"{image}: {type(error).__name__}: {error}"}
+        rows.append({"input": image, **row})
+    if coco is not None:
+        coco.write(target)
+    return rows
+
+
+def _predict(
+    predictor: Predictor,
+    source: Path,
+    target: Path,
+    options: Options,
+    channel: int | str | None,
+    progress: Progress | None,
+    coco: CocoFile | None,
+) -> dict[str, Any]:
+    """Read, segment and write one image."""
+    volume = read_image(source, predictor.adapter.record.axis, channel)
+    wanted = replace(options, instances=coco is not None)
+    found = predictor.segment(volume, wanted, progress)
+    beside = write_labels(found, volume, target, coco, source.name)
+    counts = np.bincount(found.labels.ravel(), minlength=len(predictor.classes) + 1)
+    voxels = {name: int(counts[k]) for k, name in enumerate(predictor.classes, start=1)}
+    row = {"output": target, "shape": volume.shape, "voxels": voxels}
+    return row | ({} if beside is None else {"probabilities": beside})
+
+
+def write_labels(
+    found: Segmentation, volume: Volume, target: Path, coco: CocoFile | None, name: str
+) -> Path | None:
+    """Write what was found in one image.
+
+    Args:
+        found: labels, and what else was asked for.
+        volume: the image.
+        target: its file; the ending chooses the format.
+        coco: takes the objects of a picture where the target is COCO JSON; written by the caller.
+        name: file name of the image, for COCO.
+
+    Returns:
+        The file of probabilities, if there are any.
+
+    Raises:
+        DataError: the format cannot hold the labels, or the file cannot be written.
+    """
+    try:
+        if coco is not None:
+            coco.add(name, found)
+        else:
+            write_prediction(found.labels, volume, target)
+        if found.probabilities is None:
+            return None
+        return _write_probabilities(found.probabilities, volume, target, Path(name))
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written ({error})") from error
+
+
+def _write_probabilities(probabilities: Array, volume: Volume, target: Path, name: Path) -> Path:
+    """Write (K, h, w, d) beside the labels, as a 4D NIfTI or, for a picture, as ``.npz``."""
+    base = target.name
+    for end in (".nii.gz", target.suffix):
+        base = base.removesuffix(end)
+    if target.suffix.lower() == COCO:
+        base = name.stem
+    if volume.source is None:
+        path = target.with_name(f"{base}_probabilities.npz")
+        partial = path.with_name(f".{path.name}.part.npz")
+        np.savez_compressed(partial, probabilities=probabilities[..., 0])
+        partial.replace(path)
+        return path
+    from samadapt.data.nifti_grid import save_shares
+
+    path = target.with_name(f"{base}_probabilities.nii.gz")
+    save_shares(probabilities, volume.source, path)
+    return path
