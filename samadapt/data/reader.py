@@ -195,10 +195,12 @@ class Reader(ABC):
 
 
 def content_hash(values: Array) -> str:
-    """Return a hash of an array's shape, type and values."""
-    content = hashlib.blake2b(f"{values.shape} {values.dtype.str}".encode(), digest_size=16)
+    """Return a hash of an array's shape and values, whichever type holds them exactly."""
+    dtype = np.dtype(np.float32 if np.can_cast(values.dtype, np.float32) else values.dtype)
+    content = hashlib.blake2b(f"{values.shape} {dtype.str}".encode(), digest_size=16)
     for plane in np.moveaxis(values, -1, 0):
-        content.update(np.ascontiguousarray(plane + 0).data)  # -0 and 0 are one value
+        exact = np.ascontiguousarray(plane, dtype) + dtype.type(0)  # -0 and 0 are one value
+        content.update(exact.data)
     return content.hexdigest()
 
 

@@ -21,7 +21,9 @@ def _folder(root: Path) -> Path:
     (root / "CT").mkdir()
     for index in range(3):
         name = root / "CT" / f"c{index}.npz"
-        np.savez_compressed(name, imgs=VOLUME, gts=IDS, spacing=(0.5, 0.75, 3.0))
+        own = VOLUME.copy()
+        own[0, 0, index] ^= 1  # copies are refused
+        np.savez_compressed(name, imgs=own, gts=IDS, spacing=(0.5, 0.75, 3.0))
     return root
 
 
@@ -45,8 +47,8 @@ def test_pictures(tmp_path: Path) -> None:
     for part in ("imgs", "gts"):
         (tmp_path / part).mkdir()
     colours = np.random.default_rng(2).random((12, 10, 3))
-    for name in ("a", "b"):
-        np.save(tmp_path / "imgs" / f"{name}.npy", colours)
+    for name, change in (("a", 0), ("b", 0.1)):
+        np.save(tmp_path / "imgs" / f"{name}.npy", np.clip(colours + change, 0, 1))
         np.save(tmp_path / "gts" / f"{name}.npy", IDS[0])
     dataset = open_dataset("medsam_npz", tmp_path, classes=["x", "y"])
     sample = dataset.sample(SliceRef("a", 0))
