@@ -218,7 +218,9 @@ def _predict(
     wanted = replace(options, instances=coco is not None)
     found = predictor.segment(volume, wanted, progress)
     beside = _write(predictor, found, volume, (source, target), coco)
-    counts = np.bincount(found.labels.ravel(), minlength=len(predictor.classes) + 1)
+    planes = np.moveaxis(found.labels, 2, 0)  # one by one: counting takes eight bytes a voxel
+    least = len(predictor.classes) + 1
+    counts = np.sum([np.bincount(plane.ravel(), minlength=least) for plane in planes], axis=0)
     voxels = {name: int(counts[k]) for k, name in enumerate(predictor.classes, start=1)}
     row = {"output": target, "shape": volume.shape, "voxels": voxels}
     return row | ({} if beside is None else {"probabilities": beside})
