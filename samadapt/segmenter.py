@@ -275,6 +275,7 @@ class Segmenter:
         - ``.json`` (pictures): COCO, an annotation an object; for adapters without prompts a
           component of a class is an object.
         - ``.nii.gz``, ``.nii`` (volumes): class numbers on the grid of the source, with its affine.
+        - ``.dcm`` (DICOM series): a SEG object, a segment a class, without any patient's field.
 
         Args:
             input: a file that ``samadapt.data`` reads, or the folder of a DICOM series.

@@ -11,6 +11,7 @@ import numpy as np
 from samadapt.data.reader import Reader, read_image, reader_for, readers, write_prediction
 from samadapt.errors import DataError, UserError
 from samadapt.prediction.coco import CocoFile, coco_masks
+from samadapt.prediction.dicom_seg import SEG, need_highdicom, save_segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -82,21 +83,29 @@ def check_files(source: Path, target: Path) -> None:
     """
     if not source.exists():
         raise DataError(f"{source}: the input file does not exist")
-    whole = is_folder_of_images(source)
-    if whole and target.suffix.lower() != COCO:
-        if target.exists() and not target.is_dir():
-            raise DataError(f"{target}: the output of a folder is a folder or a .json file")
-    elif target.is_dir():
-        raise DataError(f"{target}: output must be a file name; it is a folder")
     if not target.parent.is_dir():
         raise DataError(f"{target}: the folder {target.parent} does not exist; make it first")
+    whole = is_folder_of_images(source)
     if target.resolve() == source.resolve():
         raise DataError(f"{target}: output must not be the input {'folder' if whole else 'file'}")
-    if target.suffix.lower() == COCO:
+    ending = target.suffix.lower()
+    if ending == COCO:
         coco_masks()
+    if ending == SEG:
+        need_highdicom()
     if whole:
         list_folder(source)
-    elif not target.name.lower().endswith(endings := output_endings(reader_for(source))):
+        if ending != COCO and target.exists() and not target.is_dir():
+            raise DataError(f"{target}: the output of a folder is a folder or a .json file")
+    else:
+        _check_name(source, target)
+
+
+def _check_name(source: Path, target: Path) -> None:
+    if target.is_dir():
+        raise DataError(f"{target}: output must be a file name; it is a folder")
+    endings = output_endings(reader_for(source))
+    if not target.name.lower().endswith(endings):
         raise DataError(
             f"{target}: the labels of {source.name} are written as {' or '.join(endings)}; "
             "choose such a name"
@@ -106,6 +115,8 @@ def check_files(source: Path, target: Path) -> None:
 def output_endings(reader: Reader) -> tuple[str, ...]:
     """Return the endings of the files that hold labels of what a reader reads."""
     endings = type(reader).output_suffixes
+    if reader.name == "dicom":
+        return (*endings, SEG)
     return (*endings, COCO) if PICTURE in endings else endings
 
 
@@ -206,39 +217,40 @@ def _predict(
     volume = read_image(source, predictor.adapter.record.axis, channel)
     wanted = replace(options, instances=coco is not None)
     found = predictor.segment(volume, wanted, progress)
-    beside = write_labels(found, volume, target, coco, source.name)
-    counts = np.bincount(found.labels.ravel(), minlength=len(predictor.classes) + 1)
+    beside = _write(predictor, found, volume, (source, target), coco)
+    planes = np.moveaxis(found.labels, 2, 0)  # one by one: counting takes eight bytes a voxel
+    least = len(predictor.classes) + 1
+    counts = np.sum([np.bincount(plane.ravel(), minlength=least) for plane in planes], axis=0)
     voxels = {name: int(counts[k]) for k, name in enumerate(predictor.classes, start=1)}
     row = {"output": target, "shape": volume.shape, "voxels": voxels}
     return row | ({} if beside is None else {"probabilities": beside})
 
 
-def write_labels(
-    found: Segmentation, volume: Volume, target: Path, coco: CocoFile | None, name: str
+def _write(
+    predictor: Predictor,
+    found: Segmentation,
+    volume: Volume,
+    files: tuple[Path, Path],
+    coco: CocoFile | None,
 ) -> Path | None:
-    """Write what was found in one image.
+    """Write what was found in one image; the target's ending chooses the format.
 
-    Args:
-        found: labels, and what else was asked for.
-        volume: the image.
-        target: its file; the ending chooses the format.
-        coco: takes the objects of a picture where the target is COCO JSON; written by the caller.
-        name: file name of the image, for COCO.
-
-    Returns:
-        The file of probabilities, if there are any.
+    Objects go to ``coco`` where the target is COCO JSON. Returns the file of probabilities.
 
     Raises:
         DataError: the format cannot hold the labels, or the file cannot be written.
     """
+    source, target = files
     try:
         if coco is not None:
-            coco.add(name, found)
+            coco.add(source.name, found)
+        elif target.suffix.lower() == SEG:
+            save_segmentation(found.labels, volume, source, predictor.classes, target)
         else:
             write_prediction(found.labels, volume, target)
         if found.probabilities is None:
             return None
-        return _write_probabilities(found.probabilities, volume, target, Path(name))
+        return _write_probabilities(found.probabilities, volume, target, source)
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error})") from error
 
