@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import results
-from benchmarks.method_comparison.plan import METHODS, SIZES, TASKS, Trial, searched
+from benchmarks.method_comparison.plan import METHODS, SEEDS, SIZES, TASKS, Trial, searched
 from benchmarks.table import with_section
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def section(rows: Sequence[Row], points: Points) -> str:
     if not rows:
         return "Not measured yet."
     settings, size = rows[-1]["settings"], rows[-1]["slices"]
-    seeds = max(point.seeds for point in points.values())
+    counts = sorted({point.seeds for point in points.values()})
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     header = ["method", "parameters", *(f"{task}: Dice" for task in TASKS), "rate"]
     header.append(f"{next(iter(TASKS))}: s a step")
     lines = [_line(header), _line("---" for _ in header)]
@@ -130,7 +131,8 @@ def section(rows: Sequence[Row], points: Points) -> str:
     told = (
         f"MSD hippocampus, LiteMedSAM at {settings['image_size']} px, "
         f"{settings['steps']} steps of {settings['batch_size']} slices, {size['train']} to train "
-        f"on, {seeds} seeds; methods in blocks {settings['blocks']} beside the whole decoder. "
+        f"on, {seeds} of {len(SEEDS)} seeds; methods in blocks {settings['blocks']} beside the "
+        f"whole decoder. "
         f"Small, medium and large; Dice per held-out volume, mean and standard deviation over the "
         f"seeds. Learning rates were chosen on validation cases, semantic at the medium size. "
         f"Sorted by the mean; `none` trains the decoder alone (LoRA of rank 4 and 16, and whole). "

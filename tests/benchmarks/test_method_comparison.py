@@ -106,6 +106,7 @@ def test_only_trials_at_the_chosen_rate_are_shown(tmp_path: Path) -> None:
     assert text.index("`lora`") < text.index("`bias`")
     assert "0.600 · 0.750±0.071" in text
     assert "- · 0.25 |" in text
+    assert "1 to 2 of 3 seeds" in text
     report.draw(points, tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as picture:
         assert picture.size[0] > 1000
