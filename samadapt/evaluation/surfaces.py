@@ -109,8 +109,9 @@ def _nearest(corners: Any, others: Any, spacing: tuple[float, ...]) -> NDArray[n
     """Return the distance of each corner (n, axes) to the nearest of the others."""
     from scipy.spatial import KDTree
 
-    # Sliding midpoints split a regular grid as well as medians do and need no sorting.
-    tree = KDTree(others * np.asarray(spacing), balanced_tree=False, compact_nodes=False)
+    # Of a far surface nearly every leaf is near enough to be searched: medians and large leaves
+    # made that eight times as fast as midpoints and small ones, and cost little where it is near.
+    tree = KDTree(others * np.asarray(spacing), leafsize=40, compact_nodes=False)
     _, index = tree.query(corners * np.asarray(spacing))
     # From whole steps, so that 3 voxels of 0.4 mm are 1.2 mm wherever they lie.
     steps = (corners - others[index]) * np.asarray(spacing)
