@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 HELP = """
 Segments a picture, a volume, a DICOM series (its folder) or every image of a folder with an
 adapter, and writes the labels. The output's ending chooses the format: .png (class numbers, with
-a palette) or .json (COCO) for pictures, .nii.gz or .nii on the source's grid for volumes. A
-folder gives a folder with the same stems, or one .json; a file that cannot be done is named at
-the end, and the exit code is 1. The base model is found by the name that the adapter records and
-checked by its hash.
+a palette) or .json (COCO) for pictures, .nii.gz or .nii on the source's grid for volumes (NRRD and
+MetaImage also as .nrrd or .mha, a DICOM series also as DICOM SEG, .dcm). A folder gives a folder
+with the same stems, or one .json; a file that cannot be done is named at the end, and the exit
+code is 1. The base model is found by the name that the adapter records and checked by its hash.
 
 An adapter trained without prompts needs no more. One trained with boxes or points needs them, in
 pixels (x, y) of the upright picture or slice: for a volume either the same for every slice, or a
