@@ -38,6 +38,10 @@ def summarise_run(
     best = state.best_score if state else math.nan
     notes = [session.dataset.note] if session.dataset.note else []
     notes.append(ZERO_SHOT_NOTE if policy.is_semantic else ORACLE_NOTE)
+    held_out = {(ref.case, ref.index) for ref in session.dataset.slices("val")}
+    scored = "held-out" if held_out.issuperset((r.case, r.index) for r in slices["test"]) else "all"
+    if scored == "all":
+        notes.append("cases that the adapter may have been trained on are scored too (all_cases)")
     if session.dataset.left_out:
         notes.append(f"cases left out for errors: {', '.join(session.dataset.left_out)}")
     return {
@@ -56,6 +60,7 @@ def summarise_run(
         "prompt": policy.kind,
         "oracle_prompt": not policy.is_semantic,
         "data": session.dataset.name,
+        "scored": scored,
         "split": session.dataset.parts.rule,
         "case_is": case_is(session),
         "nsd_tolerance": session.config.eval.nsd_tolerance_mm,
@@ -151,14 +156,14 @@ def draw_overlays(session: Session, zero_shot: Evaluation, adapted: Evaluation |
     chosen = list(choose_cases(final.rows).items())[: session.config.eval.overlays]
     states = {"zero_shot": zero_shot} | ({"adapted": adapted} if adapted else {})
     for place, case in chosen:
-        ref, labels = final.shown[case]
+        ref, at = final.shown[case]
         sample = session.dataset.sample(ref)
         spacing = session.dataset.case(case).spacing_mm
         draw_overlay(
             sample.image,
             sample.labels,
-            zero_shot.shown[case][1],
-            labels if adapted else None,
+            zero_shot.labels[case][at],
+            final.labels[case][at] if adapted else None,
             session.dataset.classes,
             path=session.run_dir / "overlays" / f"{place}_{case}.png",
             title=f"{place}: {case}, slice {ref.index}",

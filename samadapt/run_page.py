@@ -12,6 +12,7 @@ from rich.text import Text
 from samadapt.config import to_yaml
 from samadapt.evaluation.gap_report import PLOT_NAME, forgetting_text, gap_table
 from samadapt.evaluation.html_report import HTML_NAME, Page, ShownCase, write_html
+from samadapt.evaluation.object_report import objects_table
 from samadapt.evaluation.overlays import choose_cases
 from samadapt.evaluation.report import paired_table, results_table
 from samadapt.evaluation.scores import SCORES
@@ -20,8 +21,10 @@ from samadapt.evaluation.slices import chosen_indices, draw_strip
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from samadapt.config import Config
     from samadapt.data.types import SliceRef
     from samadapt.evaluation.evaluate import Evaluation
+    from samadapt.evaluation.metrics import CaseClassScore
     from samadapt.session import Session
 
 STATES = {"zero_shot": "zero-shot", "adapted": "adapted"}
@@ -45,8 +48,8 @@ def write_page(
     page = Page(
         title=f"{session.config.recipe or 'run'}: {session.config.peft.name} on {name}",
         subtitle=(
-            f"{summary['cases']} held-out cases, {summary['slices']} slices; a case is a "
-            f"{summary['case_is']}; trained {summary['trained_parameters']:,} of "
+            f"{summary['cases']} {summary['scored']} cases, {summary['slices']} slices; "
+            f"a case is a {summary['case_is']}; trained {summary['trained_parameters']:,} of "
             f"{summary['total_parameters']:,} parameters; {folder.name}"
         ),
         notes=summary["notes"],
@@ -57,7 +60,7 @@ def write_page(
         },
         classes=session.dataset.classes,
         cases=_cases(session, refs, results),
-        details=[_findings(session), _per_case(results)],
+        details=[_findings(session), _per_case({s: r.rows for s, r in results.items()})],
         texts={
             "Configuration": to_yaml(session.config),
             "Environment": _json(folder / "env.json"),
@@ -75,7 +78,12 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
         gap = gap_table(summary["oracle_gap"])
         gap.caption = f"{gap.caption}. {forgetting_text(summary['forgetting'])}"
         tables.append(gap)
-    return tables
+    objects = {
+        name: summary[state]["instances"]
+        for state, name in STATES.items()
+        if summary[state] and "instances" in summary[state]
+    }
+    return [*tables, objects_table(objects)] if objects else tables
 
 
 def _cases(
@@ -129,15 +137,41 @@ def _findings(session: Session) -> Table:
     return table
 
 
-def _per_case(results: Mapping[str, Evaluation]) -> Table:
+def write_pooled_page(
+    run_dir: Path, config: Config, rows: Mapping[str, Any], summary: Mapping[str, Any]
+) -> Path:
+    """Write ``report.html`` of a cross-validation: what its folds scored, together.
+
+    Args:
+        run_dir: the directory of the cross-validation.
+        config: of all folds.
+        rows: every case's scores by state.
+        summary: what ``eval/summary.json`` holds.
+    """
+    page = Page(
+        title=f"{config.recipe or 'run'}: {config.peft.name} on {summary['data']}",
+        subtitle=f"{summary['cases']} cases, {summary['slices']} slices; {summary['split']}; a "
+        f"case is a {summary['case_is']}; {run_dir.name}",
+        notes=[*summary["notes"], "each fold has a page of its own, with cases to leaf through"],
+        tables=_tables(summary),
+        figures={},
+        classes=(),
+        cases=(),
+        details=[_per_case(rows)],
+        texts={"Configuration": to_yaml(config), "Splits": _json(run_dir / "splits.json")},
+    )
+    return write_html(run_dir / HTML_NAME, page)
+
+
+def _per_case(results: Mapping[str, Sequence[CaseClassScore]]) -> Table:
     table = Table(title="Every case")
     for heading in ("case", "class", "state"):
         table.add_column(heading)
     for score in SCORES.values():
         table.add_column(score.heading, justify="right")
     table.add_column("empty mask")
-    for state, result in results.items():
-        for row in result.rows:
+    for state, rows in results.items():
+        for row in rows:
             numbers = [f"{row.values[name]:.3f}" for name in SCORES if name in row.values]
             named = map(Text, (row.case, row.class_name))
             table.add_row(*named, STATES[state], *numbers, row.flag)

@@ -197,6 +197,8 @@ class CocoReader(ObjectReader):
                 self._add_object(path, entry, names)
             except FindingError as problem:
                 layout.findings.append(problem.finding)
+                owner = names.get(entry.get("image_id", -1))
+                layout.ambiguous |= {c.image for c in layout.cases if c.name == owner}
 
     def _add_object(self, path: Path, entry: dict[str, Any], names: Mapping[int, str]) -> None:
         number = _key(path, "annotations", entry, "id", int)
@@ -216,7 +218,9 @@ class CocoReader(ObjectReader):
         """Return the file of an entry of ``images``; the first place where it could be."""
         name = entry.get("file_name")
         if not isinstance(name, str) or not name:
-            raise fault("bad_annotations", path, f"a picture has no file_name: {entry}", _MEND)
+            raise fault(
+                "bad_annotations", path, f"picture {entry.get('id')} has no file_name", _MEND
+            )
         relative = PurePosixPath(name)
         if relative.is_absolute() or ".." in relative.parts:
             message = f"the picture {name!r} must lie below the data set's folder"

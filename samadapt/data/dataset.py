@@ -159,7 +159,7 @@ class Dataset:
         volume = self.volume(ref.case)
         image = self.intensity.picture(volume.image, ref.index, is_color=volume.is_color)
         labels = np.array(volume.labels[:, :, ref.index], dtype=np.int16)
-        sample = Sample(ref.case, ref.index, image, labels)
+        sample = Sample(ref.case, ref.index, image, labels, instances=volume.instances)
         return (
             sample if volume.annotation is None else self._with_prompts(sample, volume.annotation)
         )
@@ -194,7 +194,8 @@ class Dataset:
             return PreparedVolume(
                 image, labels, read.is_color, read.spacing_mm, read.annotation, read.instances
             )
-        stats = [path.stat() for path in case.files or (case.image,)]
+        files = [*(case.files or (case.image,)), *([case.labels] if case.labels else [])]
+        stats = [path.stat() for path in files]
         stamps = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
         stamp = stamps[0] if not case.files else (len(stamps), *map(max, zip(*stamps, strict=True)))
         key = repr((case, *stamp, self.intensity, self.table))

@@ -222,7 +222,8 @@ def _label_files(root: Path, item: _Series, name: str, *, is_only: bool) -> list
     if not is_only:
         return []
     places = [root / part / name for part in _FOLDERS]
-    if name.endswith(item.folder.name):  # not where the folder holds several series
+    # Not where the folder holds several series, and not beside the root.
+    if item.folder != root and name.endswith(item.folder.name):
         places.append(item.folder.parent / item.folder.name)
     found = [place.with_name(place.name + ending) for place in places for ending in _LABELS]
     return [path for path in dict.fromkeys(found) if path.is_file()]
@@ -262,6 +263,11 @@ def _collect(root: Path, layout: Layout) -> tuple[list[_Series], dict[Path, str]
                 else:
                     layout.ambiguous.add(path.parent)
                 layout.findings.append(finding)
+            except Exception as problem:  # pydicom decodes an element when it is asked for
+                message = f"its header cannot be read ({type(problem).__name__})"
+                fix = "copy or export it again"
+                layout.findings.append(error("truncated_file", path, message, fix))
+                layout.ambiguous.add(path.parent)
     found = sorted(series.values(), key=lambda item: (item.folder, item.uid))
     seen: dict[str, Path] = {}
     for item in found:

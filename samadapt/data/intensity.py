@@ -143,7 +143,7 @@ class IntensityRule:
         chosen = values[finite if self.kind == "all_percentile" else finite & (values != 0)]
         if chosen.size == 0:
             return 0.0, 0.0
-        low, high = np.percentile(chosen, percentiles)
+        low, high = np.percentile(chosen.astype(np.float32, copy=False), percentiles)
         if low == high:  # two-valued image: zero and one other value
             return (0.0, float(high)) if high > 0 else (float(low), 0.0)
         return float(low), float(high)

@@ -79,12 +79,12 @@ def copy_findings(cases: Sequence[Case], parts: Splits) -> list[Finding]:
     found = []
     train, val = set(parts.train), set(parts.val)
     for first, *others in copies(cases):
+        names = {first.name, *(case.name for case in others)}
         for case in others:
             message = f"holds the same voxels as {first.image}"
             fix = "remove one of the two"
-            pair = {first.name, case.name}
-            if pair & train and pair & val:
-                message += ": one is in training, the other in validation"
+            if names & train and names & val:
+                message += ": copies are in training and in validation"
                 fix += ", or leave later copies out with data.on_error=skip"
                 finding = Finding("duplicate_leak", "error", str(case.image), message, fix)
             else:

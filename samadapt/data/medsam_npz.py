@@ -113,6 +113,11 @@ class MedSamReader(VolumeReader):
         labels: Array | None,
     ) -> Volume:
         is_color = image.ndim == 3 and image.shape[2] == 3 and (labels is None or labels.ndim == 2)
+        if image.ndim not in (2, 3) or (
+            labels is not None and image.ndim - is_color != labels.ndim
+        ):
+            message = f"imgs has the shape {image.shape}; expected (h, w), (h, w, 3) or (d, h, w)"
+            raise fault("colour_volume", path, message, "save each picture as a file of its own")
         if is_color:
             return Volume(
                 _colours(path, image), None if labels is None else labels[:, :, None], is_color=True

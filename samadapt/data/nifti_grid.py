@@ -61,7 +61,7 @@ def load_grid(path: Path, channel: int | None = None) -> tuple[Array, Any]:
 
 
 def finite_image(path: Path, values: Array) -> Array:
-    """Return the voxels as int16, uint16 or float32; NaN or infinity is a finding.
+    """Return the voxels as uint8, int16, uint16 or float32; NaN or infinity is a finding.
 
     Integers of 8 and 16 bits stay whole: in a large CT they are half of the memory.
     """
@@ -74,8 +74,10 @@ def finite_image(path: Path, values: Array) -> Array:
                 f"{bad} of {values.size} voxels are NaN or infinite",
                 "replace them by the background's value and save the file again",
             )
-    if values.dtype.kind in "iub" and values.dtype.itemsize <= 2:
-        return values.astype(np.uint16 if values.dtype == np.uint16 else np.int16, copy=False)
+    kind, size = values.dtype.kind, values.dtype.itemsize
+    if kind in "iub" and size <= 2:  # in this machine's byte order
+        small = np.int16 if kind == "i" else (np.uint16 if size == 2 else np.uint8)
+        return values.astype(small, copy=False)
     return values.astype(np.float32, copy=False)
 
 
@@ -215,9 +217,11 @@ def _save(values: Array, source: SourceGrid, path: Path, slope: float = 1.0) -> 
     header = source.header.copy()
     header.extensions.clear()
     header.set_data_dtype(values.dtype)
-    for name, value in (("descrip", b"samadapt"), ("aux_file", b""), ("db_name", b"")):
+    for name in ("aux_file", "db_name", "data_type", "intent_name"):  # free text
         if name in header:
-            header[name] = value
+            header[name] = b""
+    header["descrip"] = b"samadapt"
+    header["intent_code"] = header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 0
     header["cal_min"], header["cal_max"] = 0, 0
     image_class: Any = nib.Nifti2Image if header["sizeof_hdr"] == 540 else nib.Nifti1Image
     image = image_class(values, source.affine, header)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import pkgutil
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -151,6 +152,7 @@ class Reader(ABC):
         ``look`` is called with each usable case while its voxels are in memory, in threads.
         """
         layout = self.discover()
+        _refuse_equal_names(layout)
         ordered = sorted(layout.cases, key=lambda case: case.name)[:max_cases]
         double = [case for case in ordered if {case.image, case.labels} & layout.ambiguous]
         ordered = [case for case in ordered if case not in double]
@@ -192,6 +194,19 @@ class Reader(ABC):
         if look is not None:
             look(checked, volume)
         return checked, findings
+
+
+def _refuse_equal_names(layout: Layout) -> None:
+    """Make cases of one name ambiguous: splits are made of names."""
+    counts = Counter(case.name for case in layout.cases)
+    for case in layout.cases:
+        if counts[case.name] > 1 and not {case.image, case.labels} & layout.ambiguous:
+            message = f"{counts[case.name]} files give a case of the name {case.name!r}"
+            found = Finding(
+                "duplicate_case", "error", str(case.image), message, "rename one of them"
+            )
+            layout.findings.append(found)
+    layout.ambiguous |= {case.image for case in layout.cases if counts[case.name] > 1}
 
 
 def content_hash(values: Array) -> str:

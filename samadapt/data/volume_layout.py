@@ -111,7 +111,16 @@ def _has_header(path: Path, entries: list[Path]) -> bool:
 
 def _pair_folders(images: Path, labels: Path, channel: int | None, layout: Layout) -> None:
     pictures, masks = _files(images, layout), _files(labels, layout)
-    masks = {_unmasked(stem, pictures): path for stem, path in masks.items()}
+    owners: dict[str, Path] = {}
+    for stem, path in masks.items():
+        first = owners.setdefault(_unmasked(stem, pictures), path)
+        if first != path:
+            message = f"two masks for one image: {first.name} and {path.name}"
+            layout.findings.append(
+                Finding("duplicate_case", "error", str(path), message, "keep one of them")
+            )
+            layout.ambiguous |= {first, path}
+    masks = owners
     for name in sorted({*pictures, *masks}):
         image = pictures.get(name, images / f"{name}{layout.suffixes[0]}")
         layout.cases.append(Case(name, image, masks.get(name), channel=channel))

@@ -185,7 +185,7 @@ def compare_grids(image: Path, labels: Path, first: Grid, second: Grid) -> list[
     if distance <= 0.1 * float(np.linalg.norm(first.affine[:3, :3], axis=0).min()):
         return []
     message = f"its grid lies up to {distance:.3g} mm from that of the image {image}"
-    fix = "resample the mask to the image's grid, or copy the image's affine if it is the true one"
+    fix = "resample the mask to the image's grid; mirrored axes are another grid, too"
     return [error("grid_mismatch", labels, message, fix)]
 
 

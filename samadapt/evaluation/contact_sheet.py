@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from samadapt.evaluation.overlays import (
     colour_of,
     draw_legend,
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    import numpy as np
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
@@ -103,7 +104,7 @@ def _draw(axis: Axes, tile: Tile, *, enlarged: bool) -> None:
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set(color="#888888", linewidth=0.5)  # white images end somewhere too
     axis.set_autoscale_on(False)
-    for label in sorted({int(value) for value in set(tile.labels.ravel().tolist())} - {0}):
+    for label in sorted({*np.unique(tile.labels).tolist()} - {0}):
         lines = outline(tile.labels == label)
         style = {"colors": colour_of(label), "linewidths": 1.1, "linestyles": line_style(label)}
         axis.add_collection(LineCollection(lines, **style), autolim=False)  # type: ignore[arg-type]

@@ -149,16 +149,15 @@ class Evaluation:
         rows: one score a case and class, over all of the case's slices.
         objects: the matched objects of each case and class, where they were asked for.
         summary: means, as ``metrics.summarise`` gives them.
-        shown: for each case the slice with the most ground truth and its predicted labels (h, w);
-            of independent classes the higher one shows.
-        labels: for each case the predicted labels of all of its slices, likewise; not kept of a
-            validation in training.
+        shown: for each case the slice with the most ground truth, and its place in ``labels``.
+        labels: for each case the predicted labels of its slices; of independent classes the higher
+            one shows. Neither is kept of a validation in training.
     """
 
     rows: list[CaseClassScore] = field(default_factory=list)
     objects: list[ObjectMatches] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
-    shown: dict[str, tuple[SliceRef, Array]] = field(default_factory=dict)
+    shown: dict[str, tuple[SliceRef, int]] = field(default_factory=dict)
     labels: dict[str, LabelStack] = field(default_factory=dict)
 
 
@@ -214,11 +213,11 @@ def evaluate(
             **options,
             spacing_mm=spacing_of(case),
         )
-        if not overlap_only:
-            result.labels[case] = LabelStack.of(maps.max(axis=0) for maps in predicted)
         result.objects += whole.matched()
-        chosen = choose_slice(stacked)
-        result.shown[case] = members[chosen], predicted[chosen].max(axis=0)
+        if not overlap_only:
+            chosen = choose_slice(stacked)
+            result.shown[case] = members[chosen], chosen
+            result.labels[case] = LabelStack.of(maps.max(axis=0) for maps in predicted)
     result.summary = summarise(result.rows, classes, intervals=not overlap_only)
     if instances:
         result.summary["instances"] = summarise_objects(result.objects, classes)

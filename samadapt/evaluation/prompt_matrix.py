@@ -182,7 +182,9 @@ class _Batch:
     def of(cls, predictor: Predictor, samples: Sequence[Sample]) -> _Batch:
         """Find the objects of the samples and embed the slices that are needed."""
         policy = predictor.policy
-        parts = [objects_in(s.labels, policy.objects, policy.min_area) for s in samples]
+        parts = [
+            objects_in(s.labels, policy.objects, policy.min_area, s.instances) for s in samples
+        ]
         owner = np.repeat(np.arange(len(parts)), [len(ids) for ids, _ in parts])
         needed = len(owner) or policy.is_semantic or predictor.classes == 1
         return cls(

@@ -124,10 +124,12 @@ def _over_classes(values: NDArray[np.float64]) -> NDArray[np.float64]:
 @lru_cache(maxsize=2)
 def _times_drawn(count: int) -> NDArray[np.uint8]:
     """Return how often each of ``count`` cases is in each draw, (RESAMPLES, count)."""
-    drawn = np.random.default_rng(SEED).integers(0, count, (RESAMPLES, count))
-    drawn += count * np.arange(RESAMPLES)[:, None]
-    times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-    return times.astype(np.uint8)
+    rng = np.random.default_rng(SEED)
+    times = np.empty((RESAMPLES, count), np.uint8)
+    for part in np.array_split(times, 1 + times.size // DRAWN_AT_ONCE):
+        drawn = rng.integers(0, count, part.shape) + count * np.arange(len(part))[:, None]
+        part[:] = np.bincount(drawn.ravel(), minlength=part.size).reshape(part.shape)
+    return times
 
 
 def _cases(count: int) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from samadapt.prediction.predictor import Predictor, Progress, Segmentation
 
 COCO = ".json"
+NIFTI = ".nii.gz"
 PICTURE = ".png"
 
 
@@ -120,18 +121,18 @@ def output_endings(reader: Reader) -> tuple[str, ...]:
     return (*endings, COCO) if PICTURE in endings else endings
 
 
-def plan_folder(images: Sequence[Path], target: Path) -> dict[Path, Path | DataError]:
+def plan_folder(images: Sequence[Path], target: Path) -> dict[Path, Path | UserError]:
     """Give each image of a folder its output: the same stem, PNG or the volume's first format.
 
     An image whose output would be that of an earlier one, or which cannot have one, gets the
     error instead. With a COCO file for output every picture gets that.
     """
-    plan: dict[Path, Path | DataError] = {}
+    plan: dict[Path, Path | UserError] = {}
     taken: dict[Path, Path] = {}
     for image in images:
         try:
             reader = reader_for(image)
-        except DataError as error:
+        except UserError as error:
             plan[image] = error
             continue
         endings = output_endings(reader)
@@ -190,7 +191,7 @@ def predict_folder(
     rows = []
     for image, place in plan_folder(list_folder(source).images, target).items():
         try:
-            if isinstance(place, DataError):
+            if isinstance(place, UserError):
                 raise place
             show = None if progress is None else progress(image.name)
             row = _predict(predictor, image, place, options, channel, show, coco)
@@ -215,6 +216,8 @@ def _predict(
 ) -> dict[str, Any]:
     """Read, segment and write one image."""
     volume = read_image(source, predictor.adapter.record.axis, channel)
+    if coco is not None and volume.shape[2] > 1:
+        raise DataError(f"{source}: COCO JSON holds pictures; write a volume as {NIFTI}")
     wanted = replace(options, instances=coco is not None)
     found = predictor.segment(volume, wanted, progress)
     beside = _write(predictor, found, volume, (source, target), coco)
@@ -261,7 +264,7 @@ def _write_probabilities(probabilities: Array, volume: Volume, target: Path, nam
     for end in (".nii.gz", target.suffix):
         base = base.removesuffix(end)
     if target.suffix.lower() == COCO:
-        base = name.stem
+        base = name.name
     if volume.source is None:
         path = target.with_name(f"{base}_probabilities.npz")
         partial = path.with_name(f".{path.name}.part.npz")

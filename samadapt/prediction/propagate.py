@@ -266,7 +266,8 @@ class Propagation:
         parts = mask[None]
         if self.carry == "prompt" and self.policy.objects == "component":
             least = int(LEAST_PART * mask.sum())
-            _, parts = objects_in(mask.astype(np.uint8), "component", least)
+            _, large = objects_in(mask.astype(np.uint8), "component", least)
+            parts = large if len(large) else parts  # of specks alone: one box around all
         if self.carry != "mask" and self.policy.kind == "box":
             boxes = widened(boxes_of(parts), mask.shape)
         elif self.carry != "mask":

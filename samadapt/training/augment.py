@@ -87,8 +87,8 @@ def vary(
 def flip(sample: Sample) -> Sample:
     """Exchange left and right of image, labels, boxes and points."""
     width = sample.labels.shape[1]
-    image, labels = (np.ascontiguousarray(part[:, ::-1]) for part in (sample.image, sample.labels))
-    return _moved(sample, image, labels, lambda xy: np.stack([width - xy[:, 0], xy[:, 1]], axis=1))
+    place = lambda xy: np.stack([width - xy[:, 0], xy[:, 1]], axis=1)  # noqa: E731
+    return _moved(sample, lambda plane: plane[:, ::-1], place)
 
 
 def turn(sample: Sample, degrees: float, factor: float) -> Sample:
@@ -108,15 +108,14 @@ def turn(sample: Sample, degrees: float, factor: float) -> Sample:
         sampler = Affine(affine=back, mode=mode, padding_mode="zeros", image_only=True)
         return np.asarray(sampler(torch.from_numpy(planes.astype(np.float32))))
 
-    image = resample(np.moveaxis(sample.image, 2, 0), "bilinear")
-    labels = resample(sample.labels[None], "nearest")[0]
+    def move(plane: Array) -> Array:
+        if plane.ndim == 2:
+            near: Array = resample(plane[None], "nearest")[0]
+            return near
+        return np.moveaxis(_bytes(resample(np.moveaxis(plane, 2, 0), "bilinear")), 0, 2)
+
     forth, centre = np.linalg.inv(back[:2, :2])[::-1, ::-1], np.array([width, height]) / 2
-    return _moved(
-        sample,
-        np.ascontiguousarray(np.moveaxis(_bytes(image), 0, 2)),
-        labels.astype(sample.labels.dtype),
-        lambda xy: (xy - centre) @ forth.T + centre,
-    )
+    return _moved(sample, move, lambda xy: (xy - centre) @ forth.T + centre)
 
 
 def crop(sample: Sample, rng: np.random.Generator) -> Sample:
@@ -128,9 +127,8 @@ def crop(sample: Sample, rng: np.random.Generator) -> Sample:
         length = max(1, round(side * rng.uniform(CROP, 1)))
         start = int(rng.integers(max(0, inside - length + 1), min(inside, side - length) + 1))
         window.append(slice(start, start + length))
-    image, labels = (np.ascontiguousarray(p[tuple(window)]) for p in (sample.image, sample.labels))
     corner = np.array([window[1].start, window[0].start])
-    return _moved(sample, image, labels, lambda xy: xy - corner)
+    return _moved(sample, lambda plane: plane[tuple(window)], lambda xy: xy - corner)
 
 
 def shade(image: Array, changes: Sequence[str], rng: np.random.Generator) -> Array:
@@ -166,11 +164,22 @@ def shade(image: Array, changes: Sequence[str], rng: np.random.Generator) -> Arr
     return np.ascontiguousarray(np.broadcast_to(shaded, image.shape))
 
 
-def _moved(sample: Sample, image: Array, labels: Array, place: Callable[[Array], Array]) -> Sample:
-    """Return the sample with another image and labels, and its prompts where they now are.
+def _moved(
+    sample: Sample, move: Callable[[Array], Array], place: Callable[[Array], Array]
+) -> Sample:
+    """Return the sample with all its planes moved, and its prompts where they now are.
 
-    ``place`` maps (n, 2) (x, y) to (n, 2). Boxes are cut off at the border.
+    Args:
+        sample: a slice.
+        move: of the image (h, w, 3), the labels and the object numbers (h, w).
+        place: of points (n, 2) (x, y). Boxes are cut off at the border.
     """
+
+    def moved(plane: Array) -> Array:
+        return np.ascontiguousarray(move(plane), dtype=plane.dtype)
+
+    image, labels = moved(sample.image), moved(sample.labels)
+    instances = None if sample.instances is None else moved(sample.instances)
     boxes, points = sample.boxes, sample.points
     if boxes is not None:
         corners = boxes[:, [[0, 1], [2, 1], [0, 3], [2, 3]]]
@@ -180,7 +189,9 @@ def _moved(sample: Sample, image: Array, labels: Array, place: Callable[[Array],
         boxes = np.concatenate([low, high], axis=1).astype(np.float32)
     if points is not None:
         points = place(points).astype(np.float32)
-    return replace(sample, image=image, labels=labels, boxes=boxes, points=points)
+    return replace(
+        sample, image=image, labels=labels, instances=instances, boxes=boxes, points=points
+    )
 
 
 def _has_its_prompts(sample: Sample) -> bool:

@@ -155,7 +155,11 @@ def endless(
 
 
 def _choose(sample: Sample, policy: PromptPolicy, rng: np.random.Generator) -> ObjectPrompts:
-    objects = given_prompts(sample) if has_prompts(sample) else simulate(sample.labels, policy, rng)
+    objects = (
+        given_prompts(sample)
+        if has_prompts(sample)
+        else simulate(sample.labels, policy, rng, instances=sample.instances)
+    )
     if len(objects) == 0:
         raise DataError(
             f"{sample.case}, slice {sample.index}: no object of at least "

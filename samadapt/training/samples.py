@@ -49,7 +49,9 @@ class TrainingSamples:
             return True
         if self.policy.min_area <= 1:
             return bool((sample.labels > 0).any())
-        ids, _ = objects_in(sample.labels, self.policy.objects, self.policy.min_area)
+        ids, _ = objects_in(
+            sample.labels, self.policy.objects, self.policy.min_area, sample.instances
+        )
         return len(ids) > 0
 
     def change(self, sample: Sample, rng: np.random.Generator) -> Sample:

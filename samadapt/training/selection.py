@@ -6,7 +6,7 @@ cases that no decision has seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ GAP = 3
 
 
 def selection_split(
-    refs: Sequence[SliceRef], cases: int | None = None
+    refs: Sequence[SliceRef],
+    cases: int | None = None,
+    owner: Callable[[str], str] = lambda case: case,
 ) -> tuple[list[SliceRef], list[SliceRef]]:
     """Divide training slices into those that train and those that choose the best step.
 
@@ -30,6 +32,7 @@ def selection_split(
     Args:
         refs: the training slices, sorted.
         cases: at most so many cases choose; the others that were drawn train.
+        owner: case to patient, whose cases stay together.
 
     Returns:
         (training slices, choosing slices); no slice or case is in both.
@@ -41,10 +44,13 @@ def selection_split(
         left = refs[: max(0, start - GAP)]
         right = refs[start + size + GAP :]
         return [*left, *right], list(refs[start : start + size])
-    chosen = set(names[EVERY // 2 :: EVERY] or names[-1:])
+    owners = list(dict.fromkeys(map(owner, names)))
+    if len(owners) == 1:  # one patient alone: by case
+        owners, owner = names, lambda case: case
+    chosen = set(owners[EVERY // 2 :: EVERY] or owners[-1:])
     if cases is not None:
         chosen = set(sorted(chosen)[:cases])
     return (
-        [ref for ref in refs if ref.case not in chosen],
-        [ref for ref in refs if ref.case in chosen],
+        [ref for ref in refs if owner(ref.case) not in chosen],
+        [ref for ref in refs if owner(ref.case) in chosen],
     )

@@ -21,7 +21,7 @@ from samadapt.verbs.finetune import FinetuneResult, open_run_dir, train_and_scor
 
 SUMMARY = Path("eval") / "summary.json"
 SAME = (
-    *("prompt", "oracle_prompt", "data", "case_is", "nsd_tolerance", "precision"),
+    *("prompt", "oracle_prompt", "data", "scored", "case_is", "nsd_tolerance", "precision"),
     *("trained_parameters", "total_parameters"),
 )
 """What all folds have in common."""
@@ -37,7 +37,8 @@ def cross_validate(config: Config) -> FinetuneResult:
         ConfigError: together with ``data.fold``, or for fewer cases than folds.
         InterruptedRunError: as ``finetune``, naming the directory of the whole.
     """
-    from samadapt.evaluation.report import write_summary
+    from samadapt.evaluation.report import read_per_case, write_summary
+    from samadapt.run_page import write_pooled_page
     from samadapt.training.interrupt import InterruptedRunError
 
     if config.data.fold is not None:
@@ -61,6 +62,7 @@ def cross_validate(config: Config) -> FinetuneResult:
     summary = pool(parent, runs)
     summary["seconds"] = time.perf_counter() - started
     write_summary(parent / "eval", summary)
+    write_pooled_page(parent, config, read_per_case(parent / "eval"), summary)
     return FinetuneResult(parent, None, summary)
 
 

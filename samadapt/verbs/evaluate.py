@@ -81,7 +81,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     """
     # The adapter is read first: what it records stands under what the command line says.
     path = next((a.split("=", 1)[1] for a in arguments if a.startswith("adapter=")), None)
-    base = recorded(Path(path)) if path is not None else {}
+    base = recorded(Path(path).expanduser()) if path is not None else {}
     result = evaluate(parse(EvaluateArguments, arguments, base, origin=str(path)))
     return {
         "run_dir": str(result.run_dir),
@@ -114,14 +114,16 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
     from samadapt.session import open_session
 
     started = time.perf_counter()
-    adapter = Path(arguments.adapter)
+    adapter = Path(arguments.adapter).expanduser()
     record = read_record(adapter)
     config = as_config(arguments, record)
-    session = open_session(config, finetune.open_run_dir(config))
-    check_fit(session, adapter, record)
-    refs = held_out(session, arguments.all_cases)
-    check_objects(session, refs)
-    session.plan({"test": refs})
+    run_dir = finetune.open_run_dir(config)
+    with finetune.kept_if_started(run_dir, keep=False):
+        session = open_session(config, run_dir)
+        check_fit(session, adapter, record)
+        refs = held_out(session, arguments.all_cases)
+        check_objects(session, refs)
+        session.plan({"test": refs})
     session.warm()
     gap = OracleGap(session, refs) if arguments.prompts.name == "matrix" else None
     with session.progress.phase("zero-shot"):
@@ -170,8 +172,12 @@ def as_config(arguments: EvaluateArguments, record: AdapterRecord) -> Config:
     prompts = {item.name: getattr(arguments.prompts, item.name) for item in fields(Prompts)}
     if prompts["name"] == "matrix":
         prompts["name"] = record.prompt.get("kind", "box")
-    data = arguments.data  # naming other data made the key fall, but the rule is the adapter's
-    data = replace(data, intensity=data.intensity or record.intensity or None)
+    data = arguments.data  # naming other data made these fall, but they are the adapter's
+    data = replace(
+        data,
+        intensity=data.intensity or record.intensity or None,
+        axis=data.axis if data.axis is not None else record.axis,
+    )
     return Config(
         model=Model(record.base, arguments.checkpoint, record.image_size),
         peft=method_from_dict(record.method),

@@ -76,7 +76,8 @@ def render(result: dict[str, Any]) -> str:
     from samadapt.evaluation.report import closing_text, paired_table, results_table
 
     summary, run_dir = result["summary"], Path(result["run_dir"])
-    title = f"{summary['data']}: {summary['cases']} held-out cases, {summary['slices']} slices"
+    title = f"{summary['data']}: {summary['cases']} {summary['scored']} cases"
+    title += f", {summary['slices']} slices"
     folds = len(summary.get("folds", ()))
     if folds:
         title += f"; each scored by the one of {folds} adapters that did not see it"
@@ -85,7 +86,7 @@ def render(result: dict[str, Any]) -> str:
     of_runs = run_dir / "fold_*" if folds else run_dir
     paths = {
         "adapter": of_runs / "adapter" if folds and summary["adapted"] else adapter,
-        "report": run_dir / "eval" / "summary.json" if folds else run_dir / "report.html",
+        "report": run_dir / "report.html",
         "overlays": of_runs / "overlays",
     }
     tables: list[Any] = [results_table(summary["zero_shot"], summary["adapted"], title=title)]
@@ -225,8 +226,12 @@ def check_same_run(config: Config, stored: Config) -> None:
     """
     asked, was = to_dict(config), to_dict(stored)
     alone = [key for key in ("seed", "folds") if asked[key] != was[key]]
+    groups = ["model", "peft", "data", "prompts"]
+    if config.folds is not None:  # those that are done stay as they were
+        alone += ["precision"] if asked["precision"] != was["precision"] else []
+        groups += ["loss", "train", "eval"]
     changed = [f"{key}={asked[key]} (was {was[key]})" for key in alone]
-    for group in ("model", "peft", "data", "prompts"):
+    for group in groups:
         for key in sorted({*asked[group], *was[group]} - MAY_MOVE):
             new, old = asked[group].get(key), was[group].get(key)
             if new != old:
@@ -254,7 +259,9 @@ def divide(session: Session) -> dict[str, list[SliceRef]]:
     usable = session.samples.usable(train)
     if len(usable) < len(train):
         session.say(f"training slices left out: {len(train) - len(usable)} (no object to prompt)")
-    training, validation = selection_split(usable, config.train.validate_cases)
+    training, validation = selection_split(
+        usable, config.train.validate_cases, lambda name: data.case(name).patient or name
+    )
     test = list(data.slices("val"))
     if config.eval.max_cases is not None:
         kept = list(dict.fromkeys(ref.case for ref in test))[: config.eval.max_cases]
@@ -263,7 +270,7 @@ def divide(session: Session) -> dict[str, list[SliceRef]]:
         raise ConfigError(
             f"data: {len(training)} slices to train on, {len(validation)} to choose the best step, "
             f"{len(test)} to score; each needs at least one. Use more cases (data.max_cases) or a "
-            "smaller data.slice_step"
+            f"smaller data.slice_step. The cases are divided so: {data.parts.rule}"
         )
     return {"train": training, "validation": validation, "test": test}
 

@@ -176,7 +176,7 @@ def test_a_copy_on_the_other_side_is_refused_and_can_be_left_out(scans: Path) ->
         DataError, match=r"c4\.nii\.gz: holds the same voxels as .*c0\.nii\.gz"
     ) as e:
         open_dataset("nifti", scans, intensity="ct")
-    assert "one is in training, the other in validation" in str(e.value)
+    assert "copies are in training and in validation" in str(e.value)
     assert "data.on_error=skip" in str(e.value)
     dataset = open_dataset("nifti", scans, intensity="ct", on_error="skip")
     assert dataset.left_out == ["c4"]

@@ -337,6 +337,18 @@ def test_a_copied_series_is_told(tmp_path: Path, make_series: Make) -> None:
     assert (finding.code, finding.file) == ("duplicate_case", str(tmp_path / "b"))
 
 
+def test_an_element_that_cannot_be_decoded_is_a_finding(tmp_path: Path, make_series: Make) -> None:
+    path = make_series(tmp_path / "s", PLANES)[1]
+    content = path.read_bytes()
+    rows = bytes([0x28, 0x00, 0x10, 0x00]) + b"US"
+    place = content.index(rows)
+    cut = rows + b"\x03\x00" + content[place + 8 : place + 11]
+    path.write_bytes(content[:place] + cut + content[place + 10 :])
+    found = [f for f in check_dataset("dicom", tmp_path) if f.severity == "error"]
+    assert (found[0].code, found[0].file) == ("truncated_file", str(path))
+    assert "Doe" not in "".join(map(str, found))
+
+
 def test_patients_are_hashes(tmp_path: Path, make_series: Make) -> None:
     for name, patient in (("a", "P-1"), ("b", "P-2"), ("c", "P-1"), ("d", " ")):
         make_series(tmp_path / name, PLANES, PatientID=patient)

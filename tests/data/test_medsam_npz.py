@@ -43,6 +43,22 @@ def test_volumes(tmp_path: Path) -> None:
         write_prediction(np.zeros((3, 3, 4)), volume, tmp_path / "out.npz")
 
 
+def test_names_that_meet_are_refused(tmp_path: Path) -> None:
+    root = _folder(tmp_path)
+    np.savez(root / "CT_c1.npz", imgs=VOLUME, gts=IDS)
+    found = [f for f in check_dataset("medsam_npz", root) if f.severity == "error"]
+    assert [f.code for f in found] == ["duplicate_case"] * 2
+    assert {Path(f.file) for f in found} == {root / "CT_c1.npz", root / "CT" / "c1.npz"}
+    dataset = open_dataset("medsam_npz", root, classes=["a", "b"], on_error="skip")
+    assert [case.name for case in dataset.cases] == ["CT_c0", "CT_c2"]
+
+
+def test_a_stack_of_colours_is_refused_at_prediction_too(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", imgs=np.zeros((4, 6, 5, 3), np.uint8))
+    with pytest.raises(DataError, match=r"a\.npz.*colour_volume"):
+        read_image(tmp_path / "a.npz")
+
+
 def test_pictures(tmp_path: Path) -> None:
     for part in ("imgs", "gts"):
         (tmp_path / part).mkdir()

@@ -11,6 +11,7 @@ import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from samadapt.data import read_image, write_prediction
+from samadapt.data.nifti_grid import finite_image
 from samadapt.data.types import FindingError
 from samadapt.errors import DataError
 
@@ -104,6 +105,8 @@ def test_free_text_of_the_header_is_not_copied(tmp_path: Path) -> None:
     image.header["descrip"] = b"MUSTERMANN"
     image.header["db_name"] = b"MUSTERMANN"
     image.header["aux_file"] = b"MUSTERMANN"
+    image.header["data_type"] = b"MUSTERMANN"
+    image.header["intent_name"] = b"MUSTERMANN"
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"MUSTERMANN"))
     nib.save(image, tmp_path / "a.nii")
     volume = read_image(tmp_path / "a.nii")
@@ -122,6 +125,18 @@ def test_other_numbers_of_axes(tmp_path: Path, shape: tuple[int, ...]) -> None:
     expected = values[..., 1] if shape[-1] == 3 else values.reshape(shape[:3])
     np.testing.assert_array_equal(np.asarray(after.dataobj), expected)
     np.testing.assert_array_equal(after.affine, np.diag([-1, 2, 3, 1]))
+
+
+@pytest.mark.parametrize("dtype", [">u2", "<u2", ">i2", "u1", "i1", "?", ">f4"])
+def test_small_integers_keep_their_values_in_any_byte_order(tmp_path: Path, dtype: str) -> None:
+    kind = np.dtype(dtype)
+    values = np.zeros((2, 3, 4), kind)
+    low, high = (0, 1) if kind.kind in "bf" else (np.iinfo(kind).min, np.iinfo(kind).max)
+    values.flat[:2] = low, high
+    found = finite_image(tmp_path / "a.nii", values)
+    np.testing.assert_array_equal(found.astype(np.float64), values.astype(np.float64))
+    assert found.dtype.isnative
+    assert found.dtype.itemsize <= 4
 
 
 def test_slope_nifti2_and_many_classes(tmp_path: Path) -> None:

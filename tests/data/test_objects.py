@@ -91,6 +91,7 @@ def test_label_maps(tmp_path: Path) -> None:
     instances = dataset.volume("p12").instances
     assert instances is not None
     np.testing.assert_array_equal(instances, _square(5, 5, 30) * 2 - _square(12, 12, 4) * 1)
+    np.testing.assert_array_equal(dataset.sample(SliceRef("p12", 0)).instances, instances)
     crowd = dataset.volume("p13")
     np.testing.assert_array_equal(crowd.labels[:, :, 0], _square(2, 2, 9))
     assert crowd.instances is not None

@@ -74,7 +74,8 @@ def test_the_slice_with_the_most_ground_truth_is_shown(predictor, make_samples):
     made = predictor("box")
     result = evaluate(made, list(samples), samples.__getitem__, ["one", "two"])
     assert {case: ref.index for case, (ref, _) in result.shown.items()} == {"a": 1, "b": 1}
-    for ref, labels in result.shown.values():
+    for case, (ref, place) in result.shown.items():
+        labels = result.labels[case][place]
         assert (labels == made([samples[ref]])[0][0]).mean() > 0.99
         assert labels.any()
 

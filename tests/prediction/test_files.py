@@ -73,6 +73,14 @@ def test_two_images_of_one_stem_do_not_overwrite_each_other(make_oracle, tmp_pat
     assert second["error"].startswith(f"{folder / 'a.png'}: its output a.png is that of a.jpg")
 
 
+def test_a_stack_in_an_npz_is_no_picture(make_oracle, tmp_path):
+    values = np.random.default_rng(0).integers(1, 200, (5, 20, 30), dtype=np.uint8)
+    np.savez(tmp_path / "stack.npz", imgs=values)
+    with pytest.raises(DataError, match=r"stack\.npz: COCO JSON holds pictures"):
+        make_oracle().predict_file(tmp_path / "stack.npz", tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_a_series_folder_is_one_volume(make_oracle, folder, tmp_path, monkeypatch):
     class Series(NiftiReader):
         """Takes any folder for a series, as a DICOM reader does."""

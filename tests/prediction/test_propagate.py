@@ -85,6 +85,19 @@ def test_two_objects_both_ways_and_no_slice_embedded_twice(make_oracle, tubes, k
     assert len(set(seen)) == len(seen) == len(range(1, 14))  # with a slice beyond each end
 
 
+def test_a_mask_of_specks_alone_is_carried_by_one_box(make_oracle, tmp_path):
+    labels = np.zeros((44, 44, 5), dtype=np.int16)
+    for row, column in np.ndindex(2, 2):
+        labels[2 + row : 44 : 6, 2 + column : 44 : 6] = 1  # 49 specks of four pixels
+    image = labels * 85
+    image[0, 0] = np.arange(5) + 1
+    nib.save(nib.Nifti1Image(image, np.diag([1.0, 1, 3, 1])), tmp_path / "specks.nii")
+    segmenter = make_oracle("box", classes=["x"])
+    found = segmenter.segment(tmp_path / "specks.nii", boxes={2: [[0, 0, 44, 44]]}, propagate=True)
+    assert found[:, :, 2].any()
+    assert found[:, :, 4].any()
+
+
 def test_without_propagation_the_other_slices_stay_empty(make_oracle, tubes):
     path, labels, planes = tubes
     segmenter = make_oracle("box", classes=["x", "y"])

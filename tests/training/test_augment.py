@@ -93,6 +93,21 @@ def test_the_same_bytes_from_the_same_seed_in_any_order(names):
     assert all(whole(vary(s, names, 3, 0)) == whole(s) for s in slices)
 
 
+@pytest.mark.parametrize("names", [ALL, PLACES])
+def test_object_numbers_move_with_the_labels(names):
+    sample = scan()
+    numbered = replace(sample, instances=np.int32(1000) * sample.labels.astype(np.int32))
+    moved = 0
+    for number in range(1, 20):
+        changed = vary(numbered, names, 0, number)
+        assert changed.instances.dtype == np.int32
+        assert np.array_equal(changed.instances, 1000 * changed.labels.astype(np.int32))
+        moved += changed.instances.shape != sample.labels.shape or bool(
+            (changed.labels != sample.labels).any()
+        )
+    assert moved > 5
+
+
 @pytest.mark.parametrize("names", [ALL, PLACES, VALUES])
 def test_no_new_label_and_no_new_shape_of_bytes(names):
     for number in range(1, 25):

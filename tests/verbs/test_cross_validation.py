@@ -134,6 +134,14 @@ def test_a_fold_can_be_run_and_scored_alone(arguments, capsys):
     assert summary["adapted"] == result.summary["adapted"]
 
 
+def test_the_folds_that_remain_cannot_be_run_otherwise(arguments, capsys):
+    result = run(arguments)
+    assert (result.run_dir / "report.html").is_file()
+    for option in ("eval.nsd_tolerance_mm=2", "train.lr=0.5", "loss.dice=3"):
+        assert main(["finetune", f"resume={result.run_dir}", option]) == 2
+        assert option.partition("=")[0] in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

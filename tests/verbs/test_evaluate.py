@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -135,6 +136,9 @@ def test_every_case_can_be_scored_on_other_data(make_pictures, run, score):
     other = make_pictures(3, name="other")
     found = score(result.adapter_dir, f"data.root={other}", "all_cases=true")["summary"]
     assert found["cases"] == 3
+    assert found["scored"] == "all"
+    assert any("may have been trained on" in note for note in found["notes"])
+    assert result.summary["scored"] == "held-out"
     assert score(result.adapter_dir, f"data.root={other}", "eval.max_cases=1", "all_cases=true")[
         "summary"
     ]["cases"] == 1  # fmt: skip
@@ -163,6 +167,27 @@ def test_objects_are_counted_where_asked_for(make_scans, make_pictures, run, sco
     assert "scan_0 is a volume. Use eval.instances=components" in said
     assert main(["evaluate", *arguments[:2], f"output.dir={result.run_dir}"]) == 0
     assert "Wilcoxon" in capsys.readouterr().out
+
+
+def test_touching_objects_of_coco_are_told_apart(tmp_path, run):
+    root = tmp_path / "cells"
+    (root / "images").mkdir(parents=True)
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cell"}]}
+    for index in range(5):
+        image = np.random.default_rng(index).integers(0, 255, (24, 40), dtype=np.uint8)
+        Image.fromarray(image).save(root / "images" / f"{index}.png")
+        size = {"height": 24, "width": 40}
+        content["images"].append({"id": index, "file_name": f"{index}.png", **size})
+        for left in (4, 14):  # two cells side by side
+            corners = [[left, 4, left + 10, 4, left + 10, 18, left, 18]]
+            mark = {"image_id": index, "category_id": 1, "segmentation": corners}
+            content["annotations"].append({"id": 2 * index + (left > 4), **mark})
+    (root / "annotations.json").write_text(json.dumps(content))
+    augment = "train.augment=[flip,crop,rotate]"
+    result = run(root, "data.name=coco", "eval.instances=true", "train.steps=2", augment)
+    found = result.summary["zero_shot"]["instances"]["per_class"]["cell"]
+    assert found["true_objects"] == 2 * result.summary["cases"]
+    assert "<h2>objects</h2>" in (result.run_dir / "report.html").read_text()
 
 
 def test_mask_tokens_stand_for_the_recorded_classes_only(
