@@ -48,12 +48,14 @@ Points = dict[tuple[str, str, str], Point]
 def write(path: Path, *, check: bool = False) -> int:
     """Write plot and table of the newest comparison; return 1 where ``check`` finds a stale one."""
     rows = newest(results.read(path))
-    points = summarise(rows, step_times(rows, results.read(steps_beside(path))))
+    whole = of_whole_seeds(rows)
+    points = summarise(whole, step_times(rows, results.read(steps_beside(path))))
     text = README.read_text(encoding="utf-8")
-    wanted = with_section(text, section(rows, points), START, END)
+    wanted = with_section(text, section(whole, points) if whole else unfinished(rows), START, END)
     if check:
         return int(wanted != text)
-    draw(points, path.parent / PLOT)
+    if whole:
+        draw(points, path.parent / PLOT)
     README.write_text(wanted, encoding="utf-8")
     return 0
 
@@ -80,6 +82,32 @@ def _place(row: Row) -> tuple[str, str, str]:
 def newest(rows: Sequence[Row]) -> list[Row]:
     """Return the trials of the settings that were used last."""
     return [row for row in rows if row["settings"] == rows[-1]["settings"]] if rows else []
+
+
+def of_whole_seeds(rows: Sequence[Row]) -> list[Row]:
+    """Return the search, and the trials of the seeds that every method, size and task has.
+
+    A table of some methods at some sizes would compare what was not trained alike.
+    """
+    rates = chosen_rates(rows)
+    wanted = {(method, size, task) for method in METHODS for size in SIZES for task in TASKS}
+    done: dict[int, set[tuple[str, str, str]]] = {}
+    for row in rows:
+        if rates.get(row["trial"]["method"]) == row["trial"]["lr"]:
+            done.setdefault(row["trial"]["seed"], set()).add(_place(row))
+    whole = {seed for seed, places in done.items() if places >= wanted}
+    return [row for row in rows if row["trial"]["seed"] in whole]
+
+
+def unfinished(rows: Sequence[Row]) -> str:
+    """Return what is said while no seed is whole."""
+    if not rows:
+        return "Not measured yet."
+    trials = len(METHODS) * len(SIZES) * len(TASKS)
+    return (
+        f"Not finished: {len(rows)} trainings are recorded, the search for learning rates among "
+        f"them; a seed has {trials} and is shown once it is whole. `run` goes on where it stopped."
+    )
 
 
 def chosen_rates(rows: Iterable[Row]) -> dict[str, float]:
@@ -117,8 +145,6 @@ def _point(group: Sequence[Row], step_s: float | None) -> Point:
 
 def section(rows: Sequence[Row], points: Points) -> str:
     """Return the table with what it was measured on."""
-    if not rows:
-        return "Not measured yet."
     settings, size = rows[-1]["settings"], rows[-1]["slices"]
     counts = sorted({point.seeds for point in points.values()})
     seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))

@@ -112,6 +112,23 @@ def test_only_trials_at_the_chosen_rate_are_shown(tmp_path: Path) -> None:
         assert picture.size[0] > 1000
 
 
+def test_a_seed_is_shown_once_every_method_has_it() -> None:
+    rows = [
+        {**_row(method, size, 1e-3, seed, 0.5), "trial": {**trial, "task": task}}
+        for seed in (0, 1)
+        for method in plan.METHODS
+        for size in plan.SIZES
+        for task in plan.TASKS
+        for trial in [asdict(plan.Trial(method, size, task, 1e-3, seed))]
+    ]
+    search = _row("lora", "medium", 1e-2, 0, 0.4, validation_dice=0.1)
+    assert report.of_whole_seeds([search, *rows]) == [search, *rows]
+    assert report.of_whole_seeds([search, *rows[:-1]]) == [search, *rows[: len(rows) // 2]]
+    assert report.of_whole_seeds(rows[1 : len(rows) // 2]) == []
+    assert "2 trainings" in report.unfinished(rows[:2])
+    assert report.unfinished([]) == "Not measured yet."
+
+
 def test_the_newest_settings_are_shown() -> None:
     old = {**_row("lora", "small", 1e-3, 0, 0.1), "settings": {"steps": 1}}
     new = _row("lora", "small", 1e-3, 0, 0.2)
