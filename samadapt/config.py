@@ -76,7 +76,7 @@ class Data:
         bound=True,
     )
     folds: int = knob(5, help="folds of data.fold; each case is held out in exactly one", low=2)
-    max_cases: int | None = knob(None, help="use only the first n cases", low=1)
+    max_cases: int | None = knob(None, help="use only the first n cases", low=1, bound=True)
     patient: str | None = knob(
         None,
         help="pattern of case names with one group, the patient, as '(.+)_[0-9]+'; all cases of "

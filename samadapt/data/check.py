@@ -141,7 +141,7 @@ def _is_ct(
     try:
         rule = decide_intensity(intensity, card, scan, reader)
     except ConfigError:
-        if intensity is not None:
+        if intensity not in (None, "auto"):
             raise
         return False
     return all(part.kind == "window" for part in rule.channels or (rule,))

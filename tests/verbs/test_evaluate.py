@@ -14,7 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from samadapt.cli import main
 from samadapt.config import compose
+from samadapt.methods.store import read_record
+from samadapt.overrides import parse
 from samadapt.sam.weights import load_sam
+from samadapt.verbs.evaluate import EvaluateArguments, as_config, recorded
 from samadapt.verbs.finetune import finetune
 
 
@@ -143,6 +146,20 @@ def test_every_case_can_be_scored_on_other_data(make_pictures, run, score):
         "summary"
     ]["cases"] == 1  # fmt: skip
     assert score(result.adapter_dir, f"data.root={other}")["summary"]["cases"] == 1
+
+
+def test_what_bounds_the_training_data_does_not_bound_other_data(
+    make_scans, make_pictures, run, tmp_path
+):
+    result = run(
+        make_scans(), "data.name=nifti", "data.axis=coronal", "data.max_cases=4", "train.steps=1"
+    )
+    record = read_record(result.adapter_dir)
+    asked = parse(EvaluateArguments, ["adapter=x", "data=folder"], recorded(result.adapter_dir))
+    assert (asked.data.max_cases, asked.data.axis) == (None, None)
+    assert as_config(asked, record).data.axis == "coronal"
+    same = parse(EvaluateArguments, ["adapter=x"], recorded(result.adapter_dir))
+    assert (same.data.max_cases, same.data.axis) == (4, "coronal")
 
 
 def test_other_prompts_can_be_asked_for(make_pictures, run, score):
