@@ -173,12 +173,8 @@ def segment_objects(
     limit = sam.mask_threshold if threshold is None else threshold
     labels = []
     for (low, _), item, frame in zip(masks, objects, frames, strict=True):
-        if not len(item):
-            labels.append(np.zeros(frame.original, dtype=np.uint8))
-            continue
-        original = sam.postprocess(low[None].float(), frame)
-        ids = torch.as_tensor(item.class_ids, device=original.device)[None]
-        labels.append(object_labels(original, ids, limit)[0].cpu().numpy())
+        ids = np.concatenate([[0], item.class_ids]).astype(np.uint8)
+        labels.append(ids[object_numbers(sam, low, frame, limit)])
     return labels
 
 
@@ -197,16 +193,40 @@ def segment_instances(
         For each image the numbers 1..p (h, w) of its objects in the original frame, 0 where none
         is, and the predicted IoU (p,) of each.
     """
-    found = []
     masks = object_logits(sam, embeddings, frames, prompts, multimask=multimask)
-    for (low, iou), frame in zip(masks, frames, strict=True):
-        numbers = np.zeros(frame.original, np.int32)
-        if len(low):
-            best, winner = sam.postprocess(low[None].float(), frame)[0, :, 0].max(dim=0)
-            kept = torch.where(best > sam.mask_threshold, winner + 1, 0)
-            numbers = kept.to(torch.int32).cpu().numpy()
-        found.append((numbers, iou.float().cpu().numpy()))
-    return found
+    return [
+        (object_numbers(sam, low, frame, sam.mask_threshold), iou.float().cpu().numpy())
+        for (low, iou), frame in zip(masks, frames, strict=True)
+    ]
+
+
+@torch.no_grad()
+def object_numbers(sam: Sam, low: Tensor, frame: Frame, threshold: float) -> NDArray[np.int32]:
+    """Say whose every pixel of an image is: where objects overlap the higher logit wins.
+
+    Some masks at a time are brought to the image's size, however many there are.
+
+    Args:
+        sam: the model.
+        low: (p, 1, 4g, 4g) logits of its objects in the model frame; p may be 0.
+        frame: of the image.
+        threshold: logit that a pixel must exceed.
+
+    Returns:
+        (h, w) in the original frame: 1..p, 0 where no object is.
+    """
+    best = torch.full(frame.original, float(threshold), device=low.device)
+    winner = torch.zeros(frame.original, dtype=torch.int64, device=low.device)
+    for start in range(0, len(low), OBJECTS_PER_DECODE):
+        part = low[None, start : start + OBJECTS_PER_DECODE].float()
+        top, index = sam.postprocess(part, frame)[0, :, 0].max(dim=0)
+        better = top > best
+        best, winner = (
+            torch.where(better, top, best),
+            torch.where(better, index + start + 1, winner),
+        )
+    numbers: NDArray[np.int32] = winner.to(torch.int32).cpu().numpy()
+    return numbers
 
 
 def semantic_labels(logits: Tensor, num_classes: int) -> Tensor:
@@ -223,24 +243,21 @@ def semantic_labels(logits: Tensor, num_classes: int) -> Tensor:
     return torch.where(best > 0, index + 1, 0).to(torch.uint8)
 
 
-def object_labels(
-    logits: Tensor, class_ids: Tensor, threshold: float = 0.0, dtype: torch.dtype = torch.uint8
-) -> Tensor:
+def object_labels(logits: Tensor, class_ids: Tensor, threshold: float = 0.0) -> Tensor:
     """Merge the masks of p objects; where several exceed the threshold the highest logit wins.
 
     Args:
         logits: (b, p, 1, h, w) in the original frame.
         class_ids: (b, p) label of each object; 0 marks padding, which is ignored.
         threshold: logit that a pixel must exceed.
-        dtype: of the result.
 
     Returns:
-        (b, h, w) class ids; 0 where no object is.
+        (b, h, w) uint8 class ids; 0 where no object is.
     """
     real = (class_ids > 0)[:, :, None, None]
     best, index = logits[:, :, 0].masked_fill(~real, -torch.inf).max(dim=1)
     ids = class_ids.gather(1, index.flatten(1)).view_as(index)
-    return torch.where(best > threshold, ids, 0).to(dtype)
+    return torch.where(best > threshold, ids, 0).to(torch.uint8)
 
 
 @dataclass(frozen=True)

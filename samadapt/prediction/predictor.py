@@ -13,8 +13,8 @@ from samadapt.data.types import Array, Volume
 from samadapt.errors import DataError, PromptError
 from samadapt.evaluation.inference import (
     embed,
-    object_labels,
     object_logits,
+    object_numbers,
     semantic_labels,
     semantic_logits,
 )
@@ -267,13 +267,13 @@ class _Run:
 
     def _keep(self, index: int, numbers: Sequence[int], low: Tensor, frame: Frame) -> None:
         """Merge the masks of a slice's objects, of which the highest logit wins."""
-        logits = self.model.sam.postprocess(low[None].float(), frame)
-        given = torch.as_tensor(numbers, device=logits.device)[None]
-        merged = object_labels(logits, given, self.model.threshold, torch.int32)[0].cpu().numpy()
+        place = object_numbers(self.model.sam, low, frame, self.model.threshold)
+        merged = np.concatenate([[0], numbers]).astype(np.int32)[place]
         self.found.labels[:, :, index] = self.class_of[merged]
         if self.found.instances is not None:
             self.found.instances[:, :, index] = merged
         if self.found.probabilities is not None:
+            logits = self.model.sam.postprocess(low[None].float(), frame)
             ids, best = self.class_of[list(numbers)], logits[0, :, 0].sigmoid()
             for class_id in np.unique(ids):
                 of_class = best[torch.as_tensor(ids == class_id, device=best.device)]

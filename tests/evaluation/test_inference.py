@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from samadapt.errors import ConfigError, PromptError
 from samadapt.evaluation import inference
 from samadapt.prompts.objects import ObjectPrompts
-from samadapt.sam.geometry import to_model_boxes, to_model_points
+from samadapt.sam.geometry import make_frame, to_model_boxes, to_model_points
 from samadapt.sam.types import Prompts
 
 SHAPES = [(40, 30), (64, 64), (25, 90)]
@@ -163,3 +163,19 @@ def test_wrong_prompts_are_refused_naming_the_image(tiny_sam, images, prompts, m
         inference.segment_objects(tiny_sam, embeddings, frames, [right, prompts])
     with pytest.raises(PromptError, match="got 2, 2 and 1"):
         inference.segment_objects(tiny_sam, embeddings, frames, [right])
+
+
+@pytest.mark.parametrize("count", [0, 1, 32, 33, 70])
+def test_any_number_of_objects_is_merged_as_if_at_once(any_sam, count):
+    frame = make_frame((23, 31), any_sam.image_size)
+    side = 4 * any_sam.embedding_size
+    low = torch.randn(count, 1, side, side, generator=torch.manual_seed(0))
+    found = inference.object_numbers(any_sam, low, frame, 0.5)
+    assert found.shape == (23, 31)
+    if not count:
+        assert not found.any()
+        return
+    planes = any_sam.postprocess(low[None], frame)[0, :, 0].numpy()
+    expected = np.where(planes.max(0) > 0.5, planes.argmax(0) + 1, 0)
+    assert np.array_equal(found, expected)
+    assert len(np.unique(found)) > 1
