@@ -139,6 +139,14 @@ class VolumeReader(Reader):
         try:
             if case.labels is not None:
                 label_grid = self.load_labels(case, case.labels, grid)
+                if (
+                    grid is not None
+                    and label_grid is not None
+                    and self.compare(case, grid, label_grid)
+                ):
+                    other_way = turned(label_grid, grid.affine)
+                    same = not self.compare(case, grid, other_way)
+                    label_grid = other_way if same else label_grid
                 labels = label_grid and whole_labels(case.labels, label_grid.values)
         except FindingError as problem:
             findings.append(problem.finding)
@@ -185,8 +193,26 @@ def compare_grids(image: Path, labels: Path, first: Grid, second: Grid) -> list[
     if distance <= 0.1 * float(np.linalg.norm(first.affine[:3, :3], axis=0).min()):
         return []
     message = f"its grid lies up to {distance:.3g} mm from that of the image {image}"
-    fix = "resample the mask to the image's grid; mirrored axes are another grid, too"
+    fix = "resample the mask to the image's grid, or copy the image's affine if it is the true one"
     return [error("grid_mismatch", labels, message, fix)]
+
+
+def turned(grid: Grid, affine: Array) -> Grid:
+    """Return a grid with its axes in the order and direction of another affine's.
+
+    Voxels are rearranged and stay where they are in the patient: programs that convert DICOM
+    mirror axes, so that a mask drawn on the result lies on the same voxels in another order.
+    """
+    from nibabel.orientations import (
+        apply_orientation,
+        inv_ornt_aff,
+        io_orientation,
+        ornt_transform,
+    )
+
+    way = ornt_transform(io_orientation(grid.affine), io_orientation(affine))
+    values = apply_orientation(grid.values, way)
+    return grid._replace(values=values, affine=grid.affine @ inv_ornt_aff(way, grid.values.shape))
 
 
 def error(code: str, file: Path, message: str, fix: str) -> Finding:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
-from samadapt.data import read_image, write_prediction
-from samadapt.data.nifti_grid import finite_image
+from samadapt.data import check_dataset, open_dataset, read_image, write_prediction
+from samadapt.data.nifti_grid import finite_image, to_slices
 from samadapt.data.types import FindingError
 from samadapt.errors import DataError
 
@@ -163,3 +163,25 @@ def test_refusals_name_the_file(tmp_path: Path) -> None:
         read_image(tmp_path / "a.xyz")
     with pytest.raises(FindingError, match=r"none\.nii.*no such file"):
         read_image(tmp_path / "none.nii")
+
+
+@pytest.mark.parametrize("flips", [(1,), (0, 1), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 0, 2)])
+def test_a_mask_of_the_same_voxels_in_another_order_is_read(
+    tmp_path: Path, flips: tuple[int, ...], order: tuple[int, ...]
+) -> None:
+    """As of DICOM and what a converter made of it."""
+    rng = np.random.default_rng(3)
+    affine = oblique(10.0) @ np.diag([1.0, 2.0, 3.0, 1.0])
+    image = nib.Nifti1Image(rng.normal(size=(5, 6, 7)).astype(np.float32), affine)
+    labels = nib.Nifti1Image((image.get_fdata() > 0).astype(np.uint8), affine)
+    way = np.array([[order.index(axis), -1 if axis in flips else 1] for axis in range(3)])
+    for folder, content in (("images", image), ("labels", labels.as_reoriented(way))):
+        (tmp_path / folder).mkdir()
+        nib.save(content, tmp_path / folder / "a.nii.gz")
+    assert check_dataset("nifti", tmp_path) == []
+    dataset = open_dataset("nifti", tmp_path, intensity="mri", axis="axial")
+    expected = to_slices(
+        np.asarray(labels.dataobj), read_image(tmp_path / "images" / "a.nii.gz", "axial").source
+    )
+    np.testing.assert_array_equal(dataset.volume_labels("a"), expected)
