@@ -83,7 +83,7 @@ def _draw_dice(axis: Axes, dice: Points) -> None:
     best_step, best = max(dice, key=lambda point: point[1])
     axis.plot([best_step], [best], color=VALIDATION, marker="*", markersize=15, linestyle="none")
     # Beside the star and below the curve, turned inwards where the star is near the right edge.
-    inwards = best_step > (min(steps) + max(steps)) / 2
+    inwards = best_step >= (min(steps) + max(steps)) / 2
     axis.annotate(
         f"best {best:.3f} at step {best_step}",
         (best_step, best),
