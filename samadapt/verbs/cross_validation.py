@@ -132,7 +132,7 @@ def _prepared(config: Config, run_dir: Path, fold: int, folds: int) -> Config:
     if run_dir.exists():  # stopped before its first checkpoint: nothing to go on from
         shutil.rmtree(run_dir)
     run_dir.mkdir()
-    (run_dir / "config.yaml").write_text(to_yaml(alone))
+    (run_dir / "config.yaml").write_text(to_yaml(alone), encoding="utf-8")
     return alone
 
 

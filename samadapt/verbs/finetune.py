@@ -213,7 +213,7 @@ def open_run_dir(config: Config) -> Path:
             continue
         except OSError as error:
             raise ConfigError(f"output.dir={config.output.dir}: cannot write: {error}") from error
-        (run_dir / "config.yaml").write_text(to_yaml(config))
+        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         return run_dir
     raise ConfigError(f"{parent}: a thousand runs have this name; use another output.dir")
 

@@ -204,7 +204,7 @@ def test_touching_objects_of_coco_are_told_apart(tmp_path, run):
     result = run(root, "data.name=coco", "eval.instances=true", "train.steps=2", augment)
     found = result.summary["zero_shot"]["instances"]["per_class"]["cell"]
     assert found["true_objects"] == 2 * result.summary["cases"]
-    assert "<h2>objects</h2>" in (result.run_dir / "report.html").read_text()
+    assert "<h2>objects</h2>" in (result.run_dir / "report.html").read_text(encoding="utf-8")
 
 
 def test_mask_tokens_stand_for_the_recorded_classes_only(
