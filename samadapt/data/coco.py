@@ -9,6 +9,7 @@ captions and boxes without a mask are not read.
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -29,13 +30,13 @@ class ObjectReader(Reader):
     needs: ClassVar[tuple[str, str] | None] = ("pycocotools", "coco")
     default_intensity: ClassVar[str | None] = "rgb"
 
+    @abstractmethod
     def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
         """Return the objects of a case.
 
         Raises:
             FindingError: the annotations are broken.
         """
-        raise NotImplementedError
 
     def read_image(self, path: Path) -> Volume:
         """Read a picture."""
