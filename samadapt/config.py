@@ -68,6 +68,15 @@ class Data:
         high=1,
     )
     slice_step: int = knob(1, help="train on every n-th slice", low=1)
+    tile: int | None = knob(
+        None,
+        help="cut larger pictures into tiles of n pixels a side; null, 0: whole",
+        low=0,
+        bound=True,
+    )
+    tile_overlap: float = knob(
+        0.125, help="of neighbouring tiles, at least this share of the side", low=0, high=0.5
+    )
     val_every: int = knob(5, help="every n-th case is held out", low=2)
     fold: int | None = knob(
         None,

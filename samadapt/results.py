@@ -106,7 +106,8 @@ def case_is(session: Session) -> str:
     depths = {case.shape[2] for case in data.cases}
     if depths == {1}:
         pictures = all(case.axis is None for case in data.cases)
-        return "picture: one 2D image" if pictures else "slice: one slice of a volume, in 2D"
+        whole = "picture: one 2D image" + (", its tiles together" if data.tiling else "")
+        return whole if pictures else "slice: one slice of a volume, in 2D"
     return "volume: all of its slices together"
 
 
@@ -166,7 +167,7 @@ def draw_overlays(session: Session, zero_shot: Evaluation, adapted: Evaluation |
             final.labels[case][at] if adapted else None,
             session.dataset.classes,
             path=session.run_dir / "overlays" / f"{place}_{case}.png",
-            title=f"{place}: {case}, slice {ref.index}",
+            title=f"{place}: {case}, {'slice' if sample.tile is None else 'tile'} {ref.index}",
             scores={
                 state: {row.class_name: row.dice for row in result.rows if row.case == case}
                 for state, result in states.items()

@@ -188,6 +188,7 @@ class Segmenter:
         vanish: float = 0.1,
         keep_largest: bool | Sequence[str] = False,
         fill_holes: bool | Sequence[str] = False,
+        tile: int | None = None,
     ) -> Array:
         """Segment an image or a volume.
 
@@ -225,6 +226,9 @@ class Segmenter:
                 for a volume.
             fill_holes: holes in these classes are filled, cavities in 3D for a volume, after
                 ``keep_largest``.
+            tile: pixels a side of the tiles that a picture is cut into (``data/tiles.py``); an
+                object gets its prompt in every tile that sees a part of its box, or one of its
+                foreground points. None: as the adapter was trained; 0: not at all.
 
         Returns:
             uint8 labels: (h, w) for an image; for a volume file in the axes and the shape of the
@@ -246,6 +250,7 @@ class Segmenter:
             vanish=vanish,
             keep_largest=keep_largest,
             fill_holes=fill_holes,
+            tile=tile,
         )
         predictor = self._predictor(options)
         if isinstance(image, str | Path):

@@ -20,7 +20,7 @@ from samadapt.errors import ConfigError
 from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate
 from samadapt.methods.injection import Injection, inject
 from samadapt.methods.store import AdapterRecord, load_adapter
-from samadapt.prompts.given import has_prompts
+from samadapt.prompts.given import has_prompts, lacks_prompts
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.weights import base_hash, load_sam
 from samadapt.training.features import Features
@@ -296,7 +296,9 @@ class Session:
         self.features.sam = self.sam
 
     def _prompted(self, sample: Sample) -> bool:
-        return has_prompts(sample) or bool((sample.labels > 0).any())
+        if has_prompts(sample):
+            return not lacks_prompts(sample)
+        return bool((sample.labels > 0).any())
 
 
 def open_session(config: Config, run_dir: Path) -> Session:
@@ -312,7 +314,9 @@ def open_session(config: Config, run_dir: Path) -> Session:
     progress.say(f"run directory: {run_dir}")
     seed_all(config.seed)
     policy = prompt_policy(config)
-    dataset = open_data(config.data, config.seed, semantic=policy.is_semantic)
+    dataset = open_data(
+        config.data, config.seed, semantic=policy.is_semantic, scratch=config.output.dir
+    )
     for finding in dataset.findings:
         progress.say(f"{finding.severity}: {finding}")
     if dataset.left_out:
@@ -347,8 +351,16 @@ def training_samples(config: Config, dataset: Dataset, policy: PromptPolicy) -> 
     return TrainingSamples(dataset, policy, changes, variants, config.seed)
 
 
-def open_data(data: Data, seed: int, *, semantic: bool) -> Dataset:
+def open_data(
+    data: Data, seed: int, *, semantic: bool, scratch: str | Path | None = None
+) -> Dataset:
     """Open the data set of a configuration.
+
+    Args:
+        data: which images and masks.
+        seed: chooses the empty slices that are kept.
+        semantic: whether the model is trained without prompts.
+        scratch: folder for pictures in tiles that memory is too small for.
 
     ``empty_slices=auto`` keeps training slices without a class for ``semantic``, where the model
     must learn to say nothing, and drops them for prompts, which need an object.
@@ -385,4 +397,7 @@ def open_data(data: Data, seed: int, *, semantic: bool) -> Dataset:
         label=data.label,
         neighbours=data.neighbours,
         patient=data.patient,
+        tile=data.tile,
+        tile_overlap=data.tile_overlap,
+        cache_dir=scratch if data.tile else None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +18,20 @@ from samadapt.data.leaks import copy_findings, leave_out_copies, mark_patients
 from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
 from samadapt.data.reader import AXES, Reader, Scan
 from samadapt.data.splits import Splits, make_fold, make_splits
+from samadapt.data.tiles import Tile, Tiling, tiling
 from samadapt.data.types import Annotation, Array, Case, Finding, Sample, SliceRef, Split, Volume
-from samadapt.data.volumes import PreparedVolume, VolumeCache, stored_arrays
+from samadapt.data.volumes import (
+    MEMORY_LIMIT,
+    PreparedVolume,
+    VolumeCache,
+    on_disk,
+    stored_arrays,
+)
 from samadapt.errors import ConfigError, DataError, nearest
 
 _SHOWN = 20
+_BYTES_A_PIXEL = 8
+"""Of a prepared picture: three colours, a label and an object number."""
 
 
 class SliceList(list[SliceRef]):
@@ -49,6 +59,7 @@ class Dataset:
         seed: chooses the empty slices that are kept.
         cache_dir: folder for prepared volumes, memory-mapped; None: memory only.
         card: the card, where the name is one.
+        tiling: how pictures are cut into tiles, which then are their slices; None: not at all.
     """
 
     name: str
@@ -67,6 +78,7 @@ class Dataset:
     seed: int = 0
     cache_dir: Path | None = None
     card: Card | None = None
+    tiling: Tiling | None = None
 
     def __post_init__(self) -> None:
         """Index the cases by name."""
@@ -98,7 +110,7 @@ class Dataset:
         return self._by_name[name]
 
     def presence(self, name: str) -> Array:
-        """Return (d, K) bool: which class occurs in which slice of a case."""
+        """Return (d, K) bool: which class occurs in which slice, or tile, of a case."""
         case = self.case(name)
         if case.presence is None:
             raise DataError(f"{self.name}: case {name!r} was not scanned")
@@ -155,19 +167,32 @@ class Dataset:
         return np.asarray(self.volume(name).labels, dtype=np.int16)
 
     def sample(self, ref: SliceRef) -> Sample:
-        """Return one slice as image, labels and the prompts that annotations give."""
-        volume = self.volume(ref.case)
-        image = self.intensity.picture(volume.image, ref.index, is_color=volume.is_color)
-        labels = np.array(volume.labels[:, :, ref.index], dtype=np.int16)
-        sample = Sample(ref.case, ref.index, image, labels, instances=volume.instances)
+        """Return one slice, or tile: image, labels and the prompts that annotations give."""
+        volume, tile = self.volume(ref.case), self.tile(ref)
+        values, instances, index = volume.image, volume.instances, ref.index
+        labels = volume.labels
+        if tile is not None:
+            values, labels, index = tile.cut(values), tile.cut(labels), 0
+            instances = None if instances is None else np.array(tile.cut(instances))
+        image = self.intensity.picture(values, index, is_color=volume.is_color)
+        plane = np.array(labels[:, :, index], dtype=np.int16)
+        sample = Sample(
+            ref.case, ref.index, np.ascontiguousarray(image), plane, instances=instances, tile=tile
+        )
         return (
             sample if volume.annotation is None else self._with_prompts(sample, volume.annotation)
         )
 
+    def tile(self, ref: SliceRef) -> Tile | None:
+        """Return where a tile lies in its picture; None where pictures are not cut."""
+        if self.tiling is None:
+            return None
+        height, width, _ = self.case(ref.case).shape
+        return self.tiling.tiles(height, width)[ref.index]
+
     def samples(self, name: str) -> list[Sample]:
-        """Return all slices of a case."""
-        depth = self.case(name).shape[2]
-        return [self.sample(SliceRef(name, index)) for index in range(depth)]
+        """Return all slices, or tiles, of a case."""
+        return [self.sample(SliceRef(name, index)) for index in range(len(self.presence(name)))]
 
     def _with_prompts(self, sample: Sample, given: Annotation) -> Sample:
         """Add the prompts that were given, without those of classes that are not used."""
@@ -183,6 +208,10 @@ class Dataset:
                 points, point_labels = points[used], point_labels[used]
             if not used.any():
                 return sample
+        if sample.tile is not None:
+            boxes, points, point_labels, ids = sample.tile.annotation(
+                boxes, points, point_labels, ids
+            )
         return replace(
             sample, boxes=boxes, points=points, point_labels=point_labels, prompt_classes=ids
         )
@@ -191,8 +220,12 @@ class Dataset:
         if self.cache_dir is None or case.axis is None:
             read = self.reader.read(case)
             image, labels = self._arrays(case, read)
+            instances = read.instances
+            if self.tiling is not None and self.cache_dir is not None:
+                image, labels = (on_disk(array, self.cache_dir) for array in (image, labels))
+                instances = None if instances is None else on_disk(instances, self.cache_dir)
             return PreparedVolume(
-                image, labels, read.is_color, read.spacing_mm, read.annotation, read.instances
+                image, labels, read.is_color, read.spacing_mm, read.annotation, instances
             )
         files = [*(case.files or (case.image,)), *([case.labels] if case.labels else [])]
         stats = [path.stat() for path in files]
@@ -238,6 +271,8 @@ def open_dataset(
     split: Mapping[str, Any] | None = None,
     neighbours: int = 0,
     patient: str | None = None,
+    tile: int | None = None,
+    tile_overlap: float = 0.125,
 ) -> Dataset:
     """Open a data set: find its cases, read and check each file once, divide them.
 
@@ -257,13 +292,16 @@ def open_dataset(
         max_cases: read only the first of the sorted cases.
         on_error: ``"stop"``: any error finding ends it; ``"skip"``: leave those cases out.
         seed: chooses the empty slices that are kept.
-        cache_dir: keep prepared volumes there instead of reading them again.
+        cache_dir: keep prepared volumes there instead of reading them again. Pictures that are
+            cut into tiles lie there as long as the program runs, if memory is too small for them.
         channel: index or name of the channel of multi-channel images.
         image: file name or pattern of the images; see ``volume_layout.py``.
         label: file name or pattern of the masks.
         split: ``{"val": [names]}`` or a slab; see ``splits.py``. None: the card's.
         neighbours: distance in slices of those that fill red and blue; 0: none.
         patient: pattern over case names whose group names the patient; see ``leaks.py``.
+        tile: cut pictures into tiles of so many pixels a side; see ``tiles.py``. None or 0: whole.
+        tile_overlap: of neighbouring tiles, at least this share of the side.
 
     Raises:
         ConfigError: an unknown name, option or class.
@@ -271,7 +309,8 @@ def open_dataset(
         DownloadError: a card's data set could not be fetched.
     """
     _check_options(on_error, slice_step, empty_slices)
-    card, reader = open_reader(name, root, axis, channel, image, label)
+    cut = tiling(tile, tile_overlap)
+    card, reader = open_reader(name, root, axis, channel, image, label, cut)
     scan = reader.scan(max_cases)
     mark_patients(scan, patient)
     table = decide_classes(scan, card, classes, merge_classes)
@@ -281,6 +320,8 @@ def open_dataset(
     _check_usable(name, scan, on_error)
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
     _check_neighbours(rule, scan.cases)
+    if cut is not None:
+        _check_tiles(cut, scan.cases)
     chosen = split or (card.split if card else None)
     if fold is None:
         parts = make_splits(scan.cases, chosen, val_every, least_gap=rule.neighbours)
@@ -303,8 +344,9 @@ def open_dataset(
         empty_slices=empty_slices,
         slice_step=slice_step,
         seed=seed,
-        cache_dir=Path(cache_dir) if cache_dir else None,
+        cache_dir=_scratch(cache_dir, scan.cases, tiled=cut is not None),
         card=card,
+        tiling=cut,
     )
 
 
@@ -326,6 +368,38 @@ def _check_neighbours(rule: IntensityRule, cases: list[Case]) -> None:
     flat = next((case for case in cases if case.shape[2] == 1), None)
     if rule.neighbours and flat is not None:
         raise ConfigError(f"data.neighbours={rule.neighbours}: {flat.image} has one slice alone")
+
+
+def _check_tiles(cut: Tiling, cases: list[Case]) -> None:
+    volume = next((case for case in cases if case.axis is not None or case.shape[2] > 1), None)
+    if volume is not None:
+        raise ConfigError(
+            f"data.tile={cut.side} cuts pictures; {volume.image} is a volume, of which every slice "
+            "is seen whole. Leave it out, or data.tile=0 where an adapter records it"
+        )
+
+
+def _scratch(folder: str | Path | None, cases: list[Case], *, tiled: bool) -> Path | None:
+    """Return where prepared volumes go; of tiled pictures nowhere if all fit into memory.
+
+    Raises:
+        DataError: the disk is too small.
+    """
+    if folder is None or not tiled:
+        return Path(folder) if folder else None
+    needed = sum(case.shape[0] * case.shape[1] * _BYTES_A_PIXEL for case in cases)
+    if needed <= MEMORY_LIMIT:
+        return None
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path).free
+    if needed > free:
+        raise DataError(
+            f"{path}: the pictures take up to {needed / 1e9:.1f} GB uncompressed while they are "
+            f"cut into tiles; {free / 1e9:.1f} GB are free. Choose another disk (output.dir), or "
+            "fewer pictures (data.max_cases)"
+        )
+    return path
 
 
 def _check_copies(name: str, scan: Scan, parts: Splits) -> None:

@@ -11,6 +11,7 @@ from samadapt.data.classes import ClassChoice, ClassTable, make_table
 from samadapt.data.download import fetch_dataset
 from samadapt.data.intensity import IntensityRule, intensity_of_modality, make_intensity
 from samadapt.data.reader import Reader, ReaderOptions, Scan, get_reader, parse_axis, readers
+from samadapt.data.tiles import Tiling
 from samadapt.data.types import Finding
 from samadapt.errors import ConfigError, nearest
 
@@ -22,6 +23,7 @@ def open_reader(
     channel: int | str | None = None,
     image: str | None = None,
     label: str | None = None,
+    tiling: Tiling | None = None,
 ) -> tuple[Card | None, Reader]:
     """Return the card, if the name is one, and the reader with its options.
 
@@ -48,6 +50,7 @@ def open_reader(
         channel if channel is not None or card is None else card.channel,
         image or (card.image if card else None),
         label or (card.label if card else None),
+        tiling,
     )
     return card, get_reader(card.reader if card else name)(options)
 

@@ -11,17 +11,18 @@ import os
 import pkgutil
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from samadapt.data.tiles import Tiling
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume
 from samadapt.errors import ConfigError, DataError, MissingExtraError, nearest
 
@@ -42,6 +43,7 @@ class ReaderOptions:
         channel: index or name of the channel of a 4D or multi-channel image.
         image: file name or pattern with one ``*`` of the images, below ``root``.
         label: file name or pattern with one ``*`` of the masks, below ``root``.
+        tiling: how pictures are cut into what counts as their slices; None: not at all.
     """
 
     root: Path | None = None
@@ -49,6 +51,7 @@ class ReaderOptions:
     channel: int | str | None = None
     image: str | None = None
     label: str | None = None
+    tiling: Tiling | None = None
 
 
 @dataclass
@@ -180,7 +183,7 @@ class Reader(ABC):
             return None, [Finding("unreadable_image", "error", str(case.image), reason, fix)]
         if volume is None:
             return None, findings
-        values, presence = label_presence(volume.labels, volume.shape[2])
+        values, presence = label_presence(volume.labels, self._places(volume))
         checked = replace(
             case,
             shape=volume.shape,
@@ -194,6 +197,14 @@ class Reader(ABC):
         if look is not None:
             look(checked, volume)
         return checked, findings
+
+    def _places(self, volume: Volume) -> list[Any]:
+        """Return what cuts each slice, or each tile of a picture, out of the volume's labels."""
+        height, width, depth = volume.shape
+        if depth > 1 or self.options.tiling is None:
+            return [np.s_[:, :, index] for index in range(depth)]
+        tiles = self.options.tiling.tiles(height, width)
+        return [np.s_[slice(*tile.rows[:2]), slice(*tile.columns[:2])] for tile in tiles]
 
 
 def _refuse_equal_names(layout: Layout) -> None:
@@ -219,14 +230,14 @@ def content_hash(values: Array) -> str:
     return content.hexdigest()
 
 
-def label_presence(labels: Array | None, depth: int) -> tuple[tuple[int, ...], Array]:
-    """Return the values other than 0 and, for each slice, which of them occur in it."""
+def label_presence(labels: Array | None, places: Sequence[Any]) -> tuple[tuple[int, ...], Array]:
+    """Return the values other than 0 and, for each place in the labels, which occur in it."""
     if labels is None:
-        return (), np.zeros((depth, 0), dtype=bool)
-    per_slice = [_values_of(labels[:, :, index]) for index in range(depth)]
+        return (), np.zeros((len(places), 0), dtype=bool)
+    per_slice = [_values_of(labels[place]) for place in places]
     values = sorted(set().union(*per_slice) - {0})
     presence = np.array([[value in found for value in values] for found in per_slice], dtype=bool)
-    return tuple(values), presence.reshape(depth, len(values))
+    return tuple(values), presence.reshape(len(places), len(values))
 
 
 def _values_of(plane: Array) -> set[int]:

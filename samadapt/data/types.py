@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from samadapt.errors import DataError
+
+if TYPE_CHECKING:
+    from samadapt.data.tiles import Tile
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Severity = Literal["error", "warning"]
@@ -87,7 +90,7 @@ class Case:
         axis: 0 sagittal, 1 coronal, 2 axial: the canonical axis that the slices cut; None for
             pictures.
         values: label values other than 0 that occur in the mask.
-        presence: (d, len(values)) bool: which value occurs in which slice.
+        presence: (d, len(values)) bool: which value occurs in which slice, or tile.
         named: class names that the annotations use.
         files: the image's files where there are several (a DICOM series), sorted by name.
         patient: equal for cases of one patient, who is then on one side of every split; ``""``
@@ -180,7 +183,7 @@ class Volume:
 
 @dataclass(frozen=True, order=True)
 class SliceRef:
-    """One slice of one case."""
+    """One slice of one case, or one tile of a picture."""
 
     case: str
     index: int
@@ -192,7 +195,7 @@ class Sample:
 
     Attributes:
         case: the case's name.
-        index: the slice's number; 0 for pictures.
+        index: the slice's number; 0 for pictures, or the tile's number.
         image: (h, w, 3) uint8 after the intensity rule.
         labels: (h, w) int16, 0 background, 1..K in the order of ``Dataset.classes``.
         boxes: (n, 4) float32 XYXY pixels given by annotations, or None.
@@ -202,6 +205,7 @@ class Sample:
             boxes); None where the annotations name no classes. Prompts that name a class which
             ``data.classes`` leaves out are not here.
         instances: (h, w) int32 object numbers, 0 none, where the data set tells objects apart.
+        tile: where it lies in its picture, if it is a tile of one; all else is in its frame.
     """
 
     case: str
@@ -213,3 +217,4 @@ class Sample:
     point_labels: Array | None = None
     prompt_classes: Array | None = None
     instances: Array | None = None
+    tile: Tile | None = None

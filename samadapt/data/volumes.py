@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -86,6 +87,14 @@ def stored_arrays(
             partial.replace(path)
     image, labels = (np.moveaxis(np.load(path, mmap_mode="r"), 0, 2) for path in paths)
     return image, labels
+
+
+def on_disk(array: Array, folder: Path) -> Array:
+    """Return the array as a memory map of a file in ``folder`` that vanishes with the program."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        stored = np.memmap(file, array.dtype, "w+", shape=array.shape)
+    stored[...] = array
+    return stored
 
 
 def _size(volume: PreparedVolume) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samadapt.data.tiles import Tile, assemble, assemble_objects
 from samadapt.evaluation.inference import segment_instances, segment_semantic
 from samadapt.evaluation.instances import (
     ObjectMatches,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Item = TypeVar("Item")
+Place = int | Tile
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def evaluate(
         members = list(group)
         truth: list[Array] = []
         predicted: list[Array] = []
+        places: list[Place] = []
         whole = _Objects(case, classes, instances)
         for part in in_parts(members, predictor.batch_size):
             samples = [read(ref) for ref in part]
@@ -203,19 +206,19 @@ def evaluate(
             else:
                 predicted += predictor(samples)
             truth += [sample.labels for sample in samples]
+            places += [place_of(sample) for sample in samples]
             done(len(part))
-        stacked, indices = np.stack(truth, axis=-1), [ref.index for ref in members]
         result.rows += score_maps(
             case,
-            _in_place(np.stack(predicted, axis=-1), indices),
-            _in_place(stacked, indices),
+            joined(predicted, places),
+            joined(truth, places),
             classes,
             **options,
             spacing_mm=spacing_of(case),
         )
         result.objects += whole.matched()
         if not overlap_only:
-            chosen = choose_slice(stacked)
+            chosen = choose_slice(np.stack(truth, axis=-1))
             result.shown[case] = members[chosen], chosen
             result.labels[case] = LabelStack.of(maps.max(axis=0) for maps in predicted)
     result.summary = summarise(result.rows, classes, intervals=not overlap_only)
@@ -242,16 +245,24 @@ def score_maps(
     ]
 
 
-def _in_place(slices: Array, indices: Sequence[int]) -> Array:
-    """Put slices (..., d) at their places in the volume, with empty ones where some were left out.
+def place_of(sample: Sample) -> Place:
+    """Return where a sample lies in its case: its tile of a picture, or its slice's number."""
+    return sample.index if sample.tile is None else sample.tile
 
-    Distances across a gap, as round a held-out slab, are then those in the patient.
+
+def joined(parts: Sequence[Array], places: Sequence[Place]) -> Array:
+    """Put the slices (..., h, w) of a case at their places: (..., h, w, d).
+
+    Where slices were left out between others, as by a held-out slab, there are empty ones:
+    distances across are then those in the patient. Tiles make one slice, the picture.
     """
-    first, last = indices[0], indices[-1]
-    if last - first + 1 == len(indices):
-        return slices
-    volume = np.zeros((*slices.shape[:-1], last - first + 1), slices.dtype)
-    volume[..., np.asarray(indices) - first] = slices
+    tiles = [place for place in places if isinstance(place, Tile)]
+    if tiles:
+        return assemble(parts, tiles)[..., None]
+    indices = np.array(places)
+    volume = np.zeros((*parts[0].shape, indices[-1] - indices[0] + 1), parts[0].dtype)
+    for part, index in zip(parts, indices - indices[0], strict=True):
+        volume[..., index] = part
     return volume
 
 
@@ -268,6 +279,7 @@ class _Objects:
     case: str
     classes: Sequence[str]
     kind: bool | Literal["components"]
+    places: list[Place] = field(default_factory=list)
     truth: list[Array] = field(default_factory=list)
     numbered: list[Array] = field(default_factory=list)
     found: list[Found] = field(default_factory=list)
@@ -275,6 +287,7 @@ class _Objects:
     def add(self, samples: Sequence[Sample], found: Sequence[Found]) -> None:
         """Take slices in."""
         self.found += found
+        self.places += [place_of(sample) for sample in samples]
         self.truth += [sample.labels for sample in samples]
         self.numbered += [sample.instances for sample in samples if sample.instances is not None]
 
@@ -282,16 +295,15 @@ class _Objects:
         """Match the objects of every class over all slices together."""
         if not self.kind:
             return []
-        truth = np.stack(self.truth, axis=-1)
-        maps = np.stack([found.labels for found in self.found], axis=-1)
-        sure = self._stacked("iou")
+        truth = joined(self.truth, self.places)
+        maps = joined([found.labels for found in self.found], self.places)
+        sure, numbers = self._joined("iou"), self._joined("numbers")
         rows = []
         for label, name in enumerate(self.classes, start=1):
             own = label - 1 if len(maps) > 1 else 0
             predicted, true = maps[own] == label, truth == label
             if self.kind is True:
-                numbers = self._stacked("numbers")
-                numbered = np.stack(self.numbered, axis=-1)
+                numbered = joined(self.numbered, self.places)
                 one = components(predicted) if numbers is None else numbers[own] * predicted
                 other = numbered * true
             else:
@@ -300,6 +312,12 @@ class _Objects:
             rows.append(match_objects(self.case, name, one, other, scores))
         return rows
 
-    def _stacked(self, name: str) -> Array | None:
+    def _joined(self, name: Literal["numbers", "iou"]) -> Array | None:
         parts = [getattr(found, name) for found in self.found]
-        return None if any(part is None for part in parts) else np.stack(parts, axis=-1)
+        if any(part is None for part in parts):
+            return None
+        tiles = [place for place in self.places if isinstance(place, Tile)]
+        if name == "iou" or not tiles:
+            return joined(parts, self.places)
+        maps = zip(*parts, strict=True)  # an object is told apart within its map
+        return np.stack([assemble_objects(numbers, tiles) for numbers in maps])[..., None]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.data.intensity import IntensityRule, make_intensity
+from samadapt.data.tiles import Tiling, recorded_tiling
 from samadapt.errors import AdapterError, ConfigError, PromptError
 from samadapt.methods import store
 from samadapt.methods.sharing import share
@@ -26,6 +27,7 @@ class Loaded:
         policy: its prompt policy.
         intensity: its intensity rule.
         encoder: the same for all whose encoder is the base's.
+        tiling: how pictures are cut; None: they are seen whole.
     """
 
     sam: Sam
@@ -33,6 +35,7 @@ class Loaded:
     policy: PromptPolicy
     intensity: IntensityRule
     encoder: object
+    tiling: Tiling | None = None
 
 
 def load_ready(directory: Path, base: Sam) -> Loaded:
@@ -54,7 +57,7 @@ def make_ready(sam: Sam, record: store.AdapterRecord, keeps_encoder: bool) -> Lo
     """Read the rules from the record.
 
     Raises:
-        ConfigError: its intensity rule is none.
+        ConfigError: its intensity rule is none, or its tiles are not.
         PromptError: its prompt policy is none.
         AdapterError: its preprocessing is not the model's.
     """
@@ -68,6 +71,7 @@ def make_ready(sam: Sam, record: store.AdapterRecord, keeps_encoder: bool) -> Lo
         policy=PromptPolicy.from_dict(record.prompt),
         intensity=make_intensity(record.intensity),
         encoder="base" if keeps_encoder else object(),
+        tiling=recorded_tiling(record.data_options),
     )
 
 

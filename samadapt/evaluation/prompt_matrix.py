@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samadapt.evaluation.evaluate import in_parts, score_maps
+from samadapt.evaluation.evaluate import Place, in_parts, joined, place_of, score_maps
 from samadapt.evaluation.inference import object_labels, segment_semantic
 from samadapt.evaluation.metrics import CaseClassScore, summarise
 from samadapt.evaluation.metrics import iou as overlap
@@ -97,19 +97,21 @@ def score_settings(
     rng = np.random.default_rng(SEED)
     for case, group in groupby(refs, key=lambda ref: ref.case):
         truth: list[Array] = []
+        places: list[Place] = []
         maps: dict[str, list[Array]] = {name: [] for name in found}
         for part in in_parts(list(group), predictor.batch_size):
             samples = [read(ref) for ref in part]
             truth += [sample.labels for sample in samples]
+            places += [place_of(sample) for sample in samples]
             with predictor.autocast():
                 for name, answers, iou in _settings(predictor, samples, rng, unprompted):
                     maps[name] += answers
                     found[name].iou += iou
             done(len(part))
-        stacked = np.stack(truth, axis=-1)
+        whole = joined(truth, places)
         for name, answers in maps.items():
             found[name].rows += score_maps(
-                case, np.stack(answers, axis=-1), stacked, classes, scores=OVERLAP
+                case, joined(answers, places), whole, classes, scores=OVERLAP
             )
     for scores in found.values():
         scores.summary = summarise(scores.rows, classes)

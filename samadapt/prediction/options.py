@@ -29,6 +29,8 @@ class Options:
         fill_holes: likewise.
         probabilities: also return the probability of each class.
         instances: also return which object each pixel belongs to.
+        tile: side of the tiles that pictures are cut into, in pixels; None: as the adapter was
+            trained; 0: not at all.
 
     Raises:
         PromptError: for options that contradict each other or have no such value.
@@ -46,10 +48,13 @@ class Options:
     fill_holes: bool | Sequence[str] = False
     probabilities: bool = False
     instances: bool = False
+    tile: int | None = None
 
     def __post_init__(self) -> None:
         if self.carry not in get_args(Carry):
             raise PromptError(f"carry must be {', '.join(get_args(Carry))}; got {self.carry!r}")
+        if self.tile is not None and 0 != self.tile < 16:
+            raise PromptError(f"tile must be 0 (whole) or at least 16 pixels; got {self.tile}")
         if not 0 <= self.vanish < 1:
             raise PromptError(f"vanish must be a share from 0 to below 1; got {self.vanish}")
         if self.slices is not None and not self.propagate:

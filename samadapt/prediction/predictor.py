@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from samadapt.data.tiles import Tile, tiling
 from samadapt.data.types import Array, Volume
 from samadapt.errors import DataError, PromptError
 from samadapt.evaluation.inference import (
@@ -21,7 +22,7 @@ from samadapt.evaluation.inference import (
 from samadapt.prediction.options import Options, class_ids
 from samadapt.prediction.postprocess import postprocess
 from samadapt.prediction.propagate import Propagation, plan_walks, unnumbered
-from samadapt.prompts.manual import object_classes, slice_prompts
+from samadapt.prompts.manual import object_classes, slice_prompts, tile_prompts
 from samadapt.prompts.objects import ObjectPrompts, objects_in
 from samadapt.sam.geometry import make_frame
 
@@ -60,20 +61,27 @@ class Segmentation:
 
 
 class SlicePictures:
-    """The slices of a volume as the model sees them, made when asked for.
+    """The slices of a volume, or the tiles of a picture, as the model sees them.
 
     Args:
         volume: the values of the file, which are kept once, in their own type.
         adapter: its intensity rule is fitted to the whole volume and applied to each slice.
+        tiles: of a picture, or None.
     """
 
-    def __init__(self, volume: Volume, adapter: Loaded) -> None:
-        self.volume = volume
+    def __init__(
+        self, volume: Volume, adapter: Loaded, tiles: Sequence[Tile] | None = None
+    ) -> None:
+        self.volume, self.tiles = volume, tiles
         self.rule = adapter.intensity.fitted(volume)
 
     def __call__(self, index: int) -> Array:
-        """Return a slice, (h, w, 3) uint8."""
-        return self.rule.picture_of(self.volume.image, index, is_color=self.volume.is_color)
+        """Return a slice or tile, (h, w, 3) uint8."""
+        values = self.volume.image
+        if self.tiles is not None:
+            values, index = self.tiles[index].cut(values), 0
+        picture = self.rule.picture_of(values, index, is_color=self.volume.is_color)
+        return np.ascontiguousarray(picture)
 
 
 class Predictor:
@@ -116,6 +124,22 @@ class Predictor:
                 "boxes=[[x0, y0, x1, y1]] or points=[[x, y]], in pixels of the image"
             )
 
+    def tiles(self, volume: Volume, options: Options) -> Sequence[Tile] | None:
+        """Return the tiles that a picture is cut into; None where it is seen whole.
+
+        Raises:
+            PromptError: tiles are asked for of a volume.
+        """
+        flat = volume.source is None and volume.shape[2] == 1
+        if options.tile and not flat:
+            raise PromptError(
+                f"tile={options.tile} cuts pictures; of a volume every slice is seen whole"
+            )
+        trained = self.adapter.tiling
+        overlap = None if trained is None else trained.overlap
+        cut = trained if options.tile is None else tiling(options.tile, overlap)
+        return cut.tiles(*volume.shape[:2]) if cut and flat else None
+
     def segment(
         self, volume: Volume, options: Options, progress: Progress | None = None
     ) -> Segmentation:
@@ -152,8 +176,10 @@ class _Run:
     ) -> None:
         self.model, self.options, self.progress = model, options, progress
         self.shape = volume.shape
-        self.pictures = SlicePictures(volume, model.adapter)
         height, width, depth = volume.shape
+        self.tiles = model.tiles(volume, options)
+        self.count = depth if self.tiles is None else len(self.tiles)
+        self.pictures = SlicePictures(volume, model.adapter, self.tiles)
 
         def blank(dtype: type, *leading: int) -> Array:  # a slice is contiguous
             return np.moveaxis(np.zeros((*leading, depth, height, width), dtype), -3, -1)
@@ -167,17 +193,19 @@ class _Run:
     def semantic(self) -> None:
         """Label every slice without prompts."""
         count = len(self.model.classes)
-        for batch, embeddings, frames in self._batches(range(self.shape[2])):
+        for batch, embeddings, frames in self._batches(range(self.count)):
             each = semantic_logits(self.model.sam, embeddings, frames, count)
             for index, logits in zip(batch, each, strict=True):
-                self.found.labels[:, :, index] = semantic_labels(logits, count)[0].cpu().numpy()
+                self._put(self.found.labels, index, semantic_labels(logits, count)[0].cpu().numpy())
                 if self.found.probabilities is not None:
                     scores = torch.cat([torch.zeros_like(logits[0, 0, :1]), logits[0, 0]])
                     self._keep_probabilities(index, scores.softmax(0)[1:])
 
     def prompted(self) -> None:
-        """Segment what is prompted on each slice."""
+        """Segment what is prompted on each slice or tile."""
         prompts = self._prompts()
+        if self.tiles is not None:
+            prompts = {i: tile_prompts(prompts[0], tile) for i, tile in enumerate(self.tiles)}
         wanted = [index for index in prompts if len(prompts[index])]
         for batch, embeddings, frames in self._batches(wanted):
             objects = [prompts[index] for index in batch]
@@ -269,9 +297,9 @@ class _Run:
         """Merge the masks of a slice's objects, of which the highest logit wins."""
         place = object_numbers(self.model.sam, low, frame, self.model.threshold)
         merged = np.concatenate([[0], numbers]).astype(np.int32)[place]
-        self.found.labels[:, :, index] = self.class_of[merged]
+        self._put(self.found.labels, index, self.class_of[merged])
         if self.found.instances is not None:
-            self.found.instances[:, :, index] = merged
+            self._put(self.found.instances, index, merged)
         if self.found.probabilities is not None:
             logits = self.model.sam.postprocess(low[None].float(), frame)
             ids, best = self.class_of[list(numbers)], logits[0, :, 0].sigmoid()
@@ -282,7 +310,14 @@ class _Run:
     def _keep_probabilities(self, index: int, values: Tensor, first: int = 0) -> None:
         if self.found.probabilities is not None:
             scaled = (values * 255).round().to(torch.uint8).cpu().numpy()
-            self.found.probabilities[first : first + len(scaled), :, :, index] = scaled
+            self._put(self.found.probabilities[first : first + len(scaled)], index, scaled)
+
+    def _put(self, whole: Array, index: int, part: Array) -> None:
+        """Write a slice (..., h, w) into (..., h, w, d), or what a tile owns into its picture."""
+        if self.tiles is None:
+            whole[..., index] = part
+        else:
+            self.tiles[index].put(part, whole[..., 0])
 
     def _counter(self, total: int) -> Callable[[], None]:
         done = 0

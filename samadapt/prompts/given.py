@@ -19,6 +19,12 @@ def has_prompts(sample: Sample) -> bool:
     return sample.boxes is not None or sample.points is not None
 
 
+def lacks_prompts(sample: Sample) -> bool:
+    """Whether the sample is a tile of a picture that came with prompts, none of them here."""
+    given = sample.boxes if sample.boxes is not None else sample.points
+    return given is not None and len(given) == 0
+
+
 def given_prompts(sample: Sample) -> ObjectPrompts:
     """Return the prompts of a sample's annotation, in pixels of the original image.
 
@@ -27,6 +33,9 @@ def given_prompts(sample: Sample) -> ObjectPrompts:
     the one most frequent under it. Its mask is made of the components of that class of which at
     least half lies in the box, or which hold a foreground point.
     """
+    if lacks_prompts(sample):
+        none = np.zeros((0, *sample.labels.shape), dtype=bool)
+        return ObjectPrompts(np.zeros(0, np.int64), none, np.zeros((0, 4), np.float32))
     if sample.boxes is not None:
         return _from_boxes(sample)
     return _from_points(sample)

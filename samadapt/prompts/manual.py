@@ -7,7 +7,7 @@ the same object. ``None`` in its place says that the object has no prompt on tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +15,9 @@ from numpy.typing import ArrayLike
 from samadapt.data.types import Array
 from samadapt.errors import PromptError, nearest
 from samadapt.prompts.objects import ObjectPrompts
+
+if TYPE_CHECKING:
+    from samadapt.data.tiles import Tile
 
 SlicePrompts = ArrayLike | Mapping[int, ArrayLike] | None
 """Prompts of an image, or of a volume: the same for every slice, or by slice index."""
@@ -61,6 +64,30 @@ def slice_prompts(
         numbers = np.array(ids.pop() if ids else (), dtype=np.int64)
         prompts[index] = ObjectPrompts(numbers, None, corners, clicks, signs)
     return prompts
+
+
+def tile_prompts(prompts: ObjectPrompts, tile: Tile) -> ObjectPrompts:
+    """Return the prompts of the objects of whose box, or foreground points, a tile sees a part.
+
+    Boxes are clipped to the tile, points outside become padding.
+
+    Args:
+        prompts: of a picture, in its pixels.
+        tile: of that picture.
+
+    Returns:
+        The same in pixels of the tile.
+    """
+    seen = np.zeros(len(prompts), dtype=bool)
+    boxes = points = signs = None
+    if prompts.boxes is not None:
+        boxes, seen = tile.boxes(prompts.boxes)
+    if prompts.points is not None and prompts.point_labels is not None:
+        points, inside = tile.points(prompts.points)
+        signs = np.where(inside, prompts.point_labels, -1)
+        seen = seen | ((signs == 1).any(axis=1) if prompts.boxes is None else False)
+    moved = ObjectPrompts(prompts.class_ids, None, boxes, points, signs)
+    return moved.take(np.flatnonzero(seen))
 
 
 def object_classes(labels: str | Sequence[str] | None, count: int, classes: Sequence[str]) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from samadapt.prompts.given import has_prompts
+from samadapt.prompts.given import has_prompts, lacks_prompts
 from samadapt.prompts.objects import objects_in
 from samadapt.training.augment import augment, vary
 
@@ -45,8 +45,10 @@ class TrainingSamples:
 
     def has_object(self, sample: Sample) -> bool:
         """Whether there is something to prompt in a slice."""
-        if self.policy.is_semantic or has_prompts(sample):
+        if self.policy.is_semantic:
             return True
+        if has_prompts(sample):
+            return not lacks_prompts(sample)
         if self.policy.min_area <= 1:
             return bool((sample.labels > 0).any())
         ids, _ = objects_in(

@@ -167,17 +167,21 @@ def recorded(adapter: Path) -> dict[str, Any]:
 
 def as_config(arguments: EvaluateArguments, record: AdapterRecord) -> Config:
     """Return the configuration of an evaluation: the record's model, the caller's data."""
+    from samadapt.data.tiles import recorded_tiling
     from samadapt.methods.base import method_from_dict
 
     prompts = {item.name: getattr(arguments.prompts, item.name) for item in fields(Prompts)}
     if prompts["name"] == "matrix":
         prompts["name"] = record.prompt.get("kind", "box")
     data = arguments.data  # naming other data made these fall, but they are the adapter's
+    cut = recorded_tiling(record.data_options)
     data = replace(
         data,
         intensity=data.intensity or record.intensity or None,
         axis=data.axis if data.axis is not None else record.axis,
     )
+    if data.tile is None and cut is not None:
+        data = replace(data, tile=cut.side, tile_overlap=cut.overlap)
     return Config(
         model=Model(record.base, arguments.checkpoint, record.image_size),
         peft=method_from_dict(record.method),

@@ -74,6 +74,11 @@ class PredictArguments:
     fill_holes: bool | list[str] = knob(
         False, help="fill the holes of each class, or of [classes], after keep_largest"
     )
+    tile: int | None = knob(
+        None,
+        help="pixels a side of the tiles that a picture is cut into; null: as trained; 0: whole",
+        low=0,
+    )
     probabilities: bool = knob(
         False, help="also write OUTPUT_probabilities: 4D .nii.gz, or .npz for a picture"
     )
@@ -90,7 +95,7 @@ class PredictArguments:
 SCHEMA = PredictArguments
 _OPTIONS = (
     *("boxes", "points", "point_labels", "labels", "propagate", "carry", "slices", "vanish"),
-    *("keep_largest", "fill_holes", "probabilities", "channel"),
+    *("keep_largest", "fill_holes", "tile", "probabilities", "channel"),
 )
 
 

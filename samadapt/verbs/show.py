@@ -93,7 +93,8 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
         )
         for sample, objects in zip(batch, chosen, strict=True):
             prompt = (objects.boxes, objects.points, objects.point_labels) if objects else ()
-            name = f"{sample.case} · slice {sample.index}"
+            part = "slice" if sample.tile is None else "tile"
+            name = f"{sample.case} · {part} {sample.index}"
             tiles.append(Tile(name, sample.image, sample.labels, *prompt))
     try:
         draw_contact_sheet(tiles[:count], dataset.classes, _heading(config, dataset), path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from samadapt.data.tiles import Tiling
 from samadapt.data.types import Sample, SliceRef
 from samadapt.evaluation import evaluate as module
 from samadapt.evaluation.evaluate import Found, evaluate
@@ -211,3 +212,59 @@ def test_numbered_objects_that_touch_are_told_apart(predictor):
         perfect, [SliceRef("a", 0)], lambda ref: sample, ["one"], instances="components"
     )
     assert merged.summary["instances"]["per_class"]["one"]["true_objects"] == 1
+
+
+def in_tiles(labels, side=20, **others):
+    """Samples of a picture's tiles, by reference."""
+    tiles = Tiling(side).tiles(*labels.shape)
+    return {
+        SliceRef("a", i): Sample(
+            "a",
+            i,
+            np.zeros((*tile.cut(labels).shape, 3), np.uint8),
+            tile.cut(labels),
+            tile=tile,
+            **{name: tile.cut(value) for name, value in others.items()},
+        )
+        for i, tile in enumerate(tiles)
+    }
+
+
+def test_tiles_are_scored_as_the_picture_that_they_make():
+    rng = np.random.default_rng(0)
+    truth = (rng.random((50, 70)) > 0.7).astype(np.int16)
+    refs = in_tiles(truth)
+    guesses = {ref: Found((rng.random((1, 20, 20)) > 0.6).astype(np.uint8)) for ref in refs}
+    whole = np.zeros((50, 70), np.uint8)
+    for ref, sample in refs.items():
+        rows, columns = sample.tile.rows, sample.tile.columns
+        for r in range(rows.own_start, rows.own_stop):
+            for c in range(columns.own_start, columns.own_stop):
+                whole[r, c] = guesses[ref].labels[0, r - rows.start, c - columns.start]
+    result = evaluate(Shown(guesses), list(refs), refs.__getitem__, ["one"])
+    expected = score_case("a", whole[..., None], truth[..., None], ["one"])
+    assert [row.values for row in result.rows] == [row.values for row in expected]
+    assert result.rows[0].truth_voxels == int(truth.sum())
+    shown, place = result.shown["a"]
+    assert (result.labels["a"][place] == guesses[shown].labels[0]).all()
+    assert refs[shown].labels.sum() == max(sample.labels.sum() for sample in refs.values())
+
+
+def test_objects_across_tiles_are_counted_once():
+    truth, numbers = np.zeros((50, 70), np.int16), np.zeros((50, 70), np.int32)
+    for number, (top, left) in enumerate(((3, 14), (16, 16), (30, 2), (14, 50), (14, 56)), start=1):
+        numbers[top : top + 8, left : left + 6] = number  # across borders; the last two touch
+    truth[numbers > 0] = 1
+    refs = in_tiles(truth, 24, instances=numbers)
+    found = {}
+    for ref, sample in refs.items():
+        here = np.unique(sample.instances[sample.instances > 0])
+        local = np.zeros_like(sample.instances)
+        for place, number in enumerate(here[::-1], start=1):
+            local[sample.instances == number] = place
+        sure = np.full((1, 24, 24), 0.5, np.float32)
+        found[ref] = Found(sample.labels[None].astype(np.uint8), local[None], sure)
+    result = evaluate(Shown(found), list(refs), refs.__getitem__, ["one"], instances=True)
+    entry = result.summary["instances"]["per_class"]["one"]
+    assert (entry["true_objects"], entry["predicted_objects"], entry["matched"]) == (5, 5, 5)
+    assert entry["sq"] == entry["map"] == 1

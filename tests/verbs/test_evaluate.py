@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from samadapt.cli import main
 from samadapt.config import compose
+from samadapt.evaluation.metrics import score_case
 from samadapt.methods.store import read_record
 from samadapt.overrides import parse
 from samadapt.sam.weights import load_sam
+from samadapt.segmenter import load_adapter
 from samadapt.verbs.evaluate import EvaluateArguments, as_config, recorded
 from samadapt.verbs.finetune import finetune
 
@@ -245,3 +247,26 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert "Traceback" not in said.err
     assert main(["evaluate"]) == 2
     assert "adapter: it is needed" in capsys.readouterr().err
+
+
+def test_pictures_in_tiles_from_training_to_prediction(make_pictures, run, score, tmp_path):
+    """Trained, scored, scored again and predicted in the same tiles, without being asked again."""
+    root = make_pictures()
+    options = ["data.name=folder", "data.tile=16", "prompts=semantic", "peft=lora"]
+    result = run(root, *options, "data.tile_overlap=0.25", "train.lr=0.003")
+    assert result.summary["case_is"] == "picture: one 2D image, its tiles together"
+    assert result.summary["slices"] == 6 * result.summary["cases"]
+    found = score(result.adapter_dir)["summary"]
+    assert found["adapted"] == result.summary["adapted"]
+    segmenter = load_adapter(result.adapter_dir, device="cpu")
+    rows = []
+    for name in json.loads((result.run_dir / "splits.json").read_text())["val"]:
+        target = tmp_path / f"{name}.png"
+        segmenter.predict_file(root / "images" / f"{name}.png", target)
+        truth = np.asarray(Image.open(root / "masks" / f"{name}.png"))[:, :, None]
+        predicted = np.asarray(Image.open(target))[:, :, None]
+        rows += score_case(name, predicted, truth, segmenter.record.classes)
+    again = np.mean([row.dice for row in rows])
+    assert again == pytest.approx(result.summary["adapted"]["dice"], abs=1e-9)
+    gap = score(result.adapter_dir, "prompts=matrix")["summary"]["oracle_gap"]
+    assert gap["none"]["adapted"]["dice"] == pytest.approx(again, abs=1e-9)

@@ -1,0 +1,279 @@
+"""Tiles: a large picture as overlapping windows of one size, each pixel owned by one of them.
+
+The model's square is 256 or 1024 pixels wide; in a picture of 10,000 pixels resized to it a cell is
+less than a pixel. So such a picture is cut: every tile is trained on, embedded and segmented as a
+slice of a volume is, and the parts that the tiles own are put together again, so that scores and
+predictions are those of the whole picture. What lies round a tile's own part is context.
+
+Tiles overlap by at least the share asked for and are spread evenly, the first and the last at the
+picture's edges; between neighbours the middle of their overlap is the border of what they own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from samadapt.data.types import Array
+from samadapt.errors import ConfigError
+
+LINKED = 0.5
+"""Share of the smaller of two objects, where two tiles overlap, above which they are one."""
+
+
+class Span(NamedTuple):
+    """One side of a tile: the pixels start..stop - 1, of which own_start..own_stop - 1 count."""
+
+    start: int
+    stop: int
+    own_start: int
+    own_stop: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One window of a picture.
+
+    Attributes:
+        rows, columns: where it lies and what it owns.
+        picture: (h, w) of the whole picture.
+    """
+
+    rows: Span
+    columns: Span
+    picture: tuple[int, int]
+
+    def cut(self, picture: Array) -> Array:
+        """Return the window of a picture (h, w, ...)."""
+        rows, columns = self.rows, self.columns
+        return picture[rows.start : rows.stop, columns.start : columns.stop]
+
+    def put(self, part: Array, picture: Array) -> None:
+        """Write what the tile owns of its window (..., th, tw) into a picture (..., h, w)."""
+        picture[..., *self._own] = part[..., *self._own_in_window]
+
+    @property
+    def _own(self) -> tuple[slice, slice]:
+        rows, columns = self.rows, self.columns
+        return (
+            slice(rows.own_start, rows.own_stop),
+            slice(columns.own_start, columns.own_stop),
+        )
+
+    @property
+    def _own_in_window(self) -> tuple[slice, slice]:
+        rows, columns = self.rows, self.columns
+        return (
+            slice(rows.own_start - rows.start, rows.own_stop - rows.start),
+            slice(columns.own_start - columns.start, columns.own_stop - columns.start),
+        )
+
+    def boxes(self, boxes: Array) -> tuple[Array, Array]:
+        """Bring boxes into the window.
+
+        Args:
+            boxes: (n, 4) XYXY pixels of the picture.
+
+        Returns:
+            (n, 4) pixels of the window, clipped to it, and (n,) whether anything is left.
+        """
+        corner = np.array([self.columns.start, self.rows.start] * 2, boxes.dtype)
+        size = np.array([self.columns.stop, self.rows.stop] * 2, boxes.dtype) - corner
+        moved = np.clip(boxes - corner, 0, size)
+        return moved, (moved[:, 0] < moved[:, 2]) & (moved[:, 1] < moved[:, 3])
+
+    def points(self, points: Array) -> tuple[Array, Array]:
+        """Bring points into the window.
+
+        Args:
+            points: (..., 2) (x, y) pixels of the picture.
+
+        Returns:
+            (..., 2) pixels of the window, and (...) whether they lie in it.
+        """
+        moved = points - np.array([self.columns.start, self.rows.start], points.dtype)
+        size = (self.columns.stop - self.columns.start, self.rows.stop - self.rows.start)
+        return moved, ((moved >= 0) & (moved <= size)).all(axis=-1)
+
+    def annotation(
+        self,
+        boxes: Array | None,
+        points: Array | None,
+        point_labels: Array | None,
+        classes: Array | None,
+    ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
+        """Bring what an annotation gives into the window; see ``Sample`` for the four.
+
+        Boxes are clipped, and left out where nothing is left; points outside are left out, and
+        where there are no boxes also the points of a class that has no foreground point here.
+        """
+        if boxes is not None:
+            boxes, seen = self.boxes(boxes)
+            boxes, classes = boxes[seen], None if classes is None else classes[seen]
+        if points is None or point_labels is None:
+            return boxes, points, point_labels, classes
+        points, inside = self.points(points)
+        if boxes is None:
+            owner = np.zeros(len(points), np.int64) if classes is None else classes
+            inside &= np.isin(owner, owner[inside & (point_labels == 1)])
+            classes = None if classes is None else classes[inside]
+        return boxes, points[inside], point_labels[inside], classes
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How pictures are cut.
+
+    Attributes:
+        side: of a tile, in pixels of the picture.
+        overlap: of two neighbours, at least this share of the side.
+
+    Raises:
+        ConfigError: a side below 16 or a share outside 0 to 1/2.
+    """
+
+    side: int
+    overlap: float = 0.125
+
+    def __post_init__(self) -> None:
+        if self.side < 16:
+            raise ConfigError(f"data.tile must be at least 16 pixels; got {self.side}")
+        if not 0 <= self.overlap <= 0.5:
+            raise ConfigError(f"data.tile_overlap must be a share of 0 to 0.5; got {self.overlap}")
+
+    @lru_cache(maxsize=64)  # noqa: B019  (a few values for as long as the program runs)
+    def tiles(self, height: int, width: int) -> tuple[Tile, ...]:
+        """Return the tiles of a picture, row by row; a picture that fits into one is one."""
+        return tuple(
+            Tile(rows, columns, (height, width))
+            for rows in self._spans(height)
+            for columns in self._spans(width)
+        )
+
+    def _spans(self, length: int) -> list[Span]:
+        if length <= self.side:
+            return [Span(0, length, 0, length)]
+        least = round(self.overlap * self.side)
+        count = -(-(length - least) // (self.side - least))
+        starts = [round(i * (length - self.side) / (count - 1)) for i in range(count)]
+        middles = [(first + self.side + second) // 2 for first, second in pairwise(starts)]
+        borders = [0, *middles, length]
+        return [
+            Span(start, start + self.side, borders[i], borders[i + 1])
+            for i, start in enumerate(starts)
+        ]
+
+
+def tiling(side: int | None, overlap: float | None = None) -> Tiling | None:
+    """Return how pictures are cut; None where they are not (a side of None or 0).
+
+    Raises:
+        ConfigError: as ``Tiling``.
+    """
+    if not side:
+        return None
+    return Tiling(side) if overlap is None else Tiling(side, overlap)
+
+
+def recorded_tiling(options: Mapping[str, Any]) -> Tiling | None:
+    """Return how an adapter's pictures were cut, from its record's ``data_options``.
+
+    Raises:
+        ConfigError: as ``Tiling``, or for values that are no numbers.
+    """
+    side, overlap = options.get("tile"), options.get("tile_overlap", 0.125)
+    if not isinstance(side, int | None) or not isinstance(overlap, int | float):
+        raise ConfigError(f"data_options: tile and tile_overlap must be numbers; got {side!r}")
+    return tiling(side, overlap)
+
+
+def assemble(parts: Sequence[Array], tiles: Sequence[Tile]) -> Array:
+    """Put the windows (..., th, tw) of a picture together: (..., h, w); 0 where no tile is."""
+    whole = np.zeros((*parts[0].shape[:-2], *tiles[0].picture), parts[0].dtype)
+    for part, tile in zip(parts, tiles, strict=True):
+        tile.put(part, whole)
+    return whole
+
+
+def assemble_objects(parts: Sequence[Array], tiles: Sequence[Tile]) -> Array:
+    """Put numbered objects of windows together: what two tiles saw of one object is one object.
+
+    Two objects are one where the windows overlap and they share more than half of the smaller one
+    there.
+
+    Args:
+        parts: (th, tw) numbers from 1, 0 where none is, counted anew in each window.
+        tiles: of each.
+
+    Returns:
+        (h, w) int32 numbers from 1 without gaps.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    counts = [int(part.max(initial=0)) for part in parts]
+    first = np.concatenate([[0], np.cumsum(counts)])
+    unique = [
+        np.where(part > 0, part + start, 0).astype(np.int32)
+        for part, start in zip(parts, first[:-1].tolist(), strict=True)
+    ]
+    links = [
+        link
+        for i, j in _neighbours(tiles)
+        for link in _same(*_shared(unique[i], tiles[i], unique[j], tiles[j]))
+    ]
+    size = int(first[-1]) + 1
+    rows, columns = zip(*links, strict=True) if links else ((), ())
+    graph = coo_matrix((np.ones(len(links), bool), (rows, columns)), shape=(size, size))
+    joined = connected_components(graph, directed=False)[1]
+    whole = assemble(unique, tiles)
+    kept, dense = np.unique(np.where(whole > 0, joined[whole] + 1, 0), return_inverse=True)
+    numbers: Array = (dense.reshape(whole.shape) + int(kept[0] != 0)).astype(np.int32)
+    return numbers
+
+
+def _neighbours(tiles: Sequence[Tile]) -> list[tuple[int, int]]:
+    """Pairs of tiles whose windows overlap."""
+    return [
+        (i, j)
+        for i, one in enumerate(tiles)
+        for j in range(i + 1, len(tiles))
+        if (other := tiles[j]).rows.start < one.rows.stop
+        and one.rows.start < other.rows.stop
+        and other.columns.start < one.columns.stop
+        and one.columns.start < other.columns.stop
+    ]
+
+
+def _shared(one: Array, first: Tile, other: Array, second: Tile) -> tuple[Array, Array]:
+    """Return what two windows hold where they overlap."""
+    top = max(first.rows.start, second.rows.start)
+    bottom = min(first.rows.stop, second.rows.stop)
+    left = max(first.columns.start, second.columns.start)
+    right = min(first.columns.stop, second.columns.stop)
+    cuts = [
+        part[
+            top - tile.rows.start : bottom - tile.rows.start,
+            left - tile.columns.start : right - tile.columns.start,
+        ]
+        for part, tile in ((one, first), (other, second))
+    ]
+    return cuts[0], cuts[1]
+
+
+def _same(one: Array, other: Array) -> list[tuple[int, int]]:
+    """Pairs of objects that share more than ``LINKED`` of the smaller one."""
+    names, index = np.unique(one, return_inverse=True)
+    others, other_index = np.unique(other, return_inverse=True)
+    index, other_index = index.ravel(), other_index.ravel()
+    sizes, other_sizes = np.bincount(index), np.bincount(other_index)
+    pairs, shared = np.unique(index * len(others) + other_index, return_counts=True)
+    a, b = np.divmod(pairs, len(others))
+    smaller = np.minimum(sizes[a], other_sizes[b])
+    linked = (names[a] > 0) & (others[b] > 0) & (shared > LINKED * smaller)
+    return list(zip(names[a[linked]].tolist(), others[b[linked]].tolist(), strict=True))
