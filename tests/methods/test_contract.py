@@ -189,6 +189,38 @@ def test_count_equals_the_formula(fresh, method):
     assert f"{injection.trainable:,} of {injection.total:,}" in injection.report()
     assert f"{encoder:,} trained" in injection.report()
 
+FORMULAS = {
+    "beft": lambda i, o: o,
+    "boft": lambda i, o: i // 4 * 16 + o,
+    "c3a": lambda i, o: i // 8 * (o // 8) * 8,
+    "deft": lambda i, o: 8 * (i + o),
+    "delora": lambda i, o: 8 * (i + o) + 1,
+    "fourierft": lambda i, o: 100,
+    "glora": lambda i, o: 2 * 8 * (i + o) + 8 * (i + 1) + 2,
+    "hira": lambda i, o: 32 * (i + o),
+    "hra": lambda i, o: 4 * i,
+    "miss": lambda i, o: 8 * o,
+    "peanut": lambda i, o: 2 * 32 * o,
+    "psoft": lambda i, o: 8 * 7 // 2 + 2 * 8,
+    "pvera": lambda i, o: o + 2 * 256,
+    "road": lambda i, o: 2 * (o // 2),
+}
+"""Trained parameters of a linear of i inputs and o outputs, with the options of ``OTHERS``."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_peft_trains_what_the_formula_of_its_kind_says(name, tiny_sam):
+    """``OtherPeft.count`` asks peft, so that the contract's formula would agree with anything."""
+    method = METHODS[name](
+        blocks="last:2", targets=["qkv", "proj", "mlp"], decoder="frozen", options=OTHERS[name]
+    )
+    width = tiny_sam.image_encoder.blocks[0].attn.proj.in_features
+    hidden = tiny_sam.image_encoder.blocks[0].mlp.lin1.out_features
+    linears = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
+    injected = inject(tiny_sam, method)
+    assert injected.trainable == 2 * sum(FORMULAS[name](i, o) for i, o in linears)
+
 
 def test_save_then_load_gives_the_same_output(fresh, case, method, adapted, predict):
     sam, injection, directory = adapted(case[0], **case[1])
