@@ -189,6 +189,7 @@ def test_count_equals_the_formula(fresh, method):
     assert f"{injection.trainable:,} of {injection.total:,}" in injection.report()
     assert f"{encoder:,} trained" in injection.report()
 
+
 FORMULAS = {
     "beft": lambda i, o: o,
     "boft": lambda i, o: i // 4 * 16 + o,
