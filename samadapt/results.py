@@ -66,6 +66,7 @@ def summarise_run(
         "nsd_tolerance": session.config.eval.nsd_tolerance_mm,
         "cases": len({ref.case for ref in slices["test"]}),
         "slices": len(slices["test"]),
+        "parts": "slices" if session.dataset.tiling is None else "tiles",
         "training_slices": len(slices["train"]),
         "validation_slices": len(slices["validation"]),
         "best_step": state and state.best_step,
@@ -167,7 +168,7 @@ def draw_overlays(session: Session, zero_shot: Evaluation, adapted: Evaluation |
             final.labels[case][at] if adapted else None,
             session.dataset.classes,
             path=session.run_dir / "overlays" / f"{place}_{case}.png",
-            title=f"{place}: {case}, {'slice' if sample.tile is None else 'tile'} {ref.index}",
+            title=f"{place}: {case}, {sample.part} {ref.index}",
             scores={
                 state: {row.class_name: row.dice for row in result.rows if row.case == case}
                 for state, result in states.items()

@@ -48,9 +48,10 @@ def write_page(
     page = Page(
         title=f"{session.config.recipe or 'run'}: {session.config.peft.name} on {name}",
         subtitle=(
-            f"{summary['cases']} {summary['scored']} cases, {summary['slices']} slices; "
-            f"a case is a {summary['case_is']}; trained {summary['trained_parameters']:,} of "
-            f"{summary['total_parameters']:,} parameters; {folder.name}"
+            f"{summary['cases']} {summary['scored']} cases, {summary['slices']} "
+            f"{summary['parts']}; a case is a {summary['case_is']}; trained "
+            f"{summary['trained_parameters']:,} of {summary['total_parameters']:,} parameters; "
+            f"{folder.name}"
         ),
         notes=summary["notes"],
         tables=_tables(summary),
@@ -150,8 +151,8 @@ def write_pooled_page(
     """
     page = Page(
         title=f"{config.recipe or 'run'}: {config.peft.name} on {summary['data']}",
-        subtitle=f"{summary['cases']} cases, {summary['slices']} slices; {summary['split']}; a "
-        f"case is a {summary['case_is']}; {run_dir.name}",
+        subtitle=f"{summary['cases']} cases, {summary['slices']} {summary['parts']}; "
+        f"{summary['split']}; a case is a {summary['case_is']}; {run_dir.name}",
         notes=[*summary["notes"], "each fold has a page of its own, with cases to leaf through"],
         tables=_tables(summary),
         figures={},

@@ -354,13 +354,7 @@ def training_samples(config: Config, dataset: Dataset, policy: PromptPolicy) -> 
 def open_data(
     data: Data, seed: int, *, semantic: bool, scratch: str | Path | None = None
 ) -> Dataset:
-    """Open the data set of a configuration.
-
-    Args:
-        data: which images and masks.
-        seed: chooses the empty slices that are kept.
-        semantic: whether the model is trained without prompts.
-        scratch: folder for pictures in tiles that memory is too small for.
+    """Open the data set of a configuration; ``scratch`` is for large pictures in tiles.
 
     ``empty_slices=auto`` keeps training slices without a class for ``semantic``, where the model
     must learn to say nothing, and drops them for prompts, which need an object.

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.types import Annotation, FindingError, fault
+from samadapt.data.types import Annotation, Array, FindingError, fault
 from samadapt.errors import nearest
 
 _KEYS = ("boxes", "points", "point_labels", "labels")
@@ -62,6 +62,42 @@ def read_annotation(path: Path, height: int, width: int) -> Annotation:
         _point_labels(path, content.get("point_labels"), len(points)),
         _labels(path, content.get("labels"), len(boxes) or len(points)),
     )
+
+
+def classes_under(
+    boxes: Array | None, points: Array | None, point_labels: Array | None, labels: Array
+) -> Array:
+    """Return the classes of prompts that name none: the most frequent one under each.
+
+    Args:
+        boxes: (n, 4) XYXY pixels, or None.
+        points: (k, 2) (x, y) pixels, of one object where there are no boxes.
+        point_labels: (k,), 1 foreground.
+        labels: (h, w) or (h, w, 1) class ids, 0 none.
+
+    Returns:
+        (n,) or (k,) int64 class ids; 1 where there is background alone.
+    """
+    if boxes is not None:
+        return np.array([most_frequent(labels[box_area(box, labels.shape)]) for box in boxes])
+    if points is None or point_labels is None:
+        return np.zeros(0, np.int64)
+    x, y = np.clip(points.astype(int), 0, (labels.shape[1] - 1, labels.shape[0] - 1)).T
+    under = most_frequent(labels[y, x][point_labels == 1])
+    return np.full(len(points), under, np.int64)
+
+
+def box_area(box: Array, shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Return the rows and columns of an image (h, w, ...) that a box (4,) touches."""
+    x0, y0 = np.floor(np.maximum(box[:2], 0)).astype(int)
+    x1, y1 = np.ceil(box[2:]).astype(int)
+    return slice(y0, min(max(y1, y0 + 1), shape[0])), slice(x0, min(max(x1, x0 + 1), shape[1]))
+
+
+def most_frequent(values: Array) -> int:
+    """Return the most frequent class; 1 where there is only background."""
+    counts = np.bincount(values[values > 0].ravel(), minlength=2)
+    return int(counts.argmax()) if counts.any() else 1
 
 
 def _numbers(path: Path, key: str, index: int, value: Any, count: int) -> list[float]:

@@ -14,6 +14,7 @@ from samadapt.data.opening import check_values, decide_classes, decide_intensity
 from samadapt.data.quality import Facts, case_findings, class_statistics, measure, set_findings
 from samadapt.data.reader import Reader, Scan
 from samadapt.data.splits import Splits, make_splits
+from samadapt.data.tiles import check_tiles, tiling
 from samadapt.data.types import Case, Finding, Volume
 from samadapt.errors import ConfigError
 
@@ -68,6 +69,8 @@ def survey(
     intensity: str | Mapping[str, Any] | None = None,
     val_every: int = 5,
     patient: str | None = None,
+    tile: int | None = None,
+    tile_overlap: float = 0.125,
 ) -> Survey:
     """Read every file of a data set and return all problems, and statistics of each class.
 
@@ -85,18 +88,22 @@ def survey(
         intensity: tells whether the values are meant as HU.
         val_every: every such case is validation; copies on both sides are errors.
         patient: pattern over case names; see ``leaks.mark_patients``.
+        tile: count tiles of so many pixels a side as slices, as training would.
+        tile_overlap: of neighbouring tiles.
 
     Raises:
-        ConfigError: an unknown name or class.
+        ConfigError: an unknown name or class, or tiles of volumes.
         DownloadError: a card's data set could not be fetched.
     """
-    card, reader = open_reader(name, root, axis, channel, image, label)
+    cut = tiling(tile, tile_overlap)
+    card, reader = open_reader(name, root, axis, channel, image, label, cut)
     facts: dict[str, Facts] = {}
 
     def look(case: Case, volume: Volume) -> None:
         facts[case.name] = measure(case, volume)
 
     scan = reader.scan(max_cases, look)
+    check_tiles(cut, scan.cases)
     mark_patients(scan, patient)
     table = decide_classes(scan, card, classes)
     check_values(scan, table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,27 +10,34 @@ from typing import Any
 
 import numpy as np
 
+from samadapt.data.annotations import classes_under
 from samadapt.data.cards import Card
 from samadapt.data.classes import ClassChoice, ClassTable
 from samadapt.data.intensity import IntensityRule
-from samadapt.data.leaks import copy_findings, leave_out_copies, mark_patients
+from samadapt.data.leaks import mark_patients
 from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
-from samadapt.data.reader import AXES, Reader, Scan
-from samadapt.data.splits import Splits, make_fold, make_splits
-from samadapt.data.tiles import Tile, Tiling, tiling
+from samadapt.data.reader import AXES, Reader
+from samadapt.data.refusals import (
+    check_copies,
+    check_neighbours,
+    check_options,
+    check_usable,
+    share_of,
+)
+from samadapt.data.splits import Splits, divide
+from samadapt.data.tiles import Tile, Tiling, check_tiles, tiling
 from samadapt.data.types import Annotation, Array, Case, Finding, Sample, SliceRef, Split, Volume
 from samadapt.data.volumes import (
     MEMORY_LIMIT,
     PreparedVolume,
+    Scratch,
     VolumeCache,
-    on_disk,
     stored_arrays,
 )
 from samadapt.errors import ConfigError, DataError, nearest
 
-_SHOWN = 20
-_BYTES_A_PIXEL = 8
-"""Of a prepared picture: three colours, a label and an object number."""
+_BYTES_A_PIXEL = 10
+"""Of a prepared picture at most: three colours, a label of two bytes, an object number of four."""
 
 
 class SliceList(list[SliceRef]):
@@ -84,6 +90,9 @@ class Dataset:
         """Index the cases by name."""
         self._by_name = {case.name: case for case in self.cases}
         self._cache = VolumeCache()
+        most = sum(case.shape[0] * case.shape[1] * _BYTES_A_PIXEL for case in self.cases)
+        needed = self.tiling is not None and self.cache_dir is not None and most > MEMORY_LIMIT
+        self._scratch = Scratch(self.cache_dir, most) if needed and self.cache_dir else None
 
     @property
     def train(self) -> list[str]:
@@ -133,7 +142,7 @@ class Dataset:
             raise ConfigError(f"split must be train or val; got {split!r}")
         if empty is None:
             empty = self.empty_slices if split == "train" else "keep"
-        share = _share(empty)
+        share = share_of(empty)
         step = step or (self.slice_step if split == "train" else 1)
         counts = {"empty": 0, "step": 0, "gap": 0}
         filled: list[SliceRef] = []
@@ -209,6 +218,8 @@ class Dataset:
             if not used.any():
                 return sample
         if sample.tile is not None:
+            if ids is None:  # of the whole picture: a tile may see a corner of the box alone
+                ids = classes_under(boxes, points, point_labels, self.volume_labels(sample.case))
             boxes, points, point_labels, ids = sample.tile.annotation(
                 boxes, points, point_labels, ids
             )
@@ -221,9 +232,9 @@ class Dataset:
             read = self.reader.read(case)
             image, labels = self._arrays(case, read)
             instances = read.instances
-            if self.tiling is not None and self.cache_dir is not None:
-                image, labels = (on_disk(array, self.cache_dir) for array in (image, labels))
-                instances = None if instances is None else on_disk(instances, self.cache_dir)
+            if self._scratch is not None:
+                image, labels = self._scratch.put(image), self._scratch.put(labels)
+                instances = None if instances is None else self._scratch.put(instances)
             return PreparedVolume(
                 image, labels, read.is_color, read.spacing_mm, read.annotation, instances
             )
@@ -293,7 +304,8 @@ def open_dataset(
         on_error: ``"stop"``: any error finding ends it; ``"skip"``: leave those cases out.
         seed: chooses the empty slices that are kept.
         cache_dir: keep prepared volumes there instead of reading them again. Pictures that are
-            cut into tiles lie there as long as the program runs, if memory is too small for them.
+            cut into tiles lie there uncompressed as long as the program runs, if they may take
+            more than ``MEMORY_LIMIT``.
         channel: index or name of the channel of multi-channel images.
         image: file name or pattern of the images; see ``volume_layout.py``.
         label: file name or pattern of the masks.
@@ -308,26 +320,20 @@ def open_dataset(
         DataError: the data set has errors; the message lists the first twenty.
         DownloadError: a card's data set could not be fetched.
     """
-    _check_options(on_error, slice_step, empty_slices)
+    check_options(on_error, slice_step, empty_slices)
     cut = tiling(tile, tile_overlap)
     card, reader = open_reader(name, root, axis, channel, image, label, cut)
     scan = reader.scan(max_cases)
     mark_patients(scan, patient)
     table = decide_classes(scan, card, classes, merge_classes)
     check_values(scan, table)
-    if on_error == "skip":
-        leave_out_copies(scan)
-    _check_usable(name, scan, on_error)
+    check_usable(name, scan, on_error)
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
-    _check_neighbours(rule, scan.cases)
-    if cut is not None:
-        _check_tiles(cut, scan.cases)
+    check_neighbours(rule, scan.cases)
+    check_tiles(cut, scan.cases)
     chosen = split or (card.split if card else None)
-    if fold is None:
-        parts = make_splits(scan.cases, chosen, val_every, least_gap=rule.neighbours)
-    else:
-        parts = make_fold(scan.cases, fold, folds)
-    _check_copies(name, scan, parts)
+    parts = divide(scan.cases, chosen, val_every, fold, folds, least_gap=rule.neighbours)
+    check_copies(name, scan, parts)
     notes = [card.note if card else "", parts.rule if parts.slab else ""]
     return Dataset(
         name=name,
@@ -344,80 +350,10 @@ def open_dataset(
         empty_slices=empty_slices,
         slice_step=slice_step,
         seed=seed,
-        cache_dir=_scratch(cache_dir, scan.cases, tiled=cut is not None),
+        cache_dir=Path(cache_dir) if cache_dir else None,
         card=card,
         tiling=cut,
     )
-
-
-def _check_usable(name: str, scan: Scan, on_error: str) -> None:
-    errors = [finding for finding in scan.findings if finding.severity == "error"]
-    if not scan.cases or (errors and on_error == "stop"):
-        raise DataError(_refusal(name, errors))
-
-
-def _check_options(on_error: str, slice_step: int, empty_slices: str | float) -> None:
-    if on_error not in ("stop", "skip"):
-        raise ConfigError(f"data.on_error must be stop or skip; got {on_error!r}")
-    if slice_step < 1:
-        raise ConfigError(f"data.slice_step must be at least 1; got {slice_step}")
-    _share(empty_slices)
-
-
-def _check_neighbours(rule: IntensityRule, cases: list[Case]) -> None:
-    flat = next((case for case in cases if case.shape[2] == 1), None)
-    if rule.neighbours and flat is not None:
-        raise ConfigError(f"data.neighbours={rule.neighbours}: {flat.image} has one slice alone")
-
-
-def _check_tiles(cut: Tiling, cases: list[Case]) -> None:
-    volume = next((case for case in cases if case.axis is not None or case.shape[2] > 1), None)
-    if volume is not None:
-        raise ConfigError(
-            f"data.tile={cut.side} cuts pictures; {volume.image} is a volume, of which every slice "
-            "is seen whole. Leave it out, or data.tile=0 where an adapter records it"
-        )
-
-
-def _scratch(folder: str | Path | None, cases: list[Case], *, tiled: bool) -> Path | None:
-    """Return where prepared volumes go; of tiled pictures nowhere if all fit into memory.
-
-    Raises:
-        DataError: the disk is too small.
-    """
-    if folder is None or not tiled:
-        return Path(folder) if folder else None
-    needed = sum(case.shape[0] * case.shape[1] * _BYTES_A_PIXEL for case in cases)
-    if needed <= MEMORY_LIMIT:
-        return None
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(path).free
-    if needed > free:
-        raise DataError(
-            f"{path}: the pictures take up to {needed / 1e9:.1f} GB uncompressed while they are "
-            f"cut into tiles; {free / 1e9:.1f} GB are free. Choose another disk (output.dir), or "
-            "fewer pictures (data.max_cases)"
-        )
-    return path
-
-
-def _check_copies(name: str, scan: Scan, parts: Splits) -> None:
-    """Refuse an image on both sides of the split; copies on one side are findings."""
-    doubled = copy_findings(scan.cases, parts)
-    if leaks := [finding for finding in doubled if finding.severity == "error"]:
-        raise DataError(_refusal(name, leaks))
-    scan.findings.extend(doubled)
-
-
-def _refusal(name: str, errors: list[Finding]) -> str:
-    if not errors:
-        return f"{name}: no usable case was found"
-    lines = [f"{name}: {len(errors)} errors in the data set:", *map(str, errors[:_SHOWN])]
-    if len(errors) > _SHOWN:
-        lines.append(f"... and {len(errors) - _SHOWN} more; samadapt check lists all")
-    lines.append("mend the files, or leave these cases out with data.on_error=skip")
-    return "\n  ".join(lines)
 
 
 def _axis_name(cases: list[Case]) -> str | None:
@@ -427,15 +363,3 @@ def _axis_name(cases: list[Case]) -> str | None:
     names = {index: name for name, index in AXES.items()}
     only = next(iter(axes))
     return names[only] if len(axes) == 1 and only is not None else "auto"
-
-
-def _share(empty: str | float) -> float:
-    if empty in ("drop", "keep"):
-        return 0.0 if empty == "drop" else 1.0
-    try:
-        share = float(empty)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise ConfigError(f"data.empty_slices must be drop, keep or a share of 0..1; got {empty!r}")
-    return share

@@ -67,6 +67,20 @@ class Splits:
         return record
 
 
+def divide(
+    cases: Sequence[Case],
+    chosen: Mapping[str, Any] | None,
+    val_every: int,
+    fold: int | None,
+    folds: int,
+    least_gap: int,
+) -> Splits:
+    """Hold out a fold where one is asked for, else what ``make_splits`` says."""
+    if fold is not None:
+        return make_fold(cases, fold, folds)
+    return make_splits(cases, chosen, val_every, least_gap)
+
+
 def make_splits(
     cases: Sequence[Case],
     chosen: Mapping[str, Any] | None,

@@ -11,7 +11,7 @@ picture's edges; between neighbours the middle of their overlap is the border of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -19,11 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from samadapt.data.types import Array
+from samadapt.data.types import Array, Case
 from samadapt.errors import ConfigError
-
-LINKED = 0.5
-"""Share of the smaller of two objects, where two tiles overlap, above which they are one."""
 
 
 class Span(NamedTuple):
@@ -94,11 +91,22 @@ class Tile:
             points: (..., 2) (x, y) pixels of the picture.
 
         Returns:
-            (..., 2) pixels of the window, and (...) whether they lie in it.
+            (..., 2) pixels of the window, and (...) whether they lie in it; on the picture's far
+            edge they do.
         """
-        moved = points - np.array([self.columns.start, self.rows.start], points.dtype)
-        size = (self.columns.stop - self.columns.start, self.rows.stop - self.rows.start)
-        return moved, ((moved >= 0) & (moved <= size)).all(axis=-1)
+        spans, sides = (self.columns, self.rows), self.picture[::-1]
+        moved = points - np.array([span.start for span in spans], points.dtype)
+        size = np.array([span.stop - span.start for span in spans])
+        last = np.array([span.stop == side for span, side in zip(spans, sides, strict=True)])
+        within = (moved < size) | (last & (moved == size))
+        return moved, ((moved >= 0) & within).all(axis=-1)
+
+    def overlaps(self, other: Tile) -> bool:
+        """Whether the windows of two tiles of a picture have a pixel in common."""
+        return all(
+            one.start < two.stop and two.start < one.stop
+            for one, two in ((self.rows, other.rows), (self.columns, other.columns))
+        )
 
     def annotation(
         self,
@@ -188,8 +196,14 @@ def recorded_tiling(options: Mapping[str, Any]) -> Tiling | None:
     """
     side, overlap = options.get("tile"), options.get("tile_overlap", 0.125)
     if not isinstance(side, int | None) or not isinstance(overlap, int | float):
-        raise ConfigError(f"data_options: tile and tile_overlap must be numbers; got {side!r}")
-    return tiling(side, overlap)
+        raise ConfigError(
+            "the adapter's data_options: tile must be whole pixels and tile_overlap a share; got "
+            f"{side!r} and {overlap!r}"
+        )
+    try:
+        return tiling(side, overlap)
+    except ConfigError as error:
+        raise ConfigError(f"the adapter's data_options: {error}") from error
 
 
 def assemble(parts: Sequence[Array], tiles: Sequence[Tile]) -> Array:
@@ -200,80 +214,15 @@ def assemble(parts: Sequence[Array], tiles: Sequence[Tile]) -> Array:
     return whole
 
 
-def assemble_objects(parts: Sequence[Array], tiles: Sequence[Tile]) -> Array:
-    """Put numbered objects of windows together: what two tiles saw of one object is one object.
+def check_tiles(cut: Tiling | None, cases: Iterable[Case]) -> None:
+    """Refuse to cut volumes.
 
-    Two objects are one where the windows overlap and they share more than half of the smaller one
-    there.
-
-    Args:
-        parts: (th, tw) numbers from 1, 0 where none is, counted anew in each window.
-        tiles: of each.
-
-    Returns:
-        (h, w) int32 numbers from 1 without gaps.
+    Raises:
+        ConfigError: naming the first one.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    counts = [int(part.max(initial=0)) for part in parts]
-    first = np.concatenate([[0], np.cumsum(counts)])
-    unique = [
-        np.where(part > 0, part + start, 0).astype(np.int32)
-        for part, start in zip(parts, first[:-1].tolist(), strict=True)
-    ]
-    links = [
-        link
-        for i, j in _neighbours(tiles)
-        for link in _same(*_shared(unique[i], tiles[i], unique[j], tiles[j]))
-    ]
-    size = int(first[-1]) + 1
-    rows, columns = zip(*links, strict=True) if links else ((), ())
-    graph = coo_matrix((np.ones(len(links), bool), (rows, columns)), shape=(size, size))
-    joined = connected_components(graph, directed=False)[1]
-    whole = assemble(unique, tiles)
-    kept, dense = np.unique(np.where(whole > 0, joined[whole] + 1, 0), return_inverse=True)
-    numbers: Array = (dense.reshape(whole.shape) + int(kept[0] != 0)).astype(np.int32)
-    return numbers
-
-
-def _neighbours(tiles: Sequence[Tile]) -> list[tuple[int, int]]:
-    """Pairs of tiles whose windows overlap."""
-    return [
-        (i, j)
-        for i, one in enumerate(tiles)
-        for j in range(i + 1, len(tiles))
-        if (other := tiles[j]).rows.start < one.rows.stop
-        and one.rows.start < other.rows.stop
-        and other.columns.start < one.columns.stop
-        and one.columns.start < other.columns.stop
-    ]
-
-
-def _shared(one: Array, first: Tile, other: Array, second: Tile) -> tuple[Array, Array]:
-    """Return what two windows hold where they overlap."""
-    top = max(first.rows.start, second.rows.start)
-    bottom = min(first.rows.stop, second.rows.stop)
-    left = max(first.columns.start, second.columns.start)
-    right = min(first.columns.stop, second.columns.stop)
-    cuts = [
-        part[
-            top - tile.rows.start : bottom - tile.rows.start,
-            left - tile.columns.start : right - tile.columns.start,
-        ]
-        for part, tile in ((one, first), (other, second))
-    ]
-    return cuts[0], cuts[1]
-
-
-def _same(one: Array, other: Array) -> list[tuple[int, int]]:
-    """Pairs of objects that share more than ``LINKED`` of the smaller one."""
-    names, index = np.unique(one, return_inverse=True)
-    others, other_index = np.unique(other, return_inverse=True)
-    index, other_index = index.ravel(), other_index.ravel()
-    sizes, other_sizes = np.bincount(index), np.bincount(other_index)
-    pairs, shared = np.unique(index * len(others) + other_index, return_counts=True)
-    a, b = np.divmod(pairs, len(others))
-    smaller = np.minimum(sizes[a], other_sizes[b])
-    linked = (names[a] > 0) & (others[b] > 0) & (shared > LINKED * smaller)
-    return list(zip(names[a[linked]].tolist(), others[b[linked]].tolist(), strict=True))
+    volume = next((case for case in cases if case.axis is not None or case.shape[2] > 1), None)
+    if cut is not None and volume is not None:
+        raise ConfigError(
+            f"data.tile={cut.side} cuts pictures; {volume.image} is a volume, of which every slice "
+            "is seen whole. Leave it out, or data.tile=0 where an adapter records it"
+        )

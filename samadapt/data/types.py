@@ -218,3 +218,8 @@ class Sample:
     prompt_classes: Array | None = None
     instances: Array | None = None
     tile: Tile | None = None
+
+    @property
+    def part(self) -> str:
+        """What the index counts: ``"slice"`` or ``"tile"``."""
+        return "slice" if self.tile is None else "tile"

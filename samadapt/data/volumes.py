@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from threading import Lock
 import numpy as np
 
 from samadapt.data.types import Annotation, Array
+from samadapt.errors import DataError
 
+_ALIGNED = 64
 MEMORY_LIMIT = 1 << 30
 """Bytes of prepared volumes kept in memory; the least recently used go first."""
 
@@ -89,12 +92,45 @@ def stored_arrays(
     return image, labels
 
 
-def on_disk(array: Array, folder: Path) -> Array:
-    """Return the array as a memory map of a file in ``folder`` that vanishes with the program."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        stored = np.memmap(file, array.dtype, "w+", shape=array.shape)
-    stored[...] = array
-    return stored
+class Scratch:
+    """Arrays in one file without a name, which is gone when the program ends, however it ends.
+
+    Args:
+        folder: where; it is made.
+        most: bytes that all arrays may take. The file takes only what is put into it.
+    """
+
+    def __init__(self, folder: Path, most: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (open as long as we are)
+        weakref.finalize(self, self._file.close)
+        self._file.truncate(max(most, 1))
+        self._bytes = np.memmap(self._file, np.uint8, "r+")
+        self._used = 0
+        self._lock = Lock()
+
+    def put(self, array: Array) -> Array:
+        """Return the array as a part of the file's memory map.
+
+        Raises:
+            DataError: the disk is full.
+        """
+        size = -(-array.nbytes // _ALIGNED) * _ALIGNED
+        with self._lock:
+            start, self._used = self._used, self._used + size
+        if hasattr(os, "posix_fallocate"):  # a hole that cannot be filled later ends the program
+            try:
+                os.posix_fallocate(self._file.fileno(), start, array.nbytes)
+            except OSError as error:
+                raise DataError(
+                    f"{self.folder}: {array.nbytes / 1e9:.2f} GB are needed for one more picture "
+                    f"uncompressed, beside {start / 1e9:.2f} GB of others ({error.strerror}); "
+                    "choose another disk (output.dir), or fewer pictures (data.max_cases)"
+                ) from error
+        stored = self._bytes[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        stored[...] = array
+        return stored
 
 
 def _size(volume: PreparedVolume) -> int:

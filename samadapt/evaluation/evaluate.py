@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samadapt.data.tiles import Tile, assemble, assemble_objects
+from samadapt.data.tiles import Tile, assemble
 from samadapt.evaluation.inference import segment_instances, segment_semantic
 from samadapt.evaluation.instances import (
     ObjectMatches,
@@ -45,7 +45,8 @@ class Found:
     Attributes:
         labels: (n, h, w) uint8 class ids, 0 where nothing was found; a map for all classes, or
             one for each where they are independent.
-        numbers: (n, h, w) int32 which prompt's object it is, from 1; None without prompts.
+        numbers: (n, h, w) int32 which prompt's object it is, from 1, or in a tile the object's
+            number in the data set, where it has one; None without prompts.
         iou: (n, h, w) float32 the IoU that the mask decoder predicts for that object; None
             without prompts.
     """
@@ -54,11 +55,13 @@ class Found:
     numbers: Array | None = None
     iou: Array | None = None
 
-    def put(self, position: int, objects: ObjectPrompts, numbers: Array, iou: Array) -> None:
+    def put(
+        self, position: int, objects: ObjectPrompts, known: Array, numbers: Array, iou: Array
+    ) -> None:
         """Fill one map in: what each numbered pixel's object is called and how sure it is."""
         self.labels[position] = objects.names(numbers)
         if self.numbers is not None and self.iou is not None:
-            self.numbers[position] = numbers
+            self.numbers[position] = np.append(0, known)[numbers]
             self.iou[position] = np.append(np.float32(0), iou)[numbers]
 
 
@@ -127,7 +130,8 @@ class Predictor:
                 self.sam, embeddings, frames, wanted, multimask=self.policy.is_ambiguous
             )
             for index, objects, (numbers, iou) in zip(prompted, wanted, masks, strict=True):
-                found[index].put(position, objects, numbers, iou)
+                known = known_numbers(objects, samples[index], self.policy.objects == "class")
+                found[index].put(position, objects, known, numbers, iou)
         return found
 
     def _prompts(self, sample: Sample) -> ObjectPrompts:
@@ -245,6 +249,19 @@ def score_maps(
     ]
 
 
+def known_numbers(objects: ObjectPrompts, sample: Sample, per_class: bool) -> Array:
+    """Return the numbers (p,) by which prompted objects are told apart, of a tile in its picture.
+
+    Several tiles see parts of one object: it has the number of the data set, or that of its class
+    where a prompt stands for all of a class.
+    """
+    if sample.tile is None or sample.instances is None or objects.masks is None:
+        return np.arange(1, len(objects) + 1)
+    if per_class:
+        return objects.class_ids
+    return np.array([sample.instances[mask][0] for mask in objects.masks], np.int64)
+
+
 def place_of(sample: Sample) -> Place:
     """Return where a sample lies in its case: its tile of a picture, or its slice's number."""
     return sample.index if sample.tile is None else sample.tile
@@ -297,12 +314,13 @@ class _Objects:
             return []
         truth = joined(self.truth, self.places)
         maps = joined([found.labels for found in self.found], self.places)
-        sure, numbers = self._joined("iou"), self._joined("numbers")
+        sure = self._joined("iou")
         rows = []
         for label, name in enumerate(self.classes, start=1):
             own = label - 1 if len(maps) > 1 else 0
             predicted, true = maps[own] == label, truth == label
             if self.kind is True:
+                numbers = self._joined("numbers")
                 numbered = joined(self.numbered, self.places)
                 one = components(predicted) if numbers is None else numbers[own] * predicted
                 other = numbered * true
@@ -316,8 +334,4 @@ class _Objects:
         parts = [getattr(found, name) for found in self.found]
         if any(part is None for part in parts):
             return None
-        tiles = [place for place in self.places if isinstance(place, Tile)]
-        if name == "iou" or not tiles:
-            return joined(parts, self.places)
-        maps = zip(*parts, strict=True)  # an object is told apart within its map
-        return np.stack([assemble_objects(numbers, tiles) for numbers in maps])[..., None]
+        return joined(parts, self.places)

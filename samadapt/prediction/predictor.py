@@ -204,7 +204,7 @@ class _Run:
     def prompted(self) -> None:
         """Segment what is prompted on each slice or tile."""
         prompts = self._prompts()
-        if self.tiles is not None:
+        if self.tiles is not None and 0 in prompts:
             prompts = {i: tile_prompts(prompts[0], tile) for i, tile in enumerate(self.tiles)}
         wanted = [index for index in prompts if len(prompts[index])]
         for batch, embeddings, frames in self._batches(wanted):

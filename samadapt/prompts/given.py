@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samadapt.data.annotations import box_area, most_frequent
 from samadapt.prompts.objects import ObjectPrompts, objects_in
 
 if TYPE_CHECKING:
@@ -41,13 +42,25 @@ def given_prompts(sample: Sample) -> ObjectPrompts:
     return _from_points(sample)
 
 
+def trainable_prompts(sample: Sample) -> ObjectPrompts:
+    """Return the given prompts that a model can learn from.
+
+    In a tile these are the ones with something under them: what is seen of an object may be a
+    corner of its box.
+    """
+    objects = given_prompts(sample)
+    if sample.tile is None or objects.masks is None:
+        return objects
+    return objects.take(np.flatnonzero(objects.masks.any(axis=(1, 2))))
+
+
 def _from_boxes(sample: Sample) -> ObjectPrompts:
     boxes = np.asarray(sample.boxes, dtype=np.float32)
-    areas = [_area(box, sample.labels.shape) for box in boxes]
+    areas = [box_area(box, sample.labels.shape) for box in boxes]
     ids = [
         int(sample.prompt_classes[i])
         if sample.prompt_classes is not None
-        else _majority(sample.labels[area])
+        else most_frequent(sample.labels[area])
         for i, area in enumerate(areas)
     ]
     masks = [
@@ -73,7 +86,9 @@ def _from_points(sample: Sample) -> ObjectPrompts:
     owner = np.zeros(len(points), dtype=np.int64) if classes is None else np.asarray(classes)
     groups = [np.flatnonzero(owner == value) for value in np.unique(owner)]
     ids = [
-        int(owner[group[0]]) if classes is not None else _majority(under[group][labels[group] == 1])
+        int(owner[group[0]])
+        if classes is not None
+        else most_frequent(under[group][labels[group] == 1])
         for group in groups
     ]
     masks = []
@@ -108,18 +123,6 @@ def _pad(points: list[Array], labels: list[Array]) -> tuple[Array, Array]:
     for i, (group, mark) in enumerate(zip(points, labels, strict=True)):
         stacked[i, : len(group)], marks[i, : len(group)] = group, mark
     return stacked, marks
-
-
-def _area(box: Array, shape: tuple[int, ...]) -> tuple[slice, slice]:
-    x0, y0 = np.floor(np.maximum(box[:2], 0)).astype(int)
-    x1, y1 = np.ceil(box[2:]).astype(int)
-    return slice(y0, min(max(y1, y0 + 1), shape[0])), slice(x0, min(max(x1, x0 + 1), shape[1]))
-
-
-def _majority(values: Array) -> int:
-    """Return the most frequent class; 1 where there is only background."""
-    counts = np.bincount(values[values > 0].ravel(), minlength=2)
-    return int(counts.argmax()) if counts.any() else 1
 
 
 def _components(labels: Array, class_id: int, keep: Any) -> Array:

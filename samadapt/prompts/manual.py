@@ -7,6 +7,7 @@ the same object. ``None`` in its place says that the object has no prompt on tha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def slice_prompts(
 def tile_prompts(prompts: ObjectPrompts, tile: Tile) -> ObjectPrompts:
     """Return the prompts of the objects of whose box, or foreground points, a tile sees a part.
 
-    Boxes are clipped to the tile, points outside become padding.
+    Boxes are clipped to the tile, points outside are left out.
 
     Args:
         prompts: of a picture, in its pixels.
@@ -85,9 +86,26 @@ def tile_prompts(prompts: ObjectPrompts, tile: Tile) -> ObjectPrompts:
     if prompts.points is not None and prompts.point_labels is not None:
         points, inside = tile.points(prompts.points)
         signs = np.where(inside, prompts.point_labels, -1)
-        seen = seen | ((signs == 1).any(axis=1) if prompts.boxes is None else False)
-    moved = ObjectPrompts(prompts.class_ids, None, boxes, points, signs)
-    return moved.take(np.flatnonzero(seen))
+        if prompts.boxes is None:
+            seen = (signs == 1).any(axis=1)
+    moved = ObjectPrompts(prompts.class_ids, None, boxes, points, signs).take(np.flatnonzero(seen))
+    return moved if points is None else _without_padding(moved)
+
+
+def _without_padding(prompts: ObjectPrompts) -> ObjectPrompts:
+    """Put the points of each object first, and leave out what is padding for all of them."""
+    points, signs = prompts.points, prompts.point_labels
+    if points is None or signs is None:
+        return prompts
+    order = np.argsort(signs < 0, axis=1, kind="stable")
+    most = int((signs >= 0).sum(axis=1).max(initial=0))
+    if most == 0:
+        return replace(prompts, points=None, point_labels=None)
+    return replace(
+        prompts,
+        points=np.take_along_axis(points, order[..., None], axis=1)[:, :most],
+        point_labels=np.take_along_axis(signs, order, axis=1)[:, :most],
+    )
 
 
 def object_classes(labels: str | Sequence[str] | None, count: int, classes: Sequence[str]) -> Array:

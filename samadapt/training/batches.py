@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samadapt.errors import DataError
-from samadapt.prompts.given import given_prompts, has_prompts
+from samadapt.prompts.given import has_prompts, trainable_prompts
 from samadapt.prompts.objects import ObjectPrompts, boxes_of, simulate
 from samadapt.sam.geometry import labels_to_model, to_model_boxes, to_model_points
 from samadapt.sam.types import Frame, Prompts
@@ -156,13 +156,13 @@ def endless(
 
 def _choose(sample: Sample, policy: PromptPolicy, rng: np.random.Generator) -> ObjectPrompts:
     objects = (
-        given_prompts(sample)
+        trainable_prompts(sample)
         if has_prompts(sample)
         else simulate(sample.labels, policy, rng, instances=sample.instances)
     )
     if len(objects) == 0:
         raise DataError(
-            f"{sample.case}, slice {sample.index}: no object of at least "
+            f"{sample.case}, {sample.part} {sample.index}: no object of at least "
             f"{policy.min_area} pixels to prompt; lower prompts.min_area or use "
             "data.empty_slices=drop"
         )

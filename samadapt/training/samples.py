@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from samadapt.prompts.given import has_prompts, lacks_prompts
+from samadapt.prompts.given import has_prompts, trainable_prompts
 from samadapt.prompts.objects import objects_in
 from samadapt.training.augment import augment, vary
 
@@ -48,7 +48,7 @@ class TrainingSamples:
         if self.policy.is_semantic:
             return True
         if has_prompts(sample):
-            return not lacks_prompts(sample)
+            return len(trainable_prompts(sample)) > 0
         if self.policy.min_area <= 1:
             return bool((sample.labels > 0).any())
         ids, _ = objects_in(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from samadapt.data.tiles import Tile
     from samadapt.data.types import SliceRef
 
 EVERY = 10
@@ -23,16 +24,19 @@ def selection_split(
     refs: Sequence[SliceRef],
     cases: int | None = None,
     owner: Callable[[str], str] = lambda case: case,
+    tile: Callable[[SliceRef], Tile | None] = lambda ref: None,
 ) -> tuple[list[SliceRef], list[SliceRef]]:
     """Divide training slices into those that train and those that choose the best step.
 
     With several cases every tenth case chooses. A single volume gives a tenth of its slices, in one
-    block at a quarter of the way, with a gap on either side.
+    block at a quarter of the way, with a gap on either side; of a single picture's tiles those
+    that overlap a choosing one are left out.
 
     Args:
         refs: the training slices, sorted.
         cases: at most so many cases choose; the others that were drawn train.
         owner: case to patient, whose cases stay together.
+        tile: where a tile lies in its picture; None of a slice.
 
     Returns:
         (training slices, choosing slices); no slice or case is in both.
@@ -41,9 +45,13 @@ def selection_split(
     if len(names) == 1:
         size = max(1, len(refs) // EVERY)
         start = max(0, len(refs) // 4 - size // 2)
+        choosing = list(refs[start : start + size])
+        if places := [place for ref in choosing if (place := tile(ref)) is not None]:
+            others = [*refs[:start], *refs[start + size :]]
+            return [ref for ref in others if not _touches(tile(ref), places)], choosing
         left = refs[: max(0, start - GAP)]
         right = refs[start + size + GAP :]
-        return [*left, *right], list(refs[start : start + size])
+        return [*left, *right], choosing
     owners = list(dict.fromkeys(map(owner, names)))
     if len(owners) == 1:  # one patient alone: by case
         owners, owner = names, lambda case: case
@@ -54,3 +62,7 @@ def selection_split(
         [ref for ref in refs if owner(ref.case) not in chosen],
         [ref for ref in refs if owner(ref.case) in chosen],
     )
+
+
+def _touches(one: Tile | None, others: Sequence[Tile]) -> bool:
+    return one is not None and any(one.overlaps(other) for other in others)

@@ -62,6 +62,8 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         intensity=data.intensity,
         val_every=data.val_every,
         patient=data.patient,
+        tile=data.tile,
+        tile_overlap=data.tile_overlap,
     )
     errors = sum(finding.severity == "error" for finding in found.findings)
     report = {

@@ -118,6 +118,7 @@ def pool(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
         "split": rule,
         "cases": sum(summary["cases"] for summary in summaries),
         "slices": sum(summary["slices"] for summary in summaries),
+        "parts": summaries[0]["parts"],
         "folds": [_of_fold(run, summary) for run, summary in zip(runs, summaries, strict=True)],
         "notes": list(dict.fromkeys(note for summary in summaries for note in summary["notes"])),
     }

@@ -181,7 +181,7 @@ def as_config(arguments: EvaluateArguments, record: AdapterRecord) -> Config:
         axis=data.axis if data.axis is not None else record.axis,
     )
     if data.tile is None and cut is not None:
-        data = replace(data, tile=cut.side, tile_overlap=cut.overlap)
+        data = replace(data, tile=cut.side)
     return Config(
         model=Model(record.base, arguments.checkpoint, record.image_size),
         peft=method_from_dict(record.method),

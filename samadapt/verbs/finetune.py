@@ -77,7 +77,7 @@ def render(result: dict[str, Any]) -> str:
 
     summary, run_dir = result["summary"], Path(result["run_dir"])
     title = f"{summary['data']}: {summary['cases']} {summary['scored']} cases"
-    title += f", {summary['slices']} slices"
+    title += f", {summary['slices']} {summary['parts']}"
     folds = len(summary.get("folds", ()))
     if folds:
         title += f"; each scored by the one of {folds} adapters that did not see it"
@@ -260,7 +260,10 @@ def divide(session: Session) -> dict[str, list[SliceRef]]:
     if len(usable) < len(train):
         session.say(f"training slices left out: {len(train) - len(usable)} (no object to prompt)")
     training, validation = selection_split(
-        usable, config.train.validate_cases, lambda name: data.case(name).patient or name
+        usable,
+        config.train.validate_cases,
+        lambda name: data.case(name).patient or name,
+        data.tile,
     )
     test = list(data.slices("val"))
     if config.eval.max_cases is not None:

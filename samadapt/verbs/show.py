@@ -80,7 +80,9 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
     policy = prompt_policy(config)
     dataset = open_data(config.data, config.seed, semantic=policy.is_semantic)
     samples = training_samples(config, dataset, policy)
-    refs, _ = selection_split(samples.usable(dataset.slices("train")), config.train.validate_cases)
+    refs, _ = selection_split(
+        samples.usable(dataset.slices("train")), config.train.validate_cases, tile=dataset.tile
+    )
     if not refs:
         raise ConfigError("data: there is no slice to train on; use more cases (data.max_cases)")
     sampler = Sampler(len(refs), config.train.batch_size, config.seed)
@@ -93,8 +95,7 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
         )
         for sample, objects in zip(batch, chosen, strict=True):
             prompt = (objects.boxes, objects.points, objects.point_labels) if objects else ()
-            part = "slice" if sample.tile is None else "tile"
-            name = f"{sample.case} · {part} {sample.index}"
+            name = f"{sample.case} · {sample.part} {sample.index}"
             tiles.append(Tile(name, sample.image, sample.labels, *prompt))
     try:
         draw_contact_sheet(tiles[:count], dataset.classes, _heading(config, dataset), path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 
@@ -10,11 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from skimage.draw import disk
-from skimage.measure import label
 
+from samadapt.data.check import survey
 from samadapt.data.dataset import open_dataset
-from samadapt.data.tiles import Tiling, assemble, assemble_objects, recorded_tiling, tiling
+from samadapt.data.tiles import Tiling, assemble, recorded_tiling, tiling
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError, DataError
 
@@ -54,35 +54,6 @@ def test_no_more_tiles_than_needed():
     assert len(Tiling(1024).tiles(10_000, 10_000)) == math.ceil((10_000 - 128) / 896) ** 2
     assert len(Tiling(512, 0).tiles(1024, 512)) == 2
     assert len(Tiling(512).tiles(512, 100)) == 1
-
-
-def test_objects_that_several_tiles_see_are_one():
-    """Touching discs of all sizes below the overlap: numbered as before the cut."""
-    rng = np.random.default_rng(3)
-    truth = np.zeros((200, 170), np.int32)
-    for number in range(1, 160):
-        centre = rng.uniform(0, truth.shape)
-        place = disk(centre, rng.uniform(2, 8), shape=truth.shape)
-        truth[place] = number
-    truth = label(truth, background=0).astype(np.int32)  # what another disc cut in two is two
-    tiles = Tiling(64, 0.5).tiles(*truth.shape)
-    parts = []
-    for tile in tiles:
-        part = tile.cut(truth)
-        names, numbers = np.unique(part, return_inverse=True)
-        order = np.concatenate([[0], rng.permutation(len(names) - 1) + 1])
-        numbers = numbers.reshape(part.shape) + int(names[0] != 0)
-        parts.append(order[numbers] if names[0] == 0 else numbers)
-    found = assemble_objects(parts, tiles)
-    pairs = np.unique(np.stack([truth.ravel(), found.ravel()]), axis=1)
-    assert pairs.shape[1] == len(np.unique(truth)) == len(np.unique(found))
-    assert found.max() == len(np.unique(found)) - 1
-    assert ((truth == 0) == (found == 0)).all()
-
-
-def test_without_objects_there_are_none():
-    tiles = Tiling(16).tiles(40, 40)
-    assert not assemble_objects([np.zeros((16, 16), int)] * len(tiles), tiles).any()
 
 
 @pytest.fixture
@@ -135,10 +106,14 @@ def test_what_memory_cannot_hold_lies_on_the_disk_while_it_is_used(pictures, tmp
         assert np.array_equal(one.image, other.image)
         assert np.array_equal(one.labels, other.labels)
     assert isinstance(data.volume("p2").image, np.memmap)
-    assert list(folder.iterdir()) == []
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("", (), {"free": 9}))
-    with pytest.raises(DataError, match=r"scratch: the pictures take up to 0\.0 GB"):
-        open_dataset("folder", root, tile=32, cache_dir=folder)
+    assert list(folder.iterdir()) == []  # the file has no name: nothing is left, whatever happens
+    monkeypatch.setattr("os.posix_fallocate", _full)
+    with pytest.raises(DataError, match=r"scratch: 0\.00 GB are needed for one more picture"):
+        data.volume("p3")
+
+
+def _full(*place):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_given_prompts_go_to_the_tiles_that_see_them(pictures):
@@ -169,17 +144,15 @@ def test_a_tile_without_given_prompts_has_no_object(pictures):
     from samadapt.prompts.given import given_prompts, has_prompts
 
     root = pictures()
-    for note in (
-        {"boxes": [[2, 30, 9, 34]]},
-        {"points": [[5, 32], [99, 69]], "point_labels": [1, 0]},
-    ):
+    clicks = {"points": [[5, 32], [99, 69]], "point_labels": [1, 0]}
+    for note, top in (({"boxes": [[2, 30, 9, 34]]}, 30), (clicks, 32)):
         for index in range(4):
             (root / "annotations" / f"p{index}.json").write_text(json.dumps(note))
         samples = open_dataset("folder", root, tile=32).samples("p0")
         counts = [len(given_prompts(sample)) for sample in samples if has_prompts(sample)]
         assert len(counts) == 12
-        first = [s for s in samples if s.tile.columns.start == 0 and s.tile.rows.start <= 30]
-        assert sum(counts) == sum(s.tile.rows.stop > 30 for s in first) > 0
+        first = [s.tile.rows for s in samples if s.tile.columns.start == 0]
+        assert sum(counts) == sum(rows.start <= top < rows.stop for rows in first) > 0
 
 
 def test_wrong_tiles_are_refused(pictures, make_msd):
@@ -189,7 +162,54 @@ def test_wrong_tiles_are_refused(pictures, make_msd):
         Tiling(64, 0.9)
     with pytest.raises(ConfigError, match=r"data\.tile=64 cuts pictures; .* is a volume"):
         open_dataset("msd", make_msd(), tile=64)
-    with pytest.raises(ConfigError, match="must be numbers"):
+    with pytest.raises(ConfigError, match="data_options: tile must be whole pixels"):
         recorded_tiling({"tile": "big"})
+    with pytest.raises(ConfigError, match=r"adapter's data_options: .* got 3"):
+        recorded_tiling({"tile": 3})
+    with pytest.raises(ConfigError, match=r"data\.tile=64 cuts pictures"):
+        survey("msd", make_msd(), tile=64)
     assert tiling(0) is tiling(None) is recorded_tiling({}) is None
     assert recorded_tiling({"tile": 64, "tile_overlap": 0.25}) == Tiling(64, 0.25)
+
+
+def test_the_class_of_a_prompt_is_that_of_the_whole_picture(pictures):
+    """A tile that sees a blank corner of a box of class 2 says class 2, and does not learn it."""
+    from samadapt.prompts.given import given_prompts, trainable_prompts
+
+    root = pictures()
+    for index in range(4):
+        mask = np.zeros((70, 100), np.uint8)
+        mask[20:30, 20:30] = 2
+        mask[60:70, 90:100] = 1
+        Image.fromarray(mask).save(root / "masks" / f"p{index}.png")
+        note = {"boxes": [[20, 20, 40, 40]]}
+        (root / "annotations" / f"p{index}.json").write_text(json.dumps(note))
+    samples = open_dataset("folder", root, tile=24).samples("p0")
+    seeing = [sample for sample in samples if len(given_prompts(sample))]
+    blank = [sample for sample in seeing if not sample.labels.any()]
+    assert blank
+    assert all(given_prompts(sample).class_ids.tolist() == [2] for sample in seeing)
+    assert all(len(trainable_prompts(sample)) == 0 for sample in blank)
+
+
+def test_points_on_a_border_are_in_one_tile_and_on_the_far_edge_in_the_last():
+    tiles = Tiling(16, 0).tiles(32, 32)
+    for x, y in ((16.0, 16.0), (0.0, 0.0), (32.0, 32.0), (15.5, 31.5)):
+        inside = [bool(tile.points(np.array([[x, y]]))[1][0]) for tile in tiles]
+        assert sum(inside) == 1
+
+
+def test_of_one_picture_no_training_tile_sees_what_chooses_the_step(pictures):
+    from samadapt.training.selection import selection_split
+
+    data = open_dataset("folder", pictures(2, (120, 150)), tile=20, val_every=2)
+    refs = [SliceRef(data.train[0], index) for index in range(len(data.samples(data.train[0])))]
+    training, choosing = selection_split(refs, tile=data.tile)
+    seen = np.zeros((120, 150), bool)
+    for ref in choosing:
+        data.tile(ref).cut(seen)[:] = True
+    assert choosing
+    assert training
+    assert not any(data.tile(ref).cut(seen).any() for ref in training)
+    touching = [ref for ref in refs if data.tile(ref).cut(seen).any()]
+    assert len(training) + len(touching) == len(refs)

@@ -8,8 +8,9 @@ import pytest
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Sample, SliceRef
 from samadapt.evaluation import evaluate as module
-from samadapt.evaluation.evaluate import Found, evaluate
+from samadapt.evaluation.evaluate import Found, evaluate, known_numbers
 from samadapt.evaluation.metrics import score_case
+from samadapt.prompts.objects import simulate
 from samadapt.prompts.policy import PromptPolicy
 
 
@@ -214,9 +215,9 @@ def test_numbered_objects_that_touch_are_told_apart(predictor):
     assert merged.summary["instances"]["per_class"]["one"]["true_objects"] == 1
 
 
-def in_tiles(labels, side=20, **others):
+def in_tiles(labels, side=20, overlap=0.125, **others):
     """Samples of a picture's tiles, by reference."""
-    tiles = Tiling(side).tiles(*labels.shape)
+    tiles = Tiling(side, overlap).tiles(*labels.shape)
     return {
         SliceRef("a", i): Sample(
             "a",
@@ -250,21 +251,28 @@ def test_tiles_are_scored_as_the_picture_that_they_make():
     assert refs[shown].labels.sum() == max(sample.labels.sum() for sample in refs.values())
 
 
-def test_objects_across_tiles_are_counted_once():
+@pytest.mark.parametrize("overlap", [0, 0.25])
+def test_objects_across_tiles_are_counted_once(overlap):
+    """Objects that cross borders, two of them side by side, prompted in every tile that sees them.
+
+    The answer to a prompt is made the truth; what is left is which object it is.
+    """
     truth, numbers = np.zeros((50, 70), np.int16), np.zeros((50, 70), np.int32)
     for number, (top, left) in enumerate(((3, 14), (16, 16), (30, 2), (14, 50), (14, 56)), start=1):
-        numbers[top : top + 8, left : left + 6] = number  # across borders; the last two touch
+        numbers[top : top + 8, left : left + 6] = number
     truth[numbers > 0] = 1
-    refs = in_tiles(truth, 24, instances=numbers)
+    refs = in_tiles(truth, 24, overlap, instances=numbers)
+    policy = PromptPolicy("box")
     found = {}
     for ref, sample in refs.items():
-        here = np.unique(sample.instances[sample.instances > 0])
-        local = np.zeros_like(sample.instances)
-        for place, number in enumerate(here[::-1], start=1):
-            local[sample.instances == number] = place
-        sure = np.full((1, 24, 24), 0.5, np.float32)
-        found[ref] = Found(sample.labels[None].astype(np.uint8), local[None], sure)
+        objects = simulate(sample.labels, policy, instances=sample.instances)
+        local = (np.arange(1, len(objects) + 1)[:, None, None] * objects.masks).sum(0)
+        blank = np.zeros((1, *local.shape))
+        found[ref] = Found(blank.astype(np.uint8), blank.astype(np.int32), blank + 0.5)
+        known = known_numbers(objects, sample, per_class=False)
+        found[ref].put(0, objects, known, local, np.full(len(objects), 0.5))
     result = evaluate(Shown(found), list(refs), refs.__getitem__, ["one"], instances=True)
     entry = result.summary["instances"]["per_class"]["one"]
     assert (entry["true_objects"], entry["predicted_objects"], entry["matched"]) == (5, 5, 5)
     assert entry["sq"] == entry["map"] == 1
+    assert known_numbers(objects, sample, per_class=True).tolist() == objects.class_ids.tolist()

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samadapt.errors import AdapterError, PromptError
+from samadapt.data.tiles import Tiling
+from samadapt.errors import ConfigError, PromptError
 from samadapt.evaluation.loaded import make_ready
+from samadapt.prompts.manual import tile_prompts
+from samadapt.prompts.objects import ObjectPrompts
 from samadapt.segmenter import Segmenter
 
 STEP = 85
@@ -55,7 +58,8 @@ def test_the_labels_are_those_of_the_whole_picture(tiled, picture, tmp_path):
         scores = stored[stored.files[0]]
     assert scores.shape == (3, 100, 130)
     for number in (1, 2, 3):
-        assert (scores[number - 1][picture == number] > scores.max(axis=0, initial=0).min()).all()
+        own, rest = scores[number - 1][picture == number], scores[number - 1][picture != number]
+        assert own.min() > rest.max()
 
 
 def test_a_prompt_is_given_in_every_tile_that_sees_it(tiled, picture):
@@ -109,5 +113,24 @@ def test_a_volume_is_not_cut(tiled, tmp_path):
 def test_a_broken_record_is_refused(tiled):
     good = tiled()
     record = replace(good.record, data_options={"tile": 5})
-    with pytest.raises((AdapterError, Exception), match="at least 16 pixels; got 5"):
+    with pytest.raises(ConfigError, match=r"adapter's data_options: .* got 5"):
         make_ready(good._now.sam, record, keeps_encoder=False)
+
+
+def test_no_prompt_is_no_object(tiled, picture):
+    assert not tiled("box").segment(picture * STEP, boxes={}, labels="a").any()
+
+
+def test_prompts_of_a_tile_are_those_that_evaluation_gives():
+    """The same clicks on the same picture: no padding where evaluation has none."""
+    tile = Tiling(32, 0).tiles(64, 64)[0]
+    points = np.array([[[40, 5], [5, 6], [7, 8]], [[50, 50], [3, 3], [60, 60]]], np.float32)
+    signs = np.array([[0, 1, 0], [1, 0, 1]])
+    seen = tile_prompts(ObjectPrompts(np.array([1, 2]), None, None, points, signs), tile)
+    assert seen.class_ids.tolist() == [1]
+    assert seen.points.tolist() == [[[5, 6], [7, 8]]]
+    assert seen.point_labels.tolist() == [[1, 0]]
+    boxes = np.array([[1, 1, 9, 9], [30, 30, 40, 40]], np.float32)
+    seen = tile_prompts(ObjectPrompts(np.array([1, 2]), None, boxes, points, signs), tile)
+    assert seen.boxes.tolist() == [[1, 1, 9, 9], [30, 30, 32, 32]]
+    assert seen.point_labels.tolist() == [[1, 0], [0, -1]]

@@ -268,5 +268,6 @@ def test_pictures_in_tiles_from_training_to_prediction(make_pictures, run, score
         rows += score_case(name, predicted, truth, segmenter.record.classes)
     again = np.mean([row.dice for row in rows])
     assert again == pytest.approx(result.summary["adapted"]["dice"], abs=1e-9)
+    assert again > 0.05
     gap = score(result.adapter_dir, "prompts=matrix")["summary"]["oracle_gap"]
     assert gap["none"]["adapted"]["dice"] == pytest.approx(again, abs=1e-9)
