@@ -47,6 +47,7 @@ def main() -> None:
     train = commands.add_parser("run", help="train what is missing")
     train.add_argument("--seeds", type=int, default=len(SEEDS), help="so many of the seeds")
     clock = commands.add_parser("time", help="time the steps of every method")
+    clock.add_argument("--rounds", type=int, default=ROUNDS, help="how often over all of them")
     for work in (train, clock):
         work.add_argument("root", type=Path, help="folder of MSD Task04")
         work.add_argument("--methods", default=",".join(METHODS), help="which, with commas")
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     ):
         place = (settings, arguments.root, Path(work), arguments.output)
         if arguments.command == "time":
-            list(pool.map(partial(timed, *place), steps_to_time(methods)))
+            list(pool.map(partial(timed, *place), steps_to_time(methods, arguments.rounds)))
             return
         train = partial(trained, *place)
         rates = list(pool.map(partial(search, train=train), methods))
@@ -91,11 +92,11 @@ def run(arguments: argparse.Namespace) -> None:
         list(pool.map(train, trials))
 
 
-def steps_to_time(methods: Sequence[str]) -> list[Trial]:
-    """Return every method at every size and task, all of them ``ROUNDS`` times."""
+def steps_to_time(methods: Sequence[str], rounds: int = ROUNDS) -> list[Trial]:
+    """Return every method at every size and task, all of them so many times."""
     return [
         Trial(method, size, task, FIRST_RATES[0], SEEDS[0])
-        for _ in range(ROUNDS)
+        for _ in range(rounds)
         for task in TASKS
         for method in methods
         for size in SIZES
