@@ -8,7 +8,7 @@ imports torch, so that ``samadapt show`` and ``--help`` answer at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,6 +126,9 @@ class Loss:
 Augmentation = Literal["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
 
 
+DECODER_LR = 1e-3
+
+
 @dataclass(frozen=True)
 class Train:
     """The training loop."""
@@ -133,8 +136,15 @@ class Train:
     steps: int = knob(150, help="optimizer steps", low=1)
     batch_size: int = knob(4, help="slices a step", low=1)
     accumulate: int = knob(1, help="batches summed into one step", low=1)
-    lr: float = knob(1e-3, help="peak learning rate of what is injected", above=0)
-    decoder_lr: float | None = knob(None, help="peak rate of the decoder; null: lr", above=0)
+    lr: float | None = knob(
+        None,
+        help="peak learning rate of what is injected; null: the method's own, `samadapt ls peft`",
+        above=0,
+        bound="peft",
+    )
+    decoder_lr: float | None = knob(
+        None, help=f"peak rate of the decoder; null: lr, {DECODER_LR:g} where that is null", above=0
+    )
     weight_decay: float = knob(0.01, help="AdamW's", low=0)
     warmup_steps: int = knob(10, help="steps of linear warm-up", low=0)
     schedule: Literal["cosine", "poly", "constant"] = knob("cosine", help="decay after warm-up")
@@ -233,7 +243,17 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """
     path = recipe_path(recipe)
     base = {"recipe": recipe, **read_yaml(path)}
-    return parse(Config, overrides, base, origin=str(path))
+    return with_rates(parse(Config, overrides, base, origin=str(path)))
+
+
+def with_rates(config: Config) -> Config:
+    """Return the configuration with the learning rates that it leaves to the method."""
+    train = config.train
+    lr = config.peft.lr if train.lr is None else train.lr
+    decoder_lr = train.decoder_lr
+    if decoder_lr is None:
+        decoder_lr = DECODER_LR if train.lr is None else train.lr
+    return replace(config, train=replace(train, lr=lr, decoder_lr=decoder_lr))
 
 
 def from_arguments(arguments: Sequence[str]) -> Config:
@@ -259,7 +279,7 @@ def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: for a missing or broken file, and as ``compose``.
     """
-    return parse(Config, overrides, read_yaml(path), origin=str(path))
+    return with_rates(parse(Config, overrides, read_yaml(path), origin=str(path)))
 
 
 def to_yaml(config: Any) -> str:

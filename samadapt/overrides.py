@@ -175,11 +175,9 @@ def _forget_bound(
         default = known[key].default if key in known else None
         if last != "name" or text == stored.get(key, default):
             continue
-        for other in [k for k in stored if k.startswith(f"{group}.")]:
-            of_option = (
-                other not in shared if group == "peft" else other in known and known[other].bound
-            )
-            if of_option:
+        for other in list(stored):
+            own = group == "peft" and other.startswith("peft.") and other not in shared
+            if own or (other in known and known[other].bound_to == group):
                 del stored[other]
 
 

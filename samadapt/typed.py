@@ -32,7 +32,7 @@ def knob(
     above: float | None = None,
     high: float | None = None,
     below: float | None = None,
-    bound: bool = False,
+    bound: bool | str = False,
     choices: Callable[[], Iterable[str]] | None = None,
 ) -> Any:
     """Return a dataclass field that carries its help and its range.
@@ -45,7 +45,7 @@ def knob(
         high: largest value allowed.
         below: value that it must stay under.
         bound: it belongs to the group's ``name``; a recipe's value is forgotten when the command
-            line chooses another name.
+            line chooses another name. The name of another group: to that group's ``name``.
         choices: returns the texts allowed, where they are known only at run time.
     """
     limits = {">=": low, ">": above, "<=": high, "<": below}
@@ -75,9 +75,10 @@ class Leaf:
     metadata: Mapping[str, Any]
 
     @property
-    def bound(self) -> bool:
-        """Whether a recipe's value falls when another name is chosen for its group."""
-        return bool(self.metadata.get("bound", False))
+    def bound_to(self) -> str:
+        """The group for which another name makes a recipe's value fall; ``""`` for none."""
+        bound = self.metadata.get("bound", False)
+        return bound if isinstance(bound, str) else self.key.partition(".")[0] if bound else ""
 
     @property
     def takes_text(self) -> bool:

@@ -71,6 +71,24 @@ def test_another_method_forgets_the_first_ones_own_options(write: Any) -> None:
     assert to_dict(compose(recipe, ["peft=lora"]))["peft"]["rank"] == 3
 
 
+def test_another_method_trains_at_its_own_rate(write: Any) -> None:
+    recipe = write("peft: {name: lora}\ntrain: {lr: 0.5, decoder_lr: 0.25}\n")
+    for given, lr in (
+        ([], 0.5),
+        (["peft=lora"], 0.5),
+        (["peft=oft"], METHODS["oft"].lr),
+        (["peft=oft", "train.lr=0.125"], 0.125),
+        (["peft=[bias,houlsby]"], min(METHODS["bias"].lr, METHODS["houlsby"].lr)),
+    ):
+        config = compose(recipe, given)
+        assert (config.train.lr, config.train.decoder_lr) == (lr, 0.25)
+    assert len({method.lr for method in METHODS.values()}) > 3
+    plain = compose(write("peft: late_blocks\n"))
+    assert (plain.train.lr, plain.train.decoder_lr) == (METHODS["late_blocks"].lr, 1e-3)
+    assert compose(write("train: {lr: 0.5}\n")).train.decoder_lr == 0.5
+    assert with_rates(plain) == plain == from_yaml(Path(write(to_yaml(plain))))
+
+
 def test_another_data_set_forgets_what_described_the_first(write: Any) -> None:
     recipe = write("data: {name: msd, root: /a, axis: axial, classes: [x], slice_step: 3}\n")
     data = compose(recipe, ["data=folder"]).data
@@ -225,7 +243,7 @@ def test_every_key_is_explained() -> None:
     for key, leaf in leaves(Config, lambda group: group).items():
         assert leaf.metadata["help"], key
     text = describe(Config)
-    assert "train.lr=0.001" in text
+    assert "train.lr=null" in text
     for name, method in METHODS.items():
         assert f"peft={name}: {method.summary}" in text
 

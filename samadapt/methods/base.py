@@ -89,6 +89,9 @@ class Method:
     takes_decoder: ClassVar[bool] = False
     """Whether the method's own layers can be put into the decoder."""
     changes: ClassVar[frozenset[str]] = LINEARS
+    lr: ClassVar[float] = 1e-3
+    """Peak learning rate where the user gives none: what ``benchmarks/method_comparison`` found
+    on MSD hippocampus, or 1e-3 where it was not searched."""
 
     blocks: str | tuple[int, ...] = knob(
         "all", help="attention blocks: all, last:K, first:K, global, window, [0, 3] or none"

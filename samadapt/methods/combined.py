@@ -128,6 +128,7 @@ def combine(names: tuple[str, ...]) -> type[Combined]:
         "name": "+".join(names),
         "summary": "; ".join(part.summary for part in parts),
         "can_merge": all(part.can_merge for part in parts),
+        "lr": min(part.lr for part in parts),
         "changes": frozenset().union(*(part.changes for part in parts)),
         "parts": parts,
         "keys": keys,

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt import console
-from samadapt.config import Config, from_arguments, from_yaml, to_dict, to_yaml, validate
+from samadapt.config import (
+    Config,
+    from_arguments,
+    from_yaml,
+    to_dict,
+    to_yaml,
+    validate,
+    with_rates,
+)
 from samadapt.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -116,6 +124,7 @@ def finetune(config: Config) -> FinetuneResult:
         InterruptedRunError: after Ctrl-C or SIGTERM, with a checkpoint written.
     """
     validate(config)
+    config = with_rates(config)
     if config.peft.stack > 1:
         raise ConfigError(
             f"peft={config.peft.name} with these options needs stacks of {config.peft.stack} "
