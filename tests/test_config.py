@@ -20,6 +20,7 @@ from samadapt.config import (
     to_dict,
     to_yaml,
     validate,
+    with_rates,
 )
 from samadapt.errors import ConfigError
 from samadapt.methods import METHODS
