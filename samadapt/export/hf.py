@@ -25,6 +25,7 @@ class HuggingFace(Target):
 
     summary: ClassVar[str] = "a SamModel directory of transformers, with its processor"
     extra: ClassVar[str] = "hf"
+    merges: ClassVar[bool] = True
 
     def refusal(self, adapted: Adapted) -> str:
         """Refuse what cannot be merged, and encoders that transformers does not have."""

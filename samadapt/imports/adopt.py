@@ -111,12 +111,12 @@ def read_foreign(path: Path, base: Sam, scale: float = 1.0) -> Foreign:
     Raises:
         AdapterError: nobody's, or it does not fit the base; names the file.
     """
-    from samadapt.methods.store import PEFT_CONFIG, WEIGHTS
+    from samadapt.methods.store import PEFT_CONFIG
     from samadapt.methods.verify import check_finite, read_json
     from samadapt.sam.checkpoints import read_tensors
 
     config = read_json(path / PEFT_CONFIG) if path.is_dir() else {}
-    file = path / WEIGHTS if path.is_dir() else path
+    file = _weights_of(path) if path.is_dir() else path
     tensors = read_tensors(file)
     check_finite(tensors, file)
     for reader in READERS:
@@ -129,6 +129,17 @@ def read_foreign(path: Path, base: Sam, scale: float = 1.0) -> Foreign:
         f"{file}: no adapter that is known ({known}); its keys begin with "
         f"{', '.join(sorted(tensors)[:3])}"
     )
+
+
+def _weights_of(folder: Path) -> Path:
+    """Return the file of a PEFT directory's weights; the older name is a pickle of tensors."""
+    from samadapt.methods.store import WEIGHTS
+
+    names = (WEIGHTS, "adapter_model.bin")
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise AdapterError(f"{folder}: a PEFT directory holds {' or '.join(names)}; there is neither")
 
 
 def _check_shapes(path: Path, foreign: Foreign, base: Sam) -> None:
