@@ -122,6 +122,7 @@ def export_adapter(
         RunError: what was read back does not predict the same; nothing is kept.
     """
     from samadapt.export import probe
+    from samadapt.methods.card import BACKGROUND_TOKEN
     from samadapt.methods.opening import open_adapter
 
     output = Path(output).expanduser()
@@ -135,6 +136,8 @@ def export_adapter(
     try:
         scratch.chmod(0o755)
         notes = _write(target, adapted, scratch)
+        if adapted.record.prompt.get("background_token"):
+            notes.append(f"background: {BACKGROUND_TOKEN}")
         found = probe.answers(target.read_back(adapted, scratch), like=adapted.sam)
         difference = probe.compare(expected, found, target.limit)
         if not difference.is_small:

@@ -33,8 +33,8 @@ _UNSUPPORTED = (
 _BASE_UNCHANGED = (True, False, None, "gaussian", "eva", "mica", "orthogonal", "lora_ga")
 """``init_lora_weights`` with which peft 0.21 loads an adapter beside the base's own weights.
 
-With the others (``pissa``, ``pissa_niter_4``, ``olora``, ``corda``, ``loftq``) it takes from the base
-what A and B started at, before it loads what they became.
+With the others (``pissa``, ``pissa_niter_4``, ``olora``, ``corda``, ``loftq``) it takes from the
+base what A and B started at, before it loads what they became.
 """
 
 
