@@ -13,6 +13,7 @@ from segment_anything.utils.onnx import SamOnnxModel
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.export import export_adapter
 from samadapt.export.onnx import Onnx
+from samadapt.export.peft import Peft
 from samadapt.export.sam import SamFile
 from samadapt.sam.geometry import make_frame
 from samadapt.sam.types import Prompts
@@ -137,6 +138,7 @@ def test_what_peft_cannot_merge_stays_in_the_graph(tiny_sam, save, tmp_path, mon
         directory, _ = save(tiny_sam, method)
         done = export_adapter(directory, Onnx(), tmp_path / method / "onnx")
         assert done.difference.is_small
+        assert export_adapter(directory, Peft(), tmp_path / method / "peft").difference.is_small
         with pytest.raises(
             AdapterError,
             match=rf"to=sam: .*{method if method == 'lily' else 'not today'}.*"

@@ -94,14 +94,19 @@ EVERY = {
     "hra": {"options": {"r": 4}, "decoder": "frozen"},
     "pvera": {},
     "randlora": {},
-    "lily": {},
     "fourierft": {},
 }
 """Those of ``tests/methods/test_peft_kinds.py``, and more that share tensors between modules."""
 
 
+FAST = ("vera", "ia3", "layernorm")
+
+
 @pytest.mark.filterwarnings("ignore:Unsupported layer type.*LayerNorm:UserWarning")
-@pytest.mark.parametrize("method", EVERY)
+@pytest.mark.parametrize(
+    "method",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in EVERY],
+)
 def test_every_kind_under_transformers_names(method, tiny_sam, save, tmp_path):
     directory, _ = save(tiny_sam, method, **EVERY[method])
     done = export_adapter(directory, Peft("transformers"), tmp_path / "out")
