@@ -219,7 +219,7 @@ def _picture(side: int) -> NDArray[np.uint8]:
 
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(40, 200, (12, 20, 3), dtype=np.uint8))
-    return np.asarray(coarse.resize((side * 5 // 4, side * 3 // 4), Image.Resampling.BILINEAR))
+    return np.array(coarse.resize((side * 5 // 4, side * 3 // 4), Image.Resampling.BILINEAR))
 
 
 def _levels(sam: Sam, picture: NDArray[np.uint8], pixels: Tensor) -> float:

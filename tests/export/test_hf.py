@@ -66,7 +66,7 @@ def test_the_pipeline_finds_our_masks(tiny_sam, save, tmp_path):
     areas = masks.reshape(len(masks), -1).sum(1)
     assert len(masks) > 3
     assert areas.max() > 100
-    apart = [np.count_nonzero(ours != mask.reshape(1, -1), axis=1).min() for mask in masks]
+    apart = [np.count_nonzero(ours != mask.reshape(1, -1), axis=1).min() for mask in masks[:20]]
     assert max(apart) <= 4  # of 4096 pixels, by rounding
 
 
