@@ -106,7 +106,13 @@ class Predictor:
         with self.autocast():
             if self.policy.is_semantic:
                 frames = [self.frame_of(sample.image) for sample in samples]
-                maps = segment_semantic(self.sam, self.embed(samples), frames, self.classes)
+                maps = segment_semantic(
+                    self.sam,
+                    self.embed(samples),
+                    frames,
+                    self.classes,
+                    background_token=self.policy.background_token,
+                )
                 return [Found(labels[None]) for labels in maps]
             return self._objects(samples)
 

@@ -52,7 +52,12 @@ def embed(sam: Sam, images: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, list[F
 
 @torch.no_grad()
 def semantic_logits(
-    sam: Sam, embeddings: Tensor, frames: Sequence[Frame], num_classes: int
+    sam: Sam,
+    embeddings: Tensor,
+    frames: Sequence[Frame],
+    num_classes: int,
+    *,
+    background_token: bool = False,
 ) -> Iterator[Tensor]:
     """Give the logits of every class without a prompt: mask token k is class k.
 
@@ -61,6 +66,8 @@ def semantic_logits(
         embeddings: (b, 256, g, g).
         frames: the frame of each image.
         num_classes: number K of classes.
+        background_token: mask token 0 is the background; its logit is taken from the others', by
+            which neither the largest nor a softmax changes.
 
     Yields:
         For each image (1, 1, K, h, w) in its original frame; the background has the logit 0.
@@ -75,22 +82,27 @@ def semantic_logits(
             f"{num_classes} classes"
         )
     logits = logits[:, :, :num_classes].float()
+    if background_token:
+        logits = logits - sam.decode(embeddings, Prompts(), multimask=False).logits.float()
     for index, frame in enumerate(frames):
         yield sam.postprocess(logits[index : index + 1], frame)
 
 
 def segment_semantic(
-    sam: Sam, embeddings: Tensor, frames: Sequence[Frame], num_classes: int
+    sam: Sam,
+    embeddings: Tensor,
+    frames: Sequence[Frame],
+    num_classes: int,
+    *,
+    background_token: bool = False,
 ) -> list[NDArray[np.uint8]]:
     """Label every pixel without a prompt; arguments and errors as ``semantic_logits``.
 
     Returns:
         b arrays (h, w) of class ids 0..K in the original frames.
     """
-    return [
-        semantic_labels(logits, num_classes)[0].cpu().numpy()
-        for logits in semantic_logits(sam, embeddings, frames, num_classes)
-    ]
+    each = semantic_logits(sam, embeddings, frames, num_classes, background_token=background_token)
+    return [semantic_labels(logits, num_classes)[0].cpu().numpy() for logits in each]
 
 
 @torch.no_grad()

@@ -203,7 +203,13 @@ class _Batch:
         """Return the label maps of a model that is given nothing."""
         embeddings, sam = self._embedded(), self.predictor.sam
         if self.predictor.policy.is_semantic:
-            found = segment_semantic(sam, embeddings, self.frames, self.predictor.classes)
+            found = segment_semantic(
+                sam,
+                embeddings,
+                self.frames,
+                self.predictor.classes,
+                background_token=self.predictor.policy.background_token,
+            )
             return [labels[None] for labels in found]
         logits = sam.decode(embeddings, Prompts(), multimask=False).logits
         planes = [self._original(logits[i], frame) for i, frame in enumerate(self.frames)]

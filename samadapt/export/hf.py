@@ -6,16 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from samadapt.errors import MissingExtraError
+from samadapt.errors import MissingExtraError, RunError
 from samadapt.export.target import Target, merge_refusal, register
+from samadapt.sam.geometry import make_frame, resize_image
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from samadapt.export.probe import Model
     from samadapt.methods.opening import Adapted
     from samadapt.sam.model import Sam
     from samadapt.sam.types import MaskOutput, Prompts
+
+
+PIXEL_LIMIT = 3.0
+"""Grey levels of 255; transformers resizes with torchvision, we with Pillow."""
 
 
 @register("hf")
@@ -25,6 +32,7 @@ class HuggingFace(Target):
 
     summary: ClassVar[str] = "a SamModel directory of transformers, with its processor"
     extra: ClassVar[str] = "hf"
+    merges: ClassVar[bool] = True
 
     def refusal(self, adapted: Adapted) -> str:
         """Refuse what cannot be merged, and encoders that transformers does not have."""
@@ -44,29 +52,33 @@ class HuggingFace(Target):
         model.load_state_dict({theirs: state[ours] for theirs, ours in names(model).items()})
         model.save_pretrained(folder)
         processor(sam).save_pretrained(folder)
-        if sam.preprocessing.normalization == "mean_std":
-            return []
-        return [
-            "the processor divides by 255; these weights were trained on images each scaled to "
-            "[0, 1] by its own extremes"
-            + (" and squeezed to a square" if sam.preprocessing.resize == "squash" else "")
-            + ": do that before the processor"
-        ]
+        return [processor_note(sam, folder)]
 
     def read_back(self, adapted: Adapted, folder: Path) -> Model:
         """Load it with ``from_pretrained``."""
         import transformers
 
-        transformers.SamProcessor.from_pretrained(folder)
         return Answers(transformers.SamModel.from_pretrained(folder))
 
     def how_to_load(self, adapted: Adapted) -> str:
         """Return code for transformers."""
-        return (
-            "from transformers import SamModel, SamProcessor\n"
-            'model = SamModel.from_pretrained("this-directory")\n'
-            'processor = SamProcessor.from_pretrained("this-directory")'
-        )
+        lines = [
+            "from transformers import SamModel, SamProcessor",
+            'model = SamModel.from_pretrained("this-directory")',
+            'processor = SamProcessor.from_pretrained("this-directory")',
+        ]
+        rule, side = adapted.sam.preprocessing, adapted.sam.image_size
+        if rule.normalization == "min_max":
+            resize = f".resize(({side}, {side}), Image.BILINEAR)" if rule.resize == "squash" else ""
+            lines += [
+                "# as in training; prompts and masks are in the pixels of this image",
+                f'image = Image.open("image.png").convert("RGB"){resize}',
+                'pixels = numpy.asarray(image, dtype="float32")',
+                "pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min())",
+                'inputs = processor(pixels, do_rescale=False, return_tensors="pt")',
+            ]
+            lines[:1] = ["import numpy", "from PIL import Image", lines[0]]
+        return "\n".join(lines)
 
 
 class Answers:
@@ -162,6 +174,64 @@ def processor(sam: Sam) -> Any:
         image_std=[v / 255 for v in sam.preprocessing.std] if scaled else [1.0] * 3,
     )
     return transformers.SamProcessor(images)
+
+
+def processor_note(sam: Sam, folder: Path) -> str:
+    """Load the saved processor, give it a picture, and say how far its pixels are from ours.
+
+    Raises:
+        RunError: further than rounding in the resize explains.
+    """
+    import numpy as np
+    import transformers
+
+    loaded = transformers.SamProcessor.from_pretrained(folder)
+    picture = _picture(sam.image_size)
+    rule = sam.preprocessing
+    if rule.normalization == "mean_std":
+        levels = _levels(sam, picture, loaded(picture, return_tensors="pt")["pixel_values"])
+        note = f"the processor's pixels differ from ours by at most {levels:.2g} of 255 grey levels"
+    else:
+        plain = _levels(sam, picture, loaded(picture, return_tensors="pt")["pixel_values"])
+        frame = make_frame(picture.shape[:2], sam.image_size, rule.resize)
+        squashed = resize_image(picture, frame) if rule.resize == "squash" else picture
+        low, high = float(squashed.min()), float(squashed.max())
+        scaled = (squashed.astype(np.float32) - low) / (high - low)
+        given = loaded(scaled, do_rescale=False, return_tensors="pt")["pixel_values"]
+        levels = _levels(sam, picture, given)
+        squash = ", nor squeeze it to a square" if rule.resize == "squash" else ""
+        note = (
+            "the processor cannot scale an image to [0, 1] by its own extremes"
+            f"{squash}, as these weights need it: do so first and say do_rescale=False, as the "
+            f"card shows; its pixels then differ from ours by at most {levels:.2g} of 255 grey "
+            f"levels (a picture given as it is: by {plain:.3g}), so the mask-generation pipeline, "
+            "which does neither, gives other masks"
+        )
+    if levels > PIXEL_LIMIT:
+        raise RunError(f"to=hf: the processor does not prepare images as this model does: {note}")
+    return note
+
+
+def _picture(side: int) -> NDArray[np.uint8]:
+    """Return an image that must be shrunk, of uneven sides and a narrow range of values."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(40, 200, (12, 20, 3), dtype=np.uint8))
+    return np.array(coarse.resize((side * 5 // 4, side * 3 // 4), Image.Resampling.BILINEAR))
+
+
+def _levels(sam: Sam, picture: NDArray[np.uint8], pixels: Tensor) -> float:
+    """Return the largest difference of pixels (1, 3, s, s) from ours, in steps of 255."""
+    import torch
+
+    rule = sam.preprocessing
+    frame = make_frame(picture.shape[:2], sam.image_size, rule.resize)
+    image = torch.from_numpy(resize_image(picture, frame).copy()).permute(2, 0, 1)
+    apart = (sam.preprocess([image.float()]).cpu() - pixels).abs().amax((0, 2, 3))
+    step = torch.tensor(rule.std) if rule.normalization == "mean_std" else 255
+    return float((apart * step).max())
 
 
 def names(model: Any) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from samadapt.errors import ConfigError, MissingExtraError, nearest
+from samadapt.errors import AdapterError, ConfigError, MissingExtraError, nearest
 from samadapt.export.target import Target, register
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from samadapt.export.probe import Model
     from samadapt.methods.opening import Adapted
+    from samadapt.sam.model import Sam
     from samadapt.sam.types import MaskOutput, Prompts
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
@@ -75,12 +76,9 @@ class Onnx(Target):
         import torch
 
         from samadapt.export._onnx_decoder import PromptAndMaskDecoder
-        from samadapt.methods.store import merge
 
         require_onnx()
-        if adapted.injection.method.can_merge:
-            merge(adapted.sam, adapted.injection)
-        sam = adapted.sam.float().cpu().eval()
+        sam = merged_if_possible(adapted).float().cpu().eval()
         image = torch.zeros(1, 3, sam.image_size, sam.image_size)
         trace(sam.image_encoder, (image,), folder / ENCODER, ("input_image",), DECODER_INPUTS[:1])
         decoder = PromptAndMaskDecoder(sam)
@@ -155,6 +153,20 @@ class Answers:
         _, iou, low = (torch.from_numpy(out)[None] for out in self.decoder.run(None, given))
         chosen = slice(1, None) if multimask else slice(0, 1)
         return MaskOutput(logits=low[:, :, chosen], iou=iou[:, :, chosen])
+
+
+def merged_if_possible(adapted: Adapted) -> Sam:
+    """Return the model with the adapter folded in; beside its weights where that cannot be done."""
+    from samadapt.methods.opening import open_adapter
+    from samadapt.methods.store import merge
+
+    if not adapted.injection.method.can_merge:
+        return adapted.sam
+    try:
+        merge(adapted.sam, adapted.injection)
+    except AdapterError:  # a kind of peft's that it does not merge; some layers may be merged now
+        return open_adapter(adapted.directory, adapted.checkpoint).sam
+    return adapted.sam
 
 
 def as_points(prompts: Prompts) -> tuple[Tensor, Tensor]:

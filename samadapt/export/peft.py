@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from samadapt.errors import ConfigError, nearest
+from samadapt.errors import AdapterError, ConfigError, nearest
 from samadapt.export import hf
 from samadapt.export.target import Target, register
+from samadapt.methods.peft_layers import PREFIX
 
 if TYPE_CHECKING:
     from samadapt.export.probe import Model
@@ -58,6 +59,11 @@ class Peft(Target):
         method, own = adapted.injection.method, BUILDS[adapted.record.base].num_multimask
         if not method.plain_peft:
             return f"{method.name} is no kind of peft's"
+        if not adapted.injection.plain_peft:
+            return (
+                f"{method.name} with decoder={method.decoder} is two kinds of peft's at once, and "
+                "a PEFT directory holds one"
+            )
         if adapted.record.num_masks != own:
             return (
                 f"it has {adapted.record.num_masks} mask outputs, one a class, and peft cannot "
@@ -157,15 +163,24 @@ class Renaming:
         }
 
     def key(self, name: str) -> str:
-        """Rename a stored tensor: a parameter of the base, or one that peft adds to a module."""
-        prefix = "base_model.model."
-        bare = name.removeprefix(prefix)
+        """Rename a stored tensor: a parameter of the base, or one that peft adds to a module.
+
+        What all modules share lies beside the model (``base_model.vera_A``) and keeps its name.
+
+        Raises:
+            AdapterError: for a tensor of no module.
+        """
+        if not name.startswith(PREFIX):
+            return name
+        bare = name.removeprefix(PREFIX)
         if bare in self.parameters:
-            return prefix + self.parameters[bare]
+            return PREFIX + self.parameters[bare]
         module = bare
-        while module not in self.modules:
+        while module and module not in self.modules:
             module = module.rpartition(".")[0]
-        return prefix + self.modules[module] + bare.removeprefix(module)
+        if not module:
+            raise AdapterError(f"naming=transformers: {name} is of no module of SamModel")
+        return PREFIX + self.modules[module] + bare.removeprefix(module)
 
     def values(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Rename the modules that ``adapter_config.json`` names, wherever it does."""

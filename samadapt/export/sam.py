@@ -22,6 +22,7 @@ class SamFile(Target):
     """``model.pth`` and the same as ``model.safetensors``."""
 
     summary: ClassVar[str] = "merged weights in segment-anything's format"
+    merges: ClassVar[bool] = True
 
     def refusal(self, adapted: Adapted) -> str:
         """Refuse what cannot be merged."""

@@ -30,6 +30,8 @@ class Target:
     summary: ClassVar[str] = ""
     extra: ClassVar[str] = ""
     """The extra of samadapt that brings what it needs."""
+    merges: ClassVar[bool] = False
+    """Whether the adapter must be folded into SAM's weights."""
 
     @property
     def limit(self) -> float | None:
@@ -92,6 +94,8 @@ def merge_refusal(adapted: Adapted) -> str:
     method = adapted.injection.method
     if method.can_merge:
         return ""
+    if method.plain_peft:
+        return f"peft cannot merge {method.name}"
     return f"{method.name} adds layers that no weight of SAM can hold, so it cannot be merged"
 
 
@@ -118,23 +122,22 @@ def export_adapter(
         RunError: what was read back does not predict the same; nothing is kept.
     """
     from samadapt.export import probe
+    from samadapt.methods.card import BACKGROUND_TOKEN
     from samadapt.methods.opening import open_adapter
 
     output = Path(output).expanduser()
     check_output(output)
     adapted = open_adapter(directory, checkpoint)
     if reason := target.refusal(adapted):
-        others = [name for name, cls in TARGETS.items() if not cls().refusal(adapted)]
-        raise AdapterError(
-            f"{directory}: to={target.name}: {reason}; it can be exported to "
-            f"{', '.join(others) or 'nothing else'}"
-        )
+        raise _refused(adapted, target, reason)
     expected = probe.answers(adapted.sam)
     output.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
         scratch.chmod(0o755)
-        notes = target.write(adapted, scratch)
+        notes = _write(target, adapted, scratch)
+        if adapted.record.prompt.get("background_token"):
+            notes.append(f"background: {BACKGROUND_TOKEN}")
         found = probe.answers(target.read_back(adapted, scratch), like=adapted.sam)
         difference = probe.compare(expected, found, target.limit)
         if not difference.is_small:
@@ -149,6 +152,30 @@ def export_adapter(
         shutil.rmtree(scratch, ignore_errors=True)
     files = {p.name: p.stat().st_size for p in sorted(output.iterdir())}
     return Exported(target.name, output, files, difference, notes)
+
+
+def _write(target: Target, adapted: Adapted, folder: Path) -> list[str]:
+    try:
+        return target.write(adapted, folder)
+    except AdapterError as error:  # a kind of peft's that it turns out not to merge
+        if not target.merges:
+            raise
+        raise _refused(adapted, target, str(error), merging_failed=True) from error
+
+
+def _refused(
+    adapted: Adapted, target: Target, reason: str, *, merging_failed: bool = False
+) -> AdapterError:
+    """Return the refusal of a target, with the targets that are left."""
+    others = [
+        name
+        for name, cls in TARGETS.items()
+        if not (merging_failed and cls.merges) and not cls().refusal(adapted)
+    ]
+    return AdapterError(
+        f"{adapted.directory}: to={target.name}: {reason}; it can be exported to "
+        f"{', '.join(others) or 'nothing else'}"
+    )
 
 
 def check_output(output: Path) -> None:

@@ -1,4 +1,4 @@
-"""A foreign adapter written as ours, and compared with its own arithmetic before it is kept."""
+"""A foreign adapter written as ours, and compared with what was read before it is kept."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Imported:
         source: the project whose format it was.
         output: the adapter directory.
         method: the method with its options.
-        difference: between the source's arithmetic and the adapter.
+        difference: between the base with what was read folded in, and the adapter.
         notes: what the user should know.
     """
 
@@ -74,10 +74,11 @@ def import_adapter(
     Raises:
         AdapterError: no format that is known, or it does not fit the model.
         WeightsError: a file cannot be read.
-        RunError: the adapter does not predict as the source does.
+        RunError: the adapter does not predict as what was read does.
     """
     from samadapt.data.intensity import make_intensity
     from samadapt.export.target import check_output
+    from samadapt.methods.card import base_licence
     from samadapt.methods.store import AdapterRecord
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.weights import load_sam
@@ -86,7 +87,9 @@ def import_adapter(
     check_output(output)
     base = load_sam(model, checkpoint, image_size)
     foreign = read_foreign(path, base, scale)
-    policy = PromptPolicy(prompt or ("semantic" if foreign.source == "SAMed" else "box"))
+    samed = foreign.source == "SAMed"
+    kind = prompt or ("semantic" if samed else "box")
+    policy = PromptPolicy(kind, background_token=samed and kind == "semantic")
     tokens = foreign.whole.get("mask_decoder.mask_tokens.weight")
     masks = base.build.num_multimask if tokens is None else len(tokens) - 1
     names = list(classes) or [f"class {i + 1}" for i in range(masks if policy.is_semantic else 1)]
@@ -100,7 +103,8 @@ def import_adapter(
         intensity=make_intensity(intensity).to_dict(),
         classes=names,
         prompt=policy.to_dict(),
-        recipe=f"imported from {foreign.source}",
+        recipe="; ".join([f"imported from {foreign.source}", *foreign.notes]),
+        licence=base_licence(model) if checkpoint is None else "",
     )
     return _write(foreign, base, record, output)
 
@@ -111,12 +115,12 @@ def read_foreign(path: Path, base: Sam, scale: float = 1.0) -> Foreign:
     Raises:
         AdapterError: nobody's, or it does not fit the base; names the file.
     """
-    from samadapt.methods.store import PEFT_CONFIG, WEIGHTS
+    from samadapt.methods.store import PEFT_CONFIG
     from samadapt.methods.verify import check_finite, read_json
     from samadapt.sam.checkpoints import read_tensors
 
     config = read_json(path / PEFT_CONFIG) if path.is_dir() else {}
-    file = path / WEIGHTS if path.is_dir() else path
+    file = _weights_of(path) if path.is_dir() else path
     tensors = read_tensors(file)
     check_finite(tensors, file)
     for reader in READERS:
@@ -129,6 +133,17 @@ def read_foreign(path: Path, base: Sam, scale: float = 1.0) -> Foreign:
         f"{file}: no adapter that is known ({known}); its keys begin with "
         f"{', '.join(sorted(tensors)[:3])}"
     )
+
+
+def _weights_of(folder: Path) -> Path:
+    """Return the file of a PEFT directory's weights; the older name is a pickle of tensors."""
+    from samadapt.methods.store import WEIGHTS
+
+    names = (WEIGHTS, "adapter_model.bin")
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise AdapterError(f"{folder}: a PEFT directory holds {' or '.join(names)}; there is neither")
 
 
 def _check_shapes(path: Path, foreign: Foreign, base: Sam) -> None:
@@ -174,7 +189,9 @@ def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> 
         found = probe.answers(open_adapter(output).sam)
         difference = probe.compare(expected, found, LIMIT)
         if not difference.is_small:
-            raise RunError(f"the adapter does not predict as {foreign.source} does: {difference}")
+            raise RunError(
+                f"the adapter does not predict as what was read of {foreign.source}: {difference}"
+            )
     except BaseException:
         import shutil
 
@@ -184,7 +201,7 @@ def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> 
 
 
 def as_the_source(foreign: Foreign, base: Sam, masks: int) -> Sam:
-    """Return a copy of the base with every update folded in, as the source computes it."""
+    """Return a copy of the base with every update folded in, as we read the source."""
     sam = copy.deepcopy(base)
     if masks != sam.build.num_multimask:
         sam.resize_mask_tokens(masks)

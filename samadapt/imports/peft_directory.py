@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from samadapt.errors import AdapterError
 from samadapt.imports.foreign import READERS, Foreign, Reader
+from samadapt.methods.store import PEFT_CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,24 @@ if TYPE_CHECKING:
     from samadapt.sam.model import Sam
 
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight$")
-_UNSUPPORTED = ("use_dora", "lora_bias", "use_qalora", "alora_invocation_tokens", "arrow_config")
+_UNSUPPORTED = (
+    "use_dora",
+    "lora_bias",
+    "use_qalora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "velora_config",
+    "monteclora_config",
+    "use_bdlora",
+    "kasa_config",
+    "layer_replication",
+)
+_BASE_UNCHANGED = (True, False, None, "gaussian", "eva", "mica", "orthogonal", "lora_ga")
+"""``init_lora_weights`` with which peft 0.21 loads an adapter beside the base's own weights.
+
+With the others (``pissa``, ``pissa_niter_4``, ``olora``, ``corda``, ``loftq``) it takes from the
+base what A and B started at, before it loads what they became.
+"""
 
 
 def _knows(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
@@ -31,6 +49,7 @@ def _read(
     if config["peft_type"] != "LORA" or config.get("bias", "none") != "none" or odd:
         kind = ", ".join([str(config["peft_type"]), *odd])
         raise AdapterError(f"{path}: only peft's plain LoRA is read; got {kind}")
+    _check_start(path.parent / PEFT_CONFIG, config.get("init_lora_weights", True))
     bare = {key.removeprefix("base_model.model."): value for key, value in tensors.items()}
     theirs = any(key.startswith("vision_encoder.") for key in bare)
     names = {key: key for key in sam.state_dict()}
@@ -54,6 +73,16 @@ def _read(
         for name, ab in factors.items()
     }
     return Foreign("peft, transformers' names" if theirs else "peft", updates, whole)
+
+
+def _check_start(path: Path, start: object) -> None:
+    """Refuse a start with which peft changes the base as it loads: A and B are then not all."""
+    if (start.lower() if isinstance(start, str) else start) not in _BASE_UNCHANGED:
+        raise AdapterError(
+            f"{path}: init_lora_weights {start!r}: with it peft changes the base's weights as it "
+            "loads, which no LoRA here does; save it in peft as plain LoRA "
+            "(save_pretrained(..., path_initial_model_for_weight_conversion=...)) and import that"
+        )
 
 
 def _scaling(name: str, rank: int, config: Mapping[str, Any]) -> float:

@@ -50,8 +50,21 @@ def _read(
     whole = {key: value for key, value in tensors.items() if key.startswith(_WHOLE)}
     if not whole:
         return Foreign("a SAM-LoRA project (w_a_, w_b_)", updates)
-    note = "SAMed takes mask token 0 as the background class; ours takes what no class claims"
-    return Foreign("SAMed", updates, whole, (note,))
+    return Foreign("SAMed", updates, whole, _notes(sam))
+
+
+def _notes(sam: Sam) -> tuple[str, str]:
+    background = (
+        "mask token 0 is SAMed's background class, and stays that without prompts: a label is the "
+        "largest of all tokens"
+    )
+    values = (
+        "SAMed's own training gives the network values from 0 to 1 without SAM's mean and "
+        f"deviation; this adapter's input is what {sam.build.name} expects "
+        f"({sam.preprocessing.normalization}), so its masks differ from theirs if this file was "
+        "trained so"
+    )
+    return background, values
 
 
 READERS.append(Reader("w_a_/w_b_ (SAMed, SAM-LoRA projects)", _knows, _read))

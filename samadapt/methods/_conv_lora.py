@@ -43,15 +43,25 @@ class ConvUpdate(nn.Module):
             z = partition_windows(z, (self._window, self._window), None)
         planes = z.permute(0, 3, 1, 2)
         share, chosen = self.gate(planes.mean((2, 3))).softmax(dim=-1).max(dim=-1)
-        found = torch.zeros_like(planes)
-        for index in chosen.unique().tolist():
-            rows = (chosen == index).nonzero().flatten()
-            found = found.index_copy(0, rows, self._expert(planes[rows], index))
+        found = self._run_chosen(planes, chosen)
         mixed = z + share[:, None, None, None].to(z.dtype) * found.permute(0, 2, 3, 1)
         if self._window:
             mixed = join_windows(mixed, (x.shape[1], x.shape[2]))
         out: Tensor = self.b(self._scale * mixed)
         return out
+
+    def _run_chosen(self, planes: Tensor, chosen: Tensor) -> Tensor:
+        """Run each image (n, rank, h, w) through the expert chosen (n) for it."""
+        found = torch.zeros_like(planes)
+        if torch.jit.is_tracing():  # the graph must choose anew for each image: it has them all
+            for index in range(len(self.kernels)):
+                mine = (chosen == index)[:, None, None, None].to(planes.dtype)
+                found = found + mine * self._expert(planes, index)
+            return found
+        for index in chosen.unique().tolist():
+            rows = (chosen == index).nonzero().flatten()
+            found = found.index_copy(0, rows, self._expert(planes[rows], index))
+        return found
 
     def _expert(self, z: Tensor, index: int) -> Tensor:
         """Run one expert on z (n, rank, h, w)."""

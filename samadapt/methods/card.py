@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +29,12 @@ segmenter = samadapt.load_adapter("this-directory")
 mask = segmenter.segment("image.png")"""
 
 
+BACKGROUND_TOKEN = (
+    "mask token 0 (the single mask): a pixel's label is the largest of all tokens, so take its "
+    "logit from the classes' logits before you compare them with 0"
+)
+
+
 def model_card(
     record: AdapterRecord,
     trainable: int,
@@ -50,15 +57,20 @@ def model_card(
         facts: further rows of the table; empty ones are left out.
     """
     options = ", ".join(f"{key}={value}" for key, value in record.method.items() if key != "name")
-    licence = record.licence or base_licence(record.base)
+    published = "" if record.checkpoint else base_licence(record.base)
+    licence = record.licence or published
+    unknown = (
+        f"that of the weights given ({Path(record.checkpoint).name})" if record.checkpoint else ""
+    )
     table = {
         "Base": f"{record.base}, sha256 of its tensors `{record.base_sha256}`",
-        "Licence of the base": licence or "see the source of the base weights",
+        "Licence of the base": licence or unknown or "see the source of the base weights",
         "Method": f"{record.method['name']} ({options})",
         "Trained parameters": f"{trainable:,}",
         "Input": f"{record.image_size} px, intensity {_plain(record.intensity)}",
         "Classes": ", ".join(record.classes) or "not recorded",
         "Prompts": _plain(record.prompt),
+        **({"Background": BACKGROUND_TOKEN} if record.prompt.get("background_token") else {}),
         "Data": record.data or "not recorded",
         "Recipe": record.recipe or "not recorded",
         "Created": record.created or "not recorded",

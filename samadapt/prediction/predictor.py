@@ -194,7 +194,13 @@ class _Run:
         """Label every slice without prompts."""
         count = len(self.model.classes)
         for batch, embeddings, frames in self._batches(range(self.count)):
-            each = semantic_logits(self.model.sam, embeddings, frames, count)
+            each = semantic_logits(
+                self.model.sam,
+                embeddings,
+                frames,
+                count,
+                background_token=self.model.policy.background_token,
+            )
             for index, logits in zip(batch, each, strict=True):
                 self._put(self.found.labels, index, semantic_labels(logits, count)[0].cpu().numpy())
                 if self.found.probabilities is not None:

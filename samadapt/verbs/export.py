@@ -44,7 +44,7 @@ class ExportArguments:
         None, help="to=peft: whose module names; null: sam"
     )
     precision: Literal["fp32", "fp16", "int8"] | None = knob(
-        None, help="to=onnx: of the weights; null: fp32"
+        None, help="to=onnx: of the encoder's weights (the decoder stays fp32); null: fp32"
     )
     push: str | None = knob(None, help="USER/NAME on the Hugging Face Hub to upload to")
     private: bool = knob(False, help="push: create the repository as a private one")

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 HELP = """
 Reads an adapter of another project, known by its keys, and writes it as an adapter directory that
-predict, evaluate and export take. It is compared with the source's own arithmetic before it is
-kept. `from=PATH` is the same as `source=PATH`. Pickles are read with tensors only.
+predict, evaluate and export take. Before it is kept, its masks are compared with those of the base
+with the weights that were read folded in; the source's own program is not run. `from=PATH` is the
+same as `source=PATH`. Pickles are read with tensors only.
 
   SAMed's .pth (w_a_000, w_b_000, decoder and prompt encoder), the w_a_/w_b_ files of the small
   SAM-LoRA projects, micro-sam's LoRA state, and PEFT directories with segment-anything's or
@@ -45,13 +46,13 @@ SCHEMA = ImportArguments
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return what was read, as which method, and how far it is from the source.
+    """Return what was read, as which method, and how far the adapter is from what was read.
 
     Raises:
         ConfigError: naming everything wrong with the arguments.
         AdapterError: no format that is known, or it does not fit the model.
         WeightsError: a file cannot be read.
-        RunError: the adapter does not predict as the source does.
+        RunError: the adapter does not predict as what was read does.
     """
     named = [f"source={a[5:]}" if a.startswith("from=") else a for a in arguments]
     asked = parse(ImportArguments, named)

@@ -125,6 +125,21 @@ def test_semantic_is_the_argmax_with_background_at_zero(any_sam, images):
         inference.segment_semantic(any_sam, embeddings, frames, 4)
 
 
+def test_a_background_token_is_one_of_the_argmax(tiny_sam, images):
+    embeddings, frames = inference.embed(tiny_sam, images)
+    found = inference.segment_semantic(tiny_sam, embeddings, frames, 3, background_token=True)
+    for index, (labels, frame) in enumerate(zip(found, frames, strict=True)):
+        each = []
+        for multimask in (False, True):
+            with torch.no_grad():
+                output = tiny_sam.decode(
+                    embeddings[index : index + 1], Prompts(), multimask=multimask
+                )
+            each.append(tiny_sam.postprocess(output.logits, frame)[0, 0])
+        assert (labels != torch.cat(each).argmax(dim=0).numpy()).mean() < 2e-3
+        assert len(np.unique(labels)) > 1
+
+
 @given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 2**16))
 @settings(max_examples=40, deadline=None)
 def test_where_objects_overlap_the_higher_logit_wins(count, padding, seed):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,10 @@ from PIL import Image
 from samadapt.errors import AdapterError
 from samadapt.export import export_adapter
 from samadapt.export.hf import HuggingFace
-from samadapt.sam.types import Prompts
+from samadapt.sam.builds import BUILDS
+from samadapt.sam.geometry import make_frame, resize_image
+from samadapt.sam.model import build_sam
+from samadapt.sam.types import Preprocessing, Prompts
 
 
 @pytest.mark.parametrize("masks", [3, 5])
@@ -34,16 +39,78 @@ def test_sam_model_predicts_the_same(tiny_sam, save, tmp_path, masks):
     assert (theirs.pred_masks - expected.logits).abs().max() < 1e-3  # pixels differ by 1e-6
 
 
-def test_the_pipeline_runs(tiny_sam, save, tmp_path):
+def test_the_pipeline_finds_our_masks(tiny_sam, save, tmp_path):
+    """Each of its masks is one of those that our model draws at the same points."""
     from transformers import pipeline
 
-    directory, _ = save(tiny_sam)
+    directory, sam = save(tiny_sam)
     export_adapter(directory, HuggingFace(), tmp_path / "out")
     generate = pipeline("mask-generation", model=str(tmp_path / "out"), device="cpu")
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
-    found = generate(image, points_per_batch=64, pred_iou_thresh=-10.0, stability_score_thresh=0.0)
-    assert len(found["masks"]) > 0
-    assert found["masks"][0].shape == (64, 64)
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    found = generate(
+        Image.fromarray(image),
+        points_per_batch=64,
+        pred_iou_thresh=-10.0,
+        stability_score_thresh=0.0,
+        crops_nms_thresh=0.5,
+    )
+    masks = np.stack([np.asarray(mask) for mask in found["masks"]])
+    grid = 64 * (torch.arange(32) + 0.5) / 32
+    points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), dim=-1).reshape(1, -1, 1, 2)
+    prompts = Prompts(points=points, point_labels=torch.ones(1, 1024, 1))
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        output = sam.decode(sam.encode(sam.preprocess(pixels)), prompts, multimask=True)
+        full = sam.postprocess(output.logits, make_frame((64, 64), 64, "longest"))
+    ours = (full[0] > 0).flatten(0, 1).flatten(1).numpy()
+    areas = masks.reshape(len(masks), -1).sum(1)
+    assert len(masks) > 3
+    assert areas.max() > 100
+    apart = [np.count_nonzero(ours != mask.reshape(1, -1), axis=1).min() for mask in masks[:20]]
+    assert max(apart) <= 4  # of 4096 pixels, by rounding
+
+
+@pytest.mark.parametrize("normalization", ["mean_std", "min_max"])
+def test_the_processor_is_compared_with_our_pixels(
+    randomise, save, tmp_path, monkeypatch, normalization
+):
+    """MedSAM's preprocessing, which transformers' processor cannot do, on a tiny base."""
+    from transformers import SamModel, SamProcessor
+
+    rule = Preprocessing(normalization, "squash" if normalization == "min_max" else "longest")
+    build = replace(BUILDS["tiny"], name="tiny_other", preprocessing=rule)
+    monkeypatch.setitem(BUILDS, "tiny_other", build)
+    directory, sam = save(randomise(build_sam("tiny_other"), 1).eval())
+    done = export_adapter(directory, HuggingFace(), tmp_path / "out")
+    (note,) = done.notes
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert note in card
+    processor = SamProcessor.from_pretrained(tmp_path / "out")
+    image = np.random.default_rng(1).integers(60, 180, (48, 40, 3), dtype=np.uint8)
+    frame = make_frame((48, 40), 64, rule.resize)
+    resized = torch.from_numpy(resize_image(image, frame).copy()).permute(2, 0, 1)
+    ours = sam.preprocess([resized])
+    if normalization == "mean_std":
+        assert "by at most" in note
+        theirs = processor(image, return_tensors="pt")["pixel_values"]
+        assert 0 < (theirs - ours).abs().max() < 3 / min(rule.std)
+        return
+    assert "cannot scale an image to [0, 1]" in note
+    code = card.split("```python")[1].split("```")[0]
+    Image.fromarray(image).save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, object] = {}
+    exec(code.replace("this-directory", "out"), space)
+    assert isinstance(space["model"], SamModel)
+    assert (space["inputs"]["pixel_values"] - ours).abs().max() < 1e-5
+    plain = processor(image, return_tensors="pt")["pixel_values"]
+    assert (plain - ours).abs().max() > 0.1
+    with torch.no_grad():
+        boxes = torch.tensor([[[4.0, 6.0, 40.0, 50.0]]])
+        pixels = space["inputs"]["pixel_values"]
+        found = space["model"].eval()(pixel_values=pixels, input_boxes=boxes)
+        expected = sam.decode(sam.encode(ours), Prompts(boxes=boxes), multimask=True).logits
+    assert (found.pred_masks - expected).abs().max() < 1e-3 * max(1, expected.abs().max())
 
 
 def test_tiny_vit_is_refused(tiny_t_sam, save, tmp_path):

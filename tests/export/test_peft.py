@@ -65,6 +65,12 @@ def test_what_peft_cannot_hold_names_its_targets(tiny_sam, tiny_t_sam, save, tmp
             r"adapter is no kind of peft's.*exported to onnx$",
             {"method": "adapter"},
         ),
+        (
+            tiny_sam,
+            Peft(),
+            r"loha with decoder=lora is two kinds of peft's at once.*exported to hf, onnx, sam$",
+            {"method": "loha", "decoder": "lora"},
+        ),
         (tiny_t_sam, Peft("transformers"), r"has no TinyViT.*exported to onnx, peft, sam$", {}),
     ):
         directory, _ = save(base, **options)
@@ -72,6 +78,39 @@ def test_what_peft_cannot_hold_names_its_targets(tiny_sam, tiny_t_sam, save, tmp
             export_adapter(directory, target, tmp_path / "out")
     with pytest.raises(ConfigError, match="did you mean 'transformers'"):
         Peft("transformer")
+
+
+LINEARS = {"targets": ("qkv", "proj", "mlp")}
+EVERY = {
+    "lora": {**LINEARS, "rslora": True, "decoder": "lora"},
+    "dora": LINEARS,
+    "pissa": {**LINEARS, "blocks": "last:2"},
+    "adalora": {"decoder": "own"},
+    "loha": LINEARS,
+    "lokr": {"factor": 4},
+    "ia3": {"decoder": "own"},
+    "vera": LINEARS,
+    "layernorm": {},
+    "hra": {"options": {"r": 4}, "decoder": "frozen"},
+    "pvera": {},
+    "randlora": {},
+    "fourierft": {},
+}
+"""Those of ``tests/methods/test_peft_kinds.py``, and more that share tensors between modules."""
+
+
+FAST = ("vera", "ia3", "layernorm")
+
+
+@pytest.mark.filterwarnings("ignore:Unsupported layer type.*LayerNorm:UserWarning")
+@pytest.mark.parametrize(
+    "method",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in EVERY],
+)
+def test_every_kind_under_transformers_names(method, tiny_sam, save, tmp_path):
+    directory, _ = save(tiny_sam, method, **EVERY[method])
+    done = export_adapter(directory, Peft("transformers"), tmp_path / "out")
+    assert done.difference.logits < 1e-5 * max(1, done.difference.largest)
 
 
 @pytest.mark.slow

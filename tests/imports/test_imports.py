@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -89,7 +90,9 @@ def check(output, peer, boxes=True):
     assert (found - wanted).abs().max() < 1e-4 * max(1, wanted.abs().max())
 
 
-def test_samed(base, as_segment_anything, tmp_path):
+@pytest.fixture
+def samed(base, as_segment_anything, tmp_path):
+    """SAMed's own model of 5 classes, its file, and what it is imported with."""
     plain, given = base
     sam = copy.deepcopy(plain)
     sam.resize_mask_tokens(5)
@@ -102,7 +105,12 @@ def test_samed(base, as_segment_anything, tmp_path):
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     whole = {k: v for k, v in peer.state_dict().items() if not k.startswith("image_encoder.")}
     torch.save(numbered(wrappers) | whole, tmp_path / "epoch_9.pth")
-    done = import_adapter(tmp_path / "epoch_9.pth", tmp_path / "out", **given)
+    return peer, tmp_path / "epoch_9.pth", given
+
+
+def test_samed(samed, tmp_path):
+    peer, file, given = samed
+    done = import_adapter(file, tmp_path / "out", **given)
     assert done.source == "SAMed"
     assert (done.method.rank, done.method.slices) == (RANK, ("q", "v"))
     assert any("prompt_encoder" in note for note in done.notes)
@@ -111,6 +119,46 @@ def test_samed(base, as_segment_anything, tmp_path):
     record = json.loads((tmp_path / "out" / "samadapt.json").read_text())
     assert record["prompt"]["kind"] == "semantic"
     assert len(record["classes"]) == 5
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in ("Background | mask token 0", "SAMed's own training gives the network values"):
+        assert said in card
+    assert any("values from 0 to 1" in note for note in done.notes)
+
+
+@torch.no_grad()
+def samed_labels(peer, image):
+    """SAMed's label map: the largest of a softmax over all mask tokens, of which 0 is background.
+
+    Its mask decoder returns every token, and its preprocessing is the given model's.
+    """
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    sparse, dense = peer.prompt_encoder(points=None, boxes=None, masks=None)
+    low, _ = peer.mask_decoder.predict_masks(
+        image_embeddings=peer.image_encoder(peer.preprocess(pixels.float())),
+        image_pe=peer.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+    )
+    side = peer.image_encoder.img_size
+    masks = peer.postprocess_masks(low, (side, side), (side, side))
+    return masks.softmax(dim=1).argmax(dim=1)[0].numpy()
+
+
+def test_samed_keeps_its_background_class(samed, tmp_path):
+    import samadapt
+    from samadapt.evaluation.inference import embed, segment_semantic
+
+    peer, file, given = samed
+    import_adapter(file, tmp_path / "out", **given)
+    segmenter = samadapt.load_adapter(tmp_path / "out", device="cpu")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(3)]
+    wanted = np.stack([samed_labels(peer, image) for image in images])
+    assert 0.02 < (wanted == 0).mean() < 0.98
+    found = np.stack([segmenter.segment(image) for image in images])
+    assert (found != wanted).mean() < 1e-3  # rounding, where two tokens are as large
+    at_zero = np.stack(segment_semantic(segmenter.sam, *embed(segmenter.sam, images), 5))
+    assert (at_zero != wanted).mean() > 0.05  # what a background of logit 0 would change
 
 
 def test_a_small_lora_project(base, as_segment_anything, tmp_path):
@@ -177,6 +225,72 @@ def test_a_peft_directory(base, as_segment_anything, tmp_path, naming, targets):
         wanted = adapted(pixel_values=images, input_boxes=boxes).pred_masks
         found = sam.decode(sam.encode(images), Prompts(boxes=boxes), multimask=True).logits
     assert (found - wanted).abs().max() < 1e-4 * max(1, wanted.abs().max())
+
+
+STARTS = [False, "gaussian", "orthogonal", "mica", "pissa", "pissa_niter_4", "olora"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("start", STARTS)
+def test_a_start_that_changes_the_base_is_refused(base, as_segment_anything, tmp_path, start):
+    """What changes it is read off peft itself, as it loads the directory onto a fresh base."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    plain, given = base
+    name = "image_encoder.blocks.1.attn.qkv"
+    config = LoraConfig(r=2, target_modules=[name], init_lora_weights=start)
+    adapted = get_peft_model(as_segment_anything(plain), config)
+    adapted.save_pretrained(tmp_path / "peft")
+    fresh = PeftModel.from_pretrained(as_segment_anything(plain), str(tmp_path / "peft")).eval()
+    kept = fresh.base_model.model.get_submodule(name).base_layer.weight
+    if torch.equal(kept, plain.get_parameter(f"{name}.weight")):
+        import_adapter(tmp_path / "peft", tmp_path / "out", **given)
+        check(tmp_path / "out", fresh.base_model.model)
+        return
+    assert start in ("pissa", "pissa_niter_4", "olora")
+    with pytest.raises(AdapterError, match=rf"adapter_config.json: init_lora_weights '{start}'"):
+        import_adapter(tmp_path / "peft", tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("start", ["corda", "loftq", "what_comes_next"])
+def test_a_start_that_is_not_known_is_refused(base, tmp_path, start):
+    peft_directory(tmp_path / "peft", init_lora_weights=start)
+    with pytest.raises(AdapterError, match=f"init_lora_weights '{start}'"):
+        import_adapter(tmp_path / "peft", tmp_path / "out", **base[1])
+
+
+def peft_directory(folder, **options):
+    """Write a PEFT directory for one linear of ``tiny``; return its tensors."""
+    name = "base_model.model.image_encoder.blocks.1.attn.qkv"
+    tensors = {
+        f"{name}.lora_{part}.weight": torch.randn(shape, generator=torch.Generator().manual_seed(i))
+        for i, (part, shape) in enumerate((("A", (2, 32)), ("B", (96, 2))))
+    }
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, **options}
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return tensors
+
+
+def test_a_peft_directory_of_the_older_kind(base, tmp_path):
+    _, given = base
+    tensors = peft_directory(tmp_path / "peft")
+    import_adapter(tmp_path / "peft", tmp_path / "new", **given)
+    (tmp_path / "peft" / "adapter_model.safetensors").unlink()
+    with pytest.raises(AdapterError, match=r"adapter_model\.safetensors or adapter_model\.bin"):
+        import_adapter(tmp_path / "peft", tmp_path / "old", **given)
+    torch.save(tensors, tmp_path / "peft" / "adapter_model.bin")
+    import_adapter(tmp_path / "peft", tmp_path / "old", **given)
+    first, second = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("new", "old")
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    torch.save({"code": print}, tmp_path / "peft" / "adapter_model.bin")
+    with pytest.raises(WeightsError, match="only tensors are read"):
+        import_adapter(tmp_path / "peft", tmp_path / "code", **given)
 
 
 def test_our_own_directory_comes_back(base, tmp_path):

@@ -265,6 +265,20 @@ def test_the_record_and_the_card_say_what_was_given(saved, fresh):
         assert said in card
 
 
+def test_the_card_states_the_licence_of_the_weights_that_were_used():
+    from samadapt.methods.card import model_card
+
+    record = AdapterRecord(
+        base="vit_b", base_sha256="", image_size=1024, method={"name": "lora"}, prompt={}
+    )
+    assert "\nlicense: apache-2.0\n" in model_card(record, 1)
+    card = model_card(replace(record, checkpoint="mine/of_my_own.pth"), 1)
+    assert "\nlicense: other\n" in card
+    assert "| Licence of the base | that of the weights given (of_my_own.pth) |" in card
+    given = model_card(replace(record, checkpoint="mine.pth", licence="MIT"), 1)
+    assert "\nlicense: mit\n" in given
+
+
 def test_trainable_state_of_another_method_is_refused(fresh):
     one, other = fresh(), fresh()
     state = trainable_state(one, inject(one, METHODS["lora"](blocks="last:1")))
