@@ -44,6 +44,8 @@ class SSF(Method):
         from samadapt.methods._ssf import ScaleShift, scale_input, scale_output
 
         for layer, host, name in self._places(sam, sites):
+            if layer.weight.requires_grad:  # no layer of the base: a bottleneck beside it
+                continue
             child = ScaleShift(len(layer.weight))
             hook: Any = scale_output if layer is host else scale_input
             attach(host, name, child, hook, before=layer is not host)

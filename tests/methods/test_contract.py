@@ -12,11 +12,14 @@ from samadapt.methods.base import find_method, method_from_dict, select_blocks
 from samadapt.methods.peft_layers import decoder_formula
 from samadapt.methods.peft_others import OtherPeft
 from samadapt.methods.store import (
+    AdapterRecord,
     load_adapter,
     load_trainable_state,
     merge,
+    save_adapter,
     trainable_state,
 )
+from samadapt.sam.weights import base_hash
 from samadapt.training.precision import Precision
 
 COMBINED = ("lora+layernorm", "lora+bias", "houlsby+layernorm", "adaptformer+fact")
@@ -86,6 +89,26 @@ def fresh(case, request):
 def method(case):
     name, options, _ = case
     return find_method(name)(**options)
+
+
+@pytest.mark.slow
+def test_what_bf16_trained_loads_to_the_same_output(fresh, case, method, train, predict, tmp_path):
+    """Trained over frozen weights that were rounded to bf16, loaded onto the whole base."""
+    half, sam, loaded = Precision("bf16", ""), fresh(), fresh()
+    record = AdapterRecord(case[2], base_hash(sam), sam.image_size)
+    injection = inject(sam, method)
+    half.store_frozen(sam, injection.exact)
+    if injection.parameters:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            train(sam, injection, 2)
+    save_adapter(tmp_path / "adapter", sam, injection, record)
+    again = load_adapter(tmp_path / "adapter", loaded)
+    assert again.parameters.keys() == injection.parameters.keys()
+    for name, parameter in injection.parameters.items():
+        assert torch.equal(again.parameters[name], parameter), name
+    half.store_frozen(loaded, again.exact)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(predict(loaded), predict(sam))
 
 
 @torch.no_grad()  # a graph changes the order of sums, and what is trained decides where one is
