@@ -121,6 +121,12 @@ def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in out
     listed = json.loads(said(capsys, "ls", "peft", "models", "--json")[1])
     assert list(listed) == ["peft", "models"]
+    assert len({method["name"] for method in listed["peft"]}) >= 18
+    printed = said(capsys, "ls", "peft")[1].splitlines()
+    for method in listed["peft"]:
+        assert method["about"].strip()
+        assert "\n" not in method["about"]
+        assert any(line.split()[:1] == [method["name"]] for line in printed), method["name"]
 
 
 @pytest.mark.parametrize(

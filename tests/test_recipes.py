@@ -8,11 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from samadapt.config import Config, compose, recipes, to_dict
-from samadapt.methods import METHODS
+from samadapt.methods import METHODS, Injection, Method, inject
+from samadapt.methods.store import AdapterRecord, save_adapter
 from samadapt.overrides import flatten
+from samadapt.sam.model import Sam
 from samadapt.verbs.finetune import finetune
 
 RECIPES = recipes()
@@ -66,9 +70,24 @@ PLACES = {"frod": "last:2"}
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's, about peft's SHiRA
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_trains_on_mri(
-    method: str, shared_data: Callable[[str], Path], features: Path, tmp_path: Path
+    method: str,
+    shared_data: Callable[[str], Path],
+    features: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Five steps of the shipped recipe on few cases, small: losses are numbers, weights move."""
+    """Five steps of the shipped recipe on few cases, small: losses are numbers, weights move.
+
+    The decoder is trained as well, so the method's own weights in the encoder are looked at.
+    """
+
+    def saving(sam: Sam, method: Method) -> Injection:
+        injection = inject(sam, method)
+        record = AdapterRecord("", "", sam.image_size, num_masks=sam.build.num_multimask)
+        save_adapter(tmp_path / "start", sam, injection, record)
+        return injection
+
+    monkeypatch.setattr("samadapt.session.inject", saving)
     root = shared_data("msd_hippocampus")
     places = {"data.root": root, "output.dir": tmp_path, "cache.dir": features}
     overrides = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
@@ -86,3 +105,12 @@ def test_every_method_trains_on_mri(
     assert before > 0.5
     assert after > 0.5
     assert after != before
+    assert result.adapter_dir is not None
+    start, end = (
+        load_file(place / "adapter_model.safetensors")
+        for place in (tmp_path / "start", result.adapter_dir)
+    )
+    assert start.keys() == end.keys()
+    own = [name for name in start if not name.startswith("base_model.model.mask_decoder.")]
+    assert bool(own) is (method != "none")
+    assert any(not torch.equal(start[name], end[name]) for name in own) is bool(own)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from samadapt.methods.base import (
     BOTTLENECKS,
@@ -19,6 +19,7 @@ from samadapt.methods.base import (
     require_count,
     require_positive,
 )
+from samadapt.methods.decoder import attentions, mlps
 from samadapt.typed import knob
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Adapter(Method):
     """Two bottlenecks ``up(gelu(down(x)))`` a block, and a third across slices.
 
     One follows the attention: ``a + bottleneck(a)``; one is parallel to the MLP:
-    ``mlp(x) + scale * bottleneck(x)``.
+    ``mlp(x) + scale * bottleneck(x)``. With ``decoder=own`` they are at every attention and MLP of
+    the decoder's transformer, too.
 
     With ``depth`` n above 1 a batch is whole stacks of n neighbouring slices, one behind the other:
     images ``i * n`` to ``i * n + n - 1`` are stack i; a batch that n does not divide is refused.
@@ -44,13 +46,14 @@ class Adapter(Method):
     it; from Python it trains on any batch of stacks.
 
     Attributes:
-        hidden: width of the bottlenecks; None is a quarter of the tokens' width.
+        hidden: width of the bottlenecks; None is a quarter of the tokens' width where they are.
         scale: of the bottleneck beside the MLP.
         depth: neighbouring slices that attend to each other; 1: each image by itself.
     """
 
     summary: ClassVar[str] = "bottleneck adapters after the attention and beside the MLP"
     can_merge: ClassVar[bool] = False
+    takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = BOTTLENECKS
 
     hidden: int | None = knob(None, help="bottleneck width; null: a quarter of the tokens'", low=1)
@@ -81,22 +84,34 @@ class Adapter(Method):
         from samadapt.methods._attached import add_after, add_beside, attach, bottleneck
         from samadapt.methods._depth import add_across
 
+        beside = partial(add_beside, scale=self.scale)
+        places: list[tuple[str, int, Any]] = []
         for site in sites:
-            hidden = self._hidden(site)
-            attn, mlp = sam.get_submodule(site.attn), sam.get_submodule(site.mlp)
-            attach(attn, "bottleneck", bottleneck(site.width, hidden, nn.GELU()), add_after)
-            if self.depth > 1:
-                across = partial(add_across, depth=self.depth)
-                attach(attn, "depth", bottleneck(site.width, hidden, nn.GELU()), across)
-            beside = partial(add_beside, scale=self.scale)
-            attach(mlp, "bottleneck", bottleneck(site.width, hidden, nn.GELU()), beside)
+            places += [(site.attn, site.width, add_after), (site.mlp, site.width, beside)]
+        if self.decoder == "own":
+            width = sam.build.prompt_width
+            places += [(path, width, add_after) for path in attentions(sam)]
+            places += [(path, width, beside) for path in mlps(sam)]
+        for path, width, hook in places:
+            layers = bottleneck(width, self._hidden(width), nn.GELU())
+            attach(sam.get_submodule(path), "bottleneck", layers, hook)
+        for site in sites if self.depth > 1 else ():
+            layers = bottleneck(site.width, self._hidden(site.width), nn.GELU())
+            across = partial(add_across, depth=self.depth)
+            attach(sam.get_submodule(site.attn), "depth", layers, across)
 
     def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
         """Return two or three bottlenecks a site, each with two weights and two biases."""
         del sam
-        hidden = [(site.width, self._hidden(site)) for site in sites]
+        hidden = [(site.width, self._hidden(site.width)) for site in sites]
         count = 2 if self.depth == 1 else 3
         return sum(count * (2 * width * h + h + width) for width, h in hidden)
 
-    def _hidden(self, site: BlockSite) -> int:
-        return self.hidden if self.hidden is not None else max(1, site.width // 4)
+    def decoder_formula(self, sam: Sam) -> int:
+        """Return four bottlenecks a layer of the decoder, and one behind them."""
+        width = sam.build.prompt_width
+        hidden = self._hidden(width)
+        return (4 * sam.build.decoder_depth + 1) * (2 * width * hidden + hidden + width)
+
+    def _hidden(self, width: int) -> int:
+        return self.hidden if self.hidden is not None else max(1, width // 4)

@@ -21,6 +21,7 @@ from samadapt.methods.base import (
     require_count,
     require_positive,
 )
+from samadapt.methods.decoder import mlps
 from samadapt.typed import knob
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @register("adaptformer")
 @dataclass(frozen=True)
 class AdaptFormer(Method):
-    """One bottleneck a block, beside the MLP.
+    """One bottleneck a block, beside the MLP; with ``decoder=own`` a layer of the decoder, too.
 
     Attributes:
         hidden: width of the bottleneck.
@@ -40,6 +41,7 @@ class AdaptFormer(Method):
 
     summary: ClassVar[str] = "a bottleneck adapter parallel to the MLP"
     can_merge: ClassVar[bool] = False
+    takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = BOTTLENECKS
 
     hidden: int = knob(64, help="bottleneck width", low=1)
@@ -56,12 +58,20 @@ class AdaptFormer(Method):
 
         from samadapt.methods._attached import add_beside, attach, bottleneck
 
-        for site in sites:
-            layers = bottleneck(site.width, self.hidden, nn.ReLU())
+        places = [(site.mlp, site.width) for site in sites]
+        if self.decoder == "own":
+            places += [(path, sam.build.prompt_width) for path in mlps(sam)]
+        for path, width in places:
+            layers = bottleneck(width, self.hidden, nn.ReLU())
             hook = partial(add_beside, scale=self.scale)
-            attach(sam.get_submodule(site.mlp), "bottleneck", layers, hook)
+            attach(sam.get_submodule(path), "bottleneck", layers, hook)
 
     def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
         """Return one bottleneck a site, with two weights and two biases."""
         del sam
         return sum(2 * s.width * self.hidden + self.hidden + s.width for s in sites)
+
+    def decoder_formula(self, sam: Sam) -> int:
+        """Return one bottleneck a layer of the decoder."""
+        width = sam.build.prompt_width
+        return sam.build.decoder_depth * (2 * width * self.hidden + self.hidden + width)

@@ -88,6 +88,8 @@ class Method:
     """Whether peft itself can load what this method saves."""
     takes_decoder: ClassVar[bool] = False
     """Whether the method's own layers can be put into the decoder."""
+    not_in_decoder: ClassVar[str] = ""
+    """Why not, as a sentence that follows the method's name."""
     changes: ClassVar[frozenset[str]] = LINEARS
     lr: ClassVar[float] = 1e-3
     """Peak learning rate where the user gives none: what ``benchmarks/method_comparison`` found
@@ -108,8 +110,7 @@ class Method:
         )
         require(
             self.takes_decoder or self.decoder != "own",
-            f"peft.decoder=own: the layers of {self.name} do not fit the decoder; use full, lora "
-            "or frozen",
+            f"peft.decoder=own: {self.name} {self.not_in_decoder}; use full, lora or frozen",
         )
         require_count("decoder_rank", self.decoder_rank)
         word, _ = _parse_blocks(self.blocks)
@@ -142,7 +143,7 @@ class Method:
         return 1
 
     def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
-        """Add this method's modules to the frozen encoder; runs after peft's injection."""
+        """Add this method's modules to the frozen model; runs after peft's injection."""
 
     def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
         """Return how many encoder parameters the method trains, from the sizes alone."""

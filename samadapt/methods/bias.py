@@ -24,27 +24,34 @@ if TYPE_CHECKING:
 class Bias(Method):
     """Train the biases of the chosen blocks: attention, MLP and norms.
 
-    TinyViT's convolution in a block has its bias in the batch norm behind it. They are weights of
-    the base, so there is nothing to merge.
+    With ``decoder=own`` every bias of the decoder too, those of its upscaling among them. TinyViT's
+    convolution in a block has its bias in the batch norm behind it. They are weights of the base,
+    so there is nothing to merge.
     """
 
     summary: ClassVar[str] = "only the biases of linears and norms (BitFit)"
+    takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = VECTORS
 
     def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
         """Unfreeze; nothing is added."""
-        for bias in _biases(sam, sites):
+        own = ("mask_decoder",) if self.decoder == "own" else ()
+        for bias in _biases(sam, *(site.block for site in sites), *own):
             bias.requires_grad_(True)
 
     def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
         """Return the size of the biases."""
-        return sum(bias.numel() for bias in _biases(sam, sites))
+        return sum(bias.numel() for bias in _biases(sam, *(site.block for site in sites)))
+
+    def decoder_formula(self, sam: Sam) -> int:
+        """Return the size of the decoder's biases."""
+        return sum(bias.numel() for bias in _biases(sam, "mask_decoder"))
 
 
-def _biases(sam: Sam, sites: Sequence[BlockSite]) -> list[nn.Parameter]:
+def _biases(sam: Sam, *roots: str) -> list[nn.Parameter]:
     return [
         parameter
-        for site in sites
-        for name, parameter in sam.get_submodule(site.block).named_parameters()
+        for root in roots
+        for name, parameter in sam.get_submodule(root).named_parameters()
         if name.endswith(".bias")
     ]

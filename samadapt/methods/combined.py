@@ -72,6 +72,10 @@ class Combined(Method):
         """Return the sum: no two parts train the same."""
         return sum(member.formula(sam, sites) for member in self.members)
 
+    def decoder_formula(self, sam: Sam) -> int:
+        """Return the sum of the parts'."""
+        return sum(member.decoder_formula(sam) for member in self.members)
+
     def merge(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
         """Merge each part, the last first.
 
@@ -129,6 +133,10 @@ def combine(names: tuple[str, ...]) -> type[Combined]:
         "summary": "; ".join(part.summary for part in parts),
         "can_merge": all(part.can_merge for part in parts),
         "lr": min(part.lr for part in parts),
+        "takes_decoder": all(part.takes_decoder for part in parts),
+        "not_in_decoder": "; ".join(
+            f"cannot: {part.name} {part.not_in_decoder}" for part in parts if not part.takes_decoder
+        ),
         "changes": frozenset().union(*(part.changes for part in parts)),
         "parts": parts,
         "keys": keys,

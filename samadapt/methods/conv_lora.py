@@ -41,6 +41,9 @@ class ConvLoRA(Method):
 
     summary: ClassVar[str] = "LoRA on qkv with convolutions at several scales inside "
     can_merge: ClassVar[bool] = False
+    not_in_decoder: ClassVar[str] = (
+        "convolves over a grid of cells, and the decoder's attentions take lists of tokens"
+    )
     changes: ClassVar[frozenset[str]] = LINEARS
 
     rank: int = knob(3, help="rank of the update", low=1)

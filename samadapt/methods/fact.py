@@ -27,9 +27,13 @@ from samadapt.methods.base import (
     require_positive,
     require_slices,
 )
+from samadapt.methods.decoder import attentions
 from samadapt.typed import knob
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from samadapt.methods._fact import Factors
     from samadapt.sam.model import Sam
     from samadapt.sam.types import BlockSite
 
@@ -40,6 +44,8 @@ class FacT(Method):
     """Updates of q, k and v in factors that the blocks share.
 
     The shared factors are held by the first chosen block (of each width), where training begins.
+    With ``decoder=own`` the same projections of the decoder's attentions are updated too. They are
+    linears of their own, and those of one shape share factors, which are none of the encoder's.
 
     Attributes:
         rank: of all factors.
@@ -49,6 +55,7 @@ class FacT(Method):
     """
 
     summary: ClassVar[str] = "updates of q and v in factors shared by all blocks"
+    takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = LINEARS
 
     rank: int = knob(16, help="rank of the factors", low=1)
@@ -68,19 +75,39 @@ class FacT(Method):
         require_slices(self.slices)
 
     def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
-        """Hang ``fact`` on every qkv."""
+        """Hang ``fact`` on every qkv, and on the projections of the decoder."""
+        shared: dict[tuple[int, int], Factors] = {}
+        for site in sites:
+            groups = site.heads if site.qkv_order == "head_qkv" else 1
+            qkv = sam.get_submodule(site.qkv)
+            self._hang(qkv, (site.width, site.width), shared, self.slices, groups)
+        shared = {}
+        for path in self._projections(sam):
+            linear: Any = sam.get_submodule(path)
+            self._hang(linear, (linear.in_features, linear.out_features), shared)
+
+    def _hang(
+        self,
+        linear: nn.Module,
+        shape: tuple[int, int],
+        shared: dict[tuple[int, int], Factors],
+        slices: tuple[str, ...] | None = None,
+        groups: int = 1,
+    ) -> None:
         from samadapt.methods._attached import attach
         from samadapt.methods._fact import Factors, FactorUpdate, add_update
 
-        shared: dict[int, Factors] = {}
-        for site in sites:
-            owns = site.width not in shared
-            factors = shared.setdefault(
-                site.width, Factors(site.width, self.rank, tucker=self.form == "tucker")
-            )
-            groups = site.heads if site.qkv_order == "head_qkv" else 1
-            update = FactorUpdate(factors, self.slices, groups, self.scale, owns=owns)
-            attach(sam.get_submodule(site.qkv), "fact", update, add_update)
+        owns = shape not in shared
+        if owns:
+            shared[shape] = Factors(*shape, self.rank, tucker=self.form == "tucker")
+        update = FactorUpdate(shared[shape], slices, groups, self.scale, owns=owns)
+        attach(linear, "fact", update, add_update)
+
+    def _projections(self, sam: Sam) -> list[str]:
+        """Return the paths of the decoder's linears that are updated."""
+        if self.decoder != "own":
+            return []
+        return [f"{path}.{name}_proj" for path in attentions(sam) for name in self.slices]
 
     def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
         """Return the shared factors of each width, and the slices' own."""
@@ -89,15 +116,27 @@ class FacT(Method):
         shared = sum(2 * width * rank + tucker * rank**3 for width in {s.width for s in sites})
         return shared + len(sites) * len(self.slices) * rank ** (1 if tucker else 2)
 
+    def decoder_formula(self, sam: Sam) -> int:
+        """Return the factors of both shapes, and the projections' own.
+
+        The attentions with the image have half the inner width.
+        """
+        tucker, rank = self.form == "tucker", self.rank
+        width, depth = sam.build.prompt_width, sam.build.decoder_depth
+        shared = rank * (2 * width + width + width // 2) + 2 * tucker * rank**3
+        own = (3 * depth + 1) * len(self.slices)
+        return shared + own * rank ** (1 if tucker else 2)
+
     def merge(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
-        """Add every update to its qkv."""
+        """Add every update to its linear."""
         import torch
 
         from samadapt.methods._attached import detach
 
+        paths = [*(site.qkv for site in sites), *self._projections(sam)]
         with torch.no_grad():
-            for site in sites:
-                qkv: Any = sam.get_submodule(site.qkv)
-                qkv.weight.add_(qkv.fact.dense())
-        for site in sites:
-            detach(sam.get_submodule(site.qkv), "fact")
+            for path in paths:
+                linear: Any = sam.get_submodule(path)
+                linear.weight.add_(linear.fact.dense())
+        for path in paths:
+            detach(sam.get_submodule(path), "fact")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.methods.base import BOTTLENECKS, Method, register, require_count
+from samadapt.methods.decoder import attentions, mlps
 from samadapt.typed import knob
 
 if TYPE_CHECKING:
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
 class Houlsby(Method):
     """Two bottlenecks a block, in series.
 
+    With ``decoder=own`` one behind every attention and every MLP of the decoder's transformer, too.
+
     Attributes:
         hidden: width of the bottlenecks.
     """
 
     summary: ClassVar[str] = "bottleneck adapters behind the attention and behind the MLP"
     can_merge: ClassVar[bool] = False
+    takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = BOTTLENECKS
 
     hidden: int = knob(64, help="bottleneck width", low=1)
@@ -45,12 +49,21 @@ class Houlsby(Method):
 
         from samadapt.methods._attached import add_after, attach, bottleneck
 
-        for site in sites:
-            for path in (site.attn, site.mlp):
-                layers = bottleneck(site.width, self.hidden, nn.GELU())
-                attach(sam.get_submodule(path), "bottleneck", layers, add_after)
+        places = [(path, site.width) for site in sites for path in (site.attn, site.mlp)]
+        if self.decoder == "own":
+            width = sam.build.prompt_width
+            places += [(path, width) for path in (*attentions(sam), *mlps(sam))]
+        for path, width in places:
+            layers = bottleneck(width, self.hidden, nn.GELU())
+            attach(sam.get_submodule(path), "bottleneck", layers, add_after)
 
     def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
         """Return two bottlenecks a site, each with two weights and two biases."""
         del sam
         return sum(2 * (2 * s.width * self.hidden + self.hidden + s.width) for s in sites)
+
+    def decoder_formula(self, sam: Sam) -> int:
+        """Return four bottlenecks a layer of the decoder, and one behind them."""
+        width = sam.build.prompt_width
+        count = 4 * sam.build.decoder_depth + 1
+        return count * (2 * width * self.hidden + self.hidden + width)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.methods.base import EVERYTHING, Method, register
+from samadapt.methods.decoder import two_way_layers
 from samadapt.typed import knob
 
 if TYPE_CHECKING:
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 class LateBlocks(Method):
     """Train every weight of the chosen blocks, the last two by default.
 
+    With ``decoder=own`` the last of the decoder's two-way layers too, and nothing behind it.
     Patch embedding, merges between stages and neck stay frozen whatever ``blocks`` says; ``full``
     trains them too.
     """
 
     summary: ClassVar[str] = "every weight of the last blocks"
+    takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = EVERYTHING
 
     blocks: str | tuple[int, ...] = knob(
@@ -40,10 +43,18 @@ class LateBlocks(Method):
         """Unfreeze; nothing is added."""
         for block in _blocks(sam, sites):
             block.requires_grad_(True)
+        if self.decoder == "own":
+            sam.get_submodule(two_way_layers(sam)[-1]).requires_grad_(True)
 
     def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
         """Return the size of the chosen blocks."""
         return sum(p.numel() for block in _blocks(sam, sites) for p in block.parameters())
+
+    def decoder_formula(self, sam: Sam) -> int:
+        """Return the size of the last two-way layer."""
+        width, mlp = sam.build.prompt_width, sam.build.decoder_mlp
+        attentions = 4 * width * (width + 1) + 2 * (4 * width * width // 2 + 5 * width // 2)
+        return attentions + 2 * width * mlp + mlp + width + 4 * 2 * width
 
 
 def _blocks(sam: Sam, sites: Sequence[BlockSite]) -> list[nn.Module]:

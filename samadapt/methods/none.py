@@ -16,6 +16,7 @@ class NoAdaptation(Method):
 
     summary: ClassVar[str] = "the encoder untouched; zero-shot unless the decoder is trained"
     plain_peft: ClassVar[bool] = True
+    not_in_decoder: ClassVar[str] = "has no layers of its own"
     changes: ClassVar[frozenset[str]] = EVERYTHING
 
     decoder: Decoder = knob("frozen", help="how the mask decoder trains")

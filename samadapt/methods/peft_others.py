@@ -39,6 +39,8 @@ UNFIT.update(
         "shadow": "follows the loop of a language model's decoder, and SAM has none",
         "osf": "cannot run backward in bf16 (in peft 0.21)",
         "poly": _ROUTES,
+        "unilora": "draws both its matrices from one random vector, so that it does not start at "
+        "the base model's output (in peft 0.21)",
         "vblora": "does not start at the base model's output (in peft 0.21)",
         "xlora": _ROUTES,
     }
@@ -50,14 +52,21 @@ SUMMARIES = {
     "deft": "a projection of the weight, and what takes its place",
     "delora": "low-rank directions with a strength of their own",
     "fourierft": "updates from a few coefficients of a Fourier transform",
+    "frod": "gains and a few rotations in a basis that the blocks share",
     "glora": "low-rank updates of weight and bias, relative and absolute",
     "hira": "LoRA multiplied onto the weight, for updates of high rank",
     "hra": "a chain of Householder reflections of the inputs",
+    "lily": "LoRA with several B that the blocks share and a router mixes",
     "miss": "updates from shards that share one matrix",
     "peanut": "a small network of the weights as the update",
     "psoft": "rotations within the weight's principal subspace",
     "pvera": "VeRA with sampled low-rank activations",
+    "randlora": "gains of random low-rank matrices that sum to a full rank",
     "road": "rotations of pairs of output channels",
+    "shira": "a few weights of each linear, chosen at random",
+    "supertuning": "the largest weights of each linear alone",
+    "tinylora": "a few numbers that mix random matrices within the weight's main directions",
+    "waveft": "updates from a few coefficients of a wavelet transform",
 }
 """What the kinds do that the tests cover; others of the installed peft are tried as they are."""
 
@@ -67,9 +76,13 @@ UNMERGED = frozenset({"lily"})
 DEFAULTS: dict[str, dict[str, Any]] = {
     "c3a": {"block_size": 32, "init_weights": True},
     "fourierft": {"init_weights": True},
+    "frod": {"progressbar": False},
     "road": {"group_size": 32},
 }
 """What peft's own defaults are changed to, so that it fits SAM or starts as the identity."""
+
+ONE_WIDTH = frozenset({"frod"})
+"""Kinds whose blocks share matrices as wide as their tokens."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,17 @@ class OtherPeft(LinearMethod):
         return {**self.defaults, **(self.options or {})}
 
     def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
-        """Return the layers, to be tried once they are in."""
+        """Return the layers, to be tried once they are in.
+
+        Raises:
+            ConfigError: when the kind needs blocks of one width and the chosen ones have several.
+        """
+        widths = sorted({site.width for site in sites})
+        require(
+            len(widths) <= 1 or self.name not in ONE_WIDTH,
+            f"peft={self.name} shares matrices between blocks, which must have one width; those of "
+            f"peft.blocks={self.blocks} have {widths}: choose some of one width, such as last:1",
+        )
         return tuple(replace(x, check_start=True) for x in super().peft_layers(sam, sites))
 
     def count(self, sam: Sam, names: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.methods.base import LINEARS, Method, register, require_count
+from samadapt.methods.decoder import attentions
 from samadapt.typed import knob
 
 if TYPE_CHECKING:
@@ -29,16 +30,20 @@ if TYPE_CHECKING:
 class PromptTokens(Method):
     """Tokens as further keys and values of every chosen attention, and a gate for each head.
 
+    With ``decoder=own`` of every attention of the decoder, too. The decoder's own learned tokens
+    stay as they are.
+
     Attributes:
-        tokens: how many for each block.
+        tokens: how many for each attention.
     """
 
     summary: ClassVar[str] = "learned tokens as gated keys and values of the attention"
     can_merge: ClassVar[bool] = False
+    takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = LINEARS
     """It multiplies by the weights of qkv and proj itself, so nothing else may wrap them."""
 
-    tokens: int = knob(8, help="learned tokens for each block", low=1)
+    tokens: int = knob(8, help="learned tokens for each attention", low=1)
 
     def validate(self) -> None:
         """Check tokens."""
@@ -47,14 +52,24 @@ class PromptTokens(Method):
     def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
         """Hang ``prompt`` on every attention."""
         from samadapt.methods._attached import attach
-        from samadapt.methods._prompt_tokens import GatedTokens, add_prompt
+        from samadapt.methods._prompt_tokens import GatedTokens, add_prompt, add_prompt_to_decoder
 
         for site in sites:
             by_head = site.qkv_order == "head_qkv"
             child = GatedTokens(self.tokens, site.width, site.heads, by_head=by_head)
             attach(sam.get_submodule(site.attn), "prompt", child, add_prompt)
+        build = sam.build
+        for path in attentions(sam) if self.decoder == "own" else ():
+            child = GatedTokens(self.tokens, build.prompt_width, build.decoder_heads, by_head=False)
+            attach(sam.get_submodule(path), "prompt", child, add_prompt_to_decoder)
 
     def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
         """Return the tokens and a gate for each head of every site."""
         del sam
         return sum(self.tokens * site.width + site.heads for site in sites)
+
+    def decoder_formula(self, sam: Sam) -> int:
+        """Return the tokens and a gate for each head of every attention."""
+        build = sam.build
+        count = 3 * build.decoder_depth + 1
+        return count * (self.tokens * build.prompt_width + build.decoder_heads)

@@ -4,7 +4,8 @@
 ``scale * y + shift`` for each channel behind every linear and norm of a block, folded into its
 weights after training. The authors draw the scale around 1 and the shift around 0 with a standard
 deviation of 0.02, micro-sam with 0.2, so that their models do not start as they were; here they
-start at 1 and 0. TinyViT's convolution between attention and MLP is left alone.
+start at 1 and 0. TinyViT's convolution between attention and MLP is left alone, and so are those of
+the decoder's upscaling.
 """
 
 from __future__ import annotations
@@ -21,13 +22,20 @@ if TYPE_CHECKING:
     from samadapt.sam.model import Sam
     from samadapt.sam.types import BlockSite
 
+    _Place = tuple[Any, nn.Module, str]
+    """A layer, the module on which its scale hangs, and under which name."""
+
 
 @register("ssf")
 @dataclass(frozen=True)
 class SSF(Method):
-    """A scale and a shift for each channel of every linear and norm of the chosen blocks."""
+    """A scale and a shift for each channel of every linear and norm of the chosen blocks.
+
+    With ``decoder=own`` of those of the decoder, too.
+    """
 
     summary: ClassVar[str] = "a scale and a shift behind every linear and norm"
+    takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = LINEARS | VECTORS
 
     def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
@@ -35,7 +43,9 @@ class SSF(Method):
         from samadapt.methods._attached import attach
         from samadapt.methods._ssf import ScaleShift, scale_input, scale_output
 
-        for layer, host, name in list(_layers(sam, sites)):
+        for layer, host, name in self._places(sam, sites):
+            if layer.weight.requires_grad:  # no layer of the base: a bottleneck beside it
+                continue
             child = ScaleShift(len(layer.weight))
             hook: Any = scale_output if layer is host else scale_input
             attach(host, name, child, hook, before=layer is not host)
@@ -44,18 +54,26 @@ class SSF(Method):
         """Return two numbers for each output channel."""
         return sum(2 * len(layer.weight) for layer, _, _ in _layers(sam, sites))
 
+    def decoder_formula(self, sam: Sam) -> int:
+        """Return two numbers for each output channel of the decoder's layers."""
+        return sum(2 * len(layer.weight) for layer, _, _ in _decoder_layers(sam))
+
     def merge(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
         """Scale weights and biases of the layers."""
         from samadapt.methods._attached import detach
         from samadapt.methods._ssf import fold
 
-        for layer, host, name in list(_layers(sam, sites)):
+        for layer, host, name in self._places(sam, sites):
             fold(layer, host.get_submodule(name))
             detach(host, name)
 
+    def _places(self, sam: Sam, sites: Sequence[BlockSite]) -> list[_Place]:
+        own = _decoder_layers(sam) if self.decoder == "own" else ()
+        return [*_layers(sam, sites), *own]
 
-def _layers(sam: Sam, sites: Sequence[BlockSite]) -> Iterator[tuple[Any, nn.Module, str]]:
-    """Yield (layer, the module on which its scale hangs, under which name).
+
+def _layers(sam: Sam, sites: Sequence[BlockSite]) -> Iterator[_Place]:
+    """Yield the places of the blocks.
 
     TinyViT's attention norm gives a padded cell its bias, so its scale must be at the input of
     ``qkv``, where such cells come by, too. In SAM's ViT a padded cell is zero behind the norm.
@@ -69,3 +87,11 @@ def _layers(sam: Sam, sites: Sequence[BlockSite]) -> Iterator[tuple[Any, nn.Modu
                 yield layer, sam.get_submodule(site.qkv), "ssf_norm"
             elif isinstance(layer, nn.Linear | nn.LayerNorm):
                 yield layer, layer, "ssf"
+
+
+def _decoder_layers(sam: Sam) -> Iterator[_Place]:
+    from torch import nn
+
+    for layer in sam.mask_decoder.modules():
+        if isinstance(layer, nn.Linear | nn.LayerNorm):
+            yield layer, layer, "ssf"

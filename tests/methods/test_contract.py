@@ -12,11 +12,14 @@ from samadapt.methods.base import find_method, method_from_dict, select_blocks
 from samadapt.methods.peft_layers import decoder_formula
 from samadapt.methods.peft_others import OtherPeft
 from samadapt.methods.store import (
+    AdapterRecord,
     load_adapter,
     load_trainable_state,
     merge,
+    save_adapter,
     trainable_state,
 )
+from samadapt.sam.weights import base_hash
 from samadapt.training.precision import Precision
 
 COMBINED = ("lora+layernorm", "lora+bias", "houlsby+layernorm", "adaptformer+fact")
@@ -28,15 +31,23 @@ OTHERS = {
     "deft": None,
     "delora": None,
     "fourierft": {"n_frequency": 100},
+    "frod": None,
     "glora": None,
     "hira": None,
     "hra": {"r": 4},
+    "lily": {"r": 8},
     "miss": {"r": 8},
     "peanut": None,
     "psoft": {"r": 8},
     "pvera": None,
+    "randlora": {"r": 8},
     "road": {"group_size": 8},
+    "shira": {"r": 4},
+    "supertuning": {"sparsity": 0.9},
+    "tinylora": None,
+    "waveft": {"n_frequency": 100},
 }
+PLACED = {("frod", "tiny_t"): {"blocks": "last:1"}}  # its blocks must have one width
 IN_FP32 = ("loha", "lokr", "oft", "vera")  # peft hands on in fp32 what autocast computed in bf16
 UNTRIED = {name for name, cls in METHODS.items() if issubclass(cls, OtherPeft)}
 QUICK_ON_TINY_VIT = ("lora", "adapter", "layernorm", "fact")
@@ -49,8 +60,9 @@ def _cases(*, in_bf16=False):
     Under autocast the latter are slow, too.
     """
     for name, options in OTHERS.items():
-        case = (name, {"options": options}, "tiny")
-        yield pytest.param(case, id=name, marks=pytest.mark.slow)
+        for build in ("tiny", "tiny_t"):
+            case = (name, {"options": options, **PLACED.get((name, build), {})}, build)
+            yield pytest.param(case, id=f"{name}-{build}", marks=pytest.mark.slow)
     for name in NAMES:
         placed = {"blocks": "last:2", "decoder": "lora"}
         if find_method(name).takes_decoder:
@@ -86,6 +98,26 @@ def fresh(case, request):
 def method(case):
     name, options, _ = case
     return find_method(name)(**options)
+
+
+@pytest.mark.slow
+def test_what_bf16_trained_loads_to_the_same_output(fresh, case, method, train, predict, tmp_path):
+    """Trained over frozen weights that were rounded to bf16, loaded onto the whole base."""
+    half, sam, loaded = Precision("bf16", ""), fresh(), fresh()
+    record = AdapterRecord(case[2], base_hash(sam), sam.image_size)
+    injection = inject(sam, method)
+    half.store_frozen(sam, injection.exact)
+    if injection.parameters:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            train(sam, injection, 2)
+    save_adapter(tmp_path / "adapter", sam, injection, record)
+    again = load_adapter(tmp_path / "adapter", loaded)
+    assert again.parameters.keys() == injection.parameters.keys()
+    for name, parameter in injection.parameters.items():
+        assert torch.equal(again.parameters[name], parameter), name
+    half.store_frozen(loaded, again.exact)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(predict(loaded), predict(sam))
 
 
 @torch.no_grad()  # a graph changes the order of sums, and what is trained decides where one is
@@ -174,7 +206,9 @@ def test_frozen_weights_stay_bit_equal_and_the_loss_falls(fresh, method, train):
 
 
 def _check_only_trained_moved(sam, injection, before):
-    own = {re.sub(r"\.(blocks|trained)$", ".weight", name) for name in injection.parameters}
+    trained = set(map(id, injection.parameters.values()))
+    every = sam.named_parameters(remove_duplicate=False)  # what blocks share has several names
+    own = {re.sub(r"\.(blocks|trained)$", ".weight", n) for n, p in every if id(p) in trained}
     moved = {n for n, p in sam.state_dict().items() if not torch.equal(p, before[n])}
     assert moved == own
 
@@ -197,16 +231,25 @@ FORMULAS = {
     "deft": lambda i, o: 8 * (i + o),
     "delora": lambda i, o: 8 * (i + o) + 1,
     "fourierft": lambda i, o: 100,
+    "frod": lambda i, o: i + i * i // 100,
     "glora": lambda i, o: 2 * 8 * (i + o) + 8 * (i + 1) + 2,
     "hira": lambda i, o: 32 * (i + o),
     "hra": lambda i, o: 4 * i,
+    "lily": lambda i, o: 8 * i + 8 * 2,
     "miss": lambda i, o: 8 * o,
     "peanut": lambda i, o: 2 * 32 * o,
     "psoft": lambda i, o: 8 * 7 // 2 + 2 * 8,
     "pvera": lambda i, o: o + 2 * 256,
+    "randlora": lambda i, o: -(-min(i, o) // 8) * (8 + min(i, o)),
     "road": lambda i, o: 2 * (o // 2),
+    "shira": lambda i, o: 4 * (i + o),
+    "supertuning": lambda i, o: int(i * o * (1 - 0.9)),
+    "tinylora": lambda i, o: 64,
+    "waveft": lambda i, o: 100,
 }
 """Trained parameters of a linear of i inputs and o outputs, with the options of ``OTHERS``."""
+SHARED = {"lily": lambda i, o: 2 * 8 * o}
+"""Those that the blocks share, likewise."""
 
 
 @pytest.mark.slow
@@ -220,7 +263,18 @@ def test_peft_trains_what_the_formula_of_its_kind_says(name, tiny_sam):
     hidden = tiny_sam.image_encoder.blocks[0].mlp.lin1.out_features
     linears = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
     injected = inject(tiny_sam, method)
-    assert injected.trainable == 2 * sum(FORMULAS[name](i, o) for i, o in linears)
+    shared = SHARED.get(name, lambda i, o: 0)
+    assert injected.trainable == sum(2 * FORMULAS[name](*x) + shared(*x) for x in linears)
+
+
+def test_every_kind_that_is_listed_is_held_to_the_contract():
+    assert set(OTHERS) == UNTRIED == set(FORMULAS)
+
+
+@pytest.mark.slow
+def test_blocks_of_several_widths_are_refused_where_they_share_matrices(tiny_t_sam):
+    with pytest.raises(ConfigError, match=r"peft=frod .* one width; .*blocks=all have \[16, 24"):
+        inject(tiny_t_sam, METHODS["frod"]())
 
 
 def test_save_then_load_gives_the_same_output(fresh, case, method, adapted, predict):

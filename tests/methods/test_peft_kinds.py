@@ -179,7 +179,6 @@ def test_the_norm_of_a_padded_token_is_the_tuned_one(tiny_t_sam):
         ("lokr", {"factor": 0}, r"peft\.factor .*got 0"),
         ("vera", {"seed": -1}, r"peft\.seed .*got -1"),
         ("oft", {"block_size": 1}, r"peft\.block_size"),
-        ("adapter", {"decoder": "own"}, r"peft\.decoder=own: the layers of adapter do not fit"),
         ("lora", {"blocks": "none", "decoder": "frozen"}, "trains nothing"),
         ("hra", {"options": {"target_modules": ["x"]}}, r"target_modules follows from"),
     ],

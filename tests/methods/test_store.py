@@ -32,6 +32,11 @@ def saved_loha(adapted):
     return adapted("loha", blocks="last:2", decoder="frozen")[2]
 
 
+@pytest.fixture
+def saved_houlsby(adapted):
+    return adapted("houlsby", hidden=4, blocks="last:2", decoder="own")[2]
+
+
 def _load(directory):
     """Copies: the file that is mapped will be overwritten."""
     return {key: value.clone() for key, value in load_file(directory / WEIGHTS).items()}
@@ -151,10 +156,50 @@ def test_a_fault_of_another_kind_is_refused_naming_the_file(saved_loha, fresh, f
     assert message in str(refused.value)
 
 
-def test_another_build_is_refused_for_another_kind(saved_loha, fresh):
+HOULSBY_FAULTS = {
+    "missing key": (WEIGHTS, "missing keys",
+                    _edit_weights(lambda t: t.pop(_first(t, "mask_decoder")))),
+    "extra key": FAULTS["extra key"],
+    "wrong shape": (WEIGHTS, "expected shape",
+                    _edit_weights(lambda t: t.update({_first(t, "bottleneck"): torch.zeros(2)}))),
+    "NaN": (WEIGHTS, "NaN", _edit_weights(lambda t: t[_first(t, "bottleneck")].fill_(torch.nan))),
+    "edited width": (CONFIG, "method was changed", _edit_json(CONFIG, "method", "hidden", value=8)),
+    "width in the record": (CONFIG, "method was changed",
+                            _edit_json(RECORD, "method", "hidden", value=8)),
+    "other base": FAULTS["other base"],
+    "truncated file": FAULTS["truncated weights"],
+    "wrong method": (CONFIG, "peft_type was changed",
+                     _edit_json(RECORD, "method", value={"name": "ssf", "decoder": "own"})),
+    "wrong kind": (CONFIG, "peft_type was changed", _edit_json(CONFIG, "peft_type", value="LORA")),
+    "kind gone": (CONFIG, "peft_type was changed", _edit_json(CONFIG, "peft_type", value=None)),
+    "no fit": (RECORD, "peft.hidden", _edit_json(RECORD, "method", "hidden", value=0)),
+    "fewer blocks": (CONFIG, "method was changed",
+                     _edit_json(RECORD, "method", "blocks", value="last:1")),
+    "another decoder": (CONFIG, "method was changed",
+                        _edit_json(RECORD, "method", "decoder", value="frozen")),
+    "pickle": FAULTS["pickle"],
+    "text file": FAULTS["text as weights"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fresh", ["tiny_sam"], indirect=True)
+@pytest.mark.parametrize("fault", HOULSBY_FAULTS)
+def test_a_fault_of_a_method_of_ours_is_refused_naming_the_file(saved_houlsby, fresh, fault):
+    file, message, spoil = HOULSBY_FAULTS[fault]
+    load_adapter(saved_houlsby, fresh())
+    spoil(saved_houlsby)
+    with pytest.raises(AdapterError) as refused:
+        load_adapter(saved_houlsby, fresh())
+    assert f"{file}: " in str(refused.value)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("directory", ["saved_loha", "saved_houlsby"])
+def test_another_build_is_refused_for_another_kind(directory, request, fresh):
+    saved = request.getfixturevalue(directory)
     name = "tiny" if fresh().build.name == "tiny_t" else "tiny_t"
     with pytest.raises(AdapterError, match=rf"{RECORD}: .*the model given is {name} "):
-        load_adapter(saved_loha, build_sam(name))
+        load_adapter(saved, build_sam(name))
 
 
 def test_the_file_of_lora_r4_on_vit_b_is_small(tmp_path):
