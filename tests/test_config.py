@@ -74,14 +74,14 @@ def test_another_method_forgets_the_first_ones_own_options(write: Any) -> None:
 
 def test_another_method_trains_at_its_own_rate(write: Any) -> None:
     recipe = write("peft: {name: lora}\ntrain: {lr: 0.5, decoder_lr: 0.25}\n")
-    for given, lr in (
+    for typed, lr in (
         ([], 0.5),
         (["peft=lora"], 0.5),
         (["peft=oft"], METHODS["oft"].lr),
         (["peft=oft", "train.lr=0.125"], 0.125),
         (["peft=[bias,houlsby]"], min(METHODS["bias"].lr, METHODS["houlsby"].lr)),
     ):
-        config = compose(recipe, given)
+        config = compose(recipe, typed)
         assert (config.train.lr, config.train.decoder_lr) == (lr, 0.25)
     assert len({method.lr for method in METHODS.values()}) > 3
     plain = compose(write("peft: late_blocks\n"))

@@ -39,6 +39,7 @@ class AdaLoRA(LinearMethod):
     """
 
     summary: ClassVar[str] = "LoRA whose ranks move to where they matter during training"
+    lr: ClassVar[float] = 3e-4
     kind: ClassVar[str] = "ADALORA"
 
     rank: int = knob(4, help="mean rank at the end", low=1)

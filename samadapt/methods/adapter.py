@@ -52,6 +52,7 @@ class Adapter(Method):
     """
 
     summary: ClassVar[str] = "bottleneck adapters after the attention and beside the MLP"
+    lr: ClassVar[float] = 1e-3
     can_merge: ClassVar[bool] = False
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = BOTTLENECKS

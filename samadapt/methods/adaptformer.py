@@ -40,6 +40,7 @@ class AdaptFormer(Method):
     """
 
     summary: ClassVar[str] = "a bottleneck adapter parallel to the MLP"
+    lr: ClassVar[float] = 1e-2
     can_merge: ClassVar[bool] = False
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = BOTTLENECKS

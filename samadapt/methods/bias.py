@@ -30,6 +30,7 @@ class Bias(Method):
     """
 
     summary: ClassVar[str] = "only the biases of linears and norms (BitFit)"
+    lr: ClassVar[float] = 3e-3
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = VECTORS
 

@@ -40,6 +40,7 @@ class ConvLoRA(Method):
     """
 
     summary: ClassVar[str] = "LoRA on qkv with convolutions at several scales inside "
+    lr: ClassVar[float] = 3e-3
     can_merge: ClassVar[bool] = False
     not_in_decoder: ClassVar[str] = (
         "convolves over a grid of cells, and the decoder's attentions take lists of tokens"

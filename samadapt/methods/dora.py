@@ -32,6 +32,7 @@ class DoRA(LinearMethod):
     """
 
     summary: ClassVar[str] = "LoRA on the direction of the weights, their magnitude a vector"
+    lr: ClassVar[float] = 3e-3
     kind: ClassVar[str] = "LORA"
     reads_base: ClassVar[bool] = True
 

@@ -55,6 +55,7 @@ class FacT(Method):
     """
 
     summary: ClassVar[str] = "updates of q and v in factors shared by all blocks"
+    lr: ClassVar[float] = 3e-3
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = LINEARS
 

@@ -25,6 +25,7 @@ class FullFineTuning(Method):
     """
 
     summary: ClassVar[str] = "every weight of the image encoder, or of the chosen blocks"
+    lr: ClassVar[float] = 3e-4
     not_in_decoder: ClassVar[str] = "would train every weight of the decoder, as decoder=full does"
     changes: ClassVar[frozenset[str]] = EVERYTHING
 

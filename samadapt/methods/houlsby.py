@@ -33,6 +33,7 @@ class Houlsby(Method):
     """
 
     summary: ClassVar[str] = "bottleneck adapters behind the attention and behind the MLP"
+    lr: ClassVar[float] = 1e-3
     can_merge: ClassVar[bool] = False
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = BOTTLENECKS

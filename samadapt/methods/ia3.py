@@ -28,6 +28,7 @@ class IA3(LinearMethod):
     """
 
     summary: ClassVar[str] = "vectors that scale qkv and the hidden activations of the MLP"
+    lr: ClassVar[float] = 3e-2
     kind: ClassVar[str] = "IA3"
 
     targets: tuple[Target, ...] = knob(("qkv", "mlp"), help="linears: qkv, proj, mlp (its second)")

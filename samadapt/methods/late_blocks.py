@@ -32,6 +32,7 @@ class LateBlocks(Method):
     """
 
     summary: ClassVar[str] = "every weight of the last blocks"
+    lr: ClassVar[float] = 3e-4
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = EVERYTHING
 

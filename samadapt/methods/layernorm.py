@@ -23,6 +23,7 @@ class LayerNormTuning(PeftMethod):
     """Train the layer norms of the chosen blocks, and of the decoder with ``decoder=own``."""
 
     summary: ClassVar[str] = "gains and biases of the layer norms"
+    lr: ClassVar[float] = 3e-3
     changes: ClassVar[frozenset[str]] = VECTORS
     kind: ClassVar[str] = "LN_TUNING"
 

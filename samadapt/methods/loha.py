@@ -26,6 +26,7 @@ class LoHa(LinearMethod):
     """
 
     summary: ClassVar[str] = "updates of high rank: the elementwise product of two low-rank ones"
+    lr: ClassVar[float] = 3e-2
     kind: ClassVar[str] = "LOHA"
 
     rank: int = knob(4, help="rank of each of the two factors", low=1)

@@ -27,6 +27,7 @@ class LoKr(LinearMethod):
     """
 
     summary: ClassVar[str] = "Kronecker products of a small and a low-rank matrix"
+    lr: ClassVar[float] = 1e-3
     kind: ClassVar[str] = "LOKR"
 
     rank: int = knob(4, help="rank of the larger factor", low=1)

@@ -43,6 +43,7 @@ class LoRA(LinearMethod):
     """
 
     summary: ClassVar[str] = "low-rank updates on slices of qkv, and on proj and MLP by choice"
+    lr: ClassVar[float] = 3e-3
     kind: ClassVar[str] = "LORA"
 
     rank: int = knob(4, help="rank of each slice's update", low=1)

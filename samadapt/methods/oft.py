@@ -33,6 +33,7 @@ class OFT(LinearMethod):
     """
 
     summary: ClassVar[str] = "rotations of blocks of the input channels"
+    lr: ClassVar[float] = 3e-2
     kind: ClassVar[str] = "OFT"
     plain_peft: ClassVar[bool] = False
 

@@ -34,6 +34,7 @@ class PiSSA(LinearMethod):
     """
 
     summary: ClassVar[str] = "LoRA that starts at the principal singular directions"
+    lr: ClassVar[float] = 3e-3
     kind: ClassVar[str] = "LORA"
 
     rank: int = knob(4, help="number of singular directions", low=1)

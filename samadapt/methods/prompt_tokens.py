@@ -38,6 +38,7 @@ class PromptTokens(Method):
     """
 
     summary: ClassVar[str] = "learned tokens as gated keys and values of the attention"
+    lr: ClassVar[float] = 1e-3
     can_merge: ClassVar[bool] = False
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = LINEARS

@@ -35,6 +35,7 @@ class SSF(Method):
     """
 
     summary: ClassVar[str] = "a scale and a shift behind every linear and norm"
+    lr: ClassVar[float] = 3e-3
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = LINEARS | VECTORS
 

@@ -26,6 +26,7 @@ class VeRA(LinearMethod):
     """
 
     summary: ClassVar[str] = "two vectors a linear around one frozen random low-rank pair"
+    lr: ClassVar[float] = 3e-2
     kind: ClassVar[str] = "VERA"
 
     rank: int = knob(256, help="rank of the shared random pair", low=1)

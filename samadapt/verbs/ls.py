@@ -58,7 +58,10 @@ def _models() -> Rows:
 
 
 def _methods() -> Rows:
-    return [{"name": name, "about": method.summary} for name, method in METHODS.items()]
+    return [
+        {"name": name, "lr": f"{method.lr:g}", "about": method.summary}
+        for name, method in METHODS.items()
+    ]
 
 
 def _data() -> Rows:

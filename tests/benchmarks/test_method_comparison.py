@@ -136,6 +136,13 @@ def test_the_newest_settings_are_shown() -> None:
     assert report.newest([]) == []
 
 
+def test_the_default_rates_are_those_that_were_found() -> None:
+    found = report.chosen_rates(report.newest(results.read(command.RESULTS)))
+    assert found.keys() == set(plan.METHODS)
+    del found["none"]  # trains the decoder alone, which has a rate of its own
+    assert {name: METHODS[name].lr for name in found} == found
+
+
 def test_the_readme_follows_from_the_results() -> None:
     assert report.write(command.RESULTS, check=True) == 0
 
