@@ -22,6 +22,8 @@ from samadapt.methods.store import (
 from samadapt.sam.weights import base_hash
 from samadapt.training.precision import Precision
 
+# torch's, about the sparse matrices of peft's FRoD and SHiRA
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 COMBINED = ("lora+layernorm", "lora+bias", "houlsby+layernorm", "adaptformer+fact")
 # Kinds of peft's without a file here, with options that fit the tiny models; all slow.
 OTHERS = {
