@@ -18,6 +18,7 @@ from samadapt.data.leaks import copy_findings, leave_out_copies, mark_patients
 from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
 from samadapt.data.reader import AXES, Reader, Scan
 from samadapt.data.splits import Splits, make_fold, make_splits
+from samadapt.data.stacks import check_depth
 from samadapt.data.tiles import Tile, Tiling, tiling
 from samadapt.data.types import Annotation, Array, Case, Finding, Sample, SliceRef, Split, Volume
 from samadapt.data.volumes import (
@@ -273,6 +274,7 @@ def open_dataset(
     patient: str | None = None,
     tile: int | None = None,
     tile_overlap: float = 0.125,
+    stack: int = 1,
 ) -> Dataset:
     """Open a data set: find its cases, read and check each file once, divide them.
 
@@ -302,6 +304,7 @@ def open_dataset(
         patient: pattern over case names whose group names the patient; see ``leaks.py``.
         tile: cut pictures into tiles of so many pixels a side; see ``tiles.py``. None or 0: whole.
         tile_overlap: of neighbouring tiles, at least this share of the side.
+        stack: slices that the encoder sees together; none of one stack is on both sides.
 
     Raises:
         ConfigError: an unknown name, option or class.
@@ -320,11 +323,13 @@ def open_dataset(
     _check_usable(name, scan, on_error)
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
     _check_neighbours(rule, scan.cases)
+    check_depth(stack, scan.cases)
     if cut is not None:
         _check_tiles(cut, scan.cases)
     chosen = split or (card.split if card else None)
     if fold is None:
-        parts = make_splits(scan.cases, chosen, val_every, least_gap=rule.neighbours)
+        gap = rule.neighbours + stack - 1
+        parts = make_splits(scan.cases, chosen, val_every, least_gap=gap)
     else:
         parts = make_fold(scan.cases, fold, folds)
     _check_copies(name, scan, parts)

@@ -23,6 +23,7 @@ def selection_split(
     refs: Sequence[SliceRef],
     cases: int | None = None,
     owner: Callable[[str], str] = lambda case: case,
+    gap: int = GAP,
 ) -> tuple[list[SliceRef], list[SliceRef]]:
     """Divide training slices into those that train and those that choose the best step.
 
@@ -33,6 +34,7 @@ def selection_split(
         refs: the training slices, sorted.
         cases: at most so many cases choose; the others that were drawn train.
         owner: case to patient, whose cases stay together.
+        gap: slices left out on either side of the block of a single volume, ``GAP`` at least.
 
     Returns:
         (training slices, choosing slices); no slice or case is in both.
@@ -41,8 +43,9 @@ def selection_split(
     if len(names) == 1:
         size = max(1, len(refs) // EVERY)
         start = max(0, len(refs) // 4 - size // 2)
-        left = refs[: max(0, start - GAP)]
-        right = refs[start + size + GAP :]
+        gap = max(gap, GAP)
+        left = refs[: max(0, start - gap)]
+        right = refs[start + size + gap :]
         return [*left, *right], list(refs[start : start + size])
     owners = list(dict.fromkeys(map(owner, names)))
     if len(owners) == 1:  # one patient alone: by case

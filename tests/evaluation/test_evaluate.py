@@ -95,7 +95,7 @@ def test_perfect_labels_score_one_and_empty_ones_are_counted(make_samples):
     samples = make_samples()
 
     class Oracle:
-        batch_size = 3
+        batch_size, stacks = 3, ALONE
 
         def __call__(self, given):
             return [sample.labels[None] for sample in given]
@@ -109,7 +109,7 @@ def test_perfect_labels_score_one_and_empty_ones_are_counted(make_samples):
 class Shown:
     """A predictor that answers with given label maps, and numbers as prompted objects have."""
 
-    batch_size = 3
+    batch_size, stacks = 3, ALONE
 
     def __init__(self, found):
         self.found = found

@@ -10,10 +10,27 @@ import pytest
 
 from samadapt.data.types import Sample
 from samadapt.prompts.given import given_prompts
-from samadapt.training.augment import CROP, augment, crop, flip, shade, turn, vary
+from samadapt.training import augment as changes
+from samadapt.training.augment import CROP, flip, turn
 
 ALL = ["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
 PLACES, VALUES = ALL[:4], ALL[4:]
+
+
+def augment(sample, *options):
+    return changes.augment([sample], *options)[0]
+
+
+def vary(sample, *options):
+    return changes.vary([sample], *options)[0]
+
+
+def crop(sample, rng):
+    return changes.crop([sample], rng)[0]
+
+
+def shade(image, *options):
+    return changes.shade(image[None], *options)[0]
 
 
 def sample():
