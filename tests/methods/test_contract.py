@@ -51,6 +51,7 @@ def _cases(*, in_bf16=False):
     for name, options in OTHERS.items():
         case = (name, {"options": options}, "tiny")
         yield pytest.param(case, id=name, marks=pytest.mark.slow)
+    yield pytest.param(("adapter", {"depth": 2}, "tiny"), id="adapter-depth-tiny")
     for name in NAMES:
         placed = {"blocks": "last:2", "decoder": "lora"}
         if find_method(name).takes_decoder:
