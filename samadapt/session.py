@@ -364,14 +364,7 @@ def training_samples(config: Config, dataset: Dataset, policy: PromptPolicy) -> 
 def open_data(
     data: Data, seed: int, *, semantic: bool, scratch: str | Path | None = None, stack: int = 1
 ) -> Dataset:
-    """Open the data set of a configuration.
-
-    Args:
-        data: which images and masks.
-        seed: chooses the empty slices that are kept.
-        semantic: whether the model is trained without prompts.
-        scratch: folder for pictures in tiles that memory is too small for.
-        stack: slices that the encoder sees together.
+    """Open the data set of a configuration; ``scratch`` is for large pictures in tiles.
 
     ``empty_slices=auto`` keeps training slices without a class for ``semantic``, where the model
     must learn to say nothing, and drops them for prompts, which need an object.
@@ -388,28 +381,11 @@ def open_data(
             f"data.empty_slices={empty}: box and point prompts need an object in every training "
             "slice; use drop, or prompts=semantic"
         )
+    options = {**asdict(data), "empty_slices": empty}
     return open_dataset(
-        data.name,
-        data.root,
-        axis=data.axis,
-        intensity=data.intensity,
-        classes=data.classes,
-        merge_classes=data.merge_classes,
-        empty_slices=empty,
-        slice_step=data.slice_step,
-        val_every=data.val_every,
-        fold=data.fold,
-        folds=data.folds,
-        max_cases=data.max_cases,
-        on_error=data.on_error,
+        options.pop("name"),
+        **options,
         seed=seed,
-        channel=data.channel,
-        image=data.image,
-        label=data.label,
-        neighbours=data.neighbours,
-        patient=data.patient,
-        tile=data.tile,
-        tile_overlap=data.tile_overlap,
-        cache_dir=scratch if data.tile else None,
         stack=stack,
+        cache_dir=scratch if data.tile else None,
     )

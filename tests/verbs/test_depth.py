@@ -62,6 +62,11 @@ def by_hand(session, ref):
     return embed(session.sam, images)[0][ref.index % 3]
 
 
+def losses(run_dir):
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
 def close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
@@ -137,7 +142,7 @@ def test_a_slice_has_one_embedding_in_training_evaluation_and_prediction(
 
 
 def test_a_run_from_training_to_prediction(configure, monkeypatch, tmp_path, capsys):
-    options = ["prompts=semantic", "train.lr=0.01", "train.augment=[flip,noise]", "peft.depth=2"]
+    options = ["prompts=semantic", "train.lr=0.0005", "train.augment=[flip,noise]", "peft.depth=2"]
     config = configure(*options, "cache.variants=2", "data.axis=axial")
     result = finetune(config)
     log = (result.run_dir / "log.txt").read_text()
@@ -159,6 +164,7 @@ def test_a_run_from_training_to_prediction(configure, monkeypatch, tmp_path, cap
     assert main(["finetune", f"resume={stopped}"]) == 0
     weights = [d / "adapter" / "adapter_model.safetensors" for d in (result.run_dir, stopped)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert losses(stopped)[-1] == losses(result.run_dir)[-1]
 
     # evaluated again, with fewer slices at once
     capsys.readouterr()
