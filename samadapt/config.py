@@ -134,7 +134,7 @@ class Train:
     """The training loop."""
 
     steps: int = knob(150, help="optimizer steps", low=1)
-    batch_size: int = knob(4, help="slices a step", low=1)
+    batch_size: int = knob(4, help="slices a step; whole stacks of peft.depth", low=1)
     accumulate: int = knob(1, help="batches summed into one step", low=1)
     lr: float | None = knob(
         None,

@@ -48,7 +48,8 @@ class OracleGap:
             self.scores[state] = score_settings(
                 predictor, self.refs, data.sample, data.classes, session.progress.advance
             )
-        self.masks[state] = answers(session.sam, session.autocast, photographs())
+        stack = session.config.peft.stack
+        self.masks[state] = answers(session.sam, session.autocast, photographs(), stack)
 
     def _policy(self, state: str) -> PromptPolicy:
         session = self.session

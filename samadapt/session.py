@@ -15,6 +15,7 @@ import torch
 
 from samadapt import console
 from samadapt.data.dataset import Dataset, open_dataset
+from samadapt.data.stacks import Stacks
 from samadapt.environment import environment, recorded_precision, seed_all, write_json
 from samadapt.errors import ConfigError
 from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate
@@ -177,10 +178,11 @@ class Session:
 
     def _plan_features(self, slices: Mapping[str, Sequence[SliceRef]]) -> None:
         cache, config = self.config.cache, self.config
-        training = slices.get("train", ())
         variants = 0 if self.augments_anew else max(1, cache.variants)
+        seen = {name: self.samples.stacks.whole(refs)[0] for name, refs in slices.items()}
+        training = seen.pop("train", [])
         jobs = [(ref, variant) for ref in training for variant in range(variants)]
-        jobs += [(ref, 0) for name, refs in slices.items() if name != "train" for ref in refs]
+        jobs += [(ref, 0) for refs in seen.values() for ref in refs]
         self.warming = plan_warming(
             self.features,
             jobs,
@@ -208,12 +210,13 @@ class Session:
         return self.features.anew(images) if self.augments_anew else self.features(images)
 
     def _image(self, job: tuple[SliceRef, int]) -> Any:
-        """Return the image of a slice's variant, or None where nothing in it is prompted."""
+        """Return the image of a slice's variant, or None where nothing in its stack is prompted."""
         ref, variant = job
-        sample = self.dataset.sample(ref)
-        if not (self.policy.is_semantic or self._prompted(sample)):
+        stacks = self.samples.stacks
+        stack = [self.dataset.sample(one) for one in stacks.of(ref)]
+        if not (self.policy.is_semantic or any(map(self._prompted, stack))):
             return None
-        return self.samples.variant(sample, variant).image
+        return self.samples.variant(stack, variant)[stacks.place(ref)].image
 
     def warm(self) -> None:
         """Compute the features that are planned and missing."""
@@ -256,6 +259,8 @@ class Session:
             autocast=self.autocast,
             batch_size=self.config.eval.batch_size,
             independent=self.policy.is_semantic and not policy.is_semantic,
+            stacks=self.samples.stacks,
+            image_of=lambda ref: self.dataset.sample(ref).image,
         )
 
     def record(self) -> AdapterRecord:
@@ -315,7 +320,11 @@ def open_session(config: Config, run_dir: Path) -> Session:
     seed_all(config.seed)
     policy = prompt_policy(config)
     dataset = open_data(
-        config.data, config.seed, semantic=policy.is_semantic, scratch=config.output.dir
+        config.data,
+        config.seed,
+        semantic=policy.is_semantic,
+        scratch=config.output.dir,
+        stack=config.peft.stack,
     )
     for finding in dataset.findings:
         progress.say(f"{finding.severity}: {finding}")
@@ -348,11 +357,12 @@ def prompt_policy(config: Config) -> PromptPolicy:
 def training_samples(config: Config, dataset: Dataset, policy: PromptPolicy) -> TrainingSamples:
     """Return what a configuration trains on."""
     changes, variants = config.train.augment, config.cache.variants
-    return TrainingSamples(dataset, policy, changes, variants, config.seed)
+    stacks = Stacks(config.peft.stack, lambda case: dataset.case(case).shape[2])
+    return TrainingSamples(dataset, policy, changes, variants, config.seed, stacks)
 
 
 def open_data(
-    data: Data, seed: int, *, semantic: bool, scratch: str | Path | None = None
+    data: Data, seed: int, *, semantic: bool, scratch: str | Path | None = None, stack: int = 1
 ) -> Dataset:
     """Open the data set of a configuration; ``scratch`` is for large pictures in tiles.
 
@@ -371,27 +381,11 @@ def open_data(
             f"data.empty_slices={empty}: box and point prompts need an object in every training "
             "slice; use drop, or prompts=semantic"
         )
+    options = {**asdict(data), "empty_slices": empty}
     return open_dataset(
-        data.name,
-        data.root,
-        axis=data.axis,
-        intensity=data.intensity,
-        classes=data.classes,
-        merge_classes=data.merge_classes,
-        empty_slices=empty,
-        slice_step=data.slice_step,
-        val_every=data.val_every,
-        fold=data.fold,
-        folds=data.folds,
-        max_cases=data.max_cases,
-        on_error=data.on_error,
+        options.pop("name"),
+        **options,
         seed=seed,
-        channel=data.channel,
-        image=data.image,
-        label=data.label,
-        neighbours=data.neighbours,
-        patient=data.patient,
-        tile=data.tile,
-        tile_overlap=data.tile_overlap,
+        stack=stack,
         cache_dir=scratch if data.tile else None,
     )

@@ -162,9 +162,8 @@ def trained_on(opened, draws=12):
     """What ``finetune`` would train on: images, labels."""
     rng = np.random.default_rng([0, 0])
     refs = divide(opened)["train"]
-    return [
-        opened.samples.change(opened.dataset.sample(refs[i % len(refs)]), rng) for i in range(draws)
-    ]
+    items = opened.samples.items(refs)
+    return opened.samples.take([items[i % len(items)] for i in range(draws)], rng)[0]
 
 
 def test_every_variant_that_is_drawn_has_its_features(session):

@@ -25,6 +25,7 @@ from samadapt.data.refusals import (
     share_of,
 )
 from samadapt.data.splits import Splits, divide
+from samadapt.data.stacks import check_depth
 from samadapt.data.tiles import Tile, Tiling, check_tiles, tiling
 from samadapt.data.types import Annotation, Array, Case, Finding, Sample, SliceRef, Split, Volume
 from samadapt.data.volumes import (
@@ -284,6 +285,7 @@ def open_dataset(
     patient: str | None = None,
     tile: int | None = None,
     tile_overlap: float = 0.125,
+    stack: int = 1,
 ) -> Dataset:
     """Open a data set: find its cases, read and check each file once, divide them.
 
@@ -314,6 +316,7 @@ def open_dataset(
         patient: pattern over case names whose group names the patient; see ``leaks.py``.
         tile: cut pictures into tiles of so many pixels a side; see ``tiles.py``. None or 0: whole.
         tile_overlap: of neighbouring tiles, at least this share of the side.
+        stack: slices that the encoder sees together; none of one stack is on both sides.
 
     Raises:
         ConfigError: an unknown name, option or class.
@@ -330,9 +333,11 @@ def open_dataset(
     check_usable(name, scan, on_error)
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
     check_neighbours(rule, scan.cases)
+    check_depth(stack, scan.cases)
     check_tiles(cut, scan.cases)
     chosen = split or (card.split if card else None)
-    parts = divide(scan.cases, chosen, val_every, fold, folds, least_gap=rule.neighbours)
+    gap = rule.neighbours + stack - 1
+    parts = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
     check_copies(name, scan, parts)
     notes = [card.note if card else "", parts.rule if parts.slab else ""]
     return Dataset(

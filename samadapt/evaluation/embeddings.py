@@ -41,32 +41,34 @@ class Embeddings:
         self._kept: OrderedDict[tuple[Hashable, ...], Tensor] = OrderedDict()
 
     def __call__(
-        self, sam: Sam, encoder: Hashable, images: Sequence[NDArray[np.uint8]]
+        self, sam: Sam, encoder: Hashable, images: Sequence[NDArray[np.uint8]], stack: int = 1
     ) -> tuple[Tensor, list[Frame]]:
         """Embed images (h, w, 3), those not kept in one forward pass.
 
         Args:
             sam: the model.
             encoder: the same for models whose encoders are equal.
-            images: as ``embed`` takes them.
+            images: as ``embed`` takes them; whole stacks, one behind the other.
+            stack: images that the encoder sees together.
 
         Returns:
             Embeddings (b, c, g, g) on the model's device, and the frame of each image.
         """
-        keys = [(encoder, image.shape, _digest(image)) for image in images]
+        units = [images[start : start + stack] for start in range(0, len(images), stack)]
+        keys = [(encoder, unit[0].shape, *map(_digest, unit)) for unit in units]
         found = {key: self._kept[key] for key in keys if key in self._kept}
-        missing = {key: image for key, image in zip(keys, images, strict=True) if key not in found}
+        missing = {key: unit for key, unit in zip(keys, units, strict=True) if key not in found}
         if missing:
-            fresh, _ = embed(sam, list(missing.values()))
-            found |= dict(zip(missing, fresh, strict=True))
-            self.computed += len(missing)
+            fresh, _ = embed(sam, [image for unit in missing.values() for image in unit])
+            found |= dict(zip(missing, fresh.split(stack), strict=True))
+            self.computed += len(fresh)
         for key, value in found.items():
             self._kept[key] = value
             self._kept.move_to_end(key)
         self._shrink()
         resize = sam.preprocessing.resize
         frames = [make_frame(image.shape[:2], sam.image_size, resize) for image in images]
-        return torch.stack([found[key] for key in keys]), frames
+        return torch.cat([found[key] for key in keys]), frames
 
     def forget(self, encoder: Hashable) -> None:
         """Drop what an encoder gave."""

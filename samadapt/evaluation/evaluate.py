@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samadapt.data.stacks import ALONE, Stacks
 from samadapt.data.tiles import Tile, assemble
+from samadapt.data.types import SliceRef
 from samadapt.evaluation.inference import segment_instances, segment_semantic
 from samadapt.evaluation.instances import (
     ObjectMatches,
@@ -28,7 +30,7 @@ from samadapt.prompts.given import given_prompts, has_prompts
 from samadapt.prompts.objects import ObjectPrompts, simulate
 
 if TYPE_CHECKING:
-    from samadapt.data.types import Sample, SliceRef
+    from samadapt.data.types import Sample
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.model import Sam
     from samadapt.sam.types import Frame
@@ -80,6 +82,8 @@ class Predictor:
         classes: number K of classes.
         autocast: returns the context of forward passes.
         batch_size: slices in one forward pass.
+        stacks: the slices that the encoder sees together.
+        image_of: reads those that are not scored, for the stacks of those that are.
     """
 
     sam: Sam
@@ -91,6 +95,8 @@ class Predictor:
     autocast: Callable[[], AbstractContextManager[Any]]
     batch_size: int = 8
     independent: bool = False
+    stacks: Stacks = ALONE
+    image_of: Callable[[SliceRef], Array] | None = None
 
     @torch.no_grad()
     def __call__(self, samples: Sequence[Sample]) -> list[Array]:
@@ -147,7 +153,13 @@ class Predictor:
 
     def embed(self, samples: Sequence[Sample]) -> Tensor:
         """Return the embeddings (b, c, g, g) of the samples' images."""
-        features = self.features([sample.image for sample in samples])
+        if self.stacks.size == 1 or self.image_of is None:
+            return self._encode([sample.image for sample in samples])
+        refs, rows = self.stacks.whole([SliceRef(s.case, s.index) for s in samples])
+        return self._encode([self.image_of(ref) for ref in refs])[rows]
+
+    def _encode(self, images: Sequence[Array]) -> Tensor:
+        features = self.features(images)
         if self.boundary < 0:
             return self.sam.encode(features)
         return self.sam.encode_suffix(features, self.boundary)
@@ -207,7 +219,7 @@ def evaluate(
         predicted: list[Array] = []
         places: list[Place] = []
         whole = _Objects(case, classes, instances)
-        for part in in_parts(members, predictor.batch_size):
+        for part in predictor.stacks.parts(members, predictor.batch_size):
             samples = [read(ref) for ref in part]
             if instances:
                 found = predictor.find(samples)

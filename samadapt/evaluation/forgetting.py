@@ -45,16 +45,23 @@ def grid_boxes(shape: tuple[int, ...]) -> Array:
 
 @torch.no_grad()
 def answers(
-    sam: Sam, autocast: Callable[[], AbstractContextManager[Any]], images: Mapping[str, Array]
+    sam: Sam,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    images: Mapping[str, Array],
+    stack: int = 1,
 ) -> dict[str, Array]:
-    """Return the masks (16, h, w) bool that a model gives for the boxes of each image."""
+    """Return the masks (16, h, w) bool that a model gives for the boxes of each image.
+
+    An encoder that sees ``stack`` slices at once gets each image as often, as a slice that has no
+    neighbours.
+    """
     found = {}
     with autocast():
         for name, image in images.items():
-            embeddings, frames = embed(sam, [image])
+            embeddings, frames = embed(sam, [image] * stack)
             boxes = to_model_boxes(grid_boxes(image.shape), frames[0])
             given = torch.as_tensor(boxes[None], dtype=torch.float32, device=sam.device)
-            logits = sam.decode(embeddings, Prompts(boxes=given), multimask=False).logits
+            logits = sam.decode(embeddings[:1], Prompts(boxes=given), multimask=False).logits
             planes = sam.postprocess(logits.float(), frames[0])[0, :, 0]
             found[name] = (planes > sam.mask_threshold).cpu().numpy()
     return found

@@ -10,6 +10,7 @@ from samadapt.data.intensity import IntensityRule, make_intensity
 from samadapt.data.tiles import Tiling, recorded_tiling
 from samadapt.errors import AdapterError, ConfigError, PromptError
 from samadapt.methods import store
+from samadapt.methods.base import method_from_dict
 from samadapt.methods.sharing import share
 from samadapt.prompts.policy import PromptPolicy
 
@@ -28,6 +29,7 @@ class Loaded:
         intensity: its intensity rule.
         encoder: the same for all whose encoder is the base's.
         tiling: how pictures are cut; None: they are seen whole.
+        stack: slices of a volume that the encoder sees together.
     """
 
     sam: Sam
@@ -36,6 +38,7 @@ class Loaded:
     intensity: IntensityRule
     encoder: object
     tiling: Tiling | None = None
+    stack: int = 1
 
 
 def load_ready(directory: Path, base: Sam) -> Loaded:
@@ -72,6 +75,7 @@ def make_ready(sam: Sam, record: store.AdapterRecord, keeps_encoder: bool) -> Lo
         intensity=make_intensity(record.intensity),
         encoder="base" if keeps_encoder else object(),
         tiling=recorded_tiling(record.data_options),
+        stack=method_from_dict(record.method).stack if record.method else 1,
     )
 
 

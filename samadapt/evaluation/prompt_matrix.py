@@ -99,7 +99,7 @@ def score_settings(
         truth: list[Array] = []
         places: list[Place] = []
         maps: dict[str, list[Array]] = {name: [] for name in found}
-        for part in in_parts(list(group), predictor.batch_size):
+        for part in predictor.stacks.parts(list(group), predictor.batch_size):
             samples = [read(ref) for ref in part]
             truth += [sample.labels for sample in samples]
             places += [place_of(sample) for sample in samples]

@@ -42,8 +42,8 @@ class Adapter(Method):
     same qkv and proj, and ``bottleneck(that)`` is added to the attention's output. The base knows
     no position along the depth, so these scores have none; the public code folds the stack into a
     grid and takes the image's positions for it. For SAM's ViT alone: TinyViT's attention sees
-    strips of the image. The readers give single slices so far, so ``samadapt finetune`` refuses
-    it; from Python it trains on any batch of stacks.
+    strips of the image. A volume is cut into stacks at fixed places (``data/stacks.py``), the same
+    in training, evaluation and prediction; pictures have no neighbours and are refused.
 
     Attributes:
         hidden: width of the bottlenecks; None is a quarter of the tokens' width where they are.

@@ -146,9 +146,10 @@ def inject(sam: Sam, method: Method) -> Injection:
 
     if sam.adapter_names:
         raise AdapterError("this model already carries an adapter; load a fresh one to inject into")
+    options = "these options" if method.stack == 1 else f"peft.depth={method.stack}"
     require(
         sam.build.encoder in method.encoders,
-        f"peft={method.name} with these options needs an encoder of kind "
+        f"peft={method.name} with {options} needs an encoder of kind "
         f"{' or '.join(method.encoders)}; {sam.build.name} has a {sam.build.encoder}",
     )
     every = sam.sites()

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from samadapt.data.stacks import Stacks
 from samadapt.data.tiles import Tile, tiling
-from samadapt.data.types import Array, Volume
+from samadapt.data.types import Array, SliceRef, Volume
 from samadapt.errors import DataError, PromptError
+from samadapt.evaluation.embeddings import Embeddings
 from samadapt.evaluation.inference import (
     embed,
     object_logits,
@@ -29,7 +31,6 @@ from samadapt.sam.geometry import make_frame
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from samadapt.evaluation.embeddings import Embeddings
     from samadapt.evaluation.loaded import Loaded
     from samadapt.sam.types import Frame
     from samadapt.training.precision import Precision
@@ -96,6 +97,8 @@ class Predictor:
     def __init__(
         self, adapter: Loaded, precision: Precision, embeddings: Embeddings | None = None
     ) -> None:
+        if embeddings is None and adapter.stack > 1:  # the next slices are of the same stack
+            embeddings = Embeddings()
         self.adapter, self.precision, self.embeddings = adapter, precision, embeddings
         self.sam, self.policy = adapter.sam, adapter.policy
         self.classes = list(adapter.record.classes)
@@ -147,8 +150,14 @@ class Predictor:
 
         Raises:
             PromptError: the options do not fit the adapter or the volume.
+            DataError: the adapter sees stacks of slices, and this is one image.
         """
         self.check(options)
+        if self.adapter.stack > 1 and volume.shape[2] == 1:
+            raise DataError(
+                f"this adapter was trained with peft.depth={self.adapter.stack}: it sees "
+                "neighbouring slices of a volume together, and this is one image"
+            )
         run = _Run(self, volume, options, progress)
         with self.precision.autocast(self.sam.device), torch.no_grad():
             if self.policy.is_semantic:
@@ -180,6 +189,7 @@ class _Run:
         self.tiles = model.tiles(volume, options)
         self.count = depth if self.tiles is None else len(self.tiles)
         self.pictures = SlicePictures(volume, model.adapter, self.tiles)
+        self.stacks = Stacks(model.adapter.stack, lambda case: self.count)
 
         def blank(dtype: type, *leading: int) -> Array:  # a slice is contiguous
             return np.moveaxis(np.zeros((*leading, depth, height, width), dtype), -3, -1)
@@ -294,10 +304,14 @@ class _Run:
                 advance()
 
     def _embed(self, indices: Sequence[int]) -> tuple[Tensor, list[Frame]]:
-        images = [self.pictures(index) for index in indices]
+        whole, rows = self.stacks.whole([SliceRef("", index) for index in indices])
+        images = [self.pictures(ref.index) for ref in whole]
         if self.model.embeddings is None:
             return embed(self.model.sam, images)
-        return self.model.embeddings(self.model.sam, self.model.adapter.encoder, images)
+        found, frames = self.model.embeddings(
+            self.model.sam, self.model.adapter.encoder, images, self.stacks.size
+        )
+        return found[rows], [frames[row] for row in rows]
 
     def _keep(self, index: int, numbers: Sequence[int], low: Tensor, frame: Frame) -> None:
         """Merge the masks of a slice's objects, of which the highest logit wins."""

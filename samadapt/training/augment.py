@@ -1,5 +1,8 @@
 """Random changes of a training slice, on image, labels and given prompts together.
 
+The slices of a stack change alike, so that what lay at one place in them still does; only noise is
+of each slice.
+
 Places first, values after them: flip, rotation and scale (one resampling, so that the image is
 interpolated once), crop; bias field, intensity, noise. Each that is named happens with probability
 1/2. Labels are taken from the nearest pixel, so that no new value appears; what comes in from
@@ -31,57 +34,64 @@ BIAS = 0.15  # largest coefficient; typically one place ends up twice as bright 
 
 
 def augment(
-    sample: Sample,
+    stack: Sequence[Sample],
     names: Sequence[str],
     rng: np.random.Generator,
     keeps: Keeps = lambda sample: True,
-) -> Sample:
+) -> list[Sample]:
     """Apply each named change with probability 1/2.
 
     Args:
-        sample: a training slice.
+        stack: a training slice, or the slices that are seen together.
         names: ``"flip"`` (left and right), ``"rotate"``, ``"scale"``, ``"crop"``, ``"intensity"``
             (gamma and brightness), ``"noise"``, ``"bias_field"`` (of MRI coils).
         rng: source of everything random.
-        keeps: whether a changed slice can still be trained on. A change of place that it refuses,
-            or that moves a given prompt out of the image, is not made.
+        keeps: whether a changed slice can still be trained on. A change of place after which it
+            refuses a slice that it took before, or that moves a given prompt out of the image, is
+            not made.
     """
+    slices = list(stack)
 
     def wanted(name: str) -> bool:
         return name in names and rng.random() < 0.5
 
-    def accept(changed: Sample) -> Sample:
-        return changed if _has_its_prompts(changed) and keeps(changed) else sample
+    def accept(changed: list[Sample]) -> list[Sample]:
+        pairs = zip(slices, changed, strict=True)
+        fine = all(_has_its_prompts(new) and (keeps(new) or not keeps(old)) for old, new in pairs)
+        return changed if fine else slices
 
     if wanted("flip"):
-        sample = flip(sample)
+        slices = [flip(sample) for sample in slices]
     angle = rng.uniform(-ROTATION, ROTATION) if wanted("rotate") else 0.0
     factor = _factor(SCALE, rng) if wanted("scale") else 1.0
     if (angle, factor) != (0.0, 1.0):
-        sample = accept(turn(sample, angle, factor))
+        slices = accept([turn(sample, angle, factor) for sample in slices])
     if wanted("crop"):
-        sample = accept(crop(sample, rng))
+        slices = accept(crop(slices, rng))
     changes = [name for name in ("bias_field", "intensity", "noise") if wanted(name)]
-    return replace(sample, image=shade(sample.image, changes, rng)) if changes else sample
+    if not changes:
+        return slices
+    shaded = shade(np.stack([sample.image for sample in slices]), changes, rng)
+    return [replace(sample, image=image) for sample, image in zip(slices, shaded, strict=True)]
 
 
 def vary(
-    sample: Sample,
+    stack: Sequence[Sample],
     names: Sequence[str],
     seed: int,
     variant: int,
     keeps: Keeps = lambda sample: True,
-) -> Sample:
-    """Return one of a slice's fixed versions: 0 is the slice itself, the others are augmented.
+) -> list[Sample]:
+    """Return one of a stack's fixed versions: 0 is the stack itself, the others are augmented.
 
-    It depends on nothing but the seed, the case, the slice's number and the variant, so that its
+    It depends on nothing but the seed, the case, the slices' numbers and the variant, so that its
     features can be computed before training, and again in another run.
     """
     if variant == 0:
-        return sample
-    identity = hashlib.sha256(f"{sample.case}\0{sample.index}".encode()).digest()
+        return list(stack)
+    identity = hashlib.sha256(f"{stack[0].case}\0{stack[0].index}".encode()).digest()
     words = np.frombuffer(identity, np.uint32).tolist()
-    return augment(sample, names, np.random.default_rng([seed, variant, *words]), keeps)
+    return augment(stack, names, np.random.default_rng([seed, variant, *words]), keeps)
 
 
 def flip(sample: Sample) -> Sample:
@@ -118,24 +128,25 @@ def turn(sample: Sample, degrees: float, factor: float) -> Sample:
     return _moved(sample, move, lambda xy: (xy - centre) @ forth.T + centre)
 
 
-def crop(sample: Sample, rng: np.random.Generator) -> Sample:
+def crop(stack: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
     """Cut out a window of random size; where there is a class, it holds a random pixel of one."""
-    marked = np.argwhere(sample.labels)
-    target = np.asarray(rng.choice(marked) if len(marked) else rng.integers(sample.labels.shape))
+    shape = stack[0].labels.shape
+    marked = np.argwhere(np.any([sample.labels for sample in stack], axis=0))
+    target = np.asarray(rng.choice(marked) if len(marked) else rng.integers(shape))
     window = []
-    for side, inside in zip(sample.labels.shape, target.tolist(), strict=True):
+    for side, inside in zip(shape, target.tolist(), strict=True):
         length = max(1, round(side * rng.uniform(CROP, 1)))
         start = int(rng.integers(max(0, inside - length + 1), min(inside, side - length) + 1))
         window.append(slice(start, start + length))
     corner = np.array([window[1].start, window[0].start])
-    return _moved(sample, lambda plane: plane[tuple(window)], lambda xy: xy - corner)
+    return [_moved(s, lambda plane: plane[tuple(window)], lambda xy: xy - corner) for s in stack]
 
 
-def shade(image: Array, changes: Sequence[str], rng: np.random.Generator) -> Array:
-    """Return (h, w, 3) uint8 with other values; a grey image, of three equal channels, stays grey.
+def shade(images: Array, changes: Sequence[str], rng: np.random.Generator) -> Array:
+    """Return images with other values; grey ones, of three equal channels, stay grey.
 
     Args:
-        image: (h, w, 3) uint8.
+        images: (n, h, w, 3) uint8, all changed alike.
         changes: of ``"bias_field"``, ``"intensity"`` and ``"noise"``, in this order.
         rng: source of everything random.
     """
@@ -147,9 +158,9 @@ def shade(image: Array, changes: Sequence[str], rng: np.random.Generator) -> Arr
         ScaleIntensity,
     )
 
-    is_grey = bool((image == image[:, :, :1]).all())
-    planes = np.moveaxis(image[:, :, :1] if is_grey else image, 2, 0).astype(np.float32) / 255
-    values: Any = torch.from_numpy(planes)
+    is_grey = bool((images == images[..., :1]).all())
+    planes = np.moveaxis(images[..., :1] if is_grey else images, 3, 1).astype(np.float32) / 255
+    values: Any = torch.from_numpy(planes.reshape(-1, *planes.shape[2:]))
     for change in changes:
         if change == "intensity":
             brightness = ScaleIntensity(minv=None, maxv=None, factor=_factor(BRIGHTNESS, rng) - 1)
@@ -160,8 +171,8 @@ def shade(image: Array, changes: Sequence[str], rng: np.random.Generator) -> Arr
             drawn = RandBiasField(degree=3, coeff_range=(-BIAS, BIAS), prob=1)
         drawn.set_random_state(seed=int(rng.integers(2**31)))
         values = drawn(values)
-    shaded = np.moveaxis(_bytes(np.asarray(values) * 255), 0, 2)
-    return np.ascontiguousarray(np.broadcast_to(shaded, image.shape))
+    shaded = np.moveaxis(_bytes(np.asarray(values) * 255).reshape(planes.shape), 1, 3)
+    return np.ascontiguousarray(np.broadcast_to(shaded, images.shape))
 
 
 def _moved(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from samadapt.sam.geometry import labels_to_model, to_model_boxes, to_model_poin
 from samadapt.sam.types import Frame, Prompts
 
 if TYPE_CHECKING:
-    from samadapt.data.types import Sample, SliceRef
+    from samadapt.data.types import Sample
     from samadapt.prompts.policy import PromptPolicy
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Item = TypeVar("Item")
 
 MAX_OBJECTS = 4
 """Prompts per image and step: each costs a decoder pass, and images with many objects would
@@ -29,19 +30,21 @@ otherwise outweigh the others."""
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch of b images.
+    """One micro-batch, with the loss on b images.
 
     Attributes:
-        names: what each image is, for messages.
-        images: b arrays (h, w, 3) uint8 in their original frames.
+        names: what each image that has the loss is, for messages.
+        images: arrays (h, w, 3) uint8 in their original frames.
         prompts: p objects per image in the model frame; empty for ``semantic``.
         targets: (b, p, 4g, 4g) of 0, 1 and -1 for padding; for ``semantic`` (b, 4g, 4g) of 0..K.
+        trained: positions in ``images`` of the b that have the loss; None: all.
     """
 
     names: list[str]
     images: list[Array]
     prompts: Prompts
     targets: Tensor
+    trained: Tensor | None = None
 
 
 class Sampler:
@@ -75,29 +78,35 @@ def make_batch(
     frame_of: Callable[[Array], Frame],
     side: int,
     rng: np.random.Generator,
+    trained: Sequence[int] | None = None,
 ) -> Batch:
     """Prompt the objects of some slices and bring everything to the model's frame.
 
     Args:
-        samples: b slices; with box or point prompts each must have an object.
+        samples: slices; with box or point prompts each that is trained on must have an object.
         policy: how objects are prompted.
         frame_of: where an image lies in the model's square.
         side: 4g, side of the decoder's grid.
         rng: source of the noise of prompts.
+        trained: positions of the b slices that have the loss, the others being seen alone; None:
+            all.
 
     Raises:
         DataError: naming a slice that has no object to prompt.
     """
+    images = [sample.image for sample in samples]
+    rows = None
+    if trained is not None and len(trained) < len(samples):
+        rows, samples = torch.tensor(trained), [samples[place] for place in trained]
     names = [f"{sample.case}[{sample.index}]" for sample in samples]
     frames = [frame_of(sample.image) for sample in samples]
-    images = [sample.image for sample in samples]
     if policy.is_semantic:
         maps = [
             labels_to_model(sample.labels, frame, side)
             for sample, frame in zip(samples, frames, strict=True)
         ]
         targets = torch.from_numpy(np.stack(maps).astype(np.int64))
-        return Batch(names, images, Prompts(), targets)
+        return Batch(names, images, Prompts(), targets, rows)
     chosen = choose_objects(samples, policy, rng)
     targets = torch.stack(
         [
@@ -105,7 +114,7 @@ def make_batch(
             for objects, frame in zip(chosen, frames, strict=True)
         ]
     )
-    return Batch(names, images, model_prompts(chosen, frames), targets)
+    return Batch(names, images, model_prompts(chosen, frames), targets, rows)
 
 
 def choose_objects(
@@ -144,14 +153,11 @@ def model_prompts(objects: Sequence[ObjectPrompts], frames: Sequence[Frame]) -> 
 
 
 def endless(
-    refs: Sequence[SliceRef],
-    sampler: Sampler,
-    read: Callable[[SliceRef], Sample],
-    make: Callable[[Sequence[Sample]], Batch],
+    items: Sequence[Item], sampler: Sampler, make: Callable[[Sequence[Item]], Batch]
 ) -> Iterator[Batch]:
-    """Yield batches of the slices that the sampler draws, for ever."""
+    """Yield batches of the items that the sampler draws, for ever."""
     while True:
-        yield make([read(refs[index]) for index in sampler.next()])
+        yield make([items[index] for index in sampler.next()])
 
 
 def _choose(sample: Sample, policy: PromptPolicy, rng: np.random.Generator) -> ObjectPrompts:

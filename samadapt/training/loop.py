@@ -111,12 +111,16 @@ class LiveSam(nn.Module):
         super().__init__()
         self.sam, self.boundary, self.multimask = sam, boundary, multimask
 
-    def forward(self, features: Tensor, prompts: Prompts) -> MaskOutput:
-        """Decode prompts for images given as the frozen prefix's output."""
+    def forward(
+        self, features: Tensor, prompts: Prompts, trained: Tensor | None = None
+    ) -> MaskOutput:
+        """Decode prompts for images, or those ``trained``, given as the frozen prefix's output."""
         if self.boundary < 0:
             embeddings = self.sam.encode(features)
         else:
             embeddings = self.sam.encode_suffix(features, self.boundary)
+        if trained is not None:
+            embeddings = embeddings[trained]
         return self.sam.decode(embeddings, prompts, multimask=self.multimask)
 
 
@@ -179,7 +183,7 @@ def accumulate_gradients(
     for _ in range(count):
         batch = next(work.batches)
         prompts = to_device(batch.prompts, accelerator.device)
-        output = live(work.features(batch.images), prompts)
+        output = live(work.features(batch.images), prompts, batch.trained)
         terms = work.loss(output, batch.targets.to(accelerator.device))
         names += batch.names
         loss = terms.total + work.injection.method.penalty(work.sam)

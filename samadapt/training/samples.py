@@ -1,10 +1,17 @@
-"""Training slices before they are prompted: which can be trained on, and how they are changed."""
+"""Training slices before they are prompted: which can be trained on, and how they are changed.
+
+What is drawn is a stack (``data/stacks.py``), of one slice for most methods. The loss is taken on
+all of its slices that train, as Medical-SAM-Adapter does: the encoder has run on them anyway. Its
+other slices (without an object, held out, between those that ``data.slice_step`` takes) are seen
+alone.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from samadapt.data.stacks import ALONE, Stacks
 from samadapt.prompts.given import has_prompts, trainable_prompts
 from samadapt.prompts.objects import objects_in
 from samadapt.training.augment import augment, vary
@@ -20,6 +27,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Item:
+    """What is drawn at once.
+
+    Attributes:
+        refs: the slices of a stack, in order.
+        trained: positions of those that have the loss.
+    """
+
+    refs: tuple[SliceRef, ...]
+    trained: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class TrainingSamples:
     """What a run trains on.
 
@@ -29,6 +49,7 @@ class TrainingSamples:
         changes: names of random changes; see ``augment.augment``.
         variants: versions of each slice that are drawn from; 0: changed anew each time.
         seed: of the variants.
+        stacks: the slices that the encoder sees together.
     """
 
     dataset: Dataset
@@ -36,6 +57,7 @@ class TrainingSamples:
     changes: Sequence[str] = ()
     variants: int = 0
     seed: int = 0
+    stacks: Stacks = ALONE
 
     def usable(self, refs: Sequence[SliceRef]) -> list[SliceRef]:
         """Return the slices that have what the prompts need: an object that is large enough."""
@@ -56,12 +78,35 @@ class TrainingSamples:
         )
         return len(ids) > 0
 
-    def change(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        """Change a slice at random, or to one of its variants."""
-        if self.variants:
-            return self.variant(sample, int(rng.integers(self.variants)))
-        return augment(sample, self.changes, rng, self.has_object)
+    def items(self, refs: Sequence[SliceRef]) -> list[Item]:
+        """Return the stacks of the slices that train, sorted."""
+        places = self.stacks.place
+        return [
+            Item(tuple(self.stacks.of(group[0])), tuple(map(places, group)))
+            for group in self.stacks.groups(refs)
+        ]
 
-    def variant(self, sample: Sample, number: int) -> Sample:
-        """Return one of a slice's fixed versions; 0 is the slice itself."""
-        return vary(sample, self.changes, self.seed, number, self.has_object)
+    def take(
+        self, items: Sequence[Item], rng: np.random.Generator
+    ) -> tuple[list[Sample], list[int]]:
+        """Read the slices of some items and change them at random.
+
+        Returns:
+            All slices, one item behind the other, and the positions of those that have the loss.
+        """
+        samples: list[Sample] = []
+        trained: list[int] = []
+        for item in items:
+            trained += [len(samples) + place for place in item.trained]
+            samples += self.change([self.dataset.sample(ref) for ref in item.refs], rng)
+        return samples, trained
+
+    def change(self, stack: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
+        """Change a stack at random, or to one of its variants."""
+        if self.variants:
+            return self.variant(stack, int(rng.integers(self.variants)))
+        return augment(stack, self.changes, rng, self.has_object)
+
+    def variant(self, stack: Sequence[Sample], number: int) -> list[Sample]:
+        """Return one of a stack's fixed versions; 0 is the stack itself."""
+        return vary(stack, self.changes, self.seed, number, self.has_object)

@@ -25,6 +25,7 @@ def selection_split(
     cases: int | None = None,
     owner: Callable[[str], str] = lambda case: case,
     tile: Callable[[SliceRef], Tile | None] = lambda ref: None,
+    gap: int = GAP,
 ) -> tuple[list[SliceRef], list[SliceRef]]:
     """Divide training slices into those that train and those that choose the best step.
 
@@ -37,6 +38,7 @@ def selection_split(
         cases: at most so many cases choose; the others that were drawn train.
         owner: case to patient, whose cases stay together.
         tile: where a tile lies in its picture; None of a slice.
+        gap: slices left out on either side of the block of a single volume, ``GAP`` at least.
 
     Returns:
         (training slices, choosing slices); no slice or case is in both.
@@ -49,8 +51,9 @@ def selection_split(
         if places := [place for ref in choosing if (place := tile(ref)) is not None]:
             others = [*refs[:start], *refs[start + size :]]
             return [ref for ref in others if not _touches(tile(ref), places)], choosing
-        left = refs[: max(0, start - GAP)]
-        right = refs[start + size + GAP :]
+        gap = max(gap, GAP)
+        left = refs[: max(0, start - gap)]
+        right = refs[start + size + gap :]
         return [*left, *right], choosing
     owners = list(dict.fromkeys(map(owner, names)))
     if len(owners) == 1:  # one patient alone: by case

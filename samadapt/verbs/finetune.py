@@ -22,17 +22,19 @@ from samadapt.config import (
     validate,
     with_rates,
 )
+from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-    from samadapt.data.types import Sample, SliceRef
+    from samadapt.data.types import SliceRef
     from samadapt.session import Session
     from samadapt.training.checkpoint import Checkpoint
     from samadapt.training.loop import State
     from samadapt.training.losses import LossFunction
+    from samadapt.training.samples import Item
 
 HELP = """
 Trains the adapter that the recipe names, with the backbone frozen, and writes a run directory:
@@ -125,12 +127,7 @@ def finetune(config: Config) -> FinetuneResult:
     """
     validate(config)
     config = with_rates(config)
-    if config.peft.stack > 1:
-        raise ConfigError(
-            f"peft={config.peft.name} with these options needs stacks of {config.peft.stack} "
-            "neighbouring slices, and the readers give single slices so far; from Python it trains "
-            "on any batch of stacks"
-        )
+    stacks_in_batch(config.train.batch_size, config.peft.stack)
     if config.folds is not None:
         from samadapt.verbs.cross_validation import cross_validate
 
@@ -273,6 +270,7 @@ def divide(session: Session) -> dict[str, list[SliceRef]]:
         config.train.validate_cases,
         lambda name: data.case(name).patient or name,
         data.tile,
+        gap=config.peft.stack - 1,
     )
     test = list(data.slices("val"))
     if config.eval.max_cases is not None:
@@ -301,13 +299,15 @@ def train_adapter(
     from samadapt.training.loop import LoopOptions, Training, train
 
     config, accelerator = session.config, session.accelerator()
-    sampler = Sampler(len(training), config.train.batch_size, config.seed, shard(accelerator))
+    items = session.samples.items(training)
+    together = stacks_in_batch(config.train.batch_size, config.peft.stack)
+    sampler = Sampler(len(items), together, config.seed, shard(accelerator))
     rng = np.random.default_rng([config.seed, accelerator.process_index])
     side = 4 * session.sam.embedding_size
 
-    def make(samples: Sequence[Sample]) -> Any:
-        changed = [session.samples.change(sample, rng) for sample in samples]
-        return make_batch(changed, session.policy, session.features.frame, side, rng)
+    def make(drawn: Sequence[Item]) -> Any:
+        samples, trained = session.samples.take(drawn, rng)
+        return make_batch(samples, session.policy, session.features.frame, side, rng, trained)
 
     def score() -> float:
         with session.progress.aside("validation", len(validation)):
@@ -318,7 +318,7 @@ def train_adapter(
         sam=session.sam,
         injection=session.injection,
         features=session.training_features,
-        batches=endless(training, sampler, session.dataset.sample, make),
+        batches=endless(items, sampler, make),
         sampler=sampler,
         rng=rng,
         loss=loss,

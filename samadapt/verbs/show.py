@@ -70,6 +70,7 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
     """
     import numpy as np
 
+    from samadapt.data.stacks import stacks_in_batch
     from samadapt.evaluation.contact_sheet import Tile, draw_contact_sheet
     from samadapt.session import open_data, prompt_policy, training_samples
     from samadapt.training.batches import Sampler, choose_objects
@@ -78,18 +79,20 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
     if path.suffix.lower() != ".png" or path.is_dir():
         raise ConfigError(f"output: expected a file name ending in .png; got {str(path)!r}")
     policy = prompt_policy(config)
-    dataset = open_data(config.data, config.seed, semantic=policy.is_semantic)
+    stack = config.peft.stack
+    dataset = open_data(config.data, config.seed, semantic=policy.is_semantic, stack=stack)
     samples = training_samples(config, dataset, policy)
-    refs, _ = selection_split(
-        samples.usable(dataset.slices("train")), config.train.validate_cases, tile=dataset.tile
-    )
+    usable = samples.usable(dataset.slices("train"))
+    refs, _ = selection_split(usable, config.train.validate_cases, tile=dataset.tile, gap=stack - 1)
     if not refs:
         raise ConfigError("data: there is no slice to train on; use more cases (data.max_cases)")
-    sampler = Sampler(len(refs), config.train.batch_size, config.seed)
+    items = samples.items(refs)
+    sampler = Sampler(len(items), stacks_in_batch(config.train.batch_size, stack), config.seed)
     rng = np.random.default_rng([config.seed, 0])  # as the first process of a run
     tiles: list[Tile] = []
     while len(tiles) < count:
-        batch = [samples.change(dataset.sample(refs[i]), rng) for i in sampler.next()]
+        seen, trained = samples.take([items[i] for i in sampler.next()], rng)
+        batch = [seen[place] for place in trained]
         chosen: Sequence[Any] = (
             [None] * len(batch) if policy.is_semantic else choose_objects(batch, policy, rng)
         )

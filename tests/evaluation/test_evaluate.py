@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from samadapt.data.stacks import ALONE
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Sample, SliceRef
 from samadapt.evaluation import evaluate as module
@@ -96,7 +97,7 @@ def test_perfect_labels_score_one_and_empty_ones_are_counted(make_samples):
     samples = make_samples()
 
     class Oracle:
-        batch_size = 3
+        batch_size, stacks = 3, ALONE
 
         def __call__(self, given):
             return [sample.labels[None] for sample in given]
@@ -110,7 +111,7 @@ def test_perfect_labels_score_one_and_empty_ones_are_counted(make_samples):
 class Shown:
     """A predictor that answers with given label maps, and numbers as prompted objects have."""
 
-    batch_size = 3
+    batch_size, stacks = 3, ALONE
 
     def __init__(self, found):
         self.found = found

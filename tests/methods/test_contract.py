@@ -65,6 +65,7 @@ def _cases(*, in_bf16=False):
         for build in ("tiny", "tiny_t"):
             case = (name, {"options": options, **PLACED.get((name, build), {})}, build)
             yield pytest.param(case, id=f"{name}-{build}", marks=pytest.mark.slow)
+    yield pytest.param(("adapter", {"depth": 2}, "tiny"), id="adapter-depth-tiny")
     for name in NAMES:
         placed = {"blocks": "last:2", "decoder": "lora"}
         if find_method(name).takes_decoder:

@@ -60,13 +60,14 @@ def make_work(
     policy = PromptPolicy(kind)
 
     def make(chosen):
+        chosen = [by_ref[ref] for ref in chosen]
         return make_batch(chosen, policy, features.frame, 4 * sam.embedding_size, rng)
 
     return Training(
         sam=sam,
         injection=injection,
         features=features,
-        batches=endless(refs, sampler, by_ref.__getitem__, make),
+        batches=endless(refs, sampler, make),
         sampler=sampler,
         rng=rng,
         loss=semantic_loss(2) if kind == "semantic" else object_loss(),

@@ -10,10 +10,27 @@ import pytest
 
 from samadapt.data.types import Sample
 from samadapt.prompts.given import given_prompts
-from samadapt.training.augment import CROP, augment, crop, flip, shade, turn, vary
+from samadapt.training import augment as changes
+from samadapt.training.augment import CROP, flip, turn
 
 ALL = ["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
 PLACES, VALUES = ALL[:4], ALL[4:]
+
+
+def augment(sample, *options):
+    return changes.augment([sample], *options)[0]
+
+
+def vary(sample, *options):
+    return changes.vary([sample], *options)[0]
+
+
+def crop(sample, rng):
+    return changes.crop([sample], rng)[0]
+
+
+def shade(image, *options):
+    return changes.shade(image[None], *options)[0]
 
 
 def sample():
@@ -233,3 +250,43 @@ def test_flips_alone_are_those_of_earlier_runs():
         words = np.frombuffer(identity, np.uint32).tolist()
         expected.append(bool(np.random.default_rng([0, 1, *words]).random() < 0.5))
     assert drawn == expected
+
+
+def stack_of(*images):
+    """Slices of one volume: the same labels, other values."""
+    return [replace(sample(), index=i, image=image) for i, image in enumerate(images)]
+
+
+@pytest.mark.parametrize("grey", [True, False])
+def test_the_slices_of_a_stack_change_alike_but_for_noise(grey):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (10, 20, 1 if grey else 3), dtype=np.uint8)
+    image = np.broadcast_to(image, (10, 20, 3))
+    without = [name for name in ALL if name != "noise"]
+    moved = 0
+    for number in range(1, 12):
+        first, *others = changes.vary(stack_of(image, image, image), without, 0, number)
+        moved += not np.array_equal(first.labels, sample().labels)
+        for other in others:
+            assert np.array_equal(first.image, other.image)
+            assert np.array_equal(first.labels, other.labels)
+    assert moved > 3
+    one, two = changes.shade(np.stack([image, image]), ["noise"], rng)
+    assert not np.array_equal(one, two)
+
+
+def test_a_stack_keeps_what_any_of_its_slices_is_trained_on():
+    """A turn that one slice cannot take is made for none; slices without an object do not count."""
+    empty = replace(sample(), labels=np.zeros((10, 20), np.int16), boxes=None, points=None)
+    corner = replace(empty, labels=np.zeros((10, 20), np.int16))
+    corner.labels[0, 0] = 1
+    kept = [0, 0]
+    for number in range(1, 30):
+        found = changes.vary([empty, corner], ["rotate"], 0, number, lambda s: bool(s.labels.any()))
+        assert found[1].labels.any()
+        alone = changes.vary([corner], ["rotate"], 0, number)[0]
+        same = np.array_equal(found[0].image, empty.image)
+        kept[bool(alone.labels.any())] += not same
+        assert same or alone.labels.any()
+    assert kept[0] == 0
+    assert kept[1] > 0
