@@ -19,14 +19,13 @@ from samadapt.data.opening import check_values, decide_classes, decide_intensity
 from samadapt.data.reader import AXES, Reader
 from samadapt.data.refusals import (
     check_copies,
-    check_neighbours,
+    check_kind,
     check_options,
     check_usable,
     share_of,
 )
 from samadapt.data.splits import Splits, divide
-from samadapt.data.stacks import check_depth
-from samadapt.data.tiles import Tile, Tiling, check_tiles, tiling
+from samadapt.data.tiles import Tile, Tiling, tiling
 from samadapt.data.types import Annotation, Array, Case, Finding, Sample, SliceRef, Split, Volume
 from samadapt.data.volumes import (
     MEMORY_LIMIT,
@@ -332,11 +331,8 @@ def open_dataset(
     check_values(scan, table)
     check_usable(name, scan, on_error)
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
-    check_neighbours(rule, scan.cases)
-    check_depth(stack, scan.cases)
-    check_tiles(cut, scan.cases)
-    chosen = split or (card.split if card else None)
-    gap = rule.neighbours + stack - 1
+    check_kind(scan.cases, rule, stack, cut)
+    chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
     parts = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
     check_copies(name, scan, parts)
     notes = [card.note if card else "", parts.rule if parts.slab else ""]

@@ -6,6 +6,8 @@ from samadapt.data.intensity import IntensityRule
 from samadapt.data.leaks import copy_findings, leave_out_copies
 from samadapt.data.reader import Scan
 from samadapt.data.splits import Splits
+from samadapt.data.stacks import check_depth
+from samadapt.data.tiles import Tiling, check_tiles
 from samadapt.data.types import Case, Finding
 from samadapt.errors import ConfigError, DataError
 
@@ -34,11 +36,13 @@ def check_options(on_error: str, slice_step: int, empty_slices: str | float) -> 
     share_of(empty_slices)
 
 
-def check_neighbours(rule: IntensityRule, cases: list[Case]) -> None:
-    """Refuse neighbouring slices where there is one alone; raises ``ConfigError``."""
+def check_kind(cases: list[Case], rule: IntensityRule, stack: int, cut: Tiling | None) -> None:
+    """Refuse what needs volumes of pictures, and the reverse; raises ``ConfigError``."""
     flat = next((case for case in cases if case.shape[2] == 1), None)
     if rule.neighbours and flat is not None:
         raise ConfigError(f"data.neighbours={rule.neighbours}: {flat.image} has one slice alone")
+    check_depth(stack, cases)
+    check_tiles(cut, cases)
 
 
 def check_copies(name: str, scan: Scan, parts: Splits) -> None:
