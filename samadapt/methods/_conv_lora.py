@@ -53,7 +53,7 @@ class ConvUpdate(nn.Module):
     def _run_chosen(self, planes: Tensor, chosen: Tensor) -> Tensor:
         """Run each image (n, rank, h, w) through the expert chosen (n) for it."""
         found = torch.zeros_like(planes)
-        if torch.onnx.is_in_onnx_export():  # the graph must choose anew for each image: it has them all
+        if torch.onnx.is_in_onnx_export():  # the graph must choose for each image
             for index in range(len(self.kernels)):
                 mine = (chosen == index)[:, None, None, None].to(planes.dtype)
                 found = found + mine * self._expert(planes, index)
