@@ -53,8 +53,7 @@ class ConvUpdate(nn.Module):
     def _run_chosen(self, planes: Tensor, chosen: Tensor) -> Tensor:
         """Run each image (n, rank, h, w) through the expert chosen (n) for it."""
         found = torch.zeros_like(planes)
-        # a traced graph must choose anew for each image: it has all experts
-        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        if torch.onnx.is_in_onnx_export():  # the graph must choose for each image
             for index in range(len(self.kernels)):
                 mine = (chosen == index)[:, None, None, None].to(planes.dtype)
                 found = found + mine * self._expert(planes, index)
@@ -66,10 +65,10 @@ class ConvUpdate(nn.Module):
 
     def _expert(self, z: Tensor, index: int) -> Tensor:
         """Run one expert on z (n, rank, h, w)."""
-        size = z.shape[2:]
-        enlarged = _resize(z, (size[0] * (index + 1), size[1] * (index + 1)))
+        height, width = (int(side) for side in z.shape[2:])  # numbers also in a graph
+        enlarged = _resize(z, (height * (index + 1), width * (index + 1)))
         convolved = functional.conv2d(enlarged, self.kernels[index], padding=1)
-        return _resize(functional.gelu(convolved), (size[0], size[1]))
+        return _resize(functional.gelu(convolved), (height, width))
 
 
 def _resize(z: Tensor, size: tuple[int, int]) -> Tensor:

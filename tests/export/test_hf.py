@@ -40,7 +40,7 @@ def test_sam_model_predicts_the_same(tiny_sam, save, tmp_path, masks):
 
 
 def test_the_pipeline_finds_our_masks(tiny_sam, save, tmp_path):
-    """Each of its masks is one of those that our model draws at the same points."""
+    """Its masks are those that our model draws at the same points."""
     from transformers import pipeline
 
     directory, sam = save(tiny_sam)
@@ -49,25 +49,24 @@ def test_the_pipeline_finds_our_masks(tiny_sam, save, tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     found = generate(
         Image.fromarray(image),
-        points_per_batch=64,
+        points_per_crop=4,
         pred_iou_thresh=-10.0,
         stability_score_thresh=0.0,
-        crops_nms_thresh=0.5,
+        crops_nms_thresh=1.0,  # a random model's masks have nearly the same boxes
     )
     masks = np.stack([np.asarray(mask) for mask in found["masks"]])
-    grid = 64 * (torch.arange(32) + 0.5) / 32
+    grid = 64 * (torch.arange(4) + 0.5) / 4
     points = torch.stack(torch.meshgrid(grid, grid, indexing="xy"), dim=-1).reshape(1, -1, 1, 2)
-    prompts = Prompts(points=points, point_labels=torch.ones(1, 1024, 1))
+    prompts = Prompts(points=points, point_labels=torch.ones(1, 16, 1))
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     with torch.no_grad():
         output = sam.decode(sam.encode(sam.preprocess(pixels)), prompts, multimask=True)
         full = sam.postprocess(output.logits, make_frame((64, 64), 64, "longest"))
     ours = (full[0] > 0).flatten(0, 1).flatten(1).numpy()
-    areas = masks.reshape(len(masks), -1).sum(1)
-    assert len(masks) > 3
-    assert areas.max() > 100
-    apart = [np.count_nonzero(ours != mask.reshape(1, -1), axis=1).min() for mask in masks[:20]]
-    assert max(apart) <= 4  # of 4096 pixels, by rounding
+    assert len(masks) > 40  # of 48; those without a stable pixel are dropped
+    assert len({mask.tobytes() for mask in masks}) > 20
+    apart = (ours[None] != masks.reshape(len(masks), 1, -1)).sum(-1)
+    assert apart.min(1).max() <= 4  # of 4096 pixels, by rounding
 
 
 @pytest.mark.parametrize("normalization", ["mean_std", "min_max"])

@@ -99,7 +99,7 @@ EVERY = {
 """Those of ``tests/methods/test_peft_kinds.py``, and more that share tensors between modules."""
 
 
-FAST = ("vera", "ia3", "layernorm")
+FAST = ("vera",)
 
 
 @pytest.mark.filterwarnings("ignore:Unsupported layer type.*LayerNorm:UserWarning")
