@@ -56,7 +56,7 @@ SUMMARIES = {
     "glora": "low-rank updates of weight and bias, relative and absolute",
     "hira": "LoRA multiplied onto the weight, for updates of high rank",
     "hra": "a chain of Householder reflections of the inputs",
-    "lily": "LoRA with several B that the blocks share and a router mixes",
+    "lily": "LoRA with several B at each linear, mixed by a router",
     "miss": "updates from shards that share one matrix",
     "peanut": "a small network of the weights as the update",
     "psoft": "rotations within the weight's principal subspace",

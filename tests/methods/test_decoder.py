@@ -5,6 +5,8 @@ import torch
 from torch.nn import functional
 
 from samadapt.errors import ConfigError
+from samadapt.export._onnx_decoder import PromptAndMaskDecoder
+from samadapt.export.onnx import as_points
 from samadapt.methods import METHODS, inject
 from samadapt.methods.base import find_method
 from samadapt.sam.types import Prompts
@@ -144,6 +146,21 @@ def test_objects_decoded_together_are_as_one_by_one(name, tiny_sam, perturb):
         one = tiny_sam.decode(embeddings, Prompts(boxes=boxes[:, i : i + 1]), multimask=True)
         torch.testing.assert_close(together.logits[:, i], one.logits[:, 0], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(together.iou[:, i], one.iou[:, 0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["houlsby", "adaptformer", "prompt_tokens"])
+@torch.no_grad()
+def test_the_decoder_that_is_exported_honours_the_layers(name, tiny_sam, perturb):
+    """It calls the projections itself, so what hangs on an attention could be passed over."""
+    perturb(inject(tiny_sam, METHODS[name](**OWN)))
+    embeddings = tiny_sam.encode(torch.randn(1, 3, 64, 64))
+    prompts = Prompts(boxes=torch.tensor([[[4.0, 6.0, 40.0, 50.0], [20.0, 12.0, 60.0, 44.0]]]))
+    inputs = (*as_points(prompts), torch.zeros(1, 1, 32, 32), torch.zeros(1), torch.ones(2) * 64)
+    _, iou, low = PromptAndMaskDecoder(tiny_sam)(embeddings, *inputs)
+    for multimask, some in ((False, slice(0, 1)), (True, slice(1, None))):
+        expected = tiny_sam.decode(embeddings, prompts, multimask=multimask)
+        torch.testing.assert_close(low[:, some], expected.logits[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(iou[:, some], expected.iou[0], atol=1e-5, rtol=1e-4)
 
 
 def test_the_adapter_across_slices_stays_in_the_encoder(tiny_sam):
