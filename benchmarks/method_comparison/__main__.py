@@ -48,6 +48,7 @@ def main() -> None:
     train.add_argument("--seeds", type=int, default=len(SEEDS), help="so many of the seeds")
     clock = commands.add_parser("time", help="time the steps of every method")
     clock.add_argument("--rounds", type=int, default=ROUNDS, help="how often over all of them")
+    clock.add_argument("--tasks", default=",".join(TASKS), help="which, with commas")
     for work in (train, clock):
         work.add_argument("root", type=Path, help="folder of MSD Task04")
         work.add_argument("--methods", default=",".join(METHODS), help="which, with commas")
@@ -70,6 +71,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Search a learning rate for every method, then train every task and size, seed by seed."""
     settings = Settings(**{f.name: getattr(arguments, f.name) for f in fields(Settings)})
     methods = arguments.methods.split(",")
+    if unknown := set(getattr(arguments, "tasks", "box").split(",")) - set(TASKS):
+        sys.exit(f"--tasks: expected names of {', '.join(TASKS)}; got {', '.join(unknown)}")
     if unknown := set(methods) - set(METHODS):
         sys.exit(f"--methods: expected names of {', '.join(METHODS)}; got {', '.join(unknown)}")
     with (
@@ -78,7 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
     ):
         place = (settings, arguments.root, Path(work), arguments.output)
         if arguments.command == "time":
-            list(pool.map(partial(timed, *place), steps_to_time(methods, arguments.rounds)))
+            trials = steps_to_time(methods, arguments.rounds, arguments.tasks.split(","))
+            list(pool.map(partial(timed, *place), trials))
             return
         train = partial(trained, *place)
         rates = list(pool.map(partial(search, train=train), methods))
@@ -92,12 +96,15 @@ def run(arguments: argparse.Namespace) -> None:
         list(pool.map(train, trials))
 
 
-def steps_to_time(methods: Sequence[str], rounds: int = ROUNDS) -> list[Trial]:
+def steps_to_time(
+    methods: Sequence[str], rounds: int = ROUNDS, tasks: Sequence[str] = tuple(TASKS)
+) -> list[Trial]:
     """Return every method at every size and task, all of them so many times."""
     return [
         Trial(method, size, task, FIRST_RATES[0], SEEDS[0])
         for _ in range(rounds)
         for task in TASKS
+        if task in tasks
         for method in methods
         for size in SIZES
     ]

@@ -120,6 +120,8 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
     run_dir = finetune.open_run_dir(config)
     with finetune.kept_if_started(run_dir, keep=False):
         session = open_session(config, run_dir)
+        if session.policy.is_semantic and record.prompt.get("background_token"):
+            session.policy = replace(session.policy, background_token=True)
         check_fit(session, adapter, record)
         refs = held_out(session, arguments.all_cases)
         check_objects(session, refs)
@@ -161,7 +163,8 @@ def recorded(adapter: Path) -> dict[str, Any]:
     if config_file.is_file():
         config = from_yaml(config_file)
         data["root"], found["checkpoint"] = config.data.root, config.model.checkpoint
-    prompts = {key: value for key, value in record.prompt.items() if key != "kind"}
+    keys = {item.name for item in fields(Prompts)}  # others are the adapter's alone
+    prompts = {key: value for key, value in record.prompt.items() if key in keys}
     return {**found, "data": data, "prompts": {"name": record.prompt.get("kind", "box"), **prompts}}
 
 

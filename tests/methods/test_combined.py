@@ -78,9 +78,9 @@ def test_each_part_checks_its_options():
         compose("medical", ["peft=[lora,bias]", "peft.no_such=0"])
 
 
-def test_stacks_of_slices_are_refused_where_only_slices_are_read():
+def test_a_batch_of_a_combination_is_of_whole_stacks():
     from samadapt.verbs.finetune import finetune
 
     config = compose("medical", ["peft=[adapter,layernorm]", "peft.depth=3"])
-    with pytest.raises(ConfigError, match="stacks of 3 neighbouring slices"):
+    with pytest.raises(ConfigError, match=r"no whole stacks of peft\.depth=3"):
         finetune(config)

@@ -171,6 +171,7 @@ def test_every_option_reaches_the_segmenter(adapter, tmp_path, monkeypatch, caps
         "vanish": ("0.2", 0.2),
         "keep_largest": ("true", True),
         "fill_holes": ("[lesion]", ["lesion"]),
+        "tile": ("64", 64),
         "probabilities": ("true", True),
         "channel": ("0", 0),
     }
