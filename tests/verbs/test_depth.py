@@ -141,6 +141,7 @@ def test_a_slice_has_one_embedding_in_training_evaluation_and_prediction(
             close(embedding, by_hand(session, SliceRef("scan_1", index)))
 
 
+@pytest.mark.slow
 def test_a_run_from_training_to_prediction(configure, monkeypatch, tmp_path, capsys):
     options = ["prompts=semantic", "train.lr=0.0005", "train.augment=[flip,noise]", "peft.depth=2"]
     config = configure(*options, "cache.variants=2", "data.axis=axial")
