@@ -162,6 +162,7 @@ def test_what_cannot_be_merged_stays_in_the_graph(tiny_sam, tiny_t_sam, save, tm
 
 
 @pytest.mark.parametrize(("precision", "share"), [("fp16", 0.02), ("int8", 0.5)])
+@pytest.mark.slow
 def test_smaller_encoders_say_how_far_off_they_are(tiny_sam, save, tmp_path, precision, share):
     directory, _ = save(tiny_sam)
     whole = export_adapter(directory, Onnx(), tmp_path / "whole")

@@ -460,6 +460,7 @@ def test_base_hash_sees_every_change(tiny_sam: Sam) -> None:
 
 @needs_demo
 @pytest.mark.filterwarnings("ignore:Importing from timm:FutureWarning")  # theirs
+@pytest.mark.slow
 def test_lite_medsam_equals_its_own_code() -> None:
     """End to end on a photograph that does not fill the square."""
     import skimage.data

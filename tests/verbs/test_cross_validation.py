@@ -78,6 +78,7 @@ def test_every_case_is_scored_once_by_the_fold_that_did_not_see_it(arguments, tm
     assert "fold_*" in said
 
 
+@pytest.mark.slow
 def test_a_stopped_one_goes_on_with_what_is_not_done(arguments, monkeypatch, capsys):
     right, trained = cross_validation.train_and_score, []
 

@@ -109,6 +109,7 @@ def test_a_moved_adapter_needs_only_the_data(make_pictures, run, score, tmp_path
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_weights_from_a_file_are_found_again(make_pictures, run, score, tmp_path, capsys):
     sam = load_sam("tiny")
     base = tmp_path / "base.safetensors"
@@ -136,6 +137,7 @@ def test_weights_from_a_file_are_found_again(make_pictures, run, score, tmp_path
     assert "checkpoint=FILE" in said
 
 
+@pytest.mark.slow
 def test_every_case_can_be_scored_on_other_data(make_pictures, run, score):
     result = run(make_pictures(), "train.steps=1")
     other = make_pictures(3, name="other")

@@ -229,6 +229,7 @@ def test_a_second_run_computes_no_prefix(make_pictures, run, monkeypatch):
     assert main(["evaluate", *arguments, f"cache.dir={first.run_dir.parents[1] / 'features'}"]) == 0
 
 
+@pytest.mark.slow
 def test_features_that_are_not_kept(make_pictures, run, tmp_path):
     root = make_pictures()
     for _ in range(2):
@@ -238,6 +239,7 @@ def test_features_that_are_not_kept(make_pictures, run, tmp_path):
     assert "cache.enabled=off" in log_of(run(root, "cache.enabled=off"))
 
 
+@pytest.mark.slow
 def test_variants_are_computed_once(make_pictures, run):
     root = make_pictures()
     options = ["train.augment=[flip]", "cache.variants=3", "train.steps=8"]
