@@ -14,7 +14,7 @@ from samadapt.data.opening import check_values, decide_classes, decide_intensity
 from samadapt.data.quality import Facts, case_findings, class_statistics, measure, set_findings
 from samadapt.data.reader import Reader, Scan
 from samadapt.data.splits import Splits, make_splits
-from samadapt.data.tiles import check_tiles, tiling
+from samadapt.data.tiles import OVERLAP, check_tiles, tiling
 from samadapt.data.types import Case, Finding, Volume
 from samadapt.errors import ConfigError
 
@@ -70,7 +70,7 @@ def survey(
     val_every: int = 5,
     patient: str | None = None,
     tile: int | None = None,
-    tile_overlap: float = 0.125,
+    tile_overlap: float = OVERLAP,
 ) -> Survey:
     """Read every file of a data set and return all problems, and statistics of each class.
 

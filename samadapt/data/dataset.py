@@ -25,7 +25,7 @@ from samadapt.data.refusals import (
     share_of,
 )
 from samadapt.data.splits import Splits, divide
-from samadapt.data.tiles import Tile, Tiling, tiling
+from samadapt.data.tiles import OVERLAP, Tile, Tiling, tiling
 from samadapt.data.types import Annotation, Array, Case, Finding, Sample, SliceRef, Split, Volume
 from samadapt.data.volumes import (
     MEMORY_LIMIT,
@@ -219,7 +219,7 @@ class Dataset:
                 return sample
         if sample.tile is not None:
             if ids is None:  # of the whole picture: a tile may see a corner of the box alone
-                ids = classes_under(boxes, points, point_labels, self.volume_labels(sample.case))
+                ids = classes_under(boxes, points, point_labels, self.volume(sample.case).labels)
             boxes, points, point_labels, ids = sample.tile.annotation(
                 boxes, points, point_labels, ids
             )
@@ -283,7 +283,7 @@ def open_dataset(
     neighbours: int = 0,
     patient: str | None = None,
     tile: int | None = None,
-    tile_overlap: float = 0.125,
+    tile_overlap: float = OVERLAP,
     stack: int = 1,
 ) -> Dataset:
     """Open a data set: find its cases, read and check each file once, divide them.

@@ -22,6 +22,9 @@ import numpy as np
 from samadapt.data.types import Array, Case
 from samadapt.errors import ConfigError
 
+OVERLAP = 0.125
+"""Share of a tile's side that neighbours have in common at least, where the user says nothing."""
+
 
 class Span(NamedTuple):
     """One side of a tile: the pixels start..stop - 1, of which own_start..own_stop - 1 count."""
@@ -146,7 +149,7 @@ class Tiling:
     """
 
     side: int
-    overlap: float = 0.125
+    overlap: float = OVERLAP
 
     def __post_init__(self) -> None:
         if self.side < 16:
@@ -194,7 +197,7 @@ def recorded_tiling(options: Mapping[str, Any]) -> Tiling | None:
     Raises:
         ConfigError: as ``Tiling``, or for values that are no numbers.
     """
-    side, overlap = options.get("tile"), options.get("tile_overlap", 0.125)
+    side, overlap = options.get("tile"), options.get("tile_overlap", OVERLAP)
     if not isinstance(side, int | None) or not isinstance(overlap, int | float):
         raise ConfigError(
             "the adapter's data_options: tile must be whole pixels and tile_overlap a share; got "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ CARD = "README.md"
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(ABC):
     """Options that a target has, and what it must be able to do."""
 
     name: ClassVar[str] = ""
@@ -38,25 +39,25 @@ class Target:
         """Largest difference allowed, as a share of the largest logit (at least 1); None: any."""
         return 1e-4
 
+    @abstractmethod
     def refusal(self, adapted: Adapted) -> str:
         """Return why this adapter cannot be exported so; empty where it can."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, adapted: Adapted, folder: Path) -> list[str]:
         """Write the files into an empty folder; may change the adapted model.
 
         Returns:
             What the user should know about them.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def read_back(self, adapted: Adapted, folder: Path) -> Model:
         """Load what was written, as its user will."""
-        raise NotImplementedError
 
+    @abstractmethod
     def how_to_load(self, adapted: Adapted) -> str:
         """Return Python code for the model card."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

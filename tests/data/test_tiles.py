@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from samadapt.config import Data
 from samadapt.data.check import survey
 from samadapt.data.dataset import open_dataset
-from samadapt.data.tiles import Tiling, assemble, recorded_tiling, tiling
+from samadapt.data.tiles import OVERLAP, Tiling, assemble, recorded_tiling, tiling
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError, DataError
 
@@ -170,6 +171,7 @@ def test_wrong_tiles_are_refused(pictures, make_msd):
         survey("msd", make_msd(), tile=64)
     assert tiling(0) is tiling(None) is recorded_tiling({}) is None
     assert recorded_tiling({"tile": 64, "tile_overlap": 0.25}) == Tiling(64, 0.25)
+    assert Data().tile_overlap == OVERLAP
 
 
 def test_the_class_of_a_prompt_is_that_of_the_whole_picture(pictures):

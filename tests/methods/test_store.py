@@ -145,17 +145,6 @@ LOHA_FAULTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fresh", ["tiny_sam"], indirect=True)
-@pytest.mark.parametrize("fault", LOHA_FAULTS)
-def test_a_fault_of_another_kind_is_refused_naming_the_file(saved_loha, fresh, fault):
-    file, message, spoil = LOHA_FAULTS[fault]
-    spoil(saved_loha)
-    with pytest.raises(AdapterError) as refused:
-        load_adapter(saved_loha, fresh())
-    assert f"{file}: " in str(refused.value)
-    assert message in str(refused.value)
-
-
 HOULSBY_FAULTS = {
     "missing key": (WEIGHTS, "missing keys",
                     _edit_weights(lambda t: t.pop(_first(t, "mask_decoder")))),
@@ -182,14 +171,21 @@ HOULSBY_FAULTS = {
 }  # fmt: skip
 
 
+OF_OTHERS = {"saved_loha": LOHA_FAULTS, "saved_houlsby": HOULSBY_FAULTS}
+
+
 @pytest.mark.parametrize("fresh", ["tiny_sam"], indirect=True)
-@pytest.mark.parametrize("fault", HOULSBY_FAULTS)
-def test_a_fault_of_a_method_of_ours_is_refused_naming_the_file(saved_houlsby, fresh, fault):
-    file, message, spoil = HOULSBY_FAULTS[fault]
-    load_adapter(saved_houlsby, fresh())
-    spoil(saved_houlsby)
+@pytest.mark.parametrize(
+    ("directory", "fault"),
+    [(name, fault) for name, faults in OF_OTHERS.items() for fault in faults],
+)
+def test_a_fault_of_another_method_is_refused_naming_the_file(directory, fault, request, fresh):
+    saved = request.getfixturevalue(directory)
+    file, message, spoil = OF_OTHERS[directory][fault]
+    load_adapter(saved, fresh())
+    spoil(saved)
     with pytest.raises(AdapterError) as refused:
-        load_adapter(saved_houlsby, fresh())
+        load_adapter(saved, fresh())
     assert f"{file}: " in str(refused.value)
     assert message in str(refused.value)
 
