@@ -25,7 +25,8 @@ from samadapt.training.precision import Precision
 # torch's, about the sparse matrices of peft's FRoD and SHiRA
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 COMBINED = ("lora+layernorm", "lora+bias", "houlsby+layernorm", "adaptformer+fact")
-# Kinds of peft's without a file here, with options that fit the tiny models; all slow.
+# Kinds of peft's without a file here, with options that fit the tiny models; all slow. The scales
+# of RandLoRA and WaveFT keep ``perturb`` from making weights so large that rounding shows.
 OTHERS = {
     "beft": None,
     "boft": None,
@@ -42,12 +43,12 @@ OTHERS = {
     "peanut": None,
     "psoft": {"r": 8},
     "pvera": None,
-    "randlora": {"r": 8},
+    "randlora": {"r": 8, "randlora_alpha": 8},
     "road": {"group_size": 8},
     "shira": {"r": 4},
     "supertuning": {"sparsity": 0.9},
     "tinylora": None,
-    "waveft": {"n_frequency": 100},
+    "waveft": {"n_frequency": 100, "scaling": 1.0},
 }
 PLACED = {("frod", "tiny_t"): {"blocks": "last:1"}}  # its blocks must have one width
 IN_FP32 = ("loha", "lokr", "oft", "vera")  # peft hands on in fp32 what autocast computed in bf16
