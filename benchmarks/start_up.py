@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.harness import Call, Comparison, Timed
 
-COMMAND = [sys.executable, "-m", "samadapt.cli"]
+COMMAND = [sys.executable, "-m", "samadapt"]
 RECIPE = ("recipe=medical", "cache.where=disk")
 PATIENCE = 900.0
 """Seconds after which a run that has not taken a step is given up."""

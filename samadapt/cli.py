@@ -155,7 +155,3 @@ def _chain(error: BaseException) -> str:
     """Return an error with its causes: Hydra and others hide the reason in ``__cause__``."""
     message = f"{type(error).__name__}: {error}"
     return f"{message}; because {_chain(error.__cause__)}" if error.__cause__ else message
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -34,6 +34,7 @@ LAYERS = [
     {"results"},
     {"verbs"},
     {"cli"},
+    {"__main__"},
 ]
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 CONFIGURATION = {"overrides", "config"}  # stops at the verbs: what lies below takes plain values

@@ -113,8 +113,8 @@ class Peft(Target):
             name = HUB_NAMES.get(adapted.record.base, "PATH/OF/THE/BASE")
             return (
                 f"{head}from transformers import SamModel\n"
-                f'model = PeftModel.from_pretrained(SamModel.from_pretrained("{name}"), '
-                '"this-directory")'
+                f'base = SamModel.from_pretrained("{name}", {ITS_EPSILON})\n'
+                'model = PeftModel.from_pretrained(base, "this-directory")'
             )
         return (
             f"{head}# sam: the base, from segment-anything's registry or samadapt.load_sam\n"
@@ -128,6 +128,9 @@ HUB_NAMES = {
     "vit_h": "facebook/sam-vit-huge",
 }
 """The published ``SamModel`` of each build."""
+
+ITS_EPSILON = 'mask_decoder_config={"layer_norm_eps": 1e-5}'
+"""segment-anything's; the published configurations say 1e-6 (3e-5 of 0.4 in a random vit_b)."""
 
 
 def base_in_transformers(sam: Sam) -> Any:

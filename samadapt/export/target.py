@@ -95,8 +95,6 @@ def merge_refusal(adapted: Adapted) -> str:
     method = adapted.injection.method
     if method.can_merge:
         return ""
-    if method.plain_peft:
-        return f"peft cannot merge {method.name}"
     return f"{method.name} adds layers that no weight of SAM can hold, so it cannot be merged"
 
 

@@ -37,6 +37,8 @@ UNFIT.update(
         "prompt_tuning": _TOKENS,
         "trainable_tokens": _TOKENS,
         "shadow": "follows the loop of a language model's decoder, and SAM has none",
+        "lily": "mixes its parts by what the whole batch holds, so that the masks of an image "
+        "depend on the images beside it (in peft 0.21)",
         "osf": "cannot run backward in bf16 (in peft 0.21)",
         "poly": _ROUTES,
         "unilora": "draws both its matrices from one random vector, so that it does not start at "
@@ -56,7 +58,6 @@ SUMMARIES = {
     "glora": "low-rank updates of weight and bias, relative and absolute",
     "hira": "LoRA multiplied onto the weight, for updates of high rank",
     "hra": "a chain of Householder reflections of the inputs",
-    "lily": "LoRA with several B at each linear, mixed by a router",
     "miss": "updates from shards that share one matrix",
     "peanut": "a small network of the weights as the update",
     "psoft": "rotations within the weight's principal subspace",
@@ -69,9 +70,6 @@ SUMMARIES = {
     "waveft": "updates from a few coefficients of a wavelet transform",
 }
 """What the kinds do that the tests cover; others of the installed peft are tried as they are."""
-
-UNMERGED = frozenset({"lily"})
-"""Kinds whose layers peft cannot fold into the weights (in peft 0.21)."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "c3a": {"block_size": 32, "init_weights": True},
@@ -159,5 +157,4 @@ def register_others() -> None:
                     "__doc__": OtherPeft.__doc__,
                 }
                 body["defaults"] = DEFAULTS.get(name, {})
-                body["can_merge"] = name not in UNMERGED
                 register(name)(dataclass(frozen=True)(type(name, (OtherPeft,), body)))

@@ -56,6 +56,31 @@ def test_our_own_names(base, save, tmp_path, request):
     assert "PeftModel.from_pretrained(sam" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_the_card_gives_the_published_decoder_the_epsilon_of_segment_anything(
+    tiny_sam, save, tmp_path
+):
+    from transformers import SamConfig, SamModel
+
+    directory, _ = save(tiny_sam)
+    export_adapter(directory, Peft("transformers"), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        'from_pretrained("PATH/OF/THE/BASE", mask_decoder_config={"layer_norm_eps": 1e-5})' in card
+    )
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "mlp_dim": 16}
+    published = SamModel(SamConfig(vision_config={**vision, "image_size": 64}))
+    assert published.config.mask_decoder_config.layer_norm_eps == 1e-6
+    published.save_pretrained(tmp_path / "base")
+    model = SamModel.from_pretrained(
+        tmp_path / "base", mask_decoder_config={"layer_norm_eps": 1e-5}
+    )
+    norms = [
+        m for m in model.mask_decoder.transformer.modules() if isinstance(m, torch.nn.LayerNorm)
+    ]
+    assert {norm.eps for norm in norms} == {1e-5}
+    assert model.state_dict().keys() == published.state_dict().keys()
+
+
 def test_what_peft_cannot_hold_names_its_targets(tiny_sam, tiny_t_sam, save, tmp_path):
     for base, target, message, options in (
         (tiny_sam, Peft(), r"5 mask outputs.*exported to hf, onnx, sam$", {"masks": 5}),

@@ -19,6 +19,7 @@ from samadapt.methods.store import (
     save_adapter,
     trainable_state,
 )
+from samadapt.sam.types import Prompts
 from samadapt.sam.weights import base_hash
 from samadapt.training.precision import Precision
 
@@ -38,7 +39,6 @@ OTHERS = {
     "glora": None,
     "hira": None,
     "hra": {"r": 4},
-    "lily": {"r": 8},
     "miss": {"r": 8},
     "peanut": None,
     "psoft": {"r": 8},
@@ -239,7 +239,6 @@ FORMULAS = {
     "glora": lambda i, o: 2 * 8 * (i + o) + 8 * (i + 1) + 2,
     "hira": lambda i, o: 32 * (i + o),
     "hra": lambda i, o: 4 * i,
-    "lily": lambda i, o: 8 * i + 2 * 8 * o + 8 * 2,
     "miss": lambda i, o: 8 * o,
     "peanut": lambda i, o: 2 * 32 * o,
     "psoft": lambda i, o: 8 * 7 // 2 + 2 * 8,
@@ -276,6 +275,29 @@ def test_every_kind_that_is_listed_is_held_to_the_contract():
 def test_blocks_of_several_widths_are_refused_where_they_share_matrices(tiny_t_sam):
     with pytest.raises(ConfigError, match=r"peft=frod .* one width; .*blocks=all have \[16, 24"):
         inject(tiny_t_sam, METHODS["frod"]())
+
+
+@torch.no_grad()
+def test_an_image_does_not_depend_on_those_beside_it(fresh, method, perturb):
+    """Or its masks would change with the batch size, as those of peft's Lily do."""
+    sam = fresh()
+    perturb(inject(sam, method))
+    images = torch.randn(2, 3, sam.image_size, sam.image_size)
+    images[1] *= 3
+    boxes = torch.tensor([[[4.0, 6.0, 40.0, 50.0]], [[20.0, 12.0, 60.0, 44.0]]])
+
+    def logits(which):
+        embeddings = sam.encode(images[which])
+        return sam.decode(embeddings, Prompts(boxes=boxes[which]), multimask=True).logits
+
+    together = logits(slice(0, 2))
+    if getattr(method, "depth", 1) > 1:  # slices of one stack attend to one another
+        with pytest.raises(AdapterError, match="whole stacks of 2 neighbouring slices"):
+            logits(slice(0, 1))
+        return
+    alone = torch.cat([logits(slice(0, 1)), logits(slice(1, 2))])
+    largest = float(together.abs().max())
+    torch.testing.assert_close(alone, together, atol=1e-5 * max(1, largest), rtol=0)
 
 
 def test_save_then_load_gives_the_same_output(fresh, case, method, adapted, predict):
