@@ -30,6 +30,7 @@ SUITES = (
     "automatic_masks",
     "start_up",
     "scoring",
+    "floor",
 )
 
 Values = Tensor | tuple[Tensor, ...]

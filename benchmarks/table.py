@@ -25,6 +25,7 @@ TITLES = {
     "automatic_masks": "Automatic masks, decoder and post-processing",
     "start_up": "Start-up",
     "scoring": "Scores, prediction apart",
+    "floor": "How near to the products alone",
 }
 HEADER = (
     "",
