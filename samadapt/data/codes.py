@@ -154,6 +154,9 @@ CODES = {
         "model was trained on. finetune and evaluate refuse it too.",
         "Remove one of the two, or leave later copies out with data.on_error=skip.",
     ),
+    "duplicate_position": _error(
+        "Two slices of a DICOM series lie at one place.", "Keep each slice once."
+    ),
     "empty_file": _error("The file has 0 bytes.", "Copy or download it again."),
     "few_cases": _warning(
         "There are fewer than five cases: scores say little about further patients.",
@@ -304,6 +307,11 @@ CODES = {
         "More than five percent of the voxels have the image's highest value: what differed there "
         "was cut off.",
         "Export it again without clipping.",
+    ),
+    "several_acquisitions": _error(
+        "Slices of a DICOM series lie at one place, since the folder holds several acquisitions, "
+        "echoes or times.",
+        "Put each acquisition into a folder of its own.",
     ),
     "several_pages": _error("A picture file has several pages.", "Save each page as a file."),
     "several_labels": _error(

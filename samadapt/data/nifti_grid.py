@@ -22,6 +22,7 @@ from samadapt.errors import DataError
 
 SUFFIXES = (".nii.gz", ".nii")
 _AGAIN = "copy or download the file again"
+_MM = {"meter": 1e3, "micron": 1e-3}  # of a header that names no unit the lengths are mm
 _RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 
 
@@ -142,9 +143,11 @@ def made_header(shape: tuple[int, ...], affine: Array) -> Any:
 
 
 def spacing_of(source: SourceGrid) -> tuple[float, float, float]:
-    """Return (row, column, slice) spacing in mm of the arranged volume."""
+    """Return (row, column, slice) spacing in mm of the arranged volume, from the header's unit."""
     spacing = np.ones(3)
-    spacing[source.orientation[:, 0].astype(int)] = _voxel_sizes(source.affine)
+    unit = source.header.get_xyzt_units()[0]
+    sizes = _voxel_sizes(source.affine) * _MM.get(unit, 1.0)
+    spacing[source.orientation[:, 0].astype(int)] = sizes
     column, row = (side for index, side in enumerate(spacing) if index != source.axis)
     return float(row), float(column), float(spacing[source.axis])
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from samadapt.evaluation.calibration import calibration
 from samadapt.evaluation.prompt_matrix import BOX, CLICKS, MOVED, NONE, SETTINGS, Scores
 from samadapt.evaluation.report import NOTHING, write_atomic
+from samadapt.prompts.objects import SAM_SIDE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,8 @@ def gap_table(summary: Mapping[str, Any]) -> Table:
     """Return the table of ``gap_summary``: mean Dice, and predicted against true IoU."""
     table = Table(
         title="The oracle gap: mean Dice by what the model is given",
-        caption="* made from the ground truth: an upper bound of real use",
+        caption="* made from the ground truth: an upper bound of real use; pixels are those of an "
+        f"image whose longest side is {SAM_SIDE:.0f}",
         title_justify="left",
         caption_justify="left",
     )

@@ -105,6 +105,7 @@ def save_segmentation(
         series_number=1,
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
+        content_label="SEGMENTATION",  # highdicom's own repeats the source's Modality
         manufacturer="samadapt",
         manufacturer_model_name="samadapt",
         software_versions=__version__,

@@ -21,6 +21,18 @@ def is_code(text: object) -> bool:
     return isinstance(text, str) and text.replace("_", "").isalpha() and text == text.lower()
 
 
+def chosen_codes(tree: ast.Module, variable: ast.Name) -> list[str]:
+    """Codes that a variable is given as ``name = "this" if … else "that"``."""
+    return [
+        str(option.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == variable.id
+        if isinstance(node.value, ast.IfExp)
+        for option in (node.value.body, node.value.orelse)
+        if isinstance(option, ast.Constant)
+    ]
+
+
 def findings() -> Iterator[tuple[str, str | None, str]]:
     """Code, severity where it stands beside it, and place of every finding that data/ makes."""
     trees = {
@@ -42,7 +54,12 @@ def findings() -> Iterator[tuple[str, str | None, str]]:
                 continue
             name = ast.unparse(node.func)
             first = node.args[0]
-            if name not in {"fault", "Finding", *wrappers} or not isinstance(first, ast.Constant):
+            if name not in {"fault", "Finding", *wrappers}:
+                continue
+            if isinstance(first, ast.Name):
+                chosen = chosen_codes(tree, first)
+                yield from ((code, SEVERITY.get(name), f"{file}:{node.lineno}") for code in chosen)
+            if not isinstance(first, ast.Constant):
                 continue
             second = node.args[1] if len(node.args) > 1 else None
             stated = second.value if isinstance(second, ast.Constant) else None

@@ -185,3 +185,20 @@ def test_a_mask_of_the_same_voxels_in_another_order_is_read(
         np.asarray(labels.dataobj), read_image(tmp_path / "images" / "a.nii.gz", "axial").source
     )
     np.testing.assert_array_equal(dataset.volume_labels("a"), expected)
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor"), [("mm", 1), ("unknown", 1), ("micron", 1e-3), ("meter", 1e3)]
+)
+def test_spacing_is_mm_whatever_the_unit_of_the_header(
+    tmp_path: Path, unit: str, factor: float
+) -> None:
+    image = nib.Nifti1Image(np.arange(60, dtype=np.int16).reshape(3, 4, 5), SPACING)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "scan.nii")
+    volume = read_image(tmp_path / "scan.nii")
+    assert volume.spacing_mm == pytest.approx((2.0 * factor, 1.5 * factor, 3.0 * factor))
+    write_prediction(np.zeros(volume.shape, np.uint8), volume, tmp_path / "out.nii")
+    written = nib.load(tmp_path / "out.nii")
+    np.testing.assert_array_equal(written.affine, image.affine)
+    assert written.header.get_xyzt_units()[0] == unit

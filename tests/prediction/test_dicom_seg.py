@@ -51,7 +51,7 @@ def series(tmp_path):
         data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
         data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
         data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, uid, frame
-        data.Modality, data.Rows, data.Columns = "CT", 15, 9
+        data.Modality, data.Rows, data.Columns = "PLANTED MODE", 15, 9
         data.PixelSpacing, data.SliceThickness = [0.8, 0.7], 2.5
         data.ImageOrientationPatient = [*TURN[:, 0], *TURN[:, 1]]
         data.ImagePositionPatient = list(np.array([-30.0, 12, 80]) + number * 2.5 * TURN[:, 2])
