@@ -106,8 +106,7 @@ class PromptAndMaskDecoder(nn.Module):
         first, norm, _, second, _ = list[Any](self.decoder.output_upscaling)
         x = functional.conv_transpose2d(x, first.weight, first.bias, stride=2)
         last = x.permute(0, 2, 3, 1)
-        normed = functional.layer_norm(last, last.shape[-1:], norm.weight, norm.bias, norm.eps)
-        x = functional.gelu(normed.permute(0, 3, 1, 2))
+        x = functional.gelu(norm(last).permute(0, 3, 1, 2))
         return functional.gelu(functional.conv_transpose2d(x, second.weight, second.bias, stride=2))
 
     def _resize(self, low: Tensor, size: Tensor) -> Tensor:

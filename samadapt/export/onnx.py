@@ -156,14 +156,19 @@ class Answers:
 
 
 def merged_if_possible(adapted: Adapted) -> Sam:
-    """Return the model with the adapter folded in; beside its weights where that cannot be done."""
+    """Return the model with the adapter folded in; what cannot be folded stays as it is.
+
+    Of a bottleneck with LoRA, LoRA is folded: peft's layers are not made for a graph.
+    """
+    from samadapt.methods import peft_layers
     from samadapt.methods.opening import open_adapter
     from samadapt.methods.store import merge
 
-    if not adapted.injection.method.can_merge:
-        return adapted.sam
     try:
-        merge(adapted.sam, adapted.injection)
+        if adapted.injection.method.can_merge:
+            merge(adapted.sam, adapted.injection)
+        else:
+            peft_layers.merge(adapted.sam)
     except AdapterError:  # a kind of peft's that it does not merge; some layers may be merged now
         return open_adapter(adapted.directory, adapted.checkpoint).sam
     return adapted.sam

@@ -92,6 +92,8 @@ def import_adapter(
     policy = PromptPolicy(kind, background_token=samed and kind == "semantic")
     tokens = foreign.whole.get("mask_decoder.mask_tokens.weight")
     masks = base.build.num_multimask if tokens is None else len(tokens) - 1
+    if policy.is_semantic and classes and len(classes) != masks:
+        raise AdapterError(f"{path}: it has {masks} classes; got {len(classes)} names in classes")
     names = list(classes) or [f"class {i + 1}" for i in range(masks if policy.is_semantic else 1)]
     record = AdapterRecord(
         base=model,
@@ -121,7 +123,7 @@ def read_foreign(path: Path, base: Sam, scale: float = 1.0) -> Foreign:
 
     config = read_json(path / PEFT_CONFIG) if path.is_dir() else {}
     file = _weights_of(path) if path.is_dir() else path
-    tensors = read_tensors(file)
+    tensors = {name: x.float() for name, x in read_tensors(file).items()}  # products not in half
     check_finite(tensors, file)
     for reader in READERS:
         if reader.knows(tensors, config):
@@ -147,7 +149,14 @@ def _weights_of(folder: Path) -> Path:
 
 
 def _check_shapes(path: Path, foreign: Foreign, base: Sam) -> None:
-    state = base.state_dict()
+    state = _state_like(foreign, base)
+    for name, value in foreign.whole.items():
+        if name not in state or state[name].shape != value.shape:
+            wanted = tuple(state[name].shape) if name in state else "no such weight"
+            raise AdapterError(
+                f"{path}: {name}: expected {wanted} in {base.build.name} at {base.image_size} px; "
+                f"got {tuple(value.shape)}"
+            )
     for name, (a, b) in foreign.updates.items():
         wanted, found = tuple(state[f"{name}.weight"].shape), (b.shape[0], a.shape[1])
         if wanted != found or a.shape[0] != b.shape[1]:
@@ -155,6 +164,16 @@ def _check_shapes(path: Path, foreign: Foreign, base: Sam) -> None:
                 f"{path}: the update of {name} must be for {wanted} weights of "
                 f"{base.build.name}; got A {tuple(a.shape)}, B {tuple(b.shape)}"
             )
+
+
+def _state_like(foreign: Foreign, base: Sam) -> dict[str, Tensor]:
+    """Return the state dict of the base with as many mask tokens as the source has."""
+    decoder = copy.deepcopy(base.mask_decoder)
+    tokens = foreign.whole.get("mask_decoder.mask_tokens.weight")
+    if tokens is not None and len(tokens) > 1:
+        decoder.resize_mask_tokens(len(tokens) - 1)
+    kept = {k: v for k, v in base.state_dict().items() if not k.startswith("mask_decoder.")}
+    return kept | decoder.state_dict(prefix="mask_decoder.")
 
 
 def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> Imported:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samadapt.errors import AdapterError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -48,6 +50,28 @@ class Reader:
 
 READERS: list[Reader] = []
 """Every source, each adding itself."""
+
+
+def check_pair(path: Path, name: str, found: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return A (r, inputs) and B (outputs, r) of an update.
+
+    Args:
+        path: the file, for the message.
+        name: of the update, likewise.
+        found: by ``"a"`` and ``"b"``.
+
+    Raises:
+        AdapterError: one is missing, or their ranks differ.
+    """
+    if missing := [part for part in "ab" if part not in found]:
+        raise AdapterError(f"{path}: {name} has no {missing[0].upper()}")
+    a, b = found["a"], found["b"]
+    if a.ndim < 2 or a.ndim != b.ndim or a.shape[0] != b.shape[1]:
+        raise AdapterError(
+            f"{path}: {name}: A (rank, inputs) and B (outputs, rank) do not fit: "
+            f"got {tuple(a.shape)} and {tuple(b.shape)}"
+        )
+    return a, b
 
 
 def stack_slices(parts: Mapping[str, tuple[Tensor, Tensor]], width: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.errors import AdapterError
-from samadapt.imports.foreign import READERS, Foreign, Reader
+from samadapt.imports.foreign import READERS, Foreign, Reader, check_pair
 from samadapt.methods.store import PEFT_CONFIG
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from samadapt.sam.model import Sam
 
+_RANK_AND_ALPHA = (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight$")
 _UNSUPPORTED = (
     "use_dora",
@@ -46,9 +47,15 @@ def _read(
     path: Path, tensors: dict[str, Tensor], config: Mapping[str, Any], sam: Sam, scale: float
 ) -> Foreign:
     odd = [key for key in _UNSUPPORTED if config.get(key)]
-    if config["peft_type"] != "LORA" or config.get("bias", "none") != "none" or odd:
+    odd += [f"bias={config['bias']}"] if config.get("bias", "none") != "none" else []
+    if config["peft_type"] != "LORA" or odd:
         kind = ", ".join([str(config["peft_type"]), *odd])
         raise AdapterError(f"{path}: only peft's plain LoRA is read; got {kind}")
+    if scale != 1:
+        raise AdapterError(
+            f"{path.parent / PEFT_CONFIG}: scale={scale:g}: this file says its own scale "
+            "(lora_alpha); leave scale out"
+        )
     _check_start(path.parent / PEFT_CONFIG, config.get("init_lora_weights", True))
     bare = {key.removeprefix("base_model.model."): value for key, value in tensors.items()}
     theirs = any(key.startswith("vision_encoder.") for key in bare)
@@ -63,15 +70,15 @@ def _read(
     for key, value in bare.items():
         match = _FACTOR.match(key)
         if match and match[1] in modules:
-            factors.setdefault(match[1], {})[match[2]] = value
+            factors.setdefault(match[1], {})[match[2].lower()] = value
         elif key in names:
             whole[names[key]] = value
         else:
             raise AdapterError(f"{path}: {key} is of no module of {sam.build.name}")
-    updates = {
-        modules[name]: (ab["A"], scale * _scaling(name, len(ab["A"]), config) * ab["B"])
-        for name, ab in factors.items()
-    }
+    updates = {}
+    for name, found in factors.items():
+        a, b = check_pair(path, name, found)
+        updates[modules[name]] = (a, _scaling(path.parent / PEFT_CONFIG, name, len(a), config) * b)
     return Foreign("peft, transformers' names" if theirs else "peft", updates, whole)
 
 
@@ -85,12 +92,21 @@ def _check_start(path: Path, start: object) -> None:
         )
 
 
-def _scaling(name: str, rank: int, config: Mapping[str, Any]) -> float:
-    """Return what peft multiplies ``B A`` by."""
-    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
-    named = [v for key, v in patterns.items() if re.match(rf"(.*\.)?({key})$", name)]
-    alpha = float(named[0] if named else config["lora_alpha"])
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _scaling(path: Path, name: str, rank: int, config: Mapping[str, Any]) -> float:
+    """Return what peft multiplies ``B A`` by; refuse a configuration that says another rank."""
+    said, alpha = (_said(key, pattern, name, config) for key, pattern in _RANK_AND_ALPHA)
+    if said != rank or not isinstance(alpha, int | float):
+        raise AdapterError(
+            f"{path}: expected r {rank} of {name}, as its weights have it, and a number as "
+            f"lora_alpha; got {said!r} and {alpha!r}"
+        )
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _said(key: str, pattern: str, name: str, config: Mapping[str, Any]) -> object:
+    patterns: Mapping[str, object] = config.get(pattern) or {}
+    named = [v for known, v in patterns.items() if re.match(rf"(.*\.)?({known})$", name)]
+    return named[0] if named else config.get(key)
 
 
 READERS.append(Reader("peft", _knows, _read))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.errors import AdapterError
-from samadapt.imports.foreign import READERS, Foreign, Reader, stack_slices
+from samadapt.imports.foreign import READERS, Foreign, Reader, check_pair, stack_slices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _PAIR = re.compile(r"w_(a|b)_(\d{3})$")
 _WHOLE = ("mask_decoder.", "prompt_encoder.")
+_PER_TOKEN = ".output_hypernetworks_mlps."  # as many as the source has mask tokens
 
 
 def _knows(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
@@ -33,23 +34,33 @@ def _read(
 ) -> Foreign:
     del config
     sites = sam.sites()
-    count = sum(key.startswith("w_a_") for key in tensors)
-    if count != 2 * len(sites) or any(f"w_b_{i:03d}" not in tensors for i in range(count)):
+    count, others = (sum(key.startswith(p) for key in tensors) for p in ("w_a_", "w_b_"))
+    names = {f"w_{part}_{i:03d}" for part in "ab" for i in range(2 * len(sites))}
+    if len(names) != count + others or not names <= tensors.keys():
         raise AdapterError(
             f"{path}: expected w_a_ and w_b_ of q and v of all {len(sites)} blocks of "
-            f"{sam.build.name}, {2 * len(sites)} of each; got {count} w_a_: another model, or "
-            "blocks left out, which the file does not name"
+            f"{sam.build.name}, {2 * len(sites)} of each; got {count} and {others}: another "
+            "model, or blocks left out, which the file does not name"
         )
     updates = {}
     for index, site in enumerate(sites):
-        pairs = {
-            name: (tensors[f"w_a_{i:03d}"], scale * tensors[f"w_b_{i:03d}"])
-            for name, i in (("q", 2 * index), ("v", 2 * index + 1))
-        }
+        pairs = {}
+        for name, i in (("q", 2 * index), ("v", 2 * index + 1)):
+            found = {part: tensors[f"w_{part}_{i:03d}"] for part in "ab"}
+            a, b = check_pair(path, f"w_a_{i:03d}, w_b_{i:03d}", found)
+            pairs[name] = (a, scale * b)
         updates[site.qkv] = stack_slices(pairs, site.width)
     whole = {key: value for key, value in tensors.items() if key.startswith(_WHOLE)}
     if not whole:
         return Foreign("a SAM-LoRA project (w_a_, w_b_)", updates)
+    parts = tuple(part for part in _WHOLE if any(key.startswith(part) for key in whole))
+    left = [
+        key
+        for key in sam.state_dict()
+        if key.startswith(parts) and key not in whole and _PER_TOKEN not in key
+    ]
+    if left:
+        raise AdapterError(f"{path}: expected all of {' and '.join(parts)}; {left[0]} is missing")
     return Foreign("SAMed", updates, whole, _notes(sam))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.errors import AdapterError
-from samadapt.imports.foreign import READERS, Foreign, Reader, stack_slices
+from samadapt.imports.foreign import READERS, Foreign, Reader, check_pair, stack_slices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,13 +48,11 @@ def _read(
                 f"{path}: {key} is neither a weight of {sam.build.name} nor LoRA on q, k or v; "
                 "only micro-sam's LoRA is read"
             )
-    updates = {
-        path_: stack_slices(
-            {n: (found[n]["a"], scale * found[n]["b"]) for n in "qkv" if n in found},
-            own[f"{path_}.weight"].shape[1],
-        )
-        for path_, found in parts.items()
-    }
+    updates = {}
+    for place, found in parts.items():
+        pairs = {n: check_pair(path, f"{place}, {n}", found[n]) for n in "qkv" if n in found}
+        scaled = {n: (a, scale * b) for n, (a, b) in pairs.items()}
+        updates[place] = stack_slices(scaled, own[f"{place}.weight"].shape[1])
     return Foreign("micro-sam", updates, whole)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import peft_layers
@@ -23,6 +23,7 @@ from samadapt.methods.verify import (
     read_weights,
     write_json,
 )
+from samadapt.typed import convert
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -176,7 +177,8 @@ def read_record(directory: Path) -> AdapterRecord:
     """Read ``samadapt.json``.
 
     Raises:
-        AdapterError: when the directory or the file is missing, broken or lacks an entry.
+        AdapterError: when the directory or the file is missing or broken, lacks an entry, or has
+            one of a wrong type.
     """
     if not directory.is_dir():
         raise AdapterError(f"{directory}: expected an adapter directory; there is none")
@@ -189,7 +191,16 @@ def read_record(directory: Path) -> AdapterRecord:
     unexpected = [name for name in values if name not in known]
     if missing or unexpected:
         raise AdapterError(f"{path}: missing entries {missing}, unknown entries {unexpected}")
-    return AdapterRecord(**values)
+    hints = get_type_hints(AdapterRecord)
+    for name, value in values.items():
+        try:
+            values[name] = convert(value, hints[name])
+        except ValueError as error:
+            raise AdapterError(f"{path}: {name}: {error}") from error
+    record = AdapterRecord(**values)
+    if record.num_masks < 1:
+        raise AdapterError(f"{path}: num_masks: expected at least 1; got {record.num_masks}")
+    return record
 
 
 def merge(sam: Sam, injection: Injection) -> None:

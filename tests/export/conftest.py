@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from samadapt.data.intensity import make_intensity
-from samadapt.methods import METHODS, inject
+from samadapt.methods import inject
+from samadapt.methods.base import find_method
 from samadapt.methods.store import AdapterRecord, save_adapter
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.model import Sam
@@ -41,7 +42,7 @@ def save(tmp_path: Path) -> Save:
         digest = base_hash(sam)
         if masks != 3:
             sam.resize_mask_tokens(masks)
-        injection = inject(sam, METHODS[method](**options))
+        injection = inject(sam, find_method(method)(**options))
         generator = torch.Generator().manual_seed(len(name))
         with torch.no_grad():
             for parameter in injection.parameters.values():

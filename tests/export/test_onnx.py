@@ -160,6 +160,13 @@ def test_what_cannot_be_merged_stays_in_the_graph(tiny_sam, tiny_t_sam, save, tm
             assert done.difference.is_small
 
 
+@pytest.mark.parametrize("method", ["houlsby+layernorm", "adaptformer+lora", "adapter+oft"])
+def test_of_a_combination_what_peft_added_is_merged(tiny_sam, save, tmp_path, method):
+    directory, _ = save(tiny_sam, method, decoder="own")
+    done = export_adapter(directory, Onnx(), tmp_path / "out")
+    assert done.difference.logits < 1e-3 * max(1, done.difference.largest)
+
+
 @pytest.mark.parametrize(("precision", "share"), [("fp16", 0.02), ("int8", 0.5)])
 @pytest.mark.slow
 def test_smaller_encoders_say_how_far_off_they_are(tiny_sam, save, tmp_path, precision, share):

@@ -161,6 +161,50 @@ def test_samed_keeps_its_background_class(samed, tmp_path):
     assert (at_zero != wanted).mean() > 0.05  # what a background of logit 0 would change
 
 
+SAMED_FAULTS = {
+    "another decoder": (lambda t: t.update({"mask_decoder.more.weight": torch.ones(2)}), "no such"),
+    "wrong shape": (
+        lambda t: t.update({"mask_decoder.iou_token.weight": torch.ones(1, 7)}),
+        r"iou_token.weight: expected \(1, 64\)",
+    ),
+    "part of the decoder": (lambda t: t.pop("mask_decoder.iou_token.weight"), "is missing"),
+    "extra pair": (lambda t: t.update({"w_b_008": torch.ones(32, 2)}), "8 of each; got 8 and 9"),
+    "ranks": (lambda t: t.update({"w_b_003": torch.ones(32, 3)}), "w_b_003: .* do not fit"),
+    "axes": (lambda t: t.update({"w_a_000": torch.ones(1, 2, 32)}), "w_a_000, .* do not fit"),
+}
+
+
+@pytest.mark.parametrize("fault", SAMED_FAULTS)
+def test_a_broken_samed_file_is_refused(samed, tmp_path, fault):
+    _, file, given = samed
+    change, message = SAMED_FAULTS[fault]
+    tensors = torch.load(file)
+    change(tensors)
+    torch.save(tensors, file)
+    with pytest.raises(AdapterError, match=rf"epoch_9\.pth: .*{message}"):
+        import_adapter(file, tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_as_many_names_as_classes(samed, tmp_path):
+    _, file, given = samed
+    with pytest.raises(AdapterError, match="it has 5 classes; got 1 names"):
+        import_adapter(file, tmp_path / "out", classes=["liver"], **given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_file_in_half_precision(base, as_segment_anything, tmp_path, dtype):
+    plain, given = base
+    peer = as_segment_anything(plain)
+    wrappers = surgery(peer)
+    for linear in (m for w in wrappers for n, m in w.named_children() if n != "qkv_proj"):
+        linear.weight.data = linear.weight.data.to(dtype).float()
+    half = {name: value.to(dtype) for name, value in numbered(wrappers).items()}
+    save_file(half, tmp_path / "half.safetensors")
+    import_adapter(tmp_path / "half.safetensors", tmp_path / "out", **given)
+    check(tmp_path / "out", peer)
+
+
 def test_a_small_lora_project(base, as_segment_anything, tmp_path):
     plain, given = base
     peer = as_segment_anything(plain)
@@ -187,6 +231,20 @@ def test_micro_sam(base, as_segment_anything, tmp_path, prefix):
     done = import_adapter(tmp_path / "best.pt", tmp_path / "out", scale=0.5, **given)
     assert (done.source, done.method.decoder) == ("micro-sam", "full")
     check(tmp_path / "out", peer)
+
+
+def test_a_broken_micro_sam_state_is_refused(base, as_segment_anything, tmp_path):
+    plain, given = base
+    peer = as_segment_anything(plain)
+    surgery(peer)
+    state = peer.state_dict()
+    torch.save(state, tmp_path / "best.pt")
+    with pytest.raises(AdapterError, match=r"best.pt: .*pos_embed: expected .* at 128 px"):
+        import_adapter(tmp_path / "best.pt", tmp_path / "out", image_size=128, **given)
+    del state["image_encoder.blocks.1.attn.qkv.w_b_linear_q.weight"]
+    torch.save(state, tmp_path / "best.pt")
+    with pytest.raises(AdapterError, match=r"best.pt: .*blocks.1.attn.qkv, q has no B"):
+        import_adapter(tmp_path / "best.pt", tmp_path / "out", **given)
 
 
 @pytest.mark.parametrize("naming", ["sam", "transformers"])
@@ -275,6 +333,20 @@ def peft_directory(folder, **options):
     (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "adapter_model.safetensors")
     return tensors
+
+
+@pytest.mark.parametrize(
+    ("options", "scale", "message"),
+    [
+        ({"r": 16}, 1, "expected r 2 .* got 16"),
+        ({"lora_alpha": None}, 1, ".* as lora_alpha; got 2 and None"),
+        ({}, 2, "scale=2: this file says its own"),
+    ],
+)
+def test_a_peft_directory_that_contradicts_itself(base, tmp_path, options, scale, message):
+    peft_directory(tmp_path / "peft", **options)
+    with pytest.raises(AdapterError, match=f"adapter_config.json: {message}"):
+        import_adapter(tmp_path / "peft", tmp_path / "out", scale=scale, **base[1])
 
 
 def test_a_peft_directory_of_the_older_kind(base, tmp_path):
