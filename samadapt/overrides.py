@@ -219,7 +219,10 @@ def _hydra_value(key: str, text: str) -> Any:
     try:
         override = OverridesParser.create().parse_override(f"{key}={text}")
     except HydraException as error:
-        raise ValueError(f"cannot read {text!r}: {error.__cause__ or error}") from error
+        raise ValueError(
+            f"cannot read {text!r}: a text with other than plain letters, digits and ./_- is "
+            "written in quotes, key='\"text\"'"
+        ) from error
     if override.is_sweep_override():
         raise ValueError(f"expected one value; got {text!r} (a list is written [a,b])")
     return override.value()

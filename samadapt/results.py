@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from samadapt.errors import ConfigError
 
@@ -23,14 +23,30 @@ ZERO_SHOT_NOTE = (
 ORACLE_NOTE = "prompts come from the ground truth, before and after: an upper bound of real use"
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What is scored.
+
+    Attributes:
+        refs: slices or tiles.
+        which: ``"held-out"``, ``"unseen"`` (whatever was not trained on) or ``"all"``.
+        notes: what the reader of the scores must know of it.
+    """
+
+    refs: list[SliceRef]
+    which: Literal["held-out", "unseen", "all"] = "held-out"
+    notes: Sequence[str] = ()
+
+
 def summarise_run(
     session: Session,
     slices: dict[str, list[SliceRef]],
     zero_shot: Evaluation,
     adapted: Evaluation | None,
     state: State | None,
+    scored: Scored | None = None,
 ) -> dict[str, Any]:
-    """Return what ``summary.json`` records."""
+    """Return what ``summary.json`` records; without ``scored`` the held-out cases are."""
     from samadapt.evaluation.comparison import compare_states
     from samadapt.training.progress import peak_memory_bytes
 
@@ -38,10 +54,8 @@ def summarise_run(
     best = state.best_score if state else math.nan
     notes = [session.dataset.note] if session.dataset.note else []
     notes.append(ZERO_SHOT_NOTE if policy.is_semantic else ORACLE_NOTE)
-    held_out = {(ref.case, ref.index) for ref in session.dataset.slices("val")}
-    scored = "held-out" if held_out.issuperset((r.case, r.index) for r in slices["test"]) else "all"
-    if scored == "all":
-        notes.append("cases that the adapter may have been trained on are scored too (all_cases)")
+    scored = scored or Scored(slices["test"])
+    notes += scored.notes
     if session.dataset.left_out:
         notes.append(f"cases left out for errors: {', '.join(session.dataset.left_out)}")
     return {
@@ -60,7 +74,7 @@ def summarise_run(
         "prompt": policy.kind,
         "oracle_prompt": not policy.is_semantic,
         "data": session.dataset.name,
-        "scored": scored,
+        "scored": scored.which,
         "split": session.dataset.parts.rule,
         "case_is": case_is(session),
         "nsd_tolerance": session.config.eval.nsd_tolerance_mm,

@@ -15,6 +15,7 @@ import torch
 
 from samadapt import console
 from samadapt.data.dataset import Dataset, open_dataset
+from samadapt.data.leaks import trained_on
 from samadapt.data.stacks import Stacks
 from samadapt.environment import environment, recorded_precision, seed_all, write_json
 from samadapt.errors import ConfigError
@@ -286,6 +287,7 @@ class Session:
                 for key, value in asdict(config.data).items()
                 if key not in ("root", "on_error")
             },
+            trained_on=trained_on(self.dataset),
         )
 
     def replace_adapter(self, directory: Path) -> None:

@@ -172,7 +172,7 @@ def instantiate(
     A missing value, or an error raised on purpose by a group's own constructor, is added to
     ``problems``, and None is returned.
     """
-    hints, given, before = get_type_hints(schema), {}, len(problems)
+    hints, given, before, lacking = get_type_hints(schema), {}, len(problems), False
     for item in fields(cast(Any, schema)):
         key, hint = f"{prefix}{item.name}", hints[item.name]
         if _is_group(hint):
@@ -185,9 +185,11 @@ def instantiate(
             )
         elif key in values:
             given[item.name] = values[key]
-        elif _default(item) is MISSING and not any(p.startswith(f"{key}:") for p in problems):
-            problems.append(f"{key}: it is needed: {item.metadata.get('help', 'VALUE')}")
-    if len(problems) > before:
+        elif _default(item) is MISSING:
+            lacking = True
+            if not any(p.startswith(f"{key}:") for p in problems):  # or it was given, and wrong
+                problems.append(f"{key}: it is needed: {item.metadata.get('help', 'VALUE')}")
+    if lacking or len(problems) > before:
         return None
     try:
         return schema(**given)

@@ -85,7 +85,8 @@ def make_table(
         merge: put all listed classes in one, ``foreground``.
 
     Raises:
-        ConfigError: an unknown name, a value of 0, a value in two classes, or no class at all.
+        ConfigError: an unknown name, a value of 0, a value in two classes, no class at all, or a
+            value below 0 where nothing says what it is.
     """
     complete = True
     if isinstance(chosen, Mapping):
@@ -133,6 +134,12 @@ def _number(names: Sequence[str], found: Sequence[int]) -> dict[str, tuple[int, 
 
 
 def _discover(found: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    below = [value for value in found if value < 0]
+    if below:  # such as -1 for what nobody labelled
+        raise ConfigError(
+            f"data.classes: the masks hold values below 0 ({below[0]}), which are no class unless "
+            "it is said: list the classes with data.classes={name: value}"
+        )
     if len(found) <= 1:
         return {"foreground": tuple(found) or (1,)}
     return {f"class_{value}": (value,) for value in found}

@@ -198,8 +198,8 @@ class CocoReader(ObjectReader):
                 self._add_object(path, entry, names)
             except FindingError as problem:
                 layout.findings.append(problem.finding)
-                owner = names.get(entry.get("image_id", -1))
-                layout.ambiguous |= {c.image for c in layout.cases if c.name == owner}
+                owners = _owners(entry.get("image_id"), names)
+                layout.ambiguous |= {c.image for c in layout.cases if c.name in owners}
 
     def _add_object(self, path: Path, entry: dict[str, Any], names: Mapping[int, str]) -> None:
         number = _key(path, "annotations", entry, "id", int)
@@ -264,6 +264,16 @@ def _read_tables(path: Path) -> dict[str, list[dict[str, Any]]]:
             raise fault("bad_annotations", path, message, _MEND)
         tables[key] = table
     return tables
+
+
+def _owners(number: Any, names: Mapping[int, str]) -> set[str]:
+    """Return whose a broken annotation may be: the picture that it names, or any of the file."""
+    if isinstance(number, int) and not isinstance(number, bool):
+        return {names[number]} if number in names else set()
+    text = str(number)
+    if text.isdecimal() and int(text) in names:
+        return {names[int(text)]}
+    return set(names.values())
 
 
 def _key(path: Path, table: str, entry: Mapping[str, Any], key: str, kind: type) -> Any:

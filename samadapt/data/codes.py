@@ -347,6 +347,10 @@ CODES = {
         "The file ends before its data do, or its compression is damaged.",
         "Copy or download it again.",
     ),
+    "two_grids": _warning(
+        "A NIfTI header's sform and qform place voxels more than a voxel apart; the sform is used.",
+        "Write the right one of the two to both.",
+    ),
     "uneven_spacing": _error(
         "The slices are not evenly spaced, or not in a straight stack.",
         "Resample the series to even slices.",

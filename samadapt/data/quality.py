@@ -57,6 +57,7 @@ class Facts:
         axes: letters of the file's axes as RAS+ names them; empty for pictures.
         turned: degrees between the grid and the body's axes.
         unknown: the header does not say how the patient lies.
+        apart: mm between where its sform and its qform place a voxel, at most.
         mask: hash of the labels; empty without any.
         regions: by label value.
     """
@@ -69,6 +70,7 @@ class Facts:
     axes: str = ""
     turned: float = 0.0
     unknown: bool = False
+    apart: float = 0.0
     mask: str = ""
     regions: Mapping[int, Region] = field(default_factory=dict)
 
@@ -93,6 +95,7 @@ def measure(case: Case, volume: Volume) -> Facts:
         axes=axes,
         turned=turned,
         unknown=unknown,
+        apart=_apart(volume.source),
         mask="" if labels is None or not filled else content_hash(labels),
         regions={} if labels is None else _regions(case, volume, labels),
     )
@@ -249,8 +252,25 @@ def _pose(source: SourceGrid | None) -> tuple[str, float, bool]:
     return axes, float(np.degrees(np.arccos(min(straightest, 1.0)))), not any(codes)
 
 
+def _apart(source: SourceGrid | None) -> float:
+    """Return the mm between where sform and qform place a corner, at most; 0 unless both count."""
+    if source is None or not all(int(source.header[k]) > 0 for k in ("sform_code", "qform_code")):
+        return 0.0
+    header, reach = source.header, np.array(source.shape) - 1
+    corners = np.array([(*(reach * corner), 1) for corner in np.ndindex(2, 2, 2)])
+    try:
+        moved = corners @ (header.get_sform() - header.get_qform()).T
+    except ValueError:  # nibabel's HeaderDataError: a qform that is no rotation
+        return 0.0
+    return float(np.linalg.norm(moved[:, :3], axis=1).max())
+
+
 def _grid_findings(case: Case, facts: Facts) -> list[Finding]:
     found, image = [], str(case.image)
+    if case.spacing_mm and facts.apart > max(case.spacing_mm):
+        message = f"its sform and its qform place voxels up to {facts.apart:.3g} mm apart"
+        fix = "the sform is used; write the right one of the two to both"
+        found.append(_warning("two_grids", image, message, fix))
     if facts.unknown:
         message = "sform_code and qform_code are 0: left and right are a guess"
         fix = "convert it from its source again"

@@ -154,7 +154,11 @@ def _draw_dice(axis: Axes, summary: Mapping[str, Any]) -> None:
     axis.set_xticks(range(len(names)), [name.replace(" moved ", "\nmoved\n") for name in names])
     axis.set_ylim(-0.02, 1.02)
     axis.set_ylabel("mean Dice")
-    axis.set_title("hollow: the prompt is made from the ground truth", fontsize=9, loc="left")
+    axis.set_title(
+        "hollow: the prompt is made from the ground truth; px where the longest side is 1024",
+        fontsize=9,
+        loc="left",
+    )
     axis.legend(frameon=False, loc="lower right")
 
 

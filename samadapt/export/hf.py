@@ -102,6 +102,7 @@ class Answers:
             input_points=prompts.points,
             input_labels=prompts.point_labels,
             input_boxes=prompts.boxes,
+            input_masks=None if prompts.masks is None else prompts.masks[:, 0],  # of one object
             multimask_output=multimask,
         )
         return MaskOutput(logits=output.pred_masks, iou=output.iou_scores)

@@ -141,12 +141,13 @@ class Answers:
         from samadapt.sam.types import MaskOutput
 
         coords, labels = as_points(prompts)
+        masks = prompts.masks  # of one object
         values = (
             embeddings,
             coords,
             labels,
-            torch.zeros(1, 1, self.side, self.side),
-            torch.zeros(1),
+            torch.zeros(1, 1, self.side, self.side) if masks is None else masks[0],
+            torch.full((1,), float(masks is not None)),
             torch.tensor([32.0, 24.0]),
         )
         given = {n: v.numpy() for n, v in zip(DECODER_INPUTS, values, strict=True)}

@@ -58,7 +58,8 @@ class Peft(Target):
 
         method, own = adapted.injection.method, BUILDS[adapted.record.base].num_multimask
         if not method.plain_peft:
-            return f"{method.name} is no kind of peft's"
+            needs = f"peft's {method.name} does not take SAM's grid of tokens without samadapt"
+            return needs if hasattr(method, "kind") else f"{method.name} is no kind of peft's"
         if not adapted.injection.plain_peft:
             return (
                 f"{method.name} with decoder={method.decoder} is two kinds of peft's at once, and "

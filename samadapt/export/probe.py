@@ -79,20 +79,27 @@ def answers(model: Model, like: Sam | None = None) -> list[MaskOutput]:
         embeddings = model.encode(image.to(sam.device, sam.dtype))
         return [
             model.decode(embeddings, prompts, multimask=multimask)
-            for prompts, multimask in questions(side)
+            for prompts, multimask in questions(side, 4 * sam.embedding_size)
         ]
 
 
-def questions(side: int) -> list[tuple[Prompts, bool]]:
-    """Return prompts of every kind, each with whether several masks are wanted."""
+def questions(side: int, low: int) -> list[tuple[Prompts, bool]]:
+    """Return prompts of every kind, each with whether several masks are wanted.
+
+    Args:
+        side: of the model's square in pixels.
+        low: side of a mask that is a prompt.
+    """
     boxes = side * torch.tensor([[[0.1, 0.15, 0.6, 0.7], [0.3, 0.2, 0.9, 0.8]]])
     points = side * torch.tensor([[[[0.4, 0.3], [0.7, 0.8]], [[0.5, 0.5], [0.1, 0.9]]]])
     labels = torch.tensor([[[1, 0], [1, 1]]])
+    masks = 4 * torch.randn(1, 1, 1, low, low, generator=torch.Generator().manual_seed(1))
     return [
         (Prompts(boxes=boxes), True),
         (Prompts(boxes=boxes[:, :1]), False),
         (Prompts(points=points, point_labels=labels), True),
         (Prompts(), True),
+        (Prompts(boxes=boxes[:, :1], masks=masks), True),
     ]
 
 

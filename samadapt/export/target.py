@@ -141,7 +141,8 @@ def export_adapter(
         difference = probe.compare(expected, found, target.limit)
         if not difference.is_small:
             raise RunError(
-                f"to={target.name}: what was written does not predict the same: {difference}"
+                f"to={target.name}: what was written does not predict the same: {difference}. "
+                f"Nothing is kept; other targets: {_others(adapted, target) or 'none'}"
             )
         write_card(scratch / CARD, adapted, target, difference, notes)
         if output.exists():
@@ -166,15 +167,21 @@ def _refused(
     adapted: Adapted, target: Target, reason: str, *, merging_failed: bool = False
 ) -> AdapterError:
     """Return the refusal of a target, with the targets that are left."""
-    others = [
-        name
-        for name, cls in TARGETS.items()
-        if not (merging_failed and cls.merges) and not cls().refusal(adapted)
-    ]
+    others = _others(adapted, target, merging_failed=merging_failed)
     return AdapterError(
         f"{adapted.directory}: to={target.name}: {reason}; it can be exported to "
-        f"{', '.join(others) or 'nothing else'}"
+        f"{others or 'nothing else'}"
     )
+
+
+def _others(adapted: Adapted, target: Target, *, merging_failed: bool = False) -> str:
+    """Return the targets that would take an adapter; the same with other options is among them."""
+    fit = (
+        name
+        for name, cls in TARGETS.items()
+        if target != cls() and not (merging_failed and cls.merges) and not cls().refusal(adapted)
+    )
+    return ", ".join(fit)
 
 
 def check_output(output: Path) -> None:

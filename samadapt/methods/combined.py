@@ -108,10 +108,12 @@ def combine(names: tuple[str, ...]) -> type[Combined]:
     shown = ",".join(names)
     for first, second in combinations(parts, 2):
         both = sorted(first.changes & second.changes)
+        reason = f"both change the {' and '.join(both)} of the encoder"
+        if "none" in (first.name, second.name):
+            reason = "none leaves the encoder as it is"
         require(
             not both,
-            f"peft=[{shown}]: {first.name} and {second.name} cannot be combined: both change the "
-            f"{' and '.join(both)} of the encoder",
+            f"peft=[{shown}]: {first.name} and {second.name} cannot be combined: {reason}",
         )
     own = [(part, item) for part in parts for item in fields(part) if item.name not in _SHARED]
     count = [item.name for _, item in own]

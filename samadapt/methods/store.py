@@ -61,6 +61,8 @@ class AdapterRecord:
         licence: licence of the base weights, for the model card.
         data_options: how the data set was read, for ``samadapt evaluate``; no path of the
             machine that trained.
+        trained_on: the hash of each image that was trained on, with its slices, None for all of
+            them, so that ``samadapt evaluate`` scores none of them as held out; None: not known.
     """
 
     base: str
@@ -82,6 +84,7 @@ class AdapterRecord:
     data: str = ""
     licence: str = ""
     data_options: dict[str, Any] = field(default_factory=dict)
+    trained_on: dict[str, list[int] | None] | None = None
 
 
 def save_adapter(directory: Path, sam: Sam, injection: Injection, record: AdapterRecord) -> None:

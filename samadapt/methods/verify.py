@@ -51,7 +51,7 @@ def _short(value: object) -> str:
 
 
 def check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse missing or unexpected keys and wrong shapes.
+    """Refuse missing or unexpected keys, wrong shapes, and integers for numbers.
 
     Raises:
         AdapterError: naming the file and the first such key.
@@ -71,6 +71,8 @@ def check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str
                 f"{path}: {key}: expected shape {tuple(expected[key].shape)}; "
                 f"got {tuple(value.shape)}"
             )
+        if value.is_floating_point() != expected[key].is_floating_point():
+            raise AdapterError(f"{path}: {key}: expected {expected[key].dtype}; got {value.dtype}")
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,9 @@ from samadapt.typed import knob
 from samadapt.verbs import finetune
 
 if TYPE_CHECKING:
+    from samadapt.data.types import SliceRef
     from samadapt.methods.store import AdapterRecord
+    from samadapt.results import Scored
     from samadapt.session import Session
 
 HELP = """
@@ -24,7 +26,8 @@ Scores an adapter on the held-out cases of a data set, and its base model with t
 Needs the adapter directory alone: base model, intensity, axis, classes and prompts are what it
 records, and the base weights are found again and checked by their hash. data.root=PATH says where
 the data set is; without it, where the run that trained the adapter found it. Other data:
-data=NAME. All cases instead of the held-out ones: all_cases=true.
+data=NAME. Images that the adapter was trained on, whatever their names, are refused. Instead of the
+held-out cases: unseen=true scores every case that it was not trained on, all_cases=true all.
 
 prompts=matrix scores both models with no prompt, 1, 3, 5 and 8 clicks, the exact box and boxes that
 are off by 5, 10 and 20 px (eval/oracle_gap.csv and .png); says whether the predicted IoU can be
@@ -46,7 +49,8 @@ class EvaluateArguments:
     """The keys of ``samadapt evaluate``."""
 
     adapter: str = knob(help="adapter directory")
-    all_cases: bool = knob(False, help="score every case, and not only those held out")
+    all_cases: bool = knob(False, help="score every case, trained on or not")
+    unseen: bool = knob(False, help="score every case that the adapter was not trained on")
     data: Data = field(default_factory=Data)
     prompts: EvaluatePrompts = field(default_factory=EvaluatePrompts)
     cache: Cache = field(default_factory=Cache)
@@ -123,7 +127,8 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
         if session.policy.is_semantic and record.prompt.get("background_token"):
             session.policy = replace(session.policy, background_token=True)
         check_fit(session, adapter, record)
-        refs = held_out(session, arguments.all_cases)
+        chosen = choose(session, adapter, record, arguments)
+        refs = chosen.refs
         check_objects(session, refs)
         session.plan({"test": refs})
     session.warm()
@@ -136,7 +141,7 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
     with session.progress.phase("adapted"):
         adapted = session.score(refs, session.policy)
     slices = {"train": [], "validation": [], "test": refs}
-    summary = summarise_run(session, slices, zero_shot, adapted, None)
+    summary = summarise_run(session, slices, zero_shot, adapted, None, chosen)
     if gap:
         gap.measure("adapted")
         summary |= gap.summary()
@@ -219,17 +224,73 @@ def check_fit(session: Session, adapter: Path, record: AdapterRecord) -> None:
         )
 
 
-def held_out(session: Session, all_cases: bool) -> list[Any]:
-    """Return the slices to score.
+def choose(
+    session: Session, adapter: Path, record: AdapterRecord, arguments: EvaluateArguments
+) -> Scored:
+    """Choose the slices to score: held out, not trained on, or all.
 
     Raises:
-        ConfigError: when no case is held out.
+        ConfigError: when none is left, or some that are held out were trained on.
     """
+    from samadapt.results import Scored
+
+    if arguments.all_cases and arguments.unseen:
+        raise ConfigError("unseen=true leaves out what all_cases=true scores: choose one")
     refs = list(session.dataset.slices("val"))
-    if all_cases:
+    if arguments.all_cases or arguments.unseen:
         refs = sorted({*refs, *session.dataset.slices("train", empty="keep", step=1)})
-    limit = session.config.eval.max_cases
+    known, reason = trained_among(session, record), unrecognised(session, record)
+    if arguments.unseen:
+        if known is None:
+            raise ConfigError(f"unseen=true: {adapter} {reason}; score all with all_cases=true")
+        before = set(known(refs))
+        refs = [ref for ref in refs if ref not in before]
+        if not refs:
+            raise ConfigError(f"unseen=true: {adapter} was trained on every case of these data")
     if not refs:
         raise ConfigError("data: no case is held out; score every case with all_cases=true")
-    kept = list(dict.fromkeys(ref.case for ref in refs))[:limit]
-    return [ref for ref in refs if ref.case in kept]
+    kept = set(list(dict.fromkeys(ref.case for ref in refs))[: session.config.eval.max_cases])
+    refs = [ref for ref in refs if ref.case in kept]
+    before = set(known(refs)) if known else set()
+    if arguments.all_cases:
+        share = f": {_cases(before)} of {_cases(refs)} were" if known else ""
+        note = f"cases that the adapter may have been trained on are scored too{share}"
+        return Scored(refs, "all", [note])
+    if before:
+        names = ", ".join(sorted({ref.case for ref in before})[:5])
+        raise ConfigError(
+            f"data: {adapter} was trained on {_cases(before)} of the {_cases(refs)} cases that are "
+            f"held out here: {names}. Divide the data as its training did (data.val_every, "
+            "data.fold, data.max_cases, data.patient), or score what it was not trained on with "
+            "unseen=true, or everything with all_cases=true"
+        )
+    note = f"the adapter {reason}: it may have been some of these cases"
+    return Scored(refs, "unseen" if arguments.unseen else "held-out", [] if known else [note])
+
+
+def trained_among(
+    session: Session, record: AdapterRecord
+) -> Callable[[Sequence[SliceRef]], list[SliceRef]] | None:
+    """Return what picks the slices that an adapter was trained on; None where it cannot be told."""
+    from samadapt.data.leaks import seen
+    from samadapt.data.tiles import recorded_tiling
+
+    trained = record.trained_on
+    if trained is None or unrecognised(session, record):
+        return None
+    same_tiles = session.dataset.tiling == recorded_tiling(record.data_options)
+    return lambda refs: seen(session.dataset, refs, trained, same_slices=same_tiles)
+
+
+def unrecognised(session: Session, record: AdapterRecord) -> str:
+    """Return why it cannot be told what an adapter was trained on; empty where it can."""
+    if record.trained_on is None:
+        return "does not say what it was trained on"
+    axis = session.dataset.axis
+    if axis != record.axis:  # the hash of a volume is of its slices
+        return f"was trained on slices along {record.axis}, which are not known again along {axis}"
+    return ""
+
+
+def _cases(refs: Iterable[SliceRef]) -> int:
+    return len({ref.case for ref in refs})

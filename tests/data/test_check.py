@@ -88,6 +88,19 @@ def without_codes(root: Path) -> None:
         path.write_bytes(gzip.compress(bytes(raw)))
 
 
+def two_grids(root: Path) -> None:
+    for part in ("images", "labels"):
+        path = root / part / "c3.nii.gz"
+        image = nib.load(path)
+        other = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+        moved = image.affine.copy()
+        moved[0, 3] += 50
+        other.set_sform(image.affine, "scanner")
+        other.set_qform(moved, "scanner")
+        path.unlink()
+        nib.save(other, path)
+
+
 def one_only(root: Path) -> None:
     for index in (0, 1, 2, 4, 5):
         change(root, f"c{index}", lambda v: np.where(v == 2, 1, v).astype(np.uint8), "labels")
@@ -130,6 +143,7 @@ def speck(values: np.ndarray) -> np.ndarray:
             {"orientation_differs": ["c3.nii.gz"]},
         ),
         (without_codes, {"no_orientation": ["c3.nii.gz"]}),
+        (two_grids, {"two_grids": ["c3.nii.gz"]}),
         (
             lambda r: write(r, "c4", *(np.tile(v, (4, 1, 1)) for v in volume(4))),
             {"size_outlier": ["c4.nii.gz"]},

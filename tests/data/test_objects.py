@@ -160,6 +160,8 @@ JSON_FAULTS: dict[str, tuple[str, Change]] = {
     "image_twice": ("duplicate_case", lambda c: c["images"].append({**c["images"][0], "id": 99})),
     "unknown_image": ("dangling_annotation", _annotation(0, image_id=999)),
     "unknown_category": ("dangling_annotation", _annotation(0, category_id=999)),
+    "image_as_text": ("bad_annotations", _annotation(0, image_id="10")),
+    "image_as_list": ("bad_annotations", _annotation(0, image_id=[10])),
     "no_category": ("bad_annotations", _annotation(0, category_id=None)),
     "no_segmentation": ("bad_annotations", lambda c: c["annotations"][0].pop("segmentation")),
     "empty": ("bad_segmentation", _annotation(0, segmentation=[])),
@@ -202,6 +204,16 @@ def test_each_fault_of_coco_is_one_finding(tmp_path: Path, fault: str) -> None:
     assert (finding.code, finding.file) == (code, str(root / "annotations.json"))
     with pytest.raises(DataError, match=code):
         open_dataset("coco", root)
+
+
+def test_skipping_leaves_no_picture_without_its_objects(tmp_path: Path) -> None:
+    content = _content()
+    content["annotations"][0]["image_id"] = "10"  # most likely of p10
+    dataset = open_dataset("coco", _coco(tmp_path / "text", content), on_error="skip")
+    assert sorted([*dataset.train, *dataset.val]) == ["p11", "p12", "p13"]
+    del content["annotations"][0]["image_id"]  # of any
+    with pytest.raises(DataError, match="bad_annotations"):
+        open_dataset("coco", _coco(tmp_path / "none", content), on_error="skip")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samadapt.data import Case, Dataset, SliceRef, open_dataset
+from samadapt.data.classes import make_table
 from samadapt.data.reader import label_presence
 from samadapt.data.splits import make_fold, make_splits
 from samadapt.data.volumes import PreparedVolume, VolumeCache
@@ -226,3 +227,10 @@ def test_a_listed_patient_on_both_sides_is_refused_without_naming_him() -> None:
         make_splits(cases, {"val": ["b"]})
     assert "Doe" not in str(caught.value)
     assert make_splits(cases, {"val": ["a", "b"]}).train == ["c"]
+
+
+def test_values_below_zero_are_no_class_unless_it_is_said() -> None:
+    with pytest.raises(ConfigError, match=r"the masks hold values below 0 \(-1\)"):
+        make_table(None, None, [-1, 1])
+    table = make_table(None, {"organ": 1}, [-1, 1])
+    assert table.remap(np.array([[-1, 0, 1]])).tolist() == [[0, 0, 1]]

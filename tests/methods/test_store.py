@@ -82,6 +82,8 @@ FAULTS = {
                   _edit_weights(lambda t: t.update(extra=torch.zeros(1)))),
     "wrong shape": (WEIGHTS, "expected shape",
                     _edit_weights(lambda t: t.update({_first(t): torch.zeros(2, 2)}))),
+    "integers": (WEIGHTS, "expected torch.float32; got torch.int32",
+                 _edit_weights(lambda t: t.update({_first(t): t[_first(t)].int()}))),
     "NaN": (WEIGHTS, "NaN", _edit_weights(lambda t: t[_first(t)].fill_(float("nan")))),
     "outside the slices": (WEIGHTS, "outside the chosen", _edit_weights(_put_outside_the_slices)),
     "edited alpha": (CONFIG, "lora_alpha was changed", _edit_json(CONFIG, "lora_alpha", value=64)),

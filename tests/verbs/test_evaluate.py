@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
@@ -150,6 +151,69 @@ def test_every_case_can_be_scored_on_other_data(make_pictures, run, score):
         "summary"
     ]["cases"] == 1  # fmt: skip
     assert score(result.adapter_dir, f"data.root={other}")["summary"]["cases"] == 1
+
+
+def test_what_was_trained_on_is_not_scored_as_held_out(make_pictures, run, score, tmp_path, capsys):
+    root = make_pictures()  # p0 and p5 are held out of 8
+    adapter = run(root, "train.steps=1").adapter_dir
+    other = tmp_path / "renamed"
+    shutil.copytree(root, other)
+    for part in ("images", "masks"):
+        for index in range(8):
+            (other / part / f"p{index}.png").rename(other / part / f"q{7 - index}.png")
+
+    def refused(*options):
+        arguments = [f"adapter={adapter}", f"output.dir={tmp_path / 'none'}", "device=cpu"]
+        assert main(["evaluate", *arguments, *options]) == 2
+        return capsys.readouterr().err
+
+    said = refused("data.val_every=2")
+    assert "was trained on 3 of the 4 cases that are held out here: p2, p4, p6" in said
+    assert "unseen=true" in said
+    assert "2 of the 2 cases that are held out here: q0, q5" in refused(f"data.root={other}")
+    assert "choose one" in refused("unseen=true", "all_cases=true")
+    assert not any((tmp_path / "none").rglob("config.yaml"))
+    for where in (root, other):
+        found = score(adapter, f"data.root={where}", "data.val_every=2", "unseen=true")["summary"]
+        assert (found["cases"], found["scored"]) == (2, "unseen")
+    notes = score(adapter, f"data.root={other}", "all_cases=true")["summary"]["notes"]
+    assert any("6 of 8 were" in note for note in notes)
+
+
+def test_slices_of_one_volume_are_told_apart(run, score, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.zeros((24, 24, 30), np.uint8)
+    labels[4:20, 4:20] = 1
+    for name, values in (
+        ("image", rng.uniform(1, 9, labels.shape) + 9 * labels),
+        ("label", labels),
+    ):
+        nib.save(nib.Nifti1Image(values.astype(np.float32), np.eye(4)), tmp_path / f"{name}.nii")
+    files = [
+        "data.image=image.nii",
+        "data.label=label.nii",
+        "data.intensity=mri",
+        "data.axis=axial",
+    ]
+    result = run(tmp_path, "data.name=nifti", *files, "train.steps=1")
+    found = score(result.adapter_dir)["summary"]
+    assert found["adapted"] == result.summary["adapted"]
+    notes = score(result.adapter_dir, "data.axis=coronal")["summary"]["notes"]
+    assert any("slices along axial, which are not known again along coronal" in n for n in notes)
+    notes = score(result.adapter_dir, "all_cases=true")["summary"]["notes"]
+    assert any("1 of 1 were" in note for note in notes)
+
+
+def test_an_adapter_that_does_not_say_what_it_saw(make_pictures, run, score, tmp_path, capsys):
+    adapter = run(make_pictures(), "train.steps=1").adapter_dir
+    record = json.loads((adapter / "samadapt.json").read_text())
+    assert len(record["trained_on"]) == 6
+    (adapter / "samadapt.json").write_text(json.dumps({**record, "trained_on": None}))
+    notes = score(adapter, "data.val_every=2")["summary"]["notes"]
+    assert any("does not say what it was trained on" in note for note in notes)
+    arguments = [f"adapter={adapter}", f"output.dir={tmp_path}", "device=cpu", "unseen=true"]
+    assert main(["evaluate", *arguments]) == 2
+    assert "does not say what it was trained on" in capsys.readouterr().err
 
 
 def test_what_bounds_the_training_data_does_not_bound_other_data(

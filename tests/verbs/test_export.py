@@ -47,7 +47,7 @@ def test_it_prints_the_files_and_the_largest_difference(adapter, tmp_path, capsy
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"to": "onyx"}, "did you mean 'onnx'"),
+        ({"to": "onyx"}, "did you mean 'onnx'? (command line)\n"),
         ({"naming": "transformers"}, "naming is no option of to=sam"),
         ({"push": "me"}, "push must be USER/NAME"),
         ({"adapter": "nowhere"}, "nowhere: expected an adapter directory"),
