@@ -49,7 +49,7 @@ TIMES = 3
 def rows() -> Iterator[Comparison]:
     """The encoders in fp32 and the steps of LoRA at 1024, with their peers."""
     for row in (
-        encoder.vit_row("vit_b", 1024, "fp32"),
+        *(encoder.vit_row("vit_b", size, "fp32") for size in encoder.SIZES),
         encoder.lite_medsam_row("fp32"),
         train_step.row("vit_b", 1024),
         train_step.cached_row("vit_b", 1024, blocks=3),
