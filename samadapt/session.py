@@ -15,8 +15,8 @@ import torch
 
 from samadapt import console
 from samadapt.data.dataset import Dataset, open_dataset
-from samadapt.data.leaks import trained_on
 from samadapt.data.stacks import Stacks
+from samadapt.data.trained import trained_on
 from samadapt.environment import environment, recorded_precision, seed_all, write_json
 from samadapt.errors import ConfigError
 from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate

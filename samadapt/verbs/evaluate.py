@@ -272,8 +272,8 @@ def trained_among(
     session: Session, record: AdapterRecord
 ) -> Callable[[Sequence[SliceRef]], list[SliceRef]] | None:
     """Return what picks the slices that an adapter was trained on; None where it cannot be told."""
-    from samadapt.data.leaks import seen
     from samadapt.data.tiles import recorded_tiling
+    from samadapt.data.trained import seen
 
     trained = record.trained_on
     if trained is None or unrecognised(session, record):
