@@ -220,8 +220,8 @@ def _hydra_value(key: str, text: str) -> Any:
         override = OverridesParser.create().parse_override(f"{key}={text}")
     except HydraException as error:
         raise ValueError(
-            f"cannot read {text!r}: a text with other than plain letters, digits and ./_- is "
-            "written in quotes, key='\"text\"'"
+            f"cannot read {text!r}: a bracket or a comma is amiss, or a text with other than plain "
+            "letters, digits and ./_- is not written in quotes, key='\"text\"'"
         ) from error
     if override.is_sweep_override():
         raise ValueError(f"expected one value; got {text!r} (a list is written [a,b])")

@@ -170,7 +170,7 @@ def test_labels_is_another_name_of_classes(write: Any) -> None:
         ("peft.dropout=1", "peft.dropout: expected a value >= 0 and < 1; got 1"),
         ("peft.blocks=lst:2", "peft.blocks must be all, last:K"),
         ("data.classes={", "data.classes: cannot read '{'"),
-        ("data.labels={f\u00fc\u00dfe: 1}", "is written in quotes, key='\"text\"'"),
+        ("data.labels={f\u00fc\u00dfe: 1}", "is not written in quotes, key='\"text\"'"),
     ],
 )
 def test_mistakes(override: str, said: str) -> None:
