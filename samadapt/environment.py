@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from samadapt import __version__
+from samadapt.sam.native_attention import describe_attention
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,6 +36,7 @@ def environment(device: torch.device, precision: Precision) -> dict[str, Any]:
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "precision": asdict(precision),
+        "cpu_attention": describe_attention(),
         "packages": {name: version(name) for name in packages},
     }
 

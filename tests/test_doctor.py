@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from samadapt.cli import main
 from samadapt.errors import ConfigError
+from samadapt.sam import native_attention
 from samadapt.training import precision
 from samadapt.verbs import doctor
 
@@ -22,6 +24,7 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
         "torch build",
         "cpu",
         "products",
+        "attention",
         "disk",
         "lite_medsam",
         "datasets",
@@ -37,6 +40,14 @@ def test_how_products_are_computed_is_measured(monkeypatch: pytest.MonkeyPatch) 
         "precision=auto is bf16 here: bf16 products measure 2.0x fp32 on this CPU; fp32 through "
         "oneDNN 1.80x the default at an error of 4e-07, taken"
     )
+
+
+def test_attention_that_was_not_built_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_attention, "find_kernels", lambda: None)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    line = doctor.look_at_attention()
+    assert (line.status, "not built" in line.found) == ("warn", True)
+    assert "C compiler" in line.fix
 
 
 def test_text_has_the_fix_below_the_line() -> None:

@@ -1,18 +1,24 @@
 """Self-attention over a grid of tokens with decomposed relative position.
 
-Li et al. 2021, MViTv2, section 4.1. On the CPU, and over the whole image everywhere,
-``tiled_attention`` holds a few scores at a time. Windows on another device go through PyTorch's
-fused attention, all at once: conservative and unmeasured.
+Li et al. 2021, MViTv2, section 4.1. Three forms of the same function. On x86 processors it is
+compiled code (``native_attention``), where that was built. Elsewhere on the CPU, and over the whole
+image on every other device, ``tiled_attention`` holds a few scores at a time. Windows on another
+device go through PyTorch's fused attention, all at once: conservative and unmeasured.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from samadapt.sam.layers import is_exporting
+from samadapt.sam.native_attention import attend_native, suits
 from samadapt.sam.tiled_attention import attend_tiles, relative_scores
+
+Form = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
 
 
 def relative_tables(
@@ -149,8 +155,14 @@ class RelativePositionAttention(nn.Module):
         if h % height or w % across:
             fill = torch.unflatten(self.qkv(x.new_zeros(1, 1, 1, width)), -1, split)[0, 0, 0]
         tables = relative_tables(self.rel_pos_h, self.rel_pos_w, side)
-        rows, columns = (table.to(qkv.dtype) for table in tables)
-        tiled = (self.window is None or x.device.type == "cpu") and not is_exporting()
-        heads = (attend_tiles if tiled else attend_windows)(qkv, fill, rows, columns)
+        heads = self._form(qkv)(qkv, fill, *(table.to(qkv.dtype) for table in tables))
         out: Tensor = self.proj(heads.flatten(-2))
         return out
+
+    def _form(self, qkv: Tensor) -> Form:
+        """Choose the form: ``python -m benchmarks.run attention`` is why."""
+        if is_exporting():
+            return attend_windows
+        if suits(qkv):
+            return attend_native
+        return attend_tiles if self.window is None or qkv.device.type == "cpu" else attend_windows

@@ -9,7 +9,7 @@ padded tokens are never projected: each is the same constant (``fill``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -56,14 +56,24 @@ def attend_tiles(
         (b, h, w, heads, d). First derivatives only.
     """
     if chunk_scores is None:
-        on_cpu = qkv.device.type == "cpu"
-        per_thread = CHUNK_SCORES_PER_THREAD * torch.get_num_threads()
-        chunk_scores = per_thread if on_cpu else CHUNK_SCORES_OTHER
+        chunk_scores = default_chunk(qkv)
     inputs = (qkv, fill, rows, columns)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         out: Tensor = _TiledAttention.apply(*inputs, chunk_scores)
         return out
     return _forward(*inputs, chunk_scores)
+
+
+def default_chunk(qkv: Tensor) -> int:
+    """Return how many scores are held at once on the device of qkv."""
+    per_thread = CHUNK_SCORES_PER_THREAD * torch.get_num_threads()
+    return per_thread if qkv.device.type == "cpu" else CHUNK_SCORES_OTHER
+
+
+def tile_count(qkv: Tensor, side: tuple[int, int]) -> int:
+    """Return how many tiles of ``side`` the images of qkv (b, h, w, ...) have."""
+    b, h, w = qkv.shape[:3]
+    return b * -(-h // side[0]) * -(-w // side[1])
 
 
 def relative_scores(q: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,37 +233,64 @@ class _TiledAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, fill, rows, columns, out = ctx.saved_tensors
-        _, for_fill, for_rows, for_columns, _ = ctx.needs_input_grad
-        side = _side(rows, columns)
-        n, heads = side[0] * side[1], qkv.shape[4]
-        wide = torch.promote_types(qkv.dtype, torch.float32)
-        grad_qkv = torch.empty_like(qkv)
-        grad_fill = torch.zeros_like(fill, dtype=wide) if for_fill else None
-        grad_rows = torch.zeros_like(rows, dtype=wide) if for_rows else None
-        grad_columns = torch.zeros_like(columns, dtype=wide) if for_columns else None
-        chunks = _Chunks((n, n, heads), ctx.chunk_scores, qkv, buffers=2)
-        with torch.autocast(qkv.device.type, enabled=False):
-            delta = (grad.to(wide) * out).sum(dim=-1)
-            for tile in _tiles(qkv, side):
-                queries = tile.size[0] * side[1]
-                cells = _take(qkv, tile, side, fill)
-                grad_out = _take(grad, tile, side, None)[:queries]
-                deltas = _take(delta, tile, side, None)[:queries]
-                grad_cells, slopes = _backward_tile(cells, grad_out, deltas, rows, columns, chunks)
-                _put(grad_qkv, tile, grad_cells, side[1])
-                q = cells[:queries, 0].to(wide)
-                if grad_rows is not None:
-                    h = tile.size[0]
-                    grad_rows[:h] += _by_row(slopes[0], h).transpose(1, 2) @ _by_row(q, h)
-                if grad_columns is not None:
-                    w = side[1]
-                    grad_columns += _by_column(slopes[1], w).transpose(1, 2) @ _by_column(q, w)
-                if grad_fill is not None:
-                    inside = grad_cells.unflatten(0, side)[: tile.size[0], : tile.size[1]]
-                    grad_fill += grad_cells.sum(0) - inside.sum((0, 1))
-        found = (None, grad_fill, grad_rows, grad_columns)
-        others = zip(found[1:], (fill, rows, columns), strict=True)
-        return (grad_qkv, *(g if g is None else g.to(t.dtype) for g, t in others), None)
+        needs, chunk_scores = ctx.needs_input_grad, ctx.chunk_scores
+        return *backward_tiles(qkv, fill, rows, columns, out, grad, needs, chunk_scores), None
+
+
+def backward_tiles(
+    qkv: Tensor,
+    fill: Tensor | None,
+    rows: Tensor,
+    columns: Tensor,
+    out: Tensor,
+    grad: Tensor,
+    needs: Sequence[bool],
+    chunk_scores: int,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the first four inputs of ``attend_tiles``, of which ``out`` is the output.
+
+    Args:
+        qkv: (b, h, w, 3, heads, d).
+        fill: (3, heads, d), or None.
+        rows: (th, th, d).
+        columns: (tw, tw, d).
+        out: (b, h, w, heads, d).
+        grad: (b, h, w, heads, d), the gradient of ``out``.
+        needs: of which of the four a gradient is wanted; that of qkv is always made.
+        chunk_scores: scores held at once.
+
+    Returns:
+        One gradient for each, None where it is not wanted.
+    """
+    side = _side(rows, columns)
+    n, heads = side[0] * side[1], qkv.shape[4]
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    grad_qkv = torch.empty_like(qkv)
+    grad_fill = torch.zeros_like(fill, dtype=wide) if fill is not None and needs[1] else None
+    grad_rows = torch.zeros_like(rows, dtype=wide) if needs[2] else None
+    grad_columns = torch.zeros_like(columns, dtype=wide) if needs[3] else None
+    chunks = _Chunks((n, n, heads), chunk_scores, qkv, buffers=2)
+    with torch.autocast(qkv.device.type, enabled=False):
+        delta = (grad.to(wide) * out).sum(dim=-1)
+        for tile in _tiles(qkv, side):
+            queries = tile.size[0] * side[1]
+            cells = _take(qkv, tile, side, fill)
+            grad_out = _take(grad, tile, side, None)[:queries]
+            deltas = _take(delta, tile, side, None)[:queries]
+            grad_cells, slopes = _backward_tile(cells, grad_out, deltas, rows, columns, chunks)
+            _put(grad_qkv, tile, grad_cells, side[1])
+            q = cells[:queries, 0].to(wide)
+            if grad_rows is not None:
+                h = tile.size[0]
+                grad_rows[:h] += _by_row(slopes[0], h).transpose(1, 2) @ _by_row(q, h)
+            if grad_columns is not None:
+                w = side[1]
+                grad_columns += _by_column(slopes[1], w).transpose(1, 2) @ _by_column(q, w)
+            if grad_fill is not None:
+                inside = grad_cells.unflatten(0, side)[: tile.size[0], : tile.size[1]]
+                grad_fill += grad_cells.sum(0) - inside.sum((0, 1))
+    others = zip((grad_fill, grad_rows, grad_columns), (fill, rows, columns), strict=True)
+    return (grad_qkv, *(None if g is None or t is None else g.to(t.dtype) for g, t in others))
 
 
 def _backward_tile(

@@ -25,7 +25,7 @@ CLOCK = (
 WORTH_IT = 1.5
 """bf16 is chosen on a CPU where its matrix product is at least this many times faster."""
 
-ONEDNN_WORTH_IT = 1.1
+ONEDNN_WORTH_IT = 1.05
 """fp32 goes through oneDNN where that is at least this many times faster than the default."""
 
 EXACT = 2e-6

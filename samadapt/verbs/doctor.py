@@ -117,7 +117,8 @@ def look_at_devices() -> list[Line]:
     if not lines:
         fix = "none needed for lite_medsam; vit_b and larger train slowly without a GPU"
         lines.append(Line("warn", "gpu", "none that torch can use", fix))
-    return [*lines, Line("ok", "cpu", describe_cpu(torch.get_num_threads())), look_at_products()]
+    lines.append(Line("ok", "cpu", describe_cpu(torch.get_num_threads())))
+    return [*lines, look_at_products(), look_at_attention()]
 
 
 def look_at_products() -> Line:
@@ -128,6 +129,16 @@ def look_at_products() -> Line:
 
     chosen = choose_precision("auto", torch.device("cpu"))
     return Line("ok", "products", f"precision=auto is {chosen.name} here: {chosen.reason}")
+
+
+def look_at_attention() -> Line:
+    """Whether the compiled attention of SAM's ViT was built."""
+    from samadapt.sam.native_attention import describe_attention, is_missing
+
+    fix = "install a C compiler (gcc or clang), then samadapt again; vit_b takes longer without"
+    if is_missing():
+        return Line("warn", "attention", describe_attention(), fix)
+    return Line("ok", "attention", describe_attention())
 
 
 def describe_cpu(threads: int) -> str:

@@ -1,0 +1,585 @@
+/* Exact attention within the tiles of a grid of tokens; scores never leave the processor's caches.
+
+   The score of query (i, j) and key (y, x) is q.k / sqrt(d) + q.R_h[i][y] + q.R_w[j][x]. A task is
+   one head of one tile (a window, or the whole grid) of one image. Tasks are handed out by a shared
+   counter, so that any number of threads can work on one call. Queries are taken some rows at a
+   time: their scores are made, used and overwritten. The keys of a row of the tile are padded to
+   whole vectors; a lane that only pads has a score of FAR. Softmax is in base 2, and LOG2E is folded
+   into the scores.
+
+   Written with GNU C's vectors and built once per instruction set (pyproject.toml). native_attention.py
+   is the only caller; it checks all arguments. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <immintrin.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#define LANES 16 /* floats of a vector */
+#define MR 12    /* a product holds MR rows of two vectors of sums in registers */
+#else
+#define LANES 8
+#define MR 6
+#endif
+#define NR (2 * LANES)         /* columns of such a product: the width of a panel */
+#define STEP (MR / 3)          /* rows come in groups of MR, 2 STEP or STEP */
+#define FORWARD_ROWS (2 * MR)  /* query rows whose scores with all keys are held */
+#define BACKWARD_ROWS (4 * MR) /* query rows whose scores with some panels of keys are held */
+#define BACKWARD_PANELS 6
+#define LOG2E 1.44269504f
+#define FAR -1e30f
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+
+typedef struct {
+  const void *qkv, *fill;            /* (b, h, w, 3, heads, d); (3, heads, d) of a cell beyond the edge */
+  const float *rows, *columns;       /* (th, d, near(th)), (tw, d, near(tw)): [query][channel][key] */
+  const float *to_rows, *to_columns; /* (th, th, d), (tw, tw, d): [query][key][channel]; backward's */
+  const void *grad;                  /* (b, h, w, heads, d), as out */
+  void *out, *grad_qkv;
+  float *norms, *grad_fill; /* (b, h, w, heads, 2): peak and 1 / sum; (tasks, 2, d): of k and v */
+  int64_t *next;          /* the first task that nobody has taken */
+  float scale;            /* 1 / sqrt(d) */
+  long b, h, w, heads, d, th, tw, half; /* half: values are bf16; tables, norms, grad_fill never are */
+} Problem;
+
+typedef struct {
+  long image, top, left, head, height, width; /* height and width of what lies within the grid */
+} Task;
+
+static long up(long n, long to) { return (n + to - 1) / to * to; }
+static long smaller(long a, long b) { return a < b ? a : b; }
+static long down(const Problem *p) { return (p->h + p->th - 1) / p->th; }
+static long across(const Problem *p) { return (p->w + p->tw - 1) / p->tw; }
+static long tasks(const Problem *p) { return p->b * down(p) * across(p) * p->heads; }
+static long pitch(const Problem *p) { return up(p->tw, LANES); }         /* lanes of a row of keys */
+static long reach(const Problem *p) { return up(p->th + 1, LANES); }     /* of rel_h: a row more */
+static long keys(const Problem *p) { return up(p->th * pitch(p), NR); }  /* lanes of all keys */
+static long line(const Problem *p) { return keys(p) + 16; }              /* no power of 2 apart */
+static long depth(const Problem *p) { return up(p->d, NR); }
+
+static Task task(const Problem *p, long index) {
+  Task t = {.head = index % p->heads};
+  index /= p->heads;
+  t.left = index % across(p) * p->tw;
+  index /= across(p);
+  t.top = index % down(p) * p->th;
+  t.image = index / down(p);
+  t.height = smaller(p->h - t.top, p->th);
+  t.width = smaller(p->w - t.left, p->tw);
+  return t;
+}
+
+/* Values ---------------------------------------------------------------------------------------- */
+
+INLINE float widen(uint16_t half) {
+  uint32_t bits = (uint32_t)half << 16;
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+INLINE uint16_t narrow(float value) { /* to the nearest, ties to even */
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000) return bits >> 16 | 0x40; /* NaN */
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+static void load(const Problem *p, const void *from, long at, float *to) {
+  if (p->half)
+    for (long c = 0; c < p->d; c++) to[c] = widen(((const uint16_t *)from)[at + c]);
+  else
+    memcpy(to, (const float *)from + at, p->d * sizeof(float));
+}
+static void store(const Problem *p, void *to, long at, const float *from) {
+  if (p->half)
+    for (long c = 0; c < p->d; c++) ((uint16_t *)to)[at + c] = narrow(from[c]);
+  else
+    memcpy((float *)to + at, from, p->d * sizeof(float));
+}
+/* Where cell (y, x) of a tile lies in a tensor (b, h, w, heads), and in one (b, h, w, 3, heads, d). */
+static long place(const Problem *p, const Task *t, long y, long x) {
+  return ((t->image * p->h + t->top + y) * p->w + t->left + x) * p->heads + t->head;
+}
+static long slice(const Problem *p, const Task *t, long y, long x, long part) {
+  return (((t->image * p->h + t->top + y) * p->w + t->left + x) * 3 + part) * p->heads * p->d +
+         t->head * p->d;
+}
+static void load_key(const Problem *p, const Task *t, long y, long x, long part, float *to) {
+  if (y < t->height && x < t->width)
+    load(p, p->qkv, slice(p, t, y, x, part), to);
+  else
+    load(p, p->fill, (part * p->heads + t->head) * p->d, to);
+}
+
+/* Vectors --------------------------------------------------------------------------------------- */
+
+INLINE vec splat(float value) { return (vec){0} + value; }
+INLINE vec at(const float *from) { /* loaded from anywhere */
+  vec value;
+  memcpy(&value, from, sizeof(vec));
+  return value;
+}
+INLINE vec higher(vec a, vec b) { /* NaN where a is */
+#ifdef __AVX512F__
+  return (vec)_mm512_max_ps((__m512)b, (__m512)a);
+#else
+  return (vec)_mm256_max_ps((__m256)b, (__m256)a);
+#endif
+}
+INLINE vec turned(vec v, const int by) { /* lane i from lane i ^ by */
+  ivec from;
+  UNROLL for (int i = 0; i < LANES; i++) from[i] = i ^ by;
+  return __builtin_shuffle(v, from);
+}
+INLINE float total(vec v) {
+  UNROLL for (int by = LANES / 2; by; by /= 2) v += turned(v, by);
+  return v[0];
+}
+INLINE float largest(vec v) {
+  UNROLL for (int by = LANES / 2; by; by /= 2) v = higher(v, turned(v, by));
+  return v[0];
+}
+INLINE vec exp2_of(vec t) { /* to 6e-8 of it; below 2^-126 that, or nothing */
+#ifdef __AVX512F__
+  const vec whole = (vec)_mm512_roundscale_ps((__m512)t, 0), f = t - whole;
+#else
+  const vec magic = splat(12582912.0f); /* 1.5 * 2^23: behind it only whole numbers are left */
+  t = higher(t, splat(-126.0f));
+  const vec moved = t + magic, f = t - (moved - magic);
+#endif
+  vec e = splat(1.53375775e-4f) * f + splat(1.33998599e-3f);
+  e = e * f + splat(9.61851981e-3f);
+  e = e * f + splat(5.55032901e-2f);
+  e = e * f + splat(2.40226462e-1f);
+  e = e * f + splat(6.93147182e-1f);
+  e = e * f + splat(1.0f);
+#ifdef __AVX512F__
+  return (vec)_mm512_scalef_ps((__m512)e, (__m512)whole);
+#else
+  return (vec)((ivec)e + ((ivec)moved << 23));
+#endif
+}
+
+/* Products -------------------------------------------------------------------------------------- */
+
+/* sums[m] += sum over i < count of a[m * row + i * step] b[i * NR ...], for m < M, a constant. */
+INLINE void product(const int M, const float *a, long row, long step, const float *b, long count,
+                    vec sums[][2]) {
+  for (long i = 0; i < count; i++) {
+    const vec left = *(const vec *)(b + i * NR), right = *(const vec *)(b + i * NR + LANES);
+    UNROLL for (int m = 0; m < M; m++) {
+      const float value = a[m * row + i * step];
+      sums[m][0] += value * left;
+      sums[m][1] += value * right;
+    }
+  }
+}
+#ifdef __AVX512BF16__
+/* The same of bf16, by pairs: b is (count / 2, NR, 2). */
+INLINE void product_half(const int M, const uint16_t *a, long row, const uint16_t *b, long count,
+                         vec sums[][2]) {
+  for (long i = 0; i < count; i += 2) {
+    const __m512bh left = (__m512bh)_mm512_load_si512(b + i * NR);
+    const __m512bh right = (__m512bh)_mm512_load_si512(b + i * NR + 2 * LANES);
+    UNROLL for (int m = 0; m < M; m++) {
+      int32_t pair;
+      memcpy(&pair, a + m * row + i, 4);
+      const __m512bh value = (__m512bh)_mm512_set1_epi32(pair);
+      sums[m][0] = (vec)_mm512_dpbf16_ps((__m512)sums[m][0], value, left);
+      sums[m][1] = (vec)_mm512_dpbf16_ps((__m512)sums[m][1], value, right);
+    }
+  }
+}
+#else
+#define product_half(M, a, row, b, count, sums) __builtin_unreachable()
+#endif
+INLINE void clear(const int M, vec sums[][2]) {
+  UNROLL for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = splat(0);
+}
+INLINE void put(const int M, vec sums[][2], float *to, long row) {
+  UNROLL for (int m = 0; m < M; m++) {
+    *(vec *)(to + m * row) = sums[m][0];
+    *(vec *)(to + m * row + LANES) = sums[m][1];
+  }
+}
+/* c (M, NR) += a b. */
+INLINE void accumulate(const int M, const float *a, long row, long step, const float *b, long count,
+                       float *c) {
+  vec sums[MR][2];
+  UNROLL for (int m = 0; m < M; m++) {
+    sums[m][0] = *(vec *)(c + m * NR);
+    sums[m][1] = *(vec *)(c + m * NR + LANES);
+  }
+  product(M, a, row, step, b, count, sums);
+  put(M, sums, c, NR);
+}
+static long group(long left) { return left >= MR ? MR : left >= 2 * STEP ? 2 * STEP : STEP; }
+/* CALL with a constant for each group of rows from m = 0 on. */
+#define BY_GROUPS(count, CALL)                            \
+  for (long m = 0, size; m < (count); m += size) {        \
+    size = group((count) - m);                            \
+    if (size == MR) { CALL(MR); }                         \
+    else if (size == 2 * STEP) { CALL(2 * STEP); }        \
+    else { CALL(STEP); }                                  \
+  }
+
+/* Position and layout --------------------------------------------------------------------------- */
+
+typedef struct {
+  float *h, *w; /* (rows, reach) and (rows, pitch), in base 2 */
+  long reach, pitch;
+} Position;
+
+/* The sum over c < count of values[c] table[c * row ...]. */
+INLINE vec mixed(const float *values, long count, const float *table, long row) {
+  vec sums[4] = {splat(0), splat(0), splat(0), splat(0)};
+  long c = 0;
+  for (; c + 4 <= count; c += 4)
+    UNROLL for (int i = 0; i < 4; i++) sums[i] += values[c + i] * at(table + (c + i) * row);
+  for (; c < count; c++) sums[0] += values[c] * at(table + c * row);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+/* Scores of query (y, x) by place alone. */
+static void position(const Problem *p, const float *q, long y, long x, float *rel_h, float *rel_w) {
+  const long d = p->d, near = up(p->th, LANES), wide = pitch(p);
+  for (long v = 0; v < near; v += LANES)
+    *(vec *)(rel_h + v) = LOG2E * mixed(q, d, p->rows + y * d * near + v, near);
+  for (long v = 0; v < wide; v += LANES)
+    *(vec *)(rel_w + v) = LOG2E * mixed(q, d, p->columns + x * d * wide + v, wide);
+  rel_h[p->th] = FAR; /* keys behind the last row, which fill the last panel */
+  for (long v = p->tw; v < wide; v++) rel_w[v] = FAR;
+}
+/* Position scores of a panel of keys. */
+typedef struct {
+  const float *h[2], *w[2]; /* of the first query and each of the two vectors of keys */
+} Places;
+INLINE Places places(const Position *where, long panel) {
+  const long in_row = where->pitch / LANES, first = 2 * panel, second = first + 1;
+  return (Places){{where->h + first / in_row, where->h + second / in_row},
+                  {where->w + first % in_row * LANES, where->w + second % in_row * LANES}};
+}
+INLINE vec placed(const Position *where, const Places *keys, long row, int side) {
+  return keys->h[side][row * where->reach] + *(const vec *)(keys->w[side] + row * where->pitch);
+}
+
+/* Lay k (part 1) or v (2) out in panels: by_key is (keys / NR, d, NR), by_channel (depth / NR, keys, NR). */
+static void lay(const Problem *p, const Task *t, long part, float *by_key, float *by_channel) {
+  const long n = keys(p), d = p->d;
+  float value[d];
+  if (by_key) memset(by_key, 0, n * d * sizeof(float));
+  if (by_channel) memset(by_channel, 0, n * depth(p) * sizeof(float));
+  for (long y = 0; y < p->th; y++)
+    for (long x = 0; x < p->tw; x++) {
+      const long key = y * pitch(p) + x;
+      load_key(p, t, y, x, part, value);
+      for (long c = 0; by_key && c < d; c++) by_key[(key / NR * d + c) * NR + key % NR] = value[c];
+      for (long c = 0; by_channel && c < d; c++) by_channel[(c / NR * n + key) * NR + c % NR] = value[c];
+    }
+}
+/* The same in bf16, by pairs of channels (d / 2, NR, 2) and of keys (keys / 2, NR, 2). */
+static void lay_half(const Problem *p, const Task *t, uint16_t *k, uint16_t *v) {
+  const long n = keys(p), d = p->d;
+  memset(k, 0, n * d * 2);
+  memset(v, 0, n * depth(p) * 2);
+  for (long y = 0; y < p->th; y++)
+    for (long x = 0; x < p->tw; x++) {
+      const long key = y * pitch(p) + x, in = y < t->height && x < t->width;
+      const uint16_t *from = in ? p->qkv : p->fill;
+      const uint16_t *of_k = from + (in ? slice(p, t, y, x, 1) : (p->heads + t->head) * d);
+      const uint16_t *of_v = of_k + p->heads * d;
+      for (long c = 0; c < d; c++) {
+        k[(key / NR * d + c / 2 * 2) * NR + key % NR * 2 + c % 2] = of_k[c];
+        v[(c / NR * n + key / 2 * 2) * NR + c % NR * 2 + key % 2] = of_v[c];
+      }
+    }
+}
+static float *scratch(float **space, long floats) {
+  float *start = *space;
+  *space += up(floats, 16);
+  return start;
+}
+
+/* Forward --------------------------------------------------------------------------------------- */
+
+static long forward_room(const Problem *p) {
+  const long row = line(p) + up(p->d, 16) + reach(p) + pitch(p) + LANES + depth(p);
+  return keys(p) * (p->d + depth(p)) + FORWARD_ROWS * row + 64;
+}
+
+/* Turn a row of scores into weights, unnormalised, in place; in bf16 they take half of the space. */
+INLINE float weights(float *row, long count, float most, const int half) {
+  vec sums = splat(0);
+  for (long v = 0; v < count; v += LANES) {
+    const vec e = exp2_of(*(vec *)(row + v) - most);
+    sums += e;
+#ifdef __AVX512BF16__
+    if (half) {
+      _mm256_storeu_si256((void *)((uint16_t *)row + v), (__m256i)_mm512_cvtneps_pbh((__m512)e));
+      continue;
+    }
+#endif
+    *(vec *)(row + v) = e;
+  }
+  return total(sums);
+}
+
+INLINE void forward_task(const Problem *p, float *space, const Task *t, const int half) {
+  const long n = keys(p), d = p->d, wide = depth(p), ld = line(p), ld_q = up(d, 16);
+  float *k = scratch(&space, n * d), *v = scratch(&space, n * wide);
+  float *s = scratch(&space, FORWARD_ROWS * ld), *q = scratch(&space, FORWARD_ROWS * ld_q);
+  float *most = scratch(&space, FORWARD_ROWS * LANES), *out = scratch(&space, FORWARD_ROWS * wide);
+  Position where = {scratch(&space, FORWARD_ROWS * reach(p)), scratch(&space, FORWARD_ROWS * pitch(p)),
+                    reach(p), pitch(p)};
+  float value[d];
+  const float scale = LOG2E * p->scale;
+  if (half)
+    lay_half(p, t, (uint16_t *)k, (uint16_t *)v);
+  else
+    lay(p, t, 1, k, NULL), lay(p, t, 2, NULL, v);
+  for (long first = 0, count = t->height * t->width; first < count; first += FORWARD_ROWS) {
+    const long rows = smaller(FORWARD_ROWS, count - first), held = up(rows, STEP);
+    memset(q, 0, held * ld_q * sizeof(float));
+    for (long m = 0; m < rows; m++) {
+      const long y = (first + m) / t->width, x = (first + m) % t->width;
+      load(p, p->qkv, slice(p, t, y, x, 0), value);
+      position(p, value, y, x, where.h + m * where.reach, where.w + m * where.pitch);
+      if (half)
+        memcpy((uint16_t *)q + m * ld_q, (const uint16_t *)p->qkv + slice(p, t, y, x, 0), 2 * d);
+      else
+        memcpy(q + m * ld_q, value, d * sizeof(float));
+    }
+    for (long m = rows; m < held; m++) { /* rows that only fill a group */
+      memset(where.h + m * where.reach, 0, where.reach * sizeof(float));
+      memset(where.w + m * where.pitch, 0, where.pitch * sizeof(float));
+    }
+    for (long m = 0; m < held; m++) *(vec *)(most + m * LANES) = splat(FAR);
+    for (long panel = 0; panel < n / NR; panel++) {
+      const Places by = places(&where, panel);
+#define SCORES(M)                                                                                    \
+  vec sums[MR][2];                                                                                   \
+  clear(M, sums);                                                                                    \
+  if (half)                                                                                          \
+    product_half(M, (uint16_t *)q + m * ld_q, ld_q, (uint16_t *)k + panel * d * NR, d, sums);        \
+  else                                                                                               \
+    product(M, q + m * ld_q, ld_q, 1, k + panel * d * NR, d, sums);                                  \
+  UNROLL for (int i = 0; i < M; i++) {                                                               \
+    vec *highest = (vec *)(most + (m + i) * LANES);                                                  \
+    for (int side = 0; side < 2; side++) {                                                           \
+      const vec score = scale * sums[i][side] + placed(&where, &by, m + i, side);                    \
+      *(vec *)(s + (m + i) * ld + panel * NR + side * LANES) = score;                                \
+      *highest = higher(score, *highest);                                                            \
+    }                                                                                                \
+  }
+      BY_GROUPS(held, SCORES)
+    }
+    float sum[FORWARD_ROWS];
+    for (long m = 0; m < held; m++) {
+      const float peak = largest(*(vec *)(most + m * LANES));
+      sum[m] = weights(s + m * ld, n, peak, half);
+      if (p->norms && m < rows) {
+        float *norm = p->norms + 2 * place(p, t, (first + m) / t->width, (first + m) % t->width);
+        norm[0] = peak, norm[1] = 1 / sum[m];
+      }
+    }
+    for (long c = 0; c < wide / NR; c++) {
+#define VALUES(M)                                                                                    \
+  vec sums[MR][2];                                                                                   \
+  clear(M, sums);                                                                                    \
+  if (half)                                                                                          \
+    product_half(M, (uint16_t *)(s + m * ld), 2 * ld, (uint16_t *)v + c * n * NR, n, sums);          \
+  else                                                                                               \
+    product(M, s + m * ld, ld, 1, v + c * n * NR, n, sums);                                          \
+  put(M, sums, out + m * wide + c * NR, wide);
+      BY_GROUPS(held, VALUES)
+    }
+    for (long m = 0; m < rows; m++) {
+      const long to = place(p, t, (first + m) / t->width, (first + m) % t->width) * d;
+      for (long c = 0; c < d; c++) value[c] = out[m * wide + c] / sum[m];
+      store(p, p->out, to, value);
+    }
+  }
+}
+static void forward_work(const Problem *p, float *space, long index) {
+  const Task t = task(p, index);
+  if (p->half)
+    forward_task(p, space, &t, 1);
+  else
+    forward_task(p, space, &t, 0);
+}
+
+/* Backward, in fp32 arithmetic ------------------------------------------------------------------ */
+
+static long backward_room(const Problem *p) {
+  const long n = keys(p), d = p->d, wide = depth(p), held = BACKWARD_PANELS * NR + 16;
+  const long row = 2 * held + 2 * up(d, 16) + 2 * (reach(p) + pitch(p)) + 3 * wide + 48;
+  return n * (2 * d + 3 * wide) + BACKWARD_ROWS * row + 256;
+}
+
+static void backward_work(const Problem *p, float *space, long index) {
+  const Task t = task(p, index);
+  const long n = keys(p), d = p->d, wide = depth(p), panels = n / NR, ld_q = up(d, 16);
+  const long ld = BACKWARD_PANELS * NR + 16, in_row = pitch(p) / LANES, R = BACKWARD_ROWS;
+  float *k = scratch(&space, n * d), *v = scratch(&space, n * d), *k_wide = scratch(&space, n * wide);
+  float *grad_k = scratch(&space, n * wide), *grad_v = scratch(&space, n * wide);
+  float *weight = scratch(&space, R * ld), *slope = scratch(&space, R * ld);
+  float *q = scratch(&space, R * ld_q), *grad = scratch(&space, R * ld_q);
+  float *q_wide = scratch(&space, R * wide), *grad_wide = scratch(&space, R * wide);
+  float *grad_q = scratch(&space, R * wide), *delta = scratch(&space, R);
+  float *peak = scratch(&space, R), *share = scratch(&space, R);
+  float *slope_h = scratch(&space, R * reach(p)), *slope_w = scratch(&space, R * pitch(p));
+  Position where = {scratch(&space, R * reach(p)), scratch(&space, R * pitch(p)), reach(p), pitch(p)};
+  float value[d];
+  const float scale = LOG2E * p->scale;
+  lay(p, &t, 1, k, k_wide), lay(p, &t, 2, v, NULL);
+  memset(grad_k, 0, n * wide * sizeof(float));
+  memset(grad_v, 0, n * wide * sizeof(float));
+  for (long first = 0, count = t.height * t.width; first < count; first += R) {
+    const long rows = smaller(R, count - first), held = up(rows, STEP);
+    memset(q, 0, held * ld_q * sizeof(float)), memset(grad, 0, held * ld_q * sizeof(float));
+    memset(q_wide, 0, R * wide * sizeof(float)), memset(grad_wide, 0, R * wide * sizeof(float));
+    memset(grad_q, 0, R * wide * sizeof(float)), memset(delta, 0, R * sizeof(float));
+    memset(peak, 0, R * sizeof(float)), memset(share, 0, R * sizeof(float));
+    memset(slope_h, 0, R * reach(p) * sizeof(float)), memset(slope_w, 0, R * pitch(p) * sizeof(float));
+    memset(where.h, 0, R * reach(p) * sizeof(float)), memset(where.w, 0, R * pitch(p) * sizeof(float));
+    for (long m = 0; m < rows; m++) {
+      const long y = (first + m) / t.width, x = (first + m) % t.width, cell = place(p, &t, y, x);
+      load(p, p->qkv, slice(p, &t, y, x, 0), q + m * ld_q);
+      load(p, p->grad, cell * d, grad + m * ld_q);
+      load(p, p->out, cell * d, value);
+      position(p, q + m * ld_q, y, x, where.h + m * where.reach, where.w + m * where.pitch);
+      peak[m] = p->norms[2 * cell], share[m] = p->norms[2 * cell + 1];
+      for (long c = 0; c < d; c++) {
+        delta[m] += value[c] * grad[m * ld_q + c];
+        q_wide[(c / NR * R + m) * NR + c % NR] = q[m * ld_q + c];
+        grad_wide[(c / NR * R + m) * NR + c % NR] = grad[m * ld_q + c];
+      }
+    }
+    for (long from = 0; from < panels; from += BACKWARD_PANELS) {
+      const long some = smaller(BACKWARD_PANELS, panels - from);
+      for (long panel = 0; panel < some; panel++) {
+        const float *of_k = k + (from + panel) * d * NR, *of_v = v + (from + panel) * d * NR;
+        const Places by = places(&where, from + panel);
+#define SLOPES(M)                                                                                    \
+  vec sums[MR][2];                                                                                   \
+  clear(M, sums);                                                                                    \
+  product(M, q + m * ld_q, ld_q, 1, of_k, d, sums);                                                  \
+  UNROLL for (int i = 0; i < M; i++) for (int side = 0; side < 2; side++)                            \
+    sums[i][side] = share[m + i] * exp2_of(scale * sums[i][side] +                                   \
+                                           placed(&where, &by, m + i, side) - peak[m + i]);          \
+  put(M, sums, weight + m * ld + panel * NR, ld);                                                  \
+  clear(M, sums);                                                                                    \
+  product(M, grad + m * ld_q, ld_q, 1, of_v, d, sums);                                               \
+  UNROLL for (int i = 0; i < M; i++) for (int side = 0; side < 2; side++) {                          \
+    const vec of = *(vec *)(weight + (m + i) * ld + panel * NR + side * LANES);                      \
+    sums[i][side] = of * (sums[i][side] - delta[m + i]);                                             \
+  }                                                                                                  \
+  put(M, sums, slope + m * ld + panel * NR, ld);
+        BY_GROUPS(held, SLOPES)
+      }
+      for (long m = 0; m < rows; m++) {
+        long y = 2 * from / in_row, x = 2 * from % in_row;
+        vec in_y = splat(0);
+        for (long i = 0; i < 2 * some; i++) {
+          const vec of = *(vec *)(slope + m * ld + i * LANES);
+          *(vec *)(slope_w + m * pitch(p) + x * LANES) += of;
+          in_y += of;
+          if (++x == in_row || i == 2 * some - 1) {
+            slope_h[m * reach(p) + y++] += total(in_y);
+            in_y = splat(0), x = 0;
+          }
+        }
+      }
+      for (long c = 0; c < wide / NR; c++) {
+        float *to_v = grad_v + (c * n + from * NR) * NR, *to_k = grad_k + (c * n + from * NR) * NR;
+#define TO_VALUES(M) accumulate(M, weight + m, 1, ld, grad_wide + c * R * NR, held, to_v + m * NR)
+#define TO_KEYS(M) accumulate(M, slope + m, 1, ld, q_wide + c * R * NR, held, to_k + m * NR)
+#define TO_QUERIES(M)                                                                                \
+  accumulate(M, slope + m * ld, ld, 1, k_wide + (c * n + from * NR) * NR, some * NR,                 \
+             grad_q + (c * R + m) * NR)
+        BY_GROUPS(some * NR, TO_VALUES)
+        BY_GROUPS(some * NR, TO_KEYS)
+        BY_GROUPS(held, TO_QUERIES)
+      }
+    }
+    for (long m = 0; m < rows; m++) {
+      const long y = (first + m) / t.width, x = (first + m) % t.width;
+      for (long c = 0; c < d; c++) value[c] = p->scale * grad_q[(c / NR * R + m) * NR + c % NR];
+      for (long i = 0; i < p->th; i++)
+        for (long c = 0; c < d; c++)
+          value[c] += slope_h[m * reach(p) + i] * p->to_rows[(y * p->th + i) * d + c];
+      for (long i = 0; i < p->tw; i++)
+        for (long c = 0; c < d; c++)
+          value[c] += slope_w[m * pitch(p) + i] * p->to_columns[(x * p->tw + i) * d + c];
+      store(p, p->grad_qkv, slice(p, &t, y, x, 0), value);
+    }
+  }
+  float *padded = p->grad_fill + index * 2 * d;
+  memset(padded, 0, 2 * d * sizeof(float));
+  for (long y = 0; y < p->th; y++)
+    for (long x = 0; x < p->tw; x++)
+      for (long part = 1; part < 3; part++) {
+        const float *from = (part == 1 ? grad_k : grad_v) + (y * pitch(p) + x) * NR;
+        const float factor = part == 1 ? p->scale : 1;
+        for (long c = 0; c < d; c++) value[c] = factor * from[c / NR * n * NR + c % NR];
+        if (y < t.height && x < t.width)
+          store(p, p->grad_qkv, slice(p, &t, y, x, part), value);
+        else
+          for (long c = 0; c < d; c++) padded[(part - 1) * d + c] += value[c];
+      }
+}
+
+/* Python ---------------------------------------------------------------------------------------- */
+
+typedef long (*Room)(const Problem *);
+typedef void (*Work)(const Problem *, float *, long);
+
+static PyObject *run(PyObject *args, Room room, Work work) {
+  Problem p;
+  unsigned long long a[12];
+  if (!PyArg_ParseTuple(args, "(KKKKKKKKKKKK)(llllllll)f", a, a + 1, a + 2, a + 3, a + 4, a + 5, a + 6,
+                        a + 7, a + 8, a + 9, a + 10, a + 11, &p.b, &p.h, &p.w, &p.heads, &p.d, &p.th,
+                        &p.tw, &p.half, &p.scale))
+    return NULL;
+  p.qkv = (void *)a[0], p.fill = (void *)a[1], p.rows = (void *)a[2], p.columns = (void *)a[3];
+  p.to_rows = (void *)a[4], p.to_columns = (void *)a[5], p.grad = (void *)a[6];
+  p.out = (void *)a[7], p.grad_qkv = (void *)a[8], p.norms = (void *)a[9];
+  p.grad_fill = (void *)a[10], p.next = (void *)a[11];
+  void *space;
+  if (posix_memalign(&space, 64, room(&p) * sizeof(float))) return PyErr_NoMemory();
+  Py_BEGIN_ALLOW_THREADS;
+  for (long i; (i = __atomic_fetch_add(p.next, 1, __ATOMIC_RELAXED)) < tasks(&p);) work(&p, space, i);
+  Py_END_ALLOW_THREADS;
+  free(space);
+  Py_RETURN_NONE;
+}
+static PyObject *forward(PyObject *self, PyObject *args) {
+  return run(args, forward_room, forward_work);
+}
+static PyObject *backward(PyObject *self, PyObject *args) {
+  return run(args, backward_room, backward_work);
+}
+static PyMethodDef methods[] = {{"forward", forward, METH_VARARGS, NULL},
+                                {"backward", backward, METH_VARARGS, NULL},
+                                {NULL, NULL, 0, NULL}};
+#define TEXT2(name) #name
+#define TEXT(name) TEXT2(name)
+#define INIT2(name) PyInit_##name
+#define INIT(name) INIT2(name)
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, .m_name = TEXT(MODULE), .m_size = 0, .m_methods = methods};
+PyMODINIT_FUNC INIT(MODULE)(void) {
+  PyObject *module = PyModule_Create(&definition);
+  int has_bf16 = 0;
+#ifdef __AVX512BF16__
+  has_bf16 = __builtin_cpu_supports("avx512bf16") != 0;
+#endif
+  if (module) PyModule_AddIntConstant(module, "LANES", LANES);
+  if (module) PyModule_AddIntConstant(module, "BF16", has_bf16);
+  return module;
+}

@@ -1,0 +1,232 @@
+"""The compiled attention against the form in PyTorch, in float64 where that matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from samadapt.sam import native_attention
+from samadapt.sam.attention import RelativePositionAttention
+from samadapt.sam.native_attention import attend_native, describe_attention, is_missing, suits
+from samadapt.sam.tiled_attention import attend_tiles
+
+BUILDS = native_attention.MODULES.get(torch.backends.cpu.get_cpu_capability(), ())
+TENSORS = ("qkv", "fill", "rows", "columns")
+
+
+def build(name: str) -> ModuleType:
+    try:
+        return import_module(f"samadapt.sam.{name}")
+    except ImportError:
+        pytest.skip(f"{name} was not built: no C compiler when samadapt was installed")
+
+
+@pytest.fixture(params=BUILDS)
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Each build that this processor can run, as the one that is taken."""
+    module = build(request.param)
+    monkeypatch.setattr(native_attention, "find_kernels", lambda: module)
+    return module
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def make_inputs(
+    grid: tuple[int, int], side: tuple[int, int], heads: int = 2, d: int = 8, images: int = 2
+) -> list[Tensor]:
+    """Return qkv, fill and the spread tables in float64, each a leaf."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(images, *grid, 3, heads, d), (3, heads, d), *[(n, n, d) for n in side]]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in shapes
+    ]
+
+
+def cast(inputs: list[Tensor], dtype: torch.dtype, trained: int = 4) -> list[Tensor]:
+    """Return copies of a type; the first ``trained`` want a gradient."""
+    return [t.detach().to(dtype).requires_grad_(i < trained) for i, t in enumerate(inputs)]
+
+
+def results(form, inputs: list[Tensor]) -> list[Tensor]:
+    """Output and the gradients of all inputs that want one."""
+    out = form(*inputs)
+    weight = torch.arange(out.numel(), dtype=torch.float64).sin().view_as(out).to(out.dtype)
+    (out * weight).sum().backward()
+    return [out.detach(), *(t.grad for t in inputs if t.requires_grad)]
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+SIDES = [(4, 5), (2, 2), (3, 2), (7, 9)]  # of a grid of 4 x 5: all; dividing one axis, none; larger
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("trained", [1, 2, 4], ids=["qkv", "fill too", "tables too"])
+def test_equals_float64(kernels: ModuleType, side: tuple[int, int], trained: int) -> None:
+    exact = make_inputs((4, 5), side)
+    wanted = results(attend_tiles, cast(exact, torch.float64, trained))
+    found = results(attend_native, cast(exact, torch.float32, trained))
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", BUILDS)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_sizes(name: str, data: st.DataObject) -> None:
+    few = st.integers(1, 20)
+    grid, side = (data.draw(st.tuples(few, few), label) for label in ("grid", "side"))
+    heads, d = data.draw(st.integers(1, 3), "heads"), data.draw(st.integers(1, 40), "d")
+    exact = make_inputs(grid, side, heads, d, images=1)
+    if all(n % part == 0 for n, part in zip(grid, side, strict=True)):
+        exact[1] = exact[1].detach()
+    with pytest.MonkeyPatch.context() as patch:
+        module = build(name)
+        patch.setattr(native_attention, "find_kernels", lambda: module)
+        found = results(attend_native, cast(exact, torch.float32, 2))
+    wanted = results(attend_tiles, cast(exact, torch.float64, 2))
+    torchs = results(attend_tiles, cast(exact, torch.float32, 2))
+    for one, other, peer in zip(found, wanted, torchs, strict=True):
+        rounding = (peer.double() - other).norm()
+        assert (one.double() - other).norm() <= 3 * rounding + 1e-6 * other.norm() + 1e-5
+
+
+@pytest.mark.parametrize("side", [(32, 32), (14, 14)])
+def test_sizes_of_sam(kernels: ModuleType, side: tuple[int, int]) -> None:
+    exact = make_inputs((32, 32), side, heads=2, d=64, images=1)
+    with torch.no_grad():
+        exact[2] *= 0.2
+        exact[3] *= 0.2
+    wanted = results(attend_tiles, cast(exact, torch.float64, 1))
+    found = results(attend_native, cast(exact, torch.float32, 1))
+    for one, other in zip(found, wanted, strict=True):
+        assert error(one, other) <= 2e-6
+
+
+def test_bf16_is_nearer_than_pytorchs(kernels: ModuleType) -> None:
+    exact = make_inputs((20, 20), (14, 14), heads=2, d=16, images=1)
+    low = cast(exact, torch.bfloat16, 2)
+    if not kernels.BF16:
+        assert not suits(low[0])
+        return
+    wanted = results(attend_tiles, cast(low, torch.float64, 2))
+    torchs = results(attend_tiles, cast(low, torch.bfloat16, 2))
+    for one, other, peer in zip(results(attend_native, low), wanted, torchs, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert error(one, other) <= max(1.1 * error(peer, other), 4e-3)
+
+
+def test_threads_change_no_bit(kernels: ModuleType, threads: None) -> None:
+    exact = make_inputs((9, 10), (4, 4), heads=3)
+    runs = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        runs.append(results(attend_native, cast(exact, torch.float32, 2)))
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+def test_gradients_change_no_bit_of_the_output(kernels: ModuleType) -> None:
+    inputs = cast(make_inputs((4, 5), (2, 2)), torch.float32)
+    with torch.no_grad():
+        plain = attend_native(*inputs)
+    assert torch.equal(attend_native(*inputs).detach(), plain)
+
+
+def test_large_scores_do_not_overflow(kernels: ModuleType) -> None:
+    exact = make_inputs((4, 5), (2, 2))
+    with torch.no_grad():
+        exact[0] *= torch.tensor([1e3, 1e3, 1]).view(3, 1, 1)
+    found = results(attend_native, cast(exact, torch.float32, 2))
+    torch.testing.assert_close(
+        found[0].double(), attend_tiles(*exact).detach(), atol=1e-3, rtol=1e-3
+    )
+    assert all(value.isfinite().all() for value in found)
+
+
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["q", "k", "v"])
+def test_nan_stays_nan_in_its_window(kernels: ModuleType, part: int) -> None:
+    inputs = cast(make_inputs((4, 6), (2, 3)), torch.float32)
+    with torch.no_grad():
+        inputs[0][0, 1, 4, part, 0, 3] = torch.nan
+        out = attend_native(*inputs)
+    assert out[0, 1, 4, 0].isnan().any()
+    assert out[0, :, :3].isfinite().all()
+    assert out[0, 2:].isfinite().all()
+    assert out[1].isfinite().all()
+
+
+def test_no_score_is_kept_for_backward(kernels: ModuleType) -> None:
+    inputs = cast(make_inputs((4, 5), (2, 2)), torch.float32)
+    kept: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = attend_native(*inputs)
+    wanted = [*(t.numel() for t in (*inputs, out)), 2 * out[..., 0].numel()]
+    assert sorted(t.numel() for t in kept) == sorted(wanted)
+
+
+def test_operands_may_lie_anyhow(kernels: ModuleType) -> None:
+    inputs = cast(make_inputs((4, 6), (2, 3)), torch.float32)
+    turned = [t.detach().transpose(0, -1).contiguous().transpose(0, -1) for t in inputs]
+    with torch.no_grad():
+        assert torch.equal(attend_native(*turned), attend_native(*inputs))
+
+
+def test_tiles_that_do_not_divide_need_a_fill(kernels: ModuleType) -> None:
+    qkv, _, rows, columns = cast(make_inputs((4, 5), (2, 2)), torch.float32)
+    with pytest.raises(ValueError, match=r"tiles of \(2, 2\) do not divide a grid of \(4, 5\)"):
+        attend_native(qkv, None, rows, columns)
+
+
+def test_what_it_takes(kernels: ModuleType) -> None:
+    odd = torch.zeros(1, 2, 2, 3, 1, 5)
+    assert suits(odd)
+    assert not suits(odd.double())
+    assert not suits(odd.half())
+    assert not suits(odd.bfloat16())
+    assert suits(torch.zeros(1, 2, 2, 3, 1, 4, dtype=torch.bfloat16)) == bool(kernels.BF16)
+    assert not suits(torch.zeros(1, 2, 2, 3, 1, 4, device="meta"))
+    assert describe_attention().startswith("compiled for AVX")
+
+
+def test_without_it_the_module_does_the_same(
+    monkeypatch: pytest.MonkeyPatch, kernels: ModuleType, randomise
+) -> None:
+    attention = RelativePositionAttention(16, 4, (3, 3), windowed=True)
+    randomise(attention, 3)
+    x = torch.randn(2, 5, 7, 16, generator=torch.Generator().manual_seed(0))
+    compiled = attention(x)
+    monkeypatch.setattr(native_attention, "find_kernels", lambda: None)
+    torch.testing.assert_close(attention(x), compiled, atol=1e-5, rtol=1e-5)
+    assert "by PyTorch" in describe_attention()
+    with pytest.raises(RuntimeError, match="by PyTorch"):
+        attend_native(*cast(make_inputs((2, 2), (2, 2)), torch.float32))
+
+
+def test_another_processor_has_no_compiled_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    native_attention.find_kernels.cache_clear()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    assert native_attention.find_kernels() is None
+    assert not is_missing()
+    assert "no compiled form for this processor" in describe_attention()
+    native_attention.find_kernels.cache_clear()
