@@ -1,11 +1,11 @@
 /* Exact attention within the tiles of a grid of tokens; scores never leave the processor's caches.
 
-   The score of query (i, j) and key (y, x) is q.k / sqrt(d) + q.R_h[i][y] + q.R_w[j][x]. A task is
-   one head of one tile (a window, or the whole grid) of one image. Tasks are handed out by a shared
-   counter, so that any number of threads can work on one call. Queries are taken some rows at a
-   time: their scores are made, used and overwritten. The keys of a row of the tile are padded to
-   whole vectors; a lane that only pads has a score of FAR. Softmax is in base 2, and LOG2E is folded
-   into the scores.
+   The score of query (i, j) and key (y, x) is q.k / sqrt(d) and what their places add: in SAM's ViT
+   q.R_h[i][y] + q.R_w[j][x], in TinyViT a bias of the pair. A task is one head of one tile (a window,
+   or the whole grid) of one image; OpenMP hands the tasks out, to the threads that torch has. Queries
+   are taken some rows at a time: their scores are made, used and overwritten. Keys are padded to whole panels, in the ViT each row of the tile to whole
+   vectors; a lane that only pads has a score of FAR. Softmax is in base 2, and LOG2E is folded into
+   the scores.
 
    Written with GNU C's vectors and built once per instruction set (pyproject.toml). native_attention.py
    is the only caller; it checks all arguments. */
@@ -13,6 +13,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <immintrin.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,14 +39,15 @@ typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
-  const void *qkv, *fill;            /* (b, h, w, 3, heads, d); (3, heads, d) of a cell beyond the edge */
+  const void *qkv, *fill;            /* (b, h, w, 3, heads, d) or with 3 behind heads; a cell beyond the edge */
   const float *rows, *columns;       /* (th, d, near(th)), (tw, d, near(tw)): [query][channel][key] */
   const float *to_rows, *to_columns; /* (th, th, d), (tw, tw, d): [query][key][channel]; backward's */
+  const float *bias;                 /* (heads, th tw, keys) in base 2 in the place of these four, or NULL */
   const void *grad;                  /* (b, h, w, heads, d), as out */
   void *out, *grad_qkv;
   float *norms, *grad_fill; /* (b, h, w, heads, 2): peak and 1 / sum; (tasks, 2, d): of k and v */
-  int64_t *next;          /* the first task that nobody has taken */
   float scale;            /* 1 / sqrt(d) */
+  long of_part, of_head;  /* how far apart q, k and v lie in a cell, and the heads */
   long b, h, w, heads, d, th, tw, half; /* half: values are bf16; tables, norms, grad_fill never are */
 } Problem;
 
@@ -58,10 +60,9 @@ static long smaller(long a, long b) { return a < b ? a : b; }
 static long down(const Problem *p) { return (p->h + p->th - 1) / p->th; }
 static long across(const Problem *p) { return (p->w + p->tw - 1) / p->tw; }
 static long tasks(const Problem *p) { return p->b * down(p) * across(p) * p->heads; }
-static long pitch(const Problem *p) { return up(p->tw, LANES); }         /* lanes of a row of keys */
+static long pitch(const Problem *p) { return p->bias ? p->tw : up(p->tw, LANES); } /* of keys' rows */
 static long reach(const Problem *p) { return up(p->th + 1, LANES); }     /* of rel_h: a row more */
 static long keys(const Problem *p) { return up(p->th * pitch(p), NR); }  /* lanes of all keys */
-static long line(const Problem *p) { return keys(p) + 16; }              /* no power of 2 apart */
 static long depth(const Problem *p) { return up(p->d, NR); }
 
 static Task task(const Problem *p, long index) {
@@ -102,19 +103,21 @@ static void store(const Problem *p, void *to, long at, const float *from) {
   else
     memcpy((float *)to + at, from, p->d * sizeof(float));
 }
-/* Where cell (y, x) of a tile lies in a tensor (b, h, w, heads), and in one (b, h, w, 3, heads, d). */
+/* Where cell (y, x) of a tile lies in a tensor (b, h, w, heads), and a part of it in qkv. */
 static long place(const Problem *p, const Task *t, long y, long x) {
   return ((t->image * p->h + t->top + y) * p->w + t->left + x) * p->heads + t->head;
 }
+static long inside(const Problem *p, const Task *t, long part) {
+  return part * p->of_part + t->head * p->of_head;
+}
 static long slice(const Problem *p, const Task *t, long y, long x, long part) {
-  return (((t->image * p->h + t->top + y) * p->w + t->left + x) * 3 + part) * p->heads * p->d +
-         t->head * p->d;
+  return ((t->image * p->h + t->top + y) * p->w + t->left + x) * 3 * p->heads * p->d + inside(p, t, part);
 }
 static void load_key(const Problem *p, const Task *t, long y, long x, long part, float *to) {
   if (y < t->height && x < t->width)
     load(p, p->qkv, slice(p, t, y, x, part), to);
   else
-    load(p, p->fill, (part * p->heads + t->head) * p->d, to);
+    load(p, p->fill, inside(p, t, part), to);
 }
 
 /* Vectors --------------------------------------------------------------------------------------- */
@@ -231,11 +234,6 @@ static long group(long left) { return left >= MR ? MR : left >= 2 * STEP ? 2 * S
 
 /* Position and layout --------------------------------------------------------------------------- */
 
-typedef struct {
-  float *h, *w; /* (rows, reach) and (rows, pitch), in base 2 */
-  long reach, pitch;
-} Position;
-
 /* The sum over c < count of values[c] table[c * row ...]. */
 INLINE vec mixed(const float *values, long count, const float *table, long row) {
   vec sums[4] = {splat(0), splat(0), splat(0), splat(0)};
@@ -245,7 +243,11 @@ INLINE vec mixed(const float *values, long count, const float *table, long row) 
   for (; c < count; c++) sums[0] += values[c] * at(table + c * row);
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
-/* Scores of query (y, x) by place alone. */
+/* Position scores of the ViT by rows and columns of keys, for some queries. */
+typedef struct {
+  float *h, *w; /* (queries, reach) and (queries, pitch) */
+} Position;
+
 static void position(const Problem *p, const float *q, long y, long x, float *rel_h, float *rel_w) {
   const long d = p->d, near = up(p->th, LANES), wide = pitch(p);
   for (long v = 0; v < near; v += LANES)
@@ -255,17 +257,20 @@ static void position(const Problem *p, const float *q, long y, long x, float *re
   rel_h[p->th] = FAR; /* keys behind the last row, which fill the last panel */
   for (long v = p->tw; v < wide; v++) rel_w[v] = FAR;
 }
-/* Position scores of a panel of keys. */
-typedef struct {
-  const float *h[2], *w[2]; /* of the first query and each of the two vectors of keys */
-} Places;
-INLINE Places places(const Position *where, long panel) {
-  const long in_row = where->pitch / LANES, first = 2 * panel, second = first + 1;
-  return (Places){{where->h + first / in_row, where->h + second / in_row},
-                  {where->w + first % in_row * LANES, where->w + second % in_row * LANES}};
-}
-INLINE vec placed(const Position *where, const Places *keys, long row, int side) {
-  return keys->h[side][row * where->reach] + *(const vec *)(keys->w[side] + row * where->pitch);
+/* Write what place adds to the scores of query (y, x), the m-th that is held, with keys [from, to). */
+static void begin(const Problem *p, const Task *t, const Position *by, long m, long y, long x, long from,
+                  long to, float *row) {
+  if (p->bias) {
+    memcpy(row, p->bias + ((t->head * p->th + y) * p->tw + x) * keys(p) + from, (to - from) * sizeof(float));
+    return;
+  }
+  const float *of_h = by->h + m * reach(p), *of_w = by->w + m * pitch(p);
+  long key_y = from / pitch(p), key_x = from % pitch(p);
+  for (long key = from; key < to; key += LANES) {
+    *(vec *)(row + key - from) = of_h[key_y] + *(const vec *)(of_w + key_x);
+    key_x += LANES;
+    if (key_x == pitch(p)) key_x = 0, key_y++;
+  }
 }
 
 /* Lay k (part 1) or v (2) out in panels: by_key is (keys / NR, d, NR), by_channel (depth / NR, keys, NR). */
@@ -291,8 +296,7 @@ static void lay_half(const Problem *p, const Task *t, uint16_t *k, uint16_t *v) 
     for (long x = 0; x < p->tw; x++) {
       const long key = y * pitch(p) + x, in = y < t->height && x < t->width;
       const uint16_t *from = in ? p->qkv : p->fill;
-      const uint16_t *of_k = from + (in ? slice(p, t, y, x, 1) : (p->heads + t->head) * d);
-      const uint16_t *of_v = of_k + p->heads * d;
+      const uint16_t *of_k = from + (in ? slice(p, t, y, x, 1) : inside(p, t, 1)), *of_v = of_k + p->of_part;
       for (long c = 0; c < d; c++) {
         k[(key / NR * d + c / 2 * 2) * NR + key % NR * 2 + c % 2] = of_k[c];
         v[(c / NR * n + key / 2 * 2) * NR + c % NR * 2 + key % 2] = of_v[c];
@@ -308,7 +312,7 @@ static float *scratch(float **space, long floats) {
 /* Forward --------------------------------------------------------------------------------------- */
 
 static long forward_room(const Problem *p) {
-  const long row = line(p) + up(p->d, 16) + reach(p) + pitch(p) + LANES + depth(p);
+  const long row = keys(p) + 16 + up(p->d, 16) + reach(p) + up(pitch(p), 16) + LANES + depth(p);
   return keys(p) * (p->d + depth(p)) + FORWARD_ROWS * row + 64;
 }
 
@@ -330,12 +334,12 @@ INLINE float weights(float *row, long count, float most, const int half) {
 }
 
 INLINE void forward_task(const Problem *p, float *space, const Task *t, const int half) {
-  const long n = keys(p), d = p->d, wide = depth(p), ld = line(p), ld_q = up(d, 16);
+  const long n = keys(p), d = p->d, wide = depth(p), ld_q = up(d, 16);
+  const long ld = n + 16; /* no power of 2 apart */
   float *k = scratch(&space, n * d), *v = scratch(&space, n * wide);
   float *s = scratch(&space, FORWARD_ROWS * ld), *q = scratch(&space, FORWARD_ROWS * ld_q);
   float *most = scratch(&space, FORWARD_ROWS * LANES), *out = scratch(&space, FORWARD_ROWS * wide);
-  Position where = {scratch(&space, FORWARD_ROWS * reach(p)), scratch(&space, FORWARD_ROWS * pitch(p)),
-                    reach(p), pitch(p)};
+  Position by = {scratch(&space, FORWARD_ROWS * reach(p)), scratch(&space, FORWARD_ROWS * pitch(p))};
   float value[d];
   const float scale = LOG2E * p->scale;
   if (half)
@@ -348,19 +352,16 @@ INLINE void forward_task(const Problem *p, float *space, const Task *t, const in
     for (long m = 0; m < rows; m++) {
       const long y = (first + m) / t->width, x = (first + m) % t->width;
       load(p, p->qkv, slice(p, t, y, x, 0), value);
-      position(p, value, y, x, where.h + m * where.reach, where.w + m * where.pitch);
+      if (!p->bias) position(p, value, y, x, by.h + m * reach(p), by.w + m * pitch(p));
+      begin(p, t, &by, m, y, x, 0, n, s + m * ld);
       if (half)
         memcpy((uint16_t *)q + m * ld_q, (const uint16_t *)p->qkv + slice(p, t, y, x, 0), 2 * d);
       else
         memcpy(q + m * ld_q, value, d * sizeof(float));
     }
-    for (long m = rows; m < held; m++) { /* rows that only fill a group */
-      memset(where.h + m * where.reach, 0, where.reach * sizeof(float));
-      memset(where.w + m * where.pitch, 0, where.pitch * sizeof(float));
-    }
+    memset(s + rows * ld, 0, (held - rows) * ld * sizeof(float)); /* rows that only fill a group */
     for (long m = 0; m < held; m++) *(vec *)(most + m * LANES) = splat(FAR);
     for (long panel = 0; panel < n / NR; panel++) {
-      const Places by = places(&where, panel);
 #define SCORES(M)                                                                                    \
   vec sums[MR][2];                                                                                   \
   clear(M, sums);                                                                                    \
@@ -371,9 +372,9 @@ INLINE void forward_task(const Problem *p, float *space, const Task *t, const in
   UNROLL for (int i = 0; i < M; i++) {                                                               \
     vec *highest = (vec *)(most + (m + i) * LANES);                                                  \
     for (int side = 0; side < 2; side++) {                                                           \
-      const vec score = scale * sums[i][side] + placed(&where, &by, m + i, side);                    \
-      *(vec *)(s + (m + i) * ld + panel * NR + side * LANES) = score;                                \
-      *highest = higher(score, *highest);                                                            \
+      vec *score = (vec *)(s + (m + i) * ld + panel * NR + side * LANES);                            \
+      *score += scale * sums[i][side];                                                               \
+      *highest = higher(*score, *highest);                                                           \
     }                                                                                                \
   }
       BY_GROUPS(held, SCORES)
@@ -417,14 +418,14 @@ static void forward_work(const Problem *p, float *space, long index) {
 
 static long backward_room(const Problem *p) {
   const long n = keys(p), d = p->d, wide = depth(p), held = BACKWARD_PANELS * NR + 16;
-  const long row = 2 * held + 2 * up(d, 16) + 2 * (reach(p) + pitch(p)) + 3 * wide + 48;
+  const long row = 2 * held + 2 * up(d, 16) + 2 * (reach(p) + up(pitch(p), 16)) + 3 * wide + 48;
   return n * (2 * d + 3 * wide) + BACKWARD_ROWS * row + 256;
 }
 
 static void backward_work(const Problem *p, float *space, long index) {
   const Task t = task(p, index);
   const long n = keys(p), d = p->d, wide = depth(p), panels = n / NR, ld_q = up(d, 16);
-  const long ld = BACKWARD_PANELS * NR + 16, in_row = pitch(p) / LANES, R = BACKWARD_ROWS;
+  const long ld = BACKWARD_PANELS * NR + 16, R = BACKWARD_ROWS;
   float *k = scratch(&space, n * d), *v = scratch(&space, n * d), *k_wide = scratch(&space, n * wide);
   float *grad_k = scratch(&space, n * wide), *grad_v = scratch(&space, n * wide);
   float *weight = scratch(&space, R * ld), *slope = scratch(&space, R * ld);
@@ -433,7 +434,7 @@ static void backward_work(const Problem *p, float *space, long index) {
   float *grad_q = scratch(&space, R * wide), *delta = scratch(&space, R);
   float *peak = scratch(&space, R), *share = scratch(&space, R);
   float *slope_h = scratch(&space, R * reach(p)), *slope_w = scratch(&space, R * pitch(p));
-  Position where = {scratch(&space, R * reach(p)), scratch(&space, R * pitch(p)), reach(p), pitch(p)};
+  Position by = {scratch(&space, R * reach(p)), scratch(&space, R * pitch(p))};
   float value[d];
   const float scale = LOG2E * p->scale;
   lay(p, &t, 1, k, k_wide), lay(p, &t, 2, v, NULL);
@@ -446,13 +447,12 @@ static void backward_work(const Problem *p, float *space, long index) {
     memset(grad_q, 0, R * wide * sizeof(float)), memset(delta, 0, R * sizeof(float));
     memset(peak, 0, R * sizeof(float)), memset(share, 0, R * sizeof(float));
     memset(slope_h, 0, R * reach(p) * sizeof(float)), memset(slope_w, 0, R * pitch(p) * sizeof(float));
-    memset(where.h, 0, R * reach(p) * sizeof(float)), memset(where.w, 0, R * pitch(p) * sizeof(float));
     for (long m = 0; m < rows; m++) {
       const long y = (first + m) / t.width, x = (first + m) % t.width, cell = place(p, &t, y, x);
       load(p, p->qkv, slice(p, &t, y, x, 0), q + m * ld_q);
       load(p, p->grad, cell * d, grad + m * ld_q);
       load(p, p->out, cell * d, value);
-      position(p, q + m * ld_q, y, x, where.h + m * where.reach, where.w + m * where.pitch);
+      if (!p->bias) position(p, q + m * ld_q, y, x, by.h + m * reach(p), by.w + m * pitch(p));
       peak[m] = p->norms[2 * cell], share[m] = p->norms[2 * cell + 1];
       for (long c = 0; c < d; c++) {
         delta[m] += value[c] * grad[m * ld_q + c];
@@ -462,16 +462,20 @@ static void backward_work(const Problem *p, float *space, long index) {
     }
     for (long from = 0; from < panels; from += BACKWARD_PANELS) {
       const long some = smaller(BACKWARD_PANELS, panels - from);
+      for (long m = 0; m < rows; m++)
+        begin(p, &t, &by, m, (first + m) / t.width, (first + m) % t.width, from * NR, (from + some) * NR,
+              weight + m * ld);
+      memset(weight + rows * ld, 0, (held - rows) * ld * sizeof(float));
       for (long panel = 0; panel < some; panel++) {
         const float *of_k = k + (from + panel) * d * NR, *of_v = v + (from + panel) * d * NR;
-        const Places by = places(&where, from + panel);
 #define SLOPES(M)                                                                                    \
   vec sums[MR][2];                                                                                   \
   clear(M, sums);                                                                                    \
   product(M, q + m * ld_q, ld_q, 1, of_k, d, sums);                                                  \
-  UNROLL for (int i = 0; i < M; i++) for (int side = 0; side < 2; side++)                            \
-    sums[i][side] = share[m + i] * exp2_of(scale * sums[i][side] +                                   \
-                                           placed(&where, &by, m + i, side) - peak[m + i]);          \
+  UNROLL for (int i = 0; i < M; i++) for (int side = 0; side < 2; side++) {                          \
+    const vec begun = *(vec *)(weight + (m + i) * ld + panel * NR + side * LANES);                   \
+    sums[i][side] = share[m + i] * exp2_of(begun + scale * sums[i][side] - peak[m + i]);             \
+  }                                                                                                  \
   put(M, sums, weight + m * ld + panel * NR, ld);                                                  \
   clear(M, sums);                                                                                    \
   product(M, grad + m * ld_q, ld_q, 1, of_v, d, sums);                                               \
@@ -482,14 +486,14 @@ static void backward_work(const Problem *p, float *space, long index) {
   put(M, sums, slope + m * ld + panel * NR, ld);
         BY_GROUPS(held, SLOPES)
       }
-      for (long m = 0; m < rows; m++) {
-        long y = 2 * from / in_row, x = 2 * from % in_row;
+      for (long m = 0; m < rows && !p->bias; m++) { /* by rows and by columns of keys */
+        long y = from * NR / pitch(p), x = from * NR % pitch(p);
         vec in_y = splat(0);
-        for (long i = 0; i < 2 * some; i++) {
-          const vec of = *(vec *)(slope + m * ld + i * LANES);
-          *(vec *)(slope_w + m * pitch(p) + x * LANES) += of;
-          in_y += of;
-          if (++x == in_row || i == 2 * some - 1) {
+        for (long key = 0; key < some * NR; key += LANES) {
+          const vec of = *(vec *)(slope + m * ld + key);
+          *(vec *)(slope_w + m * pitch(p) + x) += of;
+          in_y += of, x += LANES;
+          if (x == pitch(p) || key + LANES == some * NR) {
             slope_h[m * reach(p) + y++] += total(in_y);
             in_y = splat(0), x = 0;
           }
@@ -510,10 +514,10 @@ static void backward_work(const Problem *p, float *space, long index) {
     for (long m = 0; m < rows; m++) {
       const long y = (first + m) / t.width, x = (first + m) % t.width;
       for (long c = 0; c < d; c++) value[c] = p->scale * grad_q[(c / NR * R + m) * NR + c % NR];
-      for (long i = 0; i < p->th; i++)
+      for (long i = 0; i < p->th && !p->bias; i++)
         for (long c = 0; c < d; c++)
           value[c] += slope_h[m * reach(p) + i] * p->to_rows[(y * p->th + i) * d + c];
-      for (long i = 0; i < p->tw; i++)
+      for (long i = 0; i < p->tw && !p->bias; i++)
         for (long c = 0; c < d; c++)
           value[c] += slope_w[m * pitch(p) + i] * p->to_columns[(x * p->tw + i) * d + c];
       store(p, p->grad_qkv, slice(p, &t, y, x, 0), value);
@@ -539,21 +543,32 @@ static void backward_work(const Problem *p, float *space, long index) {
 typedef long (*Room)(const Problem *);
 typedef void (*Work)(const Problem *, float *, long);
 
+/* Arguments: a tuple of addresses (OPERANDS in native_attention.py), a tuple of numbers, the scale. */
 static PyObject *run(PyObject *args, Room room, Work work) {
   Problem p;
-  unsigned long long a[12];
-  if (!PyArg_ParseTuple(args, "(KKKKKKKKKKKK)(llllllll)f", a, a + 1, a + 2, a + 3, a + 4, a + 5, a + 6,
-                        a + 7, a + 8, a + 9, a + 10, a + 11, &p.b, &p.h, &p.w, &p.heads, &p.d, &p.th,
-                        &p.tw, &p.half, &p.scale))
+  void *addresses[12];
+  PyObject *given;
+  int threads;
+  if (!PyArg_ParseTuple(args, "O!(llllllllll)fi", &PyTuple_Type, &given, &p.of_part, &p.of_head, &p.b,
+                        &p.h, &p.w, &p.heads, &p.d, &p.th, &p.tw, &p.half, &p.scale, &threads))
     return NULL;
-  p.qkv = (void *)a[0], p.fill = (void *)a[1], p.rows = (void *)a[2], p.columns = (void *)a[3];
-  p.to_rows = (void *)a[4], p.to_columns = (void *)a[5], p.grad = (void *)a[6];
-  p.out = (void *)a[7], p.grad_qkv = (void *)a[8], p.norms = (void *)a[9];
-  p.grad_fill = (void *)a[10], p.next = (void *)a[11];
-  void *space;
-  if (posix_memalign(&space, 64, room(&p) * sizeof(float))) return PyErr_NoMemory();
+  for (int i = 0; i < 12; i++) {
+    PyObject *address = PyTuple_GetItem(given, i);
+    if (!address) return NULL;
+    addresses[i] = PyLong_AsVoidPtr(address);
+    if (PyErr_Occurred()) return NULL;
+  }
+  p.qkv = addresses[0], p.fill = addresses[1], p.rows = addresses[2], p.columns = addresses[3];
+  p.to_rows = addresses[4], p.to_columns = addresses[5], p.bias = addresses[6], p.grad = addresses[7];
+  p.out = addresses[8], p.grad_qkv = addresses[9], p.norms = addresses[10];
+  p.grad_fill = addresses[11];
+  const long each = up(room(&p), 16);
+  threads = smaller(threads, tasks(&p));
+  float *space;
+  if (posix_memalign((void **)&space, 64, threads * each * sizeof(float))) return PyErr_NoMemory();
   Py_BEGIN_ALLOW_THREADS;
-  for (long i; (i = __atomic_fetch_add(p.next, 1, __ATOMIC_RELAXED)) < tasks(&p);) work(&p, space, i);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (long i = 0; i < tasks(&p); i++) work(&p, space + omp_get_thread_num() * each, i);
   Py_END_ALLOW_THREADS;
   free(space);
   Py_RETURN_NONE;

@@ -1,12 +1,14 @@
-"""The same attention as ``tiled_attention`` by compiled code (``_attention.c``), on x86 processors.
+"""Attention within tiles by compiled code (``_attention.c``), on x86 processors.
 
-It is built when samadapt is installed, if there is a C compiler: once with AVX-512, once with AVX2.
-Where neither is there or the processor has neither, ``attend_tiles`` does the work.
+With decomposed relative position it gives what ``attend_tiles`` gives, and with a bias for each
+pair of tokens (TinyViT) what PyTorch's attention gives within windows. It is built when samadapt is
+installed, if there is a C compiler: once with AVX-512, once with AVX2. Where neither is there or
+the processor has neither, those two do the work.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import math
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -21,6 +23,25 @@ from samadapt.sam.tiled_attention import backward_tiles, default_chunk, tile_cou
 
 MODULES = {"AVX512": ("_attention_avx512", "_attention_avx2"), "AVX2": ("_attention_avx2",)}
 """By what torch says of the processor: the builds to try, the fastest first."""
+
+OPERANDS = (
+    "qkv",
+    "fill",
+    "rows",
+    "columns",
+    "to_rows",
+    "to_columns",
+    "bias",
+    "grad",
+    "out",
+    "grad_qkv",
+    "norms",
+    "grad_fill",
+)
+"""The addresses that the compiled code takes, in order."""
+
+FAR = -1e30
+"""The score of a lane that only pads."""
 
 
 @cache
@@ -63,81 +84,113 @@ def attend_native(qkv: Tensor, fill: Tensor | None, rows: Tensor, columns: Tenso
 
     Args:
         qkv: (b, h, w, 3, heads, d), one that ``suits``.
-        fill: (3, heads, d) of a cell beyond the edge, of the same type; None where the tiles divide
-            the grid.
+        fill: (3, heads, d) of a cell beyond the edge; None where the tiles divide the grid.
         rows: (th, th, d), embedding of each pair of rows [query, key]; th is a tile's height.
         columns: (tw, tw, d), likewise of columns.
 
     Returns:
         (b, h, w, heads, d). First derivatives only.
     """
-    inputs = (qkv, fill, rows, columns)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+    return _attend(qkv, fill, rows, columns)
+
+
+def attend_native_biased(qkv: Tensor, fill: Tensor | None, biases: Tensor, side: int) -> Tensor:
+    """Attend within each window of a grid of tokens, with a bias for each pair of tokens.
+
+    Args:
+        qkv: (b, h, w, heads, 3, d), one that ``suits``.
+        fill: (heads, 3, d) of a cell beyond the edge; None where the windows divide the grid.
+        biases: (heads, n, n) [query, key] of the n = side * side tokens of a window; gets no
+            gradient.
+        side: of a window.
+
+    Returns:
+        (b, h, w, heads, d). First derivatives only.
+
+    Raises:
+        ValueError: if a gradient of ``biases`` is wanted.
+    """
+    if biases.requires_grad and torch.is_grad_enabled():
+        raise ValueError("compiled attention gives no gradient of biases; use PyTorch's attention")
+    return _attend(qkv, fill, biases, side)
+
+
+def _attend(*inputs: Any) -> Tensor:
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
         out: Tensor = _NativeAttention.apply(*inputs)
         return out
     return _Call(*inputs).forward(None)
 
 
 class _Call:
-    """One call of the compiled code: operands laid out as it wants them, and held while it runs."""
+    """One call of the compiled code: operands laid out as it wants them, and held while it runs.
 
-    def __init__(self, qkv: Tensor, fill: Tensor | None, rows: Tensor, columns: Tensor) -> None:
+    Args:
+        qkv: (b, h, w, 3, heads, d), or (b, h, w, heads, 3, d) with biases.
+        fill: of a cell beyond the edge, or None.
+        places: (th, th, d), or biases (heads, n, n).
+        side: (tw, tw, d), or the side of a window with biases.
+    """
+
+    def __init__(
+        self, qkv: Tensor, fill: Tensor | None, places: Tensor, side: Tensor | int
+    ) -> None:
         kernels = find_kernels()
         if kernels is None:
             raise RuntimeError(f"attention {describe_attention()}")
         self.kernels = kernels
         self.qkv = qkv.contiguous()
         self.fill = None if fill is None else fill.to(qkv.dtype).contiguous()
-        self.rows, self.columns = (t.detach().float().contiguous() for t in (rows, columns))
-        b, h, w, _, heads, d = qkv.shape
-        side = (len(rows), len(columns))
-        if self.fill is None and (h % side[0] or w % side[1]):
+        self.operands: dict[str, Tensor] = {}
+        if isinstance(side, int):
+            self.side, self.heads_first = (side, side), True
+            self.operands["bias"] = self._laid_bias(places.detach().float())
+        else:
+            self.side, self.heads_first = (len(places), len(side)), False
+            self._lay_tables(places.detach().float(), side.detach().float())
+        b, h, w, heads, _, d = qkv.shape if self.heads_first else qkv.transpose(3, 4).shape
+        if self.fill is None and (h % self.side[0] or w % self.side[1]):
             raise ValueError(
-                f"tiles of {side} do not divide a grid of {(h, w)}: fill must be given"
+                f"tiles of {self.side} do not divide a grid of {(h, w)}: fill must be given"
             )
-        self.sizes = (b, h, w, heads, d, *side, int(qkv.dtype == torch.bfloat16))
-        self.tasks = tile_count(qkv, side) * heads
+        apart = (d, 3 * d) if self.heads_first else (heads * d, d)
+        self.sizes = (*apart, b, h, w, heads, d, *self.side, int(qkv.dtype == torch.bfloat16))
+        self.tasks = tile_count(qkv, self.side) * heads
+        self.shape = (b, h, w, heads, d)
+
+    def _lay_tables(self, rows: Tensor, columns: Tensor) -> None:
+        """Give the tables by key as well, padded to whole vectors."""
+        for name, table in (("rows", rows), ("columns", columns)):
+            by_key = functional.pad(table.transpose(1, 2), (0, -len(table) % self.kernels.LANES))
+            self.operands |= {name: by_key.contiguous(), f"to_{name}": table.contiguous()}
+
+    def _laid_bias(self, biases: Tensor) -> Tensor:
+        """Give biases (heads, n, n) in base 2 and padded to whole panels of keys."""
+        missing = -biases.shape[-1] % (2 * self.kernels.LANES)
+        return functional.pad(biases * math.log2(math.e), (0, missing), value=FAR)
 
     def forward(self, norms: Tensor | None) -> Tensor:
         """Return the output; ``norms`` (b, h, w, heads, 2) takes what ``backward`` needs."""
-        out = self.qkv.new_empty(*self.qkv.shape[:3], *self.qkv.shape[4:])
+        out = self.qkv.new_empty(self.shape)
         self._run(self.kernels.forward, out=out, norms=norms)
         return out
 
     def backward(self, grad: Tensor, out: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradients of qkv, and of k and v of the fill as (2, heads, d)."""
-        heads, d = self.qkv.shape[4:]
+        """Return the gradients of qkv and, in fp32, of the fill."""
+        heads, d = self.shape[3:]
         grad_qkv = torch.empty_like(self.qkv)
-        grad_fill = torch.empty(self.tasks // heads, heads, 2, d)
+        keys = torch.empty(self.tasks // heads, heads, 2, d)  # k and v of each tile's padding
         grad = grad.to(self.qkv.dtype).contiguous()
         given = {"grad": grad, "out": out, "norms": norms}
-        self._run(self.kernels.backward, **given, grad_qkv=grad_qkv, grad_fill=grad_fill)
-        return grad_qkv, grad_fill.sum(0).transpose(0, 1)
+        self._run(self.kernels.backward, **given, grad_qkv=grad_qkv, grad_fill=keys)
+        grad_fill = functional.pad(keys.sum(0), (0, 0, 1, 0))  # its q asks nothing
+        return grad_qkv, grad_fill if self.heads_first else grad_fill.transpose(0, 1)
 
     def _run(self, work: Any, **tensors: Tensor | None) -> None:
-        """Let as many threads as torch uses take tasks until none is left."""
-        lanes: int = self.kernels.LANES
-        across = [
-            functional.pad(table.transpose(1, 2), (0, -table.shape[1] % lanes)).contiguous()
-            for table in (self.rows, self.columns)
-        ]
-        begun = torch.zeros(1, dtype=torch.int64)
-        names = ("grad", "out", "grad_qkv", "norms", "grad_fill")
-        operands = (self.qkv, self.fill, *across, self.rows, self.columns)
-        places = [
-            0 if tensor is None else tensor.data_ptr()
-            for tensor in (*operands, *(tensors.get(name) for name in names), begun)
-        ]
-        arguments = (tuple(places), self.sizes, self.qkv.shape[-1] ** -0.5)
-        others = min(torch.get_num_threads(), self.tasks) - 1
-        if not others:
-            work(*arguments)
-            return
-        with ThreadPoolExecutor(others) as pool:
-            running = [pool.submit(work, *arguments) for _ in range(others)]
-            work(*arguments)
-        for one in running:
-            one.result()
+        given = {"qkv": self.qkv, "fill": self.fill, **self.operands, **tensors}
+        found = [given.get(name) for name in OPERANDS]
+        places = tuple(0 if tensor is None else tensor.data_ptr() for tensor in found)
+        work(places, self.sizes, self.shape[-1] ** -0.5, torch.get_num_threads())
 
 
 class _NativeAttention(torch.autograd.Function):
@@ -145,26 +198,23 @@ class _NativeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        qkv = inputs[0]
-        norms = torch.empty(*qkv.shape[:3], qkv.shape[4], 2)
-        out = _Call(*inputs).forward(norms)
-        ctx.save_for_backward(*inputs, out, norms)
+        call = _Call(*inputs)
+        norms = torch.empty(*call.shape[:4], 2)
+        out = call.forward(norms)
+        qkv, fill, places, side = inputs
+        ctx.side = side if isinstance(side, int) else None
+        ctx.save_for_backward(qkv, fill, places, None if ctx.side else side, out, norms)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, out, norms = ctx.saved_tensors
-        qkv, fill, rows, columns = inputs
+        qkv, fill, places, columns, out, norms = ctx.saved_tensors
         if any(ctx.needs_input_grad[2:]):  # tables are trained in full fine-tuning alone
             needs, chunk = ctx.needs_input_grad, default_chunk(qkv)
-            tables = (rows.to(qkv.dtype), columns.to(qkv.dtype))
+            tables = (places.to(qkv.dtype), columns.to(qkv.dtype))
             found = backward_tiles(qkv, fill, *tables, out, grad, needs, chunk)
-            return *found[:2], *(None if g is None else g.to(rows.dtype) for g in found[2:])
-        grad_qkv, grad_fill = _Call(*inputs).backward(grad, out, norms)
-        if fill is None:
-            return grad_qkv, None, None, None
-        of_fill = torch.cat(
-            [torch.zeros_like(grad_fill[:1]), grad_fill]
-        )  # q of a fill asks nothing
-        return grad_qkv, of_fill.to(fill.dtype), None, None
+            return *found[:2], *(None if g is None else g.to(places.dtype) for g in found[2:])
+        call = _Call(qkv, fill, places, ctx.side or columns)
+        grad_qkv, grad_fill = call.backward(grad, out, norms)
+        return grad_qkv, None if fill is None else grad_fill.to(fill.dtype), None, None

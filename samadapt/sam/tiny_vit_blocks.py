@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from samadapt.sam.attention import join_windows, partition_windows
 from samadapt.sam.layers import is_exporting
+from samadapt.sam.native_attention import attend_native_biased, suits
 
 # Numbers that a thread holds of the widest layer: 4 MiB in fp32. On a Xeon with 2 MiB of
 # second-level cache a core 2 MiB are as fast (less cache, but more copies of rows and of weights),
@@ -222,18 +223,30 @@ class WindowBiasAttention(nn.Module):
             biases: ``pair_biases()``, for many x; made here if None.
         """
         biases = self.pair_biases() if biases is None else biases
-        h, w = size = (x.shape[1], x.shape[2])
-        side = (self.window, self.window)
         padding = None
-        if h % self.window or w % self.window:  # the norm comes behind the padding
+        if x.shape[1] % self.window or x.shape[2] % self.window:  # the norm is behind the padding
             padding = self.qkv(self.norm(x.new_zeros(x.shape[-1])))
-        windows = partition_windows(self.qkv(self.norm(x)), side, padding)
         # rows of qkv: (head, q | k | v, channel)
-        split = windows.flatten(1, 2).unflatten(-1, (self.num_heads, 3, -1))
+        split = (self.num_heads, 3, -1)
+        qkv: Tensor = torch.unflatten(self.qkv(self.norm(x)), -1, split)
+        trained = biases.requires_grad and torch.is_grad_enabled()
+        if suits(qkv) and not trained and not is_exporting():
+            fill = None if padding is None else padding.unflatten(-1, split)
+            heads = attend_native_biased(qkv, fill, biases[0], self.window)
+        else:
+            heads = self._attend(qkv, padding, biases)
+        out: Tensor = self.proj(heads.flatten(-2))
+        return out
+
+    def _attend(self, qkv: Tensor, padding: Tensor | None, biases: Tensor) -> Tensor:
+        """Attend by PyTorch: qkv (b, h, w, heads, 3, d) -> (b, h, w, heads, d)."""
+        size, side = (qkv.shape[1], qkv.shape[2]), (self.window, self.window)
+        windows = partition_windows(qkv.flatten(3), side, padding)
+        split = windows.flatten(1, 2).unflatten(-1, qkv.shape[3:])
         q, k, v = split.permute(3, 0, 2, 1, 4).unbind(0)
         heads = functional.scaled_dot_product_attention(q, k, v, biases.to(q.dtype))
         joined = join_windows(heads.transpose(1, 2).reshape(*windows.shape[:3], -1), size)
-        out: Tensor = self.proj(joined.contiguous())
+        out: Tensor = torch.unflatten(joined.contiguous(), -1, (self.num_heads, -1))
         return out
 
 
