@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -63,7 +64,9 @@ def rows() -> Iterator[Comparison]:
 def products_alone(build: Build) -> Call:
     """Return a call that times every product of another call by itself and adds the times up."""
     call = build()
-    with patch("samadapt.sam.attention.suits", lambda qkv: False):  # attention's products, too
+    with ExitStack() as stack:
+        for encoder_file in ("attention", "tiny_vit_blocks"):  # attention's products, too
+            stack.enter_context(patch(f"samadapt.sam.{encoder_file}.suits", lambda qkv: False))
         call()  # what is made once is not of the call
         with Watcher() as watcher:
             call()

@@ -24,7 +24,6 @@ from samadapt.methods.injection import Injection, inject
 from samadapt.methods.store import AdapterRecord, load_adapter
 from samadapt.prompts.given import has_prompts, lacks_prompts
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.sam.image_encoder import ImageEncoderViT
 from samadapt.sam.native_attention import describe_attention
 from samadapt.sam.weights import base_hash, load_sam
 from samadapt.training.features import Features
@@ -343,7 +342,7 @@ def open_session(config: Config, run_dir: Path) -> Session:
     injection = inject(sam, config.peft)
     precision.store_frozen(sam.to(device), injection.exact)
     progress.say(f"device {device}, precision {precision.name}: {precision.reason}")
-    if device.type == "cpu" and isinstance(sam.image_encoder, ImageEncoderViT):
+    if device.type == "cpu":
         progress.say(f"attention {describe_attention()}")
     write_json(run_dir / "env.json", environment(device, precision))
     write_json(run_dir / "splits.json", dataset.splits())

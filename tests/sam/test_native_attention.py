@@ -14,8 +14,15 @@ from torch import Tensor
 
 from samadapt.sam import native_attention
 from samadapt.sam.attention import RelativePositionAttention
-from samadapt.sam.native_attention import attend_native, describe_attention, is_missing, suits
+from samadapt.sam.native_attention import (
+    attend_native,
+    attend_native_biased,
+    describe_attention,
+    is_missing,
+    suits,
+)
 from samadapt.sam.tiled_attention import attend_tiles
+from samadapt.sam.tiny_vit_blocks import WindowBiasAttention
 
 BUILDS = native_attention.MODULES.get(torch.backends.cpu.get_cpu_capability(), ())
 TENSORS = ("qkv", "fill", "rows", "columns")
@@ -196,6 +203,56 @@ def test_tiles_that_do_not_divide_need_a_fill(kernels: ModuleType) -> None:
     qkv, _, rows, columns = cast(make_inputs((4, 5), (2, 2)), torch.float32)
     with pytest.raises(ValueError, match=r"tiles of \(2, 2\) do not divide a grid of \(4, 5\)"):
         attend_native(qkv, None, rows, columns)
+
+
+def make_biased(window: int) -> tuple[WindowBiasAttention, Tensor]:
+    torch.manual_seed(0)
+    attention = WindowBiasAttention(24, 3, window)
+    torch.nn.init.normal_(attention.attention_biases)
+    return attention, torch.randn(2, 5, 7, 24)
+
+
+@pytest.mark.parametrize("window", [2, 5, 7])
+@pytest.mark.parametrize("trained", ["x", "qkv.weight", "norm.bias"])
+def test_biases_of_pairs_equal_pytorchs(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, window: int, trained: str
+) -> None:
+    attention, x = make_biased(window)
+    attention.requires_grad_(False)
+    leaf = x if trained == "x" else attention.get_parameter(trained)
+    leaf.requires_grad_(True)
+
+    def found(attention: WindowBiasAttention, x: Tensor, leaf: Tensor) -> list[Tensor]:
+        out = attention(x)
+        weight = torch.arange(out.numel(), dtype=torch.float64).sin().view_as(out).to(out.dtype)
+        (gradient,) = torch.autograd.grad((out * weight).sum(), leaf)
+        return [out.detach(), gradient]
+
+    compiled = found(attention, x, leaf)
+    monkeypatch.setattr(native_attention, "find_kernels", lambda: None)
+    for one, other in zip(compiled, found(attention, x, leaf), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
+
+
+def test_biases_of_pairs_in_bf16(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    attention, x = make_biased(3)
+    exact = attention.double()(x.double()).detach()
+    attention.float().requires_grad_(False)
+    errors = []
+    for taken in (kernels, None):
+        monkeypatch.setattr(native_attention, "find_kernels", lambda taken=taken: taken)
+        with torch.autocast("cpu", torch.bfloat16):
+            errors.append(error(attention(x), exact))
+    assert errors[0] <= 1.2 * errors[1]
+
+
+def test_trained_biases_get_their_gradient(kernels: ModuleType) -> None:
+    attention, x = make_biased(3)
+    attention(x).sum().backward()
+    assert attention.attention_biases.grad is not None
+    biases = attention.pair_biases()[0]
+    with pytest.raises(ValueError, match="gives no gradient of biases"):
+        attend_native_biased(torch.zeros(1, 3, 3, 3, 3, 8), None, biases, 3)
 
 
 def test_what_it_takes(kernels: ModuleType) -> None:

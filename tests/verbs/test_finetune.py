@@ -31,6 +31,7 @@ from samadapt.methods.store import read_record
 from samadapt.prompts.objects import simulate
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.weights import base_hash, load_sam
+from samadapt.training.precision import choose_precision
 from samadapt.verbs.finetune import finetune, render
 
 
@@ -201,7 +202,9 @@ def test_more_than_three_classes_get_a_mask_token_each(make_pictures, run):
     assert len(result.summary["adapted"]["per_class"]) == 5
     segmenter = samadapt.load_adapter(result.adapter_dir, device="cpu")
     assert segmenter.sam.build.num_multimask == 5
-    found = whole_model_scores(segmenter.sam, root, PromptPolicy("semantic"), record.classes)
+    # the new tokens begin alike, so that rounding decides pixels: score in the run's arithmetic
+    with choose_precision("fp32", torch.device("cpu")).products():
+        found = whole_model_scores(segmenter.sam, root, PromptPolicy("semantic"), record.classes)
     assert result.summary["adapted"]["dice"] == pytest.approx(found["dice"], abs=5e-4)
     assert found["dice"] > 0.02
 
