@@ -416,126 +416,179 @@ static void forward_work(const Problem *p, float *space, long index) {
 
 /* Backward, in fp32 arithmetic ------------------------------------------------------------------ */
 
+/* What backward holds of a task; (keys) are lanes, and a name with _wide lies in panels of channels. */
+typedef struct {
+  float *k, *v, *k_wide, *grad_k, *grad_v;      /* (keys, d), the last two summed over the queries */
+  float *q, *grad, *q_wide, *grad_wide, *grad_q; /* (BACKWARD_ROWS, d) of the queries that are held */
+  float *delta, *peak, *share;                  /* (BACKWARD_ROWS) */
+  float *weight, *slope;                        /* (BACKWARD_ROWS, HELD): of some panels of keys */
+  float *slope_h, *slope_w;                     /* slopes by rows and by columns of keys */
+  Position by;
+} Held;
+#define HELD (BACKWARD_PANELS * NR + 16) /* floats from row to row: no power of 2 */
+
 static long backward_room(const Problem *p) {
-  const long n = keys(p), d = p->d, wide = depth(p), held = BACKWARD_PANELS * NR + 16;
-  const long row = 2 * held + 2 * up(d, 16) + 2 * (reach(p) + up(pitch(p), 16)) + 3 * wide + 48;
-  return n * (2 * d + 3 * wide) + BACKWARD_ROWS * row + 256;
+  const long row = 2 * HELD + 2 * up(p->d, 16) + 2 * (reach(p) + up(pitch(p), 16)) + 3 * depth(p) + 48;
+  return keys(p) * (2 * p->d + 3 * depth(p)) + BACKWARD_ROWS * row + 256;
+}
+static Held hold(const Problem *p, float *space) {
+  const long n = keys(p), d = p->d, wide = depth(p), R = BACKWARD_ROWS;
+  Held held;
+  held.k = scratch(&space, n * d), held.v = scratch(&space, n * d);
+  held.k_wide = scratch(&space, n * wide);
+  held.grad_k = scratch(&space, n * wide), held.grad_v = scratch(&space, n * wide);
+  held.q = scratch(&space, R * up(d, 16)), held.grad = scratch(&space, R * up(d, 16));
+  held.q_wide = scratch(&space, R * wide), held.grad_wide = scratch(&space, R * wide);
+  held.grad_q = scratch(&space, R * wide), held.delta = scratch(&space, R);
+  held.peak = scratch(&space, R), held.share = scratch(&space, R);
+  held.weight = scratch(&space, R * HELD), held.slope = scratch(&space, R * HELD);
+  held.slope_h = scratch(&space, R * reach(p)), held.slope_w = scratch(&space, R * pitch(p));
+  held.by.h = scratch(&space, R * reach(p)), held.by.w = scratch(&space, R * pitch(p));
+  memset(held.grad_k, 0, n * wide * sizeof(float));
+  memset(held.grad_v, 0, n * wide * sizeof(float));
+  return held;
+}
+
+/* Load queries first to first + rows - 1; a row behind them, up to a whole group, counts for nothing. */
+static void take_queries(const Problem *p, const Task *t, const Held *held, long first, long rows) {
+  const long d = p->d, ld = up(d, 16), R = BACKWARD_ROWS, wide = R * depth(p) * sizeof(float);
+  memset(held->q, 0, R * ld * sizeof(float)), memset(held->grad, 0, R * ld * sizeof(float));
+  memset(held->q_wide, 0, wide), memset(held->grad_wide, 0, wide), memset(held->grad_q, 0, wide);
+  memset(held->delta, 0, R * sizeof(float)), memset(held->peak, 0, R * sizeof(float));
+  memset(held->share, 0, R * sizeof(float));
+  memset(held->slope_h, 0, R * reach(p) * sizeof(float));
+  memset(held->slope_w, 0, R * pitch(p) * sizeof(float));
+  for (long m = 0; m < rows; m++) {
+    const long y = (first + m) / t->width, x = (first + m) % t->width, cell = place(p, t, y, x);
+    float out[d], *q = held->q + m * ld, *grad = held->grad + m * ld;
+    load(p, p->qkv, slice(p, t, y, x, 0), q);
+    load(p, p->grad, cell * d, grad);
+    load(p, p->out, cell * d, out);
+    if (!p->bias) position(p, q, y, x, held->by.h + m * reach(p), held->by.w + m * pitch(p));
+    held->peak[m] = p->norms[2 * cell], held->share[m] = p->norms[2 * cell + 1];
+    for (long c = 0; c < d; c++) {
+      held->delta[m] += out[c] * grad[c];
+      held->q_wide[(c / NR * R + m) * NR + c % NR] = q[c];
+      held->grad_wide[(c / NR * R + m) * NR + c % NR] = grad[c];
+    }
+  }
+}
+
+/* Make weights of a panel, whose scores are begun in held->weight, and slopes of the loss by scores. */
+static void make_slopes(const Problem *p, const Held *held, long groups, const float *k, const float *v,
+                        float *weight, float *slope) {
+  const long d = p->d, ld = up(d, 16);
+  const float scale = LOG2E * p->scale;
+#define SLOPES(M)                                                                                    \
+  vec sums[MR][2];                                                                                   \
+  clear(M, sums);                                                                                    \
+  product(M, held->q + m * ld, ld, 1, k, d, sums);                                                   \
+  UNROLL for (int i = 0; i < M; i++) for (int side = 0; side < 2; side++) {                          \
+    const vec begun = *(vec *)(weight + (m + i) * HELD + side * LANES);                              \
+    sums[i][side] = begun + scale * sums[i][side] - held->peak[m + i];                               \
+    sums[i][side] = held->share[m + i] * exp2_of(sums[i][side]);                                     \
+  }                                                                                                  \
+  put(M, sums, weight + m * HELD, HELD);                                                             \
+  clear(M, sums);                                                                                    \
+  product(M, held->grad + m * ld, ld, 1, v, d, sums);                                                \
+  UNROLL for (int i = 0; i < M; i++) for (int side = 0; side < 2; side++) {                          \
+    const vec of = *(vec *)(weight + (m + i) * HELD + side * LANES);                                 \
+    sums[i][side] = of * (sums[i][side] - held->delta[m + i]);                                       \
+  }                                                                                                  \
+  put(M, sums, slope + m * HELD, HELD);
+  BY_GROUPS(groups, SLOPES)
+}
+
+/* Sum the slopes of keys [from, from + count) by rows and by columns of keys. */
+static void sum_slopes(const Problem *p, const Held *held, long rows, long from, long count) {
+  for (long m = 0; m < rows; m++) {
+    long y = from / pitch(p), x = from % pitch(p);
+    vec in_y = splat(0);
+    for (long key = 0; key < count; key += LANES) {
+      const vec of = *(vec *)(held->slope + m * HELD + key);
+      *(vec *)(held->slope_w + m * pitch(p) + x) += of;
+      in_y += of, x += LANES;
+      if (x == pitch(p) || key + LANES == count) {
+        held->slope_h[m * reach(p) + y++] += total(in_y);
+        in_y = splat(0), x = 0;
+      }
+    }
+  }
+}
+
+/* Add what the weights and slopes of keys [from, from + count) give to the gradients of q, k and v. */
+static void add_gradients(const Problem *p, const Held *held, long groups, long from, long count) {
+  const long n = keys(p), R = BACKWARD_ROWS;
+  for (long c = 0; c < depth(p) / NR; c++) {
+    const float *grad = held->grad_wide + c * R * NR, *q = held->q_wide + c * R * NR;
+    const float *k = held->k_wide + (c * n + from) * NR;
+    float *to_v = held->grad_v + (c * n + from) * NR, *to_k = held->grad_k + (c * n + from) * NR;
+    float *to_q = held->grad_q + c * R * NR;
+#define TO_V(M) accumulate(M, held->weight + m, 1, HELD, grad, groups, to_v + m * NR)
+#define TO_K(M) accumulate(M, held->slope + m, 1, HELD, q, groups, to_k + m * NR)
+#define TO_Q(M) accumulate(M, held->slope + m * HELD, HELD, 1, k, count, to_q + m * NR)
+    BY_GROUPS(count, TO_V)
+    BY_GROUPS(count, TO_K)
+    BY_GROUPS(groups, TO_Q)
+  }
+}
+
+static void give_queries(const Problem *p, const Task *t, const Held *held, long first, long rows) {
+  const long d = p->d;
+  float value[d];
+  for (long m = 0; m < rows; m++) {
+    const long y = (first + m) / t->width, x = (first + m) % t->width;
+    const float *slope_h = held->slope_h + m * reach(p), *slope_w = held->slope_w + m * pitch(p);
+    for (long c = 0; c < d; c++)
+      value[c] = p->scale * held->grad_q[(c / NR * BACKWARD_ROWS + m) * NR + c % NR];
+    for (long i = 0; i < p->th && !p->bias; i++)
+      for (long c = 0; c < d; c++) value[c] += slope_h[i] * p->to_rows[(y * p->th + i) * d + c];
+    for (long i = 0; i < p->tw && !p->bias; i++)
+      for (long c = 0; c < d; c++) value[c] += slope_w[i] * p->to_columns[(x * p->tw + i) * d + c];
+    store(p, p->grad_qkv, slice(p, t, y, x, 0), value);
+  }
+}
+
+/* Write the gradients of k and v; those of cells beyond the edge are summed into ``padding`` (2, d). */
+static void give_keys(const Problem *p, const Task *t, const Held *held, float *padding) {
+  const long d = p->d, n = keys(p);
+  float value[d];
+  memset(padding, 0, 2 * d * sizeof(float));
+  for (long y = 0; y < p->th; y++)
+    for (long x = 0; x < p->tw; x++)
+      for (long part = 1; part < 3; part++) {
+        const float *from = (part == 1 ? held->grad_k : held->grad_v) + (y * pitch(p) + x) * NR;
+        const float factor = part == 1 ? p->scale : 1;
+        for (long c = 0; c < d; c++) value[c] = factor * from[c / NR * n * NR + c % NR];
+        if (y < t->height && x < t->width)
+          store(p, p->grad_qkv, slice(p, t, y, x, part), value);
+        else
+          for (long c = 0; c < d; c++) padding[(part - 1) * d + c] += value[c];
+      }
 }
 
 static void backward_work(const Problem *p, float *space, long index) {
   const Task t = task(p, index);
-  const long n = keys(p), d = p->d, wide = depth(p), panels = n / NR, ld_q = up(d, 16);
-  const long ld = BACKWARD_PANELS * NR + 16, R = BACKWARD_ROWS;
-  float *k = scratch(&space, n * d), *v = scratch(&space, n * d), *k_wide = scratch(&space, n * wide);
-  float *grad_k = scratch(&space, n * wide), *grad_v = scratch(&space, n * wide);
-  float *weight = scratch(&space, R * ld), *slope = scratch(&space, R * ld);
-  float *q = scratch(&space, R * ld_q), *grad = scratch(&space, R * ld_q);
-  float *q_wide = scratch(&space, R * wide), *grad_wide = scratch(&space, R * wide);
-  float *grad_q = scratch(&space, R * wide), *delta = scratch(&space, R);
-  float *peak = scratch(&space, R), *share = scratch(&space, R);
-  float *slope_h = scratch(&space, R * reach(p)), *slope_w = scratch(&space, R * pitch(p));
-  Position by = {scratch(&space, R * reach(p)), scratch(&space, R * pitch(p))};
-  float value[d];
-  const float scale = LOG2E * p->scale;
-  lay(p, &t, 1, k, k_wide), lay(p, &t, 2, v, NULL);
-  memset(grad_k, 0, n * wide * sizeof(float));
-  memset(grad_v, 0, n * wide * sizeof(float));
-  for (long first = 0, count = t.height * t.width; first < count; first += R) {
-    const long rows = smaller(R, count - first), held = up(rows, STEP);
-    memset(q, 0, held * ld_q * sizeof(float)), memset(grad, 0, held * ld_q * sizeof(float));
-    memset(q_wide, 0, R * wide * sizeof(float)), memset(grad_wide, 0, R * wide * sizeof(float));
-    memset(grad_q, 0, R * wide * sizeof(float)), memset(delta, 0, R * sizeof(float));
-    memset(peak, 0, R * sizeof(float)), memset(share, 0, R * sizeof(float));
-    memset(slope_h, 0, R * reach(p) * sizeof(float)), memset(slope_w, 0, R * pitch(p) * sizeof(float));
-    for (long m = 0; m < rows; m++) {
-      const long y = (first + m) / t.width, x = (first + m) % t.width, cell = place(p, &t, y, x);
-      load(p, p->qkv, slice(p, &t, y, x, 0), q + m * ld_q);
-      load(p, p->grad, cell * d, grad + m * ld_q);
-      load(p, p->out, cell * d, value);
-      if (!p->bias) position(p, q + m * ld_q, y, x, by.h + m * reach(p), by.w + m * pitch(p));
-      peak[m] = p->norms[2 * cell], share[m] = p->norms[2 * cell + 1];
-      for (long c = 0; c < d; c++) {
-        delta[m] += value[c] * grad[m * ld_q + c];
-        q_wide[(c / NR * R + m) * NR + c % NR] = q[m * ld_q + c];
-        grad_wide[(c / NR * R + m) * NR + c % NR] = grad[m * ld_q + c];
-      }
-    }
-    for (long from = 0; from < panels; from += BACKWARD_PANELS) {
-      const long some = smaller(BACKWARD_PANELS, panels - from);
+  const Held held = hold(p, space);
+  lay(p, &t, 1, held.k, held.k_wide), lay(p, &t, 2, held.v, NULL);
+  for (long first = 0, all = t.height * t.width; first < all; first += BACKWARD_ROWS) {
+    const long rows = smaller(BACKWARD_ROWS, all - first), groups = up(rows, STEP);
+    take_queries(p, &t, &held, first, rows);
+    for (long from = 0; from < keys(p); from += BACKWARD_PANELS * NR) {
+      const long count = smaller(BACKWARD_PANELS * NR, keys(p) - from);
       for (long m = 0; m < rows; m++)
-        begin(p, &t, &by, m, (first + m) / t.width, (first + m) % t.width, from * NR, (from + some) * NR,
-              weight + m * ld);
-      memset(weight + rows * ld, 0, (held - rows) * ld * sizeof(float));
-      for (long panel = 0; panel < some; panel++) {
-        const float *of_k = k + (from + panel) * d * NR, *of_v = v + (from + panel) * d * NR;
-#define SLOPES(M)                                                                                    \
-  vec sums[MR][2];                                                                                   \
-  clear(M, sums);                                                                                    \
-  product(M, q + m * ld_q, ld_q, 1, of_k, d, sums);                                                  \
-  UNROLL for (int i = 0; i < M; i++) for (int side = 0; side < 2; side++) {                          \
-    const vec begun = *(vec *)(weight + (m + i) * ld + panel * NR + side * LANES);                   \
-    sums[i][side] = share[m + i] * exp2_of(begun + scale * sums[i][side] - peak[m + i]);             \
-  }                                                                                                  \
-  put(M, sums, weight + m * ld + panel * NR, ld);                                                  \
-  clear(M, sums);                                                                                    \
-  product(M, grad + m * ld_q, ld_q, 1, of_v, d, sums);                                               \
-  UNROLL for (int i = 0; i < M; i++) for (int side = 0; side < 2; side++) {                          \
-    const vec of = *(vec *)(weight + (m + i) * ld + panel * NR + side * LANES);                      \
-    sums[i][side] = of * (sums[i][side] - delta[m + i]);                                             \
-  }                                                                                                  \
-  put(M, sums, slope + m * ld + panel * NR, ld);
-        BY_GROUPS(held, SLOPES)
-      }
-      for (long m = 0; m < rows && !p->bias; m++) { /* by rows and by columns of keys */
-        long y = from * NR / pitch(p), x = from * NR % pitch(p);
-        vec in_y = splat(0);
-        for (long key = 0; key < some * NR; key += LANES) {
-          const vec of = *(vec *)(slope + m * ld + key);
-          *(vec *)(slope_w + m * pitch(p) + x) += of;
-          in_y += of, x += LANES;
-          if (x == pitch(p) || key + LANES == some * NR) {
-            slope_h[m * reach(p) + y++] += total(in_y);
-            in_y = splat(0), x = 0;
-          }
-        }
-      }
-      for (long c = 0; c < wide / NR; c++) {
-        float *to_v = grad_v + (c * n + from * NR) * NR, *to_k = grad_k + (c * n + from * NR) * NR;
-#define TO_VALUES(M) accumulate(M, weight + m, 1, ld, grad_wide + c * R * NR, held, to_v + m * NR)
-#define TO_KEYS(M) accumulate(M, slope + m, 1, ld, q_wide + c * R * NR, held, to_k + m * NR)
-#define TO_QUERIES(M)                                                                                \
-  accumulate(M, slope + m * ld, ld, 1, k_wide + (c * n + from * NR) * NR, some * NR,                 \
-             grad_q + (c * R + m) * NR)
-        BY_GROUPS(some * NR, TO_VALUES)
-        BY_GROUPS(some * NR, TO_KEYS)
-        BY_GROUPS(held, TO_QUERIES)
-      }
+        begin(p, &t, &held.by, m, (first + m) / t.width, (first + m) % t.width, from, from + count,
+              held.weight + m * HELD);
+      memset(held.weight + rows * HELD, 0, (groups - rows) * HELD * sizeof(float));
+      for (long key = 0; key < count; key += NR)
+        make_slopes(p, &held, groups, held.k + (from + key) * p->d, held.v + (from + key) * p->d,
+                    held.weight + key, held.slope + key);
+      if (!p->bias) sum_slopes(p, &held, rows, from, count);
+      add_gradients(p, &held, groups, from, count);
     }
-    for (long m = 0; m < rows; m++) {
-      const long y = (first + m) / t.width, x = (first + m) % t.width;
-      for (long c = 0; c < d; c++) value[c] = p->scale * grad_q[(c / NR * R + m) * NR + c % NR];
-      for (long i = 0; i < p->th && !p->bias; i++)
-        for (long c = 0; c < d; c++)
-          value[c] += slope_h[m * reach(p) + i] * p->to_rows[(y * p->th + i) * d + c];
-      for (long i = 0; i < p->tw && !p->bias; i++)
-        for (long c = 0; c < d; c++)
-          value[c] += slope_w[m * pitch(p) + i] * p->to_columns[(x * p->tw + i) * d + c];
-      store(p, p->grad_qkv, slice(p, &t, y, x, 0), value);
-    }
+    give_queries(p, &t, &held, first, rows);
   }
-  float *padded = p->grad_fill + index * 2 * d;
-  memset(padded, 0, 2 * d * sizeof(float));
-  for (long y = 0; y < p->th; y++)
-    for (long x = 0; x < p->tw; x++)
-      for (long part = 1; part < 3; part++) {
-        const float *from = (part == 1 ? grad_k : grad_v) + (y * pitch(p) + x) * NR;
-        const float factor = part == 1 ? p->scale : 1;
-        for (long c = 0; c < d; c++) value[c] = factor * from[c / NR * n * NR + c % NR];
-        if (y < t.height && x < t.width)
-          store(p, p->grad_qkv, slice(p, &t, y, x, part), value);
-        else
-          for (long c = 0; c < d; c++) padded[(part - 1) * d + c] += value[c];
-      }
+  give_keys(p, &t, &held, p->grad_fill + index * 2 * p->d);
 }
 
 /* Python ---------------------------------------------------------------------------------------- */
