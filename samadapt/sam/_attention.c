@@ -1,14 +1,14 @@
 /* Exact attention within the tiles of a grid of tokens; scores never leave the processor's caches.
 
    The score of query (i, j) and key (y, x) is q.k / sqrt(d) and what their places add: in SAM's ViT
-   q.R_h[i][y] + q.R_w[j][x], in TinyViT a bias of the pair. A task is one head of one tile (a window,
-   or the whole grid) of one image; OpenMP hands the tasks out, to the threads that torch has. Queries
-   are taken some rows at a time: their scores are made, used and overwritten. Keys are padded to whole panels, in the ViT each row of the tile to whole
-   vectors; a lane that only pads has a score of FAR. Softmax is in base 2, and LOG2E is folded into
-   the scores.
+   q.R_h[i][y] + q.R_w[j][x], in TinyViT a bias of the pair. A task is one head of one tile (a
+   window, or the whole grid) of one image; OpenMP hands the tasks out, to the threads that torch
+   has. Queries are taken some rows at a time: their scores are made, used and overwritten. Keys are
+   padded to whole panels, in the ViT each row of the tile to whole vectors; a lane that only pads
+   has a score of FAR. Softmax is in base 2, and LOG2E is folded into the scores.
 
-   Written with GNU C's vectors and built once per instruction set (pyproject.toml). native_attention.py
-   is the only caller; it checks all arguments. */
+   Written with GNU C's vectors and built once per instruction set (pyproject.toml).
+   native_attention.py is the only caller; it checks all arguments, and knows INTERFACE. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -32,23 +32,29 @@
 #define BACKWARD_PANELS 6
 #define LOG2E 1.44269504f
 #define FAR -1e30f
+#define INTERFACE 1 /* of the arguments; native_attention.py has the same number */
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
+/* One call. Values are fp32, or bf16 where ``half``; tables, bias, norms and grad_fill are fp32. */
 typedef struct {
-  const void *qkv, *fill;            /* (b, h, w, 3, heads, d) or with 3 behind heads; a cell beyond the edge */
-  const float *rows, *columns;       /* (th, d, near(th)), (tw, d, near(tw)): [query][channel][key] */
-  const float *to_rows, *to_columns; /* (th, th, d), (tw, tw, d): [query][key][channel]; backward's */
-  const float *bias;                 /* (heads, th tw, keys) in base 2 in the place of these four, or NULL */
-  const void *grad;                  /* (b, h, w, heads, d), as out */
-  void *out, *grad_qkv;
-  float *norms, *grad_fill; /* (b, h, w, heads, 2): peak and 1 / sum; (tasks, 2, d): of k and v */
-  float scale;            /* 1 / sqrt(d) */
-  long of_part, of_head;  /* how far apart q, k and v lie in a cell, and the heads */
-  long b, h, w, heads, d, th, tw, half; /* half: values are bf16; tables, norms, grad_fill never are */
+  const void *qkv;         /* (b, h, w, 3, heads, d), or with 3 behind heads */
+  const void *fill;        /* (3, heads, d), or so: a cell beyond the edge; or NULL */
+  const float *rows;       /* (th, d, th padded) [query][channel][key] */
+  const float *columns;    /* (tw, d, tw padded) */
+  const float *to_rows;    /* (th, th, d) [query][key][channel]; backward's */
+  const float *to_columns; /* (tw, tw, d); backward's */
+  const float *bias;       /* (heads, th * tw, keys) in base 2 instead of these four, or NULL */
+  const void *grad;        /* (b, h, w, heads, d), as out */
+  void *out, *grad_qkv;    /* grad_qkv as qkv */
+  float *norms;            /* (b, h, w, heads, 2): largest score and 1 / sum of a query */
+  float *grad_fill;        /* (tasks, 2, d): of k and v */
+  float scale;             /* 1 / sqrt(d) */
+  long of_part, of_head;   /* how far apart q, k and v of a cell lie, and its heads */
+  long b, h, w, heads, d, th, tw, half;
 } Problem;
 
 typedef struct {
@@ -60,9 +66,11 @@ static long smaller(long a, long b) { return a < b ? a : b; }
 static long down(const Problem *p) { return (p->h + p->th - 1) / p->th; }
 static long across(const Problem *p) { return (p->w + p->tw - 1) / p->tw; }
 static long tasks(const Problem *p) { return p->b * down(p) * across(p) * p->heads; }
-static long pitch(const Problem *p) { return p->bias ? p->tw : up(p->tw, LANES); } /* of keys' rows */
-static long reach(const Problem *p) { return up(p->th + 1, LANES); }     /* of rel_h: a row more */
-static long keys(const Problem *p) { return up(p->th * pitch(p), NR); }  /* lanes of all keys */
+/* From row to row of keys. */
+static long pitch(const Problem *p) { return p->bias ? p->tw : up(p->tw, LANES); }
+/* Of rel_h: a row behind the last, for the lanes that fill the last panel. */
+static long reach(const Problem *p) { return up(p->th + 1, LANES); }
+static long keys(const Problem *p) { return up(p->th * pitch(p), NR); } /* lanes of all keys */
 static long depth(const Problem *p) { return up(p->d, NR); }
 
 static Task task(const Problem *p, long index) {
@@ -77,7 +85,7 @@ static Task task(const Problem *p, long index) {
   return t;
 }
 
-/* Values ---------------------------------------------------------------------------------------- */
+/* Values ------------------------------------------------------------------------------------ */
 
 INLINE float widen(uint16_t half) {
   uint32_t bits = (uint32_t)half << 16;
@@ -111,7 +119,8 @@ static long inside(const Problem *p, const Task *t, long part) {
   return part * p->of_part + t->head * p->of_head;
 }
 static long slice(const Problem *p, const Task *t, long y, long x, long part) {
-  return ((t->image * p->h + t->top + y) * p->w + t->left + x) * 3 * p->heads * p->d + inside(p, t, part);
+  return ((t->image * p->h + t->top + y) * p->w + t->left + x) * 3 * p->heads * p->d +
+         inside(p, t, part);
 }
 static void load_key(const Problem *p, const Task *t, long y, long x, long part, float *to) {
   if (y < t->height && x < t->width)
@@ -120,7 +129,7 @@ static void load_key(const Problem *p, const Task *t, long y, long x, long part,
     load(p, p->fill, inside(p, t, part), to);
 }
 
-/* Vectors --------------------------------------------------------------------------------------- */
+/* Vectors ----------------------------------------------------------------------------------- */
 
 INLINE vec splat(float value) { return (vec){0} + value; }
 INLINE vec at(const float *from) { /* loaded from anywhere */
@@ -148,8 +157,10 @@ INLINE float largest(vec v) {
   UNROLL for (int by = LANES / 2; by; by /= 2) v = higher(v, turned(v, by));
   return v[0];
 }
-INLINE vec exp2_of(vec t) { /* to 6e-8 of it; below 2^-126 that, or nothing */
+/* 2^t to a relative error of 6e-8; below 2^-126 some number from 0 to 2^-126. */
+INLINE vec exp2_of(vec t) {
 #ifdef __AVX512F__
+  t = higher(t, splat(FAR)); /* -infinity less itself would be NaN */
   const vec whole = (vec)_mm512_roundscale_ps((__m512)t, 0), f = t - whole;
 #else
   const vec magic = splat(12582912.0f); /* 1.5 * 2^23: behind it only whole numbers are left */
@@ -169,7 +180,7 @@ INLINE vec exp2_of(vec t) { /* to 6e-8 of it; below 2^-126 that, or nothing */
 #endif
 }
 
-/* Products -------------------------------------------------------------------------------------- */
+/* Products ---------------------------------------------------------------------------------- */
 
 /* sums[m] += sum over i < count of a[m * row + i * step] b[i * NR ...], for m < M, a constant. */
 INLINE void product(const int M, const float *a, long row, long step, const float *b, long count,
@@ -200,7 +211,7 @@ INLINE void product_half(const int M, const uint16_t *a, long row, const uint16_
   }
 }
 #else
-#define product_half(M, a, row, b, count, sums) __builtin_unreachable()
+#define product_half(M, a, row, b, count, sums) __builtin_unreachable() /* refused by run */
 #endif
 INLINE void clear(const int M, vec sums[][2]) {
   UNROLL for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = splat(0);
@@ -224,15 +235,19 @@ INLINE void accumulate(const int M, const float *a, long row, long step, const f
 }
 static long group(long left) { return left >= MR ? MR : left >= 2 * STEP ? 2 * STEP : STEP; }
 /* CALL with a constant for each group of rows from m = 0 on. */
-#define BY_GROUPS(count, CALL)                            \
-  for (long m = 0, size; m < (count); m += size) {        \
-    size = group((count) - m);                            \
-    if (size == MR) { CALL(MR); }                         \
-    else if (size == 2 * STEP) { CALL(2 * STEP); }        \
-    else { CALL(STEP); }                                  \
+#define BY_GROUPS(count, CALL)                     \
+  for (long m = 0, size; m < (count); m += size) { \
+    size = group((count) - m);                     \
+    if (size == MR) {                              \
+      CALL(MR);                                    \
+    } else if (size == 2 * STEP) {                 \
+      CALL(2 * STEP);                              \
+    } else {                                       \
+      CALL(STEP);                                  \
+    }                                              \
   }
 
-/* Position and layout --------------------------------------------------------------------------- */
+/* Position and layout ----------------------------------------------------------------------- */
 
 /* The sum over c < count of values[c] table[c * row ...]. */
 INLINE vec mixed(const float *values, long count, const float *table, long row) {
@@ -257,11 +272,12 @@ static void position(const Problem *p, const float *q, long y, long x, float *re
   rel_h[p->th] = FAR; /* keys behind the last row, which fill the last panel */
   for (long v = p->tw; v < wide; v++) rel_w[v] = FAR;
 }
-/* Write what place adds to the scores of query (y, x), the m-th that is held, with keys [from, to). */
-static void begin(const Problem *p, const Task *t, const Position *by, long m, long y, long x, long from,
-                  long to, float *row) {
+/* Write what places add to the scores of query (y, x), the m-th held, with keys [from, to). */
+static void begin(const Problem *p, const Task *t, const Position *by, long m, long y, long x,
+                  long from, long to, float *row) {
   if (p->bias) {
-    memcpy(row, p->bias + ((t->head * p->th + y) * p->tw + x) * keys(p) + from, (to - from) * sizeof(float));
+    memcpy(row, p->bias + ((t->head * p->th + y) * p->tw + x) * keys(p) + from,
+           (to - from) * sizeof(float));
     return;
   }
   const float *of_h = by->h + m * reach(p), *of_w = by->w + m * pitch(p);
@@ -273,7 +289,8 @@ static void begin(const Problem *p, const Task *t, const Position *by, long m, l
   }
 }
 
-/* Lay k (part 1) or v (2) out in panels: by_key is (keys / NR, d, NR), by_channel (depth / NR, keys, NR). */
+/* Lay k (part 1) or v (2) out in panels: by_key is (keys / NR, d, NR), by_channel (depth / NR,
+ * keys, NR). */
 static void lay(const Problem *p, const Task *t, long part, float *by_key, float *by_channel) {
   const long n = keys(p), d = p->d;
   float value[d];
@@ -284,7 +301,8 @@ static void lay(const Problem *p, const Task *t, long part, float *by_key, float
       const long key = y * pitch(p) + x;
       load_key(p, t, y, x, part, value);
       for (long c = 0; by_key && c < d; c++) by_key[(key / NR * d + c) * NR + key % NR] = value[c];
-      for (long c = 0; by_channel && c < d; c++) by_channel[(c / NR * n + key) * NR + c % NR] = value[c];
+      for (long c = 0; by_channel && c < d; c++)
+        by_channel[(c / NR * n + key) * NR + c % NR] = value[c];
     }
 }
 /* The same in bf16, by pairs of channels (d / 2, NR, 2) and of keys (keys / 2, NR, 2). */
@@ -296,7 +314,8 @@ static void lay_half(const Problem *p, const Task *t, uint16_t *k, uint16_t *v) 
     for (long x = 0; x < p->tw; x++) {
       const long key = y * pitch(p) + x, in = y < t->height && x < t->width;
       const uint16_t *from = in ? p->qkv : p->fill;
-      const uint16_t *of_k = from + (in ? slice(p, t, y, x, 1) : inside(p, t, 1)), *of_v = of_k + p->of_part;
+      const uint16_t *of_k = from + (in ? slice(p, t, y, x, 1) : inside(p, t, 1)),
+                     *of_v = of_k + p->of_part;
       for (long c = 0; c < d; c++) {
         k[(key / NR * d + c / 2 * 2) * NR + key % NR * 2 + c % 2] = of_k[c];
         v[(c / NR * n + key / 2 * 2) * NR + c % NR * 2 + key % 2] = of_v[c];
@@ -309,14 +328,14 @@ static float *scratch(float **space, long floats) {
   return start;
 }
 
-/* Forward --------------------------------------------------------------------------------------- */
+/* Forward ----------------------------------------------------------------------------------- */
 
 static long forward_room(const Problem *p) {
   const long row = keys(p) + 16 + up(p->d, 16) + reach(p) + up(pitch(p), 16) + LANES + depth(p);
   return keys(p) * (p->d + depth(p)) + FORWARD_ROWS * row + 64;
 }
 
-/* Turn a row of scores into weights, unnormalised, in place; in bf16 they take half of the space. */
+/* Turn a row of scores into weights, not yet normalised, in place; bf16 takes half of the space. */
 INLINE float weights(float *row, long count, float most, const int half) {
   vec sums = splat(0);
   for (long v = 0; v < count; v += LANES) {
@@ -339,7 +358,8 @@ INLINE void forward_task(const Problem *p, float *space, const Task *t, const in
   float *k = scratch(&space, n * d), *v = scratch(&space, n * wide);
   float *s = scratch(&space, FORWARD_ROWS * ld), *q = scratch(&space, FORWARD_ROWS * ld_q);
   float *most = scratch(&space, FORWARD_ROWS * LANES), *out = scratch(&space, FORWARD_ROWS * wide);
-  Position by = {scratch(&space, FORWARD_ROWS * reach(p)), scratch(&space, FORWARD_ROWS * pitch(p))};
+  Position by = {scratch(&space, FORWARD_ROWS * reach(p)),
+                 scratch(&space, FORWARD_ROWS * pitch(p))};
   float value[d];
   const float scale = LOG2E * p->scale;
   if (half)
@@ -362,20 +382,20 @@ INLINE void forward_task(const Problem *p, float *space, const Task *t, const in
     memset(s + rows * ld, 0, (held - rows) * ld * sizeof(float)); /* rows that only fill a group */
     for (long m = 0; m < held; m++) *(vec *)(most + m * LANES) = splat(FAR);
     for (long panel = 0; panel < n / NR; panel++) {
-#define SCORES(M)                                                                                    \
-  vec sums[MR][2];                                                                                   \
-  clear(M, sums);                                                                                    \
-  if (half)                                                                                          \
-    product_half(M, (uint16_t *)q + m * ld_q, ld_q, (uint16_t *)k + panel * d * NR, d, sums);        \
-  else                                                                                               \
-    product(M, q + m * ld_q, ld_q, 1, k + panel * d * NR, d, sums);                                  \
-  UNROLL for (int i = 0; i < M; i++) {                                                               \
-    vec *highest = (vec *)(most + (m + i) * LANES);                                                  \
-    for (int side = 0; side < 2; side++) {                                                           \
-      vec *score = (vec *)(s + (m + i) * ld + panel * NR + side * LANES);                            \
-      *score += scale * sums[i][side];                                                               \
-      *highest = higher(*score, *highest);                                                           \
-    }                                                                                                \
+#define SCORES(M)                                                                             \
+  vec sums[MR][2];                                                                            \
+  clear(M, sums);                                                                             \
+  if (half)                                                                                   \
+    product_half(M, (uint16_t *)q + m * ld_q, ld_q, (uint16_t *)k + panel * d * NR, d, sums); \
+  else                                                                                        \
+    product(M, q + m * ld_q, ld_q, 1, k + panel * d * NR, d, sums);                           \
+  UNROLL for (int i = 0; i < M; i++) {                                                        \
+    vec *highest = (vec *)(most + (m + i) * LANES);                                           \
+    for (int side = 0; side < 2; side++) {                                                    \
+      vec *score = (vec *)(s + (m + i) * ld + panel * NR + side * LANES);                     \
+      *score += scale * sums[i][side];                                                        \
+      *highest = higher(*score, *highest);                                                    \
+    }                                                                                         \
   }
       BY_GROUPS(held, SCORES)
     }
@@ -389,13 +409,13 @@ INLINE void forward_task(const Problem *p, float *space, const Task *t, const in
       }
     }
     for (long c = 0; c < wide / NR; c++) {
-#define VALUES(M)                                                                                    \
-  vec sums[MR][2];                                                                                   \
-  clear(M, sums);                                                                                    \
-  if (half)                                                                                          \
-    product_half(M, (uint16_t *)(s + m * ld), 2 * ld, (uint16_t *)v + c * n * NR, n, sums);          \
-  else                                                                                               \
-    product(M, s + m * ld, ld, 1, v + c * n * NR, n, sums);                                          \
+#define VALUES(M)                                                                           \
+  vec sums[MR][2];                                                                          \
+  clear(M, sums);                                                                           \
+  if (half)                                                                                 \
+    product_half(M, (uint16_t *)(s + m * ld), 2 * ld, (uint16_t *)v + c * n * NR, n, sums); \
+  else                                                                                      \
+    product(M, s + m * ld, ld, 1, v + c * n * NR, n, sums);                                 \
   put(M, sums, out + m * wide + c * NR, wide);
       BY_GROUPS(held, VALUES)
     }
@@ -414,21 +434,24 @@ static void forward_work(const Problem *p, float *space, long index) {
     forward_task(p, space, &t, 0);
 }
 
-/* Backward, in fp32 arithmetic ------------------------------------------------------------------ */
+/* Backward, in fp32 arithmetic -------------------------------------------------------------- */
 
-/* What backward holds of a task; (keys) are lanes, and a name with _wide lies in panels of channels. */
+/* What backward holds of a task; (keys) are lanes, and a name with _wide lies in panels of
+ * channels. */
 typedef struct {
-  float *k, *v, *k_wide, *grad_k, *grad_v;      /* (keys, d), the last two summed over the queries */
-  float *q, *grad, *q_wide, *grad_wide, *grad_q; /* (BACKWARD_ROWS, d) of the queries that are held */
-  float *delta, *peak, *share;                  /* (BACKWARD_ROWS) */
-  float *weight, *slope;                        /* (BACKWARD_ROWS, HELD): of some panels of keys */
-  float *slope_h, *slope_w;                     /* slopes by rows and by columns of keys */
+  float *k, *v, *k_wide, *grad_k, *grad_v; /* (keys, d), the last two summed over the queries */
+  float *q, *grad, *q_wide, *grad_wide,
+      *grad_q;                 /* (BACKWARD_ROWS, d) of the queries that are held */
+  float *delta, *peak, *share; /* (BACKWARD_ROWS) */
+  float *weight, *slope;       /* (BACKWARD_ROWS, HELD): of some panels of keys */
+  float *slope_h, *slope_w;    /* slopes by rows and by columns of keys */
   Position by;
 } Held;
 #define HELD (BACKWARD_PANELS * NR + 16) /* floats from row to row: no power of 2 */
 
 static long backward_room(const Problem *p) {
-  const long row = 2 * HELD + 2 * up(p->d, 16) + 2 * (reach(p) + up(pitch(p), 16)) + 3 * depth(p) + 48;
+  const long row =
+      2 * HELD + 2 * up(p->d, 16) + 2 * (reach(p) + up(pitch(p), 16)) + 3 * depth(p) + 48;
   return keys(p) * (2 * p->d + 3 * depth(p)) + BACKWARD_ROWS * row + 256;
 }
 static Held hold(const Problem *p, float *space) {
@@ -449,7 +472,8 @@ static Held hold(const Problem *p, float *space) {
   return held;
 }
 
-/* Load queries first to first + rows - 1; a row behind them, up to a whole group, counts for nothing. */
+/* Load queries first to first + rows - 1; a row behind them, up to a whole group, counts for
+ * nothing. */
 static void take_queries(const Problem *p, const Task *t, const Held *held, long first, long rows) {
   const long d = p->d, ld = up(d, 16), R = BACKWARD_ROWS, wide = R * depth(p) * sizeof(float);
   memset(held->q, 0, R * ld * sizeof(float)), memset(held->grad, 0, R * ld * sizeof(float));
@@ -474,27 +498,28 @@ static void take_queries(const Problem *p, const Task *t, const Held *held, long
   }
 }
 
-/* Make weights of a panel, whose scores are begun in held->weight, and slopes of the loss by scores. */
-static void make_slopes(const Problem *p, const Held *held, long groups, const float *k, const float *v,
-                        float *weight, float *slope) {
+/* Make weights of a panel, whose scores are begun in held->weight, and slopes of the loss by
+ * scores. */
+static void make_slopes(const Problem *p, const Held *held, long groups, const float *k,
+                        const float *v, float *weight, float *slope) {
   const long d = p->d, ld = up(d, 16);
   const float scale = LOG2E * p->scale;
-#define SLOPES(M)                                                                                    \
-  vec sums[MR][2];                                                                                   \
-  clear(M, sums);                                                                                    \
-  product(M, held->q + m * ld, ld, 1, k, d, sums);                                                   \
-  UNROLL for (int i = 0; i < M; i++) for (int side = 0; side < 2; side++) {                          \
-    const vec begun = *(vec *)(weight + (m + i) * HELD + side * LANES);                              \
-    sums[i][side] = begun + scale * sums[i][side] - held->peak[m + i];                               \
-    sums[i][side] = held->share[m + i] * exp2_of(sums[i][side]);                                     \
-  }                                                                                                  \
-  put(M, sums, weight + m * HELD, HELD);                                                             \
-  clear(M, sums);                                                                                    \
-  product(M, held->grad + m * ld, ld, 1, v, d, sums);                                                \
-  UNROLL for (int i = 0; i < M; i++) for (int side = 0; side < 2; side++) {                          \
-    const vec of = *(vec *)(weight + (m + i) * HELD + side * LANES);                                 \
-    sums[i][side] = of * (sums[i][side] - held->delta[m + i]);                                       \
-  }                                                                                                  \
+#define SLOPES(M)                                                           \
+  vec sums[MR][2];                                                          \
+  clear(M, sums);                                                           \
+  product(M, held->q + m * ld, ld, 1, k, d, sums);                          \
+  UNROLL for (int i = 0; i < M; i++) for (int side = 0; side < 2; side++) { \
+    const vec begun = *(vec *)(weight + (m + i) * HELD + side * LANES);     \
+    sums[i][side] = begun + scale * sums[i][side] - held->peak[m + i];      \
+    sums[i][side] = held->share[m + i] * exp2_of(sums[i][side]);            \
+  }                                                                         \
+  put(M, sums, weight + m * HELD, HELD);                                    \
+  clear(M, sums);                                                           \
+  product(M, held->grad + m * ld, ld, 1, v, d, sums);                       \
+  UNROLL for (int i = 0; i < M; i++) for (int side = 0; side < 2; side++) { \
+    const vec of = *(vec *)(weight + (m + i) * HELD + side * LANES);        \
+    sums[i][side] = of * (sums[i][side] - held->delta[m + i]);              \
+  }                                                                         \
   put(M, sums, slope + m * HELD, HELD);
   BY_GROUPS(groups, SLOPES)
 }
@@ -516,7 +541,7 @@ static void sum_slopes(const Problem *p, const Held *held, long rows, long from,
   }
 }
 
-/* Add what the weights and slopes of keys [from, from + count) give to the gradients of q, k and v. */
+/* Add to the gradients of q, k and v what weights and slopes of keys [from, from + count) give. */
 static void add_gradients(const Problem *p, const Held *held, long groups, long from, long count) {
   const long n = keys(p), R = BACKWARD_ROWS;
   for (long c = 0; c < depth(p) / NR; c++) {
@@ -549,7 +574,8 @@ static void give_queries(const Problem *p, const Task *t, const Held *held, long
   }
 }
 
-/* Write the gradients of k and v; those of cells beyond the edge are summed into ``padding`` (2, d). */
+/* Write the gradients of k and v; those of cells beyond the edge are summed into ``padding`` (2,
+ * d). */
 static void give_keys(const Problem *p, const Task *t, const Held *held, float *padding) {
   const long d = p->d, n = keys(p);
   float value[d];
@@ -591,19 +617,28 @@ static void backward_work(const Problem *p, float *space, long index) {
   give_keys(p, &t, &held, p->grad_fill + index * 2 * p->d);
 }
 
-/* Python ---------------------------------------------------------------------------------------- */
+/* Python ------------------------------------------------------------------------------------ */
+
+static int has_bf16(void) {
+#ifdef __AVX512BF16__
+  return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+  return 0;
+#endif
+}
 
 typedef long (*Room)(const Problem *);
 typedef void (*Work)(const Problem *, float *, long);
 
-/* Arguments: a tuple of addresses (OPERANDS in native_attention.py), a tuple of numbers, the scale. */
+/* Arguments: addresses (OPERANDS in native_attention.py), sizes, scale and threads. */
 static PyObject *run(PyObject *args, Room room, Work work) {
   Problem p;
   void *addresses[12];
   PyObject *given;
   int threads;
-  if (!PyArg_ParseTuple(args, "O!(llllllllll)fi", &PyTuple_Type, &given, &p.of_part, &p.of_head, &p.b,
-                        &p.h, &p.w, &p.heads, &p.d, &p.th, &p.tw, &p.half, &p.scale, &threads))
+  if (!PyArg_ParseTuple(args, "O!(llllllllll)fi", &PyTuple_Type, &given, &p.of_part, &p.of_head,
+                        &p.b, &p.h, &p.w, &p.heads, &p.d, &p.th, &p.tw, &p.half, &p.scale,
+                        &threads))
     return NULL;
   for (int i = 0; i < 12; i++) {
     PyObject *address = PyTuple_GetItem(given, i);
@@ -612,11 +647,16 @@ static PyObject *run(PyObject *args, Room room, Work work) {
     if (PyErr_Occurred()) return NULL;
   }
   p.qkv = addresses[0], p.fill = addresses[1], p.rows = addresses[2], p.columns = addresses[3];
-  p.to_rows = addresses[4], p.to_columns = addresses[5], p.bias = addresses[6], p.grad = addresses[7];
+  p.to_rows = addresses[4], p.to_columns = addresses[5], p.bias = addresses[6],
+  p.grad = addresses[7];
   p.out = addresses[8], p.grad_qkv = addresses[9], p.norms = addresses[10];
   p.grad_fill = addresses[11];
+  if (p.half && !has_bf16()) {
+    PyErr_SetString(PyExc_ValueError, "values must be fp32: no bf16 in this build or processor");
+    return NULL;
+  }
   const long each = up(room(&p), 16);
-  threads = smaller(threads, tasks(&p));
+  threads = smaller(threads, tasks(&p) + !tasks(&p));
   float *space;
   if (posix_memalign((void **)&space, 64, threads * each * sizeof(float))) return PyErr_NoMemory();
   Py_BEGIN_ALLOW_THREADS;
@@ -639,15 +679,18 @@ static PyMethodDef methods[] = {{"forward", forward, METH_VARARGS, NULL},
 #define TEXT(name) TEXT2(name)
 #define INIT2(name) PyInit_##name
 #define INIT(name) INIT2(name)
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, .m_name = TEXT(MODULE), .m_size = 0, .m_methods = methods};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = TEXT(MODULE), .m_size = 0,
+                                        .m_methods = methods};
 PyMODINIT_FUNC INIT(MODULE)(void) {
-  PyObject *module = PyModule_Create(&definition);
-  int has_bf16 = 0;
-#ifdef __AVX512BF16__
-  has_bf16 = __builtin_cpu_supports("avx512bf16") != 0;
-#endif
-  if (module) PyModule_AddIntConstant(module, "LANES", LANES);
-  if (module) PyModule_AddIntConstant(module, "BF16", has_bf16);
-  return module;
+  PyObject *module = PyModule_Create(&definition), *far = PyFloat_FromDouble(FAR);
+  if (module && far && !PyModule_AddIntConstant(module, "LANES", LANES) &&
+      !PyModule_AddIntConstant(module, "INTERFACE", INTERFACE) &&
+      !PyModule_AddIntConstant(module, "BF16", has_bf16()) &&
+      !PyModule_AddObjectRef(module, "FAR", far)) {
+    Py_DECREF(far);
+    return module;
+  }
+  Py_XDECREF(far);
+  Py_XDECREF(module);
+  return NULL;
 }

@@ -9,6 +9,7 @@ the processor has neither, those two do the work.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -40,8 +41,8 @@ OPERANDS = (
 )
 """The addresses that the compiled code takes, in order."""
 
-FAR = -1e30
-"""The score of a lane that only pads."""
+INTERFACE = 1
+"""Of the arguments; a build of another one is older or newer than this file."""
 
 
 @cache
@@ -49,14 +50,16 @@ def find_kernels() -> ModuleType | None:
     """Return the compiled module for this processor; None where there is none."""
     for name in MODULES.get(torch.backends.cpu.get_cpu_capability(), ()):
         try:
-            return import_module(f"samadapt.sam.{name}")
-        except ImportError:  # not built; doctor says so
+            kernels = import_module(f"samadapt.sam.{name}")
+        except ImportError:  # describe_attention says why
             continue
+        if kernels.INTERFACE == INTERFACE:
+            return kernels
     return None
 
 
 def is_missing() -> bool:
-    """Whether there is a compiled form for this processor that was not built."""
+    """Whether there is a compiled form for this processor, but not here."""
     return find_kernels() is None and torch.backends.cpu.get_cpu_capability() in MODULES
 
 
@@ -66,16 +69,25 @@ def describe_attention() -> str:
     if kernels is not None:
         which = "AVX-512" if kernels.LANES == 16 else "AVX2"
         return f"compiled for {which}" + (" with bf16" if kernels.BF16 else "")
-    if is_missing():
+    if not is_missing():
+        return "by PyTorch: there is no compiled form for this processor"
+    try:
+        import_module(f"samadapt.sam.{MODULES['AVX2'][0]}")
+    except ModuleNotFoundError:
         return "by PyTorch: the compiled form was not built when samadapt was installed"
-    return "by PyTorch: there is no compiled form for this processor"
+    except ImportError as error:
+        return f"by PyTorch: the compiled form does not load ({error})"
+    return "by PyTorch: the compiled form is of another version of samadapt"
 
 
 def suits(qkv: Tensor) -> bool:
     """Whether the compiled form takes these values: fp32, or bf16 where the processor has it."""
     kernels = find_kernels() if qkv.device.type == "cpu" else None
-    if kernels is None or qkv.dtype == torch.float32:
-        return kernels is not None
+    traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if kernels is None or traced or torch.compiler.is_compiling():
+        return False
+    if qkv.dtype == torch.float32:
+        return True
     return qkv.dtype == torch.bfloat16 and bool(kernels.BF16) and qkv.shape[-1] % 2 == 0
 
 
@@ -90,87 +102,122 @@ def attend_native(qkv: Tensor, fill: Tensor | None, rows: Tensor, columns: Tenso
 
     Returns:
         (b, h, w, heads, d). First derivatives only.
+
+    Raises:
+        ValueError: for operands that do not belong together.
     """
-    return _attend(qkv, fill, rows, columns)
+    return _attend(_with_tables, qkv, fill, rows, columns)
 
 
-def attend_native_biased(qkv: Tensor, fill: Tensor | None, biases: Tensor, side: int) -> Tensor:
-    """Attend within each window of a grid of tokens, with a bias for each pair of tokens.
+def attend_native_biased(qkv: Tensor, fill: Tensor | None, biases: Tensor) -> Tensor:
+    """Attend within each square window of a grid of tokens, with a bias for each pair of tokens.
 
     Args:
         qkv: (b, h, w, heads, 3, d), one that ``suits``.
         fill: (heads, 3, d) of a cell beyond the edge; None where the windows divide the grid.
-        biases: (heads, n, n) [query, key] of the n = side * side tokens of a window; gets no
-            gradient.
-        side: of a window.
+        biases: (heads, n, n) [query, key] of the n tokens of a window, row by row; no gradient.
 
     Returns:
         (b, h, w, heads, d). First derivatives only.
 
     Raises:
-        ValueError: if a gradient of ``biases`` is wanted.
+        ValueError: for operands that do not belong together, and if ``biases`` want a gradient.
     """
     if biases.requires_grad and torch.is_grad_enabled():
         raise ValueError("compiled attention gives no gradient of biases; use PyTorch's attention")
-    return _attend(qkv, fill, biases, side)
+    return _attend(_with_biases, qkv, fill, biases)
 
 
-def _attend(*inputs: Any) -> Tensor:
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs):
-        out: Tensor = _NativeAttention.apply(*inputs)
+def _attend(lay: Lay, qkv: Tensor, fill: Tensor | None, *places: Tensor) -> Tensor:
+    wanted = (t is not None and t.requires_grad for t in (qkv, fill, *places))
+    if torch.is_grad_enabled() and any(wanted):
+        out: Tensor = _CompiledAttention.apply(lay, qkv, fill, *places)
         return out
-    return _Call(*inputs).forward(None)
+    return lay(qkv, fill, *places).forward(None)
+
+
+def _with_tables(qkv: Tensor, fill: Tensor | None, rows: Tensor, columns: Tensor) -> _Call:
+    """Lay a call of decomposed position out: tables by key, padded to whole vectors, as well."""
+    side = (len(rows), len(columns))
+    operands: dict[str, Tensor] = {}
+    for name, table in (("rows", rows), ("columns", columns)):
+        _expect(table, (len(table), len(table), qkv.shape[-1]), name)
+        plain = table.detach().to(torch.float32)
+        by_key = functional.pad(plain.transpose(1, 2), (0, -len(table) % _kernels().LANES))
+        operands |= {name: by_key.contiguous(), f"to_{name}": plain.contiguous()}
+    return _Call(qkv, fill, side, operands, heads_first=False)
+
+
+def _with_biases(qkv: Tensor, fill: Tensor | None, biases: Tensor) -> _Call:
+    """Lay a call of biased pairs out: in base 2, keys padded to whole panels."""
+    tokens = biases.shape[-1]
+    _expect(biases, (qkv.shape[3], tokens, math.isqrt(tokens) ** 2), "biases")
+    scaled = biases.detach().to(torch.float32) * math.log2(math.e)
+    padding = -tokens % (2 * _kernels().LANES)
+    bias = functional.pad(scaled, (0, padding), value=_kernels().FAR).contiguous()
+    return _Call(qkv, fill, (math.isqrt(tokens),) * 2, {"bias": bias}, heads_first=True)
+
+
+def _kernels() -> Any:
+    kernels = find_kernels()
+    if kernels is None:
+        raise ValueError(f"attention is {describe_attention()}; use PyTorch's attention")
+    return kernels
+
+
+def _expect(tensor: Tensor, shape: tuple[int, ...], name: str) -> None:
+    if tuple(tensor.shape) != shape or tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name} must be {shape} on the CPU; got {tuple(tensor.shape)} on {tensor.device}"
+        )
 
 
 class _Call:
-    """One call of the compiled code: operands laid out as it wants them, and held while it runs.
+    """One call of the compiled code: its operands, held while it runs.
 
     Args:
-        qkv: (b, h, w, 3, heads, d), or (b, h, w, heads, 3, d) with biases.
-        fill: of a cell beyond the edge, or None.
-        places: (th, th, d), or biases (heads, n, n).
-        side: (tw, tw, d), or the side of a window with biases.
+        qkv: (b, h, w, 3, heads, d), or (b, h, w, heads, 3, d) with ``heads_first``.
+        fill: qkv of a cell beyond the edge, or None.
+        side: (th, tw) of a tile.
+        operands: of ``OPERANDS``, those that say what places add to the scores.
+        heads_first: the order of qkv.
     """
 
     def __init__(
-        self, qkv: Tensor, fill: Tensor | None, places: Tensor, side: Tensor | int
+        self,
+        qkv: Tensor,
+        fill: Tensor | None,
+        side: tuple[int, int],
+        operands: dict[str, Tensor],
+        *,
+        heads_first: bool,
     ) -> None:
-        kernels = find_kernels()
-        if kernels is None:
-            raise RuntimeError(f"attention {describe_attention()}")
-        self.kernels = kernels
-        self.qkv = qkv.contiguous()
-        self.fill = None if fill is None else fill.to(qkv.dtype).contiguous()
-        self.operands: dict[str, Tensor] = {}
-        if isinstance(side, int):
-            self.side, self.heads_first = (side, side), True
-            self.operands["bias"] = self._laid_bias(places.detach().float())
-        else:
-            self.side, self.heads_first = (len(places), len(side)), False
-            self._lay_tables(places.detach().float(), side.detach().float())
-        b, h, w, heads, _, d = qkv.shape if self.heads_first else qkv.transpose(3, 4).shape
-        if self.fill is None and (h % self.side[0] or w % self.side[1]):
+        self.kernels = _kernels()
+        if not suits(qkv):
+            raise ValueError(f"qkv must be one that suits; got {qkv.dtype} on {qkv.device}")
+        b, h, w, heads, parts, d = (qkv if heads_first else qkv.transpose(3, 4)).shape
+        if parts != 3:
+            raise ValueError(f"qkv must have q, k and v; got {tuple(qkv.shape)}")
+        if fill is not None:
+            _expect(fill, tuple(qkv.shape[3:]), "fill")
+            fill = fill.to(qkv.dtype).contiguous()
+        elif h % side[0] or w % side[1]:
             raise ValueError(
-                f"tiles of {self.side} do not divide a grid of {(h, w)}: fill must be given"
+                f"tiles of {side} do not divide a grid of {(h, w)}: fill must be given"
             )
-        apart = (d, 3 * d) if self.heads_first else (heads * d, d)
-        self.sizes = (*apart, b, h, w, heads, d, *self.side, int(qkv.dtype == torch.bfloat16))
-        self.tasks = tile_count(qkv, self.side) * heads
+        self.qkv, self.fill, self.operands = qkv.contiguous(), fill, operands
+        self.heads_first = heads_first
+        apart = (d, 3 * d) if heads_first else (heads * d, d)
+        self.sizes = (*apart, b, h, w, heads, d, *side, int(qkv.dtype == torch.bfloat16))
+        self.tiles = tile_count(qkv, side)
         self.shape = (b, h, w, heads, d)
 
-    def _lay_tables(self, rows: Tensor, columns: Tensor) -> None:
-        """Give the tables by key as well, padded to whole vectors."""
-        for name, table in (("rows", rows), ("columns", columns)):
-            by_key = functional.pad(table.transpose(1, 2), (0, -len(table) % self.kernels.LANES))
-            self.operands |= {name: by_key.contiguous(), f"to_{name}": table.contiguous()}
-
-    def _laid_bias(self, biases: Tensor) -> Tensor:
-        """Give biases (heads, n, n) in base 2 and padded to whole panels of keys."""
-        missing = -biases.shape[-1] % (2 * self.kernels.LANES)
-        return functional.pad(biases * math.log2(math.e), (0, missing), value=FAR)
+    def norms(self) -> Tensor:
+        """Return room for what ``forward`` leaves to ``backward``: two numbers a query and head."""
+        return self.qkv.new_empty((*self.shape[:4], 2), dtype=torch.float32)
 
     def forward(self, norms: Tensor | None) -> Tensor:
-        """Return the output; ``norms`` (b, h, w, heads, 2) takes what ``backward`` needs."""
+        """Return the output (b, h, w, heads, d)."""
         out = self.qkv.new_empty(self.shape)
         self._run(self.kernels.forward, out=out, norms=norms)
         return out
@@ -179,7 +226,7 @@ class _Call:
         """Return the gradients of qkv and, in fp32, of the fill."""
         heads, d = self.shape[3:]
         grad_qkv = torch.empty_like(self.qkv)
-        keys = torch.empty(self.tasks // heads, heads, 2, d)  # k and v of each tile's padding
+        keys = self.qkv.new_empty((self.tiles, heads, 2, d), dtype=torch.float32)  # of the padding
         grad = grad.to(self.qkv.dtype).contiguous()
         given = {"grad": grad, "out": out, "norms": norms}
         self._run(self.kernels.backward, **given, grad_qkv=grad_qkv, grad_fill=keys)
@@ -193,28 +240,33 @@ class _Call:
         work(places, self.sizes, self.shape[-1] ** -0.5, torch.get_num_threads())
 
 
-class _NativeAttention(torch.autograd.Function):
+Lay = Callable[..., _Call]
+
+
+class _CompiledAttention(torch.autograd.Function):
     """Keeps inputs, output and two numbers a query and head; scores are made again in backward."""
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        call = _Call(*inputs)
-        norms = torch.empty(*call.shape[:4], 2)
+    def forward(ctx: Any, lay: Lay, *inputs: Any) -> Tensor:
+        call = lay(*inputs)
+        norms = call.norms()
         out = call.forward(norms)
-        qkv, fill, places, side = inputs
-        ctx.side = side if isinstance(side, int) else None
-        ctx.save_for_backward(qkv, fill, places, None if ctx.side else side, out, norms)
+        ctx.lay = lay
+        ctx.save_for_backward(*inputs, out, norms)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, fill, places, columns, out, norms = ctx.saved_tensors
-        if any(ctx.needs_input_grad[2:]):  # tables are trained in full fine-tuning alone
-            needs, chunk = ctx.needs_input_grad, default_chunk(qkv)
-            tables = (places.to(qkv.dtype), columns.to(qkv.dtype))
-            found = backward_tiles(qkv, fill, *tables, out, grad, needs, chunk)
-            return *found[:2], *(None if g is None else g.to(places.dtype) for g in found[2:])
-        call = _Call(qkv, fill, places, ctx.side or columns)
-        grad_qkv, grad_fill = call.backward(grad, out, norms)
-        return grad_qkv, None if fill is None else grad_fill.to(fill.dtype), None, None
+        *inputs, out, norms = ctx.saved_tensors
+        qkv, fill, *places = inputs
+        needs = ctx.needs_input_grad[1:]
+        if any(needs[2:]):  # tables, which only full fine-tuning trains
+            rows, columns = (table.to(qkv.dtype) for table in places)
+            chunk = default_chunk(qkv)
+            found = backward_tiles(qkv, fill, rows, columns, out, grad, needs, chunk)
+            pairs = zip(found, inputs, strict=True)
+            return None, *(None if g is None else g.to(t.dtype) for g, t in pairs)
+        grad_qkv, grad_fill = ctx.lay(*inputs).backward(grad, out, norms)
+        of_fill = None if fill is None else grad_fill.to(fill.dtype)
+        return None, grad_qkv, of_fill, *(None for _ in places)

@@ -232,7 +232,7 @@ class WindowBiasAttention(nn.Module):
         trained = biases.requires_grad and torch.is_grad_enabled()
         if suits(qkv) and not trained and not is_exporting():
             fill = None if padding is None else padding.unflatten(-1, split)
-            heads = attend_native_biased(qkv, fill, biases[0], self.window)
+            heads = attend_native_biased(qkv, fill, biases[0])
         else:
             heads = self._attend(qkv, padding, biases)
         out: Tensor = self.proj(heads.flatten(-2))

@@ -132,10 +132,10 @@ def look_at_products() -> Line:
 
 
 def look_at_attention() -> Line:
-    """Whether the compiled attention of SAM's ViT was built."""
+    """Whether attention is compiled: it was built when samadapt was installed, or not."""
     from samadapt.sam.native_attention import describe_attention, is_missing
 
-    fix = "install a C compiler (gcc or clang), then samadapt again; vit_b takes longer without"
+    fix = "install gcc and Python's headers, then samadapt again; encoders are slower without"
     if is_missing():
         return Line("warn", "attention", describe_attention(), fix)
     return Line("ok", "attention", describe_attention())

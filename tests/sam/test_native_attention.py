@@ -44,6 +44,13 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
+def searched_anew() -> Iterator[None]:
+    native_attention.find_kernels.cache_clear()
+    yield
+    native_attention.find_kernels.cache_clear()
+
+
+@pytest.fixture
 def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
@@ -209,10 +216,10 @@ def make_biased(window: int) -> tuple[WindowBiasAttention, Tensor]:
     torch.manual_seed(0)
     attention = WindowBiasAttention(24, 3, window)
     torch.nn.init.normal_(attention.attention_biases)
-    return attention, torch.randn(2, 5, 7, 24)
+    return attention, torch.randn(2, 11, 15, 24)
 
 
-@pytest.mark.parametrize("window", [2, 5, 7])
+@pytest.mark.parametrize("window", [2, 4, 7, 8, 14])
 @pytest.mark.parametrize("trained", ["x", "qkv.weight", "norm.bias"])
 def test_biases_of_pairs_equal_pytorchs(
     kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, window: int, trained: str
@@ -235,15 +242,42 @@ def test_biases_of_pairs_equal_pytorchs(
 
 
 def test_biases_of_pairs_in_bf16(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    attention, x = make_biased(3)
-    exact = attention.double()(x.double()).detach()
-    attention.float().requires_grad_(False)
+    attention, x = make_biased(7)
+    attention.requires_grad_(False)
+
+    def found(x: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = x.clone().requires_grad_(True)
+        out = attention(leaf)
+        return out.detach(), torch.autograd.grad(out.float().square().sum(), leaf)[0]
+
+    attention.double()
+    exact = found(x.double())
+    attention.float()
     errors = []
     for taken in (kernels, None):
         monkeypatch.setattr(native_attention, "find_kernels", lambda taken=taken: taken)
         with torch.autocast("cpu", torch.bfloat16):
-            errors.append(error(attention(x), exact))
-    assert errors[0] <= 1.2 * errors[1]
+            errors.append([error(*pair) for pair in zip(found(x), exact, strict=True)])
+    assert all(one <= 1.2 * other for one, other in zip(*errors, strict=True))
+
+
+def test_biases_may_lie_anyhow(kernels: ModuleType) -> None:
+    torch.manual_seed(0)
+    qkv, biases = torch.randn(1, 8, 8, 2, 3, 8), torch.randn(2, 64, 64)
+    turned = biases.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(
+        attend_native_biased(qkv, None, turned), attend_native_biased(qkv, None, biases)
+    )
+
+
+def test_a_pair_may_be_masked(kernels: ModuleType) -> None:
+    qkv, biases = torch.randn(1, 2, 2, 1, 3, 8), torch.zeros(1, 4, 4)
+    biases[0, :, 1] = -torch.inf
+    changed = qkv.clone()
+    changed[0, 0, 1, 0, 1:] = 100  # k and v of the masked token
+    assert torch.equal(
+        attend_native_biased(qkv, None, biases), attend_native_biased(changed, None, biases)
+    )
 
 
 def test_trained_biases_get_their_gradient(kernels: ModuleType) -> None:
@@ -252,7 +286,69 @@ def test_trained_biases_get_their_gradient(kernels: ModuleType) -> None:
     assert attention.attention_biases.grad is not None
     biases = attention.pair_biases()[0]
     with pytest.raises(ValueError, match="gives no gradient of biases"):
-        attend_native_biased(torch.zeros(1, 3, 3, 3, 3, 8), None, biases, 3)
+        attend_native_biased(torch.zeros(1, 3, 3, 3, 3, 8), None, biases)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_type_changes_nothing(kernels: ModuleType, dtype: torch.dtype) -> None:
+    exact = make_inputs((4, 5), (2, 2))
+    wanted = results(attend_native, cast(exact, torch.float32, 2))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = results(attend_native, cast(exact, torch.float32, 2))
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"qkv": torch.zeros(1, 4, 4, 3, 2, 8).half()}, "qkv must be one that suits; got torch.f"),
+        ({"qkv": torch.zeros(1, 4, 4, 2, 2, 8)}, "qkv must have q, k and v"),
+        ({"fill": torch.zeros(3, 2, 4)}, r"fill must be \(3, 2, 8\) on the CPU; got \(3, 2, 4\)"),
+        ({"rows": torch.zeros(2, 2, 4)}, r"rows must be \(2, 2, 8\) on the CPU; got \(2, 2, 4\)"),
+        ({"columns": torch.zeros(2, 3, 8)}, r"columns must be \(2, 2, 8\) on the CPU"),
+    ],
+)
+def test_operands_that_do_not_belong_together(
+    kernels: ModuleType, fault: dict[str, Tensor], message: str
+) -> None:
+    right = {
+        "qkv": torch.zeros(1, 4, 4, 3, 2, 8),
+        "fill": torch.zeros(3, 2, 8),
+        "rows": torch.zeros(2, 2, 8),
+        "columns": torch.zeros(2, 2, 8),
+    }
+    with pytest.raises(ValueError, match=message):
+        attend_native(**right | fault)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (2, 5, 5), (2, 4, 9)])
+def test_biases_are_of_each_head_and_square_windows(
+    kernels: ModuleType, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"biases must be \(2, "):
+        attend_native_biased(torch.zeros(1, 4, 4, 2, 3, 8), None, torch.zeros(shape))
+
+
+def test_a_traced_graph_holds_pytorchs_form(kernels: ModuleType) -> None:
+    attention, x = make_biased(5)
+    with torch.no_grad():
+        traced = torch.jit.trace(attention, x[:1], check_trace=False)
+        torch.testing.assert_close(traced(x[1:]), attention(x[1:]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_build_of_another_interface_is_not_taken(
+    searched_anew: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not BUILDS:
+        pytest.skip("there is no compiled form for this processor")
+    monkeypatch.setattr(native_attention, "INTERFACE", -1)
+    assert native_attention.find_kernels() is None
+    found = describe_attention()
+    assert "of another version" in found or "not built" in found
 
 
 def test_what_it_takes(kernels: ModuleType) -> None:
@@ -276,14 +372,14 @@ def test_without_it_the_module_does_the_same(
     monkeypatch.setattr(native_attention, "find_kernels", lambda: None)
     torch.testing.assert_close(attention(x), compiled, atol=1e-5, rtol=1e-5)
     assert "by PyTorch" in describe_attention()
-    with pytest.raises(RuntimeError, match="by PyTorch"):
+    with pytest.raises(ValueError, match="by PyTorch"):
         attend_native(*cast(make_inputs((2, 2), (2, 2)), torch.float32))
 
 
-def test_another_processor_has_no_compiled_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    native_attention.find_kernels.cache_clear()
+def test_another_processor_has_no_compiled_form(
+    searched_anew: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     assert native_attention.find_kernels() is None
     assert not is_missing()
     assert "no compiled form for this processor" in describe_attention()
-    native_attention.find_kernels.cache_clear()
