@@ -333,6 +333,9 @@ def test_biases_are_of_each_head_and_square_windows(
         attend_native_biased(torch.zeros(1, 4, 4, 2, 3, 8), None, torch.zeros(shape))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_traced_graph_holds_pytorchs_form(kernels: ModuleType) -> None:
     attention, x = make_biased(5)
     with torch.no_grad():
