@@ -122,9 +122,9 @@ class MaskDecoder(nn.Module):
         tokens = torch.cat([own.expand(batch, count, -1, -1), sparse], dim=2)
         image = (embeddings[:, None] + dense).flatten(-2).transpose(-2, -1).contiguous()
         places = position.flatten(-2).t().contiguous()
-        size = image[:, :1].numel()
-        images = (image,) if image.shape[1] == 1 else _split(image, 1, size)
-        for part, around in zip(_split(tokens, 1, size), cycle(images), strict=False):
+        some = _at_once(image, image[:, :1].numel())
+        images = (image,) if image.shape[1] == 1 else _split(image, 1, some)
+        for part, around in zip(_split(tokens, 1, some), cycle(images), strict=False):
             yield self.transformer(around, places, part)
 
     def _draw(self, tokens: Tensor, image: Tensor, chosen: range, side: int) -> Tensor:
@@ -132,12 +132,12 @@ class MaskDecoder(nn.Module):
         kernels = torch.stack(
             [self.output_hypernetworks_mlps[i](tokens[:, :, 1 + i]) for i in chosen], dim=-1
         )
-        size = 2 * image[:1, :1].numel()  # of the upscaled image
-        pairs = (_split(x.flatten(0, 1), 0, size) for x in (image, kernels))
+        some = _at_once(image, 2 * image[:1, :1].numel())  # of the upscaled image
+        pairs = (_split(x.flatten(0, 1), 0, some) for x in (image, kernels))
         cells = torch.cat(
             [
-                self.output_upscaling(some).flatten(1, 3) @ kernel
-                for some, kernel in zip(*pairs, strict=True)
+                self.output_upscaling(part).flatten(1, 3) @ kernel
+                for part, kernel in zip(*pairs, strict=True)
             ]
         )
         shape = (*image.shape[:2], side, side, 2, 2, 2, 2, len(chosen))  # y, x, twice their halves
@@ -172,11 +172,18 @@ class MaskDecoder(nn.Module):
         self.iou_prediction_head.layers[-1] = _take_rows(head, rows)
 
 
-def _split(x: Tensor, dim: int, numbers: int) -> tuple[Tensor, ...]:
-    """Split along ``dim`` so that what has ``numbers`` an index stays in a CPU's cache."""
-    if x.device.type != "cpu" or is_exporting():
-        return (x,)
-    parts: tuple[Tensor, ...] = x.split(max(1, CACHE // max(1, numbers * x.element_size())), dim)
+def _at_once(image: Tensor, numbers: int) -> int | None:
+    """Say how many indices, each of ``numbers`` like the image's, stay in a CPU's cache; None: all.
+
+    Tensors that go together are split by one count: under autocast they differ in type.
+    """
+    if image.device.type != "cpu" or is_exporting():
+        return None
+    return max(1, CACHE // max(1, numbers * image.element_size()))
+
+
+def _split(x: Tensor, dim: int, count: int | None) -> tuple[Tensor, ...]:
+    parts: tuple[Tensor, ...] = (x,) if count is None else x.split(count, dim)
     return parts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from samadapt.sam import mask_decoder
 from samadapt.sam.model import Sam
 from samadapt.sam.types import Prompts
 
@@ -31,6 +32,21 @@ def test_a_batch_equals_one_by_one(any_sam: Sam, with_masks: bool) -> None:
                 alone = sam.decode(embedding, one, multimask=True)
                 torch.testing.assert_close(together.logits[i, j], alone.logits[0, 0])
                 torch.testing.assert_close(together.iou[i, j], alone.iou[0, 0])
+
+
+@pytest.mark.parametrize("held", [1, 2**14, 2**15, 2**16, 2**17, 2**24])
+@pytest.mark.parametrize("boxes", [False, True])
+def test_in_bf16_parts_of_two_types_belong_together(
+    any_sam: Sam, monkeypatch: pytest.MonkeyPatch, held: int, boxes: bool
+) -> None:
+    prompts = Prompts(boxes=random_boxes(4, 3)) if boxes else Prompts()
+    embeddings = any_sam.encode(torch.randn(4, 3, 64, 64)).detach()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole = any_sam.decode(embeddings, prompts, multimask=True)
+        monkeypatch.setattr(mask_decoder, "CACHE", held)
+        parts = any_sam.decode(embeddings, prompts, multimask=True)
+    for found, wanted in ((parts.logits, whole.logits), (parts.iou, whole.iou)):
+        assert (found - wanted).norm() <= 0.02 * wanted.norm()  # an object's apart: about 1
 
 
 def test_shapes(any_sam: Sam) -> None:
