@@ -225,7 +225,7 @@ class WindowBiasAttention(nn.Module):
         biases = self.pair_biases() if biases is None else biases
         padding = None
         if x.shape[1] % self.window or x.shape[2] % self.window:  # the norm is behind the padding
-            padding = self.qkv(self.norm(x.new_zeros(x.shape[-1])))
+            padding = self.qkv(self.norm(x.new_zeros(x.shape[-1]))).flatten()  # DoRA adds an axis
         # rows of qkv: (head, q | k | v, channel)
         split = (self.num_heads, 3, -1)
         qkv: Tensor = torch.unflatten(self.qkv(self.norm(x)), -1, split)
