@@ -229,6 +229,7 @@ def test_a_second_run_computes_no_prefix(make_pictures, run, monkeypatch):
     assert again.summary["zero_shot"] == first.summary["zero_shot"]
     assert "0 computed, 8 reused" in log_of(run(root, "prompts=point", "seed=3"))
     arguments = [f"adapter={first.adapter_dir}", "device=cpu", "precision=fp32"]
+    arguments += [f"output.dir={tmp_path / 'scores'}"]
     assert main(["evaluate", *arguments, f"cache.dir={first.run_dir.parents[1] / 'features'}"]) == 0
 
 
