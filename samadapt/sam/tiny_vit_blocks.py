@@ -23,10 +23,15 @@ from samadapt.sam.attention import join_windows, partition_windows
 from samadapt.sam.layers import is_exporting
 from samadapt.sam.native_attention import attend_native_biased, suits
 
-# Numbers that a thread holds of the widest layer: 4 MiB in fp32. On a Xeon with 2 MiB of
-# second-level cache a core 2 MiB are as fast (less cache, but more copies of rows and of weights),
-# 0.5 MiB and all at once up to 1.5 times slower.
-PART_PER_THREAD = 2**20
+# Numbers that a thread holds of the widest layer: 2 MiB in fp32. On an EPYC with 1 MiB of
+# second-level cache a core 4 MiB are 1.07 times slower in fp32, 1 MiB in bf16 (less cache, but more
+# copies of rows and of weights); on a Xeon with 2 MiB a core 4 MiB are as fast. 0.5 MiB and all at
+# once are up to 1.5 times slower on both.
+PART_PER_THREAD = 2**19
+
+# So many times as much where autograd records, which keeps what is computed, in the cache or not:
+# each part costs there more, and LiteMedSAM's training step is 1.1 times as fast.
+RECORDED_PARTS = 4
 
 Rows = Callable[[int, int], Tensor]
 """Rows ``[top, bottom)`` of some tokens, made when they are needed."""
@@ -354,7 +359,7 @@ def _in_parts(
         unit: rows that depend on each other.
     """
     images, height, columns, _ = x.shape
-    spans = _spans(images, height, numbers * columns, unit)
+    spans = _spans(images, height, numbers * columns, unit, RECORDED_PARTS if graph else 1)
     if len(spans) <= 1 or x.device.type != "cpu" or is_exporting():
         return run(x)
     counts = [some.stop - some.start for some, _ in spans]
@@ -366,7 +371,7 @@ def _in_parts(
     return torch.cat([out.flatten(0, 1) for out in outputs]).view_as(x)
 
 
-def _spans(images: int, height: int, numbers: int, unit: int = 1) -> list[Span]:
+def _spans(images: int, height: int, numbers: int, unit: int = 1, times: int = 1) -> list[Span]:
     """Divide the rows of some images into parts: some rows of one, or some images whole.
 
     Args:
@@ -374,8 +379,10 @@ def _spans(images: int, height: int, numbers: int, unit: int = 1) -> list[Span]:
         height: rows of each.
         numbers: that a row takes in the widest layer.
         unit: rows that belong together.
+        times: how many times ``PART_PER_THREAD`` a part may hold.
     """
-    rows = unit * max(1, PART_PER_THREAD * torch.get_num_threads() // (numbers * unit))
+    room = times * PART_PER_THREAD * torch.get_num_threads()
+    rows = unit * max(1, room // (numbers * unit))
     together = max(1, rows // height)
     return [
         (slice(image, min(image + together, images)), slice(top, min(top + rows, height)))
