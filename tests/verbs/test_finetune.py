@@ -209,7 +209,7 @@ def test_more_than_three_classes_get_a_mask_token_each(make_pictures, run):
     assert found["dice"] > 0.02
 
 
-def test_a_second_run_computes_no_prefix(make_pictures, run, monkeypatch):
+def test_a_second_run_computes_no_prefix(make_pictures, run, monkeypatch, tmp_path):
     """By default: nothing is asked for but the same run again."""
     root = make_pictures()
     first = run(root)
