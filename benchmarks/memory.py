@@ -12,7 +12,6 @@ import ctypes
 import gc
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.process import ask
 
 STATUS = Path("/proc/self/status")
 
@@ -62,13 +63,7 @@ def measure(suite: str, row: str, contender: str) -> dict[str, Any]:
     Raises:
         RuntimeError: when the process fails, with the end of its messages.
     """
-    command = [sys.executable, "-m", "benchmarks.memory", suite, row, contender]
-    root = Path(__file__).parent.parent
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return ask("benchmarks.memory", suite, row, contender)
 
 
 def main() -> None:

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks import machine, results
+from benchmarks import machine, results, single
 from benchmarks.harness import SUITES, Comparison, Run, find_rows, set_threads
 from benchmarks.table import row_text
 
 
 def main() -> None:
-    """Measure the rows one after the other; what was measured is written, come what may."""
+    """Measure the rows one after the other, each in its process; what was measured is written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--repeat", type=int, default=5, help="repetitions of each contender")
@@ -32,7 +29,6 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     arguments = parser.parse_args()
     set_threads()
-    warnings.simplefilter("ignore", FutureWarning)  # of the peers, about one another
     rows = [r for r in find_rows(arguments.suite) if fnmatch.fnmatch(r.name, arguments.rows)]
     if arguments.list or not rows:
         print("\n".join(row.name for row in rows) or f"no row matches {arguments.rows!r}")
@@ -52,8 +48,7 @@ def main() -> None:
     measured: list[dict[str, Any]] = []
     try:
         for row in rows:
-            torch.manual_seed(0)
-            measured.append(row.measure(run))
+            measured.append(single.measure(run, row.name))
             print(row_text(measured[-1]), flush=True)
     finally:
         whole = len(measured) == len(find_rows(arguments.suite))

@@ -19,6 +19,7 @@ from benchmarks import (
     epoch,
     results,
     scoring,
+    single,
     start_up,
     train_step,
 )
@@ -97,14 +98,24 @@ def test_a_run_that_never_steps_is_told_from_a_slow_one() -> None:
         start_up.first_step(["recipe=no_such_recipe"], behind=True)()
 
 
+def test_a_row_is_measured_in_a_process_of_its_own() -> None:
+    row = next(iter(start_up.rows())).name
+    found = single.measure(replace(RUN, suite="start_up"), row)
+    assert found["row"] == row
+    assert len(found["contenders"]["samadapt"]["seconds"]) == RUN.repeat
+    with pytest.raises(RuntimeError, match=r"benchmarks\.single start_up no-such-row failed"):
+        single.measure(replace(RUN, suite="start_up"), "no-such-row")
+
+
 def test_a_failing_row_does_not_lose_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> Any:
         raise RuntimeError("the peer fell over")
 
-    rows = [Fact("good", lambda: {"n": 1}), Comparison("bad", {"samadapt": fail})]
-    monkeypatch.setattr(runner, "find_rows", lambda suite: rows)
+    rows = {"good": Fact("good", lambda: {"n": 1}), "bad": Comparison("bad", {"samadapt": fail})}
+    monkeypatch.setattr(runner, "find_rows", lambda suite: list(rows.values()))
+    monkeypatch.setattr(runner.single, "measure", lambda run, name: rows[name].measure(run))
     monkeypatch.setattr(runner, "set_threads", lambda: None)
     monkeypatch.setattr(runner.machine, "roofline", lambda device: {"fp32": 1.0})
     output = tmp_path / "encoder.json"

@@ -1,0 +1,32 @@
+"""A module of this folder asked in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+def ask(module: str, *arguments: str, given: str = "") -> dict[str, Any]:
+    """Run ``python -m module arguments`` and return the JSON that it prints last.
+
+    Args:
+        module: its dotted name.
+        arguments: of its command line.
+        given: its standard input.
+
+    Raises:
+        RuntimeError: when the process fails, with the end of its messages.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, input=given, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
