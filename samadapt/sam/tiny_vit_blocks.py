@@ -23,14 +23,12 @@ from samadapt.sam.attention import join_windows, partition_windows
 from samadapt.sam.layers import is_exporting
 from samadapt.sam.native_attention import attend_native_biased, suits
 
-# Numbers that a thread holds of the widest layer: 2 MiB in fp32. On an EPYC with 1 MiB of
-# second-level cache a core 4 MiB are 1.07 times slower in fp32, 1 MiB in bf16 (less cache, but more
-# copies of rows and of weights); on a Xeon with 2 MiB a core 4 MiB are as fast. 0.5 MiB and all at
-# once are up to 1.5 times slower on both.
+# Numbers that a thread holds of the widest layer: 2 MiB in fp32. On an EPYC twice as many take 1.07
+# times as long in fp32, half as many in bf16 (less cache; more copies of rows and weights). On a
+# Xeon twice as many do as well. 0.5 MiB and all at once take up to 1.5 times as long.
 PART_PER_THREAD = 2**19
 
-# So many times as much where autograd records, which keeps what is computed, in the cache or not:
-# each part costs there more, and LiteMedSAM's training step is 1.1 times as fast.
+# So many more where autograd records, and the cache helps little: 1.1 times as fast a step.
 RECORDED_PARTS = 4
 
 Rows = Callable[[int, int], Tensor]
@@ -359,7 +357,7 @@ def _in_parts(
         unit: rows that depend on each other.
     """
     images, height, columns, _ = x.shape
-    spans = _spans(images, height, numbers * columns, unit, RECORDED_PARTS if graph else 1)
+    spans = _spans(images, height, numbers * columns // (RECORDED_PARTS if graph else 1), unit)
     if len(spans) <= 1 or x.device.type != "cpu" or is_exporting():
         return run(x)
     counts = [some.stop - some.start for some, _ in spans]
@@ -371,7 +369,7 @@ def _in_parts(
     return torch.cat([out.flatten(0, 1) for out in outputs]).view_as(x)
 
 
-def _spans(images: int, height: int, numbers: int, unit: int = 1, times: int = 1) -> list[Span]:
+def _spans(images: int, height: int, numbers: int, unit: int = 1) -> list[Span]:
     """Divide the rows of some images into parts: some rows of one, or some images whole.
 
     Args:
@@ -379,10 +377,8 @@ def _spans(images: int, height: int, numbers: int, unit: int = 1, times: int = 1
         height: rows of each.
         numbers: that a row takes in the widest layer.
         unit: rows that belong together.
-        times: how many times ``PART_PER_THREAD`` a part may hold.
     """
-    room = times * PART_PER_THREAD * torch.get_num_threads()
-    rows = unit * max(1, room // (numbers * unit))
+    rows = unit * max(1, PART_PER_THREAD * torch.get_num_threads() // (numbers * unit))
     together = max(1, rows // height)
     return [
         (slice(image, min(image + together, images)), slice(top, min(top + rows, height)))
