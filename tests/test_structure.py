@@ -18,7 +18,8 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in FILES
 }
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+# Lines of code: comments, docstrings and blank lines do not count, so that nothing is squeezed to fit.
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
 
 LAYERS = [
     {"errors", "console", "typed"},
@@ -79,6 +80,24 @@ def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionD
             yield node
 
 
+def lines_of_code(text: str) -> int:
+    """Count the lines of a file that are neither blank, nor a comment, nor part of a docstring."""
+    strings = [
+        node.value
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    ]
+    documented = {n for s in strings for n in range(s.lineno, (s.end_lineno or s.lineno) + 1)}
+    return sum(
+        bool(line.strip()) and not line.strip().startswith("#") and number not in documented
+        for number, line in enumerate(text.splitlines(), 1)
+    )
+
+
+def test_lines_of_code_leaves_out_comments_and_docstrings() -> None:
+    assert lines_of_code('"""One\n\ntwo."""\n\n# three\nx = 1  # four\ny = """\nfive"""\n') == 3
+
+
 def length_without_docstring(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     first = function.body[0]
     documented = ast.get_docstring(function) is not None
@@ -132,7 +151,7 @@ def test_no_cycles() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_sizes(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= MAX_FILE_LINES
+    assert lines_of_code(text) <= MAX_FILE_LINES
     lengths = {f.name: length_without_docstring(f) for f in functions(ast.parse(text))}
     assert not {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES}
 
