@@ -18,7 +18,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in FILES
 }
-# Lines of code: comments, docstrings and blank lines do not count, so that nothing is squeezed to fit.
+# Lines of code. Comments, docstrings and blank lines do not count, so nothing is squeezed to fit.
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
 
 LAYERS = [
