@@ -23,6 +23,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
 
 LAYERS = [
     {"errors", "console", "typed"},
+    {"atomic"},
     {"sam"},
     {"methods", "data", "prompts"},
     {"training", "evaluation", "export", "imports"},

@@ -1,0 +1,265 @@
+"""Write files and folders whole or not at all.
+
+The new content goes to a hidden temporary file (or folder) beside the target. It is flushed to the
+disk and only then renamed onto the target, so a reader, a crash or a full disk never meets a part
+of a file. Every file and folder gets the permissions that the umask of the process asks for, also
+when a library that writes it has other habits.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from samadapt.errors import RunError, SamadaptError
+
+PREFIX = ".samadapt-"
+"""Temporary names start so; ``remove_leftovers`` deletes what a killed process left."""
+
+_LONGEST = 40
+"""Characters of the target's name in a temporary name: at 4 bytes each, the whole fits in 255."""
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_PROBE_BYTES = 2**20
+_ATTEMPTS = 20
+"""Renames tried on Windows, where a virus scanner may hold the target open for a moment."""
+
+
+class WriteError(RunError, OSError):
+    """A file or folder cannot be written; the message names it and the reason."""
+
+    def __str__(self) -> str:
+        """Return the message alone, without OSError's number."""
+        return str(self.args[0])
+
+
+class DiskFullError(WriteError):
+    """The disk or the user's quota is full.
+
+    Attributes:
+        folder: where the file was to be written.
+        needed: bytes that the file or folder needs, or those written when that is not known.
+        free: bytes that are free in the folder.
+    """
+
+    def __init__(self, path: Path, needed: int, free: int, *, exact: bool = True) -> None:
+        """Say how much ``path`` needs and how much is free."""
+        least = "" if exact else "more than "
+        super().__init__(
+            f"{path.parent}: the disk is full: {path.name} needs {least}{needed} bytes "
+            f"({needed / 2**20:.1f} MiB) and {free} bytes ({free / 2**20:.1f} MiB) are free; "
+            "delete what you do not need, or choose a folder on another disk"
+        )
+        self.folder, self.needed, self.free = path.parent, needed, free
+
+
+def write_text(path: Path, text: str) -> Path:
+    r"""Write text as UTF-8 with ``\n`` line ends; an older file is replaced.
+
+    Characters that UTF-8 cannot hold (bytes of a file name in another encoding) are escaped.
+
+    Raises:
+        WriteError: as ``write_bytes``.
+    """
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write bytes; an older file is replaced, missing folders are made.
+
+    Raises:
+        DiskFullError: naming the folder, the bytes needed and those that are free.
+        WriteError: the file cannot be written for another reason.
+    """
+    with file(path, len(content)) as part, part.open("wb") as stream:
+        stream.write(content)
+    return path
+
+
+@contextmanager
+def file(path: Path, needed: int | None = None) -> Iterator[Path]:
+    """Give a temporary path with the same ending, which replaces ``path`` when the block ends.
+
+    The temporary file exists and is empty. When the block raises, it is removed and an older
+    ``path`` stays as it is.
+
+    Args:
+        path: the target; missing folders are made.
+        needed: bytes that the file will have, for the message about a full disk.
+
+    Raises:
+        DiskFullError: naming the folder, the bytes needed and those that are free.
+        WriteError: the file cannot be written for another reason.
+    """
+    part = _temporary(path)
+    with _removed_on_error(path, part, needed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = part.stat().st_mode
+        yield part
+        _finish(part, mode)
+        _rename(part, path)
+        sync_folder(path.parent)
+
+
+@contextmanager
+def folder(path: Path, needed: int | None = None) -> Iterator[Path]:
+    """Give a temporary empty folder, which replaces ``path`` when the block ends.
+
+    When the block raises, or when the new folder cannot be renamed, an older ``path`` stays as it
+    is; it is deleted only after the new one is in its place.
+
+    Args:
+        path: the target; missing parents are made.
+        needed: bytes that the folder will have, for the message about a full disk.
+
+    Raises:
+        DiskFullError: naming the folder, the bytes needed and those that are free.
+        WriteError: the folder cannot be written for another reason.
+    """
+    part = _temporary(path)
+    with _removed_on_error(path, part, needed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+        mode = part.stat().st_mode
+        yield part
+        part.chmod(mode)
+        _finish_files(part)
+        _swap(part, path)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete the temporary files and folders that killed processes left in a folder.
+
+    Nobody else may be writing there: hold the lock of the run directory.
+    """
+    for left in directory.glob(f"{PREFIX}*"):
+        _remove(left)
+
+
+def sync_folder(directory: Path) -> None:
+    """Flush the names in a folder to the disk, where the platform can do that."""
+    if os.name == "nt":
+        return
+    with suppress(OSError):  # some network file systems refuse it; the rename stays atomic
+        number = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{PREFIX}{secrets.token_hex(4)}-{path.name[-_LONGEST:]}")
+
+
+@contextmanager
+def _removed_on_error(path: Path, part: Path, needed: int | None) -> Iterator[None]:
+    """Remove ``part`` after an error, and say so where the error is one of writing."""
+    try:
+        yield
+    except BaseException as error:
+        written, is_full = _size(part), _is_full(error, path.parent)
+        _remove(part)
+        if is_full:
+            free = shutil.disk_usage(path.parent).free
+            exact = needed is not None and needed >= written
+            most = max(needed or 0, written)
+            raise DiskFullError(path, most, free, exact=exact) from error
+        if isinstance(error, OSError) and not isinstance(error, SamadaptError):
+            ours = {str(name) for name in (part, path, path.parent)}
+            if str(error.filename) in ours or str(part) in str(error.filename):
+                raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
+        raise
+
+
+def _is_full(error: BaseException, directory: Path) -> bool:
+    """Whether an error comes from a full disk; libraries in C do not say it with a number."""
+    if isinstance(error, SamadaptError) or not isinstance(error, Exception):
+        return False
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    probe = directory / f"{PREFIX}{secrets.token_hex(4)}-probe"
+    try:
+        with probe.open("wb") as stream:
+            stream.write(bytes(_PROBE_BYTES))
+    except OSError as failure:
+        return failure.errno in _FULL
+    finally:
+        probe.unlink(missing_ok=True)
+    return False
+
+
+def _size(part: Path) -> int:
+    with suppress(OSError):
+        if part.is_dir():
+            return sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+        return part.stat().st_size
+    return 0
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir() and not part.is_symlink():
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _finish(part: Path, mode: int) -> None:
+    """Give a file its permissions and flush it to the disk."""
+    if os.name != "nt":  # there the bits mean read-only or not, and nothing else
+        part.chmod(mode & 0o777)
+    with part.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def _finish_files(part: Path) -> None:
+    """Give everything in a folder the permissions of a new file or folder, and flush it."""
+    sample = part / f"{PREFIX}mode"
+    os.close(os.open(sample, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    file_mode, folder_mode = sample.stat().st_mode, part.stat().st_mode
+    sample.unlink()
+    for path in sorted(part.rglob("*")):
+        if path.is_symlink():
+            continue
+        if path.is_dir():
+            path.chmod(folder_mode & 0o777)
+            sync_folder(path)
+        else:
+            _finish(path, file_mode)
+    sync_folder(part)
+
+
+def _swap(part: Path, path: Path) -> None:
+    """Put a new folder in the place of the old one, which comes back if that fails."""
+    old = _temporary(path)
+    there = path.exists()
+    if there:
+        _rename(path, old)
+    try:
+        _rename(part, path)
+    except BaseException:
+        if there:
+            _rename(old, path)
+        raise
+    sync_folder(path.parent)
+    if there:
+        _remove(old)
+
+
+def _rename(source: Path, target: Path) -> None:
+    for attempt in range(_ATTEMPTS):
+        try:
+            os.replace(source, target)  # noqa: PTH105  one name for files and folders
+            return
+        except PermissionError:
+            if os.name != "nt" or attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.05)
