@@ -48,6 +48,11 @@ class Data:
     channel: int | str | None = knob(
         None, help="index or name of the channel of a multi-channel image", low=0, bound=True
     )
+    spacing: Literal["affine", "pixdim"] | None = knob(
+        None,
+        help="which voxel size is true where a NIfTI header contradicts itself; null: refuse it",
+        bound=True,
+    )
     intensity: str | dict[str, Any] | None = knob(
         None,
         help="mri, ct:soft_tissue, ct:-160,240, ct:soft_tissue+lung+bone (three channels), "

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
-from samadapt.data.reader import read_image
+from samadapt.data.nifti_affine import check_spacing_source
+from samadapt.data.reader import ReaderOptions, parse_axis, reader_for
 from samadapt.data.types import Array
 from samadapt.errors import AdapterError, nearest
 from samadapt.evaluation.embeddings import Embeddings
@@ -177,6 +178,7 @@ class Segmenter:
         image: ArrayLike | str | Path,
         *,
         channel: int | str | None = None,
+        spacing: str | None = None,
         progress: Progress | None = None,
         boxes: SlicePrompts = None,
         points: SlicePrompts = None,
@@ -206,6 +208,8 @@ class Segmenter:
             image: (h, w) or (h, w, 3) RGB, in the values of the files trained on (HU for CT); or
                 the path of a file that ``samadapt.data`` reads, or of a DICOM series' folder.
             channel: which volume of a 4D file: its index, or its name in a ``dataset.json``.
+            spacing: ``"affine"`` or ``"pixdim"``: which is true where a NIfTI header contradicts
+                itself; None: as the adapter was trained, where such a file may be refused.
             progress: called with the number of slices done and of all.
             boxes: (p, 4) or (4,) XYXY pixels of the original image. For a volume: these for every
                 slice, or ``{slice index: boxes}``.
@@ -254,7 +258,8 @@ class Segmenter:
         )
         predictor = self._predictor(options)
         if isinstance(image, str | Path):
-            volume = read_image(Path(image).expanduser(), self.record.axis, channel)
+            path = Path(image).expanduser()
+            volume = reader_for(path, self._reading(channel, spacing)).read_image(path)
         else:
             volume = as_picture(np.asarray(image))
         found = predictor.segment(volume, options, progress).labels
@@ -270,6 +275,7 @@ class Segmenter:
         output: str | Path,
         *,
         channel: int | str | None = None,
+        spacing: str | None = None,
         progress: Progress | None = None,
         probabilities: bool = False,
         **options: Any,
@@ -286,6 +292,7 @@ class Segmenter:
             input: a file that ``samadapt.data`` reads, or the folder of a DICOM series.
             output: replaced if it exists.
             channel: see ``segment``.
+            spacing: see ``segment``.
             progress: see ``segment``.
             probabilities: also write the probability of each class beside the output:
                 ``NAME_probabilities.nii.gz``, 4D, in steps of 1/255, class k being volume k - 1;
@@ -304,7 +311,12 @@ class Segmenter:
         """
         wanted = Options(**options, probabilities=probabilities)
         return files.predict_file(
-            self._predictor(wanted), Path(input), Path(output), wanted, channel, progress
+            self._predictor(wanted),
+            Path(input),
+            Path(output),
+            wanted,
+            self._reading(channel, spacing),
+            progress,
         )
 
     def predict_folder(
@@ -313,6 +325,7 @@ class Segmenter:
         output: str | Path,
         *,
         channel: int | str | None = None,
+        spacing: str | None = None,
         progress: Callable[[str], Progress] | None = None,
         probabilities: bool = False,
         **options: Any,
@@ -325,6 +338,7 @@ class Segmenter:
             output: a folder, made if its parent exists, for files of the same stems: PNG for
                 pictures, NIfTI for volumes. Or a ``.json`` file: COCO, for pictures.
             channel: see ``segment``.
+            spacing: see ``segment``.
             progress: called with the name of each file; returns what ``segment`` calls.
             probabilities: see ``predict_file``.
             options: prompts and options of ``segment``, the same for each file.
@@ -340,7 +354,21 @@ class Segmenter:
         """
         wanted = Options(**options, probabilities=probabilities)
         return files.predict_folder(
-            self._predictor(wanted), Path(input), Path(output), wanted, channel, progress
+            self._predictor(wanted),
+            Path(input),
+            Path(output),
+            wanted,
+            self._reading(channel, spacing),
+            progress,
+        )
+
+    def _reading(self, channel: int | str | None, spacing: str | None) -> ReaderOptions:
+        """Return how images are read: as the caller says, else as the adapter was trained."""
+        check_spacing_source(spacing)
+        return ReaderOptions(
+            axis=parse_axis(self.record.axis),
+            channel=channel,
+            spacing=spacing or self.record.data_options.get("spacing"),
         )
 
     def _predictor(self, options: Options) -> Predictor:

@@ -48,9 +48,10 @@ def check_dataset(
     channel: int | str | None = None,
     image: str | None = None,
     label: str | None = None,
+    spacing: str | None = None,
 ) -> list[Finding]:
     """Return the faults of single files alone, errors first; the arguments are ``survey``'s."""
-    card, reader = open_reader(name, root, axis, channel, image, label)
+    card, reader = open_reader(name, root, axis, channel, image, label, spacing=spacing)
     scan = reader.scan(max_cases)
     check_values(scan, decide_classes(scan, card, classes))
     return sorted(scan.findings, key=_order)
@@ -71,6 +72,7 @@ def survey(
     patient: str | None = None,
     tile: int | None = None,
     tile_overlap: float = OVERLAP,
+    spacing: str | None = None,
 ) -> Survey:
     """Read every file of a data set and return all problems, and statistics of each class.
 
@@ -90,13 +92,14 @@ def survey(
         patient: pattern over case names; see ``leaks.mark_patients``.
         tile: count tiles of so many pixels a side as slices, as training would.
         tile_overlap: of neighbouring tiles.
+        spacing: which voxel size of a NIfTI header is true where it states two.
 
     Raises:
         ConfigError: an unknown name or class, or tiles of volumes.
         DownloadError: a card's data set could not be fetched.
     """
     cut = tiling(tile, tile_overlap)
-    card, reader = open_reader(name, root, axis, channel, image, label, cut)
+    card, reader = open_reader(name, root, axis, channel, image, label, cut, spacing)
     facts: dict[str, Facts] = {}
 
     def look(case: Case, volume: Volume) -> None:

@@ -330,6 +330,13 @@ CODES = {
         "of voxels.",
         "Check that the case belongs to the data set.",
     ),
+    "spacing_conflict": _error(
+        "A NIfTI header states two voxel sizes: the lengths of its affine (sform) and pixdim "
+        "differ by more than 1 %. Programs disagree on which one they use (nibabel: the affine; "
+        "ITK: pixdim), so every score in mm could be wrong.",
+        "Find out which one is true: data.spacing=affine or data.spacing=pixdim, or correct the "
+        "header.",
+    ),
     "spacing_outlier": _warning(
         "The voxel spacing is more than twice, or less than half, the usual one.",
         "Check the header; resample the case if it is true.",

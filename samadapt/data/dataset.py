@@ -285,6 +285,7 @@ def open_dataset(
     tile: int | None = None,
     tile_overlap: float = OVERLAP,
     stack: int = 1,
+    spacing: str | None = None,
 ) -> Dataset:
     """Open a data set: find its cases, read and check each file once, divide them.
 
@@ -316,6 +317,8 @@ def open_dataset(
         tile: cut pictures into tiles of so many pixels a side; see ``tiles.py``. None or 0: whole.
         tile_overlap: of neighbouring tiles, at least this share of the side.
         stack: slices that the encoder sees together; none of one stack is on both sides.
+        spacing: ``"affine"`` or ``"pixdim"``: which is true where a NIfTI header contradicts
+            itself; None: such a file is an error.
 
     Raises:
         ConfigError: an unknown name, option or class.
@@ -324,7 +327,7 @@ def open_dataset(
     """
     check_options(on_error, slice_step, empty_slices)
     cut = tiling(tile, tile_overlap)
-    card, reader = open_reader(name, root, axis, channel, image, label, cut)
+    card, reader = open_reader(name, root, axis, channel, image, label, cut, spacing)
     scan = reader.scan(max_cases)
     mark_patients(scan, patient)
     table = decide_classes(scan, card, classes, merge_classes)
@@ -335,14 +338,13 @@ def open_dataset(
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
     parts = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
     check_copies(name, scan, parts)
-    notes = [card.note if card else "", parts.rule if parts.slab else ""]
     return Dataset(
         name=name,
         classes=list(table.names),
         cases=scan.cases,
         findings=scan.findings,
         left_out=sorted(scan.left_out),
-        note=" ".join(note.strip() for note in notes if note),
+        note=_note(card, parts),
         intensity=rule,
         axis=_axis_name(scan.cases),
         reader=reader,
@@ -355,6 +357,12 @@ def open_dataset(
         card=card,
         tiling=cut,
     )
+
+
+def _note(card: Card | None, parts: Splits) -> str:
+    """Return what the data are good for, and how a single volume was divided."""
+    notes = [card.note if card else "", parts.rule if parts.slab else ""]
+    return " ".join(note.strip() for note in notes if note)
 
 
 def _axis_name(cases: list[Case]) -> str | None:

@@ -125,7 +125,7 @@ class DicomReader(VolumeReader):
         """Read the mask of a case: NIfTI, NRRD, MetaImage or SEG; a SEG needs the image."""
         name = path.name.lower()
         if name.endswith(NIFTI):
-            return load_nifti(path)
+            return load_nifti(path, spacing=self.options.spacing)
         if name.endswith(ItkReader.suffixes):
             return load_itk(path)
         return None if image is None else load_segmentation(path, image, self._values)

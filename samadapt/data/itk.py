@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from samadapt.data.nifti_affine import is_singular
 from samadapt.data.nifti_grid import SUFFIXES, check_prediction, made_header, to_source
 from samadapt.data.reader import register_reader
 from samadapt.data.types import Array, Volume, check_size, fault
@@ -36,7 +37,7 @@ class ItkReader(VolumeReader):
     def load(self, path: Path, channel: int | None = None) -> Grid:
         """Read one file; a mask named by ``data.label`` may be NIfTI."""
         if path.name.lower().endswith(SUFFIXES):
-            return load_nifti(path, channel)
+            return load_nifti(path, channel, self.options.spacing)
         return load_itk(path, channel)
 
     def write(self, prediction: Array, volume: Volume, path: Path) -> None:
@@ -113,7 +114,7 @@ def _as_grid(path: Path, image: Any, values: Array, channel: int | None) -> Grid
     affine = np.eye(4)
     affine[:axes, :axes] = direction * spacing
     affine[:axes, 3] = image.GetOrigin()[:axes]
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if is_singular(affine):
         message = "its directions cannot be inverted: an axis has no length of its own"
         raise fault("bad_spacing", path, message, "set the true orientation and spacing")
     affine = _LPS @ affine

@@ -22,4 +22,4 @@ class NiftiReader(VolumeReader):
 
     def load(self, path: Path, channel: int | None = None) -> Grid:
         """Read a ``.nii`` or ``.nii.gz`` file."""
-        return load_nifti(path, channel)
+        return load_nifti(path, channel, self.options.spacing)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from samadapt.data.nifti_affine import settled_header
 from samadapt.data.types import Array, SourceGrid, fault
 from samadapt.errors import DataError
 
@@ -26,15 +27,20 @@ _MM = {"meter": 1e3, "micron": 1e-3}  # of a header that names no unit the lengt
 _RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 
 
-def load_grid(path: Path, channel: int | None = None) -> tuple[Array, Any]:
+def load_grid(
+    path: Path, channel: int | None = None, spacing: str | None = None
+) -> tuple[Array, Any]:
     """Read a NIfTI file.
 
     Args:
         path: a ``.nii`` or ``.nii.gz`` file.
         channel: index into the fourth axis of a 4D file.
+        spacing: which voxel size is true where affine and ``pixdim`` differ; see
+            ``nifti_affine.settled_header``.
 
     Returns:
-        The array as stored, scaled by the header's slope, with 3 axes, and the header.
+        The array as stored, scaled by the header's slope, with 3 axes, and the header, whose
+        affine and ``pixdim`` agree.
 
     Raises:
         FindingError: the file is missing, broken or of a kind that cannot be used.
@@ -57,8 +63,8 @@ def load_grid(path: Path, channel: int | None = None) -> tuple[Array, Any]:
         raise fault(
             "truncated_file", path, f"the voxels cannot be read ({error})", _AGAIN
         ) from None
-    _check_affine(path, image.affine)
-    return _pick_channel(path, values, channel), image.header
+    header = settled_header(path, image.header, spacing)
+    return _pick_channel(path, values, channel), header
 
 
 def finite_image(path: Path, values: Array) -> Array:
@@ -302,13 +308,6 @@ def _check_header(path: Path, content: bytes, header_class: Any) -> None:
     if len(content) < needed:
         message = f"expected {needed} bytes for shape {shape}; it holds {len(content)}"
         raise fault("truncated_file", path, message, _AGAIN)
-
-
-def _check_affine(path: Path, affine: Array) -> None:
-    usable = affine is not None and np.isfinite(affine).all()
-    if not usable or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        message = "its affine (sform or qform) cannot be inverted: an axis has no length"
-        raise fault("bad_spacing", path, message, "set the true orientation and spacing")
 
 
 def _pick_channel(path: Path, values: Array, channel: int | None) -> Array:

@@ -10,6 +10,7 @@ from samadapt.data.cards import Card, list_cards, load_card
 from samadapt.data.classes import ClassChoice, ClassTable, make_table
 from samadapt.data.download import fetch_dataset
 from samadapt.data.intensity import IntensityRule, intensity_of_modality, make_intensity
+from samadapt.data.nifti_affine import check_spacing_source
 from samadapt.data.reader import Reader, ReaderOptions, Scan, get_reader, parse_axis, readers
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Finding
@@ -24,6 +25,7 @@ def open_reader(
     image: str | None = None,
     label: str | None = None,
     tiling: Tiling | None = None,
+    spacing: str | None = None,
 ) -> tuple[Card | None, Reader]:
     """Return the card, if the name is one, and the reader with its options.
 
@@ -31,6 +33,7 @@ def open_reader(
         ConfigError: neither card nor reader has that name, or an option is wrong.
         DownloadError: the card's data set could not be fetched.
     """
+    check_spacing_source(spacing)
     known = {*list_cards(), *readers()}
     if name not in known:
         raise ConfigError(
@@ -51,6 +54,7 @@ def open_reader(
         image or (card.image if card else None),
         label or (card.label if card else None),
         tiling,
+        spacing,
     )
     return card, get_reader(card.reader if card else name)(options)
 

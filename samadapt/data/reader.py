@@ -44,6 +44,8 @@ class ReaderOptions:
         image: file name or pattern with one ``*`` of the images, below ``root``.
         label: file name or pattern with one ``*`` of the masks, below ``root``.
         tiling: how pictures are cut into what counts as their slices; None: not at all.
+        spacing: which voxel size of a NIfTI header is true where its affine and ``pixdim``
+            differ: ``"affine"`` or ``"pixdim"``; None: such a file is refused.
     """
 
     root: Path | None = None
@@ -52,6 +54,7 @@ class ReaderOptions:
     image: str | None = None
     label: str | None = None
     tiling: Tiling | None = None
+    spacing: str | None = None
 
 
 @dataclass
@@ -301,15 +304,17 @@ def parse_axis(axis: str | int | None) -> int | None:
     )
 
 
-def reader_for(
-    path: Path, axis: str | int | None = None, channel: int | str | None = None
-) -> Reader:
+def reader_for(path: Path, options: ReaderOptions | None = None) -> Reader:
     """Return a reader for one image file or series folder, chosen by its name or content.
+
+    Args:
+        path: the file or folder.
+        options: how to read it; ``root`` is set to the file's folder.
 
     Raises:
         DataError: no reader reads such files.
     """
-    options = ReaderOptions(path.parent, parse_axis(axis), channel)
+    options = replace(options or ReaderOptions(), root=path.parent)
     for reader in readers().values():
         if reader.accepts(path):
             return reader(options)
@@ -318,7 +323,10 @@ def reader_for(
 
 
 def read_image(
-    path: Path, axis: str | int | None = None, channel: int | str | None = None
+    path: Path,
+    axis: str | int | None = None,
+    channel: int | str | None = None,
+    spacing: str | None = None,
 ) -> Volume:
     """Read one image file without labels: a picture or a volume.
 
@@ -327,11 +335,14 @@ def read_image(
         axis: what volumes are sliced along; None: the axis with the largest spacing.
         channel: index of the channel of a 4D volume, or its name where a ``dataset.json`` in
             the file's folder or the one above it names the channels.
+        spacing: ``"affine"`` or ``"pixdim"``: which is true where a NIfTI header contradicts
+            itself; None: such a file is an error.
 
     Raises:
         DataError: the file is missing, broken or of an unknown kind.
     """
-    return reader_for(path, axis, channel).read_image(path)
+    options = ReaderOptions(axis=parse_axis(axis), channel=channel, spacing=spacing)
+    return reader_for(path, options).read_image(path)
 
 
 def write_prediction(prediction: Array, volume: Volume, path: Path) -> None:

@@ -51,9 +51,9 @@ class Grid(NamedTuple):
         return made_header(self.values.shape, self.affine) if self.header is None else self.header
 
 
-def load_nifti(path: Path, channel: int | None = None) -> Grid:
-    """Read a NIfTI file; see ``nifti_grid.load_grid`` for what it raises."""
-    values, header = load_grid(path, channel)
+def load_nifti(path: Path, channel: int | None = None, spacing: str | None = None) -> Grid:
+    """Read a NIfTI file; arguments and errors are those of ``nifti_grid.load_grid``."""
+    values, header = load_grid(path, channel, spacing)
     return Grid(values, np.asarray(header.get_best_affine(), dtype=np.float64), header)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from samadapt.data.reader import Reader, read_image, reader_for, readers, write_prediction
+from samadapt.data.reader import Reader, ReaderOptions, reader_for, readers, write_prediction
 from samadapt.errors import DataError, UserError
 from samadapt.prediction.coco import CocoFile, coco_masks
 from samadapt.prediction.dicom_seg import SEG, need_highdicom, save_segmentation
@@ -161,14 +161,14 @@ def predict_file(
     source: Path,
     target: Path,
     options: Options,
-    channel: int | str | None = None,
+    how: ReaderOptions,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Segment a file; ``Segmenter.predict_file`` says what comes back."""
     source, target = source.expanduser(), target.expanduser()
     check_files(source, target)
     coco = CocoFile(predictor.classes) if target.suffix.lower() == COCO else None
-    row = _predict(predictor, source, target, options, channel, progress, coco)
+    row = _predict(predictor, source, target, options, how, progress, coco)
     if coco is not None:
         coco.write(target)
     return row
@@ -179,7 +179,7 @@ def predict_folder(
     source: Path,
     target: Path,
     options: Options,
-    channel: int | str | None = None,
+    how: ReaderOptions,
     progress: Callable[[str], Progress] | None = None,
 ) -> list[dict[str, Any]]:
     """Segment the images of a folder; ``Segmenter.predict_folder`` says what comes back."""
@@ -194,7 +194,7 @@ def predict_folder(
             if isinstance(place, UserError):
                 raise place
             show = None if progress is None else progress(image.name)
-            row = _predict(predictor, image, place, options, channel, show, coco)
+            row = _predict(predictor, image, place, options, how, show, coco)
         except UserError as error:
             row = {"error": str(error)}
         except Exception as error:  # one broken file must not cost the others
@@ -210,12 +210,12 @@ def _predict(
     source: Path,
     target: Path,
     options: Options,
-    channel: int | str | None,
+    how: ReaderOptions,
     progress: Progress | None,
     coco: CocoFile | None,
 ) -> dict[str, Any]:
     """Read, segment and write one image."""
-    volume = read_image(source, predictor.adapter.record.axis, channel)
+    volume = reader_for(source, how).read_image(source)
     if coco is not None and volume.shape[2] > 1:
         raise DataError(f"{source}: COCO JSON holds pictures; write a volume as {NIFTI}")
     wanted = replace(options, instances=coco is not None)

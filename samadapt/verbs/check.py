@@ -64,6 +64,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         patient=data.patient,
         tile=data.tile,
         tile_overlap=data.tile_overlap,
+        spacing=data.spacing,
     )
     errors = sum(finding.severity == "error" for finding in found.findings)
     report = {

@@ -85,6 +85,10 @@ class PredictArguments:
     channel: int | str | None = knob(
         None, help="which volume of a 4D file: from 0, or its name in dataset.json", low=0
     )
+    spacing: Literal["affine", "pixdim"] | None = knob(
+        None,
+        help="which voxel size is true where a NIfTI header contradicts itself; null: as trained",
+    )
     checkpoint: str | None = knob(None, help="file of the base weights; null: found by name")
     precision: Literal["auto", "fp32", "bf16"] = knob(
         "fp32", help="fp32 gives the same masks everywhere; auto: bf16 where that is fast"
@@ -95,7 +99,7 @@ class PredictArguments:
 SCHEMA = PredictArguments
 _OPTIONS = (
     *("boxes", "points", "point_labels", "labels", "propagate", "carry", "slices", "vanish"),
-    *("keep_largest", "fill_holes", "tile", "probabilities", "channel"),
+    *("keep_largest", "fill_holes", "tile", "probabilities", "channel", "spacing"),
 )
 
 
