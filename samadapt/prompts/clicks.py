@@ -3,6 +3,10 @@
 The usual protocol of interactive segmentation (SAM, appendix on evaluation): the first click is the
 pixel of the object farthest from its border, each further one the pixel of the error region
 farthest from the border of that region. No chance is involved, so a score can be repeated.
+
+If the missed and the exceeding region are equally deep, the click is negative, as in RITM (Sofiiuk
+et al. 2021, ``isegm/inference/clicker.py``): it is positive only if what is missed is strictly
+deeper.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ def first_clicks(masks: Array) -> Clicks:
 def next_clicks(truth: Array, predicted: Array) -> Clicks:
     """Return the click that corrects each mask most: where it misses or where it exceeds.
 
+    The click is positive only if the missed region is strictly deeper than the exceeding one.
+
     Args:
         truth: (p, h, w) bool, the objects.
         predicted: (p, h, w) bool, their masks so far.
@@ -37,7 +43,7 @@ def next_clicks(truth: Array, predicted: Array) -> Clicks:
     for index, (true, found) in enumerate(zip(truth, predicted, strict=True)):
         missed, exceeded = deepest(true & ~found), deepest(found & ~true)
         if max(missed[1], exceeded[1]) > 0:
-            inside = missed[1] >= exceeded[1]
+            inside = missed[1] > exceeded[1]  # a tie is a negative click, as in RITM
             points[index, 0] = missed[0] if inside else exceeded[0]
             labels[index, 0] = int(inside)
     return points, labels

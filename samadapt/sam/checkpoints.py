@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import pathlib
 import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,9 +20,32 @@ from samadapt.errors import WeightsError
 from samadapt.sam.builds import Build
 from samadapt.sam.tiny_vit import tiny_vit_key
 
-_WRAPPERS = ("model", "model_state", "state_dict", "model_state_dict", "net")
+# Entries under which training programs keep a model's tensors. timm and others keep the moving
+# average of the weights (EMA) beside them, or alone.
+_WRAPPERS = ("model", "model_state", "state_dict", "model_state_dict", "net", "network")
+_EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+
+# What training programs keep beside the weights: their arguments, paths and numpy numbers. These
+# classes hold plain values only, so unpickling them runs no code of the file. Everything else is
+# refused by torch's restricted unpickler (weights_only=True).
+_HARMLESS: tuple[Any, ...] = (
+    argparse.Namespace,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+    pathlib.WindowsPath,
+    pathlib.PureWindowsPath,
+    np.dtype,
+    np.float64(0).__reduce__()[0],  # the function that makes a numpy scalar
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")),
+)
+
+# Tensors that SAM 2 and 2.1 have and SAM has not: Meta's names, then those of transformers.
+_SAM2 = re.compile(
+    r"(?:^|\.)(?:image_encoder\.trunk|sam_mask_decoder|memory_encoder|vision_encoder\.backbone)\."
+)
 _INDEX = "model.safetensors.index.json"
 _ENCODERS = ("image_encoder.", "vision_encoder.")
+_BLOCK = re.compile(r"(?:image|vision)_encoder\.(?:blocks|layers|stages)\.\d")
 
 # Buffers that some files hold and that follow from the build, and the classifier on which
 # MobileSAM's encoder was first trained.
@@ -67,18 +93,30 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
     Takes official, MedSAM, MobileSAM and LiteMedSAM files, Hugging Face ``SamModel`` files and
     folders, and safetensors of our own; with or without a wrapper such as ``{"model": ...}`` or a
-    prefix such as ``module.``.
+    prefix such as ``module.``. What a training program saved beside the weights (arguments, epoch,
+    optimizer) is passed over.
 
     Raises:
-        WeightsError: missing, empty or broken file, not a checkpoint of tensors, no SAM inside, or
-            a NaN or infinite tensor.
+        WeightsError: missing, empty or broken file, not a checkpoint of tensors, no SAM inside, a
+            SAM 2 file, or a NaN or infinite tensor.
     """
-    tensors = read_tensors(path)
+    tensors, inside = _as_tensors(_read(path), path)
+    if sam2 := [key for key in tensors if _SAM2.search(key)]:
+        raise WeightsError(
+            f"{path}{inside} holds SAM 2 weights, for example {sam2[0]}; expected the weights of "
+            "the first SAM. SAM 2 is not supported: give a checkpoint of vit_b, vit_l, vit_h, "
+            "MedSAM, MobileSAM or LiteMedSAM"
+        )
     prefix = _prefix(tensors)
     if prefix is None:
         raise WeightsError(
-            f"{path} holds no Segment Anything model: expected tensors named image_encoder.… or "
-            f"vision_encoder.…; got {len(tensors)} others: {_some(tensors)}"
+            f"{path}{inside} holds no Segment Anything model: expected tensors named "
+            f"image_encoder.… or vision_encoder.…; got {len(tensors)} others: {_some(tensors)}"
+        )
+    if not any(_BLOCK.search(key) for key in tensors):
+        raise WeightsError(
+            f"{path}{inside} holds a part of a Segment Anything model: expected the blocks of an "
+            f"image encoder too; got {len(tensors)} tensors: {_some(tensors)}"
         )
     named = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     if any(key.startswith("vision_encoder.") for key in named):
@@ -99,7 +137,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: missing, empty or broken file, or something else than tensors.
     """
-    return _as_tensors(_read(path), path)
+    return _as_tensors(_read(path), path)[0]
 
 
 def check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -144,17 +182,21 @@ def _read(path: Path) -> Any:
     safe = head[8:9] == b"{"
     if not safe and not head.startswith((b"PK", b"\x80")):
         raise WeightsError(
-            f"{path} is no checkpoint: expected a torch or safetensors file; it begins with "
-            f"{head!r} ({size} bytes). A web page or a Git LFS pointer saved in its place?"
+            f"{path} is no checkpoint: expected a torch or safetensors file; its {size} bytes are "
+            "neither. A web page or a Git LFS pointer saved in its place?"
         )
     try:
-        return load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+        if safe:
+            return load_file(path)
+        with torch.serialization.safe_globals(list(_HARMLESS)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} holds more than tensors, or is broken; for safety only tensors are read "
-            "(weights_only): save its state_dict() and load that"
+            f"{path} holds more than tensors and plain values, or is broken; expected the tensors "
+            "of a model, since other objects can run code when they are loaded. Where the file was "
+            "written, save the model's state_dict() by itself and give that file"
             f"{_unpickler_reason(error)}"
-        ) from error
+        ) from None
     except Exception as error:  # broken bytes make the readers raise nearly anything
         raise WeightsError(
             f"{path} cannot be read ({size} bytes; broken or truncated?): "
@@ -163,12 +205,9 @@ def _read(path: Path) -> Any:
 
 
 def _unpickler_reason(error: Exception) -> str:
-    """Quote torch's reason without its advice to unpickle anything."""
-    for line in str(error).splitlines():
-        _, found, reason = line.partition("WeightsUnpickler error: ")
-        if found:
-            return f"; found: {reason.strip()}"
-    return ""
+    """Name the class that torch refuses, without its advice to allow it."""
+    found = re.search(r"GLOBAL (\S+)|(?:class|function|type) '?([\w.]+\.[\w.]+)", str(error))
+    return f"; found: {found[1] or found[2]}" if found else ""
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
@@ -179,16 +218,18 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
         )
     config = folder / "config.json"
     if config.exists() and (kind := _read_json(config).get("model_type")) != "sam":
-        raise WeightsError(f"{config}: expected model_type 'sam', got {kind!r}")
+        is_sam2 = str(kind).startswith("sam2")
+        hint = "; SAM 2 is not supported, give a model of the first SAM" if is_sam2 else ""
+        raise WeightsError(f"{config}: expected model_type 'sam', got {kind!r}{hint}")
     if (folder / _INDEX).exists():
         shards = sorted(set(_read_json(folder / _INDEX).get("weight_map", {}).values()))
         merged: dict[str, Tensor] = {}
         for shard in shards:
-            merged |= _as_tensors(_read(folder / shard), folder / shard)
+            merged |= _as_tensors(_read(folder / shard), folder / shard)[0]
         return merged
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).exists():
-            return _as_tensors(_read(folder / name), folder / name)
+            return _as_tensors(_read(folder / name), folder / name)[0]
     raise WeightsError(
         f"{folder} holds no model: expected model.safetensors, {_INDEX} or pytorch_model.bin"
     )
@@ -204,20 +245,41 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _as_tensors(content: Any, path: Path) -> dict[str, Tensor]:
+def _as_tensors(content: Any, path: Path, inside: str = "") -> tuple[dict[str, Tensor], str]:
+    """Return the named tensors, and for messages the entries of the file in which they lie."""
     if isinstance(content, dict):
-        for wrapper in _WRAPPERS:
-            if isinstance(content.get(wrapper), dict):
-                return _as_tensors(content[wrapper], path)
+        entry = _wrapper_of(content, path)
+        if entry is not None:
+            return _as_tensors(content[entry], path, f"{inside} [{entry!r}]")
     if not isinstance(content, dict) or not content:
         raise WeightsError(
-            f"{path}: expected a dictionary of named tensors, got {type(content).__name__}"
+            f"{path}{inside}: expected a dictionary of named tensors, got {type(content).__name__}"
             f"{' without entries' if isinstance(content, dict) else ''}"
         )
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if others:
-        raise WeightsError(f"{path}: expected tensors only, but these are not: {_some(others)}")
-    return {str(key): value for key, value in content.items()}
+        raise WeightsError(
+            f"{path}{inside}: expected tensors only, but these are not: {_some(others)}"
+        )
+    return {str(key): value for key, value in content.items()}, inside
+
+
+def _wrapper_of(content: Mapping[Any, Any], path: Path) -> str | None:
+    """Return the entry of a training program's dictionary that holds the model, or None.
+
+    Raises:
+        WeightsError: it holds both the weights and their moving average, which differ.
+    """
+    plain, average = (
+        [name for name in names if isinstance(content.get(name), dict) and content[name]]
+        for names in (_WRAPPERS, _EMA_WRAPPERS)
+    )
+    if plain and average:
+        raise WeightsError(
+            f"{path} holds two models: {plain[0]!r}, and {average[0]!r}, the moving average of its "
+            "weights. Save the one that you want by itself and give that file"
+        )
+    return next(iter([*plain, *average]), None)
 
 
 def _prefix(keys: Iterable[str]) -> str | None:

@@ -49,3 +49,13 @@ def test_the_next_click_mends_the_larger_error():
     assert labels.tolist() == [[1], [0], [-1]]
     assert points[0, 0].tolist() == [5.5, 5.5]
     assert points[1, 0].tolist() == [24.5, 6.5]
+
+
+def test_a_tie_gives_a_negative_click():
+    """RITM's rule: positive only if the missed region is strictly deeper."""
+    truth, found = np.zeros((1, 12, 30), bool), np.zeros((1, 12, 30), bool)
+    truth[0, 2:7, 2:7] = True
+    found[0, 2:7, 20:25] = True
+    points, labels = next_clicks(truth, found)
+    assert labels.tolist() == [[0]]
+    assert points[0, 0].tolist() == [22.5, 4.5]

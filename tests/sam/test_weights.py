@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import shutil
@@ -70,8 +71,19 @@ def _logits(sam: Sam) -> Tensor:
         lambda state: {f"sam.{key}": value for key, value in state.items()},
         lambda state: {**state, "pixel_mean": torch.zeros(3), "pixel_std": torch.ones(3)},
         lambda state: {key: value.double() for key, value in state.items()},
+        lambda state: {"net": state, "epoch": np.float64(3.5), "lr": np.float32(1e-4)},
+        lambda state: {"state_dict_ema": {f"module.{k}": v for k, v in state.items()}, "epoch": 1},
+        lambda state: {
+            "model": state,
+            "args": argparse.Namespace(lr=1e-4, output=Path("runs"), groups={"a": [1, 2]}),
+            "epoch": 3,
+        },
+        lambda state: {"model": {"state_dict": state}},
     ],
-    ids=["plain", "model", "module", "sam", "pixels", "double"],
+    ids=[
+        *("plain", "model", "module", "sam", "pixels", "double"),
+        *("numpy numbers", "EMA alone", "a training program's arguments", "two wrappers"),
+    ],
 )
 def test_wrapped_files(tiny_sam: Sam, tmp_path: Path, wrap: Wrap) -> None:
     torch.save(wrap(tiny_sam.state_dict()), tmp_path / "w.pth")
@@ -383,8 +395,8 @@ def _write_bad(path: Path, kind: str, sam: Sam) -> None:
         ("truncated_safetensors", "cannot be read.*truncated"),
         ("pickle_garbage", "is broken|cannot be read"),
         ("zip", "cannot be read"),
-        ("code", "holds more than tensors"),
-        ("module", "holds more than tensors"),
+        ("code", "holds more than tensors and plain values.*found: "),
+        ("module", "holds more than tensors and plain values.*found: torch.nn.modules.linear"),
         ("list", "dictionary of named tensors, got list"),
         ("nothing", "dictionary of named tensors.*without entries"),
         ("other", "no Segment Anything model.*weight, bias"),
@@ -399,8 +411,38 @@ def test_broken_files(
     with pytest.raises(WeightsError, match=rf"bad\.pth.*({message})") as caught:
         load_sam(checkpoint=path)
     assert "\n" not in str(caught.value)
-    assert "`weights_only` set to `False`" not in str(caught.value)  # torch's advice, a bad one
+    for advice in ("weights_only", "safe_globals"):  # torch's advice, a bad one
+        assert advice not in str(caught.value)
+    assert "<!DOCTYPE" not in str(caught.value)
+    assert "git-lfs" not in str(caught.value)  # no content of a file in a message
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "image_encoder.trunk.patch_embed.proj.weight",
+        "sam_mask_decoder.iou_token.weight",
+        "vision_encoder.backbone.blocks.0.attn.qkv.weight",
+    ],
+)
+def test_sam2_is_named(tmp_path: Path, key: str) -> None:
+    torch.save({"model": {key: torch.zeros(1)}}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"w\.pt \['model'\] holds SAM 2 weights, for example"):
+        load_sam("vit_b", tmp_path / "w.pt")
+
+
+def test_a_part_of_a_model_names_the_entry_that_holds_it(tmp_path: Path) -> None:
+    torch.save({"state_dict_ema": {"image_encoder.pos_embed": torch.zeros(1)}}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth \['state_dict_ema'\] holds a part of"):
+        load_sam("vit_b", tmp_path / "w.pth")
+
+
+def test_weights_beside_their_moving_average_are_ambiguous(tiny_sam: Sam, tmp_path: Path) -> None:
+    state = tiny_sam.state_dict()
+    torch.save({"state_dict": state, "state_dict_ema": state}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"two models: 'state_dict', and 'state_dict_ema'"):
+        load_sam(checkpoint=tmp_path / "w.pth")
 
 
 def test_names_that_are_not_there(tmp_path: Path) -> None:
