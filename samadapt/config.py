@@ -66,6 +66,12 @@ class Data:
         None, help="names, or {name: value or values}; null: all. Also: data.labels", bound=True
     )
     merge_classes: bool = knob(False, help="all classes as one foreground")
+    ignore: int | list[int] | None = knob(
+        None,
+        help="mask value or values without loss and score, such as 255; null: what the data "
+        "declares; []: none",
+        bound=True,
+    )
     empty_slices: Literal["auto", "drop", "keep"] | float = knob(
         "auto",
         help="training slices without a class, or the share kept; auto: keep for semantic only",

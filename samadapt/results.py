@@ -56,6 +56,7 @@ def summarise_run(
     notes.append(ZERO_SHOT_NOTE if policy.is_semantic else ORACLE_NOTE)
     scored = scored or Scored(slices["test"])
     notes += scored.notes
+    notes += ignored_notes(session, zero_shot.summary)
     if session.dataset.left_out:
         notes.append(f"cases left out for errors: {', '.join(session.dataset.left_out)}")
     return {
@@ -92,6 +93,18 @@ def summarise_run(
         "peak_memory_bytes": peak_memory_bytes(),
         "notes": notes,
     }
+
+
+def ignored_notes(session: Session, summary: dict[str, Any]) -> list[str]:
+    """Say how much of the scored cases is not annotated; nothing where all of it is."""
+    notes = []
+    if "ignored" in summary:
+        share = summary["ignored"]["share"]
+        notes.append(f"{share:.1%} of the scored voxels are ignored: they have no score")
+    unknown = session.dataset.slices("val").left_out.get("not annotated", 0)
+    if unknown:
+        notes.append(f"{unknown} held-out slices without annotation are not scored")
+    return notes
 
 
 def check_objects(session: Session, refs: Sequence[SliceRef]) -> None:

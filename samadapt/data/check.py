@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,14 @@ from samadapt.data.cards import Card
 from samadapt.data.classes import ClassChoice
 from samadapt.data.leaks import copy_findings, mark_patients
 from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
-from samadapt.data.quality import Facts, case_findings, class_statistics, measure, set_findings
+from samadapt.data.quality import (
+    Facts,
+    case_findings,
+    class_statistics,
+    ignored_share,
+    measure,
+    set_findings,
+)
 from samadapt.data.reader import Reader, Scan
 from samadapt.data.splits import Splits, make_splits
 from samadapt.data.tiles import OVERLAP, check_tiles, tiling
@@ -29,6 +36,8 @@ class Survey:
         left_out: names of the cases that have an error.
         patients: how many people the cases are of, where marks say; None where nothing does.
         classes: a row a class; see ``quality.class_statistics``.
+        ignored: ``{"voxels", "share"}`` of all voxels that have no loss and no score; None
+            where there is none.
     """
 
     findings: list[Finding]
@@ -36,6 +45,7 @@ class Survey:
     left_out: list[str]
     patients: int | None
     classes: list[dict[str, Any]]
+    ignored: dict[str, float] | None = None
 
 
 def check_dataset(
@@ -49,11 +59,12 @@ def check_dataset(
     image: str | None = None,
     label: str | None = None,
     spacing: str | None = None,
+    ignore: int | Sequence[int] | None = None,
 ) -> list[Finding]:
     """Return the faults of single files alone, errors first; the arguments are ``survey``'s."""
     card, reader = open_reader(name, root, axis, channel, image, label, spacing=spacing)
     scan = reader.scan(max_cases)
-    check_values(scan, decide_classes(scan, card, classes))
+    check_values(scan, decide_classes(scan, card, classes, ignore=ignore))
     return sorted(scan.findings, key=_order)
 
 
@@ -73,6 +84,7 @@ def survey(
     tile: int | None = None,
     tile_overlap: float = OVERLAP,
     spacing: str | None = None,
+    ignore: int | Sequence[int] | None = None,
 ) -> Survey:
     """Read every file of a data set and return all problems, and statistics of each class.
 
@@ -93,6 +105,7 @@ def survey(
         tile: count tiles of so many pixels a side as slices, as training would.
         tile_overlap: of neighbouring tiles.
         spacing: which voxel size of a NIfTI header is true where it states two.
+        ignore: mask value or values without loss and score; see ``open_dataset``.
 
     Raises:
         ConfigError: an unknown name or class, or tiles of volumes.
@@ -108,7 +121,7 @@ def survey(
     scan = reader.scan(max_cases, look)
     check_tiles(cut, scan.cases)
     mark_patients(scan, patient)
-    table = decide_classes(scan, card, classes)
+    table = decide_classes(scan, card, classes, ignore=ignore)
     check_values(scan, table)
     where = str(reader.options.root or name)
     is_ct = _is_ct(intensity, card, scan, reader)
@@ -126,6 +139,7 @@ def survey(
         sorted(scan.left_out),
         len(marks) + unmarked if marks else None,
         class_statistics(scan.cases, facts, table),
+        ignored_share(scan.cases, facts, table),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from samadapt.data.types import Array
+from samadapt.data.types import IGNORED, Array
 from samadapt.errors import ConfigError, nearest
 
 ClassValues = Mapping[str, tuple[int, ...]]
@@ -24,12 +24,14 @@ class ClassTable:
         complete: the table lists all values that may occur; another value is an error. If not,
             other values are background.
         merged: names of the classes that were put in one.
+        ignored: mask values whose pixels have no class and are not background either.
     """
 
     names: tuple[str, ...]
     values: tuple[tuple[int, ...], ...]
     complete: bool = True
     merged: tuple[str, ...] = ()
+    ignored: tuple[int, ...] = ()
 
     def id_of(self, name: str) -> int:
         """Return the class id of a name that an annotation uses, 0 where it is no class."""
@@ -41,12 +43,13 @@ class ClassTable:
         """Return the values that the table does not explain."""
         if not self.complete:
             return []
-        known = {0}.union(*self.values)
+        known = {0, *self.ignored}.union(*self.values)
         return sorted(set(found) - known)
 
     def remap(self, labels: Array) -> Array:
-        """Return int16 class ids in the shape of ``labels``."""
+        """Return int16 class ids in the shape of ``labels``, ``IGNORED`` for ignored values."""
         lookup = {value: i + 1 for i, values in enumerate(self.values) for value in values}
+        lookup |= dict.fromkeys(self.ignored, IGNORED)
         low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
         if low >= 0 and high < 65536:
             table = np.zeros(high + 1, dtype=np.int16)
@@ -58,6 +61,18 @@ class ClassTable:
         for value, index in lookup.items():
             ids[labels == value] = index
         return ids
+
+    def annotated(self, values: Sequence[int], presence: Array, zeros: Array) -> Array:
+        """Return (d,) bool: whether a slice holds any value that is not ignored.
+
+        Args:
+            values: n label values other than 0.
+            presence: (d, n) bool, which of them occurs in which slice.
+            zeros: (d,) bool, in which slices the value 0 occurs.
+        """
+        counted = np.array([value not in self.ignored for value in values], dtype=bool)
+        found: Array = np.any(presence[:, counted], axis=1)
+        return found if 0 in self.ignored else found | zeros
 
     def presence(self, values: Sequence[int], presence: Array) -> Array:
         """Turn (d, len(values)) presence of values into (d, K) presence of classes."""
@@ -71,6 +86,7 @@ def make_table(
     found: Iterable[int],
     *,
     merge: bool = False,
+    ignored: Iterable[int] = (),
 ) -> ClassTable:
     """Decide the classes.
 
@@ -83,12 +99,15 @@ def make_table(
         found: all values other than 0 that the masks hold; where nothing is declared or chosen
             each is a class: ``foreground`` if there is one, else ``class_<value>``.
         merge: put all listed classes in one, ``foreground``.
+        ignored: values without loss and score; they become no class.
 
     Raises:
-        ConfigError: an unknown name, a value of 0, a value in two classes, no class at all, or a
-            value below 0 where nothing says what it is.
+        ConfigError: an unknown name, a value of 0, a value in two classes, no class at all, a
+            value below 0 where nothing says what it is, or an ignored value that is a class.
     """
     complete = True
+    unused = tuple(sorted(set(ignored)))
+    found = set(found) - set(unused)
     if isinstance(chosen, Mapping):
         table = {str(name): _as_values(name, value) for name, value in chosen.items()}
         complete = False
@@ -101,15 +120,20 @@ def make_table(
         table = dict(declared)
     else:
         table = _discover(sorted(set(found)))
-    _check(table)
+    _check(table, unused)
     if merge:
         values = tuple(sorted({value for values in table.values() for value in values}))
-        return ClassTable(("foreground",), (values,), complete, tuple(table))
-    return ClassTable(tuple(table), tuple(table.values()), complete)
+        return ClassTable(("foreground",), (values,), complete, tuple(table), unused)
+    return ClassTable(tuple(table), tuple(table.values()), complete, ignored=unused)
+
+
+def values_of(value: int | Sequence[int]) -> tuple[int, ...]:
+    """Return one label value, or several, as a tuple."""
+    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _as_values(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
+    values = values_of(value)
     if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
         raise ConfigError(
             f"data.classes.{name} must be a label value or a list of them; got {value!r}"
@@ -138,14 +162,15 @@ def _discover(found: Sequence[int]) -> dict[str, tuple[int, ...]]:
     if below:  # such as -1 for what nobody labelled
         raise ConfigError(
             f"data.classes: the masks hold values below 0 ({below[0]}), which are no class unless "
-            "it is said: list the classes with data.classes={name: value}"
+            "it is said: list the classes with data.classes={name: value}, or leave these pixels "
+            f"out of loss and scores with data.ignore={below[0]}"
         )
     if len(found) <= 1:
         return {"foreground": tuple(found) or (1,)}
     return {f"class_{value}": (value,) for value in found}
 
 
-def _check(table: Mapping[str, tuple[int, ...]]) -> None:
+def _check(table: Mapping[str, tuple[int, ...]], ignored: Sequence[int]) -> None:
     if not table:
         raise ConfigError("data.classes names no class; give at least one, such as {liver: 1}")
     seen: dict[int, str] = {}
@@ -153,6 +178,11 @@ def _check(table: Mapping[str, tuple[int, ...]]) -> None:
         for value in values:
             if value == 0:
                 raise ConfigError(f"data.classes.{name}: the value 0 is background; leave it out")
+            if value in ignored:
+                raise ConfigError(
+                    f"data.ignore: the value {value} belongs to the class {name!r}; a value is "
+                    "either ignored or of a class"
+                )
             if seen.setdefault(value, name) != name:
                 raise ConfigError(
                     f"data.classes: the value {value} belongs to {seen[value]!r} and to {name!r}; "

@@ -192,9 +192,9 @@ CODES = {
         "or a wrong rescaling.",
         "Nothing, where it is padding or metal: windows cut it off; else rescale to HU.",
     ),
-    "ignore_label": _warning(
-        "dataset.json declares a label ignore, which has no counterpart here.",
-        "List the classes with data.classes={name: value} to take it as background.",
+    "ignore_absent": _warning(
+        "data.ignore names a value that occurs in no mask, so that it changes nothing.",
+        "Check the value in the masks, or leave data.ignore out.",
     ),
     "label_value": _error(
         "A mask holds values outside the class list.",

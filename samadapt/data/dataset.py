@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from samadapt.data.classes import ClassChoice, ClassTable
 from samadapt.data.intensity import IntensityRule
 from samadapt.data.leaks import mark_patients
 from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
-from samadapt.data.reader import AXES, Reader
+from samadapt.data.reader import AXES, Reader, Scan
 from samadapt.data.refusals import (
     check_copies,
     check_kind,
@@ -41,7 +41,10 @@ _BYTES_A_PIXEL = 10
 
 
 class SliceList(list[SliceRef]):
-    """Slices in order, and how many were left out: ``left_out["empty" | "step" | "gap"]``."""
+    """Slices in order, and how many were left out, by the reason.
+
+    The reasons are ``"empty"``, ``"step"``, ``"gap"`` and ``"not annotated"``.
+    """
 
     left_out: dict[str, int]
 
@@ -125,10 +128,19 @@ class Dataset:
             raise DataError(f"{self.name}: case {name!r} was not scanned")
         return self.table.presence(case.values, case.presence)
 
+    def annotated(self, name: str) -> Array:
+        """Return (d,) bool: whether anything of a slice, or tile, of a case is annotated."""
+        case = self.case(name)
+        if case.presence is None or case.zeros is None:
+            return np.ones(len(self.presence(name)), dtype=bool)
+        return self.table.annotated(case.values, case.presence, case.zeros)
+
     def slices(
         self, split: Split, empty: str | float | None = None, step: int | None = None
     ) -> SliceList:
         """Return the slices of a side, and in ``left_out`` how many were not taken.
+
+        A slice without any annotated pixel is on no side.
 
         Args:
             split: ``"train"`` or ``"val"``.
@@ -150,12 +162,15 @@ class Dataset:
         slab = self.parts.slab
         for name in getattr(self.parts, split):
             has_class = np.any(self.presence(name), axis=1).tolist()
+            annotated = self.annotated(name).tolist()
             indices = slab.indices(split) if slab else list(range(len(has_class)))
             if slab:
                 counts["gap"] += slab.depth - sum(len(slab.indices(s)) for s in ("train", "val"))
             taken = indices[::step]
             counts["step"] += len(indices) - len(taken)
-            for index in taken:
+            if unknown := sum(not annotated[index] for index in taken):
+                counts["not annotated"] = counts.get("not annotated", 0) + unknown
+            for index in (index for index in taken if annotated[index]):
                 (filled if has_class[index] else bare).append(SliceRef(name, index))
         kept = random.Random(self.seed).sample(bare, round(share * len(bare)))
         counts["empty"] = len(bare) - len(kept)
@@ -256,7 +271,7 @@ class Dataset:
             image = self.intensity(read)
         except DataError as error:
             raise DataError(f"{case.image}: {error}") from error
-        return image, labels.astype(np.uint8) if len(self.classes) < 256 else labels
+        return image, labels.astype(_label_type(self.table), copy=False)
 
 
 def open_dataset(
@@ -267,6 +282,7 @@ def open_dataset(
     intensity: str | Mapping[str, Any] | None = None,
     classes: ClassChoice = None,
     merge_classes: bool = False,
+    ignore: int | Sequence[int] | None = None,
     empty_slices: str | float = "drop",
     slice_step: int = 1,
     val_every: int = 5,
@@ -297,6 +313,8 @@ def open_dataset(
         intensity: see ``intensity.py``; None or ``"auto"``: the card's, or by modality.
         classes: see ``classes.make_table``; None: those that the data set declares.
         merge_classes: all listed classes as one, ``foreground``.
+        ignore: mask value or values whose pixels have no loss and no score; None: those that the
+            data set declares.
         empty_slices: ``"drop"``, ``"keep"`` or the share kept of training slices without a class.
         slice_step: train on every such slice.
         val_every: every such case, by name and from the first, is validation.
@@ -330,7 +348,7 @@ def open_dataset(
     card, reader = open_reader(name, root, axis, channel, image, label, cut, spacing)
     scan = reader.scan(max_cases)
     mark_patients(scan, patient)
-    table = decide_classes(scan, card, classes, merge_classes)
+    table = decide_classes(scan, card, classes, merge_classes, ignore)
     check_values(scan, table)
     check_usable(name, scan, on_error)
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
@@ -338,31 +356,50 @@ def open_dataset(
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
     parts = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
     check_copies(name, scan, parts)
+    return _dataset(
+        *(name, scan, table, rule, parts, reader, card),
+        tiling=cut,
+        empty_slices=empty_slices,
+        slice_step=slice_step,
+        seed=seed,
+        cache_dir=Path(cache_dir) if cache_dir else None,
+    )
+
+
+def _dataset(
+    name: str,
+    scan: Scan,
+    table: ClassTable,
+    rule: IntensityRule,
+    parts: Splits,
+    reader: Reader,
+    card: Card | None,
+    **policy: Any,
+) -> Dataset:
+    """Return the data set of a scan that was checked and divided."""
+    notes = [card.note if card else "", parts.rule if parts.slab else ""]
     return Dataset(
         name=name,
         classes=list(table.names),
         cases=scan.cases,
         findings=scan.findings,
         left_out=sorted(scan.left_out),
-        note=_note(card, parts),
+        note=" ".join(note.strip() for note in notes if note),
         intensity=rule,
         axis=_axis_name(scan.cases),
         reader=reader,
         table=table,
         parts=parts,
-        empty_slices=empty_slices,
-        slice_step=slice_step,
-        seed=seed,
-        cache_dir=Path(cache_dir) if cache_dir else None,
         card=card,
-        tiling=cut,
+        **policy,
     )
 
 
-def _note(card: Card | None, parts: Splits) -> str:
-    """Return what the data are good for, and how a single volume was divided."""
-    notes = [card.note if card else "", parts.rule if parts.slab else ""]
-    return " ".join(note.strip() for note in notes if note)
+def _label_type(table: ClassTable) -> type[np.integer[Any]]:
+    """Return the smallest type that holds the class ids, and ``IGNORED`` where it is used."""
+    if table.ignored:
+        return np.int8 if len(table.names) < 128 else np.int16
+    return np.uint8 if len(table.names) < 256 else np.int16
 
 
 def _axis_name(cases: list[Case]) -> str | None:

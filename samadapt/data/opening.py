@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from samadapt.data.cards import Card, list_cards, load_card
-from samadapt.data.classes import ClassChoice, ClassTable, make_table
+from samadapt.data.classes import ClassChoice, ClassTable, make_table, values_of
 from samadapt.data.download import fetch_dataset
 from samadapt.data.intensity import IntensityRule, intensity_of_modality, make_intensity
 from samadapt.data.nifti_affine import check_spacing_source
@@ -60,12 +60,40 @@ def open_reader(
 
 
 def decide_classes(
-    scan: Scan, card: Card | None, chosen: ClassChoice, merge: bool = False
+    scan: Scan,
+    card: Card | None,
+    chosen: ClassChoice,
+    merge: bool = False,
+    ignore: int | Sequence[int] | None = None,
 ) -> ClassTable:
-    """Return the class table from the user's choice, the card, the data set or the masks."""
+    """Return the class table from the user's choice, the card, the data set or the masks.
+
+    Args:
+        scan: the cases with the values of their masks; ignored values that occur nowhere become
+            a finding.
+        card: the data set card, or None.
+        chosen: see ``make_table``.
+        merge: all classes as one.
+        ignore: mask value or values without loss and score; None: those that the data set
+            declares, unless ``chosen`` makes them a class.
+
+    Raises:
+        ConfigError: as ``make_table``.
+    """
     declared = card.classes if card and card.classes else scan.classes
     found = {value for case in scan.cases for value in case.values}
-    return make_table(declared, chosen, found, merge=merge)
+    if ignore is None:
+        named = [values_of(v) for v in chosen.values()] if isinstance(chosen, Mapping) else []
+        ignored = set(scan.ignored) - set().union(*named)
+    else:
+        ignored = set(values_of(ignore))
+        if absent := sorted(ignored - found - {0}) if scan.cases else []:
+            shown = ", ".join(map(str, absent))
+            message = f"data.ignore names the value {shown}, which occurs in no mask"
+            where = str(scan.cases[0].labels or scan.cases[0].image)
+            fix = "check the value, or leave data.ignore out"
+            scan.findings.append(Finding("ignore_absent", "warning", where, message, fix))
+    return make_table(declared, chosen, found, merge=merge, ignored=ignored)
 
 
 def check_values(scan: Scan, table: ClassTable) -> None:

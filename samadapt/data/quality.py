@@ -5,6 +5,7 @@ Every problem is a warning; the thresholds are wide, so that a sound data set ha
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ def case_findings(case: Case, facts: Facts, table: ClassTable, *, is_ct: bool) -
     used = {value for values in table.values for value in values}
     image, mask = str(case.image), str(case.labels or case.image)
     found = []
-    if facts.filled == 1:
+    if facts.filled == 1 and not set(case.values) & set(table.ignored):
         message = "every voxel has a class, none is background"
         found.append(_warning("constant_mask", mask, message, "check that it is the right file"))
     if facts.saturated > SATURATED and not facts.is_color and not is_ct:
@@ -186,6 +187,20 @@ def class_statistics(
         row = {"class": name, "cases": len(holding), "slices": slices}
         rows.append({**row, **_pooled(regions), **_physical(holding, millilitres)})
     return rows
+
+
+def ignored_share(
+    cases: Sequence[Case], facts: Mapping[str, Facts], table: ClassTable
+) -> dict[str, float] | None:
+    """Return how many voxels are ignored, and their share of all; None where there is none."""
+    ignored = total = 0
+    for case in cases:
+        size = math.prod(case.shape)
+        voxels = {value: region.voxels for value, region in facts[case.name].regions.items()}
+        voxels[0] = size - sum(voxels.values())
+        ignored += sum(count for value, count in voxels.items() if value in table.ignored)
+        total += size
+    return {"voxels": ignored, "share": ignored / total} if ignored else None
 
 
 def _pooled(regions: Sequence[Region]) -> dict[str, object]:

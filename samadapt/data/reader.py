@@ -69,6 +69,7 @@ class Layout:
         ambiguous: files that share a name with another, or folders in which a file is broken;
             their cases are left out, as the findings say.
         suffixes: file name endings of the format, the first for the names of missing files.
+        ignored: mask values that are declared to be no class and not background either.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -77,6 +78,7 @@ class Layout:
     modality: str | None = None
     ambiguous: set[Path] = field(default_factory=set)
     suffixes: tuple[str, ...] = ()
+    ignored: tuple[int, ...] = ()
 
 
 @dataclass
@@ -163,6 +165,7 @@ class Reader(ABC):
         double = [case for case in ordered if {case.image, case.labels} & layout.ambiguous]
         ordered = [case for case in ordered if case not in double]
         scan = Scan([], list(layout.findings), layout.classes, layout.modality)
+        scan.ignored = layout.ignored
         scan.left_out.extend(case.name for case in double)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             for case, (checked, findings) in zip(
@@ -186,7 +189,7 @@ class Reader(ABC):
             return None, [Finding("unreadable_image", "error", str(case.image), reason, fix)]
         if volume is None:
             return None, findings
-        values, presence = label_presence(volume.labels, self._places(volume))
+        values, presence, zeros = label_presence(volume.labels, self._places(volume))
         checked = replace(
             case,
             shape=volume.shape,
@@ -194,6 +197,7 @@ class Reader(ABC):
             axis=volume.source.axis if volume.source else None,
             values=values,
             presence=presence,
+            zeros=zeros,
             named=(volume.annotation.labels or ()) if volume.annotation else (),
             digest=content_hash(volume.image),
         )
@@ -233,14 +237,22 @@ def content_hash(values: Array) -> str:
     return content.hexdigest()
 
 
-def label_presence(labels: Array | None, places: Sequence[Any]) -> tuple[tuple[int, ...], Array]:
-    """Return the values other than 0 and, for each place in the labels, which occur in it."""
+def label_presence(
+    labels: Array | None, places: Sequence[Any]
+) -> tuple[tuple[int, ...], Array, Array]:
+    """Return which values occur in which place of the labels.
+
+    Returns:
+        The n values other than 0; (places, n) bool, which of them occurs in which place; and
+        (places,) bool, in which places the value 0 occurs.
+    """
     if labels is None:
-        return (), np.zeros((len(places), 0), dtype=bool)
+        return (), np.zeros((len(places), 0), dtype=bool), np.ones(len(places), dtype=bool)
     per_slice = [_values_of(labels[place]) for place in places]
     values = sorted(set().union(*per_slice) - {0})
     presence = np.array([[value in found for value in values] for found in per_slice], dtype=bool)
-    return tuple(values), presence.reshape(len(places), len(values))
+    zeros = np.array([0 in found for found in per_slice], dtype=bool)
+    return tuple(values), presence.reshape(len(places), len(values)), zeros
 
 
 def _values_of(plane: Array) -> set[int]:

@@ -19,6 +19,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Severity = Literal["error", "warning"]
 Split = Literal["train", "val"]
 
+IGNORED = -1
+"""Id of a pixel of a label map whose class is not known: it has no loss and no score."""
+
 MAX_VOXELS = 1 << 31
 """What one file may declare: a header that claims more is broken, or asks for 8 GB of float32."""
 
@@ -91,6 +94,7 @@ class Case:
             pictures.
         values: label values other than 0 that occur in the mask.
         presence: (d, len(values)) bool: which value occurs in which slice, or tile.
+        zeros: (d,) bool: whether the value 0 occurs in a slice, or tile.
         named: class names that the annotations use.
         files: the image's files where there are several (a DICOM series), sorted by name.
         patient: equal for cases of one patient, who is then on one side of every split; ``""``
@@ -109,6 +113,7 @@ class Case:
     axis: int | None = None
     values: tuple[int, ...] = ()
     presence: Array | None = field(default=None, repr=False, compare=False)
+    zeros: Array | None = field(default=None, repr=False, compare=False)
     named: tuple[str, ...] = ()
     files: tuple[Path, ...] = field(default=(), repr=False)
     patient: str = field(default="", repr=False, compare=False)
@@ -197,7 +202,8 @@ class Sample:
         case: the case's name.
         index: the slice's number; 0 for pictures, or the tile's number.
         image: (h, w, 3) uint8 after the intensity rule.
-        labels: (h, w) int16, 0 background, 1..K in the order of ``Dataset.classes``.
+        labels: (h, w) int16, 0 background, 1..K in the order of ``Dataset.classes``; ``IGNORED``
+            where the class is not known.
         boxes: (n, 4) float32 XYXY pixels given by annotations, or None.
         points: (k, 2) float32 (x, y) pixels given by annotations, or None.
         point_labels: (k,) int64, 1 foreground, 0 background; None without points.

@@ -301,6 +301,7 @@ def _classes(
         raise fault("bad_dataset_json", path, "labels must map values and names", _DECLARED)
     pairs = [_name_and_values(path, key, value) for key, value in labels.items()]
     classes = {name: values for name, values in pairs if values != (0,) and name != "ignore"}
+    layout.ignored = tuple(value for name, values in pairs if name == "ignore" for value in values)
     seen: set[int] = set()
     for name, values in classes.items():
         if seen & set(values) or 0 in values:
@@ -311,10 +312,6 @@ def _classes(
             )
             return None
         seen |= set(values)
-    if "ignore" in labels:
-        message = "the label 'ignore' has no counterpart here: its voxels count as an error"
-        fix = "list the classes with data.classes={name: value} to take it as background"
-        layout.findings.append(Finding("ignore_label", "warning", str(path), message, fix))
     return classes
 
 

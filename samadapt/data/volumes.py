@@ -28,7 +28,7 @@ class PreparedVolume:
 
     Attributes:
         image: (h, w, d) uint8, (h, w, d, 3) with a rule a channel, or (h, w, 3) if ``is_color``.
-        labels: (h, w, d) uint8 or int16 class ids.
+        labels: (h, w, d) uint8, int8 or int16 class ids; ``IGNORED`` where none is known.
         is_color: the last axis of ``image`` is RGB.
         spacing_mm: (row, column, slice) in mm; None for pictures.
         annotation: prompts given with the image, or None.

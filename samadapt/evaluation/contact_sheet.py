@@ -10,6 +10,7 @@ import numpy as np
 
 from samadapt.evaluation.overlays import (
     colour_of,
+    draw_ignored,
     draw_legend,
     draw_prompts,
     legend_grid,
@@ -37,7 +38,7 @@ class Tile:
     Attributes:
         name: what is written over it.
         image: (h, w, 3) uint8.
-        labels: (h, w) integers, 0 background, k for the k-th class.
+        labels: (h, w) integers, 0 background, k for the k-th class, ``IGNORED`` is hatched.
         boxes: (n, 4) XYXY pixels, or None.
         points: (n, k, 2) (x, y) pixels, or None.
         point_labels: (n, k), 1 foreground, 0 background, -1 not drawn; None without points.
@@ -104,7 +105,8 @@ def _draw(axis: Axes, tile: Tile, *, enlarged: bool) -> None:
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set(color="#888888", linewidth=0.5)  # white images end somewhere too
     axis.set_autoscale_on(False)
-    for label in sorted({*np.unique(tile.labels).tolist()} - {0}):
+    draw_ignored(axis, tile.labels)
+    for label in np.unique(tile.labels[tile.labels > 0]).tolist():
         lines = outline(tile.labels == label)
         style = {"colors": colour_of(label), "linewidths": 1.1, "linestyles": line_style(label)}
         axis.add_collection(LineCollection(lines, **style), autolim=False)  # type: ignore[arg-type]

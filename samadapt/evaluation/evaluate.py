@@ -14,7 +14,7 @@ from torch import Tensor
 
 from samadapt.data.stacks import ALONE, Stacks
 from samadapt.data.tiles import Tile, assemble
-from samadapt.data.types import SliceRef
+from samadapt.data.types import IGNORED, SliceRef
 from samadapt.evaluation.inference import segment_instances, segment_semantic
 from samadapt.evaluation.instances import (
     ObjectMatches,
@@ -252,19 +252,29 @@ def evaluate(
 def score_maps(
     case: str, maps: Array, truth: Array, classes: Sequence[str], **options: Any
 ) -> list[CaseClassScore]:
-    """Score label maps (n, h, w, d): one for all classes, or one for each."""
+    """Score label maps (n, h, w, d): one for all classes, or one for each.
+
+    Args:
+        case: name of the case.
+        maps: predicted class ids.
+        truth: (h, w, d) class ids, or ``IGNORED``.
+        classes: names of the classes 1..K.
+        options: of ``score_case``.
+    """
     if len(maps) == 1:
         return score_case(case, maps[0], truth, classes, **options)
-    return [
-        score_case(
-            case,
-            (maps[k] == k + 1) * np.uint8(1),
-            (truth == k + 1) * np.uint8(1),
-            [name],
-            **options,
-        )[0]
-        for k, name in enumerate(classes)
-    ]
+    rows = []
+    for k, name in enumerate(classes):
+        predicted = (maps[k] == k + 1) * np.uint8(1)
+        rows += score_case(case, predicted, plane_of(truth, k + 1), [name], **options)
+    return rows
+
+
+def plane_of(truth: Array, class_id: int) -> Array:
+    """Return int8 in the shape of labels: 1 where they are a class, 0 or ``IGNORED`` elsewhere."""
+    plane: Array = (truth == class_id).astype(np.int8)
+    plane[truth == IGNORED] = IGNORED
+    return plane
 
 
 def known_numbers(objects: ObjectPrompts, sample: Sample, per_class: bool) -> Array:
@@ -336,7 +346,8 @@ class _Objects:
         rows = []
         for label, name in enumerate(self.classes, start=1):
             own = label - 1 if len(maps) > 1 else 0
-            predicted, true = maps[own] == label, truth == label
+            plane = plane_of(truth, label)
+            predicted, true = (maps[own] == label) & (plane != IGNORED), plane == 1
             if self.kind is True:
                 numbers = self._joined("numbers")
                 numbered = joined(self.numbered, self.places)

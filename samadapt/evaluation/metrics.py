@@ -12,6 +12,9 @@ only the prediction empty 0, counted and flagged              the image's diagon
 nothing to average        None, with the reason               None                    None
 ========================  ==================================  ======================  ===
 
+Ignored voxels count neither for the prediction nor for the truth: every score is that of the two
+masks without them. A class without any known voxel in a case has no row.
+
 A mean is over cases per class, then over classes. Some libraries differ: MONAI gives NaN for a
 false positive on an empty truth, 0 for the mean of nothing, and averages classes within a case.
 What each score is stands in its file of ``evaluation/scores``.
@@ -28,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
 from samadapt.evaluation.scores import SCORES, ClassMasks
 from samadapt.evaluation.statistics import class_means, interval_of
@@ -54,6 +58,9 @@ class CaseClassScore:
         prediction_voxels: |P|.
         intersection: |P∩T|.
         length_unit: ``"mm"``, or ``"px"`` where the spacing is not known.
+        ignored_voxels: how many voxels of the case were left out, since it is not known whether
+            they are of the class.
+        voxels: how many the case has, these included.
     """
 
     case: str
@@ -63,6 +70,8 @@ class CaseClassScore:
     prediction_voxels: int
     intersection: int
     length_unit: str = "px"
+    ignored_voxels: int = 0
+    voxels: int = 0
 
     @property
     def dice(self) -> float:
@@ -118,14 +127,14 @@ def score_case(
         case: name of the case, for the rows and for errors.
         prediction: (h, w, d) or (h, w) integer labels: 0 background, k for ``classes[k - 1]``.
             A case of one slice is measured in 2D: its surfaces are contours.
-        truth: the same shape and meaning.
+        truth: the same shape and meaning; ``IGNORED`` where the class is not known.
         classes: class names in the order of their labels 1..K.
         spacing_mm: (row, column, slice) in mm; None: lengths are in pixels.
         tolerance: of the normalised surface Dice, in mm, in pixels without spacing.
         scores: names of the scores to take; None: all of ``SCORES``.
 
     Returns:
-        One row a class, in the order of ``classes``.
+        One row a class, in the order of ``classes``; none where every voxel is ignored.
 
     Raises:
         DataError: for two shapes, labels that are no integers, or a label outside 0..K.
@@ -136,6 +145,12 @@ def score_case(
             f"case {case!r}: prediction and ground truth must have one shape; got "
             f"{prediction.shape} and {truth.shape}"
         )
+    unknown = truth == IGNORED
+    ignored = int(np.count_nonzero(unknown))
+    if ignored:
+        prediction, truth = np.where(unknown, 0, prediction), np.where(unknown, 0, truth)
+    if ignored and ignored == truth.size:
+        return []
     joint = _joint_counts(case, prediction, truth, len(classes) + 1)
     voxel_size = math.prod(spacing_mm) if spacing_mm is not None else 1.0
     if prediction.ndim == 3 and prediction.shape[2] == 1:
@@ -160,7 +175,8 @@ def score_case(
         )
         values = {s.name: s.measure(masks) if p or t else math.nan for s in chosen}
         unit = "px" if spacing_mm is None else "mm"
-        rows.append(CaseClassScore(case, name, values, t, p, masks.intersection, unit))
+        counts = t, p, masks.intersection
+        rows.append(CaseClassScore(case, name, values, *counts, unit, ignored, truth.size))
     return rows
 
 
@@ -179,8 +195,9 @@ def summarise(
         "prediction_empty", "detail"}}, "detail"}``. ``cases`` counts the cases in the mean: all
         but ``both_empty``. ``detail[score]`` has the ``unit`` and the ``cases`` that have that
         score (over classes: the ``classes``), and with ``intervals`` the ``interval`` [low, high]
-        of the mean, None beside a ``reason``. Where there is nothing to average, the scores are
-        None beside a ``"reason"``, and the class is left out of the mean over classes.
+        of the mean, None beside a ``reason``. ``ignored``, of a class and of all, is there only if
+        voxels were ignored: ``{"voxels", "share"}``. Where there is nothing to average, the scores
+        are None beside a ``"reason"``, and the class is left out of the mean over classes.
 
     Raises:
         DataError: for a class that is not in ``classes``, or a (case, class) given twice.
@@ -198,11 +215,12 @@ def summarise(
         entry = _class_entry(name, [row for row in rows if row.class_name == name], table.scores)
         entry |= _named(table.scores, means[k])
         entry["detail"] = _detail(values[:, [k]], table.scores, units, "cases", intervals)
-        per_class[name] = entry
+        per_class[name] = entry | _ignored(row for row in rows if row.class_name == name)
     with np.errstate(invalid="ignore"):
         overall = np.nansum(means, axis=0) / np.isfinite(means).sum(axis=0)
     summary: dict[str, Any] = {**_named(table.scores, overall), "per_class": per_class}
     summary["detail"] = _detail(values, table.scores, units, "classes", intervals)
+    summary |= _ignored(rows)
     if mixed:
         summary["reason"] = f"some cases are in mm and some in px: no mean of {', '.join(mixed)}"
     if summary["dice"] is None:
@@ -267,6 +285,14 @@ def _class_entry(name: str, rows: list[CaseClassScore], scores: Sequence[str]) -
             f"{len(rows)} cases"
         )
     return entry
+
+
+def _ignored(rows: Iterable[CaseClassScore]) -> dict[str, Any]:
+    """How many voxels of the rows' cases were ignored, over classes and cases; {} if none."""
+    rows = list(rows)
+    ignored = sum(row.ignored_voxels for row in rows)
+    share = ignored / max(sum(row.voxels for row in rows), 1)
+    return {"ignored": {"voxels": ignored, "share": share}} if ignored else {}
 
 
 def _detail(

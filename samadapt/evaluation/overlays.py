@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
 FILL = 0.38
+HATCH, HATCHED = "////", "#FFFFFF"
+"""Pattern and colour of ignored pixels; white stands out on dark and on grey images alike."""
 DPI = 160
 PANEL_INCHES = 3.3
 NARROWEST = 2.5  # inches of a column, room for the headings over a narrow image
@@ -66,7 +69,7 @@ def choose_slice(truth: NDArray[Any]) -> int:
 
     The middle slice where there is none.
     """
-    counts = np.count_nonzero(truth, axis=(0, 1))
+    counts = np.count_nonzero(truth > 0, axis=(0, 1))
     return int(counts.argmax()) if counts.any() else len(counts) // 2
 
 
@@ -99,7 +102,7 @@ def draw_overlay(
 
     Args:
         image: (h, w, 3) 0..255, after the intensity rule.
-        truth: (h, w) labels, 0 background, k for ``classes[k - 1]``.
+        truth: (h, w) labels, 0 background, k for ``classes[k - 1]``, ``IGNORED`` is hatched.
         zero_shot: (h, w) labels of the model before training; None: no such panel.
         adapted: (h, w) labels of the model after training; None: no such panel.
         classes: class names, for the legend.
@@ -246,6 +249,25 @@ def _draw_labels(axis: Axes, labels: NDArray[Any]) -> None:
         )
         axis.add_collection(lines, autolim=False)
     axis.imshow(fill, interpolation="nearest", aspect=axis.get_aspect())
+    draw_ignored(axis, labels)
+
+
+def draw_ignored(axis: Axes, labels: NDArray[Any]) -> None:
+    """Hatch the pixels of an image whose labels are ``IGNORED``."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Outline
+
+    rows = [
+        (row, start, stop)
+        for row, start, stop in _runs(np.pad(labels == IGNORED, ((0, 0), (1, 1))))
+    ]
+    if not rows:
+        return
+    corners = [[(x0, y), (x1, y), (x1, y + 1), (x0, y + 1), (x0, y)] for y, x0, x1 in rows]
+    codes = [Outline.MOVETO, *[Outline.LINETO] * 3, Outline.CLOSEPOLY] * len(corners)
+    shape = Outline(np.reshape(corners, (-1, 2)) - 0.5, codes)
+    patch = PathPatch(shape, fill=False, hatch=HATCH, edgecolor=HATCHED, linewidth=0)
+    axis.add_patch(patch)
 
 
 def outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:

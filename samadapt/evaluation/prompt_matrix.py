@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samadapt.data.types import IGNORED
 from samadapt.evaluation.evaluate import Place, in_parts, joined, place_of, score_maps
 from samadapt.evaluation.inference import object_labels, segment_semantic
 from samadapt.evaluation.metrics import CaseClassScore, summarise
@@ -170,6 +171,7 @@ class _Batch:
         owner: (n,) position of each object's slice.
         ids: (n,) its class.
         masks: n arrays (h, w) bool.
+        known: n arrays (h, w) bool: where it is known whether a pixel is of the object.
     """
 
     predictor: Predictor
@@ -179,6 +181,7 @@ class _Batch:
     owner: Array
     ids: Array
     masks: list[Array]
+    known: list[Array]
 
     @classmethod
     def of(cls, predictor: Predictor, samples: Sequence[Sample]) -> _Batch:
@@ -197,6 +200,7 @@ class _Batch:
             owner,
             np.concatenate([ids for ids, _ in parts]),
             [mask for _, masks in parts for mask in masks],
+            [samples[int(image)].labels != IGNORED for image in owner],
         )
 
     def without_prompt(self) -> list[Array]:
@@ -223,7 +227,10 @@ class _Batch:
             planes = self._planes(low)
             if count in CLICKS:
                 yield CLICKS[count], self.maps(planes), self._overlaps(planes, iou)
-            found = [plane > self.predictor.sam.mask_threshold for plane in planes]
+            threshold = self.predictor.sam.mask_threshold
+            found = [
+                (plane > threshold) & known for plane, known in zip(planes, self.known, strict=True)
+            ]
             pairs = zip(self.masks, found, strict=True)
             point, label = _joined(next_clicks(true[None], mask[None]) for true, mask in pairs)
             points, labels = np.concatenate([points, point], 1), np.concatenate([labels, label], 1)
@@ -322,7 +329,8 @@ class _Batch:
         """Return the IoU (predicted, true) of each object's mask."""
         threshold = self.predictor.sam.mask_threshold
         true = [
-            overlap(plane > threshold, mask) for plane, mask in zip(planes, self.masks, strict=True)
+            overlap((plane > threshold) & known, mask)
+            for plane, known, mask in zip(planes, self.known, self.masks, strict=True)
         ]
         return list(zip(iou.tolist(), true, strict=True))
 

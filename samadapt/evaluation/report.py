@@ -32,6 +32,8 @@ PER_CASE_COLUMNS = (
     *(name for name in SCORES if name not in OVERLAP),
     *("intersection", "length_unit"),
 )
+IGNORED_COLUMNS = ("ignored_voxels", "voxels")
+"""Further columns of ``per_case.csv`` where voxels were ignored."""
 STATES = {"zero_shot": "zero-shot", "adapted": "adapted"}
 NOTHING = "\N{EN DASH}"
 FLAG_TEXT = {
@@ -69,12 +71,15 @@ def write_per_case(directory: Path, rows: Mapping[str, Sequence[CaseClassScore]]
         says which mask is empty. Lengths are in ``length_unit``, volumes in ml, or px beside px.
     """
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, PER_CASE_COLUMNS, lineterminator="\n")
+    partly = any(row.ignored_voxels for scores in rows.values() for row in scores)
+    further = IGNORED_COLUMNS if partly else ()
+    writer = csv.DictWriter(stream, (*PER_CASE_COLUMNS, *further), lineterminator="\n")
     writer.writeheader()
     for state, scores in rows.items():
         for row in scores:
             numbers = {n: "" if math.isnan(x) else f"{x:.9g}" for n, x in row.values.items()}
-            line = {name: getattr(row, name) for name in (*COUNTS, "intersection", "length_unit")}
+            kept = (*COUNTS, "intersection", "length_unit", *further)
+            line = {name: getattr(row, name) for name in kept}
             named = {"case": row.case, "class": row.class_name, "state": state}
             writer.writerow({**named, **numbers, **line})
     return write_atomic(directory / PER_CASE_NAME, stream.getvalue())
@@ -100,6 +105,7 @@ def read_per_case(directory: Path) -> dict[str, list[CaseClassScore]]:
                     int(line["prediction_voxels"]),
                     int(line["intersection"]),
                     line["length_unit"],
+                    *(int(line.get(name) or 0) for name in IGNORED_COLUMNS),
                 )
                 rows.setdefault(line["state"], []).append(score)
     except (OSError, KeyError, ValueError, csv.Error) as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageColor
 
+from samadapt.data.types import IGNORED
 from samadapt.evaluation.overlays import COLOURS, FILL
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SHORTEST, LONGEST = 220, 460
 """Pixels: a panel's height is at least the first and its longest side at most the second."""
 GAP = 4
+STRIPE = 9
+"""Pixels from one line of the hatching of ignored pixels to the next, along a row."""
 MOST = 40
 """Slices of a volume that are drawn; of more, evenly spaced ones."""
 
@@ -59,7 +62,8 @@ def draw_strip(
     Args:
         index: its number in the volume.
         image: (h, w, 3) 0..255, after the intensity rule.
-        maps: (h, w) labels, 0 background, each on its own panel; None is left out.
+        maps: (h, w) labels, 0 background, each on its own panel; None is left out. ``IGNORED``
+            is hatched.
         spacing: (row, column) size of a pixel in mm; its ratio is kept in the picture.
     """
     height, width = _size(image.shape[0] * spacing[0], image.shape[1] * spacing[1])
@@ -85,7 +89,7 @@ def _painted(base: Array, labels: Array) -> Array:
     from skimage.segmentation import find_boundaries
 
     height, width = base.shape[:2]
-    small = Image.fromarray(np.ascontiguousarray(labels.astype(np.uint8)))
+    small = Image.fromarray(np.ascontiguousarray(np.maximum(labels, 0).astype(np.uint8)))
     large = np.asarray(small.resize((width, height), Image.Resampling.NEAREST))
     colours = np.array([(0, 0, 0), *map(ImageColor.getrgb, COLOURS)], np.float32)
     colour = colours[np.where(large, (large.astype(int) - 1) % len(COLOURS) + 1, 0)]
@@ -93,4 +97,8 @@ def _painted(base: Array, labels: Array) -> Array:
     border = binary_dilation(find_boundaries(large, mode="inner"))  # two pixels: WebP blurs colour
     share[border & (large > 0)] = 1.0
     painted: Array = np.rint(base * (1 - share) + colour * share).astype(np.uint8)
+    if (unknown := labels == IGNORED).any():
+        ignored = np.asarray(Image.fromarray(unknown).resize((width, height)))
+        stripes = np.add.outer(np.arange(height), np.arange(width)) % STRIPE < 2
+        painted[ignored & stripes] = 255
     return painted

@@ -78,7 +78,7 @@ def objects_in(
     """Return the objects of a label map.
 
     Args:
-        labels: (h, w) integers, 0 is background.
+        labels: (h, w) integers, 0 is background; below 0 nothing is known and nothing prompted.
         objects: one per connected component (8 neighbours) of a class, or one per class.
         min_area: objects of fewer pixels are left out.
         instances: (h, w) numbers that tell objects apart, 0 none; then they stand for the

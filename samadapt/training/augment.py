@@ -5,8 +5,8 @@ of each slice.
 
 Places first, values after them: flip, rotation and scale (one resampling, so that the image is
 interpolated once), crop; bias field, intensity, noise. Each that is named happens with probability
-1/2. Labels are taken from the nearest pixel, so that no new value appears; what comes in from
-outside the image is black and background, as SAM's own padding is.
+1/2. Labels are taken from the nearest pixel, so that no new value appears and ignored pixels stay
+ignored; what comes in from outside the image is black and background, as SAM's own padding is.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def turn(sample: Sample, degrees: float, factor: float) -> Sample:
 def crop(stack: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
     """Cut out a window of random size; where there is a class, it holds a random pixel of one."""
     shape = stack[0].labels.shape
-    marked = np.argwhere(np.any([sample.labels for sample in stack], axis=0))
+    marked = np.argwhere(np.any([sample.labels > 0 for sample in stack], axis=0))
     target = np.asarray(rng.choice(marked) if len(marked) else rng.integers(shape))
     window = []
     for side, inside in zip(shape, target.tolist(), strict=True):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
 from samadapt.prompts.given import has_prompts, trainable_prompts
 from samadapt.prompts.objects import ObjectPrompts, boxes_of, simulate
@@ -36,7 +37,8 @@ class Batch:
         names: what each image that has the loss is, for messages.
         images: arrays (h, w, 3) uint8 in their original frames.
         prompts: p objects per image in the model frame; empty for ``semantic``.
-        targets: (b, p, 4g, 4g) of 0, 1 and -1 for padding; for ``semantic`` (b, 4g, 4g) of 0..K.
+        targets: (b, p, 4g, 4g) of 0, 1 and -1 for padding and ignored pixels; for ``semantic``
+            (b, 4g, 4g) of 0..K and -1.
         trained: positions in ``images`` of the b that have the loss; None: all.
     """
 
@@ -110,8 +112,8 @@ def make_batch(
     chosen = choose_objects(samples, policy, rng)
     targets = torch.stack(
         [
-            torch.stack([_target(mask, frame, side) for mask in _masks(objects)])
-            for objects, frame in zip(chosen, frames, strict=True)
+            torch.stack([_target(mask, sample, frame, side) for mask in _masks(objects)])
+            for objects, sample, frame in zip(chosen, samples, frames, strict=True)
         ]
     )
     return Batch(names, images, model_prompts(chosen, frames), targets, rows)
@@ -198,8 +200,10 @@ def _masks(objects: ObjectPrompts) -> Array:
     return objects.masks
 
 
-def _target(mask: Array, frame: Frame, side: int) -> Tensor:
-    return torch.from_numpy(labels_to_model(mask.astype(np.int64), frame, side))
+def _target(mask: Array, sample: Sample, frame: Frame, side: int) -> Tensor:
+    """Return an object's target (4g, 4g): it is not known what ignored pixels belong to."""
+    target = np.where(sample.labels == IGNORED, IGNORED, mask.astype(np.int64))
+    return torch.from_numpy(labels_to_model(target, frame, side))
 
 
 def _padded(item: ObjectPrompts, most: int) -> tuple[Array, Array]:

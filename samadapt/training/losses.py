@@ -4,7 +4,8 @@ Focal and Dice have the values of MONAI's (tested), without importing it: that t
 first step of a run waits for it.
 
 Targets live on the decoder's grid (4g, 4g): 1.. for what is searched, 0 for background and -1 for
-the padding of the model's square, which counts for nothing.
+the padding of the model's square and for ignored pixels, which count for nothing: neither the loss
+nor its gradient depends on the logits there.
 """
 
 from __future__ import annotations

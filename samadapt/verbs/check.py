@@ -58,6 +58,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         image=data.image,
         label=data.label,
         classes=data.classes,
+        ignore=data.ignore,
         max_cases=data.max_cases,
         intensity=data.intensity,
         val_every=data.val_every,
@@ -76,6 +77,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         "left_out": found.left_out,
         "patients": found.patients,
         "classes": found.classes,
+        "ignored": found.ignored,
         "findings": [asdict(finding) for finding in found.findings],
     }
     if output is not None:
@@ -91,6 +93,9 @@ def render(result: dict[str, Any]) -> str:
     people = f" of {result['patients']} patients" if result["patients"] else ""
     count = f"{where}: {result['errors']} errors, {result['warnings']} warnings; "
     parts = [f"{count}{result['cases']} usable cases{people}"]
+    if result["ignored"]:
+        voxels, share = result["ignored"]["voxels"], result["ignored"]["share"]
+        parts.append(f"{voxels:,} voxels ({share:.2%}) are ignored: no loss and no score")
     if result["classes"]:
         parts.insert(0, console.table(_CLASS_KEYS, [_class_row(row) for row in result["classes"]]))
     if result["findings"]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from samadapt.data import SliceRef, check_dataset, open_dataset, read_image, readers
+from samadapt.data.types import IGNORED
 from samadapt.errors import ConfigError, DataError, MissingExtraError
 
 
@@ -72,9 +73,11 @@ def test_nnunet_regions_and_ignore_are_told(tmp_path: Path, tools: Any) -> None:
     assert dataset.classes == ["class_1", "class_2"]
     ignoring = {"background": 0, "a": 1, "ignore": 2}
     root = _nnunet(tmp_path / "b", tools, ignoring, {"0": "CT"})
-    assert {f.code for f in check_dataset("nifti", root)} == {"ignore_label", "label_value"}
-    dataset = open_dataset("nifti", root, classes={"a": 1})
+    assert check_dataset("nifti", root) == []
+    dataset = open_dataset("nifti", root)
     assert dataset.classes == ["a"]
+    labels = dataset.volume_labels(dataset.cases[0].name)
+    assert set(np.unique(labels)) == {IGNORED, 0, 1}
 
 
 def test_two_named_files(tmp_path: Path, tools: Any) -> None:

@@ -131,8 +131,9 @@ def test_bad_slab() -> None:
 @given(st.lists(st.integers(-3, 70000), min_size=12, max_size=12))
 def test_presence_is_what_a_plain_search_finds(flat: list[int]) -> None:
     labels = np.array(flat, dtype=np.int32).reshape(2, 2, 3)
-    values, presence = label_presence(labels, [np.s_[:, :, i] for i in range(3)])
+    values, presence, zeros = label_presence(labels, [np.s_[:, :, i] for i in range(3)])
     assert list(values) == sorted(set(flat) - {0})
+    assert zeros.tolist() == [(labels[:, :, index] == 0).any() for index in range(3)]
     for index in range(3):
         found = set(labels[:, :, index].ravel().tolist()) - {0}
         assert {v for v, there in zip(values, presence[index], strict=True) if there} == found

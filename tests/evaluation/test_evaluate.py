@@ -10,6 +10,7 @@ from samadapt.data.tiles import Tiling
 from samadapt.data.types import Sample, SliceRef
 from samadapt.evaluation import evaluate as module
 from samadapt.evaluation.evaluate import Found, evaluate, known_numbers
+from samadapt.evaluation.instances import components
 from samadapt.evaluation.metrics import score_case
 from samadapt.prompts.objects import simulate
 from samadapt.prompts.policy import PromptPolicy
@@ -277,3 +278,30 @@ def test_objects_across_tiles_are_counted_once(overlap):
     assert (entry["true_objects"], entry["predicted_objects"], entry["matched"]) == (5, 5, 5)
     assert entry["sq"] == entry["map"] == 1
     assert known_numbers(objects, sample, per_class=True).tolist() == objects.class_ids.tolist()
+
+
+@pytest.mark.parametrize("independent", [False, True])
+@pytest.mark.parametrize("kind", ["box", "semantic"])
+def test_ignored_pixels_have_no_score(predictor, kind, independent, make_samples):
+    """Scores and objects are those of the predictions without the ignored pixels."""
+    samples = make_samples()
+    for sample in samples.values():
+        sample.labels[8:, 20:30] = -1
+    made = predictor(kind, independent=independent)
+    maps = {ref: made([sample])[0] for ref, sample in samples.items()}
+    options = {"instances": "components"}
+    result = evaluate(made, list(samples), samples.__getitem__, ["one", "two"], **options)
+    volume = np.stack([maps[ref] for ref in samples if ref.case == "a"], axis=-1)
+    truth = np.stack([s.labels for ref, s in samples.items() if ref.case == "a"], axis=-1)
+    for k, name in enumerate(["one", "two"]):
+        predicted = (volume[k if len(volume) > 1 else 0] == k + 1) & (truth >= 0)
+        true = truth == k + 1
+        row = next(r for r in result.rows if (r.case, r.class_name) == ("a", name))
+        assert (row.prediction_voxels, row.truth_voxels) == (predicted.sum(), true.sum())
+        assert row.intersection == (predicted & true).sum()
+        assert row.ignored_voxels == (truth < 0).sum()
+        found = next(o for o in result.objects if (o.case, o.class_name) == ("a", name))
+        assert len(found.scores) == components(predicted).max()
+        assert found.true_objects == components(true).max()
+    share = result.summary["ignored"]["share"]
+    assert share == pytest.approx(16 * 10 / (24 * 40))

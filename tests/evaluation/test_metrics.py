@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
 from samadapt.evaluation.metrics import CaseClassScore, dice, iou, score_case, summarise
 from samadapt.evaluation.scores import OVERLAP, SCORES, Score, register
@@ -46,6 +47,39 @@ def test_scores_equal_brute_force_over_sets(pair):
             assert math.isnan(row.iou)
         np.testing.assert_equal(dice(prediction == label, truth == label), row.dice)
         np.testing.assert_equal(iou(prediction == label, truth == label), row.iou)
+
+
+@given(pairs_of_labels, st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_ignored_voxels_have_no_part_in_any_score(pair, seed):
+    """Every score is that of both masks without the ignored voxels."""
+    prediction, truth = pair
+    ignored = np.random.default_rng(seed).random(truth.shape) < 0.3
+    rows = score_case("a", prediction, np.where(ignored, IGNORED, truth), CLASSES)
+    if ignored.all():
+        assert rows == []
+        return
+    for label, row in enumerate(rows, start=1):
+        p = voxel_set(np.where(ignored, 0, prediction), label)
+        t = voxel_set(np.where(ignored, 0, truth), label)
+        if p or t:
+            assert row.dice == 2 * len(p & t) / (len(p) + len(t))
+            assert row.iou == len(p & t) / len(p | t)
+        if t:
+            assert row.values["sensitivity"] == len(p & t) / len(t)
+            assert row.values["volume_error"] == (len(p) - len(t)) / len(t)
+        if p:
+            assert row.values["precision"] == len(p & t) / len(p)
+        assert (row.ignored_voxels, row.voxels) == (ignored.sum(), truth.size)
+    without = [np.where(ignored, 0, labels) for labels in pair]
+    for row, other in zip(rows, score_case("a", *without, CLASSES), strict=True):
+        np.testing.assert_equal(row.values, other.values)  # distances too
+    shares = summarise(rows, CLASSES).get("ignored")
+    assert shares == (
+        {"voxels": 3 * ignored.sum(), "share": ignored.sum() / truth.size}
+        if ignored.any()
+        else None
+    )
 
 
 @given(pairs_of_labels)
@@ -239,7 +273,7 @@ def test_nothing_to_average_is_null_with_the_reason():
         (np.zeros((2, 2), int), np.zeros((2, 3), int), r"'a'.*one shape.*\(2, 2\).*\(2, 3\)"),
         (np.zeros((2, 2)), np.zeros((2, 2), int), r"prediction must hold integer.*float64"),
         (np.full((2, 2), 2), np.zeros((2, 2), int), r"prediction labels must be 0.*to 1; got 2"),
-        (np.zeros((2, 2), int), np.full((2, 2), -1), r"ground truth labels.*got -1"),
+        (np.zeros((2, 2), int), np.full((2, 2), -2), r"ground truth labels.*got -2"),
     ],
 )
 def test_wrong_labels_are_refused_naming_the_case(prediction, truth, message):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
+from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
 from samadapt.evaluation import overlays
 from samadapt.evaluation.metrics import CaseClassScore
@@ -126,3 +127,27 @@ def test_labels_of_another_shape_are_refused(tmp_path):
     truth = np.zeros((4, 5), int)
     with pytest.raises(DataError, match=r"adapted must be \(h, w\) = \(4, 5\); got \(5, 4\)"):
         overlays.draw_overlay(image, truth, None, truth.T, ["x"], path=tmp_path / "a.png")
+
+
+def test_ignored_pixels_are_hatched(tmp_path):
+    """White stripes, there alone: the page differs from one without them in that part only."""
+    image = np.full((40, 40, 3), 60, np.uint8)
+    labels = np.zeros((40, 40), np.int16)
+    labels[4:12, 4:12] = 1
+    pages = []
+    for value in (0, IGNORED):
+        labels[20:36, 10:38] = value
+        path = tmp_path / f"{value}.png"
+        overlays.draw_overlay(image, labels, labels * 0, None, ["a"], path=path)
+        pages.append(np.asarray(Image.open(path).convert("RGB")).astype(int))
+    changed = np.abs(pages[1] - pages[0]).sum(axis=2) > 0
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    hatched = pages[1][rows[0] : rows[-1], columns[0] : columns[-1]]
+    height, width = hatched.shape[:2]
+    assert width / height == pytest.approx(28 / 16, rel=0.05)  # one panel: the ground truth's
+    white = (hatched > 200).all(axis=2)
+    assert 0.03 < white.mean() < 0.5
+    assert not white.all(axis=0).any()
+    truth = np.stack([labels, np.where(labels > 0, 1, 0)], axis=-1)
+    truth[..., 0] = IGNORED
+    assert overlays.choose_slice(truth) == 1

@@ -67,3 +67,16 @@ def test_a_stack_gives_back_what_it_was_given():
     assert all((stack[i] == labels[i]).all() for i in range(5))
     large = LabelStack.of([np.ones((512, 512), bool)] * 3)
     assert sum(map(len, large.slices)) < 3 * 512 * 512 / 100
+
+
+def test_ignored_pixels_are_striped():
+    image = np.full((60, 80, 3), 40, np.uint8)
+    labels = np.zeros((60, 80), np.int16)
+    labels[10:50, 5:40] = -1
+    strip = draw_strip(0, image, [labels])
+    drawn = np.asarray(Image.open(io.BytesIO(strip.picture)).convert("L")).astype(float)
+    scale = strip.height / 60
+    panel = drawn[:, (strip.width + GAP) // 2 :]
+    inside = panel[round(12 * scale) : round(48 * scale), round(7 * scale) : round(38 * scale)]
+    assert 0.1 < (inside > 150).mean() < 0.5
+    assert (panel[:, round(42 * scale) :] < 80).all()

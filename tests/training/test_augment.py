@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from samadapt.data.types import Sample
+from samadapt.data.types import IGNORED, Sample
 from samadapt.prompts.given import given_prompts
 from samadapt.training import augment as changes
 from samadapt.training.augment import CROP, flip, turn
@@ -290,3 +290,20 @@ def test_a_stack_keeps_what_any_of_its_slices_is_trained_on():
         assert same or alone.labels.any()
     assert kept[0] == 0
     assert kept[1] > 0
+
+
+def test_ignored_pixels_move_with_the_image_and_draw_no_crop():
+    """The picture's marks say where ignored pixels went; a crop is drawn round a class alone."""
+    labels = np.zeros((40, 60), np.int16)
+    labels[5:15, 10:25] = IGNORED
+    labels[30:34, 50:54] = 1
+    image = np.repeat(np.where(labels == IGNORED, 200, 0)[..., None], 3, axis=2).astype(np.uint8)
+    sample = Sample("a", 0, image, labels)
+    for changed in (flip(sample), turn(sample, 12.0, 1.1), turn(sample, -8.0, 0.9)):
+        assert changed.labels.dtype == np.int16
+        assert set(np.unique(changed.labels)) == {IGNORED, 0, 1}
+        marked = changed.image[..., 0] > 100
+        assert ((changed.labels == IGNORED) ^ marked).mean() < 0.02
+    for seed in range(20):
+        (cut,) = changes.crop([sample], np.random.default_rng(seed))
+        assert (cut.labels == 1).any()

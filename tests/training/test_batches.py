@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samadapt.data.types import Sample
+from samadapt.data.types import IGNORED, Sample
 from samadapt.errors import DataError
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.geometry import make_frame
@@ -153,3 +153,12 @@ def test_processes_share_an_epoch_without_overlap():
     for step in together:
         assert sorted(i for part in step for i in part) == sorted(alone.next())
     assert [shard.drawn for shard in shards] == [24] * 3
+
+
+@pytest.mark.parametrize("kind", ["box", "point", "semantic"])
+def test_targets_are_unknown_at_ignored_pixels(kind):
+    sample = one_object((SIZE // 2, SIZE // 2), slice(4, 12), slice(6, 20))
+    sample.labels[10:20, 3:30] = IGNORED
+    target = batch_of([sample], kind).targets[0]
+    assert set(target.unique().tolist()) == {IGNORED, 0, 1}
+    np.testing.assert_array_equal(target.reshape(sample.labels.shape).numpy(), sample.labels)

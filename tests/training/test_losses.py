@@ -214,3 +214,27 @@ def test_the_dice_of_classes_equals_monai():
     peer = losses.DiceLoss(include_background=False, softmax=True, to_onehot_y=True, batch=True)
     scores = torch.cat([torch.zeros(2, 1, 8, 8), logits[:, 0]], dim=1)
     torch.testing.assert_close(found, peer(scores, targets[:, None]))
+
+
+@pytest.mark.parametrize("kind", ["object", "semantic"])
+def test_loss_and_gradient_do_not_depend_on_ignored_pixels(kind):
+    """Neither value nor gradient changes with the logits there, and their gradient is 0."""
+    logits, targets = random_case(b=2, p=3 if kind == "object" else 1, m=3)
+    if kind == "semantic":
+        targets = torch.randint(0, 4, (2, 8, 8), generator=torch.Generator().manual_seed(1))
+    ignored = torch.rand(targets.shape, generator=torch.Generator().manual_seed(2)) < 0.3
+    targets[ignored] = -1
+    loss = object_loss() if kind == "object" else semantic_loss(3)
+    where = (ignored[:, :, None] if kind == "object" else ignored[:, None, None]).expand_as(logits)
+    found = []
+    for shift in (0.0, 7.5, -40.0):
+        moved = torch.where(where, logits + shift, logits).detach()
+        made = output(moved)
+        terms = loss(made, targets)
+        terms.total.backward()
+        found.append((terms.total.item(), made.logits.grad))
+    assert float(found[0][1][~where].abs().max()) > 0
+    for total, gradient in found:
+        assert total == found[0][0]
+        assert torch.equal(gradient, found[0][1])
+        assert float(gradient[where].abs().max()) == 0

@@ -456,3 +456,31 @@ def test_an_adapter_of_another_base_is_refused(make_pictures, run):
     path.write_text(json.dumps(values | {"base_sha256": "0" * 64}))
     with pytest.raises(AdapterError, match=r"samadapt\.json: trained on base tiny"):
         samadapt.load_adapter(result.adapter_dir, device="cpu")
+
+
+@pytest.mark.parametrize("prompts", ["box", "semantic"])
+def test_ignored_values_go_through_a_whole_run(make_pictures, run, prompts, tmp_path):
+    """Trained, scored, said in summary and table, recorded with the adapter, scored again alike."""
+    root = make_pictures(8)
+    for path in (root / "masks").iterdir():
+        mask = np.array(Image.open(path))
+        mask[-4:, :] = 255
+        Image.fromarray(mask).save(path)
+    result = run(root, "data.ignore=255", f"prompts={prompts}", "train.steps=2")
+    summary = result.summary
+    assert list(summary["adapted"]["per_class"]) == ["foreground"]
+    assert summary["adapted"]["ignored"]["share"] == pytest.approx(4 / 24)
+    assert any("16.7% of the scored voxels are ignored" in note for note in summary["notes"])
+    with (result.run_dir / "eval" / "per_case.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["ignored_voxels"] for row in rows} == {"160"}
+    assert read_record(result.adapter_dir).data_options["ignore"] == 255
+    from samadapt.overrides import parse
+    from samadapt.verbs.evaluate import EvaluateArguments, evaluate, recorded
+
+    base = recorded(result.adapter_dir)
+    asked = [f"adapter={result.adapter_dir}", "precision=fp32", f"output.dir={tmp_path / 'again'}"]
+    arguments = parse(EvaluateArguments, asked, base, origin="test")
+    again = evaluate(arguments).summary["adapted"]
+    assert again["dice"] == summary["adapted"]["dice"]
+    assert again["ignored"] == summary["adapted"]["ignored"]
