@@ -1,12 +1,15 @@
 """Adapt the Segment Anything Model to a new domain by training a few percent of its weights.
 
-The public names are loaded on first use, so that ``import samadapt`` costs nothing.
+The public names are loaded on first use, so that ``import samadapt`` costs nothing. It sets how
+OpenMP's threads wait, which must happen before torch is loaded; see ``samadapt.openmp``.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from samadapt import openmp as _openmp  # noqa: F401  sets the environment before torch is loaded
 
 if TYPE_CHECKING:
     from samadapt.config import Config, compose

@@ -44,7 +44,7 @@ def environment(device: torch.device, precision: Precision) -> dict[str, Any]:
 def recorded_precision(run_dir: Path) -> dict[str, Any] | None:
     """Return the precision that a run's ``env.json`` records; None where there is none to read."""
     try:
-        found = json.loads((run_dir / "env.json").read_text())["precision"]
+        found = json.loads((run_dir / "env.json").read_text(encoding="utf-8"))["precision"]
         return {"name": str(found["name"]), "onednn": bool(found.get("onednn"))}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -59,4 +59,4 @@ def seed_all(seed: int) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values as indented JSON."""
-    path.write_text(json.dumps(values, indent=2, default=str) + "\n")
+    path.write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")

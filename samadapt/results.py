@@ -48,7 +48,7 @@ def summarise_run(
 ) -> dict[str, Any]:
     """Return what ``summary.json`` records; without ``scored`` the held-out cases are."""
     from samadapt.evaluation.comparison import compare_states
-    from samadapt.training.progress import peak_memory_bytes
+    from samadapt.machine import peak_memory_bytes
 
     policy, base = session.policy, session.zero_shot_policy
     best = state.best_score if state else math.nan

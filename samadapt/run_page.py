@@ -180,4 +180,8 @@ def _per_case(results: Mapping[str, Sequence[CaseClassScore]]) -> Table:
 
 
 def _json(path: Path) -> str:
-    return json.dumps(json.loads(path.read_text()), indent=1) if path.is_file() else "not recorded"
+    return (
+        json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1)
+        if path.is_file()
+        else "not recorded"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -22,7 +23,7 @@ MODULES = {
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
 
 LAYERS = [
-    {"errors", "console", "typed"},
+    {"errors", "console", "machine", "openmp", "typed"},
     {"atomic"},
     {"sam"},
     {"methods", "data", "prompts"},
@@ -175,6 +176,47 @@ def test_nothing_forbidden(path: Path) -> None:
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert "pickle" not in names or isinstance(node, ast.Import), f"{where}: hides pickle.load"
         assert not FORBIDDEN_MODULES & {name.split(".")[0] for name in names}, where
+
+
+POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+POSIX_ONLY |= {"os.fork", "os.getloadavg", "os.getuid", "os.statvfs", "os.sysconf", "os.uname"}
+POSIX_ONLY |= {f"signal.SIG{name}" for name in ("ALRM", "HUP", "KILL", "USR1", "USR2")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_of_posix_is_taken_for_granted(path: Path) -> None:
+    """Windows has none of it; a ``try`` or ``getattr(signal, "SIGHUP", None)`` asks first."""
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.Try):
+            return
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [ast.unparse(node)] if isinstance(node, ast.Attribute) else []
+        assert not POSIX_ONLY & set(names), f"{path}:{getattr(node, 'lineno', 0)}: {names}"
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def opens_text(call: ast.Call) -> bool:
+    """Whether a call reads or writes a file as text, as far as the call alone shows it."""
+    owner, _, name = ast.unparse(call.func).rpartition(".")
+    if name != "open":
+        return name in ("read_text", "write_text") and owner not in ("", "atomic")
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    modes = [str(value.value) for value in given if isinstance(value, ast.Constant)]
+    return not given or any(re.fullmatch(r"[rwxa]\+?t?", mode) for mode in modes)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_files_have_an_encoding(path: Path) -> None:
+    """Else it would be the locale's: cp1252 on Windows, ASCII under LANG=C."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and opens_text(node):
+            named = {keyword.arg for keyword in node.keywords}
+            assert "encoding" in named, f"{path}:{node.lineno}: {ast.unparse(node)}"
 
 
 def test_packages_are_declared() -> None:

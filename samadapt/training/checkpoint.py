@@ -57,10 +57,10 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     save_file(_plain(checkpoint.weights), part / "weights.safetensors")
     save_file(_plain(checkpoint.best_weights), part / "best.safetensors")
     torch.save({"optimizer": checkpoint.optimizer, "random": checkpoint.random}, part / "state.pt")
-    (part / "progress.json").write_text(json.dumps(checkpoint.progress))
+    (part / "progress.json").write_text(json.dumps(checkpoint.progress), encoding="utf-8")
     files = {path.name: _sha256(path) for path in sorted(part.iterdir())}
     manifest = {"step": checkpoint.step, "sha256": files}
-    (part / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    (part / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     part.replace(target)
     write_atomically(folder / "LATEST", target.name + "\n")
@@ -80,11 +80,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     latest = folder / "LATEST"
     if not latest.is_file():
         raise CheckpointError(f"{latest}: not found; nothing was saved here to resume from")
-    source = folder / latest.read_text().strip()
+    source = folder / latest.read_text(encoding="utf-8").strip()
     try:
         _verify(source)
         state = torch.load(source / "state.pt", weights_only=True, map_location="cpu")
-        progress = json.loads((source / "progress.json").read_text())
+        progress = json.loads((source / "progress.json").read_text(encoding="utf-8"))
         return Checkpoint(
             step=int(progress["step"]),
             weights=load_file(source / "weights.safetensors"),
@@ -102,7 +102,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 def write_atomically(path: Path, text: str) -> None:
     """Write text to a file that is either the old one or the new one, never a part."""
     part = path.with_name(f".{path.name}.part")
-    with part.open("w") as file:
+    with part.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -110,7 +110,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _verify(source: Path) -> None:
-    manifest = json.loads((source / "manifest.json").read_text())
+    manifest = json.loads((source / "manifest.json").read_text(encoding="utf-8"))
     for name, expected in manifest["sha256"].items():
         found = _sha256(source / name)
         if found != expected:

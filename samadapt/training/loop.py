@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from samadapt.errors import DivergedError
+from samadapt.machine import peak_memory_bytes
 from samadapt.methods.store import load_trainable_state, trainable_state
 from samadapt.sam.types import MaskOutput, Prompts
 from samadapt.training.checkpoint import Checkpoint, save_checkpoint
 from samadapt.training.interrupt import InterruptedRunError, StopRequest
-from samadapt.training.progress import Progress, append_line, peak_memory_bytes
+from samadapt.training.progress import Progress, append_line
 from samadapt.training.recompute import recomputed
 
 if TYPE_CHECKING:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -84,7 +82,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Show a message and keep it in ``log.txt`` with the time."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        with self.log_path.open("a") as file:
+        with self.log_path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{datetime.now():%H:%M:%S} {text}\n")
 
     @contextmanager
@@ -155,11 +153,5 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()
     }
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(plain) + "\n")
-
-
-def peak_memory_bytes() -> int:
-    """Return the largest memory that the process has held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -8,7 +8,6 @@ in use.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import uuid
@@ -17,12 +16,14 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from samadapt.errors import RunError
+from samadapt.machine import total_memory_bytes
 
 MEMORY_SHARE = 0.25
 """Share of the machine's memory that features may take where the disk has no room."""
@@ -93,8 +94,7 @@ class DiskStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with _exclusive(folder):
-                self._mark = mark.open("x")
-                _lock(self._mark)
+                self._mark = _held(mark)
                 _sweep(folder)
         except OSError as error:
             raise self._failed(error) from error
@@ -129,11 +129,12 @@ class DiskStore:
         part = self.folder / f"{key}.{self._name}.part"
         try:
             part.write_bytes(content)
-            part.replace(self._path(key))
+            published = _publish(part, self._path(key))
         except OSError as error:
             part.unlink(missing_ok=True)
             raise self._failed(error) from error
-        self._checked.add(key)
+        if published:
+            self._checked.add(key)
 
     def use(self, keys: Iterable[str]) -> set[str]:
         """Return those of the keys that have a file, and note the time of use."""
@@ -167,9 +168,9 @@ class DiskStore:
             for _, size, path in unused:
                 if over <= 0:
                     break
-                path.unlink(missing_ok=True)
-                over, removed = over - size, removed + 1
-            return removed, 0
+                if _removed(path):
+                    over, removed = over - size, removed + 1
+            return removed, max(0, over)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
@@ -200,8 +201,7 @@ def settle(
     if not lacking or not missing:
         note = f"; {removed} unused entries of other runs removed for them" if removed else ""
         return store, f"on disk, {store.folder}{note}"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if where == "auto" and total <= MEMORY_SHARE * memory:
+    if where == "auto" and total <= MEMORY_SHARE * total_memory_bytes():
         return MemoryStore(), f"in memory: {store.folder} lacks {lacking / 1e9:.2f} GB for them"
     free = shutil.disk_usage(store.folder).free
     more = "use all of the disk with cache.where=disk, " if where == "auto" else ""
@@ -215,34 +215,63 @@ def settle(
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
     """Keep other processes from joining, sweeping, using or evicting entries meanwhile."""
-    with (folder / "lock").open("w") as file:
-        _lock(file, wait=True)
+    with FileLock(folder / "lock"):
         yield
 
 
-def _lock(file: IO[str], *, wait: bool = False) -> bool:
-    """Lock a file until it is closed; False where it is locked, or where locks are unknown."""
+def _held(path: Path) -> FileLock | None:
+    """Return a held lock on a file, or None where another store holds it.
+
+    Any thread may release it: a store is finalized wherever the last reference to it ends.
+    """
+    lock = FileLock(path, thread_local=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        lock.acquire(blocking=False)
+    except Timeout:
+        return None
+    return lock
 
 
 def _sweep(folder: Path) -> None:
     """Remove the marks and half-written files of processes that are dead."""
     for mark in folder.glob("*.live"):
-        with mark.open() as file:
-            if _lock(file):
-                mark.unlink()
+        if (lock := _held(mark)) is not None:
+            _leave(mark, lock)
     for part in folder.glob("*.part"):
         if not (folder / f"{part.name.split('.')[-2]}.live").exists():
             part.unlink()
 
 
-def _leave(mark: Path, file: IO[str]) -> None:
+def _leave(mark: Path, lock: FileLock | None) -> None:
+    """Release a mark and remove it, in this order: Windows removes no file that is open."""
+    if lock is not None:
+        lock.release()
     mark.unlink(missing_ok=True)
-    file.close()
+
+
+def _publish(part: Path, path: Path) -> bool:
+    """Give a finished file its name; False where an equal file keeps it.
+
+    Windows does not replace a file that a process has mapped. The name is the hash of everything
+    that the features depend on, so the file that is there holds the same.
+    """
+    try:
+        part.replace(path)
+    except PermissionError:
+        if not path.is_file():
+            raise
+        part.unlink()
+        return False
+    return True
+
+
+def _removed(path: Path) -> bool:
+    """Remove an entry; False where it cannot be removed, as on Windows while it is mapped."""
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        return False
+    return True
 
 
 def _touch(path: Path) -> bool:

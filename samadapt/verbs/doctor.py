@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from samadapt import __version__
 from samadapt.errors import ConfigError, WeightsError
+from samadapt.machine import total_memory_bytes
 
 HELP = """
 Reports versions, devices, precision, memory, disk and weights, with a fix for each problem. Exits
@@ -152,11 +152,9 @@ def describe_cpu(threads: int) -> str:
 
 def look_at_space() -> list[Line]:
     """Memory, and free disk below the current directory."""
-    lines = []
-    if sys.platform != "win32":
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        fix = "lower train.batch_size and eval.batch_size, or set cache.where=disk"
-        lines.append(_enough("memory", memory, MEMORY_WANTED_GB, "GiB in all", fix))
+    memory = total_memory_bytes() / 2**30
+    fix = "lower train.batch_size and eval.batch_size, or set cache.where=disk"
+    lines = [_enough("memory", memory, MEMORY_WANTED_GB, "GiB in all", fix)]
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     fix = "free some, or set output.dir to another disk"
     lines.append(_enough("disk", free, DISK_WANTED_GB, f"GiB free in {Path.cwd()}", fix))

@@ -1,0 +1,155 @@
+"""What this process may use of the machine: memory and processors, on every platform.
+
+A container's limits (Linux control groups, version 1 and 2) count as well as the machine's own
+numbers, because a program that ignores them is throttled or killed. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+GROUPS = Path("/sys/fs/cgroup")
+"""Where Linux shows control groups."""
+
+OWN_GROUPS = Path("/proc/self/cgroup")
+"""The lines ``number:controllers:path`` of the groups that this process is in."""
+
+UNLIMITED_BYTES = 2**62
+"""Version 1 writes a number near 2**63 where there is no limit of memory."""
+
+
+@dataclass(frozen=True)
+class Processors:
+    """How many processors this process may use.
+
+    Attributes:
+        cores: logical processors of the machine.
+        allowed: those that the process may run on (affinity).
+        quota: processors' worth of time that its container grants; None where there is no limit.
+    """
+
+    cores: int
+    allowed: int
+    quota: float | None
+
+    @property
+    def usable(self) -> int:
+        """Threads that can run at the same time: a quota of 1.5 gives work to 2."""
+        granted = self.allowed if self.quota is None else math.ceil(self.quota)
+        return max(1, min(self.allowed, granted))
+
+
+def find_processors() -> Processors:
+    """Return how many processors the machine has, and how many this process may use."""
+    cores = os.cpu_count() or 1
+    return Processors(cores, _affinity() or cores, _cpu_quota())
+
+
+def total_memory_bytes() -> int:
+    """Return the memory that this process may use, in bytes: the machine's or the container's."""
+    import psutil
+
+    total = int(psutil.virtual_memory().total)
+    limits = [limit for limit in _memory_limits() if 0 < limit < UNLIMITED_BYTES]
+    return min(total, *limits) if limits else total
+
+
+def peak_memory_bytes() -> int:
+    """Return the largest memory that the process has held, in bytes.
+
+    Where the system does not tell it, this is what the process holds now.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        info = psutil.Process().memory_info()
+        return int(getattr(info, "peak_wset", info.rss))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def busy_processors(seconds: float = 0.5) -> float:
+    """Measure how many processors other programs keep busy, while this one sleeps.
+
+    Args:
+        seconds: how long to look.
+
+    Returns:
+        0 to the number of the machine's processors.
+    """
+    import psutil
+
+    return float(psutil.cpu_percent(interval=seconds)) / 100 * (os.cpu_count() or 1)
+
+
+def _affinity() -> int:
+    """Return how many processors the process may run on; 0 where the system does not tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    if sys.platform == "win32":
+        import psutil
+
+        return len(psutil.Process().cpu_affinity())
+    return 0
+
+
+def _cpu_quota() -> float | None:
+    """Return the smallest quota of time among the groups of this process and those above them."""
+    quotas = []
+    for folder in _groups("cpu"):
+        words = _words(folder / "cpu.max")  # version 2: "max 100000" or "150000 100000"
+        if not words:
+            quota, period = (
+                _words(folder / "cpu.cfs_quota_us"),
+                _words(folder / "cpu.cfs_period_us"),
+            )
+            words = quota[:1] + period[:1]
+        if len(words) == 2 and all(word.isdecimal() and int(word) > 0 for word in words):
+            quotas.append(int(words[0]) / int(words[1]))
+    return min(quotas, default=None)
+
+
+def _memory_limits() -> Iterator[int]:
+    for folder in _groups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            yield from (int(word) for word in _words(folder / name)[:1] if word.isdecimal())
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's groups with a controller, and those above them.
+
+    Inside a container the path that the process sees may not exist below the mount, whose root is
+    then the container's own group; so the root is looked at as well.
+    """
+    for line in _lines(OWN_GROUPS):
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        roots = (controllers, controller) if controllers else ("", "unified")
+        for root in {GROUPS / name for name in roots}:
+            inner = root / path.lstrip("/")
+            while True:
+                yield inner
+                if inner == root or root not in inner.parents:
+                    break
+                inner = inner.parent
+
+
+def _words(path: Path) -> list[str]:
+    lines = _lines(path)
+    return lines[0].split() if lines else []
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError):
+        return []
