@@ -50,7 +50,7 @@ class Settings:
         Args:
             threads: what ``torch.get_num_threads()`` returns.
         """
-        has, text = self.processors, f"{threads} threads"
+        has, text = self.processors, f"{threads} thread" + ("s" if threads > 1 else "")
         if chosen := [f"{name}={self.users[name]}" for name in COUNTING if name in self.users]:
             return f"{text}: {' '.join(chosen)} is set"
         if has.quota is not None and has.quota < has.allowed:

@@ -93,3 +93,22 @@ def test_a_folder_that_shadows_datasets(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_no_arguments() -> None:
     with pytest.raises(ConfigError, match="takes no arguments"):
         doctor.run(["x=1"])
+
+
+@pytest.mark.parametrize(
+    ("busy", "threads", "status"),
+    [(0.1, 2, "ok"), (1.0, 2, "warn"), (2.0, 2, "warn"), (1.0, 1, "ok"), (1.9, 1, "warn")],
+)
+def test_a_loaded_machine_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, busy: float, threads: int, status: str
+) -> None:
+    monkeypatch.setattr(doctor, "busy_processors", lambda: busy)
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    count, waiting, load = doctor.look_at_threads()
+    assert (count.what, waiting.what, load.what) == ("threads", "waiting", "load")
+    assert count.found.startswith(f"{threads} thread")
+    assert load.status == status
+    assert f"{busy:.1f} of 2 processors" in load.found
+    assert ("OMP_NUM_THREADS=1" in load.fix) is (status == "warn" and threads == 2)
+    assert bool(load.fix) is (status == "warn")

@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from samadapt import __version__
+from samadapt import __version__, openmp
 from samadapt.errors import ConfigError, WeightsError
-from samadapt.machine import total_memory_bytes
+from samadapt.machine import busy_processors, total_memory_bytes
 
 HELP = """
 Reports versions, devices, precision, memory, disk and weights, with a fix for each problem. Exits
@@ -24,6 +24,7 @@ SCHEMA = None
 
 PACKAGES = ("torch", "torchvision", "timm", "peft", "monai", "accelerate", "hydra-core", "nibabel")
 DISK_WANTED_GB, MEMORY_WANTED_GB = 5, 8
+MUCH_LOAD = 0.5  # processors that others keep busy; less is the noise of a desktop
 REINSTALL = "pip install --force-reinstall torch torchvision (both in one command, from one index)"
 
 
@@ -117,8 +118,28 @@ def look_at_devices() -> list[Line]:
     if not lines:
         fix = "none needed for lite_medsam; vit_b and larger train slowly without a GPU"
         lines.append(Line("warn", "gpu", "none that torch can use", fix))
-    lines.append(Line("ok", "cpu", describe_cpu(torch.get_num_threads())))
-    return [*lines, look_at_products(), look_at_attention()]
+    lines.append(Line("ok", "cpu", describe_cpu()))
+    return [*lines, look_at_products(), look_at_attention(), *look_at_threads()]
+
+
+def look_at_threads() -> list[Line]:
+    """How many threads compute, how they wait, and whether other programs take their processors."""
+    import torch
+
+    threads = torch.get_num_threads()
+    lines = [
+        Line("ok", "threads", openmp.settings.describe_threads(threads)),
+        Line("ok", "waiting", openmp.settings.describe_waiting()),
+    ]
+    busy, cores = busy_processors(), os.cpu_count() or 1
+    found = f"other programs keep {busy:.1f} of {cores} processors busy"
+    if busy < MUCH_LOAD or threads <= cores - busy + MUCH_LOAD / 2:
+        return [*lines, Line("ok", "load", found)]
+    found += f": too few are left for {threads} of ours, and every step takes longer"
+    fewer = max(1, int(cores - busy))
+    fix = "wait until they are done"
+    fix += f", or leave them room with OMP_NUM_THREADS={fewer}" if fewer < threads else ""
+    return [*lines, Line("warn", "load", found, fix)]
 
 
 def look_at_products() -> Line:
@@ -141,13 +162,15 @@ def look_at_attention() -> Line:
     return Line("ok", "attention", describe_attention())
 
 
-def describe_cpu(threads: int) -> str:
-    """Return cores, threads and the fast bf16 instructions of the CPU, where Linux tells them."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.is_file() else []
+def describe_cpu() -> str:
+    """Return cores and the fast bf16 instructions of the CPU, where Linux tells them."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        flags = []
     fast = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
     bf16 = f"fast bf16 ({', '.join(fast)})" if fast else "no fast bf16"
-    return f"{os.cpu_count()} cores, {threads} threads, {bf16}"
+    return f"{os.cpu_count()} cores, {bf16}"
 
 
 def look_at_space() -> list[Line]:
