@@ -72,6 +72,13 @@ class Data:
         "declares; []: none",
         bound=True,
     )
+    instances: bool = knob(False, help="each number of a mask is one object of one class")
+    mask_threshold: float | None = knob(
+        None,
+        help="values of a mask from here on are foreground, for anti-aliased masks; null: values "
+        "are classes",
+        bound=True,
+    )
     empty_slices: Literal["auto", "drop", "keep"] | float = knob(
         "auto",
         help="training slices without a class, or the share kept; auto: keep for semantic only",

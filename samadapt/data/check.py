@@ -10,7 +10,12 @@ from typing import Any
 from samadapt.data.cards import Card
 from samadapt.data.classes import ClassChoice
 from samadapt.data.leaks import copy_findings, mark_patients
-from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
+from samadapt.data.opening import (
+    decide_classes,
+    decide_intensity,
+    mask_rules,
+    open_reader,
+)
 from samadapt.data.quality import (
     Facts,
     case_findings,
@@ -60,11 +65,16 @@ def check_dataset(
     label: str | None = None,
     spacing: str | None = None,
     ignore: int | Sequence[int] | None = None,
+    instances: bool = False,
+    mask_threshold: float | None = None,
 ) -> list[Finding]:
     """Return the faults of single files alone, errors first; the arguments are ``survey``'s."""
-    card, reader = open_reader(name, root, axis, channel, image, label, spacing=spacing)
+    masks = mask_rules(classes, instances=instances, threshold=mask_threshold, ignore=ignore)
+    card, reader = open_reader(
+        name, root, axis, channel, image, label, spacing=spacing, masks=masks
+    )
     scan = reader.scan(max_cases)
-    check_values(scan, decide_classes(scan, card, classes, ignore=ignore))
+    decide_classes(scan, card, classes, masks=masks)
     return sorted(scan.findings, key=_order)
 
 
@@ -85,6 +95,8 @@ def survey(
     tile_overlap: float = OVERLAP,
     spacing: str | None = None,
     ignore: int | Sequence[int] | None = None,
+    instances: bool = False,
+    mask_threshold: float | None = None,
 ) -> Survey:
     """Read every file of a data set and return all problems, and statistics of each class.
 
@@ -106,13 +118,16 @@ def survey(
         tile_overlap: of neighbouring tiles.
         spacing: which voxel size of a NIfTI header is true where it states two.
         ignore: mask value or values without loss and score; see ``open_dataset``.
+        instances: each number of a mask is one object of one class.
+        mask_threshold: values of a mask from here on are foreground, lower ones background.
 
     Raises:
         ConfigError: an unknown name or class, or tiles of volumes.
         DownloadError: a card's data set could not be fetched.
     """
     cut = tiling(tile, tile_overlap)
-    card, reader = open_reader(name, root, axis, channel, image, label, cut, spacing)
+    masks = mask_rules(classes, instances=instances, threshold=mask_threshold, ignore=ignore)
+    card, reader = open_reader(name, root, axis, channel, image, label, cut, spacing, masks)
     facts: dict[str, Facts] = {}
 
     def look(case: Case, volume: Volume) -> None:
@@ -121,8 +136,7 @@ def survey(
     scan = reader.scan(max_cases, look)
     check_tiles(cut, scan.cases)
     mark_patients(scan, patient)
-    table = decide_classes(scan, card, classes, ignore=ignore)
-    check_values(scan, table)
+    table = decide_classes(scan, card, classes, masks=masks)
     where = str(reader.options.root or name)
     is_ct = _is_ct(intensity, card, scan, reader)
     for case in scan.cases:

@@ -29,6 +29,7 @@ class ObjectReader(Reader):
 
     needs: ClassVar[tuple[str, str] | None] = ("pycocotools", "coco")
     default_intensity: ClassVar[str | None] = "rgb"
+    numbers_objects: ClassVar[bool] = True
 
     @abstractmethod
     def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:

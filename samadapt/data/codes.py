@@ -174,6 +174,11 @@ CODES = {
         "The slices are shifted along the stack: the gantry was tilted.",
         "Nothing: the affine is sheared; resample where a program needs right angles.",
     ),
+    "grey_levels": _error(
+        "A mask holds the grey levels of an anti-aliased or interpolated edge, such as paint "
+        "programs and resizing write. They are no classes.",
+        "Make two values of them with data.mask_threshold, or export the mask without smoothing.",
+    ),
     "grid_mismatch": _error(
         "Image and mask have the same shape, but their affines put them at different places.",
         "Resample the mask to the image's grid, or copy the affine if it is the true one.",
@@ -231,6 +236,11 @@ CODES = {
         "Some images are grey and some have colours, which the model sees as different domains.",
         "Convert them to one kind, or train an adapter for each.",
     ),
+    "mixed_encodings": _error(
+        "Some masks mark the foreground by 1 and others by 255: two encodings of one class, or "
+        "255 for pixels without a class.",
+        "Give data.classes={foreground: [1, 255]}, or data.ignore=255 where it is not annotated.",
+    ),
     "mixed_labels": _error(
         "Labels of a series are given in two kinds of files.", "Keep one kind of label."
     ),
@@ -262,6 +272,11 @@ CODES = {
     ),
     "not_dicom": _error("A file of the series is no DICOM file.", "Remove it, or copy it again."),
     "not_nifti": _error("The content is not a single-file NIfTI.", "Convert it to .nii.gz again."),
+    "object_numbers": _error(
+        "The masks number objects (1 to n in each mask, nearly each one connected region), and no "
+        "classes are declared. Every number would become a class.",
+        "Give data.instances=true: each number is one object of one class; or data.classes.",
+    ),
     "oblique": _warning(
         "The grid is turned against the body's axes by more than 10 degrees; slices are cut along "
         "the grid, so an axial slice of this case is not that of others.",
@@ -369,6 +384,11 @@ CODES = {
     "unsupported_dtype": _error(
         "The voxels are complex numbers, colours or another type than one real number each.",
         "Save them as int16 or float32.",
+    ),
+    "void_value": _error(
+        "The masks hold 255 beside small class numbers, and no classes are declared. PASCAL VOC, "
+        "Cityscapes and others mark pixels without a class so.",
+        "Give data.ignore=255, or list the classes with data.classes={name: value}.",
     ),
 }
 """All codes; a test keeps them in step with the code that finds the problems."""

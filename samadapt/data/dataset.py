@@ -15,7 +15,12 @@ from samadapt.data.cards import Card
 from samadapt.data.classes import ClassChoice, ClassTable
 from samadapt.data.intensity import IntensityRule
 from samadapt.data.leaks import mark_patients
-from samadapt.data.opening import check_values, decide_classes, decide_intensity, open_reader
+from samadapt.data.opening import (
+    decide_classes,
+    decide_intensity,
+    mask_rules,
+    open_reader,
+)
 from samadapt.data.reader import AXES, Reader, Scan
 from samadapt.data.refusals import (
     check_copies,
@@ -195,6 +200,8 @@ class Dataset:
         volume, tile = self.volume(ref.case), self.tile(ref)
         values, instances, index = volume.image, volume.instances, ref.index
         labels = volume.labels
+        if instances is not None and instances.ndim == 3:
+            instances = np.ascontiguousarray(instances[:, :, index])
         if tile is not None:
             values, labels, index = tile.cut(values), tile.cut(labels), 0
             instances = None if instances is None else np.array(tile.cut(instances))
@@ -243,7 +250,7 @@ class Dataset:
         )
 
     def _prepare(self, case: Case) -> PreparedVolume:
-        if self.cache_dir is None or case.axis is None:
+        if self.cache_dir is None or case.axis is None or self.reader.options.masks.instances:
             read = self.reader.read(case)
             image, labels = self._arrays(case, read)
             instances = read.instances
@@ -302,6 +309,8 @@ def open_dataset(
     tile_overlap: float = OVERLAP,
     stack: int = 1,
     spacing: str | None = None,
+    instances: bool = False,
+    mask_threshold: float | None = None,
 ) -> Dataset:
     """Open a data set: find its cases, read and check each file once, divide them.
 
@@ -337,6 +346,8 @@ def open_dataset(
         stack: slices that the encoder sees together; none of one stack is on both sides.
         spacing: ``"affine"`` or ``"pixdim"``: which is true where a NIfTI header contradicts
             itself; None: such a file is an error.
+        instances: each number of a mask is one object of one class.
+        mask_threshold: values of a mask from here on are foreground, lower ones background.
 
     Raises:
         ConfigError: an unknown name, option or class.
@@ -345,11 +356,11 @@ def open_dataset(
     """
     check_options(on_error, slice_step, empty_slices)
     cut = tiling(tile, tile_overlap)
-    card, reader = open_reader(name, root, axis, channel, image, label, cut, spacing)
+    masks = mask_rules(classes, instances=instances, threshold=mask_threshold, ignore=ignore)
+    card, reader = open_reader(name, root, axis, channel, image, label, cut, spacing, masks)
     scan = reader.scan(max_cases)
     mark_patients(scan, patient)
-    table = decide_classes(scan, card, classes, merge_classes, ignore)
-    check_values(scan, table)
+    table = decide_classes(scan, card, classes, merge_classes, masks)
     check_usable(name, scan, on_error)
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
     check_kind(scan.cases, rule, stack, cut)

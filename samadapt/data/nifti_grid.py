@@ -105,7 +105,8 @@ def whole_labels(path: Path, values: Array) -> Array:
             path,
             f"label voxels must be whole numbers; {int(wrong.sum())} are not, "
             f"for example {float(values[wrong][0]):g}",
-            "export the mask again without interpolation (nearest neighbour)",
+            "export the mask again without interpolation (nearest neighbour), or make two values "
+            "of probabilities with data.mask_threshold, such as 0.5",
         )
     return whole.astype(np.int32)
 

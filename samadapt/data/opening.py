@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from samadapt.data.cards import Card, list_cards, load_card
-from samadapt.data.classes import ClassChoice, ClassTable, make_table, values_of
+from samadapt.data.classes import ClassChoice, ClassTable, ClassValues, make_table, values_of
 from samadapt.data.download import fetch_dataset
 from samadapt.data.intensity import IntensityRule, intensity_of_modality, make_intensity
+from samadapt.data.mask_values import AS_CLASSES, MaskRules, set_findings, value_findings
 from samadapt.data.nifti_affine import check_spacing_source
 from samadapt.data.reader import Reader, ReaderOptions, Scan, get_reader, parse_axis, readers
 from samadapt.data.tiles import Tiling
-from samadapt.data.types import Finding
+from samadapt.data.types import Case, Finding
 from samadapt.errors import ConfigError, nearest
 
 
@@ -26,6 +29,7 @@ def open_reader(
     label: str | None = None,
     tiling: Tiling | None = None,
     spacing: str | None = None,
+    masks: MaskRules = AS_CLASSES,
 ) -> tuple[Card | None, Reader]:
     """Return the card, if the name is one, and the reader with its options.
 
@@ -55,8 +59,44 @@ def open_reader(
         label or (card.label if card else None),
         tiling,
         spacing,
+        _mask_rules(masks, card),
     )
-    return card, get_reader(card.reader if card else name)(options)
+    kind = get_reader(card.reader if card else name)
+    if kind.numbers_objects and options.masks.one_class:
+        key = "data.instances" if options.masks.instances else "data.mask_threshold"
+        raise ConfigError(
+            f"{key} is for masks whose pixels are numbers; data={name} tells objects and classes "
+            f"apart by itself. Leave {key} out"
+        )
+    return card, kind(options)
+
+
+def mask_rules(
+    classes: ClassChoice,
+    *,
+    instances: bool = False,
+    threshold: float | None = None,
+    ignore: int | Sequence[int] | None = None,
+) -> MaskRules:
+    """Return how masks are read, from the keys of ``data``.
+
+    Raises:
+        ConfigError: both object numbers and a threshold are asked for.
+    """
+    if instances and threshold is not None:
+        raise ConfigError(
+            "data.instances=true reads object numbers and data.mask_threshold grey levels: "
+            "choose one of the two"
+        )
+    ignored = None if ignore is None else tuple(values_of(ignore))
+    return MaskRules(instances, threshold, ignored, judged=not isinstance(classes, Mapping))
+
+
+def _mask_rules(rules: MaskRules, card: Card | None) -> MaskRules:
+    """Return rules that know whether a card declares the classes."""
+    return replace(
+        rules, judged=rules.judged and not rules.one_class and not (card and card.classes)
+    )
 
 
 def decide_classes(
@@ -64,9 +104,12 @@ def decide_classes(
     card: Card | None,
     chosen: ClassChoice,
     merge: bool = False,
-    ignore: int | Sequence[int] | None = None,
+    masks: MaskRules = AS_CLASSES,
 ) -> ClassTable:
     """Return the class table from the user's choice, the card, the data set or the masks.
+
+    Values that cannot be classes, where none of them declares any, and values and names outside
+    the class list become findings; the cases with them are left out.
 
     Args:
         scan: the cases with the values of their masks; ignored values that occur nowhere become
@@ -74,26 +117,85 @@ def decide_classes(
         card: the data set card, or None.
         chosen: see ``make_table``.
         merge: all classes as one.
-        ignore: mask value or values without loss and score; None: those that the data set
-            declares, unless ``chosen`` makes them a class.
+        masks: how masks are read, and which of their values have no loss and no score.
 
     Raises:
         ConfigError: as ``make_table``.
     """
     declared = card.classes if card and card.classes else scan.classes
-    found = {value for case in scan.cases for value in case.values}
-    if ignore is None:
-        named = [values_of(v) for v in chosen.values()] if isinstance(chosen, Mapping) else []
-        ignored = set(scan.ignored) - set().union(*named)
+    ignored = _ignored_values(scan, chosen, masks)
+    if masks.one_class:
+        table = ClassTable((_one_name(declared, chosen),), ((1,),), ignored=tuple(sorted(ignored)))
     else:
-        ignored = set(values_of(ignore))
-        if absent := sorted(ignored - found - {0}) if scan.cases else []:
-            shown = ", ".join(map(str, absent))
-            message = f"data.ignore names the value {shown}, which occurs in no mask"
-            where = str(scan.cases[0].labels or scan.cases[0].image)
-            fix = "check the value, or leave data.ignore out"
-            scan.findings.append(Finding("ignore_absent", "warning", where, message, fix))
-    return make_table(declared, chosen, found, merge=merge, ignored=ignored)
+        if declared is None and not isinstance(chosen, Mapping):
+            judge_values(scan, chosen or (), ignored, merge)
+        found = {value for case in scan.cases for value in case.values}
+        table = make_table(declared, chosen, found, merge=merge, ignored=ignored)
+    check_values(scan, table)
+    return table
+
+
+def _ignored_values(scan: Scan, chosen: ClassChoice, masks: MaskRules) -> set[int]:
+    """Return the values without loss and score: the user's, or the declared ones."""
+    if masks.ignored is None:
+        named = [values_of(v) for v in chosen.values()] if isinstance(chosen, Mapping) else []
+        return set(scan.ignored) - set().union(*named)
+    found = {value for case in scan.cases for value in case.values}
+    if absent := sorted(set(masks.ignored) - found - {0}) if scan.cases else []:
+        shown = ", ".join(map(str, absent))
+        message = f"data.ignore names the value {shown}, which occurs in no mask"
+        where = str(scan.cases[0].labels or scan.cases[0].image)
+        fix = "check the value, or leave data.ignore out"
+        scan.findings.append(Finding("ignore_absent", "warning", where, message, fix))
+    return set(masks.ignored)
+
+
+def judge_values(
+    scan: Scan, names: Sequence[str], ignored: Collection[int] = (), merge: bool = False
+) -> None:
+    """Turn mask values that cannot be classes into findings and leave those cases out.
+
+    Args:
+        scan: a data set that declares no classes.
+        names: classes that the user lists without values; they stand for the values 1, 2, ...
+        ignored: values of pixels that are not annotated.
+        merge: all values are one class, so that object numbers and two encodings do no harm.
+    """
+    found = {value for case in scan.cases for value in case.values} - set(ignored)
+    if names and (found <= set(range(1, len(names) + 1)) or len(found) == len(names) == 1):
+        return
+    usable = []
+    for case in scan.cases:
+        own = value_findings(case, ignored)
+        scan.findings.extend(own)
+        if own:
+            scan.left_out.append(case.name)
+        else:
+            usable.append(case)
+    common = set_findings(usable, _folder_of(usable), ignored) if usable else []
+    if merge:
+        common = [one for one in common if one.code not in ("object_numbers", "mixed_encodings")]
+    if common:
+        scan.findings.extend(common)
+        scan.left_out.extend(case.name for case in usable)
+        usable = []
+    scan.cases = usable
+
+
+def _folder_of(cases: Sequence[Case]) -> str:
+    """Return the folder that holds all masks."""
+    return os.path.commonpath([(case.labels or case.image).absolute().parent for case in cases])
+
+
+def _one_name(declared: ClassValues | None, chosen: ClassChoice) -> str:
+    """Return the name of the only class, of object numbers or of a mask with a threshold."""
+    names = list(chosen) if chosen else list(declared or ("foreground",))
+    if len(names) == 1:
+        return str(names[0])
+    raise ConfigError(
+        "data.instances=true and data.mask_threshold make one class; the class list has "
+        f"{len(names)}: {', '.join(map(str, names[:8]))}. Name one with data.classes=[name]"
+    )
 
 
 def check_values(scan: Scan, table: ClassTable) -> None:

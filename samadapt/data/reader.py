@@ -22,6 +22,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from samadapt.data.mask_values import AS_CLASSES, MaskRules, measure_mask
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume
 from samadapt.errors import ConfigError, DataError, MissingExtraError, nearest
@@ -46,6 +47,7 @@ class ReaderOptions:
         tiling: how pictures are cut into what counts as their slices; None: not at all.
         spacing: which voxel size of a NIfTI header is true where its affine and ``pixdim``
             differ: ``"affine"`` or ``"pixdim"``; None: such a file is refused.
+        masks: how the values of masks are read.
     """
 
     root: Path | None = None
@@ -55,6 +57,7 @@ class ReaderOptions:
     label: str | None = None
     tiling: Tiling | None = None
     spacing: str | None = None
+    masks: MaskRules = AS_CLASSES
 
 
 @dataclass
@@ -105,6 +108,8 @@ class Reader(ABC):
     """File name endings by which predictions for these images are written."""
     default_intensity: ClassVar[str | None] = None
     """Intensity rule where neither user, card nor data set names one."""
+    numbers_objects: ClassVar[bool] = False
+    """Its annotations tell objects and classes apart, so that no mask values need reading."""
 
     def __init__(self, options: ReaderOptions) -> None:
         """Keep the options.
@@ -147,10 +152,20 @@ class Reader(ABC):
         Raises:
             FindingError: a file of the case is broken.
         """
-        volume, findings = self.examine(case)
+        volume, findings = self._examine(case)
         if volume is None:
             raise FindingError(next(f for f in findings if f.severity == "error"))
         return volume
+
+    def _examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
+        """Return what ``examine`` does, with the mask's values read by ``options.masks``."""
+        volume, findings = self.examine(case)
+        if volume is None:
+            return None, findings
+        try:
+            return self.options.masks.apply(volume, case.labels or case.image), findings
+        except FindingError as error:
+            return None, [*findings, error.finding]
 
     def scan(
         self, max_cases: int | None = None, look: Callable[[Case, Volume], None] | None = None
@@ -167,10 +182,14 @@ class Reader(ABC):
         scan = Scan([], list(layout.findings), layout.classes, layout.modality)
         scan.ignored = layout.ignored
         scan.left_out.extend(case.name for case in double)
+        masks = self.options.masks
+        if masks.ignored is None and layout.ignored:
+            masks = replace(masks, ignored=layout.ignored)
+        self.options = replace(self.options, masks=masks)
+        judged = masks.judged and layout.classes is None
+        inspect = partial(self._inspect, look=look, judged=judged)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for case, (checked, findings) in zip(
-                ordered, pool.map(partial(self._inspect, look=look), ordered), strict=True
-            ):
+            for case, (checked, findings) in zip(ordered, pool.map(inspect, ordered), strict=True):
                 scan.findings.extend(findings)
                 if checked is None:
                     scan.left_out.append(case.name)
@@ -179,10 +198,10 @@ class Reader(ABC):
         return scan
 
     def _inspect(
-        self, case: Case, look: Callable[[Case, Volume], None] | None
+        self, case: Case, look: Callable[[Case, Volume], None] | None, judged: bool
     ) -> tuple[Case | None, list[Finding]]:
         try:
-            volume, findings = self.examine(case)
+            volume, findings = self._examine(case)
         except Exception as error:  # one broken file must not end the scan
             reason = f"could not be read: {type(error).__name__}: {error}"
             fix = "check that the file opens in another program, or remove it"
@@ -201,6 +220,9 @@ class Reader(ABC):
             named=(volume.annotation.labels or ()) if volume.annotation else (),
             digest=content_hash(volume.image),
         )
+        if judged and volume.labels is not None:
+            ignored = self.options.masks.ignored or ()
+            checked = replace(checked, evidence=measure_mask(values, volume.labels, ignored))
         if look is not None:
             look(checked, volume)
         return checked, findings

@@ -79,6 +79,22 @@ def check_size(file: Path | str, shape: Sequence[int]) -> None:
 
 
 @dataclass(frozen=True)
+class MaskEvidence:
+    """What was measured in one mask, where its values made it worth it.
+
+    Attributes:
+        numbers: how many values it has, where these are 1 to n; 0: not measured.
+        single: how many of these are one connected component.
+        slope: share (0..1) of the pixels of middle values that lie between a lower and a higher
+            neighbour; 0: not measured.
+    """
+
+    numbers: int = 0
+    single: int = 0
+    slope: float = 0.0
+
+
+@dataclass(frozen=True)
 class Case:
     """One image or volume with its ground truth, as files.
 
@@ -101,6 +117,7 @@ class Case:
             where nothing says. Of a DICOM patient ID a one-way hash, salted anew in each process,
             of no use to anyone else. It is kept out of every record.
         digest: hash of the image's voxels; known after the scan.
+        evidence: what tells whether the mask's values are classes; None where classes are declared.
     """
 
     name: str
@@ -118,6 +135,7 @@ class Case:
     files: tuple[Path, ...] = field(default=(), repr=False)
     patient: str = field(default="", repr=False, compare=False)
     digest: str = field(default="", repr=False, compare=False)
+    evidence: MaskEvidence | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -168,7 +186,8 @@ class Volume:
         source: the file's grid; None for pictures.
         is_color: the last axis of ``image`` is RGB.
         annotation: prompts given with the image, or None.
-        instances: (h, w) int32 object numbers, 0 none, where the data set tells objects apart.
+        instances: (h, w) int32 object numbers of a picture, (h, w, d) of a volume, 0 none, where
+            the data set tells objects apart.
     """
 
     image: Array

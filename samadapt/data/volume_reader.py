@@ -147,7 +147,7 @@ class VolumeReader(Reader):
                     other_way = turned(label_grid, grid.affine)
                     same = not self.compare(case, grid, other_way)
                     label_grid = other_way if same else label_grid
-                labels = label_grid and whole_labels(case.labels, label_grid.values)
+                labels = label_grid and self._label_values(case.labels, label_grid.values)
         except FindingError as problem:
             findings.append(problem.finding)
         if grid is None or image is None or label_grid is None or labels is None:
@@ -160,6 +160,10 @@ class VolumeReader(Reader):
         if any(finding.severity == "error" for finding in findings):
             return None, findings
         return self.arrange(grid, image, labels), findings
+
+    def _label_values(self, path: Path, values: Array) -> Array:
+        """Return whole label values; probabilities stay as they are for ``data.mask_threshold``."""
+        return values if self.options.masks.threshold is not None else whole_labels(path, values)
 
     def compare(self, case: Case, image: Grid, labels: Grid) -> list[Finding]:
         """Report how the grids of image and mask differ."""

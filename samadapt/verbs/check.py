@@ -66,6 +66,8 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         tile=data.tile,
         tile_overlap=data.tile_overlap,
         spacing=data.spacing,
+        instances=data.instances,
+        mask_threshold=data.mask_threshold,
     )
     errors = sum(finding.severity == "error" for finding in found.findings)
     report = {
