@@ -53,6 +53,12 @@ class Data:
         help="which voxel size is true where a NIfTI header contradicts itself; null: refuse it",
         bound=True,
     )
+    series: str | None = knob(
+        None,
+        help="DICOM series where a folder holds several: a modality (CT), a series number, "
+        "largest, or the digits that a message shows; CT,largest narrows twice",
+        bound=True,
+    )
     intensity: str | dict[str, Any] | None = knob(
         None,
         help="mri, ct:soft_tissue, ct:-160,240, ct:soft_tissue+lung+bone (three channels), "

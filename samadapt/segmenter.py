@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
+from samadapt.data.dicom_choice import general_choice
 from samadapt.data.nifti_affine import check_spacing_source
 from samadapt.data.reader import ReaderOptions, parse_axis, reader_for
 from samadapt.data.types import Array
@@ -179,6 +180,7 @@ class Segmenter:
         *,
         channel: int | str | None = None,
         spacing: str | None = None,
+        series: str | None = None,
         progress: Progress | None = None,
         boxes: SlicePrompts = None,
         points: SlicePrompts = None,
@@ -210,6 +212,8 @@ class Segmenter:
             channel: which volume of a 4D file: its index, or its name in a ``dataset.json``.
             spacing: ``"affine"`` or ``"pixdim"``: which is true where a NIfTI header contradicts
                 itself; None: as the adapter was trained, where such a file may be refused.
+            series: which of several DICOM series in a folder: a modality (``"CT"``), a series
+                number, ``"largest"``, or the digits that the message shows; None: as trained.
             progress: called with the number of slices done and of all.
             boxes: (p, 4) or (4,) XYXY pixels of the original image. For a volume: these for every
                 slice, or ``{slice index: boxes}``.
@@ -259,7 +263,7 @@ class Segmenter:
         predictor = self._predictor(options)
         if isinstance(image, str | Path):
             path = Path(image).expanduser()
-            volume = reader_for(path, self._reading(channel, spacing)).read_image(path)
+            volume = reader_for(path, self._reading(channel, spacing, series)).read_image(path)
         else:
             volume = as_picture(np.asarray(image))
         found = predictor.segment(volume, options, progress).labels
@@ -276,6 +280,7 @@ class Segmenter:
         *,
         channel: int | str | None = None,
         spacing: str | None = None,
+        series: str | None = None,
         progress: Progress | None = None,
         probabilities: bool = False,
         **options: Any,
@@ -293,6 +298,7 @@ class Segmenter:
             output: replaced if it exists.
             channel: see ``segment``.
             spacing: see ``segment``.
+            series: see ``segment``.
             progress: see ``segment``.
             probabilities: also write the probability of each class beside the output:
                 ``NAME_probabilities.nii.gz``, 4D, in steps of 1/255, class k being volume k - 1;
@@ -315,7 +321,7 @@ class Segmenter:
             Path(input),
             Path(output),
             wanted,
-            self._reading(channel, spacing),
+            self._reading(channel, spacing, series),
             progress,
         )
 
@@ -326,6 +332,7 @@ class Segmenter:
         *,
         channel: int | str | None = None,
         spacing: str | None = None,
+        series: str | None = None,
         progress: Callable[[str], Progress] | None = None,
         probabilities: bool = False,
         **options: Any,
@@ -339,6 +346,7 @@ class Segmenter:
                 pictures, NIfTI for volumes. Or a ``.json`` file: COCO, for pictures.
             channel: see ``segment``.
             spacing: see ``segment``.
+            series: see ``segment``.
             progress: called with the name of each file; returns what ``segment`` calls.
             probabilities: see ``predict_file``.
             options: prompts and options of ``segment``, the same for each file.
@@ -358,17 +366,20 @@ class Segmenter:
             Path(input),
             Path(output),
             wanted,
-            self._reading(channel, spacing),
+            self._reading(channel, spacing, series),
             progress,
         )
 
-    def _reading(self, channel: int | str | None, spacing: str | None) -> ReaderOptions:
+    def _reading(
+        self, channel: int | str | None, spacing: str | None, series: str | None
+    ) -> ReaderOptions:
         """Return how images are read: as the caller says, else as the adapter was trained."""
         check_spacing_source(spacing)
         return ReaderOptions(
             axis=parse_axis(self.record.axis),
             channel=channel,
             spacing=spacing or self.record.data_options.get("spacing"),
+            series=series or general_choice(self.record.data_options.get("series")),
         )
 
     def _predictor(self, options: Options) -> Predictor:

@@ -67,11 +67,12 @@ def check_dataset(
     ignore: int | Sequence[int] | None = None,
     instances: bool = False,
     mask_threshold: float | None = None,
+    series: str | None = None,
 ) -> list[Finding]:
     """Return the faults of single files alone, errors first; the arguments are ``survey``'s."""
     masks = mask_rules(classes, instances=instances, threshold=mask_threshold, ignore=ignore)
     card, reader = open_reader(
-        name, root, axis, channel, image, label, spacing=spacing, masks=masks
+        name, root, axis, channel, image, label, None, spacing, masks, series, classes
     )
     scan = reader.scan(max_cases)
     decide_classes(scan, card, classes, masks=masks)
@@ -97,6 +98,7 @@ def survey(
     ignore: int | Sequence[int] | None = None,
     instances: bool = False,
     mask_threshold: float | None = None,
+    series: str | None = None,
 ) -> Survey:
     """Read every file of a data set and return all problems, and statistics of each class.
 
@@ -120,6 +122,7 @@ def survey(
         ignore: mask value or values without loss and score; see ``open_dataset``.
         instances: each number of a mask is one object of one class.
         mask_threshold: values of a mask from here on are foreground, lower ones background.
+        series: which of several DICOM series in a folder.
 
     Raises:
         ConfigError: an unknown name or class, or tiles of volumes.
@@ -127,7 +130,9 @@ def survey(
     """
     cut = tiling(tile, tile_overlap)
     masks = mask_rules(classes, instances=instances, threshold=mask_threshold, ignore=ignore)
-    card, reader = open_reader(name, root, axis, channel, image, label, cut, spacing, masks)
+    card, reader = open_reader(
+        name, root, axis, channel, image, label, cut, spacing, masks, series, classes
+    )
     facts: dict[str, Facts] = {}
 
     def look(case: Case, volume: Volume) -> None:

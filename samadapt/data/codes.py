@@ -52,11 +52,15 @@ CODES = {
     ),
     "assumed_axial": _warning(
         "A DICOM picture does not say where it lies; it is taken as an axial slice.",
-        "Nothing, for an X-ray picture.",
+        "Nothing, if it is one picture.",
     ),
     "bad_annotations": _error(
         "The annotation file (COCO, SA-1B) is not as its format defines.",
         "Export it again; the message names the entry.",
+    ),
+    "bad_contours": _error(
+        "A contour of an RTSTRUCT object lies in no slice of the image, or is no list of points.",
+        "Export the structure set for the series that it was drawn on.",
     ),
     "bad_dataset_json": _error(
         "dataset.json lacks labels, or an entry of it is not as MSD or nnU-Net define it.",
@@ -138,6 +142,21 @@ CODES = {
         "The mask has the same class everywhere, background nowhere.",
         "Check that it is the right file and that 0 is background.",
     ),
+    "contour_gaps": _warning(
+        "Regions of an RTSTRUCT object have no contour on some slices between their first and "
+        "last; those slices count as background, nothing is interpolated.",
+        "Interpolate them in the planning system, unless they are gaps.",
+    ),
+    "contours_between_slices": _warning(
+        "Contours of an RTSTRUCT object lie between the slices of the image; each slice takes the "
+        "nearest plane of contours.",
+        "Check that they were drawn on this series.",
+    ),
+    "contours_cross": _warning(
+        "Contours of one region cross on a slice; by exclusive or, what two of them share is left "
+        "out, as if it were a hole.",
+        "Look at the overlays; join the contours where they mean one area.",
+    ),
     "dangling_annotation": _error(
         "An annotation points to an image or a category that is not listed.",
         "Export the annotation file again.",
@@ -167,8 +186,13 @@ CODES = {
         "Convert the images, or choose another reader with data=NAME.",
     ),
     "fractional_segments": _error(
-        "A DICOM segmentation holds fractions, not a label a voxel.",
-        "Export it as a binary segmentation.",
+        "A DICOM segmentation is FRACTIONAL: it holds shares, not a label a voxel.",
+        "Export it as a BINARY segmentation.",
+    ),
+    "frames_as_slices": _warning(
+        "The frames of a film (ultrasound, fluoroscopy) have no position; they are read as slices "
+        "in their order, without a spacing.",
+        "Nothing; scores of distances are in pixels.",
     ),
     "gantry_tilt": _warning(
         "The slices are shifted along the stack: the gantry was tilted.",
@@ -208,6 +232,11 @@ CODES = {
     "lossy_mask": _error(
         "A mask is a JPEG, whose compression alters values at edges.", "Export it again as PNG."
     ),
+    "mask_by_index": _warning(
+        "A picture lies nowhere in the patient, and the affine of its mask runs against its rows "
+        "or columns; the mask's voxels are taken by column and row as stored.",
+        "Look at the overlays, or save the mask as PNG.",
+    ),
     "missing_dataset_json": _error(
         "An MSD or nnU-Net folder has no dataset.json.",
         "Add it, or name the files with data.image, data.label and data.classes.",
@@ -228,6 +257,11 @@ CODES = {
     "missing_package": _error(
         "Reading this format needs a package that is not installed.",
         "Install the extra that the message names.",
+    ),
+    "missing_region": _warning(
+        "Regions that only some RTSTRUCT objects of the data set have; where a region is missing "
+        "it counts as absent, whether nobody drew it or there is none.",
+        "Choose regions that every case has with data.classes, or leave those cases out.",
     ),
     "missing_slices": _error(
         "Slices are missing between others of the series.", "Export the whole series again."
@@ -263,6 +297,9 @@ CODES = {
         "data.patient does not match the names of some cases; each of them counts as a patient.",
         "Mend the pattern.",
     ),
+    "no_series": _error(
+        "No DICOM series fits data.series.", "Choose one of those that the message lists."
+    ),
     "non_finite_voxels": _error(
         "Some voxels are NaN or infinite.", "Replace them by the background's value."
     ),
@@ -270,7 +307,7 @@ CODES = {
         "A mask holds fractions: it was interpolated.",
         "Export it again with nearest neighbour.",
     ),
-    "not_dicom": _error("A file of the series is no DICOM file.", "Remove it, or copy it again."),
+    "not_dicom": _error("A file that is named as DICOM is none.", "Remove it, or copy it again."),
     "not_nifti": _error("The content is not a single-file NIfTI.", "Convert it to .nii.gz again."),
     "object_numbers": _error(
         "The masks number objects (1 to n in each mask, nearly each one connected region), and no "
@@ -288,9 +325,19 @@ CODES = {
         "Look at the case in a viewer: is left on the same side as in the others?",
     ),
     "other_file": _warning("A file in the folder is not read.", "Remove or convert it."),
+    "other_frame": _error(
+        "A region of an RTSTRUCT object is drawn in another frame of reference than the image's, "
+        "so its place in the image is unknown.",
+        "Register it to the image, or remove that region.",
+    ),
     "other_object": _warning(
-        "A DICOM object without an image (a structure set, a report) is not read.",
-        "Remove it, or convert it.",
+        "Beside the images lie other DICOM objects (localizers, screenshots, doses, plans, "
+        "reports, series that were not chosen); they are counted by kind and not read.",
+        "Nothing, if that is meant; else choose with data.series or data.image.",
+    ),
+    "outside_image": _error(
+        "Contours of an RTSTRUCT object lie outside the image.",
+        "Export the structure set for this series.",
     ),
     "overlapping_labels": _warning(
         "dataset.json declares regions that share values; a voxel has one class here.",
@@ -334,8 +381,8 @@ CODES = {
         "Keep one, or choose it with data.image and data.label.",
     ),
     "several_series": _error(
-        "A folder holds several DICOM series where one is expected.",
-        "Give the folder of one series.",
+        "A folder holds several DICOM volumes where one is expected.",
+        "Choose with data.series (series= for predict), or give the folder of one series.",
     ),
     "shape_mismatch": _error(
         "Image and mask have different shapes.", "Export both on the same grid."

@@ -311,6 +311,7 @@ def open_dataset(
     spacing: str | None = None,
     instances: bool = False,
     mask_threshold: float | None = None,
+    series: str | None = None,
 ) -> Dataset:
     """Open a data set: find its cases, read and check each file once, divide them.
 
@@ -348,6 +349,7 @@ def open_dataset(
             itself; None: such a file is an error.
         instances: each number of a mask is one object of one class.
         mask_threshold: values of a mask from here on are foreground, lower ones background.
+        series: which of several DICOM series in a folder is used; see ``dicom_choice.py``.
 
     Raises:
         ConfigError: an unknown name, option or class.
@@ -357,7 +359,8 @@ def open_dataset(
     check_options(on_error, slice_step, empty_slices)
     cut = tiling(tile, tile_overlap)
     masks = mask_rules(classes, instances=instances, threshold=mask_threshold, ignore=ignore)
-    card, reader = open_reader(name, root, axis, channel, image, label, cut, spacing, masks)
+    given = (image, label, cut, spacing, masks, series, classes)
+    card, reader = open_reader(name, root, axis, channel, *given)
     scan = reader.scan(max_cases)
     mark_patients(scan, patient)
     table = decide_classes(scan, card, classes, merge_classes, masks)

@@ -1,76 +1,49 @@
-"""DICOM series: a folder with one sub-folder a case, or any tree; one case a SeriesInstanceUID.
+"""DICOM series: a folder with one sub-folder a case, or any tree; one case a series or a picture.
 
-A case is named by its folder below the root, with eight digits of a hash of the series' UID where
-a folder holds several: never by a patient. Labels are looked for in this order: ``data.label`` (a
-pattern, with ``data.image`` a pattern of series folders); a NIfTI, NRRD or MetaImage file named as
-the case (or as its folder) in ``labelsTr/``, ``labels/`` or ``masks/`` of the root, or beside the
-folder; a DICOM SEG object that refers to the series, anywhere below the root, whose SegmentLabels
-are the class names.
+A series is named by its folder below the root, a picture (X-ray, ultrasound) by its file; never by
+a patient. ``dicom_layout.py`` says what becomes a case. Labels are looked for in this order:
+``data.label`` (a pattern, with ``data.image`` a pattern of series folders or files); a NIfTI, NRRD
+or MetaImage file named as the case (or as its folder) in ``labelsTr/``, ``labels/`` or ``masks/``
+of the root, or beside the folder, for a picture also PNG; a DICOM SEG or RTSTRUCT object that
+refers to the series, anywhere below the root, whose segments or regions name the classes.
 
-No field of a header but geometry, pixel values, modality and segment labels leaves this reader.
-The patient ID becomes a hash with a salt that ends with the process.
+No field of a header but geometry, pixel values, modality, series number and the names of segments
+and regions leaves this reader. The patient ID becomes a hash with a salt that ends with the
+process.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from samadapt.data.dicom_frames import (
-    frames_of,
-    load_pydicom,
-    order_frames,
-    read_file,
-    read_pixels,
-)
-from samadapt.data.dicom_seg import LABEL_MAP_SEG, SEG, load_segmentation, segment_names
-from samadapt.data.itk import ItkReader, load_itk
+import numpy as np
+
+from samadapt.data.dicom_frames import frames_of, order_frames, picture_grid, read_file, read_pixels
+from samadapt.data.dicom_layout import DicomLayout, left_aside, several_series, volumes_of
+from samadapt.data.dicom_objects import ENDINGS, LABELS, RTSTRUCT, collect
+from samadapt.data.dicom_rtstruct import load_contours, region_names
+from samadapt.data.dicom_seg import load_segmentation, segment_names
+from samadapt.data.itk import load_itk
 from samadapt.data.nifti_grid import SUFFIXES as NIFTI
+from samadapt.data.pictures import SUFFIXES as PICTURES
+from samadapt.data.pictures import load_mask
 from samadapt.data.reader import Layout, register_reader
 from samadapt.data.types import Case, Finding, FindingError, Volume, fault
-from samadapt.data.volume_layout import match
 from samadapt.data.volume_reader import Grid, VolumeReader, error, load_nifti
 
-_ENDINGS = (".dcm", ".dicom", ".ima")
-_LABELS = (*NIFTI, *ItkReader.suffixes)
-_FOLDERS = ("labelsTr", "labels", "masks")
-_MODALITIES = ("CT", "MR", "PT", "US", "CR", "DX", "MG", "NM", "XA", "RF")
-_SCANNER_NAME = re.compile(r"(IM|I|MR|CT|IMG|SLICE|IMAGE)?[-_]?[\d.]+", re.IGNORECASE)
-_SALT = secrets.token_bytes(16)
-_TAGS = (
-    "SOPClassUID",
-    "SeriesInstanceUID",
-    "Modality",
-    "Rows",
-    "PatientID",
-    "IssuerOfPatientID",
-    "ReferencedSeriesSequence",
-)
-
-
-@dataclass
-class _Series:
-    """The files of one series in one folder."""
-
-    folder: Path
-    uid: str
-    modality: str
-    patient: str
-    files: list[Path] = field(default_factory=list)
+_VALUED = (*LABELS, *PICTURES)
+"""Endings of masks that hold values; a DICOM object holds named segments or regions."""
 
 
 @register_reader("dicom")
 class DicomReader(VolumeReader):
     """Reads DICOM series with NIfTI, NRRD, MetaImage or DICOM SEG labels."""
 
-    summary = "DICOM series, a folder each; labels as NIfTI beside them or DICOM SEG; extra dicom"
-    suffixes: ClassVar[tuple[str, ...]] = _ENDINGS
+    summary = "DICOM series or pictures; labels as NIfTI, PNG, DICOM SEG or RTSTRUCT; extra dicom"
+    suffixes: ClassVar[tuple[str, ...]] = ENDINGS
     needs: ClassVar[tuple[str, str] | None] = ("pydicom", "dicom")
 
     @classmethod
@@ -80,22 +53,24 @@ class DicomReader(VolumeReader):
 
     def discover(self) -> Layout:
         """Group the files below the root by series, from their headers."""
-        layout, root = Layout(suffixes=_LABELS), self.options.root
+        layout, root = Layout(suffixes=LABELS), self.options.root
         self._values: dict[str, int] = {}
+        self._several: dict[str, Finding | None] = {}
         if root is None or not root.is_dir():
             reason = "there is no such folder" if root else "no folder is given"
             message = f"expected a folder of DICOM series; {reason}"
             file = root or Path("data.root")
             layout.findings.append(error("missing_folder", file, message, "set data.root"))
             return layout
-        series, segments = _collect(root, layout)
+        arranged = DicomLayout(root, self.options, collect(root, layout), layout)
         try:
-            self._make_cases(root, series, segments, layout)
+            arranged.arrange()
             self._name_segments(layout)
         except FindingError as problem:
             layout.findings.append(problem.finding)
             layout.cases = []
-        modalities = sorted({item.modality for item in series})
+        self._several = arranged.several
+        modalities = sorted({candidate.series.modality for candidate in arranged.candidates})
         if len(modalities) == 1 and modalities[0]:
             layout.modality = modalities[0]
         if not layout.cases and not layout.findings:
@@ -107,219 +82,140 @@ class DicomReader(VolumeReader):
         """Read the series of a folder, or one file (a slice or a multi-frame object)."""
         if not path.is_dir():
             return _load(path, [path])
-        layout = Layout()
-        series, _ = _collect(path, layout)
-        errors = [found for found in layout.findings if found.severity == "error"]
-        if errors:
-            raise FindingError(errors[0])
-        if len(series) != 1:
-            message = f"expected one DICOM image series; it holds {len(series)}"
-            raise fault("several_series", path, message, "give the folder of one series")
-        return _load(path, series[0].files)
+        files, found = chosen_files(path, self.options.series)
+        grid = _load(path, files)
+        return grid._replace(findings=(*grid.findings, *found))
 
     def load_image(self, case: Case) -> Grid:
         """Read the files of a case."""
         return _load(case.image, case.files)
 
     def load_labels(self, case: Case, path: Path, image: Grid | None) -> Grid | None:
-        """Read the mask of a case: NIfTI, NRRD, MetaImage or SEG; a SEG needs the image."""
+        """Read the mask of a case; SEG, RTSTRUCT and masks of pictures need the image."""
         name = path.name.lower()
-        if name.endswith(NIFTI):
-            return load_nifti(path, spacing=self.options.spacing)
-        if name.endswith(ItkReader.suffixes):
-            return load_itk(path)
-        return None if image is None else load_segmentation(path, image, self._values)
+        if name.endswith(LABELS):
+            is_nifti = name.endswith(NIFTI)
+            labels = load_nifti(path, spacing=self.options.spacing) if is_nifti else load_itk(path)
+            return labels if image is None or image.is_placed else _by_index(path, labels, image)
+        if image is None:
+            return None
+        if name.endswith(PICTURES):
+            return Grid(load_mask(path).T[:, :, None], image.affine)
+        if _is_contours(path):
+            return load_contours(path, image, self._wanted(), case.files)
+        return load_segmentation(path, image, self._values)
 
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
         """Read and check image and labels; what pydicom says of a fault stays inside."""
+        if case.name in self._several:
+            found = self._several[case.name]
+            return None, [found] if found else []
         try:
             return super().examine(case)
         except Exception as problem:  # its text may quote the header
             message = f"could not be read ({type(problem).__name__})"
             return None, [error("unreadable_image", case.image, message, "export it again")]
 
-    def _make_cases(
-        self, root: Path, series: list[_Series], segments: dict[Path, str], layout: Layout
-    ) -> None:
-        """Name the series and find the labels of each."""
-        chosen: dict[Path, str] | None = None
-        masks: dict[str, Path] = {}
-        if self.options.image:
-            chosen = {path: name for name, path in match(root, self.options.image).items()}
-            series = [item for item in series if item.folder in chosen]
-        if self.options.label:
-            masks = match(root, self.options.label)
-        names = _names(root, series, chosen)
-        used: set[Path] = set()
-        for item, name in zip(series, names, strict=True):
-            if self.options.label:
-                found = [masks[key] for key in (name, "") if key in masks][:1]
-            else:
-                found = _label_files(root, item, name, is_only=names.count(name) == 1)
-                found += [path for path, uid in segments.items() if uid == item.uid]
-            used.update(found)
-            if len(found) > 1:
-                message = f"it has several masks: {', '.join(path.name for path in found[:4])}"
-                fix = "keep one, or choose with data.image and data.label"
-                layout.findings.append(error("several_labels", item.folder, message, fix))
-                layout.ambiguous.add(item.folder)
-            files = tuple(sorted(item.files))
-            label = found[0] if found else None
-            layout.cases.append(Case(name, item.folder, label, files=files, patient=item.patient))
-        orphans = set(masks.values()) if self.options.label else {*segments, *_in_folders(root)}
-        for path in sorted(orphans - used):
-            message = "this mask belongs to no DICOM series of the folder"
-            fix = "add the series, name the mask as its folder, or remove it"
-            layout.findings.append(error("missing_image", path, message, fix))
+    def _wanted(self) -> dict[str, int]:
+        """Return the values of the regions that are used: those that nobody chose may overlap."""
+        chosen = self.options.classes
+        if isinstance(chosen, Mapping):
+            used = {
+                v for item in chosen.values() for v in ([item] if isinstance(item, int) else item)
+            }
+            return {name: value for name, value in self._values.items() if value in used}
+        return {k: v for k, v in self._values.items() if not chosen or k in chosen}
 
     def _name_segments(self, layout: Layout) -> None:
         """Number the segments of all SEG objects by name, alike in every case."""
         paths = [case.labels for case in layout.cases if case.labels is not None]
-        objects = [path for path in paths if not path.name.lower().endswith(_LABELS)]
+        objects = [path for path in paths if not path.name.lower().endswith(_VALUED)]
         if not objects:
             return
         if len(objects) < len(paths):
             other = next(path for path in paths if path not in objects)
-            message = (
-                "some cases have a DICOM SEG and others a mask file, whose values have no name"
-            )
+            message = "some cases have a DICOM object with named segments, and others a mask file, "
+            message += "whose values have no name"
             raise fault("mixed_labels", other, message, "keep one kind of label")
-        names: set[str] = set()
+        held: dict[Path, set[str]] = {}
         for path in objects:
             try:
-                names.update(segment_names(path).values())
+                listed = region_names(path) if _is_contours(path) else segment_names(path)
+                held[path] = set(listed.values())
             except FindingError as problem:
                 layout.findings.append(problem.finding)
                 layout.ambiguous.add(path)
-        self._values = {name: index for index, name in enumerate(sorted(names), start=1)}
+        names = sorted(set().union(*held.values()))
+        self._values = {name: index for index, name in enumerate(names, start=1)}
         if names:
             layout.classes = {name: (value,) for name, value in self._values.items()}
+        contours = {path: found for path, found in held.items() if _is_contours(path)}
+        layout.findings += _missing_regions(contours, self.options.root or Path())
+
+
+def chosen_files(folder: Path, choice: str | None = None) -> tuple[list[Path], list[Finding]]:
+    """Return the files of the one image series of a folder, and a warning of what is left aside.
+
+    Args:
+        folder: of a series, or one with a study below it.
+        choice: which series, where it holds several; see ``dicom_choice.py``.
+
+    Raises:
+        FindingError: it holds none, or several; or a file of it is broken.
+    """
+    layout = Layout()
+    contents = collect(folder, layout)
+    errors = [found for found in layout.findings if found.severity == "error"]
+    if errors:
+        raise FindingError(errors[0])
+    series, aside = volumes_of(folder, contents, choice)
+    if not series:
+        message = "no DICOM image in it or below it"
+        raise fault("no_cases", folder, message, "give the folder of a series")
+    if len(series) > 1:
+        raise FindingError(several_series(folder, series))
+    found = left_aside(folder, aside)
+    return sorted(series[0].files), [found] if found else []
 
 
 def _load(folder: Path, files: Sequence[Path]) -> Grid:
     """Read the files of one series."""
     frames = [frame for path in files for frame in frames_of(path)]
+    picture = picture_grid(folder, frames)
+    if picture is not None:
+        return picture
     ordered, affine, warned = order_frames(folder, frames)
     return read_pixels(folder, ordered, affine)._replace(findings=tuple(warned))
 
 
-def _names(root: Path, series: list[_Series], chosen: Mapping[Path, str] | None) -> list[str]:
-    """Name the series: by the pattern or by folder, with a hash where a folder holds several."""
-    folders = [item.folder for item in series]
-    names = []
-    for item in series:
-        name = "_".join(item.folder.relative_to(root).parts) or root.resolve().name
-        if chosen is not None:
-            name = chosen[item.folder] or item.folder.name
-        if folders.count(item.folder) > 1:
-            name += "_" + hashlib.sha256(item.uid.encode()).hexdigest()[:8]
-        names.append(name)
-    return names
+def _is_contours(path: Path) -> bool:
+    header = read_file(path, ["SOPClassUID"])
+    kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    return str(kind) == RTSTRUCT
 
 
-def _label_files(root: Path, item: _Series, name: str, *, is_only: bool) -> list[Path]:
-    """Return the mask files that are named as a case, or lie beside its folder."""
-    if not is_only:
+def _by_index(path: Path, labels: Grid, image: Grid) -> Grid:
+    """Take the mask of a picture by rows and columns: the picture has no affine to compare."""
+    turns = np.sign(np.diag(labels.affine)[:2])
+    findings: tuple[Finding, ...] = ()
+    if (turns != -1).any():  # a DICOM picture as NIfTI has both axes reversed
+        message = "its axes run against those of the picture, which lies nowhere in the patient: "
+        message += "its voxels are taken by column and row as stored"
+        fix = "look at the overlays, or save the mask as PNG"
+        findings = (Finding("mask_by_index", "warning", str(path), message, fix),)
+    return labels._replace(affine=image.affine, findings=findings)
+
+
+def _missing_regions(held: Mapping[Path, set[str]], root: Path) -> list[Finding]:
+    """Warn of regions that some RTSTRUCT objects have and others lack."""
+    counts = Counter(name for names in held.values() for name in names)
+    lacking = [
+        f"{name} ({n} of {len(held)})" for name, n in sorted(counts.items()) if n < len(held)
+    ]
+    if not lacking:
         return []
-    places = [root / part / name for part in _FOLDERS]
-    # Not where the folder holds several series, and not beside the root.
-    if item.folder != root and name.endswith(item.folder.name):
-        places.append(item.folder.parent / item.folder.name)
-    found = [place.with_name(place.name + ending) for place in places for ending in _LABELS]
-    return [path for path in dict.fromkeys(found) if path.is_file()]
-
-
-def _in_folders(root: Path) -> list[Path]:
-    files = [path for part in _FOLDERS for path in (root / part).glob("*")]
-    return [path for path in files if path.name.lower().endswith(_LABELS)]
-
-
-def _collect(root: Path, layout: Layout) -> tuple[list[_Series], dict[Path, str]]:
-    """Read the headers below a folder.
-
-    Returns:
-        the image series, and the series' UID that each SEG object refers to. Files that are
-        broken or no DICOM image become findings of ``layout``.
-    """
-    series: dict[tuple[Path, str], _Series] = {}
-    segments: dict[Path, str] = {}
-    visited: set[str] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        if os.path.realpath(folder) in visited:  # a link back up
-            folders.clear()
-            continue
-        visited.add(os.path.realpath(folder))
-        for name in sorted(names):
-            path = Path(folder) / name
-            is_other = name.startswith(".") or name.upper() == "DICOMDIR"
-            if is_other or name.lower().endswith((*_LABELS, ".raw", ".zraw", ".json")):
-                continue
-            try:
-                _sort_in(path, read_file(path, _TAGS), series, segments, layout)
-            except FindingError as problem:
-                finding = problem.finding
-                if finding.code in ("not_dicom", "empty_file") and not _is_named_so(path):
-                    finding = replace(finding, code="other_file", severity="warning")
-                else:
-                    layout.ambiguous.add(path.parent)
-                layout.findings.append(finding)
-            except Exception as problem:  # pydicom decodes an element when it is asked for
-                message = f"its header cannot be read ({type(problem).__name__})"
-                fix = "copy or export it again"
-                layout.findings.append(error("truncated_file", path, message, fix))
-                layout.ambiguous.add(path.parent)
-    found = sorted(series.values(), key=lambda item: (item.folder, item.uid))
-    seen: dict[str, Path] = {}
-    for item in found:
-        if seen.setdefault(item.uid, item.folder) != item.folder:
-            message = f"holds the same series as {seen[item.uid]}"
-            fix = "keep a series in one folder"
-            layout.findings.append(error("duplicate_case", item.folder, message, fix))
-            layout.ambiguous |= {item.folder, seen[item.uid]}
-    return found, segments
-
-
-def _is_named_so(path: Path) -> bool:
-    """Whether a name promises DICOM: its ending, or none (as scanners write)."""
-    return path.name.lower().endswith(_ENDINGS) or bool(_SCANNER_NAME.fullmatch(path.name))
-
-
-def _sort_in(
-    path: Path,
-    header: Any,
-    series: dict[tuple[Path, str], _Series],
-    segments: dict[Path, str],
-    layout: Layout,
-) -> None:
-    """Put a file to its series, or to the segmentations.
-
-    Raises:
-        FindingError: it lacks what every DICOM image has.
-    """
-    kind, uid = str(header.get("SOPClassUID") or ""), str(header.get("SeriesInstanceUID") or "")
-    if kind in (SEG, LABEL_MAP_SEG):
-        refers = header.get("ReferencedSeriesSequence") or []
-        segments[path] = str(refers[0].get("SeriesInstanceUID") or "") if refers else ""
-        return
-    is_image = "Image Storage" in load_pydicom().uid.UID(kind).name
-    if not kind or not uid or (is_image and header.get("Rows") is None):
-        message = "it lacks SOPClassUID, SeriesInstanceUID or Rows: its header is incomplete"
-        raise fault("truncated_file", path, message, "copy or export it again")
-    if header.get("Rows") is None:
-        message = "a DICOM object without an image (a structure set, report, …); it is not read"
-        found = Finding("other_object", "warning", str(path), message, "remove it, or convert it")
-        layout.findings.append(found)
-        return
-    modality = str(header.get("Modality") or "")
-    modality = modality if modality in _MODALITIES else ""
-    item = _Series(path.parent, uid, modality, _patient(header))
-    series.setdefault((path.parent, uid), item).files.append(path)
-
-
-def _patient(header: Any) -> str:
-    """Return a one-way hash of the patient's ID, or ``""`` where there is none."""
-    number = str(header.get("PatientID") or "").strip()
-    issuer = str(header.get("IssuerOfPatientID") or "").strip()
-    if not number:
-        return ""
-    return hashlib.blake2b(f"{issuer}\0{number}".encode(), key=_SALT, digest_size=16).hexdigest()
+    message = f"regions that only some of the RTSTRUCT objects have: {', '.join(lacking[:12])}"
+    message += f" and {len(lacking) - 12} more" if len(lacking) > 12 else ""
+    message += "; where a region is missing it counts as absent"
+    fix = "choose regions that every case has with data.classes=[…], or leave those cases out"
+    return [Finding("missing_region", "warning", str(root), message, fix)]

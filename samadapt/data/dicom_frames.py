@@ -17,12 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from samadapt.data.dicom_sniff import is_dicom
 from samadapt.data.types import Array, Finding, FindingError, check_size, fault
 from samadapt.data.volume_reader import Grid
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _AGAIN = "copy or export the series again"
 GREY = ("MONOCHROME1", "MONOCHROME2")
+VOLUME_MODALITIES = ("CT", "MR", "PT", "NM")
+"""Modalities whose images lie somewhere in the patient; pictures of others need no position."""
+_CENTIMETRES = 3
+"""PhysicalUnitsXDirection of an ultrasound region that is measured in cm."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,13 @@ class Frame:
         shape: (rows, columns).
         position: (3,) mm LPS+ of the first pixel's centre; None where the file does not say.
         axes: (3, 2) unit vectors of rising column and rising row index; None likewise.
-        spacing: (between columns, between rows) in mm.
+        spacing: (between columns, between rows) in mm; None where the file does not say.
         thickness: distance to the next slice that the file states, or its thickness, in mm.
         slope: of the rescale to the modality's unit (HU).
         intercept: of the same.
         segment: number of the segment of a DICOM SEG's frame, else 0.
         acquisition: what tells repeated scans apart.
+        modality: as the file says.
     """
 
     file: Path
@@ -48,12 +54,19 @@ class Frame:
     shape: tuple[int, int]
     position: Array | None
     axes: Array | None
-    spacing: tuple[float, float]
+    spacing: tuple[float, float] | None
     thickness: float
     slope: float = 1.0
     intercept: float = 0.0
     segment: int = 0
     acquisition: tuple[str, ...] = ()
+    modality: str = ""
+
+    @property
+    def is_unplaced(self) -> bool:
+        """Whether it is a picture, or a frame of a cine, that lies nowhere in particular."""
+        is_placed = self.position is not None and self.axes is not None
+        return not is_placed and self.modality not in VOLUME_MODALITIES
 
 
 def load_pydicom() -> Any:
@@ -76,12 +89,18 @@ def read_file(path: Path, tags: Sequence[str] | None = None) -> Any:
         raise fault("missing_file", path, "there is no such file", "check the path")
     if path.stat().st_size == 0:
         raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
+    options: dict[str, Any] = {}
+    if tags is not None:
+        options = {"stop_before_pixels": True, "specific_tags": list(tags)}
     try:
-        if tags is None:
-            return pydicom.dcmread(path)
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+        try:
+            return pydicom.dcmread(path, **options)
+        except pydicom.errors.InvalidDicomError:
+            if not is_dicom(path):
+                raise
+            return pydicom.dcmread(path, **options, force=True)  # without preamble and prefix
     except pydicom.errors.InvalidDicomError:
-        message = "expected a DICOM file; its signature (DICM at byte 128) is missing"
+        message = "expected a DICOM file; it begins with neither DICM at byte 128 nor an element"
         raise fault("not_dicom", path, message, "remove it, or copy it again") from None
     except Exception as error:  # its text may quote the header
         message = f"its header cannot be read ({type(error).__name__})"
@@ -90,6 +109,7 @@ def read_file(path: Path, tags: Sequence[str] | None = None) -> Any:
 
 TAGS = (
     "SOPClassUID",
+    "Modality",
     "Rows",
     "Columns",
     "NumberOfFrames",
@@ -100,6 +120,10 @@ TAGS = (
     "ImageOrientationPatient",
     "PixelSpacing",
     "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
+    "SequenceOfUltrasoundRegions",
+    "ImagePosition",  # of ACR-NEMA, before DICOM
+    "ImageOrientation",
     "SpacingBetweenSlices",
     "SliceThickness",
     "RescaleSlope",
@@ -131,7 +155,7 @@ def _frames(path: Path, header: Any) -> Iterator[Frame]:
     shape = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
     count = int(header.get("NumberOfFrames") or 1)
     check_size(path, (*shape, count))
-    kind = str(header.get("PhotometricInterpretation"))
+    kind = str(header.get("PhotometricInterpretation") or GREY[1])
     if int(header.get("SamplesPerPixel") or 1) != 1 or kind not in GREY:
         message = "expected one grey value a pixel (MONOCHROME1 or 2); it is a colour image"
         raise fault("colour_dicom", path, message, "export it as pictures and use data=folder")
@@ -155,12 +179,13 @@ def _frame(path: Path, index: int, shape: tuple[int, int], header: Any, places: 
                 return item.get(key)
         return header.get(key)
 
-    position = find("PlanePositionSequence", "ImagePositionPatient")
+    position = find("PlanePositionSequence", "ImagePositionPatient") or header.get("ImagePosition")
     axes = find("PlaneOrientationSequence", "ImageOrientationPatient")
-    spacing = find("PixelMeasuresSequence", "PixelSpacing") or header.get("ImagerPixelSpacing")
+    axes = axes or header.get("ImageOrientation")
+    spacing = find("PixelMeasuresSequence", "PixelSpacing") or _other_spacing(header)
     thickness = find("PixelMeasuresSequence", "SpacingBetweenSlices")
     thickness = thickness or find("PixelMeasuresSequence", "SliceThickness") or 0
-    rows, columns = (float(side) for side in (spacing or (1.0, 1.0)))
+    rows, columns = (float(side) for side in spacing) if spacing else (0.0, 0.0)
     slope = find("PixelValueTransformationSequence", "RescaleSlope")
     intercept = find("PixelValueTransformationSequence", "RescaleIntercept")
     names = ("AcquisitionNumber", "EchoNumbers", "TemporalPositionIdentifier", "TriggerTime")
@@ -168,15 +193,31 @@ def _frame(path: Path, index: int, shape: tuple[int, int], header: Any, places: 
         path,
         index,
         shape,
-        None if position is None else _vector(position, 3),
-        None if axes is None else _vector(axes, 6).reshape(2, 3).T,
-        (columns, rows),
+        _vector(position, 3) if position else None,
+        _vector(axes, 6).reshape(2, 3).T if axes else None,
+        (columns, rows) if spacing else None,
         abs(float(thickness)),
         1.0 if slope is None else float(slope),
         0.0 if intercept is None else float(intercept),
         int(find("SegmentIdentificationSequence", "ReferencedSegmentNumber") or 0),
         tuple(str(header.get(name)) for name in names),
+        str(header.get("Modality") or ""),
     )
+
+
+def _other_spacing(header: Any) -> Sequence[float] | None:
+    """Return (between rows, between columns) in mm of a projection or ultrasound picture."""
+    for name in ("ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        if header.get(name):
+            return [float(side) for side in header.get(name)]
+    regions = header.get("SequenceOfUltrasoundRegions") or []
+    sides = {
+        (10 * abs(float(region.PhysicalDeltaY)), 10 * abs(float(region.PhysicalDeltaX)))
+        for region in regions
+        if region.get("PhysicalUnitsXDirection") == _CENTIMETRES
+        and region.get("PhysicalUnitsYDirection") == _CENTIMETRES
+    }
+    return list(sides.pop()) if len(sides) == 1 else None
 
 
 def _first(sequence: Any) -> Any:
@@ -203,23 +244,59 @@ def plane_affine(frame: Frame) -> Array:
     if np.abs(lengths - 1).max() > 1e-3 or abs(across) > 1e-3:
         message = "ImageOrientationPatient must be two unit vectors at a right angle"
         raise fault("bad_geometry", frame.file, message, _AGAIN)
-    check_spacing(frame)
     affine = np.eye(4)
-    affine[:3, :2] = frame.axes * frame.spacing
+    affine[:3, :2] = frame.axes * check_spacing(frame)
     affine[:3, 2] = np.cross(frame.axes[:, 0], frame.axes[:, 1]) * (frame.thickness or 1.0)
     affine[:3, 3] = frame.position
     return np.asarray(_LPS @ affine)
 
 
-def check_spacing(frame: Frame) -> None:
-    """Refuse spacing that is not positive.
+def check_spacing(frame: Frame) -> tuple[float, float]:
+    """Return (between columns, between rows) in mm, if it is given and positive.
 
     Raises:
         FindingError: naming the file.
     """
+    if frame.spacing is None:
+        message = "PixelSpacing is missing, so that its pixels have no size in mm"
+        raise fault("bad_spacing", frame.file, message, "export the original series")
     if not (np.isfinite(frame.spacing).all() and min(frame.spacing) > 0):
         message = f"PixelSpacing must be positive; it is {frame.spacing}"
         raise fault("bad_spacing", frame.file, message, "export the original series")
+    return frame.spacing
+
+
+def picture_grid(folder: Path, frames: Sequence[Frame]) -> Grid | None:
+    """Read a picture, or the frames of one cine, that has no place in the patient.
+
+    Rows run downwards and columns to the right as stored; the frames of a cine are its slices.
+    Lengths are in mm only for a single picture whose file states its pixels' size.
+
+    Returns:
+        the grid, ``is_placed`` being False; None where the frames have positions.
+
+    Raises:
+        FindingError: as ``read_pixels``.
+    """
+    first = frames[0]
+    single = len(frames) == 1 and (first.position is None or first.axes is None)
+    is_cine = all(frame.is_unplaced and frame.file == first.file for frame in frames)
+    if not (single or is_cine):
+        return None
+    x, y = check_spacing(first) if first.spacing is not None else (1.0, 1.0)
+    affine = np.diag([-x, -y, 1.0, 1.0])
+    known = []
+    if not first.is_unplaced:
+        message = "it does not say where it lies: taken as an axial slice"
+        fix = "nothing, if it is one picture"
+        known = [Finding("assumed_axial", "warning", str(first.file), message, fix)]
+    if len(frames) > 1:
+        message = f"its {len(frames)} frames have no position; they are read as slices, in order"
+        fix = "nothing, for ultrasound or another film; scores are in pixels"
+        known = [Finding("frames_as_slices", "warning", str(first.file), message, fix)]
+    in_mm = first.spacing is not None and len(frames) == 1
+    grid = read_pixels(folder, frames, affine)
+    return grid._replace(axis=2, in_mm=in_mm, is_placed=False, findings=tuple(known))
 
 
 def order_frames(folder: Path, frames: Sequence[Frame]) -> tuple[list[Frame], Array, list[Finding]]:
@@ -241,16 +318,11 @@ def order_frames(folder: Path, frames: Sequence[Frame]) -> tuple[list[Frame], Ar
         if frame.shape != first.shape:
             message = f"it is {frame.shape} pixels (rows, columns); {first.file.name} {first.shape}"
             raise fault("mixed_sizes", frame.file, message, "keep slices of one size in a series")
-    if len(frames) == 1 and (first.position is None or first.axes is None):
-        check_spacing(first)
-        message = "it does not say where it lies: taken as an axial slice"
-        fix = "nothing, for an X-ray picture"
-        known = Finding("assumed_axial", "warning", str(first.file), message, fix)
-        return [first], np.diag([-first.spacing[0], -first.spacing[1], 1.0, 1.0]), [known]
     affines = {id(frame): plane_affine(frame) for frame in frames}
     base = affines[id(first)]
+    least = min(check_spacing(first))
     for frame in frames:
-        if np.abs(affines[id(frame)][:3, :2] - base[:3, :2]).max() > 1e-3 * min(first.spacing):
+        if np.abs(affines[id(frame)][:3, :2] - base[:3, :2]).max() > 1e-3 * least:
             message = f"its orientation or spacing differs from that of {first.file.name}"
             fix = (
                 "keep slices of one orientation in a series (localizers are a series of their own)"
@@ -347,15 +419,35 @@ def stored_pixels(path: Path) -> Array:
     """
     header = read_file(path)
     try:
+        _complete(header)
         pixels = np.asarray(header.pixel_array)
         pixels = pixels if pixels.ndim == 3 else pixels[None]
         if header.get("ModalityLUTSequence"):
             pixels = np.asarray(load_pydicom().pixels.apply_modality_lut(pixels, header))
-        if header.PhotometricInterpretation == "MONOCHROME1":
+        if header.get("PhotometricInterpretation") == "MONOCHROME1":
             pixels = _inverted(pixels, header)
     except Exception as error:  # its text may quote the header
         raise _no_pixels(path, header, error) from None
     return pixels
+
+
+def _complete(header: Any) -> None:
+    """Add what files from before DICOM leave out and pydicom needs to decode pixels."""
+    meta = header.file_meta
+    if "TransferSyntaxUID" not in meta and not header["PixelData"].is_undefined_length:
+        uid = load_pydicom().uid
+        is_implicit, is_little = header.original_encoding
+        explicit = uid.ExplicitVRLittleEndian if is_little else uid.ExplicitVRBigEndian
+        meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if is_implicit else explicit
+    defaults = {
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": GREY[1],
+        "PixelRepresentation": 0,
+        "BitsStored": header.get("BitsAllocated"),
+    }
+    for name, value in defaults.items():
+        if header.get(name) is None:
+            setattr(header, name, value)
 
 
 def _no_pixels(path: Path, header: Any, error: Exception) -> FindingError:

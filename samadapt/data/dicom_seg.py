@@ -48,8 +48,9 @@ def load_segmentation(path: Path, image: Grid, values: Mapping[str, int]) -> Gri
     """
     kind = str(read_file(path, ["SegmentationType"]).get("SegmentationType"))
     if kind not in ("BINARY", "LABELMAP"):
-        message = "expected a binary segmentation or a label map; it holds fractions"
-        raise fault("fractional_segments", path, message, "export it as a binary segmentation")
+        message = "expected a BINARY segmentation or a LABELMAP; it is FRACTIONAL"
+        message = message if kind == "FRACTIONAL" else "it does not say that it is BINARY"
+        raise fault("fractional_segments", path, message, "export it as a BINARY segmentation")
     names = segment_names(path)
     frames = frames_of(path)
     pixels = stored_pixels(path)

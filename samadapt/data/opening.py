@@ -30,6 +30,8 @@ def open_reader(
     tiling: Tiling | None = None,
     spacing: str | None = None,
     masks: MaskRules = AS_CLASSES,
+    series: str | None = None,
+    classes: ClassChoice = None,
 ) -> tuple[Card | None, Reader]:
     """Return the card, if the name is one, and the reader with its options.
 
@@ -60,6 +62,8 @@ def open_reader(
         tiling,
         spacing,
         _mask_rules(masks, card),
+        series,
+        classes,
     )
     kind = get_reader(card.reader if card else name)
     if kind.numbers_objects and options.masks.one_class:

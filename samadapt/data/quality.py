@@ -294,7 +294,8 @@ def _grid_findings(case: Case, facts: Facts) -> list[Finding]:
         message = f"its grid is turned by {facts.turned:.0f} degrees against the body's axes"
         fix = "leave it if all cases are so; else resample it to straight axes"
         found.append(_warning("oblique", image, message, fix))
-    if case.spacing_mm and max(case.spacing_mm) > ANISOTROPY * min(case.spacing_mm):
+    is_stack = case.shape[2] > 1  # one picture has nothing across
+    if is_stack and case.spacing_mm and max(case.spacing_mm) > ANISOTROPY * min(case.spacing_mm):
         shown = " x ".join(f"{side:.3g}" for side in case.spacing_mm)
         message = f"its voxels are {shown} mm (row, column, slice)"
         fix = "slice along the axis with the largest spacing (data.axis=auto)"

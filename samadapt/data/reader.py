@@ -22,6 +22,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from samadapt.data.classes import ClassChoice
 from samadapt.data.mask_values import AS_CLASSES, MaskRules, measure_mask
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume
@@ -48,6 +49,8 @@ class ReaderOptions:
         spacing: which voxel size of a NIfTI header is true where its affine and ``pixdim``
             differ: ``"affine"`` or ``"pixdim"``; None: such a file is refused.
         masks: how the values of masks are read.
+        series: which of several DICOM series in a folder; see ``dicom_choice.py``.
+        classes: the classes that will be used, where a format's masks may overlap otherwise.
     """
 
     root: Path | None = None
@@ -58,6 +61,8 @@ class ReaderOptions:
     tiling: Tiling | None = None
     spacing: str | None = None
     masks: MaskRules = AS_CLASSES
+    series: str | None = None
+    classes: ClassChoice = None
 
 
 @dataclass

@@ -36,6 +36,8 @@ class Grid(NamedTuple):
             largest spacing.
         in_mm: the affine's lengths are mm; a file that does not state its spacing has none.
         findings: warnings.
+        is_placed: the affine says where the image lies; a picture or a film lies nowhere, and its
+            mask is compared by shape alone.
     """
 
     values: Array
@@ -44,6 +46,7 @@ class Grid(NamedTuple):
     axis: int | None = None
     in_mm: bool = True
     findings: tuple[Finding, ...] = ()
+    is_placed: bool = True
 
     @property
     def nifti_header(self) -> Any:
@@ -152,6 +155,7 @@ class VolumeReader(Reader):
             findings.append(problem.finding)
         if grid is None or image is None or label_grid is None or labels is None:
             return None, findings
+        findings += label_grid.findings
         findings += self.compare(case, grid, label_grid)
         if not labels.any():
             message = "the mask is empty: no voxel differs from 0"

@@ -68,6 +68,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         spacing=data.spacing,
         instances=data.instances,
         mask_threshold=data.mask_threshold,
+        series=data.series,
     )
     errors = sum(finding.severity == "error" for finding in found.findings)
     report = {

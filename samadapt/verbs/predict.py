@@ -89,6 +89,11 @@ class PredictArguments:
         None,
         help="which voxel size is true where a NIfTI header contradicts itself; null: as trained",
     )
+    series: str | None = knob(
+        None,
+        help="DICOM series where a folder holds several: a modality (CT), a series number, "
+        "largest, or the digits that the message shows; null: as trained",
+    )
     checkpoint: str | None = knob(None, help="file of the base weights; null: found by name")
     precision: Literal["auto", "fp32", "bf16"] = knob(
         "fp32", help="fp32 gives the same masks everywhere; auto: bf16 where that is fast"
@@ -99,7 +104,7 @@ class PredictArguments:
 SCHEMA = PredictArguments
 _OPTIONS = (
     *("boxes", "points", "point_labels", "labels", "propagate", "carry", "slices", "vanish"),
-    *("keep_largest", "fill_holes", "tile", "probabilities", "channel", "spacing"),
+    *("keep_largest", "fill_holes", "tile", "probabilities", "channel", "spacing", "series"),
 )
 
 

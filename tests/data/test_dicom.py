@@ -242,10 +242,6 @@ def _colour(folder: Path, paths: list[Path]) -> None:
     _change(paths[2], SamplesPerPixel=3, PhotometricInterpretation="RGB")
 
 
-def _no_uid(folder: Path, paths: list[Path]) -> None:
-    _change(paths[2], SeriesInstanceUID=None)
-
-
 def _constant(folder: Path, paths: list[Path]) -> None:
     for path in paths:
         _change(path, PixelData=bytes(160))
@@ -286,7 +282,6 @@ def two_cases(tmp_path_factory: pytest.TempPathFactory, make_series: Make) -> Pa
         (_nan_position, "bad_geometry", True),
         (_zero_spacing, "bad_spacing", True),
         (_colour, "colour_dicom", True),
-        (_no_uid, "truncated_file", True),
         (_constant, "constant_image", False),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
@@ -306,6 +301,25 @@ def test_each_fault_is_one_finding(
     assert Path(finding.file).name == paths[2].name or not names_file
     assert scan.left_out == ["b"]
     assert [case.name for case in scan.cases] == ["a"]
+
+
+@pytest.mark.parametrize("gone", [None, ""], ids=["absent", "empty"])
+@pytest.mark.parametrize("key", ["SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID"])
+@pytest.mark.parametrize("every", [True, False], ids=["all", "one"])
+def test_uids_that_an_anonymiser_emptied(
+    tmp_path: Path, two_cases: Path, gone: str | None, key: str, every: bool
+) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(two_cases, root)
+    (root / "order").unlink()
+    before = read_image(two_cases / "b").image
+    for path in sorted(root.glob("*/*.dcm"))[None if every else 6 : None if every else 7]:
+        _change(path, **{key: gone})
+    assert not [f for f in check_dataset("dicom", root) if f.severity == "error"]
+    dataset = open_dataset("dicom", root)
+    assert [case.name for case in dataset.cases] == ["a", "b"]
+    np.testing.assert_array_equal(dataset.reader.read(dataset.case("b")).image, before)
+    np.testing.assert_array_equal(read_image(root / "b").image, before)
 
 
 def test_two_series_in_a_folder_and_other_objects(tmp_path: Path, make_series: Make) -> None:
