@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from samadapt import __version__, console
 from samadapt.errors import ConfigError, SamadaptError, nearest
+from samadapt.launchers import refuse_several_processes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,6 +100,8 @@ def _dispatch(arguments: list[str], flags: set[str]) -> int:
         )
     if unknown := [argument for argument in rest if argument.startswith("--")]:
         raise ConfigError(f"there is no flag {unknown[0]!r}{nearest(unknown[0], FLAGS)}")
+    if verb == "finetune" and not wants_help:
+        refuse_several_processes()  # before anything is loaded
     module = import_module(f"samadapt.verbs.{verb}{'_' if iskeyword(verb) else ''}")
     if wants_help:
         console.write(verb_help(verb, module.HELP, module.SCHEMA))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from samadapt.data.trained import trained_on
 from samadapt.environment import environment, recorded_precision, seed_all, write_json
 from samadapt.errors import ConfigError
 from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate
+from samadapt.launchers import as_only_process
 from samadapt.methods.injection import Injection, inject
 from samadapt.methods.store import AdapterRecord, load_adapter
 from samadapt.prompts.given import has_prompts, lacks_prompts
@@ -115,15 +115,14 @@ class Session:
         from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs
 
-        if os.environ.get("WORLD_SIZE", "1") == "1":
-            # it holds one device and precision for the whole program; a second run may differ
-            AcceleratorState._reset_state(reset_partial_state=True)
-
-        return Accelerator(
-            mixed_precision=self.precision.accelerate_name,
-            cpu=self.device.type == "cpu",
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-        )
+        # it holds one device and precision for the whole program; a second run may differ
+        AcceleratorState._reset_state(reset_partial_state=True)
+        with as_only_process():
+            return Accelerator(
+                mixed_precision=self.precision.accelerate_name,
+                cpu=self.device.type == "cpu",
+                kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            )
 
     def loss(self) -> LossFunction:
         """Return the loss for the way the model is prompted."""

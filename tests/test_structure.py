@@ -24,7 +24,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
 
 LAYERS = [
     {"errors", "console", "machine", "openmp", "typed"},
-    {"atomic"},
+    {"atomic", "launchers"},
     {"sam"},
     {"methods", "data", "prompts"},
     {"training", "evaluation", "export", "imports"},

@@ -24,6 +24,7 @@ from samadapt.config import (
 )
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, UserError
+from samadapt.launchers import refuse_several_processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -121,10 +122,12 @@ def finetune(config: Config) -> FinetuneResult:
     """Train and score as the configuration says.
 
     Raises:
-        UserError: for a mistake in configuration, data or weights; nothing was trained.
+        UserError: for a mistake in configuration, data or weights; nothing was trained. Also when
+            a launcher started several processes.
         DivergedError: when the loss stays NaN or infinite.
         InterruptedRunError: after Ctrl-C or SIGTERM, with a checkpoint written.
     """
+    refuse_several_processes()
     validate(config)
     config = with_rates(config)
     stacks_in_batch(config.train.batch_size, config.peft.stack)
