@@ -40,13 +40,24 @@ class Data:
 
     name: str = knob("mni152", help="data set card or format: `samadapt ls data`")
     root: str | None = knob(None, help="folder of the data set", bound=True)
-    image: str | None = knob(None, help="image file or pattern, for a bare pair", bound=True)
-    label: str | None = knob(None, help="label file or pattern, for a bare pair", bound=True)
+    image: str | None = knob(
+        None,
+        help="image file or pattern below root: 'a.nii', '*/ct.nii.gz', '*/*_{channel}.nii.gz'; "
+        "the last * names the case",
+        bound=True,
+    )
+    label: str | None = knob(
+        None, help="label file or pattern: '*/seg.nii.gz'; what it matches is no image", bound=True
+    )
     axis: str | None = knob(
         None, help="axis of a volume that is sliced; null: the card's", bound=True
     )
-    channel: int | str | None = knob(
-        None, help="index or name of the channel of a multi-channel image", low=0, bound=True
+    channel: int | str | list[int | str] | None = knob(
+        None,
+        help="index or name of the channel of a multi-channel image; [a,b,c]: up to three as red, "
+        "green, blue",
+        low=0,
+        bound=True,
     )
     spacing: Literal["affine", "pixdim"] | None = knob(
         None,
@@ -59,10 +70,10 @@ class Data:
         "largest, or the digits that a message shows; CT,largest narrows twice",
         bound=True,
     )
-    intensity: str | dict[str, Any] | None = knob(
+    intensity: str | list[str] | dict[str, Any] | None = knob(
         None,
         help="mri, ct:soft_tissue, ct:-160,240, ct:soft_tissue+lung+bone (three channels), "
-        "microscopy, rgb; null: the card's",
+        "microscopy, rgb; [mri,mri]: one for each channel; null: the card's",
         bound=True,
     )
     neighbours: int = knob(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samadapt.data.cards import Card
+from samadapt.data.channels import Channel
 from samadapt.data.classes import ClassChoice
 from samadapt.data.leaks import copy_findings, mark_patients
 from samadapt.data.opening import (
+    Intensity,
     decide_classes,
     decide_intensity,
     mask_rules,
@@ -60,7 +62,7 @@ def check_dataset(
     axis: str | int | None = None,
     classes: ClassChoice = None,
     max_cases: int | None = None,
-    channel: int | str | None = None,
+    channel: Channel | Sequence[Channel] | None = None,
     image: str | None = None,
     label: str | None = None,
     spacing: str | None = None,
@@ -86,10 +88,10 @@ def survey(
     axis: str | int | None = None,
     classes: ClassChoice = None,
     max_cases: int | None = None,
-    channel: int | str | None = None,
+    channel: Channel | Sequence[Channel] | None = None,
     image: str | None = None,
     label: str | None = None,
-    intensity: str | Mapping[str, Any] | None = None,
+    intensity: Intensity | None = None,
     val_every: int = 5,
     patient: str | None = None,
     tile: int | None = None,
@@ -177,9 +179,7 @@ def _division(scan: Scan, card: Card | None, val_every: int, where: str) -> Spli
         return Splits([], [], "")
 
 
-def _is_ct(
-    intensity: str | Mapping[str, Any] | None, card: Card | None, scan: Scan, reader: Reader
-) -> bool:
+def _is_ct(intensity: Intensity | None, card: Card | None, scan: Scan, reader: Reader) -> bool:
     """Whether the values are meant as HU: a window is fixed, percentiles are not."""
     try:
         rule = decide_intensity(intensity, card, scan, reader)
@@ -187,4 +187,4 @@ def _is_ct(
         if intensity not in (None, "auto"):
             raise
         return False
-    return all(part.kind == "window" for part in rule.channels or (rule,))
+    return all(part.kind == "window" for part in rule.channels or rule.inputs or (rule,))

@@ -72,8 +72,9 @@ CODES = {
     ),
     "bad_header": _error("The header of the volume cannot be used.", "Export it again."),
     "bad_pattern": _error(
-        "A pattern of data.image or data.label has more than one *.",
-        "Use one *, which stands for the case's name.",
+        "A pattern of data.image or data.label cannot be used: it has **, or its * do not tell the "
+        "cases apart.",
+        "Write a * for each folder and name part; the last * names the case.",
     ),
     "bad_segmentation": _error(
         "A polygon, a run-length code or a segment of a mask cannot be decoded.",
@@ -103,7 +104,7 @@ CODES = {
     ),
     "channel_choice": _error(
         "The images have several channels, and none, or one that is not there, is chosen.",
-        "Choose one by name or number with data.channel.",
+        "Choose one, or up to three, by name or number with data.channel.",
     ),
     "class_absent": _warning(
         "A class of the list occurs in no case: nothing can be learned or scored for it.",
@@ -133,6 +134,10 @@ CODES = {
     "compressed_dicom": _error(
         "The pixels are compressed in a way that needs another package.",
         "Decompress the series, or install pylibjpeg's plugins.",
+    ),
+    "constant_channel": _warning(
+        "A channel of a case has one value everywhere: the model sees nothing there.",
+        "Export it again, or leave the case out.",
     ),
     "constant_image": _error(
         "All voxels of the image have one value: there is nothing to see.",
@@ -236,6 +241,11 @@ CODES = {
         "A picture lies nowhere in the patient, and the affine of its mask runs against its rows "
         "or columns; the mask's voxels are taken by column and row as stored.",
         "Look at the overlays, or save the mask as PNG.",
+    ),
+    "mask_channels": _error(
+        "A mask has several numbers a voxel, as one-hot labels have, where one class number is "
+        "expected.",
+        "Save one number a voxel, for example numpy.argmax(mask, axis=-1).",
     ),
     "missing_dataset_json": _error(
         "An MSD or nnU-Net folder has no dataset.json.",

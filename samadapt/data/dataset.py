@@ -12,10 +12,12 @@ import numpy as np
 
 from samadapt.data.annotations import classes_under
 from samadapt.data.cards import Card
+from samadapt.data.channels import Channel
 from samadapt.data.classes import ClassChoice, ClassTable
 from samadapt.data.intensity import IntensityRule
 from samadapt.data.leaks import mark_patients
 from samadapt.data.opening import (
+    Intensity,
     decide_classes,
     decide_intensity,
     mask_rules,
@@ -264,7 +266,7 @@ class Dataset:
         stats = [path.stat() for path in files]
         stamps = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
         stamp = stamps[0] if not case.files else (len(stamps), *map(max, zip(*stamps, strict=True)))
-        key = repr((case, *stamp, self.intensity, self.table))
+        key = repr((case, case.files, *stamp, self.intensity, self.table))
         image, labels = stored_arrays(
             self.cache_dir, key, lambda: self._arrays(case, self.reader.read(case))
         )
@@ -286,7 +288,7 @@ def open_dataset(
     root: str | Path | None = None,
     *,
     axis: str | int | None = None,
-    intensity: str | Mapping[str, Any] | None = None,
+    intensity: Intensity | None = None,
     classes: ClassChoice = None,
     merge_classes: bool = False,
     ignore: int | Sequence[int] | None = None,
@@ -299,7 +301,7 @@ def open_dataset(
     on_error: str = "stop",
     seed: int = 0,
     cache_dir: str | Path | None = None,
-    channel: int | str | None = None,
+    channel: Channel | Sequence[Channel] | None = None,
     image: str | None = None,
     label: str | None = None,
     split: Mapping[str, Any] | None = None,
@@ -336,8 +338,9 @@ def open_dataset(
         cache_dir: keep prepared volumes there instead of reading them again. Pictures that are
             cut into tiles lie there uncompressed as long as the program runs, if they may take
             more than ``MEMORY_LIMIT``.
-        channel: index or name of the channel of multi-channel images.
-        image: file name or pattern of the images; see ``volume_layout.py``.
+        channel: index or name of the channel of multi-channel images, or up to three of them,
+            which become red, green and blue; see ``channels.py``.
+        image: file name or pattern of the images; see ``volume_patterns.py``.
         label: file name or pattern of the masks.
         split: ``{"val": [names]}`` or a slab; see ``splits.py``. None: the card's.
         neighbours: distance in slices of those that fill red and blue; 0: none.

@@ -21,6 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from samadapt.data.channels import Indices
 from samadapt.data.dicom_frames import frames_of, order_frames, picture_grid, read_file, read_pixels
 from samadapt.data.dicom_layout import DicomLayout, left_aside, several_series, volumes_of
 from samadapt.data.dicom_objects import ENDINGS, LABELS, RTSTRUCT, collect
@@ -78,7 +79,7 @@ class DicomReader(VolumeReader):
             layout.findings.append(error("no_cases", root, message, "check data.root"))
         return layout
 
-    def load(self, path: Path, channel: int | None = None) -> Grid:
+    def load(self, path: Path, channel: Indices = None) -> Grid:
         """Read the series of a folder, or one file (a slice or a multi-frame object)."""
         if not path.is_dir():
             return _load(path, [path])

@@ -24,7 +24,7 @@ from samadapt.data.dicom_references import belongs_to
 from samadapt.data.pictures import SUFFIXES as PICTURES
 from samadapt.data.reader import Layout, ReaderOptions
 from samadapt.data.types import Case, Finding, fault
-from samadapt.data.volume_layout import match
+from samadapt.data.volume_patterns import match
 from samadapt.data.volume_reader import error
 
 MASK_FOLDERS = ("labelsTr", "labels", "masks")

@@ -5,8 +5,10 @@ percentiles of the volume's non-zero voxels. Microscopy: percentiles of all pixe
 offset keeps its background from 0. Pictures: 8-bit values as they are.
 
 The model wants three channels. A grey slice fills them with three equal ones, or with three rules
-(``ct:soft_tissue+lung+bone``), or with its neighbours (``neighbours``). The rule is a small
-dictionary that is recorded with the adapter and applied again at prediction.
+(``ct:soft_tissue+lung+bone``), or with its neighbours (``neighbours``). An image of several
+channels (``data.channel=[flair,t1,t2]``) has a rule a channel; three are red, green and blue, of
+two the mean is blue. The rule is a small dictionary that is recorded with the adapter and applied
+again at prediction.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _NAMES = ("auto", "mri", "ct", "percentile", "microscopy", "rgb", *(f"ct:{n}" fo
 _PERCENTILES = {"mri": MRI_PERCENTILES, "microscopy": MICROSCOPY_PERCENTILES}
 _KINDS = ("window", "percentile", "all_percentile", "rgb")
 
-Kind = Literal["window", "percentile", "all_percentile", "rgb", "channels"]
+Kind = Literal["window", "percentile", "all_percentile", "rgb", "channels", "inputs"]
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,14 @@ class IntensityRule:
             ``"percentile"``: they are percentiles of the volume's non-zero, finite voxels;
             ``"all_percentile"``: of all finite voxels;
             ``"rgb"``: 8-bit values stay, deeper ones are scaled by 0.5-99.5 percentiles;
-            ``"channels"``: those of ``channels``.
+            ``"channels"``: those of ``channels``; ``"inputs"``: those of ``inputs``.
         low: becomes 0.
         high: becomes 255.
         channels: three rules, for red, green and blue; empty: one rule for all three.
         neighbours: n: slices i - n, i and i + n of the volume are red, green and blue; at its ends
             the outermost slice is repeated. Counted in slices of the file, whatever their spacing
             in mm is. 0: slice i alone.
+        inputs: a rule for each channel of an image that has several; empty: it has one.
     """
 
     kind: Kind
@@ -66,20 +69,25 @@ class IntensityRule:
     high: float = 255.0
     channels: tuple[IntensityRule, ...] = ()
     neighbours: int = 0
+    inputs: tuple[IntensityRule, ...] = ()
 
     def __call__(self, image: Volume | Array) -> Array:
         """Return the image as uint8, the rule fitted to this one volume.
 
         Returns:
-            The same shape; with ``channels`` one more axis, red, green, blue. ``picture`` makes
-            the model's image of it.
+            The same shape; with ``channels`` one more axis, red, green, blue; of an image (..., c)
+            of several channels (..., 3), or (..., c) for more than three. ``picture`` makes the
+            model's image of it.
 
         Raises:
-            DataError: a volume that has no neighbouring slices, or colours already.
+            DataError: a volume that has no neighbouring slices, or colours already, or another
+                number of channels.
         """
         if isinstance(image, Volume):
             self._check(image)
         values = image.image if isinstance(image, Volume) else np.asarray(image)
+        if self.inputs:
+            return _colours([rule(values[..., i]) for i, rule in enumerate(self.inputs)])
         if self.channels:
             return np.stack([rule(values) for rule in self.channels], axis=-1)
         if self.kind == "rgb" and values.dtype == np.uint8:
@@ -101,12 +109,14 @@ class IntensityRule:
 
         Args:
             values: what the call returned for the volume: (h, w, d), (h, w, d, 3) with
-                ``channels``, or (h, w, 3) of a colour image.
+                ``channels`` or several inputs, or (h, w, 3) of a colour image.
             index: the slice.
             is_color: ``values`` is a colour image; there is one slice.
         """
         if is_color:
             return to_rgb(values)
+        if self.inputs:
+            return np.ascontiguousarray(values[:, :, index])
         if self.neighbours:
             return np.stack([values[:, :, at] for at in self._near(index, values)], axis=-1)
         return to_rgb(values[:, :, index])
@@ -120,6 +130,9 @@ class IntensityRule:
             DataError: as the call.
         """
         self._check(volume)
+        if self.inputs:
+            parts = enumerate(self.inputs)
+            return replace(self, inputs=tuple(r._fixed(volume.image[..., i]) for i, r in parts))
         if self.channels:
             return replace(
                 self, channels=tuple(rule._fixed(volume.image) for rule in self.channels)
@@ -130,6 +143,8 @@ class IntensityRule:
         """Return ``picture`` of a slice from the values of the file, by a ``fitted`` rule."""
         if is_color:
             return to_rgb(self(values))
+        if self.inputs:
+            return self(values[:, :, index])
         if self.neighbours:
             return self(np.stack([values[:, :, at] for at in self._near(index, values)], axis=-1))
         return to_rgb(self(values[:, :, index]))
@@ -159,6 +174,11 @@ class IntensityRule:
         """
         if distance in (0, self.neighbours):
             return self
+        if self.inputs:
+            raise ConfigError(
+                f"data.neighbours={distance} and several channels (data.channel) both fill the "
+                "model's three channels; choose one of the two"
+            )
         if self.channels:
             raise ConfigError(
                 f"data.neighbours={distance} and three rules in data.intensity both fill the "
@@ -171,8 +191,32 @@ class IntensityRule:
             )
         return replace(self, neighbours=distance)
 
+    def for_channels(self, count: int) -> IntensityRule:
+        """Return the rule for images of so many channels: this one for each of them.
+
+        Raises:
+            ConfigError: it is for another number, or makes colours of one channel itself.
+        """
+        own = len(self.inputs) or 1
+        if own == count or (own == 1 and count == 1):
+            return self
+        if self.inputs:
+            raise ConfigError(
+                f"data.intensity has {own} rules and the images have {count} channels; give one "
+                "rule, or one for each of data.channel"
+            )
+        if self.channels or self.neighbours or self.kind == "rgb":
+            what = "three rules joined by +" if self.channels else "data.neighbours"
+            raise ConfigError(
+                f"data.channel names {count} channels, which fill the model's colours; "
+                f"{'data.intensity=rgb' if self.kind == 'rgb' else what} cannot be used with them"
+            )
+        return IntensityRule("inputs", inputs=(self,) * count)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what ``make_intensity`` reads back."""
+        if self.inputs:
+            return {"inputs": [rule.to_dict() for rule in self.inputs]}
         if self.channels:
             return {"channels": [rule.to_dict() for rule in self.channels]}
         record: dict[str, Any] = {"kind": self.kind, "low": self.low, "high": self.high}
@@ -189,6 +233,13 @@ class IntensityRule:
         return [min(max(index + step * self.neighbours, 0), last) for step in (-1, 0, 1)]
 
     def _check(self, volume: Volume) -> None:
+        wanted = len(self.inputs) or 1
+        if (volume.channels != wanted) and (self.inputs or not volume.is_color):
+            raise DataError(
+                f"expected an image of {wanted} channel{'s' * (wanted > 1)}, each with its "
+                f"intensity rule; it has {volume.channels}: choose channels with data.channel "
+                "(predict: channel=)"
+            )
         if self.neighbours and volume.shape[2] == 1:
             raise DataError(
                 f"the neighbouring slices are wanted (data.neighbours={self.neighbours}); this "
@@ -201,21 +252,23 @@ class IntensityRule:
             )
 
 
-def make_intensity(spec: str | Mapping[str, Any]) -> IntensityRule:
+def make_intensity(spec: str | Sequence[str] | Mapping[str, Any]) -> IntensityRule:
     """Return the rule of a specification.
 
     Args:
         spec: ``"mri"``, ``"percentile:LOW,HIGH"`` (of the non-zero voxels), ``"microscopy"``,
             ``"microscopy:LOW,HIGH"`` (percentiles of all), ``"ct"`` (soft tissue),
             ``"ct:WINDOW"``, ``"ct:LOW,HIGH"`` in HU, ``"rgb"``; three of them but ``rgb`` joined
-            by ``+`` are three channels, where ``ct:`` and the like need not be repeated; or the
-            dictionary of ``to_dict``.
+            by ``+`` are three channels, where ``ct:`` and the like need not be repeated; a list
+            of such, one for each channel of the images; or the dictionary of ``to_dict``.
 
     Raises:
         ConfigError: not such a specification.
     """
     if isinstance(spec, Mapping):
         return _from_dict(spec)
+    if not isinstance(spec, str):
+        return _of_inputs([make_intensity(part) for part in spec], spec)
     if "+" not in str(spec):
         return _one(str(spec).strip(), spec)
     names: list[str] = []
@@ -253,6 +306,24 @@ def _joined(rules: list[IntensityRule], spec: object) -> IntensityRule:
     return IntensityRule("channels", channels=tuple(rules))
 
 
+def _of_inputs(rules: list[IntensityRule], spec: object) -> IntensityRule:
+    """Return the rule of an image with several channels; of one rule that rule."""
+    if not rules or any(r.channels or r.inputs or r.neighbours or r.kind == "rgb" for r in rules):
+        raise ConfigError(
+            "data.intensity: a list has one rule for each of data.channel, none of them rgb or "
+            f"joined by +; got {spec!r}"
+        )
+    return rules[0] if len(rules) == 1 else IntensityRule("inputs", inputs=tuple(rules))
+
+
+def _colours(planes: list[Array]) -> Array:
+    """Return channels as the last axis; the mean of two is the third."""
+    if len(planes) == 2:
+        mean = (planes[0].astype(np.uint16) + planes[1] + 1) // 2
+        planes = [*planes, mean.astype(np.uint8)]
+    return np.stack(planes, axis=-1)
+
+
 def intensity_of_modality(modality: str) -> str:
     """Return the rule for a modality named by a data set: CT by window, others by percentile."""
     return "ct:soft_tissue" if modality.strip().upper() == "CT" else "mri"
@@ -273,6 +344,9 @@ def _from_dict(spec: Mapping[str, Any]) -> IntensityRule:
         if any("neighbours" in part for part in parts):
             raise _bad_spec(spec)
         return _joined([_from_dict(part) for part in parts], spec)
+    if set(spec) == {"inputs"} and isinstance(spec["inputs"], Sequence):
+        parts = [part if isinstance(part, Mapping) else {} for part in spec["inputs"]]
+        return _of_inputs([_from_dict(part) for part in parts], spec)
     neighbours = spec.get("neighbours", 0)
     if set(spec) - {"neighbours"} != {"kind", "low", "high"} or spec["kind"] not in _KINDS:
         raise _bad_spec(spec)

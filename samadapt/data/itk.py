@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from samadapt.data.channels import Indices, need_one, pick
 from samadapt.data.nifti_affine import is_singular
 from samadapt.data.nifti_grid import SUFFIXES, check_prediction, made_header, to_source
 from samadapt.data.reader import register_reader
 from samadapt.data.types import Array, Volume, check_size, fault
-from samadapt.data.volume_reader import Grid, VolumeReader, load_nifti, pick_channel
+from samadapt.data.volume_reader import Grid, VolumeReader, load_nifti
 from samadapt.errors import DataError
 
 _SINGLE = (".nrrd", ".mha")
@@ -30,11 +31,12 @@ class ItkReader(VolumeReader):
     """Reads NRRD and MetaImage volumes."""
 
     summary = "NRRD and MetaImage volumes (.nrrd .nhdr .mha .mhd): layouts as nifti; extra itk"
+    takes_channels: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, ...]] = (".nrrd", ".nhdr", ".mha", ".mhd")
     output_suffixes: ClassVar[tuple[str, ...]] = (*SUFFIXES, *_SINGLE)
     needs: ClassVar[tuple[str, str] | None] = ("SimpleITK", "itk")
 
-    def load(self, path: Path, channel: int | None = None) -> Grid:
+    def load(self, path: Path, channel: Indices = None) -> Grid:
         """Read one file; a mask named by ``data.label`` may be NIfTI."""
         if path.name.lower().endswith(SUFFIXES):
             return load_nifti(path, channel, self.options.spacing)
@@ -64,12 +66,12 @@ class ItkReader(VolumeReader):
         partial.replace(path)
 
 
-def load_itk(path: Path, channel: int | None = None) -> Grid:
+def load_itk(path: Path, channel: Indices = None) -> Grid:
     """Read a NRRD or MetaImage file.
 
     Args:
         path: ``.nrrd``, ``.mha``, or a header ``.nhdr``, ``.mhd`` with its data file.
-        channel: index of the component of a multi-component or 4D image.
+        channel: index of the component of a multi-component or 4D image, or several.
 
     Raises:
         FindingError: the file is missing, broken or of a kind that cannot be used.
@@ -101,12 +103,18 @@ def load_itk(path: Path, channel: int | None = None) -> Grid:
     return _as_grid(path, image, values, channel)
 
 
-def _as_grid(path: Path, image: Any, values: Array, channel: int | None) -> Grid:
+def _as_grid(path: Path, image: Any, values: Array, channel: Indices) -> Grid:
     """Turn ITK's array (…, z, y, x, component) and geometry into a grid."""
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        values = pick_channel(path, np.moveaxis(values, -1, 0), channel)
-    if image.GetDimension() == 4:
-        values = pick_channel(path, values, channel)
+    several = image.GetNumberOfComponentsPerPixel() > 1, image.GetDimension() == 4
+    if all(several):
+        message = "expected one list of channels; it has components and a fourth axis"
+        raise fault("bad_shape", path, message, "split the file into volumes")
+    if any(several):
+        values = pick(path, values if several[0] else np.moveaxis(values, 0, -1), channel)
+    else:
+        need_one(path, channel)
+    if isinstance(channel, tuple):
+        values = np.moveaxis(values, -1, 0)  # (c, z, y, x): its transpose is (x, y, z, c)
     axes = min(image.GetDimension(), 3)
     spacing = np.array(image.GetSpacing()[:axes])
     side = image.GetDimension()
@@ -118,8 +126,10 @@ def _as_grid(path: Path, image: Any, values: Array, channel: int | None) -> Grid
         message = "its directions cannot be inverted: an axis has no length of its own"
         raise fault("bad_spacing", path, message, "set the true orientation and spacing")
     affine = _LPS @ affine
-    shape = tuple(values.T.shape)
-    return Grid(values.T.reshape((*shape, 1)[:3]), affine, made_header(shape, affine))
+    values = values.T
+    shape = values.shape[:axes]
+    channels = values.shape[axes:]
+    return Grid(values.reshape((*shape, 1)[:3] + channels), affine, made_header(shape, affine))
 
 
 def _check(path: Path, reader: Any, stored: tuple[str, list[Path]]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from samadapt.data.channels import Indices
 from samadapt.data.nifti_grid import SUFFIXES, finite_image, whole_labels
 from samadapt.data.reader import Layout, register_reader
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume, check_size, fault
@@ -57,7 +58,7 @@ class MedSamReader(VolumeReader):
             layout.findings.append(error("no_cases", root, message, "check data.root"))
         return layout
 
-    def load(self, path: Path, channel: int | None = None) -> Grid:
+    def load(self, path: Path, channel: Indices = None) -> Grid:
         """Read the image of a file as a volume, a grey picture as one slice."""
         image, spacing = _image(path)
         return stack_grid(image if image.ndim == 3 else image[None], spacing)

@@ -29,6 +29,7 @@ class Mni152Reader(NiftiReader):
 
     summary = "one averaged T1 brain with grey and white matter, from the package nilearn"
     suffixes = ()
+    takes_channels = False
     default_intensity = "mri"
 
     def discover(self) -> Layout:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from samadapt.data.channels import Indices
 from samadapt.data.nifti_grid import SUFFIXES
 from samadapt.data.reader import register_reader
 from samadapt.data.volume_reader import Grid, VolumeReader, load_nifti
@@ -18,8 +19,9 @@ class NiftiReader(VolumeReader):
     """Reads NIfTI volumes."""
 
     summary = "NIfTI volumes: MSD, nnU-Net, images/ + labels/, or data.image and data.label"
+    takes_channels: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
 
-    def load(self, path: Path, channel: int | None = None) -> Grid:
+    def load(self, path: Path, channel: Indices = None) -> Grid:
         """Read a ``.nii`` or ``.nii.gz`` file."""
         return load_nifti(path, channel, self.options.spacing)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from samadapt.data.channels import Indices, need_one, pick
 from samadapt.data.nifti_affine import settled_header
 from samadapt.data.types import Array, SourceGrid, fault
 from samadapt.errors import DataError
@@ -27,20 +28,18 @@ _MM = {"meter": 1e3, "micron": 1e-3}  # of a header that names no unit the lengt
 _RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 
 
-def load_grid(
-    path: Path, channel: int | None = None, spacing: str | None = None
-) -> tuple[Array, Any]:
+def load_grid(path: Path, channel: Indices = None, spacing: str | None = None) -> tuple[Array, Any]:
     """Read a NIfTI file.
 
     Args:
         path: a ``.nii`` or ``.nii.gz`` file.
-        channel: index into the fourth axis of a 4D file.
+        channel: index into the fourth axis of a 4D file, or several.
         spacing: which voxel size is true where affine and ``pixdim`` differ; see
             ``nifti_affine.settled_header``.
 
     Returns:
-        The array as stored, scaled by the header's slope, with 3 axes, and the header, whose
-        affine and ``pixdim`` agree.
+        The array as stored, scaled by the header's slope, with 3 axes, or 4 for several
+        channels, and the header, whose affine and ``pixdim`` agree.
 
     Raises:
         FindingError: the file is missing, broken or of a kind that cannot be used.
@@ -162,11 +161,13 @@ def spacing_of(source: SourceGrid) -> tuple[float, float, float]:
 def to_slices(values: Array, source: SourceGrid) -> Array:
     """Arrange an array on the source's grid as (h, w, d), slices upright along the last axis.
 
-    Each slice is contiguous in memory, which is also the order of axial files: the copy is fast.
+    Several channels, the fourth axis, stay the fourth. Each slice is contiguous in memory, which
+    is also the order of axial files: the copy is fast.
     """
     canonical = _orientations().apply_orientation(values, source.orientation)
     flipped = np.moveaxis(canonical, source.axis, 2)[::-1, ::-1]
-    return np.ascontiguousarray(flipped.transpose(2, 1, 0)).transpose(1, 2, 0)
+    slices = np.ascontiguousarray(np.swapaxes(flipped, 0, 2))  # (d, h, w), or (d, h, w, c)
+    return np.moveaxis(slices, 0, 2)
 
 
 def to_source(slices: Array, source: SourceGrid) -> Array:
@@ -311,23 +312,14 @@ def _check_header(path: Path, content: bytes, header_class: Any) -> None:
         raise fault("truncated_file", path, message, _AGAIN)
 
 
-def _pick_channel(path: Path, values: Array, channel: int | None) -> Array:
-    while values.ndim > 3 and values.shape[-1] == 1:
-        values = values[..., 0]
-    if values.ndim == 2:
-        return values[:, :, None]
+def _pick_channel(path: Path, values: Array, channel: Indices) -> Array:
+    """Return (x, y, z), or (x, y, z, c) for several channels."""
+    shape = (*values.shape, 1)[:3] if values.ndim == 2 else values.shape[:3]
+    values = values.reshape(*shape, *(side for side in values.shape[3:] if side != 1))
     if values.ndim == 3:
+        need_one(path, channel)
         return values
     if values.ndim > 4:
         message = f"expected 3 or 4 axes; its shape is {values.shape}"
         raise fault("bad_shape", path, message, "split the file into volumes")
-    count = values.shape[3]
-    if channel is None or not 0 <= channel < count:
-        asked = "no channel is chosen" if channel is None else f"channel {channel} is asked for"
-        raise fault(
-            "channel_choice",
-            path,
-            f"the file has {count} channels and {asked}",
-            f"choose one with data.channel=0..{count - 1}",
-        )
-    return values[..., channel]
+    return pick(path, values, channel)

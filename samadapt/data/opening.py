@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samadapt.data.cards import Card, list_cards, load_card
+from samadapt.data.channels import Channel, listed, parse_channel
 from samadapt.data.classes import ClassChoice, ClassTable, ClassValues, make_table, values_of
 from samadapt.data.download import fetch_dataset
 from samadapt.data.intensity import IntensityRule, intensity_of_modality, make_intensity
@@ -19,12 +20,15 @@ from samadapt.data.tiles import Tiling
 from samadapt.data.types import Case, Finding
 from samadapt.errors import ConfigError, nearest
 
+Intensity = str | Sequence[str] | Mapping[str, Any]
+"""What ``make_intensity`` reads."""
+
 
 def open_reader(
     name: str,
     root: str | Path | None,
     axis: str | int | None = None,
-    channel: int | str | None = None,
+    channel: Channel | Sequence[Channel] | None = None,
     image: str | None = None,
     label: str | None = None,
     tiling: Tiling | None = None,
@@ -56,7 +60,7 @@ def open_reader(
     options = ReaderOptions(
         folder,
         chosen_axis,
-        channel if channel is not None or card is None else card.channel,
+        parse_channel(channel if channel is not None or card is None else card.channel),
         image or (card.image if card else None),
         label or (card.label if card else None),
         tiling,
@@ -232,13 +236,20 @@ def check_values(scan: Scan, table: ClassTable) -> None:
 
 
 def decide_intensity(
-    chosen: str | Mapping[str, Any] | None, card: Card | None, scan: Scan, reader: Reader
+    chosen: Intensity | None, card: Card | None, scan: Scan, reader: Reader
 ) -> IntensityRule:
     """Return the rule from the user's choice, the card, the modality or the reader.
 
     Raises:
-        ConfigError: none of them says.
+        ConfigError: none of them says, or it has not as many rules as there are channels.
     """
+    rule = _intensity(chosen, card, scan, reader)
+    return rule.for_channels(max(1, len(listed(reader.options.channel))))
+
+
+def _intensity(
+    chosen: Intensity | None, card: Card | None, scan: Scan, reader: Reader
+) -> IntensityRule:
     if chosen is not None and chosen != "auto":
         return make_intensity(chosen)
     if card and card.intensity:

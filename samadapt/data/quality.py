@@ -52,7 +52,7 @@ class Facts:
 
     Attributes:
         low, high: extreme values of the image.
-        saturated: share of the voxels that have the highest.
+        saturated: share of the voxels that have the highest; of several channels the largest.
         filled: share of the voxels that have a label.
         is_color: it is a colour image.
         axes: letters of the file's axes as RAS+ names them; empty for pictures.
@@ -90,7 +90,7 @@ def measure(case: Case, volume: Volume) -> Facts:
     return Facts(
         low=float(image.min()),
         high=float(high),
-        saturated=float(np.count_nonzero(image == high) / image.size),
+        saturated=_saturated(volume),
         filled=filled,
         is_color=volume.is_color,
         axes=axes,
@@ -168,8 +168,8 @@ def class_statistics(
     """Return a row a class: cases, slices, voxels, volume in ml, intensity, spacing.
 
     Intensity is in the values of the files: mean and standard deviation over all voxels of the
-    class, and the extremes. Spacing is the range over the cases that hold it, (row, column, slice)
-    in mm; null for pictures.
+    class (and all channels), and the extremes. Spacing is the range over the cases that hold it,
+    (row, column, slice) in mm; null for pictures.
     """
     rows: list[dict[str, object]] = []
     for name, values in zip(table.names, table.values, strict=True):
@@ -239,20 +239,29 @@ def _regions(case: Case, volume: Volume, labels: Array) -> dict[int, Region]:
         inside = mask[window]
         image = volume.image[window] if volume.is_color else volume.image[:, :, planes][window]
         values = image[inside[:, :, 0]] if volume.is_color else image[inside]
-        values = values.astype(np.float64)
+        values = values.astype(np.float64)  # (n,), or (n, channels)
         apart = np.zeros((*inside.shape[:2], int(planes[-1] - planes[0]) + 1), dtype=bool)
         apart[:, :, planes - planes[0]] = inside  # slices without it part what lies around them
         sizes = np.bincount(label(apart, np.ones((3, 3, 3)))[0].ravel())[1:]
         found[value] = Region(
             voxels=int(np.count_nonzero(inside)),
             slices=len(planes),
-            total=float(values.sum() / (3 if volume.is_color else 1)),
-            squares=float((values**2).sum() / (3 if volume.is_color else 1)),
+            total=float(values.sum() / volume.channels),
+            squares=float((values**2).sum() / volume.channels),
             low=float(values.min()),
             high=float(values.max()),
             tiny=int((sizes < TINY).sum()),
         )
     return found
+
+
+def _saturated(volume: Volume) -> float:
+    """Return the share of the voxels that have the highest value; of several channels the most."""
+    image = volume.image
+    if image.ndim == 4:
+        planes = image.reshape(-1, image.shape[3])
+        return float(np.count_nonzero(planes == planes.max(axis=0), axis=0).max() / len(planes))
+    return float(np.count_nonzero(image == image.max()) / image.size)
 
 
 def _pose(source: SourceGrid | None) -> tuple[str, float, bool]:

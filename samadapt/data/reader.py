@@ -22,6 +22,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from samadapt.data.channels import Channel, Choice, parse_channel
 from samadapt.data.classes import ClassChoice
 from samadapt.data.mask_values import AS_CLASSES, MaskRules, measure_mask
 from samadapt.data.tiles import Tiling
@@ -42,9 +43,9 @@ class ReaderOptions:
         root: the data set's folder; None for data that come with a package.
         axis: canonical axis to slice along: 0 sagittal, 1 coronal, 2 axial; None: the one with
             the largest spacing, axial where they are equal.
-        channel: index or name of the channel of a 4D or multi-channel image.
-        image: file name or pattern with one ``*`` of the images, below ``root``.
-        label: file name or pattern with one ``*`` of the masks, below ``root``.
+        channel: index or name of the channel of a 4D or multi-channel image; a tuple of several.
+        image: file name or pattern of the images; see ``volume_patterns.py``.
+        label: file name or pattern of the masks.
         tiling: how pictures are cut into what counts as their slices; None: not at all.
         spacing: which voxel size of a NIfTI header is true where its affine and ``pixdim``
             differ: ``"affine"`` or ``"pixdim"``; None: such a file is refused.
@@ -55,7 +56,7 @@ class ReaderOptions:
 
     root: Path | None = None
     axis: int | None = None
-    channel: int | str | None = None
+    channel: Choice = None
     image: str | None = None
     label: str | None = None
     tiling: Tiling | None = None
@@ -115,15 +116,23 @@ class Reader(ABC):
     """Intensity rule where neither user, card nor data set names one."""
     numbers_objects: ClassVar[bool] = False
     """Its annotations tell objects and classes apart, so that no mask values need reading."""
+    takes_channels: ClassVar[bool] = False
+    """Whether ``data.channel`` may name several."""
 
     def __init__(self, options: ReaderOptions) -> None:
         """Keep the options.
 
         Raises:
             MissingExtraError: the format needs a package that is not installed.
+            ConfigError: several channels are asked for of a format that has one.
         """
         if self.needs and find_spec(self.needs[0]) is None:
             raise MissingExtraError(*self.needs)
+        if isinstance(options.channel, tuple) and not self.takes_channels:
+            raise ConfigError(
+                f"data.channel: the reader {self.name} reads one channel; several are read by "
+                + ", ".join(sorted({r.name for r in _READERS.values() if r.takes_channels}))
+            )
         self.options = options
 
     @classmethod
@@ -364,7 +373,7 @@ def reader_for(path: Path, options: ReaderOptions | None = None) -> Reader:
 def read_image(
     path: Path,
     axis: str | int | None = None,
-    channel: int | str | None = None,
+    channel: Channel | Sequence[Channel] | None = None,
     spacing: str | None = None,
 ) -> Volume:
     """Read one image file without labels: a picture or a volume.
@@ -373,14 +382,15 @@ def read_image(
         path: a file of any format that a reader knows, or the folder of a DICOM series.
         axis: what volumes are sliced along; None: the axis with the largest spacing.
         channel: index of the channel of a 4D volume, or its name where a ``dataset.json`` in
-            the file's folder or the one above it names the channels.
+            the file's folder or the one above it names the channels; or a list of up to three.
         spacing: ``"affine"`` or ``"pixdim"``: which is true where a NIfTI header contradicts
             itself; None: such a file is an error.
 
     Raises:
         DataError: the file is missing, broken or of an unknown kind.
     """
-    options = ReaderOptions(axis=parse_axis(axis), channel=channel, spacing=spacing)
+    chosen = parse_channel(channel)
+    options = ReaderOptions(axis=parse_axis(axis), channel=chosen, spacing=spacing)
     return reader_for(path, options).read_image(path)
 
 

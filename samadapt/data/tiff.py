@@ -17,9 +17,10 @@ from xml.etree import ElementTree as Xml
 
 import numpy as np
 
+from samadapt.data.channels import Indices, need_one, pick
 from samadapt.data.reader import register_reader
 from samadapt.data.types import Array, Case, Finding, FindingError, check_size, fault
-from samadapt.data.volume_reader import Grid, VolumeReader, error, pick_channel, stack_grid
+from samadapt.data.volume_reader import Grid, VolumeReader, error, stack_grid
 
 SUFFIXES = (".ome.tiff", ".ome.tif", ".tiff", ".tif")
 _MM = {"nm": 1e-6, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3}
@@ -32,6 +33,7 @@ class TiffReader(VolumeReader):
     """Reads TIFF stacks."""
 
     summary = "TIFF stacks (several pages, ImageJ, OME): images/ + masks/, one volume a file"
+    takes_channels: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
     default_intensity = "rgb"
 
@@ -40,13 +42,13 @@ class TiffReader(VolumeReader):
         """Whether it is a TIFF stack; a picture goes to the reader of pictures."""
         return super().accepts(path) and is_stack(path)
 
-    def load(self, path: Path, channel: int | None = None) -> Grid:
+    def load(self, path: Path, channel: Indices = None) -> Grid:
         """Read one stack."""
         return load_stack(path, channel)
 
     def compare(self, case: Case, image: Grid, labels: Grid) -> list[Finding]:
         """Compare shapes alone."""
-        shapes = image.values.shape, labels.values.shape
+        shapes = image.values.shape[:3], labels.values.shape[:3]
         if shapes[0] == shapes[1]:
             return []
         message = f"its shape {shapes[1]} differs from {shapes[0]} of the image {case.image}"
@@ -66,12 +68,12 @@ def is_stack(path: Path) -> bool:
         return False
 
 
-def load_stack(path: Path, channel: int | None = None) -> Grid:
+def load_stack(path: Path, channel: Indices = None) -> Grid:
     """Read a TIFF file as a volume, a picture as a volume of one slice.
 
     Args:
         path: a ``.tif`` or ``.tiff`` file.
-        channel: index of the channel of a file with several.
+        channel: index of the channel of a file with several, or several of them.
 
     Raises:
         FindingError: the file is missing, broken or of a kind that cannot be used.
@@ -140,8 +142,8 @@ def _check_chain(path: Path, tif: Any) -> None:
         raise fault("truncated_file", path, message, _AGAIN)
 
 
-def _values(path: Path, series: Any, sizes: dict[str, int], channel: int | None) -> Array:
-    """Return the pages (z, y, x)."""
+def _values(path: Path, series: Any, sizes: dict[str, int], channel: Indices) -> Array:
+    """Return the pages (z, y, x), or (c, z, y, x) for several channels."""
     try:
         values = series.asarray().reshape(tuple(sizes.values()))
     except (ValueError, RuntimeError, ImportError) as problem:
@@ -149,12 +151,15 @@ def _values(path: Path, series: Any, sizes: dict[str, int], channel: int | None)
     order = list(sizes)
     for axis in "SC":
         if axis in order:
-            values = pick_channel(path, np.moveaxis(values, order.index(axis), 0), channel)
+            values = pick(path, np.moveaxis(values, order.index(axis), -1), channel)
             order.remove(axis)
+            order += ["*"] if isinstance(channel, tuple) else []  # the channels that were picked
             channel = None
-    stack = [axis for axis in order if axis not in "YX"]
-    values = values.transpose([order.index(axis) for axis in [*stack, "Y", "X"]])
-    return np.asarray(values if stack else values[None])
+    need_one(path, channel)
+    stack = [axis for axis in order if axis not in "YX*"]
+    picked = [axis for axis in order if axis == "*"]
+    values = values.transpose([order.index(axis) for axis in [*picked, *stack, "Y", "X"]])
+    return np.asarray(values if stack else np.expand_dims(values, len(picked)))
 
 
 def _through_pil(path: Path, sizes: dict[str, int], problem: Exception) -> Array:

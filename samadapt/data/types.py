@@ -103,7 +103,7 @@ class Case:
         image: the image file; of a DICOM series its folder.
         labels: the mask file, or None where there is none.
         annotations: the JSON file of boxes and points, or None.
-        channel: index into the last axis of a 4D image, or None.
+        channel: index into the last axis of a 4D image, several of them, or None.
         shape: (h, w, d) of the volume as sliced; known after the scan.
         spacing_mm: (row, column, slice) in mm; None for pictures.
         axis: 0 sagittal, 1 coronal, 2 axial: the canonical axis that the slices cut; None for
@@ -112,7 +112,8 @@ class Case:
         presence: (d, len(values)) bool: which value occurs in which slice, or tile.
         zeros: (d,) bool: whether the value 0 occurs in a slice, or tile.
         named: class names that the annotations use.
-        files: the image's files where there are several (a DICOM series), sorted by name.
+        files: the image's files where there are several: of a DICOM series, sorted by name; of
+            channels, in the order of ``data.channel``, the first is ``image``.
         patient: equal for cases of one patient, who is then on one side of every split; ``""``
             where nothing says. Of a DICOM patient ID a one-way hash, salted anew in each process,
             of no use to anyone else. It is kept out of every record.
@@ -124,7 +125,7 @@ class Case:
     image: Path
     labels: Path | None = None
     annotations: Path | None = None
-    channel: int | None = None
+    channel: int | tuple[int, ...] | None = None
     shape: tuple[int, int, int] = (0, 0, 0)
     spacing_mm: tuple[float, float, float] | None = None
     axis: int | None = None
@@ -179,8 +180,8 @@ class Volume:
     """An image as read, before the intensity rule.
 
     Attributes:
-        image: (h, w, d) float32 or uint8, slices along the last axis; (h, w, 3) uint8 if
-            ``is_color`` (then there is one slice).
+        image: (h, w, d) float32 or uint8, slices along the last axis; (h, w, d, c) of several
+            channels; (h, w, 3) uint8 if ``is_color`` (then there is one slice).
         labels: (h, w, d) integers, the values of the mask file, or None.
         spacing_mm: (row, column, slice) in mm; None for pictures.
         source: the file's grid; None for pictures.
@@ -201,8 +202,13 @@ class Volume:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(h, w, d) with d the number of slices."""
-        height, width, last = self.image.shape
+        height, width, last = self.image.shape[:3]
         return height, width, 1 if self.is_color else last
+
+    @property
+    def channels(self) -> int:
+        """Channels of the image, before they become the model's three; 3 of a colour picture."""
+        return 3 if self.is_color else (*self.image.shape, 1)[3]
 
 
 @dataclass(frozen=True, order=True)

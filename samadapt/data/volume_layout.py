@@ -2,26 +2,34 @@
 
 Layouts, in the order in which they are looked for:
 
-- ``data.image`` and ``data.label`` given: file names below ``data.root``, or patterns with one
-  ``*`` (``*/ct.nii.gz`` with ``*/labels.nii.gz``); the text that ``*`` stands for names the case.
+- ``data.image`` and ``data.label`` given: file names below ``data.root``, or patterns
+  (``*/ct.nii.gz`` with ``*/labels.nii.gz``); see ``volume_patterns.py``. A folder a case with one
+  file a channel, as BraTS has it: ``data.image='*/*_{channel}.nii.gz'``,
+  ``data.label='*/*_seg.nii.gz'``, ``data.channel=[flair,t1,t2]``.
   Say which values are which class: ``data.classes={liver: 5, spleen: 1, kidney: [2, 3]}``.
 - ``imagesTr/``, ``labelsTr/`` and ``dataset.json``: Medical Segmentation Decathlon, or nnU-Net
   (images end in ``_0000``).
 - ``images/`` and ``labels/`` (or ``masks/``), same file names, ``_mask`` allowed.
 
-A channel is chosen by its name where ``dataset.json`` names the channels.
+A channel, or up to three of them, is chosen by its index, or by its name where ``dataset.json``
+names the channels. Where images end in ``_0000``, ``_0001`` and so on, the channels of a case are
+files of their own.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from samadapt.data.channels import Choice, Indices, listed
 from samadapt.data.reader import Layout, ReaderOptions
 from samadapt.data.types import Case, Finding, FindingError, fault
+from samadapt.data.volume_advice import unknown_layout
+from samadapt.data.volume_patterns import pair_patterns, stem_of
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _DECLARED = "mend dataset.json (see the MSD or nnU-Net documentation)"
@@ -36,40 +44,36 @@ def discover_volumes(options: ReaderOptions, suffixes: tuple[str, ...]) -> Layou
     """
     root = options.root
     layout = Layout(suffixes=suffixes)
-    if root is None or not root.is_dir():
+    if not (root is None and options.image) and (root is None or not root.is_dir()):
         reason = "there is no such folder" if root else "no folder is given"
         layout.findings.append(_missing_folder(root or Path("data.root"), reason))
         return layout
     try:
-        if options.image:
-            _pair_patterns(root, options, layout)
+        if root is None or options.image:
+            _read_patterns(options, layout)
         elif (root / "imagesTr").is_dir():
             _read_decathlon(root, options, layout)
         elif (root / "images").is_dir():
             masks = root / ("labels" if (root / "labels").is_dir() else "masks")
             _pair_folders(root / "images", masks, channel_beside(root, options.channel), layout)
         else:
-            expected = (
-                "expected imagesTr/ + labelsTr/ + dataset.json, or images/ + labels/ or masks/"
-            )
-            found = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
-            reason = f"{expected}; the folder holds {found}"
-            layout.findings.append(_missing_folder(root, reason))
+            layout.findings.append(unknown_layout(root, suffixes))
     except FindingError as error:
         layout.findings.append(error.finding)
         return layout
     if not layout.cases and not layout.findings:
         message = f"the folder holds no {' or '.join(suffixes)} image"
-        layout.findings.append(Finding("no_cases", "error", str(root), message, "check data.root"))
+        where = str(root or options.image)
+        layout.findings.append(Finding("no_cases", "error", where, message, "check data.root"))
     return layout
 
 
-def stem_of(path: Path, suffixes: tuple[str, ...]) -> str:
-    """Return the file name without the format's ending, such as ``.nii.gz``."""
-    for suffix in suffixes:
-        if path.name.lower().endswith(suffix):
-            return path.name[: -len(suffix)]
-    return path.stem
+def _read_patterns(options: ReaderOptions, layout: Layout) -> None:
+    """Pair the files of ``data.image`` and ``data.label``."""
+    if pair_patterns(options, layout):
+        return
+    channel = channel_beside(options.root or Path(), options.channel)
+    layout.cases = [replace(case, channel=channel) for case in layout.cases]
 
 
 def _missing_folder(root: Path, reason: str) -> Finding:
@@ -109,8 +113,21 @@ def _has_header(path: Path, entries: list[Path]) -> bool:
     return path.name.lower().endswith((".raw", ".raw.gz", ".zraw")) and stem in headers
 
 
-def _pair_folders(images: Path, labels: Path, channel: int | None, layout: Layout) -> None:
+def _pair_folders(images: Path, labels: Path, channel: Indices, layout: Layout) -> None:
     pictures, masks = _files(images, layout), _files(labels, layout)
+    if _are_numbered(pictures, masks) and {stem[:-5] for stem in pictures} & set(masks):
+        _nnunet_cases(images, pictures, masks, channel, {}, layout)
+        return
+    masks = _owners(masks, pictures, layout)
+    for name in sorted({*pictures, *masks}):
+        image = pictures.get(name, images / f"{name}{layout.suffixes[0]}")
+        layout.cases.append(Case(name, image, masks.get(name), channel=channel))
+
+
+def _owners(
+    masks: Mapping[str, Path], pictures: Collection[str], layout: Layout
+) -> dict[str, Path]:
+    """Return the masks by the names of their images; two masks of one image are a finding."""
     owners: dict[str, Path] = {}
     for stem, path in masks.items():
         first = owners.setdefault(_unmasked(stem, pictures), path)
@@ -120,57 +137,22 @@ def _pair_folders(images: Path, labels: Path, channel: int | None, layout: Layou
                 Finding("duplicate_case", "error", str(path), message, "keep one of them")
             )
             layout.ambiguous |= {first, path}
-    masks = owners
-    for name in sorted({*pictures, *masks}):
-        image = pictures.get(name, images / f"{name}{layout.suffixes[0]}")
-        layout.cases.append(Case(name, image, masks.get(name), channel=channel))
+    return owners
 
 
-def _unmasked(stem: str, pictures: Mapping[str, Path]) -> str:
+def _unmasked(stem: str, pictures: Collection[str]) -> str:
     if stem in pictures:
         return stem
     return stem.removesuffix("_mask").removesuffix(".seg")  # 3D Slicer writes NAME.seg.nrrd
 
 
-def _pair_patterns(root: Path, options: ReaderOptions, layout: Layout) -> None:
-    if not options.label:
-        raise fault("missing_label", root, "data.image is set, data.label is not", "set data.label")
-    images, masks = match(root, str(options.image)), match(root, options.label)
-    channel = channel_beside(root, options.channel)
-    for name in sorted({*images, *masks}):
-        image = images.get(name, root / str(options.image).replace("*", name))
-        shown = name or stem_of(image, layout.suffixes)
-        layout.cases.append(Case(shown, image, masks.get(name), channel=channel))
-
-
-def match(root: Path, pattern: str) -> dict[str, Path]:
-    """Return the files of a pattern by the text that its ``*`` stands for.
-
-    Raises:
-        FindingError: the pattern has two ``*``, or nothing matches.
-    """
-    if "*" not in pattern:
-        return {"": root / pattern}
-    before, after = pattern.split("*", 1)
-    if "*" in after:
-        raise fault("bad_pattern", root, f"{pattern!r} has more than one *", "use one *")
-    wanted = re.compile(re.escape(before) + r"([^/]+)" + re.escape(after))
-    found = {}
-    for path in sorted(root.glob(pattern)):
-        held = wanted.fullmatch(path.relative_to(root).as_posix())
-        if held and not path.name.startswith("."):
-            found[held.group(1)] = path
-    if not found:
-        raise fault("no_cases", root, f"no file matches {pattern!r}", "check the pattern")
-    return found
-
-
 def _read_decathlon(root: Path, options: ReaderOptions, layout: Layout) -> None:
     declared = _read_json(root / "dataset.json")
     channels = _channel_names(declared)
-    channel = _channel_index(root / "dataset.json", options.channel, channels)
+    channel = _channel_indices(root / "dataset.json", options.channel, channels)
     layout.classes = _classes(root / "dataset.json", declared, layout)
-    layout.modality = channels.get(str(channel or 0))
+    kinds = {channels.get(str(index)) for index in listed(channel) or (0,)}
+    layout.modality = kinds.pop() if len(kinds) == 1 or "CT" not in kinds else None
     ending = declared.get("file_ending", layout.suffixes[0])
     if ending not in layout.suffixes:
         message = f"file_ending is {ending!r}; this reader reads {' and '.join(layout.suffixes)}"
@@ -178,18 +160,23 @@ def _read_decathlon(root: Path, options: ReaderOptions, layout: Layout) -> None:
         raise fault("file_ending", root / "dataset.json", message, fix)
     pictures = _files(root / "imagesTr", layout)
     masks = _files(root / "labelsTr", layout)
-    numbered = {stem: _CHANNEL.match(stem) for stem in pictures}
-    if pictures and all(numbered.values()) and not set(pictures) & set(masks):
-        _nnunet_cases(root, pictures, masks, channel, channels, layout)
+    if _are_numbered(pictures, masks):
+        _nnunet_cases(root / "imagesTr", pictures, masks, channel, channels, layout)
     else:
         _msd_cases(root, declared, pictures, masks, channel, layout)
 
 
+def _are_numbered(pictures: Mapping[str, Path], masks: Mapping[str, Path]) -> bool:
+    """Whether every image ends in the number of its channel (``_0000``), and no mask does."""
+    own = {_unmasked(stem, pictures) for stem in masks}
+    return bool(pictures) and all(map(_CHANNEL.match, pictures)) and not own & set(pictures)
+
+
 def _nnunet_cases(
-    root: Path,
+    folder: Path,
     pictures: Mapping[str, Path],
     masks: Mapping[str, Path],
-    channel: int | None,
+    channel: Indices,
     channels: Mapping[str, str],
     layout: Layout,
 ) -> None:
@@ -197,16 +184,19 @@ def _nnunet_cases(
     if channel is None and count > 1:
         raise fault(
             "channel_choice",
-            root / "dataset.json",
+            folder.parent / "dataset.json" if channels else folder,
             f"each case has {count} channels and none is chosen",
-            f"choose one with data.channel: 0..{count - 1}, {', '.join(channels.values())}",
+            f"choose one with data.channel: {', '.join([f'0..{count - 1}', *channels.values()])}; "
+            "or up to three, data.channel=[0,1]",
         )
-    wanted = f"_{channel or 0:04d}"
-    for name in sorted({*(stem[:-5] for stem in pictures), *masks}):
-        image = pictures.get(
-            name + wanted, root / "imagesTr" / f"{name}{wanted}{layout.suffixes[0]}"
-        )
-        layout.cases.append(Case(name, image, masks.get(name)))
+    owners = _owners(masks, {stem[:-5] for stem in pictures}, layout)
+    for name in sorted({*(stem[:-5] for stem in pictures), *owners}):
+        files = []
+        for index in listed(channel) or (0,):
+            stem = f"{name}_{index:04d}"
+            files.append(pictures.get(stem, folder / f"{stem}{layout.suffixes[0]}"))
+        several = tuple(files) if len(files) > 1 else ()
+        layout.cases.append(Case(name, files[0], owners.get(name), files=several))
 
 
 def _msd_cases(
@@ -214,7 +204,7 @@ def _msd_cases(
     declared: Mapping[str, Any],
     pictures: dict[str, Path],
     masks: dict[str, Path],
-    channel: int | None,
+    channel: Indices,
     layout: Layout,
 ) -> None:
     training = declared.get("training", [])
@@ -261,30 +251,36 @@ def _channel_names(declared: Mapping[str, Any]) -> dict[str, str]:
     return {str(key): str(value) for key, value in names.items()}
 
 
-def channel_beside(folder: Path, channel: int | str | None) -> int | None:
-    """Return a channel's index; a name is looked up in ``dataset.json`` in or above ``folder``.
+def channel_beside(folder: Path, channel: Choice) -> Indices:
+    """Return channels as indices; names are looked up in ``dataset.json`` in or above ``folder``.
 
     Raises:
         FindingError: no such file names the channel.
     """
-    if channel is None or str(channel).isdigit():
-        return _numbered(channel)
+    names = [name for name in listed(channel) if not str(name).isdigit()]
+    if not names:
+        return _as_indices(channel, [int(index) for index in listed(channel)])
     for path in (folder / "dataset.json", folder.parent / "dataset.json"):
         if path.is_file():
-            return _channel_index(path, channel, _channel_names(_read_json(path)))
-    message = f"channel {channel!r} is asked for by name; no dataset.json here names the channels"
-    raise fault("channel_choice", folder, message, "choose the channel by its index, from 0")
+            return _channel_indices(path, channel, _channel_names(_read_json(path)))
+    message = f"channel {names[0]!r} is asked for by name; no dataset.json here names the channels"
+    fix = "choose the channel by its index, from 0; or, where it is a file, write {channel} into "
+    raise fault("channel_choice", folder, message, f"{fix}data.image")
 
 
-def _numbered(channel: int | str | None) -> int | None:
-    return int(channel) if channel is not None and str(channel).isdigit() else None
+def _as_indices(channel: Choice, indices: list[int]) -> Indices:
+    if channel is None:
+        return None
+    return tuple(indices) if isinstance(channel, tuple) else indices[0]
 
 
-def _channel_index(
-    path: Path, channel: int | str | None, channels: Mapping[str, str]
-) -> int | None:
-    if channel is None or str(channel).isdigit():
-        return _numbered(channel)
+def _channel_indices(path: Path, channel: Choice, channels: Mapping[str, str]) -> Indices:
+    return _as_indices(channel, [_index_of(path, one, channels) for one in listed(channel)])
+
+
+def _index_of(path: Path, channel: int | str, channels: Mapping[str, str]) -> int:
+    if str(channel).isdigit():
+        return int(channel)
     for index, name in channels.items():
         if name == channel and index.isdigit():
             return int(index)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from samadapt.data.channels import ChannelError, Indices, mask_with_channels
 from samadapt.data.nifti_grid import (
     SUFFIXES,
     finite_image,
@@ -20,7 +23,7 @@ from samadapt.data.nifti_grid import (
     whole_labels,
 )
 from samadapt.data.reader import Layout, Reader
-from samadapt.data.types import Array, Case, Finding, FindingError, Volume, fault
+from samadapt.data.types import Array, Case, Finding, FindingError, Volume
 from samadapt.data.volume_layout import channel_beside, discover_volumes
 from samadapt.errors import DataError
 
@@ -29,7 +32,7 @@ class Grid(NamedTuple):
     """A volume as its file holds it.
 
     Attributes:
-        values: (x, y, z), any real type.
+        values: (x, y, z), or (x, y, z, c) of several channels, any real type.
         affine: (4, 4) float64, voxel to RAS+ mm.
         header: NIfTI header for predictions; None: one is made from the affine.
         axis: canonical axis to slice along where the user names none; None: the one with the
@@ -51,10 +54,12 @@ class Grid(NamedTuple):
     @property
     def nifti_header(self) -> Any:
         """The file's NIfTI header, or one made for its grid."""
-        return made_header(self.values.shape, self.affine) if self.header is None else self.header
+        return (
+            made_header(self.values.shape[:3], self.affine) if self.header is None else self.header
+        )
 
 
-def load_nifti(path: Path, channel: int | None = None, spacing: str | None = None) -> Grid:
+def load_nifti(path: Path, channel: Indices = None, spacing: str | None = None) -> Grid:
     """Read a NIfTI file; arguments and errors are those of ``nifti_grid.load_grid``."""
     values, header = load_grid(path, channel, spacing)
     return Grid(values, np.asarray(header.get_best_affine(), dtype=np.float64), header)
@@ -64,28 +69,32 @@ def stack_grid(planes: Array, spacing: tuple[float, float, float] | None) -> Gri
     """Return the grid of a stack without orientation: its planes are the slices, as they are.
 
     Args:
-        planes: (z, y, x).
+        planes: (z, y, x), or (c, z, y, x) of several channels.
         spacing: (x, y, z) in mm, or None where it is unknown.
     """
     x, y, z = spacing or (1.0, 1.0, 1.0)
     affine = np.diag([-x, -y, z, 1.0])  # rows to the back, columns to the left: upright as stored
-    return Grid(planes.transpose(2, 1, 0), affine, axis=2, in_mm=spacing is not None)
+    return Grid(planes.T, affine, axis=2, in_mm=spacing is not None)
 
 
-def pick_channel(path: Path, values: Array, channel: int | None) -> Array:
-    """Return one channel of (channel, ...).
+def join_channels(paths: Sequence[Path], grids: Sequence[Grid]) -> Grid:
+    """Return one grid of several files, each a channel.
 
     Raises:
-        FindingError: there are several and ``channel`` names none of them.
+        FindingError: voxels are not finite, or a file does not lie on the grid of the first.
     """
-    count = len(values)
-    if count == 1 and channel is None:
-        channel = 0
-    if channel is None or not 0 <= channel < count:
-        asked = "no channel is chosen" if channel is None else f"channel {channel} is asked for"
-        message = f"the file has {count} channels and {asked}"
-        raise fault("channel_choice", path, message, f"choose one with data.channel=0..{count - 1}")
-    return np.asarray(values[channel])
+    first, planes = grids[0], []
+    for path, grid in zip(paths, grids, strict=True):
+        found = compare_grids(paths[0], path, first, grid)
+        if found:
+            grid = turned(grid, first.affine)
+            if compare_grids(paths[0], path, first, grid):
+                raise FindingError(
+                    replace(found[0], fix="resample the channels of a case to one grid")
+                )
+        planes.append(finite_image(path, grid.values))
+    findings = tuple(finding for grid in grids for finding in grid.findings)
+    return first._replace(values=np.stack(planes, axis=-1), findings=findings)
 
 
 class VolumeReader(Reader):
@@ -94,27 +103,36 @@ class VolumeReader(Reader):
     output_suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
 
     @abstractmethod
-    def load(self, path: Path, channel: int | None = None) -> Grid:
+    def load(self, path: Path, channel: Indices = None) -> Grid:
         """Read one file.
 
         Args:
             path: image or mask.
-            channel: index of the channel of a multi-channel file.
+            channel: index of the channel of a multi-channel file; several are the fourth axis.
 
         Raises:
             FindingError: the file is missing, broken or of a kind that cannot be used.
         """
 
     def load_image(self, case: Case) -> Grid:
-        """Read the image of a case; raises as ``load``."""
+        """Read the image of a case, whose channels may be files; raises as ``load``."""
+        if case.files:
+            return self.load_files(case.files)
         return self.load(case.image, case.channel)
+
+    def load_files(self, paths: Sequence[Path]) -> Grid:
+        """Read the files of one case, each a channel; raises as ``load``."""
+        return join_channels(paths, [self.load(path) for path in paths])
 
     def load_labels(self, case: Case, path: Path, image: Grid | None) -> Grid | None:
         """Read the mask of a case, whose image is given unless it is broken; raises as ``load``.
 
         None: a mask that cannot be read without its image.
         """
-        return self.load(path)
+        try:
+            return self.load(path)
+        except ChannelError as problem:
+            raise mask_with_channels(path, problem.count) from None
 
     def discover(self) -> Layout:
         """List the cases of the folder."""
@@ -125,6 +143,15 @@ class VolumeReader(Reader):
         grid = self.load(path, channel_beside(path.parent, self.options.channel))
         return self.arrange(grid, finite_image(path, grid.values))
 
+    def read_channels(self, paths: Sequence[Path]) -> Volume:
+        """Read a volume whose channels are files, in their order, without labels.
+
+        Raises:
+            FindingError: a file is missing or broken, or lies on another grid.
+        """
+        grid = self.load_files(paths)
+        return self.arrange(grid, grid.values)
+
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
         """Read and check image and labels; grids that differ are a finding of both files."""
         findings: list[Finding] = []
@@ -134,9 +161,7 @@ class VolumeReader(Reader):
             grid = self.load_image(case)
             findings += grid.findings
             image = finite_image(case.image, grid.values)
-            if image.min() == image.max():
-                message = f"all voxels have the value {float(image.min()):g}"
-                findings.append(error("constant_image", case.image, message, "export it again"))
+            findings += _constant(case, image)
         except FindingError as problem:
             findings.append(problem.finding)
         try:
@@ -190,7 +215,7 @@ class VolumeReader(Reader):
 
 def compare_grids(image: Path, labels: Path, first: Grid, second: Grid) -> list[Finding]:
     """Compare two grids: shapes must be equal, corners agree within a tenth of a voxel."""
-    shapes = first.values.shape, second.values.shape
+    shapes = first.values.shape[:3], second.values.shape[:3]
     if shapes[0] != shapes[1]:
         message = f"its shape {shapes[1]} differs from {shapes[0]} of the image {image}"
         fix = "export image and mask on the same grid"
@@ -228,7 +253,31 @@ def error(code: str, file: Path, message: str, fix: str) -> Finding:
     return Finding(code, "error", str(file), message, fix)
 
 
+def _constant(case: Case, image: Array) -> list[Finding]:
+    """Report an image of one value; of several channels those that have one."""
+    fix = "export it again"
+    planes = image.reshape(*image.shape[:3], -1)
+    low, high = planes.min(axis=(0, 1, 2)), planes.max(axis=(0, 1, 2))
+    constant = np.flatnonzero(low == high).tolist()
+    if len(constant) == planes.shape[3]:
+        message = f"all voxels have the value {float(low[0]):g}"
+        return [error("constant_image", case.image, message, fix)]
+    found = []
+    for index in constant:
+        path = case.files[index] if case.files else case.image
+        message = (
+            f"channel {index} of the chosen ones has the value {float(low[index]):g} everywhere"
+        )
+        found.append(Finding("constant_channel", "warning", str(path), message, fix))
+    return found
+
+
 def _check_partner(case: Case) -> None:
+    absent = [path for path in case.files if not path.exists()]
+    if absent and len(absent) < len(case.files):
+        present = ", ".join(path.name for path in case.files if path not in absent)
+        message = f"this channel of the case {case.name} is missing; there is {present}"
+        raise FindingError(error("missing_image", absent[0], message, "add the file"))
     if not case.image.exists() and case.labels is not None and case.labels.is_file():
         message = f"this mask has no image; expected {case.image}"
         raise FindingError(error("missing_image", case.labels, message, "add the image"))

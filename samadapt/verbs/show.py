@@ -124,6 +124,10 @@ def describe(rule: dict[str, Any]) -> str:
             f"{colour}: {describe(part)}"
             for colour, part in zip(("red", "green", "blue"), rule["channels"], strict=True)
         )
+    if "inputs" in rule:
+        return " | ".join(
+            f"channel {number}: {describe(part)}" for number, part in enumerate(rule["inputs"])
+        )
     if rule["kind"] == "rgb":
         return "rgb"
     bounds = f"{rule['low']:g} to {rule['high']:g}"
