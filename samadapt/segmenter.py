@@ -39,8 +39,8 @@ def load_adapter(
 ) -> Segmenter:
     """Load an adapter with its base model, ready to segment.
 
-    The base is found by the name that the adapter records, or by the file that it was trained
-    with if that is still there, and checked against the recorded hash.
+    The base is found by the name that the adapter records, or as a file of the recorded name in the
+    adapter's directory or the working folder, and checked against the recorded hash.
 
     Args:
         directory: an adapter directory, as a run writes it.

@@ -21,7 +21,8 @@ from samadapt.errors import ConfigError
 from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate
 from samadapt.launchers import as_only_process
 from samadapt.methods.injection import Injection, inject
-from samadapt.methods.store import AdapterRecord, load_adapter
+from samadapt.methods.record import AdapterRecord, portable_options
+from samadapt.methods.store import load_adapter
 from samadapt.prompts.given import has_prompts, lacks_prompts
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.native_attention import describe_attention
@@ -282,11 +283,7 @@ class Session:
             axis=self.dataset.axis,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             data=self.dataset.name,
-            data_options={
-                key: value
-                for key, value in asdict(config.data).items()
-                if key not in ("root", "on_error")
-            },
+            data_options=portable_options(asdict(config.data)),
             trained_on=trained_on(self.dataset),
         )
 

@@ -22,8 +22,9 @@ BOX = [3.0, 4.0, 25.0, 20.0]
 
 
 @pytest.fixture
-def saved(tiny_sam, tmp_path):
+def saved(tiny_sam, tmp_path, monkeypatch):
     """``saved(name, kind="box", method="lora", masks=3, **options)``: an adapter directory."""
+    monkeypatch.chdir(tmp_path)  # the record holds the bare name of the base's file
     weights = tmp_path / "base.safetensors"
     save_file(tiny_sam.state_dict(), weights)
 

@@ -19,6 +19,7 @@ from samadapt.data.reader import read_image
 from samadapt.errors import AdapterError, ConfigError, DataError, PromptError, WeightsError
 from samadapt.evaluation.inference import embed, segment_objects, segment_semantic
 from samadapt.methods import METHODS, inject
+from samadapt.methods.record import digest_of
 from samadapt.methods.store import AdapterRecord, save_adapter
 from samadapt.prompts.objects import ObjectPrompts
 from samadapt.prompts.policy import PromptPolicy
@@ -30,10 +31,11 @@ AFFINE = np.array([[0, -2.0, 0, 5], [0, 0, 3.0, -7], [1.5, 0, 0, 11], [0, 0, 0, 
 
 
 @pytest.fixture
-def trained(tiny_sam, tmp_path):
+def trained(tiny_sam, tmp_path, monkeypatch):
     """``trained(kind, **record)``: a directory, and the adapted model that it was saved from."""
     base = tmp_path / "weights" / "base.safetensors"
     base.parent.mkdir()
+    monkeypatch.chdir(base.parent)  # the record holds the bare name of the base's file
     save_file(tiny_sam.state_dict(), base)
 
     def make(kind, *, classes=("grey", "white"), tokens=3, **changes):
@@ -271,7 +273,8 @@ def test_a_base_that_is_gone_or_another_is_refused(trained, tmp_path, tiny_t_sam
 def test_a_record_that_says_nonsense_is_refused_naming_the_file(trained, key, value, message):
     directory, _ = trained("semantic")
     path = directory / "samadapt.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    values = json.loads(path.read_text()) | {key: value}
+    path.write_text(json.dumps(values | {"record_sha256": digest_of(values)}))
     with pytest.raises(AdapterError, match=rf"samadapt\.json: .*{message}"):
         load_adapter(directory, device="cpu")
 

@@ -51,8 +51,8 @@ def open_base(
 ) -> tuple[Sam, Path | None]:
     """Load the base of an adapter; ``store.load_adapter`` checks that it is the one.
 
-    It is the file given, else the one that the adapter was trained with if that is still there (in
-    the adapter's directory, too), else the published weights of that name.
+    It is the file given, else a file of the recorded name in the adapter's directory or in the
+    working folder, else the published weights of that build.
 
     Returns:
         The plain model, and its file; None where it was found by name.
@@ -79,5 +79,5 @@ def _base_file(
         return Path(checkpoint).expanduser()
     if not record.checkpoint:
         return None
-    hint = Path(record.checkpoint).expanduser()
-    return next((path for path in (directory / hint, hint) if path.exists()), None)
+    name = record.checkpoint  # a bare name: the record names no folder
+    return next((path for path in (directory / name, Path(name)) if path.exists()), None)

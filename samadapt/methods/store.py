@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
+from samadapt import atomic
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import peft_layers
 from samadapt.methods.base import Method, PeftLayers, method_from_dict
 from samadapt.methods.injection import Injection, inject
+from samadapt.methods.record import (
+    RECORD,
+    AdapterRecord,
+    check_weights,
+    read_record,
+    write_record,
+)
 from samadapt.methods.verify import (
     check_finite,
     check_peft_config,
@@ -23,7 +29,6 @@ from samadapt.methods.verify import (
     read_weights,
     write_json,
 )
-from samadapt.typed import convert
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,59 +37,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
-RECORD = "samadapt.json"
 CARD = "README.md"
-
-
-@dataclass(frozen=True)
-class AdapterRecord:
-    """What must be known to use an adapter: ``samadapt.json``.
-
-    Attributes:
-        base: name of the base model (a build).
-        base_sha256: ``base_hash`` of the freshly loaded base.
-        checkpoint: where the base weights were found: a hint.
-        image_size: side of the model's square in pixels.
-        num_masks: masks of a multimask output.
-        preprocessing: what the base expects of its input.
-        method: name and options; written by ``save_adapter``.
-        intensity: the intensity rule.
-        classes: class names, background left out.
-        prompt: the prompt policy.
-        threshold: on logits.
-        scores: as in ``eval/summary.json``.
-        versions: of the packages that trained it; written by ``save_adapter`` if empty.
-        recipe: name or path.
-        axis: axis along which volumes were sliced.
-        created: date and time, ISO 8601.
-        data: name of the data set, for the model card.
-        licence: licence of the base weights, for the model card.
-        data_options: how the data set was read, for ``samadapt evaluate``; no path of the
-            machine that trained.
-        trained_on: the hash of each image that was trained on, with its slices, None for all of
-            them, so that ``samadapt evaluate`` scores none of them as held out; None: not known.
-    """
-
-    base: str
-    base_sha256: str
-    image_size: int
-    checkpoint: str | None = None
-    num_masks: int = 3
-    preprocessing: dict[str, Any] = field(default_factory=dict)
-    method: dict[str, Any] = field(default_factory=dict)
-    intensity: dict[str, Any] = field(default_factory=dict)
-    classes: list[str] = field(default_factory=list)
-    prompt: dict[str, Any] = field(default_factory=dict)
-    threshold: float = 0.0
-    scores: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    recipe: str = ""
-    axis: str | None = None
-    created: str = ""
-    data: str = ""
-    licence: str = ""
-    data_options: dict[str, Any] = field(default_factory=dict)
-    trained_on: dict[str, list[int] | None] | None = None
 
 
 def save_adapter(directory: Path, sam: Sam, injection: Injection, record: AdapterRecord) -> None:
@@ -98,6 +51,7 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
 
     Raises:
         AdapterError: when a weight is not finite, or the record contradicts the model.
+        WriteError: when the directory cannot be written; an existing one stays as it was.
     """
     from safetensors.torch import save_file
     from torch import contiguous_format
@@ -120,23 +74,14 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
         method=injection.method.to_dict(),
         versions=record.versions or _versions(),
     )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        fresh = scratch / "new"
-        fresh.mkdir()
+    needed = sum(value.nbytes for value in tensors.values())
+    with atomic.folder(directory, needed) as fresh:
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
-        (fresh / WEIGHTS).chmod(0o644)  # safetensors leaves it readable by its owner alone
         write_json(fresh / PEFT_CONFIG, _peft_config(injection))
-        write_json(fresh / RECORD, asdict(record))
+        write_record(fresh, record, fresh / WEIGHTS)
         plain_peft = _loads_in_peft(sam, injection)
         card = model_card(record, injection.trainable, plain_peft=plain_peft)
-        (fresh / CARD).write_text(card, encoding="utf-8")
-        if directory.exists():
-            directory.rename(scratch / "old")
-        fresh.rename(directory)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        atomic.write_text(fresh / CARD, card)
 
 
 def load_adapter(directory: Path, sam: Sam) -> Injection:
@@ -169,41 +114,12 @@ def load_adapter(directory: Path, sam: Sam) -> Injection:
         raise AdapterError(f"{directory / RECORD}: {error}") from error
     check_peft_config(directory / PEFT_CONFIG, config, _peft_config(injection))
     check_tensors(directory / WEIGHTS, tensors, _stored(sam, injection))
+    check_weights(directory, directory / WEIGHTS, record)
     try:
         _restore(sam, injection, tensors)
     except AdapterError as error:
         raise AdapterError(f"{directory / WEIGHTS}: {error}") from error
     return injection
-
-
-def read_record(directory: Path) -> AdapterRecord:
-    """Read ``samadapt.json``.
-
-    Raises:
-        AdapterError: when the directory or the file is missing or broken, lacks an entry, or has
-            one of a wrong type.
-    """
-    if not directory.is_dir():
-        raise AdapterError(f"{directory}: expected an adapter directory; there is none")
-    path = directory / RECORD
-    values = read_json(path)
-    known = {item.name: item for item in fields(AdapterRecord)}
-    missing = [
-        name for name in ("base", "base_sha256", "image_size", "method") if name not in values
-    ]
-    unexpected = [name for name in values if name not in known]
-    if missing or unexpected:
-        raise AdapterError(f"{path}: missing entries {missing}, unknown entries {unexpected}")
-    hints = get_type_hints(AdapterRecord)
-    for name, value in values.items():
-        try:
-            values[name] = convert(value, hints[name])
-        except ValueError as error:
-            raise AdapterError(f"{path}: {name}: {error}") from error
-    record = AdapterRecord(**values)
-    if record.num_masks < 1:
-        raise AdapterError(f"{path}: num_masks: expected at least 1; got {record.num_masks}")
-    return record
 
 
 def merge(sam: Sam, injection: Injection) -> None:

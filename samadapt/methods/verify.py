@@ -111,17 +111,24 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+MAX_JSON_BYTES = 64 * 2**20
+"""Of a JSON file that is read: the hashes of a million training images take as much."""
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object of at most ``MAX_JSON_BYTES``.
 
     Raises:
-        AdapterError: when it is missing or broken.
+        AdapterError: when it is missing, broken or too large.
     """
     if not path.is_file():
         raise AdapterError(f"{path}: the file is missing")
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise AdapterError(f"{path}: expected at most {MAX_JSON_BYTES} bytes of JSON; got {size}")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: expected JSON; it is truncated or broken ({error})") from error
     if not isinstance(values, dict):
         raise AdapterError(f"{path}: expected a JSON object; got {type(values).__name__}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -158,7 +158,7 @@ def recorded(adapter: Path) -> dict[str, Any]:
         AdapterError: when there is no readable record.
     """
     from samadapt.config import from_yaml
-    from samadapt.methods.store import read_record
+    from samadapt.methods.record import LOCAL_OPTIONS, read_record
 
     record = read_record(adapter)
     data = dict(record.data_options) or {"name": record.data}
@@ -167,7 +167,10 @@ def recorded(adapter: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if config_file.is_file():
         config = from_yaml(config_file)
-        data["root"], found["checkpoint"] = config.data.root, config.model.checkpoint
+        found["checkpoint"] = config.model.checkpoint
+        if config.data.name == data["name"]:  # the adapter itself names no file of this machine
+            local = asdict(config.data).items()
+            data |= {k: v for k, v in local if k in LOCAL_OPTIONS and k != "on_error"}
     keys = {item.name for item in fields(Prompts)}  # others are the adapter's alone
     prompts = {key: value for key, value in record.prompt.items() if key in keys}
     return {**found, "data": data, "prompts": {"name": record.prompt.get("kind", "box"), **prompts}}

@@ -23,8 +23,9 @@ Save = Callable[..., tuple[Path, Sam]]
 
 
 @pytest.fixture
-def save(tmp_path: Path) -> Save:
+def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
     """``save(base, method, masks=3, name="adapter", **options)``: (directory, adapted model)."""
+    monkeypatch.chdir(tmp_path)  # the record holds the bare name of the base's file
 
     def make(
         base: Sam,

@@ -40,7 +40,8 @@ class SlicedLora(nn.Module):
 
 
 @pytest.fixture
-def base(tiny_sam, tmp_path):
+def base(tiny_sam, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the record holds the bare name of the base's file
     path = tmp_path / "base.safetensors"
     save_file(tiny_sam.state_dict(), path)
     return tiny_sam.requires_grad_(False), {"model": "tiny", "checkpoint": path}

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from samadapt.errors import AdapterError
 from samadapt.methods import METHODS, inject
+from samadapt.methods.record import digest_of, sha256_of
 from samadapt.methods.store import (
     AdapterRecord,
     load_adapter,
@@ -47,6 +48,8 @@ def _edit_weights(change):
         tensors = _load(directory)
         change(tensors)
         save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+        # Signed anew, so that the tensors themselves are judged.
+        _edit_json(RECORD, "weights_sha256", value=sha256_of(directory / WEIGHTS))(directory)
 
     return edit
 
@@ -58,6 +61,8 @@ def _edit_json(name, *keys, value):
         for key in keys[:-1]:
             inner = inner[key]
         inner[keys[-1]] = value
+        if name == RECORD:  # signed anew, so that the entry itself is judged
+            values["record_sha256"] = digest_of(values)
         (directory / name).write_text(json.dumps(values))
 
     return edit
@@ -299,7 +304,10 @@ def test_the_record_and_the_card_say_what_was_given(saved, fresh):
         data="MNI152",
     )
     save_adapter(saved, sam, injection, record)
-    assert read_record(saved) == replace(record, method=injection.method.to_dict())
+    read = read_record(saved)
+    assert replace(read, weights_sha256="", record_sha256="") == replace(
+        record, method=injection.method.to_dict(), weights_sha256="", record_sha256=""
+    )
     card = (saved / "README.md").read_text()
     for said in (
         "grey, white",

@@ -208,7 +208,9 @@ def test_an_adapter_that_does_not_say_what_it_saw(make_pictures, run, score, tmp
     adapter = run(make_pictures(), "train.steps=1").adapter_dir
     record = json.loads((adapter / "samadapt.json").read_text())
     assert len(record["trained_on"]) == 6
-    (adapter / "samadapt.json").write_text(json.dumps({**record, "trained_on": None}))
+    for name in ("trained_on", "weights_sha256", "record_sha256"):  # of an earlier version
+        del record[name]
+    (adapter / "samadapt.json").write_text(json.dumps(record))
     notes = score(adapter, "data.val_every=2")["summary"]["notes"]
     assert any("does not say what it was trained on" in note for note in notes)
     arguments = [f"adapter={adapter}", f"output.dir={tmp_path}", "device=cpu", "unseen=true"]

@@ -27,7 +27,7 @@ from samadapt.errors import AdapterError
 from samadapt.evaluation.inference import embed, segment_objects, segment_semantic
 from samadapt.evaluation.metrics import score_case, summarise
 from samadapt.evaluation.report import PER_CASE_COLUMNS
-from samadapt.methods.store import read_record
+from samadapt.methods.record import digest_of, read_record
 from samadapt.prompts.objects import simulate
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.weights import base_hash, load_sam
@@ -452,8 +452,8 @@ def test_a_mistake_is_one_message_and_exit_code_2(
 def test_an_adapter_of_another_base_is_refused(make_pictures, run):
     result = run(make_pictures(), "train.steps=1")
     path = result.adapter_dir / "samadapt.json"
-    values = json.loads(path.read_text())
-    path.write_text(json.dumps(values | {"base_sha256": "0" * 64}))
+    values = json.loads(path.read_text()) | {"base_sha256": "0" * 64}
+    path.write_text(json.dumps(values | {"record_sha256": digest_of(values)}))
     with pytest.raises(AdapterError, match=r"samadapt\.json: trained on base tiny"):
         samadapt.load_adapter(result.adapter_dir, device="cpu")
 
