@@ -16,8 +16,8 @@ from samadapt.data.types import Array
 from samadapt.errors import AdapterError, nearest
 from samadapt.evaluation.embeddings import Embeddings
 from samadapt.evaluation.loaded import Loaded, load_ready, make_ready
-from samadapt.methods import store
 from samadapt.methods.opening import open_base
+from samadapt.methods.record import AdapterRecord, read_record
 from samadapt.prediction import files
 from samadapt.prediction.options import Carry, Options
 from samadapt.prediction.predictor import Predictor, Progress, as_picture
@@ -58,7 +58,7 @@ def load_adapter(
     target = choose_device(device)
     arithmetic = choose_precision(precision, target)
     directory = Path(directory).expanduser()
-    record = store.read_record(directory)
+    record = read_record(directory)
     base, _ = open_base(directory, record, checkpoint)
     segmenter = Segmenter.__new__(Segmenter)
     segmenter._begin(load_ready(directory, base.to(target)), arithmetic, base, name)
@@ -86,9 +86,7 @@ class Segmenter:
         AdapterError: the record's preprocessing is not the model's.
     """
 
-    def __init__(
-        self, sam: Sam, record: store.AdapterRecord, precision: Precision | None = None
-    ) -> None:
+    def __init__(self, sam: Sam, record: AdapterRecord, precision: Precision | None = None) -> None:
         """Read the rules from the record."""
         precision = precision or choose_precision("fp32", sam.device)
         self._begin(make_ready(sam, record, keeps_encoder=False), precision, None, "default")
@@ -111,7 +109,7 @@ class Segmenter:
         return self._now.sam
 
     @property
-    def record(self) -> store.AdapterRecord:
+    def record(self) -> AdapterRecord:
         """The record of the adapter in use."""
         return self._now.record
 

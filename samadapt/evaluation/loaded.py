@@ -11,6 +11,7 @@ from samadapt.data.tiles import Tiling, recorded_tiling
 from samadapt.errors import AdapterError, ConfigError, PromptError
 from samadapt.methods import store
 from samadapt.methods.base import method_from_dict
+from samadapt.methods.record import RECORD, AdapterRecord, read_record
 from samadapt.methods.sharing import share
 from samadapt.prompts.policy import PromptPolicy
 
@@ -33,7 +34,7 @@ class Loaded:
     """
 
     sam: Sam
-    record: store.AdapterRecord
+    record: AdapterRecord
     policy: PromptPolicy
     intensity: IntensityRule
     encoder: object
@@ -48,15 +49,15 @@ def load_ready(directory: Path, base: Sam) -> Loaded:
         AdapterError: it is refused; names the file and the fault.
     """
     sam = share(base)
-    record = store.read_record(directory)
+    record = read_record(directory)
     injection = store.load_adapter(directory, sam)
     try:
         return make_ready(sam.to(base.device), record, injection.boundary > injection.depth)
     except (ConfigError, PromptError, AdapterError) as error:
-        raise AdapterError(f"{directory / store.RECORD}: {error}") from error
+        raise AdapterError(f"{directory / RECORD}: {error}") from error
 
 
-def make_ready(sam: Sam, record: store.AdapterRecord, keeps_encoder: bool) -> Loaded:
+def make_ready(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> Loaded:
     """Read the rules from the record.
 
     Raises:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from samadapt.export.probe import Difference
     from samadapt.methods.base import Method
-    from samadapt.methods.store import AdapterRecord
+    from samadapt.methods.record import AdapterRecord
     from samadapt.sam.model import Sam
     from samadapt.sam.types import BlockSite
 
@@ -79,7 +79,7 @@ def import_adapter(
     from samadapt.data.intensity import make_intensity
     from samadapt.export.target import check_output
     from samadapt.methods.card import base_licence
-    from samadapt.methods.store import AdapterRecord
+    from samadapt.methods.record import AdapterRecord
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.weights import load_sam
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from samadapt.methods.store import AdapterRecord
+    from samadapt.methods.record import AdapterRecord
 
 _LOAD_PEFT = """
 Without samadapt, onto a model with segment-anything's parameter names and the same base weights:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from samadapt.errors import WeightsError
 from samadapt.methods import store
+from samadapt.methods.record import RECORD, AdapterRecord, read_record
 
 if TYPE_CHECKING:
     from samadapt.methods import Injection
@@ -27,7 +28,7 @@ class Adapted:
     """
 
     directory: Path
-    record: store.AdapterRecord
+    record: AdapterRecord
     sam: Sam
     injection: Injection
     checkpoint: Path | None
@@ -41,13 +42,13 @@ def open_adapter(directory: str | Path, checkpoint: str | Path | None = None) ->
         WeightsError: the base weights are not found or are of another kind.
     """
     directory = Path(directory).expanduser()
-    record = store.read_record(directory)
+    record = read_record(directory)
     sam, base = open_base(directory, record, checkpoint)
     return Adapted(directory, record, sam, store.load_adapter(directory, sam), base)
 
 
 def open_base(
-    directory: Path, record: store.AdapterRecord, checkpoint: str | Path | None = None
+    directory: Path, record: AdapterRecord, checkpoint: str | Path | None = None
 ) -> tuple[Sam, Path | None]:
     """Load the base of an adapter; ``store.load_adapter`` checks that it is the one.
 
@@ -67,13 +68,13 @@ def open_base(
         return load_sam(record.base, base, record.image_size), base
     except WeightsError as error:
         raise WeightsError(
-            f"{directory / store.RECORD}: its base model cannot be loaded: {error}. It was trained "
+            f"{directory / RECORD}: its base model cannot be loaded: {error}. It was trained "
             f"with {record.checkpoint or record.base}; give the file as checkpoint=FILE"
         ) from error
 
 
 def _base_file(
-    directory: Path, record: store.AdapterRecord, checkpoint: str | Path | None
+    directory: Path, record: AdapterRecord, checkpoint: str | Path | None
 ) -> Path | None:
     if checkpoint is not None:
         return Path(checkpoint).expanduser()

@@ -17,7 +17,7 @@ from samadapt.verbs import finetune
 
 if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
-    from samadapt.methods.store import AdapterRecord
+    from samadapt.methods.record import AdapterRecord
     from samadapt.results import Scored
     from samadapt.session import Session
 
@@ -112,7 +112,7 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
         AdapterError: when the adapter or the base weights are not what was recorded.
         DataError: for the errors of the data set's files.
     """
-    from samadapt.methods.store import read_record
+    from samadapt.methods.record import read_record
     from samadapt.oracle_gap import OracleGap
     from samadapt.results import check_objects, summarise_run, write_scores
     from samadapt.session import open_session
