@@ -13,7 +13,7 @@ from rich.text import Text
 
 from samadapt.evaluation.calibration import calibration
 from samadapt.evaluation.prompt_matrix import BOX, CLICKS, MOVED, NONE, SETTINGS, Scores
-from samadapt.evaluation.report import NOTHING, write_atomic
+from samadapt.evaluation.report import NOTHING, csv_name, write_atomic
 from samadapt.prompts.objects import SAM_SIDE
 
 if TYPE_CHECKING:
@@ -104,9 +104,8 @@ def write_gap(
                     "" if row.flag == "both_empty" else f"{x:.6f}" for x in (row.dice, row.iou)
                 ]
                 oracle = str(setting != NONE).lower()
-                writer.writerow(
-                    [setting, oracle, state, row.case, row.class_name, *numbers, row.flag]
-                )
+                named = csv_name(row.case), csv_name(row.class_name)
+                writer.writerow([setting, oracle, state, *named, *numbers, row.flag])
     write_atomic(directory / CSV_NAME, stream.getvalue())
     plot_gap(summary, directory / PLOT_NAME)
 

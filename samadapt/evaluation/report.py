@@ -80,9 +80,26 @@ def write_per_case(directory: Path, rows: Mapping[str, Sequence[CaseClassScore]]
             numbers = {n: "" if math.isnan(x) else f"{x:.9g}" for n, x in row.values.items()}
             kept = (*COUNTS, "intersection", "length_unit", *further)
             line = {name: getattr(row, name) for name in kept}
-            named = {"case": row.case, "class": row.class_name, "state": state}
+            named = {"case": csv_name(row.case), "class": csv_name(row.class_name), "state": state}
             writer.writerow({**named, **numbers, **line})
     return write_atomic(directory / PER_CASE_NAME, stream.getvalue())
+
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""A cell that begins so is a formula to a spreadsheet, which may run programs (OWASP)."""
+
+
+def csv_name(name: str) -> str:
+    """Return a name as a cell that no spreadsheet takes for a formula: an apostrophe in front.
+
+    A name that begins with an apostrophe gets one too, so that ``name_in_csv`` can undo it.
+    """
+    return f"'{name}" if name.startswith((*FORMULA_STARTS, "'")) else name
+
+
+def name_in_csv(cell: str) -> str:
+    """Return the name that ``csv_name`` wrote."""
+    return cell.removeprefix("'")
 
 
 def read_per_case(directory: Path) -> dict[str, list[CaseClassScore]]:
@@ -98,8 +115,8 @@ def read_per_case(directory: Path) -> dict[str, list[CaseClassScore]]:
             for line in csv.DictReader(stream):
                 values = {name: float(line[name] or "nan") for name in SCORES}
                 score = CaseClassScore(
-                    line["case"],
-                    line["class"],
+                    name_in_csv(line["case"]),
+                    name_in_csv(line["class"]),
                     values,
                     int(line["truth_voxels"]),
                     int(line["prediction_voxels"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,16 +78,16 @@ def model_card(
         "Created": record.created or "not recorded",
         **{key: value for key, value in (facts or {}).items() if value},
     }
-    rows = "\n".join(f"| {key} | {value} |" for key, value in table.items())
+    rows = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in table.items())
     scores = json.dumps(record.scores, indent=2) if record.scores else "not evaluated"
     return f"""---
 library_name: {"peft" if plain_peft else library}
-{f"license: {licence.lower()}" if licence else "license: other"}
+license: {_identifier(licence) or "other"}
 pipeline_tag: mask-generation
 tags: [segment-anything, image-segmentation, samadapt]
 ---
 
-# {title or f"Adapter for {record.base}"}
+# {_cell(title or f"Adapter for {record.base}")}
 
 | | |
 |---|---|
@@ -114,3 +116,19 @@ def base_licence(base: str) -> str:
 
 def _plain(values: object) -> str:
     return f"`{json.dumps(values)}`" if values else "not recorded"
+
+
+def _cell(text: str) -> str:
+    """Return a text that stays in its cell of a Markdown table and brings no HTML of its own.
+
+    Names of classes, data sets and recipes come from users and are shown on web pages. Inside
+    `code` Markdown escapes HTML itself, so only what lies outside of it is escaped here.
+    """
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    shown = [part if part.startswith("`") else html.escape(part, quote=False) for part in parts]
+    return "".join(shown).replace("|", "\\|")
+
+
+def _identifier(licence: str) -> str:
+    """Return a licence as the Hugging Face Hub names it: lower case, no other YAML."""
+    return re.sub(r"[^a-z0-9.+-]", "-", licence.lower())

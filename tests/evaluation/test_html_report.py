@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import json
 import re
 import shutil
@@ -71,6 +74,20 @@ def test_the_page_is_self_contained_and_escaped(page, tmp_path):
     assert "slice 4 of worst: b" in seen.alternatives
     assert "Not there" not in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "report.html"]
+
+
+def test_the_policy_forbids_everything_that_is_not_inline(page, tmp_path):
+    text = write_html(tmp_path / "report.html", page).read_text(encoding="utf-8")
+    policy = html.unescape(
+        re.search(r'http-equiv="Content-Security-Policy" content="(.*?)"', text)[1]
+    )
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    assert rules["img-src"] == "data:"
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert rules["script-src"] == f"'sha256-{digest}'"  # the script that the page holds, no other
+    assert text.index("Content-Security-Policy") < text.index("<title>")
 
 
 def test_mean_rows_stand_out_and_numbers_are_right_aligned(page, tmp_path):

@@ -184,3 +184,18 @@ def test_closing_text_says_share_time_paths_and_notes(rows):
 )
 def test_time_for_people(seconds, text):
     assert report.format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    "name", ["=cmd|' /C calc'!A0", "+1", "-a", "@x", "\ttab", "'quoted", "a=b"]
+)
+def test_no_name_is_a_formula_to_a_spreadsheet(tmp_path, name):
+    truth = np.array([[1, 0]])
+    rows = {"adapted": score_case(name, truth, truth, [name])}
+    path = report.write_per_case(tmp_path, rows)
+    with path.open(newline="", encoding="utf-8") as stream:
+        (line,) = csv.DictReader(stream)
+    for key in ("case", "class"):
+        assert line[key] == name if name == "a=b" else line[key] == f"'{name}"
+    (read,) = report.read_per_case(tmp_path)["adapted"]
+    assert (read.case, read.class_name) == (name, name)

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -339,3 +340,19 @@ def test_trainable_state_of_another_method_is_refused(fresh):
     state = trainable_state(one, inject(one, METHODS["lora"](blocks="last:1")))
     with pytest.raises(AdapterError, match="missing keys"):
         load_trainable_state(other, inject(other, METHODS["lora"]()), state)
+
+
+def test_no_name_is_html_or_leaves_its_cell_in_the_card():
+    from samadapt.methods.card import model_card
+
+    classes = ["<img src=x onerror=alert(1)>", "a|b"]
+    record = AdapterRecord(
+        "tiny", "0" * 64, 64, method={"name": "lora"}, classes=classes,
+        data="x\n\n<script>", recipe="`<b>`", licence="MIT\nlibrary_name: other",
+    )  # fmt: skip
+    card = model_card(record, 1)
+    outside = re.sub(r"`[^`]*`", "", card.split("```")[0])
+    assert "<" not in outside
+    assert "| Classes | &lt;img src=x onerror=alert(1)&gt;, a\\|b |" in card
+    assert "| Data | x &lt;script&gt; |" in card
+    assert "\nlicense: mit-library-name--other\n" in card
