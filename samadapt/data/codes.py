@@ -318,11 +318,18 @@ CODES = {
         "Export it again with nearest neighbour.",
     ),
     "not_dicom": _error("A file that is named as DICOM is none.", "Remove it, or copy it again."),
-    "not_nifti": _error("The content is not a single-file NIfTI.", "Convert it to .nii.gz again."),
+    "not_nifti": _error(
+        "The content is not a single-file NIfTI, whatever the name says.",
+        "Do what the message says of the content, or convert it to .nii.gz again.",
+    ),
     "object_numbers": _error(
         "The masks number objects (1 to n in each mask, nearly each one connected region), and no "
         "classes are declared. Every number would become a class.",
         "Give data.instances=true: each number is one object of one class; or data.classes.",
+    ),
+    "not_read": _error(
+        "The file is of a kind that is not read here: Analyze 7.5, a NIfTI pair, FreeSurfer, MINC.",
+        "Convert it to .nii.gz; the message has the command.",
     ),
     "oblique": _warning(
         "The grid is turned against the body's axes by more than 10 degrees; slices are cut along "

@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 
 from samadapt.data.channels import Indices, need_one, pick
+from samadapt.data.foreign import by_content, by_name
 from samadapt.data.nifti_affine import settled_header
 from samadapt.data.types import Array, SourceGrid, fault
 from samadapt.errors import DataError
 
 SUFFIXES = (".nii.gz", ".nii")
 _AGAIN = "copy or download the file again"
+_LAYERS = 3
+"""Layers of gzip that are taken off: browsers and scripts compress files that are already so."""
 _MM = {"meter": 1e3, "micron": 1e-3}  # of a header that names no unit the lengths are mm
 _RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 
@@ -263,36 +266,42 @@ def _auto_axis(spacing: Array, sides: Array) -> int:
 def _read_bytes(path: Path) -> bytes:
     if not path.is_file():
         raise fault("missing_file", path, "there is no such file", "check the path")
+    if known := by_name(path):
+        raise fault("not_read", path, f"it is {known[0]}, which is not read", known[1])
     content = path.read_bytes()
     if not content:
         raise fault("empty_file", path, "the file is empty (0 bytes)", _AGAIN)
-    if not path.name.lower().endswith(".gz"):
-        return content
-    if content[:2] != b"\x1f\x8b":
-        raise fault(
-            "not_nifti", path, "expected a gzip file; its content is not", "check how it was made"
-        )
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        message = f"the gzip file is truncated or damaged ({error})"
-        raise fault("truncated_file", path, message, _AGAIN) from None
+    for _ in range(_LAYERS):  # the content decides, whatever the name says
+        if content[:2] != b"\x1f\x8b":
+            break
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            message = f"the gzip file is truncated or damaged ({error})"
+            raise fault("truncated_file", path, message, _AGAIN) from None
+    _check_kind(path, content)
+    return content
+
+
+def _check_kind(path: Path, content: bytes) -> None:
+    """Refuse what is no single-file NIfTI by its first bytes, and say what it is."""
+    if content[344:347] == b"n+1" or content[4:7] == b"n+2":
+        return
+    what, fix = by_content(content) or ("", "convert it to NIfTI again")
+    message = f"expected a NIfTI file; {f'it is {what}' if what else 'its content is not'}"
+    raise fault("not_nifti", path, message, fix)
 
 
 def _check_header(path: Path, content: bytes, header_class: Any) -> None:
     try:
         header = header_class.from_fileobj(BytesIO(content), check=False)
         shape = tuple(int(side) for side in header.get_data_shape())
-        magic = bytes(header["magic"].tobytes())[:3]
         pixdim = np.asarray(header["pixdim"][1 : 1 + min(len(shape), 3)], dtype=np.float64)
         dtype = header.get_data_dtype()
         offset = int(header.get_data_offset())
     except Exception as error:  # nibabel raises many kinds for a broken header
         message = f"expected a NIfTI file; its header cannot be read ({error})"
         raise fault("not_nifti", path, message, "convert it to NIfTI again") from None
-    if magic not in (b"n+1", b"n+2"):
-        message = "expected a single-file NIfTI; its header has another signature"
-        raise fault("not_nifti", path, message, "convert it to .nii.gz")
     if dtype.kind not in "iufb":
         raise fault(
             "unsupported_dtype",

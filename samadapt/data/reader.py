@@ -24,6 +24,7 @@ import numpy as np
 
 from samadapt.data.channels import Channel, Choice, parse_channel
 from samadapt.data.classes import ClassChoice
+from samadapt.data.foreign import by_name
 from samadapt.data.mask_values import AS_CLASSES, MaskRules, measure_mask
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume
@@ -366,6 +367,8 @@ def reader_for(path: Path, options: ReaderOptions | None = None) -> Reader:
     for reader in readers().values():
         if reader.accepts(path):
             return reader(options)
+    if foreign := by_name(path):
+        raise DataError(f"{path}: it is {foreign[0]}, which is not read; {foreign[1]}")
     known = sorted({suffix for reader in readers().values() for suffix in reader.suffixes})
     raise DataError(f"{path}: no reader for this kind of file; readable: {', '.join(known)}")
 

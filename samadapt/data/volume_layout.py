@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from samadapt.data.channels import Choice, Indices, listed
+from samadapt.data.foreign import by_name
 from samadapt.data.reader import Layout, ReaderOptions
 from samadapt.data.types import Case, Finding, FindingError, fault
 from samadapt.data.volume_advice import unknown_layout
@@ -85,11 +86,17 @@ def _files(folder: Path, layout: Layout) -> dict[str, Path]:
     """List the volumes of a folder by stem; other files and double stems are findings."""
     found: dict[str, Path] = {}
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    names = {entry.name for entry in entries}
     for path in entries:
         if path.name.startswith(".") or path.is_dir():
             continue
         if not path.name.lower().endswith(layout.suffixes):
             if _has_header(path, entries):
+                continue
+            known = by_name(path)
+            if known and not {f"{path.stem}{end}" for end in layout.suffixes} & names:
+                message = f"it is {known[0]}, which is not read"
+                layout.findings.append(Finding("not_read", "error", str(path), message, known[1]))
                 continue
             message = f"expected {' or '.join(layout.suffixes)} here; this file is not read"
             finding = Finding("other_file", "warning", str(path), message, "remove or convert it")
@@ -107,7 +114,11 @@ def _files(folder: Path, layout: Layout) -> dict[str, Path]:
 
 
 def _has_header(path: Path, entries: list[Path]) -> bool:
-    """Whether a file is the voxels of a header beside it (``.mhd`` or ``.nhdr``)."""
+    """Whether a file belongs to one beside it: voxels of a header, or SPM's ``.mat``."""
+    names = {entry.name.lower() for entry in entries}
+    beside = {".img": ".hdr", ".mat": ".img"}.get(path.suffix.lower())
+    if beside and f"{path.stem}{beside}".lower() in names:
+        return True
     stem = path.name.partition(".")[0]
     headers = {entry.stem for entry in entries if entry.suffix.lower() in (".mhd", ".nhdr")}
     return path.name.lower().endswith((".raw", ".raw.gz", ".zraw")) and stem in headers
