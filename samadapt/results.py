@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,8 +45,12 @@ def summarise_run(
     adapted: Evaluation | None,
     state: State | None,
     scored: Scored | None = None,
+    untrained: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what ``summary.json`` records; without ``scored`` the held-out cases are."""
+    """Return what ``summary.json`` records; without ``scored`` the held-out cases are.
+
+    ``untrained`` are classes that the adapter never saw in training: their scores are marked.
+    """
     from samadapt.evaluation.comparison import compare_states
     from samadapt.machine import peak_memory_bytes
 
@@ -56,6 +60,10 @@ def summarise_run(
     notes.append(ZERO_SHOT_NOTE if policy.is_semantic else ORACLE_NOTE)
     scored = scored or Scored(slices["test"])
     notes += scored.notes
+    if adapted and untrained:
+        notes.append(untrained_text(untrained))
+        for name in untrained:
+            adapted.summary["per_class"][name]["untrained"] = True
     notes += ignored_notes(session, zero_shot.summary)
     if session.dataset.left_out:
         notes.append(f"cases left out for errors: {', '.join(session.dataset.left_out)}")
@@ -93,6 +101,22 @@ def summarise_run(
         "peak_memory_bytes": peak_memory_bytes(),
         "notes": notes,
     }
+
+
+def untrained_classes(session: Session, slices: Mapping[str, Sequence[SliceRef]]) -> list[str]:
+    """Return the classes that are scored and occur in none of the slices that train."""
+    data = session.dataset
+    learned = set(data.classes_in(slices["train"]))
+    return [name for name in data.classes_in(slices["test"]) if name not in learned]
+
+
+def untrained_text(names: Sequence[str]) -> str:
+    """Return what a run says of classes that occur in the held-out cases alone."""
+    which = f"class {names[0]} occurs" if len(names) == 1 else f"classes {', '.join(names)} occur"
+    return (
+        f"{which} in the held-out cases and in no training slice: not learned, and the score says "
+        "nothing about training. Use more cases, or another division (data.val_every, data.fold)"
+    )
 
 
 def ignored_notes(session: Session, summary: dict[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ from samadapt.data.reader import Reader, Scan
 from samadapt.data.splits import Splits, make_splits
 from samadapt.data.tiles import OVERLAP, check_tiles, tiling
 from samadapt.data.types import Case, Finding, Volume
+from samadapt.data.unusable import refuse_no_case
 from samadapt.errors import ConfigError
 
 
@@ -78,6 +79,7 @@ def check_dataset(
     )
     scan = reader.scan(max_cases)
     decide_classes(scan, card, classes, masks=masks)
+    refuse_no_case(scan, reader)
     return sorted(scan.findings, key=_order)
 
 
@@ -144,6 +146,7 @@ def survey(
     check_tiles(cut, scan.cases)
     mark_patients(scan, patient)
     table = decide_classes(scan, card, classes, masks=masks)
+    refuse_no_case(scan, reader)
     where = str(reader.options.root or name)
     is_ct = _is_ct(intensity, card, scan, reader)
     for case in scan.cases:

@@ -298,6 +298,10 @@ CODES = {
     "no_foreground": _warning(
         "The mask is empty: no voxel differs from 0.", "Check that it is the right file."
     ),
+    "no_objects": _error(
+        "No mask holds a pixel of a class: there is nothing to learn and nothing to score.",
+        "Check that the masks are the right files, and the values in data.classes.",
+    ),
     "no_orientation": _warning(
         "A NIfTI header says neither by sform nor by qform how the patient lies (both codes are "
         "0), so left and right are a guess.",

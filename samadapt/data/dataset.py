@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,13 @@ class Dataset:
         result = SliceList(sorted([*filled, *kept]))
         result.left_out = counts
         return result
+
+    def classes_in(self, refs: Iterable[SliceRef]) -> list[str]:
+        """Return the names of the classes that occur in some slices, or tiles."""
+        found = np.zeros(len(self.classes), dtype=bool)
+        for case, own in groupby(sorted(refs), key=lambda ref: ref.case):
+            found |= self.presence(case)[[ref.index for ref in own]].any(axis=0)
+        return [name for name, occurs in zip(self.classes, found, strict=True) if occurs]
 
     def volume(self, name: str) -> PreparedVolume:
         """Return a case after the intensity rule and class table, from memory where held.
@@ -367,7 +375,7 @@ def open_dataset(
     scan = reader.scan(max_cases)
     mark_patients(scan, patient)
     table = decide_classes(scan, card, classes, merge_classes, masks)
-    check_usable(name, scan, on_error)
+    check_usable(name, scan, on_error, reader)
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
     check_kind(scan.cases, rule, stack, cut)
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1

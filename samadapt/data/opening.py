@@ -18,6 +18,7 @@ from samadapt.data.nifti_affine import check_spacing_source
 from samadapt.data.reader import Reader, ReaderOptions, Scan, get_reader, parse_axis, readers
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Case, Finding
+from samadapt.data.unusable import refuse_no_object
 from samadapt.errors import ConfigError, nearest
 
 Intensity = str | Sequence[str] | Mapping[str, Any]
@@ -140,6 +141,7 @@ def decide_classes(
         found = {value for case in scan.cases for value in case.values}
         table = make_table(declared, chosen, found, merge=merge, ignored=ignored)
     check_values(scan, table)
+    refuse_no_object(scan, table, _folder_of(scan.cases) if scan.cases else "")
     return table
 
 

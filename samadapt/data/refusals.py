@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from samadapt.data.intensity import IntensityRule
 from samadapt.data.leaks import copy_findings, leave_out_copies
-from samadapt.data.reader import Scan
+from samadapt.data.reader import Reader, Scan
 from samadapt.data.splits import Splits
 from samadapt.data.stacks import check_depth
 from samadapt.data.tiles import Tiling, check_tiles
 from samadapt.data.types import Case, Finding
+from samadapt.data.unusable import refuse_no_case
 from samadapt.errors import ConfigError, DataError
 
 _SHOWN = 20
 
 
-def check_usable(name: str, scan: Scan, on_error: str) -> None:
+def check_usable(name: str, scan: Scan, on_error: str, reader: Reader) -> None:
     """Refuse a data set with errors, or without a case; ``skip`` leaves copies out as well.
 
     Raises:
         DataError: the first twenty errors.
     """
+    refuse_no_case(scan, reader)
     if on_error == "skip":
         leave_out_copies(scan)
     errors = [finding for finding in scan.findings if finding.severity == "error"]
     if not scan.cases or (errors and on_error == "stop"):
-        raise DataError(_refusal(name, errors))
+        raise DataError(_refusal(name, errors, skippable=bool(scan.cases)))
 
 
 def check_options(on_error: str, slice_step: int, empty_slices: str | float) -> None:
@@ -53,14 +55,20 @@ def check_copies(name: str, scan: Scan, parts: Splits) -> None:
     scan.findings.extend(doubled)
 
 
-def _refusal(name: str, errors: list[Finding]) -> str:
+def _refusal(name: str, errors: list[Finding], *, skippable: bool = True) -> str:
+    """Return the first errors; ``skippable``: other cases are usable without these."""
     if not errors:
         return f"{name}: no usable case was found"
-    lines = [f"{name}: {len(errors)} errors in the data set:", *map(str, errors[:_SHOWN])]
+    lines = [f"{name}: {_counted(len(errors))} in the data set:", *map(str, errors[:_SHOWN])]
     if len(errors) > _SHOWN:
         lines.append(f"... and {len(errors) - _SHOWN} more; samadapt check lists all")
-    lines.append("mend the files, or leave these cases out with data.on_error=skip")
+    if skippable:
+        lines.append("mend the files, or leave these cases out with data.on_error=skip")
     return "\n  ".join(lines)
+
+
+def _counted(errors: int) -> str:
+    return "1 error" if errors == 1 else f"{errors} errors"
 
 
 def share_of(empty: str | float) -> float:

@@ -169,7 +169,8 @@ def results_table(
         for n, (state, entry) in enumerate(entries.items()):
             cells = [_cell(entry, score) for score in shown]
             cases = str(entry["cases"]) if entry else NOTHING
-            table.add_row(Text("" if n else name), state, *cells, cases)
+            shown_name = f"{name} (not trained)" if _untrained(entries) else name
+            table.add_row(Text("" if n else shown_name), state, *cells, cases)
         table.add_section()
     for n, (state, summary) in enumerate(states.items()):
         cells = [_cell(summary, score) for score in shown]
@@ -244,6 +245,11 @@ def format_seconds(seconds: float) -> str:
 
 def _classes(summary: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return summary["per_class"] if summary else {}
+
+
+def _untrained(entries: Mapping[str, Any]) -> bool:
+    """Whether a class occurs in no training case, so that its score is of a class never seen."""
+    return any(entry and entry.get("untrained") for entry in entries.values())
 
 
 def _unit(summary: Mapping[str, Any], score: str) -> str:

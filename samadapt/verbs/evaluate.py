@@ -141,7 +141,8 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
     with session.progress.phase("adapted"):
         adapted = session.score(refs, session.policy)
     slices = {"train": [], "validation": [], "test": refs}
-    summary = summarise_run(session, slices, zero_shot, adapted, None, chosen)
+    never = untrained_before(record, session.dataset.classes)
+    summary = summarise_run(session, slices, zero_shot, adapted, None, chosen, never)
     if gap:
         gap.measure("adapted")
         summary |= gap.summary()
@@ -149,6 +150,18 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
     summary["seconds"] = time.perf_counter() - started
     write_scores(session, refs, zero_shot, adapted, summary)
     return EvaluateResult(session.run_dir, summary)
+
+
+def untrained_before(record: AdapterRecord, classes: Sequence[str]) -> list[str]:
+    """Return the classes of which the record says that the training never saw them."""
+    scores = record.scores.get("adapted") if isinstance(record.scores, dict) else None
+    per_class = scores.get("per_class") if isinstance(scores, dict) else None
+    known = per_class if isinstance(per_class, dict) else {}
+    return [
+        name
+        for name in classes
+        if isinstance(known.get(name), dict) and known[name].get("untrained") is True
+    ]
 
 
 def recorded(adapter: Path) -> dict[str, Any]:

@@ -145,7 +145,14 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         UserError: as ``finetune``; a new run directory is removed again.
     """
     from samadapt.methods.store import trainable_state
-    from samadapt.results import check_objects, summarise_run, write_adapter, write_scores
+    from samadapt.results import (
+        check_objects,
+        summarise_run,
+        untrained_classes,
+        untrained_text,
+        write_adapter,
+        write_scores,
+    )
     from samadapt.session import open_session
     from samadapt.training.checkpoint import load_checkpoint
 
@@ -157,6 +164,9 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         loss, slices = session.loss(), divide(session)
         check_objects(session, slices["test"])
         session.plan(slices)
+    untrained_names = untrained_classes(session, slices) if trains else []
+    if untrained_names:
+        session.say(f"warning: {untrained_text(untrained_names)}")
     session.say(session.injection.report())
 
     session.warm()
@@ -170,7 +180,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
     with with_weights(session, untrained), session.progress.phase("zero-shot"):
         zero_shot = session.score(slices["test"], session.zero_shot_policy)
 
-    summary = summarise_run(session, slices, zero_shot, adapted, state)
+    summary = summarise_run(session, slices, zero_shot, adapted, state, untrained=untrained_names)
     summary["seconds"] = time.perf_counter() - started
     write_scores(session, slices["test"], zero_shot, adapted, summary)
     adapter_dir = write_adapter(session, summary) if adapted else None
@@ -280,6 +290,13 @@ def divide(session: Session) -> dict[str, list[SliceRef]]:
         kept = list(dict.fromkeys(ref.case for ref in test))[: config.eval.max_cases]
         test = [ref for ref in test if ref.case in kept]
     if not test or (session.injection.trainable and not (training and validation)):
+        bare = sum(train.left_out.get(reason, 0) for reason in ("empty", "not annotated"))
+        if not usable and bare:
+            raise ConfigError(
+                f"data: no training slice holds an object to learn; {bare} are without one. Check "
+                "the masks of the training cases, or divide the cases otherwise (data.val_every, "
+                f"data.fold). The cases are divided so: {data.parts.rule}"
+            )
         raise ConfigError(
             f"data: {len(training)} slices to train on, {len(validation)} to choose the best step, "
             f"{len(test)} to score; each needs at least one. Use more cases (data.max_cases) or a "

@@ -306,8 +306,8 @@ def test_folders_that_are_missing_or_odd(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     assert [f.code for f in check_dataset("folder", tmp_path)] == ["no_cases"]
     (tmp_path / "images" / "Thumbs.db").write_bytes(b"x")
-    (finding,) = check_dataset("folder", tmp_path)
-    assert (finding.code, finding.severity) == ("other_file", "warning")
+    found = [(f.code, f.severity) for f in check_dataset("folder", tmp_path)]
+    assert found == [("no_cases", "error"), ("other_file", "warning")]
 
 
 def test_an_empty_mask_is_a_warning(make_folder: Callable[..., Path]) -> None:
