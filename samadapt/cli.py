@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 for a mistake of the user, 1 for a run that failed, 130 for Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    console.forgive(sys.stdout, sys.stderr)
     flags = {argument for argument in arguments if argument in (*FLAGS, "-h")}
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samadapt.console import printable
 from samadapt.evaluation.overlays import (
     colour_of,
     draw_ignored,
@@ -80,7 +81,15 @@ def draw_contact_sheet(
     for line, text in enumerate(heading):
         top = 1 - (0.08 + line * HEAD_ROW) / height
         weight, size = ("bold", 9) if line == 0 else ("normal", 7.5)
-        figure.text(MARGIN / width, top, text, weight=weight, size=size, va="top", parse_math=False)
+        figure.text(
+            MARGIN / width,
+            top,
+            printable(text),
+            weight=weight,
+            size=size,
+            va="top",
+            parse_math=False,
+        )
     for number, tile in enumerate(tiles):
         row, column = divmod(number, columns)
         left = MARGIN + column * (TILE + GAP)
@@ -112,4 +121,4 @@ def _draw(axis: Axes, tile: Tile, *, enlarged: bool) -> None:
         axis.add_collection(LineCollection(lines, **style), autolim=False)  # type: ignore[arg-type]
     draw_prompts(axis, tile.boxes, tile.points, tile.point_labels, scale=0.6)
     name = tile.name if len(tile.name) <= LONGEST else f"…{tile.name[1 - LONGEST :]}"
-    axis.set_title(name, size=6.5, pad=2, parse_math=False)
+    axis.set_title(printable(name), size=6.5, pad=2, parse_math=False)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from samadapt.console import printable
 from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
 
@@ -213,7 +214,7 @@ def _layout(
         axes.append(figure.add_axes((left, bottom, wide, high)))
     if title:
         place = (MARGIN / total_width, 1 - 0.1 / total_height)
-        figure.text(*place, title, weight="bold", size=11, va="top", parse_math=False)
+        figure.text(*place, printable(title), weight="bold", size=11, va="top", parse_math=False)
     return figure, axes
 
 
@@ -349,7 +350,7 @@ def _write_heading(axis: Axes, heading: str, detail: str, inches: float) -> None
         "parse_math": False,
     }
     lift = 4 + 72 * (inches - HEADING)  # points
-    axis.annotate(heading, (0.5, 1), xytext=(0, lift), size=10, **place)
+    axis.annotate(printable(heading), (0.5, 1), xytext=(0, lift), size=10, **place)
     if detail:
         axis.annotate(detail, (0.5, 1), xytext=(0, 4), size=8, color="#444444", **place)
 

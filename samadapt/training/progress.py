@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samadapt.console import printable, spinner
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
@@ -81,7 +83,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Show a message and keep it in ``log.txt`` with the time."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        shown = printable(text, self.console.encoding)
+        self.console.print(shown, markup=False, highlight=False, soft_wrap=True)
         with self.log_path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{datetime.now():%H:%M:%S} {text}\n")
 
@@ -103,7 +106,7 @@ class Progress:
         self.clock.left[name] = max(0, total - start)
         self._marked = self._lined = time.perf_counter()
         columns = (
-            SpinnerColumn(),
+            SpinnerColumn(spinner(self.console)),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.completed}/{task.total}  {task.fields[text]}"),
