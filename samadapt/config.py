@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from samadapt.errors import ConfigError, nearest
+from samadapt.limits import MAX_GB, MAX_SECONDS
 from samadapt.methods import METHODS
 from samadapt.methods.base import Method
 from samadapt.overrides import parse, read_yaml
@@ -128,6 +129,12 @@ class Data:
         bound=True,
     )
     on_error: Literal["stop", "skip"] = knob("stop", help="what a broken file does")
+    max_gb: float = knob(
+        MAX_GB,
+        help="GB that the header of one file may declare, unpacked; more is refused",
+        above=0,
+    )
+    max_seconds: float = knob(MAX_SECONDS, help="seconds that reading one file may take", above=0)
 
 
 @dataclass(frozen=True)

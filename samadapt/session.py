@@ -20,6 +20,7 @@ from samadapt.environment import environment, recorded_precision, seed_all, writ
 from samadapt.errors import ConfigError
 from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate
 from samadapt.launchers import as_only_process
+from samadapt.limits import set_limits
 from samadapt.methods.injection import Injection, inject
 from samadapt.methods.record import AdapterRecord, portable_options
 from samadapt.methods.store import load_adapter
@@ -383,6 +384,7 @@ def open_data(
             "slice; use drop, or prompts=semantic"
         )
     options = {**asdict(data), "empty_slices": empty}
+    set_limits(options.pop("max_gb"), options.pop("max_seconds"))
     return open_dataset(
         options.pop("name"),
         **options,

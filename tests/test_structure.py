@@ -23,7 +23,7 @@ MODULES = {
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
 
 LAYERS = [
-    {"errors", "console", "machine", "openmp", "typed"},
+    {"errors", "console", "limits", "machine", "openmp", "typed"},
     {"atomic", "launchers"},
     {"sam"},
     {"methods", "data", "prompts"},

@@ -37,13 +37,13 @@ def read_annotation(path: Path, height: int, width: int) -> Annotation:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise _schema(path, f"is not a JSON file ({error})") from None
+        raise _schema(path, f"is not a JSON file ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise _schema(path, f"expected an object; got {type(content).__name__}")
     for key, value in content.items():
         if key not in _KEYS:
             known = ", ".join(_KEYS)
-            raise _schema(path, f"unknown key {key!r}; known: {known}{nearest(key, _KEYS)}")
+            raise _schema(path, f"unknown key{nearest(key, _KEYS)}; known: {known}")
         if not isinstance(value, list):
             raise _schema(path, f"{key} must be a list; got {type(value).__name__}")
     boxes = [_numbers(path, "boxes", i, box, 4) for i, box in enumerate(content.get("boxes", []))]
@@ -103,7 +103,9 @@ def most_frequent(values: Array) -> int:
 def _numbers(path: Path, key: str, index: int, value: Any, count: int) -> list[float]:
     usable = isinstance(value, list) and len(value) == count
     if not usable or not all(type(v) in (int, float) and math.isfinite(v) for v in value):
-        raise _schema(path, f"{key}[{index}] must be {count} numbers; got {str(value)[:60]}")
+        raise _schema(
+            path, f"{key}[{index}] must be {count} numbers, all finite; got {_kind(value)}"
+        )
     return [float(v) for v in value]
 
 
@@ -123,7 +125,7 @@ def _point_labels(path: Path, value: Any, count: int) -> Any:
     if value is None:
         return np.ones(count, dtype=np.int64) if count else None
     if len(value) != count or not all(type(v) is int and v in (0, 1) for v in value):
-        raise _schema(path, f"point_labels must be {count} values of 0 or 1; got {str(value)[:60]}")
+        raise _schema(path, f"point_labels must be {count} values of 0 or 1; got {_kind(value)}")
     return np.array(value, dtype=np.int64) if count else None
 
 
@@ -131,8 +133,13 @@ def _labels(path: Path, value: Any, count: int) -> tuple[str, ...] | None:
     if value is None:
         return None
     if len(value) != count or not all(isinstance(v, str) for v in value):
-        raise _schema(path, f"labels must be {count} class names; got {str(value)[:60]}")
+        raise _schema(path, f"labels must be {count} class names; got {_kind(value)}")
     return tuple(value)
+
+
+def _kind(value: Any) -> str:
+    """Return what a value is, without a word of it."""
+    return f"a list of {len(value)}" if isinstance(value, list) else type(value).__name__
 
 
 def _schema(path: Path, message: str) -> FindingError:

@@ -20,6 +20,7 @@ from samadapt.data.reader import Layout, Reader, register_reader
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume, check_size, fault
 from samadapt.data.volume_reader import error
 from samadapt.errors import nearest
+from samadapt.limits import lies_inside
 
 _MEND = "mend the file (see cocodataset.org, format of object detection)"
 
@@ -153,7 +154,7 @@ class CocoReader(ObjectReader):
             for entry in table["categories"]:
                 number, name = _key(path, "categories", entry, "id", int), entry.get("name")
                 if not isinstance(name, str) or not name or number < 0:
-                    message = f"a category needs a name and an id from 0; got {str(entry)[:80]}"
+                    message = "a category needs a name and an id from 0; one of them has not"
                     raise fault("bad_annotations", path, message, _MEND)
                 if names.setdefault(number, name) != name:
                     message = f"category {number} is {name!r} here and {names[number]!r} elsewhere"
@@ -224,8 +225,8 @@ class CocoReader(ObjectReader):
                 "bad_annotations", path, f"picture {entry.get('id')} has no file_name", _MEND
             )
         relative = PurePosixPath(name)
-        if relative.is_absolute() or ".." in relative.parts:
-            message = f"the picture {name!r} must lie below the data set's folder"
+        if not lies_inside(name, self.options.root or path.parent) or ".." in relative.parts:
+            message = f"picture {entry.get('id')} must lie below the data set's folder"
             raise fault("path_outside", path, message, "give file_name relative to images/")
         root = self.options.root or path.parent
         places = [root / "images", root, root / path.stem.rpartition("_")[2]]
@@ -246,8 +247,15 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as problem:
-        message = f"is not a JSON file ({type(problem).__name__}: {str(problem)[:120]})"
+        message = f"is not a JSON file ({_where(problem)})"
         raise fault("broken_json", path, message, "copy or export it again") from None
+
+
+def _where(problem: Exception) -> str:
+    """Return what is wrong with JSON and where, without a word of it."""
+    if isinstance(problem, json.JSONDecodeError):
+        return f"{problem.msg}, line {problem.lineno}, column {problem.colno}"
+    return type(problem).__name__
 
 
 def _read_tables(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -259,7 +267,7 @@ def _read_tables(path: Path) -> dict[str, list[dict[str, Any]]]:
     for key in ("images", "annotations", "categories"):
         table = content.get(key)
         if not isinstance(table, list) or not all(isinstance(entry, dict) for entry in table):
-            found = "it is missing" if key not in content else f"got {str(table)[:60]}"
+            found = "it is missing" if key not in content else f"got {type(table).__name__}"
             found += nearest(key, content) if key not in content else ""
             message = f"expected {key}, a list of objects; {found}"
             raise fault("bad_annotations", path, message, _MEND)
@@ -280,7 +288,7 @@ def _owners(number: Any, names: Mapping[int, str]) -> set[str]:
 def _key(path: Path, table: str, entry: Mapping[str, Any], key: str, kind: type) -> Any:
     value = entry.get(key)
     if type(value) is not kind:
-        found = str(value)[:40] if key in entry else "nothing"
-        message = f"{table}: expected {key} as {kind.__name__}; got {found} in {str(entry)[:80]}"
+        found = type(value).__name__ if key in entry else "nothing"
+        message = f"{table}: expected {key} as {kind.__name__}; an entry has {found}"
         raise fault("bad_annotations", path, message, _MEND)
     return value

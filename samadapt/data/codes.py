@@ -369,8 +369,8 @@ CODES = {
         "Export segments that do not overlap.",
     ),
     "path_outside": _error(
-        "A file name of an annotation leads out of the data set's folder.",
-        "Give file_name relative to images/.",
+        "A file that another file names lies outside of the data set's folder.",
+        "Keep all files of the data set in its folder, and name them relative to it.",
     ),
     "pickled_array": _error(
         "An array is pickled, which could run code when read.", "Save plain arrays."
@@ -424,14 +424,18 @@ CODES = {
         "The voxel spacing is more than twice, or less than half, the usual one.",
         "Check the header; resample the case if it is true.",
     ),
+    "time_limit": _error(
+        "Reading the file took longer than the time limit.",
+        "Check that it opens in another program; if it is right, raise data.max_seconds.",
+    ),
     "tiny_objects": _warning(
         "A mask holds separate objects of fewer than 8 voxels: specks of a brush, or "
         "interpolation. Each would be prompted on its own.",
         "Clean the mask, or leave them unprompted with prompts.min_area.",
     ),
     "too_large": _error(
-        "The file declares more voxels than can be read at once.",
-        "Check its header, or cut it into parts.",
+        "The file declares more than can be read at once, or unpacks to more than it declares.",
+        "Check its header; if it is right, raise data.max_gb, or cut the file into parts.",
     ),
     "truncated_file": _error(
         "The file ends before its data do, or its compression is damaged.",

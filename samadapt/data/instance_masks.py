@@ -125,7 +125,7 @@ def _runs(text: str) -> list[int]:
     for character in text:
         code = ord(character) - 48
         if not 0 <= code < 64 or shift > 60:
-            raise ValueError(f"run lengths hold the character {character!r}")
+            raise ValueError("run lengths hold a character that none have")
         value |= (code & 31) << shift
         shift += 5
         if code & 32:
@@ -140,5 +140,7 @@ def _runs(text: str) -> list[int]:
 
 
 def _brief(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:60] + "..."
+    """Return what a value is, without a word of it."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return type(value).__name__

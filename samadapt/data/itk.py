@@ -13,10 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from samadapt.data.channels import Indices, need_one, pick
+from samadapt.data.itk_header import data_files, is_metaimage
 from samadapt.data.nifti_affine import is_singular
 from samadapt.data.nifti_grid import SUFFIXES, check_prediction, made_header, to_source
 from samadapt.data.reader import register_reader
-from samadapt.data.types import Array, Volume, check_size, fault
+from samadapt.data.types import Array, Volume, check_bytes, check_size, fault
 from samadapt.data.volume_reader import Grid, VolumeReader, load_nifti
 from samadapt.errors import DataError
 
@@ -40,7 +41,7 @@ class ItkReader(VolumeReader):
         """Read one file; a mask named by ``data.label`` may be NIfTI."""
         if path.name.lower().endswith(SUFFIXES):
             return load_nifti(path, channel, self.options.spacing)
-        return load_itk(path, channel)
+        return load_itk(path, channel, self.options.root)
 
     def write(self, prediction: Array, volume: Volume, path: Path) -> None:
         """Write class ids with the direction, origin and spacing of the source."""
@@ -66,12 +67,13 @@ class ItkReader(VolumeReader):
         partial.replace(path)
 
 
-def load_itk(path: Path, channel: Indices = None) -> Grid:
+def load_itk(path: Path, channel: Indices = None, root: Path | None = None) -> Grid:
     """Read a NRRD or MetaImage file.
 
     Args:
         path: ``.nrrd``, ``.mha``, or a header ``.nhdr``, ``.mhd`` with its data file.
         channel: index of the component of a multi-component or 4D image, or several.
+        root: the data set's folder: a data file lies in it, or below the header's folder.
 
     Raises:
         FindingError: the file is missing, broken or of a kind that cannot be used.
@@ -85,20 +87,21 @@ def load_itk(path: Path, channel: Indices = None) -> Grid:
         raise fault("missing_file", path, "there is no such file", "check the path")
     if path.stat().st_size == 0:
         raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
-    stored = _data_files(path)
+    stored = data_files(path, root)
     reader: Any = sitk.ImageFileReader()
+    reader.SetImageIO("MetaImageIO" if is_metaimage(path) else "NrrdImageIO")
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        message = f"its header cannot be read as NRRD or MetaImage ({_last_line(error)})"
+        message = f"its header cannot be read as NRRD or MetaImage ({type(error).__name__})"
         raise fault("bad_header", path, message, "export it again") from None
     _check(path, reader, stored)
     try:
         image = reader.Execute()
         values = np.asarray(sitk.GetArrayFromImage(image))
     except (RuntimeError, MemoryError) as error:
-        message = f"the voxels cannot be read ({_last_line(error)})"
+        message = f"the voxels cannot be read ({type(error).__name__})"
         raise fault("truncated_file", path, message, "copy or export it again") from None
     return _as_grid(path, image, values, channel)
 
@@ -151,6 +154,7 @@ def _check(path: Path, reader: Any, stored: tuple[str, list[Path]]) -> None:
         message = f"its data file {missing[0].name} is not there"
         raise fault("missing_file", path, message, "put the data file beside the header")
     needed = math.prod(shape) * components * dtype.itemsize
+    check_bytes(path, needed)
     held = sum(file.stat().st_size for file in files)
     if (
         encoding in ("raw", "deflate")
@@ -171,37 +175,3 @@ def _dtype(path: Path, pixel_id: int) -> np.dtype[Any]:
                 return np.dtype(f"V{bits[word]}")
     message = f"expected real numbers; its voxels are: {name}"
     raise fault("unsupported_dtype", path, message, "save it as int16 or float32")
-
-
-def _data_files(path: Path) -> tuple[str, list[Path]]:
-    """Return how and where the voxels are stored: raw, deflate or another way, and the files."""
-    fields = {}
-    with path.open("rb") as file:
-        for line in file.read(1 << 16).split(b"\n"):
-            text = line.decode("latin-1").strip()
-            if not text:
-                break
-            key, _, value = text.partition("=" if path.suffix.lower() in (".mha", ".mhd") else ":")
-            fields[key.strip().lower()] = value.strip()
-            if "elementdatafile" in fields:
-                break
-    if path.suffix.lower() in (".mha", ".mhd"):
-        binary = fields.get("binarydata", "True").lower().startswith("t")
-        packed = fields.get("compresseddata", "False").lower().startswith("t")
-        encoding = ("deflate" if packed else "raw") if binary else "text"
-        name = fields.get("elementdatafile", "LOCAL")
-    else:
-        how = fields.get("encoding", "raw").lower()
-        encoding = {"raw": "raw", "gzip": "deflate", "gz": "deflate"}.get(how, how)
-        name = fields.get("data file", fields.get("datafile", "LOCAL"))
-    if name.upper() == "LOCAL":
-        return encoding, [path]
-    if name.upper().startswith("LIST") or "%" in name or " " in name:
-        return "several", []  # ITK reads each of them and says what is missing
-    return encoding, [path.parent / name]
-
-
-def _last_line(error: BaseException) -> str:
-    """The reason, without ITK's source file and line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].strip()[:200]

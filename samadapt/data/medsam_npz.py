@@ -9,6 +9,7 @@ Pickled objects are never loaded.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,17 @@ import numpy as np
 from samadapt.data.channels import Indices
 from samadapt.data.nifti_grid import SUFFIXES, finite_image, whole_labels
 from samadapt.data.reader import Layout, register_reader
-from samadapt.data.types import Array, Case, Finding, FindingError, Volume, check_size, fault
+from samadapt.data.types import (
+    Array,
+    Case,
+    Finding,
+    FindingError,
+    Volume,
+    check_bytes,
+    check_size,
+    fault,
+    too_large,
+)
 from samadapt.data.volume_reader import Grid, VolumeReader, error, stack_grid
 from samadapt.errors import DataError
 
@@ -204,8 +215,8 @@ def _array(path: Path, key: str, *, is_needed: bool = True) -> Any:
             if f"{key}.npy" not in archive.namelist():
                 if not is_needed:
                     return None
-                held = ", ".join(name.removesuffix(".npy") for name in archive.namelist()[:8])
-                message = f"expected the key {key!r}; the file holds {held or 'nothing'}"
+                held = len(archive.namelist())
+                message = f"expected the key {key!r}, which is not among its {held} arrays"
                 raise fault("missing_key", path, message, _AGAIN)
             _check_member(path, archive, f"{key}.npy")
             with archive.open(f"{key}.npy") as file:
@@ -216,31 +227,37 @@ def _array(path: Path, key: str, *, is_needed: bool = True) -> Any:
         if "pickle" in str(problem).lower() or "Python objects" in str(problem):
             message = f"{key} holds pickled objects, which are never loaded"
             raise fault("pickled_array", path, message, "save plain arrays") from None
-        message = (
-            f"cannot be read as {path.suffix} ({type(problem).__name__}: {str(problem)[:120]})"
-        )
+        message = f"cannot be read as {path.suffix} ({type(problem).__name__})"
         raise fault("unreadable_image", path, message, _AGAIN) from None
 
 
 def _checked(path: Path, array: Array) -> Array:
     check_size(path, array.shape)
+    check_bytes(path, array.nbytes)
     return np.array(array)
 
 
 def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:
     """Refuse an array that declares more than the archive holds, before memory is taken."""
-    with archive.open(name) as file:
+    entry = archive.getinfo(name)
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # zipfile unpacks a whole block of these at once, whatever comes out of it
+        message = f"{name} is compressed in a way that numpy never writes"
+        raise fault("unreadable_image", path, message, "save it with np.savez_compressed")
+    with archive.open(entry) as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0
         if version != (1, 0):
             read = np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
+        begins = file.tell()
     if shape:
         check_size(path, shape)
-    needed, held = (
-        int(np.prod(shape, dtype=object)) * dtype.itemsize,
-        archive.getinfo(name).file_size,
-    )
+    needed, held = math.prod(shape) * int(dtype.itemsize), entry.file_size - begins
+    check_bytes(path, needed)
     if not dtype.hasobject and held < needed:
         message = f"{name} declares {needed} bytes for shape {shape}; it holds {held}"
         raise fault("truncated_file", path, message, _AGAIN)
+    if not dtype.hasobject and held > needed:
+        message = f"{name} declares {needed} bytes for shape {shape}; it holds {held}"
+        raise too_large(path, message)

@@ -8,10 +8,9 @@ slices superior above and anterior on the left. It is a rearrangement of voxels,
 
 from __future__ import annotations
 
-import gzip
+import math
 import zlib
 from importlib import import_module
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ import numpy as np
 
 from samadapt.data.channels import Indices, need_one, pick
 from samadapt.data.foreign import by_content, by_name
+from samadapt.data.inflate import Inflated, gunzipped
 from samadapt.data.nifti_affine import settled_header
-from samadapt.data.types import Array, SourceGrid, fault
+from samadapt.data.types import Array, SourceGrid, check_bytes, check_size, fault
 from samadapt.errors import DataError
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -28,6 +28,14 @@ _AGAIN = "copy or download the file again"
 _LAYERS = 3
 """Layers of gzip that are taken off: browsers and scripts compress files that are already so."""
 _MM = {"meter": 1e3, "micron": 1e-3}  # of a header that names no unit the lengths are mm
+_LONGEST_HEADER = 544
+"""Bytes of a NIfTI-2 header with its extension flag."""
+_FARTHEST = 1 << 28
+"""Where the voxels must begin at the latest: extensions of 256 MB are no extensions."""
+_PADDING = 4096
+"""Zeros that some programs write behind the voxels."""
+_COUNTED, _HONEST_RATIO = 1 << 28, 64
+"""Above so many bytes, and so much smaller on the disk, a file is unpacked once to count."""
 _RAS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
 
 
@@ -47,15 +55,7 @@ def load_grid(path: Path, channel: Indices = None, spacing: str | None = None) -
     Raises:
         FindingError: the file is missing, broken or of a kind that cannot be used.
     """
-    import nibabel as nib
-
-    content = _read_bytes(path)
-    wide = len(content) >= 4 and 540 in (
-        int.from_bytes(content[:4], "little"),
-        int.from_bytes(content[:4], "big"),
-    )
-    image_class: Any = nib.Nifti2Image if wide else nib.Nifti1Image
-    _check_header(path, content, image_class.header_class)
+    image_class, content = _read_declared(path)
     try:
         image = image_class.from_bytes(content)
         proxy: Any = image.dataobj
@@ -72,22 +72,22 @@ def load_grid(path: Path, channel: Indices = None, spacing: str | None = None) -
 def finite_image(path: Path, values: Array) -> Array:
     """Return the voxels as uint8, int16, uint16 or float32; NaN or infinity is a finding.
 
-    Integers of 8 and 16 bits stay whole: in a large CT they are half of the memory.
+    Integers of 8 and 16 bits stay whole: in a large CT they are half of the memory. Numbers are
+    looked at after the cast, so one too large for float32 is found as well.
     """
-    if values.dtype.kind == "f":
-        bad = int(values.size - np.isfinite(values).sum())
-        if bad:
-            raise fault(
-                "non_finite_voxels",
-                path,
-                f"{bad} of {values.size} voxels are NaN or infinite",
-                "replace them by the background's value and save the file again",
-            )
     kind, size = values.dtype.kind, values.dtype.itemsize
     if kind in "iub" and size <= 2:  # in this machine's byte order
         small = np.int16 if kind == "i" else (np.uint16 if size == 2 else np.uint8)
         return values.astype(small, copy=False)
-    return values.astype(np.float32, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = values.astype(np.float32, copy=False)
+    bad = int(cast.size - np.isfinite(cast).sum())
+    if bad:
+        kinds = "NaN, infinite or above the largest float32 (3.4e38)"
+        message = f"{bad} of {cast.size} voxels are {kinds}"
+        fix = "replace them by the background's value and save the file again"
+        raise fault("non_finite_voxels", path, message, fix)
+    return cast
 
 
 def whole_labels(path: Path, values: Array) -> Array:
@@ -263,38 +263,70 @@ def _auto_axis(spacing: Array, sides: Array) -> int:
     return int(largest[-1]) if largest.size == 1 else 2
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_declared(path: Path) -> tuple[Any, bytes]:
+    """Return nibabel's class for a file and its content, header first, as much as that declares."""
+    import nibabel as nib
+
     if not path.is_file():
         raise fault("missing_file", path, "there is no such file", "check the path")
     if known := by_name(path):
         raise fault("not_read", path, f"it is {known[0]}, which is not read", known[1])
-    content = path.read_bytes()
-    if not content:
+    if path.stat().st_size == 0:
         raise fault("empty_file", path, "the file is empty (0 bytes)", _AGAIN)
-    for _ in range(_LAYERS):  # the content decides, whatever the name says
-        if content[:2] != b"\x1f\x8b":
-            break
+    with path.open("rb") as file:
         try:
-            content = gzip.decompress(content)
+            stream = gunzipped(file, _LAYERS)  # the content decides, whatever the name says
+            head = stream.read(_LONGEST_HEADER)
+            _check_kind(path, head)
+            wide = head[4:7] == b"n+2"
+            image_class = nib.Nifti2Image if wide else nib.Nifti1Image
+            needed = _check_header(path, head, image_class.header_class)
+            if needed > _COUNTED and needed > _HONEST_RATIO * path.stat().st_size:
+                _count(path, needed)
+            rest = stream.read(max(needed - len(head), 0))
+            if len(head) + len(rest) < needed:
+                message = f"expected {needed} bytes by its header; it holds {len(head + rest)}"
+                raise fault("truncated_file", path, message, _AGAIN)
+            _check_end(path, needed, head[needed:] + stream.read(_PADDING + 1))
         except (EOFError, OSError, zlib.error) as error:
             message = f"the gzip file is truncated or damaged ({error})"
             raise fault("truncated_file", path, message, _AGAIN) from None
-    _check_kind(path, content)
-    return content
+    return image_class, head[:needed] + rest
 
 
-def _check_kind(path: Path, content: bytes) -> None:
+def _check_kind(path: Path, head: bytes) -> None:
     """Refuse what is no single-file NIfTI by its first bytes, and say what it is."""
-    if content[344:347] == b"n+1" or content[4:7] == b"n+2":
+    if head[344:347] == b"n+1" or head[4:7] == b"n+2":
         return
-    what, fix = by_content(content) or ("", "convert it to NIfTI again")
+    what, fix = by_content(head) or ("", "convert it to NIfTI again")
     message = f"expected a NIfTI file; {f'it is {what}' if what else 'its content is not'}"
     raise fault("not_nifti", path, message, fix)
 
 
-def _check_header(path: Path, content: bytes, header_class: Any) -> None:
+def _count(path: Path, needed: int) -> None:
+    """Unpack a suspicious file once without keeping it, so that a refusal takes no memory."""
+    with path.open("rb") as file:
+        counted = gunzipped(file, _LAYERS)
+        if not isinstance(counted, Inflated):
+            return
+        held = counted.skip(needed)
+        if held < needed:
+            message = f"expected {needed} bytes by its header; it holds {held}"
+            raise fault("truncated_file", path, message, _AGAIN)
+        _check_end(path, needed, counted.read(_PADDING + 1))
+
+
+def _check_end(path: Path, needed: int, rest: bytes) -> None:
+    """Refuse content behind what the header declares; a little padding with zeros is none."""
+    if len(rest) > _PADDING or any(rest):
+        message = f"its header declares {needed} bytes; the file holds more"
+        raise fault("too_large", path, message, "check its header: a side may be wrong")
+
+
+def _check_header(path: Path, head: bytes, header_class: Any) -> int:
+    """Check a header and return how many bytes the file must have."""
     try:
-        header = header_class.from_fileobj(BytesIO(content), check=False)
+        header = header_class(head[: header_class.sizeof_hdr], check=False)
         shape = tuple(int(side) for side in header.get_data_shape())
         pixdim = np.asarray(header["pixdim"][1 : 1 + min(len(shape), 3)], dtype=np.float64)
         dtype = header.get_data_dtype()
@@ -315,10 +347,13 @@ def _check_header(path: Path, content: bytes, header_class: Any) -> None:
     if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
         message = f"voxel spacing must be positive; the header says {pixdim.tolist()}"
         raise fault("bad_spacing", path, message, "set the true spacing (mm) in the header")
-    needed = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if len(content) < needed:
-        message = f"expected {needed} bytes for shape {shape}; it holds {len(content)}"
-        raise fault("truncated_file", path, message, _AGAIN)
+    if not header_class.sizeof_hdr <= offset < _FARTHEST:
+        message = f"its header says that the voxels begin at byte {offset}"
+        raise fault("not_nifti", path, message, "convert it to NIfTI again")
+    check_size(path, shape)
+    needed = offset + math.prod(shape) * int(dtype.itemsize)
+    check_bytes(path, needed)
+    return needed
 
 
 def _pick_channel(path: Path, values: Array, channel: Indices) -> Array:

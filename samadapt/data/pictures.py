@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.types import Array, FindingError, Volume, fault
+from samadapt.data.tiff_guard import check_tiff
+from samadapt.data.types import Array, FindingError, Volume, fault, too_large
 from samadapt.errors import DataError
+from samadapt.limits import scaled
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 MAX_PIXELS = 1 << 28
-"""Pixels of a picture (16,384 x 16,384): a broken or hostile header must not fill the memory."""
+"""Pixels of a picture (16,384 x 16,384): a broken or hostile header must not fill the memory.
+
+``data.max_gb`` raises it in proportion, from ``limits.MAX_GB``.
+"""
 _LIMIT = Lock()
 _LOSSY = (".jpg", ".jpeg")
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
@@ -143,18 +148,19 @@ def _open(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
     try:
+        check_tiff(path)
         with _open_header(path) as opened:
             width, height = opened.size
-            if width * height > MAX_PIXELS:
-                message = f"it has {width} x {height} pixels; at most {MAX_PIXELS:,} are read"
-                raise fault("too_large", path, message, "cut it into parts")
+            if width * height > scaled(MAX_PIXELS):
+                message = f"it has {width} x {height} pixels"
+                raise too_large(path, f"{message}; at most {scaled(MAX_PIXELS):,} are read")
             pages = getattr(opened, "n_frames", 1)
             opened.load()
             picture = ImageOps.exif_transpose(opened)
     except FindingError:
         raise
     except Exception as error:  # PIL raises many kinds, most without the file's name
-        message = f"cannot be read as an image ({type(error).__name__}: {error})"
+        message = f"cannot be read as an image ({type(error).__name__})"
         raise fault("unreadable_image", path, message, "copy it again or save it as PNG") from None
     if pages > 1:
         message = f"expected one page; the file has {pages}"

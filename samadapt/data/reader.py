@@ -12,7 +12,6 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -28,7 +27,9 @@ from samadapt.data.foreign import by_name
 from samadapt.data.mask_values import AS_CLASSES, MaskRules, measure_mask
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume
+from samadapt.data.watched import TookTooLongError, each, within_limit
 from samadapt.errors import ConfigError, DataError, MissingExtraError, nearest
+from samadapt.limits import max_seconds
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
@@ -203,13 +204,16 @@ class Reader(ABC):
         self.options = replace(self.options, masks=masks)
         judged = masks.judged and layout.classes is None
         inspect = partial(self._inspect, look=look, judged=judged)
-        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            for case, (checked, findings) in zip(ordered, pool.map(inspect, ordered), strict=True):
-                scan.findings.extend(findings)
-                if checked is None:
-                    scan.left_out.append(case.name)
-                else:
-                    scan.cases.append(checked)
+        inspected = each(inspect, ordered, min(4, os.cpu_count() or 1))
+        for case, found in zip(ordered, inspected, strict=True):
+            if isinstance(found, TookTooLongError):
+                found = None, [_too_late(case.image)]
+            checked, findings = found
+            scan.findings.extend(findings)
+            if checked is None:
+                scan.left_out.append(case.name)
+            else:
+                scan.cases.append(checked)
         return scan
 
     def _inspect(
@@ -249,6 +253,12 @@ class Reader(ABC):
             return [np.s_[:, :, index] for index in range(depth)]
         tiles = self.options.tiling.tiles(height, width)
         return [np.s_[slice(*tile.rows[:2]), slice(*tile.columns[:2])] for tile in tiles]
+
+
+def _too_late(path: Path) -> Finding:
+    message = f"reading it took longer than {max_seconds():g} s, and was given up"
+    fix = "check that it opens in another program; if it is right, raise data.max_seconds"
+    return Finding("time_limit", "error", str(path), message, fix)
 
 
 def _refuse_equal_names(layout: Layout) -> None:
@@ -394,7 +404,10 @@ def read_image(
     """
     chosen = parse_channel(channel)
     options = ReaderOptions(axis=parse_axis(axis), channel=chosen, spacing=spacing)
-    return reader_for(path, options).read_image(path)
+    try:
+        return within_limit(reader_for(path, options).read_image, path)
+    except TookTooLongError:
+        raise FindingError(_too_late(path)) from None
 
 
 def write_prediction(prediction: Array, volume: Volume, path: Path) -> None:

@@ -19,7 +19,8 @@ import numpy as np
 
 from samadapt.data.channels import Indices, need_one, pick
 from samadapt.data.reader import register_reader
-from samadapt.data.types import Array, Case, Finding, FindingError, check_size, fault
+from samadapt.data.tiff_guard import check_strips, check_tiff
+from samadapt.data.types import Array, Case, Finding, FindingError, check_bytes, check_size, fault
 from samadapt.data.volume_reader import Grid, VolumeReader, error, stack_grid
 
 SUFFIXES = (".ome.tiff", ".ome.tif", ".tiff", ".tif")
@@ -61,6 +62,7 @@ def is_stack(path: Path) -> bool:
     if not path.name.lower().endswith(SUFFIXES) or not path.is_file():
         return False
     try:
+        check_tiff(path)
         with _tifffile().TiffFile(path) as tif:
             series = tif.series[0]
             return not _sizes(series).keys() <= set("YXSC")
@@ -83,6 +85,7 @@ def load_stack(path: Path, channel: Indices = None) -> Grid:
     if path.stat().st_size == 0:
         raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
     try:
+        check_tiff(path)
         with _tifffile().TiffFile(path) as tif:
             series = tif.series[0]
             sizes = _sizes(series)
@@ -93,7 +96,7 @@ def load_stack(path: Path, channel: Indices = None) -> Grid:
     except FindingError:
         raise
     except Exception as problem:  # tifffile raises many kinds
-        message = f"cannot be read as TIFF ({type(problem).__name__}: {str(problem)[:160]})"
+        message = f"cannot be read as TIFF ({type(problem).__name__})"
         raise fault("unreadable_image", path, message, _AGAIN) from None
     return stack_grid(values, spacing)
 
@@ -121,6 +124,7 @@ def _check(path: Path, series: Any, sizes: dict[str, int]) -> None:
     if series.dtype is None or series.dtype.kind not in "iufb":
         message = f"expected one real number a pixel; its type is {series.dtype}"
         raise fault("unsupported_dtype", path, message, "save it as 8 or 16 bits, or float32")
+    check_bytes(path, math.prod(series.shape) * series.dtype.itemsize)
     held = path.stat().st_size
     for page in series.pages:
         if page is None:
@@ -130,6 +134,7 @@ def _check(path: Path, series: Any, sizes: dict[str, int]) -> None:
         if any(count == 0 or offset + count > held for offset, count in ends):
             message = f"page {page.index} ends behind the end of the file ({held} bytes)"
             raise fault("truncated_file", path, message, _AGAIN)
+        check_strips(path, page)
 
 
 def _check_chain(path: Path, tif: Any) -> None:

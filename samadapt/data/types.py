@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from samadapt.errors import DataError
+from samadapt.limits import max_bytes, max_voxels
 
 if TYPE_CHECKING:
     from samadapt.data.tiles import Tile
@@ -21,9 +22,6 @@ Split = Literal["train", "val"]
 
 IGNORED = -1
 """Id of a pixel of a label map whose class is not known: it has no loss and no score."""
-
-MAX_VOXELS = 1 << 31
-"""What one file may declare: a header that claims more is broken, or asks for 8 GB of float32."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +65,33 @@ def check_size(file: Path | str, shape: Sequence[int]) -> None:
     """Refuse a declared shape before any memory is taken for it.
 
     Raises:
-        FindingError: a side is below 1, or there are more than ``MAX_VOXELS`` voxels.
+        FindingError: a side is below 1, or there are more voxels than ``data.max_gb`` holds as
+            float32.
     """
     sides = [int(side) for side in shape]
     if min(sides, default=0) < 1:
         message = f"expected at least one voxel along each axis; its shape is {tuple(sides)}"
         raise fault("bad_shape", file, message, "check how it was made")
-    if math.prod(sides) > MAX_VOXELS:
-        message = f"it declares {math.prod(sides):,} voxels {tuple(sides)}; at most {MAX_VOXELS:,}"
-        raise fault("too_large", file, message, "check its header, or cut it into parts")
+    if math.prod(sides) > max_voxels():
+        message = f"it declares {math.prod(sides):,} voxels {tuple(sides)}"
+        raise too_large(file, f"{message}; at most {max_voxels():,} are read")
+
+
+def check_bytes(file: Path | str, declared: int) -> None:
+    """Refuse a declared number of bytes before any memory is taken for them.
+
+    Raises:
+        FindingError: it is above ``data.max_gb``.
+    """
+    if declared > max_bytes():
+        message = f"it declares {declared / 2**30:,.1f} GB of content"
+        raise too_large(file, f"{message}; at most {max_bytes() / 2**30:g} GB are read")
+
+
+def too_large(file: Path | str, message: str) -> FindingError:
+    """Return the finding of a file that asks for more than ``data.max_gb``."""
+    fix = "check its header; if it is right, raise data.max_gb, or cut the file into parts"
+    return fault("too_large", file, message, fix)
 
 
 @dataclass(frozen=True)

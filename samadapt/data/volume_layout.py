@@ -31,6 +31,7 @@ from samadapt.data.reader import Layout, ReaderOptions
 from samadapt.data.types import Case, Finding, FindingError, fault
 from samadapt.data.volume_advice import unknown_layout
 from samadapt.data.volume_patterns import pair_patterns, stem_of
+from samadapt.limits import lies_inside
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _DECLARED = "mend dataset.json (see the MSD or nnU-Net documentation)"
@@ -166,7 +167,7 @@ def _read_decathlon(root: Path, options: ReaderOptions, layout: Layout) -> None:
     layout.modality = kinds.pop() if len(kinds) == 1 or "CT" not in kinds else None
     ending = declared.get("file_ending", layout.suffixes[0])
     if ending not in layout.suffixes:
-        message = f"file_ending is {ending!r}; this reader reads {' and '.join(layout.suffixes)}"
+        message = f"file_ending is another; this reader reads {' and '.join(layout.suffixes)}"
         fix = "use the reader of that format (samadapt ls data), or convert the images"
         raise fault("file_ending", root / "dataset.json", message, fix)
     pictures = _files(root / "imagesTr", layout)
@@ -220,13 +221,22 @@ def _msd_cases(
 ) -> None:
     training = declared.get("training", [])
     entries: Iterable[Any] = training if isinstance(training, list) else [training]
-    for entry in entries:
-        if not isinstance(entry, dict) or not {"image", "label"} <= set(entry):
-            message = f"an entry of training needs image and label; got {str(entry)[:80]}"
+    for index, entry in enumerate(entries):
+        if not _names_both(entry):
+            message = f"entry {index} of training needs image and label, as texts"
             finding = Finding(
                 "bad_dataset_json", "error", str(root / "dataset.json"), message, _DECLARED
             )
             layout.findings.append(finding)
+            continue
+        outside = [key for key in ("image", "label") if not lies_inside(str(entry[key]), root)]
+        if outside:
+            message = (
+                f"{outside[0]} of entry {index} of training lies outside of the data set's folder"
+            )
+            fix = "name the files relative to the folder of dataset.json"
+            file = str(root / "dataset.json")
+            layout.findings.append(Finding("path_outside", "error", file, message, fix))
             continue
         for key, known in (("image", pictures), ("label", masks)):
             path = root / str(entry[key])
@@ -236,6 +246,12 @@ def _msd_cases(
         layout.cases.append(Case(name, image, masks.get(name), channel=channel))
 
 
+def _names_both(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(key), str) and entry[key] for key in ("image", "label")
+    )
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         fix = "add it, or name the files with data.image, data.label and data.classes"
@@ -243,7 +259,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise fault("broken_dataset_json", path, f"is not JSON ({error})", _DECLARED) from None
+        raise fault(
+            "broken_dataset_json", path, f"is not JSON ({type(error).__name__})", _DECLARED
+        ) from None
     if not isinstance(content, dict):
         message = f"must hold an object; holds {type(content).__name__}"
         raise fault("broken_dataset_json", path, message, _DECLARED)
@@ -329,5 +347,5 @@ def _name_and_values(path: Path, key: str, value: Any) -> tuple[str, tuple[int, 
         return key, (value,)
     if isinstance(value, list) and value and all(type(item) is int for item in value):
         return key, tuple(value)
-    message = f"labels: expected value: name or name: value; got {key!r}: {value!r}"
+    message = "labels: expected value: name or name: value in each entry"
     raise fault("bad_dataset_json", path, message, _DECLARED)

@@ -23,8 +23,8 @@ from samadapt.typed import convert
 
 RECORD = "samadapt.json"
 
-LOCAL_OPTIONS = ("root", "image", "label", "annotated", "on_error")
-"""Keys of ``data`` that say where files lie on one machine: never part of a record."""
+LOCAL_OPTIONS = ("root", "image", "label", "annotated", "on_error", "max_gb", "max_seconds")
+"""Keys of ``data`` that are about one machine, such as where files lie: never part of a record."""
 
 MAX_IMAGE_SIZE = 16_384
 MAX_MASKS = 65_535

@@ -49,7 +49,9 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     data = asked.data
     output = None if asked.output is None else _report_path(asked.output, data.root)
     from samadapt.data.check import survey
+    from samadapt.limits import set_limits
 
+    set_limits(data.max_gb, data.max_seconds)
     found = survey(
         data.name,
         data.root,

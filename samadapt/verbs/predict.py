@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from samadapt import console
+from samadapt.limits import MAX_GB, MAX_SECONDS, set_limits
 from samadapt.overrides import parse
 from samadapt.typed import knob
 
@@ -94,6 +95,12 @@ class PredictArguments:
         help="DICOM series where a folder holds several: a modality (CT), a series number, "
         "largest, or the digits that the message shows; null: as trained",
     )
+    max_gb: float = knob(
+        MAX_GB,
+        help="GB that the header of one file may declare, unpacked; more is refused",
+        above=0,
+    )
+    max_seconds: float = knob(MAX_SECONDS, help="seconds that reading one file may take", above=0)
     checkpoint: str | None = knob(None, help="file of the base weights; null: found by name")
     precision: Literal["auto", "fp32", "bf16"] = knob(
         "fp32", help="fp32 gives the same masks everywhere; auto: bf16 where that is fast"
@@ -124,6 +131,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     from samadapt.prediction.files import check_files, is_folder_of_images, list_folder
     from samadapt.segmenter import load_adapter
 
+    set_limits(asked.max_gb, asked.max_seconds)
     source = Path(asked.input).expanduser()
     check_files(source, Path(asked.output).expanduser())
     segmenter = load_adapter(
