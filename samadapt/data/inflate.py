@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
 _CHUNK = 1 << 20
-_PIECE = 1 << 24
+_PIECE = 1 << 22
 GZIP, RAW_DEFLATE, ZLIB = 31, -15, 15
 """What ``zlib`` calls ``wbits``: which header and checksum surround the deflate stream."""
 
@@ -53,13 +53,11 @@ class Inflated:
 
     def skip(self, count: int) -> int:
         """Unpack ``count`` bytes without keeping them; return how many there were."""
-        left = count
-        while left:
-            piece = len(self.read(min(left, _PIECE)))
-            if not piece:
-                break
-            left -= piece
-        return count - left
+        held, last = len(self._rest), self._rest
+        while held < count and (piece := next(self._pieces, b"")):
+            held, last = held + len(piece), piece
+        self._rest = last[len(last) - max(held - count, 0) :]
+        return min(held, count)
 
 
 def gunzipped(file: BinaryIO, layers: int) -> Source:
