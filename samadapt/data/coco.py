@@ -1,9 +1,8 @@
-"""COCO JSON: ``images/`` and ``annotations.json``, or ``annotations/*.json``, or ``data.label``.
+"""COCO JSON: pictures and the outlines of their objects; ``coco_layout.py`` finds the files.
 
 Polygons and run lengths (compressed or not) become a label map of category numbers; how objects
-that overlap are drawn is in ``instance_masks.py``. A picture is looked for in ``images/``, in the
-root, and in a folder named as the JSON (``instances_train2017.json``: ``train2017/``). Keypoints,
-captions and boxes without a mask are not read.
+that overlap are drawn is in ``instance_masks.py``. Captions, and boxes without a mask, are not
+read.
 """
 
 from __future__ import annotations
@@ -14,13 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from samadapt.data.coco_layout import (
+    annotation_files,
+    locate,
+    of_objects,
+    passed_over,
+    posix_name,
+)
 from samadapt.data.instance_masks import MaskObject, paint, read_segmentation
 from samadapt.data.pictures import load_picture, save_plane
 from samadapt.data.reader import Layout, Reader, register_reader
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume, check_size, fault
 from samadapt.data.volume_reader import error
 from samadapt.errors import nearest
-from samadapt.limits import lies_inside
 
 _MEND = "mend the file (see cocodataset.org, format of object detection)"
 
@@ -96,15 +101,18 @@ class CocoReader(ObjectReader):
         self._values: dict[int, int] = {}
         root = self.options.root
         try:
-            tables = {path: _read_tables(path) for path in self._files(root)}
+            contents = {path: read_json(path) for path in self._files(root)}
+            tables = {path: _tables(path, one) for path, one in of_objects(contents).items()}
             layout.classes = self._read_categories(tables)
         except FindingError as problem:
             layout.findings.append(problem.finding)
             return layout
+        if not self.options.label:
+            layout.findings += passed_over(list(tables))
         seen: dict[Path, Path] = {}
         for path, table in tables.items():
             self._add_cases(path, table, layout, seen)
-        if not layout.cases and not layout.findings:
+        if not layout.cases and all(one.severity == "warning" for one in layout.findings):
             message = "the annotations name no picture"
             layout.findings.append(error("no_cases", root or Path(), message, "check data.root"))
         return layout
@@ -136,14 +144,7 @@ class CocoReader(ObjectReader):
             reason = "there is no such folder" if root else "no folder is given"
             message = f"expected images/ and annotations.json; {reason}"
             raise fault("missing_folder", root or "data.root", message, "set data.root")
-        if self.options.label:
-            return [root / self.options.label]
-        found = [root / "annotations.json"] if (root / "annotations.json").is_file() else []
-        found = found or sorted((root / "annotations").glob("*.json"))
-        if not found:
-            message = "expected annotations.json or annotations/*.json in it"
-            raise fault("missing_label", root, message, "or name the file with data.label=FILE")
-        return found
+        return annotation_files(root, self.options.label)
 
     def _read_categories(
         self, tables: Mapping[Path, Mapping[str, list[dict[str, Any]]]]
@@ -189,7 +190,8 @@ class CocoReader(ObjectReader):
                 layout.findings.append(problem.finding)
                 continue
             seen[image] = path
-            name = "_".join(PurePosixPath(str(entry["file_name"])).with_suffix("").parts)
+            relative = PurePosixPath(posix_name(str(entry["file_name"])))
+            name = "_".join(relative.with_suffix("").parts)
             while name in self._sizes:
                 name += f"_{number}"
             names[number] = name
@@ -224,18 +226,12 @@ class CocoReader(ObjectReader):
             raise fault(
                 "bad_annotations", path, f"picture {entry.get('id')} has no file_name", _MEND
             )
-        relative = PurePosixPath(name)
-        if not lies_inside(name, self.options.root or path.parent) or ".." in relative.parts:
-            message = f"picture {entry.get('id')} must lie below the data set's folder"
-            raise fault("path_outside", path, message, "give file_name relative to images/")
         root = self.options.root or path.parent
-        places = [root / "images", root, root / path.stem.rpartition("_")[2]]
-        found = [place / relative for place in places if (place / relative).is_file()]
-        return found[0] if found else places[0] / relative
+        return locate(name, path, root, f"picture {entry.get('id')}")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, in UTF-8 with or without a byte-order mark.
 
     Raises:
         FindingError: it is missing, empty or not JSON.
@@ -245,7 +241,7 @@ def read_json(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as problem:
         message = f"is not a JSON file ({_where(problem)})"
         raise fault("broken_json", path, message, "copy or export it again") from None
@@ -258,8 +254,7 @@ def _where(problem: Exception) -> str:
     return type(problem).__name__
 
 
-def _read_tables(path: Path) -> dict[str, list[dict[str, Any]]]:
-    content = read_json(path)
+def _tables(path: Path, content: Any) -> dict[str, list[dict[str, Any]]]:
     if not isinstance(content, dict):
         message = f"expected an object; got {type(content).__name__}"
         raise fault("bad_annotations", path, message, _MEND)

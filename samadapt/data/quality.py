@@ -367,9 +367,11 @@ def _same_masks(cases: Sequence[Case], facts: Mapping[str, Facts]) -> list[Findi
         mask = facts[case.name].mask
         other = first.setdefault(mask, case) if mask else case
         if other is not case and other.digest != case.digest:
-            message = f"equals the mask of another image, {other.labels or other.image}"
+            together = case.labels == other.labels  # one JSON holds the masks of many pictures
+            known = other.image if together or other.labels is None else other.labels
+            message = f"equals the mask of another image, {known}"
             fix = "check that each mask belongs to its image"
-            where = str(case.labels or case.image)
+            where = str(case.image if together or case.labels is None else case.labels)
             found.append(_warning("same_mask", where, message, fix))
     return found
 

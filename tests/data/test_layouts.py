@@ -241,3 +241,10 @@ def test_every_reader_tells_of_a_folder_that_is_not_there(tmp_path: Path, name: 
     (tmp_path / "file").write_text("x")
     (finding,) = check_dataset(name, tmp_path / "file")
     assert finding.code == "missing_folder"
+
+
+def test_a_dataset_json_with_a_byte_order_mark_is_read(make_msd: Callable[..., Path]) -> None:
+    root = make_msd()
+    text = (root / "dataset.json").read_text(encoding="utf-8").replace('"one"', '"Tumör"')
+    (root / "dataset.json").write_text(text, encoding="utf-8-sig")
+    assert open_dataset("nifti", root).classes == ["Tumör", "two"]
