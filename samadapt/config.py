@@ -270,6 +270,9 @@ class Config:
     folds: int | None = knob(
         None, help="train so many folds one after another, scoring every case once", low=2
     )
+    privacy: bool = knob(
+        False, help="stable pseudonyms for case names; who is who is in RUN_DIR/privacy_key.json"
+    )
     recipe: str = knob("", help="recipe name or YAML file")
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from rich.table import Table
 from rich.text import Text
 
-from samadapt.config import to_yaml
+from samadapt.config import to_dict, to_yaml
 from samadapt.evaluation.gap_report import PLOT_NAME, forgetting_text, gap_table
 from samadapt.evaluation.html_report import HTML_NAME, Page, ShownCase, write_html
 from samadapt.evaluation.object_report import objects_table
@@ -17,16 +19,16 @@ from samadapt.evaluation.overlays import choose_cases
 from samadapt.evaluation.report import paired_table, results_table
 from samadapt.evaluation.scores import SCORES
 from samadapt.evaluation.slices import chosen_indices, draw_strip
+from samadapt.methods.record import LOCAL_OPTIONS
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from samadapt.config import Config
     from samadapt.data.types import SliceRef
     from samadapt.evaluation.evaluate import Evaluation
     from samadapt.evaluation.metrics import CaseClassScore
     from samadapt.session import Session
 
+HIDDEN = "(hidden: privacy=true)"
 STATES = {"zero_shot": "zero-shot", "adapted": "adapted"}
 
 
@@ -63,7 +65,7 @@ def write_page(
         cases=_cases(session, refs, results),
         details=[_findings(session), _per_case({s: r.rows for s, r in results.items()})],
         texts={
-            "Configuration": to_yaml(session.config),
+            "Configuration": _configuration(session.config),
             "Environment": _json(folder / "env.json"),
             "Splits": _json(folder / "splits.json"),
         },
@@ -159,9 +161,23 @@ def write_pooled_page(
         classes=(),
         cases=(),
         details=[_per_case(rows)],
-        texts={"Configuration": to_yaml(config), "Splits": _json(run_dir / "splits.json")},
+        texts={"Configuration": _configuration(config), "Splits": _json(run_dir / "splits.json")},
     )
     return write_html(run_dir / HTML_NAME, page)
+
+
+def _configuration(config: Config) -> str:
+    """Return the configuration as YAML; with ``privacy`` it names no file, folder or patient."""
+    if not config.privacy:
+        return to_yaml(config)
+    values = to_dict(config)
+    private = {"data": (*LOCAL_OPTIONS, "patient"), "output": ("dir",), "cache": ("dir",)}
+    for group, keys in {**private, "model": ("checkpoint",)}.items():
+        for key in set(keys) & set(values[group]) - {"on_error"}:
+            values[group][key] = HIDDEN if values[group][key] is not None else None
+    values |= {"resume": values["resume"] and HIDDEN, "recipe": Path(config.recipe).name}
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _per_case(results: Mapping[str, Sequence[CaseClassScore]]) -> Table:

@@ -14,6 +14,7 @@ import torch
 
 from samadapt import console
 from samadapt.data.dataset import Dataset, open_dataset
+from samadapt.data.pseudonyms import hide_names, open_key, write_key
 from samadapt.data.stacks import Stacks
 from samadapt.data.trained import trained_on
 from samadapt.environment import environment, recorded_precision, seed_all, write_json
@@ -306,8 +307,14 @@ class Session:
         return bool((sample.labels > 0).any())
 
 
-def open_session(config: Config, run_dir: Path) -> Session:
+def open_session(config: Config, run_dir: Path, trained_in: Path | None = None) -> Session:
     """Load model and data, inject the adapter, seed everything, write ``env`` and ``splits``.
+
+    Args:
+        config: of the run.
+        run_dir: where results go.
+        trained_in: the run directory of an adapter that is evaluated; with ``privacy`` its key
+            gives the same cases the same pseudonyms.
 
     Raises:
         UserError: for what is wrong with the configuration, the data or the weights.
@@ -326,6 +333,16 @@ def open_session(config: Config, run_dir: Path) -> Session:
         scratch=config.output.dir,
         stack=config.peft.stack,
     )
+    if config.privacy:
+        # A fold of a cross-validation takes the key of the whole, in the folder above.
+        folders = [
+            run_dir,
+            run_dir.parent,
+            *([trained_in, trained_in.parent] if trained_in else []),
+        ]
+        pseudonyms = open_key(*folders)
+        write_key(run_dir, pseudonyms, [*(case.name for case in dataset.cases), *dataset.left_out])
+        dataset = hide_names(dataset, pseudonyms)
     for finding in dataset.findings:
         progress.say(f"{finding.severity}: {finding}")
     if dataset.left_out:

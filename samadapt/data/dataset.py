@@ -77,6 +77,8 @@ class Dataset:
         cache_dir: folder for prepared volumes, memory-mapped; None: memory only.
         card: the card, where the name is one.
         tiling: how pictures are cut into tiles, which then are their slices; None: not at all.
+        shown_names: by the name of a case, the pseudonym by which everything else knows it; empty
+            where cases go by their own names.
     """
 
     name: str
@@ -96,10 +98,11 @@ class Dataset:
     cache_dir: Path | None = None
     card: Card | None = None
     tiling: Tiling | None = None
+    shown_names: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Index the cases by name."""
-        self._by_name = {case.name: case for case in self.cases}
+        self._by_name = {self.shown_names.get(case.name, case.name): case for case in self.cases}
         self._cache = VolumeCache()
         most = sum(case.shape[0] * case.shape[1] * _BYTES_A_PIXEL for case in self.cases)
         needed = self.tiling is not None and self.cache_dir is not None and most > MEMORY_LIMIT

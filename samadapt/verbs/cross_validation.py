@@ -37,6 +37,7 @@ def cross_validate(config: Config) -> FinetuneResult:
         ConfigError: together with ``data.fold``, or for fewer cases than folds.
         InterruptedRunError: as ``finetune``, naming the directory of the whole.
     """
+    from samadapt.data.pseudonyms import open_key, write_key
     from samadapt.evaluation.report import read_per_case, write_summary
     from samadapt.run_page import write_pooled_page
     from samadapt.training.interrupt import InterruptedRunError
@@ -47,6 +48,8 @@ def cross_validate(config: Config) -> FinetuneResult:
         )
     started = time.perf_counter()
     parent = open_run_dir(config)
+    if config.privacy:
+        write_key(parent, open_key(parent), ())  # one key for all folds
     runs = [parent / f"fold_{fold}" for fold in range(config.folds or 0)]
     for fold, run_dir in enumerate(runs):
         if is_done(run_dir):

@@ -59,6 +59,9 @@ class EvaluateArguments:
     checkpoint: str | None = knob(None, help="file of the base weights; null: found by name")
     precision: Precision = knob("auto", help="auto: bf16 where the device is fast in it")
     device: Device = knob("auto", help="auto: cuda, then mps, then cpu")
+    privacy: bool = knob(
+        False, help="stable pseudonyms for case names, those of the adapter's run where it has any"
+    )
 
 
 SCHEMA = EvaluateArguments
@@ -123,7 +126,7 @@ def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
     config = as_config(arguments, record)
     run_dir = finetune.open_run_dir(config)
     with finetune.kept_if_started(run_dir, keep=False):
-        session = open_session(config, run_dir)
+        session = open_session(config, run_dir, adapter.parent)
         if session.policy.is_semantic and record.prompt.get("background_token"):
             session.policy = replace(session.policy, background_token=True)
         check_fit(session, adapter, record)
@@ -180,7 +183,7 @@ def recorded(adapter: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if config_file.is_file():
         config = from_yaml(config_file)
-        found["checkpoint"] = config.model.checkpoint
+        found |= {"checkpoint": config.model.checkpoint, "privacy": config.privacy}
         if config.data.name == data["name"]:  # the adapter itself names no file of this machine
             local = asdict(config.data).items()
             data |= {k: v for k, v in local if k in LOCAL_OPTIONS and k != "on_error"}
@@ -216,6 +219,7 @@ def as_config(arguments: EvaluateArguments, record: AdapterRecord) -> Config:
         output=arguments.output,
         precision=arguments.precision,
         device=arguments.device,
+        privacy=arguments.privacy,
         recipe="evaluate",
     )
 

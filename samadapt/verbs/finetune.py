@@ -244,7 +244,7 @@ def check_same_run(config: Config, stored: Config) -> None:
         ConfigError: naming every such key.
     """
     asked, was = to_dict(config), to_dict(stored)
-    alone = [key for key in ("seed", "folds") if asked[key] != was[key]]
+    alone = [key for key in ("seed", "folds", "privacy") if asked[key] != was[key]]
     groups = ["model", "peft", "data", "prompts"]
     if config.folds is not None:  # those that are done stay as they were
         alone += ["precision"] if asked["precision"] != was["precision"] else []

@@ -70,6 +70,7 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
     """
     import numpy as np
 
+    from samadapt.data.pseudonyms import Pseudonyms, hide_names
     from samadapt.data.stacks import stacks_in_batch
     from samadapt.evaluation.contact_sheet import Tile, draw_contact_sheet
     from samadapt.session import open_data, prompt_policy, training_samples
@@ -81,6 +82,8 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
     policy = prompt_policy(config)
     stack = config.peft.stack
     dataset = open_data(config.data, config.seed, semantic=policy.is_semantic, stack=stack)
+    if config.privacy:
+        dataset = hide_names(dataset, Pseudonyms())
     samples = training_samples(config, dataset, policy)
     usable = samples.usable(dataset.slices("train"))
     refs, _ = selection_split(usable, config.train.validate_cases, tile=dataset.tile, gap=stack - 1)

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samadapt.config import compose
+from samadapt.verbs.finetune import FinetuneResult, finetune
+
 
 def rectangles(rng: np.random.Generator, shape: tuple[int, int], classes: int) -> np.ndarray:
     """Labels with one rectangle a class, left to right."""
@@ -87,3 +90,13 @@ def recipe(tmp_path: Path) -> Path:
         "device: cpu\n"
     )
     return path
+
+
+@pytest.fixture
+def run(recipe: Path) -> Callable[..., FinetuneResult]:
+    """``run(root, "key=value", ...)``: what ``finetune`` returned."""
+
+    def start(root: Path, *overrides: str) -> FinetuneResult:
+        return finetune(compose(str(recipe), [f"data.root={root}", *overrides]))
+
+    return start

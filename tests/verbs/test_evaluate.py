@@ -14,24 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from samadapt.cli import main
-from samadapt.config import compose
 from samadapt.evaluation.metrics import score_case
 from samadapt.methods.store import read_record
 from samadapt.overrides import parse
 from samadapt.sam.weights import load_sam
 from samadapt.segmenter import load_adapter
 from samadapt.verbs.evaluate import EvaluateArguments, as_config, recorded
-from samadapt.verbs.finetune import finetune
-
-
-@pytest.fixture
-def run(recipe):
-    """``run(root, "key=value", ...)``: what ``finetune`` returned."""
-
-    def start(root, *overrides):
-        return finetune(compose(str(recipe), [f"data.root={root}", *overrides]))
-
-    return start
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from PIL import Image
 
 import samadapt
 from samadapt.cli import main
-from samadapt.config import compose
 from samadapt.data.dataset import open_dataset
 from samadapt.errors import AdapterError
 from samadapt.evaluation.inference import embed, segment_objects, segment_semantic
@@ -32,7 +31,7 @@ from samadapt.prompts.objects import simulate
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.weights import base_hash, load_sam
 from samadapt.training.precision import choose_precision
-from samadapt.verbs.finetune import finetune, render
+from samadapt.verbs.finetune import render
 
 
 def strict(path):
@@ -45,16 +44,6 @@ def strict(path):
 def width(path):
     with Image.open(path) as picture:
         return picture.size[0]
-
-
-@pytest.fixture
-def run(recipe):
-    """``run(root, "key=value", ...)``: what ``finetune`` returned."""
-
-    def start(root, *overrides):
-        return finetune(compose(str(recipe), [f"data.root={root}", *overrides]))
-
-    return start
 
 
 def test_the_run_directory_is_complete(make_pictures, run, tmp_path):
