@@ -264,12 +264,13 @@ def test_a_needed_key_is_named() -> None:
 def test_groups_are_those_of_the_design() -> None:
     wanted = ["model", "peft", "data", "prompts", "loss", "train", "cache", "eval", "output"]
     assert list(groups(Config)) == wanted
-    assert [item.name for item in fields(Config)][-6:] == [
+    assert [item.name for item in fields(Config)][-7:] == [
         "seed",
         "precision",
         "device",
         "resume",
         "folds",
+        "privacy",
         "recipe",
     ]
 
