@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,15 +25,16 @@ import numpy as np
 from samadapt.data.channels import Indices
 from samadapt.data.dicom_frames import frames_of, order_frames, picture_grid, read_file, read_pixels
 from samadapt.data.dicom_layout import DicomLayout, left_aside, several_series, volumes_of
-from samadapt.data.dicom_objects import ENDINGS, LABELS, RTSTRUCT, collect
+from samadapt.data.dicom_objects import ENDINGS, LABELS, RTSTRUCT, collect, files_in, holds_one
 from samadapt.data.dicom_rtstruct import load_contours, region_names
 from samadapt.data.dicom_seg import load_segmentation, segment_names
+from samadapt.data.dicom_sniff import is_dicom
 from samadapt.data.itk import load_itk
 from samadapt.data.nifti_grid import SUFFIXES as NIFTI
 from samadapt.data.pictures import SUFFIXES as PICTURES
-from samadapt.data.pictures import load_mask
+from samadapt.data.pictures import load_mask, save_plane
 from samadapt.data.reader import Layout, register_reader
-from samadapt.data.types import Case, Finding, FindingError, Volume, fault
+from samadapt.data.types import Array, Case, Finding, FindingError, Volume, fault
 from samadapt.data.volume_reader import Grid, VolumeReader, error, load_nifti
 
 _VALUED = (*LABELS, *PICTURES)
@@ -46,11 +48,19 @@ class DicomReader(VolumeReader):
     summary = "DICOM series or pictures; labels as NIfTI, PNG, DICOM SEG or RTSTRUCT; extra dicom"
     suffixes: ClassVar[tuple[str, ...]] = ENDINGS
     needs: ClassVar[tuple[str, str] | None] = ("pydicom", "dicom")
+    output_suffixes: ClassVar[tuple[str, ...]] = (*NIFTI, ".png")
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
-        """Whether it is a folder, or a file named as DICOM."""
-        return path.is_dir() or super().accepts(path)
+        """Whether it is a folder, a file named as DICOM, or one that begins as DICOM does."""
+        if path.is_dir() or super().accepts(path):
+            return True
+        return not path.name.lower().endswith(_VALUED) and is_dicom(path)
+
+    @classmethod
+    def holds_one(cls, folder: Path) -> bool | None:
+        """Whether the files of a folder are one volume, not pictures each; sees headers alone."""
+        return holds_one(folder) if find_spec("pydicom") else any(map(is_dicom, files_in(folder)))
 
     def discover(self) -> Layout:
         """Group the files below the root by series, from their headers."""
@@ -85,7 +95,14 @@ class DicomReader(VolumeReader):
             return _load(path, [path])
         files, found = chosen_files(path, self.options.series)
         grid = _load(path, files)
-        return grid._replace(findings=(*grid.findings, *found))
+        return grid._replace(findings=(*grid.findings, *found), files=tuple(files))
+
+    def write(self, prediction: Array, volume: Volume, path: Path) -> None:
+        """Write class ids on the grid of the series; of a picture also as PNG."""
+        if path.name.lower().endswith(".png"):
+            save_plane(prediction, volume, path)
+        else:
+            super().write(prediction, volume, path)
 
     def load_image(self, case: Case) -> Grid:
         """Read the files of a case."""

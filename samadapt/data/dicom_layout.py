@@ -292,6 +292,10 @@ class DicomLayout:
         self.candidates = kept
 
     def _make_cases(self) -> None:
+        left = Counter(c.image for c in self.candidates)
+        for candidate in self.candidates:
+            if left[candidate.image] == 1:  # alone it needs no hash
+                candidate.name = candidate.name.removesuffix(f"_{candidate.series.identity}")
         for candidate in self.candidates:
             if candidate.rivals and candidate.name not in self.several:
                 self.several |= dict.fromkeys((rival.name for rival in candidate.rivals), None)

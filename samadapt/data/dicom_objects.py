@@ -138,7 +138,7 @@ class Contents:
     pictures: list[Path] = field(default_factory=list)
 
 
-def collect(root: Path, layout: Layout, *, deep: bool = True) -> Contents:
+def collect(root: Path, layout: Layout) -> Contents:
     """Read the headers below a folder.
 
     Files that are broken, and files that are not DICOM, become findings of ``layout``.
@@ -146,12 +146,11 @@ def collect(root: Path, layout: Layout, *, deep: bool = True) -> Contents:
     Args:
         root: the folder.
         layout: gets the findings, and the folders in which a file is broken.
-        deep: also look into the folders below.
     """
     found = Contents()
     nameless: list[tuple[Path, Any]] = []
     series: dict[tuple[Path, str, str], Series] = {}
-    for path in _files(root, deep):
+    for path in _files(root):
         if path.name.lower().endswith(PICTURES) and not is_dicom(path):
             found.pictures.append(path)
             continue
@@ -176,7 +175,46 @@ def collect(root: Path, layout: Layout, *, deep: bool = True) -> Contents:
     return found
 
 
-def _files(root: Path, deep: bool) -> Iterator[Path]:
+def holds_one(folder: Path) -> bool:
+    """Whether the files of a folder are one volume, or at least not pictures each.
+
+    Two slices of one series settle it, so that few headers are read.
+    """
+    series: dict[tuple[Path, str, str], Series] = {}
+    for path in files_in(folder):
+        if not is_dicom(path):
+            continue
+        try:
+            header = read_file(path, _TAGS)
+            if not _put_aside(path, header, Contents()):
+                _check_image(path, header)
+                _add(path, header, str(header.get("SeriesInstanceUID") or ""), series)
+        except Exception:  # a broken file is reported where it is read
+            continue
+        if any(len(item.files) > 1 and not item.is_picture for item in series.values()):
+            return True
+    images = [item for item in series.values() if item.kind == "image"] or [*series.values()]
+    pictures = sum(len(item.files) for item in images if item.is_picture)
+    is_flat = len(images) > 1 and all(item.slices == 1 for item in images)
+    return bool(images) and pictures < 2 and not is_flat
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the files of a folder by name, without hidden ones and the index of a medium."""
+    files = (path for path in folder.iterdir() if path.is_file())
+    return sorted(p for p in files if not p.name.startswith(".") and p.name.upper() != "DICOMDIR")
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Whether a DICOM file lies in a folder or below it; stops at the first."""
+    for place, _, names in os.walk(folder):
+        paths = (Path(place) / name for name in sorted(names) if not name.startswith("."))
+        if any(path.name.upper() != "DICOMDIR" and is_dicom(path) for path in paths):
+            return True
+    return False
+
+
+def _files(root: Path) -> Iterator[Path]:
     """List what may be DICOM; names tell only what is surely something else."""
     visited: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
@@ -184,8 +222,6 @@ def _files(root: Path, deep: bool) -> Iterator[Path]:
             folders.clear()
             continue
         visited.add(os.path.realpath(folder))
-        if not deep:
-            folders.clear()
         for name in sorted(names):
             is_other = name.startswith(".") or name.upper() == "DICOMDIR"
             ending = (*LABELS, ".raw", ".zraw", ".json")

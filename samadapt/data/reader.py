@@ -142,6 +142,11 @@ class Reader(ABC):
         """Whether ``read_image`` is for this file or folder; looks no further than needed."""
         return bool(cls.suffixes) and path.name.lower().endswith(cls.suffixes)
 
+    @classmethod
+    def holds_one(cls, folder: Path) -> bool | None:
+        """Whether a folder that it accepts is one volume; None where the reader cannot tell."""
+        return None
+
     @abstractmethod
     def discover(self) -> Layout:
         """List the cases without reading images; never raises for a fault of the data."""

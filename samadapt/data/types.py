@@ -205,6 +205,8 @@ class Volume:
         annotation: prompts given with the image, or None.
         instances: (h, w) int32 object numbers of a picture, (h, w, d) of a volume, 0 none, where
             the data set tells objects apart.
+        files: the files that it was read from, where a folder holds others too.
+        findings: warnings of the reader.
     """
 
     image: Array
@@ -214,6 +216,8 @@ class Volume:
     is_color: bool = False
     annotation: Annotation | None = None
     instances: Array | None = None
+    files: tuple[Path, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -41,6 +41,7 @@ class Grid(NamedTuple):
         findings: warnings.
         is_placed: the affine says where the image lies; a picture or a film lies nowhere, and its
             mask is compared by shape alone.
+        files: the files that it was read from, where a folder holds others too.
     """
 
     values: Array
@@ -50,6 +51,7 @@ class Grid(NamedTuple):
     in_mm: bool = True
     findings: tuple[Finding, ...] = ()
     is_placed: bool = True
+    files: tuple[Path, ...] = ()
 
     @property
     def nifti_header(self) -> Any:
@@ -141,7 +143,8 @@ class VolumeReader(Reader):
     def read_image(self, path: Path) -> Volume:
         """Read a volume without labels, sliced along ``options.axis``."""
         grid = self.load(path, channel_beside(path.parent, self.options.channel))
-        return self.arrange(grid, finite_image(path, grid.values))
+        volume = self.arrange(grid, finite_image(path, grid.values))
+        return replace(volume, files=grid.files, findings=grid.findings)
 
     def read_channels(self, paths: Sequence[Path]) -> Volume:
         """Read a volume whose channels are files, in their order, without labels.

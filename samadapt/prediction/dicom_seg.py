@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from samadapt import __version__
+from samadapt.data.dicom_frames import read_file
+from samadapt.data.types import FindingError
 from samadapt.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ def save_segmentation(
     from samadapt.data.nifti_grid import to_source
 
     voxels = to_source(labels, volume.source)
-    slices = _slices(source, pydicom)
+    slices = _slices(source, volume.files)
     planes = [
         voxels[:, :, _number(header, volume.source.affine, voxels.shape, source)].T
         for header in slices
@@ -116,16 +118,20 @@ def save_segmentation(
     partial.replace(path)
 
 
-def _slices(source: Path, pydicom: Any) -> list[Any]:
-    """Headers of the image files of a series; other objects beside them are passed over."""
-    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
+def _slices(source: Path, files: Sequence[Path]) -> list[Any]:
+    """Headers of the image files of a series; ``files`` are those read, where it is a folder."""
+    if not files:
+        files = (
+            [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
+        )
     headers = []
     for file in files:
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_COPIED))
-        except pydicom.errors.InvalidDicomError:
+            header = read_file(file, _COPIED)
+        except FindingError:
             continue
         if "ImagePositionPatient" in header and "Rows" in header:
+            _fill_in(file, header)
             headers.append(header)
     if not headers:
         raise DataError(
@@ -133,6 +139,24 @@ def _slices(source: Path, pydicom: Any) -> list[Any]:
             "write the labels as .nii.gz"
         )
     return headers
+
+
+def _fill_in(file: Path, header: Any) -> None:
+    """Take the class of an image that an anonymiser emptied from the file meta information.
+
+    Raises:
+        DataError: a UID is missing that the segmentation must refer to.
+    """
+    meta = header.file_meta
+    for name in ("SOPClassUID", "SOPInstanceUID"):
+        if not header.get(name) and meta.get(f"MediaStorage{name}"):
+            setattr(header, name, meta[f"MediaStorage{name}"].value)
+    missing = [name for name in _UIDS if not header.get(name)]
+    if missing:
+        raise DataError(
+            f"{file}: a DICOM SEG refers to its images by {', '.join(missing)}, which is empty or "
+            "missing here; write the labels as .nii.gz"
+        )
 
 
 def _number(header: Any, affine: Array, shape: tuple[int, ...], source: Path) -> int:

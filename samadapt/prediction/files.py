@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samadapt.data.dicom_objects import holds_dicom
 from samadapt.data.reader import Reader, ReaderOptions, reader_for, readers, write_prediction
 from samadapt.errors import DataError, UserError
 from samadapt.prediction.coco import CocoFile, coco_masks
@@ -52,6 +53,9 @@ def is_image(path: Path) -> bool:
     accepting = [reader for reader in readers().values() if reader.accepts(path)]
     if not path.is_dir() or not accepting:
         return bool(accepting)
+    known = [said for reader in accepting if (said := reader.holds_one(path)) is not None]
+    if known:
+        return any(known)
     files = [entry for entry in _visible(path) if entry.is_file()]
     others = [reader for reader in readers().values() if reader not in accepting]
     return bool(files) and not any(r.accepts(file) for file in files for r in others)
@@ -68,11 +72,16 @@ def list_folder(folder: Path) -> Folder:
         DataError: there is none.
     """
     entries = _visible(folder)
-    images = [entry for entry in entries if is_image(entry)]
+    images = [entry for entry in entries if is_image(entry) or _is_study(entry)]
     if not images:
         known = sorted({end for reader in readers().values() for end in reader.suffixes})
         raise DataError(f"{folder}: no image in this folder; readable: {', '.join(known)}")
     return Folder(images, [entry.name for entry in entries if entry not in images])
+
+
+def _is_study(path: Path) -> bool:
+    """Whether a folder holds DICOM series in folders below it."""
+    return path.is_dir() and holds_dicom(path)
 
 
 def check_files(source: Path, target: Path) -> None:
@@ -226,6 +235,8 @@ def _predict(
     counts = np.sum([np.bincount(plane.ravel(), minlength=least) for plane in planes], axis=0)
     voxels = {name: int(counts[k]) for k, name in enumerate(predictor.classes, start=1)}
     row = {"output": target, "shape": volume.shape, "voxels": voxels}
+    if volume.findings:
+        row["warnings"] = [str(finding) for finding in volume.findings]
     return row | ({} if beside is None else {"probabilities": beside})
 
 

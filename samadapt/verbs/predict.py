@@ -145,6 +145,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     if not is_folder_of_images(source):
         with console.bar(source.name) as show:
             row = segmenter.predict_file(source, asked.output, progress=show, **options)
+        _warn([row])
         return head | _plain(row)
     with ExitStack() as shown:
 
@@ -156,6 +157,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     for row in rows:
         if "error" in row:
             console.log(f"samadapt: {row['error']}")
+    _warn(rows)
     failed = any("error" in row for row in rows)
     return head | {
         "output": asked.output,
@@ -163,6 +165,13 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         "other_files": list_folder(source).others,
         "exit_code": int(failed),
     }
+
+
+def _warn(rows: Sequence[dict[str, Any]]) -> None:
+    """Tell what the reader warned of."""
+    for row in rows:
+        for text in row.get("warnings", ()):
+            console.log(f"samadapt: warning: {text}")
 
 
 def render(result: dict[str, Any]) -> str:
