@@ -80,8 +80,23 @@ class Data:
     neighbours: int = knob(
         0, help="n: slices i - n, i, i + n of a volume as red, green, blue; 0: slice i alone", low=0
     )
-    classes: list[str] | dict[str, int | list[int]] | None = knob(
-        None, help="names, or {name: value or values}; null: all. Also: data.labels", bound=True
+    classes: list[str] | dict[str, int | str | list[int | str]] | None = knob(
+        None,
+        help="names, or {name: value or values}, or {name: '#ff0000'} for masks in colours; null: "
+        "all. Also: data.labels",
+        bound=True,
+    )
+    background: str | list[str] | None = knob(
+        None,
+        help="colour of the background of masks in colours, or a list; rest: every colour that "
+        "data.classes does not name; null: black",
+        bound=True,
+    )
+    exif: Literal["apply", "ignore"] | None = knob(
+        None,
+        help="apply: masks are drawn on pictures as their EXIF orientation turns them; ignore: on "
+        "the stored pixels; null: apply, and an error where that is not certain",
+        bound=True,
     )
     merge_classes: bool = knob(False, help="all classes as one foreground")
     ignore: int | list[int] | None = knob(

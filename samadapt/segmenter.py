@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from samadapt.data.dicom_choice import general_choice
 from samadapt.data.nifti_affine import check_spacing_source
+from samadapt.data.orientation import Exif, parse_exif
 from samadapt.data.reader import ReaderOptions, parse_axis, reader_for
 from samadapt.data.types import Array
 from samadapt.errors import AdapterError, nearest
@@ -191,6 +192,7 @@ class Segmenter:
         keep_largest: bool | Sequence[str] = False,
         fill_holes: bool | Sequence[str] = False,
         tile: int | None = None,
+        exif: Exif | None = None,
     ) -> Array:
         """Segment an image or a volume.
 
@@ -235,6 +237,8 @@ class Segmenter:
             tile: pixels a side of the tiles that a picture is cut into (``data/tiles.py``); an
                 object gets its prompt in every tile that sees a part of its box, or one of its
                 foreground points. None: as the adapter was trained; 0: not at all.
+            exif: ``"apply"``: a picture file is turned as its EXIF orientation says; ``"ignore"``:
+                its pixels stay as they are stored; None: as the adapter was trained, or applied.
 
         Returns:
             uint8 labels: (h, w) for an image; for a volume file in the axes and the shape of the
@@ -261,7 +265,9 @@ class Segmenter:
         predictor = self._predictor(options)
         if isinstance(image, str | Path):
             path = Path(image).expanduser()
-            volume = reader_for(path, self._reading(channel, spacing, series)).read_image(path)
+            volume = reader_for(path, self._reading(channel, spacing, series, exif)).read_image(
+                path
+            )
         else:
             volume = as_picture(np.asarray(image))
         found = predictor.segment(volume, options, progress).labels
@@ -279,6 +285,7 @@ class Segmenter:
         channel: int | str | None = None,
         spacing: str | None = None,
         series: str | None = None,
+        exif: Exif | None = None,
         progress: Progress | None = None,
         probabilities: bool = False,
         **options: Any,
@@ -297,6 +304,7 @@ class Segmenter:
             channel: see ``segment``.
             spacing: see ``segment``.
             series: see ``segment``.
+            exif: see ``segment``.
             progress: see ``segment``.
             probabilities: also write the probability of each class beside the output:
                 ``NAME_probabilities.nii.gz``, 4D, in steps of 1/255, class k being volume k - 1;
@@ -319,7 +327,7 @@ class Segmenter:
             Path(input),
             Path(output),
             wanted,
-            self._reading(channel, spacing, series),
+            self._reading(channel, spacing, series, exif),
             progress,
         )
 
@@ -331,6 +339,7 @@ class Segmenter:
         channel: int | str | None = None,
         spacing: str | None = None,
         series: str | None = None,
+        exif: Exif | None = None,
         progress: Callable[[str], Progress] | None = None,
         probabilities: bool = False,
         **options: Any,
@@ -345,6 +354,7 @@ class Segmenter:
             channel: see ``segment``.
             spacing: see ``segment``.
             series: see ``segment``.
+            exif: see ``segment``.
             progress: called with the name of each file; returns what ``segment`` calls.
             probabilities: see ``predict_file``.
             options: prompts and options of ``segment``, the same for each file.
@@ -364,12 +374,12 @@ class Segmenter:
             Path(input),
             Path(output),
             wanted,
-            self._reading(channel, spacing, series),
+            self._reading(channel, spacing, series, exif),
             progress,
         )
 
     def _reading(
-        self, channel: int | str | None, spacing: str | None, series: str | None
+        self, channel: int | str | None, spacing: str | None, series: str | None, exif: Exif | None
     ) -> ReaderOptions:
         """Return how images are read: as the caller says, else as the adapter was trained."""
         check_spacing_source(spacing)
@@ -378,6 +388,7 @@ class Segmenter:
             channel=channel,
             spacing=spacing or self.record.data_options.get("spacing"),
             series=series or general_choice(self.record.data_options.get("series")),
+            exif=parse_exif(exif or self.record.data_options.get("exif")),
         )
 
     def _predictor(self, options: Options) -> Predictor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from samadapt.data.cards import Card
 from samadapt.data.channels import Channel
-from samadapt.data.classes import ClassChoice
+from samadapt.data.classes import ClassChoice, ClassTable
 from samadapt.data.leaks import copy_findings, mark_patients
 from samadapt.data.opening import (
     Intensity,
@@ -71,11 +71,15 @@ def check_dataset(
     instances: bool = False,
     mask_threshold: float | None = None,
     series: str | None = None,
+    exif: str | None = None,
+    background: str | Sequence[str] | None = None,
 ) -> list[Finding]:
     """Return the faults of single files alone, errors first; the arguments are ``survey``'s."""
-    masks = mask_rules(classes, instances=instances, threshold=mask_threshold, ignore=ignore)
+    masks = mask_rules(
+        classes, instances=instances, threshold=mask_threshold, ignore=ignore, background=background
+    )
     card, reader = open_reader(
-        name, root, axis, channel, image, label, None, spacing, masks, series, classes
+        name, root, axis, channel, image, label, None, spacing, masks, series, classes, exif
     )
     scan = reader.scan(max_cases)
     decide_classes(scan, card, classes, masks=masks)
@@ -103,6 +107,8 @@ def survey(
     instances: bool = False,
     mask_threshold: float | None = None,
     series: str | None = None,
+    exif: str | None = None,
+    background: str | Sequence[str] | None = None,
 ) -> Survey:
     """Read every file of a data set and return all problems, and statistics of each class.
 
@@ -127,15 +133,19 @@ def survey(
         instances: each number of a mask is one object of one class.
         mask_threshold: values of a mask from here on are foreground, lower ones background.
         series: which of several DICOM series in a folder.
+        exif: see ``orientation.py``.
+        background: colour of the masks' background; see ``colours.py``.
 
     Raises:
         ConfigError: an unknown name or class, or tiles of volumes.
         DownloadError: a card's data set could not be fetched.
     """
     cut = tiling(tile, tile_overlap)
-    masks = mask_rules(classes, instances=instances, threshold=mask_threshold, ignore=ignore)
+    masks = mask_rules(
+        classes, instances=instances, threshold=mask_threshold, ignore=ignore, background=background
+    )
     card, reader = open_reader(
-        name, root, axis, channel, image, label, cut, spacing, masks, series, classes
+        name, root, axis, channel, image, label, cut, spacing, masks, series, classes, exif
     )
     facts: dict[str, Facts] = {}
 
@@ -155,6 +165,11 @@ def survey(
         parts = _division(scan, card, val_every, where)
         scan.findings += copy_findings(scan.cases, parts)
         scan.findings += set_findings(scan.cases, facts, table, parts, where)
+    return _summary(scan, facts, table)
+
+
+def _summary(scan: Scan, facts: Mapping[str, Facts], table: ClassTable) -> Survey:
+    """Return what was found, with the statistics of each class."""
     marks = {case.patient for case in scan.cases if case.patient}
     unmarked = sum(not case.patient for case in scan.cases)
     return Survey(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from samadapt.data.types import IGNORED, Array
 from samadapt.errors import ConfigError, nearest
 
 ClassValues = Mapping[str, tuple[int, ...]]
-ClassChoice = Sequence[str] | Mapping[str, int | Sequence[int]] | None
+ClassChoice = Sequence[str] | Mapping[str, int | str | Sequence[int | str]] | None
+"""Texts in a mapping are colours, which ``colours.resolve_colours`` turns into values."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,12 @@ def make_table(
     return ClassTable(tuple(table), tuple(table.values()), complete, ignored=unused)
 
 
-def values_of(value: int | Sequence[int]) -> tuple[int, ...]:
+def values_of(value: Any) -> tuple[Any, ...]:
     """Return one label value, or several, as a tuple."""
-    return (value,) if isinstance(value, int) else tuple(value)
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-def _as_values(name: str, value: int | Sequence[int]) -> tuple[int, ...]:
+def _as_values(name: str, value: Any) -> tuple[int, ...]:
     values = values_of(value)
     if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
         raise ConfigError(

@@ -21,6 +21,7 @@ from samadapt.data.coco_layout import (
     posix_name,
 )
 from samadapt.data.instance_masks import MaskObject, paint, read_segmentation
+from samadapt.data.orientation import check_frame
 from samadapt.data.pictures import load_picture, save_plane
 from samadapt.data.reader import Layout, Reader, register_reader
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume, check_size, fault
@@ -47,8 +48,12 @@ class ObjectReader(Reader):
 
     def read_image(self, path: Path) -> Volume:
         """Read a picture."""
-        image, is_color = load_picture(path)
-        return Volume(image, is_color=is_color)
+        picture = load_picture(path, self.options.exif)
+        return Volume(picture.image, is_color=picture.is_color)
+
+    def declared_size(self, case: Case) -> tuple[int, int] | None:
+        """Return (h, w) that the annotations state for a picture; None where they do not."""
+        return None
 
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
         """Read and check picture and objects."""
@@ -59,8 +64,17 @@ class ObjectReader(Reader):
             if not case.image.is_file():
                 message = f"{case.labels} names a picture that is not there"
                 raise fault("missing_image", case.image, message, "add the picture")
-            volume = self.read_image(case.image)
-            height, width, _ = volume.shape
+            picture = load_picture(case.image, self.options.exif)
+            volume = Volume(picture.image, is_color=picture.is_color)
+            height, width = picture.size
+            if self.options.exif is None:
+                check_frame(
+                    case.labels,
+                    case.image,
+                    picture.stored,
+                    picture.orientation,
+                    self.declared_size(case),
+                )
             objects = self.objects(case, height, width)
         except FindingError as problem:
             return None, [problem.finding]
@@ -116,6 +130,10 @@ class CocoReader(ObjectReader):
             message = "the annotations name no picture"
             layout.findings.append(error("no_cases", root or Path(), message, "check data.root"))
         return layout
+
+    def declared_size(self, case: Case) -> tuple[int, int] | None:
+        """Return the size in the entry of the picture."""
+        return self._sizes[case.name]
 
     def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
         """Return the objects of a picture, checked against its size."""

@@ -37,6 +37,10 @@ def _warning(meaning: str, fix: str) -> Code:
 
 
 CODES = {
+    "alpha_mask": _error(
+        "A mask seems to be drawn in the alpha channel (transparency), which is not read.",
+        "Save the alpha channel as a grey PNG; or remove it, if the other channels hold the mask.",
+    ),
     "anisotropic": _warning(
         "Voxels are more than five times as long along one axis as along another, so slices along "
         "other axes look squeezed, and distances between slices are coarse.",
@@ -93,6 +97,10 @@ CODES = {
         "is unknown, or a case or a patient is on both sides.",
         "Mend the split; keep all cases of a patient on one side.",
     ),
+    "blended_colours": _error(
+        "A colour mask has smoothed edges: many colours that no class names, most of them rare.",
+        "Export it with nearest neighbour, or set data.background=rest.",
+    ),
     "box_outside": _error(
         "A box of an annotation lies outside the image.",
         "Give XYXY pixels of the original image.",
@@ -120,8 +128,8 @@ CODES = {
         "Export it as pictures and use data=folder.",
     ),
     "colour_mask": _error(
-        "A mask is a colour image, where one number a pixel is expected.",
-        "Save class numbers as a grey or palette PNG.",
+        "A mask is a colour image, and no class is named by its colour.",
+        'Name the classes by colour, as data.classes={liver: "#ff0000"}, or save class numbers.',
     ),
     "colour_range": _error(
         "Colours are neither 8-bit values nor fractions of 0..1.",
@@ -185,6 +193,12 @@ CODES = {
     "few_cases": _warning(
         "There are fewer than five cases: scores say little about further patients.",
         "Add cases, or report the scores as what they are.",
+    ),
+    "exif_orientation": _error(
+        "EXIF turns the picture, and its mask or annotation has the size of the stored pixels, or "
+        "its size does not tell on which of the two it is drawn.",
+        "Set data.exif=apply if masks are drawn on the picture as viewers show it, "
+        "data.exif=ignore if on the stored pixels; or save the pictures upright.",
     ),
     "file_ending": _error(
         "dataset.json declares images of a format that this reader does not read.",
@@ -368,6 +382,19 @@ CODES = {
         "Segments of a DICOM segmentation overlap; a voxel has one class here.",
         "Export segments that do not overlap.",
     ),
+    "palette_background": _error(
+        "Index 0 of palette masks is taken as background, but it is not black, or black is another "
+        "index: object and background may be exchanged.",
+        'Name the background\'s colour, as data.background="#000000".',
+    ),
+    "palette_conflict": _error(
+        "The palettes of the masks differ, so that one index means different classes.",
+        'Name the classes by colour, as data.classes={liver: "#ff0000"}.',
+    ),
+    "palette_double": _error(
+        "Two palette indices that occur in a mask have the same colour.",
+        "Save class numbers as a grey PNG, or name the classes by colour in data.classes.",
+    ),
     "path_outside": _error(
         "A file that another file names lies outside of the data set's folder.",
         "Keep all files of the data set in its folder, and name them relative to it.",
@@ -396,7 +423,13 @@ CODES = {
         "echoes or times.",
         "Put each acquisition into a folder of its own.",
     ),
-    "several_pages": _error("A picture file has several pages.", "Save each page as a file."),
+    "several_colours": _error(
+        "The masks have several colours beside the background's, and nothing says which is which.",
+        'Name the classes by colour, as data.classes={liver: "#ff0000"}.',
+    ),
+    "several_pages": _error(
+        "A picture file has several pages, or is an animation.", "Save each page as a file."
+    ),
     "several_labels": _error(
         "A series has several masks, and nothing says which one is meant.",
         "Keep one, or choose it with data.image and data.label.",
@@ -424,6 +457,11 @@ CODES = {
         "The voxel spacing is more than twice, or less than half, the usual one.",
         "Check the header; resample the case if it is true.",
     ),
+    "split_folders": _warning(
+        "Subfolders are named as parts of a division (train, val, test), but all of them are one "
+        "data set.",
+        "Leave the training pictures alone in images/, and score the others with evaluate.",
+    ),
     "time_limit": _error(
         "Reading the file took longer than the time limit.",
         "Check that it opens in another program; if it is right, raise data.max_seconds.",
@@ -448,6 +486,10 @@ CODES = {
     "uneven_spacing": _error(
         "The slices are not evenly spaced, or not in a straight stack.",
         "Resample the series to even slices.",
+    ),
+    "unnamed_colours": _warning(
+        "A mask has colours that data.classes does not name; they count as background.",
+        "Name them in data.classes or data.background.",
     ),
     "unreadable_image": _error(
         "The file cannot be read; the message says what the library said.",

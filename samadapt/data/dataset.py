@@ -325,6 +325,8 @@ def open_dataset(
     instances: bool = False,
     mask_threshold: float | None = None,
     series: str | None = None,
+    exif: str | None = None,
+    background: str | Sequence[str] | None = None,
 ) -> Dataset:
     """Open a data set: find its cases, read and check each file once, divide them.
 
@@ -364,6 +366,8 @@ def open_dataset(
         instances: each number of a mask is one object of one class.
         mask_threshold: values of a mask from here on are foreground, lower ones background.
         series: which of several DICOM series in a folder is used; see ``dicom_choice.py``.
+        exif: ``"apply"`` or ``"ignore"``; see ``orientation.py``.
+        background: the colour of the masks' background, or colours; see ``colours.py``.
 
     Raises:
         ConfigError: an unknown name, option or class.
@@ -372,8 +376,10 @@ def open_dataset(
     """
     check_options(on_error, slice_step, empty_slices)
     cut = tiling(tile, tile_overlap)
-    masks = mask_rules(classes, instances=instances, threshold=mask_threshold, ignore=ignore)
-    given = (image, label, cut, spacing, masks, series, classes)
+    masks = mask_rules(
+        classes, instances=instances, threshold=mask_threshold, ignore=ignore, background=background
+    )
+    given = (image, label, cut, spacing, masks, series, classes, exif)
     card, reader = open_reader(name, root, axis, channel, *given)
     scan = reader.scan(max_cases)
     mark_patients(scan, patient)

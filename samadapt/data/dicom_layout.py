@@ -21,8 +21,8 @@ from pathlib import Path
 from samadapt.data.dicom_choice import choose_series, listed, parse_choice
 from samadapt.data.dicom_objects import LABELS, Contents, Series
 from samadapt.data.dicom_references import belongs_to
-from samadapt.data.pictures import SUFFIXES as PICTURES
 from samadapt.data.reader import Layout, ReaderOptions
+from samadapt.data.stills import SUFFIXES as PICTURES
 from samadapt.data.types import Case, Finding, fault
 from samadapt.data.volume_patterns import match
 from samadapt.data.volume_reader import error

@@ -23,8 +23,8 @@ from samadapt.data.dicom_frames import VOLUME_MODALITIES, load_pydicom, read_fil
 from samadapt.data.dicom_sniff import is_dicom
 from samadapt.data.itk import ItkReader
 from samadapt.data.nifti_grid import SUFFIXES as NIFTI
-from samadapt.data.pictures import SUFFIXES as PICTURES
 from samadapt.data.reader import Layout
+from samadapt.data.stills import SUFFIXES as PICTURES
 from samadapt.data.types import Finding, FindingError, fault
 from samadapt.data.volume_reader import error
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from samadapt.data.colours import Colours
 from samadapt.data.types import Array, Case, Finding, MaskEvidence, Volume, fault
 
 VOID = 255
@@ -49,12 +50,14 @@ class MaskRules:
             taken as they are.
         ignored: values of pixels that are not annotated; None: those that the data set declares.
         judged: nobody declares the classes, so that the values are measured.
+        colours: what the colours of masks mean; None: nothing.
     """
 
     instances: bool = False
     threshold: float | None = None
     ignored: tuple[int, ...] | None = None
     judged: bool = False
+    colours: Colours | None = None
 
     @property
     def one_class(self) -> bool:

@@ -11,10 +11,12 @@ from typing import Any
 from samadapt.data.cards import Card, list_cards, load_card
 from samadapt.data.channels import Channel, listed, parse_channel
 from samadapt.data.classes import ClassChoice, ClassTable, ClassValues, make_table, values_of
+from samadapt.data.colours import resolve_colours
 from samadapt.data.download import fetch_dataset
 from samadapt.data.intensity import IntensityRule, intensity_of_modality, make_intensity
 from samadapt.data.mask_values import AS_CLASSES, MaskRules, set_findings, value_findings
 from samadapt.data.nifti_affine import check_spacing_source
+from samadapt.data.orientation import parse_exif
 from samadapt.data.reader import Reader, ReaderOptions, Scan, get_reader, parse_axis, readers
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Case, Finding
@@ -37,6 +39,7 @@ def open_reader(
     masks: MaskRules = AS_CLASSES,
     series: str | None = None,
     classes: ClassChoice = None,
+    exif: str | None = None,
 ) -> tuple[Card | None, Reader]:
     """Return the card, if the name is one, and the reader with its options.
 
@@ -69,6 +72,7 @@ def open_reader(
         _mask_rules(masks, card),
         series,
         classes,
+        parse_exif(exif),
     )
     kind = get_reader(card.reader if card else name)
     if kind.numbers_objects and options.masks.one_class:
@@ -76,6 +80,11 @@ def open_reader(
         raise ConfigError(
             f"{key} is for masks whose pixels are numbers; data={name} tells objects and classes "
             f"apart by itself. Leave {key} out"
+        )
+    if options.masks.colours is not None and not kind.knows_colours:
+        raise ConfigError(
+            f"data.classes and data.background name colours, but masks of data={name} have label "
+            "values: name classes by value, as data.classes={liver: 1}"
         )
     return card, kind(options)
 
@@ -86,19 +95,27 @@ def mask_rules(
     instances: bool = False,
     threshold: float | None = None,
     ignore: int | Sequence[int] | None = None,
+    background: str | Sequence[str] | None = None,
 ) -> MaskRules:
     """Return how masks are read, from the keys of ``data``.
 
     Raises:
-        ConfigError: both object numbers and a threshold are asked for.
+        ConfigError: both object numbers and a threshold are asked for, or colours that
+            contradict themselves.
     """
     if instances and threshold is not None:
         raise ConfigError(
             "data.instances=true reads object numbers and data.mask_threshold grey levels: "
             "choose one of the two"
         )
+    _, colours = resolve_colours(classes, background)
+    if colours is not None and (instances or threshold is not None):
+        raise ConfigError(
+            "data.instances and data.mask_threshold read numbers, and data.classes or "
+            "data.background name colours: choose one of the two"
+        )
     ignored = None if ignore is None else tuple(values_of(ignore))
-    return MaskRules(instances, threshold, ignored, judged=not isinstance(classes, Mapping))
+    return MaskRules(instances, threshold, ignored, not isinstance(classes, Mapping), colours)
 
 
 def _mask_rules(rules: MaskRules, card: Card | None) -> MaskRules:
@@ -132,6 +149,7 @@ def decide_classes(
         ConfigError: as ``make_table``.
     """
     declared = card.classes if card and card.classes else scan.classes
+    chosen, _ = resolve_colours(chosen, None)
     ignored = _ignored_values(scan, chosen, masks)
     if masks.one_class:
         table = ClassTable((_one_name(declared, chosen),), ((1,),), ignored=tuple(sorted(ignored)))

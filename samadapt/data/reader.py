@@ -25,6 +25,7 @@ from samadapt.data.channels import Channel, Choice, parse_channel
 from samadapt.data.classes import ClassChoice
 from samadapt.data.foreign import by_name
 from samadapt.data.mask_values import AS_CLASSES, MaskRules, measure_mask
+from samadapt.data.orientation import Exif
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume
 from samadapt.data.watched import TookTooLongError, each, within_limit
@@ -54,6 +55,8 @@ class ReaderOptions:
         masks: how the values of masks are read.
         series: which of several DICOM series in a folder; see ``dicom_choice.py``.
         classes: the classes that will be used, where a format's masks may overlap otherwise.
+        exif: whether the EXIF orientation of pictures is applied; None: it is, and masks must
+            show that they are drawn so. See ``orientation.py``.
     """
 
     root: Path | None = None
@@ -66,6 +69,7 @@ class ReaderOptions:
     masks: MaskRules = AS_CLASSES
     series: str | None = None
     classes: ClassChoice = None
+    exif: Exif | None = None
 
 
 @dataclass
@@ -116,6 +120,8 @@ class Reader(ABC):
     """File name endings by which predictions for these images are written."""
     default_intensity: ClassVar[str | None] = None
     """Intensity rule where neither user, card nor data set names one."""
+    knows_colours: ClassVar[bool] = False
+    """Whether classes can be named by the colours of masks."""
     numbers_objects: ClassVar[bool] = False
     """Its annotations tell objects and classes apart, so that no mask values need reading."""
     takes_channels: ClassVar[bool] = False
@@ -219,7 +225,12 @@ class Reader(ABC):
                 scan.left_out.append(case.name)
             else:
                 scan.cases.append(checked)
+        self.compare_cases(scan)
         return scan
+
+    def compare_cases(self, scan: Scan) -> None:
+        """Add findings on how the cases differ, and leave out those that cannot be used so."""
+        return
 
     def _inspect(
         self, case: Case, look: Callable[[Case, Volume], None] | None, judged: bool
@@ -243,6 +254,7 @@ class Reader(ABC):
             zeros=zeros,
             named=(volume.annotation.labels or ()) if volume.annotation else (),
             digest=content_hash(volume.image),
+            colours=volume.colours,
         )
         if judged and volume.labels is not None:
             ignored = self.options.masks.ignored or ()
@@ -393,6 +405,7 @@ def read_image(
     axis: str | int | None = None,
     channel: Channel | Sequence[Channel] | None = None,
     spacing: str | None = None,
+    exif: Exif | None = None,
 ) -> Volume:
     """Read one image file without labels: a picture or a volume.
 
@@ -403,12 +416,14 @@ def read_image(
             the file's folder or the one above it names the channels; or a list of up to three.
         spacing: ``"affine"`` or ``"pixdim"``: which is true where a NIfTI header contradicts
             itself; None: such a file is an error.
+        exif: ``"ignore"``: a picture's pixels stay as they are stored; else they are turned as its
+            EXIF orientation says.
 
     Raises:
         DataError: the file is missing, broken or of an unknown kind.
     """
     chosen = parse_channel(channel)
-    options = ReaderOptions(axis=parse_axis(axis), channel=chosen, spacing=spacing)
+    options = ReaderOptions(axis=parse_axis(axis), channel=chosen, spacing=spacing, exif=exif)
     try:
         return within_limit(reader_for(path, options).read_image, path)
     except TookTooLongError:

@@ -43,6 +43,14 @@ class Sa1bReader(ObjectReader):
             layout.findings.append(error("no_cases", root, message, "check data.root"))
         return layout
 
+    def declared_size(self, case: Case) -> tuple[int, int] | None:
+        """Return the size in the key ``image``."""
+        content = read_json(case.labels or case.image)
+        image = content.get("image") if isinstance(content, dict) else None
+        size = (image.get("height"), image.get("width")) if isinstance(image, dict) else ()
+        sides = [side for side in size if isinstance(side, int)]
+        return (sides[0], sides[1]) if len(sides) == 2 else None
+
     def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
         """Return the objects of a picture, checked against its size."""
         path = case.labels or case.image

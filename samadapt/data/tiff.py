@@ -9,7 +9,6 @@ the reader ``folder``'s.
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +18,8 @@ import numpy as np
 
 from samadapt.data.channels import Indices, need_one, pick
 from samadapt.data.reader import register_reader
-from samadapt.data.tiff_guard import check_strips, check_tiff
+from samadapt.data.tiff_guard import check_tiff
+from samadapt.data.tiff_pages import check_complete, main_series, tifffile
 from samadapt.data.types import Array, Case, Finding, FindingError, check_bytes, check_size, fault
 from samadapt.data.volume_reader import Grid, VolumeReader, error, stack_grid
 
@@ -58,14 +58,13 @@ class TiffReader(VolumeReader):
 
 
 def is_stack(path: Path) -> bool:
-    """Whether a file is a TIFF whose first series has more axes than a picture."""
+    """Whether a file is a TIFF whose largest pages have more axes than a picture."""
     if not path.name.lower().endswith(SUFFIXES) or not path.is_file():
         return False
     try:
         check_tiff(path)
-        with _tifffile().TiffFile(path) as tif:
-            series = tif.series[0]
-            return not _sizes(series).keys() <= set("YXSC")
+        with tifffile().TiffFile(path) as tif:
+            return not _sizes(main_series(tif)).keys() <= set("YXSC")
     except Exception:  # a broken file is a finding of the reader of pictures
         return False
 
@@ -86,10 +85,12 @@ def load_stack(path: Path, channel: Indices = None) -> Grid:
         raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
     try:
         check_tiff(path)
-        with _tifffile().TiffFile(path) as tif:
-            series = tif.series[0]
+        with tifffile().TiffFile(path) as tif:
+            series = main_series(tif)
             sizes = _sizes(series)
-            _check(path, series, sizes)
+            check_size(path, tuple(sizes.values()))
+            for part in series:
+                _check(path, part, sizes)
             _check_chain(path, tif)
             values = _values(path, series, sizes, channel)
             spacing = _spacing(tif)
@@ -101,18 +102,11 @@ def load_stack(path: Path, channel: Indices = None) -> Grid:
     return stack_grid(values, spacing)
 
 
-def _tifffile() -> Any:
-    import tifffile
-
-    # it logs what it mends or misses; here that is a finding
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
-    return tifffile
-
-
-def _sizes(series: Any) -> dict[str, int]:
-    """Axes longer than one by their letter; rows and columns always."""
-    pairs = zip(series.axes, series.shape, strict=True)
-    return {axis: int(side) for axis, side in pairs if side != 1 or axis in "YX"}
+def _sizes(series: list[Any]) -> dict[str, int]:
+    """Axes longer than one by their letter; rows and columns always, ``several`` series first."""
+    pairs = zip(series[0].axes, series[0].shape, strict=True)
+    sizes = {axis: int(side) for axis, side in pairs if side != 1 or axis in "YX"}
+    return sizes if len(series) == 1 else {"several": len(series), **sizes}
 
 
 def _check(path: Path, series: Any, sizes: dict[str, int]) -> None:
@@ -129,12 +123,7 @@ def _check(path: Path, series: Any, sizes: dict[str, int]) -> None:
     for page in series.pages:
         if page is None:
             raise fault("truncated_file", path, "a page of the series is missing", _AGAIN)
-        page = page.aspage()
-        ends = zip(page.dataoffsets, page.databytecounts, strict=True)
-        if any(count == 0 or offset + count > held for offset, count in ends):
-            message = f"page {page.index} ends behind the end of the file ({held} bytes)"
-            raise fault("truncated_file", path, message, _AGAIN)
-        check_strips(path, page)
+        check_complete(path, page.aspage(), held)
 
 
 def _check_chain(path: Path, tif: Any) -> None:
@@ -147,12 +136,11 @@ def _check_chain(path: Path, tif: Any) -> None:
         raise fault("truncated_file", path, message, _AGAIN)
 
 
-def _values(path: Path, series: Any, sizes: dict[str, int], channel: Indices) -> Array:
+def _values(path: Path, series: list[Any], sizes: dict[str, int], channel: Indices) -> Array:
     """Return the pages (z, y, x), or (c, z, y, x) for several channels."""
-    try:
-        values = series.asarray().reshape(tuple(sizes.values()))
-    except (ValueError, RuntimeError, ImportError) as problem:
-        values = _through_pil(path, sizes, problem)
+    parts = [part.asarray() for part in series]
+    values = parts[0] if len(parts) == 1 else np.stack(parts)
+    values = values.reshape(tuple(sizes.values()))
     order = list(sizes)
     for axis in "SC":
         if axis in order:
@@ -165,17 +153,6 @@ def _values(path: Path, series: Any, sizes: dict[str, int], channel: Indices) ->
     picked = [axis for axis in order if axis == "*"]
     values = values.transpose([order.index(axis) for axis in [*picked, *stack, "Y", "X"]])
     return np.asarray(values if stack else np.expand_dims(values, len(picked)))
-
-
-def _through_pil(path: Path, sizes: dict[str, int], problem: Exception) -> Array:
-    """Decode with PIL what tifffile needs another package for (LZW, JPEG)."""
-    from PIL import Image, ImageSequence
-
-    with Image.open(path) as opened:
-        values = np.stack([np.array(page) for page in ImageSequence.Iterator(opened)])
-    if values.size != math.prod(sizes.values()):
-        raise problem
-    return values.reshape(tuple(sizes.values()))
 
 
 def _spacing(tif: Any) -> tuple[float, float, float] | None:

@@ -135,6 +135,7 @@ class Case:
             of no use to anyone else. It is kept out of every record.
         digest: hash of the image's voxels; known after the scan.
         evidence: what tells whether the mask's values are classes; None where classes are declared.
+        colours: pairs of a mask value that occurs and its colour; see ``pictures.Mask``.
     """
 
     name: str
@@ -153,6 +154,7 @@ class Case:
     patient: str = field(default="", repr=False, compare=False)
     digest: str = field(default="", repr=False, compare=False)
     evidence: MaskEvidence | None = field(default=None, repr=False, compare=False)
+    colours: tuple[tuple[int, int], ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,7 @@ class Volume:
 
     Attributes:
         image: (h, w, d) float32 or uint8, slices along the last axis; (h, w, d, c) of several
-            channels; (h, w, 3) uint8 if ``is_color`` (then there is one slice).
+            channels; (h, w, 3) if ``is_color`` (then there is one slice).
         labels: (h, w, d) integers, the values of the mask file, or None.
         spacing_mm: (row, column, slice) in mm; None for pictures.
         source: the file's grid; None for pictures.
@@ -207,6 +209,7 @@ class Volume:
             the data set tells objects apart.
         files: the files that it was read from, where a folder holds others too.
         findings: warnings of the reader.
+        colours: pairs of a mask value that occurs and its colour; see ``pictures.Mask``.
     """
 
     image: Array
@@ -218,6 +221,7 @@ class Volume:
     instances: Array | None = None
     files: tuple[Path, ...] = ()
     findings: tuple[Finding, ...] = ()
+    colours: tuple[tuple[int, int], ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:

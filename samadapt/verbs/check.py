@@ -71,6 +71,8 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         instances=data.instances,
         mask_threshold=data.mask_threshold,
         series=data.series,
+        exif=data.exif,
+        background=data.background,
     )
     errors = sum(finding.severity == "error" for finding in found.findings)
     report = {

@@ -80,6 +80,11 @@ class PredictArguments:
         help="pixels a side of the tiles that a picture is cut into; null: as trained; 0: whole",
         low=0,
     )
+    exif: Literal["apply", "ignore"] | None = knob(
+        None,
+        help="apply: pictures are turned as their EXIF orientation says; ignore: their pixels stay "
+        "as stored; null: as trained, or applied",
+    )
     probabilities: bool = knob(
         False, help="also write OUTPUT_probabilities: 4D .nii.gz, or .npz for a picture"
     )
@@ -112,6 +117,7 @@ SCHEMA = PredictArguments
 _OPTIONS = (
     *("boxes", "points", "point_labels", "labels", "propagate", "carry", "slices", "vanish"),
     *("keep_largest", "fill_holes", "tile", "probabilities", "channel", "spacing", "series"),
+    "exif",
 )
 
 

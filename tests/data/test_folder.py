@@ -331,6 +331,54 @@ def test_the_limit_is_ours_and_not_pils(tmp_path: Path, monkeypatch: pytest.Monk
     Image.fromarray(RGB).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_image(tmp_path / "a.png").image, RGB)
     assert Image.MAX_IMAGE_PIXELS == 50
-    monkeypatch.setattr("samadapt.data.pictures.MAX_PIXELS", 119)
+    monkeypatch.setattr("samadapt.data.stills.MAX_PIXELS", 119)
     with pytest.raises(DataError, match=r"a\.png.*10 x 12.*too_large"):
         read_image(tmp_path / "a.png")
+
+
+def _into_subfolders(root: Path, names: tuple[str, str]) -> None:
+    for part in ("images", "masks"):
+        for path in sorted((root / part).iterdir()):
+            folder = root / part / names[int(path.stem[1:]) % 2]
+            folder.mkdir(exist_ok=True)
+            path.rename(folder / path.name)
+
+
+def test_subfolders_are_read(make_folder: Callable[..., Path]) -> None:
+    root = make_folder(4)
+    _into_subfolders(root, ("site_a", "site_b"))
+    (root / "images" / ".cache").mkdir()
+    (root / "images" / ".cache" / "x.png").write_bytes(b"hidden")
+    assert check_dataset("folder", root) == []
+    dataset = open_dataset("folder", root)
+    assert [case.name for case in dataset.cases] == [
+        *("site_a_p0", "site_a_p2", "site_b_p1", "site_b_p3"),
+    ]
+    assert dataset.case("site_b_p1").labels == root / "masks" / "site_b" / "p1.png"
+
+
+def test_subfolders_of_a_division_are_a_warning(make_folder: Callable[..., Path]) -> None:
+    root = make_folder(4)
+    _into_subfolders(root, ("train", "val"))
+    (finding,) = check_dataset("folder", root)
+    assert (finding.code, finding.severity) == ("split_folders", "warning")
+    assert "train, val" in finding.message
+    (root / "masks" / "val" / "p1.png").rename(root / "masks" / "train" / "p1.png")
+    codes = {finding.code for finding in check_dataset("folder", root)}
+    assert codes == {"split_folders", "missing_label", "missing_image"}
+
+
+def test_equal_names_across_subfolders_are_an_error(make_folder: Callable[..., Path]) -> None:
+    root = make_folder(3)
+    for part in ("images", "masks"):
+        (root / part / "p1").mkdir()
+        (root / part / "p2.png").rename(root / part / "p1" / "x.png")
+        (root / part / "p0.png").rename(root / part / "p1_x.png")
+    assert {finding.code for finding in check_dataset("folder", root)} == {"duplicate_case"}
+
+
+def test_images_one_folder_below_are_named(make_folder: Callable[..., Path]) -> None:
+    root = make_folder(3)
+    (finding,) = check_dataset("folder", root.parent)
+    assert finding.code == "missing_folder"
+    assert root.name in finding.message

@@ -174,6 +174,9 @@ def test_every_option_reaches_the_segmenter(adapter, tmp_path, monkeypatch, caps
         "tile": ("64", 64),
         "probabilities": ("true", True),
         "channel": ("0", 0),
+        "spacing": ("affine", "affine"),
+        "series": ("two", "two"),
+        "exif": ("ignore", "ignore"),
     }
     arguments = [f"{key}={text}" for key, (text, _) in given.items()]
     files = [f"adapter={adapter}", f"input={source}", f"output={tmp_path / 'out.nii.gz'}"]

@@ -1,0 +1,182 @@
+"""Classes named by colour: ``data.classes={liver: "#ff0000"}``, and the colour of the background.
+
+A mask's colours become label values: the k-th colour of ``data.classes`` is value k, the background
+0. Then everything else works as with numbers. What no class names counts as background and is
+reported with its share.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from samadapt.data.types import Array
+from samadapt.errors import ConfigError
+
+BLACK = 0
+REST = "rest"
+"""``data.background=rest``: every colour that no class names is background, without a word."""
+
+
+@dataclass(frozen=True)
+class Colours:
+    """What the colours of masks mean. A colour is 0xRRGGBB.
+
+    Attributes:
+        values: label value of each colour, from 1; empty: each colour but the background's is
+            value 1, and there may be one in all masks.
+        background: colours that are label value 0.
+        rest_is_background: no other colour is reported.
+    """
+
+    values: Mapping[int, int] = field(default_factory=dict)
+    background: frozenset[int] = frozenset({BLACK})
+    rest_is_background: bool = False
+
+
+def resolve_colours(classes: Any, background: Any) -> tuple[Any, Colours | None]:
+    """Return the class choice with label values in place of colours, and what colours mean.
+
+    Args:
+        classes: ``data.classes``: names, ``{name: value or values}``, or ``{name: colour or
+            colours}`` with colours as ``"#ff0000"``, ``"ff0000"``, ``"#f00"`` or a name.
+        background: ``data.background``: a colour, colours, or ``rest``; None: black.
+
+    Returns:
+        The choice for ``classes.make_table``, and None where neither names a colour.
+
+    Raises:
+        ConfigError: numbers and colours are mixed, a colour cannot be read or has two meanings.
+    """
+    given = [background] if isinstance(background, str) else list(background or [])
+    rest = REST in given
+    behind = frozenset(parse_colour("data.background", text) for text in given if text != REST)
+    named = _named(classes)
+    if named is None:
+        if background is None:
+            return classes, None
+        if isinstance(classes, Mapping) or not behind:
+            raise ConfigError(
+                "data.background says which colour is background; name the classes by colour too, "
+                'as data.classes={liver: "#ff0000"}'
+            )
+        return classes, Colours({}, behind, rest)
+    behind = behind or frozenset({BLACK} - {colour for item in named.values() for colour in item})
+    values: dict[int, int] = {}
+    owners: dict[int, str] = {}
+    for name, colours in named.items():
+        for colour in colours:
+            if colour in behind:
+                raise ConfigError(
+                    f"data.classes.{name}: {show(colour)} is the background's colour; name "
+                    "another one with data.background"
+                )
+            if owners.setdefault(colour, name) != name:
+                raise ConfigError(
+                    f"data.classes: the colour {show(colour)} belongs to {owners[colour]!r} and to "
+                    f"{name!r}; each colour may belong to one class"
+                )
+            values.setdefault(colour, len(values) + 1)
+    choice = {
+        name: sorted({values[colour] for colour in colours}) for name, colours in named.items()
+    }
+    return choice, Colours(values, behind, rest)
+
+
+def parse_colour(key: str, text: object) -> int:
+    """Return 0xRRGGBB of ``"#ff0000"``, ``"ff0000"``, ``"#f00"``, ``"red"``.
+
+    Raises:
+        ConfigError: it is no colour.
+    """
+    from PIL import ImageColor
+
+    word = str(text).strip()
+    bare = re.fullmatch("[0-9a-fA-F]{6}", word)
+    try:
+        red, green, blue, *alpha = ImageColor.getrgb(f"#{word}" if bare else word)
+    except ValueError:
+        alpha = [0]
+    if alpha not in ([], [255]):
+        numbers = "label values or " if key != "data.background" else ""
+        raise ConfigError(f'{key}: expected {numbers}a colour such as "#ff0000"; got {text!r}')
+    return red << 16 | green << 8 | blue
+
+
+def show(colour: int) -> str:
+    """Return a colour as people write it."""
+    return f"#{colour:06x}"
+
+
+def pack(channels: Array) -> Array:
+    """Return (..., 3) uint8 colours as (...) int32, 0xRRGGBB."""
+    red, green, blue = (channels[..., index].astype(np.int32) for index in range(3))
+    return red << 16 | green << 8 | blue
+
+
+def count_colours(packed: Array) -> dict[int, int]:
+    """Return how many pixels have each colour, the most frequent first."""
+    found, counts = np.unique(packed, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return {int(found[place]): int(counts[place]) for place in order}
+
+
+def list_colours(counts: Mapping[int, int], pixels: int, most: int = 8) -> str:
+    """Return colours and their shares of a picture's pixels as text."""
+    shown = [f"{show(colour)} ({_share(n / pixels)})" for colour, n in list(counts.items())[:most]]
+    rest = list(counts.values())[most:]
+    if rest:
+        shown.append(f"and {len(rest)} more ({_share(sum(rest) / pixels)})")
+    return ", ".join(shown)
+
+
+def recode(packed: Array, colours: Colours) -> tuple[Array, dict[int, int]]:
+    """Return label values of packed colours, and how many pixels have each unnamed colour."""
+    if not colours.values:
+        values = np.ones(packed.shape, np.int32)
+        for colour in colours.background:
+            values[packed == colour] = 0
+        return values, {}
+    values = np.zeros(packed.shape, np.int32)
+    known = np.isin(packed, list(colours.background))
+    for colour, value in colours.values.items():
+        here = packed == colour
+        values[here] = value
+        known |= here
+    return values, {} if known.all() else count_colours(packed[~known])
+
+
+def is_blend(unknown: Mapping[int, int], pixels: int) -> bool:
+    """Whether unnamed colours look like edges that were smoothed: many, and most of them rare."""
+    rare = sum(count < 0.001 * pixels for count in unknown.values())
+    return len(unknown) > 16 and 2 * rare > len(unknown)
+
+
+def _named(classes: Any) -> dict[str, tuple[int, ...]] | None:
+    """Return the colours of each class, or None where the classes are numbers or names."""
+    if not isinstance(classes, Mapping):
+        return None
+    items = {
+        str(name): [value] if isinstance(value, str) or not isinstance(value, Sequence) else value
+        for name, value in classes.items()
+    }
+    texts = [isinstance(value, str) for values in items.values() for value in values]
+    if not any(texts):
+        return None
+    if not all(texts):
+        raise ConfigError(
+            "data.classes mixes label values and colours; name every class in one way. A colour "
+            'of digits alone needs its #: "#112233"'
+        )
+    return {
+        name: tuple(parse_colour(f"data.classes.{name}", value) for value in values)
+        for name, values in items.items()
+    }
+
+
+def _share(share: float) -> str:
+    return f"{share:.2%}" if share >= 0.0001 else "below 0.01%"
