@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -132,6 +133,40 @@ def folder(path: Path, needed: int | None = None) -> Iterator[Path]:
         part.chmod(mode)
         _finish_files(part)
         _swap(part, path)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append text to a file that grows line by line, as a log does.
+
+    Raises:
+        DiskFullError: naming the folder, the bytes needed and those that are free.
+        WriteError: the file cannot be written for another reason.
+    """
+    content = text.encode("utf-8", "backslashreplace")
+    try:
+        with path.open("ab") as stream:
+            stream.write(content)
+    except OSError as error:
+        if error.errno in _FULL:
+            free = shutil.disk_usage(path.parent).free
+            raise DiskFullError(path, len(content), free) from error
+        raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def explain(error: BaseException) -> str | None:
+    """Return what to say about a full disk that no caller named; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in _FULL:
+        return None
+    path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    where = Path(tempfile.gettempdir()) if path is None else path.parent
+    with suppress(OSError):
+        free = shutil.disk_usage(where).free
+        what = "a temporary file" if path is None else path.name
+        return (
+            f"{where}: the disk is full: {what} cannot be written; {free} bytes "
+            f"({free / 2**20:.1f} MiB) are free; delete what you do not need"
+        )
+    return f"{where}: the disk is full"
 
 
 def remove_leftovers(directory: Path) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from importlib import import_module
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
-from samadapt import __version__, console
+from samadapt import __version__, atomic, console
 from samadapt.errors import ConfigError, SamadaptError, nearest
 from samadapt.launchers import refuse_several_processes
+from samadapt.out_of_memory import explain
+from samadapt.training.interrupt import StopAtOnce, exit_code
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,8 +48,6 @@ FLAGS = {
     "--version": "the version",
 }
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -58,22 +56,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; the process's own when None.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user, 1 for a run that failed, 130 for Ctrl-C.
+        The exit code: 0, 2 for a mistake of the user, 1 for a run that failed, 128 + the number of
+        a signal that ended it (130 for Ctrl-C).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     console.forgive(sys.stdout, sys.stderr)
     flags = {argument for argument in arguments if argument in (*FLAGS, "-h")}
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends a run as Ctrl-C does
     try:
-        return _dispatch([a for a in arguments if a not in flags], flags)
+        with StopAtOnce():
+            return _dispatch([a for a in arguments if a not in flags], flags)
     except KeyboardInterrupt as error:
-        return _fail(error, "interrupted", INTERRUPTED, flags)
+        name = f" by {error}" if str(error) else ""
+        return _fail(error, f"interrupted{name}", exit_code(error), flags)
     except SamadaptError as error:
         return _fail(error, f"error: {error}", error.exit_code, flags)
     except Exception as error:
-        message = f"unexpected {_chain(error)}\n  (--debug shows where; please report it)"
-        return _fail(error, message, 1, flags)
+        return _fail(error, _explained(error, arguments), 1, flags)
+
+
+def _explained(error: Exception, arguments: Sequence[str]) -> str:
+    """Return what to say about an error that was not raised on purpose."""
+    verb = next((argument for argument in arguments if argument in VERBS), "")
+    if message := explain(error, verb) or atomic.explain(error):
+        return f"error: {message}"
+    return f"unexpected {_chain(error)}\n  (--debug shows where; please report it)"
 
 
 def _fail(error: BaseException, message: str, code: int, flags: set[str]) -> int:

@@ -132,7 +132,7 @@ def train(
 
     Raises:
         DivergedError: when the loss is NaN or infinite several times in a row.
-        InterruptedRunError: after Ctrl-C or SIGTERM, once a checkpoint is written.
+        InterruptedRunError: after a signal that asks for an end, once a checkpoint is written.
         RunError: when a group of trained parameters gets no gradient in the first step.
     """
     injection = work.injection
@@ -169,7 +169,7 @@ def train(
             if at_hand and accelerator.is_main_process:
                 save(work, state, optimizer)
             if stop.requested:
-                raise InterruptedRunError(work.run_dir, state.step)
+                raise InterruptedRunError(work.run_dir, state.step, stop.number)
 
     load_trainable_state(work.sam, injection, state.best_weights)
     injection.set_training(work.sam, enabled=False)

@@ -339,8 +339,16 @@ def test_a_resumed_run_keeps_the_precision_that_was_measured(make_pictures, run,
     assert "as the run began; bf16 products measure 1.0x" in found["reason"]
 
 
+OTHER_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+]
+
+
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "number",
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in OTHER_SIGNALS)],
 )
 def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
     make_pictures, recipe, number, tmp_path, capfd
@@ -375,7 +383,7 @@ def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
     process.send_signal(number)
     _, said = process.communicate(timeout=300)
     (run_dir,) = runs.iterdir()
-    assert process.returncode == 130, said
+    assert process.returncode == 128 + number, said
     assert "all saved; continue with: samadapt finetune resume=" in said
     assert f"resume={run_dir}" in said.replace("\n", "")
     assert "Traceback" not in said
@@ -385,7 +393,7 @@ def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
 
     assert main(["finetune", f"resume={run_dir}"]) == 0
     assert (run_dir / "adapter" / "adapter_model.safetensors").is_file()
-    if number == signal.SIGINT:  # the rest is the same for both
+    if number != signal.SIGTERM:  # the rest is the same for all
         return
     assert main(["finetune", *options]) == 0
     (other,) = set(runs.iterdir()) - {run_dir}
