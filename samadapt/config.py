@@ -165,6 +165,9 @@ class Prompts:
     )
     max_jitter_px: float = knob(20.0, help="its bound, where the longest side is 1024 px", low=0)
     min_area: int = knob(0, help="objects below this many pixels get no prompt", low=0)
+    max_objects: int = knob(
+        4, help="objects of an image that train in one step, large ones more often", low=1
+    )
 
 
 @dataclass(frozen=True)

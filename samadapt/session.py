@@ -369,7 +369,12 @@ def prompt_policy(config: Config) -> PromptPolicy:
     """Return how a configuration's model is prompted."""
     prompts = config.prompts
     return PromptPolicy(
-        prompts.name, prompts.objects, prompts.jitter, prompts.max_jitter_px, prompts.min_area
+        prompts.name,
+        prompts.objects,
+        prompts.jitter,
+        prompts.max_jitter_px,
+        prompts.min_area,
+        prompts.max_objects,
     )
 
 

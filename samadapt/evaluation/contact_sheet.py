@@ -43,6 +43,7 @@ class Tile:
         boxes: (n, 4) XYXY pixels, or None.
         points: (n, k, 2) (x, y) pixels, or None.
         point_labels: (n, k), 1 foreground, 0 background, -1 not drawn; None without points.
+        note: what is written inside its lower edge, for example "4 of 37 objects".
     """
 
     name: str
@@ -51,6 +52,7 @@ class Tile:
     boxes: NDArray[Any] | None = None
     points: NDArray[Any] | None = None
     point_labels: NDArray[Any] | None = None
+    note: str = ""
 
 
 def draw_contact_sheet(
@@ -120,5 +122,9 @@ def _draw(axis: Axes, tile: Tile, *, enlarged: bool) -> None:
         style = {"colors": colour_of(label), "linewidths": 1.1, "linestyles": line_style(label)}
         axis.add_collection(LineCollection(lines, **style), autolim=False)  # type: ignore[arg-type]
     draw_prompts(axis, tile.boxes, tile.points, tile.point_labels, scale=0.6)
+    if tile.note:
+        box: dict[str, Any] = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 1.5}
+        place: dict[str, Any] = {"transform": axis.transAxes, "ha": "right", "va": "bottom"}
+        axis.text(0.99, 0.01, tile.note, color="white", size=5.5, bbox=box, **place)
     name = tile.name if len(tile.name) <= LONGEST else f"…{tile.name[1 - LONGEST :]}"
     axis.set_title(printable(name), size=6.5, pad=2, parse_math=False)

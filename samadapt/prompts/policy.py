@@ -26,6 +26,8 @@ class PromptPolicy:
         max_jitter_px: bound of that noise, in pixels of an image whose longest side is 1024
             (SAM: 20).
         min_area: objects of fewer pixels than this get no prompt.
+        max_objects: objects of an image that are trained on in one step, drawn with chances that
+            grow with their diameter; predictions and scores take all objects.
         background_token: for ``"semantic"``: the background has the logit of mask token 0 (the
             single mask), as in SAMed, and not 0.
     """
@@ -35,6 +37,7 @@ class PromptPolicy:
     jitter: float = 0.1
     max_jitter_px: float = 20.0
     min_area: int = 0
+    max_objects: int = 4
     background_token: bool = False
 
     @property

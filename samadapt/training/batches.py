@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 Item = TypeVar("Item")
 
-MAX_OBJECTS = 4
-"""Prompts per image and step: each costs a decoder pass, and images with many objects would
-otherwise outweigh the others."""
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -124,12 +120,15 @@ def choose_objects(
 ) -> list[ObjectPrompts]:
     """Return the objects of b slices that are prompted, as many of each, in the original frame.
 
+    At most ``policy.max_objects`` of a slice: each costs a pass of the decoder, and slices with
+    many objects would otherwise outweigh the others. Where there are more, large ones are likelier.
+
     Raises:
         DataError: naming a slice that has no object to prompt.
     """
     chosen = [_choose(sample, policy, rng) for sample in samples]
-    most = min(MAX_OBJECTS, max(len(objects) for objects in chosen))
-    return _alike([objects.take(_draw(len(objects), most, rng)) for objects in chosen])
+    most = min(policy.max_objects, max(len(objects) for objects in chosen))
+    return _alike([objects.take(_draw(objects, most, rng)) for objects in chosen])
 
 
 def model_prompts(objects: Sequence[ObjectPrompts], frames: Sequence[Frame]) -> Prompts:
@@ -177,10 +176,18 @@ def _choose(sample: Sample, policy: PromptPolicy, rng: np.random.Generator) -> O
     return objects
 
 
-def _draw(count: int, wanted: int, rng: np.random.Generator) -> Array:
-    """Draw objects: all different where there are enough, else each at least once."""
-    if count >= wanted:
-        return np.asarray(rng.choice(count, wanted, replace=False))
+def _draw(objects: ObjectPrompts, wanted: int, rng: np.random.Generator) -> Array:
+    """Draw objects: all different where there are enough, else each at least once.
+
+    The chance of an object grows with the square root of its area, that is with its diameter. With
+    equal chances the many specks of a picture win over its one large object; with chances
+    proportional to area, small objects are hardly ever trained on.
+    """
+    count = len(objects)
+    if count > wanted:
+        diameters = np.sqrt(_masks(objects).sum(axis=(1, 2), dtype=np.float64) + 1)
+        chances = diameters / diameters.sum()
+        return np.asarray(rng.choice(count, wanted, replace=False, p=chances))
     return np.resize(rng.permutation(count), wanted)
 
 

@@ -69,14 +69,18 @@ class TrainingSamples:
         """Whether there is something to prompt in a slice."""
         if self.policy.is_semantic:
             return True
+        if not has_prompts(sample) and self.policy.min_area <= 1:
+            return bool((sample.labels > 0).any())  # cheaper than to count them
+        return self.count_objects(sample) > 0
+
+    def count_objects(self, sample: Sample) -> int:
+        """Return how many objects of a slice are large enough to be prompted."""
         if has_prompts(sample):
-            return len(trainable_prompts(sample)) > 0
-        if self.policy.min_area <= 1:
-            return bool((sample.labels > 0).any())
+            return len(trainable_prompts(sample))
         ids, _ = objects_in(
             sample.labels, self.policy.objects, self.policy.min_area, sample.instances
         )
-        return len(ids) > 0
+        return len(ids)
 
     def items(self, refs: Sequence[SliceRef]) -> list[Item]:
         """Return the stacks of the slices that train, sorted."""

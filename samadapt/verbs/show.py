@@ -16,8 +16,9 @@ Prints the configuration that `samadapt finetune` would use with the same argume
 runs nothing. The output is itself a recipe: save it and name the file, recipe=FILE.yaml.
 
 With images=N it writes instead one PNG, output=FILE (contact_sheet.png), with the first N slices
-that training would see: after intensity rule and augmentation, with outlines of the classes and
-the prompt. No model is loaded.
+that training would see: after intensity rule and augmentation, with outlines of the classes, one
+draw of the prompts, and how many objects of the slice train in one step (prompts.max_objects). No
+model is loaded.
 """
 SCHEMA = Config
 MOST_IMAGES = 400
@@ -100,7 +101,10 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
             [None] * len(batch) if policy.is_semantic else choose_objects(batch, policy, rng)
         )
         for sample, objects in zip(batch, chosen, strict=True):
-            prompt = (objects.boxes, objects.points, objects.point_labels) if objects else ()
+            prompt: tuple[Any, ...] = ()
+            if objects:
+                note = _counted(policy.max_objects, samples.count_objects(sample))
+                prompt = (objects.boxes, objects.points, objects.point_labels, note)
             name = f"{sample.case} · {sample.part} {sample.index}"
             tiles.append(Tile(name, sample.image, sample.labels, *prompt))
     try:
@@ -108,6 +112,11 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
     except OSError as error:
         raise DataError(f"{path}: the sheet cannot be written: {error.strerror}") from error
     return [tile.name for tile in tiles[:count]]
+
+
+def _counted(most: int, count: int) -> str:
+    """Return how many of the objects of a slice train in one step, in words."""
+    return f"{min(most, count)} of {count} object{'s' if count > 1 else ''}"
 
 
 def _heading(config: Config, dataset: Any) -> list[str]:

@@ -14,7 +14,7 @@ from samadapt.data.types import IGNORED, Sample
 from samadapt.errors import DataError
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.geometry import make_frame
-from samadapt.training.batches import MAX_OBJECTS, Sampler, make_batch
+from samadapt.training.batches import Sampler, choose_objects, make_batch
 
 SIDE, SIZE = 32, 64
 
@@ -68,15 +68,33 @@ def test_every_image_has_the_same_number_of_objects(tools):
             assert (target == 1).any()
 
 
-def test_at_most_four_objects_of_an_image_are_drawn():
+@pytest.mark.parametrize("most", [1, 4, 7])
+def test_at_most_so_many_objects_of_an_image_are_drawn(most):
     labels = np.zeros((12, 40), np.int16)
     labels[::3, ::4] = 1
     crowd = Sample("crowd", 3, np.zeros((12, 40, 3), np.uint8), labels)
-    batch = batch_of([crowd], jitter=0.0)
-    assert batch.prompts.boxes.shape == (1, MAX_OBJECTS, 4)
-    assert len(np.unique(batch.prompts.boxes[0].numpy(), axis=0)) == MAX_OBJECTS
-    other = batch_of([crowd], jitter=0.0, seed=1)
+    batch = batch_of([crowd], jitter=0.0, max_objects=most)
+    assert batch.prompts.boxes.shape == (1, most, 4)
+    assert len(np.unique(batch.prompts.boxes[0].numpy(), axis=0)) == most
+    other = batch_of([crowd], jitter=0.0, seed=1, max_objects=most)
     assert not torch.equal(other.prompts.boxes, batch.prompts.boxes)
+    assert batch_of([crowd]).prompts.boxes.shape == (1, 4, 4)  # the default
+
+
+def test_the_chance_of_an_object_grows_with_its_diameter():
+    """A disc of 400 pixels among 24 specks: with equal chances it is in 4 of 25 draws of four."""
+    labels = np.zeros((40, 60), np.int16)
+    labels[::6, 24::9] = 1
+    labels[5:25, 0:20] = 1
+    specks = Sample("specks", 0, np.zeros((40, 60, 3), np.uint8), labels)
+    rng, policy = np.random.default_rng(0), PromptPolicy("box")
+    draws = [choose_objects([specks], policy, rng)[0] for _ in range(300)]
+    areas = np.array([draw.masks.sum(axis=(1, 2)) for draw in draws])
+    assert len(np.unique(draws[0].boxes, axis=0)) == 4
+    assert 0.75 < (areas == 400).any(axis=1).mean() < 0.99
+    seen = {tuple(box) for draw in draws for box in np.round(draw.boxes - draw.boxes % 1)}
+    assert (areas == 1).any(axis=1).all()  # small objects are still trained on
+    assert len(seen) > 20
 
 
 def test_semantic_targets_are_the_classes(tools):

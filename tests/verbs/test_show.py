@@ -66,6 +66,22 @@ def test_the_tiles_are_what_the_first_steps_train_on(
         kinds = (tile.boxes is not None, tile.points is not None)
         wanted = {"point": (False, True), "semantic": (False, False)}
         assert kinds == wanted.get(config.prompts.name, (True, False))
+        assert tile.note == ("" if config.prompts.name == "semantic" else "1 of 1 object")
+
+
+def test_a_crowded_slice_says_how_many_of_its_objects_train(recipe, drawn, tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / "cells" / folder).mkdir(parents=True)
+    for number in range(3):
+        mask = np.zeros((40, 40), np.uint8)
+        mask[2::8, 2::8] = mask[3::8, 2::8] = 1
+        values = np.random.default_rng(number).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / "cells" / "images" / f"{number}.png")
+        Image.fromarray(mask).save(tmp_path / "cells" / "masks" / f"{number}.png")
+    options = [f"data.root={tmp_path / 'cells'}", "prompts.max_objects=6"]
+    show.contact_sheet(compose(str(recipe), options), 2, tmp_path / "sheet.png")
+    assert [tile.note for tile in drawn] == ["6 of 25 objects"] * 2
+    assert [len(tile.boxes) for tile in drawn] == [6, 6]
 
 
 def test_the_sheet_from_the_command_line(make_scans, recipe, tmp_path, capsys):
