@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 from samadapt.errors import ConfigError, nearest
 from samadapt.methods import METHODS
 from samadapt.methods.base import UNFIT, Method, find_method
+from samadapt.plain_yaml import check_text, read_plain_yaml
 from samadapt.typed import Leaf, check, groups, instantiate, leaves, type_name
 
 T = TypeVar("T")
@@ -199,6 +200,7 @@ def _checked(key: str, value: Any, known: Mapping[str, Leaf], *, is_text: bool) 
     leaf = known[key]
     if not is_text:
         return check(leaf, value)
+    check_text(value)
     try:
         return check(leaf, _hydra_value(key, value))
     except ValueError:
@@ -220,30 +222,21 @@ def _hydra_value(key: str, text: str) -> Any:
         override = OverridesParser.create().parse_override(f"{key}={text}")
     except HydraException as error:
         raise ValueError(
-            f"cannot read {text!r}: a bracket or a comma is amiss, or a text with other than plain "
-            "letters, digits and ./_- is not written in quotes, key='\"text\"'"
+            f"cannot read {text[:60]!r}: a bracket or a comma is amiss, or a text with other than "
+            "plain letters, digits and ./_- is not written in quotes, key='\"text\"'"
         ) from error
     if override.is_sweep_override():
-        raise ValueError(f"expected one value; got {text!r} (a list is written [a,b])")
+        raise ValueError(f"expected one value; got {text[:60]!r} (a list is written [a,b])")
     return override.value()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return a YAML file's mapping with its interpolations resolved.
+    """Return a YAML file's mapping.
 
     Raises:
-        ConfigError: naming the file, when it is missing, not YAML or not a mapping.
+        ConfigError: naming the file; as ``read_plain_yaml``, or when it is not a mapping.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file")
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a readable YAML file: {error}") from error
+    content = read_plain_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a mapping of keys; got {type(content).__name__}")
     return {str(key): value for key, value in content.items()}

@@ -197,7 +197,7 @@ def test_an_unknown_method_does_not_blame_its_options() -> None:
     [
         ("train: [", "not a readable YAML file"),
         ("- 1", "expected a mapping of keys; got list"),
-        ("a: ${nowhere}", "not a readable YAML file"),
+        ("a: ${nowhere}", "an interpolation"),
     ],
 )
 def test_broken_recipe_files(write: Any, text: str, said: str) -> None:

@@ -24,7 +24,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
 
 LAYERS = [
     {"errors", "console", "limits", "machine", "openmp", "typed"},
-    {"atomic", "launchers", "out_of_memory"},
+    {"atomic", "launchers", "out_of_memory", "plain_yaml"},
     {"sam"},
     {"methods", "data", "prompts"},
     {"training", "evaluation", "export", "imports"},

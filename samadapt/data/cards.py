@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, get_type_hints
 
 from samadapt.errors import ConfigError, nearest
+from samadapt.plain_yaml import read_plain_yaml
+from samadapt.typed import convert
 
 _REQUIRED = ("name", "title", "source", "licence", "reader")
 
@@ -96,10 +96,7 @@ def read_card(path: Path) -> Card:
     Raises:
         ConfigError: the file is not YAML or not a card.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: the card cannot be read: {error}") from None
+    content = read_plain_yaml(path)
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: a card is a mapping of keys; got {type(content).__name__}")
     _check_keys(path, content, [field.name for field in fields(Card)], _REQUIRED)
@@ -110,7 +107,24 @@ def read_card(path: Path) -> Card:
     values = dict(content)
     values["classes"] = _read_classes(path, values.get("classes"))
     values["download"] = _read_download(path, values.get("download"))
-    return Card(**values)
+    return Card(**_typed(path, Card, values))
+
+
+def _typed(path: Path, kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a card, or of its download, as the types of their fields.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    hints = get_type_hints(kind)
+    typed = {}
+    for key, value in values.items():
+        try:
+            done = key in ("classes", "download") and not isinstance(value, str)
+            typed[key] = value if done else convert(value, hints[key])
+        except ValueError as error:
+            raise ConfigError(f"{path}: {key}: {error}") from None
+    return typed
 
 
 def _check_keys(
@@ -130,12 +144,12 @@ def _read_classes(path: Path, classes: Any) -> dict[str, tuple[int, ...]] | None
     if classes is None:
         return None
     if not isinstance(classes, Mapping):
-        raise ConfigError(f"{path}: classes must map names to values; got {classes!r}")
+        raise ConfigError(f"{path}: classes must map names to values; got {type(classes).__name__}")
     table = {}
     for name, value in classes.items():
         values = tuple(value) if isinstance(value, list) else (value,)
         if not values or not all(type(item) is int for item in values):
-            raise ConfigError(f"{path}: classes.{name} must be a value or a list; got {value!r}")
+            raise ConfigError(f"{path}: classes.{name} must be a value or a list of values")
         table[str(name)] = values
     return table
 
@@ -144,9 +158,9 @@ def _read_download(path: Path, download: Any) -> Download | None:
     if download is None:
         return None
     if not isinstance(download, Mapping):
-        raise ConfigError(f"{path}: download must be a mapping; got {download!r}")
+        raise ConfigError(f"{path}: download must be a mapping; got {type(download).__name__}")
     known = [field.name for field in fields(Download)]
     _check_keys(path, download, known, ("url", "folder"))
     if not (download.get("md5") or download.get("sha256")):
         raise ConfigError(f"{path}: download needs md5 or sha256")
-    return Download(**download)
+    return Download(**_typed(path, Download, download))

@@ -53,8 +53,8 @@ def test_an_unknown_card() -> None:
     ("text", "message"),
     [
         ("[1, 2]", "mapping"),
-        ("a: [", "cannot be read"),
-        ("!!python/object/apply:os.system ['true']", "cannot be read"),
+        ("a: [", "not a readable YAML file"),
+        ("!!python/object/apply:os.system ['true']", "a tag"),
         ("name: x", "needs title, source, licence, reader"),
         (GOOD + "licens: CC0\n", "did you mean 'licence'"),
         (GOOD.replace("name: x", "name: y"), "must be 'x'"),
