@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
+from samadapt.data.channels import Channel
 from samadapt.data.dicom_choice import general_choice
 from samadapt.data.nifti_affine import check_spacing_source
 from samadapt.data.orientation import Exif, parse_exif
-from samadapt.data.reader import ReaderOptions, parse_axis, reader_for
+from samadapt.data.reader import ReaderOptions, parse_axis
 from samadapt.data.types import Array
 from samadapt.errors import AdapterError, nearest
 from samadapt.evaluation.embeddings import Embeddings
@@ -20,6 +21,7 @@ from samadapt.evaluation.loaded import Loaded, load_ready, make_ready
 from samadapt.methods.opening import open_base
 from samadapt.methods.record import AdapterRecord, read_record
 from samadapt.prediction import files
+from samadapt.prediction.inputs import Source, chosen_channels, is_source
 from samadapt.prediction.options import Carry, Options
 from samadapt.prediction.predictor import Predictor, Progress, as_picture
 from samadapt.prompts.manual import SlicePrompts
@@ -175,9 +177,9 @@ class Segmenter:
 
     def segment(
         self,
-        image: ArrayLike | str | Path,
+        image: ArrayLike | str | Path | Sequence[str | Path],
         *,
-        channel: int | str | None = None,
+        channel: Channel | Sequence[Channel] | None = None,
         spacing: str | None = None,
         series: str | None = None,
         progress: Progress | None = None,
@@ -207,9 +209,12 @@ class Segmenter:
         box of every slice is object k; ``None`` in its place says that it has none there.
 
         Args:
-            image: (h, w) or (h, w, 3) RGB, in the values of the files trained on (HU for CT); or
-                the path of a file that ``samadapt.data`` reads, or of a DICOM series' folder.
-            channel: which volume of a 4D file: its index, or its name in a ``dataset.json``.
+            image: (h, w) or (h, w, 3) RGB, in the values of the files trained on (HU for CT), or
+                (h, w, c) for an adapter of c channels; or the path of a file that
+                ``samadapt.data`` reads, or of a DICOM series' folder. Where the channels are
+                files: a list of them, a pattern with ``{channel}``, or the case's folder.
+            channel: which volumes of a 4D file, or which files: an index, a name, or a list of as
+                many as the adapter sees; None: those that it was trained on.
             spacing: ``"affine"`` or ``"pixdim"``: which is true where a NIfTI header contradicts
                 itself; None: as the adapter was trained, where such a file may be refused.
             series: which of several DICOM series in a folder: a modality (``"CT"``), a series
@@ -263,13 +268,10 @@ class Segmenter:
             tile=tile,
         )
         predictor = self._predictor(options)
-        if isinstance(image, str | Path):
-            path = Path(image).expanduser()
-            volume = reader_for(path, self._reading(channel, spacing, series, exif)).read_image(
-                path
-            )
+        if is_source(image):
+            volume = files.read_one(image, self._reading(channel, spacing, series, exif))
         else:
-            volume = as_picture(np.asarray(image))
+            volume = as_picture(np.asarray(image), len(self._now.intensity.inputs))
         found = predictor.segment(volume, options, progress).labels
         if volume.source is None:
             return found[:, :, 0]
@@ -279,10 +281,10 @@ class Segmenter:
 
     def predict_file(
         self,
-        input: str | Path,
+        input: Source,
         output: str | Path,
         *,
-        channel: int | str | None = None,
+        channel: Channel | Sequence[Channel] | None = None,
         spacing: str | None = None,
         series: str | None = None,
         exif: Exif | None = None,
@@ -299,7 +301,8 @@ class Segmenter:
         - ``.dcm`` (DICOM series): a SEG object, a segment a class, without any patient's field.
 
         Args:
-            input: a file that ``samadapt.data`` reads, or the folder of a DICOM series.
+            input: a file that ``samadapt.data`` reads, or the folder of a DICOM series; where the
+                channels are files, see ``prediction/inputs.py``.
             output: replaced if it exists.
             channel: see ``segment``.
             spacing: see ``segment``.
@@ -322,21 +325,17 @@ class Segmenter:
             MissingExtraError: the output's format needs a package that is not installed.
         """
         wanted = Options(**options, probabilities=probabilities)
+        how = self._reading(channel, spacing, series, exif)
         return files.predict_file(
-            self._predictor(wanted),
-            Path(input),
-            Path(output),
-            wanted,
-            self._reading(channel, spacing, series, exif),
-            progress,
+            self._predictor(wanted), input, Path(output), wanted, how, progress
         )
 
     def predict_folder(
         self,
-        input: str | Path,
+        input: Source,
         output: str | Path,
         *,
-        channel: int | str | None = None,
+        channel: Channel | Sequence[Channel] | None = None,
         spacing: str | None = None,
         series: str | None = None,
         exif: Exif | None = None,
@@ -348,7 +347,8 @@ class Segmenter:
 
         Args:
             input: a folder; hidden files and folders in it are left alone, except the folder of a
-                DICOM series.
+                DICOM series. Where the channels are files: a folder or a pattern of several cases;
+                see ``prediction/inputs.py``.
             output: a folder, made if its parent exists, for files of the same stems: PNG for
                 pictures, NIfTI for volumes. Or a ``.json`` file: COCO, for pictures.
             channel: see ``segment``.
@@ -369,23 +369,23 @@ class Segmenter:
             MissingExtraError: the output's format needs a package that is not installed.
         """
         wanted = Options(**options, probabilities=probabilities)
+        how = self._reading(channel, spacing, series, exif)
         return files.predict_folder(
-            self._predictor(wanted),
-            Path(input),
-            Path(output),
-            wanted,
-            self._reading(channel, spacing, series, exif),
-            progress,
+            self._predictor(wanted), input, Path(output), wanted, how, progress
         )
 
     def _reading(
-        self, channel: int | str | None, spacing: str | None, series: str | None, exif: Exif | None
+        self,
+        channel: Channel | Sequence[Channel] | None,
+        spacing: str | None,
+        series: str | None,
+        exif: Exif | None,
     ) -> ReaderOptions:
         """Return how images are read: as the caller says, else as the adapter was trained."""
         check_spacing_source(spacing)
         return ReaderOptions(
             axis=parse_axis(self.record.axis),
-            channel=channel,
+            channel=chosen_channels(self.record, channel),
             spacing=spacing or self.record.data_options.get("spacing"),
             series=series or general_choice(self.record.data_options.get("series")),
             exif=parse_exif(exif or self.record.data_options.get("exif")),

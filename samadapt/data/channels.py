@@ -27,7 +27,7 @@ MOST = 3
 class ChannelError(FindingError):
     """The chosen channel does not fit a file; ``count`` is how many it has."""
 
-    def __init__(self, path: Path, count: int, channel: Indices) -> None:
+    def __init__(self, path: Path, count: int, channel: Choice) -> None:
         """Say what the file has and what was asked for."""
         has = "one channel" if count == 1 else f"{count} channels"
         if channel is None:
@@ -39,7 +39,8 @@ class ChannelError(FindingError):
         fix = (
             f"choose one with data.channel=0..{count - 1}, or up to three, data.channel=[0,1]"
             if count > 1
-            else "leave data.channel out, or name the channels' files with {channel} in data.image"
+            else "where each channel is a file, write {channel} into data.image (predict: input="
+            "'NAME_{channel}.nii.gz', or the case's folder)"
         )
         message = f"the file has {has} and {asked}"
         super().__init__(Finding("channel_choice", "error", str(path), message, fix))

@@ -169,6 +169,15 @@ class Reader(ABC):
             FindingError: the file is missing, broken or of another kind.
         """
 
+    def read_channels(self, paths: Sequence[Path]) -> Volume:
+        """Read an image whose channels are files, in their order, without labels.
+
+        Raises:
+            FindingError: a file is missing or broken, or lies on another grid.
+            DataError: in this format an image is one file.
+        """
+        raise DataError(f"{paths[0]}: several files, each a channel, are not read in this format")
+
     @abstractmethod
     def write(self, prediction: Array, volume: Volume, path: Path) -> None:
         """Write class ids (h, w, d) or (h, w), arranged as ``volume``, on the source's grid."""

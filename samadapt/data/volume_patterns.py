@@ -67,6 +67,31 @@ def pair_patterns(options: ReaderOptions, layout: Layout) -> bool:
     return bool(channels)
 
 
+def channel_files(options: ReaderOptions, layout: Layout) -> dict[str, tuple[Path, ...]]:
+    """Return the files of each case of ``options.image``, which has ``{channel}``, by its name.
+
+    Raises:
+        FindingError: the pattern cannot be used, nothing matches, or a channel of a case is
+            missing.
+    """
+    root, image, channels = options.root or Path(), str(options.image), listed(options.channel)
+    found = [_of_channel(root, image, channel, set()) for channel in channels]
+    keys = sorted({key for files in found for key in files})
+    names, _ = _names(root, keys, [], (image, ""))
+    cases = {}
+    for key in keys:
+        files = [
+            _file(root, image, key, names[key], files, channel)
+            for files, channel in zip(found, channels, strict=True)
+        ]
+        for path in files:
+            if not path.is_file():
+                message = "there is no such file, which is a channel of this case"
+                raise fault("missing_image", path, message, "add it, or check the pattern")
+        cases[names[key] or stem_of(files[0], layout.suffixes)] = tuple(files)
+    return cases
+
+
 def match(root: Path, pattern: str) -> dict[str, Path]:
     """Return the files of a pattern by the text of its last ``*``.
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from samadapt.data.channels import ChannelError, Indices, mask_with_channels
+from samadapt.data.channels import ChannelError, Indices, listed, mask_with_channels
 from samadapt.data.nifti_grid import (
     SUFFIXES,
     finite_image,
@@ -142,9 +142,25 @@ class VolumeReader(Reader):
 
     def read_image(self, path: Path) -> Volume:
         """Read a volume without labels, sliced along ``options.axis``."""
-        grid = self.load(path, channel_beside(path.parent, self.options.channel))
+        grid = self._load_chosen(path)
         volume = self.arrange(grid, finite_image(path, grid.values))
         return replace(volume, files=grid.files, findings=grid.findings)
+
+    def _load_chosen(self, path: Path) -> Grid:
+        """Read the channels that the options choose; a name is looked up where there are several.
+
+        A file of one channel needs no look-up: the adapter's channel may have been such a file.
+        """
+        choice = self.options.channel
+        if not all(str(one).isdigit() for one in listed(choice)):
+            try:
+                grid = self.load(path)
+            except ChannelError:
+                return self.load(path, channel_beside(path.parent, choice))
+            if isinstance(choice, tuple):
+                raise ChannelError(path, 1, choice)
+            return grid
+        return self.load(path, channel_beside(path.parent, choice))
 
     def read_channels(self, paths: Sequence[Path]) -> Volume:
         """Read a volume whose channels are files, in their order, without labels.
@@ -153,7 +169,7 @@ class VolumeReader(Reader):
             FindingError: a file is missing or broken, or lies on another grid.
         """
         grid = self.load_files(paths)
-        return self.arrange(grid, grid.values)
+        return replace(self.arrange(grid, grid.values), findings=grid.findings)
 
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
         """Read and check image and labels; grids that differ are a finding of both files."""

@@ -13,9 +13,16 @@ from samadapt.data.reader import Reader, ReaderOptions, reader_for, readers, wri
 from samadapt.errors import DataError, UserError
 from samadapt.prediction.coco import CocoFile, coco_masks
 from samadapt.prediction.dicom_seg import SEG, need_highdicom, save_segmentation
+from samadapt.prediction.inputs import (
+    ChannelCase,
+    ChannelCases,
+    Source,
+    as_path,
+    find_channel_cases,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from samadapt.data.types import Array, Volume
     from samadapt.prediction.options import Options
@@ -93,8 +100,7 @@ def check_files(source: Path, target: Path) -> None:
     """
     if not source.exists():
         raise DataError(f"{source}: the input file does not exist")
-    if not target.parent.is_dir():
-        raise DataError(f"{target}: the folder {target.parent} does not exist; make it first")
+    _check_folder_of(target)
     whole = is_folder_of_images(source)
     if target.resolve() == source.resolve():
         raise DataError(f"{target}: output must not be the input {'folder' if whole else 'file'}")
@@ -109,6 +115,35 @@ def check_files(source: Path, target: Path) -> None:
             raise DataError(f"{target}: the output of a folder is a folder or a .json file")
     else:
         _check_name(source, target)
+
+
+def check_cases(cases: ChannelCases, target: Path) -> None:
+    """Refuse what cannot be read or written of images whose channels are files.
+
+    Raises:
+        DataError: naming the file.
+    """
+    _check_folder_of(target)
+    for path in (path for case in cases.cases for path in case.files):
+        if not path.is_file():
+            raise DataError(f"{path}: the input file does not exist")
+        if path.resolve() == target.resolve():
+            raise DataError(f"{target}: output must not be an input file")
+    if is_one_file(cases, target):
+        _check_name(cases.cases[0].files[0], target)
+    elif target.suffix and not target.is_dir():
+        count = len(cases.cases)
+        raise DataError(f"{target}: the input holds {count} cases; their output is a folder")
+
+
+def is_one_file(cases: ChannelCases, target: Path) -> bool:
+    """Whether one case is written to a file; else the output is a folder."""
+    return cases.one and bool(target.suffix) and not target.is_dir()
+
+
+def _check_folder_of(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise DataError(f"{target}: the folder {target.parent} does not exist; make it first")
 
 
 def _check_name(source: Path, target: Path) -> None:
@@ -167,14 +202,21 @@ def stem(path: Path, reader: Reader) -> str:
 
 def predict_file(
     predictor: Predictor,
-    source: Path,
+    given: Source,
     target: Path,
     options: Options,
     how: ReaderOptions,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Segment a file; ``Segmenter.predict_file`` says what comes back."""
-    source, target = source.expanduser(), target.expanduser()
+    target = target.expanduser()
+    cases = find_channel_cases(given, how.channel)
+    if cases is not None:
+        check_cases(cases, target)
+        if not is_one_file(cases, target):
+            raise DataError(f"{target}: the output of one case is a file, as {target}.nii.gz")
+        return _predict(predictor, cases.cases[0], target, options, how, progress, None)
+    source = as_path(given)
     check_files(source, target)
     coco = CocoFile(predictor.classes) if target.suffix.lower() == COCO else None
     row = _predict(predictor, source, target, options, how, progress, coco)
@@ -183,22 +225,70 @@ def predict_file(
     return row
 
 
+def read_one(given: Source, how: ReaderOptions) -> Volume:
+    """Read one image: a file, a series' folder, or the files of its channels.
+
+    Raises:
+        DataError: a file cannot be read, or the input holds several cases.
+    """
+    cases = find_channel_cases(given, how.channel)
+    if cases is None:
+        return _read(as_path(given), how)
+    if len(cases.cases) > 1:
+        names = ", ".join(case.name for case in cases.cases[:4])
+        raise DataError(f"{given}: expected one case; it holds {len(cases.cases)}: {names}")
+    return _read(cases.cases[0], how)
+
+
+def _read(image: Path | ChannelCase, how: ReaderOptions) -> Volume:
+    if isinstance(image, Path):
+        return reader_for(image, how).read_image(image)
+    reader = reader_for(image.files[0], replace(how, channel=None))
+    if len(image.files) == 1:
+        return reader.read_image(image.files[0])
+    return reader.read_channels(image.files)
+
+
 def predict_folder(
     predictor: Predictor,
-    source: Path,
+    given: Source,
     target: Path,
     options: Options,
     how: ReaderOptions,
     progress: Callable[[str], Progress] | None = None,
 ) -> list[dict[str, Any]]:
     """Segment the images of a folder; ``Segmenter.predict_folder`` says what comes back."""
-    source, target = source.expanduser(), target.expanduser()
+    target = target.expanduser()
+    cases = find_channel_cases(given, how.channel)
+    if cases is not None:
+        check_cases(cases, target)
+        target.mkdir(exist_ok=True)
+        ending = output_endings(reader_for(cases.cases[0].files[0]))[0]
+        files = {case: target / f"{case.name}{ending}" for case in cases.cases}
+        return _each(predictor, files, options, how, progress, None)
+    source = as_path(given)
     check_files(source, target)
     coco = CocoFile(predictor.classes) if target.suffix.lower() == COCO else None
     if coco is None:
         target.mkdir(exist_ok=True)
+    places = plan_folder(list_folder(source).images, target)
+    rows = _each(predictor, places, options, how, progress, coco)
+    if coco is not None:
+        coco.write(target)
+    return rows
+
+
+def _each(
+    predictor: Predictor,
+    places: Mapping[Path, Path | UserError] | Mapping[ChannelCase, Path],
+    options: Options,
+    how: ReaderOptions,
+    progress: Callable[[str], Progress] | None,
+    coco: CocoFile | None,
+) -> list[dict[str, Any]]:
+    """Segment images one after another; one that fails does not stop the others."""
     rows = []
-    for image, place in plan_folder(list_folder(source).images, target).items():
+    for image, place in places.items():
         try:
             if isinstance(place, UserError):
                 raise place
@@ -208,15 +298,13 @@ def predict_folder(
             row = {"error": str(error)}
         except Exception as error:  # one broken file must not cost the others
             row = {"error": f"{image}: {type(error).__name__}: {error}"}
-        rows.append({"input": image, **row})
-    if coco is not None:
-        coco.write(target)
+        rows.append({"input": image if isinstance(image, Path) else image.files[0], **row})
     return rows
 
 
 def _predict(
     predictor: Predictor,
-    source: Path,
+    image: Path | ChannelCase,
     target: Path,
     options: Options,
     how: ReaderOptions,
@@ -224,7 +312,7 @@ def _predict(
     coco: CocoFile | None,
 ) -> dict[str, Any]:
     """Read, segment and write one image."""
-    volume = reader_for(source, how).read_image(source)
+    volume, source = _read(image, how), image if isinstance(image, Path) else image.files[0]
     if coco is not None and volume.shape[2] > 1:
         raise DataError(f"{source}: COCO JSON holds pictures; write a volume as {NIFTI}")
     wanted = replace(options, instances=coco is not None)

@@ -351,20 +351,31 @@ class _Run:
         return advance
 
 
-def as_picture(image: Array) -> Volume:
+def as_picture(image: Array, channels: int = 0) -> Volume:
     """An array as a picture.
+
+    Args:
+        image: (h, w), (h, w, 3) RGB, or (h, w, channels).
+        channels: of an adapter that sees several; 0: it sees one, or colours.
 
     Raises:
         DataError: another shape, no numbers, or NaN.
     """
-    is_color = image.ndim == 3 and image.shape[2] == 3
-    if not (image.ndim == 2 or is_color) or image.size == 0 or image.dtype.kind not in "uifb":
+    is_color = image.ndim == 3 and image.shape[2] == (channels or 3)
+    if (
+        not ((image.ndim == 2 and not channels) or is_color)
+        or image.size == 0
+        or image.dtype.kind not in "uifb"
+    ):
+        shapes = f"(h, w, {channels})" if channels else "(h, w) or (h, w, 3) RGB"
         raise DataError(
-            f"an image must be numbers (h, w) or (h, w, 3) RGB; got {image.dtype} {image.shape}. "
+            f"an image must be numbers {shapes}; got {image.dtype} {image.shape}. "
             "Give a volume as the path of a NIfTI file"
         )
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise DataError("the image holds NaN or infinite values; replace them")
     if image.dtype != np.uint8:
         image = image.astype(np.float32)
+    if channels:
+        return Volume(image[:, :, None])
     return Volume(image if is_color else image[:, :, None], is_color=is_color)

@@ -47,7 +47,10 @@ class PredictArguments:
     """The keys of ``samadapt predict``."""
 
     adapter: str = knob(help="adapter directory")
-    input: str = knob(help="picture, volume, DICOM series, or a folder of images")
+    input: str | list[str] = knob(
+        help="picture, volume, DICOM series, or a folder of images; of several channels a list of "
+        "files, 'CASE_{channel}.nii.gz' or the case's folder"
+    )
     output: str = knob(help=".png or .json for a picture, .nii.gz for a volume; or a folder")
     boxes: Boxes | dict[int, Boxes] | None = knob(
         None, help="[[x0,y0,x1,y1]], or {slice: [[x0,y0,x1,y1]]}; null: no box of that object here"
@@ -88,8 +91,11 @@ class PredictArguments:
     probabilities: bool = knob(
         False, help="also write OUTPUT_probabilities: 4D .nii.gz, or .npz for a picture"
     )
-    channel: int | str | None = knob(
-        None, help="which volume of a 4D file: from 0, or its name in dataset.json", low=0
+    channel: int | str | list[int | str] | None = knob(
+        None,
+        help="which volume of a 4D file: from 0, or its name in dataset.json; [a,b]: of an adapter "
+        "of several channels; null: as trained",
+        low=0,
     )
     spacing: Literal["affine", "pixdim"] | None = knob(
         None,
@@ -134,12 +140,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         PromptError: a prompt is missing, not wanted, or wrong.
     """
     asked = parse(PredictArguments, arguments)
-    from samadapt.prediction.files import check_files, is_folder_of_images, list_folder
     from samadapt.segmenter import load_adapter
 
     set_limits(asked.max_gb, asked.max_seconds)
-    source = Path(asked.input).expanduser()
-    check_files(source, Path(asked.output).expanduser())
+    single, others = _examine(asked)
     segmenter = load_adapter(
         asked.adapter,
         checkpoint=asked.checkpoint,
@@ -148,9 +152,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     )
     options = {name: getattr(asked, name) for name in _OPTIONS}
     head = {"adapter": asked.adapter, "input": asked.input}
-    if not is_folder_of_images(source):
-        with console.bar(source.name) as show:
-            row = segmenter.predict_file(source, asked.output, progress=show, **options)
+    if single:
+        name = asked.input if isinstance(asked.input, str) else asked.input[0]
+        with console.bar(Path(name).name) as show:
+            row = segmenter.predict_file(asked.input, asked.output, progress=show, **options)
         _warn([row])
         return head | _plain(row)
     with ExitStack() as shown:
@@ -159,7 +164,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
             shown.close()
             return shown.enter_context(console.bar(name))
 
-        rows = segmenter.predict_folder(source, asked.output, progress=start, **options)
+        rows = segmenter.predict_folder(asked.input, asked.output, progress=start, **options)
     for row in rows:
         if "error" in row:
             console.log(f"samadapt: {row['error']}")
@@ -168,9 +173,32 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     return head | {
         "output": asked.output,
         "files": [_plain(row) for row in rows],
-        "other_files": list_folder(source).others,
+        "other_files": others,
         "exit_code": int(failed),
     }
+
+
+def _examine(asked: PredictArguments) -> tuple[bool, list[str]]:
+    """Refuse, before any model is loaded, what cannot be read or written.
+
+    Returns:
+        Whether the input is one image, and the names of what is none in a folder.
+    """
+    from samadapt.methods.record import read_record
+    from samadapt.prediction import files
+    from samadapt.prediction.inputs import as_path, chosen_channels, find_channel_cases
+
+    target = Path(asked.output).expanduser()
+    record = read_record(Path(asked.adapter).expanduser())
+    cases = find_channel_cases(asked.input, chosen_channels(record, asked.channel))
+    if cases is not None:
+        files.check_cases(cases, target)
+        return files.is_one_file(cases, target), list(cases.others)
+    source = as_path(asked.input)
+    files.check_files(source, target)
+    if not files.is_folder_of_images(source):
+        return True, []
+    return False, files.list_folder(source).others
 
 
 def _warn(rows: Sequence[dict[str, Any]]) -> None:

@@ -173,7 +173,7 @@ def test_every_option_reaches_the_segmenter(adapter, tmp_path, monkeypatch, caps
         "fill_holes": ("[lesion]", ["lesion"]),
         "tile": ("64", 64),
         "probabilities": ("true", True),
-        "channel": ("0", 0),
+        "channel": ("[0]", [0]),
         "spacing": ("affine", "affine"),
         "series": ("two", "two"),
         "exif": ("ignore", "ignore"),
