@@ -192,11 +192,16 @@ def write_scores(
 
 def write_adapter(session: Session, summary: dict[str, Any]) -> Path:
     """Write the best step's adapter; return its directory."""
+    from samadapt.data.resumed import merge_trained_on
+    from samadapt.methods.record import RECORD, read_record
     from samadapt.methods.store import save_adapter
 
     scores = {key: summary[key] for key in ("zero_shot", "adapted", "oracle_prompt", "data")}
     directory = session.run_dir / "adapter"
     record = replace(session.record(), scores=scores)
+    if (directory / RECORD).is_file():  # a resumed run was trained on what it was before, too
+        before = read_record(directory).trained_on
+        record = replace(record, trained_on=merge_trained_on(before, record.trained_on or {}))
     save_adapter(directory, session.sam, session.injection, record)
     return directory
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,10 +16,11 @@ import torch
 from samadapt import console
 from samadapt.data.dataset import Dataset, open_dataset
 from samadapt.data.pseudonyms import hide_names, open_key, write_key
+from samadapt.data.resumed import check_unchanged
 from samadapt.data.stacks import Stacks
 from samadapt.data.trained import trained_on
 from samadapt.environment import environment, recorded_precision, seed_all, write_json
-from samadapt.errors import ConfigError
+from samadapt.errors import ConfigError, DataError
 from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate
 from samadapt.launchers import as_only_process
 from samadapt.limits import set_limits
@@ -349,6 +351,8 @@ def open_session(config: Config, run_dir: Path, trained_in: Path | None = None) 
         progress.say(f"left out for errors: {', '.join(dataset.left_out)}")
     if dataset.note:
         progress.say(f"note: {dataset.note}")
+    for warning in keep_splits(config, run_dir, dataset):
+        progress.say(f"warning: {warning}")
     sam = load_sam(config.model.name, config.model.checkpoint, config.model.image_size).to(device)
     base = base_hash(sam)
     if policy.is_semantic and len(dataset.classes) > sam.build.num_multimask:
@@ -359,10 +363,46 @@ def open_session(config: Config, run_dir: Path, trained_in: Path | None = None) 
     if device.type == "cpu":
         progress.say(f"attention {describe_attention()}")
     write_json(run_dir / "env.json", environment(device, precision))
-    write_json(run_dir / "splits.json", dataset.splits())
     return Session(
         config, run_dir, device, precision, dataset, sam, base, injection, policy, progress
     )
+
+
+def keep_splits(config: Config, run_dir: Path, dataset: Dataset) -> list[str]:
+    """Write ``splits.json``, or compare the data with that of the run that goes on.
+
+    The folds of a cross-validation must all have the same cases.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        DataError: naming what changed since the run was started; nothing is written.
+    """
+    path, warnings = run_dir / "splits.json", []
+    if config.resume is not None and path.is_file():
+        return check_unchanged(read_splits(path), dataset, str(path))
+    folds = run_dir.parent.glob("fold_*/splits.json") if config.data.fold is not None else ()
+    for other in sorted(folds):
+        found = read_splits(other)
+        warnings += check_unchanged(found, dataset, str(other), same_sides=False)
+    write_json(path, dataset.splits())
+    return warnings
+
+
+def read_splits(path: Path) -> dict[str, Any]:
+    """Return the content of a ``splits.json``.
+
+    Raises:
+        DataError: it is no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: expected JSON; it is broken. Restore the file") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected a JSON object. Restore the file")
+    return found
 
 
 def prompt_policy(config: Config) -> PromptPolicy:

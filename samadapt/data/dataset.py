@@ -16,7 +16,7 @@ from samadapt.data.cards import Card
 from samadapt.data.channels import Channel
 from samadapt.data.classes import ClassChoice, ClassTable
 from samadapt.data.intensity import IntensityRule
-from samadapt.data.leaks import mark_patients
+from samadapt.data.leaks import mark_patients, patient_pattern
 from samadapt.data.opening import (
     Intensity,
     decide_classes,
@@ -119,8 +119,13 @@ class Dataset:
         return self.parts.val
 
     def splits(self) -> dict[str, Any]:
-        """Return what ``splits.json`` records: rule, names, slices of a slab, left out."""
-        return {**self.parts.to_dict(), "left_out": list(self.left_out)}
+        """Return what ``splits.json`` records: rule, names, slices of a slab, left out, hashes."""
+        return {
+            **self.parts.to_dict(),
+            "left_out": list(self.left_out),
+            "images": {case.name: case.digest for case in self.cases},
+            "labels": {case.name: case.truth_digest for case in self.cases},
+        }
 
     def case(self, name: str) -> Case:
         """Return a case by name.
@@ -375,6 +380,8 @@ def open_dataset(
         DownloadError: a card's data set could not be fetched.
     """
     check_options(on_error, slice_step, empty_slices)
+    if patient is not None:
+        patient_pattern(patient)
     cut = tiling(tile, tile_overlap)
     masks = mask_rules(
         classes, instances=instances, threshold=mask_threshold, ignore=ignore, background=background

@@ -8,6 +8,7 @@ whatever its name, compression or header.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -29,15 +30,7 @@ def mark_patients(scan: Scan, pattern: str | None) -> None:
     """
     if pattern is None:
         return
-    try:
-        wanted = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"data.patient: {pattern!r} is no regular expression: {error}") from None
-    if wanted.groups != 1:
-        raise ConfigError(
-            f"data.patient: the pattern needs one group, the patient, as '(.+)_\\d+'; "
-            f"{pattern!r} has {wanted.groups}"
-        )
+    wanted = patient_pattern(pattern)
     strange = []
     for index, case in enumerate(scan.cases):
         match = wanted.fullmatch(case.name)
@@ -51,6 +44,26 @@ def mark_patients(scan: Scan, pattern: str | None) -> None:
         fix = "mend the pattern; until then each of them counts as a patient"
         where = str(strange[0].image)
         scan.findings.append(Finding("no_patient", "warning", where, message, fix))
+
+
+def patient_pattern(pattern: str) -> re.Pattern[str]:
+    """Return a pattern of ``data.patient``, compiled.
+
+    Raises:
+        ConfigError: it is no regular expression, or does not have exactly one group.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about sets within sets, which mean what they say
+            wanted = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ConfigError(f"data.patient: {pattern!r} is no regular expression: {error}") from None
+    if wanted.groups != 1:
+        raise ConfigError(
+            f"data.patient: the pattern needs one group, the patient, as '(.+)_\\d+'; "
+            f"{pattern!r} has {wanted.groups}"
+        )
+    return wanted
 
 
 def copies(cases: Sequence[Case]) -> list[list[Case]]:

@@ -264,6 +264,7 @@ class Reader(ABC):
             named=(volume.annotation.labels or ()) if volume.annotation else (),
             digest=content_hash(volume.image),
             colours=volume.colours,
+            truth_digest=truth_hash(volume, values),
         )
         if judged and volume.labels is not None:
             ignored = self.options.masks.ignored or ()
@@ -308,6 +309,33 @@ def content_hash(values: Array) -> str:
         exact = np.ascontiguousarray(plane, dtype) + dtype.type(0)  # -0 and 0 are one value
         content.update(exact.data)
     return content.hexdigest()
+
+
+def truth_hash(volume: Volume, values: Sequence[int]) -> str:
+    """Return a hash of the labels, object numbers and annotations of a volume.
+
+    Args:
+        volume: as read.
+        values: label values other than 0 that occur in it; they choose the type that is hashed.
+    """
+    content = hashlib.blake2b(digest_size=16)
+    if volume.labels is not None:
+        small = all(0 <= value < 256 for value in values)
+        content.update(
+            content_hash(_narrow(volume.labels, np.uint8 if small else np.int64)).encode()
+        )
+    if volume.instances is not None:
+        content.update(content_hash(_narrow(volume.instances, np.int64)).encode())
+    if (given := volume.annotation) is not None:
+        for array in (given.boxes, given.points, given.point_labels):
+            content.update(b"-" if array is None else f"{array.shape} {array.tolist()}".encode())
+        content.update(repr(given.labels).encode())
+    content.update(repr(volume.colours).encode())  # they may be what decides the class
+    return content.hexdigest()
+
+
+def _narrow(labels: Array, dtype: Any) -> Array:
+    return labels.astype(dtype, copy=False)
 
 
 def label_presence(

@@ -136,6 +136,7 @@ class Case:
         digest: hash of the image's voxels; known after the scan.
         evidence: what tells whether the mask's values are classes; None where classes are declared.
         colours: pairs of a mask value that occurs and its colour; see ``pictures.Mask``.
+        truth_digest: hash of its labels, object numbers and annotations; known after the scan.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Case:
     digest: str = field(default="", repr=False, compare=False)
     evidence: MaskEvidence | None = field(default=None, repr=False, compare=False)
     colours: tuple[tuple[int, int], ...] = field(default=(), repr=False, compare=False)
+    truth_digest: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
