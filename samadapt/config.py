@@ -188,6 +188,12 @@ Augmentation = Literal["flip", "rotate", "scale", "crop", "intensity", "noise", 
 
 DECODER_LR = 1e-3
 
+MAX_LR = 1.0
+"""AdamW moves each weight by about the learning rate in a step; above 1 nothing is learned."""
+
+MAX_SEED = 2**32 - 1
+"""The largest that NumPy takes."""
+
 
 @dataclass(frozen=True)
 class Train:
@@ -200,10 +206,14 @@ class Train:
         None,
         help="peak learning rate of what is injected; null: the method's own, `samadapt ls peft`",
         above=0,
+        high=MAX_LR,
         bound="peft",
     )
     decoder_lr: float | None = knob(
-        None, help=f"peak rate of the decoder; null: lr, {DECODER_LR:g} where that is null", above=0
+        None,
+        help=f"peak rate of the decoder; null: lr, {DECODER_LR:g} where that is null",
+        above=0,
+        high=MAX_LR,
     )
     weight_decay: float = knob(0.01, help="AdamW's", low=0)
     warmup_steps: int = knob(10, help="steps of linear warm-up", low=0)
@@ -281,7 +291,7 @@ class Config:
     cache: Cache = field(default_factory=Cache)
     eval: Eval = field(default_factory=Eval)
     output: Output = field(default_factory=Output)
-    seed: int = knob(0, help="of every random choice", low=0)
+    seed: int = knob(0, help="of every random choice", low=0, high=MAX_SEED)
     precision: Precision = knob("auto", help="auto: bf16 where the device is fast in it")
     device: Device = knob("auto", help="auto: cuda, then mps, then cpu")
     resume: str | None = knob(None, help="run directory to continue")

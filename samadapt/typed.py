@@ -121,9 +121,13 @@ def check(leaf: Leaf, value: Any) -> Any:
             raise ValueError(f"expected a finite number; got {value!r}")
         limits: Mapping[str, float] = leaf.metadata.get("limits", {})
         if not all(_holds(converted, sign, limit) for sign, limit in limits.items()):
-            wanted = " and ".join(f"{sign} {limit:g}" for sign, limit in limits.items())
+            wanted = " and ".join(f"{sign} {_exact(limit)}" for sign, limit in limits.items())
             raise ValueError(f"expected a value {wanted}; got {converted!r}")
     return converted
+
+
+def _exact(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
 def convert(value: Any, hint: Any) -> Any:
