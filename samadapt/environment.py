@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from samadapt import __version__
+from samadapt import __version__, atomic
 from samadapt.sam.native_attention import describe_attention
 
 if TYPE_CHECKING:
@@ -59,4 +59,4 @@ def seed_all(seed: int) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values as indented JSON."""
-    path.write_text(json.dumps(values, indent=2, default=str) + "\n", encoding="utf-8")
+    atomic.write_text(path, json.dumps(values, indent=2, default=str) + "\n")

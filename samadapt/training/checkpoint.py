@@ -1,25 +1,44 @@
-"""Checkpoints that are whole or absent: a folder with a manifest, renamed into place."""
+"""Checkpoints that are whole or absent: a folder with a manifest, renamed into place.
+
+``checkpoints/LATEST`` names the folder of the newest one. A checkpoint that is damaged is passed
+over with a warning, and the newest good one is used instead.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from samadapt import atomic
 from samadapt.errors import UserError
+from samadapt.out_of_memory import is_out_of_memory
 
 KEEP = 2
 """Checkpoints kept in a run directory: the newest, and one before it."""
+
+COPIES = 4
+"""Tensors of a trained parameter's size in a checkpoint: itself, its best value, AdamW's two."""
+
+FILES = ("best.safetensors", "progress.json", "state.pt", "weights.safetensors")
+"""What a checkpoint consists of, beside its manifest."""
+
+MANIFEST = "manifest.json"
+
+_NAME = re.compile(r"step_(\d{6,12})")
+_MOST_JSON = 2**20
+"""Bytes of a JSON file of a checkpoint; it holds a few hundred."""
 
 
 class CheckpointError(UserError):
@@ -48,73 +67,238 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``folder/step_<N>`` and point ``folder/LATEST`` to it; keep the one before it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``folder/step_<N>`` and point ``folder/LATEST`` to it; keep the one before it.
+
+    Raises:
+        DiskFullError: naming the folder, the bytes needed and those that are free. The checkpoints
+            that are there stay.
+    """
     target = folder / f"step_{checkpoint.step:06d}"
-    part = folder / f".{target.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    save_file(_plain(checkpoint.weights), part / "weights.safetensors")
-    save_file(_plain(checkpoint.best_weights), part / "best.safetensors")
-    torch.save({"optimizer": checkpoint.optimizer, "random": checkpoint.random}, part / "state.pt")
-    (part / "progress.json").write_text(json.dumps(checkpoint.progress), encoding="utf-8")
-    files = {path.name: _sha256(path) for path in sorted(part.iterdir())}
-    manifest = {"step": checkpoint.step, "sha256": files}
-    (part / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    part.replace(target)
-    write_atomically(folder / "LATEST", target.name + "\n")
-    others = sorted(path for path in folder.glob("step_*") if path != target)
-    before = [path for path in others if path.name < target.name]
-    for old in set(others) - set(before[1 - KEEP :]):  # also those of a way that was left
+    state = {"optimizer": checkpoint.optimizer, "random": checkpoint.random}
+    with atomic.folder(target, checkpoint_bytes(checkpoint.weights)) as part:
+        save_file(_plain(checkpoint.weights), part / "weights.safetensors")
+        save_file(_plain(checkpoint.best_weights), part / "best.safetensors")
+        torch.save(state, part / "state.pt")
+        (part / "progress.json").write_text(json.dumps(checkpoint.progress), encoding="utf-8")
+        files = {path.name: _sha256(path) for path in sorted(part.iterdir())}
+        manifest = {"step": checkpoint.step, "sha256": files}
+        (part / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    atomic.write_text(folder / "LATEST", target.name + "\n")
+    older = [path for path in saved(folder) if _number(path) < checkpoint.step]
+    for old in {*saved(folder)} - {target, *older[: KEEP - 1]}:  # also those of a way that was left
         shutil.rmtree(old)
     return target
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read the checkpoint that ``folder/LATEST`` names, checked against its manifest.
+def saved(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, the newest first, good or damaged."""
+    found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_number, reverse=True)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a run has written a checkpoint, good or damaged."""
+    return (folder / "LATEST").exists() or bool(saved(folder))
+
+
+def checkpoint_bytes(weights: Mapping[str, Tensor]) -> int:
+    """Return how many bytes a checkpoint of these trained parameters takes, rounded up."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    return COPIES * size + 2**14 + 2048 * len(weights)  # headers, names and alignment
+
+
+def load_checkpoint(
+    folder: Path, warn: Callable[[str], None] | None = None, *, like: Mapping[str, Tensor] = {}
+) -> Checkpoint:
+    """Read the checkpoint that ``folder/LATEST`` names, or the newest good one.
+
+    Args:
+        folder: the run's ``checkpoints/``.
+        warn: is told why a newer checkpoint was passed over; None: a damaged one is an error.
+        like: the trained parameters by name, whose names and shapes a checkpoint must have; empty:
+            not compared.
 
     Raises:
-        CheckpointError: naming the file that is missing or differs, and what else there is.
+        CheckpointError: naming what is missing, damaged or malformed.
     """
-    latest = folder / "LATEST"
-    if not latest.is_file():
-        raise CheckpointError(f"{latest}: not found; nothing was saved here to resume from")
-    source = folder / latest.read_text(encoding="utf-8").strip()
+    latest = _named_by(folder / "LATEST")
+    candidates = saved(folder)
+    if latest is None and not candidates:
+        raise CheckpointError(
+            f"{folder / 'LATEST'}: not found; nothing was saved here to resume from"
+        )
+    if latest is not None:  # it comes first; a newer one was left half-way between two renames
+        candidates = [latest, *(path for path in candidates if path != latest)]
+    faults: list[str] = []
+    for source in candidates:
+        try:
+            found = _read(source, like)
+        except CheckpointError as error:
+            faults.append(str(error))
+            if warn is None:
+                break
+            continue
+        for fault in faults if warn else ():
+            warn(f"warning: {fault}; going on from {source.name} instead")  # type: ignore[misc]
+        return found
+    raise CheckpointError(
+        f"{'; '.join(faults)}; no good checkpoint is left in {folder}. Restore the folder from a "
+        "copy, or start a new run"
+    )
+
+
+def _named_by(latest: Path) -> Path | None:
+    """Return the folder that ``LATEST`` names, or None where there is no such file.
+
+    Raises:
+        CheckpointError: it holds something else than the name of a checkpoint.
+    """
+    try:
+        with latest.open("rb") as file:
+            name = file.read(64).decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CheckpointError(f"{latest}: cannot be read: {error.strerror}") from error
+    if not _NAME.fullmatch(name):
+        names = ", ".join(path.name for path in saved(latest.parent)) or "none"
+        raise CheckpointError(
+            f"{latest}: expected the name of a checkpoint of this run, as step_000100; it holds "
+            f"something else. Write one of these into it: {names}; or delete it to use the newest"
+        )
+    return latest.parent / name
+
+
+def _read(source: Path, like: Mapping[str, Tensor]) -> Checkpoint:
+    """Read one checkpoint, checked against its manifest.
+
+    Raises:
+        CheckpointError: naming the file and what is wrong with it.
+    """
     try:
         _verify(source)
-        state = torch.load(source / "state.pt", weights_only=True, map_location="cpu")
-        progress = json.loads((source / "progress.json").read_text(encoding="utf-8"))
+        state = _load_state(source / "state.pt")
+        progress = _checked_progress(source / "progress.json", _number(source))
+        weights = load_file(source / "weights.safetensors")
+        best = load_file(source / "best.safetensors")
+        _check_weights(source / "weights.safetensors", weights, like)
+        if best:
+            _check_weights(source / "best.safetensors", best, weights)
         return Checkpoint(
-            step=int(progress["step"]),
-            weights=load_file(source / "weights.safetensors"),
-            best_weights=load_file(source / "best.safetensors"),
-            optimizer=state["optimizer"],
-            progress=progress,
-            random=state["random"],
+            progress["step"], weights, best, state["optimizer"], progress, state["random"]
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        others = sorted(path.name for path in folder.glob("step_*") if path != source)
-        advice = f"; write one of {', '.join(others)} into {latest} to use it" if others else ""
-        raise CheckpointError(f"{source}: damaged checkpoint: {error}{advice}") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write text to a file that is either the old one or the new one, never a part."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+        raise _damaged(source, f"it cannot be read ({reason})") from error
 
 
 def _verify(source: Path) -> None:
-    manifest = json.loads((source / "manifest.json").read_text(encoding="utf-8"))
-    for name, expected in manifest["sha256"].items():
-        found = _sha256(source / name)
-        if found != expected:
-            raise ValueError(f"{name} has sha256 {found[:12]}…, expected {expected[:12]}…")
+    """Compare a checkpoint's files with its manifest."""
+    if source.is_symlink() or not source.is_dir():
+        raise _damaged(source, "there is no such folder")
+    manifest = _json(source / MANIFEST)
+    step, hashes = manifest.get("step"), manifest.get("sha256")
+    if type(step) is not int or step != _number(source):
+        raise _damaged(source / MANIFEST, f"its step must be {_number(source)}")
+    if not isinstance(hashes, dict) or sorted(hashes) != sorted(FILES):
+        raise _damaged(source / MANIFEST, f"its sha256 must list exactly {', '.join(FILES)}")
+    there = {path.name: path for path in source.iterdir()}
+    if strange := sorted(set(there) - {*FILES, MANIFEST}):
+        raise _damaged(source, f"{strange[0]!r} does not belong to it")
+    for name, expected in hashes.items():
+        path = there.get(name)
+        if path is None or path.is_symlink() or not path.is_file():
+            raise _damaged(source / name, "the file is missing")
+        if (found := _sha256(path)) != expected:
+            wanted = expected[:12] if isinstance(expected, str) else "text"
+            raise _damaged(path, f"it has sha256 {found[:12]}…, expected {wanted}…")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_JSON + 1)
+        if len(content) > _MOST_JSON:
+            raise _damaged(path, f"it is larger than {_MOST_JSON} bytes")
+        values = json.loads(content)
+    except FileNotFoundError as error:
+        raise _damaged(path, "the file is missing") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, "it is no JSON") from error
+    if not isinstance(values, dict):
+        raise _damaged(path, "expected a JSON object")
+    return values
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    """Read the optimizer and the random states; files that could run code are refused."""
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch lets through whatever a strange file leads to
+        if is_out_of_memory(error):
+            raise
+        raise _damaged(
+            path,
+            "it does not hold plain tensors as samadapt writes them; it is broken, or holds "
+            "objects that could run code, which are never loaded",
+        ) from error
+    if not isinstance(state, dict) or set(state) != {"optimizer", "random"}:
+        raise _damaged(path, "expected the entries optimizer and random")
+    optimizer, random = state["optimizer"], state["random"]
+    if not isinstance(optimizer, dict) or set(optimizer) != {"state", "param_groups"}:
+        raise _damaged(path, "optimizer: expected the entries state and param_groups")
+    if not isinstance(optimizer["state"], dict) or not isinstance(optimizer["param_groups"], list):
+        raise _damaged(path, "optimizer: state must be a mapping and param_groups a list")
+    try:
+        torch.Generator().set_state(random["cpu"])
+    except (RuntimeError, TypeError, KeyError, IndexError) as error:
+        raise _damaged(path, "random: expected torch's random state of the CPU") from error
+    return state
+
+
+def _checked_progress(path: Path, step: int) -> dict[str, Any]:
+    """Read ``progress.json``; each of its fields must be there and possible."""
+    values = _json(path)
+    if type(values.get("step")) is not int or values["step"] != step:
+        raise _damaged(path, f"step must be {step}")
+    for key, most in (("best_step", step), ("skipped", step), ("sampler", None)):
+        value = values.get(key)
+        if type(value) is not int or value < 0 or (most is not None and value > most):
+            upper = "" if most is None else f" and at most {most}"
+            raise _damaged(path, f"{key} must be a whole number of at least 0{upper}")
+    best = values.get("best_score", "")
+    if best is not None and (type(best) not in (int, float) or not math.isfinite(best)):
+        raise _damaged(path, "best_score must be a finite number or null")
+    try:
+        np.random.default_rng().bit_generator.state = values["prompts"]
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise _damaged(path, "prompts must be the state of numpy's generator PCG64") from error
+    return values
+
+
+def _check_weights(path: Path, found: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+    for name in sorted({*found, *like}) if like else ():
+        if name not in like or name not in found:
+            which = "is unknown" if name in found else "is missing"
+            raise _damaged(path, f"the tensor {name} {which}; is it of another run?")
+        if found[name].shape != like[name].shape:
+            shapes = f"{tuple(found[name].shape)}, expected {tuple(like[name].shape)}"
+            raise _damaged(path, f"the tensor {name} has the shape {shapes}")
+    for name, value in found.items():
+        if not bool(torch.isfinite(value).all()):
+            raise _damaged(path, f"the tensor {name} holds NaN or infinite values")
+
+
+def _damaged(path: Path, fault: str) -> CheckpointError:
+    return CheckpointError(f"{path}: damaged checkpoint: {fault}")
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samadapt import atomic
 from samadapt.console import printable, spinner
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ class Progress:
         """Show a message and keep it in ``log.txt`` with the time."""
         shown = printable(text, self.console.encoding)
         self.console.print(shown, markup=False, highlight=False, soft_wrap=True)
-        with self.log_path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{datetime.now():%H:%M:%S} {text}\n")
+        atomic.append_text(self.log_path, f"{datetime.now():%H:%M:%S} {text}\n")
 
     @contextmanager
     def phase(self, name: str, start: int = 0, units: int | None = None) -> Iterator[None]:
@@ -116,9 +116,11 @@ class Progress:
         ) as bars:
             self._bars = bars
             self._task = bars.add_task(name, total=total, completed=start, text="")
-            yield
-        self._bars = None
-        self.clock.close(name)
+            try:
+                yield
+            finally:
+                self._bars = self._task = None
+                self.clock.close(name)
 
     def advance(self, units: int = 1, text: str | None = None) -> None:
         """Count finished units of the current phase; ``text`` says what else is known."""
@@ -138,10 +140,12 @@ class Progress:
     def aside(self, name: str, units: int) -> Iterator[None]:
         """Count the time within for ``units`` of another phase, and not for the current one."""
         started = time.perf_counter()
-        yield
-        now = time.perf_counter()
-        self.clock.spent(name, units, now - started)
-        self._marked += now - started
+        try:
+            yield
+        finally:
+            now = time.perf_counter()
+            self.clock.spent(name, units, now - started)
+            self._marked += now - started
 
     def _left(self) -> str:
         seconds = self.clock.seconds_left()
@@ -156,5 +160,30 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()
     }
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(plain) + "\n")
+    atomic.append_text(path, json.dumps(plain) + "\n")
+
+
+def keep_lines_up_to(path: Path, step: int) -> int:
+    """Remove the lines of ``metrics.jsonl`` that a resumed run is going to write again.
+
+    Args:
+        path: ``metrics.jsonl``; it need not exist.
+        step: optimizer steps that the checkpoint has done.
+
+    Returns:
+        How many lines were removed: those of later steps, and what a killed process left of one.
+    """
+    if not path.is_file():
+        return 0
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = [line for line in lines if _is_of_step(line, step)]
+    if len(kept) < len(lines):
+        atomic.write_text(path, "".join(kept))
+    return len(lines) - len(kept)
+
+
+def _is_of_step(line: str, step: int) -> bool:
+    try:
+        return line.endswith("\n") and int(json.loads(line)["step"]) <= step
+    except (ValueError, TypeError, KeyError):
+        return False

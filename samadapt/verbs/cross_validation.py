@@ -8,6 +8,7 @@ are over all cases, as those of one run are over its held-out ones.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from samadapt import atomic
 from samadapt.config import Config, to_yaml
 from samadapt.errors import ConfigError, UserError
 from samadapt.verbs.finetune import FinetuneResult, open_run_dir, train_and_score
@@ -35,19 +37,27 @@ def cross_validate(config: Config) -> FinetuneResult:
 
     Raises:
         ConfigError: together with ``data.fold``, or for fewer cases than folds.
+        RunLockedError: another process works in the directory.
         InterruptedRunError: as ``finetune``, naming the directory of the whole.
     """
-    from samadapt.data.pseudonyms import open_key, write_key
-    from samadapt.evaluation.report import read_per_case, write_summary
-    from samadapt.run_page import write_pooled_page
-    from samadapt.training.interrupt import InterruptedRunError
+    from samadapt.training.run_lock import locked
 
     if config.data.fold is not None:
         raise ConfigError(
             f"folds={config.folds} runs every fold; leave data.fold={config.data.fold} out"
         )
-    started = time.perf_counter()
     parent = open_run_dir(config)
+    with locked(parent):
+        return _cross_validate(config, parent)
+
+
+def _cross_validate(config: Config, parent: Path) -> FinetuneResult:
+    from samadapt.data.pseudonyms import open_key, write_key
+    from samadapt.evaluation.report import read_per_case, write_summary
+    from samadapt.run_page import write_pooled_page
+    from samadapt.training.interrupt import InterruptedRunError
+
+    started = time.perf_counter()
     if config.privacy:
         write_key(parent, open_key(parent), ())  # one key for all folds
     runs = [parent / f"fold_{fold}" for fold in range(config.folds or 0)]
@@ -57,10 +67,10 @@ def cross_validate(config: Config) -> FinetuneResult:
         try:
             train_and_score(_prepared(config, run_dir, fold, len(runs)), run_dir)
         except InterruptedRunError as error:
-            raise InterruptedRunError(parent, error.step) from error
+            raise InterruptedRunError(parent, error.step, error.number) from error
         except UserError:
             if not any(run.exists() for run in runs):  # refused before anything was trained
-                shutil.rmtree(parent)
+                shutil.rmtree(parent, ignore_errors=os.name == "nt")
             raise
     summary = pool(parent, runs)
     summary["seconds"] = time.perf_counter() - started
@@ -136,7 +146,7 @@ def _prepared(config: Config, run_dir: Path, fold: int, folds: int) -> Config:
     if run_dir.exists():  # stopped before its first checkpoint: nothing to go on from
         shutil.rmtree(run_dir)
     run_dir.mkdir()
-    (run_dir / "config.yaml").write_text(to_yaml(alone), encoding="utf-8")
+    atomic.write_text(run_dir / "config.yaml", to_yaml(alone))
     return alone
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samadapt import console
+from samadapt import atomic, console
+from samadapt.atomic import DiskFullError
 from samadapt.config import (
     Config,
     from_arguments,
@@ -23,7 +25,7 @@ from samadapt.config import (
     with_rates,
 )
 from samadapt.data.stacks import stacks_in_batch
-from samadapt.errors import ConfigError, UserError
+from samadapt.errors import ConfigError, RunError, UserError
 from samadapt.launchers import refuse_several_processes
 
 if TYPE_CHECKING:
@@ -125,7 +127,8 @@ def finetune(config: Config) -> FinetuneResult:
         UserError: for a mistake in configuration, data or weights; nothing was trained. Also when
             a launcher started several processes.
         DivergedError: when the loss stays NaN or infinite.
-        InterruptedRunError: after Ctrl-C or SIGTERM, with a checkpoint written.
+        DiskFullError: when a file of the run cannot be written.
+        InterruptedRunError: after Ctrl-C or another signal, with a checkpoint written.
     """
     refuse_several_processes()
     validate(config)
@@ -139,11 +142,25 @@ def finetune(config: Config) -> FinetuneResult:
 
 
 def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
-    """Train and score in a run directory that is new or is resumed.
+    """Train and score in a run directory that is new or is resumed, and locked meanwhile.
 
     Raises:
+        RunLockedError: another process works there; nothing of it is changed.
         UserError: as ``finetune``; a new run directory is removed again.
     """
+    from samadapt.training.run_lock import locked
+
+    with locked(run_dir):
+        try:
+            return _train_and_score(config, run_dir)
+        except DiskFullError as error:
+            if not (run_dir / "config.yaml").is_file():
+                raise
+            command = f"samadapt finetune resume={run_dir}"
+            raise RunError(f"{error}. When there is room, continue with: {command}") from error
+
+
+def _train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
     from samadapt.methods.store import trainable_state
     from samadapt.results import (
         check_objects,
@@ -154,16 +171,17 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         write_scores,
     )
     from samadapt.session import open_session
-    from samadapt.training.checkpoint import load_checkpoint
 
     started = time.perf_counter()
     with kept_if_started(run_dir, keep=config.resume is not None):
         session = open_session(config, run_dir)
         trains = session.injection.trainable > 0
-        resume = load_checkpoint(run_dir / "checkpoints") if config.resume and trains else None
+        resume = continued(session) if config.resume and trains else None
         loss, slices = session.loss(), divide(session)
         check_objects(session, slices["test"])
         session.plan(slices)
+        if trains:
+            check_space(session)
     untrained_names = untrained_classes(session, slices) if trains else []
     if untrained_names:
         session.say(f"warning: {untrained_text(untrained_names)}")
@@ -193,9 +211,61 @@ def kept_if_started(run_dir: Path, *, keep: bool) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if not keep:
-            shutil.rmtree(run_dir)
+        if not keep:  # on Windows the lock stays until it is released
+            shutil.rmtree(run_dir, ignore_errors=os.name == "nt")
         raise
+
+
+def continued(session: Session) -> Checkpoint | None:
+    """Return what a resumed run goes on from; None where it was stopped before its first save.
+
+    Lines of ``metrics.jsonl`` that are going to be written again are removed, and so is what a
+    killed process left half-written.
+
+    Raises:
+        CheckpointError: when no good checkpoint is left, or a finished run has none.
+    """
+    from samadapt.methods.store import trainable_state
+    from samadapt.training.checkpoint import has_checkpoint, load_checkpoint
+    from samadapt.training.progress import keep_lines_up_to
+
+    run_dir, folder = session.run_dir, session.run_dir / "checkpoints"
+    for directory in (run_dir, folder, run_dir / "eval", run_dir / "overlays"):
+        atomic.remove_leftovers(directory)
+    found, step = None, 0
+    if has_checkpoint(folder) or (run_dir / "adapter").exists():
+        like = trainable_state(session.sam, session.injection)
+        found = load_checkpoint(folder, session.say, like=like)
+        step = found.step
+    else:
+        session.say("resume: no checkpoint was written yet; training starts at the first step")
+    removed = keep_lines_up_to(run_dir / "metrics.jsonl", step)
+    if removed:
+        session.say(f"resume: {removed} lines of metrics.jsonl after step {step} are done again")
+    return found
+
+
+def check_space(session: Session) -> None:
+    """Refuse to start where the disk cannot hold the checkpoints.
+
+    Two are kept, and the next is written before an old one is deleted.
+
+    Raises:
+        ConfigError: naming the folder, the bytes needed and those that are free.
+    """
+    from samadapt.methods.store import trainable_state
+    from samadapt.training.checkpoint import KEEP, checkpoint_bytes, saved
+
+    folder = session.run_dir / "checkpoints"
+    one = checkpoint_bytes(trainable_state(session.sam, session.injection))
+    lacking = KEEP + 1 - min(KEEP, len(saved(folder)))
+    needed, free = lacking * one, shutil.disk_usage(session.run_dir).free
+    if free < needed:
+        raise ConfigError(
+            f"{session.run_dir}: {lacking} checkpoints of this training need {needed} bytes "
+            f"({needed / 2**20:.1f} MiB) and {free} bytes ({free / 2**20:.1f} MiB) are free; make "
+            "room, choose another disk with output.dir, or train less (peft, peft.blocks)"
+        )
 
 
 @contextmanager
@@ -204,9 +274,11 @@ def with_weights(session: Session, state: Mapping[str, Tensor]) -> Iterator[None
     from samadapt.methods.store import load_trainable_state, trainable_state
 
     kept = trainable_state(session.sam, session.injection)
-    load_trainable_state(session.sam, session.injection, state)
-    yield
-    load_trainable_state(session.sam, session.injection, kept)
+    try:
+        load_trainable_state(session.sam, session.injection, state)
+        yield
+    finally:
+        load_trainable_state(session.sam, session.injection, kept)
 
 
 def open_run_dir(config: Config) -> Path:
@@ -232,7 +304,7 @@ def open_run_dir(config: Config) -> Path:
             continue
         except OSError as error:
             raise ConfigError(f"output.dir={config.output.dir}: cannot write: {error}") from error
-        (run_dir / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        atomic.write_text(run_dir / "config.yaml", to_yaml(config))
         return run_dir
     raise ConfigError(f"{parent}: a thousand runs have this name; use another output.dir")
 

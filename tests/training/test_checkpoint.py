@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import pickle
 import shutil
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
+from samadapt import atomic
 from samadapt.errors import UserError
 from samadapt.training.checkpoint import (
     Checkpoint,
     CheckpointError,
+    checkpoint_bytes,
     load_checkpoint,
     save_checkpoint,
-    write_atomically,
 )
 
 
@@ -28,7 +34,14 @@ def checkpoint(step, best=True):
         weights={"a.b": torch.full((2, 3), float(step))},
         best_weights={"a.b": torch.ones(2, 3)} if best else {},
         optimizer=optimizer.state_dict(),
-        progress={"step": step, "sampler": 2**70, "best_score": None},
+        progress={
+            "step": step,
+            "best_step": 0,
+            "best_score": None,
+            "skipped": 0,
+            "sampler": 2**70,
+            "prompts": np.random.default_rng(step).bit_generator.state,
+        },
         random={"cpu": torch.get_rng_state()},
     )
 
@@ -62,43 +75,281 @@ def test_the_newest_two_are_kept(tmp_path):
 def test_a_branch_from_an_older_one_replaces_the_newer(tmp_path):
     for step in (50, 100):
         save_checkpoint(tmp_path, checkpoint(step))
-    write_atomically(tmp_path / "LATEST", "step_000050\n")
+    atomic.write_text(tmp_path / "LATEST", "step_000050\n")
     save_checkpoint(tmp_path, checkpoint(60))
     assert load_checkpoint(tmp_path).step == 60
     names = sorted(path.name for path in tmp_path.glob("step_*"))
     assert names == ["step_000050", "step_000060"]
 
 
-@pytest.mark.parametrize(
-    ("file", "damage"),
-    [
-        ("weights.safetensors", "truncate"),
-        ("best.safetensors", "flip"),
-        ("state.pt", "truncate"),
-        ("progress.json", "flip"),
-        ("manifest.json", "truncate"),
-        ("state.pt", "remove"),
-        ("", "remove"),
-    ],
-)
-def test_a_damaged_one_is_refused_by_name_and_the_older_offered(tmp_path, file, damage):
-    for step in (3, 6):
-        save_checkpoint(tmp_path, checkpoint(step))
-    path = tmp_path / "step_000006" / file
+DAMAGES = [
+    ("weights.safetensors", "truncate"),
+    ("best.safetensors", "flip"),
+    ("state.pt", "truncate"),
+    ("progress.json", "flip"),
+    ("manifest.json", "truncate"),
+    ("state.pt", "remove"),
+    ("", "remove"),
+]
+
+
+def harm(path, damage):
     if damage == "remove":
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     else:
         whole = path.read_bytes()
         path.write_bytes(whole[:-5] if damage == "truncate" else whole[:-1] + b"\0")
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGES)
+def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, file, damage):
+    for step in (3, 6):
+        save_checkpoint(tmp_path, checkpoint(step))
+    harm(tmp_path / "step_000006" / file, damage)
+    warnings = []
+    assert load_checkpoint(tmp_path, warnings.append).step == 3
+    (warning,) = warnings
+    assert "step_000006" in warning
+    assert "damaged checkpoint" in warning
+    assert file in warning or file == "manifest.json"
+    assert warning.endswith("going on from step_000003 instead")
+    save_checkpoint(tmp_path, checkpoint(6))
+    assert load_checkpoint(tmp_path).step == 6
+
+
+@pytest.mark.parametrize(("file", "damage"), DAMAGES)
+def test_where_none_is_good_it_is_refused_by_name(tmp_path, file, damage):
+    for step in (3, 6):
+        save_checkpoint(tmp_path, checkpoint(step))
+        harm(tmp_path / f"step_{step:06d}" / file, damage)
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(tmp_path)
+        load_checkpoint(tmp_path, lambda warning: None)
     message = str(caught.value)
-    assert "step_000006: damaged checkpoint" in message
-    assert file in message or file == "manifest.json"
-    assert f"write one of step_000003 into {tmp_path / 'LATEST'} to use it" in message
+    for step in (3, 6) if (file, damage) != ("", "remove") else (6,):
+        assert f"step_{step:06d}" in message
+    assert "no good checkpoint is left" in message
     assert isinstance(caught.value, UserError)
-    write_atomically(tmp_path / "LATEST", "step_000003\n")
+
+
+def rewrite(folder, file, content):
+    """Replace a file, and its hash in the manifest, as someone with bad intentions would."""
+    (folder / file).write_bytes(content)
+    if file == "manifest.json":
+        return
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"][file] = hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+class Harmful:
+    def __reduce__(self):
+        return (open, ("harmed", "w"))
+
+
+def test_a_pickle_is_neither_run_nor_advised(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = save_checkpoint(tmp_path / "checkpoints", checkpoint(3))
+    for content in (pickle.dumps(Harmful()), pickle.dumps({"optimizer": Harmful()})):
+        rewrite(folder, "state.pt", content)
+        with pytest.raises(CheckpointError) as caught:
+            load_checkpoint(folder.parent)
+        assert "state.pt: damaged checkpoint: it does not hold plain tensors" in str(caught.value)
+        assert "weights_only" not in str(caught.value)
+    torch.save({"optimizer": Harmful(), "random": {}}, folder / "state.pt")
+    rewrite(folder, "state.pt", (folder / "state.pt").read_bytes())
+    with pytest.raises(CheckpointError, match="objects that could run code, which are never"):
+        load_checkpoint(folder.parent)
+    assert not (tmp_path / "harmed").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"../other/step_000003",
+        b"/etc",
+        b"step_3x",
+        b"",
+        b"\xff\xfe",
+        b"step_000003/..",
+        b"s" * 9999,
+    ],
+)
+def test_latest_must_name_a_step(tmp_path, content):
+    save_checkpoint(tmp_path / "other", checkpoint(3))
+    folder = tmp_path / "checkpoints"
+    save_checkpoint(folder, checkpoint(5))
+    (folder / "LATEST").write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match="LATEST: expected the name of a checkpoint"
+    ) as caught:
+        load_checkpoint(folder, lambda warning: None)
+    assert "step_000005" in str(caught.value)
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path):
+    other = save_checkpoint(tmp_path / "other", checkpoint(3))
+    folder = tmp_path / "checkpoints"
+    save_checkpoint(folder, checkpoint(5))
+    (folder / "step_000003").symlink_to(other)
+    (folder / "LATEST").write_text("step_000003\n")
+    warnings = []
+    assert load_checkpoint(folder, warnings.append).step == 5
+    assert "step_000003" in warnings[0]
+
+
+def test_without_latest_the_newest_is_used(tmp_path):
+    """A process killed between the two renames leaves it so."""
+    save_checkpoint(tmp_path, checkpoint(3))
+    (tmp_path / "LATEST").unlink()
     assert load_checkpoint(tmp_path).step == 3
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {},
+        [],
+        None,
+        {"step": 3},
+        {"step": 3, "sha256": {}},
+        {"step": 3, "sha256": []},
+        {"step": True, "sha256": "all"},
+        {"step": 4, "sha256": "all"},
+        {"step": 3, "sha256": "more"},
+        {"step": 3, "sha256": "fewer"},
+        {"step": 3, "sha256": "numbers"},
+        {"step": 3, "sha256": "outside"},
+    ],
+    ids=repr,
+)
+def test_the_manifest_must_list_exactly_the_files(tmp_path, manifest):
+    folder = save_checkpoint(tmp_path, checkpoint(3))
+    right = json.loads((folder / "manifest.json").read_text())["sha256"]
+    kinds = {
+        "all": right,
+        "more": right | {"x": "0" * 64},
+        "fewer": {"state.pt": right["state.pt"]},
+        "numbers": dict.fromkeys(right, 5),
+        "outside": {f"../step_000003/{name}": value for name, value in right.items()},
+    }
+    if isinstance(manifest, dict) and isinstance(manifest.get("sha256"), str):
+        manifest = manifest | {"sha256": kinds[manifest["sha256"]]}
+    rewrite(folder, "manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(CheckpointError, match=r"step_000003.*damaged checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_file_that_is_not_listed_is_refused(tmp_path):
+    folder = save_checkpoint(tmp_path, checkpoint(3))
+    (folder / "more.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"'more.pt' does not belong to it"):
+        load_checkpoint(tmp_path)
+
+
+PROGRESS = {
+    "step": [4, -3, "3", None, 3.0, True, [3]],
+    "best_step": [9, -1, None, "1"],
+    "skipped": [9, -1, 0.5],
+    "sampler": [-1, "x", None],
+    "best_score": ["high", [1], True],
+    "prompts": [{}, [], "x", {"bit_generator": "PCG64"}, {"bit_generator": "MT19937"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in PROGRESS.items() for value in values]
+)
+def test_malformed_progress_is_refused(tmp_path, key, value):
+    folder = save_checkpoint(tmp_path, checkpoint(3))
+    values = json.loads((folder / "progress.json").read_text()) | {key: value}
+    rewrite(folder, "progress.json", json.dumps(values).encode())
+    with pytest.raises(CheckpointError, match=rf"progress.json: damaged checkpoint: {key}"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("key", PROGRESS)
+def test_missing_progress_is_refused(tmp_path, key):
+    folder = save_checkpoint(tmp_path, checkpoint(3))
+    values = json.loads((folder / "progress.json").read_text())
+    del values[key]
+    rewrite(folder, "progress.json", json.dumps(values).encode())
+    with pytest.raises(CheckpointError, match=rf"progress.json: damaged checkpoint: {key}"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff", b"[" * 10**5, b" " * 2**21])
+@pytest.mark.parametrize("file", ["progress.json", "manifest.json"])
+def test_odd_json_is_refused(tmp_path, file, content):
+    folder = save_checkpoint(tmp_path, checkpoint(3))
+    rewrite(folder, file, content)
+    with pytest.raises(CheckpointError, match=rf"{file}: damaged checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        [],
+        {"optimizer": {}, "random": {}},
+        {"optimizer": {"state": [], "param_groups": []}, "random": {}},
+        {"optimizer": {"state": {}, "param_groups": []}, "random": {"cpu": torch.zeros(3)}},
+        {"optimizer": {"state": {}, "param_groups": []}, "random": []},
+    ],
+    ids=repr,
+)
+def test_malformed_state_is_refused(tmp_path, state):
+    folder = save_checkpoint(tmp_path, checkpoint(3))
+    torch.save(state, folder / "state.pt")
+    rewrite(folder, "state.pt", (folder / "state.pt").read_bytes())
+    with pytest.raises(CheckpointError, match=r"state.pt: damaged checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("weights", "fault"),
+    [
+        ({"a.b": torch.ones(2, 3), "c": torch.ones(1)}, "c is unknown"),
+        ({}, "a.b is missing"),
+        ({"a.b": torch.ones(3, 2)}, r"a.b has the shape \(3, 2\), expected \(2, 3\)"),
+        ({"a.b": torch.full((2, 3), float("nan"))}, "NaN"),
+    ],
+)
+def test_weights_must_be_those_of_the_model(tmp_path, weights, fault):
+    folder = save_checkpoint(tmp_path, checkpoint(3))
+    rewrite(folder, "weights.safetensors", safetensors.torch.save(weights))
+    with pytest.raises(CheckpointError, match=fault):
+        load_checkpoint(tmp_path, like={"a.b": torch.zeros(2, 3)})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002], ids=oct)
+def test_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_checkpoint(tmp_path / "checkpoints", checkpoint(3))
+    finally:
+        os.umask(before)
+    for path in tmp_path.rglob("*"):
+        wanted = (0o777 if path.is_dir() else 0o666) & ~umask
+        assert path.stat().st_mode & 0o777 == wanted, path
+
+
+def test_bytes_are_estimated_from_above_and_not_by_far(tmp_path):
+    parameters = {
+        f"layer.{index}.weight": torch.nn.Parameter(torch.ones(64, 64)) for index in range(9)
+    }
+    optimizer = torch.optim.AdamW(parameters.values())
+    for parameter in parameters.values():
+        parameter.grad = torch.ones(64, 64)
+    optimizer.step()
+    weights = {name: value.detach() for name, value in parameters.items()}
+    progress = {"step": 1, "prompts": np.random.default_rng(0).bit_generator.state}
+    random = {"cpu": torch.get_rng_state()}
+    saved = Checkpoint(1, weights, weights, optimizer.state_dict(), progress, random)
+    folder = save_checkpoint(tmp_path, saved)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert size <= checkpoint_bytes(weights) < 1.2 * size
 
 
 def test_nothing_saved_is_said(tmp_path):
