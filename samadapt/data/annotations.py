@@ -24,6 +24,9 @@ import numpy as np
 from samadapt.data.types import Annotation, Array, FindingError, fault
 from samadapt.errors import nearest
 
+SMALLEST = 8
+"""Pixels of the shorter side up to which coordinates of 0 to 1 may be meant as pixels."""
+
 _KEYS = ("boxes", "points", "point_labels", "labels")
 
 
@@ -48,6 +51,7 @@ def read_annotation(path: Path, height: int, width: int) -> Annotation:
             raise _schema(path, f"{key} must be a list; got {type(value).__name__}")
     boxes = [_numbers(path, "boxes", i, box, 4) for i, box in enumerate(content.get("boxes", []))]
     points = [_numbers(path, "points", i, p, 2) for i, p in enumerate(content.get("points", []))]
+    _refuse_fractions(path, {"boxes": boxes, "points": points}, height, width)
     for index, box in enumerate(boxes):
         _check_box(path, index, box, height, width)
     for index, (x, y) in enumerate(points):
@@ -62,6 +66,33 @@ def read_annotation(path: Path, height: int, width: int) -> Annotation:
         _point_labels(path, content.get("point_labels"), len(points)),
         _labels(path, content.get("labels"), len(boxes) or len(points)),
     )
+
+
+def _refuse_fractions(
+    path: Path, given: dict[str, list[list[float]]], height: int, width: int
+) -> None:
+    """Refuse coordinates that are shares of the image's sides."""
+    for key, rows in given.items():
+        if rows and are_fractions(np.array(rows), height, width):
+            message = f"{key} hold numbers from 0 to 1 alone: expected pixels, got fractions"
+            fix = f"multiply x by the image's width, {width}, and y by its height, {height}"
+            raise fault("relative_coordinates", path, message, fix)
+
+
+def are_fractions(values: Array, height: int, width: int) -> bool:
+    """Tell whether coordinates look like shares of an image's sides, where pixels are expected.
+
+    Then all of them lie in the first pixel of an image that has many. A point at a whole pixel
+    may be meant; a box of that one pixel is not.
+
+    Args:
+        values: (n, 4) boxes or (..., 2) points.
+        height: of the image, in pixels.
+        width: likewise.
+    """
+    if not values.size or min(height, width) <= SMALLEST or values.min() < 0 or values.max() > 1:
+        return False
+    return values.shape[-1] == 4 or bool((values % 1).any())
 
 
 def classes_under(

@@ -47,6 +47,21 @@ class Finding:
         return f"{self.file}: {self.message}; {self.fix} [{self.code}]"
 
 
+@dataclass(frozen=True)
+class Code:
+    """One kind of problem.
+
+    Attributes:
+        severity: an ``"error"`` makes a case, or the data set, unusable.
+        meaning: what is wrong, in one sentence, and why it matters.
+        fix: what to do.
+    """
+
+    severity: Severity
+    meaning: str
+    fix: str
+
+
 class FindingError(DataError):
     """A file cannot be used; ``finding`` says why."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from samadapt.data.annotations import are_fractions
 from samadapt.data.types import Array
 from samadapt.errors import PromptError, nearest
 from samadapt.prompts.objects import ObjectPrompts
@@ -193,6 +194,7 @@ def _boxes(values: ArrayLike | None, shape: tuple[int, int, int], where: str) ->
             f"{where}a box must be x0 < x1, y0 < y1 and reach into the image of width {width} and "
             f"height {height}; got {boxes[~fits][0].tolist()}"
         )
+    _refuse_fractions(boxes, shape, f"{where}boxes")
     return boxes
 
 
@@ -215,6 +217,7 @@ def _points(
             f"each point, {points.shape[:2]}; got {signs.tolist()}"
         )
     height, width = shape[:2]
+    _refuse_fractions(points[signs >= 0], shape, f"{where}points")
     outside = ((points < 0) | (points > (width, height))).any(axis=-1) & (signs >= 0)
     if outside.any():
         raise PromptError(
@@ -222,6 +225,21 @@ def _points(
             f"got {points[outside][0].tolist()}"
         )
     return points, signs.astype(np.int64)
+
+
+def _refuse_fractions(values: Array, shape: tuple[int, int, int], what: str) -> None:
+    """Refuse coordinates that all lie in the first pixel: shares of the sides were meant.
+
+    Raises:
+        PromptError: asking whether they are fractions.
+    """
+    height, width = shape[:2]
+    if are_fractions(values, height, width):
+        raise PromptError(
+            f"{what}: every coordinate is within 0 and 1, the first pixel of an image of width "
+            f"{width} and height {height}; were fractions of its sides meant? Give pixels: "
+            f"multiply x by {width} and y by {height}"
+        )
 
 
 def _numbers(values: ArrayLike | None, axes: int, last: int, wanted: str) -> Array | None:

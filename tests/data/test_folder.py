@@ -185,6 +185,8 @@ def test_annotations_become_prompts(make_folder: Callable[..., Path]) -> None:
         ({"boxes": [[1, 2, 11, 4]]}, "box_outside", "10 x 12"),
         ({"boxes": [[-1, 2, 3, 4]]}, "box_outside", "10 x 12"),
         ({"points": [[1, 13]]}, "point_outside", "10 x 12"),
+        ({"boxes": [[0.1, 0.2, 0.5, 0.9]]}, "relative_coordinates", "fractions"),
+        ({"points": [[0.5, 0.25]]}, "relative_coordinates", "fractions"),
         ({"points": [[1]]}, "annotation_schema", "2 numbers"),
         ({"points": [[1, 1]], "point_labels": [2]}, "annotation_schema", "0 or 1"),
         ({"points": [[1, 1]], "point_labels": [1, 1]}, "annotation_schema", "1 values"),

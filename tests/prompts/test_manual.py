@@ -90,3 +90,25 @@ def test_objects_are_of_the_classes_that_the_caller_names():
     ]:
         with pytest.raises(PromptError, match=message):
             object_classes(labels, 2, ["liver", "spleen"])
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (([[0.1, 0.2, 0.5, 0.75]], None, None), "boxes"),
+        (([[0, 0, 1, 1]], None, None), "boxes"),
+        (([[0.1, 0.2, 0.5, 0.75], [0.3, 0.1, 0.9, 1.0]], None, None), "boxes"),
+        ((None, [[0.5, 0.25]], None), "points"),
+        ((None, [[0.5, 0.25], [0.9, 0.9]], [1, 0]), "points"),
+    ],
+)
+def test_fractions_of_the_image_are_asked_about(given, what):
+    asked = rf"^{what}: .*width 50 and height 40; were fractions .* multiply x by 50 and y by 40"
+    with pytest.raises(PromptError, match=asked):
+        slice_prompts(*given, (40, 50, 1))
+
+
+def test_small_pixel_coordinates_beside_others_are_pixels():
+    boxes = [[0, 0, 1, 1], [3, 4, 20, 30]]
+    assert slice_prompts(boxes, None, None, (40, 50, 1))[0].boxes.tolist() == boxes
+    assert len(slice_prompts([[0, 0, 1, 1]], None, None, (4, 6, 1))[0]) == 1
