@@ -2,7 +2,8 @@
 
 Keys: ``name``, ``title``, ``source``, ``licence``, ``reader`` (required); ``classes`` (name to
 value or values), ``intensity``, ``axis``, ``channel``, ``image`` and ``label`` (patterns),
-``download`` (``url``, ``md5`` or ``sha256``, ``folder`` inside the archive, ``megabytes``),
+``download`` (``url``, ``md5`` or ``sha256``, ``folder`` inside the archive, ``megabytes``,
+``unpacked_megabytes``),
 ``split`` (see ``splits.py``) and ``note``, an honest statement of what the data are good for.
 """
 
@@ -29,7 +30,9 @@ class Download:
         folder: the data set's folder inside the archive.
         md5: hexadecimal checksum, or None where ``sha256`` is given.
         sha256: hexadecimal checksum.
-        megabytes: size of the archive, for the message before it is fetched.
+        megabytes: size of the archive, for the message before it is fetched; an answer of more
+            than twice as much is cut off.
+        unpacked_megabytes: how much the archive may unpack to; None: see ``download.py``.
     """
 
     url: str
@@ -37,6 +40,7 @@ class Download:
     md5: str | None = None
     sha256: str | None = None
     megabytes: float | None = None
+    unpacked_megabytes: float | None = None
 
 
 @dataclass(frozen=True)

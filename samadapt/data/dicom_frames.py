@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from samadapt.data.dicom_guard import check_deflated, check_frames
 from samadapt.data.dicom_sniff import is_dicom
 from samadapt.data.types import Array, Finding, FindingError, check_size, fault
 from samadapt.data.volume_reader import Grid
@@ -92,6 +93,7 @@ def read_file(path: Path, tags: Sequence[str] | None = None) -> Any:
     options: dict[str, Any] = {}
     if tags is not None:
         options = {"stop_before_pixels": True, "specific_tags": list(tags)}
+    check_deflated(path)
     try:
         try:
             return pydicom.dcmread(path, **options)
@@ -155,6 +157,7 @@ def _frames(path: Path, header: Any) -> Iterator[Frame]:
     shape = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
     count = int(header.get("NumberOfFrames") or 1)
     check_size(path, (*shape, count))
+    check_frames(path, count)
     kind = str(header.get("PhotometricInterpretation") or GREY[1])
     if int(header.get("SamplesPerPixel") or 1) != 1 or kind not in GREY:
         message = "expected one grey value a pixel (MONOCHROME1 or 2); it is a colour image"
@@ -407,7 +410,8 @@ def read_pixels(folder: Path, ordered: Sequence[Frame], affine: Array) -> Grid:
             if stored.shape[1:] != frame.shape or frame.index >= len(stored):
                 message = f"its pixels are {stored.shape[1:]}; its header says {frame.shape}"
                 raise fault("truncated_file", path, message, _AGAIN)
-            planes[slot] = stored[frame.index] * np.float64(frame.slope) + frame.intercept
+            with np.errstate(over="ignore", invalid="ignore"):  # found with the whole volume
+                planes[slot] = stored[frame.index] * np.float64(frame.slope) + frame.intercept
     return Grid(planes.transpose(2, 1, 0), affine)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from samadapt.errors import WeightsError
 from samadapt.sam.builds import Build
+from samadapt.sam.tensor_guard import check_archive, check_dense, check_shard
 from samadapt.sam.tiny_vit import tiny_vit_key
 
 # Entries under which training programs keep a model's tensors. timm and others keep the moving
@@ -188,8 +189,11 @@ def _read(path: Path) -> Any:
     try:
         if safe:
             return load_file(path)
+        check_archive(path)
         with torch.serialization.safe_globals(list(_HARMLESS)):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds more than tensors and plain values, or is broken; expected the tensors "
@@ -199,9 +203,8 @@ def _read(path: Path) -> Any:
         ) from None
     except Exception as error:  # broken bytes make the readers raise nearly anything
         raise WeightsError(
-            f"{path} cannot be read ({size} bytes; broken or truncated?): "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        ) from error
+            f"{path} cannot be read ({size} bytes; broken or truncated?): {type(error).__name__}"
+        ) from None
 
 
 def _unpickler_reason(error: Exception) -> str:
@@ -220,9 +223,12 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     if config.exists() and (kind := _read_json(config).get("model_type")) != "sam":
         is_sam2 = str(kind).startswith("sam2")
         hint = "; SAM 2 is not supported, give a model of the first SAM" if is_sam2 else ""
-        raise WeightsError(f"{config}: expected model_type 'sam', got {kind!r}{hint}")
+        raise WeightsError(f"{config}: expected model_type 'sam', got {str(kind)[:40]!r}{hint}")
     if (folder / _INDEX).exists():
-        shards = sorted(set(_read_json(folder / _INDEX).get("weight_map", {}).values()))
+        listed = _read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(listed, dict):
+            raise WeightsError(f"{folder / _INDEX}: expected weight_map, a mapping of file names")
+        shards = sorted({check_shard(folder / _INDEX, name) for name in listed.values()})
         merged: dict[str, Tensor] = {}
         for shard in shards:
             merged |= _as_tensors(_read(folder / shard), folder / shard)[0]
@@ -238,8 +244,8 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} is not readable JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is not readable JSON ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
@@ -261,6 +267,7 @@ def _as_tensors(content: Any, path: Path, inside: str = "") -> tuple[dict[str, T
         raise WeightsError(
             f"{path}{inside}: expected tensors only, but these are not: {_some(others)}"
         )
+    check_dense(path, content)
     return {str(key): value for key, value in content.items()}, inside
 
 

@@ -21,6 +21,8 @@ Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and the bytes in all (None where the server hides it)."""
 
 _CHUNK = 1 << 20
+MAX_BYTES = 1 << 36
+"""Bytes of a file whose size nothing says: 64 GB."""
 _WORTH_RETRYING = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -33,6 +35,7 @@ def download(
     attempts: int = 4,
     wait_s: float = 1.0,
     timeout_s: float = 30.0,
+    most_bytes: int = MAX_BYTES,
 ) -> Path:
     """Fetch ``url`` into ``path``, unless ``path`` is there already.
 
@@ -47,6 +50,7 @@ def download(
         attempts: tries before giving up on a connection that fails.
         wait_s: pause before the second try, in seconds; it doubles with each.
         timeout_s: how long the server may be silent, in seconds.
+        most_bytes: an answer that is longer is cut off.
 
     Returns:
         ``path``.
@@ -60,7 +64,7 @@ def download(
             if path.exists():
                 return path
             part = path.with_name(f"{path.name}.part")
-            fetch = _Fetch(url, part, progress or _Tenths(path.name), timeout_s)
+            fetch = _Fetch(url, part, progress or _Tenths(path.name), timeout_s, most_bytes)
             resumed = part.exists()
             fetch.until_complete(attempts, wait_s)
             if resumed and checksum and file_checksum(part, checksum) != checksum:
@@ -98,11 +102,14 @@ def _check(part: Path, url: str, checksum: str | None) -> None:
 class _Fetch:
     """One file on its way from ``url`` into ``part``."""
 
-    def __init__(self, url: str, part: Path, progress: Progress, timeout_s: float) -> None:
+    def __init__(
+        self, url: str, part: Path, progress: Progress, timeout_s: float, most_bytes: int
+    ) -> None:
         self.url = url
         self.part = part
         self.progress = progress
         self.timeout_s = timeout_s
+        self.most_bytes = most_bytes
 
     def until_complete(self, attempts: int, wait_s: float) -> None:
         """Go on after each break, at most ``attempts`` times."""
@@ -147,7 +154,15 @@ class _Fetch:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
                 there += len(chunk)
+                if there > self.most_bytes:
+                    break
                 self.progress(there, total)
+        if there > self.most_bytes:
+            self.part.unlink()
+            raise DownloadError(
+                f"{self.url}: the server sends more than the {self.most_bytes:,} bytes that are "
+                "expected; what was fetched has been removed"
+            )
         if total is not None and there < total:
             raise OSError(f"the connection ended after {there} of {total} bytes")
 

@@ -128,7 +128,11 @@ def fetch_weights(name: str, progress: Progress | None = None) -> Path:
         return find_weights(name)
     try:
         return download(
-            source.url, cache_dir() / source.file, checksum=source.checksum, progress=progress
+            source.url,
+            cache_dir() / source.file,
+            checksum=source.checksum,
+            progress=progress,
+            most_bytes=2 * source.size_mb * 10**6,
         )
     except DownloadError as error:
         raise DownloadError(

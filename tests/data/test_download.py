@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import tarfile
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -162,3 +164,52 @@ def test_a_card_fetches_only_without_a_root(
     root.rename(tmp_path / "Task")
     assert open_dataset("made", tmp_path).train == ["case_01", "case_02"]
     assert download.datasets_cache() == tmp_path / "cache" / "datasets"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz"])
+def test_an_archive_that_unpacks_to_too_much(tmp_path: Path, kind: str) -> None:
+    path, content = tmp_path / f"a.{kind}", tmp_path / "zeros"
+    content.write_bytes(bytes(400 << 20))
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            archive.write(content, "set/zeros")
+    else:
+        mode = {"tar.gz": "w:gz", "tar.xz": "w:xz"}[kind]
+        level = {"compresslevel": 1} if kind == "tar.gz" else {"preset": 0}
+        with tarfile.open(path, mode, **level) as archive:  # type: ignore[call-overload]
+            archive.add(content, "set/zeros")
+    with pytest.raises(DownloadError, match="at most"):
+        extract_archive(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    extract_archive(path, tmp_path / "out", 400 << 20)
+    assert (tmp_path / "out" / "set" / "zeros").stat().st_size == 400 << 20
+
+
+def test_a_tar_header_that_asks_for_memory(tmp_path: Path) -> None:
+    long_name = tarfile.TarInfo("././@LongLink")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 6 << 30
+    with gzip.open(tmp_path / "a.tar.gz", "wb") as file:
+        file.write(long_name.tobuf(tarfile.GNU_FORMAT))
+        file.write(bytes(1 << 20))
+    with pytest.raises(DownloadError, match="a header is too long"):
+        extract_archive(tmp_path / "a.tar.gz", tmp_path / "out")
+
+
+def test_an_answer_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless:
+        headers: ClassVar[dict[str, str]] = {}
+
+        def __enter__(self) -> Endless:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def read(self, count: int) -> bytes:
+            return bytes(count)
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: Endless())
+    with pytest.raises(DownloadError, match="sends more than"):
+        download_file("http://x/a", tmp_path / "a", most=10 << 20)
+    assert list(tmp_path.iterdir()) == []
