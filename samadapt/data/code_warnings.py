@@ -104,6 +104,10 @@ WARNINGS = {
         "The mask is empty: no voxel differs from 0.",
         "Check that it is the right file.",
     ),
+    "no_label_file": _warning(
+        "A picture of a YOLO data set has no label file. By the format it shows no object.",
+        "Add the file if it shows one.",
+    ),
     "no_orientation": _warning(
         "A NIfTI header says neither by sform nor by qform how the patient lies (both codes are "
         "0), so left and right are a guess.",
@@ -112,6 +116,10 @@ WARNINGS = {
     "no_patient": _warning(
         "data.patient does not match the names of some cases; each of them counts as a patient.",
         "Mend the pattern.",
+    ),
+    "not_an_area": _warning(
+        "An annotation of labelme holds lines or points, which have no area and are not read.",
+        "Draw them as polygons where they stand for objects.",
     ),
     "oblique": _warning(
         "The grid is turned against the body's axes by more than 10 degrees; slices are cut along "

@@ -71,6 +71,21 @@ def read_segmentation(segmentation: Any, height: int, width: int) -> list[int]:
     return runs
 
 
+def area_of(runs: Sequence[int], height: int, width: int) -> Array:
+    """Return (h, w) bool of run lengths."""
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape((height, width), order="F")
+
+
+def runs_of(mask: Array) -> list[int]:
+    """Return the run lengths of (h, w) bool."""
+    flat = mask.ravel(order="F")
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    bounds = [0, *edges.tolist(), flat.size]
+    runs = np.diff(bounds).tolist()
+    return [0, *runs] if flat[0] else runs
+
+
 def paint(objects: Sequence[MaskObject], height: int, width: int) -> tuple[Array, Array, list[str]]:
     """Draw the objects, larger ones first.
 
@@ -84,8 +99,7 @@ def paint(objects: Sequence[MaskObject], height: int, width: int) -> tuple[Array
     areas = [sum(item.runs[1::2]) for item in objects]
     for index in sorted(range(len(objects)), key=lambda i: (not objects[i].is_crowd, -areas[i])):
         item = objects[index]
-        values = np.arange(len(item.runs)) % 2 == 1
-        inside = np.repeat(values, item.runs).reshape((height, width), order="F")
+        inside = area_of(item.runs, height, width)
         labels[inside] = item.value
         instances[inside] = 0 if item.is_crowd else index + 1
     left = set(np.unique(instances).tolist())
