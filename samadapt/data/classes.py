@@ -190,3 +190,17 @@ def _check(table: Mapping[str, tuple[int, ...]], ignored: Sequence[int]) -> None
                     f"data.classes: the value {value} belongs to {seen[value]!r} and to {name!r}; "
                     "each value may belong to one class"
                 )
+
+
+def chosen_values(choice: ClassChoice, values: Mapping[str, int]) -> dict[str, int]:
+    """Return the names, with their values, that a choice of classes uses; all without a choice.
+
+    Args:
+        choice: names, or names of the user with values.
+        values: of each name that the files know.
+    """
+    if isinstance(choice, Mapping):
+        listed = [[item] if isinstance(item, int | str) else item for item in choice.values()]
+        used = {value for item in listed for value in item}
+        return {name: value for name, value in values.items() if value in used}
+    return {name: value for name, value in values.items() if not choice or name in choice}

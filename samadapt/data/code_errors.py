@@ -241,8 +241,8 @@ ERRORS = {
         "Export the structure set for this series.",
     ),
     "overlapping_segments": _error(
-        "Segments of a DICOM segmentation overlap; a voxel has one class here.",
-        "Export segments that do not overlap.",
+        "Segments of a DICOM or Slicer segmentation overlap; a voxel has one class here.",
+        "Export segments that do not overlap, or choose such with data.classes=[NAME].",
     ),
     "palette_background": _error(
         "Index 0 of palette masks is taken as background, but it is not black, or black is another "

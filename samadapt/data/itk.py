@@ -1,5 +1,6 @@
 """NRRD and MetaImage volumes through SimpleITK; the layouts are those of ``volume_layout.py``.
 
+Masks may be segmentations of 3D Slicer; see ``slicer_seg.py``.
 ITK's space is LPS+: its affine becomes RAS+ by turning the signs of x and y.
 """
 
@@ -12,12 +13,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from samadapt.data.channels import Indices, need_one, pick
+from samadapt.data.channels import ChannelError, Indices, need_one, pick
+from samadapt.data.classes import chosen_values
 from samadapt.data.itk_header import data_files, is_metaimage
 from samadapt.data.nifti_affine import is_singular
 from samadapt.data.nifti_grid import SUFFIXES, check_prediction, made_header, to_source
-from samadapt.data.reader import register_reader
-from samadapt.data.types import Array, Volume, check_bytes, check_size, fault
+from samadapt.data.reader import Layout, register_reader
+from samadapt.data.slicer_seg import ENDINGS as SLICER
+from samadapt.data.slicer_seg import label_map, number_segments, placed, read_segments
+from samadapt.data.types import Array, Case, Volume, check_bytes, check_size, fault
 from samadapt.data.volume_reader import Grid, VolumeReader, load_nifti
 from samadapt.errors import DataError
 
@@ -42,6 +46,37 @@ class ItkReader(VolumeReader):
         if path.name.lower().endswith(SUFFIXES):
             return load_nifti(path, channel, self.options.spacing)
         return load_itk(path, channel, self.options.root)
+
+    def discover(self) -> Layout:
+        """List the cases of the folder; Slicer's segments name the classes."""
+        layout = super().discover()
+        masks = [case.labels for case in layout.cases if case.labels is not None]
+        self._segments = {path: read_segments(path) for path in masks}
+        values = number_segments(self._segments, layout.classes)
+        if values and layout.classes is None:
+            layout.classes = {name: (value,) for name, value in values.items()}
+        self._values = values
+        return layout
+
+    def load_labels(self, case: Case, path: Path, image: Grid | None) -> Grid | None:
+        """Read the mask of a case; Slicer's segmentations are put in their place in the image."""
+        segments = self._segments.get(path, [])
+        if not segments and not path.name.lower().endswith(SLICER):
+            return super().load_labels(case, path, image)
+        if image is None:
+            return None
+        grid = self._layers(path)
+        values = None if self._values is None else chosen_values(self.options.classes, self._values)
+        labels = label_map(path, grid.values, segments, values)
+        return placed(path, grid._replace(values=labels), image)
+
+    def _layers(self, path: Path) -> Grid:
+        """Read all layers of a segmentation, (x, y, z, layer)."""
+        try:
+            grid = self.load(path)
+        except ChannelError as several:
+            return self.load(path, tuple(range(several.count)))
+        return grid._replace(values=grid.values[..., None])
 
     def write(self, prediction: Array, volume: Volume, path: Path) -> None:
         """Write class ids with the direction, origin and spacing of the source."""
