@@ -80,8 +80,8 @@ ERRORS = {
         "Choose one, or up to three, by name or number with data.channel.",
     ),
     "colour_dicom": _error(
-        "A DICOM image has colours, where one grey value a pixel is expected.",
-        "Export it as pictures and use data=folder.",
+        "A DICOM image has colours, and is neither one picture of 8 bits nor grey stored as RGB.",
+        "Leave it out, or save its frames as pictures and use data=folder.",
     ),
     "colour_mask": _error(
         "A mask is a colour image, and no class is named by its colour.",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -96,6 +97,13 @@ class DicomReader(VolumeReader):
         files, found = chosen_files(path, self.options.series)
         grid = _load(path, files)
         return grid._replace(findings=(*grid.findings, *found), files=tuple(files))
+
+    def arrange(self, grid: Grid, image: Array, labels: Array | None = None) -> Volume:
+        """Return image and labels as slices; a picture with colours is one."""
+        volume = super().arrange(grid, image, labels)
+        if image.ndim == 3:
+            return volume
+        return replace(volume, image=np.ascontiguousarray(volume.image[:, :, 0]), is_color=True)
 
     def write(self, prediction: Array, volume: Volume, path: Path) -> None:
         """Write class ids on the grid of the series; of a picture also as PNG."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from samadapt.data.dicom_colour import colour_fault, load_colours
 from samadapt.data.dicom_guard import check_deflated, check_frames
 from samadapt.data.dicom_sniff import is_dicom
 from samadapt.data.types import Array, Finding, FindingError, check_size, fault
@@ -48,6 +49,7 @@ class Frame:
         segment: number of the segment of a DICOM SEG's frame, else 0.
         acquisition: what tells repeated scans apart.
         modality: as the file says.
+        is_colour: its pixels are colours, not one grey value each.
     """
 
     file: Path
@@ -62,6 +64,7 @@ class Frame:
     segment: int = 0
     acquisition: tuple[str, ...] = ()
     modality: str = ""
+    is_colour: bool = False
 
     @property
     def is_unplaced(self) -> bool:
@@ -158,10 +161,6 @@ def _frames(path: Path, header: Any) -> Iterator[Frame]:
     count = int(header.get("NumberOfFrames") or 1)
     check_size(path, (*shape, count))
     check_frames(path, count)
-    kind = str(header.get("PhotometricInterpretation") or GREY[1])
-    if int(header.get("SamplesPerPixel") or 1) != 1 or kind not in GREY:
-        message = "expected one grey value a pixel (MONOCHROME1 or 2); it is a colour image"
-        raise fault("colour_dicom", path, message, "export it as pictures and use data=folder")
     shared = _first(header.get("SharedFunctionalGroupsSequence"))
     groups = header.get("PerFrameFunctionalGroupsSequence") or []
     if groups and len(groups) != count:
@@ -205,7 +204,14 @@ def _frame(path: Path, index: int, shape: tuple[int, int], header: Any, places: 
         int(find("SegmentIdentificationSequence", "ReferencedSegmentNumber") or 0),
         tuple(str(header.get(name)) for name in names),
         str(header.get("Modality") or ""),
+        is_colour(header),
     )
+
+
+def is_colour(header: Any) -> bool:
+    """Whether a file holds colours, or the indices of a palette."""
+    kind = str(header.get("PhotometricInterpretation") or GREY[1])
+    return int(header.get("SamplesPerPixel") or 1) != 1 or kind not in GREY
 
 
 def _other_spacing(header: Any) -> Sequence[float] | None:
@@ -276,7 +282,8 @@ def picture_grid(folder: Path, frames: Sequence[Frame]) -> Grid | None:
     Lengths are in mm only for a single picture whose file states its pixels' size.
 
     Returns:
-        the grid, ``is_placed`` being False; None where the frames have positions.
+        the grid, ``is_placed`` being False, (x, y, 1, 3) of a colour picture; None where the
+        frames have positions.
 
     Raises:
         FindingError: as ``read_pixels``.
@@ -298,7 +305,7 @@ def picture_grid(folder: Path, frames: Sequence[Frame]) -> Grid | None:
         fix = "nothing, for ultrasound or another film; scores are in pixels"
         known = [Finding("frames_as_slices", "warning", str(first.file), message, fix)]
     in_mm = first.spacing is not None and len(frames) == 1
-    grid = read_pixels(folder, frames, affine)
+    grid = colour_grid(frames, affine) if first.is_colour else read_pixels(folder, frames, affine)
     return grid._replace(axis=2, in_mm=in_mm, is_placed=False, findings=tuple(known))
 
 
@@ -318,6 +325,8 @@ def order_frames(folder: Path, frames: Sequence[Frame]) -> tuple[list[Frame], Ar
     """
     first = frames[0]
     for frame in frames:
+        if frame.is_colour:
+            raise colour_fault(frame.file)
         if frame.shape != first.shape:
             message = f"it is {frame.shape} pixels (rows, columns); {first.file.name} {first.shape}"
             raise fault("mixed_sizes", frame.file, message, "keep slices of one size in a series")
@@ -413,6 +422,28 @@ def read_pixels(folder: Path, ordered: Sequence[Frame], affine: Array) -> Grid:
             with np.errstate(over="ignore", invalid="ignore"):  # found with the whole volume
                 planes[slot] = stored[frame.index] * np.float64(frame.slope) + frame.intercept
     return Grid(planes.transpose(2, 1, 0), affine)
+
+
+def colour_grid(frames: Sequence[Frame], affine: Array) -> Grid:
+    """Read a colour picture as (x, y, 1, 3) uint8; grey that is stored as RGB as (x, y, z).
+
+    Raises:
+        FindingError: the frames of a film have colours, or pixels cannot be read.
+    """
+    path = frames[0].file
+    header = read_file(path)
+    try:
+        _complete(header)
+        planes = load_colours(path, header, load_pydicom().pixels)
+    except FindingError:
+        raise
+    except Exception as error:  # its text may quote the header
+        raise _no_pixels(path, header, error) from None
+    if (planes == planes[..., :1]).all():
+        return Grid(planes[..., 0].transpose(2, 1, 0), affine)
+    if len(frames) > 1:
+        raise colour_fault(path)
+    return Grid(planes.transpose(2, 1, 0, 3), affine)
 
 
 def stored_pixels(path: Path) -> Array:

@@ -43,6 +43,7 @@ class Candidate:
         name: of the case.
         masks: what belongs to it.
         rivals: other candidates for the same case; then it is none.
+        place: the folder that holds the rivals.
     """
 
     series: Series
@@ -51,6 +52,7 @@ class Candidate:
     name: str = ""
     masks: list[Path] = field(default_factory=list)
     rivals: list[Candidate] = field(default_factory=list)
+    place: Path | None = None
 
     @property
     def is_file(self) -> bool:
@@ -139,15 +141,16 @@ class DicomLayout:
         return [
             mask
             for path in files
-            for stem in dict.fromkeys((path.stem, path.name))
+            for stem in dict.fromkeys((_stem(path), path.name))
             for mask in _existing([self.root / part / stem for part in MASK_FOLDERS], endings)
         ]
 
     def _places(self, candidate: Candidate, level: Path) -> list[Path]:
         """Return where a mask of this level may lie, without its ending."""
         if level == candidate.image and candidate.is_file:
-            stems = dict.fromkeys((candidate.name, level.stem, level.name))
-            beside = [level.parent / stem for stem in (level.stem, level.name)]
+            names = (_stem(level), level.stem, level.name)
+            stems = dict.fromkeys((candidate.name, *names))
+            beside = [level.parent / stem for stem in dict.fromkeys(names)]
             return [*(self.root / part / stem for part in MASK_FOLDERS for stem in stems), *beside]
         return self._folder_places(level)
 
@@ -217,7 +220,7 @@ class DicomLayout:
             elif found and inside:
                 self.used.update(found)
                 for candidate in inside:
-                    candidate.rivals = inside
+                    candidate.rivals, candidate.place = inside, level
 
     def _narrow(self, inside: list[Candidate]) -> list[Candidate]:
         """Return who competes for one mask: without what is aside, and as ``data.series`` says."""
@@ -300,7 +303,9 @@ class DicomLayout:
             if candidate.rivals and candidate.name not in self.several:
                 self.several |= dict.fromkeys((rival.name for rival in candidate.rivals), None)
                 rivals = [rival.series for rival in candidate.rivals]
-                self.several[candidate.name] = several_series(candidate.series.folder, rivals)
+                self.several[candidate.name] = several_series(
+                    candidate.place or candidate.series.folder, rivals
+                )
             if len(candidate.masks) > 1:
                 names = ", ".join(path.name for path in candidate.masks[:4])
                 message = f"it has several masks: {names}"
@@ -410,17 +415,23 @@ def _name(root: Path, candidates: list[Candidate], chosen: Mapping[Path, str]) -
         else:
             parts = list(candidate.image.relative_to(root).parts)
             if candidate.is_file:
-                parts[-1] = candidate.image.stem
+                parts[-1] = _stem(candidate.image)
                 if len(parts) > 1 and parts[0] in _IMAGE_FOLDERS:
                     parts = parts[1:]
             candidate.name = "_".join(parts) or root.resolve().name
     files = Counter(c.name for c in candidates if c.is_file)
     for candidate in candidates:
         if candidate.is_file and files[candidate.name] > 1:  # endings alone tell them apart
-            candidate.name = "_".join([*candidate.name.split("_")[:-1], candidate.image.name])
+            candidate.name += candidate.image.suffix.replace(".", "_")
         near = [c for c in volumes if c.image == candidate.image and not _is_side(c, volumes)]
         if not candidate.is_file and len(near) > 1:
             candidate.name += f"_{candidate.series.identity}"
+
+
+def _stem(path: Path) -> str:
+    """Return a file's name without its ending; the numbers of a UID are no ending."""
+    ending = path.suffix[1:]
+    return path.stem if ending.isalpha() and len(ending) <= 5 else path.name
 
 
 def _has_own(candidate: Candidate) -> bool:

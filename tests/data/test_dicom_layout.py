@@ -418,3 +418,23 @@ def test_patterns_of_files(tmp_path: Path, make_series: Make) -> None:
         save_mask(tmp_path / "y" / f"m_{path.stem}.png")
     dataset = open_dataset("dicom", tmp_path, image="x/*.dcm", label="y/m_*.png", intensity="mri")
     assert [case.name for case in dataset.cases] == [f"cxr_{i}" for i in range(4)]
+
+
+def test_several_volumes_in_folders_below_the_patient(tmp_path: Path, make_series: Make) -> None:
+    for name, kind in (("ct1", "CT"), ("ct2", "CT"), ("mr", "MR")):
+        make_series(tmp_path / "p1" / "study" / name, PLANES, Modality=kind)
+    mask_of(tmp_path / "p1" / "study" / "mr", tmp_path / "labels" / "p1.nii.gz")
+    (found,) = check_dataset("dicom", tmp_path)
+    assert (found.code, found.file) == ("several_series", str(tmp_path / "p1"))
+    assert "3 volumes" in found.message
+    dataset = open_dataset("dicom", tmp_path, series="MR")
+    assert [case.name for case in dataset.cases] == ["p1_study_mr"]
+
+
+def test_names_that_are_uids(tmp_path: Path, make_series: Make) -> None:
+    for index, path in enumerate(make_pictures(make_series, tmp_path / "images")):
+        path.rename(path.with_name(f"1.2.840.113619.{index}"))
+        save_mask(tmp_path / "masks" / f"1.2.840.113619.{index}.png")
+    dataset = open_dataset("dicom", tmp_path, intensity="mri")
+    assert [case.name for case in dataset.cases] == [f"1.2.840.113619.{i}" for i in range(4)]
+    assert not dataset.findings
