@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samadapt.sam.layers import is_exporting
+from samadapt.sam.layers import is_traced
 from samadapt.sam.native_attention import attend_native, suits
 from samadapt.sam.tiled_attention import attend_tiles, relative_scores
 
@@ -111,7 +111,7 @@ def join_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
     (h, w), (height, width) = size, windows.shape[1:3]
     down, across = _windows(size, (height, width))
     x = windows.view(-1, down, across, *windows.shape[1:]).transpose(2, 3)
-    return x.reshape(len(x), down * height, across * width, -1)[:, :h, :w]
+    return x.reshape(x.shape[0], down * height, across * width, -1)[:, :h, :w]
 
 
 def _windows(size: tuple[int, int], side: tuple[int, int]) -> tuple[int, int]:
@@ -155,13 +155,14 @@ class RelativePositionAttention(nn.Module):
         if h % height or w % across:
             fill = torch.unflatten(self.qkv(x.new_zeros(1, 1, 1, width)), -1, split)[0, 0, 0]
         tables = relative_tables(self.rel_pos_h, self.rel_pos_w, side)
-        heads = self._form(qkv)(qkv, fill, *(table.to(qkv.dtype) for table in tables))
+        rows, columns = (table.to(qkv.dtype) for table in tables)
+        heads = self._form(qkv, rows, columns)(qkv, fill, rows, columns)
         out: Tensor = self.proj(heads.flatten(-2))
         return out
 
-    def _form(self, qkv: Tensor) -> Form:
+    def _form(self, qkv: Tensor, *tables: Tensor) -> Form:
         """Choose the form: ``python -m benchmarks.run attention`` is why."""
-        if is_exporting():
+        if any(map(is_traced, (qkv, *tables))):
             return attend_windows
         if suits(qkv):
             return attend_native

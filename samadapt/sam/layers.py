@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 # Hidden values of an MLP held at once on the CPU. 12 MiB in fp32 stay in the cache, and glibc hands
@@ -14,12 +15,28 @@ from torch.nn import functional
 CHUNK_HIDDEN_CPU = 3 * 2**20
 
 
-def is_exporting() -> bool:
-    """Whether the model is traced into a graph for another program.
+def is_traced(x: Tensor) -> bool:
+    """Whether layers must take their plain forms: no loop over parts, nothing that reads memory.
 
-    Then layers take their plain forms: no loop over parts, nothing written over its input.
+    So it is while a graph is made (ONNX, ``torch.compile``, ``torch.export``, ``make_fx``), while
+    something else than autograd watches the operators, and where x is not a plain tensor with
+    numbers of its own (fake, functional, transformed by ``torch.func``, a dual number, a subclass).
     """
-    return torch.onnx.is_in_onnx_export()
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        return True
+    if torch.jit.is_tracing() or not is_plain(x):  # type: ignore[attr-defined, no-untyped-call]
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether x is a tensor whose numbers lie in memory, as its strides say."""
+    if type(x) not in (Tensor, nn.Parameter) or x.layout is not torch.strided or x.is_neg():
+        return False
+    return not (_is_transformed(x) or torch._is_functional_tensor(x))
+
+
+_is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 class LayerNorm2d(nn.Module):
@@ -51,7 +68,7 @@ class MLPBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both layers to the last axis; on the CPU to some rows at a time."""
-        if x.device.type != "cpu" or is_exporting():
+        if x.device.type != "cpu" or is_traced(x):
             return self._transform(x)
         rows = x.reshape(-1, x.shape[-1])
         parts = rows.split(max(1, CHUNK_HIDDEN_CPU // self.lin1.out_features))
@@ -61,7 +78,7 @@ class MLPBlock(nn.Module):
 
     def _transform(self, x: Tensor) -> Tensor:
         hidden: Tensor = self.lin1(x)
-        if isinstance(self.act, nn.GELU) and not (hidden.requires_grad or is_exporting()):
+        if isinstance(self.act, nn.GELU) and not (hidden.requires_grad or is_traced(hidden)):
             hidden = torch.ops.aten.gelu_(hidden)
         else:
             hidden = self.act(hidden)

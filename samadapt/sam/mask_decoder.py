@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samadapt.sam.layers import MLP, is_exporting
+from samadapt.sam.layers import MLP, is_traced
 from samadapt.sam.two_way_transformer import TwoWayTransformer
 from samadapt.sam.types import MaskOutput
 
@@ -177,7 +177,7 @@ def _at_once(image: Tensor, numbers: int) -> int | None:
 
     Tensors that go together are split by one count: under autocast they differ in type.
     """
-    if image.device.type != "cpu" or is_exporting():
+    if image.device.type != "cpu" or is_traced(image):
         return None
     return max(1, CACHE // max(1, numbers * image.element_size()))
 

@@ -17,6 +17,10 @@ from samadapt.sam.prompt_encoder import PromptEncoder
 from samadapt.sam.tiny_vit import TinyViTEncoder
 from samadapt.sam.types import BlockSite, Frame, MaskOutput, Preprocessing, Prompts
 
+# What goes into and comes out of a graph that ``torch.export`` makes of the model.
+for _values in (Prompts, MaskOutput):
+    torch.export.register_dataclass(_values, serialized_type_name=f"samadapt.{_values.__name__}")
+
 
 class Sam(nn.Module):
     """SAM for one image size s; the embedding's side is g = s / ``build.stride``.

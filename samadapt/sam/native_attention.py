@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from samadapt.sam.layers import is_plain, is_traced
 from samadapt.sam.tiled_attention import backward_tiles, default_chunk, tile_count
 
 MODULES = {"AVX512": ("_attention_avx512", "_attention_avx2"), "AVX2": ("_attention_avx2",)}
@@ -81,10 +82,15 @@ def describe_attention() -> str:
 
 
 def suits(qkv: Tensor) -> bool:
-    """Whether the compiled form takes these values: fp32, or bf16 where the processor has it."""
-    kernels = find_kernels() if qkv.device.type == "cpu" else None
-    traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if kernels is None or traced or torch.compiler.is_compiling():
+    """Whether the compiled form takes these values.
+
+    They must be plain numbers on the CPU that nothing but autograd records: fp32, or bf16 where the
+    processor has it.
+    """
+    if is_traced(qkv) or qkv.device.type != "cpu":  # first: a graph cannot ask for the processor
+        return False
+    kernels = find_kernels()
+    if kernels is None:
         return False
     if qkv.dtype == torch.float32:
         return True
@@ -170,6 +176,8 @@ def _expect(tensor: Tensor, shape: tuple[int, ...], name: str) -> None:
         raise ValueError(
             f"{name} must be {shape} on the CPU; got {tuple(tensor.shape)} on {tensor.device}"
         )
+    if not is_plain(tensor):
+        raise ValueError(f"{name} must be a plain tensor; got {type(tensor).__name__}")
 
 
 class _Call:
@@ -194,7 +202,10 @@ class _Call:
     ) -> None:
         self.kernels = _kernels()
         if not suits(qkv):
-            raise ValueError(f"qkv must be one that suits; got {qkv.dtype} on {qkv.device}")
+            kind = type(qkv).__name__
+            raise ValueError(
+                f"qkv must be one that suits; got {qkv.dtype} on {qkv.device}, a {kind}"
+            )
         b, h, w, heads, parts, d = (qkv if heads_first else qkv.transpose(3, 4)).shape
         if parts != 3:
             raise ValueError(f"qkv must have q, k and v; got {tuple(qkv.shape)}")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samadapt.sam.attention import join_windows, partition_windows
-from samadapt.sam.layers import is_exporting
+from samadapt.sam.layers import is_traced
 from samadapt.sam.native_attention import attend_native_biased, suits
 
 # Numbers that a thread holds of the widest layer: 2 MiB in fp32. On an EPYC twice as many take 1.07
@@ -233,7 +233,7 @@ class WindowBiasAttention(nn.Module):
         split = (self.num_heads, 3, -1)
         qkv: Tensor = torch.unflatten(self.qkv(self.norm(x)), -1, split)
         trained = biases.requires_grad and torch.is_grad_enabled()
-        if suits(qkv) and not trained and not is_exporting():
+        if not trained and not is_traced(biases) and suits(qkv):
             fill = None if padding is None else padding.unflatten(-1, split)
             heads = attend_native_biased(qkv, fill, biases[0])
         else:
@@ -312,7 +312,7 @@ class WindowBlock(nn.Module):
 
 def _gelu(x: Tensor) -> Tensor:
     """GELU, written over x where autograd does not need it; nothing else may use x."""
-    kept = x.requires_grad or is_exporting()
+    kept = x.requires_grad or is_traced(x)
     return functional.gelu(x) if kept else torch.ops.aten.gelu_(x)
 
 
@@ -337,9 +337,11 @@ def _in_strips(
         graph: whether autograd records.
         stride: rows of the input for each row of the output.
     """
-    images, height = len(x), -(-x.shape[1] // stride)
+    images, height = x.shape[0], -(-x.shape[1] // stride)
+    if graph or x.device.type != "cpu" or is_traced(x):
+        return run(slice(0, images), slice(0, height))
     spans = _spans(images, height, numbers)
-    if graph or len(spans) <= 1 or x.device.type != "cpu" or is_exporting():
+    if len(spans) <= 1:
         return run(slice(0, images), slice(0, height))
     return _collect((run(*span) for span in spans), images, height)
 
@@ -357,8 +359,10 @@ def _in_parts(
         unit: rows that depend on each other.
     """
     images, height, columns, _ = x.shape
+    if x.device.type != "cpu" or is_traced(x):
+        return run(x)
     spans = _spans(images, height, numbers * columns // (RECORDED_PARTS if graph else 1), unit)
-    if len(spans) <= 1 or x.device.type != "cpu" or is_exporting():
+    if len(spans) <= 1:
         return run(x)
     counts = [some.stop - some.start for some, _ in spans]
     lengths = [n * (rows.stop - rows.start) for n, (_, rows) in zip(counts, spans, strict=True)]

@@ -12,7 +12,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from samadapt.sam.layers import MLPBlock, is_exporting
+from samadapt.sam.layers import MLPBlock, is_traced
 
 
 class Attention(nn.Module):
@@ -60,7 +60,7 @@ class Attention(nn.Module):
             linear: ``k_proj`` or ``q_proj``.
             image: (b, p, n, c), with its position.
         """
-        if not (is_few(tokens) and is_plain(linear)):
+        if not (is_few(tokens) and only_applies_weights(linear)):
             return tokens @ self.split(linear(image)).transpose(-2, -1)
         weight, bias = self.rows(linear.weight), self.rows(linear.bias)
         mixed = torch.einsum("bphtd,hdc->bphtc", tokens, weight).flatten(2, 3)
@@ -85,7 +85,7 @@ class TokenToImage(Attention):
         """
         queries = self.split(self.q_proj(fold(tokens, image))) * self.scale
         weights = self.scores(queries, self.k_proj, placed).softmax(dim=-1)
-        if is_few(queries) and is_plain(self.v_proj):
+        if is_few(queries) and only_applies_weights(self.v_proj):
             mixed = torch.unflatten(weights.flatten(2, 3) @ image, 2, weights.shape[2:4])
             attended = torch.einsum("bphtc,hdc->bphtd", mixed, self.rows(self.v_proj.weight))
             attended = attended + self.rows(self.v_proj.bias.to(attended.dtype))[:, None]
@@ -105,7 +105,7 @@ class ImageToToken(Attention):
         if scores.shape[1] != v.shape[1]:
             scores = torch.unflatten(scores[:, 0], 2, v.shape[1:3]).transpose(1, 2)
         weights = scores.softmax(dim=-2)
-        if not (is_few(values) and is_plain(self.out_proj)):
+        if not (is_few(values) and only_applies_weights(self.out_proj)):
             return self.join(weights.transpose(-2, -1) @ values)
         columns = torch.unflatten(self.out_proj.weight, 1, (self.num_heads, -1))
         mixed = torch.einsum("bphtd,chd->bphtc", values, columns)
@@ -126,10 +126,10 @@ def is_few(tokens: Tensor) -> bool:
     the weights, d * h columns: (image @ weight) @ tokens = image @ (weight @ tokens). A traced
     graph, whose t may change, multiplies by the weights.
     """
-    return not is_exporting() and tokens.shape[-2] < tokens.shape[-1]
+    return not is_traced(tokens) and tokens.shape[-2] < tokens.shape[-1]
 
 
-def is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
+def only_applies_weights(linear: nn.Module) -> TypeGuard[nn.Linear]:
     """Tell whether a linear layer does no more than apply its weights: no LoRA, no hook."""
     hooks = (
         linear._forward_pre_hooks,

@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from samadapt.sam import mask_decoder, two_way_transformer
 from samadapt.sam.model import Sam
-from samadapt.sam.two_way_transformer import Attention, ImageToToken, TokenToImage, is_plain
+from samadapt.sam.two_way_transformer import (
+    Attention,
+    ImageToToken,
+    TokenToImage,
+    only_applies_weights,
+)
 from samadapt.sam.types import Prompts
 
 
@@ -90,8 +95,8 @@ def test_layers_that_do_more_are_called(sam: Sam, kind: type[Attention], name: s
             plain = attention.get_submodule(name)
             turned = Turned(plain.in_features, plain.out_features, dtype=torch.float64)
             turned.load_state_dict(plain.state_dict())
-            assert is_plain(plain)
-            assert not is_plain(turned)
+            assert only_applies_weights(plain)
+            assert not only_applies_weights(turned)
             setattr(attention, name, turned)
     with_layers, _ = decoded(sam, prompts)
     assert not torch.allclose(before[0], with_layers[0])
@@ -120,7 +125,7 @@ def test_a_traced_graph_holds_for_any_number_of_prompts(
 
     monkeypatch.setattr(mask_decoder, "CACHE", 1)
     for module in (mask_decoder, two_way_transformer):
-        monkeypatch.setattr(module, "is_exporting", lambda: True)
+        monkeypatch.setattr(module, "is_traced", lambda x: True)
     g = sam.embedding_size
     embeddings = torch.randn(1, 64, g, g, dtype=torch.float64)
     few, many = (
