@@ -123,8 +123,8 @@ class Dataset:
         return {
             **self.parts.to_dict(),
             "left_out": list(self.left_out),
-            "images": {case.name: case.digest for case in self.cases},
-            "labels": {case.name: case.truth_digest for case in self.cases},
+            "images": {name: case.digest for name, case in self._by_name.items()},
+            "labels": {name: case.truth_digest for name, case in self._by_name.items()},
         }
 
     def case(self, name: str) -> Case:

@@ -327,3 +327,23 @@ def test_pictures_in_tiles_from_training_to_prediction(make_pictures, run, score
     assert again > 0.05
     gap = score(result.adapter_dir, "prompts=matrix")["summary"]["oracle_gap"]
     assert gap["none"]["adapted"]["dice"] == pytest.approx(again, abs=1e-9)
+
+
+def test_patterns_come_from_the_run_and_never_enter_the_adapter(make_scans, run, score, tmp_path):
+    """``data.image`` may hold names of patients, so only the run's own config.yaml has it."""
+    root = make_scans()
+    given = [
+        "data.name=nifti",
+        "data.image='imagesTr/*.nii.gz'",
+        "data.label='labelsTr/*.nii.gz'",
+        "data.intensity=mri",
+    ]
+    result = run(root, *given, "train.steps=1")
+    record = json.loads((result.adapter_dir / "samadapt.json").read_text())
+    assert not {"image", "label", "root"} & set(record["data_options"])
+    assert str(tmp_path) not in json.dumps({**record, "recipe": ""})
+    assert score(result.adapter_dir)["summary"]["adapted"] == result.summary["adapted"]
+    alone = tmp_path / "alone"
+    shutil.copytree(result.adapter_dir, alone)
+    again = score(alone, f"data.root={root}", *given[1:])
+    assert again["summary"]["adapted"] == result.summary["adapted"]

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from samadapt.cli import main
+from samadapt.config import compose, from_arguments
 from samadapt.data.pseudonyms import KEY_NAME
+from samadapt.errors import UserError
+from samadapt.verbs.finetune import finetune
 
 PLANTED = "zebrowski"
 
@@ -46,6 +49,18 @@ def test_no_name_leaves_the_key(planted, run):
     assert list((result.run_dir / "overlays").glob("*case_*.png"))
     splits = json.loads((result.run_dir / "splits.json").read_text())
     assert set(splits["train"]) | set(splits["val"]) == set(names)
+
+
+def test_a_resumed_run_keeps_the_pseudonyms(planted, recipe):
+    options = [f"data.root={planted}", "privacy=true", "train.steps=2", "train.checkpoint_every=1"]
+    run_dir = finetune(compose(str(recipe), options)).run_dir
+    before = (run_dir / "splits.json").read_bytes()
+    finetune(from_arguments([f"resume={run_dir}", "train.steps=3"]))
+    assert (run_dir / "splits.json").read_bytes() == before
+    assert files_with(run_dir, PLANTED) == {KEY_NAME, "config.yaml"}
+    (run_dir / KEY_NAME).unlink()
+    with pytest.raises(UserError, match="case_"):  # other names: it cannot go on unnoticed
+        finetune(from_arguments([f"resume={run_dir}", "train.steps=4"]))
 
 
 def test_an_evaluation_has_the_pseudonyms_of_the_training(planted, run, tmp_path, capsys):
