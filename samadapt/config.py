@@ -112,6 +112,18 @@ class Data:
         "are classes",
         bound=True,
     )
+    annotated: str | None = knob(
+        None,
+        help="CSV or JSON of the annotated classes and slices of each case; the others have no "
+        "loss and no score",
+        bound=True,
+    )
+    regions: dict[str, int | list[int]] | None = knob(
+        None,
+        help="classes that may overlap, {whole: [1, 2, 3], core: [1, 3]}, each with a mask of its "
+        "own; instead of data.classes",
+        bound=True,
+    )
     empty_slices: Literal["auto", "drop", "keep"] | float = knob(
         "auto",
         help="training slices without a class, or the share kept; auto: keep for semantic only",

@@ -42,7 +42,7 @@ class OracleGap:
         """
         session, data = self.session, self.session.dataset
         predictor = session.predictor(self._policy(state))
-        predictor = replace(predictor, independent=session.policy.is_semantic)
+        predictor = replace(predictor, independent=session.policy.is_semantic or data.overlapping)
         name = f"oracle gap, {STATES[state][0]}"
         with session.progress.phase(name, units=len(self.refs)):
             self.scores[state] = score_settings(

@@ -219,7 +219,7 @@ def draw_overlays(session: Session, zero_shot: Evaluation, adapted: Evaluation |
         spacing = session.dataset.case(case).spacing_mm
         draw_overlay(
             sample.image,
-            sample.labels,
+            sample.shown,
             zero_shot.labels[case][at],
             final.labels[case][at] if adapted else None,
             session.dataset.classes,

@@ -111,7 +111,7 @@ def _case(
     strips = []
     for place in indices:
         sample = session.dataset.sample(refs[place])
-        maps = [sample.labels, *(result.labels[case][place] for result in results.values())]
+        maps = [sample.shown, *(result.labels[case][place] for result in results.values())]
         strips.append(draw_strip(refs[place].index, sample.image, maps, pixel))
     said = [
         f"{STATES[state]} " + ", ".join(f"{r.class_name} {r.dice:.3f}" for r in rows)

@@ -247,7 +247,8 @@ class Segmenter:
 
         Returns:
             uint8 labels: (h, w) for an image; for a volume file in the axes and the shape of the
-            file.
+            file. Where the adapter's classes may overlap, masks of 0 and 1, with the class as a
+            further first axis.
 
         Raises:
             PromptError: a prompt is missing, not wanted, or not within the image; or an option
@@ -273,10 +274,14 @@ class Segmenter:
         else:
             volume = as_picture(np.asarray(image), len(self._now.intensity.inputs))
         found = predictor.segment(volume, options, progress).labels
+        if self.record.overlapping:
+            found = (found > 0).astype(np.uint8)
         if volume.source is None:
-            return found[:, :, 0]
+            return found[..., 0]
         from samadapt.data.nifti_grid import to_source
 
+        if found.ndim == 4:
+            return np.stack([to_source(mask, volume.source) for mask in found])
         return to_source(found, volume.source)
 
     def predict_file(

@@ -32,7 +32,7 @@ from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.native_attention import describe_attention
 from samadapt.sam.weights import base_hash, load_sam
 from samadapt.training.features import Features
-from samadapt.training.losses import LossFunction, object_loss, semantic_loss
+from samadapt.training.losses import LossFunction, object_loss, region_loss, semantic_loss
 from samadapt.training.precision import Precision, choose_device, choose_precision
 from samadapt.training.progress import Progress
 from samadapt.training.samples import TrainingSamples
@@ -139,7 +139,8 @@ class Session:
                 "semantic, sam for box and point; leave loss=auto"
             )
         if semantic:
-            return semantic_loss(
+            make = region_loss if self.dataset.overlapping else semantic_loss
+            return make(
                 len(self.dataset.classes), cross_entropy=weights.cross_entropy, dice=weights.dice
             )
         return object_loss(focal=weights.focal, dice=weights.dice, iou=weights.iou)
@@ -264,7 +265,9 @@ class Session:
             classes=len(self.dataset.classes),
             autocast=self.autocast,
             batch_size=self.config.eval.batch_size,
-            independent=self.policy.is_semantic and not policy.is_semantic,
+            independent=self.dataset.overlapping
+            or (self.policy.is_semantic and not policy.is_semantic),
+            overlapping=self.dataset.overlapping,
             stacks=self.samples.stacks,
             image_of=lambda ref: self.dataset.sample(ref).image,
         )
@@ -285,6 +288,7 @@ class Session:
             threshold=sam.mask_threshold,
             recipe=config.recipe,
             axis=self.dataset.axis,
+            overlapping=self.dataset.overlapping,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             data=self.dataset.name,
             data_options=portable_options(asdict(config.data)),
@@ -306,7 +310,7 @@ class Session:
     def _prompted(self, sample: Sample) -> bool:
         if has_prompts(sample):
             return not lacks_prompts(sample)
-        return bool((sample.labels > 0).any())
+        return bool((sample.maps > 0).any())
 
 
 def open_session(config: Config, run_dir: Path, trained_in: Path | None = None) -> Session:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samadapt.data.annotated import read_annotated
 from samadapt.data.cards import Card
 from samadapt.data.channels import Channel
 from samadapt.data.classes import ClassChoice, ClassTable
@@ -73,16 +74,16 @@ def check_dataset(
     series: str | None = None,
     exif: str | None = None,
     background: str | Sequence[str] | None = None,
+    regions: Mapping[str, int | Sequence[int]] | None = None,
 ) -> list[Finding]:
     """Return the faults of single files alone, errors first; the arguments are ``survey``'s."""
-    masks = mask_rules(
-        classes, instances=instances, threshold=mask_threshold, ignore=ignore, background=background
-    )
+    rules = (instances, mask_threshold, ignore, background, regions)
+    masks = mask_rules(classes, *rules)
     card, reader = open_reader(
         name, root, axis, channel, image, label, None, spacing, masks, series, classes, exif
     )
     scan = reader.scan(max_cases)
-    decide_classes(scan, card, classes, masks=masks)
+    decide_classes(scan, card, classes, masks=masks, regions=regions)
     refuse_no_case(scan, reader)
     return sorted(scan.findings, key=_order)
 
@@ -109,6 +110,8 @@ def survey(
     series: str | None = None,
     exif: str | None = None,
     background: str | Sequence[str] | None = None,
+    annotated: str | Path | None = None,
+    regions: Mapping[str, int | Sequence[int]] | None = None,
 ) -> Survey:
     """Read every file of a data set and return all problems, and statistics of each class.
 
@@ -135,15 +138,16 @@ def survey(
         series: which of several DICOM series in a folder.
         exif: see ``orientation.py``.
         background: colour of the masks' background; see ``colours.py``.
+        annotated: file that lists what is annotated; see ``annotated.py``.
+        regions: classes that may overlap; see ``open_dataset``.
 
     Raises:
         ConfigError: an unknown name or class, or tiles of volumes.
         DownloadError: a card's data set could not be fetched.
     """
     cut = tiling(tile, tile_overlap)
-    masks = mask_rules(
-        classes, instances=instances, threshold=mask_threshold, ignore=ignore, background=background
-    )
+    rules = (instances, mask_threshold, ignore, background, regions)
+    masks = mask_rules(classes, *rules)
     card, reader = open_reader(
         name, root, axis, channel, image, label, cut, spacing, masks, series, classes, exif
     )
@@ -155,8 +159,9 @@ def survey(
     scan = reader.scan(max_cases, look)
     check_tiles(cut, scan.cases)
     mark_patients(scan, patient)
-    table = decide_classes(scan, card, classes, masks=masks)
+    table = decide_classes(scan, card, classes, masks=masks, regions=regions)
     refuse_no_case(scan, reader)
+    read_annotated(annotated, root, scan, table)
     where = str(reader.options.root or name)
     is_ct = _is_ct(intensity, card, scan, reader)
     for case in scan.cases:

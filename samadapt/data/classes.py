@@ -27,6 +27,7 @@ class ClassTable:
             other values are background.
         merged: names of the classes that were put in one.
         ignored: mask values whose pixels have no class and are not background either.
+        overlapping: a value may be of several classes. Label maps then number the values.
     """
 
     names: tuple[str, ...]
@@ -34,6 +35,22 @@ class ClassTable:
     complete: bool = True
     merged: tuple[str, ...] = ()
     ignored: tuple[int, ...] = ()
+    overlapping: bool = False
+
+    @property
+    def parts(self) -> tuple[tuple[int, ...], ...]:
+        """The mask values of each id 1.. of a label map: of a class, or one where they overlap."""
+        if not self.overlapping:
+            return self.values
+        return tuple((value,) for value in sorted({v for values in self.values for v in values}))
+
+    @property
+    def members(self) -> Array | None:
+        """(K, n + 1) bool: which ids of a label map are of which class, where classes overlap."""
+        if not self.overlapping:
+            return None
+        parts = [None, *(value for (value,) in self.parts)]
+        return np.array([[value in values for value in parts] for values in self.values])
 
     def id_of(self, name: str) -> int:
         """Return the class id of a name that an annotation uses, 0 where it is no class."""
@@ -49,8 +66,8 @@ class ClassTable:
         return sorted(set(found) - known)
 
     def remap(self, labels: Array) -> Array:
-        """Return int16 class ids in the shape of ``labels``, ``IGNORED`` for ignored values."""
-        lookup = {value: i + 1 for i, values in enumerate(self.values) for value in values}
+        """Return int16 ids of ``parts`` in the shape of ``labels``, ``IGNORED`` where ignored."""
+        lookup = {value: i + 1 for i, values in enumerate(self.parts) for value in values}
         lookup |= dict.fromkeys(self.ignored, IGNORED)
         low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
         if low >= 0 and high < 65536:
@@ -89,6 +106,7 @@ def make_table(
     *,
     merge: bool = False,
     ignored: Iterable[int] = (),
+    regions: Mapping[str, int | Sequence[int]] | None = None,
 ) -> ClassTable:
     """Decide the classes.
 
@@ -102,11 +120,16 @@ def make_table(
             each is a class: ``foreground`` if there is one, else ``class_<value>``.
         merge: put all listed classes in one, ``foreground``.
         ignored: values without loss and score; they become no class.
+        regions: classes that may overlap, ``{name: value or [values]}``, instead of ``chosen``
+            and ``declared``; other values are background.
 
     Raises:
         ConfigError: an unknown name, a value of 0, a value in two classes, no class at all, a
-            value below 0 where nothing says what it is, or an ignored value that is a class.
+            value below 0 where nothing says what it is, or an ignored value that is a class; or
+            regions that are also chosen as classes or merged.
     """
+    if regions is not None:
+        return _overlapping(regions, chosen, merge, tuple(sorted(set(ignored))))
     complete = True
     unused = tuple(sorted(set(ignored)))
     found = set(found) - set(unused)
@@ -129,17 +152,33 @@ def make_table(
     return ClassTable(tuple(table), tuple(table.values()), complete, ignored=unused)
 
 
+def _overlapping(
+    regions: Mapping[str, int | Sequence[int]],
+    chosen: ClassChoice,
+    merge: bool,
+    ignored: tuple[int, ...],
+) -> ClassTable:
+    if merge or isinstance(chosen, Mapping):
+        key = "merge_classes" if merge else "classes"
+        raise ConfigError(
+            f"data.regions are classes of their own, which may overlap; leave out data.{key}"
+        )
+    table = {str(n): _as_values(n, value, "data.regions") for n, value in regions.items()}
+    if chosen:
+        table = {name: _pick(table, name) for name in chosen}
+    _check(table, ignored, "data.regions")
+    return ClassTable(tuple(table), tuple(table.values()), False, (), ignored, True)
+
+
 def values_of(value: Any) -> tuple[Any, ...]:
     """Return one label value, or several, as a tuple."""
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-def _as_values(name: str, value: Any) -> tuple[int, ...]:
+def _as_values(name: str, value: Any, key: str = "data.classes") -> tuple[int, ...]:
     values = values_of(value)
     if not values or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        raise ConfigError(
-            f"data.classes.{name} must be a label value or a list of them; got {value!r}"
-        )
+        raise ConfigError(f"{key}.{name} must be a label value or a list of them; got {value!r}")
     return values
 
 
@@ -172,23 +211,25 @@ def _discover(found: Sequence[int]) -> dict[str, tuple[int, ...]]:
     return {f"class_{value}": (value,) for value in found}
 
 
-def _check(table: Mapping[str, tuple[int, ...]], ignored: Sequence[int]) -> None:
+def _check(
+    table: Mapping[str, tuple[int, ...]], ignored: Sequence[int], key: str = "data.classes"
+) -> None:
     if not table:
-        raise ConfigError("data.classes names no class; give at least one, such as {liver: 1}")
+        raise ConfigError(f"{key} names no class; give at least one, such as {{liver: 1}}")
     seen: dict[int, str] = {}
     for name, values in table.items():
         for value in values:
             if value == 0:
-                raise ConfigError(f"data.classes.{name}: the value 0 is background; leave it out")
+                raise ConfigError(f"{key}.{name}: the value 0 is background; leave it out")
             if value in ignored:
                 raise ConfigError(
                     f"data.ignore: the value {value} belongs to the class {name!r}; a value is "
                     "either ignored or of a class"
                 )
-            if seen.setdefault(value, name) != name:
+            if seen.setdefault(value, name) != name and key == "data.classes":
                 raise ConfigError(
                     f"data.classes: the value {value} belongs to {seen[value]!r} and to {name!r}; "
-                    "each value may belong to one class"
+                    "each value may belong to one class. For classes that overlap use data.regions"
                 )
 
 

@@ -121,6 +121,11 @@ WARNINGS = {
         "An annotation of labelme holds lines or points, which have no area and are not read.",
         "Draw them as polygons where they stand for objects.",
     ),
+    "not_annotated": _warning(
+        "The file of data.annotated does not list these cases, so that they have no loss and no "
+        "score.",
+        "List them, or let a row with the case * stand for all cases that are not listed.",
+    ),
     "oblique": _warning(
         "The grid is turned against the body's axes by more than 10 degrees; slices are cut along "
         "the grid, so an axial slice of this case is not that of others.",
@@ -136,10 +141,6 @@ WARNINGS = {
         "Beside the images lie other DICOM objects (localizers, screenshots, doses, plans, "
         "reports, series that were not chosen); they are counted by kind and not read.",
         "Nothing, if that is meant; else choose with data.series or data.image.",
-    ),
-    "overlapping_labels": _warning(
-        "dataset.json declares regions that share values; a voxel has one class here.",
-        "Choose classes that do not overlap with data.classes={name: [values]}.",
     ),
     "rare_class": _warning(
         "A class occurs in a single case: it is either learned or scored, not both.",

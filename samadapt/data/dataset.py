@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from samadapt.data.annotated import Annotated, read_annotated
 from samadapt.data.annotations import classes_under
 from samadapt.data.cards import Card
 from samadapt.data.channels import Channel
@@ -79,6 +80,7 @@ class Dataset:
         tiling: how pictures are cut into tiles, which then are their slices; None: not at all.
         shown_names: by the name of a case, the pseudonym by which everything else knows it; empty
             where cases go by their own names.
+        partial: which classes and slices are annotated; None: all of them.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Dataset:
     card: Card | None = None
     tiling: Tiling | None = None
     shown_names: Mapping[str, str] = field(default_factory=dict, repr=False)
+    partial: Annotated | None = None
 
     def __post_init__(self) -> None:
         """Index the cases by name."""
@@ -142,14 +145,34 @@ class Dataset:
         case = self.case(name)
         if case.presence is None:
             raise DataError(f"{self.name}: case {name!r} was not scanned")
-        return self.table.presence(case.values, case.presence)
+        found = self.table.presence(case.values, case.presence)
+        if (known := self.known(name)) is not None:
+            found[~known] = False
+        return found
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether a pixel may be of several classes."""
+        return self.table.overlapping
+
+    def known(self, name: str) -> Array | None:
+        """Return (d, K) bool: which class is annotated in which slice, or tile; None: all are."""
+        if self.partial is None:
+            return None
+        case = self.case(name)
+        known = self.partial.known(case.name, case.shape[2], self.table)
+        count = known.shape[0] if case.presence is None else len(case.presence)
+        return known if len(known) == count else np.repeat(known, count, axis=0)
 
     def annotated(self, name: str) -> Array:
         """Return (d,) bool: whether anything of a slice, or tile, of a case is annotated."""
-        case = self.case(name)
+        case, known = self.case(name), self.known(name)
+        if known is None:
+            known = np.ones((len(self.presence(name)), 1), dtype=bool)
+        listed: Array = np.any(known, axis=1)
         if case.presence is None or case.zeros is None:
-            return np.ones(len(self.presence(name)), dtype=bool)
-        return self.table.annotated(case.values, case.presence, case.zeros)
+            return listed
+        return listed & self.table.annotated(case.values, case.presence, case.zeros)
 
     def slices(
         self, split: Split, empty: str | float | None = None, step: int | None = None
@@ -210,7 +233,7 @@ class Dataset:
         return self._cache.get(name, lambda: self._prepare(self.case(name)))
 
     def volume_labels(self, name: str) -> Array:
-        """Return the (h, w, d) int16 class ids of a case."""
+        """Return the (h, w, d) int16 labels of a case; see ``Sample``."""
         return np.asarray(self.volume(name).labels, dtype=np.int16)
 
     def sample(self, ref: SliceRef) -> Sample:
@@ -225,8 +248,16 @@ class Dataset:
             instances = None if instances is None else np.array(tile.cut(instances))
         image = self.intensity.picture(values, index, is_color=volume.is_color)
         plane = np.array(labels[:, :, index], dtype=np.int16)
+        known = self.known(ref.case)
         sample = Sample(
-            ref.case, ref.index, np.ascontiguousarray(image), plane, instances=instances, tile=tile
+            ref.case,
+            ref.index,
+            np.ascontiguousarray(image),
+            plane,
+            instances=instances,
+            tile=tile,
+            known=None if known is None else known[ref.index],
+            members=self.table.members,
         )
         return (
             sample if volume.annotation is None else self._with_prompts(sample, volume.annotation)
@@ -247,6 +278,11 @@ class Dataset:
         """Add the prompts that were given, without those of classes that are not used."""
         boxes, points, point_labels = given.boxes, given.points, given.point_labels
         ids = None
+        if given.labels is None and self.overlapping:
+            raise DataError(
+                f"{sample.case}: its prompts name no classes, and a pixel may be of several; name "
+                "the class of each in the annotation, or leave data.regions out"
+            )
         if given.labels is not None:
             ids = np.array([self.table.id_of(label) for label in given.labels], dtype=np.int64)
             used = ids > 0
@@ -308,6 +344,8 @@ def open_dataset(
     classes: ClassChoice = None,
     merge_classes: bool = False,
     ignore: int | Sequence[int] | None = None,
+    annotated: str | Path | None = None,
+    regions: Mapping[str, int | Sequence[int]] | None = None,
     empty_slices: str | float = "drop",
     slice_step: int = 1,
     val_every: int = 5,
@@ -345,6 +383,9 @@ def open_dataset(
         merge_classes: all listed classes as one, ``foreground``.
         ignore: mask value or values whose pixels have no loss and no score; None: those that the
             data set declares.
+        annotated: CSV or JSON file that lists what is annotated; see ``annotated.py``.
+        regions: classes that may overlap, ``{name: value or [values]}``, instead of ``classes``;
+            None: those that the data set declares.
         empty_slices: ``"drop"``, ``"keep"`` or the share kept of training slices without a class.
         slice_step: train on every such slice.
         val_every: every such case, by name and from the first, is validation.
@@ -383,28 +424,21 @@ def open_dataset(
     if patient is not None:
         patient_pattern(patient)
     cut = tiling(tile, tile_overlap)
-    masks = mask_rules(
-        classes, instances=instances, threshold=mask_threshold, ignore=ignore, background=background
-    )
+    rules = (instances, mask_threshold, ignore, background, regions)
+    masks = mask_rules(classes, *rules)
     given = (image, label, cut, spacing, masks, series, classes, exif)
     card, reader = open_reader(name, root, axis, channel, *given)
     scan = reader.scan(max_cases)
     mark_patients(scan, patient)
-    table = decide_classes(scan, card, classes, merge_classes, masks)
+    table = decide_classes(scan, card, classes, merge_classes, masks, regions)
+    partial = read_annotated(annotated, root, scan, table)
     check_usable(name, scan, on_error, reader)
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
     check_kind(scan.cases, rule, stack, cut)
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
     parts = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
-    check_copies(name, scan, parts)
-    return _dataset(
-        *(name, scan, table, rule, parts, reader, card),
-        tiling=cut,
-        empty_slices=empty_slices,
-        slice_step=slice_step,
-        seed=seed,
-        cache_dir=Path(cache_dir) if cache_dir else None,
-    )
+    policy = (empty_slices, slice_step, seed, Path(cache_dir) if cache_dir else None)
+    return _dataset(name, scan, table, rule, parts, reader, card, policy, cut, partial)
 
 
 def _dataset(
@@ -415,9 +449,16 @@ def _dataset(
     parts: Splits,
     reader: Reader,
     card: Card | None,
-    **policy: Any,
+    policy: tuple[str | float, int, int, Path | None],
+    cut: Tiling | None,
+    partial: Annotated | None,
 ) -> Dataset:
-    """Return the data set of a scan that was checked and divided."""
+    """Return the data set of a scan that was divided.
+
+    Raises:
+        DataError: an image is on both sides.
+    """
+    check_copies(name, scan, parts)
     notes = [card.note if card else "", parts.rule if parts.slab else ""]
     return Dataset(
         name=name,
@@ -431,16 +472,21 @@ def _dataset(
         reader=reader,
         table=table,
         parts=parts,
+        empty_slices=policy[0],
+        slice_step=policy[1],
+        seed=policy[2],
+        cache_dir=policy[3],
         card=card,
-        **policy,
+        tiling=cut,
+        partial=partial,
     )
 
 
 def _label_type(table: ClassTable) -> type[np.integer[Any]]:
     """Return the smallest type that holds the class ids, and ``IGNORED`` where it is used."""
     if table.ignored:
-        return np.int8 if len(table.names) < 128 else np.int16
-    return np.uint8 if len(table.names) < 256 else np.int16
+        return np.int8 if len(table.parts) < 128 else np.int16
+    return np.uint8 if len(table.parts) < 256 else np.int16
 
 
 def _axis_name(cases: list[Case]) -> str | None:

@@ -91,18 +91,21 @@ def open_reader(
 
 def mask_rules(
     classes: ClassChoice,
-    *,
     instances: bool = False,
     threshold: float | None = None,
     ignore: int | Sequence[int] | None = None,
     background: str | Sequence[str] | None = None,
+    regions: Mapping[str, int | Sequence[int]] | None = None,
 ) -> MaskRules:
     """Return how masks are read, from the keys of ``data``.
 
     Raises:
         ConfigError: both object numbers and a threshold are asked for, or colours that
-            contradict themselves.
+            contradict themselves, or one of these with regions.
     """
+    if regions is not None and (instances or threshold is not None):
+        key = "data.instances" if instances else "data.mask_threshold"
+        raise ConfigError(f"{key} makes one class and data.regions several: choose one of the two")
     if instances and threshold is not None:
         raise ConfigError(
             "data.instances=true reads object numbers and data.mask_threshold grey levels: "
@@ -115,7 +118,8 @@ def mask_rules(
             "data.background name colours: choose one of the two"
         )
     ignored = None if ignore is None else tuple(values_of(ignore))
-    return MaskRules(instances, threshold, ignored, not isinstance(classes, Mapping), colours)
+    listed = isinstance(classes, Mapping) or regions is not None
+    return MaskRules(instances, threshold, ignored, not listed, colours)
 
 
 def _mask_rules(rules: MaskRules, card: Card | None) -> MaskRules:
@@ -131,6 +135,7 @@ def decide_classes(
     chosen: ClassChoice,
     merge: bool = False,
     masks: MaskRules = AS_CLASSES,
+    regions: Mapping[str, int | Sequence[int]] | None = None,
 ) -> ClassTable:
     """Return the class table from the user's choice, the card, the data set or the masks.
 
@@ -144,20 +149,26 @@ def decide_classes(
         chosen: see ``make_table``.
         merge: all classes as one.
         masks: how masks are read, and which of their values have no loss and no score.
+        regions: classes that may overlap; None: those that the data set declares, unless
+            ``chosen`` lists values.
 
     Raises:
         ConfigError: as ``make_table``.
     """
     declared = card.classes if card and card.classes else scan.classes
     chosen, _ = resolve_colours(chosen, None)
+    if regions is None and declared is None and not merge and not isinstance(chosen, Mapping):
+        regions = scan.regions
     ignored = _ignored_values(scan, chosen, masks)
     if masks.one_class:
         table = ClassTable((_one_name(declared, chosen),), ((1,),), ignored=tuple(sorted(ignored)))
     else:
-        if declared is None and not isinstance(chosen, Mapping):
+        if declared is None and regions is None and not isinstance(chosen, Mapping):
             judge_values(scan, chosen or (), ignored, merge)
         found = {value for case in scan.cases for value in case.values}
-        table = make_table(declared, chosen, found, merge=merge, ignored=ignored)
+        table = make_table(declared, chosen, found, merge=merge, ignored=ignored, regions=regions)
+        if regions is not None and regions is scan.regions and chosen is None:
+            table = replace(table, complete=True)
     check_values(scan, table)
     refuse_no_object(scan, table, _folder_of(scan.cases) if scan.cases else "")
     return table

@@ -85,6 +85,8 @@ class Layout:
             their cases are left out, as the findings say.
         suffixes: file name endings of the format, the first for the names of missing files.
         ignored: mask values that are declared to be no class and not background either.
+        regions: name to label values of classes that overlap, as declared, instead of
+            ``classes``; None where nothing is.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -94,6 +96,7 @@ class Layout:
     ambiguous: set[Path] = field(default_factory=set)
     suffixes: tuple[str, ...] = ()
     ignored: tuple[int, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] | None = None
 
 
 @dataclass
@@ -216,13 +219,13 @@ class Reader(ABC):
         double = [case for case in ordered if {case.image, case.labels} & layout.ambiguous]
         ordered = [case for case in ordered if case not in double]
         scan = Scan([], list(layout.findings), layout.classes, layout.modality)
-        scan.ignored = layout.ignored
+        scan.ignored, scan.regions = layout.ignored, layout.regions
         scan.left_out.extend(case.name for case in double)
         masks = self.options.masks
         if masks.ignored is None and layout.ignored:
             masks = replace(masks, ignored=layout.ignored)
         self.options = replace(self.options, masks=masks)
-        judged = masks.judged and layout.classes is None
+        judged = masks.judged and layout.classes is None and layout.regions is None
         inspect = partial(self._inspect, look=look, judged=judged)
         inspected = each(inspect, ordered, min(4, os.cpu_count() or 1))
         for case, found in zip(ordered, inspected, strict=True):

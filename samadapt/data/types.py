@@ -269,7 +269,7 @@ class Sample:
         index: the slice's number; 0 for pictures, or the tile's number.
         image: (h, w, 3) uint8 after the intensity rule.
         labels: (h, w) int16, 0 background, 1..K in the order of ``Dataset.classes``; ``IGNORED``
-            where the class is not known.
+            where the class is not known. With ``members`` they number what classes are made of.
         boxes: (n, 4) float32 XYXY pixels given by annotations, or None.
         points: (k, 2) float32 (x, y) pixels given by annotations, or None.
         point_labels: (k,) int64, 1 foreground, 0 background; None without points.
@@ -278,6 +278,9 @@ class Sample:
             ``data.classes`` leaves out are not here.
         instances: (h, w) int32 object numbers, 0 none, where the data set tells objects apart.
         tile: where it lies in its picture, if it is a tile of one; all else is in its frame.
+        known: (K,) bool: which classes are annotated in this slice; None: all.
+        members: (K, n + 1) bool: which of the labels 0..n are of which class, where classes
+            overlap; None: label k is class k.
     """
 
     case: str
@@ -290,6 +293,55 @@ class Sample:
     prompt_classes: Array | None = None
     instances: Array | None = None
     tile: Tile | None = None
+    known: Array | None = None
+    members: Array | None = None
+
+    @property
+    def truth(self) -> Array:
+        """What is known of each pixel.
+
+        (h, w) class ids 0..K or ``IGNORED``, where one map says all. Where classes overlap or
+        are not all annotated (K, h, w) int8, a plane a class: 1 inside, 0 outside, ``IGNORED``.
+        """
+        members = self.members
+        if members is None:
+            if self.known is None:
+                return self.labels
+            members = np.eye(len(self.known) + 1, dtype=bool)[1:]
+        planes: Array = members[:, np.maximum(self.labels, 0)].astype(np.int8)
+        planes[:, self.labels == IGNORED] = IGNORED
+        if self.known is not None:
+            planes[~self.known] = IGNORED
+        return planes
+
+    @property
+    def maps(self) -> Array:
+        """Class ids of what may be prompted: (h, w), or (K, h, w) with a map a class."""
+        truth = self.truth
+        if truth.ndim == 2:
+            return truth
+        ids = np.arange(1, len(truth) + 1, dtype=np.int16)[:, None, None]
+        return np.where(truth == 1, ids, 0).astype(np.int16)
+
+    @property
+    def shown(self) -> Array:
+        """(h, w) class ids for drawing: the last of overlapping classes, ``IGNORED`` if all are."""
+        truth = self.truth
+        if truth.ndim == 2:
+            return truth
+        return np.where((truth == IGNORED).all(axis=0), IGNORED, self.maps.max(axis=0))
+
+    def mask_of(self, class_id: int) -> Array:
+        """Return (h, w) bool: where a class is known to be."""
+        truth = self.truth
+        found: Array = truth == class_id if truth.ndim == 2 else truth[class_id - 1] == 1
+        return found
+
+    def unknown(self, class_id: int) -> Array:
+        """Return (h, w) bool: where it is not known whether a pixel is of a class."""
+        truth = self.truth
+        found: Array = (truth if truth.ndim == 2 else truth[class_id - 1]) == IGNORED
+        return found
 
     @property
     def part(self) -> str:

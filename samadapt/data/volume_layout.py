@@ -327,16 +327,13 @@ def _classes(
     pairs = [_name_and_values(path, key, value) for key, value in labels.items()]
     classes = {name: values for name, values in pairs if values != (0,) and name != "ignore"}
     layout.ignored = tuple(value for name, values in pairs if name == "ignore" for value in values)
-    seen: set[int] = set()
-    for name, values in classes.items():
-        if seen & set(values) or 0 in values:
-            message = f"label {name!r} shares values with another (a region): {list(values)}"
-            fix = "choose classes that do not overlap with data.classes={name: [values]}"
-            layout.findings.append(
-                Finding("overlapping_labels", "warning", str(path), message, fix)
-            )
-            return None
-        seen |= set(values)
+    used = [value for values in classes.values() for value in values]
+    if 0 in used:
+        message = "a label lists the value 0, which is background, among others"
+        raise fault("bad_dataset_json", path, message, _DECLARED)
+    if len(used) > len(set(used)):  # regions, as nnU-Net declares those of BraTS
+        layout.regions = classes
+        return None
     return classes
 
 

@@ -79,6 +79,8 @@ class Predictor:
         policy: how objects are prompted; boxes are exact and points central, without noise.
         independent: each class is predicted on its own, so that classes whose boxes coincide do
             not take pixels from each other; else one label map holds them all.
+        overlapping: a pixel may be of several classes, so that also a model without prompts says
+            of each class by itself where it is; then they are independent as well.
         classes: number K of classes.
         autocast: returns the context of forward passes.
         batch_size: slices in one forward pass.
@@ -95,6 +97,7 @@ class Predictor:
     autocast: Callable[[], AbstractContextManager[Any]]
     batch_size: int = 8
     independent: bool = False
+    overlapping: bool = False
     stacks: Stacks = ALONE
     image_of: Callable[[SliceRef], Array] | None = None
 
@@ -118,8 +121,9 @@ class Predictor:
                     frames,
                     self.classes,
                     background_token=self.policy.background_token,
+                    overlapping=self.overlapping,
                 )
-                return [Found(labels[None]) for labels in maps]
+                return [Found(labels.reshape(-1, *labels.shape[-2:])) for labels in maps]
             return self._objects(samples)
 
     def _objects(self, samples: Sequence[Sample]) -> list[Found]:
@@ -149,7 +153,7 @@ class Predictor:
     def _prompts(self, sample: Sample) -> ObjectPrompts:
         if has_prompts(sample):
             return given_prompts(sample)
-        return simulate(sample.labels, self.policy, instances=sample.instances)
+        return simulate(sample.maps, self.policy, instances=sample.instances)
 
     def embed(self, samples: Sequence[Sample]) -> Tensor:
         """Return the embeddings (b, c, g, g) of the samples' images."""
@@ -216,6 +220,7 @@ def evaluate(
     for case, group in groupby(refs, key=lambda ref: ref.case):
         members = list(group)
         truth: list[Array] = []
+        shown: list[Array] = []
         predicted: list[Array] = []
         places: list[Place] = []
         whole = _Objects(case, classes, instances)
@@ -227,7 +232,8 @@ def evaluate(
                 whole.add(samples, found)
             else:
                 predicted += predictor(samples)
-            truth += [sample.labels for sample in samples]
+            truth += [sample.truth for sample in samples]
+            shown += [sample.shown for sample in samples]
             places += [place_of(sample) for sample in samples]
             done(len(part))
         result.rows += score_maps(
@@ -240,7 +246,7 @@ def evaluate(
         )
         result.objects += whole.matched()
         if not overlap_only:
-            chosen = choose_slice(np.stack(truth, axis=-1))
+            chosen = choose_slice(np.stack(shown, axis=-1))
             result.shown[case] = members[chosen], chosen
             result.labels[case] = LabelStack.of(maps.max(axis=0) for maps in predicted)
     result.summary = summarise(result.rows, classes, intervals=not overlap_only)
@@ -257,21 +263,24 @@ def score_maps(
     Args:
         case: name of the case.
         maps: predicted class ids.
-        truth: (h, w, d) class ids, or ``IGNORED``.
+        truth: (h, w, d) class ids, or ``IGNORED``; or (K, h, w, d), see ``Sample.truth``.
         classes: names of the classes 1..K.
         options: of ``score_case``.
     """
-    if len(maps) == 1:
+    if len(maps) == 1 and truth.ndim == 3:
         return score_case(case, maps[0], truth, classes, **options)
     rows = []
     for k, name in enumerate(classes):
-        predicted = (maps[k] == k + 1) * np.uint8(1)
+        predicted = (maps[k if len(maps) > 1 else 0] == k + 1) * np.uint8(1)
         rows += score_case(case, predicted, plane_of(truth, k + 1), [name], **options)
     return rows
 
 
 def plane_of(truth: Array, class_id: int) -> Array:
-    """Return int8 in the shape of labels: 1 where they are a class, 0 or ``IGNORED`` elsewhere."""
+    """Return (h, w, d) int8: 1 where truth is a class, 0 or ``IGNORED`` elsewhere."""
+    if truth.ndim == 4:
+        own: Array = truth[class_id - 1]
+        return own
     plane: Array = (truth == class_id).astype(np.int8)
     plane[truth == IGNORED] = IGNORED
     return plane
@@ -333,7 +342,7 @@ class _Objects:
         """Take slices in."""
         self.found += found
         self.places += [place_of(sample) for sample in samples]
-        self.truth += [sample.labels for sample in samples]
+        self.truth += [sample.truth for sample in samples]
         self.numbered += [sample.instances for sample in samples if sample.instances is not None]
 
     def matched(self) -> list[ObjectMatches]:

@@ -95,14 +95,17 @@ def segment_semantic(
     num_classes: int,
     *,
     background_token: bool = False,
+    overlapping: bool = False,
 ) -> list[NDArray[np.uint8]]:
     """Label every pixel without a prompt; arguments and errors as ``semantic_logits``.
 
     Returns:
-        b arrays (h, w) of class ids 0..K in the original frames.
+        b arrays (h, w) of class ids 0..K in the original frames; (K, h, w), a map a class, where
+        classes are ``overlapping``.
     """
     each = semantic_logits(sam, embeddings, frames, num_classes, background_token=background_token)
-    return [semantic_labels(logits, num_classes)[0].cpu().numpy() for logits in each]
+    label = region_labels if overlapping else semantic_labels
+    return [label(logits, num_classes)[0].cpu().numpy() for logits in each]
 
 
 @torch.no_grad()
@@ -253,6 +256,16 @@ def semantic_labels(logits: Tensor, num_classes: int) -> Tensor:
     """
     best, index = logits[:, 0, :num_classes].max(dim=1)
     return torch.where(best > 0, index + 1, 0).to(torch.uint8)
+
+
+def region_labels(logits: Tensor, num_classes: int) -> Tensor:
+    """Say of every pixel and class whether the pixel is of the class; arguments as above.
+
+    Returns:
+        (b, K, h, w) uint8: k in the map of class k, 0 elsewhere.
+    """
+    ids = torch.arange(1, num_classes + 1, device=logits.device)[:, None, None]
+    return torch.where(logits[:, 0, :num_classes] > 0, ids, 0).to(torch.uint8)
 
 
 def object_labels(logits: Tensor, class_ids: Tensor, threshold: float = 0.0) -> Tensor:

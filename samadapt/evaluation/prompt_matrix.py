@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samadapt.data.types import IGNORED
 from samadapt.evaluation.evaluate import Place, in_parts, joined, place_of, score_maps
 from samadapt.evaluation.inference import object_labels, segment_semantic
 from samadapt.evaluation.metrics import CaseClassScore, summarise
@@ -102,7 +101,7 @@ def score_settings(
         maps: dict[str, list[Array]] = {name: [] for name in found}
         for part in predictor.stacks.parts(list(group), predictor.batch_size):
             samples = [read(ref) for ref in part]
-            truth += [sample.labels for sample in samples]
+            truth += [sample.truth for sample in samples]
             places += [place_of(sample) for sample in samples]
             with predictor.autocast():
                 for name, answers, iou in _settings(predictor, samples, rng, unprompted):
@@ -187,10 +186,9 @@ class _Batch:
     def of(cls, predictor: Predictor, samples: Sequence[Sample]) -> _Batch:
         """Find the objects of the samples and embed the slices that are needed."""
         policy = predictor.policy
-        parts = [
-            objects_in(s.labels, policy.objects, policy.min_area, s.instances) for s in samples
-        ]
+        parts = [objects_in(s.maps, policy.objects, policy.min_area, s.instances) for s in samples]
         owner = np.repeat(np.arange(len(parts)), [len(ids) for ids, _ in parts])
+        classes = np.concatenate([ids for ids, _ in parts])
         needed = len(owner) or policy.is_semantic or predictor.classes == 1
         return cls(
             predictor,
@@ -198,9 +196,12 @@ class _Batch:
             [predictor.frame_of(sample.image) for sample in samples],
             predictor.embed(samples) if needed else None,
             owner,
-            np.concatenate([ids for ids, _ in parts]),
+            classes,
             [mask for _, masks in parts for mask in masks],
-            [samples[int(image)].labels != IGNORED for image in owner],
+            [
+                ~samples[int(image)].unknown(int(class_id))
+                for image, class_id in zip(owner, classes, strict=True)
+            ],
         )
 
     def without_prompt(self) -> list[Array]:
@@ -213,8 +214,9 @@ class _Batch:
                 self.frames,
                 self.predictor.classes,
                 background_token=self.predictor.policy.background_token,
+                overlapping=self.predictor.overlapping,
             )
-            return [labels[None] for labels in found]
+            return [labels.reshape(-1, *labels.shape[-2:]) for labels in found]
         logits = sam.decode(embeddings, Prompts(), multimask=False).logits
         planes = [self._original(logits[i], frame) for i, frame in enumerate(self.frames)]
         return [(plane > sam.mask_threshold).astype(np.uint8) for plane in planes]

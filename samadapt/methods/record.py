@@ -57,6 +57,7 @@ class AdapterRecord:
         versions: of the packages that trained it; written by ``save_adapter`` if empty.
         recipe: name or path.
         axis: axis along which volumes were sliced.
+        overlapping: a pixel may be of several classes, each of which has a mask of its own.
         created: date and time, ISO 8601.
         data: name of the data set, for the model card.
         licence: licence of the base weights, for the model card.
@@ -84,6 +85,7 @@ class AdapterRecord:
     versions: dict[str, str] = field(default_factory=dict)
     recipe: str = ""
     axis: str | None = None
+    overlapping: bool = False
     created: str = ""
     data: str = ""
     licence: str = ""

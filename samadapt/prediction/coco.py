@@ -39,12 +39,14 @@ class CocoFile:
 
     def add(self, name: str, found: Segmentation) -> None:
         """Add a picture and what was found in it, with its instances."""
-        height, width, _ = found.labels.shape
+        height, width, _ = found.labels.shape[-3:]
         image_id = len(self.images) + 1
         self.images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        instances = np.zeros(1) if found.instances is None else found.instances[:, :, 0]
+        instances = np.zeros(1) if found.instances is None else found.instances[..., 0]
         for number, class_id in enumerate(found.instance_classes, start=1):
             mask = instances == number
+            if mask.ndim == 3:  # a map a class, where they overlap
+                mask = mask.any(axis=0)
             if not mask.any():
                 continue
             encoded = coco_masks().encode(np.asfortranarray(mask, dtype=np.uint8))

@@ -57,7 +57,8 @@ def save_segmentation(
     is copied: those that DICOM wants in every object are there and empty.
 
     Args:
-        labels: (h, w, d), arranged as ``volume``.
+        labels: (h, w, d) class ids, arranged as ``volume``; (K, h, w, d), a map a class, where
+            they overlap.
         volume: as the reader of DICOM series returned it.
         source: the series: its folder, or one file of one slice.
         classes: names of the segments; number k is ``classes[k - 1]``.
@@ -73,14 +74,13 @@ def save_segmentation(
         raise DataError(f"{path}: {reason}")
     from samadapt.data.nifti_grid import to_source
 
-    voxels = to_source(labels, volume.source)
+    maps = [to_source(one, volume.source) for one in (labels if labels.ndim == 4 else [labels])]
+    shape = maps[0].shape
     slices = _slices(source, volume.files)
-    planes = [
-        voxels[:, :, _number(header, volume.source.affine, voxels.shape, source)].T
-        for header in slices
-    ]
-    if len(planes) != voxels.shape[2]:
-        raise DataError(f"{source}: expected {voxels.shape[2]} slices; found {len(planes)}")
+    places = [_number(header, volume.source.affine, shape, source) for header in slices]
+    if len(places) != shape[2]:
+        raise DataError(f"{source}: expected {shape[2]} slices; found {len(places)}")
+    planes = [np.stack([voxels[:, :, place].T for place in places]) for voxels in maps]
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="samadapt",
         version=__version__,
@@ -100,7 +100,9 @@ def save_segmentation(
     ]
     made = highdicom.seg.Segmentation(
         source_images=[_without_patient(header, pydicom) for header in slices],
-        pixel_array=np.ascontiguousarray(np.stack(planes), dtype=np.uint8),
+        pixel_array=np.ascontiguousarray(
+            planes[0] if labels.ndim == 3 else np.stack([p > 0 for p in planes], -1), dtype=np.uint8
+        ),
         segmentation_type="BINARY",
         segment_descriptions=segments,
         series_instance_uid=highdicom.UID(),

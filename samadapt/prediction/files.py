@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -318,11 +319,15 @@ def _predict(
     wanted = replace(options, instances=coco is not None)
     found = predictor.segment(volume, wanted, progress)
     beside = _write(predictor, found, volume, (source, target), coco)
-    planes = np.moveaxis(found.labels, 2, 0)  # one by one: counting takes eight bytes a voxel
     least = len(predictor.classes) + 1
-    counts = np.sum([np.bincount(plane.ravel(), minlength=least) for plane in planes], axis=0)
+    planes = (plane for labels in found.maps for plane in np.moveaxis(labels, 2, 0))
+    counts = np.zeros(least, np.int64)
+    for plane in planes:  # one by one: counting takes eight bytes a voxel
+        counts += np.bincount(plane.ravel(), minlength=least)
     voxels = {name: int(counts[k]) for k, name in enumerate(predictor.classes, start=1)}
-    row = {"output": target, "shape": volume.shape, "voxels": voxels}
+    row: dict[str, Any] = {"output": target, "shape": volume.shape, "voxels": voxels}
+    if predictor.overlapping and target.suffix.lower() not in (SEG, COCO):
+        row["masks"] = mask_files(target, predictor.classes)
     if volume.findings:
         row["warnings"] = [str(finding) for finding in volume.findings]
     return row | ({} if beside is None else {"probabilities": beside})
@@ -348,6 +353,11 @@ def _write(
             coco.add(source.name, found)
         elif target.suffix.lower() == SEG:
             save_segmentation(found.labels, volume, source, predictor.classes, target)
+        elif predictor.overlapping:
+            for labels, path in zip(
+                found.maps, mask_files(target, predictor.classes).values(), strict=True
+            ):
+                write_prediction((labels > 0).astype(np.uint8), volume, path)
         else:
             write_prediction(found.labels, volume, target)
         if found.probabilities is None:
@@ -355,6 +365,24 @@ def _write(
         return _write_probabilities(found.probabilities, volume, target, source)
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error})") from error
+
+
+def mask_files(target: Path, classes: Sequence[str]) -> dict[str, Path]:
+    """Return the files of classes that may overlap, a mask of 0 and 1 each, by class.
+
+    ``labels.nii.gz`` becomes ``labels_whole.nii.gz``: letters that a file name cannot hold are
+    replaced by ``_``, and of equal names the later ones end in their number.
+    """
+    ending = next((e for e in (NIFTI,) if target.name.lower().endswith(e)), target.suffix)
+    base = target.name[: len(target.name) - len(ending)]
+    files: dict[str, Path] = {}
+    for number, name in enumerate(classes, start=1):
+        plain = re.sub(r"[^\w.+-]", "_", name)
+        path = target.with_name(f"{base}_{plain}{ending}")
+        if path in files.values():
+            path = target.with_name(f"{base}_{plain}_{number}{ending}")
+        files[name] = path
+    return files
 
 
 def _write_probabilities(probabilities: Array, volume: Volume, target: Path, name: Path) -> Path:

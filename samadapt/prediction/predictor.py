@@ -18,6 +18,7 @@ from samadapt.evaluation.inference import (
     embed,
     object_logits,
     object_numbers,
+    region_labels,
     semantic_labels,
     semantic_logits,
 )
@@ -47,11 +48,12 @@ class Segmentation:
     """What was found in a volume or a picture.
 
     Attributes:
-        labels: (h, w, d) uint8 class ids.
+        labels: (h, w, d) uint8 class ids; (K, h, w, d) where classes may overlap, with k in the
+            map of class k.
         probabilities: (K, h, w, d) uint8, 255 times the probability of each class, or None. They
             are the model's: what is done to the labels afterwards does not change them.
-        instances: (h, w, d) int32 numbers of objects, from 1, or None; where the adapter takes no
-            prompts they are the components of each class.
+        instances: int32 numbers of objects, from 1, in the shape of ``labels``, or None; where the
+            adapter takes no prompts they are the components of each class.
         instance_classes: class id of each object.
     """
 
@@ -59,6 +61,11 @@ class Segmentation:
     probabilities: Array | None = None
     instances: Array | None = None
     instance_classes: Sequence[int] = ()
+
+    @property
+    def maps(self) -> Sequence[Array]:
+        """The label maps (h, w, d): one for all classes, or one for each."""
+        return list(self.labels) if self.labels.ndim == 4 else [self.labels]
 
 
 class SlicePictures:
@@ -102,6 +109,7 @@ class Predictor:
         self.adapter, self.precision, self.embeddings = adapter, precision, embeddings
         self.sam, self.policy = adapter.sam, adapter.policy
         self.classes = list(adapter.record.classes)
+        self.overlapping = adapter.record.overlapping
         is_cpu = self.sam.device.type == "cpu"
         self.batch = 1 if is_cpu and self.sam.image_size > LARGE else 8
         self.ahead = 1 if is_cpu else 8  # of a slice that no object reaches nothing comes
@@ -167,13 +175,19 @@ class Predictor:
             else:
                 run.prompted()
         found = run.found
-        postprocess(
-            found.labels,
-            class_ids(options.keep_largest, self.classes, "keep_largest"),
-            class_ids(options.fill_holes, self.classes, "fill_holes"),
-        )
+        largest = class_ids(options.keep_largest, self.classes, "keep_largest")
+        filled = class_ids(options.fill_holes, self.classes, "fill_holes")
+        for k, labels in enumerate(found.maps, start=1):
+            own = [k] if self.overlapping else range(1, len(self.classes) + 1)
+            postprocess(
+                labels,
+                [class_id for class_id in largest if class_id in own],
+                [class_id for class_id in filled if class_id in own],
+            )
         if found.instances is not None:
-            run.settle_instances(found.instances)
+            numbers = found.instances if self.overlapping else [found.instances]
+            for labels, instances in zip(found.maps, numbers, strict=True):
+                run.settle_instances(labels, instances)
         return found
 
 
@@ -194,15 +208,17 @@ class _Run:
         def blank(dtype: type, *leading: int) -> Array:  # a slice is contiguous
             return np.moveaxis(np.zeros((*leading, depth, height, width), dtype), -3, -1)
 
-        self.found = Segmentation(blank(np.uint8))
+        maps = (len(model.classes),) if model.overlapping else ()
+        self.found = Segmentation(blank(np.uint8, *maps))
         if options.probabilities:
             self.found.probabilities = blank(np.uint8, len(model.classes))
         if options.instances:
-            self.found.instances = blank(np.int32)
+            self.found.instances = blank(np.int32, *maps)
 
     def semantic(self) -> None:
         """Label every slice without prompts."""
-        count = len(self.model.classes)
+        count, overlapping = len(self.model.classes), self.model.overlapping
+        label = region_labels if overlapping else semantic_labels
         for batch, embeddings, frames in self._batches(range(self.count)):
             each = semantic_logits(
                 self.model.sam,
@@ -212,8 +228,10 @@ class _Run:
                 background_token=self.model.policy.background_token,
             )
             for index, logits in zip(batch, each, strict=True):
-                self._put(self.found.labels, index, semantic_labels(logits, count)[0].cpu().numpy())
-                if self.found.probabilities is not None:
+                self._put(self.found.labels, index, label(logits, count)[0].cpu().numpy())
+                if self.found.probabilities is not None and overlapping:
+                    self._keep_probabilities(index, logits[0, 0].sigmoid())
+                elif self.found.probabilities is not None:
                     scores = torch.cat([torch.zeros_like(logits[0, 0, :1]), logits[0, 0]])
                     self._keep_probabilities(index, scores.softmax(0)[1:])
 
@@ -267,11 +285,16 @@ class _Run:
             numbers = sorted(found)
             self._keep(index, numbers, torch.stack([found[n] for n in numbers]), frame)
 
-    def settle_instances(self, instances: Array) -> None:
-        """Let the objects follow what was done to the labels; number the components of classes."""
+    def settle_instances(self, labels: Array, instances: Array) -> None:
+        """Let the objects of a map follow what was done to its labels; number the components.
+
+        Args:
+            labels: (h, w, d) class ids.
+            instances: (h, w, d) numbers of the objects, changed in place.
+        """
         from scipy.ndimage import distance_transform_edt
 
-        labels, found = self.found.labels, self.found
+        found = self.found
         if not self.model.policy.is_semantic:
             instances[labels == 0] = 0
             for class_id in np.unique(labels[(labels > 0) & (instances == 0)]):  # filled holes
@@ -314,12 +337,19 @@ class _Run:
         return found[rows], [frames[row] for row in rows]
 
     def _keep(self, index: int, numbers: Sequence[int], low: Tensor, frame: Frame) -> None:
-        """Merge the masks of a slice's objects, of which the highest logit wins."""
-        place = object_numbers(self.model.sam, low, frame, self.model.threshold)
-        merged = np.concatenate([[0], numbers]).astype(np.int32)[place]
-        self._put(self.found.labels, index, self.class_of[merged])
-        if self.found.instances is not None:
-            self._put(self.found.instances, index, merged)
+        """Merge the masks of a slice's objects, of which the highest logit wins.
+
+        Classes that may overlap take no pixels from each other.
+        """
+        classes = self.class_of[list(numbers)]
+        for class_id in np.unique(classes) if self.model.overlapping else [0]:
+            own = np.flatnonzero((classes == class_id) | (class_id == 0))
+            wins = object_numbers(self.model.sam, low[own], frame, self.model.threshold)
+            merged = np.concatenate([[0], np.asarray(numbers)[own]]).astype(np.int32)[wins]
+            place = class_id - 1 if class_id else ...
+            self._put(self.found.labels[place], index, self.class_of[merged])
+            if self.found.instances is not None:
+                self._put(self.found.instances[place], index, merged)
         if self.found.probabilities is not None:
             logits = self.model.sam.postprocess(low[None].float(), frame)
             ids, best = self.class_of[list(numbers)], logits[0, :, 0].sigmoid()

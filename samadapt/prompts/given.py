@@ -32,14 +32,16 @@ def given_prompts(sample: Sample) -> ObjectPrompts:
     Each box is an object; points that lie in a box go with it. Without boxes the points are one
     object, or one for each class that they name. The class of a prompt is the one it names, else
     the one most frequent under it. Its mask is made of the components of that class of which at
-    least half lies in the box, or which hold a foreground point.
+    least half lies in the box, or which hold a foreground point. Prompts of a class that is not
+    annotated in the slice are left out.
     """
     if lacks_prompts(sample):
         none = np.zeros((0, *sample.labels.shape), dtype=bool)
         return ObjectPrompts(np.zeros(0, np.int64), none, np.zeros((0, 4), np.float32))
-    if sample.boxes is not None:
-        return _from_boxes(sample)
-    return _from_points(sample)
+    objects = _from_boxes(sample) if sample.boxes is not None else _from_points(sample)
+    if sample.known is None:
+        return objects
+    return objects.take(np.flatnonzero(sample.known[objects.class_ids - 1]))
 
 
 def trainable_prompts(sample: Sample) -> ObjectPrompts:
@@ -64,9 +66,7 @@ def _from_boxes(sample: Sample) -> ObjectPrompts:
         for i, area in enumerate(areas)
     ]
     masks = [
-        _components(
-            sample.labels, class_id, lambda part, area=area: 2 * part[area].sum() >= part.sum()
-        )
+        _components(sample, class_id, lambda part, area=area: 2 * part[area].sum() >= part.sum())
         for class_id, area in zip(ids, areas, strict=True)
     ]
     points, point_labels = _points_in_boxes(sample, boxes)
@@ -96,7 +96,7 @@ def _from_points(sample: Sample) -> ObjectPrompts:
         hits = group[labels[group] == 1]
         masks.append(
             _components(
-                sample.labels,
+                sample,
                 class_id,
                 lambda part, hits=hits: part[rows[hits], columns[hits]].any(),
             )
@@ -125,7 +125,7 @@ def _pad(points: list[Array], labels: list[Array]) -> tuple[Array, Array]:
     return stacked, marks
 
 
-def _components(labels: Array, class_id: int, keep: Any) -> Array:
-    _, parts = objects_in(np.where(labels == class_id, labels, 0), "component")
+def _components(sample: Sample, class_id: int, keep: Any) -> Array:
+    _, parts = objects_in(sample.mask_of(class_id).astype(np.int64), "component")
     kept = [part for part in parts if keep(part)]
-    return np.logical_or.reduce(kept) if kept else np.zeros(labels.shape, dtype=bool)
+    return np.logical_or.reduce(kept) if kept else np.zeros(sample.labels.shape, dtype=bool)

@@ -79,6 +79,7 @@ def objects_in(
 
     Args:
         labels: (h, w) integers, 0 is background; below 0 nothing is known and nothing prompted.
+            Or (n, h, w) where classes overlap, each map with other classes.
         objects: one per connected component (8 neighbours) of a class, or one per class.
         min_area: objects of fewer pixels are left out.
         instances: (h, w) numbers that tell objects apart, 0 none; then they stand for the
@@ -89,6 +90,9 @@ def objects_in(
     """
     from skimage.measure import label
 
+    if labels.ndim == 3:
+        found = [objects_in(plane, objects, min_area, instances) for plane in labels]
+        return np.concatenate([ids for ids, _ in found]), np.concatenate([m for _, m in found])
     ids: list[int] = []
     masks: list[Array] = []
     for class_id in np.unique(labels[labels > 0]):
@@ -114,7 +118,7 @@ def simulate(
     """Prompt every object of a label map as the SAM paper does.
 
     Args:
-        labels: (h, w) integers, 0 is background.
+        labels: (h, w) integers, or (n, h, w); see ``objects_in``.
         policy: kind of prompt, what an object is, noise; ``"semantic"`` is not prompted.
         rng: source of the noise in training; without it the box is exact and the point is the one
             farthest from the object's border, so that an evaluation can be repeated.
@@ -124,7 +128,7 @@ def simulate(
     if policy.kind == "box":
         boxes = boxes_of(masks)
         if rng is not None:
-            boxes = jitter_boxes(boxes, labels.shape, policy.jitter, policy.max_jitter_px, rng)
+            boxes = jitter_boxes(boxes, labels.shape[-2:], policy.jitter, policy.max_jitter_px, rng)
         return ObjectPrompts(ids, masks, boxes=boxes)
     points = points_in(masks, rng)
     return ObjectPrompts(

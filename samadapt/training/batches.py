@@ -34,7 +34,8 @@ class Batch:
         images: arrays (h, w, 3) uint8 in their original frames.
         prompts: p objects per image in the model frame; empty for ``semantic``.
         targets: (b, p, 4g, 4g) of 0, 1 and -1 for padding and ignored pixels; for ``semantic``
-            (b, 4g, 4g) of 0..K and -1.
+            (b, 4g, 4g) of 0..K and -1, or where classes overlap or are not all annotated
+            (b, K, 4g, 4g) of 0, 1 and -1.
         trained: positions in ``images`` of the b that have the loss; None: all.
     """
 
@@ -100,7 +101,7 @@ def make_batch(
     frames = [frame_of(sample.image) for sample in samples]
     if policy.is_semantic:
         maps = [
-            labels_to_model(sample.labels, frame, side)
+            _semantic_target(sample.truth, frame, side)
             for sample, frame in zip(samples, frames, strict=True)
         ]
         targets = torch.from_numpy(np.stack(maps).astype(np.int64))
@@ -108,7 +109,12 @@ def make_batch(
     chosen = choose_objects(samples, policy, rng)
     targets = torch.stack(
         [
-            torch.stack([_target(mask, sample, frame, side) for mask in _masks(objects)])
+            torch.stack(
+                [
+                    _target(mask, sample.unknown(int(class_id)), frame, side)
+                    for mask, class_id in zip(_masks(objects), objects.class_ids, strict=True)
+                ]
+            )
             for objects, sample, frame in zip(chosen, samples, frames, strict=True)
         ]
     )
@@ -165,7 +171,7 @@ def _choose(sample: Sample, policy: PromptPolicy, rng: np.random.Generator) -> O
     objects = (
         trainable_prompts(sample)
         if has_prompts(sample)
-        else simulate(sample.labels, policy, rng, instances=sample.instances)
+        else simulate(sample.maps, policy, rng, instances=sample.instances)
     )
     if len(objects) == 0:
         raise DataError(
@@ -207,9 +213,16 @@ def _masks(objects: ObjectPrompts) -> Array:
     return objects.masks
 
 
-def _target(mask: Array, sample: Sample, frame: Frame, side: int) -> Tensor:
-    """Return an object's target (4g, 4g): it is not known what ignored pixels belong to."""
-    target = np.where(sample.labels == IGNORED, IGNORED, mask.astype(np.int64))
+def _semantic_target(truth: Array, frame: Frame, side: int) -> Array:
+    """Return what ``Sample.truth`` is on the decoder's grid."""
+    if truth.ndim == 2:
+        return labels_to_model(truth, frame, side)
+    return np.stack([labels_to_model(plane, frame, side) for plane in truth])
+
+
+def _target(mask: Array, unknown: Array, frame: Frame, side: int) -> Tensor:
+    """Return an object's target (4g, 4g), which is not known everywhere."""
+    target = np.where(unknown, IGNORED, mask.astype(np.int64))
     return torch.from_numpy(labels_to_model(target, frame, side))
 
 

@@ -97,10 +97,13 @@ def semantic_loss(classes: int, *, cross_entropy: float = 1.0, dice: float = 1.0
         dice: weight of the Dice term.
 
     Returns:
-        A function of a ``MaskOutput`` (b, 1, m >= K, 4g, 4g) and targets (b, 4g, 4g) in 0..K.
+        A function of a ``MaskOutput`` (b, 1, m >= K, 4g, 4g) and targets (b, 4g, 4g) in 0..K, or
+        planes (b, K, 4g, 4g) of 1, 0 and -1: where a class is not known its logit has no part.
     """
 
     def loss(output: MaskOutput, targets: Tensor) -> LossTerms:
+        if targets.ndim == 4:
+            return partial(output, targets)
         padding = (targets < 0)[:, None]
         logits = output.logits[:, 0, :classes].float().masked_fill(padding, SURELY_NOT)
         scores = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
@@ -115,7 +118,62 @@ def semantic_loss(classes: int, *, cross_entropy: float = 1.0, dice: float = 1.0
             {"cross_entropy": entropy.detach(), "dice": overlap.detach()},
         )
 
+    def partial(output: MaskOutput, targets: Tensor) -> LossTerms:
+        known = targets >= 0
+        logits = output.logits[:, 0, :classes].float().masked_fill(~known, SURELY_NOT)
+        scores = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+        wanted = (targets > 0).long()
+        truth = torch.where(wanted.any(1), wanted.argmax(1) + 1, 0)  # at most one is 1
+        pixels = known.any(1).sum().clamp(min=1)
+        entropy = functional.cross_entropy(scores, truth, reduction="sum") / pixels
+        overlap = _mean_dice(scores.softmax(1)[:, 1:] * known, wanted, known)
+        return LossTerms(
+            cross_entropy * entropy + dice * overlap,
+            {"cross_entropy": entropy.detach(), "dice": overlap.detach()},
+        )
+
     return loss
+
+
+def region_loss(classes: int, *, cross_entropy: float = 1.0, dice: float = 1.0) -> LossFunction:
+    """Return Dice with binary cross-entropy for classes that may overlap, one mask token each.
+
+    Each class is a question of its own, answered by a sigmoid. Dice is over the whole batch.
+
+    Args:
+        classes: number K of classes; the first K masks are theirs.
+        cross_entropy: weight of the cross-entropy.
+        dice: weight of the Dice term.
+
+    Returns:
+        A function of a ``MaskOutput`` (b, 1, m >= K, 4g, 4g) and targets (b, K, 4g, 4g) of 1, 0
+        and -1, which counts for nothing.
+    """
+
+    def loss(output: MaskOutput, targets: Tensor) -> LossTerms:
+        known = targets >= 0
+        logits = output.logits[:, 0, :classes].float().masked_fill(~known, SURELY_NOT)
+        wanted = (targets > 0).float()
+        summed = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+        entropy = summed / known.sum().clamp(min=1)
+        overlap = _mean_dice(logits.sigmoid() * known, wanted, known)
+        return LossTerms(
+            cross_entropy * entropy + dice * overlap,
+            {"cross_entropy": entropy.detach(), "dice": overlap.detach()},
+        )
+
+    return loss
+
+
+def _mean_dice(predicted: Tensor, wanted: Tensor, known: Tensor) -> Tensor:
+    """Return the Dice loss over the classes of which anything is known; all (b, K, h, w)."""
+
+    def by_class(values: Tensor) -> Tensor:
+        return values.transpose(0, 1).flatten(1)
+
+    counts = by_class(known).any(1)
+    each = dice_loss(by_class(predicted), by_class(wanted))
+    return (each * counts).sum() / counts.sum().clamp(min=1)
 
 
 def focal_loss(logits: Tensor, truth: Tensor, alpha: float = 0.25) -> Tensor:

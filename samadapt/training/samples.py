@@ -70,7 +70,7 @@ class TrainingSamples:
         if self.policy.is_semantic:
             return True
         if not has_prompts(sample) and self.policy.min_area <= 1:
-            return bool((sample.labels > 0).any())  # cheaper than to count them
+            return bool((sample.maps > 0).any())  # cheaper than to count them
         return self.count_objects(sample) > 0
 
     def count_objects(self, sample: Sample) -> int:
@@ -78,7 +78,7 @@ class TrainingSamples:
         if has_prompts(sample):
             return len(trainable_prompts(sample))
         ids, _ = objects_in(
-            sample.labels, self.policy.objects, self.policy.min_area, sample.instances
+            sample.maps, self.policy.objects, self.policy.min_area, sample.instances
         )
         return len(ids)
 

@@ -61,6 +61,8 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         label=data.label,
         classes=data.classes,
         ignore=data.ignore,
+        annotated=data.annotated,
+        regions=data.regions,
         max_cases=data.max_cases,
         intensity=data.intensity,
         val_every=data.val_every,

@@ -21,7 +21,8 @@ adapter, and writes the labels. The output's ending chooses the format: .png (cl
 a palette) or .json (COCO) for pictures, .nii.gz or .nii on the source's grid for volumes (NRRD and
 MetaImage also as .nrrd or .mha, a DICOM series also as DICOM SEG, .dcm). A folder gives a folder
 with the same stems, or one .json; a file that cannot be done is named at the end, and the exit
-code is 1. The base model is found by the name that the adapter records and checked by its hash.
+code is 1. Classes that may overlap (data.regions) are written as one mask each, OUTPUT_NAME. The
+base model is found by the name that the adapter records and checked by its hash.
 
 An adapter trained without prompts needs no more. One trained with boxes or points needs them, in
 pixels (x, y) of the upright picture or slice: for a volume either the same for every slice, or a
@@ -220,7 +221,8 @@ def render(result: dict[str, Any]) -> str:
     ]
     table = console.table(["label", "class", "voxels", "share"], rows)
     beside = f"\n{result['probabilities']}" if "probabilities" in result else ""
-    return f"{table}\n\n{result['output']} ({_size(result)}){beside}"
+    written = "\n".join(result.get("masks", {}).values()) or result["output"]
+    return f"{table}\n\n{written} ({_size(result)}){beside}"
 
 
 def _render_folder(result: dict[str, Any]) -> str:
@@ -229,7 +231,7 @@ def _render_folder(result: dict[str, Any]) -> str:
     rows = [
         [
             Path(row["input"]).name,
-            Path(row["output"]).name if "error" not in row else "failed",
+            _names(row) if "error" not in row else "failed",
             _size(row) if "error" not in row else "",
             *(f"{row['voxels'][name]:,}" if "error" not in row else "" for name in names),
         ]
@@ -247,9 +249,18 @@ def _size(row: dict[str, Any]) -> str:
     return f"{height} x {width} pixels" + (f", {depth} slices" if depth > 1 else "")
 
 
+def _names(row: dict[str, Any]) -> str:
+    """The names of the files that hold the labels of one image."""
+    paths = row.get("masks", {}).values() or [row["output"]]
+    return ", ".join(Path(path).name for path in paths)
+
+
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """Paths as text, shapes as lists."""
-    return {
+    plain = {
         key: str(value) if isinstance(value, Path) else list(value) if key == "shape" else value
         for key, value in row.items()
     }
+    if "masks" in row:
+        plain["masks"] = {name: str(path) for name, path in row["masks"].items()}
+    return plain

@@ -106,7 +106,7 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
                 note = _counted(policy.max_objects, samples.count_objects(sample))
                 prompt = (objects.boxes, objects.points, objects.point_labels, note)
             name = f"{sample.case} · {sample.part} {sample.index}"
-            tiles.append(Tile(name, sample.image, sample.labels, *prompt))
+            tiles.append(Tile(name, sample.image, sample.shown, *prompt))
     try:
         draw_contact_sheet(tiles[:count], dataset.classes, _heading(config, dataset), path)
     except OSError as error:

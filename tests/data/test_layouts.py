@@ -69,8 +69,11 @@ def test_nnunet_regions_and_ignore_are_told(tmp_path: Path, tools: Any) -> None:
     regions = {"background": 0, "whole": [1, 2], "core": [2]}
     root = _nnunet(tmp_path / "a", tools, regions, {"0": "CT"})
     dataset = open_dataset("nifti", root)
-    assert [f.code for f in dataset.findings] == ["overlapping_labels"]
-    assert dataset.classes == ["class_1", "class_2"]
+    assert dataset.findings == []
+    assert (dataset.classes, dataset.overlapping) == (["whole", "core"], True)
+    assert dataset.table.values == ((1, 2), (2,))
+    assert open_dataset("nifti", root, classes=["core"]).classes == ["core"]
+    assert not open_dataset("nifti", root, classes={"a": 1, "b": 2}).overlapping
     ignoring = {"background": 0, "a": 1, "ignore": 2}
     root = _nnunet(tmp_path / "b", tools, ignoring, {"0": "CT"})
     assert check_dataset("nifti", root) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -305,3 +307,54 @@ def test_ignored_pixels_have_no_score(predictor, kind, independent, make_samples
         assert found.true_objects == components(true).max()
     share = result.summary["ignored"]["share"]
     assert share == pytest.approx(16 * 10 / (24 * 40))
+
+
+MEMBERS = np.array([[0, 1, 1], [0, 0, 1]], bool)  # all of it, and the part in it
+
+
+@pytest.mark.parametrize("kind", ["box", "point", "semantic"])
+def test_overlapping_and_unlisted_classes_are_scored_each_on_its_own(predictor, kind, make_samples):
+    """By brute force: class by class over the voxels where the class is known."""
+    samples = {
+        ref: replace(sample, members=MEMBERS, known=np.array([True, ref.case == "a"]))
+        for ref, sample in make_samples().items()
+    }
+    for sample in samples.values():
+        sample.labels[sample.labels == 1] = 2
+        sample.labels[5:20, 20:36] = np.maximum(sample.labels[5:20, 20:36], 1)
+        sample.labels[22:] = -1
+    made = predictor(kind, independent=True, overlapping=True)
+    maps = {ref: made([sample])[0] for ref, sample in samples.items()}
+    assert {m.shape for m in maps.values()} == {(2, 24, 40)}
+    names = ["all", "part"]
+    options = {"instances": "components"}
+    result = evaluate(made, list(samples), samples.__getitem__, names, **options)
+    scored = [(row.case, row.class_name) for row in result.rows]
+    assert scored == [("a", "all"), ("a", "part"), ("b", "all")]
+    for row in result.rows:
+        k = names.index(row.class_name)
+        own = [ref for ref in samples if ref.case == row.case]
+        volume = np.stack([maps[ref][k] for ref in own], axis=-1)
+        labels = np.stack([samples[ref].labels for ref in own], axis=-1)
+        known = labels >= 0
+        true, predicted = MEMBERS[k][np.maximum(labels, 0)] & known, (volume == k + 1) & known
+        assert (row.prediction_voxels, row.truth_voxels) == (predicted.sum(), true.sum())
+        assert row.dice == 2 * (true & predicted).sum() / (true.sum() + predicted.sum())
+        (expected,) = score_case("", predicted * 1, true * 1, ["x"])
+        np.testing.assert_equal(row.values, expected.values)
+        assert row.ignored_voxels == (~known).sum()
+        found = [o for o in result.objects if (o.case, o.class_name) == (row.case, row.class_name)]
+        assert found[0].true_objects == components(true).max()
+    assert result.summary["per_class"]["part"]["cases"] == 1
+    ref, place = result.shown["a"]
+    np.testing.assert_array_equal(result.labels["a"][place], maps[ref].max(axis=0))
+
+
+def test_a_semantic_model_answers_for_each_region_by_itself(predictor, make_samples):
+    sample = make_samples()[SliceRef("a", 2)]
+    apart = predictor("semantic", independent=True, overlapping=True)([sample])[0]
+    together = predictor("semantic")([sample])[0][0]
+    assert set(np.unique(apart[0])) <= {0, 1}
+    assert set(np.unique(apart[1])) <= {0, 2}
+    assert ((apart[0] > 0) & (apart[1] > 0)).any()
+    np.testing.assert_array_equal(together > 0, (apart > 0).any(axis=0))

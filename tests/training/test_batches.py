@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from samadapt.data.types import IGNORED, Sample
 from samadapt.errors import DataError
+from samadapt.prompts.given import given_prompts
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.geometry import make_frame
 from samadapt.training.batches import Sampler, choose_objects, make_batch
@@ -180,3 +181,51 @@ def test_targets_are_unknown_at_ignored_pixels(kind):
     target = batch_of([sample], kind).targets[0]
     assert set(target.unique().tolist()) == {IGNORED, 0, 1}
     np.testing.assert_array_equal(target.reshape(sample.labels.shape).numpy(), sample.labels)
+
+
+MEMBERS = np.array([[0, 1, 1, 1], [0, 1, 0, 1]], bool)  # whole: 1, 2, 3; core: 1, 3
+
+
+def nested(**changes):
+    """Parts 2 around 1 in one place and 3 alone in another, of which ``MEMBERS`` makes regions."""
+    sample = one_object((SIZE // 2, SIZE // 2), slice(2, 14), slice(3, 15), members=MEMBERS)
+    sample.labels[sample.labels > 0] = 2
+    sample.labels[5:9, 6:10] = 1
+    sample.labels[20:26, 20:28] = 3
+    return replace(sample, **changes)
+
+
+def test_regions_are_objects_each():
+    batch = batch_of([nested()], "box", jitter=0.0)
+    boxes = (batch.prompts.boxes[0] / 2).round().int().tolist()  # back to the picture's pixels
+    expected = {(3, 2, 15, 14), (20, 20, 28, 26), (6, 5, 10, 9)}  # the second is whole and core
+    assert {tuple(box) for box in boxes} == expected
+    assert len(boxes) == 4
+    for (x0, y0, x1, y1), target in zip(boxes, batch.targets[0], strict=True):
+        mask = torch.zeros(SIDE, SIDE, dtype=torch.int64)
+        mask[y0:y1, x0:x1] = 1
+        assert torch.equal(target, mask)
+
+
+def test_semantic_targets_of_regions_are_planes():
+    sample = nested(known=np.array([True, False]))
+    sample.labels[0] = IGNORED
+    targets = batch_of([sample], "semantic").targets
+    assert targets.shape == (1, 2, SIDE, SIDE)
+    np.testing.assert_array_equal(targets[0, 0, 1:].numpy(), (sample.labels > 0)[1:])
+    assert (targets[0, 0, 0] == IGNORED).all()
+    assert (targets[0, 1] == IGNORED).all()
+
+
+@pytest.mark.parametrize("kind", ["box", "point"])
+def test_a_class_that_is_not_annotated_is_not_prompted(kind):
+    sample = nested(known=np.array([False, True]))
+    batch = batch_of([sample], kind)
+    assert len(batch.targets[0]) == 2  # the two parts of the core
+    given = replace(
+        nested(known=np.array([True, False])),
+        boxes=np.array([[3, 2, 15, 14], [6, 5, 10, 9]], np.float32),
+        prompt_classes=np.array([1, 2]),
+    )
+    assert given_prompts(given).class_ids.tolist() == [1]
+    assert batch_of([given]).prompts.boxes.shape == (1, 1, 4)

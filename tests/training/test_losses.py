@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from samadapt.sam.types import MaskOutput
-from samadapt.training.losses import dice_loss, focal_loss, mask_iou, object_loss, semantic_loss
+from samadapt.training.losses import (
+    dice_loss,
+    focal_loss,
+    mask_iou,
+    object_loss,
+    region_loss,
+    semantic_loss,
+)
 
 
 def output(logits, iou=None):
@@ -238,3 +245,62 @@ def test_loss_and_gradient_do_not_depend_on_ignored_pixels(kind):
         assert total == found[0][0]
         assert torch.equal(gradient, found[0][1])
         assert float(gradient[where].abs().max()) == 0
+
+
+def planes_of(classes, generator, overlapping):
+    """(2, K, 8, 8) of 1, 0 and -1; class 2 is not annotated in the first image."""
+    if overlapping:
+        planes = (torch.rand(2, classes, 8, 8, generator=generator) < 0.4).long()
+    else:
+        labels = torch.randint(0, classes + 1, (2, 8, 8), generator=generator)
+        planes = torch.stack([labels == k for k in range(1, classes + 1)], dim=1).long()
+    planes[:, :, :2] = -1  # ignored pixels
+    planes[0, 1] = -1
+    return planes
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_classes_that_are_not_annotated_have_no_loss(overlapping):
+    """Neither as foreground nor as background: value and gradients of the others stay."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 1, 3, 8, 8, generator=generator)
+    planes = planes_of(3, generator, overlapping)
+    loss = region_loss(3) if overlapping else semantic_loss(3)
+    unknown = (planes < 0)[:, None]
+    found = []
+    for shift in (0.0, 9.0, -30.0):
+        made = output(torch.where(unknown, logits + shift, logits))
+        terms = loss(made, planes)
+        terms.total.backward()
+        found.append((terms.total.item(), made.logits.grad))
+    for total, gradient in found:
+        assert total == found[0][0]
+        assert torch.equal(gradient, found[0][1])
+        assert float(gradient[unknown].abs().max()) == 0
+        assert float(gradient[~unknown].abs().min()) > 0
+
+
+def test_planes_of_exclusive_classes_have_the_loss_of_their_label_map():
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(2, 1, 3, 8, 8, generator=generator)
+    labels = torch.randint(0, 4, (2, 8, 8), generator=generator)
+    planes = torch.stack([labels == k for k in (1, 2, 3)], dim=1).long()
+    one = semantic_loss(3)(output(logits), labels).total.item()
+    other = semantic_loss(3)(output(logits.detach()), planes).total.item()
+    assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_the_loss_of_regions_is_a_sum_over_known_pixels():
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(2, 1, 3, 8, 8, generator=generator)
+    planes = planes_of(3, generator, overlapping=True)
+    terms = region_loss(3)(output(logits), planes)
+    entropy, count, dice = 0.0, 0, []
+    for k in range(3):
+        known = planes[:, k] >= 0
+        p, t = logits.detach()[:, 0, k][known].double().sigmoid(), planes[:, k][known]
+        entropy -= float(torch.where(t > 0, p, 1 - p).log().sum())
+        count += int(known.sum())
+        dice.append(float(1 - 2 * (p * t).sum() / (p.sum() + t.sum())))
+    assert float(terms.parts["cross_entropy"]) == pytest.approx(entropy / count, rel=1e-5)
+    assert float(terms.parts["dice"]) == pytest.approx(sum(dice) / 3, rel=1e-4)
