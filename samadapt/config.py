@@ -105,7 +105,9 @@ class Data:
         "declares; []: none",
         bound=True,
     )
-    instances: bool = knob(False, help="each number of a mask is one object of one class")
+    instances: bool = knob(
+        False, help="each number of a mask is one object of one class", bound=True
+    )
     mask_threshold: float | None = knob(
         None,
         help="values of a mask from here on are foreground, for anti-aliased masks; null: values "

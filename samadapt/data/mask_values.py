@@ -26,7 +26,7 @@ from samadapt.data.types import Array, Case, Finding, MaskEvidence, Volume, faul
 VOID = 255
 """PASCAL VOC, Cityscapes and COCO-Stuff mark pixels without a class by it."""
 
-_MANY, _SOME = 20, 4
+MANY, SOME = 20, 4
 """Numbers a picture above which they count as objects: always, or where pictures differ."""
 _SINGLE = 0.9
 """Share of the numbers that are one connected component each, from which nearly all are."""
@@ -38,6 +38,8 @@ _GREY_TOP = 50
 _SMALL = 32
 """Highest number that counts as small beside 255; a coarser grey scale codes classes."""
 _MOST = 2**31 - 1
+_WINDOW = 1 << 25
+"""Voxels that are measured at most, in the middle of a mask: their components take 8 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,13 @@ def measure_mask(
     used = [value for value in values if value not in ignored]
     if not used or used[0] < 0:
         return MaskEvidence()
-    numbered = len(used) > _SOME and _is_gapless(used)
+    numbered = len(used) > SOME and _is_gapless(used)
     grey = len(used) > 2 and used[-1] >= _GREY_TOP
     if not (numbered or grey):
         return MaskEvidence()
-    inside = _cropped(_without(labels, ignored))
-    return MaskEvidence(
-        numbers=len(used) if numbered else 0,
-        single=_single_components(inside) if numbered else 0,
-        slope=_slope(inside, used[-1]) if grey else 0.0,
-    )
+    inside = _window(_cropped(_without(labels, ignored)))
+    numbers, single = _components(inside) if numbered else (0, 0)
+    return MaskEvidence(numbers, single, _slope(inside, used[-1]) if grey else 0.0)
 
 
 def value_findings(case: Case, ignored: Collection[int] = ()) -> list[Finding]:
@@ -237,8 +236,8 @@ def _are_objects(cases: Sequence[Case], counts: Sequence[int]) -> bool:
         return False
     if sum(one.single for one in numbered) < _SINGLE * sum(one.numbers for one in numbered):
         return False
-    many = 2 * sum(count > _MANY for count in counts) > len(counts)
-    some = 2 * sum(count > _SOME for count in counts) > len(counts)
+    many = 2 * sum(count > MANY for count in counts) > len(counts)
+    some = 2 * sum(count > SOME for count in counts) > len(counts)
     return many or (some and len(set(counts)) > 1)
 
 
@@ -277,16 +276,25 @@ def _cropped(labels: Array) -> Array:
     return labels[tuple(box)]
 
 
-def _single_components(labels: Array) -> int:
-    """Return how many values are one connected component each (corners connect)."""
+def _window(labels: Array) -> Array:
+    """Return the middle part of a large mask."""
+    while labels.size > _WINDOW:
+        axis = int(np.argmax(labels.shape))
+        side = labels.shape[axis]
+        labels = np.take(labels, np.arange(side // 4, side - side // 4), axis)
+    return labels
+
+
+def _components(labels: Array) -> tuple[int, int]:
+    """Return how many values there are, and how many are one connected component each."""
     from skimage.measure import label
 
-    # One pass over all values: neighbours of equal value share a component.
+    # One pass over all values: neighbours of equal value, corners too, share a component.
     parts = label(labels.astype(np.int32), background=0, connectivity=labels.ndim)
     value_of = np.zeros(int(parts.max()) + 1, dtype=np.int64)
     value_of[parts.ravel()] = labels.ravel()
     _, counts = np.unique(value_of[1:], return_counts=True)
-    return int((counts == 1).sum())
+    return len(counts), int((counts == 1).sum())
 
 
 def _slope(labels: Array, top: int) -> float:
@@ -296,4 +304,5 @@ def _slope(labels: Array, top: int) -> float:
     middle = (labels > 0) & (labels < top)
     higher = maximum_filter(labels, (3, 3, 1)) > labels
     lower = minimum_filter(labels, (3, 3, 1)) < labels
-    return float(np.count_nonzero(middle & higher & lower) / np.count_nonzero(middle))
+    count = int(np.count_nonzero(middle))
+    return int(np.count_nonzero(middle & higher & lower)) / count if count else 0.0

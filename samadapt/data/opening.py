@@ -14,7 +14,14 @@ from samadapt.data.classes import ClassChoice, ClassTable, ClassValues, make_tab
 from samadapt.data.colours import resolve_colours
 from samadapt.data.download import fetch_dataset
 from samadapt.data.intensity import IntensityRule, intensity_of_modality, make_intensity
-from samadapt.data.mask_values import AS_CLASSES, MaskRules, set_findings, value_findings
+from samadapt.data.mask_values import (
+    AS_CLASSES,
+    SOME,
+    VOID,
+    MaskRules,
+    set_findings,
+    value_findings,
+)
 from samadapt.data.nifti_affine import check_spacing_source
 from samadapt.data.orientation import parse_exif
 from samadapt.data.reader import Reader, ReaderOptions, Scan, get_reader, parse_axis, readers
@@ -249,9 +256,8 @@ def check_values(scan: Scan, table: ClassTable) -> None:
         unknown = table.unknown(case.values)
         if unknown:
             message = f"label values {unknown[:8]} are outside the class list ({listed})"
-            fix = "mend the mask, or list the classes to use with data.classes={name: value}"
             file = str(case.labels or case.image)
-            findings.append(Finding("label_value", "error", file, message, fix))
+            findings.append(Finding("label_value", "error", file, message, _way_out(unknown)))
         names = sorted({name for name in case.named if not table.id_of(name)})
         if names and table.complete:
             message = f"labels {', '.join(names[:8])} are outside the class list ({listed})"
@@ -264,6 +270,16 @@ def check_values(scan: Scan, table: ClassTable) -> None:
         else:
             usable.append(case)
     scan.cases = usable
+
+
+def _way_out(unknown: Sequence[int]) -> str:
+    """Return what to do about values outside the class list, by what they may be."""
+    fix = "mend the mask, or list the classes to use with data.classes={name: value}"
+    if unknown in ([VOID], [-1]):
+        fix += f"; where {unknown[0]} means not annotated, give data.ignore={unknown[0]}"
+    elif len(unknown) > SOME:
+        fix += "; where each number is an object of one class, give data.instances=true"
+    return fix
 
 
 def decide_intensity(

@@ -114,7 +114,7 @@ class MaskEvidence:
     """What was measured in one mask, where its values made it worth it.
 
     Attributes:
-        numbers: how many values it has, where these are 1 to n; 0: not measured.
+        numbers: how many values were measured, where the mask has 1 to n; 0: none.
         single: how many of these are one connected component.
         slope: share (0..1) of the pixels of middle values that lie between a lower and a higher
             neighbour; 0: not measured.

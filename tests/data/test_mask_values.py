@@ -295,3 +295,26 @@ def test_ordinary_masks_are_not_measured() -> None:
     untouchable: Any = None
     for values in ((), (1,), (255,), (1, 2, 3), (128, 255), (10, 20, 30, 40), (1, 3, 5, 7, 9)):
         assert measure_mask(values, untouchable).numbers == 0
+
+
+def test_a_large_mask_is_measured_in_its_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samadapt.data.mask_values._WINDOW", 3000)
+    mask = numbered(64)[:, :, None]
+    found = measure_mask(range(1, 65), mask)
+    assert 4 <= found.numbers < 64
+    assert found.single == found.numbers
+
+
+@pytest.mark.parametrize(
+    ("values", "said"), [((1, 255), "data.ignore=255"), (tuple(range(1, 9)), "data.instances=true")]
+)
+def test_values_outside_a_declared_list_name_the_way_out(
+    make_msd: Callable[..., Path], tools: Any, values: Sequence[int], said: str
+) -> None:
+    root = make_msd(labels={"0": "background", "1": "cell"})
+    for path in (root / "labelsTr").iterdir():
+        labels = np.random.default_rng(0).choice([0, *values], (8, 9, 6)).astype(np.int16)
+        tools.write_nifti(path, labels)
+    (first, *_) = [f for f in check_dataset("nifti", root) if f.severity == "error"]
+    assert first.code == "label_value"
+    assert said in first.fix
