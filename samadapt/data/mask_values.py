@@ -33,6 +33,10 @@ _SINGLE = 0.9
 _SLOPE = 0.5
 """Share of middle pixels on a slope: 0.6 to 1 where masks were resized, blurred or saved as JPEG
 (and up to 255 levels appeared), 0 to 0.25 in maps of up to 1,500 small classes or objects."""
+_RIM = 0.9
+"""The same share for a mask of two values, since a rim of one pixel may be a class."""
+_NEAR = 8
+"""Values this near to 0 and to 255 are noise of JPEG around a mask of two values."""
 _GREY_TOP = 50
 """Masks whose highest value is lower have too few levels to be anti-aliased."""
 _SMALL = 32
@@ -95,7 +99,7 @@ def measure_mask(
     if not used or used[0] < 0:
         return MaskEvidence()
     numbered = len(used) > SOME and _is_gapless(used)
-    grey = len(used) > 2 and used[-1] >= _GREY_TOP
+    grey = len(used) > 1 and used[-1] >= _GREY_TOP
     if not (numbered or grey):
         return MaskEvidence()
     inside = _window(_cropped(_without(labels, ignored)))
@@ -118,7 +122,7 @@ def value_findings(case: Case, ignored: Collection[int] = ()) -> list[Finding]:
         message = f"its values reach {used[-1]}; expected class numbers of at most {_MOST}"
         fix = "export the mask again with small class numbers"
         return [Finding("label_value", "error", file, message, fix)]
-    if case.evidence is not None and case.evidence.slope > _SLOPE:
+    if _are_grey_levels(used, case.evidence or MaskEvidence()):
         message = (
             f"its {len(used)} values up to {used[-1]} are the grey levels of an anti-aliased or "
             "interpolated mask, not classes"
@@ -222,6 +226,14 @@ def at_threshold(
 
 def _without(labels: Array, ignored: Collection[int]) -> Array:
     return np.where(np.isin(labels, list(ignored)), 0, labels) if ignored else labels
+
+
+def _are_grey_levels(used: Sequence[int], evidence: MaskEvidence) -> bool:
+    """Whether values are those of smoothed edges, or of JPEG noise beside 0 and 255."""
+    if evidence.slope > (_SLOPE if len(used) > 2 else _RIM):
+        return True
+    noisy = bool(used) and used[-1] == VOID and any(VOID - _NEAR <= v < VOID for v in used)
+    return noisy and not any(_NEAR < value < VOID - _NEAR for value in used)
 
 
 def _is_gapless(values: Sequence[int]) -> bool:
