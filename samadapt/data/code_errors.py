@@ -231,6 +231,10 @@ ERRORS = {
         "classes are declared. Every number would become a class.",
         "Give data.instances=true: each number is one object of one class; or data.classes.",
     ),
+    "only_localizers": _error(
+        "A DICOM series holds localizers (scouts) in several orientations, and no scan.",
+        "Add the scan, or leave the folder out.",
+    ),
     "other_frame": _error(
         "A region of an RTSTRUCT object is drawn in another frame of reference than the image's, "
         "so its place in the image is unknown.",

@@ -25,7 +25,13 @@ import numpy as np
 
 from samadapt.data.channels import Indices
 from samadapt.data.dicom_frames import frames_of, order_frames, picture_grid, read_file, read_pixels
-from samadapt.data.dicom_layout import DicomLayout, left_aside, several_series, volumes_of
+from samadapt.data.dicom_layout import (
+    DicomLayout,
+    left_aside,
+    only_localizers,
+    several_series,
+    volumes_of,
+)
 from samadapt.data.dicom_objects import ENDINGS, LABELS, RTSTRUCT, collect, files_in, holds_one
 from samadapt.data.dicom_rtstruct import load_contours, region_names
 from samadapt.data.dicom_seg import load_segmentation, segment_names
@@ -202,6 +208,8 @@ def chosen_files(folder: Path, choice: str | None = None) -> tuple[list[Path], l
         raise fault("no_cases", folder, message, "give the folder of a series")
     if len(series) > 1:
         raise FindingError(several_series(folder, series))
+    if nothing := only_localizers(series[0]):
+        raise FindingError(nothing)
     found = left_aside(folder, aside)
     return sorted(series[0].files), [found] if found else []
 

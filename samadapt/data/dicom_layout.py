@@ -300,6 +300,8 @@ class DicomLayout:
             if left[candidate.image] == 1:  # alone it needs no hash
                 candidate.name = candidate.name.removesuffix(f"_{candidate.series.identity}")
         for candidate in self.candidates:
+            if found := only_localizers(candidate.series):
+                self.several[candidate.name] = found
             if candidate.rivals and candidate.name not in self.several:
                 self.several |= dict.fromkeys((rival.name for rival in candidate.rivals), None)
                 rivals = [rival.series for rival in candidate.rivals]
@@ -329,8 +331,9 @@ class DicomLayout:
             else:
                 self.aside["RTSTRUCT"] += 1
         if not self.options.label:
+            names = ", ".join(sorted({case.name for case in self.layout.cases})[:3])
             for path in sorted(set(_in_folders(self.root)) - self.used):
-                self._orphan(path, "")
+                self._orphan(path, f"no case is named so; cases are {names}, …" if names else "")
             strange = set(self.contents.pictures) - self.used - set(_in_folders(self.root))
             for path in sorted(strange):
                 message = "it is no DICOM file, and no image is named after it; it is not read"
@@ -355,10 +358,30 @@ def several_series(folder: Path, series: Sequence[Series]) -> Finding:
     """Return the error that lists the volumes of a folder and says how to choose."""
     message = f"it holds {len(series)} volumes: {listed(series)}"
     fix = (
-        f"choose with series={series[0].modality or series[0].identity} (data.series= for a data "
-        "set): a modality, a series number, largest, or the digits in brackets"
+        f"choose with series={_telling(series)} (data.series= for a data set): a modality, a "
+        "series number, largest, or the digits in brackets"
     )
+    if len({patient for item in series for patient in item.patients.values() if patient}) > 1:
+        fix += "; they are of several patients: better give each a folder named as its mask"
     return error("several_series", folder, message, fix)
+
+
+def _telling(series: Sequence[Series]) -> str:
+    """Return a term that picks the first series: its modality, its number or its digits."""
+    first, others = series[0], series[1:]
+    if first.modality and all(item.modality != first.modality for item in others):
+        return first.modality
+    if first.number is not None and all(item.number != first.number for item in others):
+        return str(first.number)
+    return first.identity
+
+
+def only_localizers(series: Series) -> Finding | None:
+    """Return the error of a series that holds localizers alone, in several orientations."""
+    if series.kind != "localizer" or len(series.turns) < 2:
+        return None
+    message = f"it holds {series.slices} localizers and no scan"
+    return error("only_localizers", series.folder, message, "add the scan, or leave it out")
 
 
 def left_aside(root: Path, kinds: Mapping[str, int]) -> Finding | None:

@@ -28,6 +28,10 @@ _DIGITS = 3
 """Contours are rounded to a thousandth of a voxel, so that the rounding of decimal text does not
 decide whether a voxel's centre lies on the line."""
 
+_MANY = 4_000_000
+"""Comparisons of a pixel with an edge from which on a polygon is cut into strips."""
+_STRIP = 8
+
 
 @dataclass
 class _Region:
@@ -205,8 +209,6 @@ def _fill(polygons: Sequence[Array], shape: tuple[int, int]) -> tuple[Array, boo
 
 def _points_of(polygon: Array, shape: tuple[int, int]) -> tuple[Any, Array, Array]:
     """Return the window of a polygon, and which pixel centres lie inside it and on its line."""
-    from skimage.measure import grid_points_in_poly
-
     low = np.clip(np.floor(polygon.min(axis=0)).astype(int), 0, shape)
     high = np.clip(np.ceil(polygon.max(axis=0)).astype(int) + 1, low, shape)
     place = np.s_[low[0] : high[0], low[1] : high[1]]
@@ -214,8 +216,33 @@ def _points_of(polygon: Array, shape: tuple[int, int]) -> tuple[Any, Array, Arra
     if min(size) == 0:
         nothing = np.zeros(size, bool)
         return place, nothing, nothing
-    kinds = grid_points_in_poly(size, polygon - low, binarize=False)
+    kinds = _kinds(polygon - low, size)
     return place, kinds == 1, kinds > 1
+
+
+def _kinds(polygon: Array, size: tuple[int, ...]) -> Array:
+    """Return 0 outside, 1 inside, above 1 on the line, for each pixel of a window.
+
+    The library compares every pixel with every edge: 0.66 s for an outline of the body in a slice
+    of 512 x 512. Large polygons are cut into strips of rows first (0.04 s), between two rows, so
+    that each pixel meets few edges.
+    """
+    from matplotlib.path import Path as Outline
+    from matplotlib.transforms import Bbox
+    from skimage.measure import grid_points_in_poly
+
+    if len(polygon) * size[0] * size[1] < _MANY:
+        return np.asarray(grid_points_in_poly(size, polygon, binarize=False))
+    outline = Outline(np.vstack([polygon, polygon[:1]])[:, ::-1], closed=True)
+    kinds = np.zeros(size, dtype=np.uint8)
+    for start in range(0, size[0], _STRIP):
+        stop = min(start + _STRIP, size[0])
+        strip = Bbox([[-0.5, start - 0.5], [size[1] - 0.5, stop - 0.5]])
+        part = np.asarray(outline.clip_to_bbox(strip, inside=True).vertices)[:, ::-1]
+        if len(part):
+            held = (stop - start, size[1])
+            kinds[start:stop] = grid_points_in_poly(held, part - [start, 0], binarize=False)
+    return kinds
 
 
 def _findings(path: Path, doubts: _Doubts) -> Iterator[Finding]:

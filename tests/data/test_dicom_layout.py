@@ -138,9 +138,10 @@ def test_localizers_alone_are_refused(tmp_path: Path, make_series: Make) -> None
     for name in ("p1", "p2"):
         mask_of(tmp_path / "p2", tmp_path / "labels" / f"{name}.nii.gz")
     (found,) = [f for f in check_dataset("dicom", tmp_path) if f.severity == "error"]
-    assert found.code == "mixed_orientations"
-    assert "localizer" in found.fix
-    assert str(tmp_path / "p1") in found.file
+    assert (found.code, found.file) == ("only_localizers", str(tmp_path / "p1"))
+    assert "2 localizers and no scan" in found.message
+    with pytest.raises(DataError, match="only_localizers"):
+        read_image(tmp_path / "p1")
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_several_volumes_are_listed(phases: Path) -> None:
     assert (found.code, found.file) == ("several_series", str(phases / "p1"))
     assert "3 volumes: CT, 6 slices, series number 3 (" in found.message
     assert "MR, 5 slices, series number 5 (" in found.message
-    assert "data.series" in found.fix
+    assert "series=3 (data.series= " in found.fix
     assert "SECRET" not in str(found)
     with pytest.raises(DataError, match="several_series") as caught:
         read_image(phases / "p1")

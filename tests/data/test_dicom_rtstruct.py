@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from samadapt.data import check_dataset, open_dataset, read_image
+from samadapt.data import check_dataset, dicom_rtstruct, open_dataset, read_image
 from samadapt.data.nifti_grid import to_source
 from samadapt.errors import DataError
 
@@ -143,6 +143,21 @@ def test_a_keyhole_is_a_hole(tmp_path: Path, make_series: Make) -> None:
     keyhole = np.vstack([outer, outer[:1], inner[:1], inner[::-1]])
     write_structures(paths, {"ring": [(3, keyhole)]}, tmp_path / "a" / "rs.dcm")
     np.testing.assert_array_equal(labels_of(tmp_path)[3], brute_force([outer, inner]))
+
+
+@pytest.mark.parametrize("many", [0, 1 << 40], ids=["strips", "whole"])
+def test_large_outlines_in_strips(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+    monkeypatch.setattr(dicom_rtstruct, "_MANY", many)
+    rng = np.random.default_rng(2)
+    for _ in range(40):
+        turn = np.linspace(0, 2 * np.pi, rng.integers(5, 60), endpoint=False)
+        radius = rng.uniform(2, 14, len(turn))
+        rows, columns = 12.3 + radius * np.sin(turn), 14.7 + radius * np.cos(turn)
+        polygon = np.round(np.column_stack([rows, columns]), 3)
+        place, inside, line = dicom_rtstruct._points_of(polygon, (24, 30))
+        found = np.zeros((24, 30), bool)
+        found[place] = inside | line
+        np.testing.assert_array_equal(found, brute_force([polygon[:, ::-1]]))
 
 
 def test_volumes_of_phantoms(tmp_path: Path, make_series: Make) -> None:
