@@ -157,13 +157,15 @@ INLINE float largest(vec v) {
   UNROLL for (int by = LANES / 2; by; by /= 2) v = higher(v, turned(v, by));
   return v[0];
 }
-/* 2^t to a relative error of 6e-8; below 2^-126 some number from 0 to 2^-126. */
+/* 2^t for t <= 127, to a relative error of 6e-8; below 2^-126 some number from 0 to 2^-126; NaN of
+ * a NaN, whatever its bits. */
 INLINE vec exp2_of(vec t) {
 #ifdef __AVX512F__
   t = higher(t, splat(FAR)); /* -infinity less itself would be NaN */
   const vec whole = (vec)_mm512_roundscale_ps((__m512)t, 0), f = t - whole;
 #else
-  const vec magic = splat(12582912.0f); /* 1.5 * 2^23: behind it only whole numbers are left */
+  /* 1.5 * 2^23: behind it only whole numbers are left; and 127, fp32's bias of exponents. */
+  const vec magic = splat(12582912.0f + 127.0f);
   t = higher(t, splat(-126.0f));
   const vec moved = t + magic, f = t - (moved - magic);
 #endif
@@ -176,7 +178,7 @@ INLINE vec exp2_of(vec t) {
 #ifdef __AVX512F__
   return (vec)_mm512_scalef_ps((__m512)e, (__m512)whole);
 #else
-  return (vec)((ivec)e + ((ivec)moved << 23));
+  return e * (vec)((ivec)moved << 23); /* a product, because adding to the bits loses some NaNs */
 #endif
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from types import ModuleType
 
@@ -386,3 +386,103 @@ def test_another_processor_has_no_compiled_form(
     assert native_attention.find_kernels() is None
     assert not is_missing()
     assert "no compiled form for this processor" in describe_attention()
+
+
+NANS = (0x7FC00000, 0x7FC00123, 0x7FFFFFFF, 0x7F800001, -1, -0x400000)
+"""Bits of NaNs: the usual one, with payloads, signalling, and negative ones."""
+
+
+def textbook(qkv: Tensor, fill: Tensor, add: Callable[[Tensor, int, int], Tensor]) -> Tensor:
+    """Attend in square tiles of 3 as in the paper, with gradients by autograd.
+
+    Args:
+        qkv: (b, h, w, 3, heads, d).
+        fill: (3, heads, d).
+        add: from a query (heads, d) and its place in the tile, what places add: (heads, 9).
+    """
+    rows = []
+    for y in range(qkv.shape[1]):
+        for x in range(qkv.shape[2]):
+            top, left = 3 * (y // 3), 3 * (x // 3)
+            places = [(top + i, left + j) for i in range(3) for j in range(3)]
+            cells = torch.stack(
+                [
+                    qkv[0, i, j] if i < qkv.shape[1] and j < qkv.shape[2] else fill
+                    for i, j in places
+                ],
+                dim=1,
+            )  # (3, 9, heads, d)
+            q, k, v = qkv[0, y, x, 0], cells[1].transpose(0, 1), cells[2].transpose(0, 1)
+            scores = (k @ q[..., None])[..., 0] * q.shape[-1] ** -0.5 + add(q, y - top, x - left)
+            rows.append((scores.softmax(-1)[:, None] @ v)[:, 0])
+    return torch.stack(rows).view(1, *qkv.shape[1:3], *qkv.shape[4:])
+
+
+def with_nan(tensor: Tensor, bits: int, index: int) -> Tensor:
+    """Return a copy with a NaN of these bits at a flat index."""
+    changed = tensor.clone()
+    changed.view(torch.int32).view(-1)[index % tensor.numel()] = bits
+    return changed
+
+
+def nans(outputs: Sequence[Tensor]) -> list[Tensor]:
+    return [output.isnan() for output in outputs]
+
+
+@pytest.mark.parametrize("where", range(5), ids=[*TENSORS, "grad"])
+@pytest.mark.parametrize("bits", NANS, ids=hex)
+def test_no_nan_is_lost(kernels: ModuleType, bits: int, where: int) -> None:
+    """Forward and backward: NaN where the textbook form has one, and nowhere else."""
+    plain = [t.detach().float() for t in make_inputs((4, 5), (3, 3), images=1)]
+    plain.append(torch.randn(1, 4, 5, 2, 8, generator=torch.Generator().manual_seed(3)))
+    for index in range(1, 960, 97):
+        given = [with_nan(t, bits, index) if i == where else t for i, t in enumerate(plain)]
+        *inputs, grad = given
+
+        def add(q: Tensor, y: int, x: int, inputs: list[Tensor] = inputs) -> Tensor:
+            by_row, by_column = q @ inputs[2][y].T, q @ inputs[3][x].T
+            return (by_row[..., :, None] + by_column[..., None, :]).flatten(-2)
+
+        found, expected = [], []
+        for form, results in ((attend_native, found), (None, expected)):
+            leaves = [t.clone().requires_grad_() for t in inputs[:2]]
+            out = textbook(*leaves, add) if form is None else form(*leaves, *inputs[2:])
+            results += [out, *torch.autograd.grad(out, leaves, grad)]
+        assert all(map(torch.equal, nans(found), nans(expected))), index
+
+
+@pytest.mark.parametrize("where", range(3), ids=["qkv", "fill", "biases"])
+@pytest.mark.parametrize("bits", NANS, ids=hex)
+def test_no_nan_is_lost_with_biases(kernels: ModuleType, bits: int, where: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 4, 5, 2, 3, 8), (2, 3, 8), (2, 9, 9)]
+    plain = [torch.randn(shape, generator=generator) for shape in shapes]
+    for index in range(1, 960, 97):
+        qkv, fill, biases = [
+            with_nan(t, bits, index) if i == where else t for i, t in enumerate(plain)
+        ]
+
+        def add(q: Tensor, y: int, x: int, biases: Tensor = biases) -> Tensor:
+            return biases[:, 3 * y + x]
+
+        found, expected = [], []
+        for compiled, results in ((True, found), (False, expected)):
+            leaves = [t.clone().requires_grad_() for t in (qkv, fill)]
+            if compiled:
+                out = attend_native_biased(*leaves, biases)
+            else:
+                out = textbook(leaves[0].transpose(3, 4), leaves[1].transpose(0, 1), add)
+            results += [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
+        assert all(map(torch.equal, nans(found), nans(expected))), index
+
+
+def test_no_nan_is_lost_in_bf16(kernels: ModuleType) -> None:
+    if not kernels.BF16:
+        pytest.skip("no bf16 in this build or processor")
+    qkv, fill, rows, columns = (t.detach().bfloat16() for t in make_inputs((4, 5), (3, 3)))
+    for index in range(0, qkv.numel(), 61):
+        broken = qkv.clone()
+        broken.view(-1)[index] = torch.nan
+        found = attend_native(broken, fill, rows, columns)
+        expected = attend_tiles(broken, fill, rows, columns)
+        assert torch.equal(found.isnan(), expected.isnan())

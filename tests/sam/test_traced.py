@@ -214,7 +214,7 @@ def test_what_is_not_plain_is_refused(kind: str) -> None:
     assert kind == "meta" or is_traced(odd)
     assert not suits(odd)
     tables = draw(2, 2, 4), draw(2, 2, 4)
-    with pytest.raises(ValueError, match="must be one that suits|is by PyTorch"):
+    with pytest.raises(ValueError, match=r"must be one that suits|is by PyTorch"):
         attend_native(odd, None, *tables)
 
 
