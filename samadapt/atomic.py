@@ -135,6 +135,11 @@ def folder(path: Path, needed: int | None = None) -> Iterator[Path]:
         _swap(part, path)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error of the system says that the disk or the user's quota is full."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
 def append_text(path: Path, text: str) -> None:
     """Append text to a file that grows line by line, as a log does.
 
@@ -147,7 +152,7 @@ def append_text(path: Path, text: str) -> None:
         with path.open("ab") as stream:
             stream.write(content)
     except OSError as error:
-        if error.errno in _FULL:
+        if is_full(error):
             free = shutil.disk_usage(path.parent).free
             raise DiskFullError(path, len(content), free) from error
         raise WriteError(f"{path}: cannot be written: {error.strerror}") from error
@@ -155,7 +160,7 @@ def append_text(path: Path, text: str) -> None:
 
 def explain(error: BaseException) -> str | None:
     """Return what to say about a full disk that no caller named; None for any other error."""
-    if not isinstance(error, OSError) or error.errno not in _FULL:
+    if not isinstance(error, OSError) or not is_full(error):
         return None
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
     where = Path(tempfile.gettempdir()) if path is None else path.parent

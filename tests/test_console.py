@@ -14,7 +14,7 @@ from PIL import Image
 from rich.table import Table
 
 from samadapt import console
-from samadapt.evaluation.report import write_atomic
+from samadapt.atomic import write_text
 
 TEXT = "0.9 ± 0.1 · 3 mm² ┏━┓┃─│╹ … 大 \udcff end"
 
@@ -137,5 +137,5 @@ def test_a_run_ends_with_its_table(tmp_path: Path, encoding: str) -> None:
 
 
 def test_names_that_are_not_utf8_reach_the_files(tmp_path: Path) -> None:
-    written = write_atomic(tmp_path / "per_case.csv", "case\n\udcff0\n")
+    written = write_text(tmp_path / "per_case.csv", "case\n\udcff0\n")
     assert written.read_text(encoding="utf-8") == "case\n\\udcff0\n"

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from samadapt import atomic
 from samadapt.data.channels import ChannelError, Indices, need_one, pick
 from samadapt.data.classes import chosen_values
 from samadapt.data.itk_header import data_files, is_metaimage
@@ -96,10 +97,8 @@ class ItkReader(VolumeReader):
         image.SetSpacing(spacing[:axes].tolist())
         image.SetOrigin(affine[:axes, 3].tolist())
         image.SetDirection((affine[:3, :3] / spacing)[:axes, :axes].ravel().tolist())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.stem}.part{path.suffix.lower()}")
-        sitk.WriteImage(image, str(partial), useCompression=True)
-        partial.replace(path)
+        with atomic.file(path) as part:
+            sitk.WriteImage(image, str(part), useCompression=True)
 
 
 def load_itk(path: Path, channel: Indices = None, root: Path | None = None) -> Grid:

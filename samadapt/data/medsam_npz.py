@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from samadapt import atomic
 from samadapt.data.channels import Indices
 from samadapt.data.nifti_grid import SUFFIXES, finite_image, whole_labels
 from samadapt.data.reader import Layout, register_reader
@@ -112,10 +113,8 @@ class MedSamReader(VolumeReader):
             if prediction.ndim == 3 and volume.source is None
             else (np.moveaxis(prediction, 2, 0) if prediction.ndim == 3 else prediction)
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.stem}.part.npz")
-        np.savez_compressed(partial, segs=planes)
-        partial.replace(path)
+        with atomic.file(path) as part:
+            np.savez_compressed(part, segs=planes)
 
     def _as_volume(
         self,

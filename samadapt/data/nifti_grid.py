@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from samadapt import atomic
 from samadapt.data.channels import Indices, need_one, pick
 from samadapt.data.foreign import by_content, by_name
 from samadapt.data.inflate import Inflated, gunzipped
@@ -240,11 +241,8 @@ def _save(values: Array, source: SourceGrid, path: Path, slope: float = 1.0) -> 
     image_class: Any = nib.Nifti2Image if header["sizeof_hdr"] == 540 else nib.Nifti1Image
     image = image_class(values, source.affine, header)
     image.header.set_slope_inter(slope, 0)  # the image forgets what its header was made with
-    path.parent.mkdir(parents=True, exist_ok=True)
-    suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
-    partial = path.with_name(f".{path.name}.part{suffix}")
-    nib.save(image, partial)
-    partial.replace(path)
+    with atomic.file(path) as part:
+        nib.save(image, part)
 
 
 def _orientations() -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from samadapt import atomic
 from samadapt.data.colours import (
     Colours,
     count_colours,
@@ -262,10 +263,8 @@ def save_mask(prediction: Array, path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise DataError(f"{path}: a mask is written as .png; choose such a name")
     deep = prediction.size > 0 and int(prediction.max()) > 255
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part.png")
     picture = Image.fromarray(prediction.astype(np.uint16 if deep else np.uint8))
     if not deep:
         picture.putpalette(PALETTE)
-    picture.save(partial)
-    partial.replace(path)
+    with atomic.file(path) as part:
+        picture.save(part)

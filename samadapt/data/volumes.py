@@ -14,6 +14,7 @@ from threading import Lock
 
 import numpy as np
 
+from samadapt import atomic
 from samadapt.data.types import Annotation, Array
 from samadapt.errors import DataError
 
@@ -83,11 +84,9 @@ def stored_arrays(
     stem = hashlib.sha256(key.encode()).hexdigest()[:24]
     paths = [folder / f"{stem}.{part}.npy" for part in ("image", "labels")]
     if not all(path.is_file() for path in paths):
-        folder.mkdir(parents=True, exist_ok=True)
         for path, array in zip(paths, make(), strict=True):
-            partial = path.with_suffix(f".{os.getpid()}.part.npy")
-            np.save(partial, np.ascontiguousarray(np.moveaxis(array, 2, 0)))
-            partial.replace(path)
+            with atomic.file(path, array.nbytes) as part:
+                np.save(part, np.ascontiguousarray(np.moveaxis(array, 2, 0)))
     image, labels = (np.moveaxis(np.load(path, mmap_mode="r"), 0, 2) for path in paths)
     return image, labels
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samadapt import atomic
 from samadapt.console import printable
 from samadapt.evaluation.overlays import (
     colour_of,
@@ -99,13 +100,8 @@ def draw_contact_sheet(
         place = (left / width, bottom / height, TILE / width, tall / height)
         _draw(figure.add_axes(place), tile, enlarged=max(tile.labels.shape) <= TILE * DPI)
     draw_legend(figure, classes, legend_columns)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with atomic.file(path) as part:
         figure.savefig(part, format="png", dpi=DPI)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

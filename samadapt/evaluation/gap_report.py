@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from samadapt import atomic
 from samadapt.evaluation.calibration import calibration
 from samadapt.evaluation.prompt_matrix import BOX, CLICKS, MOVED, NONE, SETTINGS, Scores
-from samadapt.evaluation.report import NOTHING, csv_name, write_atomic
+from samadapt.evaluation.report import NOTHING, csv_name
 from samadapt.prompts.objects import SAM_SIDE
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def write_gap(
                 oracle = str(setting != NONE).lower()
                 named = csv_name(row.case), csv_name(row.class_name)
                 writer.writerow([setting, oracle, state, *named, *numbers, row.flag])
-    write_atomic(directory / CSV_NAME, stream.getvalue())
+    atomic.write_text(directory / CSV_NAME, stream.getvalue())
     plot_gap(summary, directory / PLOT_NAME)
 
 
@@ -124,10 +125,8 @@ def plot_gap(summary: Mapping[str, Any], png: Path) -> None:
         axis.grid(visible=True, color="#e4e4e4", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    png.parent.mkdir(parents=True, exist_ok=True)
-    draft = png.with_name(f".{png.name}.tmp")
-    figure.savefig(draft, format="png")
-    draft.replace(png)
+    with atomic.file(png) as part:
+        figure.savefig(part, format="png")
 
 
 def _draw_dice(axis: Axes, summary: Mapping[str, Any]) -> None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from samadapt import atomic
 from samadapt.evaluation.overlays import COLOURS
-from samadapt.evaluation.report import write_atomic
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -102,7 +102,7 @@ def write_html(path: Path, page: Page) -> Path:
         details=[_table(table) for table in page.details],
         texts=[{"title": title, "text": body} for title, body in page.texts.items()],
     )
-    return write_atomic(path, text)
+    return atomic.write_text(path, text)
 
 
 def _policy(template: str) -> str:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from samadapt import atomic
 from samadapt.errors import RunError
 from samadapt.evaluation.instances import ObjectMatches
-from samadapt.evaluation.report import NOTHING, write_atomic
+from samadapt.evaluation.report import NOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ def write_objects(directory: Path, rows: Mapping[str, Sequence[ObjectMatches]]) 
         ]
         for state, matches in rows.items()
     }
-    return write_atomic(directory / OBJECTS_NAME, json.dumps(lines, indent=1) + "\n")
+    return atomic.write_text(directory / OBJECTS_NAME, json.dumps(lines, indent=1) + "\n")
 
 
 def read_objects(directory: Path) -> dict[str, list[ObjectMatches]]:

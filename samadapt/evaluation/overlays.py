@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from samadapt import atomic
 from samadapt.console import printable
 from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
@@ -148,8 +149,8 @@ def draw_overlay(
         heading = "image and prompt" if panel.labels is None and has_prompt else panel.heading
         _write_heading(axis, heading, panel.detail, heading_inches)
     draw_legend(figure, classes, columns)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=DPI)
+    with atomic.file(path) as part:
+        figure.savefig(part, format="png", dpi=DPI)
     return path
 
 

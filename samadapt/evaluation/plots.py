@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samadapt import atomic
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -49,10 +51,8 @@ def plot_progress(metrics_jsonl: Path, png: Path) -> Path:
     axes[2].set_xlabel("step")
     axes[2].xaxis.get_major_locator().set_params(integer=True)
     figure.align_ylabels(axes)
-    png.parent.mkdir(parents=True, exist_ok=True)
-    draft = png.with_name(f".{png.name}.tmp")
-    figure.savefig(draft, format="png")
-    draft.replace(png)
+    with atomic.file(png) as part:
+        figure.savefig(part, format="png")
     return png
 
 

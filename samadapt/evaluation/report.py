@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from samadapt import atomic
 from samadapt.errors import RunError
 from samadapt.evaluation.metrics import CaseClassScore
 from samadapt.evaluation.scores import OVERLAP, SCORES, Score
@@ -56,7 +56,7 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> Path:
         RunError: for a value that JSON cannot hold, naming its key.
     """
     text = json.dumps(_plain(summary, "summary"), indent=2, ensure_ascii=False, allow_nan=False)
-    return write_atomic(directory / SUMMARY_NAME, text + "\n")
+    return atomic.write_text(directory / SUMMARY_NAME, text + "\n")
 
 
 def write_per_case(directory: Path, rows: Mapping[str, Sequence[CaseClassScore]]) -> Path:
@@ -82,7 +82,7 @@ def write_per_case(directory: Path, rows: Mapping[str, Sequence[CaseClassScore]]
             line = {name: getattr(row, name) for name in kept}
             named = {"case": csv_name(row.case), "class": csv_name(row.class_name), "state": state}
             writer.writerow({**named, **numbers, **line})
-    return write_atomic(directory / PER_CASE_NAME, stream.getvalue())
+    return atomic.write_text(directory / PER_CASE_NAME, stream.getvalue())
 
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -308,16 +308,3 @@ def _plain(value: Any, key: str) -> Any:
         f"{key} must be a number, text, path, list or dict to be written as JSON; "
         f"got {type(value).__name__}"
     )
-
-
-def write_atomic(path: Path, text: str) -> Path:
-    """Write beside the target and rename, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # a file name that is not UTF-8 must not lose the scores of a run
-        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path

@@ -88,7 +88,6 @@ class Peft(Target):
         tensors = load_file(source / WEIGHTS)
         renamed = {rename.key(name): value for name, value in tensors.items()}
         save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / WEIGHTS).chmod(0o644)
         write_json(folder / PEFT_CONFIG, rename.values(read_json(source / PEFT_CONFIG)))
         return []
 

@@ -44,7 +44,6 @@ class SamFile(Target):
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         torch.save(tensors, folder / TORCH_FILE)
         save_file(tensors, folder / SAFE_FILE, metadata={"format": "pt"})
-        (folder / SAFE_FILE).chmod(0o644)  # safetensors leaves it readable by its owner alone
         return _notes(adapted)
 
     def read_back(self, adapted: Adapted, folder: Path) -> Model:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
+from samadapt import atomic
 from samadapt.errors import AdapterError, RunError
 
 if TYPE_CHECKING:
@@ -130,10 +129,7 @@ def export_adapter(
     if reason := target.refusal(adapted):
         raise _refused(adapted, target, reason)
     expected = probe.answers(adapted.sam)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        scratch.chmod(0o755)
+    with atomic.folder(output) as scratch:
         notes = _write(target, adapted, scratch)
         if adapted.record.prompt.get("background_token"):
             notes.append(f"background: {BACKGROUND_TOKEN}")
@@ -145,11 +141,6 @@ def export_adapter(
                 f"Nothing is kept; other targets: {_others(adapted, target) or 'none'}"
             )
         write_card(scratch / CARD, adapted, target, difference, notes)
-        if output.exists():
-            output.rmdir()
-        scratch.rename(output)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     files = {p.name: p.stat().st_size for p in sorted(output.iterdir())}
     return Exported(target.name, output, files, difference, notes)
 
@@ -208,4 +199,4 @@ def write_card(
         use=target.how_to_load(adapted),
         facts={"Compared with the adapted model": str(difference), "Notes": "; ".join(notes)},
     )
-    path.write_text(card, encoding="utf-8")
+    atomic.write_text(path, card)

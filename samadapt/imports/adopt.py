@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from samadapt import atomic
 from samadapt.errors import AdapterError, RunError
 from samadapt.imports.foreign import READERS, Foreign
 
@@ -203,8 +204,8 @@ def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> 
     try:
         save_adapter(output, base, injection, record)
         if pristine:
-            save_file(pristine, output / BASE)
-            (output / BASE).chmod(0o644)
+            with atomic.file(output / BASE) as part:
+                save_file(pristine, part)
         found = probe.answers(open_adapter(output).sam)
         difference = probe.compare(expected, found, LIMIT)
         if not difference.is_small:

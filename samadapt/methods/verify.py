@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samadapt import atomic
 from samadapt.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -137,4 +138,4 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object, indented."""
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    atomic.write_text(path, json.dumps(values, indent=2) + "\n")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samadapt import atomic
 from samadapt.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -72,9 +73,7 @@ class CocoFile:
             "annotations": self.annotations,
             "categories": [{"id": k, "name": n} for k, n in enumerate(self.classes, start=1)],
         }
-        partial = path.with_name(f".{path.name}.part")
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        partial.replace(path)
+        atomic.write_text(path, json.dumps(content))
 
 
 def coco_masks() -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from samadapt import __version__
+from samadapt import __version__, atomic
 from samadapt.data.dicom_frames import read_file
 from samadapt.data.types import FindingError
 from samadapt.errors import DataError, MissingExtraError
@@ -115,9 +115,8 @@ def save_segmentation(
         software_versions=__version__,
         device_serial_number="0",
     )
-    partial = path.with_name(f".{path.name}.part")
-    made.save_as(partial)
-    partial.replace(path)
+    with atomic.file(path) as part:
+        made.save_as(part)
 
 
 def _slices(source: Path, files: Sequence[Path]) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samadapt import atomic
 from samadapt.data.dicom_objects import holds_dicom
 from samadapt.data.reader import Reader, ReaderOptions, reader_for, readers, write_prediction
 from samadapt.errors import DataError, UserError
@@ -363,6 +364,8 @@ def _write(
         if found.probabilities is None:
             return None
         return _write_probabilities(found.probabilities, volume, target, source)
+    except atomic.WriteError:
+        raise
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error})") from error
 
@@ -394,9 +397,8 @@ def _write_probabilities(probabilities: Array, volume: Volume, target: Path, nam
         base = name.name
     if volume.source is None:
         path = target.with_name(f"{base}_probabilities.npz")
-        partial = path.with_name(f".{path.name}.part.npz")
-        np.savez_compressed(partial, probabilities=probabilities[..., 0])
-        partial.replace(path)
+        with atomic.file(path) as part:
+            np.savez_compressed(part, probabilities=probabilities[..., 0])
         return path
     from samadapt.data.nifti_grid import save_shares
 

@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from samadapt import atomic
 from samadapt.errors import RunError
 from samadapt.machine import total_memory_bytes
 
@@ -132,7 +133,7 @@ class DiskStore:
             published = _publish(part, self._path(key))
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise self._failed(error) from error
+            raise self._failed(error, len(content)) from error
         if published:
             self._checked.add(key)
 
@@ -175,8 +176,13 @@ class DiskStore:
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
-    def _failed(self, error: OSError) -> RunError:
-        return RunError(f"{self.folder}: features cannot be kept here: {error.strerror}; {ADVICE}")
+    def _failed(self, error: OSError, needed: int = 0) -> RunError:
+        room = ""
+        if atomic.is_full(error):
+            free = shutil.disk_usage(self.folder).free
+            room = f"those of one more image need {needed} bytes and {free} bytes are free; "
+        reason = f"features cannot be kept here: {error.strerror}"
+        return RunError(f"{self.folder}: {reason}; {room}{ADVICE}")
 
 
 def settle(

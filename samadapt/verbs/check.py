@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samadapt import console
+from samadapt import atomic, console
 from samadapt.config import Data
 from samadapt.errors import ConfigError
 from samadapt.overrides import parse
@@ -146,10 +146,7 @@ def _report_path(output: str, root: str | None) -> Path:
 def _write(path: Path, report: dict[str, Any]) -> None:
     import json
 
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise ConfigError(f"output: {path} cannot be written: {error.strerror}") from error
+        atomic.write_text(path, json.dumps(report, indent=2) + "\n")
+    except atomic.WriteError as error:
+        raise ConfigError(f"output: {error}") from error
