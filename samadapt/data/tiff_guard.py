@@ -28,6 +28,11 @@ _DESCRIPTION = 270
 _DEFLATE, _LZMA = (8, 32946), (34925,)
 _DENSEST = {**dict.fromkeys(_DEFLATE, 1040), **dict.fromkeys(_LZMA, 8000)}
 """How many times its size a strip can unpack to."""
+_PLAIN = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000)
+"""Compressions that unpack to no more than the page declares: none, fax, LZW, deflate, PackBits,
+LZMA (counted here) and Zstandard."""
+_PICTURES = (6, 7, 33003, 33005, 34712, 34933, 50001)
+"""Those whose strips state a size of their own: JPEG, JPEG 2000, PNG and WebP."""
 _UNSEEN = 1 << 27
 """Bytes that a strip may unpack to without having been counted."""
 _AGAIN = "copy it again, or save it uncompressed"
@@ -158,6 +163,11 @@ def check_strips(path: Path, page: Any) -> None:
     """
     expected = math.prod(int(side) for side in page.chunks) * int(page.dtype.itemsize)
     check_bytes(path, expected)
+    if page.compression in _PICTURES:
+        _check_pictures(path, page)
+    elif page.compression not in _PLAIN:
+        message = f"page {page.index} is compressed in a way that is not read here"
+        raise fault("unreadable_image", path, message, "save it uncompressed, or with LZW")
     densest = _DENSEST.get(int(page.compression), 1)
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
         if densest == 1 or count * densest <= _UNSEEN:
@@ -166,6 +176,19 @@ def check_strips(path: Path, page: Any) -> None:
             file.seek(offset)
             if not _fits(file.read(count), expected + 1, lzma_coded=page.compression in _LZMA):
                 raise _unpacks_to_more(path, page.index)
+
+
+def _check_pictures(path: Path, page: Any) -> None:
+    """Refuse strips or tiles that are pictures larger than the page says."""
+    from PIL import Image
+
+    most = 4 * math.prod(int(side) for side in page.chunks)  # programs pad blocks of 16
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        with path.open("rb") as file:
+            file.seek(offset)
+            with Image.open(BytesIO(file.read(count))) as opened:
+                if math.prod(opened.size) > most:
+                    raise _unpacks_to_more(path, page.index)
 
 
 def _fits(packed: bytes, most: int, *, lzma_coded: bool) -> bool:

@@ -148,3 +148,15 @@ def test_predictions_are_masks_that_can_be_read(tmp_path: Path) -> None:
     mask = load_mask(tmp_path / "a.png")
     np.testing.assert_array_equal(mask.values, INDICES)
     assert mask.colours[0] == (0, 0)
+
+
+def test_object_numbers_may_have_any_colour(masks: Callable[..., Path]) -> None:
+    palettes = [[BLACK, RED, RED], [BLACK, GREEN, WHITE], [BLACK, WHITE, GREEN]]
+    root = masks(*[(INDICES, palette) for palette in palettes])
+    assert _codes(root, instances=True) == []
+    assert _codes(masks_with_white_background(root), instances=True) == ["palette_background"]
+
+
+def masks_with_white_background(root: Path) -> Path:
+    _save(root / "masks" / "p1.png", INDICES, [WHITE, RED, GREEN])
+    return root

@@ -154,9 +154,11 @@ def test_few_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif").image[:, :, 0], values * 17)
 
 
-def _write_bits(path: Path, packed: bytes, shape: tuple[int, int], bits: int) -> None:
-    """Write an uncompressed grey TIFF of fewer than 8 bits a sample."""
-    tags = [(256, shape[1]), (257, shape[0]), (258, bits), (259, 1), (262, 1), (273, 8)]
+def _write_bits(
+    path: Path, packed: bytes, shape: tuple[int, int], bits: int, compression: int = 1
+) -> None:
+    """Write a grey TIFF of one strip."""
+    tags = [(256, shape[1]), (257, shape[0]), (258, bits), (259, compression), (262, 1), (273, 8)]
     tags += [(277, 1), (278, shape[0]), (279, len(packed))]
     body = struct.pack("<H", len(tags))
     body += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
@@ -287,3 +289,35 @@ def test_samples_that_are_no_picture(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(stream.getvalue()[:60])
     with pytest.raises(DataError, match=r"cut\.png.*unreadable_image"):
         read_still(tmp_path / "cut.png")
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "png", "lerc", "webp"])
+def test_a_strip_that_is_a_larger_picture_is_refused(tmp_path: Path, compression: str) -> None:
+    import imagecodecs
+
+    zeros = np.zeros((2000, 2000), np.uint8)
+    codes = {"jpeg": 7, "png": 34933, "lerc": 34887, "webp": 50001}
+    packed = {
+        "jpeg": lambda: imagecodecs.jpeg_encode(zeros),
+        "png": lambda: imagecodecs.png_encode(zeros, level=1),
+        "lerc": lambda: imagecodecs.lerc_encode(zeros),
+        "webp": lambda: imagecodecs.webp_encode(np.zeros((2000, 2000, 3), np.uint8)),
+    }[compression]()
+    _write_bits(tmp_path / "a.tif", packed, (10, 10), 8, codes[compression])
+    code = "unreadable_image" if compression == "lerc" else "too_large"
+    with pytest.raises(FindingError, match=rf"a\.tif.*{code}"):
+        read_still(tmp_path / "a.tif")
+
+
+def test_a_threshold_reads_altered_values(make_folder: Callable[..., Path]) -> None:
+    root = make_folder(3)
+    grey = Image.fromarray(OBJECT * np.uint8(255))
+    for index, ending in enumerate(("jpg", "webp")):
+        (root / "masks" / f"p{index}.png").unlink()
+        grey.resize((80, 96)).resize((10, 12)).save(root / "masks" / f"p{index}.{ending}")
+    assert {f.code for f in check_dataset("folder", root)} == {"lossy_mask"}
+    assert check_dataset("folder", root, mask_threshold=128) == []
+    tifffile.imwrite(root / "masks" / "p2.tif", OBJECT * np.float32(0.7))
+    (root / "masks" / "p2.png").unlink()
+    dataset = open_dataset("folder", root, mask_threshold=0.5)
+    np.testing.assert_array_equal(dataset.sample(SliceRef("p2", 0)).labels, OBJECT)
