@@ -38,7 +38,7 @@ def read_annotation(path: Path, height: int, width: int) -> Annotation:
             lies outside the image.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise _schema(path, f"is not a JSON file ({type(error).__name__})") from None
     if not isinstance(content, dict):

@@ -249,7 +249,7 @@ class CocoReader(ObjectReader):
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file, in UTF-8 with or without a byte-order mark.
+    """Read a JSON file, in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark.
 
     Raises:
         FindingError: it is missing, empty or not JSON.
@@ -259,7 +259,7 @@ def read_json(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as problem:
         message = f"is not a JSON file ({_where(problem)})"
         raise fault("broken_json", path, message, "copy or export it again") from None

@@ -257,7 +257,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         fix = "add it, or name the files with data.image, data.label and data.classes"
         raise fault("missing_dataset_json", path, "MSD and nnU-Net folders have this file", fix)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise fault(
             "broken_dataset_json", path, f"is not JSON ({type(error).__name__})", _DECLARED

@@ -128,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if size > MAX_JSON_BYTES:
         raise AdapterError(f"{path}: expected at most {MAX_JSON_BYTES} bytes of JSON; got {size}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path}: expected JSON; it is truncated or broken ({error})") from error
     if not isinstance(values, dict):

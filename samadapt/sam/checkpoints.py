@@ -243,7 +243,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not readable JSON ({type(error).__name__})") from None
     if not isinstance(content, dict):

@@ -120,6 +120,7 @@ def pool(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
         objects = _pooled_objects(parent, runs)
         for state, matches in objects.items():
             pooled[state]["instances"] = summarise_objects(matches, classes)
+    _mark_untrained(pooled["adapted"], summaries)
     paired = pooled["adapted"] and compare_states(rows["zero_shot"], rows["adapted"], classes)
     rule = f"{len(runs)} folds by case: each case is scored by the adapter that did not see it"
     write_json(parent / "splits.json", {"rule": rule, "folds": splits})
@@ -135,6 +136,14 @@ def pool(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
         "folds": [_of_fold(run, summary) for run, summary in zip(runs, summaries, strict=True)],
         "notes": list(dict.fromkeys(note for summary in summaries for note in summary["notes"])),
     }
+
+
+def _mark_untrained(pooled: dict[str, Any] | None, summaries: Sequence[dict[str, Any]]) -> None:
+    """Mark the classes that the adapter of a fold never saw in training."""
+    for summary in summaries if pooled else ():
+        for name, entry in (summary["adapted"] or {}).get("per_class", {}).items():
+            if entry.get("untrained") and pooled is not None:
+                pooled["per_class"][name]["untrained"] = True
 
 
 def _prepared(config: Config, run_dir: Path, fold: int, folds: int) -> Config:

@@ -110,7 +110,7 @@ def test_roboflow_and_label_studio_exports_are_read(tmp_path: Path) -> None:
     check_reads(tmp_path / "studio", 4)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_windows_paths_and_byte_order_marks_are_read(tmp_path: Path, encoding: str) -> None:
     names = pictures(tmp_path / "images" / "set")
     write(tmp_path / "annotations.json", content([f"set\\{name}" for name in names]), encoding)

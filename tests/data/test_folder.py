@@ -141,6 +141,8 @@ def test_annotations_become_prompts(make_folder: Callable[..., Path]) -> None:
     }
     _annotate(root, content)
     _annotate(root, {"points": [[1, 1], [2, 2]]}, "p2")
+    saved = root / "annotations" / "p2.json"  # as Notepad does, with a byte-order mark
+    saved.write_text(saved.read_text(encoding="utf-8"), encoding="utf-8-sig")
     (finding,) = check_dataset("folder", root)
     assert finding.code == "annotation_class"
     assert finding.file == str(root / "annotations" / "p1.json")

@@ -50,6 +50,17 @@ def test_a_class_of_the_held_out_cases_alone_is_named_and_marked(make_pictures, 
     assert again["adapted"]["per_class"]["class_2"]["untrained"] is True
 
 
+def test_the_table_of_a_cross_validation_marks_such_a_class(make_pictures, run):
+    root = make_pictures(4)
+    path = root / "masks" / "p0.png"
+    mask = np.array(Image.open(path))
+    mask[:3, :3] = 2
+    Image.fromarray(mask).save(path)
+    summary = run(root, "prompts=semantic", "folds=2").summary
+    assert summary["adapted"]["per_class"]["class_2"]["untrained"] is True
+    assert any("class_2 occurs in the held-out" in note for note in summary["notes"])
+
+
 def test_runs_whose_classes_are_all_learned_have_no_mark(make_pictures, run):
     summary = run(make_pictures(6, classes=2), "prompts=semantic").summary
     assert not any("untrained" in entry for entry in summary["adapted"]["per_class"].values())
