@@ -64,7 +64,7 @@ def summarise_run(
         notes.append(untrained_text(untrained))
         for name in untrained:
             adapted.summary["per_class"][name]["untrained"] = True
-    notes += ignored_notes(session, zero_shot.summary)
+    notes += ignored_notes(session, slices["test"], zero_shot)
     if session.dataset.left_out:
         notes.append(f"cases left out for errors: {', '.join(session.dataset.left_out)}")
     return {
@@ -119,15 +119,25 @@ def untrained_text(names: Sequence[str]) -> str:
     )
 
 
-def ignored_notes(session: Session, summary: dict[str, Any]) -> list[str]:
+def ignored_notes(session: Session, refs: Sequence[SliceRef], scored: Evaluation) -> list[str]:
     """Say how much of the scored cases is not annotated; nothing where all of it is."""
-    notes = []
-    if "ignored" in summary:
-        share = summary["ignored"]["share"]
+    data, notes = session.dataset, []
+    if "ignored" in scored.summary:
+        share = scored.summary["ignored"]["share"]
         notes.append(f"{share:.1%} of the scored voxels are ignored: they have no score")
-    unknown = session.dataset.slices("val").left_out.get("not annotated", 0)
+    cases = dict.fromkeys(ref.case for ref in refs)
+    slab = data.parts.slab
+    held = {case: slab.indices("val") if slab else slice(None) for case in cases}
+    unknown = sum(int((~data.annotated(case)[held[case]]).sum()) for case in cases)
     if unknown:
-        notes.append(f"{unknown} held-out slices without annotation are not scored")
+        part = "slices" if data.tiling is None else "tiles"
+        notes.append(f"{unknown} {part} of the scored cases are not annotated: they have no score")
+    counts = {name: len(cases) for name in data.classes}
+    for row in scored.rows:
+        counts[row.class_name] -= 1
+    missing = ", ".join(f"{name} in {count}" for name, count in counts.items() if count)
+    if missing:
+        notes.append(f"classes that are not annotated in some of {len(cases)} cases: {missing}")
     return notes
 
 

@@ -62,12 +62,36 @@ class Oracle(nn.Module):
         return torch.stack([best % self.image_size, best // self.image_size], dim=-1)
 
 
+class RegionOracle(Oracle):
+    """Knows two regions that overlap: "whole" has any colour, "core" the first or the third."""
+
+    def decode(self, embeddings, prompts, *, multimask):
+        if prompts.boxes is not None:
+            return super().decode(embeddings, prompts, multimask=multimask)
+        whole, core = embeddings > 0, (embeddings == STEP) | (embeddings == 3 * STEP)
+        logits = torch.where(torch.cat([whole, core], dim=1)[:, None], 1.0, -1.0)
+        return MaskOutput(logits, logits.mean((-2, -1)))
+
+
+@pytest.fixture
+def make_regions(make_oracle):
+    """``make_regions(kind)``: a segmenter of the regions "whole tumour" and "core"."""
+    names = ("whole tumour", "core")
+    return lambda kind="semantic": make_oracle(kind, names, sam=RegionOracle(2), overlapping=True)
+
+
 @pytest.fixture
 def make_oracle():
     """``make_oracle(kind, classes, axis, **policy)``: a segmenter over an ``Oracle``."""
 
     def make(
-        kind="semantic", classes=("a", "b", "c"), axis="auto", threshold=0.0, sam=None, **policy
+        kind="semantic",
+        classes=("a", "b", "c"),
+        axis="auto",
+        threshold=0.0,
+        sam=None,
+        overlapping=False,
+        **policy,
     ):
         record = AdapterRecord(
             base="oracle",
@@ -79,6 +103,7 @@ def make_oracle():
             prompt={"kind": kind, **policy},
             axis=axis,
             threshold=threshold,
+            overlapping=overlapping,
         )
         return Segmenter(sam or Oracle(len(classes)), record)
 

@@ -124,3 +124,16 @@ def test_what_cannot_be_a_segmentation_says_why(series, tmp_path, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"samadapt\[dicom\]"):
         save_segmentation(labels, volume, folder, ["a"], target)
     assert not target.exists()
+
+
+def test_regions_are_segments_that_overlap(series, tmp_path):
+    folder, volume, _ = series
+    grey = volume.image // 85
+    maps = np.stack([(grey > 0) * 1, (grey == 1) * 2]).astype(np.uint8)
+    save_segmentation(maps, volume, folder, ["whole", "core"], tmp_path / "seg.dcm")
+    seg = highdicom.seg.segread(tmp_path / "seg.dcm")
+    assert [item.SegmentLabel for item in seg.SegmentSequence] == ["whole", "core"]
+    voxels = seg.get_volume(combine_segments=False).array
+    counts = voxels.reshape(-1, 2).sum(axis=0)
+    assert counts.tolist() == [(grey > 0).sum(), (grey == 1).sum()]
+    assert (voxels[..., 1] <= voxels[..., 0]).all()

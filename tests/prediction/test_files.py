@@ -14,7 +14,7 @@ from samadapt.data import reader as readers_module
 from samadapt.data.nifti import NiftiReader
 from samadapt.data.reader import Reader
 from samadapt.errors import DataError, MissingExtraError, PromptError
-from samadapt.prediction.files import check_files, is_folder_of_images
+from samadapt.prediction.files import check_files, is_folder_of_images, mask_files
 
 LABELS = np.zeros((9, 15), dtype=np.uint8)
 LABELS[1:4, 2:6], LABELS[6:8, 1:5], LABELS[2:7, 9:13] = 1, 1, 3
@@ -260,3 +260,63 @@ def test_every_reader_says_what_is_written():
     for reader in readers_module.readers().values():
         assert issubclass(reader, Reader)
         assert reader.output_suffixes
+
+
+def test_each_region_is_a_mask_of_its_own(make_regions, tmp_path):
+    """Files of 0 and 1 on the source's grid; the same from Python."""
+    truth = save_volume(tmp_path / "scan.nii.gz")
+    segmenter = make_regions()
+    row = segmenter.predict_file(
+        tmp_path / "scan.nii.gz", tmp_path / "out.nii.gz", probabilities=True
+    )
+    assert row["masks"] == {
+        "whole tumour": tmp_path / "out_whole_tumour.nii.gz",
+        "core": tmp_path / "out_core.nii.gz",
+    }
+    assert not (tmp_path / "out.nii.gz").exists()
+    expected = {"whole tumour": truth > 0, "core": (truth == 1) | (truth == 3)}
+    found = segmenter.segment(tmp_path / "scan.nii.gz")
+    assert (found.shape, found.dtype) == ((2, 9, 15, 3), np.uint8)
+    for mask, (name, path) in zip(found, row["masks"].items(), strict=True):
+        written = nib.load(path)
+        np.testing.assert_array_equal(np.asarray(written.dataobj), expected[name])
+        np.testing.assert_array_equal(mask, expected[name])
+        np.testing.assert_array_equal(written.affine, np.diag([1.0, 1, 3, 1]))
+        assert row["voxels"][name] == expected[name].sum()
+    shares = np.asarray(nib.load(tmp_path / "out_probabilities.nii.gz").dataobj)
+    np.testing.assert_array_equal(shares[..., 0] > 0.5, expected["whole tumour"])
+
+
+def test_regions_of_pictures(make_regions, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save_picture(folder / "one.png")
+    segmenter = make_regions()
+    (row,) = segmenter.predict_folder(folder, tmp_path / "out", fill_holes=True, keep_largest=True)
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["one_core.png", "one_whole_tumour.png"]
+    core = np.asarray(Image.open(tmp_path / "out" / "one_core.png"))
+    np.testing.assert_array_equal(core, (LABELS == 3))  # the largest part of colours 1 and 3
+    assert row["voxels"] == {"whole tumour": 20, "core": 20}
+    plain = segmenter.segment(folder / "one.png")
+    np.testing.assert_array_equal(plain, np.stack([LABELS > 0, LABELS > 0]))
+
+
+def test_prompted_regions_take_no_pixels_from_each_other(make_regions, tmp_path):
+    save_picture(tmp_path / "one.png")
+    segmenter = make_regions("box")
+    boxes = [[9, 2, 13, 7], [9, 2, 13, 7], [2, 1, 6, 4]]
+    labels = ["whole tumour", "core", "core"]
+    found = segmenter.segment(tmp_path / "one.png", boxes=boxes, labels=labels)
+    np.testing.assert_array_equal(found, np.stack([LABELS == 3, LABELS > 0]))
+    target = tmp_path / "one.json"
+    segmenter.predict_file(tmp_path / "one.png", target, boxes=boxes, labels=labels)
+    kept = json.loads(target.read_text())["annotations"]
+    areas = [(one["category_id"], one["area"]) for one in kept]
+    assert areas == [(1, 20), (2, 20), (2, int((LABELS == 1).sum()))]
+
+
+def test_two_regions_never_share_a_file(tmp_path):
+    files = mask_files(tmp_path / "a.b.nii.gz", ["x/y", "x:y", "z"])
+    names = [path.name for path in files.values()]
+    assert names == ["a.b_x_y.nii.gz", "a.b_x_y_2.nii.gz", "a.b_z.nii.gz"]

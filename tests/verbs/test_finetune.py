@@ -481,3 +481,87 @@ def test_ignored_values_go_through_a_whole_run(make_pictures, run, prompts, tmp_
     again = evaluate(arguments).summary["adapted"]
     assert again["dice"] == summary["adapted"]["dice"]
     assert again["ignored"] == summary["adapted"]["ignored"]
+
+
+def nested_pictures(root, count=6):
+    """Pictures with a bright core in a grey rim: values 1 in 2."""
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        mask = np.zeros((24, 40), np.uint8)
+        row, column = rng.integers(1, 6), rng.integers(1, 14)
+        mask[row : row + 14, column : column + 20] = 2
+        mask[row + 4 : row + 10, column + 5 : column + 13] = 1
+        image = rng.integers(0, 30, (24, 40)) + np.array([0, 180, 90])[mask]
+        Image.fromarray(image.astype(np.uint8)).save(root / "images" / f"p{index}.png")
+        Image.fromarray(mask).save(root / "masks" / f"p{index}.png")
+    return root
+
+
+REGIONS = "data.regions={whole: [1, 2], core: 1}"
+
+
+@pytest.mark.slow
+def test_regions_train_and_are_written_each_as_a_mask(run, tmp_path):
+    """Without prompts both are learned: the core is hidden by no other class."""
+    root = nested_pictures(tmp_path / "nested")
+    rate = ["train.steps=80", "train.lr=3e-3", "train.validate_every=20"]
+    result = run(root, REGIONS, "prompts=semantic", "peft.blocks=all", *rate, "eval.overlays=2")
+    per_class = result.summary["adapted"]["per_class"]
+    assert list(per_class) == ["whole", "core"]
+    assert min(entry["dice"] for entry in per_class.values()) > 0.05
+    text = (result.run_dir / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "train"]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    record = read_record(result.adapter_dir)
+    assert (record.overlapping, record.classes) == (True, ["whole", "core"])
+    segmenter = samadapt.load_adapter(result.adapter_dir, device="cpu")
+    found = segmenter.segment(root / "images" / "p0.png")
+    assert found.shape == (2, 24, 40)
+    truth = np.asarray(Image.open(root / "masks" / "p0.png"))
+    for mask, true, name in zip(found, (truth > 0, truth == 1), ("whole", "core"), strict=True):
+        dice = 2 * (mask & true).sum() / (mask.sum() + true.sum())
+        with (result.run_dir / "eval" / "per_case.csv").open() as stream:
+            (row,) = [
+                row
+                for row in csv.DictReader(stream)
+                if (row["case"], row["class"], row["state"]) == ("p0", name, "adapted")
+            ]
+        assert float(row["dice"]) == pytest.approx(dice, abs=0.02)
+
+
+@pytest.mark.parametrize("prompts", ["box", "point"])
+def test_prompted_regions_go_through_a_whole_run(run, tmp_path, prompts):
+    root = nested_pictures(tmp_path / "nested")
+    result = run(root, REGIONS, f"prompts={prompts}", "train.steps=2", "eval.instances=components")
+    entries = result.summary["adapted"]["per_class"]
+    assert [(name, entry["cases"]) for name, entry in entries.items()] == [
+        ("whole", 2),
+        ("core", 2),
+    ]
+    assert result.summary["adapted"]["instances"]["per_class"]["core"]["true_objects"] == 2
+    with (result.run_dir / "eval" / "per_case.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        truth = np.asarray(Image.open(root / "masks" / f"{row['case']}.png"))
+        voxels = (truth > 0) if row["class"] == "whole" else (truth == 1)
+        assert int(row["truth_voxels"]) == voxels.sum()
+
+
+@pytest.mark.parametrize("prompts", ["box", "semantic"])
+def test_a_partly_annotated_case_is_scored_on_what_is_listed(run, tmp_path, prompts):
+    root = nested_pictures(tmp_path / "nested")
+    listed = {"p0": ["core"], "p1": ["rim"], "p2": {"classes": []}, "*": {}}
+    (root / "known.json").write_text(json.dumps(listed))
+    classes = "data.classes={core: 1, rim: 2}"
+    annotated = f"data.annotated={root / 'known.json'}"
+    result = run(root, classes, annotated, f"prompts={prompts}", "train.steps=2")
+    with (result.run_dir / "eval" / "per_case.csv").open() as stream:
+        scored = {(row["case"], row["class"]) for row in csv.DictReader(stream)}
+    assert scored == {("p0", "core"), ("p5", "core"), ("p5", "rim")}
+    notes = " ".join(result.summary["notes"])
+    assert "classes that are not annotated in some of 2 cases: rim in 1" in notes
+    assert result.summary["training_slices"] + result.summary["validation_slices"] == 3
+    assert "annotated" not in read_record(result.adapter_dir).data_options
