@@ -99,10 +99,10 @@ class Data:
         bound=True,
     )
     merge_classes: bool = knob(False, help="all classes as one foreground")
-    ignore: int | list[int] | None = knob(
+    ignore: int | str | list[int | str] | None = knob(
         None,
-        help="mask value or values without loss and score, such as 255; null: what the data "
-        "declares; []: none",
+        help="mask value or values, or colours, without loss and score, such as 255; null: what "
+        "the data declares; []: none",
         bound=True,
     )
     instances: bool = knob(

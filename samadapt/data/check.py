@@ -10,7 +10,7 @@ from typing import Any
 from samadapt.data.annotated import read_annotated
 from samadapt.data.cards import Card
 from samadapt.data.channels import Channel
-from samadapt.data.classes import ClassChoice, ClassTable
+from samadapt.data.classes import ClassChoice, ClassTable, Ignore
 from samadapt.data.leaks import copy_findings, mark_patients
 from samadapt.data.opening import (
     Intensity,
@@ -68,7 +68,7 @@ def check_dataset(
     image: str | None = None,
     label: str | None = None,
     spacing: str | None = None,
-    ignore: int | Sequence[int] | None = None,
+    ignore: Ignore = None,
     instances: bool = False,
     mask_threshold: float | None = None,
     series: str | None = None,
@@ -104,7 +104,7 @@ def survey(
     tile: int | None = None,
     tile_overlap: float = OVERLAP,
     spacing: str | None = None,
-    ignore: int | Sequence[int] | None = None,
+    ignore: Ignore = None,
     instances: bool = False,
     mask_threshold: float | None = None,
     series: str | None = None,

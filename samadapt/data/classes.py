@@ -14,6 +14,8 @@ from samadapt.errors import ConfigError, nearest
 ClassValues = Mapping[str, tuple[int, ...]]
 ClassChoice = Sequence[str] | Mapping[str, int | str | Sequence[int | str]] | None
 """Texts in a mapping are colours, which ``colours.resolve_colours`` turns into values."""
+Ignore = int | str | Sequence[int | str] | None
+"""Mask values without loss and score; texts are colours."""
 
 
 @dataclass(frozen=True)

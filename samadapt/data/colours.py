@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,14 @@ class Colours:
             value 1, and there may be one in all masks.
         background: colours that are label value 0.
         rest_is_background: no other colour is reported.
+        ignored: label value of each colour whose pixels are not annotated, above those of the
+            classes.
     """
 
     values: Mapping[int, int] = field(default_factory=dict)
     background: frozenset[int] = frozenset({BLACK})
     rest_is_background: bool = False
+    ignored: Mapping[int, int] = field(default_factory=dict)
 
 
 def resolve_colours(classes: Any, background: Any) -> tuple[Any, Colours | None]:
@@ -87,6 +90,37 @@ def resolve_colours(classes: Any, background: Any) -> tuple[Any, Colours | None]
     return choice, Colours(values, behind, rest)
 
 
+def with_ignored(
+    colours: Colours | None, ignore: Sequence[int | str] | None
+) -> tuple[Colours | None, tuple[int, ...] | None]:
+    """Return what colours mean with those of ``data.ignore``, and the ignored label values.
+
+    Raises:
+        ConfigError: colours are ignored where none names a class, numbers where colours do, or a
+            colour has two meanings.
+    """
+    if ignore is None:
+        return colours, None
+    texts = [value for value in ignore if isinstance(value, str)]
+    numbers = tuple(value for value in ignore if not isinstance(value, str))
+    if (texts and colours is None) or (numbers and colours is not None):
+        raise ConfigError(
+            "data.ignore and data.classes must name masks in one way: both by label values, or "
+            f'both by colours such as "#ff0000"; got data.ignore={list(ignore)}'
+        )
+    if colours is None:
+        return None, numbers
+    first = max(colours.values.values(), default=1) + 1
+    found = dict.fromkeys(parse_colour("data.ignore", text) for text in texts)
+    for colour in found:
+        if colour in colours.values or colour in colours.background:
+            raise ConfigError(
+                f"data.ignore: {show(colour)} is the colour of a class or of the background too"
+            )
+    ignored = {colour: first + place for place, colour in enumerate(found)}
+    return replace(colours, ignored=ignored), tuple(ignored.values())
+
+
 def parse_colour(key: str, text: object) -> int:
     """Return 0xRRGGBB of ``"#ff0000"``, ``"ff0000"``, ``"#f00"``, ``"red"``.
 
@@ -102,7 +136,7 @@ def parse_colour(key: str, text: object) -> int:
     except ValueError:
         alpha = [0]
     if alpha not in ([], [255]):
-        numbers = "label values or " if key != "data.background" else ""
+        numbers = "label values or " if key.startswith("data.classes") else ""
         raise ConfigError(f'{key}: expected {numbers}a colour such as "#ff0000"; got {text!r}')
     return red << 16 | green << 8 | blue
 
@@ -138,12 +172,12 @@ def recode(packed: Array, colours: Colours) -> tuple[Array, dict[int, int]]:
     """Return label values of packed colours, and how many pixels have each unnamed colour."""
     if not colours.values:
         values = np.ones(packed.shape, np.int32)
-        for colour in colours.background:
-            values[packed == colour] = 0
+        for colour, value in {**dict.fromkeys(colours.background, 0), **colours.ignored}.items():
+            values[packed == colour] = value
         return values, {}
     values = np.zeros(packed.shape, np.int32)
     known = np.isin(packed, list(colours.background))
-    for colour, value in colours.values.items():
+    for colour, value in {**colours.values, **colours.ignored}.items():
         here = packed == colour
         values[here] = value
         known |= here

@@ -15,7 +15,7 @@ from samadapt.data.annotated import Annotated, read_annotated
 from samadapt.data.annotations import classes_under
 from samadapt.data.cards import Card
 from samadapt.data.channels import Channel
-from samadapt.data.classes import ClassChoice, ClassTable
+from samadapt.data.classes import ClassChoice, ClassTable, Ignore
 from samadapt.data.intensity import IntensityRule
 from samadapt.data.leaks import mark_patients, patient_pattern
 from samadapt.data.opening import (
@@ -343,7 +343,7 @@ def open_dataset(
     intensity: Intensity | None = None,
     classes: ClassChoice = None,
     merge_classes: bool = False,
-    ignore: int | Sequence[int] | None = None,
+    ignore: Ignore = None,
     annotated: str | Path | None = None,
     regions: Mapping[str, int | Sequence[int]] | None = None,
     empty_slices: str | float = "drop",

@@ -38,6 +38,7 @@ from samadapt.data.dicom_seg import load_segmentation, segment_names
 from samadapt.data.dicom_sniff import is_dicom
 from samadapt.data.itk import load_itk
 from samadapt.data.nifti_grid import SUFFIXES as NIFTI
+from samadapt.data.palettes import check_palette
 from samadapt.data.pictures import load_mask, save_plane
 from samadapt.data.reader import Layout, register_reader
 from samadapt.data.stills import SUFFIXES as PICTURES
@@ -132,9 +133,9 @@ class DicomReader(VolumeReader):
         if image is None:
             return None
         if name.endswith(PICTURES):
-            return Grid(
-                load_mask(path, masks=self.options.masks).values.T[:, :, None], image.affine
-            )
+            mask = load_mask(path, masks=self.options.masks)
+            check_palette(path, mask.colours)
+            return Grid(mask.values.T[:, :, None], image.affine)
         if _is_contours(path):
             return load_contours(path, image, self._wanted(), case.files)
         return load_segmentation(path, image, self._values)

@@ -17,8 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from samadapt.data.annotations import read_annotation
-from samadapt.data.orientation import check_frame, frame_fault, frame_hint
+import numpy as np
+
+from samadapt.data.annotations import box_area, read_annotation
+from samadapt.data.orientation import UPRIGHT, check_frame, frame_fault, frame_hint, turn
 from samadapt.data.palettes import check_palettes
 from samadapt.data.pictures import Mask, Picture, load_mask, load_picture, save_plane
 from samadapt.data.reader import Layout, Reader, Scan, register_reader
@@ -97,6 +99,8 @@ class FolderReader(Reader):
                 findings.append(error.finding)
         if picture is not None and mask is not None:
             findings += self._compare(case, picture, mask)
+            if annotation is not None and not any(f.severity == "error" for f in findings):
+                findings += self._misplaced(case, picture, mask, annotation)
         if picture is None or mask is None or any(f.severity == "error" for f in findings):
             return None, findings
         volume = Volume(
@@ -128,6 +132,22 @@ class FolderReader(Reader):
                 raise error from None
             reason = "its boxes or points lie within the stored pixels, not within the turned ones"
             raise frame_fault(case.annotations, case.image, picture.orientation, reason) from None
+
+    def _misplaced(
+        self, case: Case, picture: Picture, mask: Mask, annotation: Annotation
+    ) -> list[Finding]:
+        """Report boxes and points that fit the mask on the stored pixels, not on the turned ones.
+
+        A quarter more of the foreground must lie in them there.
+        """
+        if self.options.exif is not None or picture.orientation == UPRIGHT:
+            return []
+        stored = turn(mask.values, {6: 8, 8: 6}.get(picture.orientation, picture.orientation))
+        if _covered(annotation, stored) <= _covered(annotation, mask.values) + 0.25:
+            return []
+        reason = "its boxes or points fit the objects of the stored pixels, not of the turned ones"
+        path = case.annotations or case.image
+        return [frame_fault(path, case.image, picture.orientation, reason).finding]
 
     def _compare(self, case: Case, picture: Picture, mask: Mask) -> list[Finding]:
         """Compare the sizes of picture and mask, and whether EXIF turns both."""
@@ -214,6 +234,21 @@ def _walk(folder: Path, layout: Layout) -> Iterator[Path]:
 def _other_file(path: Path, suffixes: tuple[str, ...]) -> Finding:
     message = f"expected {', '.join(suffixes)} here; this is not read"
     return Finding("other_file", "warning", str(path), message, "remove or convert it")
+
+
+def _covered(annotation: Annotation, labels: Array) -> float:
+    """Return the share of the foreground in the boxes, or of the points that lie on it."""
+    foreground = labels != 0
+    if annotation.boxes is not None:
+        inside = np.zeros(labels.shape, bool)
+        for box in annotation.boxes:
+            inside[box_area(box, labels.shape)] = True
+        return float((inside & foreground).sum() / max(foreground.sum(), 1))
+    if annotation.points is None or annotation.point_labels is None:
+        return 0.0
+    x, y = annotation.points[annotation.point_labels == 1].astype(int).T
+    within = (x < labels.shape[1]) & (y < labels.shape[0])
+    return float(foreground[y[within], x[within]].sum() / max(len(x), 1))
 
 
 def _missing(case: Case) -> list[Finding]:

@@ -10,8 +10,15 @@ from typing import Any
 
 from samadapt.data.cards import Card, list_cards, load_card
 from samadapt.data.channels import Channel, listed, parse_channel
-from samadapt.data.classes import ClassChoice, ClassTable, ClassValues, make_table, values_of
-from samadapt.data.colours import resolve_colours
+from samadapt.data.classes import (
+    ClassChoice,
+    ClassTable,
+    ClassValues,
+    Ignore,
+    make_table,
+    values_of,
+)
+from samadapt.data.colours import resolve_colours, with_ignored
 from samadapt.data.download import fetch_dataset
 from samadapt.data.intensity import IntensityRule, intensity_of_modality, make_intensity
 from samadapt.data.mask_values import (
@@ -100,7 +107,7 @@ def mask_rules(
     classes: ClassChoice,
     instances: bool = False,
     threshold: float | None = None,
-    ignore: int | Sequence[int] | None = None,
+    ignore: Ignore = None,
     background: str | Sequence[str] | None = None,
     regions: Mapping[str, int | Sequence[int]] | None = None,
 ) -> MaskRules:
@@ -119,12 +126,12 @@ def mask_rules(
             "choose one of the two"
         )
     _, colours = resolve_colours(classes, background)
-    if colours is not None and (instances or threshold is not None):
+    if colours is not None and (instances or threshold is not None or regions is not None):
         raise ConfigError(
-            "data.instances and data.mask_threshold read numbers, and data.classes or "
-            "data.background name colours: choose one of the two"
+            "data.instances, data.mask_threshold and data.regions read numbers, and data.classes "
+            "or data.background name colours: choose one of the two"
         )
-    ignored = None if ignore is None else tuple(values_of(ignore))
+    colours, ignored = with_ignored(colours, None if ignore is None else values_of(ignore))
     listed = isinstance(classes, Mapping) or regions is not None
     return MaskRules(instances, threshold, ignored, not listed, colours)
 

@@ -7,11 +7,12 @@ file and 2 in the next, and the object may be index 0. Only colours that occur i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from samadapt.data.colours import BLACK, Colours, show
 from samadapt.data.mask_values import MaskRules
 from samadapt.data.reader import Scan
-from samadapt.data.types import Case, Finding
+from samadapt.data.types import Case, Finding, FindingError
 
 _BY_COLOUR = 'name the classes by colour, as data.classes={{NAME: "{}"}}'
 
@@ -41,6 +42,22 @@ def check_palettes(scan: Scan, masks: MaskRules) -> None:
     odd = [case for case in painted if _odd_background(case)]
     if odd:
         _leave_out(scan, odd, _background_finding(odd))
+
+
+def check_palette(path: Path, colours: Sequence[tuple[int, int]]) -> None:
+    """Refuse one mask whose palette does not fit its indices, where no other is compared with it.
+
+    Args:
+        path: the mask.
+        colours: pairs of an index that occurs and its colour.
+
+    Raises:
+        FindingError: two indices have one colour, or index 0 is not what is black.
+    """
+    case = Case(path.stem, path, path, colours=tuple(colours))
+    finding = _double(case) or (_background_finding([case]) if _odd_background(case) else None)
+    if finding is not None:
+        raise FindingError(finding)
 
 
 def _check_single_colour(scan: Scan, painted: Sequence[Case], colours: Colours) -> None:

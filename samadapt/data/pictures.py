@@ -163,7 +163,7 @@ def _by_colour(path: Path, still: Still, colours: Colours) -> Mask:
     values, unknown = recode(packed, colours)
     _check_alpha(path, still, values)
     if not colours.values:  # which colour is the foreground's is for all masks together to say
-        found = list(count_colours(packed[values > 0]))
+        found = list(count_colours(packed[values == 1]))
         return Mask(values, colours=tuple((1, colour) for colour in found[:_MOST_COLOURS]))
     if not unknown or colours.rest_is_background:
         return Mask(values)

@@ -182,3 +182,20 @@ def test_deep_masks_are_no_colours(make_folder: Callable[..., Path]) -> None:
 def test_volumes_have_no_colours(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="masks of data=nifti have label values"):
         check_dataset("nifti", tmp_path, classes={"a": "#ff0000"})
+
+
+def test_ignored_colours(make_folder: Callable[..., Path]) -> None:
+    """The border of PASCAL VOC's masks in RGB has a colour of its own."""
+    root = _folder(make_folder, painted((0, 0, 0), RED, (224, 224, 192)))
+    given: dict[str, Any] = {"classes": {"cat": "#ff0000"}, "ignore": "#e0e0c0"}
+    assert check_dataset("folder", root, **given) == []
+    labels = open_dataset("folder", root, **given).sample(SliceRef("p0", 0)).labels
+    assert (labels[LABELS == 1] == 1).all()
+    assert (labels[LABELS == 2] < 0).all()
+    alone = open_dataset("folder", root, background="#000000", ignore=["#e0e0c0"])
+    np.testing.assert_array_equal(alone.sample(SliceRef("p0", 0)).labels, labels)
+    for wrong in ({**given, "ignore": 255}, {**given, "ignore": "#f00"}, {"ignore": "#ff0000"}):
+        with pytest.raises(ConfigError, match=r"data\.ignore"):
+            check_dataset("folder", root, **wrong)
+    with pytest.raises(ConfigError, match=r"data\.regions"):
+        open_dataset("folder", root, background="#000000", regions={"a": 1})

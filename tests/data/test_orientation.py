@@ -186,3 +186,25 @@ def test_sa1b_on_stored_pixels_names_exif(tmp_path: Path) -> None:
 def test_another_choice_is_refused(make_folder: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match=r"data\.exif.*apply, ignore"):
         open_dataset("folder", make_folder(3), exif="no")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "codes"),
+    [
+        ({"boxes": [[0, 0, 3, 4]]}, []),
+        ({"points": [[1, 1]]}, []),
+        ({"boxes": [[6, 0, 10, 3]]}, ["exif_orientation"]),
+        ({"points": [[8, 1]]}, ["exif_orientation"]),
+    ],
+)
+def test_boxes_that_fit_both_frames_are_compared_with_the_mask(
+    make_folder: Callable[..., Path], prompts: dict, codes: list[str]
+) -> None:
+    """The mask is drawn on the turned picture; its corner is the top right of the stored one."""
+    root = make_folder(3)
+    _save(root / "images" / "p1.png", RGB, 8)
+    _mask((10, 12)).save(root / "masks" / "p1.png")
+    (root / "annotations").mkdir()
+    (root / "annotations" / "p1.json").write_text(json.dumps(prompts))
+    assert [finding.code for finding in check_dataset("folder", root)] == codes
+    assert check_dataset("folder", root, exif="apply") == []

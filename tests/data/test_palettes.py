@@ -160,3 +160,17 @@ def test_object_numbers_may_have_any_colour(masks: Callable[..., Path]) -> None:
 def masks_with_white_background(root: Path) -> Path:
     _save(root / "masks" / "p1.png", INDICES, [WHITE, RED, GREEN])
     return root
+
+
+def test_a_mask_that_is_compared_with_no_other(tmp_path: Path) -> None:
+    """Masks of DICOM pictures are read one by one."""
+    from samadapt.data.palettes import check_palette
+    from samadapt.data.types import FindingError
+
+    check_palette(tmp_path / "a.png", [(0, 0), (1, 0xFF0000)])
+    for colours, code in (
+        ([(0, 0xFFFFFF), (1, 0)], "palette_background"),
+        ([(0, 0), (1, 0xFF0000), (2, 0xFF0000)], "palette_double"),
+    ):
+        with pytest.raises(FindingError, match=code):
+            check_palette(tmp_path / "a.png", colours)
