@@ -36,6 +36,7 @@ class ObjectReader(Reader):
 
     needs: ClassVar[tuple[str, str] | None] = ("pycocotools", "coco")
     default_intensity: ClassVar[str | None] = "rgb"
+    annotation_suffixes: ClassVar[tuple[str, ...]] = (".json",)
     numbers_objects: ClassVar[bool] = True
 
     @abstractmethod

@@ -125,6 +125,8 @@ class Reader(ABC):
     """Intensity rule where neither user, card nor data set names one."""
     knows_colours: ClassVar[bool] = False
     """Whether classes can be named by the colours of masks."""
+    annotation_suffixes: ClassVar[tuple[str, ...]] = ()
+    """File name endings of annotations that stand for masks."""
     numbers_objects: ClassVar[bool] = False
     """Its annotations tell objects and classes apart, so that no mask values need reading."""
     takes_channels: ClassVar[bool] = False

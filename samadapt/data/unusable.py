@@ -15,6 +15,7 @@ from samadapt.data.types import Finding
 _MOST_FILES = 10_000
 """Files that are looked at for their endings; a home folder given by mistake has millions."""
 _SHOWN = 6
+_EXTENDED = ("missing_folder", "missing_label")
 _DOUBLE = (".nii.gz", ".seg.nrrd", ".raw.gz")
 
 
@@ -22,22 +23,23 @@ def refuse_no_case(scan: Scan, reader: Reader) -> None:
     """Add an error to a scan without a case: which file endings there are, and what is read.
 
     Nothing is added where another error says why: that of a case that is left out, or of a file
-    that lists the cases. A missing folder's error gets the endings.
+    that lists the cases. The error of a folder or list that is missing gets the endings.
     """
     root = reader.options.root
     if scan.cases or scan.left_out or root is None or not root.is_dir():
         return
     errors = {finding.code for finding in scan.findings if finding.severity == "error"}
-    if errors - {"no_cases", "missing_folder"}:
+    if errors - {"no_cases", *_EXTENDED}:
         return
-    readable = ", ".join(reader.suffixes) or reader.summary
+    readable = ", ".join(reader.suffixes) or reader.summary.partition("; extra")[0]
     counts, more = _endings(root)
     listed = ", ".join(f"{count} {ending}" for ending, count in counts.most_common(_SHOWN))
     found = f"the folder holds {'more than ' if more else ''}{listed or 'no file'}"
     found += f"; data={reader.name} reads {readable}"
     other = _other_readers(reader, counts)
-    if "missing_folder" in errors:
-        scan.findings = [_extended(finding, found, other) for finding in scan.findings]
+    if errors & set(_EXTENDED):
+        if counts:
+            scan.findings = [_extended(finding, found, other) for finding in scan.findings]
         return
     fix = other + "check data.root, or convert the files"
     scan.findings = [finding for finding in scan.findings if finding.code != "no_cases"]
@@ -69,7 +71,7 @@ def refuse_no_object(scan: Scan, table: ClassTable, where: str) -> None:
 
 
 def _extended(finding: Finding, found: str, other: str) -> Finding:
-    if finding.code != "missing_folder":
+    if finding.code not in _EXTENDED:
         return finding
     return replace(finding, message=f"{finding.message}; {found}", fix=other + finding.fix)
 
@@ -78,10 +80,11 @@ def _other_readers(reader: Reader, counts: Counter[str]) -> str:
     """Return which formats read the endings that were found."""
     known: dict[str, str] = {}
     for kind in readers().values():
-        endings = [ending for ending in counts if ending in kind.suffixes]
+        known_endings = (*kind.suffixes, *kind.annotation_suffixes)
+        endings = [ending for ending in counts if ending in known_endings]
         if endings and kind.name != reader.name:
             known[kind.name] = ", ".join(endings[:3])
-    shown = " or ".join(f"data={name} ({endings})" for name, endings in list(known.items())[:4])
+    shown = " or ".join(f"data={name} ({endings})" for name, endings in list(known.items())[:5])
     return f"use {shown}, " if shown else ""
 
 

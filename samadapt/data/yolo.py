@@ -38,6 +38,7 @@ _SLACK = 0.01
 class YoloReader(ObjectReader):
     """Reads YOLO's polygons."""
 
+    annotation_suffixes: ClassVar[tuple[str, ...]] = (".txt",)
     summary: ClassVar[str] = (
         "YOLO segmentation: images/ + labels/*.txt with polygons, data.yaml; extra coco"
     )

@@ -44,9 +44,12 @@ def test_an_empty_folder_says_so(tmp_path: Path) -> None:
 
 def test_a_wrong_layout_also_names_the_endings(tmp_path: Path) -> None:
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
-    (found,) = errors("folder", tmp_path)
-    assert found.code == "missing_folder"
-    assert "1 .png" in found.message
+    for name, code in (("folder", "missing_folder"), ("coco", "missing_label")):
+        (found,) = errors(name, tmp_path)
+        assert found.code == code
+        assert "1 .png" in found.message
+    (tmp_path / "a.json").write_text("{}")
+    assert "data=labelme (.json)" in errors("folder", tmp_path)[0].fix
 
 
 def test_empty_masks_are_an_error_that_says_so(make_folder: Callable[..., Path]) -> None:
