@@ -33,6 +33,13 @@ class Model:
         above=0,
         bound=True,
     )
+    input_channels: int | None = knob(
+        None,
+        help="n: a trained 1x1 projection of n channels (data.channel) to SAM's three, at first "
+        "their mean; features are not kept; null: up to three",
+        low=4,
+        high=64,
+    )
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,7 @@ def write_adapter(session: Session, summary: dict[str, Any]) -> Path:
 
 def draw_overlays(session: Session, zero_shot: Evaluation, adapted: Evaluation | None) -> None:
     """Draw the best, median and worst cases, each on its slice with the most ground truth."""
+    from samadapt.data.intensity import visible
     from samadapt.evaluation.overlays import choose_cases, draw_overlay
 
     final = adapted or zero_shot
@@ -228,7 +229,7 @@ def draw_overlays(session: Session, zero_shot: Evaluation, adapted: Evaluation |
         sample = session.dataset.sample(ref)
         spacing = session.dataset.case(case).spacing_mm
         draw_overlay(
-            sample.image,
+            visible(sample.image),
             sample.shown,
             zero_shot.labels[case][at],
             final.labels[case][at] if adapted else None,

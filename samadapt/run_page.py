@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from samadapt.config import to_dict, to_yaml
+from samadapt.data.intensity import visible
 from samadapt.evaluation.gap_report import PLOT_NAME, forgetting_text, gap_table
 from samadapt.evaluation.html_report import HTML_NAME, Page, ShownCase, write_html
 from samadapt.evaluation.object_report import objects_table
@@ -112,7 +113,7 @@ def _case(
     for place in indices:
         sample = session.dataset.sample(refs[place])
         maps = [sample.shown, *(result.labels[case][place] for result in results.values())]
-        strips.append(draw_strip(refs[place].index, sample.image, maps, pixel))
+        strips.append(draw_strip(refs[place].index, visible(sample.image), maps, pixel))
     said = [
         f"{STATES[state]} " + ", ".join(f"{r.class_name} {r.dice:.3f}" for r in rows)
         for state, result in results.items()

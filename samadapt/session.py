@@ -157,7 +157,8 @@ class Session:
             RunError: when there is too little room for them.
         """
         train, cache = self.config.train, self.config.cache
-        blocked = "" if self.injection.has_frozen_prefix else "training of the patch embedding"
+        trained = "input projection" if "input" in self.injection.groups else "patch embedding"
+        blocked = "" if self.injection.has_frozen_prefix else f"training of the {trained}"
         if cache.enabled == "on" and (blocked or self.augments_anew):
             cause = blocked or "augmentation without cache.variants"
             raise ConfigError(f"cache.enabled=on: {cause} changes every image's features; use off")
@@ -281,6 +282,7 @@ class Session:
             image_size=sam.image_size,
             checkpoint=config.model.checkpoint and Path(config.model.checkpoint).name,
             num_masks=sam.build.num_multimask,
+            input_channels=sam.input_channels,
             preprocessing=asdict(sam.preprocessing),
             intensity=dict(self.dataset.intensity.to_dict()),
             classes=list(self.dataset.classes),
@@ -338,6 +340,7 @@ def open_session(config: Config, run_dir: Path, trained_in: Path | None = None) 
         semantic=policy.is_semantic,
         scratch=config.output.dir,
         stack=config.peft.stack,
+        input_channels=config.model.input_channels,
     )
     if config.privacy:
         # A fold of a cross-validation takes the key of the whole, in the folder above.
@@ -361,6 +364,8 @@ def open_session(config: Config, run_dir: Path, trained_in: Path | None = None) 
     base = base_hash(sam)
     if policy.is_semantic and len(dataset.classes) > sam.build.num_multimask:
         sam.resize_mask_tokens(len(dataset.classes))
+    if config.model.input_channels:
+        sam.add_input_projection(config.model.input_channels)
     injection = inject(sam, config.peft)
     precision.store_frozen(sam.to(device), injection.exact)
     progress.say(f"device {device}, precision {precision.name}: {precision.reason}")
@@ -430,7 +435,13 @@ def training_samples(config: Config, dataset: Dataset, policy: PromptPolicy) -> 
 
 
 def open_data(
-    data: Data, seed: int, *, semantic: bool, scratch: str | Path | None = None, stack: int = 1
+    data: Data,
+    seed: int,
+    *,
+    semantic: bool,
+    scratch: str | Path | None = None,
+    stack: int = 1,
+    input_channels: int | None = None,
 ) -> Dataset:
     """Open the data set of a configuration; ``scratch`` is for large pictures in tiles.
 
@@ -456,5 +467,6 @@ def open_data(
         **options,
         seed=seed,
         stack=stack,
+        input_channels=input_channels,
         cache_dir=scratch if data.tile else None,
     )

@@ -23,6 +23,9 @@ Indices = int | tuple[int, ...] | None
 MOST = 3
 """SAM's input has three channels."""
 
+MANY = 64
+"""Channels that a trained projection (``model.input_channels``) may bring to three."""
+
 
 class ChannelError(FindingError):
     """The chosen channel does not fit a file; ``count`` is how many it has."""
@@ -68,6 +71,24 @@ def parse_channel(value: Channel | Sequence[Channel] | None, most: int = MOST) -
         if isinstance(name, int) and name < 0:
             raise ConfigError(f"data.channel: an index counts from 0; got {name}")
     return names[0] if len(names) == 1 else tuple(n for n in names if n is not None)
+
+
+def check_channels(channel: Channel | Sequence[Channel] | None, input_channels: int | None) -> None:
+    """Refuse channels that do not fit the model.
+
+    Args:
+        channel: as the user chose.
+        input_channels: of a trained projection; None: the model takes up to three.
+
+    Raises:
+        ConfigError: too many, or another number than the projection has.
+    """
+    count = len(listed(parse_channel(channel, MANY if input_channels else MOST)))
+    if input_channels and count != input_channels:
+        raise ConfigError(
+            f"model.input_channels={input_channels} needs as many channels in data.channel; it "
+            f"names {count}"
+        )
 
 
 def listed(choice: Choice) -> tuple[Channel, ...]:

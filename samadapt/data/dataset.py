@@ -14,7 +14,7 @@ import numpy as np
 from samadapt.data.annotated import Annotated, read_annotated
 from samadapt.data.annotations import classes_under
 from samadapt.data.cards import Card
-from samadapt.data.channels import Channel
+from samadapt.data.channels import Channel, check_channels
 from samadapt.data.classes import ClassChoice, ClassTable, Ignore
 from samadapt.data.intensity import IntensityRule
 from samadapt.data.leaks import mark_patients, patient_pattern
@@ -370,6 +370,7 @@ def open_dataset(
     series: str | None = None,
     exif: str | None = None,
     background: str | Sequence[str] | None = None,
+    input_channels: int | None = None,
 ) -> Dataset:
     """Open a data set: find its cases, read and check each file once, divide them.
 
@@ -414,6 +415,7 @@ def open_dataset(
         series: which of several DICOM series in a folder is used; see ``dicom_choice.py``.
         exif: ``"apply"`` or ``"ignore"``; see ``orientation.py``.
         background: the colour of the masks' background, or colours; see ``colours.py``.
+        input_channels: of a model that takes more than three (``Sam.add_input_projection``).
 
     Raises:
         ConfigError: an unknown name, option or class.
@@ -421,6 +423,7 @@ def open_dataset(
         DownloadError: a card's data set could not be fetched.
     """
     check_options(on_error, slice_step, empty_slices)
+    check_channels(channel, input_channels)
     if patient is not None:
         patient_pattern(patient)
     cut = tiling(tile, tile_overlap)

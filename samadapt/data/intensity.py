@@ -338,6 +338,11 @@ def to_rgb(plane: Array) -> Array:
     return np.ascontiguousarray(plane)
 
 
+def visible(image: Array) -> Array:
+    """Return the first three channels of (h, w, c), as a person can see them."""
+    return np.ascontiguousarray(image[..., :3])
+
+
 def _from_dict(spec: Mapping[str, Any]) -> IntensityRule:
     if set(spec) == {"channels"} and isinstance(spec["channels"], Sequence):
         parts = [part if isinstance(part, Mapping) else {} for part in spec["channels"]]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samadapt.data.cards import Card, list_cards, load_card
-from samadapt.data.channels import Channel, listed, parse_channel
+from samadapt.data.channels import MANY, Channel, listed, parse_channel
 from samadapt.data.classes import (
     ClassChoice,
     ClassTable,
@@ -78,7 +78,7 @@ def open_reader(
     options = ReaderOptions(
         folder,
         chosen_axis,
-        parse_channel(channel if channel is not None or card is None else card.channel),
+        parse_channel(channel if channel is not None or card is None else card.channel, MANY),
         image or (card.image if card else None),
         label or (card.label if card else None),
         tiling,

@@ -267,7 +267,7 @@ class Sample:
     Attributes:
         case: the case's name.
         index: the slice's number; 0 for pictures, or the tile's number.
-        image: (h, w, 3) uint8 after the intensity rule.
+        image: (h, w, 3) uint8 after the intensity rule; more channels with an input projection.
         labels: (h, w) int16, 0 background, 1..K in the order of ``Dataset.classes``; ``IGNORED``
             where the class is not known. With ``members`` they number what classes are made of.
         boxes: (n, 4) float32 XYXY pixels given by annotations, or None.

@@ -69,11 +69,17 @@ def make_ready(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> Loaded:
     found = {name: _plain(value) for name, value in record.preprocessing.items()}
     if found and found != {name: _plain(value) for name, value in expected.items()}:
         raise AdapterError(f"preprocessing must be {expected}, the base model's; got {found}")
+    intensity = make_intensity(record.intensity)
+    if max(3, len(intensity.inputs)) != sam.input_channels:
+        raise AdapterError(
+            f"intensity has {len(intensity.inputs)} rules, one a channel; the model takes images "
+            f"of {sam.input_channels} channels"
+        )
     return Loaded(
         sam=sam.eval(),
         record=record,
         policy=PromptPolicy.from_dict(record.prompt),
-        intensity=make_intensity(record.intensity),
+        intensity=intensity,
         encoder="base" if keeps_encoder else object(),
         tiling=recorded_tiling(record.data_options),
         stack=method_from_dict(record.method).stack if record.method else 1,

@@ -126,6 +126,12 @@ def export_adapter(
     output = Path(output).expanduser()
     check_output(output)
     adapted = open_adapter(directory, checkpoint)
+    if adapted.record.input_channels > 3:
+        raise AdapterError(
+            f"to={target.name}: this adapter brings {adapted.record.input_channels} channels to "
+            "SAM's three by a trained projection, which no export format has a place for; use it "
+            "with samadapt predict or samadapt.load_adapter"
+        )
     if reason := target.refusal(adapted):
         raise _refused(adapted, target, reason)
     expected = probe.answers(adapted.sam)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from samadapt.sam.types import BlockSite
 
 
+PROJECTION = "input_projection."
+"""Prefix of the parameters that bring more than three channels to SAM's three."""
+
+
 @dataclass
 class Injection:
     """What was injected, and what of the model is trained.
@@ -27,10 +31,10 @@ class Injection:
         sites: the attention blocks that were selected.
         depth: number n of attention blocks in the encoder.
         boundary: first unit of the encoder that is trained, for ``Sam.encode_prefix``: 0 to n - 1
-            a block, n the neck, n + 1 nothing in the encoder; -1: the patch embedding is trained
-            too, so there is no frozen prefix.
-        groups: names of the trained parameters by group: ``"embedding"``, ``"block 3"``,
-            ``"neck"``, ``"decoder"``.
+            a block, n the neck, n + 1 nothing in the encoder; -1: the patch embedding, or what
+            stands before it, is trained too, so there is no frozen prefix.
+        groups: names of the trained parameters by group: ``"input"`` (the projection of more than
+            three channels), ``"embedding"``, ``"block 3"``, ``"neck"``, ``"decoder"``.
         total: parameters of the model, with what was injected.
         peft: what peft added, with its tuner.
         parameters: the trained parameters by their name in the model.
@@ -64,7 +68,7 @@ class Injection:
     @property
     def plain_peft(self) -> bool:
         """Whether peft alone can load what is saved: it is one kind of peft's."""
-        return self.method.plain_peft and len(self.peft) <= 1
+        return self.method.plain_peft and len(self.peft) <= 1 and "input" not in self.groups
 
     @property
     def exact(self) -> tuple[str, ...]:
@@ -161,6 +165,8 @@ def inject(sam: Sam, method: Method) -> Injection:
     method.inject(sam, sites)
     if method.decoder == "full":
         sam.mask_decoder.requires_grad_(True)
+    if sam.input_projection is not None:
+        sam.input_projection.requires_grad_(True)
     trained = {name: p for name, p in sam.named_parameters() if p.requires_grad}
     groups: dict[str, list[str]] = {}
     for name in trained:
@@ -180,6 +186,8 @@ def inject(sam: Sam, method: Method) -> Injection:
 
 def _group(name: str, sites: Sequence[BlockSite]) -> str:
     """Return the group of a trained parameter, by where it sits."""
+    if name.startswith(PROJECTION):
+        return "input"
     if not name.startswith("image_encoder."):
         return "decoder"
     for site in sites:
@@ -190,6 +198,6 @@ def _group(name: str, sites: Sequence[BlockSite]) -> str:
 
 def _boundary(groups: Mapping[str, object], depth: int) -> int:
     """Return the first trained unit of the encoder; see ``Injection.boundary``."""
-    units = {"embedding": -1, "neck": depth, "decoder": depth + 1}
+    units = {"input": -1, "embedding": -1, "neck": depth, "decoder": depth + 1}
     blocks = {f"block {index}": index for index in range(depth)}
     return min(((units | blocks)[group] for group in groups), default=depth + 1)

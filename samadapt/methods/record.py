@@ -28,6 +28,7 @@ LOCAL_OPTIONS = ("root", "image", "label", "annotated", "on_error", "max_gb", "m
 
 MAX_IMAGE_SIZE = 16_384
 MAX_MASKS = 65_535
+MAX_CHANNELS = 64
 MAX_THRESHOLD = 1e6
 MAX_TEXT = 10_000
 MAX_NAME = 200
@@ -67,6 +68,7 @@ class AdapterRecord:
             them, so that ``samadapt evaluate`` scores none of them as held out; None: not known.
         weights_sha256: of the file of weights beside the record; empty in adapters of versions
             before 0.2. Written by ``save_adapter``.
+        input_channels: of the images; above 3 a trained projection brings them to SAM's three.
         record_sha256: of all other entries (``digest_of``); written and empty as the former.
     """
 
@@ -93,6 +95,7 @@ class AdapterRecord:
     trained_on: dict[str, list[int] | None] | None = None
     weights_sha256: str = ""
     record_sha256: str = ""
+    input_channels: int = 3
 
 
 def write_record(directory: Path, record: AdapterRecord, weights: Path) -> None:
@@ -210,7 +213,11 @@ def _finite(value: Any) -> Any:
 
 def _faults(record: AdapterRecord) -> Iterator[str]:
     """Yield what is out of bounds, in words that follow the file's name."""
-    for name, low, high in (("image_size", 1, MAX_IMAGE_SIZE), ("num_masks", 1, MAX_MASKS)):
+    for name, low, high in (
+        ("image_size", 1, MAX_IMAGE_SIZE),
+        ("num_masks", 1, MAX_MASKS),
+        ("input_channels", 3, MAX_CHANNELS),
+    ):
         value = getattr(record, name)
         if value < low:
             yield f"{name}: expected at least {low}; got {value}"

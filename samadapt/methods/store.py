@@ -63,6 +63,11 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
             f"{directory / RECORD}: num_masks {record.num_masks} is not what the model has: "
             f"{sam.build.num_multimask}"
         )
+    if record.input_channels != sam.input_channels:
+        raise AdapterError(
+            f"{directory / RECORD}: input_channels {record.input_channels} is not what the model "
+            f"has: {sam.input_channels}"
+        )
     state = _stored(sam, injection)
     tensors = {
         key: value.detach().cpu().clone(memory_format=contiguous_format)
@@ -108,6 +113,8 @@ def load_adapter(directory: Path, sam: Sam) -> Injection:
     config = read_json(directory / PEFT_CONFIG)
     if record.num_masks != sam.build.num_multimask:
         sam.resize_mask_tokens(record.num_masks)
+    if record.input_channels > 3:
+        sam.add_input_projection(record.input_channels)
     try:
         injection = inject(sam, method)
     except ConfigError as error:

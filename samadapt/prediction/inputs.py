@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from samadapt.data.channels import Channel, Choice, listed, parse_channel
+from samadapt.data.channels import MANY, Channel, Choice, listed, parse_channel
 from samadapt.data.intensity import make_intensity
 from samadapt.data.reader import Layout, ReaderOptions, readers
 from samadapt.data.volume_patterns import CHANNEL, channel_files, stem_of
@@ -26,9 +26,6 @@ from samadapt.errors import DataError, PromptError
 
 if TYPE_CHECKING:
     from samadapt.methods.record import AdapterRecord
-
-MANY = 64
-"""Channels that a caller may name; how many an adapter sees, its record says."""
 
 Source = str | Path | Sequence[str | Path]
 

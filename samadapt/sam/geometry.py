@@ -45,9 +45,17 @@ def make_frame(shape: tuple[int, int], size: int, resize: str = "longest") -> Fr
 def resize_image(image: npt.NDArray[np.uint8], frame: Frame) -> npt.NDArray[np.uint8]:
     """Resize an image (h, w, 3) to ``frame.resized``, bilinear with antialiasing (PIL).
 
+    An image of more than three channels (h, w, c) is resized channel by channel.
+
     Raises:
         ValueError: if the image is not uint8 RGB of ``frame.original``.
     """
+    if image.ndim == 3 and image.shape[2] > 3:
+        parts = [
+            resize_image(np.repeat(image[..., i, None], 3, axis=2), frame)[..., 0]
+            for i in range(image.shape[2])
+        ]
+        return np.stack(parts, axis=-1)
     if image.dtype != np.uint8 or image.shape != (*frame.original, 3):
         raise ValueError(
             f"image must be uint8 {(*frame.original, 3)}; got {image.dtype} {image.shape}"

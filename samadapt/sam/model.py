@@ -38,6 +38,8 @@ class Sam(nn.Module):
     """The methods injected into this model; empty for a plain one."""
     pixel_mean: Tensor
     pixel_std: Tensor
+    input_projection: nn.Conv2d | None
+    """Brings more than three channels to SAM's three; None: images have three."""
 
     def __init__(self, build: Build, image_size: int) -> None:
         """Make the layers."""
@@ -64,6 +66,7 @@ class Sam(nn.Module):
             iou_width=build.iou_width,
             num_multimask=build.num_multimask,
         )
+        self.register_module("input_projection", None)
         mean, std = (torch.tensor(v) for v in (self.preprocessing.mean, self.preprocessing.std))
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
@@ -83,7 +86,8 @@ class Sam(nn.Module):
 
         Args:
             images: (b, 3, h, w), or a list of (3, h, w) that may differ in size; RGB 0-255, any
-                type, already resized so that no side exceeds s.
+                type, already resized so that no side exceeds s. With an input projection
+                (n, h, w), which it brings to three channels first, with gradients.
 
         Returns:
             (b, 3, s, s) on the model's device and of its type.
@@ -97,15 +101,18 @@ class Sam(nn.Module):
         size = self.image_size
         if (
             image.ndim != 3
-            or image.shape[0] != 3
+            or image.shape[0] != self.input_channels
             or not 0 < min(image.shape[1:]) <= max(image.shape[1:]) <= size
         ):
             raise ValueError(
-                f"an image must be (3, h, w) with sides of 1 to {size} pixels; "
+                f"an image must be ({self.input_channels}, h, w) with sides of 1 to {size} pixels; "
                 f"got {tuple(image.shape)}"
             )
         wide = torch.promote_types(self.dtype, torch.float32)
         x = image.to(self.device, wide)
+        if self.input_projection is not None:
+            weight = self.input_projection.weight.to(wide)
+            x = functional.conv2d(x[None], weight)[0]
         if self.preprocessing.normalization == "min_max":
             low, high = x.amin(), x.amax()
             x = (x - low) / (high - low).clamp(min=1e-8)
@@ -207,6 +214,25 @@ class Sam(nn.Module):
         valid = square[..., : frame.resized[0], : frame.resized[1]]
         original = functional.interpolate(valid, frame.original, mode="bilinear")
         return torch.unflatten(original, 0, logits.shape[:2])
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of the images that ``preprocess`` takes."""
+        return 3 if self.input_projection is None else self.input_projection.in_channels
+
+    def add_input_projection(self, channels: int) -> None:
+        """Take images of more channels: a 1x1 convolution to three, at first their mean.
+
+        It stands before the normalisation, so that n equal channels give what a grey image gives.
+
+        Raises:
+            ValueError: for less than 4 channels.
+        """
+        if channels < 4:
+            raise ValueError(f"expected at least 4 channels; got {channels}")
+        projection = nn.Conv2d(channels, 3, kernel_size=1, bias=False)
+        nn.init.constant_(projection.weight, 1 / channels)
+        self.input_projection = projection.to(self.device, self.dtype)
 
     def sites(self) -> tuple[BlockSite, ...]:
         """List the encoder's attention blocks in order, for the methods to inject into."""

@@ -209,8 +209,14 @@ def as_config(arguments: EvaluateArguments, record: AdapterRecord) -> Config:
     )
     if data.tile is None and cut is not None:
         data = replace(data, tile=cut.side)
+    if record.input_channels > 3 and arguments.prompts.name == "matrix":
+        raise ConfigError(
+            "prompts=matrix also compares the models on photographs, which have three channels; "
+            f"this adapter sees {record.input_channels}. Leave prompts out"
+        )
+    many = record.input_channels if record.input_channels > 3 else None
     return Config(
-        model=Model(record.base, arguments.checkpoint, record.image_size),
+        model=Model(record.base, arguments.checkpoint, record.image_size, many),
         peft=method_from_dict(record.method),
         data=data,
         prompts=Prompts(**prompts),

@@ -71,6 +71,7 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
     """
     import numpy as np
 
+    from samadapt.data.intensity import visible
     from samadapt.data.pseudonyms import Pseudonyms, hide_names
     from samadapt.data.stacks import stacks_in_batch
     from samadapt.evaluation.contact_sheet import Tile, draw_contact_sheet
@@ -82,7 +83,13 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
         raise ConfigError(f"output: expected a file name ending in .png; got {str(path)!r}")
     policy = prompt_policy(config)
     stack = config.peft.stack
-    dataset = open_data(config.data, config.seed, semantic=policy.is_semantic, stack=stack)
+    dataset = open_data(
+        config.data,
+        config.seed,
+        semantic=policy.is_semantic,
+        stack=stack,
+        input_channels=config.model.input_channels,
+    )
     if config.privacy:
         dataset = hide_names(dataset, Pseudonyms())
     samples = training_samples(config, dataset, policy)
@@ -106,7 +113,7 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
                 note = _counted(policy.max_objects, samples.count_objects(sample))
                 prompt = (objects.boxes, objects.points, objects.point_labels, note)
             name = f"{sample.case} · {sample.part} {sample.index}"
-            tiles.append(Tile(name, sample.image, sample.shown, *prompt))
+            tiles.append(Tile(name, visible(sample.image), sample.shown, *prompt))
     try:
         draw_contact_sheet(tiles[:count], dataset.classes, _heading(config, dataset), path)
     except OSError as error:
