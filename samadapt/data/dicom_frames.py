@@ -151,7 +151,9 @@ def frames_of(path: Path) -> list[Frame]:
     header = read_file(path, TAGS)
     try:
         return list(_frames(path, header))
-    except (AttributeError, TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+    except FindingError:
+        raise
+    except Exception as error:  # pydicom decodes an element when it is asked for
         message = f"its geometry or size cannot be read ({type(error).__name__})"
         raise fault("bad_geometry", path, message, _AGAIN) from None
 

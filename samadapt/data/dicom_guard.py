@@ -33,10 +33,10 @@ def check_deflated(path: Path) -> None:
     with path.open("rb") as file:
         try:
             read_preamble(file, True)
-            meta = _read_file_meta_info(file)
+            syntax = str(_read_file_meta_info(file).get("TransferSyntaxUID", ""))
         except Exception:  # pydicom raises many kinds for a broken header
             return
-        if str(meta.get("TransferSyntaxUID", "")) != pydicom.uid.DeflatedExplicitVRLittleEndian:
+        if syntax != pydicom.uid.DeflatedExplicitVRLittleEndian:
             return
         content = Inflated(file, RAW_DEFLATE)
         try:

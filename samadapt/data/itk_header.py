@@ -8,13 +8,16 @@ out of the folder. Nothing that is read is quoted.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from samadapt.data.itk_fields import check_fields
 from samadapt.data.types import FindingError, fault
 from samadapt.limits import lies_inside
 
 _LONGEST = 1 << 20
 """Bytes of a header, names of slice files included."""
+_MOST_FILES = 100_000
 _PATTERN = re.compile(r"[^%]*%0?\d{0,3}d[^%]*")
 """A file name with one number in it: what a pattern may be."""
 _NAMED = {
@@ -43,10 +46,31 @@ def data_files(path: Path, root: Path | None = None) -> tuple[str, list[Path]]:
         FindingError: the header is too long or contradicts itself, or a name leads out of the
             header's folder and out of ``root``.
     """
+    encoding, files = _stored(path, root)
+    if encoding in ("text", "txt", "ascii"):
+        for file in files:
+            if file.is_file():
+                _check_words(path, file)
+    return encoding, files
+
+
+def _check_words(path: Path, file: Path) -> None:
+    """Refuse numbers written as text that are too long for ITK, which ends the program."""
+    held = b""
+    with file.open("rb") as content:
+        while piece := content.read(_LONGEST):
+            if re.search(rb"\S{128,}", held + piece):
+                raise _bad_header(path, "one of its numbers has more than 128 characters")
+            held = piece[-128:]
+
+
+def _stored(path: Path, root: Path | None) -> tuple[str, list[Path]]:
+    """Return what ``data_files`` does, from the header."""
     kind = "metaimage" if is_metaimage(path) else "nrrd"
     with path.open("rb") as file:
         lines, rest = _header(path, kind, file.read(_LONGEST))
     fields = _fields(lines)
+    check_fields(path, kind, lines, fields)
     if kind == "metaimage":
         binary = fields.get("binarydata", "True").lower().startswith("t")
         packed = fields.get("compresseddata", "False").lower().startswith("t")
@@ -60,18 +84,31 @@ def data_files(path: Path, root: Path | None = None) -> tuple[str, list[Path]]:
         name = fields.get("data file", fields.get("datafile", "LOCAL"))
     if name.upper() == "LOCAL":
         return encoding, [path]
+    is_several = name.upper().startswith("LIST") or "%" in name
+    if is_several and encoding in ("text", "txt", "ascii"):
+        raise _bad_header(path, "its voxels are numbers written as text in several files")
     if name.upper().startswith("LIST"):
         for listed in rest:
             _check_inside(path, listed, root)
         return "several", []
     if "%" in name:
-        pattern = name.split()[0]
+        pattern, *numbers = name.split()
         if not _PATTERN.fullmatch(pattern):
             raise _bad_header(path, "its pattern of file names needs one number, such as %03d")
+        if not _counts(numbers):
+            raise _bad_header(path, "its pattern of file names needs first, last and step")
         _check_inside(path, pattern, root)
         return "several", []
     _check_inside(path, name, root)
     return encoding, [path.parent / name]
+
+
+def _counts(numbers: Sequence[str]) -> bool:
+    """Whether the numbers behind a pattern count some files: first, last, step, and more."""
+    if not 3 <= len(numbers) <= 4 or not all(re.fullmatch(r"-?\d{1,6}", n) for n in numbers):
+        return False
+    first, last, step = (int(number) for number in numbers[:3])
+    return step != 0 and 0 <= (last - first) // step < _MOST_FILES
 
 
 def _header(path: Path, kind: str, content: bytes) -> tuple[list[str], list[str]]:

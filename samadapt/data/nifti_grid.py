@@ -28,7 +28,10 @@ SUFFIXES = (".nii.gz", ".nii")
 _AGAIN = "copy or download the file again"
 _LAYERS = 3
 """Layers of gzip that are taken off: browsers and scripts compress files that are already so."""
-_MM = {"meter": 1e3, "micron": 1e-3}  # of a header that names no unit the lengths are mm
+_MM = {
+    1: 1e3,
+    3: 1e-3,
+}  # codes of metre and micron; of a header that names no unit the lengths are mm
 _LONGEST_HEADER = 544
 """Bytes of a NIfTI-2 header with its extension flag."""
 _FARTHEST = 1 << 28
@@ -155,7 +158,7 @@ def made_header(shape: tuple[int, ...], affine: Array) -> Any:
 def spacing_of(source: SourceGrid) -> tuple[float, float, float]:
     """Return (row, column, slice) spacing in mm of the arranged volume, from the header's unit."""
     spacing = np.ones(3)
-    unit = source.header.get_xyzt_units()[0]
+    unit = int(source.header["xyzt_units"]) & 7  # the bits above are the unit of time
     sizes = _voxel_sizes(source.affine) * _MM.get(unit, 1.0)
     spacing[source.orientation[:, 0].astype(int)] = sizes
     column, row = (side for index, side in enumerate(spacing) if index != source.axis)

@@ -161,6 +161,10 @@ def check_strips(path: Path, page: Any) -> None:
     Raises:
         FindingError: naming the page.
     """
+    count = math.prod(int(side) for side in page.chunked)
+    if min(len(page.dataoffsets), len(page.databytecounts)) < count:
+        message = f"page {page.index} declares {count:,} strips or tiles, and names fewer"
+        raise fault("truncated_file", path, message, _AGAIN)
     expected = math.prod(int(side) for side in page.chunks) * int(page.dtype.itemsize)
     check_bytes(path, expected)
     if page.compression in _PICTURES:

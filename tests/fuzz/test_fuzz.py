@@ -1,0 +1,92 @@
+"""Every parser on damaged files: a refusal by name, within 10 seconds and 1 GiB, and nothing else.
+
+``SAMADAPT_FUZZ_SECONDS=60 pytest -m slow tests/fuzz`` searches longer, ``SAMADAPT_FUZZ_SEED=N``
+elsewhere; a failure names the file that caused it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("resource")
+HERE = Path(__file__).parent
+SECONDS = float(os.environ.get("SAMADAPT_FUZZ_SECONDS", "8"))
+SEED = int(os.environ.get("SAMADAPT_FUZZ_SEED", "0"))
+HANG_S = 10.0
+START_S = 120.0
+"""Until the first file: imports on a busy machine."""
+GB = 1 << 30
+
+
+def _names() -> list[str]:
+    spec = spec_from_file_location("samadapt_fuzz_names", HERE / "parsers.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return sorted(module.PARSERS)
+
+
+def _watched(name: str, folder: Path) -> str:
+    """Run the worker and return its last line; a file that takes too long is a failure."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = [str(HERE / "worker.py"), name, str(SECONDS), str(SEED), str(folder)]
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    told: list[str] = []
+
+    def listen() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put(line)
+        lines.put(None)
+
+    def listen_to_errors() -> None:
+        assert process.stderr is not None
+        told.extend(process.stderr)
+
+    for function in (listen, listen_to_errors):
+        threading.Thread(target=function, daemon=True).start()
+    last, patience = "", START_S
+    try:
+        while True:
+            line = lines.get(timeout=patience)
+            if line is None:
+                break
+            last, patience = line, max(HANG_S, START_S if line == "0\n" else 0.0)
+    except queue.Empty:
+        pytest.fail(f"{name}: file {last.strip()} took over {patience:g} s: {folder / 'last'}")
+    finally:
+        process.kill()
+        process.wait()
+    assert last.startswith("{"), f"died at file {last}: {folder / 'last'}\n{''.join(told)[-3000:]}"
+    return last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", _names())
+def test_damaged_files(name: str, tmp_path: Path) -> None:
+    found = json.loads(_watched(name, tmp_path))
+    said = f"{name}: {found['files']} files, {found['refused']} refused, {found['peak'] >> 20} MiB"
+    sys.stdout.write(said + "\n")
+    shown = "\n".join(f"file {f['number']} ({f['file']}): {f['error']}" for f in found["failures"])
+    assert not found["failures"], f"{tmp_path}\n{shown}"
+    assert found["peak"] < GB
+    assert found["files"] > 20
+    assert found["whole"] >= max(1, found["corpus"] // 2), "the corpus itself is refused"
