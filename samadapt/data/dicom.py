@@ -184,7 +184,8 @@ class DicomReader(VolumeReader):
         self._values = {name: index for index, name in enumerate(names, start=1)}
         if names:
             layout.classes = {name: (value,) for name, value in self._values.items()}
-        contours = {path: found for path, found in held.items() if _is_contours(path)}
+        used = self._wanted().keys()
+        contours = {path: found & used for path, found in held.items() if _is_contours(path)}
         layout.findings += _missing_regions(contours, self.options.root or Path())
 
 
@@ -207,6 +208,10 @@ def chosen_files(folder: Path, choice: str | None = None) -> tuple[list[Path], l
     if not series:
         message = "no DICOM image in it or below it"
         raise fault("no_cases", folder, message, "give the folder of a series")
+    if len(series) > 1 and all(item.is_picture for item in series):
+        message = f"it holds {len(series)} pictures, and not one volume"
+        fix = "give this folder itself, or one of its files, as the input"
+        raise fault("several_series", folder, message, fix)
     if len(series) > 1:
         raise FindingError(several_series(folder, series))
     if nothing := only_localizers(series[0]):

@@ -374,6 +374,18 @@ def test_patients_are_hashes(tmp_path: Path, make_series: Make) -> None:
     assert first not in repr(cases)
 
 
+def test_one_id_for_all_people_is_told_with_the_way_out(tmp_path: Path, make_series: Make) -> None:
+    for name in "abc":
+        make_series(tmp_path / name, PLANES + ord(name), PatientID="ANON")
+        volume = read_image(tmp_path / name)
+        mask = (volume.image > 0).astype(np.uint8)
+        write_prediction(mask, volume, tmp_path / "labels" / f"{name}.nii.gz")
+    assert "data.patient='(.+)'" in open_dataset("dicom", tmp_path).parts.rule
+    apart = open_dataset("dicom", tmp_path, patient="(.+)")
+    assert apart.train
+    assert apart.val
+
+
 def test_masks_by_name_by_pattern_and_beside(tmp_path: Path, make_series: Make) -> None:
     ids = None
     for name in ("a", "b"):

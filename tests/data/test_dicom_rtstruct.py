@@ -243,6 +243,10 @@ def test_regions_are_classes_and_some_are_missing(tmp_path: Path, make_series: M
     assert "GTV-1 (2 of 3)" in found["missing_region"].message
     dataset = open_dataset("dicom", tmp_path, classes=["Liver", "GTV-1"])
     assert dataset.classes == ["Liver", "GTV-1"]
+    (warned,) = [f for f in dataset.findings if f.code == "missing_region"]
+    assert "GTV-1 (2 of 3);" in warned.message
+    codes = {f.code for f in open_dataset("dicom", tmp_path, classes=["Liver"]).findings}
+    assert "missing_region" not in codes
     counts = [[int((dataset.volume_labels(n) == k).sum()) for k in (1, 2)] for n in "abc"]
     areas = [brute_force([one]).sum(), brute_force([two]).sum()]
     assert counts == [areas, [areas[0], 0], areas]

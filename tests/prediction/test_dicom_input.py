@@ -152,6 +152,15 @@ def test_a_folder_of_patients_and_studies(make_oracle, study, tmp_path):
     assert np.array_equal(read(tmp_path / "out" / "b.nii.gz"), other)
 
 
+def test_a_folder_of_pictures_in_a_folder_is_told(make_oracle, tmp_path):
+    for patient in ("p1", "p2"):
+        for name in ("cc", "mlo"):
+            write(tmp_path / "in" / patient, planes(0, 1), name, placed=False, Modality="MG")
+    rows = make_oracle().predict_folder(tmp_path / "in", tmp_path / "out")
+    assert [row["input"].name for row in rows] == ["p1", "p2"]
+    assert all("2 pictures" in row["error"] for row in rows)
+
+
 def test_a_volume_is_no_png(make_oracle, study, tmp_path):
     with pytest.raises(DataError, match="a PNG holds one slice"):
         make_oracle().predict_file(study[0], tmp_path / "out.png")
