@@ -24,7 +24,7 @@ class Oracle(nn.Module):
 
     preprocessing = Preprocessing()
     device = torch.device("cpu")
-    image_size, embedding_size, mask_threshold = 45, 11, 0.0
+    image_size, embedding_size, mask_threshold, input_channels = 45, 11, 0.0, 3
     postprocess = Sam.postprocess
 
     def __init__(self, classes: int = 3) -> None:
