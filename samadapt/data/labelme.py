@@ -63,6 +63,14 @@ class LabelmeReader(ObjectReader):
             layout.findings.append(error("no_cases", root, message, "check data.root"))
         return layout
 
+    def declared_size(self, case: Case) -> tuple[int, int] | None:
+        """Return ``imageHeight`` and ``imageWidth``, where the file has them."""
+        note = self._notes[case.name]
+        height, width = note.get("imageHeight"), note.get("imageWidth")
+        if isinstance(height, int) and isinstance(width, int):
+            return height, width
+        return None
+
     def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
         """Return the objects of a picture, checked against its size."""
         path, note = case.labels or case.image, self._notes[case.name]

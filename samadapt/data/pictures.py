@@ -93,7 +93,7 @@ def load_picture(path: Path, exif: Exif | None = None) -> Picture:
     stored = read_still(path)
     still = stored if exif == "ignore" else stored.upright()
     orientation = UPRIGHT if exif == "ignore" else stored.orientation
-    values = _brightness(still) if still.palette is None else still.palette[still.values, :3]
+    values = _brightness(still) if still.palette is None else _painted(still.values, still.palette)
     if values.dtype != np.uint8:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             message = "some pixels are NaN or infinite"
@@ -144,9 +144,17 @@ def _brightness(still: Still) -> Array:
     return still.values
 
 
+def _painted(indices: Array, palette: Array) -> Array:
+    """Return the colours (h, w, 3) of palette indices; an index without colour is black."""
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette[:, :3]
+    return np.asarray(colours[indices])
+
+
 def _by_index(path: Path, still: Still, palette: Array) -> Mask:
     """Take palette indices as label values, and note the colours of those that occur."""
     used = np.flatnonzero(np.bincount(still.values.ravel(), minlength=256))
+    used = used[used < len(palette)]
     entries = palette[used]
     if len(used) > 1 and (entries[:, :3] == entries[0, :3]).all() and np.ptp(entries[:, 3]):
         raise _alpha_fault(path, f"every colour of its palette is {show(int(pack(entries[0])))}")
@@ -181,7 +189,11 @@ def _by_colour(path: Path, still: Still, colours: Colours) -> Mask:
 def _packed(path: Path, still: Still) -> Array:
     """Return (h, w) colours 0xRRGGBB; grey value v is the colour (v, v, v)."""
     if still.palette is not None:
-        return pack(still.palette)[still.values]
+        highest = int(still.values.max())
+        if highest >= len(still.palette):
+            message = f"index {highest} has no colour: its palette has {len(still.palette)} entries"
+            raise fault("colour_range", path, message, "save it again with a full palette")
+        return np.asarray(pack(still.palette)[still.values])
     values = _brightness(still)
     if values.dtype == np.uint16 and still.is_color and not (values % 257).any():
         values = (values // 257).astype(np.uint8)  # 8 bits written as 16

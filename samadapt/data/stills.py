@@ -30,6 +30,7 @@ _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_SEVERAL = (2, 4, 6)  # colour types with several samples a pixel: RGB, grey + alpha, RGBA
 _PLAIN_MODES = ("1", "L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")
+_OTHER_COLOURS = ("SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "LOGLUV", "CFA")
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # alpha in TIFF's tag ExtraSamples
 
 
@@ -41,7 +42,8 @@ class Still:
         values: (h, w) grey values or palette indices, or (h, w, 3) colours; any real type, bool
             for one bit.
         bits: of a sample, as the file declares them.
-        palette: (256, 4) uint8 red, green, blue and alpha of each index; None: no palette image.
+        palette: (n, 4) uint8 red, green, blue and alpha of the indices 0 to n - 1; an index above
+            has no colour. None: no palette image.
         alpha: (h, w), or None.
         orientation: EXIF, 1 to 8; the values are not turned yet.
     """
@@ -140,11 +142,7 @@ def _from_pil(picture: Any) -> Still:
 
 
 def _palette_of(picture: Any) -> Array:
-    """Return (256, 4) colours; an index that the file's palette lacks is black."""
-    entries = np.array(picture.getpalette("RGBA") or [], np.uint8).reshape(-1, 4)
-    palette = np.full((256, 4), (0, 0, 0, 255), np.uint8)
-    palette[: len(entries)] = entries[:256]
-    return palette
+    return np.array(picture.getpalette("RGBA") or [], np.uint8).reshape(-1, 4)[:256]
 
 
 def _from_samples(values: Array, bits: int) -> Still:
@@ -173,7 +171,7 @@ def _read_tiff(path: Path) -> Still:
         photometric = "" if page.photometric is None else page.photometric.name
         if photometric == "PALETTE" and page.colormap is not None:
             still = _with_colormap(path, values, page.colormap)
-        elif photometric in ("SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "LOGLUV", "CFA"):
+        elif photometric in _OTHER_COLOURS or (photometric == "YCBCR" and not _as_jpeg(page)):
             still = _converted(path, values, photometric)
         else:
             still = _tiff_samples(path, page, values, bits)
@@ -182,24 +180,30 @@ def _read_tiff(path: Path) -> Still:
 
 def _with_colormap(path: Path, values: Array, colormap: Array) -> Still:
     """Return indices with their colours; the map is (3, 2 ** bits) of 16 bits."""
-    if values.ndim != 2 or colormap.shape[1] > 256:
-        message = f"expected a palette of at most 256 colours; it has {colormap.shape[1]}"
+    if values.shape[2:] not in ((), (2,)) or colormap.shape[1] > 256:
+        message = "expected palette indices of at most 8 bits, and alpha"
         raise fault("unsupported_dtype", path, message, "save it as a grey or RGB file")
-    palette = np.full((256, 4), (0, 0, 0, 255), np.uint8)
+    still = _from_samples(values.astype(np.uint8), 8)
     shift = 0 if colormap.max(initial=0) < 256 else 8  # some programs write 8 bits
-    palette[: colormap.shape[1], :3] = (colormap >> shift).T
-    return Still(values.astype(np.uint8), palette=palette)
+    opaque = np.full((colormap.shape[1], 1), 255)
+    return replace(still, palette=np.hstack([(colormap >> shift).T, opaque]).astype(np.uint8))
 
 
 def _converted(path: Path, values: Array, photometric: str) -> Still:
     from PIL import Image
 
-    if photometric != "SEPARATED" or values.shape[2:] != (4,) or values.dtype != np.uint8:
+    mode, count = {"SEPARATED": ("CMYK", 4), "YCBCR": ("YCbCr", 3)}.get(photometric, ("", 0))
+    if values.shape[2:] != (count,) or values.dtype != np.uint8:
         message = f"its colours are of the kind {photometric}, {values.dtype}"
         raise fault("unsupported_dtype", path, message, "save it as an RGB file")
     height, width, _ = values.shape
-    picture = Image.frombytes("CMYK", (width, height), values.tobytes())
+    picture = Image.frombytes(mode, (width, height), values.tobytes())
     return Still(np.array(picture.convert("RGB")))
+
+
+def _as_jpeg(page: Any) -> bool:
+    """Whether strips are JPEG or JPEG 2000 files, whose decoder returns RGB."""
+    return int(page.compression) in (6, 7, 33003, 33005, 34712)
 
 
 def _tiff_samples(path: Path, page: Any, values: Array, bits: int) -> Still:

@@ -208,3 +208,13 @@ def test_boxes_that_fit_both_frames_are_compared_with_the_mask(
     (root / "annotations" / "p1.json").write_text(json.dumps(prompts))
     assert [finding.code for finding in check_dataset("folder", root)] == codes
     assert check_dataset("folder", root, exif="apply") == []
+
+
+def test_labelme_on_stored_pixels_names_exif(tmp_path: Path) -> None:
+    for index in range(3):
+        _save(tmp_path / f"{index}.png", np.roll(RGB, index, 0), 6)
+        shape = {"label": "x", "shape_type": "polygon", "points": [[2, 1], [6, 1], [6, 5], [2, 5]]}
+        note = {"imagePath": f"{index}.png", "imageHeight": 12, "imageWidth": 10, "shapes": [shape]}
+        (tmp_path / f"{index}.json").write_text(json.dumps(note))
+    assert {f.code for f in check_dataset("labelme", tmp_path)} == {"exif_orientation"}
+    assert check_dataset("labelme", tmp_path, exif="ignore") == []

@@ -174,3 +174,15 @@ def test_a_mask_that_is_compared_with_no_other(tmp_path: Path) -> None:
     ):
         with pytest.raises(FindingError, match=code):
             check_palette(tmp_path / "a.png", colours)
+
+
+def test_indices_without_a_colour(make_folder: Callable[..., Path]) -> None:
+    """PIL writes a palette of one colour for an image of mode P that got none."""
+    root = make_folder(3)
+    for index in range(3):
+        picture = Image.new("P", (10, 12))
+        picture.paste(1, (1, 2, 6, 7))
+        picture.save(root / "masks" / f"p{index}.png")
+    assert _codes(root) == []
+    assert open_dataset("folder", root).sample(SliceRef("p0", 0)).labels[2:7, 1:6].all()
+    assert set(_codes(root, classes={"a": "#ff0000"})) == {"colour_range"}

@@ -273,6 +273,8 @@ def test_cmyk_and_jpeg_tiff(tmp_path: Path) -> None:
     flat[:, 8:] = (10, 220, 60)
     Image.fromarray(flat).convert("CMYK").save(tmp_path / "cmyk.tif")
     np.testing.assert_allclose(read_image(tmp_path / "cmyk.tif").image, flat, atol=2)
+    Image.fromarray(flat).convert("YCbCr").save(tmp_path / "ycbcr.tif")
+    np.testing.assert_allclose(read_image(tmp_path / "ycbcr.tif").image, flat, atol=2)
     Image.fromarray(flat).save(tmp_path / "jpeg.tif", compression="jpeg")
     np.testing.assert_allclose(read_image(tmp_path / "jpeg.tif").image, flat, atol=12)
 
@@ -321,3 +323,12 @@ def test_a_threshold_reads_altered_values(make_folder: Callable[..., Path]) -> N
     (root / "masks" / "p2.png").unlink()
     dataset = open_dataset("folder", root, mask_threshold=0.5)
     np.testing.assert_array_equal(dataset.sample(SliceRef("p2", 0)).labels, OBJECT)
+
+
+def test_palette_with_alpha_in_tiff(tmp_path: Path) -> None:
+    palette = Image.fromarray(LABELS)
+    palette.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    palette.convert("PA").save(tmp_path / "a.tif")
+    mask = load_mask(tmp_path / "a.tif")
+    np.testing.assert_array_equal(mask.values, LABELS)
+    assert mask.colours == ((0, 0), (1, 0xFF0000), (2, 0x00FF00))
