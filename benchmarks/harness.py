@@ -31,6 +31,7 @@ SUITES = (
     "start_up",
     "scoring",
     "floor",
+    "shared_machine",
 )
 
 Values = Tensor | tuple[Tensor, ...]

@@ -26,6 +26,7 @@ TITLES = {
     "start_up": "Start-up",
     "scoring": "Scores, prediction apart",
     "floor": "How near to the products alone",
+    "shared_machine": "Alone, and beside one busy process",
 }
 HEADER = (
     "",

@@ -19,6 +19,7 @@ from benchmarks import (
     epoch,
     results,
     scoring,
+    shared_machine,
     single,
     start_up,
     train_step,
@@ -71,6 +72,16 @@ def test_scores_are_the_peers() -> None:
     found = scoring.hippocampus_row(3).measure(RUN)["contenders"]
     assert found["samadapt"]["error"] < 1e-6
     assert scoring.ct_row((40, 36, 20)).measure(RUN)["contenders"]["samadapt"]["min_s"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beside", [False, True])
+def test_every_contender_is_measured_apart(monkeypatch: pytest.MonkeyPatch, beside: bool) -> None:
+    monkeypatch.setattr(shared_machine, "STARTS", 0.1)
+    found = shared_machine.row("step tiny 64", beside=beside).measure(RUN)
+    assert list(found["contenders"])[:2] == ["samadapt", "samadapt, OpenMP's default"]
+    assert len(found["contenders"]) == 4
+    assert all(one["min_s"] > 0 for one in found["contenders"].values())
 
 
 def test_costs_are_measured_at_every_count() -> None:
