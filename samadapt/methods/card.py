@@ -31,6 +31,8 @@ segmenter = samadapt.load_adapter("this-directory")
 mask = segmenter.segment("image.png")"""
 
 
+OVERLAPPING = "a pixel may be of several classes: each class is where its own logit is above 0"
+
 BACKGROUND_TOKEN = (
     "mask token 0 (the single mask): a pixel's label is the largest of all tokens, so take its "
     "logit from the classes' logits before you compare them with 0"
@@ -71,6 +73,7 @@ def model_card(
         "Trained parameters": f"{trainable:,}",
         "Input": f"{record.image_size} px, intensity {_plain(record.intensity)}",
         "Classes": ", ".join(record.classes) or "not recorded",
+        **({"Overlap": OVERLAPPING} if record.overlapping else {}),
         "Prompts": _plain(record.prompt),
         **({"Background": BACKGROUND_TOKEN} if record.prompt.get("background_token") else {}),
         "Data": record.data or "not recorded",

@@ -248,7 +248,7 @@ def check_fit(session: Session, adapter: Path, record: AdapterRecord) -> None:
             f"{adapter}: predicts {', '.join(record.classes)}, in this order; the data set has "
             f"{', '.join(found)}. Name the same classes with data.classes={{name: value}}"
         )
-    if session.dataset.overlapping is not record.overlapping:
+    if session.policy.is_semantic and session.dataset.overlapping is not record.overlapping:
         kind = "may overlap" if record.overlapping else "do not overlap"
         key = "data.regions" if record.overlapping else "data.classes"
         raise ConfigError(

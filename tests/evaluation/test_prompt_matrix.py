@@ -114,3 +114,36 @@ def test_a_moved_box_keeps_its_size_and_stays_in_the_image():
         assert (far[2:] <= 64).all()
         assert (far[2:] - far[:2] >= 1).all()
     assert len(MOVED) == 3
+
+
+@pytest.mark.parametrize("kind", ["box", "semantic"])
+def test_settings_leave_ignored_pixels_out_and_keep_regions_apart(predictor, make_samples, kind):
+    """Scores of the exact box are those of an evaluation; no click lands on an ignored pixel."""
+    members = np.array([[0, 1, 1], [0, 0, 1]], bool)
+    samples = {ref: replace(sample, members=members) for ref, sample in make_samples().items()}
+    for sample in samples.values():
+        sample.labels[sample.labels == 1] = 2
+        sample.labels[4:9, 5:9] = np.minimum(sample.labels[4:9, 5:9], 1)
+        sample.labels[:, 27:40] = -1
+    made = predictor(kind, independent=True, overlapping=True)
+    clicked = []
+    decode = made.sam.decode
+
+    def spy(embeddings, prompts, **options):
+        if prompts.points is not None:
+            clicked.append((prompts.points, prompts.point_labels))
+        return decode(embeddings, prompts, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(made.sam, "decode", spy)
+        found = score_settings(made, sorted(samples), samples.__getitem__, ["all", "part"])
+    scale = 40 / made.sam.image_size
+    for points, labels in clicked:
+        assert (points[labels >= 0][:, 0] * scale <= 27).all()
+    exact = replace(made, policy=replace(made.policy, kind="box"))
+    name, policy = (NONE, made) if kind == "semantic" else (BOX, exact)
+    usual = evaluate(policy, sorted(samples), samples.__getitem__, ["all", "part"])
+    for one, other in zip(found[name].rows, usual.rows, strict=True):
+        assert (one.class_name, one.truth_voxels) == (other.class_name, other.truth_voxels)
+        assert one.ignored_voxels == other.ignored_voxels > 0
+        assert abs(one.dice - other.dice) < 0.02

@@ -22,7 +22,7 @@ from PIL import Image
 import samadapt
 from samadapt.cli import main
 from samadapt.data.dataset import open_dataset
-from samadapt.errors import AdapterError
+from samadapt.errors import AdapterError, ConfigError
 from samadapt.evaluation.inference import embed, segment_objects, segment_semantic
 from samadapt.evaluation.metrics import score_case, summarise
 from samadapt.evaluation.report import PER_CASE_COLUMNS
@@ -565,3 +565,20 @@ def test_a_partly_annotated_case_is_scored_on_what_is_listed(run, tmp_path, prom
     assert "classes that are not annotated in some of 2 cases: rim in 1" in notes
     assert result.summary["training_slices"] + result.summary["validation_slices"] == 3
     assert "annotated" not in read_record(result.adapter_dir).data_options
+
+
+def test_the_model_card_says_that_classes_overlap(run, tmp_path):
+    root = nested_pictures(tmp_path / "nested")
+    result = run(root, REGIONS, "prompts=semantic", "train.steps=1")
+    card = (result.adapter_dir / "README.md").read_text(encoding="utf-8")
+    assert "a pixel may be of several classes" in card
+    from samadapt.overrides import parse
+    from samadapt.verbs.evaluate import EvaluateArguments, evaluate, recorded
+
+    asked = [f"adapter={result.adapter_dir}", "precision=fp32", f"output.dir={tmp_path / 'again'}"]
+    base = recorded(result.adapter_dir)
+    again = evaluate(parse(EvaluateArguments, asked, base, origin="test"))
+    assert again.summary["adapted"]["dice"] == result.summary["adapted"]["dice"]
+    asked += ["data.regions=null", "data.classes={whole: 1, core: 2}"]
+    with pytest.raises(ConfigError, match=r"may overlap; name those .* with data\.regions="):
+        evaluate(parse(EvaluateArguments, asked, base, origin="test"))
