@@ -24,8 +24,13 @@ MAX_TEXT = 1 << 20
 _OPENING, _CLOSING = "[{(", "]})"
 
 
-def read_plain_yaml(path: Path) -> Any:
+def read_plain_yaml(path: Path, max_bytes: int = MAX_BYTES, max_nodes: int = MAX_NODES) -> Any:
     """Return the content of a YAML file, as plain values.
+
+    Args:
+        path: the file.
+        max_bytes: of the file.
+        max_nodes: values that it may hold, with every alias written out.
 
     Raises:
         ConfigError: it is missing, too large, not YAML, or holds an interpolation or a tag. The
@@ -39,15 +44,15 @@ def read_plain_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ConfigError(f"{path}: expected at most {MAX_BYTES:,} bytes; the file has more")
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise ConfigError(f"{path}: expected at most {max_bytes:,} bytes; the file has more")
         text = content.decode("utf-8-sig")
         _check_events(path, text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if isinstance(root, yaml.ScalarNode):
             return str(root.value)
-        _check_expansion(path, root)
+        _check_expansion(path, root, max_nodes)
         return OmegaConf.to_container(OmegaConf.create(text or "{}"), resolve=False)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -102,7 +107,7 @@ def _check_events(path: Path, text: str) -> None:
             )
 
 
-def _check_expansion(path: Path, root: Any) -> None:
+def _check_expansion(path: Path, root: Any, max_nodes: int) -> None:
     """Refuse aliases that together write out to too much, or contain themselves."""
     import yaml
 
@@ -122,9 +127,9 @@ def _check_expansion(path: Path, root: Any) -> None:
                 inner = [part for pair in node.value for part in pair]
             sizes[key] = 1 + sum(size_of(part) for part in inner)
             open_nodes.discard(key)
-        if sizes[key] > MAX_NODES:
+        if sizes[key] > max_nodes:
             raise ConfigError(
-                f"{path}: expected at most {MAX_NODES:,} values with every alias written out"
+                f"{path}: expected at most {max_nodes:,} values with every alias written out"
             )
         return sizes[key]
 

@@ -147,7 +147,8 @@ def made_header(shape: tuple[int, ...], affine: Array) -> Any:
     """
     import nibabel as nib
 
-    header: Any = nib.Nifti1Header()
+    # NIfTI-1 counts voxels along an axis in 16 bits
+    header: Any = nib.Nifti1Header() if max(shape) < 1 << 15 else nib.Nifti2Header()
     header.set_data_shape(shape)
     header.set_sform(affine, code="scanner")
     header.set_qform(affine, code="scanner")  # of a sheared grid the nearest rotation

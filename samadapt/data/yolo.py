@@ -15,8 +15,6 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
-
 from samadapt.data.coco import ObjectReader
 from samadapt.data.instance_masks import MaskObject, read_segmentation
 from samadapt.data.labelme import files_below
@@ -24,6 +22,8 @@ from samadapt.data.reader import Layout, register_reader
 from samadapt.data.stills import SUFFIXES
 from samadapt.data.types import Case, Finding, FindingError, fault
 from samadapt.data.volume_reader import error
+from samadapt.errors import ConfigError
+from samadapt.plain_yaml import read_plain_yaml
 
 _MEND = "export it again as YOLO segmentation: class x1 y1 x2 y2 x3 y3 ..., fractions of 1"
 _MAX_YAML = 1 << 20
@@ -189,12 +189,11 @@ def _names(root: Path) -> dict[int, str] | None:
 
 
 def _yaml(path: Path) -> Any:
-    if path.stat().st_size > _MAX_YAML:
-        raise fault("too_large", path, f"it has more than {_MAX_YAML:,} bytes", "check the file")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
-        message = f"cannot be read as YAML ({type(problem).__name__})"
+        return read_plain_yaml(path, _MAX_YAML, 4 * _MAX_CLASSES)
+    except ConfigError as problem:
+        reason = str(problem).removeprefix(f"{path}: ")
+        message = f"cannot be read as YAML: {reason}"
         raise fault("bad_annotations", path, message, "mend the file") from None
 
 

@@ -139,3 +139,13 @@ def test_each_fault_is_one_finding(tmp_path: Path, fault: str) -> None:
     assert finding.file == str(root / part / "s1.tif")
     assert finding.code in ((code,) if code else ("truncated_file", "unreadable_image"))
     assert open_dataset("tiff", root, on_error="skip", classes={"x": 255}).left_out == ["s1"]
+
+
+def test_a_stack_with_a_side_of_more_than_16_bits(tmp_path: Path) -> None:
+    values = np.zeros((2, 40_000, 3), np.uint8)
+    values[1, 39_999] = 7
+    tifffile.imwrite(tmp_path / "a.tif", values, metadata=None, photometric="minisblack")
+    volume = read_image(tmp_path / "a.tif")
+    assert volume.shape == (40_000, 3, 2)
+    write_prediction(volume.image, volume, tmp_path / "b.nii")
+    assert nib.load(tmp_path / "b.nii").get_fdata().sum() == 21

@@ -558,6 +558,26 @@ class Record(JsonParser):
                 kind.from_dict(entry)
 
 
+@parser("annotated")
+class Annotated(JsonParser):
+    """The list of what is annotated, as CSV and as JSON."""
+
+    def seeds(self) -> dict[str, bytes]:
+        rows = "case,classes,slices\na,liver; spleen,0-4; 7\nb,liver,\n*,,\n"
+        content = {"a": ["liver"], "b": {"classes": ["spleen"], "slices": [[0, 3], 5]}}
+        return {"a.csv": rows.encode(), "a.json": json.dumps(content).encode()}
+
+    def parse(self, name: str, content: bytes) -> None:
+        from samadapt.data.annotated import read_annotated
+        from samadapt.data.classes import make_table
+        from samadapt.data.reader import Scan
+        from samadapt.data.types import Case
+
+        cases = [Case(case, Path(case), shape=(9, 9, 9)) for case in "ab"]
+        table = make_table({"liver": (1,), "spleen": (2,)}, None, {1, 2})
+        read_annotated(self.put(name, content), None, Scan(cases), table)
+
+
 class Weights(Parser):
     """Files of tensors."""
 
