@@ -151,8 +151,16 @@ class DicomLayout:
             names = (_stem(level), level.stem, level.name)
             stems = dict.fromkeys((candidate.name, *names))
             beside = [level.parent / stem for stem in dict.fromkeys(names)]
+            below = self._mirrored(level.parent)
+            beside += [folder / stem for folder in below for stem in dict.fromkeys(names)]
             return [*(self.root / part / stem for part in MASK_FOLDERS for stem in stems), *beside]
         return self._folder_places(level)
+
+    def _mirrored(self, folder: Path) -> list[Path]:
+        """Return the folders for masks that lie as a folder of images does."""
+        parts = folder.relative_to(self.root).parts
+        parts = parts[1:] if parts[:1] and parts[0] in _IMAGE_FOLDERS else parts
+        return [self.root.joinpath(part, *parts) for part in MASK_FOLDERS] if parts else []
 
     def _folder_places(self, level: Path) -> list[Path]:
         if level == self.root:
@@ -162,7 +170,7 @@ class DicomLayout:
         if parts[0] in _IMAGE_FOLDERS and len(parts) > 1:
             stems.append("_".join(parts[1:]))
         places = [self.root / part / stem for part in MASK_FOLDERS for stem in stems]
-        return [*places, level.parent / level.name]
+        return [*places, *self._mirrored(level), level.parent / level.name]
 
     def _named_masks(self, level: Path) -> list[Path]:
         return _existing(self._folder_places(level), LABELS)
@@ -412,7 +420,8 @@ def volumes_of(
         if not any(item is other for other in left):
             aside[f"{item.modality or 'image'} not chosen"] += len(item.files)
     if kept and not left:
-        message = f"no series fits series={choice}; there are {listed(kept)}"
+        message = f"no series fits series={choice} (as given, or as the adapter was trained); "
+        message += f"there are {listed(kept)}"
         raise fault("no_series", folder, message, "choose one of those")
     return left, +aside
 

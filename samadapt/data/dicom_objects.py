@@ -312,14 +312,13 @@ def _add(path: Path, header: Any, uid: str, series: dict[tuple[Path, str, str], 
     key = (path.parent, uid, kind)
     item = series.get(key)
     if item is None:
-        number = header.get("SeriesNumber")
         item = series[key] = Series(
             path.parent,
             uid,
             modality,
             str(header.get("StudyInstanceUID") or ""),
             str(header.get("FrameOfReferenceUID") or ""),
-            None if number in (None, "") else int(number),
+            _number_of(header),
             kind,
         )
     item.files.append(path)
@@ -331,6 +330,14 @@ def _add(path: Path, header: Any, uid: str, series: dict[tuple[Path, str, str], 
     turn = header.get("ImageOrientationPatient") or header.get("ImageOrientation")
     if turn:
         item.turns.add(tuple(round(float(side), 2) + 0.0 for side in turn))
+
+
+def _number_of(header: Any) -> int | None:
+    """Return the SeriesNumber; None where it is missing or no number."""
+    try:
+        return int(header.get("SeriesNumber"))
+    except Exception:  # pydicom decodes it now; a text here must not cost the file
+        return None
 
 
 def _kind_of(header: Any) -> str:

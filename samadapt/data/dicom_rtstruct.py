@@ -91,23 +91,25 @@ def load_contours(
     names = {number: name for number, name in region_names(path).items() if name in values}
     header = read_file(path)
     _check_frames(path, header, names, files)
-    regions: dict[str, _Region] = {}
+    regions: dict[int, _Region] = {}
     to_voxel = np.linalg.inv(image.affine)
     for number, contour in _contours(header):
         if number not in names:
             continue
-        region = regions.setdefault(names[number], _Region(names[number]))
+        region = regions.setdefault(number, _Region(names[number]))
         place, polygon = _to_plane(path, region.name, contour, to_voxel)
         region.planes.setdefault(place, []).append(polygon)
     labels = np.zeros(image.values.shape, dtype=np.int32)
     owners = {value: name for name, value in values.items()}
     doubts = _Doubts()
-    for name in sorted(regions):
-        mask = _rasterise(path, regions[name], labels.shape, doubts)
+    for region in sorted(regions.values(), key=lambda region: region.name):
+        name = region.name
+        mask = _rasterise(path, region, labels.shape, doubts)
         taken = labels[mask]
-        if taken.any():
-            other = owners[int(taken[taken != 0][0])]
-            message = f"its regions {other!r} and {name!r} share {np.count_nonzero(taken)} voxels"
+        taken = taken[(taken != 0) & (taken != values[name])]  # two regions may have one name
+        if taken.size:
+            other = owners[int(taken[0])]
+            message = f"its regions {other!r} and {name!r} share {taken.size} voxels"
             fix = "choose regions that do not overlap with data.classes=[…]"
             raise fault("overlapping_segments", path, message, fix)
         labels[mask] = values[name]

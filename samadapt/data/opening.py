@@ -89,6 +89,8 @@ def open_reader(
         parse_exif(exif),
     )
     kind = get_reader(card.reader if card else name)
+    if series is not None and kind.name != "dicom":
+        raise ConfigError(f"data.series chooses among DICOM series; data={name} has none")
     if kind.numbers_objects and options.masks.one_class:
         key = "data.instances" if options.masks.instances else "data.mask_threshold"
         raise ConfigError(

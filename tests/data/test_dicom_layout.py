@@ -203,6 +203,44 @@ def test_a_choice_that_is_none(phases: Path, choice: str) -> None:
         open_dataset("dicom", phases, series=choice)
 
 
+def test_a_choice_for_other_data(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="data=folder has none"):
+        open_dataset("folder", tmp_path, series="CT")
+
+
+def test_no_patient_in_any_message(phases: Path, make_series: Make) -> None:
+    """Every text field of all headers is planted, numbers and modality among them."""
+    add_everything(make_series, phases / "p1", sorted((phases / "p1").iterdir())[0])
+    texts = ("PatientName", "PatientID", "SeriesDescription", "StudyDescription", "StationName")
+    for path in (phases / "p1").iterdir():
+        change(path, **dict.fromkeys(texts, "SECRET"))
+        content = path.read_bytes()
+        for tag in (b"\x20\x00\x11\x00IS", b"\x08\x00\x60\x00CS"):  # SeriesNumber, Modality
+            place = content.find(tag)
+            size = int.from_bytes(content[place + 6 : place + 8], "little")
+            held = b"SECRET"[:size].ljust(size)
+            content = content[: place + 8] + held + content[place + 8 + size :]
+        path.write_bytes(content)
+    said = [str(f) for f in check_dataset("dicom", phases)]
+    with pytest.raises(DataError) as caught:
+        read_image(phases / "p1")
+    said.append(str(caught.value))
+    assert len(said) > 2
+    assert "other, 6 slices (" in said[-1]
+    assert not [text for text in said if "SE" in text.replace("SEG", "")]
+
+
+def test_masks_in_a_tree_as_the_images(tmp_path: Path, make_series: Make) -> None:
+    for patient in ("p1", "p2"):
+        for path in make_pictures(make_series, tmp_path / "images" / patient, 2):
+            save_mask(tmp_path / "masks" / patient / f"{path.stem}.png")
+    dataset = open_dataset("dicom", tmp_path, intensity="mri")
+    assert [case.name for case in dataset.cases][:3] == ["p1_cxr_0", "p1_cxr_1", "p2_cxr_0"]
+    make_series(tmp_path / "v" / "images" / "p1", PLANES)
+    mask_of(tmp_path / "v" / "images" / "p1", tmp_path / "v" / "labels" / "p1.nii.gz")
+    assert len(open_dataset("dicom", tmp_path / "v").cases) == 1
+
+
 def test_only_the_series_with_a_mask_is_used(tmp_path: Path, make_series: Make) -> None:
     from tests.data.test_dicom_rtstruct import circle, write_structures
 

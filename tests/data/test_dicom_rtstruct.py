@@ -253,6 +253,16 @@ def test_regions_are_classes_and_some_are_missing(tmp_path: Path, make_series: M
     assert "SECRET" not in str(list(found.values())) + repr(dataset.cases)
 
 
+def test_two_regions_of_one_name_are_one_class(tmp_path: Path, make_series: Make) -> None:
+    paths = make_series(tmp_path / "a", PLANES)
+    one, two = circle(12.3, 11.2, 5.2), circle(16.3, 11.2, 5.2)
+    write_structures(paths, {"x": [(3, one)], "y": [(3, two)]}, tmp_path / "a" / "rs.dcm")
+    data = pydicom.dcmread(tmp_path / "a" / "rs.dcm")
+    data.StructureSetROISequence[1].ROIName = "x "
+    data.save_as(tmp_path / "a" / "rs.dcm")
+    np.testing.assert_array_equal(labels_of(tmp_path)[3], brute_force([one]) | brute_force([two]))
+
+
 def _other_frame(data: Any) -> None:
     data.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "1.2.3"
 
