@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from samadapt.data.coco_layout import (
     annotation_files,
+    is_there,
     locate,
     of_objects,
     passed_over,
@@ -62,7 +63,7 @@ class ObjectReader(Reader):
             if case.labels is None:
                 message = "this picture has no annotations"
                 raise fault("missing_label", case.image, message, "add them or move the picture")
-            if not case.image.is_file():
+            if not is_there(case.image):
                 message = f"{case.labels} names a picture that is not there"
                 raise fault("missing_image", case.image, message, "add the picture")
             picture = load_picture(case.image, self.options.exif)
@@ -241,7 +242,7 @@ class CocoReader(ObjectReader):
     def _locate(self, path: Path, entry: Mapping[str, Any]) -> Path:
         """Return the file of an entry of ``images``; the first place where it could be."""
         name = entry.get("file_name")
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not PurePosixPath(posix_name(name)).name:
             raise fault(
                 "bad_annotations", path, f"picture {entry.get('id')} has no file_name", _MEND
             )

@@ -128,4 +128,12 @@ def locate(name: str, path: Path, root: Path, shown: str) -> Path:
     split = path.stem.rpartition("_")[2]  # instances_train2017: train2017
     folders = [root / "images", root, root / split, root / "images" / split, path.parent]
     places = [folder / relative for folder in folders]
-    return next((place for place in places if place.is_file()), places[0])
+    return next((place for place in places if is_there(place)), places[0])
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file exists; False for names that no file system takes."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from samadapt.data.coco import ObjectReader, read_json
-from samadapt.data.coco_layout import posix_name
+from samadapt.data.coco_layout import is_there, posix_name
 from samadapt.data.instance_masks import MaskObject, area_of, read_segmentation, runs_of
 from samadapt.data.reader import Layout, register_reader
 from samadapt.data.stills import SUFFIXES
@@ -135,7 +135,7 @@ class LabelmeReader(ObjectReader):
         """List the pictures that lie beside annotated ones and have no JSON."""
         known = {case.image for case in layout.cases}
         names = {case.name for case in layout.cases}
-        for folder in sorted({path.parent for path in known if path.is_file()}):
+        for folder in sorted({path.parent for path in known if is_there(path)}):
             for path in sorted(folder.iterdir()):
                 hidden = path.name.startswith(".") or path.suffix.lower() not in SUFFIXES
                 if hidden or path in known:
@@ -189,7 +189,7 @@ def _picture(named: Any, path: Path, root: Path) -> Path:
         places += [path.parent / name, root / "images" / name]
     folders = [path.parent, path.parent.parent / "images", root / "images"]
     stems = [folder / f"{path.stem}{suffix}" for folder in folders for suffix in SUFFIXES]
-    found = next((place for place in [*places, *stems] if place.is_file()), None)
+    found = next((place for place in [*places, *stems] if is_there(place)), None)
     if found is not None:
         return Path(os.path.normpath(found))
     return places[0] if places else path.with_suffix(SUFFIXES[0])

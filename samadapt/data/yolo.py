@@ -178,10 +178,18 @@ def _names(root: Path) -> dict[int, str] | None:
         FindingError: the file that should say cannot be used.
     """
     listed = sorted(path for path in root.iterdir() if path.suffix in (".yaml", ".yml"))
+    listed.sort(key=lambda path: path.stem != "data")
+    unreadable = None
     for path in listed:
-        content = _yaml(path)
+        try:
+            content = _yaml(path)
+        except FindingError as problem:  # it may be of another program
+            unreadable = unreadable or problem
+            continue
         if isinstance(content, dict) and "names" in content:
             return _checked(path, content["names"])
+    if unreadable is not None:
+        raise unreadable
     for path in (root / "classes.txt", root / "labels" / "classes.txt"):
         if path.is_file():
             return _checked(path, [line for _, line in _lines(path)])

@@ -127,6 +127,13 @@ def test_pictures_outside_the_folder_are_refused(tmp_path: Path, name: str) -> N
     assert "path_outside" in codes
 
 
+@pytest.mark.parametrize(("name", "code"), [(".", "bad_annotations"), ("x" * 400, "missing_image")])
+def test_odd_names_of_pictures_are_named(tmp_path: Path, name: str, code: str) -> None:
+    pictures(tmp_path / "images")
+    write(tmp_path / "annotations.json", content([name]))
+    assert code in [f.code for f in check_dataset("coco", tmp_path)]
+
+
 def test_data_label_chooses_one_file(tmp_path: Path) -> None:
     names = pictures(tmp_path / "images")
     write(tmp_path / "annotations" / "instances_a.json", content(names[:2]))

@@ -136,8 +136,12 @@ def test_rounding_at_the_edge_is_cut_off(tmp_path: Path) -> None:
 )
 def test_a_yaml_without_usable_names_is_named(tmp_path: Path, text: str) -> None:
     root = named(write(tmp_path), text)
-    errors = findings(root)
-    assert [f.code for f in errors] == ["bad_annotations"]
+    assert [f.code for f in findings(root)] == ["bad_annotations"]
+
+
+def test_yaml_files_of_other_programs_are_passed_over(tmp_path: Path) -> None:
+    root = named(named(write(tmp_path), "a: ${b}", "args.yaml"), NAMES, "set.yaml")
+    assert open_dataset("yolo", root).classes == ["cat", "dog"]
 
 
 def test_a_label_file_that_is_no_text_is_named(tmp_path: Path) -> None:
