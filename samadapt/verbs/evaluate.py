@@ -209,6 +209,8 @@ def as_config(arguments: EvaluateArguments, record: AdapterRecord) -> Config:
     )
     if data.tile is None and cut is not None:
         data = replace(data, tile=cut.side)
+    if data.channel is None and "inputs" in record.intensity:
+        data = replace(data, channel=record.data_options.get("channel"))
     if record.input_channels > 3 and arguments.prompts.name == "matrix":
         raise ConfigError(
             "prompts=matrix also compares the models on photographs, which have three channels; "
@@ -322,7 +324,20 @@ def unrecognised(session: Session, record: AdapterRecord) -> str:
     axis = session.dataset.axis
     if axis != record.axis:  # the hash of a volume is of its slices
         return f"was trained on slices along {record.axis}, which are not known again along {axis}"
-    return ""
+    return _other_channels(session.config.data, record)
+
+
+def _other_channels(data: Data, record: AdapterRecord) -> str:
+    """Return that other channels of the same data are scored, whose hashes are others."""
+    from samadapt.data.channels import MANY, listed, parse_channel
+
+    trained, now = (
+        ", ".join(map(str, listed(parse_channel(channel, MANY)))) or "the only one"
+        for channel in (record.data_options.get("channel"), data.channel)
+    )
+    if trained == now or data.name != record.data_options.get("name", data.name):
+        return ""
+    return f"was trained on other channels ({trained}; here {now}), so its images are not known"
 
 
 def _cases(refs: Iterable[SliceRef]) -> int:

@@ -79,6 +79,10 @@ def test_the_whole_way(
     summary = json.loads((run.run_dir / "eval" / "summary.json").read_text())
     for state in ("zero_shot", "adapted"):
         assert scored["summary"][state]["dice"] == summary[state]["dice"]
+    turned = f"data.channel=[{','.join(reversed(channels.split(',')))}]"
+    more = [f"output.dir={tmp_path / 'e'}", "precision=fp32", "device=cpu"]
+    other = evaluate.run([f"adapter={adapter}", *arguments[1:4], turned, *more])
+    assert any("other channels" in note for note in other["summary"]["notes"])
     target = tmp_path / "out.nii.gz"
     predict.run([f"adapter={adapter}", f"input={brats / 'c0'}", f"output={target}", "device=cpu"])
     assert nib.load(target).shape == (20, 24, 3)
