@@ -173,10 +173,14 @@ class DicomReader(VolumeReader):
             message += "whose values have no name"
             raise fault("mixed_labels", other, message, "keep one kind of label")
         held: dict[Path, set[str]] = {}
+        contours: dict[Path, set[str]] = {}
         for path in objects:
             try:
-                listed = region_names(path) if _is_contours(path) else segment_names(path)
+                is_contours = _is_contours(path)
+                listed = region_names(path) if is_contours else segment_names(path)
                 held[path] = set(listed.values())
+                if is_contours:
+                    contours[path] = held[path]
             except FindingError as problem:
                 layout.findings.append(problem.finding)
                 layout.ambiguous.add(path)
@@ -185,7 +189,7 @@ class DicomReader(VolumeReader):
         if names:
             layout.classes = {name: (value,) for name, value in self._values.items()}
         used = self._wanted().keys()
-        contours = {path: found & used for path, found in held.items() if _is_contours(path)}
+        contours = {path: found & used for path, found in contours.items()}
         layout.findings += _missing_regions(contours, self.options.root or Path())
 
 

@@ -307,8 +307,14 @@ def _check_image(path: Path, header: Any) -> None:
 
 def _add(path: Path, header: Any, uid: str, series: dict[tuple[Path, str, str], Series]) -> None:
     """Put an image to its series."""
-    kind = _kind_of(header)
-    modality = modality_of(header)
+    # All that pydicom decodes comes first: a broken element must not leave half a file behind.
+    kind, modality, patient = _kind_of(header), modality_of(header), _patient(header)
+    slices = int(header.get("NumberOfFrames") or 1)
+    instance = str(header.get("SOPInstanceUID") or "")
+    position = header.get("ImagePositionPatient") or header.get("ImagePosition")
+    is_placed = bool(position) or _has_planes(header)
+    turn = header.get("ImageOrientationPatient") or header.get("ImageOrientation") or ()
+    turn = tuple(round(float(side), 2) + 0.0 for side in turn)
     key = (path.parent, uid, kind)
     item = series.get(key)
     if item is None:
@@ -322,14 +328,12 @@ def _add(path: Path, header: Any, uid: str, series: dict[tuple[Path, str, str], 
             kind,
         )
     item.files.append(path)
-    item.patients[path] = _patient(header)
-    item.slices += int(header.get("NumberOfFrames") or 1)
-    item.instances.add(str(header.get("SOPInstanceUID") or ""))
-    position = header.get("ImagePositionPatient") or header.get("ImagePosition")
-    item.is_placed |= bool(position) or _has_planes(header)
-    turn = header.get("ImageOrientationPatient") or header.get("ImageOrientation")
+    item.patients[path] = patient
+    item.slices += slices
+    item.instances.add(instance)
+    item.is_placed |= is_placed
     if turn:
-        item.turns.add(tuple(round(float(side), 2) + 0.0 for side in turn))
+        item.turns.add(turn)
 
 
 def _number_of(header: Any) -> int | None:

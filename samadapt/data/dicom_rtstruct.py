@@ -63,7 +63,7 @@ def region_names(path: Path) -> dict[int, str]:
             for item in header.get("StructureSetROISequence") or []
         }
         closed = {number for number, _ in _contours(header)}
-    except (AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # pydicom decodes now, and its text may quote the header
         message = f"its list of regions cannot be read ({type(error).__name__})"
         raise fault("bad_segmentation", path, message, _AGAIN) from None
     found = {number: name for number, name in names.items() if number in closed and name}
