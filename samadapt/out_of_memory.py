@@ -111,5 +111,18 @@ def _available() -> str:
 
         total = total_memory_bytes()
         left = min(total, psutil.virtual_memory().available)
-        return f" ({left / 2**30:.1f} of {total / 2**30:.1f} GiB are available)"
+        said = f" ({left / 2**30:.1f} of {total / 2**30:.1f} GiB are available"
+        if (limit := _limit()) is not None:
+            said += f"; this process may use {limit / 2**30:.1f} GiB (ulimit -v)"
+        return f"{said})"
     return ""
+
+
+def _limit() -> int | None:
+    """Return the largest address space that this process may have, in bytes; None: no limit."""
+    import psutil
+
+    if not hasattr(psutil, "RLIMIT_AS"):  # not on Linux
+        return None
+    limit: int = psutil.Process().rlimit(psutil.RLIMIT_AS)[0]
+    return None if limit == psutil.RLIM_INFINITY else limit

@@ -135,3 +135,23 @@ def test_a_full_disk_that_nobody_named(monkeypatch, capsys, tmp_path):
     assert f"error: {tmp_path}: the disk is full: x.bin cannot be written; " in said
     assert "bytes" in said
     assert "please report it" not in said
+
+
+def test_a_file_for_which_memory_lacks_is_not_called_broken(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from samadapt.data.folder import FolderReader
+    from samadapt.data.reader import ReaderOptions
+
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / part / "a.png")
+
+    def fail(self, case):
+        raise MemoryError("Unable to allocate 7.45 GiB for an array")
+
+    monkeypatch.setattr(FolderReader, "examine", fail)
+    scan = FolderReader(ReaderOptions(root=tmp_path)).scan()
+    (finding,) = scan.findings
+    assert "out of memory: the main memory ran out when 7.45 GiB more were asked" in str(finding)
+    assert "another program" not in str(finding)

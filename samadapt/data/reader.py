@@ -31,6 +31,7 @@ from samadapt.data.types import Array, Case, Finding, FindingError, Volume
 from samadapt.data.watched import TookTooLongError, each, within_limit
 from samadapt.errors import ConfigError, DataError, MissingExtraError, nearest
 from samadapt.limits import max_seconds
+from samadapt.out_of_memory import explain
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
 
@@ -254,6 +255,8 @@ class Reader(ABC):
         except Exception as error:  # one broken file must not end the scan
             reason = f"could not be read: {type(error).__name__}: {error}"
             fix = "check that the file opens in another program, or remove it"
+            if message := explain(error, "check"):
+                reason, fix = f"could not be read: {message}", "free memory, or cut it into parts"
             return None, [Finding("unreadable_image", "error", str(case.image), reason, fix)]
         if volume is None:
             return None, findings

@@ -13,6 +13,7 @@ from samadapt import atomic
 from samadapt.data.dicom_objects import holds_dicom
 from samadapt.data.reader import Reader, ReaderOptions, reader_for, readers, write_prediction
 from samadapt.errors import DataError, UserError
+from samadapt.out_of_memory import explain
 from samadapt.prediction.coco import CocoFile, coco_masks
 from samadapt.prediction.dicom_seg import SEG, need_highdicom, save_segmentation
 from samadapt.prediction.inputs import (
@@ -299,7 +300,8 @@ def _each(
         except UserError as error:
             row = {"error": str(error)}
         except Exception as error:  # one broken file must not cost the others
-            row = {"error": f"{image}: {type(error).__name__}: {error}"}
+            message = explain(error, "predict") or f"{type(error).__name__}: {error}"
+            row = {"error": f"{image}: {message}"}
         rows.append({"input": image if isinstance(image, Path) else image.files[0], **row})
     return rows
 
