@@ -229,12 +229,13 @@ def _kinds(polygon: Array, size: tuple[int, ...]) -> Array:
     of 512 x 512. Large polygons are cut into strips of rows first (0.04 s), between two rows, so
     that each pixel meets few edges.
     """
-    from matplotlib.path import Path as Outline
-    from matplotlib.transforms import Bbox
     from skimage.measure import grid_points_in_poly
 
     if len(polygon) * size[0] * size[1] < _MANY:
         return np.asarray(grid_points_in_poly(size, polygon, binarize=False))
+    from matplotlib.path import Path as Outline
+    from matplotlib.transforms import Bbox
+
     outline = Outline(np.vstack([polygon, polygon[:1]])[:, ::-1], closed=True)
     kinds = np.zeros(size, dtype=np.uint8)
     for start in range(0, size[0], _STRIP):
