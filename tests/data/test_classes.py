@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from samadapt.data import open_dataset
 from samadapt.data.check import survey
 from samadapt.data.classes import make_table
 from samadapt.data.types import IGNORED
-from samadapt.errors import ConfigError
+from samadapt.errors import ConfigError, DataError
+from samadapt.prompts.given import given_prompts
 
 
 @pytest.fixture
@@ -89,3 +91,36 @@ def test_a_value_is_ignored_or_of_a_class() -> None:
         make_table(None, None, [-1, 1])
     assert make_table(None, None, [-1, 1], ignored=[-1]).names == ("foreground",)
     assert make_table({"x": (1,)}, None, [1, 7], ignored=[7]).unknown([1, 7, 9]) == [9]
+
+
+def test_prompts_that_name_no_class_are_refused_where_classes_overlap(
+    make_folder: Callable[..., Path],
+) -> None:
+    root = make_folder(3)
+    mask = np.zeros((12, 10), np.uint8)
+    mask[2:8, 2:8], mask[4:6, 4:6] = 2, 1
+    (root / "annotations").mkdir(exist_ok=True)
+    for index in range(3):
+        Image.fromarray(mask).save(root / "masks" / f"p{index}.png")
+        given = {"boxes": [[2, 2, 8, 8], [4, 4, 6, 6]]}
+        given |= {"labels": ["whole", "core"]} if index else {}
+        (root / "annotations" / f"p{index}.json").write_text(json.dumps(given))
+    dataset = open_dataset("folder", root, regions={"whole": [1, 2], "core": 1})
+    objects = given_prompts(dataset.samples("p1")[0])
+    np.testing.assert_array_equal(objects.masks, np.stack([mask > 0, mask == 1]))
+    with pytest.raises(DataError, match="p0: its prompts name no classes, and a pixel may be of"):
+        dataset.samples("p0")
+
+
+def test_regions_exclude_other_ways_to_name_classes(make_folder: Callable[..., Path]) -> None:
+    root, regions = make_folder(3), {"whole": [1, 255]}
+    with pytest.raises(ConfigError, match=r"leave out data\.classes"):
+        open_dataset("folder", root, regions=regions, classes={"a": 1})
+    with pytest.raises(ConfigError, match=r"leave out data\.merge_classes"):
+        open_dataset("folder", root, regions=regions, merge_classes=True)
+    with pytest.raises(ConfigError, match=r"data\.instances makes one class and data\.regions"):
+        open_dataset("folder", root, regions=regions, instances=True)
+    with pytest.raises(ConfigError, match=r"data\.regions\.a: the value 0 is background"):
+        open_dataset("folder", root, regions={"a": [0, 1]})
+    with pytest.raises(ConfigError, match=r"For classes that overlap use data\.regions"):
+        open_dataset("folder", root, classes={"a": [1, 2], "b": 2})
