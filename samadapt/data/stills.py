@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from samadapt.data.orientation import TAG, UPRIGHT, known_orientation, turn
+from samadapt.data.png_guard import check_png
 from samadapt.data.tiff_guard import check_tiff
 from samadapt.data.tiff_pages import main_page, page_values, tifffile
 from samadapt.data.types import Array, FindingError, fault, too_large
@@ -110,6 +111,7 @@ def is_lossy_webp(path: Path) -> bool:
 def _read_with_pil(path: Path, head: bytes) -> Still:
     with _open_header(path) as opened:
         _check_pixels(path, *opened.size)
+        check_png(path)
         # A phone's JPEG may hold a preview or a gain map behind the picture (MPO).
         frames = 1 if opened.format in ("MPO", "JPEG") else getattr(opened, "n_frames", 1)
         if frames > 1:

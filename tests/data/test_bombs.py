@@ -195,6 +195,40 @@ def test_a_png_that_declares_too_much(tmp_path: Path) -> None:
 def test_more_than_a_png_declares(tmp_path: Path) -> None:
     code, _ = outcome(png(tmp_path / "a.png", 64, GB))
     assert code in ("read", "unreadable_image")  # what lies behind the pixels is never unpacked
+    assert outcome(png(tmp_path / "b.png", 6000, GB))[0] == "too_large"
+
+
+def test_a_png_that_holds_less_than_it_declares(tmp_path: Path) -> None:
+    """Its stream ends properly, and PIL reads what is missing as black."""
+    code, message = outcome(png(tmp_path / "a.png", 16_000, 1 << 24))
+    assert code == "truncated_file"
+    assert "declares 256,016,000 bytes of pixels; it holds 16,777,216" in message
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+def test_an_honest_png_of_one_colour(tmp_path: Path, interlaced: int) -> None:
+    from PIL import Image
+
+    from samadapt.data.png_guard import check_png
+
+    path = tmp_path / "a.png"
+    Image.new("RGB", (3001, 2003)).save(path)
+    if interlaced:
+        sides = [(3001, 2003, 8, 8, 0, 0), (3001, 2003, 8, 8, 4, 0), (3001, 2003, 4, 8, 0, 4)]
+        sides += [(3001, 2003, 4, 4, 2, 0), (3001, 2003, 2, 4, 0, 2), (3001, 2003, 2, 2, 1, 0)]
+        sides += [(3001, 2003, 1, 2, 0, 1)]
+        total = sum(-(-(h - y) // dy) * (1 + 3 * -(-(w - x) // dx)) for w, h, dx, dy, x, y in sides)
+        content = path.read_bytes()
+        head = struct.pack(">IIBBBBB", 3001, 2003, 8, 2, 0, 0, 1)
+        packed = zlib.compress(bytes(total))
+        chunks = [(b"IHDR", head), (b"IDAT", packed), (b"IEND", b"")]
+        body = [
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        ]
+        path.write_bytes(content[:8] + b"".join(body))
+    check_png(path)
+    assert read_image(path).shape == (2003, 3001, 1)
 
 
 def test_a_tiff_strip_that_unpacks_to_more(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 pytest.importorskip("resource")
 HERE = Path(__file__).parent
-SECONDS = float(os.environ.get("SAMADAPT_FUZZ_SECONDS", "8"))
+SECONDS = float(os.environ.get("SAMADAPT_FUZZ_SECONDS", "7"))
 SEED = int(os.environ.get("SAMADAPT_FUZZ_SEED", "0"))
 HANG_S = 10.0
 START_S = 120.0
