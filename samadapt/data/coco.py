@@ -22,7 +22,7 @@ from samadapt.data.coco_layout import (
     posix_name,
 )
 from samadapt.data.instance_masks import MaskObject, paint, read_segmentation
-from samadapt.data.orientation import check_frame
+from samadapt.data.orientation import UPRIGHT, check_frame
 from samadapt.data.pictures import load_picture, save_plane
 from samadapt.data.reader import Layout, Reader, register_reader
 from samadapt.data.types import Array, Case, Finding, FindingError, Volume, check_size, fault
@@ -69,7 +69,7 @@ class ObjectReader(Reader):
             picture = load_picture(case.image, self.options.exif)
             volume = Volume(picture.image, is_color=picture.is_color)
             height, width = picture.size
-            if self.options.exif is None:
+            if self.options.exif is None and picture.orientation != UPRIGHT:
                 check_frame(
                     case.labels,
                     case.image,

@@ -184,7 +184,7 @@ def test_each_fault_is_one_finding(
     assert findings[0].file == str(root / file)
     assert findings[0].message
     assert findings[0].fix
-    with pytest.raises(DataError, match=rf"(?s)1 errors.*{code}.*on_error=skip"):
+    with pytest.raises(DataError, match=rf"(?s)1 error .*{code}.*on_error=skip"):
         open_dataset("nifti", root)
     dataset = open_dataset("nifti", root, on_error="skip")
     assert dataset.left_out == ["case_02"]
@@ -258,7 +258,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     assert [f.code for f in check_dataset("nifti", tmp_path)] == ["no_cases"]
     (tmp_path / "images" / "notes.txt").write_text("x")
-    assert [f.code for f in check_dataset("nifti", tmp_path)] == ["other_file"]
+    assert [f.code for f in check_dataset("nifti", tmp_path)] == ["no_cases", "other_file"]
     with pytest.raises(DataError, match="no usable case"):
         open_dataset("nifti", tmp_path)
 
