@@ -18,7 +18,7 @@ from samadapt.errors import DivergedError
 from samadapt.machine import peak_memory_bytes
 from samadapt.methods.store import load_trainable_state, trainable_state
 from samadapt.sam.types import MaskOutput, Prompts
-from samadapt.training.checkpoint import Checkpoint, save_checkpoint
+from samadapt.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from samadapt.training.interrupt import InterruptedRunError, StopRequest
 from samadapt.training.progress import Progress, append_line
 from samadapt.training.recompute import recomputed
@@ -318,7 +318,7 @@ def restore(work: Training, optimizer: torch.optim.Optimizer, checkpoint: Checkp
     progress = checkpoint.progress
     load_trainable_state(work.sam, work.injection, checkpoint.weights)
     peaks = [group["peak_lr"] for group in optimizer.param_groups]
-    optimizer.load_state_dict(checkpoint.optimizer)
+    load_optimizer(optimizer, checkpoint.optimizer)
     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
         group["peak_lr"] = peak  # of the configuration, which may have changed
     work.sampler.drawn = progress["sampler"]
@@ -334,6 +334,25 @@ def restore(work: Training, optimizer: torch.optim.Optimizer, checkpoint: Checkp
         best_weights=checkpoint.best_weights,
         skipped=progress["skipped"],
     )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put AdamW's state back.
+
+    Raises:
+        CheckpointError: for groups, entries or shapes that are not those of the parameters.
+    """
+    try:
+        optimizer.load_state_dict(state)
+        for parameter, entries in optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if entries[name].shape != parameter.shape or not entries[name].isfinite().all():
+                    raise ValueError(f"{name} does not fit its parameter")
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            "state.pt: the state of the optimizer is not that of this run's parameters; restore "
+            "the checkpoint from a copy, or start a new run"
+        ) from error
 
 
 def due(step: int, every: int, steps: int) -> bool:

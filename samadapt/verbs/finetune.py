@@ -153,6 +153,10 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
     with locked(run_dir):
         try:
             return _train_and_score(config, run_dir)
+        except KeyboardInterrupt:  # outside of the training, which says so itself
+            if (run_dir / "config.yaml").is_file():
+                console.log(f"continue with: samadapt finetune resume={run_dir}")
+            raise
         except DiskFullError as error:
             if not (run_dir / "config.yaml").is_file():
                 raise

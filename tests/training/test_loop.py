@@ -16,7 +16,7 @@ from samadapt.errors import DivergedError, RunError
 from samadapt.methods.store import trainable_state
 from samadapt.sam.weights import load_sam
 from samadapt.training import loop
-from samadapt.training.checkpoint import load_checkpoint
+from samadapt.training.checkpoint import CheckpointError, load_checkpoint
 from samadapt.training.interrupt import InterruptedRunError
 from samadapt.training.loop import LiveSam, LoopOptions, accumulate_gradients, make_optimizer, rate
 from samadapt.training.losses import LossTerms
@@ -331,6 +331,25 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(tools, run, tmp_path, optio
                 torch.as_tensor(value), torch.as_tensor(final[1].optimizer["state"][index][key])
             )
     assert torch.equal(final[0].random["cpu"], final[1].random["cpu"])
+
+
+@pytest.mark.parametrize("fault", ["shape", "nan", "group", "entry", "type"])
+def test_an_optimizer_of_another_run_is_refused(tools, run, tmp_path, fault):
+    run(tools.make_work(tmp_path))
+    saved = load_checkpoint(tmp_path / "checkpoints")
+    first = saved.optimizer["state"][0]
+    if fault == "shape":
+        first["exp_avg"] = torch.zeros(3, 3, 3)
+    elif fault == "nan":
+        first["exp_avg_sq"].fill_(math.nan)
+    elif fault == "group":
+        saved.optimizer["param_groups"].pop()
+    elif fault == "entry":
+        del first["exp_avg"]
+    else:
+        saved.optimizer["state"][0] = 5
+    with pytest.raises(CheckpointError, match=r"state\.pt: the state of the optimizer"):
+        run(tools.make_work(tmp_path), resume=saved)
 
 
 def test_dropout_draws_from_the_saved_random_state(tools, run, tmp_path):

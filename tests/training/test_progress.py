@@ -87,6 +87,34 @@ def test_on_a_terminal_a_bar_shows_the_numbers(tmp_path):
     assert not (tmp_path / "log.txt").exists()
 
 
+def test_a_phase_that_fails_is_closed(tmp_path):
+    shown, _ = progress(tmp_path, terminal=True)
+    shown.plan({"train": 4, "validation": 2}, {})
+    with pytest.raises(ValueError, match="x"), shown.phase("train"):  # noqa: PT012
+        shown.advance()
+        with pytest.raises(KeyError), shown.aside("validation", 1):
+            raise KeyError
+        raise ValueError("x")
+    assert shown._bars is None
+    assert shown.clock.left == {"train": 0, "validation": 1}
+    with shown.phase("validation"):
+        shown.advance()
+
+
+def test_lines_that_are_written_again_are_removed(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert module.keep_lines_up_to(path, 3) == 0
+    for step in (1, 2, 3, 4):
+        append_line(path, {"kind": "train", "step": step})
+    with path.open("a") as file:
+        file.write('{"kind": "tra')
+    assert module.keep_lines_up_to(path, 3) == 2
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    before = path.stat().st_mtime_ns
+    assert module.keep_lines_up_to(path, 3) == 0
+    assert path.stat().st_mtime_ns == before
+
+
 def test_metrics_are_strict_json(tmp_path):
     path = tmp_path / "metrics.jsonl"
     append_line(path, {"kind": "train", "loss": float("nan"), "lr": float("inf"), "step": 1})

@@ -142,6 +142,22 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(make_pictures, ru
     assert not list((stopped / "checkpoints").glob(".*"))
 
 
+def test_other_weights_are_taken_out_again_after_an_error(tiny_sam):
+    from types import SimpleNamespace
+
+    from samadapt.methods import METHODS, inject
+    from samadapt.methods.store import trainable_state
+    from samadapt.verbs.finetune import with_weights
+
+    session = SimpleNamespace(sam=tiny_sam, injection=inject(tiny_sam, METHODS["lora"]()))
+    before = trainable_state(tiny_sam, session.injection)
+    other = {name: value + 1 for name, value in before.items()}
+    with pytest.raises(KeyboardInterrupt), with_weights(session, other):
+        raise KeyboardInterrupt
+    after = trainable_state(tiny_sam, session.injection)
+    assert all(bool((after[name] == value).all()) for name, value in before.items())
+
+
 class Usage:
     def __init__(self, free):
         self.free = free
