@@ -96,16 +96,15 @@ def circle(x: float, y: float, radius: float, points: int = 90) -> np.ndarray:
 
 
 def brute_force(polygons: Sequence[np.ndarray], shape: tuple[int, int] = (24, 30)) -> np.ndarray:
-    """Even-odd rule over all edges of all polygons, pixel by pixel."""
-    inside = np.zeros(shape, dtype=bool)
-    for row, column in np.ndindex(shape):
-        crossings = 0
-        for polygon in polygons:
-            for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
-                if (y0 > row) != (y1 > row):
-                    crossings += column < x0 + (row - y0) * (x1 - x0) / (y1 - y0)
-        inside[row, column] = crossings % 2
-    return inside
+    """Even-odd rule over all edges of all polygons."""
+    row, column = np.indices(shape)
+    crossings = np.zeros(shape, dtype=int)
+    for polygon in polygons:
+        for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+            if y0 != y1:
+                between = (y0 > row) != (y1 > row)
+                crossings += between & (column < x0 + (row - y0) * (x1 - x0) / (y1 - y0))
+    return crossings % 2 == 1
 
 
 def labels_of(root: Path, name: str = "a", **options: Any) -> np.ndarray:
