@@ -82,8 +82,9 @@ def record(tiny_sam):
 
 
 @pytest.fixture
-def adapter(tiny_sam, tmp_path, record):
+def adapter(tiny_sam, tmp_path, record, monkeypatch):
     """``adapter(dataset)``: a directory as a run on it would write."""
+    monkeypatch.chdir(tmp_path)  # the record holds the bare name of the base's file
 
     def save(dataset):
         from safetensors.torch import save_file
