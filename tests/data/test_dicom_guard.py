@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -16,6 +18,16 @@ from samadapt.data.reader import read_image
 from samadapt.data.types import FindingError
 
 pydicom = pytest.importorskip("pydicom")
+READ = """
+import resource, sys
+from pathlib import Path
+from samadapt.data.reader import read_image
+from samadapt.errors import DataError
+try:
+    read_image(Path(sys.argv[1]))
+except DataError as error:
+    print(error.finding.code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 @pytest.fixture
@@ -58,6 +70,14 @@ def test_a_deflated_bomb(parts: tuple[bytes, bytes], tmp_path: Path) -> None:
     assert path.stat().st_size < 16e6
     with pytest.raises(FindingError, match="unpacks to more"):
         read_file(path, ["Rows"])
+    pytest.importorskip("resource")
+    told = subprocess.run(
+        [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True
+    )
+    code, peak = told.stdout.split()
+    assert code == "too_large"
+    if sys.platform == "linux":  # elsewhere it is counted in another unit
+        assert int(peak) < 1 << 20
 
 
 def test_frames_without_number(make_series: Callable[..., list[Path]], tmp_path: Path) -> None:

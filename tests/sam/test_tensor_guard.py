@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,17 @@ from safetensors.torch import save_file
 
 from samadapt.errors import WeightsError
 from samadapt.sam.checkpoints import read_checkpoint, read_tensors
+
+READ = """
+import resource, sys
+from pathlib import Path
+from samadapt.errors import WeightsError
+from samadapt.sam.checkpoints import read_checkpoint
+try:
+    read_checkpoint(Path(sys.argv[1]))
+except WeightsError:
+    print("WeightsError", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 def test_a_compressed_torch_file(tmp_path: Path) -> None:
@@ -83,3 +96,28 @@ def test_what_a_file_begins_with_is_not_quoted(tmp_path: Path) -> None:
         with pytest.raises(WeightsError) as caught:
             read_tensors(tmp_path / "a.pth")
         assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_torch_file_that_declares_gigabytes(tmp_path: Path) -> None:
+    """Some MB of file would take 1.5 GB of memory: refused in less than 1 GiB."""
+    pytest.importorskip("resource")
+    torch.save({"image_encoder.blocks.0.a": torch.zeros(1)}, tmp_path / "a.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as source,
+        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as target,
+    ):
+        for name in source.namelist():
+            with target.open(name, "w", force_zip64=True) as file:
+                file.write(source.read(name))
+                for _ in range(96 if name.endswith("data/0") else 0):
+                    file.write(bytes(1 << 24))
+    told = subprocess.run(
+        [sys.executable, "-c", READ, str(tmp_path / "b.pth")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.startswith("WeightsError")
+    if sys.platform == "linux":
+        assert int(told.stdout.split()[1]) < 1 << 20
