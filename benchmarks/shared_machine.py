@@ -4,6 +4,10 @@ How threads wait for each other is a setting of the whole process (``samadapt.op
 contender has a process of its own: samadapt as it is installed, the peers and samadapt once more
 with what OpenMP does by default. A measurement is the median of some steps behind a first one.
 
+    python -m benchmarks.run shared_machine
+
+measures all of it on a machine that does nothing else, and
+
     python -m benchmarks.shared_machine WORK CONTENDER
 
 is such a process; it prints the seconds as JSON.
