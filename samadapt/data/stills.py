@@ -110,7 +110,8 @@ def is_lossy_webp(path: Path) -> bool:
 
 def _read_with_pil(path: Path, head: bytes) -> Still:
     with _open_header(path) as opened:
-        _check_pixels(path, *opened.size)
+        # A GIF of some bytes can declare any canvas, which PIL fills several times over.
+        _check_pixels(path, *opened.size, MAX_PIXELS // 4 if opened.format == "GIF" else MAX_PIXELS)
         check_png(path)
         # A phone's JPEG may hold a preview or a gain map behind the picture (MPO).
         frames = 1 if opened.format in ("MPO", "JPEG") else getattr(opened, "n_frames", 1)
@@ -219,10 +220,11 @@ def _tiff_samples(path: Path, page: Any, values: Array, bits: int) -> Still:
     return _from_samples(values, bits)
 
 
-def _check_pixels(path: Path, width: int, height: int) -> None:
-    if width * height > scaled(MAX_PIXELS):
+def _check_pixels(path: Path, width: int, height: int, most: int | None = None) -> None:
+    limit = scaled(MAX_PIXELS if most is None else most)
+    if width * height > limit:
         message = f"it has {width} x {height} pixels"
-        raise too_large(path, f"{message}; at most {scaled(MAX_PIXELS):,} are read")
+        raise too_large(path, f"{message}; at most {limit:,} are read")
 
 
 def _open_header(path: Path) -> Any:

@@ -286,3 +286,14 @@ def test_values_that_are_infinite_as_float32(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
     with pytest.raises(FindingError, match="above the largest float32"):
         read_image(tmp_path / "a.nii")
+
+
+def test_a_gif_of_some_bytes_with_a_large_canvas(tmp_path: Path) -> None:
+    from PIL import Image
+
+    path = tmp_path / "a.gif"
+    Image.new("P", (4, 4), 1).save(path)
+    content = bytearray(path.read_bytes())
+    content[6:10] = struct.pack("<HH", 16_000, 16_000)
+    path.write_bytes(bytes(content))
+    assert outcome(path)[0] == "too_large"

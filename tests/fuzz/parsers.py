@@ -71,7 +71,8 @@ def examine(name: str, root: Path, **options: Any) -> None:
     _, reader = open_reader(name, root, **options)
     layout = reader.discover()
     for case in layout.cases[:6]:
-        reader.examine(case)
+        if not {case.image, case.labels} & layout.ambiguous:  # a scan leaves those out
+            reader.examine(case)
 
 
 class ImageParser(Parser):
