@@ -111,7 +111,9 @@ def is_lossy_webp(path: Path) -> bool:
 def _read_with_pil(path: Path, head: bytes) -> Still:
     with _open_header(path) as opened:
         # A GIF of some bytes can declare any canvas, which PIL fills several times over.
-        _check_pixels(path, *opened.size, MAX_PIXELS // 4 if opened.format == "GIF" else MAX_PIXELS)
+        width, height = opened.size
+        most = MAX_PIXELS // 4 if opened.format == "GIF" else MAX_PIXELS
+        _check_pixels(path, width, height, most)
         check_png(path)
         # A phone's JPEG may hold a preview or a gain map behind the picture (MPO).
         frames = 1 if opened.format in ("MPO", "JPEG") else getattr(opened, "n_frames", 1)
