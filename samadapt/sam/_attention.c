@@ -32,7 +32,7 @@
 #define BACKWARD_PANELS 6
 #define LOG2E 1.44269504f
 #define FAR -1e30f
-#define INTERFACE 1 /* of the arguments; native_attention.py has the same number */
+#define INTERFACE 2 /* of arguments and results; native_attention.py has the same number */
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 

@@ -42,7 +42,7 @@ OPERANDS = (
 )
 """The addresses that the compiled code takes, in order."""
 
-INTERFACE = 1
+INTERFACE = 2
 """Of the arguments; a build of another one is older or newer than this file."""
 
 
