@@ -37,6 +37,12 @@ def _names() -> list[str]:
     return sorted(module.PARSERS)
 
 
+def _close(process: subprocess.Popen[str]) -> None:
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+
+
 def _watched(name: str, folder: Path) -> str:
     """Run the worker and return its last line; a file that takes too long is a failure."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -61,8 +67,9 @@ def _watched(name: str, folder: Path) -> str:
         assert process.stderr is not None
         told.extend(process.stderr)
 
-    for function in (listen, listen_to_errors):
-        threading.Thread(target=function, daemon=True).start()
+    threads = [threading.Thread(target=f, daemon=True) for f in (listen, listen_to_errors)]
+    for thread in threads:
+        thread.start()
     last, patience = "", START_S
     try:
         while True:
@@ -75,6 +82,9 @@ def _watched(name: str, folder: Path) -> str:
     finally:
         process.kill()
         process.wait()
+        for thread in threads:
+            thread.join(10)
+        _close(process)
     assert last.startswith("{"), f"died at file {last}: {folder / 'last'}\n{''.join(told)[-3000:]}"
     return last
 
