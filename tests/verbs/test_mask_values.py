@@ -32,7 +32,7 @@ def test_a_class_of_the_held_out_cases_alone_is_named_and_marked(make_pictures, 
     mask[:3, :3] = 2
     Image.fromarray(mask).save(path)
     result = run(root, "prompts=semantic")
-    log = (result.run_dir / "log.txt").read_text()
+    log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
     assert "warning: class class_2 occurs in the held-out cases and in no training slice" in log
     assert log.index("warning: class class_2") < log.index("step 1")
     per_class = result.summary["adapted"]["per_class"]
@@ -41,12 +41,12 @@ def test_a_class_of_the_held_out_cases_alone_is_named_and_marked(make_pictures, 
     assert any("class_2 occurs in the held-out" in note for note in result.summary["notes"])
     shown = {"run_dir": "r", "adapter_dir": None, "summary": result.summary}
     assert "class_2 (not" in render(shown)
-    assert "not trained" in (result.run_dir / "report.html").read_text()
+    assert "not trained" in (result.run_dir / "report.html").read_text(encoding="utf-8")
 
     arguments = [f"adapter={result.adapter_dir}", f"output.dir={tmp_path / 'again'}"]
     assert main(["evaluate", *arguments]) == 0
     (path,) = (tmp_path / "again").rglob("summary.json")
-    again = json.loads(path.read_text())
+    again = json.loads(path.read_text(encoding="utf-8"))
     assert again["adapted"]["per_class"]["class_2"]["untrained"] is True
 
 
@@ -88,13 +88,13 @@ def test_object_numbers_train_and_are_read_the_same_again(make_pictures, run, tm
     dataset = open_dataset("folder", root, instances=True)
     numbers = [dataset.sample(SliceRef(name, 0)).instances.max() for name in ("p0", "p5")]
     assert objects["true_objects"] == sum(numbers)
-    record = json.loads((result.adapter_dir / "samadapt.json").read_text())
+    record = json.loads((result.adapter_dir / "samadapt.json").read_text(encoding="utf-8"))
     assert record["data_options"]["instances"] is True
     assert record["classes"] == ["cell"]
     arguments = [f"adapter={result.adapter_dir}", f"output.dir={tmp_path / 'again'}"]
     assert main(["evaluate", *arguments, "precision=fp32", "eval.instances=true"]) == 0
     (path,) = (tmp_path / "again").rglob("summary.json")
-    again = json.loads(path.read_text())
+    again = json.loads(path.read_text(encoding="utf-8"))
     assert again["adapted"]["dice"] == result.summary["adapted"]["dice"]
     assert (
         again["adapted"]["instances"]["per_class"]["cell"]["true_objects"]
