@@ -108,6 +108,7 @@ class CocoReader(ObjectReader):
     """Reads COCO's object annotations."""
 
     summary = "COCO JSON (polygons, RLE): images/ + annotations.json or annotations/; extra coco"
+    file_keys: ClassVar[tuple[str, ...]] = ("root", "label")
 
     def discover(self) -> Layout:
         """Read the JSON files; one case a picture."""

@@ -45,6 +45,7 @@ class MedSamReader(VolumeReader):
     suffixes: ClassVar[tuple[str, ...]] = (".npz", ".npy")
     output_suffixes: ClassVar[tuple[str, ...]] = (".npz", *SUFFIXES, ".png")
     default_intensity = "rgb"
+    file_keys: ClassVar[tuple[str, ...]] = ("root",)
 
     def discover(self) -> Layout:
         """List ``imgs/`` and ``gts/``, or every ``.npz`` below the root."""

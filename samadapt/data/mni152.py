@@ -25,11 +25,12 @@ _CLASSES = {"grey_matter": (1,), "white_matter": (2,)}
 
 @register_reader("mni152")
 class Mni152Reader(NiftiReader):
-    """Reads the template that nilearn carries; ``data.root`` is not used."""
+    """Reads the template that nilearn carries; ``data.root`` is refused."""
 
     summary = "one averaged T1 brain with grey and white matter, from the package nilearn"
     suffixes = ()
     takes_channels = False
+    file_keys = ()
     default_intensity = "mri"
 
     def discover(self) -> Layout:

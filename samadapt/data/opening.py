@@ -91,6 +91,7 @@ def open_reader(
     kind = get_reader(card.reader if card else name)
     if series is not None and kind.name != "dicom":
         raise ConfigError(f"data.series chooses among DICOM series; data={name} has none")
+    _check_file_keys(kind, name, {"root": root, "image": image, "label": label})
     if kind.numbers_objects and options.masks.one_class:
         key = "data.instances" if options.masks.instances else "data.mask_threshold"
         raise ConfigError(
@@ -103,6 +104,22 @@ def open_reader(
             "values: name classes by value, as data.classes={liver: 1}"
         )
     return card, kind(options)
+
+
+def _check_file_keys(kind: type[Reader], name: str, given: Mapping[str, str | Path | None]) -> None:
+    """Refuse a key that names files where the reader would pass over it."""
+    for key, value in given.items():
+        if value is None or key in kind.file_keys:
+            continue
+        if not kind.file_keys:
+            raise ConfigError(
+                f"data.{key}: data={name} comes with a package and reads no files of yours. Name "
+                "the format of your data, as data=nifti (`samadapt ls data`)"
+            )
+        raise ConfigError(
+            f"data.{key}: data={name} finds its files by itself ({kind.summary}) and does not read "
+            f"this key. Leave data.{key} out, and lay the files out in this way"
+        )
 
 
 def mask_rules(

@@ -132,6 +132,8 @@ class Reader(ABC):
     """Its annotations tell objects and classes apart, so that no mask values need reading."""
     takes_channels: ClassVar[bool] = False
     """Whether ``data.channel`` may name several."""
+    file_keys: ClassVar[tuple[str, ...]] = ("root",)
+    """Which of ``data.root``, ``data.image`` and ``data.label`` it reads; others are refused."""
 
     def __init__(self, options: ReaderOptions) -> None:
         """Keep the options.

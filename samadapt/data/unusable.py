@@ -42,6 +42,12 @@ def refuse_no_case(scan: Scan, reader: Reader) -> None:
             scan.findings = [_extended(finding, found, other) for finding in scan.findings]
         return
     fix = other + "check data.root, or convert the files"
+    named = [finding for finding in scan.findings if finding.code == "no_cases"]
+    if named and (reader.options.image or reader.options.label):  # a pattern that matches nothing
+        scan.findings.remove(named[0])
+        message = f"{named[0].message}; {found}"
+        scan.findings.append(replace(named[0], message=message, fix=other + named[0].fix))
+        return
     scan.findings = [finding for finding in scan.findings if finding.code != "no_cases"]
     message = f"no usable case: {found}"
     scan.findings.append(Finding("no_cases", "error", str(root), message, fix))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 
 from samadapt.data.types import Finding
@@ -35,6 +36,13 @@ def _pattern_advice(entries: list[Path], suffixes: tuple[str, ...]) -> str:
         if all(stem.startswith(f"{folder.name}_") for stem in stems):
             before, names = "*/*_", [stem.removeprefix(f"{folder.name}_") for stem in stems]
         ending = next(end for end in suffixes if files[0].name.lower().endswith(end))
+        each = _mask_of_each(names)
+        if each:
+            return (
+                "masks that are named as their images are read with patterns, here for example "
+                f"data.image='{before}{each[0]}*{ending}' "
+                f"data.label='{before}{each[0]}*_{each[1]}{ending}'"
+            ).replace("**", "*")
         masks = [name for name in names if name.lower().split("_")[-1] in _MASKS]
         channels = [name for name in names if name not in masks]
         return (
@@ -44,3 +52,17 @@ def _pattern_advice(entries: list[Path], suffixes: tuple[str, ...]) -> str:
             f"data.channel=[{','.join(channels[:3])}] (one to three channels)"
         )
     return ""
+
+
+def _mask_of_each(names: list[str]) -> tuple[str, str] | None:
+    """Return how images with a mask each begin, and what follows the names of their masks.
+
+    ACDC has ``frame01``, ``frame01_gt``, ``frame12``, ``frame12_gt``: ``("frame", "gt")``. None
+    where no mask is named as an image.
+    """
+    for end in _MASKS:
+        paired = [name for name in names if f"{name}_{end}" in names]
+        if paired:
+            letters = takewhile(lambda column: len(set(column)) == 1, zip(*paired, strict=False))
+            return "".join(column[0] for column in letters).rstrip("0123456789"), end
+    return None

@@ -131,7 +131,8 @@ def find(root: Path, pattern: str) -> Found:
         if held and not path.name.startswith("."):
             found[held.groups()] = path
     if not found:
-        raise fault("no_cases", root, f"no file matches {pattern!r}", "check the pattern")
+        only = "; * is the only wildcard, ? is a letter" if "?" in pattern else ""
+        raise fault("no_cases", root, f"no file matches {pattern!r}{only}", "check the pattern")
     return found
 
 
@@ -143,9 +144,19 @@ def _channels(root: Path, image: str, options: ReaderOptions) -> tuple[Channel, 
     if channels:
         return channels
     message = f"data.image has {CHANNEL}, but no channel is named"
-    texts = sorted({key[-1] for key in find(root, image.replace(CHANNEL, "*")) if key})
-    known = f"; the files have: {', '.join(texts[:8])}" if texts else ""
+    known = _known_channels(root, image, set(find(root, str(options.label)).values()))
     raise fault("channel_choice", root, message + known, "name them: data.channel=[flair,t1]")
+
+
+def _known_channels(root: Path, image: str, taken: set[Path]) -> str:
+    """Return the texts that the files have for the channel, as the end of a message."""
+    try:
+        found = _without(find(root, image.replace(CHANNEL, "*")), taken)
+    except FindingError:
+        return ""
+    place = image[: image.index(CHANNEL)].count("*")
+    texts = sorted({key[place] for key in found if len(key) > place})
+    return f"; the files have: {', '.join(texts[:8])}" if texts else ""
 
 
 def _of_channel(root: Path, image: str, channel: Channel, taken: set[Path]) -> Found:
@@ -164,7 +175,11 @@ def _of_channel(root: Path, image: str, channel: Channel, taken: set[Path]) -> F
             return found
     if problem is None:
         return _without(find(root, image.replace(CHANNEL, str(channel))), taken)
-    raise problem
+    known = _known_channels(root, image, taken)
+    if not known:
+        raise problem
+    found_none = f"no file of data.image has the channel {str(channel)!r}{known}"
+    raise fault("channel_choice", root, found_none, "choose one of these with data.channel")
 
 
 def _without(found: Found, taken: Iterable[Path]) -> Found:

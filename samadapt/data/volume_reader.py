@@ -103,6 +103,7 @@ class VolumeReader(Reader):
     """Reads volumes of one format; a format says how one file becomes a ``Grid``."""
 
     output_suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
+    file_keys: ClassVar[tuple[str, ...]] = ("root", "image", "label")
 
     @abstractmethod
     def load(self, path: Path, channel: Indices = None) -> Grid:

@@ -144,3 +144,37 @@ def test_advice_for_a_folder_a_case_works(tmp_path: Path, tools: Any, prefix: bo
         tmp_path, f"{before}{{channel}}.nii.gz", f"{before}seg.nii.gz", channel=["t1", "t2"]
     )
     assert found == ["p1", "p2"]
+
+
+def test_advice_for_a_mask_of_each_image(tmp_path: Path, tools: Any) -> None:
+    """As ACDC is published: two frames a patient, a mask each, and the whole cine."""
+    parts = ("4d", "frame01", "frame01_gt", "frame12", "frame12_gt")
+    write(tmp_path, tools, *(f"p{i}/p{i}_{part}.nii.gz" for i in (1, 2) for part in parts))
+    (finding,) = check_dataset("nifti", tmp_path)
+    image, label = "*/*_frame*.nii.gz", "*/*_frame*_gt.nii.gz"
+    assert f"data.image='{image}' data.label='{label}'" in finding.fix
+    assert len(names(tmp_path, image, label)) == 4
+
+
+def test_a_channel_that_no_file_has_is_named(tmp_path: Path, tools: Any) -> None:
+    write(tmp_path, tools, *(f"p1/p1_{part}.nii.gz" for part in ("t1", "t2", "seg")))
+    pattern: dict[str, Any] = {"image": "*/*_{channel}.nii.gz", "label": "*/*_seg.nii.gz"}
+    (finding,) = check_dataset("nifti", tmp_path, **pattern, channel="t9")
+    assert (finding.code, "'t9'; the files have: t1, t2" in finding.message) == (
+        "channel_choice",
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [("*/*_ct.nii.gz", "'*/*_ct.nii.gz'"), ("*/*_t?.nii.gz", "* is the only wildcard")],
+)
+def test_a_pattern_without_a_file_is_named(
+    tmp_path: Path, tools: Any, image: str, said: str
+) -> None:
+    write(tmp_path, tools, *(f"p1/p1_{part}.nii.gz" for part in ("t1", "seg")))
+    (finding,) = check_dataset("nifti", tmp_path, image=image, label="*/*_seg.nii.gz")
+    assert finding.code == "no_cases"
+    assert said in finding.message
+    assert finding.fix == "check the pattern"
