@@ -76,7 +76,7 @@ class FolderReader(Reader):
 
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
         """Read and check picture, mask and annotations."""
-        findings = _missing(case)
+        findings = _missing(case, self.options.root or Path())
         if findings:
             return None, findings
         picture = mask = annotation = None
@@ -251,13 +251,15 @@ def _covered(annotation: Annotation, labels: Array) -> float:
     return float(foreground[y[within], x[within]].sum() / max(len(x), 1))
 
 
-def _missing(case: Case) -> list[Finding]:
+def _missing(case: Case, root: Path) -> list[Finding]:
+    # The expected image of a case without one has the place and the stem of the missing file.
+    place = case.image.relative_to(root / "images").with_suffix("").as_posix()
     if not case.image.is_file():
         orphan = case.labels or case.annotations or case.image
-        message = f"this file has no image; expected images/{case.name} with {', '.join(SUFFIXES)}"
+        message = f"this file has no image; expected images/{place} with {', '.join(SUFFIXES)}"
         return [_error("missing_image", orphan, message, "add the image or remove this file")]
     if case.labels is None:
-        message = f"this image has no mask; expected masks/{case.name}.png"
+        message = f"this image has no mask; expected masks/{place}.png"
         return [_error("missing_label", case.image, message, "add the mask or move the image")]
     return []
 

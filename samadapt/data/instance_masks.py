@@ -34,7 +34,9 @@ class MaskObject:
     shown: str
 
 
-def read_segmentation(segmentation: Any, height: int, width: int) -> list[int]:
+def read_segmentation(
+    segmentation: Any, height: int, width: int, *, scaled: bool = False
+) -> list[int]:
     """Return the run lengths of polygons or of COCO's two kinds of run lengths.
 
     Args:
@@ -42,12 +44,18 @@ def read_segmentation(segmentation: Any, height: int, width: int) -> list[int]:
             "counts": [...]}`` with counts as integers or as COCO's text.
         height: of the picture, in pixels.
         width: of the picture, in pixels.
+        scaled: polygons were fractions in the file, so that one may well lie in the corner pixel.
 
     Raises:
         ValueError: saying what is wrong; pycocotools itself does not check.
     """
     if isinstance(segmentation, list):
         polygons = [_polygon(polygon, height, width) for polygon in segmentation]
+        if not scaled and _hold_fractions(polygons):
+            raise ValueError(
+                "its polygons hold numbers from 0 to 1 alone: expected pixels, got fractions; "
+                f"multiply x by the picture's width, {width}, and y by its height, {height}"
+            )
         if not polygons:
             raise ValueError("segmentation is an empty list")
         from pycocotools import mask as coco
@@ -124,6 +132,15 @@ def _polygon(polygon: Any, height: int, width: int) -> list[float]:
                 f"{max(values):g}, expected 0..{side}"
             )
     return [float(value) for value in polygon]
+
+
+def _hold_fractions(polygons: Sequence[Sequence[float]]) -> bool:
+    """Whether coordinates can only be meant as shares of the picture: nobody draws in one pixel.
+
+    Whole numbers alone are a polygon of the corner pixel, which programs do export.
+    """
+    values = [value for polygon in polygons for value in polygon]
+    return all(0 <= value <= 1 for value in values) and not all(v in (0, 1) for v in values)
 
 
 def _runs(text: str) -> list[int]:

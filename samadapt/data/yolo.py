@@ -80,7 +80,7 @@ class YoloReader(ObjectReader):
                     min(max(value, 0.0), 1.0) * (height if odd % 2 else width)
                     for odd, value in enumerate(fractions)
                 ]
-                runs = read_segmentation([scaled], height, width)
+                runs = read_segmentation([scaled], height, width, scaled=True)
             except ValueError as problem:
                 message = f"line {number}: {problem}"
                 raise fault("bad_segmentation", path, message, _MEND) from None

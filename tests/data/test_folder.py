@@ -361,6 +361,16 @@ def test_subfolders_are_read(make_folder: Callable[..., Path]) -> None:
     assert dataset.case("site_b_p1").labels == root / "masks" / "site_b" / "p1.png"
 
 
+def test_a_missing_mask_is_expected_in_the_same_subfolder(make_folder: Callable[..., Path]) -> None:
+    root = make_folder()
+    (root / "images" / "site_a").mkdir()
+    picture = next((root / "images").glob("*.png"))
+    picture.rename(root / "images" / "site_a" / picture.name)
+    found = {f.code: f.message for f in check_dataset("folder", root) if f.severity == "error"}
+    assert f"expected masks/site_a/{picture.stem}.png" in found["missing_label"]
+    assert f"expected images/{picture.stem} with" in found["missing_image"]
+
+
 def test_subfolders_of_a_division_are_a_warning(make_folder: Callable[..., Path]) -> None:
     root = make_folder(4)
     _into_subfolders(root, ("train", "val"))

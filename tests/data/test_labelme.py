@@ -180,6 +180,7 @@ def test_pictures_without_annotations_and_other_files_are_named(tmp_path: Path) 
         ([shape(points=[[1, 1], [2, 2]])], {}, "bad_segmentation"),
         ([shape(points=[[1, 1], [2, 2], [900, 5]])], {}, "bad_segmentation"),
         ([shape(points="x")], {}, "bad_segmentation"),
+        ([shape(points=[[0.1, 0.1], [0.5, 0.1], [0.5, 0.5]])], {}, "bad_segmentation"),
         ([shape(points=[[1, 1], [None, 2], [3, 3]])], {}, "bad_segmentation"),
         ([shape(kind="blob")], {}, "bad_segmentation"),
         ([shape(points=[[1, 1], [9, 9]], kind="mask", mask="&")], {}, "bad_segmentation"),

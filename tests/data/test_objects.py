@@ -168,6 +168,7 @@ JSON_FAULTS: dict[str, tuple[str, Change]] = {
     "two_points": ("bad_segmentation", _annotation(0, segmentation=[[1, 2, 3, 4]])),
     "nan": ("bad_segmentation", _annotation(0, segmentation=[[1, 2, 3, 4, math.nan, 6]])),
     "outside": ("bad_segmentation", _annotation(0, segmentation=[[1, 2, 3, 400, 5, 6]])),
+    "fractions": ("bad_segmentation", _annotation(0, segmentation=[[0.1, 0.2, 0.5, 0.2, 1, 0.9]])),
     "text": ("bad_segmentation", _annotation(0, segmentation="polygon")),
     "rle_size": (
         "bad_segmentation",

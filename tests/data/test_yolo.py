@@ -131,6 +131,11 @@ def test_rounding_at_the_edge_is_cut_off(tmp_path: Path) -> None:
     assert open_dataset("yolo", root).sample(SliceRef("p0", 0)).labels.all()
 
 
+def test_an_object_in_the_corner_pixel_is_not_taken_for_fractions(tmp_path: Path) -> None:
+    root = named(write(tmp_path, text=f"1 0 0 0.01 0 0.01 0.01\n1 {SQUARE}\n"))
+    assert not findings(root)
+
+
 @pytest.mark.parametrize(
     "text", ["names: 5", "names: []", "names: {a: b}", "names: [1, 2]", "names: [", "a: &a [*a]"]
 )
