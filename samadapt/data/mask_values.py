@@ -25,6 +25,8 @@ from samadapt.data.types import Array, Case, Finding, MaskEvidence, Volume, faul
 
 VOID = 255
 """PASCAL VOC, Cityscapes and COCO-Stuff mark pixels without a class by it."""
+_HIGHEST = (VOID, 65535)
+"""The highest values of 8 and of 16 bits, which mean the same in masks of that depth."""
 
 MANY, SOME = 20, 4
 """Numbers a picture above which they count as objects: always, or where pictures differ."""
@@ -161,19 +163,20 @@ def set_findings(cases: Sequence[Case], root: str, ignored: Collection[int] = ()
             "the classes with data.classes={name: value}"
         )
         return [Finding("object_numbers", "error", root, message, fix)]
-    if found == {1, VOID}:
-        ones = sum(1 in values for _, values in counts)
-        others = sum(VOID in values for _, values in counts)
-        message = (
-            f"{ones} masks hold the value 1 and {others} hold 255: two encodings of one class, or "
-            "255 for pixels without a class"
-        )
-        fix = (
-            "for one class give data.classes={foreground: [1, 255]}; where 255 means not annotated "
-            "give data.ignore=255"
-        )
-        return [Finding("mixed_encodings", "error", root, message, fix)]
-    return _void_findings(sorted(found), root)
+    for void in _HIGHEST:
+        if found == {1, void}:
+            ones = sum(1 in values for _, values in counts)
+            others = sum(void in values for _, values in counts)
+            message = (
+                f"{ones} masks hold the value 1 and {others} hold {void}: two encodings of one "
+                f"class, or {void} for pixels without a class"
+            )
+            fix = (
+                f"for one class give data.classes={{foreground: [1, {void}]}}; where {void} means "
+                f"not annotated give data.ignore={void}"
+            )
+            return [Finding("mixed_encodings", "error", root, message, fix)]
+    return [finding for void in _HIGHEST for finding in _void_findings(sorted(found), void, root)]
 
 
 def as_objects(volume: Volume, file: Path, ignored: Collection[int] = ()) -> Volume:
@@ -253,16 +256,18 @@ def _are_objects(cases: Sequence[Case], counts: Sequence[int]) -> bool:
     return many or (some and len(set(counts)) > 1)
 
 
-def _void_findings(found: Sequence[int], root: str) -> list[Finding]:
-    others = [value for value in found if value != VOID]
-    if VOID not in found or not others or others[0] > _SMALL or others[-1] >= VOID - 1:
+def _void_findings(found: Sequence[int], void: int, root: str) -> list[Finding]:
+    others = [value for value in found if value != void]
+    if void not in found or not others or others[0] > _SMALL or others[-1] >= void - 1:
         return []
-    if _is_even(found):
+    if void == VOID and _is_even(found):
         return []
     listed = ", ".join(map(str, others[:8])) + (" ..." if len(others) > 8 else "")
-    message = f"the masks hold 255 beside small class numbers ({listed}): void pixels, most likely"
+    message = (
+        f"the masks hold {void} beside small class numbers ({listed}): void pixels, most likely"
+    )
     fix = (
-        "give data.ignore=255 where it means not annotated, or list the classes with "
+        f"give data.ignore={void} where it means not annotated, or list the classes with "
         "data.classes={name: value}; values that are not listed are background"
     )
     return [Finding("void_value", "error", root, message, fix)]

@@ -272,6 +272,18 @@ def test_255_beside_small_numbers_is_void(
     assert open_dataset("folder", root, classes=listed).classes == list(listed)
 
 
+@pytest.mark.parametrize(("small", "code"), [(3, "void_value"), (1, "mixed_encodings")])
+def test_65535_is_the_255_of_16_bits(
+    folder: Callable[[Masks], Path], small: int, code: str
+) -> None:
+    discs = [disc(30 + 4 * i, value=small).astype(np.uint16) for i in range(4)]
+    root = folder([np.where(ROWS < 3, np.uint16(65535), mask) for mask in discs])
+    (found,) = (f for f in check_dataset("folder", root) if f.severity == "error")
+    assert found.code == code
+    assert "data.ignore=65535" in found.fix
+    assert open_dataset("folder", root, ignore=65535).classes == ["foreground"]
+
+
 def test_ignored_values_are_not_judged(folder: Callable[[Masks], Path]) -> None:
     masks = []
     for index in range(4):
