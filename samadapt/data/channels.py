@@ -43,7 +43,8 @@ class ChannelError(FindingError):
             f"choose one with data.channel=0..{count - 1}, or up to three, data.channel=[0,1]"
             if count > 1
             else "where each channel is a file, write {channel} into data.image (predict: input="
-            "'NAME_{channel}.nii.gz', or the case's folder)"
+            "'NAME_{channel}.nii.gz', or the case's folder; with channel=[0,1] where the names of "
+            "the files end in numbers)"
         )
         message = f"the file has {has} and {asked}"
         super().__init__(Finding("channel_choice", "error", str(path), message, fix))

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, TypeGuard
 from samadapt.data.channels import MANY, Channel, Choice, listed, parse_channel
 from samadapt.data.intensity import make_intensity
 from samadapt.data.reader import Layout, ReaderOptions, readers
+from samadapt.data.types import FindingError
+from samadapt.data.volume_layout import channel_beside
 from samadapt.data.volume_patterns import CHANNEL, channel_files, stem_of
 from samadapt.errors import DataError, PromptError
 
@@ -119,12 +121,32 @@ def find_channel_cases(source: Source, choice: Choice) -> ChannelCases | None:
                 f"({', '.join(map(str, channels)) or 'one'}); got {len(files)}"
             )
         return ChannelCases([ChannelCase(_stem(files[0]), files)], one=True) if channels else None
-    if CHANNEL in str(source):
-        return _of_pattern(str(source), channels)
     folder = Path(source).expanduser()
+    if CHANNEL in str(source):
+        numbers = _numbered(folder.parent, choice)
+        try:
+            return _of_pattern(str(source), channels)
+        except DataError:
+            if numbers is None:
+                raise
+            return _of_pattern(str(source), numbers)
     if len(channels) < 2 or not folder.is_dir():
         return None
-    return _of_folder(folder, channels)
+    numbers = _numbered(folder, choice)
+    return _of_folder(folder, channels) or (_of_folder(folder, numbers) if numbers else None)
+
+
+def _numbered(folder: Path, choice: Choice) -> tuple[Channel, ...] | None:
+    """Return named channels by the numbers that ``dataset.json`` gives them; None without one.
+
+    nnU-Net's adapters know ``T2``, and its files end in ``_0001``.
+    """
+    if all(str(one).isdigit() for one in listed(choice)):
+        return None
+    try:
+        return listed(channel_beside(folder, choice))
+    except FindingError:
+        return None
 
 
 def _of_pattern(pattern: str, channels: tuple[Channel, ...]) -> ChannelCases:

@@ -195,6 +195,8 @@ def _boxes(values: ArrayLike | None, shape: tuple[int, int, int], where: str) ->
             f"height {height}; got {boxes[~fits][0].tolist()}"
         )
     _refuse_fractions(boxes, shape, f"{where}boxes")
+    for index in np.flatnonzero((boxes % 1).any(axis=1)):  # a box of fractions beside pixels
+        _refuse_fractions(boxes[index : index + 1], shape, f"{where}boxes[{index}]")
     return boxes
 
 

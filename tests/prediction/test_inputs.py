@@ -102,6 +102,21 @@ def test_a_folder_of_cases(tmp_path: Path, segmenter, layout: str) -> None:
         model.segment(source)
 
 
+@pytest.mark.parametrize("source", ["imagesTs", "imagesTs/*_{channel}.nii.gz"])
+def test_names_of_channels_are_numbers_of_files_in_nnunets_folders(
+    tmp_path: Path, segmenter, source: str
+) -> None:
+    """An adapter of nnU-Net data knows names, and ``dataset.json`` says which number each has."""
+    for seed in (1, 2):
+        case(tmp_path / "imagesTs", f"p{seed}", seed, ("0001", "0000", "0002"))
+    names = {"channel_names": {"0": "t1", "1": "flair", "2": "t1ce"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(names))
+    rows = segmenter().predict_folder(tmp_path / source, tmp_path / "out")
+    assert [Path(row["output"]).name for row in rows] == ["p1.nii.gz", "p2.nii.gz"]
+    found = nib.load(tmp_path / "out" / "p2.nii.gz")
+    np.testing.assert_array_equal(np.asarray(found.dataobj), labels(2))
+
+
 def test_what_is_missing_is_named(tmp_path: Path, segmenter) -> None:
     folder = case(tmp_path / "p1", "p1", 1)
     model = segmenter()

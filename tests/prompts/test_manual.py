@@ -98,6 +98,7 @@ def test_objects_are_of_the_classes_that_the_caller_names():
         (([[0.1, 0.2, 0.5, 0.75]], None, None), "boxes"),
         (([[0, 0, 1, 1]], None, None), "boxes"),
         (([[0.1, 0.2, 0.5, 0.75], [0.3, 0.1, 0.9, 1.0]], None, None), "boxes"),
+        (([[3, 4, 20, 30], [0.1, 0.2, 0.5, 0.75]], None, None), r"boxes\[1\]"),
         ((None, [[0.5, 0.25]], None), "points"),
         ((None, [[0.5, 0.25], [0.9, 0.9]], [1, 0]), "points"),
     ],
