@@ -126,7 +126,8 @@ def mask_with_channels(path: Path, count: int) -> FindingError:
         f"the mask has {count} channels (one-hot labels?), where one number a voxel is expected"
     )
     fix = (
-        "save one number a voxel: numpy.argmax(mask, axis=-1) where channel 0 is background; "
+        "save one number a voxel: numpy.argmax(mask, axis=-1) where channel 0 is background, "
+        f"numpy.max(mask * numpy.arange(1, {count + 1}), axis=-1) where none is; "
         "data.channel chooses channels of images, not of masks"
     )
     return fault("mask_channels", path, message, fix)

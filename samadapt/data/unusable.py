@@ -68,6 +68,9 @@ def refuse_no_object(scan: Scan, table: ClassTable, where: str) -> None:
         values = ", ".join(map(str, sorted(holding)[:8]))
         message = f"no mask of {count} holds a value of the classes ({names}); found: {values}"
         fix = "check the values in data.classes={name: value}"
+    elif any(finding.code == "unnamed_colours" for finding in scan.findings):
+        message = f"no mask of {count} holds a colour of data.classes ({', '.join(table.names)})"
+        fix = "name the colours that the masks have, as the findings of each mask list them"
     else:
         message = f"no mask holds an object: all {count} are empty"
         fix = "check that they are the right files, and that the masks were exported with values"

@@ -270,6 +270,7 @@ def test_one_hot_masks_are_named_as_masks(tmp_path: Path, tools: Any) -> None:
         assert {f.code for f in findings} == {"mask_channels"}
         assert "the mask has 3 channels" in findings[0].message
         assert "argmax" in findings[0].fix
+        assert "numpy.max(mask * numpy.arange(1, 4), axis=-1)" in findings[0].fix
 
 
 def test_one_file_with_channels_is_read(tmp_path: Path, tools: Any) -> None:

@@ -73,6 +73,19 @@ def test_several_colours_of_one_class_and_all_merged(make_folder: Callable[..., 
     np.testing.assert_array_equal(merged.sample(SliceRef("p0", 0)).labels, LABELS > 0)
 
 
+def test_colours_that_no_mask_holds_are_not_called_empty_masks(
+    make_folder: Callable[..., Path],
+) -> None:
+    root = _folder(make_folder, painted((0, 0, 0), RED, GREEN))
+    (found,) = (
+        f
+        for f in check_dataset("folder", root, classes={"liver": "#0000ff"})
+        if f.severity == "error"
+    )
+    assert found.code == "no_objects"
+    assert found.message == "no mask of 3 holds a colour of data.classes (liver)"
+
+
 def test_unnamed_colours_are_listed_with_their_share(make_folder: Callable[..., Path]) -> None:
     root = _folder(make_folder, painted((0, 0, 0), RED, GREEN))
     findings = check_dataset("folder", root, classes={"liver": "#ff0000"})
