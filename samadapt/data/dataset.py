@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -127,8 +128,15 @@ class Dataset:
             **self.parts.to_dict(),
             "left_out": list(self.left_out),
             "images": {name: case.digest for name, case in self._by_name.items()},
-            "labels": {name: case.truth_digest for name, case in self._by_name.items()},
+            "labels": {name: self._truth_digest(name) for name in self._by_name},
         }
+
+    def _truth_digest(self, name: str) -> str:
+        """Return the hash of the mask of a case, and of what of it counts as annotated."""
+        digest, known = self.case(name).truth_digest, self.known(name)
+        if known is None:
+            return digest
+        return hashlib.sha256(digest.encode() + np.packbits(known).tobytes()).hexdigest()
 
     def case(self, name: str) -> Case:
         """Return a case by name.

@@ -36,7 +36,8 @@ def check_unchanged(
     train, val = _names(recorded, "train", origin), _names(recorded, "val", origin)
     images, labels = _hashes(recorded, "images", origin), _hashes(recorded, "labels", origin)
     found = dataset.splits()
-    differences = _differences({*train, *val}, images, labels, found)
+    truth = "with another mask" + (", or annotated otherwise" if dataset.partial else "")
+    differences = _differences({*train, *val}, images, labels, found, truth)
     if not differences and same_sides:
         differences = _moved(recorded, found)
     if differences:
@@ -77,6 +78,7 @@ def _differences(
     images: Mapping[str, str] | None,
     labels: Mapping[str, str] | None,
     found: Mapping[str, Any],
+    truth: str,
 ) -> list[str]:
     now_images, now_labels = found["images"], found["labels"]
     added, removed = sorted(set(now_images) - names), sorted(names - set(now_images))
@@ -95,7 +97,7 @@ def _differences(
         "removed": removed,
         "renamed": renamed,
         "with another image": changed,
-        "with another mask": [name for name in masks if name not in changed],
+        truth: [name for name in masks if name not in changed],
     }
     return [f"{len(listed)} {kind} ({_list(listed)})" for kind, listed in kinds.items() if listed]
 

@@ -160,3 +160,15 @@ def test_trained_on_never_shrinks():
     merged = {"a": None, "b": [1, 2, 4], "c": None, "d": [7], "e": [1]}
     assert merge_trained_on(before, now) == merged
     assert merge_trained_on(None, now) == now
+
+
+def test_another_list_of_what_is_annotated_is_refused(root):
+    listed = root / "annotated.csv"
+    listed.write_text("case,classes\n*,foreground\n")
+    recorded = opened(root, annotated=listed).splits()
+    listed.write_text("classes,case\nforeground,*\n\n")  # says the same
+    check_unchanged(recorded, opened(root, annotated=listed), "run/splits.json")
+    listed.write_text("case,classes\np2,\np3,foreground\n")
+    other = opened(root, annotated=listed)
+    with pytest.raises(DataError, match=r"annotated otherwise \(p0, p1, p4, p5, p6\)"):
+        check_unchanged(recorded, other, "run/splits.json")
