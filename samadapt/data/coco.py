@@ -197,6 +197,7 @@ class CocoReader(ObjectReader):
     ) -> None:
         """Add the pictures of one JSON; an entry that is wrong is a finding of its own."""
         names: dict[int, str] = {}
+        refused = []
         for entry in table["images"]:
             try:
                 number = _key(path, "images", entry, "id", int)
@@ -209,6 +210,7 @@ class CocoReader(ObjectReader):
                 check_size(path, size)
             except FindingError as problem:
                 layout.findings.append(problem.finding)
+                refused.append(entry.get("id"))
                 continue
             seen[image] = path
             relative = PurePosixPath(posix_name(str(entry["file_name"])))
@@ -218,7 +220,10 @@ class CocoReader(ObjectReader):
             names[number] = name
             self._sizes[name] = (size[0], size[1])
             layout.cases.append(Case(name, image, path))
+        without = {number for number in refused if type(number) is int} - set(names)
         for entry in table["annotations"]:
+            if type(entry.get("image_id")) is int and entry["image_id"] in without:
+                continue  # the finding of its picture says why
             try:
                 self._add_object(path, entry, names)
             except FindingError as problem:

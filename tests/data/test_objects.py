@@ -151,6 +151,10 @@ JSON_FAULTS: dict[str, tuple[str, Change]] = {
             {"id": 99, "height": 4, "width": 4, "file_name": "../../secret.png"}
         ),
     ),
+    "image_outside_with_objects": (
+        "path_outside",
+        lambda c: c["images"][0].update(file_name="C:\\data\\a.png"),
+    ),
     "image_huge": (
         "too_large",
         lambda c: c["images"].append(
