@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -167,3 +168,22 @@ def shared_data() -> Callable[[str], Path]:
         return folder
 
     return find
+
+
+@pytest.fixture
+def heard_signals() -> Iterator[None]:
+    """Give signals their usual handlers that are ignored where the tests were started.
+
+    ``nohup pytest`` ignores SIGHUP, and a shell ignores SIGINT for what it starts with ``&``; both
+    would be passed on to the programs that a test starts.
+    """
+    usual = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}
+    usual |= {"SIGUSR1": signal.SIG_DFL, "SIGUSR2": signal.SIG_DFL}
+    before = {}
+    for name, handler in usual.items():
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+            before[number] = signal.signal(number, handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

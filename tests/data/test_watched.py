@@ -82,6 +82,7 @@ def test_one_file_within_the_limit() -> None:
         within_limit(lambda event: event.wait(5), threading.Event())
 
 
+@pytest.mark.usefixtures("heard_signals")
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of another kind")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", ["time.sleep(1000)", "pass"])

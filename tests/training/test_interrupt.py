@@ -12,6 +12,8 @@ import pytest
 from samadapt.training import interrupt
 from samadapt.training.interrupt import InterruptedRunError, StopAtOnce, StopRequest, exit_code
 
+pytestmark = pytest.mark.usefixtures("heard_signals")
+
 ALL = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")

@@ -350,6 +350,7 @@ OTHER_SIGNALS = [
     "number",
     [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in OTHER_SIGNALS)],
 )
+@pytest.mark.usefixtures("heard_signals")
 def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
     make_pictures, recipe, number, tmp_path, capfd
 ):
