@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmarks import flops, machine, peers
 from benchmarks.harness import Build, Call, Comparison
 from benchmarks.machine import Arithmetic
-from samadapt.sam.builds import BUILDS
 from samadapt.sam.model import Sam
+from samadapt.sam.weights.builds import BUILDS
 
 Kind = Literal["global", "window"]
 Attend = Callable[[Tensor], Tensor]
@@ -100,11 +100,11 @@ def exact(build: str, kind: Kind, backward: bool) -> Tensor | tuple[Tensor, ...]
 def _sam(build: str, kind: Kind) -> tuple[Sam, int]:
     """Return a model and the first of its blocks of a kind."""
     sam = peers.random_sam(build)
-    return sam, next(site.index for site in sam.sites() if site.kind == kind)
+    return sam, next(site.index for site in sam.attention_blocks() if site.kind == kind)
 
 
 def _ours(sam: Sam, index: int) -> Attend:
-    attend: Attend = sam.get_submodule(sam.sites()[index].attn)
+    attend: Attend = sam.get_submodule(sam.attention_blocks()[index].attn)
     return attend
 
 

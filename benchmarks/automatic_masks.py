@@ -19,7 +19,7 @@ from benchmarks.harness import Call, Comparison
 from samadapt.sam.automatic_masks import SamAutomaticMaskGenerator
 from samadapt.sam.model import Sam
 from samadapt.sam.predictor import SamPredictor
-from samadapt.sam.weights import load_sam
+from samadapt.sam.weights.loading import load_sam
 
 MASK_THRESHOLD = -0.1
 CHOICES = {

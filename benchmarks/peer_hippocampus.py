@@ -114,8 +114,8 @@ def score_peer(net: torch.nn.Module, samples: list[Sample]) -> dict[str, float]:
 def score_ours(adapter: Path, samples: list[Sample]) -> dict[str, float]:
     """Predict the same slices with an adapter directory, the exact box as its prompt."""
     from samadapt.evaluation.inference import embed, segment_objects
-    from samadapt.prompts.objects import simulate
-    from samadapt.segmenter import load_adapter
+    from samadapt.inference.segmenter import load_adapter
+    from samadapt.prompts.simulate import simulate
 
     segmenter = load_adapter(adapter)
     masks = []

@@ -1,6 +1,6 @@
 """The same work alone and beside one busy process, as on a machine that others use as well.
 
-How threads wait for each other is a setting of the whole process (``samadapt.openmp``), so each
+How threads wait is a setting of the whole process (``samadapt.system.openmp``), so each
 contender has a process of its own: samadapt as it is installed, the peers and samadapt once more
 with what OpenMP does by default. A measurement is the median of some steps behind a first one.
 
@@ -30,8 +30,8 @@ import torch
 from benchmarks import encoder, machine, peers, train_step
 from benchmarks.harness import Build, Call, Comparison, Timed, set_threads
 from benchmarks.process import ROOT
-from samadapt.openmp import COUNTING, WAITING
-from samadapt.sam.builds import BUILDS
+from samadapt.sam.weights.builds import BUILDS
+from samadapt.system.openmp import COUNTING, WAITING
 
 STEPS = 3
 SPINS = {"GOMP_SPINCOUNT": "300000"}

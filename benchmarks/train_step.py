@@ -18,9 +18,10 @@ from benchmarks import flops, machine, peers
 from benchmarks.encoder import pixels
 from benchmarks.harness import Call, Comparison
 from benchmarks.machine import Arithmetic, PrecisionName
-from samadapt.methods import METHODS, inject
-from samadapt.sam.builds import BUILDS
+from samadapt.adapters.injection import inject
+from samadapt.methods import METHODS
 from samadapt.sam.model import Sam
+from samadapt.sam.weights.builds import BUILDS
 
 RANK = 4
 Pair = tuple[Tensor, Tensor]
@@ -90,7 +91,7 @@ def cached_row(
 def updates(sam: Sam, blocks: int) -> dict[int, Pair]:
     """Return A (2 rank, width) and B (2, width, rank) of q and v for each of the last blocks."""
     found = {}
-    for site in sam.sites()[-blocks:]:
+    for site in sam.attention_blocks()[-blocks:]:
         generator = torch.Generator().manual_seed(100 + site.index)
         a = torch.randn(2 * RANK, site.width, generator=generator) * site.width**-0.5
         b = torch.randn(2, site.width, RANK, generator=generator) * 0.1
@@ -113,7 +114,7 @@ def ours(
     injection = inject(sam, lora)
     sam.to(device)
     pairs = []
-    for site in injection.sites:
+    for site in injection.attention_blocks:
         a = sam.get_parameter(f"{site.qkv}.lora_A.default.weight")
         b = sam.get_parameter(f"{site.qkv}.lora_B.default.blocks")
         _fill((a, b), updates(sam, blocks)[site.index])
@@ -121,12 +122,12 @@ def ours(
     injection.set_training(sam)
     way = machine.ours(precision, device)
     way.prepare(sam)
-    images, boundary = pixels(size).to(device), injection.boundary
+    images, first_trainable_block = pixels(size).to(device), injection.first_trainable_block
     encode: Callable[[Tensor], Tensor] = sam.encode
     if cached:
         with torch.no_grad(), way.forward():
-            images = sam.encode_prefix(images, boundary)
-        encode = partial(sam.encode_suffix, boundary=boundary)
+            images = sam.encode_prefix(images, first_trainable_block)
+        encode = partial(sam.encode_suffix, first_trainable_block=first_trainable_block)
     return _step(encode, images, way, pairs, lambda: [(a.grad, b.grad) for a, b in pairs])
 
 

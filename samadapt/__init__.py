@@ -1,7 +1,7 @@
 """Adapt the Segment Anything Model to a new domain by training a few percent of its weights.
 
 The public names are loaded on first use, so that ``import samadapt`` costs nothing. It sets how
-OpenMP's threads wait, which must happen before torch is loaded; see ``samadapt.openmp``.
+OpenMP's threads wait, which must happen before torch is loaded; see ``samadapt.system.openmp``.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from samadapt import openmp as _openmp  # noqa: F401  sets the environment before torch is loaded
+from samadapt.system import openmp as _openmp  # noqa: F401  it must run before torch is loaded
+from samadapt.version import __version__
 
 if TYPE_CHECKING:
-    from samadapt.config import Config, compose
+    from samadapt.commands.evaluate import evaluate
+    from samadapt.commands.finetune import finetune
+    from samadapt.config.schema import Config, compose
     from samadapt.errors import (
         AdapterError,
         ConfigError,
@@ -26,14 +29,11 @@ if TYPE_CHECKING:
         UserError,
         WeightsError,
     )
+    from samadapt.inference.segmenter import Segmenter, load_adapter
     from samadapt.sam.automatic_masks import SamAutomaticMaskGenerator
     from samadapt.sam.predictor import SamPredictor
-    from samadapt.sam.weights import load_sam
-    from samadapt.segmenter import Segmenter, load_adapter
-    from samadapt.verbs.evaluate import evaluate
-    from samadapt.verbs.finetune import finetune
+    from samadapt.sam.weights.loading import load_sam
 
-__version__ = "0.1.0"
 
 __all__ = [
     "AdapterError",
@@ -60,15 +60,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Config": "samadapt.config",
+    "Config": "samadapt.config.schema",
     "SamAutomaticMaskGenerator": "samadapt.sam.automatic_masks",
     "SamPredictor": "samadapt.sam.predictor",
-    "Segmenter": "samadapt.segmenter",
-    "compose": "samadapt.config",
-    "evaluate": "samadapt.verbs.evaluate",
-    "finetune": "samadapt.verbs.finetune",
-    "load_adapter": "samadapt.segmenter",
-    "load_sam": "samadapt.sam.weights",
+    "Segmenter": "samadapt.inference.segmenter",
+    "compose": "samadapt.config.schema",
+    "evaluate": "samadapt.commands.evaluate",
+    "finetune": "samadapt.commands.finetune",
+    "load_adapter": "samadapt.inference.segmenter",
+    "load_sam": "samadapt.sam.weights.loading",
 }
 
 

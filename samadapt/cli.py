@@ -7,11 +7,13 @@ from importlib import import_module
 from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
-from samadapt import __version__, atomic, console
+from samadapt import console
 from samadapt.errors import ConfigError, SamadaptError, nearest
-from samadapt.launchers import refuse_several_processes
-from samadapt.out_of_memory import explain
-from samadapt.training.interrupt import StopAtOnce, exit_code
+from samadapt.system import atomic
+from samadapt.system.interrupt import StopAtOnce, exit_code
+from samadapt.system.launchers import refuse_several_processes
+from samadapt.system.out_of_memory import explain
+from samadapt.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +29,7 @@ VERBS = {
     "show": "recipe=NAME [group=option] [key=value ...] [images=N [output=FILE]]",
     "doctor": "",
 }
-"""The verbs, each a module of ``samadapt.verbs``, and what they take."""
+"""The verbs, each a module of ``samadapt.commands``, and what they take."""
 
 SUMMARIES = {
     "finetune": "train an adapter, score it before and after, write a run directory",
@@ -109,7 +111,7 @@ def _dispatch(arguments: list[str], flags: set[str]) -> int:
         raise ConfigError(f"there is no flag {unknown[0]!r}{nearest(unknown[0], FLAGS)}")
     if verb == "finetune" and not wants_help:
         refuse_several_processes()  # before anything is loaded
-    module = import_module(f"samadapt.verbs.{verb}{'_' if iskeyword(verb) else ''}")
+    module = import_module(f"samadapt.commands.{verb}{'_' if iskeyword(verb) else ''}")
     if wants_help:
         console.write(verb_help(verb, module.HELP, module.SCHEMA))
         return 0
@@ -157,7 +159,7 @@ def verb_help(verb: str, text: str, schema: type[Any] | None) -> str:
     head = f"samadapt {verb} {VERBS[verb]}".rstrip() + f"\n\n{text.strip()}"
     if schema is None:
         return head
-    from samadapt.overrides import describe
+    from samadapt.config.overrides import describe
 
     return f"{head}\n\n{describe(schema)}"
 

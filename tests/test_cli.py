@@ -14,8 +14,8 @@ import pytest
 
 from samadapt import __version__, cli
 from samadapt.cli import SUMMARIES, VERBS, main
+from samadapt.commands import show
 from samadapt.errors import ConfigError, DivergedError
-from samadapt.verbs import show
 
 HEAVY = {"torch", "torchvision", "timm", "peft", "monai", "transformers", "matplotlib", "skimage"}
 

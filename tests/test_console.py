@@ -14,7 +14,7 @@ from PIL import Image
 from rich.table import Table
 
 from samadapt import console
-from samadapt.atomic import write_text
+from samadapt.system.atomic import write_text
 
 TEXT = "0.9 ± 0.1 · 3 mm² ┏━┓┃─│╹ … 大 \udcff end"
 

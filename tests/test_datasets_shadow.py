@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from samadapt.config import recipes
+from samadapt.config.schema import recipes
 
 ROOT = Path(__file__).parents[1]
 

@@ -23,25 +23,26 @@ MODULES = {
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
 
 LAYERS = [
-    {"errors", "console", "limits", "machine", "openmp", "typed"},
-    {"atomic", "launchers", "out_of_memory", "plain_yaml"},
+    {"errors"},
+    {"console"},
+    {"system"},
     {"sam"},
-    {"methods", "data", "prompts"},
-    {"training", "evaluation", "export", "imports"},
-    {"prediction"},
-    {"segmenter", "environment"},
-    {"overrides"},
+    {"methods", "data"},
+    {"prompts"},
+    {"adapters"},
+    {"training", "evaluation"},
+    {"inference", "reports"},
+    {"export", "imports"},
     {"config"},
-    {"session"},  # what the verbs share
-    {"oracle_gap", "run_page"},
-    {"results"},
-    {"verbs"},
+    {"runs"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]
+"""Rooms from the ground up. A module imports its own room and those in layers below it."""
 RANKS = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-CONFIGURATION = {"overrides", "config"}  # stops at the verbs: what lies below takes plain values
-MAY_USE_IT = CONFIGURATION | {"session", "run_page", "results", "verbs", "cli"}
+CONFIGURATION = {"config"}
+MAY_USE_IT = CONFIGURATION | {"runs", "commands", "cli"}  # what lies below takes plain values
 
 
 STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
@@ -49,6 +50,10 @@ STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 def layer_of(module: str) -> str:
     return module.split(".")[1]
+
+
+def may_import(room: str, other: str) -> bool:
+    return room == other or RANKS[other] < RANKS[room]
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -118,12 +123,12 @@ def test_imports_point_down() -> None:
         for module, tree in trees()
         if module != "samadapt"
         for target in imports(tree.body, all_of_them=True)
-        if target != "samadapt" and RANKS[layer_of(target)] > RANKS[layer_of(module)]
+        if target != "samadapt" and not may_import(layer_of(module), layer_of(target))
     ]
     assert not wrong
 
 
-def test_configuration_stops_at_the_verbs() -> None:
+def test_configuration_stops_at_the_runs() -> None:
     wrong = [
         f"{module} imports {target}"
         for module, tree in trees()
@@ -135,7 +140,8 @@ def test_configuration_stops_at_the_verbs() -> None:
 
 
 def test_no_cycles() -> None:
-    graph = {module: set(imports(tree.body, all_of_them=False)) for module, tree in trees()}
+    """Imports inside functions and for types count as well."""
+    graph = {module: set(imports(tree.body, all_of_them=True)) for module, tree in trees()}
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
@@ -250,7 +256,8 @@ def test_dependencies_are_declared() -> None:
 
 def test_root_holds_nothing_else() -> None:
     allowed = {"pyproject.toml", "README.md", "samadapt", "recipes", "tests", "datasets"}
-    allowed |= {"benchmarks", "LICENSE", "CHANGELOG.md", "constraints.txt", ".gitignore", ".ci"}
+    allowed |= {"benchmarks", "docs", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"}
+    allowed |= {"constraints.txt", ".gitignore", ".ci"}
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
     )

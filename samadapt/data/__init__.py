@@ -1,10 +1,16 @@
 """Files to samples: cards, readers, intensity, splits, checks. Plain numpy, no torch."""
 
 from samadapt.data.cards import Card, cards_folder, list_cards, load_card
-from samadapt.data.check import check_dataset
+from samadapt.data.checks.survey import check_dataset
 from samadapt.data.dataset import Dataset, SliceList, open_dataset
+from samadapt.data.formats.base import (
+    Reader,
+    read_image,
+    readers,
+    register_reader,
+    write_prediction,
+)
 from samadapt.data.intensity import IntensityRule, make_intensity, to_rgb
-from samadapt.data.reader import Reader, read_image, readers, register_reader, write_prediction
 from samadapt.data.types import Case, Finding, Sample, SliceRef, Volume
 
 __all__ = [

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from samadapt.data.classes import ClassTable
-from samadapt.data.reader import Scan
+from samadapt.data.formats.base import Scan
 from samadapt.data.types import Array, Finding
 from samadapt.errors import DataError
 

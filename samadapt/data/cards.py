@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from samadapt.errors import ConfigError, nearest
-from samadapt.plain_yaml import read_plain_yaml
-from samadapt.typed import convert
+from samadapt.system.plain_yaml import read_plain_yaml
+from samadapt.system.typed import convert
 
 _REQUIRED = ("name", "title", "source", "licence", "reader")
 

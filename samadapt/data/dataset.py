@@ -16,23 +16,23 @@ from samadapt.data.annotated import Annotated, read_annotated
 from samadapt.data.annotations import classes_under
 from samadapt.data.cards import Card
 from samadapt.data.channels import Channel, check_channels
+from samadapt.data.checks.leaks import mark_patients, patient_pattern
+from samadapt.data.checks.refusals import (
+    check_copies,
+    check_kind,
+    check_options,
+    check_usable,
+    share_of,
+)
 from samadapt.data.classes import ClassChoice, ClassTable, Ignore
+from samadapt.data.formats.base import AXES, Reader, Scan
 from samadapt.data.intensity import IntensityRule
-from samadapt.data.leaks import mark_patients, patient_pattern
 from samadapt.data.opening import (
     Intensity,
     decide_classes,
     decide_intensity,
     mask_rules,
     open_reader,
-)
-from samadapt.data.reader import AXES, Reader, Scan
-from samadapt.data.refusals import (
-    check_copies,
-    check_kind,
-    check_options,
-    check_usable,
-    share_of,
 )
 from samadapt.data.splits import Splits, divide
 from samadapt.data.tiles import OVERLAP, Tile, Tiling, tiling

@@ -10,6 +10,15 @@ from typing import Any
 
 from samadapt.data.cards import Card, list_cards, load_card
 from samadapt.data.channels import MANY, Channel, listed, parse_channel
+from samadapt.data.checks.mask_values import (
+    AS_CLASSES,
+    SOME,
+    VOID,
+    MaskRules,
+    set_findings,
+    value_findings,
+)
+from samadapt.data.checks.unusable import refuse_no_object
 from samadapt.data.classes import (
     ClassChoice,
     ClassTable,
@@ -20,21 +29,12 @@ from samadapt.data.classes import (
 )
 from samadapt.data.colours import resolve_colours, with_ignored
 from samadapt.data.download import fetch_dataset
+from samadapt.data.formats.base import Reader, ReaderOptions, Scan, get_reader, parse_axis, readers
+from samadapt.data.formats.nifti.affine import check_spacing_source
+from samadapt.data.formats.shared.exif import parse_exif
 from samadapt.data.intensity import IntensityRule, intensity_of_modality, make_intensity
-from samadapt.data.mask_values import (
-    AS_CLASSES,
-    SOME,
-    VOID,
-    MaskRules,
-    set_findings,
-    value_findings,
-)
-from samadapt.data.nifti_affine import check_spacing_source
-from samadapt.data.orientation import parse_exif
-from samadapt.data.reader import Reader, ReaderOptions, Scan, get_reader, parse_axis, readers
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Case, Finding
-from samadapt.data.unusable import refuse_no_object
 from samadapt.errors import ConfigError, nearest
 
 Intensity = str | Sequence[str] | Mapping[str, Any]

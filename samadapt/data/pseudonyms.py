@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from samadapt import atomic
 from samadapt.data.dataset import Dataset
 from samadapt.data.types import Case, Finding
 from samadapt.errors import ConfigError
+from samadapt.system import atomic
 
 KEY_NAME = "privacy_key.json"
 _SECRET_BYTES = 32

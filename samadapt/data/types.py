@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from samadapt.errors import DataError
-from samadapt.limits import max_bytes, max_voxels
+from samadapt.system.limits import max_bytes, max_voxels
 
 if TYPE_CHECKING:
     from samadapt.data.tiles import Tile

@@ -14,9 +14,9 @@ from threading import Lock
 
 import numpy as np
 
-from samadapt import atomic
 from samadapt.data.types import Annotation, Array
 from samadapt.errors import DataError
+from samadapt.system import atomic
 
 _ALIGNED = 64
 MEMORY_LIMIT = 1 << 30

@@ -22,12 +22,11 @@ from samadapt.evaluation.instances import (
     match_objects,
     summarise_objects,
 )
-from samadapt.evaluation.label_stack import LabelStack
+from samadapt.evaluation.label_stack import LabelStack, choose_slice
 from samadapt.evaluation.metrics import CaseClassScore, score_case, summarise
-from samadapt.evaluation.overlays import choose_slice
 from samadapt.evaluation.scores import OVERLAP
-from samadapt.prompts.given import given_prompts, has_prompts
-from samadapt.prompts.objects import ObjectPrompts, simulate
+from samadapt.prompts.annotations import given_prompts, has_prompts
+from samadapt.prompts.simulate import ObjectPrompts, simulate
 
 if TYPE_CHECKING:
     from samadapt.data.types import Sample
@@ -41,7 +40,7 @@ Place = int | Tile
 
 
 @dataclass(frozen=True)
-class Found:
+class SlicePrediction:
     """What was found in one slice.
 
     Attributes:
@@ -73,7 +72,8 @@ class Predictor:
 
     Attributes:
         sam: the model, base or adapted.
-        boundary: the unit of the encoder from which it is run live; -1: from the pixels.
+        first_trainable_block: the unit of the encoder from which it is run live; -1: from the
+            pixels.
         features: images (h, w, 3) to what is fed in there, (b, ...).
         frame_of: where an image lies in the model's square.
         policy: how objects are prompted; boxes are exact and points central, without noise.
@@ -89,7 +89,7 @@ class Predictor:
     """
 
     sam: Sam
-    boundary: int
+    first_trainable_block: int
     features: Callable[[Sequence[Array]], Tensor]
     frame_of: Callable[[Array], Frame]
     policy: PromptPolicy
@@ -110,7 +110,7 @@ class Predictor:
         return [found.labels for found in self.find(samples)]
 
     @torch.no_grad()
-    def find(self, samples: Sequence[Sample]) -> list[Found]:
+    def find(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
         """Return the predicted class ids of each slice, and its objects where they are prompted."""
         with self.autocast():
             if self.policy.is_semantic:
@@ -123,17 +123,17 @@ class Predictor:
                     background_token=self.policy.background_token,
                     overlapping=self.overlapping,
                 )
-                return [Found(labels.reshape(-1, *labels.shape[-2:])) for labels in maps]
+                return [SlicePrediction(labels.reshape(-1, *labels.shape[-2:])) for labels in maps]
             return self._objects(samples)
 
-    def _objects(self, samples: Sequence[Sample]) -> list[Found]:
+    def _objects(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
         prompts = [self._prompts(sample) for sample in samples]
         prompted = [index for index, objects in enumerate(prompts) if len(objects)]
         every = range(1, self.classes + 1)
         groups = [[class_id] for class_id in every] if self.independent else [list(every)]
         shapes = [(len(groups), *sample.labels.shape) for sample in samples]
         found = [
-            Found(np.zeros(s, np.uint8), np.zeros(s, np.int32), np.zeros(s, np.float32))
+            SlicePrediction(np.zeros(s, np.uint8), np.zeros(s, np.int32), np.zeros(s, np.float32))
             for s in shapes
         ]
         if not prompted:
@@ -164,9 +164,9 @@ class Predictor:
 
     def _encode(self, images: Sequence[Array]) -> Tensor:
         features = self.features(images)
-        if self.boundary < 0:
+        if self.first_trainable_block < 0:
             return self.sam.encode(features)
-        return self.sam.encode_suffix(features, self.boundary)
+        return self.sam.encode_suffix(features, self.first_trainable_block)
 
 
 @dataclass
@@ -336,9 +336,9 @@ class _Objects:
     places: list[Place] = field(default_factory=list)
     truth: list[Array] = field(default_factory=list)
     numbered: list[Array] = field(default_factory=list)
-    found: list[Found] = field(default_factory=list)
+    found: list[SlicePrediction] = field(default_factory=list)
 
-    def add(self, samples: Sequence[Sample], found: Sequence[Found]) -> None:
+    def add(self, samples: Sequence[Sample], found: Sequence[SlicePrediction]) -> None:
         """Take slices in."""
         self.found += found
         self.places += [place_of(sample) for sample in samples]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from samadapt.errors import ConfigError, PromptError
-from samadapt.prompts.objects import ObjectPrompts
+from samadapt.prompts.simulate import ObjectPrompts
 from samadapt.sam.geometry import make_frame, resize_image, to_model_boxes, to_model_points
 from samadapt.sam.types import Frame, Prompts
 

@@ -39,3 +39,12 @@ class LabelStack:
         """Return a slice (h, w) uint8."""
         flat = np.frombuffer(zlib.decompress(self.slices[index]), dtype=np.uint8)
         return flat.reshape(self.shape)
+
+
+def choose_slice(truth: Array) -> int:
+    """Return the index of the slice of labels (h, w, d) with the most ground truth.
+
+    It is the middle slice where there is none.
+    """
+    counts = np.count_nonzero(truth > 0, axis=(0, 1))
+    return int(counts.argmax()) if counts.any() else len(counts) // 2

@@ -34,7 +34,7 @@ from samadapt.evaluation.metrics import CaseClassScore, summarise
 from samadapt.evaluation.metrics import iou as overlap
 from samadapt.evaluation.scores import OVERLAP
 from samadapt.prompts.clicks import Clicks, first_clicks, next_clicks
-from samadapt.prompts.objects import SAM_SIDE, boxes_of, objects_in
+from samadapt.prompts.simulate import SAM_SIDE, boxes_of, objects_in
 from samadapt.sam.geometry import to_model_boxes, to_model_points
 from samadapt.sam.types import Prompts
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from samadapt.adapters.base_model import Adapted
     from samadapt.export.probe import Model
-    from samadapt.methods.opening import Adapted
     from samadapt.sam.model import Sam
     from samadapt.sam.types import MaskOutput, Prompts
 
@@ -40,7 +40,7 @@ class HuggingFace(Target):
 
     def write(self, adapted: Adapted, folder: Path) -> list[str]:
         """Merge, rename, save model and processor."""
-        from samadapt.methods.store import merge
+        from samadapt.adapters.store import merge
 
         require_transformers()
         import transformers
@@ -237,6 +237,6 @@ def _levels(sam: Sam, picture: NDArray[np.uint8], pixels: Tensor) -> float:
 
 def names(model: Any) -> dict[str, str]:
     """Map the state-dict names of a ``SamModel`` to ours."""
-    from samadapt.sam.checkpoints import hugging_face_names
+    from samadapt.sam.weights.checkpoints import hugging_face_names
 
     return hugging_face_names(model.state_dict())

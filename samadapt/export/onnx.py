@@ -13,8 +13,8 @@ from samadapt.export.target import Target, register
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from samadapt.adapters.base_model import Adapted
     from samadapt.export.probe import Model
-    from samadapt.methods.opening import Adapted
     from samadapt.sam.model import Sam
     from samadapt.sam.types import MaskOutput, Prompts
 
@@ -161,9 +161,9 @@ def merged_if_possible(adapted: Adapted) -> Sam:
 
     Of a bottleneck with LoRA, LoRA is folded: peft's layers are not made for a graph.
     """
+    from samadapt.adapters.base_model import open_adapter
+    from samadapt.adapters.store import merge
     from samadapt.methods import peft_layers
-    from samadapt.methods.opening import open_adapter
-    from samadapt.methods.store import merge
 
     try:
         if adapted.injection.method.can_merge:

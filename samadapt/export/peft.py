@@ -14,8 +14,8 @@ from samadapt.export.target import Target, register
 from samadapt.methods.peft_layers import PREFIX
 
 if TYPE_CHECKING:
+    from samadapt.adapters.base_model import Adapted
     from samadapt.export.probe import Model
-    from samadapt.methods.opening import Adapted
     from samadapt.sam.model import Sam
 
 NAMINGS = ("sam", "transformers")
@@ -54,7 +54,7 @@ class Peft(Target):
 
     def refusal(self, adapted: Adapted) -> str:
         """Refuse kinds that peft does not have, and what it cannot put onto a plain base."""
-        from samadapt.sam.builds import BUILDS
+        from samadapt.sam.weights.builds import BUILDS
 
         method, own = adapted.injection.method, BUILDS[adapted.record.base].num_multimask
         if not method.plain_peft:
@@ -76,8 +76,8 @@ class Peft(Target):
         """Copy the adapter's own two files; rename modules for transformers."""
         from safetensors.torch import load_file, save_file
 
-        from samadapt.methods.store import PEFT_CONFIG, WEIGHTS
-        from samadapt.methods.verify import read_json, write_json
+        from samadapt.adapters.store import PEFT_CONFIG, WEIGHTS
+        from samadapt.adapters.verify import read_json, write_json
 
         source = adapted.directory
         if self.naming == "sam":
@@ -95,7 +95,7 @@ class Peft(Target):
         """Let peft put it onto a fresh base."""
         from peft import PeftModel
 
-        from samadapt.sam.weights import load_sam
+        from samadapt.sam.weights.loading import load_sam
 
         record = adapted.record
         sam = load_sam(record.base, adapted.checkpoint, record.image_size)

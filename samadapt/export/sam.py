@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from samadapt.export.target import Target, merge_refusal, register
 
 if TYPE_CHECKING:
+    from samadapt.adapters.base_model import Adapted
     from samadapt.export.probe import Model
-    from samadapt.methods.opening import Adapted
 
 TORCH_FILE = "model.pth"
 SAFE_FILE = "model.safetensors"
@@ -33,7 +33,7 @@ class SamFile(Target):
         import torch
         from safetensors.torch import save_file
 
-        from samadapt.methods.store import merge
+        from samadapt.adapters.store import merge
         from samadapt.sam.tiny_vit import published_key
 
         merge(adapted.sam, adapted.injection)
@@ -49,7 +49,7 @@ class SamFile(Target):
     def read_back(self, adapted: Adapted, folder: Path) -> Model:
         """Load the ``.pth`` strictly, with tensors only, and check that both files are equal."""
         from samadapt.errors import RunError
-        from samadapt.sam.weights import base_hash, load_sam
+        from samadapt.sam.weights.loading import base_hash, load_sam
 
         name, size = adapted.record.base, adapted.record.image_size
         sam = load_sam(name, folder / TORCH_FILE, size)
@@ -77,7 +77,7 @@ class SamFile(Target):
 
 def _notes(adapted: Adapted) -> list[str]:
     """Say where the model's sizes are not those that the published code builds."""
-    from samadapt.sam.builds import BUILDS
+    from samadapt.sam.weights.builds import BUILDS
 
     build = BUILDS[adapted.record.base]
     notes = []

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from samadapt import atomic
 from samadapt.errors import AdapterError, RunError
+from samadapt.system import atomic
 
 if TYPE_CHECKING:
+    from samadapt.adapters.base_model import Adapted
     from samadapt.export.probe import Difference, Model
-    from samadapt.methods.opening import Adapted
 
 TARGETS: dict[str, type[Target]] = {}
 """Every target by the name that ``to=NAME`` takes; filled by ``register``."""
@@ -119,9 +119,9 @@ def export_adapter(
         MissingExtraError: a package that the target needs is not installed.
         RunError: what was read back does not predict the same; nothing is kept.
     """
+    from samadapt.adapters.base_model import open_adapter
+    from samadapt.adapters.card import BACKGROUND_TOKEN
     from samadapt.export import probe
-    from samadapt.methods.card import BACKGROUND_TOKEN
-    from samadapt.methods.opening import open_adapter
 
     output = Path(output).expanduser()
     check_output(output)
@@ -195,7 +195,7 @@ def write_card(
     path: Path, adapted: Adapted, target: Target, difference: Difference, notes: list[str]
 ) -> None:
     """Write the model card of an export."""
-    from samadapt.methods.card import model_card
+    from samadapt.adapters.card import model_card
 
     card = model_card(
         adapted.record,

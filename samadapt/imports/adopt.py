@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from samadapt import atomic
 from samadapt.errors import AdapterError, RunError
 from samadapt.imports.foreign import READERS, Foreign
+from samadapt.system import atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from samadapt.adapters.record import AdapterRecord
     from samadapt.export.probe import Difference
     from samadapt.methods.base import Method
-    from samadapt.methods.record import AdapterRecord
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 BASE = "base.safetensors"
 LIMIT = 1e-4
@@ -77,12 +77,12 @@ def import_adapter(
         WeightsError: a file cannot be read.
         RunError: the adapter does not predict as what was read does.
     """
+    from samadapt.adapters.card import base_licence
+    from samadapt.adapters.record import AdapterRecord
     from samadapt.data.intensity import make_intensity
     from samadapt.export.target import check_output
-    from samadapt.methods.card import base_licence
-    from samadapt.methods.record import AdapterRecord
     from samadapt.prompts.policy import PromptPolicy
-    from samadapt.sam.weights import load_sam
+    from samadapt.sam.weights.loading import load_sam
 
     path, output = Path(path).expanduser(), Path(output).expanduser()
     check_output(output)
@@ -118,9 +118,9 @@ def read_foreign(path: Path, base: Sam, scale: float = 1.0) -> Foreign:
     Raises:
         AdapterError: nobody's, or it does not fit the base; names the file.
     """
-    from samadapt.methods.store import PEFT_CONFIG
-    from samadapt.methods.verify import check_finite, read_json
-    from samadapt.sam.checkpoints import read_tensors
+    from samadapt.adapters.store import PEFT_CONFIG
+    from samadapt.adapters.verify import check_finite, read_json
+    from samadapt.sam.weights.checkpoints import read_tensors
 
     config = read_json(path / PEFT_CONFIG) if path.is_dir() else {}
     file = _weights_of(path) if path.is_dir() else path
@@ -140,7 +140,7 @@ def read_foreign(path: Path, base: Sam, scale: float = 1.0) -> Foreign:
 
 def _weights_of(folder: Path) -> Path:
     """Return the file of a PEFT directory's weights; the older name is a pickle of tensors."""
-    from samadapt.methods.store import WEIGHTS
+    from samadapt.adapters.store import WEIGHTS
 
     names = (WEIGHTS, "adapter_model.bin")
     for name in names:
@@ -180,16 +180,16 @@ def _state_like(foreign: Foreign, base: Sam) -> dict[str, Tensor]:
 def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> Imported:
     from safetensors.torch import save_file
 
+    from samadapt.adapters.base_model import open_adapter
+    from samadapt.adapters.injection import inject
+    from samadapt.adapters.store import save_adapter
     from samadapt.export import probe
-    from samadapt.methods import inject
-    from samadapt.methods.opening import open_adapter
-    from samadapt.methods.store import save_adapter
-    from samadapt.sam.weights import base_hash
+    from samadapt.sam.weights.loading import base_hash
 
     expected = probe.answers(as_the_source(foreign, base, record.num_masks))
     notes = list(foreign.notes)
-    sites = {site.qkv: site for site in base.sites()}
-    if changed := _change_base(foreign, base, sites):
+    attention_blocks = {site.qkv: site for site in base.attention_blocks()}
+    if changed := _change_base(foreign, base, attention_blocks):
         notes.append(f"{changed}: in a copy of the base, {BASE}, which the adapter uses")
         record = replace(record, checkpoint=BASE)
     record = replace(record, base_sha256=base_hash(base))
@@ -197,8 +197,8 @@ def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> 
     if record.num_masks != base.build.num_multimask:
         base.resize_mask_tokens(record.num_masks)
     decoder = {k: v for k, v in foreign.whole.items() if k.startswith("mask_decoder.")}
-    chosen = {name: foreign.updates[name] for name in sites if name in foreign.updates}
-    method, factors = _as_lora(chosen, sites, bool(decoder))
+    chosen = {name: foreign.updates[name] for name in attention_blocks if name in foreign.updates}
+    method, factors = _as_lora(chosen, attention_blocks, bool(decoder))
     injection = inject(base, method)
     base.load_state_dict(factors | decoder, strict=False)
     try:
@@ -231,7 +231,9 @@ def as_the_source(foreign: Foreign, base: Sam, masks: int) -> Sam:
     return sam.eval()
 
 
-def _change_base(foreign: Foreign, base: Sam, sites: Mapping[str, BlockSite]) -> str:
+def _change_base(
+    foreign: Foreign, base: Sam, attention_blocks: Mapping[str, AttentionBlock]
+) -> str:
     """Put into the base what no adapter of ours holds; return what that is."""
     state = base.state_dict()
     whole = {
@@ -239,7 +241,7 @@ def _change_base(foreign: Foreign, base: Sam, sites: Mapping[str, BlockSite]) ->
         for name, value in foreign.whole.items()
         if not name.startswith("mask_decoder.") and not value.equal(state[name])
     }
-    others = [name for name in foreign.updates if name not in sites]
+    others = [name for name in foreign.updates if name not in attention_blocks]
     base.load_state_dict(whole, strict=False)
     for name in others:
         a, b = foreign.updates[name]
@@ -251,7 +253,7 @@ def _change_base(foreign: Foreign, base: Sam, sites: Mapping[str, BlockSite]) ->
 
 def _as_lora(
     updates: Mapping[str, tuple[Tensor, Tensor]],
-    sites: Mapping[str, BlockSite],
+    attention_blocks: Mapping[str, AttentionBlock],
     has_decoder: bool,
 ) -> tuple[Method, dict[str, Tensor]]:
     """Return our method for updates of qkv, and its weights by state-dict name.
@@ -268,7 +270,7 @@ def _as_lora(
     decoder: Literal["full", "frozen"] = "full" if has_decoder else "frozen"
     if not updates:
         return NoAdaptation(decoder=decoder), {}
-    grids = {name: _by_slice(b, sites[name]) for name, (_, b) in updates.items()}
+    grids = {name: _by_slice(b, attention_blocks[name]) for name, (_, b) in updates.items()}
     every: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
     slices = [s for i, s in enumerate(every) if any(grid[i].any() for grid in grids.values())]
     slices = slices or ["q"]
@@ -279,7 +281,7 @@ def _as_lora(
     rank = total // count if compact else total
     weights = {}
     for name, (a, _) in updates.items():
-        grid, site = grids[name], sites[name]
+        grid, site = grids[name], attention_blocks[name]
         dense = a.new_zeros(3, site.width, count * rank)
         for i, row in enumerate(rows):
             part = slice(i * rank, i * rank + (rank if compact else grid.shape[2]))
@@ -295,13 +297,13 @@ def _as_lora(
         weights[f"{name}.lora_B.{ADAPTER}.weight"] = torch.reshape(
             ordered, (3 * site.width, count * rank)
         ).contiguous()
-    blocks = tuple(sites[name].index for name in updates)
-    chosen = "all" if len(blocks) == len(sites) else blocks
+    blocks = tuple(attention_blocks[name].index for name in updates)
+    chosen = "all" if len(blocks) == len(attention_blocks) else blocks
     method = LoRA(rank=rank, slices=tuple(slices), blocks=chosen, decoder=decoder)
     return method, weights
 
 
-def _by_slice(b: Tensor, site: BlockSite) -> Tensor:
+def _by_slice(b: Tensor, site: AttentionBlock) -> Tensor:
     """Order B (3 width, r) as (3, width, r): q, k and v."""
     groups = site.heads if site.qkv_order == "head_qkv" else 1
     return b.reshape(groups, 3, -1, b.shape[1]).transpose(0, 1).reshape(3, site.width, -1)

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samadapt.adapters.store import PEFT_CONFIG
 from samadapt.errors import AdapterError
 from samadapt.imports.foreign import READERS, Foreign, Reader, check_pair
-from samadapt.methods.store import PEFT_CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor

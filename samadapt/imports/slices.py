@@ -33,17 +33,17 @@ def _read(
     path: Path, tensors: dict[str, Tensor], config: Mapping[str, Any], sam: Sam, scale: float
 ) -> Foreign:
     del config
-    sites = sam.sites()
+    attention_blocks = sam.attention_blocks()
     count, others = (sum(key.startswith(p) for key in tensors) for p in ("w_a_", "w_b_"))
-    names = {f"w_{part}_{i:03d}" for part in "ab" for i in range(2 * len(sites))}
+    names = {f"w_{part}_{i:03d}" for part in "ab" for i in range(2 * len(attention_blocks))}
     if len(names) != count + others or not names <= tensors.keys():
         raise AdapterError(
-            f"{path}: expected w_a_ and w_b_ of q and v of all {len(sites)} blocks of "
-            f"{sam.build.name}, {2 * len(sites)} of each; got {count} and {others}: another "
-            "model, or blocks left out, which the file does not name"
+            f"{path}: expected w_a_ and w_b_ of q and v of all {len(attention_blocks)} blocks of "
+            f"{sam.build.name}, {2 * len(attention_blocks)} of each; got {count} and {others}: "
+            "another model, or blocks left out, which the file does not name"
         )
     updates = {}
-    for index, site in enumerate(sites):
+    for index, site in enumerate(attention_blocks):
         pairs = {}
         for name, i in (("q", 2 * index), ("v", 2 * index + 1)):
             found = {part: tensors[f"w_{part}_{i:03d}"] for part in "ab"}

@@ -1,7 +1,7 @@
-"""What is injected into a frozen SAM: one file a method, each registering itself.
+"""The PEFT methods: one file each, registering itself; its layers lie in ``<method>_layer.py``.
 
 Importing this package imports neither torch nor peft: the configuration schema reads the option
-dataclasses here. Files whose name begins with an underscore hold modules and are imported late.
+dataclasses here. Files whose name ends with ``_layer`` hold torch modules and are imported late.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from samadapt.methods.base import METHODS, Method, register, select_blocks
-from samadapt.methods.injection import Injection, inject
 from samadapt.methods.peft_others import register_others
 
 for _module in iter_modules(__path__):
-    if not _module.name.startswith("_"):
+    if not _module.name.endswith("_layer"):
         import_module(f"{__name__}.{_module.name}")
 register_others()
 
-__all__ = ["METHODS", "Injection", "Method", "inject", "register", "select_blocks"]
+__all__ = ["METHODS", "Method", "register", "select_blocks"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from samadapt.methods.base import register, require, require_count
 from samadapt.methods.peft_method import LinearMethod, require_alpha
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +89,7 @@ class AdaLoRA(LinearMethod):
         """Return the mean distance of A A^T and B^T B from the identity, weighted."""
         import torch
 
-        from samadapt.methods._ranks import is_part
+        from samadapt.methods.adalora_layer import is_part
 
         distances = []
         for name, parameter in sam.named_parameters():
@@ -101,6 +101,6 @@ class AdaLoRA(LinearMethod):
 
     def after_step(self, sam: Sam, step: int, total: int) -> None:
         """Gather importances and zero the least important directions."""
-        from samadapt.methods._ranks import allocate
+        from samadapt.methods.adalora_layer import allocate
 
         allocate(sam, self, step, total)

@@ -20,11 +20,11 @@ from samadapt.methods.base import (
     require_positive,
 )
 from samadapt.methods.decoder import attentions, mlps
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("adapter")
@@ -78,16 +78,16 @@ class Adapter(Method):
         """Slices of a stack."""
         return self.depth
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Add ``bottleneck`` to every attention and MLP, and ``depth`` to the attention."""
         from torch import nn
 
-        from samadapt.methods._attached import add_after, add_beside, attach, bottleneck
-        from samadapt.methods._depth import add_across
+        from samadapt.methods.attached_layer import add_after, add_beside, attach, bottleneck
+        from samadapt.methods.depth_layer import add_across
 
         beside = partial(add_beside, scale=self.scale)
         places: list[tuple[str, int, Any]] = []
-        for site in sites:
+        for site in blocks:
             places += [(site.attn, site.width, add_after), (site.mlp, site.width, beside)]
         if self.decoder == "own":
             width = sam.build.prompt_width
@@ -96,15 +96,15 @@ class Adapter(Method):
         for path, width, hook in places:
             layers = bottleneck(width, self._hidden(width), nn.GELU())
             attach(sam.get_submodule(path), "bottleneck", layers, hook)
-        for site in sites if self.depth > 1 else ():
+        for site in blocks if self.depth > 1 else ():
             layers = bottleneck(site.width, self._hidden(site.width), nn.GELU())
             across = partial(add_across, depth=self.depth)
             attach(sam.get_submodule(site.attn), "depth", layers, across)
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return two or three bottlenecks a site, each with two weights and two biases."""
         del sam
-        hidden = [(site.width, self._hidden(site.width)) for site in sites]
+        hidden = [(site.width, self._hidden(site.width)) for site in blocks]
         count = 2 if self.depth == 1 else 3
         return sum(count * (2 * width * h + h + width) for width, h in hidden)
 

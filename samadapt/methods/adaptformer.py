@@ -22,11 +22,11 @@ from samadapt.methods.base import (
     require_positive,
 )
 from samadapt.methods.decoder import mlps
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("adaptformer")
@@ -53,13 +53,13 @@ class AdaptFormer(Method):
         require_count("hidden", self.hidden)
         require_positive("scale", self.scale)
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Add ``bottleneck`` to every MLP."""
         from torch import nn
 
-        from samadapt.methods._attached import add_beside, attach, bottleneck
+        from samadapt.methods.attached_layer import add_beside, attach, bottleneck
 
-        places = [(site.mlp, site.width) for site in sites]
+        places = [(site.mlp, site.width) for site in blocks]
         if self.decoder == "own":
             places += [(path, sam.build.prompt_width) for path in mlps(sam)]
         for path, width in places:
@@ -67,10 +67,10 @@ class AdaptFormer(Method):
             hook = partial(add_beside, scale=self.scale)
             attach(sam.get_submodule(path), "bottleneck", layers, hook)
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return one bottleneck a site, with two weights and two biases."""
         del sam
-        return sum(2 * s.width * self.hidden + self.hidden + s.width for s in sites)
+        return sum(2 * s.width * self.hidden + self.hidden + s.width for s in blocks)
 
     def decoder_formula(self, sam: Sam) -> int:
         """Return one bottleneck a layer of the decoder."""

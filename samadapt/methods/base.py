@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from samadapt.errors import AdapterError, ConfigError, nearest
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 Decoder = Literal["full", "lora", "own", "frozen"]
 DECODERS: tuple[Decoder, ...] = ("full", "lora", "own", "frozen")
@@ -127,9 +127,9 @@ class Method:
             ConfigError: naming the key as ``peft.<key>``.
         """
 
-    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+    def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
         """Return what peft adds to a plain model for this method; nothing twice."""
-        del sam, sites
+        del sam, blocks
         return ()
 
     @property
@@ -142,12 +142,12 @@ class Method:
         """How many neighbouring slices, one behind the other, the encoder needs in every batch."""
         return 1
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Add this method's modules to the frozen model; runs after peft's injection."""
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return how many encoder parameters the method trains, from the sizes alone."""
-        del sam, sites
+        del sam, blocks
         return 0
 
     def decoder_formula(self, sam: Sam) -> int:
@@ -155,13 +155,13 @@ class Method:
         del sam
         return 0
 
-    def merge(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def merge(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Fold what ``inject`` added into the base weights and remove it; runs after peft's merge.
 
         Raises:
             AdapterError: when the method cannot be merged.
         """
-        del sam, sites
+        del sam, blocks
         if not self.can_merge:
             raise AdapterError(
                 f"{self.name} adds layers that no weight of SAM can hold, so it cannot be merged; "
@@ -271,24 +271,26 @@ def require_slices(slices: Sequence[object]) -> None:
     )
 
 
-def select_blocks(blocks: str | Sequence[int], sites: Sequence[BlockSite]) -> tuple[BlockSite, ...]:
+def select_blocks(
+    wanted: str | Sequence[int], blocks: Sequence[AttentionBlock]
+) -> tuple[AttentionBlock, ...]:
     """Return the attention blocks that ``peft.blocks`` names, in the encoder's order.
 
     Args:
-        blocks: see ``Method.blocks``.
-        sites: all attention blocks of the encoder.
+        wanted: see ``Method.blocks``.
+        blocks: all attention blocks of the encoder.
 
     Raises:
         ConfigError: for an unknown word, an index out of range, or when nothing is selected.
     """
-    word, numbers = _parse_blocks(blocks)
-    depth = len(sites)
+    word, numbers = _parse_blocks(wanted)
+    depth = len(blocks)
     if word in ("last", "first"):
         require(
             numbers[0] <= depth,
-            f"peft.blocks={blocks}: the encoder has {depth} attention blocks; got {numbers[0]}",
+            f"peft.blocks={wanted}: the encoder has {depth} attention blocks; got {numbers[0]}",
         )
-        return tuple(sites[depth - numbers[0] :] if word == "last" else sites[: numbers[0]])
+        return tuple(blocks[depth - numbers[0] :] if word == "last" else blocks[: numbers[0]])
     if word == "list":
         for index in numbers:
             require(
@@ -296,11 +298,11 @@ def select_blocks(blocks: str | Sequence[int], sites: Sequence[BlockSite]) -> tu
                 f"peft.blocks: expected indices 0 to {depth - 1} "
                 f"(the encoder has {depth} attention blocks); got {index}",
             )
-        return tuple(site for site in sites if site.index in numbers)
-    chosen = tuple(site for site in sites if word in ("all", site.kind))
+        return tuple(block for block in blocks if block.index in numbers)
+    chosen = tuple(block for block in blocks if word in ("all", block.kind))
     require(
         bool(chosen) or word == "none",
-        f"peft.blocks={blocks}: this encoder has no {word} attention blocks",
+        f"peft.blocks={wanted}: this encoder has no {word} attention blocks",
     )
     return chosen
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("bias")
@@ -34,15 +34,15 @@ class Bias(Method):
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = VECTORS
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Unfreeze; nothing is added."""
         own = ("mask_decoder",) if self.decoder == "own" else ()
-        for bias in _biases(sam, *(site.block for site in sites), *own):
+        for bias in _biases(sam, *(site.block for site in blocks), *own):
             bias.requires_grad_(True)
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return the size of the biases."""
-        return sum(bias.numel() for bias in _biases(sam, *(site.block for site in sites)))
+        return sum(bias.numel() for bias in _biases(sam, *(site.block for site in blocks)))
 
     def decoder_formula(self, sam: Sam) -> int:
         """Return the size of the decoder's biases."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 _SHARED = {item.name for item in fields(Method)}
 
@@ -59,33 +59,33 @@ class Combined(Method):
         """The one that some part needs."""
         return max(member.stack for member in self.members)
 
-    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+    def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
         """Return the layers of all parts."""
-        return tuple(layers for m in self.members for layers in m.peft_layers(sam, sites))
+        return tuple(layers for m in self.members for layers in m.peft_layers(sam, blocks))
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Inject each part in turn."""
         for member in self.members:
-            member.inject(sam, sites)
+            member.inject(sam, blocks)
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return the sum: no two parts train the same."""
-        return sum(member.formula(sam, sites) for member in self.members)
+        return sum(member.count_parameters(sam, blocks) for member in self.members)
 
     def decoder_formula(self, sam: Sam) -> int:
         """Return the sum of the parts'."""
         return sum(member.decoder_formula(sam) for member in self.members)
 
-    def merge(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def merge(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Merge each part, the last first.
 
         Raises:
             AdapterError: when a part cannot be merged.
         """
         if not self.can_merge:
-            super().merge(sam, sites)
+            super().merge(sam, blocks)
         for member in reversed(self.members):
-            member.merge(sam, sites)
+            member.merge(sam, blocks)
 
     def penalty(self, sam: Sam) -> Tensor | float:
         """Return the sum of the parts'."""

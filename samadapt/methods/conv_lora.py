@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from samadapt.methods.base import LINEARS, Method, register, require_count, require_positive
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("conv_lora")
@@ -58,20 +58,20 @@ class ConvLoRA(Method):
         if self.alpha is not None:
             require_positive("alpha", self.alpha)
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Hang ``conv_lora`` on every qkv."""
-        from samadapt.methods._attached import attach
-        from samadapt.methods._conv_lora import ConvUpdate, add_update
+        from samadapt.methods.attached_layer import attach
+        from samadapt.methods.conv_lora_layer import ConvUpdate, add_update
 
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
-        for site in sites:
+        for site in blocks:
             attn: Any = sam.get_submodule(site.attn)
             window = attn.window if sam.build.encoder == "tiny_vit" else None
             child = ConvUpdate(site.width, self.rank, self.experts, scale, window)
             attach(sam.get_submodule(site.qkv), "conv_lora", child, add_update)
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return A and B, the experts and the gate of every site."""
         del sam
         inner = self.experts * (9 * self.rank**2 + self.rank)
-        return sum(4 * site.width * self.rank + inner for site in sites)
+        return sum(4 * site.width * self.rank + inner for site in blocks)

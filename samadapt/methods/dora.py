@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.methods.base import LowRank, PeftLayers, register, require_count
 from samadapt.methods.peft_method import LinearMethod, require_alpha
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("dora")
@@ -44,14 +44,14 @@ class DoRA(LinearMethod):
         require_count("rank", self.rank)
         require_alpha(self.alpha)
 
-    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+    def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
         """Return LoRA layers with magnitudes."""
         layer = LowRank(self.rank, float(self.rank if self.alpha is None else self.alpha))
         return tuple(
             PeftLayers(
                 self.kind, plain.names, {"use_dora": True}, dict.fromkeys(plain.names, layer)
             )
-            for plain in super().peft_layers(sam, sites)
+            for plain in super().peft_layers(sam, blocks)
         )
 
     def size(self, inputs: int, outputs: int) -> int:

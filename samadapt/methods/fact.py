@@ -28,14 +28,14 @@ from samadapt.methods.base import (
     require_slices,
 )
 from samadapt.methods.decoder import attentions
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from samadapt.methods._fact import Factors
+    from samadapt.methods.fact_layer import Factors
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("fact")
@@ -75,10 +75,10 @@ class FacT(Method):
         )
         require_slices(self.slices)
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Hang ``fact`` on every qkv, and on the projections of the decoder."""
         shared: dict[tuple[int, int], Factors] = {}
-        for site in sites:
+        for site in blocks:
             groups = site.heads if site.qkv_order == "head_qkv" else 1
             qkv = sam.get_submodule(site.qkv)
             self._hang(qkv, (site.width, site.width), shared, self.slices, groups)
@@ -95,8 +95,8 @@ class FacT(Method):
         slices: tuple[str, ...] | None = None,
         groups: int = 1,
     ) -> None:
-        from samadapt.methods._attached import attach
-        from samadapt.methods._fact import Factors, FactorUpdate, add_update
+        from samadapt.methods.attached_layer import attach
+        from samadapt.methods.fact_layer import Factors, FactorUpdate, add_update
 
         owns = shape not in shared
         if owns:
@@ -110,12 +110,12 @@ class FacT(Method):
             return []
         return [f"{path}.{name}_proj" for path in attentions(sam) for name in self.slices]
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return the shared factors of each width, and the slices' own."""
         del sam
         tucker, rank = self.form == "tucker", self.rank
-        shared = sum(2 * width * rank + tucker * rank**3 for width in {s.width for s in sites})
-        return shared + len(sites) * len(self.slices) * rank ** (1 if tucker else 2)
+        shared = sum(2 * width * rank + tucker * rank**3 for width in {s.width for s in blocks})
+        return shared + len(blocks) * len(self.slices) * rank ** (1 if tucker else 2)
 
     def decoder_formula(self, sam: Sam) -> int:
         """Return the factors of both shapes, and the projections' own.
@@ -128,13 +128,13 @@ class FacT(Method):
         own = (3 * depth + 1) * len(self.slices)
         return shared + own * rank ** (1 if tucker else 2)
 
-    def merge(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def merge(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Add every update to its linear."""
         import torch
 
-        from samadapt.methods._attached import detach
+        from samadapt.methods.attached_layer import detach
 
-        paths = [*(site.qkv for site in sites), *self._projections(sam)]
+        paths = [*(site.qkv for site in blocks), *self._projections(sam)]
         with torch.no_grad():
             for path in paths:
                 linear: Any = sam.get_submodule(path)

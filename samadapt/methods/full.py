@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("full")
@@ -29,17 +29,17 @@ class FullFineTuning(Method):
     not_in_decoder: ClassVar[str] = "would train every weight of the decoder, as decoder=full does"
     changes: ClassVar[frozenset[str]] = EVERYTHING
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Unfreeze; nothing is added."""
-        for module in self._modules(sam, sites):
+        for module in self._modules(sam, blocks):
             module.requires_grad_(True)
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return the size of the encoder, or of the chosen blocks."""
-        modules = self._modules(sam, sites)
+        modules = self._modules(sam, blocks)
         return sum(p.numel() for module in modules for p in module.parameters())
 
-    def _modules(self, sam: Sam, sites: Sequence[BlockSite]) -> list[nn.Module]:
+    def _modules(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> list[nn.Module]:
         if self.blocks == "all":
             return [sam.image_encoder]
-        return [sam.get_submodule(site.block) for site in sites]
+        return [sam.get_submodule(site.block) for site in blocks]

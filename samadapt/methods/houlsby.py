@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.methods.base import BOTTLENECKS, Method, register, require_count
 from samadapt.methods.decoder import attentions, mlps
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("houlsby")
@@ -44,13 +44,13 @@ class Houlsby(Method):
         """Check hidden."""
         require_count("hidden", self.hidden)
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Add ``bottleneck`` to every attention and MLP."""
         from torch import nn
 
-        from samadapt.methods._attached import add_after, attach, bottleneck
+        from samadapt.methods.attached_layer import add_after, attach, bottleneck
 
-        places = [(path, site.width) for site in sites for path in (site.attn, site.mlp)]
+        places = [(path, site.width) for site in blocks for path in (site.attn, site.mlp)]
         if self.decoder == "own":
             width = sam.build.prompt_width
             places += [(path, width) for path in (*attentions(sam), *mlps(sam))]
@@ -58,10 +58,10 @@ class Houlsby(Method):
             layers = bottleneck(width, self.hidden, nn.GELU())
             attach(sam.get_submodule(path), "bottleneck", layers, add_after)
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return two bottlenecks a site, each with two weights and two biases."""
         del sam
-        return sum(2 * (2 * s.width * self.hidden + self.hidden + s.width) for s in sites)
+        return sum(2 * (2 * s.width * self.hidden + self.hidden + s.width) for s in blocks)
 
     def decoder_formula(self, sam: Sam) -> int:
         """Return four bottlenecks a layer of the decoder, and one behind them."""

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.methods.base import PeftLayers, register
 from samadapt.methods.peft_method import LinearMethod, Target
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("ia3")
@@ -33,16 +33,16 @@ class IA3(LinearMethod):
 
     targets: tuple[Target, ...] = knob(("qkv", "mlp"), help="linears: qkv, proj, mlp (its second)")
 
-    def encoder_names(self, sam: Sam, site: BlockSite) -> list[str]:
+    def encoder_names(self, sam: Sam, site: AttentionBlock) -> list[str]:
         """Return the target linears without the MLP's first."""
         from samadapt.methods.peft_layers import linears
 
         hidden = linears(sam, site.mlp)[:-1]
         return [name for name in super().encoder_names(sam, site) if name not in hidden]
 
-    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+    def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
         """Return the layers; what scales its input is named apart."""
-        layers = super().peft_layers(sam, sites)
+        layers = super().peft_layers(sam, blocks)
         return tuple(replace(x, options=_scaled_inputs(x.names)) for x in layers)
 
     def count(self, sam: Sam, names: Sequence[str]) -> int:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.methods.base import EVERYTHING, Method, register
 from samadapt.methods.decoder import two_way_layers
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from torch import nn
 
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("late_blocks")
@@ -40,16 +40,16 @@ class LateBlocks(Method):
         "last:2", help="attention blocks: last:K, all, first:K, global, window or [0, 3]"
     )
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Unfreeze; nothing is added."""
-        for block in _blocks(sam, sites):
+        for block in _blocks(sam, blocks):
             block.requires_grad_(True)
         if self.decoder == "own":
             sam.get_submodule(two_way_layers(sam)[-1]).requires_grad_(True)
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return the size of the chosen blocks."""
-        return sum(p.numel() for block in _blocks(sam, sites) for p in block.parameters())
+        return sum(p.numel() for block in _blocks(sam, blocks) for p in block.parameters())
 
     def decoder_formula(self, sam: Sam) -> int:
         """Return the size of the last two-way layer."""
@@ -58,5 +58,5 @@ class LateBlocks(Method):
         return attentions + 2 * width * mlp + mlp + width + 4 * 2 * width
 
 
-def _blocks(sam: Sam, sites: Sequence[BlockSite]) -> list[nn.Module]:
-    return [sam.get_submodule(site.block) for site in sites]
+def _blocks(sam: Sam, blocks: Sequence[AttentionBlock]) -> list[nn.Module]:
+    return [sam.get_submodule(site.block) for site in blocks]

@@ -14,7 +14,7 @@ from samadapt.methods.peft_method import PeftMethod
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("layernorm")
@@ -27,7 +27,7 @@ class LayerNormTuning(PeftMethod):
     changes: ClassVar[frozenset[str]] = VECTORS
     kind: ClassVar[str] = "LN_TUNING"
 
-    def encoder_names(self, sam: Sam, site: BlockSite) -> list[str]:
+    def encoder_names(self, sam: Sam, site: AttentionBlock) -> list[str]:
         """Return the paths of a block's layer norms."""
         from samadapt.methods.peft_layers import norms
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from samadapt.methods.base import register, require_count
 from samadapt.methods.peft_method import LinearMethod, require_alpha
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 
 @register("loha")

@@ -19,11 +19,11 @@ from samadapt.methods.base import (
     require_slices,
 )
 from samadapt.methods.peft_method import LinearMethod, require_alpha
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("lora")
@@ -64,13 +64,13 @@ class LoRA(LinearMethod):
         require_slices(self.slices)
         require(isinstance(self.rslora, bool), f"peft.rslora: true or false; got {self.rslora!r}")
 
-    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+    def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
         """Give every ``qkv`` the stacked rank, with an alpha that keeps the scale."""
         alpha = float(self.rank if self.alpha is None else self.alpha)
         count = len(self.slices)
         stacked = LowRank(count * self.rank, count ** (0.5 if self.rslora else 1) * alpha)
-        qkv = {site.qkv for site in sites}
-        names = [name for layers in super().peft_layers(sam, sites) for name in layers.names]
+        qkv = {site.qkv for site in blocks}
+        names = [name for layers in super().peft_layers(sam, blocks) for name in layers.names]
         if not names:
             return ()
         plain = LowRank(self.rank, alpha)
@@ -81,12 +81,12 @@ class LoRA(LinearMethod):
         )
         return (layers,)
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Put the block-structured B in the place of peft's dense one."""
-        from samadapt.methods._slices import SlicedProjection
         from samadapt.methods.peft_layers import ADAPTER
+        from samadapt.methods.qkv_layer import SlicedProjection
 
-        for site in sites if "qkv" in self.targets else ():
+        for site in blocks if "qkv" in self.targets else ():
             layers = sam.get_submodule(f"{site.qkv}.lora_B")
             dense = sam.get_parameter(f"{site.qkv}.lora_B.{ADAPTER}.weight")
             groups = site.heads if site.qkv_order == "head_qkv" else 1
@@ -98,11 +98,11 @@ class LoRA(LinearMethod):
         """Return rank * (inputs + outputs)."""
         return self.rank * (inputs + outputs)
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return slices * rank * (inputs + rows of a slice) a qkv, and ``size`` of the others."""
-        sliced = len(sites) if "qkv" in self.targets else 0
-        per_site = [len(self.slices) * self.rank * 2 * site.width for site in sites[:sliced]]
+        sliced = len(blocks) if "qkv" in self.targets else 0
+        per_site = [len(self.slices) * self.rank * 2 * site.width for site in blocks[:sliced]]
         others = [
-            name for site in sites for name in self.encoder_names(sam, site) if name != site.qkv
+            name for site in blocks for name in self.encoder_names(sam, site) if name != site.qkv
         ]
         return sum(per_site) + self.count(sam, others)

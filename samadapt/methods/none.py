@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from samadapt.methods.base import EVERYTHING, Decoder, Method, register
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 
 @register("none")

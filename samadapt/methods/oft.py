@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from samadapt.methods.base import PeftLayers, register, require, require_count
 from samadapt.methods.peft_method import LinearMethod
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("oft")
@@ -44,9 +44,9 @@ class OFT(LinearMethod):
         require_count("block_size", self.block_size)
         require(self.block_size > 1, "peft.block_size must be at least 2; got 1")
 
-    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+    def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
         """Return the layers; every linear's inputs must be whole blocks."""
-        layers = super().peft_layers(sam, sites)
+        layers = super().peft_layers(sam, blocks)
         for name in [name for one in layers for name in one.names]:
             inputs = sam.get_parameter(f"{name}.weight").shape[1]
             require(
@@ -55,7 +55,7 @@ class OFT(LinearMethod):
             )
         return layers
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Let the rotations take grids of tokens."""
         from peft.tuners.oft.layer import OFTRotationModule
 

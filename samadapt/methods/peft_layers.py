@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 ADAPTER = "default"
 """peft's name for the one adapter that a model carries here."""
@@ -26,12 +26,12 @@ PREFIX = "base_model.model."
 """peft stores names as seen from its own wrapper."""
 
 
-def plan(sam: Sam, method: Method, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+def plan(sam: Sam, method: Method, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
     """Return what peft adds to a plain model: the method's layers, and LoRA in the decoder.
 
     The decoder's LoRA joins the method's own where one configuration can say both.
     """
-    groups = list(method.peft_layers(sam, sites))
+    groups = list(method.peft_layers(sam, blocks))
     if method.decoder != "lora":
         return tuple(groups)
     names = linears(sam, "mask_decoder")
@@ -119,7 +119,7 @@ def inject(sam: Sam, layers: PeftLayers) -> BaseTuner:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from torch import nn
 
-    from samadapt.methods._fused import FusedLoraLinear
+    from samadapt.methods.fused_layer import FusedLoraLinear
 
     config = configuration(layers)
     if layers.fused:

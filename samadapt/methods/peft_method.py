@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from samadapt.errors import nearest
 from samadapt.methods.base import Method, PeftLayers, require, require_positive
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 Target = Literal["qkv", "proj", "mlp"]
 TARGETS: tuple[Target, ...] = ("qkv", "proj", "mlp")
@@ -33,7 +33,7 @@ class PeftMethod(Method):
         """Return the arguments of peft's configuration, targets left out."""
         return {}
 
-    def encoder_names(self, sam: Sam, site: BlockSite) -> list[str]:
+    def encoder_names(self, sam: Sam, site: AttentionBlock) -> list[str]:
         """Return the paths of what is replaced in a block of a plain model."""
         raise NotImplementedError
 
@@ -45,18 +45,18 @@ class PeftMethod(Method):
         """Return how many parameters are trained in the place of these modules."""
         raise NotImplementedError
 
-    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+    def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
         """Return the layers of the chosen blocks, and of the decoder with ``decoder=own``."""
-        names = [name for site in sites for name in self.encoder_names(sam, site)]
+        names = [name for site in blocks for name in self.encoder_names(sam, site)]
         if self.decoder == "own":
             names += self.decoder_names(sam)
         if not names:
             return ()
         return (PeftLayers(self.kind, tuple(names), self.arguments(), reads_base=self.reads_base),)
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return the parameters of the chosen blocks' layers."""
-        return self.count(sam, [n for site in sites for n in self.encoder_names(sam, site)])
+        return self.count(sam, [n for site in blocks for n in self.encoder_names(sam, site)])
 
     def decoder_formula(self, sam: Sam) -> int:
         """Return the parameters of the decoder's layers."""
@@ -93,7 +93,7 @@ class LinearMethod(PeftMethod):
         """Return how many parameters are trained at a linear of this shape."""
         raise NotImplementedError
 
-    def encoder_names(self, sam: Sam, site: BlockSite) -> list[str]:
+    def encoder_names(self, sam: Sam, site: AttentionBlock) -> list[str]:
         """Return the paths of a block's target linears."""
         from samadapt.methods.peft_layers import linears
 

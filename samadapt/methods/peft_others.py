@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from samadapt.methods.base import METHODS, UNFIT, PeftLayers, register, require
 from samadapt.methods.peft_method import LinearMethod
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 _TOKENS = "works on the tokens of a language model, and SAM's encoder has none"
 _ROUTES = "chooses among several adapters, and here a model is trained with one"
@@ -112,19 +112,19 @@ class OtherPeft(LinearMethod):
         """Return the options over the changed defaults."""
         return {**self.defaults, **(self.options or {})}
 
-    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+    def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
         """Return the layers, to be tried once they are in.
 
         Raises:
             ConfigError: when the kind needs blocks of one width and the chosen ones have several.
         """
-        widths = sorted({site.width for site in sites})
+        widths = sorted({site.width for site in blocks})
         require(
             len(widths) <= 1 or self.name not in ONE_WIDTH,
             f"peft={self.name} shares matrices between blocks, which must have one width; those of "
             f"peft.blocks={self.blocks} have {widths}: choose some of one width, such as last:1",
         )
-        return tuple(replace(x, check_start=True) for x in super().peft_layers(sam, sites))
+        return tuple(replace(x, check_start=True) for x in super().peft_layers(sam, blocks))
 
     def count(self, sam: Sam, names: Sequence[str]) -> int:
         """Return what peft trains there: it knows the formula, and a copy is asked."""
@@ -145,7 +145,7 @@ def register_others() -> None:
     spec = find_spec("peft")
     places = spec.submodule_search_locations if spec is not None else None
     for folder in sorted(Path(place) / "tuners" for place in places or ()):
-        for config in sorted(folder.glob("*/config.py")):
+        for config in sorted(folder.glob("*/config/schema.py")):
             name = config.parent.name
             if name not in taken | UNFIT.keys():
                 summary = SUMMARIES.get(

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.methods.base import LowRank, PeftLayers, register, require_count
 from samadapt.methods.peft_method import LinearMethod, require_alpha
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("pissa")
@@ -45,7 +45,7 @@ class PiSSA(LinearMethod):
         require_count("rank", self.rank)
         require_alpha(self.alpha)
 
-    def peft_layers(self, sam: Sam, sites: Sequence[BlockSite]) -> tuple[PeftLayers, ...]:
+    def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
         """Return plain LoRA layers of twice the rank and alpha: the trained half and the start."""
         alpha = float(self.rank if self.alpha is None else self.alpha)
         layer = LowRank(2 * self.rank, 2 * alpha)
@@ -53,16 +53,16 @@ class PiSSA(LinearMethod):
             PeftLayers(
                 self.kind, plain.names, ranks=dict.fromkeys(plain.names, layer), reads_base=False
             )
-            for plain in super().peft_layers(sam, sites)
+            for plain in super().peft_layers(sam, blocks)
         )
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Put the pairs of trained and frozen halves in the place of peft's A and B."""
         from peft.tuners.lora import LoraLayer
 
-        from samadapt.methods._paired import pair
+        from samadapt.methods.paired_layer import pair
 
-        blocks = tuple(f"{site.block}." for site in sites)
+        blocks = tuple(f"{site.block}." for site in blocks)
         places = blocks if self.decoder != "own" else (*blocks, "mask_decoder.")
         for name, layer in sam.named_modules():
             if isinstance(layer, LoraLayer) and name.startswith(places):

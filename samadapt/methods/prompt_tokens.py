@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.methods.base import LINEARS, Method, register, require_count
 from samadapt.methods.decoder import attentions
-from samadapt.typed import knob
+from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
 
 @register("prompt_tokens")
@@ -50,12 +50,16 @@ class PromptTokens(Method):
         """Check tokens."""
         require_count("tokens", self.tokens)
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Hang ``prompt`` on every attention."""
-        from samadapt.methods._attached import attach
-        from samadapt.methods._prompt_tokens import GatedTokens, add_prompt, add_prompt_to_decoder
+        from samadapt.methods.attached_layer import attach
+        from samadapt.methods.prompt_tokens_layer import (
+            GatedTokens,
+            add_prompt,
+            add_prompt_to_decoder,
+        )
 
-        for site in sites:
+        for site in blocks:
             by_head = site.qkv_order == "head_qkv"
             child = GatedTokens(self.tokens, site.width, site.heads, by_head=by_head)
             attach(sam.get_submodule(site.attn), "prompt", child, add_prompt)
@@ -64,10 +68,10 @@ class PromptTokens(Method):
             child = GatedTokens(self.tokens, build.prompt_width, build.decoder_heads, by_head=False)
             attach(sam.get_submodule(path), "prompt", child, add_prompt_to_decoder)
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return the tokens and a gate for each head of every site."""
         del sam
-        return sum(self.tokens * site.width + site.heads for site in sites)
+        return sum(self.tokens * site.width + site.heads for site in blocks)
 
     def decoder_formula(self, sam: Sam) -> int:
         """Return the tokens and a gate for each head of every attention."""

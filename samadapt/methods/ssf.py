@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import BlockSite
+    from samadapt.sam.types import AttentionBlock
 
     _Place = tuple[Any, nn.Module, str]
     """A layer, the module on which its scale hangs, and under which name."""
@@ -39,41 +39,41 @@ class SSF(Method):
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = LINEARS | VECTORS
 
-    def inject(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Hang ``ssf`` on every layer, and ``ssf_norm`` on the qkv behind TinyViT's norm."""
-        from samadapt.methods._attached import attach
-        from samadapt.methods._ssf import ScaleShift, scale_input, scale_output
+        from samadapt.methods.attached_layer import attach
+        from samadapt.methods.ssf_layer import ScaleShift, scale_input, scale_output
 
-        for layer, host, name in self._places(sam, sites):
+        for layer, host, name in self._places(sam, blocks):
             if layer.weight.requires_grad:  # no layer of the base: a bottleneck beside it
                 continue
             child = ScaleShift(len(layer.weight))
             hook: Any = scale_output if layer is host else scale_input
             attach(host, name, child, hook, before=layer is not host)
 
-    def formula(self, sam: Sam, sites: Sequence[BlockSite]) -> int:
+    def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return two numbers for each output channel."""
-        return sum(2 * len(layer.weight) for layer, _, _ in _layers(sam, sites))
+        return sum(2 * len(layer.weight) for layer, _, _ in _layers(sam, blocks))
 
     def decoder_formula(self, sam: Sam) -> int:
         """Return two numbers for each output channel of the decoder's layers."""
         return sum(2 * len(layer.weight) for layer, _, _ in _decoder_layers(sam))
 
-    def merge(self, sam: Sam, sites: Sequence[BlockSite]) -> None:
+    def merge(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Scale weights and biases of the layers."""
-        from samadapt.methods._attached import detach
-        from samadapt.methods._ssf import fold
+        from samadapt.methods.attached_layer import detach
+        from samadapt.methods.ssf_layer import fold
 
-        for layer, host, name in self._places(sam, sites):
+        for layer, host, name in self._places(sam, blocks):
             fold(layer, host.get_submodule(name))
             detach(host, name)
 
-    def _places(self, sam: Sam, sites: Sequence[BlockSite]) -> list[_Place]:
+    def _places(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> list[_Place]:
         own = _decoder_layers(sam) if self.decoder == "own" else ()
-        return [*_layers(sam, sites), *own]
+        return [*_layers(sam, blocks), *own]
 
 
-def _layers(sam: Sam, sites: Sequence[BlockSite]) -> Iterator[_Place]:
+def _layers(sam: Sam, blocks: Sequence[AttentionBlock]) -> Iterator[_Place]:
     """Yield the places of the blocks.
 
     TinyViT's attention norm gives a padded cell its bias, so its scale must be at the input of
@@ -81,7 +81,7 @@ def _layers(sam: Sam, sites: Sequence[BlockSite]) -> Iterator[_Place]:
     """
     from torch import nn
 
-    for site in sites:
+    for site in blocks:
         norm = f"{site.attn}.norm"
         for inner, layer in sam.get_submodule(site.block).named_modules():
             if f"{site.block}.{inner}" == norm:

@@ -1,6 +1,6 @@
 """The Segment Anything model of the papers: no files but weights, no training.
 
-Names are imported when they are first used, so that ``samadapt.sam.builds`` costs no torch.
+Names are imported when they are first used, so that ``samadapt.sam.weights.builds`` costs no torch.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from samadapt.sam.builds import BUILDS, Build
     from samadapt.sam.model import Sam, build_sam
-    from samadapt.sam.types import BlockSite, Frame, MaskOutput, Preprocessing, Prompts
+    from samadapt.sam.types import AttentionBlock, Frame, MaskOutput, Preprocessing, Prompts
+    from samadapt.sam.weights.builds import BUILDS, Build
 
 __all__ = [
     "BUILDS",
-    "BlockSite",
+    "AttentionBlock",
     "Build",
     "Frame",
     "MaskOutput",
@@ -25,7 +25,12 @@ __all__ = [
     "build_sam",
 ]
 
-_HOME = {"BUILDS": "builds", "Build": "builds", "Sam": "model", "build_sam": "model"}
+_HOME = {
+    "BUILDS": "weights.builds",
+    "Build": "weights.builds",
+    "Sam": "model",
+    "build_sam": "model",
+}
 
 
 def __getattr__(name: str) -> object:

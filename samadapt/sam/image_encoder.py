@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samadapt.sam.attention import RelativePositionAttention
-from samadapt.sam.builds import Build
+from samadapt.sam.attention.reference import RelativePositionAttention
 from samadapt.sam.layers import MLPBlock, make_neck
-from samadapt.sam.types import BlockSite
+from samadapt.sam.types import AttentionBlock
+from samadapt.sam.weights.builds import Build
 
 
 class PatchEmbed(nn.Module):
@@ -95,23 +95,23 @@ class ImageEncoderViT(nn.Module):
         """Embed images (b, 3, s, s) as (b, c, g, g)."""
         return self.prefix(images, len(self.blocks) + 1)
 
-    def prefix(self, images: Tensor, boundary: int) -> Tensor:
-        """Run everything before block ``boundary``; ``n + 1`` includes the neck.
+    def prefix(self, images: Tensor, first_trainable_block: int) -> Tensor:
+        """Run everything before block ``first_trainable_block``; ``n + 1`` includes the neck.
 
         Returns:
             (b, g, g, width), or (b, c, g, g) for ``n + 1``.
         """
         embedded: Tensor = self.patch_embed(images)
         x = embedded + self.pos_embed
-        for block in islice(self.blocks, boundary):
+        for block in islice(self.blocks, first_trainable_block):
             x = block(x)
-        return self._neck(x) if boundary > len(self.blocks) else x
+        return self._neck(x) if first_trainable_block > len(self.blocks) else x
 
-    def suffix(self, x: Tensor, boundary: int) -> Tensor:
-        """Run block ``boundary`` and everything behind it on the output of ``prefix``."""
-        if boundary > len(self.blocks):
+    def suffix(self, x: Tensor, first_trainable_block: int) -> Tensor:
+        """Run the blocks from ``first_trainable_block`` on, and the neck, on ``prefix``'s output."""
+        if first_trainable_block > len(self.blocks):
             return x
-        for block in islice(self.blocks, boundary, None):
+        for block in islice(self.blocks, first_trainable_block, None):
             x = block(x)
         return self._neck(x)
 
@@ -119,13 +119,13 @@ class ImageEncoderViT(nn.Module):
         out: Tensor = self.neck(x.permute(0, 3, 1, 2))
         return out
 
-    def sites(self, root: str) -> tuple[BlockSite, ...]:
+    def attention_blocks(self, root: str) -> tuple[AttentionBlock, ...]:
         """List the attention blocks in order; ``root`` is this module's dotted path."""
         found = []
         for index, block in enumerate(self.blocks):
             path = f"{root}.blocks.{index}"
             found.append(
-                BlockSite(
+                AttentionBlock(
                     index=index,
                     block=path,
                     attn=f"{path}.attn",

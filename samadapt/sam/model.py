@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samadapt.errors import ConfigError, PromptError, nearest
-from samadapt.sam.builds import BUILDS, Build
 from samadapt.sam.image_encoder import ImageEncoderViT
 from samadapt.sam.mask_decoder import MaskDecoder
 from samadapt.sam.prompt_encoder import PromptEncoder
 from samadapt.sam.tiny_vit import TinyViTEncoder
-from samadapt.sam.types import BlockSite, Frame, MaskOutput, Preprocessing, Prompts
+from samadapt.sam.types import AttentionBlock, Frame, MaskOutput, Preprocessing, Prompts
+from samadapt.sam.weights.builds import BUILDS, Build
 
 # What goes into and comes out of a graph that ``torch.export`` makes of the model.
 for _values in (Prompts, MaskOutput):
@@ -131,7 +131,7 @@ class Sam(nn.Module):
         embeddings: Tensor = self.image_encoder(images)
         return embeddings
 
-    def encode_prefix(self, images: Tensor, boundary: int) -> Tensor:
+    def encode_prefix(self, images: Tensor, first_trainable_block: int) -> Tensor:
         """Run the encoder up to a boundary, for a frozen prefix whose output is kept.
 
         The units are the n attention blocks, with the patch embedding before block 0 and the neck
@@ -139,7 +139,8 @@ class Sam(nn.Module):
 
         Args:
             images: (b, 3, s, s), preprocessed.
-            boundary: 0 to n: everything before that block (n: before the neck); n + 1: all.
+            first_trainable_block: 0 to n: everything before that block (n: before the neck);
+                n + 1: all.
 
         Returns:
             A tensor whose first axis is b, for ``encode_suffix``.
@@ -148,15 +149,15 @@ class Sam(nn.Module):
             ValueError: for another shape or boundary.
         """
         self._check_images(images)
-        self._check_boundary(boundary)
-        return self.image_encoder.prefix(images, boundary)
+        self._check_boundary(first_trainable_block)
+        return self.image_encoder.prefix(images, first_trainable_block)
 
-    def encode_suffix(self, features: Tensor, boundary: int) -> Tensor:
+    def encode_suffix(self, features: Tensor, first_trainable_block: int) -> Tensor:
         """Run the rest of the encoder: ``encode_suffix(encode_prefix(x, k), k) == encode(x)``.
 
         Args:
             features: what ``encode_prefix`` returned for the same boundary.
-            boundary: 0 to n + 1.
+            first_trainable_block: 0 to n + 1.
 
         Returns:
             (b, c, g, g).
@@ -164,8 +165,8 @@ class Sam(nn.Module):
         Raises:
             ValueError: for another boundary.
         """
-        self._check_boundary(boundary)
-        return self.image_encoder.suffix(features, boundary)
+        self._check_boundary(first_trainable_block)
+        return self.image_encoder.suffix(features, first_trainable_block)
 
     def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> MaskOutput:
         """Decode p objects in each of b images, with gradients.
@@ -234,9 +235,9 @@ class Sam(nn.Module):
         nn.init.constant_(projection.weight, 1 / channels)
         self.input_projection = projection.to(self.device, self.dtype)
 
-    def sites(self) -> tuple[BlockSite, ...]:
+    def attention_blocks(self) -> tuple[AttentionBlock, ...]:
         """List the encoder's attention blocks in order, for the methods to inject into."""
-        return self.image_encoder.sites("image_encoder")
+        return self.image_encoder.attention_blocks("image_encoder")
 
     def resize_mask_tokens(self, count: int) -> None:
         """Set the number of multimask outputs, say one a class.
@@ -256,10 +257,12 @@ class Sam(nn.Module):
                 f"images must be (b, 3, {size}, {size}), from preprocess; got {tuple(images.shape)}"
             )
 
-    def _check_boundary(self, boundary: int) -> None:
-        last = len(self.sites()) + 1
-        if not 0 <= boundary <= last:
-            raise ValueError(f"boundary must be 0 to {last}; got {boundary}")
+    def _check_boundary(self, first_trainable_block: int) -> None:
+        last = len(self.attention_blocks()) + 1
+        if not 0 <= first_trainable_block <= last:
+            raise ValueError(
+                f"first_trainable_block must be 0 to {last}; got {first_trainable_block}"
+            )
 
 
 def build_sam(build: Build | str, *, image_size: int | None = None) -> Sam:

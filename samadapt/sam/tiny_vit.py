@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from samadapt.sam.builds import Build
 from samadapt.sam.layers import make_neck
 from samadapt.sam.tiny_vit_blocks import Bottleneck, Stem, WindowBlock
-from samadapt.sam.types import BlockSite
+from samadapt.sam.types import AttentionBlock
+from samadapt.sam.weights.builds import Build
 
 
 class _Stage(nn.Module):
@@ -67,30 +67,30 @@ class TinyViTEncoder(nn.Module):
         """Embed images (b, 3, s, s) as (b, c, g, g)."""
         return self.prefix(images, self._depth + 1)
 
-    def prefix(self, images: Tensor, boundary: int) -> Tensor:
-        """Run everything before block ``boundary``, merges included; ``n + 1`` includes the neck.
+    def prefix(self, images: Tensor, first_trainable_block: int) -> Tensor:
+        """Run everything before ``first_trainable_block``; ``n + 1`` includes the neck.
 
         Returns:
             (b, h, w, width) with the stage's own side and width, or (b, c, g, g) for ``n + 1``.
         """
         convolutional, first, *_ = self.stages
         x = first.downsample(convolutional.blocks(self.patch_embed(images)))  # type: ignore[operator]
-        x = self._run(x, 0, boundary)
-        return self._neck(x) if boundary > self._depth else x
+        x = self._run(x, 0, first_trainable_block)
+        return self._neck(x) if first_trainable_block > self._depth else x
 
-    def suffix(self, x: Tensor, boundary: int) -> Tensor:
-        """Run block ``boundary`` and everything behind it on the output of ``prefix``."""
-        if boundary > self._depth:
+    def suffix(self, x: Tensor, first_trainable_block: int) -> Tensor:
+        """Run the blocks from ``first_trainable_block`` on, and the neck, on ``prefix``'s output."""
+        if first_trainable_block > self._depth:
             return x
-        return self._neck(self._run(x, boundary, self._depth))
+        return self._neck(self._run(x, first_trainable_block, self._depth))
 
-    def sites(self, root: str) -> tuple[BlockSite, ...]:
+    def attention_blocks(self, root: str) -> tuple[AttentionBlock, ...]:
         """List the attention blocks in order; ``root`` is this module's dotted path."""
         found = []
         for index, (stage, place, block) in enumerate(self._blocks()):
             path = f"{root}.stages.{stage}.blocks.{place}"
             found.append(
-                BlockSite(
+                AttentionBlock(
                     index=index,
                     block=path,
                     attn=f"{path}.attn",

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samadapt.sam.attention import join_windows, partition_windows
+from samadapt.sam.attention.compiled import attend_native_biased, suits
+from samadapt.sam.attention.reference import join_windows, partition_windows
 from samadapt.sam.layers import is_traced
-from samadapt.sam.native_attention import attend_native_biased, suits
 
 # Numbers that a thread holds of the widest layer: 2 MiB in fp32. On an EPYC twice as many take 1.07
 # times as long in fp32, half as many in bf16 (less cache; more copies of rows and weights). On a

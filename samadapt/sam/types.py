@@ -45,7 +45,7 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
-class BlockSite:
+class AttentionBlock:
     """One attention block of an image encoder, as the methods see it.
 
     Attributes:

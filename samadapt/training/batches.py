@@ -12,8 +12,8 @@ from torch import Tensor
 
 from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
-from samadapt.prompts.given import has_prompts, trainable_prompts
-from samadapt.prompts.objects import ObjectPrompts, boxes_of, simulate
+from samadapt.prompts.annotations import has_prompts, trainable_prompts
+from samadapt.prompts.simulate import ObjectPrompts, boxes_of, simulate
 from samadapt.sam.geometry import labels_to_model, to_model_boxes, to_model_points
 from samadapt.sam.types import Frame, Prompts
 

@@ -21,9 +21,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from samadapt import atomic
 from samadapt.errors import UserError
-from samadapt.out_of_memory import is_out_of_memory
+from samadapt.system import atomic
+from samadapt.system.out_of_memory import is_out_of_memory
 
 KEEP = 2
 """Checkpoints kept in a run directory: the newest, and one before it."""

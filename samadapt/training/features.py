@@ -36,9 +36,9 @@ class Features:
     """Frozen features of images, computed where they are not yet known.
 
     Args:
-        sam: the model, on its device; the units before ``boundary`` must be frozen.
-        boundary: the first live unit (``Sam.encode_prefix``); -1: there is no frozen prefix, and
-            the preprocessed pixels are returned.
+        sam: the model, on its device; the units before ``first_trainable_block`` must be frozen.
+        first_trainable_block: the first live unit (``Sam.encode_prefix``); -1: there is no frozen
+            prefix, and the preprocessed pixels are returned.
         base_sha256: hash of the base weights.
         autocast: returns the context of the forward passes.
         dtype: type in which features are kept.
@@ -54,7 +54,7 @@ class Features:
     def __init__(
         self,
         sam: Sam,
-        boundary: int,
+        first_trainable_block: int,
         *,
         base_sha256: str,
         autocast: Callable[[], AbstractContextManager[Any]],
@@ -63,10 +63,16 @@ class Features:
         batch_size: int = 8,
         route: str = "",
     ) -> None:
-        self.sam, self.boundary, self.store = sam, boundary, store
+        self.sam, self.first_trainable_block, self.store = sam, first_trainable_block, store
         self.autocast, self.dtype, self.batch_size = autocast, dtype, batch_size
         self.computed = self.reused = 0
-        settings = [FORMAT, base_sha256, boundary, sam.image_size, asdict(sam.preprocessing)]
+        settings = [
+            FORMAT,
+            base_sha256,
+            first_trainable_block,
+            sam.image_size,
+            asdict(sam.preprocessing),
+        ]
         self._settings = json.dumps([*settings, str(dtype), route]).encode()
 
     def frame(self, image: Array) -> Frame:
@@ -132,10 +138,10 @@ class Features:
             for image in images
         ]
         pixels = self.sam.preprocess([image.to(self.sam.device).float() for image in resized])
-        if self.boundary < 0:
+        if self.first_trainable_block < 0:
             return pixels
         with torch.no_grad(), self.autocast():
-            return self.sam.encode_prefix(pixels, self.boundary).to(self.dtype)
+            return self.sam.encode_prefix(pixels, self.first_trainable_block).to(self.dtype)
 
 
 def _present(features: Tensor | None) -> Tensor:

@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from samadapt.adapters.store import load_trainable_state, trainable_state
 from samadapt.errors import DivergedError
-from samadapt.machine import peak_memory_bytes
-from samadapt.methods.store import load_trainable_state, trainable_state
 from samadapt.sam.types import MaskOutput, Prompts
+from samadapt.system.interrupt import InterruptedRunError, StopRequest
+from samadapt.system.machine import peak_memory_bytes
 from samadapt.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from samadapt.training.interrupt import InterruptedRunError, StopRequest
 from samadapt.training.progress import Progress, append_line
 from samadapt.training.recompute import recomputed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from samadapt.methods.injection import Injection
+    from samadapt.adapters.injection import Injection
     from samadapt.sam.model import Sam
     from samadapt.training.batches import Batch, Sampler
     from samadapt.training.losses import LossFunction
@@ -37,7 +37,7 @@ MAX_BAD_STEPS = 5
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How to train; see the schema in ``config.py`` for each key."""
+    """How to train; see the schema in ``config/schema.py`` for each key."""
 
     steps: int
     accumulate: int = 1
@@ -104,22 +104,22 @@ class State:
     bad_cases: list[list[str]] = field(default_factory=list)
 
 
-class LiveSam(nn.Module):
+class TrainableTail(nn.Module):
     """What runs in every step: the encoder from its first trained block on, and the decoder."""
 
-    def __init__(self, sam: Sam, boundary: int, multimask: bool) -> None:
-        """Hold the model; ``boundary`` is its first trained unit."""
+    def __init__(self, sam: Sam, first_trainable_block: int, multimask: bool) -> None:
+        """Hold the model; ``first_trainable_block`` is its first trained unit."""
         super().__init__()
-        self.sam, self.boundary, self.multimask = sam, boundary, multimask
+        self.sam, self.first_trainable_block, self.multimask = sam, first_trainable_block, multimask
 
     def forward(
         self, features: Tensor, prompts: Prompts, trained: Tensor | None = None
     ) -> MaskOutput:
         """Decode prompts for images, or those ``trained``, given as the frozen prefix's output."""
-        if self.boundary < 0:
+        if self.first_trainable_block < 0:
             embeddings = self.sam.encode(features)
         else:
-            embeddings = self.sam.encode_suffix(features, self.boundary)
+            embeddings = self.sam.encode_suffix(features, self.first_trainable_block)
         if trained is not None:
             embeddings = embeddings[trained]
         return self.sam.decode(embeddings, prompts, multimask=self.multimask)
@@ -139,12 +139,16 @@ def train(
     optimizer = make_optimizer(injection, options)
     factor = rate(options)
     state = restore(work, optimizer, resume) if resume else State()
-    module = LiveSam(work.sam, injection.boundary, work.multimask)
+    module = TrainableTail(work.sam, injection.first_trainable_block, work.multimask)
     live, prepared = accelerator.prepare(module, optimizer)
     parameters = list(injection.parameters.values())
     injection.set_training(work.sam)
 
-    blocks = recomputed(work.sam, injection.boundary) if options.recompute else nullcontext()
+    blocks = (
+        recomputed(work.sam, injection.first_trainable_block)
+        if options.recompute
+        else nullcontext()
+    )
     with StopRequest() as stop, work.progress.phase("train", state.step), blocks:
         while state.step < options.steps:
             started, lr = time.perf_counter(), set_rate(optimizer, factor(state.step))

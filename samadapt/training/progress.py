@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samadapt import atomic
 from samadapt.console import printable, spinner
+from samadapt.system import atomic
 
 if TYPE_CHECKING:
     from rich.console import Console

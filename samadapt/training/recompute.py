@@ -14,16 +14,20 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def recomputed(sam: Sam, boundary: int) -> Iterator[None]:
+def recomputed(sam: Sam, first_trainable_block: int) -> Iterator[None]:
     """Keep only the input of every live attention block, and run it again in backward.
 
     Gradients are bit-equal, dropout included.
 
     Args:
         sam: the model; its blocks are as before on leaving.
-        boundary: its first live unit; -1: all are.
+        first_trainable_block: its first live unit; -1: all are.
     """
-    blocks = [sam.get_submodule(site.block) for site in sam.sites() if site.index >= boundary]
+    blocks = [
+        sam.get_submodule(site.block)
+        for site in sam.attention_blocks()
+        if site.index >= first_trainable_block
+    ]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from samadapt.data.stacks import ALONE, Stacks
-from samadapt.prompts.given import has_prompts, trainable_prompts
-from samadapt.prompts.objects import objects_in
+from samadapt.prompts.annotations import has_prompts, trainable_prompts
+from samadapt.prompts.simulate import objects_in
 from samadapt.training.augment import augment, vary
 
 if TYPE_CHECKING:

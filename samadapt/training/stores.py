@@ -22,9 +22,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from samadapt import atomic
 from samadapt.errors import RunError
-from samadapt.machine import total_memory_bytes
+from samadapt.system import atomic
+from samadapt.system.machine import total_memory_bytes
 
 MEMORY_SHARE = 0.25
 """Share of the machine's memory that features may take where the disk has no room."""

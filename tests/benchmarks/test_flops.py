@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import flops, peers, train_step
-from samadapt.sam.builds import BUILDS
+from samadapt.sam.weights.builds import BUILDS
 
 
 @pytest.mark.parametrize(("name", "gflop"), [("vit_b", 972), ("vit_l", 2986), ("vit_h", 5961)])

@@ -13,7 +13,7 @@ import pytest
 from samadapt.data import SliceRef, open_dataset
 from samadapt.data.annotated import read_annotated
 from samadapt.data.classes import ClassTable
-from samadapt.data.reader import Scan
+from samadapt.data.formats.base import Scan
 from samadapt.data.types import IGNORED, Case
 from samadapt.errors import DataError
 

@@ -8,7 +8,7 @@ import pytest
 
 from samadapt.data import cards_folder, list_cards, load_card, make_intensity, readers
 from samadapt.data.cards import read_card
-from samadapt.data.reader import parse_axis
+from samadapt.data.formats.base import parse_axis
 from samadapt.errors import ConfigError
 
 GOOD = "name: x\ntitle: X\nsource: here\nlicence: CC0\nreader: nifti\n"

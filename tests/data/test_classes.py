@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from samadapt.data import open_dataset
-from samadapt.data.check import survey
+from samadapt.data.checks.survey import survey
 from samadapt.data.classes import make_table
 from samadapt.data.types import IGNORED
 from samadapt.errors import ConfigError, DataError
-from samadapt.prompts.given import given_prompts
+from samadapt.prompts.annotations import given_prompts
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from samadapt.data import SliceRef, check_dataset, open_dataset
-from samadapt.data.check import survey
+from samadapt.data.checks.survey import survey
 from samadapt.data.colours import Colours, parse_colour, resolve_colours
 from samadapt.errors import ConfigError
 

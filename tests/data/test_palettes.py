@@ -142,7 +142,7 @@ def test_gif_masks_whose_writer_sorts_the_palette(make_folder: Callable[..., Pat
 
 
 def test_predictions_are_masks_that_can_be_read(tmp_path: Path) -> None:
-    from samadapt.data.pictures import load_mask, save_mask
+    from samadapt.data.formats.shared.pictures import load_mask, save_mask
 
     save_mask(INDICES.astype(np.int16), tmp_path / "a.png")
     mask = load_mask(tmp_path / "a.png")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from samadapt.data import SliceRef, check_dataset, open_dataset, write_prediction
-from samadapt.data.mni152 import tissue_labels
+from samadapt.data.formats.mni152 import tissue_labels
 from samadapt.errors import MissingExtraError
 
 
@@ -55,7 +55,7 @@ def test_tissue_rule() -> None:
 
 
 def test_without_nilearn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samadapt.data.mni152.find_spec", lambda _: None)
+    monkeypatch.setattr("samadapt.data.formats.mni152.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"nilearn.*samadapt\[demo\]"):
         open_dataset("mni152")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from samadapt.data import Case, Dataset, SliceRef, open_dataset
 from samadapt.data.classes import make_table
-from samadapt.data.reader import label_presence
+from samadapt.data.formats.base import label_presence
 from samadapt.data.splits import make_fold, make_splits
 from samadapt.data.volumes import PreparedVolume, VolumeCache
 from samadapt.errors import ConfigError

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from samadapt.config import Data
-from samadapt.data.check import survey
+from samadapt.config.schema import Data
+from samadapt.data.checks.survey import survey
 from samadapt.data.dataset import open_dataset
 from samadapt.data.tiles import OVERLAP, Tiling, assemble, recorded_tiling, tiling
 from samadapt.data.types import SliceRef
@@ -142,7 +142,7 @@ def test_given_prompts_go_to_the_tiles_that_see_them(pictures):
 
 
 def test_a_tile_without_given_prompts_has_no_object(pictures):
-    from samadapt.prompts.given import given_prompts, has_prompts
+    from samadapt.prompts.annotations import given_prompts, has_prompts
 
     root = pictures()
     clicks = {"points": [[5, 32], [99, 69]], "point_labels": [1, 0]}
@@ -176,7 +176,7 @@ def test_wrong_tiles_are_refused(pictures, make_msd):
 
 def test_the_class_of_a_prompt_is_that_of_the_whole_picture(pictures):
     """A tile that sees a blank corner of a box of class 2 says class 2, and does not learn it."""
-    from samadapt.prompts.given import given_prompts, trainable_prompts
+    from samadapt.prompts.annotations import given_prompts, trainable_prompts
 
     root = pictures()
     for index in range(4):

@@ -33,21 +33,21 @@ def _samples(cases=(("a", 3), ("b", 2))):
 
 @pytest.fixture
 def predictor(any_sam):
-    def make(kind, boundary=-1, **changes):
+    def make(kind, first_trainable_block=-1, **changes):
         def frame_of(image):
             return make_frame(image.shape[:2], any_sam.image_size)
 
         def features(images):
             resized = [torch.tensor(resize_image(x, frame_of(x))).permute(2, 0, 1) for x in images]
             pixels = any_sam.preprocess(resized)
-            if boundary < 0:
+            if first_trainable_block < 0:
                 return pixels
             with torch.no_grad():
-                return any_sam.encode_prefix(pixels, boundary)
+                return any_sam.encode_prefix(pixels, first_trainable_block)
 
         values = {
             "sam": any_sam,
-            "boundary": boundary,
+            "first_trainable_block": first_trainable_block,
             "features": features,
             "frame_of": frame_of,
             "policy": PromptPolicy(kind),

@@ -11,11 +11,11 @@ from samadapt.data.stacks import ALONE
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Sample, SliceRef
 from samadapt.evaluation import evaluate as module
-from samadapt.evaluation.evaluate import Found, evaluate, known_numbers
+from samadapt.evaluation.evaluate import SlicePrediction, evaluate, known_numbers
 from samadapt.evaluation.instances import components
 from samadapt.evaluation.metrics import score_case
-from samadapt.prompts.objects import simulate
 from samadapt.prompts.policy import PromptPolicy
+from samadapt.prompts.simulate import simulate
 
 
 @pytest.mark.parametrize("kind", ["box", "point", "semantic"])
@@ -26,8 +26,8 @@ def test_batches_and_the_boundary_do_not_matter(predictor, kind, make_samples):
     assert len(np.unique(np.stack(whole))) > 1
     for one, sample in zip(whole, samples, strict=True):
         assert (predictor(kind)([sample])[0] != one).mean() < 5e-3
-    for boundary in (1, 3):
-        for one, other in zip(whole, predictor(kind, boundary)(samples), strict=True):
+    for first_trainable_block in (1, 3):
+        for one, other in zip(whole, predictor(kind, first_trainable_block)(samples), strict=True):
             assert (one != other).mean() < 5e-3
 
 
@@ -136,7 +136,9 @@ def volume(labels):
 def test_spacing_and_tolerance_reach_the_scores():
     truth = np.zeros((12, 12, 6), np.int16)
     truth[3:9, 3:9, 1:5] = 1
-    found = {SliceRef("a", z): Found(np.roll(truth, 1, 0)[None, ..., z]) for z in range(6)}
+    found = {
+        SliceRef("a", z): SlicePrediction(np.roll(truth, 1, 0)[None, ..., z]) for z in range(6)
+    }
     refs = volume(truth)
     for spacing, unit, tolerance, distance in (
         ((0.5, 1.0, 2.0), "mm", 0.4, 0.5), ((0.5, 1.0, 2.0), "mm", 0.5, 0.5), (None, "px", 0.5, 1)
@@ -157,7 +159,7 @@ def test_slices_round_a_gap_keep_their_places():
     predicted = np.zeros_like(truth)
     predicted[2:4, 2:4, 8] = 1
     refs = volume(truth)
-    found = {ref: Found(predicted[None, ..., ref.index]) for ref in refs}
+    found = {ref: SlicePrediction(predicted[None, ..., ref.index]) for ref in refs}
     some = [ref for ref in refs if ref.index in (0, 1, 7, 8)]
     result = evaluate(
         Shown(found), some, refs.__getitem__, ["one"], spacing_of=lambda case: (1.0, 1.0, 3.0)
@@ -183,7 +185,7 @@ def test_components_are_objects_of_the_whole_volume():
     refs = volume(truth)
     sure = np.where(np.arange(4) < 2, 0.6, 0.8)
     found = {
-        ref: Found(
+        ref: SlicePrediction(
             predicted[None, ..., ref.index].astype(np.uint8),
             (predicted[None, ..., ref.index] > 0).astype(np.int32),
             np.full((1, 10, 10), sure[ref.index], np.float32),
@@ -209,7 +211,7 @@ def test_numbered_objects_that_touch_are_told_apart(predictor):
     assert set(np.unique(found.numbers)) <= {0, 1, 2}
     assert len(np.unique(found.iou[found.numbers > 0])) <= 2
     assert ((found.numbers > 0) == (found.labels > 0)).all()
-    perfect = Shown({SliceRef("a", 0): Found(labels[None], instances[None] // 3, None)})
+    perfect = Shown({SliceRef("a", 0): SlicePrediction(labels[None], instances[None] // 3, None)})
     result = evaluate(perfect, [SliceRef("a", 0)], lambda ref: sample, ["one"], instances=True)
     entry = result.summary["instances"]["per_class"]["one"]
     assert (entry["true_objects"], entry["matched"], entry["map"]) == (2, 2, 1)
@@ -239,7 +241,9 @@ def test_tiles_are_scored_as_the_picture_that_they_make():
     rng = np.random.default_rng(0)
     truth = (rng.random((50, 70)) > 0.7).astype(np.int16)
     refs = in_tiles(truth)
-    guesses = {ref: Found((rng.random((1, 20, 20)) > 0.6).astype(np.uint8)) for ref in refs}
+    guesses = {
+        ref: SlicePrediction((rng.random((1, 20, 20)) > 0.6).astype(np.uint8)) for ref in refs
+    }
     whole = np.zeros((50, 70), np.uint8)
     for ref, sample in refs.items():
         rows, columns = sample.tile.rows, sample.tile.columns
@@ -272,7 +276,7 @@ def test_objects_across_tiles_are_counted_once(overlap):
         objects = simulate(sample.labels, policy, instances=sample.instances)
         local = (np.arange(1, len(objects) + 1)[:, None, None] * objects.masks).sum(0)
         blank = np.zeros((1, *local.shape))
-        found[ref] = Found(blank.astype(np.uint8), blank.astype(np.int32), blank + 0.5)
+        found[ref] = SlicePrediction(blank.astype(np.uint8), blank.astype(np.int32), blank + 0.5)
         known = known_numbers(objects, sample, per_class=False)
         found[ref].put(0, objects, known, local, np.full(len(objects), 0.5))
     result = evaluate(Shown(found), list(refs), refs.__getitem__, ["one"], instances=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from samadapt.errors import ConfigError, PromptError
 from samadapt.evaluation import inference
-from samadapt.prompts.objects import ObjectPrompts
+from samadapt.prompts.simulate import ObjectPrompts
 from samadapt.sam.geometry import make_frame, to_model_boxes, to_model_points
 from samadapt.sam.types import Prompts
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from samadapt.errors import RunError
 from samadapt.evaluation.instances import components, match_objects, summarise_objects
-from samadapt.evaluation.object_report import objects_table, read_objects, write_objects
+from samadapt.reports.objects import objects_table, read_objects, write_objects
 
 CLASSES = ["cell", "nucleus"]
 

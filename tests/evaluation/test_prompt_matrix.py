@@ -18,7 +18,7 @@ from samadapt.evaluation.prompt_matrix import (
     shift_box,
 )
 from samadapt.prompts.clicks import first_clicks, next_clicks
-from samadapt.prompts.objects import objects_in
+from samadapt.prompts.simulate import objects_in
 from samadapt.sam.predictor import SamPredictor
 
 

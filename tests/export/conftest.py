@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from samadapt.adapters.injection import inject
+from samadapt.adapters.store import AdapterRecord, save_adapter
 from samadapt.data.intensity import make_intensity
-from samadapt.methods import inject
 from samadapt.methods.base import find_method
-from samadapt.methods.store import AdapterRecord, save_adapter
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.model import Sam
-from samadapt.sam.weights import base_hash
+from samadapt.sam.weights.loading import base_hash
 
 Save = Callable[..., tuple[Path, Sam]]
 

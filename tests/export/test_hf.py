@@ -12,10 +12,10 @@ from PIL import Image
 from samadapt.errors import AdapterError
 from samadapt.export import export_adapter
 from samadapt.export.hf import HuggingFace
-from samadapt.sam.builds import BUILDS
 from samadapt.sam.geometry import make_frame, resize_image
 from samadapt.sam.model import build_sam
 from samadapt.sam.types import Preprocessing, Prompts
+from samadapt.sam.weights.builds import BUILDS
 
 
 @pytest.mark.parametrize("masks", [3, 5])

@@ -10,15 +10,15 @@ import pytest
 import torch
 from segment_anything.utils.onnx import SamOnnxModel
 
+from samadapt.adapters.base_model import open_adapter
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.export import export_adapter
 from samadapt.export.onnx import Onnx, merged_if_possible, trace
 from samadapt.export.peft import Peft
 from samadapt.export.sam import SamFile
-from samadapt.methods.opening import open_adapter
 from samadapt.sam.geometry import make_frame
 from samadapt.sam.types import Prompts
-from samadapt.sam.weights import load_sam
+from samadapt.sam.weights.loading import load_sam
 
 
 def sessions(folder):

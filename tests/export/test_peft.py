@@ -12,7 +12,7 @@ from samadapt.export import export_adapter
 from samadapt.export.hf import configuration, names
 from samadapt.export.peft import Peft
 from samadapt.sam.types import Prompts
-from samadapt.sam.weights import load_sam
+from samadapt.sam.weights.loading import load_sam
 
 BOX = [4.0, 6.0, 40.0, 50.0]
 

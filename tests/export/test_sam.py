@@ -11,7 +11,7 @@ from samadapt.export import export_adapter
 from samadapt.export.sam import SamFile
 from samadapt.sam.predictor import SamPredictor
 from samadapt.sam.types import Prompts
-from samadapt.sam.weights import load_sam
+from samadapt.sam.weights.loading import load_sam
 
 
 @pytest.mark.parametrize("masks", [3, 5])

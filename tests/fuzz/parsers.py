@@ -79,7 +79,7 @@ class ImageParser(Parser):
     """A file that a reader of images reads by its name."""
 
     def parse(self, name: str, content: bytes) -> None:
-        from samadapt.data.reader import reader_for
+        from samadapt.data.formats.base import reader_for
 
         path = self.put(name, content)
         reader_for(path).read_image(path)
@@ -199,7 +199,7 @@ class TiffStack(TiffParser):
         return found
 
     def parse(self, name: str, content: bytes) -> None:
-        from samadapt.data.tiff import is_stack, load_stack
+        from samadapt.data.formats.tiff.reader import is_stack, load_stack
         from samadapt.errors import SamadaptError
 
         path = self.put(name, content)
@@ -234,7 +234,7 @@ class Pictures(Parser):
         return found
 
     def parse(self, name: str, content: bytes) -> None:
-        from samadapt.data.pictures import load_mask, load_picture
+        from samadapt.data.formats.shared.pictures import load_mask, load_picture
         from samadapt.errors import SamadaptError
 
         path = self.put(name, content)
@@ -342,7 +342,7 @@ class MedSam(Parser):
         if name.endswith(".npz"):
             examine("medsam_npz", self.folder)
             return
-        from samadapt.data.reader import reader_for
+        from samadapt.data.formats.base import reader_for
 
         reader_for(path).read_image(path)
 
@@ -476,14 +476,14 @@ class Yolo(JsonParser):
 @parser("yaml_recipe")
 class Recipe(JsonParser):
     def seeds(self) -> dict[str, bytes]:
-        from samadapt.config import compose, recipes, to_yaml
+        from samadapt.config.schema import compose, recipes, to_yaml
 
         found = {path.name: path.read_bytes() for path in recipes().values()}
         found["alias.yaml"] = b"a: &a {b: 1}\nmodel: {<<: *a}\ntrain: {steps: 3}\n"
         return found | {"stored.yaml": to_yaml(compose("medical")).encode()}
 
     def parse(self, name: str, content: bytes) -> None:
-        from samadapt.config import from_yaml
+        from samadapt.config.schema import from_yaml
         from samadapt.errors import ConfigError
 
         try:
@@ -523,7 +523,7 @@ class CommandLine(JsonParser):
         return {str(number): line.encode() for number, line in enumerate(lines)}
 
     def parse(self, name: str, content: bytes) -> None:
-        from samadapt.config import compose
+        from samadapt.config.schema import compose
 
         compose("medical", content.decode("utf-8", "replace").split("\n"))
 
@@ -546,9 +546,9 @@ class Record(JsonParser):
         return {"samadapt.json": json.dumps(content).encode()}
 
     def parse(self, name: str, content: bytes) -> None:
+        from samadapt.adapters.record import read_record
         from samadapt.data.intensity import IntensityRule
         from samadapt.data.tiles import recorded_tiling
-        from samadapt.methods.record import read_record
         from samadapt.prompts.policy import PromptPolicy
 
         self.put(name, content)
@@ -571,7 +571,7 @@ class Annotated(JsonParser):
     def parse(self, name: str, content: bytes) -> None:
         from samadapt.data.annotated import read_annotated
         from samadapt.data.classes import make_table
-        from samadapt.data.reader import Scan
+        from samadapt.data.formats.base import Scan
         from samadapt.data.types import Case
 
         cases = [Case(case, Path(case), shape=(9, 9, 9)) for case in "ab"]
@@ -592,7 +592,7 @@ class Weights(Parser):
         }
 
     def parse(self, name: str, content: bytes) -> None:
-        from samadapt.sam.checkpoints import read_checkpoint
+        from samadapt.sam.weights.checkpoints import read_checkpoint
 
         read_checkpoint(self.put(name, content))
 
@@ -643,7 +643,7 @@ class Pth(Weights):
 @parser("adapter_weights")
 class AdapterWeights(SafeTensors):
     def parse(self, name: str, content: bytes) -> None:
-        from samadapt.methods.verify import read_weights
+        from samadapt.adapters.verify import read_weights
 
         read_weights(self.put(name, content))
 
@@ -662,7 +662,7 @@ class WeightsIndex(JsonParser):
         }
 
     def parse(self, name: str, content: bytes) -> None:
-        from samadapt.sam.checkpoints import read_checkpoint
+        from samadapt.sam.weights.checkpoints import read_checkpoint
 
         for other, whole in self.__dict__.setdefault("whole", self.seeds()).items():
             self.put(other, content if other == name else whole)

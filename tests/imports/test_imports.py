@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from samadapt.adapters.base_model import open_adapter
 from samadapt.errors import AdapterError, WeightsError
 from samadapt.imports import import_adapter
-from samadapt.methods.opening import open_adapter
 from samadapt.sam.types import Prompts
 
 RANK = 2
@@ -370,9 +370,10 @@ def test_a_peft_directory_of_the_older_kind(base, tmp_path):
 
 
 def test_our_own_directory_comes_back(base, tmp_path):
-    from samadapt.methods import METHODS, inject
-    from samadapt.methods.store import AdapterRecord, save_adapter
-    from samadapt.sam.weights import base_hash
+    from samadapt.adapters.injection import inject
+    from samadapt.adapters.store import AdapterRecord, save_adapter
+    from samadapt.methods import METHODS
+    from samadapt.sam.weights.loading import base_hash
 
     plain, given = base
     sam = copy.deepcopy(plain)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from samadapt.methods import Injection, inject
+from samadapt.adapters.injection import Injection, inject
+from samadapt.adapters.store import AdapterRecord, save_adapter
 from samadapt.methods.base import find_method
-from samadapt.methods.store import AdapterRecord, save_adapter
 from samadapt.sam.model import Sam
 from samadapt.sam.types import Prompts
-from samadapt.sam.weights import base_hash
+from samadapt.sam.weights.loading import base_hash
 
 Fresh = Callable[[], Sam]
 

@@ -3,14 +3,15 @@ import copy
 import pytest
 import torch
 
+from samadapt.adapters.injection import inject
 from samadapt.errors import AdapterError, ConfigError
-from samadapt.methods import METHODS, inject
+from samadapt.methods import METHODS
 from samadapt.methods.adapter import Adapter
 
 
 def test_the_bottlenecks_do_what_they_say(fresh, perturb):
     sam, plain = fresh(), fresh()
-    site = sam.sites()[0]
+    site = sam.attention_blocks()[0]
     perturb(inject(sam, Adapter(scale=0.3, hidden=5)))
     mlp, before = sam.get_submodule(site.mlp), plain.get_submodule(site.mlp)
     x = torch.randn(2, 9, site.width)
@@ -30,7 +31,7 @@ def test_the_bottlenecks_do_what_they_say(fresh, perturb):
 
 def test_hidden_is_a_quarter_by_default(tiny_sam):
     inject(tiny_sam, Adapter())
-    for site in tiny_sam.sites():
+    for site in tiny_sam.attention_blocks():
         assert tiny_sam.get_submodule(site.attn).bottleneck[0].out_features == site.width // 4
 
 
@@ -50,7 +51,7 @@ def test_wrong_options_are_refused(options, message):
 def test_slices_of_a_stack_attend_to_each_other(tiny_sam, perturb):
     plain = copy.deepcopy(tiny_sam)
     perturb(inject(tiny_sam, Adapter(depth=3)))
-    site = tiny_sam.sites()[0]
+    site = tiny_sam.attention_blocks()[0]
     attn, before = tiny_sam.get_submodule(site.attn), plain.get_submodule(site.attn)
     x = torch.randn(6, 4, 5, site.width)  # two stacks
     d = site.width // site.heads
@@ -76,8 +77,10 @@ def test_a_stack_starts_as_the_base(tiny_sam, predict):
     before = predict(tiny_sam)
     injection = inject(tiny_sam, Adapter(depth=2))
     assert torch.equal(predict(tiny_sam), before)
-    sites = tiny_sam.sites()
-    assert injection.count("block 0") == Adapter(depth=2).formula(tiny_sam, sites[:1])
+    attention_blocks = tiny_sam.attention_blocks()
+    assert injection.count("block 0") == Adapter(depth=2).count_parameters(
+        tiny_sam, attention_blocks[:1]
+    )
     assert injection.count("block 0") == 3 * (2 * 32 * 8 + 8 + 32)
 
 

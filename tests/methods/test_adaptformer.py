@@ -1,15 +1,15 @@
 import pytest
 import torch
 
+from samadapt.adapters.injection import inject
 from samadapt.errors import ConfigError
-from samadapt.methods import inject
 from samadapt.methods.adaptformer import AdaptFormer
 
 
 def test_the_block_is_the_papers_equation(tiny_sam, perturb):
     """``mlp(norm(x)) + scale * up(relu(down(norm(x)))) + x``, behind the attention."""
     perturb(inject(tiny_sam, AdaptFormer(hidden=5, scale=0.3)))
-    site = tiny_sam.sites()[0]
+    site = tiny_sam.attention_blocks()[0]
     block = tiny_sam.get_submodule(site.block)
     x = torch.randn(2, 8, 8, site.width)
     middle = x + block.attn(block.norm1(x))
@@ -22,7 +22,7 @@ def test_the_block_is_the_papers_equation(tiny_sam, perturb):
 
 def test_tiny_vits_bottleneck_sees_normed_tokens(tiny_t_sam, perturb):
     perturb(inject(tiny_t_sam, AdaptFormer(hidden=5, scale=0.3)))
-    site = tiny_t_sam.sites()[1]
+    site = tiny_t_sam.attention_blocks()[1]
     mlp = tiny_t_sam.get_submodule(site.mlp)
     x = torch.randn(2, 7, 5, site.width)
     normed = mlp.norm(x)

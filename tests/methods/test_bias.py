@@ -1,4 +1,4 @@
-from samadapt.methods import inject
+from samadapt.adapters.injection import inject
 from samadapt.methods.bias import Bias
 
 
@@ -9,4 +9,4 @@ def test_it_trains_every_bias_of_a_block_and_nothing_else(tiny_sam):
     assert set(injection.parameters) == {f"{block}.{layer}.bias" for layer in layers}
     width = tiny_sam.build.embed_dim
     assert injection.trainable == 11 * width  # 1 + 3 + 1 + 1 + 4 + 1
-    assert injection.boundary == 2
+    assert injection.first_trainable_block == 2

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from samadapt.config import compose, from_yaml, to_yaml
+from samadapt.adapters.injection import inject
+from samadapt.config.schema import compose, from_yaml, to_yaml
 from samadapt.errors import ConfigError
-from samadapt.methods import inject
 from samadapt.methods.base import find_method
 
 
@@ -34,7 +34,7 @@ def test_what_is_trained_is_what_the_parts_train(fresh):
     together = inject(fresh(), find_method("lora+bias")(decoder="frozen"))
     parts = [inject(fresh(), find_method(name)(decoder="frozen")) for name in ("lora", "bias")]
     assert together.trainable == sum(part.trainable for part in parts)
-    assert together.boundary == 0
+    assert together.first_trainable_block == 0
 
 
 def test_the_output_is_that_of_both(fresh, perturb, predict):
@@ -79,7 +79,7 @@ def test_each_part_checks_its_options():
 
 
 def test_a_batch_of_a_combination_is_of_whole_stacks():
-    from samadapt.verbs.finetune import finetune
+    from samadapt.commands.finetune import finetune
 
     config = compose("medical", ["peft=[adapter,layernorm]", "peft.depth=3"])
     with pytest.raises(ConfigError, match=r"no whole stacks of peft\.depth=3"):

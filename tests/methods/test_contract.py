@@ -6,12 +6,8 @@ import re
 import pytest
 import torch
 
-from samadapt.errors import AdapterError, ConfigError, RunError
-from samadapt.methods import METHODS, inject
-from samadapt.methods.base import find_method, method_from_dict, select_blocks
-from samadapt.methods.peft_layers import decoder_formula
-from samadapt.methods.peft_others import OtherPeft
-from samadapt.methods.store import (
+from samadapt.adapters.injection import inject
+from samadapt.adapters.store import (
     AdapterRecord,
     load_adapter,
     load_trainable_state,
@@ -19,8 +15,13 @@ from samadapt.methods.store import (
     save_adapter,
     trainable_state,
 )
+from samadapt.errors import AdapterError, ConfigError, RunError
+from samadapt.methods import METHODS
+from samadapt.methods.base import find_method, method_from_dict, select_blocks
+from samadapt.methods.peft_layers import decoder_formula
+from samadapt.methods.peft_others import OtherPeft
 from samadapt.sam.types import Prompts
-from samadapt.sam.weights import base_hash
+from samadapt.sam.weights.loading import base_hash
 from samadapt.training.precision import Precision
 
 # torch's, about the sparse matrices of peft's FRoD and SHiRA
@@ -220,8 +221,8 @@ def _check_only_trained_moved(sam, injection, before):
 def test_count_equals_the_formula(fresh, method):
     plain, sam = fresh(), fresh()
     injection = inject(sam, method)
-    sites = select_blocks(method.blocks, plain.sites())
-    encoder = method.formula(plain, sites)
+    attention_blocks = select_blocks(method.blocks, plain.attention_blocks())
+    encoder = method.count_parameters(plain, attention_blocks)
     assert injection.trainable == encoder + decoder_formula(plain, method)
     assert injection.total == sum(p.numel() for p in sam.parameters())
     assert f"{injection.trainable:,} of {injection.total:,}" in injection.report()
@@ -340,15 +341,15 @@ def test_boundary_is_where_training_begins(fresh, method, perturb):
     injection = inject(sam, method)
     perturb(injection)
     images = torch.randn(2, 3, sam.image_size, sam.image_size)
-    boundary = injection.boundary
+    first_trainable_block = injection.first_trainable_block
     if not injection.has_frozen_prefix:
         assert sam.encode_prefix(images, 0).requires_grad
         return
-    prefix = sam.encode_prefix(images, boundary)
+    prefix = sam.encode_prefix(images, first_trainable_block)
     assert not prefix.requires_grad
-    torch.testing.assert_close(sam.encode_suffix(prefix, boundary), sam.encode(images))
-    if boundary <= injection.depth:
-        assert sam.encode_prefix(images, boundary + 1).requires_grad
+    torch.testing.assert_close(sam.encode_suffix(prefix, first_trainable_block), sam.encode(images))
+    if first_trainable_block <= injection.depth:
+        assert sam.encode_prefix(images, first_trainable_block + 1).requires_grad
 
 
 def test_a_copy_is_independent(fresh, method, predict, perturb):

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from samadapt.adapters.injection import inject
 from samadapt.errors import ConfigError
 from samadapt.export._onnx_decoder import PromptAndMaskDecoder
 from samadapt.export.onnx import as_points
-from samadapt.methods import METHODS, inject
+from samadapt.methods import METHODS
 from samadapt.methods.base import find_method
 from samadapt.sam.types import Prompts
 

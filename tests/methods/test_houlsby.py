@@ -1,14 +1,14 @@
 import pytest
 import torch
 
+from samadapt.adapters.injection import inject
 from samadapt.errors import ConfigError
-from samadapt.methods import inject
 from samadapt.methods.houlsby import Houlsby
 
 
 def test_the_bottlenecks_are_in_series(fresh, perturb):
     sam, plain = fresh(), fresh()
-    site = sam.sites()[0]
+    site = sam.attention_blocks()[0]
     perturb(inject(sam, Houlsby(hidden=5)))
     x = torch.randn(2, 3, 4, site.width)
     for path in (site.attn, site.mlp):

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from samadapt.adapters.injection import inject
+from samadapt.adapters.store import AdapterRecord, load_adapter, read_record, save_adapter
 from samadapt.errors import AdapterError
-from samadapt.methods import METHODS, inject
-from samadapt.methods.store import AdapterRecord, load_adapter, read_record, save_adapter
+from samadapt.methods import METHODS
 from samadapt.sam.model import Sam
-from samadapt.sam.weights import base_hash
+from samadapt.sam.weights.loading import base_hash
 
 
 def _image() -> torch.Tensor:

@@ -3,10 +3,11 @@ import itertools
 import pytest
 import torch
 
+from samadapt.adapters.injection import inject
 from samadapt.errors import AdapterError, ConfigError
-from samadapt.methods import METHODS, inject
-from samadapt.methods._slices import QKV, SlicedProjection
+from samadapt.methods import METHODS
 from samadapt.methods.lora import LoRA
+from samadapt.methods.qkv_layer import QKV, SlicedProjection
 from samadapt.sam.model import build_sam
 
 SLICES = [c for n in (1, 2, 3) for c in itertools.combinations(QKV, n)]
@@ -27,7 +28,7 @@ def _slices_of(rows, site):
 @pytest.mark.parametrize("slices", SLICES, ids="".join)
 def test_only_the_chosen_slices_change(fresh, perturb, slices):
     sam = fresh()
-    site = sam.sites()[-1]
+    site = sam.attention_blocks()[-1]
     perturb(inject(sam, LoRA(slices=slices, rank=2, alpha=3)))
     layer = _layer(sam, site)
     x = torch.randn(5, site.width)
@@ -40,7 +41,7 @@ def test_only_the_chosen_slices_change(fresh, perturb, slices):
 def test_each_slice_is_its_own_lora(fresh, perturb, slices):
     """Against the paper's arithmetic: slice += alpha / rank * B_i A_i x."""
     sam = fresh()
-    site = sam.sites()[0]
+    site = sam.attention_blocks()[0]
     perturb(inject(sam, LoRA(slices=slices, rank=2, alpha=3)))
     layer = _layer(sam, site)
     x = torch.randn(5, site.width)
@@ -59,8 +60,8 @@ def test_vit_b_counts_as_published():
     """4 * width * rank * depth on q and v: 147,456 for rank 4 (SAMed)."""
     with torch.device("meta"):
         sam = build_sam("vit_b")
-    assert LoRA(rank=4).formula(sam, sam.sites()) == 147_456
-    assert LoRA(rank=8).formula(sam, sam.sites()) == 294_912
+    assert LoRA(rank=4).count_parameters(sam, sam.attention_blocks()) == 147_456
+    assert LoRA(rank=8).count_parameters(sam, sam.attention_blocks()) == 294_912
 
 
 def test_the_packed_matrix_comes_back():

@@ -7,8 +7,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from samadapt.adapters.injection import inject
 from samadapt.errors import ConfigError
-from samadapt.methods import METHODS, inject
+from samadapt.methods import METHODS
 from samadapt.methods.base import UNFIT, method_from_dict
 from samadapt.sam.types import Prompts
 
@@ -86,7 +87,7 @@ def test_peft_writes_the_same_file(saved, fresh, tmp_path):
 @pytest.mark.parametrize("rank", [2, 3])
 def test_rslora_divides_by_the_root_of_the_rank(tiny_sam, perturb, rank):
     perturb(inject(tiny_sam, METHODS["lora"](rank=rank, alpha=6, rslora=True, **LINEARS)))
-    site = tiny_sam.sites()[0]
+    site = tiny_sam.attention_blocks()[0]
     for name, width in ((site.qkv, site.width), (site.proj, site.width)):
         layer = tiny_sam.get_submodule(name)
         x = torch.randn(5, width)
@@ -99,7 +100,7 @@ def test_targets_are_the_linears_that_are_named(fresh):
     sam = fresh()
     inject(sam, METHODS["lora"](targets=("mlp",), blocks="last:1"))
     adapted = {name for name, module in sam.named_modules() if hasattr(module, "lora_A")}
-    mlp = sam.sites()[-1].mlp
+    mlp = sam.attention_blocks()[-1].mlp
     assert len(adapted) == 2
     assert all(name.startswith(f"{mlp}.") for name in adapted)
 
@@ -107,7 +108,7 @@ def test_targets_are_the_linears_that_are_named(fresh):
 def test_pissa_is_the_papers_arithmetic(tiny_sam, perturb):
     plain = {name: p.clone() for name, p in tiny_sam.state_dict().items()}
     perturb(inject(tiny_sam, METHODS["pissa"](rank=3, alpha=6, decoder="frozen")))
-    site = tiny_sam.sites()[0]
+    site = tiny_sam.attention_blocks()[0]
     layer, weight = tiny_sam.get_submodule(site.qkv), plain[f"{site.qkv}.weight"]
     assert torch.equal(layer.base_layer.weight, weight)
     u, values, v = torch.linalg.svd(weight)
@@ -213,4 +214,4 @@ def test_a_decoder_of_its_own_needs_no_encoder(fresh):
     sam = fresh()
     injection = inject(sam, METHODS["loha"](blocks="none", decoder="own"))
     assert set(injection.groups) == {"decoder"}
-    assert injection.boundary == len(sam.sites()) + 1
+    assert injection.first_trainable_block == len(sam.attention_blocks()) + 1

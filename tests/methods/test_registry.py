@@ -3,8 +3,9 @@ import sys
 
 import pytest
 
+from samadapt.adapters.injection import inject
 from samadapt.errors import AdapterError, ConfigError
-from samadapt.methods import METHODS, inject, select_blocks
+from samadapt.methods import METHODS, select_blocks
 from samadapt.methods.base import method_from_dict
 
 
@@ -17,7 +18,7 @@ def test_every_method_says_what_it_is():
 
 def test_importing_the_methods_imports_no_torch():
     code = (
-        "import sys, samadapt.methods, samadapt.methods.store\n"
+        "import sys, samadapt.methods, samadapt.adapters.store\n"
         "print(sorted({'torch', 'peft', 'timm'} & sys.modules.keys()))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -42,18 +43,18 @@ def test_an_unknown_method_names_the_nearest():
     ],
 )
 def test_blocks_select(tiny_sam, blocks, expected):
-    assert [site.index for site in select_blocks(blocks, tiny_sam.sites())] == expected
+    assert [site.index for site in select_blocks(blocks, tiny_sam.attention_blocks())] == expected
 
 
 @pytest.mark.parametrize("blocks", ["last:5", "first:9", [4]])
 def test_blocks_beyond_the_encoder_are_refused(tiny_sam, blocks):
     with pytest.raises(ConfigError, match="4 attention blocks"):
-        select_blocks(blocks, tiny_sam.sites())
+        select_blocks(blocks, tiny_sam.attention_blocks())
 
 
 def test_blocks_of_a_kind_that_the_encoder_lacks_are_refused(tiny_t_sam):
     with pytest.raises(ConfigError, match="no global attention blocks"):
-        select_blocks("global", tiny_t_sam.sites())
+        select_blocks("global", tiny_t_sam.attention_blocks())
 
 
 @pytest.mark.parametrize("name", ["lora", "adapter"])

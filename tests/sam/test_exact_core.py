@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from samadapt.sam.builds import BUILDS
 from samadapt.sam.model import Sam, build_sam
 from samadapt.sam.tiny_vit import tiny_vit_key
 from samadapt.sam.types import Prompts
+from samadapt.sam.weights.builds import BUILDS
 
 Reference = Callable[[Sam], nn.Module]
 KINDS = ["none", "points", "padded", "box", "mask", "points+box", "points+mask", "box+mask", "all"]

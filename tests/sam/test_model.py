@@ -11,28 +11,28 @@ import pytest
 import torch
 
 from samadapt.errors import ConfigError, PromptError
-from samadapt.sam.builds import BUILDS
 from samadapt.sam.geometry import make_frame
 from samadapt.sam.model import Sam, build_sam
 from samadapt.sam.types import Preprocessing, Prompts
+from samadapt.sam.weights.builds import BUILDS
 
 
 def test_prefix_and_suffix_compose_at_every_boundary(any_sam: Sam) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         whole = any_sam.encode(images)
-        for boundary in range(len(any_sam.sites()) + 2):
-            features = any_sam.encode_prefix(images, boundary)
+        for first_trainable_block in range(len(any_sam.attention_blocks()) + 2):
+            features = any_sam.encode_prefix(images, first_trainable_block)
             assert len(features) == 2
-            assert torch.equal(any_sam.encode_suffix(features, boundary), whole)
-            one = any_sam.encode_suffix(features[1:], boundary)
+            assert torch.equal(any_sam.encode_suffix(features, first_trainable_block), whole)
+            one = any_sam.encode_suffix(features[1:], first_trainable_block)
             torch.testing.assert_close(one, whole[1:], atol=1e-5, rtol=1e-5)
 
 
 def test_a_boundary_lies_before_its_block(any_sam: Sam) -> None:
     """Changing block k changes the suffix from k on, and no prefix up to k."""
     images = torch.randn(1, 3, 64, 64)
-    for site in any_sam.sites():
+    for site in any_sam.attention_blocks():
         prefix = any_sam.encode_prefix(images, site.index)
         behind = any_sam.encode_prefix(images, site.index + 1)
         with torch.no_grad():
@@ -42,7 +42,7 @@ def test_a_boundary_lies_before_its_block(any_sam: Sam) -> None:
 
 
 def test_sites_name_modules(any_sam: Sam) -> None:
-    for index, site in enumerate(any_sam.sites()):
+    for index, site in enumerate(any_sam.attention_blocks()):
         assert site.index == index
         block, qkv = any_sam.get_submodule(site.block), any_sam.get_submodule(site.qkv)
         assert block.attn is any_sam.get_submodule(site.attn)
@@ -163,5 +163,5 @@ def test_wrong_builds_are_named() -> None:
 
 
 def test_listing_the_builds_imports_no_torch() -> None:
-    code = "import sys; import samadapt.sam.builds; sys.exit('torch' in sys.modules)"
+    code = "import sys; import samadapt.sam.weights.builds; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

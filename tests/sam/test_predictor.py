@@ -15,7 +15,7 @@ from torch import nn
 from samadapt.errors import PromptError
 from samadapt.sam.model import Sam
 from samadapt.sam.predictor import SamPredictor
-from samadapt.sam.weights import load_sam
+from samadapt.sam.weights.loading import load_sam
 
 Image = NDArray[np.uint8]
 Reference = Callable[[Sam], nn.Module]

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from samadapt.sam import tiny_vit_blocks
-from samadapt.sam.builds import BUILDS
 from samadapt.sam.model import Sam, build_sam
 from samadapt.sam.tiny_vit import TinyViTEncoder, tiny_vit_key
 from samadapt.sam.tiny_vit_blocks import ConvNorm
+from samadapt.sam.weights.builds import BUILDS
 
 
 def timm_pair(randomise: Any, image_size: int) -> tuple[TinyViTEncoder, Any]:
@@ -105,7 +105,9 @@ def change_statistics(sam: Sam) -> None:
 
 def change_biases(sam: Sam) -> None:
     with torch.no_grad():
-        sam.get_submodule(sam.sites()[0].attn).attention_biases.add_(torch.linspace(0, 3, 9))
+        sam.get_submodule(sam.attention_blocks()[0].attn).attention_biases.add_(
+            torch.linspace(0, 3, 9)
+        )
 
 
 def load_others(sam: Sam) -> None:
@@ -208,6 +210,8 @@ def test_lite_medsam_has_ten_sites_and_64_cells() -> None:
         for name, size in (("vit_t", 1024), ("lite_medsam", 256)):
             sam = build_sam(name)
             assert (sam.image_size, sam.embedding_size) == (size, 64)
-            assert [site.width for site in sam.sites()] == [128] * 2 + [160] * 6 + [320] * 2
-            assert [site.heads for site in sam.sites()] == [4] * 2 + [5] * 6 + [10] * 2
-            assert {site.qkv_order for site in sam.sites()} == {"head_qkv"}
+            assert [site.width for site in sam.attention_blocks()] == [128] * 2 + [160] * 6 + [
+                320
+            ] * 2
+            assert [site.heads for site in sam.attention_blocks()] == [4] * 2 + [5] * 6 + [10] * 2
+            assert {site.qkv_order for site in sam.attention_blocks()} == {"head_qkv"}

@@ -16,9 +16,9 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from samadapt.sam.attention.compiled import attend_native, attend_native_biased, suits
 from samadapt.sam.layers import is_traced
 from samadapt.sam.model import Sam
-from samadapt.sam.native_attention import attend_native, attend_native_biased, suits
 from samadapt.sam.types import MaskOutput, Prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")

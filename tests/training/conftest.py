@@ -10,10 +10,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from samadapt.adapters.injection import inject
 from samadapt.data.types import Sample, SliceRef
-from samadapt.methods import METHODS, inject
+from samadapt.methods import METHODS
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.sam.weights import base_hash, load_sam
+from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.training.batches import Sampler, endless, make_batch
 from samadapt.training.features import Features
 from samadapt.training.loop import Training
@@ -41,7 +42,7 @@ def make_features(sam, injection, store=None, **changes) -> Features:
         "dtype": torch.float32,
         "store": store,
     }
-    return Features(sam, injection.boundary, **(values | changes))
+    return Features(sam, injection.first_trainable_block, **(values | changes))
 
 
 def make_work(
@@ -55,7 +56,9 @@ def make_work(
     samples = samples or [make_sample(index) for index in range(6)]
     refs = [SliceRef(sample.case, 0) for sample in samples]
     by_ref = dict(zip(refs, samples, strict=True))
-    features = make_features(sam, injection, MemoryStore() if injection.boundary >= 0 else None)
+    features = make_features(
+        sam, injection, MemoryStore() if injection.first_trainable_block >= 0 else None
+    )
     sampler, rng = Sampler(len(refs), batch_size, seed), np.random.default_rng(seed)
     policy = PromptPolicy(kind)
 

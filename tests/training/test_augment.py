@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from samadapt.data.types import IGNORED, Sample
-from samadapt.prompts.given import given_prompts
+from samadapt.prompts.annotations import given_prompts
 from samadapt.training import augment as changes
 from samadapt.training.augment import CROP, flip, turn
 

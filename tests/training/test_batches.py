@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from samadapt.data.types import IGNORED, Sample
 from samadapt.errors import DataError
-from samadapt.prompts.given import given_prompts
+from samadapt.prompts.annotations import given_prompts
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.geometry import make_frame
 from samadapt.training.batches import Sampler, choose_objects, make_batch

@@ -13,8 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from samadapt import atomic
 from samadapt.errors import UserError
+from samadapt.system import atomic
 from samadapt.training.checkpoint import (
     Checkpoint,
     CheckpointError,

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from samadapt.methods import METHODS, inject
+from samadapt.adapters.injection import inject
+from samadapt.methods import METHODS
 from samadapt.sam.geometry import resize_image
-from samadapt.sam.weights import load_sam
+from samadapt.sam.weights.loading import load_sam
 from samadapt.training import features as module
 from samadapt.training.stores import DiskStore, MemoryStore
 
@@ -45,7 +46,7 @@ def test_they_equal_the_live_encoder(tools, images, name, blocks):
     expected = live(sam, features, images)
     for _ in range(2):  # computed, then read back
         with torch.no_grad():
-            found = sam.encode_suffix(features(images), injection.boundary)
+            found = sam.encode_suffix(features(images), injection.first_trainable_block)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert (features.computed, features.reused) == (4, 4)
     assert not features(images).requires_grad
@@ -53,7 +54,7 @@ def test_they_equal_the_live_encoder(tools, images, name, blocks):
 
 def test_without_a_frozen_prefix_they_are_pixels(tools, images):
     sam, injection = adapted(method="full", blocks="all")
-    assert injection.boundary == -1
+    assert injection.first_trainable_block == -1
     features = tools.make_features(sam, injection)
     with torch.no_grad():
         torch.testing.assert_close(sam.encode(features(images)), live(sam, features, images))
@@ -86,12 +87,12 @@ def test_the_key_is_everything_they_depend_on(tools, images, monkeypatch):
     image = images[1]
     one_pixel = image.copy()
     one_pixel[3, 4, 1] ^= 1
-    boundary = tools.make_features(*adapted(blocks="last:1"))
+    first_trainable_block = tools.make_features(*adapted(blocks="last:1"))
     larger = load_sam("tiny", image_size=128)
     others = [
         base.key(one_pixel),
         base.key(image.reshape(32, 128, 3)),
-        boundary.key(image),
+        first_trainable_block.key(image),
         tools.make_features(sam, injection, base_sha256="other").key(image),
         tools.make_features(sam, injection, dtype=torch.bfloat16).key(image),
         tools.make_features(sam, injection, route="bf16 on cuda").key(image),

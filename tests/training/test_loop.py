@@ -12,13 +12,19 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from samadapt.adapters.store import trainable_state
 from samadapt.errors import DivergedError, RunError
-from samadapt.methods.store import trainable_state
-from samadapt.sam.weights import load_sam
+from samadapt.sam.weights.loading import load_sam
+from samadapt.system.interrupt import InterruptedRunError
 from samadapt.training import loop
 from samadapt.training.checkpoint import CheckpointError, load_checkpoint
-from samadapt.training.interrupt import InterruptedRunError
-from samadapt.training.loop import LiveSam, LoopOptions, accumulate_gradients, make_optimizer, rate
+from samadapt.training.loop import (
+    LoopOptions,
+    TrainableTail,
+    accumulate_gradients,
+    make_optimizer,
+    rate,
+)
 from samadapt.training.losses import LossTerms
 
 OPTIONS = LoopOptions(
@@ -153,7 +159,7 @@ def test_a_group_without_gradient_is_an_error_even_after_a_skipped_step(tools, r
 
 
 def gradients(work, accelerator, count):
-    live = LiveSam(work.sam, work.injection.boundary, work.multimask)
+    live = TrainableTail(work.sam, work.injection.first_trainable_block, work.multimask)
     loss, names = accumulate_gradients(work, live, accelerator, count)
     found = {n: p.grad.clone() for n, p in work.injection.parameters.items() if p.grad is not None}
     return loss, names, found

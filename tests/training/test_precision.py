@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from samadapt.adapters.injection import inject
+from samadapt.adapters.store import AdapterRecord, load_adapter, merge, save_adapter
 from samadapt.errors import AdapterError, ConfigError
-from samadapt.methods import METHODS, inject
-from samadapt.methods.store import AdapterRecord, load_adapter, merge, save_adapter
+from samadapt.methods import METHODS
 from samadapt.sam.types import Prompts
-from samadapt.sam.weights import base_hash
+from samadapt.sam.weights.loading import base_hash
 from samadapt.training import precision
 from samadapt.training.precision import (
     Precision,

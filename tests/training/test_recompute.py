@@ -8,8 +8,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from samadapt.methods import METHODS, inject
-from samadapt.methods.store import trainable_state
+from samadapt.adapters.injection import inject
+from samadapt.adapters.store import trainable_state
+from samadapt.methods import METHODS
 from samadapt.training import loop
 from samadapt.training.loop import LoopOptions
 from samadapt.training.recompute import recomputed
@@ -27,7 +28,7 @@ def _gradients(sam, injection, features):
     for parameter in injection.parameters.values():
         parameter.grad = None
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = sam.encode_suffix(features, injection.boundary)
+        out = sam.encode_suffix(features, injection.first_trainable_block)
     out.square().mean().backward()
     own = {parameter.untyped_storage().data_ptr() for parameter in sam.parameters()}
     size = sum(nbytes for address, nbytes in kept.items() if address not in own)
@@ -44,10 +45,10 @@ def test_gradients_are_bit_equal_and_less_is_kept(any_sam, blocks, half):
         for parameter in injection.parameters.values():
             parameter.add_(0.1 * torch.randn(parameter.shape))
         images = torch.randn(2, 3, any_sam.image_size, any_sam.image_size)
-        features = any_sam.encode_prefix(images, injection.boundary)
+        features = any_sam.encode_prefix(images, injection.first_trainable_block)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         expected, everything = _gradients(any_sam, injection, features)
-        with recomputed(any_sam, injection.boundary):
+        with recomputed(any_sam, injection.first_trainable_block):
             found, inputs = _gradients(any_sam, injection, features)
         again, as_before = _gradients(any_sam, injection, features)
     assert all(bool((gradient != 0).any()) for gradient in expected.values())
@@ -79,7 +80,7 @@ def test_training_ends_bit_equal(tools, tmp_path, monkeypatch):
         work = tools.make_work(tmp_path / str(again), blocks="last:2")
         loop.train(work, replace(options, recompute=again), Accelerator(cpu=True), None)
         ends.append(trainable_state(work.sam, work.injection))
-    assert [(sam is work.sam, boundary) for sam, boundary in seen] == [
-        (True, work.injection.boundary)
+    assert [(sam is work.sam, first_trainable_block) for sam, first_trainable_block in seen] == [
+        (True, work.injection.first_trainable_block)
     ]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

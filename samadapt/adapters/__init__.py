@@ -1,0 +1,1 @@
+"""What happens to an adapter: injection into a model, saving, loading, checking, describing."""

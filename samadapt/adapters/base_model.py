@@ -1,0 +1,84 @@
+"""An adapter directory with the base model that it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from samadapt.adapters import store
+from samadapt.adapters.record import RECORD, AdapterRecord, read_record
+from samadapt.errors import WeightsError
+
+if TYPE_CHECKING:
+    from samadapt.adapters.injection import Injection
+    from samadapt.sam.model import Sam
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """An adapter and its base, loaded and checked.
+
+    Attributes:
+        directory: where the adapter was read.
+        record: what it says of itself.
+        sam: the adapted model.
+        injection: what was injected.
+        checkpoint: file of the base weights; None where they were found by name.
+    """
+
+    directory: Path
+    record: AdapterRecord
+    sam: Sam
+    injection: Injection
+    checkpoint: Path | None
+
+
+def open_adapter(directory: str | Path, checkpoint: str | Path | None = None) -> Adapted:
+    """Load an adapter with its base, found as ``open_base`` does.
+
+    Raises:
+        AdapterError: the directory is refused; names the file and the fault.
+        WeightsError: the base weights are not found or are of another kind.
+    """
+    directory = Path(directory).expanduser()
+    record = read_record(directory)
+    sam, base = open_base(directory, record, checkpoint)
+    return Adapted(directory, record, sam, store.load_adapter(directory, sam), base)
+
+
+def open_base(
+    directory: Path, record: AdapterRecord, checkpoint: str | Path | None = None
+) -> tuple[Sam, Path | None]:
+    """Load the base of an adapter; ``store.load_adapter`` checks that it is the one.
+
+    It is the file given, else a file of the recorded name in the adapter's directory or in the
+    working folder, else the published weights of that build.
+
+    Returns:
+        The plain model, and its file; None where it was found by name.
+
+    Raises:
+        WeightsError: it is not found or is of another kind.
+    """
+    from samadapt.sam.weights.loading import load_sam
+
+    base = _base_file(directory, record, checkpoint)
+    try:
+        return load_sam(record.base, base, record.image_size), base
+    except WeightsError as error:
+        raise WeightsError(
+            f"{directory / RECORD}: its base model cannot be loaded: {error}. It was trained "
+            f"with {record.checkpoint or record.base}; give the file as checkpoint=FILE"
+        ) from error
+
+
+def _base_file(
+    directory: Path, record: AdapterRecord, checkpoint: str | Path | None
+) -> Path | None:
+    if checkpoint is not None:
+        return Path(checkpoint).expanduser()
+    if not record.checkpoint:
+        return None
+    name = record.checkpoint  # a bare name: the record names no folder
+    return next((path for path in (directory / name, Path(name)) if path.exists()), None)

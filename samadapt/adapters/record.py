@@ -1,0 +1,271 @@
+"""``samadapt.json``: what must be known to use an adapter, and the digests that protect it.
+
+A flipped bit, an edited class list or a threshold that is not a number must not change a mask
+silently. So the record holds the sha256 of the file of weights and of its own other entries, and
+both are compared at load. Every entry has bounds. Adapters that were written before the digests
+existed are loaded without that comparison.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path, PureWindowsPath
+from typing import Any, get_type_hints
+
+from samadapt.adapters.verify import read_json, write_json
+from samadapt.errors import AdapterError
+from samadapt.system.typed import convert
+
+RECORD = "samadapt.json"
+
+LOCAL_OPTIONS = ("root", "image", "label", "annotated", "on_error", "max_gb", "max_seconds")
+"""Keys of ``data`` that are about one machine, such as where files lie: never part of a record."""
+
+MAX_IMAGE_SIZE = 16_384
+MAX_MASKS = 65_535
+MAX_CHANNELS = 64
+MAX_THRESHOLD = 1e6
+MAX_TEXT = 10_000
+MAX_NAME = 200
+MAX_DEPTH = 32
+"""Bounds of a record's entries: far above what any run writes, and harmless to work with."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """What must be known to use an adapter: ``samadapt.json``.
+
+    Attributes:
+        base: name of the base model (a build).
+        base_sha256: ``base_hash`` of the freshly loaded base.
+        checkpoint: where the base weights were found: a hint.
+        image_size: side of the model's square in pixels.
+        num_masks: masks of a multimask output.
+        preprocessing: what the base expects of its input.
+        method: name and options; written by ``save_adapter``.
+        intensity: the intensity rule.
+        classes: class names, background left out.
+        prompt: the prompt policy.
+        threshold: on logits.
+        scores: as in ``eval/summary.json``.
+        versions: of the packages that trained it; written by ``save_adapter`` if empty.
+        recipe: name or path.
+        axis: axis along which volumes were sliced.
+        overlapping: a pixel may be of several classes, each of which has a mask of its own.
+        created: date and time, ISO 8601.
+        data: name of the data set, for the model card.
+        licence: licence of the base weights, for the model card.
+        data_options: how the data set was read, for ``samadapt evaluate``; no path of the
+            machine that trained.
+        trained_on: the hash of each image that was trained on, with its slices, None for all of
+            them, so that ``samadapt evaluate`` scores none of them as held out; None: not known.
+        weights_sha256: of the file of weights beside the record; empty in adapters of versions
+            before 0.2. Written by ``save_adapter``.
+        input_channels: of the images; above 3 a trained projection brings them to SAM's three.
+        record_sha256: of all other entries (``digest_of``); written and empty as the former.
+    """
+
+    base: str
+    base_sha256: str
+    image_size: int
+    checkpoint: str | None = None
+    num_masks: int = 3
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    intensity: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    prompt: dict[str, Any] = field(default_factory=dict)
+    threshold: float = 0.0
+    scores: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    recipe: str = ""
+    axis: str | None = None
+    overlapping: bool = False
+    created: str = ""
+    data: str = ""
+    licence: str = ""
+    data_options: dict[str, Any] = field(default_factory=dict)
+    trained_on: dict[str, list[int] | None] | None = None
+    weights_sha256: str = ""
+    record_sha256: str = ""
+    input_channels: int = 3
+
+
+def write_record(directory: Path, record: AdapterRecord, weights: Path) -> None:
+    """Write ``samadapt.json`` with the digests of the weights and of its own entries.
+
+    Args:
+        directory: to write into.
+        record: what to remember; options that name files of this machine are left out.
+        weights: the file of weights that the record is for.
+    """
+    record = replace(
+        record,
+        checkpoint=record.checkpoint and _bare_name(record.checkpoint),
+        data_options=portable_options(record.data_options),
+        scores=_finite(record.scores),
+        weights_sha256=sha256_of(weights),
+    )
+    # As JSON holds them: the digest is compared with what is read back.
+    values = json.loads(json.dumps(asdict(record)))
+    write_json(directory / RECORD, {**values, "record_sha256": digest_of(values)})
+
+
+def read_record(directory: Path) -> AdapterRecord:
+    """Read ``samadapt.json``, check every entry, and compare the record with its own digest.
+
+    Raises:
+        AdapterError: when the directory or the file is missing or broken, lacks an entry, has one
+            of a wrong type or out of bounds, or was changed after it was written.
+    """
+    if not directory.is_dir():
+        raise AdapterError(f"{directory}: expected an adapter directory; there is none")
+    path = directory / RECORD
+    values = read_json(path)
+    known = {item.name: item for item in fields(AdapterRecord)}
+    missing = [
+        name for name in ("base", "base_sha256", "image_size", "method") if name not in values
+    ]
+    unexpected = [name for name in values if name not in known]
+    if missing or unexpected:
+        raise AdapterError(f"{path}: missing entries {missing}, unknown entries {unexpected}")
+    signed = bool(values.get("record_sha256") or values.get("weights_sha256"))
+    digest = digest_of(values) if signed else ""
+    hints = get_type_hints(AdapterRecord)
+    for name, value in values.items():
+        try:
+            values[name] = convert(value, hints[name])
+        except ValueError as error:
+            raise AdapterError(f"{path}: {name}: {error}") from error
+    record = AdapterRecord(**values)
+    if not signed:  # of an earlier version, which kept paths and scores that are not numbers
+        checkpoint = record.checkpoint and _bare_name(record.checkpoint)
+        record = replace(record, checkpoint=checkpoint, scores=_finite(record.scores))
+    for fault in _faults(record):
+        raise AdapterError(f"{path}: {fault}")
+    if record.record_sha256 != digest:
+        raise AdapterError(
+            f"{path}: the record was changed or damaged after it was written: its entries have "
+            f"sha256 {digest}; record_sha256 is {record.record_sha256 or 'missing'}. Copy the "
+            "adapter again, or train it again with the values that you want"
+        )
+    return replace(record, data_options=portable_options(record.data_options))
+
+
+def check_weights(directory: Path, weights: Path, record: AdapterRecord) -> None:
+    """Compare the file of weights with the digest that the record holds.
+
+    Raises:
+        AdapterError: naming the file; one bit of it differs from what was written.
+    """
+    if not record.weights_sha256:
+        return  # written before the digests existed
+    found = sha256_of(weights)
+    if found != record.weights_sha256:
+        raise AdapterError(
+            f"{weights}: the weights were changed or damaged after they were written: expected "
+            f"sha256 {record.weights_sha256}, as {directory / RECORD} holds; got {found}. Copy the "
+            "adapter again"
+        )
+
+
+def digest_of(values: Mapping[str, Any]) -> str:
+    """Return the sha256 of a record's entries, without ``record_sha256`` itself.
+
+    It is taken of JSON with sorted keys and no spaces, so layout and order do not matter.
+    """
+    rest = {key: value for key, value in values.items() if key != "record_sha256"}
+    text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bare_name(path: str) -> str:
+    """Return the last part of a path of any platform."""
+    return PureWindowsPath(path).name
+
+
+def portable_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the data options that name files of one machine."""
+    return {key: value for key, value in options.items() if key not in LOCAL_OPTIONS}
+
+
+def _finite(value: Any) -> Any:
+    """Return scores with null for what is not a number, as ``summary.json`` has it."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _faults(record: AdapterRecord) -> Iterator[str]:
+    """Yield what is out of bounds, in words that follow the file's name."""
+    for name, low, high in (
+        ("image_size", 1, MAX_IMAGE_SIZE),
+        ("num_masks", 1, MAX_MASKS),
+        ("input_channels", 3, MAX_CHANNELS),
+    ):
+        value = getattr(record, name)
+        if value < low:
+            yield f"{name}: expected at least {low}; got {value}"
+        if value > high:
+            yield f"{name}: expected at most {high}; got {value}"
+    if not math.isfinite(record.threshold) or abs(record.threshold) > MAX_THRESHOLD:
+        yield f"threshold: expected a logit of at most {MAX_THRESHOLD:g}; got {record.threshold}"
+    for name in ("base_sha256", "weights_sha256", "record_sha256"):
+        value = getattr(record, name)
+        if not _SHA256.fullmatch(value) and (value or name == "base_sha256"):
+            yield f"{name}: expected 64 hexadecimal digits; got {len(value)} characters"
+    yield from _name_faults(record)
+    for key, slices in (record.trained_on or {}).items():
+        if not key.isalnum() or len(key) > MAX_NAME or any(s < 0 for s in slices or ()):
+            yield "trained_on: expected hashes of images, each with slice numbers from 0 or null"
+            break
+    for name in ("method", "preprocessing", "intensity", "prompt", "scores", "data_options"):
+        yield from _value_faults(name, getattr(record, name), MAX_DEPTH)
+
+
+def _name_faults(record: AdapterRecord) -> Iterator[str]:
+    """Yield faults of names: of classes, and of files, which are looked for beside the record."""
+    for name in record.classes:
+        if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
+            yield f"classes: expected names of 1 to {MAX_NAME} printable characters"
+            break
+    if len(set(record.classes)) < len(record.classes):
+        yield "classes: expected each name once"
+    for name in ("checkpoint", "data"):
+        value = getattr(record, name) or ""
+        if re.search(r"[/\\:]", value) or value in (".", ".."):
+            yield f"{name}: expected a bare name; got a path"
+    for name in ("base", "checkpoint", "recipe", "axis", "created", "data", "licence"):
+        if len(getattr(record, name) or "") > MAX_TEXT:
+            yield f"{name}: expected at most {MAX_TEXT} characters"
+
+
+def _value_faults(name: str, value: Any, depth: int) -> Iterator[str]:
+    """Yield what is not finite, too long or nested too deeply anywhere in an entry."""
+    if depth == 0:
+        yield f"{name}: expected at most {MAX_DEPTH} levels of nesting"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _value_faults(f"{name}.{key}"[:MAX_NAME], inner, depth - 1)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _value_faults(name, inner, depth - 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{name}: expected a finite number; got {value}"
+    elif isinstance(value, str) and len(value) > MAX_TEXT:
+        yield f"{name}: expected at most {MAX_TEXT} characters"

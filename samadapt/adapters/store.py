@@ -1,0 +1,265 @@
+"""The adapter directory: a peft directory with our record beside it. Saved whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samadapt.adapters.injection import Injection, inject
+from samadapt.adapters.record import (
+    RECORD,
+    AdapterRecord,
+    check_weights,
+    read_record,
+    write_record,
+)
+from samadapt.adapters.verify import (
+    check_finite,
+    check_peft_config,
+    check_tensors,
+    read_json,
+    read_weights,
+    write_json,
+)
+from samadapt.errors import AdapterError, ConfigError
+from samadapt.methods import peft_layers
+from samadapt.methods.base import Method, PeftLayers, method_from_dict
+from samadapt.system import atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samadapt.sam.model import Sam
+
+WEIGHTS = "adapter_model.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+CARD = "README.md"
+
+
+def save_adapter(directory: Path, sam: Sam, injection: Injection, record: AdapterRecord) -> None:
+    """Write an adapter directory; an existing one is replaced only when the new one is complete.
+
+    Args:
+        directory: to create; its parent too.
+        sam: the adapted model.
+        injection: what ``inject`` returned.
+        record: what to remember; ``method``, and ``versions`` if empty, are filled in here.
+
+    Raises:
+        AdapterError: when a weight is not finite, or the record contradicts the model.
+        WriteError: when the directory cannot be written; an existing one stays as it was.
+    """
+    from safetensors.torch import save_file
+    from torch import contiguous_format
+
+    from samadapt.adapters.card import model_card
+
+    if record.num_masks != sam.build.num_multimask:
+        raise AdapterError(
+            f"{directory / RECORD}: num_masks {record.num_masks} is not what the model has: "
+            f"{sam.build.num_multimask}"
+        )
+    if record.input_channels != sam.input_channels:
+        raise AdapterError(
+            f"{directory / RECORD}: input_channels {record.input_channels} is not what the model "
+            f"has: {sam.input_channels}"
+        )
+    state = _stored(sam, injection)
+    tensors = {
+        key: value.detach().cpu().clone(memory_format=contiguous_format)
+        for key, value in state.items()
+    }
+    check_finite(tensors, directory / WEIGHTS)
+    record = replace(
+        record,
+        method=injection.method.to_dict(),
+        versions=record.versions or _versions(),
+    )
+    needed = sum(value.nbytes for value in tensors.values())
+    with atomic.folder(directory, needed) as fresh:
+        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        write_json(fresh / PEFT_CONFIG, _peft_config(injection))
+        write_record(fresh, record, fresh / WEIGHTS)
+        plain_peft = _loads_in_peft(sam, injection)
+        card = model_card(record, injection.trainable, plain_peft=plain_peft)
+        atomic.write_text(fresh / CARD, card)
+
+
+def load_adapter(directory: Path, sam: Sam) -> Injection:
+    """Inject into a freshly loaded base what an adapter directory holds.
+
+    Everything that can be checked beforehand is checked before the model is touched. If weights
+    are refused afterwards, the model must be loaded anew.
+
+    Args:
+        directory: written by ``save_adapter``.
+        sam: the base, as ``load_sam`` returned it; changed in place.
+
+    Returns:
+        The injection; the parameters may be trained further.
+
+    Raises:
+        AdapterError: naming the file: missing or broken, of another base, image size or method, an
+            altered rank or alpha, missing or unexpected keys, wrong shapes, NaN weights.
+    """
+    record = read_record(directory)
+    method = _method(directory / RECORD, record)
+    _check_base(directory / RECORD, record, sam)
+    tensors = read_weights(directory / WEIGHTS)
+    config = read_json(directory / PEFT_CONFIG)
+    if record.num_masks != sam.build.num_multimask:
+        sam.resize_mask_tokens(record.num_masks)
+    if record.input_channels > 3:
+        sam.add_input_projection(record.input_channels)
+    try:
+        injection = inject(sam, method)
+    except ConfigError as error:
+        raise AdapterError(f"{directory / RECORD}: {error}") from error
+    check_peft_config(directory / PEFT_CONFIG, config, _peft_config(injection))
+    check_tensors(directory / WEIGHTS, tensors, _stored(sam, injection))
+    check_weights(directory, directory / WEIGHTS, record)
+    try:
+        _restore(sam, injection, tensors)
+    except AdapterError as error:
+        raise AdapterError(f"{directory / WEIGHTS}: {error}") from error
+    return injection
+
+
+def merge(sam: Sam, injection: Injection) -> None:
+    """Fold the adapter into the base weights; afterwards the model is a plain, frozen ``Sam``.
+
+    Raises:
+        AdapterError: when the method cannot be merged.
+    """
+    if injection.method.can_merge:
+        peft_layers.merge(sam)
+    injection.method.merge(sam, injection.attention_blocks)
+    sam.adapter_names = ()
+    sam.requires_grad_(False)
+
+
+def trainable_state(sam: Sam, injection: Injection) -> dict[str, Tensor]:
+    """Return copies on the CPU of the trained parameters, by their name in the model."""
+    parameters = dict(sam.named_parameters())
+    return {name: parameters[name].detach().cpu().clone() for name in injection.parameters}
+
+
+def load_trainable_state(sam: Sam, injection: Injection, state: Mapping[str, Tensor]) -> None:
+    """Put back what ``trainable_state`` returned.
+
+    Raises:
+        AdapterError: when names or shapes differ.
+    """
+    import torch
+
+    own = {name: p for name, p in sam.named_parameters() if name in injection.parameters}
+    check_tensors(Path("trainable state"), state, own)
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state[name])
+
+
+def _stored(sam: Sam, injection: Injection) -> dict[str, Tensor]:
+    """Return what is stored: what peft saves of its layers, and all else that is trained."""
+    stored: dict[str, Tensor] = {}
+    for layers, tuner in injection.peft:
+        stored |= peft_layers.read_state(tuner, layers)
+    by_peft = tuple(f"{name}." for layers, _ in injection.peft for name in layers.names)
+    state = sam.state_dict()
+    others = [
+        name
+        for name in injection.parameters
+        if not name.startswith(by_peft) or ".base_layer." in name  # a bias trained beside peft
+    ]
+    return stored | {peft_layers.PREFIX + name: state[name] for name in others}
+
+
+def _restore(sam: Sam, injection: Injection, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what ``_stored`` returned; keys and shapes have been checked."""
+    left = dict(tensors)
+    for layers, tuner in injection.peft:
+        keys = peft_layers.read_state(tuner, layers)
+        peft_layers.write_state(tuner, {key: left.pop(key) for key in keys})
+    plain = {key.removeprefix(peft_layers.PREFIX): value for key, value in left.items()}
+    sam.load_state_dict(plain, strict=False)
+
+
+def _peft_config(injection: Injection) -> dict[str, Any]:
+    """Return what ``adapter_config.json`` holds."""
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
+    method = injection.method
+    if not injection.plain_peft:
+        return {
+            "peft_type": f"SAMADAPT_{method.name.upper()}",
+            "library_name": "samadapt",
+            "note": "no kind of peft's; load it with samadapt.load_adapter",
+            "method": method.to_dict(),
+        }
+    more: dict[str, Any] = {"inference_mode": True}
+    if method.decoder == "full":
+        more["modules_to_save"] = ["mask_decoder"]
+    layers = injection.peft[0][0] if injection.peft else PeftLayers("LORA", ())
+    if not layers.names:
+        more |= {"r": 1, "lora_alpha": 1, "target_modules": DUMMY_TARGET_MODULES}
+    config = peft_layers.configuration(layers, **more).to_dict()
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=_as_list))
+    return {
+        key: sorted(v) if key == "target_modules" and isinstance(v, list) else v
+        for key, v in plain.items()
+    }
+
+
+def _loads_in_peft(sam: Sam, injection: Injection) -> bool:
+    """Whether peft alone can load it: it cannot give the base more mask tokens."""
+    from samadapt.sam.weights.builds import BUILDS
+
+    original = BUILDS.get(sam.build.name, sam.build).num_multimask
+    return injection.plain_peft and sam.build.num_multimask == original
+
+
+def _as_list(value: object) -> list[Any]:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    raise TypeError(f"cannot write {type(value).__name__} as JSON")
+
+
+def _method(path: Path, record: AdapterRecord) -> Method:
+    try:
+        return method_from_dict(record.method)
+    except ConfigError as error:
+        raise AdapterError(f"{path}: {error}") from error
+
+
+def _check_base(path: Path, record: AdapterRecord, sam: Sam) -> None:
+    """Refuse another base than the adapter was trained on."""
+    from samadapt.sam.weights.loading import base_hash
+
+    if record.image_size != sam.image_size:
+        raise AdapterError(
+            f"{path}: trained at image_size {record.image_size}; the model has {sam.image_size}. "
+            f"Load the base with image_size={record.image_size}"
+        )
+    if sam.adapter_names:
+        raise AdapterError("this model already carries an adapter; load a fresh base")
+    found = base_hash(sam)
+    if found != record.base_sha256:
+        raise AdapterError(
+            f"{path}: trained on base {record.base} with sha256 {record.base_sha256}; the model "
+            f"given is {sam.build.name} with sha256 {found}. Load the weights that it names"
+            + (f" ({record.checkpoint})" if record.checkpoint else "")
+        )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("samadapt", "torch", "peft", "timm"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,118 @@
+"""``samadapt export``: an adapter for another program, read back and compared before it is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from samadapt import console
+from samadapt.config.overrides import parse
+from samadapt.errors import ConfigError
+from samadapt.system.typed import knob
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from samadapt.export import Target
+
+HELP = """
+Writes an adapter for another program into a new folder, loads it back as that program does,
+compares its masks with the adapted model's, prints the largest difference, and keeps the folder
+only if it is small.
+
+  to=peft  a PEFT directory (PeftModel.from_pretrained); naming=transformers for a SamModel
+  to=sam   the merged weights as segment-anything's .pth, and as safetensors
+  to=hf    the merged model as transformers' SamModel directory, with its processor
+  to=onnx  encoder.onnx and decoder.onnx, with the names of segment-anything's own export
+
+push=USER/NAME uploads the folder to the Hugging Face Hub, with the token of `hf auth login`.
+
+  samadapt export adapter=runs/medical/RUN/adapter to=sam output=merged
+  samadapt export adapter=DIR to=onnx output=web precision=fp16
+"""
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """The keys of ``samadapt export``."""
+
+    adapter: str = knob(help="adapter directory")
+    to: Literal["peft", "sam", "hf", "onnx"] = knob(help="what to write")
+    output: str = knob(help="folder to create")
+    checkpoint: str | None = knob(None, help="file of the base weights; null: found by name")
+    naming: Literal["sam", "transformers"] | None = knob(
+        None, help="to=peft: whose module names; null: sam"
+    )
+    precision: Literal["fp32", "fp16", "int8"] | None = knob(
+        None, help="to=onnx: of the encoder's weights (the decoder stays fp32); null: fp32"
+    )
+    push: str | None = knob(None, help="USER/NAME on the Hugging Face Hub to upload to")
+    private: bool = knob(False, help="push: create the repository as a private one")
+
+
+SCHEMA = ExportArguments
+
+
+def run(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return what was written, and how far it is from the adapted model.
+
+    Raises:
+        ConfigError: naming everything wrong with the arguments.
+        AdapterError: the adapter is refused, or the target cannot hold it.
+        MissingExtraError: a package that the target needs is not installed.
+        RunError: what was written does not predict the same, or the upload failed.
+    """
+    asked = parse(ExportArguments, arguments)
+    from samadapt.export import export_adapter
+    from samadapt.export.hub import check_name, push
+
+    target = _target(asked)
+    if asked.push is not None:
+        check_name(asked.push)
+    done = export_adapter(asked.adapter, target, asked.output, checkpoint=asked.checkpoint)
+    address = push(done.output, asked.push, private=asked.private) if asked.push else None
+    return {
+        "adapter": asked.adapter,
+        "to": done.to,
+        "output": str(done.output),
+        "files": done.files,
+        "largest_logit_difference": done.difference.logits,
+        "largest_iou_difference": done.difference.iou,
+        "largest_logit": done.difference.largest,
+        "pixels_that_differ": done.difference.disagreement,
+        "compared": str(done.difference),
+        "notes": done.notes,
+        "pushed": address,
+    }
+
+
+def _target(asked: ExportArguments) -> Target:
+    """Return the target with the options given to it.
+
+    Raises:
+        ConfigError: for an option of another target.
+    """
+    from samadapt.export import TARGETS
+
+    options = {
+        name: value
+        for name in ("naming", "precision")
+        if (value := getattr(asked, name)) is not None
+    }
+    cls = TARGETS[asked.to]
+    known = [item.name for item in fields(cls)]
+    if unknown := [name for name in options if name not in known]:
+        raise ConfigError(
+            f"{unknown[0]} is no option of to={asked.to} ({', '.join(known) or 'it has none'})"
+        )
+    return cls(**options)
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the files with their sizes, the difference and the notes."""
+    rows = [[name, f"{size / 1e6:.2f} MB"] for name, size in result["files"].items()]
+    lines = [console.table([result["output"], "size"], rows), "", result["compared"]]
+    lines += [f"note: {note}" for note in result["notes"]]
+    if result["pushed"]:
+        lines.append(f"uploaded to {result['pushed']}")
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""Why nothing of a data set can be used: no case that can be read, or no object in any mask."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from samadapt.data.classes import ClassTable
+from samadapt.data.formats.base import Reader, Scan, readers
+from samadapt.data.types import Finding
+
+_MOST_FILES = 10_000
+"""Files that are looked at for their endings; a home folder given by mistake has millions."""
+_SHOWN = 6
+_EXTENDED = ("missing_folder", "missing_label")
+_DOUBLE = (".nii.gz", ".seg.nrrd", ".raw.gz")
+
+
+def refuse_no_case(scan: Scan, reader: Reader) -> None:
+    """Add an error to a scan without a case: which file endings there are, and what is read.
+
+    Nothing is added where another error says why: that of a case that is left out, or of a file
+    that lists the cases. The error of a folder or list that is missing gets the endings.
+    """
+    root = reader.options.root
+    if scan.cases or scan.left_out or root is None or not root.is_dir():
+        return
+    errors = {finding.code for finding in scan.findings if finding.severity == "error"}
+    if errors - {"no_cases", *_EXTENDED}:
+        return
+    readable = ", ".join(reader.suffixes) or reader.summary.partition("; extra")[0]
+    counts, more = _endings(root)
+    listed = ", ".join(f"{count} {ending}" for ending, count in counts.most_common(_SHOWN))
+    found = f"the folder holds {'more than ' if more else ''}{listed or 'no file'}"
+    found += f"; data={reader.name} reads {readable}"
+    other = _other_readers(reader, counts)
+    if errors & set(_EXTENDED):
+        if counts:
+            scan.findings = [_extended(finding, found, other) for finding in scan.findings]
+        return
+    fix = other + "check data.root, or convert the files"
+    named = [finding for finding in scan.findings if finding.code == "no_cases"]
+    if named and (reader.options.image or reader.options.label):  # a pattern that matches nothing
+        scan.findings.remove(named[0])
+        message = f"{named[0].message}; {found}"
+        scan.findings.append(replace(named[0], message=message, fix=other + named[0].fix))
+        return
+    scan.findings = [finding for finding in scan.findings if finding.code != "no_cases"]
+    message = f"no usable case: {found}"
+    scan.findings.append(Finding("no_cases", "error", str(root), message, fix))
+
+
+def refuse_no_object(scan: Scan, table: ClassTable, where: str) -> None:
+    """Turn a data set without a single pixel of a class into an error; no case is left then."""
+    used = {value for values in table.values for value in values}
+    if not scan.cases or any(used & set(case.values) for case in scan.cases):
+        return
+    count = len(scan.cases)
+    holding = {value for case in scan.cases for value in case.values} - set(table.ignored)
+    names = ", ".join(
+        f"{name}={','.join(map(str, values))}"
+        for name, values in zip(table.names, table.values, strict=True)
+    )
+    if holding:
+        values = ", ".join(map(str, sorted(holding)[:8]))
+        message = f"no mask of {count} holds a value of the classes ({names}); found: {values}"
+        fix = "check the values in data.classes={name: value}"
+    elif any(finding.code == "unnamed_colours" for finding in scan.findings):
+        message = f"no mask of {count} holds a colour of data.classes ({', '.join(table.names)})"
+        fix = "name the colours that the masks have, as the findings of each mask list them"
+    else:
+        message = f"no mask holds an object: all {count} are empty"
+        fix = "check that they are the right files, and that the masks were exported with values"
+    scan.findings.append(Finding("no_objects", "error", where, message, fix))
+    scan.left_out.extend(case.name for case in scan.cases)
+    scan.cases = []
+
+
+def _extended(finding: Finding, found: str, other: str) -> Finding:
+    if finding.code not in _EXTENDED:
+        return finding
+    return replace(finding, message=f"{finding.message}; {found}", fix=other + finding.fix)
+
+
+def _other_readers(reader: Reader, counts: Counter[str]) -> str:
+    """Return which formats read the endings that were found."""
+    known: dict[str, str] = {}
+    for kind in readers().values():
+        known_endings = (*kind.suffixes, *kind.annotation_suffixes)
+        endings = [ending for ending in counts if ending in known_endings]
+        if endings and kind.name != reader.name:
+            known[kind.name] = ", ".join(endings[:3])
+    shown = " or ".join(f"data={name} ({endings})" for name, endings in list(known.items())[:5])
+    return f"use {shown}, " if shown else ""
+
+
+def _endings(root: Path) -> tuple[Counter[str], bool]:
+    """Return how many files have which ending, and whether there are more files."""
+    counts: Counter[str] = Counter()
+    for number, name in enumerate(_names(root)):
+        if number >= _MOST_FILES:
+            return counts, True
+        low = name.lower()
+        double = next((ending for ending in _DOUBLE if low.endswith(ending)), "")
+        counts[double or Path(low).suffix or "without ending"] += 1
+    return counts, False
+
+
+def _names(root: Path) -> Iterator[str]:
+    for _, folders, files in os.walk(root):
+        folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
+        yield from (name for name in files if not name.startswith("."))

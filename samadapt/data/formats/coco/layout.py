@@ -1,0 +1,139 @@
+"""Which JSON files of a COCO folder hold the objects, and where their pictures lie.
+
+Layouts, in the order in which they are looked for:
+
+- the file that ``data.label`` names;
+- ``annotations.json``, with ``images/``;
+- ``annotations/*.json`` with ``images/``, ``train2017/`` ... or ``images/train2017/``, as COCO
+  itself is published: ``instances_*.json`` are taken where there are any;
+- ``train/_annotations.coco.json`` ... beside the pictures, as Roboflow exports them;
+- JSON files in the root itself, such as Label Studio's ``result.json``.
+
+Captions, keypoints, panoptic files and lists of test pictures are passed over where other files
+remain, since they describe the same pictures again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from samadapt.data.types import Finding, fault
+from samadapt.system.limits import lies_inside
+
+_OTHER = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
+"""Beginnings of the files that COCO publishes beside ``instances_*.json``."""
+_EXPECTED = "annotations.json, annotations/*.json or */_annotations.coco.json"
+
+
+def annotation_files(root: Path, label: str | None) -> list[Path]:
+    """Return the JSON files that may hold the objects.
+
+    Raises:
+        FindingError: there is none.
+    """
+    if label:
+        return sorted(root.glob(label)) if "*" in label else [root / label]
+    if (root / "annotations.json").is_file():
+        return [root / "annotations.json"]
+    patterns = ("annotations/*.json", "*/_annotations.coco.json", "*.json")
+    for pattern in patterns:
+        found = [path for path in sorted(root.glob(pattern)) if not path.name.startswith(".")]
+        if found:
+            instances = [path for path in found if path.name.startswith("instances_")]
+            return instances or found
+    message = f"expected {_EXPECTED} in it"
+    raise fault("missing_label", root, message, "or name the file with data.label=FILE")
+
+
+def passed_over(taken: list[Path]) -> list[Finding]:
+    """Return a warning that names the JSON files beside those that are taken."""
+    folders = sorted({path.parent for path in taken})
+    others = [
+        path.name
+        for folder in folders
+        for path in sorted(folder.glob("*.json"))
+        if path not in taken and not path.name.startswith(".")
+    ]
+    if not others:
+        return []
+    names = ", ".join(path.name for path in taken[:5])
+    message = f"not read: {', '.join(others[:8])}; the objects are taken from {names}"
+    fix = "name another file with data.label=FILE if that is the right one"
+    return [Finding("other_file", "warning", str(folders[0]), message, fix)]
+
+
+def kind_of(path: Path, content: Any) -> str:
+    """Return ``"objects"``, or what a file of another kind holds (``"captions"`` ...).
+
+    Args:
+        path: COCO's own files are known by their names.
+        content: the parsed JSON, of whatever type.
+    """
+    if not isinstance(content, dict):
+        return "objects"  # its error is named where it is read
+    annotations, categories = content.get("annotations"), content.get("categories")
+    first = annotations[0] if isinstance(annotations, list) and annotations else None
+    keys = set(first) if isinstance(first, dict) else set()
+    if "caption" in keys or path.name.startswith("captions_"):
+        return "captions"
+    if "segments_info" in keys:
+        return "panoptic segments"
+    named = categories if isinstance(categories, list) else []
+    if "keypoints" in keys or any(isinstance(c, dict) and "keypoints" in c for c in named):
+        return "keypoints"
+    if "annotations" not in content and "images" in content:
+        return "a list of pictures"
+    return "stuff" if path.name.startswith(_OTHER) else "objects"
+
+
+def of_objects(contents: Mapping[Path, Any]) -> dict[Path, Any]:
+    """Return the files that hold objects; keypoints with outlines where nothing else does.
+
+    Raises:
+        FindingError: none of them holds objects.
+    """
+    kinds = {path: kind_of(path, content) for path, content in contents.items()}
+    for wanted in ("objects", "keypoints", "stuff"):
+        if chosen := {path: contents[path] for path in contents if kinds[path] == wanted}:
+            return chosen
+    path = next(iter(contents))
+    message = f"it holds {kinds[path]}, not the outlines of objects"
+    fix = "name the file with the objects by data.label=FILE, such as instances_train2017.json"
+    raise fault("bad_annotations", path, message, fix)
+
+
+def posix_name(name: str) -> str:
+    r"""Return a file name as written on Windows (``set\1.jpg``) with forward slashes."""
+    return name.replace("\\", "/")
+
+
+def locate(name: str, path: Path, root: Path, shown: str) -> Path:
+    """Return the file of a picture; where there is none, the first place where it could be.
+
+    Args:
+        name: ``file_name`` of the entry, with either kind of slash.
+        path: the JSON file.
+        root: the data set's folder.
+        shown: how an error names the picture.
+
+    Raises:
+        FindingError: the name is absolute or points out of the folder.
+    """
+    relative = PurePosixPath(posix_name(name))
+    if not lies_inside(name, root) or ".." in relative.parts:
+        message = f"{shown} must lie below the data set's folder"
+        raise fault("path_outside", path, message, "give file_name relative to images/")
+    split = path.stem.rpartition("_")[2]  # instances_train2017: train2017
+    folders = [root / "images", root, root / split, root / "images" / split, path.parent]
+    places = [folder / relative for folder in folders]
+    return next((place for place in places if is_there(place)), places[0])
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file exists; False for names that no file system takes."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a null character
+        return False

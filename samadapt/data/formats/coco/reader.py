@@ -1,0 +1,315 @@
+"""COCO JSON: pictures and the outlines of their objects; ``coco_layout.py`` finds the files.
+
+Polygons and run lengths (compressed or not) become a label map of category numbers; how objects
+that overlap are drawn is in ``instance_masks.py``. Captions, and boxes without a mask, are not
+read.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+from samadapt.data.formats.base import Layout, Reader, register_reader
+from samadapt.data.formats.coco.layout import (
+    annotation_files,
+    is_there,
+    locate,
+    of_objects,
+    passed_over,
+    posix_name,
+)
+from samadapt.data.formats.shared.exif import UPRIGHT, check_frame
+from samadapt.data.formats.shared.instance_masks import MaskObject, paint, read_segmentation
+from samadapt.data.formats.shared.pictures import load_picture, save_plane
+from samadapt.data.formats.shared.volume_reader import error
+from samadapt.data.types import Array, Case, Finding, FindingError, Volume, check_size, fault
+from samadapt.errors import nearest
+
+_MEND = "mend the file (see cocodataset.org, format of object detection)"
+
+
+class ObjectReader(Reader):
+    """Reads pictures whose objects lie in a JSON; a format says where they are."""
+
+    needs: ClassVar[tuple[str, str] | None] = ("pycocotools", "coco")
+    default_intensity: ClassVar[str | None] = "rgb"
+    annotation_suffixes: ClassVar[tuple[str, ...]] = (".json",)
+    numbers_objects: ClassVar[bool] = True
+
+    @abstractmethod
+    def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
+        """Return the objects of a case.
+
+        Raises:
+            FindingError: the annotations are broken.
+        """
+
+    def read_image(self, path: Path) -> Volume:
+        """Read a picture."""
+        picture = load_picture(path, self.options.exif)
+        return Volume(picture.image, is_color=picture.is_color)
+
+    def declared_size(self, case: Case) -> tuple[int, int] | None:
+        """Return (h, w) that the annotations state for a picture; None where they do not."""
+        return None
+
+    def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
+        """Read and check picture and objects."""
+        try:
+            if case.labels is None:
+                message = "this picture has no annotations"
+                raise fault("missing_label", case.image, message, "add them or move the picture")
+            if not is_there(case.image):
+                message = f"{case.labels} names a picture that is not there"
+                raise fault("missing_image", case.image, message, "add the picture")
+            picture = load_picture(case.image, self.options.exif)
+            volume = Volume(picture.image, is_color=picture.is_color)
+            height, width = picture.size
+            if self.options.exif is None and picture.orientation != UPRIGHT:
+                check_frame(
+                    case.labels,
+                    case.image,
+                    picture.stored,
+                    picture.orientation,
+                    self.declared_size(case),
+                )
+            objects = self.objects(case, height, width)
+        except FindingError as problem:
+            return None, [problem.finding]
+        if volume.image.min() == volume.image.max():
+            message = f"all pixels have the value {float(volume.image.min()):g}"
+            return None, [error("constant_image", case.image, message, "export it again")]
+        labels, instances, hidden = paint(objects, height, width)
+        findings = []
+        if hidden:
+            message = f"{len(hidden)} objects of {case.image.name} lie wholly under smaller ones: "
+            message += ", ".join(hidden[:5])
+            fix = "remove them if they are doubles"
+            findings.append(Finding("hidden_object", "warning", str(case.labels), message, fix))
+        if not labels.any():
+            message = f"no object is drawn in {case.image.name}"
+            fix = "check that it is the right file"
+            findings.append(Finding("no_foreground", "warning", str(case.labels), message, fix))
+        return Volume(
+            volume.image, labels[:, :, None], is_color=volume.is_color, instances=instances
+        ), findings
+
+    def write(self, prediction: Array, volume: Volume, path: Path) -> None:
+        """Write class ids as PNG."""
+        save_plane(prediction, volume, path)
+
+
+@register_reader("coco")
+class CocoReader(ObjectReader):
+    """Reads COCO's object annotations."""
+
+    summary = "COCO JSON (polygons, RLE): images/ + annotations.json or annotations/; extra coco"
+    file_keys: ClassVar[tuple[str, ...]] = ("root", "label")
+
+    def discover(self) -> Layout:
+        """Read the JSON files; one case a picture."""
+        layout = Layout()
+        self._entries: dict[str, list[dict[str, Any]]] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._values: dict[int, int] = {}
+        root = self.options.root
+        try:
+            contents = {path: read_json(path) for path in self._files(root)}
+            tables = {path: _tables(path, one) for path, one in of_objects(contents).items()}
+            layout.classes = self._read_categories(tables)
+        except FindingError as problem:
+            layout.findings.append(problem.finding)
+            return layout
+        if not self.options.label:
+            layout.findings += passed_over(list(tables))
+        seen: dict[Path, Path] = {}
+        for path, table in tables.items():
+            self._add_cases(path, table, layout, seen)
+        if not layout.cases and all(one.severity == "warning" for one in layout.findings):
+            message = "the annotations name no picture"
+            layout.findings.append(error("no_cases", root or Path(), message, "check data.root"))
+        return layout
+
+    def declared_size(self, case: Case) -> tuple[int, int] | None:
+        """Return the size in the entry of the picture."""
+        return self._sizes[case.name]
+
+    def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
+        """Return the objects of a picture, checked against its size."""
+        labels = case.labels or case.image
+        declared = self._sizes[case.name]
+        if declared != (height, width):
+            message = (
+                f"it says {case.image.name} has {declared[0]} x {declared[1]} pixels (h x w); "
+                f"the picture has {height} x {width}"
+            )
+            raise fault("shape_mismatch", labels, message, "annotate the picture as it is")
+        found = []
+        for entry in self._entries.get(case.name, []):
+            shown = f"annotation {entry['id']}"
+            try:
+                runs = read_segmentation(entry["segmentation"], height, width)
+            except ValueError as problem:
+                message = f"{shown} of {case.image.name}: {problem}"
+                raise fault("bad_segmentation", labels, message, _MEND) from None
+            is_crowd = bool(entry.get("iscrowd"))
+            found.append(MaskObject(self._values[entry["category_id"]], runs, is_crowd, shown))
+        return found
+
+    def _files(self, root: Path | None) -> list[Path]:
+        if root is None or not root.is_dir():
+            reason = "there is no such folder" if root else "no folder is given"
+            message = f"expected images/ and annotations.json; {reason}"
+            raise fault("missing_folder", root or "data.root", message, "set data.root")
+        return annotation_files(root, self.options.label)
+
+    def _read_categories(
+        self, tables: Mapping[Path, Mapping[str, list[dict[str, Any]]]]
+    ) -> dict[str, tuple[int, ...]]:
+        """Return name to label values: the category numbers, or those plus one if one is 0."""
+        names: dict[int, str] = {}
+        for path, table in tables.items():
+            for entry in table["categories"]:
+                number, name = _key(path, "categories", entry, "id", int), entry.get("name")
+                if not isinstance(name, str) or not name or number < 0:
+                    message = "a category needs a name and an id from 0; one of them has not"
+                    raise fault("bad_annotations", path, message, _MEND)
+                if names.setdefault(number, name) != name:
+                    message = f"category {number} is {name!r} here and {names[number]!r} elsewhere"
+                    raise fault("category_conflict", path, message, "number them alike")
+        shift = 1 if 0 in names else 0  # 0 is background in a label map
+        self._values = {number: number + shift for number in names}
+        classes: dict[str, tuple[int, ...]] = {}
+        for number, name in sorted(names.items()):
+            classes[name] = (*classes.get(name, ()), number + shift)
+        return classes
+
+    def _add_cases(
+        self,
+        path: Path,
+        table: Mapping[str, list[dict[str, Any]]],
+        layout: Layout,
+        seen: dict[Path, Path],
+    ) -> None:
+        """Add the pictures of one JSON; an entry that is wrong is a finding of its own."""
+        names: dict[int, str] = {}
+        refused = []
+        for entry in table["images"]:
+            try:
+                number = _key(path, "images", entry, "id", int)
+                image = self._locate(path, entry)
+                if image in seen or number in names:
+                    message = f"the picture {image.name} (id {number}) is listed twice"
+                    message += f", also in {seen[image]}" if image in seen else ""
+                    raise fault("duplicate_case", path, message, "list each picture once")
+                size = tuple(_key(path, "images", entry, side, int) for side in ("height", "width"))
+                check_size(path, size)
+            except FindingError as problem:
+                layout.findings.append(problem.finding)
+                refused.append(entry.get("id"))
+                continue
+            seen[image] = path
+            relative = PurePosixPath(posix_name(str(entry["file_name"])))
+            name = "_".join(relative.with_suffix("").parts)
+            while name in self._sizes:
+                name += f"_{number}"
+            names[number] = name
+            self._sizes[name] = (size[0], size[1])
+            layout.cases.append(Case(name, image, path))
+        without = {number for number in refused if type(number) is int} - set(names)
+        for entry in table["annotations"]:
+            if type(entry.get("image_id")) is int and entry["image_id"] in without:
+                continue  # the finding of its picture says why
+            try:
+                self._add_object(path, entry, names)
+            except FindingError as problem:
+                layout.findings.append(problem.finding)
+                owners = _owners(entry.get("image_id"), names)
+                layout.ambiguous |= {c.image for c in layout.cases if c.name in owners}
+
+    def _add_object(self, path: Path, entry: dict[str, Any], names: Mapping[int, str]) -> None:
+        number = _key(path, "annotations", entry, "id", int)
+        image = _key(path, "annotations", entry, "image_id", int)
+        category = _key(path, "annotations", entry, "category_id", int)
+        if image not in names or category not in self._values:
+            kind, value = ("category_id", category) if image in names else ("image_id", image)
+            message = f"annotation {number} has {kind} {value}, which is not listed"
+            raise fault("dangling_annotation", path, message, _MEND)
+        if "segmentation" not in entry:
+            message = f"annotation {number} has no segmentation"
+            raise fault("bad_annotations", path, message, "a box alone is not read; " + _MEND)
+        kept = ("id", "category_id", "segmentation", "iscrowd")
+        self._entries.setdefault(names[image], []).append({k: entry[k] for k in kept if k in entry})
+
+    def _locate(self, path: Path, entry: Mapping[str, Any]) -> Path:
+        """Return the file of an entry of ``images``; the first place where it could be."""
+        name = entry.get("file_name")
+        if not isinstance(name, str) or not PurePosixPath(posix_name(name)).name:
+            raise fault(
+                "bad_annotations", path, f"picture {entry.get('id')} has no file_name", _MEND
+            )
+        root = self.options.root or path.parent
+        return locate(name, path, root, f"picture {entry.get('id')}")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file, in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark.
+
+    Raises:
+        FindingError: it is missing, empty or not JSON.
+    """
+    if not path.is_file():
+        raise fault("missing_file", path, "there is no such file", "check the path")
+    if path.stat().st_size == 0:
+        raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as problem:
+        message = f"is not a JSON file ({_where(problem)})"
+        raise fault("broken_json", path, message, "copy or export it again") from None
+
+
+def _where(problem: Exception) -> str:
+    """Return what is wrong with JSON and where, without a word of it."""
+    if isinstance(problem, json.JSONDecodeError):
+        return f"{problem.msg}, line {problem.lineno}, column {problem.colno}"
+    return type(problem).__name__
+
+
+def _tables(path: Path, content: Any) -> dict[str, list[dict[str, Any]]]:
+    if not isinstance(content, dict):
+        message = f"expected an object; got {type(content).__name__}"
+        raise fault("bad_annotations", path, message, _MEND)
+    tables = {}
+    for key in ("images", "annotations", "categories"):
+        table = content.get(key)
+        if not isinstance(table, list) or not all(isinstance(entry, dict) for entry in table):
+            found = "it is missing" if key not in content else f"got {type(table).__name__}"
+            found += nearest(key, content) if key not in content else ""
+            message = f"expected {key}, a list of objects; {found}"
+            raise fault("bad_annotations", path, message, _MEND)
+        tables[key] = table
+    return tables
+
+
+def _owners(number: Any, names: Mapping[int, str]) -> set[str]:
+    """Return whose a broken annotation may be: the picture that it names, or any of the file."""
+    if isinstance(number, int) and not isinstance(number, bool):
+        return {names[number]} if number in names else set()
+    text = str(number)
+    if text.isdecimal() and int(text) in names:
+        return {names[int(text)]}
+    return set(names.values())
+
+
+def _key(path: Path, table: str, entry: Mapping[str, Any], key: str, kind: type) -> Any:
+    value = entry.get(key)
+    if type(value) is not kind:
+        found = type(value).__name__ if key in entry else "nothing"
+        message = f"{table}: expected {key} as {kind.__name__}; an entry has {found}"
+        raise fault("bad_annotations", path, message, _MEND)
+    return value

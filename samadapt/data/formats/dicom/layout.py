@@ -1,0 +1,512 @@
+"""From the DICOM objects of a folder to cases: which images, by what name, with which mask.
+
+1. A series in a folder is a candidate. Pictures (X-ray, ultrasound), several series of a single
+   slice, and files that a mask is named after, are a candidate each file.
+2. Localizers, screenshots and single images beside a volume are left aside.
+3. A mask belongs to a candidate by its name or, for SEG and RTSTRUCT, by what the object refers
+   to. A series without a mask beside one that has one is left aside.
+4. Where several volumes compete for one case, ``data.series`` chooses; without it the case is an
+   error that lists them.
+
+Everything that is left aside is counted in one warning.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from samadapt.data.formats.base import Layout, ReaderOptions
+from samadapt.data.formats.dicom.choice import choose_series, listed, parse_choice
+from samadapt.data.formats.dicom.objects import LABELS, Contents, Series
+from samadapt.data.formats.dicom.references import belongs_to
+from samadapt.data.formats.shared.stills import SUFFIXES as PICTURES
+from samadapt.data.formats.shared.volume_patterns import match
+from samadapt.data.formats.shared.volume_reader import error
+from samadapt.data.types import Case, Finding, fault
+
+MASK_FOLDERS = ("labelsTr", "labels", "masks")
+_IMAGE_FOLDERS = ("images", "imagesTr")
+_MASK_ENDS = ("", "_mask", ".seg")
+
+
+@dataclass
+class Candidate:
+    """What may become a case: a series, or one file of it.
+
+    Attributes:
+        series: the series.
+        files: its files, or the one.
+        image: the folder, or the one file.
+        name: of the case.
+        masks: what belongs to it.
+        rivals: other candidates for the same case; then it is none.
+        place: the folder that holds the rivals.
+    """
+
+    series: Series
+    files: tuple[Path, ...]
+    image: Path
+    name: str = ""
+    masks: list[Path] = field(default_factory=list)
+    rivals: list[Candidate] = field(default_factory=list)
+    place: Path | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is one file of what may be more."""
+        return self.image == self.files[0]
+
+
+class DicomLayout:
+    """The candidates of a folder, and what is left aside.
+
+    Args:
+        root: the data set's folder.
+        options: patterns and the choice of series.
+        contents: what lies in the folder.
+        layout: gets cases and findings.
+    """
+
+    def __init__(
+        self, root: Path, options: ReaderOptions, contents: Contents, layout: Layout
+    ) -> None:
+        self.root, self.options, self.layout = root, options, layout
+        self.contents = contents
+        self.terms = parse_choice(options.series)
+        self.aside: Counter[str] = Counter(contents.others)
+        self.used: set[Path] = set()
+        self.candidates: list[Candidate] = []
+        self.several: dict[str, Finding | None] = {}
+        """Cases that are one of several volumes: the error for the first, None for the others."""
+
+    def arrange(self) -> None:
+        """Make the cases of the layout.
+
+        Raises:
+            FindingError: a pattern matches nothing, or no series fits ``data.series``.
+        """
+        self._make_candidates()
+        if self.options.label:
+            self._masks_by_pattern()
+        else:
+            self._masks_by_reference()
+            self._masks_by_name()
+        self._leave_aside()
+        self._choose()
+        self._make_cases()
+        self._report()
+
+    def _make_candidates(self) -> None:
+        chosen: dict[Path, str] | None = None
+        if self.options.image:
+            chosen = {path: name for name, path in match(self.root, self.options.image).items()}
+        by_folder: dict[Path, list[Series]] = {}
+        for item in self.contents.series:
+            by_folder.setdefault(item.folder, []).append(item)
+        for folder, series in by_folder.items():
+            self.candidates += self._of_folder(folder, series)
+        if chosen is not None:
+            self.candidates = _picked(self.candidates, chosen)
+        _name(self.root, self.candidates, chosen or {})
+
+    def _of_folder(self, folder: Path, series: list[Series]) -> list[Candidate]:
+        """Return the candidates of one folder: series, or single files."""
+        images = [item for item in series if item.kind == "image"]
+        singles = {id(item) for item in images if item.is_picture}
+        if sum(len(item.files) for item in images if id(item) in singles) == 1 and len(series) == 1:
+            singles = set()  # a picture alone in its folder may have the folder's name
+        if len(images) > 1 and all(item.slices == 1 for item in images):
+            singles = {id(item) for item in images}
+        if not self._named_masks(folder):
+            singles |= {
+                id(item)
+                for item in images
+                if len(self._stem_masks(folder, item.files)) > (len(item.files) > 1)
+            }
+        found = []
+        for item in series:
+            files = tuple(sorted(item.files))
+            if id(item) in singles:
+                found += [Candidate(item, (path,), path) for path in files]
+            else:
+                found.append(Candidate(item, files, folder))
+        return found
+
+    def _stem_masks(self, folder: Path, files: Iterable[Path]) -> list[Path]:
+        """Return the masks in the folders for masks that are named as files of a series."""
+        endings = (*LABELS, *PICTURES)
+        return [
+            mask
+            for path in files
+            for stem in dict.fromkeys((_stem(path), path.name))
+            for mask in _existing([self.root / part / stem for part in MASK_FOLDERS], endings)
+        ]
+
+    def _places(self, candidate: Candidate, level: Path) -> list[Path]:
+        """Return where a mask of this level may lie, without its ending."""
+        if level == candidate.image and candidate.is_file:
+            names = (_stem(level), level.stem, level.name)
+            stems = dict.fromkeys((candidate.name, *names))
+            beside = [level.parent / stem for stem in dict.fromkeys(names)]
+            below = self._mirrored(level.parent)
+            beside += [folder / stem for folder in below for stem in dict.fromkeys(names)]
+            return [*(self.root / part / stem for part in MASK_FOLDERS for stem in stems), *beside]
+        return self._folder_places(level)
+
+    def _mirrored(self, folder: Path) -> list[Path]:
+        """Return the folders for masks that lie as a folder of images does."""
+        parts = folder.relative_to(self.root).parts
+        parts = parts[1:] if parts[:1] and parts[0] in _IMAGE_FOLDERS else parts
+        return [self.root.joinpath(part, *parts) for part in MASK_FOLDERS] if parts else []
+
+    def _folder_places(self, level: Path) -> list[Path]:
+        if level == self.root:
+            return [self.root / part / self.root.resolve().name for part in MASK_FOLDERS]
+        parts = level.relative_to(self.root).parts
+        stems = ["_".join(parts)]
+        if parts[0] in _IMAGE_FOLDERS and len(parts) > 1:
+            stems.append("_".join(parts[1:]))
+        places = [self.root / part / stem for part in MASK_FOLDERS for stem in stems]
+        return [*places, *self._mirrored(level), level.parent / level.name]
+
+    def _named_masks(self, level: Path) -> list[Path]:
+        return _existing(self._folder_places(level), LABELS)
+
+    def _levels(self, candidate: Candidate) -> list[Path]:
+        """Return the file, its folder, and the folders above it up to the root."""
+        levels = [candidate.image] if candidate.is_file else []
+        folder = candidate.series.folder
+        while True:
+            levels.append(folder)
+            if folder == self.root or self.root not in folder.parents:
+                return levels
+            folder = folder.parent
+
+    def _masks_by_pattern(self) -> None:
+        masks = match(self.root, str(self.options.label))
+        for candidate in self.candidates:
+            candidate.masks = [masks[key] for key in (candidate.name, "") if key in masks][:1]
+            self.used.update(candidate.masks)
+        for path in sorted(set(masks.values()) - self.used):
+            self._orphan(path, "it matches data.label, and no case has its name")
+
+    def _masks_by_reference(self) -> None:
+        for item in self.contents.masks:
+            fitting, reason = belongs_to(item, [c.series for c in self.candidates])
+            ids = {id(series) for series in fitting}
+            owners = [candidate for candidate in self.candidates if id(candidate.series) in ids]
+            if len(owners) == 1:
+                owners[0].masks.append(item.path)
+                self.used.add(item.path)
+            elif not item.is_contours:
+                self._orphan(item.path, reason or f"it fits {len(owners)} of the series")
+
+    def _masks_by_name(self) -> None:
+        """Give masks to the candidates that they are named after, the deepest folder first."""
+        members: dict[Path, list[Candidate]] = {}
+        for candidate in self.candidates:
+            for level in self._levels(candidate):
+                members.setdefault(level, []).append(candidate)
+        names = Counter(candidate.name for candidate in self.candidates)
+        for level in sorted(members, key=lambda path: (-len(path.parts), path)):
+            inside = [c for c in members[level] if not _has_own(c)]
+            for candidate in inside:
+                if names[candidate.name] == 1:  # it may have a hash, as its folder's has not
+                    places = [self.root / part / candidate.name for part in MASK_FOLDERS]
+                    self._take(candidate, _existing(places, LABELS))
+            inside = [c for c in inside if not _has_own(c)]
+            is_file = len(inside) == 1 and inside[0].image == level and inside[0].is_file
+            places = self._places(inside[0], level) if is_file else self._folder_places(level)
+            found = _existing(places, (*LABELS, *PICTURES) if is_file else LABELS)
+            found = [path for path in found if path not in self.used]
+            inside = self._narrow(inside) if found else inside
+            if found and len(inside) == 1:
+                self._take(inside[0], found)
+            elif found and inside:
+                self.used.update(found)
+                for candidate in inside:
+                    candidate.rivals, candidate.place = inside, level
+
+    def _narrow(self, inside: list[Candidate]) -> list[Candidate]:
+        """Return who competes for one mask: without what is aside, and as ``data.series`` says."""
+        inside = [c for c in inside if not _is_side(c, inside)] or inside
+        left = {id(item) for item in choose_series([c.series for c in inside], self.terms)}
+        return [c for c in inside if id(c.series) in left]
+
+    def _take(self, candidate: Candidate, masks: list[Path]) -> None:
+        contours = {item.path for item in self.contents.masks if item.is_contours}
+        if masks:  # a mask that is named after the case was chosen; the plan is left aside
+            candidate.masks = [path for path in candidate.masks if path not in contours]
+        candidate.masks += [path for path in masks if path not in candidate.masks]
+        self.used.update(masks)
+
+    def _leave_aside(self) -> None:
+        """Drop what is no volume beside volumes, and series whose sibling has the mask."""
+        every = self.candidates
+        with_mask = {c.series.study for c in every if c.masks and c.series.study}
+        kept = []
+        for candidate in every:
+            near = [c for c in every if c.series.folder == candidate.series.folder]
+            if candidate.masks or candidate.rivals:
+                kept.append(candidate)
+            elif _is_side(candidate, near) or _is_flagged(candidate, every):
+                self.aside[_side_name(candidate)] += len(candidate.files)
+            elif any(c.masks and not c.is_file for c in near) or (
+                not candidate.is_file and candidate.series.study in with_mask
+            ):
+                self.aside[f"{candidate.series.modality or 'image'} series without a mask"] += len(
+                    candidate.files
+                )
+            else:
+                kept.append(candidate)
+        self.candidates = kept
+
+    def _choose(self) -> None:
+        """Apply ``data.series``, folder by folder, and find the folders where several are left."""
+        if self.terms:
+            self._apply_terms()
+        for candidate in self.candidates:
+            near = [
+                c
+                for c in self.candidates
+                if c.series.folder == candidate.series.folder and not (c.masks or c.is_file)
+            ]
+            if len(near) > 1 and candidate in near and not candidate.rivals:
+                candidate.rivals = near
+
+    def _apply_terms(self) -> None:
+        before = [candidate.series for candidate in self.candidates]
+        kept = []
+        for candidate in self.candidates:
+            near = [c.series for c in self.candidates if c.series.folder == candidate.series.folder]
+            near = (candidate.rivals and [c.series for c in candidate.rivals]) or near
+            if candidate.is_file:
+                near = [candidate.series]
+            if any(item is candidate.series for item in choose_series(near, self.terms)):
+                kept.append(candidate)
+            else:
+                self.aside[f"{candidate.series.modality or 'image'} not chosen by data.series"] += (
+                    len(candidate.files)
+                )
+        if before and not kept:
+            message = (
+                f"no series fits data.series={','.join(self.terms)}; there are {listed(before)}"
+            )
+            raise fault("no_series", self.root, message, "choose one of those")
+        for candidate in kept:
+            candidate.rivals = [c for c in candidate.rivals if c in kept]
+            if len(candidate.rivals) == 1:
+                candidate.rivals = []
+        self.candidates = kept
+
+    def _make_cases(self) -> None:
+        left = Counter(c.image for c in self.candidates)
+        for candidate in self.candidates:
+            if left[candidate.image] == 1:  # alone it needs no hash
+                candidate.name = candidate.name.removesuffix(f"_{candidate.series.identity}")
+        for candidate in self.candidates:
+            if found := only_localizers(candidate.series):
+                self.several[candidate.name] = found
+            if candidate.rivals and candidate.name not in self.several:
+                self.several |= dict.fromkeys((rival.name for rival in candidate.rivals), None)
+                rivals = [rival.series for rival in candidate.rivals]
+                self.several[candidate.name] = several_series(
+                    candidate.place or candidate.series.folder, rivals
+                )
+            if len(candidate.masks) > 1:
+                names = ", ".join(path.name for path in candidate.masks[:4])
+                message = f"it has several masks: {names}"
+                fix = "keep one, or choose with data.image and data.label"
+                self.layout.findings.append(error("several_labels", candidate.image, message, fix))
+                self.layout.ambiguous.add(candidate.image)
+            label = candidate.masks[0] if candidate.masks else None
+            patient = candidate.series.patients[candidate.files[0]]
+            self.layout.cases.append(
+                Case(candidate.name, candidate.image, label, files=candidate.files, patient=patient)
+            )
+
+    def _report(self) -> None:
+        """Report masks that belong to nothing, and everything that was left aside."""
+        contours = [item.path for item in self.contents.masks if item.is_contours]
+        unused = [path for path in contours if path not in self.used or not self._owner(path)]
+        lacking = any(not (c.masks or c.rivals) for c in self.candidates)
+        for path in unused:
+            if lacking and not self.options.label:
+                self._orphan(path, "it refers to another series or frame of reference")
+            else:
+                self.aside["RTSTRUCT"] += 1
+        if not self.options.label:
+            names = ", ".join(sorted({case.name for case in self.layout.cases})[:3])
+            for path in sorted(set(_in_folders(self.root)) - self.used):
+                self._orphan(path, f"no case is named so; cases are {names}, …" if names else "")
+            strange = set(self.contents.pictures) - self.used - set(_in_folders(self.root))
+            for path in sorted(strange):
+                message = "it is no DICOM file, and no image is named after it; it is not read"
+                found = Finding(
+                    "other_file", "warning", str(path), message, "remove it, or rename it"
+                )
+                self.layout.findings.append(found)
+        aside = left_aside(self.root, self.aside)
+        self.layout.findings += [aside] if aside else []
+
+    def _owner(self, path: Path) -> bool:
+        return any(path in candidate.masks for candidate in self.candidates)
+
+    def _orphan(self, path: Path, reason: str) -> None:
+        message = "this mask belongs to no DICOM series of the folder"
+        message += f": {reason}" if reason else ""
+        fix = "add the series, name the mask as its folder or file, or remove it"
+        self.layout.findings.append(error("missing_image", path, message, fix))
+
+
+def several_series(folder: Path, series: Sequence[Series]) -> Finding:
+    """Return the error that lists the volumes of a folder and says how to choose."""
+    message = f"it holds {len(series)} volumes: {listed(series)}"
+    fix = (
+        f"choose with series={_telling(series)} (data.series= for a data set): a modality, a "
+        "series number, largest, or the digits in brackets"
+    )
+    if len({patient for item in series for patient in item.patients.values() if patient}) > 1:
+        fix += "; they are of several patients: better give each a folder named as its mask"
+    return error("several_series", folder, message, fix)
+
+
+def _telling(series: Sequence[Series]) -> str:
+    """Return a term that picks the first series: its modality, its number or its digits."""
+    first, others = series[0], series[1:]
+    if first.modality and all(item.modality != first.modality for item in others):
+        return first.modality
+    if first.number is not None and all(item.number != first.number for item in others):
+        return str(first.number)
+    return first.identity
+
+
+def only_localizers(series: Series) -> Finding | None:
+    """Return the error of a series that holds localizers alone, in several orientations."""
+    if series.kind != "localizer" or len(series.turns) < 2:
+        return None
+    message = f"it holds {series.slices} localizers and no scan"
+    return error("only_localizers", series.folder, message, "add the scan, or leave it out")
+
+
+def left_aside(root: Path, kinds: Mapping[str, int]) -> Finding | None:
+    """Return the one warning of files that are not read, by kind; None where there is none."""
+    if not kinds:
+        return None
+    parts = [f"{kind} ({count} file{'s' * (count > 1)})" for kind, count in sorted(kinds.items())]
+    message = f"beside the images lie other DICOM objects, which are not read: {', '.join(parts)}"
+    return Finding("other_object", "warning", str(root), message, "nothing, if that is meant")
+
+
+def volumes_of(
+    folder: Path, contents: Contents, choice: str | None
+) -> tuple[list[Series], Counter[str]]:
+    """Return the series of a folder that may be meant as one volume, and what is left aside."""
+    candidates = [Candidate(item, tuple(item.files), folder) for item in contents.series]
+    aside = Counter(contents.others)
+    aside["RTSTRUCT"] += sum(item.is_contours for item in contents.masks)
+    aside["SEG"] += sum(not item.is_contours for item in contents.masks)
+    kept = []
+    for candidate in candidates:
+        if _is_side(candidate, candidates) or _is_flagged(candidate, candidates):
+            aside[_side_name(candidate)] += len(candidate.files)
+        else:
+            kept.append(candidate.series)
+    left = choose_series(kept, parse_choice(choice))
+    for item in kept:
+        if not any(item is other for other in left):
+            aside[f"{item.modality or 'image'} not chosen"] += len(item.files)
+    if kept and not left:
+        message = f"no series fits series={choice} (as given, or as the adapter was trained); "
+        message += f"there are {listed(kept)}"
+        raise fault("no_series", folder, message, "choose one of those")
+    return left, +aside
+
+
+def _picked(candidates: list[Candidate], chosen: Mapping[Path, str]) -> list[Candidate]:
+    """Return what a pattern of folders or files matches."""
+    found = []
+    for candidate in candidates:
+        if candidate.series.folder in chosen or candidate.image in chosen:
+            found.append(candidate)
+            continue
+        files = [path for path in candidate.files if path in chosen]
+        found += [Candidate(candidate.series, (path,), path) for path in files]
+    return found
+
+
+def _name(root: Path, candidates: list[Candidate], chosen: Mapping[Path, str]) -> None:
+    """Name the candidates: by the pattern, by file, or by folder with a hash where several are."""
+    volumes = [c for c in candidates if not c.is_file and not _is_flagged(c, candidates)]
+    for candidate in candidates:
+        if candidate.image in chosen:
+            candidate.name = chosen[candidate.image] or candidate.image.name
+        else:
+            parts = list(candidate.image.relative_to(root).parts)
+            if candidate.is_file:
+                parts[-1] = _stem(candidate.image)
+                if len(parts) > 1 and parts[0] in _IMAGE_FOLDERS:
+                    parts = parts[1:]
+            candidate.name = "_".join(parts) or root.resolve().name
+    files = Counter(c.name for c in candidates if c.is_file)
+    for candidate in candidates:
+        if candidate.is_file and files[candidate.name] > 1:  # endings alone tell them apart
+            candidate.name += candidate.image.suffix.replace(".", "_")
+        near = [c for c in volumes if c.image == candidate.image and not _is_side(c, volumes)]
+        if not candidate.is_file and len(near) > 1:
+            candidate.name += f"_{candidate.series.identity}"
+
+
+def _stem(path: Path) -> str:
+    """Return a file's name without its ending; the numbers of a UID are no ending."""
+    ending = path.suffix[1:]
+    return path.stem if ending.isalpha() and len(ending) <= 5 else path.name
+
+
+def _has_own(candidate: Candidate) -> bool:
+    """Whether it has a mask that is not only a plan's contours."""
+    return any(path.name.lower().endswith((*LABELS, *PICTURES)) for path in candidate.masks)
+
+
+def _is_flagged(candidate: Candidate, others: Sequence[Candidate]) -> bool:
+    """Whether it says of itself that it is no scan, and there is one."""
+    return candidate.series.kind != "image" and any(c.series.kind == "image" for c in others)
+
+
+def _is_side(candidate: Candidate, others: Sequence[Candidate]) -> bool:
+    """Whether it is a localizer, a screenshot or a single image beside a volume in its folder."""
+    if candidate.is_file:
+        return False
+    near = [c for c in others if c is not candidate and not c.is_file]
+    volumes = [c for c in near if c.series.kind == "image" and len(c.series.turns) < 2]
+    volumes = [c for c in volumes if c.series.slices > 1]
+    if candidate.series.kind != "image":
+        return bool(volumes)
+    return bool(volumes) and (candidate.series.slices == 1 or len(candidate.series.turns) > 1)
+
+
+def _side_name(candidate: Candidate) -> str:
+    series = candidate.series
+    if series.kind == "image":
+        kind = "images of several orientations" if len(series.turns) > 1 else "single images"
+        return f"{series.modality or 'other'} {kind}"
+    return f"{series.modality or 'other'} {series.kind}"
+
+
+def _existing(places: Sequence[Path], endings: Sequence[str]) -> list[Path]:
+    """Return the files that lie at places (paths without ending), each once."""
+    found = [
+        place.with_name(f"{place.name}{part}{ending}")
+        for place in places
+        for part in _MASK_ENDS
+        for ending in endings
+    ]
+    return [path for path in dict.fromkeys(found) if path.is_file()]
+
+
+def _in_folders(root: Path) -> list[Path]:
+    files = [path for part in MASK_FOLDERS for path in (root / part).glob("*")]
+    return [path for path in files if path.name.lower().endswith((*LABELS, *PICTURES))]

@@ -1,0 +1,1 @@
+"""NRRD, MetaImage and 3D Slicer segmentations, through SimpleITK."""

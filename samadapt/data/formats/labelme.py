@@ -1,0 +1,275 @@
+"""labelme: one JSON a picture, with polygons, rectangles, circles and masks.
+
+The JSON lies beside its picture or in another folder below ``data.root``, in subfolders too;
+``imagePath`` leads to the picture, or a picture of the same name beside the JSON or in
+``images/``. The picture that labelme embeds (``imageData``) is not read. The labels, in
+alphabetical order, are the classes; ``_background_`` is background and ``__ignore__`` has no loss
+and no score, as in labelme's own converters. Shapes of one label and one ``group_id`` are one
+object. Lines and points have no area and are named in a warning. How objects that overlap are
+drawn is in ``instance_masks.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
+from typing import Any, ClassVar
+
+import numpy as np
+
+from samadapt.data.formats.base import Layout, register_reader
+from samadapt.data.formats.coco.layout import is_there, posix_name
+from samadapt.data.formats.coco.reader import ObjectReader, read_json
+from samadapt.data.formats.shared.instance_masks import (
+    MaskObject,
+    area_of,
+    read_segmentation,
+    runs_of,
+)
+from samadapt.data.formats.shared.stills import SUFFIXES
+from samadapt.data.formats.shared.volume_reader import error
+from samadapt.data.types import Array, Case, Finding, FindingError, Volume, fault
+from samadapt.system.limits import lies_inside
+
+BACKGROUND, IGNORE = "_background_", "__ignore__"
+_Points = list[tuple[float, float]]
+_AREAS = ("polygon", "rectangle", "circle", "mask")
+_NO_AREAS = ("line", "linestrip", "point", "points")
+_MEND = "open and save the file in labelme"
+
+
+@register_reader("labelme")
+class LabelmeReader(ObjectReader):
+    """Reads labelme's annotations."""
+
+    summary: ClassVar[str] = "labelme: a JSON with shapes beside each picture; extra coco"
+
+    def discover(self) -> Layout:
+        """Read the JSON files; one case a file, and one a picture without."""
+        layout = Layout()
+        self._notes: dict[str, dict[str, Any]] = {}
+        root = self.options.root
+        if root is None or not root.is_dir():
+            found = "there is no such folder" if root else "no folder is given"
+            message = f"expected pictures and their JSON files; {found}"
+            file = root or Path("data.root")
+            layout.findings.append(error("missing_folder", file, message, "set data.root"))
+            return layout
+        for path in files_below(root, (".json",)):
+            self._add_case(path, root, layout)
+        self._add_pictures_without(layout)
+        self._name_classes(layout)
+        if not layout.cases and not layout.findings:
+            message = "expected JSON files of labelme in it; there is none"
+            layout.findings.append(error("no_cases", root, message, "check data.root"))
+        return layout
+
+    def declared_size(self, case: Case) -> tuple[int, int] | None:
+        """Return ``imageHeight`` and ``imageWidth``, where the file has them."""
+        note = self._notes[case.name]
+        height, width = note.get("imageHeight"), note.get("imageWidth")
+        if isinstance(height, int) and isinstance(width, int):
+            return height, width
+        return None
+
+    def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
+        """Return the objects of a picture, checked against its size."""
+        path, note = case.labels or case.image, self._notes[case.name]
+        declared = note.get("imageHeight"), note.get("imageWidth")
+        if None not in declared and declared != (height, width):
+            message = f"it is of a picture of other size; {case.image.name} has "
+            message += f"{height} x {width} pixels (h x w)"
+            raise fault("shape_mismatch", path, message, "annotate the picture as it is")
+        groups: dict[Any, list[tuple[int, Array]]] = {}
+        for index, shape in enumerate(note["shapes"]):
+            try:
+                drawn = _drawn(shape, height, width)
+            except ValueError as problem:
+                message = f"shapes[{index}]: {problem}"
+                raise fault("bad_segmentation", path, message, _MEND) from None
+            if drawn is not None:
+                groups.setdefault(_group(shape, index), []).append((index, drawn))
+        found = []
+        for (label, _), parts in groups.items():
+            runs = runs_of(np.logical_or.reduce([drawn for _, drawn in parts]))
+            found.append(MaskObject(self._values[label], runs, False, f"shapes[{parts[0][0]}]"))
+        return found
+
+    def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
+        """Read and check picture and objects; shapes without an area are a warning."""
+        volume, findings = super().examine(case)
+        shapes = self._notes.get(case.name, {}).get("shapes", [])
+        bare = [s for s in shapes if isinstance(s, dict) and s.get("shape_type") in _NO_AREAS]
+        if bare:
+            message = f"{len(bare)} lines or points have no area and are not read"
+            fix = "draw them as polygons where they stand for objects"
+            findings.append(Finding("not_an_area", "warning", str(case.labels), message, fix))
+        return volume, findings
+
+    def _add_case(self, path: Path, root: Path, layout: Layout) -> None:
+        name = "_".join(path.relative_to(root).with_suffix("").parts)
+        try:
+            content = read_json(path)
+            if not isinstance(content, dict) or not {"shapes", "imagePath"} <= set(content):
+                message = "is no file of labelme: expected the keys shapes and imagePath"
+                finding = Finding("other_file", "warning", str(path), message, "remove it")
+                layout.findings.append(finding)
+                return
+            shapes = content["shapes"]
+            if not isinstance(shapes, list) or not all(_has_label(shape) for shape in shapes):
+                message = "expected shapes, a list of objects with a label"
+                raise fault("bad_annotations", path, message, _MEND)
+            image = _picture(content["imagePath"], path, root)
+            if image in {case.image for case in layout.cases}:
+                message = f"the picture {image.name} has two JSON files"
+                raise fault("duplicate_case", path, message, "keep one of the two")
+        except FindingError as problem:
+            layout.findings.append(problem.finding)
+            image = _picture(None, path, root)
+            layout.ambiguous.add(image)
+        else:
+            kept = ("shapes", "imageHeight", "imageWidth")  # imageData takes megabytes
+            self._notes[name] = {key: content.get(key) for key in kept}
+        layout.cases.append(Case(name, image, path))
+
+    def _add_pictures_without(self, layout: Layout) -> None:
+        """List the pictures that lie beside annotated ones and have no JSON."""
+        known = {case.image for case in layout.cases}
+        names = {case.name for case in layout.cases}
+        for folder in sorted({path.parent for path in known if is_there(path)}):
+            for path in sorted(folder.iterdir()):
+                hidden = path.name.startswith(".") or path.suffix.lower() not in SUFFIXES
+                if hidden or path in known:
+                    continue
+                relative = path.relative_to(self.options.root or folder)
+                name = "_".join(relative.with_suffix("").parts)
+                layout.cases.append(Case(path.name if name in names else name, path))
+
+    def _name_classes(self, layout: Layout) -> None:
+        labels = {shape["label"] for note in self._notes.values() for shape in note["shapes"]}
+        names = sorted(labels - {BACKGROUND, IGNORE})
+        self._values = {name: value for value, name in enumerate(names, start=1)}
+        layout.classes = {name: (value,) for name, value in self._values.items()} or None
+        self._values[BACKGROUND] = 0
+        if IGNORE in labels:
+            self._values[IGNORE] = len(names) + 1
+            layout.ignored = (len(names) + 1,)
+
+
+def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Return the files of a folder and its subfolders with some endings, sorted."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(folder) / name
+            for name in sorted(files)
+            if Path(name).suffix.lower() in suffixes and not name.startswith(".")
+        ]
+    return found
+
+
+def _has_label(shape: Any) -> bool:
+    return isinstance(shape, dict) and isinstance(shape.get("label"), str) and bool(shape["label"])
+
+
+def _group(shape: Mapping[str, Any], index: int) -> tuple[str, Any]:
+    """Return what is equal for shapes of one object: label and group, or its own number."""
+    group = shape.get("group_id")
+    return shape["label"], ("shape", index) if group is None else ("group", str(group))
+
+
+def _picture(named: Any, path: Path, root: Path) -> Path:
+    """Return the picture of a JSON; where there is none, the first place where it could be."""
+    places = []
+    if isinstance(named, str) and named:
+        relative = posix_name(named)
+        if lies_inside(named, path.parent, root):
+            places.append(path.parent / relative)
+        name = PureWindowsPath(named).name  # of a path on another machine, the name alone
+        places += [path.parent / name, root / "images" / name]
+    folders = [path.parent, path.parent.parent / "images", root / "images"]
+    stems = [folder / f"{path.stem}{suffix}" for folder in folders for suffix in SUFFIXES]
+    found = next((place for place in [*places, *stems] if is_there(place)), None)
+    if found is not None:
+        return Path(os.path.normpath(found))
+    return places[0] if places else path.with_suffix(SUFFIXES[0])
+
+
+def _drawn(shape: Mapping[str, Any], height: int, width: int) -> Array | None:
+    """Return (h, w) bool of a shape; None for lines and points.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    kind = shape.get("shape_type") or "polygon"  # the first versions had polygons alone
+    if kind in _NO_AREAS:
+        return None
+    if kind not in _AREAS:
+        raise ValueError(f"expected shape_type as one of {', '.join((*_AREAS, *_NO_AREAS))}")
+    points = _points(shape.get("points"))
+    if kind == "mask":
+        return _pasted(shape.get("mask"), points, height, width)
+    if kind == "rectangle" and len(points) == 2:
+        (x0, y0), (x1, y1) = points
+        points = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+    elif kind == "circle":
+        points = _circle(points, height, width)
+    flat = [value for point in points for value in point]
+    return area_of(read_segmentation([flat], height, width), height, width)
+
+
+def _points(value: Any) -> _Points:
+    usable = isinstance(value, list) and all(
+        isinstance(point, list)
+        and len(point) == 2
+        and all(type(v) in (int, float) and math.isfinite(v) for v in point)
+        for point in value
+    )
+    if not usable or len(value) < 2:
+        raise ValueError("expected points, a list of at least two [x, y]")
+    return [(float(x), float(y)) for x, y in value]
+
+
+def _circle(points: _Points, height: int, width: int) -> _Points:
+    """Return a polygon of a circle, given its centre and a point on it, cut at the picture."""
+    if len(points) != 2:
+        raise ValueError("a circle has two points, its centre and one on it")
+    (x, y), (on_x, on_y) = points
+    radius = math.hypot(on_x - x, on_y - y)
+    if radius > 4 * max(height, width):
+        raise ValueError("a circle is much larger than the picture")
+    angles = np.linspace(0, 2 * math.pi, int(np.clip(2 * math.pi * radius, 32, 720)), False)
+    xs = np.clip(x + radius * np.cos(angles), 0, width)
+    ys = np.clip(y + radius * np.sin(angles), 0, height)
+    return list(zip(xs.tolist(), ys.tolist(), strict=True))
+
+
+def _pasted(text: Any, points: _Points, height: int, width: int) -> Array:
+    """Return (h, w) bool of a mask: a PNG in base64 that lies in the box of its two points."""
+    from PIL import Image
+
+    if not isinstance(text, str) or len(points) != 2:
+        raise ValueError("a mask needs mask, a PNG in base64, and two points")
+    (x0, y0), (x1, y1) = ((round(x), round(y)) for x, y in points)
+    sides = (x1 - x0 + 1, y1 - y0 + 1)
+    if not (0 <= x0 <= x1 < width and 0 <= y0 <= y1 < height):
+        raise ValueError(f"the box of a mask lies outside the picture of {width} x {height}")
+    try:
+        data = io.BytesIO(base64.b64decode(text, validate=True))
+    except ValueError:
+        raise ValueError("a mask is not in base64") from None
+    try:
+        with Image.open(data, formats=["PNG"]) as png:
+            if png.size != sides:  # the header is read, the pixels are not yet
+                raise ValueError(f"a mask has {png.size} pixels (w, h); its box has {sides}")
+            inside = np.asarray(png.convert("L")) > 0
+    except (OSError, SyntaxError, Image.DecompressionBombError) as problem:
+        raise ValueError(f"a mask is no PNG ({type(problem).__name__})") from None
+    mask = np.zeros((height, width), dtype=bool)
+    mask[y0 : y1 + 1, x0 : x1 + 1] = inside
+    return mask

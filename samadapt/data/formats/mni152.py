@@ -1,0 +1,73 @@
+"""The MNI152 template: one averaged T1 brain with tissue maps, from the PyPI package nilearn.
+
+A voxel is grey or white matter where that tissue's probability is the larger of the two and
+above 0.5. It is one brain, averaged over 152 people, on which two intensity thresholds do as
+well: it shows that the machinery works, and nothing more.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from samadapt.data.formats.base import Layout, register_reader
+from samadapt.data.formats.nifti.grid import load_grid
+from samadapt.data.formats.nifti.reader import NiftiReader
+from samadapt.data.formats.shared.volume_reader import Grid
+from samadapt.data.types import Array, Case, Finding, Volume
+from samadapt.errors import MissingExtraError
+
+_FILE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
+_CLASSES = {"grey_matter": (1,), "white_matter": (2,)}
+
+
+@register_reader("mni152")
+class Mni152Reader(NiftiReader):
+    """Reads the template that nilearn carries; ``data.root`` is refused."""
+
+    summary = "one averaged T1 brain with grey and white matter, from the package nilearn"
+    suffixes = ()
+    takes_channels = False
+    file_keys = ()
+    default_intensity = "mri"
+
+    def discover(self) -> Layout:
+        """Name the one case.
+
+        Raises:
+            MissingExtraError: nilearn is not installed.
+        """
+        folder = _package_folder()
+        case = Case("mni152", folder / _FILE.format("t1"), folder / _FILE.format("gm"))
+        return Layout([case], [], _CLASSES, "MRI")
+
+    def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
+        """Read the template and make the labels from the two probability maps."""
+        image, header = load_grid(case.image)
+        grey, white = (
+            load_grid(case.image.with_name(_FILE.format(tissue)))[0] for tissue in ("gm", "wm")
+        )
+        labels = tissue_labels(grey / grey.max(), white / white.max())
+        grid = Grid(image, np.asarray(header.get_best_affine()), header)
+        return self.arrange(grid, image.astype(np.float32), labels), []
+
+
+def tissue_labels(grey: Array, white: Array) -> Array:
+    """Return 1 where grey and 2 where white matter is the likelier and above 0.5, else 0."""
+    labels = np.zeros(grey.shape, dtype=np.int32)
+    labels[(grey > 0.5) & (grey >= white)] = 1
+    labels[(white > 0.5) & (white > grey)] = 2
+    return labels
+
+
+def _package_folder() -> Path:
+    """Find nilearn's data folder without importing nilearn, which takes a second."""
+    spec = find_spec("nilearn")
+    if spec is None or spec.origin is None:
+        raise MissingExtraError("nilearn", "demo")
+    folder = Path(spec.origin).parent / "datasets" / "data"
+    if not (folder / _FILE.format("t1")).is_file():
+        raise MissingExtraError("nilearn>=0.10", "demo")
+    return folder

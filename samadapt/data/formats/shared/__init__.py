@@ -1,0 +1,1 @@
+"""What several formats use: folder layouts, decoding of pictures, guards against hostile files."""

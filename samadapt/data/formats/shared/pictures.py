@@ -1,0 +1,284 @@
+"""Picture files as images, mask files as label values, and label values as PNG."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from samadapt.data.checks.mask_values import AS_CLASSES, MaskRules
+from samadapt.data.colours import (
+    Colours,
+    count_colours,
+    is_blend,
+    list_colours,
+    pack,
+    recode,
+    show,
+)
+from samadapt.data.formats.shared.exif import UPRIGHT, Exif
+from samadapt.data.formats.shared.stills import Still, is_lossy_webp, read_still
+from samadapt.data.types import Array, Finding, FindingError, Volume, fault
+from samadapt.errors import DataError
+from samadapt.system import atomic
+
+_LOSSY = (".jpg", ".jpeg")
+_MOST_COLOURS = 20
+
+
+def _palette() -> bytes:
+    """Colours of 256 class ids as PASCAL VOC's annotations have them: 0 black, 1 dark red.
+
+    The bits of an id, three at a time, go to red, green and blue, the highest bit first.
+    """
+    ids, shifts = np.arange(256)[:, None, None], 3 * np.arange(8)[:, None]
+    bits = ids >> (shifts + np.arange(3)) & 1  # (id, step, channel)
+    return bytes((bits << (7 - np.arange(8)[:, None])).sum(axis=1).astype(np.uint8).ravel())
+
+
+PALETTE = _palette()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as its viewer shows it, or as it is stored.
+
+    Attributes:
+        image: (h, w, 3) colours or (h, w, 1) grey values: uint8, or float32 above 8 bits.
+        is_color: it has colours.
+        stored: (h, w) of the stored pixels.
+        orientation: EXIF orientation by which the image was turned; 1: it was not.
+    """
+
+    image: Array
+    is_color: bool
+    stored: tuple[int, int]
+    orientation: int = UPRIGHT
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the image."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A mask's label values.
+
+    Attributes:
+        values: (h, w) int32; as stored where a threshold is still to make classes of them.
+        orientation: EXIF orientation by which the mask was turned; 1: it was not.
+        colours: pairs of a label value that occurs and its colour 0xRRGGBB, where the file has
+            colours that mean nothing yet; see ``palettes.py``.
+        findings: warnings.
+    """
+
+    values: Array
+    orientation: int = UPRIGHT
+    colours: tuple[tuple[int, int], ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+def load_picture(path: Path, exif: Exif | None = None) -> Picture:
+    """Read an image: stored values, alpha dropped, the colours of a palette applied.
+
+    Args:
+        path: a file with one of ``stills.SUFFIXES``.
+        exif: ``"ignore"``: the pixels stay as they are stored; else they are turned upright.
+
+    Raises:
+        FindingError: the file is missing or broken, or has several pages.
+    """
+    stored = read_still(path)
+    still = stored if exif == "ignore" else stored.upright()
+    orientation = UPRIGHT if exif == "ignore" else stored.orientation
+    values = _brightness(still) if still.palette is None else _painted(still.values, still.palette)
+    if values.dtype != np.uint8:
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            message = "some pixels are NaN or infinite"
+            raise fault("non_finite_voxels", path, message, "replace them and save it again")
+        values = values.astype(np.float32)
+    is_color = values.ndim == 3
+    image = np.ascontiguousarray(values if is_color else values[:, :, None])
+    return Picture(image, is_color, stored.size, orientation)
+
+
+def load_mask(path: Path, exif: Exif | None = None, masks: MaskRules = AS_CLASSES) -> Mask:
+    """Read a mask's label values: palette indices, grey values, or what its colours mean.
+
+    Args:
+        path: a file with one of ``stills.SUFFIXES``.
+        exif: ``"ignore"``: the pixels stay as they are stored; else a mask that has an EXIF
+            orientation itself is turned upright.
+        masks: how masks are read. A threshold makes classes of altered values and fractions too.
+
+    Raises:
+        FindingError: the file is missing or broken, lossy (JPEG), coloured though no colour has
+            a meaning, hides its mask in the alpha channel, or its values are no whole numbers.
+    """
+    lossy = path.name.lower().endswith(_LOSSY) or is_lossy_webp(path)
+    if lossy and masks.threshold is None:
+        message = "a mask with lossy compression (JPEG, WebP) has altered values at its edges"
+        fix = "export it again as PNG; or, if it has one class, give data.mask_threshold=128"
+        raise fault("lossy_mask", path, message, fix)
+    stored = read_still(path)
+    still = stored if exif == "ignore" else stored.upright()
+    orientation = UPRIGHT if exif == "ignore" else stored.orientation
+    if masks.colours is not None:
+        mask = _by_colour(path, still, masks.colours)
+    elif still.palette is not None:
+        mask = _by_index(path, still, still.palette)
+    else:
+        values = _grey(path, still)
+        mask = Mask(values if masks.threshold is not None else _whole(path, values))
+        _check_alpha(path, still, mask.values)
+    return replace(mask, orientation=orientation)
+
+
+def _brightness(still: Still) -> Array:
+    """Return values of fewer than 8 bits on the scale of 8, others as they are."""
+    if still.values.dtype == bool or (still.bits < 8 and still.values.dtype == np.uint8):
+        scaled: Array = still.values.astype(np.uint16) * 255 // (2**still.bits - 1)
+        return scaled.astype(np.uint8)
+    return still.values
+
+
+def _painted(indices: Array, palette: Array) -> Array:
+    """Return the colours (h, w, 3) of palette indices; an index without colour is black."""
+    colours = np.zeros((256, 3), np.uint8)
+    colours[: len(palette)] = palette[:, :3]
+    return np.asarray(colours[indices])
+
+
+def _by_index(path: Path, still: Still, palette: Array) -> Mask:
+    """Take palette indices as label values, and note the colours of those that occur."""
+    from PIL import Image
+
+    counts = Image.fromarray(still.values).histogram()  # ten times as fast as np.bincount
+    used = np.flatnonzero(counts[: len(palette)])
+    entries = palette[used]
+    if len(used) > 1 and (entries[:, :3] == entries[0, :3]).all() and np.ptp(entries[:, 3]):
+        raise _alpha_fault(path, f"every colour of its palette is {show(int(pack(entries[0])))}")
+    values = still.values.astype(np.int32)
+    _check_alpha(path, still, values)
+    pairs = zip(used.tolist(), pack(entries).tolist(), strict=True)
+    return Mask(values, colours=tuple(pairs))
+
+
+def _by_colour(path: Path, still: Still, colours: Colours) -> Mask:
+    packed = _packed(path, still)
+    if still.alpha is not None and np.ptp(packed) == 0 and np.ptp(still.alpha):
+        raise _alpha_fault(path, f"its colour is {show(int(packed.flat[0]))} everywhere")
+    values, unknown = recode(packed, colours)
+    _check_alpha(path, still, values)
+    if not colours.values:  # which colour is the foreground's is for all masks together to say
+        found = list(count_colours(packed[values == 1]))
+        return Mask(values, colours=tuple((1, colour) for colour in found[:_MOST_COLOURS]))
+    if not unknown or colours.rest_is_background:
+        return Mask(values)
+    share = sum(unknown.values()) / packed.size
+    listed = list_colours(unknown, packed.size)
+    message = f"data.classes names no class for {share:.2%} of its pixels: {listed}"
+    if is_blend(unknown, packed.size):
+        fix = "export it without smoothed edges (nearest neighbour), or take what no class names "
+        fix += "as background with data.background=rest"
+        raise fault("blended_colours", path, f"its edges are smoothed: {message}", fix)
+    fix = "name the colours in data.classes, or in data.background; they count as background"
+    return Mask(values, findings=(Finding("unnamed_colours", "warning", str(path), message, fix),))
+
+
+def _packed(path: Path, still: Still) -> Array:
+    """Return (h, w) colours 0xRRGGBB; grey value v is the colour (v, v, v)."""
+    if still.palette is not None:
+        highest = int(still.values.max())
+        if highest >= len(still.palette):
+            message = f"index {highest} has no colour: its palette has {len(still.palette)} entries"
+            raise fault("colour_range", path, message, "save it again with a full palette")
+        return np.asarray(pack(still.palette)[still.values])
+    values = _brightness(still)
+    if values.dtype == np.uint16 and still.is_color and not (values % 257).any():
+        values = (values // 257).astype(np.uint8)  # 8 bits written as 16
+    if values.dtype.kind not in "iu" or int(values.min()) < 0 or int(values.max()) > 255:
+        message = f"expected colours of 8 bits; its values are {values.dtype}, up to {values.max()}"
+        raise fault("colour_range", path, message, "save it as an 8-bit PNG")
+    return pack(values if still.is_color else np.repeat(values[:, :, None], 3, axis=2))
+
+
+def _grey(path: Path, still: Still) -> Array:
+    """Return one value a pixel, also of a colour file in which red, green and blue are equal."""
+    if not still.is_color:
+        return still.values
+    if (still.values == still.values[:, :, :1]).all():
+        return still.values[:, :, 0]
+    message = "expected one value a pixel; it is a colour image"
+    if still.values.dtype == np.uint8:
+        packed = pack(still.values)
+        message += f" with {list_colours(count_colours(packed), packed.size)}"
+    if still.alpha is not None and np.ptp(still.alpha):
+        message += "; its alpha channel varies: is the mask there?"
+    fix = (
+        'name the classes by colour, as data.classes={liver: "#ff0000"}, or save class numbers as '
+    )
+    raise fault("colour_mask", path, message, f"{fix}a grey or palette PNG")
+
+
+def _check_alpha(path: Path, still: Still, values: Array) -> None:
+    """Refuse a mask that is drawn in the alpha channel."""
+    if still.alpha is None or not np.ptp(still.alpha):
+        return
+    if np.ptp(values) == 0:
+        raise _alpha_fault(path, "the other channels have one value everywhere")
+    if (values[still.alpha == 0] != 0).any():
+        raise _alpha_fault(path, "fully transparent pixels have a class as well")
+
+
+def _alpha_fault(path: Path, reason: str) -> FindingError:
+    message = f"the mask seems to be in its alpha channel (transparency): {reason}"
+    fix = "save the alpha channel as a grey PNG, or remove it if the other channels hold the mask"
+    return fault("alpha_mask", path, message, fix)
+
+
+def _whole(path: Path, values: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(np.int32)
+    if not np.can_cast(values.dtype, np.int32) and not (whole == values).all():
+        message = "label pixels must be whole numbers below 2147483648"
+        raise fault("non_integer_labels", path, message, "export the mask without interpolation")
+    return whole
+
+
+def save_plane(prediction: Array, volume: Volume, path: Path) -> None:
+    """Write class ids (h, w) or (h, w, 1) of a picture as PNG.
+
+    Raises:
+        DataError: the shape is not the picture's, or the file name is not PNG's.
+    """
+    plane = prediction[:, :, 0] if prediction.ndim == 3 else prediction
+    if volume.shape[2] != 1 or plane.shape != volume.shape[:2]:
+        raise DataError(
+            f"{path}: a PNG holds one slice of the image's shape {volume.shape[:2]}; got "
+            f"{prediction.shape}; write volumes as .nii.gz"
+        )
+    save_mask(plane, path)
+
+
+def save_mask(prediction: Array, path: Path) -> None:
+    """Write class ids (h, w) as PNG: the indices of a palette, so that a viewer shows colours.
+
+    A program that reads the pixels as they are sees the class ids. Ids above 255 fit no palette:
+    with one the PNG is grey, of 16 bits.
+
+    Raises:
+        DataError: the file name is not PNG's.
+    """
+    from PIL import Image
+
+    if path.suffix.lower() != ".png":
+        raise DataError(f"{path}: a mask is written as .png; choose such a name")
+    deep = prediction.size > 0 and int(prediction.max()) > 255
+    picture = Image.fromarray(prediction.astype(np.uint16 if deep else np.uint8))
+    if not deep:
+        picture.putpalette(PALETTE)
+    with atomic.file(path) as part:
+        picture.save(part)

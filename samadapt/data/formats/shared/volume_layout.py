@@ -1,0 +1,348 @@
+"""Which files of a folder are the cases, for every volume format.
+
+Layouts, in the order in which they are looked for:
+
+- ``data.image`` and ``data.label`` given: file names below ``data.root``, or patterns
+  (``*/ct.nii.gz`` with ``*/labels.nii.gz``); see ``volume_patterns.py``. A folder a case with one
+  file a channel, as BraTS has it: ``data.image='*/*_{channel}.nii.gz'``,
+  ``data.label='*/*_seg.nii.gz'``, ``data.channel=[flair,t1,t2]``.
+  Say which values are which class: ``data.classes={liver: 5, spleen: 1, kidney: [2, 3]}``.
+- ``imagesTr/``, ``labelsTr/`` and ``dataset.json``: Medical Segmentation Decathlon, or nnU-Net
+  (images end in ``_0000``).
+- ``images/`` and ``labels/`` (or ``masks/``), same file names, ``_mask`` allowed.
+
+A channel, or up to three of them, is chosen by its index, or by its name where ``dataset.json``
+names the channels. Where images end in ``_0000``, ``_0001`` and so on, the channels of a case are
+files of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from samadapt.data.channels import Choice, Indices, listed
+from samadapt.data.formats.base import Layout, ReaderOptions
+from samadapt.data.formats.shared.foreign import by_name
+from samadapt.data.formats.shared.volume_advice import unknown_layout
+from samadapt.data.formats.shared.volume_patterns import pair_patterns, stem_of
+from samadapt.data.types import Case, Finding, FindingError, fault
+from samadapt.system.limits import lies_inside
+
+_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+_DECLARED = "mend dataset.json (see the MSD or nnU-Net documentation)"
+
+
+def discover_volumes(options: ReaderOptions, suffixes: tuple[str, ...]) -> Layout:
+    """List the cases of a folder in any of the layouts; faults become findings.
+
+    Args:
+        options: root, patterns and channel.
+        suffixes: file name endings of the format, longest first.
+    """
+    root = options.root
+    layout = Layout(suffixes=suffixes)
+    if not (root is None and options.image) and (root is None or not root.is_dir()):
+        reason = "there is no such folder" if root else "no folder is given"
+        layout.findings.append(_missing_folder(root or Path("data.root"), reason))
+        return layout
+    try:
+        if root is None or options.image:
+            _read_patterns(options, layout)
+        elif (root / "imagesTr").is_dir():
+            _read_decathlon(root, options, layout)
+        elif (root / "images").is_dir():
+            masks = root / ("labels" if (root / "labels").is_dir() else "masks")
+            _pair_folders(root / "images", masks, channel_beside(root, options.channel), layout)
+        else:
+            layout.findings.append(unknown_layout(root, suffixes))
+    except FindingError as error:
+        layout.findings.append(error.finding)
+        return layout
+    if not layout.cases and not layout.findings:
+        message = f"the folder holds no {' or '.join(suffixes)} image"
+        where = str(root or options.image)
+        layout.findings.append(Finding("no_cases", "error", where, message, "check data.root"))
+    return layout
+
+
+def _read_patterns(options: ReaderOptions, layout: Layout) -> None:
+    """Pair the files of ``data.image`` and ``data.label``."""
+    if pair_patterns(options, layout):
+        return
+    channel = channel_beside(options.root or Path(), options.channel)
+    layout.cases = [replace(case, channel=channel) for case in layout.cases]
+
+
+def _missing_folder(root: Path, reason: str) -> Finding:
+    fix = "set data.root to the data set's folder, or data.image and data.label to file names"
+    return Finding("missing_folder", "error", str(root), reason, fix)
+
+
+def _files(folder: Path, layout: Layout) -> dict[str, Path]:
+    """List the volumes of a folder by stem; other files and double stems are findings."""
+    found: dict[str, Path] = {}
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    names = {entry.name for entry in entries}
+    for path in entries:
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        if not path.name.lower().endswith(layout.suffixes):
+            if _has_header(path, entries):
+                continue
+            known = by_name(path)
+            if known and not {f"{path.stem}{end}" for end in layout.suffixes} & names:
+                message = f"it is {known[0]}, which is not read"
+                layout.findings.append(Finding("not_read", "error", str(path), message, known[1]))
+                continue
+            message = f"expected {' or '.join(layout.suffixes)} here; this file is not read"
+            finding = Finding("other_file", "warning", str(path), message, "remove or convert it")
+            layout.findings.append(finding)
+            continue
+        stem = stem_of(path, layout.suffixes)
+        if stem in found:
+            message = f"has the same name as {found[stem].name}"
+            finding = Finding("duplicate_case", "error", str(path), message, "keep one of the two")
+            layout.findings.append(finding)
+            layout.ambiguous |= {path, found[stem]}
+            continue
+        found[stem] = path
+    return found
+
+
+def _has_header(path: Path, entries: list[Path]) -> bool:
+    """Whether a file belongs to one beside it: voxels of a header, or SPM's ``.mat``."""
+    names = {entry.name.lower() for entry in entries}
+    beside = {".img": ".hdr", ".mat": ".img"}.get(path.suffix.lower())
+    if beside and f"{path.stem}{beside}".lower() in names:
+        return True
+    stem = path.name.partition(".")[0]
+    headers = {entry.stem for entry in entries if entry.suffix.lower() in (".mhd", ".nhdr")}
+    return path.name.lower().endswith((".raw", ".raw.gz", ".zraw")) and stem in headers
+
+
+def _pair_folders(images: Path, labels: Path, channel: Indices, layout: Layout) -> None:
+    pictures, masks = _files(images, layout), _files(labels, layout)
+    if _are_numbered(pictures, masks) and {stem[:-5] for stem in pictures} & set(masks):
+        _nnunet_cases(images, pictures, masks, channel, {}, layout)
+        return
+    masks = _owners(masks, pictures, layout)
+    for name in sorted({*pictures, *masks}):
+        image = pictures.get(name, images / f"{name}{layout.suffixes[0]}")
+        layout.cases.append(Case(name, image, masks.get(name), channel=channel))
+
+
+def _owners(
+    masks: Mapping[str, Path], pictures: Collection[str], layout: Layout
+) -> dict[str, Path]:
+    """Return the masks by the names of their images; two masks of one image are a finding."""
+    owners: dict[str, Path] = {}
+    for stem, path in masks.items():
+        first = owners.setdefault(_unmasked(stem, pictures), path)
+        if first != path:
+            message = f"two masks for one image: {first.name} and {path.name}"
+            layout.findings.append(
+                Finding("duplicate_case", "error", str(path), message, "keep one of them")
+            )
+            layout.ambiguous |= {first, path}
+    return owners
+
+
+def _unmasked(stem: str, pictures: Collection[str]) -> str:
+    if stem in pictures:
+        return stem
+    return stem.removesuffix("_mask").removesuffix(".seg")  # 3D Slicer writes NAME.seg.nrrd
+
+
+def _read_decathlon(root: Path, options: ReaderOptions, layout: Layout) -> None:
+    declared = _read_json(root / "dataset.json")
+    channels = _channel_names(declared)
+    channel = _channel_indices(root / "dataset.json", options.channel, channels)
+    layout.classes = _classes(root / "dataset.json", declared, layout)
+    kinds = {channels.get(str(index)) for index in listed(channel) or (0,)}
+    layout.modality = kinds.pop() if len(kinds) == 1 or "CT" not in kinds else None
+    ending = declared.get("file_ending", layout.suffixes[0])
+    if ending not in layout.suffixes:
+        message = f"file_ending is another; this reader reads {' and '.join(layout.suffixes)}"
+        fix = "use the reader of that format (samadapt ls data), or convert the images"
+        raise fault("file_ending", root / "dataset.json", message, fix)
+    pictures = _files(root / "imagesTr", layout)
+    masks = _files(root / "labelsTr", layout)
+    if _are_numbered(pictures, masks):
+        _nnunet_cases(root / "imagesTr", pictures, masks, channel, channels, layout)
+    else:
+        _msd_cases(root, declared, pictures, masks, channel, layout)
+
+
+def _are_numbered(pictures: Mapping[str, Path], masks: Mapping[str, Path]) -> bool:
+    """Whether every image ends in the number of its channel (``_0000``), and no mask does."""
+    own = {_unmasked(stem, pictures) for stem in masks}
+    return bool(pictures) and all(map(_CHANNEL.match, pictures)) and not own & set(pictures)
+
+
+def _nnunet_cases(
+    folder: Path,
+    pictures: Mapping[str, Path],
+    masks: Mapping[str, Path],
+    channel: Indices,
+    channels: Mapping[str, str],
+    layout: Layout,
+) -> None:
+    count = max(len(channels), len({stem[-4:] for stem in pictures}))
+    if channel is None and count > 1:
+        raise fault(
+            "channel_choice",
+            folder.parent / "dataset.json" if channels else folder,
+            f"each case has {count} channels and none is chosen",
+            f"choose one with data.channel: {', '.join([f'0..{count - 1}', *channels.values()])}; "
+            "or up to three, data.channel=[0,1]",
+        )
+    owners = _owners(masks, {stem[:-5] for stem in pictures}, layout)
+    for name in sorted({*(stem[:-5] for stem in pictures), *owners}):
+        files = []
+        for index in listed(channel) or (0,):
+            stem = f"{name}_{index:04d}"
+            files.append(pictures.get(stem, folder / f"{stem}{layout.suffixes[0]}"))
+        several = tuple(files) if len(files) > 1 else ()
+        layout.cases.append(Case(name, files[0], owners.get(name), files=several))
+
+
+def _msd_cases(
+    root: Path,
+    declared: Mapping[str, Any],
+    pictures: dict[str, Path],
+    masks: dict[str, Path],
+    channel: Indices,
+    layout: Layout,
+) -> None:
+    training = declared.get("training", [])
+    entries: Iterable[Any] = training if isinstance(training, list) else [training]
+    for index, entry in enumerate(entries):
+        if not _names_both(entry):
+            message = f"entry {index} of training needs image and label, as texts"
+            finding = Finding(
+                "bad_dataset_json", "error", str(root / "dataset.json"), message, _DECLARED
+            )
+            layout.findings.append(finding)
+            continue
+        outside = [key for key in ("image", "label") if not lies_inside(str(entry[key]), root)]
+        if outside:
+            message = (
+                f"{outside[0]} of entry {index} of training lies outside of the data set's folder"
+            )
+            fix = "name the files relative to the folder of dataset.json"
+            file = str(root / "dataset.json")
+            layout.findings.append(Finding("path_outside", "error", file, message, fix))
+            continue
+        for key, known in (("image", pictures), ("label", masks)):
+            path = root / str(entry[key])
+            known.setdefault(stem_of(path, layout.suffixes), path)
+    for name in sorted({*pictures, *masks}):
+        image = pictures.get(name, root / "imagesTr" / f"{name}{layout.suffixes[0]}")
+        layout.cases.append(Case(name, image, masks.get(name), channel=channel))
+
+
+def _names_both(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(key), str) and entry[key] for key in ("image", "label")
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        fix = "add it, or name the files with data.image, data.label and data.classes"
+        raise fault("missing_dataset_json", path, "MSD and nnU-Net folders have this file", fix)
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise fault(
+            "broken_dataset_json", path, f"is not JSON ({type(error).__name__})", _DECLARED
+        ) from None
+    if not isinstance(content, dict):
+        message = f"must hold an object; holds {type(content).__name__}"
+        raise fault("broken_dataset_json", path, message, _DECLARED)
+    return content
+
+
+def _mapping(declared: Mapping[str, Any], *keys: str) -> Mapping[Any, Any]:
+    for key in keys:
+        if isinstance(declared.get(key), dict):
+            return dict(declared[key])
+    return {}
+
+
+def _channel_names(declared: Mapping[str, Any]) -> dict[str, str]:
+    names = _mapping(declared, "channel_names", "modality")
+    return {str(key): str(value) for key, value in names.items()}
+
+
+def channel_beside(folder: Path, channel: Choice) -> Indices:
+    """Return channels as indices; names are looked up in ``dataset.json`` in or above ``folder``.
+
+    Raises:
+        FindingError: no such file names the channel.
+    """
+    names = [name for name in listed(channel) if not str(name).isdigit()]
+    if not names:
+        return _as_indices(channel, [int(index) for index in listed(channel)])
+    for path in (folder / "dataset.json", folder.parent / "dataset.json"):
+        if path.is_file():
+            return _channel_indices(path, channel, _channel_names(_read_json(path)))
+    message = f"channel {names[0]!r} is asked for by name; no dataset.json here names the channels"
+    fix = "choose the channel by its index, from 0; or, where it is a file, write {channel} into "
+    raise fault("channel_choice", folder, message, f"{fix}data.image")
+
+
+def _as_indices(channel: Choice, indices: list[int]) -> Indices:
+    if channel is None:
+        return None
+    return tuple(indices) if isinstance(channel, tuple) else indices[0]
+
+
+def _channel_indices(path: Path, channel: Choice, channels: Mapping[str, str]) -> Indices:
+    return _as_indices(channel, [_index_of(path, one, channels) for one in listed(channel)])
+
+
+def _index_of(path: Path, channel: int | str, channels: Mapping[str, str]) -> int:
+    if str(channel).isdigit():
+        return int(channel)
+    for index, name in channels.items():
+        if name == channel and index.isdigit():
+            return int(index)
+    known = ", ".join(channels.values()) or "none"
+    raise fault("channel_choice", path, f"no channel {channel!r}; it has: {known}", "choose one")
+
+
+def _classes(
+    path: Path, declared: Mapping[str, Any], layout: Layout
+) -> dict[str, tuple[int, ...]] | None:
+    """Return name to values from MSD's ``{"1": name}`` or nnU-Net's ``{name: 1}``."""
+    labels = declared.get("labels")
+    if not isinstance(labels, dict) or not labels:
+        raise fault("bad_dataset_json", path, "labels must map values and names", _DECLARED)
+    pairs = [_name_and_values(path, key, value) for key, value in labels.items()]
+    classes = {name: values for name, values in pairs if values != (0,) and name != "ignore"}
+    layout.ignored = tuple(value for name, values in pairs if name == "ignore" for value in values)
+    used = [value for values in classes.values() for value in values]
+    if 0 in used:
+        message = "a label lists the value 0, which is background, among others"
+        raise fault("bad_dataset_json", path, message, _DECLARED)
+    if len(used) > len(set(used)):  # regions, as nnU-Net declares those of BraTS
+        layout.regions = classes
+        return None
+    return classes
+
+
+def _name_and_values(path: Path, key: str, value: Any) -> tuple[str, tuple[int, ...]]:
+    if key.lstrip("-").isdigit() and isinstance(value, str):
+        return value, (int(key),)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return key, (value,)
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        return key, tuple(value)
+    message = "labels: expected value: name or name: value in each entry"
+    raise fault("bad_dataset_json", path, message, _DECLARED)

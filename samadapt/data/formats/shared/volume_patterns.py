@@ -1,0 +1,250 @@
+"""Which files ``data.image`` and ``data.label`` mean: names, or patterns with ``*``.
+
+A ``*`` stands for a part of one folder or file name, and the text of the last ``*`` names the case.
+Where that text is not unique (``patient*/frame*.nii.gz``), the texts of all ``*`` do.
+``{channel}`` in ``data.image`` stands for each name of ``data.channel``. Patterns are relative to
+``data.root``; without it, to the working folder; absolute ones need no root.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from samadapt.data.channels import Channel, listed
+from samadapt.data.formats.base import Layout, ReaderOptions
+from samadapt.data.types import Case, FindingError, fault
+
+CHANNEL = "{channel}"
+Found = dict[tuple[str, ...], Path]
+"""Files by what each ``*`` of the pattern stands for."""
+
+
+def pair_patterns(options: ReaderOptions, layout: Layout) -> bool:
+    """Add the cases of ``data.image`` and ``data.label`` to a layout.
+
+    Returns:
+        Whether the channels of a case are files of their own.
+
+    Raises:
+        FindingError: a pattern cannot be used, or nothing matches.
+    """
+    root, image = options.root or Path(), str(options.image)
+    if not options.label:
+        raise fault("missing_label", root, "data.image is set, data.label is not", "set data.label")
+    if CHANNEL in options.label:
+        message = f"data.label has {CHANNEL}, which stands for the channels of an image"
+        raise fault("bad_pattern", root, message, "name the mask by one pattern")
+    channels = _channels(root, image, options)
+    masks = find(root, options.label)
+    taken = set(masks.values())
+    if channels:
+        found = [_of_channel(root, image, channel, taken) for channel in channels]
+    else:
+        found = [_without(find(root, image), taken)]
+    keys = sorted({key for files in found for key in files})
+    if not keys:
+        raise fault("no_cases", root, f"no file matches {image!r}", "check the pattern")
+    image_names, mask_names = _names(root, keys, list(masks), (image, options.label))
+    masks_by_name = {mask_names[key]: path for key, path in masks.items()}
+    keys_by_name = {name: key for key, name in image_names.items()}
+    for name in sorted({*masks_by_name, *keys_by_name}):
+        files = [
+            _file(root, image, keys_by_name.get(name), name, files, channel)
+            for files, channel in zip(found, channels or ("",), strict=True)
+        ]
+        layout.cases.append(
+            Case(
+                name or stem_of(files[0], layout.suffixes),
+                files[0],
+                masks_by_name.get(name),
+                files=tuple(files) if len(files) > 1 else (),
+            )
+        )
+    return bool(channels)
+
+
+def channel_files(options: ReaderOptions, layout: Layout) -> dict[str, tuple[Path, ...]]:
+    """Return the files of each case of ``options.image``, which has ``{channel}``, by its name.
+
+    Raises:
+        FindingError: the pattern cannot be used, nothing matches, or a channel of a case is
+            missing.
+    """
+    root, image, channels = options.root or Path(), str(options.image), listed(options.channel)
+    found = [_of_channel(root, image, channel, set()) for channel in channels]
+    keys = sorted({key for files in found for key in files})
+    names, _ = _names(root, keys, [], (image, ""))
+    cases = {}
+    for key in keys:
+        files = [
+            _file(root, image, key, names[key], files, channel)
+            for files, channel in zip(found, channels, strict=True)
+        ]
+        for path in files:
+            if not path.is_file():
+                message = "there is no such file, which is a channel of this case"
+                raise fault("missing_image", path, message, "add it, or check the pattern")
+        cases[names[key] or stem_of(files[0], layout.suffixes)] = tuple(files)
+    return cases
+
+
+def match(root: Path, pattern: str) -> dict[str, Path]:
+    """Return the files of a pattern by the text of its last ``*``.
+
+    Raises:
+        FindingError: the pattern cannot be used, nothing matches, or two files have one text.
+    """
+    found = find(root, pattern)
+    texts = Counter(key[-1:] for key in found)
+    twice = [text for text, count in texts.items() if count > 1]
+    if twice:
+        message = f"{texts[twice[0]]} files of {pattern!r} have the text {twice[0][0]!r} for *"
+        raise fault("bad_pattern", root, message, "write more of the names into the pattern")
+    return {"".join(key[-1:]): path for key, path in found.items()}
+
+
+def find(root: Path, pattern: str) -> Found:
+    """Return the files of a pattern, sorted; a name without ``*`` is one file, there or not.
+
+    Raises:
+        FindingError: the pattern has ``**``, or nothing matches.
+    """
+    pattern = Path(pattern).expanduser().as_posix()
+    if "**" in pattern:
+        message = f"{pattern!r} has **, which is not supported"
+        raise fault("bad_pattern", root, message, "write a * for each folder: */*_ct.nii.gz")
+    if "*" not in pattern:
+        return {(): root / pattern}
+    whole = Path(pattern)
+    parts = whole.parts
+    fixed = next(i for i, part in enumerate(parts) if "*" in part)
+    folder = root.joinpath(*parts[:fixed])  # an absolute pattern replaces the root
+    rest = "/".join(parts[fixed:])
+    wanted = re.compile("([^/]+)".join(map(re.escape, rest.split("*"))))
+    found: Found = {}
+    for path in sorted(folder.glob("*".join(map(glob.escape, rest.split("*"))))):
+        held = wanted.fullmatch(path.relative_to(folder).as_posix())
+        if held and not path.name.startswith("."):
+            found[held.groups()] = path
+    if not found:
+        only = "; * is the only wildcard, ? is a letter" if "?" in pattern else ""
+        raise fault("no_cases", root, f"no file matches {pattern!r}{only}", "check the pattern")
+    return found
+
+
+def _channels(root: Path, image: str, options: ReaderOptions) -> tuple[Channel, ...]:
+    """Return the channels that are files of their own; none where the pattern names none."""
+    if CHANNEL not in image:
+        return ()
+    channels = listed(options.channel)
+    if channels:
+        return channels
+    message = f"data.image has {CHANNEL}, but no channel is named"
+    known = _known_channels(root, image, set(find(root, str(options.label)).values()))
+    raise fault("channel_choice", root, message + known, "name them: data.channel=[flair,t1]")
+
+
+def _known_channels(root: Path, image: str, taken: set[Path]) -> str:
+    """Return the texts that the files have for the channel, as the end of a message."""
+    try:
+        found = _without(find(root, image.replace(CHANNEL, "*")), taken)
+    except FindingError:
+        return ""
+    place = image[: image.index(CHANNEL)].count("*")
+    texts = sorted({key[place] for key in found if len(key) > place})
+    return f"; the files have: {', '.join(texts[:8])}" if texts else ""
+
+
+def _of_channel(root: Path, image: str, channel: Channel, taken: set[Path]) -> Found:
+    """Return the files of one channel; an index is also found with zeros before it (``_0001``)."""
+    texts = [str(channel)]
+    if str(channel).isdigit():
+        texts += [f"{int(channel):0{width}d}" for width in (2, 3, 4)]
+    problem = None
+    for text in dict.fromkeys(texts):
+        try:
+            found = _without(find(root, image.replace(CHANNEL, text)), taken)
+        except FindingError as error:
+            problem = problem or error
+            continue
+        if len(found) > 1 or all(path.exists() for path in found.values()):
+            return found
+    if problem is None:
+        return _without(find(root, image.replace(CHANNEL, str(channel))), taken)
+    known = _known_channels(root, image, taken)
+    if not known:
+        raise problem
+    found_none = f"no file of data.image has the channel {str(channel)!r}{known}"
+    raise fault("channel_choice", root, found_none, "choose one of these with data.channel")
+
+
+def _without(found: Found, taken: Iterable[Path]) -> Found:
+    """Leave out the files that ``data.label`` matches."""
+    return {key: path for key, path in found.items() if path not in taken}
+
+
+def _file(
+    root: Path,
+    image: str,
+    key: tuple[str, ...] | None,
+    name: str,
+    files: Mapping[tuple[str, ...], Path],
+    channel: Channel,
+) -> Path:
+    """Return the image of a case, or where it should be."""
+    if key is not None and key in files:
+        return files[key]
+    expected = image.replace(CHANNEL, str(channel))
+    texts = iter(key or ())
+    return root / re.sub(r"\*", lambda _: next(texts, name), expected)
+
+
+def _names(
+    root: Path,
+    images: list[tuple[str, ...]],
+    masks: list[tuple[str, ...]],
+    patterns: tuple[str, str],
+) -> tuple[dict[tuple[str, ...], str], dict[tuple[str, ...], str]]:
+    """Name the cases of images and masks, so that those of one case have one name.
+
+    Raises:
+        FindingError: the last ``*`` does not tell the files apart, and the patterns have different
+            numbers of ``*``.
+    """
+    last = [Counter("".join(key[-1:]) for key in keys) for keys in (images, masks)]
+    if all(count == 1 for counter in last for count in counter.values()):
+        return (
+            {key: "".join(key[-1:]) for key in images},
+            {key: "".join(key[-1:]) for key in masks},
+        )
+    if len({len(key) for key in [*images, *masks]}) > 1:
+        text = next(t for counter in last for t, count in counter.items() if count > 1)
+        message = (
+            f"the last * names a case, but several files have {text!r} for it, and {patterns[0]!r} "
+            f"and {patterns[1]!r} differ in their numbers of *"
+        )
+        raise fault("bad_pattern", root, message, "write both patterns with the same *")
+    return ({key: _joined(key) for key in images}, {key: _joined(key) for key in masks})
+
+
+def _joined(texts: tuple[str, ...]) -> str:
+    """Join the texts of all ``*``; a text that repeats the one before takes its place."""
+    kept: list[str] = []
+    for text in texts:
+        if kept and (text == kept[-1] or text.startswith(f"{kept[-1]}_")):
+            kept[-1] = text
+        else:
+            kept.append(text)
+    return "_".join(kept)
+
+
+def stem_of(path: Path, suffixes: tuple[str, ...]) -> str:
+    """Return the file name without the format's ending, such as ``.nii.gz``."""
+    for suffix in suffixes:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return path.stem

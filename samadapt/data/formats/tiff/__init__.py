@@ -1,0 +1,1 @@
+"""TIFF stacks, through tifffile."""

@@ -1,0 +1,1 @@
+"""From an adapter directory and image files to masks, in memory and on disk."""

@@ -1,0 +1,89 @@
+"""Predictions as COCO JSON: an annotation an object, masks in COCO's run-length encoding."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from samadapt.errors import MissingExtraError
+from samadapt.system import atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from samadapt.inference.volumes import Segmentation
+
+
+@dataclass
+class CocoFile:
+    """The content of one COCO JSON file, picture by picture.
+
+    Attributes:
+        classes: class names; category k is ``classes[k - 1]``.
+        images: COCO's ``images``.
+        annotations: COCO's ``annotations``.
+
+    Raises:
+        MissingExtraError: pycocotools is not installed.
+    """
+
+    classes: Sequence[str]
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        coco_masks()
+
+    def add(self, name: str, found: Segmentation) -> None:
+        """Add a picture and what was found in it, with its instances."""
+        height, width, _ = found.labels.shape[-3:]
+        image_id = len(self.images) + 1
+        self.images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        instances = np.zeros(1) if found.instances is None else found.instances[..., 0]
+        for number, class_id in enumerate(found.instance_classes, start=1):
+            mask = instances == number
+            if mask.ndim == 3:  # a map a class, where they overlap
+                mask = mask.any(axis=0)
+            if not mask.any():
+                continue
+            encoded = coco_masks().encode(np.asfortranarray(mask, dtype=np.uint8))
+            self.annotations.append(
+                {
+                    "id": len(self.annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": int(class_id),
+                    "segmentation": {
+                        "size": [height, width],
+                        "counts": encoded["counts"].decode("ascii"),
+                    },
+                    "area": int(coco_masks().area(encoded)),
+                    "bbox": [float(side) for side in coco_masks().toBbox(encoded)],
+                    "iscrowd": 0,
+                }
+            )
+
+    def write(self, path: Path) -> None:
+        """Write the file; an older one is replaced."""
+        content = {
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": [{"id": k, "name": n} for k, n in enumerate(self.classes, start=1)],
+        }
+        atomic.write_text(path, json.dumps(content))
+
+
+def coco_masks() -> Any:
+    """Return pycocotools' mask functions.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        from pycocotools import mask
+    except ImportError:
+        raise MissingExtraError("pycocotools", "coco") from None
+    return mask

@@ -1,0 +1,227 @@
+"""The inputs of a prediction whose channels are files: lists, patterns and folders of cases.
+
+An adapter of several channels (``data.channel=[flair,t1]``) reads one file with channels as any
+other does. Where the channels are files of their own, the input is
+
+- a list, a file a channel in the order of the adapter's channels;
+- a pattern, ``case1/*_{channel}.nii.gz`` (one case) or ``*/*_{channel}.nii.gz`` (many), where
+  ``{channel}`` stands for each channel's name and the text of the last ``*`` names a case;
+- a folder whose files end in the channels' names (``NAME_flair.nii.gz``, nnU-Net's
+  ``NAME_0000.nii.gz``), of one case or of many, or a folder of such folders.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard
+
+from samadapt.data.channels import MANY, Channel, Choice, listed, parse_channel
+from samadapt.data.formats.base import Layout, ReaderOptions, readers
+from samadapt.data.formats.shared.volume_layout import channel_beside
+from samadapt.data.formats.shared.volume_patterns import CHANNEL, channel_files, stem_of
+from samadapt.data.intensity import make_intensity
+from samadapt.data.types import FindingError
+from samadapt.errors import DataError, PromptError
+
+if TYPE_CHECKING:
+    from samadapt.adapters.record import AdapterRecord
+
+Source = str | Path | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class ChannelCase:
+    """One image whose channels are files.
+
+    Attributes:
+        name: of the case.
+        files: a file a channel, in the order of the adapter's channels.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        """Return the files in the words of a message."""
+        return f"{self.files[0].parent}: {', '.join(path.name for path in self.files)}"
+
+
+@dataclass(frozen=True)
+class ChannelCases:
+    """What an input holds.
+
+    Attributes:
+        cases: in the order of their names.
+        one: the input means one case, and not a folder that may hold several.
+        others: names of the entries of a folder that belong to no case.
+    """
+
+    cases: list[ChannelCase]
+    one: bool
+    others: tuple[str, ...] = ()
+
+
+def chosen_channels(record: AdapterRecord, channel: Channel | Sequence[Channel] | None) -> Choice:
+    """Return the channels that an adapter reads: the caller's, else those of its training.
+
+    Raises:
+        PromptError: the caller names another number than the adapter sees.
+    """
+    wanted = len(make_intensity(record.intensity).inputs) or 1
+    kept = parse_channel(record.data_options.get("channel"), MANY)
+    choice = kept if channel is None else parse_channel(channel, MANY)
+    if max(1, len(listed(choice))) != wanted:
+        was = f" ({', '.join(map(str, listed(kept)))})" if kept is not None else ""
+        raise PromptError(
+            f"channel: this adapter sees {wanted}{was}; got "
+            f"{', '.join(map(str, listed(choice))) or 'none'}"
+        )
+    return choice
+
+
+def as_path(source: Source) -> Path:
+    """Return an input that is one path.
+
+    Raises:
+        DataError: it is a list.
+    """
+    if isinstance(source, str | Path):
+        return Path(source).expanduser()
+    if len(source) != 1:
+        raise DataError("input: a list of files is for an adapter of several channels")
+    return Path(source[0]).expanduser()
+
+
+def is_source(image: object) -> TypeGuard[Source]:
+    """Whether an image is given by file names, not as an array."""
+    if isinstance(image, list | tuple):
+        return bool(image) and all(isinstance(part, str | Path) for part in image)
+    return isinstance(image, str | Path)
+
+
+def find_channel_cases(source: Source, choice: Choice) -> ChannelCases | None:
+    """Return the cases of an input whose channels are files; None for any other input.
+
+    Args:
+        source: what the user gave.
+        choice: the channels that the adapter sees, in their order.
+
+    Raises:
+        DataError: a list of another length, or a pattern that matches nothing or not all channels.
+    """
+    channels = listed(choice)
+    if not isinstance(source, str | Path):
+        files = tuple(Path(path).expanduser() for path in source)
+        if len(files) != max(1, len(channels)):
+            raise DataError(
+                f"input: a list has a file a channel; this adapter sees {max(1, len(channels))} "
+                f"({', '.join(map(str, channels)) or 'one'}); got {len(files)}"
+            )
+        return ChannelCases([ChannelCase(_stem(files[0]), files)], one=True) if channels else None
+    folder = Path(source).expanduser()
+    if CHANNEL in str(source):
+        numbers = _numbered(folder.parent, choice)
+        try:
+            return _of_pattern(str(source), channels)
+        except DataError:
+            if numbers is None:
+                raise
+            return _of_pattern(str(source), numbers)
+    if len(channels) < 2 or not folder.is_dir():
+        return None
+    numbers = _numbered(folder, choice)
+    return _of_folder(folder, channels) or (_of_folder(folder, numbers) if numbers else None)
+
+
+def _numbered(folder: Path, choice: Choice) -> tuple[Channel, ...] | None:
+    """Return named channels by the numbers that ``dataset.json`` gives them; None without one.
+
+    nnU-Net's adapters know ``T2``, and its files end in ``_0001``.
+    """
+    if all(str(one).isdigit() for one in listed(choice)):
+        return None
+    try:
+        return listed(channel_beside(folder, choice))
+    except FindingError:
+        return None
+
+
+def _of_pattern(pattern: str, channels: tuple[Channel, ...]) -> ChannelCases:
+    if not channels:
+        raise DataError(
+            f"{pattern}: {CHANNEL} stands for the channels that an adapter was trained on, and "
+            "this one was trained on images with one; name the file, or say channel=NAME"
+        )
+    options = ReaderOptions(image=pattern, channel=channels)
+    found = channel_files(options, Layout(suffixes=_suffixes()))
+    cases = [ChannelCase(name, files) for name, files in found.items()]
+    return ChannelCases(cases, one="*" not in pattern or len(cases) == 1)
+
+
+def _of_folder(folder: Path, channels: tuple[Channel, ...]) -> ChannelCases | None:
+    """Group the files of a folder by the names before their channels; None if none has one."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    groups = _group(folder, entries, channels)
+    used = {path for files in groups.values() for path in files.values()}
+    if not groups:
+        for inner in (entry for entry in entries if entry.is_dir()):
+            inside = _group(inner, sorted(inner.iterdir()), channels)
+            for name, files in inside.items():
+                groups[inner.name if len(inside) == 1 else f"{inner.name}_{name}"] = files
+            used |= {inner} if inside else set()
+    if not groups:
+        return None
+    cases = []
+    for name, files in sorted(groups.items()):
+        missing = [str(channels[i]) for i in range(len(channels)) if i not in files]
+        if missing:
+            present = ", ".join(path.name for path in files.values())
+            raise DataError(
+                f"{next(iter(files.values())).parent}: the case {name} has no file of the channel "
+                f"{', '.join(missing)}; it has {present}"
+            )
+        cases.append(ChannelCase(name, tuple(files[i] for i in range(len(channels)))))
+    others = tuple(entry.name for entry in entries if entry not in used)
+    return ChannelCases(cases, one=len(cases) == 1, others=others)
+
+
+def _group(
+    folder: Path, entries: Sequence[Path], channels: tuple[Channel, ...]
+) -> dict[str, dict[int, Path]]:
+    """Return the files of each case by the index of their channel."""
+    texts = [(text, index) for index, one in enumerate(channels) for text in _texts(one)]
+    texts.sort(key=lambda pair: -len(pair[0]))  # t1ce before ce
+    groups: dict[str, dict[int, Path]] = defaultdict(dict)
+    for path in entries:
+        if not path.is_file() or not path.name.lower().endswith(_suffixes()):
+            continue
+        stem = _stem(path)
+        for text, index in texts:
+            before = stem[: -len(text) - 1]
+            if stem == text or (stem[-len(text) - 1 :] in (f"_{text}", f"-{text}") and before):
+                name = folder.name if stem == text else before
+                if index in groups[name]:
+                    first = groups[name][index].name
+                    raise DataError(f"{path}: {first} is the same channel of the case {name}")
+                groups[name][index] = path
+                break
+    return dict(groups)
+
+
+def _texts(channel: Channel) -> list[str]:
+    """Return how the end of a file name may write a channel."""
+    text = str(channel)
+    return [text, f"{int(text):04d}"] if text.isdigit() else [text]
+
+
+def _suffixes() -> tuple[str, ...]:
+    """Return the file name endings of the formats whose channels may be files, longest first."""
+    takers = {reader for reader in readers().values() if reader.takes_channels}
+    return tuple(sorted({end for one in takers for end in one.suffixes}, key=len, reverse=True))
+
+
+def _stem(path: Path) -> str:
+    return stem_of(path, _suffixes())

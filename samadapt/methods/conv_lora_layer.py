@@ -1,0 +1,85 @@
+"""The module of Conv-LoRA; imports torch, so ``conv_lora`` imports it when it injects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samadapt.sam.attention.reference import join_windows, partition_windows
+
+
+class ConvUpdate(nn.Module):
+    """``scale * B (z + share_e * expert_e(z))`` with ``z = A x``; zero at the start.
+
+    Args:
+        width: of the tokens; the output has three times as many channels.
+        rank: of A and B.
+        experts: how many; number e works at e + 1 times the grid's size.
+        scale: of the update.
+        window: side of the windows in which to convolve, each with an expert of its own; None: the
+            whole grid of an image.
+    """
+
+    def __init__(
+        self, width: int, rank: int, experts: int, scale: float, window: int | None
+    ) -> None:
+        super().__init__()
+        self.a = nn.Linear(width, rank, bias=False)
+        self.b = nn.Linear(rank, 3 * width, bias=False)
+        nn.init.zeros_(self.b.weight)
+        self.gate = nn.Linear(rank, experts, bias=False)
+        # One tensor: an expert that no image of a batch chose then has a gradient, of zeros.
+        bound = (9 * rank) ** -0.5
+        self.kernels = nn.Parameter(torch.empty(experts, rank, rank, 3, 3).uniform_(-bound, bound))
+        self._scale, self._window = scale, window
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens x (b, h, w, width) to (b, h, w, 3 width)."""
+        z: Tensor = self.a(x)
+        if self._window:
+            z = partition_windows(z, (self._window, self._window), None)
+        planes = z.permute(0, 3, 1, 2)
+        share, chosen = self.gate(planes.mean((2, 3))).softmax(dim=-1).max(dim=-1)
+        found = self._run_chosen(planes, chosen)
+        mixed = z + share[:, None, None, None].to(z.dtype) * found.permute(0, 2, 3, 1)
+        if self._window:
+            mixed = join_windows(mixed, (x.shape[1], x.shape[2]))
+        out: Tensor = self.b(self._scale * mixed)
+        return out
+
+    def _run_chosen(self, planes: Tensor, chosen: Tensor) -> Tensor:
+        """Run each image (n, rank, h, w) through the expert chosen (n) for it."""
+        found = torch.zeros_like(planes)
+        if torch.onnx.is_in_onnx_export():  # the graph must choose for each image
+            for index in range(len(self.kernels)):
+                mine = (chosen == index)[:, None, None, None].to(planes.dtype)
+                found = found + mine * self._expert(planes, index)
+            return found
+        for index in chosen.unique().tolist():
+            rows = (chosen == index).nonzero().flatten()
+            found = found.index_copy(0, rows, self._expert(planes[rows], index))
+        return found
+
+    def _expert(self, z: Tensor, index: int) -> Tensor:
+        """Run one expert on z (n, rank, h, w)."""
+        height, width = (int(side) for side in z.shape[2:])  # numbers also in a graph
+        enlarged = _resize(z, (height * (index + 1), width * (index + 1)))
+        convolved = functional.conv2d(enlarged, self.kernels[index], padding=1)
+        return _resize(functional.gelu(convolved), (height, width))
+
+
+def _resize(z: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(z.shape[2:]) == size:
+        return z
+    return functional.interpolate(z, size, mode="bilinear", align_corners=False)
+
+
+def add_update(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Forward hook of ``qkv``; TinyViT's padded cell comes by alone, and stays as it is."""
+    if inputs[0].ndim == 1:
+        return output
+    change: Tensor = module.conv_lora(inputs[0])
+    return output + change

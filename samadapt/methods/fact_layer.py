@@ -1,0 +1,82 @@
+"""The modules of FacT; imports torch, so ``fact`` imports it when it injects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samadapt.methods.qkv_layer import QKV
+
+
+class Factors(nn.Module):
+    """What updates of one shape share: U (rank, inputs), V (rows, rank), for Tucker the core."""
+
+    def __init__(self, inputs: int, rows: int, rank: int, *, tucker: bool) -> None:
+        super().__init__()
+        self.u = nn.Parameter(nn.Linear(inputs, rank, bias=False).weight.detach())
+        self.v = nn.Parameter(nn.Linear(rank, rows, bias=False).weight.detach())
+        core = nn.Parameter(nn.init.xavier_uniform_(torch.empty(rank, rank, rank)))
+        self.register_parameter("core", core if tucker else None)
+
+
+class FactorUpdate(nn.Module):
+    """The update of one fused qkv or of a plain linear, zero at the start.
+
+    Args:
+        factors: shared with other linears; registered here if ``owns``.
+        slices: of ``"q"``, ``"k"``, ``"v"``; None: the linear is no fused one.
+        groups: 1 if the rows of qkv are ordered (q | k | v, head, channel); the number of heads if
+            they are ordered (head, q | k | v, channel).
+        scale: of the update.
+        owns: whether the factors are this linear's.
+    """
+
+    def __init__(
+        self,
+        factors: Factors,
+        slices: Sequence[str] | None,
+        groups: int,
+        scale: float,
+        *,
+        owns: bool,
+    ) -> None:
+        super().__init__()
+        rank = len(factors.u)
+        self._rows = [0] if slices is None else [QKV.index(name) for name in slices]
+        self._parts = 1 if slices is None else len(QKV)
+        own = (rank, rank) if factors.core is None else (rank,)
+        self.own = nn.Parameter(torch.zeros(len(self._rows), *own))
+        if owns:
+            self.factors = factors
+        self._shared = (factors,)  # in a tuple: a reference, no second registration
+        self._groups, self._scale = groups, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give what x (..., inputs) adds to the linear's output."""
+        return functional.linear(functional.linear(x, self._shared[0].u), self._rest())
+
+    def dense(self) -> Tensor:
+        """Give the update of the weight (outputs, inputs)."""
+        return self._rest() @ self._shared[0].u
+
+    def _rest(self) -> Tensor:
+        """Give ``scale * V S_i`` of every slice, in the rows of the linear: (outputs, rank)."""
+        factors = self._shared[0]
+        inner: Tensor = self.own
+        if factors.core is not None:
+            inner = torch.einsum("sp,pij->sij", self.own, factors.core)
+        products = self._scale * (factors.v @ inner)
+        rows = products.new_zeros(self._parts, *products.shape[1:])
+        rows[self._rows] = products
+        rank = rows.shape[-1]
+        return rows.reshape(self._parts, self._groups, -1, rank).transpose(0, 1).reshape(-1, rank)
+
+
+def add_update(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Forward hook of the linear."""
+    change: Tensor = module.fact(inputs[0])
+    return output + change

@@ -1,0 +1,265 @@
+"""Prompts that a caller gives at prediction: for an image, or slice by slice for a volume.
+
+The k-th box (or set of points) of a slice belongs to object k; on every slice that has one it is
+the same object. ``None`` in its place says that the object has no prompt on that slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from samadapt.data.annotations import are_fractions
+from samadapt.data.types import Array
+from samadapt.errors import PromptError, nearest
+from samadapt.prompts.simulate import ObjectPrompts
+
+if TYPE_CHECKING:
+    from samadapt.data.tiles import Tile
+
+SlicePrompts = ArrayLike | Mapping[int, ArrayLike] | None
+"""Prompts of an image, or of a volume: the same for every slice, or by slice index."""
+
+
+def slice_prompts(
+    boxes: SlicePrompts,
+    points: SlicePrompts,
+    point_labels: SlicePrompts,
+    shape: tuple[int, int, int],
+) -> dict[int, ObjectPrompts]:
+    """Check prompts and sort them by slice; the class ids are the numbers of the objects, from 1.
+
+    Args:
+        boxes: (p, 4) or (4,) XYXY pixels of the original image, or ``{slice index: boxes}``.
+        points: (k, 2) (x, y) for one object, or (p, k, 2), or by slice index.
+        point_labels: (k,) or (p, k); 1 foreground, 0 background, -1 padding; None: all 1.
+        shape: (h, w, d) of the volume; d = 1 for an image.
+
+    Returns:
+        The prompts of every slice, or of those that a mapping names.
+
+    Raises:
+        PromptError: naming the slice, what was expected and what was given.
+    """
+    given = (boxes, points, point_labels)
+    prompts = {}
+    for index in _slices_named(given, shape[2]):
+        where = f"slice {index}: " if shape[2] > 1 else ""
+        held, here = _held(_at(boxes, index))
+        corners = _boxes(here, shape, where)
+        clicked, here = _held(_at(points, index))
+        clicks, signs = _points(here, _held(_at(point_labels, index))[1], shape, where)
+        ids = {
+            _numbers_of(numbers, array, where)
+            for numbers, array in ((held, corners), (clicked, clicks))
+            if array is not None
+        }
+        if len(ids) > 1:
+            raise PromptError(
+                f"{where}boxes and points together must be for the same objects; got those for "
+                f"{' and '.join(str(list(n)) for n in sorted(ids))}. Give points as (p, k, 2)"
+            )
+        numbers = np.array(ids.pop() if ids else (), dtype=np.int64)
+        prompts[index] = ObjectPrompts(numbers, None, corners, clicks, signs)
+    return prompts
+
+
+def tile_prompts(prompts: ObjectPrompts, tile: Tile) -> ObjectPrompts:
+    """Return the prompts of the objects of whose box, or foreground points, a tile sees a part.
+
+    Boxes are clipped to the tile, points outside are left out.
+
+    Args:
+        prompts: of a picture, in its pixels.
+        tile: of that picture.
+
+    Returns:
+        The same in pixels of the tile.
+    """
+    seen = np.zeros(len(prompts), dtype=bool)
+    boxes = points = signs = None
+    if prompts.boxes is not None:
+        boxes, seen = tile.boxes(prompts.boxes)
+    if prompts.points is not None and prompts.point_labels is not None:
+        points, inside = tile.points(prompts.points)
+        signs = np.where(inside, prompts.point_labels, -1)
+        if prompts.boxes is None:
+            seen = (signs == 1).any(axis=1)
+    moved = ObjectPrompts(prompts.class_ids, None, boxes, points, signs).take(np.flatnonzero(seen))
+    return moved if points is None else _without_padding(moved)
+
+
+def _without_padding(prompts: ObjectPrompts) -> ObjectPrompts:
+    """Put the points of each object first, and leave out what is padding for all of them."""
+    points, signs = prompts.points, prompts.point_labels
+    if points is None or signs is None:
+        return prompts
+    order = np.argsort(signs < 0, axis=1, kind="stable")
+    most = int((signs >= 0).sum(axis=1).max(initial=0))
+    if most == 0:
+        return replace(prompts, points=None, point_labels=None)
+    return replace(
+        prompts,
+        points=np.take_along_axis(points, order[..., None], axis=1)[:, :most],
+        point_labels=np.take_along_axis(signs, order, axis=1)[:, :most],
+    )
+
+
+def object_classes(labels: str | Sequence[str] | None, count: int, classes: Sequence[str]) -> Array:
+    """Return the class id of each object.
+
+    Args:
+        labels: class names, one an object; one name for all; None where there is one class.
+        count: number p of objects.
+        classes: names of the adapter's classes; id k is ``classes[k - 1]``.
+
+    Returns:
+        (p,) int64 ids.
+
+    Raises:
+        PromptError: an unknown name, another number of names, or none among several classes.
+    """
+    known = ", ".join(classes)
+    if labels is None:
+        if len(classes) > 1:
+            raise PromptError(
+                f"this adapter knows {len(classes)} classes ({known}): say which the objects are, "
+                f"as labels=[{classes[0]}], one for each box or set of points, or labels="
+                f"{classes[0]} for all"
+            )
+        return np.ones(count, dtype=np.int64)
+    names = [labels] * count if isinstance(labels, str) else list(labels)
+    if len(names) != count:
+        raise PromptError(
+            f"labels must name a class for each of the {count} objects, or one for all; "
+            f"got {len(names)}: {names}"
+        )
+    if wrong := [name for name in names if name not in classes]:
+        raise PromptError(
+            f"labels: the adapter has no class {wrong[0]!r}; it has {known}"
+            f"{nearest(str(wrong[0]), classes)}"
+        )
+    return np.array([classes.index(name) + 1 for name in names], dtype=np.int64)
+
+
+def _slices_named(given: tuple[SlicePrompts, ...], depth: int) -> list[int]:
+    """Slices that get a prompt: those that mappings name, or all.
+
+    Raises:
+        PromptError: a slice that the volume does not have.
+    """
+    named = [set(value) for value in given if isinstance(value, Mapping)]
+    if not named:
+        return list(range(depth))
+    indices = set.union(*named)
+    wrong = [index for index in indices if not isinstance(index, int) or not 0 <= index < depth]
+    if wrong:
+        raise PromptError(f"slice indices must be 0 to {depth - 1}; got {wrong}")
+    return sorted(indices)
+
+
+def _at(value: SlicePrompts, index: int) -> ArrayLike | None:
+    return value.get(index) if isinstance(value, Mapping) else value
+
+
+def _held(values: Any) -> tuple[tuple[int, ...] | None, ArrayLike | None]:
+    """Take out the objects that are ``None``; the numbers of the others where one is."""
+    if not isinstance(values, list | tuple) or all(value is not None for value in values):
+        return None, values
+    numbers = tuple(k for k, value in enumerate(values, start=1) if value is not None)
+    return numbers, [value for value in values if value is not None] or None
+
+
+def _numbers_of(numbers: tuple[int, ...] | None, array: Array, where: str) -> tuple[int, ...]:
+    if numbers is None:
+        return tuple(range(1, len(array) + 1))
+    if len(numbers) != len(array):
+        raise PromptError(f"{where}beside a null, give the points of each object as [[x, y], ...]")
+    return numbers
+
+
+def _boxes(values: ArrayLike | None, shape: tuple[int, int, int], where: str) -> Array | None:
+    boxes = _numbers(values, 2, 4, f"{where}boxes must be (p, 4) XYXY pixels")
+    if boxes is None:
+        return None
+    height, width = shape[:2]
+    x0, y0, x1, y1 = boxes.T
+    fits = (x0 < x1) & (y0 < y1) & (x0 < width) & (y0 < height) & (x1 > 0) & (y1 > 0)
+    if not fits.all():
+        raise PromptError(
+            f"{where}a box must be x0 < x1, y0 < y1 and reach into the image of width {width} and "
+            f"height {height}; got {boxes[~fits][0].tolist()}"
+        )
+    _refuse_fractions(boxes, shape, f"{where}boxes")
+    for index in np.flatnonzero((boxes % 1).any(axis=1)):  # a box of fractions beside pixels
+        _refuse_fractions(boxes[index : index + 1], shape, f"{where}boxes[{index}]")
+    return boxes
+
+
+def _points(
+    values: ArrayLike | None,
+    labels: ArrayLike | None,
+    shape: tuple[int, int, int],
+    where: str,
+) -> tuple[Array, Array] | tuple[None, None]:
+    """Points (p, k, 2) float32 and their labels (p, k) int64."""
+    points = _numbers(values, 3, 2, f"{where}points must be (k, 2) or (p, k, 2) pixels")
+    if points is None:
+        if labels is not None:
+            raise PromptError(f"{where}point_labels were given without points")
+        return None, None
+    signs = np.ones(points.shape[:2]) if labels is None else np.atleast_2d(np.asarray(labels))
+    if signs.shape != points.shape[:2] or not np.isin(signs, (-1, 0, 1)).all():
+        raise PromptError(
+            f"{where}point_labels must be 1 (foreground), 0 (background) or -1 (padding), one for "
+            f"each point, {points.shape[:2]}; got {signs.tolist()}"
+        )
+    height, width = shape[:2]
+    _refuse_fractions(points[signs >= 0], shape, f"{where}points")
+    outside = ((points < 0) | (points > (width, height))).any(axis=-1) & (signs >= 0)
+    if outside.any():
+        raise PromptError(
+            f"{where}a point (x, y) must lie in the image of width {width} and height {height}; "
+            f"got {points[outside][0].tolist()}"
+        )
+    return points, signs.astype(np.int64)
+
+
+def _refuse_fractions(values: Array, shape: tuple[int, int, int], what: str) -> None:
+    """Refuse coordinates that all lie in the first pixel: shares of the sides were meant.
+
+    Raises:
+        PromptError: asking whether they are fractions.
+    """
+    height, width = shape[:2]
+    if are_fractions(values, height, width):
+        raise PromptError(
+            f"{what}: every coordinate is within 0 and 1, the first pixel of an image of width "
+            f"{width} and height {height}; were fractions of its sides meant? Give pixels: "
+            f"multiply x by {width} and y by {height}"
+        )
+
+
+def _numbers(values: ArrayLike | None, axes: int, last: int, wanted: str) -> Array | None:
+    """Finite float32 with that many axes; one object gets the leading axis.
+
+    Raises:
+        PromptError: another shape, or no finite numbers.
+    """
+    if values is None:
+        return None
+    try:
+        array = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise PromptError(f"{wanted}; got {values!r}") from None
+    if array.ndim == axes - 1 and array.size:
+        array = array[None]
+    if array.ndim != axes or array.shape[-1] != last or 0 in array.shape[1:]:
+        raise PromptError(f"{wanted}; got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise PromptError(f"{wanted}; got NaN or infinity")
+    return array

@@ -1,0 +1,166 @@
+"""A run as one self-contained page: scores, curves, cases to leaf through, configuration.
+
+Nothing is fetched from anywhere, and every text is escaped, so that the file can be sent to a
+colleague and opened offline.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from samadapt.reports.overlays import COLOURS
+from samadapt.system import atomic
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from samadapt.reports.strips import Strip
+
+TEMPLATE = "report.html.j2"
+HTML_NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class ShownCase:
+    """A case to leaf through.
+
+    Attributes:
+        title: "best: hippocampus_042".
+        scores: what is said beside it.
+        heads: what the panels of each picture show.
+        strips: its slices in order.
+        start: place of the slice that is shown first.
+        left_out: of a large volume every so many slices are here; 0 where all are.
+    """
+
+    title: str
+    scores: str
+    heads: tuple[str, ...]
+    strips: Sequence[Strip]
+    start: int
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a report shows, in this order.
+
+    Attributes:
+        title, subtitle: of the page.
+        notes: honest remarks.
+        tables: open.
+        figures: PNG files by title; those that do not exist are left out.
+        classes: names in the order of their labels, for the colours.
+        cases: with a slider each.
+        details: tables that are folded away.
+        texts: configuration, environment and the like, by title; folded away.
+    """
+
+    title: str
+    subtitle: str
+    notes: Sequence[str]
+    tables: Sequence[Table]
+    figures: Mapping[str, Path]
+    classes: Sequence[str]
+    cases: Sequence[ShownCase]
+    details: Sequence[Table]
+    texts: Mapping[str, str]
+
+
+def write_html(path: Path, page: Page) -> Path:
+    """Write a page, whole or not at all; return its path."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("samadapt.reports", "")
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template(TEMPLATE).render(
+        policy=_policy(loader.get_source(environment, TEMPLATE)[0]),
+        title=page.title,
+        subtitle=page.subtitle,
+        notes=page.notes,
+        tables=[_table(table) for table in page.tables],
+        figures=[
+            {"title": title, "data": _embedded(png.read_bytes(), "png")}
+            for title, png in page.figures.items()
+            if png.is_file()
+        ],
+        legend=[(name, COLOURS[label % len(COLOURS)]) for label, name in enumerate(page.classes)],
+        cases=[_case(case) for case in page.cases],
+        details=[_table(table) for table in page.details],
+        texts=[{"title": title, "text": body} for title, body in page.texts.items()],
+    )
+    return atomic.write_text(path, text)
+
+
+def _policy(template: str) -> str:
+    """Return the content security policy: nothing is loaded, and no script runs but ours.
+
+    The browser runs a script only if its sha256 is named here, so a text that was not escaped by
+    mistake still cannot run. Styles are inline; pictures are data.
+    """
+    script = template.split("<script>", 1)[1].split("</script>", 1)[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    rules = {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": "'unsafe-inline'",
+        "script-src": f"'sha256-{digest}'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{kind} {sources}" for kind, sources in rules.items())
+
+
+def _case(case: ShownCase) -> dict[str, Any]:
+    strips = [
+        {
+            "index": strip.index,
+            "width": strip.width,
+            "height": strip.height,
+            "data": _embedded(strip.picture, "webp"),
+        }
+        for strip in case.strips
+    ]
+    return {**vars(case), "strips": strips, "width": max(strip.width for strip in case.strips)}
+
+
+def _embedded(picture: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
+
+
+def _table(table: Table) -> dict[str, Any]:
+    """Turn a table for the terminal into plain cells."""
+    aligned = [column.justify != "right" for column in table.columns]
+    columns = [[_plain(cell) for cell in column.cells] for column in table.columns]
+
+    def cells(texts: Sequence[str]) -> list[dict[str, Any]]:
+        return [
+            {"text": text, "text_like": left} for text, left in zip(texts, aligned, strict=True)
+        ]
+
+    return {
+        "title": _plain(table.title or ""),
+        "caption": _plain(table.caption or ""),
+        "head": cells([_plain(column.header) for column in table.columns]),
+        "rows": [
+            {"bold": "bold" in str(row.style or ""), "cells": cells(texts)}
+            for row, texts in zip(table.rows, zip(*columns, strict=True), strict=True)
+        ],
+    }
+
+
+def _plain(cell: Any) -> str:
+    return cell.plain if isinstance(cell, Text) else str(cell)

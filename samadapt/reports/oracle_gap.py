@@ -1,0 +1,183 @@
+"""The oracle gap as files, a table and a plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from samadapt.evaluation.calibration import calibration
+from samadapt.evaluation.prompt_matrix import BOX, CLICKS, MOVED, NONE, SETTINGS, Scores
+from samadapt.prompts.simulate import SAM_SIDE
+from samadapt.reports.tables import NOTHING, csv_name
+from samadapt.system import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STATES = {"zero_shot": ("zero-shot", "#0072B2"), "adapted": ("adapted", "#D55E00")}
+"""By state: what it is called, and its colour."""
+
+CSV_NAME = "oracle_gap.csv"
+PLOT_NAME = "oracle_gap.png"
+
+
+def gap_summary(results: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
+    """Return what ``summary.json`` holds of it.
+
+    Args:
+        results: scores by state (``zero_shot``, ``adapted``), then by setting.
+
+    Returns:
+        By setting: ``oracle_prompt``, whether it used the ground truth; and by state ``dice``,
+        ``iou``, ``per_class`` and the ``calibration`` of the predicted IoU. A state that a setting
+        means nothing for is None.
+    """
+    return {
+        setting: {
+            "oracle_prompt": setting != NONE,
+            **{
+                state: (found := scores.get(setting))
+                and {**found.summary, "calibration": calibration(found.iou)}
+                for state, scores in results.items()
+            },
+        }
+        for setting in SETTINGS
+    }
+
+
+def gap_table(summary: Mapping[str, Any]) -> Table:
+    """Return the table of ``gap_summary``: mean Dice, and predicted against true IoU."""
+    table = Table(
+        title="The oracle gap: mean Dice by what the model is given",
+        caption="* made from the ground truth: an upper bound of real use; pixels are those of an "
+        f"image whose longest side is {SAM_SIDE:.0f}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.title_style, table.caption_style = "bold", "dim"
+    table.add_column("given")
+    for name, _ in STATES.values():
+        table.add_column(f"Dice {name}", justify="right")
+    table.add_column("adapted: IoU predicted", justify="right")
+    table.add_column("true", justify="right")
+    for setting, entry in summary.items():
+        scores = [entry.get(state) or {} for state in STATES]
+        trust = (scores[-1].get("calibration") or {}) if scores else {}
+        numbers = [
+            *(score.get("dice") for score in scores),
+            trust.get("predicted"),
+            trust.get("true"),
+        ]
+        mark = " *" if entry["oracle_prompt"] else ""
+        cells = [NOTHING if value is None else f"{value:.3f}" for value in numbers]
+        table.add_row(Text(f"{setting}{mark}"), *cells)
+    return table
+
+
+def forgetting_text(found: Mapping[str, Any]) -> str:
+    """Return a sentence on ``forgetting.forgetting``."""
+    if found["iou"] is None:
+        return f"outside the domain: not measured, {found['reason']}"
+    listed = ", ".join(f"{name} {one['iou']:.3f}" for name, one in found["images"].items())
+    return (
+        f"outside the domain, on {len(found['images'])} photographs: IoU {found['iou']:.3f} with "
+        f"the base model's masks of the same {found['masks']} boxes (1: unchanged; {listed})"
+    )
+
+
+def write_gap(
+    directory: Path, results: Mapping[str, Mapping[str, Scores]], summary: Mapping[str, Any]
+) -> None:
+    """Write ``oracle_gap.csv`` (a line a setting, state, class and case) and ``oracle_gap.png``."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["given", "oracle_prompt", "state", "case", "class", "dice", "iou", "flag"])
+    for state, settings in results.items():
+        for setting, scores in settings.items():
+            for row in scores.rows:
+                numbers = [
+                    "" if row.flag == "both_empty" else f"{x:.6f}" for x in (row.dice, row.iou)
+                ]
+                oracle = str(setting != NONE).lower()
+                named = csv_name(row.case), csv_name(row.class_name)
+                writer.writerow([setting, oracle, state, *named, *numbers, row.flag])
+    atomic.write_text(directory / CSV_NAME, stream.getvalue())
+    plot_gap(summary, directory / PLOT_NAME)
+
+
+def plot_gap(summary: Mapping[str, Any], png: Path) -> None:
+    """Draw mean Dice against what the model is given, and predicted against true IoU."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [2.1, 1]})
+    _draw_dice(left, summary)
+    _draw_trust(right, summary)
+    for axis in (left, right):
+        axis.grid(visible=True, color="#e4e4e4", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    with atomic.file(png) as part:
+        figure.savefig(part, format="png")
+
+
+def _draw_dice(axis: Axes, summary: Mapping[str, Any]) -> None:
+    """Clicks and boxes are two lines of settings, each with one direction."""
+    names = list(summary)
+    for state, (label, colour) in STATES.items():
+        for group in ([NONE], list(CLICKS.values()), [BOX, *MOVED.values()]):
+            points = [
+                (names.index(name), summary[name][state]["dice"])
+                for name in group
+                if summary[name].get(state) and summary[name][state]["dice"] is not None
+            ]
+            if points:
+                axis.plot(
+                    *zip(*points, strict=True),
+                    color=colour,
+                    marker="o",
+                    markerfacecolor=colour if group == [NONE] else "white",
+                    linewidth=2,
+                    label=label,
+                )
+                label = "_nolegend_"
+    axis.set_xticks(range(len(names)), [name.replace(" moved ", "\nmoved\n") for name in names])
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_ylabel("mean Dice")
+    axis.set_title(
+        "hollow: the prompt is made from the ground truth; px where the longest side is 1024",
+        fontsize=9,
+        loc="left",
+    )
+    axis.legend(frameon=False, loc="lower right")
+
+
+def _draw_trust(axis: Axes, summary: Mapping[str, Any]) -> None:
+    """Of the exact box: predicted against true IoU, in bins of the predicted one."""
+    axis.plot([0, 1], [0, 1], color="#9a9a9a", linewidth=1, linestyle="--")
+    for state, (label, colour) in STATES.items():
+        entry = summary[BOX].get(state)
+        bins = entry["calibration"]["bins"] if entry else []
+        if bins:
+            most = max(one["objects"] for one in bins)
+            axis.scatter(
+                [one["predicted"] for one in bins],
+                [one["true"] for one in bins],
+                [20 + 130 * one["objects"] / most for one in bins],
+                color=colour,
+                alpha=0.75,
+                label=label,
+            )
+    axis.set_xlim(-0.02, 1.05)
+    axis.set_ylim(-0.02, 1.05)
+    axis.set_xlabel("predicted IoU")
+    axis.set_ylabel("true IoU")
+    axis.set_title("does it know? (exact box; size: objects)", fontsize=9, loc="left")

@@ -1,0 +1,387 @@
+"""Pictures of a case: image, ground truth, zero-shot and adapted side by side.
+
+Colours are those of Okabe and Ito (2008), which people with any colour vision can tell apart, in an
+order that stands out on grey images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from samadapt.console import printable
+from samadapt.data.types import IGNORED
+from samadapt.errors import DataError
+from samadapt.system import atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike, NDArray
+
+    from samadapt.evaluation.metrics import CaseClassScore
+
+COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
+FILL = 0.38
+HATCH, HATCHED = "////", "#FFFFFF"
+"""Pattern and colour of ignored pixels; white stands out on dark and on grey images alike."""
+DPI = 160
+PANEL_INCHES = 3.3
+NARROWEST = 2.5  # inches of a column, room for the headings over a narrow image
+TALLEST = 1.3  # height over width from which a panel gets narrower instead of taller
+GAP, MARGIN, TITLE, HEADING, DETAIL, LEGEND_ROW = 0.1, 0.12, 0.34, 0.24, 0.16, 0.22  # inches
+NAMED_SCORES = 4
+
+
+def choose_cases(rows: Iterable[CaseClassScore]) -> dict[str, str]:
+    """Choose the cases to show by their mean Dice over classes.
+
+    Args:
+        rows: scores of the adapted model.
+
+    Returns:
+        ``{"best": case, "median": case, "worst": case}``, without the later ones where there are
+        fewer than three cases. Cases without any class (all NaN) are not chosen. Equal scores are
+        ordered by name.
+    """
+    scores: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if not math.isnan(row.dice):
+            scores[row.case].append(row.dice)
+    ranked = sorted(scores, key=lambda case: (-math.fsum(scores[case]) / len(scores[case]), case))
+    if not ranked:
+        return {}
+    chosen = {"best": ranked[0]}
+    if len(ranked) > 2:
+        chosen["median"] = ranked[len(ranked) // 2]
+    if len(ranked) > 1:
+        chosen["worst"] = ranked[-1]
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One column of the picture."""
+
+    heading: str
+    labels: NDArray[Any] | None
+    detail: str = ""
+
+
+def draw_overlay(
+    image: NDArray[np.uint8],
+    truth: NDArray[Any],
+    zero_shot: NDArray[Any] | None,
+    adapted: NDArray[Any] | None,
+    classes: Sequence[str],
+    *,
+    path: Path,
+    title: str = "",
+    scores: Mapping[str, Mapping[str, float]] | None = None,
+    scores_of: str = "case",
+    boxes: ArrayLike | None = None,
+    points: ArrayLike | None = None,
+    point_labels: ArrayLike | None = None,
+    spacing: tuple[float, float] = (1.0, 1.0),
+) -> Path:
+    """Write one slice as panels side by side: image, ground truth, zero-shot, adapted.
+
+    Args:
+        image: (h, w, 3) 0..255, after the intensity rule.
+        truth: (h, w) labels, 0 background, k for ``classes[k - 1]``, ``IGNORED`` is hatched.
+        zero_shot: (h, w) labels of the model before training; None: no such panel.
+        adapted: (h, w) labels of the model after training; None: no such panel.
+        classes: class names, for the legend.
+        path: PNG to write; its folder is made.
+        title: what is shown, for example "hippocampus_042, slice 17, median".
+        scores: Dice by state (``"zero_shot"``, ``"adapted"``) and class; NaN where both empty.
+        scores_of: what the Dice was taken over: ``"case"`` or ``"slice"``; said beside it.
+        boxes: (n, 4) XYXY pixels of the image that the model was given; drawn on the image.
+        points: (n, 2) or (n, k, 2) (x, y) pixels that the model was given.
+        point_labels: the same without the last axis; 1 foreground, 0 background, -1 not drawn;
+            None: all foreground.
+        spacing: (row, column) size of a pixel in mm; its ratio is kept in the picture.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        DataError: for labels of another shape than the image.
+    """
+    panels = _panels(truth, zero_shot, adapted, scores or {}, scores_of)
+    for panel in panels:
+        if panel.labels is not None and panel.labels.shape != image.shape[:2]:
+            raise DataError(
+                f"overlay {path.name}: {panel.heading} must be (h, w) = {image.shape[:2]}; "
+                f"got {panel.labels.shape}"
+            )
+    has_details = any(panel.detail for panel in panels)
+    heading_inches = HEADING + (DETAIL if has_details else 0.0)
+    width, height = _panel_size(image.shape[0] * spacing[0] / (image.shape[1] * spacing[1]))
+    total_width = 2 * MARGIN + len(panels) * (max(width, NARROWEST) + GAP) - GAP
+    columns, rows = legend_grid(classes, total_width)
+    figure, axes = _layout(
+        len(panels), (width, height), (heading_inches, 0.14 + rows * LEGEND_ROW), title
+    )
+    has_prompt = boxes is not None or points is not None
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw_image(axis, image, spacing)
+        if panel.labels is not None:
+            _draw_labels(axis, panel.labels)
+        elif has_prompt:
+            draw_prompts(axis, boxes, points, point_labels)
+        heading = "image and prompt" if panel.labels is None and has_prompt else panel.heading
+        _write_heading(axis, heading, panel.detail, heading_inches)
+    draw_legend(figure, classes, columns)
+    with atomic.file(path) as part:
+        figure.savefig(part, format="png", dpi=DPI)
+    return path
+
+
+def _panels(
+    truth: NDArray[Any],
+    zero_shot: NDArray[Any] | None,
+    adapted: NDArray[Any] | None,
+    scores: Mapping[str, Mapping[str, float]],
+    scores_of: str,
+) -> list[_Panel]:
+    panels = [_Panel("image", None), _Panel("ground truth", truth)]
+    states = (("zero-shot", "zero_shot", zero_shot), ("adapted", "adapted", adapted))
+    for heading, state, labels in states:
+        if labels is None:
+            continue
+        dice = {name: d for name, d in scores.get(state, {}).items() if not math.isnan(d)}
+        if not dice:
+            panels.append(_Panel(heading, labels))
+            continue
+        mean = math.fsum(dice.values()) / len(dice)
+        detail = " · ".join(f"{name} {value:.2f}" for name, value in dice.items())
+        shown = detail if 1 < len(dice) <= NAMED_SCORES else ""
+        panels.append(_Panel(f"{heading}: Dice {mean:.3f} ({scores_of})", labels, shown))
+    return panels
+
+
+def _panel_size(ratio: float) -> tuple[float, float]:
+    """(width, height) in inches of an image whose height is ``ratio`` times its width."""
+    if ratio <= TALLEST:
+        return PANEL_INCHES, PANEL_INCHES * ratio
+    return PANEL_INCHES * TALLEST / ratio, PANEL_INCHES * TALLEST
+
+
+def legend_grid(classes: Sequence[str], width: float) -> tuple[int, int]:
+    """(columns, rows) of a legend whose longest entry fits, in inches."""
+    entry = 0.55 + 0.085 * max(len(name) for name in classes)
+    rows = math.ceil(len(classes) / max(int(width / entry), 1))
+    return math.ceil(len(classes) / rows), rows
+
+
+def _layout(
+    count: int, panel: tuple[float, float], heading_footer: tuple[float, float], title: str
+) -> tuple[Figure, list[Axes]]:
+    """A figure and its axes, placed in inches so that nothing overlaps at any aspect."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    (width, height), (heading, footer) = panel, heading_footer
+    column = max(width, NARROWEST)
+    total_width = 2 * MARGIN + count * (column + GAP) - GAP
+    total_height = (TITLE if title else 0.0) + heading + height + footer
+    figure = Figure(figsize=(total_width, total_height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = []
+    for index in range(count):
+        left = MARGIN + index * (column + GAP) + (column - width) / 2
+        rectangle = (left, footer, width, height)
+        totals = (total_width, total_height) * 2
+        left, bottom, wide, high = (
+            inches / total for inches, total in zip(rectangle, totals, strict=True)
+        )
+        axes.append(figure.add_axes((left, bottom, wide, high)))
+    if title:
+        place = (MARGIN / total_width, 1 - 0.1 / total_height)
+        figure.text(*place, printable(title), weight="bold", size=11, va="top", parse_math=False)
+    return figure, axes
+
+
+def _draw_image(axis: Axes, image: NDArray[np.uint8], spacing: tuple[float, float]) -> None:
+    enlarged = max(image.shape[:2]) <= PANEL_INCHES * DPI
+    axis.imshow(
+        image,
+        interpolation="nearest" if enlarged else "antialiased",
+        aspect=spacing[0] / spacing[1],
+    )
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.spines[:].set_visible(False)
+    axis.set_autoscale_on(False)
+
+
+def _draw_labels(axis: Axes, labels: NDArray[Any]) -> None:
+    """Fill every class half-transparent and draw its outline along the pixel edges."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import to_rgb
+
+    fill = np.zeros((*labels.shape, 4), dtype=np.float32)
+    for label in np.unique(labels[labels > 0]).tolist():
+        mask = labels == label
+        colour = colour_of(label)
+        fill[mask] = (*to_rgb(colour), FILL)
+        lines = LineCollection(
+            outline(mask),  # type: ignore[arg-type]
+            colors=colour,
+            linewidths=1.4,
+            capstyle="projecting",
+            linestyles=line_style(label),
+        )
+        axis.add_collection(lines, autolim=False)
+    axis.imshow(fill, interpolation="nearest", aspect=axis.get_aspect())
+    draw_ignored(axis, labels)
+
+
+def draw_ignored(axis: Axes, labels: NDArray[Any]) -> None:
+    """Hatch the pixels of an image whose labels are ``IGNORED``."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Outline
+
+    rows = [
+        (row, start, stop)
+        for row, start, stop in _runs(np.pad(labels == IGNORED, ((0, 0), (1, 1))))
+    ]
+    if not rows:
+        return
+    corners = [[(x0, y), (x1, y), (x1, y + 1), (x0, y + 1), (x0, y)] for y, x0, x1 in rows]
+    codes = [Outline.MOVETO, *[Outline.LINETO] * 3, Outline.CLOSEPOLY] * len(corners)
+    shape = Outline(np.reshape(corners, (-1, 2)) - 0.5, codes)
+    patch = PathPatch(shape, fill=False, hatch=HATCH, edgecolor=HATCHED, linewidth=0)
+    axis.add_patch(patch)
+
+
+def outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Edges between the pixels inside and outside a mask.
+
+    Args:
+        mask: (h, w); beyond its border counts as outside.
+
+    Returns:
+        (n, 2, 2) segments, each two (x, y) points, with pixel centres at whole numbers. Edges in
+        line are one segment, so that a dashed line stays dashed.
+    """
+    padded = np.pad(mask, 1)
+    segments = [
+        *(((x0, y), (x1, y)) for y, x0, x1 in _runs(padded[1:] != padded[:-1])),
+        *(((x, y0), (x, y1)) for x, y0, y1 in _runs((padded[:, 1:] != padded[:, :-1]).T)),
+    ]
+    return np.array(segments, dtype=np.float64).reshape(-1, 2, 2) - 0.5
+
+
+def _runs(edges: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+    """(row, start, stop) of every run of True along the last axis of edges of a padded mask."""
+    inner = edges[:, 1:-1].astype(np.int8)
+    change = np.diff(inner, axis=1, prepend=0, append=0)
+    rows, starts = np.nonzero(change == 1)
+    stops = np.nonzero(change == -1)[1]
+    return list(zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True))
+
+
+def draw_prompts(
+    axis: Axes,
+    boxes: ArrayLike | None,
+    points: ArrayLike | None,
+    point_labels: ArrayLike | None,
+    scale: float = 1.0,
+) -> None:
+    """Draw boxes and points in white with a black rim, so that they show on any image.
+
+    Args:
+        axis: shows the image.
+        boxes: (n, 4) XYXY pixels, or None.
+        points: (..., 2) (x, y) pixels, or None.
+        point_labels: the same without the last axis; see ``draw_overlay``.
+        scale: of lines and markers.
+    """
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    rim = [withStroke(linewidth=2.8 * scale, foreground="black")]
+    for x0, y0, x1, y1 in np.asarray(boxes if boxes is not None else []).reshape(-1, 4).tolist():
+        rectangle = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False)
+        rectangle.set(edgecolor="white", linewidth=1.3 * scale, path_effects=rim)
+        axis.add_patch(rectangle)
+    if points is None:
+        return
+    places = np.asarray(points, dtype=float).reshape(-1, 2) - 0.5  # to pixel centres
+    signs = np.ones(len(places)) if point_labels is None else np.asarray(point_labels).ravel()
+    for sign, marker in ((1, "o"), (0, "X")):
+        x, y = places[signs == sign].T
+        axis.scatter(
+            x,
+            y,
+            s=42 * scale**2,
+            marker=marker,
+            c="white",
+            edgecolors="black",
+            linewidths=1.1,
+            zorder=5,
+        )
+
+
+def _write_heading(axis: Axes, heading: str, detail: str, inches: float) -> None:
+    """Write one line, or two, into the space of that height above a panel."""
+    place: dict[str, Any] = {
+        "xycoords": "axes fraction",
+        "textcoords": "offset points",
+        "ha": "center",
+        "va": "bottom",
+        "parse_math": False,
+    }
+    lift = 4 + 72 * (inches - HEADING)  # points
+    axis.annotate(printable(heading), (0.5, 1), xytext=(0, lift), size=10, **place)
+    if detail:
+        axis.annotate(detail, (0.5, 1), xytext=(0, 4), size=8, color="#444444", **place)
+
+
+def draw_legend(figure: Figure, classes: Sequence[str], columns: int) -> None:
+    """Write the class names beside their colours below everything."""
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Patch
+
+    handles = [
+        Patch(
+            facecolor=to_rgba(colour_of(label), FILL),
+            edgecolor=colour_of(label),
+            linewidth=1.4,
+            linestyle=line_style(label),
+        )
+        for label in range(1, len(classes) + 1)
+    ]
+    # A space before the name, since matplotlib hides labels that start with an underscore.
+    legend = figure.legend(
+        handles,
+        [f" {name}" for name in classes],
+        loc="lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+        borderaxespad=0.2,
+        handlelength=1.4,
+        handletextpad=0.2,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def colour_of(label: int) -> str:
+    """Return the colour of a class; they come round again."""
+    return COLOURS[(label - 1) % len(COLOURS)]
+
+
+def line_style(label: int) -> Literal["solid", "dashed"]:
+    """Solid, and dashed for the classes for which the colours come round again."""
+    return "solid" if label <= len(COLOURS) else "dashed"

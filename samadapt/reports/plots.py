@@ -1,0 +1,142 @@
+"""A run's progress as one picture: loss, validation Dice and learning rate against the step."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from samadapt.system import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RAW, SMOOTH, VALIDATION, RATE = "#9a9a9a", "#0072B2", "#D55E00", "#009E73"
+Points = list[tuple[int, float]]
+
+
+def plot_progress(metrics_jsonl: Path, png: Path) -> Path:
+    """Draw loss (raw and smoothed), validation Dice and learning rate against the step.
+
+    Args:
+        metrics_jsonl: one JSON object a line: ``{"kind": "train", "step", "loss", "lr", …}`` or
+            ``{"kind": "validate", "step", "dice", …}``. A line cut short by a crash and values
+            that are null or not finite are left out; of a step written twice (after a resume) the
+            later line counts. May be missing or empty.
+        png: file to write; its folder is made.
+
+    Returns:
+        ``png``.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = _read_lines(metrics_jsonl)
+    loss = _points(lines, "train", "loss")
+    rate = _points(lines, "train", "lr")
+    dice = _points(lines, "validate", "dice")
+    figure = Figure(figsize=(8, 7.2), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [3, 3, 1.4]})
+    _draw_loss(axes[0], loss)
+    _draw_dice(axes[1], dice)
+    _draw_rate(axes[2], rate)
+    for axis in axes:
+        axis.grid(visible=True, color="#e4e4e4", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[2].set_xlabel("step")
+    axes[2].xaxis.get_major_locator().set_params(integer=True)
+    figure.align_ylabels(axes)
+    with atomic.file(png) as part:
+        figure.savefig(part, format="png")
+    return png
+
+
+def _draw_loss(axis: Axes, loss: Points) -> None:
+    from scipy.ndimage import gaussian_filter1d  # centred, unlike a running mean that lags
+
+    axis.set_ylabel("training loss")
+    if not loss:
+        _say_nothing(axis, "no training step yet")
+        return
+    steps, values = zip(*loss, strict=True)
+    marker = "o" if len(steps) == 1 else None
+    axis.plot(steps, values, color=RAW, linewidth=0.9, alpha=0.7, marker=marker, label="each step")
+    smoothed = gaussian_filter1d(np.array(values), max(len(values) / 50, 1), mode="nearest")
+    axis.plot(steps, smoothed, color=SMOOTH, linewidth=2.2, label="smoothed")
+    if min(values) > 0 and max(values) > 30 * min(values):
+        axis.set_yscale("log")
+    axis.legend(frameon=False, loc="upper right")
+
+
+def _draw_dice(axis: Axes, dice: Points) -> None:
+    axis.set_ylabel("validation Dice")
+    if not dice:
+        _say_nothing(axis, "no validation yet")
+        return
+    steps, values = zip(*dice, strict=True)
+    axis.plot(steps, values, color=VALIDATION, linewidth=2.2, marker="o", markersize=5)
+    best_step, best = max(dice, key=lambda point: point[1])
+    axis.plot([best_step], [best], color=VALIDATION, marker="*", markersize=15, linestyle="none")
+    # Beside the star and below the curve, turned inwards where the star is near the right edge.
+    inwards = best_step >= (min(steps) + max(steps)) / 2
+    axis.annotate(
+        f"best {best:.3f} at step {best_step}",
+        (best_step, best),
+        xytext=(-8 if inwards else 8, -16),
+        textcoords="offset points",
+        ha="right" if inwards else "left",
+        va="top",
+        color="#7a3500",
+    )
+    low, high = min(values), max(values)
+    room = max(high - low, 0.02)
+    axis.set_ylim(max(low - 0.35 * room, -0.02), min(high + 0.15 * room, 1.02))
+
+
+def _draw_rate(axis: Axes, rate: Points) -> None:
+    axis.set_ylabel("learning rate")
+    if not rate:
+        _say_nothing(axis, "no training step yet")
+        return
+    steps, values = zip(*rate, strict=True)
+    marker = "o" if len(steps) == 1 else None
+    axis.plot(steps, values, color=RATE, linewidth=2, marker=marker)
+    axis.set_ylim(bottom=0)
+    axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+
+
+def _say_nothing(axis: Axes, text: str) -> None:
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color="#777777")
+    axis.set_yticks([])
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, without lines that are none."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines
+
+
+def _points(lines: list[dict[str, Any]], kind: str, key: str) -> Points:
+    """(step, value) in the order of steps; finite values only, the last of each step."""
+    found: dict[int, float] = {}
+    for line in lines:
+        step, value = line.get("step"), line.get(key)
+        if line.get("kind") != kind or not isinstance(step, int):
+            continue
+        if isinstance(value, int | float) and math.isfinite(value):
+            found[step] = float(value)
+    return sorted(found.items())

@@ -1,0 +1,310 @@
+"""Scores as files and as a table: ``summary.json``, ``per_case.csv``, the run's closing text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from samadapt.errors import RunError
+from samadapt.evaluation.metrics import CaseClassScore
+from samadapt.evaluation.scores import OVERLAP, SCORES, Score
+from samadapt.system import atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import RenderableType
+
+SUMMARY_NAME = "summary.json"
+PER_CASE_NAME = "per_case.csv"
+COUNTS = ("truth_voxels", "prediction_voxels", "flag")
+PER_CASE_COLUMNS = (
+    *("case", "class", "state", *OVERLAP, *COUNTS),
+    *(name for name in SCORES if name not in OVERLAP),
+    *("intersection", "length_unit"),
+)
+IGNORED_COLUMNS = ("ignored_voxels", "voxels")
+"""Further columns of ``per_case.csv`` where voxels were ignored."""
+STATES = {"zero_shot": "zero-shot", "adapted": "adapted"}
+NOTHING = "\N{EN DASH}"
+FLAG_TEXT = {
+    "truth_empty": "predicted where the ground truth is empty (0; HD95 is the image's diagonal)",
+    "prediction_empty": "nothing predicted where there is ground truth (0; HD95 is the diagonal)",
+    "both_empty": "both empty (left out)",
+}
+
+
+def write_summary(directory: Path, summary: Mapping[str, Any]) -> Path:
+    """Write ``directory/summary.json``, whole or not at all.
+
+    NaN and infinities become null, numpy's scalars and arrays become numbers and lists, paths
+    become text.
+
+    Returns:
+        The path written.
+
+    Raises:
+        RunError: for a value that JSON cannot hold, naming its key.
+    """
+    text = json.dumps(_plain(summary, "summary"), indent=2, ensure_ascii=False, allow_nan=False)
+    return atomic.write_text(directory / SUMMARY_NAME, text + "\n")
+
+
+def write_per_case(directory: Path, rows: Mapping[str, Sequence[CaseClassScore]]) -> Path:
+    """Write ``directory/per_case.csv``: one line a case, class and state.
+
+    Args:
+        directory: folder, made if missing.
+        rows: scores by state: ``{"zero_shot": […], "adapted": […]}``.
+
+    Returns:
+        The path written. NaN (both masks empty, or a ratio of nothing) is an empty cell; the flag
+        says which mask is empty. Lengths are in ``length_unit``, volumes in ml, or px beside px.
+    """
+    stream = io.StringIO()
+    partly = any(row.ignored_voxels for scores in rows.values() for row in scores)
+    further = IGNORED_COLUMNS if partly else ()
+    writer = csv.DictWriter(stream, (*PER_CASE_COLUMNS, *further), lineterminator="\n")
+    writer.writeheader()
+    for state, scores in rows.items():
+        for row in scores:
+            numbers = {n: "" if math.isnan(x) else f"{x:.9g}" for n, x in row.values.items()}
+            kept = (*COUNTS, "intersection", "length_unit", *further)
+            line = {name: getattr(row, name) for name in kept}
+            named = {"case": csv_name(row.case), "class": csv_name(row.class_name), "state": state}
+            writer.writerow({**named, **numbers, **line})
+    return atomic.write_text(directory / PER_CASE_NAME, stream.getvalue())
+
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""A cell that begins so is a formula to a spreadsheet, which may run programs (OWASP)."""
+
+
+def csv_name(name: str) -> str:
+    """Return a name as a cell that no spreadsheet takes for a formula: an apostrophe in front.
+
+    A name that begins with an apostrophe gets one too, so that ``name_in_csv`` can undo it.
+    """
+    return f"'{name}" if name.startswith((*FORMULA_STARTS, "'")) else name
+
+
+def name_in_csv(cell: str) -> str:
+    """Return the name that ``csv_name`` wrote."""
+    return cell.removeprefix("'")
+
+
+def read_per_case(directory: Path) -> dict[str, list[CaseClassScore]]:
+    """Return the rows of ``directory/per_case.csv`` by state, as ``write_per_case`` took them.
+
+    Raises:
+        RunError: for a file that is missing or was not written so.
+    """
+    path = directory / PER_CASE_NAME
+    rows: dict[str, list[CaseClassScore]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            for line in csv.DictReader(stream):
+                values = {name: float(line[name] or "nan") for name in SCORES}
+                score = CaseClassScore(
+                    name_in_csv(line["case"]),
+                    name_in_csv(line["class"]),
+                    values,
+                    int(line["truth_voxels"]),
+                    int(line["prediction_voxels"]),
+                    int(line["intersection"]),
+                    line["length_unit"],
+                    *(int(line.get(name) or 0) for name in IGNORED_COLUMNS),
+                )
+                rows.setdefault(line["state"], []).append(score)
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise RunError(f"{path}: cannot read the scores of a run: {error!r}") from error
+    return rows
+
+
+def results_table(
+    zero_shot: Mapping[str, Any] | None,
+    adapted: Mapping[str, Any] | None,
+    *,
+    title: str | None = None,
+) -> Table:
+    """Put two summaries of ``metrics.summarise`` side by side.
+
+    Args:
+        zero_shot: before training; None where it was not measured.
+        adapted: after training; None where it was not measured.
+        title: what was scored, for example "hippocampus, 52 volumes, box from the ground truth".
+
+    Returns:
+        A row for each class and state, and a last pair for the mean over classes: Dice and HD95
+        with their 95 % intervals, IoU, NSD, and the cases in the mean. A score that does not
+        exist is a dash. The caption counts empty masks.
+    """
+    states = {
+        name: summary
+        for name, summary in (("zero-shot", zero_shot), ("adapted", adapted))
+        if summary
+    }
+    shown = [score for score in SCORES.values() if score.in_table]
+    table = Table(title=Text(title) if title else None, title_justify="left")
+    table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
+    table.add_column("class")
+    table.add_column("")
+    for score in shown:
+        unit = next((u for s in states.values() if (u := _unit(s, score.name))), "")
+        heading = f"{score.heading} ({unit})" if unit else score.heading
+        bounds = " [95 %]" if score.in_table == "interval" else ""
+        table.add_column(heading + bounds, justify="right")
+    table.add_column("cases", justify="right")
+    for name in dict.fromkeys(name for summary in states.values() for name in _classes(summary)):
+        entries = {state: _classes(summary).get(name) for state, summary in states.items()}
+        for n, (state, entry) in enumerate(entries.items()):
+            cells = [_cell(entry, score) for score in shown]
+            cases = str(entry["cases"]) if entry else NOTHING
+            shown_name = f"{name} (not trained)" if _untrained(entries) else name
+            table.add_row(Text("" if n else shown_name), state, *cells, cases)
+        table.add_section()
+    for n, (state, summary) in enumerate(states.items()):
+        cells = [_cell(summary, score) for score in shown]
+        table.add_row("" if n else "mean", state, *cells, "", style="bold")
+    notes = _empty_notes(zero_shot, adapted)
+    if notes:
+        table.caption = Text("\n".join(notes))
+    return table
+
+
+def paired_table(paired: Mapping[str, Any], score: str = "dice") -> Table:
+    """Put the comparison of ``comparison.compare_states`` as a table of one score.
+
+    Args:
+        paired: what ``summary.json`` holds under ``paired``.
+        score: which of its scores.
+    """
+    heading = SCORES[score].heading
+    table = Table(title=f"adapted - zero-shot, case by case: {heading}", title_justify="left")
+    table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
+    table.add_column("class")
+    for name in ("difference [95 %]", "Wilcoxon p", "better", "worse", "same"):
+        table.add_column(name, justify="right")
+    lines = {name: entry[score] for name, entry in paired["per_class"].items()}
+    for name, line in {**lines, "mean": paired[score]}.items():
+        p = NOTHING if line["p"] is None else f"{line['p']:.2g}"
+        counts = [str(line[key]) for key in ("better", "worse", "same")]
+        cell = _with_interval(line["difference"], line["interval"], "+.3f")
+        table.add_row(Text(name), cell, p, *counts, style="bold" if line is paired[score] else "")
+    if reason := paired[score].get("reason"):
+        table.caption = Text(reason)
+    return table
+
+
+def closing_text(
+    table: RenderableType,
+    *,
+    trained: int,
+    total: int,
+    seconds: float,
+    paths: Mapping[str, Path | str],
+    notes: Sequence[str] = (),
+) -> Group:
+    """Compose what a run says last.
+
+    Args:
+        table: of ``results_table``.
+        trained: number of trained parameters.
+        total: number of all parameters, trained ones included.
+        seconds: wall-clock time of the whole run.
+        paths: what was written: ``{"adapter": …, "report": …, "overlays": …}``.
+        notes: honest remarks, one a line: the data set's note, oracle prompts, cases left out.
+    """
+    share = 100 * trained / total if total else 0.0
+    facts = {"trained": f"{trained:,} of {total:,} parameters ({share:.2f} %)"}
+    facts["time"] = format_seconds(seconds)
+    facts |= {name: str(path) for name, path in paths.items()}
+    width = max(len(name) for name in facts)
+    lines = [Text(f"{name:<{width}}  {value}", overflow="fold") for name, value in facts.items()]
+    return Group(table, *(Text(f"Note: {note}", style="yellow") for note in notes), *lines)
+
+
+def format_seconds(seconds: float) -> str:
+    """Time for people: ``8.4 s``, ``7 min 05 s``, ``2 h 03 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _classes(summary: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return summary["per_class"] if summary else {}
+
+
+def _untrained(entries: Mapping[str, Any]) -> bool:
+    """Whether a class occurs in no training case, so that its score is of a class never seen."""
+    return any(entry and entry.get("untrained") for entry in entries.values())
+
+
+def _unit(summary: Mapping[str, Any], score: str) -> str:
+    return str(summary["detail"].get(score, {}).get("unit") or "")
+
+
+def _cell(entry: Mapping[str, Any] | None, score: Score) -> str:
+    """A mean, with its interval where the score's column has room for it."""
+    form = ".2f" if score.kind == "length" else ".3f"
+    if entry is None:
+        return NOTHING
+    interval = entry["detail"].get(score.name, {}).get("interval")
+    shown = interval if score.in_table == "interval" else None
+    return _with_interval(entry.get(score.name), shown, form)
+
+
+def _with_interval(value: Any, interval: Sequence[float] | None, form: str) -> str:
+    if value is None or math.isnan(value):
+        return NOTHING
+    bounds = f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else ""
+    return f"{value:{form}}{bounds}"
+
+
+def _empty_notes(
+    zero_shot: Mapping[str, Any] | None, adapted: Mapping[str, Any] | None
+) -> list[str]:
+    """One line for each kind of empty mask that occurred, by state and class."""
+    notes = []
+    for flag, meaning in FLAG_TEXT.items():
+        parts = []
+        for state, summary in (("zero-shot", zero_shot), ("adapted", adapted)):
+            counts = {name: entry[flag] for name, entry in _classes(summary).items() if entry[flag]}
+            if counts:
+                listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+                parts.append(f"{state}: {listed}")
+        if parts:
+            notes.append(f"{meaning}: " + "; ".join(parts))
+    return notes
+
+
+def _plain(value: Any, key: str) -> Any:
+    """Turn a value into what JSON holds: None, bool, int, float, str, list, dict."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist(), key)
+    if isinstance(value, dict):
+        return {str(name): _plain(item, f"{key}.{name}") for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{key}[{index}]") for index, item in enumerate(value)]
+    raise RunError(
+        f"{key} must be a number, text, path, list or dict to be written as JSON; "
+        f"got {type(value).__name__}"
+    )

@@ -1,0 +1,182 @@
+"""``samadapt finetune … folds=5``: every case scored once, by the adapter that did not see it.
+
+Each fold is a run like any other, in ``fold_0/``, ``fold_1/`` … of one run directory; what the
+folds scored is pooled there. A case has one score a class and state, so that means and intervals
+are over all cases, as those of one run are over its held-out ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from samadapt.commands.finetune import FinetuneResult, open_run_dir, train_and_score
+from samadapt.config.schema import Config, to_yaml
+from samadapt.errors import ConfigError, UserError
+from samadapt.system import atomic
+
+SUMMARY = Path("eval") / "summary.json"
+SAME = (
+    *("prompt", "oracle_prompt", "data", "scored", "case_is", "nsd_tolerance", "precision"),
+    *("trained_parameters", "total_parameters"),
+)
+"""What all folds have in common."""
+
+
+def cross_validate(config: Config) -> FinetuneResult:
+    """Train the folds that are not done, one after another, and pool their scores.
+
+    Args:
+        config: with ``folds``; with ``resume`` the directory of a cross-validation.
+
+    Raises:
+        ConfigError: together with ``data.fold``, or for fewer cases than folds.
+        RunLockedError: another process works in the directory.
+        InterruptedRunError: as ``finetune``, naming the directory of the whole.
+    """
+    from samadapt.runs.run_lock import locked
+
+    if config.data.fold is not None:
+        raise ConfigError(
+            f"folds={config.folds} runs every fold; leave data.fold={config.data.fold} out"
+        )
+    parent = open_run_dir(config)
+    with locked(parent):
+        return _cross_validate(config, parent)
+
+
+def _cross_validate(config: Config, parent: Path) -> FinetuneResult:
+    from samadapt.data.pseudonyms import open_key, write_key
+    from samadapt.reports.tables import read_per_case, write_summary
+    from samadapt.runs.run_page import write_pooled_page
+    from samadapt.system.interrupt import InterruptedRunError
+
+    started = time.perf_counter()
+    if config.privacy:
+        write_key(parent, open_key(parent), ())  # one key for all folds
+    runs = [parent / f"fold_{fold}" for fold in range(config.folds or 0)]
+    for fold, run_dir in enumerate(runs):
+        if is_done(run_dir):
+            continue
+        try:
+            train_and_score(_prepared(config, run_dir, fold, len(runs)), run_dir)
+        except InterruptedRunError as error:
+            raise InterruptedRunError(parent, error.step, error.number) from error
+        except UserError:
+            if not any(run.exists() for run in runs):  # refused before anything was trained
+                shutil.rmtree(parent, ignore_errors=os.name == "nt")
+            raise
+    summary = pool(parent, runs)
+    summary["seconds"] = time.perf_counter() - started
+    write_summary(parent / "eval", summary)
+    write_pooled_page(parent, config, read_per_case(parent / "eval"), summary)
+    return FinetuneResult(parent, None, summary)
+
+
+def is_done(run_dir: Path) -> bool:
+    """Whether a fold has its scores and, if it trains anything, its adapter, written last."""
+    if not (run_dir / SUMMARY).is_file():
+        return False
+    untrained = _summary(run_dir)["adapted"] is None
+    return untrained or (run_dir / "adapter" / "samadapt.json").is_file()
+
+
+def pool(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
+    """Return what the parent's ``summary.json`` records, and write its ``per_case.csv``.
+
+    Args:
+        parent: the directory of the cross-validation.
+        runs: the folds, all done.
+
+    Raises:
+        RunError: for a fold whose scores cannot be read.
+        DataError: for a case that two folds scored.
+    """
+    from samadapt.evaluation.comparison import compare_states
+    from samadapt.evaluation.instances import summarise_objects
+    from samadapt.evaluation.metrics import CaseClassScore, summarise
+    from samadapt.reports.tables import read_per_case, write_per_case
+    from samadapt.runs.environment import write_json
+
+    summaries = [_summary(run) for run in runs]
+    splits = [json.loads((run / "splits.json").read_text(encoding="utf-8")) for run in runs]
+    classes = list(summaries[0]["zero_shot"]["per_class"])
+    rows: dict[str, list[CaseClassScore]] = {"zero_shot": [], "adapted": []}
+    for run in runs:
+        for state, found in read_per_case(run / "eval").items():
+            rows[state] += found
+    pooled: dict[str, Any] = {}
+    for state, found in rows.items():
+        first = summaries[0][state]
+        marks = first and {key: first[key] for key in ("prompt", "oracle_prompt")}
+        pooled[state] = first and summarise(found, classes, intervals=True) | marks
+    if "instances" in summaries[0]["zero_shot"]:
+        objects = _pooled_objects(parent, runs)
+        for state, matches in objects.items():
+            pooled[state]["instances"] = summarise_objects(matches, classes)
+    _mark_untrained(pooled["adapted"], summaries)
+    paired = pooled["adapted"] and compare_states(rows["zero_shot"], rows["adapted"], classes)
+    rule = f"{len(runs)} folds by case: each case is scored by the adapter that did not see it"
+    write_json(parent / "splits.json", {"rule": rule, "folds": splits})
+    write_per_case(parent / "eval", {state: found for state, found in rows.items() if found})
+    return {
+        **pooled,
+        "paired": paired,
+        **{key: summaries[0][key] for key in SAME},
+        "split": rule,
+        "cases": sum(summary["cases"] for summary in summaries),
+        "slices": sum(summary["slices"] for summary in summaries),
+        "parts": summaries[0]["parts"],
+        "folds": [_of_fold(run, summary) for run, summary in zip(runs, summaries, strict=True)],
+        "notes": list(dict.fromkeys(note for summary in summaries for note in summary["notes"])),
+    }
+
+
+def _mark_untrained(pooled: dict[str, Any] | None, summaries: Sequence[dict[str, Any]]) -> None:
+    """Mark the classes that the adapter of a fold never saw in training."""
+    for summary in summaries if pooled else ():
+        for name, entry in (summary["adapted"] or {}).get("per_class", {}).items():
+            if entry.get("untrained") and pooled is not None:
+                pooled["per_class"][name]["untrained"] = True
+
+
+def _prepared(config: Config, run_dir: Path, fold: int, folds: int) -> Config:
+    """Make the fold's run directory, or find it stopped, and return its configuration."""
+    data = replace(config.data, fold=fold, folds=folds)
+    alone = replace(config, folds=None, resume=None, data=data)
+    if (run_dir / "checkpoints" / "LATEST").is_file():
+        return replace(alone, resume=str(run_dir))
+    if run_dir.exists():  # stopped before its first checkpoint: nothing to go on from
+        shutil.rmtree(run_dir)
+    run_dir.mkdir()
+    atomic.write_text(run_dir / "config.yaml", to_yaml(alone))
+    return alone
+
+
+def _pooled_objects(parent: Path, runs: Sequence[Path]) -> dict[str, list[Any]]:
+    """Gather the matched objects of all folds, and write them into the parent."""
+    from samadapt.reports.objects import read_objects, write_objects
+
+    pooled: dict[str, list[Any]] = {}
+    for run in runs:
+        for state, matches in read_objects(run / "eval").items():
+            pooled.setdefault(state, []).extend(matches)
+    write_objects(parent / "eval", pooled)
+    return pooled
+
+
+def _of_fold(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    dice = {state: summary[state] and summary[state]["dice"] for state in ("zero_shot", "adapted")}
+    counts = ("cases", "training_slices", "best_step", "seconds")
+    return {"run_dir": run_dir.name, "dice": dice, **{key: summary[key] for key in counts}}
+
+
+def _summary(run_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+    return found

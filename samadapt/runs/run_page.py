@@ -1,0 +1,204 @@
+"""``report.html`` of a run: everything that a reader needs to judge it, in one file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.table import Table
+from rich.text import Text
+
+from samadapt.adapters.record import LOCAL_OPTIONS
+from samadapt.config.schema import to_dict, to_yaml
+from samadapt.data.intensity import visible
+from samadapt.evaluation.scores import SCORES
+from samadapt.reports.html import HTML_NAME, Page, ShownCase, write_html
+from samadapt.reports.objects import objects_table
+from samadapt.reports.oracle_gap import PLOT_NAME, forgetting_text, gap_table
+from samadapt.reports.overlays import choose_cases
+from samadapt.reports.strips import chosen_indices, draw_strip
+from samadapt.reports.tables import paired_table, results_table
+
+if TYPE_CHECKING:
+    from samadapt.config.schema import Config
+    from samadapt.data.types import SliceRef
+    from samadapt.evaluation.evaluate import Evaluation
+    from samadapt.evaluation.metrics import CaseClassScore
+    from samadapt.runs.context import Session
+
+HIDDEN = "(hidden: privacy=true)"
+STATES = {"zero_shot": "zero-shot", "adapted": "adapted"}
+
+
+def write_page(
+    session: Session,
+    refs: Sequence[SliceRef],
+    results: Mapping[str, Evaluation],
+    summary: Mapping[str, Any],
+) -> Path:
+    """Write ``report.html`` into the run directory.
+
+    Args:
+        session: the run.
+        refs: the slices that were scored.
+        results: by state, ``zero_shot`` and ``adapted``.
+        summary: what ``eval/summary.json`` holds.
+    """
+    folder, name = session.run_dir, session.dataset.name
+    page = Page(
+        title=f"{session.config.recipe or 'run'}: {session.config.peft.name} on {name}",
+        subtitle=(
+            f"{summary['cases']} {summary['scored']} cases, {summary['slices']} "
+            f"{summary['parts']}; a case is a {summary['case_is']}; trained "
+            f"{summary['trained_parameters']:,} of {summary['total_parameters']:,} parameters; "
+            f"{folder.name}"
+        ),
+        notes=summary["notes"],
+        tables=_tables(summary),
+        figures={
+            "Training": folder / "progress.png",
+            "Oracle gap": folder / "eval" / PLOT_NAME,
+        },
+        classes=session.dataset.classes,
+        cases=_cases(session, refs, results),
+        details=[_findings(session), _per_case({s: r.rows for s, r in results.items()})],
+        texts={
+            "Configuration": _configuration(session.config),
+            "Environment": _json(folder / "env.json"),
+            "Splits": _json(folder / "splits.json"),
+        },
+    )
+    return write_html(folder / HTML_NAME, page)
+
+
+def _tables(summary: Mapping[str, Any]) -> list[Table]:
+    tables = [results_table(summary["zero_shot"], summary["adapted"], title="Scores")]
+    if summary["paired"]:
+        tables.append(paired_table(summary["paired"]))
+    if "oracle_gap" in summary:
+        gap = gap_table(summary["oracle_gap"])
+        gap.caption = f"{gap.caption}. {forgetting_text(summary['forgetting'])}"
+        tables.append(gap)
+    objects = {
+        name: summary[state]["instances"]
+        for state, name in STATES.items()
+        if summary[state] and "instances" in summary[state]
+    }
+    return [*tables, objects_table(objects)] if objects else tables
+
+
+def _cases(
+    session: Session, refs: Sequence[SliceRef], results: Mapping[str, Evaluation]
+) -> list[ShownCase]:
+    """Draw the best, median and worst cases, slice by slice."""
+    final = results.get("adapted") or results["zero_shot"]
+    chosen = list(choose_cases(final.rows).items())[: session.config.eval.overlays]
+    return [
+        _case(session, f"{place}: {case}", [ref for ref in refs if ref.case == case], results)
+        for place, case in chosen
+    ]
+
+
+def _case(
+    session: Session, title: str, refs: Sequence[SliceRef], results: Mapping[str, Evaluation]
+) -> ShownCase:
+    case, spacing = refs[0].case, session.dataset.case(refs[0].case).spacing_mm
+    pixel = spacing[:2] if spacing else (1.0, 1.0)
+    shown = next(iter(results.values())).shown[case][0]
+    indices = chosen_indices(len(refs), refs.index(shown))
+    strips = []
+    for place in indices:
+        sample = session.dataset.sample(refs[place])
+        maps = [sample.shown, *(result.labels[case][place] for result in results.values())]
+        strips.append(draw_strip(refs[place].index, visible(sample.image), maps, pixel))
+    said = [
+        f"{STATES[state]} " + ", ".join(f"{r.class_name} {r.dice:.3f}" for r in rows)
+        for state, result in results.items()
+        if (rows := [row for row in result.rows if row.case == case])
+    ]
+    return ShownCase(
+        title,
+        "Dice " + "; ".join(said),
+        ("image", "ground truth", *(STATES[state] for state in results)),
+        strips,
+        indices.index(refs.index(shown)),
+        indices[1] - indices[0] if len(indices) < len(refs) else 0,
+    )
+
+
+def _findings(session: Session) -> Table:
+    """Return what was found in the data's files, errors of files left out first."""
+    data = session.dataset
+    table = Table(title=f"Data check: {len(data.findings)} findings, {len(data.left_out)} left out")
+    for heading in ("severity", "code", "file", "found", "fix"):
+        table.add_column(heading)
+    for found in sorted(data.findings, key=lambda finding: finding.severity):
+        cells = (found.severity, found.code, found.file, found.message, found.fix)
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def write_pooled_page(
+    run_dir: Path, config: Config, rows: Mapping[str, Any], summary: Mapping[str, Any]
+) -> Path:
+    """Write ``report.html`` of a cross-validation: what its folds scored, together.
+
+    Args:
+        run_dir: the directory of the cross-validation.
+        config: of all folds.
+        rows: every case's scores by state.
+        summary: what ``eval/summary.json`` holds.
+    """
+    page = Page(
+        title=f"{config.recipe or 'run'}: {config.peft.name} on {summary['data']}",
+        subtitle=f"{summary['cases']} cases, {summary['slices']} {summary['parts']}; "
+        f"{summary['split']}; a case is a {summary['case_is']}; {run_dir.name}",
+        notes=[*summary["notes"], "each fold has a page of its own, with cases to leaf through"],
+        tables=_tables(summary),
+        figures={},
+        classes=(),
+        cases=(),
+        details=[_per_case(rows)],
+        texts={"Configuration": _configuration(config), "Splits": _json(run_dir / "splits.json")},
+    )
+    return write_html(run_dir / HTML_NAME, page)
+
+
+def _configuration(config: Config) -> str:
+    """Return the configuration as YAML; with ``privacy`` it names no file, folder or patient."""
+    if not config.privacy:
+        return to_yaml(config)
+    values = to_dict(config)
+    private = {"data": (*LOCAL_OPTIONS, "patient"), "output": ("dir",), "cache": ("dir",)}
+    for group, keys in {**private, "model": ("checkpoint",)}.items():
+        for key in set(keys) & set(values[group]) - {"on_error"}:
+            values[group][key] = HIDDEN if values[group][key] is not None else None
+    values |= {"resume": values["resume"] and HIDDEN, "recipe": Path(config.recipe).name}
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _per_case(results: Mapping[str, Sequence[CaseClassScore]]) -> Table:
+    table = Table(title="Every case")
+    for heading in ("case", "class", "state"):
+        table.add_column(heading)
+    for score in SCORES.values():
+        table.add_column(score.heading, justify="right")
+    table.add_column("empty mask")
+    for state, rows in results.items():
+        for row in rows:
+            numbers = [f"{row.values[name]:.3f}" for name in SCORES if name in row.values]
+            named = map(Text, (row.case, row.class_name))
+            table.add_row(*named, STATES[state], *numbers, row.flag)
+    return table
+
+
+def _json(path: Path) -> str:
+    return (
+        json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1)
+        if path.is_file()
+        else "not recorded"
+    )

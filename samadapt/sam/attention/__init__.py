@@ -1,0 +1,1 @@
+"""Attention with decomposed relative position: the reference form, in tiles, and compiled."""

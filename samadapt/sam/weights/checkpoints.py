@@ -1,0 +1,327 @@
+"""Read any checkpoint of a Segment Anything model and name its tensors as this package does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from samadapt.errors import WeightsError
+from samadapt.sam.tiny_vit import tiny_vit_key
+from samadapt.sam.weights.builds import Build
+from samadapt.sam.weights.tensor_guard import check_archive, check_dense, check_shard
+
+# Entries under which training programs keep a model's tensors. timm and others keep the moving
+# average of the weights (EMA) beside them, or alone.
+_WRAPPERS = ("model", "model_state", "state_dict", "model_state_dict", "net", "network")
+_EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+
+# What training programs keep beside the weights: their arguments, paths and numpy numbers. These
+# classes hold plain values only, so unpickling them runs no code of the file. Everything else is
+# refused by torch's restricted unpickler (weights_only=True).
+_HARMLESS: tuple[Any, ...] = (
+    argparse.Namespace,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+    pathlib.WindowsPath,
+    pathlib.PureWindowsPath,
+    np.dtype,
+    np.float64(0).__reduce__()[0],  # the function that makes a numpy scalar
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")),
+)
+
+# Tensors that SAM 2 and 2.1 have and SAM has not: Meta's names, then those of transformers.
+_SAM2 = re.compile(
+    r"(?:^|\.)(?:image_encoder\.trunk|sam_mask_decoder|memory_encoder|vision_encoder\.backbone)\."
+)
+_INDEX = "model.safetensors.index.json"
+_ENCODERS = ("image_encoder.", "vision_encoder.")
+_BLOCK = re.compile(r"(?:image|vision)_encoder\.(?:blocks|layers|stages)\.\d")
+
+# Buffers that some files hold and that follow from the build, and the classifier on which
+# MobileSAM's encoder was first trained.
+_DERIVED = re.compile(
+    r"pixel_mean$|pixel_std$|.*\.attention_bias_idxs$"
+    r"|image_encoder\.(?:norm_head|head)\.(?:weight|bias)$"
+)
+
+# Hugging Face's SamModel to the official names (transformers, models/sam/modeling_sam.py).
+_HF_RENAMES = tuple(
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (
+            r"^(?:shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
+            "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+        ),
+        (r"^vision_encoder\.", "image_encoder."),
+        (r"^image_encoder\.patch_embed\.projection\.", "image_encoder.patch_embed.proj."),
+        (r"^image_encoder\.layers\.", "image_encoder.blocks."),
+        (r"^image_encoder\.neck\.conv1\.", "image_encoder.neck.0."),
+        (r"^image_encoder\.neck\.layer_norm1\.", "image_encoder.neck.1."),
+        (r"^image_encoder\.neck\.conv2\.", "image_encoder.neck.2."),
+        (r"^image_encoder\.neck\.layer_norm2\.", "image_encoder.neck.3."),
+        (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
+        (r"^prompt_encoder\.mask_embed\.conv1\.", "prompt_encoder.mask_downscaling.0."),
+        (r"^prompt_encoder\.mask_embed\.layer_norm1\.", "prompt_encoder.mask_downscaling.1."),
+        (r"^prompt_encoder\.mask_embed\.conv2\.", "prompt_encoder.mask_downscaling.3."),
+        (r"^prompt_encoder\.mask_embed\.layer_norm2\.", "prompt_encoder.mask_downscaling.4."),
+        (r"^prompt_encoder\.mask_embed\.conv3\.", "prompt_encoder.mask_downscaling.6."),
+        (r"^mask_decoder\.upscale_conv1\.", "mask_decoder.output_upscaling.0."),
+        (r"^mask_decoder\.upscale_layer_norm\.", "mask_decoder.output_upscaling.1."),
+        (r"^mask_decoder\.upscale_conv2\.", "mask_decoder.output_upscaling.3."),
+        (r"\.layer_norm_final_attn\.", ".norm_final_attn."),
+        (r"\.layer_norm(\d)\.", r".norm\1."),
+    )
+)
+_HF_HEAD = re.compile(
+    r"^(mask_decoder\.(?:iou_prediction_head|output_hypernetworks_mlps\.\d+))"
+    r"\.(?:proj_(in|out)|layers\.(\d+))\."
+)
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read a checkpoint's tensors under the names of ``Sam.state_dict()``.
+
+    Takes official, MedSAM, MobileSAM and LiteMedSAM files, Hugging Face ``SamModel`` files and
+    folders, and safetensors of our own; with or without a wrapper such as ``{"model": ...}`` or a
+    prefix such as ``module.``. What a training program saved beside the weights (arguments, epoch,
+    optimizer) is passed over.
+
+    Raises:
+        WeightsError: missing, empty or broken file, not a checkpoint of tensors, no SAM inside, a
+            SAM 2 file, or a NaN or infinite tensor.
+    """
+    tensors, inside = _as_tensors(_read(path), path)
+    if sam2 := [key for key in tensors if _SAM2.search(key)]:
+        raise WeightsError(
+            f"{path}{inside} holds SAM 2 weights, for example {sam2[0]}; expected the weights of "
+            "the first SAM. SAM 2 is not supported: give a checkpoint of vit_b, vit_l, vit_h, "
+            "MedSAM, MobileSAM or LiteMedSAM"
+        )
+    prefix = _prefix(tensors)
+    if prefix is None:
+        raise WeightsError(
+            f"{path}{inside} holds no Segment Anything model: expected tensors named "
+            f"image_encoder.… or vision_encoder.…; got {len(tensors)} others: {_some(tensors)}"
+        )
+    if not any(_BLOCK.search(key) for key in tensors):
+        raise WeightsError(
+            f"{path}{inside} holds a part of a Segment Anything model: expected the blocks of an "
+            f"image encoder too; got {len(tensors)} tensors: {_some(tensors)}"
+        )
+    named = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    if any(key.startswith("vision_encoder.") for key in named):
+        names = hugging_face_names(named)
+        named = {names[key]: tensor for key, tensor in named.items()}
+    named = {key: tensor for key, tensor in named.items() if not _DERIVED.match(key)}
+    if not any(key.startswith("image_encoder.blocks.") for key in named):
+        named = {tiny_vit_key(key): tensor for key, tensor in named.items()}
+    bad = [k for k, t in named.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if bad:
+        raise WeightsError(f"{path} holds NaN or infinite values in: {_some(bad)}")
+    return named
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the named tensors of a torch or safetensors file, out of a wrapper, as they are named.
+
+    Raises:
+        WeightsError: missing, empty or broken file, or something else than tensors.
+    """
+    return _as_tensors(_read(path), path)[0]
+
+
+def check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Compare a checkpoint with the state dict of the model that it is to fill.
+
+    Raises:
+        WeightsError: counts and first names of the missing, unexpected and wrongly shaped.
+    """
+    shapes = [
+        f"{key} expected {tuple(wanted[key].shape)} got {tuple(found[key].shape)}"
+        for key in wanted
+        if key in found and wanted[key].shape != found[key].shape
+    ]
+    faults = (
+        ("missing", [key for key in wanted if key not in found]),
+        ("unexpected", [key for key in found if key not in wanted]),
+        ("of a wrong shape", shapes),
+    )
+    told = [f"{len(keys)} {fault}: {_some(keys)}" for fault, keys in faults if keys]
+    if told:
+        raise WeightsError(f"{path} does not fill the model: " + "; ".join(told))
+
+
+def image_size_of(tensors: Mapping[str, Tensor], build: Build) -> int:
+    """Side in pixels of the square for which a checkpoint's position tables were made."""
+    table = tensors.get("image_encoder.pos_embed")
+    if table is None or table.ndim != 4:
+        return build.image_size
+    return int(table.shape[1]) * build.patch_size
+
+
+def _read(path: Path) -> Any:
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise WeightsError(f"no such checkpoint: {path}")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(16)
+    if size == 0:
+        raise WeightsError(f"{path} is empty")
+    safe = head[8:9] == b"{"
+    if not safe and not head.startswith((b"PK", b"\x80")):
+        raise WeightsError(
+            f"{path} is no checkpoint: expected a torch or safetensors file; its {size} bytes are "
+            "neither. A web page or a Git LFS pointer saved in its place?"
+        )
+    try:
+        if safe:
+            return load_file(path)
+        check_archive(path)
+        with torch.serialization.safe_globals(list(_HARMLESS)):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds more than tensors and plain values, or is broken; expected the tensors "
+            "of a model, since other objects can run code when they are loaded. Where the file was "
+            "written, save the model's state_dict() by itself and give that file"
+            f"{_unpickler_reason(error)}"
+        ) from None
+    except Exception as error:  # broken bytes make the readers raise nearly anything
+        raise WeightsError(
+            f"{path} cannot be read ({size} bytes; broken or truncated?): {type(error).__name__}"
+        ) from None
+
+
+def _unpickler_reason(error: Exception) -> str:
+    """Name the class that torch refuses, without its advice to allow it."""
+    found = re.search(r"GLOBAL (\S+)|(?:class|function|type) '?([\w.]+\.[\w.]+)", str(error))
+    return f"; found: {found[1] or found[2]}" if found else ""
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    if (folder / "adapter_config.json").exists():
+        raise WeightsError(
+            f"{folder} is an adapter, not a model; give the base weights here and the adapter "
+            "as adapter=…"
+        )
+    config = folder / "config.json"
+    if config.exists() and (kind := _read_json(config).get("model_type")) != "sam":
+        is_sam2 = str(kind).startswith("sam2")
+        hint = "; SAM 2 is not supported, give a model of the first SAM" if is_sam2 else ""
+        raise WeightsError(f"{config}: expected model_type 'sam', got {str(kind)[:40]!r}{hint}")
+    if (folder / _INDEX).exists():
+        listed = _read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(listed, dict):
+            raise WeightsError(f"{folder / _INDEX}: expected weight_map, a mapping of file names")
+        shards = sorted({check_shard(folder / _INDEX, name) for name in listed.values()})
+        merged: dict[str, Tensor] = {}
+        for shard in shards:
+            merged |= _as_tensors(_read(folder / shard), folder / shard)[0]
+        return merged
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).exists():
+            return _as_tensors(_read(folder / name), folder / name)[0]
+    raise WeightsError(
+        f"{folder} holds no model: expected model.safetensors, {_INDEX} or pytorch_model.bin"
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is not readable JSON ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _as_tensors(content: Any, path: Path, inside: str = "") -> tuple[dict[str, Tensor], str]:
+    """Return the named tensors, and for messages the entries of the file in which they lie."""
+    if isinstance(content, dict):
+        entry = _wrapper_of(content, path)
+        if entry is not None:
+            return _as_tensors(content[entry], path, f"{inside} [{entry!r}]")
+    if not isinstance(content, dict) or not content:
+        raise WeightsError(
+            f"{path}{inside}: expected a dictionary of named tensors, got {type(content).__name__}"
+            f"{' without entries' if isinstance(content, dict) else ''}"
+        )
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise WeightsError(
+            f"{path}{inside}: expected tensors only, but these are not: {_some(others)}"
+        )
+    check_dense(path, content)
+    return {str(key): value for key, value in content.items()}, inside
+
+
+def _wrapper_of(content: Mapping[Any, Any], path: Path) -> str | None:
+    """Return the entry of a training program's dictionary that holds the model, or None.
+
+    Raises:
+        WeightsError: it holds both the weights and their moving average, which differ.
+    """
+    plain, average = (
+        [name for name in names if isinstance(content.get(name), dict) and content[name]]
+        for names in (_WRAPPERS, _EMA_WRAPPERS)
+    )
+    if plain and average:
+        raise WeightsError(
+            f"{path} holds two models: {plain[0]!r}, and {average[0]!r}, the moving average of its "
+            "weights. Save the one that you want by itself and give that file"
+        )
+    return next(iter([*plain, *average]), None)
+
+
+def _prefix(keys: Iterable[str]) -> str | None:
+    """Return what stands before ``image_encoder.`` or its like, None if no key has one."""
+    for key in keys:
+        for encoder in _ENCODERS:
+            before, found, _ = key.partition(encoder)
+            if found and (not before or before.endswith(".")):
+                return before
+    return None
+
+
+def hugging_face_names(keys: Iterable[str]) -> dict[str, str]:
+    """Map the state-dict names of transformers' ``SamModel`` to those of ``Sam.state_dict()``."""
+    keys = list(keys)
+    inner: dict[str, int] = {}
+    for key in keys:
+        head = _HF_HEAD.match(key)
+        if head and head[3]:
+            inner[head[1]] = max(inner.get(head[1], 0), int(head[3]) + 1)
+
+    def head_name(match: re.Match[str]) -> str:
+        if match[3]:
+            return f"{match[1]}.layers.{int(match[3]) + 1}."
+        return f"{match[1]}.layers.{0 if match[2] == 'in' else inner.get(match[1], 0) + 1}."
+
+    renamed = {}
+    for key in keys:
+        name = _HF_HEAD.sub(head_name, key)
+        for pattern, new in _HF_RENAMES:
+            name = pattern.sub(new, name)
+        renamed[key] = name
+    return renamed
+
+
+def _some(keys: Iterable[str], count: int = 4) -> str:
+    listed = list(keys)
+    return ", ".join(listed[:count]) + (f", … {len(listed) - count} more" if listed[count:] else "")

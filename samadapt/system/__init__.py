@@ -1,0 +1,1 @@
+"""The machine: files, memory, processors, processes and downloads. Knows nothing of SAM."""

@@ -1,0 +1,199 @@
+"""``samadapt predict`` through the command line's own entry."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from samadapt.adapters.injection import inject
+from samadapt.adapters.store import AdapterRecord, save_adapter
+from samadapt.cli import main
+from samadapt.data.intensity import make_intensity
+from samadapt.inference.segmenter import load_adapter
+from samadapt.methods import METHODS
+from samadapt.prompts.policy import PromptPolicy
+from samadapt.sam.weights.loading import base_hash, load_sam
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """An adapter for boxes on the random model ``tiny``, which needs no file of weights."""
+    sam = load_sam("tiny")
+    record = AdapterRecord(
+        base="tiny",
+        base_sha256=base_hash(sam),
+        image_size=sam.image_size,
+        preprocessing=asdict(sam.preprocessing),
+        intensity=make_intensity("mri").to_dict(),
+        classes=["lesion"],
+        prompt=PromptPolicy("box").to_dict(),
+        axis="axial",
+    )
+    save_adapter(tmp_path / "adapter", sam, inject(sam, METHODS["lora"]()), record)
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def picture(tmp_path):
+    values = np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8)
+    path = tmp_path / "cell.png"
+    Image.fromarray(values).save(path)
+    return path
+
+
+def test_a_picture_gives_a_png(adapter, picture, tmp_path, capsys):
+    target = tmp_path / "mask.png"
+    arguments = [f"adapter={adapter}", f"input={picture}", f"output={target}", "device=cpu"]
+    assert main(["predict", *arguments, "boxes=[[2,3,20,15],[5,5,9,9]]"]) == 0
+    expected = load_adapter(adapter, device="cpu").segment(
+        picture, boxes=[[2, 3, 20, 15], [5, 5, 9, 9]]
+    )
+    assert np.array_equal(np.asarray(Image.open(target)), expected)
+    shown = capsys.readouterr().out
+    assert "lesion" in shown
+    assert str(target) in shown
+    points = ["points=[[4,5],[9,9]]", "point_labels=[1,0]", "--json"]
+    assert main(["predict", *arguments, *points]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["output"] == str(target)
+    assert result["voxels"] == {"lesion": int(np.asarray(Image.open(target)).sum())}
+
+
+def test_a_volume_gives_a_volume_with_boxes_by_slice(adapter, tmp_path, capsys):
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    values = np.random.default_rng(0).normal(100, 20, (12, 10, 5)).astype(np.float32)
+    source, target = tmp_path / "in.nii.gz", tmp_path / "out.nii.gz"
+    nib.save(nib.Nifti1Image(values, affine), source)
+    arguments = [f"adapter={adapter}", f"input={source}", f"output={target}", "device=cpu"]
+    assert main(["predict", *arguments, "boxes={3: [[1,1,9,8]]}"]) == 0
+    written = nib.load(target)
+    assert np.allclose(written.affine, affine)
+    labels = np.asarray(written.dataobj)
+    assert labels.shape == values.shape
+    assert not labels[:, :, [0, 1, 2, 4]].any()
+    assert "5 slices" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "trained with box prompts and needs one"),
+        ({"boxes": "[[1,2,3]]"}, "boxes must be (p, 4)"),
+        ({"boxes": "five"}, "boxes: expected a list"),
+        ({"box": "[[1,2,3,4]]"}, "did you mean 'boxes'"),
+        ({"output": "no/such/folder/out.png"}, "does not exist; make it first"),
+        ({"output": "out.nii.gz"}, "written as .png"),
+        ({"input": "gone.png"}, "gone.png: the input file does not exist"),
+        ({"adapter": "nowhere"}, "nowhere: expected an adapter directory"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(
+    adapter, picture, tmp_path, monkeypatch, capsys, changes, message
+):
+    monkeypatch.chdir(tmp_path)
+    given = {"adapter": adapter, "input": picture, "output": "out.png", "device": "cpu"} | changes
+    assert main(["predict", *(f"{key}={value}" for key, value in given.items())]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert not (tmp_path / "out.png").exists()
+    assert main(["predict"]) == 2
+    said = capsys.readouterr().err
+    assert all(f"{key}: it is needed" in said for key in ("adapter", "input", "output"))
+
+
+def save_volume(path, shape=(12, 10, 5)):
+    values = np.random.default_rng(0).normal(100, 20, shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.diag([2.0, 3.0, 4.0, 1.0])), path)
+    return path
+
+
+def test_a_folder_gives_a_table_and_names_what_failed(adapter, picture, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    picture.rename(folder / "cell.png")
+    save_volume(folder / "scan.nii.gz")
+    (folder / "bad.png").write_bytes(b"x")
+    (folder / "notes.txt").write_text("x")
+    arguments = [f"adapter={adapter}", f"input={folder}", f"output={tmp_path / 'out'}"]
+    arguments += ["device=cpu", "boxes=[[1,1,9,8]]"]
+    assert main(["predict", *arguments]) == 1
+    said = capsys.readouterr()
+    assert "bad.png: cannot be read" in said.err
+    assert "Traceback" not in said.err
+    assert "2 of 3 files" in said.out
+    assert "left alone: notes.txt" in said.out
+    assert [line.split()[:2] for line in said.out.splitlines()[:4]] == [
+        ["file", "output"],
+        ["bad.png", "failed"],
+        ["cell.png", "cell.png"],
+        ["scan.nii.gz", "scan.nii.gz"],
+    ]
+    (folder / "bad.png").unlink()
+    assert main(["predict", *arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [row["shape"] for row in result["files"]] == [[20, 30, 1], [10, 12, 5]]
+    assert result["other_files"] == ["notes.txt"]
+    arguments[2] = f"output={tmp_path / 'all.json'}"
+    assert main(["predict", *arguments]) == 1  # the volume
+    assert "COCO JSON holds pictures" in capsys.readouterr().err
+    content = json.loads((tmp_path / "all.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == ["cell.png"]
+
+
+def test_every_option_reaches_the_segmenter(adapter, tmp_path, monkeypatch, capsys):
+    from samadapt.inference.segmenter import Segmenter
+
+    asked = {}
+    monkeypatch.setattr(
+        Segmenter,
+        "predict_file",
+        lambda self, source, target, **options: (
+            asked.update(options) or {"output": target, "shape": (2, 3, 1), "voxels": {"lesion": 1}}
+        ),
+    )
+    source = save_volume(tmp_path / "in.nii.gz")
+    given = {
+        "boxes": (
+            "{2: [[1,1,9,8]], 3: [null,[2,2,5,5]]}",
+            {2: [[1, 1, 9, 8]], 3: [None, [2, 2, 5, 5]]},
+        ),
+        "points": ("{2: [[[1,2]],[[3,4]]]}", {2: [[[1, 2]], [[3, 4]]]}),
+        "point_labels": ("{2: [[1],[0]]}", {2: [[1], [0]]}),
+        "labels": ("[lesion,lesion]", ["lesion", "lesion"]),
+        "propagate": ("true", True),
+        "carry": ("both", "both"),
+        "slices": ("[1,4]", [1, 4]),
+        "vanish": ("0.2", 0.2),
+        "keep_largest": ("true", True),
+        "fill_holes": ("[lesion]", ["lesion"]),
+        "tile": ("64", 64),
+        "probabilities": ("true", True),
+        "channel": ("[0]", [0]),
+        "spacing": ("affine", "affine"),
+        "series": ("two", "two"),
+        "exif": ("ignore", "ignore"),
+    }
+    arguments = [f"{key}={text}" for key, (text, _) in given.items()]
+    files = [f"adapter={adapter}", f"input={source}", f"output={tmp_path / 'out.nii.gz'}"]
+    assert main(["predict", *files, *arguments, "device=cpu"]) == 0
+    assert callable(asked.pop("progress"))
+    assert asked == {key: value for key, (_, value) in given.items()}
+
+
+def test_objects_are_carried_from_the_command_line(adapter, tmp_path, capsys):
+    source, target = save_volume(tmp_path / "in.nii.gz"), tmp_path / "out.nii.gz"
+    arguments = [f"adapter={adapter}", f"input={source}", f"output={target}", "device=cpu"]
+    arguments += ["boxes={3: [[1,1,9,8]]}", "propagate=true", "slices=[1,4]", "vanish=0"]
+    assert main(["predict", *arguments, "labels=lesion", "probabilities=true"]) == 0
+    assert "out_probabilities.nii.gz" in capsys.readouterr().out
+    labels = np.asarray(nib.load(target).dataobj)
+    assert labels[:, :, 1:].any(axis=(0, 1)).all()
+    assert not labels[:, :, 0].any()
+    assert main(["predict", *arguments, "labels=liver"]) == 2
+    assert "the adapter has no class 'liver'" in capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""A stand-in model that sees the truth in the colours, behind real files, slices and prompts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from samadapt.adapters.store import AdapterRecord
+from samadapt.inference.segmenter import Segmenter
+from samadapt.sam.model import Sam
+from samadapt.sam.types import MaskOutput, Preprocessing
+
+STEP = 85
+"""Grey values between one class (or object) and the next."""
+
+
+class Oracle(nn.Module):
+    """Says which pixels have the colour of a class, or that of the prompted place.
+
+    Its side is an odd multiple of every image's longer side in these tests, so that the centres
+    of the original pixels are pixels of its own, and nothing is lost on the way.
+    """
+
+    preprocessing = Preprocessing()
+    device = torch.device("cpu")
+    image_size, embedding_size, mask_threshold, input_channels = 45, 11, 0.0, 3
+    postprocess = Sam.postprocess
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.classes, self.seen = classes, []
+
+    def preprocess(self, images):
+        size = self.image_size
+        return torch.stack(
+            [nn.functional.pad(i[:1], (0, size - i.shape[2], 0, size - i.shape[1])) for i in images]
+        )
+
+    def encode(self, images):
+        self.seen += [image.clone() for image in images]
+        return images
+
+    def decode(self, embeddings, prompts, *, multimask):
+        if prompts.boxes is None and prompts.points is None and prompts.masks is None:
+            wanted = STEP * torch.arange(1, self.classes + 1).view(1, 1, -1, 1, 1)
+            logits = torch.where(embeddings[:, None] == wanted, 1.0, -1.0)
+            return MaskOutput(logits, logits.mean((-2, -1)))
+        places = self.places(prompts).long().clamp(0, self.image_size - 1)
+        rows = torch.arange(len(embeddings))[:, None]
+        value = embeddings[rows, 0, places[..., 1], places[..., 0]][..., None, None, None]
+        same = (embeddings[:, None] == value) & (value > 0)
+        logits = torch.where(same, 1.0, -1.0)
+        return MaskOutput(logits, logits.mean((-2, -1)))
+
+    def places(self, prompts):
+        if prompts.boxes is not None:
+            return (prompts.boxes[..., :2] + prompts.boxes[..., 2:]) / 2
+        if prompts.points is not None:
+            return prompts.points[:, :, 0]
+        best = prompts.masks.flatten(2).argmax(2)
+        return torch.stack([best % self.image_size, best // self.image_size], dim=-1)
+
+
+class RegionOracle(Oracle):
+    """Knows two regions that overlap: "whole" has any colour, "core" the first or the third."""
+
+    def decode(self, embeddings, prompts, *, multimask):
+        if prompts.boxes is not None:
+            return super().decode(embeddings, prompts, multimask=multimask)
+        whole, core = embeddings > 0, (embeddings == STEP) | (embeddings == 3 * STEP)
+        logits = torch.where(torch.cat([whole, core], dim=1)[:, None], 1.0, -1.0)
+        return MaskOutput(logits, logits.mean((-2, -1)))
+
+
+@pytest.fixture
+def make_regions(make_oracle):
+    """``make_regions(kind)``: a segmenter of the regions "whole tumour" and "core"."""
+    names = ("whole tumour", "core")
+    return lambda kind="semantic": make_oracle(kind, names, sam=RegionOracle(2), overlapping=True)
+
+
+@pytest.fixture
+def make_oracle():
+    """``make_oracle(kind, classes, axis, **policy)``: a segmenter over an ``Oracle``."""
+
+    def make(
+        kind="semantic",
+        classes=("a", "b", "c"),
+        axis="auto",
+        threshold=0.0,
+        sam=None,
+        overlapping=False,
+        **policy,
+    ):
+        record = AdapterRecord(
+            base="oracle",
+            base_sha256="",
+            image_size=Oracle.image_size,
+            preprocessing={},
+            intensity={"kind": "window", "low": 0.0, "high": 255.0},
+            classes=list(classes),
+            prompt={"kind": kind, **policy},
+            axis=axis,
+            threshold=threshold,
+            overlapping=overlapping,
+        )
+        return Segmenter(sam or Oracle(len(classes)), record)
+
+    return make

@@ -1,0 +1,200 @@
+"""What finetune and evaluate share: policies, losses, features, what is recorded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samadapt.commands.finetune import divide
+from samadapt.config.schema import Data, compose
+from samadapt.data.types import SliceRef
+from samadapt.errors import ConfigError, DataError
+from samadapt.prompts.policy import PromptPolicy
+from samadapt.runs.context import open_data, open_session
+from samadapt.runs.environment import seed_all
+from samadapt.sam.weights.loading import base_hash, load_sam
+from samadapt.training.augment import flip
+from samadapt.training.losses import LossTerms
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Six pictures; the last has an object of one pixel, the one before it none."""
+    root = tmp_path / "pictures"
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for index in range(6):
+        rng = np.random.default_rng(index)
+        mask = np.zeros((12, 18), np.uint8)
+        if index < 4:
+            mask[3:9, 4:12] = 1
+        if index == 5:
+            mask[2, 2] = 1
+        image = rng.integers(0, 255, (12, 18, 3), dtype=np.uint8)
+        Image.fromarray(image).save(root / "images" / f"p{index}.png")
+        Image.fromarray(mask).save(root / "masks" / f"p{index}.png")
+    return root
+
+
+@pytest.fixture
+def session(pictures, tmp_path):
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(
+        f"model: {{name: tiny}}\ndata: {{name: folder, root: {pictures}}}\n"
+        f"output: {{dir: {tmp_path}}}\ndevice: cpu\nprecision: fp32\n"
+    )
+
+    def start(*overrides):
+        run_dir = tmp_path / "run"
+        run_dir.mkdir(exist_ok=True)
+        return open_session(compose(str(recipe), list(overrides)), run_dir)
+
+    return start
+
+
+def test_the_base_is_hashed_before_anything_is_injected(session):
+    opened = session("prompts=semantic", "data.classes={a: 1, b: 2, c: 3, d: 4, e: 5}")
+    assert opened.base_sha256 == base_hash(load_sam("tiny"))
+    assert opened.sam.build.num_multimask == 5
+    assert opened.record().num_masks == 5
+    assert opened.record().classes == ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize("kind", ["box", "point", "semantic"])
+def test_zero_shot_gets_what_the_base_can_use(session, kind):
+    opened = session(f"prompts={kind}", "prompts.min_area=3")
+    assert opened.policy.min_area == 3
+    if kind == "semantic":
+        assert opened.zero_shot_policy == PromptPolicy("box", objects="class")
+    else:
+        assert opened.zero_shot_policy == opened.policy
+
+
+def test_slices_without_an_object_to_prompt_do_not_train(session):
+    opened = session("prompts.min_area=4")
+    slices = divide(opened)
+    names = {ref.case for ref in (*slices["train"], *slices["validation"])}
+    assert names == {"p1", "p2", "p3"}
+    assert [ref.case for ref in slices["test"]] == ["p0", "p5"]
+    log = (opened.run_dir / "log.txt").read_text()
+    assert "training slices left out: 1 (empty)" in log
+    semantic = divide(session("prompts=semantic"))
+    assert len(semantic["train"]) + len(semantic["validation"]) == 4
+
+
+def test_empty_slices_follow_the_prompts(pictures):
+    data = Data(name="folder", root=str(pictures))
+    assert open_data(data, 0, semantic=True).empty_slices == "keep"
+    assert open_data(data, 0, semantic=False).empty_slices == "drop"
+    for empty in ("keep", 0.5):
+        kept = Data(name="folder", root=str(pictures), empty_slices=empty)
+        with pytest.raises(ConfigError, match=rf"data\.empty_slices={empty}: box and point"):
+            open_data(kept, 0, semantic=False)
+        assert open_data(kept, 0, semantic=True).empty_slices == empty
+    (pictures / "masks" / "p1.png").unlink()
+    with pytest.raises(DataError, match=r"images/p1\.png"):
+        open_data(data, 0, semantic=False)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "loss", "fits"),
+    [
+        ("box", "auto", True),
+        ("box", "sam", True),
+        ("point", "dice_ce", False),
+        ("semantic", "auto", True),
+        ("semantic", "dice_ce", True),
+        ("semantic", "sam", False),
+    ],
+)
+def test_the_loss_goes_with_the_prompts(session, prompts, loss, fits):
+    opened = session(f"prompts={prompts}", f"loss={loss}")
+    if fits:
+        assert callable(opened.loss())
+        assert LossTerms.__dataclass_fields__
+    else:
+        with pytest.raises(ConfigError, match=f"loss={loss} does not go with prompts={prompts}"):
+            opened.loss()
+
+
+def test_what_is_recorded_is_what_was_used(session):
+    opened = session("prompts=point", "prompts.min_area=2", "data.merge_classes=true")
+    record = opened.record()
+    assert record.base == "tiny"
+    assert record.prompt == opened.policy.to_dict()
+    assert record.intensity == opened.dataset.intensity.to_dict()
+    assert record.data == "folder"
+    assert record.data_options["merge_classes"] is True
+    assert "root" not in record.data_options
+    assert record.image_size == 64
+
+
+def test_the_seed_decides_everything_random(session):
+    first, second, other = (session(f"seed={seed}") for seed in (3, 3, 4))
+
+    def drawn(opened):
+        return {n: p.detach().clone() for n, p in opened.injection.parameters.items()}
+
+    one, two, three = drawn(first), drawn(second), drawn(other)
+    assert all((one[name] == two[name]).all() for name in one)
+    assert any((one[name] != three[name]).any() for name in one)
+    seed_all(5)
+    value = np.random.rand()  # noqa: NPY002
+    seed_all(5)
+    assert np.random.rand() == value  # noqa: NPY002
+
+
+def test_the_clock_knows_the_whole_run(session):
+    opened = session("train.steps=20", "train.validate_every=8")
+    slices = divide(opened)
+    opened.plan(slices)
+    left = {"train": 20, "validation": 3, "adapted": 2, "zero-shot": 2}
+    assert opened.progress.clock.left == {"features": 4, **left}  # the fifth told their size
+    assert opened.features.computed == 1
+    again = session()
+    again.plan({"test": slices["test"]})
+    left |= {"train": 0, "validation": 0}
+    assert {**again.progress.clock.left, "features": None} == {"features": None, **left}
+
+
+def trained_on(opened, draws=12):
+    """What ``finetune`` would train on: images, labels."""
+    rng = np.random.default_rng([0, 0])
+    refs = divide(opened)["train"]
+    items = opened.samples.items(refs)
+    return opened.samples.take([items[i % len(items)] for i in range(draws)], rng)[0]
+
+
+def test_every_variant_that_is_drawn_has_its_features(session):
+    opened = session("train.augment=[flip]", "cache.variants=3")
+    opened.plan(divide(opened))
+    opened.warm()
+    computed = opened.features.computed
+    samples = trained_on(opened)
+    for sample in samples:
+        opened.training_features([sample.image])
+        original = opened.dataset.sample(SliceRef(sample.case, sample.index))
+        same = np.array_equal(sample.image, original.image)
+        expected = original if same else flip(original)
+        assert np.array_equal(sample.image, expected.image)
+        assert np.array_equal(sample.labels, expected.labels)
+    assert opened.features.computed == computed
+    again = trained_on(session("train.augment=[flip]", "cache.variants=3"))
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(samples, again, strict=True))
+    turned = {not np.array_equal(a.labels, flip(a).labels[:, ::-1]) for a in samples}
+    assert turned == {False}
+
+
+def test_augmented_anew_only_what_is_scored_is_kept(session):
+    opened = session("train.augment=[flip]")
+    slices = divide(opened)
+    opened.plan(slices)
+    opened.warm()
+    scored = len(slices["validation"]) + len(slices["test"])
+    assert opened.features.computed == scored
+    for _ in range(2):
+        opened.training_features([opened.dataset.sample(slices["train"][0]).image])
+    assert opened.features.computed == scored + 2
+    log = (opened.run_dir / "log.txt").read_text()
+    assert "computed anew in every step (augmentation); cache.variants=4 would keep" in log

