@@ -13,11 +13,11 @@ import torch
 from benchmarks.harness import Call, Comparison
 from samadapt.evaluation.comparison import compare_states
 from samadapt.evaluation.metrics import score_case, summarise
+from samadapt.system.arrays import Array
 
 HIPPOCAMPI = Path(__file__).parents[2] / "shared" / "data" / "msd_hippocampus" / "labelsTr"
 """Of the Medical Segmentation Decathlon, in some checkouts; else ellipsoids of their size."""
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Pair = tuple[Array, Array]
 HALVES = ("anterior", "posterior")
 

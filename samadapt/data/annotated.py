@@ -30,8 +30,9 @@ import numpy as np
 
 from samadapt.data.classes import ClassTable
 from samadapt.data.formats.base import Scan
-from samadapt.data.types import Array, Finding
+from samadapt.data.types import Finding
 from samadapt.errors import DataError
+from samadapt.system.arrays import Array
 
 REST = "*"
 """The name that stands for every case that is not listed."""

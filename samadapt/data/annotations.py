@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.types import Annotation, Array, FindingError, fault
+from samadapt.data.types import Annotation, FindingError, fault
 from samadapt.errors import nearest
+from samadapt.system.arrays import Array
 
 SMALLEST = 8
 """Pixels of the shorter side up to which coordinates of 0 to 1 may be meant as pixels."""

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from samadapt.data.types import Array, Finding, FindingError, fault
+from samadapt.data.types import Finding, FindingError, fault
 from samadapt.errors import ConfigError
+from samadapt.system.arrays import Array
 
 Channel = int | str
 Choice = Channel | tuple[Channel, ...] | None

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.types import IGNORED, Array
+from samadapt.data.types import IGNORED
 from samadapt.errors import ConfigError, nearest
+from samadapt.system.arrays import Array
 
 ClassValues = Mapping[str, tuple[int, ...]]
 ClassChoice = Sequence[str] | Mapping[str, int | str | Sequence[int | str]] | None

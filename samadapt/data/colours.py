@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.types import Array
 from samadapt.errors import ConfigError
+from samadapt.system.arrays import Array
 
 BLACK = 0
 REST = "rest"

@@ -36,7 +36,7 @@ from samadapt.data.opening import (
 )
 from samadapt.data.splits import Splits, divide
 from samadapt.data.tiles import OVERLAP, Tile, Tiling, tiling
-from samadapt.data.types import Annotation, Array, Case, Finding, Sample, SliceRef, Split, Volume
+from samadapt.data.types import Annotation, Case, Finding, Sample, SliceRef, Split, Volume
 from samadapt.data.volumes import (
     MEMORY_LIMIT,
     PreparedVolume,
@@ -45,6 +45,7 @@ from samadapt.data.volumes import (
     stored_arrays,
 )
 from samadapt.errors import ConfigError, DataError, nearest
+from samadapt.system.arrays import Array
 
 _BYTES_A_PIXEL = 10
 """Of a prepared picture at most: three colours, a label of two bytes, an object number of four."""

@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from samadapt.data.types import Array, Volume
+from samadapt.data.types import Volume
 from samadapt.errors import ConfigError, DataError, nearest
+from samadapt.system.arrays import Array
 
 WINDOWS = {
     "soft_tissue": (-160.0, 240.0),  # W 400, L 40

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from samadapt.data.types import Array, Case
+from samadapt.data.types import Case
 from samadapt.errors import ConfigError
+from samadapt.system.arrays import Array
 
 OVERLAP = 0.125
 """Share of a tile's side that neighbours have in common at least, where the user says nothing."""

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from samadapt.errors import DataError
+from samadapt.system.arrays import Array
 from samadapt.system.limits import max_bytes, max_voxels
 
 if TYPE_CHECKING:
     from samadapt.data.tiles import Tile
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Severity = Literal["error", "warning"]
 Split = Literal["train", "val"]
 

@@ -14,9 +14,10 @@ from threading import Lock
 
 import numpy as np
 
-from samadapt.data.types import Annotation, Array
+from samadapt.data.types import Annotation
 from samadapt.errors import DataError
 from samadapt.system import atomic
+from samadapt.system.arrays import Array
 
 _ALIGNED = 64
 MEMORY_LIMIT = 1 << 30

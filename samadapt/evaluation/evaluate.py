@@ -27,6 +27,7 @@ from samadapt.evaluation.metrics import CaseClassScore, score_case, summarise
 from samadapt.evaluation.scores import OVERLAP
 from samadapt.prompts.annotations import given_prompts, has_prompts
 from samadapt.prompts.simulate import ObjectPrompts, simulate
+from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from samadapt.data.types import Sample
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from samadapt.sam.model import Sam
     from samadapt.sam.types import Frame
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Item = TypeVar("Item")
 Place = int | Tile
 

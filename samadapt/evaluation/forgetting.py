@@ -16,11 +16,11 @@ import torch
 from samadapt.evaluation.inference import embed
 from samadapt.sam.geometry import to_model_boxes
 from samadapt.sam.types import Prompts
+from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 GRID = 4

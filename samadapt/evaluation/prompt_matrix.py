@@ -37,13 +37,13 @@ from samadapt.prompts.clicks import Clicks, first_clicks, next_clicks
 from samadapt.prompts.simulate import SAM_SIDE, boxes_of, objects_in
 from samadapt.sam.geometry import to_model_boxes, to_model_points
 from samadapt.sam.types import Prompts
+from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from samadapt.data.types import Sample, SliceRef
     from samadapt.evaluation.evaluate import Predictor
     from samadapt.sam.types import Frame
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 NONE = "none"
 CLICKS = {1: "1 click", 3: "3 clicks", 5: "5 clicks", 8: "8 clicks"}

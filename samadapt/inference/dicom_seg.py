@@ -15,7 +15,8 @@ from samadapt.system import atomic
 from samadapt.version import __version__
 
 if TYPE_CHECKING:
-    from samadapt.data.types import Array, Volume
+    from samadapt.data.types import Volume
+    from samadapt.system.arrays import Array
 
 SEG = ".dcm"
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")

@@ -27,9 +27,10 @@ from samadapt.system.out_of_memory import explain
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from samadapt.data.types import Array, Volume
+    from samadapt.data.types import Volume
     from samadapt.inference.options import Options
     from samadapt.inference.volumes import Predictor, Progress, Segmentation
+    from samadapt.system.arrays import Array
 
 COCO = ".json"
 NIFTI = ".nii.gz"

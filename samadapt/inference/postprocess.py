@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from samadapt.data.types import Array
+from samadapt.system.arrays import Array
 
 
 def postprocess(labels: Array, keep_largest: Sequence[int], fill_holes: Sequence[int]) -> None:

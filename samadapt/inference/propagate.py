@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from samadapt.data.types import Array
 from samadapt.errors import PromptError
 from samadapt.evaluation.inference import object_logits
 from samadapt.inference.spool import Spool
 from samadapt.prompts.simulate import ObjectPrompts, boxes_of, objects_in, points_in
+from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,6 @@ from samadapt.data.formats.base import ReaderOptions, parse_axis
 from samadapt.data.formats.dicom.choice import general_choice
 from samadapt.data.formats.nifti.affine import check_spacing_source
 from samadapt.data.formats.shared.exif import Exif, parse_exif
-from samadapt.data.types import Array
 from samadapt.errors import AdapterError, nearest
 from samadapt.inference import files
 from samadapt.inference.bundle import AdapterBundle, load_bundle, make_bundle
@@ -25,6 +24,7 @@ from samadapt.inference.inputs import Source, chosen_channels, is_source
 from samadapt.inference.options import Carry, Options
 from samadapt.inference.volumes import Predictor, Progress, as_picture
 from samadapt.prompts.user_prompts import SlicePrompts
+from samadapt.system.arrays import Array
 from samadapt.training.precision import Precision, choose_device, choose_precision
 
 if TYPE_CHECKING:

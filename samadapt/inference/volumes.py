@@ -11,7 +11,7 @@ import torch
 
 from samadapt.data.stacks import Stacks
 from samadapt.data.tiles import Tile, tiling
-from samadapt.data.types import Array, SliceRef, Volume
+from samadapt.data.types import SliceRef, Volume
 from samadapt.errors import DataError, PromptError
 from samadapt.evaluation.inference import (
     embed,
@@ -28,6 +28,7 @@ from samadapt.inference.propagate import Propagation, plan_walks, unnumbered
 from samadapt.prompts.simulate import ObjectPrompts, objects_in
 from samadapt.prompts.user_prompts import object_classes, slice_prompts, tile_prompts
 from samadapt.sam.geometry import make_frame
+from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,11 +8,10 @@ import numpy as np
 
 from samadapt.data.annotations import box_area, most_frequent
 from samadapt.prompts.simulate import ObjectPrompts, objects_in
+from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from samadapt.data.types import Sample
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def has_prompts(sample: Sample) -> bool:

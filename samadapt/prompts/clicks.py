@@ -11,11 +11,10 @@ deeper.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from samadapt.system.arrays import Array
+
 Clicks = tuple[Array, Array]
 """(p, 1, 2) float32 (x, y) in pixels, and (p, 1) int64: 1 in the object, 0 outside of it."""
 

@@ -7,18 +7,18 @@ of one pixel is (c, r, c+1, r+1). ``np.argwhere`` gives (row, column), the rever
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from samadapt.prompts.clicks import deepest
+from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from samadapt.prompts.policy import Objects, PromptPolicy
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 SAM_SIDE = 1024.0
 """Longest side of the images on which SAM's jitter bound is stated (SAM, appendix A)."""

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from samadapt.data.annotations import are_fractions
-from samadapt.data.types import Array
 from samadapt.errors import PromptError, nearest
 from samadapt.prompts.simulate import ObjectPrompts
+from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from samadapt.data.tiles import Tile

@@ -5,18 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageColor
 
 from samadapt.data.types import IGNORED
 from samadapt.reports.overlays import COLOURS, FILL
+from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 SHORTEST, LONGEST = 220, 460
 """Pixels: a panel's height is at least the first and its longest side at most the second."""

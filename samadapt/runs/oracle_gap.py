@@ -14,8 +14,8 @@ from samadapt.reports.oracle_gap import STATES, gap_summary, write_gap
 
 if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
-    from samadapt.evaluation.forgetting import Array
     from samadapt.runs.context import Session
+    from samadapt.system.arrays import Array
 
 
 @dataclass

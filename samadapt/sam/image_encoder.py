@@ -108,7 +108,7 @@ class ImageEncoderViT(nn.Module):
         return self._neck(x) if first_trainable_block > len(self.blocks) else x
 
     def suffix(self, x: Tensor, first_trainable_block: int) -> Tensor:
-        """Run the blocks from ``first_trainable_block`` on, and the neck, on ``prefix``'s output."""
+        """Run the blocks from ``first_trainable_block``, and the neck, on ``prefix``'s output."""
         if first_trainable_block > len(self.blocks):
             return x
         for block in islice(self.blocks, first_trainable_block, None):

@@ -6,7 +6,7 @@ Everything here takes and gives pixels of the original image; ``set_torch_image`
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from samadapt.errors import PromptError
 from samadapt.sam.geometry import make_frame, resize_image, to_model_boxes, to_model_points
 from samadapt.sam.model import Sam
 from samadapt.sam.types import Frame, Prompts
+from samadapt.system.arrays import Array
 
-Array = NDArray[Any]
 Masks = NDArray[np.bool_] | NDArray[np.float32]
 
 

@@ -79,7 +79,7 @@ class TinyViTEncoder(nn.Module):
         return self._neck(x) if first_trainable_block > self._depth else x
 
     def suffix(self, x: Tensor, first_trainable_block: int) -> Tensor:
-        """Run the blocks from ``first_trainable_block`` on, and the neck, on ``prefix``'s output."""
+        """Run the blocks from ``first_trainable_block``, and the neck, on ``prefix``'s output."""
         if first_trainable_block > self._depth:
             return x
         return self._neck(self._run(x, first_trainable_block, self._depth))

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samadapt.system.arrays import Array
+
 if TYPE_CHECKING:
     from samadapt.data.types import Sample
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Keeps = Callable[["Sample"], bool]
 
 ROTATION = 15.0  # degrees to both sides: how a patient lies, not another view of the body

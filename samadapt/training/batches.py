@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from samadapt.prompts.annotations import has_prompts, trainable_prompts
 from samadapt.prompts.simulate import ObjectPrompts, boxes_of, simulate
 from samadapt.sam.geometry import labels_to_model, to_model_boxes, to_model_points
 from samadapt.sam.types import Frame, Prompts
+from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from samadapt.data.types import Sample
     from samadapt.prompts.policy import PromptPolicy
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Item = TypeVar("Item")
 
 

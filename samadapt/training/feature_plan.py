@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-import numpy as np
-
+from samadapt.system.arrays import Array
 from samadapt.training.features import Features
 from samadapt.training.stores import DiskStore, MemoryStore, settle
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Job = TypeVar("Job")
 
 

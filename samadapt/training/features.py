@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from samadapt.sam.geometry import make_frame, resize_image
+from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from samadapt.sam.types import Frame
     from samadapt.training.stores import Store
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 FORMAT = 1
 """Raised when the frozen blocks are computed differently, so that stored features are not used."""

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from samadapt.data.colours import Colours
-from samadapt.data.types import Array, Case, Finding, MaskEvidence, Volume, fault
+from samadapt.data.types import Case, Finding, MaskEvidence, Volume, fault
+from samadapt.system.arrays import Array
 
 VOID = 255
 """PASCAL VOC, Cityscapes and COCO-Stuff mark pixels without a class by it."""

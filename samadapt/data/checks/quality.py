@@ -15,7 +15,8 @@ import numpy as np
 from samadapt.data.classes import ClassTable
 from samadapt.data.formats.base import content_hash
 from samadapt.data.splits import Splits
-from samadapt.data.types import Array, Case, Finding, SourceGrid, Volume
+from samadapt.data.types import Case, Finding, SourceGrid, Volume
+from samadapt.system.arrays import Array
 
 TINY = 8  # voxels: a cube of two
 SATURATED = 0.05  # share of the voxels that have the highest value

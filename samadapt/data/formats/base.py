@@ -28,8 +28,9 @@ from samadapt.data.formats.shared.exif import Exif
 from samadapt.data.formats.shared.foreign import by_name
 from samadapt.data.formats.shared.watched import TookTooLongError, each, within_limit
 from samadapt.data.tiles import Tiling
-from samadapt.data.types import Array, Case, Finding, FindingError, Volume
+from samadapt.data.types import Case, Finding, FindingError, Volume
 from samadapt.errors import ConfigError, DataError, MissingExtraError, nearest
+from samadapt.system.arrays import Array
 from samadapt.system.limits import max_seconds
 from samadapt.system.out_of_memory import explain
 

@@ -26,7 +26,8 @@ from samadapt.data.formats.shared.pictures import Mask, Picture, load_mask, load
 from samadapt.data.formats.shared.stills import SUFFIXES
 from samadapt.data.formats.tiff.reader import is_stack
 from samadapt.data.palettes import check_palettes
-from samadapt.data.types import Annotation, Array, Case, Finding, FindingError, Volume
+from samadapt.data.types import Annotation, Case, Finding, FindingError, Volume
+from samadapt.system.arrays import Array
 
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 

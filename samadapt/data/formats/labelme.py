@@ -32,7 +32,8 @@ from samadapt.data.formats.shared.instance_masks import (
 )
 from samadapt.data.formats.shared.stills import SUFFIXES
 from samadapt.data.formats.shared.volume_reader import error
-from samadapt.data.types import Array, Case, Finding, FindingError, Volume, fault
+from samadapt.data.types import Case, Finding, FindingError, Volume, fault
+from samadapt.system.arrays import Array
 from samadapt.system.limits import lies_inside
 
 BACKGROUND, IGNORE = "_background_", "__ignore__"

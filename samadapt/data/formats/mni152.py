@@ -16,8 +16,9 @@ from samadapt.data.formats.base import Layout, register_reader
 from samadapt.data.formats.nifti.grid import load_grid
 from samadapt.data.formats.nifti.reader import NiftiReader
 from samadapt.data.formats.shared.volume_reader import Grid
-from samadapt.data.types import Array, Case, Finding, Volume
+from samadapt.data.types import Case, Finding, Volume
 from samadapt.errors import MissingExtraError
+from samadapt.system.arrays import Array
 
 _FILE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 _CLASSES = {"grey_matter": (1,), "white_matter": (2,)}

@@ -26,8 +26,9 @@ from samadapt.data.formats.shared.exif import UPRIGHT, check_frame
 from samadapt.data.formats.shared.instance_masks import MaskObject, paint, read_segmentation
 from samadapt.data.formats.shared.pictures import load_picture, save_plane
 from samadapt.data.formats.shared.volume_reader import error
-from samadapt.data.types import Array, Case, Finding, FindingError, Volume, check_size, fault
+from samadapt.data.types import Case, Finding, FindingError, Volume, check_size, fault
 from samadapt.errors import nearest
+from samadapt.system.arrays import Array
 
 _MEND = "mend the file (see cocodataset.org, format of object detection)"
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.types import Array, FindingError, fault
+from samadapt.data.types import FindingError, fault
+from samadapt.system.arrays import Array
 
 
 def colour_fault(path: Path) -> FindingError:

@@ -21,7 +21,8 @@ from samadapt.data.formats.dicom.colour import colour_fault, load_colours
 from samadapt.data.formats.dicom.guard import check_deflated, check_frames
 from samadapt.data.formats.dicom.sniff import is_dicom
 from samadapt.data.formats.shared.volume_reader import Grid
-from samadapt.data.types import Array, Finding, FindingError, check_size, fault
+from samadapt.data.types import Finding, FindingError, check_size, fault
+from samadapt.system.arrays import Array
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _AGAIN = "copy or export the series again"

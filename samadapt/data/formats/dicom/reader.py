@@ -56,7 +56,8 @@ from samadapt.data.formats.shared.pictures import load_mask, save_plane
 from samadapt.data.formats.shared.stills import SUFFIXES as PICTURES
 from samadapt.data.formats.shared.volume_reader import Grid, VolumeReader, error, load_nifti
 from samadapt.data.palettes import check_palette
-from samadapt.data.types import Array, Case, Finding, FindingError, Volume, fault
+from samadapt.data.types import Case, Finding, FindingError, Volume, fault
+from samadapt.system.arrays import Array
 
 _VALUED = (*LABELS, *PICTURES)
 """Endings of masks that hold values; a DICOM object holds named segments or regions."""

@@ -19,7 +19,8 @@ import numpy as np
 
 from samadapt.data.formats.dicom.frames import read_file
 from samadapt.data.formats.shared.volume_reader import Grid
-from samadapt.data.types import Array, Finding, fault
+from samadapt.data.types import Finding, fault
+from samadapt.system.arrays import Array
 
 _LPS = np.array([-1.0, -1.0, 1.0])
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")

@@ -9,7 +9,8 @@ import numpy as np
 
 from samadapt.data.formats.dicom.frames import frames_of, plane_affine, read_file, stored_pixels
 from samadapt.data.formats.shared.volume_reader import Grid
-from samadapt.data.types import Array, fault
+from samadapt.data.types import fault
+from samadapt.system.arrays import Array
 
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 LABEL_MAP_SEG = "1.2.840.10008.5.1.4.1.1.66.7"

@@ -22,9 +22,10 @@ from samadapt.data.formats.itk.slicer_seg import label_map, number_segments, pla
 from samadapt.data.formats.nifti.affine import is_singular
 from samadapt.data.formats.nifti.grid import SUFFIXES, check_prediction, made_header, to_source
 from samadapt.data.formats.shared.volume_reader import Grid, VolumeReader, load_nifti
-from samadapt.data.types import Array, Case, Volume, check_bytes, check_size, fault
+from samadapt.data.types import Case, Volume, check_bytes, check_size, fault
 from samadapt.errors import DataError
 from samadapt.system import atomic
+from samadapt.system.arrays import Array
 
 _SINGLE = (".nrrd", ".mha")
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -18,7 +18,8 @@ import numpy as np
 
 from samadapt.data.channels import mask_with_channels
 from samadapt.data.formats.shared.volume_reader import Grid, turned
-from samadapt.data.types import Array, fault
+from samadapt.data.types import fault
+from samadapt.system.arrays import Array
 
 ENDINGS = (".seg.nrrd", ".seg.nhdr")
 _KEY = re.compile(r"Segment(\d{1,6})_(Name|LabelValue|Layer):=(.*)")

@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from samadapt.data.types import Array, fault
+from samadapt.data.types import fault
 from samadapt.errors import ConfigError
+from samadapt.system.arrays import Array
 
 SpacingSource = Literal["affine", "pixdim"]
 

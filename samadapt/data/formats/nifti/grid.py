@@ -20,9 +20,10 @@ from samadapt.data.channels import Indices, need_one, pick
 from samadapt.data.formats.nifti.affine import settled_header
 from samadapt.data.formats.shared.foreign import by_content, by_name
 from samadapt.data.formats.shared.inflate import Inflated, gunzipped
-from samadapt.data.types import Array, SourceGrid, check_bytes, check_size, fault
+from samadapt.data.types import SourceGrid, check_bytes, check_size, fault
 from samadapt.errors import DataError
 from samadapt.system import atomic
+from samadapt.system.arrays import Array
 
 SUFFIXES = (".nii.gz", ".nii")
 _AGAIN = "copy or download the file again"

@@ -13,8 +13,9 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 
-from samadapt.data.types import Array, FindingError, fault
+from samadapt.data.types import FindingError, fault
 from samadapt.errors import ConfigError
+from samadapt.system.arrays import Array
 
 Exif = Literal["apply", "ignore"]
 """``apply``: masks and annotations are drawn on the turned picture; ``ignore``: on the stored

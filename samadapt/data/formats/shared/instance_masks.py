@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.types import Array
+from samadapt.system.arrays import Array
 
 
 @dataclass(frozen=True)

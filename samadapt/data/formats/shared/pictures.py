@@ -19,9 +19,10 @@ from samadapt.data.colours import (
 )
 from samadapt.data.formats.shared.exif import UPRIGHT, Exif
 from samadapt.data.formats.shared.stills import Still, is_lossy_webp, read_still
-from samadapt.data.types import Array, Finding, FindingError, Volume, fault
+from samadapt.data.types import Finding, FindingError, Volume, fault
 from samadapt.errors import DataError
 from samadapt.system import atomic
+from samadapt.system.arrays import Array
 
 _LOSSY = (".jpg", ".jpeg")
 _MOST_COLOURS = 20

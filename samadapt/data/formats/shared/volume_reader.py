@@ -24,8 +24,9 @@ from samadapt.data.formats.nifti.grid import (
     whole_labels,
 )
 from samadapt.data.formats.shared.volume_layout import channel_beside, discover_volumes
-from samadapt.data.types import Array, Case, Finding, FindingError, Volume
+from samadapt.data.types import Case, Finding, FindingError, Volume
 from samadapt.errors import DataError
+from samadapt.system.arrays import Array
 
 
 class Grid(NamedTuple):

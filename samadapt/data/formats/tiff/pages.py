@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from samadapt.data.formats.tiff.guard import check_strips
-from samadapt.data.types import Array, check_bytes, check_size, fault
+from samadapt.data.types import check_bytes, check_size, fault
+from samadapt.system.arrays import Array
 
 _REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType
 _AGAIN = "copy it again, or save it uncompressed"

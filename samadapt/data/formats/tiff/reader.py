@@ -21,7 +21,8 @@ from samadapt.data.formats.base import register_reader
 from samadapt.data.formats.shared.volume_reader import Grid, VolumeReader, error, stack_grid
 from samadapt.data.formats.tiff.guard import check_tiff
 from samadapt.data.formats.tiff.pages import check_complete, main_series, tifffile
-from samadapt.data.types import Array, Case, Finding, FindingError, check_bytes, check_size, fault
+from samadapt.data.types import Case, Finding, FindingError, check_bytes, check_size, fault
+from samadapt.system.arrays import Array
 
 SUFFIXES = (".ome.tiff", ".ome.tif", ".tiff", ".tif")
 _MM = {"nm": 1e-6, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3}
