@@ -145,7 +145,7 @@ def register_others() -> None:
     spec = find_spec("peft")
     places = spec.submodule_search_locations if spec is not None else None
     for folder in sorted(Path(place) / "tuners" for place in places or ()):
-        for config in sorted(folder.glob("*/config/schema.py")):
+        for config in sorted(folder.glob("*/config.py")):
             name = config.parent.name
             if name not in taken | UNFIT.keys():
                 summary = SUMMARIES.get(
