@@ -11,7 +11,7 @@ import torch
 from samadapt.cli import main
 from samadapt.commands import doctor
 from samadapt.errors import ConfigError
-from samadapt.sam.attention.reference import compiled as native_attention
+from samadapt.sam.attention import compiled as native_attention
 from samadapt.training import precision
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from samadapt.errors import DownloadError, WeightsError
-from samadapt.sam.weights.loading import sources
+from samadapt.sam.weights import sources
 from samadapt.sam.weights.sources import WeightsSource, cache_dir, fetch_weights, find_weights
 from samadapt.system.download import download
 

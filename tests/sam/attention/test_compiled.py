@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from samadapt.sam.attention import compiled as native_attention
 from samadapt.sam.attention.compiled import (
     attend_native,
     attend_native_biased,
@@ -20,7 +21,6 @@ from samadapt.sam.attention.compiled import (
     suits,
 )
 from samadapt.sam.attention.reference import RelativePositionAttention
-from samadapt.sam.attention.reference import compiled as native_attention
 from samadapt.sam.attention.tiled import attend_tiles
 from samadapt.sam.tiny_vit_blocks import WindowBiasAttention
 

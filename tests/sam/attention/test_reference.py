@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from samadapt.sam.attention import reference as attention_module
 from samadapt.sam.attention.reference import (
     RelativePositionAttention,
     attend_windows,
@@ -15,7 +16,6 @@ from samadapt.sam.attention.reference import (
     partition_windows,
     relative_tables,
 )
-from samadapt.sam.attention.reference import reference as attention_module
 from samadapt.sam.attention.tiled import attend_tiles
 
 GRID = (3, 5)

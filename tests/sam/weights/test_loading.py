@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from samadapt.errors import ConfigError, WeightsError
 from samadapt.sam.model import Sam, build_sam
 from samadapt.sam.types import Prompts
+from samadapt.sam.weights import sources
 from samadapt.sam.weights.builds import BUILDS
-from samadapt.sam.weights.loading import base_hash, find_weights, known_weights, load_sam, sources
+from samadapt.sam.weights.loading import base_hash, find_weights, known_weights, load_sam
 
 Wrap = Callable[[dict[str, Tensor]], Any]
 
