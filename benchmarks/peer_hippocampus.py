@@ -113,16 +113,18 @@ def score_peer(net: torch.nn.Module, samples: list[Sample]) -> dict[str, float]:
 
 def score_ours(adapter: Path, samples: list[Sample]) -> dict[str, float]:
     """Predict the same slices with an adapter directory, the exact box as its prompt."""
-    from samadapt.evaluation.inference import embed, segment_objects
     from samadapt.inference.segmenter import load_adapter
     from samadapt.prompts.simulate import simulate
+    from samadapt.sam.decode import segment_objects
+    from samadapt.sam.embed import embed
 
     segmenter = load_adapter(adapter)
     masks = []
     for sample in samples:
         embeddings, frames = embed(segmenter.sam, [sample.image])
         prompts = [simulate(sample.labels, segmenter.policy)]
-        masks.append(segment_objects(segmenter.sam, embeddings, frames, prompts)[0] > 0)
+        ((numbers, _),) = segment_objects(segmenter.sam, embeddings, frames, prompts)
+        masks.append(numbers > 0)
     return scores(samples, masks)
 
 

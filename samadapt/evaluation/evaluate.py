@@ -15,7 +15,6 @@ from torch import Tensor
 from samadapt.data.stacks import ALONE, Stacks
 from samadapt.data.tiles import Tile, assemble
 from samadapt.data.types import IGNORED, SliceRef
-from samadapt.evaluation.inference import segment_instances, segment_semantic
 from samadapt.evaluation.instances import (
     ObjectMatches,
     components,
@@ -26,14 +25,16 @@ from samadapt.evaluation.label_stack import LabelStack, choose_slice
 from samadapt.evaluation.metrics import CaseClassScore, score_case, summarise
 from samadapt.evaluation.scores import OVERLAP
 from samadapt.prompts.annotations import given_prompts, has_prompts
-from samadapt.prompts.simulate import ObjectPrompts, simulate
+from samadapt.prompts.simulate import simulate
+from samadapt.sam.decode import segment_objects, segment_semantic
+from samadapt.sam.embed import embed_features, frame_of
+from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from samadapt.data.types import Sample
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.model import Sam
-    from samadapt.sam.types import Frame
 
 Item = TypeVar("Item")
 Place = int | Tile
@@ -57,7 +58,7 @@ class SlicePrediction:
     iou: Array | None = None
 
     def put(
-        self, position: int, objects: ObjectPrompts, known: Array, numbers: Array, iou: Array
+        self, position: int, objects: ImagePrompts, known: Array, numbers: Array, iou: Array
     ) -> None:
         """Fill one map in: what each numbered pixel's object is called and how sure it is."""
         self.labels[position] = objects.names(numbers)
@@ -67,7 +68,7 @@ class SlicePrediction:
 
 
 @dataclass(frozen=True)
-class Predictor:
+class SlicePredictor:
     """A model as evaluation uses it.
 
     Attributes:
@@ -75,7 +76,6 @@ class Predictor:
         first_trainable_block: the unit of the encoder from which it is run live; -1: from the
             pixels.
         features: images (h, w, 3) to what is fed in there, (b, ...).
-        frame_of: where an image lies in the model's square.
         policy: how objects are prompted; boxes are exact and points central, without noise.
         independent: each class is predicted on its own, so that classes whose boxes coincide do
             not take pixels from each other; else one label map holds them all.
@@ -91,7 +91,6 @@ class Predictor:
     sam: Sam
     first_trainable_block: int
     features: Callable[[Sequence[Array]], Tensor]
-    frame_of: Callable[[Array], Frame]
     policy: PromptPolicy
     classes: int
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -114,7 +113,7 @@ class Predictor:
         """Return the predicted class ids of each slice, and its objects where they are prompted."""
         with self.autocast():
             if self.policy.is_semantic:
-                frames = [self.frame_of(sample.image) for sample in samples]
+                frames = [frame_of(self.sam, sample.image) for sample in samples]
                 maps = segment_semantic(
                     self.sam,
                     self.embed(samples),
@@ -138,11 +137,11 @@ class Predictor:
         ]
         if not prompted:
             return found
-        frames = [self.frame_of(samples[index].image) for index in prompted]
+        frames = [frame_of(self.sam, samples[index].image) for index in prompted]
         embeddings = self.embed([samples[index] for index in prompted])
         for position, group in enumerate(groups):
             wanted = [prompts[index].of_classes(group) for index in prompted]
-            masks = segment_instances(
+            masks = segment_objects(
                 self.sam, embeddings, frames, wanted, multimask=self.policy.is_ambiguous
             )
             for index, objects, (numbers, iou) in zip(prompted, wanted, masks, strict=True):
@@ -150,7 +149,7 @@ class Predictor:
                 found[index].put(position, objects, known, numbers, iou)
         return found
 
-    def _prompts(self, sample: Sample) -> ObjectPrompts:
+    def _prompts(self, sample: Sample) -> ImagePrompts:
         if has_prompts(sample):
             return given_prompts(sample)
         return simulate(sample.maps, self.policy, instances=sample.instances)
@@ -164,9 +163,7 @@ class Predictor:
 
     def _encode(self, images: Sequence[Array]) -> Tensor:
         features = self.features(images)
-        if self.first_trainable_block < 0:
-            return self.sam.encode(features)
-        return self.sam.encode_suffix(features, self.first_trainable_block)
+        return embed_features(self.sam, features, self.first_trainable_block)
 
 
 @dataclass
@@ -189,8 +186,8 @@ class Evaluation:
     labels: dict[str, LabelStack] = field(default_factory=dict)
 
 
-def evaluate(
-    predictor: Predictor,
+def evaluate_cases(
+    predictor: SlicePredictor,
     refs: Sequence[SliceRef],
     read: Callable[[SliceRef], Sample],
     classes: Sequence[str],
@@ -286,17 +283,17 @@ def plane_of(truth: Array, class_id: int) -> Array:
     return plane
 
 
-def known_numbers(objects: ObjectPrompts, sample: Sample, per_class: bool) -> Array:
+def known_numbers(objects: ImagePrompts, sample: Sample, per_class: bool) -> Array:
     """Return the numbers (p,) by which prompted objects are told apart, of a tile in its picture.
 
     Several tiles see parts of one object: it has the number of the data set, or that of its class
     where a prompt stands for all of a class.
     """
-    if sample.tile is None or sample.instances is None or objects.masks is None:
+    if sample.tile is None or sample.instances is None or objects.truth is None:
         return np.arange(1, len(objects) + 1)
     if per_class:
         return objects.class_ids
-    return np.array([sample.instances[mask][0] for mask in objects.masks], np.int64)
+    return np.array([sample.instances[mask][0] for mask in objects.truth], np.int64)
 
 
 def place_of(sample: Sample) -> Place:

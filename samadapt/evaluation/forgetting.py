@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from samadapt.evaluation.inference import embed
-from samadapt.sam.geometry import to_model_boxes
-from samadapt.sam.types import Prompts
+from samadapt.sam.decode import object_logits
+from samadapt.sam.embed import embed
+from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def answers(
     with autocast():
         for name, image in images.items():
             embeddings, frames = embed(sam, [image] * stack)
-            boxes = to_model_boxes(grid_boxes(image.shape), frames[0])
-            given = torch.as_tensor(boxes[None], dtype=torch.float32, device=sam.device)
-            logits = sam.decode(embeddings[:1], Prompts(boxes=given), multimask=False).logits
-            planes = sam.postprocess(logits.float(), frames[0])[0, :, 0]
+            boxes = grid_boxes(image.shape)
+            prompts = ImagePrompts(np.ones(len(boxes), np.int64), boxes=boxes)
+            ((logits, _),) = object_logits(sam, embeddings[:1], frames[:1], [prompts])
+            planes = sam.postprocess(logits[None].float(), frames[0])[0, :, 0]
             found[name] = (planes > sam.mask_threshold).cpu().numpy()
     return found
 

@@ -1,26 +1,27 @@
-"""The oracle gap: the same model scored with no prompt, with clicks, and with good and bad boxes.
+"""The oracle gap: one model scored without prompts, with clicks, and with good and bad boxes.
 
-Scores with an exact box are an upper bound that nobody reaches by hand. Here every setting is
-scored on the same slices, in one pass over the encoder:
+Scores with an exact box are an upper bound that no user reaches by hand. Every setting is scored on
+the same slices, and each slice is embedded once:
 
 ========================  ==================================================================
-setting                   what the model is given for each object
+setting                   what the model gets for each object
 ========================  ==================================================================
 none                      nothing
-1, 3, 5, 8 clicks         simulated clicks (``prompts/clicks.py``), the mask so far given back
+1, 3, 5, 8 clicks         simulated clicks (``prompts/clicks.py``) and its own last mask
 box                       the exact box of the ground truth
-box moved 5, 10, 20 px    that box shifted by so many pixels, where the longest side is 1024
+box moved 5, 10, 20 px    that box shifted by so many pixels of an image whose longest side is
+                          1024
 ========================  ==================================================================
 
-All but ``none`` use the ground truth. A box is shifted in a direction that is drawn for each object
-by a fixed seed; its size stays. Without a prompt a model that was trained with prompts can only
-tell one class, so that of several classes ``none`` is not scored for it.
+All settings but ``none`` use the ground truth. A box keeps its size when it is shifted; the
+direction is drawn for each object with a fixed seed. A model that was trained with prompts can tell
+only one class without them, so ``none`` is left out for such a model if there are several classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -28,20 +29,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samadapt.evaluation.evaluate import Place, in_parts, joined, place_of, score_maps
-from samadapt.evaluation.inference import object_labels, segment_semantic
+from samadapt.evaluation.evaluate import Place, joined, place_of, score_maps
 from samadapt.evaluation.metrics import CaseClassScore, summarise
 from samadapt.evaluation.metrics import iou as overlap
 from samadapt.evaluation.scores import OVERLAP
-from samadapt.prompts.clicks import Clicks, first_clicks, next_clicks
+from samadapt.prompts.clicks import first_clicks, next_clicks
 from samadapt.prompts.simulate import SAM_SIDE, boxes_of, objects_in
-from samadapt.sam.geometry import to_model_boxes, to_model_points
-from samadapt.sam.types import Prompts
+from samadapt.sam.decode import merge_objects, object_logits, segment_semantic
+from samadapt.sam.embed import frame_of
+from samadapt.sam.types import ImagePrompts, Prompts
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from samadapt.data.types import Sample, SliceRef
-    from samadapt.evaluation.evaluate import Predictor
+    from samadapt.evaluation.evaluate import SlicePredictor
     from samadapt.sam.types import Frame
 
 
@@ -50,20 +51,21 @@ CLICKS = {1: "1 click", 3: "3 clicks", 5: "5 clicks", 8: "8 clicks"}
 BOX = "box"
 MOVED = {5: "box moved 5 px", 10: "box moved 10 px", 20: "box moved 20 px"}
 SETTINGS = (NONE, *CLICKS.values(), BOX, *MOVED.values())
-OBJECTS_AT_ONCE = 32
-"""Objects in one decoder call; bounds the memory."""
 SEED = 20
-"""Of the directions in which boxes are shifted."""
+"""Seed of the directions in which boxes are shifted."""
+
+Answer = tuple[str, list[Array], list[tuple[float, float]]]
+"""A setting's name; label maps (n, h, w), one a slice; (predicted, true) IoU of each object."""
 
 
 @dataclass
-class Scores:
-    """One setting of a model.
+class SettingScores:
+    """Scores of a model in one setting.
 
     Attributes:
-        rows: a score for each case and class, over all of the case's slices.
-        summary: their means, as ``metrics.summarise`` gives them.
-        iou: (predicted, true) IoU of every object's mask; for ``calibration.py``.
+        rows: one score for each case and class, over all slices of the case.
+        summary: their means; see ``metrics.summarise``.
+        iou: (predicted, true) IoU of each object's mask, for ``calibration.py``.
     """
 
     rows: list[CaseClassScore] = field(default_factory=list)
@@ -73,27 +75,27 @@ class Scores:
 
 @torch.no_grad()
 def score_settings(
-    predictor: Predictor,
+    predictor: SlicePredictor,
     refs: Sequence[SliceRef],
     read: Callable[[SliceRef], Sample],
     classes: Sequence[str],
     done: Callable[[int], None] = lambda count: None,
-) -> dict[str, Scores]:
+) -> dict[str, SettingScores]:
     """Score a model in every setting.
 
     Args:
-        predictor: the model; its policy says what an object is. One that was trained without
+        predictor: the model. Its policy says what an object is. A model that was trained without
             prompts answers for an object with the mask token of the object's class.
         refs: the slices, sorted by case.
-        read: slice to sample; prompts that came with a sample are not used.
+        read: returns the sample of a slice. Prompts that came with a sample are not used.
         classes: names of the classes 1..K.
         done: called with the number of slices finished since the last call.
 
     Returns:
-        Scores by the names in ``SETTINGS``; without ``none`` where it means nothing.
+        Scores by the names in ``SETTINGS``, without ``none`` if it means nothing for the model.
     """
     unprompted = predictor.policy.is_semantic or predictor.classes == 1
-    found = {name: Scores() for name in SETTINGS if unprompted or name != NONE}
+    found = {name: SettingScores() for name in SETTINGS if unprompted or name != NONE}
     rng = np.random.default_rng(SEED)
     for case, group in groupby(refs, key=lambda ref: ref.case):
         truth: list[Array] = []
@@ -104,54 +106,53 @@ def score_settings(
             truth += [sample.truth for sample in samples]
             places += [place_of(sample) for sample in samples]
             with predictor.autocast():
-                for name, answers, iou in _settings(predictor, samples, rng, unprompted):
-                    maps[name] += answers
+                for name, labels, iou in _settings(predictor, samples, rng, unprompted):
+                    maps[name] += labels
                     found[name].iou += iou
             done(len(part))
         whole = joined(truth, places)
-        for name, answers in maps.items():
+        for name, labels in maps.items():
             found[name].rows += score_maps(
-                case, joined(answers, places), whole, classes, scores=OVERLAP
+                case, joined(labels, places), whole, classes, scores=OVERLAP
             )
     for scores in found.values():
         scores.summary = summarise(scores.rows, classes)
     return found
 
 
-Setting = tuple[str, list[Array], list[tuple[float, float]]]
-"""A setting's name; label maps (n, h, w), one a slice; the IoU predicted and true of each object"""
-
-
 def _settings(
-    predictor: Predictor, samples: Sequence[Sample], rng: np.random.Generator, unprompted: bool
-) -> Iterator[Setting]:
+    predictor: SlicePredictor,
+    samples: Sequence[Sample],
+    rng: np.random.Generator,
+    unprompted: bool,
+) -> Iterator[Answer]:
     """Answer a batch of slices in every setting."""
-    batch = _Batch.of(predictor, samples)
+    batch = _PromptedSlices.of(predictor, samples)
     if unprompted:
         yield NONE, batch.without_prompt(), []
-    if not len(batch.ids):
+    if not len(batch.class_ids):
         for name in SETTINGS[1:]:
             yield name, batch.maps([]), []
         return
     yield from batch.clicked()
-    boxes = [boxes_of(mask[None])[0] for mask in batch.masks]
+    boxes = [boxes_of(mask[None])[0] for mask in batch.truth]
     yield (BOX, *batch.boxed(boxes))
     turns = rng.uniform(0, 2 * np.pi, len(boxes))
     for pixels, name in MOVED.items():
         moved = [
             shift_box(box, mask.shape, pixels, turn)
-            for box, mask, turn in zip(boxes, batch.masks, turns, strict=True)
+            for box, mask, turn in zip(boxes, batch.truth, turns, strict=True)
         ]
         yield (name, *batch.boxed(moved))
 
 
 def shift_box(box: Array, shape: tuple[int, ...], pixels: float, turn: float) -> Array:
-    """Shift a box, of which at least a pixel stays in the image.
+    """Shift a box and keep at least one pixel of it in the image.
 
     Args:
         box: (4,) XYXY pixels.
         shape: (h, w) of the image.
-        pixels: how far, where the longest side is 1024.
+        pixels: distance, in pixels of an image whose longest side is 1024.
         turn: direction in radians, from x towards y.
     """
     height, width = shape[:2]
@@ -163,49 +164,50 @@ def shift_box(box: Array, shape: tuple[int, ...], pixels: float, turn: float) ->
 
 
 @dataclass(frozen=True)
-class _Batch:
+class _PromptedSlices:
     """Some slices, embedded once, and the n objects in all of them.
 
     Attributes:
+        embeddings: (b, c, g, g); None if no setting needs them.
         owner: (n,) position of each object's slice.
-        ids: (n,) its class.
-        masks: n arrays (h, w) bool.
-        known: n arrays (h, w) bool: where it is known whether a pixel is of the object.
+        class_ids: (n,) class of each object.
+        truth: n arrays (h, w) bool, the objects.
+        known: n arrays (h, w) bool, the pixels at which the truth is known for the object's class.
     """
 
-    predictor: Predictor
+    predictor: SlicePredictor
     samples: Sequence[Sample]
     frames: Sequence[Frame]
     embeddings: Tensor | None
     owner: Array
-    ids: Array
-    masks: list[Array]
+    class_ids: Array
+    truth: list[Array]
     known: list[Array]
 
     @classmethod
-    def of(cls, predictor: Predictor, samples: Sequence[Sample]) -> _Batch:
-        """Find the objects of the samples and embed the slices that are needed."""
+    def of(cls, predictor: SlicePredictor, samples: Sequence[Sample]) -> _PromptedSlices:
+        """Find the objects of the samples, and embed the slices if any setting needs it."""
         policy = predictor.policy
         parts = [objects_in(s.maps, policy.objects, policy.min_area, s.instances) for s in samples]
         owner = np.repeat(np.arange(len(parts)), [len(ids) for ids, _ in parts])
-        classes = np.concatenate([ids for ids, _ in parts])
+        class_ids = np.concatenate([ids for ids, _ in parts])
         needed = len(owner) or policy.is_semantic or predictor.classes == 1
         return cls(
-            predictor,
-            samples,
-            [predictor.frame_of(sample.image) for sample in samples],
-            predictor.embed(samples) if needed else None,
-            owner,
-            classes,
-            [mask for _, masks in parts for mask in masks],
-            [
+            predictor=predictor,
+            samples=samples,
+            frames=[frame_of(predictor.sam, sample.image) for sample in samples],
+            embeddings=predictor.embed(samples) if needed else None,
+            owner=owner,
+            class_ids=class_ids,
+            truth=[mask for _, masks in parts for mask in masks],
+            known=[
                 ~samples[int(image)].unknown(int(class_id))
-                for image, class_id in zip(owner, classes, strict=True)
+                for image, class_id in zip(owner, class_ids, strict=True)
             ],
         )
 
     def without_prompt(self) -> list[Array]:
-        """Return the label maps of a model that is given nothing."""
+        """Return the label maps of a model that gets no prompt."""
         embeddings, sam = self._embedded(), self.predictor.sam
         if self.predictor.policy.is_semantic:
             found = segment_semantic(
@@ -221,99 +223,97 @@ class _Batch:
         planes = [self._original(logits[i], frame) for i, frame in enumerate(self.frames)]
         return [(plane > sam.mask_threshold).astype(np.uint8) for plane in planes]
 
-    def clicked(self) -> Iterator[Setting]:
-        """Click on every object until each has had the most clicks, one that is exact no more."""
-        points, labels = _joined(first_clicks(mask[None]) for mask in self.masks)
-        low, iou = self._answer({"points": points, "point_labels": labels}, None, ambiguous=True)
+    def clicked(self) -> Iterator[Answer]:
+        """Click on every object up to the largest number of clicks.
+
+        An object whose mask has no error left gets no further click and keeps its mask.
+        """
+        prompts = []
+        for mask, class_id in zip(self.truth, self.class_ids, strict=True):
+            points, labels = first_clicks(mask[None])
+            prompts.append(ImagePrompts(class_id[None], points=points, point_labels=labels))
+        # One click is ambiguous: it may mean a part or the whole. Of several masks SAM takes the
+        # one with the highest predicted IoU, and one mask from the second click on.
+        low, iou = self._decode(prompts, ambiguous=True)
+        threshold = self.predictor.sam.mask_threshold
         for count in range(1, max(CLICKS) + 1):
             planes = self._planes(low)
             if count in CLICKS:
                 yield CLICKS[count], self.maps(planes), self._overlaps(planes, iou)
-            threshold = self.predictor.sam.mask_threshold
-            found = [
-                (plane > threshold) & known for plane, known in zip(planes, self.known, strict=True)
-            ]
-            pairs = zip(self.masks, found, strict=True)
-            point, label = _joined(next_clicks(true[None], mask[None]) for true, mask in pairs)
-            points, labels = np.concatenate([points, point], 1), np.concatenate([labels, label], 1)
-            wrong = torch.from_numpy(label[:, 0] >= 0).to(low.device)
-            prompts = {"points": points, "point_labels": labels}
-            better, sure = self._answer(prompts, low, ambiguous=False)
-            low = torch.where(wrong[:, None, None, None], better, low)
-            iou = torch.where(wrong, sure, iou)
+            if count == max(CLICKS):
+                return
+            previous = low.cpu().numpy()
+            wrong = []
+            for i, (plane, true, known) in enumerate(
+                zip(planes, self.truth, self.known, strict=True)
+            ):
+                mask = (plane > threshold) & known
+                point, label = next_clicks(true[None], mask[None])
+                wrong.append(bool(label[0, 0] >= 0))
+                prompts[i] = replace(
+                    prompts[i],
+                    points=np.concatenate([prompts[i].points, point], axis=1),
+                    point_labels=np.concatenate([prompts[i].point_labels, label], axis=1),
+                    mask_logits=previous[i : i + 1],
+                )
+            better, sure = self._decode(prompts, ambiguous=False)
+            changed = torch.tensor(wrong, device=low.device)
+            low = torch.where(changed[:, None, None, None], better, low)
+            iou = torch.where(changed, sure, iou)
 
     def boxed(self, boxes: Sequence[Array]) -> tuple[list[Array], list[tuple[float, float]]]:
-        """Give every object its box (4,)."""
-        low, iou = self._answer({"boxes": np.stack(boxes)}, None, ambiguous=False)
+        """Prompt every object with its box (4,)."""
+        prompts = [
+            ImagePrompts(class_id[None], boxes=box[None])
+            for class_id, box in zip(self.class_ids, boxes, strict=True)
+        ]
+        low, iou = self._decode(prompts, ambiguous=False)
         planes = self._planes(low)
         return self.maps(planes), self._overlaps(planes, iou)
 
     def maps(self, planes: Sequence[Array]) -> list[Array]:
-        """Return label maps (1, h, w) of the objects' logits, or (K, h, w), a map for each class.
+        """Return the label maps of the objects' logits, one for each slice.
 
-        Where objects overlap the higher logit wins; classes that are scored each on its own take
-        no pixels from each other.
+        Each is (1, h, w), in which the higher logit wins where objects overlap; or (K, h, w), a
+        map for each class, if classes are scored independently and take no pixels from each other.
         """
         every = list(range(1, self.predictor.classes + 1))
         groups = [[class_id] for class_id in every] if self.predictor.independent else [every]
-        labels = [
-            np.zeros((len(groups), *sample.labels.shape), np.uint8) for sample in self.samples
-        ]
-        for place, group in enumerate(groups):
-            for image, answer in enumerate(labels):
-                chosen = np.flatnonzero((self.owner == image) & np.isin(self.ids, group))
+        threshold = self.predictor.sam.mask_threshold
+        found = []
+        for image, sample in enumerate(self.samples):
+            shape = sample.labels.shape
+            labels = np.zeros((len(groups), *shape), np.uint8)
+            for place, group in enumerate(groups):
+                chosen = np.flatnonzero((self.owner == image) & np.isin(self.class_ids, group))
                 if len(chosen):
-                    logits = torch.from_numpy(np.stack([planes[int(i)] for i in chosen]))[
-                        None, :, None
-                    ]
-                    ids = torch.from_numpy(self.ids[chosen])[None]
-                    threshold = self.predictor.sam.mask_threshold
-                    answer[place] = object_labels(logits, ids, threshold)[0].numpy()
-        return labels
+                    logits = torch.from_numpy(np.stack([planes[int(i)] for i in chosen]))
+                    numbers = merge_objects([logits], shape, threshold)
+                    labels[place] = np.append(0, self.class_ids[chosen])[numbers]
+            found.append(labels)
+        return found
 
-    def _answer(
-        self, prompts: dict[str, Array], previous: Tensor | None, *, ambiguous: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Decode every object: logits (n, 1, 4g, 4g) in the model frame and predicted IoU (n,).
+    def _decode(self, prompts: list[ImagePrompts], *, ambiguous: bool) -> tuple[Tensor, Tensor]:
+        """Decode every object.
 
         Args:
-            prompts: ``boxes`` (n, 4), or ``points`` (n, k, 2) and ``point_labels``, in pixels.
-            previous: (n, 1, 4g, 4g) logits of the answer before.
+            prompts: one item for each object.
             ambiguous: of several masks take the one with the highest predicted IoU.
-        """
-        sam, semantic = self.predictor.sam, self.predictor.policy.is_semantic
-        embeddings = self._embedded()
-        low, iou = [], []
-        for part in in_parts(range(len(self.ids)), OBJECTS_AT_ONCE):
-            rows = np.asarray(part)
-            given = self._prompts({key: value[rows] for key, value in prompts.items()}, rows)
-            masks = None if previous is None else previous[rows][:, None]
-            images = torch.from_numpy(self.owner[rows]).to(embeddings.device)
-            output = sam.decode(
-                embeddings[images],
-                Prompts(**given, masks=masks),
-                multimask=semantic or ambiguous,
-            )
-            logits, sure = output.logits[:, 0].float(), output.iou[:, 0].float()
-            ids = torch.from_numpy(self.ids[rows] - 1).to(sure.device)
-            chosen = ids if semantic else sure.argmax(dim=1)
-            low.append(logits.take_along_dim(chosen[:, None, None, None], dim=1))
-            iou.append(sure.take_along_dim(chosen[:, None], dim=1)[:, 0])
-        return torch.cat(low), torch.cat(iou)
 
-    def _prompts(self, prompts: dict[str, Array], rows: Array) -> dict[str, Tensor]:
-        """Bring prompts of some objects into the model frame: (n, 1, ...)."""
-        device = self.predictor.sam.device
-        frames = [self.frames[image] for image in self.owner[rows]]
-        to_model = {"boxes": to_model_boxes, "points": to_model_points}
-        given = {}
-        for key, values in prompts.items():
-            if key in to_model:
-                pairs = zip(values, frames, strict=True)
-                values = np.stack([to_model[key](one, frame) for one, frame in pairs])
-            kind = torch.int64 if key == "point_labels" else torch.float32
-            given[key] = torch.as_tensor(values[:, None], dtype=kind, device=device)
-        return given
+        Returns:
+            Logits (n, 1, 4g, 4g) in the model frame, and predicted IoU (n,).
+        """
+        decoded = object_logits(
+            self.predictor.sam,
+            self._embedded(),
+            self.frames,
+            prompts,
+            images=self.owner.tolist(),
+            multimask=ambiguous,
+            token_of_class=self.predictor.policy.is_semantic,
+        )
+        logits, iou = zip(*decoded, strict=True)
+        return torch.cat(logits).float(), torch.cat(iou).float()
 
     def _planes(self, low: Tensor) -> list[Array]:
         """Return the logits (h, w) of each object in its original frame."""
@@ -328,11 +328,11 @@ class _Batch:
         return planes
 
     def _overlaps(self, planes: Sequence[Array], iou: Tensor) -> list[tuple[float, float]]:
-        """Return the IoU (predicted, true) of each object's mask."""
+        """Return the (predicted, true) IoU of each object's mask."""
         threshold = self.predictor.sam.mask_threshold
         true = [
             overlap((plane > threshold) & known, mask)
-            for plane, known, mask in zip(planes, self.known, self.masks, strict=True)
+            for plane, known, mask in zip(planes, self.known, self.truth, strict=True)
         ]
         return list(zip(iou.tolist(), true, strict=True))
 
@@ -340,8 +340,3 @@ class _Batch:
         if self.embeddings is None:
             raise RuntimeError("these slices were not embedded")
         return self.embeddings
-
-
-def _joined(clicks: Iterable[Clicks]) -> Clicks:
-    points, labels = zip(*clicks, strict=True)
-    return np.concatenate(points), np.concatenate(labels)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from samadapt.errors import MissingExtraError, RunError
 from samadapt.export.target import Target, merge_refusal, register
+from samadapt.sam.embed import to_pixels
 from samadapt.sam.geometry import make_frame, resize_image
 
 if TYPE_CHECKING:
@@ -228,9 +229,7 @@ def _levels(sam: Sam, picture: NDArray[np.uint8], pixels: Tensor) -> float:
     import torch
 
     rule = sam.preprocessing
-    frame = make_frame(picture.shape[:2], sam.image_size, rule.resize)
-    image = torch.from_numpy(resize_image(picture, frame).copy()).permute(2, 0, 1)
-    apart = (sam.preprocess([image.float()]).cpu() - pixels).abs().amax((0, 2, 3))
+    apart = (to_pixels(sam, [picture]).cpu() - pixels).abs().amax((0, 2, 3))
     step = torch.tensor(rule.std) if rule.normalization == "mean_std" else 255
     return float((apart * step).max())
 

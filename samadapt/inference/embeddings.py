@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samadapt.evaluation.inference import embed
-from samadapt.sam.geometry import make_frame
+from samadapt.sam.embed import embed, frame_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,9 +65,7 @@ class Embeddings:
             self._kept[key] = value
             self._kept.move_to_end(key)
         self._shrink()
-        resize = sam.preprocessing.resize
-        frames = [make_frame(image.shape[:2], sam.image_size, resize) for image in images]
-        return torch.cat([found[key] for key in keys]), frames
+        return torch.cat([found[key] for key in keys]), [frame_of(sam, image) for image in images]
 
     def forget(self, encoder: Hashable) -> None:
         """Drop what an encoder gave."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from samadapt.data.types import Volume
     from samadapt.inference.options import Options
-    from samadapt.inference.volumes import Predictor, Progress, Segmentation
+    from samadapt.inference.volumes import Progress, Segmentation, VolumePredictor
     from samadapt.system.arrays import Array
 
 COCO = ".json"
@@ -205,7 +205,7 @@ def stem(path: Path, reader: Reader) -> str:
 
 
 def predict_file(
-    predictor: Predictor,
+    predictor: VolumePredictor,
     given: Source,
     target: Path,
     options: Options,
@@ -254,7 +254,7 @@ def _read(image: Path | ChannelCase, how: ReaderOptions) -> Volume:
 
 
 def predict_folder(
-    predictor: Predictor,
+    predictor: VolumePredictor,
     given: Source,
     target: Path,
     options: Options,
@@ -283,7 +283,7 @@ def predict_folder(
 
 
 def _each(
-    predictor: Predictor,
+    predictor: VolumePredictor,
     places: Mapping[Path, Path | UserError] | Mapping[ChannelCase, Path],
     options: Options,
     how: ReaderOptions,
@@ -308,7 +308,7 @@ def _each(
 
 
 def _predict(
-    predictor: Predictor,
+    predictor: VolumePredictor,
     image: Path | ChannelCase,
     target: Path,
     options: Options,
@@ -338,7 +338,7 @@ def _predict(
 
 
 def _write(
-    predictor: Predictor,
+    predictor: VolumePredictor,
     found: Segmentation,
     volume: Volume,
     files: tuple[Path, Path],

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from samadapt.errors import PromptError
-from samadapt.evaluation.inference import object_logits
 from samadapt.inference.spool import Spool
-from samadapt.prompts.simulate import ObjectPrompts, boxes_of, objects_in, points_in
+from samadapt.prompts.simulate import boxes_of, objects_in, points_in
+from samadapt.sam.decode import object_logits
+from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
@@ -63,12 +64,12 @@ class _Carried:
     """What an object brings to the next slice: a prompt for each of its parts, and its end."""
 
     walk: Walk
-    prompts: ObjectPrompts
+    prompts: ImagePrompts
     area: int
 
 
 def plan_walks(
-    prompts: Mapping[int, ObjectPrompts], depth: int, slices: Sequence[int] | None
+    prompts: Mapping[int, ImagePrompts], depth: int, slices: Sequence[int] | None
 ) -> tuple[list[Walk], list[Walk]]:
     """Divide the slices among the prompts.
 
@@ -146,7 +147,7 @@ class Propagation:
     _frame: Frame = field(init=False)
 
     def __call__(
-        self, prompts: Mapping[int, ObjectPrompts], up: Sequence[Walk], down: Sequence[Walk]
+        self, prompts: Mapping[int, ImagePrompts], up: Sequence[Walk], down: Sequence[Walk]
     ) -> Iterator[tuple[int, dict[int, Tensor]]]:
         """Walk both ways.
 
@@ -197,7 +198,7 @@ class Propagation:
     def _begin(
         self,
         index: int,
-        prompts: ObjectPrompts | None,
+        prompts: ImagePrompts | None,
         walks: Mapping[tuple[int, int], Walk],
         rest: Sequence[int],
     ) -> tuple[dict[int, Tensor], list[_Carried]]:
@@ -235,7 +236,7 @@ class Propagation:
         return found, alive
 
     def _decode(
-        self, index: int, prompts: ObjectPrompts, rest: Sequence[int], *, multimask: bool
+        self, index: int, prompts: ImagePrompts, rest: Sequence[int], *, multimask: bool
     ) -> tuple[Tensor, Array]:
         """Logits (p, 1, 4g, 4g), and masks (p, h, w) bool in the original frame."""
         embedding = self._embedding(index, rest)[None]
@@ -260,7 +261,7 @@ class Propagation:
             self._ready = {i: self._ready[i] for i in self._ready if i == index or i in rest}
         return self._ready[index]
 
-    def _onward(self, mask: Array, logits: Tensor) -> ObjectPrompts:
+    def _onward(self, mask: Array, logits: Tensor) -> ImagePrompts:
         """What a mask (h, w) on one slice prompts on the next."""
         boxes = points = point_labels = hints = None
         parts = mask[None]
@@ -276,10 +277,10 @@ class Propagation:
         if self.carry != "prompt":
             hints = logits[None].float().cpu().numpy()
         ids = np.ones(len(parts), dtype=np.int64)
-        return ObjectPrompts(ids, None, boxes, points, point_labels, hints)
+        return ImagePrompts(ids, None, boxes, points, point_labels, hints)
 
 
-def unnumbered(prompts: ObjectPrompts) -> ObjectPrompts:
+def unnumbered(prompts: ImagePrompts) -> ImagePrompts:
     """Return the same prompts as objects of class 1: there may be more objects than class ids."""
     return replace(prompts, class_ids=np.ones(len(prompts), dtype=np.int64))
 
@@ -300,7 +301,7 @@ def _way(walk: Walk) -> range:
     return range(walk.limit, walk.start)
 
 
-def _together(prompts: Sequence[ObjectPrompts]) -> ObjectPrompts:
+def _together(prompts: Sequence[ImagePrompts]) -> ImagePrompts:
     """Prompts of one kind, as those of one image."""
 
     def joined(name: str) -> Array | None:
@@ -308,6 +309,6 @@ def _together(prompts: Sequence[ObjectPrompts]) -> ObjectPrompts:
         return None if parts[0] is None else np.concatenate(parts)
 
     ids = np.ones(sum(len(prompt) for prompt in prompts), dtype=np.int64)
-    return ObjectPrompts(
-        ids, None, joined("boxes"), joined("points"), joined("point_labels"), joined("logits")
+    return ImagePrompts(
+        ids, None, joined("boxes"), joined("points"), joined("point_labels"), joined("mask_logits")
     )

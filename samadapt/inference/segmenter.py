@@ -22,7 +22,7 @@ from samadapt.inference.bundle import AdapterBundle, load_bundle, make_bundle
 from samadapt.inference.embeddings import Embeddings
 from samadapt.inference.inputs import Source, chosen_channels, is_source
 from samadapt.inference.options import Carry, Options
-from samadapt.inference.volumes import Predictor, Progress, as_picture
+from samadapt.inference.volumes import Progress, VolumePredictor, as_picture
 from samadapt.prompts.user_prompts import SlicePrompts
 from samadapt.system.arrays import Array
 from samadapt.training.precision import Precision, choose_device, choose_precision
@@ -398,9 +398,9 @@ class Segmenter:
             exif=parse_exif(exif or self.record.data_options.get("exif")),
         )
 
-    def _predictor(self, options: Options) -> Predictor:
+    def _predictor(self, options: Options) -> VolumePredictor:
         """What segments with the adapter in use; refuses options that do not fit it."""
         shared = self._embeddings if len(self._adapters) > 1 else None
-        predictor = Predictor(self._now, self.precision, shared)
+        predictor = VolumePredictor(self._now, self.precision, shared)
         predictor.check(options)
         return predictor

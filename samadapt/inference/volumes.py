@@ -13,21 +13,22 @@ from samadapt.data.stacks import Stacks
 from samadapt.data.tiles import Tile, tiling
 from samadapt.data.types import SliceRef, Volume
 from samadapt.errors import DataError, PromptError
-from samadapt.evaluation.inference import (
-    embed,
+from samadapt.inference.embeddings import Embeddings
+from samadapt.inference.options import Options, class_ids
+from samadapt.inference.postprocess import postprocess
+from samadapt.inference.propagate import Propagation, plan_walks, unnumbered
+from samadapt.prompts.simulate import objects_in
+from samadapt.prompts.user_prompts import object_classes, slice_prompts, tile_prompts
+from samadapt.sam.decode import (
     object_logits,
     object_numbers,
     region_labels,
     semantic_labels,
     semantic_logits,
 )
-from samadapt.inference.embeddings import Embeddings
-from samadapt.inference.options import Options, class_ids
-from samadapt.inference.postprocess import postprocess
-from samadapt.inference.propagate import Propagation, plan_walks, unnumbered
-from samadapt.prompts.simulate import ObjectPrompts, objects_in
-from samadapt.prompts.user_prompts import object_classes, slice_prompts, tile_prompts
+from samadapt.sam.embed import embed
 from samadapt.sam.geometry import make_frame
+from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class SlicePictures:
         return np.ascontiguousarray(picture)
 
 
-class Predictor:
+class VolumePredictor:
     """An adapter in use on one volume or picture.
 
     Args:
@@ -193,10 +194,10 @@ class Predictor:
 
 
 class _Run:
-    """One call of ``Predictor.segment``: what it has found so far."""
+    """One call of ``VolumePredictor.segment``: what it has found so far."""
 
     def __init__(
-        self, model: Predictor, volume: Volume, options: Options, progress: Progress | None
+        self, model: VolumePredictor, volume: Volume, options: Options, progress: Progress | None
     ) -> None:
         self.model, self.options, self.progress = model, options, progress
         self.shape = volume.shape
@@ -310,7 +311,7 @@ class _Run:
                 instances[:, :, index][mask] = number
             found.instance_classes = [*found.instance_classes, *ids.tolist()]
 
-    def _prompts(self) -> dict[int, ObjectPrompts]:
+    def _prompts(self) -> dict[int, ImagePrompts]:
         options = self.options
         prompts = slice_prompts(options.boxes, options.points, options.point_labels, self.shape)
         count = max((int(item.class_ids.max(initial=0)) for item in prompts.values()), default=0)

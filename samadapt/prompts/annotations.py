@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from samadapt.data.annotations import box_area, most_frequent
-from samadapt.prompts.simulate import ObjectPrompts, objects_in
+from samadapt.prompts.simulate import objects_in
+from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def lacks_prompts(sample: Sample) -> bool:
     return given is not None and len(given) == 0
 
 
-def given_prompts(sample: Sample) -> ObjectPrompts:
+def given_prompts(sample: Sample) -> ImagePrompts:
     """Return the prompts of a sample's annotation, in pixels of the original image.
 
     Each box is an object; points that lie in a box go with it. Without boxes the points are one
@@ -36,26 +37,26 @@ def given_prompts(sample: Sample) -> ObjectPrompts:
     """
     if lacks_prompts(sample):
         none = np.zeros((0, *sample.labels.shape), dtype=bool)
-        return ObjectPrompts(np.zeros(0, np.int64), none, np.zeros((0, 4), np.float32))
+        return ImagePrompts(np.zeros(0, np.int64), none, np.zeros((0, 4), np.float32))
     objects = _from_boxes(sample) if sample.boxes is not None else _from_points(sample)
     if sample.known is None:
         return objects
     return objects.take(np.flatnonzero(sample.known[objects.class_ids - 1]))
 
 
-def trainable_prompts(sample: Sample) -> ObjectPrompts:
+def trainable_prompts(sample: Sample) -> ImagePrompts:
     """Return the given prompts that a model can learn from.
 
     In a tile these are the ones with something under them: what is seen of an object may be a
     corner of its box.
     """
     objects = given_prompts(sample)
-    if sample.tile is None or objects.masks is None:
+    if sample.tile is None or objects.truth is None:
         return objects
-    return objects.take(np.flatnonzero(objects.masks.any(axis=(1, 2))))
+    return objects.take(np.flatnonzero(objects.truth.any(axis=(1, 2))))
 
 
-def _from_boxes(sample: Sample) -> ObjectPrompts:
+def _from_boxes(sample: Sample) -> ImagePrompts:
     boxes = np.asarray(sample.boxes, dtype=np.float32)
     areas = [box_area(box, sample.labels.shape) for box in boxes]
     ids = [
@@ -69,12 +70,12 @@ def _from_boxes(sample: Sample) -> ObjectPrompts:
         for class_id, area in zip(ids, areas, strict=True)
     ]
     points, point_labels = _points_in_boxes(sample, boxes)
-    return ObjectPrompts(
+    return ImagePrompts(
         np.asarray(ids, dtype=np.int64), np.stack(masks), boxes, points, point_labels
     )
 
 
-def _from_points(sample: Sample) -> ObjectPrompts:
+def _from_points(sample: Sample) -> ImagePrompts:
     points = np.asarray(sample.points, dtype=np.float32)
     labels = np.asarray(sample.point_labels, dtype=np.int64)
     height, width = sample.labels.shape
@@ -101,7 +102,7 @@ def _from_points(sample: Sample) -> ObjectPrompts:
             )
         )
     padded, padded_labels = _pad([points[g] for g in groups], [labels[g] for g in groups])
-    return ObjectPrompts(
+    return ImagePrompts(
         np.asarray(ids, dtype=np.int64), np.stack(masks), None, padded, padded_labels
     )
 

@@ -6,70 +6,20 @@ of one pixel is (c, r, c+1, r+1). ``np.argwhere`` gives (row, column), the rever
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from samadapt.prompts.clicks import deepest
+from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from samadapt.prompts.policy import Objects, PromptPolicy
 
 
 SAM_SIDE = 1024.0
 """Longest side of the images on which SAM's jitter bound is stated (SAM, appendix A)."""
-
-
-@dataclass(frozen=True)
-class ObjectPrompts:
-    """Prompts for p objects of one image, in pixels of the original image.
-
-    Attributes:
-        class_ids: (p,) int64 class of each object, 1..K.
-        masks: (p, h, w) bool ground truth of each object, or None where there is none.
-        boxes: (p, 4) float32 XYXY, or None.
-        points: (p, k, 2) float32 (x, y), or None.
-        point_labels: (p, k) int64, 1 foreground, 0 background, -1 padding; None without points.
-        logits: (p, 1, 4g, 4g) float32 mask prompts, in the model's frame, or None.
-    """
-
-    class_ids: Array
-    masks: Array | None = None
-    boxes: Array | None = None
-    points: Array | None = None
-    point_labels: Array | None = None
-    logits: Array | None = None
-
-    def __len__(self) -> int:
-        """Number p of objects."""
-        return len(self.class_ids)
-
-    def take(self, indices: Array) -> ObjectPrompts:
-        """Return the objects at ``indices`` (q,), repeats allowed."""
-
-        def pick(array: Array | None) -> Array | None:
-            return None if array is None else array[indices]
-
-        return ObjectPrompts(
-            self.class_ids[indices],
-            pick(self.masks),
-            pick(self.boxes),
-            pick(self.points),
-            pick(self.point_labels),
-            pick(self.logits),
-        )
-
-    def names(self, numbers: Array) -> Array:
-        """Return the class id of each pixel whose object's number 1..p is given; 0 stays 0."""
-        return np.concatenate([[0], self.class_ids])[numbers]
-
-    def of_classes(self, wanted: Iterable[int]) -> ObjectPrompts:
-        """Return the objects whose class is among ``wanted``."""
-        return self.take(np.flatnonzero(np.isin(self.class_ids, list(wanted))))
 
 
 def objects_in(
@@ -114,7 +64,7 @@ def simulate(
     policy: PromptPolicy,
     rng: np.random.Generator | None = None,
     instances: Array | None = None,
-) -> ObjectPrompts:
+) -> ImagePrompts:
     """Prompt every object of a label map as the SAM paper does.
 
     Args:
@@ -129,9 +79,9 @@ def simulate(
         boxes = boxes_of(masks)
         if rng is not None:
             boxes = jitter_boxes(boxes, labels.shape[-2:], policy.jitter, policy.max_jitter_px, rng)
-        return ObjectPrompts(ids, masks, boxes=boxes)
+        return ImagePrompts(ids, masks, boxes=boxes)
     points = points_in(masks, rng)
-    return ObjectPrompts(
+    return ImagePrompts(
         ids, masks, points=points, point_labels=np.ones(points.shape[:2], dtype=np.int64)
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from samadapt.data.annotations import are_fractions
 from samadapt.errors import PromptError, nearest
-from samadapt.prompts.simulate import ObjectPrompts
+from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def slice_prompts(
     points: SlicePrompts,
     point_labels: SlicePrompts,
     shape: tuple[int, int, int],
-) -> dict[int, ObjectPrompts]:
+) -> dict[int, ImagePrompts]:
     """Check prompts and sort them by slice; the class ids are the numbers of the objects, from 1.
 
     Args:
@@ -64,11 +64,11 @@ def slice_prompts(
                 f"{' and '.join(str(list(n)) for n in sorted(ids))}. Give points as (p, k, 2)"
             )
         numbers = np.array(ids.pop() if ids else (), dtype=np.int64)
-        prompts[index] = ObjectPrompts(numbers, None, corners, clicks, signs)
+        prompts[index] = ImagePrompts(numbers, None, corners, clicks, signs)
     return prompts
 
 
-def tile_prompts(prompts: ObjectPrompts, tile: Tile) -> ObjectPrompts:
+def tile_prompts(prompts: ImagePrompts, tile: Tile) -> ImagePrompts:
     """Return the prompts of the objects of whose box, or foreground points, a tile sees a part.
 
     Boxes are clipped to the tile, points outside are left out.
@@ -89,11 +89,11 @@ def tile_prompts(prompts: ObjectPrompts, tile: Tile) -> ObjectPrompts:
         signs = np.where(inside, prompts.point_labels, -1)
         if prompts.boxes is None:
             seen = (signs == 1).any(axis=1)
-    moved = ObjectPrompts(prompts.class_ids, None, boxes, points, signs).take(np.flatnonzero(seen))
+    moved = ImagePrompts(prompts.class_ids, None, boxes, points, signs).take(np.flatnonzero(seen))
     return moved if points is None else _without_padding(moved)
 
 
-def _without_padding(prompts: ObjectPrompts) -> ObjectPrompts:
+def _without_padding(prompts: ImagePrompts) -> ImagePrompts:
     """Put the points of each object first, and leave out what is padding for all of them."""
     points, signs = prompts.points, prompts.point_labels
     if points is None or signs is None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from samadapt.evaluation.calibration import calibration
-from samadapt.evaluation.prompt_matrix import BOX, CLICKS, MOVED, NONE, SETTINGS, Scores
+from samadapt.evaluation.prompt_matrix import BOX, CLICKS, MOVED, NONE, SETTINGS, SettingScores
 from samadapt.prompts.simulate import SAM_SIDE
 from samadapt.reports.tables import NOTHING, csv_name
 from samadapt.system import atomic
@@ -27,7 +27,7 @@ CSV_NAME = "oracle_gap.csv"
 PLOT_NAME = "oracle_gap.png"
 
 
-def gap_summary(results: Mapping[str, Mapping[str, Scores]]) -> dict[str, Any]:
+def gap_summary(results: Mapping[str, Mapping[str, SettingScores]]) -> dict[str, Any]:
     """Return what ``summary.json`` holds of it.
 
     Args:
@@ -92,7 +92,7 @@ def forgetting_text(found: Mapping[str, Any]) -> str:
 
 
 def write_gap(
-    directory: Path, results: Mapping[str, Mapping[str, Scores]], summary: Mapping[str, Any]
+    directory: Path, results: Mapping[str, Mapping[str, SettingScores]], summary: Mapping[str, Any]
 ) -> None:
     """Write ``oracle_gap.csv`` (a line a setting, state, class and case) and ``oracle_gap.png``."""
     stream = io.StringIO()

@@ -23,7 +23,7 @@ from samadapt.data.dataset import Dataset, open_dataset
 from samadapt.data.pseudonyms import hide_names, open_key, write_key
 from samadapt.data.stacks import Stacks
 from samadapt.errors import ConfigError, DataError
-from samadapt.evaluation.evaluate import Evaluation, Predictor, evaluate
+from samadapt.evaluation.evaluate import Evaluation, SlicePredictor, evaluate_cases
 from samadapt.prompts.annotations import has_prompts, lacks_prompts
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
@@ -243,7 +243,7 @@ class Session:
     ) -> Evaluation:
         """Score the model as it is on some slices; a training's validation needs Dice alone."""
         data = self.dataset
-        return evaluate(
+        return evaluate_cases(
             self.predictor(policy),
             refs,
             data.sample,
@@ -255,13 +255,12 @@ class Session:
             instances=report and self.config.eval.instances,
         )
 
-    def predictor(self, policy: PromptPolicy) -> Predictor:
+    def predictor(self, policy: PromptPolicy) -> SlicePredictor:
         """Return the model as it is, prompted by a policy."""
-        return Predictor(
+        return SlicePredictor(
             sam=self.sam,
             first_trainable_block=self.injection.first_trainable_block,
             features=self.features,
-            frame_of=self.features.frame,
             policy=policy,
             classes=len(self.dataset.classes),
             autocast=self.autocast,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.evaluation.forgetting import answers, forgetting, photographs
-from samadapt.evaluation.prompt_matrix import Scores, score_settings
+from samadapt.evaluation.prompt_matrix import SettingScores, score_settings
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.reports.oracle_gap import STATES, gap_summary, write_gap
 
@@ -31,7 +31,7 @@ class OracleGap:
 
     session: Session
     refs: Sequence[SliceRef]
-    scores: dict[str, Mapping[str, Scores]] = field(default_factory=dict)
+    scores: dict[str, Mapping[str, SettingScores]] = field(default_factory=dict)
     masks: dict[str, Mapping[str, Array]] = field(default_factory=dict)
 
     def measure(self, state: str) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samadapt.errors import PromptError
+from samadapt.sam.embed import to_tensor
 from samadapt.sam.geometry import make_frame, resize_image, to_model_boxes, to_model_points
 from samadapt.sam.model import Sam
 from samadapt.sam.types import Frame, Prompts
@@ -103,8 +104,8 @@ class SamPredictor:
             raise PromptError(f"image_format must be 'RGB' or 'BGR'; got {image_format!r}")
         check_image(image)
         rgb = image if image_format == "RGB" else image[..., ::-1]
-        resized = torch.tensor(np.ascontiguousarray(self.transform.apply_image(rgb)))
-        self.set_torch_image(resized.permute(2, 0, 1)[None].to(self.device), image.shape[:2])
+        resized = to_tensor(rgb, self.transform.frame(image.shape[:2]))
+        self.set_torch_image(resized[None].to(self.device), image.shape[:2])
 
     @torch.no_grad()
     def set_torch_image(

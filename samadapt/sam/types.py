@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from samadapt.errors import PromptError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from samadapt.system.arrays import Array
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,89 @@ class AttentionBlock:
 
 
 @dataclass(frozen=True)
+class ImagePrompts:
+    """Prompts for p objects of one image, in pixels of the original image.
+
+    This is the form in which prompts are simulated, read from annotations and given by users.
+    ``decode.to_tensors`` turns it into the tensors of ``Prompts``.
+
+    Attributes:
+        class_ids: (p,) int64 class of each object, 1..K.
+        truth: (p, h, w) bool ground truth of each object, or None if there is none.
+        boxes: (p, 4) float32 XYXY, or None.
+        points: (p, k, 2) float32 (x, y), or None.
+        point_labels: (p, k) int64; 1 foreground, 0 background, -1 padding; None without points.
+        mask_logits: (p, 1, 4g, 4g) float32 mask prompts in the model frame, or None.
+    """
+
+    class_ids: Array
+    truth: Array | None = None
+    boxes: Array | None = None
+    points: Array | None = None
+    point_labels: Array | None = None
+    mask_logits: Array | None = None
+
+    def __len__(self) -> int:
+        """Return the number p of objects."""
+        return len(self.class_ids)
+
+    def take(self, indices: Array) -> ImagePrompts:
+        """Return the objects at ``indices`` (q,); an index may occur several times."""
+
+        def pick(array: Array | None) -> Array | None:
+            return None if array is None else array[indices]
+
+        return ImagePrompts(
+            class_ids=self.class_ids[indices],
+            truth=pick(self.truth),
+            boxes=pick(self.boxes),
+            points=pick(self.points),
+            point_labels=pick(self.point_labels),
+            mask_logits=pick(self.mask_logits),
+        )
+
+    def of_classes(self, wanted: Iterable[int]) -> ImagePrompts:
+        """Return the objects whose class is among ``wanted``."""
+        return self.take(np.flatnonzero(np.isin(self.class_ids, list(wanted))))
+
+    def names(self, numbers: Array) -> Array:
+        """Return the class id of each pixel, given its object number 1..p; 0 stays 0."""
+        return np.concatenate([[0], self.class_ids])[numbers]
+
+    def check(self, where: str = "") -> None:
+        """Check the shapes.
+
+        Args:
+            where: what the message starts with.
+
+        Raises:
+            PromptError: says what was expected and what was found.
+        """
+        count = len(self)
+        boxes, points, labels = self.boxes, self.points, self.point_labels
+        if boxes is not None and boxes.shape != (count, 4):
+            raise PromptError(f"{where}boxes must be ({count}, 4) XYXY; got {boxes.shape}")
+        if (points is None) != (labels is None):
+            raise PromptError(f"{where}points and point_labels must be given together")
+        if points is not None and labels is not None:
+            if points.ndim != 3 or points.shape[::2] != (count, 2):
+                raise PromptError(
+                    f"{where}points must be ({count}, k, 2) (x, y); got {points.shape}"
+                )
+            if labels.shape != points.shape[:2]:
+                raise PromptError(
+                    f"{where}point_labels must be {points.shape[:2]}; got {labels.shape}"
+                )
+        if count and boxes is None and points is None and self.mask_logits is None:
+            raise PromptError(f"{where}{count} objects need boxes or points; got neither")
+        ids = self.class_ids
+        if count and not (ids.min() >= 1 and ids.max() <= 255):
+            raise PromptError(f"{where}class_ids must be 1 to 255; got {ids.tolist()}")
+
+
+@dataclass(frozen=True)
 class Prompts:
-    """Prompts for b images, p objects each, in the model frame; (x, y) in pixels.
+    """Prompts for b images, p objects each, as tensors in the model frame; (x, y) in pixels.
 
     Attributes:
         points: (b, p, k, 2) or None.

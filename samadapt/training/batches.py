@@ -13,9 +13,10 @@ from torch import Tensor
 from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
 from samadapt.prompts.annotations import has_prompts, trainable_prompts
-from samadapt.prompts.simulate import ObjectPrompts, boxes_of, simulate
-from samadapt.sam.geometry import labels_to_model, to_model_boxes, to_model_points
-from samadapt.sam.types import Frame, Prompts
+from samadapt.prompts.simulate import boxes_of, simulate
+from samadapt.sam.decode import to_tensors
+from samadapt.sam.geometry import labels_to_model
+from samadapt.sam.types import Frame, ImagePrompts, Prompts
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
@@ -118,12 +119,12 @@ def make_batch(
             for objects, sample, frame in zip(chosen, samples, frames, strict=True)
         ]
     )
-    return Batch(names, images, model_prompts(chosen, frames), targets, rows)
+    return Batch(names, images, to_tensors(chosen, frames), targets, rows)
 
 
 def choose_objects(
     samples: Sequence[Sample], policy: PromptPolicy, rng: np.random.Generator
-) -> list[ObjectPrompts]:
+) -> list[ImagePrompts]:
     """Return the objects of b slices that are prompted, as many of each, in the original frame.
 
     At most ``policy.max_objects`` of a slice: each costs a pass of the decoder, and slices with
@@ -137,28 +138,6 @@ def choose_objects(
     return _alike([objects.take(_draw(objects, most, rng)) for objects in chosen])
 
 
-def model_prompts(objects: Sequence[ObjectPrompts], frames: Sequence[Frame]) -> Prompts:
-    """Stack the prompts of b images, p objects each, in the model frame; points padded with -1."""
-    boxes = [
-        to_model_boxes(item.boxes, frame)
-        for item, frame in zip(objects, frames, strict=True)
-        if item.boxes is not None
-    ]
-    points: list[Array] = []
-    labels: list[Array] = []
-    most = max((item.points.shape[1] for item in objects if item.points is not None), default=0)
-    for item, frame in zip(objects, frames, strict=True):
-        if most:
-            xy, mark = _padded(item, most)
-            points.append(to_model_points(xy, frame))
-            labels.append(mark)
-    return Prompts(
-        points=torch.as_tensor(np.stack(points), dtype=torch.float32) if points else None,
-        point_labels=torch.as_tensor(np.stack(labels)) if labels else None,
-        boxes=torch.as_tensor(np.stack(boxes), dtype=torch.float32) if boxes else None,
-    )
-
-
 def endless(
     items: Sequence[Item], sampler: Sampler, make: Callable[[Sequence[Item]], Batch]
 ) -> Iterator[Batch]:
@@ -167,7 +146,7 @@ def endless(
         yield make([items[index] for index in sampler.next()])
 
 
-def _choose(sample: Sample, policy: PromptPolicy, rng: np.random.Generator) -> ObjectPrompts:
+def _choose(sample: Sample, policy: PromptPolicy, rng: np.random.Generator) -> ImagePrompts:
     objects = (
         trainable_prompts(sample)
         if has_prompts(sample)
@@ -182,7 +161,7 @@ def _choose(sample: Sample, policy: PromptPolicy, rng: np.random.Generator) -> O
     return objects
 
 
-def _draw(objects: ObjectPrompts, wanted: int, rng: np.random.Generator) -> Array:
+def _draw(objects: ImagePrompts, wanted: int, rng: np.random.Generator) -> Array:
     """Draw objects: all different where there are enough, else each at least once.
 
     The chance of an object grows with the square root of its area, that is with its diameter. With
@@ -197,7 +176,7 @@ def _draw(objects: ObjectPrompts, wanted: int, rng: np.random.Generator) -> Arra
     return np.resize(rng.permutation(count), wanted)
 
 
-def _alike(chosen: list[ObjectPrompts]) -> list[ObjectPrompts]:
+def _alike(chosen: list[ImagePrompts]) -> list[ImagePrompts]:
     """Give every object a box where some image's annotation brings boxes and another's points."""
     if all(objects.boxes is None for objects in chosen):
         return chosen
@@ -207,10 +186,10 @@ def _alike(chosen: list[ObjectPrompts]) -> list[ObjectPrompts]:
     ]
 
 
-def _masks(objects: ObjectPrompts) -> Array:
-    if objects.masks is None:
+def _masks(objects: ImagePrompts) -> Array:
+    if objects.truth is None:
         raise DataError("objects without ground truth cannot be trained on")
-    return objects.masks
+    return objects.truth
 
 
 def _semantic_target(truth: Array, frame: Frame, side: int) -> Array:
@@ -224,12 +203,3 @@ def _target(mask: Array, unknown: Array, frame: Frame, side: int) -> Tensor:
     """Return an object's target (4g, 4g), which is not known everywhere."""
     target = np.where(unknown, IGNORED, mask.astype(np.int64))
     return torch.from_numpy(labels_to_model(target, frame, side))
-
-
-def _padded(item: ObjectPrompts, most: int) -> tuple[Array, Array]:
-    xy = np.zeros((len(item), most, 2), dtype=np.float32)
-    mark = np.full((len(item), most), -1, dtype=np.int64)
-    if item.points is not None and item.point_labels is not None:
-        count = item.points.shape[1]
-        xy[:, :count], mark[:, :count] = item.points, item.point_labels
-    return xy, mark

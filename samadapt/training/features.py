@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samadapt.sam.geometry import make_frame, resize_image
+from samadapt.sam.embed import frame_of, to_pixels
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Features:
 
     def frame(self, image: Array) -> Frame:
         """Return where an image (h, w, 3) lies in the model's square."""
-        return make_frame(image.shape[:2], self.sam.image_size, self.sam.preprocessing.resize)
+        return frame_of(self.sam, image)
 
     def key(self, image: Array) -> str:
         """Return the hash of an image (h, w, 3) uint8 and of all else its features depend on."""
@@ -133,11 +133,7 @@ class Features:
     def anew(self, images: Sequence[Array]) -> Tensor:
         """Return the features (b, ...) of images (h, w, 3) uint8, neither looked up nor kept."""
         self.computed += len(images)
-        resized = [
-            torch.tensor(resize_image(image, self.frame(image))).permute(2, 0, 1)
-            for image in images
-        ]
-        pixels = self.sam.preprocess([image.to(self.sam.device).float() for image in resized])
+        pixels = to_pixels(self.sam, images)
         if self.first_trainable_block < 0:
             return pixels
         with torch.no_grad(), self.autocast():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from samadapt.adapters.store import load_trainable_state, trainable_state
 from samadapt.errors import DivergedError
+from samadapt.sam.embed import embed_features
 from samadapt.sam.types import MaskOutput, Prompts
 from samadapt.system.interrupt import InterruptedRunError, StopRequest
 from samadapt.system.machine import peak_memory_bytes
@@ -116,10 +117,7 @@ class TrainableTail(nn.Module):
         self, features: Tensor, prompts: Prompts, trained: Tensor | None = None
     ) -> MaskOutput:
         """Decode prompts for images, or those ``trained``, given as the frozen prefix's output."""
-        if self.first_trainable_block < 0:
-            embeddings = self.sam.encode(features)
-        else:
-            embeddings = self.sam.encode_suffix(features, self.first_trainable_block)
+        embeddings = embed_features(self.sam, features, self.first_trainable_block)
         if trained is not None:
             embeddings = embeddings[trained]
         return self.sam.decode(embeddings, prompts, multimask=self.multimask)

@@ -25,11 +25,12 @@ from samadapt.cli import main
 from samadapt.commands.finetune import render
 from samadapt.data.dataset import open_dataset
 from samadapt.errors import AdapterError, ConfigError
-from samadapt.evaluation.inference import embed, segment_objects, segment_semantic
 from samadapt.evaluation.metrics import score_case, summarise
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.prompts.simulate import simulate
 from samadapt.reports.tables import PER_CASE_COLUMNS
+from samadapt.sam.decode import segment_objects, segment_semantic
+from samadapt.sam.embed import embed
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.training.precision import choose_precision
 
@@ -160,10 +161,11 @@ def whole_model_scores(sam, root, policy, classes):
         if policy.is_semantic:
             labels = segment_semantic(sam, embeddings, frames, len(classes))[0]
         else:
-            objects = [simulate(sample.labels, policy)]
-            labels = segment_objects(
-                sam, embeddings, frames, objects, multimask=policy.is_ambiguous
-            )[0]
+            objects = simulate(sample.labels, policy)
+            ((numbers, _),) = segment_objects(
+                sam, embeddings, frames, [objects], multimask=policy.is_ambiguous
+            )
+            labels = objects.names(numbers)
         rows += score_case(ref.case, labels, sample.labels, classes)
     return summarise(rows, classes)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from samadapt.data.types import Sample, SliceRef
-from samadapt.evaluation.evaluate import Predictor
+from samadapt.evaluation.evaluate import SlicePredictor
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.sam.geometry import make_frame, resize_image
+from samadapt.sam.embed import to_pixels
 
 SHAPE = (24, 40)
 
@@ -34,12 +34,8 @@ def _samples(cases=(("a", 3), ("b", 2))):
 @pytest.fixture
 def predictor(any_sam):
     def make(kind, first_trainable_block=-1, **changes):
-        def frame_of(image):
-            return make_frame(image.shape[:2], any_sam.image_size)
-
         def features(images):
-            resized = [torch.tensor(resize_image(x, frame_of(x))).permute(2, 0, 1) for x in images]
-            pixels = any_sam.preprocess(resized)
+            pixels = to_pixels(any_sam, images)
             if first_trainable_block < 0:
                 return pixels
             with torch.no_grad():
@@ -49,13 +45,12 @@ def predictor(any_sam):
             "sam": any_sam,
             "first_trainable_block": first_trainable_block,
             "features": features,
-            "frame_of": frame_of,
             "policy": PromptPolicy(kind),
             "classes": 2,
             "autocast": nullcontext,
             "batch_size": 2,
         }
-        return Predictor(**(values | changes))
+        return SlicePredictor(**(values | changes))
 
     return make
 

@@ -11,7 +11,7 @@ from samadapt.data.stacks import ALONE
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Sample, SliceRef
 from samadapt.evaluation import evaluate as module
-from samadapt.evaluation.evaluate import SlicePrediction, evaluate, known_numbers
+from samadapt.evaluation.evaluate import SlicePrediction, evaluate_cases, known_numbers
 from samadapt.evaluation.instances import components
 from samadapt.evaluation.metrics import score_case
 from samadapt.prompts.policy import PromptPolicy
@@ -59,7 +59,9 @@ def test_a_case_is_scored_over_all_of_its_slices(predictor, make_samples):
     samples = make_samples()
     counted = []
     made = predictor("semantic")
-    result = evaluate(made, list(samples), samples.__getitem__, ["one", "two"], counted.append)
+    result = evaluate_cases(
+        made, list(samples), samples.__getitem__, ["one", "two"], counted.append
+    )
     assert counted == [2, 1, 2]
     assert [(row.case, row.class_name) for row in result.rows] == [
         ("a", "one"), ("a", "two"), ("b", "one"), ("b", "two")
@@ -78,7 +80,7 @@ def test_a_case_is_scored_over_all_of_its_slices(predictor, make_samples):
 def test_the_slice_with_the_most_ground_truth_is_shown(predictor, make_samples):
     samples = make_samples()
     made = predictor("box")
-    result = evaluate(made, list(samples), samples.__getitem__, ["one", "two"])
+    result = evaluate_cases(made, list(samples), samples.__getitem__, ["one", "two"])
     assert {case: ref.index for case, (ref, _) in result.shown.items()} == {"a": 1, "b": 1}
     for case, (ref, place) in result.shown.items():
         labels = result.labels[case][place]
@@ -105,7 +107,7 @@ def test_perfect_labels_score_one_and_empty_ones_are_counted(make_samples):
         def __call__(self, given):
             return [sample.labels[None] for sample in given]
 
-    result = evaluate(Oracle(), list(samples), samples.__getitem__, ["one", "two", "three"])
+    result = evaluate_cases(Oracle(), list(samples), samples.__getitem__, ["one", "two", "three"])
     assert result.summary["dice"] == 1
     assert result.summary["per_class"]["three"]["both_empty"] == 2
     assert result.summary["per_class"]["three"]["dice"] is None
@@ -143,7 +145,7 @@ def test_spacing_and_tolerance_reach_the_scores():
     for spacing, unit, tolerance, distance in (
         ((0.5, 1.0, 2.0), "mm", 0.4, 0.5), ((0.5, 1.0, 2.0), "mm", 0.5, 0.5), (None, "px", 0.5, 1)
     ):  # fmt: skip
-        result = evaluate(
+        result = evaluate_cases(
             Shown(found), list(refs), refs.__getitem__, ["one"],
             spacing_of=lambda case, spacing=spacing: spacing, tolerance=tolerance,
         )  # fmt: skip
@@ -161,7 +163,7 @@ def test_slices_round_a_gap_keep_their_places():
     refs = volume(truth)
     found = {ref: SlicePrediction(predicted[None, ..., ref.index]) for ref in refs}
     some = [ref for ref in refs if ref.index in (0, 1, 7, 8)]
-    result = evaluate(
+    result = evaluate_cases(
         Shown(found), some, refs.__getitem__, ["one"], spacing_of=lambda case: (1.0, 1.0, 3.0)
     )
     assert result.rows[0].values["hd95"] == 24
@@ -169,7 +171,7 @@ def test_slices_round_a_gap_keep_their_places():
 
 def test_a_validation_takes_dice_alone(predictor, make_samples):
     samples = make_samples()
-    result = evaluate(
+    result = evaluate_cases(
         predictor("box"), list(samples), samples.__getitem__, ["one", "two"], overlap_only=True
     )
     assert set(result.rows[0].values) == {"dice", "iou"}
@@ -192,7 +194,9 @@ def test_components_are_objects_of_the_whole_volume():
         )
         for ref in refs
     }
-    result = evaluate(Shown(found), list(refs), refs.__getitem__, ["one"], instances="components")
+    result = evaluate_cases(
+        Shown(found), list(refs), refs.__getitem__, ["one"], instances="components"
+    )
     entry = result.summary["instances"]["per_class"]["one"]
     assert (entry["true_objects"], entry["predicted_objects"], entry["matched"]) == (3, 2, 2)
     assert (entry["sq"], entry["rq"]) == (1, pytest.approx(4 / 5))
@@ -212,10 +216,12 @@ def test_numbered_objects_that_touch_are_told_apart(predictor):
     assert len(np.unique(found.iou[found.numbers > 0])) <= 2
     assert ((found.numbers > 0) == (found.labels > 0)).all()
     perfect = Shown({SliceRef("a", 0): SlicePrediction(labels[None], instances[None] // 3, None)})
-    result = evaluate(perfect, [SliceRef("a", 0)], lambda ref: sample, ["one"], instances=True)
+    result = evaluate_cases(
+        perfect, [SliceRef("a", 0)], lambda ref: sample, ["one"], instances=True
+    )
     entry = result.summary["instances"]["per_class"]["one"]
     assert (entry["true_objects"], entry["matched"], entry["map"]) == (2, 2, 1)
-    merged = evaluate(
+    merged = evaluate_cases(
         perfect, [SliceRef("a", 0)], lambda ref: sample, ["one"], instances="components"
     )
     assert merged.summary["instances"]["per_class"]["one"]["true_objects"] == 1
@@ -250,7 +256,7 @@ def test_tiles_are_scored_as_the_picture_that_they_make():
         for r in range(rows.own_start, rows.own_stop):
             for c in range(columns.own_start, columns.own_stop):
                 whole[r, c] = guesses[ref].labels[0, r - rows.start, c - columns.start]
-    result = evaluate(Shown(guesses), list(refs), refs.__getitem__, ["one"])
+    result = evaluate_cases(Shown(guesses), list(refs), refs.__getitem__, ["one"])
     expected = score_case("a", whole[..., None], truth[..., None], ["one"])
     assert [row.values for row in result.rows] == [row.values for row in expected]
     assert result.rows[0].truth_voxels == int(truth.sum())
@@ -274,12 +280,12 @@ def test_objects_across_tiles_are_counted_once(overlap):
     found = {}
     for ref, sample in refs.items():
         objects = simulate(sample.labels, policy, instances=sample.instances)
-        local = (np.arange(1, len(objects) + 1)[:, None, None] * objects.masks).sum(0)
+        local = (np.arange(1, len(objects) + 1)[:, None, None] * objects.truth).sum(0)
         blank = np.zeros((1, *local.shape))
         found[ref] = SlicePrediction(blank.astype(np.uint8), blank.astype(np.int32), blank + 0.5)
         known = known_numbers(objects, sample, per_class=False)
         found[ref].put(0, objects, known, local, np.full(len(objects), 0.5))
-    result = evaluate(Shown(found), list(refs), refs.__getitem__, ["one"], instances=True)
+    result = evaluate_cases(Shown(found), list(refs), refs.__getitem__, ["one"], instances=True)
     entry = result.summary["instances"]["per_class"]["one"]
     assert (entry["true_objects"], entry["predicted_objects"], entry["matched"]) == (5, 5, 5)
     assert entry["sq"] == entry["map"] == 1
@@ -296,7 +302,7 @@ def test_ignored_pixels_have_no_score(predictor, kind, independent, make_samples
     made = predictor(kind, independent=independent)
     maps = {ref: made([sample])[0] for ref, sample in samples.items()}
     options = {"instances": "components"}
-    result = evaluate(made, list(samples), samples.__getitem__, ["one", "two"], **options)
+    result = evaluate_cases(made, list(samples), samples.__getitem__, ["one", "two"], **options)
     volume = np.stack([maps[ref] for ref in samples if ref.case == "a"], axis=-1)
     truth = np.stack([s.labels for ref, s in samples.items() if ref.case == "a"], axis=-1)
     for k, name in enumerate(["one", "two"]):
@@ -332,7 +338,7 @@ def test_overlapping_and_unlisted_classes_are_scored_each_on_its_own(predictor, 
     assert {m.shape for m in maps.values()} == {(2, 24, 40)}
     names = ["all", "part"]
     options = {"instances": "components"}
-    result = evaluate(made, list(samples), samples.__getitem__, names, **options)
+    result = evaluate_cases(made, list(samples), samples.__getitem__, names, **options)
     scored = [(row.case, row.class_name) for row in result.rows]
     assert scored == [("a", "all"), ("a", "part"), ("b", "all")]
     for row in result.rows:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from samadapt.evaluation.evaluate import evaluate
+from samadapt.evaluation.evaluate import evaluate_cases
 from samadapt.evaluation.prompt_matrix import (
     BOX,
     CLICKS,
@@ -42,7 +42,7 @@ def scored(predictor, make_samples):
 def test_the_box_is_the_one_that_evaluation_gives(scored, kind):
     made, read, found, names, samples = scored(kind)
     exact = replace(made, policy=replace(made.policy, kind="box"))
-    usual = evaluate(exact, sorted(samples), read, names)
+    usual = evaluate_cases(exact, sorted(samples), read, names)
     close = [abs(a.dice - b.dice) for a, b in zip(found[BOX].rows, usual.rows, strict=True)]
     assert max(close) < 0.02  # objects are decoded in other batches
     assert [row.truth_voxels for row in found[BOX].rows] == [r.truth_voxels for r in usual.rows]
@@ -56,7 +56,7 @@ def test_several_classes_cannot_be_told_without_a_prompt(scored):
 
 def test_without_a_prompt_semantic_is_as_in_evaluation(scored):
     made, read, found, names, samples = scored("semantic")
-    usual = evaluate(made, sorted(samples), read, names, overlap_only=True)
+    usual = evaluate_cases(made, sorted(samples), read, names, overlap_only=True)
     assert found[NONE].rows == usual.rows
     assert found[NONE].iou == []
 
@@ -142,7 +142,7 @@ def test_settings_leave_ignored_pixels_out_and_keep_regions_apart(predictor, mak
         assert (points[labels >= 0][:, 0] * scale <= 27).all()
     exact = replace(made, policy=replace(made.policy, kind="box"))
     name, policy = (NONE, made) if kind == "semantic" else (BOX, exact)
-    usual = evaluate(policy, sorted(samples), samples.__getitem__, ["all", "part"])
+    usual = evaluate_cases(policy, sorted(samples), samples.__getitem__, ["all", "part"])
     for one, other in zip(found[name].rows, usual.rows, strict=True):
         assert (one.class_name, one.truth_voxels) == (other.class_name, other.truth_voxels)
         assert one.ignored_voxels == other.ignored_voxels > 0

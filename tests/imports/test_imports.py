@@ -147,7 +147,8 @@ def samed_labels(peer, image):
 
 def test_samed_keeps_its_background_class(samed, tmp_path):
     import samadapt
-    from samadapt.evaluation.inference import embed, segment_semantic
+    from samadapt.sam.decode import segment_semantic
+    from samadapt.sam.embed import embed
 
     peer, file, given = samed
     import_adapter(file, tmp_path / "out", **given)

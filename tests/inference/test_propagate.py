@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from samadapt.errors import PromptError
 from samadapt.inference.propagate import plan_walks
-from samadapt.prompts.simulate import ObjectPrompts, boxes_of
-from samadapt.sam.types import MaskOutput
+from samadapt.prompts.simulate import boxes_of
+from samadapt.sam.types import ImagePrompts, MaskOutput
 
 from .conftest import Oracle
 
@@ -20,7 +20,7 @@ DEPTH = 14
 
 
 def objects_of(numbers):
-    return ObjectPrompts(np.array(numbers, dtype=np.int64))
+    return ImagePrompts(np.array(numbers, dtype=np.int64))
 
 
 @given(

@@ -20,11 +20,12 @@ from samadapt.adapters.store import AdapterRecord, save_adapter
 from samadapt.data.formats.base import read_image
 from samadapt.data.intensity import make_intensity, to_rgb
 from samadapt.errors import AdapterError, ConfigError, DataError, PromptError, WeightsError
-from samadapt.evaluation.inference import embed, segment_objects, segment_semantic
 from samadapt.inference.segmenter import load_adapter
 from samadapt.methods import METHODS
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.prompts.simulate import ObjectPrompts
+from samadapt.sam.decode import segment_objects, segment_semantic
+from samadapt.sam.embed import embed
+from samadapt.sam.types import ImagePrompts
 from samadapt.sam.weights.loading import base_hash
 
 BOX = [3.0, 4.0, 25.0, 20.0]
@@ -79,7 +80,7 @@ def scan(tmp_path):
 
 
 def box_objects(*boxes):
-    return ObjectPrompts(np.ones(len(boxes), int), boxes=np.array(boxes, np.float32).reshape(-1, 4))
+    return ImagePrompts(np.ones(len(boxes), int), boxes=np.array(boxes, np.float32).reshape(-1, 4))
 
 
 def expected_volume(sam, path, prompts=None):
@@ -91,7 +92,8 @@ def expected_volume(sam, path, prompts=None):
         if prompts is None:
             planes += segment_semantic(sam, embeddings, frames, 2)
         else:
-            planes += segment_objects(sam, embeddings, frames, [prompts[index]])
+            ((numbers, _),) = segment_objects(sam, embeddings, frames, [prompts[index]])
+            planes.append(prompts[index].names(numbers).astype(np.uint8))
     return volume, np.stack(planes, axis=-1)
 
 
@@ -146,11 +148,11 @@ def test_an_image_as_array_and_as_file(trained, tmp_path, colour):
     points, labels = [[12, 9], [20, 22]], [1, 0]
     given = {"points": points, "point_labels": labels}
     embeddings, frames = embed(sam, [to_rgb(image) if not colour else image])
-    prompts = ObjectPrompts(
+    prompts = ImagePrompts(
         np.ones(1, int), None, None, np.array([points], float), np.array([labels])
     )
     # a point may mean a part or a whole, so the best of several masks counts
-    (expected,) = segment_objects(sam, embeddings, frames, [prompts], multimask=True)
+    ((expected, _),) = segment_objects(sam, embeddings, frames, [prompts], multimask=True)
     found = segmenter.segment(image, **given)
     assert nearly_equal(found, expected)
     assert np.array_equal(segmenter.segment(source, **given), found)

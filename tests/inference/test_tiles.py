@@ -12,8 +12,8 @@ from samadapt.data.tiles import Tiling
 from samadapt.errors import ConfigError, PromptError
 from samadapt.inference.bundle import make_bundle
 from samadapt.inference.segmenter import Segmenter
-from samadapt.prompts.simulate import ObjectPrompts
 from samadapt.prompts.user_prompts import tile_prompts
+from samadapt.sam.types import ImagePrompts
 
 STEP = 85
 
@@ -126,11 +126,11 @@ def test_prompts_of_a_tile_are_those_that_evaluation_gives():
     tile = Tiling(32, 0).tiles(64, 64)[0]
     points = np.array([[[40, 5], [5, 6], [7, 8]], [[50, 50], [3, 3], [60, 60]]], np.float32)
     signs = np.array([[0, 1, 0], [1, 0, 1]])
-    seen = tile_prompts(ObjectPrompts(np.array([1, 2]), None, None, points, signs), tile)
+    seen = tile_prompts(ImagePrompts(np.array([1, 2]), None, None, points, signs), tile)
     assert seen.class_ids.tolist() == [1]
     assert seen.points.tolist() == [[[5, 6], [7, 8]]]
     assert seen.point_labels.tolist() == [[1, 0]]
     boxes = np.array([[1, 1, 9, 9], [30, 30, 40, 40]], np.float32)
-    seen = tile_prompts(ObjectPrompts(np.array([1, 2]), None, boxes, points, signs), tile)
+    seen = tile_prompts(ImagePrompts(np.array([1, 2]), None, boxes, points, signs), tile)
     assert seen.boxes.tolist() == [[1, 1, 9, 9], [30, 30, 32, 32]]
     assert seen.point_labels.tolist() == [[1, 0], [0, -1]]

@@ -36,9 +36,9 @@ def test_boxes_mean_the_components_within(labels):
     found = given_prompts(given)
     assert found.class_ids.tolist() == [1, 2]
     assert found.boxes.tolist() == [[29, 1, 41, 7], [4, 9, 10, 19]]
-    assert np.array_equal(found.masks[0], labels == 1)
-    assert found.masks[1].sum() == 32
-    assert found.masks[1][:, :10].sum() == 32
+    assert np.array_equal(found.truth[0], labels == 1)
+    assert found.truth[1].sum() == 32
+    assert found.truth[1][:, :10].sum() == 32
     assert found.points is None
 
 
@@ -46,7 +46,7 @@ def test_a_named_class_wins_over_the_most_frequent(labels):
     labels[3, 31:33] = 2
     found = given_prompts(sample(labels, boxes=[[29, 1, 41, 7]], prompt_classes=[2]))
     assert found.class_ids.tolist() == [2]
-    assert found.masks[0].sum() == 2
+    assert found.truth[0].sum() == 2
     assert given_prompts(sample(labels, boxes=[[29, 1, 41, 7]])).class_ids.tolist() == [1]
 
 
@@ -68,15 +68,15 @@ def test_points_alone_are_one_object_or_one_for_each_class(labels):
     points, marks = [[35.5, 3.5], [6.5, 12.5], [21.5, 12.5]], [0, 1, 1]
     found = given_prompts(sample(labels, points=points, point_labels=marks))
     assert found.class_ids.tolist() == [2]
-    assert np.array_equal(found.masks[0], labels == 2)  # (x, y): row 12, columns 6 and 21
+    assert np.array_equal(found.truth[0], labels == 2)  # (x, y): row 12, columns 6 and 21
     assert found.points.shape == (1, 3, 2)
     named = given_prompts(
         sample(labels, points=points, point_labels=[1, 1, 0], prompt_classes=[1, 2, 2])
     )
     assert named.class_ids.tolist() == [1, 2]
     assert named.point_labels.tolist() == [[1, -1], [1, 0]]
-    assert np.array_equal(named.masks[0], labels == 1)
-    assert named.masks[1].sum() == 32  # the component of the foreground point alone
+    assert np.array_equal(named.truth[0], labels == 1)
+    assert named.truth[1].sum() == 32  # the component of the foreground point alone
     assert named.boxes is None
 
 
@@ -85,4 +85,4 @@ def test_prompts_on_background_have_an_empty_target(labels):
     point = given_prompts(sample(labels, points=[[50, 20]], point_labels=[1]))
     for found in (box, point):
         assert found.class_ids.tolist() == [1]
-        assert not found.masks.any()
+        assert not found.truth.any()

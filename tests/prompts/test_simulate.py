@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.prompts.simulate import ObjectPrompts, boxes_of, jitter_boxes, objects_in, simulate
+from samadapt.prompts.simulate import boxes_of, jitter_boxes, objects_in, simulate
+from samadapt.sam.types import ImagePrompts
 
 OBJECTS = st.tuples(
     st.integers(1, 40), st.integers(1, 60), st.integers(1, 40), st.integers(1, 60), st.integers(0)
@@ -76,7 +77,7 @@ def test_small_objects_get_no_prompt():
     assert nothing.boxes.shape == (0, 4)
     empty = simulate(np.zeros((4, 5), np.int16), PromptPolicy("point"))
     assert empty.points.shape == (0, 1, 2)
-    assert empty.masks.shape == (0, 4, 5)
+    assert empty.truth.shape == (0, 4, 5)
 
 
 @pytest.mark.parametrize("kind", ["box", "point"])
@@ -128,8 +129,8 @@ def test_points_lie_in_their_object(seed, noisy):
     rng = np.random.default_rng(seed)
     labels = (rng.random((9, 17)) < 0.3).astype(np.int16)
     found = simulate(labels, PromptPolicy("point"), rng if noisy else None)
-    assert len(found) == len(found.masks)
-    for mask, (x, y) in zip(found.masks, found.points[:, 0], strict=True):
+    assert len(found) == len(found.truth)
+    for mask, (x, y) in zip(found.truth, found.points[:, 0], strict=True):
         assert mask[int(y), int(x)]
 
 
@@ -139,8 +140,8 @@ def test_objects_are_taken_with_all_that_belongs_to_them():
     found = simulate(labels, PromptPolicy("point"))
     second = found.of_classes([2])
     assert second.class_ids.tolist() == [2]
-    assert np.array_equal(second.masks[0], labels == 2)
+    assert np.array_equal(second.truth[0], labels == 2)
     assert second.points.shape == (1, 1, 2)
     assert second.boxes is None
-    assert isinstance(found.take(np.array([1, 1, 0])), ObjectPrompts)
+    assert isinstance(found.take(np.array([1, 1, 0])), ImagePrompts)
     assert found.take(np.array([1, 1, 0])).class_ids.tolist() == [2, 2, 1]

@@ -18,10 +18,10 @@ from samadapt.commands.finetune import divide, finetune
 from samadapt.config.schema import compose
 from samadapt.data.types import SliceRef
 from samadapt.errors import AdapterError, ConfigError, DataError
-from samadapt.evaluation.inference import embed
 from samadapt.export.onnx import Onnx
 from samadapt.export.target import export_adapter
 from samadapt.runs.context import open_session
+from samadapt.sam.embed import embed
 from samadapt.sam.model import Sam
 from samadapt.training import loop
 from samadapt.training.batches import make_batch

@@ -48,7 +48,7 @@ def test_a_flip_moves_everything_and_twice_is_nothing():
     assert np.flatnonzero(flipped.labels.any(0)).tolist() == [2, 3, 4, 5, 6, 7]
     assert flipped.boxes.tolist() == [[2, 2, 8, 5]]
     assert flipped.points.tolist() == [[7.5, 3.5], [19.5, 9.5]]
-    assert given_prompts(flipped).masks.sum() == 18
+    assert given_prompts(flipped).truth.sum() == 18
     assert flipped.image.flags.c_contiguous
     twice = flip(flipped)
     for name in ("image", "labels", "boxes", "points", "point_labels"):

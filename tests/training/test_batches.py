@@ -90,7 +90,7 @@ def test_the_chance_of_an_object_grows_with_its_diameter():
     specks = Sample("specks", 0, np.zeros((40, 60, 3), np.uint8), labels)
     rng, policy = np.random.default_rng(0), PromptPolicy("box")
     draws = [choose_objects([specks], policy, rng)[0] for _ in range(300)]
-    areas = np.array([draw.masks.sum(axis=(1, 2)) for draw in draws])
+    areas = np.array([draw.truth.sum(axis=(1, 2)) for draw in draws])
     assert len(np.unique(draws[0].boxes, axis=0)) == 4
     assert 0.75 < (areas == 400).any(axis=1).mean() < 0.99
     seen = {tuple(box) for draw in draws for box in np.round(draw.boxes - draw.boxes % 1)}

@@ -1,4 +1,4 @@
-"""Batched inference equals one image and one prompt at a time."""
+"""Decoding packed prompts equals decoding one prompt of one image at a time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samadapt.errors import ConfigError, PromptError
-from samadapt.evaluation import inference
-from samadapt.prompts.simulate import ObjectPrompts
+from samadapt.sam import decode
+from samadapt.sam.embed import embed
 from samadapt.sam.geometry import make_frame, to_model_boxes, to_model_points
-from samadapt.sam.types import Prompts
+from samadapt.sam.types import ImagePrompts, Prompts
 
 SHAPES = [(40, 30), (64, 64), (25, 90)]
 
@@ -29,7 +29,7 @@ def objects(boxes=None, points=None, point_labels=None, class_ids=None):
     count = len(boxes if boxes is not None else points)
     ids = np.ones(count, np.int64) if class_ids is None else np.array(class_ids)
     labels = None if points is None else np.array(point_labels)
-    return ObjectPrompts(ids, None, boxes, points, labels)
+    return ImagePrompts(ids, None, boxes, points, labels)
 
 
 def one_by_one(sam, embedding, frame, prompts, threshold=0.0):
@@ -53,17 +53,13 @@ def one_by_one(sam, embedding, frame, prompts, threshold=0.0):
     return labels
 
 
-def test_images_of_any_size_are_embedded_together(any_sam, images):
-    embeddings, frames = inference.embed(any_sam, images)
-    assert [frame.original for frame in frames] == SHAPES
-    assert not embeddings.requires_grad
-    for index, image in enumerate(images):
-        alone, _ = inference.embed(any_sam, [image])
-        torch.testing.assert_close(alone[0], embeddings[index], atol=1e-4, rtol=1e-4)
+def label_maps(sam, embeddings, frames, prompts, **options):
+    found = decode.segment_objects(sam, embeddings, frames, prompts, **options)
+    return [item.names(numbers) for item, (numbers, _) in zip(prompts, found, strict=True)]
 
 
 def test_objects_of_many_images_equal_a_loop_over_prompts(any_sam, images, monkeypatch):
-    monkeypatch.setattr(inference, "OBJECTS_PER_DECODE", 6)
+    monkeypatch.setattr(decode, "OBJECTS_PER_DECODE", 6)
     rng = np.random.default_rng(1)
     corners = rng.uniform(0, 12, (9, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(8, 15, (9, 2))], axis=1)
@@ -77,33 +73,32 @@ def test_objects_of_many_images_equal_a_loop_over_prompts(any_sam, images, monke
         objects(boxes[:3], points[:3], labels[:3], [1, 2, 3]),
     ]
     six = [images[index % 3] for index in range(6)]
-    embeddings, frames = inference.embed(any_sam, six)
+    embeddings, frames = embed(any_sam, six)
     calls = []
-    decode = type(any_sam).decode
+    plain = type(any_sam).decode
 
     def counted(self, embeddings, prompts, *, multimask):
         calls.append(len(embeddings) * prompts.count)
         assert not multimask
-        return decode(self, embeddings, prompts, multimask=multimask)
+        return plain(self, embeddings, prompts, multimask=multimask)
 
     monkeypatch.setattr(type(any_sam), "decode", counted)
-    found = inference.segment_objects(any_sam, embeddings, frames, prompts)
+    found = label_maps(any_sam, embeddings, frames, prompts)
     assert max(calls) <= 6
     assert len(calls) <= 6  # of 17 prompts
     monkeypatch.undo()
     assert any(labels.any() for labels in found)
     assert not found[2].any()
     for index, labels in enumerate(found):
-        assert labels.dtype == np.uint8
         expected = one_by_one(any_sam, embeddings[index], frames[index], prompts[index])
         assert (labels != expected).mean() < 2e-3, index
 
 
 def test_threshold_moves_the_edge(tiny_sam, images):
-    embeddings, frames = inference.embed(tiny_sam, images[:1])
+    embeddings, frames = embed(tiny_sam, images[:1])
     box = [objects([[5, 5, 25, 30]])]
     areas = [
-        int(inference.segment_objects(tiny_sam, embeddings, frames, box, threshold=t)[0].sum())
+        int(label_maps(tiny_sam, embeddings, frames, box, threshold=t)[0].sum())
         for t in (-1e9, 0.0, 1e9)
     ]
     assert areas[0] == SHAPES[0][0] * SHAPES[0][1]
@@ -111,8 +106,8 @@ def test_threshold_moves_the_edge(tiny_sam, images):
 
 
 def test_semantic_is_the_argmax_with_background_at_zero(any_sam, images):
-    embeddings, frames = inference.embed(any_sam, images)
-    found = inference.segment_semantic(any_sam, embeddings, frames, 2)
+    embeddings, frames = embed(any_sam, images)
+    found = decode.segment_semantic(any_sam, embeddings, frames, 2)
     for index, (labels, frame) in enumerate(zip(found, frames, strict=True)):
         with torch.no_grad():
             output = any_sam.decode(embeddings[index : index + 1], Prompts(), multimask=True)
@@ -122,12 +117,12 @@ def test_semantic_is_the_argmax_with_background_at_zero(any_sam, images):
         assert (labels != expected).mean() < 2e-3
     assert len(np.unique(np.concatenate([labels.ravel() for labels in found]))) > 1
     with pytest.raises(ConfigError, match="got 3 tokens for 4 classes"):
-        inference.segment_semantic(any_sam, embeddings, frames, 4)
+        decode.segment_semantic(any_sam, embeddings, frames, 4)
 
 
 def test_a_background_token_is_one_of_the_argmax(tiny_sam, images):
-    embeddings, frames = inference.embed(tiny_sam, images)
-    found = inference.segment_semantic(tiny_sam, embeddings, frames, 3, background_token=True)
+    embeddings, frames = embed(tiny_sam, images)
+    found = decode.segment_semantic(tiny_sam, embeddings, frames, 3, background_token=True)
     for index, (labels, frame) in enumerate(zip(found, frames, strict=True)):
         each = []
         for multimask in (False, True):
@@ -140,44 +135,70 @@ def test_a_background_token_is_one_of_the_argmax(tiny_sam, images):
         assert len(np.unique(labels)) > 1
 
 
-@given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 2**16))
+@given(st.lists(st.integers(1, 3), max_size=3), st.integers(0, 2**16))
 @settings(max_examples=40, deadline=None)
-def test_where_objects_overlap_the_higher_logit_wins(count, padding, seed):
+def test_where_objects_overlap_the_higher_logit_wins(counts, seed):
+    """The objects come in parts, as when not all masks are held at once."""
     rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(2, count + padding, 1, 4, 5))
-    ids = rng.integers(1, 9, (2, count + padding))
-    ids[:, count:] = 0
-    found = inference.object_labels(torch.tensor(logits), torch.tensor(ids), 0.3).numpy()
-    for image, row, column in np.ndindex(2, 4, 5):
-        best = int(logits[image, :count, 0, row, column].argmax())
-        above = logits[image, best, 0, row, column] > 0.3
-        assert found[image, row, column] == (ids[image, best] if above else 0)
+    parts = [torch.tensor(rng.normal(size=(count, 4, 5))) for count in counts]
+    numbers = decode.merge_objects(parts, (4, 5), 0.3)
+    assert numbers.shape == (4, 5)
+    together = np.concatenate([np.full((1, 4, 5), 0.3), *parts])
+    assert np.array_equal(numbers, together.argmax(axis=0))
+
+
+@pytest.mark.parametrize("kind", ["boxes", "points"])
+def test_each_object_may_be_an_item_of_its_own(any_sam, images, kind):
+    """As the oracle gap asks: item i belongs to image ``owner[i]``."""
+    embeddings, frames = embed(any_sam, images)
+    rng, owner = np.random.default_rng(4), [2, 0, 0, 1]
+    items = []
+    for number in range(4):
+        corner = rng.uniform(0, 10, 2)
+        if kind == "boxes":
+            items.append(objects([[*corner, *(corner + 12)]], class_ids=[1 + number % 2]))
+        else:
+            items.append(objects(None, [[corner]], [[1]], [1 + number % 2]))
+    best = decode.object_logits(any_sam, embeddings, frames, items, images=owner, multimask=True)
+    tokens = decode.object_logits(
+        any_sam, embeddings, frames, items, images=owner, token_of_class=True
+    )
+    for item, image, first, second in zip(items, owner, best, tokens, strict=True):
+        given = decode.to_tensors([item], [frames[image]])
+        with torch.no_grad():
+            output = any_sam.decode(embeddings[image : image + 1], given, multimask=True)
+        choices = int(output.iou[0, 0].argmax()), int(item.class_ids[0]) - 1
+        for (logits, iou), token in zip((first, second), choices, strict=True):
+            torch.testing.assert_close(
+                logits[0, 0], output.logits[0, 0, token], atol=1e-4, rtol=1e-4
+            )
+            torch.testing.assert_close(iou[0], output.iou[0, 0, token], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        (ObjectPrompts(np.ones(1, int)), "1 objects need boxes or points"),
-        (ObjectPrompts(np.ones(1, int), boxes=np.zeros((2, 4))), r"boxes must be \(1, 4\)"),
-        (ObjectPrompts(np.ones(1, int), points=np.zeros((1, 2, 2))), "given together"),
+        (ImagePrompts(np.ones(1, int)), "1 objects need boxes or points"),
+        (ImagePrompts(np.ones(1, int), boxes=np.zeros((2, 4))), r"boxes must be \(1, 4\)"),
+        (ImagePrompts(np.ones(1, int), points=np.zeros((1, 2, 2))), "given together"),
         (
-            ObjectPrompts(np.ones(1, int), None, None, np.zeros((1, 2)), np.zeros(1)),
+            ImagePrompts(np.ones(1, int), None, None, np.zeros((1, 2)), np.zeros(1)),
             r"points must be \(1, k, 2\)",
         ),
         (
-            ObjectPrompts(np.ones(1, int), None, None, np.zeros((1, 2, 2)), np.zeros((1, 3))),
+            ImagePrompts(np.ones(1, int), None, None, np.zeros((1, 2, 2)), np.zeros((1, 3))),
             r"point_labels must be \(1, 2\)",
         ),
-        (ObjectPrompts(np.zeros(1, int), boxes=np.zeros((1, 4))), "class_ids must be 1 to 255"),
+        (ImagePrompts(np.zeros(1, int), boxes=np.zeros((1, 4))), "class_ids must be 1 to 255"),
     ],
 )
 def test_wrong_prompts_are_refused_naming_the_image(tiny_sam, images, prompts, message):
-    embeddings, frames = inference.embed(tiny_sam, images[:2])
+    embeddings, frames = embed(tiny_sam, images[:2])
     right = objects([[1, 1, 9, 9]])
     with pytest.raises(PromptError, match=f"image 1: .*{message}"):
-        inference.segment_objects(tiny_sam, embeddings, frames, [right, prompts])
+        decode.segment_objects(tiny_sam, embeddings, frames, [right, prompts])
     with pytest.raises(PromptError, match="got 2, 2 and 1"):
-        inference.segment_objects(tiny_sam, embeddings, frames, [right])
+        decode.segment_objects(tiny_sam, embeddings, frames, [right])
 
 
 @pytest.mark.parametrize("count", [0, 1, 32, 33, 70])
@@ -185,7 +206,7 @@ def test_any_number_of_objects_is_merged_as_if_at_once(any_sam, count):
     frame = make_frame((23, 31), any_sam.image_size)
     side = 4 * any_sam.embedding_size
     low = torch.randn(count, 1, side, side, generator=torch.manual_seed(0))
-    found = inference.object_numbers(any_sam, low, frame, 0.5)
+    found = decode.object_numbers(any_sam, low, frame, 0.5)
     assert found.shape == (23, 31)
     if not count:
         assert not found.any()
