@@ -23,9 +23,9 @@ from torch import Tensor
 from benchmarks import machine
 from benchmarks.harness import Call, Fact, Growth, Row
 from samadapt.adapters.injection import Injection, inject
-from samadapt.commands.finetune import finetune
 from samadapt.config.schema import compose
 from samadapt.methods import METHODS
+from samadapt.runs.finetune import finetune
 from samadapt.sam.model import Sam
 from samadapt.sam.types import Prompts
 from samadapt.sam.weights.loading import base_hash, load_sam

@@ -13,8 +13,6 @@ from samadapt.system import openmp as _openmp  # noqa: F401  it must run before 
 from samadapt.version import __version__
 
 if TYPE_CHECKING:
-    from samadapt.commands.evaluate import evaluate
-    from samadapt.commands.finetune import finetune
     from samadapt.config.schema import Config, compose
     from samadapt.errors import (
         AdapterError,
@@ -30,6 +28,8 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from samadapt.inference.segmenter import Segmenter, load_adapter
+    from samadapt.runs.evaluate import evaluate
+    from samadapt.runs.finetune import finetune
     from samadapt.sam.automatic_masks import SamAutomaticMaskGenerator
     from samadapt.sam.predictor import SamPredictor
     from samadapt.sam.weights.loading import load_sam
@@ -65,8 +65,8 @@ _HOMES = {
     "SamPredictor": "samadapt.sam.predictor",
     "Segmenter": "samadapt.inference.segmenter",
     "compose": "samadapt.config.schema",
-    "evaluate": "samadapt.commands.evaluate",
-    "finetune": "samadapt.commands.finetune",
+    "evaluate": "samadapt.runs.evaluate",
+    "finetune": "samadapt.runs.finetune",
     "load_adapter": "samadapt.inference.segmenter",
     "load_sam": "samadapt.sam.weights.loading",
 }

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from samadapt.commands.finetune import FinetuneResult, finetune
 from samadapt.config.schema import compose
+from samadapt.runs.finetune import FinetuneResult, finetune
 from samadapt.sam.model import Sam, build_sam
 from samadapt.sam.types import Prompts
 

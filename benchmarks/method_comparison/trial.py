@@ -19,9 +19,9 @@ from typing import Any
 
 from benchmarks import results
 from benchmarks.method_comparison.plan import Settings, Trial
-from samadapt.commands.finetune import divide, train_adapter
 from samadapt.config.schema import Config, compose
 from samadapt.runs.context import open_session
+from samadapt.runs.finetune import divide, train_adapter
 
 TIMED_STEPS = 8
 

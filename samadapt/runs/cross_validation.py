@@ -11,15 +11,24 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from samadapt.commands.finetune import FinetuneResult, open_run_dir, train_and_score
 from samadapt.config.schema import Config, to_yaml
+from samadapt.data.pseudonyms import open_key, write_key
 from samadapt.errors import ConfigError, UserError
+from samadapt.evaluation.comparison import compare_states
+from samadapt.evaluation.instances import summarise_objects
+from samadapt.evaluation.metrics import CaseClassScore, summarise
+from samadapt.reports.objects import read_objects, write_objects
+from samadapt.reports.tables import read_per_case, write_per_case, write_summary
+from samadapt.runs.environment import write_json
+from samadapt.runs.run_directory import locked, open_run_dir
+from samadapt.runs.run_page import write_pooled_page
 from samadapt.system import atomic
+from samadapt.system.interrupt import InterruptedRunError
 
 SUMMARY = Path("eval") / "summary.json"
 SAME = (
@@ -29,34 +38,35 @@ SAME = (
 """What all folds have in common."""
 
 
-def cross_validate(config: Config) -> FinetuneResult:
+def cross_validate(
+    config: Config, train_and_score: Callable[[Config, Path], object]
+) -> tuple[Path, dict[str, Any]]:
     """Train the folds that are not done, one after another, and pool their scores.
 
     Args:
         config: with ``folds``; with ``resume`` the directory of a cross-validation.
+        train_and_score: runs one fold in its run directory.
+
+    Returns:
+        The directory of the cross-validation and what its ``eval/summary.json`` holds.
 
     Raises:
         ConfigError: together with ``data.fold``, or for fewer cases than folds.
         RunLockedError: another process works in the directory.
         InterruptedRunError: as ``finetune``, naming the directory of the whole.
     """
-    from samadapt.runs.run_lock import locked
-
     if config.data.fold is not None:
         raise ConfigError(
             f"folds={config.folds} runs every fold; leave data.fold={config.data.fold} out"
         )
     parent = open_run_dir(config)
     with locked(parent):
-        return _cross_validate(config, parent)
+        return parent, _train_folds(config, parent, train_and_score)
 
 
-def _cross_validate(config: Config, parent: Path) -> FinetuneResult:
-    from samadapt.data.pseudonyms import open_key, write_key
-    from samadapt.reports.tables import read_per_case, write_summary
-    from samadapt.runs.run_page import write_pooled_page
-    from samadapt.system.interrupt import InterruptedRunError
-
+def _train_folds(
+    config: Config, parent: Path, train_and_score: Callable[[Config, Path], object]
+) -> dict[str, Any]:
     started = time.perf_counter()
     if config.privacy:
         write_key(parent, open_key(parent), ())  # one key for all folds
@@ -76,7 +86,7 @@ def _cross_validate(config: Config, parent: Path) -> FinetuneResult:
     summary["seconds"] = time.perf_counter() - started
     write_summary(parent / "eval", summary)
     write_pooled_page(parent, config, read_per_case(parent / "eval"), summary)
-    return FinetuneResult(parent, None, summary)
+    return summary
 
 
 def is_done(run_dir: Path) -> bool:
@@ -98,12 +108,6 @@ def pool(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
         RunError: for a fold whose scores cannot be read.
         DataError: for a case that two folds scored.
     """
-    from samadapt.evaluation.comparison import compare_states
-    from samadapt.evaluation.instances import summarise_objects
-    from samadapt.evaluation.metrics import CaseClassScore, summarise
-    from samadapt.reports.tables import read_per_case, write_per_case
-    from samadapt.runs.environment import write_json
-
     summaries = [_summary(run) for run in runs]
     splits = [json.loads((run / "splits.json").read_text(encoding="utf-8")) for run in runs]
     classes = list(summaries[0]["zero_shot"]["per_class"])
@@ -161,8 +165,6 @@ def _prepared(config: Config, run_dir: Path, fold: int, folds: int) -> Config:
 
 def _pooled_objects(parent: Path, runs: Sequence[Path]) -> dict[str, list[Any]]:
     """Gather the matched objects of all folds, and write them into the parent."""
-    from samadapt.reports.objects import read_objects, write_objects
-
     pooled: dict[str, list[Any]] = {}
     for run in runs:
         for state, matches in read_objects(run / "eval").items():

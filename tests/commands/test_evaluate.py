@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from samadapt.adapters.store import read_record
 from samadapt.cli import main
-from samadapt.commands.evaluate import EvaluateArguments, as_config, recorded
+from samadapt.config.evaluate_arguments import EvaluateArguments
 from samadapt.config.overrides import parse
 from samadapt.evaluation.metrics import score_case
 from samadapt.inference.segmenter import load_adapter
+from samadapt.runs.recorded_configuration import as_config, recorded
 from samadapt.sam.weights.loading import load_sam
 
 

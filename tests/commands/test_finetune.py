@@ -106,7 +106,7 @@ def test_the_run_directory_is_complete(make_pictures, run, tmp_path):
 
 
 def test_a_run_directory_is_never_overwritten(make_pictures, run, monkeypatch):
-    import samadapt.commands.finetune as module
+    import samadapt.runs.run_directory as module
 
     class Fixed:
         @staticmethod
@@ -475,8 +475,10 @@ def test_ignored_values_go_through_a_whole_run(make_pictures, run, prompts, tmp_
         rows = list(csv.DictReader(stream))
     assert {row["ignored_voxels"] for row in rows} == {"160"}
     assert read_record(result.adapter_dir).data_options["ignore"] == 255
-    from samadapt.commands.evaluate import EvaluateArguments, evaluate, recorded
+    from samadapt.config.evaluate_arguments import EvaluateArguments
     from samadapt.config.overrides import parse
+    from samadapt.runs.evaluate import evaluate
+    from samadapt.runs.recorded_configuration import recorded
 
     base = recorded(result.adapter_dir)
     asked = [f"adapter={result.adapter_dir}", "precision=fp32", f"output.dir={tmp_path / 'again'}"]
@@ -575,8 +577,10 @@ def test_the_model_card_says_that_classes_overlap(run, tmp_path):
     result = run(root, REGIONS, "prompts=semantic", "train.steps=1")
     card = (result.adapter_dir / "README.md").read_text(encoding="utf-8")
     assert "a pixel may be of several classes" in card
-    from samadapt.commands.evaluate import EvaluateArguments, evaluate, recorded
+    from samadapt.config.evaluate_arguments import EvaluateArguments
     from samadapt.config.overrides import parse
+    from samadapt.runs.evaluate import evaluate
+    from samadapt.runs.recorded_configuration import recorded
 
     asked = [f"adapter={result.adapter_dir}", "precision=fp32", f"output.dir={tmp_path / 'again'}"]
     base = recorded(result.adapter_dir)

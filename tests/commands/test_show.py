@@ -10,10 +10,10 @@ from PIL import Image
 
 from samadapt.cli import main
 from samadapt.commands import show
-from samadapt.commands.finetune import finetune
 from samadapt.config.schema import compose
 from samadapt.reports import contact_sheet as sheet
 from samadapt.reports.overlays import COLOURS
+from samadapt.runs.finetune import finetune
 
 AUGMENT = "train.augment=[flip,crop]"
 

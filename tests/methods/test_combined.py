@@ -79,7 +79,7 @@ def test_each_part_checks_its_options():
 
 
 def test_a_batch_of_a_combination_is_of_whole_stacks():
-    from samadapt.commands.finetune import finetune
+    from samadapt.runs.finetune import finetune
 
     config = compose("medical", ["peft=[adapter,layernorm]", "peft.depth=3"])
     with pytest.raises(ConfigError, match=r"no whole stacks of peft\.depth=3"):

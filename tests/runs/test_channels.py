@@ -12,9 +12,9 @@ import pytest
 from samadapt.adapters.record import read_record
 from samadapt.commands import check, evaluate, predict, show
 from samadapt.commands.export import run as export
-from samadapt.commands.finetune import finetune
 from samadapt.config.schema import compose
 from samadapt.errors import AdapterError, ConfigError
+from samadapt.runs.finetune import finetune
 
 NAMES = ("flair", "t1", "t1ce", "t2")
 

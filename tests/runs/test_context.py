@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samadapt.commands.finetune import divide
 from samadapt.config.schema import Data, compose
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError, DataError
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.runs.context import open_data, open_session
 from samadapt.runs.environment import seed_all
+from samadapt.runs.finetune import divide
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.training.augment import flip
 from samadapt.training.losses import LossTerms

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from samadapt.cli import main
-from samadapt.commands.finetune import finetune, render
+from samadapt.commands.finetune import render
 from samadapt.config.schema import compose, from_yaml
 from samadapt.data.dataset import open_dataset
 from samadapt.evaluation.metrics import summarise
 from samadapt.reports.tables import read_per_case
 from samadapt.runs import cross_validation
+from samadapt.runs.finetune import finetune
 from samadapt.system.interrupt import InterruptedRunError
 
 

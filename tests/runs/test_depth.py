@@ -14,13 +14,13 @@ import samadapt
 import samadapt.inference.volumes as prediction
 from samadapt.adapters.store import load_trainable_state, save_adapter, trainable_state
 from samadapt.cli import main
-from samadapt.commands.finetune import divide, finetune
 from samadapt.config.schema import compose
 from samadapt.data.types import SliceRef
 from samadapt.errors import AdapterError, ConfigError, DataError
 from samadapt.export.onnx import Onnx
 from samadapt.export.target import export_adapter
 from samadapt.runs.context import open_session
+from samadapt.runs.finetune import divide, finetune
 from samadapt.sam.embed import embed
 from samadapt.sam.model import Sam
 from samadapt.training import loop

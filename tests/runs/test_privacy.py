@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from samadapt.cli import main
-from samadapt.commands.finetune import finetune
 from samadapt.config.schema import compose, from_arguments
 from samadapt.data.pseudonyms import KEY_NAME
 from samadapt.errors import UserError
+from samadapt.runs.finetune import finetune
 
 PLANTED = "zebrowski"
 

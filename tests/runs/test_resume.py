@@ -10,9 +10,9 @@ import pytest
 
 from samadapt.adapters.record import read_record
 from samadapt.cli import main
-from samadapt.commands.finetune import finetune
 from samadapt.config.schema import compose
-from samadapt.runs.run_lock import locked
+from samadapt.runs.finetune import finetune
+from samadapt.runs.run_directory import locked
 from samadapt.system.interrupt import InterruptedRunError
 from samadapt.training.checkpoint import load_checkpoint
 
@@ -147,8 +147,8 @@ def test_other_weights_are_taken_out_again_after_an_error(tiny_sam):
 
     from samadapt.adapters.injection import inject
     from samadapt.adapters.store import trainable_state
-    from samadapt.commands.finetune import with_weights
     from samadapt.methods import METHODS
+    from samadapt.runs.finetune import with_weights
 
     session = SimpleNamespace(sam=tiny_sam, injection=inject(tiny_sam, METHODS["lora"]()))
     before = trainable_state(tiny_sam, session.injection)

@@ -179,8 +179,9 @@ def test_the_features_of_a_slice_depend_on_the_rule(scans, tmp_path):
 
 def test_evaluation_obeys_the_record_also_on_other_data(scans, adapter):
     from samadapt.adapters.store import read_record
-    from samadapt.commands.evaluate import EvaluateArguments, as_config, recorded
+    from samadapt.config.evaluate_arguments import EvaluateArguments
     from samadapt.config.overrides import parse
+    from samadapt.runs.recorded_configuration import as_config, recorded
 
     dataset = open_dataset("nifti", scans, intensity="ct:lung", neighbours=1)
     directory = adapter(dataset)

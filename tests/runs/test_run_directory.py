@@ -10,12 +10,12 @@ import sys
 import pytest
 
 from samadapt.errors import UserError
-from samadapt.runs.run_lock import HOLDER, LOCK, RunLockedError, locked
+from samadapt.runs.run_directory import HOLDER, LOCK, RunLockedError, locked
 
 HOLD = """
 import sys
 from pathlib import Path
-from samadapt.runs.run_lock import locked
+from samadapt.runs.run_directory import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
