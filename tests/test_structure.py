@@ -23,7 +23,7 @@ MODULES = {
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 500, 60
 
 LAYERS = [
-    {"errors"},
+    {"errors", "version"},
     {"console"},
     {"system"},
     {"sam"},
