@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from samadapt.sam.image_encoder import ImageEncoderViT
 from samadapt.sam.model import Sam, build_sam
-from samadapt.sam.tiny_vit import tiny_vit_key
+from samadapt.sam.weights.names import tiny_vit_key
 
 TRANSFORMERS_NAMES = (
     ("patch_embed.proj", "patch_embed.projection"),

@@ -236,6 +236,6 @@ def _levels(sam: Sam, picture: NDArray[np.uint8], pixels: Tensor) -> float:
 
 def names(model: Any) -> dict[str, str]:
     """Map the state-dict names of a ``SamModel`` to ours."""
-    from samadapt.sam.weights.checkpoints import hugging_face_names
+    from samadapt.sam.weights.names import hugging_face_names
 
     return hugging_face_names(model.state_dict())

@@ -34,7 +34,7 @@ class SamFile(Target):
         from safetensors.torch import save_file
 
         from samadapt.adapters.store import merge
-        from samadapt.sam.tiny_vit import published_key
+        from samadapt.sam.weights.names import published_key
 
         merge(adapted.sam, adapted.injection)
         state = {

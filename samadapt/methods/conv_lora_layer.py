@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samadapt.sam.attention.reference import join_windows, partition_windows
+from samadapt.sam.attention.windows import join_windows, partition_windows
 
 
 class ConvUpdate(nn.Module):

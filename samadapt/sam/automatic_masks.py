@@ -151,7 +151,7 @@ class SamAutomaticMaskGenerator:
         labels = torch.ones(1, len(points), 1, dtype=torch.int, device=predictor.device)
         prompts = Prompts(points=places[None, :, None], point_labels=labels)
         sparse, dense = model.prompt_encoder(prompts, 1)
-        masks = model.mask_decoder.above(
+        masks = model.mask_decoder.decode_above(
             predictor.get_image_embedding(),
             model.prompt_encoder.dense_position(),
             sparse,

@@ -1,6 +1,7 @@
-"""SAM's image encoder: a ViT with window and global blocks (Kirillov et al. 2023, appendix A).
+"""SAM's image encoder: a ViT with window and global attention (Kirillov et al. 2023, appendix A).
 
-Also the resampling of its position tables to another image size.
+Tokens are (b, g, g, width) on a grid of g = image side / patch side. This file also resamples the
+position tables to another image size.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from samadapt.sam.attention.reference import RelativePositionAttention
-from samadapt.sam.layers import MLPBlock, make_neck
+from samadapt.sam.attention.layer import RelativePositionAttention
+from samadapt.sam.layers import make_neck
+from samadapt.sam.layers_fast import FastMLPBlock
 from samadapt.sam.types import AttentionBlock
 from samadapt.sam.weights.builds import Build
 
@@ -21,32 +23,30 @@ class PatchEmbed(nn.Module):
     """Cut the image into patches and project each: (b, 3, s, s) -> (b, g, g, width)."""
 
     def __init__(self, patch_size: int, width: int) -> None:
-        """Make the layers."""
         super().__init__()
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed x (b, 3, s, s)."""
         patches: Tensor = self.proj(x)
-        # The tokens' order in memory stays what it is here: each norm reads them as they lie.
+        # (b, width, g, g) -> (b, g, g, width), contiguous, because every norm reads the channels.
         return patches.permute(0, 2, 3, 1).contiguous()
 
 
 class Block(nn.Module):
-    """One transformer block over (b, g, g, width).
+    """One transformer block: attention and MLP, each after a norm and with a residual.
 
     Args:
         width: channels of the tokens.
         heads: attention heads.
         mlp_ratio: hidden width of the MLP over ``width``.
         grid: (g, g) tokens of the image.
-        window: side of a window in tokens; 0 attends over the whole image.
+        window: side of an attention window in tokens; 0 attends over the whole image.
     """
 
     def __init__(
         self, width: int, heads: int, mlp_ratio: float, grid: tuple[int, int], window: int
     ) -> None:
-        """Make the layers."""
         super().__init__()
         self.window = window
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
@@ -54,26 +54,27 @@ class Block(nn.Module):
             width, heads, (window, window) if window else grid, windowed=window > 0
         )
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = MLPBlock(width, int(width * mlp_ratio))
+        self.mlp = FastMLPBlock(width, int(width * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend and transform x (b, g, g, width)."""
+        """Transform x (b, g, g, width)."""
         x = x + self.attn(self.norm1(x))
         out: Tensor = x + self.mlp(self.norm2(x))
         return out
 
 
 class ImageEncoderViT(nn.Module):
-    """SAM's ViT for one image size, with the official state-dict names.
+    """SAM's ViT for one image size. Its tensors have the official state-dict names.
+
+    The encoder can be run in two halves, so that the output of its frozen blocks can be stored.
 
     Args:
         build: a build whose ``encoder`` is ``"vit"``.
-        image_size: side of the input in pixels, a multiple of the patch; position tables are made
-            for it.
+        image_size: side of the input in pixels, a multiple of the patch side. The position tables
+            have the length that it needs.
     """
 
     def __init__(self, build: Build, image_size: int) -> None:
-        """Make the layers."""
         super().__init__()
         side = image_size // build.patch_size
         self.heads = build.num_heads
@@ -96,7 +97,9 @@ class ImageEncoderViT(nn.Module):
         return self.prefix(images, len(self.blocks) + 1)
 
     def prefix(self, images: Tensor, first_trainable_block: int) -> Tensor:
-        """Run everything before block ``first_trainable_block``; ``n + 1`` includes the neck.
+        """Run the patch embedding and all blocks before ``first_trainable_block``.
+
+        With n blocks, ``first_trainable_block = n + 1`` also runs the neck.
 
         Returns:
             (b, g, g, width), or (b, c, g, g) for ``n + 1``.
@@ -108,7 +111,7 @@ class ImageEncoderViT(nn.Module):
         return self._neck(x) if first_trainable_block > len(self.blocks) else x
 
     def suffix(self, x: Tensor, first_trainable_block: int) -> Tensor:
-        """Run the blocks from ``first_trainable_block``, and the neck, on ``prefix``'s output."""
+        """Run the remaining blocks and the neck on what ``prefix`` returned: (b, c, g, g)."""
         if first_trainable_block > len(self.blocks):
             return x
         for block in islice(self.blocks, first_trainable_block, None):
@@ -120,29 +123,30 @@ class ImageEncoderViT(nn.Module):
         return out
 
     def attention_blocks(self, root: str) -> tuple[AttentionBlock, ...]:
-        """List the attention blocks in order; ``root`` is this module's dotted path."""
-        found = []
-        for index, block in enumerate(self.blocks):
-            path = f"{root}.blocks.{index}"
-            found.append(
-                AttentionBlock(
-                    index=index,
-                    block=path,
-                    attn=f"{path}.attn",
-                    qkv=f"{path}.attn.qkv",
-                    proj=f"{path}.attn.proj",
-                    mlp=f"{path}.mlp",
-                    kind="window" if block.window else "global",
-                    width=self.pos_embed.shape[-1],
-                    heads=self.heads,
-                    qkv_order="qkv_head",
-                )
+        """Return the attention blocks in order; ``root`` is the dotted path of this module."""
+        paths = [f"{root}.blocks.{index}" for index in range(len(self.blocks))]
+        return tuple(
+            AttentionBlock(
+                index=index,
+                block=path,
+                attn=f"{path}.attn",
+                qkv=f"{path}.attn.qkv",
+                proj=f"{path}.attn.proj",
+                mlp=f"{path}.mlp",
+                kind="window" if block.window else "global",
+                width=self.pos_embed.shape[-1],
+                heads=self.heads,
+                qkv_order="qkv_head",
             )
-        return tuple(found)
+            for index, (path, block) in enumerate(zip(paths, self.blocks, strict=True))
+        )
 
 
 def resample_pos_embed(pos_embed: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resample an absolute position embedding (1, h, w, c) to ``size``, bicubic, antialiased."""
+    """Resample an absolute position embedding (1, h, w, c) to ``size`` = (h, w) tokens.
+
+    Bicubic with antialiasing, as timm's ``resample_abs_pos_embed_nhwc``.
+    """
     if tuple(pos_embed.shape[1:3]) == size:
         return pos_embed
     planes = pos_embed.permute(0, 3, 1, 2).float()
@@ -151,7 +155,10 @@ def resample_pos_embed(pos_embed: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resample_rel_pos(table: Tensor, length: int) -> Tensor:
-    """Resample a relative position table (2n - 1, d) to (length, d), linear, as SAM's own code."""
+    """Resample a relative position table (2n - 1, d) to (length, d).
+
+    Linear, as ``get_rel_pos`` of segment-anything.
+    """
     if table.shape[0] == length:
         return table
     resized = functional.interpolate(table.float().t()[None], size=length, mode="linear")

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from samadapt.errors import ConfigError, PromptError, nearest
 from samadapt.sam.image_encoder import ImageEncoderViT
-from samadapt.sam.mask_decoder import MaskDecoder
+from samadapt.sam.mask_decoder_fast import FastMaskDecoder
 from samadapt.sam.prompt_encoder import PromptEncoder
 from samadapt.sam.tiny_vit import TinyViTEncoder
 from samadapt.sam.types import AttentionBlock, Frame, MaskOutput, Preprocessing, Prompts
@@ -58,7 +58,7 @@ class Sam(nn.Module):
         self.prompt_encoder = PromptEncoder(
             build.prompt_width, self.embedding_size, image_size, build.mask_channels
         )
-        self.mask_decoder = MaskDecoder(
+        self.mask_decoder = FastMaskDecoder(
             build.prompt_width,
             depth=build.decoder_depth,
             heads=build.decoder_heads,

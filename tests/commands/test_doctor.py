@@ -11,7 +11,7 @@ import torch
 from samadapt.cli import main
 from samadapt.commands import doctor
 from samadapt.errors import ConfigError
-from samadapt.sam.attention import compiled as native_attention
+from samadapt.sam.attention import compiled
 from samadapt.training import precision
 
 
@@ -43,11 +43,11 @@ def test_how_products_are_computed_is_measured(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_attention_that_was_not_built_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native_attention, "find_kernels", lambda: None)
+    monkeypatch.setattr(compiled, "find_kernels", lambda: None)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     line = doctor.look_at_attention()
     assert line.status == "warn"
-    assert line.found.startswith("by PyTorch: the compiled form ")
+    assert line.found.startswith("by PyTorch: the compiled backend ")
     assert "gcc" in line.fix
 
 

@@ -42,7 +42,7 @@ def test_segment_anything_predicts_the_same(
 
 
 def test_tiny_vit_has_the_published_names(tiny_t_sam, save, tmp_path):
-    from samadapt.sam.tiny_vit import tiny_vit_key
+    from samadapt.sam.weights.names import tiny_vit_key
 
     directory, _ = save(tiny_t_sam)
     done = export_adapter(directory, SamFile(), tmp_path / "out")

@@ -5,7 +5,7 @@ from torch.nn import functional
 from samadapt.adapters.injection import inject
 from samadapt.errors import ConfigError
 from samadapt.methods import METHODS
-from samadapt.sam import tiny_vit_blocks
+from samadapt.sam import tiny_vit_blocks_fast
 
 
 def test_the_update_is_a_gated_convolution(tiny_sam, perturb):
@@ -62,7 +62,7 @@ def test_the_parts_of_tiny_vit_do_not_show(tiny_t_sam, perturb, monkeypatch):
     perturb(inject(tiny_t_sam, METHODS["conv_lora"]()))
     images = torch.randn(2, 3, 64, 64)
     whole = tiny_t_sam.encode(images)
-    monkeypatch.setattr(tiny_vit_blocks, "PART_PER_THREAD", 1)
+    monkeypatch.setattr(tiny_vit_blocks_fast, "PART_PER_THREAD", 1)
     torch.testing.assert_close(tiny_t_sam.encode(images), whole)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from samadapt.adapters.injection import inject
 from samadapt.methods import METHODS
 from samadapt.methods.fused_layer import FusedLoraLinear, _FusedUpdate
-from samadapt.sam.layers import MLPBlock
+from samadapt.sam.layers_fast import FastMLPBlock
 
 OPTIONS = {
     "sliced": {"decoder": "frozen", "rank": 2, "alpha": 3.0},
@@ -100,7 +100,7 @@ def test_keeps_its_input_once_and_nothing_else_of_its_size(layer, dtype):
 
 def test_a_frozen_linear_keeps_no_input():
     """What stands beside LoRA in a block: only the activation's own input is kept."""
-    mlp = MLPBlock(8, 32).requires_grad_(False)
+    mlp = FastMLPBlock(8, 32).requires_grad_(False)
     x = torch.randn(16, 8, requires_grad=True)
     kept, out = _saved(lambda: mlp(x))
     own = {p.untyped_storage().data_ptr() for p in mlp.parameters()}

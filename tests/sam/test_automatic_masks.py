@@ -157,7 +157,7 @@ def test_only_masks_above_the_iou_are_drawn(sam: Sam) -> None:
         least = every.iou.flatten().sort().values[[-1, -5]].tolist()
         given = (sam.prompt_encoder.dense_position(), *sam.prompt_encoder(prompts, 1))
         for value in [*least, 0.0]:
-            parts = list(sam.mask_decoder.above(embedding, *given, value))
+            parts = list(sam.mask_decoder.decode_above(embedding, *given, value))
             logits, iou, owner = (torch.cat(part) for part in zip(*parts, strict=True))
             assert value >= 0
             wanted = every.iou[0] > value if value else torch.ones(9, 3, dtype=torch.bool)

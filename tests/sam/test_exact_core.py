@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from samadapt.sam.model import Sam, build_sam
-from samadapt.sam.tiny_vit import tiny_vit_key
 from samadapt.sam.types import Prompts
 from samadapt.sam.weights.builds import BUILDS
+from samadapt.sam.weights.names import tiny_vit_key
 
 Reference = Callable[[Sam], nn.Module]
 KINDS = ["none", "points", "padded", "box", "mask", "points+box", "points+mask", "box+mask", "all"]

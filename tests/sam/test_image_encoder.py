@@ -13,7 +13,7 @@ from samadapt.sam.model import Sam
 
 
 def test_global_blocks_come_from_the_build(tiny_sam: Sam) -> None:
-    kinds = [site.kind for site in tiny_sam.attention_blocks()]
+    kinds = [block.kind for block in tiny_sam.attention_blocks()]
     assert kinds == ["window", "global", "global", "window"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samadapt.sam import mask_decoder
+from samadapt.sam import mask_decoder_fast
 from samadapt.sam.model import Sam
 from samadapt.sam.types import Prompts
 
@@ -43,7 +43,7 @@ def test_in_bf16_parts_of_two_types_belong_together(
     embeddings = any_sam.encode(torch.randn(4, 3, 64, 64)).detach()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         whole = any_sam.decode(embeddings, prompts, multimask=True)
-        monkeypatch.setattr(mask_decoder, "CACHE", held)
+        monkeypatch.setattr(mask_decoder_fast, "CACHE_BYTES", held)
         parts = any_sam.decode(embeddings, prompts, multimask=True)
     for found, wanted in ((parts.logits, whole.logits), (parts.iou, whole.iou)):
         assert (found - wanted).norm() <= 0.02 * wanted.norm()  # an object's apart: about 1

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from samadapt.sam import tiny_vit_blocks
+from samadapt.sam import tiny_vit_blocks, tiny_vit_blocks_fast
 from samadapt.sam.model import Sam, build_sam
-from samadapt.sam.tiny_vit import TinyViTEncoder, tiny_vit_key
+from samadapt.sam.tiny_vit import TinyViTEncoder
 from samadapt.sam.tiny_vit_blocks import ConvNorm
+from samadapt.sam.tiny_vit_blocks_fast import fold
 from samadapt.sam.weights.builds import BUILDS
 
 
@@ -47,7 +48,7 @@ def test_equals_timm(
 ) -> None:
     """Everything up to the neck, in strips of one row, in some of several, in whole images."""
     ours, theirs = timm_pair(randomise, image_size)
-    monkeypatch.setattr(tiny_vit_blocks, "PART_PER_THREAD", strip)
+    monkeypatch.setattr(tiny_vit_blocks_fast, "PART_PER_THREAD", strip)
     images = torch.randn(3, 3, image_size, image_size, dtype=torch.float64)
     with torch.no_grad():
         expected = theirs.stages(theirs.patch_embed(images))
@@ -85,8 +86,45 @@ def test_folded_equals_convolution_and_norm(
         randomise(pair, 5)
         tokens = torch.randn(2, 7, 9, 8, dtype=dtype)
         expected = pair.bn(pair.conv(tokens.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        got = pair.folded()(tokens)
-        assert float((got - expected).norm() / expected.norm()) < error
+        for got in (fold(pair)(tokens), pair(tokens)):
+            assert float((got - expected).norm() / expected.norm()) < error
+
+
+TEXTBOOK = {
+    "FastStem": lambda: tiny_vit_blocks.Stem(16, 4),
+    "FastBottleneck": lambda: tiny_vit_blocks.Bottleneck(16, 32, 16, residual=True),
+    "FastWindowBlock": lambda: tiny_vit_blocks.WindowBlock(16, 2, 3, 4.0),
+}
+FAST = {
+    "FastStem": lambda: tiny_vit_blocks_fast.FastStem(16, 4),
+    "FastBottleneck": lambda: tiny_vit_blocks_fast.FastBottleneck(16, 32, 16, residual=True),
+    "FastWindowBlock": lambda: tiny_vit_blocks_fast.FastWindowBlock(16, 2, 3, 4.0),
+}
+
+
+@pytest.mark.parametrize("strip", [1, 3000, 10**9])
+@pytest.mark.parametrize("name", FAST)
+def test_fast_blocks_equal_the_textbook(
+    randomise: Any, monkeypatch: pytest.MonkeyPatch, name: str, strip: int
+) -> None:
+    """Values and all gradients, in strips of one row, of some rows, and in whole images."""
+    monkeypatch.setattr(tiny_vit_blocks_fast, "PART_PER_THREAD", strip)
+    textbook, fast = TEXTBOOK[name]().double(), FAST[name]().double()
+    randomise(textbook, 6)
+    fast.load_state_dict(textbook.state_dict())
+    assert type(fast).__name__ == name
+    shape = (2, 3, 32, 32) if name == "FastStem" else (2, 7, 8, 16)
+    found = []
+    for block in (textbook, fast):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(4)).double()
+        with torch.no_grad():
+            plain = block(x)
+        out = block(x.requires_grad_())
+        weights = torch.arange(out.numel(), dtype=torch.float64).sin().view_as(out)
+        grads = torch.autograd.grad((out * weights).sum(), [x, *block.parameters()])
+        found.append([plain, out, *grads])
+    for got, expected in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-9)
 
 
 def change_in_place(sam: Sam) -> None:
@@ -146,7 +184,7 @@ def test_statistics_never_change(tiny_t_sam: Sam) -> None:
 
 def test_strips_give_what_one_graph_gives(tiny_t_sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a graph the blocks go in strips; a graph is recorded for whole images."""
-    monkeypatch.setattr(tiny_vit_blocks, "PART_PER_THREAD", 2000)
+    monkeypatch.setattr(tiny_vit_blocks_fast, "PART_PER_THREAD", 2000)
     images = torch.randn(2, 3, 64, 64)
     recorded = tiny_t_sam.encode(images)
     assert recorded.requires_grad
@@ -168,29 +206,6 @@ def test_bf16_autocast(tiny_t_sam: Sam) -> None:
         assert parameter.grad.isfinite().all(), name
 
 
-@pytest.mark.parametrize(
-    ("name", "ours"),
-    [
-        ("patch_embed.seq.0.c.weight", "patch_embed.conv1.conv.weight"),
-        ("patch_embed.seq.2.bn.running_var", "patch_embed.conv2.bn.running_var"),
-        ("layers.0.blocks.1.conv3.c.weight", "stages.0.blocks.1.conv3.conv.weight"),
-        ("layers.0.downsample.conv2.bn.bias", "stages.1.downsample.conv2.bn.bias"),
-        ("layers.2.blocks.5.attn.qkv.weight", "stages.2.blocks.5.attn.qkv.weight"),
-        ("layers.3.blocks.0.local_conv.c.weight", "stages.3.blocks.0.local_conv.conv.weight"),
-        ("neck.0.weight", "neck.0.weight"),
-    ],
-)
-def test_names_are_translated(name: str, ours: str) -> None:
-    assert tiny_vit_key("image_encoder." + name) == "image_encoder." + ours
-    assert tiny_vit_key(name) == ours
-
-
-def test_names_of_the_decoder_are_left_alone() -> None:
-    for name in build_sam("tiny").state_dict():
-        if not name.startswith("image_encoder."):
-            assert tiny_vit_key(name) == name
-
-
 def test_every_size_that_the_stride_divides(tiny_t_sam: Sam) -> None:
     for size in (32, 60, 96):
         other = build_sam("tiny_t", image_size=size)
@@ -205,13 +220,13 @@ def test_two_backward_passes(tiny_t_sam: Sam) -> None:
         tiny_t_sam.encode(images).sum().backward()
 
 
-def test_lite_medsam_has_ten_sites_and_64_cells() -> None:
+def test_lite_medsam_has_ten_blocks_and_64_cells() -> None:
     with torch.device("meta"):
         for name, size in (("vit_t", 1024), ("lite_medsam", 256)):
             sam = build_sam(name)
             assert (sam.image_size, sam.embedding_size) == (size, 64)
-            assert [site.width for site in sam.attention_blocks()] == [128] * 2 + [160] * 6 + [
+            assert [block.width for block in sam.attention_blocks()] == [128] * 2 + [160] * 6 + [
                 320
             ] * 2
-            assert [site.heads for site in sam.attention_blocks()] == [4] * 2 + [5] * 6 + [10] * 2
-            assert {site.qkv_order for site in sam.attention_blocks()} == {"head_qkv"}
+            assert [block.heads for block in sam.attention_blocks()] == [4] * 2 + [5] * 6 + [10] * 2
+            assert {block.qkv_order for block in sam.attention_blocks()} == {"head_qkv"}

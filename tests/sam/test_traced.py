@@ -1,6 +1,6 @@
 """Graphs of the model (``torch.compile``, ``torch.export``) and tensors that hold no numbers.
 
-The compiled attention reads memory, so it must leave all of them to PyTorch's form.
+The compiled attention reads memory, so it must leave all of them to PyTorch.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from samadapt.sam.attention.compiled import attend_native, attend_native_biased, suits
-from samadapt.sam.layers import is_traced
+from samadapt.sam.attention.compiled import attend_compiled, attend_compiled_biased, is_supported
 from samadapt.sam.model import Sam
+from samadapt.sam.tracing import is_traced
 from samadapt.sam.types import MaskOutput, Prompts
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")
@@ -212,29 +212,29 @@ def test_what_is_not_plain_is_refused(kind: str) -> None:
     assert not is_traced(plain)
     odd = no_numbers()[kind](plain)
     assert kind == "meta" or is_traced(odd)
-    assert not suits(odd)
+    assert not is_supported(odd)
     tables = draw(2, 2, 4), draw(2, 2, 4)
-    with pytest.raises(ValueError, match=r"must be one that suits|is by PyTorch"):
-        attend_native(odd, None, *tables)
+    with pytest.raises(ValueError, match=r"must be a plain tensor|is by PyTorch"):
+        attend_compiled(odd, None, *tables)
 
 
 def test_every_operand_must_be_plain() -> None:
     plain, tables = draw(1, 2, 2, 3, 1, 4), (draw(2, 2, 4), draw(2, 2, 4))
-    if not suits(plain):
+    if not is_supported(plain):
         pytest.skip("attention is not compiled here")
     fake = FakeTensorMode().from_tensor
     with pytest.raises(ValueError, match="rows must be a plain tensor"):
-        attend_native(plain, None, fake(tables[0]), tables[1])
+        attend_compiled(plain, None, fake(tables[0]), tables[1])
     with pytest.raises(ValueError, match="fill must be a plain tensor"):
-        attend_native(plain, fake(draw(3, 1, 4)), *tables)
+        attend_compiled(plain, fake(draw(3, 1, 4)), *tables)
     with pytest.raises(ValueError, match="biases must be a plain tensor"):
-        attend_native_biased(draw(1, 2, 2, 1, 3, 4), None, fake(draw(1, 4, 4)))
+        attend_compiled_biased(draw(1, 2, 2, 1, 3, 4), None, fake(draw(1, 4, 4)))
 
 
 def test_dual_numbers_and_maps_are_refused() -> None:
     plain, seen = draw(1, 2, 2, 3, 1, 4), []
-    torch.func.vmap(lambda x: seen.append(suits(x)) or x)(plain[None])
-    torch.func.grad(lambda x: seen.append(suits(x)) or x.sum())(plain)
+    torch.func.vmap(lambda x: seen.append(is_supported(x)) or x)(plain[None])
+    torch.func.grad(lambda x: seen.append(is_supported(x)) or x.sum())(plain)
     with forward_ad.dual_level():
-        seen.append(suits(forward_ad.make_dual(plain, plain)))
+        seen.append(is_supported(forward_ad.make_dual(plain, plain)))
     assert seen == [False] * 3

@@ -1,4 +1,4 @@
-"""The forms that the attention between tokens and image takes, against each other."""
+"""The fast decoder against its textbook form, and the ways its attention takes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from samadapt.sam import mask_decoder, two_way_transformer
+from samadapt.sam import mask_decoder_fast, two_way_transformer_fast
+from samadapt.sam.mask_decoder import MaskDecoder
 from samadapt.sam.model import Sam
-from samadapt.sam.two_way_transformer import (
-    Attention,
-    ImageToToken,
-    TokenToImage,
+from samadapt.sam.two_way_transformer import Attention, TwoWayTransformer
+from samadapt.sam.two_way_transformer_fast import (
+    FastTwoWayTransformer,
+    ImageToTokenAttention,
+    TokenToImageAttention,
     only_applies_weights,
 )
 from samadapt.sam.types import Prompts
@@ -52,7 +54,29 @@ CASES = pytest.mark.parametrize(
 
 
 @CASES
-def test_both_forms_are_equal(sam: Sam, p: int, points: int, masks: bool) -> None:
+def test_equals_the_textbook(sam: Sam, p: int, points: int, masks: bool) -> None:
+    prompts, build = prompts_of(sam, 2, p, points, masks=masks), sam.build
+    before, grads = decoded(sam, prompts)
+    textbook = MaskDecoder(
+        build.prompt_width,
+        depth=build.decoder_depth,
+        heads=build.decoder_heads,
+        mlp=build.decoder_mlp,
+        iou_width=build.iou_width,
+        num_multimask=build.num_multimask,
+    )
+    textbook.double().load_state_dict(sam.mask_decoder.state_dict())
+    assert type(textbook.transformer) is TwoWayTransformer
+    assert type(sam.mask_decoder.transformer) is FastTwoWayTransformer
+    sam.mask_decoder = textbook
+    after, others = decoded(sam, prompts)
+    assert len(grads) == len(others) > 0
+    for one, other in zip(before + grads, after + others, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-9)
+
+
+@CASES
+def test_both_ways_are_equal(sam: Sam, p: int, points: int, masks: bool) -> None:
     prompts = prompts_of(sam, 2, p, points, masks=masks)
     before, grads = decoded(sam, prompts)
     called = []
@@ -73,14 +97,14 @@ def test_parts_of_any_size_give_the_same(
 ) -> None:
     prompts = prompts_of(sam, 2, p, points, masks=masks)
     before, grads = decoded(sam, prompts)
-    monkeypatch.setattr(mask_decoder, "CACHE", 1)
+    monkeypatch.setattr(mask_decoder_fast, "CACHE_BYTES", 1)
     after, others = decoded(sam, prompts)
     for one, other in zip(before + grads, after + others, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "out_proj"])
-@pytest.mark.parametrize("kind", [TokenToImage, ImageToToken])
+@pytest.mark.parametrize("kind", [TokenToImageAttention, ImageToTokenAttention])
 def test_layers_that_do_more_are_called(sam: Sam, kind: type[Attention], name: str) -> None:
     """A layer in a linear's place, as LoRA's, is not passed over."""
 
@@ -123,8 +147,8 @@ def test_a_traced_graph_holds_for_any_number_of_prompts(
             logits: Tensor = self.decoder(*given, multimask=True).logits
             return logits
 
-    monkeypatch.setattr(mask_decoder, "CACHE", 1)
-    for module in (mask_decoder, two_way_transformer):
+    monkeypatch.setattr(mask_decoder_fast, "CACHE_BYTES", 1)
+    for module in (mask_decoder_fast, two_way_transformer_fast):
         monkeypatch.setattr(module, "is_traced", lambda x: True)
     g = sam.embedding_size
     embeddings = torch.randn(1, 64, g, g, dtype=torch.float64)

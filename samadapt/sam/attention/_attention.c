@@ -8,7 +8,7 @@
    has a score of FAR. Softmax is in base 2, and LOG2E is folded into the scores.
 
    Written with GNU C's vectors and built once per instruction set (pyproject.toml).
-   native_attention.py is the only caller; it checks all arguments, and knows INTERFACE. */
+   compiled.py is the only caller; it checks all arguments, and knows INTERFACE. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -32,7 +32,7 @@
 #define BACKWARD_PANELS 6
 #define LOG2E 1.44269504f
 #define FAR -1e30f
-#define INTERFACE 2 /* of arguments and results; native_attention.py has the same number */
+#define INTERFACE 2 /* of arguments and results; compiled.py has the same number */
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -632,7 +632,7 @@ static int has_bf16(void) {
 typedef long (*Room)(const Problem *);
 typedef void (*Work)(const Problem *, float *, long);
 
-/* Arguments: addresses (OPERANDS in native_attention.py), sizes, scale and threads. */
+/* Arguments: addresses (OPERANDS in compiled.py), sizes, scale and threads. */
 static PyObject *run(PyObject *args, Room room, Work work) {
   Problem p;
   void *addresses[12];

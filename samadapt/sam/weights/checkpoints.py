@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from samadapt.errors import WeightsError
-from samadapt.sam.tiny_vit import tiny_vit_key
 from samadapt.sam.weights.builds import Build
+from samadapt.sam.weights.names import hugging_face_names, tiny_vit_key
 from samadapt.sam.weights.tensor_guard import check_archive, check_dense, check_shard
 
 # Entries under which training programs keep a model's tensors. timm and others keep the moving
@@ -53,39 +53,6 @@ _BLOCK = re.compile(r"(?:image|vision)_encoder\.(?:blocks|layers|stages)\.\d")
 _DERIVED = re.compile(
     r"pixel_mean$|pixel_std$|.*\.attention_bias_idxs$"
     r"|image_encoder\.(?:norm_head|head)\.(?:weight|bias)$"
-)
-
-# Hugging Face's SamModel to the official names (transformers, models/sam/modeling_sam.py).
-_HF_RENAMES = tuple(
-    (re.compile(pattern), new)
-    for pattern, new in (
-        (
-            r"^(?:shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$",
-            "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
-        ),
-        (r"^vision_encoder\.", "image_encoder."),
-        (r"^image_encoder\.patch_embed\.projection\.", "image_encoder.patch_embed.proj."),
-        (r"^image_encoder\.layers\.", "image_encoder.blocks."),
-        (r"^image_encoder\.neck\.conv1\.", "image_encoder.neck.0."),
-        (r"^image_encoder\.neck\.layer_norm1\.", "image_encoder.neck.1."),
-        (r"^image_encoder\.neck\.conv2\.", "image_encoder.neck.2."),
-        (r"^image_encoder\.neck\.layer_norm2\.", "image_encoder.neck.3."),
-        (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
-        (r"^prompt_encoder\.mask_embed\.conv1\.", "prompt_encoder.mask_downscaling.0."),
-        (r"^prompt_encoder\.mask_embed\.layer_norm1\.", "prompt_encoder.mask_downscaling.1."),
-        (r"^prompt_encoder\.mask_embed\.conv2\.", "prompt_encoder.mask_downscaling.3."),
-        (r"^prompt_encoder\.mask_embed\.layer_norm2\.", "prompt_encoder.mask_downscaling.4."),
-        (r"^prompt_encoder\.mask_embed\.conv3\.", "prompt_encoder.mask_downscaling.6."),
-        (r"^mask_decoder\.upscale_conv1\.", "mask_decoder.output_upscaling.0."),
-        (r"^mask_decoder\.upscale_layer_norm\.", "mask_decoder.output_upscaling.1."),
-        (r"^mask_decoder\.upscale_conv2\.", "mask_decoder.output_upscaling.3."),
-        (r"\.layer_norm_final_attn\.", ".norm_final_attn."),
-        (r"\.layer_norm(\d)\.", r".norm\1."),
-    )
-)
-_HF_HEAD = re.compile(
-    r"^(mask_decoder\.(?:iou_prediction_head|output_hypernetworks_mlps\.\d+))"
-    r"\.(?:proj_(in|out)|layers\.(\d+))\."
 )
 
 
@@ -297,29 +264,6 @@ def _prefix(keys: Iterable[str]) -> str | None:
             if found and (not before or before.endswith(".")):
                 return before
     return None
-
-
-def hugging_face_names(keys: Iterable[str]) -> dict[str, str]:
-    """Map the state-dict names of transformers' ``SamModel`` to those of ``Sam.state_dict()``."""
-    keys = list(keys)
-    inner: dict[str, int] = {}
-    for key in keys:
-        head = _HF_HEAD.match(key)
-        if head and head[3]:
-            inner[head[1]] = max(inner.get(head[1], 0), int(head[3]) + 1)
-
-    def head_name(match: re.Match[str]) -> str:
-        if match[3]:
-            return f"{match[1]}.layers.{int(match[3]) + 1}."
-        return f"{match[1]}.layers.{0 if match[2] == 'in' else inner.get(match[1], 0) + 1}."
-
-    renamed = {}
-    for key in keys:
-        name = _HF_HEAD.sub(head_name, key)
-        for pattern, new in _HF_RENAMES:
-            name = pattern.sub(new, name)
-        renamed[key] = name
-    return renamed
 
 
 def _some(keys: Iterable[str], count: int = 4) -> str:

@@ -12,25 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samadapt.sam.attention import compiled as native_attention
+from samadapt.sam.attention import compiled
 from samadapt.sam.attention.compiled import (
-    attend_native,
-    attend_native_biased,
+    attend_compiled,
+    attend_compiled_biased,
     describe_attention,
     is_missing,
-    suits,
+    is_supported,
 )
-from samadapt.sam.attention.reference import RelativePositionAttention
-from samadapt.sam.attention.tiled import attend_tiles
-from samadapt.sam.tiny_vit_blocks import WindowBiasAttention
+from samadapt.sam.attention.layer import RelativePositionAttention
+from samadapt.sam.attention.tiled import attend_tiled
+from samadapt.sam.tiny_vit_blocks_fast import FastWindowBiasAttention as WindowBiasAttention
 
-BUILDS = native_attention.MODULES.get(torch.backends.cpu.get_cpu_capability(), ())
+BUILDS = compiled.MODULES.get(torch.backends.cpu.get_cpu_capability(), ())
 TENSORS = ("qkv", "fill", "rows", "columns")
 
 
 def build(name: str) -> ModuleType:
     try:
-        return import_module(f"samadapt.sam.{name}")
+        return import_module(f"samadapt.sam.attention.{name}")
     except ImportError:
         pytest.skip(f"{name} was not built: no C compiler when samadapt was installed")
 
@@ -39,15 +39,15 @@ def build(name: str) -> ModuleType:
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Each build that this processor can run, as the one that is taken."""
     module = build(request.param)
-    monkeypatch.setattr(native_attention, "find_kernels", lambda: module)
+    monkeypatch.setattr(compiled, "find_kernels", lambda: module)
     return module
 
 
 @pytest.fixture
 def searched_anew() -> Iterator[None]:
-    native_attention.find_kernels.cache_clear()
+    compiled.find_kernels.cache_clear()
     yield
-    native_attention.find_kernels.cache_clear()
+    compiled.find_kernels.cache_clear()
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ SIDES = [(4, 5), (2, 2), (3, 2), (7, 9)]  # of a grid of 4 x 5: all; dividing on
 @pytest.mark.parametrize("trained", [1, 2, 4], ids=["qkv", "fill too", "tables too"])
 def test_equals_float64(kernels: ModuleType, side: tuple[int, int], trained: int) -> None:
     exact = make_inputs((4, 5), side)
-    wanted = results(attend_tiles, cast(exact, torch.float64, trained))
-    found = results(attend_native, cast(exact, torch.float32, trained))
+    wanted = results(attend_tiled, cast(exact, torch.float64, trained))
+    found = results(attend_compiled, cast(exact, torch.float32, trained))
     for one, other in zip(found, wanted, strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-5)
@@ -112,10 +112,10 @@ def test_any_sizes(name: str, data: st.DataObject) -> None:
         exact[1] = exact[1].detach()
     with pytest.MonkeyPatch.context() as patch:
         module = build(name)
-        patch.setattr(native_attention, "find_kernels", lambda: module)
-        found = results(attend_native, cast(exact, torch.float32, 2))
-    wanted = results(attend_tiles, cast(exact, torch.float64, 2))
-    torchs = results(attend_tiles, cast(exact, torch.float32, 2))
+        patch.setattr(compiled, "find_kernels", lambda: module)
+        found = results(attend_compiled, cast(exact, torch.float32, 2))
+    wanted = results(attend_tiled, cast(exact, torch.float64, 2))
+    torchs = results(attend_tiled, cast(exact, torch.float32, 2))
     for one, other, peer in zip(found, wanted, torchs, strict=True):
         rounding = (peer.double() - other).norm()
         assert (one.double() - other).norm() <= 3 * rounding + 1e-6 * other.norm() + 1e-5
@@ -127,8 +127,8 @@ def test_sizes_of_sam(kernels: ModuleType, side: tuple[int, int]) -> None:
     with torch.no_grad():
         exact[2] *= 0.2
         exact[3] *= 0.2
-    wanted = results(attend_tiles, cast(exact, torch.float64, 1))
-    found = results(attend_native, cast(exact, torch.float32, 1))
+    wanted = results(attend_tiled, cast(exact, torch.float64, 1))
+    found = results(attend_compiled, cast(exact, torch.float32, 1))
     for one, other in zip(found, wanted, strict=True):
         assert error(one, other) <= 2e-6
 
@@ -137,11 +137,11 @@ def test_bf16_is_nearer_than_pytorchs(kernels: ModuleType) -> None:
     exact = make_inputs((20, 20), (14, 14), heads=2, d=16, images=1)
     low = cast(exact, torch.bfloat16, 2)
     if not kernels.BF16:
-        assert not suits(low[0])
+        assert not is_supported(low[0])
         return
-    wanted = results(attend_tiles, cast(low, torch.float64, 2))
-    torchs = results(attend_tiles, cast(low, torch.bfloat16, 2))
-    for one, other, peer in zip(results(attend_native, low), wanted, torchs, strict=True):
+    wanted = results(attend_tiled, cast(low, torch.float64, 2))
+    torchs = results(attend_tiled, cast(low, torch.bfloat16, 2))
+    for one, other, peer in zip(results(attend_compiled, low), wanted, torchs, strict=True):
         assert one.dtype == torch.bfloat16
         assert error(one, other) <= max(1.1 * error(peer, other), 4e-3)
 
@@ -151,24 +151,24 @@ def test_threads_change_no_bit(kernels: ModuleType, threads: None) -> None:
     runs = []
     for count in (1, 3):
         torch.set_num_threads(count)
-        runs.append(results(attend_native, cast(exact, torch.float32, 2)))
+        runs.append(results(attend_compiled, cast(exact, torch.float32, 2)))
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
 
 
 def test_gradients_change_no_bit_of_the_output(kernels: ModuleType) -> None:
     inputs = cast(make_inputs((4, 5), (2, 2)), torch.float32)
     with torch.no_grad():
-        plain = attend_native(*inputs)
-    assert torch.equal(attend_native(*inputs).detach(), plain)
+        plain = attend_compiled(*inputs)
+    assert torch.equal(attend_compiled(*inputs).detach(), plain)
 
 
 def test_large_scores_do_not_overflow(kernels: ModuleType) -> None:
     exact = make_inputs((4, 5), (2, 2))
     with torch.no_grad():
         exact[0] *= torch.tensor([1e3, 1e3, 1]).view(3, 1, 1)
-    found = results(attend_native, cast(exact, torch.float32, 2))
+    found = results(attend_compiled, cast(exact, torch.float32, 2))
     torch.testing.assert_close(
-        found[0].double(), attend_tiles(*exact).detach(), atol=1e-3, rtol=1e-3
+        found[0].double(), attend_tiled(*exact).detach(), atol=1e-3, rtol=1e-3
     )
     assert all(value.isfinite().all() for value in found)
 
@@ -178,7 +178,7 @@ def test_nan_stays_nan_in_its_window(kernels: ModuleType, part: int) -> None:
     inputs = cast(make_inputs((4, 6), (2, 3)), torch.float32)
     with torch.no_grad():
         inputs[0][0, 1, 4, part, 0, 3] = torch.nan
-        out = attend_native(*inputs)
+        out = attend_compiled(*inputs)
     assert out[0, 1, 4, 0].isnan().any()
     assert out[0, :, :3].isfinite().all()
     assert out[0, 2:].isfinite().all()
@@ -194,7 +194,7 @@ def test_no_score_is_kept_for_backward(kernels: ModuleType) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = attend_native(*inputs)
+        out = attend_compiled(*inputs)
     wanted = [*(t.numel() for t in (*inputs, out)), 2 * out[..., 0].numel()]
     assert sorted(t.numel() for t in kept) == sorted(wanted)
 
@@ -203,13 +203,13 @@ def test_operands_may_lie_anyhow(kernels: ModuleType) -> None:
     inputs = cast(make_inputs((4, 6), (2, 3)), torch.float32)
     turned = [t.detach().transpose(0, -1).contiguous().transpose(0, -1) for t in inputs]
     with torch.no_grad():
-        assert torch.equal(attend_native(*turned), attend_native(*inputs))
+        assert torch.equal(attend_compiled(*turned), attend_compiled(*inputs))
 
 
 def test_tiles_that_do_not_divide_need_a_fill(kernels: ModuleType) -> None:
     qkv, _, rows, columns = cast(make_inputs((4, 5), (2, 2)), torch.float32)
-    with pytest.raises(ValueError, match=r"tiles of \(2, 2\) do not divide a grid of \(4, 5\)"):
-        attend_native(qkv, None, rows, columns)
+    with pytest.raises(ValueError, match=r"windows of \(2, 2\) do not divide a grid of \(4, 5\)"):
+        attend_compiled(qkv, None, rows, columns)
 
 
 def make_biased(window: int) -> tuple[WindowBiasAttention, Tensor]:
@@ -235,9 +235,9 @@ def test_biases_of_pairs_equal_pytorchs(
         (gradient,) = torch.autograd.grad((out * weight).sum(), leaf)
         return [out.detach(), gradient]
 
-    compiled = found(attention, x, leaf)
-    monkeypatch.setattr(native_attention, "find_kernels", lambda: None)
-    for one, other in zip(compiled, found(attention, x, leaf), strict=True):
+    with_kernels = found(attention, x, leaf)
+    monkeypatch.setattr(compiled, "find_kernels", lambda: None)
+    for one, other in zip(with_kernels, found(attention, x, leaf), strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
 
 
@@ -255,7 +255,7 @@ def test_biases_of_pairs_in_bf16(kernels: ModuleType, monkeypatch: pytest.Monkey
     attention.float()
     errors = []
     for taken in (kernels, None):
-        monkeypatch.setattr(native_attention, "find_kernels", lambda taken=taken: taken)
+        monkeypatch.setattr(compiled, "find_kernels", lambda taken=taken: taken)
         with torch.autocast("cpu", torch.bfloat16):
             errors.append([error(*pair) for pair in zip(found(x), exact, strict=True)])
     assert all(one <= 1.2 * other for one, other in zip(*errors, strict=True))
@@ -266,7 +266,7 @@ def test_biases_may_lie_anyhow(kernels: ModuleType) -> None:
     qkv, biases = torch.randn(1, 8, 8, 2, 3, 8), torch.randn(2, 64, 64)
     turned = biases.transpose(1, 2).contiguous().transpose(1, 2)
     assert torch.equal(
-        attend_native_biased(qkv, None, turned), attend_native_biased(qkv, None, biases)
+        attend_compiled_biased(qkv, None, turned), attend_compiled_biased(qkv, None, biases)
     )
 
 
@@ -276,7 +276,7 @@ def test_a_pair_may_be_masked(kernels: ModuleType) -> None:
     changed = qkv.clone()
     changed[0, 0, 1, 0, 1:] = 100  # k and v of the masked token
     assert torch.equal(
-        attend_native_biased(qkv, None, biases), attend_native_biased(changed, None, biases)
+        attend_compiled_biased(qkv, None, biases), attend_compiled_biased(changed, None, biases)
     )
 
 
@@ -285,18 +285,18 @@ def test_trained_biases_get_their_gradient(kernels: ModuleType) -> None:
     attention(x).sum().backward()
     assert attention.attention_biases.grad is not None
     biases = attention.pair_biases()[0]
-    with pytest.raises(ValueError, match="gives no gradient of biases"):
-        attend_native_biased(torch.zeros(1, 3, 3, 3, 3, 8), None, biases)
+    with pytest.raises(ValueError, match="computes no gradient of biases"):
+        attend_compiled_biased(torch.zeros(1, 3, 3, 3, 3, 8), None, biases)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_default_type_changes_nothing(kernels: ModuleType, dtype: torch.dtype) -> None:
     exact = make_inputs((4, 5), (2, 2))
-    wanted = results(attend_native, cast(exact, torch.float32, 2))
+    wanted = results(attend_compiled, cast(exact, torch.float32, 2))
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        found = results(attend_native, cast(exact, torch.float32, 2))
+        found = results(attend_compiled, cast(exact, torch.float32, 2))
     finally:
         torch.set_default_dtype(before)
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
@@ -305,8 +305,8 @@ def test_the_default_type_changes_nothing(kernels: ModuleType, dtype: torch.dtyp
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ({"qkv": torch.zeros(1, 4, 4, 3, 2, 8).half()}, "qkv must be one that suits; got torch.f"),
-        ({"qkv": torch.zeros(1, 4, 4, 2, 2, 8)}, "qkv must have q, k and v"),
+        ({"qkv": torch.zeros(1, 4, 4, 3, 2, 8).half()}, "qkv must be a plain tensor of fp32"),
+        ({"qkv": torch.zeros(1, 4, 4, 2, 2, 8)}, "qkv must hold q, k and v"),
         ({"fill": torch.zeros(3, 2, 4)}, r"fill must be \(3, 2, 8\) on the CPU; got \(3, 2, 4\)"),
         ({"rows": torch.zeros(2, 2, 4)}, r"rows must be \(2, 2, 8\) on the CPU; got \(2, 2, 4\)"),
         ({"columns": torch.zeros(2, 3, 8)}, r"columns must be \(2, 2, 8\) on the CPU"),
@@ -322,7 +322,7 @@ def test_operands_that_do_not_belong_together(
         "columns": torch.zeros(2, 2, 8),
     }
     with pytest.raises(ValueError, match=message):
-        attend_native(**right | fault)
+        attend_compiled(**right | fault)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (2, 5, 5), (2, 4, 9)])
@@ -330,13 +330,13 @@ def test_biases_are_of_each_head_and_square_windows(
     kernels: ModuleType, shape: tuple[int, ...]
 ) -> None:
     with pytest.raises(ValueError, match=r"biases must be \(2, "):
-        attend_native_biased(torch.zeros(1, 4, 4, 2, 3, 8), None, torch.zeros(shape))
+        attend_compiled_biased(torch.zeros(1, 4, 4, 2, 3, 8), None, torch.zeros(shape))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_a_traced_graph_holds_pytorchs_form(kernels: ModuleType) -> None:
+def test_a_traced_graph_holds_pytorchs_operators(kernels: ModuleType) -> None:
     attention, x = make_biased(5)
     with torch.no_grad():
         traced = torch.jit.trace(attention, x[:1], check_trace=False)
@@ -347,21 +347,21 @@ def test_a_build_of_another_interface_is_not_taken(
     searched_anew: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not BUILDS:
-        pytest.skip("there is no compiled form for this processor")
-    monkeypatch.setattr(native_attention, "INTERFACE", -1)
-    assert native_attention.find_kernels() is None
+        pytest.skip("there is no compiled backend for this processor")
+    monkeypatch.setattr(compiled, "INTERFACE", -1)
+    assert compiled.find_kernels() is None
     found = describe_attention()
-    assert "of another version" in found or "not built" in found
+    assert "another version" in found or "not built" in found
 
 
 def test_what_it_takes(kernels: ModuleType) -> None:
     odd = torch.zeros(1, 2, 2, 3, 1, 5)
-    assert suits(odd)
-    assert not suits(odd.double())
-    assert not suits(odd.half())
-    assert not suits(odd.bfloat16())
-    assert suits(torch.zeros(1, 2, 2, 3, 1, 4, dtype=torch.bfloat16)) == bool(kernels.BF16)
-    assert not suits(torch.zeros(1, 2, 2, 3, 1, 4, device="meta"))
+    assert is_supported(odd)
+    assert not is_supported(odd.double())
+    assert not is_supported(odd.half())
+    assert not is_supported(odd.bfloat16())
+    assert is_supported(torch.zeros(1, 2, 2, 3, 1, 4, dtype=torch.bfloat16)) == bool(kernels.BF16)
+    assert not is_supported(torch.zeros(1, 2, 2, 3, 1, 4, device="meta"))
     assert describe_attention().startswith("compiled for AVX")
 
 
@@ -371,21 +371,21 @@ def test_without_it_the_module_does_the_same(
     attention = RelativePositionAttention(16, 4, (3, 3), windowed=True)
     randomise(attention, 3)
     x = torch.randn(2, 5, 7, 16, generator=torch.Generator().manual_seed(0))
-    compiled = attention(x)
-    monkeypatch.setattr(native_attention, "find_kernels", lambda: None)
-    torch.testing.assert_close(attention(x), compiled, atol=1e-5, rtol=1e-5)
+    with_kernels = attention(x)
+    monkeypatch.setattr(compiled, "find_kernels", lambda: None)
+    torch.testing.assert_close(attention(x), with_kernels, atol=1e-5, rtol=1e-5)
     assert "by PyTorch" in describe_attention()
     with pytest.raises(ValueError, match="by PyTorch"):
-        attend_native(*cast(make_inputs((2, 2), (2, 2)), torch.float32))
+        attend_compiled(*cast(make_inputs((2, 2), (2, 2)), torch.float32))
 
 
 def test_another_processor_has_no_compiled_form(
     searched_anew: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    assert native_attention.find_kernels() is None
+    assert compiled.find_kernels() is None
     assert not is_missing()
-    assert "no compiled form for this processor" in describe_attention()
+    assert "no compiled backend for this processor" in describe_attention()
 
 
 NANS = (0x7FC00000, 0x7FC00123, 0x7FFFFFFF, 0x7F800001, -1, -0x400000)
@@ -444,7 +444,7 @@ def test_no_nan_is_lost(kernels: ModuleType, bits: int, where: int) -> None:
             return (by_row[..., :, None] + by_column[..., None, :]).flatten(-2)
 
         found, expected = [], []
-        for form, results in ((attend_native, found), (None, expected)):
+        for form, results in ((attend_compiled, found), (None, expected)):
             leaves = [t.clone().requires_grad_() for t in inputs[:2]]
             out = textbook(*leaves, add) if form is None else form(*leaves, *inputs[2:])
             results += [out, *torch.autograd.grad(out, leaves, grad)]
@@ -466,10 +466,10 @@ def test_no_nan_is_lost_with_biases(kernels: ModuleType, bits: int, where: int) 
             return biases[:, 3 * y + x]
 
         found, expected = [], []
-        for compiled, results in ((True, found), (False, expected)):
+        for by_kernels, results in ((True, found), (False, expected)):
             leaves = [t.clone().requires_grad_() for t in (qkv, fill)]
-            if compiled:
-                out = attend_native_biased(*leaves, biases)
+            if by_kernels:
+                out = attend_compiled_biased(*leaves, biases)
             else:
                 out = textbook(leaves[0].transpose(3, 4), leaves[1].transpose(0, 1), add)
             results += [out, *torch.autograd.grad(out, leaves, torch.ones_like(out))]
@@ -483,6 +483,6 @@ def test_no_nan_is_lost_in_bf16(kernels: ModuleType) -> None:
     for index in range(0, qkv.numel(), 61):
         broken = qkv.clone()
         broken.view(-1)[index] = torch.nan
-        found = attend_native(broken, fill, rows, columns)
-        expected = attend_tiles(broken, fill, rows, columns)
+        found = attend_compiled(broken, fill, rows, columns)
+        expected = attend_tiled(broken, fill, rows, columns)
         assert torch.equal(found.isnan(), expected.isnan())

@@ -1,4 +1,4 @@
-"""Attention in tiles against the plain form and against segment-anything's module."""
+"""Every backend against the textbook form, the formula and segment-anything's module."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samadapt.sam.attention import reference as attention_module
-from samadapt.sam.attention.reference import (
-    RelativePositionAttention,
-    attend_windows,
-    join_windows,
-    partition_windows,
-    relative_tables,
-)
-from samadapt.sam.attention.tiled import attend_tiles
+from samadapt.sam.attention import dispatch
+from samadapt.sam.attention.fused import attend_fused
+from samadapt.sam.attention.layer import RelativePositionAttention
+from samadapt.sam.attention.position import relative_tables
+from samadapt.sam.attention.reference import attend_reference
+from samadapt.sam.attention.tiled import attend_tiled
+from samadapt.sam.attention.windows import join_windows, partition_windows
+from samadapt.sam.layers import MLPBlock
+from samadapt.sam.layers_fast import FastMLPBlock
 
 GRID = (3, 5)
 SIDES = [
@@ -86,18 +86,17 @@ def test_tiles_equal_the_formula_with_all_gradients(
         wanted[2] = torch.zeros_like(inputs[1])
 
     def tiles(*given: Tensor) -> Tensor:
-        return attend_tiles(*given, chunk_scores=chunk_scores)
+        return attend_tiled(*given, chunk_scores=chunk_scores)
 
     for found, exact in zip(results(tiles, make_inputs(side)), wanted, strict=True):
         torch.testing.assert_close(found, exact, atol=1e-11, rtol=1e-11)
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_windows_at_once_equal_tiles(side: tuple[int, int]) -> None:
+@pytest.mark.parametrize("backend", [attend_reference, attend_fused])
+def test_reference_and_fused_equal_tiles(side: tuple[int, int], backend: dispatch.Backend) -> None:
     pairs = zip(
-        results(attend_windows, make_inputs(side)),
-        results(attend_tiles, make_inputs(side)),
-        strict=True,
+        results(backend, make_inputs(side)), results(attend_tiled, make_inputs(side)), strict=True
     )
     for found, exact in pairs:
         if found is None:  # nothing is padded
@@ -109,7 +108,7 @@ def test_gradcheck() -> None:
     qkv, fill, *tables = make_inputs((2, 3))
 
     def attend(qkv: Tensor, fill: Tensor, *tables: Tensor) -> Tensor:
-        return attend_tiles(qkv, fill, *relative_tables(*tables, (2, 3)), chunk_scores=50)
+        return attend_tiled(qkv, fill, *relative_tables(*tables, (2, 3)), chunk_scores=50)
 
     assert torch.autograd.gradcheck(attend, (qkv[:1], fill, *tables))
 
@@ -117,7 +116,7 @@ def test_gradcheck() -> None:
 def test_frozen_tables_get_no_gradient() -> None:
     qkv, fill, *tables = make_inputs((2, 2))
     frozen = [t.detach() for t in (fill, *relative_tables(*tables, (2, 2)))]
-    attend_tiles(qkv, *frozen).sum().backward()
+    attend_tiled(qkv, *frozen).sum().backward()
     assert qkv.grad is not None
     assert tables[0].grad is None
     assert fill.grad is None
@@ -126,9 +125,9 @@ def test_frozen_tables_get_no_gradient() -> None:
 def test_no_grad_gives_the_same_values() -> None:
     qkv, fill, *tables = make_inputs((2, 2))
     rows, columns = relative_tables(*tables, (2, 2))
-    with_grad = attend_tiles(qkv, fill, rows, columns)
+    with_grad = attend_tiled(qkv, fill, rows, columns)
     with torch.no_grad():
-        assert torch.equal(attend_tiles(qkv, fill, rows, columns), with_grad)
+        assert torch.equal(attend_tiled(qkv, fill, rows, columns), with_grad)
 
 
 def test_only_inputs_and_output_are_kept_for_backward() -> None:
@@ -141,7 +140,7 @@ def test_only_inputs_and_output_are_kept_for_backward() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = attend_tiles(qkv, fill, rows, columns)
+        out = attend_tiled(qkv, fill, rows, columns)
     sizes = sorted(tensor.numel() for tensor in kept)
     assert sizes == sorted(t.numel() for t in (qkv, fill, rows, columns, out))
 
@@ -150,8 +149,8 @@ def test_large_scores_do_not_overflow() -> None:
     qkv, fill, *tables = make_inputs((2, 2), torch.float32)
     rows, columns = relative_tables(*tables, (2, 2))
     large = qkv * torch.tensor([1e3, 1e3, 1]).view(3, 1, 1)
-    out = attend_tiles(large, fill, rows, columns)
-    exact = attend_windows(large.double(), fill.double(), rows.double(), columns.double())
+    out = attend_tiled(large, fill, rows, columns)
+    exact = attend_fused(large.double(), fill.double(), rows.double(), columns.double())
     torch.testing.assert_close(out.double(), exact, atol=1e-4, rtol=1e-4)
     out.sum().backward()
     assert qkv.grad is not None
@@ -160,7 +159,7 @@ def test_large_scores_do_not_overflow() -> None:
 
 def test_bf16_accumulates_in_fp32() -> None:
     exact, low = make_inputs((2, 2)), make_inputs((2, 2), torch.bfloat16)
-    wanted, found = results(attend_tiles, exact), results(attend_tiles, low)
+    wanted, found = results(attend_tiled, exact), results(attend_tiled, low)
     assert all(t.dtype == torch.bfloat16 for t in found)
     for one, other in zip(wanted, found, strict=True):
         assert (one - other.double()).norm() <= 0.05 * one.norm() + 0.1
@@ -172,17 +171,52 @@ def test_buffers_are_written_before_they_are_read(monkeypatch, dtype: torch.dtyp
         return torch.full(shape, torch.nan, dtype=dtype, device=device)
 
     monkeypatch.setattr(torch, "empty", poisoned)
-    for value in results(attend_tiles, make_inputs((2, 2), dtype)):
+    for value in results(attend_tiled, make_inputs((2, 2), dtype)):
         assert value.isfinite().all()
 
 
-def test_the_form_by_device_is_the_same_function(monkeypatch, randomise) -> None:
-    attention = RelativePositionAttention(16, 4, (2, 2), windowed=True).double()
+@pytest.mark.parametrize("windowed", [False, True])
+def test_every_backend_is_the_same_function(monkeypatch, randomise, windowed: bool) -> None:
+    side = (2, 2) if windowed else GRID
+    attention = RelativePositionAttention(16, 4, side, windowed=windowed)
     randomise(attention, 3)
-    x = torch.randn(2, *GRID, 16, dtype=torch.float64)
-    on_cpu = attention(x)
-    monkeypatch.setattr(attention_module, "attend_tiles", attend_windows)
-    torch.testing.assert_close(attention(x), on_cpu, atol=1e-12, rtol=0)
+    x = torch.randn(2, *GRID, 16)
+    monkeypatch.setattr(
+        "samadapt.sam.attention.layer.choose_backend", lambda *given, windowed: "reference"
+    )
+    expected = attention.double()(x.double()).float()
+    attention.float()
+    for name in ("fused", "tiled", *(["compiled"] if dispatch.is_supported(x) else [])):
+        monkeypatch.setattr(
+            "samadapt.sam.attention.layer.choose_backend",
+            lambda *given, windowed, name=name: name,
+        )
+        torch.testing.assert_close(attention(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_backend_follows_the_device_and_the_type(monkeypatch) -> None:
+    tables = torch.zeros(2, 2, 4), torch.zeros(2, 2, 4)
+    qkv = torch.zeros(1, 4, 4, 3, 2, 4)
+    fits = "compiled" if dispatch.is_supported(qkv) else "tiled"
+    assert dispatch.choose_backend(qkv, *tables, windowed=True) == fits
+    assert dispatch.choose_backend(qkv.double(), *tables, windowed=True) == "tiled"
+    other = qkv.to("meta")
+    monkeypatch.setattr(dispatch, "is_traced", lambda x: False)
+    assert dispatch.choose_backend(other, *tables, windowed=True) == "fused"
+    assert dispatch.choose_backend(other, *tables, windowed=False) == "tiled"
+    monkeypatch.setattr(dispatch, "is_traced", lambda x: True)
+    assert dispatch.choose_backend(qkv, *tables, windowed=False) == "fused"
+
+
+@pytest.mark.parametrize("chunk", [1, 50, 2**20])
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_fast_mlp_equals_the_textbook(monkeypatch, chunk: int, trained: bool) -> None:
+    monkeypatch.setattr("samadapt.sam.layers_fast.CHUNK_HIDDEN_CPU", chunk)
+    textbook, fast = MLPBlock(8, 20).double(), FastMLPBlock(8, 20).double()
+    fast.load_state_dict(textbook.state_dict())
+    fast.requires_grad_(trained)
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    torch.testing.assert_close(fast(x), textbook(x), atol=1e-12, rtol=1e-12)
 
 
 @settings(max_examples=40, deadline=None)

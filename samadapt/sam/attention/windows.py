@@ -1,0 +1,53 @@
+"""Cutting a grid of tokens into windows, and joining the windows again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def partition_windows(x: Tensor, side: tuple[int, int], padding: Tensor | None) -> Tensor:
+    """Cut x into windows; the grid is padded below and to the right where they do not divide it.
+
+    Args:
+        x: (b, h, w, c).
+        side: (height, width) of a window, in tokens.
+        padding: (c,), the values of a padded token; None pads with zeros.
+
+    Returns:
+        (b * windows, height, width, c). The windows of an image are in row-major order.
+    """
+    b, h, w, c = x.shape
+    down, across = count_windows((h, w), side)
+    tall, wide = down * side[0], across * side[1]
+    value = x.new_zeros(c) if padding is None else padding
+    if wide > w:
+        x = torch.cat([x, value.expand(b, h, wide - w, c)], dim=2)
+    if tall > h:
+        x = torch.cat([x, value.expand(b, tall - h, wide, c)], dim=1)
+    # (b, tall, wide, c) -> (b, down, height, across, width, c) -> (b * windows, height, width, c)
+    x = x.view(b, down, side[0], across, side[1], c)
+    return x.transpose(2, 3).reshape(-1, *side, c)
+
+
+def join_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
+    """Undo ``partition_windows`` and drop the padding.
+
+    Args:
+        windows: (b * windows, height, width, c).
+        size: (h, w) of the grid before it was padded, in tokens.
+
+    Returns:
+        (b, h, w, c).
+    """
+    (h, w), (height, width) = size, windows.shape[1:3]
+    down, across = count_windows(size, (height, width))
+    # (b * windows, height, width, c) -> (b, down, height, across, width, c) -> (b, h, w, c)
+    x = windows.view(-1, down, across, *windows.shape[1:]).transpose(2, 3)
+    return x.reshape(x.shape[0], down * height, across * width, -1)[:, :h, :w]
+
+
+def count_windows(size: tuple[int, int], side: tuple[int, int]) -> tuple[int, int]:
+    """Return how many windows of ``side`` cover a grid of ``size``, down and across."""
+    # Not -(-h // side): ONNX rounds the quotient of a negative number toward zero.
+    return (size[0] + side[0] - 1) // side[0], (size[1] + side[1] - 1) // side[1]
