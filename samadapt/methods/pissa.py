@@ -62,10 +62,11 @@ class PiSSA(LinearMethod):
 
         from samadapt.methods.paired_layer import pair
 
-        blocks = tuple(f"{site.block}." for site in blocks)
-        places = blocks if self.decoder != "own" else (*blocks, "mask_decoder.")
+        places = [f"{block.block}." for block in blocks]
+        if self.decoder == "own":
+            places.append("mask_decoder.")
         for name, layer in sam.named_modules():
-            if isinstance(layer, LoraLayer) and name.startswith(places):
+            if isinstance(layer, LoraLayer) and name.startswith(tuple(places)):
                 pair(layer, self.rank, name)
 
     def size(self, inputs: int, outputs: int) -> int:
