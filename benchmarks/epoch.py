@@ -54,7 +54,8 @@ def prefix(model: str, images: int) -> Call:
 
     def call() -> None:
         features.store = MemoryStore()
-        features.warm(pictures, lambda count: None)
+        for start in range(0, images, features.batch_size):
+            features(pictures[start : start + features.batch_size])
 
     return call
 

@@ -102,7 +102,7 @@ def contact_sheet(config: Config, count: int, path: Path) -> list[str]:
     rng = np.random.default_rng([config.seed, 0])  # as the first process of a run
     tiles: list[Tile] = []
     while len(tiles) < count:
-        seen, trained = samples.take([items[i] for i in sampler.next()], rng)
+        seen, trained, _ = samples.take([items[i] for i in sampler.next()], rng)
         batch = [seen[place] for place in trained]
         chosen: Sequence[Any] = (
             [None] * len(batch) if policy.is_semantic else choose_objects(batch, policy, rng)

@@ -40,7 +40,6 @@ from samadapt.training.samples import TrainingSamples
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import Tensor
 
     from samadapt.config.schema import Config, Data
     from samadapt.data.types import Sample, SliceRef
@@ -213,9 +212,9 @@ class Session:
         """Whether every step sees training slices that no step saw before."""
         return bool(self.config.train.augment) and not self.config.cache.variants
 
-    def training_features(self, images: Sequence[Any]) -> Tensor:
-        """Return the features (b, ...) of a training batch; those that never come back unkept."""
-        return self.features.anew(images) if self.augments_anew else self.features(images)
+    def feature_keys(self, versions: Sequence[tuple[SliceRef, int]]) -> list[str]:
+        """Return the keys of slices' variants; empty where no features are kept of them."""
+        return self.warming.keys_of(versions) if self.warming else []
 
     def _image(self, job: tuple[SliceRef, int]) -> Any:
         """Return the image of a slice's variant, or None where nothing in its stack is prompted."""
@@ -231,7 +230,7 @@ class Session:
         if self.warming is None:
             return
         with self.progress.phase("features"):
-            self.features.warm(map(self._image, self.warming.missing), self.progress.advance)
+            self.features.warm(self.warming.missing, self.progress.advance)
         computed = self.features.computed
         self.say(
             f"features: {computed} computed, {self.warming.images - computed} reused"

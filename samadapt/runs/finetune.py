@@ -41,9 +41,10 @@ from samadapt.training.checkpoint import (
     load_checkpoint,
     saved,
 )
-from samadapt.training.loop import LoopOptions, State, Training, train
+from samadapt.training.loop import LoopOptions, train
 from samadapt.training.progress import keep_lines_up_to
 from samadapt.training.selection import selection_split
+from samadapt.training.state import Training, TrainingState
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -247,7 +248,7 @@ def train_adapter(
     validation: Sequence[SliceRef],
     loss: LossFunction,
     resume: Checkpoint | None,
-) -> State:
+) -> TrainingState:
     """Train on some slices, choosing the best step on others."""
     config, accelerator = session.config, session.accelerator()
     items = session.samples.items(training)
@@ -257,18 +258,19 @@ def train_adapter(
     side = 4 * session.sam.embedding_size
 
     def make(drawn: Sequence[Item]) -> Any:
-        samples, trained = session.samples.take(drawn, rng)
-        return make_batch(samples, session.policy, session.features.frame, side, rng, trained)
+        samples, trained, versions = session.samples.take(drawn, rng)
+        keys = session.feature_keys(versions)
+        return make_batch(samples, session.policy, session.features.frame, side, rng, trained, keys)
 
     def score() -> float:
         with session.progress.aside("validation", len(validation)):
             value = session.score(validation, session.policy, report=False).summary["dice"]
         return math.nan if value is None else float(value)
 
-    work = Training(
+    training_run = Training(
         sam=session.sam,
         injection=session.injection,
-        features=session.training_features,
+        features=session.features,
         batches=endless(items, sampler, make),
         sampler=sampler,
         rng=rng,
@@ -281,7 +283,7 @@ def train_adapter(
     keys = set(LoopOptions.__dataclass_fields__)
     options = LoopOptions(**{k: v for k, v in asdict(config.train).items() if k in keys})
     with session.precision.products():
-        return train(work, options, accelerator, resume)
+        return train(training_run, options, accelerator, resume)
 
 
 def shard(accelerator: Accelerator) -> tuple[int, int]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
     from samadapt.evaluation.evaluate import Evaluation
     from samadapt.runs.context import Session
-    from samadapt.training.loop import State
+    from samadapt.training.state import TrainingState
 
 ZERO_SHOT_NOTE = (
     "zero-shot is the untrained base model with the exact ground-truth box of each class "
@@ -43,7 +43,7 @@ def summarise_run(
     slices: dict[str, list[SliceRef]],
     zero_shot: Evaluation,
     adapted: Evaluation | None,
-    state: State | None,
+    state: TrainingState | None,
     scored: Scored | None = None,
     untrained: Sequence[str] = (),
 ) -> dict[str, Any]:

@@ -32,15 +32,18 @@ class Batch:
 
     Attributes:
         names: what each image that has the loss is, for messages.
-        images: arrays (h, w, 3) uint8 in their original frames.
+        keys: keys of the images' stored features; empty where they have none.
+        images: the images without stored features, (h, w, 3) uint8 in their original frames;
+            empty where there are keys.
         prompts: p objects per image in the model frame; empty for ``semantic``.
         targets: (b, p, 4g, 4g) of 0, 1 and -1 for padding and ignored pixels; for ``semantic``
             (b, 4g, 4g) of 0..K and -1, or where classes overlap or are not all annotated
             (b, K, 4g, 4g) of 0, 1 and -1.
-        trained: positions in ``images`` of the b that have the loss; None: all.
+        trained: positions, among all images, of the b that have the loss; None: all.
     """
 
     names: list[str]
+    keys: list[str]
     images: list[Array]
     prompts: Prompts
     targets: Tensor
@@ -79,6 +82,7 @@ def make_batch(
     side: int,
     rng: np.random.Generator,
     trained: Sequence[int] | None = None,
+    keys: Sequence[str] = (),
 ) -> Batch:
     """Prompt the objects of some slices and bring everything to the model's frame.
 
@@ -90,11 +94,12 @@ def make_batch(
         rng: source of the noise of prompts.
         trained: positions of the b slices that have the loss, the others being seen alone; None:
             all.
+        keys: keys of the slices' stored features; empty where they have none.
 
     Raises:
         DataError: naming a slice that has no object to prompt.
     """
-    images = [sample.image for sample in samples]
+    images = [] if keys else [sample.image for sample in samples]
     rows = None
     if trained is not None and len(trained) < len(samples):
         rows, samples = torch.tensor(trained), [samples[place] for place in trained]
@@ -106,7 +111,7 @@ def make_batch(
             for sample, frame in zip(samples, frames, strict=True)
         ]
         targets = torch.from_numpy(np.stack(maps).astype(np.int64))
-        return Batch(names, images, Prompts(), targets, rows)
+        return Batch(names, list(keys), images, Prompts(), targets, rows)
     chosen = choose_objects(samples, policy, rng)
     targets = torch.stack(
         [
@@ -119,7 +124,7 @@ def make_batch(
             for objects, sample, frame in zip(chosen, samples, frames, strict=True)
         ]
     )
-    return Batch(names, images, to_tensors(chosen, frames), targets, rows)
+    return Batch(names, list(keys), images, to_tensors(chosen, frames), targets, rows)
 
 
 def choose_objects(

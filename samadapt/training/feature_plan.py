@@ -1,8 +1,8 @@
-"""Before a run: which of its images have stored features, what the others take, where they go."""
+"""Before a run: hash its images, decide where features are kept, and list what is not computed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -16,19 +16,29 @@ Job = TypeVar("Job")
 
 @dataclass(frozen=True)
 class FeaturePlan(Generic[Job]):
-    """What is left to compute before the first step.
+    """The keys of a run's images, and which features are left to compute before the first step.
 
     Attributes:
-        images: how many images the run needs, each once.
-        missing: those without features.
-        bytes_each: size of one image's features.
+        keys: key of each job whose features are needed. Equal images have one key.
+        missing: keys that the store does not have yet, in the order of the jobs.
+        bytes_each: size of the features of one image.
         text: the estimate and the place, for the log.
     """
 
-    images: int
-    missing: list[Job]
+    keys: Mapping[Job, str]
+    missing: list[str]
     bytes_each: int
     text: str
+
+    @property
+    def images(self) -> int:
+        """How many different images the run needs."""
+        return len(set(self.keys.values()))
+
+    def keys_of(self, jobs: Sequence[Job]) -> list[str]:
+        """Return the keys of jobs, or nothing if the plan lacks one of them."""
+        keys = [self.keys[job] for job in jobs if job in self.keys]
+        return keys if len(keys) == len(jobs) else []
 
 
 def plan_features(
@@ -40,38 +50,49 @@ def plan_features(
     folder: Path,
     max_bytes: float,
 ) -> FeaturePlan[Job]:
-    """Choose where features are kept, and look up which are there.
+    """Hash every image once, choose the store, and look up which features it has.
 
     Args:
-        features: gets the store. One image is computed, where none is stored, to learn its size.
+        features: receives the store and a way to read the image of a key. If the features of an
+            image are missing, those of one image are computed to learn their size.
         jobs: names of the images.
-        read: name to image (h, w, 3) uint8, or None where its features are not needed.
+        read: returns the image (h, w, 3) uint8 of a name, or None where no features are needed.
         where: ``"auto"``, ``"disk"`` or ``"memory"``; see ``stores.settle``.
-        folder: of the files on the disk.
-        max_bytes: what all files of the folder may take.
+        folder: folder for features on the disk.
+        max_bytes: limit for all files of the folder.
 
     Raises:
         RunError: when there is too little room.
     """
     store = MemoryStore() if where == "memory" else DiskStore(folder)
-    needed: dict[str, Job] = {}
+    keys: dict[Job, str] = {}
+    first_job: dict[str, Job] = {}  # key to the first job with that image
     for job in jobs:
         image = read(job)
         if image is not None:
-            needed.setdefault(features.key(image), job)
-    if not needed:
-        return FeaturePlan(0, [], 0, "none needed")
-    features.store = store
-    probe, example = next((key, read(job)) for key, job in needed.items())
-    size = features([example]).nbytes if example is not None else 0
-    missing = needed.keys() - store.use(needed)
-    features.store, place = settle(store, where, size * len(missing), size * len(needed), max_bytes)
+            keys[job] = features.key(image)
+            first_job.setdefault(keys[job], job)
+    if not keys:
+        return FeaturePlan({}, [], 0, "none needed")
+
+    def read_key(key: str) -> Array:
+        image = read(first_job[key])
+        if image is None:
+            raise RuntimeError(f"the image of {first_job[key]} was there and is gone")
+        return image
+
+    features.read, features.store = read_key, store
+    probe = next(iter(first_job))
+    size = features.stored([probe]).nbytes
+    missing = first_job.keys() - store.use(first_job)
+    needed_bytes, missing_bytes = size * len(first_job), size * len(missing)
+    features.store, place = settle(store, where, missing_bytes, needed_bytes, max_bytes)
     if features.store is not store and (first := store.get(probe)) is not None:
+        # The disk had no room, so memory starts empty except for the image computed above.
         features.store.put(probe, first.clone())
-        missing = needed.keys() - {probe}
+        missing = first_job.keys() - {probe}
     text = (
-        f"{len(needed)} images, {size / 1e6:.1f} MB each, {size * len(needed) / 1e9:.2f} GB, of "
+        f"{len(first_job)} images, {size / 1e6:.1f} MB each, {needed_bytes / 1e9:.2f} GB, of "
         f"which {size * len(missing) / 1e9:.2f} GB are to be computed; {place}"
     )
-    left = [job for key, job in needed.items() if key in missing]
-    return FeaturePlan(len(needed), left, size, text)
+    return FeaturePlan(keys, [key for key in first_job if key in missing], size, text)

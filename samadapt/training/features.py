@@ -1,15 +1,17 @@
-"""The output of the frozen blocks, computed once an image and read back.
+"""Features: the output of the frozen first blocks of the encoder, computed once for each image.
 
-Everything before the first trainable block gives the same output in every step, in validation, and
-in the scores before and after. It is kept under the hash of everything that it depends on: see
-``stores.py`` for where.
+The blocks before the first trainable one never change. Their output for an image is the same in
+every training step, in validation and in the scores before and after training. So it is computed
+once, kept in a store (``stores.py``) and read back by a key. The key is a hash of the image and of
+everything else that the features depend on. ``feature_plan.py`` hashes every image of a run once;
+after that the training loop passes keys around, not images.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -29,26 +31,28 @@ if TYPE_CHECKING:
 
 
 FORMAT = 1
-"""Raised when the frozen blocks are computed differently, so that stored features are not used."""
+"""Part of every key. Increase it when the frozen blocks are computed differently: stored features
+of earlier versions then no longer match."""
 
 
 class Features:
-    """Frozen features of images, computed where they are not yet known.
+    """Features of images, computed where the store does not have them yet.
 
     Args:
-        sam: the model, on its device; the units before ``first_trainable_block`` must be frozen.
-        first_trainable_block: the first live unit (``Sam.encode_prefix``); -1: there is no frozen
-            prefix, and the preprocessed pixels are returned.
+        sam: the model on its device; the units before ``first_trainable_block`` must be frozen.
+        first_trainable_block: see ``Sam.encode_prefix``; -1 means that nothing is frozen, and the
+            features are the preprocessed pixels.
         base_sha256: hash of the base weights.
         autocast: returns the context of the forward passes.
-        dtype: type in which features are kept.
-        store: where they are kept; None computes them at every call.
+        dtype: the type in which features are kept.
+        store: where features are kept; None computes them in every call.
         batch_size: images in one forward pass.
-        route: whatever else decides the last bits of a number: device and precision in words.
+        route: device and precision in words; they decide the last bits of a number.
 
     Attributes:
-        computed: images that went through the frozen blocks.
-        reused: images whose features were read back.
+        computed: number of images that went through the frozen blocks.
+        reused: number of images whose features were read from the store.
+        read: returns the image (h, w, 3) of a key; ``plan_features`` sets it.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Features:
         self.sam, self.first_trainable_block, self.store = sam, first_trainable_block, store
         self.autocast, self.dtype, self.batch_size = autocast, dtype, batch_size
         self.computed = self.reused = 0
+        self.read: Callable[[str], Array] = _no_images
         settings = [
             FORMAT,
             base_sha256,
@@ -80,58 +85,67 @@ class Features:
         return frame_of(self.sam, image)
 
     def key(self, image: Array) -> str:
-        """Return the hash of an image (h, w, 3) uint8 and of all else its features depend on."""
+        """Return the key of an image (h, w, 3) uint8: a hash of all that its features depend on."""
         content = hashlib.sha256(self._settings)
         content.update(str(image.shape).encode())
         content.update(np.ascontiguousarray(image).data)
         return content.hexdigest()
 
-    def warm(self, images: Iterable[Array], done: Callable[[int], None]) -> None:
-        """Compute what is missing for ``images``, in large batches.
-
-        Args:
-            images: (h, w, 3) uint8 each, read one batch at a time.
-            done: called with the number of images finished since the last call.
-        """
-        if self.store is None:
-            return
-        batch: list[Array] = []
-        for image in images:
-            batch.append(image)
-            if len(batch) == self.batch_size:
-                self(batch)
-                done(len(batch))
-                batch = []
-        if batch:
-            self(batch)
-            done(len(batch))
-
     def __call__(self, images: Sequence[Array]) -> Tensor:
         """Return the features (b, ...) of images (h, w, 3) uint8, without gradient.
 
+        The images are hashed in every call. Where their keys are known, ``stored`` is faster.
+
         Raises:
-            RunError: when the store has no room for those that it lacked.
+            RunError: when the store has no room for new features.
         """
         if self.store is None:
-            return self.anew(images)
+            return self.compute(images)
         keys = [self.key(image) for image in images]
-        found = {key: self.store.get(key) for key in dict.fromkeys(keys)}
-        missing = {
-            key: image for key, image in zip(keys, images, strict=True) if found[key] is None
-        }
-        self.reused += len(images) - len(missing)
-        names = list(missing)
-        for start in range(0, len(names), self.batch_size):
-            part = names[start : start + self.batch_size]
-            fresh = self.anew([missing[name] for name in part])
-            for name, features in zip(part, fresh.cpu().split(1), strict=True):
-                found[name] = alone = features.clone()
-                self.store.put(name, alone)
-        device = self.sam.device
-        return torch.cat([_present(found[key]) for key in keys]).to(device, non_blocking=True)
+        return self.stored(keys, dict(zip(keys, images, strict=True)).__getitem__)
 
-    def anew(self, images: Sequence[Array]) -> Tensor:
-        """Return the features (b, ...) of images (h, w, 3) uint8, neither looked up nor kept."""
+    def stored(self, keys: Sequence[str], read: Callable[[str], Array] | None = None) -> Tensor:
+        """Return the features (b, ...) of images by their keys, without gradient.
+
+        What the store does not have, such as a damaged file, is computed and kept.
+
+        Args:
+            keys: one for each image, as ``key`` returns them; a key may occur twice.
+            read: returns the image of a key; None: as planned.
+
+        Raises:
+            RunError: when the store has no room for new features.
+        """
+        store, read = self.store, read or self.read
+        if store is None:
+            return self.compute([read(key) for key in keys])
+        unique = list(dict.fromkeys(keys))
+        found = {key: kept for key in unique if (kept := store.get(key)) is not None}
+        missing = [key for key in unique if key not in found]
+        self.reused += len(keys) - len(missing)
+        for start in range(0, len(missing), self.batch_size):
+            part = missing[start : start + self.batch_size]
+            fresh = self.compute([read(key) for key in part]).cpu()
+            for key, features in zip(part, fresh.split(1), strict=True):
+                # A clone, since a view would keep the features of the whole batch in memory.
+                found[key] = own = features.clone()
+                store.put(key, own)
+        return torch.cat([found[key] for key in keys]).to(self.sam.device, non_blocking=True)
+
+    def warm(self, keys: Sequence[str], done: Callable[[int], None]) -> None:
+        """Compute and keep the features of planned images that the store does not have yet.
+
+        Args:
+            keys: keys of the images, which are read one batch at a time.
+            done: called with the number of images finished since the last call.
+        """
+        for start in range(0, len(keys), self.batch_size):
+            part = keys[start : start + self.batch_size]
+            self.stored(part)
+            done(len(part))
+
+    def compute(self, images: Sequence[Array]) -> Tensor:
+        """Compute the features (b, ...) of images (h, w, 3) uint8; the store is not used."""
         self.computed += len(images)
         pixels = to_pixels(self.sam, images)
         if self.first_trainable_block < 0:
@@ -140,7 +154,5 @@ class Features:
             return self.sam.encode_prefix(pixels, self.first_trainable_block).to(self.dtype)
 
 
-def _present(features: Tensor | None) -> Tensor:
-    if features is None:
-        raise RuntimeError("features were neither found nor computed")
-    return features
+def _no_images(key: str) -> Array:
+    raise RuntimeError(f"no image is known for the features {key}; plan_features was not called")

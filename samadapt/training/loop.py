@@ -1,16 +1,13 @@
-"""The one training loop: read it from ``train`` downwards."""
+"""The training loop. Read ``train`` from top to bottom; everything else here is used by it."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,229 +17,222 @@ from samadapt.sam.embed import embed_features
 from samadapt.sam.types import MaskOutput, Prompts
 from samadapt.system.interrupt import InterruptedRunError, StopRequest
 from samadapt.system.machine import peak_memory_bytes
-from samadapt.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from samadapt.training.progress import Progress, append_line
+from samadapt.training.progress import append_line
 from samadapt.training.recompute import recomputed
+from samadapt.training.state import Training, TrainingState, restore, save
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from samadapt.adapters.injection import Injection
     from samadapt.sam.model import Sam
-    from samadapt.training.batches import Batch, Sampler
-    from samadapt.training.losses import LossFunction
+    from samadapt.training.checkpoint import Checkpoint
 
 MAX_BAD_STEPS = 5
-"""Steps in a row whose loss is not a number before the run is stopped."""
+"""The run stops after this many steps in a row whose loss or gradient is not finite. One such step
+can come from a single odd slice; five in a row mean that the weights have diverged."""
 
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How to train; see the schema in ``config/schema.py`` for each key."""
+    """How to train. These are the keys ``train.*`` of the command line."""
 
+    # Number of optimizer steps.
     steps: int
+
+    # Micro-batches in one step. Their gradients add up to those of a batch that is this many times
+    # as large and would not fit into memory.
     accumulate: int = 1
+
+    # Peak learning rate of the encoder's trained parameters. The best one depends on the method:
+    # 1e-3 and more for new weights that start at zero, 3e-4 for pretrained ones (``Method.lr``).
     lr: float = 1e-3
+
+    # Peak learning rate of the decoder. It is pretrained, so a lower rate can be better. None: lr.
     decoder_lr: float | None = None
+
+    # AdamW's weight decay of matrices. Biases and the gains of norms are not decayed, because
+    # pulling them to zero would take away what the pretrained model knows.
     weight_decay: float = 0.01
+
+    # Steps over which the rate grows linearly. AdamW divides by a running mean of squared
+    # gradients, which is unreliable in the first steps, so these must be small.
     warmup_steps: int = 10
+
+    # How the rate falls to 0 afterwards: "cosine", "poly" (power 0.9, as in nnU-Net and SAMed), or
+    # "constant" for none.
     schedule: str = "cosine"
+
+    # Largest norm of the gradient of a step, so that one odd slice cannot move the weights far.
+    # 0 switches clipping off.
     clip: float = 1.0
+
+    # Steps between validations, which choose the best step; 0: only at the end.
     validate_every: int = 50
+
+    # Steps between checkpoints; 0: only at the end and after a signal.
     checkpoint_every: int = 50
+
+    # Compute the activations of the encoder again in backward: less memory, more time.
     recompute: bool = False
 
 
-@dataclass
-class Training:
-    """Everything the loop works on.
-
-    Attributes:
-        sam: the model with its adapter.
-        injection: what of it is trained.
-        features: images (h, w, 3) to the frozen prefix's output (b, ...).
-        batches: micro-batches without end.
-        sampler: what draws them; its state is saved.
-        rng: noise of the prompts; its state is saved.
-        loss: of a ``MaskOutput`` and targets.
-        multimask: train several masks an object.
-        validate: scores the model as it is; higher is better, NaN where nothing can be scored.
-        run_dir: receives ``metrics.jsonl`` and ``checkpoints/``.
-        progress: what the user sees.
-    """
-
-    sam: Sam
-    injection: Injection
-    features: Callable[[list[Any]], Tensor]
-    batches: Iterator[Batch]
-    sampler: Sampler
-    rng: np.random.Generator
-    loss: LossFunction
-    multimask: bool
-    validate: Callable[[], float]
-    run_dir: Path
-    progress: Progress
-
-
-@dataclass
-class State:
-    """How far a run is.
-
-    Attributes:
-        step: optimizer steps done.
-        best_step: step with the highest validation score.
-        best_score: that score.
-        best_weights: trained parameters at that step.
-        skipped: steps whose loss was NaN or infinite.
-        bad_cases: slices of the last such steps in a row.
-    """
-
-    step: int = 0
-    best_step: int = 0
-    best_score: float = -math.inf
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    skipped: int = 0
-    bad_cases: list[list[str]] = field(default_factory=list)
-
-
 class TrainableTail(nn.Module):
-    """What runs in every step: the encoder from its first trained block on, and the decoder."""
+    """The part of the model that runs in every step: trainable encoder blocks and the decoder."""
 
     def __init__(self, sam: Sam, first_trainable_block: int, multimask: bool) -> None:
-        """Hold the model; ``first_trainable_block`` is its first trained unit."""
+        """Hold the model; ``first_trainable_block`` is as in ``Sam.encode_suffix``, -1: all."""
         super().__init__()
         self.sam, self.first_trainable_block, self.multimask = sam, first_trainable_block, multimask
 
     def forward(
-        self, features: Tensor, prompts: Prompts, trained: Tensor | None = None
+        self, features: Tensor, prompts: Prompts, with_loss: Tensor | None = None
     ) -> MaskOutput:
-        """Decode prompts for images, or those ``trained``, given as the frozen prefix's output."""
+        """Encode the rest of the way and decode.
+
+        Args:
+            features: (n, ...) features of n images; pixels if no block is frozen.
+            prompts: p objects for each of b images, in the model frame.
+            with_loss: (b,) positions of the images that have prompts; None: all n. The others are
+                only seen by the encoder, as neighbouring slices of a stack.
+        """
         embeddings = embed_features(self.sam, features, self.first_trainable_block)
-        if trained is not None:
-            embeddings = embeddings[trained]
+        if with_loss is not None:
+            embeddings = embeddings[with_loss]
         return self.sam.decode(embeddings, prompts, multimask=self.multimask)
 
 
 def train(
-    work: Training, options: LoopOptions, accelerator: Accelerator, resume: Checkpoint | None
-) -> State:
-    """Train until ``options.steps``; leaves the best step's weights in the model.
+    training: Training, options: LoopOptions, accelerator: Accelerator, resume: Checkpoint | None
+) -> TrainingState:
+    """Train until ``options.steps`` and leave the weights of the best step in the model.
 
     Raises:
         DivergedError: when the loss is NaN or infinite several times in a row.
         InterruptedRunError: after a signal that asks for an end, once a checkpoint is written.
         RunError: when a group of trained parameters gets no gradient in the first step.
     """
-    injection = work.injection
-    optimizer = make_optimizer(injection, options)
-    factor = rate(options)
-    state = restore(work, optimizer, resume) if resume else State()
-    module = TrainableTail(work.sam, injection.first_trainable_block, work.multimask)
-    live, prepared = accelerator.prepare(module, optimizer)
-    parameters = list(injection.parameters.values())
-    injection.set_training(work.sam)
+    sam, injection, device = training.sam, training.injection, accelerator.device
+    method, parameters = injection.method, list(injection.parameters.values())
 
-    blocks = (
-        recomputed(work.sam, injection.first_trainable_block)
-        if options.recompute
-        else nullcontext()
+    optimizer = make_optimizer(injection, options)
+    state = restore(training, optimizer, resume) if resume else TrainingState()
+    tail = TrainableTail(sam, injection.first_trainable_block, training.multimask)
+    # accelerate runs the forward pass under autocast where the precision is bf16.
+    tail, prepared_optimizer = accelerator.prepare(tail, optimizer)
+
+    injection.set_training(sam)  # switch the adapter's dropout on; all else stays in eval mode
+    recomputing = (
+        recomputed(sam, injection.first_trainable_block) if options.recompute else nullcontext()
     )
-    with StopRequest() as stop, work.progress.phase("train", state.step), blocks:
+    with StopRequest() as stop, training.progress.phase("train", state.step), recomputing:
         while state.step < options.steps:
-            started, lr = time.perf_counter(), set_rate(optimizer, factor(state.step))
-            loss, names = accumulate_gradients(work, live, accelerator, options.accumulate)
-            if state.step == state.skipped and math.isfinite(loss):  # the first that counts
+            started = time.perf_counter()
+
+            # Set the learning rate of this step. It follows from the step number alone, so a
+            # resumed run needs no state for it.
+            factor = learning_rate_factor(state.step, options)
+            for group in optimizer.param_groups:
+                group["lr"] = factor * group["peak_lr"]
+
+            # Forward and backward for each micro-batch. Every loss is divided by their number, so
+            # the gradients add up to the gradient of the mean loss.
+            loss, names = 0.0, []
+            for _ in range(options.accumulate):
+                batch = next(training.batches)
+                # The frozen blocks ran once on each planned image, whose features are read by key.
+                # An image that augmentation has just changed has no key and runs through them now.
+                features = (
+                    training.features.stored(batch.keys)
+                    if batch.keys
+                    else training.features.compute(batch.images)
+                )
+                output = tail(features, to_device(batch.prompts, device), batch.trained)
+                terms = training.loss(output, batch.targets.to(device))
+                total = terms.total + method.penalty(sam)
+                loss += float(total.detach()) / options.accumulate  # waits for the GPU
+                names += batch.names
+                if not math.isfinite(loss):
+                    break  # the step is skipped below, so backward would be wasted
+                accelerator.backward(total / options.accumulate)
+
+            # Check once that every trained group gets a gradient: a wrong cut between frozen and
+            # trained blocks would otherwise train nothing, silently.
+            if state.step == state.skipped and math.isfinite(loss):
                 injection.check_gradients()
-                work.progress.say(f"gradients: present in {', '.join(injection.groups)}")
-            norm = float(torch.nn.utils.clip_grad_norm_(parameters, options.clip or math.inf))
+                training.progress.say(f"gradients: present in {', '.join(injection.groups)}")
+
+            # Clip, then update, unless the loss or a gradient is not finite: one such update would
+            # make every weight NaN. The norm is not finite if any gradient is not.
+            norm = float(nn.utils.clip_grad_norm_(parameters, options.clip or math.inf))
             if math.isfinite(loss) and math.isfinite(norm):
-                prepared.step()
-                injection.method.after_step(work.sam, state.step + 1, options.steps)
+                prepared_optimizer.step()
+                method.after_step(sam, state.step + 1, options.steps)  # gradients are still there
                 state.bad_cases.clear()
             else:
-                skip(state, names)
-            prepared.zero_grad(set_to_none=True)
+                count_bad_step(state, names)
+            prepared_optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory
+
             state.step += 1
-            report_step(work, state, loss, lr, len(names), started)
+            report_step(training, state, loss, len(names), started, optimizer)
+            if is_due(state.step, options.validate_every, options.steps):
+                validate_and_keep_best(training, state)
 
-            if due(state.step, options.validate_every, options.steps):
-                validate(work, state)
-            at_hand = stop.requested or due(state.step, options.checkpoint_every, options.steps)
-            if at_hand and accelerator.is_main_process:
-                save(work, state, optimizer)
+            # After a signal the step is finished and saved first, so nothing is lost.
+            saves = stop.requested or is_due(state.step, options.checkpoint_every, options.steps)
+            if saves and accelerator.is_main_process:
+                save(training, state, optimizer)
             if stop.requested:
-                raise InterruptedRunError(work.run_dir, state.step, stop.number)
+                raise InterruptedRunError(training.run_dir, state.step, stop.number)
 
-    load_trainable_state(work.sam, injection, state.best_weights)
-    injection.set_training(work.sam, enabled=False)
+    load_trainable_state(sam, injection, state.best_weights)
+    injection.set_training(sam, enabled=False)
     return state
 
 
-def accumulate_gradients(
-    work: Training, live: nn.Module, accelerator: Accelerator, count: int
-) -> tuple[float, list[str]]:
-    """Add the gradients of ``count`` micro-batches; return the mean loss and the slices' names."""
-    total, names = 0.0, []
-    for _ in range(count):
-        batch = next(work.batches)
-        prompts = to_device(batch.prompts, accelerator.device)
-        output = live(work.features(batch.images), prompts, batch.trained)
-        terms = work.loss(output, batch.targets.to(accelerator.device))
-        names += batch.names
-        loss = terms.total + work.injection.method.penalty(work.sam)
-        total += float(loss.detach()) / count
-        if not math.isfinite(total):
-            break
-        accelerator.backward(loss / count)
-    return total, names
-
-
 def make_optimizer(injection: Injection, options: LoopOptions) -> torch.optim.AdamW:
-    """Return AdamW; biases and the gains of norms are not decayed."""
+    """Return AdamW with up to four groups: encoder and decoder, with and without weight decay.
+
+    Each group has the extra entry ``peak_lr``, its learning rate after the warm-up.
+    """
     decoder = set(injection.groups.get("decoder", []))
     decoder_lr = options.lr if options.decoder_lr is None else options.decoder_lr
     groups = []
-    for lr, chosen in ((options.lr, False), (decoder_lr, True)):
-        for decayed in (True, False):
+    for lr, in_decoder in ((options.lr, False), (decoder_lr, True)):
+        for is_decayed in (True, False):
             members = [
                 parameter
                 for name, parameter in injection.parameters.items()
-                if (name in decoder) is chosen and (parameter.ndim > 1) is decayed
+                # Only matrices are decayed; biases and gains of norms have one axis.
+                if (name in decoder) is in_decoder and (parameter.ndim > 1) is is_decayed
             ]
             if members:
-                decay = options.weight_decay if decayed else 0.0
+                decay = options.weight_decay if is_decayed else 0.0
                 rates = {"lr": lr, "peak_lr": lr}
                 groups.append({"params": members, "weight_decay": decay, **rates})
     return torch.optim.AdamW(groups)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Scale the peak rate of every group, and return the first group's rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = factor * group["peak_lr"]
-    return float(optimizer.param_groups[0]["lr"])
+def learning_rate_factor(step: int, options: LoopOptions) -> float:
+    """Return the learning rate of a step, from 0 on, as a share of the peak rate.
+
+    It grows linearly over the warm-up, is 1 after it, and then falls to 0 by the schedule.
+    """
+    if step < options.warmup_steps:
+        # Neither 0 in the first step, which would do nothing, nor 1 before the warm-up is over.
+        return (step + 1) / (options.warmup_steps + 1)
+    span = max(1, options.steps - options.warmup_steps)
+    left = 1 - min(1.0, (step - options.warmup_steps) / span)
+    if options.schedule == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * left))
+    return left**0.9 if options.schedule == "poly" else 1.0
 
 
-def rate(options: LoopOptions) -> Callable[[int], float]:
-    """Return the learning rate's factor by step: linear warm-up, then the schedule down to 0."""
-
-    def factor(step: int) -> float:
-        if step < options.warmup_steps:
-            return (step + 1) / (options.warmup_steps + 1)
-        span = max(1, options.steps - options.warmup_steps)
-        left = 1 - min(1.0, (step - options.warmup_steps) / span)
-        if options.schedule == "cosine":
-            return 0.5 * (1 - math.cos(math.pi * left))
-        return left**0.9 if options.schedule == "poly" else 1.0
-
-    return factor
-
-
-def skip(state: State, names: list[str]) -> None:
-    """Count a step whose loss or gradient is not a number.
+def count_bad_step(state: TrainingState, names: list[str]) -> None:
+    """Count a step that was skipped because its loss or gradient is not finite.
 
     Raises:
-        DivergedError: naming the slices, when it happens several times in a row.
+        DivergedError: naming the slices, after ``MAX_BAD_STEPS`` such steps in a row.
     """
     state.skipped += 1
     state.bad_cases.append(names)
@@ -254,110 +244,51 @@ def skip(state: State, names: list[str]) -> None:
         )
 
 
-def validate(work: Training, state: State) -> None:
-    """Score the model; keep its weights if it is the best so far, or if none was kept yet."""
-    work.injection.set_training(work.sam, enabled=False)
-    score = work.validate()
-    work.injection.set_training(work.sam)
+def validate_and_keep_best(training: Training, state: TrainingState) -> None:
+    """Score the model and keep its weights if they are the best so far."""
+    training.injection.set_training(training.sam, enabled=False)
+    score = training.validate()
+    training.injection.set_training(training.sam)
+    # The first weights are kept even if their score is NaN, so that there is always something.
     if score > state.best_score or not state.best_weights:
         state.best_step = state.step
         state.best_score = score if math.isfinite(score) else state.best_score
-        state.best_weights = trainable_state(work.sam, work.injection)
+        state.best_weights = trainable_state(training.sam, training.injection)
     line = {"kind": "validate", "step": state.step, "dice": score}
-    append_line(work.run_dir / "metrics.jsonl", line)
-    work.progress.say(f"step {state.step}: validation Dice {score:.4f}")
+    append_line(training.run_dir / "metrics.jsonl", line)
+    training.progress.say(f"step {state.step}: validation Dice {score:.4f}")
 
 
 def report_step(
-    work: Training, state: State, loss: float, lr: float, images: int, started: float
+    training: Training,
+    state: TrainingState,
+    loss: float,
+    images: int,
+    started: float,
+    optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write the step to ``metrics.jsonl`` and show it."""
+    """Write a step to ``metrics.jsonl`` and show it."""
     seconds = time.perf_counter() - started
     memory = peak_memory_bytes()
     line = {
         "kind": "train",
         "step": state.step,
         "loss": loss,
-        "lr": lr,
+        "lr": float(optimizer.param_groups[0]["lr"]),
         "seconds": round(seconds, 4),
         "memory_bytes": memory,
         "skipped": state.skipped,
     }
-    append_line(work.run_dir / "metrics.jsonl", line)
+    append_line(training.run_dir / "metrics.jsonl", line)
     dice = f"{state.best_score:.3f}" if math.isfinite(state.best_score) else "-"
-    work.progress.advance(
+    training.progress.advance(
         1,
         f"loss {loss:.4f}  best validation Dice {dice}  {images / seconds:.1f} images/s  "
         f"{memory / 2**30:.1f} GiB" + (f"  {state.skipped} skipped" if state.skipped else ""),
     )
 
 
-def save(work: Training, state: State, optimizer: torch.optim.Optimizer) -> None:
-    """Write a checkpoint of everything that ``restore`` needs."""
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
-    checkpoint = Checkpoint(
-        step=state.step,
-        weights=trainable_state(work.sam, work.injection),
-        best_weights=state.best_weights,
-        optimizer=optimizer.state_dict(),
-        progress={
-            "step": state.step,
-            "best_step": state.best_step,
-            "best_score": state.best_score if math.isfinite(state.best_score) else None,
-            "skipped": state.skipped,
-            "sampler": work.sampler.drawn,
-            "prompts": work.rng.bit_generator.state,
-        },
-        random=random,
-    )
-    save_checkpoint(work.run_dir / "checkpoints", checkpoint)
-
-
-def restore(work: Training, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> State:
-    """Put weights, optimizer, sampler and random states back; the rate follows from the step."""
-    progress = checkpoint.progress
-    load_trainable_state(work.sam, work.injection, checkpoint.weights)
-    peaks = [group["peak_lr"] for group in optimizer.param_groups]
-    load_optimizer(optimizer, checkpoint.optimizer)
-    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-        group["peak_lr"] = peak  # of the configuration, which may have changed
-    work.sampler.drawn = progress["sampler"]
-    work.rng.bit_generator.state = progress["prompts"]
-    torch.set_rng_state(checkpoint.random["cpu"])
-    if "cuda" in checkpoint.random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(checkpoint.random["cuda"])
-    best = progress["best_score"]
-    return State(
-        step=checkpoint.step,
-        best_step=progress["best_step"],
-        best_score=-math.inf if best is None else best,
-        best_weights=checkpoint.best_weights,
-        skipped=progress["skipped"],
-    )
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Put AdamW's state back.
-
-    Raises:
-        CheckpointError: for groups, entries or shapes that are not those of the parameters.
-    """
-    try:
-        optimizer.load_state_dict(state)
-        for parameter, entries in optimizer.state.items():
-            for name in ("exp_avg", "exp_avg_sq"):
-                if entries[name].shape != parameter.shape or not entries[name].isfinite().all():
-                    raise ValueError(f"{name} does not fit its parameter")
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise CheckpointError(
-            "state.pt: the state of the optimizer is not that of this run's parameters; restore "
-            "the checkpoint from a copy, or start a new run"
-        ) from error
-
-
-def due(step: int, every: int, steps: int) -> bool:
+def is_due(step: int, every: int, steps: int) -> bool:
     """Whether something that happens every so many steps, and at the end, is due."""
     return step == steps or (every > 0 and step % every == 0)
 

@@ -92,24 +92,26 @@ class TrainingSamples:
 
     def take(
         self, items: Sequence[Item], rng: np.random.Generator
-    ) -> tuple[list[Sample], list[int]]:
-        """Read the slices of some items and change them at random.
+    ) -> tuple[list[Sample], list[int], list[tuple[SliceRef, int]]]:
+        """Read the slices of some items and augment them at random.
 
         Returns:
-            All slices, one item behind the other, and the positions of those that have the loss.
+            All slices, one item after the other; the positions of those that have the loss; and
+            each slice with the number of its variant, or nothing if the slices are changed anew.
         """
         samples: list[Sample] = []
         trained: list[int] = []
+        versions: list[tuple[SliceRef, int]] = []
         for item in items:
             trained += [len(samples) + place for place in item.trained]
-            samples += self.change([self.dataset.sample(ref) for ref in item.refs], rng)
-        return samples, trained
-
-    def change(self, stack: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
-        """Change a stack at random, or to one of its variants."""
-        if self.variants:
-            return self.variant(stack, int(rng.integers(self.variants)))
-        return augment(stack, self.changes, rng, self.has_object)
+            stack = [self.dataset.sample(ref) for ref in item.refs]
+            if self.changes and not self.variants:
+                samples += augment(stack, self.changes, rng, self.has_object)
+                continue
+            number = int(rng.integers(self.variants)) if self.variants else 0
+            samples += self.variant(stack, number)
+            versions += [(ref, number) for ref in item.refs]
+        return samples, trained, versions
 
     def variant(self, stack: Sequence[Sample], number: int) -> list[Sample]:
         """Return one of a stack's fixed versions; 0 is the stack itself."""

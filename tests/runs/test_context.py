@@ -163,7 +163,7 @@ def trained_on(opened, draws=12):
     rng = np.random.default_rng([0, 0])
     refs = divide(opened)["train"]
     items = opened.samples.items(refs)
-    return opened.samples.take([items[i % len(items)] for i in range(draws)], rng)[0]
+    return opened.samples.take([items[i % len(items)] for i in range(draws)], rng)
 
 
 def test_every_variant_that_is_drawn_has_its_features(session):
@@ -171,16 +171,18 @@ def test_every_variant_that_is_drawn_has_its_features(session):
     opened.plan(divide(opened))
     opened.warm()
     computed = opened.features.computed
-    samples = trained_on(opened)
+    samples, _, versions = trained_on(opened)
+    keys = opened.feature_keys(versions)
+    assert keys == [opened.features.key(sample.image) for sample in samples]
+    opened.features.stored(keys)
     for sample in samples:
-        opened.training_features([sample.image])
         original = opened.dataset.sample(SliceRef(sample.case, sample.index))
         same = np.array_equal(sample.image, original.image)
         expected = original if same else flip(original)
         assert np.array_equal(sample.image, expected.image)
         assert np.array_equal(sample.labels, expected.labels)
     assert opened.features.computed == computed
-    again = trained_on(session("train.augment=[flip]", "cache.variants=3"))
+    again, _, _ = trained_on(session("train.augment=[flip]", "cache.variants=3"))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(samples, again, strict=True))
     turned = {not np.array_equal(a.labels, flip(a).labels[:, ::-1]) for a in samples}
     assert turned == {False}
@@ -193,8 +195,7 @@ def test_augmented_anew_only_what_is_scored_is_kept(session):
     opened.warm()
     scored = len(slices["validation"]) + len(slices["test"])
     assert opened.features.computed == scored
-    for _ in range(2):
-        opened.training_features([opened.dataset.sample(slices["train"][0]).image])
-    assert opened.features.computed == scored + 2
+    _, _, versions = trained_on(opened)
+    assert opened.feature_keys(versions) == versions == []
     log = (opened.run_dir / "log.txt").read_text()
     assert "computed anew in every step (augmentation); cache.variants=4 would keep" in log

@@ -89,15 +89,16 @@ def test_a_slice_has_one_embedding_in_training_evaluation_and_prediction(
     items = session.samples.items(slices["train"])
     assert {(item.refs[0].index, item.trained) for item in items} == {(0, (1, 2)), (3, (0,))}
     rng = np.random.default_rng(0)
-    samples, trained = session.samples.take(items[:2], rng)
+    samples, trained, versions = session.samples.take(items[:2], rng)
+    keys = session.feature_keys(versions)
     side = 4 * session.sam.embedding_size
     frame = session.features.frame
-    batch = make_batch(samples, session.policy, frame, side, rng, trained)
+    batch = make_batch(samples, session.policy, frame, side, rng, trained, keys)
     assert batch.names == ["scan_1[1]", "scan_1[2]", "scan_1[3]"]
-    assert len(batch.images) == 6
+    assert len(batch.keys or batch.images) == 6
     live = loop.TrainableTail(session.sam, session.injection.first_trainable_block, multimask=False)
     with torch.no_grad():
-        features = session.training_features(batch.images)
+        features = session.features.stored(keys) if keys else session.features.compute(batch.images)
         assert live(features, batch.prompts, batch.trained).logits.shape[0] == 3
     refs = slices["train"][:3]
     for ref, found in zip(refs, decoded, strict=True):
@@ -217,14 +218,13 @@ def test_the_contact_sheet_shows_the_slices_of_a_run(configure, monkeypatch, tmp
 
     config = configure("prompts=box", "train.steps=1")
     drawn = []
-    right = loop.accumulate_gradients
 
     def spy(*args):
-        loss, names = right(*args)
-        drawn.extend(names)
-        return loss, names
+        batch = make_batch(*args)
+        drawn.extend(batch.names)
+        return batch
 
-    monkeypatch.setattr(loop, "accumulate_gradients", spy)
+    monkeypatch.setattr("samadapt.runs.finetune.make_batch", spy)
     finetune(config)
     names = contact_sheet(config, len(drawn), tmp_path / "sheet.png")
     assert [name.replace(" · slice ", "[") + "]" for name in names] == drawn

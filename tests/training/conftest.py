@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -16,11 +17,11 @@ from samadapt.methods import METHODS
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.training.batches import Sampler, endless, make_batch
+from samadapt.training.feature_plan import plan_features
 from samadapt.training.features import Features
-from samadapt.training.loop import Training
 from samadapt.training.losses import object_loss, semantic_loss
 from samadapt.training.progress import Progress
-from samadapt.training.stores import MemoryStore
+from samadapt.training.state import Training
 
 
 def make_sample(index: int, shape: tuple[int, int] = (24, 40), objects: int = 1) -> Sample:
@@ -45,7 +46,7 @@ def make_features(sam, injection, store=None, **changes) -> Features:
     return Features(sam, injection.first_trainable_block, **(values | changes))
 
 
-def make_work(
+def make_training(
     run_dir, *, method="lora", kind="box", batch_size=2, seed=0, samples=None, **options
 ) -> Training:
     """Everything that the loop needs, on the model ``tiny`` and six slices."""
@@ -56,15 +57,18 @@ def make_work(
     samples = samples or [make_sample(index) for index in range(6)]
     refs = [SliceRef(sample.case, 0) for sample in samples]
     by_ref = dict(zip(refs, samples, strict=True))
-    features = make_features(
-        sam, injection, MemoryStore() if injection.first_trainable_block >= 0 else None
-    )
+    features = make_features(sam, injection)
+    keys = {}
+    if injection.has_frozen_prefix:
+        read, limits = (lambda ref: by_ref[ref].image), {"folder": run_dir, "max_bytes": math.inf}
+        keys = plan_features(features, refs, read, where="memory", **limits).keys
     sampler, rng = Sampler(len(refs), batch_size, seed), np.random.default_rng(seed)
     policy = PromptPolicy(kind)
 
-    def make(chosen):
-        chosen = [by_ref[ref] for ref in chosen]
-        return make_batch(chosen, policy, features.frame, 4 * sam.embedding_size, rng)
+    def make(drawn):
+        side, chosen = 4 * sam.embedding_size, [by_ref[ref] for ref in drawn]
+        own = [keys[ref] for ref in drawn if ref in keys]
+        return make_batch(chosen, policy, features.frame, side, rng, keys=own)
 
     return Training(
         sam=sam,
@@ -85,5 +89,5 @@ def make_work(
 def tools() -> SimpleNamespace:
     """The helpers above; test modules cannot import this file."""
     return SimpleNamespace(
-        make_sample=make_sample, make_features=make_features, make_work=make_work
+        make_sample=make_sample, make_features=make_features, make_training=make_training
     )

@@ -11,6 +11,7 @@ from samadapt.methods import METHODS
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.training import stores
 from samadapt.training.feature_plan import plan_features
+from samadapt.training.features import Features
 from samadapt.training.stores import DiskStore, MemoryStore
 
 
@@ -41,16 +42,23 @@ def plan(tools, images, tmp_path):
     return start
 
 
-def warm(features, images, warming):
-    features.warm([images[name] for name in warming.missing], lambda count: None)
+def warm(features, warming):
+    features.warm(warming.missing, lambda count: None)
+
+
+def keys(features, images, names):
+    return [features.key(images[name]) for name in names]
 
 
 def test_a_second_run_computes_nothing(plan, images):
     features, warming = plan()
     assert isinstance(features.store, DiskStore)
-    assert (warming.images, warming.missing, features.computed) == (4, ["b", "c", "d"], 1)
+    assert (warming.images, features.computed) == (4, 1)
+    assert warming.missing == keys(features, images, "bcd")
+    assert warming.keys_of(["again", "c"]) == keys(features, images, "ac")
+    assert warming.keys_of(["a", "unprompted"]) == []
     assert warming.bytes_each == features([images["a"]]).nbytes
-    warm(features, images, warming)
+    warm(features, warming)
     assert features.computed == 4
     again, none = plan()
     assert (none.images, none.missing, again.computed) == (4, [], 0)
@@ -68,8 +76,8 @@ def test_in_memory_a_second_run_starts_anew(plan, tmp_path):
 def test_without_room_on_the_disk_auto_takes_memory_and_keeps_what_it_computed(plan, images):
     features, warming = plan(max_bytes=1.0)
     assert isinstance(features.store, MemoryStore)
-    assert warming.missing == ["b", "c", "d"]
-    warm(features, images, warming)
+    assert warming.missing == keys(features, images, "bcd")
+    warm(features, warming)
     features([images["a"]])
     assert features.computed == 4
     assert "in memory" in warming.text
@@ -77,7 +85,7 @@ def test_without_room_on_the_disk_auto_takes_memory_and_keeps_what_it_computed(p
 
 def test_what_is_stored_needs_no_room(plan, images, monkeypatch):
     features, warming = plan()
-    warm(features, images, warming)
+    warm(features, warming)
     monkeypatch.setattr(stores, "DISK_SHARE", 0)
     monkeypatch.setattr(stores, "MEMORY_SHARE", 0)
     assert plan()[1].missing == []
@@ -88,3 +96,13 @@ def test_what_is_stored_needs_no_room(plan, images, monkeypatch):
 
 def test_nothing_to_compute(plan):
     assert plan(names=["unprompted"])[1].images == 0
+
+
+def test_every_image_is_hashed_once(plan, images, monkeypatch):
+    hashed, right = [], Features.key
+    monkeypatch.setattr(Features, "key", lambda self, image: hashed.append(1) or right(self, image))
+    features, warming = plan()
+    warm(features, warming)
+    for _ in range(3):
+        features.stored(warming.keys_of("abcd"))
+    assert len(hashed) == len([image for image in images.values() if image is not None])

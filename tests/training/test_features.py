@@ -65,7 +65,9 @@ def test_a_second_run_computes_nothing(tools, images, store):
     sam, injection = adapted()
     first = tools.make_features(sam, injection, store)
     counted = []
-    first.warm(iter(images), counted.append)
+    by_key = {first.key(image): image for image in images}
+    first.read = by_key.__getitem__
+    first.warm(list(by_key), counted.append)
     assert sum(counted) == 4
     assert first.computed == 4
     second = tools.make_features(sam, injection, store, batch_size=3)
@@ -77,7 +79,7 @@ def test_a_second_run_computes_nothing(tools, images, store):
 
 def test_those_that_never_come_back_are_not_kept(tools, images, store):
     features = tools.make_features(*adapted(), store)
-    assert torch.equal(features.anew(images), features(images))
+    assert torch.equal(features.compute(images), features(images))
     assert (features.computed, features.reused) == (8, 0)
 
 
@@ -128,3 +130,30 @@ def test_bf16_features_survive_the_disk(tools, images, tmp_path):
     assert first.dtype == torch.bfloat16
     assert torch.equal(features(images), first)
     assert features.computed == 4
+
+
+def test_planned_images_are_found_by_key_without_hashing(tools, images, store, monkeypatch):
+    sam, injection = adapted()
+    features = tools.make_features(sam, injection, store)
+    keys = [features.key(image) for image in images]
+    monkeypatch.setattr(features, "key", None)
+    with pytest.raises(RuntimeError, match="plan_features was not called"):
+        features.stored(keys)
+    features.read = dict(zip(keys, images, strict=True)).__getitem__
+    found = features.stored([*keys, keys[0]])
+    assert torch.equal(found[:4], features.compute(images))
+    assert torch.equal(found[4], found[0])
+    features.read = None  # nothing is read any more
+    assert torch.equal(features.stored(keys), found[:4])
+
+
+def test_a_damaged_file_of_a_key_is_computed_again(tools, images, tmp_path):
+    sam, injection = adapted()
+    features = tools.make_features(sam, injection, DiskStore(tmp_path))
+    key = features.key(images[0])
+    features.read = {key: images[0]}.__getitem__
+    right = features.stored([key])
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-9])
+    assert torch.equal(features.stored([key]), right)
+    assert features.computed == 2

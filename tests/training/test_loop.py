@@ -20,10 +20,8 @@ from samadapt.training import loop
 from samadapt.training.checkpoint import CheckpointError, load_checkpoint
 from samadapt.training.loop import (
     LoopOptions,
-    TrainableTail,
-    accumulate_gradients,
+    learning_rate_factor,
     make_optimizer,
-    rate,
 )
 from samadapt.training.losses import LossTerms
 
@@ -39,14 +37,14 @@ def accelerator():
 
 @pytest.fixture
 def run(accelerator):
-    def start(work, options=OPTIONS, resume=None):
-        return loop.train(work, options, accelerator, resume)
+    def start(training, options=OPTIONS, resume=None):
+        return loop.train(training, options, accelerator, resume)
 
     return start
 
 
-def lines(work, kind):
-    text = (work.run_dir / "metrics.jsonl").read_text()
+def lines(training, kind):
+    text = (training.run_dir / "metrics.jsonl").read_text()
     return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
 
 
@@ -59,67 +57,71 @@ def equal(first, second):
 @pytest.mark.parametrize("kind", ["box", "point", "semantic"])
 @pytest.mark.parametrize("method", ["lora", "adapter", "full"])
 def test_frozen_weights_stay_bit_equal_and_trained_ones_move(tools, run, tmp_path, method, kind):
-    work = tools.make_work(tmp_path, method=method, kind=kind, blocks="last:2")
-    before = {name: value.clone() for name, value in work.sam.state_dict().items()}
-    start = trainable_state(work.sam, work.injection)
-    state = run(work, replace(OPTIONS, validate_every=0))
-    trained = set(work.injection.parameters)
+    training = tools.make_training(tmp_path, method=method, kind=kind, blocks="last:2")
+    before = {name: value.clone() for name, value in training.sam.state_dict().items()}
+    start = trainable_state(training.sam, training.injection)
+    state = run(training, replace(OPTIONS, validate_every=0))
+    trained = set(training.injection.parameters)
     parametrised = {name.rpartition(".")[0] for name in trained}  # a packed B has another name
-    for name, value in work.sam.state_dict().items():
+    for name, value in training.sam.state_dict().items():
         if name not in trained and name.rpartition(".")[0] not in parametrised:
             assert torch.equal(value, before[name]), name
     base = load_sam("tiny").state_dict()
     untouched = [name for name in base if name in before and name not in trained]
     assert len(untouched) > 10
     moved = [
-        n for n, v in trainable_state(work.sam, work.injection).items() if (v != start[n]).any()
+        n
+        for n, v in trainable_state(training.sam, training.injection).items()
+        if (v != start[n]).any()
     ]
     assert len(moved) > 0.5 * len(start)
     assert state.skipped == 0
-    assert len(lines(work, "train")) == 6
+    assert len(lines(training, "train")) == 6
 
 
 def test_the_loss_falls(tools, run, tmp_path):
-    work = tools.make_work(tmp_path)
-    run(work, replace(OPTIONS, steps=30, validate_every=0, lr=2e-3))
-    losses = [line["loss"] for line in lines(work, "train")]
+    training = tools.make_training(tmp_path)
+    run(training, replace(OPTIONS, steps=30, validate_every=0, lr=2e-3))
+    losses = [line["loss"] for line in lines(training, "train")]
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
-def breaking(work, bad):
+def breaking(training, bad):
     """A loss that is NaN at the given calls."""
-    calls, right = [], work.loss
+    calls, right = [], training.loss
 
     def loss(output, targets):
         terms = right(output, targets)
         calls.append(1)
         return LossTerms(terms.total * math.nan, {}) if len(calls) in bad else terms
 
-    work.loss = loss
-    return work
+    training.loss = loss
+    return training
 
 
 @pytest.mark.parametrize("bad", [{1}, {2, 3, 4, 5}])
 def test_a_nan_loss_is_skipped_and_counted(tools, run, tmp_path, bad):
-    work = breaking(tools.make_work(tmp_path), bad)
-    state = run(work, replace(OPTIONS, validate_every=1))
+    training = breaking(tools.make_training(tmp_path), bad)
+    state = run(training, replace(OPTIONS, validate_every=1))
     assert state.skipped == len(bad)
-    assert all(bool(v.isfinite().all()) for v in trainable_state(work.sam, work.injection).values())
-    written = lines(work, "train")
+    assert all(
+        bool(v.isfinite().all()) for v in trainable_state(training.sam, training.injection).values()
+    )
+    written = lines(training, "train")
     assert [line["step"] for line in written if line["loss"] is None] == sorted(bad)
     assert written[-1]["skipped"] == len(bad)
 
 
 def test_a_skipped_step_changes_no_weight(tools, run, tmp_path):
-    work = breaking(tools.make_work(tmp_path), {1, 2, 3})
-    before = trainable_state(work.sam, work.injection)
-    run(work, replace(OPTIONS, steps=3))
-    assert equal(trainable_state(work.sam, work.injection), before)
+    training = breaking(tools.make_training(tmp_path), {1, 2, 3})
+    before = trainable_state(training.sam, training.injection)
+    run(training, replace(OPTIONS, steps=3))
+    assert equal(trainable_state(training.sam, training.injection), before)
 
 
 def test_an_infinite_gradient_is_skipped_too(tools, run, tmp_path):
-    work = tools.make_work(tmp_path)
-    right, calls = work.loss, []
+    training = tools.make_training(tmp_path)
+    right, calls = training.loss, []
 
     def loss(output, targets):
         terms = right(output, targets)
@@ -130,22 +132,22 @@ def test_an_infinite_gradient_is_skipped_too(tools, run, tmp_path):
             return LossTerms(terms.total + zero, {})
         return terms
 
-    work.loss = loss
-    assert run(work).skipped == 1
+    training.loss = loss
+    assert run(training).skipped == 1
 
 
 def test_five_bad_steps_in_a_row_stop_the_run_naming_the_slices(tools, run, tmp_path):
-    work = breaking(tools.make_work(tmp_path), set(range(2, 99)))
+    training = breaking(tools.make_training(tmp_path), set(range(2, 99)))
     with pytest.raises(DivergedError, match=r"in 5 steps in a row, up to step 6") as caught:
-        run(work, replace(OPTIONS, steps=20))
+        run(training, replace(OPTIONS, steps=20))
     drawn = {f"case{index}[0]" for index in range(6)}
     assert sum(name in str(caught.value) for name in drawn) == 6
     assert "lower train.lr" in str(caught.value)
 
 
 def test_a_group_without_gradient_is_an_error_even_after_a_skipped_step(tools, run, tmp_path):
-    work = breaking(tools.make_work(tmp_path), {1})
-    broken = work.loss
+    training = breaking(tools.make_training(tmp_path), {1})
+    broken = training.loss
 
     def loss(output, targets):
         terms = broken(output, targets)
@@ -153,23 +155,32 @@ def test_a_group_without_gradient_is_an_error_even_after_a_skipped_step(tools, r
             LossTerms(terms.total * 0, {}) if math.isfinite(float(terms.total.detach())) else terms
         )
 
-    work.loss = loss
+    training.loss = loss
     with pytest.raises(RunError, match="no gradient reached"):
-        run(work)
+        run(training)
 
 
-def gradients(work, accelerator, count):
-    live = TrainableTail(work.sam, work.injection.first_trainable_block, work.multimask)
-    loss, names = accumulate_gradients(work, live, accelerator, count)
-    found = {n: p.grad.clone() for n, p in work.injection.parameters.items() if p.grad is not None}
-    return loss, names, found
+def gradients(training, run, monkeypatch, count):
+    """The loss of the first step and its gradients, before they are clipped."""
+    found = {}
+
+    def spy(self, *args, **kwargs):
+        parameters = training.injection.parameters.items()
+        found.update({n: p.grad.clone() for n, p in parameters if p.grad is not None})
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", spy)
+        run(training, replace(OPTIONS, steps=1, clip=0.0, accumulate=count))
+    return lines(training, "train")[0]["loss"], found
 
 
 @pytest.mark.parametrize("kind", ["box", "point"])
-def test_two_batches_accumulated_equal_one_of_twice_the_size(tools, accelerator, tmp_path, kind):
+def test_two_batches_accumulated_equal_one_of_twice_the_size(
+    tools, run, tmp_path, kind, monkeypatch
+):
     """The prompts' noise is drawn object by object, so both see the same samples and prompts."""
-    small = tools.make_work(tmp_path, batch_size=2, kind=kind)
-    large = tools.make_work(tmp_path, batch_size=4, kind=kind)
+    small = tools.make_training(tmp_path / "small", batch_size=2, kind=kind)
+    large = tools.make_training(tmp_path / "large", batch_size=4, kind=kind)
     halves = [next(small.batches), next(small.batches)]
     whole = next(large.batches)
     given = whole.prompts.boxes if kind == "box" else whole.prompts.points
@@ -187,13 +198,13 @@ def test_two_batches_accumulated_equal_one_of_twice_the_size(tools, accelerator,
     )
     large.batches = iter([whole])
     assert [part.shape for part in parts] == [given[:2].shape] * 2
-    first = gradients(small, accelerator, 2)
-    second = gradients(large, accelerator, 1)
-    assert first[1] == second[1]
+    assert [name for half in halves for name in half.names] == whole.names
+    first = gradients(small, run, monkeypatch, 2)
+    second = gradients(large, run, monkeypatch, 1)
     assert first[0] == pytest.approx(second[0], rel=1e-5)
-    assert first[2].keys() == second[2].keys()
-    for name, gradient in first[2].items():
-        torch.testing.assert_close(gradient, second[2][name], rtol=1e-3, atol=1e-5)
+    assert first[1].keys() == second[1].keys()
+    for name, gradient in first[1].items():
+        torch.testing.assert_close(gradient, second[1][name], rtol=1e-3, atol=1e-5)
 
 
 def test_gradients_are_clipped(tools, accelerator, run, tmp_path, monkeypatch):
@@ -208,15 +219,16 @@ def test_gradients_are_clipped(tools, accelerator, run, tmp_path, monkeypatch):
 
     step = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", spy)
-    run(tools.make_work(tmp_path / "a"), replace(OPTIONS, clip=0.01, steps=2))
+    run(tools.make_training(tmp_path / "a"), replace(OPTIONS, clip=0.01, steps=2))
     assert norms == pytest.approx([0.01] * 2, rel=1e-3)
     norms.clear()
-    run(tools.make_work(tmp_path / "b"), replace(OPTIONS, clip=0.0, steps=2))
+    run(tools.make_training(tmp_path / "b"), replace(OPTIONS, clip=0.0, steps=2))
     assert min(norms) > 0.5
 
 
 def factor(schedule, step, steps=110, warmup=10):
-    return rate(LoopOptions(steps=steps, warmup_steps=warmup, schedule=schedule))(step)
+    options = LoopOptions(steps=steps, warmup_steps=warmup, schedule=schedule)
+    return learning_rate_factor(step, options)
 
 
 def test_the_rate_warms_up_and_decays():
@@ -235,48 +247,50 @@ def test_the_rate_warms_up_and_decays():
 
 
 def test_the_rates_of_a_run_follow_the_schedule(tools, run, tmp_path):
-    work = tools.make_work(tmp_path)
-    run(work, replace(OPTIONS, warmup_steps=2, schedule="poly", lr=0.01))
+    training = tools.make_training(tmp_path)
+    run(training, replace(OPTIONS, warmup_steps=2, schedule="poly", lr=0.01))
     expected = [0.01 * factor("poly", step, 6, 2) for step in range(6)]
-    assert [line["lr"] for line in lines(work, "train")] == pytest.approx(expected)
+    assert [line["lr"] for line in lines(training, "train")] == pytest.approx(expected)
 
 
 def test_the_decoder_may_have_its_own_rate_and_gains_do_not_decay(tools, tmp_path):
-    work = tools.make_work(tmp_path)
-    groups = make_optimizer(work.injection, LoopOptions(6, lr=1e-3, decoder_lr=1e-4)).param_groups
-    decoder = {id(work.injection.parameters[n]) for n in work.injection.groups["decoder"]}
+    training = tools.make_training(tmp_path)
+    groups = make_optimizer(
+        training.injection, LoopOptions(6, lr=1e-3, decoder_lr=1e-4)
+    ).param_groups
+    decoder = {id(training.injection.parameters[n]) for n in training.injection.groups["decoder"]}
     count = 0
     for group in groups:
         for parameter in group["params"]:
             count += 1
             assert group["lr"] == (1e-4 if id(parameter) in decoder else 1e-3)
             assert (group["weight_decay"] > 0) == (parameter.ndim > 1)
-    assert count == len(work.injection.parameters)
-    same = make_optimizer(work.injection, LoopOptions(6, lr=1e-3)).param_groups
+    assert count == len(training.injection.parameters)
+    same = make_optimizer(training.injection, LoopOptions(6, lr=1e-3)).param_groups
     assert {group["lr"] for group in same} == {1e-3}
 
 
 def test_the_best_step_is_what_is_left(tools, run, tmp_path):
-    work = tools.make_work(tmp_path)
+    training = tools.make_training(tmp_path)
     scores, seen = iter([0.3, 0.8, 0.8, math.nan, 0.5, 0.1]), []
 
     def validate():
-        seen.append(trainable_state(work.sam, work.injection))
-        assert not any(module.training for module in work.sam.modules())
+        seen.append(trainable_state(training.sam, training.injection))
+        assert not any(module.training for module in training.sam.modules())
         return next(scores)
 
-    work.validate = validate
-    state = run(work, replace(OPTIONS, validate_every=1))
+    training.validate = validate
+    state = run(training, replace(OPTIONS, validate_every=1))
     assert (state.best_step, state.best_score) == (2, 0.8)
-    assert equal(trainable_state(work.sam, work.injection), seen[1])
+    assert equal(trainable_state(training.sam, training.injection), seen[1])
     assert not equal(seen[1], seen[5])
-    assert [line["dice"] for line in lines(work, "validate")] == [0.3, 0.8, 0.8, None, 0.5, 0.1]
+    assert [line["dice"] for line in lines(training, "validate")] == [0.3, 0.8, 0.8, None, 0.5, 0.1]
 
 
 def test_without_a_score_the_first_validated_step_is_left(tools, run, tmp_path):
-    work = tools.make_work(tmp_path)
-    work.validate = lambda: math.nan
-    state = run(work)
+    training = tools.make_training(tmp_path)
+    training.validate = lambda: math.nan
+    state = run(training)
     assert state.best_step == 2
     assert state.best_score == -math.inf
 
@@ -298,16 +312,16 @@ class Stop:
 @pytest.mark.parametrize("options", [{"method": "lora", "dropout": 0.3}, {"method": "full"}])
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(tools, run, tmp_path, options):
     settings = replace(OPTIONS, validate_every=1, checkpoint_every=0)
-    whole = tools.make_work(tmp_path / "whole", **options)
+    whole = tools.make_training(tmp_path / "whole", **options)
     whole.validate = Stop(0)
     expected = run(whole, settings)
 
-    first = tools.make_work(tmp_path / "parts", **options)
+    first = tools.make_training(tmp_path / "parts", **options)
     first.validate = Stop(3)
     with pytest.raises(InterruptedRunError, match="stopped after step 3, all saved"):
         run(first, settings)
     torch.manual_seed(12345)  # the state of the process is another one
-    second = tools.make_work(tmp_path / "parts", seed=0, **options)
+    second = tools.make_training(tmp_path / "parts", seed=0, **options)
     with torch.no_grad():
         for parameter in second.injection.parameters.values():
             parameter.add_(1.0)
@@ -341,7 +355,7 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(tools, run, tmp_path, optio
 
 @pytest.mark.parametrize("fault", ["shape", "nan", "group", "entry", "type"])
 def test_an_optimizer_of_another_run_is_refused(tools, run, tmp_path, fault):
-    run(tools.make_work(tmp_path))
+    run(tools.make_training(tmp_path))
     saved = load_checkpoint(tmp_path / "checkpoints")
     first = saved.optimizer["state"][0]
     if fault == "shape":
@@ -355,30 +369,30 @@ def test_an_optimizer_of_another_run_is_refused(tools, run, tmp_path, fault):
     else:
         saved.optimizer["state"][0] = 5
     with pytest.raises(CheckpointError, match=r"state\.pt: the state of the optimizer"):
-        run(tools.make_work(tmp_path), resume=saved)
+        run(tools.make_training(tmp_path), resume=saved)
 
 
 def test_dropout_draws_from_the_saved_random_state(tools, run, tmp_path):
     """Else the test above would pass without any random state."""
     losses = []
     for seed in (1, 2):
-        work = tools.make_work(tmp_path / str(seed), dropout=0.3)
+        training = tools.make_training(tmp_path / str(seed), dropout=0.3)
         with torch.no_grad():
-            for name, parameter in work.injection.parameters.items():
+            for name, parameter in training.injection.parameters.items():
                 if "lora_B" in name:
                     parameter.add_(0.5)
         torch.manual_seed(seed)
-        run(work, replace(OPTIONS, steps=1))
-        losses.append(lines(work, "train")[0]["loss"])
+        run(training, replace(OPTIONS, steps=1))
+        losses.append(lines(training, "train")[0]["loss"])
     assert losses[0] != losses[1]
 
 
 def test_a_stop_in_the_last_step_is_obeyed_and_can_be_resumed(tools, run, tmp_path):
-    work = tools.make_work(tmp_path)
-    work.validate = Stop(3)
+    training = tools.make_training(tmp_path)
+    training.validate = Stop(3)
     with pytest.raises(InterruptedRunError, match="after step 6"):
-        run(work)
-    again = tools.make_work(tmp_path)
+        run(training)
+    again = tools.make_training(tmp_path)
     state = run(again, resume=load_checkpoint(tmp_path / "checkpoints"))
     assert state.step == 6
     assert equal(trainable_state(again.sam, again.injection), state.best_weights)
@@ -386,7 +400,7 @@ def test_a_stop_in_the_last_step_is_obeyed_and_can_be_resumed(tools, run, tmp_pa
 
 
 def test_checkpoints_come_at_their_steps_and_the_older_one_stays(tools, run, tmp_path):
-    run(tools.make_work(tmp_path), replace(OPTIONS, checkpoint_every=2))
+    run(tools.make_training(tmp_path), replace(OPTIONS, checkpoint_every=2))
     names = sorted(path.name for path in (tmp_path / "checkpoints").glob("step_*"))
     assert names == ["step_000004", "step_000006"]
     saved = load_checkpoint(tmp_path / "checkpoints")
@@ -394,13 +408,13 @@ def test_checkpoints_come_at_their_steps_and_the_older_one_stays(tools, run, tmp
 
 
 def test_what_is_due():
-    assert [step for step in range(1, 8) if loop.due(step, 3, 7)] == [3, 6, 7]
-    assert [step for step in range(1, 8) if loop.due(step, 0, 7)] == [7]
+    assert [step for step in range(1, 8) if loop.is_due(step, 3, 7)] == [3, 6, 7]
+    assert [step for step in range(1, 8) if loop.is_due(step, 0, 7)] == [7]
 
 
 def test_noise_of_prompts_differs_between_steps(tools, tmp_path):
-    work = tools.make_work(tmp_path, batch_size=6)
-    first, second = next(work.batches), next(work.batches)
+    training = tools.make_training(tmp_path, batch_size=6)
+    first, second = next(training.batches), next(training.batches)
     order = [np.argsort(batch.names) for batch in (first, second)]
     boxes = [
         b.prompts.boxes[torch.as_tensor(o)] for b, o in zip((first, second), order, strict=True)

@@ -77,10 +77,10 @@ def test_training_ends_bit_equal(tools, tmp_path, monkeypatch):
     options = LoopOptions(steps=2, warmup_steps=0, validate_every=0)
     ends = []
     for again in (False, True):
-        work = tools.make_work(tmp_path / str(again), blocks="last:2")
-        loop.train(work, replace(options, recompute=again), Accelerator(cpu=True), None)
-        ends.append(trainable_state(work.sam, work.injection))
-    assert [(sam is work.sam, first_trainable_block) for sam, first_trainable_block in seen] == [
-        (True, work.injection.first_trainable_block)
-    ]
+        training = tools.make_training(tmp_path / str(again), blocks="last:2")
+        loop.train(training, replace(options, recompute=again), Accelerator(cpu=True), None)
+        ends.append(trainable_state(training.sam, training.injection))
+    assert [
+        (sam is training.sam, first_trainable_block) for sam, first_trainable_block in seen
+    ] == [(True, training.injection.first_trainable_block)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -1,0 +1,151 @@
+"""What a training works on, how far it is, and how checkpoints save and restore that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from samadapt.adapters.store import load_trainable_state, trainable_state
+from samadapt.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import numpy as np
+
+    from samadapt.adapters.injection import Injection
+    from samadapt.sam.model import Sam
+    from samadapt.training.batches import Batch, Sampler
+    from samadapt.training.features import Features
+    from samadapt.training.losses import LossFunction
+    from samadapt.training.progress import Progress
+
+
+@dataclass
+class Training:
+    """Everything that the loop works on.
+
+    Attributes:
+        sam: the model with its adapter.
+        injection: names the trained parameters.
+        features: the output of the frozen blocks, by key or computed anew.
+        batches: micro-batches without end.
+        sampler: draws the slices of the batches; its state is saved.
+        rng: source of the prompts' noise and of augmentation; its state is saved.
+        loss: maps a ``MaskOutput`` and targets to ``LossTerms``.
+        multimask: train several masks for each object.
+        validate: scores the model as it is; higher is better, NaN if nothing can be scored.
+        run_dir: receives ``metrics.jsonl`` and ``checkpoints/``.
+        progress: shows the user what happens.
+    """
+
+    sam: Sam
+    injection: Injection
+    features: Features
+    batches: Iterator[Batch]
+    sampler: Sampler
+    rng: np.random.Generator
+    loss: LossFunction
+    multimask: bool
+    validate: Callable[[], float]
+    run_dir: Path
+    progress: Progress
+
+
+@dataclass
+class TrainingState:
+    """How far a training is.
+
+    Attributes:
+        step: number of optimizer steps done.
+        best_step: the step with the highest validation score.
+        best_score: that score.
+        best_weights: the trained parameters at that step, by name.
+        skipped: number of steps whose loss or gradient was NaN or infinite.
+        bad_cases: names of the slices in each of the last such steps in a row.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best_score: float = -math.inf
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    skipped: int = 0
+    bad_cases: list[list[str]] = field(default_factory=list)
+
+
+def save(training: Training, state: TrainingState, optimizer: torch.optim.Optimizer) -> None:
+    """Write a checkpoint of everything that ``restore`` needs."""
+    random = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    checkpoint = Checkpoint(
+        step=state.step,
+        weights=trainable_state(training.sam, training.injection),
+        best_weights=state.best_weights,
+        optimizer=optimizer.state_dict(),
+        progress={
+            "step": state.step,
+            "best_step": state.best_step,
+            "best_score": state.best_score if math.isfinite(state.best_score) else None,
+            "skipped": state.skipped,
+            "sampler": training.sampler.drawn,
+            "prompts": training.rng.bit_generator.state,
+        },
+        random=random,
+    )
+    save_checkpoint(training.run_dir / "checkpoints", checkpoint)
+
+
+def restore(
+    training: Training, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint
+) -> TrainingState:
+    """Restore weights, optimizer, sampler and random states, and return how far the training is.
+
+    Raises:
+        CheckpointError: when the optimizer's state does not fit the parameters.
+    """
+    progress = checkpoint.progress
+    load_trainable_state(training.sam, training.injection, checkpoint.weights)
+    # The peak rates come from the configuration, which may have changed since the checkpoint.
+    peaks = [group["peak_lr"] for group in optimizer.param_groups]
+    load_optimizer(optimizer, checkpoint.optimizer)
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        group["peak_lr"] = peak
+    training.sampler.drawn = progress["sampler"]
+    training.rng.bit_generator.state = progress["prompts"]
+    torch.set_rng_state(checkpoint.random["cpu"])
+    if "cuda" in checkpoint.random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(checkpoint.random["cuda"])
+    best = progress["best_score"]
+    return TrainingState(
+        step=checkpoint.step,
+        best_step=progress["best_step"],
+        best_score=-math.inf if best is None else best,
+        best_weights=checkpoint.best_weights,
+        skipped=progress["skipped"],
+    )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restore the state of AdamW.
+
+    Raises:
+        CheckpointError: when groups, entries or shapes are not those of the parameters, or a value
+            is not finite.
+    """
+    try:
+        optimizer.load_state_dict(state)
+        for parameter, entries in optimizer.state.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if entries[name].shape != parameter.shape or not entries[name].isfinite().all():
+                    raise ValueError(f"{name} does not fit its parameter")
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            "state.pt: the state of the optimizer is not that of this run's parameters; restore "
+            "the checkpoint from a copy, or start a new run"
+        ) from error
