@@ -83,6 +83,7 @@ class Dataset:
         shown_names: by the name of a case, the pseudonym by which everything else knows it; empty
             where cases go by their own names.
         partial: which classes and slices are annotated; None: all of them.
+        volumes: volumes in memory: those that the checks read, then prepared ones.
     """
 
     name: str
@@ -104,11 +105,11 @@ class Dataset:
     tiling: Tiling | None = None
     shown_names: Mapping[str, str] = field(default_factory=dict, repr=False)
     partial: Annotated | None = None
+    volumes: VolumeCache = field(default_factory=VolumeCache, repr=False)
 
     def __post_init__(self) -> None:
         """Index the cases by name."""
         self._by_name = {self.shown_names.get(case.name, case.name): case for case in self.cases}
-        self._cache = VolumeCache()
         most = sum(case.shape[0] * case.shape[1] * _BYTES_A_PIXEL for case in self.cases)
         needed = self.tiling is not None and self.cache_dir is not None and most > MEMORY_LIMIT
         self._scratch = Scratch(self.cache_dir, most) if needed and self.cache_dir else None
@@ -236,10 +237,13 @@ class Dataset:
     def volume(self, name: str) -> PreparedVolume:
         """Return a case after the intensity rule and class table, from memory where held.
 
+        The first use takes the voxels that the checks read, while memory holds them; otherwise
+        the files are read again.
+
         Raises:
-            DataError: a file changed or vanished since the scan; the message names it.
+            DataError: a file was damaged or removed after the checks; the message names it.
         """
-        return self._cache.get(name, lambda: self._prepare(self.case(name)))
+        return self.volumes.get(name, lambda: self._prepare(self.case(name)))
 
     def volume_labels(self, name: str) -> Array:
         """Return the (h, w, d) int16 labels of a case; see ``Sample``."""
@@ -314,7 +318,7 @@ class Dataset:
 
     def _prepare(self, case: Case) -> PreparedVolume:
         if self.cache_dir is None or case.axis is None or self.reader.options.masks.instances:
-            read = self.reader.read(case)
+            read = self._read(case)
             image, labels = self._arrays(case, read)
             instances = read.instances
             if self._scratch is not None:
@@ -329,9 +333,15 @@ class Dataset:
         stamp = stamps[0] if not case.files else (len(stamps), *map(max, zip(*stamps, strict=True)))
         key = repr((case, case.files, *stamp, self.intensity, self.table))
         image, labels = stored_arrays(
-            self.cache_dir, key, lambda: self._arrays(case, self.reader.read(case))
+            self.cache_dir, key, lambda: self._arrays(case, self._read(case))
         )
+        self.volumes.take_checked(case.name)  # the files on the disk stand for it from now on
         return PreparedVolume(image, labels, spacing_mm=case.spacing_mm)
+
+    def _read(self, case: Case) -> Volume:
+        """Return a case as the checks read it; read its files again if memory holds it no more."""
+        checked = self.volumes.take_checked(case.name)
+        return self.reader.read(case) if checked is None else checked
 
     def _arrays(self, case: Case, read: Volume) -> tuple[Array, Array]:
         if read.labels is None:
@@ -440,7 +450,8 @@ def open_dataset(
     masks = mask_rules(classes, *rules)
     given = (image, label, cut, spacing, masks, series, classes, exif)
     card, reader = open_reader(name, root, axis, channel, *given)
-    scan = reader.scan(max_cases)
+    volumes = VolumeCache()
+    scan = reader.scan(max_cases, volumes.hold_checked)
     mark_patients(scan, patient)
     table = decide_classes(scan, card, classes, merge_classes, masks, regions)
     partial = read_annotated(annotated, root, scan, table)
@@ -450,7 +461,10 @@ def open_dataset(
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
     parts = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
     policy = (empty_slices, slice_step, seed, Path(cache_dir) if cache_dir else None)
-    return _dataset(name, scan, table, rule, parts, reader, card, policy, cut, partial)
+    volumes.retain_checked({case.name for case in scan.cases})
+    opened = _dataset(name, scan, table, rule, parts, reader, card, policy, cut, partial)
+    opened.volumes = volumes
+    return opened
 
 
 def _dataset(

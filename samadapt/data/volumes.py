@@ -7,14 +7,15 @@ import os
 import tempfile
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
-from samadapt.data.types import Annotation
+from samadapt.data.types import Annotation, Case, Volume
 from samadapt.errors import DataError
 from samadapt.system import atomic
 from samadapt.system.arrays import Array
@@ -47,14 +48,40 @@ class PreparedVolume:
 
 
 class VolumeCache:
-    """Least recently used volumes by case name, limited in bytes; safe for threads."""
+    """Volumes of a data set in memory, limited in bytes; safe for threads.
+
+    It holds two kinds: volumes as the checks read them, until their first use, so that no file is
+    read twice while there is room; and prepared volumes, of which the least recently used go
+    first. Prepared volumes take the room of unprepared ones.
+    """
 
     def __init__(self, limit: int = MEMORY_LIMIT) -> None:
-        """Keep at most ``limit`` bytes, but always the last volume."""
+        """Keep at most ``limit`` bytes, but always the last prepared volume."""
         self.limit = limit
         self._held: OrderedDict[str, PreparedVolume] = OrderedDict()
+        self._checked: dict[str, Volume] = {}
         self._bytes = 0
         self._lock = Lock()
+
+    def hold_checked(self, case: Case, volume: Volume) -> None:
+        """Keep a volume that was just read and checked until it is taken, if there is room."""
+        size = _volume_size(volume)
+        with self._lock:
+            if self._bytes + size <= self.limit:
+                self._checked[case.name] = volume
+                self._bytes += size
+
+    def take_checked(self, name: str) -> Volume | None:
+        """Return the volume that the checks read, and hold it no longer; None if there is none."""
+        with self._lock:
+            volume = self._checked.pop(name, None)
+            self._bytes -= 0 if volume is None else _volume_size(volume)
+        return volume
+
+    def retain_checked(self, names: Collection[str]) -> None:
+        """Drop the checked volumes of all other cases, such as those that were left out."""
+        for name in [name for name in self._checked if name not in names]:
+            self.take_checked(name)
 
     def get(self, name: str, make: Callable[[], PreparedVolume]) -> PreparedVolume:
         """Return the volume of a case; ``make`` reads it if it is not held."""
@@ -67,6 +94,8 @@ class VolumeCache:
             if name not in self._held:
                 self._held[name] = volume
                 self._bytes += _size(volume)
+            while self._bytes > self.limit and self._checked:
+                self._bytes -= _volume_size(self._checked.popitem()[1])
             while self._bytes > self.limit and len(self._held) > 1:
                 self._bytes -= _size(self._held.popitem(last=False)[1])
         return volume
@@ -138,3 +167,19 @@ def _size(volume: PreparedVolume) -> int:
         0 if array is None or isinstance(array, np.memmap) else array.nbytes
         for array in (volume.image, volume.labels, volume.instances)
     )
+
+
+def _volume_size(volume: Volume) -> int:
+    """Return the bytes that a volume keeps in memory.
+
+    An array may be a view of a larger one, such as one channel of a file with several, which then
+    stays in memory as a whole.
+    """
+    size = 0
+    for array in (volume.image, volume.labels, volume.instances):
+        if array is not None:
+            owner: Any = array
+            while isinstance(owner.base, np.ndarray):
+                owner = owner.base
+            size += len(owner.base) if isinstance(owner.base, bytes) else owner.nbytes
+    return size
