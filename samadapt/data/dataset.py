@@ -431,7 +431,7 @@ def open_dataset(
             itself; None: such a file is an error.
         instances: each number of a mask is one object of one class.
         mask_threshold: values of a mask from here on are foreground, lower ones background.
-        series: which of several DICOM series in a folder is used; see ``dicom_choice.py``.
+        series: which of several DICOM series in a folder is used; see ``dicom/series_choice.py``.
         exif: ``"apply"`` or ``"ignore"``; see ``orientation.py``.
         background: the colour of the masks' background, or colours; see ``colours.py``.
         input_channels: of a model that takes more than three (``Sam.add_input_projection``).
@@ -461,10 +461,7 @@ def open_dataset(
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
     parts = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
     policy = (empty_slices, slice_step, seed, Path(cache_dir) if cache_dir else None)
-    volumes.retain_checked({case.name for case in scan.cases})
-    opened = _dataset(name, scan, table, rule, parts, reader, card, policy, cut, partial)
-    opened.volumes = volumes
-    return opened
+    return _dataset(name, scan, table, rule, parts, reader, card, policy, cut, partial, volumes)
 
 
 def _dataset(
@@ -478,6 +475,7 @@ def _dataset(
     policy: tuple[str | float, int, int, Path | None],
     cut: Tiling | None,
     partial: Annotated | None,
+    volumes: VolumeCache,
 ) -> Dataset:
     """Return the data set of a scan that was divided.
 
@@ -485,6 +483,7 @@ def _dataset(
         DataError: an image is on both sides.
     """
     check_copies(name, scan, parts)
+    volumes.retain_checked({case.name for case in scan.cases})
     notes = [card.note if card else "", parts.rule if parts.slab else ""]
     return Dataset(
         name=name,
@@ -505,6 +504,7 @@ def _dataset(
         card=card,
         tiling=cut,
         partial=partial,
+        volumes=volumes,
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from samadapt.data.formats.dicom.frames import read_file
+from samadapt.data.formats.dicom.files import read_file
 from samadapt.data.types import FindingError
 from samadapt.errors import DataError, MissingExtraError
 from samadapt.system import atomic
@@ -74,7 +74,7 @@ def save_segmentation(
     if volume.source is None or not labels.any():
         reason = "nothing was found, and a DICOM SEG cannot be empty; write it as .nii.gz"
         raise DataError(f"{path}: {reason}")
-    from samadapt.data.formats.nifti.grid import to_source
+    from samadapt.data.formats.shared.volume_slices import to_source
 
     maps = [to_source(one, volume.source) for one in (labels if labels.ndim == 4 else [labels])]
     shape = maps[0].shape

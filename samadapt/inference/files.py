@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from samadapt.data.formats.base import Reader, ReaderOptions, reader_for, readers, write_prediction
-from samadapt.data.formats.dicom.objects import holds_dicom
+from samadapt.data.formats.dicom.folder_contents import holds_dicom
 from samadapt.errors import DataError, UserError
 from samadapt.inference.coco import CocoFile, coco_masks
 from samadapt.inference.dicom_seg import SEG, need_highdicom, save_segmentation
@@ -403,7 +403,7 @@ def _write_probabilities(probabilities: Array, volume: Volume, target: Path, nam
         with atomic.file(path) as part:
             np.savez_compressed(part, probabilities=probabilities[..., 0])
         return path
-    from samadapt.data.formats.nifti.grid import save_shares
+    from samadapt.data.formats.nifti.write import save_shares
 
     path = target.with_name(f"{base}_probabilities.nii.gz")
     save_shares(probabilities, volume.source, path)

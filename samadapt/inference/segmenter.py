@@ -13,7 +13,7 @@ from samadapt.adapters.base_model import open_base
 from samadapt.adapters.record import AdapterRecord, read_record
 from samadapt.data.channels import Channel
 from samadapt.data.formats.base import ReaderOptions, parse_axis
-from samadapt.data.formats.dicom.choice import general_choice
+from samadapt.data.formats.dicom.series_choice import general_choice
 from samadapt.data.formats.nifti.affine import check_spacing_source
 from samadapt.data.formats.shared.exif import Exif, parse_exif
 from samadapt.errors import AdapterError, nearest
@@ -280,7 +280,7 @@ class Segmenter:
             found = (found > 0).astype(np.uint8)
         if volume.source is None:
             return found[..., 0]
-        from samadapt.data.formats.nifti.grid import to_source
+        from samadapt.data.formats.shared.volume_slices import to_source
 
         if found.ndim == 4:
             return np.stack([to_source(mask, volume.source) for mask in found])

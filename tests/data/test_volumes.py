@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from samadapt.data.volumes import VolumeCache
 
 
 @pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Count how often each file is read, by its folder and name."""
     counts: Counter[str] = Counter()
     load = NiftiReader.load
@@ -29,7 +29,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         return load(self, path, *args)
 
     monkeypatch.setattr(NiftiReader, "load", counted)
-    yield counts
+    return counts
 
 
 def test_checks_and_samples_read_each_file_once(

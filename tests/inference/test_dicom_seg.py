@@ -10,7 +10,7 @@ import pytest
 
 from samadapt.data.formats import base as readers_module
 from samadapt.data.formats.base import Reader
-from samadapt.data.formats.nifti.grid import source_grid, spacing_of, to_slices
+from samadapt.data.formats.shared.volume_slices import source_grid, spacing_of, to_slices
 from samadapt.data.types import Volume
 from samadapt.errors import DataError, MissingExtraError
 from samadapt.inference.dicom_seg import save_segmentation

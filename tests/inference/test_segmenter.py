@@ -129,7 +129,7 @@ def test_boxes_by_slice_and_for_every_slice(trained, scan):
     only = {2: box_objects(BOX), 9: box_objects(BOX, [1, 1, 9, 9])}
     _, expected = expected_volume(sam, scan, [only.get(i, box_objects()) for i in range(depth)])
     found = segmenter.segment(scan, boxes={2: [BOX], 9: [BOX, [1, 1, 9, 9]]})
-    from samadapt.data.formats.nifti.grid import to_source
+    from samadapt.data.formats.shared.volume_slices import to_source
 
     assert nearly_equal(found, to_source(expected, read_image(scan, "coronal").source))
     everywhere = segmenter.segment(scan, boxes=[BOX])

@@ -26,7 +26,7 @@ from samadapt.data.checks.mask_values import AS_CLASSES, MaskRules, measure_mask
 from samadapt.data.classes import ClassChoice
 from samadapt.data.formats.shared.exif import Exif
 from samadapt.data.formats.shared.foreign import by_name
-from samadapt.data.formats.shared.watched import TookTooLongError, each, within_limit
+from samadapt.data.formats.shared.time_limit import TookTooLongError, each, within_limit
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Case, Finding, FindingError, Volume
 from samadapt.errors import ConfigError, DataError, MissingExtraError, nearest
@@ -55,7 +55,7 @@ class ReaderOptions:
         spacing: which voxel size of a NIfTI header is true where its affine and ``pixdim``
             differ: ``"affine"`` or ``"pixdim"``; None: such a file is refused.
         masks: how the values of masks are read.
-        series: which of several DICOM series in a folder; see ``dicom_choice.py``.
+        series: which of several DICOM series in a folder; see ``dicom/series_choice.py``.
         classes: the classes that will be used, where a format's masks may overlap otherwise.
         exif: whether the EXIF orientation of pictures is applied; None: it is, and masks must
             show that they are drawn so. See ``orientation.py``.

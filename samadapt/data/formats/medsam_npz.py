@@ -18,10 +18,11 @@ import numpy as np
 
 from samadapt.data.channels import Indices
 from samadapt.data.formats.base import Layout, register_reader
-from samadapt.data.formats.nifti.grid import SUFFIXES, finite_image, whole_labels
-from samadapt.data.formats.shared.volume_reader import Grid, VolumeReader, error, stack_grid
+from samadapt.data.formats.nifti.write import SUFFIXES
+from samadapt.data.formats.shared.stored_volume import StoredVolume, stack_without_orientation
+from samadapt.data.formats.shared.volume_reader import VolumeReader, error
+from samadapt.data.formats.shared.volume_values import finite_image, whole_labels
 from samadapt.data.types import (
-    Array,
     Case,
     Finding,
     FindingError,
@@ -33,6 +34,7 @@ from samadapt.data.types import (
 )
 from samadapt.errors import DataError
 from samadapt.system import atomic
+from samadapt.system.arrays import Array
 
 _AGAIN = "copy it again, or run the pre-processing again"
 
@@ -71,10 +73,10 @@ class MedSamReader(VolumeReader):
             layout.findings.append(error("no_cases", root, message, "check data.root"))
         return layout
 
-    def load(self, path: Path, channel: Indices = None) -> Grid:
+    def load(self, path: Path, channel: Indices = None) -> StoredVolume:
         """Read the image of a file as a volume, a grey picture as one slice."""
         image, spacing = _image(path)
-        return stack_grid(image if image.ndim == 3 else image[None], spacing)
+        return stack_without_orientation(image if image.ndim == 3 else image[None], spacing)
 
     def read_image(self, path: Path) -> Volume:
         """Read a picture or a volume without labels."""
@@ -137,7 +139,7 @@ class MedSamReader(VolumeReader):
         values = image if image.dtype == np.uint8 else finite_image(path, image)
         if image.ndim == 2:
             return Volume(values[:, :, None], None if labels is None else labels[:, :, None])
-        grid = stack_grid(values, spacing)
+        grid = stack_without_orientation(values, spacing)
         return self.arrange(
             grid, grid.values, None if labels is None else labels.transpose(2, 1, 0)
         )

@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from samadapt.data.formats.base import Layout, register_reader
-from samadapt.data.formats.nifti.grid import load_grid
-from samadapt.data.formats.nifti.reader import NiftiReader
-from samadapt.data.formats.shared.volume_reader import Grid
+from samadapt.data.formats.nifti.reader import NiftiReader, load_nifti
 from samadapt.data.types import Case, Finding, Volume
 from samadapt.errors import MissingExtraError
 from samadapt.system.arrays import Array
@@ -46,13 +44,12 @@ class Mni152Reader(NiftiReader):
 
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
         """Read the template and make the labels from the two probability maps."""
-        image, header = load_grid(case.image)
+        stored = load_nifti(case.image)
         grey, white = (
-            load_grid(case.image.with_name(_FILE.format(tissue)))[0] for tissue in ("gm", "wm")
+            load_nifti(case.image.with_name(_FILE.format(tissue))).values for tissue in ("gm", "wm")
         )
         labels = tissue_labels(grey / grey.max(), white / white.max())
-        grid = Grid(image, np.asarray(header.get_best_affine()), header)
-        return self.arrange(grid, image.astype(np.float32), labels), []
+        return self.arrange(stored, stored.values.astype(np.float32), labels), []
 
 
 def tissue_labels(grey: Array, white: Array) -> Array:

@@ -16,7 +16,7 @@ import pytest
 import tifffile
 
 from samadapt.data.formats.base import read_image
-from samadapt.data.formats.nifti.grid import load_grid
+from samadapt.data.formats.nifti.reader import load_nifti
 from samadapt.data.types import FindingError
 from samadapt.system.limits import MAX_GB, set_limits
 
@@ -105,16 +105,16 @@ def test_a_nifti_header_that_declares_more_than_there_is(tmp_path: Path) -> None
 def test_an_honest_empty_map_is_read_however_far_it_shrinks(tmp_path: Path) -> None:
     path = gzip_of(tmp_path / "a.nii.gz", nifti_header((512, 512, 400)), 512 * 512 * 400)
     assert path.stat().st_size * 900 < 512 * 512 * 400
-    assert load_grid(path)[0].shape == (512, 512, 400)
+    assert load_nifti(path).values.shape == (512, 512, 400)
 
 
 def test_padding_behind_the_voxels_is_read(tmp_path: Path) -> None:
     content = nifti_header((4, 4, 4)) + bytes(range(64))
     (tmp_path / "a.nii").write_bytes(content + bytes(512))
-    assert load_grid(tmp_path / "a.nii")[0].max() == 63
+    assert load_nifti(tmp_path / "a.nii").values.max() == 63
     (tmp_path / "a.nii").write_bytes(content + bytes(5000))
     with pytest.raises(FindingError, match="holds more"):
-        load_grid(tmp_path / "a.nii")
+        load_nifti(tmp_path / "a.nii")
 
 
 def test_the_key_raises_the_bound(tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_the_key_raises_the_bound(tmp_path: Path) -> None:
     try:
         set_limits(max_gb=1e-4)
         with pytest.raises(FindingError, match=r"at most .*data\.max_gb"):
-            load_grid(path)
+            load_nifti(path)
         set_limits(max_gb=2e-3)
-        assert load_grid(path)[0].shape == (64, 64, 64)
+        assert load_nifti(path).values.shape == (64, 64, 64)
     finally:
         set_limits(max_gb=MAX_GB)
 
@@ -133,7 +133,7 @@ def test_several_gzip_members_are_one_file(tmp_path: Path) -> None:
     first = gzip_of(tmp_path / "a", nifti_header((4, 4, 4)), 0).read_bytes()
     second = gzip_of(tmp_path / "b", bytes(range(64)), 0).read_bytes()
     (tmp_path / "a.nii.gz").write_bytes(first + second + bytes(100))
-    assert load_grid(tmp_path / "a.nii.gz")[0].max() == 63
+    assert load_nifti(tmp_path / "a.nii.gz").values.max() == 63
 
 
 def npz(

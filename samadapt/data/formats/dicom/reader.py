@@ -1,7 +1,7 @@
 """DICOM series: a folder with one sub-folder a case, or any tree; one case a series or a picture.
 
 A series is named by its folder below the root, a picture (X-ray, ultrasound) by its file; never by
-a patient. ``dicom_layout.py`` says what becomes a case. Labels are looked for in this order:
+a patient. ``cases.py`` says what becomes a case. Labels are looked for in this order:
 ``data.label`` (a pattern, with ``data.image`` a pattern of series folders or files); a NIfTI, NRRD
 or MetaImage file named as the case (or as its folder) in ``labelsTr/``, ``labels/`` or ``masks/``
 of the root, or beside the folder, for a picture also PNG; a DICOM SEG or RTSTRUCT object that
@@ -25,21 +25,15 @@ import numpy as np
 
 from samadapt.data.channels import Indices
 from samadapt.data.formats.base import Layout, register_reader
-from samadapt.data.formats.dicom.frames import (
-    frames_of,
-    order_frames,
-    picture_grid,
-    read_file,
-    read_pixels,
-)
-from samadapt.data.formats.dicom.layout import (
-    DicomLayout,
+from samadapt.data.formats.dicom.cases import (
+    CaseBuilder,
     left_aside,
     only_localizers,
     several_series,
     volumes_of,
 )
-from samadapt.data.formats.dicom.objects import (
+from samadapt.data.formats.dicom.files import read_file
+from samadapt.data.formats.dicom.folder_contents import (
     ENDINGS,
     LABELS,
     RTSTRUCT,
@@ -47,14 +41,19 @@ from samadapt.data.formats.dicom.objects import (
     files_in,
     holds_one,
 )
+from samadapt.data.formats.dicom.frames import frames_of
+from samadapt.data.formats.dicom.pixels import read_picture, read_pixels
 from samadapt.data.formats.dicom.rtstruct import load_contours, region_names
 from samadapt.data.formats.dicom.seg import load_segmentation, segment_names
-from samadapt.data.formats.dicom.sniff import is_dicom
+from samadapt.data.formats.dicom.signature import is_dicom
+from samadapt.data.formats.dicom.slice_order import order_frames
 from samadapt.data.formats.itk.reader import load_itk
-from samadapt.data.formats.nifti.grid import SUFFIXES as NIFTI
+from samadapt.data.formats.nifti.reader import load_nifti
+from samadapt.data.formats.nifti.write import SUFFIXES as NIFTI
 from samadapt.data.formats.shared.pictures import load_mask, save_plane
 from samadapt.data.formats.shared.stills import SUFFIXES as PICTURES
-from samadapt.data.formats.shared.volume_reader import Grid, VolumeReader, error, load_nifti
+from samadapt.data.formats.shared.stored_volume import StoredVolume
+from samadapt.data.formats.shared.volume_reader import VolumeReader, error
 from samadapt.data.palettes import check_palette
 from samadapt.data.types import Case, Finding, FindingError, Volume, fault
 from samadapt.system.arrays import Array
@@ -95,7 +94,7 @@ class DicomReader(VolumeReader):
             file = root or Path("data.root")
             layout.findings.append(error("missing_folder", file, message, "set data.root"))
             return layout
-        arranged = DicomLayout(root, self.options, collect(root, layout), layout)
+        arranged = CaseBuilder(root, self.options, collect(root, layout), layout)
         try:
             arranged.arrange()
             self._name_segments(layout)
@@ -111,7 +110,7 @@ class DicomReader(VolumeReader):
             layout.findings.append(error("no_cases", root, message, "check data.root"))
         return layout
 
-    def load(self, path: Path, channel: Indices = None) -> Grid:
+    def load(self, path: Path, channel: Indices = None) -> StoredVolume:
         """Read the series of a folder, or one file (a slice or a multi-frame object)."""
         if not path.is_dir():
             return _load(path, [path])
@@ -119,7 +118,7 @@ class DicomReader(VolumeReader):
         grid = _load(path, files)
         return grid._replace(findings=(*grid.findings, *found), files=tuple(files))
 
-    def arrange(self, grid: Grid, image: Array, labels: Array | None = None) -> Volume:
+    def arrange(self, grid: StoredVolume, image: Array, labels: Array | None = None) -> Volume:
         """Return image and labels as slices; a picture with colours is one."""
         volume = super().arrange(grid, image, labels)
         if image.ndim == 3:
@@ -133,11 +132,13 @@ class DicomReader(VolumeReader):
         else:
             super().write(prediction, volume, path)
 
-    def load_image(self, case: Case) -> Grid:
+    def load_image(self, case: Case) -> StoredVolume:
         """Read the files of a case."""
         return _load(case.image, case.files)
 
-    def load_labels(self, case: Case, path: Path, image: Grid | None) -> Grid | None:
+    def load_labels(
+        self, case: Case, path: Path, image: StoredVolume | None
+    ) -> StoredVolume | None:
         """Read the mask of a case; SEG, RTSTRUCT and masks of pictures need the image."""
         name = path.name.lower()
         if name.endswith(LABELS):
@@ -149,7 +150,7 @@ class DicomReader(VolumeReader):
         if name.endswith(PICTURES):
             mask = load_mask(path, masks=self.options.masks)
             check_palette(path, mask.colours)
-            return Grid(mask.values.T[:, :, None], image.affine)
+            return StoredVolume(mask.values.T[:, :, None], image.affine)
         if _is_contours(path):
             return load_contours(path, image, self._wanted(), case.files)
         return load_segmentation(path, image, self._values)
@@ -212,7 +213,7 @@ def chosen_files(folder: Path, choice: str | None = None) -> tuple[list[Path], l
 
     Args:
         folder: of a series, or one with a study below it.
-        choice: which series, where it holds several; see ``dicom_choice.py``.
+        choice: which series, where it holds several; see ``dicom/series_choice.py``.
 
     Raises:
         FindingError: it holds none, or several; or a file of it is broken.
@@ -238,10 +239,10 @@ def chosen_files(folder: Path, choice: str | None = None) -> tuple[list[Path], l
     return sorted(series[0].files), [found] if found else []
 
 
-def _load(folder: Path, files: Sequence[Path]) -> Grid:
+def _load(folder: Path, files: Sequence[Path]) -> StoredVolume:
     """Read the files of one series."""
     frames = [frame for path in files for frame in frames_of(path)]
-    picture = picture_grid(folder, frames)
+    picture = read_picture(folder, frames)
     if picture is not None:
         return picture
     ordered, affine, warned = order_frames(folder, frames)
@@ -254,7 +255,7 @@ def _is_contours(path: Path) -> bool:
     return str(kind) == RTSTRUCT
 
 
-def _by_index(path: Path, labels: Grid, image: Grid) -> Grid:
+def _by_index(path: Path, labels: StoredVolume, image: StoredVolume) -> StoredVolume:
     """Take the mask of a picture by rows and columns: the picture has no affine to compare."""
     turns = np.sign(np.diag(labels.affine)[:2])
     findings: tuple[Finding, ...] = ()

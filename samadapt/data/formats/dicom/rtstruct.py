@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.formats.dicom.frames import read_file
-from samadapt.data.formats.shared.volume_reader import Grid
+from samadapt.data.formats.dicom.files import read_file
+from samadapt.data.formats.shared.stored_volume import StoredVolume
 from samadapt.data.types import Finding, fault
 from samadapt.system.arrays import Array
 
@@ -75,8 +75,8 @@ def region_names(path: Path) -> dict[int, str]:
 
 
 def load_contours(
-    path: Path, image: Grid, values: Mapping[str, int], files: Sequence[Path]
-) -> Grid:
+    path: Path, image: StoredVolume, values: Mapping[str, int], files: Sequence[Path]
+) -> StoredVolume:
     """Read the regions of an RTSTRUCT object as labels on the grid of an image.
 
     Args:
@@ -114,7 +114,7 @@ def load_contours(
             fix = "choose regions that do not overlap with data.classes=[…]"
             raise fault("overlapping_segments", path, message, fix)
         labels[mask] = values[name]
-    return Grid(labels, image.affine, findings=tuple(_findings(path, doubts)))
+    return StoredVolume(labels, image.affine, findings=tuple(_findings(path, doubts)))
 
 
 def _contours(header: Any) -> Iterator[tuple[int, Any]]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from samadapt.data.formats.dicom.frames import frames_of, plane_affine, read_file, stored_pixels
-from samadapt.data.formats.shared.volume_reader import Grid
+from samadapt.data.formats.dicom.files import read_file
+from samadapt.data.formats.dicom.frames import frames_of, plane_affine
+from samadapt.data.formats.dicom.pixels import stored_pixels
+from samadapt.data.formats.shared.stored_volume import StoredVolume
 from samadapt.data.types import fault
 from samadapt.system.arrays import Array
 
@@ -36,7 +38,7 @@ def segment_names(path: Path) -> dict[int, str]:
     return names
 
 
-def load_segmentation(path: Path, image: Grid, values: Mapping[str, int]) -> Grid:
+def load_segmentation(path: Path, image: StoredVolume, values: Mapping[str, int]) -> StoredVolume:
     """Read a SEG object as labels on the grid of an image.
 
     Args:
@@ -74,7 +76,7 @@ def load_segmentation(path: Path, image: Grid, values: Mapping[str, int]) -> Gri
         placed = (to_voxel @ plane_affine(frame) @ points)[:3]
         voxels = np.rint(placed).astype(np.int64)
         _put(path, labels, voxels, placed, table[plane.T[column, row]])
-    return Grid(labels, image.affine)
+    return StoredVolume(labels, image.affine)
 
 
 def _put(path: Path, labels: Array, voxels: Array, placed: Array, values: Array) -> None:

@@ -16,19 +16,21 @@ import numpy as np
 from samadapt.data.channels import ChannelError, Indices, need_one, pick
 from samadapt.data.classes import chosen_values
 from samadapt.data.formats.base import Layout, register_reader
-from samadapt.data.formats.itk.header import data_files, is_metaimage
+from samadapt.data.formats.itk.data_files import data_files, is_metaimage
 from samadapt.data.formats.itk.slicer_seg import ENDINGS as SLICER
 from samadapt.data.formats.itk.slicer_seg import label_map, number_segments, placed, read_segments
 from samadapt.data.formats.nifti.affine import is_singular
-from samadapt.data.formats.nifti.grid import SUFFIXES, check_prediction, made_header, to_source
-from samadapt.data.formats.shared.volume_reader import Grid, VolumeReader, load_nifti
+from samadapt.data.formats.nifti.reader import load_nifti
+from samadapt.data.formats.nifti.write import SUFFIXES
+from samadapt.data.formats.shared.stored_volume import LPS_TO_RAS, StoredVolume
+from samadapt.data.formats.shared.volume_reader import VolumeReader
+from samadapt.data.formats.shared.volume_slices import check_prediction, made_header, to_source
 from samadapt.data.types import Case, Volume, check_bytes, check_size, fault
 from samadapt.errors import DataError
 from samadapt.system import atomic
 from samadapt.system.arrays import Array
 
 _SINGLE = (".nrrd", ".mha")
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _DEFLATE = 1040
 """No deflate stream shrinks its content more than 1032-fold (zlib's documentation)."""
 
@@ -43,7 +45,7 @@ class ItkReader(VolumeReader):
     output_suffixes: ClassVar[tuple[str, ...]] = (*SUFFIXES, *_SINGLE)
     needs: ClassVar[tuple[str, str] | None] = ("SimpleITK", "itk")
 
-    def load(self, path: Path, channel: Indices = None) -> Grid:
+    def load(self, path: Path, channel: Indices = None) -> StoredVolume:
         """Read one file; a mask named by ``data.label`` may be NIfTI."""
         if path.name.lower().endswith(SUFFIXES):
             return load_nifti(path, channel, self.options.spacing)
@@ -60,7 +62,9 @@ class ItkReader(VolumeReader):
         self._values = values
         return layout
 
-    def load_labels(self, case: Case, path: Path, image: Grid | None) -> Grid | None:
+    def load_labels(
+        self, case: Case, path: Path, image: StoredVolume | None
+    ) -> StoredVolume | None:
         """Read the mask of a case; Slicer's segmentations are put in their place in the image."""
         segments = self._segments.get(path, [])
         if not segments and not path.name.lower().endswith(SLICER):
@@ -72,7 +76,7 @@ class ItkReader(VolumeReader):
         labels = label_map(path, grid.values, segments, values)
         return placed(path, grid._replace(values=labels), image)
 
-    def _layers(self, path: Path) -> Grid:
+    def _layers(self, path: Path) -> StoredVolume:
         """Read all layers of a segmentation, (x, y, z, layer)."""
         try:
             grid = self.load(path)
@@ -92,7 +96,7 @@ class ItkReader(VolumeReader):
         dtype = np.uint8 if prediction.size == 0 or prediction.max() < 256 else np.int16
         values = to_source(prediction.astype(dtype), volume.source)
         axes = values.ndim
-        affine = _LPS @ volume.source.affine
+        affine = LPS_TO_RAS @ volume.source.affine
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         image = sitk.GetImageFromArray(np.ascontiguousarray(values.T))
         image.SetSpacing(spacing[:axes].tolist())
@@ -102,7 +106,7 @@ class ItkReader(VolumeReader):
             sitk.WriteImage(image, str(part), useCompression=True)
 
 
-def load_itk(path: Path, channel: Indices = None, root: Path | None = None) -> Grid:
+def load_itk(path: Path, channel: Indices = None, root: Path | None = None) -> StoredVolume:
     """Read a NRRD or MetaImage file.
 
     Args:
@@ -141,7 +145,7 @@ def load_itk(path: Path, channel: Indices = None, root: Path | None = None) -> G
     return _as_grid(path, image, values, channel)
 
 
-def _as_grid(path: Path, image: Any, values: Array, channel: Indices) -> Grid:
+def _as_grid(path: Path, image: Any, values: Array, channel: Indices) -> StoredVolume:
     """Turn ITK's array (…, z, y, x, component) and geometry into a grid."""
     several = image.GetNumberOfComponentsPerPixel() > 1, image.GetDimension() == 4
     if all(several):
@@ -163,11 +167,13 @@ def _as_grid(path: Path, image: Any, values: Array, channel: Indices) -> Grid:
     if is_singular(affine):
         message = "its directions cannot be inverted: an axis has no length of its own"
         raise fault("bad_spacing", path, message, "set the true orientation and spacing")
-    affine = _LPS @ affine
+    affine = LPS_TO_RAS @ affine
     values = values.T
     shape = values.shape[:axes]
     channels = values.shape[axes:]
-    return Grid(values.reshape((*shape, 1)[:3] + channels), affine, made_header(shape, affine))
+    return StoredVolume(
+        values.reshape((*shape, 1)[:3] + channels), affine, made_header(shape, affine)
+    )
 
 
 def _check(path: Path, reader: Any, stored: tuple[str, list[Path]]) -> None:

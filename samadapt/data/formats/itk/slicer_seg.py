@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from samadapt.data.channels import mask_with_channels
-from samadapt.data.formats.shared.volume_reader import Grid, turned
+from samadapt.data.formats.shared.stored_volume import StoredVolume, with_axes_of
 from samadapt.data.types import fault
 from samadapt.system.arrays import Array
 
@@ -138,7 +138,7 @@ def label_map(
     return labels
 
 
-def placed(path: Path, mask: Grid, image: Grid) -> Grid:
+def placed(path: Path, mask: StoredVolume, image: StoredVolume) -> StoredVolume:
     """Return a mask on the grid of its image, of which it covers a part.
 
     A mask whose voxels are not those of the image is returned as it is.
@@ -146,7 +146,7 @@ def placed(path: Path, mask: Grid, image: Grid) -> Grid:
     Raises:
         FindingError: voxels with a label lie outside the image.
     """
-    mask = turned(mask, image.affine)
+    mask = with_axes_of(mask, image.affine)
     relative = np.linalg.inv(image.affine) @ mask.affine
     shape, whole = np.array(mask.values.shape), np.array(image.values.shape[:3])
     start = np.rint(relative[:3, 3]).astype(int)
@@ -162,7 +162,7 @@ def placed(path: Path, mask: Grid, image: Grid) -> Grid:
         raise fault("grid_mismatch", path, message, "check that it belongs to this image")
     values = np.zeros(whole, dtype=mask.values.dtype)
     values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = kept
-    return Grid(values, image.affine, findings=mask.findings)
+    return StoredVolume(values, image.affine, findings=mask.findings)
 
 
 def _check_values(path: Path, layers: Array, segments: Sequence[Segment]) -> None:

@@ -1,8 +1,9 @@
-"""The geometry of a NIfTI header: whether it can be used, and whether it contradicts itself.
+"""The affine of a NIfTI header: whether it can be used, and whether the header contradicts it.
 
-A header states the voxel size twice: in ``pixdim`` and as the lengths of the columns of its sform.
-nibabel and FSL's viewers use the sform, ITK uses ``pixdim``. Where the two differ, every distance
-in mm is wrong for one of them, so nothing is read until the user says which one is true.
+A header states the voxel size twice: in ``pixdim[1..3]``, and as the lengths of the columns of the
+sform (``srow_x``, ``srow_y``, ``srow_z``). nibabel and FSL's viewers use the sform; ITK uses
+``pixdim``. Where the two differ, every distance in mm is wrong in one of these programs, so the
+file is refused until the user says which size is true.
 """
 
 from __future__ import annotations
@@ -22,18 +23,25 @@ TOLERANCE = 0.01
 """Relative difference of two voxel sizes that counts as rounding: 0.49 for 0.488 is 0.4 %."""
 
 SINGULAR = 1e-6
-"""Volume of the parallelepiped of the affine's unit columns below which no inverse is trusted.
-Orthogonal axes have 1, a gantry tilt of 30 degrees 0.87."""
+"""Smallest determinant of the affine's unit columns whose inverse is trusted. Orthogonal axes
+have 1, and a gantry tilt of 30 degrees 0.87."""
 
 
 def check_spacing_source(spacing: str | None) -> None:
-    """Refuse a value that ``data.spacing`` does not have; raises ``ConfigError``."""
+    """Refuse a value that ``data.spacing`` does not have.
+
+    Raises:
+        ConfigError: it is neither ``"affine"``, ``"pixdim"`` nor None.
+    """
     if spacing is not None and spacing not in get_args(SpacingSource):
         raise ConfigError(f"data.spacing must be affine, pixdim or null; got {spacing!r}")
 
 
 def is_singular(affine: Array) -> bool:
-    """Whether the axes of a (4, 4) or (3, 3) affine do not span the space, whatever their unit."""
+    """Return whether the axes of a (4, 4) or (3, 3) affine fail to span the space.
+
+    The lengths of the columns do not matter, so that the unit (mm or m) makes no difference.
+    """
     matrix = np.asarray(affine, dtype=np.float64)[:3, :3]
     if not np.isfinite(affine).all():
         return True
@@ -44,13 +52,13 @@ def is_singular(affine: Array) -> bool:
 
 
 def settled_header(path: Path, header: Any, spacing: str | None) -> Any:
-    """Return a header whose affine and ``pixdim`` agree.
+    """Return a header in which affine and ``pixdim`` agree.
 
     Args:
         path: the file, for the messages.
         header: NIfTI header.
-        spacing: which one is true where they differ: ``"affine"``, ``"pixdim"``, or None: neither
-            is believed. Directions and origin are the affine's in any case.
+        spacing: which voxel size is true where the two differ: ``"affine"`` or ``"pixdim"``. None:
+            such a file is refused. Directions and origin come from the affine in any case.
 
     Raises:
         FindingError: the affine cannot be inverted, or it contradicts ``pixdim`` and ``spacing``
@@ -72,7 +80,7 @@ def settled_header(path: Path, header: Any, spacing: str | None) -> Any:
             f"says {other}"
         )
         fix = (
-            "find out which one is true and say data.spacing=affine or data.spacing=pixdim "
+            "find out which one is true and set data.spacing=affine or data.spacing=pixdim "
             "(predict: spacing=), or correct the header"
         )
         raise fault("spacing_conflict", path, message, fix)
@@ -81,18 +89,20 @@ def settled_header(path: Path, header: Any, spacing: str | None) -> Any:
         header["pixdim"][1 : 1 + axes] = np.linalg.norm(affine[:3, :axes], axis=0)
     else:
         affine[:3, :axes] *= declared / np.linalg.norm(affine[:3, :axes], axis=0)
-        header.set_sform(affine)  # the code stays
+        header.set_sform(affine)  # keeps sform_code
     return header
 
 
 def agree(affine: Array, pixdim: Array) -> bool:
-    """Whether voxel sizes are those of an affine.
+    """Return whether the voxel sizes in ``pixdim`` are those of an affine, within ``TOLERANCE``.
 
-    In a sheared grid (gantry tilt) some programs write the distance of the slices as ``pixdim``,
-    which is shorter than the column of the affine; both are accepted.
+    In a sheared grid (gantry tilt), the distance between two slices is shorter than the column of
+    the affine. Some programs write the one as ``pixdim``, some the other; both are accepted, and
+    what lies between.
     """
     axes = len(pixdim)
-    along = np.linalg.norm(affine[:3, :3], axis=0)[:axes]
+    along = np.linalg.norm(affine[:3, :3], axis=0)[:axes]  # lengths of the columns
+    # A row of the inverse is a normal of the planes of one axis, and its length is 1 / distance.
     across = 1 / np.linalg.norm(np.linalg.inv(affine[:3, :3]), axis=1)[:axes]
     low, high = (1 - TOLERANCE) * np.minimum(along, across), (1 + TOLERANCE) * along
     return bool(((pixdim >= low) & (pixdim <= high)).all())

@@ -15,8 +15,8 @@ import numpy as np
 
 from samadapt.data.formats.shared.exif import TAG, UPRIGHT, known_orientation, turn
 from samadapt.data.formats.shared.png_guard import check_png
-from samadapt.data.formats.tiff.guard import check_tiff
 from samadapt.data.formats.tiff.pages import main_page, page_values, tifffile
+from samadapt.data.formats.tiff.safety import check_tiff
 from samadapt.data.types import FindingError, fault, too_large
 from samadapt.system.arrays import Array
 from samadapt.system.limits import scaled

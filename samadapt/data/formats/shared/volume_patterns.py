@@ -19,7 +19,7 @@ from samadapt.data.formats.base import Layout, ReaderOptions
 from samadapt.data.types import Case, FindingError, fault
 
 CHANNEL = "{channel}"
-Found = dict[tuple[str, ...], Path]
+FilesByWildcards = dict[tuple[str, ...], Path]
 """Files by what each ``*`` of the pattern stands for."""
 
 
@@ -107,7 +107,7 @@ def match(root: Path, pattern: str) -> dict[str, Path]:
     return {"".join(key[-1:]): path for key, path in found.items()}
 
 
-def find(root: Path, pattern: str) -> Found:
+def find(root: Path, pattern: str) -> FilesByWildcards:
     """Return the files of a pattern, sorted; a name without ``*`` is one file, there or not.
 
     Raises:
@@ -125,7 +125,7 @@ def find(root: Path, pattern: str) -> Found:
     folder = root.joinpath(*parts[:fixed])  # an absolute pattern replaces the root
     rest = "/".join(parts[fixed:])
     wanted = re.compile("([^/]+)".join(map(re.escape, rest.split("*"))))
-    found: Found = {}
+    found: FilesByWildcards = {}
     for path in sorted(folder.glob("*".join(map(glob.escape, rest.split("*"))))):
         held = wanted.fullmatch(path.relative_to(folder).as_posix())
         if held and not path.name.startswith("."):
@@ -159,7 +159,7 @@ def _known_channels(root: Path, image: str, taken: set[Path]) -> str:
     return f"; the files have: {', '.join(texts[:8])}" if texts else ""
 
 
-def _of_channel(root: Path, image: str, channel: Channel, taken: set[Path]) -> Found:
+def _of_channel(root: Path, image: str, channel: Channel, taken: set[Path]) -> FilesByWildcards:
     """Return the files of one channel; an index is also found with zeros before it (``_0001``)."""
     texts = [str(channel)]
     if str(channel).isdigit():
@@ -182,7 +182,7 @@ def _of_channel(root: Path, image: str, channel: Channel, taken: set[Path]) -> F
     raise fault("channel_choice", root, found_none, "choose one of these with data.channel")
 
 
-def _without(found: Found, taken: Iterable[Path]) -> Found:
+def _without(found: FilesByWildcards, taken: Iterable[Path]) -> FilesByWildcards:
     """Leave out the files that ``data.label`` matches."""
     return {key: path for key, path in found.items() if path not in taken}
 

@@ -1,4 +1,4 @@
-"""What the readers of all volume formats share: checks, slicing, and predictions on the grid."""
+"""What the readers of all volume formats share: checks, slicing, and writing of predictions."""
 
 from __future__ import annotations
 
@@ -6,132 +6,67 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import numpy as np
 
 from samadapt.data.channels import ChannelError, Indices, listed, mask_with_channels
 from samadapt.data.formats.base import Layout, Reader
-from samadapt.data.formats.nifti.grid import (
-    SUFFIXES,
-    finite_image,
-    load_grid,
-    made_header,
-    save_labels,
-    source_grid,
-    spacing_of,
-    to_slices,
-    whole_labels,
+from samadapt.data.formats.nifti.write import SUFFIXES, save_labels
+from samadapt.data.formats.shared.stored_volume import (
+    StoredVolume,
+    compare_grids,
+    join_channels,
+    with_axes_of,
 )
 from samadapt.data.formats.shared.volume_layout import channel_beside, discover_volumes
+from samadapt.data.formats.shared.volume_slices import source_grid, spacing_of, to_slices
+from samadapt.data.formats.shared.volume_values import finite_image, whole_labels
 from samadapt.data.types import Case, Finding, FindingError, Volume
 from samadapt.errors import DataError
 from samadapt.system.arrays import Array
 
 
-class Grid(NamedTuple):
-    """A volume as its file holds it.
-
-    Attributes:
-        values: (x, y, z), or (x, y, z, c) of several channels, any real type.
-        affine: (4, 4) float64, voxel to RAS+ mm.
-        header: NIfTI header for predictions; None: one is made from the affine.
-        axis: canonical axis to slice along where the user names none; None: the one with the
-            largest spacing.
-        in_mm: the affine's lengths are mm; a file that does not state its spacing has none.
-        findings: warnings.
-        is_placed: the affine says where the image lies; a picture or a film lies nowhere, and its
-            mask is compared by shape alone.
-        files: the files that it was read from, where a folder holds others too.
-    """
-
-    values: Array
-    affine: Array
-    header: Any = None
-    axis: int | None = None
-    in_mm: bool = True
-    findings: tuple[Finding, ...] = ()
-    is_placed: bool = True
-    files: tuple[Path, ...] = ()
-
-    @property
-    def nifti_header(self) -> Any:
-        """The file's NIfTI header, or one made for its grid."""
-        return (
-            made_header(self.values.shape[:3], self.affine) if self.header is None else self.header
-        )
-
-
-def load_nifti(path: Path, channel: Indices = None, spacing: str | None = None) -> Grid:
-    """Read a NIfTI file; arguments and errors are those of ``nifti_grid.load_grid``."""
-    values, header = load_grid(path, channel, spacing)
-    return Grid(values, np.asarray(header.get_best_affine(), dtype=np.float64), header)
-
-
-def stack_grid(planes: Array, spacing: tuple[float, float, float] | None) -> Grid:
-    """Return the grid of a stack without orientation: its planes are the slices, as they are.
-
-    Args:
-        planes: (z, y, x), or (c, z, y, x) of several channels.
-        spacing: (x, y, z) in mm, or None where it is unknown.
-    """
-    x, y, z = spacing or (1.0, 1.0, 1.0)
-    affine = np.diag([-x, -y, z, 1.0])  # rows to the back, columns to the left: upright as stored
-    return Grid(planes.T, affine, axis=2, in_mm=spacing is not None)
-
-
-def join_channels(paths: Sequence[Path], grids: Sequence[Grid]) -> Grid:
-    """Return one grid of several files, each a channel.
-
-    Raises:
-        FindingError: voxels are not finite, or a file does not lie on the grid of the first.
-    """
-    first, planes = grids[0], []
-    for path, grid in zip(paths, grids, strict=True):
-        found = compare_grids(paths[0], path, first, grid)
-        if found:
-            grid = turned(grid, first.affine)
-            if compare_grids(paths[0], path, first, grid):
-                raise FindingError(
-                    replace(found[0], fix="resample the channels of a case to one grid")
-                )
-        planes.append(finite_image(path, grid.values))
-    findings = tuple(finding for grid in grids for finding in grid.findings)
-    return first._replace(values=np.stack(planes, axis=-1), findings=findings)
-
-
 class VolumeReader(Reader):
-    """Reads volumes of one format; a format says how one file becomes a ``Grid``."""
+    """Reads volumes of one format; a format says how a file becomes a ``StoredVolume``."""
 
     output_suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
     file_keys: ClassVar[tuple[str, ...]] = ("root", "image", "label")
 
     @abstractmethod
-    def load(self, path: Path, channel: Indices = None) -> Grid:
+    def load(self, path: Path, channel: Indices = None) -> StoredVolume:
         """Read one file.
 
         Args:
             path: image or mask.
-            channel: index of the channel of a multi-channel file; several are the fourth axis.
+            channel: index of the channel of a multi-channel file; several become the fourth axis.
 
         Raises:
             FindingError: the file is missing, broken or of a kind that cannot be used.
         """
 
-    def load_image(self, case: Case) -> Grid:
-        """Read the image of a case, whose channels may be files; raises as ``load``."""
+    def load_image(self, case: Case) -> StoredVolume:
+        """Read the image of a case, from one file or a file a channel; raises as ``load``."""
         if case.files:
             return self.load_files(case.files)
         return self.load(case.image, case.channel)
 
-    def load_files(self, paths: Sequence[Path]) -> Grid:
-        """Read the files of one case, each a channel; raises as ``load``."""
+    def load_files(self, paths: Sequence[Path]) -> StoredVolume:
+        """Read the files of one case, each of which is a channel; raises as ``load``."""
         return join_channels(paths, [self.load(path) for path in paths])
 
-    def load_labels(self, case: Case, path: Path, image: Grid | None) -> Grid | None:
-        """Read the mask of a case, whose image is given unless it is broken; raises as ``load``.
+    def load_labels(
+        self, case: Case, path: Path, image: StoredVolume | None
+    ) -> StoredVolume | None:
+        """Read the mask of a case; raises as ``load``.
 
-        None: a mask that cannot be read without its image.
+        Args:
+            case: the case.
+            path: the mask.
+            image: the image of the case; None if it is broken.
+
+        Returns:
+            The mask; None if this kind of mask needs the image, which is broken.
         """
         try:
             return self.load(path)
@@ -144,79 +79,86 @@ class VolumeReader(Reader):
 
     def read_image(self, path: Path) -> Volume:
         """Read a volume without labels, sliced along ``options.axis``."""
-        grid = self._load_chosen(path)
-        volume = self.arrange(grid, finite_image(path, grid.values))
-        return replace(volume, files=grid.files, findings=grid.findings)
+        stored = self._load_chosen(path)
+        volume = self.arrange(stored, finite_image(path, stored.values))
+        return replace(volume, files=stored.files, findings=stored.findings)
 
-    def _load_chosen(self, path: Path) -> Grid:
-        """Read the channels that the options choose; a name is looked up where there are several.
+    def _load_chosen(self, path: Path) -> StoredVolume:
+        """Read the channels that the options choose.
 
-        A file of one channel needs no look-up: the adapter's channel may have been such a file.
+        A name is looked up in ``dataset.json`` only if the file has several channels. An adapter
+        that was trained on a channel in a file of its own (``*_flair.nii.gz``) also names that
+        channel, and then the file has nothing to choose from.
         """
         choice = self.options.channel
         if not all(str(one).isdigit() for one in listed(choice)):
             try:
-                grid = self.load(path)
+                stored = self.load(path)
             except ChannelError:
                 return self.load(path, channel_beside(path.parent, choice))
             if isinstance(choice, tuple):
                 raise ChannelError(path, 1, choice)
-            return grid
+            return stored
         return self.load(path, channel_beside(path.parent, choice))
 
     def read_channels(self, paths: Sequence[Path]) -> Volume:
-        """Read a volume whose channels are files, in their order, without labels.
+        """Read a volume without labels from several files, one a channel, in their order.
 
         Raises:
             FindingError: a file is missing or broken, or lies on another grid.
         """
-        grid = self.load_files(paths)
-        return replace(self.arrange(grid, grid.values), findings=grid.findings)
+        stored = self.load_files(paths)
+        return replace(self.arrange(stored, stored.values), findings=stored.findings)
 
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
-        """Read and check image and labels; grids that differ are a finding of both files."""
+        """Read and check image and mask of a case, and compare their grids.
+
+        Returns:
+            The volume, or None if there is an error; and the findings of both files.
+        """
         findings: list[Finding] = []
-        image = labels = grid = label_grid = None
+        image = labels = stored = stored_labels = None
         try:
             _check_partner(case)
-            grid = self.load_image(case)
-            findings += grid.findings
-            image = finite_image(case.image, grid.values)
+            stored = self.load_image(case)
+            findings += stored.findings
+            image = finite_image(case.image, stored.values)
             findings += _constant(case, image)
         except FindingError as problem:
             findings.append(problem.finding)
+        # The mask is read even if the image is broken, so that all faults are told at once.
         try:
             if case.labels is not None:
-                label_grid = self.load_labels(case, case.labels, grid)
+                stored_labels = self.load_labels(case, case.labels, stored)
                 if (
-                    grid is not None
-                    and label_grid is not None
-                    and self.compare(case, grid, label_grid)
+                    stored is not None
+                    and stored_labels is not None
+                    and self.compare(case, stored, stored_labels)
                 ):
-                    other_way = turned(label_grid, grid.affine)
-                    same = not self.compare(case, grid, other_way)
-                    label_grid = other_way if same else label_grid
-                labels = label_grid and self._label_values(case.labels, label_grid.values)
+                    reordered = with_axes_of(stored_labels, stored.affine)
+                    same = not self.compare(case, stored, reordered)
+                    stored_labels = reordered if same else stored_labels
+                labels = stored_labels and self._label_values(case.labels, stored_labels.values)
         except FindingError as problem:
             findings.append(problem.finding)
-        if grid is None or image is None or label_grid is None or labels is None:
+        if stored is None or image is None or stored_labels is None or labels is None:
             return None, findings
-        findings += label_grid.findings
-        findings += self.compare(case, grid, label_grid)
+        findings += stored_labels.findings
+        findings += self.compare(case, stored, stored_labels)
         if not labels.any():
             message = "the mask is empty: no voxel differs from 0"
             fix = "check that it is the right file"
             findings.append(Finding("no_foreground", "warning", str(case.labels), message, fix))
         if any(finding.severity == "error" for finding in findings):
             return None, findings
-        return self.arrange(grid, image, labels), findings
+        return self.arrange(stored, image, labels), findings
 
     def _label_values(self, path: Path, values: Array) -> Array:
-        """Return whole label values; probabilities stay as they are for ``data.mask_threshold``."""
+        """Return label values as integers; probabilities stay for ``data.mask_threshold``."""
         return values if self.options.masks.threshold is not None else whole_labels(path, values)
 
-    def compare(self, case: Case, image: Grid, labels: Grid) -> list[Finding]:
-        """Report how the grids of image and mask differ."""
+    def compare(self, case: Case, image: StoredVolume, labels: StoredVolume) -> list[Finding]:
+        """Return how the grids of image and mask differ; nothing if they agree."""
         return compare_grids(case.image, case.labels or case.image, image, labels)
 
     def write(self, prediction: Array, volume: Volume, path: Path) -> None:
@@ -225,48 +167,13 @@ class VolumeReader(Reader):
             raise DataError(f"{path}: a picture has no NIfTI grid; write it as .png")
         save_labels(prediction, volume.source, path)
 
-    def arrange(self, grid: Grid, image: Array, labels: Array | None = None) -> Volume:
-        """Return image and labels, (x, y, z) on the file's grid, as slices."""
-        axis = grid.axis if self.options.axis is None else self.options.axis
-        source = source_grid(grid.nifti_header, axis, grid.affine)
+    def arrange(self, stored: StoredVolume, image: Array, labels: Array | None = None) -> Volume:
+        """Return image and labels, which are in the axes of the file, as slices."""
+        axis = stored.axis if self.options.axis is None else self.options.axis
+        source = source_grid(stored.nifti_header, axis, stored.affine)
         arranged = None if labels is None else to_slices(labels, source)
-        spacing = spacing_of(source) if grid.in_mm else None
+        spacing = spacing_of(source) if stored.in_mm else None
         return Volume(to_slices(image, source), arranged, spacing, source)
-
-
-def compare_grids(image: Path, labels: Path, first: Grid, second: Grid) -> list[Finding]:
-    """Compare two grids: shapes must be equal, corners agree within a tenth of a voxel."""
-    shapes = first.values.shape[:3], second.values.shape[:3]
-    if shapes[0] != shapes[1]:
-        message = f"its shape {shapes[1]} differs from {shapes[0]} of the image {image}"
-        fix = "export image and mask on the same grid"
-        return [error("shape_mismatch", labels, message, fix)]
-    corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(shapes[0])[:, None] - 1)
-    corners = np.vstack([corners, np.ones(8)])
-    distance = float(np.abs((first.affine - second.affine) @ corners)[:3].max())
-    if distance <= 0.1 * float(np.linalg.norm(first.affine[:3, :3], axis=0).min()):
-        return []
-    message = f"its grid lies up to {distance:.3g} mm from that of the image {image}"
-    fix = "resample the mask to the image's grid, or copy the image's affine if it is the true one"
-    return [error("grid_mismatch", labels, message, fix)]
-
-
-def turned(grid: Grid, affine: Array) -> Grid:
-    """Return a grid with its axes in the order and direction of another affine's.
-
-    Voxels are rearranged and stay where they are in the patient: programs that convert DICOM
-    mirror axes, so that a mask drawn on the result lies on the same voxels in another order.
-    """
-    from nibabel.orientations import (
-        apply_orientation,
-        inv_ornt_aff,
-        io_orientation,
-        ornt_transform,
-    )
-
-    way = ornt_transform(io_orientation(grid.affine), io_orientation(affine))
-    values = apply_orientation(grid.values, way)
-    return grid._replace(values=values, affine=grid.affine @ inv_ornt_aff(way, grid.values.shape))
 
 
 def error(code: str, file: Path, message: str, fix: str) -> Finding:
@@ -275,25 +182,26 @@ def error(code: str, file: Path, message: str, fix: str) -> Finding:
 
 
 def _constant(case: Case, image: Array) -> list[Finding]:
-    """Report an image of one value; of several channels those that have one."""
+    """Report an image in which all voxels are equal, or the channels in which they are."""
     fix = "export it again"
-    planes = image.reshape(*image.shape[:3], -1)
-    low, high = planes.min(axis=(0, 1, 2)), planes.max(axis=(0, 1, 2))
+    channels = image.reshape(*image.shape[:3], -1)
+    low, high = channels.min(axis=(0, 1, 2)), channels.max(axis=(0, 1, 2))
     constant = np.flatnonzero(low == high).tolist()
-    if len(constant) == planes.shape[3]:
+    if len(constant) == channels.shape[3]:
         message = f"all voxels have the value {float(low[0]):g}"
         return [error("constant_image", case.image, message, fix)]
     found = []
     for index in constant:
         path = case.files[index] if case.files else case.image
         message = (
-            f"channel {index} of the chosen ones has the value {float(low[index]):g} everywhere"
+            f"all voxels of channel {index} of the chosen ones have the value {float(low[index]):g}"
         )
         found.append(Finding("constant_channel", "warning", str(path), message, fix))
     return found
 
 
 def _check_partner(case: Case) -> None:
+    """Refuse a case that lacks its image, one of its channels, or its mask."""
     absent = [path for path in case.files if not path.exists()]
     if absent and len(absent) < len(case.files):
         present = ", ".join(path.name for path in case.files if path not in absent)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.formats.tiff.guard import check_strips
+from samadapt.data.formats.tiff.safety import check_strips
 from samadapt.data.types import check_bytes, check_size, fault
 from samadapt.system.arrays import Array
 

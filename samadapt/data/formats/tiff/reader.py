@@ -18,9 +18,10 @@ import numpy as np
 
 from samadapt.data.channels import Indices, need_one, pick
 from samadapt.data.formats.base import register_reader
-from samadapt.data.formats.shared.volume_reader import Grid, VolumeReader, error, stack_grid
-from samadapt.data.formats.tiff.guard import check_tiff
+from samadapt.data.formats.shared.stored_volume import StoredVolume, stack_without_orientation
+from samadapt.data.formats.shared.volume_reader import VolumeReader, error
 from samadapt.data.formats.tiff.pages import check_complete, main_series, tifffile
+from samadapt.data.formats.tiff.safety import check_tiff
 from samadapt.data.types import Case, Finding, FindingError, check_bytes, check_size, fault
 from samadapt.system.arrays import Array
 
@@ -44,11 +45,11 @@ class TiffReader(VolumeReader):
         """Whether it is a TIFF stack; a picture goes to the reader of pictures."""
         return super().accepts(path) and is_stack(path)
 
-    def load(self, path: Path, channel: Indices = None) -> Grid:
+    def load(self, path: Path, channel: Indices = None) -> StoredVolume:
         """Read one stack."""
         return load_stack(path, channel)
 
-    def compare(self, case: Case, image: Grid, labels: Grid) -> list[Finding]:
+    def compare(self, case: Case, image: StoredVolume, labels: StoredVolume) -> list[Finding]:
         """Compare shapes alone."""
         shapes = image.values.shape[:3], labels.values.shape[:3]
         if shapes[0] == shapes[1]:
@@ -70,7 +71,7 @@ def is_stack(path: Path) -> bool:
         return False
 
 
-def load_stack(path: Path, channel: Indices = None) -> Grid:
+def load_stack(path: Path, channel: Indices = None) -> StoredVolume:
     """Read a TIFF file as a volume, a picture as a volume of one slice.
 
     Args:
@@ -100,7 +101,7 @@ def load_stack(path: Path, channel: Indices = None) -> Grid:
     except Exception as problem:  # tifffile raises many kinds
         message = f"cannot be read as TIFF ({type(problem).__name__})"
         raise fault("unreadable_image", path, message, _AGAIN) from None
-    return stack_grid(values, spacing)
+    return stack_without_orientation(values, spacing)
 
 
 def _sizes(series: list[Any]) -> dict[str, int]:

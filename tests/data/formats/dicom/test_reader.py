@@ -17,7 +17,7 @@ import pytest
 from samadapt.data import check_dataset, open_dataset, read_image, write_prediction
 from samadapt.data.formats.base import ReaderOptions
 from samadapt.data.formats.dicom.reader import DicomReader
-from samadapt.data.formats.nifti.grid import to_source
+from samadapt.data.formats.shared.volume_slices import to_source
 from samadapt.errors import DataError
 
 pydicom = pytest.importorskip("pydicom")

@@ -11,7 +11,7 @@ import pytest
 
 from samadapt.data import check_dataset, open_dataset, read_image
 from samadapt.data.formats.dicom import rtstruct as dicom_rtstruct
-from samadapt.data.formats.nifti.grid import to_source
+from samadapt.data.formats.shared.volume_slices import to_source
 from samadapt.errors import DataError
 
 pydicom = pytest.importorskip("pydicom")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from samadapt.data import check_dataset, open_dataset, read_image, write_prediction
-from samadapt.data.formats.nifti.grid import to_source
+from samadapt.data.formats.shared.volume_slices import to_source
 from samadapt.errors import DataError
 
 sitk = pytest.importorskip("SimpleITK")

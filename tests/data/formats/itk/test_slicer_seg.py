@@ -74,7 +74,7 @@ def save_segments(
 
 def labels_of(root: Path, name: str, **options: Any) -> np.ndarray:
     """Return the labels of a case in ITK's order, z, y, x."""
-    from samadapt.data.formats.nifti.grid import to_source
+    from samadapt.data.formats.shared.volume_slices import to_source
 
     dataset = open_dataset("itk", root, intensity="mri", **options)
     volume = dataset.reader.read(dataset.case(name))

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from samadapt.data.formats.shared.watched import TookTooLongError, each, within_limit
+from samadapt.data.formats.shared.time_limit import TookTooLongError, each, within_limit
 from samadapt.system.limits import MAX_SECONDS, set_limits
 
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from samadapt.data import pictures, folder
+from samadapt.data.formats import folder
 from samadapt.cli import main
 
 def stuck(path, *others):

@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.formats.dicom.frames import frames_of, order_frames, plane_affine, read_file
-from samadapt.data.formats.dicom.objects import MaskObject, Series
+from samadapt.data.formats.dicom.files import read_file
+from samadapt.data.formats.dicom.folder_contents import DicomMask, DicomSeries
+from samadapt.data.formats.dicom.frames import frames_of, plane_affine
+from samadapt.data.formats.dicom.slice_order import order_frames
 from samadapt.data.types import FindingError
 
 _IMAGE_SEQUENCES = ("SourceImageSequence", "ReferencedInstanceSequence", "ContourImageSequence")
 
 
-def belongs_to(item: MaskObject, series: Sequence[Series]) -> tuple[list[Series], str]:
+def belongs_to(item: DicomMask, series: Sequence[DicomSeries]) -> tuple[list[DicomSeries], str]:
     """Return the series that an object belongs to, and why if it is not exactly one."""
     if item.series:
         named = [other for other in series if other.uid in item.series]
@@ -42,11 +44,11 @@ def belongs_to(item: MaskObject, series: Sequence[Series]) -> tuple[list[Series]
     return left, "" if len(left) == 1 else f"its frame of reference and grid fit {len(left)} series"
 
 
-def _in_folder(item: MaskObject, series: list[Series]) -> list[Series]:
+def _in_folder(item: DicomMask, series: list[DicomSeries]) -> list[DicomSeries]:
     return [other for other in series if other.folder == item.path.parent]
 
 
-def _named_images(item: MaskObject) -> set[str]:
+def _named_images(item: DicomMask) -> set[str]:
     """Return the SOPInstanceUIDs of the images that an object's frames or contours name."""
     tags = (
         *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
@@ -67,7 +69,7 @@ def _named_images(item: MaskObject) -> set[str]:
     return found
 
 
-def _on_grid(item: MaskObject, series: list[Series]) -> list[Series]:
+def _on_grid(item: DicomMask, series: list[DicomSeries]) -> list[DicomSeries]:
     """Return the series whose slices are where the frames of a SEG are."""
     try:
         frames = [plane_affine(frame) for frame in frames_of(item.path)]
@@ -76,7 +78,7 @@ def _on_grid(item: MaskObject, series: list[Series]) -> list[Series]:
     return [other for other in series if _holds(other, frames)]
 
 
-def _holds(series: Series, frames: Sequence[Any]) -> bool:
+def _holds(series: DicomSeries, frames: Sequence[Any]) -> bool:
     try:
         slices = [frame for path in series.files for frame in frames_of(path)]
         affine = order_frames(series.folder, slices)[1]

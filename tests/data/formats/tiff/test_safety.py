@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from samadapt.data.checks.survey import survey
-from samadapt.data.formats.tiff.guard import check_tiff
+from samadapt.data.formats.tiff.safety import check_tiff
 from samadapt.data.types import FindingError
 
 SLOW = bytes.fromhex("49492a0008000000")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from samadapt.data.formats.dicom.objects import Series
+from samadapt.data.formats.dicom.folder_contents import DicomSeries
 from samadapt.errors import ConfigError
 
 _IDENTITY = re.compile(r"[0-9a-f]{8}")
@@ -40,7 +40,7 @@ def parse_choice(choice: str | None) -> tuple[str, ...]:
     return tuple(terms)
 
 
-def choose_series(series: Sequence[Series], terms: Sequence[str]) -> list[Series]:
+def choose_series(series: Sequence[DicomSeries], terms: Sequence[str]) -> list[DicomSeries]:
     """Return the series of one folder that a choice leaves, in their order.
 
     Args:
@@ -69,7 +69,7 @@ def general_choice(choice: str | None) -> str | None:
     return choice if terms and not any(_OF_ONE.fullmatch(term) for term in terms) else None
 
 
-def listed(series: Sequence[Series], limit: int = 8) -> str:
+def listed(series: Sequence[DicomSeries], limit: int = 8) -> str:
     """Return the series as a message lists them: modality, slices, number and eight digits."""
     shown = "; ".join(str(item) for item in series[:limit])
     return f"{shown}; …" if len(series) > limit else shown

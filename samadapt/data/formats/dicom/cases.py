@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from samadapt.data.formats.base import Layout, ReaderOptions
-from samadapt.data.formats.dicom.choice import choose_series, listed, parse_choice
-from samadapt.data.formats.dicom.objects import LABELS, Contents, Series
-from samadapt.data.formats.dicom.references import belongs_to
+from samadapt.data.formats.dicom.folder_contents import LABELS, DicomSeries, FolderContents
+from samadapt.data.formats.dicom.mask_references import belongs_to
+from samadapt.data.formats.dicom.series_choice import choose_series, listed, parse_choice
 from samadapt.data.formats.shared.stills import SUFFIXES as PICTURES
 from samadapt.data.formats.shared.volume_patterns import match
 from samadapt.data.formats.shared.volume_reader import error
@@ -33,7 +33,7 @@ _MASK_ENDS = ("", "_mask", ".seg")
 
 
 @dataclass
-class Candidate:
+class CaseCandidate:
     """What may become a case: a series, or one file of it.
 
     Attributes:
@@ -46,12 +46,12 @@ class Candidate:
         place: the folder that holds the rivals.
     """
 
-    series: Series
+    series: DicomSeries
     files: tuple[Path, ...]
     image: Path
     name: str = ""
     masks: list[Path] = field(default_factory=list)
-    rivals: list[Candidate] = field(default_factory=list)
+    rivals: list[CaseCandidate] = field(default_factory=list)
     place: Path | None = None
 
     @property
@@ -60,7 +60,7 @@ class Candidate:
         return self.image == self.files[0]
 
 
-class DicomLayout:
+class CaseBuilder:
     """The candidates of a folder, and what is left aside.
 
     Args:
@@ -71,14 +71,14 @@ class DicomLayout:
     """
 
     def __init__(
-        self, root: Path, options: ReaderOptions, contents: Contents, layout: Layout
+        self, root: Path, options: ReaderOptions, contents: FolderContents, layout: Layout
     ) -> None:
         self.root, self.options, self.layout = root, options, layout
         self.contents = contents
         self.terms = parse_choice(options.series)
         self.aside: Counter[str] = Counter(contents.others)
         self.used: set[Path] = set()
-        self.candidates: list[Candidate] = []
+        self.candidates: list[CaseCandidate] = []
         self.several: dict[str, Finding | None] = {}
         """Cases that are one of several volumes: the error for the first, None for the others."""
 
@@ -103,7 +103,7 @@ class DicomLayout:
         chosen: dict[Path, str] | None = None
         if self.options.image:
             chosen = {path: name for name, path in match(self.root, self.options.image).items()}
-        by_folder: dict[Path, list[Series]] = {}
+        by_folder: dict[Path, list[DicomSeries]] = {}
         for item in self.contents.series:
             by_folder.setdefault(item.folder, []).append(item)
         for folder, series in by_folder.items():
@@ -112,7 +112,7 @@ class DicomLayout:
             self.candidates = _picked(self.candidates, chosen)
         _name(self.root, self.candidates, chosen or {})
 
-    def _of_folder(self, folder: Path, series: list[Series]) -> list[Candidate]:
+    def _of_folder(self, folder: Path, series: list[DicomSeries]) -> list[CaseCandidate]:
         """Return the candidates of one folder: series, or single files."""
         images = [item for item in series if item.kind == "image"]
         singles = {id(item) for item in images if item.is_picture}
@@ -130,9 +130,9 @@ class DicomLayout:
         for item in series:
             files = tuple(sorted(item.files))
             if id(item) in singles:
-                found += [Candidate(item, (path,), path) for path in files]
+                found += [CaseCandidate(item, (path,), path) for path in files]
             else:
-                found.append(Candidate(item, files, folder))
+                found.append(CaseCandidate(item, files, folder))
         return found
 
     def _stem_masks(self, folder: Path, files: Iterable[Path]) -> list[Path]:
@@ -145,7 +145,7 @@ class DicomLayout:
             for mask in _existing([self.root / part / stem for part in MASK_FOLDERS], endings)
         ]
 
-    def _places(self, candidate: Candidate, level: Path) -> list[Path]:
+    def _places(self, candidate: CaseCandidate, level: Path) -> list[Path]:
         """Return where a mask of this level may lie, without its ending."""
         if level == candidate.image and candidate.is_file:
             names = (_stem(level), level.stem, level.name)
@@ -175,7 +175,7 @@ class DicomLayout:
     def _named_masks(self, level: Path) -> list[Path]:
         return _existing(self._folder_places(level), LABELS)
 
-    def _levels(self, candidate: Candidate) -> list[Path]:
+    def _levels(self, candidate: CaseCandidate) -> list[Path]:
         """Return the file, its folder, and the folders above it up to the root."""
         levels = [candidate.image] if candidate.is_file else []
         folder = candidate.series.folder
@@ -206,7 +206,7 @@ class DicomLayout:
 
     def _masks_by_name(self) -> None:
         """Give masks to the candidates that they are named after, the deepest folder first."""
-        members: dict[Path, list[Candidate]] = {}
+        members: dict[Path, list[CaseCandidate]] = {}
         for candidate in self.candidates:
             for level in self._levels(candidate):
                 members.setdefault(level, []).append(candidate)
@@ -230,13 +230,13 @@ class DicomLayout:
                 for candidate in inside:
                     candidate.rivals, candidate.place = inside, level
 
-    def _narrow(self, inside: list[Candidate]) -> list[Candidate]:
+    def _narrow(self, inside: list[CaseCandidate]) -> list[CaseCandidate]:
         """Return who competes for one mask: without what is aside, and as ``data.series`` says."""
         inside = [c for c in inside if not _is_side(c, inside)] or inside
         left = {id(item) for item in choose_series([c.series for c in inside], self.terms)}
         return [c for c in inside if id(c.series) in left]
 
-    def _take(self, candidate: Candidate, masks: list[Path]) -> None:
+    def _take(self, candidate: CaseCandidate, masks: list[Path]) -> None:
         contours = {item.path for item in self.contents.masks if item.is_contours}
         if masks:  # a mask that is named after the case was chosen; the plan is left aside
             candidate.masks = [path for path in candidate.masks if path not in contours]
@@ -362,7 +362,7 @@ class DicomLayout:
         self.layout.findings.append(error("missing_image", path, message, fix))
 
 
-def several_series(folder: Path, series: Sequence[Series]) -> Finding:
+def several_series(folder: Path, series: Sequence[DicomSeries]) -> Finding:
     """Return the error that lists the volumes of a folder and says how to choose."""
     message = f"it holds {len(series)} volumes: {listed(series)}"
     fix = (
@@ -374,7 +374,7 @@ def several_series(folder: Path, series: Sequence[Series]) -> Finding:
     return error("several_series", folder, message, fix)
 
 
-def _telling(series: Sequence[Series]) -> str:
+def _telling(series: Sequence[DicomSeries]) -> str:
     """Return a term that picks the first series: its modality, its number or its digits."""
     first, others = series[0], series[1:]
     if first.modality and all(item.modality != first.modality for item in others):
@@ -384,7 +384,7 @@ def _telling(series: Sequence[Series]) -> str:
     return first.identity
 
 
-def only_localizers(series: Series) -> Finding | None:
+def only_localizers(series: DicomSeries) -> Finding | None:
     """Return the error of a series that holds localizers alone, in several orientations."""
     if series.kind != "localizer" or len(series.turns) < 2:
         return None
@@ -402,10 +402,10 @@ def left_aside(root: Path, kinds: Mapping[str, int]) -> Finding | None:
 
 
 def volumes_of(
-    folder: Path, contents: Contents, choice: str | None
-) -> tuple[list[Series], Counter[str]]:
+    folder: Path, contents: FolderContents, choice: str | None
+) -> tuple[list[DicomSeries], Counter[str]]:
     """Return the series of a folder that may be meant as one volume, and what is left aside."""
-    candidates = [Candidate(item, tuple(item.files), folder) for item in contents.series]
+    candidates = [CaseCandidate(item, tuple(item.files), folder) for item in contents.series]
     aside = Counter(contents.others)
     aside["RTSTRUCT"] += sum(item.is_contours for item in contents.masks)
     aside["SEG"] += sum(not item.is_contours for item in contents.masks)
@@ -426,7 +426,7 @@ def volumes_of(
     return left, +aside
 
 
-def _picked(candidates: list[Candidate], chosen: Mapping[Path, str]) -> list[Candidate]:
+def _picked(candidates: list[CaseCandidate], chosen: Mapping[Path, str]) -> list[CaseCandidate]:
     """Return what a pattern of folders or files matches."""
     found = []
     for candidate in candidates:
@@ -434,11 +434,11 @@ def _picked(candidates: list[Candidate], chosen: Mapping[Path, str]) -> list[Can
             found.append(candidate)
             continue
         files = [path for path in candidate.files if path in chosen]
-        found += [Candidate(candidate.series, (path,), path) for path in files]
+        found += [CaseCandidate(candidate.series, (path,), path) for path in files]
     return found
 
 
-def _name(root: Path, candidates: list[Candidate], chosen: Mapping[Path, str]) -> None:
+def _name(root: Path, candidates: list[CaseCandidate], chosen: Mapping[Path, str]) -> None:
     """Name the candidates: by the pattern, by file, or by folder with a hash where several are."""
     volumes = [c for c in candidates if not c.is_file and not _is_flagged(c, candidates)]
     for candidate in candidates:
@@ -466,17 +466,17 @@ def _stem(path: Path) -> str:
     return path.stem if ending.isalpha() and len(ending) <= 5 else path.name
 
 
-def _has_own(candidate: Candidate) -> bool:
+def _has_own(candidate: CaseCandidate) -> bool:
     """Whether it has a mask that is not only a plan's contours."""
     return any(path.name.lower().endswith((*LABELS, *PICTURES)) for path in candidate.masks)
 
 
-def _is_flagged(candidate: Candidate, others: Sequence[Candidate]) -> bool:
+def _is_flagged(candidate: CaseCandidate, others: Sequence[CaseCandidate]) -> bool:
     """Whether it says of itself that it is no scan, and there is one."""
     return candidate.series.kind != "image" and any(c.series.kind == "image" for c in others)
 
 
-def _is_side(candidate: Candidate, others: Sequence[Candidate]) -> bool:
+def _is_side(candidate: CaseCandidate, others: Sequence[CaseCandidate]) -> bool:
     """Whether it is a localizer, a screenshot or a single image beside a volume in its folder."""
     if candidate.is_file:
         return False
@@ -488,7 +488,7 @@ def _is_side(candidate: Candidate, others: Sequence[Candidate]) -> bool:
     return bool(volumes) and (candidate.series.slices == 1 or len(candidate.series.turns) > 1)
 
 
-def _side_name(candidate: Candidate) -> str:
+def _side_name(candidate: CaseCandidate) -> str:
     series = candidate.series
     if series.kind == "image":
         kind = "images of several orientations" if len(series.turns) > 1 else "single images"

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from samadapt.data.formats.base import Layout
-from samadapt.data.formats.dicom.frames import VOLUME_MODALITIES, load_pydicom, read_file
-from samadapt.data.formats.dicom.sniff import is_dicom
+from samadapt.data.formats.dicom.files import load_pydicom, read_file
+from samadapt.data.formats.dicom.frames import VOLUME_MODALITIES
+from samadapt.data.formats.dicom.signature import is_dicom
 from samadapt.data.formats.itk.reader import ItkReader
-from samadapt.data.formats.nifti.grid import SUFFIXES as NIFTI
+from samadapt.data.formats.nifti.write import SUFFIXES as NIFTI
 from samadapt.data.formats.shared.stills import SUFFIXES as PICTURES
 from samadapt.data.formats.shared.volume_reader import error
 from samadapt.data.types import Finding, FindingError, fault
@@ -61,7 +62,7 @@ _TAGS = (
 
 
 @dataclass
-class Series:
+class DicomSeries:
     """The files of one series in one folder.
 
     Attributes:
@@ -111,7 +112,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class MaskObject:
+class DicomMask:
     """A SEG or RTSTRUCT object, and what it says about the images that it belongs to."""
 
     path: Path
@@ -122,7 +123,7 @@ class MaskObject:
 
 
 @dataclass
-class Contents:
+class FolderContents:
     """What lies in a folder.
 
     Attributes:
@@ -132,13 +133,13 @@ class Contents:
         pictures: PNG and other pictures beside the DICOM files, which may be masks.
     """
 
-    series: list[Series] = field(default_factory=list)
-    masks: list[MaskObject] = field(default_factory=list)
+    series: list[DicomSeries] = field(default_factory=list)
+    masks: list[DicomMask] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     pictures: list[Path] = field(default_factory=list)
 
 
-def collect(root: Path, layout: Layout) -> Contents:
+def collect(root: Path, layout: Layout) -> FolderContents:
     """Read the headers below a folder.
 
     Files that are broken, and files that are not DICOM, become findings of ``layout``.
@@ -147,9 +148,9 @@ def collect(root: Path, layout: Layout) -> Contents:
         root: the folder.
         layout: gets the findings, and the folders in which a file is broken.
     """
-    found = Contents()
+    found = FolderContents()
     nameless: list[tuple[Path, Any]] = []
-    series: dict[tuple[Path, str, str], Series] = {}
+    series: dict[tuple[Path, str, str], DicomSeries] = {}
     for path in _files(root):
         if path.name.lower().endswith(PICTURES) and not is_dicom(path):
             found.pictures.append(path)
@@ -180,13 +181,13 @@ def holds_one(folder: Path) -> bool:
 
     Two slices of one series settle it, so that few headers are read.
     """
-    series: dict[tuple[Path, str, str], Series] = {}
+    series: dict[tuple[Path, str, str], DicomSeries] = {}
     for path in files_in(folder):
         if not is_dicom(path):
             continue
         try:
             header = read_file(path, _TAGS)
-            if not _put_aside(path, header, Contents()):
+            if not _put_aside(path, header, FolderContents()):
                 _check_image(path, header)
                 _add(path, header, str(header.get("SeriesInstanceUID") or ""), series)
         except Exception:  # a broken file is reported where it is read
@@ -255,7 +256,7 @@ def _class_of(header: Any) -> str:
     return str(header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")
 
 
-def _put_aside(path: Path, header: Any, found: Contents) -> bool:
+def _put_aside(path: Path, header: Any, found: FolderContents) -> bool:
     """Keep a file that is no image: as a mask, or as one more of its kind."""
     kind = _class_of(header)
     frames = header.get("ReferencedFrameOfReferenceSequence") or []
@@ -288,10 +289,10 @@ def _put_aside(path: Path, header: Any, found: Contents) -> bool:
 
 def _mask_object(
     path: Path, header: Any, is_contours: bool, series: list[Any], frames: tuple[str, ...]
-) -> MaskObject:
+) -> DicomMask:
     uids = tuple(dict.fromkeys(str(uid) for uid in series if uid))
     study = str(header.get("StudyInstanceUID") or "")
-    return MaskObject(path, is_contours, uids, study, tuple(uid for uid in frames if uid))
+    return DicomMask(path, is_contours, uids, study, tuple(uid for uid in frames if uid))
 
 
 def _check_image(path: Path, header: Any) -> None:
@@ -305,7 +306,9 @@ def _check_image(path: Path, header: Any) -> None:
         raise fault("truncated_file", path, message, "copy or export it again")
 
 
-def _add(path: Path, header: Any, uid: str, series: dict[tuple[Path, str, str], Series]) -> None:
+def _add(
+    path: Path, header: Any, uid: str, series: dict[tuple[Path, str, str], DicomSeries]
+) -> None:
     """Put an image to its series."""
     # All that pydicom decodes comes first: a broken element must not leave half a file behind.
     kind, modality, patient = _kind_of(header), modality_of(header), _patient(header)
@@ -318,7 +321,7 @@ def _add(path: Path, header: Any, uid: str, series: dict[tuple[Path, str, str], 
     key = (path.parent, uid, kind)
     item = series.get(key)
     if item is None:
-        item = series[key] = Series(
+        item = series[key] = DicomSeries(
             path.parent,
             uid,
             modality,
@@ -366,7 +369,7 @@ def _parts(value: Any) -> list[Any]:
     return list(value)
 
 
-def _stand_in(path: Path, header: Any, series: dict[tuple[Path, str, str], Series]) -> str:
+def _stand_in(path: Path, header: Any, series: dict[tuple[Path, str, str], DicomSeries]) -> str:
     """Return what stands for a missing SeriesInstanceUID.
 
     A file joins the only series of its folder, study, kind and modality; else files are put
@@ -385,7 +388,7 @@ def _stand_in(path: Path, header: Any, series: dict[tuple[Path, str, str], Serie
     return f"{path.parent} {_patient(header)} {study} {header.get('SeriesNumber')} {modality}"
 
 
-def _refuse_copies(series: list[Series], layout: Layout) -> None:
+def _refuse_copies(series: list[DicomSeries], layout: Layout) -> None:
     """Report a series that lies in two folders."""
     seen: dict[tuple[str, str], Path] = {}
     for item in series:

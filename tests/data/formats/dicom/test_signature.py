@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from samadapt.data import check_dataset, open_dataset, read_image
-from samadapt.data.formats.dicom.sniff import begins_with_elements, is_dicom
+from samadapt.data.formats.dicom.signature import begins_with_elements, is_dicom
 
 pydicom = pytest.importorskip("pydicom")
 

@@ -242,7 +242,7 @@ def test_masks_in_a_tree_as_the_images(tmp_path: Path, make_series: Make) -> Non
 
 
 def test_only_the_series_with_a_mask_is_used(tmp_path: Path, make_series: Make) -> None:
-    from tests.data.test_dicom_rtstruct import circle, write_structures
+    from tests.data.formats.dicom.test_rtstruct import circle, write_structures
 
     paths = make_series(tmp_path / "p1", PLANES, uid="1.2.3")
     write_structures(paths, {"x": [(2, circle(5, 4, 2.2))]}, tmp_path / "p1" / "rs.dcm")
