@@ -44,9 +44,9 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     """
     asked = parse(CheckArguments, arguments)
     if asked.explain is not None:
-        from samadapt.data.checks.codes import explain, page
+        from samadapt.data.checks.codes import explain_code, page
 
-        return {"text": page() if asked.explain == "all" else explain(asked.explain)}
+        return {"text": page() if asked.explain == "all" else explain_code(asked.explain)}
     data = asked.data
     output = None if asked.output is None else _report_path(asked.output, data.root)
     from samadapt.data.checks.survey import survey

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.types import Annotation, FindingError, fault
+from samadapt.data.findings import FindingError, fault
+from samadapt.data.types import Annotation
 from samadapt.errors import nearest
 from samadapt.system.arrays import Array
 

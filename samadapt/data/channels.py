@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from samadapt.data.types import Finding, FindingError, fault
+from samadapt.data.findings import Finding, FindingError, fault
 from samadapt.errors import ConfigError
 from samadapt.system.arrays import Array
 
@@ -85,7 +85,7 @@ def check_channels(channel: Channel | Sequence[Channel] | None, input_channels: 
     Raises:
         ConfigError: too many, or another number than the projection has.
     """
-    count = len(listed(parse_channel(channel, MANY if input_channels else MOST)))
+    count = len(listed_channels(parse_channel(channel, MANY if input_channels else MOST)))
     if input_channels and count != input_channels:
         raise ConfigError(
             f"model.input_channels={input_channels} needs as many channels in data.channel; it "
@@ -93,7 +93,7 @@ def check_channels(channel: Channel | Sequence[Channel] | None, input_channels: 
         )
 
 
-def listed(choice: Choice) -> tuple[Channel, ...]:
+def listed_channels(choice: Choice) -> tuple[Channel, ...]:
     """Return a choice as a tuple: none, one or several."""
     if choice is None:
         return ()
@@ -107,7 +107,7 @@ def pick(path: Path, values: Array, channel: Indices) -> Array:
         FindingError: there are several and none is chosen, or one that is not there.
     """
     count = values.shape[-1]
-    wanted = listed(0 if channel is None and count == 1 else channel)
+    wanted = listed_channels(0 if channel is None and count == 1 else channel)
     if not wanted or not all(0 <= int(one) < count for one in wanted):
         raise ChannelError(path, count, channel)
     if isinstance(channel, tuple):

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.annotated import Annotated, read_annotated
 from samadapt.data.annotations import classes_under
 from samadapt.data.cards import Card
 from samadapt.data.channels import Channel, check_channels
@@ -25,7 +24,8 @@ from samadapt.data.checks.refusals import (
     share_of,
 )
 from samadapt.data.classes import ClassChoice, ClassTable, Ignore
-from samadapt.data.formats.base import AXES, Reader, Scan
+from samadapt.data.findings import Finding
+from samadapt.data.formats.base import AXES, FormatReader, Layout, Scan
 from samadapt.data.intensity import IntensityRule
 from samadapt.data.opening import (
     Intensity,
@@ -34,12 +34,14 @@ from samadapt.data.opening import (
     mask_rules,
     open_reader,
 )
+from samadapt.data.partial_labels import Annotated, read_annotated
 from samadapt.data.splits import Splits, divide
 from samadapt.data.tiles import OVERLAP, Tile, Tiling, tiling
-from samadapt.data.types import Annotation, Case, Finding, Sample, SliceRef, Split, Volume
-from samadapt.data.volumes import (
+from samadapt.data.types import Annotation, Case, Sample, SliceRef, Split
+from samadapt.data.volume_cache import (
     MEMORY_LIMIT,
     PreparedVolume,
+    ScannedVolumes,
     Scratch,
     VolumeCache,
     stored_arrays,
@@ -48,11 +50,11 @@ from samadapt.errors import ConfigError, DataError, nearest
 from samadapt.system.arrays import Array
 
 _BYTES_A_PIXEL = 10
-"""Of a prepared picture at most: three colours, a label of two bytes, an object number of four."""
+"""Of a prepared picture at most: 3 of colours, 2 of a label, 4 of an object number, 1 to spare."""
 
 
 class SliceList(list[SliceRef]):
-    """Slices in order, and how many were left out, by the reason.
+    """Slices in order, and in ``left_out`` how many were left out for which reason.
 
     The reasons are ``"empty"``, ``"step"``, ``"gap"`` and ``"not annotated"``.
     """
@@ -69,21 +71,21 @@ class Dataset:
         classes: class names; id i + 1 is ``classes[i]``.
         cases: usable cases by name.
         findings: all problems that were found.
-        left_out: names of cases left out because of errors (``on_error="skip"``).
+        left_out: names of cases that were left out because of errors (``on_error="skip"``).
         note: what the data are good for, and how a single volume was divided.
-        intensity: the rule that makes 0-255.
-        axis: ``"axial"``, ``"coronal"``, ``"sagittal"``, ``"auto"`` where it differs between
-            cases, None for pictures.
-        reader, table, parts: what reads the files, maps their values, divides the cases.
+        intensity: the rule that maps values of the files to 0-255.
+        axis: ``"axial"``, ``"coronal"`` or ``"sagittal"``; ``"auto"`` where it differs between
+            cases; None for pictures.
+        reader, table, parts: read the files, map label values to classes, divide the cases.
         empty_slices, slice_step: policy of ``slices("train")``.
         seed: chooses the empty slices that are kept.
         cache_dir: folder for prepared volumes, memory-mapped; None: memory only.
         card: the card, where the name is one.
-        tiling: how pictures are cut into tiles, which then are their slices; None: not at all.
-        shown_names: by the name of a case, the pseudonym by which everything else knows it; empty
-            where cases go by their own names.
+        tiling: how pictures are cut into tiles, which then count as their slices; None: not at all.
+        shown_names: maps the name of a case to the pseudonym that everything else uses; empty where
+            cases keep their own names.
         partial: which classes and slices are annotated; None: all of them.
-        volumes: volumes in memory: those that the checks read, then prepared ones.
+        scanned: volumes that the scan has read and that are not used yet.
     """
 
     name: str
@@ -94,7 +96,7 @@ class Dataset:
     note: str
     intensity: IntensityRule
     axis: str | None
-    reader: Reader = field(repr=False)
+    reader: FormatReader = field(repr=False)
     table: ClassTable = field(repr=False)
     parts: Splits = field(repr=False)
     empty_slices: str | float = "drop"
@@ -105,11 +107,13 @@ class Dataset:
     tiling: Tiling | None = None
     shown_names: Mapping[str, str] = field(default_factory=dict, repr=False)
     partial: Annotated | None = None
-    volumes: VolumeCache = field(default_factory=VolumeCache, repr=False)
+    scanned: ScannedVolumes = field(default_factory=lambda: ScannedVolumes(None), repr=False)
 
     def __post_init__(self) -> None:
-        """Index the cases by name."""
+        """Index the cases by name, and make the caches."""
         self._by_name = {self.shown_names.get(case.name, case.name): case for case in self.cases}
+        self.scanned.keep_only({case.name for case in self.cases}, self.intensity)
+        self._cache = VolumeCache(scanned=self.scanned)
         most = sum(case.shape[0] * case.shape[1] * _BYTES_A_PIXEL for case in self.cases)
         needed = self.tiling is not None and self.cache_dir is not None and most > MEMORY_LIMIT
         self._scratch = Scratch(self.cache_dir, most) if needed and self.cache_dir else None
@@ -125,7 +129,11 @@ class Dataset:
         return self.parts.val
 
     def splits(self) -> dict[str, Any]:
-        """Return what ``splits.json`` records: rule, names, slices of a slab, left out, hashes."""
+        """Return the content of ``splits.json``.
+
+        These are the rule, the names of both sides, the slices of a slab, the names that were left
+        out, and hashes of images and labels.
+        """
         return {
             **self.parts.to_dict(),
             "left_out": list(self.left_out),
@@ -134,7 +142,7 @@ class Dataset:
         }
 
     def _truth_digest(self, name: str) -> str:
-        """Return the hash of the mask of a case, and of what of it counts as annotated."""
+        """Return the hash of a case's mask and of which parts of it count as annotated."""
         digest, known = self.case(name).truth_digest, self.known(name)
         if known is None:
             return digest
@@ -162,7 +170,7 @@ class Dataset:
 
     @property
     def overlapping(self) -> bool:
-        """Whether a pixel may be of several classes."""
+        """Whether a pixel may belong to several classes."""
         return self.table.overlapping
 
     def known(self, name: str) -> Array | None:
@@ -172,10 +180,11 @@ class Dataset:
         case = self.case(name)
         known = self.partial.known(case.name, case.shape[2], self.table)
         count = known.shape[0] if case.presence is None else len(case.presence)
+        # A picture has one row, which holds for each of its tiles.
         return known if len(known) == count else np.repeat(known, count, axis=0)
 
     def annotated(self, name: str) -> Array:
-        """Return (d,) bool: whether anything of a slice, or tile, of a case is annotated."""
+        """Return (d,) bool: whether anything in a slice, or tile, of a case is annotated."""
         case, known = self.case(name), self.known(name)
         if known is None:
             known = np.ones((len(self.presence(name)), 1), dtype=bool)
@@ -187,17 +196,20 @@ class Dataset:
     def slices(
         self, split: Split, empty: str | float | None = None, step: int | None = None
     ) -> SliceList:
-        """Return the slices of a side, and in ``left_out`` how many were not taken.
+        """Return the slices of a side, and in ``left_out`` how many were left out.
 
-        A slice without any annotated pixel is on no side.
+        Slices without any annotated pixel belong to no side.
 
         Args:
             split: ``"train"`` or ``"val"``.
-            empty: slices in which no class occurs: ``"drop"``, ``"keep"``, or the share (0..1)
-                to keep, chosen by the seed. None: the data set's policy for ``"train"``,
-                ``"keep"`` for ``"val"``, so that scores see every slice.
-            step: take every such slice of each volume, from the first. None: the data set's
-                for ``"train"``, 1 for ``"val"``.
+            empty: what to do with slices in which no class occurs: ``"drop"``, ``"keep"``, or the
+                share (0..1) to keep, chosen by the seed. None: the data set's policy for
+                ``"train"``, ``"keep"`` for ``"val"``, so that scores include every slice.
+            step: use every n-th slice of each volume, from the first. None: the data set's step for
+                ``"train"``, 1 for ``"val"``.
+
+        Raises:
+            ConfigError: an unknown side, or a value of ``empty`` that does not exist.
         """
         if split not in ("train", "val"):
             raise ConfigError(f"split must be train or val; got {split!r}")
@@ -206,8 +218,8 @@ class Dataset:
         share = share_of(empty)
         step = step or (self.slice_step if split == "train" else 1)
         counts = {"empty": 0, "step": 0, "gap": 0}
-        filled: list[SliceRef] = []
-        bare: list[SliceRef] = []
+        with_class: list[SliceRef] = []
+        without_class: list[SliceRef] = []
         slab = self.parts.slab
         for name in getattr(self.parts, split):
             has_class = np.any(self.presence(name), axis=1).tolist()
@@ -220,43 +232,43 @@ class Dataset:
             if unknown := sum(not annotated[index] for index in taken):
                 counts["not annotated"] = counts.get("not annotated", 0) + unknown
             for index in (index for index in taken if annotated[index]):
-                (filled if has_class[index] else bare).append(SliceRef(name, index))
-        kept = random.Random(self.seed).sample(bare, round(share * len(bare)))
-        counts["empty"] = len(bare) - len(kept)
-        result = SliceList(sorted([*filled, *kept]))
+                (with_class if has_class[index] else without_class).append(SliceRef(name, index))
+        kept = random.Random(self.seed).sample(without_class, round(share * len(without_class)))
+        counts["empty"] = len(without_class) - len(kept)
+        result = SliceList(sorted([*with_class, *kept]))
         result.left_out = counts
         return result
 
     def classes_in(self, refs: Iterable[SliceRef]) -> list[str]:
-        """Return the names of the classes that occur in some slices, or tiles."""
+        """Return the names of the classes that occur in the given slices, or tiles."""
         found = np.zeros(len(self.classes), dtype=bool)
         for case, own in groupby(sorted(refs), key=lambda ref: ref.case):
             found |= self.presence(case)[[ref.index for ref in own]].any(axis=0)
         return [name for name, occurs in zip(self.classes, found, strict=True) if occurs]
 
     def volume(self, name: str) -> PreparedVolume:
-        """Return a case after the intensity rule and class table, from memory where held.
+        """Return a case after the intensity rule and the class table.
 
-        The first use takes the voxels that the checks read, while memory holds them; otherwise
-        the files are read again.
+        It comes from memory where it is still there, else from the file.
 
         Raises:
-            DataError: a file was damaged or removed after the checks; the message names it.
+            DataError: the file is read again, and changed or vanished since the scan; the message
+                names it.
         """
-        return self.volumes.get(name, lambda: self._prepare(self.case(name)))
+        return self._cache.get(name, lambda: self._prepare(self.case(name)))
 
     def volume_labels(self, name: str) -> Array:
         """Return the (h, w, d) int16 labels of a case; see ``Sample``."""
         return np.asarray(self.volume(name).labels, dtype=np.int16)
 
     def sample(self, ref: SliceRef) -> Sample:
-        """Return one slice, or tile: image, labels and the prompts that annotations give."""
+        """Return one slice, or tile: its image, labels and the prompts of its annotations."""
         volume, tile = self.volume(ref.case), self.tile(ref)
         values, instances, index = volume.image, volume.instances, ref.index
         labels = volume.labels
         if instances is not None and instances.ndim == 3:
             instances = np.ascontiguousarray(instances[:, :, index])
-        if tile is not None:
+        if tile is not None:  # then the volume is a picture, which has one slice
             values, labels, index = tile.cut(values), tile.cut(labels), 0
             instances = None if instances is None else np.array(tile.cut(instances))
         image = self.intensity.picture(values, index, is_color=volume.is_color)
@@ -287,19 +299,20 @@ class Dataset:
         """Return all slices, or tiles, of a case."""
         return [self.sample(SliceRef(name, index)) for index in range(len(self.presence(name)))]
 
-    def _with_prompts(self, sample: Sample, given: Annotation) -> Sample:
-        """Add the prompts that were given, without those of classes that are not used."""
-        boxes, points, point_labels = given.boxes, given.points, given.point_labels
+    def _with_prompts(self, sample: Sample, drawn: Annotation) -> Sample:
+        """Add the prompts that a person drew, except those of classes that are not used."""
+        boxes, points, point_labels = drawn.boxes, drawn.points, drawn.point_labels
         ids = None
-        if given.labels is None and self.overlapping:
+        if drawn.labels is None and self.overlapping:
             raise DataError(
-                f"{sample.case}: its prompts name no classes, and a pixel may be of several; name "
-                "the class of each in the annotation, or leave data.regions out"
+                f"{sample.case}: its prompts name no classes, but a pixel may belong to several; "
+                "name the class of each prompt in the annotation, or leave data.regions out"
             )
-        if given.labels is not None:
-            ids = np.array([self.table.id_of(label) for label in given.labels], dtype=np.int64)
+        if drawn.labels is not None:
+            ids = np.array([self.table.id_of(label) for label in drawn.labels], dtype=np.int64)
             used = ids > 0
             ids = ids[used]
+            # ``labels`` name the boxes, or the points where there are no boxes.
             if boxes is not None:
                 boxes = boxes[used]
             elif points is not None and point_labels is not None:
@@ -307,7 +320,9 @@ class Dataset:
             if not used.any():
                 return sample
         if sample.tile is not None:
-            if ids is None:  # of the whole picture: a tile may see a corner of the box alone
+            # The class under a prompt without a name is found in the whole picture: a tile may
+            # contain only a corner of the box, with another class under it.
+            if ids is None:
                 ids = classes_under(boxes, points, point_labels, self.volume(sample.case).labels)
             boxes, points, point_labels, ids = sample.tile.annotation(
                 boxes, points, point_labels, ids
@@ -317,41 +332,52 @@ class Dataset:
         )
 
     def _prepare(self, case: Case) -> PreparedVolume:
-        if self.cache_dir is None or case.axis is None or self.reader.options.masks.instances:
-            read = self._read(case)
-            image, labels = self._arrays(case, read)
-            instances = read.instances
-            if self._scratch is not None:
-                image, labels = self._scratch.put(image), self._scratch.put(labels)
-                instances = None if instances is None else self._scratch.put(instances)
-            return PreparedVolume(
-                image, labels, read.is_color, read.spacing_mm, read.annotation, instances
+        """Return a case ready for slicing: in memory, in the scratch file or in the disk cache."""
+        has_objects = self.reader.options.masks.instances
+        if self.cache_dir is None or case.axis is None or has_objects or not case.stamps:
+            volume = self._read(case)
+            if self._scratch is None:
+                return volume
+            return replace(
+                volume,
+                image=self._scratch.put(volume.image),
+                labels=self._scratch.put(volume.labels),
+                instances=None if volume.instances is None else self._scratch.put(volume.instances),
             )
-        files = [*(case.files or (case.image,)), *([case.labels] if case.labels else [])]
-        stats = [path.stat() for path in files]
-        stamps = [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+        # The key changes with the files, which size and time of modification stand for. A DICOM
+        # series has hundreds of them: their number, largest size and latest time are enough.
+        stamps = case.stamps
         stamp = stamps[0] if not case.files else (len(stamps), *map(max, zip(*stamps, strict=True)))
         key = repr((case, case.files, *stamp, self.intensity, self.table))
-        image, labels = stored_arrays(
-            self.cache_dir, key, lambda: self._arrays(case, self._read(case))
-        )
-        self.volumes.take_checked(case.name)  # the files on the disk stand for it from now on
+
+        def read_arrays() -> tuple[Array, Array]:
+            volume = self._read(case)
+            return volume.image, volume.labels
+
+        image, labels = stored_arrays(self.cache_dir, key, read_arrays)
+        self.scanned.take(case.name)  # where the files existed already it was not needed
         return PreparedVolume(image, labels, spacing_mm=case.spacing_mm)
 
-    def _read(self, case: Case) -> Volume:
-        """Return a case as the checks read it; read its files again if memory holds it no more."""
-        checked = self.volumes.take_checked(case.name)
-        return self.reader.read(case) if checked is None else checked
+    def _read(self, case: Case) -> PreparedVolume:
+        """Return a case after the intensity rule and the class table.
 
-    def _arrays(self, case: Case, read: Volume) -> tuple[Array, Array]:
-        if read.labels is None:
-            raise DataError(f"{self.name}: a volume without labels cannot be trained on")
-        labels = self.table.remap(read.labels)
-        try:
-            image = self.intensity(read)
-        except DataError as error:
-            raise DataError(f"{case.image}: {error}") from error
-        return image, labels.astype(_label_type(self.table), copy=False)
+        The scan has read and checked it already; the file is read again only if memory could not
+        hold it until now.
+        """
+        volume = self.scanned.take(case.name)
+        if volume is None:
+            read = self.reader.read(case)
+            if read.labels is None:
+                raise DataError(f"{self.name}: a volume without labels cannot be trained on")
+            try:
+                image = self.intensity(read)
+            except DataError as error:
+                raise DataError(f"{case.image}: {error}") from error
+            volume = PreparedVolume(
+                image, read.labels, read.is_color, read.spacing_mm, read.annotation, read.instances
+            )
+        labels = self.table.remap(volume.labels).astype(_label_type(self.table), copy=False)
+        return replace(volume, labels=labels)
 
 
 def open_dataset(
@@ -431,7 +457,7 @@ def open_dataset(
             itself; None: such a file is an error.
         instances: each number of a mask is one object of one class.
         mask_threshold: values of a mask from here on are foreground, lower ones background.
-        series: which of several DICOM series in a folder is used; see ``dicom/series_choice.py``.
+        series: which of several DICOM series in a folder is used; see ``dicom_choice.py``.
         exif: ``"apply"`` or ``"ignore"``; see ``orientation.py``.
         background: the colour of the masks' background, or colours; see ``colours.py``.
         input_channels: of a model that takes more than three (``Sam.add_input_projection``).
@@ -450,8 +476,10 @@ def open_dataset(
     masks = mask_rules(classes, *rules)
     given = (image, label, cut, spacing, masks, series, classes, exif)
     card, reader = open_reader(name, root, axis, channel, *given)
-    volumes = VolumeCache()
-    scan = reader.scan(max_cases, volumes.hold_checked)
+    layout = reader.discover()
+    # Each file is read once: what the scan reads is kept, after the intensity rule, for its use.
+    scanned = ScannedVolumes(_rule_before_scan(intensity, card, layout, reader, neighbours))
+    scan = reader.scan(max_cases, scanned.keep, layout)
     mark_patients(scan, patient)
     table = decide_classes(scan, card, classes, merge_classes, masks, regions)
     partial = read_annotated(annotated, root, scan, table)
@@ -461,7 +489,25 @@ def open_dataset(
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
     parts = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
     policy = (empty_slices, slice_step, seed, Path(cache_dir) if cache_dir else None)
-    return _dataset(name, scan, table, rule, parts, reader, card, policy, cut, partial, volumes)
+    return _dataset(name, scan, table, rule, parts, reader, card, policy, cut, partial, scanned)
+
+
+def _rule_before_scan(
+    intensity: Intensity | None,
+    card: Card | None,
+    layout: Layout,
+    reader: FormatReader,
+    neighbours: int,
+) -> IntensityRule | None:
+    """Return the intensity rule, which depends only on what the user and the folder declare.
+
+    None where nothing decides it, or the options contradict each other: that error is raised after
+    the scan, since errors of the files come first.
+    """
+    try:
+        return decide_intensity(intensity, card, layout, reader).with_neighbours(neighbours)
+    except ConfigError:
+        return None
 
 
 def _dataset(
@@ -470,12 +516,12 @@ def _dataset(
     table: ClassTable,
     rule: IntensityRule,
     parts: Splits,
-    reader: Reader,
+    reader: FormatReader,
     card: Card | None,
     policy: tuple[str | float, int, int, Path | None],
     cut: Tiling | None,
     partial: Annotated | None,
-    volumes: VolumeCache,
+    scanned: ScannedVolumes,
 ) -> Dataset:
     """Return the data set of a scan that was divided.
 
@@ -483,7 +529,6 @@ def _dataset(
         DataError: an image is on both sides.
     """
     check_copies(name, scan, parts)
-    volumes.retain_checked({case.name for case in scan.cases})
     notes = [card.note if card else "", parts.rule if parts.slab else ""]
     return Dataset(
         name=name,
@@ -504,7 +549,7 @@ def _dataset(
         card=card,
         tiling=cut,
         partial=partial,
-        volumes=volumes,
+        scanned=scanned,
     )
 
 

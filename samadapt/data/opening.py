@@ -9,16 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from samadapt.data.cards import Card, list_cards, load_card
-from samadapt.data.channels import MANY, Channel, listed, parse_channel
-from samadapt.data.checks.mask_values import (
-    AS_CLASSES,
-    SOME,
-    VOID,
-    MaskRules,
-    set_findings,
-    value_findings,
-)
-from samadapt.data.checks.unusable import refuse_no_object
+from samadapt.data.channels import MANY, Channel, listed_channels, parse_channel
+from samadapt.data.checks.empty_dataset import refuse_no_object
+from samadapt.data.checks.mask_values import SOME, VOID, common_value_findings, value_findings
 from samadapt.data.classes import (
     ClassChoice,
     ClassTable,
@@ -29,12 +22,22 @@ from samadapt.data.classes import (
 )
 from samadapt.data.colours import resolve_colours, with_ignored
 from samadapt.data.download import fetch_dataset
-from samadapt.data.formats.base import Reader, ReaderOptions, Scan, get_reader, parse_axis, readers
+from samadapt.data.findings import Finding
+from samadapt.data.formats.base import (
+    FormatReader,
+    Layout,
+    ReaderOptions,
+    Scan,
+    get_reader,
+    parse_axis,
+    readers,
+)
 from samadapt.data.formats.nifti.affine import check_spacing_source
 from samadapt.data.formats.shared.exif import parse_exif
 from samadapt.data.intensity import IntensityRule, intensity_of_modality, make_intensity
+from samadapt.data.mask_rules import AS_CLASSES, MaskRules
 from samadapt.data.tiles import Tiling
-from samadapt.data.types import Case, Finding
+from samadapt.data.types import Case
 from samadapt.errors import ConfigError, nearest
 
 Intensity = str | Sequence[str] | Mapping[str, Any]
@@ -54,7 +57,7 @@ def open_reader(
     series: str | None = None,
     classes: ClassChoice = None,
     exif: str | None = None,
-) -> tuple[Card | None, Reader]:
+) -> tuple[Card | None, FormatReader]:
     """Return the card, if the name is one, and the reader with its options.
 
     Raises:
@@ -106,7 +109,9 @@ def open_reader(
     return card, kind(options)
 
 
-def _check_file_keys(kind: type[Reader], name: str, given: Mapping[str, str | Path | None]) -> None:
+def _check_file_keys(
+    kind: type[FormatReader], name: str, given: Mapping[str, str | Path | None]
+) -> None:
     """Refuse a key that names files where the reader would pass over it."""
     for key, value in given.items():
         if value is None or key in kind.file_keys:
@@ -244,7 +249,7 @@ def judge_values(
             scan.left_out.append(case.name)
         else:
             usable.append(case)
-    common = set_findings(usable, _folder_of(usable), ignored) if usable else []
+    common = common_value_findings(usable, _folder_of(usable), ignored) if usable else []
     if merge:
         common = [one for one in common if one.code not in ("object_numbers", "mixed_encodings")]
     if common:
@@ -309,26 +314,26 @@ def _way_out(unknown: Sequence[int]) -> str:
 
 
 def decide_intensity(
-    chosen: Intensity | None, card: Card | None, scan: Scan, reader: Reader
+    chosen: Intensity | None, card: Card | None, layout: Layout, reader: FormatReader
 ) -> IntensityRule:
     """Return the rule from the user's choice, the card, the modality or the reader.
 
     Raises:
         ConfigError: none of them says, or it has not as many rules as there are channels.
     """
-    rule = _intensity(chosen, card, scan, reader)
-    return rule.for_channels(max(1, len(listed(reader.options.channel))))
+    rule = _intensity(chosen, card, layout, reader)
+    return rule.for_channels(max(1, len(listed_channels(reader.options.channel))))
 
 
 def _intensity(
-    chosen: Intensity | None, card: Card | None, scan: Scan, reader: Reader
+    chosen: Intensity | None, card: Card | None, layout: Layout, reader: FormatReader
 ) -> IntensityRule:
     if chosen is not None and chosen != "auto":
         return make_intensity(chosen)
     if card and card.intensity:
         return make_intensity(card.intensity)
-    if scan.modality:
-        return make_intensity(intensity_of_modality(scan.modality))
+    if layout.modality:
+        return make_intensity(intensity_of_modality(layout.modality))
     if reader.default_intensity:
         return make_intensity(reader.default_intensity)
     raise ConfigError(

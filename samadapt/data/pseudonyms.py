@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from samadapt.data.dataset import Dataset
-from samadapt.data.types import Case, Finding
+from samadapt.data.findings import Finding
+from samadapt.data.types import Case
 from samadapt.errors import ConfigError
 from samadapt.system import atomic
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from samadapt.data.types import Case, SliceRef
+from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError
 
 
@@ -66,20 +66,6 @@ class Stacks:
 
 ALONE = Stacks(1, lambda case: 1)
 """Each slice by itself."""
-
-
-def check_depth(size: int, cases: Sequence[Case]) -> None:
-    """Refuse cases that have no neighbouring slices.
-
-    Raises:
-        ConfigError: naming the first of them.
-    """
-    flat = next((case for case in cases if case.shape[2] == 1), None)
-    if size > 1 and flat is not None:
-        raise ConfigError(
-            f"peft.depth={size} lets neighbouring slices of a volume attend to each other; "
-            f"{flat.image} has one slice alone. Use peft.depth=1"
-        )
 
 
 def stacks_in_batch(batch_size: int, size: int) -> int:

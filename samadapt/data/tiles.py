@@ -11,7 +11,7 @@ picture's edges; between neighbours the middle of their overlap is the border of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from samadapt.data.types import Case
 from samadapt.errors import ConfigError
 from samadapt.system.arrays import Array
 
@@ -216,17 +215,3 @@ def assemble(parts: Sequence[Array], tiles: Sequence[Tile]) -> Array:
     for part, tile in zip(parts, tiles, strict=True):
         tile.put(part, whole)
     return whole
-
-
-def check_tiles(cut: Tiling | None, cases: Iterable[Case]) -> None:
-    """Refuse to cut volumes.
-
-    Raises:
-        ConfigError: naming the first one.
-    """
-    volume = next((case for case in cases if case.axis is not None or case.shape[2] > 1), None)
-    if cut is not None and volume is not None:
-        raise ConfigError(
-            f"data.tile={cut.side} cuts pictures; {volume.image} is a volume, of which every slice "
-            "is seen whole. Leave it out, or data.tile=0 where an adapter records it"
-        )

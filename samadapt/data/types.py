@@ -1,122 +1,35 @@
-"""The values that pass through the data layer: findings, cases, volumes and samples."""
+"""The values that pass through the data layer: cases, volumes as read, slices and samples.
+
+The order is that of the data's way: a reader lists ``Case`` objects, reads each into a ``Volume``,
+and the data set cuts it into ``Sample`` objects, which ``SliceRef`` names.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from samadapt.errors import DataError
+from samadapt.data.findings import Finding
+from samadapt.data.tiles import Tile
 from samadapt.system.arrays import Array
-from samadapt.system.limits import max_bytes, max_voxels
 
-if TYPE_CHECKING:
-    from samadapt.data.tiles import Tile
-
-Severity = Literal["error", "warning"]
 Split = Literal["train", "val"]
 
 IGNORED = -1
-"""Id of a pixel of a label map whose class is not known: it has no loss and no score."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One problem of one file.
-
-    Attributes:
-        code: stable name of the kind of problem, such as ``"truncated_file"``.
-        severity: an ``"error"`` makes the case unusable; a ``"warning"`` does not.
-        file: path of the file (or folder) that is at fault.
-        message: what was expected and what was found.
-        fix: what the user can do.
-    """
-
-    code: str
-    severity: Severity
-    file: str
-    message: str
-    fix: str
-
-    def __str__(self) -> str:
-        """Return the finding as one line: file, message, fix and code."""
-        return f"{self.file}: {self.message}; {self.fix} [{self.code}]"
-
-
-@dataclass(frozen=True)
-class Code:
-    """One kind of problem.
-
-    Attributes:
-        severity: an ``"error"`` makes a case, or the data set, unusable.
-        meaning: what is wrong, in one sentence, and why it matters.
-        fix: what to do.
-    """
-
-    severity: Severity
-    meaning: str
-    fix: str
-
-
-class FindingError(DataError):
-    """A file cannot be used; ``finding`` says why."""
-
-    def __init__(self, finding: Finding) -> None:
-        """Keep the finding and use its text as the message."""
-        super().__init__(str(finding))
-        self.finding = finding
-
-
-def fault(code: str, file: Path | str, message: str, fix: str) -> FindingError:
-    """Return an error finding ready to be raised."""
-    return FindingError(Finding(code, "error", str(file), message, fix))
-
-
-def check_size(file: Path | str, shape: Sequence[int]) -> None:
-    """Refuse a declared shape before any memory is taken for it.
-
-    Raises:
-        FindingError: a side is below 1, or there are more voxels than ``data.max_gb`` holds as
-            float32.
-    """
-    sides = [int(side) for side in shape]
-    if min(sides, default=0) < 1:
-        message = f"expected at least one voxel along each axis; its shape is {tuple(sides)}"
-        raise fault("bad_shape", file, message, "check how it was made")
-    if math.prod(sides) > max_voxels():
-        message = f"it declares {math.prod(sides):,} voxels {tuple(sides)}"
-        raise too_large(file, f"{message}; at most {max_voxels():,} are read")
-
-
-def check_bytes(file: Path | str, declared: int) -> None:
-    """Refuse a declared number of bytes before any memory is taken for them.
-
-    Raises:
-        FindingError: it is above ``data.max_gb``.
-    """
-    if declared > max_bytes():
-        message = f"it declares {declared / 2**30:,.1f} GB of content"
-        raise too_large(file, f"{message}; at most {max_bytes() / 2**30:g} GB are read")
-
-
-def too_large(file: Path | str, message: str) -> FindingError:
-    """Return the finding of a file that asks for more than ``data.max_gb``."""
-    fix = "check its header; if it is right, raise data.max_gb, or cut the file into parts"
-    return fault("too_large", file, message, fix)
+"""Id in a label map of a pixel whose class is not known: it has no loss and no score."""
 
 
 @dataclass(frozen=True)
 class MaskEvidence:
-    """What was measured in one mask, where its values made it worth it.
+    """What was measured in one mask to tell grey levels and object numbers from classes.
 
     Attributes:
-        numbers: how many values were measured, where the mask has 1 to n; 0: none.
-        single: how many of these are one connected component.
-        slope: share (0..1) of the pixels of middle values that lie between a lower and a higher
+        numbers: n where the mask holds exactly the values 1 to n; 0: it was not measured.
+        single: how many of these values are one connected component each.
+        slope: share (0..1) of the pixels with middle values that lie between a lower and a higher
             neighbour; 0: not measured.
     """
 
@@ -129,29 +42,34 @@ class MaskEvidence:
 class Case:
     """One image or volume with its ground truth, as files.
 
+    ``discover`` fills what the folder says; the scan reads the files and adds the rest.
+
     Attributes:
-        name: unique in the data set; splits are made of names.
-        image: the image file; of a DICOM series its folder.
+        name: unique in the data set; splits consist of names.
+        image: the image file; for a DICOM series its folder.
         labels: the mask file, or None where there is none.
         annotations: the JSON file of boxes and points, or None.
         channel: index into the last axis of a 4D image, several of them, or None.
         shape: (h, w, d) of the volume as sliced; known after the scan.
         spacing_mm: (row, column, slice) in mm; None for pictures.
-        axis: 0 sagittal, 1 coronal, 2 axial: the canonical axis that the slices cut; None for
+        axis: the canonical axis that the slices cut: 0 sagittal, 1 coronal, 2 axial; None for
             pictures.
-        values: label values other than 0 that occur in the mask.
+        values: label values other than 0 that occur in the mask, sorted.
         presence: (d, len(values)) bool: which value occurs in which slice, or tile.
         zeros: (d,) bool: whether the value 0 occurs in a slice, or tile.
         named: class names that the annotations use.
-        files: the image's files where there are several: of a DICOM series, sorted by name; of
-            channels, in the order of ``data.channel``, the first is ``image``.
-        patient: equal for cases of one patient, who is then on one side of every split; ``""``
-            where nothing says. Of a DICOM patient ID a one-way hash, salted anew in each process,
-            of no use to anyone else. It is kept out of every record.
+        files: the image's files where there are several. Of a DICOM series they are sorted by
+            name; of channels they are in the order of ``data.channel``, and the first is ``image``.
+        patient: equal for all cases of one patient, which stay on one side of every split; ``""``
+            where the data do not say. For DICOM this is a one-way hash of the patient ID with a
+            salt that changes in each process, so it identifies nobody. No record contains it.
         digest: hash of the image's voxels; known after the scan.
-        evidence: what tells whether the mask's values are classes; None where classes are declared.
+        evidence: measurements that show whether the mask's values are classes; None where classes
+            are declared.
         colours: pairs of a mask value that occurs and its colour; see ``pictures.Mask``.
-        truth_digest: hash of its labels, object numbers and annotations; known after the scan.
+        truth_digest: hash of labels, object numbers and annotations; known after the scan.
+        stamps: bytes and time of modification in ns of the image files and the mask, when the scan
+            read them.
     """
 
     name: str
@@ -172,6 +90,7 @@ class Case:
     evidence: MaskEvidence | None = field(default=None, repr=False, compare=False)
     colours: tuple[tuple[int, int], ...] = field(default=(), repr=False, compare=False)
     truth_digest: str = field(default="", repr=False, compare=False)
+    stamps: tuple[tuple[int, int], ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -179,11 +98,11 @@ class SourceGrid:
     """What is needed to write a prediction back on the grid of a volume's file.
 
     Attributes:
-        header: the file's NIfTI header, or one made for its grid.
+        header: the file's NIfTI header, or one that was made for its grid.
         shape: the file's spatial shape, 2 or 3 axes.
-        affine: (4, 4) voxel to RAS+ mm.
+        affine: (4, 4) from voxel indices to RAS+ mm.
         orientation: (3, 2) nibabel orientation of the file's axes.
-        axis: canonical axis that became the last one of the volume.
+        axis: the canonical axis that became the last one of the volume.
     """
 
     header: Any
@@ -195,13 +114,14 @@ class SourceGrid:
 
 @dataclass(frozen=True)
 class Annotation:
-    """Prompts that a person gave with an image, in pixels of the original image.
+    """Prompts that a person drew, in pixels of the original image.
 
     Attributes:
         boxes: (n, 4) float32 XYXY, or None.
         points: (k, 2) float32 (x, y), or None.
-        point_labels: (k,) int64, 1 foreground, 0 background, or None without points.
-        labels: class name of each box, or of each point where there are no boxes, or None.
+        point_labels: (k,) int64, 1 foreground, 0 background; None without points.
+        labels: class name of each box, or of each point where there are no boxes; None where the
+            file names no classes.
     """
 
     boxes: Array | None = None
@@ -215,16 +135,16 @@ class Volume:
     """An image as read, before the intensity rule.
 
     Attributes:
-        image: (h, w, d) float32 or uint8, slices along the last axis; (h, w, d, c) of several
-            channels; (h, w, 3) if ``is_color`` (then there is one slice).
+        image: (h, w, d) float32 or uint8 with the slices along the last axis; (h, w, d, c) for
+            several channels; (h, w, 3) if ``is_color``, which is a single slice.
         labels: (h, w, d) integers, the values of the mask file, or None.
         spacing_mm: (row, column, slice) in mm; None for pictures.
         source: the file's grid; None for pictures.
         is_color: the last axis of ``image`` is RGB.
-        annotation: prompts given with the image, or None.
-        instances: (h, w) int32 object numbers of a picture, (h, w, d) of a volume, 0 none, where
-            the data set tells objects apart.
-        files: the files that it was read from, where a folder holds others too.
+        annotation: prompts that come with the image, or None.
+        instances: int32 object numbers where the data set separates objects, 0 for none: (h, w)
+            for a picture, (h, w, d) for a volume.
+        files: the files that it was read from, where the folder contains others too.
         findings: warnings of the reader.
         colours: pairs of a mask value that occurs and its colour; see ``pictures.Mask``.
     """
@@ -242,19 +162,19 @@ class Volume:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(h, w, d) with d the number of slices."""
+        """(h, w, d) where d is the number of slices."""
         height, width, last = self.image.shape[:3]
         return height, width, 1 if self.is_color else last
 
     @property
     def channels(self) -> int:
-        """Channels of the image, before they become the model's three; 3 of a colour picture."""
+        """Number of channels before they become the model's three; 3 for a colour picture."""
         return 3 if self.is_color else (*self.image.shape, 1)[3]
 
 
 @dataclass(frozen=True, order=True)
 class SliceRef:
-    """One slice of one case, or one tile of a picture."""
+    """Names one slice of a case, or one tile of a picture."""
 
     case: str
     index: int
@@ -262,25 +182,26 @@ class SliceRef:
 
 @dataclass(frozen=True)
 class Sample:
-    """One slice, ready for the model's geometry, in the original frame.
+    """One slice in the original frame, before it is resized for the model.
 
     Attributes:
         case: the case's name.
         index: the slice's number; 0 for pictures, or the tile's number.
         image: (h, w, 3) uint8 after the intensity rule; more channels with an input projection.
-        labels: (h, w) int16, 0 background, 1..K in the order of ``Dataset.classes``; ``IGNORED``
-            where the class is not known. With ``members`` they number what classes are made of.
-        boxes: (n, 4) float32 XYXY pixels given by annotations, or None.
-        points: (k, 2) float32 (x, y) pixels given by annotations, or None.
+        labels: (h, w) int16 class ids: 0 background, 1..K in the order of ``Dataset.classes``,
+            ``IGNORED`` where the class is not known. With ``members`` the ids number the label
+            values that classes consist of.
+        boxes: (n, 4) float32 XYXY in pixels, from annotations, or None.
+        points: (k, 2) float32 (x, y) in pixels, from annotations, or None.
         point_labels: (k,) int64, 1 foreground, 0 background; None without points.
-        prompt_classes: (n,) int64 class id of each box (of each point where there are no
-            boxes); None where the annotations name no classes. Prompts that name a class which
-            ``data.classes`` leaves out are not here.
-        instances: (h, w) int32 object numbers, 0 none, where the data set tells objects apart.
-        tile: where it lies in its picture, if it is a tile of one; all else is in its frame.
-        known: (K,) bool: which classes are annotated in this slice; None: all.
-        members: (K, n + 1) bool: which of the labels 0..n are of which class, where classes
-            overlap; None: label k is class k.
+        prompt_classes: (n,) int64 class id of each box, or of each point where there are no boxes;
+            None where the annotations name no classes. Prompts of classes that ``data.classes``
+            leaves out are removed.
+        instances: (h, w) int32 object numbers, 0 none, where the data set separates objects.
+        tile: where it lies in its picture, if it is a tile. Everything else is in its own frame.
+        known: (K,) bool: which classes are annotated in this slice; None: all of them.
+        members: (K, n + 1) bool: which of the label ids 0..n belong to which class, where classes
+            overlap; None: id k is class k.
     """
 
     case: str
@@ -298,16 +219,19 @@ class Sample:
 
     @property
     def truth(self) -> Array:
-        """What is known of each pixel.
+        """What is known about each pixel.
 
-        (h, w) class ids 0..K or ``IGNORED``, where one map says all. Where classes overlap or
-        are not all annotated (K, h, w) int8, a plane a class: 1 inside, 0 outside, ``IGNORED``.
+        (h, w) class ids 0..K or ``IGNORED`` where one map is enough. Where classes overlap, or are
+        not all annotated, (K, h, w) int8 with one plane for each class: 1 inside, 0 outside,
+        ``IGNORED`` unknown.
         """
         members = self.members
         if members is None:
             if self.known is None:
                 return self.labels
+            # Row k of the identity without its first row: class k + 1 consists of the id k + 1.
             members = np.eye(len(self.known) + 1, dtype=bool)[1:]
+        # members is (K, n + 1), so indexing it by an (h, w) map of ids gives (K, h, w).
         planes: Array = members[:, np.maximum(self.labels, 0)].astype(np.int8)
         planes[:, self.labels == IGNORED] = IGNORED
         if self.known is not None:
@@ -316,7 +240,7 @@ class Sample:
 
     @property
     def maps(self) -> Array:
-        """Class ids of what may be prompted: (h, w), or (K, h, w) with a map a class."""
+        """Class ids that may be prompted: (h, w), or (K, h, w) with one map for each class."""
         truth = self.truth
         if truth.ndim == 2:
             return truth
@@ -325,20 +249,23 @@ class Sample:
 
     @property
     def shown(self) -> Array:
-        """(h, w) class ids for drawing: the last of overlapping classes, ``IGNORED`` if all are."""
+        """(h, w) class ids for drawing.
+
+        Where classes overlap the last one is shown; ``IGNORED`` where no class is known.
+        """
         truth = self.truth
         if truth.ndim == 2:
             return truth
         return np.where((truth == IGNORED).all(axis=0), IGNORED, self.maps.max(axis=0))
 
     def mask_of(self, class_id: int) -> Array:
-        """Return (h, w) bool: where a class is known to be."""
+        """Return (h, w) bool: the pixels that are known to belong to a class (1..K)."""
         truth = self.truth
         found: Array = truth == class_id if truth.ndim == 2 else truth[class_id - 1] == 1
         return found
 
     def unknown(self, class_id: int) -> Array:
-        """Return (h, w) bool: where it is not known whether a pixel is of a class."""
+        """Return (h, w) bool: the pixels whose membership in a class (1..K) is not known."""
         truth = self.truth
         found: Array = (truth if truth.ndim == 2 else truth[class_id - 1]) == IGNORED
         return found

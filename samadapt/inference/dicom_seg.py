@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from samadapt.data.findings import FindingError
 from samadapt.data.formats.dicom.files import read_file
-from samadapt.data.types import FindingError
 from samadapt.errors import DataError, MissingExtraError
 from samadapt.system import atomic
 from samadapt.version import __version__

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from samadapt.data.formats.base import Reader, ReaderOptions, reader_for, readers, write_prediction
+from samadapt.data.formats.base import (
+    FormatReader,
+    ReaderOptions,
+    reader_for,
+    readers,
+    write_prediction,
+)
 from samadapt.data.formats.dicom.folder_contents import holds_dicom
 from samadapt.errors import DataError, UserError
 from samadapt.inference.coco import CocoFile, coco_masks
@@ -161,7 +167,7 @@ def _check_name(source: Path, target: Path) -> None:
         )
 
 
-def output_endings(reader: Reader) -> tuple[str, ...]:
+def output_endings(reader: FormatReader) -> tuple[str, ...]:
     """Return the endings of the files that hold labels of what a reader reads."""
     endings = type(reader).output_suffixes
     if reader.name == "dicom":
@@ -198,7 +204,7 @@ def plan_folder(images: Sequence[Path], target: Path) -> dict[Path, Path | UserE
     return plan
 
 
-def stem(path: Path, reader: Reader) -> str:
+def stem(path: Path, reader: FormatReader) -> str:
     """Return a file's name without the ending that its reader knows."""
     ends = [end for end in type(reader).suffixes if path.name.lower().endswith(end)]
     return path.name[: -len(max(ends, key=len))] if ends and path.is_file() else path.name

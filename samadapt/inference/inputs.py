@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
-from samadapt.data.channels import MANY, Channel, Choice, listed, parse_channel
+from samadapt.data.channels import MANY, Channel, Choice, listed_channels, parse_channel
+from samadapt.data.findings import FindingError
 from samadapt.data.formats.base import Layout, ReaderOptions, readers
 from samadapt.data.formats.shared.volume_layout import channel_beside
 from samadapt.data.formats.shared.volume_patterns import CHANNEL, channel_files, stem_of
 from samadapt.data.intensity import make_intensity
-from samadapt.data.types import FindingError
 from samadapt.errors import DataError, PromptError
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ def chosen_channels(record: AdapterRecord, channel: Channel | Sequence[Channel] 
     wanted = len(make_intensity(record.intensity).inputs) or 1
     kept = parse_channel(record.data_options.get("channel"), MANY)
     choice = kept if channel is None else parse_channel(channel, MANY)
-    if max(1, len(listed(choice))) != wanted:
-        was = f" ({', '.join(map(str, listed(kept)))})" if kept is not None else ""
+    if max(1, len(listed_channels(choice))) != wanted:
+        was = f" ({', '.join(map(str, listed_channels(kept)))})" if kept is not None else ""
         raise PromptError(
             f"channel: this adapter sees {wanted}{was}; got "
-            f"{', '.join(map(str, listed(choice))) or 'none'}"
+            f"{', '.join(map(str, listed_channels(choice))) or 'none'}"
         )
     return choice
 
@@ -112,7 +112,7 @@ def find_channel_cases(source: Source, choice: Choice) -> ChannelCases | None:
     Raises:
         DataError: a list of another length, or a pattern that matches nothing or not all channels.
     """
-    channels = listed(choice)
+    channels = listed_channels(choice)
     if not isinstance(source, str | Path):
         files = tuple(Path(path).expanduser() for path in source)
         if len(files) != max(1, len(channels)):
@@ -141,10 +141,10 @@ def _numbered(folder: Path, choice: Choice) -> tuple[Channel, ...] | None:
 
     nnU-Net's adapters know ``T2``, and its files end in ``_0001``.
     """
-    if all(str(one).isdigit() for one in listed(choice)):
+    if all(str(one).isdigit() for one in listed_channels(choice)):
         return None
     try:
-        return listed(channel_beside(folder, choice))
+        return listed_channels(channel_beside(folder, choice))
     except FindingError:
         return None
 

@@ -17,7 +17,7 @@ from samadapt import console
 from samadapt.adapters.injection import Injection, inject
 from samadapt.adapters.record import AdapterRecord, portable_options
 from samadapt.adapters.store import load_adapter
-from samadapt.data.checks.resumed import check_unchanged
+from samadapt.data.checks.resumed_run import check_unchanged
 from samadapt.data.checks.training_record import trained_on
 from samadapt.data.dataset import Dataset, open_dataset
 from samadapt.data.pseudonyms import hide_names, open_key, write_key

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from samadapt.adapters.record import AdapterRecord, read_record
 from samadapt.config.evaluate_arguments import EvaluateArguments
-from samadapt.data.channels import MANY, listed, parse_channel
+from samadapt.data.channels import MANY, listed_channels, parse_channel
 from samadapt.data.checks.training_record import seen
 from samadapt.data.tiles import recorded_tiling
 from samadapt.errors import AdapterError, ConfigError
@@ -185,7 +185,7 @@ def unrecognised(session: Session, record: AdapterRecord) -> str:
 def _other_channels(data: Data, record: AdapterRecord) -> str:
     """Return that other channels of the same data are scored, whose hashes are others."""
     trained, now = (
-        ", ".join(map(str, listed(parse_channel(channel, MANY)))) or "the only one"
+        ", ".join(map(str, listed_channels(parse_channel(channel, MANY)))) or "the only one"
         for channel in (record.data_options.get("channel"), data.channel)
     )
     if trained == now or data.name != record.data_options.get("name", data.name):

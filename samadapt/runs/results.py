@@ -204,7 +204,7 @@ def write_adapter(session: Session, summary: dict[str, Any]) -> Path:
     """Write the best step's adapter; return its directory."""
     from samadapt.adapters.record import RECORD, read_record
     from samadapt.adapters.store import save_adapter
-    from samadapt.data.checks.resumed import merge_trained_on
+    from samadapt.data.checks.resumed_run import merge_trained_on
 
     scores = {key: summary[key] for key in ("zero_shot", "adapted", "oracle_prompt", "data")}
     directory = session.run_dir / "adapter"

@@ -12,7 +12,7 @@ import pytest
 
 from samadapt.data import SliceRef, check_dataset, make_intensity, open_dataset, read_image
 from samadapt.data.channels import parse_channel
-from samadapt.data.types import FindingError
+from samadapt.data.findings import FindingError
 from samadapt.errors import ConfigError, DataError
 
 COUNT, SHAPE = 3, (8, 9, 6)

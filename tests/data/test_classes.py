@@ -108,7 +108,9 @@ def test_prompts_that_name_no_class_are_refused_where_classes_overlap(
     dataset = open_dataset("folder", root, regions={"whole": [1, 2], "core": 1})
     objects = given_prompts(dataset.samples("p1")[0])
     np.testing.assert_array_equal(objects.masks, np.stack([mask > 0, mask == 1]))
-    with pytest.raises(DataError, match="p0: its prompts name no classes, and a pixel may be of"):
+    with pytest.raises(
+        DataError, match="p0: its prompts name no classes, but a pixel may belong to"
+    ):
         dataset.samples("p0")
 
 

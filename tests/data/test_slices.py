@@ -15,7 +15,7 @@ from samadapt.data import Case, Dataset, SliceRef, open_dataset
 from samadapt.data.classes import make_table
 from samadapt.data.formats.base import label_presence
 from samadapt.data.splits import make_fold, make_splits
-from samadapt.data.volumes import PreparedVolume, VolumeCache
+from samadapt.data.volume_cache import PreparedVolume, VolumeCache
 from samadapt.errors import ConfigError
 
 

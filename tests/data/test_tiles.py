@@ -109,7 +109,7 @@ def test_what_memory_cannot_hold_lies_on_the_disk_while_it_is_used(pictures, tmp
     assert isinstance(data.volume("p2").image, np.memmap)
     assert list(folder.iterdir()) == []  # the file has no name: nothing is left, whatever happens
     monkeypatch.setattr("os.posix_fallocate", _full)
-    with pytest.raises(DataError, match=r"scratch: 0\.00 GB are needed for one more picture"):
+    with pytest.raises(DataError, match=r"scratch: one more uncompressed picture needs 0\.00 GB"):
         data.volume("p3")
 
 
@@ -161,7 +161,9 @@ def test_wrong_tiles_are_refused(pictures, make_msd):
         open_dataset("folder", pictures(), tile=3)
     with pytest.raises(ConfigError, match=r"share of 0 to 0\.5; got 0\.9"):
         Tiling(64, 0.9)
-    with pytest.raises(ConfigError, match=r"data\.tile=64 cuts pictures; .* is a volume"):
+    with pytest.raises(
+        ConfigError, match=r"data\.tile=64 cuts pictures into tiles, but .* is a volume"
+    ):
         open_dataset("msd", make_msd(), tile=64)
     with pytest.raises(ConfigError, match="data_options: tile must be whole pixels"):
         recorded_tiling({"tile": "big"})

@@ -569,9 +569,9 @@ class Annotated(JsonParser):
         return {"a.csv": rows.encode(), "a.json": json.dumps(content).encode()}
 
     def parse(self, name: str, content: bytes) -> None:
-        from samadapt.data.annotated import read_annotated
         from samadapt.data.classes import make_table
         from samadapt.data.formats.base import Scan
+        from samadapt.data.partial_labels import read_annotated
         from samadapt.data.types import Case
 
         cases = [Case(case, Path(case), shape=(9, 9, 9)) for case in "ab"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from samadapt.data.formats import base as readers_module
-from samadapt.data.formats.base import Reader
+from samadapt.data.formats.base import FormatReader
 from samadapt.data.formats.shared.volume_slices import source_grid, spacing_of, to_slices
 from samadapt.data.types import Volume
 from samadapt.errors import DataError, MissingExtraError
@@ -74,7 +74,7 @@ def series(tmp_path):
 def test_every_slice_carries_its_labels_and_no_patient(make_oracle, series, tmp_path, monkeypatch):
     folder, volume, truth = series
 
-    class Dicom(Reader):
+    class Dicom(FormatReader):
         name = "dicom"
         output_suffixes = (".nii.gz",)
         discover = examine = write = None

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from samadapt.data.formats import base as readers_module
-from samadapt.data.formats.base import Reader
+from samadapt.data.formats.base import FormatReader
 from samadapt.data.formats.nifti.reader import NiftiReader
 from samadapt.errors import DataError, MissingExtraError, PromptError
 from samadapt.inference.files import check_files, is_folder_of_images, mask_files
@@ -258,7 +258,7 @@ def test_the_coco_file_of_a_folder_of_broken_pictures_is_still_valid(make_oracle
 
 def test_every_reader_says_what_is_written():
     for reader in readers_module.readers().values():
-        assert issubclass(reader, Reader)
+        assert issubclass(reader, FormatReader)
         assert reader.output_suffixes
 
 

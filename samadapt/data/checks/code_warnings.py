@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samadapt.data.types import Code
+from samadapt.data.findings import Code
 
 
 def _warning(meaning: str, fix: str) -> Code:

@@ -17,7 +17,7 @@ CODES = {**ERRORS, **WARNINGS}
 """All codes; a test keeps them in step with the code that finds the problems."""
 
 
-def explain(code: str) -> str:
+def explain_code(code: str) -> str:
     """Return the section of a code, in Markdown.
 
     Raises:
@@ -39,4 +39,4 @@ def page(codes: Iterable[str] = CODES) -> str:
         "leave the case\nout with `data.on_error=skip`. A warning does not. Files are never "
         "changed. This page is made by\n`samadapt check explain=all`.\n"
     )
-    return "\n".join([head, *(explain(code) for code in sorted(codes))])
+    return "\n".join([head, *(explain_code(code) for code in sorted(codes))])

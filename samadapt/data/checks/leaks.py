@@ -12,9 +12,10 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
+from samadapt.data.findings import Finding
 from samadapt.data.formats.base import Scan
 from samadapt.data.splits import Splits
-from samadapt.data.types import Case, Finding
+from samadapt.data.types import Case
 from samadapt.errors import ConfigError
 
 

@@ -15,13 +15,12 @@ Negative values and values above 31 bits are errors of their file.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from samadapt.data.colours import Colours
-from samadapt.data.types import Case, Finding, MaskEvidence, Volume, fault
+from samadapt.data.findings import Finding
+from samadapt.data.mask_rules import LARGEST_VALUE, without_ignored
+from samadapt.data.types import Case, MaskEvidence
 from samadapt.system.arrays import Array
 
 VOID = 255
@@ -44,48 +43,8 @@ _GREY_TOP = 50
 """Masks whose highest value is lower have too few levels to be anti-aliased."""
 _SMALL = 32
 """Highest number that counts as small beside 255; a coarser grey scale codes classes."""
-_MOST = 2**31 - 1
 _WINDOW = 1 << 25
 """Voxels that are measured at most, in the middle of a mask: their components take 8 bytes each."""
-
-
-@dataclass(frozen=True)
-class MaskRules:
-    """How the values of masks are read.
-
-    Attributes:
-        instances: each number is one object of one class.
-        threshold: values from here on are foreground, lower ones background; None: values are
-            taken as they are.
-        ignored: values of pixels that are not annotated; None: those that the data set declares.
-        judged: nobody declares the classes, so that the values are measured.
-        colours: what the colours of masks mean; None: nothing.
-    """
-
-    instances: bool = False
-    threshold: float | None = None
-    ignored: tuple[int, ...] | None = None
-    judged: bool = False
-    colours: Colours | None = None
-
-    @property
-    def one_class(self) -> bool:
-        """Whether what is read has one class, of value 1."""
-        return self.instances or self.threshold is not None
-
-    def apply(self, volume: Volume, file: Path) -> Volume:
-        """Return a volume whose labels are read by the rules; ``file`` is its mask.
-
-        Raises:
-            FindingError: a value is NaN or below 0 where that cannot be.
-        """
-        if self.threshold is not None:
-            return at_threshold(volume, self.threshold, file, self.ignored or ())
-        return as_objects(volume, file, self.ignored or ()) if self.instances else volume
-
-
-AS_CLASSES = MaskRules()
-"""Each value is a class, as declared."""
 
 
 def measure_mask(
@@ -105,7 +64,7 @@ def measure_mask(
     grey = len(used) > 1 and used[-1] >= _GREY_TOP
     if not (numbered or grey):
         return MaskEvidence()
-    inside = _window(_cropped(_without(labels, ignored)))
+    inside = _window(_cropped(without_ignored(labels, ignored)))
     numbers, single = _components(inside) if numbered else (0, 0)
     return MaskEvidence(numbers, single, _slope(inside, used[-1]) if grey else 0.0)
 
@@ -121,8 +80,8 @@ def value_findings(case: Case, ignored: Collection[int] = ()) -> list[Finding]:
             "data.classes={name: value}"
         )
         return [Finding("label_value", "error", file, message, fix)]
-    if used and used[-1] > _MOST:
-        message = f"its values reach {used[-1]}; expected class numbers of at most {_MOST}"
+    if used and used[-1] > LARGEST_VALUE:
+        message = f"its values reach {used[-1]}; expected class numbers of at most {LARGEST_VALUE}"
         fix = "export the mask again with small class numbers"
         return [Finding("label_value", "error", file, message, fix)]
     if _are_grey_levels(used, case.evidence or MaskEvidence()):
@@ -139,7 +98,9 @@ def value_findings(case: Case, ignored: Collection[int] = ()) -> list[Finding]:
     return []
 
 
-def set_findings(cases: Sequence[Case], root: str, ignored: Collection[int] = ()) -> list[Finding]:
+def common_value_findings(
+    cases: Sequence[Case], root: str, ignored: Collection[int] = ()
+) -> list[Finding]:
     """Return the errors of a data set whose values are no classes, taken together.
 
     Args:
@@ -178,58 +139,6 @@ def set_findings(cases: Sequence[Case], root: str, ignored: Collection[int] = ()
             )
             return [Finding("mixed_encodings", "error", root, message, fix)]
     return [finding for void in _HIGHEST for finding in _void_findings(sorted(found), void, root)]
-
-
-def as_objects(volume: Volume, file: Path, ignored: Collection[int] = ()) -> Volume:
-    """Turn object numbers into one class and its objects (``data.instances=true``).
-
-    Returns:
-        ``labels`` 1 where there is an object (ignored values stay), ``instances`` int32 with the
-        numbers: (h, w) for pictures, (h, w, d) for volumes. Numbers above 31 bits are renumbered.
-
-    Raises:
-        FindingError: a number is below 0.
-    """
-    if volume.labels is None:
-        return volume
-    numbers = _without(volume.labels, ignored)
-    if numbers.min() < 0:
-        message = f"object numbers start at 1; it holds {int(numbers.min())}"
-        fix = f"take it as not annotated with data.ignore={int(numbers.min())}, or renumber"
-        raise fault("label_value", file, message, fix)
-    if numbers.max() > _MOST:
-        numbers = np.unique(numbers, return_inverse=True)[1].reshape(numbers.shape)
-    labels = (numbers > 0).astype(np.int32)
-    for value in ignored:
-        labels[volume.labels == value] = value
-    flat = volume.source is None and numbers.shape[2] == 1
-    instances = numbers.astype(np.int32)
-    return replace(volume, labels=labels, instances=instances[:, :, 0] if flat else instances)
-
-
-def at_threshold(
-    volume: Volume, threshold: float, file: Path, ignored: Collection[int] = ()
-) -> Volume:
-    """Make a mask of grey levels or probabilities binary: 1 from the threshold on.
-
-    Ignored values stay.
-
-    Raises:
-        FindingError: a value is NaN.
-    """
-    if volume.labels is None:
-        return volume
-    if volume.labels.dtype.kind == "f" and np.isnan(volume.labels).any():
-        message = "some values of the mask are NaN"
-        raise fault("non_integer_labels", file, message, "replace them and save it again")
-    labels = (volume.labels >= threshold).astype(np.int32)
-    for value in ignored:
-        labels[volume.labels == value] = value
-    return replace(volume, labels=labels)
-
-
-def _without(labels: Array, ignored: Collection[int]) -> Array:
-    return np.where(np.isin(labels, list(ignored)), 0, labels) if ignored else labels
 
 
 def _are_grey_levels(used: Sequence[int], evidence: MaskEvidence) -> bool:

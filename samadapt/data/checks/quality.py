@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from samadapt.data.classes import ClassTable
+from samadapt.data.findings import Finding
 from samadapt.data.formats.base import content_hash
 from samadapt.data.splits import Splits
-from samadapt.data.types import Case, Finding, SourceGrid, Volume
+from samadapt.data.types import Case, SourceGrid, Volume
 from samadapt.system.arrays import Array
 
 TINY = 8  # voxels: a cube of two
@@ -130,7 +131,7 @@ def case_findings(case: Case, facts: Facts, table: ClassTable, *, is_ct: bool) -
     return found + _grid_findings(case, facts)
 
 
-def set_findings(
+def comparison_findings(
     cases: Sequence[Case], facts: Mapping[str, Facts], table: ClassTable, parts: Splits, root: str
 ) -> list[Finding]:
     """Return what is odd when cases are compared.

@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from samadapt.data.annotated import read_annotated
 from samadapt.data.cards import Card
 from samadapt.data.channels import Channel
+from samadapt.data.checks.empty_dataset import refuse_no_case
 from samadapt.data.checks.leaks import copy_findings, mark_patients
 from samadapt.data.checks.quality import (
     Facts,
     case_findings,
     class_statistics,
+    comparison_findings,
     ignored_share,
     measure,
-    set_findings,
 )
-from samadapt.data.checks.unusable import refuse_no_case
+from samadapt.data.checks.refusals import check_tiles
 from samadapt.data.classes import ClassChoice, ClassTable, Ignore
-from samadapt.data.formats.base import Reader, Scan
+from samadapt.data.findings import Finding
+from samadapt.data.formats.base import FormatReader, Scan
 from samadapt.data.opening import (
     Intensity,
     decide_classes,
@@ -29,9 +30,10 @@ from samadapt.data.opening import (
     mask_rules,
     open_reader,
 )
+from samadapt.data.partial_labels import read_annotated
 from samadapt.data.splits import Splits, make_splits
-from samadapt.data.tiles import OVERLAP, check_tiles, tiling
-from samadapt.data.types import Case, Finding, Volume
+from samadapt.data.tiles import OVERLAP, tiling
+from samadapt.data.types import Case, Volume
 from samadapt.errors import ConfigError
 
 
@@ -169,7 +171,7 @@ def survey(
     if scan.cases:
         parts = _division(scan, card, val_every, where)
         scan.findings += copy_findings(scan.cases, parts)
-        scan.findings += set_findings(scan.cases, facts, table, parts, where)
+        scan.findings += comparison_findings(scan.cases, facts, table, parts, where)
     return _summary(scan, facts, table)
 
 
@@ -202,7 +204,9 @@ def _division(scan: Scan, card: Card | None, val_every: int, where: str) -> Spli
         return Splits([], [], "")
 
 
-def _is_ct(intensity: Intensity | None, card: Card | None, scan: Scan, reader: Reader) -> bool:
+def _is_ct(
+    intensity: Intensity | None, card: Card | None, scan: Scan, reader: FormatReader
+) -> bool:
     """Whether the values are meant as HU: a window is fixed, percentiles are not."""
     try:
         rule = decide_intensity(intensity, card, scan, reader)

@@ -1,7 +1,9 @@
-"""Readers: one file a format; each registers itself beside its code.
+"""What a reader of a file format is, how readers are registered, and the scan of a data set.
 
-A reader lists the cases of a data set (``discover``), reads and checks one (``examine``) and
-writes a prediction back on the grid of its source (``write``). ``scan`` puts these together.
+There is one file or folder for each format beside this one, and each registers its reader beside
+its code. A reader lists the cases of a data set (``discover``), reads and checks one case
+(``examine``), and writes a prediction back on the grid of its source (``write``). ``scan`` puts
+these together: it reads every case once, in threads, and collects all findings.
 """
 
 from __future__ import annotations
@@ -22,43 +24,46 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from samadapt.data.channels import Channel, Choice, parse_channel
-from samadapt.data.checks.mask_values import AS_CLASSES, MaskRules, measure_mask
+from samadapt.data.checks.mask_values import measure_mask
 from samadapt.data.classes import ClassChoice
+from samadapt.data.findings import Finding, FindingError, error_finding
 from samadapt.data.formats.shared.exif import Exif
 from samadapt.data.formats.shared.foreign import by_name
 from samadapt.data.formats.shared.time_limit import TookTooLongError, each, within_limit
+from samadapt.data.mask_rules import AS_CLASSES, MaskRules
 from samadapt.data.tiles import Tiling
-from samadapt.data.types import Case, Finding, FindingError, Volume
+from samadapt.data.types import Case, Volume
 from samadapt.errors import ConfigError, DataError, MissingExtraError, nearest
 from samadapt.system.arrays import Array
 from samadapt.system.limits import max_seconds
 from samadapt.system.out_of_memory import explain
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+"""Canonical axes by the slices that cut them: RAS+ x runs to the right, y forward, z up."""
 
-_READERS: dict[str, type[Reader]] = {}
-_ReaderType = TypeVar("_ReaderType", bound="type[Reader]")
+_READERS: dict[str, type[FormatReader]] = {}
+_ReaderType = TypeVar("_ReaderType", bound="type[FormatReader]")
 
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """Where and how to read.
+    """Where the files are and how to read them.
 
     Attributes:
         root: the data set's folder; None for data that come with a package.
         axis: canonical axis to slice along: 0 sagittal, 1 coronal, 2 axial; None: the one with
             the largest spacing, axial where they are equal.
-        channel: index or name of the channel of a 4D or multi-channel image; a tuple of several.
+        channel: index or name of the channel of a 4D or multi-channel image; a tuple for several.
         image: file name or pattern of the images; see ``volume_patterns.py``.
         label: file name or pattern of the masks.
-        tiling: how pictures are cut into what counts as their slices; None: not at all.
+        tiling: how pictures are cut into tiles, which count as their slices; None: not at all.
         spacing: which voxel size of a NIfTI header is true where its affine and ``pixdim``
             differ: ``"affine"`` or ``"pixdim"``; None: such a file is refused.
         masks: how the values of masks are read.
         series: which of several DICOM series in a folder; see ``dicom/series_choice.py``.
-        classes: the classes that will be used, where a format's masks may overlap otherwise.
-        exif: whether the EXIF orientation of pictures is applied; None: it is, and masks must
-            show that they are drawn so. See ``orientation.py``.
+        classes: the classes that will be used. A format whose masks may overlap reads only these.
+        exif: whether the EXIF orientation of pictures is applied. None: it is applied, and masks
+            must show that they are drawn on the turned picture. See ``shared/exif.py``.
     """
 
     root: Path | None = None
@@ -79,16 +84,16 @@ class Layout:
     """What a data set's folder declares, before any image is read.
 
     Attributes:
-        cases: all cases, also those of which a file is missing.
+        cases: all cases, including those with a missing file.
         findings: problems of the layout itself.
-        classes: name to label values, as declared; None where nothing is.
-        modality: name of the channel read, such as ``"CT"``; None where nothing says.
-        ambiguous: files that share a name with another, or folders in which a file is broken;
-            their cases are left out, as the findings say.
-        suffixes: file name endings of the format, the first for the names of missing files.
-        ignored: mask values that are declared to be no class and not background either.
-        regions: name to label values of classes that overlap, as declared, instead of
-            ``classes``; None where nothing is.
+        classes: name to label values, as declared; None where nothing is declared.
+        modality: name of the channel that is read, such as ``"CT"``; None where it is not stated.
+        ambiguous: files that share a name with another, or folders that contain a broken file.
+            Their cases are left out, and the findings say so.
+        suffixes: file name endings of the format; messages use the first for missing files.
+        ignored: mask values that are declared to be neither a class nor background.
+        regions: name to label values of classes that overlap, instead of ``classes``; None where
+            no such classes are declared.
     """
 
     cases: list[Case] = field(default_factory=list)
@@ -103,7 +108,7 @@ class Layout:
 
 @dataclass
 class Scan(Layout):
-    """A layout after its images were read: ``cases`` are those that can be used.
+    """A layout after its images were read: ``cases`` holds only those that can be used.
 
     Attributes:
         left_out: names of the cases that have an error finding.
@@ -112,25 +117,25 @@ class Scan(Layout):
     left_out: list[str] = field(default_factory=list)
 
 
-class Reader(ABC):
-    """Reads one format."""
+class FormatReader(ABC):
+    """Reads one file format."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
     """File name endings of the images that ``read_image`` accepts."""
     needs: ClassVar[tuple[str, str] | None] = None
-    """Package that it imports and the extra that brings it."""
+    """A package that it imports and the extra that installs the package."""
     output_suffixes: ClassVar[tuple[str, ...]] = (".png",)
-    """File name endings by which predictions for these images are written."""
+    """File name endings of the predictions that can be written for these images."""
     default_intensity: ClassVar[str | None] = None
-    """Intensity rule where neither user, card nor data set names one."""
+    """Intensity rule where neither the user nor the card nor the data set names one."""
     knows_colours: ClassVar[bool] = False
     """Whether classes can be named by the colours of masks."""
     annotation_suffixes: ClassVar[tuple[str, ...]] = ()
-    """File name endings of annotations that stand for masks."""
+    """File name endings of annotation files that take the place of masks."""
     numbers_objects: ClassVar[bool] = False
-    """Its annotations tell objects and classes apart, so that no mask values need reading."""
+    """Its annotations separate objects and classes, so mask values need no interpretation."""
     takes_channels: ClassVar[bool] = False
     """Whether ``data.channel`` may name several."""
     file_keys: ClassVar[tuple[str, ...]] = ("root",)
@@ -141,7 +146,7 @@ class Reader(ABC):
 
         Raises:
             MissingExtraError: the format needs a package that is not installed.
-            ConfigError: several channels are asked for of a format that has one.
+            ConfigError: the options name several channels, but the format has only one.
         """
         if self.needs and find_spec(self.needs[0]) is None:
             raise MissingExtraError(*self.needs)
@@ -154,21 +159,24 @@ class Reader(ABC):
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
-        """Whether ``read_image`` is for this file or folder; looks no further than needed."""
+        """Return whether ``read_image`` can read this file or folder, judged as cheaply as it can.
+
+        Most formats look only at the name; DICOM and TIFF look into the file.
+        """
         return bool(cls.suffixes) and path.name.lower().endswith(cls.suffixes)
 
     @classmethod
     def holds_one(cls, folder: Path) -> bool | None:
-        """Whether a folder that it accepts is one volume; None where the reader cannot tell."""
+        """Return whether an accepted folder is a single volume; None where it cannot be said."""
         return None
 
     @abstractmethod
     def discover(self) -> Layout:
-        """List the cases without reading images; never raises for a fault of the data."""
+        """List the cases without reading images; problems of the data become findings."""
 
     @abstractmethod
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
-        """Read image and labels of a case and report every problem; None if unusable."""
+        """Read image and labels of a case and report every problem; None if it is unusable."""
 
     @abstractmethod
     def read_image(self, path: Path) -> Volume:
@@ -179,11 +187,14 @@ class Reader(ABC):
         """
 
     def read_channels(self, paths: Sequence[Path]) -> Volume:
-        """Read an image whose channels are files, in their order, without labels.
+        """Read an image without labels whose channels are separate files.
+
+        Args:
+            paths: the files in the order of the channels.
 
         Raises:
-            FindingError: a file is missing or broken, or lies on another grid.
-            DataError: in this format an image is one file.
+            FindingError: a file is missing or broken, or is on another grid.
+            DataError: this format keeps an image in one file.
         """
         raise DataError(f"{paths[0]}: several files, each a channel, are not read in this format")
 
@@ -203,7 +214,7 @@ class Reader(ABC):
         return volume
 
     def _examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
-        """Return what ``examine`` does, with the mask's values read by ``options.masks``."""
+        """Call ``examine`` and apply ``options.masks`` to the values of the mask."""
         volume, findings = self.examine(case)
         if volume is None:
             return None, findings
@@ -213,13 +224,19 @@ class Reader(ABC):
             return None, [*findings, error.finding]
 
     def scan(
-        self, max_cases: int | None = None, look: Callable[[Case, Volume], None] | None = None
+        self,
+        max_cases: int | None = None,
+        look: Callable[[Case, Volume], None] | None = None,
+        layout: Layout | None = None,
     ) -> Scan:
-        """Read the first ``max_cases`` cases (by name), each file once, and check them.
+        """Read and check the cases, each file once.
 
-        ``look`` is called with each usable case while its voxels are in memory, in threads.
+        Args:
+            max_cases: read only the first ones by name.
+            look: called in threads with each usable case while its voxels are in memory.
+            layout: what ``discover`` returned, if it was called already.
         """
-        layout = self.discover()
+        layout = self.discover() if layout is None else layout
         _refuse_equal_names(layout)
         ordered = sorted(layout.cases, key=lambda case: case.name)[:max_cases]
         double = [case for case in ordered if {case.image, case.labels} & layout.ambiguous]
@@ -233,6 +250,7 @@ class Reader(ABC):
         self.options = replace(self.options, masks=masks)
         judged = masks.judged and layout.classes is None and layout.regions is None
         inspect = partial(self._inspect, look=look, judged=judged)
+        # Four threads: unpacking releases the interpreter's lock, and each one holds a volume.
         inspected = each(inspect, ordered, min(4, os.cpu_count() or 1))
         for case, found in zip(ordered, inspected, strict=True):
             if isinstance(found, TookTooLongError):
@@ -247,20 +265,22 @@ class Reader(ABC):
         return scan
 
     def compare_cases(self, scan: Scan) -> None:
-        """Add findings on how the cases differ, and leave out those that cannot be used so."""
+        """Add findings on how the cases differ, and leave out those that cannot be used for it."""
         return
 
     def _inspect(
         self, case: Case, look: Callable[[Case, Volume], None] | None, judged: bool
     ) -> tuple[Case | None, list[Finding]]:
+        """Read a case and return it with what the scan learns about it; None if it is unusable."""
         try:
+            stamps = file_stamps(case)
             volume, findings = self._examine(case)
         except Exception as error:  # one broken file must not end the scan
             reason = f"could not be read: {type(error).__name__}: {error}"
             fix = "check that the file opens in another program, or remove it"
             if message := explain(error, "check"):
                 reason, fix = f"could not be read: {message}", "free memory, or cut it into parts"
-            return None, [Finding("unreadable_image", "error", str(case.image), reason, fix)]
+            return None, [error_finding("unreadable_image", case.image, reason, fix)]
         if volume is None:
             return None, findings
         values, presence, zeros = label_presence(volume.labels, self._places(volume))
@@ -276,6 +296,7 @@ class Reader(ABC):
             digest=content_hash(volume.image),
             colours=volume.colours,
             truth_digest=truth_hash(volume, values),
+            stamps=stamps,
         )
         if judged and volume.labels is not None:
             ignored = self.options.masks.ignored or ()
@@ -285,7 +306,7 @@ class Reader(ABC):
         return checked, findings
 
     def _places(self, volume: Volume) -> list[Any]:
-        """Return what cuts each slice, or each tile of a picture, out of the volume's labels."""
+        """Return the index that cuts each slice, or each tile of a picture, out of the labels."""
         height, width, depth = volume.shape
         if depth > 1 or self.options.tiling is None:
             return [np.s_[:, :, index] for index in range(depth)]
@@ -293,27 +314,43 @@ class Reader(ABC):
         return [np.s_[slice(*tile.rows[:2]), slice(*tile.columns[:2])] for tile in tiles]
 
 
+def file_stamps(case: Case) -> tuple[tuple[int, int], ...]:
+    """Return bytes and time of modification in ns of a case's image files and its mask.
+
+    The result is empty where one of them is missing.
+    """
+    files = [*(case.files or (case.image,)), *([case.labels] if case.labels else [])]
+    try:
+        stats = [path.stat() for path in files]
+    except (OSError, ValueError):  # ValueError: a null character in the name
+        return ()
+    return tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+
 def _too_late(path: Path) -> Finding:
     message = f"reading it took longer than {max_seconds():g} s, and was given up"
     fix = "check that it opens in another program; if it is right, raise data.max_seconds"
-    return Finding("time_limit", "error", str(path), message, fix)
+    return error_finding("time_limit", path, message, fix)
 
 
 def _refuse_equal_names(layout: Layout) -> None:
-    """Make cases of one name ambiguous: splits are made of names."""
+    """Mark cases that share a name as ambiguous, because splits consist of names."""
     counts = Counter(case.name for case in layout.cases)
     for case in layout.cases:
         if counts[case.name] > 1 and not {case.image, case.labels} & layout.ambiguous:
             message = f"{counts[case.name]} files give a case of the name {case.name!r}"
-            found = Finding(
-                "duplicate_case", "error", str(case.image), message, "rename one of them"
+            layout.findings.append(
+                error_finding("duplicate_case", case.image, message, "rename one of them")
             )
-            layout.findings.append(found)
     layout.ambiguous |= {case.image for case in layout.cases if counts[case.name] > 1}
 
 
 def content_hash(values: Array) -> str:
-    """Return a hash of an array's shape and values, whichever type holds them exactly."""
+    """Return a hash of an array's shape and values.
+
+    The hash is the same for every type that holds the values exactly, and does not depend on the
+    memory layout.
+    """
     dtype = np.dtype(np.float32 if np.can_cast(values.dtype, np.float32) else values.dtype)
     content = hashlib.blake2b(f"{values.shape} {dtype.str}".encode(), digest_size=16)
     for plane in np.moveaxis(values, -1, 0):
@@ -327,36 +364,36 @@ def truth_hash(volume: Volume, values: Sequence[int]) -> str:
 
     Args:
         volume: as read.
-        values: label values other than 0 that occur in it; they choose the type that is hashed.
+        values: label values other than 0 that occur in it. They decide whether the labels are
+            hashed as 8-bit or as 64-bit numbers, so the hash does not depend on the file's type.
     """
     content = hashlib.blake2b(digest_size=16)
     if volume.labels is not None:
         small = all(0 <= value < 256 for value in values)
-        content.update(
-            content_hash(_narrow(volume.labels, np.uint8 if small else np.int64)).encode()
-        )
+        labels = volume.labels.astype(np.uint8 if small else np.int64, copy=False)
+        content.update(content_hash(labels).encode())
     if volume.instances is not None:
-        content.update(content_hash(_narrow(volume.instances, np.int64)).encode())
-    if (given := volume.annotation) is not None:
-        for array in (given.boxes, given.points, given.point_labels):
+        content.update(content_hash(volume.instances.astype(np.int64, copy=False)).encode())
+    if (drawn := volume.annotation) is not None:
+        for array in (drawn.boxes, drawn.points, drawn.point_labels):
             content.update(b"-" if array is None else f"{array.shape} {array.tolist()}".encode())
-        content.update(repr(given.labels).encode())
-    content.update(repr(volume.colours).encode())  # they may be what decides the class
+        content.update(repr(drawn.labels).encode())
+    content.update(repr(volume.colours).encode())  # the colour may decide the class
     return content.hexdigest()
-
-
-def _narrow(labels: Array, dtype: Any) -> Array:
-    return labels.astype(dtype, copy=False)
 
 
 def label_presence(
     labels: Array | None, places: Sequence[Any]
 ) -> tuple[tuple[int, ...], Array, Array]:
-    """Return which values occur in which place of the labels.
+    """Return which values occur in which part of the labels.
+
+    Args:
+        labels: (h, w, d), or None.
+        places: indices into ``labels``, one for each slice or tile.
 
     Returns:
-        The n values other than 0; (places, n) bool, which of them occurs in which place; and
-        (places,) bool, in which places the value 0 occurs.
+        The n values other than 0, sorted; (places, n) bool, which of them occurs in which place;
+        and (places,) bool, in which places the value 0 occurs.
     """
     if labels is None:
         return (), np.zeros((len(places), 0), dtype=bool), np.ones(len(places), dtype=bool)
@@ -369,17 +406,17 @@ def label_presence(
 
 def _values_of(plane: Array) -> set[int]:
     low, high = int(plane.min()), int(plane.max())
-    if low >= 0 and high < 65536:
+    if low >= 0 and high < 65536:  # counting is much faster than sorting, but needs small values
         return {int(value) for value in np.flatnonzero(np.bincount(plane.ravel()))}
     return {int(value) for value in np.unique(plane)}
 
 
 NOT_FORMATS = {"base", "shared"}
-"""What lies in this folder and reads no format."""
+"""Modules of this folder that read no format."""
 
 
 def register_reader(name: str, *aliases: str) -> Callable[[_ReaderType], _ReaderType]:
-    """Class decorator: make a reader known under a name and its aliases."""
+    """Return a class decorator that makes a reader known under a name and its aliases."""
 
     def register(reader: _ReaderType) -> _ReaderType:
         reader.name = name
@@ -390,11 +427,11 @@ def register_reader(name: str, *aliases: str) -> Callable[[_ReaderType], _Reader
     return register
 
 
-def readers() -> dict[str, type[Reader]]:
+def readers() -> dict[str, type[FormatReader]]:
     """Return all readers by name and alias.
 
-    A new format is found without being listed: ``formats/NAME.py``, or ``formats/NAME/reader.py``
-    where a format needs several files.
+    A new format needs no list: the module ``formats/NAME.py``, or ``formats/NAME/reader.py`` where
+    a format needs several files, is found and imported.
     """
     package = import_module("samadapt.data.formats")
     for module in pkgutil.iter_modules(package.__path__):
@@ -404,7 +441,7 @@ def readers() -> dict[str, type[Reader]]:
     return dict(_READERS)
 
 
-def get_reader(name: str) -> type[Reader]:
+def get_reader(name: str) -> type[FormatReader]:
     """Return a reader by name or alias.
 
     Raises:
@@ -438,7 +475,7 @@ def parse_axis(axis: str | int | None) -> int | None:
     )
 
 
-def reader_for(path: Path, options: ReaderOptions | None = None) -> Reader:
+def reader_for(path: Path, options: ReaderOptions | None = None) -> FormatReader:
     """Return a reader for one image file or series folder, chosen by its name or content.
 
     Args:
@@ -470,15 +507,16 @@ def read_image(
     Args:
         path: a file of any format that a reader knows, or the folder of a DICOM series.
         axis: what volumes are sliced along; None: the axis with the largest spacing.
-        channel: index of the channel of a 4D volume, or its name where a ``dataset.json`` in
-            the file's folder or the one above it names the channels; or a list of up to three.
+        channel: index of the channel of a 4D volume, or its name where a ``dataset.json`` in the
+            file's folder or its parent names the channels; or a list of up to three.
         spacing: ``"affine"`` or ``"pixdim"``: which is true where a NIfTI header contradicts
             itself; None: such a file is an error.
-        exif: ``"ignore"``: a picture's pixels stay as they are stored; else they are turned as its
-            EXIF orientation says.
+        exif: ``"ignore"``: a picture's pixels stay as they are stored; otherwise they are turned as
+            its EXIF orientation says.
 
     Raises:
-        DataError: the file is missing, broken or of an unknown kind.
+        DataError: the file is missing, broken or of an unknown kind, or reading it took longer than
+            ``data.max_seconds``.
     """
     chosen = parse_channel(channel)
     options = ReaderOptions(axis=parse_axis(axis), channel=chosen, spacing=spacing, exif=exif)
@@ -492,7 +530,7 @@ def write_prediction(prediction: Array, volume: Volume, path: Path) -> None:
     """Write class ids (h, w, d) or (h, w), arranged as ``volume``, on its source's grid.
 
     The file name's ending chooses the format: PNG for pictures; for volumes NIfTI, or another
-    that holds a grid (``output_suffixes`` of the readers).
+    format that stores a grid (``output_suffixes`` of the readers).
 
     Raises:
         DataError: the shape does not fit, or the format cannot hold the volume.

@@ -20,20 +20,27 @@ from typing import ClassVar
 import numpy as np
 
 from samadapt.data.annotations import box_area, read_annotation
-from samadapt.data.formats.base import Layout, Reader, Scan, register_reader
-from samadapt.data.formats.shared.exif import UPRIGHT, check_frame, frame_fault, frame_hint, turn
+from samadapt.data.checks.palettes import check_palettes
+from samadapt.data.findings import Finding, FindingError
+from samadapt.data.formats.base import FormatReader, Layout, Scan, register_reader
+from samadapt.data.formats.shared.exif import (
+    UPRIGHT,
+    check_frame,
+    frame_fault,
+    frame_hint,
+    turn_upright,
+)
 from samadapt.data.formats.shared.pictures import Mask, Picture, load_mask, load_picture, save_plane
 from samadapt.data.formats.shared.stills import SUFFIXES
 from samadapt.data.formats.tiff.reader import is_stack
-from samadapt.data.palettes import check_palettes
-from samadapt.data.types import Annotation, Case, Finding, FindingError, Volume
+from samadapt.data.types import Annotation, Case, Volume
 from samadapt.system.arrays import Array
 
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 
 @register_reader("folder", "images")
-class FolderReader(Reader):
+class FolderReader(FormatReader):
     """Reads pictures and masks."""
 
     summary = "pictures: images/ + masks/ (+ annotations/), PNG, TIFF, ...; pixel value = class"
@@ -143,7 +150,9 @@ class FolderReader(Reader):
         """
         if self.options.exif is not None or picture.orientation == UPRIGHT:
             return []
-        stored = turn(mask.values, {6: 8, 8: 6}.get(picture.orientation, picture.orientation))
+        stored = turn_upright(
+            mask.values, {6: 8, 8: 6}.get(picture.orientation, picture.orientation)
+        )
         if _covered(annotation, stored) <= _covered(annotation, mask.values) + 0.25:
             return []
         reason = "its boxes or points fit the objects of the stored pixels, not of the turned ones"

@@ -21,18 +21,23 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from samadapt.data.findings import Finding, FindingError, error_finding, fault
 from samadapt.data.formats.base import Layout, register_reader
-from samadapt.data.formats.coco.layout import is_there, posix_name
-from samadapt.data.formats.coco.reader import ObjectReader, read_json
-from samadapt.data.formats.shared.instance_masks import (
-    MaskObject,
-    area_of,
-    read_segmentation,
-    runs_of,
+from samadapt.data.formats.shared.annotation_files import (
+    files_below,
+    is_there,
+    posix_name,
+    read_json_annotations,
 )
+from samadapt.data.formats.shared.instance_masks import (
+    OutlinedObject,
+    decode_runs,
+    encode_runs,
+    read_segmentation,
+)
+from samadapt.data.formats.shared.object_reader import ObjectReader
 from samadapt.data.formats.shared.stills import SUFFIXES
-from samadapt.data.formats.shared.volume_reader import error
-from samadapt.data.types import Case, Finding, FindingError, Volume, fault
+from samadapt.data.types import Case, Volume
 from samadapt.system.arrays import Array
 from samadapt.system.limits import lies_inside
 
@@ -58,7 +63,7 @@ class LabelmeReader(ObjectReader):
             found = "there is no such folder" if root else "no folder is given"
             message = f"expected pictures and their JSON files; {found}"
             file = root or Path("data.root")
-            layout.findings.append(error("missing_folder", file, message, "set data.root"))
+            layout.findings.append(error_finding("missing_folder", file, message, "set data.root"))
             return layout
         for path in files_below(root, (".json",)):
             self._add_case(path, root, layout)
@@ -66,7 +71,7 @@ class LabelmeReader(ObjectReader):
         self._name_classes(layout)
         if not layout.cases and not layout.findings:
             message = "expected JSON files of labelme in it; there is none"
-            layout.findings.append(error("no_cases", root, message, "check data.root"))
+            layout.findings.append(error_finding("no_cases", root, message, "check data.root"))
         return layout
 
     def declared_size(self, case: Case) -> tuple[int, int] | None:
@@ -77,7 +82,7 @@ class LabelmeReader(ObjectReader):
             return height, width
         return None
 
-    def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
+    def objects(self, case: Case, height: int, width: int) -> list[OutlinedObject]:
         """Return the objects of a picture, checked against its size."""
         path, note = case.labels or case.image, self._notes[case.name]
         declared = note.get("imageHeight"), note.get("imageWidth")
@@ -96,8 +101,8 @@ class LabelmeReader(ObjectReader):
                 groups.setdefault(_group(shape, index), []).append((index, drawn))
         found = []
         for (label, _), parts in groups.items():
-            runs = runs_of(np.logical_or.reduce([drawn for _, drawn in parts]))
-            found.append(MaskObject(self._values[label], runs, False, f"shapes[{parts[0][0]}]"))
+            runs = encode_runs(np.logical_or.reduce([drawn for _, drawn in parts]))
+            found.append(OutlinedObject(self._values[label], runs, False, f"shapes[{parts[0][0]}]"))
         return found
 
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
@@ -114,7 +119,7 @@ class LabelmeReader(ObjectReader):
     def _add_case(self, path: Path, root: Path, layout: Layout) -> None:
         name = "_".join(path.relative_to(root).with_suffix("").parts)
         try:
-            content = read_json(path)
+            content = read_json_annotations(path)
             if not isinstance(content, dict) or not {"shapes", "imagePath"} <= set(content):
                 message = "is no file of labelme: expected the keys shapes and imagePath"
                 finding = Finding("other_file", "warning", str(path), message, "remove it")
@@ -159,19 +164,6 @@ class LabelmeReader(ObjectReader):
         if IGNORE in labels:
             self._values[IGNORE] = len(names) + 1
             layout.ignored = (len(names) + 1,)
-
-
-def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Return the files of a folder and its subfolders with some endings, sorted."""
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(folder) / name
-            for name in sorted(files)
-            if Path(name).suffix.lower() in suffixes and not name.startswith(".")
-        ]
-    return found
 
 
 def _has_label(shape: Any) -> bool:
@@ -221,7 +213,7 @@ def _drawn(shape: Mapping[str, Any], height: int, width: int) -> Array | None:
     elif kind == "circle":
         points = _circle(points, height, width)
     flat = [value for point in points for value in point]
-    return area_of(read_segmentation([flat], height, width), height, width)
+    return decode_runs(read_segmentation([flat], height, width), height, width)
 
 
 def _points(value: Any) -> _Points:

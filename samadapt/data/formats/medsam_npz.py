@@ -17,21 +17,21 @@ from typing import Any, ClassVar
 import numpy as np
 
 from samadapt.data.channels import Indices
-from samadapt.data.formats.base import Layout, register_reader
-from samadapt.data.formats.nifti.write import SUFFIXES
-from samadapt.data.formats.shared.stored_volume import StoredVolume, stack_without_orientation
-from samadapt.data.formats.shared.volume_reader import VolumeReader, error
-from samadapt.data.formats.shared.volume_values import finite_image, whole_labels
-from samadapt.data.types import (
-    Case,
+from samadapt.data.findings import (
     Finding,
     FindingError,
-    Volume,
     check_bytes,
     check_size,
+    error_finding,
     fault,
     too_large,
 )
+from samadapt.data.formats.base import Layout, register_reader
+from samadapt.data.formats.nifti.write import SUFFIXES
+from samadapt.data.formats.shared.stored_volume import StoredVolume, stack_without_orientation
+from samadapt.data.formats.shared.volume_reader import VolumeReader
+from samadapt.data.formats.shared.volume_values import finite_image, whole_labels
+from samadapt.data.types import Case, Volume
 from samadapt.errors import DataError
 from samadapt.system import atomic
 from samadapt.system.arrays import Array
@@ -56,7 +56,7 @@ class MedSamReader(VolumeReader):
             found = "there is no such folder" if root else "no folder is given"
             message = f"expected .npz files, or imgs/ and gts/ with .npy files; {found}"
             layout.findings.append(
-                error("missing_folder", root or Path("data.root"), message, "set data.root")
+                error_finding("missing_folder", root or Path("data.root"), message, "set data.root")
             )
             return layout
         if (root / "imgs").is_dir():
@@ -70,7 +70,7 @@ class MedSamReader(VolumeReader):
                 layout.cases.append(Case(name, path, path))
         if not layout.cases:
             message = "no .npz file in it, and no imgs/ with .npy files"
-            layout.findings.append(error("no_cases", root, message, "check data.root"))
+            layout.findings.append(error_finding("no_cases", root, message, "check data.root"))
         return layout
 
     def load(self, path: Path, channel: Indices = None) -> StoredVolume:
@@ -149,15 +149,15 @@ def _compare(case: Case, image: Array, labels: Array) -> list[Finding]:
     file = case.labels or case.image
     if image.ndim == 4 and image.shape[:3] == labels.shape:
         message = f"a stack of colour pictures {image.shape} cannot be read as a volume"
-        return [error("colour_volume", case.image, message, "save each picture as a file")]
+        return [error_finding("colour_volume", case.image, message, "save each picture as a file")]
     shape = image.shape[:2] if image.ndim == labels.ndim + 1 else image.shape
     if labels.shape != shape or labels.ndim not in (2, 3):
         message = f"gts has the shape {labels.shape}; imgs has {image.shape}"
-        return [error("shape_mismatch", file, message, "save both at the same size")]
+        return [error_finding("shape_mismatch", file, message, "save both at the same size")]
     findings = []
     if image.min() == image.max():
         message = f"all of imgs has the value {float(image.min()):g}"
-        findings.append(error("constant_image", case.image, message, _AGAIN))
+        findings.append(error_finding("constant_image", case.image, message, _AGAIN))
     if not labels.any():
         message, fix = "gts is empty: no value differs from 0", "check that it is the right file"
         findings.append(Finding("no_foreground", "warning", str(file), message, fix))

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from samadapt.data.findings import Finding
 from samadapt.data.formats.base import Layout, register_reader
 from samadapt.data.formats.nifti.reader import NiftiReader, load_nifti
-from samadapt.data.types import Case, Finding, Volume
+from samadapt.data.types import Case, Volume
 from samadapt.errors import MissingExtraError
 from samadapt.system.arrays import Array
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from samadapt.data.findings import error_finding, fault
 from samadapt.data.formats.base import Layout, register_reader
-from samadapt.data.formats.coco.reader import ObjectReader, read_json
-from samadapt.data.formats.shared.instance_masks import MaskObject, read_segmentation
-from samadapt.data.formats.shared.volume_reader import error
-from samadapt.data.types import Case, fault
+from samadapt.data.formats.shared.annotation_files import read_json_annotations
+from samadapt.data.formats.shared.instance_masks import OutlinedObject, read_segmentation
+from samadapt.data.formats.shared.object_reader import ObjectReader
+from samadapt.data.types import Case
 
 _PICTURES = (".jpg", ".jpeg", ".png")
 _MEND = "download the archive again"
@@ -31,7 +32,7 @@ class Sa1bReader(ObjectReader):
             found = "there is no such folder" if root else "no folder is given"
             message = f"expected sa_N.jpg and sa_N.json; {found}"
             file = root or Path("data.root")
-            layout.findings.append(error("missing_folder", file, message, "set data.root"))
+            layout.findings.append(error_finding("missing_folder", file, message, "set data.root"))
             return layout
         files = sorted(path for path in root.iterdir() if not path.name.startswith("."))
         images = {path.stem: path for path in files if path.suffix.lower() in _PICTURES}
@@ -40,21 +41,21 @@ class Sa1bReader(ObjectReader):
             layout.cases.append(Case(name, images.get(name, root / f"{name}.jpg"), notes.get(name)))
         if not layout.cases:
             message = "expected sa_N.jpg and sa_N.json in it; there is none"
-            layout.findings.append(error("no_cases", root, message, "check data.root"))
+            layout.findings.append(error_finding("no_cases", root, message, "check data.root"))
         return layout
 
     def declared_size(self, case: Case) -> tuple[int, int] | None:
         """Return the size in the key ``image``."""
-        content = read_json(case.labels or case.image)
+        content = read_json_annotations(case.labels or case.image)
         image = content.get("image") if isinstance(content, dict) else None
         size = (image.get("height"), image.get("width")) if isinstance(image, dict) else ()
         sides = [side for side in size if isinstance(side, int)]
         return (sides[0], sides[1]) if len(sides) == 2 else None
 
-    def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
+    def objects(self, case: Case, height: int, width: int) -> list[OutlinedObject]:
         """Return the objects of a picture, checked against its size."""
         path = case.labels or case.image
-        content = read_json(path)
+        content = read_json_annotations(path)
         image = content.get("image") if isinstance(content, dict) else None
         entries = content.get("annotations") if isinstance(content, dict) else None
         if not isinstance(image, dict) or not isinstance(entries, list):
@@ -67,7 +68,7 @@ class Sa1bReader(ObjectReader):
         return [_object(path, index, entry, height, width) for index, entry in enumerate(entries)]
 
 
-def _object(path: Path, index: int, entry: Any, height: int, width: int) -> MaskObject:
+def _object(path: Path, index: int, entry: Any, height: int, width: int) -> OutlinedObject:
     shown = f"annotations[{index}]"
     try:
         if not isinstance(entry, dict) or "segmentation" not in entry:
@@ -75,4 +76,4 @@ def _object(path: Path, index: int, entry: Any, height: int, width: int) -> Mask
         runs = read_segmentation(entry["segmentation"], height, width)
     except ValueError as problem:
         raise fault("bad_segmentation", path, f"{shown}: {problem}", _MEND) from None
-    return MaskObject(1, runs, False, shown)
+    return OutlinedObject(1, runs, False, shown)

@@ -15,13 +15,13 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
+from samadapt.data.findings import Finding, FindingError, error_finding, fault
 from samadapt.data.formats.base import Layout, register_reader
-from samadapt.data.formats.coco.reader import ObjectReader
-from samadapt.data.formats.labelme import files_below
-from samadapt.data.formats.shared.instance_masks import MaskObject, read_segmentation
+from samadapt.data.formats.shared.annotation_files import files_below
+from samadapt.data.formats.shared.instance_masks import OutlinedObject, read_segmentation
+from samadapt.data.formats.shared.object_reader import ObjectReader
 from samadapt.data.formats.shared.stills import SUFFIXES
-from samadapt.data.formats.shared.volume_reader import error
-from samadapt.data.types import Case, Finding, FindingError, fault
+from samadapt.data.types import Case
 from samadapt.errors import ConfigError
 from samadapt.system.plain_yaml import read_plain_yaml
 
@@ -51,7 +51,7 @@ class YoloReader(ObjectReader):
             found = "there is no such folder" if root else "no folder is given"
             message = f"expected images/ and labels/; {found}"
             file = root or Path("data.root")
-            layout.findings.append(error("missing_folder", file, message, "set data.root"))
+            layout.findings.append(error_finding("missing_folder", file, message, "set data.root"))
             return layout
         try:
             self._list(root, layout)
@@ -67,7 +67,7 @@ class YoloReader(ObjectReader):
         self._known = set(shown)
         return layout
 
-    def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
+    def objects(self, case: Case, height: int, width: int) -> list[OutlinedObject]:
         """Return the objects of a picture."""
         path = case.labels or case.image
         found = []
@@ -84,7 +84,7 @@ class YoloReader(ObjectReader):
             except ValueError as problem:
                 message = f"line {number}: {problem}"
                 raise fault("bad_segmentation", path, message, _MEND) from None
-            found.append(MaskObject(index + 1, runs, False, f"line {number}"))
+            found.append(OutlinedObject(index + 1, runs, False, f"line {number}"))
         return found
 
     def _list(self, root: Path, layout: Layout) -> None:

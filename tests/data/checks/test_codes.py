@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 import samadapt.data
-from samadapt.data.checks.codes import CODES, explain, page
+from samadapt.data.checks.codes import CODES, explain_code, page
 from samadapt.errors import ConfigError
 
 FOLDER = Path(samadapt.data.__file__).parent
 PAGE = FOLDER.parents[1] / "datasets" / "CHECKS.md"
 SEVERITY = {"fault": "error", "_error": "error", "_warning": "warning"}
+SEVERITY |= {"error_finding": "error", "warning_finding": "warning"}
 
 
 def is_code(text: object) -> bool:
@@ -36,8 +37,8 @@ def chosen_codes(tree: ast.Module, variable: ast.Name) -> list[str]:
 def findings() -> Iterator[tuple[str, str | None, str]]:
     """Code, severity where it stands beside it, and place of every finding that data/ makes."""
     trees = {
-        path.name: ast.parse(path.read_text(encoding="utf-8"))
-        for path in sorted(FOLDER.glob("*.py"))
+        str(path.relative_to(FOLDER)): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(FOLDER.rglob("*.py"))
         if path.name not in ("codes.py", "code_errors.py", "code_warnings.py")
     }
     wrappers = {  # helpers that hand their first argument on as the code
@@ -103,4 +104,4 @@ def test_the_page_is_made_of_the_list() -> None:
 
 def test_an_unknown_code_has_a_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'hu_offset'"):
-        explain("hu_ofset")
+        explain_code("hu_ofset")

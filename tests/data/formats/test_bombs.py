@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import tifffile
 
+from samadapt.data.findings import FindingError
 from samadapt.data.formats.base import read_image
 from samadapt.data.formats.nifti.reader import load_nifti
-from samadapt.data.types import FindingError
 from samadapt.system.limits import MAX_GB, set_limits
 
 GB = 1 << 30

@@ -12,8 +12,8 @@ import pytest
 import tifffile
 
 from samadapt.data.checks.survey import survey
+from samadapt.data.findings import FindingError
 from samadapt.data.formats.base import read_image
-from samadapt.data.types import FindingError
 from samadapt.system.limits import lies_inside
 
 SECRET = b"root:x:0:0:SECRET"

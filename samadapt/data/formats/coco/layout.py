@@ -19,7 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from samadapt.data.types import Finding, fault
+from samadapt.data.findings import Finding, fault
+from samadapt.data.formats.shared.annotation_files import is_there, posix_name
 from samadapt.system.limits import lies_inside
 
 _OTHER = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
@@ -104,11 +105,6 @@ def of_objects(contents: Mapping[Path, Any]) -> dict[Path, Any]:
     raise fault("bad_annotations", path, message, fix)
 
 
-def posix_name(name: str) -> str:
-    r"""Return a file name as written on Windows (``set\1.jpg``) with forward slashes."""
-    return name.replace("\\", "/")
-
-
 def locate(name: str, path: Path, root: Path, shown: str) -> Path:
     """Return the file of a picture; where there is none, the first place where it could be.
 
@@ -129,11 +125,3 @@ def locate(name: str, path: Path, root: Path, shown: str) -> Path:
     folders = [root / "images", root, root / split, root / "images" / split, path.parent]
     places = [folder / relative for folder in folders]
     return next((place for place in places if is_there(place)), places[0])
-
-
-def is_there(path: Path) -> bool:
-    """Whether a file exists; False for names that no file system takes."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long, or with a null character
-        return False

@@ -7,101 +7,20 @@ read.
 
 from __future__ import annotations
 
-import json
-from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from samadapt.data.formats.base import Layout, Reader, register_reader
-from samadapt.data.formats.coco.layout import (
-    annotation_files,
-    is_there,
-    locate,
-    of_objects,
-    passed_over,
-    posix_name,
-)
-from samadapt.data.formats.shared.exif import UPRIGHT, check_frame
-from samadapt.data.formats.shared.instance_masks import MaskObject, paint, read_segmentation
-from samadapt.data.formats.shared.pictures import load_picture, save_plane
-from samadapt.data.formats.shared.volume_reader import error
-from samadapt.data.types import Case, Finding, FindingError, Volume, check_size, fault
+from samadapt.data.findings import FindingError, check_size, error_finding, fault
+from samadapt.data.formats.base import Layout, register_reader
+from samadapt.data.formats.coco.layout import annotation_files, locate, of_objects, passed_over
+from samadapt.data.formats.shared.annotation_files import posix_name, read_json_annotations
+from samadapt.data.formats.shared.instance_masks import OutlinedObject, read_segmentation
+from samadapt.data.formats.shared.object_reader import ObjectReader
+from samadapt.data.types import Case
 from samadapt.errors import nearest
-from samadapt.system.arrays import Array
 
 _MEND = "mend the file (see cocodataset.org, format of object detection)"
-
-
-class ObjectReader(Reader):
-    """Reads pictures whose objects lie in a JSON; a format says where they are."""
-
-    needs: ClassVar[tuple[str, str] | None] = ("pycocotools", "coco")
-    default_intensity: ClassVar[str | None] = "rgb"
-    annotation_suffixes: ClassVar[tuple[str, ...]] = (".json",)
-    numbers_objects: ClassVar[bool] = True
-
-    @abstractmethod
-    def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
-        """Return the objects of a case.
-
-        Raises:
-            FindingError: the annotations are broken.
-        """
-
-    def read_image(self, path: Path) -> Volume:
-        """Read a picture."""
-        picture = load_picture(path, self.options.exif)
-        return Volume(picture.image, is_color=picture.is_color)
-
-    def declared_size(self, case: Case) -> tuple[int, int] | None:
-        """Return (h, w) that the annotations state for a picture; None where they do not."""
-        return None
-
-    def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
-        """Read and check picture and objects."""
-        try:
-            if case.labels is None:
-                message = "this picture has no annotations"
-                raise fault("missing_label", case.image, message, "add them or move the picture")
-            if not is_there(case.image):
-                message = f"{case.labels} names a picture that is not there"
-                raise fault("missing_image", case.image, message, "add the picture")
-            picture = load_picture(case.image, self.options.exif)
-            volume = Volume(picture.image, is_color=picture.is_color)
-            height, width = picture.size
-            if self.options.exif is None and picture.orientation != UPRIGHT:
-                check_frame(
-                    case.labels,
-                    case.image,
-                    picture.stored,
-                    picture.orientation,
-                    self.declared_size(case),
-                )
-            objects = self.objects(case, height, width)
-        except FindingError as problem:
-            return None, [problem.finding]
-        if volume.image.min() == volume.image.max():
-            message = f"all pixels have the value {float(volume.image.min()):g}"
-            return None, [error("constant_image", case.image, message, "export it again")]
-        labels, instances, hidden = paint(objects, height, width)
-        findings = []
-        if hidden:
-            message = f"{len(hidden)} objects of {case.image.name} lie wholly under smaller ones: "
-            message += ", ".join(hidden[:5])
-            fix = "remove them if they are doubles"
-            findings.append(Finding("hidden_object", "warning", str(case.labels), message, fix))
-        if not labels.any():
-            message = f"no object is drawn in {case.image.name}"
-            fix = "check that it is the right file"
-            findings.append(Finding("no_foreground", "warning", str(case.labels), message, fix))
-        return Volume(
-            volume.image, labels[:, :, None], is_color=volume.is_color, instances=instances
-        ), findings
-
-    def write(self, prediction: Array, volume: Volume, path: Path) -> None:
-        """Write class ids as PNG."""
-        save_plane(prediction, volume, path)
 
 
 @register_reader("coco")
@@ -119,7 +38,7 @@ class CocoReader(ObjectReader):
         self._values: dict[int, int] = {}
         root = self.options.root
         try:
-            contents = {path: read_json(path) for path in self._files(root)}
+            contents = {path: read_json_annotations(path) for path in self._files(root)}
             tables = {path: _tables(path, one) for path, one in of_objects(contents).items()}
             layout.classes = self._read_categories(tables)
         except FindingError as problem:
@@ -132,14 +51,16 @@ class CocoReader(ObjectReader):
             self._add_cases(path, table, layout, seen)
         if not layout.cases and all(one.severity == "warning" for one in layout.findings):
             message = "the annotations name no picture"
-            layout.findings.append(error("no_cases", root or Path(), message, "check data.root"))
+            layout.findings.append(
+                error_finding("no_cases", root or Path(), message, "check data.root")
+            )
         return layout
 
     def declared_size(self, case: Case) -> tuple[int, int] | None:
         """Return the size in the entry of the picture."""
         return self._sizes[case.name]
 
-    def objects(self, case: Case, height: int, width: int) -> list[MaskObject]:
+    def objects(self, case: Case, height: int, width: int) -> list[OutlinedObject]:
         """Return the objects of a picture, checked against its size."""
         labels = case.labels or case.image
         declared = self._sizes[case.name]
@@ -158,7 +79,7 @@ class CocoReader(ObjectReader):
                 message = f"{shown} of {case.image.name}: {problem}"
                 raise fault("bad_segmentation", labels, message, _MEND) from None
             is_crowd = bool(entry.get("iscrowd"))
-            found.append(MaskObject(self._values[entry["category_id"]], runs, is_crowd, shown))
+            found.append(OutlinedObject(self._values[entry["category_id"]], runs, is_crowd, shown))
         return found
 
     def _files(self, root: Path | None) -> list[Path]:
@@ -255,30 +176,6 @@ class CocoReader(ObjectReader):
             )
         root = self.options.root or path.parent
         return locate(name, path, root, f"picture {entry.get('id')}")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file, in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark.
-
-    Raises:
-        FindingError: it is missing, empty or not JSON.
-    """
-    if not path.is_file():
-        raise fault("missing_file", path, "there is no such file", "check the path")
-    if path.stat().st_size == 0:
-        raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as problem:
-        message = f"is not a JSON file ({_where(problem)})"
-        raise fault("broken_json", path, message, "copy or export it again") from None
-
-
-def _where(problem: Exception) -> str:
-    """Return what is wrong with JSON and where, without a word of it."""
-    if isinstance(problem, json.JSONDecodeError):
-        return f"{problem.msg}, line {problem.lineno}, column {problem.colno}"
-    return type(problem).__name__
 
 
 def _tables(path: Path, content: Any) -> dict[str, list[dict[str, Any]]]:

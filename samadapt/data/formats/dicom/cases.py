@@ -18,14 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from samadapt.data.findings import Finding, error_finding, fault
 from samadapt.data.formats.base import Layout, ReaderOptions
 from samadapt.data.formats.dicom.folder_contents import LABELS, DicomSeries, FolderContents
 from samadapt.data.formats.dicom.mask_references import belongs_to
 from samadapt.data.formats.dicom.series_choice import choose_series, listed, parse_choice
 from samadapt.data.formats.shared.stills import SUFFIXES as PICTURES
 from samadapt.data.formats.shared.volume_patterns import match
-from samadapt.data.formats.shared.volume_reader import error
-from samadapt.data.types import Case, Finding, fault
+from samadapt.data.types import Case
 
 MASK_FOLDERS = ("labelsTr", "labels", "masks")
 _IMAGE_FOLDERS = ("images", "imagesTr")
@@ -320,7 +320,9 @@ class CaseBuilder:
                 names = ", ".join(path.name for path in candidate.masks[:4])
                 message = f"it has several masks: {names}"
                 fix = "keep one, or choose with data.image and data.label"
-                self.layout.findings.append(error("several_labels", candidate.image, message, fix))
+                self.layout.findings.append(
+                    error_finding("several_labels", candidate.image, message, fix)
+                )
                 self.layout.ambiguous.add(candidate.image)
             label = candidate.masks[0] if candidate.masks else None
             patient = candidate.series.patients[candidate.files[0]]
@@ -359,7 +361,7 @@ class CaseBuilder:
         message = "this mask belongs to no DICOM series of the folder"
         message += f": {reason}" if reason else ""
         fix = "add the series, name the mask as its folder or file, or remove it"
-        self.layout.findings.append(error("missing_image", path, message, fix))
+        self.layout.findings.append(error_finding("missing_image", path, message, fix))
 
 
 def several_series(folder: Path, series: Sequence[DicomSeries]) -> Finding:
@@ -371,7 +373,7 @@ def several_series(folder: Path, series: Sequence[DicomSeries]) -> Finding:
     )
     if len({patient for item in series for patient in item.patients.values() if patient}) > 1:
         fix += "; they are of several patients: better give each a folder named as its mask"
-    return error("several_series", folder, message, fix)
+    return error_finding("several_series", folder, message, fix)
 
 
 def _telling(series: Sequence[DicomSeries]) -> str:
@@ -389,7 +391,7 @@ def only_localizers(series: DicomSeries) -> Finding | None:
     if series.kind != "localizer" or len(series.turns) < 2:
         return None
     message = f"it holds {series.slices} localizers and no scan"
-    return error("only_localizers", series.folder, message, "add the scan, or leave it out")
+    return error_finding("only_localizers", series.folder, message, "add the scan, or leave it out")
 
 
 def left_aside(root: Path, kinds: Mapping[str, int]) -> Finding | None:

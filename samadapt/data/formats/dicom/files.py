@@ -15,9 +15,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from samadapt.data.findings import check_bytes, fault, too_large
 from samadapt.data.formats.dicom.signature import is_dicom
 from samadapt.data.formats.shared.inflate import RAW_DEFLATE, Inflated
-from samadapt.data.types import check_bytes, fault, too_large
 
 MAX_FRAMES = 1 << 16
 """Frames of one file; the largest multi-frame objects of radiology have some thousands."""

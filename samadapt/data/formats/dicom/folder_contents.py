@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from samadapt.data.findings import Finding, FindingError, error_finding, fault
 from samadapt.data.formats.base import Layout
 from samadapt.data.formats.dicom.files import load_pydicom, read_file
 from samadapt.data.formats.dicom.frames import VOLUME_MODALITIES
@@ -26,8 +27,6 @@ from samadapt.data.formats.dicom.signature import is_dicom
 from samadapt.data.formats.itk.reader import ItkReader
 from samadapt.data.formats.nifti.write import SUFFIXES as NIFTI
 from samadapt.data.formats.shared.stills import SUFFIXES as PICTURES
-from samadapt.data.formats.shared.volume_reader import error
-from samadapt.data.types import Finding, FindingError, fault
 
 ENDINGS = (".dcm", ".dicom", ".ima")
 LABELS = (*NIFTI, *ItkReader.suffixes)
@@ -168,7 +167,7 @@ def collect(root: Path, layout: Layout) -> FolderContents:
         except Exception as problem:  # pydicom decodes an element when it is asked for
             message = f"its header cannot be read ({type(problem).__name__})"
             fix = "copy or export it again"
-            _note_fault(path, error("truncated_file", path, message, fix), layout)
+            _note_fault(path, error_finding("truncated_file", path, message, fix), layout)
     for path, header in nameless:
         _add(path, header, _stand_in(path, header, series), series)
     found.series = sorted(series.values(), key=lambda item: (item.folder, item.uid, item.kind))
@@ -398,7 +397,7 @@ def _refuse_copies(series: list[DicomSeries], layout: Layout) -> None:
         if first != item.folder and not item.is_picture:
             message = f"holds the same series as {first}"
             fix = "keep a series in one folder"
-            layout.findings.append(error("duplicate_case", item.folder, message, fix))
+            layout.findings.append(error_finding("duplicate_case", item.folder, message, fix))
             layout.ambiguous |= {item.folder, first}
 
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from samadapt.data.findings import FindingError, check_size, fault
 from samadapt.data.formats.dicom.files import check_frames, read_file
 from samadapt.data.formats.shared.stored_volume import LPS_TO_RAS
-from samadapt.data.types import FindingError, check_size, fault
 from samadapt.system.arrays import Array
 
 _AGAIN = "copy or export the series again"

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from samadapt.data.findings import FindingError
 from samadapt.data.formats.dicom.files import read_file
 from samadapt.data.formats.dicom.folder_contents import DicomMask, DicomSeries
 from samadapt.data.formats.dicom.frames import frames_of, plane_affine
 from samadapt.data.formats.dicom.slice_order import order_frames
-from samadapt.data.types import FindingError
 
 _IMAGE_SEQUENCES = ("SourceImageSequence", "ReferencedInstanceSequence", "ContourImageSequence")
 

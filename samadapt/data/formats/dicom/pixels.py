@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from samadapt.data.findings import Finding, FindingError, check_size, fault
 from samadapt.data.formats.dicom.files import load_pydicom, read_file
 from samadapt.data.formats.dicom.frames import GREY, DicomFrame, check_spacing, colour_fault
 from samadapt.data.formats.shared.stored_volume import StoredVolume
-from samadapt.data.types import Finding, FindingError, check_size, fault
 from samadapt.system.arrays import Array
 
 

@@ -24,6 +24,8 @@ from typing import ClassVar
 import numpy as np
 
 from samadapt.data.channels import Indices
+from samadapt.data.checks.palettes import check_palette
+from samadapt.data.findings import Finding, FindingError, error_finding, fault
 from samadapt.data.formats.base import Layout, register_reader
 from samadapt.data.formats.dicom.cases import (
     CaseBuilder,
@@ -53,9 +55,8 @@ from samadapt.data.formats.nifti.write import SUFFIXES as NIFTI
 from samadapt.data.formats.shared.pictures import load_mask, save_plane
 from samadapt.data.formats.shared.stills import SUFFIXES as PICTURES
 from samadapt.data.formats.shared.stored_volume import StoredVolume
-from samadapt.data.formats.shared.volume_reader import VolumeReader, error
-from samadapt.data.palettes import check_palette
-from samadapt.data.types import Case, Finding, FindingError, Volume, fault
+from samadapt.data.formats.shared.volume_reader import VolumeReader
+from samadapt.data.types import Case, Volume
 from samadapt.system.arrays import Array
 
 _VALUED = (*LABELS, *PICTURES)
@@ -92,7 +93,7 @@ class DicomReader(VolumeReader):
             reason = "there is no such folder" if root else "no folder is given"
             message = f"expected a folder of DICOM series; {reason}"
             file = root or Path("data.root")
-            layout.findings.append(error("missing_folder", file, message, "set data.root"))
+            layout.findings.append(error_finding("missing_folder", file, message, "set data.root"))
             return layout
         arranged = CaseBuilder(root, self.options, collect(root, layout), layout)
         try:
@@ -107,7 +108,7 @@ class DicomReader(VolumeReader):
             layout.modality = modalities[0]
         if not layout.cases and not layout.findings:
             message = "no DICOM image in it or below it"
-            layout.findings.append(error("no_cases", root, message, "check data.root"))
+            layout.findings.append(error_finding("no_cases", root, message, "check data.root"))
         return layout
 
     def load(self, path: Path, channel: Indices = None) -> StoredVolume:
@@ -164,7 +165,7 @@ class DicomReader(VolumeReader):
             return super().examine(case)
         except Exception as problem:  # its text may quote the header
             message = f"could not be read ({type(problem).__name__})"
-            return None, [error("unreadable_image", case.image, message, "export it again")]
+            return None, [error_finding("unreadable_image", case.image, message, "export it again")]
 
     def _wanted(self) -> dict[str, int]:
         """Return the values of the regions that are used: those that nobody chose may overlap."""

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from samadapt.data.findings import Finding, fault
 from samadapt.data.formats.dicom.files import read_file
 from samadapt.data.formats.shared.stored_volume import StoredVolume
-from samadapt.data.types import Finding, fault
 from samadapt.system.arrays import Array
 
 _LPS = np.array([-1.0, -1.0, 1.0])

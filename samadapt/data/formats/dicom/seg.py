@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from samadapt.data.findings import fault
 from samadapt.data.formats.dicom.files import read_file
 from samadapt.data.formats.dicom.frames import frames_of, plane_affine
 from samadapt.data.formats.dicom.pixels import stored_pixels
 from samadapt.data.formats.shared.stored_volume import StoredVolume
-from samadapt.data.types import fault
 from samadapt.system.arrays import Array
 
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"

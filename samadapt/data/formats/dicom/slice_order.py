@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from samadapt.data.findings import Finding, fault
 from samadapt.data.formats.dicom.frames import (
     DicomFrame,
     check_spacing,
     colour_fault,
     plane_affine,
 )
-from samadapt.data.types import Finding, fault
 from samadapt.system.arrays import Array
 
 

@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from samadapt.data.findings import FindingError, fault
 from samadapt.data.formats.itk.header_fields import check_fields
-from samadapt.data.types import FindingError, fault
 from samadapt.system.limits import lies_inside
 
 _LONGEST = 1 << 20

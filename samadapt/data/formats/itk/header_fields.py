@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from samadapt.data.types import FindingError, fault
+from samadapt.data.findings import FindingError, fault
 
 _MOST_CHARACTERS = 4096
 _MOST_AXES = 4

@@ -15,6 +15,7 @@ import numpy as np
 
 from samadapt.data.channels import ChannelError, Indices, need_one, pick
 from samadapt.data.classes import chosen_values
+from samadapt.data.findings import check_bytes, check_size, fault
 from samadapt.data.formats.base import Layout, register_reader
 from samadapt.data.formats.itk.data_files import data_files, is_metaimage
 from samadapt.data.formats.itk.slicer_seg import ENDINGS as SLICER
@@ -25,7 +26,7 @@ from samadapt.data.formats.nifti.write import SUFFIXES
 from samadapt.data.formats.shared.stored_volume import LPS_TO_RAS, StoredVolume
 from samadapt.data.formats.shared.volume_reader import VolumeReader
 from samadapt.data.formats.shared.volume_slices import check_prediction, made_header, to_source
-from samadapt.data.types import Case, Volume, check_bytes, check_size, fault
+from samadapt.data.types import Case, Volume
 from samadapt.errors import DataError
 from samadapt.system import atomic
 from samadapt.system.arrays import Array

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from samadapt.data.channels import mask_with_channels
+from samadapt.data.findings import fault
 from samadapt.data.formats.shared.stored_volume import StoredVolume, with_axes_of
-from samadapt.data.types import fault
 from samadapt.system.arrays import Array
 
 ENDINGS = (".seg.nrrd", ".seg.nhdr")

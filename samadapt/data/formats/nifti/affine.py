@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from samadapt.data.types import fault
+from samadapt.data.findings import fault
 from samadapt.errors import ConfigError
 from samadapt.system.arrays import Array
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from samadapt.data.channels import Indices, need_one, pick
+from samadapt.data.findings import check_bytes, check_size, fault
 from samadapt.data.formats.base import register_reader
 from samadapt.data.formats.nifti.affine import settled_header
 from samadapt.data.formats.nifti.write import SUFFIXES
@@ -22,7 +23,6 @@ from samadapt.data.formats.shared.foreign import by_content, by_name
 from samadapt.data.formats.shared.inflate import Inflated, gunzipped
 from samadapt.data.formats.shared.stored_volume import StoredVolume
 from samadapt.data.formats.shared.volume_reader import VolumeReader
-from samadapt.data.types import check_bytes, check_size, fault
 from samadapt.system.arrays import Array
 
 _AGAIN = "copy or download the file again"

@@ -13,7 +13,7 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 
-from samadapt.data.types import FindingError, fault
+from samadapt.data.findings import FindingError, fault
 from samadapt.errors import ConfigError
 from samadapt.system.arrays import Array
 
@@ -49,7 +49,7 @@ def known_orientation(value: object) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else UPRIGHT
 
 
-def turn(pixels: Array, orientation: int) -> Array:
+def turn_upright(pixels: Array, orientation: int) -> Array:
     """Return stored pixels (h, w, ...) as a viewer shows them.
 
     Args:

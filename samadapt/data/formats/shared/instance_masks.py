@@ -18,7 +18,7 @@ from samadapt.system.arrays import Array
 
 
 @dataclass(frozen=True)
-class MaskObject:
+class OutlinedObject:
     """One object of a picture.
 
     Attributes:
@@ -79,13 +79,13 @@ def read_segmentation(
     return runs
 
 
-def area_of(runs: Sequence[int], height: int, width: int) -> Array:
+def decode_runs(runs: Sequence[int], height: int, width: int) -> Array:
     """Return (h, w) bool of run lengths."""
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape((height, width), order="F")
 
 
-def runs_of(mask: Array) -> list[int]:
+def encode_runs(mask: Array) -> list[int]:
     """Return the run lengths of (h, w) bool."""
     flat = mask.ravel(order="F")
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
@@ -94,7 +94,9 @@ def runs_of(mask: Array) -> list[int]:
     return [0, *runs] if flat[0] else runs
 
 
-def paint(objects: Sequence[MaskObject], height: int, width: int) -> tuple[Array, Array, list[str]]:
+def paint(
+    objects: Sequence[OutlinedObject], height: int, width: int
+) -> tuple[Array, Array, list[str]]:
     """Draw the objects, larger ones first.
 
     Returns:
@@ -107,7 +109,7 @@ def paint(objects: Sequence[MaskObject], height: int, width: int) -> tuple[Array
     areas = [sum(item.runs[1::2]) for item in objects]
     for index in sorted(range(len(objects)), key=lambda i: (not objects[i].is_crowd, -areas[i])):
         item = objects[index]
-        inside = area_of(item.runs, height, width)
+        inside = decode_runs(item.runs, height, width)
         labels[inside] = item.value
         instances[inside] = 0 if item.is_crowd else index + 1
     left = set(np.unique(instances).tolist())

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from samadapt.data.checks.mask_values import AS_CLASSES, MaskRules
 from samadapt.data.colours import (
     Colours,
     count_colours,
@@ -17,9 +16,11 @@ from samadapt.data.colours import (
     recode,
     show,
 )
+from samadapt.data.findings import Finding, FindingError, fault
 from samadapt.data.formats.shared.exif import UPRIGHT, Exif
 from samadapt.data.formats.shared.stills import Still, is_lossy_webp, read_still
-from samadapt.data.types import Finding, FindingError, Volume, fault
+from samadapt.data.mask_rules import AS_CLASSES, MaskRules
+from samadapt.data.types import Volume
 from samadapt.errors import DataError
 from samadapt.system import atomic
 from samadapt.system.arrays import Array

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.formats.shared.exif import TAG, UPRIGHT, known_orientation, turn
+from samadapt.data.findings import FindingError, fault, too_large
+from samadapt.data.formats.shared.exif import TAG, UPRIGHT, known_orientation, turn_upright
 from samadapt.data.formats.shared.png_guard import check_png
 from samadapt.data.formats.tiff.pages import main_page, page_values, tifffile
 from samadapt.data.formats.tiff.safety import check_tiff
-from samadapt.data.types import FindingError, fault, too_large
 from samadapt.system.arrays import Array
 from samadapt.system.limits import scaled
 
@@ -70,8 +70,8 @@ class Still:
         """Return the pixels as a viewer shows them."""
         if self.orientation == UPRIGHT:
             return self
-        alpha = None if self.alpha is None else turn(self.alpha, self.orientation)
-        turned = turn(self.values, self.orientation)
+        alpha = None if self.alpha is None else turn_upright(self.alpha, self.orientation)
+        turned = turn_upright(self.values, self.orientation)
         return replace(self, values=turned, alpha=alpha, orientation=UPRIGHT)
 
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from samadapt.data.findings import Finding, FindingError
 from samadapt.data.formats.shared.volume_slices import made_header
 from samadapt.data.formats.shared.volume_values import finite_image
-from samadapt.data.types import Finding, FindingError
 from samadapt.system.arrays import Array
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import takewhile
 from pathlib import Path
 
+from samadapt.data.findings import Finding
 from samadapt.data.formats.shared.volume_patterns import stem_of
-from samadapt.data.types import Finding
 
 _MASKS = ("seg", "label", "labels", "mask", "gt")
 _LOOK = 20

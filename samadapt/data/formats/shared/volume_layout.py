@@ -25,12 +25,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from samadapt.data.channels import Choice, Indices, listed
+from samadapt.data.channels import Choice, Indices, listed_channels
+from samadapt.data.findings import Finding, FindingError, fault
 from samadapt.data.formats.base import Layout, ReaderOptions
 from samadapt.data.formats.shared.foreign import by_name
 from samadapt.data.formats.shared.volume_advice import unknown_layout
 from samadapt.data.formats.shared.volume_patterns import pair_patterns, stem_of
-from samadapt.data.types import Case, Finding, FindingError, fault
+from samadapt.data.types import Case
 from samadapt.system.limits import lies_inside
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
@@ -163,7 +164,7 @@ def _read_decathlon(root: Path, options: ReaderOptions, layout: Layout) -> None:
     channels = _channel_names(declared)
     channel = _channel_indices(root / "dataset.json", options.channel, channels)
     layout.classes = _classes(root / "dataset.json", declared, layout)
-    kinds = {channels.get(str(index)) for index in listed(channel) or (0,)}
+    kinds = {channels.get(str(index)) for index in listed_channels(channel) or (0,)}
     layout.modality = kinds.pop() if len(kinds) == 1 or "CT" not in kinds else None
     ending = declared.get("file_ending", layout.suffixes[0])
     if ending not in layout.suffixes:
@@ -204,7 +205,7 @@ def _nnunet_cases(
     owners = _owners(masks, {stem[:-5] for stem in pictures}, layout)
     for name in sorted({*(stem[:-5] for stem in pictures), *owners}):
         files = []
-        for index in listed(channel) or (0,):
+        for index in listed_channels(channel) or (0,):
             stem = f"{name}_{index:04d}"
             files.append(pictures.get(stem, folder / f"{stem}{layout.suffixes[0]}"))
         several = tuple(files) if len(files) > 1 else ()
@@ -286,9 +287,9 @@ def channel_beside(folder: Path, channel: Choice) -> Indices:
     Raises:
         FindingError: no such file names the channel.
     """
-    names = [name for name in listed(channel) if not str(name).isdigit()]
+    names = [name for name in listed_channels(channel) if not str(name).isdigit()]
     if not names:
-        return _as_indices(channel, [int(index) for index in listed(channel)])
+        return _as_indices(channel, [int(index) for index in listed_channels(channel)])
     for path in (folder / "dataset.json", folder.parent / "dataset.json"):
         if path.is_file():
             return _channel_indices(path, channel, _channel_names(_read_json(path)))
@@ -304,7 +305,9 @@ def _as_indices(channel: Choice, indices: list[int]) -> Indices:
 
 
 def _channel_indices(path: Path, channel: Choice, channels: Mapping[str, str]) -> Indices:
-    return _as_indices(channel, [_index_of(path, one, channels) for one in listed(channel)])
+    return _as_indices(
+        channel, [_index_of(path, one, channels) for one in listed_channels(channel)]
+    )
 
 
 def _index_of(path: Path, channel: int | str, channels: Mapping[str, str]) -> int:

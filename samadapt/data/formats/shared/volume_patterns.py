@@ -14,9 +14,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from samadapt.data.channels import Channel, listed
+from samadapt.data.channels import Channel, listed_channels
+from samadapt.data.findings import FindingError, fault
 from samadapt.data.formats.base import Layout, ReaderOptions
-from samadapt.data.types import Case, FindingError, fault
+from samadapt.data.types import Case
 
 CHANNEL = "{channel}"
 FilesByWildcards = dict[tuple[str, ...], Path]
@@ -74,7 +75,11 @@ def channel_files(options: ReaderOptions, layout: Layout) -> dict[str, tuple[Pat
         FindingError: the pattern cannot be used, nothing matches, or a channel of a case is
             missing.
     """
-    root, image, channels = options.root or Path(), str(options.image), listed(options.channel)
+    root, image, channels = (
+        options.root or Path(),
+        str(options.image),
+        listed_channels(options.channel),
+    )
     found = [_of_channel(root, image, channel, set()) for channel in channels]
     keys = sorted({key for files in found for key in files})
     names, _ = _names(root, keys, [], (image, ""))
@@ -140,7 +145,7 @@ def _channels(root: Path, image: str, options: ReaderOptions) -> tuple[Channel, 
     """Return the channels that are files of their own; none where the pattern names none."""
     if CHANNEL not in image:
         return ()
-    channels = listed(options.channel)
+    channels = listed_channels(options.channel)
     if channels:
         return channels
     message = f"data.image has {CHANNEL}, but no channel is named"

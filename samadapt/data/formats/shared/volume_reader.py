@@ -10,8 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from samadapt.data.channels import ChannelError, Indices, listed, mask_with_channels
-from samadapt.data.formats.base import Layout, Reader
+from samadapt.data.channels import ChannelError, Indices, listed_channels, mask_with_channels
+from samadapt.data.findings import Finding, FindingError, error_finding
+from samadapt.data.formats.base import FormatReader, Layout
 from samadapt.data.formats.nifti.write import SUFFIXES, save_labels
 from samadapt.data.formats.shared.stored_volume import (
     StoredVolume,
@@ -22,12 +23,12 @@ from samadapt.data.formats.shared.stored_volume import (
 from samadapt.data.formats.shared.volume_layout import channel_beside, discover_volumes
 from samadapt.data.formats.shared.volume_slices import source_grid, spacing_of, to_slices
 from samadapt.data.formats.shared.volume_values import finite_image, whole_labels
-from samadapt.data.types import Case, Finding, FindingError, Volume
+from samadapt.data.types import Case, Volume
 from samadapt.errors import DataError
 from samadapt.system.arrays import Array
 
 
-class VolumeReader(Reader):
+class VolumeReader(FormatReader):
     """Reads volumes of one format; a format says how a file becomes a ``StoredVolume``."""
 
     output_suffixes: ClassVar[tuple[str, ...]] = SUFFIXES
@@ -91,7 +92,7 @@ class VolumeReader(Reader):
         channel, and then the file has nothing to choose from.
         """
         choice = self.options.channel
-        if not all(str(one).isdigit() for one in listed(choice)):
+        if not all(str(one).isdigit() for one in listed_channels(choice)):
             try:
                 stored = self.load(path)
             except ChannelError:
@@ -176,11 +177,6 @@ class VolumeReader(Reader):
         return Volume(to_slices(image, source), arranged, spacing, source)
 
 
-def error(code: str, file: Path, message: str, fix: str) -> Finding:
-    """Return an error finding."""
-    return Finding(code, "error", str(file), message, fix)
-
-
 def _constant(case: Case, image: Array) -> list[Finding]:
     """Report an image in which all voxels are equal, or the channels in which they are."""
     fix = "export it again"
@@ -189,7 +185,7 @@ def _constant(case: Case, image: Array) -> list[Finding]:
     constant = np.flatnonzero(low == high).tolist()
     if len(constant) == channels.shape[3]:
         message = f"all voxels have the value {float(low[0]):g}"
-        return [error("constant_image", case.image, message, fix)]
+        return [error_finding("constant_image", case.image, message, fix)]
     found = []
     for index in constant:
         path = case.files[index] if case.files else case.image
@@ -206,10 +202,12 @@ def _check_partner(case: Case) -> None:
     if absent and len(absent) < len(case.files):
         present = ", ".join(path.name for path in case.files if path not in absent)
         message = f"this channel of the case {case.name} is missing; there is {present}"
-        raise FindingError(error("missing_image", absent[0], message, "add the file"))
+        raise FindingError(error_finding("missing_image", absent[0], message, "add the file"))
     if not case.image.exists() and case.labels is not None and case.labels.is_file():
         message = f"this mask has no image; expected {case.image}"
-        raise FindingError(error("missing_image", case.labels, message, "add the image"))
+        raise FindingError(error_finding("missing_image", case.labels, message, "add the image"))
     if case.labels is None:
         message = "this image has no mask of the same name"
-        raise FindingError(error("missing_label", case.image, message, "add it, or move the image"))
+        raise FindingError(
+            error_finding("missing_label", case.image, message, "add it, or move the image")
+        )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from samadapt.data.types import fault
+from samadapt.data.findings import fault
 from samadapt.system.arrays import Array
 
 

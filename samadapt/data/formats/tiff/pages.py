@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from samadapt.data.findings import check_bytes, check_size, fault
 from samadapt.data.formats.tiff.safety import check_strips
-from samadapt.data.types import check_bytes, check_size, fault
 from samadapt.system.arrays import Array
 
 _REDUCED, _MASK = 1, 4  # bits of the tag NewSubfileType

@@ -17,12 +17,20 @@ from xml.etree import ElementTree as Xml
 import numpy as np
 
 from samadapt.data.channels import Indices, need_one, pick
+from samadapt.data.findings import (
+    Finding,
+    FindingError,
+    check_bytes,
+    check_size,
+    error_finding,
+    fault,
+)
 from samadapt.data.formats.base import register_reader
 from samadapt.data.formats.shared.stored_volume import StoredVolume, stack_without_orientation
-from samadapt.data.formats.shared.volume_reader import VolumeReader, error
+from samadapt.data.formats.shared.volume_reader import VolumeReader
 from samadapt.data.formats.tiff.pages import check_complete, main_series, tifffile
 from samadapt.data.formats.tiff.safety import check_tiff
-from samadapt.data.types import Case, Finding, FindingError, check_bytes, check_size, fault
+from samadapt.data.types import Case
 from samadapt.system.arrays import Array
 
 SUFFIXES = (".ome.tiff", ".ome.tif", ".tiff", ".tif")
@@ -56,7 +64,7 @@ class TiffReader(VolumeReader):
             return []
         message = f"its shape {shapes[1]} differs from {shapes[0]} of the image {case.image}"
         fix = "export image and mask at the same size"
-        return [error("shape_mismatch", case.labels or case.image, message, fix)]
+        return [error_finding("shape_mismatch", case.labels or case.image, message, fix)]
 
 
 def is_stack(path: Path) -> bool:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from xml.etree import ElementTree as Xml
 
+from samadapt.data.findings import FindingError, check_bytes, fault, too_large
 from samadapt.data.formats.shared.inflate import ZLIB, Inflated
-from samadapt.data.types import FindingError, check_bytes, fault, too_large
 from samadapt.system.limits import lies_inside, max_bytes
 
 MAX_PAGES = 1 << 18

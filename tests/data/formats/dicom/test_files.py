@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from samadapt.data.findings import FindingError
 from samadapt.data.formats.base import read_image
 from samadapt.data.formats.dicom.files import read_file
 from samadapt.data.formats.dicom.frames import frames_of
-from samadapt.data.types import FindingError
 
 pydicom = pytest.importorskip("pydicom")
 READ = """

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from samadapt.data.findings import FindingError
 from samadapt.data.formats.base import read_image
-from samadapt.data.types import FindingError
 
 pytest.importorskip("SimpleITK")
 

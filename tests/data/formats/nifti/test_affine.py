@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from samadapt.data import check_dataset, open_dataset, read_image, write_prediction
+from samadapt.data.findings import FindingError
 from samadapt.data.formats.nifti.affine import is_singular
-from samadapt.data.types import FindingError
 from samadapt.errors import ConfigError
 
 SHAPE = (6, 7, 5)

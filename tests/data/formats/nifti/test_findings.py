@@ -273,7 +273,7 @@ def test_a_file_that_breaks_later_names_itself(make_msd: Callable[..., Path]) ->
     root = make_msd(2)
     dataset = open_dataset("nifti", root)
     (root / "imagesTr/case_01.nii.gz").write_bytes(b"")
-    dataset.volumes.retain_checked([])  # as if memory held none of the volumes that were checked
+    dataset.scanned.keep_only([], dataset.intensity)  # as if memory had held none of the volumes
     with pytest.raises(DataError, match=r"case_01\.nii\.gz.*empty"):
         dataset.sample(dataset.slices("train")[0])
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from samadapt.data import SliceRef, check_dataset, open_dataset, read_image
-from samadapt.data.formats.shared.exif import turn
+from samadapt.data.formats.shared.exif import turn_upright
 from samadapt.errors import ConfigError
 
 RGB = np.random.default_rng(3).integers(0, 256, (12, 10, 3), dtype=np.uint8)
@@ -43,7 +43,7 @@ def test_pictures_are_turned_as_viewers_do(tmp_path: Path, orientation: int, end
 def test_turn_is_undone_by_its_inverse() -> None:
     for orientation in ALL:
         inverse = {6: 8, 8: 6}.get(orientation, orientation)
-        np.testing.assert_array_equal(turn(turn(RGB, orientation), inverse), RGB)
+        np.testing.assert_array_equal(turn_upright(turn_upright(RGB, orientation), inverse), RGB)
 
 
 def _mask(size: tuple[int, int]) -> Image.Image:
@@ -81,7 +81,7 @@ def test_on_a_square_picture_sizes_do_not_tell(
     (finding,) = check_dataset("folder", root)
     assert finding.code == "exif_orientation"
     applied = open_dataset("folder", root, exif="apply").sample(SliceRef("p1", 0))
-    np.testing.assert_array_equal(applied.image, turn(RGB[:10], orientation))
+    np.testing.assert_array_equal(applied.image, turn_upright(RGB[:10], orientation))
     assert applied.labels[:4, :3].all()
 
 
@@ -106,7 +106,9 @@ def test_a_mask_with_the_same_orientation_is_turned_along(
     _save(root / "images" / "p1.png", RGB, 3)
     _save(root / "masks" / "p1.png", values, 3)
     dataset = open_dataset("folder", root)
-    np.testing.assert_array_equal(dataset.sample(SliceRef("p1", 0)).labels * 255, turn(values, 3))
+    np.testing.assert_array_equal(
+        dataset.sample(SliceRef("p1", 0)).labels * 255, turn_upright(values, 3)
+    )
 
 
 def test_a_mask_of_another_size_hints_at_exif(make_folder: Callable[..., Path]) -> None:

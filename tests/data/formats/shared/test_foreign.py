@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from samadapt.data import check_dataset, read_image
-from samadapt.data.types import FindingError
+from samadapt.data.findings import FindingError
 from samadapt.errors import DataError
 
 VALUES = np.arange(60, dtype=np.int16).reshape(3, 4, 5)

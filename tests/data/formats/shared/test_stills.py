@@ -15,9 +15,9 @@ import tifffile
 from PIL import Image
 
 from samadapt.data import SliceRef, check_dataset, open_dataset, read_image
+from samadapt.data.findings import FindingError
 from samadapt.data.formats.shared.pictures import load_mask
 from samadapt.data.formats.shared.stills import read_still
-from samadapt.data.types import FindingError
 from samadapt.errors import DataError
 
 RNG = np.random.default_rng(5)

@@ -11,9 +11,9 @@ import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from samadapt.data import check_dataset, open_dataset, read_image, write_prediction
+from samadapt.data.findings import FindingError
 from samadapt.data.formats.shared.volume_slices import to_slices
 from samadapt.data.formats.shared.volume_values import finite_image
-from samadapt.data.types import FindingError
 from samadapt.errors import DataError
 
 ORIENTATIONS = [

@@ -11,8 +11,8 @@ import pytest
 import tifffile
 
 from samadapt.data.checks.survey import survey
+from samadapt.data.findings import FindingError
 from samadapt.data.formats.tiff.safety import check_tiff
-from samadapt.data.types import FindingError
 
 SLOW = bytes.fromhex("49492a0008000000")
 """The head of a small TIFF file whose first page lies at byte 8."""

@@ -164,8 +164,8 @@ def masks_with_white_background(root: Path) -> Path:
 
 def test_a_mask_that_is_compared_with_no_other(tmp_path: Path) -> None:
     """Masks of DICOM pictures are read one by one."""
-    from samadapt.data.palettes import check_palette
-    from samadapt.data.types import FindingError
+    from samadapt.data.checks.palettes import check_palette
+    from samadapt.data.findings import FindingError
 
     check_palette(tmp_path / "a.png", [(0, 0), (1, 0xFF0000)])
     for colours, code in (

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from samadapt.data.classes import ClassTable
-from samadapt.data.formats.base import Reader, Scan, readers
-from samadapt.data.types import Finding
+from samadapt.data.findings import Finding
+from samadapt.data.formats.base import FormatReader, Scan, readers
 
 _MOST_FILES = 10_000
 """Files that are looked at for their endings; a home folder given by mistake has millions."""
@@ -19,7 +19,7 @@ _EXTENDED = ("missing_folder", "missing_label")
 _DOUBLE = (".nii.gz", ".seg.nrrd", ".raw.gz")
 
 
-def refuse_no_case(scan: Scan, reader: Reader) -> None:
+def refuse_no_case(scan: Scan, reader: FormatReader) -> None:
     """Add an error to a scan without a case: which file endings there are, and what is read.
 
     Nothing is added where another error says why: that of a case that is left out, or of a file
@@ -85,7 +85,7 @@ def _extended(finding: Finding, found: str, other: str) -> Finding:
     return replace(finding, message=f"{finding.message}; {found}", fix=other + finding.fix)
 
 
-def _other_readers(reader: Reader, counts: Counter[str]) -> str:
+def _other_readers(reader: FormatReader, counts: Counter[str]) -> str:
     """Return which formats read the endings that were found."""
     known: dict[str, str] = {}
     for kind in readers().values():

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from samadapt.data.checks.mask_values import MaskRules
 from samadapt.data.colours import BLACK, Colours, show
+from samadapt.data.findings import Finding, FindingError
 from samadapt.data.formats.base import Scan
-from samadapt.data.types import Case, Finding, FindingError
+from samadapt.data.mask_rules import MaskRules
+from samadapt.data.types import Case
 
 _BY_COLOUR = 'name the classes by colour, as data.classes={{NAME: "{}"}}'
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from samadapt.data import SliceRef, open_dataset
-from samadapt.data.annotated import read_annotated
 from samadapt.data.classes import ClassTable
 from samadapt.data.formats.base import Scan
+from samadapt.data.partial_labels import read_annotated
 from samadapt.data.types import IGNORED, Case
 from samadapt.errors import DataError
 

@@ -12,10 +12,11 @@ import pytest
 
 from samadapt.data import open_dataset
 from samadapt.data.checks.survey import survey
-from samadapt.data.formats.base import Reader
+from samadapt.data.formats.base import FormatReader
 from samadapt.data.formats.nifti.reader import NiftiReader
+from samadapt.data.intensity import make_intensity
 from samadapt.data.types import Case, SliceRef, Volume
-from samadapt.data.volumes import VolumeCache
+from samadapt.data.volume_cache import PreparedVolume, ScannedVolumes, VolumeCache
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_the_disk_cache_needs_one_read_as_well(
         dataset = open_dataset("nifti", root, cache_dir=tmp_path / "cache")
         dataset.samples("case_01")
         assert set(reads.values()) == {1}
-        assert dataset.volumes.take_checked("case_01") is None
+        assert dataset.scanned.take("case_01") is None
         reads.clear()
 
 
@@ -66,7 +67,7 @@ def test_without_room_files_are_read_again_with_the_same_result(
     root = make_msd(2)
     expected = open_dataset("nifti", root).samples("case_01")
     reads.clear()
-    monkeypatch.setattr("samadapt.data.dataset.VolumeCache", lambda: VolumeCache(limit=100))
+    monkeypatch.setattr("samadapt.data.volume_cache.MEMORY_LIMIT", 100)
     found = open_dataset("nifti", root).samples("case_01")
     assert reads["imagesTr/case_01.nii.gz"] == reads["labelsTr/case_01.nii.gz"] == 2
     for one, other in zip(found, expected, strict=True):
@@ -80,16 +81,47 @@ def test_cases_that_are_left_out_take_no_memory(make_msd: Callable[..., Path], t
     tools.write_nifti(root / "labelsTr" / "case_01.nii.gz", odd)
     dataset = open_dataset("nifti", root, on_error="skip")
     assert dataset.left_out == ["case_01"]
-    assert dataset.volumes.take_checked("case_01") is None
-    assert dataset.volumes.take_checked("case_00") is not None
-    assert isinstance(dataset.reader, Reader)
+    assert dataset.scanned.take("case_01") is None
+    assert dataset.scanned.take("case_00") is not None
+    assert isinstance(dataset.reader, FormatReader)
     dataset.sample(SliceRef("case_00", 0))  # taken above, so it is read again
 
 
 def test_a_view_counts_as_the_array_that_it_keeps_in_memory() -> None:
-    whole = np.zeros((4, 4, 4, 10), np.uint8)
-    cache = VolumeCache(limit=600)
-    cache.hold_checked(Case("view", Path("x")), Volume(whole[..., 0]))
-    assert cache.take_checked("view") is None
-    cache.hold_checked(Case("alone", Path("x")), Volume(whole[..., 0].copy()))
-    assert cache.take_checked("alone") is not None
+    whole, labels = np.ones((4, 4, 4, 10), np.uint8), np.ones((4, 4, 4), np.uint8)
+    scanned = ScannedVolumes(make_intensity("rgb"), limit=600)
+    scanned.keep(Case("view", Path("x"), values=(1,)), Volume(whole[..., 0], labels))
+    assert scanned.take("view") is None
+    scanned.keep(Case("alone", Path("x"), values=(1,)), Volume(whole[..., 0].copy(), labels))
+    assert scanned.take("alone") is not None
+    assert scanned.nbytes == 0
+
+
+def test_prepared_volumes_take_the_room_of_scanned_ones() -> None:
+    array = np.ones((4, 4, 4), np.uint8)
+    scanned = ScannedVolumes(make_intensity("rgb"), limit=300)
+    for name in ("a", "b"):
+        scanned.keep(Case(name, Path("x"), values=(1,)), Volume(array.copy(), array.copy()))
+    cache = VolumeCache(limit=300, scanned=scanned)
+    cache.get("c", lambda: PreparedVolume(array.copy(), array.copy()))
+    assert scanned.take("a") is not None
+    assert scanned.take("b") is None
+
+
+@pytest.mark.parametrize("values", [(1, 255), (1, 256), (-1, 2), (70_000,), (2**40,)])
+def test_labels_are_kept_in_a_small_type_without_change(values: tuple[int, ...]) -> None:
+    labels = np.resize(np.array([0, *values], np.int64), (4, 5, 6))
+    scanned = ScannedVolumes(make_intensity("ct:lung"))
+    scanned.keep(Case("a", Path("x"), values=values), Volume(np.ones(labels.shape), labels))
+    kept = scanned.take("a")
+    assert kept is not None
+    np.testing.assert_array_equal(kept.labels, labels)
+    assert (kept.labels.dtype == np.uint8) == (values == (1, 255))
+
+
+def test_another_rule_forgets_what_was_kept() -> None:
+    scanned = ScannedVolumes(make_intensity("ct:lung"))
+    volume = Volume(np.ones((4, 4, 4), np.float32), np.ones((4, 4, 4), np.uint8))
+    scanned.keep(Case("a", Path("x"), values=(1,)), volume)
+    scanned.keep_only({"a"}, make_intensity("ct:bone"))
+    assert scanned.take("a") is None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samadapt.data.checks.resumed import check_unchanged, merge_trained_on
+from samadapt.data.checks.resumed_run import check_unchanged, merge_trained_on
 from samadapt.data.dataset import open_dataset
 from samadapt.errors import DataError
 

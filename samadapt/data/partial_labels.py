@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from samadapt.data.classes import ClassTable
+from samadapt.data.findings import Finding
 from samadapt.data.formats.base import Scan
-from samadapt.data.types import Finding
 from samadapt.errors import DataError
 from samadapt.system.arrays import Array
 
