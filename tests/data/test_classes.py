@@ -107,7 +107,7 @@ def test_prompts_that_name_no_class_are_refused_where_classes_overlap(
         (root / "annotations" / f"p{index}.json").write_text(json.dumps(given))
     dataset = open_dataset("folder", root, regions={"whole": [1, 2], "core": 1})
     objects = given_prompts(dataset.samples("p1")[0])
-    np.testing.assert_array_equal(objects.masks, np.stack([mask > 0, mask == 1]))
+    np.testing.assert_array_equal(objects.truth, np.stack([mask > 0, mask == 1]))
     with pytest.raises(
         DataError, match="p0: its prompts name no classes, but a pixel may belong to"
     ):
