@@ -1,6 +1,8 @@
-"""Render the newest run of every suite as Markdown, into the README between two marks.
+"""Write the newest run of every suite as Markdown tables into the page on speed.
 
-python -m benchmarks.table [--check] [--readme FILE] [--results FOLDER]
+The tables go between two marks in docs/explanation/speed.md:
+
+    python -m benchmarks.table [--check] [--page FILE] [--results FOLDER]
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from benchmarks import results
 from benchmarks.harness import SUITES
 
 START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "speed.md"
 TITLES = {
     "encoder": "Encoder, forward, one image",
     "attention": "One attention, forward and with backward",
@@ -43,29 +45,31 @@ HEADER = (
 
 
 def main() -> None:
-    """Rewrite the README's section, or with ``--check`` fail where it is stale."""
+    """Rewrite the tables of the page, or exit with an error if ``--check`` finds them stale."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if stale")
-    parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail if the page is stale"
+    )
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     arguments = parser.parse_args()
-    text = arguments.readme.read_text(encoding="utf-8")
+    text = arguments.page.read_text(encoding="utf-8")
     try:
         wanted = with_section(text, section(newest(arguments.results)))
     except ValueError as error:
-        sys.exit(f"{arguments.readme}: {error}")
+        sys.exit(f"{arguments.page}: {error}")
     if arguments.check:
         if wanted != text:
-            sys.exit(f"{arguments.readme} is stale: run python -m benchmarks.table")
+            sys.exit(f"{arguments.page} is stale: run python -m benchmarks.table")
         return
-    arguments.readme.write_text(wanted, encoding="utf-8")
+    arguments.page.write_text(wanted, encoding="utf-8")
 
 
 def newest(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return what to show of each suite: runs, newest rows only.
+    """Return the runs of each suite that the page shows, each with its newest rows only.
 
-    On each kind of machine (its GPU, or none) the last run of all rows counts, and rows that were
-    measured again after it; runs without rows left are not listed.
+    For each kind of machine (one GPU model, or no GPU) these are the last complete run and any
+    rows that were measured again after it. Runs whose rows were all replaced are left out.
     """
     found = {}
     for suite in SUITES:
@@ -91,10 +95,10 @@ def _newest_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def with_section(text: str, content: str, start: str = START, end: str = END) -> str:
-    """Return a text with what is between two marks replaced.
+    """Return a text in which ``content`` replaces what is between two marks.
 
     Raises:
-        ValueError: unless each mark is there once, in order.
+        ValueError: if a mark is missing, occurs twice, or the end comes first.
     """
     if (text.count(start), text.count(end)) != (1, 1) or text.index(start) > text.index(end):
         raise ValueError(f"expected one {start} and one {end} after it")
@@ -103,10 +107,10 @@ def with_section(text: str, content: str, start: str = START, end: str = END) ->
 
 
 def section(suites: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
-    """Return the tables of some runs, under each suite's title, with what they were measured on."""
+    """Return the tables of each suite under its title, with the machine they were measured on."""
     lines = []
     for suite, runs in suites.items():
-        lines += [f"**{TITLES[suite]}**", ""]
+        lines += [f"### {TITLES[suite]}", ""]
         for run in runs:
             lines += [f"{conditions(run)}:", ""]
             for kind, rows in _by_kind(run["rows"]).items():
@@ -115,7 +119,7 @@ def section(suites: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
 
 
 def conditions(run: Mapping[str, Any]) -> str:
-    """Return what a run's numbers depend on, in one line."""
+    """Return the machine, packages and date of a run in one line."""
     peaks = []
     for device, peak in run["rooflines"].items():
         peaks.append(
@@ -128,7 +132,7 @@ def conditions(run: Mapping[str, Any]) -> str:
 
 
 def row_text(row: Mapping[str, Any]) -> str:
-    """Return one measured row for the terminal."""
+    """Return one measured row as aligned text for the terminal."""
     lines = TABLES[row["kind"]]([row])
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -140,7 +144,7 @@ def row_text(row: Mapping[str, Any]) -> str:
 
 
 def _comparisons(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each peer, with ours on a row's first; pairs are ours / the peer's."""
+    """Return one line for each peer. The first line of a row holds ours; pairs are ours / peer."""
     body = []
     for row in rows:
         (_, mine), *others = row["contenders"].items()
@@ -189,7 +193,7 @@ TABLES = {"comparison": _comparisons, "growth": _growth, "fact": _facts}
 
 
 def duration(seconds: float) -> str:
-    """Return a time in s or ms with three digits."""
+    """Return a time in s or ms with three significant digits."""
     value, unit = (seconds, "s") if abs(seconds) >= 1 else (1e3 * seconds, "ms")
     return f"{value:#.3g}".rstrip(".") + f" {unit}"
 
@@ -207,7 +211,7 @@ def _ratio(ratio: Mapping[str, float]) -> str:
 
 
 def _pair(form: str, values: Iterable[float | None]) -> str:
-    """Return ours / the peer's; nothing where neither was measured."""
+    """Return "ours / peer", or an empty text if neither was measured."""
     listed = list(values)
     if all(value is None for value in listed):
         return ""

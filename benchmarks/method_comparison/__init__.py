@@ -1,7 +1,8 @@
-"""Every PEFT method at three sizes on the same data, and what came of it.
+"""Compare every PEFT method at three sizes on the same data.
 
-    python -m benchmarks.method_comparison run ROOT    # train what is missing, and write it down
-    python -m benchmarks.method_comparison report      # the README's table and its plot
+    python -m benchmarks.method_comparison run ROOT    # train what is missing and record it
+    python -m benchmarks.method_comparison report      # write the table and figures of the docs
 
-``plan`` says what is trained, ``trial`` trains one of them, ``report`` shows all.
+``plan`` lists the trainings, ``trial`` runs one, ``summary`` collects them, and ``report`` writes
+the page with ``figures``.
 """

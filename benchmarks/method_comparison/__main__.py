@@ -58,7 +58,7 @@ def main() -> None:
             work.add_argument(flag, type=type(field.default), default=field.default)
     train.add_argument("--output", type=Path, default=RESULTS)
     clock.add_argument("--output", type=Path, default=report.steps_beside(RESULTS))
-    show = commands.add_parser("report", help="write the README's table and its plot")
+    show = commands.add_parser("report", help="write the table and figures of the docs")
     show.add_argument("--results", type=Path, default=RESULTS)
     show.add_argument("--check", action="store_true", help="change nothing; fail if stale")
     arguments = parser.parse_args()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks import results
 from benchmarks.method_comparison import __main__ as command
-from benchmarks.method_comparison import plan, report, trial
+from benchmarks.method_comparison import figures, plan, report, summary, trial
 from samadapt.methods import METHODS
 from samadapt.methods.peft_others import OtherPeft
 
@@ -97,9 +97,9 @@ def test_only_trials_at_the_chosen_rate_are_shown(tmp_path: Path) -> None:
         _row("lora", "small", 1e-3, 0, 0.6),
         _row("bias", "medium", 1e-3, 0, 0.4),
     ]
-    points = report.summarise(rows, {("lora", "medium", "semantic"): 0.25})
+    points = summary.summarise(rows, {("lora", "medium", "semantic"): 0.25})
     lora = points["lora", "medium", "semantic"]
-    assert (lora.dice, lora.seeds, lora.lr) == (pytest.approx(0.75), 2, 1e-3)
+    assert (lora.dice, len(lora.scores), lora.lr) == (pytest.approx(0.75), 2, 1e-3)
     assert lora.spread == pytest.approx(0.0707, abs=1e-4)
     assert points["lora", "small", "semantic"].spread is None
     text = report.section(rows, points)
@@ -107,9 +107,9 @@ def test_only_trials_at_the_chosen_rate_are_shown(tmp_path: Path) -> None:
     assert "0.600 · 0.750±0.071" in text
     assert "- · 0.25 |" in text
     assert "1 to 2 of 3 seeds" in text
-    report.draw(points, tmp_path / "plot.png")
-    with Image.open(tmp_path / "plot.png") as picture:
-        assert picture.size[0] > 1000
+    for path in figures.draw(points, tmp_path):
+        with Image.open(path) as picture:
+            assert picture.size[0] > 1000
 
 
 def test_a_seed_is_shown_once_every_method_has_it() -> None:
@@ -122,29 +122,37 @@ def test_a_seed_is_shown_once_every_method_has_it() -> None:
         for trial in [asdict(plan.Trial(method, size, task, 1e-3, seed))]
     ]
     search = _row("lora", "medium", 1e-2, 0, 0.4, validation_dice=0.1)
-    assert report.of_whole_seeds([search, *rows]) == [search, *rows]
-    assert report.of_whole_seeds([search, *rows[:-1]]) == [search, *rows[: len(rows) // 2]]
-    assert report.of_whole_seeds(rows[1 : len(rows) // 2]) == []
-    assert "2 trainings" in report.unfinished(rows[:2])
-    assert report.unfinished([]) == "Not measured yet."
+    assert summary.of_whole_seeds([search, *rows]) == [search, *rows]
+    assert summary.of_whole_seeds([search, *rows[:-1]]) == [search, *rows[: len(rows) // 2]]
+    assert summary.of_whole_seeds(rows[1 : len(rows) // 2]) == []
+    assert "2 trainings" in summary.unfinished(rows[:2])
+    assert summary.unfinished([]) == "Not measured yet."
 
 
 def test_the_newest_settings_are_shown() -> None:
     old = {**_row("lora", "small", 1e-3, 0, 0.1), "settings": {"steps": 1}}
     new = _row("lora", "small", 1e-3, 0, 0.2)
-    assert report.newest([old, new]) == [new]
-    assert report.newest([]) == []
+    assert summary.newest([old, new]) == [new]
+    assert summary.newest([]) == []
 
 
 def test_the_default_rates_are_those_that_were_found() -> None:
-    found = report.chosen_rates(report.newest(results.read(command.RESULTS)))
+    found = summary.chosen_rates(summary.newest(results.read(command.RESULTS)))
     assert found.keys() == set(plan.METHODS)
     del found["none"]  # trains the decoder alone, which has a rate of its own
     assert {name: METHODS[name].lr for name in found} == found
 
 
-def test_the_readme_follows_from_the_results() -> None:
+def test_the_page_follows_from_the_results() -> None:
     assert report.write(command.RESULTS, check=True) == 0
+
+
+def test_every_figure_of_the_docs_is_drawn_by_the_script(tmp_path: Path) -> None:
+    rows = summary.of_whole_seeds(summary.newest(results.read(command.RESULTS)))
+    drawn = {path.name for path in figures.draw(summary.summarise(rows, {}), tmp_path)}
+    assert drawn == {path.name for path in report.IMAGES.glob("methods_*.png")}
+    families = [method for members in figures.FAMILIES.values() for method in members]
+    assert sorted([*families, figures.DECODER_ALONE]) == sorted(plan.METHODS)
 
 
 def test_an_unknown_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,8 +169,8 @@ def test_steps_are_timed_over_and_over_and_of_these_settings_only() -> None:
     rows = [_row("lora", "small", 1e-3, 0, 0.2)]
     timed = [{**rows[0], "step_s": seconds} for seconds in ([0.1, 0.3], [0.2])]
     other = {**timed[0], "settings": {"steps": 1}, "step_s": [9.0]}
-    assert report.step_times(rows, [*timed, other]) == {("lora", "small", "semantic"): 0.2}
-    assert report.step_times([], timed) == {}
+    assert summary.step_times(rows, [*timed, other]) == {("lora", "small", "semantic"): 0.2}
+    assert summary.step_times([], timed) == {}
 
 
 @pytest.mark.slow

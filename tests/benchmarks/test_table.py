@@ -1,4 +1,4 @@
-"""The README's tables follow from the result files, and a stale one is noticed."""
+"""The tables of docs/explanation/speed.md follow from the result files; a stale one is noticed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def run(rows: list[dict[str, Any]], *, whole: bool = True, gpu: str | None = Non
 def test_a_comparison_in_markdown(tmp_path: Path) -> None:
     results.append(tmp_path / "encoder.json", run([comparison("vit_b 1024")]))
     lines = table.section(table.newest(tmp_path)).splitlines()
-    assert lines[0] == "**Encoder, forward, one image**"
+    assert lines[0] == "### Encoder, forward, one image"
     assert lines[2] == (
         "A CPU, 2 threads, torch 2.15.0; cpu peak 250 GFLOP/s fp32, 300 bf16, copy 20 GB/s; "
         "median of 5, 2026-11-21:"
@@ -139,26 +139,31 @@ def test_marks_must_be_there_once(text: str) -> None:
         table.with_section(text, "content")
 
 
-def test_check_tells_a_stale_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
+def test_check_tells_a_stale_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "speed.md"
+    page.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
     results.append(tmp_path / "encoder.json", run([comparison("a")]))
 
     def call(*arguments: str) -> None:
-        places = ["--readme", str(readme), "--results", str(tmp_path)]
+        places = ["--page", str(page), "--results", str(tmp_path)]
         monkeypatch.setattr(sys, "argv", ["table", *places, *arguments])
         table.main()
 
     with pytest.raises(SystemExit, match="stale"):
         call("--check")
-    assert "old" in readme.read_text()
+    assert "old" in page.read_text()
     call()
-    assert readme.read_text().startswith(f"before\n{table.START}\n**Encoder")
-    assert readme.read_text().endswith(f"\n{table.END}\nafter\n")
+    assert page.read_text().startswith(f"before\n{table.START}\n### Encoder")
+    assert page.read_text().endswith(f"\n{table.END}\nafter\n")
     call("--check")
     results.append(tmp_path / "encoder.json", run([comparison("a", 5.0)]))
     with pytest.raises(SystemExit, match="stale"):
         call("--check")
+
+
+def test_the_page_follows_from_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["table", "--check"])
+    table.main()
 
 
 @pytest.mark.parametrize(

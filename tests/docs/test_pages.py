@@ -1,0 +1,94 @@
+"""Generated pages are current, links lead somewhere, and the website builds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from docs_tests.blocks import DOCS, PAGES, ROOT
+
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+INLINE = re.compile(r"`[^`\n]*`")
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("docs_generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_current(generator: ModuleType) -> None:
+    texts = generator.generated()
+    stale = [str(path) for path, text in texts.items() if not generator.is_current(path, text)]
+    assert not stale, "run: python docs/generate.py"
+    kept = {*(DOCS / "notebooks").glob("*.ipynb"), *(DOCS / "reference").glob("*.md")}
+    by_hand = {DOCS / "reference" / "index.md", DOCS / "reference" / "run-directory.md"}
+    assert kept - by_hand == set(texts)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in links_of(page):
+        if re.match(r"(https?|mailto):", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), f"{page}: {target}"
+        assert path.is_relative_to(ROOT), f"{page}: {target}"
+        if anchor:
+            assert anchor in set(anchors_of(path)), f"{page}: {target}"
+
+
+def links_of(page: Path) -> list[str]:
+    text = INLINE.sub("", FENCED.sub("", page.read_text(encoding="utf-8")))
+    return LINK.findall(text)
+
+
+def anchors_of(page: Path) -> Iterator[str]:
+    """Yield the anchors of a page's headings, as GitHub and MyST make them."""
+    for line in FENCED.sub("", page.read_text(encoding="utf-8")).splitlines():
+        if line.startswith("#"):
+            words = line.lstrip("#").strip().lower()
+            yield re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+
+
+def test_every_page_is_in_a_list() -> None:
+    """Each page of a folder is linked and listed in its index."""
+    for index in DOCS.glob("*/index.md"):
+        listed = set(links_of(index))
+        pages = {path.name for path in index.parent.glob("*.md")} - {"index.md"}
+        assert pages <= listed, index
+
+
+def test_pages_are_short() -> None:
+    """A page that a person wrote fits on a few screens."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if "docs/generate.py`. Edit the code" in text or page.parent.name == "explanation":
+            continue
+        assert len(text.splitlines()) <= 180, page
+
+
+@pytest.mark.slow
+def test_the_website_builds_without_warnings(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    done = subprocess.run(
+        [*command, str(DOCS), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    html = "".join(path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html"))
+    loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?://[^\"]+)", html)
+    assert not loaded, "pages load nothing from the network"
