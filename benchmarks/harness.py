@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import PrecisionName, seconds
-from benchmarks.memory import measure as measure_memory
+from benchmarks.process import ask
 
 SUITES = (
     "encoder",
@@ -121,7 +121,8 @@ class Comparison:
             if taken is not first:
                 found[name]["ratio"] = ratios(first, taken)
             if self.memory and run.memory:
-                found[name]["memory"] = measure_memory(run.suite, self.name, name)
+                # In a process of its own, so that nothing else is resident.
+                found[name]["memory"] = ask("benchmarks.memory", run.suite, self.name, name)
         facts = self.compare(values) if self.compare else {}
         return {
             "row": self.name,

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.process import ask
+from benchmarks.harness import Comparison, find_rows, set_threads
 
 STATUS = Path("/proc/self/status")
 
@@ -57,19 +57,8 @@ def _status(key: str) -> int:
     return 1024 * int(found[1])
 
 
-def measure(suite: str, row: str, contender: str) -> dict[str, Any]:
-    """Run this module for one contender and return what it prints.
-
-    Raises:
-        RuntimeError: when the process fails, with the end of its messages.
-    """
-    return ask("benchmarks.memory", suite, row, contender)
-
-
 def main() -> None:
     """Build the contender, call it once, print."""
-    from benchmarks.harness import Comparison, find_rows, set_threads
-
     suite, name, contender = sys.argv[1:]
     set_threads()
     row = next(row for row in find_rows(suite) if row.name == name)

@@ -21,7 +21,7 @@ from samadapt.data.classes import (
     values_of,
 )
 from samadapt.data.colours import resolve_colours, with_ignored
-from samadapt.data.download import fetch_dataset
+from samadapt.data.fetch import fetch_dataset
 from samadapt.data.findings import Finding
 from samadapt.data.formats.base import (
     FormatReader,

@@ -1,28 +1,41 @@
-"""Fetch one file over HTTP: resumed after a break, checked, and put in place in one step."""
+"""Download files and archives over HTTP, for weights and data sets alike.
+
+A download resumes where an earlier one broke off, is tried again after a failure, is checked
+against its checksum, never exceeds a size, and appears under its name only when it is complete.
+Several processes may ask for the same file: one fetches it and the others wait.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.error import HTTPError
+from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
 from samadapt.errors import DownloadError
+from samadapt.system.archives import extract_archive
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes that are there and the bytes in all (None where the server hides it)."""
+"""Called with the bytes received so far and the total, which is None if the server hides it."""
+
+MAX_BYTES = 1 << 36
+"""Bytes of a file whose size is not known in advance: 64 GB."""
+MAX_ARCHIVE_BYTES = 1 << 40
+"""Bytes of an archive whose size is not known in advance: 1 TB."""
 
 _CHUNK = 1 << 20
-MAX_BYTES = 1 << 36
-"""Bytes of a file whose size nothing says: 64 GB."""
+# A time-out, too many requests, or a failure of the server. Other refusals are final.
 _WORTH_RETRYING = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -35,55 +48,111 @@ def download(
     attempts: int = 4,
     wait_s: float = 1.0,
     timeout_s: float = 30.0,
-    most_bytes: int = MAX_BYTES,
+    max_bytes: int = MAX_BYTES,
 ) -> Path:
-    """Fetch ``url`` into ``path``, unless ``path`` is there already.
+    """Download ``url`` to ``path``, unless ``path`` exists already.
 
-    What arrives is kept in ``<path>.part``, so a later call goes on where this one broke off.
-    Several processes may ask for the same file; one fetches it and the others wait.
+    What arrives is kept in ``<path>.part``, so that a later call resumes where this one broke off.
 
     Args:
         url: an http or https address.
-        path: where the file goes; its folder is made.
+        path: where the file goes; missing folders are made.
         checksum: ``"sha256:<hex>"`` or ``"md5:<hex>"`` of the whole file.
-        progress: told how far it is; the default logs every tenth.
-        attempts: tries before giving up on a connection that fails.
-        wait_s: pause before the second try, in seconds; it doubles with each.
+        progress: called while the file arrives; the default logs every tenth.
+        attempts: how many times a failing connection is tried.
+        wait_s: pause before the second attempt, in seconds; it doubles each time.
         timeout_s: how long the server may be silent, in seconds.
-        most_bytes: an answer that is longer is cut off.
+        max_bytes: an answer that is longer is refused.
 
     Returns:
         ``path``.
 
     Raises:
-        DownloadError: no connection, a refusal by the server, or another checksum.
+        DownloadError: no connection, a refusal by the server, too long an answer, or a file with
+            another checksum.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if path.exists():
+        with _only_process(path) as is_there:
+            if is_there:
                 return path
             part = path.with_name(f"{path.name}.part")
-            fetch = _Fetch(url, part, progress or _Tenths(path.name), timeout_s, most_bytes)
+            fetch = _Fetch(url, part, progress or _LogTenths(path.name), timeout_s, max_bytes)
             resumed = part.exists()
             fetch.until_complete(attempts, wait_s)
             if resumed and checksum and file_checksum(part, checksum) != checksum:
-                # The part may have come from an older version of the file: once more from nothing.
+                # The part may come from an older version of the file: start again from nothing.
                 part.unlink()
                 fetch.until_complete(attempts, wait_s)
             _check(part, url, checksum)
             part.replace(path)
-            Path(f"{path}.lock").unlink(missing_ok=True)  # whoever still waits finds the file
     except OSError as error:
         raise DownloadError(f"cannot write {path}: {error}") from error
     return path
 
 
+def download_archive(
+    url: str,
+    folder: Path,
+    *,
+    checksum: str | None = None,
+    progress: Progress | None = None,
+    max_bytes: int = MAX_ARCHIVE_BYTES,
+    max_unpacked_bytes: int | None = None,
+) -> Path:
+    """Download a tar or zip file and unpack the folder in it, unless ``folder`` exists already.
+
+    The archive must hold a folder of the name of ``folder``. It is deleted afterwards.
+
+    Args:
+        url: an http or https address.
+        folder: where the content goes; it appears only when it is complete.
+        checksum: see ``download``.
+        progress: see ``download``.
+        max_bytes: see ``download``.
+        max_unpacked_bytes: see ``extract_archive``.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        DownloadError: see ``download`` and ``extract_archive``; or the archive does not hold the
+            folder.
+    """
+    try:
+        with _only_process(folder) as is_there:
+            if is_there:
+                return folder
+            archive = folder.parent / Path(urlparse(url).path).name
+            download(url, archive, checksum=checksum, progress=progress, max_bytes=max_bytes)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+                extract_archive(archive, Path(temporary), max_unpacked_bytes)
+                extracted = Path(temporary) / folder.name
+                if not extracted.is_dir():
+                    raise DownloadError(
+                        f"{archive}: expected the folder {folder.name!r} in the archive"
+                    )
+                extracted.replace(folder)
+            archive.unlink()
+    except OSError as error:
+        raise DownloadError(f"cannot write {folder}: {error}") from error
+    return folder
+
+
 def file_checksum(path: Path, kind: str) -> str:
-    """Return ``"<algorithm>:<hex>"`` of a file; the algorithm is what ``kind`` begins with."""
+    """Return ``"<algorithm>:<hex>"`` of a file, with the algorithm that ``kind`` begins with."""
     algorithm = kind.partition(":")[0]
     with path.open("rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+
+
+@contextmanager
+def _only_process(path: Path) -> Iterator[bool]:
+    """Wait until no other process fetches ``path``; give whether it exists then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        yield path.exists()
+        # Whoever still waits for the deleted lock will find that the path exists.
+        Path(f"{path}.lock").unlink(missing_ok=True)
 
 
 def _check(part: Path, url: str, checksum: str | None) -> None:
@@ -95,86 +164,89 @@ def _check(part: Path, url: str, checksum: str | None) -> None:
         part.unlink()
         raise DownloadError(
             f"{url} does not have the expected checksum: expected {checksum}, got {found} "
-            f"({size} bytes); what was fetched has been removed"
+            f"({size} bytes); the file has been removed; try again, or report it"
         )
 
 
 class _Fetch:
-    """One file on its way from ``url`` into ``part``."""
+    """The transfer of one file from ``url`` into ``part``."""
 
     def __init__(
-        self, url: str, part: Path, progress: Progress, timeout_s: float, most_bytes: int
+        self, url: str, part: Path, progress: Progress, timeout_s: float, max_bytes: int
     ) -> None:
         self.url = url
         self.part = part
         self.progress = progress
         self.timeout_s = timeout_s
-        self.most_bytes = most_bytes
+        self.max_bytes = max_bytes
 
     def until_complete(self, attempts: int, wait_s: float) -> None:
-        """Go on after each break, at most ``attempts`` times."""
+        """Resume after each failure, with at most ``attempts`` connections."""
         for attempt in range(1, attempts + 1):
             try:
                 self.once()
                 return
+            except ValueError as error:  # urllib's, for what is no address
+                raise DownloadError(f"{self.url} cannot be fetched: {error}") from error
             except (OSError, HTTPException) as error:
                 if isinstance(error, HTTPError) and error.code not in _WORTH_RETRYING:
                     raise DownloadError(f"{self.url}: the server answered {error}") from error
                 if attempt == attempts:
                     raise DownloadError(
-                        f"{self.url} could not be fetched in {attempts} tries: "
+                        f"{self.url} could not be fetched in {attempts} attempts: "
                         f"{error or type(error).__name__}"
                     ) from error
-                logger.info("%s broke off (%s); going on", self.url, error)
+                logger.info("%s broke off (%s); resuming", self.url, error)
                 time.sleep(wait_s * 2 ** (attempt - 1))
 
     def once(self) -> None:
-        """Ask for what is missing and append it; an incomplete answer is an OSError."""
-        there = self.part.stat().st_size if self.part.exists() else 0
-        request = Request(self.url, headers={"Range": f"bytes={there}-"} if there else {})
+        """Request what is missing and append it; an incomplete answer is an OSError."""
+        received = self.part.stat().st_size if self.part.exists() else 0
+        request = Request(self.url, headers={"Range": f"bytes={received}-"} if received else {})
         try:
             with urlopen(request, timeout=self.timeout_s) as response:
-                self._receive(response, there)
+                self._receive(response, received)
         except HTTPError as error:
             if error.code != 416:
                 raise
-            # Nothing beyond what is there: complete, or longer than the file, which starts anew.
+            # 416: the range is not satisfiable. The part is complete, or it is longer than the
+            # file, and then it belongs to another version of it.
             total = error.headers.get("Content-Range", "").rpartition("/")[2]
-            if total != str(there):
+            if total != str(received):
                 self.part.unlink()
                 raise OSError("the file is shorter than what was fetched before") from error
 
-    def _receive(self, response: HTTPResponse, there: int) -> None:
-        begins = response.headers.get("Content-Range", "").startswith(f"bytes {there}-")
-        if not (response.status == 206 and begins):
-            there = 0  # the server sends the whole file
+    def _receive(self, response: HTTPResponse, received: int) -> None:
+        is_rest = response.headers.get("Content-Range", "").startswith(f"bytes {received}-")
+        if not (response.status == 206 and is_rest):
+            received = 0  # the server ignores the range and sends the whole file
         length = response.headers.get("Content-Length")
-        total = there + int(length) if length else None
-        with self.part.open("ab" if there else "wb") as file:
+        total = received + int(length) if length else None
+        with self.part.open("ab" if received else "wb") as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
-                there += len(chunk)
-                if there > self.most_bytes:
+                received += len(chunk)
+                if received > self.max_bytes:
                     break
-                self.progress(there, total)
-        if there > self.most_bytes:
+                self.progress(received, total)
+        if received > self.max_bytes:
             self.part.unlink()
             raise DownloadError(
-                f"{self.url}: the server sends more than the {self.most_bytes:,} bytes that are "
-                "expected; what was fetched has been removed"
+                f"{self.url}: expected at most {self.max_bytes:,} bytes; the server sends more than"
+                f" {received - 1:,} bytes; what was fetched has been removed"
             )
-        if total is not None and there < total:
-            raise OSError(f"the connection ended after {there} of {total} bytes")
+        if total is not None and received < total:
+            raise OSError(f"the connection ended after {received} of {total} bytes")
 
 
-class _Tenths:
-    """Log each further tenth of a file."""
+class _LogTenths:
+    """Logs each further tenth of a file."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.logged = -1
 
-    def __call__(self, done: int, total: int | None) -> None:
-        if total and done * 10 // total > self.logged:
-            self.logged = done * 10 // total
-            logger.info("%s: %d of %d MB", self.name, done // 10**6, total // 10**6)
+    def __call__(self, received: int, total: int | None) -> None:
+        if total and received * 10 // total > self.logged:
+            self.logged = received * 10 // total
+            logger.info("%s: %d of %d MB", self.name, received // 10**6, total // 10**6)

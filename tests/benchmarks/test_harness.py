@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,3 +111,16 @@ def test_the_machine_is_described() -> None:
     assert torch.__version__.startswith(found["packages"]["torch"])
     assert found["threads"] == torch.get_num_threads()
     assert found["processor"]
+
+
+def test_no_import_cycles() -> None:
+    """Imports inside functions count as well."""
+    folder = Path(harness.__file__).parent
+    files = {f"benchmarks.{path.stem}": path for path in folder.glob("*.py")}
+    graph = {}
+    for name, path in files.items():
+        nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+        wanted = {str(n.module) for n in nodes}
+        wanted |= {f"{n.module}.{alias.name}" for n in nodes for alias in n.names}
+        graph[name] = wanted & set(files)
+    TopologicalSorter(graph).prepare()  # it raises CycleError

@@ -740,7 +740,7 @@ class Archive(Parser):
         return found | {"a.zip": stream.getvalue()}
 
     def parse(self, name: str, content: bytes) -> None:
-        from samadapt.data.download import extract_archive
+        from samadapt.system.archives import extract_archive
 
         out = self.folder / "out"
         try:

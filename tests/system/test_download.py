@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import threading
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from samadapt.errors import DownloadError, WeightsError
 from samadapt.sam.weights import sources
-from samadapt.sam.weights.sources import WeightsSource, cache_dir, fetch_weights, find_weights
-from samadapt.system.download import download
+from samadapt.sam.weights.sources import WeightsSource, fetch_weights, find_weights
+from samadapt.system.cache import cache_folder
+from samadapt.system.download import download, download_archive
 
 BODY = bytes(range(256)) * 2000
+BODIES: dict[str, bytes] = {}
+"""What else the server has, by path."""
 SHA256 = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
 
 
@@ -37,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        asked = self.headers.get("Range")
+        asked, content = self.headers.get("Range"), BODIES.get(self.path, BODY)
         self.server.requests.append((self.path, asked))
         if self.path == "/missing":
             self.send_error(404)
@@ -49,16 +55,16 @@ class Handler(BaseHTTPRequestHandler):
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
         if self.path == "/no_range":
             start = 0
-        if start >= len(BODY):
+        if start >= len(content):
             self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(BODY)}")
+            self.send_header("Content-Range", f"bytes */{len(content)}")
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        body = BODY[start:]
+        body = content[start:]
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         if self.path != "/no_length":
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -140,7 +146,7 @@ def test_truncated_bodies_are_continued(server: Server, tmp_path: Path) -> None:
 
 
 def test_truncated_body_keeps_its_part_when_tries_end(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=r"2 tries.*100000 of|2 tries.*200000 of"):
+    with pytest.raises(DownloadError, match=r"2 attempts.*100000 of|2 attempts.*200000 of"):
         download(server.url("breaks"), tmp_path / "w.pth", attempts=2, wait_s=0)
     assert (tmp_path / "w.pth.part").read_bytes() == BODY[:200_000]
     assert not (tmp_path / "w.pth").exists()
@@ -193,10 +199,28 @@ def test_weights_are_fetched_once_into_the_cache(
     with pytest.raises(WeightsError, match=r"not on this machine.*checkpoint"):
         find_weights("vit_b")
     path = fetch_weights("vit_b")
-    assert (
-        path == tmp_path / "sam_vit_b_01ec64.pth" == find_weights("vit_b") == fetch_weights("vit_b")
-    )
+    assert path == tmp_path / "weights" / "sam_vit_b_01ec64.pth" == find_weights("vit_b")
+    assert fetch_weights("vit_b") == path
     assert len(server.requests) == 1
+
+
+def test_weights_of_earlier_versions_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Version 0.1 kept them in the cache folder itself, and without the variable in torch.hub's."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("SAMADAPT_CACHE", str(tmp_path))
+    shared = tmp_path / "torch" / "hub" / "checkpoints" / "sam_vit_b_01ec64.pth"
+    shared.parent.mkdir(parents=True)
+    shared.touch()
+    assert find_weights("vit_b") == shared
+    assert not caplog.records
+    (tmp_path / "sam_vit_b_01ec64.pth").touch()
+    assert find_weights("vit_b") == tmp_path / "sam_vit_b_01ec64.pth"
+    assert "move the file there" in caplog.text
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "sam_vit_b_01ec64.pth").touch()
+    assert find_weights("vit_b") == tmp_path / "weights" / "sam_vit_b_01ec64.pth"
 
 
 def test_offline_message_says_what_to_do(
@@ -222,9 +246,58 @@ def test_lite_medsam_without_its_package(tmp_path: Path, monkeypatch: pytest.Mon
         fetch_weights("lite_medsam")
 
 
+def test_what_is_no_address_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="nonsense cannot be fetched"):
+        download("nonsense", tmp_path / "w.pth")
+
+
+def test_an_answer_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless:
+        headers: ClassVar[dict[str, str]] = {}
+        status = 200
+
+        def __enter__(self) -> Endless:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def read(self, count: int) -> bytes:
+            return bytes(count)
+
+    monkeypatch.setattr("samadapt.system.download.urlopen", lambda *a, **k: Endless())
+    with pytest.raises(DownloadError, match="sends more than"):
+        download("http://x/a", tmp_path / "a", max_bytes=10 << 20)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.lock"]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_an_archive_is_fetched_and_unpacked_once(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("set/a.txt", "hello")
+    content = stream.getvalue()
+    monkeypatch.setitem(BODIES, "/set.zip", content)
+    checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    if interrupted:
+        (tmp_path / "set.zip.part").write_bytes(content[:20])
+    with ThreadPoolExecutor(3) as pool:
+        calls = [
+            pool.submit(
+                download_archive, server.url("set.zip"), tmp_path / "set", checksum=checksum
+            )
+            for _ in range(3)
+        ]
+        assert {call.result() for call in calls} == {tmp_path / "set"}
+    assert (tmp_path / "set" / "a.txt").read_text() == "hello"
+    assert server.requests == [("/set.zip", "bytes=20-" if interrupted else None)]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == ["set"]
+
+
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMADAPT_CACHE", "~/somewhere")
-    assert cache_dir() == Path.home() / "somewhere"
+    assert cache_folder("weights") == Path.home() / "somewhere" / "weights"
     monkeypatch.delenv("SAMADAPT_CACHE")
-    monkeypatch.setenv("TORCH_HOME", "/torch")
-    assert cache_dir() == Path("/torch/hub/checkpoints")
+    assert cache_folder("datasets") == Path.home() / ".cache" / "samadapt" / "datasets"

@@ -1,4 +1,4 @@
-"""Read any checkpoint of a Segment Anything model and name its tensors as this package does."""
+"""Read any checkpoint of a Segment Anything model, with tensors named as in this package."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from samadapt.sam.weights.builds import Build
 from samadapt.sam.weights.names import hugging_face_names, tiny_vit_key
 from samadapt.sam.weights.tensor_guard import check_archive, check_dense, check_shard
 
-# Entries under which training programs keep a model's tensors. timm and others keep the moving
-# average of the weights (EMA) beside them, or alone.
+# Entries of a file under which training programs keep the tensors of a model. timm and others also
+# keep the moving average of the weights (EMA), beside them or alone.
 _WRAPPERS = ("model", "model_state", "state_dict", "model_state_dict", "net", "network")
 _EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 
-# What training programs keep beside the weights: their arguments, paths and numpy numbers. These
-# classes hold plain values only, so unpickling them runs no code of the file. Everything else is
-# refused by torch's restricted unpickler (weights_only=True).
+# What training programs save beside the weights: arguments, paths and numpy numbers. These classes
+# hold only plain values, so unpickling them runs no code from the file. torch's restricted
+# unpickler (weights_only=True) refuses everything else.
 _HARMLESS: tuple[Any, ...] = (
     argparse.Namespace,
     pathlib.PosixPath,
@@ -40,7 +40,7 @@ _HARMLESS: tuple[Any, ...] = (
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")),
 )
 
-# Tensors that SAM 2 and 2.1 have and SAM has not: Meta's names, then those of transformers.
+# Tensors that only SAM 2 and 2.1 have: Meta's names, then those of transformers.
 _SAM2 = re.compile(
     r"(?:^|\.)(?:image_encoder\.trunk|sam_mask_decoder|memory_encoder|vision_encoder\.backbone)\."
 )
@@ -48,7 +48,10 @@ _INDEX = "model.safetensors.index.json"
 _ENCODERS = ("image_encoder.", "vision_encoder.")
 _BLOCK = re.compile(r"(?:image|vision)_encoder\.(?:blocks|layers|stages)\.\d")
 
-# Buffers that some files hold and that follow from the build, and the classifier on which
+# Image encoders without the rest of SAM: timm's samvit and tiny_vit.
+_ENCODER_ALONE = re.compile(r"blocks\.\d+\.attn\.rel_pos_h$|stages\.\d+\.blocks\.\d+\.local_conv\.")
+
+# Buffers that some files hold although they follow from the build, and the classifier with which
 # MobileSAM's encoder was first trained.
 _DERIVED = re.compile(
     r"pixel_mean$|pixel_std$|.*\.attention_bias_idxs$"
@@ -57,16 +60,16 @@ _DERIVED = re.compile(
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read a checkpoint's tensors under the names of ``Sam.state_dict()``.
+    """Read the tensors of a checkpoint under the names of ``Sam.state_dict()``.
 
-    Takes official, MedSAM, MobileSAM and LiteMedSAM files, Hugging Face ``SamModel`` files and
-    folders, and safetensors of our own; with or without a wrapper such as ``{"model": ...}`` or a
-    prefix such as ``module.``. What a training program saved beside the weights (arguments, epoch,
-    optimizer) is passed over.
+    The checkpoint may be a file of SAM, MedSAM, MobileSAM or LiteMedSAM, a Hugging Face
+    ``SamModel`` (file or folder), or a safetensors file of samadapt. It may have a wrapper such as
+    ``{"model": ...}`` and a prefix such as ``module.``. What a training program saved beside the
+    weights (arguments, epoch, optimizer) is ignored.
 
     Raises:
-        WeightsError: missing, empty or broken file, not a checkpoint of tensors, no SAM inside, a
-            SAM 2 file, or a NaN or infinite tensor.
+        WeightsError: the file is missing, empty or broken, holds something else than tensors, no
+            SAM, only a part of SAM, SAM 2, or NaN or infinite values.
     """
     tensors, inside = _as_tensors(_read(path), path)
     if sam2 := [key for key in tensors if _SAM2.search(key)]:
@@ -76,6 +79,14 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             "MedSAM, MobileSAM or LiteMedSAM"
         )
     prefix = _prefix(tensors)
+    if prefix is None and (encoder := [key for key in tensors if _ENCODER_ALONE.search(key)]):
+        raise WeightsError(
+            f"{path}{inside} holds an image encoder alone, as timm's samvit checkpoints do (for "
+            f"example {encoder[0]}): the prompt encoder and the mask decoder are missing; expected "
+            "a whole Segment Anything model. Give the published checkpoint of that model instead, "
+            "for example sam_vit_b_01ec64.pth, or leave the checkpoint out and give only the name "
+            "of the model (vit_b, vit_l, vit_h or vit_t)"
+        )
     if prefix is None:
         raise WeightsError(
             f"{path}{inside} holds no Segment Anything model: expected tensors named "
@@ -100,19 +111,25 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the named tensors of a torch or safetensors file, out of a wrapper, as they are named.
+    """Read the tensors of a torch or safetensors file under the names in the file.
 
     Raises:
-        WeightsError: missing, empty or broken file, or something else than tensors.
+        WeightsError: the file is missing, empty or broken, or holds something else than tensors.
     """
     return _as_tensors(_read(path), path)[0]
 
 
 def check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Compare a checkpoint with the state dict of the model that it is to fill.
+    """Check that a checkpoint has exactly the tensors of a model.
+
+    Args:
+        path: the file, for the message.
+        found: the tensors of the checkpoint.
+        wanted: the state dict of the model.
 
     Raises:
-        WeightsError: counts and first names of the missing, unexpected and wrongly shaped.
+        WeightsError: tensors are missing, unexpected or have a wrong shape; the message counts
+            them and names the first ones.
     """
     shapes = [
         f"{key} expected {tuple(wanted[key].shape)} got {tuple(found[key].shape)}"
@@ -130,7 +147,7 @@ def check_tensors(path: Path, found: Mapping[str, Tensor], wanted: Mapping[str, 
 
 
 def image_size_of(tensors: Mapping[str, Tensor], build: Build) -> int:
-    """Side in pixels of the square for which a checkpoint's position tables were made."""
+    """Return the image size in pixels that the position tables of a checkpoint were made for."""
     table = tensors.get("image_encoder.pos_embed")
     if table is None or table.ndim != 4:
         return build.image_size
@@ -151,7 +168,7 @@ def _read(path: Path) -> Any:
     if not safe and not head.startswith((b"PK", b"\x80")):
         raise WeightsError(
             f"{path} is no checkpoint: expected a torch or safetensors file; its {size} bytes are "
-            "neither. A web page or a Git LFS pointer saved in its place?"
+            "neither. Perhaps a web page or a Git LFS pointer was saved in its place"
         )
     try:
         if safe:
@@ -164,8 +181,8 @@ def _read(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds more than tensors and plain values, or is broken; expected the tensors "
-            "of a model, since other objects can run code when they are loaded. Where the file was "
-            "written, save the model's state_dict() by itself and give that file"
+            "of a model, because other objects can run code when they are loaded. Save only the "
+            "model's state_dict() where the file was written, and give that file"
             f"{_unpickler_reason(error)}"
         ) from None
     except Exception as error:  # broken bytes make the readers raise nearly anything
@@ -175,7 +192,7 @@ def _read(path: Path) -> Any:
 
 
 def _unpickler_reason(error: Exception) -> str:
-    """Name the class that torch refuses, without its advice to allow it."""
+    """Return which class torch refuses, without torch's advice to allow it."""
     found = re.search(r"GLOBAL (\S+)|(?:class|function|type) '?([\w.]+\.[\w.]+)", str(error))
     return f"; found: {found[1] or found[2]}" if found else ""
 
@@ -187,7 +204,9 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
             "as adapter=…"
         )
     config = folder / "config.json"
-    if config.exists() and (kind := _read_json(config).get("model_type")) != "sam":
+    content = _read_json(config) if config.exists() else {"model_type": "sam"}
+    is_timm = str(content.get("architecture")).startswith("samvit")  # refused by its tensors
+    if (kind := content.get("model_type")) != "sam" and not is_timm:
         is_sam2 = str(kind).startswith("sam2")
         hint = "; SAM 2 is not supported, give a model of the first SAM" if is_sam2 else ""
         raise WeightsError(f"{config}: expected model_type 'sam', got {str(kind)[:40]!r}{hint}")
@@ -219,7 +238,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _as_tensors(content: Any, path: Path, inside: str = "") -> tuple[dict[str, Tensor], str]:
-    """Return the named tensors, and for messages the entries of the file in which they lie."""
+    """Return the tensors, and the entries of the file that they were found in, for messages."""
     if isinstance(content, dict):
         entry = _wrapper_of(content, path)
         if entry is not None:
@@ -239,10 +258,10 @@ def _as_tensors(content: Any, path: Path, inside: str = "") -> tuple[dict[str, T
 
 
 def _wrapper_of(content: Mapping[Any, Any], path: Path) -> str | None:
-    """Return the entry of a training program's dictionary that holds the model, or None.
+    """Return the entry under which a training program saved the model, or None.
 
     Raises:
-        WeightsError: it holds both the weights and their moving average, which differ.
+        WeightsError: there are both the weights and their moving average, which differ.
     """
     plain, average = (
         [name for name in names if isinstance(content.get(name), dict) and content[name]]
@@ -251,13 +270,13 @@ def _wrapper_of(content: Mapping[Any, Any], path: Path) -> str | None:
     if plain and average:
         raise WeightsError(
             f"{path} holds two models: {plain[0]!r}, and {average[0]!r}, the moving average of its "
-            "weights. Save the one that you want by itself and give that file"
+            "weights. Save the one that you want in a file of its own and give that file"
         )
     return next(iter([*plain, *average]), None)
 
 
 def _prefix(keys: Iterable[str]) -> str | None:
-    """Return what stands before ``image_encoder.`` or its like, None if no key has one."""
+    """Return what comes before ``image_encoder.`` or ``vision_encoder.``; None if no key has it."""
     for key in keys:
         for encoder in _ENCODERS:
             before, found, _ = key.partition(encoder)

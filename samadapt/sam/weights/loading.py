@@ -1,8 +1,8 @@
-"""Pretrained models: find or fetch a file, detect what it is, check it, and build the model.
+"""Load a pretrained model: find or fetch its file, detect the build, check it, build the model.
 
-The kind of model is read from the tensors (encoder, width, depth, stem). What the tensors cannot
-tell is MedSAM from SAM's ViT-B, which differ in preprocessing only: the name decides, and without
-one the file's own name (``medsam`` in it).
+The tensors tell which build it is (encoder, width, depth, stem). They cannot tell MedSAM from SAM's
+ViT-B, which differ only in preprocessing: there the name of the model decides, and without one the
+name of the file (whether it contains ``medsam``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from samadapt.sam.weights.builds import BUILDS, Build
 from samadapt.sam.weights.checkpoints import check_tensors, image_size_of, read_checkpoint
 from samadapt.sam.weights.sources import (
     WeightsSource,
-    cache_dir,
     fetch_weights,
     find_weights,
     known_weights,
@@ -36,7 +35,6 @@ from samadapt.system.download import Progress
 __all__ = [
     "WeightsSource",
     "base_hash",
-    "cache_dir",
     "detect_build",
     "find_weights",
     "known_weights",
@@ -58,25 +56,25 @@ def load_sam(
 ) -> Sam:
     """Load a pretrained model, frozen and in evaluation mode.
 
-    Without a checkpoint the weights come from the cache folder (``$SAMADAPT_CACHE``, else
-    torch.hub's), an installed package (``lite_medsam``), or a download into the cache folder. A
-    file with the name of published weights is checked against their checksum.
+    Without a checkpoint, the weights come from the cache folder (see ``samadapt.system.cache``),
+    from an installed package (``lite_medsam``), or from a download into the cache folder. A file
+    with the name of published weights is checked against their checksum.
 
     Args:
         name: ``vit_b``, ``vit_l``, ``vit_h``, ``medsam``, ``vit_t`` or ``lite_medsam``; optional
-            with a checkpoint. ``tiny`` and ``tiny_t`` without a checkpoint are random models for
+            with a checkpoint. Without a checkpoint, ``tiny`` and ``tiny_t`` are random models for
             tests, the same each time.
-        checkpoint: an official, MedSAM, MobileSAM or LiteMedSAM file, a Hugging Face ``SamModel``
-            (safetensors file or folder), or a safetensors file of ours.
-        image_size: side of the model's square in pixels, if another than the file's; a ViT's
-            position tables are resampled to it.
-        progress: told how far a download is; the default logs every tenth.
+        checkpoint: a file of SAM, MedSAM, MobileSAM or LiteMedSAM, a Hugging Face ``SamModel``
+            (safetensors file or folder), or a safetensors file of samadapt.
+        image_size: side of the model's square in pixels, if it differs from the file's. The
+            position tables of a ViT are resampled to it.
+        progress: called while a download arrives; the default logs every tenth.
 
     Raises:
-        WeightsError: nothing to load, an unknown name, or a file that is broken, incomplete,
-            altered or of another kind than ``name``; says which.
+        WeightsError: there is nothing to load, the name is unknown, or the file is broken,
+            incomplete, altered or of another model than ``name``; the message says which.
         DownloadError: the weights could not be fetched.
-        ConfigError: an image size that the model cannot take.
+        ConfigError: the model cannot take the image size.
     """
     if name is not None and name not in BUILDS:
         raise WeightsError(
@@ -102,10 +100,10 @@ def load_sam(
 
 
 def base_hash(sam: Sam) -> str:
-    """Return the SHA-256 (hex) of a model's tensors: sorted names, types, shapes and bytes.
+    """Return the SHA-256 (hex) of the tensors of a model: sorted names, types, shapes and bytes.
 
-    Called on a freshly loaded model it identifies the base that an adapter was trained on. It
-    depends on the image size, to which position tables are resampled.
+    The hash of a freshly loaded model identifies the base that an adapter was trained on. It
+    depends on the image size, because position tables are resampled to it.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(sam.state_dict().items()):
@@ -116,24 +114,25 @@ def base_hash(sam: Sam) -> str:
 
 
 def detect_build(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, ...]:
-    """Tell which builds a checkpoint's tensors belong to, by encoder, width, depth and stem.
+    """Return the builds that the tensors of a checkpoint fit, by encoder, width, depth and stem.
 
     Args:
-        tensors: from ``read_checkpoint``.
-        path: the file, for messages and to tell MedSAM by its name.
+        tensors: what ``read_checkpoint`` returned.
+        path: the file, for messages; its name tells MedSAM from ViT-B.
 
     Returns:
-        Names of the builds, the likeliest first; several only where tensors cannot tell.
+        Names of the builds, the most likely first. There are several only where the tensors cannot
+        tell them apart.
 
     Raises:
-        WeightsError: none of the builds.
+        WeightsError: no build fits.
     """
     found = _signature(tensors)
     names = [name for name, build in BUILDS.items() if _build_signature(build) == found]
     if not names:
         told = ", ".join(f"{key} {value}" for key, value in found.items())
         raise WeightsError(
-            f"{path} is of no known model: found {told}; known: {', '.join(known_weights)}"
+            f"{path} holds no known model: expected one of {', '.join(known_weights)}; found {told}"
         )
     if "medsam" in path.resolve().name.lower():
         names.sort(key=lambda name: "medsam" not in name)
@@ -177,13 +176,13 @@ def _choose(detected: tuple[str, ...], name: str | None, path: Path) -> Build:
     if name is not None:
         if name not in detected:
             raise WeightsError(
-                f"{path} holds {' or '.join(detected)}, by its tensors, and not {name!r}; "
-                "leave the name out or give the other file"
+                f"{path}: expected the weights of {name!r}; its tensors are those of "
+                f"{' or '.join(detected)}; leave the name out or give the other file"
             )
         return BUILDS[name]
     if len(detected) > 1:
         logger.info(
-            "%s can be %s; taken as %s by its file name (the name of the model overrides this)",
+            "%s fits %s; taken as %s because of its file name (the name of the model overrides it)",
             path,
             " or ".join(detected),
             detected[0],
@@ -192,7 +191,7 @@ def _choose(detected: tuple[str, ...], name: str | None, path: Path) -> Build:
 
 
 def _with_mask_tokens(build: Build, tensors: Mapping[str, Tensor]) -> Build:
-    """Take the number of multimask outputs from the file: a merged model may have one a class."""
+    """Take the number of multimask outputs from the file: a merged model may have one per class."""
     tokens = tensors.get("mask_decoder.mask_tokens.weight")
     if tokens is None or tokens.ndim != 2 or tokens.shape[0] < 2:
         return build
@@ -202,7 +201,7 @@ def _with_mask_tokens(build: Build, tensors: Mapping[str, Tensor]) -> Build:
 def _resampled(
     tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], build: Build
 ) -> dict[str, Tensor]:
-    """Bring a ViT's position tables to the model's size; other tensors stay as they are."""
+    """Resample the position tables of a ViT to the model's image size; keep all other tensors."""
     out = dict(tensors)
     side = image_size_of(tensors, build) // build.patch_size
     key = "image_encoder.pos_embed"
@@ -219,7 +218,7 @@ def _resampled(
 
 
 def _random_sam(build: Build, image_size: int | None) -> Sam:
-    """Build a random model whose output depends on the image and on every prompt."""
+    """Build a random model for tests, whose output depends on the image and on every prompt."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         sam = build_sam(build, image_size=image_size)

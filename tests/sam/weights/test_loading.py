@@ -287,7 +287,7 @@ def test_name_chooses_between_equal_tensors(
     assert load_sam(checkpoint=tmp_path / "w.pth").build.name == "tiny"
     with caplog.at_level(logging.INFO):
         found = load_sam(checkpoint=tmp_path / "medsam_w.pth")
-    assert "by its file name" in caplog.text
+    assert "because of its file name" in caplog.text
     assert found.preprocessing.normalization == "min_max"
     assert load_sam("tiny", tmp_path / "medsam_w.pth").preprocessing.normalization == "mean_std"
     assert load_sam("tiny_medsam", tmp_path / "w.pth").preprocessing.resize == "squash"
@@ -295,14 +295,14 @@ def test_name_chooses_between_equal_tensors(
 
 def test_name_must_agree_with_the_file(tiny_sam: Sam, tmp_path: Path) -> None:
     torch.save(tiny_sam.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth holds tiny.*not 'vit_b'"):
+    with pytest.raises(WeightsError, match=r"w\.pth: expected .*'vit_b'; .* those of tiny"):
         load_sam("vit_b", tmp_path / "w.pth")
 
 
 def test_unknown_size_of_model(tmp_path: Path) -> None:
     odd = build_sam(replace(BUILDS["tiny"], depth=3))
     torch.save(odd.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"no known model: found encoder vit, .*depth 3"):
+    with pytest.raises(WeightsError, match=r"no known model: .*found encoder vit, .*depth 3"):
         load_sam(checkpoint=tmp_path / "w.pth")
 
 
@@ -567,14 +567,38 @@ def _official(key: str) -> str:
     return ".".join(parts)
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_timms_image_encoder_is_no_base(tiny_sam: Sam, tmp_path: Path, folder: bool) -> None:
+    """timm's samvit and tiny_vit: the tensors of the encoder, without a prefix."""
+    state = tiny_sam.image_encoder.state_dict()
+    path = tmp_path / "samvit.pth"
+    if folder:
+        path = tmp_path / "samvit"
+        path.mkdir()
+        save_file(state, path / "model.safetensors")
+        (path / "config.json").write_text('{"architecture": "samvit_base_patch16"}')
+    else:
+        torch.save(state, path)
+    message = r"image encoder alone.*prompt encoder and the mask decoder are missing.*vit_b"
+    with pytest.raises(WeightsError, match=rf"{path.name} holds an {message}"):
+        load_sam(checkpoint=path)
+
+
+def test_timms_tiny_vit_is_no_base(tiny_t_sam: Sam, tmp_path: Path) -> None:
+    torch.save(tiny_t_sam.image_encoder.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth holds an image encoder alone"):
+        load_sam(checkpoint=tmp_path / "w.pth")
+
+
 def test_cached_file_goes_before_the_package(
     tiny_t_sam: Sam, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SAMADAPT_CACHE", str(tmp_path))
-    path = tmp_path / "lite_medsam.pth"
+    path = tmp_path / "weights" / "lite_medsam.pth"
+    path.parent.mkdir()
     np.save(tmp_path / "other.npy", np.ones(1))
     path.write_bytes(b"altered")
     assert find_weights("lite_medsam") == path
     with pytest.raises(WeightsError, match=r"lite_medsam\.pth.*expected sha256:79d8"):
         load_sam("lite_medsam")
-    assert sources.cache_dir() == tmp_path
+    assert sources.weights_folder() == tmp_path / "weights"

@@ -1,0 +1,28 @@
+"""The folder for everything that samadapt downloads.
+
+The variable ``SAMADAPT_CACHE`` names it; the default is ``~/.cache/samadapt``::
+
+    weights/     pretrained weights under their published file names
+    datasets/    one folder for each data set card
+
+Features that a run stores belong to the run: see the keys ``cache.where`` and ``cache.dir``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+VARIABLE = "SAMADAPT_CACHE"
+
+
+def cache_root() -> Path:
+    """Return the folder that ``SAMADAPT_CACHE`` names, or the default."""
+    chosen = os.environ.get(VARIABLE)
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "samadapt"
+
+
+def cache_folder(kind: Literal["weights", "datasets"]) -> Path:
+    """Return the folder for one kind of download; it may not exist yet."""
+    return cache_root() / kind
