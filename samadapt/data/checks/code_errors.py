@@ -1,4 +1,4 @@
-"""Kinds of problems that make a case, or the data set, unusable; see ``codes.py``."""
+"""Problems that make a case, or the whole data set, unusable; see ``codes.py``."""
 
 from __future__ import annotations
 
@@ -11,330 +11,388 @@ def _error(meaning: str, fix: str) -> Code:
 
 ERRORS = {
     "alpha_mask": _error(
-        "A mask seems to be drawn in the alpha channel (transparency), which is not read.",
-        "Save the alpha channel as a grey PNG; or remove it, if the other channels hold the mask.",
+        "The mask seems to be stored in the alpha channel (transparency) of the file. Only the "
+        "other channels are read.",
+        "Save the alpha channel as a grey PNG. If the other channels hold the mask, remove the "
+        "alpha channel instead.",
     ),
     "annotation_class": _error(
-        "An annotation names a class that is not in the class list.",
-        "Mend the name in the JSON file, or list it with data.classes={name: value}.",
+        "An annotation uses a class name that is not in the class list.",
+        "Correct the name in the JSON file, or add the class with data.classes={name: value}.",
     ),
     "annotation_schema": _error(
-        "An annotation file is not JSON, or not as the schema of boxes, points and labels says.",
-        "Compare it with the schema in samadapt/data/annotations.py.",
+        "An annotation file is not JSON, or its content does not follow the schema for boxes, "
+        "points and labels.",
+        "Compare the file with the schema at the top of samadapt/data/annotations.py.",
     ),
     "bad_annotations": _error(
-        "The annotation file (COCO, SA-1B) is not as its format defines.",
-        "Export it again; the message names the entry.",
+        "An annotation file (COCO, SA-1B, labelme or YOLO) does not follow the definition of its "
+        "format. The message names the entry.",
+        "Export the file again from the annotation program.",
     ),
     "bad_contours": _error(
-        "A contour of an RTSTRUCT object lies in no slice of the image, or is no list of points.",
-        "Export the structure set for the series that it was drawn on.",
+        "A contour of a DICOM RTSTRUCT object is not on any slice of the image, or it is not a "
+        "list of points.",
+        "Export the structure set together with the image series on which it was drawn.",
     ),
     "bad_dataset_json": _error(
-        "dataset.json lacks labels, or an entry of it is not as MSD or nnU-Net define it.",
-        "Mend dataset.json.",
+        "dataset.json has no labels, or one of its entries does not follow the MSD or nnU-Net "
+        "format.",
+        "Correct dataset.json. The message names the entry.",
     ),
     "bad_geometry": _error(
-        "A DICOM header gives an orientation or a spacing that cannot be.",
+        "A DICOM header gives an orientation or a spacing that is impossible, such as axes that "
+        "are not perpendicular.",
         "Export the series again.",
     ),
-    "bad_header": _error("The header of the volume cannot be used.", "Export it again."),
+    "bad_header": _error(
+        "The header of the volume contains values that cannot be used.",
+        "Export the volume again.",
+    ),
     "bad_pattern": _error(
-        "A pattern of data.image or data.label cannot be used: it has **, or its * do not tell the "
-        "cases apart.",
-        "Write a * for each folder and name part; the last * names the case.",
+        "The pattern in data.image or data.label cannot be used. It contains **, or its * do not "
+        "tell the cases apart.",
+        "Write one * for each part of the path that differs between files. The last * gives the "
+        "name of the case.",
     ),
     "bad_segmentation": _error(
         "A polygon, a run-length code or a segment of a mask cannot be decoded.",
         "Export the annotation again.",
     ),
     "bad_shape": _error(
-        "The image has too few or too many axes, or an axis without voxels.",
-        "Check how it was made; split a series of volumes into files.",
+        "The image has too few or too many axes, or an axis of length 0.",
+        "Check how the file was made. If it holds a series of volumes, save each volume as a file.",
     ),
     "bad_spacing": _error(
-        "The voxel spacing is zero, negative or not a number, or the affine cannot be inverted.",
-        "Set the true spacing and orientation in the header.",
+        "The voxel spacing is zero, negative or not a number, or the affine matrix cannot be "
+        "inverted.",
+        "Write the true spacing and orientation into the header.",
     ),
     "bad_split": _error(
-        "The card's or the caller's division into training and validation cannot be made: a name "
-        "is unknown, or a case or a patient is on both sides.",
-        "Mend the split; keep all cases of a patient on one side.",
+        "The requested division into training and validation is not possible: it names an unknown "
+        "case, or the same case or patient is on both sides.",
+        "Correct the split. Keep all cases of a patient on one side.",
     ),
     "blended_colours": _error(
-        "A colour mask has smoothed edges: many colours that no class names, most of them rare.",
-        "Export it with nearest neighbour, or set data.background=rest.",
+        "A colour mask has smoothed edges. It contains many colours that no class uses, and most "
+        "of them are rare.",
+        "Export the mask without smoothing (nearest-neighbour interpolation). Or set "
+        "data.background=rest, so that every colour without a class counts as background.",
     ),
     "box_outside": _error(
-        "A box of an annotation lies outside the image.",
-        "Give XYXY pixels of the original image.",
+        "A box of an annotation is outside the image.",
+        "Give boxes as [x0, y0, x1, y1] in pixels of the original image.",
     ),
-    "broken_dataset_json": _error("dataset.json is not a JSON object.", "Mend it."),
-    "broken_json": _error("A JSON file cannot be parsed.", "Copy or export it again."),
+    "broken_dataset_json": _error(
+        "dataset.json cannot be parsed as a JSON object.",
+        "Correct the file.",
+    ),
+    "broken_json": _error(
+        "A JSON file cannot be parsed. The message names the line.",
+        "Copy the file again or export it again.",
+    ),
     "category_conflict": _error(
-        "Two annotation files give one category number different names.",
-        "Number them alike.",
+        "Two annotation files use the same category number for different names.",
+        "Use the same numbers in all files.",
     ),
     "channel_choice": _error(
-        "The images have several channels, and none, or one that is not there, is chosen.",
-        "Choose one, or up to three, by name or number with data.channel.",
+        "The images have several channels, and no channel is chosen, or the chosen one does not "
+        "exist.",
+        "Choose one channel, or up to three, by name or number with data.channel.",
     ),
     "colour_dicom": _error(
-        "A DICOM image has colours, and is neither one picture of 8 bits nor grey stored as RGB.",
-        "Leave it out, or save its frames as pictures and use data=folder.",
+        "A DICOM image has colours in a form that is not read. Only single 8-bit colour pictures "
+        "and grey images stored as RGB are read.",
+        "Leave the file out, or save its frames as PNG and use data=folder.",
     ),
     "colour_mask": _error(
-        "A mask is a colour image, and no class is named by its colour.",
-        'Name the classes by colour, as data.classes={liver: "#ff0000"}, or save class numbers.',
+        "A mask is a colour image, and data.classes does not say which colour is which class.",
+        'Name the classes by colour, for example data.classes={liver: "#ff0000"}. Or save the mask '
+        "with class numbers as pixel values.",
     ),
     "colour_range": _error(
-        "Colours are neither 8-bit values nor fractions of 0..1.",
-        "Scale them and save the file again.",
+        "The colours are neither 8-bit values (0 to 255) nor fractions (0 to 1).",
+        "Scale the values and save the file again.",
     ),
     "colour_volume": _error(
-        "An array holds a stack of colour pictures, where a volume has one value a voxel.",
-        "Save each picture as a file of its own.",
+        "An array holds a stack of colour pictures. A volume must have one value for each voxel.",
+        "Save each picture as a separate file.",
     ),
     "compressed_dicom": _error(
-        "The pixels are compressed in a way that needs another package.",
-        "Decompress the series, or install pylibjpeg's plugins.",
+        "The DICOM pixels use a compression that needs an additional package.",
+        "Decompress the series, or install the plugins of pylibjpeg.",
     ),
     "constant_image": _error(
-        "All voxels of the image have one value: there is nothing to see.",
-        "Export it again.",
+        "All voxels of the image have the same value, so the image shows nothing.",
+        "Export the image again.",
     ),
     "dangling_annotation": _error(
-        "An annotation points to an image or a category that is not listed.",
+        "An annotation refers to an image or a category that the file does not list.",
         "Export the annotation file again.",
     ),
     "duplicate_case": _error(
-        "Two files belong to one case name.", "Keep one of the two, or rename it."
+        "Two files belong to the same case name.",
+        "Keep one of the two files, or rename it.",
     ),
     "duplicate_leak": _error(
-        "The same image is in training and in validation, so that scores are of images that the "
-        "model was trained on. finetune and evaluate refuse it too.",
-        "Remove one of the two, or leave later copies out with data.on_error=skip.",
+        "The same image is in the training cases and in the validation cases. The model would be "
+        "scored on an image that it was trained on, so finetune and evaluate stop as well.",
+        "Remove one of the two copies. Or set data.on_error=skip, which keeps only the first copy.",
     ),
     "duplicate_position": _error(
-        "Two slices of a DICOM series lie at one place.",
-        "Keep each slice once.",
+        "Two slices of a DICOM series have the same position.",
+        "Keep each slice only once.",
     ),
     "empty_file": _error("The file has 0 bytes.", "Copy or download it again."),
     "exif_orientation": _error(
-        "EXIF turns the picture, and its mask or annotation has the size of the stored pixels, or "
-        "its size does not tell on which of the two it is drawn.",
-        "Set data.exif=apply if masks are drawn on the picture as viewers show it, "
-        "data.exif=ignore if on the stored pixels; or save the pictures upright.",
+        "The EXIF orientation of a picture tells viewers to turn or mirror it. Its mask or "
+        "annotation was drawn on the stored, unturned pixels, or it is unclear on which of the two "
+        "it was drawn.",
+        "Set data.exif=apply if masks were drawn on the picture as viewers show it. Set "
+        "data.exif=ignore if they were drawn on the stored pixels. Or save the pictures upright, "
+        "without EXIF orientation.",
     ),
     "file_ending": _error(
-        "dataset.json declares images of a format that this reader does not read.",
+        "dataset.json declares images in a format that this reader cannot read.",
         "Convert the images, or choose another reader with data=NAME.",
     ),
     "fractional_segments": _error(
-        "A DICOM segmentation is FRACTIONAL: it holds shares, not a label a voxel.",
+        "A DICOM segmentation is of the type FRACTIONAL: its voxels hold probabilities or "
+        "fractions, not labels.",
         "Export it as a BINARY segmentation.",
     ),
     "grey_levels": _error(
-        "A mask holds the grey levels of an anti-aliased or interpolated edge, such as paint "
-        "programs and resizing write. They are no classes.",
-        "Make two values of them with data.mask_threshold, or export the mask without smoothing.",
+        "The values of a mask are grey levels from smoothed edges, as paint programs and resizing "
+        "produce them. They are not class numbers.",
+        "Set data.mask_threshold, so that higher values are foreground and lower values are "
+        "background. Or export the mask without smoothing.",
     ),
     "grid_mismatch": _error(
-        "Image and mask have the same shape, but their affines put them at different places.",
-        "Resample the mask to the image's grid, or copy the affine if it is the true one.",
+        "Image and mask have the same shape, but their headers place them at different positions "
+        "in space.",
+        "Resample the mask to the grid of the image. If the affine of the image is right for both, "
+        "copy it to the mask.",
     ),
     "label_value": _error(
-        "A mask holds values outside the class list.",
-        "Mend the mask, or list the classes to use with data.classes={name: value}.",
+        "A mask holds values that are not in the class list.",
+        "Correct the mask, or list the classes to use with data.classes={name: value}.",
     ),
     "lossy_mask": _error(
-        "A mask is a JPEG, whose compression alters values at edges.",
-        "Export it again as PNG.",
+        "A mask is saved with lossy compression (JPEG, or WebP in its lossy form), which changes "
+        "pixel values at edges.",
+        "Export the mask again as PNG.",
     ),
     "mask_channels": _error(
-        "A mask has several numbers a voxel, as one-hot labels have, where one class number is "
-        "expected.",
-        "Save one number a voxel, for example numpy.argmax(mask, axis=-1).",
+        "A mask has several numbers for each voxel, as one-hot labels do. One class number for "
+        "each voxel is expected.",
+        "Convert the mask to one number for each voxel, for example with numpy.argmax(mask, "
+        "axis=-1) if channel 0 is the background.",
     ),
     "missing_dataset_json": _error(
-        "An MSD or nnU-Net folder has no dataset.json.",
-        "Add it, or name the files with data.image, data.label and data.classes.",
+        "A folder in the MSD or nnU-Net layout has no dataset.json.",
+        "Add the file. Or name the files yourself with data.image, data.label and data.classes.",
     ),
-    "missing_file": _error("A file that is named is not there.", "Check the path."),
+    "missing_file": _error("A file that is named does not exist.", "Check the path."),
     "missing_folder": _error(
-        "The data set's folder, or the folder of its images, is not there.",
-        "Set data.root to the data set's folder.",
+        "The folder of the data set, or the folder of its images, does not exist.",
+        "Set data.root to the folder of the data set.",
     ),
     "missing_geometry": _error(
-        "A DICOM series does not say where its slices lie.",
+        "A DICOM series does not say where its slices are in space.",
         "Export the original series.",
     ),
     "missing_image": _error(
         "A mask or an annotation has no image.",
         "Add the image, or remove the file.",
     ),
-    "missing_key": _error("An .npz file lacks an array that is expected.", "Export it again."),
-    "missing_label": _error("An image has no mask.", "Add the mask, or move the image away."),
+    "missing_key": _error(
+        "An .npz file does not contain an array that is expected.",
+        "Export the file again.",
+    ),
+    "missing_label": _error(
+        "An image has no mask.",
+        "Add the mask, or move the image to another folder.",
+    ),
     "missing_package": _error(
         "Reading this format needs a package that is not installed.",
         "Install the extra that the message names.",
     ),
     "missing_slices": _error(
-        "Slices are missing between others of the series.",
-        "Export the whole series again.",
+        "Slices are missing in the middle of a DICOM series.",
+        "Export the complete series again.",
     ),
     "mixed_encodings": _error(
-        "Some masks mark the foreground by 1 and others by 255: two encodings of one class, or "
-        "255 for pixels without a class.",
-        "Give data.classes={foreground: [1, 255]}, or data.ignore=255 where it is not annotated.",
+        "Some masks mark the foreground with 1 and others with 255. Either these are two encodings "
+        "of the same class, or 255 marks pixels without a class.",
+        "Set data.classes={foreground: [1, 255]} for one class, or data.ignore=255 if 255 means "
+        "not annotated.",
     ),
     "mixed_labels": _error(
-        "Labels of a series are given in two kinds of files.",
+        "A DICOM series has labels in two kinds of files.",
         "Keep one kind of label.",
     ),
     "mixed_orientations": _error(
-        "Slices of one series lie in different directions.",
-        "Separate them into series.",
+        "The slices of one DICOM series have different orientations.",
+        "Separate them into one series for each orientation.",
     ),
     "mixed_sizes": _error(
-        "Slices of one series have different sizes.",
+        "The slices of one DICOM series have different sizes.",
         "Keep slices of one size in a series.",
     ),
-    "no_cases": _error("The folder holds no image that this reader reads.", "Check data.root."),
+    "no_cases": _error(
+        "The folder contains no image that this reader can read.",
+        "Check data.root, and choose the reader of your format with data=NAME.",
+    ),
     "no_objects": _error(
-        "No mask holds a pixel of a class: there is nothing to learn and nothing to score.",
-        "Check that the masks are the right files, and the values in data.classes.",
+        "No mask contains a pixel of any class, so there is nothing to learn and nothing to score.",
+        "Check that these are the right mask files, and check the values in data.classes.",
     ),
     "no_series": _error(
-        "No DICOM series fits data.series.",
-        "Choose one of those that the message lists.",
+        "No DICOM series matches data.series.",
+        "Choose one of the series that the message lists.",
     ),
     "non_finite_voxels": _error(
         "Some voxels are NaN or infinite.",
-        "Replace them by the background's value.",
+        "Replace them with the value of the background, and save the file again.",
     ),
     "non_integer_labels": _error(
-        "A mask holds fractions: it was interpolated.",
-        "Export it again with nearest neighbour.",
+        "A mask contains fractions, which happens when a mask is interpolated.",
+        "Export the mask again with nearest-neighbour interpolation.",
     ),
-    "not_dicom": _error("A file that is named as DICOM is none.", "Remove it, or copy it again."),
+    "not_dicom": _error(
+        "A file has a DICOM name but no DICOM content.",
+        "Remove the file, or copy it again.",
+    ),
     "not_nifti": _error(
-        "The content is not a single-file NIfTI, whatever the name says.",
-        "Do what the message says of the content, or convert it to .nii.gz again.",
+        "The file is not a single-file NIfTI image, although its name says so.",
+        "Follow the message, which says what the content is. Or convert it to .nii.gz again.",
     ),
     "not_read": _error(
-        "The file is of a kind that is not read here: Analyze 7.5, a NIfTI pair, FreeSurfer, MINC.",
-        "Convert it to .nii.gz; the message has the command.",
+        "samadapt does not read this kind of file (Analyze 7.5, a NIfTI pair of .hdr and .img, "
+        "FreeSurfer or MINC).",
+        "Convert the file to .nii.gz with the command in the message.",
     ),
     "object_numbers": _error(
-        "The masks number objects (1 to n in each mask, nearly each one connected region), and no "
-        "classes are declared. Every number would become a class.",
-        "Give data.instances=true: each number is one object of one class; or data.classes.",
+        "The masks number their objects: each mask holds the values 1 to n, and nearly every value "
+        "is one connected region. No classes are declared, so every number would become a class of "
+        "its own.",
+        "Set data.instances=true, so that each number is one object of a single class. Or declare "
+        "the classes with data.classes.",
     ),
     "only_localizers": _error(
-        "A DICOM series holds localizers (scouts) in several orientations, and no scan.",
+        "A DICOM series contains only localizers (scouts) in several orientations, and no scan.",
         "Add the scan, or leave the folder out.",
     ),
     "other_frame": _error(
-        "A region of an RTSTRUCT object is drawn in another frame of reference than the image's, "
-        "so its place in the image is unknown.",
-        "Register it to the image, or remove that region.",
+        "A region of a DICOM RTSTRUCT object uses another frame of reference than the image, so "
+        "its position in the image is unknown.",
+        "Register the region to the image, or remove it.",
     ),
     "outside_image": _error(
-        "Contours of an RTSTRUCT object lie outside the image.",
-        "Export the structure set for this series.",
+        "Contours of a DICOM RTSTRUCT object are outside the image.",
+        "Export the structure set that belongs to this series.",
     ),
     "overlapping_segments": _error(
-        "Segments of a DICOM or Slicer segmentation overlap; a voxel has one class here.",
-        "Export segments that do not overlap, or choose such with data.classes=[NAME].",
+        "Segments of a DICOM or 3D Slicer segmentation overlap. Here a voxel can have only one "
+        "class.",
+        "Export segments that do not overlap, or choose segments that do not overlap with "
+        "data.classes=[NAME].",
     ),
     "palette_background": _error(
-        "Index 0 of palette masks is taken as background, but it is not black, or black is another "
-        "index: object and background may be exchanged.",
-        'Name the background\'s colour, as data.background="#000000".',
+        "In masks with a palette, index 0 is read as background. Here index 0 is not black, or "
+        "black has another index, so object and background may be exchanged.",
+        'Name the colour of the background, for example data.background="#000000".',
     ),
     "palette_conflict": _error(
-        "The palettes of the masks differ, so that one index means different classes.",
-        'Name the classes by colour, as data.classes={liver: "#ff0000"}.',
+        "The palettes of the masks differ, so the same palette index means different classes in "
+        "different files.",
+        'Name the classes by colour, for example data.classes={liver: "#ff0000"}.',
     ),
     "palette_double": _error(
-        "Two palette indices that occur in a mask have the same colour.",
-        "Save class numbers as a grey PNG, or name the classes by colour in data.classes.",
+        "Two palette indices of a mask are in use and have the same colour.",
+        "Save the class numbers as a grey PNG, or name the classes by colour in data.classes.",
     ),
     "path_outside": _error(
-        "A file that another file names lies outside of the data set's folder.",
-        "Keep all files of the data set in its folder, and name them relative to it.",
+        "A file of the data set refers to another file outside the folder of the data set. Such "
+        "files are not read.",
+        "Move all files into the folder of the data set, and use paths relative to it.",
     ),
     "pickled_array": _error(
-        "An array is pickled, which could run code when read.", "Save plain arrays."
+        "An array is stored as a Python pickle, which could run harmful code when it is read.",
+        "Save plain numeric arrays.",
     ),
     "point_outside": _error(
-        "A point of an annotation lies outside the image.",
-        "Give pixels of the original image.",
+        "A point of an annotation is outside the image.",
+        "Give points as [x, y] in pixels of the original image.",
     ),
     "relative_coordinates": _error(
-        "All boxes or points of an annotation lie between 0 and 1: these are shares of the image's "
-        "sides, and pixels are expected.",
+        "All boxes or points of an annotation are between 0 and 1, so they are fractions of the "
+        "image size. Pixels are expected.",
         "Multiply x by the width of the image in pixels, and y by its height.",
     ),
     "several_acquisitions": _error(
-        "Slices of a DICOM series lie at one place, since the folder holds several acquisitions, "
-        "echoes or times.",
-        "Put each acquisition into a folder of its own.",
+        "Several slices of a DICOM series have the same position, because the folder contains "
+        "several acquisitions, echoes or time points.",
+        "Put each acquisition into a separate folder.",
     ),
     "several_colours": _error(
-        "The masks have several colours beside the background's, and nothing says which is which.",
-        'Name the classes by colour, as data.classes={liver: "#ff0000"}.',
+        "Apart from the background, the masks have several colours, and nothing says which colour "
+        "is which class.",
+        'Name the classes by colour, for example data.classes={liver: "#ff0000"}.',
     ),
     "several_labels": _error(
-        "A series has several masks, and nothing says which one is meant.",
-        "Keep one, or choose it with data.image and data.label.",
+        "A series has several masks, and nothing says which one to use.",
+        "Keep one of them, or choose with data.image and data.label.",
     ),
     "several_pages": _error(
-        "A picture file has several pages, or is an animation.",
-        "Save each page as a file.",
+        "A picture file has several pages or is an animation.",
+        "Save each page as a separate file.",
     ),
     "several_series": _error(
-        "A folder holds several DICOM volumes where one is expected.",
-        "Choose with data.series (series= for predict), or give the folder of one series.",
+        "A folder contains several DICOM volumes where one is expected.",
+        "Choose one with data.series (series= for predict), or give the folder of one series.",
     ),
     "shape_mismatch": _error(
-        "Image and mask have different shapes.", "Export both on the same grid."
+        "Image and mask have different shapes.",
+        "Export both on the same grid.",
     ),
     "spacing_conflict": _error(
-        "A NIfTI header states two voxel sizes: the lengths of its affine (sform) and pixdim "
-        "differ by more than 1 %. Programs disagree on which one they use (nibabel: the affine; "
-        "ITK: pixdim), so every score in mm could be wrong.",
-        "Find out which one is true: data.spacing=affine or data.spacing=pixdim, or correct the "
-        "header.",
+        "A NIfTI header states two different voxel sizes: the lengths in its affine matrix (sform) "
+        "and pixdim differ by more than 1 %. Programs disagree on which one they use (nibabel uses "
+        "the affine, ITK uses pixdim), so every score in mm could be wrong.",
+        "Find out which one is true. Then set data.spacing=affine or data.spacing=pixdim, or "
+        "correct the header.",
     ),
     "time_limit": _error(
         "Reading the file took longer than the time limit.",
-        "Check that it opens in another program; if it is right, raise data.max_seconds.",
+        "Check that the file opens in another program. If it does, raise data.max_seconds.",
     ),
     "too_large": _error(
-        "The file declares more than can be read at once, or unpacks to more than it declares.",
-        "Check its header; if it is right, raise data.max_gb, or cut the file into parts.",
+        "The file declares more content than can be read at once, or it unpacks to more than it "
+        "declares.",
+        "Check the header of the file. If it is right, raise data.max_gb, or cut the file into "
+        "parts.",
     ),
     "truncated_file": _error(
-        "The file ends before its data do, or its compression is damaged.",
+        "The file ends too early, or its compressed content is damaged.",
         "Copy or download it again.",
     ),
     "uneven_spacing": _error(
-        "The slices are not evenly spaced, or not in a straight stack.",
-        "Resample the series to even slices.",
+        "The distances between the slices differ, or the slices are not in a straight stack.",
+        "Resample the series to evenly spaced slices.",
     ),
     "unreadable_image": _error(
-        "The file cannot be read; the message says what the library said.",
-        "Check that it opens in another program, or remove it.",
+        "The file cannot be read. The message quotes the error of the library that reads it.",
+        "Check that the file opens in another program. If it does not, remove it.",
     ),
     "unsupported_dtype": _error(
-        "The voxels are complex numbers, colours or another type than one real number each.",
-        "Save them as int16 or float32.",
+        "The voxels are complex numbers, colours or of another type. One real number for each "
+        "voxel is expected.",
+        "Save the volume as int16 or float32.",
     ),
     "void_value": _error(
-        "The masks hold 255 beside small class numbers, and no classes are declared. PASCAL VOC, "
-        "Cityscapes and others mark pixels without a class so.",
-        "Give data.ignore=255, or list the classes with data.classes={name: value}.",
+        "The masks contain 255 beside small class numbers, and no classes are declared. PASCAL "
+        "VOC, Cityscapes and others use 255 for pixels without a class.",
+        "Set data.ignore=255, or list the classes with data.classes={name: value}.",
     ),
 }

@@ -1,8 +1,8 @@
-"""Every kind of problem that a data set can have: one entry a code, and the page made of them.
+"""Every kind of problem that a data set can have, and the page ``datasets/CHECKS.md`` about them.
 
-``samadapt check explain=CODE`` shows one, ``explain=all`` the page ``datasets/CHECKS.md``. A
-finding itself names the file and what was found there; its code says what that means in general.
-The texts are in ``code_errors.py`` and ``code_warnings.py``.
+``samadapt check explain=CODE`` shows one code, ``explain=all`` the whole page. A finding names a
+file and what was found there; its code explains the problem in general. The texts are in
+``code_errors.py`` and ``code_warnings.py``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from samadapt.data.checks.code_warnings import WARNINGS
 from samadapt.errors import ConfigError, nearest
 
 CODES = {**ERRORS, **WARNINGS}
-"""All codes; a test keeps them in step with the code that finds the problems."""
+"""All codes. A test compares them with the codes that the reading code uses."""
 
 
 def explain_code(code: str) -> str:
-    """Return the section of a code, in Markdown.
+    """Return the section about a code, in Markdown.
 
     Raises:
         ConfigError: there is no such code.
@@ -32,11 +32,12 @@ def explain_code(code: str) -> str:
 
 
 def page(codes: Iterable[str] = CODES) -> str:
-    """Return ``datasets/CHECKS.md``: one section a code."""
+    """Return ``datasets/CHECKS.md``: one section for each code, in alphabetical order."""
     head = (
         "# What `samadapt check` finds\n\n"
-        "One section a code. An error makes a case unusable: `finetune` and `evaluate` stop, or "
-        "leave the case\nout with `data.on_error=skip`. A warning does not. Files are never "
-        "changed. This page is made by\n`samadapt check explain=all`.\n"
+        "Each section explains one code. An **error** makes a case unusable: `finetune` and "
+        "`evaluate` stop,\nor leave the case out with `data.on_error=skip`. A **warning** stops "
+        "nothing. The files themselves\nare never changed. `samadapt check explain=all` prints "
+        "this page.\n"
     )
     return "\n".join([head, *(explain_code(code) for code in sorted(codes))])
