@@ -1,1 +1,1 @@
-"""DICOM series, RTSTRUCT and SEG."""
+"""DICOM series, pictures, segmentations (SEG) and structure sets (RTSTRUCT), through pydicom."""

@@ -1,11 +1,15 @@
-"""Contours of an RTSTRUCT object as labels on the grid of the series that they were drawn on.
+"""Read the contours of an RTSTRUCT object as labels on the grid of their series.
 
-A contour is a polygon in patient coordinates, in the plane of a slice. A voxel belongs to a region
-if its centre lies inside, or on the line. Several contours of a region in one plane are combined
-by exclusive or, so that a contour within another is a hole; a keyhole (one contour that reaches its
-hole through a channel) needs no more. ``skimage.measure.grid_points_in_poly`` tells where a point
-lies; rt-utils rounds contours to whole pixels before it fills them, and platipy, which proceeds as
-we do, is not available for pydicom 3.
+A contour is a polygon in patient coordinates, in the plane of a slice (ROI Contour, PS3.3
+C.8.8.6). A voxel belongs to a region if its centre lies inside the polygon, or on its line. Several
+contours of a region in one plane are combined by exclusive or, so that a contour within another is
+a hole. A keyhole (one contour that reaches its hole through a narrow channel) needs no special
+case.
+
+The steps are: turn contours into voxel coordinates (``_to_plane``), give each slice the nearest
+plane of contours (``_rasterise``), and fill the polygons of that plane (``_fill``).
+``skimage.measure.grid_points_in_poly`` decides whether a point is inside. rt-utils rounds contours
+to whole pixels before it fills them; platipy works as we do, but is not available for pydicom 3.
 """
 
 from __future__ import annotations
@@ -19,24 +23,29 @@ import numpy as np
 
 from samadapt.data.findings import Finding, fault
 from samadapt.data.formats.dicom.files import read_file
-from samadapt.data.formats.shared.stored_volume import StoredVolume
+from samadapt.data.formats.shared.stored_volume import LPS_TO_RAS, StoredVolume
 from samadapt.system.arrays import Array
 
-_LPS = np.array([-1.0, -1.0, 1.0])
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _AGAIN = "export the structure set again, for this series"
 _DIGITS = 3
 """Contours are rounded to a thousandth of a voxel, so that the rounding of decimal text does not
 decide whether a voxel's centre lies on the line."""
-
-_MANY = 4_000_000
-"""Comparisons of a pixel with an edge from which on a polygon is cut into strips."""
+_STRIPS_FROM = 4_000_000
+"""Comparisons of a pixel with an edge from which on a polygon is cut into strips of rows."""
 _STRIP = 8
+"""Rows of a strip."""
 
 
 @dataclass
 class _Region:
-    """One region: polygons (n, 2) of (row, column), by their place along the stack."""
+    """One region of a structure set.
+
+    Attributes:
+        name: ROIName.
+        planes: polygons (n, 2) of (row, column), in voxels, by their place along the stack, in
+            slices.
+    """
 
     name: str
     planes: dict[float, list[Array]] = field(default_factory=dict)
@@ -44,7 +53,13 @@ class _Region:
 
 @dataclass
 class _Doubts:
-    """What a reader of the masks should know."""
+    """What a user of the labels should know.
+
+    Attributes:
+        farthest: largest distance of a contour's plane from its slice, in slices.
+        gaps: names of regions that lack contours between their first and last slice.
+        crossing: names of regions whose contours cross in a slice.
+    """
 
     farthest: float = 0.0
     gaps: list[str] = field(default_factory=list)
@@ -55,16 +70,19 @@ def region_names(path: Path) -> dict[int, str]:
     """Return the name of each region that has closed contours, by its number.
 
     Raises:
-        FindingError: the file is broken or holds none.
+        FindingError: the file is broken or holds no such region.
     """
-    header = read_file(path, ["StructureSetROISequence", "ROIContourSequence"])
+    return _names(path, read_file(path, ["StructureSetROISequence", "ROIContourSequence"]))
+
+
+def _names(path: Path, header: Any) -> dict[int, str]:
     try:
         names = {
             int(item.ROINumber): str(item.get("ROIName") or "").strip()
             for item in header.get("StructureSetROISequence") or []
         }
-        closed = {number for number, _ in _contours(header)}
-    except Exception as error:  # pydicom decodes now, and its text may quote the header
+        closed = {number for number, _ in _closed_contours(header)}
+    except Exception as error:  # pydicom decodes elements only now; its text may quote the header
         message = f"its list of regions cannot be read ({type(error).__name__})"
         raise fault("bad_segmentation", path, message, _AGAIN) from None
     found = {number: name for number, name in names.items() if number in closed and name}
@@ -82,19 +100,22 @@ def load_contours(
     Args:
         path: the object.
         image: the series that the contours were drawn on.
-        values: label value of each region's name; regions that are not in it are left out.
-        files: of the series.
+        values: label value of each region's name; other regions are left out.
+        files: the files of the series.
+
+    Returns:
+        The labels (column, row, slice), int32, and warnings.
 
     Raises:
-        FindingError: the file is broken, a region is of another frame of reference, contours lie
-            outside the image or in no slice, or regions overlap.
+        FindingError: the file is broken, a region has another frame of reference, contours lie
+            outside the image or across slices, or regions overlap.
     """
-    names = {number: name for number, name in region_names(path).items() if name in values}
     header = read_file(path)
+    names = {number: name for number, name in _names(path, header).items() if name in values}
     _check_frames(path, header, names, files)
     regions: dict[int, _Region] = {}
     to_voxel = np.linalg.inv(image.affine)
-    for number, contour in _contours(header):
+    for number, contour in _closed_contours(header):
         if number not in names:
             continue
         region = regions.setdefault(number, _Region(names[number]))
@@ -117,8 +138,8 @@ def load_contours(
     return StoredVolume(labels, image.affine, findings=tuple(_findings(path, doubts)))
 
 
-def _contours(header: Any) -> Iterator[tuple[int, Any]]:
-    """List the closed contours with the number of their region."""
+def _closed_contours(header: Any) -> Iterator[tuple[int, Any]]:
+    """Yield each closed contour of at least three points, with the number of its region."""
     for item in header.get("ROIContourSequence") or []:
         for contour in item.get("ContourSequence") or []:
             kind = str(contour.get("ContourGeometricType") or "")
@@ -127,7 +148,7 @@ def _contours(header: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _check_frames(path: Path, header: Any, names: Mapping[int, str], files: Sequence[Path]) -> None:
-    """Refuse regions of another frame of reference than the image's."""
+    """Refuse regions whose frame of reference is not that of the image."""
     frame = str(read_file(files[0], ["FrameOfReferenceUID"]).get("FrameOfReferenceUID") or "")
     for item in header.get("StructureSetROISequence") or []:
         own = str(item.get("ReferencedFrameOfReferenceUID") or "")
@@ -138,30 +159,45 @@ def _check_frames(path: Path, header: Any, names: Mapping[int, str], files: Sequ
 
 
 def _to_plane(path: Path, name: str, contour: Any, to_voxel: Array) -> tuple[float, Array]:
-    """Return a contour's place along the stack and its (row, column), in voxels."""
+    """Return the place of a contour along the stack, in slices, and its polygon.
+
+    Args:
+        path: the file, for the messages.
+        name: of the region.
+        contour: an item whose ContourData are x, y, z in mm LPS+, point after point.
+        to_voxel: (4, 4) RAS+ mm to (column, row, slice).
+
+    Returns:
+        The place, and the polygon (n, 2) of (row, column) in voxels.
+    """
     try:
-        points = np.array([float(side) for side in contour.ContourData]).reshape(-1, 3) * _LPS
+        points = np.array([float(side) for side in contour.ContourData]).reshape(-1, 3)
+        points = points * np.diag(LPS_TO_RAS)[:3]
     except (TypeError, ValueError):
         points = np.full((1, 3), np.nan)
     if not np.isfinite(points).all():
-        message = f"a contour of its region {name!r} is no list of points"
+        message = f"a contour of its region {name!r} is not a list of points"
         raise fault("bad_contours", path, message, _AGAIN)
     voxels = points @ to_voxel[:3, :3].T + to_voxel[:3, 3]
+    # Rounded text moves a point by far less than 0.2 slices; an oblique contour spans more.
     if np.ptp(voxels[:, 2]) > 0.2:
         message = f"a contour of its region {name!r} spans {np.ptp(voxels[:, 2]):.1f} slices; it "
-        message += "lies in no slice of the image"
+        message += "must lie in one slice of the image"
         raise fault("bad_contours", path, message, "export it for the series it was drawn on")
     return round(float(voxels[:, 2].mean()), 2), np.round(voxels[:, 1::-1], _DIGITS)
 
 
 def _rasterise(path: Path, region: _Region, shape: Sequence[int], doubts: _Doubts) -> Array:
-    """Return the voxels (x, y, z) of a region; each slice takes the nearest plane of contours."""
+    """Return the voxels (column, row, slice) of a region as bool.
+
+    Each slice takes the nearest plane of contours; nothing is interpolated between slices.
+    """
     mask = np.zeros(shape, dtype=bool)
     nearest: dict[int, float] = {}
     for place in sorted(region.planes):
-        index = int(np.floor(place + 0.5 + 1e-4))  # halves go up, all alike
+        index = int(np.floor(place + 0.5 + 1e-4))  # halves are all rounded up
         if not 0 <= index < shape[2]:
-            message = f"its region {region.name!r} reaches beyond the slices of the image"
+            message = f"its region {region.name!r} extends beyond the slices of the image"
             raise fault("outside_image", path, message, _AGAIN)
         doubts.farthest = max(doubts.farthest, abs(place - index))
         if index not in nearest or abs(place - index) < abs(nearest[index] - index):
@@ -181,32 +217,35 @@ def _rasterise(path: Path, region: _Region, shape: Sequence[int], doubts: _Doubt
 
 
 def _has_area(region: _Region) -> bool:
-    """Whether a contour is large enough to hold a voxel's centre wherever it lies."""
+    """Return whether a contour is so large that it covers a voxel's centre wherever it lies."""
     sides = [np.ptp(polygon, axis=0).min() for held in region.planes.values() for polygon in held]
     return max(sides, default=0.0) > 2
 
 
 def _fill(polygons: Sequence[Array], shape: tuple[int, int]) -> tuple[Array, bool]:
-    """Return the pixels (rows, columns) of the polygons of one plane, and whether some cross.
+    """Fill the polygons of one plane.
 
-    The lines themselves belong to the region, also those around a hole: programs that trace masks
-    through the centres of the outermost voxels are then read back exactly.
+    The lines themselves belong to the region, including those around a hole. Programs that trace
+    masks through the centres of the outermost voxels are read back exactly in this way.
+
+    Returns:
+        (rows, columns) bool, and whether some of the polygons cross.
     """
     inside, on_line = np.zeros(shape, bool), np.zeros(shape, bool)
     crosses = False
     seen: list[Array] = []
     for polygon in polygons:
         if any(np.array_equal(polygon, other) for other in seen):
-            continue  # the same contour twice would remove itself
+            continue  # exclusive or would remove a contour that is listed twice
         seen.append(polygon)
-        place, within, line = _points_of(polygon, shape)
-        before = inside[place]
+        window, within, line = _points_of(polygon, shape)
+        before = inside[window]
         shared = np.count_nonzero(before & within)
-        # A hole lies wholly in what is there, a second part wholly outside of it.
+        # A hole lies wholly in what is there; a second part lies wholly outside of it.
         nested = shared in (0, np.count_nonzero(within), np.count_nonzero(before))
         crosses |= not nested
-        inside[place] ^= within
-        on_line[place] |= line
+        inside[window] ^= within
+        on_line[window] |= line
     return inside | on_line, crosses
 
 
@@ -214,29 +253,30 @@ def _points_of(polygon: Array, shape: tuple[int, int]) -> tuple[Any, Array, Arra
     """Return the window of a polygon, and which pixel centres lie inside it and on its line."""
     low = np.clip(np.floor(polygon.min(axis=0)).astype(int), 0, shape)
     high = np.clip(np.ceil(polygon.max(axis=0)).astype(int) + 1, low, shape)
-    place = np.s_[low[0] : high[0], low[1] : high[1]]
+    window = np.s_[low[0] : high[0], low[1] : high[1]]
     size = tuple(int(side) for side in high - low)
     if min(size) == 0:
         nothing = np.zeros(size, bool)
-        return place, nothing, nothing
+        return window, nothing, nothing
     kinds = _kinds(polygon - low, size)
-    return place, kinds == 1, kinds > 1
+    return window, kinds == 1, kinds > 1
 
 
 def _kinds(polygon: Array, size: tuple[int, ...]) -> Array:
-    """Return 0 outside, 1 inside, above 1 on the line, for each pixel of a window.
+    """Return for each pixel of a window: 0 outside, 1 inside, above 1 on the line.
 
-    The library compares every pixel with every edge: 0.66 s for an outline of the body in a slice
-    of 512 x 512. Large polygons are cut into strips of rows first (0.04 s), between two rows, so
-    that each pixel meets few edges.
+    The library compares every pixel with every edge, which takes 0.66 s for an outline of the body
+    in a slice of 512 x 512 pixels. So large polygons are first cut into strips, halfway between two
+    rows, and each pixel is compared with few edges (0.04 s).
     """
     from skimage.measure import grid_points_in_poly
 
-    if len(polygon) * size[0] * size[1] < _MANY:
+    if len(polygon) * size[0] * size[1] < _STRIPS_FROM:
         return np.asarray(grid_points_in_poly(size, polygon, binarize=False))
     from matplotlib.path import Path as Outline
     from matplotlib.transforms import Bbox
 
+    # matplotlib has (x, y), skimage (row, column).
     outline = Outline(np.vstack([polygon, polygon[:1]])[:, ::-1], closed=True)
     kinds = np.zeros(size, dtype=np.uint8)
     for start in range(0, size[0], _STRIP):
@@ -250,10 +290,10 @@ def _kinds(polygon: Array, size: tuple[int, ...]) -> Array:
 
 
 def _findings(path: Path, doubts: _Doubts) -> Iterator[Finding]:
-    """Report what a reader of the masks should know."""
+    """Return warnings of what a user of the labels should know."""
     if doubts.farthest > 0.1:
-        message = f"its contours lie up to {doubts.farthest:.2f} slices beside those of the image; "
-        message += "each slice takes the nearest"
+        message = f"its contours lie up to {doubts.farthest:.2f} slices away from the slices of "
+        message += "the image; each slice takes the nearest"
         fix = "check that it was drawn on this series"
         yield Finding("contours_between_slices", "warning", str(path), message, fix)
     if doubts.gaps:
@@ -263,6 +303,6 @@ def _findings(path: Path, doubts: _Doubts) -> Iterator[Finding]:
         yield Finding("contour_gaps", "warning", str(path), message, fix)
     if doubts.crossing:
         message = f"regions whose contours cross on a slice: {', '.join(doubts.crossing[:12])}; "
-        message += "what two of them share is left out"
+        message += "the area that two of them share is left out"
         fix = "look at the overlays; join the contours where they mean one area"
         yield Finding("contours_cross", "warning", str(path), message, fix)

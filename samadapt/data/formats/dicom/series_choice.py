@@ -1,8 +1,9 @@
-"""Which of several DICOM series in a folder is meant: ``data.series``.
+"""Which of several DICOM series in a folder is used: ``data.series``.
 
 The choice is one or more terms, separated by commas. A modality (``CT``), a series number (``3``)
-and ``largest`` (the most slices) narrow the series one after another. Eight digits that a message
-shows in brackets name one series of one folder; folders that do not hold it are left as they are.
+and ``largest`` (the most slices) narrow the series one after another. Eight hexadecimal digits,
+which messages show in brackets, name one series of one folder; folders that do not hold it keep all
+of their series.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from collections.abc import Sequence
 from samadapt.data.formats.dicom.folder_contents import DicomSeries
 from samadapt.errors import ConfigError
 
+LARGEST = "largest"
 _IDENTITY = re.compile(r"[0-9a-f]{8}")
 _TERM = re.compile(r"[A-Z]{2,16}|\d{1,12}|largest|[0-9a-f]{8}")
-_OF_ONE = re.compile(r"[0-9a-f]*\d[0-9a-f]*|[0-9a-f]{8}")
-LARGEST = "largest"
+_OF_ONE_FOLDER = re.compile(r"[0-9a-f]*\d[0-9a-f]*|[0-9a-f]{8}")
+"""Terms that mean something in one folder alone: series numbers and identities."""
 
 
 def parse_choice(choice: str | None) -> tuple[str, ...]:
-    """Return the terms of a choice.
+    """Return the terms of a choice; none for None.
 
     Raises:
-        ConfigError: a term is none of those.
+        ConfigError: a term is none of those above.
     """
     if choice is None:
         return ()
@@ -41,11 +43,11 @@ def parse_choice(choice: str | None) -> tuple[str, ...]:
 
 
 def choose_series(series: Sequence[DicomSeries], terms: Sequence[str]) -> list[DicomSeries]:
-    """Return the series of one folder that a choice leaves, in their order.
+    """Return the series of one folder that fit a choice, in their order.
 
     Args:
         series: the image series of one folder or case.
-        terms: of ``parse_choice``; none leave all.
+        terms: of ``parse_choice``; without terms, all series fit.
     """
     left = list(series)
     named = [item for item in left if item.identity in terms]
@@ -61,15 +63,15 @@ def choose_series(series: Sequence[DicomSeries], terms: Sequence[str]) -> list[D
 
 
 def general_choice(choice: str | None) -> str | None:
-    """Return a recorded choice if it says something of other folders too, else None.
+    """Return a recorded choice if it means something in other folders as well, else None.
 
     Modalities and ``largest`` do; a series number or the digits of one series do not.
     """
     terms = parse_choice(choice)
-    return choice if terms and not any(_OF_ONE.fullmatch(term) for term in terms) else None
+    return choice if terms and not any(_OF_ONE_FOLDER.fullmatch(term) for term in terms) else None
 
 
 def listed(series: Sequence[DicomSeries], limit: int = 8) -> str:
-    """Return the series as a message lists them: modality, slices, number and eight digits."""
+    """Return the series as messages list them: modality, slices, number and identity."""
     shown = "; ".join(str(item) for item in series[:limit])
     return f"{shown}; …" if len(series) > limit else shown

@@ -1,8 +1,8 @@
-"""Which files a NRRD or MetaImage header names, before ITK opens any of them.
+"""Which data files a NRRD or MetaImage header names, before ITK opens any of them.
 
-ITK opens whatever a header names, anywhere on the machine, and hands a pattern of file names to
-``sprintf``. So the header is read here first, by the same rules, and refused where a name leads
-out of the folder. Nothing that is read is quoted.
+ITK opens every file that a header names, anywhere on the machine, and hands a pattern of file names
+to ``sprintf``. So the header is read here first, by the same rules, and refused if a name leads out
+of the folder. Messages quote nothing of the header, which may name a patient.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from samadapt.data.formats.itk.header_fields import check_fields
 from samadapt.system.limits import lies_inside
 
 _LONGEST = 1 << 20
-"""Bytes of a header, names of slice files included."""
+"""Bytes of a header, including the names of slice files."""
 _MOST_FILES = 100_000
 _PATTERN = re.compile(r"[^%]*%0?\d{0,3}d[^%]*")
-"""A file name with one number in it: what a pattern may be."""
+"""What a pattern may be: a file name with one number in it, such as ``slice%03d.raw``."""
 _NAMED = {
     "metaimage": re.compile(rb"elementdatafile", re.IGNORECASE),
     "nrrd": re.compile(rb"^\s*data ?file\s*:", re.IGNORECASE | re.MULTILINE),
@@ -27,7 +27,7 @@ _NAMED = {
 
 
 def is_metaimage(path: Path) -> bool:
-    """Whether a file is MetaImage by its ending, and NRRD otherwise."""
+    """Return whether a file is MetaImage by its ending; otherwise it is NRRD."""
     return path.suffix.lower() in (".mha", ".mhd")
 
 
@@ -39,8 +39,8 @@ def data_files(path: Path, root: Path | None = None) -> tuple[str, list[Path]]:
         root: the data set's folder.
 
     Returns:
-        ``"raw"``, ``"deflate"`` or the name of another way, and the files where that is known;
-        of a header that names several, none: ITK says which of them is missing.
+        The encoding (``"raw"``, ``"deflate"``, or another name), and the data files. A header that
+        names several files gives ``"several"`` and no file: ITK says which of them is missing.
 
     Raises:
         FindingError: the header is too long or contradicts itself, or a name leads out of the
@@ -55,17 +55,17 @@ def data_files(path: Path, root: Path | None = None) -> tuple[str, list[Path]]:
 
 
 def _check_words(path: Path, file: Path) -> None:
-    """Refuse numbers written as text that are too long for ITK, which ends the program."""
+    """Refuse numbers written as text that are so long that ITK ends the program."""
     held = b""
     with file.open("rb") as content:
         while piece := content.read(_LONGEST):
             if re.search(rb"\S{128,}", held + piece):
                 raise _bad_header(path, "one of its numbers has more than 128 characters")
-            held = piece[-128:]
+            held = piece[-128:]  # a number may continue in the next piece
 
 
 def _stored(path: Path, root: Path | None) -> tuple[str, list[Path]]:
-    """Return what ``data_files`` does, from the header."""
+    """Return the encoding and the data files, from the header alone."""
     kind = "metaimage" if is_metaimage(path) else "nrrd"
     with path.open("rb") as file:
         lines, rest = _header(path, kind, file.read(_LONGEST))
@@ -96,7 +96,9 @@ def _stored(path: Path, root: Path | None) -> tuple[str, list[Path]]:
         if not _PATTERN.fullmatch(pattern):
             raise _bad_header(path, "its pattern of file names needs one number, such as %03d")
         if not _counts(numbers):
-            raise _bad_header(path, "its pattern of file names needs first, last and step")
+            raise _bad_header(
+                path, "its pattern of file names must be followed by first, last and step"
+            )
         _check_inside(path, pattern, root)
         return "several", []
     _check_inside(path, name, root)
@@ -104,7 +106,10 @@ def _stored(path: Path, root: Path | None) -> tuple[str, list[Path]]:
 
 
 def _counts(numbers: Sequence[str]) -> bool:
-    """Whether the numbers behind a pattern count some files: first, last, step, and more."""
+    """Return whether the numbers after a pattern are first, last and step, and name some files.
+
+    NRRD allows a fourth number, the dimension of the slices.
+    """
     if not 3 <= len(numbers) <= 4 or not all(re.fullmatch(r"-?\d{1,6}", n) for n in numbers):
         return False
     first, last, step = (int(number) for number in numbers[:3])
@@ -112,7 +117,7 @@ def _counts(numbers: Sequence[str]) -> bool:
 
 
 def _header(path: Path, kind: str, content: bytes) -> tuple[list[str], list[str]]:
-    """Return the lines of the header, and those behind it that may name files."""
+    """Return the lines of the header, and the lines after it that may name files."""
     if kind == "nrrd":
         end = re.search(rb"\r?\n\r?\n", content)
         head = content[: end.start()] if end else content
@@ -125,9 +130,10 @@ def _header(path: Path, kind: str, content: bytes) -> tuple[list[str], list[str]
         behind = b"" if stop < 0 else content[stop:]
     if end is None and len(content) == _LONGEST:
         raise _bad_header(path, f"its header is longer than {_LONGEST:,} bytes")
-    # ITK tells capitals apart in one of the formats, so all of a MetaImage file counts.
+    # ITK distinguishes upper and lower case in one of the formats, so it may pass over the line
+    # that ends a MetaImage header here. So the whole content of such a file is searched.
     if len(_NAMED[kind].findall(head if kind == "nrrd" else content)) > 1:
-        raise _bad_header(path, "it says twice where its voxels are")
+        raise _bad_header(path, "its header says twice where its voxels are")
     lines = [line.decode("latin-1").strip() for line in head.split(b"\n")]
     rest = [line.decode("latin-1").strip() for line in behind.split(b"\n")]
     if kind == "nrrd":
@@ -141,7 +147,7 @@ def _lists(line: str) -> bool:
 
 
 def _fields(lines: list[str]) -> dict[str, str]:
-    """Return the fields by name in small letters; ITK takes ``=`` and ``:`` alike."""
+    """Return the fields by name in lower case; ITK accepts ``=`` and ``:``."""
     fields: dict[str, str] = {}
     for line in lines:
         key, _, value = re.sub("[=:]", "\0", line, count=1).partition("\0")

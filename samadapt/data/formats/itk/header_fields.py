@@ -1,9 +1,9 @@
-"""The fields of a NRRD or MetaImage header, checked before ITK parses them.
+"""Check the fields of a NRRD or MetaImage header before ITK parses them.
 
-ITK's parsers trust what they read: a number of some thousand digits, a count that does not fit or
-a size of 0 ends the whole program. So every field that a volume needs must look as its
-documentation says (teem.sourceforge.net/nrrd/format.html, MetaIO's documentation), and lines have
-a length.
+ITK's parsers trust their input: a number of some thousand digits, a count that does not fit, or a
+size of 0 ends the whole program. So every field must look as its documentation says
+(https://teem.sourceforge.net/nrrd/format.html,
+https://itk.org/Wiki/ITK/MetaIO/Documentation), and the length of lines is limited.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NRRD_LISTS = {
     "labels": _QUOTED,
     "units": _QUOTED,
 }
-"""Fields with a value an axis."""
+"""Fields of NRRD with one value for each axis, and the pattern of a value."""
 _NRRD_SINGLE = {
     "dimension": rf"[1-{_MOST_AXES}]",
     "type": r"[\w ]{1,64}",
@@ -64,7 +64,7 @@ _NRRD_SINGLE = {
     "oldmax": _NUMBER,
 }
 _FREE = ("data file", "datafile", "content", "number", "sample units", "sampleunits")
-"""Fields of NRRD with any text; the data file is checked elsewhere."""
+"""Fields of NRRD with any text. ``data_files.py`` checks the name of the data file."""
 
 _META_LISTS = {
     "dimsize": _SIZE,
@@ -100,21 +100,22 @@ _META_SINGLE = {
 
 
 def check_fields(path: Path, kind: str, lines: Sequence[str], fields: Mapping[str, str]) -> None:
-    """Refuse a header whose fields ITK cannot be trusted with.
+    """Refuse a header with fields that ITK cannot be trusted with.
 
     Args:
         path: the file.
         kind: ``"nrrd"`` or ``"metaimage"``.
-        lines: of the header.
-        fields: by name in small letters.
+        lines: the lines of the header.
+        fields: the text of each field, by its name in lower case.
 
     Raises:
-        FindingError: naming the field, and quoting nothing.
+        FindingError: a field is not as the format demands. The message names the field and does
+            not quote its value, which may name a patient.
     """
     if any(len(line) > _MOST_CHARACTERS for line in lines):
         raise _bad(path, f"a line of its header has more than {_MOST_CHARACTERS} characters")
     if any(ord(character) < 32 and character != "\t" for line in lines for character in line):
-        raise _bad(path, "its header holds bytes that are no text")
+        raise _bad(path, "its header holds bytes that are not text")
     if kind == "nrrd":
         _check_nrrd(path, lines, fields)
     else:
@@ -123,7 +124,7 @@ def check_fields(path: Path, kind: str, lines: Sequence[str], fields: Mapping[st
 
 def _check_nrrd(path: Path, lines: Sequence[str], fields: Mapping[str, str]) -> None:
     if not re.fullmatch(r"NRRD000[1-5]", lines[0] if lines else ""):
-        raise _bad(path, "it does not begin as a NRRD file")
+        raise _bad(path, "it does not begin as a NRRD file does")
     named = [line for line in lines[1:] if line and not line.startswith("#") and ":=" not in line]
     names = [line.partition(":")[0].strip().lower() for line in named if ":" in line]
     _check_once(path, names)
@@ -144,11 +145,12 @@ def _check_meta(path: Path, lines: Sequence[str], fields: Mapping[str, str]) -> 
     names = [re.split("[=:]", line, maxsplit=1)[0].strip().lower() for line in lines if line]
     _check_once(path, [name for name in names if name in _META_LISTS or name in _META_SINGLE])
     if any("=" not in line and ":" not in line for line in lines if line):
-        raise _bad(path, "a line of its header is no KEY = VALUE")
+        raise _bad(path, "a line of its header is not KEY = VALUE")
     axes = _axes(path, fields.get("ndims"))
+    # MetaIO reads NDims numbers when it meets a list, so that NDims must be known by then.
     first = next((i for i, name in enumerate(names) if name in _META_LISTS), len(names))
     if "ndims" in names[first:]:
-        raise _bad(path, "NDims must come before the fields with a value an axis")
+        raise _bad(path, "NDims must come before the fields with one value for each axis")
     for name in set(names):
         if name in _META_LISTS:
             _check(path, name, fields[name], _list_of(_META_LISTS[name], axes))
@@ -166,7 +168,7 @@ def _axes(path: Path, text: str | None) -> int:
     if text is None:
         raise _bad(path, "its header does not say how many axes it has")
     if not re.fullmatch(rf"[1-{_MOST_AXES}]", text):
-        message = f"expected 2 to {_MOST_AXES} axes; its header does not declare so many"
+        message = f"expected 2 to {_MOST_AXES} axes; its header declares another number"
         raise fault("bad_shape", path, message, "split the file into volumes")
     return int(text)
 
@@ -177,7 +179,7 @@ def _list_of(item: str, count: int) -> str:
 
 def _check(path: Path, name: str, text: str, pattern: str) -> None:
     if not re.fullmatch(pattern, text, re.IGNORECASE | re.ASCII):
-        raise _bad(path, f"its field {name} is not as the format wants it")
+        raise _bad(path, f"its field {name} is not as the format demands")
 
 
 def _check_once(path: Path, names: Sequence[str]) -> None:

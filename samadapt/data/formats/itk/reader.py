@@ -1,7 +1,7 @@
-"""NRRD and MetaImage volumes through SimpleITK; the layouts are those of ``volume_layout.py``.
+"""NRRD and MetaImage volumes through SimpleITK, in the folder layouts of ``volume_layout.py``.
 
-Masks may be segmentations of 3D Slicer; see ``slicer_seg.py``.
-ITK's space is LPS+: its affine becomes RAS+ by turning the signs of x and y.
+Masks may be segmentations of 3D Slicer; see ``slicer_seg.py``. ITK's space is LPS+ (x to the
+patient's left, y to posterior); turning the signs of x and y gives RAS+.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from samadapt.system import atomic
 from samadapt.system.arrays import Array
 
 _SINGLE = (".nrrd", ".mha")
-_DEFLATE = 1040
-"""No deflate stream shrinks its content more than 1032-fold (zlib's documentation)."""
+_DEFLATE_RATIO = 1040
+"""No deflate stream is more than 1032 times smaller than its content (zlib's documentation)."""
 
 
 @register_reader("itk", "nrrd", "metaimage")
@@ -47,13 +47,13 @@ class ItkReader(VolumeReader):
     needs: ClassVar[tuple[str, str] | None] = ("SimpleITK", "itk")
 
     def load(self, path: Path, channel: Indices = None) -> StoredVolume:
-        """Read one file; a mask named by ``data.label`` may be NIfTI."""
+        """Read one file. A mask that ``data.label`` names may be NIfTI."""
         if path.name.lower().endswith(SUFFIXES):
             return load_nifti(path, channel, self.options.spacing)
         return load_itk(path, channel, self.options.root)
 
     def discover(self) -> Layout:
-        """List the cases of the folder; Slicer's segments name the classes."""
+        """List the cases of the folder; the segments of Slicer's masks name the classes."""
         layout = super().discover()
         masks = [case.labels for case in layout.cases if case.labels is not None]
         self._segments = {path: read_segments(path) for path in masks}
@@ -66,24 +66,16 @@ class ItkReader(VolumeReader):
     def load_labels(
         self, case: Case, path: Path, image: StoredVolume | None
     ) -> StoredVolume | None:
-        """Read the mask of a case; Slicer's segmentations are put in their place in the image."""
+        """Read the mask of a case; a segmentation of Slicer is put in its place in the image."""
         segments = self._segments.get(path, [])
         if not segments and not path.name.lower().endswith(SLICER):
             return super().load_labels(case, path, image)
         if image is None:
             return None
-        grid = self._layers(path)
+        stored = load_layers(path, self.options.root)
         values = None if self._values is None else chosen_values(self.options.classes, self._values)
-        labels = label_map(path, grid.values, segments, values)
-        return placed(path, grid._replace(values=labels), image)
-
-    def _layers(self, path: Path) -> StoredVolume:
-        """Read all layers of a segmentation, (x, y, z, layer)."""
-        try:
-            grid = self.load(path)
-        except ChannelError as several:
-            return self.load(path, tuple(range(several.count)))
-        return grid._replace(values=grid.values[..., None])
+        labels = label_map(path, stored.values, segments, values)
+        return placed(path, stored._replace(values=labels), image)
 
     def write(self, prediction: Array, volume: Volume, path: Path) -> None:
         """Write class ids with the direction, origin and spacing of the source."""
@@ -97,7 +89,7 @@ class ItkReader(VolumeReader):
         dtype = np.uint8 if prediction.size == 0 or prediction.max() < 256 else np.int16
         values = to_source(prediction.astype(dtype), volume.source)
         axes = values.ndim
-        affine = LPS_TO_RAS @ volume.source.affine
+        affine = LPS_TO_RAS @ volume.source.affine  # turning two signs is its own inverse
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         image = sitk.GetImageFromArray(np.ascontiguousarray(values.T))
         image.SetSpacing(spacing[:axes].tolist())
@@ -113,11 +105,29 @@ def load_itk(path: Path, channel: Indices = None, root: Path | None = None) -> S
     Args:
         path: ``.nrrd``, ``.mha``, or a header ``.nhdr``, ``.mhd`` with its data file.
         channel: index of the component of a multi-component or 4D image, or several.
-        root: the data set's folder: a data file lies in it, or below the header's folder.
+        root: the data set's folder. A data file must lie in it, or below the header's folder.
+
+    Returns:
+        The volume (x, y, z), or (x, y, z, c) with several channels.
 
     Raises:
         FindingError: the file is missing, broken or of a kind that cannot be used.
     """
+    return _as_stored(path, *_read(path, root), channel)
+
+
+def load_layers(path: Path, root: Path | None = None) -> StoredVolume:
+    """Read all layers of a segmentation of Slicer, (x, y, z, layer); raises as ``load_itk``."""
+    image, values = _read(path, root)
+    try:
+        stored = _as_stored(path, image, values, None)
+    except ChannelError as several:
+        return _as_stored(path, image, values, tuple(range(several.count)))
+    return stored._replace(values=stored.values[..., None])
+
+
+def _read(path: Path, root: Path | None) -> tuple[Any, Array]:
+    """Return ITK's image and its array (…, z, y, x, component)."""
     if find_spec("SimpleITK") is None:
         fix = "install it: pip install 'samadapt[itk]'"
         raise fault("missing_package", path, "SimpleITK is needed to read it", fix)
@@ -129,6 +139,7 @@ def load_itk(path: Path, channel: Indices = None, root: Path | None = None) -> S
         raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
     stored = data_files(path, root)
     reader: Any = sitk.ImageFileReader()
+    # ITK is told the format, and does not try other formats on the file.
     reader.SetImageIO("MetaImageIO" if is_metaimage(path) else "NrrdImageIO")
     reader.SetFileName(str(path))
     try:
@@ -139,15 +150,14 @@ def load_itk(path: Path, channel: Indices = None, root: Path | None = None) -> S
     _check(path, reader, stored)
     try:
         image = reader.Execute()
-        values = np.asarray(sitk.GetArrayFromImage(image))
+        return image, np.asarray(sitk.GetArrayFromImage(image))
     except (RuntimeError, MemoryError) as error:
         message = f"the voxels cannot be read ({type(error).__name__})"
         raise fault("truncated_file", path, message, "copy or export it again") from None
-    return _as_grid(path, image, values, channel)
 
 
-def _as_grid(path: Path, image: Any, values: Array, channel: Indices) -> StoredVolume:
-    """Turn ITK's array (…, z, y, x, component) and geometry into a grid."""
+def _as_stored(path: Path, image: Any, values: Array, channel: Indices) -> StoredVolume:
+    """Return the array (…, z, y, x, component) and the geometry of an ITK image as a volume."""
     several = image.GetNumberOfComponentsPerPixel() > 1, image.GetDimension() == 4
     if all(several):
         message = "expected one list of channels; it has components and a fourth axis"
@@ -161,6 +171,7 @@ def _as_grid(path: Path, image: Any, values: Array, channel: Indices) -> StoredV
     axes = min(image.GetDimension(), 3)
     spacing = np.array(image.GetSpacing()[:axes])
     side = image.GetDimension()
+    # The columns of ITK's direction matrix are unit vectors along the axes of the file.
     direction = np.array(image.GetDirection()).reshape(side, side)[:axes, :axes]
     affine = np.eye(4)
     affine[:axes, :axes] = direction * spacing
@@ -172,13 +183,18 @@ def _as_grid(path: Path, image: Any, values: Array, channel: Indices) -> StoredV
     values = values.T
     shape = values.shape[:axes]
     channels = values.shape[axes:]
-    return StoredVolume(
-        values.reshape((*shape, 1)[:3] + channels), affine, made_header(shape, affine)
-    )
+    values = values.reshape((*shape, 1)[:3] + channels)  # a picture gets a third axis
+    return StoredVolume(values, affine, made_header(shape, affine))
 
 
 def _check(path: Path, reader: Any, stored: tuple[str, list[Path]]) -> None:
-    """Refuse what the header declares and ITK would only find out after taking memory."""
+    """Refuse a header that ITK would only find wrong after it has taken memory.
+
+    Args:
+        path: the file.
+        reader: ITK's, which has read the header.
+        stored: the encoding and the data files.
+    """
     encoding, files = stored
     shape = [int(side) for side in reader.GetSize()]
     if not 2 <= len(shape) <= 4:
@@ -193,20 +209,24 @@ def _check(path: Path, reader: Any, stored: tuple[str, list[Path]]) -> None:
     check_size(path, [*shape, components])
     missing = [file for file in files if not file.is_file()]
     if missing:
-        message = f"its data file {missing[0].name} is not there"
+        message = f"its data file {missing[0].name} is missing"
         raise fault("missing_file", path, message, "put the data file beside the header")
     needed = math.prod(shape) * components * dtype.itemsize
     check_bytes(path, needed)
     held = sum(file.stat().st_size for file in files)
     if (
         encoding in ("raw", "deflate")
-        and held * (_DEFLATE if encoding == "deflate" else 1) < needed
+        and held * (_DEFLATE_RATIO if encoding == "deflate" else 1) < needed
     ):
-        message = f"expected {needed} bytes for shape {tuple(shape)}; {held} are stored"
+        message = f"its shape {tuple(shape)} needs {needed} bytes; {held} are stored"
         raise fault("truncated_file", path, message, "copy or export it again")
 
 
 def _dtype(path: Path, pixel_id: int) -> np.dtype[Any]:
+    """Return a type of the size of one number, and refuse numbers that are not real.
+
+    ITK names its types in words, such as "16-bit signed integer".
+    """
     import SimpleITK as sitk  # noqa: N813
 
     name = sitk.GetPixelIDValueAsString(pixel_id)

@@ -1,9 +1,13 @@
-"""3D Slicer's segmentations (``.seg.nrrd``) as masks: named segments, layers, a cropped extent.
+"""Read the segmentations of 3D Slicer (``.seg.nrrd``) as masks.
 
-Slicer stores the extent that its segments fill, which is often smaller than the image; its grid
-says where. Segments that overlap are stored in layers (a first axis of kind ``list``), and the
-header gives each segment's name, layer and value:
-https://slicer.readthedocs.io/en/latest/user_guide/modules/segmentations.html
+They differ from other masks in three ways:
+
+- Segments have names. The header gives the name, layer and value of each segment.
+- Segments that overlap are stored in layers, which are a first axis of kind ``list``.
+- Slicer stores only the extent that the segments fill, which is often smaller than the image. The
+  grid of the file says where it lies.
+
+See https://slicer.readthedocs.io/en/latest/user_guide/modules/segmentations.html
 """
 
 from __future__ import annotations
@@ -18,13 +22,13 @@ import numpy as np
 
 from samadapt.data.channels import mask_with_channels
 from samadapt.data.findings import fault
-from samadapt.data.formats.shared.stored_volume import StoredVolume, with_axes_of
+from samadapt.data.formats.shared.stored_volume import SAME_PLACE, StoredVolume, with_axes_of
 from samadapt.system.arrays import Array
 
 ENDINGS = (".seg.nrrd", ".seg.nhdr")
 _KEY = re.compile(r"Segment(\d{1,6})_(Name|LabelValue|Layer):=(.*)")
-_HEADER = 1 << 22
-"""Bytes of a header that are looked at; the text of hundreds of segments is below 1 MB."""
+_LONGEST_HEADER = 1 << 22
+"""Bytes of a header that are read; the text of hundreds of segments has less than 1 MB."""
 _SEPARATE = (
     "separate them in Slicer's Segment Editor (Masking, Modify other segments: Overwrite all) and "
     "save again"
@@ -33,13 +37,13 @@ _CHOOSE = f"choose segments that do not overlap with data.classes=[NAME], or {_S
 
 
 @dataclass(frozen=True)
-class Segment:
+class SlicerSegment:
     """One segment of a file.
 
     Attributes:
         name: as its user wrote it.
-        value: of its voxels, in its layer.
-        layer: which one holds it.
+        value: the value of its voxels in its layer.
+        layer: the index of the layer that holds it.
     """
 
     name: str
@@ -47,16 +51,16 @@ class Segment:
     layer: int
 
 
-def read_segments(path: Path) -> list[Segment]:
-    """Return the segments that a NRRD header names; none of another file."""
+def read_segments(path: Path) -> list[SlicerSegment]:
+    """Return the segments that a NRRD header names; none for other files."""
     fields: dict[int, dict[str, str]] = defaultdict(dict)
     try:
         with path.open("rb") as file:
             if file.read(4) != b"NRRD":
                 return []
-            head = file.read(_HEADER).replace(b"\r\n", b"\n").split(b"\n\n", 1)[0]
+            head = file.read(_LONGEST_HEADER).replace(b"\r\n", b"\n").split(b"\n\n", 1)[0]
     except OSError:
-        return []  # the reader says what is wrong with the file
+        return []  # the reader reports what is wrong with the file
     for line in head.decode("utf-8", errors="replace").splitlines():
         if found := _KEY.fullmatch(line.strip()):
             fields[int(found[1])][found[2]] = found[3].strip()
@@ -66,28 +70,29 @@ def read_segments(path: Path) -> list[Segment]:
             # Before Slicer 4.11 each segment had a layer of its own, with the value 1.
             value, layer = field.get("LabelValue", "1"), field.get("Layer", str(index))
             if value.isdigit() and layer.isdigit():
-                segments.append(Segment(field["Name"], int(value), int(layer)))
+                segments.append(SlicerSegment(field["Name"], int(value), int(layer)))
     return segments
 
 
 def number_segments(
-    files: Mapping[Path, Sequence[Segment]], declared: Mapping[str, Sequence[int]] | None
+    files: Mapping[Path, Sequence[SlicerSegment]], declared: Mapping[str, Sequence[int]] | None
 ) -> dict[str, int] | None:
-    """Return a value for each name, alike in every file.
+    """Return one label value for each segment name, the same in every file.
 
     Args:
-        files: the segments of each mask; none where a file names none.
-        declared: classes of ``dataset.json``.
+        files: the segments of each mask; empty for a file that names none.
+        declared: values of the classes of ``dataset.json``.
 
     Returns:
-        The values of the files where they agree, else those of ``declared``, else numbers in the
-        order of the names; None where a file without names makes other numbers ambiguous.
+        The values of ``declared`` where it knows all names; else those of the files where they
+        agree; else numbers in the order of the names. None where some files have no names, so that
+        other numbers would be ambiguous.
     """
     pairs = {(one.name, one.value) for segments in files.values() for one in segments}
     names = sorted({name for name, _ in pairs})
     if declared is not None and set(names) <= set(declared):
         return {name: int(declared[name][0]) for name in names}
-    if len(pairs) == len(names) == len({value for _, value in pairs}):
+    if len(pairs) == len(names) == len({value for _, value in pairs}):  # one to one
         return dict(sorted(pairs, key=lambda pair: pair[1]))
     if not all(files.values()):
         return None
@@ -95,19 +100,21 @@ def number_segments(
 
 
 def label_map(
-    path: Path, layers: Array, segments: Sequence[Segment], values: Mapping[str, int] | None
+    path: Path, layers: Array, segments: Sequence[SlicerSegment], values: Mapping[str, int] | None
 ) -> Array:
-    """Return one number a voxel, (x, y, z).
+    """Return one label value for each voxel, (x, y, z).
 
     Args:
         path: the file, for the messages.
         layers: (x, y, z, layer) as stored.
-        segments: that the header names; none: the values are the numbers.
-        values: number of each segment that is used; None: there is none that fits all files.
+        segments: the segments that the header names; if it names none, the stored values are the
+            labels.
+        values: label value of each segment that is used, by name; None: no numbering fits all
+            files.
 
     Raises:
-        FindingError: segments that are used overlap, a value has no segment, or the numbers are
-            ambiguous.
+        FindingError: segments that are used overlap, a value has no segment, or the label values
+            are ambiguous.
     """
     if not segments:
         if layers.shape[3] > 1:
@@ -139,20 +146,28 @@ def label_map(
 
 
 def placed(path: Path, mask: StoredVolume, image: StoredVolume) -> StoredVolume:
-    """Return a mask on the grid of its image, of which it covers a part.
+    """Return a mask that covers a part of its image on the grid of the whole image.
 
-    A mask whose voxels are not those of the image is returned as it is.
+    Voxels outside of the part are 0. If the voxels of the mask are not voxels of the image, the
+    mask is returned unchanged; the comparison of the grids reports it later.
+
+    Args:
+        path: the mask, for the messages.
+        mask: as stored, labels (x, y, z).
+        image: the image.
 
     Raises:
         FindingError: voxels with a label lie outside the image.
     """
     mask = with_axes_of(mask, image.affine)
-    relative = np.linalg.inv(image.affine) @ mask.affine
+    relative = np.linalg.inv(image.affine) @ mask.affine  # mask voxel to image voxel
     shape, whole = np.array(mask.values.shape), np.array(image.values.shape[:3])
     start = np.rint(relative[:3, 3]).astype(int)
+    # The largest distance of a voxel of the mask from the voxel of the image that it stands for.
     drift = np.abs(relative[:3, :3] - np.eye(3)) @ shape + np.abs(relative[:3, 3] - start)
-    if drift.max() > 0.1:
+    if drift.max() > SAME_PLACE:
         return mask
+    # The part of the image that the mask covers, and the part of the mask that lies in the image.
     low, high = np.clip(start, 0, whole), np.clip(start + shape, 0, whole)
     inside = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
     kept = mask.values[inside]
@@ -165,8 +180,8 @@ def placed(path: Path, mask: StoredVolume, image: StoredVolume) -> StoredVolume:
     return StoredVolume(values, image.affine, findings=mask.findings)
 
 
-def _check_values(path: Path, layers: Array, segments: Sequence[Segment]) -> None:
-    """Refuse layers that are not there and values that no segment has."""
+def _check_values(path: Path, layers: Array, segments: Sequence[SlicerSegment]) -> None:
+    """Refuse segments in layers that do not exist, and values that no segment has."""
     count = layers.shape[3]
     for segment in segments:
         if segment.layer >= count:

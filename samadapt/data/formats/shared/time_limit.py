@@ -1,8 +1,9 @@
-"""Read files in threads that may be left behind: a time limit a file, and no waiting for the end.
+"""Read files in threads with a time limit each, and never wait for a thread that is stuck.
 
-A decoder that never returns cannot be stopped from outside. The standard library's pool waits for
-it, at the end of the block and again when Python ends, so that Ctrl-C and SIGTERM seem to have no
-effect. Here the thread that is stuck is left to itself and ends with the program.
+A decoder that never returns cannot be stopped from outside. The thread pool of the standard library
+waits for it, at the end of the block and again when Python exits, so that Ctrl-C and SIGTERM seem
+to have no effect. Here a stuck thread is abandoned: another takes its place, and it ends with the
+program.
 """
 
 from __future__ import annotations
@@ -18,37 +19,37 @@ from samadapt.system.limits import max_seconds
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_LOOK_AGAIN_S = 0.2
-"""How often the waiting thread wakes up; on Windows a signal is seen only then."""
+_WAKE_UP_S = 0.2
+"""How often the waiting thread wakes up, in seconds. Windows handles a signal only then."""
 
 
 class TookTooLongError(Exception):
-    """A file was not read within the time limit, ``seconds``."""
+    """A file was not read within the time limit of ``seconds``."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"not done after {seconds:g} s")
         self.seconds = seconds
 
 
-class _Work(Generic[Item, Result]):
-    """One item on its way: when it was begun, and what came out of it."""
+class _Task(Generic[Item, Result]):
+    """One item: when its work began (``time.monotonic``), and its result or error."""
 
     def __init__(self, item: Item) -> None:
         self.item = item
         self.begun = 0.0
         self.result: Result | None = None
         self.error: BaseException | None = None
-        self.is_done = self.is_given_up = False
+        self.is_done = self.is_abandoned = False
 
 
-class _Pool(Generic[Item, Result]):
-    """Some threads that work through a list; they end with the program if not before."""
+class _AbandonablePool(Generic[Item, Result]):
+    """Daemon threads that work through a list of items."""
 
     def __init__(self, function: Callable[[Item], Result], items: Sequence[Item]) -> None:
         self.function = function
-        self.works = [_Work[Item, Result](item) for item in items]
-        self.left = deque(self.works)
-        self.running: set[_Work[Item, Result]] = set()
+        self.tasks = [_Task[Item, Result](item) for item in items]
+        self.waiting = deque(self.tasks)
+        self.running: set[_Task[Item, Result]] = set()
         self.changed = threading.Condition()
 
     def start(self) -> None:
@@ -58,40 +59,41 @@ class _Pool(Generic[Item, Result]):
     def _run(self) -> None:
         while True:
             with self.changed:
-                if not self.left:
+                if not self.waiting:
                     return
-                work = self.left.popleft()
-                work.begun = time.monotonic()
-                self.running.add(work)
+                task = self.waiting.popleft()
+                task.begun = time.monotonic()
+                self.running.add(task)
             try:
-                work.result = self.function(work.item)
-            except BaseException as error:  # it is raised again where the result is asked for
-                work.error = error
+                task.result = self.function(task.item)
+            except BaseException as error:  # raised again in the thread that asks for the result
+                task.error = error
             with self.changed:
-                work.is_done = True
-                self.running.discard(work)
+                task.is_done = True
+                self.running.discard(task)
                 self.changed.notify_all()
-                if work.is_given_up:  # another thread has taken this one's place
+                if task.is_abandoned:  # another thread has taken the place of this one
                     return
 
-    def wait(self, work: _Work[Item, Result], seconds: float) -> None:
-        """Return when an item is done, or was begun so many seconds ago."""
+    def wait(self, task: _Task[Item, Result], seconds: float) -> None:
+        """Return when a task is done, or began more than ``seconds`` ago."""
         with self.changed:
-            while not work.is_done and not work.is_given_up:
-                self.changed.wait(_LOOK_AGAIN_S)
-                self._give_up(seconds)
+            while not task.is_done and not task.is_abandoned:
+                self.changed.wait(_WAKE_UP_S)
+                self._abandon_late(seconds)
 
-    def _give_up(self, seconds: float) -> None:
+    def _abandon_late(self, seconds: float) -> None:
+        """Replace the threads of all tasks that began more than ``seconds`` ago."""
         oldest = time.monotonic() - seconds
-        for work in [work for work in self.running if work.begun < oldest]:
-            self.running.discard(work)
-            work.is_given_up = True
+        for task in [task for task in self.running if task.begun < oldest]:
+            self.running.discard(task)
+            task.is_abandoned = True
             self.start()
 
     def stop(self) -> None:
-        """Begin no other item."""
+        """Begin no further task."""
         with self.changed:
-            self.left.clear()
+            self.waiting.clear()
 
 
 def each(
@@ -99,29 +101,29 @@ def each(
 ) -> Iterator[Result | TookTooLongError]:
     """Yield ``function(item)`` in the order of the items, computed in threads.
 
-    An item that takes longer than ``limits.max_seconds`` gives a ``TookTooLongError`` in its
-    place. What ``function`` raises is raised here.
+    An item that takes longer than ``limits.max_seconds`` yields a ``TookTooLongError`` instead. An
+    exception in ``function`` is raised here.
     """
-    pool = _Pool[Item, Result](function, items)
+    pool = _AbandonablePool[Item, Result](function, items)
     seconds = max_seconds()
     for _ in range(min(workers, len(items))):
         pool.start()
     try:
-        for work in pool.works:
-            pool.wait(work, seconds)
-            if not work.is_done:
+        for task in pool.tasks:
+            pool.wait(task, seconds)
+            if not task.is_done:
                 yield TookTooLongError(seconds)
                 continue
-            if work.error is not None:
-                raise work.error
-            yield work.result  # type: ignore[misc]  # it is the function's own, None or not
-            work.result = None
+            if task.error is not None:
+                raise task.error
+            yield task.result  # type: ignore[misc]  # the function's own result, None or not
+            task.result = None  # a volume need not stay in memory once it is used
     finally:
         pool.stop()
 
 
 def within_limit(function: Callable[[Item], Result], item: Item) -> Result:
-    """Return ``function(item)``, computed in a thread that can be left behind.
+    """Return ``function(item)``, computed in a thread that can be abandoned.
 
     Raises:
         TookTooLongError: it took longer than ``limits.max_seconds``.

@@ -147,7 +147,7 @@ def test_a_keyhole_is_a_hole(tmp_path: Path, make_series: Make) -> None:
 
 @pytest.mark.parametrize("many", [0, 1 << 40], ids=["strips", "whole"])
 def test_large_outlines_in_strips(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
-    monkeypatch.setattr(dicom_rtstruct, "_MANY", many)
+    monkeypatch.setattr(dicom_rtstruct, "_STRIPS_FROM", many)
     rng = np.random.default_rng(2)
     for _ in range(40):
         turn = np.linspace(0, 2 * np.pi, rng.integers(5, 60), endpoint=False)
