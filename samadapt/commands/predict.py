@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,8 @@ from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from samadapt.inference.files import PredictionPlan
 
 HELP = """
 Segments a picture, a volume, a DICOM series (its folder) or every image of a folder with an
@@ -121,11 +123,6 @@ class PredictArguments:
 
 
 SCHEMA = PredictArguments
-_OPTIONS = (
-    *("boxes", "points", "point_labels", "labels", "propagate", "carry", "slices", "vanish"),
-    *("keep_largest", "fill_holes", "tile", "probabilities", "channel", "spacing", "series"),
-    "exif",
-)
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
@@ -141,31 +138,30 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         PromptError: a prompt is missing, not wanted, or wrong.
     """
     asked = parse(PredictArguments, arguments)
+    from samadapt.inference.options import PredictionOptions
     from samadapt.inference.segmenter import load_adapter
 
     set_limits(asked.max_gb, asked.max_seconds)
-    single, others = _examine(asked)
+    plan = _plan(asked)  # before any model is loaded
     segmenter = load_adapter(
         asked.adapter,
         checkpoint=asked.checkpoint,
         device=asked.device,
         precision=asked.precision,
     )
-    options = {name: getattr(asked, name) for name in _OPTIONS}
-    head = {"adapter": asked.adapter, "input": asked.input}
-    if single:
-        name = asked.input if isinstance(asked.input, str) else asked.input[0]
-        with console.bar(Path(name).name) as show:
-            row = segmenter.predict_file(asked.input, asked.output, progress=show, **options)
-        _warn([row])
-        return head | _plain(row)
+    given = {item.name: getattr(asked, item.name) for item in fields(PredictionOptions)}
+    options = PredictionOptions(**given)
     with ExitStack() as shown:
 
         def start(name: str) -> Callable[[int, int], None]:
             shown.close()
             return shown.enter_context(console.bar(name))
 
-        rows = segmenter.predict_folder(asked.input, asked.output, progress=start, **options)
+        rows = segmenter.predict_plan(plan, options, progress=start)
+    head = {"adapter": asked.adapter, "input": asked.input}
+    if not plan.is_folder:
+        _warn(rows)
+        return head | _plain(rows[0])
     for row in rows:
         if "error" in row:
             console.log(f"samadapt: {row['error']}")
@@ -174,32 +170,20 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     return head | {
         "output": asked.output,
         "files": [_plain(row) for row in rows],
-        "other_files": others,
+        "other_files": list(plan.others),
         "exit_code": int(failed),
     }
 
 
-def _examine(asked: PredictArguments) -> tuple[bool, list[str]]:
-    """Refuse, before any model is loaded, what cannot be read or written.
-
-    Returns:
-        Whether the input is one image, and the names of what is none in a folder.
-    """
+def _plan(asked: PredictArguments) -> PredictionPlan:
+    """Find the images and their outputs; refuse what cannot be read or written."""
     from samadapt.adapters.record import read_record
-    from samadapt.inference import files
-    from samadapt.inference.inputs import as_path, chosen_channels, find_channel_cases
+    from samadapt.inference.files import plan_prediction
+    from samadapt.inference.inputs import chosen_channels
 
-    target = Path(asked.output).expanduser()
     record = read_record(Path(asked.adapter).expanduser())
-    cases = find_channel_cases(asked.input, chosen_channels(record, asked.channel))
-    if cases is not None:
-        files.check_cases(cases, target)
-        return files.is_one_file(cases, target), list(cases.others)
-    source = as_path(asked.input)
-    files.check_files(source, target)
-    if not files.is_folder_of_images(source):
-        return True, []
-    return False, files.list_folder(source).others
+    channels = chosen_channels(record, asked.channel)
+    return plan_prediction(asked.input, Path(asked.output), channels)
 
 
 def _warn(rows: Sequence[dict[str, Any]]) -> None:

@@ -1,16 +1,16 @@
-"""Objects prompted on some slices of a volume, carried to the others.
+"""Carry objects that are prompted on some slices of a volume to the other slices.
 
-Each object walks both ways from each slice where it is prompted: its mask on one slice gives the
-prompts on the next, one for each part of the mask where the adapter was trained with a prompt a
-component. Between two prompted slices the nearer one leads (of two equally near ones the
-lower). All objects walk together, upwards first and then downwards, so that a slice is embedded
-once: what both ways need is set aside between them.
+Each object walks in both directions from each slice on which it is prompted. Its mask on one slice
+makes the prompts on the next: one for each part of the mask if the adapter was trained with a
+prompt for each component. Between two prompted slices the nearer one leads; of two equally near
+ones the lower one. All objects walk together, first upwards and then downwards, so that a slice is
+embedded once. What both directions need is set aside between them (``spool.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -33,35 +33,49 @@ if TYPE_CHECKING:
     from samadapt.sam.types import Frame
 
 MARGIN = 0.05
-"""Share of a box's longer side by which it grows on each side from slice to slice, one pixel at
-least. Of 0 to 0.15, 0.05 to 0.08 served best for four organs of a CT with LiteMedSAM: without a
-margin a box can only shrink, with a wide one it takes in the neighbours."""
+"""Share of a box's longer side by which it grows on each side from slice to slice, at least one
+pixel. Without a margin a box can only shrink; with a wide one it takes in the neighbours. Of the
+values 0 to 0.15, those from 0.05 to 0.08 gave the best Dice for four organs of a CT with
+LiteMedSAM."""
 
 LEAST_PART = 0.03
-"""Share of a mask's area below which a part of it is not carried on by itself."""
+"""Share of a mask's area below which a part of the mask is not carried on by itself."""
 
 Embed = Callable[[Sequence[int]], tuple["Tensor", "list[Frame]"]]
-"""Embeddings (b, c, g, g) of slices, and their frames."""
+"""Returns the embeddings (b, c, g, g) of slices and their frames."""
 
 
 @dataclass(frozen=True)
 class Walk:
-    """One object on its way from a prompted slice, that slice included.
+    """The way of one object from a prompted slice in one direction.
 
     Attributes:
-        number: of the object, from 1.
+        number: number of the object, from 1.
         start: the prompted slice.
-        limit: the last slice.
+        limit: the last slice of the walk. It is below ``start`` if the walk goes downwards.
     """
 
     number: int
     start: int
     limit: int
 
+    @property
+    def slices(self) -> range:
+        """The slices of the walk without the prompted one."""
+        if self.limit >= self.start:
+            return range(self.start + 1, self.limit + 1)
+        return range(self.limit, self.start)
+
 
 @dataclass(frozen=True)
-class _Carried:
-    """What an object brings to the next slice: a prompt for each of its parts, and its end."""
+class _CarriedObject:
+    """An object on its way to the next slice.
+
+    Attributes:
+        walk: where it goes.
+        prompts: a prompt for each part of its mask.
+        area: pixels of its mask on the prompted slice.
+    """
 
     walk: Walk
     prompts: ImagePrompts
@@ -74,20 +88,20 @@ def plan_walks(
     """Divide the slices among the prompts.
 
     Args:
-        prompts: by slice, with class ids that number the objects.
+        prompts: the prompts by slice, with object numbers.
         depth: number of slices.
         slices: first and last slice to go to; None: all.
 
     Returns:
-        The walks upwards and downwards, one of each for every object on every prompted slice.
+        The walks upwards and downwards: one of each for every object on every prompted slice.
 
     Raises:
-        PromptError: ``slices`` is no range, or a prompt lies outside it.
+        PromptError: ``slices`` is not a range, or a prompt lies outside it.
     """
     low, high = _bounds(slices, depth)
     prompted: dict[int, list[int]] = {}
     for index in sorted(prompts):
-        for number in prompts[index].class_ids.tolist():
+        for number in prompts[index].numbers.tolist():
             prompted.setdefault(number, []).append(index)
     up, down = [], []
     for number, starts in prompted.items():
@@ -96,6 +110,7 @@ def plan_walks(
                 f"slices=[{low}, {high}] must hold every prompted slice; object {number} is "
                 f"prompted on {starts}"
             )
+        # The middle between two prompted slices is the last slice of the lower one's walk upwards.
         between = [(first + second) // 2 for first, second in pairwise(starts)]
         for start, first, last in zip(
             starts, [low, *(b + 1 for b in between)], [*between, high], strict=True
@@ -123,13 +138,14 @@ class Propagation:
 
     Attributes:
         sam: the model.
-        embed: gives the embeddings of slices.
+        embed: embeds slices.
         policy: how the adapter was prompted in training.
         threshold: logit above which a pixel belongs to an object.
-        carry: ``"prompt"``: the box around a mask, or the point deepest in it, is the next slice's
-            prompt; ``"mask"``: its logits are, as SAM takes them; ``"both"``.
-        vanish: share of its area on the prompted slice below which an object has ended.
-        ahead: slices that are embedded together.
+        carry: what a mask becomes on the next slice. ``"prompt"``: the box around it, or the point
+            deepest in it; ``"mask"``: its logits, as SAM's mask prompt; ``"both"``.
+        vanish: an object ends when its area falls below this share of its area on the prompted
+            slice.
+        ahead: number of slices that are embedded together.
         advance: called once for every slice that is passed.
     """
 
@@ -149,12 +165,12 @@ class Propagation:
     def __call__(
         self, prompts: Mapping[int, ImagePrompts], up: Sequence[Walk], down: Sequence[Walk]
     ) -> Iterator[tuple[int, dict[int, Tensor]]]:
-        """Walk both ways.
+        """Walk upwards, then downwards.
 
         Args:
-            prompts: by slice, with class ids that number the objects.
-            up: the walks of ``plan_walks``.
-            down: likewise.
+            prompts: the prompts by slice, with object numbers.
+            up: the walks upwards, from ``plan_walks``.
+            down: the walks downwards.
 
         Yields:
             Each slice on which an object was found, once, with the logits (1, 4g, 4g) of each
@@ -166,9 +182,9 @@ class Propagation:
         with Spool() as self._spool, torch.no_grad():
             leads = {(walk.start, walk.number): walk for walk in up}
             returns = {(walk.start, walk.number): walk for walk in down}
-            waiting: dict[int, list[_Carried]] = {}
+            waiting: dict[int, list[_CarriedObject]] = {}
             kept: dict[int, list[int]] = {}
-            carried: list[_Carried] = []
+            carried: list[_CarriedObject] = []
             for at, index in enumerate(upwards):
                 found, carried = self._carry(index, carried, upwards[at + 1 :])
                 begun, seeds = self._begin(index, prompts.get(index), leads, upwards[at + 1 :])
@@ -176,7 +192,10 @@ class Propagation:
                 carried += seeds
                 for seed in seeds:
                     back = returns[index, seed.walk.number]
-                    waiting.setdefault(index, []).append(_Carried(back, seed.prompts, seed.area))
+                    waiting.setdefault(index, []).append(
+                        _CarriedObject(back, seed.prompts, seed.area)
+                    )
+                # A slice that a walk downwards passes too is yielded then, with what was found now.
                 if index in self._again:
                     kept[index] = list(found)
                     for number, logits in found.items():
@@ -201,53 +220,60 @@ class Propagation:
         prompts: ImagePrompts | None,
         walks: Mapping[tuple[int, int], Walk],
         rest: Sequence[int],
-    ) -> tuple[dict[int, Tensor], list[_Carried]]:
+    ) -> tuple[dict[int, Tensor], list[_CarriedObject]]:
         """Segment what is prompted on a slice."""
         if prompts is None or not len(prompts):
             return {}, []
         low, masks = self._decode(index, prompts, rest, multimask=self.policy.is_ambiguous)
         found, seeds = {}, []
-        for number, logits, mask in zip(prompts.class_ids.tolist(), low, masks, strict=True):
+        for number, logits, mask in zip(prompts.numbers.tolist(), low, masks, strict=True):
             found[number] = logits
             if mask.any():
-                onward = self._onward(mask, logits)
-                seeds.append(_Carried(walks[index, number], onward, int(mask.sum())))
+                onward = self._prompts_from(mask, logits)
+                seeds.append(_CarriedObject(walks[index, number], onward, int(mask.sum())))
         return found, seeds
 
     def _carry(
-        self, index: int, carried: Sequence[_Carried], rest: Sequence[int]
-    ) -> tuple[dict[int, Tensor], list[_Carried]]:
-        """Segment on a slice what came from the one before; what has vanished is left out."""
-        due = [item for item in carried if index in _way(item.walk)]
+        self, index: int, carried: Sequence[_CarriedObject], rest: Sequence[int]
+    ) -> tuple[dict[int, Tensor], list[_CarriedObject]]:
+        """Segment the objects that come from the slice before; drop those that have vanished."""
+        due = [item for item in carried if index in item.walk.slices]
         if not due:
             return {}, []
         multimask = self.policy.is_ambiguous and self.carry == "prompt"
         counts = [len(item.prompts) for item in due]
-        together = _together([item.prompts for item in due])
+        together = _joined_prompts([item.prompts for item in due])
         low, masks = self._decode(index, together, rest, multimask=multimask)
         ends = np.cumsum(counts)
         found, alive = {}, []
         for item, start, end in zip(due, ends - counts, ends, strict=True):
+            # The parts of an object are one again: the highest logit of its parts counts.
             mask = np.logical_or.reduce(masks[start:end])
             logits = low[start:end].amax(dim=0)
             if mask.sum() > 0 and mask.sum() >= self.vanish * item.area:
                 found[item.walk.number] = logits
-                alive.append(_Carried(item.walk, self._onward(mask, logits), item.area))
+                onward = self._prompts_from(mask, logits)
+                alive.append(_CarriedObject(item.walk, onward, item.area))
         return found, alive
 
     def _decode(
         self, index: int, prompts: ImagePrompts, rest: Sequence[int], *, multimask: bool
     ) -> tuple[Tensor, Array]:
-        """Logits (p, 1, 4g, 4g), and masks (p, h, w) bool in the original frame."""
+        """Return logits (p, 1, 4g, 4g), and masks (p, h, w) bool in the original frame."""
         embedding = self._embedding(index, rest)[None]
-        objects = [unnumbered(prompts)]
         ((low, _),) = object_logits(
-            self.sam, embedding, [self._frame], objects, multimask=multimask
+            self.sam, embedding, [self._frame], [prompts], multimask=multimask
         )
         original = self.sam.postprocess(low[None].float(), self._frame)[0, :, 0]
         return low, (original > self.threshold).cpu().numpy()
 
     def _embedding(self, index: int, rest: Sequence[int]) -> Tensor:
+        """Return the embedding (c, g, g) of a slice, which is computed once.
+
+        Args:
+            index: the slice.
+            rest: the slices that follow on this way; some of them are embedded ahead.
+        """
         if index not in self._ready:
             if index in self._spool:
                 self._ready[index] = self._spool.get(index).to(self.sam.device)
@@ -261,28 +287,28 @@ class Propagation:
             self._ready = {i: self._ready[i] for i in self._ready if i == index or i in rest}
         return self._ready[index]
 
-    def _onward(self, mask: Array, logits: Tensor) -> ImagePrompts:
-        """What a mask (h, w) on one slice prompts on the next."""
-        boxes = points = point_labels = hints = None
+    def _prompts_from(self, mask: Array, logits: Tensor) -> ImagePrompts:
+        """Return the prompts that a mask (h, w) on one slice makes on the next."""
+        boxes = points = point_labels = mask_logits = None
         parts = mask[None]
         if self.carry == "prompt" and self.policy.objects == "component":
             least = int(LEAST_PART * mask.sum())
             _, large = objects_in(mask.astype(np.uint8), "component", least)
-            parts = large if len(large) else parts  # of specks alone: one box around all
+            parts = large if len(large) else parts  # a mask of specks alone: one box around all
         if self.carry != "mask" and self.policy.kind == "box":
             boxes = widened(boxes_of(parts), mask.shape)
         elif self.carry != "mask":
             points = points_in(parts)
             point_labels = np.ones(points.shape[:2], dtype=np.int64)
         if self.carry != "prompt":
-            hints = logits[None].float().cpu().numpy()
-        ids = np.ones(len(parts), dtype=np.int64)
-        return ImagePrompts(ids, None, boxes, points, point_labels, hints)
-
-
-def unnumbered(prompts: ImagePrompts) -> ImagePrompts:
-    """Return the same prompts as objects of class 1: there may be more objects than class ids."""
-    return replace(prompts, class_ids=np.ones(len(prompts), dtype=np.int64))
+            mask_logits = logits[None].float().cpu().numpy()
+        return ImagePrompts(
+            class_ids=np.ones(len(parts), dtype=np.int64),
+            boxes=boxes,
+            points=points,
+            point_labels=point_labels,
+            mask_logits=mask_logits,
+        )
 
 
 def widened(boxes: Array, shape: tuple[int, ...]) -> Array:
@@ -294,21 +320,17 @@ def widened(boxes: Array, shape: tuple[int, ...]) -> Array:
     return np.asarray(np.clip(grown, 0, [width, height] * 2), dtype=np.float32)
 
 
-def _way(walk: Walk) -> range:
-    """The slices of a walk behind the prompted one."""
-    if walk.limit >= walk.start:
-        return range(walk.start + 1, walk.limit + 1)
-    return range(walk.limit, walk.start)
-
-
-def _together(prompts: Sequence[ImagePrompts]) -> ImagePrompts:
-    """Prompts of one kind, as those of one image."""
+def _joined_prompts(prompts: Sequence[ImagePrompts]) -> ImagePrompts:
+    """Return prompts of one kind as those of one image."""
 
     def joined(name: str) -> Array | None:
         parts = [getattr(prompt, name) for prompt in prompts]
         return None if parts[0] is None else np.concatenate(parts)
 
-    ids = np.ones(sum(len(prompt) for prompt in prompts), dtype=np.int64)
     return ImagePrompts(
-        ids, None, joined("boxes"), joined("points"), joined("point_labels"), joined("mask_logits")
+        class_ids=np.concatenate([prompt.class_ids for prompt in prompts]),
+        boxes=joined("boxes"),
+        points=joined("points"),
+        point_labels=joined("point_labels"),
+        mask_logits=joined("mask_logits"),
     )

@@ -1,4 +1,4 @@
-"""An adapter directory in use: images and volumes to label maps."""
+"""Load an adapter directory and segment images and volumes with it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from samadapt.adapters.record import AdapterRecord, read_record
 from samadapt.data.channels import Channel
 from samadapt.data.formats.base import ReaderOptions, parse_axis
 from samadapt.data.formats.dicom.series_choice import general_choice
-from samadapt.data.formats.nifti.affine import check_spacing_source
+from samadapt.data.formats.nifti.affine import SpacingSource, check_spacing_source
 from samadapt.data.formats.shared.exif import Exif, parse_exif
-from samadapt.errors import AdapterError, nearest
-from samadapt.inference import files
+from samadapt.errors import AdapterError, DataError, nearest
 from samadapt.inference.bundle import AdapterBundle, load_bundle, make_bundle
 from samadapt.inference.embeddings import Embeddings
+from samadapt.inference.files import (
+    PredictionPlan,
+    plan_prediction,
+    predict_planned,
+    read_one,
+)
 from samadapt.inference.inputs import Source, chosen_channels, is_source
-from samadapt.inference.options import Carry, Options
+from samadapt.inference.options import Carry, PredictionOptions
 from samadapt.inference.volumes import Progress, VolumePredictor, as_picture
 from samadapt.prompts.user_prompts import SlicePrompts
 from samadapt.system.arrays import Array
@@ -42,16 +47,17 @@ def load_adapter(
 ) -> Segmenter:
     """Load an adapter with its base model, ready to segment.
 
-    The base is found by the name that the adapter records, or as a file of the recorded name in the
-    adapter's directory or the working folder, and checked against the recorded hash.
+    The base weights are found by the model's name that the adapter records, or as a file of the
+    recorded name in the adapter's directory or the working folder. They are checked against the
+    recorded hash.
 
     Args:
         directory: an adapter directory, as a run writes it.
         checkpoint: file of the base weights, if it is not where the adapter says.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"mps"``.
-        precision: ``"fp32"``, by the fastest exact way, so that masks do not depend on the
-            machine; ``"bf16"``; or ``"auto"``: as in training, bf16 where that is clearly faster.
-        name: by which ``Segmenter.use`` comes back to it, after ``Segmenter.add`` brought others.
+        precision: ``"fp32"``, so that masks do not depend on the machine; ``"bf16"``; or
+            ``"auto"``, as in training: bf16 if that is clearly faster.
+        name: name for ``Segmenter.use``, if ``Segmenter.add`` brings further adapters.
 
     Raises:
         AdapterError: the directory is refused; names the file and the fault.
@@ -69,24 +75,24 @@ def load_adapter(
 
 
 class Segmenter:
-    """An adapted model that obeys its record: intensity, axis, geometry and prompt policy.
+    """An adapted model that segments as its record says: intensity, axis, geometry and prompts.
+
+    ``add`` loads further adapters of the same base model and ``use`` switches between them.
+    Adapters that leave the image encoder unchanged share the embeddings of the last images.
 
     Args:
         sam: the adapted model.
         record: what the adapter was trained for.
-        precision: what it computes in; fp32 by default.
-
-    ``add`` brings further adapters of the same base, ``use`` switches between them. Adapters that
-    leave the encoder alone share the embeddings of the last images.
+        precision: what the model computes in; fp32 by default.
 
     Attributes:
         active: name of the adapter in use.
-        precision: what it computes in, and why.
+        precision: what the model computes in, and why.
 
     Raises:
-        ConfigError: the record's intensity rule is none.
-        PromptError: the record's prompt policy is none.
-        AdapterError: the record's preprocessing is not the model's.
+        ConfigError: the record's intensity rule is not valid.
+        PromptError: the record's prompt policy is not valid.
+        AdapterError: the record's preprocessing is not that of the model.
     """
 
     def __init__(self, sam: Sam, record: AdapterRecord, precision: Precision | None = None) -> None:
@@ -105,7 +111,7 @@ class Segmenter:
 
     @property
     def names(self) -> list[str]:
-        """The adapters that can be used, in the order of their arrival."""
+        """Names of the loaded adapters, in the order in which they were loaded."""
         return list(self._adapters)
 
     @property
@@ -129,17 +135,19 @@ class Segmenter:
         return list(self._now.record.classes)
 
     def add(self, directory: str | Path, name: str) -> None:
-        """Load another adapter of the same base, which stays in memory once.
+        """Load another adapter of the same base model, which is held in memory once.
 
         Args:
             directory: an adapter directory.
-            name: for ``use``.
+            name: name for ``use``.
 
         Raises:
-            AdapterError: it is refused, is for another base, or the name is taken.
+            AdapterError: the adapter is refused or is for another base, or the name is taken.
         """
         if name in self._adapters:
-            raise AdapterError(f"there is an adapter {name!r} already; remove it, or name another")
+            raise AdapterError(
+                f"there is an adapter {name!r} already; remove it, or choose another name"
+            )
         if self._base is None:
             raise AdapterError(
                 "this segmenter was made from an adapted model; one from "
@@ -148,20 +156,20 @@ class Segmenter:
         self._adapters[name] = load_bundle(Path(directory).expanduser(), self._base)
 
     def use(self, name: str) -> None:
-        """Segment with another adapter from now on; costs nothing.
+        """Segment with another loaded adapter from now on. This costs no time.
 
         Raises:
-            AdapterError: there is none of that name.
+            AdapterError: no adapter has this name.
         """
         if name not in self._adapters:
             self._unknown(name)
         self.active, self._now = name, self._adapters[name]
 
     def remove(self, name: str) -> None:
-        """Forget an adapter that is not in use.
+        """Drop a loaded adapter that is not in use.
 
         Raises:
-            AdapterError: there is none of that name, or it is in use.
+            AdapterError: no adapter has this name, or it is in use.
         """
         if name not in self._adapters:
             self._unknown(name)
@@ -182,7 +190,7 @@ class Segmenter:
         image: ArrayLike | str | Path | Sequence[str | Path],
         *,
         channel: Channel | Sequence[Channel] | None = None,
-        spacing: str | None = None,
+        spacing: SpacingSource | None = None,
         series: str | None = None,
         progress: Progress | None = None,
         boxes: SlicePrompts = None,
@@ -200,64 +208,66 @@ class Segmenter:
     ) -> Array:
         """Segment an image or a volume.
 
-        An adapter trained without prompts labels every pixel with its class and takes none.
-        One trained with boxes or points needs them; an object is a box, a set of points, or both,
-        and where objects overlap the higher logit wins. Each object has a class of the adapter.
+        An adapter that was trained without prompts labels every pixel with its class and takes no
+        prompts. One that was trained with boxes or points needs them. An object is a box, a set of
+        points, or both, and has a class of the adapter. Where objects overlap, the higher logit
+        wins.
 
-        A volume's slices count from the left, the back or below (0 is the first), along the axis
-        that the adapter was trained on. Coordinates on a slice are those of the upright picture,
-        (x, y) in pixels from its top left, as the overlays of a run show it. Slices without a
-        prompt in a mapping are left empty, unless ``propagate`` carries an object there. The k-th
-        box of every slice is object k; ``None`` in its place says that it has none there.
+        The slices of a volume are numbered from 0, from the left, the back or below, along the
+        axis that the adapter was trained on. Coordinates on a slice are those of the upright
+        picture, (x, y) in pixels from its top left, as the overlays of a run show it. If prompts
+        are given by slice, the other slices are left empty, unless ``propagate`` carries an object
+        there. The k-th box of every slice is object k; ``None`` in its place means that the object
+        has no box on that slice.
 
         Args:
-            image: (h, w) or (h, w, 3) RGB, in the values of the files trained on (HU for CT), or
-                (h, w, c) for an adapter of c channels; or the path of a file that
-                ``samadapt.data`` reads, or of a DICOM series' folder. Where the channels are
-                files: a list of them, a pattern with ``{channel}``, or the case's folder.
+            image: (h, w) or (h, w, 3) RGB, in the values of the training files (HU for CT), or
+                (h, w, c) for an adapter of c channels. Or the path of a file that
+                ``samadapt.data`` reads, or of the folder of a DICOM series. If the channels are
+                files: a list of them, a pattern with ``{channel}``, or the folder of the case.
             channel: which volumes of a 4D file, or which files: an index, a name, or a list of as
                 many as the adapter sees; None: those that it was trained on.
-            spacing: ``"affine"`` or ``"pixdim"``: which is true where a NIfTI header contradicts
-                itself; None: as the adapter was trained, where such a file may be refused.
+            spacing: ``"affine"`` or ``"pixdim"``: which voxel size is true if a NIfTI header
+                contradicts itself; None: as in training, where such a file may be refused.
             series: which of several DICOM series in a folder: a modality (``"CT"``), a series
-                number, ``"largest"``, or the digits that the message shows; None: as trained.
-            progress: called with the number of slices done and of all.
+                number, ``"largest"``, or the digits that the message shows; None: as in training.
+            progress: called after each slice with the number of slices done and of all slices.
             boxes: (p, 4) or (4,) XYXY pixels of the original image. For a volume: these for every
                 slice, or ``{slice index: boxes}``.
             points: (k, 2) (x, y) for one object, or (p, k, 2); for a volume as the boxes.
             point_labels: (k,) or (p, k); 1 foreground, 0 background, -1 padding; None: all 1.
-            labels: class name of each object, or one for all; needed where the adapter has
+            labels: class name of each object, or one for all. It is required if the adapter has
                 several classes.
-            propagate: carry each object from the slices where it is prompted both ways; where two
-                prompted slices are, the nearer one leads.
-            carry: what the mask of a slice gives to the next: its ``"prompt"`` (the box around
-                each part of it, a little wider; for adapters trained with points the innermost
-                point), the ``"mask"`` itself as logits, or ``"both"``. Masks serve adapters whose
-                base was trained with them, as SAM; not LiteMedSAM.
-            slices: [first, last] to which objects are carried; None: until they vanish.
-            vanish: an object ends where its area falls below this share of that on the slice
-                where it was prompted.
-            keep_largest: of these classes (True: all) only the largest component stays, in 3D
-                for a volume.
-            fill_holes: holes in these classes are filled, cavities in 3D for a volume, after
+            propagate: carry each object from the slices on which it is prompted in both
+                directions. Between two prompted slices the nearer one leads.
+            carry: what the mask of a slice becomes on the next one. ``"prompt"``: the box around
+                each part of it, a little wider, or for adapters trained with points the innermost
+                point. ``"mask"``: its logits, as a mask prompt, which suits base models that were
+                trained with mask prompts, such as SAM, but not LiteMedSAM. ``"both"``.
+            slices: [first, last] slice to which objects are carried; None: until they vanish.
+            vanish: an object ends when its area falls below this share of its area on the slice
+                on which it was prompted.
+            keep_largest: of these classes (True: all) only the largest component stays, in 3D for
+                a volume.
+            fill_holes: holes in these classes are filled, in a volume cavities, after
                 ``keep_largest``.
-            tile: pixels a side of the tiles that a picture is cut into (``data/tiles.py``); an
+            tile: side in pixels of the tiles that a picture is cut into (``data/tiles.py``). An
                 object gets its prompt in every tile that sees a part of its box, or one of its
-                foreground points. None: as the adapter was trained; 0: not at all.
-            exif: ``"apply"``: a picture file is turned as its EXIF orientation says; ``"ignore"``:
-                its pixels stay as they are stored; None: as the adapter was trained, or applied.
+                foreground points. None: as in training; 0: the picture is seen whole.
+            exif: ``"apply"``: turn a picture file as its EXIF orientation says; ``"ignore"``:
+                leave its pixels as they are stored; None: as in training, or ``"apply"``.
 
         Returns:
-            uint8 labels: (h, w) for an image; for a volume file in the axes and the shape of the
-            file. Where the adapter's classes may overlap, masks of 0 and 1, with the class as a
-            further first axis.
+            uint8 labels: (h, w) for an image; in the axes and the shape of the file for a volume
+            file. If the adapter's classes may overlap, masks of 0 and 1 with the class as an
+            additional first axis.
 
         Raises:
-            PromptError: a prompt is missing, not wanted, or not within the image; or an option
-                names what is not there.
-            DataError: the image cannot be read or is not of these shapes.
+            PromptError: a prompt is missing, not wanted or outside the image, or an option names
+                a class that does not exist.
+            DataError: the image cannot be read or has another shape.
         """
-        options = Options(
+        options = PredictionOptions(
             boxes=boxes,
             points=points,
             point_labels=point_labels,
@@ -269,10 +279,14 @@ class Segmenter:
             keep_largest=keep_largest,
             fill_holes=fill_holes,
             tile=tile,
+            exif=exif,
+            channel=channel,
+            spacing=spacing,
+            series=series,
         )
         predictor = self._predictor(options)
         if is_source(image):
-            volume = files.read_one(image, self._reading(channel, spacing, series, exif))
+            volume = read_one(image, self._reader_options(options))
         else:
             volume = as_picture(np.asarray(image), len(self._now.intensity.inputs))
         found = predictor.segment(volume, options, progress).labels
@@ -291,115 +305,124 @@ class Segmenter:
         input: Source,
         output: str | Path,
         *,
-        channel: Channel | Sequence[Channel] | None = None,
-        spacing: str | None = None,
-        series: str | None = None,
-        exif: Exif | None = None,
         progress: Progress | None = None,
-        probabilities: bool = False,
         **options: Any,
     ) -> dict[str, Any]:
         """Segment a file and write the labels in the format that the output's ending names.
 
-        - ``.png`` (pictures): the class number of each pixel, with a palette of colours.
-        - ``.json`` (pictures): COCO, an annotation an object; for adapters without prompts a
-          component of a class is an object.
-        - ``.nii.gz``, ``.nii`` (volumes): class numbers on the grid of the source, with its affine.
-        - ``.dcm`` (DICOM series): a SEG object, a segment a class, without any patient's field.
-
         Args:
-            input: a file that ``samadapt.data`` reads, or the folder of a DICOM series; where the
+            input: a file that ``samadapt.data`` reads, or the folder of a DICOM series. If the
                 channels are files, see ``inference/inputs.py``.
-            output: replaced if it exists.
-            channel: see ``segment``.
-            spacing: see ``segment``.
-            series: see ``segment``.
-            exif: see ``segment``.
+            output: the file to write; see ``inference/outputs.py``. It is replaced if it exists.
             progress: see ``segment``.
-            probabilities: also write the probability of each class beside the output:
-                ``NAME_probabilities.nii.gz``, 4D, in steps of 1/255, class k being volume k - 1;
-                for a picture ``NAME_probabilities.npz`` with uint8 (K, h, w), 255 being 1.
-            options: prompts and options of ``segment``.
+            options: prompts and options of ``segment``; and ``probabilities=True``, which also
+                writes the probability of each class beside the output:
+                ``NAME_probabilities.nii.gz``, 4D, in steps of 1/255, volume k - 1 for class k; for
+                a picture ``NAME_probabilities.npz`` with uint8 (K, h, w), 255 for 1.
 
         Returns:
-            ``{"output": path, "shape": (h, w, d) as sliced, "voxels": {class name: count}}``, and
-            ``"probabilities": path`` if they were asked for.
+            ``{"output": path, "shape": (h, w, d) as sliced, "voxels": {class name: count}}``;
+            ``"probabilities": path`` if they were asked for; ``"masks": {class name: path}`` if
+            classes may overlap; ``"warnings": [text]`` if the reader has any.
 
         Raises:
-            DataError: a file cannot be read or written; said before anything is computed where
-                that can be known.
-            PromptError: as ``segment``.
+            DataError: a file cannot be read or written. What can be known before is checked before
+                anything is computed.
+            PromptError: see ``segment``.
             MissingExtraError: the output's format needs a package that is not installed.
         """
-        wanted = Options(**options, probabilities=probabilities)
-        how = self._reading(channel, spacing, series, exif)
-        return files.predict_file(
-            self._predictor(wanted), input, Path(output), wanted, how, progress
+        wanted = PredictionOptions(**options)
+        plan = self._plan(input, output, wanted)
+        if plan.is_folder:
+            raise DataError(
+                f"{plan.target}: the output of one case is a file, as {plan.target}.nii.gz; for a "
+                "folder of images use predict_folder"
+            )
+        (row,) = self.predict_plan(
+            plan, wanted, progress=None if progress is None else lambda name: progress
         )
+        return row
 
     def predict_folder(
         self,
         input: Source,
         output: str | Path,
         *,
-        channel: Channel | Sequence[Channel] | None = None,
-        spacing: str | None = None,
-        series: str | None = None,
-        exif: Exif | None = None,
         progress: Callable[[str], Progress] | None = None,
-        probabilities: bool = False,
         **options: Any,
     ) -> list[dict[str, Any]]:
-        """Segment every image of a folder; a file that cannot be done does not stop the others.
+        """Segment every image of a folder; an image that fails does not stop the others.
 
         Args:
-            input: a folder; hidden files and folders in it are left alone, except the folder of a
-                DICOM series. Where the channels are files: a folder or a pattern of several cases;
+            input: a folder. Hidden files and folders in it are skipped, except the folder of a
+                DICOM series. If the channels are files: a folder or a pattern of several cases;
                 see ``inference/inputs.py``.
             output: a folder, made if its parent exists, for files of the same stems: PNG for
                 pictures, NIfTI for volumes. Or a ``.json`` file: COCO, for pictures.
-            channel: see ``segment``.
-            spacing: see ``segment``.
-            series: see ``segment``.
-            exif: see ``segment``.
             progress: called with the name of each file; returns what ``segment`` calls.
-            probabilities: see ``predict_file``.
-            options: prompts and options of ``segment``, the same for each file.
+            options: see ``predict_file``; the same for each file.
 
         Returns:
-            For each image ``{"input": path}`` with what ``predict_file`` returns, or with
+            For each image ``{"input": path}`` together with what ``predict_file`` returns, or with
             ``"error": message``.
 
         Raises:
-            DataError: there is no image in the folder, or the output cannot be made.
-            PromptError: the options do not fit the adapter, whatever the image.
+            DataError: the input is not a folder of images, or the output cannot be made.
+            PromptError: the options do not fit the adapter, whatever the image is.
             MissingExtraError: the output's format needs a package that is not installed.
         """
-        wanted = Options(**options, probabilities=probabilities)
-        how = self._reading(channel, spacing, series, exif)
-        return files.predict_folder(
-            self._predictor(wanted), input, Path(output), wanted, how, progress
-        )
+        wanted = PredictionOptions(**options)
+        plan = self._plan(input, output, wanted)
+        if not plan.is_folder:
+            raise DataError(
+                f"{input}: expected a folder of images; got one image. Use predict_file"
+            )
+        return self.predict_plan(plan, wanted, progress=progress)
 
-    def _reading(
+    def predict_plan(
         self,
-        channel: Channel | Sequence[Channel] | None,
-        spacing: str | None,
-        series: str | None,
-        exif: Exif | None,
-    ) -> ReaderOptions:
-        """Return how images are read: as the caller says, else as the adapter was trained."""
-        check_spacing_source(spacing)
+        plan: PredictionPlan,
+        options: PredictionOptions,
+        *,
+        progress: Callable[[str], Progress] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Segment the images of a plan, which ``plan_prediction`` makes before a model is loaded.
+
+        Args:
+            plan: what to read and write.
+            options: prompts and options.
+            progress: called with the name of each file; returns what ``segment`` calls.
+
+        Returns:
+            One row an image; see ``predict_file``, and ``predict_folder`` for a folder.
+
+        Raises:
+            UserError: the options do not fit, or the plan is for one image and it fails.
+        """
+        how = self._reader_options(options)
+        return predict_planned(self._predictor(options), plan, options, how, progress)
+
+    def _plan(
+        self, input: Source, output: str | Path, options: PredictionOptions
+    ) -> PredictionPlan:
+        self._predictor(options)  # options that do not fit the adapter are reported first
+        channels = chosen_channels(self.record, options.channel)
+        return plan_prediction(input, Path(output), channels)
+
+    def _reader_options(self, options: PredictionOptions) -> ReaderOptions:
+        """Return how images are read: as the user says, else as in training."""
+        check_spacing_source(options.spacing)
+        recorded = self.record.data_options
         return ReaderOptions(
             axis=parse_axis(self.record.axis),
-            channel=chosen_channels(self.record, channel),
-            spacing=spacing or self.record.data_options.get("spacing"),
-            series=series or general_choice(self.record.data_options.get("series")),
-            exif=parse_exif(exif or self.record.data_options.get("exif")),
+            channel=chosen_channels(self.record, options.channel),
+            spacing=options.spacing or recorded.get("spacing"),
+            series=options.series or general_choice(recorded.get("series")),
+            exif=parse_exif(options.exif or recorded.get("exif")),
         )
 
-    def _predictor(self, options: Options) -> VolumePredictor:
-        """What segments with the adapter in use; refuses options that do not fit it."""
+    def _predictor(self, options: PredictionOptions) -> VolumePredictor:
+        """Return what segments with the adapter in use; refuse options that do not fit it."""
         shared = self._embeddings if len(self._adapters) > 1 else None
         predictor = VolumePredictor(self._now, self.precision, shared)
         predictor.check(options)

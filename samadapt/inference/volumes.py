@@ -1,9 +1,13 @@
-"""A volume or a picture to class ids, slice by slice, as the adapter's record says."""
+"""Segment one volume or picture with an adapter, slice by slice, as the adapter's record says.
+
+A picture is a volume of one slice, or is cut into tiles, which are then embedded as slices are.
+Every slice goes the way that ``sam/embed.py`` and ``sam/decode.py`` describe.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,9 +18,9 @@ from samadapt.data.tiles import Tile, tiling
 from samadapt.data.types import SliceRef, Volume
 from samadapt.errors import DataError, PromptError
 from samadapt.inference.embeddings import Embeddings
-from samadapt.inference.options import Options, class_ids
+from samadapt.inference.options import PredictionOptions, class_ids
 from samadapt.inference.postprocess import postprocess
-from samadapt.inference.propagate import Propagation, plan_walks, unnumbered
+from samadapt.inference.propagate import Propagation, plan_walks
 from samadapt.prompts.simulate import objects_in
 from samadapt.prompts.user_prompts import object_classes, slice_prompts, tile_prompts
 from samadapt.sam.decode import (
@@ -28,21 +32,20 @@ from samadapt.sam.decode import (
 )
 from samadapt.sam.embed import embed
 from samadapt.sam.geometry import make_frame
-from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from samadapt.inference.bundle import AdapterBundle
-    from samadapt.sam.types import Frame
+    from samadapt.sam.types import Frame, ImagePrompts
     from samadapt.training.precision import Precision
 
 LARGE = 512
-"""Model side in pixels above which slices are embedded one by one outside a GPU."""
+"""Side of the model's square, in pixels, above which slices are embedded one by one on a CPU."""
 
 Progress = Callable[[int, int], None]
-"""Called with the number of slices done and of all."""
+"""Called with the number of slices that are done and the number of all slices."""
 
 
 @dataclass
@@ -53,9 +56,9 @@ class Segmentation:
         labels: (h, w, d) uint8 class ids; (K, h, w, d) where classes may overlap, with k in the
             map of class k.
         probabilities: (K, h, w, d) uint8, 255 times the probability of each class, or None. They
-            are the model's: what is done to the labels afterwards does not change them.
-        instances: int32 numbers of objects, from 1, in the shape of ``labels``, or None; where the
-            adapter takes no prompts they are the components of each class.
+            are the model's own: ``keep_largest`` and ``fill_holes`` do not change them.
+        instances: int32 object numbers from 1, in the shape of ``labels``, or None. If the adapter
+            takes no prompts, the objects are the connected components of each class.
         instance_classes: class id of each object.
     """
 
@@ -74,9 +77,9 @@ class SlicePictures:
     """The slices of a volume, or the tiles of a picture, as the model sees them.
 
     Args:
-        volume: the values of the file, which are kept once, in their own type.
+        volume: the values of the file. They are kept once, in their own type.
         adapter: its intensity rule is fitted to the whole volume and applied to each slice.
-        tiles: of a picture, or None.
+        tiles: the tiles of a picture, or None.
     """
 
     def __init__(
@@ -95,30 +98,33 @@ class SlicePictures:
 
 
 class VolumePredictor:
-    """An adapter in use on one volume or picture.
+    """An adapter that segments volumes and pictures.
 
     Args:
         adapter: the adapter.
         precision: what it computes in.
-        embeddings: shared by several adapters; None where there is one.
+        embeddings: a store that several adapters share; None: there is one adapter.
     """
 
     def __init__(
         self, adapter: AdapterBundle, precision: Precision, embeddings: Embeddings | None = None
     ) -> None:
-        if embeddings is None and adapter.stack > 1:  # the next slices are of the same stack
-            embeddings = Embeddings()
+        if embeddings is None and adapter.stack > 1:
+            embeddings = Embeddings()  # the slices that follow belong to the same stack
         self.adapter, self.precision, self.embeddings = adapter, precision, embeddings
         self.sam, self.policy = adapter.sam, adapter.policy
         self.classes = list(adapter.record.classes)
         self.overlapping = adapter.record.overlapping
-        is_cpu = self.sam.device.type == "cpu"
-        self.batch = 1 if is_cpu and self.sam.image_size > LARGE else 8
-        self.ahead = 1 if is_cpu else 8  # of a slice that no object reaches nothing comes
         self.threshold = adapter.record.threshold
+        # A GPU needs several slices at a time to be busy. On a CPU, where a large slice keeps all
+        # cores busy, embedding ahead would only waste work: slices after the last object of a
+        # propagation are skipped.
+        is_cpu = self.sam.device.type == "cpu"
+        self.batch_size = 1 if is_cpu and self.sam.image_size > LARGE else 8
+        self.ahead = 1 if is_cpu else 8
 
-    def check(self, options: Options) -> None:
-        """Refuse options that this adapter cannot follow, whatever the image.
+    def check(self, options: PredictionOptions) -> None:
+        """Refuse options that this adapter cannot follow, whatever the image is.
 
         Raises:
             PromptError: a prompt is missing or not wanted, or a class is unknown.
@@ -137,30 +143,42 @@ class VolumePredictor:
                 "boxes=[[x0, y0, x1, y1]] or points=[[x, y]], in pixels of the image"
             )
 
-    def tiles(self, volume: Volume, options: Options) -> Sequence[Tile] | None:
-        """Return the tiles that a picture is cut into; None where it is seen whole.
+    def tiles(self, volume: Volume, options: PredictionOptions) -> Sequence[Tile] | None:
+        """Return the tiles that a picture is cut into; None if it is seen whole.
 
         Raises:
-            PromptError: tiles are asked for of a volume.
+            PromptError: ``tile`` is given for a volume.
         """
-        flat = volume.source is None and volume.shape[2] == 1
-        if options.tile and not flat:
+        is_picture = volume.source is None and volume.shape[2] == 1
+        if options.tile and not is_picture:
             raise PromptError(
-                f"tile={options.tile} cuts pictures; of a volume every slice is seen whole"
+                f"tile={options.tile} cuts pictures into tiles, and this is a volume, whose slices "
+                "are seen whole; leave tile out"
             )
         trained = self.adapter.tiling
         overlap = None if trained is None else trained.overlap
         cut = trained if options.tile is None else tiling(options.tile, overlap)
-        return cut.tiles(*volume.shape[:2]) if cut and flat else None
+        return cut.tiles(*volume.shape[:2]) if cut and is_picture else None
 
     def segment(
-        self, volume: Volume, options: Options, progress: Progress | None = None
+        self,
+        volume: Volume,
+        options: PredictionOptions,
+        progress: Progress | None = None,
+        *,
+        instances: bool = False,
     ) -> Segmentation:
         """Segment a volume or a picture.
 
+        Args:
+            volume: the image as read, before the intensity rule.
+            options: prompts and options.
+            progress: called after each slice.
+            instances: also return which object each pixel belongs to.
+
         Raises:
             PromptError: the options do not fit the adapter or the volume.
-            DataError: the adapter sees stacks of slices, and this is one image.
+            DataError: the adapter sees stacks of slices, and this is a single image.
         """
         self.check(options)
         if self.adapter.stack > 1 and volume.shape[2] == 1:
@@ -168,7 +186,7 @@ class VolumePredictor:
                 f"this adapter was trained with peft.depth={self.adapter.stack}: it sees "
                 "neighbouring slices of a volume together, and this is one image"
             )
-        run = _Run(self, volume, options, progress)
+        run = _Prediction(self, volume, options, progress, instances)
         with self.precision.autocast(self.sam.device), torch.no_grad():
             if self.policy.is_semantic:
                 run.semantic()
@@ -188,16 +206,21 @@ class VolumePredictor:
             )
         if found.instances is not None:
             numbers = found.instances if self.overlapping else [found.instances]
-            for labels, instances in zip(found.maps, numbers, strict=True):
-                run.settle_instances(labels, instances)
+            for labels, objects in zip(found.maps, numbers, strict=True):
+                run.settle_instances(labels, objects)
         return found
 
 
-class _Run:
-    """One call of ``VolumePredictor.segment``: what it has found so far."""
+class _Prediction:
+    """One call of ``VolumePredictor.segment`` and what it has found so far."""
 
     def __init__(
-        self, model: VolumePredictor, volume: Volume, options: Options, progress: Progress | None
+        self,
+        model: VolumePredictor,
+        volume: Volume,
+        options: PredictionOptions,
+        progress: Progress | None,
+        instances: bool,
     ) -> None:
         self.model, self.options, self.progress = model, options, progress
         self.shape = volume.shape
@@ -207,18 +230,19 @@ class _Run:
         self.pictures = SlicePictures(volume, model.adapter, self.tiles)
         self.stacks = Stacks(model.adapter.stack, lambda case: self.count)
 
-        def blank(dtype: type, *leading: int) -> Array:  # a slice is contiguous
+        def blank(dtype: type, *leading: int) -> Array:
+            # In memory (..., d, h, w), so that a slice is contiguous; the view is (..., h, w, d).
             return np.moveaxis(np.zeros((*leading, depth, height, width), dtype), -3, -1)
 
         maps = (len(model.classes),) if model.overlapping else ()
         self.found = Segmentation(blank(np.uint8, *maps))
         if options.probabilities:
             self.found.probabilities = blank(np.uint8, len(model.classes))
-        if options.instances:
+        if instances:
             self.found.instances = blank(np.int32, *maps)
 
     def semantic(self) -> None:
-        """Label every slice without prompts."""
+        """Label every slice or tile without prompts."""
         count, overlapping = len(self.model.classes), self.model.overlapping
         label = region_labels if overlapping else semantic_labels
         for batch, embeddings, frames in self._batches(range(self.count)):
@@ -249,11 +273,11 @@ class _Run:
                 self.model.sam,
                 embeddings,
                 frames,
-                [unnumbered(item) for item in objects],
+                objects,
                 multimask=self.model.policy.is_ambiguous,
             )
-            for index, item, (low, _), frame in zip(batch, objects, masks, frames, strict=True):
-                self._keep(index, item.class_ids.tolist(), low, frame)
+            for index, item, (logits, _), frame in zip(batch, objects, masks, frames, strict=True):
+                self._keep(index, item.numbers.tolist(), logits, frame)
 
     def propagated(self) -> None:
         """Carry what is prompted on some slices to the others.
@@ -269,37 +293,41 @@ class _Run:
                 "propagate=true starts from the slices that you name: give the prompts by slice, "
                 "as boxes={12: [[x0, y0, x1, y1]]}"
             )
-        up, down = plan_walks(self._prompts(), depth, options.slices)
-        steps = len({i for w in up for i in range(w.start, w.limit + 1)})
-        steps += len({i for w in down for i in range(w.limit, w.start)})
-        carry = Propagation(
-            model.sam,
-            self._embed,
-            model.policy,
-            model.threshold,
-            options.carry,
-            options.vanish,
-            model.ahead,
-            self._counter(steps),
+        prompts = self._prompts()
+        up, down = plan_walks(prompts, depth, options.slices)
+        steps = len({i for walk in up for i in range(walk.start, walk.limit + 1)})
+        steps += len({i for walk in down for i in range(walk.limit, walk.start)})
+        propagation = Propagation(
+            sam=model.sam,
+            embed=self._embed,
+            policy=model.policy,
+            threshold=model.threshold,
+            carry=options.carry,
+            vanish=options.vanish,
+            ahead=model.ahead,
+            advance=self._counter(steps),
         )
         frame = make_frame(self.shape[:2], model.sam.image_size, model.sam.preprocessing.resize)
-        for index, found in carry(self._prompts(), up, down):
+        for index, found in propagation(prompts, up, down):
             numbers = sorted(found)
             self._keep(index, numbers, torch.stack([found[n] for n in numbers]), frame)
 
     def settle_instances(self, labels: Array, instances: Array) -> None:
-        """Let the objects of a map follow what was done to its labels; number the components.
+        """Let the objects of a map follow what postprocessing did to its labels.
+
+        Without prompts the objects are the components of the labels, numbered slice by slice.
 
         Args:
             labels: (h, w, d) class ids.
-            instances: (h, w, d) numbers of the objects, changed in place.
+            instances: (h, w, d) object numbers, changed in place.
         """
         from scipy.ndimage import distance_transform_edt
 
         found = self.found
         if not self.model.policy.is_semantic:
             instances[labels == 0] = 0
-            for class_id in np.unique(labels[(labels > 0) & (instances == 0)]):  # filled holes
+            # Filled holes have a label and no object yet; they get the nearest one of their class.
+            for class_id in np.unique(labels[(labels > 0) & (instances == 0)]):
                 own = (instances > 0) & (labels == class_id)
                 nearest = distance_transform_edt(~own, return_distances=False, return_indices=True)
                 gaps = (labels == class_id) & (instances == 0)
@@ -312,16 +340,21 @@ class _Run:
             found.instance_classes = [*found.instance_classes, *ids.tolist()]
 
     def _prompts(self) -> dict[int, ImagePrompts]:
+        """Return the user's prompts by slice, with the classes that the user names."""
         options = self.options
         prompts = slice_prompts(options.boxes, options.points, options.point_labels, self.shape)
-        count = max((int(item.class_ids.max(initial=0)) for item in prompts.values()), default=0)
+        count = max((int(item.numbers.max(initial=0)) for item in prompts.values()), default=0)
         ids = object_classes(options.labels, count, self.model.classes)
         self.found.instance_classes = ids.tolist()
         self.class_of = np.concatenate([[0], ids])
-        return prompts
+        return {
+            index: replace(item, class_ids=self.class_of[item.numbers])
+            for index, item in prompts.items()
+        }
 
     def _batches(self, wanted: Sequence[int]) -> Iterator[tuple[list[int], Tensor, list[Frame]]]:
-        advance, size = self._counter(len(wanted)), self.model.batch
+        """Yield the wanted slices in batches, with their embeddings and frames."""
+        advance, size = self._counter(len(wanted)), self.model.batch_size
         for start in range(0, len(wanted), size):
             batch = list(wanted[start : start + size])
             yield batch, *self._embed(batch)
@@ -329,6 +362,7 @@ class _Run:
                 advance()
 
     def _embed(self, indices: Sequence[int]) -> tuple[Tensor, list[Frame]]:
+        """Embed slices or tiles, together with the other slices of their stacks."""
         whole, rows = self.stacks.whole([SliceRef("", index) for index in indices])
         images = [self.pictures(ref.index) for ref in whole]
         if self.model.embeddings is None:
@@ -338,28 +372,35 @@ class _Run:
         )
         return found[rows], [frames[row] for row in rows]
 
-    def _keep(self, index: int, numbers: Sequence[int], low: Tensor, frame: Frame) -> None:
-        """Merge the masks of a slice's objects, of which the highest logit wins.
+    def _keep(self, index: int, numbers: Sequence[int], logits: Tensor, frame: Frame) -> None:
+        """Merge the masks of a slice's objects; the highest logit wins.
 
         Classes that may overlap take no pixels from each other.
+
+        Args:
+            index: of the slice or tile.
+            numbers: of the p objects.
+            logits: (p, 1, 4g, 4g) in the model frame.
+            frame: of the slice.
         """
         classes = self.class_of[list(numbers)]
         for class_id in np.unique(classes) if self.model.overlapping else [0]:
             own = np.flatnonzero((classes == class_id) | (class_id == 0))
-            wins = object_numbers(self.model.sam, low[own], frame, self.model.threshold)
+            wins = object_numbers(self.model.sam, logits[own], frame, self.model.threshold)
             merged = np.concatenate([[0], np.asarray(numbers)[own]]).astype(np.int32)[wins]
             place = class_id - 1 if class_id else ...
             self._put(self.found.labels[place], index, self.class_of[merged])
             if self.found.instances is not None:
                 self._put(self.found.instances[place], index, merged)
         if self.found.probabilities is not None:
-            logits = self.model.sam.postprocess(low[None].float(), frame)
-            ids, best = self.class_of[list(numbers)], logits[0, :, 0].sigmoid()
+            planes = self.model.sam.postprocess(logits[None].float(), frame)
+            ids, best = self.class_of[list(numbers)], planes[0, :, 0].sigmoid()
             for class_id in np.unique(ids):
                 of_class = best[torch.as_tensor(ids == class_id, device=best.device)]
                 self._keep_probabilities(index, of_class.amax(0)[None], class_id - 1)
 
     def _keep_probabilities(self, index: int, values: Tensor, first: int = 0) -> None:
+        """Keep the probabilities (n, h, w) of n classes from ``first`` on, in steps of 1/255."""
         if self.found.probabilities is not None:
             scaled = (values * 255).round().to(torch.uint8).cpu().numpy()
             self._put(self.found.probabilities[first : first + len(scaled)], index, scaled)
@@ -372,6 +413,7 @@ class _Run:
             self.tiles[index].put(part, whole[..., 0])
 
     def _counter(self, total: int) -> Callable[[], None]:
+        """Return a function that tells ``progress`` that one more slice of ``total`` is done."""
         done = 0
 
         def advance() -> None:
@@ -384,14 +426,14 @@ class _Run:
 
 
 def as_picture(image: Array, channels: int = 0) -> Volume:
-    """An array as a picture.
+    """Return an array as a picture.
 
     Args:
         image: (h, w), (h, w, 3) RGB, or (h, w, channels).
-        channels: of an adapter that sees several; 0: it sees one, or colours.
+        channels: number of channels, for an adapter that sees several; 0: one channel, or RGB.
 
     Raises:
-        DataError: another shape, no numbers, or NaN.
+        DataError: another shape, values that are not numbers, or NaN.
     """
     is_color = image.ndim == 3 and image.shape[2] == (channels or 3)
     if (

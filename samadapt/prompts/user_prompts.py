@@ -1,7 +1,7 @@
-"""Prompts that a caller gives at prediction: for an image, or slice by slice for a volume.
+"""Prompts that a user gives at prediction: for an image, or slice by slice for a volume.
 
-The k-th box (or set of points) of a slice belongs to object k; on every slice that has one it is
-the same object. ``None`` in its place says that the object has no prompt on that slice.
+The k-th box (or set of points) of a slice belongs to object k, which is the same object on every
+slice that has a k-th one. ``None`` in its place means that the object has no prompt on that slice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def slice_prompts(
     point_labels: SlicePrompts,
     shape: tuple[int, int, int],
 ) -> dict[int, ImagePrompts]:
-    """Check prompts and sort them by slice; the class ids are the numbers of the objects, from 1.
+    """Check prompts and sort them by slice.
 
     Args:
         boxes: (p, 4) or (4,) XYXY pixels of the original image, or ``{slice index: boxes}``.
@@ -40,72 +40,83 @@ def slice_prompts(
         shape: (h, w, d) of the volume; d = 1 for an image.
 
     Returns:
-        The prompts of every slice, or of those that a mapping names.
+        The prompts of every slice, or of those that a mapping names, with object numbers. The
+        classes are not known yet, so all objects are of class 1.
 
     Raises:
-        PromptError: naming the slice, what was expected and what was given.
+        PromptError: names the slice, what was expected and what was found.
     """
     given = (boxes, points, point_labels)
     prompts = {}
-    for index in _slices_named(given, shape[2]):
+    for index in _named_slices(given, shape[2]):
         where = f"slice {index}: " if shape[2] > 1 else ""
-        held, here = _held(_at(boxes, index))
-        corners = _boxes(here, shape, where)
-        clicked, here = _held(_at(points, index))
-        clicks, signs = _points(here, _held(_at(point_labels, index))[1], shape, where)
-        ids = {
-            _numbers_of(numbers, array, where)
-            for numbers, array in ((held, corners), (clicked, clicks))
+        box_numbers, present = _without_missing(_at(boxes, index))
+        checked_boxes = _check_boxes(present, shape, where)
+        point_numbers, present = _without_missing(_at(points, index))
+        _, present_labels = _without_missing(_at(point_labels, index))
+        checked_points, checked_labels = _check_points(present, present_labels, shape, where)
+        numbers = {
+            _object_numbers(found, array, where)
+            for found, array in ((box_numbers, checked_boxes), (point_numbers, checked_points))
             if array is not None
         }
-        if len(ids) > 1:
+        if len(numbers) > 1:
             raise PromptError(
                 f"{where}boxes and points together must be for the same objects; got those for "
-                f"{' and '.join(str(list(n)) for n in sorted(ids))}. Give points as (p, k, 2)"
+                f"{' and '.join(str(list(n)) for n in sorted(numbers))}. Give points as (p, k, 2)"
             )
-        numbers = np.array(ids.pop() if ids else (), dtype=np.int64)
-        prompts[index] = ImagePrompts(numbers, None, corners, clicks, signs)
+        objects = np.array(numbers.pop() if numbers else (), dtype=np.int64)
+        prompts[index] = ImagePrompts(
+            class_ids=np.ones(len(objects), dtype=np.int64),
+            boxes=checked_boxes,
+            points=checked_points,
+            point_labels=checked_labels,
+            object_numbers=objects,
+        )
     return prompts
 
 
 def tile_prompts(prompts: ImagePrompts, tile: Tile) -> ImagePrompts:
-    """Return the prompts of the objects of whose box, or foreground points, a tile sees a part.
+    """Return the prompts of the objects that a tile sees a part of.
 
-    Boxes are clipped to the tile, points outside are left out.
+    These are the objects with a part of their box, or one of their foreground points, in the tile.
+    Boxes are clipped to the tile and points outside of it are left out.
 
     Args:
         prompts: of a picture, in its pixels.
-        tile: of that picture.
+        tile: a tile of that picture.
 
     Returns:
-        The same in pixels of the tile.
+        The prompts in pixels of the tile.
     """
     seen = np.zeros(len(prompts), dtype=bool)
-    boxes = points = signs = None
+    boxes = points = point_labels = None
     if prompts.boxes is not None:
         boxes, seen = tile.boxes(prompts.boxes)
     if prompts.points is not None and prompts.point_labels is not None:
         points, inside = tile.points(prompts.points)
-        signs = np.where(inside, prompts.point_labels, -1)
+        point_labels = np.where(inside, prompts.point_labels, -1)
         if prompts.boxes is None:
-            seen = (signs == 1).any(axis=1)
-    moved = ImagePrompts(prompts.class_ids, None, boxes, points, signs).take(np.flatnonzero(seen))
-    return moved if points is None else _without_padding(moved)
+            seen = (point_labels == 1).any(axis=1)
+    moved = replace(
+        prompts, truth=None, boxes=boxes, points=points, point_labels=point_labels
+    ).take(np.flatnonzero(seen))
+    return _without_padding(moved)
 
 
 def _without_padding(prompts: ImagePrompts) -> ImagePrompts:
-    """Put the points of each object first, and leave out what is padding for all of them."""
-    points, signs = prompts.points, prompts.point_labels
-    if points is None or signs is None:
+    """Put the points of each object first, and drop columns that are padding for all objects."""
+    points, point_labels = prompts.points, prompts.point_labels
+    if points is None or point_labels is None:
         return prompts
-    order = np.argsort(signs < 0, axis=1, kind="stable")
-    most = int((signs >= 0).sum(axis=1).max(initial=0))
+    order = np.argsort(point_labels < 0, axis=1, kind="stable")
+    most = int((point_labels >= 0).sum(axis=1).max(initial=0))
     if most == 0:
         return replace(prompts, points=None, point_labels=None)
     return replace(
         prompts,
         points=np.take_along_axis(points, order[..., None], axis=1)[:, :most],
-        point_labels=np.take_along_axis(signs, order, axis=1)[:, :most],
+        point_labels=np.take_along_axis(point_labels, order, axis=1)[:, :most],
     )
 
 
@@ -146,11 +157,11 @@ def object_classes(labels: str | Sequence[str] | None, count: int, classes: Sequ
     return np.array([classes.index(name) + 1 for name in names], dtype=np.int64)
 
 
-def _slices_named(given: tuple[SlicePrompts, ...], depth: int) -> list[int]:
-    """Slices that get a prompt: those that mappings name, or all.
+def _named_slices(given: tuple[SlicePrompts, ...], depth: int) -> list[int]:
+    """Return the slices that get a prompt: those that mappings name, or all.
 
     Raises:
-        PromptError: a slice that the volume does not have.
+        PromptError: the volume does not have such a slice.
     """
     named = [set(value) for value in given if isinstance(value, Mapping)]
     if not named:
@@ -166,15 +177,20 @@ def _at(value: SlicePrompts, index: int) -> ArrayLike | None:
     return value.get(index) if isinstance(value, Mapping) else value
 
 
-def _held(values: Any) -> tuple[tuple[int, ...] | None, ArrayLike | None]:
-    """Take out the objects that are ``None``; the numbers of the others where one is."""
+def _without_missing(values: Any) -> tuple[tuple[int, ...] | None, ArrayLike | None]:
+    """Drop the objects that are ``None``.
+
+    Returns:
+        The numbers of the objects that are left, or None if none was dropped, and their values.
+    """
     if not isinstance(values, list | tuple) or all(value is not None for value in values):
         return None, values
     numbers = tuple(k for k, value in enumerate(values, start=1) if value is not None)
     return numbers, [value for value in values if value is not None] or None
 
 
-def _numbers_of(numbers: tuple[int, ...] | None, array: Array, where: str) -> tuple[int, ...]:
+def _object_numbers(numbers: tuple[int, ...] | None, array: Array, where: str) -> tuple[int, ...]:
+    """Return the object number of each box or set of points; 1..p if none is missing."""
     if numbers is None:
         return tuple(range(1, len(array) + 1))
     if len(numbers) != len(array):
@@ -182,8 +198,9 @@ def _numbers_of(numbers: tuple[int, ...] | None, array: Array, where: str) -> tu
     return numbers
 
 
-def _boxes(values: ArrayLike | None, shape: tuple[int, int, int], where: str) -> Array | None:
-    boxes = _numbers(values, 2, 4, f"{where}boxes must be (p, 4) XYXY pixels")
+def _check_boxes(values: ArrayLike | None, shape: tuple[int, int, int], where: str) -> Array | None:
+    """Return boxes (p, 4) float32, each of which reaches into the image."""
+    boxes = _as_floats(values, 2, 4, f"{where}boxes must be (p, 4) XYXY pixels")
     if boxes is None:
         return None
     height, width = shape[:2]
@@ -195,45 +212,46 @@ def _boxes(values: ArrayLike | None, shape: tuple[int, int, int], where: str) ->
             f"height {height}; got {boxes[~fits][0].tolist()}"
         )
     _refuse_fractions(boxes, shape, f"{where}boxes")
-    for index in np.flatnonzero((boxes % 1).any(axis=1)):  # a box of fractions beside pixels
+    # One box may be given in fractions although the others are in pixels.
+    for index in np.flatnonzero((boxes % 1).any(axis=1)):
         _refuse_fractions(boxes[index : index + 1], shape, f"{where}boxes[{index}]")
     return boxes
 
 
-def _points(
+def _check_points(
     values: ArrayLike | None,
     labels: ArrayLike | None,
     shape: tuple[int, int, int],
     where: str,
 ) -> tuple[Array, Array] | tuple[None, None]:
-    """Points (p, k, 2) float32 and their labels (p, k) int64."""
-    points = _numbers(values, 3, 2, f"{where}points must be (k, 2) or (p, k, 2) pixels")
+    """Return points (p, k, 2) float32 in the image and their labels (p, k) int64."""
+    points = _as_floats(values, 3, 2, f"{where}points must be (k, 2) or (p, k, 2) pixels")
     if points is None:
         if labels is not None:
             raise PromptError(f"{where}point_labels were given without points")
         return None, None
-    signs = np.ones(points.shape[:2]) if labels is None else np.atleast_2d(np.asarray(labels))
-    if signs.shape != points.shape[:2] or not np.isin(signs, (-1, 0, 1)).all():
+    marks = np.ones(points.shape[:2]) if labels is None else np.atleast_2d(np.asarray(labels))
+    if marks.shape != points.shape[:2] or not np.isin(marks, (-1, 0, 1)).all():
         raise PromptError(
             f"{where}point_labels must be 1 (foreground), 0 (background) or -1 (padding), one for "
-            f"each point, {points.shape[:2]}; got {signs.tolist()}"
+            f"each point, {points.shape[:2]}; got {marks.tolist()}"
         )
     height, width = shape[:2]
-    _refuse_fractions(points[signs >= 0], shape, f"{where}points")
-    outside = ((points < 0) | (points > (width, height))).any(axis=-1) & (signs >= 0)
+    _refuse_fractions(points[marks >= 0], shape, f"{where}points")
+    outside = ((points < 0) | (points > (width, height))).any(axis=-1) & (marks >= 0)
     if outside.any():
         raise PromptError(
             f"{where}a point (x, y) must lie in the image of width {width} and height {height}; "
             f"got {points[outside][0].tolist()}"
         )
-    return points, signs.astype(np.int64)
+    return points, marks.astype(np.int64)
 
 
 def _refuse_fractions(values: Array, shape: tuple[int, int, int], what: str) -> None:
-    """Refuse coordinates that all lie in the first pixel: shares of the sides were meant.
+    """Refuse coordinates that all lie in the first pixel, since they are probably fractions.
 
     Raises:
-        PromptError: asking whether they are fractions.
+        PromptError: asks whether fractions of the image's sides were meant.
     """
     height, width = shape[:2]
     if are_fractions(values, height, width):
@@ -244,11 +262,11 @@ def _refuse_fractions(values: Array, shape: tuple[int, int, int], what: str) -> 
         )
 
 
-def _numbers(values: ArrayLike | None, axes: int, last: int, wanted: str) -> Array | None:
-    """Finite float32 with that many axes; one object gets the leading axis.
+def _as_floats(values: ArrayLike | None, axes: int, last: int, wanted: str) -> Array | None:
+    """Return finite float32 values with ``axes`` axes; one object gets the leading axis.
 
     Raises:
-        PromptError: another shape, or no finite numbers.
+        PromptError: the shape is another one, or a value is not a finite number.
     """
     if values is None:
         return None

@@ -89,6 +89,8 @@ class ImagePrompts:
         points: (p, k, 2) float32 (x, y), or None.
         point_labels: (p, k) int64; 1 foreground, 0 background, -1 padding; None without points.
         mask_logits: (p, 1, 4g, 4g) float32 mask prompts in the model frame, or None.
+        object_numbers: (p,) int64 number of each object in its volume or picture, from 1; None: 1
+            to p. See ``numbers``.
     """
 
     class_ids: Array
@@ -97,10 +99,18 @@ class ImagePrompts:
     points: Array | None = None
     point_labels: Array | None = None
     mask_logits: Array | None = None
+    object_numbers: Array | None = None
 
     def __len__(self) -> int:
         """Return the number p of objects."""
         return len(self.class_ids)
+
+    @property
+    def numbers(self) -> Array:
+        """(p,) int64 number of each object, from 1."""
+        if self.object_numbers is None:
+            return np.arange(1, len(self) + 1)
+        return self.object_numbers
 
     def take(self, indices: Array) -> ImagePrompts:
         """Return the objects at ``indices`` (q,); an index may occur several times."""
@@ -115,15 +125,16 @@ class ImagePrompts:
             points=pick(self.points),
             point_labels=pick(self.point_labels),
             mask_logits=pick(self.mask_logits),
+            object_numbers=pick(self.object_numbers),
         )
 
     def of_classes(self, wanted: Iterable[int]) -> ImagePrompts:
         """Return the objects whose class is among ``wanted``."""
         return self.take(np.flatnonzero(np.isin(self.class_ids, list(wanted))))
 
-    def names(self, numbers: Array) -> Array:
-        """Return the class id of each pixel, given its object number 1..p; 0 stays 0."""
-        return np.concatenate([[0], self.class_ids])[numbers]
+    def names(self, positions: Array) -> Array:
+        """Return the class id of each pixel, given its object's position 1..p; 0 stays 0."""
+        return np.concatenate([[0], self.class_ids])[positions]
 
     def check(self, where: str = "") -> None:
         """Check the shapes.

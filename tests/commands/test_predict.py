@@ -149,14 +149,14 @@ def test_a_folder_gives_a_table_and_names_what_failed(adapter, picture, tmp_path
 def test_every_option_reaches_the_segmenter(adapter, tmp_path, monkeypatch, capsys):
     from samadapt.inference.segmenter import Segmenter
 
-    asked = {}
-    monkeypatch.setattr(
-        Segmenter,
-        "predict_file",
-        lambda self, source, target, **options: (
-            asked.update(options) or {"output": target, "shape": (2, 3, 1), "voxels": {"lesion": 1}}
-        ),
-    )
+    asked = []
+
+    def record(self, plan, options, *, progress):
+        assert callable(progress)
+        asked.append(options)
+        return [{"output": plan.target, "shape": (2, 3, 1), "voxels": {"lesion": 1}}]
+
+    monkeypatch.setattr(Segmenter, "predict_plan", record)
     source = save_volume(tmp_path / "in.nii.gz")
     given = {
         "boxes": (
@@ -182,8 +182,7 @@ def test_every_option_reaches_the_segmenter(adapter, tmp_path, monkeypatch, caps
     arguments = [f"{key}={text}" for key, (text, _) in given.items()]
     files = [f"adapter={adapter}", f"input={source}", f"output={tmp_path / 'out.nii.gz'}"]
     assert main(["predict", *files, *arguments, "device=cpu"]) == 0
-    assert callable(asked.pop("progress"))
-    assert asked == {key: value for key, (_, value) in given.items()}
+    assert [asdict(options) for options in asked] == [{k: v for k, (_, v) in given.items()}]
 
 
 def test_objects_are_carried_from_the_command_line(adapter, tmp_path, capsys):

@@ -146,7 +146,7 @@ def test_a_folder_of_patients_and_studies(make_oracle, study, tmp_path):
     write(root / "b", other)
     (root / "DICOMDIR").write_bytes(b"index")
     assert is_folder_of_images(root)
-    assert [path.name for path in list_folder(root).images] == ["a", "b"]
+    assert [path.name for path in list_folder(root)[0]] == ["a", "b"]
     make_oracle().predict_folder(root, tmp_path / "out")
     assert np.array_equal(read(tmp_path / "out" / "a.nii.gz"), truth)
     assert np.array_equal(read(tmp_path / "out" / "b.nii.gz"), other)

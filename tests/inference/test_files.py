@@ -14,7 +14,8 @@ from samadapt.data.formats import base as readers_module
 from samadapt.data.formats.base import FormatReader
 from samadapt.data.formats.nifti.reader import NiftiReader
 from samadapt.errors import DataError, MissingExtraError, PromptError
-from samadapt.inference.files import check_files, is_folder_of_images, mask_files
+from samadapt.inference.files import is_folder_of_images, plan_prediction
+from samadapt.inference.outputs import mask_files
 
 LABELS = np.zeros((9, 15), dtype=np.uint8)
 LABELS[1:4, 2:6], LABELS[6:8, 1:5], LABELS[2:7, 9:13] = 1, 1, 3
@@ -183,7 +184,7 @@ def test_without_pycocotools_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     source = save_picture(tmp_path / "a.png")
     with pytest.raises(MissingExtraError, match=r"samadapt\[coco\]"):
-        check_files(source, tmp_path / "out.json")
+        plan_prediction(source, tmp_path / "out.json", None)
 
 
 def softmax_of(labels, classes=3):
@@ -245,7 +246,7 @@ def test_what_cannot_be_read_or_written_is_said_first(folder, tmp_path):
         (folder / "one.png", tmp_path / "empty", "it is a folder"),
     ]:
         with pytest.raises(DataError, match=message):
-            check_files(source, target)
+            plan_prediction(source, target, None)
 
 
 def test_the_coco_file_of_a_folder_of_broken_pictures_is_still_valid(make_oracle, tmp_path):

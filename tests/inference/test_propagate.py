@@ -20,7 +20,7 @@ DEPTH = 14
 
 
 def objects_of(numbers):
-    return ImagePrompts(np.array(numbers, dtype=np.int64))
+    return ImagePrompts(np.ones(len(numbers), int), object_numbers=np.array(numbers, int))
 
 
 @given(

@@ -126,7 +126,7 @@ def test_prompts_of_a_tile_are_those_that_evaluation_gives():
     tile = Tiling(32, 0).tiles(64, 64)[0]
     points = np.array([[[40, 5], [5, 6], [7, 8]], [[50, 50], [3, 3], [60, 60]]], np.float32)
     signs = np.array([[0, 1, 0], [1, 0, 1]])
-    seen = tile_prompts(ImagePrompts(np.array([1, 2]), None, None, points, signs), tile)
+    seen = tile_prompts(ImagePrompts(np.array([1, 2]), points=points, point_labels=signs), tile)
     assert seen.class_ids.tolist() == [1]
     assert seen.points.tolist() == [[[5, 6], [7, 8]]]
     assert seen.point_labels.tolist() == [[1, 0]]

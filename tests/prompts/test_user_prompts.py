@@ -17,7 +17,7 @@ BOX, POINT = [2, 3, 12, 13], [5, 6]
 def test_boxes_and_points_of_an_image():
     boxes = slice_prompts([BOX, BOX], None, None, IMAGE)[0]
     assert boxes.boxes.shape == (2, 4)
-    assert boxes.class_ids.tolist() == [1, 2]  # object 1 and object 2
+    assert boxes.numbers.tolist() == [1, 2]  # object 1 and object 2
     assert slice_prompts(BOX, None, None, IMAGE)[0].boxes.shape == (1, 4)
     clicks = slice_prompts(None, [POINT, POINT], [1, 0], IMAGE)[0]
     assert clicks.points.shape == (1, 2, 2)
@@ -68,10 +68,10 @@ def test_each_mistake_says_what_was_expected(given, message):
 
 def test_an_object_keeps_its_number_where_it_has_no_prompt():
     named = slice_prompts({0: [BOX, BOX], 2: [None, BOX]}, None, None, VOLUME)
-    assert named[0].class_ids.tolist() == [1, 2]
-    assert named[2].class_ids.tolist() == [2]
+    assert named[0].numbers.tolist() == [1, 2]
+    assert named[2].numbers.tolist() == [2]
     clicks = slice_prompts(None, {1: [None, [POINT]]}, {1: [None, [0]]}, VOLUME)[1]
-    assert (clicks.class_ids.tolist(), clicks.point_labels.tolist()) == ([2], [[0]])
+    assert (clicks.numbers.tolist(), clicks.point_labels.tolist()) == ([2], [[0]])
     assert len(slice_prompts({1: [None]}, None, None, VOLUME)[1]) == 0
     with pytest.raises(PromptError, match=r"same objects; got those for \[1, 2\] and \[2\]"):
         slice_prompts({1: [BOX, BOX]}, {1: [None, [POINT]]}, None, VOLUME)
