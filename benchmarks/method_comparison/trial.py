@@ -20,8 +20,12 @@ from typing import Any
 from benchmarks import results
 from benchmarks.method_comparison.plan import Settings, Trial
 from samadapt.config.schema import Config, compose
-from samadapt.runs.context import open_session
-from samadapt.runs.finetune import divide, train_adapter
+from samadapt.runs.context import open_run, training_samples
+from samadapt.runs.feature_planner import FeaturePlanner
+from samadapt.runs.finetune import choose_loss, train_adapter
+from samadapt.runs.run_slices import RunSlices, divide_slices
+from samadapt.runs.scorer import Scorer
+from samadapt.training.state import TrainingState
 
 TIMED_STEPS = 8
 
@@ -56,15 +60,14 @@ def train_trial(trial: Trial, settings: Settings, root: Path, work: Path) -> dic
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=work) as folder, redirect_stderr(StringIO()):
         run_dir = Path(folder)
-        session = open_session(configuration(trial, settings, root, work), run_dir)
-        slices = divide(session)
-        slices["test"] = slices["test"][:: settings.test_every]
-        session.plan(slices)
-        session.warm()
-        state = train_adapter(session, slices["train"], slices["validation"], session.loss(), None)
-        scores = session.score(slices["test"], session.policy, report=False).summary
+        planner, scorer = open_trial(configuration(trial, settings, root, work), run_dir)
+        context = planner.context
+        divided = divide_slices(context, planner.samples)
+        slices = replace(divided, test=divided.test[:: settings.test_every])
+        state = train_on(planner, scorer, slices)
+        scores = scorer.score_overlap(slices.test, context.policy).summary
         seconds = step_seconds(run_dir)
-    injection = session.injection
+    injection = context.injection
     decoder = sum(injection.parameters[n].numel() for n in injection.groups.get("decoder", ()))
     return {
         "validation_dice": state.best_score,
@@ -74,9 +77,24 @@ def train_trial(trial: Trial, settings: Settings, root: Path, work: Path) -> dic
         "trained_encoder": injection.trainable - decoder,
         "step_s": statistics.median(seconds),
         "skipped": state.skipped,
-        "slices": {name: len(refs) for name, refs in slices.items()},
+        "slices": {name: len(refs) for name, refs in vars(slices).items()},
         "total_s": time.perf_counter() - started,
     }
+
+
+def open_trial(config: Config, run_dir: Path) -> tuple[FeaturePlanner, Scorer]:
+    """Open the run of a trial as ``samadapt finetune`` does."""
+    context = open_run(config, run_dir)
+    samples = training_samples(config, context.dataset, context.policy)
+    planner = FeaturePlanner(context, samples)
+    return planner, Scorer(context, planner.features, samples.stacks)
+
+
+def train_on(planner: FeaturePlanner, scorer: Scorer, slices: RunSlices) -> TrainingState:
+    """Compute the frozen features of the slices and train."""
+    planner.plan(train=slices.train, others=[*slices.validation, *slices.test])
+    planner.warm()
+    return train_adapter(planner, scorer, slices, choose_loss(planner.context), None)
 
 
 def step_seconds(run_dir: Path) -> list[float]:
@@ -90,12 +108,10 @@ def time_steps(settings: Settings, root: Path, work: Path, trial: Trial) -> list
     few = replace(settings, steps=TIMED_STEPS + 2)
     with tempfile.TemporaryDirectory(dir=work) as folder, redirect_stderr(StringIO()):
         run_dir = Path(folder)
-        session = open_session(configuration(trial, few, root, work), run_dir)
-        slices = divide(session)
-        slices = {name: refs[: 32 if name == "train" else 1] for name, refs in slices.items()}
-        session.plan(slices)
-        session.warm()
-        train_adapter(session, slices["train"], slices["validation"], session.loss(), None)
+        planner, scorer = open_trial(configuration(trial, few, root, work), run_dir)
+        slices = divide_slices(planner.context, planner.samples)
+        slices = RunSlices(slices.train[:32], slices.validation[:1], slices.test[:1])
+        train_on(planner, scorer, slices)
         return step_seconds(run_dir)[2:]
 
 

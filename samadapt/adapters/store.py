@@ -89,7 +89,7 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
         atomic.write_text(fresh / CARD, card)
 
 
-def load_adapter(directory: Path, sam: Sam) -> Injection:
+def load_adapter(directory: Path, sam: Sam, record: AdapterRecord | None = None) -> Injection:
     """Inject into a freshly loaded base what an adapter directory holds.
 
     Everything that can be checked beforehand is checked before the model is touched. If weights
@@ -98,6 +98,7 @@ def load_adapter(directory: Path, sam: Sam) -> Injection:
     Args:
         directory: written by ``save_adapter``.
         sam: the base, as ``load_sam`` returned it; changed in place.
+        record: the directory's ``samadapt.json``, if the caller has read it already.
 
     Returns:
         The injection; the parameters may be trained further.
@@ -106,7 +107,7 @@ def load_adapter(directory: Path, sam: Sam) -> Injection:
         AdapterError: naming the file: missing or broken, of another base, image size or method, an
             altered rank or alpha, missing or unexpected keys, wrong shapes, NaN weights.
     """
-    record = read_record(directory)
+    record = record or read_record(directory)
     method = _method(directory / RECORD, record)
     _check_base(directory / RECORD, record, sam)
     tensors = read_weights(directory / WEIGHTS)

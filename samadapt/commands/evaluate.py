@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from samadapt import console
+from samadapt.adapters.record import read_record
 from samadapt.commands import finetune
 from samadapt.config.evaluate_arguments import EvaluateArguments
 from samadapt.config.overrides import parse
-from samadapt.runs.recorded_configuration import recorded
+from samadapt.runs.recorded_configuration import recorded_keys
 
 HELP = """
 Scores an adapter on the held-out cases of a data set, and its base model with the same prompts.
@@ -31,20 +32,20 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Score as the command line says and return plain values.
 
     Raises:
-        SamadaptError: as ``evaluate``.
+        SamadaptError: as ``runs.evaluate.evaluate``.
     """
-    # The adapter is read first: what it records stands under what the command line says.
+    # The record is read first, since the keys that the command line leaves out come from it.
     path = next((a.split("=", 1)[1] for a in arguments if a.startswith("adapter=")), None)
-    base = recorded(Path(path).expanduser()) if path is not None else {}
-    asked = parse(EvaluateArguments, arguments, base, origin=str(path))
-    from samadapt.runs.evaluate import evaluate  # it loads torch, which no mistake waits for
+    record, keys = None, {}
+    if path is not None:
+        adapter = Path(path).expanduser()
+        record = read_record(adapter)
+        keys = recorded_keys(adapter, record)
+    asked = parse(EvaluateArguments, arguments, keys, origin=str(path))
+    from samadapt.runs.evaluate import evaluate  # loads torch, so mistakes are reported before
 
-    result = evaluate(asked)
-    return {
-        "run_dir": str(result.run_dir),
-        "adapter_dir": path,
-        "summary": result.summary,
-    }
+    result = evaluate(asked, record)
+    return {"run_dir": str(result.run_dir), "adapter_dir": path, "summary": result.summary}
 
 
 def render(result: dict[str, Any]) -> str:

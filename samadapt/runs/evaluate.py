@@ -1,87 +1,128 @@
-"""Score an adapter on a data set, beside its base model."""
+"""Score an adapter on a data set, beside its base model: read it from ``evaluate`` downwards."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.adapters.record import AdapterRecord, read_record
+from samadapt.adapters.store import load_adapter
 from samadapt.config.evaluate_arguments import EvaluateArguments
-from samadapt.data.channels import MANY, listed_channels, parse_channel
-from samadapt.data.checks.training_record import seen
-from samadapt.data.tiles import recorded_tiling
-from samadapt.errors import AdapterError, ConfigError
-from samadapt.runs.context import Session, open_session
+from samadapt.errors import AdapterError, ConfigError, RunError
+from samadapt.runs.context import RunContext, open_run, training_samples
+from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.oracle_gap import OracleGap
-from samadapt.runs.recorded_configuration import as_config
-from samadapt.runs.results import Scored, check_objects, summarise_run, write_scores
+from samadapt.runs.recorded_configuration import evaluation_config
+from samadapt.runs.results import write_scores
 from samadapt.runs.run_directory import kept_if_started, open_run_dir
+from samadapt.runs.run_slices import RunSlices, check_numbered_objects, plan_progress
+from samadapt.runs.scored_slices import Which, choose_slices
+from samadapt.runs.scorer import Scorer
+from samadapt.runs.summary import summarise_run
 
 if TYPE_CHECKING:
-    from samadapt.config.schema import Data
-    from samadapt.data.types import SliceRef
+    from samadapt.training.features import Features
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What an evaluation leaves.
+    """What ``evaluate`` returns.
 
     Attributes:
-        run_dir: where scores and overlays are.
-        summary: what ``eval/summary.json`` holds.
+        run_dir: the directory with scores and overlays.
+        summary: the content of ``eval/summary.json``.
     """
 
     run_dir: Path
     summary: dict[str, Any]
 
 
-def evaluate(arguments: EvaluateArguments) -> EvaluateResult:
-    """Score an adapter and its base on a data set.
+def evaluate(arguments: EvaluateArguments, record: AdapterRecord | None = None) -> EvaluateResult:
+    """Score an adapter and its base model on a data set.
+
+    Args:
+        arguments: the keys of ``samadapt evaluate``.
+        record: the adapter's ``samadapt.json``, if the caller has read it already.
 
     Raises:
-        AdapterError: when the adapter or the base weights are not what was recorded.
+        AdapterError: when the adapter or the base weights differ from what was recorded.
         DataError: for the errors of the data set's files.
     """
     started = time.perf_counter()
     adapter = Path(arguments.adapter).expanduser()
-    record = read_record(adapter)
-    config = as_config(arguments, record)
+    record = record or read_record(adapter)
+    if arguments.all_cases and arguments.unseen:
+        raise ConfigError("unseen=true leaves out what all_cases=true scores: choose one")
+    which: Which = "all" if arguments.all_cases else "unseen" if arguments.unseen else "held-out"
+    config = evaluation_config(arguments, record)
     run_dir = open_run_dir(config)
     with kept_if_started(run_dir, keep=False):
-        session = open_session(config, run_dir, adapter.parent)
-        if session.policy.is_semantic and record.prompt.get("background_token"):
-            session.policy = replace(session.policy, background_token=True)
-        check_fit(session, adapter, record)
-        chosen = choose(session, adapter, record, arguments)
-        refs = chosen.refs
-        check_objects(session, refs)
-        session.plan({"test": refs})
-    session.warm()
-    gap = OracleGap(session, refs) if arguments.prompts.name == "matrix" else None
-    with session.progress.phase("zero-shot"):
-        zero_shot = session.score(refs, session.zero_shot_policy)
+        context = open_run(config, run_dir, copies_base=True, trained_in=adapter.parent)
+        if context.policy.is_semantic and record.prompt.get("background_token"):
+            context.policy = replace(context.policy, background_token=True)
+        check_fit(context, adapter, record)
+        scored = choose_slices(context, adapter, record, which)
+        check_numbered_objects(context, scored.refs)
+        slices = RunSlices(train=[], validation=[], test=scored.refs)
+        samples = training_samples(config, context.dataset, context.policy)
+        planner = FeaturePlanner(context, samples)
+        scorer = Scorer(context, planner.features, samples.stacks)
+        planner.plan(train=[], others=scored.refs)
+        plan_progress(context, slices, planner.missing)
+    planner.warm()
+
+    # Zero-shot first: a fresh adapter changes nothing, so the model is still the base.
+    gap = OracleGap(scorer, scored.refs) if arguments.prompts.name == "matrix" else None
+    with context.progress.phase("zero-shot"):
+        zero_shot = scorer.score(scored.refs, context.zero_shot_policy)
     if gap:
         gap.measure("zero_shot")
-    session.replace_adapter(adapter)
-    with session.progress.phase("adapted"):
-        adapted = session.score(refs, session.policy)
-    slices = {"train": [], "validation": [], "test": refs}
-    never = untrained_before(record, session.dataset.classes)
-    summary = summarise_run(session, slices, zero_shot, adapted, None, chosen, never)
+    use_trained_adapter(context, planner.features, adapter, record)
+    with context.progress.phase("adapted"):
+        adapted = scorer.score(scored.refs, context.policy)
     if gap:
         gap.measure("adapted")
+
+    untrained = recorded_untrained(record, context.dataset.classes)
+    summary = summarise_run(
+        context,
+        slices,
+        zero_shot,
+        adapted,
+        scored=scored.which,
+        notes=scored.notes,
+        untrained=untrained,
+    )
+    if gap:
         summary |= gap.summary()
-        gap.write(session.run_dir / "eval")
+        gap.write(run_dir / "eval")
     summary["seconds"] = time.perf_counter() - started
-    write_scores(session, refs, zero_shot, adapted, summary)
-    return EvaluateResult(session.run_dir, summary)
+    write_scores(context, scored.refs, zero_shot, adapted, summary)
+    return EvaluateResult(run_dir, summary)
 
 
-def untrained_before(record: AdapterRecord, classes: Sequence[str]) -> list[str]:
-    """Return the classes of which the record says that the training never saw them."""
+def use_trained_adapter(
+    context: RunContext, features: Features, adapter: Path, record: AdapterRecord
+) -> None:
+    """Replace the model of a run by the trained adapter on the untouched copy of its base.
+
+    Raises:
+        AdapterError: when the adapter does not fit its base.
+    """
+    sam = context.base_copy
+    if sam is None:
+        raise RunError("the run keeps no copy of the base model; open it with copies_base=True")
+    context.injection = load_adapter(adapter, sam.to(context.device), record)
+    context.precision.store_frozen(sam.to(context.device), context.injection.exact)
+    context.sam, context.base_copy = sam, None
+    features.sam = sam
+
+
+def recorded_untrained(record: AdapterRecord, classes: Sequence[str]) -> list[str]:
+    """Return the classes that the record marks as absent from the training slices."""
     scores = record.scores.get("adapted") if isinstance(record.scores, dict) else None
     per_class = scores.get("per_class") if isinstance(scores, dict) else None
     known = per_class if isinstance(per_class, dict) else {}
@@ -92,106 +133,28 @@ def untrained_before(record: AdapterRecord, classes: Sequence[str]) -> list[str]
     ]
 
 
-def check_fit(session: Session, adapter: Path, record: AdapterRecord) -> None:
-    """Refuse other base weights and, where mask tokens stand for classes, other classes.
+def check_fit(context: RunContext, adapter: Path, record: AdapterRecord) -> None:
+    """Refuse other base weights and, for an adapter that predicts classes, other classes.
 
     Raises:
         AdapterError: for base weights that are not those recorded.
         ConfigError: naming both lists of classes.
     """
-    if session.base_sha256 != record.base_sha256:
+    if context.base_sha256 != record.base_sha256:
         raise AdapterError(
             f"{adapter}: trained on base {record.base} with sha256 {record.base_sha256}; found one "
-            f"with {session.base_sha256}. Give the file that it was trained with as checkpoint=FILE"
+            f"with {context.base_sha256}. Give the file that it was trained with as checkpoint=FILE"
         )
-    found = session.dataset.classes
-    if session.policy.is_semantic and found != record.classes:
+    found = context.dataset.classes
+    if context.policy.is_semantic and found != record.classes:
         raise ConfigError(
             f"{adapter}: predicts {', '.join(record.classes)}, in this order; the data set has "
             f"{', '.join(found)}. Name the same classes with data.classes={{name: value}}"
         )
-    if session.policy.is_semantic and session.dataset.overlapping is not record.overlapping:
+    if context.policy.is_semantic and context.dataset.overlapping is not record.overlapping:
         kind = "may overlap" if record.overlapping else "do not overlap"
         key = "data.regions" if record.overlapping else "data.classes"
         raise ConfigError(
             f"{adapter}: its classes ({', '.join(record.classes)}) {kind}; name those of the data "
             f"set with {key}={{name: [values]}}"
         )
-
-
-def choose(
-    session: Session, adapter: Path, record: AdapterRecord, arguments: EvaluateArguments
-) -> Scored:
-    """Choose the slices to score: held out, not trained on, or all.
-
-    Raises:
-        ConfigError: when none is left, or some that are held out were trained on.
-    """
-    if arguments.all_cases and arguments.unseen:
-        raise ConfigError("unseen=true leaves out what all_cases=true scores: choose one")
-    refs = list(session.dataset.slices("val"))
-    if arguments.all_cases or arguments.unseen:
-        refs = sorted({*refs, *session.dataset.slices("train", empty="keep", step=1)})
-    known, reason = trained_among(session, record), unrecognised(session, record)
-    if arguments.unseen:
-        if known is None:
-            raise ConfigError(f"unseen=true: {adapter} {reason}; score all with all_cases=true")
-        before = set(known(refs))
-        refs = [ref for ref in refs if ref not in before]
-        if not refs:
-            raise ConfigError(f"unseen=true: {adapter} was trained on every case of these data")
-    if not refs:
-        raise ConfigError("data: no case is held out; score every case with all_cases=true")
-    kept = set(list(dict.fromkeys(ref.case for ref in refs))[: session.config.eval.max_cases])
-    refs = [ref for ref in refs if ref.case in kept]
-    before = set(known(refs)) if known else set()
-    if arguments.all_cases:
-        share = f": {_cases(before)} of {_cases(refs)} were" if known else ""
-        note = f"cases that the adapter may have been trained on are scored too{share}"
-        return Scored(refs, "all", [note])
-    if before:
-        names = ", ".join(sorted({ref.case for ref in before})[:5])
-        raise ConfigError(
-            f"data: {adapter} was trained on {_cases(before)} of the {_cases(refs)} cases that are "
-            f"held out here: {names}. Divide the data as its training did (data.val_every, "
-            "data.fold, data.max_cases, data.patient), or score what it was not trained on with "
-            "unseen=true, or everything with all_cases=true"
-        )
-    note = f"the adapter {reason}: it may have been some of these cases"
-    return Scored(refs, "unseen" if arguments.unseen else "held-out", [] if known else [note])
-
-
-def trained_among(
-    session: Session, record: AdapterRecord
-) -> Callable[[Sequence[SliceRef]], list[SliceRef]] | None:
-    """Return what picks the slices that an adapter was trained on; None where it cannot be told."""
-    trained = record.trained_on
-    if trained is None or unrecognised(session, record):
-        return None
-    same_tiles = session.dataset.tiling == recorded_tiling(record.data_options)
-    return lambda refs: seen(session.dataset, refs, trained, same_slices=same_tiles)
-
-
-def unrecognised(session: Session, record: AdapterRecord) -> str:
-    """Return why it cannot be told what an adapter was trained on; empty where it can."""
-    if record.trained_on is None:
-        return "does not say what it was trained on"
-    axis = session.dataset.axis
-    if axis != record.axis:  # the hash of a volume is of its slices
-        return f"was trained on slices along {record.axis}, which are not known again along {axis}"
-    return _other_channels(session.config.data, record)
-
-
-def _other_channels(data: Data, record: AdapterRecord) -> str:
-    """Return that other channels of the same data are scored, whose hashes are others."""
-    trained, now = (
-        ", ".join(map(str, listed_channels(parse_channel(channel, MANY)))) or "the only one"
-        for channel in (record.data_options.get("channel"), data.channel)
-    )
-    if trained == now or data.name != record.data_options.get("name", data.name):
-        return ""
-    return f"was trained on other channels ({trained}; here {now}), so its images are not known"
-
-
-def _cases(refs: Iterable[SliceRef]) -> int:
-    return len({ref.case for ref in refs})

@@ -1,4 +1,4 @@
-"""Train an adapter, and score it before and after."""
+"""Train an adapter, and score the model before and after: read it from ``finetune`` downwards."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from samadapt.adapters.store import load_trainable_state, trainable_state
 from samadapt.config.schema import Config, validate, with_rates
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, RunError
-from samadapt.runs.context import Session, open_session
+from samadapt.runs.context import RunContext, open_run, training_samples
 from samadapt.runs.cross_validation import cross_validate
-from samadapt.runs.results import (
-    check_objects,
-    summarise_run,
-    untrained_classes,
-    untrained_text,
-    write_adapter,
-    write_scores,
-)
+from samadapt.runs.feature_planner import FeaturePlanner
+from samadapt.runs.results import write_adapter, write_scores
 from samadapt.runs.run_directory import kept_if_started, locked, open_run_dir
+from samadapt.runs.run_slices import (
+    RunSlices,
+    check_numbered_objects,
+    divide_slices,
+    plan_progress,
+)
+from samadapt.runs.scorer import Scorer
+from samadapt.runs.summary import summarise_run, untrained_classes, untrained_text
 from samadapt.system import atomic
 from samadapt.system.atomic import DiskFullError
-from samadapt.system.launchers import refuse_several_processes
+from samadapt.system.launchers import as_only_process, refuse_several_processes
 from samadapt.training.batches import Sampler, endless, make_batch
 from samadapt.training.checkpoint import (
     KEEP,
@@ -42,27 +44,25 @@ from samadapt.training.checkpoint import (
     saved,
 )
 from samadapt.training.loop import LoopOptions, train
+from samadapt.training.losses import LossFunction, object_loss, region_loss, semantic_loss
 from samadapt.training.progress import keep_lines_up_to
-from samadapt.training.selection import selection_split
 from samadapt.training.state import Training, TrainingState
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-    from samadapt.data.types import SliceRef
-    from samadapt.training.losses import LossFunction
     from samadapt.training.samples import Item
 
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """What a run leaves.
+    """What ``finetune`` returns.
 
     Attributes:
         run_dir: the run directory.
-        adapter_dir: the best step's adapter; None where nothing was trained.
-        summary: what ``eval/summary.json`` holds.
+        adapter_dir: the adapter of the best step; None if nothing was trained.
+        summary: the content of ``eval/summary.json``.
     """
 
     run_dir: Path
@@ -71,7 +71,7 @@ class FinetuneResult:
 
 
 def finetune(config: Config) -> FinetuneResult:
-    """Train and score as the configuration says.
+    """Train an adapter and score it as the configuration says.
 
     Raises:
         UserError: for a mistake in configuration, data or weights; nothing was trained. Also when
@@ -91,16 +91,16 @@ def finetune(config: Config) -> FinetuneResult:
 
 
 def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
-    """Train and score in a run directory that is new or is resumed, and locked meanwhile.
+    """Train and score in a run directory, which is new or resumed and stays locked meanwhile.
 
     Raises:
-        RunLockedError: another process works there; nothing of it is changed.
+        RunLockedError: when another process uses the directory; nothing in it is changed.
         UserError: as ``finetune``; a new run directory is removed again.
     """
     with locked(run_dir):
         try:
             return _train_and_score(config, run_dir)
-        except KeyboardInterrupt:  # outside of the training, which says so itself
+        except KeyboardInterrupt:  # outside the training loop, which names the command itself
             if (run_dir / "config.yaml").is_file():
                 console.log(f"continue with: samadapt finetune resume={run_dir}")
             raise
@@ -113,179 +113,192 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
 
 def _train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
     started = time.perf_counter()
+    # Everything that can be refused is refused in this block, before the first step.
     with kept_if_started(run_dir, keep=config.resume is not None):
-        session = open_session(config, run_dir)
-        trains = session.injection.trainable > 0
-        resume = continued(session) if config.resume and trains else None
-        loss, slices = session.loss(), divide(session)
-        check_objects(session, slices["test"])
-        session.plan(slices)
+        context = open_run(config, run_dir)
+        samples = training_samples(config, context.dataset, context.policy)
+        planner = FeaturePlanner(context, samples)
+        scorer = Scorer(context, planner.features, samples.stacks)
+        trains = context.has_trained_parameters
+        checkpoint = find_checkpoint(context) if config.resume and trains else None
+        loss = choose_loss(context)
+        slices = divide_slices(context, samples)
+        check_numbered_objects(context, slices.test)
+        planner.plan(train=slices.train, others=[*slices.validation, *slices.test])
+        plan_progress(context, slices, planner.missing)
         if trains:
-            check_space(session)
-    untrained_names = untrained_classes(session, slices) if trains else []
+            check_disk_space(context)
+    untrained_names = untrained_classes(context, slices) if trains else []
     if untrained_names:
-        session.say(f"warning: {untrained_text(untrained_names)}")
-    session.say(session.injection.report())
+        context.say(f"warning: {untrained_text(untrained_names)}")
+    context.say(context.injection.report())
 
-    session.warm()
-    untrained = trainable_state(session.sam, session.injection)
+    planner.warm()
+    weights_before = trainable_state(context.sam, context.injection)
     adapted, state = None, None
     if trains:
-        state = train_adapter(session, slices["train"], slices["validation"], loss, resume)
-        with session.progress.phase("adapted"):
-            adapted = session.score(slices["test"], session.policy)
-    # Last, so that training starts at once: before any step the adapter changes nothing.
-    with with_weights(session, untrained), session.progress.phase("zero-shot"):
-        zero_shot = session.score(slices["test"], session.zero_shot_policy)
+        state = train_adapter(planner, scorer, slices, loss, checkpoint)
+        with context.progress.phase("adapted"):
+            adapted = scorer.score(slices.test, context.policy)
+    # The base model is scored last, so that training starts at once. Before the first step the
+    # adapter changes nothing, so the weights from before training stand for the base model.
+    with with_weights(context, weights_before), context.progress.phase("zero-shot"):
+        zero_shot = scorer.score(slices.test, context.zero_shot_policy)
 
-    summary = summarise_run(session, slices, zero_shot, adapted, state, untrained=untrained_names)
+    summary = summarise_run(
+        context, slices, zero_shot, adapted, state=state, untrained=untrained_names
+    )
     summary["seconds"] = time.perf_counter() - started
-    write_scores(session, slices["test"], zero_shot, adapted, summary)
-    adapter_dir = write_adapter(session, summary) if adapted else None
+    write_scores(context, slices.test, zero_shot, adapted, summary)
+    adapter_dir = write_adapter(context, summary) if adapted else None
     return FinetuneResult(run_dir, adapter_dir, summary)
 
 
-def continued(session: Session) -> Checkpoint | None:
-    """Return what a resumed run goes on from; None where it was stopped before its first save.
-
-    Lines of ``metrics.jsonl`` that are going to be written again are removed, and so is what a
-    killed process left half-written.
+def choose_loss(context: RunContext) -> LossFunction:
+    """Return the loss that fits the prompts of a run.
 
     Raises:
-        CheckpointError: when no good checkpoint is left, or a finished run has none.
+        ConfigError: when the named loss does not fit them.
     """
-    run_dir, folder = session.run_dir, session.run_dir / "checkpoints"
+    weights, is_semantic = context.config.loss, context.policy.is_semantic
+    name = weights.name if weights.name != "auto" else ("dice_ce" if is_semantic else "sam")
+    if (name == "dice_ce") is not is_semantic:
+        raise ConfigError(
+            f"loss={name} does not go with prompts={context.policy.kind}: dice_ce is for "
+            "semantic, sam for box and point; leave loss=auto"
+        )
+    if is_semantic:
+        # Classes that may overlap need a mask each; else one label map holds them all.
+        make = region_loss if context.dataset.overlapping else semantic_loss
+        classes = len(context.dataset.classes)
+        return make(classes, cross_entropy=weights.cross_entropy, dice=weights.dice)
+    return object_loss(focal=weights.focal, dice=weights.dice, iou=weights.iou)
+
+
+def find_checkpoint(context: RunContext) -> Checkpoint | None:
+    """Return the checkpoint from which a run is resumed; None if none was written yet.
+
+    Lines of ``metrics.jsonl`` that the resumed run writes again are removed, and so are the
+    half-written files of a killed process.
+
+    Raises:
+        CheckpointError: when no checkpoint can be read, or a finished run has none.
+    """
+    run_dir, folder = context.run_dir, context.run_dir / "checkpoints"
     for directory in (run_dir, folder, run_dir / "eval", run_dir / "overlays"):
         atomic.remove_leftovers(directory)
-    found, step = None, 0
+    checkpoint, step = None, 0
     if has_checkpoint(folder) or (run_dir / "adapter").exists():
-        like = trainable_state(session.sam, session.injection)
-        found = load_checkpoint(folder, session.say, like=like)
-        step = found.step
+        like = trainable_state(context.sam, context.injection)
+        checkpoint = load_checkpoint(folder, context.say, like=like)
+        step = checkpoint.step
     else:
-        session.say("resume: no checkpoint was written yet; training starts at the first step")
+        context.say("resume: no checkpoint was written yet; training starts at the first step")
     removed = keep_lines_up_to(run_dir / "metrics.jsonl", step)
     if removed:
-        session.say(f"resume: {removed} lines of metrics.jsonl after step {step} are done again")
-    return found
+        context.say(f"resume: {removed} lines of metrics.jsonl after step {step} are done again")
+    return checkpoint
 
 
-def check_space(session: Session) -> None:
-    """Refuse to start where the disk cannot hold the checkpoints.
+def check_disk_space(context: RunContext) -> None:
+    """Refuse to start if the disk cannot hold the checkpoints.
 
-    Two are kept, and the next is written before an old one is deleted.
+    Two checkpoints are kept, and the next one is written before the oldest is deleted.
 
     Raises:
-        ConfigError: naming the folder, the bytes needed and those that are free.
+        ConfigError: naming the folder, the bytes needed and the bytes that are free.
     """
-    folder = session.run_dir / "checkpoints"
-    one = checkpoint_bytes(trainable_state(session.sam, session.injection))
+    folder = context.run_dir / "checkpoints"
+    one = checkpoint_bytes(trainable_state(context.sam, context.injection))
     lacking = KEEP + 1 - min(KEEP, len(saved(folder)))
-    needed, free = lacking * one, shutil.disk_usage(session.run_dir).free
+    needed, free = lacking * one, shutil.disk_usage(context.run_dir).free
     if free < needed:
         raise ConfigError(
-            f"{session.run_dir}: {lacking} checkpoints of this training need {needed} bytes "
+            f"{context.run_dir}: {lacking} checkpoints of this training need {needed} bytes "
             f"({needed / 2**20:.1f} MiB) and {free} bytes ({free / 2**20:.1f} MiB) are free; make "
             "room, choose another disk with output.dir, or train less (peft, peft.blocks)"
         )
 
 
 @contextmanager
-def with_weights(session: Session, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Put other trained weights into the model for a while."""
-    kept = trainable_state(session.sam, session.injection)
+def with_weights(context: RunContext, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put other trained weights into the model while the block runs."""
+    kept = trainable_state(context.sam, context.injection)
     try:
-        load_trainable_state(session.sam, session.injection, state)
+        load_trainable_state(context.sam, context.injection, state)
         yield
     finally:
-        load_trainable_state(session.sam, session.injection, kept)
-
-
-def divide(session: Session) -> dict[str, list[SliceRef]]:
-    """Return the slices that train, that choose the best step, and that are scored.
-
-    Raises:
-        ConfigError: when there is nothing to train on or to score.
-    """
-    config, data = session.config, session.dataset
-    train = data.slices("train")
-    for reason, count in train.left_out.items():
-        if count:
-            session.say(f"training slices left out: {count} ({reason})")
-    usable = session.samples.usable(train)
-    if len(usable) < len(train):
-        session.say(f"training slices left out: {len(train) - len(usable)} (no object to prompt)")
-    training, validation = selection_split(
-        usable,
-        config.train.validate_cases,
-        lambda name: data.case(name).patient or name,
-        data.tile,
-        gap=config.peft.stack - 1,
-    )
-    test = list(data.slices("val"))
-    if config.eval.max_cases is not None:
-        kept = list(dict.fromkeys(ref.case for ref in test))[: config.eval.max_cases]
-        test = [ref for ref in test if ref.case in kept]
-    if not test or (session.injection.trainable and not (training and validation)):
-        bare = sum(train.left_out.get(reason, 0) for reason in ("empty", "not annotated"))
-        if not usable and bare:
-            raise ConfigError(
-                f"data: no training slice holds an object to learn; {bare} are without one. Check "
-                "the masks of the training cases, or divide the cases otherwise (data.val_every, "
-                f"data.fold). The cases are divided so: {data.parts.rule}"
-            )
-        raise ConfigError(
-            f"data: {len(training)} slices to train on, {len(validation)} to choose the best step, "
-            f"{len(test)} to score; each needs at least one. Use more cases (data.max_cases) or a "
-            f"smaller data.slice_step. The cases are divided so: {data.parts.rule}"
-        )
-    return {"train": training, "validation": validation, "test": test}
+        load_trainable_state(context.sam, context.injection, kept)
 
 
 def train_adapter(
-    session: Session,
-    training: Sequence[SliceRef],
-    validation: Sequence[SliceRef],
+    planner: FeaturePlanner,
+    scorer: Scorer,
+    slices: RunSlices,
     loss: LossFunction,
-    resume: Checkpoint | None,
+    checkpoint: Checkpoint | None,
 ) -> TrainingState:
-    """Train on some slices, choosing the best step on others."""
-    config, accelerator = session.config, session.accelerator()
-    items = session.samples.items(training)
-    together = stacks_in_batch(config.train.batch_size, config.peft.stack)
-    sampler = Sampler(len(items), together, config.seed, shard(accelerator))
-    rng = np.random.default_rng([config.seed, accelerator.process_index])
-    side = 4 * session.sam.embedding_size
+    """Train on ``slices.train``, and keep the weights of the best step on ``slices.validation``.
+
+    Args:
+        planner: the run's frozen features and training samples.
+        scorer: scores the model on the validation slices.
+        slices: the slices of the run.
+        loss: the training loss.
+        checkpoint: the state from which training is resumed; None starts at the first step.
+    """
+    context, samples = planner.context, planner.samples
+    options, policy = context.config.train, context.policy
+    accelerator = make_accelerator(context)
+    items = samples.items(slices.train)
+    stacks = stacks_in_batch(options.batch_size, samples.stacks.size)
+    shard = (accelerator.process_index, accelerator.num_processes)
+    sampler = Sampler(len(items), stacks, context.config.seed, shard)
+    # Each process draws its own prompts and augmentations.
+    rng = np.random.default_rng([context.config.seed, accelerator.process_index])
+    logits_side = 4 * context.sam.embedding_size  # the decoder upsamples the embedding four times
 
     def make(drawn: Sequence[Item]) -> Any:
-        samples, trained, versions = session.samples.take(drawn, rng)
-        keys = session.feature_keys(versions)
-        return make_batch(samples, session.policy, session.features.frame, side, rng, trained, keys)
+        stack, trained, versions = samples.take(drawn, rng)
+        keys = planner.keys_of(versions)
+        return make_batch(stack, policy, planner.features.frame, logits_side, rng, trained, keys)
 
-    def score() -> float:
-        with session.progress.aside("validation", len(validation)):
-            value = session.score(validation, session.policy, report=False).summary["dice"]
+    def validation_dice() -> float:
+        with context.progress.aside("validation", len(slices.validation)):
+            value = scorer.score_overlap(slices.validation, policy).summary["dice"]
         return math.nan if value is None else float(value)
 
-    training_run = Training(
-        sam=session.sam,
-        injection=session.injection,
-        features=session.features,
+    training = Training(
+        sam=context.sam,
+        injection=context.injection,
+        features=planner.features,
         batches=endless(items, sampler, make),
         sampler=sampler,
         rng=rng,
         loss=loss,
-        multimask=session.policy.is_semantic or session.policy.is_ambiguous,
-        validate=score,
-        run_dir=session.run_dir,
-        progress=session.progress,
+        multimask=policy.is_semantic or policy.is_ambiguous,
+        validate=validation_dice,
+        run_dir=context.run_dir,
+        progress=context.progress,
     )
     keys = set(LoopOptions.__dataclass_fields__)
-    options = LoopOptions(**{k: v for k, v in asdict(config.train).items() if k in keys})
-    with session.precision.products():
-        return train(training_run, options, accelerator, resume)
+    loop_options = LoopOptions(**{k: v for k, v in asdict(options).items() if k in keys})
+    with context.precision.products():
+        return train(training, loop_options, accelerator, checkpoint)
 
 
-def shard(accelerator: Accelerator) -> tuple[int, int]:
-    """Return this process's number and how many there are."""
-    return accelerator.process_index, accelerator.num_processes
+def make_accelerator(context: RunContext) -> Accelerator:
+    """Return accelerate's view of the device, the precision and the processes."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    # AcceleratorState holds one device and precision for the whole program. A second run in the
+    # same program may use others, so the state of the first is reset.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with as_only_process():
+        return Accelerator(
+            mixed_precision=context.precision.accelerate_name,
+            cpu=context.device.type == "cpu",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )

@@ -1,4 +1,9 @@
-"""What ``samadapt evaluate prompts=matrix`` measures beside the usual scores."""
+"""Measure the oracle gap of ``samadapt evaluate prompts=matrix``.
+
+The scores of a model depend on its prompts, and prompts made from the ground truth flatter it. So
+the base model and the adapted one are scored with every kind of prompt, exact and inexact, side by
+side; and both segment photographs, which shows what the adaptation cost outside its domain.
+"""
 
 from __future__ import annotations
 
@@ -9,56 +14,55 @@ from typing import TYPE_CHECKING, Any
 
 from samadapt.evaluation.forgetting import answers, forgetting, photographs
 from samadapt.evaluation.prompt_matrix import SettingScores, score_settings
-from samadapt.prompts.policy import PromptPolicy
 from samadapt.reports.oracle_gap import STATES, gap_summary, write_gap
 
 if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
-    from samadapt.runs.context import Session
+    from samadapt.prompts.policy import PromptPolicy
+    from samadapt.runs.scorer import Scorer
     from samadapt.system.arrays import Array
 
 
 @dataclass
 class OracleGap:
-    """Two models in every setting: with no prompt, clicks, good and bad boxes.
+    """The scores of two models with no prompt, clicks, and good and bad boxes.
 
     Attributes:
-        session: model and data; the model changes from the base to the adapted one.
+        scorer: scores the model of the run, which changes from the base to the adapted one.
         refs: the slices that are scored.
-        scores: by state (``zero_shot``, ``adapted``), then by setting.
-        masks: by state, then by photograph: what the model sees there.
+        scores: by state (``zero_shot``, ``adapted``), then by setting of the prompts.
+        masks: by state, then by photograph: the masks that the model predicts there.
     """
 
-    session: Session
+    scorer: Scorer
     refs: Sequence[SliceRef]
     scores: dict[str, Mapping[str, SettingScores]] = field(default_factory=dict)
     masks: dict[str, Mapping[str, Array]] = field(default_factory=dict)
 
     def measure(self, state: str) -> None:
-        """Score the session's model as it is now, as one of ``STATES``.
-
-        Classes of a model without prompts are scored each on its own, as its zero-shot is: the
-        boxes of two classes may be the same.
-        """
-        session, data = self.session, self.session.dataset
-        predictor = session.predictor(self._policy(state))
-        predictor = replace(predictor, independent=session.policy.is_semantic or data.overlapping)
+        """Score the run's model as it is now, under the name of one of ``STATES``."""
+        context = self.scorer.context
+        data, is_semantic = context.dataset, context.policy.is_semantic
+        predictor = self.scorer.predictor(self._policy(state))
+        # The classes of a model without prompts are scored one by one, as its zero-shot scores
+        # are: the boxes of two classes may coincide and would take pixels from each other.
+        predictor = replace(predictor, independent=is_semantic or data.overlapping)
         name = f"oracle gap, {STATES[state][0]}"
-        with session.progress.phase(name, units=len(self.refs)):
+        with context.progress.phase(name, units=len(self.refs)):
             self.scores[state] = score_settings(
-                predictor, self.refs, data.sample, data.classes, session.progress.advance
+                predictor, self.refs, data.sample, data.classes, context.progress.advance
             )
-        stack = session.config.peft.stack
-        self.masks[state] = answers(session.sam, session.autocast, photographs(), stack)
+        stack = self.scorer.stacks.size
+        self.masks[state] = answers(context.sam, context.autocast, photographs(), stack)
 
     def _policy(self, state: str) -> PromptPolicy:
-        session = self.session
-        if state == "zero_shot" or not session.policy.is_semantic:
-            return session.zero_shot_policy
-        return replace(session.policy, objects="class")
+        context = self.scorer.context
+        if state == "zero_shot" or not context.policy.is_semantic:
+            return context.zero_shot_policy
+        return replace(context.policy, objects="class")
 
     def summary(self) -> dict[str, Any]:
-        """Return what ``summary.json`` holds: ``oracle_gap`` and ``forgetting``."""
+        """Return the entries ``oracle_gap`` and ``forgetting`` of ``summary.json``."""
         return {
             "oracle_gap": gap_summary(self.scores),
             "forgetting": forgetting(self.masks["zero_shot"], self.masks["adapted"]),

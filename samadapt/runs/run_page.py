@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
     from samadapt.evaluation.evaluate import Evaluation
     from samadapt.evaluation.metrics import CaseClassScore
-    from samadapt.runs.context import Session
+    from samadapt.runs.context import RunContext
 
 HIDDEN = "(hidden: privacy=true)"
 STATES = {"zero_shot": "zero-shot", "adapted": "adapted"}
 
 
 def write_page(
-    session: Session,
+    context: RunContext,
     refs: Sequence[SliceRef],
     results: Mapping[str, Evaluation],
     summary: Mapping[str, Any],
@@ -42,14 +42,14 @@ def write_page(
     """Write ``report.html`` into the run directory.
 
     Args:
-        session: the run.
+        context: the run.
         refs: the slices that were scored.
         results: by state, ``zero_shot`` and ``adapted``.
         summary: what ``eval/summary.json`` holds.
     """
-    folder, name = session.run_dir, session.dataset.name
+    folder, name = context.run_dir, context.dataset.name
     page = Page(
-        title=f"{session.config.recipe or 'run'}: {session.config.peft.name} on {name}",
+        title=f"{context.config.recipe or 'run'}: {context.config.peft.name} on {name}",
         subtitle=(
             f"{summary['cases']} {summary['scored']} cases, {summary['slices']} "
             f"{summary['parts']}; a case is a {summary['case_is']}; trained "
@@ -62,11 +62,11 @@ def write_page(
             "Training": folder / "progress.png",
             "Oracle gap": folder / "eval" / PLOT_NAME,
         },
-        classes=session.dataset.classes,
-        cases=_cases(session, refs, results),
-        details=[_findings(session), _per_case({s: r.rows for s, r in results.items()})],
+        classes=context.dataset.classes,
+        cases=_cases(context, refs, results),
+        details=[_findings(context), _per_case({s: r.rows for s, r in results.items()})],
         texts={
-            "Configuration": _configuration(session.config),
+            "Configuration": _configuration(context.config),
             "Environment": _json(folder / "env.json"),
             "Splits": _json(folder / "splits.json"),
         },
@@ -91,27 +91,27 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
 
 
 def _cases(
-    session: Session, refs: Sequence[SliceRef], results: Mapping[str, Evaluation]
+    context: RunContext, refs: Sequence[SliceRef], results: Mapping[str, Evaluation]
 ) -> list[ShownCase]:
     """Draw the best, median and worst cases, slice by slice."""
     final = results.get("adapted") or results["zero_shot"]
-    chosen = list(choose_cases(final.rows).items())[: session.config.eval.overlays]
+    chosen = list(choose_cases(final.rows).items())[: context.config.eval.overlays]
     return [
-        _case(session, f"{place}: {case}", [ref for ref in refs if ref.case == case], results)
+        _case(context, f"{place}: {case}", [ref for ref in refs if ref.case == case], results)
         for place, case in chosen
     ]
 
 
 def _case(
-    session: Session, title: str, refs: Sequence[SliceRef], results: Mapping[str, Evaluation]
+    context: RunContext, title: str, refs: Sequence[SliceRef], results: Mapping[str, Evaluation]
 ) -> ShownCase:
-    case, spacing = refs[0].case, session.dataset.case(refs[0].case).spacing_mm
+    case, spacing = refs[0].case, context.dataset.case(refs[0].case).spacing_mm
     pixel = spacing[:2] if spacing else (1.0, 1.0)
     shown = next(iter(results.values())).shown[case][0]
     indices = chosen_indices(len(refs), refs.index(shown))
     strips = []
     for place in indices:
-        sample = session.dataset.sample(refs[place])
+        sample = context.dataset.sample(refs[place])
         maps = [sample.shown, *(result.labels[case][place] for result in results.values())]
         strips.append(draw_strip(refs[place].index, visible(sample.image), maps, pixel))
     said = [
@@ -129,9 +129,9 @@ def _case(
     )
 
 
-def _findings(session: Session) -> Table:
+def _findings(context: RunContext) -> Table:
     """Return what was found in the data's files, errors of files left out first."""
-    data = session.dataset
+    data = context.dataset
     table = Table(title=f"Data check: {len(data.findings)} findings, {len(data.left_out)} left out")
     for heading in ("severity", "code", "file", "found", "fix"):
         table.add_column(heading)

@@ -19,7 +19,7 @@ from samadapt.config.evaluate_arguments import EvaluateArguments
 from samadapt.config.overrides import parse
 from samadapt.evaluation.metrics import score_case
 from samadapt.inference.segmenter import load_adapter
-from samadapt.runs.recorded_configuration import as_config, recorded
+from samadapt.runs.recorded_configuration import evaluation_config, recorded_keys
 from samadapt.sam.weights.loading import load_sam
 
 
@@ -214,10 +214,11 @@ def test_what_bounds_the_training_data_does_not_bound_other_data(
         make_scans(), "data.name=nifti", "data.axis=coronal", "data.max_cases=4", "train.steps=1"
     )
     record = read_record(result.adapter_dir)
-    asked = parse(EvaluateArguments, ["adapter=x", "data=folder"], recorded(result.adapter_dir))
+    keys = recorded_keys(result.adapter_dir, record)
+    asked = parse(EvaluateArguments, ["adapter=x", "data=folder"], keys)
     assert (asked.data.max_cases, asked.data.axis) == (None, None)
-    assert as_config(asked, record).data.axis == "coronal"
-    same = parse(EvaluateArguments, ["adapter=x"], recorded(result.adapter_dir))
+    assert evaluation_config(asked, record).data.axis == "coronal"
+    same = parse(EvaluateArguments, ["adapter=x"], keys)
     assert (same.data.max_cases, same.data.axis) == (4, "coronal")
 
 

@@ -478,9 +478,9 @@ def test_ignored_values_go_through_a_whole_run(make_pictures, run, prompts, tmp_
     from samadapt.config.evaluate_arguments import EvaluateArguments
     from samadapt.config.overrides import parse
     from samadapt.runs.evaluate import evaluate
-    from samadapt.runs.recorded_configuration import recorded
+    from samadapt.runs.recorded_configuration import recorded_keys
 
-    base = recorded(result.adapter_dir)
+    base = recorded_keys(result.adapter_dir, read_record(result.adapter_dir))
     asked = [f"adapter={result.adapter_dir}", "precision=fp32", f"output.dir={tmp_path / 'again'}"]
     arguments = parse(EvaluateArguments, asked, base, origin="test")
     again = evaluate(arguments).summary["adapted"]
@@ -580,10 +580,10 @@ def test_the_model_card_says_that_classes_overlap(run, tmp_path):
     from samadapt.config.evaluate_arguments import EvaluateArguments
     from samadapt.config.overrides import parse
     from samadapt.runs.evaluate import evaluate
-    from samadapt.runs.recorded_configuration import recorded
+    from samadapt.runs.recorded_configuration import recorded_keys
 
     asked = [f"adapter={result.adapter_dir}", "precision=fp32", f"output.dir={tmp_path / 'again'}"]
-    base = recorded(result.adapter_dir)
+    base = recorded_keys(result.adapter_dir, read_record(result.adapter_dir))
     again = evaluate(parse(EvaluateArguments, asked, base, origin="test"))
     assert again.summary["adapted"]["dice"] == result.summary["adapted"]["dice"]
     asked += ["data.regions=null", "data.classes={whole: 1, core: 2}"]

@@ -1,4 +1,4 @@
-"""What finetune and evaluate share: policies, losses, features, what is recorded."""
+"""What every run has: policies, losses, slices, features and the adapter's record."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from samadapt.config.schema import Data, compose
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError, DataError
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.runs.context import open_data, open_session
+from samadapt.runs.context import open_data
 from samadapt.runs.environment import seed_all
-from samadapt.runs.finetune import divide
+from samadapt.runs.finetune import choose_loss
+from samadapt.runs.results import adapter_record
+from samadapt.runs.run_slices import RunSlices, plan_progress
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.training.augment import flip
 from samadapt.training.losses import LossTerms
@@ -38,7 +40,8 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def session(pictures, tmp_path):
+def small_run(pictures, opened_run, tmp_path):
+    """``small_run("key=value", ...)``: a run on the pictures, opened."""
     recipe = tmp_path / "small.yaml"
     recipe.write_text(
         f"model: {{name: tiny}}\ndata: {{name: folder, root: {pictures}}}\n"
@@ -48,39 +51,40 @@ def session(pictures, tmp_path):
     def start(*overrides):
         run_dir = tmp_path / "run"
         run_dir.mkdir(exist_ok=True)
-        return open_session(compose(str(recipe), list(overrides)), run_dir)
+        return opened_run(compose(str(recipe), list(overrides)), run_dir)
 
     return start
 
 
-def test_the_base_is_hashed_before_anything_is_injected(session):
-    opened = session("prompts=semantic", "data.classes={a: 1, b: 2, c: 3, d: 4, e: 5}")
-    assert opened.base_sha256 == base_hash(load_sam("tiny"))
-    assert opened.sam.build.num_multimask == 5
-    assert opened.record().num_masks == 5
-    assert opened.record().classes == ["a", "b", "c", "d", "e"]
+def test_the_base_is_hashed_before_anything_is_injected(small_run):
+    run = small_run("prompts=semantic", "data.classes={a: 1, b: 2, c: 3, d: 4, e: 5}")
+    assert run.context.base_sha256 == base_hash(load_sam("tiny"))
+    assert run.context.sam.build.num_multimask == 5
+    record = adapter_record(run.context)
+    assert record.num_masks == 5
+    assert record.classes == ["a", "b", "c", "d", "e"]
 
 
 @pytest.mark.parametrize("kind", ["box", "point", "semantic"])
-def test_zero_shot_gets_what_the_base_can_use(session, kind):
-    opened = session(f"prompts={kind}", "prompts.min_area=3")
-    assert opened.policy.min_area == 3
+def test_zero_shot_gets_what_the_base_can_use(small_run, kind):
+    run = small_run(f"prompts={kind}", "prompts.min_area=3")
+    assert run.context.policy.min_area == 3
     if kind == "semantic":
-        assert opened.zero_shot_policy == PromptPolicy("box", objects="class")
+        assert run.context.zero_shot_policy == PromptPolicy("box", objects="class")
     else:
-        assert opened.zero_shot_policy == opened.policy
+        assert run.context.zero_shot_policy == run.context.policy
 
 
-def test_slices_without_an_object_to_prompt_do_not_train(session):
-    opened = session("prompts.min_area=4")
-    slices = divide(opened)
-    names = {ref.case for ref in (*slices["train"], *slices["validation"])}
+def test_slices_without_an_object_to_prompt_do_not_train(small_run):
+    run = small_run("prompts.min_area=4")
+    slices = run.slices()
+    names = {ref.case for ref in (*slices.train, *slices.validation)}
     assert names == {"p1", "p2", "p3"}
-    assert [ref.case for ref in slices["test"]] == ["p0", "p5"]
-    log = (opened.run_dir / "log.txt").read_text()
+    assert [ref.case for ref in slices.test] == ["p0", "p5"]
+    log = (run.context.run_dir / "log.txt").read_text()
     assert "training slices left out: 1 (empty)" in log
-    semantic = divide(session("prompts=semantic"))
-    assert len(semantic["train"]) + len(semantic["validation"]) == 4
+    semantic = small_run("prompts=semantic").slices()
+    assert len(semantic.train) + len(semantic.validation) == 4
 
 
 def test_empty_slices_follow_the_prompts(pictures):
@@ -108,33 +112,33 @@ def test_empty_slices_follow_the_prompts(pictures):
         ("semantic", "sam", False),
     ],
 )
-def test_the_loss_goes_with_the_prompts(session, prompts, loss, fits):
-    opened = session(f"prompts={prompts}", f"loss={loss}")
+def test_the_loss_goes_with_the_prompts(small_run, prompts, loss, fits):
+    run = small_run(f"prompts={prompts}", f"loss={loss}")
     if fits:
-        assert callable(opened.loss())
+        assert callable(choose_loss(run.context))
         assert LossTerms.__dataclass_fields__
     else:
         with pytest.raises(ConfigError, match=f"loss={loss} does not go with prompts={prompts}"):
-            opened.loss()
+            choose_loss(run.context)
 
 
-def test_what_is_recorded_is_what_was_used(session):
-    opened = session("prompts=point", "prompts.min_area=2", "data.merge_classes=true")
-    record = opened.record()
+def test_what_is_recorded_is_what_was_used(small_run):
+    run = small_run("prompts=point", "prompts.min_area=2", "data.merge_classes=true")
+    record = adapter_record(run.context)
     assert record.base == "tiny"
-    assert record.prompt == opened.policy.to_dict()
-    assert record.intensity == opened.dataset.intensity.to_dict()
+    assert record.prompt == run.context.policy.to_dict()
+    assert record.intensity == run.context.dataset.intensity.to_dict()
     assert record.data == "folder"
     assert record.data_options["merge_classes"] is True
     assert "root" not in record.data_options
     assert record.image_size == 64
 
 
-def test_the_seed_decides_everything_random(session):
-    first, second, other = (session(f"seed={seed}") for seed in (3, 3, 4))
+def test_the_seed_decides_everything_random(small_run):
+    first, second, other = (small_run(f"seed={seed}") for seed in (3, 3, 4))
 
-    def drawn(opened):
-        return {n: p.detach().clone() for n, p in opened.injection.parameters.items()}
+    def drawn(run):
+        return {n: p.detach().clone() for n, p in run.context.injection.parameters.items()}
 
     one, two, three = drawn(first), drawn(second), drawn(other)
     assert all((one[name] == two[name]).all() for name in one)
@@ -145,57 +149,60 @@ def test_the_seed_decides_everything_random(session):
     assert np.random.rand() == value  # noqa: NPY002
 
 
-def test_the_clock_knows_the_whole_run(session):
-    opened = session("train.steps=20", "train.validate_every=8")
-    slices = divide(opened)
-    opened.plan(slices)
+def test_the_clock_knows_the_whole_run(small_run):
+    run = small_run("train.steps=20", "train.validate_every=8")
+    slices = run.slices()
+    run.plan(slices)
+    plan_progress(run.context, slices, run.planner.missing)
     left = {"train": 20, "validation": 3, "adapted": 2, "zero-shot": 2}
-    assert opened.progress.clock.left == {"features": 4, **left}  # the fifth told their size
-    assert opened.features.computed == 1
-    again = session()
-    again.plan({"test": slices["test"]})
+    clock = run.context.progress.clock
+    assert clock.left == {"features": 4, **left}  # the fifth told their size
+    assert run.planner.features.computed == 1
+    again = small_run()
+    only_scored = RunSlices(train=[], validation=[], test=slices.test)
+    again.plan(only_scored)
+    plan_progress(again.context, only_scored, again.planner.missing)
     left |= {"train": 0, "validation": 0}
-    assert {**again.progress.clock.left, "features": None} == {"features": None, **left}
+    assert {**again.context.progress.clock.left, "features": None} == {"features": None, **left}
 
 
-def trained_on(opened, draws=12):
+def trained_on(run, draws=12):
     """What ``finetune`` would train on: images, labels."""
     rng = np.random.default_rng([0, 0])
-    refs = divide(opened)["train"]
-    items = opened.samples.items(refs)
-    return opened.samples.take([items[i % len(items)] for i in range(draws)], rng)
+    items = run.samples.items(run.slices().train)
+    return run.samples.take([items[i % len(items)] for i in range(draws)], rng)
 
 
-def test_every_variant_that_is_drawn_has_its_features(session):
-    opened = session("train.augment=[flip]", "cache.variants=3")
-    opened.plan(divide(opened))
-    opened.warm()
-    computed = opened.features.computed
-    samples, _, versions = trained_on(opened)
-    keys = opened.feature_keys(versions)
-    assert keys == [opened.features.key(sample.image) for sample in samples]
-    opened.features.stored(keys)
+def test_every_variant_that_is_drawn_has_its_features(small_run):
+    run = small_run("train.augment=[flip]", "cache.variants=3")
+    run.plan(run.slices())
+    run.planner.warm()
+    computed = run.planner.features.computed
+    samples, _, versions = trained_on(run)
+    keys = run.planner.keys_of(versions)
+    assert keys == [run.planner.features.key(sample.image) for sample in samples]
+    run.planner.features.stored(keys)
     for sample in samples:
-        original = opened.dataset.sample(SliceRef(sample.case, sample.index))
+        original = run.context.dataset.sample(SliceRef(sample.case, sample.index))
         same = np.array_equal(sample.image, original.image)
         expected = original if same else flip(original)
         assert np.array_equal(sample.image, expected.image)
         assert np.array_equal(sample.labels, expected.labels)
-    assert opened.features.computed == computed
-    again, _, _ = trained_on(session("train.augment=[flip]", "cache.variants=3"))
+    assert run.planner.features.computed == computed
+    again, _, _ = trained_on(small_run("train.augment=[flip]", "cache.variants=3"))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(samples, again, strict=True))
     turned = {not np.array_equal(a.labels, flip(a).labels[:, ::-1]) for a in samples}
     assert turned == {False}
 
 
-def test_augmented_anew_only_what_is_scored_is_kept(session):
-    opened = session("train.augment=[flip]")
-    slices = divide(opened)
-    opened.plan(slices)
-    opened.warm()
-    scored = len(slices["validation"]) + len(slices["test"])
-    assert opened.features.computed == scored
-    _, _, versions = trained_on(opened)
-    assert opened.feature_keys(versions) == versions == []
-    log = (opened.run_dir / "log.txt").read_text()
+def test_augmented_anew_only_what_is_scored_is_kept(small_run):
+    run = small_run("train.augment=[flip]")
+    slices = run.slices()
+    run.plan(slices)
+    run.planner.warm()
+    scored = len(slices.validation) + len(slices.test)
+    assert run.planner.features.computed == scored
+    _, _, versions = trained_on(run)
+    assert run.planner.keys_of(versions) == versions == []
+    log = (run.context.run_dir / "log.txt").read_text()
     assert "computed anew in every step (augmentation); cache.variants=4 would keep" in log

@@ -19,8 +19,8 @@ from samadapt.data.types import SliceRef
 from samadapt.errors import AdapterError, ConfigError, DataError
 from samadapt.export.onnx import Onnx
 from samadapt.export.target import export_adapter
-from samadapt.runs.context import open_session
-from samadapt.runs.finetune import divide, finetune
+from samadapt.runs.finetune import finetune
+from samadapt.runs.results import adapter_record
 from samadapt.sam.embed import embed
 from samadapt.sam.model import Sam
 from samadapt.training import loop
@@ -37,29 +37,30 @@ def configure(make_scans, recipe):
 
 
 @pytest.fixture
-def moved_session(configure, tmp_path):
-    """``moved_session("key=value", ...)``: ready to train, with weights away from the start."""
+def moved_run(configure, opened_run, tmp_path):
+    """``moved_run("key=value", ...)``: ready to train, with weights away from the start."""
 
     def make(*options):
-        run_dir = tmp_path / "session"
+        run_dir = tmp_path / "run"
         run_dir.mkdir()
-        session = open_session(configure(*options), run_dir)
+        run = opened_run(configure(*options), run_dir)
+        sam, injection = run.context.sam, run.context.injection
         generator = torch.Generator().manual_seed(1)
-        state = trainable_state(session.sam, session.injection)
+        state = trainable_state(sam, injection)
         for value in state.values():
             value += 0.1 * torch.randn(value.shape, generator=generator)
-        load_trainable_state(session.sam, session.injection, state)
-        return session
+        load_trainable_state(sam, injection, state)
+        return run
 
     return make
 
 
 @torch.no_grad()
-def by_hand(session, ref):
+def by_hand(context, ref):
     """A slice's embedding: its volume of four slices is cut into 0, 1, 2 and 3, 3, 3."""
     stack = [3, 3, 3] if ref.index == 3 else [0, 1, 2]
-    images = [session.dataset.sample(SliceRef(ref.case, index)).image for index in stack]
-    return embed(session.sam, images)[0][ref.index % 3]
+    images = [context.dataset.sample(SliceRef(ref.case, index)).image for index in stack]
+    return embed(context.sam, images)[0][ref.index % 3]
 
 
 def losses(run_dir):
@@ -73,12 +74,12 @@ def close(found, expected):
 
 @pytest.mark.parametrize("blocks", ["all", "last:1"])
 def test_a_slice_has_one_embedding_in_training_evaluation_and_prediction(
-    moved_session, blocks, monkeypatch, tmp_path
+    moved_run, blocks, monkeypatch, tmp_path
 ):
-    session = moved_session("prompts=box", "data.axis=axial", f"peft.blocks={blocks}")
-    slices = divide(session)
-    session.plan(slices)
-    session.warm()
+    run = moved_run("prompts=box", "data.axis=axial", f"peft.blocks={blocks}")
+    context, slices = run.context, run.slices()
+    run.plan(slices)
+    run.planner.warm()
     decoded = []
     decode = Sam.decode
     monkeypatch.setattr(
@@ -86,39 +87,40 @@ def test_a_slice_has_one_embedding_in_training_evaluation_and_prediction(
     )
 
     # training: stacks of three, with the loss where there is an object
-    items = session.samples.items(slices["train"])
+    items = run.samples.items(slices.train)
     assert {(item.refs[0].index, item.trained) for item in items} == {(0, (1, 2)), (3, (0,))}
     rng = np.random.default_rng(0)
-    samples, trained, versions = session.samples.take(items[:2], rng)
-    keys = session.feature_keys(versions)
-    side = 4 * session.sam.embedding_size
-    frame = session.features.frame
-    batch = make_batch(samples, session.policy, frame, side, rng, trained, keys)
+    samples, trained, versions = run.samples.take(items[:2], rng)
+    keys = run.planner.keys_of(versions)
+    side = 4 * context.sam.embedding_size
+    frame = run.planner.features.frame
+    batch = make_batch(samples, context.policy, frame, side, rng, trained, keys)
     assert batch.names == ["scan_1[1]", "scan_1[2]", "scan_1[3]"]
     assert len(batch.keys or batch.images) == 6
-    live = loop.TrainableTail(session.sam, session.injection.first_trainable_block, multimask=False)
+    live = loop.TrainableTail(context.sam, context.injection.first_trainable_block, multimask=False)
     with torch.no_grad():
-        features = session.features.stored(keys) if keys else session.features.compute(batch.images)
+        stored = run.planner.features.stored
+        features = stored(keys) if keys else run.planner.features.compute(batch.images)
         assert live(features, batch.prompts, batch.trained).logits.shape[0] == 3
-    refs = slices["train"][:3]
+    refs = slices.train[:3]
     for ref, found in zip(refs, decoded, strict=True):
-        close(found, by_hand(session, ref))
-        alone = embed(session.sam, [session.dataset.sample(ref).image] * 3)[0][0]
+        close(found, by_hand(context, ref))
+        alone = embed(context.sam, [context.dataset.sample(ref).image] * 3)[0][0]
         assert ref.index == 3 or (found - alone).abs().max() > 1e-2  # the neighbours matter
 
     # evaluation: whichever slices are asked for together
-    predictor = session.predictor(session.policy)
+    predictor = run.scorer.predictor(context.policy)
     for chosen in ([1, 2, 3], [2], [3, 1]):
         asked = [SliceRef("scan_1", index) for index in chosen]
         with torch.no_grad():
-            found = predictor.embed([session.dataset.sample(ref) for ref in asked])
+            found = predictor.embed([context.dataset.sample(ref) for ref in asked])
         for ref, embedding in zip(asked, found, strict=True):
-            close(embedding, by_hand(session, ref))
+            close(embedding, by_hand(context, ref))
 
     # prediction: of one prompted slice, of several, and carried from one to the others
-    save_adapter(tmp_path / "adapter", session.sam, session.injection, session.record())
+    save_adapter(tmp_path / "adapter", context.sam, context.injection, adapter_record(context))
     segmenter = samadapt.load_adapter(tmp_path / "adapter", device="cpu")
-    scan = session.dataset.case("scan_1").image
+    scan = context.dataset.case("scan_1").image
     box = [[3.0, 3.0, 15.0, 15.0]]
     for prompts, options, expected in (
         ({2: box}, {}, [2]),
@@ -139,7 +141,7 @@ def test_a_slice_has_one_embedding_in_training_evaluation_and_prediction(
             segmenter.segment(scan, boxes=prompts, labels="front", **options)
         assert 0 < len(seen) <= len(expected)
         for index, embedding in zip(expected, seen, strict=False):
-            close(embedding, by_hand(session, SliceRef("scan_1", index)))
+            close(embedding, by_hand(context, SliceRef("scan_1", index)))
 
 
 @pytest.mark.slow
@@ -192,9 +194,7 @@ def test_a_run_from_training_to_prediction(configure, monkeypatch, tmp_path, cap
         assert dice > 0
 
 
-def test_what_has_no_neighbours_is_refused(
-    configure, make_pictures, recipe, moved_session, tmp_path
-):
+def test_what_has_no_neighbours_is_refused(configure, make_pictures, recipe, moved_run, tmp_path):
     pictures = [f"data.root={make_pictures()}", "peft=adapter", "peft.depth=2"]
     with pytest.raises(ConfigError, match=r"peft\.depth=2 lets neighbouring.*p0\.png has one"):
         finetune(compose(str(recipe), pictures))
@@ -204,8 +204,8 @@ def test_what_has_no_neighbours_is_refused(
         finetune(configure("model=tiny_t"))
     assert not list((tmp_path / "runs" / "small").iterdir())
 
-    session = moved_session("prompts=semantic")
-    save_adapter(tmp_path / "adapter", session.sam, session.injection, session.record())
+    context = moved_run("prompts=semantic").context
+    save_adapter(tmp_path / "adapter", context.sam, context.injection, adapter_record(context))
     segmenter = samadapt.load_adapter(tmp_path / "adapter", device="cpu")
     with pytest.raises(DataError, match=r"peft\.depth=3.*this is one image"):
         segmenter.segment(np.zeros((20, 28), np.uint8))

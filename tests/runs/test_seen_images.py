@@ -19,7 +19,7 @@ from samadapt.errors import ConfigError, DataError
 from samadapt.inference.segmenter import load_adapter
 from samadapt.methods import METHODS
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.runs.context import open_session
+from samadapt.runs.results import adapter_record
 from samadapt.sam.weights.loading import base_hash
 
 AFFINE = np.array([[0, -1.0, 0, 5], [0, 0, 1.0, -7], [2.5, 0, 0, 11], [0, 0, 0, 1]])
@@ -162,7 +162,7 @@ def test_prepared_volumes_on_disk_are_the_same(scans, tmp_path):
             assert_same(plain, "s1", [sample.image for sample in stored.samples("s1")])
 
 
-def test_the_features_of_a_slice_depend_on_the_rule(scans, tmp_path):
+def test_the_features_of_a_slice_depend_on_the_rule(scans, opened_run, tmp_path):
     recipe = tmp_path / "small.yaml"
     recipe.write_text(
         f"model: {{name: tiny}}\ndata: {{name: nifti, root: {scans}}}\n"
@@ -171,9 +171,10 @@ def test_the_features_of_a_slice_depend_on_the_rule(scans, tmp_path):
     keys = set()
     for rule, distance in CASES:
         overrides = [f"data.intensity={rule}", f"data.neighbours={distance}"]
-        session = open_session(compose(str(recipe), overrides), tmp_path)
-        keys.add(session.features.key(session.dataset.sample(SliceRef("s0", 2)).image))
-        assert session.record().intensity == session.dataset.intensity.to_dict()
+        run = opened_run(compose(str(recipe), overrides), tmp_path)
+        dataset = run.context.dataset
+        keys.add(run.planner.features.key(dataset.sample(SliceRef("s0", 2)).image))
+        assert adapter_record(run.context).intensity == dataset.intensity.to_dict()
     assert len(keys) == len(CASES)
 
 
@@ -181,14 +182,15 @@ def test_evaluation_obeys_the_record_also_on_other_data(scans, adapter):
     from samadapt.adapters.store import read_record
     from samadapt.config.evaluate_arguments import EvaluateArguments
     from samadapt.config.overrides import parse
-    from samadapt.runs.recorded_configuration import as_config, recorded
+    from samadapt.runs.recorded_configuration import evaluation_config, recorded_keys
 
     dataset = open_dataset("nifti", scans, intensity="ct:lung", neighbours=1)
     directory = adapter(dataset)
     for others in ([], ["data=msd_spleen"]):
-        base = recorded(directory)
-        arguments = parse(EvaluateArguments, [f"adapter={directory}", *others], base)
-        config = as_config(arguments, read_record(directory))
+        record = read_record(directory)
+        keys = recorded_keys(directory, record)
+        arguments = parse(EvaluateArguments, [f"adapter={directory}", *others], keys)
+        config = evaluation_config(arguments, record)
         rule = open_dataset("nifti", scans, intensity=config.data.intensity).intensity
         assert rule == dataset.intensity
 

@@ -1,0 +1,152 @@
+"""The frozen features of a run: where they are kept, and when they are computed.
+
+The blocks in front of the first trained one give the same output for an image in every step, so
+their output is computed once and kept; see ``training/features.py``. Training slices that are
+augmented anew in every step are the exception: their images never come back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samadapt.errors import ConfigError
+from samadapt.prompts.annotations import has_prompts, lacks_prompts
+from samadapt.training.feature_plan import FeaturePlan, plan_features
+from samadapt.training.features import Features
+
+if TYPE_CHECKING:
+    from samadapt.data.types import Sample, SliceRef
+    from samadapt.runs.context import RunContext
+    from samadapt.training.samples import TrainingSamples
+
+FEATURES_BATCH = 8
+"""Images in one forward pass of the frozen blocks."""
+
+SUGGESTED_VARIANTS = 4
+"""Versions of each slice in the advice on augmentation with kept features."""
+
+
+@dataclass
+class FeaturePlanner:
+    """Plans, computes and serves the frozen features of a run.
+
+    Attributes:
+        context: the run.
+        samples: how training slices are read and augmented.
+        features: the frozen features by image; without a store until ``plan`` chooses one.
+        planned: the features that the run needs; None if none are kept.
+    """
+
+    context: RunContext
+    samples: TrainingSamples
+    features: Features = field(init=False)
+    planned: FeaturePlan[tuple[SliceRef, int]] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Make the features, without a store."""
+        run = self.context
+        self.features = Features(
+            run.sam,
+            run.injection.first_trainable_block,
+            base_sha256=run.base_sha256,
+            autocast=run.autocast,
+            dtype=run.precision.dtype,
+            store=None,
+            batch_size=FEATURES_BATCH,
+            route=f"{run.precision.name} on {run.device.type}",
+        )
+
+    @property
+    def augments_anew(self) -> bool:
+        """Whether every step sees augmented training slices that no earlier step saw."""
+        return bool(self.samples.changes) and not self.samples.variants
+
+    @property
+    def missing(self) -> int:
+        """The number of images whose features are still to be computed."""
+        return len(self.planned.missing) if self.planned else 0
+
+    def plan(self, train: Sequence[SliceRef], others: Sequence[SliceRef]) -> None:
+        """Decide where features are kept, and look up which are there.
+
+        Args:
+            train: the slices that are trained on; they may be augmented.
+            others: the slices that are only scored; the encoder sees them unchanged.
+
+        Raises:
+            ConfigError: for ``cache.enabled=on`` where features cannot be kept.
+            RunError: when there is too little room for them.
+        """
+        cache, injection = self.context.config.cache, self.context.injection
+        trained = "input projection" if "input" in injection.groups else "patch embedding"
+        blocked = "" if injection.has_frozen_prefix else f"training of the {trained}"
+        if cache.enabled == "on" and (blocked or self.augments_anew):
+            cause = blocked or "augmentation without cache.variants"
+            raise ConfigError(f"cache.enabled=on: {cause} changes every image's features; use off")
+        if cache.variants and not self.samples.changes:
+            raise ConfigError(
+                f"cache.variants={cache.variants} keeps augmented versions of each training slice; "
+                "name the augmentation with train.augment"
+            )
+        if cache.enabled == "off" or blocked:
+            reason = blocked or "cache.enabled=off"
+            self.context.say(f"features: computed anew in every step ({reason})")
+            return
+        variants = 0 if self.augments_anew else max(1, cache.variants)
+        stacks = self.samples.stacks
+        training, _ = stacks.whole(train)  # the encoder sees whole stacks of slices
+        jobs = [(ref, variant) for ref in training for variant in range(variants)]
+        jobs += [(ref, 0) for ref in stacks.whole(others)[0]]
+        self.planned = plan_features(
+            self.features,
+            jobs,
+            self._image,
+            where=cache.where,
+            folder=Path(cache.dir or Path(self.context.config.output.dir) / "features"),
+            max_bytes=math.inf if cache.max_gb is None else cache.max_gb * 1e9,
+        )
+        self.context.say(f"features: {self.planned.text}")
+        if training and self.augments_anew:
+            size = SUGGESTED_VARIANTS * len(training) * self.planned.bytes_each
+            self.context.say(
+                "features of training slices: computed anew in every step (augmentation); "
+                f"cache.variants={SUGGESTED_VARIANTS} would keep {SUGGESTED_VARIANTS} versions of "
+                f"each in at most {size / 1e9:.2f} GB and compute each once"
+            )
+
+    def warm(self) -> None:
+        """Compute the features that are planned and missing."""
+        if self.planned is None:
+            return
+        progress = self.context.progress
+        with progress.phase("features"):
+            self.features.warm(self.planned.missing, progress.advance)
+        computed = self.features.computed
+        self.context.say(
+            f"features: {computed} computed, {self.planned.images - computed} reused"
+            + ("" if self.augments_anew else "; nothing runs the frozen blocks on them again")
+        )
+
+    def keys_of(self, versions: Sequence[tuple[SliceRef, int]]) -> list[str]:
+        """Return the keys of the features of variants of slices; empty if they are not kept."""
+        return self.planned.keys_of(versions) if self.planned else []
+
+    def _image(self, job: tuple[SliceRef, int]) -> Any:
+        """Return the image of a slice's variant, or None if its stack has nothing to prompt."""
+        ref, variant = job
+        stacks = self.samples.stacks
+        stack = [self.context.dataset.sample(one) for one in stacks.of(ref)]
+        if not self.context.policy.is_semantic and not any(map(_is_prompted, stack)):
+            return None
+        return self.samples.variant(stack, variant)[stacks.place(ref)].image
+
+
+def _is_prompted(sample: Sample) -> bool:
+    """Whether evaluation has something to prompt in a slice."""
+    if has_prompts(sample):
+        return not lacks_prompts(sample)
+    return bool((sample.maps > 0).any())

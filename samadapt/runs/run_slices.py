@@ -1,0 +1,112 @@
+"""Which slices of a data set train, which choose the best step, and which are scored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from samadapt.errors import ConfigError
+from samadapt.training.selection import selection_split
+
+if TYPE_CHECKING:
+    from samadapt.data.types import SliceRef
+    from samadapt.runs.context import RunContext
+    from samadapt.training.samples import TrainingSamples
+
+
+@dataclass(frozen=True)
+class RunSlices:
+    """The slices of a run by what they are for.
+
+    Attributes:
+        train: the slices that the adapter is trained on.
+        validation: the slices that choose the best step; a part of the training cases.
+        test: the slices that are scored before and after; the adapter never sees them.
+    """
+
+    train: Sequence[SliceRef]
+    validation: Sequence[SliceRef]
+    test: Sequence[SliceRef]
+
+
+def divide_slices(context: RunContext, samples: TrainingSamples) -> RunSlices:
+    """Divide the slices of the data set, and say how many training slices are left out and why.
+
+    Raises:
+        ConfigError: when there is nothing to train on, to choose the best step by, or to score.
+    """
+    config, data = context.config, context.dataset
+    train = data.slices("train")
+    for reason, count in train.left_out.items():
+        if count:
+            context.say(f"training slices left out: {count} ({reason})")
+    usable = samples.usable(train)
+    if len(usable) < len(train):
+        context.say(f"training slices left out: {len(train) - len(usable)} (no object to prompt)")
+    training, validation = selection_split(
+        usable,
+        config.train.validate_cases,
+        lambda name: data.case(name).patient or name,
+        data.tile,
+        gap=config.peft.stack - 1,
+    )
+    test = first_cases(data.slices("val"), config.eval.max_cases)
+    lacks_training = context.has_trained_parameters and not (training and validation)
+    if not test or lacks_training:
+        bare = sum(train.left_out.get(reason, 0) for reason in ("empty", "not annotated"))
+        if not usable and bare:
+            raise ConfigError(
+                f"data: no training slice holds an object to learn; {bare} are without one. Check "
+                "the masks of the training cases, or divide the cases otherwise (data.val_every, "
+                f"data.fold). The cases are divided so: {data.parts.rule}"
+            )
+        raise ConfigError(
+            f"data: {len(training)} slices to train on, {len(validation)} to choose the best step, "
+            f"{len(test)} to score; each needs at least one. Use more cases (data.max_cases) or a "
+            f"smaller data.slice_step. The cases are divided so: {data.parts.rule}"
+        )
+    return RunSlices(training, validation, test)
+
+
+def first_cases(refs: Sequence[SliceRef], count: int | None) -> list[SliceRef]:
+    """Return the slices of the first ``count`` cases; all slices if ``count`` is None."""
+    kept = set(list(dict.fromkeys(ref.case for ref in refs))[:count])
+    return [ref for ref in refs if ref.case in kept]
+
+
+def check_numbered_objects(context: RunContext, refs: Sequence[SliceRef]) -> None:
+    """Refuse ``eval.instances=true`` if the data set does not number its objects.
+
+    Raises:
+        ConfigError: naming the alternative.
+    """
+    if context.config.eval.instances is not True:
+        return
+    for case in dict.fromkeys(ref.case for ref in refs):
+        depth = context.dataset.case(case).shape[2]
+        sample = context.dataset.sample(next(ref for ref in refs if ref.case == case))
+        if depth > 1 or sample.instances is None:
+            what = "a volume" if depth > 1 else "a picture without them"
+            raise ConfigError(
+                f"eval.instances=true counts the numbered objects of pictures; {case} is {what}. "
+                "Use eval.instances=components"
+            )
+
+
+def plan_progress(context: RunContext, slices: RunSlices, missing_features: int) -> None:
+    """Tell the progress display what the run consists of, so that it can estimate the time left."""
+    train = context.config.train
+    trains = bool(slices.validation) and context.has_trained_parameters
+    validations = math.ceil(train.steps / train.validate_every) if train.validate_every else 1
+    context.progress.plan(
+        {
+            "features": missing_features,
+            "train": train.steps if trains else 0,
+            "validation": validations * len(slices.validation),
+            "adapted": len(slices.test),
+            "zero-shot": len(slices.test),
+        },
+        like={"adapted": "validation", "zero-shot": "validation"},
+    )

@@ -1,0 +1,147 @@
+"""The summary of a run, ``eval/summary.json``: scores, what they are over, and honest notes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from samadapt.evaluation.comparison import compare_states
+from samadapt.system.machine import peak_memory_bytes
+
+if TYPE_CHECKING:
+    from samadapt.data.types import SliceRef
+    from samadapt.evaluation.evaluate import Evaluation
+    from samadapt.prompts.policy import PromptPolicy
+    from samadapt.runs.context import RunContext
+    from samadapt.runs.run_slices import RunSlices
+    from samadapt.training.state import TrainingState
+
+ZERO_SHOT_NOTE = (
+    "zero-shot is the untrained base model with the exact ground-truth box of each class "
+    "(an oracle that favours it), since it knows no classes; adapted has no prompt"
+)
+ORACLE_NOTE = "prompts come from the ground truth, before and after: an upper bound of real use"
+
+
+def summarise_run(
+    context: RunContext,
+    slices: RunSlices,
+    zero_shot: Evaluation,
+    adapted: Evaluation | None,
+    *,
+    state: TrainingState | None = None,
+    scored: str = "held-out",
+    notes: Sequence[str] = (),
+    untrained: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Return the content of ``eval/summary.json``.
+
+    Args:
+        context: the run.
+        slices: the slices that trained, chose the best step, and were scored.
+        zero_shot: the scores of the base model.
+        adapted: the scores of the adapted model; None if nothing was trained.
+        state: the end of the training; None if there was none.
+        scored: ``"held-out"``, ``"unseen"`` (everything that was not trained on) or ``"all"``.
+        notes: what the reader must know about the choice of the scored slices.
+        untrained: the classes that no training slice held; their scores are marked.
+    """
+    data, policy = context.dataset, context.policy
+    if adapted:
+        for name in untrained:
+            adapted.summary["per_class"][name]["untrained"] = True
+    best = state.best_score if state else math.nan
+    return {
+        "zero_shot": _scores(zero_shot, context.zero_shot_policy),
+        "adapted": adapted and _scores(adapted, policy),
+        "paired": adapted and compare_states(zero_shot.rows, adapted.rows, data.classes),
+        "prompt": policy.kind,
+        "oracle_prompt": not policy.is_semantic,
+        "data": data.name,
+        "scored": scored,
+        "split": data.parts.rule,
+        "case_is": case_is(context),
+        "nsd_tolerance": context.config.eval.nsd_tolerance_mm,
+        "cases": len({ref.case for ref in slices.test}),
+        "slices": len(slices.test),
+        "parts": "slices" if data.tiling is None else "tiles",
+        "training_slices": len(slices.train),
+        "validation_slices": len(slices.validation),
+        "best_step": state and state.best_step,
+        "best_validation_dice": best if math.isfinite(best) else None,
+        "skipped_steps": state and state.skipped,
+        "trained_parameters": context.injection.trainable,
+        "total_parameters": context.injection.total,
+        "precision": context.precision.name,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "notes": [
+            *([data.note] if data.note else []),
+            ZERO_SHOT_NOTE if policy.is_semantic else ORACLE_NOTE,
+            *notes,
+            *([untrained_text(untrained)] if adapted and untrained else []),
+            *annotation_notes(context, slices.test, zero_shot),
+            *([f"cases left out for errors: {', '.join(data.left_out)}"] if data.left_out else []),
+        ],
+    }
+
+
+def _scores(evaluation: Evaluation, policy: PromptPolicy) -> dict[str, Any]:
+    return {
+        **evaluation.summary,
+        "prompt": policy.to_dict(),
+        "oracle_prompt": not policy.is_semantic,
+    }
+
+
+def untrained_classes(context: RunContext, slices: RunSlices) -> list[str]:
+    """Return the classes that are scored but occur in no training slice."""
+    learned = set(context.dataset.classes_in(slices.train))
+    return [name for name in context.dataset.classes_in(slices.test) if name not in learned]
+
+
+def untrained_text(names: Sequence[str]) -> str:
+    """Return the warning about classes that occur in the held-out cases alone."""
+    which = f"class {names[0]} occurs" if len(names) == 1 else f"classes {', '.join(names)} occur"
+    return (
+        f"{which} in the held-out cases and in no training slice: not learned, and the score says "
+        "nothing about training. Use more cases, or another division (data.val_every, data.fold)"
+    )
+
+
+def annotation_notes(
+    context: RunContext, refs: Sequence[SliceRef], evaluation: Evaluation
+) -> list[str]:
+    """Return notes on what is not annotated in the scored cases, and so has no score."""
+    data, notes = context.dataset, []
+    if "ignored" in evaluation.summary:
+        share = evaluation.summary["ignored"]["share"]
+        notes.append(f"{share:.1%} of the scored voxels are ignored: they have no score")
+    cases = dict.fromkeys(ref.case for ref in refs)
+    # If one volume is divided into a training part and a held-out slab, only the slab counts.
+    slab = data.parts.slab
+    scored = slab.indices("val") if slab else slice(None)
+    unknown = sum(int((~data.annotated(case)[scored]).sum()) for case in cases)
+    if unknown:
+        part = "slices" if data.tiling is None else "tiles"
+        notes.append(f"{unknown} {part} of the scored cases are not annotated: they have no score")
+    # Every case has one row for each class that is annotated in it.
+    missing = dict.fromkeys(data.classes, len(cases))
+    for row in evaluation.rows:
+        missing[row.class_name] -= 1
+    listed = ", ".join(f"{name} in {count}" for name, count in missing.items() if count)
+    if listed:
+        notes.append(f"classes that are not annotated in some of {len(cases)} cases: {listed}")
+    return notes
+
+
+def case_is(context: RunContext) -> str:
+    """Return what one score is over: a picture, a slice, a slab or a whole volume."""
+    data = context.dataset
+    if data.parts.slab is not None:
+        return "slab: the held-out slices of one volume together"
+    if {case.shape[2] for case in data.cases} == {1}:
+        if any(case.axis is not None for case in data.cases):
+            return "slice: one slice of a volume, in 2D"
+        return "picture: one 2D image" + (", its tiles together" if data.tiling else "")
+    return "volume: all of its slices together"

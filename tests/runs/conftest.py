@@ -1,0 +1,43 @@
+"""The parts of a run, wired as ``finetune`` wires them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from samadapt.runs.context import RunContext, open_run, training_samples
+from samadapt.runs.feature_planner import FeaturePlanner
+from samadapt.runs.run_slices import divide_slices
+from samadapt.runs.scorer import Scorer
+from samadapt.training.samples import TrainingSamples
+
+
+@dataclass
+class OpenedRun:
+    """A run that is ready to plan its features."""
+
+    context: RunContext
+    samples: TrainingSamples
+    planner: FeaturePlanner
+    scorer: Scorer
+
+    def slices(self):
+        return divide_slices(self.context, self.samples)
+
+    def plan(self, slices):
+        self.planner.plan(train=slices.train, others=[*slices.validation, *slices.test])
+
+
+@pytest.fixture
+def opened_run():
+    """``opened_run(config, run_dir)``: data and model are loaded; nothing is computed yet."""
+
+    def make(config, run_dir):
+        context = open_run(config, run_dir)
+        samples = training_samples(config, context.dataset, context.policy)
+        planner = FeaturePlanner(context, samples)
+        scorer = Scorer(context, planner.features, samples.stacks)
+        return OpenedRun(context, samples, planner, scorer)
+
+    return make
