@@ -1,9 +1,10 @@
 """The code blocks of README and docs, and a program that runs those of one page.
 
-    python tests/docs/blocks.py PAGE    # in a folder that holds the data which the page names
+    python tests/docs/blocks.py PAGE [--full]
 
-Blocks run in order and share variables and the working folder, as for a reader who follows the
-page. Trainings are shortened: see ``SHORT``.
+Start it in a folder that holds the data which the page names. Blocks run in order and share
+variables and the working folder, as for a reader who follows the page. Trainings are shortened (see
+``SHORT``) unless ``--full`` asks for what the page says.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +105,8 @@ def shortened(arguments: Sequence[str]) -> list[str]:
     A resumed run keeps what its configuration holds; it may only get another number of steps.
     """
     named = {argument.partition("=")[0]: argument for argument in arguments}
+    if not SHORT:
+        return list(arguments)
     if "resume" in named:
         return [a if not a.startswith("train.steps=") else "train.steps=3" for a in arguments]
     kept = [argument for key, argument in named.items() if key not in SHORT]
@@ -168,8 +172,13 @@ def run_block(block: Block, names: dict[str, Any]) -> None:
 def main() -> None:
     """Run the blocks of the page that is named on the command line."""
     page = Path(sys.argv[1]).resolve()
-    names: dict[str, Any] = {"__name__": "__main__"}
-    make_short()
+    # A module, so that the annotations of a page's classes find their names.
+    sys.modules["page"] = module = ModuleType("page")
+    names = vars(module)
+    if "--full" in sys.argv:
+        SHORT.clear()
+    else:
+        make_short()
     for block in blocks_of(page):
         if block.language in ("python", "bash") and not block.reason and is_for_here(block):
             sys.stdout.write(f"-- {block}\n")

@@ -72,6 +72,8 @@ def check_samadapt(words: list[str]) -> None:
         from samadapt.config.schema import from_arguments
 
         from_arguments(arguments)
+    elif command == "check" and arguments[0].startswith("explain="):
+        module.run(arguments)
     elif module.SCHEMA is not None and "--help" not in words:
         from samadapt.config.overrides import parse
 
@@ -102,7 +104,9 @@ def test_the_readme_has_the_two_commands_that_ci_reads() -> None:
 
 
 def has_something_to_run(page: Path) -> bool:
-    return any(b.language in ("bash", "python") and not b.reason for b in blocks_of(page))
+    """Tell whether a page is run as a page: the tutorials run as notebooks."""
+    runs = any(b.language in ("bash", "python") and not b.reason for b in blocks_of(page))
+    return runs and page.parent.name != "tutorials"
 
 
 @pytest.mark.slow
@@ -114,12 +118,8 @@ def has_something_to_run(page: Path) -> bool:
 def test_blocks_run(
     page: Path, workplace: Path, short_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Blocks run in order, in a folder that holds the data and runs that the pages name.
-
-    A tutorial makes its data itself, so it starts in an empty folder.
-    """
-    if page.parent.name != "tutorials":
-        shutil.copytree(workplace, tmp_path, dirs_exist_ok=True)
+    """Blocks run in order, in a folder that holds the data and runs that the pages name."""
+    shutil.copytree(workplace, tmp_path, dirs_exist_ok=True)
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "docs" / "blocks.py"), str(page)],
         cwd=tmp_path,
@@ -135,7 +135,8 @@ def test_blocks_run(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TUTORIALS)
-def test_notebooks_run(name: str, short_environment: dict[str, str], tmp_path: Path) -> None:
+def test_tutorials_run(name: str, short_environment: dict[str, str], tmp_path: Path) -> None:
+    """The notebook of a tutorial runs in an empty folder: it makes its data itself."""
     import nbformat
     from nbclient import NotebookClient
 
