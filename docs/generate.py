@@ -30,6 +30,7 @@ from samadapt.evaluation.scores import SCORES
 from samadapt.export import TARGETS
 from samadapt.methods import METHODS
 from samadapt.methods.base import Method
+from samadapt.methods.peft_others import OtherPeft
 from samadapt.sam.weights.builds import BUILDS
 from samadapt.system.typed import groups, leaves, type_name
 
@@ -78,7 +79,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = "yes" if value is True else "no" if value is False else str(value)
+    text = "yes" if value is True else "no" if value is False else str(value).replace("``", "`")
     return " ".join(text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").split())
 
 
@@ -182,35 +183,34 @@ def methods_page() -> str:
         "(../how-to/choose-a-method.md) helps to decide, and the [method comparison]"
         "(../explanation/method-comparison.md) shows what was measured."
     )
-    rows = [
-        [f"[`{name}`](#{name})", f"{m.lr:g}", m.can_merge, m.plain_peft, m.takes_decoder, m.summary]
-        for name, m in METHODS.items()
-    ]
     header = ["method", "learning rate", "merges", "plain peft", "in the decoder", "summary"]
+    own: list[list[Any]] = []
+    others: list[list[Any]] = []
+    for name, m in METHODS.items():
+        facts = [m.can_merge, m.plain_peft, m.takes_decoder, m.summary]
+        rows = others if issubclass(m, OtherPeft) else own
+        rows.append([f"[`{name}`](#{name})", f"{m.lr:g}", *facts])
     legend = (
         "*Learning rate*: the default of `train.lr`. *Merges*: the adapter can be folded into the "
         "weights of SAM, which `export to=sam`, `hf` and `onnx` need. *Plain peft*: the peft "
         "package loads the adapter without samadapt. *In the decoder*: `peft.decoder=own` is "
         "possible."
     )
-    parts = [
-        intro,
-        table(header, rows),
-        legend,
-        "## Keys of every method",
-        key_table(Method, "peft."),
-    ]
+    parts = [intro, table(header, own), legend]
+    passed_on = "These are passed to peft as they are. They train and save; nobody compared them."
+    parts += ["## More kinds of peft", passed_on, table(header, others)]
+    parts += ["## Keys of every method", key_table(Method, "peft.")]
     shared = {item.name: item.default for item in fields(Method)}
     for name, method in METHODS.items():
         parts += [f"## {name}", method.summary[:1].upper() + method.summary[1:] + "."]
-        own = [
+        differs = [
             item.name
             for item in fields(method)
             if item.name not in shared or item.default != shared[item.name]
         ]
-        if own:
-            others = [item.name for item in fields(method) if item.name not in own]
-            parts.append(key_table(method, "peft.", leave_out=others))
+        if differs:
+            same = [item.name for item in fields(method) if item.name not in differs]
+            parts.append(key_table(method, "peft.", leave_out=same))
     return page("Methods", *parts)
 
 
@@ -281,11 +281,14 @@ def data_page() -> str:
 
     cards = [load_card(name) for name in list_cards()]
     rows = [[code(f"data={card.name}"), card.title, card.licence] for card in cards]
+    names: dict[type[Any], list[str]] = {}
+    for name, reader in sorted(readers().items()):
+        if name not in {card.name for card in cards}:
+            names.setdefault(reader, []).append(code(f"data={name}"))
     formats = [
-        [code(f"data={name}"), reader.summary, ", ".join(map(code, reader.suffixes)),
+        [", ".join(known), reader.summary, ", ".join(map(code, reader.suffixes)),
          ", ".join(map(code, reader.output_suffixes))]
-        for name, reader in sorted(readers().items())
-        if name not in {card.name for card in cards}
+        for reader, known in names.items()
     ]  # fmt: skip
     return page(
         "Data sets and formats",
@@ -357,6 +360,9 @@ def python_page() -> str:
     for name in sorted(samadapt.__all__, key=str.lower):
         value = getattr(samadapt, name)
         if not callable(value) or (inspect.isclass(value) and issubclass(value, Exception)):
+            continue
+        if value is Config:
+            parts += [f"## {name}", "What `compose` returns: the [keys](keys.md) as attributes."]
             continue
         parts += [f"## {name}", describe(name, value)]
         if inspect.isclass(value):
