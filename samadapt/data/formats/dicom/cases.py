@@ -1,14 +1,15 @@
 """From the DICOM objects of a folder to cases: which images, by what name, with which mask.
 
-1. A series in a folder is a candidate. Pictures (X-ray, ultrasound), several series of a single
-   slice, and files that a mask is named after, are a candidate each file.
-2. Localizers, screenshots and single images beside a volume are left aside.
-3. A mask belongs to a candidate by its name or, for SEG and RTSTRUCT, by what the object refers
-   to. A series without a mask beside one that has one is left aside.
-4. Where several volumes compete for one case, ``data.series`` chooses; without it the case is an
+1. Each series in a folder is a candidate for a case. But each file is a candidate of its own for
+   pictures (X-ray, ultrasound), for several series of a single slice, and where masks are named
+   after files.
+2. Localizers, screenshots and single images beside a volume are left out.
+3. A mask belongs to a candidate by its name or, for SEG and RTSTRUCT, by the series that the object
+   refers to. A series without a mask is left out if a series beside it has one.
+4. Where several volumes compete for one case, ``data.series`` chooses. Without it the case is an
    error that lists them.
 
-Everything that is left aside is counted in one warning.
+One warning counts all files that are left out.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from samadapt.data.types import Case
 
 MASK_FOLDERS = ("labelsTr", "labels", "masks")
 _IMAGE_FOLDERS = ("images", "imagesTr")
-_MASK_ENDS = ("", "_mask", ".seg")
+_MASK_ENDS = ("", "_mask", ".seg")  # of a mask's name, before its file name ending
 
 
 @dataclass
@@ -38,11 +39,11 @@ class CaseCandidate:
 
     Attributes:
         series: the series.
-        files: its files, or the one.
-        image: the folder, or the one file.
-        name: of the case.
-        masks: what belongs to it.
-        rivals: other candidates for the same case; then it is none.
+        files: the files of the series, or the one file.
+        image: the folder of the series, or the one file.
+        name: name of the case.
+        masks: the masks that belong to it.
+        rivals: the candidates that compete for one case, this one included; empty if there is one.
         place: the folder that holds the rivals.
     """
 
@@ -56,18 +57,18 @@ class CaseCandidate:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is one file of what may be more."""
+        """Whether it is one file, and not a whole series."""
         return self.image == self.files[0]
 
 
 class CaseBuilder:
-    """The candidates of a folder, and what is left aside.
+    """Turns the contents of a folder into cases.
 
     Args:
         root: the data set's folder.
         options: patterns and the choice of series.
         contents: what lies in the folder.
-        layout: gets cases and findings.
+        layout: cases and findings are added to it.
     """
 
     def __init__(
@@ -80,10 +81,11 @@ class CaseBuilder:
         self.used: set[Path] = set()
         self.candidates: list[CaseCandidate] = []
         self.several: dict[str, Finding | None] = {}
-        """Cases that are one of several volumes: the error for the first, None for the others."""
+        """By name, cases that compete with others: the error for the first of them, None for the
+        others, so that it is reported once."""
 
     def arrange(self) -> None:
-        """Make the cases of the layout.
+        """Add the cases to the layout.
 
         Raises:
             FindingError: a pattern matches nothing, or no series fits ``data.series``.
@@ -100,6 +102,7 @@ class CaseBuilder:
         self._report()
 
     def _make_candidates(self) -> None:
+        """Find and name the candidates; ``data.image`` restricts them to what it matches."""
         chosen: dict[Path, str] | None = None
         if self.options.image:
             chosen = {path: name for name, path in match(self.root, self.options.image).items()}
@@ -114,13 +117,16 @@ class CaseBuilder:
 
     def _of_folder(self, folder: Path, series: list[DicomSeries]) -> list[CaseCandidate]:
         """Return the candidates of one folder: series, or single files."""
+        # `singles` are the series whose files are candidates each.
         images = [item for item in series if item.kind == "image"]
         singles = {id(item) for item in images if item.is_picture}
         if sum(len(item.files) for item in images if id(item) in singles) == 1 and len(series) == 1:
-            singles = set()  # a picture alone in its folder may have the folder's name
+            singles = set()  # the mask of a picture alone in its folder may have the folder's name
         if len(images) > 1 and all(item.slices == 1 for item in images):
             singles = {id(item) for item in images}
-        if not self._named_masks(folder):
+        if not _existing(self._folder_places(folder), LABELS):
+            # Masks are named after files: one is enough for a series of one file. In a series of
+            # several files, one such name may be chance.
             singles |= {
                 id(item)
                 for item in images
@@ -136,7 +142,7 @@ class CaseBuilder:
         return found
 
     def _stem_masks(self, folder: Path, files: Iterable[Path]) -> list[Path]:
-        """Return the masks in the folders for masks that are named as files of a series."""
+        """Return the masks in the folders for masks that have the names of files of a series."""
         endings = (*LABELS, *PICTURES)
         return [
             mask
@@ -146,7 +152,7 @@ class CaseBuilder:
         ]
 
     def _places(self, candidate: CaseCandidate, level: Path) -> list[Path]:
-        """Return where a mask of this level may lie, without its ending."""
+        """Return the paths, without ending, that a mask of a file or folder may have."""
         if level == candidate.image and candidate.is_file:
             names = (_stem(level), level.stem, level.name)
             stems = dict.fromkeys((candidate.name, *names))
@@ -157,12 +163,13 @@ class CaseBuilder:
         return self._folder_places(level)
 
     def _mirrored(self, folder: Path) -> list[Path]:
-        """Return the folders for masks that lie as a folder of images does."""
+        """Return the folders for masks that mirror a folder of images: masks/a/b for images/a/b."""
         parts = folder.relative_to(self.root).parts
         parts = parts[1:] if parts[:1] and parts[0] in _IMAGE_FOLDERS else parts
         return [self.root.joinpath(part, *parts) for part in MASK_FOLDERS] if parts else []
 
     def _folder_places(self, level: Path) -> list[Path]:
+        """Return the paths, without ending, that a mask of a folder may have."""
         if level == self.root:
             return [self.root / part / self.root.resolve().name for part in MASK_FOLDERS]
         parts = level.relative_to(self.root).parts
@@ -172,11 +179,8 @@ class CaseBuilder:
         places = [self.root / part / stem for part in MASK_FOLDERS for stem in stems]
         return [*places, *self._mirrored(level), level.parent / level.name]
 
-    def _named_masks(self, level: Path) -> list[Path]:
-        return _existing(self._folder_places(level), LABELS)
-
     def _levels(self, candidate: CaseCandidate) -> list[Path]:
-        """Return the file, its folder, and the folders above it up to the root."""
+        """Return what a mask of the candidate may be named after: file, folder, and those above."""
         levels = [candidate.image] if candidate.is_file else []
         folder = candidate.series.folder
         while True:
@@ -186,14 +190,16 @@ class CaseBuilder:
             folder = folder.parent
 
     def _masks_by_pattern(self) -> None:
+        """Give each candidate the mask of ``data.label`` that has its name."""
         masks = match(self.root, str(self.options.label))
         for candidate in self.candidates:
             candidate.masks = [masks[key] for key in (candidate.name, "") if key in masks][:1]
             self.used.update(candidate.masks)
         for path in sorted(set(masks.values()) - self.used):
-            self._orphan(path, "it matches data.label, and no case has its name")
+            self._orphan(path, "it matches data.label, but no case has its name")
 
     def _masks_by_reference(self) -> None:
+        """Give SEG and RTSTRUCT objects to the candidates whose series they refer to."""
         for item in self.contents.masks:
             fitting, reason = belongs_to(item, [c.series for c in self.candidates])
             ids = {id(series) for series in fitting}
@@ -205,7 +211,11 @@ class CaseBuilder:
                 self._orphan(item.path, reason or f"it fits {len(owners)} of the series")
 
     def _masks_by_name(self) -> None:
-        """Give masks to the candidates that they are named after, the deepest folder first."""
+        """Give masks to the candidates that they are named after.
+
+        The deepest folder is tried first. If several candidates below a folder have no mask of
+        their own, a mask with the name of the folder makes them rivals.
+        """
         members: dict[Path, list[CaseCandidate]] = {}
         for candidate in self.candidates:
             for level in self._levels(candidate):
@@ -214,7 +224,7 @@ class CaseBuilder:
         for level in sorted(members, key=lambda path: (-len(path.parts), path)):
             inside = [c for c in members[level] if not _has_own(c)]
             for candidate in inside:
-                if names[candidate.name] == 1:  # it may have a hash, as its folder's has not
+                if names[candidate.name] == 1:  # unlike a folder's name, it may end in a hash
                     places = [self.root / part / candidate.name for part in MASK_FOLDERS]
                     self._take(candidate, _existing(places, LABELS))
             inside = [c for c in inside if not _has_own(c)]
@@ -231,20 +241,24 @@ class CaseBuilder:
                     candidate.rivals, candidate.place = inside, level
 
     def _narrow(self, inside: list[CaseCandidate]) -> list[CaseCandidate]:
-        """Return who competes for one mask: without what is aside, and as ``data.series`` says."""
+        """Return the candidates that compete for one mask, without localizers.
+
+        ``data.series`` may narrow them further.
+        """
         inside = [c for c in inside if not _is_side(c, inside)] or inside
         left = {id(item) for item in choose_series([c.series for c in inside], self.terms)}
         return [c for c in inside if id(c.series) in left]
 
     def _take(self, candidate: CaseCandidate, masks: list[Path]) -> None:
+        """Give a candidate the masks that are named after it."""
         contours = {item.path for item in self.contents.masks if item.is_contours}
-        if masks:  # a mask that is named after the case was chosen; the plan is left aside
+        if masks:  # a mask with the name of the case wins over an RTSTRUCT
             candidate.masks = [path for path in candidate.masks if path not in contours]
         candidate.masks += [path for path in masks if path not in candidate.masks]
         self.used.update(masks)
 
     def _leave_aside(self) -> None:
-        """Drop what is no volume beside volumes, and series whose sibling has the mask."""
+        """Drop localizers and the like beside volumes, and series beside one that has the mask."""
         every = self.candidates
         with_mask = {c.series.study for c in every if c.masks and c.series.study}
         kept = []
@@ -265,7 +279,7 @@ class CaseBuilder:
         self.candidates = kept
 
     def _choose(self) -> None:
-        """Apply ``data.series``, folder by folder, and find the folders where several are left."""
+        """Apply ``data.series`` folder by folder, and mark the volumes that still compete."""
         if self.terms:
             self._apply_terms()
         for candidate in self.candidates:
@@ -278,6 +292,11 @@ class CaseBuilder:
                 candidate.rivals = near
 
     def _apply_terms(self) -> None:
+        """Keep the candidates that ``data.series`` chooses.
+
+        Raises:
+            FindingError: it chooses none.
+        """
         before = [candidate.series for candidate in self.candidates]
         kept = []
         for candidate in self.candidates:
@@ -303,9 +322,10 @@ class CaseBuilder:
         self.candidates = kept
 
     def _make_cases(self) -> None:
+        """Add a case for each candidate that is left, and the errors that concern it."""
         left = Counter(c.image for c in self.candidates)
         for candidate in self.candidates:
-            if left[candidate.image] == 1:  # alone it needs no hash
+            if left[candidate.image] == 1:  # the only one of its folder needs no hash
                 candidate.name = candidate.name.removesuffix(f"_{candidate.series.identity}")
         for candidate in self.candidates:
             if found := only_localizers(candidate.series):
@@ -331,7 +351,7 @@ class CaseBuilder:
             )
 
     def _report(self) -> None:
-        """Report masks that belong to nothing, and everything that was left aside."""
+        """Report masks that belong to no case, and count the files that were left out."""
         contours = [item.path for item in self.contents.masks if item.is_contours]
         unused = [path for path in contours if path not in self.used or not self._owner(path)]
         lacking = any(not (c.masks or c.rivals) for c in self.candidates)
@@ -343,10 +363,10 @@ class CaseBuilder:
         if not self.options.label:
             names = ", ".join(sorted({case.name for case in self.layout.cases})[:3])
             for path in sorted(set(_in_folders(self.root)) - self.used):
-                self._orphan(path, f"no case is named so; cases are {names}, …" if names else "")
+                self._orphan(path, f"no case has its name; cases are {names}, …" if names else "")
             strange = set(self.contents.pictures) - self.used - set(_in_folders(self.root))
             for path in sorted(strange):
-                message = "it is no DICOM file, and no image is named after it; it is not read"
+                message = "it is not a DICOM file, and no image has its name; it is not read"
                 found = Finding(
                     "other_file", "warning", str(path), message, "remove it, or rename it"
                 )
@@ -360,7 +380,7 @@ class CaseBuilder:
     def _orphan(self, path: Path, reason: str) -> None:
         message = "this mask belongs to no DICOM series of the folder"
         message += f": {reason}" if reason else ""
-        fix = "add the series, name the mask as its folder or file, or remove it"
+        fix = "add the series, name the mask after its folder or file, or remove it"
         self.layout.findings.append(error_finding("missing_image", path, message, fix))
 
 
@@ -372,12 +392,12 @@ def several_series(folder: Path, series: Sequence[DicomSeries]) -> Finding:
         "series number, largest, or the digits in brackets"
     )
     if len({patient for item in series for patient in item.patients.values() if patient}) > 1:
-        fix += "; they are of several patients: better give each a folder named as its mask"
+        fix += "; they are of several patients: better give each a folder with the name of its mask"
     return error_finding("several_series", folder, message, fix)
 
 
 def _telling(series: Sequence[DicomSeries]) -> str:
-    """Return a term that picks the first series: its modality, its number or its digits."""
+    """Return a term that chooses the first series alone: its modality, number or identity."""
     first, others = series[0], series[1:]
     if first.modality and all(item.modality != first.modality for item in others):
         return first.modality
@@ -387,7 +407,7 @@ def _telling(series: Sequence[DicomSeries]) -> str:
 
 
 def only_localizers(series: DicomSeries) -> Finding | None:
-    """Return the error of a series that holds localizers alone, in several orientations."""
+    """Return an error if a series holds nothing but localizers, in several orientations."""
     if series.kind != "localizer" or len(series.turns) < 2:
         return None
     message = f"it holds {series.slices} localizers and no scan"
@@ -395,18 +415,25 @@ def only_localizers(series: DicomSeries) -> Finding | None:
 
 
 def left_aside(root: Path, kinds: Mapping[str, int]) -> Finding | None:
-    """Return the one warning of files that are not read, by kind; None where there is none."""
+    """Return a warning that counts the files that are not read, by kind; None if there are none."""
     if not kinds:
         return None
     parts = [f"{kind} ({count} file{'s' * (count > 1)})" for kind, count in sorted(kinds.items())]
-    message = f"beside the images lie other DICOM objects, which are not read: {', '.join(parts)}"
+    message = f"beside the images are other DICOM objects, which are not read: {', '.join(parts)}"
     return Finding("other_object", "warning", str(root), message, "nothing, if that is meant")
 
 
 def volumes_of(
     folder: Path, contents: FolderContents, choice: str | None
 ) -> tuple[list[DicomSeries], Counter[str]]:
-    """Return the series of a folder that may be meant as one volume, and what is left aside."""
+    """Return the series of a folder that may be meant as one volume.
+
+    Returns:
+        The series, and a count of the files that are left out, by kind.
+
+    Raises:
+        FindingError: no series fits the choice.
+    """
     candidates = [CaseCandidate(item, tuple(item.files), folder) for item in contents.series]
     aside = Counter(contents.others)
     aside["RTSTRUCT"] += sum(item.is_contours for item in contents.masks)
@@ -429,7 +456,7 @@ def volumes_of(
 
 
 def _picked(candidates: list[CaseCandidate], chosen: Mapping[Path, str]) -> list[CaseCandidate]:
-    """Return what a pattern of folders or files matches."""
+    """Return the candidates that a pattern of folders or files matches."""
     found = []
     for candidate in candidates:
         if candidate.series.folder in chosen or candidate.image in chosen:
@@ -441,7 +468,10 @@ def _picked(candidates: list[CaseCandidate], chosen: Mapping[Path, str]) -> list
 
 
 def _name(root: Path, candidates: list[CaseCandidate], chosen: Mapping[Path, str]) -> None:
-    """Name the candidates: by the pattern, by file, or by folder with a hash where several are."""
+    """Name the candidates: by the pattern, by file, or by folder.
+
+    A hash follows the name of a folder that holds several volumes.
+    """
     volumes = [c for c in candidates if not c.is_file and not _is_flagged(c, candidates)]
     for candidate in candidates:
         if candidate.image in chosen:
@@ -455,7 +485,7 @@ def _name(root: Path, candidates: list[CaseCandidate], chosen: Mapping[Path, str
             candidate.name = "_".join(parts) or root.resolve().name
     files = Counter(c.name for c in candidates if c.is_file)
     for candidate in candidates:
-        if candidate.is_file and files[candidate.name] > 1:  # endings alone tell them apart
+        if candidate.is_file and files[candidate.name] > 1:  # they differ in their endings alone
             candidate.name += candidate.image.suffix.replace(".", "_")
         near = [c for c in volumes if c.image == candidate.image and not _is_side(c, volumes)]
         if not candidate.is_file and len(near) > 1:
@@ -463,23 +493,26 @@ def _name(root: Path, candidates: list[CaseCandidate], chosen: Mapping[Path, str
 
 
 def _stem(path: Path) -> str:
-    """Return a file's name without its ending; the numbers of a UID are no ending."""
+    """Return a file's name without its ending. The last number of a UID is not an ending."""
     ending = path.suffix[1:]
     return path.stem if ending.isalpha() and len(ending) <= 5 else path.name
 
 
 def _has_own(candidate: CaseCandidate) -> bool:
-    """Whether it has a mask that is not only a plan's contours."""
+    """Return whether it has a mask that is a label file, and not only a SEG or RTSTRUCT object."""
     return any(path.name.lower().endswith((*LABELS, *PICTURES)) for path in candidate.masks)
 
 
 def _is_flagged(candidate: CaseCandidate, others: Sequence[CaseCandidate]) -> bool:
-    """Whether it says of itself that it is no scan, and there is one."""
+    """Return whether it is a localizer or a screenshot, and another candidate is an image."""
     return candidate.series.kind != "image" and any(c.series.kind == "image" for c in others)
 
 
 def _is_side(candidate: CaseCandidate, others: Sequence[CaseCandidate]) -> bool:
-    """Whether it is a localizer, a screenshot or a single image beside a volume in its folder."""
+    """Return whether it lies beside a volume and is a localizer, a screenshot or a single image.
+
+    A series with images of several orientations counts as localizers.
+    """
     if candidate.is_file:
         return False
     near = [c for c in others if c is not candidate and not c.is_file]
@@ -491,6 +524,7 @@ def _is_side(candidate: CaseCandidate, others: Sequence[CaseCandidate]) -> bool:
 
 
 def _side_name(candidate: CaseCandidate) -> str:
+    """Return what a candidate that is left out is called in the warning."""
     series = candidate.series
     if series.kind == "image":
         kind = "images of several orientations" if len(series.turns) > 1 else "single images"
@@ -499,7 +533,7 @@ def _side_name(candidate: CaseCandidate) -> str:
 
 
 def _existing(places: Sequence[Path], endings: Sequence[str]) -> list[Path]:
-    """Return the files that lie at places (paths without ending), each once."""
+    """Return the files that exist at the given paths with one of the endings, each once."""
     found = [
         place.with_name(f"{place.name}{part}{ending}")
         for place in places
@@ -510,5 +544,6 @@ def _existing(places: Sequence[Path], endings: Sequence[str]) -> list[Path]:
 
 
 def _in_folders(root: Path) -> list[Path]:
+    """Return the masks in the folders for masks."""
     files = [path for part in MASK_FOLDERS for path in (root / part).glob("*")]
     return [path for path in files if path.name.lower().endswith((*LABELS, *PICTURES))]

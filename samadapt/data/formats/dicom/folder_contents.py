@@ -1,17 +1,19 @@
-"""What lies in a folder of DICOM files: image series, masks, and everything else.
+"""What lies in a folder of DICOM files: image series, masks, and other objects.
 
-Only headers are read. A series is identified by its folder and UID; where an anonymiser emptied
-the UID, by study, series number and modality instead. Localizers and screenshots are series of
-their own even where they share the UID of the scan, so that they never spoil it.
+Only headers are read. A series is identified by its folder and SeriesInstanceUID. Where an
+anonymiser emptied the UID, patient, study, series number and modality identify it instead.
+Localizers and screenshots count as series of their own even where they share the UID of the scan,
+so that the scan stays a regular stack.
 
-Nothing of this module but modality and numbers is meant for messages: UIDs and the hash of the
-patient stay inside.
+Messages may show the modality and numbers of a series. They never show UIDs and the hash of the
+patient.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from collections import Counter
 from collections.abc import Iterator
@@ -31,10 +33,10 @@ from samadapt.data.formats.shared.stills import SUFFIXES as PICTURES
 ENDINGS = (".dcm", ".dicom", ".ima")
 LABELS = (*NIFTI, *ItkReader.suffixes)
 SEG = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-"""SEG objects: binary or fractional, and label maps."""
+"""SOP classes (PS3.4 B.5) of SEG objects: binary or fractional, and label maps."""
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
-_DIRECTORY = "1.2.840.10008.1.3.10"
-_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture; its multi-frame kinds add .1 to .4
+_DIRECTORY = "1.2.840.10008.1.3.10"  # index of a medium (DICOMDIR)
+_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture; .1 to .4 follow for multi-frame
 _NO_IMAGES = (
     "1.2.840.10008.5.1.4.1.1.481.1",  # RT Image
     "1.2.840.10008.5.1.4.1.1.481.2",  # RT Dose
@@ -44,8 +46,9 @@ _NAMED = (
     *("SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTRECORD", "RTIMAGE", "SR", "PR", "KO", "REG"),
     *("FID", "DOC", "OT", "SC", "ECG", "AU", "PLAN", "GM", "SM", "OCT", "OPT", "IVUS", "BI"),
 )
-"""Modalities that a message may name; another text in the field is called ``other``."""
-_SALT = secrets.token_bytes(16)
+"""Modalities that a message may name. Any other text in the field, which may be a name, is called
+``other``."""
+_SALT = secrets.token_bytes(16)  # new in each process: hashes of patients mean nothing later
 _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber"),
     *("FrameOfReferenceUID", "Modality", "ImageType", "Rows", "NumberOfFrames"),
@@ -65,19 +68,19 @@ class DicomSeries:
     """The files of one series in one folder.
 
     Attributes:
-        folder: where its files are.
-        uid: its SeriesInstanceUID, or what stands for it; unique within the folder.
+        folder: the folder of its files.
+        uid: its SeriesInstanceUID, or a text that replaces it; unique within the folder.
         modality: one of the known codes, else ``""``.
-        patients: one-way hash of the patient's ID of each file, or ``""``.
         study: its StudyInstanceUID.
         frame: its FrameOfReferenceUID.
         number: its SeriesNumber, where it has one.
         kind: ``"image"``, ``"localizer"`` or ``"screenshot"`` (secondary capture).
-        files: sorted by name.
-        slices: frames of all files.
+        files: its files, sorted by name.
+        patients: one-way hash of the patient's ID for each file, or ``""``.
+        slices: number of frames of all files.
         instances: SOPInstanceUIDs of the files.
-        is_placed: some file says where it lies in the patient.
-        turns: different orientations of its slices.
+        is_placed: whether a file says where it lies in the patient.
+        turns: the different values of ImageOrientationPatient, rounded to two digits.
     """
 
     folder: Path
@@ -101,18 +104,26 @@ class DicomSeries:
 
     @property
     def identity(self) -> str:
-        """Eight digits that tell it from the other series, without naming anything."""
+        """Eight hexadecimal digits that identify the series and reveal nothing of it."""
         return hashlib.sha256(self.uid.encode()).hexdigest()[:8]
 
     def __str__(self) -> str:
-        """Return modality, slices, number and identity, as messages list it."""
+        """Return modality, slices, series number and identity, as messages show them."""
         number = "" if self.number is None else f", series number {self.number}"
         return f"{self.modality or 'other'}, {self.slices} slices{number} ({self.identity})"
 
 
 @dataclass(frozen=True)
 class DicomMask:
-    """A SEG or RTSTRUCT object, and what it says about the images that it belongs to."""
+    """A SEG or RTSTRUCT object, and what it says about the images that it belongs to.
+
+    Attributes:
+        path: its file.
+        is_contours: whether it is an RTSTRUCT, and not a SEG.
+        series: SeriesInstanceUIDs that it refers to.
+        study: its StudyInstanceUID.
+        frames: FrameOfReferenceUIDs that it refers to.
+    """
 
     path: Path
     is_contours: bool
@@ -126,9 +137,9 @@ class FolderContents:
     """What lies in a folder.
 
     Attributes:
-        series: image series, by folder.
+        series: image series, sorted by folder.
         masks: SEG and RTSTRUCT objects.
-        others: files of each kind that is no image and no mask.
+        others: number of other DICOM objects, by modality.
         pictures: PNG and other pictures beside the DICOM files, which may be masks.
     """
 
@@ -141,11 +152,10 @@ class FolderContents:
 def collect(root: Path, layout: Layout) -> FolderContents:
     """Read the headers below a folder.
 
-    Files that are broken, and files that are not DICOM, become findings of ``layout``.
-
     Args:
         root: the folder.
-        layout: gets the findings, and the folders in which a file is broken.
+        layout: findings of files that are broken or not DICOM, and the folders of broken files, are
+            added to it.
     """
     found = FolderContents()
     nameless: list[tuple[Path, Any]] = []
@@ -156,7 +166,7 @@ def collect(root: Path, layout: Layout) -> FolderContents:
             continue
         try:
             header = read_file(path, _TAGS)
-            if not _put_aside(path, header, found):
+            if not _record_if_not_image(path, header, found):
                 _check_image(path, header)
                 if header.get("SeriesInstanceUID"):
                     _add(path, header, str(header.SeriesInstanceUID), series)
@@ -169,16 +179,16 @@ def collect(root: Path, layout: Layout) -> FolderContents:
             fix = "copy or export it again"
             _note_fault(path, error_finding("truncated_file", path, message, fix), layout)
     for path, header in nameless:
-        _add(path, header, _stand_in(path, header, series), series)
+        _add(path, header, _uid_from_other_fields(path, header, series), series)
     found.series = sorted(series.values(), key=lambda item: (item.folder, item.uid, item.kind))
     _refuse_copies(found.series, layout)
     return found
 
 
 def holds_one(folder: Path) -> bool:
-    """Whether the files of a folder are one volume, or at least not pictures each.
+    """Return whether the files of a folder are one volume, and not one picture each.
 
-    Two slices of one series settle it, so that few headers are read.
+    Two slices of one series decide it, so that few headers are read.
     """
     series: dict[tuple[Path, str, str], DicomSeries] = {}
     for path in files_in(folder):
@@ -186,10 +196,10 @@ def holds_one(folder: Path) -> bool:
             continue
         try:
             header = read_file(path, _TAGS)
-            if not _put_aside(path, header, FolderContents()):
+            if not _record_if_not_image(path, header, FolderContents()):
                 _check_image(path, header)
                 _add(path, header, str(header.get("SeriesInstanceUID") or ""), series)
-        except Exception:  # a broken file is reported where it is read
+        except Exception:  # a broken file is reported when it is read
             continue
         if any(len(item.files) > 1 and not item.is_picture for item in series.values()):
             return True
@@ -200,13 +210,13 @@ def holds_one(folder: Path) -> bool:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return the files of a folder by name, without hidden ones and the index of a medium."""
+    """Return the files of a folder, sorted by name, without hidden ones and DICOMDIR."""
     files = (path for path in folder.iterdir() if path.is_file())
     return sorted(p for p in files if not p.name.startswith(".") and p.name.upper() != "DICOMDIR")
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether a DICOM file lies in a folder or below it; stops at the first."""
+    """Return whether a DICOM file lies in a folder or below it; stops at the first."""
     for place, _, names in os.walk(folder):
         paths = (Path(place) / name for name in sorted(names) if not name.startswith("."))
         if any(path.name.upper() != "DICOMDIR" and is_dicom(path) for path in paths):
@@ -215,10 +225,13 @@ def holds_dicom(folder: Path) -> bool:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """List what may be DICOM; names tell only what is surely something else."""
+    """Yield the files below a folder that may be DICOM.
+
+    Their names exclude only what is certainly something else.
+    """
     visited: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
-        if os.path.realpath(folder) in visited:  # a link back up
+        if os.path.realpath(folder) in visited:  # a symbolic link to a folder above
             folders.clear()
             continue
         visited.add(os.path.realpath(folder))
@@ -232,7 +245,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _note_fault(path: Path, finding: Finding, layout: Layout) -> None:
-    """Report a file that cannot be read; what was never meant as DICOM is a warning."""
+    """Report a file that cannot be read; as a warning if it was never meant as DICOM."""
     if finding.code in ("not_dicom", "empty_file") and not _is_named_so(path):
         finding = replace(finding, code="other_file", severity="warning")
     else:
@@ -241,22 +254,24 @@ def _note_fault(path: Path, finding: Finding, layout: Layout) -> None:
 
 
 def _is_named_so(path: Path) -> bool:
-    """Whether a name promises DICOM: its ending, or none (as scanners write)."""
-    import re
-
+    """Return whether a name promises DICOM: by its ending, or as scanners name files (IM0001)."""
     scanner = r"(IM|I|MR|CT|IMG|SLICE|IMAGE)?[-_]?[\d.]+"
     is_scanner_name = bool(re.fullmatch(scanner, path.name, re.IGNORECASE))
     return path.name.lower().endswith(ENDINGS) or is_scanner_name
 
 
 def _class_of(header: Any) -> str:
-    """Return the SOP class; where an anonymiser emptied it, the file meta information has it."""
+    """Return the SOP class, from the file meta information if an anonymiser emptied it."""
     meta = getattr(header, "file_meta", None) or {}
     return str(header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")
 
 
-def _put_aside(path: Path, header: Any, found: FolderContents) -> bool:
-    """Keep a file that is no image: as a mask, or as one more of its kind."""
+def _record_if_not_image(path: Path, header: Any, found: FolderContents) -> bool:
+    """Record a file that is not an image: as a mask, or by counting its modality.
+
+    Returns:
+        Whether it was one; False for an image.
+    """
     kind = _class_of(header)
     frames = header.get("ReferencedFrameOfReferenceSequence") or []
     if kind in SEG:
@@ -308,8 +323,9 @@ def _check_image(path: Path, header: Any) -> None:
 def _add(
     path: Path, header: Any, uid: str, series: dict[tuple[Path, str, str], DicomSeries]
 ) -> None:
-    """Put an image to its series."""
-    # All that pydicom decodes comes first: a broken element must not leave half a file behind.
+    """Add an image to its series."""
+    # pydicom decodes elements here, and may raise. The series is changed only after that, so that a
+    # broken file is not added by half.
     kind, modality, patient = _kind_of(header), modality_of(header), _patient(header)
     slices = int(header.get("NumberOfFrames") or 1)
     instance = str(header.get("SOPInstanceUID") or "")
@@ -339,15 +355,15 @@ def _add(
 
 
 def _number_of(header: Any) -> int | None:
-    """Return the SeriesNumber; None where it is missing or no number."""
+    """Return the SeriesNumber; None if it is missing or not a number."""
     try:
         return int(header.get("SeriesNumber"))
-    except Exception:  # pydicom decodes it now; a text here must not cost the file
+    except Exception:  # pydicom decodes it now; the file is usable without it
         return None
 
 
 def _kind_of(header: Any) -> str:
-    """Return whether an image is a localizer, a screenshot, or what people look at."""
+    """Return whether an image is a ``"localizer"``, a ``"screenshot"`` or an ``"image"``."""
     types = {str(part).strip().upper() for part in _parts(header.get("ImageType"))}
     if types & {"LOCALIZER", "SCOUT"}:
         return "localizer"
@@ -357,22 +373,25 @@ def _kind_of(header: Any) -> str:
 
 
 def _has_planes(header: Any) -> bool:
-    """Whether the frames of a multi-frame file have an orientation in common."""
+    """Return whether the frames of a multi-frame file share an orientation."""
     shared = header.get("SharedFunctionalGroupsSequence")
     return bool(shared) and bool(shared[0].get("PlaneOrientationSequence"))
 
 
 def _parts(value: Any) -> list[Any]:
+    """Return the values of an element that may have one, several or none."""
     if value is None or isinstance(value, str):
         return [value] if value else []
     return list(value)
 
 
-def _stand_in(path: Path, header: Any, series: dict[tuple[Path, str, str], DicomSeries]) -> str:
-    """Return what stands for a missing SeriesInstanceUID.
+def _uid_from_other_fields(
+    path: Path, header: Any, series: dict[tuple[Path, str, str], DicomSeries]
+) -> str:
+    """Return a text that replaces a missing SeriesInstanceUID.
 
-    A file joins the only series of its folder, study, kind and modality; else files are put
-    together by patient, study, series number and modality.
+    A file joins the series of its folder, study, kind and modality if there is exactly one. Other
+    files are grouped by patient, study, series number and modality.
     """
     modality, kind = modality_of(header), _kind_of(header)
     study = str(header.get("StudyInstanceUID") or "")
@@ -388,27 +407,27 @@ def _stand_in(path: Path, header: Any, series: dict[tuple[Path, str, str], Dicom
 
 
 def _refuse_copies(series: list[DicomSeries], layout: Layout) -> None:
-    """Report a series that lies in two folders."""
+    """Report series of which two folders hold a copy."""
     seen: dict[tuple[str, str], Path] = {}
     for item in series:
         if item.kind != "image":
             continue
         first = seen.setdefault((item.uid, item.kind), item.folder)
         if first != item.folder and not item.is_picture:
-            message = f"holds the same series as {first}"
+            message = f"it holds the same series as {first}"
             fix = "keep a series in one folder"
             layout.findings.append(error_finding("duplicate_case", item.folder, message, fix))
             layout.ambiguous |= {item.folder, first}
 
 
 def modality_of(header: Any) -> str:
-    """Return the modality if it is one of the known codes, else ``""``."""
+    """Return the modality if it is a known code, else ``""``."""
     modality = str(header.get("Modality") or "").strip().upper()
     return modality if modality in _NAMED else ""
 
 
 def _patient(header: Any) -> str:
-    """Return a one-way hash of the patient's ID, or ``""`` where there is none."""
+    """Return a one-way hash of the patient's ID, or ``""`` if there is none."""
     number = str(header.get("PatientID") or "").strip()
     issuer = str(header.get("IssuerOfPatientID") or "").strip()
     if not number:

@@ -1,14 +1,16 @@
 """DICOM series: a folder with one sub-folder a case, or any tree; one case a series or a picture.
 
-A series is named by its folder below the root, a picture (X-ray, ultrasound) by its file; never by
-a patient. ``cases.py`` says what becomes a case. Labels are looked for in this order:
-``data.label`` (a pattern, with ``data.image`` a pattern of series folders or files); a NIfTI, NRRD
-or MetaImage file named as the case (or as its folder) in ``labelsTr/``, ``labels/`` or ``masks/``
-of the root, or beside the folder, for a picture also PNG; a DICOM SEG or RTSTRUCT object that
-refers to the series, anywhere below the root, whose segments or regions name the classes.
+A series is named after its folder below the root, and a picture (X-ray, ultrasound) after its file;
+never after a patient. ``cases.py`` says what becomes a case. Labels are looked for in this order:
 
-No field of a header but geometry, pixel values, modality, series number and the names of segments
-and regions leaves this reader. The patient ID becomes a hash with a salt that ends with the
+1. ``data.label``, a pattern; ``data.image`` is then a pattern of series folders or files.
+2. A NIfTI, NRRD or MetaImage file with the name of the case or of its folder, in ``labelsTr/``,
+   ``labels/`` or ``masks/`` of the root, or beside the folder. For a picture also PNG.
+3. A DICOM SEG or RTSTRUCT object anywhere below the root that refers to the series. Its segments or
+   regions name the classes.
+
+Only these fields of a header leave this reader: geometry, pixel values, modality, series number,
+and the names of segments and regions. The patient ID becomes a hash with a salt that ends with the
 process.
 """
 
@@ -60,12 +62,12 @@ from samadapt.data.types import Case, Volume
 from samadapt.system.arrays import Array
 
 _VALUED = (*LABELS, *PICTURES)
-"""Endings of masks that hold values; a DICOM object holds named segments or regions."""
+"""Endings of masks whose voxels are label values. DICOM objects hold named segments instead."""
 
 
 @register_reader("dicom")
 class DicomReader(VolumeReader):
-    """Reads DICOM series with NIfTI, NRRD, MetaImage or DICOM SEG labels."""
+    """Reads DICOM series and pictures, with label files or with SEG and RTSTRUCT objects."""
 
     summary = "DICOM series or pictures; labels as NIfTI, PNG, DICOM SEG or RTSTRUCT; extra dicom"
     suffixes: ClassVar[tuple[str, ...]] = ENDINGS
@@ -74,18 +76,21 @@ class DicomReader(VolumeReader):
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
-        """Whether it is a folder, a file named as DICOM, or one that begins as DICOM does."""
+        """Return whether it is a folder, or a file that has the name or the beginning of DICOM."""
         if path.is_dir() or super().accepts(path):
             return True
         return not path.name.lower().endswith(_VALUED) and is_dicom(path)
 
     @classmethod
     def holds_one(cls, folder: Path) -> bool | None:
-        """Whether the files of a folder are one volume, not pictures each; sees headers alone."""
+        """Return whether the files of a folder are one volume, and not one picture each.
+
+        Reads headers alone. Without pydicom, a folder with any DICOM file counts as one volume.
+        """
         return holds_one(folder) if find_spec("pydicom") else any(map(is_dicom, files_in(folder)))
 
     def discover(self) -> Layout:
-        """Group the files below the root by series, from their headers."""
+        """Group the files below the root into cases, from their headers."""
         layout, root = Layout(suffixes=LABELS), self.options.root
         self._values: dict[str, int] = {}
         self._several: dict[str, Finding | None] = {}
@@ -107,7 +112,7 @@ class DicomReader(VolumeReader):
         if len(modalities) == 1 and modalities[0]:
             layout.modality = modalities[0]
         if not layout.cases and not layout.findings:
-            message = "no DICOM image in it or below it"
+            message = "there is no DICOM image in it or below it"
             layout.findings.append(error_finding("no_cases", root, message, "check data.root"))
         return layout
 
@@ -116,18 +121,18 @@ class DicomReader(VolumeReader):
         if not path.is_dir():
             return _load(path, [path])
         files, found = chosen_files(path, self.options.series)
-        grid = _load(path, files)
-        return grid._replace(findings=(*grid.findings, *found), files=tuple(files))
+        stored = _load(path, files)
+        return stored._replace(findings=(*stored.findings, *found), files=tuple(files))
 
-    def arrange(self, grid: StoredVolume, image: Array, labels: Array | None = None) -> Volume:
-        """Return image and labels as slices; a picture with colours is one."""
-        volume = super().arrange(grid, image, labels)
+    def arrange(self, stored: StoredVolume, image: Array, labels: Array | None = None) -> Volume:
+        """Return image and labels as slices; a colour picture is one slice."""
+        volume = super().arrange(stored, image, labels)
         if image.ndim == 3:
             return volume
         return replace(volume, image=np.ascontiguousarray(volume.image[:, :, 0]), is_color=True)
 
     def write(self, prediction: Array, volume: Volume, path: Path) -> None:
-        """Write class ids on the grid of the series; of a picture also as PNG."""
+        """Write class ids on the grid of the series; for a picture also as PNG."""
         if path.name.lower().endswith(".png"):
             save_plane(prediction, volume, path)
         else:
@@ -140,7 +145,7 @@ class DicomReader(VolumeReader):
     def load_labels(
         self, case: Case, path: Path, image: StoredVolume | None
     ) -> StoredVolume | None:
-        """Read the mask of a case; SEG, RTSTRUCT and masks of pictures need the image."""
+        """Read the mask of a case. SEG, RTSTRUCT and masks of pictures need the image."""
         name = path.name.lower()
         if name.endswith(LABELS):
             is_nifti = name.endswith(NIFTI)
@@ -151,13 +156,13 @@ class DicomReader(VolumeReader):
         if name.endswith(PICTURES):
             mask = load_mask(path, masks=self.options.masks)
             check_palette(path, mask.colours)
-            return StoredVolume(mask.values.T[:, :, None], image.affine)
+            return StoredVolume(mask.values.T[:, :, None], image.affine)  # (column, row, 1)
         if _is_contours(path):
             return load_contours(path, image, self._wanted(), case.files)
         return load_segmentation(path, image, self._values)
 
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
-        """Read and check image and labels; what pydicom says of a fault stays inside."""
+        """Read and check image and labels. Messages of pydicom are never passed on."""
         if case.name in self._several:
             found = self._several[case.name]
             return None, [found] if found else []
@@ -168,7 +173,7 @@ class DicomReader(VolumeReader):
             return None, [error_finding("unreadable_image", case.image, message, "export it again")]
 
     def _wanted(self) -> dict[str, int]:
-        """Return the values of the regions that are used: those that nobody chose may overlap."""
+        """Return the values of the regions that ``data.classes`` uses; others may overlap these."""
         chosen = self.options.classes
         if isinstance(chosen, Mapping):
             used = {
@@ -178,15 +183,18 @@ class DicomReader(VolumeReader):
         return {k: v for k, v in self._values.items() if not chosen or k in chosen}
 
     def _name_segments(self, layout: Layout) -> None:
-        """Number the segments of all SEG objects by name, alike in every case."""
+        """Give each segment or region name one label value, the same in every case.
+
+        The names are numbered in alphabetical order, from 1.
+        """
         paths = [case.labels for case in layout.cases if case.labels is not None]
         objects = [path for path in paths if not path.name.lower().endswith(_VALUED)]
         if not objects:
             return
         if len(objects) < len(paths):
             other = next(path for path in paths if path not in objects)
-            message = "some cases have a DICOM object with named segments, and others a mask file, "
-            message += "whose values have no name"
+            message = "some cases have a DICOM object with named segments, and others a mask file "
+            message += "with values that have no names"
             raise fault("mixed_labels", other, message, "keep one kind of label")
         held: dict[Path, set[str]] = {}
         contours: dict[Path, set[str]] = {}
@@ -210,14 +218,14 @@ class DicomReader(VolumeReader):
 
 
 def chosen_files(folder: Path, choice: str | None = None) -> tuple[list[Path], list[Finding]]:
-    """Return the files of the one image series of a folder, and a warning of what is left aside.
+    """Return the files of the one image series of a folder, and a warning of files not read.
 
     Args:
-        folder: of a series, or one with a study below it.
-        choice: which series, where it holds several; see ``dicom/series_choice.py``.
+        folder: the folder of a series, or one with a study below it.
+        choice: which series to use if there are several; see ``series_choice.py``.
 
     Raises:
-        FindingError: it holds none, or several; or a file of it is broken.
+        FindingError: there is no series or more than one, or a file is broken.
     """
     layout = Layout()
     contents = collect(folder, layout)
@@ -226,10 +234,10 @@ def chosen_files(folder: Path, choice: str | None = None) -> tuple[list[Path], l
         raise FindingError(errors[0])
     series, aside = volumes_of(folder, contents, choice)
     if not series:
-        message = "no DICOM image in it or below it"
+        message = "there is no DICOM image in it or below it"
         raise fault("no_cases", folder, message, "give the folder of a series")
     if len(series) > 1 and all(item.is_picture for item in series):
-        message = f"it holds {len(series)} pictures, and not one volume"
+        message = f"it holds {len(series)} pictures, which are not one volume"
         fix = "give this folder itself, or one of its files, as the input"
         raise fault("several_series", folder, message, fix)
     if len(series) > 1:
@@ -241,7 +249,7 @@ def chosen_files(folder: Path, choice: str | None = None) -> tuple[list[Path], l
 
 
 def _load(folder: Path, files: Sequence[Path]) -> StoredVolume:
-    """Read the files of one series."""
+    """Read the files of one series, or one picture."""
     frames = [frame for path in files for frame in frames_of(path)]
     picture = read_picture(folder, frames)
     if picture is not None:
@@ -251,25 +259,26 @@ def _load(folder: Path, files: Sequence[Path]) -> StoredVolume:
 
 
 def _is_contours(path: Path) -> bool:
+    """Return whether a DICOM object is an RTSTRUCT, and not a SEG."""
     header = read_file(path, ["SOPClassUID"])
     kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
     return str(kind) == RTSTRUCT
 
 
 def _by_index(path: Path, labels: StoredVolume, image: StoredVolume) -> StoredVolume:
-    """Take the mask of a picture by rows and columns: the picture has no affine to compare."""
+    """Return the mask of a picture by rows and columns, because a picture has no affine."""
     turns = np.sign(np.diag(labels.affine)[:2])
     findings: tuple[Finding, ...] = ()
-    if (turns != -1).any():  # a DICOM picture as NIfTI has both axes reversed
-        message = "its axes run against those of the picture, which lies nowhere in the patient: "
-        message += "its voxels are taken by column and row as stored"
+    if (turns != -1).any():  # saved as NIfTI, a DICOM picture has both axes reversed
+        message = "its axes run against those of the picture, which has no place in the patient: "
+        message += "its voxels are read by column and row as stored"
         fix = "look at the overlays, or save the mask as PNG"
         findings = (Finding("mask_by_index", "warning", str(path), message, fix),)
     return labels._replace(affine=image.affine, findings=findings)
 
 
 def _missing_regions(held: Mapping[Path, set[str]], root: Path) -> list[Finding]:
-    """Warn of regions that some RTSTRUCT objects have and others lack."""
+    """Return a warning of regions that only some of the RTSTRUCT objects have."""
     counts = Counter(name for names in held.values() for name in names)
     lacking = [
         f"{name} ({n} of {len(held)})" for name, n in sorted(counts.items()) if n < len(held)
@@ -278,6 +287,6 @@ def _missing_regions(held: Mapping[Path, set[str]], root: Path) -> list[Finding]
         return []
     message = f"regions that only some of the RTSTRUCT objects have: {', '.join(lacking[:12])}"
     message += f" and {len(lacking) - 12} more" if len(lacking) > 12 else ""
-    message += "; where a region is missing it counts as absent"
+    message += "; in the other cases, these regions count as absent"
     fix = "choose regions that every case has with data.classes=[…], or leave those cases out"
     return [Finding("missing_region", "warning", str(root), message, fix)]
