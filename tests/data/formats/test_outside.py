@@ -165,5 +165,5 @@ def test_files_that_ome_names(tmp_path: Path) -> None:
         "</Pixels></Image></OME>"
     )
     tifffile.imwrite(folder / "a.ome.tif", values, description=text, metadata=None)
-    with pytest.raises(FindingError, match="outside of its folder"):
+    with pytest.raises(FindingError, match="outside of the folder"):
         read_image(folder / "a.ome.tif")

@@ -1,4 +1,4 @@
-"""What to do about folders and files that are no data set of a known layout."""
+"""Advise what to do about a folder that has none of the known layouts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from samadapt.data.findings import Finding
 from samadapt.data.formats.shared.volume_patterns import stem_of
 
 _MASKS = ("seg", "label", "labels", "mask", "gt")
-_LOOK = 20
-"""Entries of a folder that are looked at for advice."""
+_MOST_FOLDERS = 20
+"""Folders that are looked into for advice."""
 
 
 def unknown_layout(root: Path, suffixes: tuple[str, ...]) -> Finding:
@@ -26,8 +26,8 @@ def unknown_layout(root: Path, suffixes: tuple[str, ...]) -> Finding:
 
 
 def _pattern_advice(entries: list[Path], suffixes: tuple[str, ...]) -> str:
-    """Return patterns for a folder a case, as BraTS and ACDC have it; empty where it is none."""
-    for folder in [entry for entry in entries if entry.is_dir()][:_LOOK]:
+    """Return patterns that fit one folder a case, as BraTS and ACDC have it; empty otherwise."""
+    for folder in [entry for entry in entries if entry.is_dir()][:_MOST_FOLDERS]:
         files = [path for path in sorted(folder.iterdir()) if path.name.lower().endswith(suffixes)]
         if len(files) < 2:
             continue
@@ -39,14 +39,14 @@ def _pattern_advice(entries: list[Path], suffixes: tuple[str, ...]) -> str:
         each = _mask_of_each(names)
         if each:
             return (
-                "masks that are named as their images are read with patterns, here for example "
+                "masks beside their images are read with patterns, here for example "
                 f"data.image='{before}{each[0]}*{ending}' "
                 f"data.label='{before}{each[0]}*_{each[1]}{ending}'"
             ).replace("**", "*")
         masks = [name for name in names if name.lower().split("_")[-1] in _MASKS]
         channels = [name for name in names if name not in masks]
         return (
-            "a folder a case is read with patterns, here for example "
+            "one folder for each case is read with patterns, here for example "
             f"data.image='{before}{{channel}}{ending}' "
             f"data.label='{before}{[*masks, 'seg'][0]}{ending}' "
             f"data.channel=[{','.join(channels[:3])}] (one to three channels)"
@@ -55,10 +55,10 @@ def _pattern_advice(entries: list[Path], suffixes: tuple[str, ...]) -> str:
 
 
 def _mask_of_each(names: list[str]) -> tuple[str, str] | None:
-    """Return how images with a mask each begin, and what follows the names of their masks.
+    """Return the common beginning of images that have a mask each, and the ending of their masks.
 
-    ACDC has ``frame01``, ``frame01_gt``, ``frame12``, ``frame12_gt``: ``("frame", "gt")``. None
-    where no mask is named as an image.
+    ACDC has ``frame01``, ``frame01_gt``, ``frame12``, ``frame12_gt``, which gives
+    ``("frame", "gt")``. None if no mask has the name of an image.
     """
     for end in _MASKS:
         paired = [name for name in names if f"{name}_{end}" in names]

@@ -1,19 +1,18 @@
-"""Which files of a folder are the cases, for every volume format.
+"""Find the cases of a folder, for every volume format.
 
-Layouts, in the order in which they are looked for:
+Three layouts are tried in this order:
 
-- ``data.image`` and ``data.label`` given: file names below ``data.root``, or patterns
-  (``*/ct.nii.gz`` with ``*/labels.nii.gz``); see ``volume_patterns.py``. A folder a case with one
-  file a channel, as BraTS has it: ``data.image='*/*_{channel}.nii.gz'``,
-  ``data.label='*/*_seg.nii.gz'``, ``data.channel=[flair,t1,t2]``.
-  Say which values are which class: ``data.classes={liver: 5, spleen: 1, kidney: [2, 3]}``.
-- ``imagesTr/``, ``labelsTr/`` and ``dataset.json``: Medical Segmentation Decathlon, or nnU-Net
-  (images end in ``_0000``).
-- ``images/`` and ``labels/`` (or ``masks/``), same file names, ``_mask`` allowed.
+1. ``data.image`` and ``data.label`` are given: file names below ``data.root``, or patterns
+   (``*/ct.nii.gz`` with ``*/labels.nii.gz``); see ``volume_patterns.py``. One folder a case with
+   one file a channel, as BraTS has it: ``data.image='*/*_{channel}.nii.gz'``,
+   ``data.label='*/*_seg.nii.gz'``, ``data.channel=[flair,t1,t2]``. ``data.classes`` says which
+   values are which class: ``data.classes={liver: 5, spleen: 1, kidney: [2, 3]}``.
+2. ``imagesTr/``, ``labelsTr/`` and ``dataset.json``: Medical Segmentation Decathlon (MSD), or
+   nnU-Net, where images end in ``_0000``.
+3. ``images/`` and ``labels/`` (or ``masks/``) with the same file names; masks may end in ``_mask``.
 
-A channel, or up to three of them, is chosen by its index, or by its name where ``dataset.json``
-names the channels. Where images end in ``_0000``, ``_0001`` and so on, the channels of a case are
-files of their own.
+A channel, or up to three, is chosen by index, or by name if ``dataset.json`` names the channels.
+Where images end in ``_0000``, ``_0001`` and so on, each channel of a case is a file of its own.
 """
 
 from __future__ import annotations
@@ -35,14 +34,14 @@ from samadapt.data.types import Case
 from samadapt.system.limits import lies_inside
 
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
-_DECLARED = "mend dataset.json (see the MSD or nnU-Net documentation)"
+_DECLARED = "correct dataset.json (see the MSD or nnU-Net documentation)"
 
 
 def discover_volumes(options: ReaderOptions, suffixes: tuple[str, ...]) -> Layout:
     """List the cases of a folder in any of the layouts; faults become findings.
 
     Args:
-        options: root, patterns and channel.
+        options: root, patterns and channels.
         suffixes: file name endings of the format, longest first.
     """
     root = options.root
@@ -85,7 +84,7 @@ def _missing_folder(root: Path, reason: str) -> Finding:
 
 
 def _files(folder: Path, layout: Layout) -> dict[str, Path]:
-    """List the volumes of a folder by stem; other files and double stems are findings."""
+    """List the volumes of a folder by stem. Other files, and two of one stem, become findings."""
     found: dict[str, Path] = {}
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     names = {entry.name for entry in entries}
@@ -106,7 +105,7 @@ def _files(folder: Path, layout: Layout) -> dict[str, Path]:
             continue
         stem = stem_of(path, layout.suffixes)
         if stem in found:
-            message = f"has the same name as {found[stem].name}"
+            message = f"it has the same name as {found[stem].name}"
             finding = Finding("duplicate_case", "error", str(path), message, "keep one of the two")
             layout.findings.append(finding)
             layout.ambiguous |= {path, found[stem]}
@@ -116,7 +115,7 @@ def _files(folder: Path, layout: Layout) -> dict[str, Path]:
 
 
 def _has_header(path: Path, entries: list[Path]) -> bool:
-    """Whether a file belongs to one beside it: voxels of a header, or SPM's ``.mat``."""
+    """Return whether a file belongs to one beside it: voxels of a header, or SPM's ``.mat``."""
     names = {entry.name.lower() for entry in entries}
     beside = {".img": ".hdr", ".mat": ".img"}.get(path.suffix.lower())
     if beside and f"{path.stem}{beside}".lower() in names:
@@ -126,26 +125,26 @@ def _has_header(path: Path, entries: list[Path]) -> bool:
     return path.name.lower().endswith((".raw", ".raw.gz", ".zraw")) and stem in headers
 
 
-def _pair_folders(images: Path, labels: Path, channel: Indices, layout: Layout) -> None:
-    pictures, masks = _files(images, layout), _files(labels, layout)
-    if _are_numbered(pictures, masks) and {stem[:-5] for stem in pictures} & set(masks):
-        _nnunet_cases(images, pictures, masks, channel, {}, layout)
+def _pair_folders(folder: Path, labels: Path, channel: Indices, layout: Layout) -> None:
+    """Add a case for each image and each mask of two folders, paired by name."""
+    images, masks = _files(folder, layout), _files(labels, layout)
+    # Names like scan_0001 may just count the cases, so a mask must lack the number.
+    if _are_numbered(images, masks) and {stem[:-5] for stem in images} & set(masks):
+        _nnunet_cases(folder, images, masks, channel, {}, layout)
         return
-    masks = _owners(masks, pictures, layout)
-    for name in sorted({*pictures, *masks}):
-        image = pictures.get(name, images / f"{name}{layout.suffixes[0]}")
+    masks = _owners(masks, images, layout)
+    for name in sorted({*images, *masks}):
+        image = images.get(name, folder / f"{name}{layout.suffixes[0]}")
         layout.cases.append(Case(name, image, masks.get(name), channel=channel))
 
 
-def _owners(
-    masks: Mapping[str, Path], pictures: Collection[str], layout: Layout
-) -> dict[str, Path]:
-    """Return the masks by the names of their images; two masks of one image are a finding."""
+def _owners(masks: Mapping[str, Path], images: Collection[str], layout: Layout) -> dict[str, Path]:
+    """Return the masks by the names of their images. Two masks of one image become a finding."""
     owners: dict[str, Path] = {}
     for stem, path in masks.items():
-        first = owners.setdefault(_unmasked(stem, pictures), path)
+        first = owners.setdefault(_unmasked(stem, images), path)
         if first != path:
-            message = f"two masks for one image: {first.name} and {path.name}"
+            message = f"there are two masks for one image: {first.name} and {path.name}"
             layout.findings.append(
                 Finding("duplicate_case", "error", str(path), message, "keep one of them")
             )
@@ -153,13 +152,15 @@ def _owners(
     return owners
 
 
-def _unmasked(stem: str, pictures: Collection[str]) -> str:
-    if stem in pictures:
+def _unmasked(stem: str, images: Collection[str]) -> str:
+    """Return the name of the image that a mask of this name belongs to."""
+    if stem in images:
         return stem
     return stem.removesuffix("_mask").removesuffix(".seg")  # 3D Slicer writes NAME.seg.nrrd
 
 
 def _read_decathlon(root: Path, options: ReaderOptions, layout: Layout) -> None:
+    """Add the cases of a folder of MSD or nnU-Net, with classes and modality of its JSON file."""
     declared = _read_json(root / "dataset.json")
     channels = _channel_names(declared)
     channel = _channel_indices(root / "dataset.json", options.channel, channels)
@@ -171,29 +172,42 @@ def _read_decathlon(root: Path, options: ReaderOptions, layout: Layout) -> None:
         message = f"file_ending is another; this reader reads {' and '.join(layout.suffixes)}"
         fix = "use the reader of that format (samadapt ls data), or convert the images"
         raise fault("file_ending", root / "dataset.json", message, fix)
-    pictures = _files(root / "imagesTr", layout)
+    images = _files(root / "imagesTr", layout)
     masks = _files(root / "labelsTr", layout)
-    if _are_numbered(pictures, masks):
-        _nnunet_cases(root / "imagesTr", pictures, masks, channel, channels, layout)
+    if _are_numbered(images, masks):
+        _nnunet_cases(root / "imagesTr", images, masks, channel, channels, layout)
     else:
-        _msd_cases(root, declared, pictures, masks, channel, layout)
+        _msd_cases(root, declared, images, masks, channel, layout)
 
 
-def _are_numbered(pictures: Mapping[str, Path], masks: Mapping[str, Path]) -> bool:
-    """Whether every image ends in the number of its channel (``_0000``), and no mask does."""
-    own = {_unmasked(stem, pictures) for stem in masks}
-    return bool(pictures) and all(map(_CHANNEL.match, pictures)) and not own & set(pictures)
+def _are_numbered(images: Mapping[str, Path], masks: Mapping[str, Path]) -> bool:
+    """Return whether every image ends in a channel number (``_0000``), and no mask does."""
+    own = {_unmasked(stem, images) for stem in masks}
+    return bool(images) and all(map(_CHANNEL.match, images)) and not own & set(images)
 
 
 def _nnunet_cases(
     folder: Path,
-    pictures: Mapping[str, Path],
+    images: Mapping[str, Path],
     masks: Mapping[str, Path],
     channel: Indices,
     channels: Mapping[str, str],
     layout: Layout,
 ) -> None:
-    count = max(len(channels), len({stem[-4:] for stem in pictures}))
+    """Add cases with one file for each channel.
+
+    Args:
+        folder: of the images.
+        images: images by stem; the last five characters are the channel, such as ``_0000``.
+        masks: masks by stem.
+        channel: index of the channel, or several; None where there is one.
+        channels: names of the channels by index, as ``dataset.json`` has them.
+        layout: the cases are added to it.
+
+    Raises:
+        FindingError: there are several channels, and none is chosen.
+    """
+    count = max(len(channels), len({stem[-4:] for stem in images}))
     if channel is None and count > 1:
         raise fault(
             "channel_choice",
@@ -202,12 +216,12 @@ def _nnunet_cases(
             f"choose one with data.channel: {', '.join([f'0..{count - 1}', *channels.values()])}; "
             "or up to three, data.channel=[0,1]",
         )
-    owners = _owners(masks, {stem[:-5] for stem in pictures}, layout)
-    for name in sorted({*(stem[:-5] for stem in pictures), *owners}):
+    owners = _owners(masks, {stem[:-5] for stem in images}, layout)
+    for name in sorted({*(stem[:-5] for stem in images), *owners}):
         files = []
         for index in listed_channels(channel) or (0,):
             stem = f"{name}_{index:04d}"
-            files.append(pictures.get(stem, folder / f"{stem}{layout.suffixes[0]}"))
+            files.append(images.get(stem, folder / f"{stem}{layout.suffixes[0]}"))
         several = tuple(files) if len(files) > 1 else ()
         layout.cases.append(Case(name, files[0], owners.get(name), files=several))
 
@@ -215,16 +229,17 @@ def _nnunet_cases(
 def _msd_cases(
     root: Path,
     declared: Mapping[str, Any],
-    pictures: dict[str, Path],
+    images: dict[str, Path],
     masks: dict[str, Path],
     channel: Indices,
     layout: Layout,
 ) -> None:
+    """Add the cases of MSD: the entries of ``training``, and further files of the two folders."""
     training = declared.get("training", [])
     entries: Iterable[Any] = training if isinstance(training, list) else [training]
     for index, entry in enumerate(entries):
         if not _names_both(entry):
-            message = f"entry {index} of training needs image and label, as texts"
+            message = f"entry {index} of training must have image and label, as strings"
             finding = Finding(
                 "bad_dataset_json", "error", str(root / "dataset.json"), message, _DECLARED
             )
@@ -239,15 +254,16 @@ def _msd_cases(
             file = str(root / "dataset.json")
             layout.findings.append(Finding("path_outside", "error", file, message, fix))
             continue
-        for key, known in (("image", pictures), ("label", masks)):
+        for key, known in (("image", images), ("label", masks)):
             path = root / str(entry[key])
             known.setdefault(stem_of(path, layout.suffixes), path)
-    for name in sorted({*pictures, *masks}):
-        image = pictures.get(name, root / "imagesTr" / f"{name}{layout.suffixes[0]}")
+    for name in sorted({*images, *masks}):
+        image = images.get(name, root / "imagesTr" / f"{name}{layout.suffixes[0]}")
         layout.cases.append(Case(name, image, masks.get(name), channel=channel))
 
 
 def _names_both(entry: Any) -> bool:
+    """Return whether an entry of ``training`` names an image and a label."""
     return isinstance(entry, dict) and all(
         isinstance(entry.get(key), str) and entry[key] for key in ("image", "label")
     )
@@ -261,15 +277,16 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise fault(
-            "broken_dataset_json", path, f"is not JSON ({type(error).__name__})", _DECLARED
+            "broken_dataset_json", path, f"it is not JSON ({type(error).__name__})", _DECLARED
         ) from None
     if not isinstance(content, dict):
-        message = f"must hold an object; holds {type(content).__name__}"
+        message = f"it must hold a JSON object; it holds {type(content).__name__}"
         raise fault("broken_dataset_json", path, message, _DECLARED)
     return content
 
 
 def _mapping(declared: Mapping[str, Any], *keys: str) -> Mapping[Any, Any]:
+    """Return the first of some keys that holds a mapping; empty if there is none."""
     for key in keys:
         if isinstance(declared.get(key), dict):
             return dict(declared[key])
@@ -277,12 +294,13 @@ def _mapping(declared: Mapping[str, Any], *keys: str) -> Mapping[Any, Any]:
 
 
 def _channel_names(declared: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of the channels by index: nnU-Net's key, or that of MSD and old nnU-Net."""
     names = _mapping(declared, "channel_names", "modality")
     return {str(key): str(value) for key, value in names.items()}
 
 
 def channel_beside(folder: Path, channel: Choice) -> Indices:
-    """Return channels as indices; names are looked up in ``dataset.json`` in or above ``folder``.
+    """Return channels as indices. Names are looked up in ``dataset.json`` in or above ``folder``.
 
     Raises:
         FindingError: no such file names the channel.
@@ -293,7 +311,7 @@ def channel_beside(folder: Path, channel: Choice) -> Indices:
     for path in (folder / "dataset.json", folder.parent / "dataset.json"):
         if path.is_file():
             return _channel_indices(path, channel, _channel_names(_read_json(path)))
-    message = f"channel {names[0]!r} is asked for by name; no dataset.json here names the channels"
+    message = f"channel {names[0]!r} is given by name, but no dataset.json here names the channels"
     fix = "choose the channel by its index, from 0; or, where it is a file, write {channel} into "
     raise fault("channel_choice", folder, message, f"{fix}data.image")
 
@@ -323,7 +341,11 @@ def _index_of(path: Path, channel: int | str, channels: Mapping[str, str]) -> in
 def _classes(
     path: Path, declared: Mapping[str, Any], layout: Layout
 ) -> dict[str, tuple[int, ...]] | None:
-    """Return name to values from MSD's ``{"1": name}`` or nnU-Net's ``{name: 1}``."""
+    """Return the values of each class: MSD has ``{"1": name}``, nnU-Net ``{name: 1}``.
+
+    Values of ``ignore`` go to ``layout.ignored``. Classes that overlap, which nnU-Net calls
+    regions, go to ``layout.regions``; then None is returned.
+    """
     labels = declared.get("labels")
     if not isinstance(labels, dict) or not labels:
         raise fault("bad_dataset_json", path, "labels must map values and names", _DECLARED)
@@ -334,18 +356,19 @@ def _classes(
     if 0 in used:
         message = "a label lists the value 0, which is background, among others"
         raise fault("bad_dataset_json", path, message, _DECLARED)
-    if len(used) > len(set(used)):  # regions, as nnU-Net declares those of BraTS
+    if len(used) > len(set(used)):  # such as the regions of BraTS: a voxel is of several
         layout.regions = classes
         return None
     return classes
 
 
 def _name_and_values(path: Path, key: str, value: Any) -> tuple[str, tuple[int, ...]]:
+    """Return the name and the values of an entry of ``labels``."""
     if key.lstrip("-").isdigit() and isinstance(value, str):
         return value, (int(key),)
     if isinstance(value, int) and not isinstance(value, bool):
         return key, (value,)
     if isinstance(value, list) and value and all(type(item) is int for item in value):
         return key, tuple(value)
-    message = "labels: expected value: name or name: value in each entry"
+    message = "labels: each entry must be value: name or name: value"
     raise fault("bad_dataset_json", path, message, _DECLARED)

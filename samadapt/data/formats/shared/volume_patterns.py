@@ -1,9 +1,9 @@
-"""Which files ``data.image`` and ``data.label`` mean: names, or patterns with ``*``.
+"""Find the files that ``data.image`` and ``data.label`` mean: names, or patterns with ``*``.
 
-A ``*`` stands for a part of one folder or file name, and the text of the last ``*`` names the case.
-Where that text is not unique (``patient*/frame*.nii.gz``), the texts of all ``*`` do.
-``{channel}`` in ``data.image`` stands for each name of ``data.channel``. Patterns are relative to
-``data.root``; without it, to the working folder; absolute ones need no root.
+A ``*`` stands for a part of one folder or file name. The text of the last ``*`` names the case.
+Where that text is not unique (``patient*/frame*.nii.gz``), the texts of all ``*`` together name it.
+``{channel}`` in ``data.image`` stands for each name in ``data.channel``. Patterns are relative to
+``data.root`` or, without it, to the working folder. Absolute patterns need no root.
 """
 
 from __future__ import annotations
@@ -21,23 +21,29 @@ from samadapt.data.types import Case
 
 CHANNEL = "{channel}"
 FilesByWildcards = dict[tuple[str, ...], Path]
-"""Files by what each ``*`` of the pattern stands for."""
+"""Files by the texts that the ``*`` of a pattern stand for, in their order."""
 
 
 def pair_patterns(options: ReaderOptions, layout: Layout) -> bool:
     """Add the cases of ``data.image`` and ``data.label`` to a layout.
 
+    Args:
+        options: root, patterns and channels.
+        layout: the cases are added to it.
+
     Returns:
-        Whether the channels of a case are files of their own.
+        Whether each channel of a case is a file of its own.
 
     Raises:
         FindingError: a pattern cannot be used, or nothing matches.
     """
     root, image = options.root or Path(), str(options.image)
     if not options.label:
-        raise fault("missing_label", root, "data.image is set, data.label is not", "set data.label")
+        raise fault(
+            "missing_label", root, "data.image is set, but data.label is not", "set data.label"
+        )
     if CHANNEL in options.label:
-        message = f"data.label has {CHANNEL}, which stands for the channels of an image"
+        message = f"data.label has {CHANNEL}, but a mask has no channels"
         raise fault("bad_pattern", root, message, "name the mask by one pattern")
     channels = _channels(root, image, options)
     masks = find(root, options.label)
@@ -69,7 +75,7 @@ def pair_patterns(options: ReaderOptions, layout: Layout) -> bool:
 
 
 def channel_files(options: ReaderOptions, layout: Layout) -> dict[str, tuple[Path, ...]]:
-    """Return the files of each case of ``options.image``, which has ``{channel}``, by its name.
+    """Return the files of each case of ``options.image``, which has ``{channel}``, by case name.
 
     Raises:
         FindingError: the pattern cannot be used, nothing matches, or a channel of a case is
@@ -91,29 +97,31 @@ def channel_files(options: ReaderOptions, layout: Layout) -> dict[str, tuple[Pat
         ]
         for path in files:
             if not path.is_file():
-                message = "there is no such file, which is a channel of this case"
+                message = "there is no such file; it should hold a channel of this case"
                 raise fault("missing_image", path, message, "add it, or check the pattern")
         cases[names[key] or stem_of(files[0], layout.suffixes)] = tuple(files)
     return cases
 
 
 def match(root: Path, pattern: str) -> dict[str, Path]:
-    """Return the files of a pattern by the text of its last ``*``.
+    """Return the files that match a pattern, by the text of its last ``*``.
 
     Raises:
-        FindingError: the pattern cannot be used, nothing matches, or two files have one text.
+        FindingError: the pattern cannot be used, nothing matches, or two files have the same text.
     """
     found = find(root, pattern)
     texts = Counter(key[-1:] for key in found)
     twice = [text for text, count in texts.items() if count > 1]
     if twice:
-        message = f"{texts[twice[0]]} files of {pattern!r} have the text {twice[0][0]!r} for *"
+        message = f"{texts[twice[0]]} files of {pattern!r} have the same text {twice[0][0]!r} for *"
         raise fault("bad_pattern", root, message, "write more of the names into the pattern")
     return {"".join(key[-1:]): path for key, path in found.items()}
 
 
 def find(root: Path, pattern: str) -> FilesByWildcards:
-    """Return the files of a pattern, sorted; a name without ``*`` is one file, there or not.
+    """Return the files that match a pattern, sorted.
+
+    A name without ``*`` gives one file, whether it exists or not.
 
     Raises:
         FindingError: the pattern has ``**``, or nothing matches.
@@ -129,6 +137,7 @@ def find(root: Path, pattern: str) -> FilesByWildcards:
     fixed = next(i for i, part in enumerate(parts) if "*" in part)
     folder = root.joinpath(*parts[:fixed])  # an absolute pattern replaces the root
     rest = "/".join(parts[fixed:])
+    # `glob` finds the files; the regular expression tells what each * stands for.
     wanted = re.compile("([^/]+)".join(map(re.escape, rest.split("*"))))
     found: FilesByWildcards = {}
     for path in sorted(folder.glob("*".join(map(glob.escape, rest.split("*"))))):
@@ -136,25 +145,25 @@ def find(root: Path, pattern: str) -> FilesByWildcards:
         if held and not path.name.startswith("."):
             found[held.groups()] = path
     if not found:
-        only = "; * is the only wildcard, ? is a letter" if "?" in pattern else ""
+        only = "; * is the only wildcard, and ? means itself" if "?" in pattern else ""
         raise fault("no_cases", root, f"no file matches {pattern!r}{only}", "check the pattern")
     return found
 
 
 def _channels(root: Path, image: str, options: ReaderOptions) -> tuple[Channel, ...]:
-    """Return the channels that are files of their own; none where the pattern names none."""
+    """Return the channels that are files of their own; none if the pattern has no {channel}."""
     if CHANNEL not in image:
         return ()
     channels = listed_channels(options.channel)
     if channels:
         return channels
-    message = f"data.image has {CHANNEL}, but no channel is named"
+    message = f"data.image has {CHANNEL}, but data.channel names no channel"
     known = _known_channels(root, image, set(find(root, str(options.label)).values()))
     raise fault("channel_choice", root, message + known, "name them: data.channel=[flair,t1]")
 
 
 def _known_channels(root: Path, image: str, taken: set[Path]) -> str:
-    """Return the texts that the files have for the channel, as the end of a message."""
+    """Return, as the end of a message, the texts that existing files have for {channel}."""
     try:
         found = _without(find(root, image.replace(CHANNEL, "*")), taken)
     except FindingError:
@@ -165,7 +174,7 @@ def _known_channels(root: Path, image: str, taken: set[Path]) -> str:
 
 
 def _of_channel(root: Path, image: str, channel: Channel, taken: set[Path]) -> FilesByWildcards:
-    """Return the files of one channel; an index is also found with zeros before it (``_0001``)."""
+    """Return the files of one channel. An index may have leading zeros in the names (``_0001``)."""
     texts = [str(channel)]
     if str(channel).isdigit():
         texts += [f"{int(channel):0{width}d}" for width in (2, 3, 4)]
@@ -183,7 +192,7 @@ def _of_channel(root: Path, image: str, channel: Channel, taken: set[Path]) -> F
     known = _known_channels(root, image, taken)
     if not known:
         raise problem
-    found_none = f"no file of data.image has the channel {str(channel)!r}{known}"
+    found_none = f"no file that data.image matches has the channel {str(channel)!r}{known}"
     raise fault("channel_choice", root, found_none, "choose one of these with data.channel")
 
 
@@ -200,7 +209,7 @@ def _file(
     files: Mapping[tuple[str, ...], Path],
     channel: Channel,
 ) -> Path:
-    """Return the image of a case, or where it should be."""
+    """Return the image of a case, or the path where it should be."""
     if key is not None and key in files:
         return files[key]
     expected = image.replace(CHANNEL, str(channel))
@@ -214,12 +223,22 @@ def _names(
     masks: list[tuple[str, ...]],
     patterns: tuple[str, str],
 ) -> tuple[dict[tuple[str, ...], str], dict[tuple[str, ...], str]]:
-    """Name the cases of images and masks, so that those of one case have one name.
+    """Name the cases of images and masks, so that the files of one case have one name.
+
+    Args:
+        root: the data set's folder, for the messages.
+        images: the texts of the ``*`` for each image.
+        masks: the same for each mask.
+        patterns: of the images and of the masks.
+
+    Returns:
+        The name of each image, and of each mask, by its texts.
 
     Raises:
-        FindingError: the last ``*`` does not tell the files apart, and the patterns have different
+        FindingError: the text of the last ``*`` is not unique, and the patterns have different
             numbers of ``*``.
     """
+    # First choice: the text of the last * alone, if no two files share it.
     last = [Counter("".join(key[-1:]) for key in keys) for keys in (images, masks)]
     if all(count == 1 for counter in last for count in counter.values()):
         return (
@@ -237,7 +256,7 @@ def _names(
 
 
 def _joined(texts: tuple[str, ...]) -> str:
-    """Join the texts of all ``*``; a text that repeats the one before takes its place."""
+    """Join the texts of all ``*``; a text that begins with the one before it replaces that."""
     kept: list[str] = []
     for text in texts:
         if kept and (text == kept[-1] or text.startswith(f"{kept[-1]}_")):
@@ -248,7 +267,7 @@ def _joined(texts: tuple[str, ...]) -> str:
 
 
 def stem_of(path: Path, suffixes: tuple[str, ...]) -> str:
-    """Return the file name without the format's ending, such as ``.nii.gz``."""
+    """Return the file name without the ending of the format, such as ``.nii.gz``."""
     for suffix in suffixes:
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]

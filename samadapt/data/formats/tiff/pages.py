@@ -1,10 +1,10 @@
-"""The page of a TIFF file that is the picture, and its stored values.
+"""Find the page of a TIFF file that is the picture, and read its stored values.
 
-Scanners, slide software and Photoshop add pages of the same picture: thumbnails and the levels of a
-pyramid, in any order, as pages of their own or below a page (SubIFDs). The full-resolution page is
-the picture. Pages of equal size are a stack, which is no picture.
+Scanners, slide software and Photoshop add smaller versions of the same picture: thumbnails and the
+levels of a pyramid, in any order, as pages of their own or below a page (SubIFDs). The page at full
+resolution is the picture. Pages of equal size are a stack, and not a picture.
 
-tifffile decodes, because PIL inverts WhiteIsZero files and cuts colours to 8 bits.
+tifffile decodes the pages, because PIL inverts WhiteIsZero files and reduces colours to 8 bits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _AGAIN = "copy it again, or save it uncompressed"
 
 
 def tifffile() -> Any:
-    """Return the module, which stays quiet: what it repairs or misses is a finding here."""
+    """Return the module, without its log messages: the readers report faults as findings."""
     import tifffile
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -34,9 +34,9 @@ def tifffile() -> Any:
 
 
 def main_series(tif: Any) -> list[Any]:
-    """Return the series with the largest planes, and others of the same shape behind it.
+    """Return the series of pages with the largest planes, and others of the same shape.
 
-    tifffile makes a series of each page that it wrote by itself; together they are a stack.
+    tifffile calls each page that it wrote by itself a series; together they are a stack.
     """
     largest = max(tif.series, key=_plane_pixels)
     shape = largest.axes, largest.shape, largest.dtype
@@ -47,7 +47,7 @@ def main_page(path: Path, tif: Any) -> Any:
     """Return the page that holds the picture at full resolution.
 
     Raises:
-        FindingError: several pages are no smaller versions of one.
+        FindingError: there are several pages that are not smaller versions of one.
     """
     pages = [page for page in _all_pages(tif) if not int(page.subfiletype) & _MASK]
     full = [page for page in pages if not int(page.subfiletype) & _REDUCED] or pages
@@ -86,20 +86,20 @@ def page_values(path: Path, page: Any) -> Array:
 
 
 def check_complete(path: Path, page: Any, held: int) -> None:
-    """Refuse a page whose data end behind the file's ``held`` bytes, or unpack to too much.
+    """Refuse a page whose data lie beyond the ``held`` bytes of the file, or unpack to too much.
 
     Raises:
         FindingError: naming the page.
     """
     ends = zip(page.dataoffsets, page.databytecounts, strict=True)
     if any(count == 0 or offset + count > held for offset, count in ends):
-        message = f"page {page.index} ends behind the end of the file ({held} bytes)"
+        message = f"page {page.index} extends beyond the end of the file ({held} bytes)"
         raise fault("truncated_file", path, message, _AGAIN)
     check_strips(path, page)
 
 
 def _all_pages(tif: Any) -> Iterator[Any]:
-    """Yield the pages of the file, and those that lie below one of them."""
+    """Yield the pages of the file, and those below a page (SubIFDs)."""
     for page in tif.pages:
         page = page.aspage()
         yield page
@@ -112,7 +112,10 @@ def _area(page: Any) -> int:
 
 
 def _is_smaller_version(page: Any, largest: Any) -> bool:
-    """Whether a page is at most half as large, with sides in the same ratio within rounding."""
+    """Return whether a page has at most half the area, and sides in the same ratio.
+
+    Rounding changes a side by up to 2 pixels, or 2 % in some pyramids.
+    """
     share = page.imagewidth / largest.imagewidth
     tolerance = max(2.0, 0.02 * page.imagelength)
     same_ratio = abs(page.imagelength - share * largest.imagelength) <= tolerance
@@ -120,5 +123,6 @@ def _is_smaller_version(page: Any, largest: Any) -> bool:
 
 
 def _plane_pixels(series: Any) -> int:
+    """Return the pixels (height x width) of a plane of a series."""
     sides = dict(zip(series.axes, series.shape, strict=True))
     return int(sides.get("Y", 1)) * int(sides.get("X", 1))

@@ -1,10 +1,10 @@
 """TIFF stacks as volumes: ``images/`` + ``masks/``, or ``data.image`` and ``data.label``.
 
-A stack has a Z (or time, or unnamed) axis beside rows and columns, as ImageJ, OME-TIFF and plain
-multi-page files write it; its pages are the slices. Spacing comes from ImageJ's or OME's metadata;
-where there is none it is unknown, and so is every distance in mm. A mask is a stack of the same
-shape; its own spacing is not looked at, since most programs do not write it. One-page pictures are
-the reader ``folder``'s.
+A stack has one axis beside rows and columns: Z, time, or an unnamed one, as ImageJ, OME-TIFF and
+plain multi-page files write it. Its planes are the slices. Spacing comes from the metadata of
+ImageJ or OME; without it, distances in mm are unknown. A mask is a stack of the same shape. Its own
+spacing is ignored, because most programs do not write it. Pictures of one page are read by the
+reader ``folder``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from samadapt.data.types import Case
 from samadapt.system.arrays import Array
 
 SUFFIXES = (".ome.tiff", ".ome.tif", ".tiff", ".tif")
+# Millimetres in a unit, as ImageJ or OME names it.
 _MM = {"nm": 1e-6, "um": 1e-3, "micron": 1e-3, "microns": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3}
+# Micrometres are written with either of two characters for mu, or with an escaped one.
 _MM |= {"\N{MICRO SIGN}m": 1e-3, "\N{GREEK SMALL LETTER MU}m": 1e-3, "\\u00b5m": 1e-3, "inch": 25.4}
 _AGAIN = "copy it again, or save it uncompressed"
 
@@ -50,7 +52,7 @@ class TiffReader(VolumeReader):
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
-        """Whether it is a TIFF stack; a picture goes to the reader of pictures."""
+        """Return whether it is a TIFF stack; another reader reads pictures."""
         return super().accepts(path) and is_stack(path)
 
     def load(self, path: Path, channel: Indices = None) -> StoredVolume:
@@ -58,7 +60,7 @@ class TiffReader(VolumeReader):
         return load_stack(path, channel)
 
     def compare(self, case: Case, image: StoredVolume, labels: StoredVolume) -> list[Finding]:
-        """Compare shapes alone."""
+        """Compare the shapes alone, because stacks have no place in a patient."""
         shapes = image.values.shape[:3], labels.values.shape[:3]
         if shapes[0] == shapes[1]:
             return []
@@ -68,19 +70,19 @@ class TiffReader(VolumeReader):
 
 
 def is_stack(path: Path) -> bool:
-    """Whether a file is a TIFF whose largest pages have more axes than a picture."""
+    """Return whether a file is a TIFF with more axes than a picture has."""
     if not path.name.lower().endswith(SUFFIXES) or not path.is_file():
         return False
     try:
         check_tiff(path)
         with tifffile().TiffFile(path) as tif:
             return not _sizes(main_series(tif)).keys() <= set("YXSC")
-    except Exception:  # a broken file is a finding of the reader of pictures
+    except Exception:  # the reader of pictures reports a broken file
         return False
 
 
 def load_stack(path: Path, channel: Indices = None) -> StoredVolume:
-    """Read a TIFF file as a volume, a picture as a volume of one slice.
+    """Read a TIFF file as a volume; a picture becomes a volume of one slice.
 
     Args:
         path: a ``.tif`` or ``.tiff`` file.
@@ -113,13 +115,18 @@ def load_stack(path: Path, channel: Indices = None) -> StoredVolume:
 
 
 def _sizes(series: list[Any]) -> dict[str, int]:
-    """Axes longer than one by their letter; rows and columns always, ``several`` series first."""
+    """Return the side of each axis, in their order, by its letter (tifffile: Y, X, Z, T, S, C).
+
+    Axes of length 1 are left out, except for rows (Y) and columns (X). Several series form an axis
+    ``several`` before the others.
+    """
     pairs = zip(series[0].axes, series[0].shape, strict=True)
     sizes = {axis: int(side) for axis, side in pairs if side != 1 or axis in "YX"}
     return sizes if len(series) == 1 else {"several": len(series), **sizes}
 
 
 def _check(path: Path, series: Any, sizes: dict[str, int]) -> None:
+    """Refuse a series with other axes than one stack, of another type, or that is cut off."""
     check_size(path, series.shape)
     stacks = [axis for axis in sizes if axis not in "YXSC"]
     if len(stacks) > 1 or not {"Y", "X"} <= set(sizes):
@@ -137,12 +144,12 @@ def _check(path: Path, series: Any, sizes: dict[str, int]) -> None:
 
 
 def _check_chain(path: Path, tif: Any) -> None:
-    """Refuse a file whose last page names a further one: tifffile stops there without a word."""
+    """Refuse a file with a last page that names a further one, which tifffile ignores."""
     count = len(tif.pages)
     tif.filehandle.seek(tif.pages.next_page_offset)
     following = tif.filehandle.read(tif.tiff.offsetsize)
     if len(following) < tif.tiff.offsetsize or any(following):
-        message = f"page {count} is not in the file: it is cut off"
+        message = f"page {count} is not in the file: the file is cut off"
         raise fault("truncated_file", path, message, _AGAIN)
 
 
@@ -152,11 +159,12 @@ def _values(path: Path, series: list[Any], sizes: dict[str, int], channel: Indic
     values = parts[0] if len(parts) == 1 else np.stack(parts)
     values = values.reshape(tuple(sizes.values()))
     order = list(sizes)
-    for axis in "SC":
+    for axis in "SC":  # samples (as RGB) and channels
         if axis in order:
             values = pick(path, np.moveaxis(values, order.index(axis), -1), channel)
             order.remove(axis)
-            order += ["*"] if isinstance(channel, tuple) else []  # the channels that were picked
+            # `pick` leaves an axis "*" of the chosen channels if there are several.
+            order += ["*"] if isinstance(channel, tuple) else []
             channel = None
     need_one(path, channel)
     stack = [axis for axis in order if axis not in "YX*"]
@@ -173,6 +181,7 @@ def _spacing(tif: Any) -> tuple[float, float, float] | None:
         return None
     unit = _MM.get(str(tif.imagej_metadata.get("unit", "")).strip().lower())
     tags = tif.pages[0].tags
+    # A resolution is the fraction pixels / units; "spacing" is the distance of two planes.
     sides = []
     for name in ("XResolution", "YResolution"):
         count, length = tags[name].value if name in tags else (0, 1)
@@ -182,6 +191,7 @@ def _spacing(tif: Any) -> tuple[float, float, float] | None:
 
 
 def _ome_spacing(text: str) -> tuple[float, float, float] | None:
+    """Return (x, y, z) in mm of the first picture that an OME description gives all three for."""
     if "<!" in text.replace("<!--", ""):  # no entity is expanded, no external file named
         return None
     for element in Xml.fromstring(text).iter():
@@ -194,5 +204,6 @@ def _ome_spacing(text: str) -> tuple[float, float, float] | None:
 
 
 def _known(sides: list[float]) -> tuple[float, float, float] | None:
+    """Return the sides, or None if one of them is not a positive number."""
     x, y, z = sides
     return (x, y, z) if all(math.isfinite(s) and s > 0 for s in sides) else None

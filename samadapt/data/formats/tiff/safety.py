@@ -1,9 +1,15 @@
-"""What a TIFF file declares, looked at before tifffile follows it.
+"""Check what a TIFF file declares, before tifffile follows it.
 
-tifffile walks the chain of pages without remembering where it was, so a chain that leads back into
-itself keeps it busy for hours; it opens the files that OME's description names, wherever they are;
-and it unpacks a strip whatever comes out of it. Here the chain is walked first, the names are
-checked, and a strip that could fill the memory is unpacked once without keeping it.
+tifffile trusts the file in three ways, which are checked here:
+
+- It walks the chain of pages without remembering where it was, so that a chain that leads back into
+  itself keeps it busy for hours. The chain is walked here first.
+- It opens the files that an OME description names, wherever they are. The names are checked.
+- It unpacks a strip, however large the result is. A strip that could fill the memory is unpacked
+  once without keeping it.
+
+A page is an image file directory (IFD): a number of tags, the tags, and the offset of the next page
+(TIFF 6.0, section 2). BigTIFF has the same layout with wider numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ import lzma
 import math
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,17 +31,18 @@ from samadapt.system.limits import lies_inside, max_bytes
 MAX_PAGES = 1 << 18
 """Pages of one file: four times the largest stacks in use."""
 _MAX_TAGS = 4096
-_DESCRIPTION = 270
-_DEFLATE, _LZMA = (8, 32946), (34925,)
+_DESCRIPTION = 270  # the tag ImageDescription
+_DEFLATE, _LZMA = (8, 32946), (34925,)  # values of the tag Compression
 _DENSEST = {**dict.fromkeys(_DEFLATE, 1040), **dict.fromkeys(_LZMA, 8000)}
-"""How many times its size a strip can unpack to."""
+"""At most how many times larger a strip becomes when it is unpacked. Other compressions unpack to
+what the page declares."""
 _PLAIN = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 50000)
-"""Compressions that unpack to no more than the page declares: none, fax, LZW, deflate, PackBits,
-LZMA (counted here) and Zstandard."""
+"""Compressions of plain samples: none, fax, LZW, deflate, PackBits, LZMA and Zstandard."""
 _PICTURES = (6, 7, 33003, 33005, 34712, 34933, 50001)
-"""Those whose strips state a size of their own: JPEG, JPEG 2000, PNG and WebP."""
-_UNSEEN = 1 << 27
-"""Bytes that a strip may unpack to without having been counted."""
+"""Compressions with strips that are pictures and state a size of their own: JPEG, JPEG 2000, PNG
+and WebP."""
+_COUNT_FROM = 1 << 27
+"""Bytes from which on the unpacked size of a strip is counted first."""
 _AGAIN = "copy it again, or save it uncompressed"
 
 
@@ -42,8 +50,8 @@ def check_tiff(path: Path) -> None:
     """Walk the pages of a TIFF file, and check the names in its description.
 
     Raises:
-        FindingError: the pages lead back to one before, there are too many, or the description
-            names files outside of the folder.
+        FindingError: the chain of pages leads back into itself, there are too many pages, or the
+            description names files outside of the folder.
     """
     try:
         with path.open("rb") as file:
@@ -51,19 +59,29 @@ def check_tiff(path: Path) -> None:
                 if index == 0:
                     _check_description(path, _description(file, page))
     except (struct.error, OverflowError):
-        message = "its list of pages is cut off or damaged"
+        message = "its chain of pages is cut off or damaged"
         raise fault("truncated_file", path, message, _AGAIN) from None
 
 
-class _Page:
-    """One image file directory: where it lies and how its numbers are written."""
+@dataclass(frozen=True)
+class _PageHeader:
+    """Where a page lies in the file, and how its numbers are written.
 
-    def __init__(self, order: str, big: bool, start: int, tags: int) -> None:
-        self.order, self.big, self.start, self.tags = order, big, start, tags
+    Attributes:
+        order: byte order as ``struct`` names it, ``"<"`` or ``">"``.
+        big: whether the file is BigTIFF.
+        start: offset of the first tag in the file.
+        tags: number of tags.
+    """
+
+    order: str
+    big: bool
+    start: int
+    tags: int
 
 
-def _pages(path: Path, file: BinaryIO) -> Iterator[_Page]:
-    """Yield the pages in turn; a file that is no TIFF has none."""
+def _pages(path: Path, file: BinaryIO) -> Iterator[_PageHeader]:
+    """Yield the pages in turn; none for a file that is not TIFF."""
     head = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if order is None:
@@ -76,19 +94,19 @@ def _pages(path: Path, file: BinaryIO) -> Iterator[_Page]:
     size, seen = path.stat().st_size, set[int]()
     while offset:
         if offset in seen:
-            message = f"the page after page {len(seen)} is one before it: the file is damaged"
+            message = f"page {len(seen)} is followed by an earlier page: the file is damaged"
             raise fault("bad_header", path, message, _AGAIN)
         if len(seen) >= MAX_PAGES:
             raise too_large(path, f"it has more than {MAX_PAGES:,} pages")
         seen.add(offset)
         if offset >= size:
-            return  # tifffile stops here; the reader finds that a page is missing
+            return  # tifffile stops here; the reader reports the missing page
         file.seek(offset)
         tags = struct.unpack(count_form, file.read(count_size))[0]
         if tags > _MAX_TAGS:
             message = f"page {len(seen)} declares {tags} tags: the file is damaged"
             raise fault("bad_header", path, message, _AGAIN)
-        yield _Page(order, big, offset + count_size, tags)
+        yield _PageHeader(order, big, offset + count_size, tags)
         file.seek(offset + count_size + tags * tag_size)
         following = file.read(width)
         if len(following) < width:
@@ -96,8 +114,12 @@ def _pages(path: Path, file: BinaryIO) -> Iterator[_Page]:
         offset = struct.unpack(offset_form, following)[0]
 
 
-def _description(file: BinaryIO, page: _Page) -> bytes:
-    """Return the text of a page's ImageDescription, or nothing."""
+def _description(file: BinaryIO, page: _PageHeader) -> bytes:
+    """Return the text of a page's ImageDescription, or nothing.
+
+    A tag is (code, type, count, value). A value that does not fit into its 4 or 8 bytes is stored
+    elsewhere, and the tag holds its offset.
+    """
     size, inline = (20, 8) if page.big else (12, 4)
     form = page.order + ("HHQ" if page.big else "HHI")
     file.seek(page.start)
@@ -115,7 +137,7 @@ def _description(file: BinaryIO, page: _Page) -> bytes:
 
 
 def _check_description(path: Path, text: bytes) -> None:
-    """Check what OME's description makes tifffile open or allocate."""
+    """Check the files that an OME description names and the sizes that it declares."""
     text = text.strip(b"\0 \r\n\t")
     if not text.endswith(b"OME>"):
         return
@@ -131,18 +153,18 @@ def _check_description(path: Path, text: bytes) -> None:
 
 
 def _check_element(path: Path, element: Xml.Element) -> None:
-    """Check one element of OME's description: its file, and numbers that tifffile allocates by."""
+    """Check one element of an OME description."""
     name = element.get("FileName")
     if name is not None:
         if not lies_inside(name, path.parent):
-            message = "its OME description names a file outside of its folder"
+            message = "its OME description names a file outside of the folder"
             raise fault("path_outside", path, message, "keep the files of a set in one folder")
         other = path.parent / name
         if other.is_file() and name != path.name:
             with other.open("rb") as file:
-                for _ in _pages(other, file):
+                for _ in _pages(other, file):  # tifffile walks the chain of this file, too
                     pass
-    pages = path.stat().st_size
+    pages = path.stat().st_size  # a page takes more than a byte
     for key in ("IFD", "PlaneCount", "FirstC", "FirstT", "FirstZ"):
         if _number(element.get(key, "0")) > pages:
             raise fault("bad_header", path, f"its OME description has a wrong {key}", _AGAIN)
@@ -152,11 +174,16 @@ def _check_element(path: Path, element: Xml.Element) -> None:
 
 
 def _number(text: str) -> float:
+    """Return a whole number; infinity for any other text, so that no limit accepts it."""
     return int(text) if text.isdecimal() and len(text) < 19 else math.inf
 
 
 def check_strips(path: Path, page: Any) -> None:
-    """Refuse a page of tifffile whose strips or tiles hold more than they declare.
+    """Refuse a page with strips or tiles that unpack to more than the page declares.
+
+    Args:
+        path: the file.
+        page: a page of tifffile.
 
     Raises:
         FindingError: naming the page.
@@ -170,11 +197,11 @@ def check_strips(path: Path, page: Any) -> None:
     if page.compression in _PICTURES:
         _check_pictures(path, page)
     elif page.compression not in _PLAIN:
-        message = f"page {page.index} is compressed in a way that is not read here"
+        message = f"page {page.index} has a compression that is not supported"
         raise fault("unreadable_image", path, message, "save it uncompressed, or with LZW")
     densest = _DENSEST.get(int(page.compression), 1)
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-        if densest == 1 or count * densest <= _UNSEEN:
+        if densest == 1 or count * densest <= _COUNT_FROM:
             continue
         with path.open("rb") as file:
             file.seek(offset)
@@ -183,7 +210,7 @@ def check_strips(path: Path, page: Any) -> None:
 
 
 def _check_pictures(path: Path, page: Any) -> None:
-    """Refuse strips or tiles that are pictures larger than the page says."""
+    """Refuse strips or tiles that are larger pictures than the page says."""
     from PIL import Image
 
     most = 4 * math.prod(int(side) for side in page.chunks)  # programs pad blocks of 16
@@ -196,10 +223,13 @@ def _check_pictures(path: Path, page: Any) -> None:
 
 
 def _fits(packed: bytes, most: int, *, lzma_coded: bool) -> bool:
-    """Whether a strip unpacks to less than ``most`` bytes; a broken one is tifffile's to report."""
+    """Return whether a strip unpacks to less than ``most`` bytes.
+
+    A broken strip fits: tifffile reports it.
+    """
     try:
         if lzma_coded:
-            stream = lzma.LZMADecompressor(memlimit=_UNSEEN)
+            stream = lzma.LZMADecompressor(memlimit=_COUNT_FROM)
             held = 0
             while not stream.eof and held < most:
                 held += len(stream.decompress(packed, 1 << 24))

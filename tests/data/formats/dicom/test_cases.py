@@ -441,7 +441,7 @@ def test_a_segmentation_that_fits_nothing_or_two_says_so(tmp_path: Path, make_se
     assert "frame of reference and grid fit 2 series" in found["missing_image"].message
     change(tmp_path / "seg.dcm", FrameOfReferenceUID="1.2.3")
     found = {f.code: f for f in check_dataset("dicom", tmp_path)}
-    assert "its frame of reference is that of none" in found["missing_image"].message
+    assert "no series has its frame of reference" in found["missing_image"].message
 
 
 def test_fractional_segments_are_refused_by_name(tmp_path: Path, make_series: Make) -> None:

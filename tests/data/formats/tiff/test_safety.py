@@ -38,7 +38,7 @@ def circle(path: Path, *, big: bool = False, order: str = "<", length: int = 1) 
 @pytest.mark.parametrize("length", [1, 2, 50])
 def test_a_circle_of_pages(tmp_path: Path, big: bool, order: str, length: int) -> None:
     path = circle(tmp_path / "a.tif", big=big, order=order, length=length)
-    with pytest.raises(FindingError, match="is one before it"):
+    with pytest.raises(FindingError, match="is followed by an earlier page"):
         check_tiff(path)
 
 
