@@ -118,7 +118,6 @@ def test_every_module_has_a_layer() -> None:
     assert not homeless
 
 
-@pytest.mark.xfail(reason="issue 15 in progress: the owners of the rooms remove what remains")
 def test_imports_point_down() -> None:
     wrong = [
         f"{module} imports {target}"
@@ -130,7 +129,6 @@ def test_imports_point_down() -> None:
     assert not wrong
 
 
-@pytest.mark.xfail(reason="issue 15 in progress: the owners of the rooms remove what remains")
 def test_configuration_stops_at_the_runs() -> None:
     wrong = [
         f"{module} imports {target}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -55,6 +56,27 @@ def test_scores_are_the_runs_own(make_pictures, make_scans, run, score, reader, 
     assert found["summary"]["cases"] == result.summary["cases"]
     assert found["summary"]["trained_parameters"] == result.summary["trained_parameters"]
     assert "evaluate" in found["run_dir"]
+
+
+def test_the_base_is_loaded_once_and_the_record_is_read_once(
+    make_pictures, run, score, monkeypatch
+):
+    adapter = run(make_pictures(), "train.steps=1").adapter_dir
+    calls = []
+
+    def counting(name, right):
+        def call(*args, **kwargs):
+            calls.append(name)
+            return right(*args, **kwargs)
+
+        return call
+
+    for name, original in (("load_sam", load_sam), ("read_record", read_record)):
+        for module in [m for m in sys.modules.values() if m.__name__.startswith("samadapt.")]:
+            if vars(module).get(name) is original:
+                monkeypatch.setattr(module, name, counting(name, original))
+    score(adapter)
+    assert sorted(calls) == ["load_sam", "read_record"]
 
 
 @pytest.mark.parametrize("prompts", ["box", "semantic"])
