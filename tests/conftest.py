@@ -15,10 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from samadapt.adapters.combining import find_method
+from samadapt.adapters.injection import Injection, inject
+from samadapt.adapters.record import AdapterRecord
+from samadapt.adapters.store import save_adapter
 from samadapt.config.schema import compose
 from samadapt.runs.finetune import FinetuneResult, finetune
 from samadapt.sam.model import Sam, build_sam
 from samadapt.sam.types import Prompts
+from samadapt.sam.weights.loading import base_hash
 
 torch.set_num_threads(1)  # tiny forwards are many times slower with the default on a busy machine
 
@@ -280,3 +285,61 @@ def run(recipe: Path) -> Callable[..., FinetuneResult]:
         return finetune(compose(str(recipe), [f"data.root={root}", *overrides]))
 
     return start
+
+
+@pytest.fixture(params=["tiny_sam", "tiny_t_sam"])
+def fresh(request: pytest.FixtureRequest) -> Callable[[], Sam]:
+    """``fresh()``: another copy of the same random base, of each build in turn."""
+    base: Sam = request.getfixturevalue(request.param)
+    return lambda: copy.deepcopy(base)
+
+
+def _predict(sam: Sam, count: int = 2) -> Tensor:
+    """Every mask, multimask and single, and every IoU, of a fixed batch in one vector."""
+    torch.manual_seed(0)
+    images = torch.randn(count, 3, sam.image_size, sam.image_size)
+    box = torch.tensor([[[4.0, 6.0, 40.0, 50.0]], [[20.0, 12.0, 60.0, 44.0]]])
+    box = box.repeat(count // 2, 1, 1)
+    embeddings = sam.encode(images)
+    outputs = [sam.decode(embeddings, Prompts(boxes=box), multimask=m) for m in (True, False)]
+    return torch.cat([part.flatten() for o in outputs for part in (o.logits, o.iou)])
+
+
+@pytest.fixture
+def predict() -> Callable[[Sam], Tensor]:
+    """``predict(sam)``: logits and IoU of a fixed batch, flat, with gradients."""
+    return _predict
+
+
+@pytest.fixture
+def perturb() -> Callable[[Injection], None]:
+    """``perturb(injection)``: move every trained parameter, as training would."""
+
+    def move(injection: Injection) -> None:
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in injection.parameters.values():
+                scale = 0.02 if parameter.any() else 0.1  # B and up-projections start at zero
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+    return move
+
+
+@pytest.fixture
+def adapted(fresh: Callable[[], Sam], perturb: Callable[[Injection], None], tmp_path: Path):
+    """``adapted(method, **options)``: (model, injection, saved directory), away from the start."""
+
+    def make(name: str, **options: object) -> tuple[Sam, Injection, Path]:
+        sam = fresh()
+        record = AdapterRecord(
+            base=sam.build.name,
+            base_sha256=base_hash(sam),
+            image_size=sam.image_size,
+            num_masks=sam.build.num_multimask,
+        )
+        injection = inject(sam, find_method(name)(**options))
+        perturb(injection)
+        save_adapter(tmp_path / "adapter", sam, injection, record)
+        return sam, injection, tmp_path / "adapter"
+
+    return make

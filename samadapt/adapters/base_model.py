@@ -44,13 +44,13 @@ def open_adapter(directory: str | Path, checkpoint: str | Path | None = None) ->
     directory = Path(directory).expanduser()
     record = read_record(directory)
     sam, base = open_base(directory, record, checkpoint)
-    return Adapted(directory, record, sam, store.load_adapter(directory, sam), base)
+    return Adapted(directory, record, sam, store.load_into(directory, sam), base)
 
 
 def open_base(
     directory: Path, record: AdapterRecord, checkpoint: str | Path | None = None
 ) -> tuple[Sam, Path | None]:
-    """Load the base of an adapter; ``store.load_adapter`` checks that it is the one.
+    """Load the base of an adapter; ``store.load_into`` checks that it is the one.
 
     It is the file given, else a file of the recorded name in the adapter's directory or in the
     working folder, else the published weights of that build.

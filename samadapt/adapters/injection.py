@@ -90,7 +90,7 @@ class Injection:
         encoder = sum(self.count(group) for group in self.groups if group != "decoder")
         decoder = self.trainable - encoder
         indices = (
-            ", ".join(str(site.index) for site in self.attention_blocks) if encoder else "none"
+            ", ".join(str(block.index) for block in self.attention_blocks) if encoder else "none"
         )
         units = {-1: "nothing", 0: "the patch embedding", self.depth: "all attention blocks"}
         units[self.depth + 1] = "the whole image encoder"
@@ -152,7 +152,7 @@ def inject(sam: Sam, method: Method) -> Injection:
         ConfigError: when ``peft.blocks`` does not fit the encoder.
         AdapterError: when the model already carries an adapter.
     """
-    from samadapt.methods import peft_layers
+    from samadapt.methods import peft_library
 
     if sam.adapter_names:
         raise AdapterError("this model already carries an adapter; load a fresh one to inject into")
@@ -165,9 +165,9 @@ def inject(sam: Sam, method: Method) -> Injection:
     every = sam.attention_blocks()
     attention_blocks = select_blocks(method.blocks, every)
     sam.requires_grad_(False)
-    plan = peft_layers.plan(sam, method, attention_blocks)
+    plan = peft_library.plan_layers(sam, method, attention_blocks)
     sam.adapter_names = (method.name,)
-    added = tuple((layers, peft_layers.inject(sam, layers)) for layers in plan)
+    added = tuple((layers, peft_library.inject_layers(sam, layers)) for layers in plan)
     method.inject(sam, attention_blocks)
     if method.decoder == "full":
         sam.mask_decoder.requires_grad_(True)
@@ -196,9 +196,9 @@ def _group(name: str, attention_blocks: Sequence[AttentionBlock]) -> str:
         return "input"
     if not name.startswith("image_encoder."):
         return "decoder"
-    for site in attention_blocks:
-        if name.startswith(f"{site.block}."):
-            return f"block {site.index}"
+    for block in attention_blocks:
+        if name.startswith(f"{block.block}."):
+            return f"block {block.index}"
     return "neck" if name.startswith("image_encoder.neck.") else "embedding"
 
 

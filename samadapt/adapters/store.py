@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samadapt.adapters.combining import method_from_dict
 from samadapt.adapters.injection import Injection, inject
 from samadapt.adapters.record import (
     RECORD,
@@ -26,8 +27,8 @@ from samadapt.adapters.verify import (
     write_json,
 )
 from samadapt.errors import AdapterError, ConfigError
-from samadapt.methods import peft_layers
-from samadapt.methods.base import Method, PeftLayers, method_from_dict
+from samadapt.methods import peft_library
+from samadapt.methods.base import Method, PeftLayers
 from samadapt.system import atomic
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
         atomic.write_text(fresh / CARD, card)
 
 
-def load_adapter(directory: Path, sam: Sam, record: AdapterRecord | None = None) -> Injection:
+def load_into(directory: Path, sam: Sam, record: AdapterRecord | None = None) -> Injection:
     """Inject into a freshly loaded base what an adapter directory holds.
 
     Everything that can be checked beforehand is checked before the model is touched. If weights
@@ -130,14 +131,14 @@ def load_adapter(directory: Path, sam: Sam, record: AdapterRecord | None = None)
     return injection
 
 
-def merge(sam: Sam, injection: Injection) -> None:
+def merge_adapter(sam: Sam, injection: Injection) -> None:
     """Fold the adapter into the base weights; afterwards the model is a plain, frozen ``Sam``.
 
     Raises:
         AdapterError: when the method cannot be merged.
     """
     if injection.method.can_merge:
-        peft_layers.merge(sam)
+        peft_library.merge_layers(sam)
     injection.method.merge(sam, injection.attention_blocks)
     sam.adapter_names = ()
     sam.requires_grad_(False)
@@ -168,7 +169,7 @@ def _stored(sam: Sam, injection: Injection) -> dict[str, Tensor]:
     """Return what is stored: what peft saves of its layers, and all else that is trained."""
     stored: dict[str, Tensor] = {}
     for layers, tuner in injection.peft:
-        stored |= peft_layers.read_state(tuner, layers)
+        stored |= peft_library.read_state(tuner, layers)
     by_peft = tuple(f"{name}." for layers, _ in injection.peft for name in layers.names)
     state = sam.state_dict()
     others = [
@@ -176,16 +177,16 @@ def _stored(sam: Sam, injection: Injection) -> dict[str, Tensor]:
         for name in injection.parameters
         if not name.startswith(by_peft) or ".base_layer." in name  # a bias trained beside peft
     ]
-    return stored | {peft_layers.PREFIX + name: state[name] for name in others}
+    return stored | {peft_library.PREFIX + name: state[name] for name in others}
 
 
 def _restore(sam: Sam, injection: Injection, tensors: Mapping[str, Tensor]) -> None:
     """Put back what ``_stored`` returned; keys and shapes have been checked."""
     left = dict(tensors)
     for layers, tuner in injection.peft:
-        keys = peft_layers.read_state(tuner, layers)
-        peft_layers.write_state(tuner, {key: left.pop(key) for key in keys})
-    plain = {key.removeprefix(peft_layers.PREFIX): value for key, value in left.items()}
+        keys = peft_library.read_state(tuner, layers)
+        peft_library.write_state(tuner, {key: left.pop(key) for key in keys})
+    plain = {key.removeprefix(peft_library.PREFIX): value for key, value in left.items()}
     sam.load_state_dict(plain, strict=False)
 
 
@@ -207,7 +208,7 @@ def _peft_config(injection: Injection) -> dict[str, Any]:
     layers = injection.peft[0][0] if injection.peft else PeftLayers("LORA", ())
     if not layers.names:
         more |= {"r": 1, "lora_alpha": 1, "target_modules": DUMMY_TARGET_MODULES}
-    config = peft_layers.configuration(layers, **more).to_dict()
+    config = peft_library.peft_config(layers, **more).to_dict()
     plain: dict[str, Any] = json.loads(json.dumps(config, default=_as_list))
     return {
         key: sorted(v) if key == "target_modules" and isinstance(v, list) else v

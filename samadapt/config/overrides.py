@@ -11,9 +11,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from samadapt.adapters.combining import find_method
 from samadapt.errors import ConfigError, nearest
 from samadapt.methods import METHODS
-from samadapt.methods.base import UNFIT, Method, find_method
+from samadapt.methods.base import UNFIT, Method
 from samadapt.system.plain_yaml import check_text, read_plain_yaml
 from samadapt.system.typed import Leaf, check, groups, instantiate, leaves, type_name
 

@@ -77,7 +77,7 @@ def stacks_in_batch(batch_size: int, size: int) -> int:
     if batch_size % size:
         more = size * (batch_size // size + 1)
         raise ConfigError(
-            f"train.batch_size={batch_size} slices are no whole stacks of peft.depth={size} "
-            f"slices; use train.batch_size={more}, or another multiple of {size}"
+            f"train.batch_size must be a multiple of peft.depth={size}, since a batch holds whole "
+            f"stacks of slices; got {batch_size}; use {more}"
         )
     return batch_size // size

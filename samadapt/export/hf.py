@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from samadapt.adapters.base_model import Adapted
-    from samadapt.export.probe import Model
+    from samadapt.export.probe import ProbedModel
     from samadapt.sam.model import Sam
     from samadapt.sam.types import MaskOutput, Prompts
 
@@ -41,13 +41,13 @@ class HuggingFace(Target):
 
     def write(self, adapted: Adapted, folder: Path) -> list[str]:
         """Merge, rename, save model and processor."""
-        from samadapt.adapters.store import merge
+        from samadapt.adapters.store import merge_adapter
 
         require_transformers()
         import transformers
 
         sam = adapted.sam
-        merge(sam, adapted.injection)
+        merge_adapter(sam, adapted.injection)
         model = transformers.SamModel(configuration(sam))
         state = sam.state_dict()
         model.load_state_dict({theirs: state[ours] for theirs, ours in names(model).items()})
@@ -55,11 +55,11 @@ class HuggingFace(Target):
         processor(sam).save_pretrained(folder)
         return [processor_note(sam, folder)]
 
-    def read_back(self, adapted: Adapted, folder: Path) -> Model:
+    def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel:
         """Load it with ``from_pretrained``."""
         import transformers
 
-        return Answers(transformers.SamModel.from_pretrained(folder))
+        return TransformersModel(transformers.SamModel.from_pretrained(folder))
 
     def how_to_load(self, adapted: Adapted) -> str:
         """Return code for transformers."""
@@ -82,7 +82,7 @@ class HuggingFace(Target):
         return "\n".join(lines)
 
 
-class Answers:
+class TransformersModel:
     """A ``SamModel`` behind the two calls of ours."""
 
     def __init__(self, model: Any) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from samadapt.adapters.base_model import Adapted
-    from samadapt.export.probe import Model
+    from samadapt.export.probe import ProbedModel
     from samadapt.sam.model import Sam
     from samadapt.sam.types import MaskOutput, Prompts
 
@@ -75,7 +75,7 @@ class Onnx(Target):
         """Trace both parts, and shrink the encoder if asked to."""
         import torch
 
-        from samadapt.export._onnx_decoder import PromptAndMaskDecoder
+        from samadapt.export.onnx_decoder import PromptAndMaskDecoder
 
         require_onnx()
         sam = merged_if_possible(adapted).float().cpu().eval()
@@ -106,9 +106,9 @@ class Onnx(Target):
         )
         return [note]
 
-    def read_back(self, adapted: Adapted, folder: Path) -> Model:
+    def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel:
         """Open both files with onnxruntime."""
-        return Answers(folder, 4 * adapted.sam.embedding_size)
+        return OnnxModel(folder, 4 * adapted.sam.embedding_size)
 
     def how_to_load(self, adapted: Adapted) -> str:
         """Return code for onnxruntime."""
@@ -119,7 +119,7 @@ class Onnx(Target):
         )
 
 
-class Answers:
+class OnnxModel:
     """Both files behind the two calls of ours."""
 
     def __init__(self, folder: Path, side: int) -> None:
@@ -162,14 +162,14 @@ def merged_if_possible(adapted: Adapted) -> Sam:
     Of a bottleneck with LoRA, LoRA is folded: peft's layers are not made for a graph.
     """
     from samadapt.adapters.base_model import open_adapter
-    from samadapt.adapters.store import merge
-    from samadapt.methods import peft_layers
+    from samadapt.adapters.store import merge_adapter
+    from samadapt.methods import peft_library
 
     try:
         if adapted.injection.method.can_merge:
-            merge(adapted.sam, adapted.injection)
+            merge_adapter(adapted.sam, adapted.injection)
         else:
-            peft_layers.merge(adapted.sam)
+            peft_library.merge_layers(adapted.sam)
     except AdapterError:  # a kind of peft's that it does not merge; some layers may be merged now
         return open_adapter(adapted.directory, adapted.checkpoint).sam
     return adapted.sam

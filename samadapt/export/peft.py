@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from samadapt.errors import AdapterError, ConfigError, nearest
 from samadapt.export import hf
 from samadapt.export.target import Target, register
-from samadapt.methods.peft_layers import PREFIX
+from samadapt.methods.peft_library import PREFIX
 
 if TYPE_CHECKING:
     from samadapt.adapters.base_model import Adapted
-    from samadapt.export.probe import Model
+    from samadapt.export.probe import ProbedModel
     from samadapt.sam.model import Sam
 
 NAMINGS = ("sam", "transformers")
@@ -91,7 +91,7 @@ class Peft(Target):
         write_json(folder / PEFT_CONFIG, rename.values(read_json(source / PEFT_CONFIG)))
         return []
 
-    def read_back(self, adapted: Adapted, folder: Path) -> Model:
+    def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel:
         """Let peft put it onto a fresh base."""
         from peft import PeftModel
 
@@ -104,7 +104,7 @@ class Peft(Target):
             return sam.eval()
         model = base_in_transformers(sam)
         adapted_model = PeftModel.from_pretrained(model, str(folder))
-        return hf.Answers(adapted_model.eval().base_model.model)
+        return hf.TransformersModel(adapted_model.eval().base_model.model)
 
     def how_to_load(self, adapted: Adapted) -> str:
         """Return code for peft."""

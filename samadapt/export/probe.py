@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from samadapt.sam.model import Sam
 
 
-class Model(Protocol):
+class ProbedModel(Protocol):
     """What is asked: ``Sam`` itself, or another program's model behind the same two calls."""
 
     def encode(self, images: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Difference:
         )
 
 
-def answers(model: Model, like: Sam | None = None) -> list[MaskOutput]:
+def answers(model: ProbedModel, like: Sam | None = None) -> list[MaskOutput]:
     """Put the probe to a model.
 
     Args:

@@ -10,7 +10,7 @@ from samadapt.export.target import Target, merge_refusal, register
 
 if TYPE_CHECKING:
     from samadapt.adapters.base_model import Adapted
-    from samadapt.export.probe import Model
+    from samadapt.export.probe import ProbedModel
 
 TORCH_FILE = "model.pth"
 SAFE_FILE = "model.safetensors"
@@ -33,10 +33,10 @@ class SamFile(Target):
         import torch
         from safetensors.torch import save_file
 
-        from samadapt.adapters.store import merge
+        from samadapt.adapters.store import merge_adapter
         from samadapt.sam.weights.names import published_key
 
-        merge(adapted.sam, adapted.injection)
+        merge_adapter(adapted.sam, adapted.injection)
         state = {
             published_key(name) if adapted.sam.build.encoder == "tiny_vit" else name: value
             for name, value in adapted.sam.state_dict().items()
@@ -46,7 +46,7 @@ class SamFile(Target):
         save_file(tensors, folder / SAFE_FILE, metadata={"format": "pt"})
         return _notes(adapted)
 
-    def read_back(self, adapted: Adapted, folder: Path) -> Model:
+    def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel:
         """Load the ``.pth`` strictly, with tensors only, and check that both files are equal."""
         from samadapt.errors import RunError
         from samadapt.sam.weights.loading import base_hash, load_sam

@@ -13,7 +13,7 @@ from samadapt.system import atomic
 
 if TYPE_CHECKING:
     from samadapt.adapters.base_model import Adapted
-    from samadapt.export.probe import Difference, Model
+    from samadapt.export.probe import Difference, ProbedModel
 
 TARGETS: dict[str, type[Target]] = {}
 """Every target by the name that ``to=NAME`` takes; filled by ``register``."""
@@ -51,7 +51,7 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def read_back(self, adapted: Adapted, folder: Path) -> Model:
+    def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel:
         """Load what was written, as its user will."""
 
     @abstractmethod

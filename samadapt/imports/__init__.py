@@ -2,10 +2,10 @@
 
 from samadapt.imports import peft_directory, slices, surgery
 from samadapt.imports.adopt import Imported, import_adapter
-from samadapt.imports.foreign import READERS, Foreign
+from samadapt.imports.foreign import FOREIGN_FORMATS, Foreign
 
 __all__ = [
-    "READERS",
+    "FOREIGN_FORMATS",
     "Foreign",
     "Imported",
     "import_adapter",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from samadapt.errors import AdapterError, RunError
-from samadapt.imports.foreign import READERS, Foreign
+from samadapt.imports.foreign import FOREIGN_FORMATS, Foreign
 from samadapt.system import atomic
 
 if TYPE_CHECKING:
@@ -126,12 +126,12 @@ def read_foreign(path: Path, base: Sam, scale: float = 1.0) -> Foreign:
     file = _weights_of(path) if path.is_dir() else path
     tensors = {name: x.float() for name, x in read_tensors(file).items()}  # products not in half
     check_finite(tensors, file)
-    for reader in READERS:
+    for reader in FOREIGN_FORMATS:
         if reader.knows(tensors, config):
             foreign = reader.read(file, tensors, config, base, scale)
             _check_shapes(file, foreign, base)
             return foreign
-    known = "; ".join(reader.source for reader in READERS)
+    known = "; ".join(reader.source for reader in FOREIGN_FORMATS)
     raise AdapterError(
         f"{file}: no adapter that is known ({known}); its keys begin with "
         f"{', '.join(sorted(tensors)[:3])}"
@@ -188,7 +188,7 @@ def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> 
 
     expected = probe.answers(as_the_source(foreign, base, record.num_masks))
     notes = list(foreign.notes)
-    attention_blocks = {site.qkv: site for site in base.attention_blocks()}
+    attention_blocks = {block.qkv: block for block in base.attention_blocks()}
     if changed := _change_base(foreign, base, attention_blocks):
         notes.append(f"{changed}: in a copy of the base, {BASE}, which the adapter uses")
         record = replace(record, checkpoint=BASE)
@@ -265,7 +265,7 @@ def _as_lora(
 
     from samadapt.methods.lora import LoRA
     from samadapt.methods.none import NoAdaptation
-    from samadapt.methods.peft_layers import ADAPTER
+    from samadapt.methods.peft_library import ADAPTER
 
     decoder: Literal["full", "frozen"] = "full" if has_decoder else "frozen"
     if not updates:
@@ -281,8 +281,8 @@ def _as_lora(
     rank = total // count if compact else total
     weights = {}
     for name, (a, _) in updates.items():
-        grid, site = grids[name], attention_blocks[name]
-        dense = a.new_zeros(3, site.width, count * rank)
+        grid, block = grids[name], attention_blocks[name]
+        dense = a.new_zeros(3, block.width, count * rank)
         for i, row in enumerate(rows):
             part = slice(i * rank, i * rank + (rank if compact else grid.shape[2]))
             dense[row, :, part] = grid[row, :, part] if compact else grid[row]
@@ -291,11 +291,11 @@ def _as_lora(
             low = a.view_as(low)
         else:
             low[:, : len(a)] = a
-        groups = site.heads if site.qkv_order == "head_qkv" else 1
+        groups = block.heads if block.qkv_order == "head_qkv" else 1
         ordered = dense.reshape(3, groups, -1, count * rank).transpose(0, 1)
         weights[f"{name}.lora_A.{ADAPTER}.weight"] = low.reshape(count * rank, -1).contiguous()
         weights[f"{name}.lora_B.{ADAPTER}.weight"] = torch.reshape(
-            ordered, (3 * site.width, count * rank)
+            ordered, (3 * block.width, count * rank)
         ).contiguous()
     blocks = tuple(attention_blocks[name].index for name in updates)
     chosen = "all" if len(blocks) == len(attention_blocks) else blocks
@@ -303,10 +303,10 @@ def _as_lora(
     return method, weights
 
 
-def _by_slice(b: Tensor, site: AttentionBlock) -> Tensor:
+def _by_slice(b: Tensor, block: AttentionBlock) -> Tensor:
     """Order B (3 width, r) as (3, width, r): q, k and v."""
-    groups = site.heads if site.qkv_order == "head_qkv" else 1
-    return b.reshape(groups, 3, -1, b.shape[1]).transpose(0, 1).reshape(3, site.width, -1)
+    groups = block.heads if block.qkv_order == "head_qkv" else 1
+    return b.reshape(groups, 3, -1, b.shape[1]).transpose(0, 1).reshape(3, block.width, -1)
 
 
 def _is_compact(grid: Tensor, rows: Sequence[int]) -> bool:

@@ -34,7 +34,7 @@ class Foreign:
 
 
 @dataclass(frozen=True)
-class Reader:
+class ForeignFormat:
     """How one source's adapters are known and read.
 
     Attributes:
@@ -48,7 +48,7 @@ class Reader:
     read: Callable[[Path, dict[str, Tensor], Mapping[str, Any], Sam, float], Foreign]
 
 
-READERS: list[Reader] = []
+FOREIGN_FORMATS: list[ForeignFormat] = []
 """Every source, each adding itself."""
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from samadapt.adapters.store import PEFT_CONFIG
 from samadapt.errors import AdapterError
-from samadapt.imports.foreign import READERS, Foreign, Reader, check_pair
+from samadapt.imports.foreign import FOREIGN_FORMATS, Foreign, ForeignFormat, check_pair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,4 +109,4 @@ def _said(key: str, pattern: str, name: str, config: Mapping[str, Any]) -> objec
     return named[0] if named else config.get(key)
 
 
-READERS.append(Reader("peft", _knows, _read))
+FOREIGN_FORMATS.append(ForeignFormat("peft", _knows, _read))

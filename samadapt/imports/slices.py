@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.errors import AdapterError
-from samadapt.imports.foreign import READERS, Foreign, Reader, check_pair, stack_slices
+from samadapt.imports.foreign import (
+    FOREIGN_FORMATS,
+    Foreign,
+    ForeignFormat,
+    check_pair,
+    stack_slices,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,13 +49,13 @@ def _read(
             "another model, or blocks left out, which the file does not name"
         )
     updates = {}
-    for index, site in enumerate(attention_blocks):
+    for index, block in enumerate(attention_blocks):
         pairs = {}
         for name, i in (("q", 2 * index), ("v", 2 * index + 1)):
             found = {part: tensors[f"w_{part}_{i:03d}"] for part in "ab"}
             a, b = check_pair(path, f"w_a_{i:03d}, w_b_{i:03d}", found)
             pairs[name] = (a, scale * b)
-        updates[site.qkv] = stack_slices(pairs, site.width)
+        updates[block.qkv] = stack_slices(pairs, block.width)
     whole = {key: value for key, value in tensors.items() if key.startswith(_WHOLE)}
     if not whole:
         return Foreign("a SAM-LoRA project (w_a_, w_b_)", updates)
@@ -78,4 +84,4 @@ def _notes(sam: Sam) -> tuple[str, str]:
     return background, values
 
 
-READERS.append(Reader("w_a_/w_b_ (SAMed, SAM-LoRA projects)", _knows, _read))
+FOREIGN_FORMATS.append(ForeignFormat("w_a_/w_b_ (SAMed, SAM-LoRA projects)", _knows, _read))

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.errors import AdapterError
-from samadapt.imports.foreign import READERS, Foreign, Reader, check_pair, stack_slices
+from samadapt.imports.foreign import (
+    FOREIGN_FORMATS,
+    Foreign,
+    ForeignFormat,
+    check_pair,
+    stack_slices,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,4 +62,4 @@ def _read(
     return Foreign("micro-sam", updates, whole)
 
 
-READERS.append(Reader("micro-sam", _knows, _read))
+FOREIGN_FORMATS.append(ForeignFormat("micro-sam", _knows, _read))

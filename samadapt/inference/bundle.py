@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.adapters import store
+from samadapt.adapters.combining import method_from_dict
 from samadapt.adapters.record import RECORD, AdapterRecord, read_record
 from samadapt.adapters.sharing import share
 from samadapt.data.intensity import IntensityRule, make_intensity
 from samadapt.data.tiles import Tiling, recorded_tiling
 from samadapt.errors import AdapterError, ConfigError, PromptError
-from samadapt.methods.base import method_from_dict
 from samadapt.prompts.policy import PromptPolicy
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def load_bundle(directory: Path, base: Sam) -> AdapterBundle:
     """
     sam = share(base)
     record = read_record(directory)
-    injection = store.load_adapter(directory, sam)
+    injection = store.load_into(directory, sam)
     try:
         return make_bundle(
             sam.to(base.device), record, injection.first_trainable_block > injection.depth

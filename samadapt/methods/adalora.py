@@ -103,4 +103,5 @@ class AdaLoRA(LinearMethod):
         """Gather importances and zero the least important directions."""
         from samadapt.methods.adalora_layer import allocate
 
-        allocate(sam, self, step, total)
+        start, settle = int(self.hold * total), int(self.settle * total)
+        allocate(sam, self.first_rank, self.rank, step, total, start=start, settle=settle)

@@ -1,4 +1,4 @@
-"""AdaLoRA's schedule, by peft's own allocator. Imports torch; ``adalora`` imports this late."""
+"""AdaLoRA's pruning, done by peft's own allocator. ``adalora`` imports this file when it trains."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from peft import AdaLoraConfig
 from peft.tuners.adalora.layer import RankAllocator
 from torch.nn import Parameter
 
-from samadapt.methods.peft_layers import ADAPTER
+from samadapt.methods.peft_library import ADAPTER
 
 if TYPE_CHECKING:
-    from samadapt.methods.adalora import AdaLoRA
     from samadapt.sam.model import Sam
 
 
@@ -31,18 +30,29 @@ class _Triplets:
         return ((name, p) for name, p in self.sam.named_parameters() if is_part(name))
 
 
-def allocate(sam: Sam, method: AdaLoRA, step: int, total: int) -> None:
-    """Gather importances from the gradients, and zero the directions that the budget leaves out.
+def allocate(
+    sam: Sam, first_rank: int, rank: int, step: int, total: int, *, start: int, settle: int
+) -> None:
+    """Update importances from the gradients, and zero the directions that exceed the budget.
 
-    The allocator lies on the model from the first step seen to the last.
+    The allocator keeps running means, so it stays on the model from the first step to the last.
+
+    Args:
+        sam: the model, whose gradients are still there.
+        first_rank: rank of every linear at the start.
+        rank: mean rank at the end.
+        step: steps done, from 1.
+        total: steps of the whole run.
+        start: steps before pruning begins.
+        settle: steps at the end in which the ranks no longer change.
     """
     kept = vars(sam)
     if "rank_allocator" not in kept:
         config = AdaLoraConfig(
-            init_r=method.first_rank,
-            target_r=method.rank,
-            tinit=int(method.hold * total),
-            tfinal=int(method.settle * total),
+            init_r=first_rank,
+            target_r=rank,
+            tinit=start,
+            tfinal=settle,
             total_step=total,
         )
         kept["rank_allocator"] = RankAllocator(_Triplets(sam), config, ADAPTER)

@@ -19,7 +19,7 @@ from samadapt.methods.base import (
     require_count,
     require_positive,
 )
-from samadapt.methods.decoder import attentions, mlps
+from samadapt.methods.decoder_modules import attentions, mlps
 from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
@@ -82,13 +82,13 @@ class Adapter(Method):
         """Add ``bottleneck`` to every attention and MLP, and ``depth`` to the attention."""
         from torch import nn
 
+        from samadapt.methods.adapter_layer import add_across
         from samadapt.methods.attached_layer import add_after, add_beside, attach, bottleneck
-        from samadapt.methods.depth_layer import add_across
 
         beside = partial(add_beside, scale=self.scale)
         places: list[tuple[str, int, Any]] = []
-        for site in blocks:
-            places += [(site.attn, site.width, add_after), (site.mlp, site.width, beside)]
+        for block in blocks:
+            places += [(block.attn, block.width, add_after), (block.mlp, block.width, beside)]
         if self.decoder == "own":
             width = sam.build.prompt_width
             places += [(path, width, add_after) for path in attentions(sam)]
@@ -96,19 +96,19 @@ class Adapter(Method):
         for path, width, hook in places:
             layers = bottleneck(width, self._hidden(width), nn.GELU())
             attach(sam.get_submodule(path), "bottleneck", layers, hook)
-        for site in blocks if self.depth > 1 else ():
-            layers = bottleneck(site.width, self._hidden(site.width), nn.GELU())
+        for block in blocks if self.depth > 1 else ():
+            layers = bottleneck(block.width, self._hidden(block.width), nn.GELU())
             across = partial(add_across, depth=self.depth)
-            attach(sam.get_submodule(site.attn), "depth", layers, across)
+            attach(sam.get_submodule(block.attn), "depth", layers, across)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return two or three bottlenecks a site, each with two weights and two biases."""
+        """Return two or three bottlenecks a block, each with two weights and two biases."""
         del sam
-        hidden = [(site.width, self._hidden(site.width)) for site in blocks]
+        hidden = [(block.width, self._hidden(block.width)) for block in blocks]
         count = 2 if self.depth == 1 else 3
         return sum(count * (2 * width * h + h + width) for width, h in hidden)
 
-    def decoder_formula(self, sam: Sam) -> int:
+    def count_own_decoder_parameters(self, sam: Sam) -> int:
         """Return four bottlenecks a layer of the decoder, and one behind them."""
         width = sam.build.prompt_width
         hidden = self._hidden(width)

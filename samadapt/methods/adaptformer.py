@@ -21,7 +21,7 @@ from samadapt.methods.base import (
     require_count,
     require_positive,
 )
-from samadapt.methods.decoder import mlps
+from samadapt.methods.decoder_modules import mlps
 from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class AdaptFormer(Method):
 
         from samadapt.methods.attached_layer import add_beside, attach, bottleneck
 
-        places = [(site.mlp, site.width) for site in blocks]
+        places = [(block.mlp, block.width) for block in blocks]
         if self.decoder == "own":
             places += [(path, sam.build.prompt_width) for path in mlps(sam)]
         for path, width in places:
@@ -68,11 +68,11 @@ class AdaptFormer(Method):
             attach(sam.get_submodule(path), "bottleneck", layers, hook)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return one bottleneck a site, with two weights and two biases."""
+        """Return one bottleneck a block, with two weights and two biases."""
         del sam
         return sum(2 * s.width * self.hidden + self.hidden + s.width for s in blocks)
 
-    def decoder_formula(self, sam: Sam) -> int:
+    def count_own_decoder_parameters(self, sam: Sam) -> int:
         """Return one bottleneck a layer of the decoder."""
         width = sam.build.prompt_width
         return sam.build.decoder_depth * (2 * width * self.hidden + self.hidden + width)

@@ -150,7 +150,7 @@ class Method:
         del sam, blocks
         return 0
 
-    def decoder_formula(self, sam: Sam) -> int:
+    def count_own_decoder_parameters(self, sam: Sam) -> int:
         """Return how many decoder parameters ``decoder=own`` trains, from the sizes alone."""
         del sam
         return 0
@@ -200,16 +200,12 @@ def register(name: str) -> Callable[[type[MethodT]], type[MethodT]]:
     return add
 
 
-def find_method(name: str) -> type[Method]:
-    """Return a method's class; ``"lora+bias"`` is both at once.
+def single_method(name: str) -> type[Method]:
+    """Return the class of one method; ``adapters.combining.find_method`` knows combinations too.
 
     Raises:
-        ConfigError: for an unknown name, or two that cannot be combined.
+        ConfigError: for an unknown name.
     """
-    if "+" in name:
-        from samadapt.methods.combined import combine
-
-        return combine(tuple(name.split("+")))
     if name in UNFIT:
         raise ConfigError(f"peft={name}: it {UNFIT[name]}; `samadapt ls peft` lists what does fit")
     require(
@@ -217,29 +213,6 @@ def find_method(name: str) -> type[Method]:
         f"peft must be one of {', '.join(sorted(METHODS))}; got {name!r}{nearest(name, METHODS)}",
     )
     return METHODS[name]
-
-
-def method_from_dict(values: Mapping[str, Any]) -> Method:
-    """Return the method that ``Method.to_dict`` described.
-
-    Raises:
-        ConfigError: for an unknown method, option or value.
-    """
-    given: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
-    }
-    name = str(given.pop("name", ""))
-    method = find_method(name)
-    known = [item.name for item in fields(method)]
-    for key in given:
-        require(
-            key in known,
-            f"peft.{key} is no option of {name} ({', '.join(known)}){nearest(key, known)}",
-        )
-    try:
-        return method(**given)
-    except TypeError as error:
-        raise ConfigError(f"peft={name}: an option has a wrong type: {error}") from error
 
 
 def require(condition: bool, message: str) -> None:

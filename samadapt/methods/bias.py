@@ -37,14 +37,14 @@ class Bias(Method):
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Unfreeze; nothing is added."""
         own = ("mask_decoder",) if self.decoder == "own" else ()
-        for bias in _biases(sam, *(site.block for site in blocks), *own):
+        for bias in _biases(sam, *(block.block for block in blocks), *own):
             bias.requires_grad_(True)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return the size of the biases."""
-        return sum(bias.numel() for bias in _biases(sam, *(site.block for site in blocks)))
+        return sum(bias.numel() for bias in _biases(sam, *(block.block for block in blocks)))
 
-    def decoder_formula(self, sam: Sam) -> int:
+    def count_own_decoder_parameters(self, sam: Sam) -> int:
         """Return the size of the decoder's biases."""
         return sum(bias.numel() for bias in _biases(sam, "mask_decoder"))
 

@@ -64,14 +64,14 @@ class ConvLoRA(Method):
         from samadapt.methods.conv_lora_layer import ConvUpdate, add_update
 
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
-        for site in blocks:
-            attn: Any = sam.get_submodule(site.attn)
+        for block in blocks:
+            attn: Any = sam.get_submodule(block.attn)
             window = attn.window if sam.build.encoder == "tiny_vit" else None
-            child = ConvUpdate(site.width, self.rank, self.experts, scale, window)
-            attach(sam.get_submodule(site.qkv), "conv_lora", child, add_update)
+            child = ConvUpdate(block.width, self.rank, self.experts, scale, window)
+            attach(sam.get_submodule(block.qkv), "conv_lora", child, add_update)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return A and B, the experts and the gate of every site."""
+        """Return A and B, the experts and the gate of every block."""
         del sam
         inner = self.experts * (9 * self.rank**2 + self.rank)
-        return sum(4 * site.width * self.rank + inner for site in blocks)
+        return sum(4 * block.width * self.rank + inner for block in blocks)

@@ -1,27 +1,33 @@
-"""Where the mask decoder takes a method's own layers: its attentions and MLPs."""
+"""The decoder alone: the image encoder stays as it is."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import ClassVar
 
-if TYPE_CHECKING:
-    from samadapt.sam.model import Sam
-
-_TRANSFORMER = "mask_decoder.transformer"
-
-
-def two_way_layers(sam: Sam) -> list[str]:
-    """Return the paths of the two-way transformer's layers."""
-    return [f"{_TRANSFORMER}.layers.{index}" for index in range(sam.build.decoder_depth)]
+from samadapt.methods.base import EVERYTHING, Decoder, Method, register, require
+from samadapt.system.typed import knob
 
 
-def attentions(sam: Sam) -> list[str]:
-    """Return the paths of the three attentions of every layer, and of the one behind them."""
-    names = ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
-    inner = [f"{layer}.{name}" for layer in two_way_layers(sam) for name in names]
-    return [*inner, f"{_TRANSFORMER}.final_attn_token_to_image"]
+@register("decoder")
+@dataclass(frozen=True)
+class DecoderOnly(Method):
+    """Train the mask decoder alone, all of it or by a LoRA.
 
+    The whole encoder is frozen, so every image is encoded once in a run.
+    """
 
-def mlps(sam: Sam) -> list[str]:
-    """Return the paths of the layers' MLPs."""
-    return [f"{layer}.mlp" for layer in two_way_layers(sam)]
+    summary: ClassVar[str] = "the mask decoder alone; the image encoder stays as it is"
+    plain_peft: ClassVar[bool] = True
+    not_in_decoder: ClassVar[str] = "has no layers of its own"
+    changes: ClassVar[frozenset[str]] = EVERYTHING
+
+    decoder: Decoder = knob("full", help="how the mask decoder trains: full or lora")
+
+    def validate(self) -> None:
+        """Refuse a frozen decoder."""
+        require(
+            self.decoder != "frozen",
+            "peft=decoder with peft.decoder=frozen trains nothing; use peft=none for the zero-shot "
+            "baseline",
+        )

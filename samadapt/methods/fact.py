@@ -27,7 +27,7 @@ from samadapt.methods.base import (
     require_positive,
     require_slices,
 )
-from samadapt.methods.decoder import attentions
+from samadapt.methods.decoder_modules import attentions
 from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ class FacT(Method):
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Hang ``fact`` on every qkv, and on the projections of the decoder."""
         shared: dict[tuple[int, int], Factors] = {}
-        for site in blocks:
-            groups = site.heads if site.qkv_order == "head_qkv" else 1
-            qkv = sam.get_submodule(site.qkv)
-            self._hang(qkv, (site.width, site.width), shared, self.slices, groups)
+        for block in blocks:
+            groups = block.heads if block.qkv_order == "head_qkv" else 1
+            qkv = sam.get_submodule(block.qkv)
+            self._hang(qkv, (block.width, block.width), shared, self.slices, groups)
         shared = {}
         for path in self._projections(sam):
             linear: Any = sam.get_submodule(path)
@@ -117,7 +117,7 @@ class FacT(Method):
         shared = sum(2 * width * rank + tucker * rank**3 for width in {s.width for s in blocks})
         return shared + len(blocks) * len(self.slices) * rank ** (1 if tucker else 2)
 
-    def decoder_formula(self, sam: Sam) -> int:
+    def count_own_decoder_parameters(self, sam: Sam) -> int:
         """Return the factors of both shapes, and the projections' own.
 
         The attentions with the image have half the inner width.
@@ -134,7 +134,7 @@ class FacT(Method):
 
         from samadapt.methods.attached_layer import detach
 
-        paths = [*(site.qkv for site in blocks), *self._projections(sam)]
+        paths = [*(block.qkv for block in blocks), *self._projections(sam)]
         with torch.no_grad():
             for path in paths:
                 linear: Any = sam.get_submodule(path)

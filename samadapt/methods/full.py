@@ -42,4 +42,4 @@ class FullFineTuning(Method):
     def _modules(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> list[nn.Module]:
         if self.blocks == "all":
             return [sam.image_encoder]
-        return [sam.get_submodule(site.block) for site in blocks]
+        return [sam.get_submodule(block.block) for block in blocks]

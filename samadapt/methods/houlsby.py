@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.methods.base import BOTTLENECKS, Method, register, require_count
-from samadapt.methods.decoder import attentions, mlps
+from samadapt.methods.decoder_modules import attentions, mlps
 from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Houlsby(Method):
 
         from samadapt.methods.attached_layer import add_after, attach, bottleneck
 
-        places = [(path, site.width) for site in blocks for path in (site.attn, site.mlp)]
+        places = [(path, block.width) for block in blocks for path in (block.attn, block.mlp)]
         if self.decoder == "own":
             width = sam.build.prompt_width
             places += [(path, width) for path in (*attentions(sam), *mlps(sam))]
@@ -59,11 +59,11 @@ class Houlsby(Method):
             attach(sam.get_submodule(path), "bottleneck", layers, add_after)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return two bottlenecks a site, each with two weights and two biases."""
+        """Return two bottlenecks a block, each with two weights and two biases."""
         del sam
         return sum(2 * (2 * s.width * self.hidden + self.hidden + s.width) for s in blocks)
 
-    def decoder_formula(self, sam: Sam) -> int:
+    def count_own_decoder_parameters(self, sam: Sam) -> int:
         """Return four bottlenecks a layer of the decoder, and one behind them."""
         width = sam.build.prompt_width
         count = 4 * sam.build.decoder_depth + 1

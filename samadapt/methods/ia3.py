@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.methods.base import PeftLayers, register
-from samadapt.methods.peft_method import LinearMethod, Target
+from samadapt.methods.peft_method import LinearMethod, TargetName
 from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
@@ -31,14 +31,16 @@ class IA3(LinearMethod):
     lr: ClassVar[float] = 3e-2
     kind: ClassVar[str] = "IA3"
 
-    targets: tuple[Target, ...] = knob(("qkv", "mlp"), help="linears: qkv, proj, mlp (its second)")
+    targets: tuple[TargetName, ...] = knob(
+        ("qkv", "mlp"), help="linears: qkv, proj, mlp (its second)"
+    )
 
-    def encoder_names(self, sam: Sam, site: AttentionBlock) -> list[str]:
+    def encoder_names(self, sam: Sam, block: AttentionBlock) -> list[str]:
         """Return the target linears without the MLP's first."""
-        from samadapt.methods.peft_layers import linears
+        from samadapt.methods.peft_library import linears
 
-        hidden = linears(sam, site.mlp)[:-1]
-        return [name for name in super().encoder_names(sam, site) if name not in hidden]
+        hidden = linears(sam, block.mlp)[:-1]
+        return [name for name in super().encoder_names(sam, block) if name not in hidden]
 
     def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
         """Return the layers; what scales its input is named apart."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.methods.base import EVERYTHING, Method, register
-from samadapt.methods.decoder import two_way_layers
+from samadapt.methods.decoder_modules import two_way_layers
 from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class LateBlocks(Method):
         """Return the size of the chosen blocks."""
         return sum(p.numel() for block in _blocks(sam, blocks) for p in block.parameters())
 
-    def decoder_formula(self, sam: Sam) -> int:
+    def count_own_decoder_parameters(self, sam: Sam) -> int:
         """Return the size of the last two-way layer."""
         width, mlp = sam.build.prompt_width, sam.build.decoder_mlp
         attentions = 4 * width * (width + 1) + 2 * (4 * width * width // 2 + 5 * width // 2)
@@ -59,4 +59,4 @@ class LateBlocks(Method):
 
 
 def _blocks(sam: Sam, blocks: Sequence[AttentionBlock]) -> list[nn.Module]:
-    return [sam.get_submodule(site.block) for site in blocks]
+    return [sam.get_submodule(block.block) for block in blocks]

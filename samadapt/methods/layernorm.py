@@ -27,15 +27,15 @@ class LayerNormTuning(PeftMethod):
     changes: ClassVar[frozenset[str]] = VECTORS
     kind: ClassVar[str] = "LN_TUNING"
 
-    def encoder_names(self, sam: Sam, site: AttentionBlock) -> list[str]:
+    def encoder_names(self, sam: Sam, block: AttentionBlock) -> list[str]:
         """Return the paths of a block's layer norms."""
-        from samadapt.methods.peft_layers import norms
+        from samadapt.methods.peft_library import norms
 
-        return norms(sam, site.block)
+        return norms(sam, block.block)
 
     def decoder_names(self, sam: Sam) -> list[str]:
         """Return the paths of the decoder's layer norms."""
-        from samadapt.methods.peft_layers import norms
+        from samadapt.methods.peft_library import norms
 
         return norms(sam, "mask_decoder")
 

@@ -69,7 +69,7 @@ class LoRA(LinearMethod):
         alpha = float(self.rank if self.alpha is None else self.alpha)
         count = len(self.slices)
         stacked = LowRank(count * self.rank, count ** (0.5 if self.rslora else 1) * alpha)
-        qkv = {site.qkv for site in blocks}
+        qkv = {block.qkv for block in blocks}
         names = [name for layers in super().peft_layers(sam, blocks) for name in layers.names]
         if not names:
             return ()
@@ -83,13 +83,13 @@ class LoRA(LinearMethod):
 
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Put the block-structured B in the place of peft's dense one."""
-        from samadapt.methods.peft_layers import ADAPTER
+        from samadapt.methods.peft_library import ADAPTER
         from samadapt.methods.qkv_layer import SlicedProjection
 
-        for site in blocks if "qkv" in self.targets else ():
-            layers = sam.get_submodule(f"{site.qkv}.lora_B")
-            dense = sam.get_parameter(f"{site.qkv}.lora_B.{ADAPTER}.weight")
-            groups = site.heads if site.qkv_order == "head_qkv" else 1
+        for block in blocks if "qkv" in self.targets else ():
+            layers = sam.get_submodule(f"{block.qkv}.lora_B")
+            dense = sam.get_parameter(f"{block.qkv}.lora_B.{ADAPTER}.weight")
+            groups = block.heads if block.qkv_order == "head_qkv" else 1
             rows = dense.shape[0] // 3
             sliced = SlicedProjection(self.slices, self.rank, rows, groups, dense)
             setattr(layers, ADAPTER, sliced)
@@ -101,8 +101,8 @@ class LoRA(LinearMethod):
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return slices * rank * (inputs + rows of a slice) a qkv, and ``size`` of the others."""
         sliced = len(blocks) if "qkv" in self.targets else 0
-        per_site = [len(self.slices) * self.rank * 2 * site.width for site in blocks[:sliced]]
+        per_block = [len(self.slices) * self.rank * 2 * block.width for block in blocks[:sliced]]
         others = [
-            name for site in blocks for name in self.encoder_names(sam, site) if name != site.qkv
+            name for block in blocks for name in self.encoder_names(sam, block) if name != block.qkv
         ]
-        return sum(per_site) + self.count(sam, others)
+        return sum(per_block) + self.count(sam, others)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from samadapt.sam.model import Sam
     from samadapt.sam.types import AttentionBlock
 
-Target = Literal["qkv", "proj", "mlp"]
-TARGETS: tuple[Target, ...] = ("qkv", "proj", "mlp")
+TargetName = Literal["qkv", "proj", "mlp"]
+TARGET_NAMES: tuple[TargetName, ...] = ("qkv", "proj", "mlp")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PeftMethod(Method):
         """Return the arguments of peft's configuration, targets left out."""
         return {}
 
-    def encoder_names(self, sam: Sam, site: AttentionBlock) -> list[str]:
+    def encoder_names(self, sam: Sam, block: AttentionBlock) -> list[str]:
         """Return the paths of what is replaced in a block of a plain model."""
         raise NotImplementedError
 
@@ -47,7 +47,7 @@ class PeftMethod(Method):
 
     def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
         """Return the layers of the chosen blocks, and of the decoder with ``decoder=own``."""
-        names = [name for site in blocks for name in self.encoder_names(sam, site)]
+        names = [name for block in blocks for name in self.encoder_names(sam, block)]
         if self.decoder == "own":
             names += self.decoder_names(sam)
         if not names:
@@ -56,9 +56,9 @@ class PeftMethod(Method):
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return the parameters of the chosen blocks' layers."""
-        return self.count(sam, [n for site in blocks for n in self.encoder_names(sam, site)])
+        return self.count(sam, [n for block in blocks for n in self.encoder_names(sam, block)])
 
-    def decoder_formula(self, sam: Sam) -> int:
+    def count_own_decoder_parameters(self, sam: Sam) -> int:
         """Return the parameters of the decoder's layers."""
         return self.count(sam, self.decoder_names(sam))
 
@@ -72,15 +72,15 @@ class LinearMethod(PeftMethod):
             the ``mlp``. With ``decoder=own`` every linear of the decoder is added.
     """
 
-    targets: tuple[Target, ...] = knob(("qkv",), help="linears of a block: qkv, proj, mlp")
+    targets: tuple[TargetName, ...] = knob(("qkv",), help="linears of a block: qkv, proj, mlp")
 
     def __post_init__(self) -> None:
         """Check the targets and what all methods have."""
         for name in self.targets:
             require(
-                name in TARGETS,
+                name in TARGET_NAMES,
                 f"peft.targets must name qkv, proj or mlp; got {name!r}"
-                f"{nearest(str(name), TARGETS)}",
+                f"{nearest(str(name), TARGET_NAMES)}",
             )
         require(
             0 < len(self.targets) == len(set(self.targets)),
@@ -93,16 +93,16 @@ class LinearMethod(PeftMethod):
         """Return how many parameters are trained at a linear of this shape."""
         raise NotImplementedError
 
-    def encoder_names(self, sam: Sam, site: AttentionBlock) -> list[str]:
+    def encoder_names(self, sam: Sam, block: AttentionBlock) -> list[str]:
         """Return the paths of a block's target linears."""
-        from samadapt.methods.peft_layers import linears
+        from samadapt.methods.peft_library import linears
 
-        places = {"qkv": site.qkv, "proj": site.proj, "mlp": site.mlp}
+        places = {"qkv": block.qkv, "proj": block.proj, "mlp": block.mlp}
         return [name for target in self.targets for name in linears(sam, places[target])]
 
     def decoder_names(self, sam: Sam) -> list[str]:
         """Return the paths of the decoder's linears."""
-        from samadapt.methods.peft_layers import linears
+        from samadapt.methods.peft_library import linears
 
         return linears(sam, "mask_decoder")
 

@@ -118,7 +118,7 @@ class OtherPeft(LinearMethod):
         Raises:
             ConfigError: when the kind needs blocks of one width and the chosen ones have several.
         """
-        widths = sorted({site.width for site in blocks})
+        widths = sorted({block.width for block in blocks})
         require(
             len(widths) <= 1 or self.name not in ONE_WIDTH,
             f"peft={self.name} shares matrices between blocks, which must have one width; those of "
@@ -130,12 +130,12 @@ class OtherPeft(LinearMethod):
         """Return what peft trains there: it knows the formula, and a copy is asked."""
         import copy
 
-        from samadapt.methods.peft_layers import inject
+        from samadapt.methods.peft_library import inject_layers
 
         if not names:
             return 0
         asked = copy.deepcopy(sam).requires_grad_(False)
-        inject(asked, PeftLayers(self.kind, tuple(names), self.arguments()))
+        inject_layers(asked, PeftLayers(self.kind, tuple(names), self.arguments()))
         return sum(p.numel() for p in asked.parameters() if p.requires_grad)
 
 

@@ -60,7 +60,7 @@ class PiSSA(LinearMethod):
         """Put the pairs of trained and frozen halves in the place of peft's A and B."""
         from peft.tuners.lora import LoraLayer
 
-        from samadapt.methods.paired_layer import pair
+        from samadapt.methods.pissa_layer import pair
 
         places = [f"{block.block}." for block in blocks]
         if self.decoder == "own":

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.methods.base import LINEARS, Method, register, require_count
-from samadapt.methods.decoder import attentions
+from samadapt.methods.decoder_modules import attentions
 from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
@@ -59,21 +59,21 @@ class PromptTokens(Method):
             add_prompt_to_decoder,
         )
 
-        for site in blocks:
-            by_head = site.qkv_order == "head_qkv"
-            child = GatedTokens(self.tokens, site.width, site.heads, by_head=by_head)
-            attach(sam.get_submodule(site.attn), "prompt", child, add_prompt)
+        for block in blocks:
+            by_head = block.qkv_order == "head_qkv"
+            child = GatedTokens(self.tokens, block.width, block.heads, by_head=by_head)
+            attach(sam.get_submodule(block.attn), "prompt", child, add_prompt)
         build = sam.build
         for path in attentions(sam) if self.decoder == "own" else ():
             child = GatedTokens(self.tokens, build.prompt_width, build.decoder_heads, by_head=False)
             attach(sam.get_submodule(path), "prompt", child, add_prompt_to_decoder)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return the tokens and a gate for each head of every site."""
+        """Return the tokens and a gate for each head of every block."""
         del sam
-        return sum(self.tokens * site.width + site.heads for site in blocks)
+        return sum(self.tokens * block.width + block.heads for block in blocks)
 
-    def decoder_formula(self, sam: Sam) -> int:
+    def count_own_decoder_parameters(self, sam: Sam) -> int:
         """Return the tokens and a gate for each head of every attention."""
         build = sam.build
         count = 3 * build.decoder_depth + 1

@@ -55,7 +55,7 @@ class SSF(Method):
         """Return two numbers for each output channel."""
         return sum(2 * len(layer.weight) for layer, _, _ in _layers(sam, blocks))
 
-    def decoder_formula(self, sam: Sam) -> int:
+    def count_own_decoder_parameters(self, sam: Sam) -> int:
         """Return two numbers for each output channel of the decoder's layers."""
         return sum(2 * len(layer.weight) for layer, _, _ in _decoder_layers(sam))
 
@@ -81,11 +81,11 @@ def _layers(sam: Sam, blocks: Sequence[AttentionBlock]) -> Iterator[_Place]:
     """
     from torch import nn
 
-    for site in blocks:
-        norm = f"{site.attn}.norm"
-        for inner, layer in sam.get_submodule(site.block).named_modules():
-            if f"{site.block}.{inner}" == norm:
-                yield layer, sam.get_submodule(site.qkv), "ssf_norm"
+    for block in blocks:
+        norm = f"{block.attn}.norm"
+        for inner, layer in sam.get_submodule(block.block).named_modules():
+            if f"{block.block}.{inner}" == norm:
+                yield layer, sam.get_submodule(block.qkv), "ssf_norm"
             elif isinstance(layer, nn.Linear | nn.LayerNorm):
                 yield layer, layer, "ssf"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.adapters.record import AdapterRecord, read_record
-from samadapt.adapters.store import load_adapter
+from samadapt.adapters.store import load_into
 from samadapt.config.evaluate_arguments import EvaluateArguments
 from samadapt.errors import AdapterError, ConfigError, RunError
 from samadapt.runs.context import RunContext, open_run, training_samples
@@ -115,7 +115,7 @@ def use_trained_adapter(
     sam = context.base_copy
     if sam is None:
         raise RunError("the run keeps no copy of the base model; open it with copies_base=True")
-    context.injection = load_adapter(adapter, sam.to(context.device), record)
+    context.injection = load_into(adapter, sam.to(context.device), record)
     context.precision.store_frozen(sam.to(context.device), context.injection.exact)
     context.sam, context.base_copy = sam, None
     features.sam = sam

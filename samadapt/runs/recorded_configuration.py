@@ -6,12 +6,12 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from samadapt.adapters.combining import method_from_dict
 from samadapt.adapters.record import LOCAL_OPTIONS, AdapterRecord
 from samadapt.config.evaluate_arguments import EvaluateArguments
 from samadapt.config.schema import Config, Model, Prompts, from_yaml
 from samadapt.data.tiles import recorded_tiling
 from samadapt.errors import ConfigError
-from samadapt.methods.base import method_from_dict
 
 
 def recorded_keys(adapter: Path, record: AdapterRecord) -> dict[str, Any]:

@@ -24,9 +24,9 @@ def recomputed(sam: Sam, first_trainable_block: int) -> Iterator[None]:
         first_trainable_block: its first live unit; -1: all are.
     """
     blocks = [
-        sam.get_submodule(site.block)
-        for site in sam.attention_blocks()
-        if site.index >= first_trainable_block
+        sam.get_submodule(block.block)
+        for block in sam.attention_blocks()
+        if block.index >= first_trainable_block
     ]
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

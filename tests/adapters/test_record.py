@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from samadapt.adapters.record import RECORD, AdapterRecord, digest_of, read_record, write_record
-from samadapt.adapters.store import load_adapter, save_adapter
+from samadapt.adapters.store import load_into, save_adapter
 from samadapt.errors import AdapterError
 from samadapt.system.atomic import WriteError
 
@@ -53,10 +53,10 @@ def test_every_flipped_bit_of_the_weights_is_refused(saved, fresh):
         (saved / WEIGHTS).unlink()  # the file may still be mapped into memory
         (saved / WEIGHTS).write_bytes(spoilt)
         with pytest.raises(AdapterError, match=WEIGHTS):
-            load_adapter(saved, fresh())
+            load_into(saved, fresh())
     (saved / WEIGHTS).unlink()
     (saved / WEIGHTS).write_bytes(whole)
-    load_adapter(saved, fresh())
+    load_into(saved, fresh())
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_an_adapter_without_digests_still_loads(saved, fresh):
     assert record.checkpoint == "sam_vit_b.pth"
     assert record.scores == {"adapted": {"hd95": None}}
     assert "image" not in record.data_options
-    load_adapter(saved, fresh())
+    load_into(saved, fresh())
 
 
 def test_layout_and_order_do_not_matter(written):
@@ -168,7 +168,7 @@ def test_no_path_of_this_machine_is_written(written):
 def test_an_old_adapter_survives_when_the_new_one_cannot_take_its_place(saved, fresh, monkeypatch):
     """The second of the two renames fails: the old directory comes back."""
     sam = fresh()
-    injection = load_adapter(saved, sam)
+    injection = load_into(saved, sam)
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
     rename, refused = os.replace, []
 
@@ -189,7 +189,7 @@ def test_an_old_adapter_survives_when_the_new_one_cannot_take_its_place(saved, f
 @pytest.mark.parametrize("fresh", ["tiny_sam"], indirect=True)
 def test_a_new_adapter_replaces_the_old_one_and_leaves_nothing_else(saved, fresh):
     sam = fresh()
-    injection = load_adapter(saved, sam)
+    injection = load_into(saved, sam)
     (saved / "stray.txt").write_text("of the old adapter")
     names = sorted(path.name for path in saved.parent.iterdir())
     save_adapter(saved, sam, injection, replace(read_record(saved), classes=["new"]))

@@ -11,7 +11,7 @@ from samadapt.adapters.injection import inject
 from samadapt.adapters.record import digest_of, sha256_of
 from samadapt.adapters.store import (
     AdapterRecord,
-    load_adapter,
+    load_into,
     load_trainable_state,
     read_record,
     save_adapter,
@@ -132,7 +132,7 @@ def test_a_fault_is_refused_naming_the_file(saved, fresh, fault):
     file, message, spoil = FAULTS[fault]
     spoil(saved)
     with pytest.raises(AdapterError) as refused:
-        load_adapter(saved, fresh())
+        load_into(saved, fresh())
     assert f"{file}: " in str(refused.value)
     assert message in str(refused.value)
 
@@ -195,10 +195,10 @@ OF_OTHERS = {"saved_loha": LOHA_FAULTS, "saved_houlsby": HOULSBY_FAULTS}
 def test_a_fault_of_another_method_is_refused_naming_the_file(directory, fault, request, fresh):
     saved = request.getfixturevalue(directory)
     file, message, spoil = OF_OTHERS[directory][fault]
-    load_adapter(saved, fresh())
+    load_into(saved, fresh())
     spoil(saved)
     with pytest.raises(AdapterError) as refused:
-        load_adapter(saved, fresh())
+        load_into(saved, fresh())
     assert f"{file}: " in str(refused.value)
     assert message in str(refused.value)
 
@@ -208,7 +208,7 @@ def test_another_build_is_refused_for_another_kind(directory, request, fresh):
     saved = request.getfixturevalue(directory)
     name = "tiny" if fresh().build.name == "tiny_t" else "tiny_t"
     with pytest.raises(AdapterError, match=rf"{RECORD}: .*the model given is {name} "):
-        load_adapter(saved, build_sam(name))
+        load_into(saved, build_sam(name))
 
 
 def test_the_file_of_lora_r4_on_vit_b_is_small(tmp_path):
@@ -225,13 +225,13 @@ def test_another_base_is_refused(saved, fresh):
     with torch.no_grad():
         other.mask_decoder.iou_token.weight[0, 0] += 1e-6
     with pytest.raises(AdapterError, match=r"samadapt\.json: trained on base tiny.* sha256"):
-        load_adapter(saved, other)
+        load_into(saved, other)
 
 
 def test_another_build_is_refused(saved, fresh):
     name = "tiny" if fresh().build.name == "tiny_t" else "tiny_t"
     with pytest.raises(AdapterError, match=f"the model given is {name} "):
-        load_adapter(saved, build_sam(name))
+        load_into(saved, build_sam(name))
 
 
 def test_saving_replaces_the_whole_directory(saved, fresh):
@@ -242,7 +242,7 @@ def test_saving_replaces_the_whole_directory(saved, fresh):
     names = ["README.md", CONFIG, WEIGHTS, RECORD]
     assert sorted(p.name for p in saved.iterdir()) == sorted(names)
     assert [p.name for p in saved.parent.iterdir()] == ["adapter"]
-    assert load_adapter(saved, fresh()).method.name == "none"
+    assert load_into(saved, fresh()).method.name == "none"
 
 
 def test_a_failed_save_leaves_the_old_one(saved, fresh, monkeypatch):
@@ -283,7 +283,7 @@ def test_more_mask_tokens_come_back(fresh, perturb, predict, tmp_path, decoder):
     )
     save_adapter(tmp_path / "adapter", sam, injection, record)
     loaded = fresh()
-    load_adapter(tmp_path / "adapter", loaded)
+    load_into(tmp_path / "adapter", loaded)
     assert torch.equal(predict(loaded), predict(sam))
     assert "PeftModel" not in (tmp_path / "adapter" / "README.md").read_text()
 

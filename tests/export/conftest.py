@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from samadapt.adapters.combining import find_method
 from samadapt.adapters.injection import inject
 from samadapt.adapters.store import AdapterRecord, save_adapter
 from samadapt.data.intensity import make_intensity
-from samadapt.methods.base import find_method
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.model import Sam
 from samadapt.sam.weights.loading import base_hash

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from samadapt.adapters.injection import inject
-from samadapt.adapters.store import merge
+from samadapt.adapters.store import merge_adapter
 from samadapt.errors import ConfigError
 from samadapt.methods import METHODS
 
@@ -71,7 +71,7 @@ def test_a_merged_copy_has_no_hooks(tiny_sam, perturb):
     injection = inject(tiny_sam, METHODS["fact"](form="tucker"))
     perturb(injection)
     copied = copy.deepcopy(tiny_sam)
-    merge(copied, injection)
+    merge_adapter(copied, injection)
     assert not any(m._forward_hooks for m in copied.modules())
     assert any(m._forward_hooks for m in tiny_sam.modules())
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from samadapt.adapters.injection import inject
-from samadapt.adapters.store import AdapterRecord, load_adapter, read_record, save_adapter
+from samadapt.adapters.store import AdapterRecord, load_into, read_record, save_adapter
 from samadapt.errors import AdapterError
 from samadapt.methods import METHODS
 from samadapt.sam.model import Sam
@@ -36,7 +36,7 @@ def test_saved_and_loaded(tmp_path: Path, tiny_sam: Sam, name: str) -> None:
     record = AdapterRecord("tiny", base, sam.image_size, input_channels=4)
     save_adapter(tmp_path / "a", sam, injection, record)
     other = copy.deepcopy(tiny_sam)
-    load_adapter(tmp_path / "a", other)
+    load_into(tmp_path / "a", other)
     assert other.input_channels == 4
     assert torch.equal(other.preprocess([_image()]), sam.preprocess([_image()]))
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())

@@ -7,10 +7,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from samadapt.adapters.combining import method_from_dict
 from samadapt.adapters.injection import inject
 from samadapt.errors import ConfigError
 from samadapt.methods import METHODS
-from samadapt.methods.base import UNFIT, method_from_dict
+from samadapt.methods.base import UNFIT
 from samadapt.sam.types import Prompts
 
 LINEARS = {"targets": ("qkv", "proj", "mlp")}

@@ -3,10 +3,10 @@ import sys
 
 import pytest
 
+from samadapt.adapters.combining import method_from_dict
 from samadapt.adapters.injection import inject
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import METHODS, select_blocks
-from samadapt.methods.base import method_from_dict
 
 
 def test_every_method_says_what_it_is():
@@ -43,7 +43,7 @@ def test_an_unknown_method_names_the_nearest():
     ],
 )
 def test_blocks_select(tiny_sam, blocks, expected):
-    assert [site.index for site in select_blocks(blocks, tiny_sam.attention_blocks())] == expected
+    assert [block.index for block in select_blocks(blocks, tiny_sam.attention_blocks())] == expected
 
 
 @pytest.mark.parametrize("blocks", ["last:5", "first:9", [4]])

@@ -3,7 +3,7 @@ import copy
 import torch
 
 from samadapt.adapters.injection import inject
-from samadapt.adapters.store import merge
+from samadapt.adapters.store import merge_adapter
 from samadapt.methods import METHODS
 
 WIDTHS = 11  # output channels of a block's layers, in widths: 1 + 3 + 1 + 1 + 4 + 1
@@ -52,7 +52,7 @@ def test_a_copy_is_merged_and_the_model_is_not(fresh, perturb, predict):
     injection = inject(sam, METHODS["ssf"]())
     perturb(injection)
     before, copied = predict(sam), copy.deepcopy(sam)
-    merge(copied, injection)
+    merge_adapter(copied, injection)
     assert torch.equal(predict(sam), before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in copied.modules())
 

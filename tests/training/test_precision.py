@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from samadapt.adapters.injection import inject
-from samadapt.adapters.store import AdapterRecord, load_adapter, merge, save_adapter
+from samadapt.adapters.store import AdapterRecord, load_into, merge_adapter, save_adapter
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import METHODS
 from samadapt.sam.types import Prompts
@@ -178,12 +178,12 @@ def test_an_adapter_trained_over_bf16_weights_is_saved_whole_and_merges_later(ti
             parameter.add_(0.1 * torch.randn(parameter.shape))
     record = AdapterRecord(base="tiny", base_sha256=base, image_size=one.image_size)
     save_adapter(tmp_path / "adapter", one, injection, record)
-    again = load_adapter(tmp_path / "adapter", fresh)
+    again = load_into(tmp_path / "adapter", fresh)
     for name, parameter in injection.parameters.items():
         assert torch.equal(again.parameters[name], parameter)
     with pytest.raises(AdapterError, match=r"rounded to bf16 .* load base and adapter anew"):
-        merge(one, injection)
-    merge(fresh, again)
+        merge_adapter(one, injection)
+    merge_adapter(fresh, again)
 
 
 def test_fp32_stores_nothing_anew(tiny_sam):

@@ -26,7 +26,9 @@ PREFIX = "base_model.model."
 """peft stores names as seen from its own wrapper."""
 
 
-def plan(sam: Sam, method: Method, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
+def plan_layers(
+    sam: Sam, method: Method, blocks: Sequence[AttentionBlock]
+) -> tuple[PeftLayers, ...]:
     """Return what peft adds to a plain model: the method's layers, and LoRA in the decoder.
 
     The decoder's LoRA joins the method's own where one configuration can say both.
@@ -47,12 +49,12 @@ def plan(sam: Sam, method: Method, blocks: Sequence[AttentionBlock]) -> tuple[Pe
     return (*groups, own)
 
 
-def decoder_formula(sam: Sam, method: Method) -> int:
+def count_decoder_parameters(sam: Sam, method: Method) -> int:
     """Return how many parameters of a plain model's decoder the method trains."""
     if method.decoder == "full":
         return sum(parameter.numel() for parameter in sam.mask_decoder.parameters())
     if method.decoder == "own":
-        return method.decoder_formula(sam)
+        return method.count_own_decoder_parameters(sam)
     if method.decoder == "frozen":
         return 0
     weights = [sam.get_parameter(f"{name}.weight") for name in linears(sam, "mask_decoder")]
@@ -75,7 +77,7 @@ def norms(sam: Sam, root: str) -> list[str]:
     return [name for name, module in found if isinstance(module, nn.LayerNorm)]
 
 
-def configuration(layers: PeftLayers, **more: Any) -> PeftConfig:
+def peft_config(layers: PeftLayers, **more: Any) -> PeftConfig:
     """Return peft's configuration; LoRA ranks that differ from the commonest go into patterns.
 
     Raises:
@@ -110,7 +112,7 @@ def _ranks(ranks: Mapping[str, LowRank]) -> dict[str, Any]:
     }
 
 
-def inject(sam: Sam, layers: PeftLayers) -> BaseTuner:
+def inject_layers(sam: Sam, layers: PeftLayers) -> BaseTuner:
     """Let peft put its layers in the place of the named ones; what they add is trainable.
 
     Raises:
@@ -119,9 +121,9 @@ def inject(sam: Sam, layers: PeftLayers) -> BaseTuner:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from torch import nn
 
-    from samadapt.methods.fused_layer import FusedLoraLinear
+    from samadapt.methods.lora_layer import FusedLoraLinear
 
-    config = configuration(layers)
+    config = peft_config(layers)
     if layers.fused:
         config._register_custom_module({nn.Linear: FusedLoraLinear})  # type: ignore[attr-defined]
     trained = [parameter for parameter in sam.parameters() if parameter.requires_grad]
@@ -195,7 +197,7 @@ def _view(tuner: BaseTuner) -> nn.Module:
     return view
 
 
-def merge(sam: Sam) -> None:
+def merge_layers(sam: Sam) -> None:
     """Fold every peft layer into its linear or norm and put the plain one back.
 
     Raises:

@@ -9,7 +9,7 @@ from torch import nn
 
 from samadapt.adapters.injection import inject
 from samadapt.methods import METHODS
-from samadapt.methods.fused_layer import FusedLoraLinear, _FusedUpdate
+from samadapt.methods.lora_layer import FusedLoraLinear, _FusedUpdate
 from samadapt.sam.layers_fast import FastMLPBlock
 
 OPTIONS = {

@@ -2,7 +2,7 @@
 
 peft adds ``B(A(x))`` by making it whole, scaling it and summing it to the base's output: three more
 tensors as large as that output. Here B's product is accumulated into it by the matrix product
-itself. Imports torch; ``peft_layers`` imports this file when it injects.
+itself. Imports torch; ``peft_library`` imports this file when it injects.
 """
 
 from __future__ import annotations

@@ -7,13 +7,15 @@ method's name (``fact_scale``). ``blocks`` and the decoder's options hold for al
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from functools import cache
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
 
-from samadapt.methods.base import Method, PeftLayers, find_method, require
+from samadapt.errors import ConfigError, nearest
+from samadapt.methods import Method
+from samadapt.methods.base import PeftLayers, require, single_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,9 +74,9 @@ class Combined(Method):
         """Return the sum: no two parts train the same."""
         return sum(member.count_parameters(sam, blocks) for member in self.members)
 
-    def decoder_formula(self, sam: Sam) -> int:
+    def count_own_decoder_parameters(self, sam: Sam) -> int:
         """Return the sum of the parts'."""
-        return sum(member.decoder_formula(sam) for member in self.members)
+        return sum(member.count_own_decoder_parameters(sam) for member in self.members)
 
     def merge(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
         """Merge each part, the last first.
@@ -104,7 +106,7 @@ def combine(names: tuple[str, ...]) -> type[Combined]:
     Raises:
         ConfigError: for an unknown name, or two that change the same.
     """
-    parts = tuple(find_method(name) for name in names)
+    parts = tuple(single_method(name) for name in names)
     shown = ",".join(names)
     for first, second in combinations(parts, 2):
         both = sorted(first.changes & second.changes)
@@ -148,3 +150,35 @@ def combine(names: tuple[str, ...]) -> type[Combined]:
         "Combined", options, bases=(Combined,), namespace=namespace, frozen=True
     )
     return cast("type[Combined]", made)
+
+
+def find_method(name: str) -> type[Method]:
+    """Return a method's class; ``"lora+bias"`` is both at once.
+
+    Raises:
+        ConfigError: for an unknown name, or two methods that cannot be combined.
+    """
+    return combine(tuple(name.split("+"))) if "+" in name else single_method(name)
+
+
+def method_from_dict(values: Mapping[str, Any]) -> Method:
+    """Return the method that ``Method.to_dict`` described.
+
+    Raises:
+        ConfigError: for an unknown method, option or value.
+    """
+    given: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in values.items()
+    }
+    name = str(given.pop("name", ""))
+    method = find_method(name)
+    known = [item.name for item in fields(method)]
+    for key in given:
+        require(
+            key in known,
+            f"peft.{key} is no option of {name} ({', '.join(known)}){nearest(key, known)}",
+        )
+    try:
+        return method(**given)
+    except TypeError as error:
+        raise ConfigError(f"peft={name}: an option has a wrong type: {error}") from error

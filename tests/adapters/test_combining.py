@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from samadapt.adapters.combining import find_method
 from samadapt.adapters.injection import inject
 from samadapt.config.schema import compose, from_yaml, to_yaml
 from samadapt.errors import ConfigError
-from samadapt.methods.base import find_method
 
 
 def test_a_command_line_names_several(tmp_path):
@@ -82,5 +82,5 @@ def test_a_batch_of_a_combination_is_of_whole_stacks():
     from samadapt.runs.finetune import finetune
 
     config = compose("medical", ["peft=[adapter,layernorm]", "peft.depth=3"])
-    with pytest.raises(ConfigError, match=r"no whole stacks of peft\.depth=3"):
+    with pytest.raises(ConfigError, match=r"train\.batch_size must be a multiple of peft\.depth=3"):
         finetune(config)

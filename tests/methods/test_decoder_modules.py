@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from samadapt.adapters.combining import find_method
 from samadapt.adapters.injection import inject
 from samadapt.errors import ConfigError
-from samadapt.export._onnx_decoder import PromptAndMaskDecoder
 from samadapt.export.onnx import as_points
+from samadapt.export.onnx_decoder import PromptAndMaskDecoder
 from samadapt.methods import METHODS
-from samadapt.methods.base import find_method
 from samadapt.sam.types import Prompts
 
 OWN = {"blocks": "none", "decoder": "own"}

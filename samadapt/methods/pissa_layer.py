@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samadapt.errors import ConfigError
-from samadapt.methods.peft_layers import ADAPTER
+from samadapt.methods.peft_library import ADAPTER
 
 
 class Paired(nn.Module):

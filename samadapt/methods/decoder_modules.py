@@ -1,0 +1,27 @@
+"""Where the mask decoder takes a method's own layers: its attentions and MLPs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from samadapt.sam.model import Sam
+
+_TRANSFORMER = "mask_decoder.transformer"
+
+
+def two_way_layers(sam: Sam) -> list[str]:
+    """Return the paths of the two-way transformer's layers."""
+    return [f"{_TRANSFORMER}.layers.{index}" for index in range(sam.build.decoder_depth)]
+
+
+def attentions(sam: Sam) -> list[str]:
+    """Return the paths of the three attentions of every layer, and of the one behind them."""
+    names = ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
+    inner = [f"{layer}.{name}" for layer in two_way_layers(sam) for name in names]
+    return [*inner, f"{_TRANSFORMER}.final_attn_token_to_image"]
+
+
+def mlps(sam: Sam) -> list[str]:
+    """Return the paths of the layers' MLPs."""
+    return [f"{layer}.mlp" for layer in two_way_layers(sam)]
