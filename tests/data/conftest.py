@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.dicom_files import write_series
+
 
 def write_nifti(path: Path, values: Any, affine: Any = None, **header: Any) -> Path:
     """Write an array as NIfTI with an affine (default: 1 mm, RAS)."""
@@ -90,54 +92,6 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_series() -> Callable[..., list[Path]]:
-    """Return a function that writes a DICOM series, a file a slice, under shuffled names."""
-    pydicom = pytest.importorskip("pydicom")
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
-
-    def make(
-        folder: Path,
-        planes: np.ndarray,
-        orientation: tuple[float, ...] = (1, 0, 0, 0, 1, 0),
-        origin: tuple[float, ...] = (-10.0, 20.0, 5.0),
-        spacing: tuple[float, float, float] = (0.5, 0.75, 2.0),
-        step: Any = None,
-        **tags: Any,
-    ) -> list[Path]:
-        """``planes`` (d, rows, columns) uint16 or int16; ``spacing`` (row, column, slice)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        x, y = np.array(orientation[:3]), np.array(orientation[3:])
-        step = np.cross(x, y) * spacing[2] if step is None else np.array(step)
-        uid, study, frame = tags.pop("uid", generate_uid()), generate_uid(), generate_uid()
-        names = np.random.default_rng(7).permutation(1000)[: len(planes)]
-        paths = []
-        for index, plane in enumerate(planes):
-            meta = pydicom.dataset.FileMetaDataset()
-            meta.TransferSyntaxUID = ExplicitVRLittleEndian
-            meta.MediaStorageSOPClassUID = CTImageStorage
-            meta.MediaStorageSOPInstanceUID = generate_uid()
-            path = folder / f"{names[index]:04d}.dcm"
-            data = pydicom.dataset.FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-            data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-            data.SeriesInstanceUID, data.StudyInstanceUID = uid, study
-            data.FrameOfReferenceUID, data.Modality, data.InstanceNumber = frame, "CT", 1
-            data.PatientID, data.PatientName, data.PatientBirthDate = "P1", "Doe^Jane", ""
-            data.PatientSex, data.StudyID, data.StudyDate, data.StudyTime = "", "", "", ""
-            data.AccessionNumber = data.ReferringPhysicianName = data.Manufacturer = ""
-            data.SeriesNumber, data.PositionReferenceIndicator = 1, ""
-            data.ImageType, data.KVP, data.AcquisitionNumber = ["ORIGINAL", "PRIMARY"], "", 1
-            data.Rows, data.Columns = plane.shape
-            data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-            data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
-            data.PixelRepresentation = int(plane.dtype.kind == "i")
-            data.PixelSpacing, data.SliceThickness = list(spacing[:2]), spacing[2]
-            data.ImageOrientationPatient = list(orientation)
-            data.ImagePositionPatient = [f"{v:.9g}" for v in np.array(origin) + index * step]
-            data.RescaleSlope, data.RescaleIntercept = 1, -1000
-            for key, value in tags.items():
-                setattr(data, key, value[index] if isinstance(value, tuple) else value)
-            data.PixelData = plane.tobytes()
-            data.save_as(path, enforce_file_format=True)
-            paths.append(path)
-        return paths
-
-    return make
+    """Return ``dicom_files.write_series``, which writes a DICOM series; skip without pydicom."""
+    pytest.importorskip("pydicom")
+    return write_series

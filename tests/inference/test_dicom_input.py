@@ -12,6 +12,7 @@ from PIL import Image
 from samadapt.errors import DataError
 from samadapt.inference.files import is_folder_of_images, list_folder
 from samadapt.inference.segmenter import Segmenter
+from tests.dicom_files import PLACE, write_series
 
 highdicom = pytest.importorskip("highdicom")
 pydicom = pytest.importorskip("pydicom")
@@ -20,34 +21,16 @@ AXIAL, CORONAL = (1, 0, 0, 0, 1, 0), (1, 0, 0, 0, 0, -1)
 
 def write(folder, truth, prefix="", turn=AXIAL, placed=True, **tags):
     """Write planes (d, rows, columns) of class ids as a series whose grey values are ids x 85."""
-    folder.mkdir(parents=True, exist_ok=True)
-    study, uid, frame = (pydicom.uid.generate_uid() for _ in range(3))
-    paths = []
-    for number, plane in enumerate(truth):
-        data = pydicom.Dataset()
-        data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.SOPClassUID = pydicom.uid.CTImageStorage
-        data.SOPInstanceUID = pydicom.uid.generate_uid()
-        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
-        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-        data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, uid, frame
-        data.Modality, data.ImageType = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"]
-        data.Rows, data.Columns = plane.shape
-        if placed:
-            data.PixelSpacing, data.SliceThickness = [1.0, 1.0], 3
-            data.ImageOrientationPatient = list(turn)
-            normal = np.cross(turn[:3], turn[3:])
-            data.ImagePositionPatient = [float(v) for v in normal * 3 * number]
-        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-        data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
-        data.PixelRepresentation, data.RescaleSlope, data.RescaleIntercept = 0, 1, 0
-        data.PixelData = (plane * 85).astype("<u2").tobytes()
-        for key, value in tags.items():
-            setattr(data, key, value)
-        paths.append(folder / f"{prefix}{number}")
-        data.save_as(paths[-1], enforce_file_format=True)
-    return paths
+    gone = {} if placed else dict.fromkeys((*PLACE, "SliceThickness"))
+    return write_series(
+        folder,
+        (truth * 85).astype(np.uint16),
+        turn,
+        origin=(0, 0, 0),
+        spacing=(1.0, 1.0, 3.0),
+        names=[f"{prefix}{number}" for number in range(len(truth))],
+        **{"RescaleIntercept": 0, **gone, **tags},
+    )
 
 
 def planes(seed=0, count=4):

@@ -14,6 +14,7 @@ from samadapt.data.formats.shared.volume_slices import source_grid, spacing_of, 
 from samadapt.data.types import Volume
 from samadapt.errors import DataError, MissingExtraError
 from samadapt.inference.dicom_seg import save_segmentation
+from tests.dicom_files import write_series
 
 highdicom = pytest.importorskip("highdicom")
 pydicom = pytest.importorskip("pydicom")
@@ -37,29 +38,23 @@ PATIENT = {
 def series(tmp_path):
     """An oblique series whose file names are not in order, its volume and the labels' UIDs."""
     folder = tmp_path / "series"
-    folder.mkdir()
     rng = np.random.default_rng(0)
     voxels = rng.integers(0, 4, (9, 15, 5))  # (column, row, slice)
-    study, uid, frame = (pydicom.uid.generate_uid() for _ in range(3))
+    paths = write_series(
+        folder,
+        voxels.T.astype(np.uint16),  # (slice, row, column)
+        [*TURN[:, 0], *TURN[:, 1]],
+        origin=(-30.0, 12.0, 80.0),
+        spacing=(0.8, 0.7, 2.5),
+        names=[f"{number * 3 % 5}.dcm" for number in range(5)],
+        **{"Modality": "PLANTED MODE", **PATIENT},
+    )
     truth = {}
-    for number in range(5):
-        data = pydicom.Dataset()
-        data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.SOPClassUID = pydicom.uid.CTImageStorage
-        data.SOPInstanceUID = pydicom.uid.generate_uid()
-        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
-        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-        data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = study, uid, frame
-        data.Modality, data.Rows, data.Columns = "PLANTED MODE", 15, 9
-        data.PixelSpacing, data.SliceThickness = [0.8, 0.7], 2.5
-        data.ImageOrientationPatient = [*TURN[:, 0], *TURN[:, 1]]
-        data.ImagePositionPatient = list(np.array([-30.0, 12, 80]) + number * 2.5 * TURN[:, 2])
-        for key, value in PATIENT.items():
-            setattr(data, key, value)
+    for path, plane in zip(paths, voxels.T, strict=True):
+        data = pydicom.dcmread(path)
         data.add_new((0x0011, 0x0010), "LO", "PLANTED PRIVATE")
-        data.save_as(folder / f"{number * 3 % 5}.dcm", enforce_file_format=True)
-        truth[data.SOPInstanceUID] = voxels[:, :, number].T
+        data.save_as(path)
+        truth[data.SOPInstanceUID] = plane
     affine = np.eye(4)
     affine[:3, :3] = np.diag([-1.0, -1, 1]) @ TURN @ np.diag([0.7, 0.8, 2.5])
     affine[:3, 3] = 30, -12, 80

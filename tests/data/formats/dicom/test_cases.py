@@ -16,22 +16,13 @@ from samadapt.data import check_dataset, open_dataset, read_image, write_predict
 from samadapt.data.formats.base import ReaderOptions
 from samadapt.data.formats.dicom.reader import DicomReader
 from samadapt.errors import ConfigError, DataError
+from tests.dicom_files import change, circle, write_structures
 
 pydicom = pytest.importorskip("pydicom")
 
 Make = Callable[..., list[Path]]
 PLANES = np.random.default_rng(0).integers(0, 2000, (6, 8, 10)).astype(np.uint16)
 CORONAL = (1, 0, 0, 0, 0, -1)
-
-
-def change(path: Path, **tags: Any) -> None:
-    data = pydicom.dcmread(path)
-    for key, value in tags.items():
-        if value is None:
-            delattr(data, key)
-        else:
-            setattr(data, key, value)
-    data.save_as(path)
 
 
 def add(make_series: Make, folder: Path, prefix: str, *args: Any, **tags: Any) -> list[Path]:
@@ -242,8 +233,6 @@ def test_masks_in_a_tree_as_the_images(tmp_path: Path, make_series: Make) -> Non
 
 
 def test_only_the_series_with_a_mask_is_used(tmp_path: Path, make_series: Make) -> None:
-    from tests.data.formats.dicom.test_rtstruct import circle, write_structures
-
     paths = make_series(tmp_path / "p1", PLANES, uid="1.2.3")
     write_structures(paths, {"x": [(2, circle(5, 4, 2.2))]}, tmp_path / "p1" / "rs.dcm")
     add(make_series, tmp_path / "p1", "pet", PLANES, Modality="PT")

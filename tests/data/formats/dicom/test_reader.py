@@ -19,6 +19,7 @@ from samadapt.data.formats.base import ReaderOptions
 from samadapt.data.formats.dicom.reader import DicomReader
 from samadapt.data.formats.shared.volume_slices import to_source
 from samadapt.errors import DataError
+from tests.dicom_files import change
 
 pydicom = pytest.importorskip("pydicom")
 hd = pytest.importorskip("highdicom")
@@ -40,16 +41,6 @@ ORIENTATIONS = {
     "oblique": (COS, SIN, 0, -SIN, COS, 0),
     "twice_oblique": (*TWICE[:, 0], *TWICE[:, 1]),
 }
-
-
-def _change(path: Path, **tags: Any) -> None:
-    data = pydicom.dcmread(path)
-    for key, value in tags.items():
-        if value is None:
-            delattr(data, key)
-        else:
-            setattr(data, key, value)
-    data.save_as(path)
 
 
 def _with_simpleitk(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -181,7 +172,7 @@ def _noise(folder: Path, paths: list[Path]) -> None:
 
 
 def _no_pixels(folder: Path, paths: list[Path]) -> None:
-    _change(paths[2], PixelData=None)
+    change(paths[2], PixelData=None)
 
 
 def _gone(folder: Path, paths: list[Path]) -> None:
@@ -191,11 +182,11 @@ def _gone(folder: Path, paths: list[Path]) -> None:
 def _uneven(folder: Path, paths: list[Path]) -> None:
     for path in paths[3:]:
         position = pydicom.dcmread(path).ImagePositionPatient
-        _change(path, ImagePositionPatient=[*position[:2], float(position[2]) + 0.9])
+        change(path, ImagePositionPatient=[*position[:2], float(position[2]) + 0.9])
 
 
 def _double(folder: Path, paths: list[Path]) -> None:
-    _change(paths[2], ImagePositionPatient=pydicom.dcmread(paths[3]).ImagePositionPatient)
+    change(paths[2], ImagePositionPatient=pydicom.dcmread(paths[3]).ImagePositionPatient)
 
 
 def _two_scans(folder: Path, paths: list[Path]) -> None:
@@ -206,24 +197,24 @@ def _two_scans(folder: Path, paths: list[Path]) -> None:
 
 
 def _size(folder: Path, paths: list[Path]) -> None:
-    _change(paths[2], Rows=4, PixelData=PLANES[0, :4].tobytes())
+    change(paths[2], Rows=4, PixelData=PLANES[0, :4].tobytes())
 
 
 def _huge(folder: Path, paths: list[Path]) -> None:
     for path in paths:
-        _change(path, Rows=65000, Columns=65000)
+        change(path, Rows=65000, Columns=65000)
 
 
 def _direction(folder: Path, paths: list[Path]) -> None:
-    _change(paths[2], ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+    change(paths[2], ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
 
 
 def _no_direction(folder: Path, paths: list[Path]) -> None:
-    _change(paths[2], ImageOrientationPatient=[1, 0, 0, 1, 0, 0])
+    change(paths[2], ImageOrientationPatient=[1, 0, 0, 1, 0, 0])
 
 
 def _no_position(folder: Path, paths: list[Path]) -> None:
-    _change(paths[2], ImagePositionPatient=None)
+    change(paths[2], ImagePositionPatient=None)
 
 
 def _nan_position(folder: Path, paths: list[Path]) -> None:
@@ -235,16 +226,16 @@ def _nan_position(folder: Path, paths: list[Path]) -> None:
 
 
 def _zero_spacing(folder: Path, paths: list[Path]) -> None:
-    _change(paths[2], PixelSpacing=[0, 1])
+    change(paths[2], PixelSpacing=[0, 1])
 
 
 def _colour(folder: Path, paths: list[Path]) -> None:
-    _change(paths[2], SamplesPerPixel=3, PhotometricInterpretation="RGB")
+    change(paths[2], SamplesPerPixel=3, PhotometricInterpretation="RGB")
 
 
 def _constant(folder: Path, paths: list[Path]) -> None:
     for path in paths:
-        _change(path, PixelData=bytes(160))
+        change(path, PixelData=bytes(160))
 
 
 @pytest.fixture
@@ -314,7 +305,7 @@ def test_uids_that_an_anonymiser_emptied(
     (root / "order").unlink()
     before = read_image(two_cases / "b").image
     for path in sorted(root.glob("*/*.dcm"))[None if every else 6 : None if every else 7]:
-        _change(path, **{key: gone})
+        change(path, **{key: gone})
     assert not [f for f in check_dataset("dicom", root) if f.severity == "error"]
     dataset = open_dataset("dicom", root)
     assert [case.name for case in dataset.cases] == ["a", "b"]
@@ -328,7 +319,7 @@ def test_two_series_in_a_folder_and_other_objects(tmp_path: Path, make_series: M
     make_series(tmp_path / "case", PLANES + 1, uid="1.2.4")
     (tmp_path / "case" / "DICOMDIR").write_bytes(b"index")
     (tmp_path / "case" / "notes.txt").write_text("hello")
-    _change(names[0])
+    change(names[0])
     report = pydicom.dcmread(names[0])
     for key in ("Rows", "Columns", "PixelData"):
         delattr(report, key)
@@ -477,8 +468,8 @@ def test_segmentations_that_cannot_be_read(tmp_path: Path, make_series: Make) ->
         position = group.PlanePositionSequence[0].ImagePositionPatient
         group.PlanePositionSequence[0].ImagePositionPatient = [float(v) + 0.3 for v in position]
     moved.save_as(tmp_path / "d" / "seg.dcm")
-    _change(tmp_path / "e" / "seg.dcm", SegmentSequence=None)
-    _change(tmp_path / "f" / "seg.dcm", SegmentationType="FRACTIONAL")
+    change(tmp_path / "e" / "seg.dcm", SegmentSequence=None)
+    change(tmp_path / "f" / "seg.dcm", SegmentationType="FRACTIONAL")
     (tmp_path / "c" / "seg.dcm").write_bytes((tmp_path / "c" / "seg.dcm").read_bytes()[:-9])
     found = {Path(f.file).parent.name: f.code for f in check_dataset("dicom", tmp_path)}
     assert found == {
@@ -489,7 +480,7 @@ def test_segmentations_that_cannot_be_read(tmp_path: Path, make_series: Make) ->
         "f": "fractional_segments",
     }
     assert [case.name for case in open_dataset("dicom", tmp_path, on_error="skip").cases] == ["a"]
-    _change(tmp_path / "a" / "seg.dcm", SegmentSequence=None)
+    change(tmp_path / "a" / "seg.dcm", SegmentSequence=None)
     assert len(check_dataset("dicom", tmp_path)) == 6  # and not one that reads names is left
 
 
@@ -520,7 +511,7 @@ def test_planted_patient_strings_appear_nowhere(
             block.add_new(1, "LO", "SECRET99")
             data.save_as(path)
         if name in broken:
-            _change(paths[1], **broken[name])
+            change(paths[1], **broken[name])
         if name == "z":  # the position's text is a name, which pydicom's own error quotes
             content = paths[1].read_bytes()
             place = content.index(b"\x20\x00\x32\x00DS") + 8
@@ -553,7 +544,7 @@ def test_planted_patient_strings_appear_nowhere(
 
 def test_a_single_x_ray(tmp_path: Path, make_series: Make) -> None:
     (path,) = make_series(tmp_path / "s", PLANES[:1], Modality="DX")
-    _change(path, ImagePositionPatient=None, ImageOrientationPatient=None)
+    change(path, ImagePositionPatient=None, ImageOrientationPatient=None)
     volume = read_image(path)
     assert volume.shape == (8, 10, 1)
     assert volume.spacing_mm == (0.5, 0.75, 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from samadapt.data import check_dataset, open_dataset, read_image
 from samadapt.data.formats.dicom import rtstruct as dicom_rtstruct
 from samadapt.data.formats.shared.volume_slices import to_source
 from samadapt.errors import DataError
+from tests.dicom_files import circle, write_structures
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -29,71 +30,6 @@ ORIENTATIONS = {
     "sagittal": (0, 1, 0, 0, 0, -1),
     "oblique": (*TWICE[:, 0], *TWICE[:, 1]),
 }
-
-
-def _affine(paths: Sequence[Path]) -> np.ndarray:
-    """Voxel (column, row, slice) to LPS mm, from the headers alone."""
-    first, last = (pydicom.dcmread(path) for path in (paths[0], paths[-1]))
-    affine = np.eye(4)
-    turn = np.array([float(v) for v in first.ImageOrientationPatient]).reshape(2, 3)
-    affine[:3, 0] = turn[0] * float(first.PixelSpacing[1])
-    affine[:3, 1] = turn[1] * float(first.PixelSpacing[0])
-    ends = [np.array([float(v) for v in d.ImagePositionPatient]) for d in (first, last)]
-    affine[:3, 2] = (ends[1] - ends[0]) / (len(paths) - 1)
-    affine[:3, 3] = ends[0]
-    return affine
-
-
-def write_structures(
-    paths: Sequence[Path],
-    regions: Mapping[str, Sequence[tuple[float, Any]]],
-    target: Path,
-    kind: str = "CLOSED_PLANAR",
-    **changes: Any,
-) -> None:
-    """Write regions as lists of (slice, polygon (n, 2) of column and row) for a series."""
-    source, affine = pydicom.dcmread(paths[0]), _affine(paths)
-    uid = pydicom.uid.generate_uid
-    data = pydicom.Dataset()
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.481.3"
-    data.SOPClassUID, data.SOPInstanceUID = data.file_meta.MediaStorageSOPClassUID, uid()
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-    data.Modality, data.SeriesInstanceUID = "RTSTRUCT", uid()
-    data.StudyInstanceUID, data.PatientID = source.StudyInstanceUID, "P1"
-    data.PatientName, data.StructureSetLabel = "SECRET^NAME", "SECRET"
-    referenced = pydicom.Dataset()
-    referenced.SeriesInstanceUID = source.SeriesInstanceUID
-    study, frame = pydicom.Dataset(), pydicom.Dataset()
-    study.RTReferencedSeriesSequence = [referenced]
-    frame.FrameOfReferenceUID = source.FrameOfReferenceUID
-    frame.RTReferencedStudySequence = [study]
-    data.ReferencedFrameOfReferenceSequence = [frame]
-    data.StructureSetROISequence, data.ROIContourSequence = [], []
-    for number, (name, contours) in enumerate(regions.items(), start=1):
-        roi, drawn = pydicom.Dataset(), pydicom.Dataset()
-        roi.ROINumber, roi.ROIName = number, name
-        roi.ReferencedFrameOfReferenceUID = source.FrameOfReferenceUID
-        drawn.ReferencedROINumber, drawn.ContourSequence = number, []
-        for place, polygon in contours:
-            points = np.asarray(polygon, dtype=float)
-            voxels = np.column_stack([points, np.full(len(points), place), np.ones(len(points))])
-            item = pydicom.Dataset()
-            item.ContourGeometricType, item.NumberOfContourPoints = kind, len(points)
-            item.ContourData = [f"{v:.6f}" for v in (voxels @ affine.T)[:, :3].ravel()]
-            drawn.ContourSequence.append(item)
-        data.StructureSetROISequence.append(roi)
-        data.ROIContourSequence.append(drawn)
-    for key, value in changes.items():
-        setattr(data, key, value)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    data.save_as(target, enforce_file_format=True)
-
-
-def circle(x: float, y: float, radius: float, points: int = 90) -> np.ndarray:
-    turn = np.linspace(0, 2 * np.pi, points, endpoint=False)
-    return np.column_stack([x + radius * np.cos(turn), y + radius * np.sin(turn)])
 
 
 def brute_force(polygons: Sequence[np.ndarray], shape: tuple[int, int] = (24, 30)) -> np.ndarray:

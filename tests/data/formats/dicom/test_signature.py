@@ -14,6 +14,7 @@ from PIL import Image
 
 from samadapt.data import check_dataset, open_dataset, read_image
 from samadapt.data.formats.dicom.signature import begins_with_elements, is_dicom
+from tests.dicom_files import set_tags
 
 pydicom = pytest.importorskip("pydicom")
 
@@ -24,11 +25,7 @@ PLANES = np.random.default_rng(0).integers(0, 2000, (4, 8, 10)).astype(np.uint16
 def strip(path: Path, implicit: bool, little: bool = True, **changes: object) -> None:
     """Write a file again without preamble and file meta information."""
     data = pydicom.dcmread(path)
-    for key, value in changes.items():
-        if value is None:
-            delattr(data, key)
-        else:
-            setattr(data, key, value)
+    set_tags(data, changes)
     del data.file_meta
     if not little:
         data.PixelData = np.frombuffer(data.PixelData, "<u2").astype(">u2").tobytes()
