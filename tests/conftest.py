@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jaxtyping
 import nibabel as nib
 import numpy as np
 import pytest
@@ -83,6 +84,14 @@ def _make(name: str, seed: int) -> Sam:
     sam.eval()
     _check_not_degenerate(sam)
     return sam
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Turn the checks of annotated shapes off: for wrong shapes on purpose, and for graphs."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

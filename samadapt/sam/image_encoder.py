@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import islice
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -26,7 +27,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b g g width"]:
         """Embed x (b, 3, s, s)."""
         patches: Tensor = self.proj(x)
         # (b, width, g, g) -> (b, g, g, width), contiguous, because every norm reads the channels.
@@ -56,7 +57,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = FastMLPBlock(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b g g width"]) -> Float[Tensor, "b g g width"]:
         """Transform x (b, g, g, width)."""
         x = x + self.attn(self.norm1(x))
         out: Tensor = x + self.mlp(self.norm2(x))
@@ -92,11 +93,13 @@ class ImageEncoderViT(nn.Module):
         )
         self.neck = make_neck(build.embed_dim, build.prompt_width)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
         """Embed images (b, 3, s, s) as (b, c, g, g)."""
         return self.prefix(images, len(self.blocks) + 1)
 
-    def prefix(self, images: Tensor, first_trainable_block: int) -> Tensor:
+    def prefix(
+        self, images: Float[Tensor, "b 3 s s"], first_trainable_block: int
+    ) -> Float[Tensor, "b ..."]:
         """Run the patch embedding and all blocks before ``first_trainable_block``.
 
         With n blocks, ``first_trainable_block = n + 1`` also runs the neck.
@@ -110,7 +113,9 @@ class ImageEncoderViT(nn.Module):
             x = block(x)
         return self._neck(x) if first_trainable_block > len(self.blocks) else x
 
-    def suffix(self, x: Tensor, first_trainable_block: int) -> Tensor:
+    def suffix(
+        self, x: Float[Tensor, "b ..."], first_trainable_block: int
+    ) -> Float[Tensor, "b c g g"]:
         """Run the remaining blocks and the neck on what ``prefix`` returned: (b, c, g, g)."""
         if first_trainable_block > len(self.blocks):
             return x
@@ -142,7 +147,9 @@ class ImageEncoderViT(nn.Module):
         )
 
 
-def resample_pos_embed(pos_embed: Tensor, size: tuple[int, int]) -> Tensor:
+def resample_pos_embed(
+    pos_embed: Float[Tensor, "1 _ _ c"], size: tuple[int, int]
+) -> Float[Tensor, "1 h w c"]:
     """Resample an absolute position embedding (1, h, w, c) to ``size`` = (h, w) tokens.
 
     Bicubic with antialiasing, as timm's ``resample_abs_pos_embed_nhwc``.
@@ -154,7 +161,7 @@ def resample_pos_embed(pos_embed: Tensor, size: tuple[int, int]) -> Tensor:
     return resized.permute(0, 2, 3, 1).to(pos_embed.dtype).contiguous()
 
 
-def resample_rel_pos(table: Tensor, length: int) -> Tensor:
+def resample_rel_pos(table: Float[Tensor, "_ d"], length: int) -> Float[Tensor, "{length} d"]:
     """Resample a relative position table (2n - 1, d) to (length, d).
 
     Linear, as ``get_rel_pos`` of segment-anything.

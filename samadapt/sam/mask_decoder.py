@@ -9,6 +9,7 @@ import copy
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from samadapt.sam.layers import MLP, LayerNorm2d
@@ -68,7 +69,7 @@ class MaskDecoder(nn.Module):
         """Return the indices of the mask tokens whose masks are asked for."""
         return range(1, self.num_multimask + 1) if multimask else range(1)
 
-    def object_tokens(self, sparse: Tensor) -> Tensor:
+    def object_tokens(self, sparse: Float[Tensor, "b p n c"]) -> Float[Tensor, "b p t c"]:
         """Put the IoU token and the mask tokens before the prompt tokens of each object.
 
         (b, p, n, c) -> (b, p, 1 + m + n, c) for m mask tokens.
@@ -78,10 +79,10 @@ class MaskDecoder(nn.Module):
 
     def forward(
         self,
-        embeddings: Tensor,
-        position: Tensor,
-        sparse: Tensor,
-        dense: Tensor,
+        embeddings: Float[Tensor, "b c g g"],
+        position: Float[Tensor, "c g g"],
+        sparse: Float[Tensor, "b p n c"],
+        dense: Float[Tensor, "#b #p c #g #g"],
         *,
         multimask: bool,
     ) -> MaskOutput:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from itertools import cycle
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -59,10 +60,10 @@ class FastMaskDecoder(MaskDecoder):
 
     def forward(
         self,
-        embeddings: Tensor,
-        position: Tensor,
-        sparse: Tensor,
-        dense: Tensor,
+        embeddings: Float[Tensor, "b c g g"],
+        position: Float[Tensor, "c g g"],
+        sparse: Float[Tensor, "b p n c"],
+        dense: Float[Tensor, "#b #p c #g #g"],
         *,
         multimask: bool,
     ) -> MaskOutput:
@@ -75,7 +76,17 @@ class FastMaskDecoder(MaskDecoder):
         return MaskOutput(logits=torch.cat(logits, dim=1), iou=torch.cat(iou, dim=1))
 
     def decode_above(
-        self, embeddings: Tensor, position: Tensor, sparse: Tensor, dense: Tensor, min_iou: float
+        self,
+        embeddings: Float[Tensor, "1 c g g"],
+        position: Float[Tensor, "c g g"],
+        sparse: Float[Tensor, "1 p n c"],
+        dense: Float[
+            Tensor,
+            (
+                1  # p c #g #g
+            ),
+        ],
+        min_iou: float,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Decode p objects in one image and draw only the masks with a high estimated IoU.
 

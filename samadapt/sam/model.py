@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -81,7 +82,9 @@ class Sam(nn.Module):
         """Type of the weights."""
         return self.mask_decoder.iou_token.weight.dtype
 
-    def preprocess(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+    def preprocess(
+        self, images: Shaped[Tensor, "b n h w"] | Sequence[Shaped[Tensor, "n _ _"]]
+    ) -> Float[Tensor, "b 3 s s"]:
         """Normalise as ``self.preprocessing`` says and zero-pad right and below.
 
         Args:
@@ -121,7 +124,7 @@ class Sam(nn.Module):
         x = functional.pad(x, (0, size - x.shape[2], 0, size - x.shape[1]))
         return x.to(self.dtype)
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
         """Embed preprocessed images (b, 3, s, s) as (b, c, g, g).
 
         Raises:
@@ -131,7 +134,9 @@ class Sam(nn.Module):
         embeddings: Tensor = self.image_encoder(images)
         return embeddings
 
-    def encode_prefix(self, images: Tensor, first_trainable_block: int) -> Tensor:
+    def encode_prefix(
+        self, images: Float[Tensor, "b 3 s s"], first_trainable_block: int
+    ) -> Float[Tensor, "b ..."]:
         """Run the encoder up to a boundary, for a frozen prefix whose output is kept.
 
         The units are the n attention blocks, with the patch embedding before block 0 and the neck
@@ -152,7 +157,9 @@ class Sam(nn.Module):
         self._check_boundary(first_trainable_block)
         return self.image_encoder.prefix(images, first_trainable_block)
 
-    def encode_suffix(self, features: Tensor, first_trainable_block: int) -> Tensor:
+    def encode_suffix(
+        self, features: Float[Tensor, "b ..."], first_trainable_block: int
+    ) -> Float[Tensor, "b c g g"]:
         """Run the rest of the encoder: ``encode_suffix(encode_prefix(x, k), k) == encode(x)``.
 
         Args:
@@ -168,7 +175,9 @@ class Sam(nn.Module):
         self._check_boundary(first_trainable_block)
         return self.image_encoder.suffix(features, first_trainable_block)
 
-    def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> MaskOutput:
+    def decode(
+        self, embeddings: Float[Tensor, "b c g g"], prompts: Prompts, *, multimask: bool
+    ) -> MaskOutput:
         """Decode p objects in each of b images, with gradients.
 
         Args:
@@ -191,11 +200,15 @@ class Sam(nn.Module):
         )
         return output
 
-    def forward(self, images: Tensor, prompts: Prompts, *, multimask: bool) -> MaskOutput:
+    def forward(
+        self, images: Float[Tensor, "b 3 s s"], prompts: Prompts, *, multimask: bool
+    ) -> MaskOutput:
         """Encode images (b, 3, s, s) and decode the prompts."""
         return self.decode(self.encode(images), prompts, multimask=multimask)
 
-    def postprocess(self, logits: Tensor, frame: Frame) -> Tensor:
+    def postprocess(
+        self, logits: Float[Tensor, "b p m h w"], frame: Frame
+    ) -> Float[Tensor, "b p m H W"]:
         """Bring logits back to the original frame, with segment-anything's arithmetic.
 
         Args:

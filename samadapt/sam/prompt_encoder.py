@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from samadapt.errors import PromptError
@@ -22,7 +23,7 @@ class PositionEmbedding(nn.Module):
         super().__init__()
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, features))
 
-    def forward(self, places: Tensor) -> Tensor:
+    def forward(self, places: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n features"]:
         """Embed (x, y) in [0, 1]: (..., 2) -> (..., 2 * features).
 
         Always in fp32 or better: the phase has too many turns for bf16.
@@ -33,7 +34,7 @@ class PositionEmbedding(nn.Module):
         phase = 2 * math.pi * (centred[..., :1] * matrix[0] + centred[..., 1:] * matrix[1])
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
-    def grid(self, side: int) -> Tensor:
+    def grid(self, side: int) -> Float[Tensor, "features {side} {side}"]:
         """Embed the centres of a square grid of cells: (2 * features, side, side)."""
         matrix = self.positional_encoding_gaussian_matrix
         wide = torch.promote_types(matrix.dtype, torch.float32)
@@ -80,7 +81,9 @@ class PromptEncoder(nn.Module):
     def _dtype(self) -> torch.dtype:
         return self.no_mask_embed.weight.dtype
 
-    def forward(self, prompts: Prompts, batch: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, prompts: Prompts, batch: int
+    ) -> tuple[Float[Tensor, "{batch} p n c"], Float[Tensor, "#b #p c #g #g"]]:
         """Embed the prompts of ``batch`` = b images.
 
         Returns:
@@ -109,7 +112,7 @@ class PromptEncoder(nn.Module):
             dense = torch.unflatten(self.mask_downscaling(masks.flatten(0, 1)), 0, masks.shape[:2])
         return torch.cat(parts, dim=2), dense
 
-    def dense_position(self) -> Tensor:
+    def dense_position(self) -> Float[Tensor, "c g g"]:
         """Position embedding of the image embedding's cells: (c, g, g)."""
         return self.pe_layer.grid(self.embedding_size).to(self._dtype)
 

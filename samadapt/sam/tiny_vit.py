@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import islice, pairwise
 from typing import Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from samadapt.sam.layers import make_neck
@@ -63,11 +64,13 @@ class TinyViTEncoder(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.neck = make_neck(dims[-1], build.prompt_width)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
         """Embed images (b, 3, s, s) as (b, c, g, g)."""
         return self.prefix(images, self._depth + 1)
 
-    def prefix(self, images: Tensor, first_trainable_block: int) -> Tensor:
+    def prefix(
+        self, images: Float[Tensor, "b 3 s s"], first_trainable_block: int
+    ) -> Float[Tensor, "b ..."]:
         """Run everything before attention block ``first_trainable_block``.
 
         With n blocks, ``first_trainable_block = n + 1`` also runs the neck.
@@ -81,7 +84,9 @@ class TinyViTEncoder(nn.Module):
         x = self._run(x, 0, first_trainable_block)
         return self._neck(x) if first_trainable_block > self._depth else x
 
-    def suffix(self, x: Tensor, first_trainable_block: int) -> Tensor:
+    def suffix(
+        self, x: Float[Tensor, "b ..."], first_trainable_block: int
+    ) -> Float[Tensor, "b c g g"]:
         """Run the remaining blocks and the neck on what ``prefix`` returned: (b, c, g, g)."""
         if first_trainable_block > self._depth:
             return x

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from samadapt.sam.layers import MLPBlock
@@ -38,7 +39,12 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, inner)
         self.out_proj = nn.Linear(inner, width)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(
+        self,
+        q: Float[Tensor, " b #p n c"],
+        k: Float[Tensor, " b #p m c"],
+        v: Float[Tensor, " b #p m c"],
+    ) -> Float[Tensor, " b #p n c"]:
         """Attend with q (b, p, n, c) over k and v (b, p, m, c); p may be 1 on either side."""
         queries, keys = self.split(self.q_proj(q)), self.split(self.k_proj(k))
         values = self.split(self.v_proj(v))
@@ -82,8 +88,12 @@ class TwoWayAttentionBlock(nn.Module):
         self.cross_attn_image_to_token = self.image_to_token_class(width, heads, downsample=2)
 
     def forward(
-        self, tokens: Tensor, image: Tensor, token_position: Tensor, image_position: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        tokens: Float[Tensor, "b p n c"],
+        image: Float[Tensor, " b #p cells c"],
+        token_position: Float[Tensor, "b p n c"],
+        image_position: Float[Tensor, "cells c"],
+    ) -> tuple[Float[Tensor, "b p n c"], Float[Tensor, "b p cells c"]]:
         """Update tokens (b, p, n, c) and image (b, 1 or p, g * g, c).
 
         Args:
@@ -130,7 +140,12 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = block.token_to_image_class(width, heads, downsample=2)
         self.norm_final_attn = nn.LayerNorm(width)
 
-    def forward(self, image: Tensor, position: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        image: Float[Tensor, " b #p cells c"],
+        position: Float[Tensor, "cells c"],
+        tokens: Float[Tensor, "b p n c"],
+    ) -> tuple[Float[Tensor, "b p n c"], Float[Tensor, "b p cells c"]]:
         """Let tokens and image attend to each other.
 
         Args:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from typing import ClassVar, TypeGuard
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from samadapt.sam.tracing import is_traced
@@ -50,7 +51,12 @@ class CrossAttention(Attention):
 class TokenToImageAttention(CrossAttention):
     """Attention of the tokens over the image."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(
+        self,
+        q: Float[Tensor, "b p t c"],
+        k: Float[Tensor, " b #p n c"],
+        v: Float[Tensor, " b #p n c"],
+    ) -> Float[Tensor, "b p t c"]:
         """Attend with tokens q (b, p, t, c) over the image (b, 1 or p, n, c).
 
         Args:
@@ -76,7 +82,12 @@ class TokenToImageAttention(CrossAttention):
 class ImageToTokenAttention(CrossAttention):
     """Attention of the image over the tokens."""
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(
+        self,
+        q: Float[Tensor, " b #p n c"],
+        k: Float[Tensor, "b p t c"],
+        v: Float[Tensor, "b p t c"],
+    ) -> Float[Tensor, "b p n c"]:
         """Attend with the image q (b, 1 or p, n, c) over tokens k and v (b, p, t, c)."""
         keys = self.split(self.k_proj(share_image(k, q))) * self.scale
         values = self.split(self.v_proj(v))

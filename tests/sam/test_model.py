@@ -150,6 +150,7 @@ def test_training_mode_changes_neither_output_nor_state(any_sam: Sam) -> None:
         ),
     ],
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_wrong_input_is_named(tiny_sam: Sam, call: Any, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         call(tiny_sam)

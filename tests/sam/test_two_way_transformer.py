@@ -134,6 +134,7 @@ def test_layers_that_do_more_are_called(sam: Sam, kind: type[Attention], name: s
     torch.testing.assert_close(with_layers, as_weights, atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.filterwarnings("ignore")  # torch deprecates tracing, which ONNX files come from
 def test_a_traced_graph_holds_for_any_number_of_prompts(
     sam: Sam, monkeypatch: pytest.MonkeyPatch

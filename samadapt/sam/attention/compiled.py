@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
@@ -98,7 +99,12 @@ def is_supported(qkv: Tensor) -> bool:
     return qkv.dtype == torch.bfloat16 and bool(kernels.BF16) and qkv.shape[-1] % 2 == 0
 
 
-def attend_compiled(qkv: Tensor, fill: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
+def attend_compiled(
+    qkv: Float[Tensor, "b h w 3 heads d"],
+    fill: Float[Tensor, "3 heads d"] | None,
+    rows: Float[Tensor, "th th d"],
+    columns: Float[Tensor, "tw tw d"],
+) -> Float[Tensor, "b h w heads d"]:
     """Attend within each window of a grid of tokens; see ``dispatch.Backend``.
 
     Args:
@@ -116,7 +122,11 @@ def attend_compiled(qkv: Tensor, fill: Tensor | None, rows: Tensor, columns: Ten
     return _attend(_lay_out_tables, qkv, fill, rows, columns)
 
 
-def attend_compiled_biased(qkv: Tensor, fill: Tensor | None, biases: Tensor) -> Tensor:
+def attend_compiled_biased(
+    qkv: Float[Tensor, "b h w heads 3 d"],
+    fill: Float[Tensor, "heads 3 d"] | None,
+    biases: Float[Tensor, "heads n n"],
+) -> Float[Tensor, "b h w heads d"]:
     """Attend within each square window of a grid of tokens, with a bias for each pair of tokens.
 
     Args:

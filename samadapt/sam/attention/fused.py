@@ -7,6 +7,7 @@ attention operator. The mask has the size of all scores.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,7 +15,12 @@ from samadapt.sam.attention.position import relative_scores
 from samadapt.sam.attention.windows import join_windows, partition_windows
 
 
-def attend_fused(qkv: Tensor, fill: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
+def attend_fused(
+    qkv: Float[Tensor, "b h w 3 heads d"],
+    fill: Float[Tensor, "3 heads d"] | None,
+    rows: Float[Tensor, "th th d"],
+    columns: Float[Tensor, "tw tw d"],
+) -> Float[Tensor, "b h w heads d"]:
     """Attend within windows; arguments and result are those of ``dispatch.Backend``."""
     _, h, w, _, heads, d = qkv.shape
     side = (len(rows), len(columns))

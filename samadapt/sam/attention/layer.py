@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from samadapt.sam.attention.dispatch import BACKENDS, choose_backend
@@ -34,7 +35,7 @@ class RelativePositionAttention(nn.Module):
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * grid[0] - 1, width // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * grid[1] - 1, width // heads))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b h w width"]) -> Float[Tensor, "b h w width"]:
         """Attend within each of the b grids of x (b, h, w, width)."""
         _, h, w, width = x.shape
         split = (3, self.num_heads, -1)

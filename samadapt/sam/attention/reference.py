@@ -6,12 +6,19 @@ It is slow and takes the memory of all scores. The tests compare every other bac
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from samadapt.sam.attention.windows import join_windows, partition_windows
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def attend(
+    q: Float[Tensor, "b heads n d"],
+    k: Float[Tensor, "b heads n d"],
+    v: Float[Tensor, "b heads n d"],
+    rows: Float[Tensor, "h h d"],
+    columns: Float[Tensor, "w w d"],
+) -> Float[Tensor, "b heads n d"]:
     """Attend within one grid of h x w tokens: softmax(q k^T / sqrt(d) + position) v.
 
     Args:
@@ -35,7 +42,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor) -> Te
     return out
 
 
-def attend_reference(qkv: Tensor, fill: Tensor | None, rows: Tensor, columns: Tensor) -> Tensor:
+def attend_reference(
+    qkv: Float[Tensor, "b h w 3 heads d"],
+    fill: Float[Tensor, "3 heads d"] | None,
+    rows: Float[Tensor, "th th d"],
+    columns: Float[Tensor, "tw tw d"],
+) -> Float[Tensor, "b h w heads d"]:
     """Cut the grid into windows, attend within each, and join them; see ``dispatch.Backend``."""
     side, grid = (len(rows), len(columns)), (qkv.shape[1], qkv.shape[2])
     padding = None if fill is None else fill.flatten()

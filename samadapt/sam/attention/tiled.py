@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -38,13 +39,13 @@ class _GridTile(NamedTuple):
 
 
 def attend_tiled(
-    qkv: Tensor,
-    fill: Tensor | None,
-    rows: Tensor,
-    columns: Tensor,
+    qkv: Float[Tensor, "b h w 3 heads d"],
+    fill: Float[Tensor, "3 heads d"] | None,
+    rows: Float[Tensor, "th th d"],
+    columns: Float[Tensor, "tw tw d"],
     *,
     chunk_scores: int | None = None,
-) -> Tensor:
+) -> Float[Tensor, "b h w heads d"]:
     """Attend within each tile of a grid of tokens; see ``dispatch.Backend``.
 
     Args:

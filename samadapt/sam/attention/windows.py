@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def partition_windows(x: Tensor, side: tuple[int, int], padding: Tensor | None) -> Tensor:
+def partition_windows(
+    x: Float[Tensor, "b h w c"], side: tuple[int, int], padding: Tensor | None
+) -> Float[Tensor, "n height width c"]:
     """Cut x into windows; the grid is padded below and to the right where they do not divide it.
 
     Args:
@@ -30,7 +33,9 @@ def partition_windows(x: Tensor, side: tuple[int, int], padding: Tensor | None) 
     return x.transpose(2, 3).reshape(-1, *side, c)
 
 
-def join_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
+def join_windows(
+    windows: Float[Tensor, "n height width c"], size: tuple[int, int]
+) -> Float[Tensor, "b h w c"]:
     """Undo ``partition_windows`` and drop the padding.
 
     Args:
