@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -92,3 +93,18 @@ def test_the_website_builds_without_warnings(tmp_path: Path) -> None:
     html = "".join(path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html"))
     loaded = re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(https?://[^\"]+)", html)
     assert not loaded, "pages load nothing from the network"
+
+
+@pytest.mark.slow
+def test_the_run_directory_is_described(workplace: Path) -> None:
+    """Every file of a run and every entry of its summary is on the page."""
+    text = (DOCS / "reference" / "run-directory.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w./]+)`", text))
+    run = next((workplace / "runs" / "photos").iterdir())
+    for path in sorted(run.iterdir()):
+        assert path.name in named or f"{path.name}/" in named or path.is_dir(), path.name
+    for folder in ("adapter", "eval"):
+        for path in (run / folder).iterdir():
+            assert {path.name, f"{folder}/{path.name}"} & named, path
+    summary = json.loads((run / "eval" / "summary.json").read_text(encoding="utf-8"))
+    assert set(summary) <= named
