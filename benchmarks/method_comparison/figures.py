@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 TITLES = {"box": "with a box", "semantic": "without a prompt, two classes"}
-DECODER_ALONE = "none"
+DECODER_ALONE = "decoder"
 HIDDEN = ("full",)
 """``full`` in the last blocks is ``late_blocks``: the same numbers would be drawn twice."""
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from benchmarks import results
 
 Task = Literal["box", "semantic"]
 Size = Literal["small", "medium", "large"]
@@ -21,7 +24,7 @@ _RANKS = ({"rank": 2}, {"rank": 8}, {"rank": 32})
 _WIDTHS = ({"hidden": 8}, {"hidden": 32}, {"hidden": 128})
 _DEPTHS = ({"blocks": "last:1"}, {"blocks": "last:2"}, {"blocks": "last:4"})
 METHODS: Mapping[str, tuple[dict[str, Any], ...]] = {
-    "none": (
+    "decoder": (
         {"decoder": "lora", "decoder_rank": 4},
         {"decoder": "lora", "decoder_rank": 16},
         {"decoder": "full"},
@@ -56,7 +59,10 @@ METHODS: Mapping[str, tuple[dict[str, Any], ...]] = {
     "full": _DEPTHS,
 }
 """Options of each method, small, medium and large. Where a method has no size of its own, it grows
-by blocks; ``none`` trains the decoder alone."""
+by blocks."""
+
+FORMER_NAMES = {"none": "decoder"}
+"""Names in the results that mean something else today: ``peft=none`` trained the decoder, too."""
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FIRST_RATES = (3e-4, 1e-3, 3e-3)
@@ -91,7 +97,7 @@ class Trial:
 
     Attributes:
         method, size, task: what.
-        lr: of the method's own parameters (of the decoder for ``none``).
+        lr: of the method's own parameters, for ``decoder`` of the decoder.
         seed: of initialisation, data order and prompts.
     """
 
@@ -109,7 +115,7 @@ class Trial:
     def overrides(self, settings: Settings) -> list[str]:
         """Return what ``samadapt finetune recipe=hippocampus`` would be given."""
         options = {"blocks": settings.blocks, **self.options}
-        decoder_lr = self.lr if self.method == "none" else settings.decoder_lr
+        decoder_lr = self.lr if self.method == "decoder" else settings.decoder_lr
         return [
             *TASKS[self.task],
             f"peft={self.method}",
@@ -126,6 +132,15 @@ class Trial:
 
 
 Train = Callable[[Trial], float]
+
+
+def read_trials(path: Path) -> list[dict[str, Any]]:
+    """Return the recorded trials under the names that methods have today."""
+    rows = results.read(path)
+    for row in rows:
+        trial = row["trial"]
+        trial["method"] = FORMER_NAMES.get(trial["method"], trial["method"])
+    return rows
 
 
 def search(method: str, train: Train) -> float:

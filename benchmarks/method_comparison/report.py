@@ -6,9 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import results
 from benchmarks.method_comparison.figures import draw
-from benchmarks.method_comparison.plan import METHODS, SEEDS, SIZES, TASKS
+from benchmarks.method_comparison.plan import METHODS, SEEDS, SIZES, TASKS, read_trials
 from benchmarks.method_comparison.summary import (
     Point,
     Points,
@@ -35,9 +34,9 @@ def write(path: Path, *, check: bool = False) -> int:
         path: the file of results.
         check: change nothing and return 1 if the table is stale.
     """
-    rows = newest(results.read(path))
+    rows = newest(read_trials(path))
     whole = of_whole_seeds(rows)
-    points = summarise(whole, step_times(rows, results.read(steps_beside(path))))
+    points = summarise(whole, step_times(rows, read_trials(steps_beside(path))))
     text = PAGE.read_text(encoding="utf-8")
     wanted = with_section(text, section(whole, points) if whole else unfinished(rows), START, END)
     if check:
@@ -66,8 +65,8 @@ def section(rows: Sequence[Row], points: Points) -> str:
         "whole decoder as well. A cell holds the small, the medium and the large size; Dice is the "
         "mean over held-out volumes, given as mean and standard deviation over the seeds. Learning "
         "rates were chosen on validation cases, on the semantic task at the medium size. Rows are "
-        "sorted by their mean over both tasks. `none` trains the decoder alone (a LoRA of rank 4, "
-        "of rank 16, and the whole decoder). The machine was one thread of "
+        "sorted by their mean over both tasks. `decoder` trains the decoder alone (a LoRA of rank "
+        "4, of rank 16, and the whole decoder). The machine was one thread of "
         f"{rows[-1]['machine']['processor']}, with two processes at once."
     )
     return "\n".join([measured, "", *lines])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.method_comparison.plan import Settings, Trial
+from benchmarks.method_comparison.plan import Settings, Trial, read_trials
 from samadapt.config.schema import Config, compose
 from samadapt.runs.context import open_run, training_samples
 from samadapt.runs.feature_planner import FeaturePlanner
@@ -149,7 +149,7 @@ def one_thread() -> None:
 
 def trained(settings: Settings, root: Path, work: Path, output: Path, trial: Trial) -> float:
     """Train a trial unless it is in the results; append it there; return the validation Dice."""
-    for done in results.read(output):
+    for done in read_trials(output):
         if done["settings"] == asdict(settings) and done["trial"] == asdict(trial):
             return float(done["validation_dice"])
     found = train_trial(trial, settings, root, work)

@@ -110,7 +110,8 @@ def shortened(arguments: Sequence[str]) -> list[str]:
     if "resume" in named:
         return [a if not a.startswith("train.steps=") else "train.steps=3" for a in arguments]
     kept = [argument for key, argument in named.items() if key not in SHORT]
-    blocks = [] if "peft.blocks" in named or "none" in named.get("peft", "") else [SMALL_BLOCKS]
+    frozen = named.get("peft") in ("peft=none", "peft=decoder")
+    blocks = [] if "peft.blocks" in named or frozen else [SMALL_BLOCKS]
     return [*kept, *(f"{key}={value}" for key, value in SHORT.items()), *blocks]
 
 
