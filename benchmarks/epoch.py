@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks import machine
 from benchmarks.harness import Call, Fact, Growth, Row
 from samadapt.adapters.injection import Injection, inject
-from samadapt.config.schema import compose
+from samadapt.config.compose import compose
 from samadapt.methods import METHODS
 from samadapt.runs.finetune import finetune
 from samadapt.sam.model import Sam

@@ -23,7 +23,9 @@ import jupytext
 import samadapt
 from samadapt import cli
 from samadapt.adapters.record import RECORD, AdapterRecord
-from samadapt.config.schema import Config, recipes
+from samadapt.config.compose import recipes
+from samadapt.config.keys import groups_of, keys_of
+from samadapt.config.schema import Config
 from samadapt.data.checks.codes import CODES
 from samadapt.data.formats.base import readers
 from samadapt.evaluation.scores import SCORES
@@ -32,7 +34,7 @@ from samadapt.methods import METHODS
 from samadapt.methods.base import Method
 from samadapt.methods.peft_others import OtherPeft
 from samadapt.sam.weights.builds import BUILDS
-from samadapt.system.typed import groups, leaves, type_name
+from samadapt.system.settings import describe_type
 
 DOCS = Path(__file__).resolve().parent
 MADE = "<!-- Made by `python docs/generate.py`. Edit the code, not this page. -->"
@@ -102,13 +104,11 @@ def shown(value: Any) -> str:
 def key_table(schema: type[Any], prefix: str = "", leave_out: Iterable[str] = ()) -> str:
     """Return the keys of a schema with default, type and meaning."""
     rows = []
-    for key, leaf in leaves(schema, lambda group: group).items():
-        if key.partition(".")[0] in leave_out:
+    for name, key in keys_of(schema, prefix=prefix).items():
+        if name.partition(".")[0] in leave_out:
             continue
-        default = code(shown(leaf.default)) if leaf.default is not MISSING else "required"
-        rows.append(
-            [code(prefix + key), default, type_name(leaf.hint), leaf.metadata.get("help", "")]
-        )
+        default = code(shown(key.default)) if key.default is not MISSING else "required"
+        rows.append([code(name), default, describe_type(key.annotation), key.description])
     return table(["key", "default", "type", "meaning"], rows)
 
 
@@ -126,12 +126,12 @@ def keys_page() -> str:
         "The keys of `peft` depend on the method: see [methods](methods.md)."
     )
     parts = [intro]
-    for name, group in groups(Config).items():
+    for name, group in groups_of(Config).items():
         if group is Method:
             continue
         doc = (inspect.getdoc(group) or "").partition("\n\n")[0]
         parts += [f"## {name}", doc, key_table(group, f"{name}.")]
-    parts += ["## Keys without a group", key_table(Config, leave_out=groups(Config))]
+    parts += ["## Keys without a group", key_table(Config, leave_out=groups_of(Config))]
     return page("Keys", *parts)
 
 
@@ -153,7 +153,7 @@ def commands_page() -> str:
         if module.SCHEMA is Config:
             parts.append("It takes the keys of a run: [keys](keys.md) and [methods](methods.md).")
         elif module.SCHEMA is not None:
-            shared = [group for group in groups(module.SCHEMA) if group in groups(Config)]
+            shared = [group for group in groups_of(module.SCHEMA) if group in groups_of(Config)]
             parts.append(key_table(module.SCHEMA, leave_out=shared))
             if shared:
                 listed = ", ".join(f"`{group}`" for group in shared)
@@ -325,7 +325,7 @@ def record_page() -> str:
     told = attributes(AdapterRecord)
     hints = get_type_hints(AdapterRecord)
     rows = [
-        [code(item.name), type_name(hints[item.name]), told[item.name]]
+        [code(item.name), describe_type(hints[item.name]), told[item.name]]
         for item in fields(AdapterRecord)
     ]
     return page("Adapter record", intro, table(["entry", "type", "meaning"], rows))

@@ -13,7 +13,8 @@ from samadapt.system import openmp as _openmp  # noqa: F401  it must run before 
 from samadapt.version import __version__
 
 if TYPE_CHECKING:
-    from samadapt.config.schema import Config, compose
+    from samadapt.config.compose import compose
+    from samadapt.config.schema import Config
     from samadapt.errors import (
         AdapterError,
         ConfigError,
@@ -64,7 +65,7 @@ _HOMES = {
     "SamAutomaticMaskGenerator": "samadapt.sam.automatic_masks",
     "SamPredictor": "samadapt.sam.predictor",
     "Segmenter": "samadapt.inference.segmenter",
-    "compose": "samadapt.config.schema",
+    "compose": "samadapt.config.compose",
     "evaluate": "samadapt.runs.evaluate",
     "finetune": "samadapt.runs.finetune",
     "load_adapter": "samadapt.inference.segmenter",

@@ -159,7 +159,7 @@ def verb_help(verb: str, text: str, schema: type[Any] | None) -> str:
     head = f"samadapt {verb} {VERBS[verb]}".rstrip() + f"\n\n{text.strip()}"
     if schema is None:
         return head
-    from samadapt.config.overrides import describe
+    from samadapt.config.help import describe
 
     return f"{head}\n\n{describe(schema)}"
 

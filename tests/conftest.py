@@ -20,7 +20,7 @@ from samadapt.adapters.combining import find_method
 from samadapt.adapters.injection import Injection, inject
 from samadapt.adapters.record import AdapterRecord
 from samadapt.adapters.store import save_adapter
-from samadapt.config.schema import compose
+from samadapt.config.compose import compose
 from samadapt.runs.finetune import FinetuneResult, finetune
 from samadapt.sam.model import Sam, build_sam
 from samadapt.sam.types import Prompts

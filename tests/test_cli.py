@@ -132,7 +132,7 @@ def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["finetun"], "there is no verb 'finetun'; did you mean 'finetune'?"),
         (["show", "recipe=medical", "train.lrr=1"], "no such key; did you mean 'train.lr'?"),
-        (["show", "recipe=medical", "train.lr=x"], "train.lr: expected a number or null; got 'x'"),
+        (["show", "recipe=medical", "train.lr=x"], "train.lr: expected a number above 0 and at"),
         (["show", "recipe=medcal"], "got 'medcal'; did you mean 'medical'?"),
         (["show", "recipe=/none/x.yaml"], "/none/x.yaml: no such file"),
         (["show", "train.lr=1"], "name a recipe"),

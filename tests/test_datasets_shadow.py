@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from samadapt.config.schema import recipes
+from samadapt.config.compose import recipes
 
 ROOT = Path(__file__).parents[1]
 

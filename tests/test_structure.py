@@ -243,7 +243,7 @@ def test_dependencies_are_declared() -> None:
     ]
     declared = {name.split(">=")[0].replace("-", "_").lower() for name in wanted}
     as_imported = {"pil": "pillow", "skimage": "scikit_image", "yaml": "pyyaml"}
-    as_imported |= {"hydra": "hydra_core", "samadapt": "samadapt"}
+    as_imported |= {"hydra": "hydra_core", "pydantic_core": "pydantic"}
     missing = set()
     for module, tree in trees():
         for node in ast.walk(tree):

@@ -19,7 +19,8 @@ from typing import Any
 
 from benchmarks import results
 from benchmarks.method_comparison.plan import Settings, Trial, read_trials
-from samadapt.config.schema import Config, compose
+from samadapt.config.compose import compose
+from samadapt.config.schema import Config
 from samadapt.runs.context import open_run, training_samples
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.finetune import choose_loss, train_adapter

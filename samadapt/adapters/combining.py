@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import fields
 from functools import cache
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, ClassVar, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from pydantic.dataclasses import dataclass
 
 from samadapt.errors import ConfigError, nearest
 from samadapt.methods import Method
 from samadapt.methods.base import PeftLayers, require, single_method
+from samadapt.system.settings import annotation_of, settings_fields
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,14 +127,10 @@ def combine(names: tuple[str, ...]) -> type[Combined]:
         for part, item in own
         if count.count(item.name) > 1
     }
-    options: list[Any] = [
-        (
-            keys.get((part.name, item.name), item.name),
-            get_type_hints(part)[item.name],
-            copy.copy(item),
-        )
+    options = {
+        keys.get((part.name, item.name), item.name): settings_fields(part)[item.name]
         for part, item in own
-    ]
+    }
     namespace = {
         "name": "+".join(names),
         "summary": "; ".join(part.summary for part in parts),
@@ -145,11 +144,10 @@ def combine(names: tuple[str, ...]) -> type[Combined]:
         "parts": parts,
         "keys": keys,
         "__doc__": Combined.__doc__,
+        "__annotations__": {key: annotation_of(option) for key, option in options.items()},
+        **{key: copy.copy(option) for key, option in options.items()},
     }
-    made: Any = make_dataclass(
-        "Combined", options, bases=(Combined,), namespace=namespace, frozen=True
-    )
-    return cast("type[Combined]", made)
+    return cast("type[Combined]", dataclass(frozen=True)(type("Combined", (Combined,), namespace)))
 
 
 def find_method(name: str) -> type[Method]:

@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 
 from samadapt.adapters.verify import read_json, write_json
 from samadapt.errors import AdapterError
-from samadapt.system.typed import convert
+from samadapt.system.settings import check_value
 
 RECORD = "samadapt.json"
 
@@ -141,7 +141,7 @@ def read_record(directory: Path) -> AdapterRecord:
     hints = get_type_hints(AdapterRecord)
     for name, value in values.items():
         try:
-            values[name] = convert(value, hints[name])
+            values[name] = check_value(value, hints[name])
         except ValueError as error:
             raise AdapterError(f"{path}: {name}: {error}") from error
     record = AdapterRecord(**values)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
 from samadapt import console
-from samadapt.config.overrides import parse
+from samadapt.config.compose import parse_settings
 from samadapt.config.schema import Data
 from samadapt.errors import ConfigError
 from samadapt.system import atomic
-from samadapt.system.typed import knob
+from samadapt.system.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,12 +27,16 @@ output=report.json writes all of it; explain=CODE says what a code means, explai
 
 
 @dataclass(frozen=True)
-class CheckArguments:
+class CheckArguments(Settings):
     """The keys of ``samadapt check``."""
 
     data: Data = field(default_factory=Data)
-    output: str | None = knob(None, help="JSON file for the report; replaced if it exists")
-    explain: str | None = knob(None, help="a code of a finding, or all: what it means")
+    output: str | None = Field(
+        default=None, description="JSON file for the report; replaced if it exists"
+    )
+    explain: str | None = Field(
+        default=None, description="a code of a finding, or all: what it means"
+    )
 
 
 SCHEMA = CheckArguments
@@ -42,7 +49,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         ConfigError: naming everything wrong with the arguments.
         DataError: where there is no data set to read.
     """
-    asked = parse(CheckArguments, arguments)
+    asked = parse_settings(CheckArguments, arguments)
     if asked.explain is not None:
         from samadapt.data.checks.codes import explain_code, page
 

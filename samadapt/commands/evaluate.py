@@ -9,8 +9,8 @@ from typing import Any
 from samadapt import console
 from samadapt.adapters.record import read_record
 from samadapt.commands import finetune
+from samadapt.config.compose import parse_settings
 from samadapt.config.evaluate_arguments import EvaluateArguments
-from samadapt.config.overrides import parse
 from samadapt.runs.recorded_configuration import recorded_keys
 
 HELP = """
@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         adapter = Path(path).expanduser()
         record = read_record(adapter)
         keys = recorded_keys(adapter, record)
-    asked = parse(EvaluateArguments, arguments, keys, origin=str(path))
+    asked = parse_settings(EvaluateArguments, arguments, keys, origin=str(path))
     from samadapt.runs.evaluate import evaluate  # loads torch, so mistakes are reported before
 
     result = evaluate(asked, record)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
 from samadapt import console
-from samadapt.config.overrides import parse
+from samadapt.config.compose import parse_settings
 from samadapt.errors import ConfigError
-from samadapt.system.typed import knob
+from samadapt.system.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,21 +36,26 @@ push=USER/NAME uploads the folder to the Hugging Face Hub, with the token of `hf
 
 
 @dataclass(frozen=True)
-class ExportArguments:
+class ExportArguments(Settings):
     """The keys of ``samadapt export``."""
 
-    adapter: str = knob(help="adapter directory")
-    to: Literal["peft", "sam", "hf", "onnx"] = knob(help="what to write")
-    output: str = knob(help="folder to create")
-    checkpoint: str | None = knob(None, help="file of the base weights; null: found by name")
-    naming: Literal["sam", "transformers"] | None = knob(
-        None, help="to=peft: whose module names; null: sam"
+    adapter: str = Field(description="adapter directory")
+    to: Literal["peft", "sam", "hf", "onnx"] = Field(description="what to write")
+    output: str = Field(description="folder to create")
+    checkpoint: str | None = Field(
+        default=None, description="file of the base weights; null: found by name"
     )
-    precision: Literal["fp32", "fp16", "int8"] | None = knob(
-        None, help="to=onnx: of the encoder's weights (the decoder stays fp32); null: fp32"
+    naming: Literal["sam", "transformers"] | None = Field(
+        default=None, description="to=peft: whose module names; null: sam"
     )
-    push: str | None = knob(None, help="USER/NAME on the Hugging Face Hub to upload to")
-    private: bool = knob(False, help="push: create the repository as a private one")
+    precision: Literal["fp32", "fp16", "int8"] | None = Field(
+        default=None,
+        description="to=onnx: of the encoder's weights (the decoder stays fp32); null: fp32",
+    )
+    push: str | None = Field(
+        default=None, description="USER/NAME on the Hugging Face Hub to upload to"
+    )
+    private: bool = Field(default=False, description="push: create the repository as a private one")
 
 
 SCHEMA = ExportArguments
@@ -62,7 +70,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         MissingExtraError: a package that the target needs is not installed.
         RunError: what was written does not predict the same, or the upload failed.
     """
-    asked = parse(ExportArguments, arguments)
+    asked = parse_settings(ExportArguments, arguments)
     from samadapt.export import export_adapter
     from samadapt.export.hub import check_name, push
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from samadapt import console
-from samadapt.config.schema import Config, from_arguments
+from samadapt.config.compose import from_arguments
+from samadapt.config.schema import Config
 
 HELP = """
 Trains the adapter that the recipe names, with the backbone frozen, and writes a run directory:

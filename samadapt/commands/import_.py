@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, Literal
 
-from samadapt.config.overrides import parse
-from samadapt.system.typed import knob
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from samadapt.config.compose import parse_settings
+from samadapt.system.settings import Settings, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,20 +29,28 @@ same as `source=PATH`. Pickles are read with tensors only.
 
 
 @dataclass(frozen=True)
-class ImportArguments:
+class ImportArguments(Settings):
     """The keys of ``samadapt import``."""
 
-    source: str = knob(help="the file or PEFT directory; also from=PATH")
-    output: str = knob(help="adapter directory to create")
-    model: str = knob(help="the base model, as `samadapt ls models` names it")
-    checkpoint: str | None = knob(None, help="file of the base weights; null: found by name")
-    image_size: int | None = knob(None, help="side trained at, in pixels; null: the base's", low=1)
-    scale: float = knob(1.0, help="of the updates, where the file does not say (micro-sam: alpha)")
-    prompt: Literal["box", "point", "semantic"] | None = knob(
-        None, help="how it was prompted; null: semantic for SAMed, else box"
+    source: str = Field(description="the file or PEFT directory; also from=PATH")
+    output: str = Field(description="adapter directory to create")
+    model: str = Field(description="the base model, as `samadapt ls models` names it")
+    checkpoint: str | None = Field(
+        default=None, description="file of the base weights; null: found by name"
+    )
+    image_size: Whole | None = Field(
+        default=None, description="side trained at, in pixels; null: the base's", ge=1
+    )
+    scale: float = Field(
+        default=1.0, description="of the updates, where the file does not say (micro-sam: alpha)"
+    )
+    prompt: Literal["box", "point", "semantic"] | None = Field(
+        default=None, description="how it was prompted; null: semantic for SAMed, else box"
     )
     classes: list[str] = field(default_factory=list)
-    intensity: str = knob("rgb", help="intensity rule: rgb, mri, or a CT window's name")
+    intensity: str = Field(
+        default="rgb", description="intensity rule: rgb, mri, or a CT window's name"
+    )
 
 
 SCHEMA = ImportArguments
@@ -55,7 +66,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         RunError: the adapter does not predict as what was read does.
     """
     named = [f"source={a[5:]}" if a.startswith("from=") else a for a in arguments]
-    asked = parse(ImportArguments, named)
+    asked = parse_settings(ImportArguments, named)
     from samadapt.imports import import_adapter
 
     done = import_adapter(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from samadapt import console
-from samadapt.config.schema import recipes
+from samadapt.config.compose import recipes
 from samadapt.errors import ConfigError, nearest
 from samadapt.methods import METHODS
 from samadapt.sam.weights.builds import BUILDS

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt import console
-from samadapt.config.overrides import parse
+from samadapt.config.compose import parse_settings
+from samadapt.config.schema import Device, Precision
 from samadapt.system.limits import MAX_GB, MAX_SECONDS, set_limits
-from samadapt.system.typed import knob
+from samadapt.system.settings import List, Settings, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,86 +44,126 @@ around its mask, a little wider, is the prompt on the next slice, both ways, unt
   samadapt predict adapter=DIR input=pictures/ output=masks/
 """
 
-Boxes = list[list[float] | None]
-Points = list[list[float]] | list[list[list[float]] | None]
-Signs = list[int] | list[list[int] | None]
+Boxes = List[List[float] | None]
+Points = List[List[float]] | List[List[List[float]] | None]
+PointLabels = List[Whole] | List[List[Whole] | None]
 
 
 @dataclass(frozen=True)
-class PredictArguments:
+class PredictArguments(Settings):
     """The keys of ``samadapt predict``."""
 
-    adapter: str = knob(help="adapter directory")
-    input: str | list[str] = knob(
-        help="picture, volume, DICOM series, or a folder of images; of several channels a list of "
-        "files, 'CASE_{channel}.nii.gz' or the case's folder"
+    adapter: str = Field(description="adapter directory")
+    input: str | List[str] = Field(
+        description="picture, volume, DICOM series, or a folder of images; for several channels a "
+        "list of files, 'CASE_{channel}.nii.gz' or the folder of the case"
     )
-    output: str = knob(help=".png or .json for a picture, .nii.gz for a volume; or a folder")
-    boxes: Boxes | dict[int, Boxes] | None = knob(
-        None, help="[[x0,y0,x1,y1]], or {slice: [[x0,y0,x1,y1]]}; null: no box of that object here"
+    output: str = Field(
+        description="file to write, .png or .json for a picture and .nii.gz for a volume, or a "
+        "folder for a folder"
     )
-    points: Points | dict[int, Points] | None = knob(
-        None, help="[[x,y]]: points of one object; [[[x,y]],[[x,y]]]: of two; or by slice"
+    boxes: Boxes | dict[Whole, Boxes] | None = Field(
+        default=None,
+        description="boxes in pixels, [[x0,y0,x1,y1]], or by slice, {slice: [[x0,y0,x1,y1]]}; null "
+        "in the place of a box: the object has none here",
     )
-    point_labels: Signs | dict[int, Signs] | None = knob(
-        None, help="[1,0]: 1 in the object, 0 outside; null: all 1"
+    points: Points | dict[Whole, Points] | None = Field(
+        default=None,
+        description="points in pixels, [[x,y]] for one object and [[[x,y]],[[x,y]]] for two, or by "
+        "slice, {slice: ...}",
     )
-    labels: str | list[str] | None = knob(
-        None, help="class of each object, [liver,spleen], or one for all; null: the only class"
+    point_labels: PointLabels | dict[Whole, PointLabels] | None = Field(
+        default=None,
+        description="label of each point, such as [1,0]: 1 is inside the object and 0 outside; "
+        "null: all points are inside",
     )
-    propagate: bool = knob(False, help="carry each object from slice to slice, both ways")
-    carry: Literal["prompt", "mask", "both"] = knob(
-        "prompt", help="what a mask becomes on the next slice: a box or point, a mask prompt, both"
+    labels: str | List[str] | None = Field(
+        default=None,
+        description="class of each object, such as [liver,spleen], or one class for all; null: the "
+        "only class of the adapter",
     )
-    slices: list[int] | None = knob(None, help="[first,last] to carry to; null: all")
-    vanish: float = knob(
-        0.1, help="an object ends below this share of its prompted area", low=0, below=1
+    propagate: bool = Field(
+        default=False,
+        description="carry each object from slice to slice through a volume, both ways",
     )
-    keep_largest: bool | list[str] = knob(
-        False, help="only the largest component of each class, or of [classes]; 3D in volumes"
+    carry: Literal["prompt", "mask", "both"] = Field(
+        default="prompt",
+        description="what prompts the next slice: prompt, a box or point made from the mask; mask, "
+        "the mask itself; or both",
     )
-    fill_holes: bool | list[str] = knob(
-        False, help="fill the holes of each class, or of [classes], after keep_largest"
+    slices: List[Whole] | None = Field(
+        default=None,
+        description="first and last slice to carry objects to, [first,last]; null: all slices",
     )
-    tile: int | None = knob(
-        None,
-        help="pixels a side of the tiles that a picture is cut into; null: as trained; 0: whole",
-        low=0,
+    vanish: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="an object ends where its area falls below this share of its prompted area",
     )
-    exif: Literal["apply", "ignore"] | None = knob(
-        None,
-        help="apply: pictures are turned as their EXIF orientation says; ignore: their pixels stay "
-        "as stored; null: as trained, or applied",
+    keep_largest: bool | List[str] = Field(
+        default=False,
+        description="keep only the largest component of each class, or of the listed classes; in a "
+        "volume the components are 3D",
     )
-    probabilities: bool = knob(
-        False, help="also write OUTPUT_probabilities: 4D .nii.gz, or .npz for a picture"
+    fill_holes: bool | List[str] = Field(
+        default=False,
+        description="fill the holes of each class, or of the listed classes, after keep_largest",
     )
-    channel: int | str | list[int | str] | None = knob(
-        None,
-        help="which volume of a 4D file: from 0, or its name in dataset.json; [a,b]: of an adapter "
-        "of several channels; null: as trained",
-        low=0,
+    tile: Whole | None = Field(
+        default=None,
+        ge=0,
+        description="side in pixels of the tiles that a picture is cut into; null: as in training; "
+        "0: pictures stay whole",
     )
-    spacing: Literal["affine", "pixdim"] | None = knob(
-        None,
-        help="which voxel size is true where a NIfTI header contradicts itself; null: as trained",
+    exif: Literal["apply", "ignore"] | None = Field(
+        default=None,
+        description="apply: turn pictures as their EXIF orientation says; ignore: use the stored "
+        "pixels; null: as in training, or apply",
     )
-    series: str | None = knob(
-        None,
-        help="DICOM series where a folder holds several: a modality (CT), a series number, "
-        "largest, or the digits that the message shows; null: as trained",
+    probabilities: bool = Field(
+        default=False,
+        description="also write OUTPUT_probabilities, a 4D .nii.gz or, for a picture, an .npz",
     )
-    max_gb: float = knob(
-        MAX_GB,
-        help="GB that the header of one file may declare, unpacked; more is refused",
-        above=0,
+    channel: Annotated[Whole, Field(ge=0)] | str | List[Whole | str] | None = Field(
+        default=None,
+        description="which volume of a 4D file: its index from 0, or its name in dataset.json; "
+        "[a,b]: for an adapter of several channels; null: as in training",
     )
-    max_seconds: float = knob(MAX_SECONDS, help="seconds that reading one file may take", above=0)
-    checkpoint: str | None = knob(None, help="file of the base weights; null: found by name")
-    precision: Literal["auto", "fp32", "bf16"] = knob(
-        "fp32", help="fp32 gives the same masks everywhere; auto: bf16 where that is fast"
+    spacing: Literal["affine", "pixdim"] | None = Field(
+        default=None,
+        description="which voxel size to trust where a NIfTI header holds two that differ; null: "
+        "as in training",
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto", help="auto: cuda, mps, then cpu")
+    series: str | None = Field(
+        default=None,
+        description="which DICOM series to read from a folder of several: a modality such as CT, a "
+        "series number, largest, or the digits that an error message shows; null: as in training",
+    )
+    max_gb: float = Field(
+        default=MAX_GB,
+        gt=0,
+        description="largest size in GB, unpacked, that the header of a file may declare; larger "
+        "files are refused",
+    )
+    max_seconds: float = Field(
+        default=MAX_SECONDS,
+        gt=0,
+        description="longest time in seconds that reading one file may take",
+    )
+    checkpoint: str | None = Field(
+        default=None,
+        description="file of the base weights; null: search for it by the model's name",
+    )
+    precision: Precision = Field(
+        default="fp32",
+        description="number format of the computation; fp32 gives the same masks on every device; "
+        "auto: bf16 where the device is fast in it",
+    )
+    device: Device = Field(
+        default="auto",
+        description="where to compute; auto: cuda if there is one, then mps, then cpu",
+    )
 
 
 SCHEMA = PredictArguments
@@ -137,7 +181,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         DataError: a file cannot be read or written.
         PromptError: a prompt is missing, not wanted, or wrong.
     """
-    asked = parse(PredictArguments, arguments)
+    asked = parse_settings(PredictArguments, arguments)
     from samadapt.inference.options import PredictionOptions
     from samadapt.inference.segmenter import load_adapter
 

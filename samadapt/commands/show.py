@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samadapt.config.schema import Config, from_arguments, to_dict
+from samadapt.config.compose import from_arguments, to_dict
+from samadapt.config.schema import Config
 from samadapt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

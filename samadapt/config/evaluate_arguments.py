@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
 from samadapt.config.schema import Cache, Data, Device, Eval, Output, Precision, Prompts
-from samadapt.system.typed import knob
+from samadapt.system.settings import Settings
 
 
 @dataclass(frozen=True)
 class EvaluatePrompts(Prompts):
-    """Prompts made from the ground truth; null: as the adapter was trained."""
+    """How prompts are made from the ground truth; by default as in the adapter's training."""
 
-    name: Literal["box", "point", "semantic", "matrix"] = knob(  # type: ignore[assignment]
-        "box", help="semantic: none; matrix: none, clicks, good and bad boxes, side by side"
+    name: Literal["box", "point", "semantic", "matrix"] = Field(  # type: ignore[assignment]
+        default="box",
+        description="kind of prompt: box, point, semantic (no prompt), or matrix: no prompt, "
+        "clicks, good boxes and bad boxes side by side",
     )
 
 
 @dataclass(frozen=True)
-class EvaluateArguments:
+class EvaluateArguments(Settings):
     """The keys of ``samadapt evaluate``."""
 
-    adapter: str = knob(help="adapter directory")
-    all_cases: bool = knob(False, help="score every case, trained on or not")
-    unseen: bool = knob(False, help="score every case that the adapter was not trained on")
+    adapter: str = Field(description="adapter directory")
+    all_cases: bool = Field(
+        default=False, description="score every case, whether the adapter was trained on it or not"
+    )
+    unseen: bool = Field(
+        default=False, description="score every case that the adapter was not trained on"
+    )
     data: Data = field(default_factory=Data)
     prompts: EvaluatePrompts = field(default_factory=EvaluatePrompts)
     cache: Cache = field(default_factory=Cache)
     eval: Eval = field(default_factory=Eval)
     output: Output = field(default_factory=Output)
-    checkpoint: str | None = knob(None, help="file of the base weights; null: found by name")
-    precision: Precision = knob("auto", help="auto: bf16 where the device is fast in it")
-    device: Device = knob("auto", help="auto: cuda, then mps, then cpu")
-    privacy: bool = knob(
-        False, help="stable pseudonyms for case names, those of the adapter's run where it has any"
+    checkpoint: str | None = Field(
+        default=None, description="file of the base weights; null: search by the model's name"
+    )
+    precision: Precision = Field(
+        default="auto",
+        description="number format of the computation; auto: bf16 where the device is fast in it",
+    )
+    device: Device = Field(
+        default="auto",
+        description="where to compute; auto: cuda if there is one, then mps, then cpu",
+    )
+    privacy: bool = Field(
+        default=False,
+        description="replace case names by stable pseudonyms, those of the adapter's run if it has "
+        "any",
     )

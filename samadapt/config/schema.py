@@ -1,211 +1,27 @@
-"""The typed schema of a run, and how a command line and a recipe become one.
+"""Every key that a run takes: its type, its default, its bounds and what it means.
 
-``compose("medical", ["peft.rank=16"])``: the command line wins over the recipe, the recipe over the
-defaults below. Everything wrong with a command line comes out in one ``ConfigError``. Nothing here
-imports torch, so that ``samadapt show`` and ``--help`` answer at once.
+A key is a field of a group, ``train.steps``, or of ``Config`` itself, ``seed``. The values are
+checked where an object is built, so ``Train(steps=-5)`` raises an error that names the key. Nothing
+here imports torch: ``samadapt show`` and ``--help`` must answer at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import field
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from samadapt.config.overrides import parse, read_yaml
-from samadapt.errors import ConfigError, nearest
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
+
+from samadapt.errors import nearest
 from samadapt.methods import METHODS
 from samadapt.methods.base import Method
 from samadapt.sam.weights.builds import BUILDS
 from samadapt.system.limits import MAX_GB, MAX_SECONDS
-from samadapt.system.typed import knob
+from samadapt.system.settings import List, OnOff, Settings, Tuple, Whole
 
-
-@dataclass(frozen=True)
-class Model:
-    """Which SAM, and from which file."""
-
-    name: str = knob("lite_medsam", help="`samadapt ls models`", choices=lambda: BUILDS)
-    checkpoint: str | None = knob(None, help="weights file; null finds them by name", bound=True)
-    image_size: int | None = knob(
-        None,
-        help="side of the model's square in pixels; null is the build's own",
-        above=0,
-        bound=True,
-    )
-    input_channels: int | None = knob(
-        None,
-        help="n: a trained 1x1 projection of n channels (data.channel) to SAM's three, at first "
-        "their mean; features are not kept; null: up to three",
-        low=4,
-        high=64,
-    )
-
-
-@dataclass(frozen=True)
-class Data:
-    """Which images and masks, and which of their slices."""
-
-    name: str = knob("mni152", help="data set card or format: `samadapt ls data`")
-    root: str | None = knob(None, help="folder of the data set", bound=True)
-    image: str | None = knob(
-        None,
-        help="image file or pattern below root: 'a.nii', '*/ct.nii.gz', '*/*_{channel}.nii.gz'; "
-        "the last * names the case",
-        bound=True,
-    )
-    label: str | None = knob(
-        None, help="label file or pattern: '*/seg.nii.gz'; what it matches is no image", bound=True
-    )
-    axis: str | None = knob(
-        None, help="axis of a volume that is sliced; null: the card's", bound=True
-    )
-    channel: int | str | list[int | str] | None = knob(
-        None,
-        help="index or name of the channel of a multi-channel image; [a,b,c]: up to three as red, "
-        "green, blue",
-        low=0,
-        bound=True,
-    )
-    spacing: Literal["affine", "pixdim"] | None = knob(
-        None,
-        help="which voxel size is true where a NIfTI header contradicts itself; null: refuse it",
-        bound=True,
-    )
-    series: str | None = knob(
-        None,
-        help="DICOM series where a folder holds several: a modality (CT), a series number, "
-        "largest, or the digits that a message shows; CT,largest narrows twice",
-        bound=True,
-    )
-    intensity: str | list[str] | dict[str, Any] | None = knob(
-        None,
-        help="mri, ct:soft_tissue, ct:-160,240, ct:soft_tissue+lung+bone (three channels), "
-        "microscopy, rgb; [mri,mri]: one for each channel; null: the card's",
-        bound=True,
-    )
-    neighbours: int = knob(
-        0, help="n: slices i - n, i, i + n of a volume as red, green, blue; 0: slice i alone", low=0
-    )
-    classes: list[str] | dict[str, int | str | list[int | str]] | None = knob(
-        None,
-        help="names, or {name: value or values}, or {name: '#ff0000'} for masks in colours; null: "
-        "all. Also: data.labels",
-        bound=True,
-    )
-    background: str | list[str] | None = knob(
-        None,
-        help="colour of the background of masks in colours, or a list; rest: every colour that "
-        "data.classes does not name; null: black",
-        bound=True,
-    )
-    exif: Literal["apply", "ignore"] | None = knob(
-        None,
-        help="apply: masks are drawn on pictures as their EXIF orientation turns them; ignore: on "
-        "the stored pixels; null: apply, and an error where that is not certain",
-        bound=True,
-    )
-    merge_classes: bool = knob(False, help="all classes as one foreground")
-    ignore: int | str | list[int | str] | None = knob(
-        None,
-        help="mask value or values, or colours, without loss and score, such as 255; null: what "
-        "the data declares; []: none",
-        bound=True,
-    )
-    instances: bool = knob(
-        False, help="each number of a mask is one object of one class", bound=True
-    )
-    mask_threshold: float | None = knob(
-        None,
-        help="values of a mask from here on are foreground, for anti-aliased masks; null: values "
-        "are classes",
-        bound=True,
-    )
-    annotated: str | None = knob(
-        None,
-        help="CSV or JSON of the annotated classes and slices of each case; the others have no "
-        "loss and no score",
-        bound=True,
-    )
-    regions: dict[str, int | list[int]] | None = knob(
-        None,
-        help="classes that may overlap, {whole: [1, 2, 3], core: [1, 3]}, each with a mask of its "
-        "own; instead of data.classes",
-        bound=True,
-    )
-    empty_slices: Literal["auto", "drop", "keep"] | float = knob(
-        "auto",
-        help="training slices without a class, or the share kept; auto: keep for semantic only",
-        low=0,
-        high=1,
-    )
-    slice_step: int = knob(1, help="train on every n-th slice", low=1)
-    tile: int | None = knob(
-        None,
-        help="cut larger pictures into tiles of n pixels a side; null, 0: whole",
-        low=0,
-        bound=True,
-    )
-    tile_overlap: float = knob(
-        0.125, help="of neighbouring tiles, at least this share of the side", low=0, high=0.5
-    )
-    val_every: int = knob(5, help="every n-th case is held out", low=2)
-    fold: int | None = knob(
-        None,
-        help="hold out this fold of a cross-validation, 0 to data.folds - 1",
-        low=0,
-        bound=True,
-    )
-    folds: int = knob(5, help="folds of data.fold; each case is held out in exactly one", low=2)
-    max_cases: int | None = knob(None, help="use only the first n cases", low=1, bound=True)
-    patient: str | None = knob(
-        None,
-        help="pattern of case names with one group, the patient, as '(.+)_[0-9]+'; all cases of "
-        "one are on one side; null: what the files say",
-        bound=True,
-    )
-    on_error: Literal["stop", "skip"] = knob("stop", help="what a broken file does")
-    max_gb: float = knob(
-        MAX_GB,
-        help="GB that the header of one file may declare, unpacked; more is refused",
-        above=0,
-    )
-    max_seconds: float = knob(MAX_SECONDS, help="seconds that reading one file may take", above=0)
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Prompts made from the ground truth, as the SAM paper makes them."""
-
-    name: Literal["box", "point", "semantic"] = knob(
-        "box", help="semantic: none, a mask token a class"
-    )
-    objects: Literal["component", "class"] = knob("component", help="what one prompt stands for")
-    jitter: float = knob(
-        0.1, help="standard deviation of box noise, share of the side", low=0, below=1
-    )
-    max_jitter_px: float = knob(20.0, help="its bound, where the longest side is 1024 px", low=0)
-    min_area: int = knob(0, help="objects below this many pixels get no prompt", low=0)
-    max_objects: int = knob(
-        4, help="objects of an image that train in one step, large ones more often", low=1
-    )
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Which loss, and its weights (SAM's are 20 : 1 : 1)."""
-
-    name: Literal["auto", "sam", "dice_ce"] = knob(
-        "auto", help="auto: dice_ce for semantic, else sam"
-    )
-    focal: float = knob(20.0, help="weight of the focal loss", low=0)
-    dice: float = knob(1.0, help="weight of the Dice loss", low=0)
-    iou: float = knob(1.0, help="weight of the IoU head's squared error", low=0)
-    cross_entropy: float = knob(1.0, help="weight of the cross-entropy", low=0)
-
-
-Augmentation = Literal["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
-
+T = TypeVar("T")
 
 DECODER_LR = 1e-3
 
@@ -213,95 +29,411 @@ MAX_LR = 1.0
 """AdamW moves each weight by about the learning rate in a step; above 1 nothing is learned."""
 
 MAX_SEED = 2**32 - 1
-"""The largest that NumPy takes."""
+"""The largest seed that NumPy takes."""
 
 
-@dataclass(frozen=True)
-class Train:
-    """The training loop."""
+@plain_dataclass(frozen=True)
+class DescribesOption:
+    """Marks a key that describes the option chosen for a group, such as the files of a data set.
 
-    steps: int = knob(150, help="optimizer steps", low=1)
-    batch_size: int = knob(4, help="slices a step; whole stacks of peft.depth", low=1)
-    accumulate: int = knob(1, help="batches summed into one step", low=1)
-    lr: float | None = knob(
-        None,
-        help="peak learning rate of what is injected; null: the method's own, `samadapt ls peft`",
-        above=0,
-        high=MAX_LR,
-        bound="peft",
-    )
-    decoder_lr: float | None = knob(
-        None,
-        help=f"peak rate of the decoder; null: lr, {DECODER_LR:g} where that is null",
-        above=0,
-        high=MAX_LR,
-    )
-    weight_decay: float = knob(0.01, help="AdamW's", low=0)
-    warmup_steps: int = knob(10, help="steps of linear warm-up", low=0)
-    schedule: Literal["cosine", "poly", "constant"] = knob("cosine", help="decay after warm-up")
-    clip: float = knob(1.0, help="largest gradient norm; 0 is off", low=0)
-    validate_every: int = knob(50, help="steps between validations; 0: at the end only", low=0)
-    validate_cases: int | None = knob(None, help="cases in a validation; null: all", low=1)
-    checkpoint_every: int = knob(50, help="steps between checkpoints; 0: at the end only", low=0)
-    augment: tuple[Augmentation, ...] = knob(
-        (), help="random changes of each training slice, each with probability 1/2"
-    )
-    recompute: bool = knob(
-        False, help="run each trained block again in backward: less memory, slower, same result"
-    )
+    Attributes:
+        group: a recipe's value of the key is dropped when the command line chooses another option
+            for this group, such as ``data=NAME``.
+    """
+
+    group: str
 
 
-@dataclass(frozen=True)
-class Cache:
-    """Features of the frozen blocks, computed once an image."""
-
-    enabled: Literal["auto", "on", "off"] = knob(
-        "auto", help="auto: unless augmentation without variants forbids it"
-    )
-    where: Literal["auto", "memory", "disk"] = knob(
-        "auto", help="auto: on half of the disk, for later runs too; else in a quarter of memory"
-    )
-    dir: str | None = knob(None, help="folder on the disk; null: OUTPUT.DIR/features")
-    max_gb: float | None = knob(
-        None, help="GB that the folder may take; the longest unused are removed", above=0
-    )
-    variants: int = knob(
-        0,
-        help="versions kept of each training slice with train.augment, one of them unchanged; 0: "
-        "augmented anew in every step",
-        low=0,
-    )
+OfModel = Annotated[T, DescribesOption("model")]
+OfMethod = Annotated[T, DescribesOption("peft")]
+OfDataSet = Annotated[T, DescribesOption("data")]
 
 
-@dataclass(frozen=True)
-class Eval:
-    """Scores before and after."""
-
-    batch_size: int = knob(8, help="slices a forward pass", low=1)
-    overlays: int = knob(3, help="best, median and worst cases drawn", low=0)
-    max_cases: int | None = knob(None, help="score only the first n held-out cases", low=1)
-    nsd_tolerance_mm: float = knob(
-        1.0, help="tolerance of the normalised surface Dice; px for pictures without spacing", low=0
-    )
-    instances: bool | Literal["components"] = knob(
-        False, help="average precision and panoptic quality of numbered objects, or of components"
-    )
+def _known_build(name: str) -> str:
+    """Return the name of a model that exists; a function, because tests add models of their own."""
+    if name not in BUILDS:
+        known = ", ".join(BUILDS)
+        raise ValueError(f"expected one of {known}; got {name!r}{nearest(name, BUILDS)}")
+    return name
 
 
-@dataclass(frozen=True)
-class Output:
-    """Where results go."""
-
-    dir: str = knob("runs", help="parent of the run directories")
-
-
+BuildName = Annotated[
+    str, AfterValidator(_known_build), Field(json_schema_extra={"enum": list(BUILDS)})
+]
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Augmentation = Literal["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
+ClassTable = dict[str, Whole | str | List[Whole | str]]
 
 
 @dataclass(frozen=True)
-class Config:
-    """Everything one `finetune` run depends on."""
+class Model(Settings):
+    """Which SAM is adapted, and the file of its weights."""
+
+    section: ClassVar[str] = "model"
+
+    name: BuildName = Field(
+        default="lite_medsam", description="name of the model; `samadapt ls models` lists them"
+    )
+    checkpoint: OfModel[str | None] = Field(
+        default=None,
+        description="file of the pretrained weights; null: search for it by the model's name",
+    )
+    image_size: OfModel[Whole | None] = Field(
+        default=None,
+        ge=1,
+        description="side of the square that images are resized to, in pixels; null: the size "
+        "that the model was pretrained with",
+    )
+    input_channels: OfModel[Whole | None] = Field(
+        default=None,
+        ge=4,
+        le=64,
+        description="number n of image channels, for data.channel with more than three: a trained "
+        "1x1 convolution maps n channels to the three of SAM, and starts as their mean; features "
+        "are not cached then; null: at most three channels",
+    )
+
+
+@dataclass(frozen=True)
+class Data(Settings):
+    """Which images and masks are read, which slices of them are used, and how they are split."""
+
+    section: ClassVar[str] = "data"
+
+    name: str = Field(
+        default="mni152", description="name of a data set or of a file format; `samadapt ls data`"
+    )
+    root: OfDataSet[str | None] = Field(default=None, description="folder of the data set")
+    image: OfDataSet[str | None] = Field(
+        default=None,
+        description="image file or pattern below data.root, such as a.nii, */ct.nii.gz or "
+        "*/*_{channel}.nii.gz; the last * stands for the name of the case",
+    )
+    label: OfDataSet[str | None] = Field(
+        default=None,
+        description="label file or pattern below data.root, such as */seg.nii.gz; files that it "
+        "matches are not read as images",
+    )
+    axis: OfDataSet[str | None] = Field(
+        default=None,
+        description="axis along which volumes are cut into slices; null: the data set's own",
+    )
+    channel: OfDataSet[Annotated[Whole, Field(ge=0)] | str | List[Whole | str] | None] = Field(
+        default=None,
+        description="index or name of the channel of a multi-channel image; [a,b,c]: up to three "
+        "channels as red, green and blue",
+    )
+    spacing: OfDataSet[Literal["affine", "pixdim"] | None] = Field(
+        default=None,
+        description="which voxel size to trust where a NIfTI header holds two that differ; null: "
+        "such files are refused",
+    )
+    series: OfDataSet[str | None] = Field(
+        default=None,
+        description="which DICOM series to read from a folder of several: a modality such as CT, a "
+        "series number, largest, or the digits that an error message shows; CT,largest combines "
+        "two conditions",
+    )
+    intensity: OfDataSet[str | List[str] | dict[str, Any] | None] = Field(
+        default=None,
+        description="how intensities are scaled: mri, ct:soft_tissue, ct:-160,240, "
+        "ct:soft_tissue+lung+bone (three channels), microscopy or rgb; [mri,mri]: one rule for "
+        "each channel; null: the data set's own",
+    )
+    neighbours: Whole = Field(
+        default=0,
+        ge=0,
+        description="distance n of the slices beside slice i: i - n, i and i + n become red, green "
+        "and blue; 0: slice i alone",
+    )
+    classes: OfDataSet[List[str] | ClassTable | None] = Field(
+        default=None,
+        description="classes to learn: [names], {name: value}, {name: [values]}, or "
+        "{name: '#ff0000'} for masks in colours; null: all classes; data.labels means the same",
+    )
+    background: OfDataSet[str | List[str] | None] = Field(
+        default=None,
+        description="background colour, or list of colours, of masks in colours; rest: every "
+        "colour that data.classes does not name; null: black",
+    )
+    exif: OfDataSet[Literal["apply", "ignore"] | None] = Field(
+        default=None,
+        description="apply: masks were drawn on the pictures as their EXIF orientation shows them; "
+        "ignore: on the stored pixels; null: apply, and an error where that is uncertain",
+    )
+    merge_classes: bool = Field(
+        default=False, description="merge all classes into one foreground class"
+    )
+    ignore: OfDataSet[Whole | str | List[Whole | str] | None] = Field(
+        default=None,
+        description="value, colour or list of them in masks whose pixels have no loss and no "
+        "score, such as 255; null: what the data set declares; []: none",
+    )
+    instances: OfDataSet[bool] = Field(
+        default=False,
+        description="each number in a mask is one object, and all objects have one class",
+    )
+    mask_threshold: OfDataSet[float | None] = Field(
+        default=None,
+        description="mask values of at least this are foreground, for anti-aliased masks; null: "
+        "mask values are class numbers",
+    )
+    annotated: OfDataSet[str | None] = Field(
+        default=None,
+        description="CSV or JSON file that lists the annotated classes and slices of each case; "
+        "all others have no loss and no score",
+    )
+    regions: OfDataSet[dict[str, Whole | List[Whole]] | None] = Field(
+        default=None,
+        description="classes that may overlap, such as {whole: [1, 2, 3], core: [1, 3]}; each gets "
+        "a mask of its own; use it instead of data.classes",
+    )
+    empty_slices: Literal["auto", "drop", "keep"] | Annotated[float, Field(ge=0, le=1)] = Field(
+        default="auto",
+        description="what to do with training slices that hold no class: drop, keep, or the share "
+        "to keep; auto: keep them for prompts=semantic only",
+    )
+    slice_step: Whole = Field(default=1, ge=1, description="train on every n-th slice")
+    tile: OfDataSet[Whole | None] = Field(
+        default=None,
+        ge=0,
+        description="side in pixels of the tiles into which larger pictures are cut; null or 0: "
+        "pictures stay whole",
+    )
+    tile_overlap: float = Field(
+        default=0.125,
+        ge=0,
+        le=0.5,
+        description="smallest overlap of neighbouring tiles, as a share of their side",
+    )
+    val_every: Whole = Field(
+        default=5, ge=2, description="hold out every n-th case for the final scores"
+    )
+    fold: OfDataSet[Whole | None] = Field(
+        default=None,
+        ge=0,
+        description="hold out this fold of a cross-validation instead, from 0 to data.folds - 1",
+    )
+    folds: Whole = Field(
+        default=5,
+        ge=2,
+        description="number of folds for data.fold; each case is held out in one fold",
+    )
+    max_cases: OfDataSet[Whole | None] = Field(
+        default=None, ge=1, description="use only the first n cases; null: all cases"
+    )
+    patient: OfDataSet[str | None] = Field(
+        default=None,
+        description="regular expression with one group that finds the patient in a case name, such "
+        "as '(.+)_[0-9]+'; all cases of a patient stay on one side of a split; null: what the "
+        "files say",
+    )
+    on_error: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="what to do about a broken file: stop, or skip it with a warning",
+    )
+    max_gb: float = Field(
+        default=MAX_GB,
+        gt=0,
+        description="largest size in GB, unpacked, that the header of a file may declare; larger "
+        "files are refused",
+    )
+    max_seconds: float = Field(
+        default=MAX_SECONDS,
+        gt=0,
+        description="longest time in seconds that reading one file may take",
+    )
+
+
+@dataclass(frozen=True)
+class Prompts(Settings):
+    """How prompts are made from the ground truth; the defaults are those of the SAM paper."""
+
+    section: ClassVar[str] = "prompts"
+
+    name: Literal["box", "point", "semantic"] = Field(
+        default="box",
+        description="kind of prompt: box, point, or semantic, which needs no prompt and predicts "
+        "one mask for each class",
+    )
+    objects: Literal["component", "class"] = Field(
+        default="component",
+        description="what one prompt covers: a connected component, or a whole class in the slice",
+    )
+    jitter: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="standard deviation of the noise on box sides, as a share of the side's length",
+    )
+    max_jitter_px: float = Field(
+        default=20.0,
+        ge=0,
+        description="largest noise on a box side, in pixels of an image whose longest side is 1024",
+    )
+    min_area: Whole = Field(
+        default=0, ge=0, description="objects of fewer pixels than this get no prompt"
+    )
+    max_objects: Whole = Field(
+        default=4,
+        ge=1,
+        description="number of objects of an image that train in one step; large objects are drawn "
+        "more often",
+    )
+
+
+@dataclass(frozen=True)
+class Loss(Settings):
+    """Which loss is minimised, and the weights of its terms (20 : 1 : 1 in the SAM paper)."""
+
+    section: ClassVar[str] = "loss"
+
+    name: Literal["auto", "sam", "dice_ce"] = Field(
+        default="auto",
+        description="sam: focal, Dice and IoU terms for each object; dice_ce: Dice and "
+        "cross-entropy over classes; auto: dice_ce for prompts=semantic, else sam",
+    )
+    focal: float = Field(default=20.0, ge=0, description="weight of the focal loss")
+    dice: float = Field(default=1.0, ge=0, description="weight of the Dice loss")
+    iou: float = Field(
+        default=1.0, ge=0, description="weight of the squared error of the predicted IoU"
+    )
+    cross_entropy: float = Field(default=1.0, ge=0, description="weight of the cross-entropy")
+
+
+@dataclass(frozen=True)
+class Train(Settings):
+    """How long, in which batches and at which learning rate the training loop runs."""
+
+    section: ClassVar[str] = "train"
+
+    steps: Whole = Field(default=150, ge=1, description="number of optimizer steps")
+    batch_size: Whole = Field(
+        default=4,
+        ge=1,
+        description="slices in a batch; a multiple of peft.depth where that is used",
+    )
+    accumulate: Whole = Field(default=1, ge=1, description="number of batches summed into one step")
+    lr: OfMethod[float | None] = Field(
+        default=None,
+        gt=0,
+        le=MAX_LR,
+        description="peak learning rate of the injected layers; null: the method's own, which "
+        "`samadapt ls peft` shows",
+    )
+    decoder_lr: float | None = Field(
+        default=None,
+        gt=0,
+        le=MAX_LR,
+        description="peak learning rate of the mask decoder; null: the value of train.lr, or "
+        f"{DECODER_LR:g} where that is null too",
+    )
+    weight_decay: float = Field(default=0.01, ge=0, description="weight decay of AdamW")
+    warmup_steps: Whole = Field(
+        default=10, ge=0, description="number of steps over which the learning rate rises linearly"
+    )
+    schedule: Literal["cosine", "poly", "constant"] = Field(
+        default="cosine", description="how the learning rate falls after the warm-up"
+    )
+    clip: float = Field(
+        default=1.0,
+        ge=0,
+        description="largest norm of the gradient; longer ones are scaled down; 0: off",
+    )
+    validate_every: Whole = Field(
+        default=50, ge=0, description="number of steps between validations; 0: only at the end"
+    )
+    validate_cases: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="number of cases in a validation; null: all validation cases",
+    )
+    checkpoint_every: Whole = Field(
+        default=50, ge=0, description="number of steps between checkpoints; 0: only at the end"
+    )
+    augment: Tuple[Augmentation] = Field(
+        default=(),
+        description="random changes of the training slices, each applied to half of them",
+    )
+    recompute: bool = Field(
+        default=False,
+        description="run each trained block a second time in the backward pass instead of storing "
+        "it: less memory, slower, same result",
+    )
+
+
+@dataclass(frozen=True)
+class Cache(Settings):
+    """Where features of the frozen blocks are kept; they are computed once for each image."""
+
+    section: ClassVar[str] = "cache"
+
+    enabled: OnOff[Literal["auto", "on", "off"]] = Field(
+        default="auto",
+        description="whether features are cached; auto: yes, except with train.augment and "
+        "cache.variants=0, where every step needs new ones",
+    )
+    where: Literal["auto", "memory", "disk"] = Field(
+        default="auto",
+        description="auto: on the disk, for later runs too, if half of its free space is enough; "
+        "else in memory, if a quarter of that is enough",
+    )
+    dir: str | None = Field(
+        default=None, description="folder of the features on the disk; null: OUTPUT.DIR/features"
+    )
+    max_gb: float | None = Field(
+        default=None,
+        gt=0,
+        description="largest size of that folder in GB; the features that were unused for longest "
+        "are deleted; null: no limit",
+    )
+    variants: Whole = Field(
+        default=0,
+        ge=0,
+        description="number of versions of each training slice to cache with train.augment, one of "
+        "them unchanged; 0: slices are augmented anew in every step",
+    )
+
+
+@dataclass(frozen=True)
+class Eval(Settings):
+    """How the held-out cases are scored before and after the training."""
+
+    section: ClassVar[str] = "eval"
+
+    batch_size: Whole = Field(default=8, ge=1, description="slices in a forward pass")
+    overlays: Whole = Field(
+        default=3, ge=0, description="number of best, median and worst cases to draw, each"
+    )
+    max_cases: Whole | None = Field(
+        default=None, ge=1, description="score only the first n held-out cases; null: all"
+    )
+    nsd_tolerance_mm: float = Field(
+        default=1.0,
+        ge=0,
+        description="tolerance of the normalised surface Dice in mm; in pixels for pictures "
+        "without a spacing",
+    )
+    instances: bool | Literal["components"] = Field(
+        default=False,
+        description="also compute average precision and panoptic quality: true for numbered "
+        "objects, components for connected components",
+    )
+
+
+@dataclass(frozen=True)
+class Output(Settings):
+    """Where run directories are written."""
+
+    section: ClassVar[str] = "output"
+
+    dir: str = Field(default="runs", description="folder in which run directories are created")
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Everything that one run of `samadapt finetune` depends on."""
 
     model: Model = field(default_factory=Model)
     peft: Method = field(default_factory=lambda: METHODS["lora"]())
@@ -312,122 +444,25 @@ class Config:
     cache: Cache = field(default_factory=Cache)
     eval: Eval = field(default_factory=Eval)
     output: Output = field(default_factory=Output)
-    seed: int = knob(0, help="of every random choice", low=0, high=MAX_SEED)
-    precision: Precision = knob("auto", help="auto: bf16 where the device is fast in it")
-    device: Device = knob("auto", help="auto: cuda, then mps, then cpu")
-    resume: str | None = knob(None, help="run directory to continue")
-    folds: int | None = knob(
-        None, help="train so many folds one after another, scoring every case once", low=2
+    seed: Whole = Field(default=0, ge=0, le=MAX_SEED, description="seed of every random choice")
+    precision: Precision = Field(
+        default="auto",
+        description="number format of the computation; auto: bf16 where the device is fast in it",
     )
-    privacy: bool = knob(
-        False, help="stable pseudonyms for case names; who is who is in RUN_DIR/privacy_key.json"
+    device: Device = Field(
+        default="auto",
+        description="where to compute; auto: cuda if there is one, then mps, then cpu",
     )
-    recipe: str = knob("", help="recipe name or YAML file")
-
-
-def compose(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a recipe with ``key=value`` overrides.
-
-    Args:
-        recipe: name of a file in ``recipes/`` without its suffix, or a path to a YAML file.
-        overrides: ``group=option`` or ``group.key=value``, in Hydra's grammar.
-
-    Raises:
-        ConfigError: naming every unknown key, wrong type and value out of range.
-    """
-    path = recipe_path(recipe)
-    base = {"recipe": recipe, **read_yaml(path)}
-    return with_rates(parse(Config, overrides, base, origin=str(path)))
-
-
-def with_rates(config: Config) -> Config:
-    """Return the configuration with the learning rates that it leaves to the method."""
-    train = config.train
-    lr = config.peft.lr if train.lr is None else train.lr
-    decoder_lr = train.decoder_lr
-    if decoder_lr is None:
-        decoder_lr = DECODER_LR if train.lr is None else train.lr
-    return replace(config, train=replace(train, lr=lr, decoder_lr=decoder_lr))
-
-
-def from_arguments(arguments: Sequence[str]) -> Config:
-    """Return the configuration of a command line that names ``recipe=`` or ``resume=``.
-
-    ``resume=RUN_DIR`` starts from the configuration stored in the run directory.
-
-    Raises:
-        ConfigError: also when neither is given.
-    """
-    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if named.get("resume", "null") != "null":
-        return from_yaml(Path(named["resume"]) / "config.yaml", arguments)
-    if "recipe" not in named:
-        raise ConfigError(f"name a recipe, recipe=NAME ({', '.join(recipes())}), or resume=RUN_DIR")
-    others = [argument for argument in arguments if not argument.startswith("recipe=")]
-    return compose(named["recipe"], others)
-
-
-def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration that a run directory stored in ``config.yaml``.
-
-    Raises:
-        ConfigError: for a missing or broken file, and as ``compose``.
-    """
-    return with_rates(parse(Config, overrides, read_yaml(path), origin=str(path)))
-
-
-def to_yaml(config: Any) -> str:
-    """Return a configuration as YAML text that ``from_yaml`` reads back."""
-    import yaml
-
-    text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-    return text
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Return a configuration as nested plain values; ``peft`` with its ``name`` first."""
-    nested: dict[str, Any] = {"name": config.name} if isinstance(config, Method) else {}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            value = to_dict(value)
-        nested[item.name] = list(value) if isinstance(value, tuple) else value
-    return nested
-
-
-def validate(config: Config) -> None:
-    """Check a configuration that was built in Python as one from a command line is checked.
-
-    Raises:
-        ConfigError: naming every problem.
-    """
-    parse(Config, (), to_dict(config), origin="")
-
-
-def recipes() -> dict[str, Path]:
-    """Return the shipped recipes by name."""
-    return {path.stem: path for path in sorted(_recipe_folder().glob("*.yaml"))}
-
-
-def _recipe_folder() -> Path:
-    """Return the folder of the recipes: package data in a wheel, the root's in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "_recipes"
-    return installed if installed.is_dir() else package.parent / "recipes"
-
-
-def recipe_path(recipe: str) -> Path:
-    """Return the file of a recipe given by name or by path.
-
-    Raises:
-        ConfigError: naming the nearest recipe.
-    """
-    if recipe in (known := recipes()):
-        return known[recipe]
-    path = Path(recipe).expanduser()
-    if path.suffix in (".yaml", ".yml"):
-        return path
-    raise ConfigError(
-        f"recipe: expected {', '.join(known)} or a path to a .yaml file; "
-        f"got {recipe!r}{nearest(recipe, known)}"
+    resume: str | None = Field(default=None, description="run directory to continue")
+    folds: Whole | None = Field(
+        default=None,
+        ge=2,
+        description="run a cross-validation of n folds: train n adapters one after another and "
+        "score every case once; null: one run",
     )
+    privacy: bool = Field(
+        default=False,
+        description="replace case names by stable pseudonyms; RUN_DIR/privacy_key.json says which "
+        "is which",
+    )
+    recipe: str = Field(default="", description="name of a recipe, or path of a YAML file")

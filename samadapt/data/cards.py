@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 from samadapt.errors import ConfigError, nearest
 from samadapt.system.plain_yaml import read_plain_yaml
-from samadapt.system.typed import convert
+from samadapt.system.settings import check_value
 
 _REQUIRED = ("name", "title", "source", "licence", "reader")
 
@@ -125,7 +125,7 @@ def _typed(path: Path, kind: type[Any], values: Mapping[str, Any]) -> dict[str, 
     for key, value in values.items():
         try:
             done = key in ("classes", "download") and not isinstance(value, str)
-            typed[key] = value if done else convert(value, hints[key])
+            typed[key] = value if done else check_value(value, hints[key])
         except ValueError as error:
             raise ConfigError(f"{path}: {key}: {error}") from None
     return typed

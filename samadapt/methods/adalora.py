@@ -8,12 +8,14 @@ penalty and moves the ranks only inside its own model and trainer; here ``penalt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import register, require, require_count
 from samadapt.methods.peft_method import LinearMethod, require_alpha
-from samadapt.system.typed import knob
+from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,14 +44,16 @@ class AdaLoRA(LinearMethod):
     lr: ClassVar[float] = 3e-4
     kind: ClassVar[str] = "ADALORA"
 
-    rank: int = knob(4, help="mean rank at the end", low=1)
-    first_rank: int = knob(8, help="rank of every linear at the start", low=2)
-    alpha: float | None = knob(
-        None, help="scale is alpha / first_rank; null: alpha = first_rank", above=0
+    rank: Whole = Field(default=4, description="mean rank at the end", ge=1)
+    first_rank: Whole = Field(default=8, description="rank of every linear at the start", ge=2)
+    alpha: float | None = Field(
+        default=None, description="scale is alpha / first_rank; null: alpha = first_rank", gt=0
     )
-    hold: float = knob(0.1, help="share of the steps before pruning", low=0, below=1)
-    settle: float = knob(0.3, help="share of the steps after pruning", low=0, below=1)
-    orthogonality: float = knob(0.1, help="weight of the orthogonality penalty", low=0)
+    hold: float = Field(default=0.1, description="share of the steps before pruning", ge=0, lt=1)
+    settle: float = Field(default=0.3, description="share of the steps after pruning", ge=0, lt=1)
+    orthogonality: float = Field(
+        default=0.1, description="weight of the orthogonality penalty", ge=0
+    )
 
     def validate(self) -> None:
         """Check ranks, alpha and schedule."""

@@ -8,9 +8,11 @@ here, so the model starts as it was; in the public code they do not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import (
     BOTTLENECKS,
@@ -20,7 +22,7 @@ from samadapt.methods.base import (
     require_positive,
 )
 from samadapt.methods.decoder_modules import attentions, mlps
-from samadapt.system.typed import knob
+from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
@@ -57,9 +59,13 @@ class Adapter(Method):
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = BOTTLENECKS
 
-    hidden: int | None = knob(None, help="bottleneck width; null: a quarter of the tokens'", low=1)
-    scale: float = knob(0.5, help="scale of the adapter beside the MLP", above=0)
-    depth: int = knob(1, help="neighbouring slices that attend to each other (ViT only)", low=1)
+    hidden: Whole | None = Field(
+        default=None, description="bottleneck width; null: a quarter of the tokens'", ge=1
+    )
+    scale: float = Field(default=0.5, description="scale of the adapter beside the MLP", gt=0)
+    depth: Whole = Field(
+        default=1, description="neighbouring slices that attend to each other (ViT only)", ge=1
+    )
 
     def validate(self) -> None:
         """Check hidden, scale and depth."""

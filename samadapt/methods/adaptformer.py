@@ -10,9 +10,11 @@ added, and it starts at zero.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import (
     BOTTLENECKS,
@@ -22,7 +24,7 @@ from samadapt.methods.base import (
     require_positive,
 )
 from samadapt.methods.decoder_modules import mlps
-from samadapt.system.typed import knob
+from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
@@ -45,8 +47,8 @@ class AdaptFormer(Method):
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = BOTTLENECKS
 
-    hidden: int = knob(64, help="bottleneck width", low=1)
-    scale: float = knob(0.1, help="scale of what the bottleneck adds", above=0)
+    hidden: Whole = Field(default=64, description="bottleneck width", ge=1)
+    scale: float = Field(default=0.1, description="scale of what the bottleneck adds", gt=0)
 
     def validate(self) -> None:
         """Check hidden and scale."""

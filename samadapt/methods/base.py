@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.errors import AdapterError, ConfigError, nearest
-from samadapt.system.typed import knob
+from samadapt.system.settings import SETTINGS, Settings, Tuple, Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +29,6 @@ METHODS: dict[str, type[Method]] = {}
 UNFIT: dict[str, str] = {}
 """Kinds of peft's that no option makes work on SAM, and why."""
 
-MethodT = TypeVar("MethodT", bound="Method")
-
 LINEARS = frozenset({"linears"})
 VECTORS = frozenset({"vectors"})
 BOTTLENECKS = frozenset({"bottlenecks"})
@@ -34,7 +36,7 @@ EVERYTHING = LINEARS | VECTORS | BOTTLENECKS
 """What methods change; two that change the same cannot be combined."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class LowRank:
     """One low-rank layer: the update of a linear is ``alpha / rank * B A``."""
 
@@ -42,7 +44,7 @@ class LowRank:
     alpha: float
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class PeftLayers:
     """Layers that peft adds in one go: one kind with one configuration.
 
@@ -59,15 +61,16 @@ class PeftLayers:
 
     kind: str
     names: tuple[str, ...]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    ranks: Mapping[str, LowRank] = field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    ranks: Mapping[str, LowRank] = dataclasses.field(default_factory=dict)
     fused: bool = False
     reads_base: bool = True
     check_start: bool = False
 
 
-@dataclass(frozen=True)
-class Method:
+# Validators take a few milliseconds to build, and a run uses one of fifty methods.
+@dataclass(frozen=True, config=ConfigDict(**SETTINGS, defer_build=True))
+class Method(Settings):
     """Options that every method has, and what a method must say about itself.
 
     Attributes:
@@ -81,6 +84,7 @@ class Method:
         ConfigError: for a value out of range; the message names the key.
     """
 
+    section: ClassVar[str] = "peft"
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     can_merge: ClassVar[bool] = True
@@ -95,11 +99,14 @@ class Method:
     """Peak learning rate where the user gives none: what ``benchmarks/method_comparison`` found
     on MSD hippocampus, or 1e-3 where it was not searched."""
 
-    blocks: str | tuple[int, ...] = knob(
-        "all", help="attention blocks: all, last:K, first:K, global, window, [0, 3] or none"
+    blocks: str | Tuple[Whole] = Field(
+        default="all",
+        description="attention blocks: all, last:K, first:K, global, window, [0, 3] or none",
     )
-    decoder: Decoder = knob("full", help="how the mask decoder trains; own: as the encoder does")
-    decoder_rank: int = knob(4, help="rank of the decoder's LoRA", low=1)
+    decoder: Decoder = Field(
+        default="full", description="how the mask decoder trains; own: as the encoder does"
+    )
+    decoder_rank: Whole = Field(default=4, description="rank of the decoder's LoRA", ge=1)
 
     def __post_init__(self) -> None:
         """Check the options, here and in ``validate``."""
@@ -189,10 +196,10 @@ class Method:
         return {"name": self.name, **plain}
 
 
-def register(name: str) -> Callable[[type[MethodT]], type[MethodT]]:
+def register(name: str) -> Callable[[type[Any]], type[Any]]:
     """Return a decorator that lists a method's option dataclass under ``name``."""
 
-    def add(cls: type[MethodT]) -> type[MethodT]:
+    def add(cls: type[Any]) -> type[Any]:
         cls.name = name
         METHODS[name] = cls
         return cls

@@ -7,8 +7,9 @@ biases of the linears and of the norms.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import VECTORS, Method, register
 

@@ -17,11 +17,13 @@ whose attention is given the image in strips of whole windows. Sizes change bili
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
 from samadapt.methods.base import LINEARS, Method, register, require_count, require_positive
-from samadapt.system.typed import knob
+from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
@@ -47,9 +49,13 @@ class ConvLoRA(Method):
     )
     changes: ClassVar[frozenset[str]] = LINEARS
 
-    rank: int = knob(3, help="rank of the update", low=1)
-    alpha: float | None = knob(None, help="scale is alpha / rank; null: alpha = rank", above=0)
-    experts: int = knob(8, help="convolutions, at 1, 2, ... times the grid's size", low=1)
+    rank: Whole = Field(default=3, description="rank of the update", ge=1)
+    alpha: float | None = Field(
+        default=None, description="scale is alpha / rank; null: alpha = rank", gt=0
+    )
+    experts: Whole = Field(
+        default=8, description="convolutions, at 1, 2, ... times the grid's size", ge=1
+    )
 
     def validate(self) -> None:
         """Check rank, alpha and experts."""

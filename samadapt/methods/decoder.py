@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
 from samadapt.methods.base import EVERYTHING, Decoder, Method, register, require
-from samadapt.system.typed import knob
 
 
 @register("decoder")
@@ -22,7 +23,9 @@ class DecoderOnly(Method):
     not_in_decoder: ClassVar[str] = "has no layers of its own"
     changes: ClassVar[frozenset[str]] = EVERYTHING
 
-    decoder: Decoder = knob("full", help="how the mask decoder trains: full or lora")
+    decoder: Decoder = Field(
+        default="full", description="how the mask decoder trains: full or lora"
+    )
 
     def validate(self) -> None:
         """Refuse a frozen decoder."""

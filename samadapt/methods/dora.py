@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import LowRank, PeftLayers, register, require_count
 from samadapt.methods.peft_method import LinearMethod, require_alpha
-from samadapt.system.typed import knob
+from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
@@ -36,8 +38,10 @@ class DoRA(LinearMethod):
     kind: ClassVar[str] = "LORA"
     reads_base: ClassVar[bool] = True
 
-    rank: int = knob(4, help="rank of the update", low=1)
-    alpha: float | None = knob(None, help="scale is alpha / rank; null: alpha = rank", above=0)
+    rank: Whole = Field(default=4, description="rank of the update", ge=1)
+    alpha: float | None = Field(
+        default=None, description="scale is alpha / rank; null: alpha = rank", gt=0
+    )
 
     def validate(self) -> None:
         """Check rank and alpha."""

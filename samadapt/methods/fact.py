@@ -14,8 +14,10 @@ each width has its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.errors import nearest
 from samadapt.methods.base import (
@@ -28,7 +30,7 @@ from samadapt.methods.base import (
     require_slices,
 )
 from samadapt.methods.decoder_modules import attentions
-from samadapt.system.typed import knob
+from samadapt.system.settings import Tuple, Whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,10 +61,14 @@ class FacT(Method):
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = LINEARS
 
-    rank: int = knob(16, help="rank of the factors", low=1)
-    scale: float = knob(1.0, help="scale of the update", above=0)
-    form: Literal["tt", "tucker"] = knob("tt", help="tensor train or Tucker decomposition")
-    slices: tuple[Literal["q", "k", "v"], ...] = knob(("q", "v"), help="which of q, k, v")
+    rank: Whole = Field(default=16, description="rank of the factors", ge=1)
+    scale: float = Field(default=1.0, description="scale of the update", gt=0)
+    form: Literal["tt", "tucker"] = Field(
+        default="tt", description="tensor train or Tucker decomposition"
+    )
+    slices: Tuple[Literal["q", "k", "v"]] = Field(
+        default=("q", "v"), description="which of q, k, v"
+    )
 
     def validate(self) -> None:
         """Check rank, scale, form and slices."""

@@ -9,12 +9,14 @@ start is exact. Its trained layer norms are a method of their own: ``peft=[houls
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import BOTTLENECKS, Method, register, require_count
 from samadapt.methods.decoder_modules import attentions, mlps
-from samadapt.system.typed import knob
+from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
@@ -38,7 +40,7 @@ class Houlsby(Method):
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = BOTTLENECKS
 
-    hidden: int = knob(64, help="bottleneck width", low=1)
+    hidden: Whole = Field(default=64, description="bottleneck width", ge=1)
 
     def validate(self) -> None:
         """Check hidden."""

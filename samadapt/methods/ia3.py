@@ -7,12 +7,15 @@ fused qkv is scaled whole here, so q has a vector as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import PeftLayers, register
 from samadapt.methods.peft_method import LinearMethod, TargetName
-from samadapt.system.typed import knob
+from samadapt.system.settings import Tuple
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
@@ -31,8 +34,8 @@ class IA3(LinearMethod):
     lr: ClassVar[float] = 3e-2
     kind: ClassVar[str] = "IA3"
 
-    targets: tuple[TargetName, ...] = knob(
-        ("qkv", "mlp"), help="linears: qkv, proj, mlp (its second)"
+    targets: Tuple[TargetName] = Field(
+        default=("qkv", "mlp"), description="linears: qkv, proj, mlp (its second)"
     )
 
     def encoder_names(self, sam: Sam, block: AttentionBlock) -> list[str]:

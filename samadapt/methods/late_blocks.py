@@ -7,12 +7,14 @@ During Transformer Fine-Tuning", measure that a quarter of the layers comes clos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import EVERYTHING, Method, register
 from samadapt.methods.decoder_modules import two_way_layers
-from samadapt.system.typed import knob
+from samadapt.system.settings import Tuple, Whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,8 +38,9 @@ class LateBlocks(Method):
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = EVERYTHING
 
-    blocks: str | tuple[int, ...] = knob(
-        "last:2", help="attention blocks: last:K, all, first:K, global, window or [0, 3]"
+    blocks: str | Tuple[Whole] = Field(
+        default="last:2",
+        description="attention blocks: last:K, all, first:K, global, window or [0, 3]",
     )
 
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:

@@ -7,12 +7,14 @@ adapters is LyCORIS's (Yeh et al. 2023).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import register, require_count
 from samadapt.methods.peft_method import LinearMethod, require_alpha
-from samadapt.system.typed import knob
+from samadapt.system.settings import Whole
 
 
 @register("loha")
@@ -29,8 +31,10 @@ class LoHa(LinearMethod):
     lr: ClassVar[float] = 3e-2
     kind: ClassVar[str] = "LOHA"
 
-    rank: int = knob(4, help="rank of each of the two factors", low=1)
-    alpha: float | None = knob(None, help="scale is alpha / rank; null: alpha = rank", above=0)
+    rank: Whole = Field(default=4, description="rank of each of the two factors", ge=1)
+    alpha: float | None = Field(
+        default=None, description="scale is alpha / rank; null: alpha = rank", gt=0
+    )
 
     def validate(self) -> None:
         """Check rank and alpha."""

@@ -7,12 +7,14 @@ Customization: From LyCORIS Fine-Tuning to Model Evaluation".
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import register, require, require_count
 from samadapt.methods.peft_method import LinearMethod, require_alpha
-from samadapt.system.typed import knob
+from samadapt.system.settings import Whole
 
 
 @register("lokr")
@@ -30,9 +32,13 @@ class LoKr(LinearMethod):
     lr: ClassVar[float] = 1e-3
     kind: ClassVar[str] = "LOKR"
 
-    rank: int = knob(4, help="rank of the larger factor", low=1)
-    alpha: float | None = knob(None, help="scale is alpha / rank; null: alpha = rank", above=0)
-    factor: int = knob(-1, help="side of the small factor; -1: near the square root", low=-1)
+    rank: Whole = Field(default=4, description="rank of the larger factor", ge=1)
+    alpha: float | None = Field(
+        default=None, description="scale is alpha / rank; null: alpha = rank", gt=0
+    )
+    factor: Whole = Field(
+        default=-1, description="side of the small factor; -1: near the square root", ge=-1
+    )
 
     def validate(self) -> None:
         """Check rank, alpha and factor."""

@@ -7,8 +7,10 @@ Stabilization Scaling Factor for Fine-Tuning with LoRA" (Kalajdzievski 2023).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import (
     LowRank,
@@ -19,7 +21,7 @@ from samadapt.methods.base import (
     require_slices,
 )
 from samadapt.methods.peft_method import LinearMethod, require_alpha
-from samadapt.system.typed import knob
+from samadapt.system.settings import Tuple, Whole
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
@@ -46,11 +48,15 @@ class LoRA(LinearMethod):
     lr: ClassVar[float] = 3e-3
     kind: ClassVar[str] = "LORA"
 
-    rank: int = knob(4, help="rank of each slice's update", low=1)
-    alpha: float | None = knob(None, help="scale is alpha / rank; null: alpha = rank", above=0)
-    dropout: float = knob(0.0, help="dropout before A", low=0, below=1)
-    slices: tuple[Literal["q", "k", "v"], ...] = knob(("q", "v"), help="which of q, k, v")
-    rslora: bool = knob(False, help="scale by alpha / sqrt(rank): rank-stabilised")
+    rank: Whole = Field(default=4, description="rank of each slice's update", ge=1)
+    alpha: float | None = Field(
+        default=None, description="scale is alpha / rank; null: alpha = rank", gt=0
+    )
+    dropout: float = Field(default=0.0, description="dropout before A", ge=0, lt=1)
+    slices: Tuple[Literal["q", "k", "v"]] = Field(
+        default=("q", "v"), description="which of q, k, v"
+    )
+    rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank): rank-stabilised")
 
     def validate(self) -> None:
         """Check rank, alpha, dropout, slices and rslora."""

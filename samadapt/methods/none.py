@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
 from samadapt.methods.base import EVERYTHING, Decoder, Method, register
-from samadapt.system.typed import knob
 
 
 @register("none")
@@ -19,4 +20,4 @@ class NoAdaptation(Method):
     not_in_decoder: ClassVar[str] = "has no layers of its own"
     changes: ClassVar[frozenset[str]] = EVERYTHING
 
-    decoder: Decoder = knob("frozen", help="how the mask decoder trains")
+    decoder: Decoder = Field(default="frozen", description="how the mask decoder trains")

@@ -9,12 +9,14 @@ is saved needs samadapt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import PeftLayers, register, require, require_count
 from samadapt.methods.peft_method import LinearMethod
-from samadapt.system.typed import knob
+from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +39,7 @@ class OFT(LinearMethod):
     kind: ClassVar[str] = "OFT"
     plain_peft: ClassVar[bool] = False
 
-    block_size: int = knob(8, help="channels rotated among themselves", low=2)
+    block_size: Whole = Field(default=8, description="channels rotated among themselves", ge=2)
 
     def validate(self) -> None:
         """Check the block size."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.errors import nearest
 from samadapt.methods.base import Method, PeftLayers, require, require_positive
-from samadapt.system.typed import knob
+from samadapt.system.settings import Tuple
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
@@ -72,7 +74,9 @@ class LinearMethod(PeftMethod):
             the ``mlp``. With ``decoder=own`` every linear of the decoder is added.
     """
 
-    targets: tuple[TargetName, ...] = knob(("qkv",), help="linears of a block: qkv, proj, mlp")
+    targets: Tuple[TargetName] = Field(
+        default=("qkv",), description="linears of a block: qkv, proj, mlp"
+    )
 
     def __post_init__(self) -> None:
         """Check the targets and what all methods have."""

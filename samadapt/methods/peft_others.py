@@ -8,14 +8,16 @@ injected, and the output against the base: a kind that does not start as the ide
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
 from samadapt.methods.base import METHODS, UNFIT, PeftLayers, register, require
 from samadapt.methods.peft_method import LinearMethod
-from samadapt.system.typed import knob
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
@@ -94,7 +96,9 @@ class OtherPeft(LinearMethod):
     reads_base: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {}
 
-    options: dict[str, Any] | None = knob(None, help="options of peft's own configuration")
+    options: dict[str, Any] | None = Field(
+        default=None, description="options of peft's own configuration"
+    )
 
     def validate(self) -> None:
         """Check that the options are a mapping; what it holds is peft's to judge."""

@@ -11,12 +11,14 @@ has to find the singular vectors again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import LowRank, PeftLayers, register, require_count
 from samadapt.methods.peft_method import LinearMethod, require_alpha
-from samadapt.system.typed import knob
+from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
@@ -37,8 +39,10 @@ class PiSSA(LinearMethod):
     lr: ClassVar[float] = 3e-3
     kind: ClassVar[str] = "LORA"
 
-    rank: int = knob(4, help="number of singular directions", low=1)
-    alpha: float | None = knob(None, help="scale is alpha / rank; null: alpha = rank", above=0)
+    rank: Whole = Field(default=4, description="number of singular directions", ge=1)
+    alpha: float | None = Field(
+        default=None, description="scale is alpha / rank; null: alpha = rank", gt=0
+    )
 
     def validate(self) -> None:
         """Check rank and alpha."""

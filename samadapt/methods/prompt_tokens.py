@@ -13,12 +13,14 @@ relative position is added to their scores. They are not in the stream: the grid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import LINEARS, Method, register, require_count
 from samadapt.methods.decoder_modules import attentions
-from samadapt.system.typed import knob
+from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
     from samadapt.sam.model import Sam
@@ -44,7 +46,7 @@ class PromptTokens(Method):
     changes: ClassVar[frozenset[str]] = LINEARS
     """It multiplies by the weights of qkv and proj itself, so nothing else may wrap them."""
 
-    tokens: int = knob(8, help="learned tokens for each attention", low=1)
+    tokens: Whole = Field(default=8, description="learned tokens for each attention", ge=1)
 
     def validate(self) -> None:
         """Check tokens."""

@@ -11,8 +11,9 @@ the decoder's upscaling.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import LINEARS, VECTORS, Method, register
 

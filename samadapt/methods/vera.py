@@ -7,12 +7,14 @@ that it does not hang on a random number generator.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from samadapt.methods.base import register, require, require_count
 from samadapt.methods.peft_method import LinearMethod
-from samadapt.system.typed import knob
+from samadapt.system.settings import Whole
 
 
 @register("vera")
@@ -29,8 +31,8 @@ class VeRA(LinearMethod):
     lr: ClassVar[float] = 3e-2
     kind: ClassVar[str] = "VERA"
 
-    rank: int = knob(256, help="rank of the shared random pair", low=1)
-    seed: int = knob(0, help="of the shared random pair", low=0)
+    rank: Whole = Field(default=256, description="rank of the shared random pair", ge=1)
+    seed: Whole = Field(default=0, description="of the shared random pair", ge=0)
 
     def validate(self) -> None:
         """Check rank and seed."""

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from samadapt.config.schema import Config, to_yaml
+from samadapt.config.compose import to_yaml
+from samadapt.config.schema import Config
 from samadapt.data.pseudonyms import open_key, write_key
 from samadapt.errors import ConfigError, UserError
 from samadapt.evaluation.comparison import compare_states

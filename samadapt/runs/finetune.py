@@ -15,7 +15,8 @@ import numpy as np
 
 from samadapt import console
 from samadapt.adapters.store import load_trainable_state, trainable_state
-from samadapt.config.schema import Config, validate, with_rates
+from samadapt.config.compose import with_rates
+from samadapt.config.schema import Config
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, RunError
 from samadapt.runs.context import RunContext, open_run, training_samples
@@ -81,7 +82,6 @@ def finetune(config: Config) -> FinetuneResult:
         InterruptedRunError: after Ctrl-C or another signal, with a checkpoint written.
     """
     refuse_several_processes()
-    validate(config)
     config = with_rates(config)
     stacks_in_batch(config.train.batch_size, config.peft.stack)
     if config.folds is not None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from samadapt.adapters.combining import method_from_dict
 from samadapt.adapters.record import LOCAL_OPTIONS, AdapterRecord
+from samadapt.config.compose import from_yaml
 from samadapt.config.evaluate_arguments import EvaluateArguments
-from samadapt.config.schema import Config, Model, Prompts, from_yaml
+from samadapt.config.schema import Config, Model, Prompts
 from samadapt.data.tiles import recorded_tiling
 from samadapt.errors import ConfigError
 

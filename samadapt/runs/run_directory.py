@@ -17,7 +17,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from samadapt import console
-from samadapt.config.schema import Config, from_yaml, to_dict, to_yaml
+from samadapt.config.compose import from_yaml, to_dict, to_yaml
+from samadapt.config.schema import Config
 from samadapt.errors import ConfigError, UserError
 from samadapt.system import atomic
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from samadapt.adapters.record import LOCAL_OPTIONS
-from samadapt.config.schema import to_dict, to_yaml
+from samadapt.config.compose import to_dict, to_yaml
 from samadapt.data.intensity import visible
 from samadapt.evaluation.scores import SCORES
 from samadapt.reports.html import HTML_NAME, Page, ShownCase, write_html

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from samadapt.adapters.store import read_record
 from samadapt.cli import main
+from samadapt.config.compose import parse_settings
 from samadapt.config.evaluate_arguments import EvaluateArguments
-from samadapt.config.overrides import parse
 from samadapt.evaluation.metrics import score_case
 from samadapt.inference.segmenter import load_adapter
 from samadapt.runs.recorded_configuration import evaluation_config, recorded_keys
@@ -237,10 +237,10 @@ def test_what_bounds_the_training_data_does_not_bound_other_data(
     )
     record = read_record(result.adapter_dir)
     keys = recorded_keys(result.adapter_dir, record)
-    asked = parse(EvaluateArguments, ["adapter=x", "data=folder"], keys)
+    asked = parse_settings(EvaluateArguments, ["adapter=x", "data=folder"], keys)
     assert (asked.data.max_cases, asked.data.axis) == (None, None)
     assert evaluation_config(asked, record).data.axis == "coronal"
-    same = parse(EvaluateArguments, ["adapter=x"], keys)
+    same = parse_settings(EvaluateArguments, ["adapter=x"], keys)
     assert (same.data.max_cases, same.data.axis) == (4, "coronal")
 
 

@@ -475,14 +475,14 @@ def test_ignored_values_go_through_a_whole_run(make_pictures, run, prompts, tmp_
         rows = list(csv.DictReader(stream))
     assert {row["ignored_voxels"] for row in rows} == {"160"}
     assert read_record(result.adapter_dir).data_options["ignore"] == 255
+    from samadapt.config.compose import parse_settings
     from samadapt.config.evaluate_arguments import EvaluateArguments
-    from samadapt.config.overrides import parse
     from samadapt.runs.evaluate import evaluate
     from samadapt.runs.recorded_configuration import recorded_keys
 
     base = recorded_keys(result.adapter_dir, read_record(result.adapter_dir))
     asked = [f"adapter={result.adapter_dir}", "precision=fp32", f"output.dir={tmp_path / 'again'}"]
-    arguments = parse(EvaluateArguments, asked, base, origin="test")
+    arguments = parse_settings(EvaluateArguments, asked, base, origin="test")
     again = evaluate(arguments).summary["adapted"]
     assert again["dice"] == summary["adapted"]["dice"]
     assert again["ignored"] == summary["adapted"]["ignored"]
@@ -577,15 +577,15 @@ def test_the_model_card_says_that_classes_overlap(run, tmp_path):
     result = run(root, REGIONS, "prompts=semantic", "train.steps=1")
     card = (result.adapter_dir / "README.md").read_text(encoding="utf-8")
     assert "a pixel may be of several classes" in card
+    from samadapt.config.compose import parse_settings
     from samadapt.config.evaluate_arguments import EvaluateArguments
-    from samadapt.config.overrides import parse
     from samadapt.runs.evaluate import evaluate
     from samadapt.runs.recorded_configuration import recorded_keys
 
     asked = [f"adapter={result.adapter_dir}", "precision=fp32", f"output.dir={tmp_path / 'again'}"]
     base = recorded_keys(result.adapter_dir, read_record(result.adapter_dir))
-    again = evaluate(parse(EvaluateArguments, asked, base, origin="test"))
+    again = evaluate(parse_settings(EvaluateArguments, asked, base, origin="test"))
     assert again.summary["adapted"]["dice"] == result.summary["adapted"]["dice"]
     asked += ["data.regions=null", "data.classes={whole: 1, core: 2}"]
     with pytest.raises(ConfigError, match=r"may overlap; name those .* with data\.regions="):
-        evaluate(parse(EvaluateArguments, asked, base, origin="test"))
+        evaluate(parse_settings(EvaluateArguments, asked, base, origin="test"))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from samadapt.cli import main
 from samadapt.commands import show
-from samadapt.config.schema import compose
+from samadapt.config.compose import compose
 from samadapt.reports import contact_sheet as sheet
 from samadapt.reports.overlays import COLOURS
 from samadapt.runs.finetune import finetune

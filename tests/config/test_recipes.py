@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from samadapt.adapters.injection import Injection, inject
 from samadapt.adapters.store import AdapterRecord, save_adapter
-from samadapt.config.overrides import flatten
-from samadapt.config.schema import Config, compose, recipes, to_dict
+from samadapt.config.compose import compose, recipes, to_dict
+from samadapt.config.keys import flatten
+from samadapt.config.schema import Config
 from samadapt.methods import METHODS, Method
 from samadapt.runs.finetune import finetune
 from samadapt.sam.model import Sam

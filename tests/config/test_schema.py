@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from samadapt.config.overrides import describe, parse
-from samadapt.config.schema import (
-    Config,
-    Data,
+from samadapt.config.compose import (
     compose,
     from_arguments,
     from_yaml,
+    parse_settings,
     recipes,
     to_dict,
     to_yaml,
-    validate,
     with_rates,
 )
+from samadapt.config.help import describe
+from samadapt.config.keys import groups_of, keys_of
+from samadapt.config.schema import Config, Data, Model, Train
 from samadapt.errors import ConfigError
 from samadapt.methods import METHODS
-from samadapt.system.typed import convert, groups, knob, leaves
+from samadapt.system.settings import Settings, SettingsError, Whole, check_value
 
 
 def fault(overrides: list[str], recipe: str = "medical") -> str:
@@ -42,10 +45,6 @@ def write(tmp_path: Path) -> Any:
         return str(path)
 
     return write_recipe
-
-
-def test_defaults_are_valid() -> None:
-    validate(Config())
 
 
 def test_command_line_wins_over_recipe_wins_over_schema(write: Any) -> None:
@@ -67,8 +66,9 @@ def test_peft_picks_the_method(name: str) -> None:
 def test_another_method_forgets_the_first_ones_own_options(write: Any) -> None:
     recipe = write("peft: {name: lora, rank: 3, blocks: 'last:1', decoder: frozen}\n")
     config = compose(recipe, ["peft=adapter"])
-    assert (config.peft.blocks, config.peft.decoder) == ("last:1", "frozen")
+    assert (config.peft.blocks, config.peft.decoder) == ("all", "frozen")
     assert not hasattr(config.peft, "rank")
+    assert compose(recipe, ["peft=adapter", "peft.blocks=last:1"]).peft.blocks == "last:1"
     assert to_dict(compose(recipe, ["peft=lora"]))["peft"]["rank"] == 3
 
 
@@ -153,28 +153,34 @@ def test_labels_is_another_name_of_classes(write: Any) -> None:
         ("+train.lr=1", "no such key; did you mean 'train.lr'"),
         ("zzz=1", "zzz: no such key; there is"),
         ("train.steps", "train.steps: expected key=value; there is no '='"),
-        ("train.steps=abc", "train.steps: expected an integer; got 'abc'"),
-        ("train.steps=1.5", "train.steps: expected an integer; got 1.5"),
-        ("train.steps=true", "train.steps: expected an integer; got True"),
+        ("train.steps=abc", "train.steps: expected a whole number of at least 1; got 'abc'"),
+        ("train.steps=1.5", "train.steps: expected a whole number of at least 1; got 1.5"),
+        ("train.steps=true", "train.steps: expected a whole number of at least 1; got True"),
         ("train.steps=1,2", "train.steps: expected one value; got '1,2'"),
-        ("train.steps=0", "train.steps: expected a value >= 1; got 0"),
-        ("train.lr=0", "train.lr: expected a value > 0 and <= 1; got 0"),
-        ("train.lr=1e300", "train.lr: expected a value > 0 and <= 1; got 1e+300"),
-        ("train.lr=inf", "train.lr: expected a finite number; got inf"),
-        ("seed=-1", "seed: expected a value >= 0 and <= 4294967295; got -1"),
-        ("seed=4294967296", "seed: expected a value >= 0 and <= 4294967295; got 4294967296"),
-        ("train.lr=nan", "train.lr: expected a finite number; got nan"),
-        ("prompts.jitter=1", "prompts.jitter: expected a value >= 0 and < 1; got 1"),
+        ("train.steps=0", "train.steps: expected a whole number of at least 1; got 0"),
+        ("train.lr=0", "train.lr: expected a number above 0 and at most 1, or null; got 0"),
+        (
+            "train.lr=1e300",
+            "train.lr: expected a number above 0 and at most 1, or null; got 1e+300",
+        ),
+        ("train.lr=inf", "train.lr: expected a number above 0 and at most 1, or null; got inf"),
+        ("seed=-1", "seed: expected a whole number from 0 to 4294967295; got -1"),
+        ("seed=4294967296", "seed: expected a whole number from 0 to 4294967295; got 4294967296"),
+        ("train.lr=nan", "train.lr: expected a number above 0 and at most 1, or null; got nan"),
+        ("prompts.jitter=1", "prompts.jitter: expected a number of at least 0 and below 1; got 1"),
         ("train=3", "the group has no options; set one of its keys: train.steps"),
         ("data.merge_classes=1", "data.merge_classes: expected true or false; got 1"),
-        ("data.classes=[1]", "data.classes: expected a list of [text] or a mapping"),
+        (
+            "data.classes=[1]",
+            "data.classes: expected a list of [text], a mapping {name: a whole number,",
+        ),
         ("prompts=bx", "prompts.name: expected one of box, point, semantic; got 'bx'; did you"),
         ("model=vit_bb", "model.name: expected one of vit_b, vit_l"),
         ("peft=lorra", "peft.name: expected one of"),
-        ("peft.dropout=1", "peft.dropout: expected a value >= 0 and < 1; got 1"),
+        ("peft.dropout=1", "peft.dropout: expected a number of at least 0 and below 1; got 1"),
         ("peft.blocks=lst:2", "peft.blocks must be all, last:K"),
         ("data.classes={", "data.classes: cannot read '{'"),
-        ("data.labels={f\u00fc\u00dfe: 1}", "is not written in quotes, key='\"text\"'"),
+        ("data.labels={f\u00fc\u00dfe: 1}", "is not in quotes, key='\"text\"'"),
     ],
 )
 def test_mistakes(override: str, said: str) -> None:
@@ -188,8 +194,8 @@ def test_all_mistakes_come_out_at_once(write: Any) -> None:
     message = fault(["seed=x", "peft.rank=0", "foo"], recipe)
     assert message.startswith("5 problems in the configuration:")
     assert f"train.stps: no such key; did you mean 'train.steps'? ({recipe})" in message
-    assert f"loss.dice: expected a number; got 'much' ({recipe})" in message
-    assert "seed: expected an integer; got 'x' (command line)" in message
+    assert f"loss.dice: expected a number of at least 0; got 'much' ({recipe})" in message
+    assert "seed: expected a whole number from 0 to 4294967295; got 'x' (command line)" in message
 
 
 def test_an_unknown_method_does_not_blame_its_options() -> None:
@@ -239,15 +245,43 @@ def test_a_run_needs_a_recipe() -> None:
     assert from_arguments(["recipe=medical"]) == compose("medical")
 
 
-def test_validate_sees_what_python_code_did() -> None:
-    broken = replace(Config(), train=replace(Config().train, steps=0, lr=-1.0))
-    with pytest.raises(ConfigError, match="2 problems"):
-        validate(broken)
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: Train(steps=-5), "train.steps: expected a whole number of at least 1; got -5"),
+        (lambda: Train(-5), "train.steps: expected a whole number of at least 1; got -5"),
+        (lambda: replace(Config(), seed=-1), "seed: expected a whole number from 0 to"),
+        (lambda: Train(stps=5), "train.stps: no such key; did you mean 'train.steps'?"),
+        (lambda: Config(train={"steps": 3}), "train: expected Train(...); got {'steps': 3}"),
+        (lambda: METHODS["lora"](rank=0), "peft.rank: expected a whole number of at least 1; got"),
+        (
+            lambda: METHODS["lora"](slices=("x",)),
+            "peft.slices: expected a list of [one of q, k, v]",
+        ),
+        (lambda: Model(name="vit_bb"), "model.name: expected one of vit_b,"),
+    ],
+)
+def test_a_wrong_value_is_refused_where_it_is_built(build: Any, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        build()
+    assert said in str(caught.value)
+
+
+def test_python_code_gets_every_problem_at_once() -> None:
+    with pytest.raises(SettingsError, match="2 problems") as caught:
+        replace(Config().train, steps=0, lr=-1.0)
+    assert set(caught.value.problems) == {"train.steps", "train.lr"}
+
+
+def test_python_code_may_write_what_yaml_knows_by_another_type() -> None:
+    assert Train(steps=np.int64(3), augment=["flip"]) == Train(steps=3, augment=("flip",))
+    assert Data(classes=("a", "b")) == Data(classes=["a", "b"])
 
 
 def test_every_key_is_explained() -> None:
-    for key, leaf in leaves(Config, lambda group: group).items():
-        assert leaf.metadata["help"], key
+    for method in METHODS.values():
+        for key in keys_of(Config, method).values():
+            assert key.description, key
     text = describe(Config)
     assert "train.lr=null" in text
     for name, method in METHODS.items():
@@ -255,19 +289,19 @@ def test_every_key_is_explained() -> None:
 
 
 @dataclass(frozen=True)
-class Arguments:
-    adapter: str = knob(help="DIR")
+class Arguments(Settings):
+    adapter: str = Field(description="DIR")
 
 
 def test_a_needed_key_is_named() -> None:
-    with pytest.raises(ConfigError, match="adapter: it is needed: DIR"):
-        parse(Arguments, [])
-    assert parse(Arguments, ["adapter=/x"]).adapter == "/x"
+    with pytest.raises(ConfigError, match="adapter: a value is required: DIR"):
+        parse_settings(Arguments, [])
+    assert parse_settings(Arguments, ["adapter=/x"]).adapter == "/x"
 
 
 def test_groups_are_those_of_the_design() -> None:
     wanted = ["model", "peft", "data", "prompts", "loss", "train", "cache", "eval", "output"]
-    assert list(groups(Config)) == wanted
+    assert list(groups_of(Config)) == wanted
     assert [item.name for item in fields(Config)][-7:] == [
         "seed",
         "precision",
@@ -283,10 +317,16 @@ WHOLE = st.integers(-(2**53), 2**53)  # what a float holds exactly
 
 
 @given(st.one_of(WHOLE, st.floats(allow_nan=False), st.text(), st.booleans(), st.none()))
-def test_convert_gives_the_type_or_refuses(value: object) -> None:
-    for hint, kinds in ((int, int), (float, float), (str, str), (bool, bool), (int | None, int)):
+def test_check_value_gives_the_type_or_refuses(value: object) -> None:
+    for hint, kinds in (
+        (Whole, int),
+        (float, float),
+        (str, str),
+        (bool, bool),
+        (Whole | None, int),
+    ):
         try:
-            converted = convert(value, hint)
+            converted = check_value(value, hint)
         except ValueError:
             continue
         assert type(converted) is kinds or converted is None

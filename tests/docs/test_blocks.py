@@ -69,15 +69,15 @@ def check_samadapt(words: list[str]) -> None:
         [argument for argument in arguments if not argument.startswith(own)] if own else arguments
     )
     if command in COMPOSED and "--help" not in words:
-        from samadapt.config.schema import from_arguments
+        from samadapt.config.compose import from_arguments
 
         from_arguments(arguments)
     elif command == "check" and arguments[0].startswith("explain="):
         module.run(arguments)
     elif module.SCHEMA is not None and "--help" not in words:
-        from samadapt.config.overrides import parse
+        from samadapt.config.compose import parse_settings
 
-        parse(
+        parse_settings(
             module.SCHEMA,
             [a.replace("from=", "source=", 1) if a.startswith("from=") else a for a in arguments],
         )

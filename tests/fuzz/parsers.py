@@ -476,14 +476,14 @@ class Yolo(JsonParser):
 @parser("yaml_recipe")
 class Recipe(JsonParser):
     def seeds(self) -> dict[str, bytes]:
-        from samadapt.config.schema import compose, recipes, to_yaml
+        from samadapt.config.compose import compose, recipes, to_yaml
 
         found = {path.name: path.read_bytes() for path in recipes().values()}
         found["alias.yaml"] = b"a: &a {b: 1}\nmodel: {<<: *a}\ntrain: {steps: 3}\n"
         return found | {"stored.yaml": to_yaml(compose("medical")).encode()}
 
     def parse(self, name: str, content: bytes) -> None:
-        from samadapt.config.schema import from_yaml
+        from samadapt.config.compose import from_yaml
         from samadapt.errors import ConfigError
 
         try:
@@ -523,7 +523,7 @@ class CommandLine(JsonParser):
         return {str(number): line.encode() for number, line in enumerate(lines)}
 
     def parse(self, name: str, content: bytes) -> None:
-        from samadapt.config.schema import compose
+        from samadapt.config.compose import compose
 
         compose("medical", content.decode("utf-8", "replace").split("\n"))
 

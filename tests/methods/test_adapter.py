@@ -38,9 +38,9 @@ def test_hidden_is_a_quarter_by_default(tiny_sam):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hidden": 0}, r"peft\.hidden .*got 0"),
-        ({"scale": 0.0}, r"peft\.scale .*got 0\.0"),
-        ({"depth": 0}, r"peft\.depth .*got 0"),
+        ({"hidden": 0}, r"peft\.hidden.*got 0"),
+        ({"scale": 0.0}, r"peft\.scale.*got 0\.0"),
+        ({"depth": 0}, r"peft\.depth.*got 0"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

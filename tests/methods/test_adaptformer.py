@@ -32,7 +32,7 @@ def test_tiny_vits_bottleneck_sees_normed_tokens(tiny_t_sam, perturb):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"hidden": 0}, r"peft\.hidden .*got 0"), ({"scale": -1.0}, r"peft\.scale .*got -1\.0")],
+    [({"hidden": 0}, r"peft\.hidden.*got 0"), ({"scale": -1.0}, r"peft\.scale.*got -1\.0")],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):

@@ -367,13 +367,13 @@ def test_a_copy_is_independent(fresh, method, predict, perturb):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"blocks": "lst:2"}, r"peft\.blocks .*did you mean 'last:K'"),
+        ({"blocks": "lst:2"}, r"peft\.blocks.*did you mean 'last:K'"),
         ({"blocks": "last:0"}, r"peft\.blocks"),
         ({"blocks": [0, 0]}, r"peft\.blocks names a block twice"),
         ({"blocks": "[0, x]"}, r"peft\.blocks"),
         ({"blocks": [-1]}, r"peft\.blocks"),
-        ({"decoder": "ful"}, r"peft\.decoder .*did you mean 'full'"),
-        ({"decoder_rank": 0}, r"peft\.decoder_rank .*got 0"),
+        ({"decoder": "ful"}, r"peft\.decoder.*did you mean 'full'"),
+        ({"decoder_rank": 0}, r"peft\.decoder_rank.*got 0"),
         ({"no_such": 1}, r"peft\.no_such is no option"),
     ],
 )

@@ -79,10 +79,10 @@ def test_a_merged_copy_has_no_hooks(tiny_sam, perturb):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 0}, r"peft\.rank .*got 0"),
-        ({"scale": 0}, r"peft\.scale .*got 0"),
-        ({"form": "tuker"}, r"peft\.form .*did you mean 'tucker'"),
-        ({"slices": ("q", "q")}, r"peft\.slices .*each once"),
+        ({"rank": 0}, r"peft\.rank.*got 0"),
+        ({"scale": 0}, r"peft\.scale.*got 0"),
+        ({"form": "tuker"}, r"peft\.form.*did you mean 'tucker'"),
+        ({"slices": ("q", "q")}, r"peft\.slices.*each once"),
         ({"slices": ("x",)}, r"peft\.slices must name q, k or v"),
     ],
 )

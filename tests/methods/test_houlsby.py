@@ -20,5 +20,5 @@ def test_the_bottlenecks_are_in_series(fresh, perturb):
 
 
 def test_a_wrong_width_is_refused():
-    with pytest.raises(ConfigError, match=r"peft\.hidden .*got 0"):
+    with pytest.raises(ConfigError, match=r"peft\.hidden.*got 0"):
         Houlsby(hidden=0)

@@ -42,5 +42,5 @@ def test_the_tokens_learn_once_the_gate_is_open(tiny_sam, train):
 
 
 def test_a_wrong_number_is_refused():
-    with pytest.raises(ConfigError, match=r"peft\.tokens .*got 0"):
+    with pytest.raises(ConfigError, match=r"peft\.tokens.*got 0"):
         METHODS["prompt_tokens"](tokens=0)

@@ -12,7 +12,7 @@ import pytest
 from samadapt.adapters.record import read_record
 from samadapt.commands import check, evaluate, predict, show
 from samadapt.commands.export import run as export
-from samadapt.config.schema import compose
+from samadapt.config.compose import compose
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.runs.finetune import finetune
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from samadapt.config.schema import Data, compose
+from samadapt.config.compose import compose
+from samadapt.config.schema import Data
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError, DataError
 from samadapt.prompts.policy import PromptPolicy

@@ -11,7 +11,7 @@ import pytest
 
 from samadapt.cli import main
 from samadapt.commands.finetune import render
-from samadapt.config.schema import compose, from_yaml
+from samadapt.config.compose import compose, from_yaml
 from samadapt.data.dataset import open_dataset
 from samadapt.evaluation.metrics import summarise
 from samadapt.reports.tables import read_per_case

@@ -14,7 +14,7 @@ import samadapt
 import samadapt.inference.volumes as prediction
 from samadapt.adapters.store import load_trainable_state, save_adapter, trainable_state
 from samadapt.cli import main
-from samadapt.config.schema import compose
+from samadapt.config.compose import compose
 from samadapt.data.types import SliceRef
 from samadapt.errors import AdapterError, ConfigError, DataError
 from samadapt.export.onnx import Onnx

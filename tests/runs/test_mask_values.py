@@ -10,7 +10,7 @@ from PIL import Image
 
 from samadapt.cli import main
 from samadapt.commands.finetune import render
-from samadapt.config.schema import compose
+from samadapt.config.compose import compose
 from samadapt.data.dataset import open_dataset
 from samadapt.data.types import SliceRef
 from samadapt.runs.finetune import finetune

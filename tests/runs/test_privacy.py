@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from samadapt.cli import main
-from samadapt.config.schema import compose, from_arguments
+from samadapt.config.compose import compose, from_arguments
 from samadapt.data.pseudonyms import KEY_NAME
 from samadapt.errors import UserError
 from samadapt.runs.finetune import finetune

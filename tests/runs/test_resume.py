@@ -10,7 +10,7 @@ import pytest
 
 from samadapt.adapters.record import read_record
 from samadapt.cli import main
-from samadapt.config.schema import compose
+from samadapt.config.compose import compose
 from samadapt.runs.finetune import finetune
 from samadapt.runs.run_directory import locked
 from samadapt.system.interrupt import InterruptedRunError

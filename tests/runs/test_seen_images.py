@@ -12,7 +12,7 @@ from PIL import Image
 
 from samadapt.adapters.injection import inject
 from samadapt.adapters.store import AdapterRecord, save_adapter
-from samadapt.config.schema import compose
+from samadapt.config.compose import compose
 from samadapt.data.dataset import open_dataset
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError, DataError
@@ -180,8 +180,8 @@ def test_the_features_of_a_slice_depend_on_the_rule(scans, opened_run, tmp_path)
 
 def test_evaluation_obeys_the_record_also_on_other_data(scans, adapter):
     from samadapt.adapters.store import read_record
+    from samadapt.config.compose import parse_settings
     from samadapt.config.evaluate_arguments import EvaluateArguments
-    from samadapt.config.overrides import parse
     from samadapt.runs.recorded_configuration import evaluation_config, recorded_keys
 
     dataset = open_dataset("nifti", scans, intensity="ct:lung", neighbours=1)
@@ -189,7 +189,7 @@ def test_evaluation_obeys_the_record_also_on_other_data(scans, adapter):
     for others in ([], ["data=msd_spleen"]):
         record = read_record(directory)
         keys = recorded_keys(directory, record)
-        arguments = parse(EvaluateArguments, [f"adapter={directory}", *others], keys)
+        arguments = parse_settings(EvaluateArguments, [f"adapter={directory}", *others], keys)
         config = evaluation_config(arguments, record)
         rule = open_dataset("nifti", scans, intensity=config.data.intensity).intensity
         assert rule == dataset.intensity

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from samadapt.config.schema import compose, from_yaml
+from samadapt.config.compose import compose, from_yaml
 from samadapt.data.cards import read_card
 from samadapt.errors import ConfigError
 from samadapt.system.plain_yaml import MAX_BYTES, read_plain_yaml
