@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -36,56 +36,48 @@ if TYPE_CHECKING:
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.model import Sam
 
-Item = TypeVar("Item")
 Place = int | Tile
+"""Where a sample lies in its case: the number of its slice, or its tile of the picture."""
 
 
 @dataclass(frozen=True)
 class SlicePrediction:
-    """What was found in one slice.
+    """The prediction of one slice.
+
+    It has n maps: one for all classes, or one for each class if classes are independent.
 
     Attributes:
-        labels: (n, h, w) uint8 class ids, 0 where nothing was found; a map for all classes, or
-            one for each where they are independent.
-        numbers: (n, h, w) int32 which prompt's object it is, from 1, or in a tile the object's
-            number in the data set, where it has one; None without prompts.
-        iou: (n, h, w) float32 the IoU that the mask decoder predicts for that object; None
-            without prompts.
+        labels: (n, h, w) uint8 class ids, 0 where nothing was found.
+        numbers: (n, h, w) int32 number of the predicted object, from 1: that of its prompt, or in
+            a tile that of the object in the data set, if it has one. None without prompts.
+        iou: (n, h, w) float32 IoU that the mask decoder predicts for the object; None without
+            prompts.
     """
 
     labels: Array
     numbers: Array | None = None
     iou: Array | None = None
 
-    def put(
-        self, position: int, objects: ImagePrompts, known: Array, numbers: Array, iou: Array
-    ) -> None:
-        """Fill one map in: what each numbered pixel's object is called and how sure it is."""
-        self.labels[position] = objects.names(numbers)
-        if self.numbers is not None and self.iou is not None:
-            self.numbers[position] = np.append(0, known)[numbers]
-            self.iou[position] = np.append(np.float32(0), iou)[numbers]
-
 
 @dataclass(frozen=True)
 class SlicePredictor:
-    """A model as evaluation uses it.
+    """A model as evaluation uses it: it predicts slices that come with their ground truth.
 
     Attributes:
         sam: the model, base or adapted.
-        first_trainable_block: the unit of the encoder from which it is run live; -1: from the
-            pixels.
-        features: images (h, w, 3) to what is fed in there, (b, ...).
-        policy: how objects are prompted; boxes are exact and points central, without noise.
-        independent: each class is predicted on its own, so that classes whose boxes coincide do
-            not take pixels from each other; else one label map holds them all.
-        overlapping: a pixel may be of several classes, so that also a model without prompts says
-            of each class by itself where it is; then they are independent as well.
+        first_trainable_block: the unit of the encoder that ``features`` are the input of; -1:
+            they are pixels. See ``sam/embed.py``.
+        features: returns the features (b, ...) of images (h, w, 3).
+        policy: how objects are prompted. Boxes are exact and points central, without noise.
         classes: number K of classes.
         autocast: returns the context of forward passes.
         batch_size: slices in one forward pass.
-        stacks: the slices that the encoder sees together.
-        image_of: reads those that are not scored, for the stacks of those that are.
+        independent: each class is predicted on its own map, so that classes with equal boxes do
+            not take pixels from each other. Otherwise one map holds all classes.
+        overlapping: a pixel may belong to several classes, so that a model without prompts decides
+            for each class by itself. Classes are then independent as well.
+        stacks: which slices the encoder sees together.
+        image_of: reads slices that are not scored but belong to the stacks of those that are.
     """
 
     sam: Sam
@@ -101,52 +93,45 @@ class SlicePredictor:
     image_of: Callable[[SliceRef], Array] | None = None
 
     @torch.no_grad()
-    def __call__(self, samples: Sequence[Sample]) -> list[Array]:
-        """Return the predicted class ids of each slice, 0 where nothing was prompted.
-
-        Each is (1, h, w), or (K, h, w) with a map for each class where they are independent.
-        """
-        return [found.labels for found in self.find(samples)]
-
-    @torch.no_grad()
-    def find(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
-        """Return the predicted class ids of each slice, and its objects where they are prompted."""
+    def predict(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
+        """Predict each slice; pixels without a prompted object are 0."""
         with self.autocast():
             if self.policy.is_semantic:
-                frames = [frame_of(self.sam, sample.image) for sample in samples]
                 maps = segment_semantic(
                     self.sam,
                     self.embed(samples),
-                    frames,
+                    [frame_of(self.sam, sample.image) for sample in samples],
                     self.classes,
                     background_token=self.policy.background_token,
                     overlapping=self.overlapping,
                 )
                 return [SlicePrediction(labels.reshape(-1, *labels.shape[-2:])) for labels in maps]
-            return self._objects(samples)
+            return self._predict_objects(samples)
 
-    def _objects(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
+    def _predict_objects(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
         prompts = [self._prompts(sample) for sample in samples]
         prompted = [index for index, objects in enumerate(prompts) if len(objects)]
         every = range(1, self.classes + 1)
         groups = [[class_id] for class_id in every] if self.independent else [list(every)]
         shapes = [(len(groups), *sample.labels.shape) for sample in samples]
-        found = [
-            SlicePrediction(np.zeros(s, np.uint8), np.zeros(s, np.int32), np.zeros(s, np.float32))
-            for s in shapes
-        ]
+        labels = [np.zeros(shape, np.uint8) for shape in shapes]
+        numbers = [np.zeros(shape, np.int32) for shape in shapes]
+        iou = [np.zeros(shape, np.float32) for shape in shapes]
+        found = list(map(SlicePrediction, labels, numbers, iou))
         if not prompted:
             return found
         frames = [frame_of(self.sam, samples[index].image) for index in prompted]
         embeddings = self.embed([samples[index] for index in prompted])
-        for position, group in enumerate(groups):
+        for place, group in enumerate(groups):
             wanted = [prompts[index].of_classes(group) for index in prompted]
             masks = segment_objects(
                 self.sam, embeddings, frames, wanted, multimask=self.policy.is_ambiguous
             )
-            for index, objects, (numbers, iou) in zip(prompted, wanted, masks, strict=True):
+            for index, objects, (positions, sure) in zip(prompted, wanted, masks, strict=True):
                 known = known_numbers(objects, samples[index], self.policy.objects == "class")
-                found[index].put(position, objects, known, numbers, iou)
+                labels[index][place] = objects.names(positions)
+                numbers[index][place] = np.append(0, known)[positions]
+                iou[index][place] = np.append(np.float32(0), sure)[positions]
         return found
 
     def _prompts(self, sample: Sample) -> ImagePrompts:
@@ -156,14 +141,12 @@ class SlicePredictor:
 
     def embed(self, samples: Sequence[Sample]) -> Tensor:
         """Return the embeddings (b, c, g, g) of the samples' images."""
-        if self.stacks.size == 1 or self.image_of is None:
-            return self._encode([sample.image for sample in samples])
-        refs, rows = self.stacks.whole([SliceRef(s.case, s.index) for s in samples])
-        return self._encode([self.image_of(ref) for ref in refs])[rows]
-
-    def _encode(self, images: Sequence[Array]) -> Tensor:
-        features = self.features(images)
-        return embed_features(self.sam, features, self.first_trainable_block)
+        images, rows = [sample.image for sample in samples], None
+        if self.stacks.size > 1 and self.image_of is not None:
+            refs, rows = self.stacks.whole([SliceRef(s.case, s.index) for s in samples])
+            images = [self.image_of(ref) for ref in refs]
+        embeddings = embed_features(self.sam, self.features(images), self.first_trainable_block)
+        return embeddings if rows is None else embeddings[rows]
 
 
 @dataclass
@@ -171,12 +154,13 @@ class Evaluation:
     """Scores of a model.
 
     Attributes:
-        rows: one score a case and class, over all of the case's slices.
-        objects: the matched objects of each case and class, where they were asked for.
-        summary: means, as ``metrics.summarise`` gives them.
+        rows: one score for each case and class, over all slices of the case.
+        objects: the matched objects of each case and class, if they were asked for.
+        summary: the means; see ``metrics.summarise``.
         shown: for each case the slice with the most ground truth, and its place in ``labels``.
-        labels: for each case the predicted labels of its slices; of independent classes the higher
-            one shows. Neither is kept of a validation in training.
+            Empty for a validation during training, as ``labels``.
+        labels: for each case the predicted labels of its slices. Of independent classes the one
+            with the highest id is shown.
     """
 
     rows: list[CaseClassScore] = field(default_factory=list)
@@ -203,63 +187,123 @@ def evaluate_cases(
     Args:
         predictor: the model and how it is prompted.
         refs: the slices, sorted by case.
-        read: slice to sample.
+        read: returns the sample of a slice.
         classes: names of the classes 1..K.
         done: called with the number of slices finished since the last call.
-        spacing_of: a case's (row, column, slice) spacing in mm, or None where there is none.
+        spacing_of: returns a case's (row, column, slice) spacing in mm, or None if it has none.
         tolerance: of the normalised surface Dice, in mm, in pixels without spacing.
-        overlap_only: take Dice and IoU alone, without intervals; as for a validation in training,
-            whose slices need not be neighbours.
-        instances: match objects too: those that the samples number (of pictures), or components.
+        overlap_only: take Dice and IoU alone, without intervals. A validation during training does
+            so, since its slices need not be neighbours.
+        instances: match objects too. True: those that the samples number, for pictures;
+            ``"components"``: connected components.
     """
     result = Evaluation()
     options = {"tolerance": tolerance, "scores": OVERLAP if overlap_only else None}
     for case, group in groupby(refs, key=lambda ref: ref.case):
         members = list(group)
-        truth: list[Array] = []
+        slices = _CaseSlices()
         shown: list[Array] = []
-        predicted: list[Array] = []
-        places: list[Place] = []
-        whole = _Objects(case, classes, instances)
         for part in predictor.stacks.parts(members, predictor.batch_size):
             samples = [read(ref) for ref in part]
-            if instances:
-                found = predictor.find(samples)
-                predicted += [one.labels for one in found]
-                whole.add(samples, found)
-            else:
-                predicted += predictor(samples)
-            truth += [sample.truth for sample in samples]
+            slices.add(samples, predictor.predict(samples), keep_objects=bool(instances))
             shown += [sample.shown for sample in samples]
-            places += [place_of(sample) for sample in samples]
             done(len(part))
+        truth = joined(slices.truth, slices.places)
+        maps = joined(slices.labels, slices.places)
         result.rows += score_maps(
-            case,
-            joined(predicted, places),
-            joined(truth, places),
-            classes,
-            **options,
-            spacing_mm=spacing_of(case),
+            case, maps, truth, classes, **options, spacing_mm=spacing_of(case)
         )
-        result.objects += whole.matched()
+        if instances:
+            result.objects += slices.match_objects(
+                case, maps, truth, classes, numbered=instances is True
+            )
         if not overlap_only:
             chosen = choose_slice(np.stack(shown, axis=-1))
             result.shown[case] = members[chosen], chosen
-            result.labels[case] = LabelStack.of(maps.max(axis=0) for maps in predicted)
+            result.labels[case] = LabelStack.of(maps.max(axis=0) for maps in slices.labels)
     result.summary = summarise(result.rows, classes, intervals=not overlap_only)
     if instances:
         result.summary["instances"] = summarise_objects(result.objects, classes)
     return result
 
 
+@dataclass
+class _CaseSlices:
+    """The slices of one case and what was predicted in them.
+
+    Attributes:
+        places: where each slice or tile lies.
+        truth: ``Sample.truth`` of each.
+        labels: predicted class ids (n, h, w) of each.
+        instances: object numbers (h, w) of the data set, of those that have them.
+        numbers: predicted object numbers (n, h, w) of each; None where there are none.
+        iou: predicted IoU (n, h, w) of each; None where there is none.
+    """
+
+    places: list[Place] = field(default_factory=list)
+    truth: list[Array] = field(default_factory=list)
+    labels: list[Array] = field(default_factory=list)
+    instances: list[Array] = field(default_factory=list)
+    numbers: list[Array | None] = field(default_factory=list)
+    iou: list[Array | None] = field(default_factory=list)
+
+    def add(
+        self,
+        samples: Sequence[Sample],
+        found: Sequence[SlicePrediction],
+        *,
+        keep_objects: bool,
+    ) -> None:
+        """Add some slices; their objects only if they will be matched."""
+        self.places += [place_of(sample) for sample in samples]
+        self.truth += [sample.truth for sample in samples]
+        self.labels += [one.labels for one in found]
+        if keep_objects:
+            self.instances += [s.instances for s in samples if s.instances is not None]
+            self.numbers += [one.numbers for one in found]
+            self.iou += [one.iou for one in found]
+
+    def match_objects(
+        self, case: str, maps: Array, truth: Array, classes: Sequence[str], *, numbered: bool
+    ) -> list[ObjectMatches]:
+        """Match the objects of every class over all slices together.
+
+        Args:
+            case: name of the case.
+            maps: predicted class ids (n, h, w, d).
+            truth: see ``score_maps``.
+            classes: names of the classes 1..K.
+            numbered: objects are those that the data set numbers; otherwise components.
+        """
+        iou, numbers = self._joined(self.iou), self._joined(self.numbers)
+        rows = []
+        for label, name in enumerate(classes, start=1):
+            own = label - 1 if len(maps) > 1 else 0
+            plane = plane_of(truth, label)
+            predicted, true = (maps[own] == label) & (plane != IGNORED), plane == 1
+            if numbered:
+                one = components(predicted) if numbers is None else numbers[own] * predicted
+                other = joined(self.instances, self.places) * true
+            else:
+                one, other = components(predicted), components(true)
+            scores = None if iou is None else iou[own]
+            rows.append(match_objects(case, name, one, other, scores))
+        return rows
+
+    def _joined(self, parts: Sequence[Array | None]) -> Array | None:
+        """Join parts of which all or none are there."""
+        present = [part for part in parts if part is not None]
+        return joined(present, self.places) if len(present) == len(self.places) else None
+
+
 def score_maps(
     case: str, maps: Array, truth: Array, classes: Sequence[str], **options: Any
 ) -> list[CaseClassScore]:
-    """Score label maps (n, h, w, d): one for all classes, or one for each.
+    """Score predicted label maps: one for all classes, or one for each class.
 
     Args:
         case: name of the case.
-        maps: predicted class ids.
+        maps: (n, h, w, d) predicted class ids.
         truth: (h, w, d) class ids, or ``IGNORED``; or (K, h, w, d), see ``Sample.truth``.
         classes: names of the classes 1..K.
         options: of ``score_case``.
@@ -274,7 +318,7 @@ def score_maps(
 
 
 def plane_of(truth: Array, class_id: int) -> Array:
-    """Return (h, w, d) int8: 1 where truth is a class, 0 or ``IGNORED`` elsewhere."""
+    """Return (h, w, d) int8: 1 where the truth is a class, 0 or ``IGNORED`` elsewhere."""
     if truth.ndim == 4:
         own: Array = truth[class_id - 1]
         return own
@@ -284,10 +328,10 @@ def plane_of(truth: Array, class_id: int) -> Array:
 
 
 def known_numbers(objects: ImagePrompts, sample: Sample, per_class: bool) -> Array:
-    """Return the numbers (p,) by which prompted objects are told apart, of a tile in its picture.
+    """Return the numbers (p,) that tell prompted objects apart in their picture.
 
-    Several tiles see parts of one object: it has the number of the data set, or that of its class
-    where a prompt stands for all of a class.
+    Several tiles see parts of one object. In a tile an object therefore has its number in the data
+    set, or the id of its class if one prompt stands for the whole class.
     """
     if sample.tile is None or sample.instances is None or objects.truth is None:
         return np.arange(1, len(objects) + 1)
@@ -304,8 +348,8 @@ def place_of(sample: Sample) -> Place:
 def joined(parts: Sequence[Array], places: Sequence[Place]) -> Array:
     """Put the slices (..., h, w) of a case at their places: (..., h, w, d).
 
-    Where slices were left out between others, as by a held-out slab, there are empty ones:
-    distances across are then those in the patient. Tiles make one slice, the picture.
+    Slices that were left out between others, such as a held-out slab, are empty, so that distances
+    across slices are those in the patient. Tiles make one slice, the picture.
     """
     tiles = [place for place in places if isinstance(place, Tile)]
     if tiles:
@@ -315,58 +359,3 @@ def joined(parts: Sequence[Array], places: Sequence[Place]) -> Array:
     for part, index in zip(parts, indices - indices[0], strict=True):
         volume[..., index] = part
     return volume
-
-
-def in_parts(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """Yield the items in order, at most ``size`` at once."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-@dataclass
-class _Objects:
-    """The slices of one case, gathered to match its objects."""
-
-    case: str
-    classes: Sequence[str]
-    kind: bool | Literal["components"]
-    places: list[Place] = field(default_factory=list)
-    truth: list[Array] = field(default_factory=list)
-    numbered: list[Array] = field(default_factory=list)
-    found: list[SlicePrediction] = field(default_factory=list)
-
-    def add(self, samples: Sequence[Sample], found: Sequence[SlicePrediction]) -> None:
-        """Take slices in."""
-        self.found += found
-        self.places += [place_of(sample) for sample in samples]
-        self.truth += [sample.truth for sample in samples]
-        self.numbered += [sample.instances for sample in samples if sample.instances is not None]
-
-    def matched(self) -> list[ObjectMatches]:
-        """Match the objects of every class over all slices together."""
-        if not self.kind:
-            return []
-        truth = joined(self.truth, self.places)
-        maps = joined([found.labels for found in self.found], self.places)
-        sure = self._joined("iou")
-        rows = []
-        for label, name in enumerate(self.classes, start=1):
-            own = label - 1 if len(maps) > 1 else 0
-            plane = plane_of(truth, label)
-            predicted, true = (maps[own] == label) & (plane != IGNORED), plane == 1
-            if self.kind is True:
-                numbers = self._joined("numbers")
-                numbered = joined(self.numbered, self.places)
-                one = components(predicted) if numbers is None else numbers[own] * predicted
-                other = numbered * true
-            else:
-                one, other = components(predicted), components(true)
-            scores = None if sure is None else sure[own]
-            rows.append(match_objects(self.case, name, one, other, scores))
-        return rows
-
-    def _joined(self, name: Literal["numbers", "iou"]) -> Array | None:
-        parts = [getattr(found, name) for found in self.found]
-        if any(part is None for part in parts):
-            return None
-        return joined(parts, self.places)

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-    from samadapt.training.samples import Item
+    from samadapt.training.samples import TrainingStack
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ def train_adapter(
     rng = np.random.default_rng([context.config.seed, accelerator.process_index])
     logits_side = 4 * context.sam.embedding_size  # the decoder upsamples the embedding four times
 
-    def make(drawn: Sequence[Item]) -> Any:
+    def make(drawn: Sequence[TrainingStack]) -> Any:
         stack, trained, versions = samples.take(drawn, rng)
         keys = planner.keys_of(versions)
         return make_batch(stack, policy, planner.features.frame, logits_side, rng, trained, keys)

@@ -1,4 +1,4 @@
-"""From slices to training batches: prompts in the model frame, targets on the logits' grid."""
+"""From slices to training batches: prompts in the model frame, targets on the decoder's grid."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ if TYPE_CHECKING:
     from samadapt.data.types import Sample
     from samadapt.prompts.policy import PromptPolicy
 
-Item = TypeVar("Item")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch, with the loss on b images.
+    """One micro-batch with the loss on b images.
 
     Attributes:
-        names: what each image that has the loss is, for messages.
-        keys: keys of the images' stored features; empty where they have none.
-        images: the images without stored features, (h, w, 3) uint8 in their original frames;
-            empty where there are keys.
-        prompts: p objects per image in the model frame; empty for ``semantic``.
-        targets: (b, p, 4g, 4g) of 0, 1 and -1 for padding and ignored pixels; for ``semantic``
-            (b, 4g, 4g) of 0..K and -1, or where classes overlap or are not all annotated
-            (b, K, 4g, 4g) of 0, 1 and -1.
+        names: the case and slice of each of the b images, for messages.
+        keys: keys of the stored features of all images; empty if no features are stored.
+        images: all images, (h, w, 3) uint8 in their original frames; empty if there are keys.
+        prompts: p objects for each of the b images in the model frame; empty for ``semantic``.
+        targets: (b, p, 4g, 4g) int64, 1 in the object, 0 outside, -1 for padding and ignored
+            pixels. For ``semantic`` (b, 4g, 4g) class ids 0..K or -1; if classes overlap or are
+            not all annotated (b, K, 4g, 4g) of 0, 1 and -1.
         trained: positions, among all images, of the b that have the loss; None: all.
     """
 
@@ -51,10 +50,19 @@ class Batch:
 
 
 class Sampler:
-    """Endless shuffled indices whose state is two numbers, so that a resumed run goes on as it was.
+    """Endless shuffled indices.
 
-    Every epoch visits each index once, in an order drawn from the seed and the epoch. Each process
-    of several takes its own share: ``shard`` is (its number, how many there are).
+    Every epoch visits each index once, in an order that is drawn from the seed and the epoch. The
+    whole state is the number ``drawn``, so that a resumed run continues with the same indices.
+
+    Args:
+        length: number of indices.
+        batch_size: indices in one batch of one process.
+        seed: of the order.
+        shard: number of this process, and how many there are. Each takes its own share.
+
+    Attributes:
+        drawn: indices that all processes have drawn so far.
     """
 
     def __init__(
@@ -67,12 +75,21 @@ class Sampler:
     def next(self) -> list[int]:
         """Return the indices of this process's next batch."""
         drawn = self.batch_size * self.world
+        # Process r of n takes positions r, r + n, ... of the shared order.
         positions = range(self.drawn + self.rank, self.drawn + drawn, self.world)
         self.drawn += drawn
         return [int(self._order(at // self.length)[at % self.length]) for at in positions]
 
     def _order(self, epoch: int) -> Array:
         return np.random.default_rng([self.seed, epoch]).permutation(self.length)
+
+
+def endless(
+    items: Sequence[T], sampler: Sampler, make: Callable[[Sequence[T]], Batch]
+) -> Iterator[Batch]:
+    """Yield a batch of the items that the sampler draws, again and again."""
+    while True:
+        yield make([items[index] for index in sampler.next()])
 
 
 def make_batch(
@@ -84,20 +101,20 @@ def make_batch(
     trained: Sequence[int] | None = None,
     keys: Sequence[str] = (),
 ) -> Batch:
-    """Prompt the objects of some slices and bring everything to the model's frame.
+    """Prompt the objects of some slices and bring everything into the model frame.
 
     Args:
-        samples: slices; with box or point prompts each that is trained on must have an object.
+        samples: the slices. With box or point prompts each slice with the loss must have an object.
         policy: how objects are prompted.
-        frame_of: where an image lies in the model's square.
-        side: 4g, side of the decoder's grid.
+        frame_of: returns where an image lies in the model's square.
+        side: 4g, the side of the decoder's grid.
         rng: source of the noise of prompts.
-        trained: positions of the b slices that have the loss, the others being seen alone; None:
-            all.
-        keys: keys of the slices' stored features; empty where they have none.
+        trained: positions of the b slices with the loss; the encoder only sees the others. None:
+            all slices.
+        keys: keys of the slices' stored features; empty if no features are stored.
 
     Raises:
-        DataError: naming a slice that has no object to prompt.
+        DataError: a slice has no object to prompt; names the slice.
     """
     images = [] if keys else [sample.image for sample in samples]
     rows = None
@@ -106,105 +123,92 @@ def make_batch(
     names = [f"{sample.case}[{sample.index}]" for sample in samples]
     frames = [frame_of(sample.image) for sample in samples]
     if policy.is_semantic:
-        maps = [
-            _semantic_target(sample.truth, frame, side)
-            for sample, frame in zip(samples, frames, strict=True)
-        ]
-        targets = torch.from_numpy(np.stack(maps).astype(np.int64))
-        return Batch(names, list(keys), images, Prompts(), targets, rows)
-    chosen = choose_objects(samples, policy, rng)
-    targets = torch.stack(
-        [
-            torch.stack(
-                [
-                    _target(mask, sample.unknown(int(class_id)), frame, side)
-                    for mask, class_id in zip(_masks(objects), objects.class_ids, strict=True)
-                ]
-            )
-            for objects, sample, frame in zip(chosen, samples, frames, strict=True)
-        ]
-    )
-    return Batch(names, list(keys), images, to_tensors(chosen, frames), targets, rows)
+        prompts, targets = Prompts(), semantic_targets(samples, frames, side)
+    else:
+        chosen = choose_objects(samples, policy, rng)
+        prompts = to_tensors(chosen, frames)
+        targets = object_targets(chosen, samples, frames, side)
+    return Batch(names, list(keys), images, prompts, targets, rows)
+
+
+def semantic_targets(samples: Sequence[Sample], frames: Sequence[Frame], side: int) -> Tensor:
+    """Return the targets of a model without prompts: (b, 4g, 4g), or (b, K, 4g, 4g) planes."""
+    targets = []
+    for sample, frame in zip(samples, frames, strict=True):
+        truth = sample.truth
+        if truth.ndim == 2:
+            targets.append(labels_to_model(truth, frame, side))
+        else:
+            targets.append(np.stack([labels_to_model(plane, frame, side) for plane in truth]))
+    return torch.from_numpy(np.stack(targets).astype(np.int64))
+
+
+def object_targets(
+    chosen: Sequence[ImagePrompts], samples: Sequence[Sample], frames: Sequence[Frame], side: int
+) -> Tensor:
+    """Return the targets (b, p, 4g, 4g) of prompted objects."""
+    targets = []
+    for objects, sample, frame in zip(chosen, samples, frames, strict=True):
+        for mask, class_id in zip(_truth_of(objects), objects.class_ids, strict=True):
+            target = np.where(sample.unknown(int(class_id)), IGNORED, mask.astype(np.int64))
+            targets.append(torch.from_numpy(labels_to_model(target, frame, side)))
+    stacked = torch.stack(targets)
+    return stacked.view(len(chosen), -1, side, side)
 
 
 def choose_objects(
     samples: Sequence[Sample], policy: PromptPolicy, rng: np.random.Generator
 ) -> list[ImagePrompts]:
-    """Return the objects of b slices that are prompted, as many of each, in the original frame.
+    """Choose and prompt the objects of b slices, p of each, in the original frame.
 
-    At most ``policy.max_objects`` of a slice: each costs a pass of the decoder, and slices with
-    many objects would otherwise outweigh the others. Where there are more, large ones are likelier.
+    p is at most ``policy.max_objects``, because each object costs a pass of the decoder and slices
+    with many objects would otherwise outweigh the others.
 
     Raises:
-        DataError: naming a slice that has no object to prompt.
+        DataError: a slice has no object to prompt; names the slice.
     """
-    chosen = [_choose(sample, policy, rng) for sample in samples]
-    most = min(policy.max_objects, max(len(objects) for objects in chosen))
-    return _alike([objects.take(_draw(objects, most, rng)) for objects in chosen])
-
-
-def endless(
-    items: Sequence[Item], sampler: Sampler, make: Callable[[Sequence[Item]], Batch]
-) -> Iterator[Batch]:
-    """Yield batches of the items that the sampler draws, for ever."""
-    while True:
-        yield make([items[index] for index in sampler.next()])
-
-
-def _choose(sample: Sample, policy: PromptPolicy, rng: np.random.Generator) -> ImagePrompts:
-    objects = (
-        trainable_prompts(sample)
-        if has_prompts(sample)
-        else simulate(sample.maps, policy, rng, instances=sample.instances)
-    )
-    if len(objects) == 0:
-        raise DataError(
-            f"{sample.case}, {sample.part} {sample.index}: no object of at least "
-            f"{policy.min_area} pixels to prompt; lower prompts.min_area or use "
-            "data.empty_slices=drop"
-        )
-    return objects
+    prompted = []
+    for sample in samples:
+        if has_prompts(sample):
+            objects = trainable_prompts(sample)
+        else:
+            objects = simulate(sample.maps, policy, rng, instances=sample.instances)
+        if len(objects) == 0:
+            raise DataError(
+                f"{sample.case}, {sample.part} {sample.index}: no object of at least "
+                f"{policy.min_area} pixels to prompt; lower prompts.min_area or use "
+                "data.empty_slices=drop"
+            )
+        prompted.append(objects)
+    most = min(policy.max_objects, max(len(objects) for objects in prompted))
+    chosen = [objects.take(_draw(objects, most, rng)) for objects in prompted]
+    if any(objects.boxes is not None for objects in chosen):
+        # Some annotations have boxes and others points. A tensor needs boxes for all or for none.
+        chosen = [
+            replace(objects, boxes=boxes_of(_truth_of(objects)))
+            if objects.boxes is None
+            else objects
+            for objects in chosen
+        ]
+    return chosen
 
 
 def _draw(objects: ImagePrompts, wanted: int, rng: np.random.Generator) -> Array:
-    """Draw objects: all different where there are enough, else each at least once.
+    """Draw objects: all different if there are enough, otherwise each at least once.
 
-    The chance of an object grows with the square root of its area, that is with its diameter. With
-    equal chances the many specks of a picture win over its one large object; with chances
-    proportional to area, small objects are hardly ever trained on.
+    The chance of an object is proportional to the square root of its area, that is to its diameter.
+    With equal chances the many specks of a picture win over its one large object; with chances
+    proportional to the area, small objects are hardly ever trained on.
     """
     count = len(objects)
     if count > wanted:
-        diameters = np.sqrt(_masks(objects).sum(axis=(1, 2), dtype=np.float64) + 1)
+        diameters = np.sqrt(_truth_of(objects).sum(axis=(1, 2), dtype=np.float64) + 1)
         chances = diameters / diameters.sum()
         return np.asarray(rng.choice(count, wanted, replace=False, p=chances))
     return np.resize(rng.permutation(count), wanted)
 
 
-def _alike(chosen: list[ImagePrompts]) -> list[ImagePrompts]:
-    """Give every object a box where some image's annotation brings boxes and another's points."""
-    if all(objects.boxes is None for objects in chosen):
-        return chosen
-    return [
-        replace(objects, boxes=boxes_of(_masks(objects))) if objects.boxes is None else objects
-        for objects in chosen
-    ]
-
-
-def _masks(objects: ImagePrompts) -> Array:
+def _truth_of(objects: ImagePrompts) -> Array:
     if objects.truth is None:
         raise DataError("objects without ground truth cannot be trained on")
     return objects.truth
-
-
-def _semantic_target(truth: Array, frame: Frame, side: int) -> Array:
-    """Return what ``Sample.truth`` is on the decoder's grid."""
-    if truth.ndim == 2:
-        return labels_to_model(truth, frame, side)
-    return np.stack([labels_to_model(plane, frame, side) for plane in truth])
-
-
-def _target(mask: Array, unknown: Array, frame: Frame, side: int) -> Tensor:
-    """Return an object's target (4g, 4g), which is not known everywhere."""
-    target = np.where(unknown, IGNORED, mask.astype(np.int64))
-    return torch.from_numpy(labels_to_model(target, frame, side))

@@ -1,9 +1,9 @@
-"""Training slices before they are prompted: which can be trained on, and how they are changed.
+"""Training slices before they are prompted: which can be trained on, and how they are augmented.
 
-What is drawn is a stack (``data/stacks.py``), of one slice for most methods. The loss is taken on
-all of its slices that train, as Medical-SAM-Adapter does: the encoder has run on them anyway. Its
-other slices (without an object, held out, between those that ``data.slice_step`` takes) are seen
-alone.
+A training step draws stacks (``data/stacks.py``), which have one slice for most methods. All
+training slices of a stack have the loss, as in Medical-SAM-Adapter, because the encoder runs on
+them anyway. The encoder only sees its other slices: those without an object, those held out, and
+those that ``data.slice_step`` skips.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Item:
-    """What is drawn at once.
+class TrainingStack:
+    """A stack of slices, which a step draws together.
 
     Attributes:
-        refs: the slices of a stack, in order.
+        refs: the slices in order.
         trained: positions of those that have the loss.
     """
 
@@ -41,15 +41,16 @@ class Item:
 
 @dataclass(frozen=True)
 class TrainingSamples:
-    """What a run trains on.
+    """The slices that a run trains on.
 
     Attributes:
         dataset: reads the slices.
         policy: how they are prompted.
-        changes: names of random changes; see ``augment.augment``.
-        variants: versions of each slice that are drawn from; 0: changed anew each time.
-        seed: of the variants.
-        stacks: the slices that the encoder sees together.
+        changes: names of the random changes; see ``augment.augment``.
+        variants: number of fixed versions of each slice to draw from; 0: every draw is changed
+            anew.
+        seed: seed of the variants.
+        stacks: which slices the encoder sees together.
     """
 
     dataset: Dataset
@@ -60,13 +61,13 @@ class TrainingSamples:
     stacks: Stacks = ALONE
 
     def usable(self, refs: Sequence[SliceRef]) -> list[SliceRef]:
-        """Return the slices that have what the prompts need: an object that is large enough."""
+        """Return the slices that can be prompted: those with an object that is large enough."""
         if self.policy.is_semantic:
             return list(refs)
         return [ref for ref in refs if self.has_object(self.dataset.sample(ref))]
 
     def has_object(self, sample: Sample) -> bool:
-        """Whether there is something to prompt in a slice."""
+        """Whether a slice has an object to prompt."""
         if self.policy.is_semantic:
             return True
         if not has_prompts(sample) and self.policy.min_area <= 1:
@@ -74,7 +75,7 @@ class TrainingSamples:
         return self.count_objects(sample) > 0
 
     def count_objects(self, sample: Sample) -> int:
-        """Return how many objects of a slice are large enough to be prompted."""
+        """Return the number of objects of a slice that are large enough to be prompted."""
         if has_prompts(sample):
             return len(trainable_prompts(sample))
         ids, _ = objects_in(
@@ -82,21 +83,21 @@ class TrainingSamples:
         )
         return len(ids)
 
-    def items(self, refs: Sequence[SliceRef]) -> list[Item]:
-        """Return the stacks of the slices that train, sorted."""
+    def items(self, refs: Sequence[SliceRef]) -> list[TrainingStack]:
+        """Return the stacks of the training slices, sorted."""
         places = self.stacks.place
         return [
-            Item(tuple(self.stacks.of(group[0])), tuple(map(places, group)))
+            TrainingStack(tuple(self.stacks.of(group[0])), tuple(map(places, group)))
             for group in self.stacks.groups(refs)
         ]
 
     def take(
-        self, items: Sequence[Item], rng: np.random.Generator
+        self, items: Sequence[TrainingStack], rng: np.random.Generator
     ) -> tuple[list[Sample], list[int], list[tuple[SliceRef, int]]]:
-        """Read the slices of some items and augment them at random.
+        """Read the slices of some stacks and augment them at random.
 
         Returns:
-            All slices, one item after the other; the positions of those that have the loss; and
+            All slices, one stack after the other; the positions of those that have the loss; and
             each slice with the number of its variant, or nothing if the slices are changed anew.
         """
         samples: list[Sample] = []

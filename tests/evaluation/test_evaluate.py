@@ -18,16 +18,22 @@ from samadapt.prompts.policy import PromptPolicy
 from samadapt.prompts.simulate import simulate
 
 
+def label_maps(predictor, samples):
+    return [found.labels for found in predictor.predict(samples)]
+
+
 @pytest.mark.parametrize("kind", ["box", "point", "semantic"])
 def test_batches_and_the_boundary_do_not_matter(predictor, kind, make_samples):
     samples = list(make_samples().values())
-    whole = predictor(kind)(samples)
+    whole = label_maps(predictor(kind), samples)
     assert [labels.shape for labels in whole] == [(1, 24, 40)] * 5
     assert len(np.unique(np.stack(whole))) > 1
     for one, sample in zip(whole, samples, strict=True):
-        assert (predictor(kind)([sample])[0] != one).mean() < 5e-3
+        assert (label_maps(predictor(kind), [sample])[0] != one).mean() < 5e-3
     for first_trainable_block in (1, 3):
-        for one, other in zip(whole, predictor(kind, first_trainable_block)(samples), strict=True):
+        for one, other in zip(
+            whole, label_maps(predictor(kind, first_trainable_block), samples), strict=True
+        ):
             assert (one != other).mean() < 5e-3
 
 
@@ -36,7 +42,7 @@ def test_a_slice_without_prompts_is_empty_and_not_encoded(predictor, make_sample
     made = predictor("box")
     sample = next(iter(make_samples().values()))
     spied = predictor("box", features=lambda images: calls.append(images) or made.features(images))
-    assert not spied([sample])[0].any()
+    assert not label_maps(spied, [sample])[0].any()
     assert not calls
 
 
@@ -46,12 +52,12 @@ def test_independent_classes_do_not_take_pixels_from_each_other(predictor, make_
     sample.labels[2:20, 2:38] = 1
     sample.labels[3:19, 3:37] = 2
     policy = PromptPolicy("box", objects="class")
-    apart = predictor("box", policy=policy, independent=True)([sample])[0]
+    apart = label_maps(predictor("box", policy=policy, independent=True), [sample])[0]
     assert apart.shape == (2, 24, 40)
     assert set(np.unique(apart[0])) <= {0, 1}
     assert set(np.unique(apart[1])) <= {0, 2}
     assert ((apart[0] > 0) & (apart[1] > 0)).any()
-    together = predictor("box", policy=policy)([sample])[0][0]
+    together = label_maps(predictor("box", policy=policy), [sample])[0][0]
     assert ((together > 0) == (apart > 0).any(0)).mean() > 0.995
 
 
@@ -67,7 +73,7 @@ def test_a_case_is_scored_over_all_of_its_slices(predictor, make_samples):
         ("a", "one"), ("a", "two"), ("b", "one"), ("b", "two")
     ]  # fmt: skip
     chosen = [sample for ref, sample in samples.items() if ref.case == "a"]
-    predicted = np.stack([made([sample])[0][0] for sample in chosen], axis=-1)
+    predicted = np.stack([label_maps(made, [sample])[0][0] for sample in chosen], axis=-1)
     truth = np.stack([sample.labels for sample in chosen], axis=-1)
     for row, expected in zip(
         result.rows, score_case("a", predicted, truth, ["one", "two"]), strict=False
@@ -84,7 +90,7 @@ def test_the_slice_with_the_most_ground_truth_is_shown(predictor, make_samples):
     assert {case: ref.index for case, (ref, _) in result.shown.items()} == {"a": 1, "b": 1}
     for case, (ref, place) in result.shown.items():
         labels = result.labels[case][place]
-        assert (labels == made([samples[ref]])[0][0]).mean() > 0.99
+        assert (labels == label_maps(made, [samples[ref]])[0][0]).mean() > 0.99
         assert labels.any()
 
 
@@ -104,8 +110,8 @@ def test_perfect_labels_score_one_and_empty_ones_are_counted(make_samples):
     class Oracle:
         batch_size, stacks = 3, ALONE
 
-        def __call__(self, given):
-            return [sample.labels[None] for sample in given]
+        def predict(self, given):
+            return [SlicePrediction(sample.labels[None]) for sample in given]
 
     result = evaluate_cases(Oracle(), list(samples), samples.__getitem__, ["one", "two", "three"])
     assert result.summary["dice"] == 1
@@ -121,10 +127,7 @@ class Shown:
     def __init__(self, found):
         self.found = found
 
-    def __call__(self, samples):
-        return [self.found[SliceRef(s.case, s.index)].labels for s in samples]
-
-    def find(self, samples):
+    def predict(self, samples):
         return [self.found[SliceRef(s.case, s.index)] for s in samples]
 
 
@@ -211,7 +214,7 @@ def test_numbered_objects_that_touch_are_told_apart(predictor):
     image = np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8)
     sample = Sample("a", 0, image, labels, instances=instances)
     made = predictor("box", classes=1)
-    (found,) = made.find([sample])
+    (found,) = made.predict([sample])
     assert set(np.unique(found.numbers)) <= {0, 1, 2}
     assert len(np.unique(found.iou[found.numbers > 0])) <= 2
     assert ((found.numbers > 0) == (found.labels > 0)).all()
@@ -281,10 +284,9 @@ def test_objects_across_tiles_are_counted_once(overlap):
     for ref, sample in refs.items():
         objects = simulate(sample.labels, policy, instances=sample.instances)
         local = (np.arange(1, len(objects) + 1)[:, None, None] * objects.truth).sum(0)
-        blank = np.zeros((1, *local.shape))
-        found[ref] = SlicePrediction(blank.astype(np.uint8), blank.astype(np.int32), blank + 0.5)
         known = known_numbers(objects, sample, per_class=False)
-        found[ref].put(0, objects, known, local, np.full(len(objects), 0.5))
+        numbers_here, iou = np.append(0, known)[local], np.where(local > 0, 0.5, 0)
+        found[ref] = SlicePrediction(objects.names(local)[None], numbers_here[None], iou[None])
     result = evaluate_cases(Shown(found), list(refs), refs.__getitem__, ["one"], instances=True)
     entry = result.summary["instances"]["per_class"]["one"]
     assert (entry["true_objects"], entry["predicted_objects"], entry["matched"]) == (5, 5, 5)
@@ -300,7 +302,7 @@ def test_ignored_pixels_have_no_score(predictor, kind, independent, make_samples
     for sample in samples.values():
         sample.labels[8:, 20:30] = -1
     made = predictor(kind, independent=independent)
-    maps = {ref: made([sample])[0] for ref, sample in samples.items()}
+    maps = {ref: label_maps(made, [sample])[0] for ref, sample in samples.items()}
     options = {"instances": "components"}
     result = evaluate_cases(made, list(samples), samples.__getitem__, ["one", "two"], **options)
     volume = np.stack([maps[ref] for ref in samples if ref.case == "a"], axis=-1)
@@ -334,7 +336,7 @@ def test_overlapping_and_unlisted_classes_are_scored_each_on_its_own(predictor, 
         sample.labels[5:20, 20:36] = np.maximum(sample.labels[5:20, 20:36], 1)
         sample.labels[22:] = -1
     made = predictor(kind, independent=True, overlapping=True)
-    maps = {ref: made([sample])[0] for ref, sample in samples.items()}
+    maps = {ref: label_maps(made, [sample])[0] for ref, sample in samples.items()}
     assert {m.shape for m in maps.values()} == {(2, 24, 40)}
     names = ["all", "part"]
     options = {"instances": "components"}
@@ -362,8 +364,8 @@ def test_overlapping_and_unlisted_classes_are_scored_each_on_its_own(predictor, 
 
 def test_a_semantic_model_answers_for_each_region_by_itself(predictor, make_samples):
     sample = make_samples()[SliceRef("a", 2)]
-    apart = predictor("semantic", independent=True, overlapping=True)([sample])[0]
-    together = predictor("semantic")([sample])[0][0]
+    apart = label_maps(predictor("semantic", independent=True, overlapping=True), [sample])[0]
+    together = label_maps(predictor("semantic"), [sample])[0][0]
     assert set(np.unique(apart[0])) <= {0, 1}
     assert set(np.unique(apart[1])) <= {0, 2}
     assert ((apart[0] > 0) & (apart[1] > 0)).any()
