@@ -1,4 +1,4 @@
-"""Files to samples: cards, readers, intensity, splits, checks. Plain numpy, no torch."""
+"""From files to samples: cards, readers, intensity, splits and checks. Plain numpy, no torch."""
 
 from samadapt.data.cards import Card, cards_folder, list_cards, load_card
 from samadapt.data.checks.survey import check_dataset

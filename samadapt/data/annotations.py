@@ -1,8 +1,8 @@
-"""Boxes, points and labels of a picture: ``annotations/<stem>.json``.
+"""Boxes, points and labels that a person drew on a picture: ``annotations/<stem>.json``.
 
-One JSON object; every key may be left out. Coordinates are pixels of the original image (after
-its EXIF orientation, as a viewer shows it), x to the right and y down, (0, 0) the top left
-corner::
+The file holds one JSON object, and every key may be left out. Coordinates are pixels of the
+original image after its EXIF orientation, as a viewer shows it. x runs to the right and y down;
+(0, 0) is the outer corner of the top left pixel::
 
     {
       "boxes": [[x0, y0, x1, y1], ...],    # x0 < x1, y0 < y1, inside the image; one per object
@@ -27,17 +27,22 @@ from samadapt.errors import nearest
 from samadapt.system.arrays import Array
 
 SMALLEST = 8
-"""Pixels of the shorter side up to which coordinates of 0 to 1 may be meant as pixels."""
+"""In images up to this many pixels wide or high, coordinates of 0 to 1 may be meant as pixels."""
 
 _KEYS = ("boxes", "points", "point_labels", "labels")
 
 
 def read_annotation(path: Path, height: int, width: int) -> Annotation:
-    """Read and check the annotations of an image of ``height`` x ``width`` pixels.
+    """Read and check the annotations of an image.
+
+    Args:
+        path: the JSON file.
+        height: of the image, in pixels.
+        width: likewise.
 
     Raises:
-        FindingError: the file is missing, not JSON, not as the module says, or a box or point
-            lies outside the image.
+        FindingError: the file is missing, is not JSON or does not follow the module's schema; a
+            box or point is outside the image; or coordinates are fractions.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -53,14 +58,13 @@ def read_annotation(path: Path, height: int, width: int) -> Annotation:
             raise _schema(path, f"{key} must be a list; got {type(value).__name__}")
     boxes = [_numbers(path, "boxes", i, box, 4) for i, box in enumerate(content.get("boxes", []))]
     points = [_numbers(path, "points", i, p, 2) for i, p in enumerate(content.get("points", []))]
-    _refuse_fractions(path, {"boxes": boxes, "points": points}, height, width)
+    _refuse_fractions(path, "boxes", boxes, height, width)
+    _refuse_fractions(path, "points", points, height, width)
     for index, box in enumerate(boxes):
         _check_box(path, index, box, height, width)
     for index, (x, y) in enumerate(points):
         if not (0 <= x <= width and 0 <= y <= height):
-            message = (
-                f"points[{index}] = [{x:g}, {y:g}] lies outside the image of {width} x {height}"
-            )
+            message = f"points[{index}] = [{x:g}, {y:g}] is outside the image of {width} x {height}"
             raise fault("point_outside", path, message, "give pixels of the original image")
     return Annotation(
         np.array(boxes, dtype=np.float32).reshape(-1, 4) if boxes else None,
@@ -71,21 +75,19 @@ def read_annotation(path: Path, height: int, width: int) -> Annotation:
 
 
 def _refuse_fractions(
-    path: Path, given: dict[str, list[list[float]]], height: int, width: int
+    path: Path, key: str, rows: list[list[float]], height: int, width: int
 ) -> None:
-    """Refuse coordinates that are shares of the image's sides."""
-    for key, rows in given.items():
-        if rows and are_fractions(np.array(rows), height, width):
-            message = f"{key} hold numbers from 0 to 1 alone: expected pixels, got fractions"
-            fix = f"multiply x by the image's width, {width}, and y by its height, {height}"
-            raise fault("relative_coordinates", path, message, fix)
+    if rows and are_fractions(np.array(rows), height, width):
+        message = f"{key} contain only numbers from 0 to 1: expected pixels, got fractions"
+        fix = f"multiply x by the image's width, {width}, and y by its height, {height}"
+        raise fault("relative_coordinates", path, message, fix)
 
 
 def are_fractions(values: Array, height: int, width: int) -> bool:
-    """Tell whether coordinates look like shares of an image's sides, where pixels are expected.
+    """Return whether coordinates look like fractions of the image size instead of pixels.
 
-    Then all of them lie in the first pixel of an image that has many. A point at a whole pixel
-    may be meant; a box of that one pixel is not.
+    All of them are then in the first pixel of an image that has many. A point with whole
+    coordinates may really mean that pixel; a box never does.
 
     Args:
         values: (n, 4) boxes or (..., 2) points.
@@ -100,16 +102,16 @@ def are_fractions(values: Array, height: int, width: int) -> bool:
 def classes_under(
     boxes: Array | None, points: Array | None, point_labels: Array | None, labels: Array
 ) -> Array:
-    """Return the classes of prompts that name none: the most frequent one under each.
+    """Return the classes of prompts that name none: the most frequent class under each prompt.
 
     Args:
-        boxes: (n, 4) XYXY pixels, or None.
-        points: (k, 2) (x, y) pixels, of one object where there are no boxes.
-        point_labels: (k,), 1 foreground.
-        labels: (h, w) or (h, w, 1) class ids, 0 none.
+        boxes: (n, 4) XYXY in pixels, or None.
+        points: (k, 2) (x, y) in pixels, or None. Without boxes all points are of one object.
+        point_labels: (k,), 1 foreground, 0 background.
+        labels: (h, w) or (h, w, 1) class ids, 0 background.
 
     Returns:
-        (n,) or (k,) int64 class ids; 1 where there is background alone.
+        (n,) or (k,) int64 class ids; 1 where there is only background.
     """
     if boxes is not None:
         return np.array([most_frequent(labels[box_area(box, labels.shape)]) for box in boxes])
@@ -121,14 +123,19 @@ def classes_under(
 
 
 def box_area(box: Array, shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """Return the rows and columns of an image (h, w, ...) that a box (4,) touches."""
+    """Return the rows and columns of an image that a box touches, at least one of each.
+
+    Args:
+        box: (4,) XYXY in pixels.
+        shape: (h, w, ...) of the image.
+    """
     x0, y0 = np.floor(np.maximum(box[:2], 0)).astype(int)
     x1, y1 = np.ceil(box[2:]).astype(int)
     return slice(y0, min(max(y1, y0 + 1), shape[0])), slice(x0, min(max(x1, x0 + 1), shape[1]))
 
 
 def most_frequent(values: Array) -> int:
-    """Return the most frequent class; 1 where there is only background."""
+    """Return the most frequent class id; 1 where there is only background."""
     counts = np.bincount(values[values > 0].ravel(), minlength=2)
     return int(counts.argmax()) if counts.any() else 1
 
@@ -150,7 +157,7 @@ def _check_box(path: Path, index: int, box: list[float], height: int, width: int
             path, f"boxes[{index}] must be [x0, y0, x1, y1] with x0 < x1, y0 < y1; {shown}"
         )
     if x0 < 0 or y0 < 0 or x1 > width or y1 > height:
-        message = f"boxes[{index}] = {shown} lies outside the image of {width} x {height}"
+        message = f"boxes[{index}] = {shown} is outside the image of {width} x {height}"
         raise fault("box_outside", path, message, "give pixels of the original image, XYXY")
 
 
@@ -171,7 +178,7 @@ def _labels(path: Path, value: Any, count: int) -> tuple[str, ...] | None:
 
 
 def _kind(value: Any) -> str:
-    """Return what a value is, without a word of it."""
+    """Describe a value without quoting it: annotations may name patients."""
     return f"a list of {len(value)}" if isinstance(value, list) else type(value).__name__
 
 

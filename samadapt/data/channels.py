@@ -1,8 +1,8 @@
-"""Which channels of an image are used: one, or several that become the model's colours.
+"""Which channels of an image are used: one, or several that become the three of the model.
 
-A channel is named by its index from 0, or by a name that the file pattern (``{channel}``) or
-``dataset.json`` knows. Three channels are red, green and blue. Two are red and green, and their
-mean is blue, so that an image whose channels are equal looks grey.
+A channel is named by its index from 0, or by a name from the file pattern (``{channel}``) or from
+``dataset.json``. Three channels become red, green and blue. Two channels become red and green, and
+their mean becomes blue, so that an image with two equal channels looks grey.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from samadapt.system.arrays import Array
 
 Channel = int | str
 Choice = Channel | tuple[Channel, ...] | None
-"""One channel, several, or None: the file has one."""
+"""One channel, several, or None where the file has only one."""
 Indices = int | tuple[int, ...] | None
 
 MOST = 3
-"""SAM's input has three channels."""
+"""Channels of SAM's input."""
 
 MANY = 64
-"""Channels that a trained projection (``model.input_channels``) may bring to three."""
+"""Largest number of channels that a trained projection (``model.input_channels``) maps to three."""
 
 
 class ChannelError(FindingError):
-    """The chosen channel does not fit a file; ``count`` is how many it has."""
+    """The chosen channel does not fit a file; ``count`` is the number of channels in the file."""
 
     def __init__(self, path: Path, count: int, channel: Choice) -> None:
-        """Say what the file has and what was asked for."""
+        """State what the file has and what was asked for."""
         has = "one channel" if count == 1 else f"{count} channels"
         if channel is None:
             asked = "no channel is chosen"
@@ -56,7 +56,7 @@ def parse_channel(value: Channel | Sequence[Channel] | None, most: int = MOST) -
     """Return ``data.channel`` as one channel, several, or None.
 
     Args:
-        value: as the user wrote it; a list of one is that one.
+        value: as the user wrote it. A list of one channel means that channel.
         most: how many channels the model takes.
 
     Raises:
@@ -76,35 +76,44 @@ def parse_channel(value: Channel | Sequence[Channel] | None, most: int = MOST) -
 
 
 def check_channels(channel: Channel | Sequence[Channel] | None, input_channels: int | None) -> None:
-    """Refuse channels that do not fit the model.
+    """Refuse a number of channels that does not fit the model.
 
     Args:
-        channel: as the user chose.
-        input_channels: of a trained projection; None: the model takes up to three.
+        channel: the user's choice.
+        input_channels: inputs of a trained projection; None: the model takes up to three.
 
     Raises:
-        ConfigError: too many, or another number than the projection has.
+        ConfigError: there are too many, or the projection has another number of inputs.
     """
     count = len(listed_channels(parse_channel(channel, MANY if input_channels else MOST)))
     if input_channels and count != input_channels:
         raise ConfigError(
-            f"model.input_channels={input_channels} needs as many channels in data.channel; it "
-            f"names {count}"
+            f"model.input_channels={input_channels} needs the same number of channels in "
+            f"data.channel, which names {count}"
         )
 
 
 def listed_channels(choice: Choice) -> tuple[Channel, ...]:
-    """Return a choice as a tuple: none, one or several."""
+    """Return a choice as a tuple of zero, one or several channels."""
     if choice is None:
         return ()
     return choice if isinstance(choice, tuple) else (choice,)
 
 
 def pick(path: Path, values: Array, channel: Indices) -> Array:
-    """Return one channel of (..., channel), or several as the last axis.
+    """Return one channel of an image, or several as its last axis.
+
+    Args:
+        path: the file, named in errors.
+        values: (..., c).
+        channel: index or indices into the last axis; None: it has one.
+
+    Returns:
+        (...) for one channel, (..., n) for a tuple of n.
 
     Raises:
-        FindingError: there are several and none is chosen, or one that is not there.
+        FindingError: the file has several channels and none is chosen, or the chosen one does not
+            exist.
     """
     count = values.shape[-1]
     wanted = listed_channels(0 if channel is None and count == 1 else channel)
@@ -116,19 +125,23 @@ def pick(path: Path, values: Array, channel: Indices) -> Array:
 
 
 def need_one(path: Path, channel: Indices) -> None:
-    """Refuse several channels of a file that has none to choose from; raises ``FindingError``."""
+    """Refuse a choice of several channels for a file with one.
+
+    Raises:
+        FindingError: naming the file.
+    """
     if isinstance(channel, tuple):
         raise ChannelError(path, 1, channel)
 
 
 def mask_with_channels(path: Path, count: int) -> FindingError:
-    """Return the error of a mask that has several numbers a voxel."""
+    """Return the error for a mask with several numbers for each voxel."""
     message = (
-        f"the mask has {count} channels (one-hot labels?), where one number a voxel is expected"
+        f"the mask has {count} channels (one-hot labels?); one number for each voxel is expected"
     )
     fix = (
-        "save one number a voxel: numpy.argmax(mask, axis=-1) where channel 0 is background, "
-        f"numpy.max(mask * numpy.arange(1, {count + 1}), axis=-1) where none is; "
+        "save one number for each voxel: numpy.argmax(mask, axis=-1) if channel 0 is background, "
+        f"numpy.max(mask * numpy.arange(1, {count + 1}), axis=-1) if no channel is; "
         "data.channel chooses channels of images, not of masks"
     )
     return fault("mask_channels", path, message, fix)

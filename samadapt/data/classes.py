@@ -1,4 +1,4 @@
-"""Which label values of the mask files are which class."""
+"""The class table: which label values of the mask files belong to which class."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from samadapt.system.arrays import Array
 
 ClassValues = Mapping[str, tuple[int, ...]]
 ClassChoice = Sequence[str] | Mapping[str, int | str | Sequence[int | str]] | None
-"""Texts in a mapping are colours, which ``colours.resolve_colours`` turns into values."""
+"""Strings in a mapping are colours, which ``colours.resolve_colours`` turns into values."""
 Ignore = int | str | Sequence[int | str] | None
-"""Mask values without loss and score; texts are colours."""
+"""Mask values without loss and score; strings are colours."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,12 @@ class ClassTable:
     Attributes:
         names: class names; class id i + 1 is ``names[i]``.
         values: the mask values of each class.
-        complete: the table lists all values that may occur; another value is an error. If not,
-            other values are background.
-        merged: names of the classes that were put in one.
-        ignored: mask values whose pixels have no class and are not background either.
-        overlapping: a value may be of several classes. Label maps then number the values.
+        complete: the table lists all values that may occur, and another value is an error. If
+            False, other values are background.
+        merged: names of the classes that were merged into one.
+        ignored: mask values of pixels that are neither of a class nor background.
+        overlapping: a value may belong to several classes. The ids of label maps then number the
+            values instead of the classes.
     """
 
     names: tuple[str, ...]
@@ -42,38 +43,48 @@ class ClassTable:
 
     @property
     def parts(self) -> tuple[tuple[int, ...], ...]:
-        """The mask values of each id 1.. of a label map: of a class, or one where they overlap."""
+        """The mask values of each id 1, 2, ... of a label map.
+
+        These are the values of a class, or a single value where classes overlap.
+        """
         if not self.overlapping:
             return self.values
         return tuple((value,) for value in sorted({v for values in self.values for v in values}))
 
     @property
     def members(self) -> Array | None:
-        """(K, n + 1) bool: which ids of a label map are of which class, where classes overlap."""
+        """(K, n + 1) bool: which ids 0..n of label maps belong to which class; None: no overlap."""
         if not self.overlapping:
             return None
         parts = [None, *(value for (value,) in self.parts)]
         return np.array([[value in values for value in parts] for values in self.values])
 
     def id_of(self, name: str) -> int:
-        """Return the class id of a name that an annotation uses, 0 where it is no class."""
+        """Return the class id of a name that an annotation uses; 0 where no class has this name."""
         if name in self.merged:
             return 1
         return self.names.index(name) + 1 if name in self.names else 0
 
     def unknown(self, found: Iterable[int]) -> list[int]:
-        """Return the values that the table does not explain."""
+        """Return the values that neither belong to a class nor count as background, sorted."""
         if not self.complete:
             return []
         known = {0, *self.ignored}.union(*self.values)
         return sorted(set(found) - known)
 
     def remap(self, labels: Array) -> Array:
-        """Return int16 ids of ``parts`` in the shape of ``labels``, ``IGNORED`` where ignored."""
+        """Map values of mask files to ids.
+
+        Args:
+            labels: integers of any shape.
+
+        Returns:
+            int16 in the same shape: ids of ``parts``, 0 for background, ``IGNORED``.
+        """
         lookup = {value: i + 1 for i, values in enumerate(self.parts) for value in values}
         lookup |= dict.fromkeys(self.ignored, IGNORED)
         low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
-        if low >= 0 and high < 65536:
+        if low >= 0 and high < 65536:  # one look-up for each voxel, whatever the number of classes
             table = np.zeros(high + 1, dtype=np.int16)
             for value, index in lookup.items():
                 if 0 <= value <= high:
@@ -85,12 +96,12 @@ class ClassTable:
         return ids
 
     def annotated(self, values: Sequence[int], presence: Array, zeros: Array) -> Array:
-        """Return (d,) bool: whether a slice holds any value that is not ignored.
+        """Return (d,) bool: whether a slice contains any value that is not ignored.
 
         Args:
             values: n label values other than 0.
-            presence: (d, n) bool, which of them occurs in which slice.
-            zeros: (d,) bool, in which slices the value 0 occurs.
+            presence: (d, n) bool: which of them occurs in which slice.
+            zeros: (d,) bool: in which slices the value 0 occurs.
         """
         counted = np.array([value not in self.ignored for value in values], dtype=bool)
         found: Array = np.any(presence[:, counted], axis=1)
@@ -111,25 +122,26 @@ def make_table(
     ignored: Iterable[int] = (),
     regions: Mapping[str, int | Sequence[int]] | None = None,
 ) -> ClassTable:
-    """Decide the classes.
+    """Decide which label values are which class.
 
     Args:
-        declared: what the card or the data set's own file lists; a value outside it is an error.
-        chosen: the user's choice. A mapping ``{name: value or [values]}``: other values are
-            background. A list of names: with declared classes, a choice among them, the others
-            are background; without, name i has value i + 1 (a single name takes the single
-            value found, so a {0, 255} mask is one class).
-        found: all values other than 0 that the masks hold; where nothing is declared or chosen
-            each is a class: ``foreground`` if there is one, else ``class_<value>``.
-        merge: put all listed classes in one, ``foreground``.
-        ignored: values without loss and score; they become no class.
+        declared: what the card or the data set's own file lists. Other values are an error.
+        chosen: the user's choice. A mapping ``{name: value or [values]}`` lists the classes, and
+            other values are background. A list of names chooses among declared classes, and the
+            others are background. Where nothing is declared, name i in the list has the value
+            i + 1; a single name takes the single value that was found, so a mask of 0 and 255 has
+            one class.
+        found: all values other than 0 that occur in the masks. Where nothing is declared or chosen
+            each is a class: ``foreground`` if there is only one, else ``class_<value>``.
+        merge: merge all listed classes into one, ``foreground``.
+        ignored: values without loss and score; they belong to no class.
         regions: classes that may overlap, ``{name: value or [values]}``, instead of ``chosen``
             and ``declared``; other values are background.
 
     Raises:
         ConfigError: an unknown name, a value of 0, a value in two classes, no class at all, a
-            value below 0 where nothing says what it is, or an ignored value that is a class; or
-            regions that are also chosen as classes or merged.
+            value below 0 without a declared meaning, an ignored value that is also a class, or
+            regions together with chosen or merged classes.
     """
     if regions is not None:
         return _overlapping(regions, chosen, merge, tuple(sorted(set(ignored))))
@@ -164,7 +176,8 @@ def _overlapping(
     if merge or isinstance(chosen, Mapping):
         key = "merge_classes" if merge else "classes"
         raise ConfigError(
-            f"data.regions are classes of their own, which may overlap; leave out data.{key}"
+            f"data.regions declares classes that may overlap, so data.{key} cannot be used; "
+            f"leave out data.{key}"
         )
     table = {str(n): _as_values(n, value, "data.regions") for n, value in regions.items()}
     if chosen:
@@ -203,11 +216,11 @@ def _number(names: Sequence[str], found: Sequence[int]) -> dict[str, tuple[int, 
 
 def _discover(found: Sequence[int]) -> dict[str, tuple[int, ...]]:
     below = [value for value in found if value < 0]
-    if below:  # such as -1 for what nobody labelled
+    if below:  # for example -1 where nobody labelled
         raise ConfigError(
-            f"data.classes: the masks hold values below 0 ({below[0]}), which are no class unless "
-            "it is said: list the classes with data.classes={name: value}, or leave these pixels "
-            f"out of loss and scores with data.ignore={below[0]}"
+            f"data.classes: the masks hold values below 0 ({below[0]}), which are not taken as "
+            "classes: list the classes with data.classes={name: value}, or leave these pixels out "
+            f"of loss and scores with data.ignore={below[0]}"
         )
     if len(found) <= 1:
         return {"foreground": tuple(found) or (1,)}
@@ -227,7 +240,7 @@ def _check(
             if value in ignored:
                 raise ConfigError(
                     f"data.ignore: the value {value} belongs to the class {name!r}; a value is "
-                    "either ignored or of a class"
+                    "either ignored or belongs to a class"
                 )
             if seen.setdefault(value, name) != name and key == "data.classes":
                 raise ConfigError(
@@ -237,11 +250,11 @@ def _check(
 
 
 def chosen_values(choice: ClassChoice, values: Mapping[str, int]) -> dict[str, int]:
-    """Return the names, with their values, that a choice of classes uses; all without a choice.
+    """Return the names and values that a choice of classes uses; all of them without a choice.
 
     Args:
-        choice: names, or names of the user with values.
-        values: of each name that the files know.
+        choice: names of the files, or the user's own names with values.
+        values: label value of each name in the files.
     """
     if isinstance(choice, Mapping):
         listed = [[item] if isinstance(item, int | str) else item for item in choice.values()]

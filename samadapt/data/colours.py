@@ -1,8 +1,9 @@
-"""Classes named by colour: ``data.classes={liver: "#ff0000"}``, and the colour of the background.
+"""Classes that are named by colour (``data.classes={liver: "#ff0000"}``), and ``data.background``.
 
-A mask's colours become label values: the k-th colour of ``data.classes`` is value k, the background
-0. Then everything else works as with numbers. What no class names counts as background and is
-reported with its share.
+The colours of a mask become label values: the k-th colour in ``data.classes`` becomes k, and the
+background becomes 0. From then on everything works as with numbers. Colours that no class uses
+count as background, and a finding reports their share of the pixels. Inside this package a colour
+is one integer, 0xRRGGBB.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from samadapt.system.arrays import Array
 
 BLACK = 0
 REST = "rest"
-"""``data.background=rest``: every colour that no class names is background, without a word."""
+"""``data.background=rest``: every colour that no class uses is background, without a finding."""
 
 
 @dataclass(frozen=True)
 class Colours:
-    """What the colours of masks mean. A colour is 0xRRGGBB.
+    """What the colours of masks mean.
 
     Attributes:
-        values: label value of each colour, from 1; empty: each colour but the background's is
-            value 1, and there may be one in all masks.
-        background: colours that are label value 0.
-        rest_is_background: no other colour is reported.
-        ignored: label value of each colour whose pixels are not annotated, above those of the
-            classes.
+        values: label value, from 1, of each colour (0xRRGGBB). Empty: every colour except the
+            background's becomes 1, and all masks together may have only one such colour.
+        background: colours that become label value 0.
+        rest_is_background: other colours are background without being reported.
+        ignored: label value of each colour whose pixels are not annotated. These values follow
+            those of the classes.
     """
 
     values: Mapping[int, int] = field(default_factory=dict)
@@ -42,7 +43,7 @@ class Colours:
 
 
 def resolve_colours(classes: Any, background: Any) -> tuple[Any, Colours | None]:
-    """Return the class choice with label values in place of colours, and what colours mean.
+    """Replace colours in the class choice by label values, and return what each colour means.
 
     Args:
         classes: ``data.classes``: names, ``{name: value or values}``, or ``{name: colour or
@@ -50,10 +51,12 @@ def resolve_colours(classes: Any, background: Any) -> tuple[Any, Colours | None]
         background: ``data.background``: a colour, colours, or ``rest``; None: black.
 
     Returns:
-        The choice for ``classes.make_table``, and None where neither names a colour.
+        The choice for ``classes.make_table``, and the meaning of colours; None where neither
+        argument names a colour.
 
     Raises:
-        ConfigError: numbers and colours are mixed, a colour cannot be read or has two meanings.
+        ConfigError: numbers and colours are mixed, a colour cannot be parsed, or it has two
+            meanings.
     """
     given = [background] if isinstance(background, str) else list(background or [])
     rest = REST in given
@@ -68,6 +71,7 @@ def resolve_colours(classes: Any, background: Any) -> tuple[Any, Colours | None]
                 'as data.classes={liver: "#ff0000"}'
             )
         return classes, Colours({}, behind, rest)
+    # Without data.background black is background, unless a class has this colour.
     behind = behind or frozenset({BLACK} - {colour for item in named.values() for colour in item})
     values: dict[int, int] = {}
     owners: dict[int, str] = {}
@@ -93,11 +97,11 @@ def resolve_colours(classes: Any, background: Any) -> tuple[Any, Colours | None]
 def with_ignored(
     colours: Colours | None, ignore: Sequence[int | str] | None
 ) -> tuple[Colours | None, tuple[int, ...] | None]:
-    """Return what colours mean with those of ``data.ignore``, and the ignored label values.
+    """Add the colours of ``data.ignore``, and return the ignored label values as well.
 
     Raises:
-        ConfigError: colours are ignored where none names a class, numbers where colours do, or a
-            colour has two meanings.
+        ConfigError: ``data.ignore`` names colours where classes are numbers, or numbers where
+            classes are colours, or a colour has two meanings.
     """
     if ignore is None:
         return colours, None
@@ -105,8 +109,8 @@ def with_ignored(
     numbers = tuple(value for value in ignore if not isinstance(value, str))
     if (texts and colours is None) or (numbers and colours is not None):
         raise ConfigError(
-            "data.ignore and data.classes must name masks in one way: both by label values, or "
-            f'both by colours such as "#ff0000"; got data.ignore={list(ignore)}'
+            "data.ignore and data.classes must both use label values, or "
+            f'both use colours such as "#ff0000"; got data.ignore={list(ignore)}'
         )
     if colours is None:
         return None, numbers
@@ -122,10 +126,10 @@ def with_ignored(
 
 
 def parse_colour(key: str, text: object) -> int:
-    """Return 0xRRGGBB of ``"#ff0000"``, ``"ff0000"``, ``"#f00"``, ``"red"``.
+    """Return a colour such as ``"#ff0000"``, ``"ff0000"``, ``"#f00"`` or ``"red"`` as 0xRRGGBB.
 
     Raises:
-        ConfigError: it is no colour.
+        ConfigError: it is not a colour; the message names ``key``.
     """
     from PIL import ImageColor
 
@@ -142,25 +146,31 @@ def parse_colour(key: str, text: object) -> int:
 
 
 def show(colour: int) -> str:
-    """Return a colour as people write it."""
+    """Return 0xRRGGBB as ``"#rrggbb"``."""
     return f"#{colour:06x}"
 
 
 def pack(channels: Array) -> Array:
-    """Return (..., 3) uint8 colours as (...) int32, 0xRRGGBB."""
+    """Return colours (..., 3) uint8 as one number each, (...) int32 0xRRGGBB."""
     red, green, blue = (channels[..., index].astype(np.int32) for index in range(3))
     return red << 16 | green << 8 | blue
 
 
 def count_colours(packed: Array) -> dict[int, int]:
-    """Return how many pixels have each colour, the most frequent first."""
+    """Return the number of pixels of each colour, the most frequent colour first."""
     found, counts = np.unique(packed, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return {int(found[place]): int(counts[place]) for place in order}
 
 
 def list_colours(counts: Mapping[int, int], pixels: int, most: int = 8) -> str:
-    """Return colours and their shares of a picture's pixels as text."""
+    """Return colours and their shares of a picture as text.
+
+    Args:
+        counts: pixels of each colour, the most frequent first.
+        pixels: pixels of the whole picture.
+        most: how many colours are listed; the others are summed.
+    """
     shown = [f"{show(colour)} ({_share(n / pixels)})" for colour, n in list(counts.items())[:most]]
     rest = list(counts.values())[most:]
     if rest:
@@ -169,7 +179,16 @@ def list_colours(counts: Mapping[int, int], pixels: int, most: int = 8) -> str:
 
 
 def recode(packed: Array, colours: Colours) -> tuple[Array, dict[int, int]]:
-    """Return label values of packed colours, and how many pixels have each unnamed colour."""
+    """Return the label values of packed colours, and the pixels of each colour without a meaning.
+
+    Args:
+        packed: (h, w) 0xRRGGBB.
+        colours: what they mean.
+
+    Returns:
+        (h, w) int32 label values, and the number of pixels of each colour that no class uses; these
+        pixels have the value 0.
+    """
     if not colours.values:
         values = np.ones(packed.shape, np.int32)
         for colour, value in {**dict.fromkeys(colours.background, 0), **colours.ignored}.items():
@@ -185,13 +204,17 @@ def recode(packed: Array, colours: Colours) -> tuple[Array, dict[int, int]]:
 
 
 def is_blend(unknown: Mapping[int, int], pixels: int) -> bool:
-    """Whether unnamed colours look like edges that were smoothed: many, and most of them rare."""
+    """Return whether unnamed colours look like smoothed edges: many colours, most of them rare.
+
+    More than 16 colours are too many for classes that somebody forgot to name. A colour is rare if
+    less than a thousandth of the picture has it.
+    """
     rare = sum(count < 0.001 * pixels for count in unknown.values())
     return len(unknown) > 16 and 2 * rare > len(unknown)
 
 
 def _named(classes: Any) -> dict[str, tuple[int, ...]] | None:
-    """Return the colours of each class, or None where the classes are numbers or names."""
+    """Return the colours of each class; None where the classes are numbers or names."""
     if not isinstance(classes, Mapping):
         return None
     items = {
@@ -203,7 +226,7 @@ def _named(classes: Any) -> dict[str, tuple[int, ...]] | None:
         return None
     if not all(texts):
         raise ConfigError(
-            "data.classes mixes label values and colours; name every class in one way. A colour "
+            "data.classes mixes label values and colours; use one of them for all classes. A colour "
             'of digits alone needs its #: "#112233"'
         )
     return {

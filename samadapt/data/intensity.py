@@ -1,14 +1,17 @@
-"""Intensity rules: from the values of a file to 0-255.
+"""Intensity rules: map the values of a file to 0-255. The CT windows are here.
 
-CT: a window in Hounsfield units, fixed, never the volume's own extremes. MRI and others:
-percentiles of the volume's non-zero voxels. Microscopy: percentiles of all pixels, since a camera's
-offset keeps its background from 0. Pictures: 8-bit values as they are.
+- CT: a fixed window in Hounsfield units. It never depends on the extremes of the volume, so the
+  same tissue has the same grey in every case.
+- MRI and others: percentiles of the volume's non-zero voxels, because MRI values have no unit and 0
+  is the background.
+- Microscopy: percentiles of all pixels, because a camera's offset keeps its background above 0.
+- Pictures: 8-bit values stay as they are.
 
-The model wants three channels. A grey slice fills them with three equal ones, or with three rules
-(``ct:soft_tissue+lung+bone``), or with its neighbours (``neighbours``). An image of several
-channels (``data.channel=[flair,t1,t2]``) has a rule a channel; three are red, green and blue, of
-two the mean is blue. The rule is a small dictionary that is recorded with the adapter and applied
-again at prediction.
+The model needs three channels. A grey slice fills them with three equal ones, with the results of
+three rules (``ct:soft_tissue+lung+bone``), or with its neighbouring slices (``neighbours``). An
+image with several channels (``data.channel=[flair,t1,t2]``) has one rule for each channel. Three
+channels become red, green and blue; of two, the mean becomes blue. The rule is a small dictionary
+that is recorded with the adapter and applied again at prediction.
 """
 
 from __future__ import annotations
@@ -30,11 +33,12 @@ WINDOWS = {
     "brain": (0.0, 80.0),  # W 80, L 40
     "liver": (-45.0, 105.0),  # W 150, L 30
 }
-"""CT windows in HU."""
+"""CT windows as (lowest, highest) HU: level L minus and plus half of the width W."""
 
 MRI_PERCENTILES = (0.5, 99.5)
+"""The percentiles that MedSAM's preprocessing uses (Ma et al. 2024)."""
 MICROSCOPY_PERCENTILES = (1.0, 99.8)
-"""As StarDist (Schmidt et al. 2018): few bright objects on a dark background."""
+"""The percentiles of StarDist (Schmidt et al. 2018), for few bright objects on dark ground."""
 
 EXAMPLES = (
     "mri, ct:soft_tissue, ct:-160,240, ct:soft_tissue+lung+bone, percentile:1,99, microscopy, rgb"
@@ -48,21 +52,21 @@ Kind = Literal["window", "percentile", "all_percentile", "rgb", "channels", "inp
 
 @dataclass(frozen=True)
 class IntensityRule:
-    """How values become 0-255, and slices the model's three channels.
+    """How values become 0-255, and how slices become the three channels of the model.
 
     Attributes:
         kind: ``"window"``: ``low`` and ``high`` are values of the file (HU);
             ``"percentile"``: they are percentiles of the volume's non-zero, finite voxels;
-            ``"all_percentile"``: of all finite voxels;
-            ``"rgb"``: 8-bit values stay, deeper ones are scaled by 0.5-99.5 percentiles;
-            ``"channels"``: those of ``channels``; ``"inputs"``: those of ``inputs``.
-        low: becomes 0.
-        high: becomes 255.
+            ``"all_percentile"``: they are percentiles of all finite voxels;
+            ``"rgb"``: 8-bit values stay, deeper ones are scaled by their 0.5-99.5 percentiles;
+            ``"channels"``: see ``channels``; ``"inputs"``: see ``inputs``.
+        low: value or percentile that becomes 0.
+        high: value or percentile that becomes 255.
         channels: three rules, for red, green and blue; empty: one rule for all three.
-        neighbours: n: slices i - n, i and i + n of the volume are red, green and blue; at its ends
-            the outermost slice is repeated. Counted in slices of the file, whatever their spacing
-            in mm is. 0: slice i alone.
-        inputs: a rule for each channel of an image that has several; empty: it has one.
+        neighbours: n: the slices i - n, i and i + n of the volume become red, green and blue; at
+            the ends the outermost slice is repeated. n counts slices of the file, whatever their
+            spacing in mm is. 0: slice i fills all three.
+        inputs: one rule for each channel of an image with several channels; empty: it has one.
     """
 
     kind: Kind
@@ -73,16 +77,19 @@ class IntensityRule:
     inputs: tuple[IntensityRule, ...] = ()
 
     def __call__(self, image: Volume | Array) -> Array:
-        """Return the image as uint8, the rule fitted to this one volume.
+        """Return the image as uint8; percentiles are those of this volume.
+
+        Args:
+            image: (h, w, d), (h, w, 3) for a colour picture or (h, w, d, c), as ``Volume.image``.
 
         Returns:
-            The same shape; with ``channels`` one more axis, red, green, blue; of an image (..., c)
-            of several channels (..., 3), or (..., c) for more than three. ``picture`` makes the
-            model's image of it.
+            uint8 in the same shape. ``channels`` adds an axis of three. An image (..., c) with two
+            or three channels becomes (..., 3), with more channels it stays (..., c). ``picture``
+            then makes the image of one slice.
 
         Raises:
-            DataError: a volume that has no neighbouring slices, or colours already, or another
-                number of channels.
+            DataError: the volume has no neighbouring slices, has colours already, or has another
+                number of channels than the rule.
         """
         if isinstance(image, Volume):
             self._check(image)
@@ -106,13 +113,13 @@ class IntensityRule:
         return np.rint(scaled).astype(np.uint8)
 
     def picture(self, values: Array, index: int, *, is_color: bool = False) -> Array:
-        """Return what the model sees of one slice: (h, w, 3) uint8.
+        """Return the image of one slice for the model: (h, w, 3) uint8.
 
         Args:
-            values: what the call returned for the volume: (h, w, d), (h, w, d, 3) with
-                ``channels`` or several inputs, or (h, w, 3) of a colour image.
+            values: the result of calling the rule for the volume: (h, w, d), (h, w, d, 3) with
+                ``channels`` or several inputs, or (h, w, 3) for a colour picture.
             index: the slice.
-            is_color: ``values`` is a colour image; there is one slice.
+            is_color: ``values`` is a colour picture, which has one slice.
         """
         if is_color:
             return to_rgb(values)
@@ -123,12 +130,13 @@ class IntensityRule:
         return to_rgb(values[:, :, index])
 
     def fitted(self, volume: Volume) -> IntensityRule:
-        """Return the rule that does to each slice what this one does to the whole volume.
+        """Return a rule with fixed bounds that gives each slice what this rule gives the volume.
 
-        Its bounds are found once, so that ``picture_of`` needs a slice at a time.
+        The percentiles are computed once for the volume, so that ``picture_of`` can work on one
+        slice at a time.
 
         Raises:
-            DataError: as the call.
+            DataError: as calling the rule.
         """
         self._check(volume)
         if self.inputs:
@@ -141,7 +149,13 @@ class IntensityRule:
         return self._fixed(volume.image)
 
     def picture_of(self, values: Array, index: int, *, is_color: bool = False) -> Array:
-        """Return ``picture`` of a slice from the values of the file, by a ``fitted`` rule."""
+        """Return ``picture`` of a slice from the values of the file; the rule must be ``fitted``.
+
+        Args:
+            values: ``Volume.image``.
+            index: the slice.
+            is_color: ``values`` is a colour picture, which has one slice.
+        """
         if is_color:
             return to_rgb(self(values))
         if self.inputs:
@@ -151,7 +165,7 @@ class IntensityRule:
         return to_rgb(self(values[:, :, index]))
 
     def bounds(self, values: Array) -> tuple[float, float]:
-        """Return the values of the file that become 0 and 255."""
+        """Return the values of the file that become 0 and 255; (0, 0) if no voxel counts."""
         if self.kind == "window":
             return self.low, self.high
         percentiles = MRI_PERCENTILES if self.kind == "rgb" else (self.low, self.high)
@@ -160,18 +174,19 @@ class IntensityRule:
         if chosen.size == 0:
             return 0.0, 0.0
         low, high = np.percentile(chosen.astype(np.float32, copy=False), percentiles)
-        if low == high:  # two-valued image: zero and one other value
+        if low == high:  # an image of two values, 0 and another: they become 0 and 255
             return (0.0, float(high)) if high > 0 else (float(low), 0.0)
         return float(low), float(high)
 
     def with_neighbours(self, distance: int) -> IntensityRule:
-        """Return the rule with neighbouring slices as channels.
+        """Return this rule with neighbouring slices as red and blue.
 
         Args:
-            distance: in slices; 0 leaves the rule as it is.
+            distance: to the neighbours, in slices; 0 leaves the rule as it is.
 
         Raises:
-            ConfigError: three rules fill the channels already, or another distance is recorded.
+            ConfigError: rules or channels of the image fill the three channels already, or the
+                rule has another distance.
         """
         if distance in (0, self.neighbours):
             return self
@@ -193,10 +208,11 @@ class IntensityRule:
         return replace(self, neighbours=distance)
 
     def for_channels(self, count: int) -> IntensityRule:
-        """Return the rule for images of so many channels: this one for each of them.
+        """Return the rule for images with this number of channels, by repeating a single rule.
 
         Raises:
-            ConfigError: it is for another number, or makes colours of one channel itself.
+            ConfigError: it has another number of rules, or it fills the three channels from one
+                channel of the image (``channels``, ``neighbours``, ``rgb``).
         """
         own = len(self.inputs) or 1
         if own == count or (own == 1 and count == 1):
@@ -215,7 +231,7 @@ class IntensityRule:
         return IntensityRule("inputs", inputs=(self,) * count)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``make_intensity`` reads back."""
+        """Return the rule as a dictionary, which ``make_intensity`` reads back."""
         if self.inputs:
             return {"inputs": [rule.to_dict() for rule in self.inputs]}
         if self.channels:
@@ -237,34 +253,39 @@ class IntensityRule:
         wanted = len(self.inputs) or 1
         if (volume.channels != wanted) and (self.inputs or not volume.is_color):
             raise DataError(
-                f"expected an image of {wanted} channel{'s' * (wanted > 1)}, each with its "
+                f"expected an image of {wanted} channel{'s' * (wanted > 1)}, one for each "
                 f"intensity rule; it has {volume.channels}: choose channels with data.channel "
                 "(predict: channel=)"
             )
         if self.neighbours and volume.shape[2] == 1:
             raise DataError(
-                f"the neighbouring slices are wanted (data.neighbours={self.neighbours}); this "
+                f"neighbouring slices are needed (data.neighbours={self.neighbours}), but this "
                 "image has one slice: give a volume"
             )
         if self.channels and volume.is_color:
             raise DataError(
-                "three intensity rules make the channels of a grey image; this one has colours: "
+                "three intensity rules make the channels of grey images, and this one has colours: "
                 "convert it to grey, or use one rule (data.intensity=rgb)"
             )
 
 
 def make_intensity(spec: str | Sequence[str] | Mapping[str, Any]) -> IntensityRule:
-    """Return the rule of a specification.
+    """Return the rule that a specification describes.
 
     Args:
-        spec: ``"mri"``, ``"percentile:LOW,HIGH"`` (of the non-zero voxels), ``"microscopy"``,
-            ``"microscopy:LOW,HIGH"`` (percentiles of all), ``"ct"`` (soft tissue),
-            ``"ct:WINDOW"``, ``"ct:LOW,HIGH"`` in HU, ``"rgb"``; three of them but ``rgb`` joined
-            by ``+`` are three channels, where ``ct:`` and the like need not be repeated; a list
-            of such, one for each channel of the images; or the dictionary of ``to_dict``.
+        spec: one of
+
+            - ``"mri"``, or ``"percentile:LOW,HIGH"`` of the non-zero voxels;
+            - ``"microscopy"``, or ``"microscopy:LOW,HIGH"`` with percentiles of all voxels;
+            - ``"ct"`` (soft tissue), ``"ct:WINDOW"``, or ``"ct:LOW,HIGH"`` in HU;
+            - ``"rgb"``;
+            - three of them except ``rgb`` joined by ``+`` for red, green and blue, where a prefix
+              such as ``ct:`` need not be repeated;
+            - a list of them, one for each channel of the images;
+            - the dictionary of ``to_dict``.
 
     Raises:
-        ConfigError: not such a specification.
+        ConfigError: it is none of these.
     """
     if isinstance(spec, Mapping):
         return _from_dict(spec)
@@ -282,7 +303,7 @@ def make_intensity(spec: str | Sequence[str] | Mapping[str, Any]) -> IntensityRu
 
 
 def _one(text: str, spec: object) -> IntensityRule:
-    """Return the rule of one channel; ``spec`` is what the user wrote."""
+    """Return the rule for one channel; ``spec`` is the whole specification, for messages."""
     name, _, argument = text.partition(":")
     if name == "rgb" and not argument:
         return IntensityRule("rgb")
@@ -301,14 +322,14 @@ def _one(text: str, spec: object) -> IntensityRule:
 def _joined(rules: list[IntensityRule], spec: object) -> IntensityRule:
     if len(rules) != 3 or any(rule.kind in ("rgb", "channels") for rule in rules):
         raise ConfigError(
-            "data.intensity: the model has three channels: join three rules with +, as "
+            "data.intensity: the model has three channels, so join three rules with +, as "
             f"ct:soft_tissue+lung+bone, none of them rgb; got {spec!r}"
         )
     return IntensityRule("channels", channels=tuple(rules))
 
 
 def _of_inputs(rules: list[IntensityRule], spec: object) -> IntensityRule:
-    """Return the rule of an image with several channels; of one rule that rule."""
+    """Return the rule for an image with several channels; a single rule is returned as it is."""
     if not rules or any(r.channels or r.inputs or r.neighbours or r.kind == "rgb" for r in rules):
         raise ConfigError(
             "data.intensity: a list has one rule for each of data.channel, none of them rgb or "
@@ -318,7 +339,7 @@ def _of_inputs(rules: list[IntensityRule], spec: object) -> IntensityRule:
 
 
 def _colours(planes: list[Array]) -> Array:
-    """Return channels as the last axis; the mean of two is the third."""
+    """Return channels as the last axis; the third of two is their mean, rounded half up."""
     if len(planes) == 2:
         mean = (planes[0].astype(np.uint16) + planes[1] + 1) // 2
         planes = [*planes, mean.astype(np.uint8)]
@@ -326,7 +347,7 @@ def _colours(planes: list[Array]) -> Array:
 
 
 def intensity_of_modality(modality: str) -> str:
-    """Return the rule for a modality named by a data set: CT by window, others by percentile."""
+    """Return the rule for a modality that a data set names: a window for CT, else percentiles."""
     return "ct:soft_tissue" if modality.strip().upper() == "CT" else "mri"
 
 
@@ -340,7 +361,7 @@ def to_rgb(plane: Array) -> Array:
 
 
 def visible(image: Array) -> Array:
-    """Return the first three channels of (h, w, c), as a person can see them."""
+    """Return the first three channels of an image (h, w, c), for showing it to a person."""
     return np.ascontiguousarray(image[..., :3])
 
 

@@ -1,4 +1,7 @@
-"""From a name to a reader, a class table and an intensity rule."""
+"""What ``open_dataset`` decides: the reader, how masks are read, the classes, the intensity rule.
+
+Each of them follows from the user's keys, else from the card, else from what the data set declares.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ from samadapt.data.types import Case
 from samadapt.errors import ConfigError, nearest
 
 Intensity = str | Sequence[str] | Mapping[str, Any]
-"""What ``make_intensity`` reads."""
+"""A specification that ``make_intensity`` accepts."""
 
 
 def open_reader(
@@ -58,10 +61,12 @@ def open_reader(
     classes: ClassChoice = None,
     exif: str | None = None,
 ) -> tuple[Card | None, FormatReader]:
-    """Return the card, if the name is one, and the reader with its options.
+    """Return the card, if ``name`` is one, and the reader with its options.
+
+    The arguments are those of ``open_dataset``; ``masks`` is the result of ``mask_rules``.
 
     Raises:
-        ConfigError: neither card nor reader has that name, or an option is wrong.
+        ConfigError: there is no card or reader of that name, or an option does not fit it.
         DownloadError: the card's data set could not be fetched.
     """
     check_spacing_source(spacing)
@@ -93,18 +98,18 @@ def open_reader(
     )
     kind = get_reader(card.reader if card else name)
     if series is not None and kind.name != "dicom":
-        raise ConfigError(f"data.series chooses among DICOM series; data={name} has none")
+        raise ConfigError(f"data.series chooses among DICOM series, but data={name} has none")
     _check_file_keys(kind, name, {"root": root, "image": image, "label": label})
     if kind.numbers_objects and options.masks.one_class:
         key = "data.instances" if options.masks.instances else "data.mask_threshold"
         raise ConfigError(
-            f"{key} is for masks whose pixels are numbers; data={name} tells objects and classes "
-            f"apart by itself. Leave {key} out"
+            f"{key} is for masks that hold one number for each pixel; data={name} already "
+            f"separates objects and classes. Leave {key} out"
         )
     if options.masks.colours is not None and not kind.knows_colours:
         raise ConfigError(
             f"data.classes and data.background name colours, but masks of data={name} have label "
-            "values: name classes by value, as data.classes={liver: 1}"
+            "values: name classes by value, for example data.classes={liver: 1}"
         )
     return card, kind(options)
 
@@ -112,18 +117,18 @@ def open_reader(
 def _check_file_keys(
     kind: type[FormatReader], name: str, given: Mapping[str, str | Path | None]
 ) -> None:
-    """Refuse a key that names files where the reader would pass over it."""
+    """Refuse a key that names files if the reader would ignore it."""
     for key, value in given.items():
         if value is None or key in kind.file_keys:
             continue
         if not kind.file_keys:
             raise ConfigError(
-                f"data.{key}: data={name} comes with a package and reads no files of yours. Name "
-                "the format of your data, as data=nifti (`samadapt ls data`)"
+                f"data.{key}: data={name} comes with a package and reads none of your files. Name "
+                "the format of your data, such as data=nifti (`samadapt ls data`)"
             )
         raise ConfigError(
             f"data.{key}: data={name} finds its files by itself ({kind.summary}) and does not read "
-            f"this key. Leave data.{key} out, and lay the files out in this way"
+            f"this key. Leave data.{key} out, and arrange the files in this way"
         )
 
 
@@ -137,9 +142,18 @@ def mask_rules(
 ) -> MaskRules:
     """Return how masks are read, from the keys of ``data``.
 
+    Args:
+        classes: ``data.classes``; it may name colours.
+        instances: ``data.instances``.
+        threshold: ``data.mask_threshold``.
+        ignore: ``data.ignore``.
+        background: ``data.background``.
+        regions: ``data.regions``.
+
+
     Raises:
-        ConfigError: both object numbers and a threshold are asked for, or colours that
-            contradict themselves, or one of these with regions.
+        ConfigError: the keys contradict each other: only one of object numbers, threshold, colours
+            and regions can be used.
     """
     if regions is not None and (instances or threshold is not None):
         key = "data.instances" if instances else "data.mask_threshold"
@@ -161,7 +175,7 @@ def mask_rules(
 
 
 def _mask_rules(rules: MaskRules, card: Card | None) -> MaskRules:
-    """Return rules that know whether a card declares the classes."""
+    """Return the rules, without measuring of values where a card declares the classes."""
     return replace(
         rules, judged=rules.judged and not rules.one_class and not (card and card.classes)
     )
@@ -175,23 +189,23 @@ def decide_classes(
     masks: MaskRules = AS_CLASSES,
     regions: Mapping[str, int | Sequence[int]] | None = None,
 ) -> ClassTable:
-    """Return the class table from the user's choice, the card, the data set or the masks.
+    """Return the class table: from the user's choice, the card, the data set or the masks.
 
-    Values that cannot be classes, where none of them declares any, and values and names outside
-    the class list become findings; the cases with them are left out.
+    Cases with values or names outside the class list get a finding and are left out. So do cases
+    with values that cannot be classes, where no class list exists.
 
     Args:
-        scan: the cases with the values of their masks; ignored values that occur nowhere become
-            a finding.
+        scan: the cases with the values of their masks. Findings are added, for example about
+            ignored values that occur nowhere.
         card: the data set card, or None.
         chosen: see ``make_table``.
         merge: all classes as one.
-        masks: how masks are read, and which of their values have no loss and no score.
+        masks: how masks are read, and which values have no loss and no score.
         regions: classes that may overlap; None: those that the data set declares, unless
             ``chosen`` lists values.
 
     Raises:
-        ConfigError: as ``make_table``.
+        ConfigError: see ``make_table``.
     """
     declared = card.classes if card and card.classes else scan.classes
     chosen, _ = resolve_colours(chosen, None)
@@ -213,7 +227,7 @@ def decide_classes(
 
 
 def _ignored_values(scan: Scan, chosen: ClassChoice, masks: MaskRules) -> set[int]:
-    """Return the values without loss and score: the user's, or the declared ones."""
+    """Return the values without loss and score: the user's, or those that the data set declares."""
     if masks.ignored is None:
         named = [values_of(v) for v in chosen.values()] if isinstance(chosen, Mapping) else []
         return set(scan.ignored) - set().union(*named)
@@ -230,13 +244,13 @@ def _ignored_values(scan: Scan, chosen: ClassChoice, masks: MaskRules) -> set[in
 def judge_values(
     scan: Scan, names: Sequence[str], ignored: Collection[int] = (), merge: bool = False
 ) -> None:
-    """Turn mask values that cannot be classes into findings and leave those cases out.
+    """Report mask values that cannot be classes, and leave those cases out.
 
     Args:
         scan: a data set that declares no classes.
-        names: classes that the user lists without values; they stand for the values 1, 2, ...
+        names: classes that the user lists without values; they mean the values 1, 2, ...
         ignored: values of pixels that are not annotated.
-        merge: all values are one class, so that object numbers and two encodings do no harm.
+        merge: all values become one class, so object numbers and two encodings are allowed.
     """
     found = {value for case in scan.cases for value in case.values} - set(ignored)
     if names and (found <= set(range(1, len(names) + 1)) or len(found) == len(names) == 1):
@@ -260,12 +274,12 @@ def judge_values(
 
 
 def _folder_of(cases: Sequence[Case]) -> str:
-    """Return the folder that holds all masks."""
+    """Return the innermost folder that contains all masks."""
     return os.path.commonpath([(case.labels or case.image).absolute().parent for case in cases])
 
 
 def _one_name(declared: ClassValues | None, chosen: ClassChoice) -> str:
-    """Return the name of the only class, of object numbers or of a mask with a threshold."""
+    """Return the name of the only class that object numbers or a threshold make."""
     names = list(chosen) if chosen else list(declared or ("foreground",))
     if len(names) == 1:
         return str(names[0])
@@ -276,7 +290,7 @@ def _one_name(declared: ClassValues | None, chosen: ClassChoice) -> str:
 
 
 def check_values(scan: Scan, table: ClassTable) -> None:
-    """Turn values and names outside the class list into findings and leave those cases out."""
+    """Report values and names outside the class list, and leave those cases out."""
     listed = ", ".join(
         f"{name}={','.join(map(str, values))}"
         for name, values in zip(table.names, table.values, strict=True)
@@ -292,7 +306,7 @@ def check_values(scan: Scan, table: ClassTable) -> None:
         names = sorted({name for name in case.named if not table.id_of(name)})
         if names and table.complete:
             message = f"labels {', '.join(names[:8])} are outside the class list ({listed})"
-            fix = "mend the annotation, or name the classes with data.classes={name: value}"
+            fix = "correct the annotation, or name the classes with data.classes={name: value}"
             file = str(case.annotations or case.image)
             findings.append(Finding("annotation_class", "error", file, message, fix))
         scan.findings.extend(findings)
@@ -304,22 +318,28 @@ def check_values(scan: Scan, table: ClassTable) -> None:
 
 
 def _way_out(unknown: Sequence[int]) -> str:
-    """Return what to do about values outside the class list, by what they may be."""
-    fix = "mend the mask, or list the classes to use with data.classes={name: value}"
+    """Return what to do about values outside the class list, depending on what they may mean."""
+    fix = "correct the mask, or list the classes to use with data.classes={name: value}"
     if unknown in ([VOID], [-1]):
-        fix += f"; where {unknown[0]} means not annotated, give data.ignore={unknown[0]}"
+        fix += f"; if {unknown[0]} means not annotated, set data.ignore={unknown[0]}"
     elif len(unknown) > SOME:
-        fix += "; where each number is an object of one class, give data.instances=true"
+        fix += "; if each number is an object of one class, set data.instances=true"
     return fix
 
 
 def decide_intensity(
     chosen: Intensity | None, card: Card | None, layout: Layout, reader: FormatReader
 ) -> IntensityRule:
-    """Return the rule from the user's choice, the card, the modality or the reader.
+    """Return the rule: from the user's choice, the card, the modality or the reader.
+
+    Args:
+        chosen: ``data.intensity``; None or ``"auto"``: it is not chosen.
+        card: the data set card, or None.
+        layout: what the folder declares; only its modality is used.
+        reader: its options name the channels.
 
     Raises:
-        ConfigError: none of them says, or it has not as many rules as there are channels.
+        ConfigError: none of them decides, or the number of rules is not that of the channels.
     """
     rule = _intensity(chosen, card, layout, reader)
     return rule.for_channels(max(1, len(listed_channels(reader.options.channel))))

@@ -1,6 +1,6 @@
-"""Which classes and slices of a case are annotated: the file of ``data.annotated``.
+"""Partial labels: ``data.annotated`` lists which classes and slices of a case are annotated.
 
-A CSV file has the columns ``case``, ``classes`` and ``slices``; an empty cell stands for all::
+A CSV file has the columns ``case``, ``classes`` and ``slices``. An empty cell means all::
 
     case,classes,slices
     patient_01,liver; spleen,10-40
@@ -9,10 +9,10 @@ A CSV file has the columns ``case``, ``classes`` and ``slices``; an empty cell s
     *,liver,
 
 A JSON file maps cases to the same: ``{"p2": {"classes": ["liver"], "slices": [[10, 40]]}}``.
-The value may also be a list of such objects, or of class names. Slices are numbered from 0 along
-the axis that is sliced, as in ``predict``; a range includes both ends. Several rows of a case add
-up. The case ``*`` stands for every case that is not listed. What is not listed has no loss and no
-score, neither as foreground nor as background.
+The value may also be a list of such objects, or a list of class names. Slices are numbered from 0
+along the slicing axis, as in ``predict``, and a range includes both ends. Several rows for one case
+are combined. The case ``*`` means every case that is not listed. Classes and slices that are not
+listed have no loss and no score, neither as foreground nor as background.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from typing import Any
 import numpy as np
 
 from samadapt.data.classes import ClassTable
-from samadapt.data.findings import Finding
+from samadapt.data.findings import warning_finding
 from samadapt.data.formats.base import Scan
 from samadapt.errors import DataError
 from samadapt.system.arrays import Array
 
 REST = "*"
-"""The name that stands for every case that is not listed."""
+"""In place of a case name: every case that is not listed."""
 
 _MAX_BYTES = 1 << 24
-"""Of the file: 16 MiB list a million cases."""
+"""Largest size of the file: 16 MiB, enough for a million cases."""
 _COLUMNS = ("case", "classes", "slices")
 _BETWEEN = re.compile(r"[;,|]")
 _RANGE = re.compile(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?")
@@ -46,10 +46,10 @@ _RANGE = re.compile(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?")
 
 @dataclass(frozen=True)
 class Entry:
-    """What one row says of a case.
+    """What one row says about a case.
 
     Attributes:
-        where: the row, for messages.
+        where: names the row in messages.
         classes: names of the annotated classes; None: all.
         slices: (first, last) of the annotated slices, both included; None: all.
     """
@@ -61,11 +61,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Annotated:
-    """What is annotated, by case.
+    """What is annotated, for each case.
 
     Attributes:
         path: the file.
-        entries: by case name, or ``REST``.
+        entries: rows by case name, or ``REST``.
     """
 
     path: Path
@@ -82,10 +82,15 @@ class Annotated:
         return known
 
     def check(self, scan: Scan, table: ClassTable) -> None:
-        """Compare the file with the data; cases that it does not list become a finding.
+        """Compare the file with the data. Cases that it does not list become a finding.
+
+        Args:
+            scan: its findings are extended.
+            table: the classes.
+
 
         Raises:
-            DataError: a row is of no case or class of the data, or of slices that a case lacks.
+            DataError: a row names a case, a class or a slice that the data do not have.
         """
         depths = {case.name: case.shape[2] for case in scan.cases}
         others = {REST, *scan.left_out}
@@ -93,11 +98,11 @@ class Annotated:
             for entry in entries:
                 if case not in depths and case not in others:
                     some = ", ".join(sorted(depths)[:5])
-                    self._refuse(entry.where, "its case is none of the data set's", some)
+                    self._refuse(entry.where, "the data set has no such case", some)
                 wanted = set(entry.classes or ()) - {*table.names, *table.merged}
                 if wanted:
                     names = ", ".join(table.merged or table.names)
-                    self._refuse(entry.where, "it names a class that is not used", names)
+                    self._refuse(entry.where, "it names a class that is not in use", names)
                 last = max((last for _, last in entry.slices or ()), default=0)
                 depth = depths.get(case)
                 if depth is not None and last >= depth:
@@ -105,11 +110,10 @@ class Annotated:
         unlisted = [name for name in sorted(depths) if name not in self.entries]
         if unlisted and REST not in self.entries:
             shown = ", ".join(unlisted[:5]) + (", ..." if len(unlisted) > 5 else "")
-            message = f"it does not list {len(unlisted)} of {len(depths)} cases ({shown}), so that "
-            fix = f"list them, or let a row with the case {REST} stand for all others"
+            message = f"it does not list {len(unlisted)} of {len(depths)} cases ({shown}), so "
             message += "they have no loss and no score"
-            finding = Finding("not_annotated", "warning", str(self.path), message, fix)
-            scan.findings.append(finding)
+            fix = f"list them, or add a row with the case {REST} for all others"
+            scan.findings.append(warning_finding("not_annotated", self.path, message, fix))
 
     def _refuse(self, where: str, what: str, expected: str) -> None:
         raise DataError(f"data.annotated={self.path}, {where}: {what}; expected {expected}")
@@ -118,12 +122,12 @@ class Annotated:
 def read_annotated(
     path: str | Path | None, root: str | Path | None, scan: Scan, table: ClassTable
 ) -> Annotated | None:
-    """Read the file of ``data.annotated`` and compare it with the data; None where none is given.
+    """Read the file of ``data.annotated`` and compare it with the data; None where there is none.
 
     Args:
-        path: the file; a relative one that does not exist is looked for below ``root``.
+        path: the file. A relative path that does not exist is searched for below ``root``.
         root: the data set's folder, or None.
-        scan: the cases; receives a finding for those that are not listed.
+        scan: the cases; it receives a finding about those that are not listed.
         table: the classes.
 
     Raises:
@@ -149,7 +153,9 @@ def read_annotated(
             case, entry = _entry(where, row)
             entries.setdefault(case, []).append(entry)
     except (ValueError, RecursionError, csv.Error) as error:
-        reason = str(error) if isinstance(error, _RowError) else "is no UTF-8 CSV or JSON file"
+        reason = (
+            str(error) if isinstance(error, _RowError) else "is not a CSV or JSON file in UTF-8"
+        )
         raise DataError(
             f"data.annotated={path}: {reason}. Expected columns case, classes, slices, as in "
             "'case_01,liver; spleen,10-40', or the same as JSON"
@@ -160,11 +166,12 @@ def read_annotated(
 
 
 class _RowError(ValueError):
-    """What is wrong with a row, without its content."""
+    """What is wrong with a row. The message does not quote its content."""
 
 
 def _csv_rows(text: str) -> Iterable[tuple[str, dict[str, Any]]]:
     first = text.partition("\n")[0]
+    # Spreadsheet programs in many countries separate cells by a semicolon.
     delimiter = ";" if ";" in first and "," not in first else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header = [name.strip().lower() for name in next(reader, [])]
@@ -209,7 +216,7 @@ def _entry(where: str, row: Mapping[str, Any]) -> tuple[str, Entry]:
 
 
 def _listed(value: Any) -> list[Any] | None:
-    """Return the items of a cell or a list, None for nothing, which stands for all."""
+    """Return the items of a cell or a list; None for an empty one, which means all."""
     if isinstance(value, str):
         items = [item.strip() for item in _BETWEEN.split(value) if item.strip()]
         return items or None
@@ -229,7 +236,10 @@ def _range(where: str, item: Any) -> tuple[int, int]:
 
 
 def _columns(entry: Entry, table: ClassTable) -> Array:
-    """Return (K,) bool: the classes of an entry; merged ones count if all of them are listed."""
+    """Return (K,) bool: the classes of an entry.
+
+    A class that was merged from several is annotated only if all of them are listed.
+    """
     if entry.classes is None:
         return np.ones(len(table.names), dtype=bool)
     listed = set(entry.classes)

@@ -1,15 +1,20 @@
-"""Training and validation: by case, or by a slab with a gap where there is one volume.
+"""Divide cases into training and validation: by case, or by a slab of slices of a single volume.
 
-Rule: sort the case names; every ``val_every``-th, from the first (0, 5, 10 … for 5), is
-validation. A card or the user may list names instead: ``{"val": [...]}``, the others train, or
-``{"train": [...], "val": [...]}``. Slices of one volume are never on both sides, but for a data
-set of a single volume: there a slab of neighbouring slices is held out, ``{"slab": [0.4, 0.6],
-"gap_mm": 5}``: from 40 to 60 % of the span of slices with foreground, and the slices within
-5 mm of it are left out on both sides.
+The rule: case names are sorted, and every ``val_every``-th case from the first is validation (cases
+0, 5, 10, ... for 5). A card or the user may list names instead: ``{"val": [...]}``, where all
+others train, or ``{"train": [...], "val": [...]}``.
 
-Cases of one patient, where the files say so, count as one and are never divided. A fold of a
-cross-validation holds out every ``folds``-th of them, from the ``fold``-th; fold 0 of 5 is the rule
-above.
+All slices of a volume are on one side. The exception is a data set of a single volume. There a slab
+of neighbouring slices is held out, ``{"slab": [0.4, 0.6], "gap_mm": 5}``: the slices from 40 to 60
+% of the span that contains foreground. Slices within 5 mm of the slab are used on neither side,
+because neighbouring slices look alike::
+
+    slice   0 ......... a   gap   b ============ c   gap   d ......... depth
+              training              validation               training
+
+Cases of one patient, where the files name the patient, count as one and stay on one side. A fold of
+a cross-validation holds out every ``folds``-th of them, from number ``fold``; fold 0 of 5 is the
+rule above.
 """
 
 from __future__ import annotations
@@ -30,7 +35,13 @@ _KEYS = ("train", "val", "slab", "gap_mm")
 
 @dataclass(frozen=True)
 class Slab:
-    """The slices [start, stop) of the only volume that are held out, and the gap around them."""
+    """The slices of the only volume that are held out.
+
+    Attributes:
+        start, stop: the slices [start, stop) are validation.
+        gap: slices on each side of them that are not used.
+        depth: slices of the volume.
+    """
 
     start: int
     stop: int
@@ -38,7 +49,7 @@ class Slab:
     depth: int
 
     def indices(self, split: str) -> list[int]:
-        """Return the slices of ``"train"`` or ``"val"``."""
+        """Return the slice numbers of ``"train"`` or ``"val"``."""
         if split == "val":
             return list(range(self.start, self.stop))
         below = range(max(0, self.start - self.gap))
@@ -47,7 +58,13 @@ class Slab:
 
 @dataclass(frozen=True)
 class Splits:
-    """Case names of both sides; with a ``slab`` both name the one volume."""
+    """The division.
+
+    Attributes:
+        train, val: case names of both sides; with a ``slab`` both hold the one volume.
+        rule: the rule in words.
+        slab: the held out slices of a single volume, or None.
+    """
 
     train: list[str]
     val: list[str]
@@ -55,7 +72,7 @@ class Splits:
     slab: Slab | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``splits.json`` records."""
+        """Return the entries of ``splits.json``."""
         record: dict[str, Any] = {"rule": self.rule, "train": self.train, "val": self.val}
         if self.slab is not None:
             slab = self.slab
@@ -75,7 +92,7 @@ def divide(
     folds: int,
     least_gap: int,
 ) -> Splits:
-    """Hold out a fold where one is asked for, else what ``make_splits`` says."""
+    """Return a cross-validation fold if ``fold`` is given, else the result of ``make_splits``."""
     if fold is not None:
         return make_fold(cases, fold, folds)
     return make_splits(cases, chosen, val_every, least_gap)
@@ -87,16 +104,18 @@ def make_splits(
     val_every: int = 5,
     least_gap: int = 0,
 ) -> Splits:
-    """Divide the cases by the module's rules.
+    """Divide the cases by the rules of this module.
 
     Args:
         cases: the usable cases, sorted by name.
-        chosen: the card's or the user's lists or slab, or None.
-        val_every: every such case is validation, from the first.
-        least_gap: slices that stay unused beside a slab at least: those that a slice is shown with.
+        chosen: lists or a slab, from the card or the user, or None.
+        val_every: every n-th case is validation, from the first.
+        least_gap: smallest gap beside a slab in slices: the model sees a slice together with so
+            many neighbours.
 
     Raises:
-        ConfigError: unknown keys or names, a case on both sides, a slab for several volumes.
+        ConfigError: there are unknown keys or names, a case or a patient is on both sides, or a
+            slab is given for several volumes.
     """
     chosen = dict(chosen or {})
     for key in chosen:
@@ -109,7 +128,7 @@ def make_splits(
         return _slab_split(cases[0], {**DEFAULT_SLAB, **chosen}, least_gap)
     if chosen:
         raise ConfigError(
-            f"split: a slab is for a data set of one volume; this one has {len(cases)} cases; "
+            f"split: a slab needs a data set of one volume; this one has {len(cases)} cases; "
             "list case names under val instead"
         )
     if val_every < 2:
@@ -127,15 +146,15 @@ def make_fold(cases: Sequence[Case], fold: int, folds: int) -> Splits:
         folds: how many there are.
 
     Raises:
-        ConfigError: for a fold that is not there, or fewer cases (or patients) than folds.
+        ConfigError: there is no such fold, or there are fewer cases (or patients) than folds.
     """
     if not 0 <= fold < folds:
         raise ConfigError(f"data.fold must be 0 to {folds - 1} (data.folds={folds}); got {fold}")
     units = len(_patients(cases))
     if units < folds:
         raise ConfigError(
-            f"data.folds={folds}: a case is on one side of a fold, and so are all cases of a "
-            f"patient; there are {len(cases)} cases of {units} patients. Use fewer folds"
+            f"data.folds={folds} needs at least as many patients, because all cases of a patient "
+            f"stay on one side; there are {len(cases)} cases of {units} patients. Use fewer folds"
         )
     rule = f"fold {fold} of {folds}: one case in {folds} by name, from number {fold}, is held out"
     return _every(cases, folds, fold, rule)
@@ -145,8 +164,8 @@ def _every(cases: Sequence[Case], step: int, start: int, rule: str) -> Splits:
     patients = _patients(cases)
     if len(patients) < len(cases):
         rule += f"; the cases of a patient together ({len(patients)} patients)"
-        if len(patients) == 1:  # anonymisers write one ID into all files
-            rule += ": if one ID stands for all people, data.patient='(.+)' tells cases apart"
+        if len(patients) == 1:  # anonymisation programs write one ID into all files
+            rule += ": if all people share one ID, data.patient='(.+)' makes each case a patient"
     held = {name for names in patients[start::step] for name in names}
     names = [case.name for case in cases]
     val = [name for name in names if name in held]
@@ -154,7 +173,7 @@ def _every(cases: Sequence[Case], step: int, start: int, rule: str) -> Splits:
 
 
 def _patients(cases: Sequence[Case]) -> list[list[str]]:
-    """Return the case names of each patient, by their first; a case without a mark is one."""
+    """Return the case names of each patient; a case without a patient counts as one."""
     found: dict[tuple[str, str], list[str]] = {}
     for case in cases:
         key = ("patient", case.patient) if case.patient else ("case", case.name)
@@ -170,11 +189,13 @@ def _listed(cases: Sequence[Case], chosen: Mapping[str, Any]) -> Splits:
         val = [name for name in names if name not in train]
     both = sorted(set(val) & set(train))
     if both:
-        raise ConfigError(f"split: on both sides: {', '.join(both[:5])}; keep each on one")
+        raise ConfigError(
+            f"split: on both sides: {', '.join(both[:5])}; keep each case on one side"
+        )
     unknown = sorted({*val, *train} - set(names))
     if unknown:
         raise ConfigError(
-            f"split: {len(unknown)} names are no usable case: {', '.join(unknown[:5])}"
+            f"split: {len(unknown)} names are not usable cases: {', '.join(unknown[:5])}"
             + nearest(unknown[0], names)
         )
     for group in _patients(cases):

@@ -1,8 +1,11 @@
-"""Stacks: neighbouring slices of a volume that the encoder sees together (``Method.stack``).
+"""Stacks: neighbouring slices of a volume that the encoder sees together (``peft.depth``).
 
-Slice i of a volume belongs to stack i // size, whichever slices are trained on, prompted or scored;
-the last stack repeats the last slice. So a slice's embedding is the same in training, evaluation
-and prediction, however the volume is read.
+Slice i of a volume belongs to stack i // size. This does not depend on which slices are used for
+training, prompted or scored, so the embedding of a slice is the same in training, evaluation and
+prediction. If the last stack is not full, it repeats the last slice. A volume of 7 slices in stacks
+of 3::
+
+    0 1 2 | 3 4 5 | 6 6 6
 """
 
 from __future__ import annotations
@@ -20,15 +23,15 @@ class Stacks:
     """How volumes are cut into stacks.
 
     Attributes:
-        size: slices of a stack; 1: each slice is seen by itself.
-        count: a case's number of slices; not asked for where ``size`` is 1.
+        size: slices of a stack; 1: the encoder sees each slice alone.
+        count: returns the number of slices of a case; it is not called where ``size`` is 1.
     """
 
     size: int
     count: Callable[[str], int]
 
     def of(self, ref: SliceRef) -> list[SliceRef]:
-        """Return the stack of a slice, which lies in it at ``place(ref)``."""
+        """Return the stack of a slice; the slice itself is at position ``place(ref)``."""
         if self.size == 1:
             return [ref]
         last, first = self.count(ref.case) - 1, ref.index - self.place(ref)
@@ -39,10 +42,10 @@ class Stacks:
         return ref.index % self.size
 
     def whole(self, refs: Sequence[SliceRef]) -> tuple[list[SliceRef], list[int]]:
-        """Return the stacks of some slices, each once and one behind the other.
+        """Return the stacks of some slices one after the other, each stack once.
 
         Returns:
-            The slices of the stacks, and the position of each of ``refs`` among them.
+            The slices of the stacks, and the position of each slice of ``refs`` in that list.
         """
         starts: dict[tuple[str, int], int] = {}
         members: list[SliceRef] = []
@@ -53,26 +56,35 @@ class Stacks:
         return members, [starts[r.case, r.index // self.size] + self.place(r) for r in refs]
 
     def groups(self, refs: Sequence[SliceRef]) -> Iterator[list[SliceRef]]:
-        """Yield sorted slices by stack."""
+        """Yield the slices of each stack.
+
+        Args:
+            refs: sorted slices.
+        """
         for _, group in groupby(refs, key=lambda ref: (ref.case, ref.index // self.size)):
             yield list(group)
 
     def parts(self, refs: Sequence[SliceRef], at_once: int) -> Iterator[list[SliceRef]]:
-        """Yield sorted slices, those of as many stacks together as have ``at_once`` slices."""
+        """Yield the slices of several stacks together.
+
+        Args:
+            refs: sorted slices.
+            at_once: slices that the encoder takes at once; so many stacks go together as fit.
+        """
         groups, stacks = list(self.groups(refs)), max(1, at_once // self.size)
         for start in range(0, len(groups), stacks):
             yield [ref for group in groups[start : start + stacks] for ref in group]
 
 
 ALONE = Stacks(1, lambda case: 1)
-"""Each slice by itself."""
+"""No stacks: the encoder sees each slice alone."""
 
 
 def stacks_in_batch(batch_size: int, size: int) -> int:
-    """Return how many stacks a batch of slices holds.
+    """Return how many stacks a batch of slices contains.
 
     Raises:
-        ConfigError: it would cut a stack.
+        ConfigError: the batch size is not a multiple of the stack's size.
     """
     if batch_size % size:
         more = size * (batch_size // size + 1)

@@ -1,12 +1,18 @@
-"""Tiles: a large picture as overlapping windows of one size, each pixel owned by one of them.
+"""Tiles: a large picture is cut into overlapping windows, and each pixel is owned by one of them.
 
-The model's square is 256 or 1024 pixels wide; in a picture of 10,000 pixels resized to it a cell is
-less than a pixel. So such a picture is cut: every tile is trained on, embedded and segmented as a
-slice of a volume is, and the parts that the tiles own are put together again, so that scores and
-predictions are those of the whole picture. What lies round a tile's own part is context.
+The model's input is a square of 256 or 1024 pixels. If a picture 10,000 pixels wide is resized to
+it, a cell becomes smaller than a pixel. So such a picture is cut into tiles. Each tile is trained
+on, embedded and segmented like a slice of a volume. Then the parts that the tiles own are put
+together, so scores and predictions are those of the whole picture. The rest of a tile is context.
 
-Tiles overlap by at least the share asked for and are spread evenly, the first and the last at the
-picture's edges; between neighbours the middle of their overlap is the border of what they own.
+Tiles overlap by at least the requested share of their side and are spread evenly, with the first
+and the last at the edges of the picture. Between two neighbours the middle of their overlap is the
+border of what they own. Along one axis::
+
+    picture  |0                                                     length|
+    tile 0   |ooooooooooooooooooooo+++|                 o: owned by the tile
+    tile 1                       |+++ooooooooooooooo+++|          +: context
+    tile 2                                        |+++oooooooooooooooooooo|
 """
 
 from __future__ import annotations
@@ -23,11 +29,11 @@ from samadapt.errors import ConfigError
 from samadapt.system.arrays import Array
 
 OVERLAP = 0.125
-"""Share of a tile's side that neighbours have in common at least, where the user says nothing."""
+"""Default for the smallest overlap of neighbouring tiles, as a share of a tile's side."""
 
 
 class Span(NamedTuple):
-    """One side of a tile: the pixels start..stop - 1, of which own_start..own_stop - 1 count."""
+    """One axis of a tile: it covers [start, stop) and owns [own_start, own_stop), in pixels."""
 
     start: int
     stop: int
@@ -40,7 +46,7 @@ class Tile:
     """One window of a picture.
 
     Attributes:
-        rows, columns: where it lies and what it owns.
+        rows, columns: what it covers and what it owns.
         picture: (h, w) of the whole picture.
     """
 
@@ -49,12 +55,12 @@ class Tile:
     picture: tuple[int, int]
 
     def cut(self, picture: Array) -> Array:
-        """Return the window of a picture (h, w, ...)."""
+        """Return the tile's window (th, tw, ...) of a picture (h, w, ...), as a view."""
         rows, columns = self.rows, self.columns
         return picture[rows.start : rows.stop, columns.start : columns.stop]
 
     def put(self, part: Array, picture: Array) -> None:
-        """Write what the tile owns of its window (..., th, tw) into a picture (..., h, w)."""
+        """Copy what the tile owns from its window (..., th, tw) into a picture (..., h, w)."""
         picture[..., *self._own] = part[..., *self._own_in_window]
 
     @property
@@ -74,13 +80,14 @@ class Tile:
         )
 
     def boxes(self, boxes: Array) -> tuple[Array, Array]:
-        """Bring boxes into the window.
+        """Move boxes into the frame of the window.
 
         Args:
-            boxes: (n, 4) XYXY pixels of the picture.
+            boxes: (n, 4) XYXY in pixels of the picture.
 
         Returns:
-            (n, 4) pixels of the window, clipped to it, and (n,) whether anything is left.
+            (n, 4) XYXY in pixels of the window, clipped to it, and (n,) bool: whether any area is
+            left.
         """
         corner = np.array([self.columns.start, self.rows.start] * 2, boxes.dtype)
         size = np.array([self.columns.stop, self.rows.stop] * 2, boxes.dtype) - corner
@@ -88,14 +95,14 @@ class Tile:
         return moved, (moved[:, 0] < moved[:, 2]) & (moved[:, 1] < moved[:, 3])
 
     def points(self, points: Array) -> tuple[Array, Array]:
-        """Bring points into the window.
+        """Move points into the frame of the window.
 
         Args:
-            points: (..., 2) (x, y) pixels of the picture.
+            points: (..., 2) (x, y) in pixels of the picture.
 
         Returns:
-            (..., 2) pixels of the window, and (...) whether they lie in it; on the picture's far
-            edge they do.
+            (..., 2) in pixels of the window, and (...) bool: whether they are in it. Points on the
+            right or lower edge of the picture are in the last tile.
         """
         spans, sides = (self.columns, self.rows), self.picture[::-1]
         moved = points - np.array([span.start for span in spans], points.dtype)
@@ -105,7 +112,7 @@ class Tile:
         return moved, ((moved >= 0) & within).all(axis=-1)
 
     def overlaps(self, other: Tile) -> bool:
-        """Whether the windows of two tiles of a picture have a pixel in common."""
+        """Return whether the windows of two tiles of a picture share a pixel."""
         return all(
             one.start < two.stop and two.start < one.stop
             for one, two in ((self.rows, other.rows), (self.columns, other.columns))
@@ -118,10 +125,12 @@ class Tile:
         point_labels: Array | None,
         classes: Array | None,
     ) -> tuple[Array | None, Array | None, Array | None, Array | None]:
-        """Bring what an annotation gives into the window; see ``Sample`` for the four.
+        """Move the prompts of an annotation into the frame of the window.
 
-        Boxes are clipped, and left out where nothing is left; points outside are left out, and
-        where there are no boxes also the points of a class that has no foreground point here.
+        Boxes are clipped, and removed if no area is left. Points outside are removed. Where there
+        are no boxes, the points of a class without a foreground point in the window are removed
+        too. Arguments and results are ``boxes``, ``points``, ``point_labels`` and
+        ``prompt_classes`` of ``Sample``.
         """
         if boxes is not None:
             boxes, seen = self.boxes(boxes)
@@ -138,14 +147,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiling:
-    """How pictures are cut.
+    """How pictures are cut into tiles.
 
     Attributes:
         side: of a tile, in pixels of the picture.
-        overlap: of two neighbours, at least this share of the side.
+        overlap: smallest overlap of two neighbours, as a share of the side.
 
     Raises:
-        ConfigError: a side below 16 or a share outside 0 to 1/2.
+        ConfigError: the side is below 16 pixels, or the share is outside 0 to 0.5.
     """
 
     side: int
@@ -159,7 +168,7 @@ class Tiling:
 
     @lru_cache(maxsize=64)  # noqa: B019  (a few values for as long as the program runs)
     def tiles(self, height: int, width: int) -> tuple[Tile, ...]:
-        """Return the tiles of a picture, row by row; a picture that fits into one is one."""
+        """Return the tiles of a picture, row by row; a picture that fits into one is one tile."""
         return tuple(
             Tile(rows, columns, (height, width))
             for rows in self._spans(height)
@@ -169,6 +178,7 @@ class Tiling:
     def _spans(self, length: int) -> list[Span]:
         if length <= self.side:
             return [Span(0, length, 0, length)]
+        # count tiles cover count * side - (count - 1) * overlap pixels, which must reach length.
         least = round(self.overlap * self.side)
         count = -(-(length - least) // (self.side - least))
         starts = [round(i * (length - self.side) / (count - 1)) for i in range(count)]
@@ -181,10 +191,10 @@ class Tiling:
 
 
 def tiling(side: int | None, overlap: float | None = None) -> Tiling | None:
-    """Return how pictures are cut; None where they are not (a side of None or 0).
+    """Return how pictures are cut; None where they are not cut (a side of None or 0).
 
     Raises:
-        ConfigError: as ``Tiling``.
+        ConfigError: see ``Tiling``.
     """
     if not side:
         return None
@@ -192,15 +202,15 @@ def tiling(side: int | None, overlap: float | None = None) -> Tiling | None:
 
 
 def recorded_tiling(options: Mapping[str, Any]) -> Tiling | None:
-    """Return how an adapter's pictures were cut, from its record's ``data_options``.
+    """Return how the training pictures of an adapter were cut, from its record's ``data_options``.
 
     Raises:
-        ConfigError: as ``Tiling``, or for values that are no numbers.
+        ConfigError: see ``Tiling``; also if the values are not numbers.
     """
     side, overlap = options.get("tile"), options.get("tile_overlap", OVERLAP)
     if not isinstance(side, int | None) or not isinstance(overlap, int | float):
         raise ConfigError(
-            "the adapter's data_options: tile must be whole pixels and tile_overlap a share; got "
+            "the adapter's data_options: tile must be a whole number and tile_overlap a share; got "
             f"{side!r} and {overlap!r}"
         )
     try:
@@ -210,7 +220,10 @@ def recorded_tiling(options: Mapping[str, Any]) -> Tiling | None:
 
 
 def assemble(parts: Sequence[Array], tiles: Sequence[Tile]) -> Array:
-    """Put the windows (..., th, tw) of a picture together: (..., h, w); 0 where no tile is."""
+    """Put the windows (..., th, tw) of tiles together into a picture (..., h, w).
+
+    Pixels that no tile owns are 0.
+    """
     whole = np.zeros((*parts[0].shape[:-2], *tiles[0].picture), parts[0].dtype)
     for part, tile in zip(parts, tiles, strict=True):
         tile.put(part, whole)

@@ -147,7 +147,7 @@ def test_the_folds_that_remain_cannot_be_run_otherwise(arguments, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["folds=6"], "data.folds=6: a case is on one side of a fold"),
+        (["folds=6"], "data.folds=6 needs at least as many patients"),
         (["data.fold=1"], "folds=2 runs every fold; leave data.fold=1 out"),
         (["folds=1"], "folds: expected a value >= 2; got 1"),
     ],
