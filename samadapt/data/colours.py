@@ -226,7 +226,7 @@ def _named(classes: Any) -> dict[str, tuple[int, ...]] | None:
         return None
     if not all(texts):
         raise ConfigError(
-            "data.classes mixes label values and colours; use one of them for all classes. A colour "
+            "data.classes mixes label values and colours; use one of them for all. A colour "
             'of digits alone needs its #: "#112233"'
         )
     return {

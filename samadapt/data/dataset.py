@@ -417,55 +417,59 @@ def open_dataset(
     background: str | Sequence[str] | None = None,
     input_channels: int | None = None,
 ) -> Dataset:
-    """Open a data set: find its cases, read and check each file once, divide them.
+    """Open a data set: find its cases, read and check each file once, and divide the cases.
 
     Args:
-        name: a card (``datasets/<name>.yaml``) or a reader (``nifti``, ``folder`` …).
-        root: the data set's folder; None: what the card says, downloaded if need be.
+        name: a card (``datasets/<name>.yaml``) or a reader (``nifti``, ``folder``, ...).
+        root: the data set's folder; None: that of the card, which is downloaded if necessary.
         axis: ``"axial"``, ``"coronal"``, ``"sagittal"``, 0 (sagittal), 1, 2 or ``"auto"``: the
             axis with the largest spacing, axial where they are equal. None: the card's, or auto.
-        intensity: see ``intensity.py``; None or ``"auto"``: the card's, or by modality.
+        intensity: see ``intensity.py``; None or ``"auto"``: the card's, or that of the modality.
         classes: see ``classes.make_table``; None: those that the data set declares.
-        merge_classes: all listed classes as one, ``foreground``.
+        merge_classes: merge all listed classes into one, ``foreground``.
         ignore: mask value or values whose pixels have no loss and no score; None: those that the
             data set declares.
-        annotated: CSV or JSON file that lists what is annotated; see ``annotated.py``.
+        annotated: CSV or JSON file that lists what is annotated; see ``partial_labels.py``.
         regions: classes that may overlap, ``{name: value or [values]}``, instead of ``classes``;
             None: those that the data set declares.
-        empty_slices: ``"drop"``, ``"keep"`` or the share kept of training slices without a class.
-        slice_step: train on every such slice.
-        val_every: every such case, by name and from the first, is validation.
+        empty_slices: ``"drop"``, ``"keep"`` or the share (0..1) of training slices without a class
+            that is kept.
+        slice_step: train on every n-th slice.
+        val_every: every n-th case, by name and from the first, is validation.
         fold: hold out this fold of a cross-validation instead; see ``splits.py``.
         folds: how many folds there are.
         max_cases: read only the first of the sorted cases.
-        on_error: ``"stop"``: any error finding ends it; ``"skip"``: leave those cases out.
+        on_error: ``"stop"``: refuse the data set if there is any error; ``"skip"``: leave out the
+            cases with errors.
         seed: chooses the empty slices that are kept.
-        cache_dir: keep prepared volumes there instead of reading them again. Pictures that are
-            cut into tiles lie there uncompressed as long as the program runs, if they may take
-            more than ``MEMORY_LIMIT``.
+        cache_dir: keep prepared volumes in this folder, so that later programs need not prepare
+            them again. Pictures that are cut into tiles are kept there uncompressed while the
+            program runs, if they may need more than ``MEMORY_LIMIT``.
         channel: index or name of the channel of multi-channel images, or up to three of them,
             which become red, green and blue; see ``channels.py``.
         image: file name or pattern of the images; see ``volume_patterns.py``.
         label: file name or pattern of the masks.
         split: ``{"val": [names]}`` or a slab; see ``splits.py``. None: the card's.
-        neighbours: distance in slices of those that fill red and blue; 0: none.
-        patient: pattern over case names whose group names the patient; see ``leaks.py``.
-        tile: cut pictures into tiles of so many pixels a side; see ``tiles.py``. None or 0: whole.
-        tile_overlap: of neighbouring tiles, at least this share of the side.
-        stack: slices that the encoder sees together; none of one stack is on both sides.
+        neighbours: fill red and blue with the slices at this distance; 0: with the slice itself.
+        patient: pattern for case names; its group is the patient. See ``checks/leaks.py``.
+        tile: side in pixels of the tiles that pictures are cut into; see ``tiles.py``. None or 0:
+            they are not cut.
+        tile_overlap: smallest overlap of neighbouring tiles, as a share of the side.
+        stack: slices that the encoder sees together; no stack is on both sides.
         spacing: ``"affine"`` or ``"pixdim"``: which is true where a NIfTI header contradicts
             itself; None: such a file is an error.
         instances: each number of a mask is one object of one class.
-        mask_threshold: values of a mask from here on are foreground, lower ones background.
+        mask_threshold: this value of a mask and higher ones are foreground, lower ones background.
         series: which of several DICOM series in a folder is used; see ``dicom_choice.py``.
-        exif: ``"apply"`` or ``"ignore"``; see ``orientation.py``.
+        exif: ``"apply"`` or ``"ignore"``; see ``formats/shared/exif.py``.
         background: the colour of the masks' background, or colours; see ``colours.py``.
-        input_channels: of a model that takes more than three (``Sam.add_input_projection``).
+        input_channels: channels of a model with an input projection
+            (``Sam.add_input_projection``); None: three.
 
     Raises:
-        ConfigError: an unknown name, option or class.
+        ConfigError: a name, an option or a class does not exist.
         DataError: the data set has errors; the message lists the first twenty.
-        DownloadError: a card's data set could not be fetched.
+        DownloadError: the data set of a card could not be downloaded.
     """
     check_options(on_error, slice_step, empty_slices)
     check_channels(channel, input_channels)
@@ -523,10 +527,10 @@ def _dataset(
     partial: Annotated | None,
     scanned: ScannedVolumes,
 ) -> Dataset:
-    """Return the data set of a scan that was divided.
+    """Return the data set of a scan and its division.
 
     Raises:
-        DataError: an image is on both sides.
+        DataError: an image is on both sides of the division.
     """
     check_copies(name, scan, parts)
     notes = [card.note if card else "", parts.rule if parts.slab else ""]
@@ -554,7 +558,7 @@ def _dataset(
 
 
 def _label_type(table: ClassTable) -> type[np.integer[Any]]:
-    """Return the smallest type that holds the class ids, and ``IGNORED`` where it is used."""
+    """Return the smallest type that holds the class ids, and -1 (``IGNORED``) where it is used."""
     if table.ignored:
         return np.int8 if len(table.parts) < 128 else np.int16
     return np.uint8 if len(table.parts) < 256 else np.int16

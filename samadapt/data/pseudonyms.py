@@ -1,9 +1,10 @@
-"""``privacy=true``: stable pseudonyms in place of case names, which may hold names of patients.
+"""``privacy=true``: stable pseudonyms in place of case names, which may contain patients' names.
 
-A pseudonym is an HMAC-SHA256 of the case name under a secret of the run: the same case has the same
-pseudonym in every file of a run, in its resumed parts and in its evaluations, and nobody can guess
-names without the secret. The secret and the list of names lie in ``privacy_key.json`` in the run
-directory, readable by its owner alone. Share anything of a run but this file and ``config.yaml``.
+A pseudonym is an HMAC-SHA256 of the case name with a secret of the run. The same case has the same
+pseudonym in every file of a run, after it is resumed and in its evaluations, and nobody can test
+guesses of names without the secret. The secret and the list of names are in ``privacy_key.json`` in
+the run directory, which only its owner can read. Everything in a run directory may be shared except
+this file and ``config.yaml``.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ from samadapt.system import atomic
 KEY_NAME = "privacy_key.json"
 _SECRET_BYTES = 32
 _DIGITS = 12
-"""Hexadecimal digits of a pseudonym: among 10,000 cases two are alike once in 5 million runs."""
+"""Hexadecimal digits of a pseudonym. With 10,000 cases two collide once in 5 million runs."""
 _SHORTEST = 3
-"""Characters of a name that is looked for in the text of a message; shorter ones are words."""
+"""Names of fewer characters are not replaced in messages, because they are ordinary words."""
 
 
 class Pseudonyms:
-    """Names that stand for case names.
+    """Maps case names to pseudonyms.
 
     Args:
-        secret: of the run; whoever has it can test a guess of a name.
-        names: by pseudonym, the names that were hidden before.
+        secret: of the run; whoever has it can test a guess of a name. None: a new one.
+        names: pseudonyms that were given before, with the names behind them.
     """
 
     def __init__(self, secret: bytes | None = None, names: Mapping[str, str] | None = None) -> None:
-        """Take a secret, or make a new one."""
+        """Use the secret, or make a new one."""
         self.secret = secrets.token_bytes(_SECRET_BYTES) if secret is None else secret
         self.names = dict(names or {})
 
@@ -52,10 +53,10 @@ class Pseudonyms:
 
 
 def open_key(*folders: Path) -> Pseudonyms:
-    """Return the pseudonyms of the first folder that has a key, or new ones.
+    """Return the pseudonyms of the first folder that contains a key, or new ones.
 
     Raises:
-        ConfigError: the key's file cannot be used; names it.
+        ConfigError: the key file cannot be used; the message names it.
     """
     for folder in folders:
         path = folder / KEY_NAME
@@ -76,7 +77,7 @@ def open_key(*folders: Path) -> Pseudonyms:
 
 
 def write_key(folder: Path, pseudonyms: Pseudonyms, names: Iterable[str]) -> None:
-    """Write the secret and who is who, readable by the owner alone."""
+    """Write the secret and the names behind the pseudonyms; only the owner can read the file."""
     who = pseudonyms.names | {pseudonyms.of(name): name for name in names}
     text = json.dumps({"secret": pseudonyms.secret.hex(), "cases": who}, indent=2) + "\n"
     part = folder / f"{atomic.PREFIX}{secrets.token_hex(4)}-{KEY_NAME}"
@@ -87,9 +88,9 @@ def write_key(folder: Path, pseudonyms: Pseudonyms, names: Iterable[str]) -> Non
 
 
 def hide_names(dataset: Dataset, pseudonyms: Pseudonyms) -> Dataset:
-    """Return a data set whose cases, sides and findings are named by pseudonyms.
+    """Return a data set in which cases, sides and findings have pseudonyms.
 
-    The cases themselves keep their names and paths: their readers need them.
+    The ``Case`` objects keep their names and paths, because the readers need them.
     """
     known = {case.name: pseudonyms.of(case.name) for case in dataset.cases}
     known |= {name: pseudonyms.of(name) for name in dataset.left_out}
@@ -109,7 +110,7 @@ def hide_names(dataset: Dataset, pseudonyms: Pseudonyms) -> Dataset:
 
 
 def _words(cases: Iterable[Case], known: Mapping[str, str]) -> dict[str, str]:
-    """Map every text that names a case to its pseudonym: name, patient, files."""
+    """Map every text that identifies a case to its pseudonym: its name, patient and files."""
     words = dict(known)
     for case in cases:
         files = [case.image, case.labels, case.annotations, *(case.files or ())]
@@ -123,7 +124,7 @@ def _words(cases: Iterable[Case], known: Mapping[str, str]) -> dict[str, str]:
 def _hide(
     finding: Finding, cases: Iterable[Case], words: Mapping[str, str], pseudonyms: Pseudonyms
 ) -> Finding:
-    """Return a finding that names no file and no case as the disk does."""
+    """Return a finding without real names of files, cases and patients."""
     path = Path(finding.file)
     folders = {folder for case in cases for folder in case.image.parents}
     shown = "a folder of the data" if path in folders else pseudonyms.of(path.name)

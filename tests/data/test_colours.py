@@ -83,7 +83,7 @@ def test_colours_that_no_mask_holds_are_not_called_empty_masks(
         if f.severity == "error"
     )
     assert found.code == "no_objects"
-    assert found.message == "no mask of 3 holds a colour of data.classes (liver)"
+    assert found.message == "none of 3 masks holds a colour of data.classes (liver)"
 
 
 def test_unnamed_colours_are_listed_with_their_share(make_folder: Callable[..., Path]) -> None:

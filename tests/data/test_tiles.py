@@ -165,7 +165,7 @@ def test_wrong_tiles_are_refused(pictures, make_msd):
         ConfigError, match=r"data\.tile=64 cuts pictures into tiles, but .* is a volume"
     ):
         open_dataset("msd", make_msd(), tile=64)
-    with pytest.raises(ConfigError, match="data_options: tile must be whole pixels"):
+    with pytest.raises(ConfigError, match="data_options: tile must be a whole number"):
         recorded_tiling({"tile": "big"})
     with pytest.raises(ConfigError, match=r"adapter's data_options: .* got 3"):
         recorded_tiling({"tile": 3})

@@ -1,4 +1,4 @@
-"""Why nothing of a data set can be used: no case that can be read, or no object in any mask."""
+"""Why nothing in a data set can be used: no readable case, or no object in any mask."""
 
 from __future__ import annotations
 
@@ -13,17 +13,25 @@ from samadapt.data.findings import Finding
 from samadapt.data.formats.base import FormatReader, Scan, readers
 
 _MOST_FILES = 10_000
-"""Files that are looked at for their endings; a home folder given by mistake has millions."""
+"""Files whose endings are counted; a home folder that is given by mistake has millions."""
 _SHOWN = 6
+"""Endings that a message lists."""
 _EXTENDED = ("missing_folder", "missing_label")
+"""Errors whose message is extended by the endings that were found."""
 _DOUBLE = (".nii.gz", ".seg.nrrd", ".raw.gz")
+"""Endings of two parts."""
 
 
 def refuse_no_case(scan: Scan, reader: FormatReader) -> None:
-    """Add an error to a scan without a case: which file endings there are, and what is read.
+    """Add an error to a scan without cases: which file endings exist, and which are read.
 
-    Nothing is added where another error says why: that of a case that is left out, or of a file
-    that lists the cases. The error of a folder or list that is missing gets the endings.
+    Nothing is added if another error already explains it, such as that of a case that is left out
+    or of a file that lists the cases. An error about a missing folder or list is extended by the
+    endings that were found.
+
+    Args:
+        scan: its findings are changed.
+        reader: names the folder and the endings that it reads.
     """
     root = reader.options.root
     if scan.cases or scan.left_out or root is None or not root.is_dir():
@@ -43,7 +51,8 @@ def refuse_no_case(scan: Scan, reader: FormatReader) -> None:
         return
     fix = other + "check data.root, or convert the files"
     named = [finding for finding in scan.findings if finding.code == "no_cases"]
-    if named and (reader.options.image or reader.options.label):  # a pattern that matches nothing
+    # Where a pattern matches nothing its own message is kept and extended.
+    if named and (reader.options.image or reader.options.label):
         scan.findings.remove(named[0])
         message = f"{named[0].message}; {found}"
         scan.findings.append(replace(named[0], message=message, fix=other + named[0].fix))
@@ -54,7 +63,13 @@ def refuse_no_case(scan: Scan, reader: FormatReader) -> None:
 
 
 def refuse_no_object(scan: Scan, table: ClassTable, where: str) -> None:
-    """Turn a data set without a single pixel of a class into an error; no case is left then."""
+    """Refuse a data set in which no mask contains a pixel of a class; no case is left then.
+
+    Args:
+        scan: its findings and cases are changed.
+        table: the classes.
+        where: the folder of the masks, named in the finding.
+    """
     used = {value for values in table.values for value in values}
     if not scan.cases or any(used & set(case.values) for case in scan.cases):
         return
@@ -66,13 +81,13 @@ def refuse_no_object(scan: Scan, table: ClassTable, where: str) -> None:
     )
     if holding:
         values = ", ".join(map(str, sorted(holding)[:8]))
-        message = f"no mask of {count} holds a value of the classes ({names}); found: {values}"
+        message = f"none of {count} masks holds a value of the classes ({names}); found: {values}"
         fix = "check the values in data.classes={name: value}"
     elif any(finding.code == "unnamed_colours" for finding in scan.findings):
-        message = f"no mask of {count} holds a colour of data.classes ({', '.join(table.names)})"
-        fix = "name the colours that the masks have, as the findings of each mask list them"
+        message = f"none of {count} masks holds a colour of data.classes ({', '.join(table.names)})"
+        fix = "name the colours of the masks, which the finding about each mask lists"
     else:
-        message = f"no mask holds an object: all {count} are empty"
+        message = f"no mask contains an object: all {count} are empty"
         fix = "check that they are the right files, and that the masks were exported with values"
     scan.findings.append(Finding("no_objects", "error", where, message, fix))
     scan.left_out.extend(case.name for case in scan.cases)
@@ -86,7 +101,7 @@ def _extended(finding: Finding, found: str, other: str) -> Finding:
 
 
 def _other_readers(reader: FormatReader, counts: Counter[str]) -> str:
-    """Return which formats read the endings that were found."""
+    """Return as text which formats read the endings that were found."""
     known: dict[str, str] = {}
     for kind in readers().values():
         known_endings = (*kind.suffixes, *kind.annotation_suffixes)
@@ -98,7 +113,7 @@ def _other_readers(reader: FormatReader, counts: Counter[str]) -> str:
 
 
 def _endings(root: Path) -> tuple[Counter[str], bool]:
-    """Return how many files have which ending, and whether there are more files."""
+    """Count files by their ending, and return whether there are more than are counted."""
     counts: Counter[str] = Counter()
     for number, name in enumerate(_names(root)):
         if number >= _MOST_FILES:

@@ -1,8 +1,8 @@
-"""What must not be on both sides of a split: the same image, the same patient.
+"""Leaks: the same image or the same patient must not be on both sides of a split.
 
-Patients are marked by the reader (DICOM), or by a pattern over case names; ``splits.py`` keeps
-those of one on one side. Images are compared by a hash of their voxels, so that a copy is found
-whatever its name, compression or header.
+The patient of a case comes from the reader (DICOM) or from a pattern for case names, and
+``splits.py`` keeps all cases of a patient on one side. Images are compared by a hash of their
+voxels, so a copy is found even if its name, compression or header differs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
-from samadapt.data.findings import Finding
+from samadapt.data.findings import Finding, error_finding, warning_finding
 from samadapt.data.formats.base import Scan
 from samadapt.data.splits import Splits
 from samadapt.data.types import Case
@@ -20,48 +20,49 @@ from samadapt.errors import ConfigError
 
 
 def mark_patients(scan: Scan, pattern: str | None) -> None:
-    """Mark whose each case is by a pattern over case names; those that do not match are findings.
+    """Set the patient of each case from its name; names that do not match become a finding.
 
     Args:
-        scan: its cases are replaced by marked ones.
-        pattern: regular expression of the whole name with one group, the patient; or None.
+        scan: its cases are replaced by cases with a patient.
+        pattern: regular expression for the whole name with one group, the patient; or None.
 
     Raises:
-        ConfigError: not such an expression.
+        ConfigError: it is not such an expression.
     """
     if pattern is None:
         return
     wanted = patient_pattern(pattern)
-    strange = []
+    unmatched = []
     for index, case in enumerate(scan.cases):
         match = wanted.fullmatch(case.name)
         if match and match.group(1):
             scan.cases[index] = replace(case, patient=match.group(1))
         else:
-            strange.append(case)
-    if strange:
-        names = ", ".join(case.name for case in strange[:5])
-        message = f"data.patient={pattern!r} does not match {len(strange)} cases: {names}"
-        fix = "mend the pattern; until then each of them counts as a patient"
-        where = str(strange[0].image)
-        scan.findings.append(Finding("no_patient", "warning", where, message, fix))
+            unmatched.append(case)
+    if unmatched:
+        names = ", ".join(case.name for case in unmatched[:5])
+        message = f"data.patient={pattern!r} does not match {len(unmatched)} cases: {names}"
+        fix = "correct the pattern; until then each of them counts as a patient of its own"
+        scan.findings.append(warning_finding("no_patient", unmatched[0].image, message, fix))
 
 
 def patient_pattern(pattern: str) -> re.Pattern[str]:
-    """Return a pattern of ``data.patient``, compiled.
+    """Compile a pattern of ``data.patient``.
 
     Raises:
-        ConfigError: it is no regular expression, or does not have exactly one group.
+        ConfigError: it is not a regular expression, or it does not have exactly one group.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about sets within sets, which mean what they say
+            warnings.simplefilter("ignore")  # about [[, which may get another meaning in future
             wanted = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(f"data.patient: {pattern!r} is no regular expression: {error}") from None
+        raise ConfigError(
+            f"data.patient: {pattern!r} is not a regular expression: {error}"
+        ) from None
     if wanted.groups != 1:
         raise ConfigError(
-            f"data.patient: the pattern needs one group, the patient, as '(.+)_\\d+'; "
+            f"data.patient: the pattern needs one group for the patient, as in '(.+)_\\d+'; "
             f"{pattern!r} has {wanted.groups}"
         )
     return wanted
@@ -76,20 +77,18 @@ def copies(cases: Sequence[Case]) -> list[list[Case]]:
 
 
 def leave_out_copies(scan: Scan) -> None:
-    """Leave out every copy of an image but the first by name, with a finding each."""
+    """Keep only the first copy of each image by name, and report the others."""
     for first, *others in copies(scan.cases):
         for case in others:
             message = f"holds the same voxels as {first.image}; left out (data.on_error=skip)"
-            finding = Finding(
-                "duplicate_image", "warning", str(case.image), message, "remove one of the two"
-            )
-            scan.findings.append(finding)
+            fix = "remove one of the two"
+            scan.findings.append(warning_finding("duplicate_image", case.image, message, fix))
             scan.left_out.append(case.name)
             scan.cases.remove(case)
 
 
 def copy_findings(cases: Sequence[Case], parts: Splits) -> list[Finding]:
-    """Report every copy: as an error where the first of them is on the other side."""
+    """Report every copy: as an error if copies are on both sides, else as a warning."""
     found = []
     train, val = set(parts.train), set(parts.val)
     for first, *others in copies(cases):
@@ -100,8 +99,7 @@ def copy_findings(cases: Sequence[Case], parts: Splits) -> list[Finding]:
             if names & train and names & val:
                 message += ": copies are in training and in validation"
                 fix += ", or leave later copies out with data.on_error=skip"
-                finding = Finding("duplicate_leak", "error", str(case.image), message, fix)
+                found.append(error_finding("duplicate_leak", case.image, message, fix))
             else:
-                finding = Finding("duplicate_image", "warning", str(case.image), message, fix)
-            found.append(finding)
+                found.append(warning_finding("duplicate_image", case.image, message, fix))
     return found

@@ -1,15 +1,16 @@
-"""What the values of masks mean where nobody declares classes.
+"""What the values of masks mean where no classes are declared.
 
-Without a class list every value would become a class. Four kinds of values are no classes, and
-each gives an error that names the way out:
+Without a class list every value would become a class. Four kinds of values are not classes, and
+each gives an error that names the solution:
 
-- **grey levels**: a mask that was drawn or resized with anti-aliasing. Most of its middle values
-  lie on a slope, with a lower and a higher value beside them; regions of classes do not.
-- **object numbers**: each number is one object of one class (Cellpose, micro-sam, StarDist).
-- **two encodings**: 1 and 255, the foreground of two programs.
-- **void**: 255 beside small numbers, as in PASCAL VOC, for pixels that have no class.
+- **grey levels**: the mask was drawn or resized with anti-aliasing. Most pixels with a middle value
+  are on a slope, that is, between a lower and a higher value. Pixels of class regions are not.
+- **object numbers**: each number is one object of one class (Cellpose, micro-sam, StarDist). Each
+  value is then one connected region, and the values have no gaps.
+- **two encodings**: 1 and 255, the foreground of two different programs.
+- **void**: 255 beside small numbers, which PASCAL VOC uses for pixels without a class.
 
-Negative values and values above 31 bits are errors of their file.
+Negative values and values above 31 bits are errors of single files.
 """
 
 from __future__ import annotations
@@ -24,36 +25,42 @@ from samadapt.data.types import Case, MaskEvidence
 from samadapt.system.arrays import Array
 
 VOID = 255
-"""PASCAL VOC, Cityscapes and COCO-Stuff mark pixels without a class by it."""
+"""The value by which PASCAL VOC, Cityscapes and COCO-Stuff mark pixels without a class."""
 _HIGHEST = (VOID, 65535)
-"""The highest values of 8 and of 16 bits, which mean the same in masks of that depth."""
+"""The highest values of 8 and 16 bits, which have the same meaning in masks of that depth."""
 
 MANY, SOME = 20, 4
-"""Numbers a picture above which they count as objects: always, or where pictures differ."""
+"""More values than MANY in most masks count objects. More than SOME do if their number differs
+between masks, because the number of classes would not."""
 _SINGLE = 0.9
-"""Share of the numbers that are one connected component each, from which nearly all are."""
+"""If at least this share of the values are one connected component each, they number objects."""
 _SLOPE = 0.5
-"""Share of middle pixels on a slope: 0.6 to 1 where masks were resized, blurred or saved as JPEG
-(and up to 255 levels appeared), 0 to 0.25 in maps of up to 1,500 small classes or objects."""
+"""Share of middle pixels on a slope above which values are grey levels. Measured: 0.6 to 1 in masks
+that were resized, blurred or saved as JPEG (with up to 255 levels), and 0 to 0.25 in maps of up to
+1,500 small classes or objects."""
 _RIM = 0.9
-"""The same share for a mask of two values, since a rim of one pixel may be a class."""
+"""The same share for masks of two values, where a rim one pixel wide may be a class."""
 _NEAR = 8
-"""Values this near to 0 and to 255 are noise of JPEG around a mask of two values."""
+"""Values this close to 0 or 255 are JPEG noise in a mask of two values."""
 _GREY_TOP = 50
-"""Masks whose highest value is lower have too few levels to be anti-aliased."""
+"""Masks with a lower highest value have too few levels to be anti-aliased."""
 _SMALL = 32
-"""Highest number that counts as small beside 255; a coarser grey scale codes classes."""
+"""Values up to this are class numbers beside a void value of 255. Larger ones are a grey scale of
+classes."""
 _WINDOW = 1 << 25
-"""Voxels that are measured at most, in the middle of a mask: their components take 8 bytes each."""
+"""Most voxels that are measured; larger masks are cut to their middle. A component map needs 8
+bytes for each voxel."""
 
 
 def measure_mask(
     values: Sequence[int], labels: Array, ignored: Collection[int] = ()
 ) -> MaskEvidence:
-    """Measure what tells grey levels and object numbers from classes; ordinary masks cost nothing.
+    """Measure what distinguishes grey levels and object numbers from classes.
+
+    Masks with few small values cannot be either, and cost nothing.
 
     Args:
-        values: those that occur, sorted, without 0.
+        values: the values that occur, sorted, without 0.
         labels: (h, w, d) values of the mask.
         ignored: values of pixels that are not annotated.
     """
@@ -73,10 +80,10 @@ def value_findings(case: Case, ignored: Collection[int] = ()) -> list[Finding]:
     """Return the errors of one mask whose values cannot be classes."""
     file = str(case.labels or case.image)
     used = [value for value in case.values if value not in ignored]
-    if used and used[0] < 0:  # such as -1 for what nobody labelled
-        message = f"it holds values below 0 ({used[0]}), which are no class unless it is said"
+    if used and used[0] < 0:  # for example -1 where nobody labelled
+        message = f"it holds values below 0 ({used[0]}), which are not taken as classes"
         fix = (
-            f"take them as not annotated with data.ignore={used[0]}, or list the classes with "
+            f"treat them as not annotated with data.ignore={used[0]}, or list the classes with "
             "data.classes={name: value}"
         )
         return [Finding("label_value", "error", file, message, fix)]
@@ -101,11 +108,11 @@ def value_findings(case: Case, ignored: Collection[int] = ()) -> list[Finding]:
 def common_value_findings(
     cases: Sequence[Case], root: str, ignored: Collection[int] = ()
 ) -> list[Finding]:
-    """Return the errors of a data set whose values are no classes, taken together.
+    """Return the errors of a data set whose masks, taken together, hold no classes.
 
     Args:
         cases: those without errors of their own.
-        root: named as the place, since no single file is at fault.
+        root: the folder that the finding names, because no single file is wrong.
         ignored: values of pixels that are not annotated.
     """
     counts = [
@@ -118,10 +125,11 @@ def common_value_findings(
         most = max(len(values) for _, values in counts)
         message = (
             f"the values of the masks are object numbers: 1 to n without gaps in most of the "
-            f"{len(counts)} masks, up to {most} in one, nearly each one connected region"
+            f"{len(counts)} masks, up to {most} in one, and nearly every value is one connected "
+            "region"
         )
         fix = (
-            "say so with data.instances=true (each number is one object of one class), or list "
+            "set data.instances=true (each number is one object of one class), or list "
             "the classes with data.classes={name: value}"
         )
         return [Finding("object_numbers", "error", root, message, fix)]
@@ -134,15 +142,15 @@ def common_value_findings(
                 f"class, or {void} for pixels without a class"
             )
             fix = (
-                f"for one class give data.classes={{foreground: [1, {void}]}}; where {void} means "
-                f"not annotated give data.ignore={void}"
+                f"for one class set data.classes={{foreground: [1, {void}]}}; if {void} means "
+                f"not annotated, set data.ignore={void}"
             )
             return [Finding("mixed_encodings", "error", root, message, fix)]
     return [finding for void in _HIGHEST for finding in _void_findings(sorted(found), void, root)]
 
 
 def _are_grey_levels(used: Sequence[int], evidence: MaskEvidence) -> bool:
-    """Whether values are those of smoothed edges, or of JPEG noise beside 0 and 255."""
+    """Return whether values come from smoothed edges, or from JPEG noise around 0 and 255."""
     if evidence.slope > (_SLOPE if len(used) > 2 else _RIM):
         return True
     noisy = bool(used) and used[-1] == VOID and any(VOID - _NEAR <= v < VOID for v in used)
@@ -154,7 +162,7 @@ def _is_gapless(values: Sequence[int]) -> bool:
 
 
 def _are_objects(cases: Sequence[Case], counts: Sequence[int]) -> bool:
-    """Whether the numbers of most masks count objects, by the rule of the module."""
+    """Return whether the values of most masks number objects."""
     evidence = [case.evidence or MaskEvidence() for case in cases]
     numbered = [one for one in evidence if one.numbers]
     if not numbered or 2 * len(numbered) <= len(cases):
@@ -177,14 +185,14 @@ def _void_findings(found: Sequence[int], void: int, root: str) -> list[Finding]:
         f"the masks hold {void} beside small class numbers ({listed}): void pixels, most likely"
     )
     fix = (
-        f"give data.ignore={void} where it means not annotated, or list the classes with "
+        f"set data.ignore={void} if it means not annotated, or list the classes with "
         "data.classes={name: value}; values that are not listed are background"
     )
     return [Finding("void_value", "error", root, message, fix)]
 
 
 def _is_even(values: Sequence[int]) -> bool:
-    """Whether grey values code classes at equal steps up to 255, such as 28, 57, 85 ... 255."""
+    """Return whether values code classes in equal steps up to 255, such as 28, 57, 85 ... 255."""
     steps = round(VOID / min(values))
     if len(values) < steps / 2:  # 15 and 255 alone are no scale, though 255 is 17 x 15
         return False
@@ -194,7 +202,7 @@ def _is_even(values: Sequence[int]) -> bool:
 
 
 def _cropped(labels: Array) -> Array:
-    """Return the box around what is not 0, with a border of one pixel where there is one."""
+    """Return the box around all values other than 0, with a border of one pixel if there is one."""
     box = []
     for axis in range(labels.ndim):
         rest = tuple(other for other in range(labels.ndim) if other != axis)
@@ -204,7 +212,7 @@ def _cropped(labels: Array) -> Array:
 
 
 def _window(labels: Array) -> Array:
-    """Return the middle part of a large mask."""
+    """Halve the longest axis of a large mask until it is small enough, keeping the middle."""
     while labels.size > _WINDOW:
         axis = int(np.argmax(labels.shape))
         side = labels.shape[axis]
@@ -213,10 +221,10 @@ def _window(labels: Array) -> Array:
 
 
 def _components(labels: Array) -> tuple[int, int]:
-    """Return how many values there are, and how many are one connected component each."""
+    """Return the number of values, and how many of them are one connected component each."""
     from skimage.measure import label
 
-    # One pass over all values: neighbours of equal value, corners too, share a component.
+    # One pass for all values: neighbours with the same value, also at corners, share a component.
     parts = label(labels.astype(np.int32), background=0, connectivity=labels.ndim)
     value_of = np.zeros(int(parts.max()) + 1, dtype=np.int64)
     value_of[parts.ravel()] = labels.ravel()
@@ -225,7 +233,7 @@ def _components(labels: Array) -> tuple[int, int]:
 
 
 def _slope(labels: Array, top: int) -> float:
-    """Return the share of middle pixels with a lower and a higher pixel among the 8 around."""
+    """Return the share of middle pixels that have a lower and a higher one among 8 neighbours."""
     from scipy.ndimage import maximum_filter, minimum_filter
 
     middle = (labels > 0) & (labels < top)

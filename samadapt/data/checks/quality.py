@@ -1,6 +1,6 @@
-"""What is worth a look in a data set that can be read: measured case by case, then compared.
+"""Quality of a data set that can be read: each case is measured, then cases are compared.
 
-Every problem is a warning; the thresholds are wide, so that a sound data set has none.
+Every problem here is a warning. The thresholds are wide, so a sound data set has none.
 """
 
 from __future__ import annotations
@@ -13,19 +13,26 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from samadapt.data.classes import ClassTable
-from samadapt.data.findings import Finding
+from samadapt.data.findings import Finding, warning_finding
 from samadapt.data.formats.base import content_hash
 from samadapt.data.splits import Splits
 from samadapt.data.types import Case, SourceGrid, Volume
 from samadapt.system.arrays import Array
 
-TINY = 8  # voxels: a cube of two
-SATURATED = 0.05  # share of the voxels that have the highest value
-HU = (-1100.0, 4000.0)  # air to the densest metal that 12 bits hold, with room for noise
+TINY = 8
+"""Objects of fewer voxels are tiny; 8 voxels are a cube with sides of 2."""
+SATURATED = 0.05
+"""Largest share of the voxels that may have the highest value."""
+HU = (-1100.0, 4000.0)
+"""Expected HU: air (-1000) to the densest metal in 12 bits (3071), with room for noise."""
 ANISOTROPY = 5.0
-TURNED = 10.0  # degrees
+"""Largest ratio of the voxel's longest to its shortest side."""
+TURNED = 10.0
+"""Largest angle in degrees between the grid and the axes of the body."""
 SPACING_RATIO, SIZE_RATIO = 2.0, 3.0
-ENOUGH = 5  # cases, for a comparison with what is usual
+"""Largest ratio to the median spacing, and to the median number of voxels along a side."""
+ENOUGH = 5
+"""Fewest cases for a comparison with what is usual."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +40,11 @@ class Region:
     """One label value in one case.
 
     Attributes:
-        voxels, slices: how many hold it.
-        total, squares: sums of the image's values and of their squares there.
-        low, high: the lowest and highest of them.
-        tiny: connected parts of fewer than 8 voxels.
+        voxels, slices: number of voxels and slices with this label value.
+        total, squares: sums of the image's values and of their squares in these voxels, averaged
+            over the channels.
+        low, high: the lowest and the highest image value.
+        tiny: number of connected parts with fewer than 8 voxels.
     """
 
     voxels: int
@@ -53,16 +61,16 @@ class Facts:
     """What was measured in one case.
 
     Attributes:
-        low, high: extreme values of the image.
-        saturated: share of the voxels that have the highest; of several channels the largest.
-        filled: share of the voxels that have a label.
-        is_color: it is a colour image.
-        axes: letters of the file's axes as RAS+ names them; empty for pictures.
-        turned: degrees between the grid and the body's axes.
-        unknown: the header does not say how the patient lies.
-        apart: mm between where its sform and its qform place a voxel, at most.
-        mask: hash of the labels; empty without any.
-        regions: by label value.
+        low, high: lowest and highest value of the image.
+        saturated: share (0..1) of the voxels with the highest value; the largest of all channels.
+        filled: share (0..1) of the voxels with a label other than 0.
+        is_color: whether it is a colour image.
+        axes: directions of the file's axes as RAS+ letters, such as ``"LPS"``; empty for pictures.
+        turned: degrees between the grid and the axes of the body.
+        unknown: whether the header does not state the orientation of the patient.
+        apart: largest distance in mm between the places where sform and qform put a voxel.
+        mask: hash of the labels; empty if all are 0.
+        regions: measurements by label value.
     """
 
     low: float
@@ -82,7 +90,7 @@ def measure(case: Case, volume: Volume) -> Facts:
     """Measure a case while its voxels are in memory.
 
     Args:
-        case: with values and presence of the scan.
+        case: with the values and presence from the scan.
         volume: as read.
     """
     image, labels = volume.image, volume.labels
@@ -105,49 +113,62 @@ def measure(case: Case, volume: Volume) -> Facts:
 
 
 def case_findings(case: Case, facts: Facts, table: ClassTable, *, is_ct: bool) -> list[Finding]:
-    """Return what is odd about one case by itself."""
+    """Return warnings about one case.
+
+    Args:
+        case: after the scan.
+        facts: what was measured.
+        table: the classes.
+        is_ct: whether the image should be in HU.
+    """
     used = {value for values in table.values for value in values}
     image, mask = str(case.image), str(case.labels or case.image)
     found = []
     if facts.filled == 1 and not set(case.values) & set(table.ignored):
         message = "every voxel has a class, none is background"
-        found.append(_warning("constant_mask", mask, message, "check that it is the right file"))
+        found.append(
+            warning_finding("constant_mask", mask, message, "check that it is the right file")
+        )
     if facts.saturated > SATURATED and not facts.is_color and not is_ct:
         message = f"{facts.saturated:.0%} of the voxels have the highest value, {facts.high:g}"
-        found.append(_warning("saturated", image, message, "export it again without clipping"))
+        found.append(
+            warning_finding("saturated", image, message, "export it again without clipping")
+        )
     if is_ct and facts.low >= 0:
         message = f"expected HU, where air is -1000; the values are {facts.low:g} to {facts.high:g}"
         fix = "subtract 1024, or apply the rescale slope and intercept of the source"
-        found.append(_warning("hu_offset", image, message, fix))
+        found.append(warning_finding("hu_offset", image, message, fix))
     elif is_ct and (facts.low < HU[0] or facts.high > HU[1]):
         message = f"expected HU within -1100..4000; the values are {facts.low:g} to {facts.high:g}"
-        fix = "leave it if this is padding or metal, which windows cut off; else rescale to HU"
-        found.append(_warning("hu_range", image, message, fix))
+        fix = "leave it if this is padding or metal, which CT windows clip; otherwise convert to HU"
+        found.append(warning_finding("hu_range", image, message, fix))
     tiny = sum(region.tiny for value, region in facts.regions.items() if value in used)
     if tiny:
         message = f"{tiny} separate objects of fewer than {TINY} voxels"
-        fix = "clean the mask, or leave them unprompted with prompts.min_area"
-        found.append(_warning("tiny_objects", mask, message, fix))
+        fix = "clean the mask, or give them no prompt with prompts.min_area"
+        found.append(warning_finding("tiny_objects", mask, message, fix))
     return found + _grid_findings(case, facts)
 
 
 def comparison_findings(
     cases: Sequence[Case], facts: Mapping[str, Facts], table: ClassTable, parts: Splits, root: str
 ) -> list[Finding]:
-    """Return what is odd when cases are compared.
+    """Return warnings from comparing the cases.
 
     Args:
-        cases: the usable ones.
-        facts: by case name.
-        table: maps label values to classes.
-        parts: the sides that the cases are on.
-        root: named where no single file is at fault.
+        cases: the usable cases.
+        facts: measurements by case name.
+        table: the classes.
+        parts: the division into training and validation.
+        root: the folder that findings name where no single file is wrong.
     """
     found = _class_findings(cases, table, parts, root)
     if len(cases) < ENOUGH:
         plural = "s" if len(cases) > 1 else ""
-        message = f"{len(cases)} usable case{plural}: scores say little about further patients"
-        found.append(_warning("few_cases", root, message, "add cases, or say so with the scores"))
+        message = f"{len(cases)} usable case{plural}: scores say little about other patients"
+        found.append(
+            warning_finding("few_cases", root, message, "add cases, or state this with the scores")
+        )
     found += _outliers(cases) if len(cases) >= ENOUGH else []
     known = [case for case in cases if case.name in facts]
     usual = Counter(facts[case.name].axes for case in known).most_common(1)
@@ -155,23 +176,23 @@ def comparison_findings(
         axes = facts[case.name].axes
         if axes and axes != usual[0][0] and not facts[case.name].unknown:
             message = f"its axes run {axes}; those of most files run {usual[0][0]}"
-            fix = "look whether left is on the same side as in the others"
-            found.append(_warning("orientation_differs", str(case.image), message, fix))
+            fix = "check that left is on the same side as in the others"
+            found.append(warning_finding("orientation_differs", str(case.image), message, fix))
     kinds = Counter(facts[case.name].is_color for case in known)
     if len(kinds) == 2:
         message = f"{kinds[True]} images have colours, {kinds[False]} are grey"
-        found.append(_warning("mixed_colour", root, message, "convert them to one kind"))
+        found.append(warning_finding("mixed_colour", root, message, "convert them to one kind"))
     return found + _same_masks(known, facts)
 
 
 def class_statistics(
     cases: Sequence[Case], facts: Mapping[str, Facts], table: ClassTable
 ) -> list[dict[str, object]]:
-    """Return a row a class: cases, slices, voxels, volume in ml, intensity, spacing.
+    """Return one row for each class: cases, slices, voxels, volume in ml, intensity, spacing.
 
-    Intensity is in the values of the files: mean and standard deviation over all voxels of the
-    class (and all channels), and the extremes. Spacing is the range over the cases that hold it,
-    (row, column, slice) in mm; null for pictures.
+    Intensities are values of the files: mean and standard deviation over all voxels of the class
+    (and all channels), minimum and maximum. Spacing is the range over the cases with the class,
+    (row, column, slice) in mm; None for pictures.
     """
     rows: list[dict[str, object]] = []
     for name, values in zip(table.names, table.values, strict=True):
@@ -194,7 +215,7 @@ def class_statistics(
 def ignored_share(
     cases: Sequence[Case], facts: Mapping[str, Facts], table: ClassTable
 ) -> dict[str, float] | None:
-    """Return how many voxels are ignored, and their share of all; None where there is none."""
+    """Return the number of ignored voxels and their share (0..1) of all; None if there are none."""
     ignored = total = 0
     for case in cases:
         size = math.prod(case.shape)
@@ -209,6 +230,7 @@ def _pooled(regions: Sequence[Region]) -> dict[str, object]:
     voxels = sum(region.voxels for region in regions)
     if not voxels:
         return {"voxels": 0, "intensity": None}
+    # Var(x) = E(x^2) - E(x)^2, from sums that add up over cases.
     mean = sum(region.total for region in regions) / voxels
     variance = sum(region.squares for region in regions) / voxels - mean**2
     intensity = {
@@ -229,7 +251,7 @@ def _physical(cases: Iterable[Case], millilitres: float) -> dict[str, object]:
 
 
 def _regions(case: Case, volume: Volume, labels: Array) -> dict[int, Region]:
-    """Measure every label value, within its own slices."""
+    """Measure every label value, within the slices and the box that contain it."""
     from scipy.ndimage import label
 
     found = {}
@@ -243,7 +265,8 @@ def _regions(case: Case, volume: Volume, labels: Array) -> dict[int, Region]:
         values = image[inside[:, :, 0]] if volume.is_color else image[inside]
         values = values.astype(np.float64)  # (n,), or (n, channels)
         apart = np.zeros((*inside.shape[:2], int(planes[-1] - planes[0]) + 1), dtype=bool)
-        apart[:, :, planes - planes[0]] = inside  # slices without it part what lies around them
+        # Put empty slices back between the others, since they separate connected parts.
+        apart[:, :, planes - planes[0]] = inside
         sizes = np.bincount(label(apart, np.ones((3, 3, 3)))[0].ravel())[1:]
         found[value] = Region(
             voxels=int(np.count_nonzero(inside)),
@@ -258,7 +281,7 @@ def _regions(case: Case, volume: Volume, labels: Array) -> dict[int, Region]:
 
 
 def _saturated(volume: Volume) -> float:
-    """Return the share of the voxels that have the highest value; of several channels the most."""
+    """Return the share (0..1) of the voxels with the highest value; the largest of all channels."""
     image = volume.image
     if image.ndim == 4:
         planes = image.reshape(-1, image.shape[3])
@@ -267,7 +290,11 @@ def _saturated(volume: Volume) -> float:
 
 
 def _pose(source: SourceGrid | None) -> tuple[str, float, bool]:
-    """Return the letters of the axes, their angle to the body's, and whether they are a guess."""
+    """Return the axes as letters, their angle in degrees to the body, and whether both are a guess.
+
+    The columns of the affine are the directions of the voxel axes in RAS+. The largest component of
+    a unit vector is the cosine of its angle to the nearest axis of the body.
+    """
     if source is None:
         return "", 0.0, False
     names = ("LR", "PA", "IS")
@@ -279,7 +306,10 @@ def _pose(source: SourceGrid | None) -> tuple[str, float, bool]:
 
 
 def _apart(source: SourceGrid | None) -> float:
-    """Return the mm between where sform and qform place a corner, at most; 0 unless both count."""
+    """Return the largest distance in mm between corners as sform and qform place them.
+
+    It is 0 if the header does not set both.
+    """
     if source is None or not all(int(source.header[k]) > 0 for k in ("sform_code", "qform_code")):
         return 0.0
     header, reach = source.header, np.array(source.shape) - 1
@@ -294,23 +324,23 @@ def _apart(source: SourceGrid | None) -> float:
 def _grid_findings(case: Case, facts: Facts) -> list[Finding]:
     found, image = [], str(case.image)
     if case.spacing_mm and facts.apart > max(case.spacing_mm):
-        message = f"its sform and its qform place voxels up to {facts.apart:.3g} mm apart"
-        fix = "the sform is used; write the right one of the two to both"
-        found.append(_warning("two_grids", image, message, fix))
+        message = f"its sform and qform place voxels up to {facts.apart:.3g} mm apart"
+        fix = "the sform is used; write the right one to both"
+        found.append(warning_finding("two_grids", image, message, fix))
     if facts.unknown:
         message = "sform_code and qform_code are 0: left and right are a guess"
         fix = "convert it from its source again"
-        found.append(_warning("no_orientation", image, message, fix))
+        found.append(warning_finding("no_orientation", image, message, fix))
     if facts.turned > TURNED:
         message = f"its grid is turned by {facts.turned:.0f} degrees against the body's axes"
-        fix = "leave it if all cases are so; else resample it to straight axes"
-        found.append(_warning("oblique", image, message, fix))
-    is_stack = case.shape[2] > 1  # one picture has nothing across
+        fix = "leave it if all cases are like this; otherwise resample it to straight axes"
+        found.append(warning_finding("oblique", image, message, fix))
+    is_stack = case.shape[2] > 1  # a single picture has no spacing between slices
     if is_stack and case.spacing_mm and max(case.spacing_mm) > ANISOTROPY * min(case.spacing_mm):
         shown = " x ".join(f"{side:.3g}" for side in case.spacing_mm)
         message = f"its voxels are {shown} mm (row, column, slice)"
         fix = "slice along the axis with the largest spacing (data.axis=auto)"
-        found.append(_warning("anisotropic", image, message, fix))
+        found.append(warning_finding("anisotropic", image, message, fix))
     return found
 
 
@@ -324,17 +354,17 @@ def _class_findings(
         if not holding:
             message = f"class {name} ({', '.join(map(str, values))}) occurs in no case"
             fix = "check the values in data.classes, or leave the class out"
-            found.append(_warning("class_absent", root, message, fix))
+            found.append(warning_finding("class_absent", root, message, fix))
         elif len(holding) == 1 and len(cases) > 1:
-            message = f"class {name} occurs in this case alone, of {len(cases)}"
+            message = f"class {name} occurs only in this case, of {len(cases)}"
             fix = "add cases with it, or leave the class out"
-            found.append(_warning("rare_class", str(holding[0].image), message, fix))
+            found.append(warning_finding("rare_class", str(holding[0].image), message, fix))
         for side in ("train", "val") if holding and parts.rule and not parts.slab else ():
             if not names & set(getattr(parts, side)):
                 does = "not learned" if side == "train" else "not scored"
-                message = f"class {name} occurs in no case of {side}, so that it is {does}"
+                message = f"class {name} occurs in no case of {side}, so it is {does}"
                 fix = "use more cases, or another division (data.val_every)"
-                found.append(_warning("class_missing_in_split", root, message, fix))
+                found.append(warning_finding("class_missing_in_split", root, message, fix))
     return found
 
 
@@ -358,7 +388,7 @@ def _outliers(cases: Sequence[Case]) -> list[Finding]:
                 )
                 message = f"its {what} is {shown}; the median is {median} (row, column, slice)"
                 fix = "check the header, and that the case belongs here"
-                found.append(_warning(code, str(case.image), message, fix))
+                found.append(warning_finding(code, str(case.image), message, fix))
     return found
 
 
@@ -369,14 +399,10 @@ def _same_masks(cases: Sequence[Case], facts: Mapping[str, Facts]) -> list[Findi
         mask = facts[case.name].mask
         other = first.setdefault(mask, case) if mask else case
         if other is not case and other.digest != case.digest:
-            together = case.labels == other.labels  # one JSON holds the masks of many pictures
+            together = case.labels == other.labels  # one JSON file holds the masks of many pictures
             known = other.image if together or other.labels is None else other.labels
             message = f"equals the mask of another image, {known}"
             fix = "check that each mask belongs to its image"
             where = str(case.image if together or case.labels is None else case.labels)
-            found.append(_warning("same_mask", where, message, fix))
+            found.append(warning_finding("same_mask", where, message, fix))
     return found
-
-
-def _warning(code: str, file: str, message: str, fix: str) -> Finding:
-    return Finding(code, "warning", file, message, fix)

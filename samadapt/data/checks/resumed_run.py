@@ -1,7 +1,7 @@
-"""Whether a resumed run finds the data that it was started with.
+"""Check that a resumed run finds the same data as when it was started.
 
-A run that goes on with other cases would divide them anew: a case that was trained on could become
-held out, and be scored as if the model had never seen it.
+A run that continues with other cases would divide them anew. A case that was trained on could move
+to the validation side and be scored as if the model had never seen it.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ _MOST_NAMES = 5
 def check_unchanged(
     recorded: Mapping[str, Any], dataset: Dataset, origin: str, *, same_sides: bool = True
 ) -> list[str]:
-    """Compare a data set with what ``splits.json`` recorded of it when the run was started.
+    """Compare a data set with what ``splits.json`` recorded when the run was started.
 
     Args:
         recorded: the content of ``splits.json``.
         dataset: as it is read now.
-        origin: the file, for messages.
-        same_sides: whether each case must also be on the side where it was; another fold of a
-            cross-validation holds out others.
+        origin: the file, named in messages.
+        same_sides: whether each case must also be on the same side as before; another fold of a
+            cross-validation holds out other cases.
 
     Returns:
-        Warnings: what could not be compared.
+        Warnings about what could not be compared.
 
     Raises:
-        DataError: naming the cases that were added, removed, renamed or changed.
+        DataError: cases were added, removed, renamed or changed; the message names them.
     """
     train, val = _names(recorded, "train", origin), _names(recorded, "val", origin)
     images, labels = _hashes(recorded, "images", origin), _hashes(recorded, "labels", origin)
     found = dataset.splits()
-    truth = "with another mask" + (", or annotated otherwise" if dataset.partial else "")
+    truth = "with another mask" + (", or with other annotated parts" if dataset.partial else "")
     differences = _differences({*train, *val}, images, labels, found, truth)
     if not differences and same_sides:
         differences = _moved(recorded, found)
     if differences:
         raise DataError(
             f"{origin}: the data are not those that the run was started with: "
-            f"{'; '.join(differences)}. A case that was trained on could be scored as unseen. Put "
-            "the files back as they were, or start a new run"
+            f"{'; '.join(differences)}. A case that was trained on could be scored as unseen. "
+            "Restore the files, or start a new run"
         )
     if images is None:
         warning = f"{origin}: was written by an earlier version, without hashes of the images; "
-        warning += "cases were compared by name alone: a file that was replaced goes unseen"
+        warning += "cases were compared only by name, so a replaced file is not noticed"
         return [warning]
     return []
 
@@ -56,10 +56,10 @@ def check_unchanged(
 def merge_trained_on(
     before: Mapping[str, list[int] | None] | None, now: Mapping[str, list[int] | None]
 ) -> dict[str, list[int] | None]:
-    """Return the images of two records of what was trained on; it never shrinks.
+    """Combine two records of training images; the result contains everything of both.
 
     Args:
-        before: the hash of each image with its slices, None for all of them; or None: not known.
+        before: maps the hash of each image to its slices, None for all slices; or None: no record.
         now: likewise.
     """
     merged = dict(now)
@@ -103,7 +103,7 @@ def _differences(
 
 
 def _moved(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """Name the cases or slices that would change sides: patients or masks are marked otherwise."""
+    """Describe cases or slices that would change sides, because patients or masks changed."""
     moved = sorted(set(recorded["train"]) ^ set(found["train"]))
     moved = sorted({*moved, *(set(recorded["val"]) ^ set(found["val"]))})
     if moved:

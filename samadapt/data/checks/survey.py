@@ -1,4 +1,4 @@
-"""Every problem of a data set as findings, and what it holds; nothing is changed."""
+"""``samadapt check``: report every problem of a data set, and statistics of its classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from samadapt.data.checks.quality import (
 )
 from samadapt.data.checks.refusals import check_tiles
 from samadapt.data.classes import ClassChoice, ClassTable, Ignore
-from samadapt.data.findings import Finding
+from samadapt.data.findings import Finding, error_finding
 from samadapt.data.formats.base import FormatReader, Scan
 from samadapt.data.opening import (
     Intensity,
@@ -43,12 +43,12 @@ class Survey:
 
     Attributes:
         findings: all problems, errors first.
-        cases: usable cases.
-        left_out: names of the cases that have an error.
-        patients: how many people the cases are of, where marks say; None where nothing does.
-        classes: a row a class; see ``quality.class_statistics``.
-        ignored: ``{"voxels", "share"}`` of all voxels that have no loss and no score; None
-            where there is none.
+        cases: number of usable cases.
+        left_out: names of the cases with an error.
+        patients: number of patients; None where the files name none.
+        classes: one row for each class; see ``quality.class_statistics``.
+        ignored: ``{"voxels", "share"}`` of the voxels without loss and score; None if there are
+            none.
     """
 
     findings: list[Finding]
@@ -78,7 +78,10 @@ def check_dataset(
     background: str | Sequence[str] | None = None,
     regions: Mapping[str, int | Sequence[int]] | None = None,
 ) -> list[Finding]:
-    """Return the faults of single files alone, errors first; the arguments are ``survey``'s."""
+    """Return only the problems of single files, errors first.
+
+    The arguments are those of ``survey``.
+    """
     rules = (instances, mask_threshold, ignore, background, regions)
     masks = mask_rules(classes, *rules)
     card, reader = open_reader(
@@ -115,37 +118,38 @@ def survey(
     annotated: str | Path | None = None,
     regions: Mapping[str, int | Sequence[int]] | None = None,
 ) -> Survey:
-    """Read every file of a data set and return all problems, and statistics of each class.
+    """Read every file of a data set once; return all problems and statistics of each class.
 
-    Beside the faults of single files: what is odd about a case, how cases differ, copies.
+    Apart from the problems of single files these are unusual cases, differences between cases, and
+    copies.
 
     Args:
-        name: a card or a reader; the other arguments are those of ``open_dataset``.
+        name: a card or a reader. The other arguments are those of ``open_dataset``.
         root: the data set's folder.
-        axis: what volumes are sliced along.
-        classes: the classes that will be used; decides which label values are errors.
+        axis: the axis that volumes are sliced along.
+        classes: the classes that will be used; they decide which label values are errors.
         max_cases: read only the first of the sorted cases.
         channel: channel of multi-channel images.
         image: file name or pattern of the images.
         label: file name or pattern of the masks.
-        intensity: tells whether the values are meant as HU.
-        val_every: every such case is validation; copies on both sides are errors.
-        patient: pattern over case names; see ``leaks.mark_patients``.
-        tile: count tiles of so many pixels a side as slices, as training would.
-        tile_overlap: of neighbouring tiles.
-        spacing: which voxel size of a NIfTI header is true where it states two.
-        ignore: mask value or values without loss and score; see ``open_dataset``.
+        intensity: decides whether the values should be HU.
+        val_every: every n-th case is validation; copies on both sides are errors.
+        patient: pattern for case names; see ``leaks.mark_patients``.
+        tile: count tiles with this side in pixels as slices, as training would.
+        tile_overlap: smallest overlap of neighbouring tiles, as a share of the side.
+        spacing: which voxel size of a NIfTI header is true if it states two.
+        ignore: mask value or values without loss and score.
         instances: each number of a mask is one object of one class.
-        mask_threshold: values of a mask from here on are foreground, lower ones background.
+        mask_threshold: this value of a mask and higher ones are foreground.
         series: which of several DICOM series in a folder.
-        exif: see ``orientation.py``.
+        exif: see ``formats/shared/exif.py``.
         background: colour of the masks' background; see ``colours.py``.
-        annotated: file that lists what is annotated; see ``annotated.py``.
-        regions: classes that may overlap; see ``open_dataset``.
+        annotated: file that lists what is annotated; see ``partial_labels.py``.
+        regions: classes that may overlap.
 
     Raises:
-        ConfigError: an unknown name or class, or tiles of volumes.
-        DownloadError: a card's data set could not be fetched.
+        ConfigError: a name or class does not exist, or volumes would be cut into tiles.
+        DownloadError: the data set of a card could not be downloaded.
     """
     cut = tiling(tile, tile_overlap)
     rules = (instances, mask_threshold, ignore, background, regions)
@@ -176,7 +180,7 @@ def survey(
 
 
 def _summary(scan: Scan, facts: Mapping[str, Facts], table: ClassTable) -> Survey:
-    """Return what was found, with the statistics of each class."""
+    """Return the findings and the statistics of each class."""
     marks = {case.patient for case in scan.cases if case.patient}
     unmarked = sum(not case.patient for case in scan.cases)
     return Survey(
@@ -194,20 +198,20 @@ def _order(finding: Finding) -> tuple[str, str, str]:
 
 
 def _division(scan: Scan, card: Card | None, val_every: int, where: str) -> Splits:
-    """Return the division that a run would use; one that cannot be made is a finding."""
+    """Return the division that a run would use; if it is impossible, add a finding."""
     cases = sorted(scan.cases, key=lambda case: case.name)
     try:
         return make_splits(cases, card.split if card else None, val_every)
     except ConfigError as error:
-        fix = "mend the split; keep all cases of a patient on one side"
-        scan.findings.append(Finding("bad_split", "error", where, str(error), fix))
+        fix = "correct the split; keep all cases of a patient on one side"
+        scan.findings.append(error_finding("bad_split", where, str(error), fix))
         return Splits([], [], "")
 
 
 def _is_ct(
     intensity: Intensity | None, card: Card | None, scan: Scan, reader: FormatReader
 ) -> bool:
-    """Whether the values are meant as HU: a window is fixed, percentiles are not."""
+    """Return whether the values should be HU: the intensity rule is a fixed window."""
     try:
         rule = decide_intensity(intensity, card, scan, reader)
     except ConfigError:

@@ -1,7 +1,7 @@
-"""What an adapter was trained on, so that no score counts it as held out.
+"""Which images an adapter was trained on, so that no score treats them as unseen.
 
-Images are known again by a hash of their voxels, whatever their name and place; an adapter keeps no
-name and no patient.
+Images are identified by a hash of their voxels, so a copy with another name or in another folder is
+recognised. An adapter records neither names nor patients.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from samadapt.data.dataset import Dataset
 from samadapt.data.types import SliceRef
 
 TrainedOn = Mapping[str, list[int] | None]
-"""The hash of each image that was trained on, with its slices; None: all of them."""
+"""Maps the hash of each training image to its slices; None: all of its slices."""
 
 
 def trained_on(dataset: Dataset) -> dict[str, list[int] | None]:
-    """Return what the training side holds, for an adapter to remember: no name, no patient.
+    """Return the training images and slices, for the adapter to record.
 
-    Slices that training passes over (empty ones, ``data.slice_step``) are on that side, too.
+    Slices that training skips (empty ones, ``data.slice_step``) are on the training side, too.
     """
     found: dict[str, list[int] | None] = {}
     held_out = set(dataset.parts.val)
@@ -34,14 +34,14 @@ def trained_on(dataset: Dataset) -> dict[str, list[int] | None]:
 def seen(
     dataset: Dataset, refs: Sequence[SliceRef], trained: TrainedOn, *, same_slices: bool
 ) -> list[SliceRef]:
-    """Return those of ``refs`` whose image was trained on, whatever its name and place.
+    """Return the slices of ``refs`` that an adapter was trained on.
 
     Args:
-        dataset: that of ``refs``.
+        dataset: the data set that contains ``refs``.
         refs: slices or tiles.
-        trained: what an adapter remembers.
-        same_slices: whether pictures are cut as they were in training; else one counts where any
-            of its tiles does.
+        trained: what the adapter recorded.
+        same_slices: whether pictures are cut into tiles as they were in training. If not, a tile
+            counts as trained on if any tile of its picture was.
     """
     found = []
     for ref in refs:

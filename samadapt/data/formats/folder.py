@@ -1,13 +1,21 @@
-"""A folder of pictures: ``images/``, ``masks/`` and, where there are any, ``annotations/``.
+"""A folder of pictures: ``images/``, ``masks/`` and, optionally, ``annotations/``.
 
-PNG, JPEG, TIFF, BMP, WebP and GIF; image, mask and annotation have the same stem and lie in the
-same subfolder, ``_mask`` after the mask's stem is allowed. A mask has no lossy compression (JPEG
-alters values) and holds a class number a pixel; palette images keep their indices where all
-palettes agree (``palettes.py``), and ``data.classes={name: "#ff0000"}`` names classes by colour.
-Classes are those of the card or of ``data.classes={name: value}``; without either each value found
-is a class, so a mask of 0 and 255 has one class, ``foreground``.
-The schema of ``annotations/<stem>.json`` is in ``annotations.py``; where such a file exists, its
-boxes and points are the prompts.
+::
+
+    root/images/a.png        root/images/site1/b.jpg
+    root/masks/a.png         root/masks/site1/b_mask.png
+    root/annotations/a.json
+
+PNG, JPEG, TIFF, BMP, WebP and GIF files are read. Image, mask and annotation have the same stem and
+are in the same subfolder; ``_mask`` after the stem of a mask is allowed. A mask has no lossy
+compression, because JPEG changes values, and holds one class number for each pixel. Masks with a
+palette keep their indices if all palettes agree (``checks/palettes.py``).
+``data.classes={name: "#ff0000"}`` names classes by colour.
+
+The classes are those of the card or of ``data.classes={name: value}``. Without either, each value
+is a class, so a mask of 0 and 255 has one class, ``foreground``. The schema of
+``annotations/<stem>.json`` is in ``data/annotations.py``; the boxes and points of such a file
+become the prompts.
 """
 
 from __future__ import annotations
@@ -21,7 +29,7 @@ import numpy as np
 
 from samadapt.data.annotations import box_area, read_annotation
 from samadapt.data.checks.palettes import check_palettes
-from samadapt.data.findings import Finding, FindingError
+from samadapt.data.findings import Finding, FindingError, error_finding, warning_finding
 from samadapt.data.formats.base import FormatReader, Layout, Scan, register_reader
 from samadapt.data.formats.shared.exif import (
     UPRIGHT,
@@ -37,6 +45,10 @@ from samadapt.data.types import Annotation, Case, Volume
 from samadapt.system.arrays import Array
 
 _PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+"""Names of subfolders that look like a division of the data."""
+_CLEARLY = 0.25
+"""How much more of the foreground must be in boxes and points drawn on the stored pixels, to decide
+that they were drawn there."""
 
 
 @register_reader("folder", "images")
@@ -50,7 +62,7 @@ class FolderReader(FormatReader):
 
     @classmethod
     def accepts(cls, path: Path) -> bool:
-        """Whether it is a picture; a TIFF stack goes to the reader of stacks."""
+        """Return whether it is a picture; TIFF stacks are left to their own reader."""
         return super().accepts(path) and not is_stack(path)
 
     def discover(self) -> Layout:
@@ -58,9 +70,9 @@ class FolderReader(FormatReader):
         layout = Layout()
         root = self.options.root
         if root is None or not (root / "images").is_dir():
-            reason = "expected a folder images/ in it, and masks/ beside that" + _nearby(root)
+            reason = "expected the folders images/ and masks/ in it" + _nearby(root)
             file, fix = str(root or "data.root"), "set data.root to the folder that holds images/"
-            layout.findings.append(Finding("missing_folder", "error", file, reason, fix))
+            layout.findings.append(error_finding("missing_folder", file, reason, fix))
             return layout
         images = _files(root / "images", SUFFIXES, layout)
         masks = _files(root / "masks", SUFFIXES, layout, images)
@@ -74,11 +86,11 @@ class FolderReader(FormatReader):
         if not layout.cases and not layout.findings:
             message, fix = f"no {', '.join(SUFFIXES)} file in it", "check data.root"
             folder = str(root / "images")
-            layout.findings.append(Finding("no_cases", "error", folder, message, fix))
+            layout.findings.append(error_finding("no_cases", folder, message, fix))
         return layout
 
     def read_image(self, path: Path) -> Volume:
-        """Read a picture without mask."""
+        """Read a picture without its mask."""
         picture = load_picture(path, self.options.exif)
         return Volume(picture.image, is_color=picture.is_color)
 
@@ -92,7 +104,9 @@ class FolderReader(FormatReader):
             picture = load_picture(case.image, self.options.exif)
             if picture.image.min() == picture.image.max():
                 message = f"all pixels have the value {float(picture.image.min()):g}"
-                findings.append(_error("constant_image", case.image, message, "export it again"))
+                findings.append(
+                    error_finding("constant_image", case.image, message, "export it again")
+                )
         except FindingError as error:
             findings.append(error.finding)
         try:
@@ -125,7 +139,10 @@ class FolderReader(FormatReader):
         check_palettes(scan, self.options.masks)
 
     def _annotation(self, case: Case, picture: Picture) -> Annotation | None:
-        """Read boxes and points; those that fit the stored pixels alone are an error on EXIF."""
+        """Read boxes and points.
+
+        If they fit into the stored pixels but not into the turned picture, the error is about EXIF.
+        """
         if case.annotations is None:
             return None
         try:
@@ -138,29 +155,29 @@ class FolderReader(FormatReader):
                 read_annotation(case.annotations, *picture.stored)
             except FindingError:
                 raise error from None
-            reason = "its boxes or points lie within the stored pixels, not within the turned ones"
+            reason = (
+                "its boxes or points fit into the stored pixels, but not into the turned picture"
+            )
             raise frame_fault(case.annotations, case.image, picture.orientation, reason) from None
 
     def _misplaced(
         self, case: Case, picture: Picture, mask: Mask, annotation: Annotation
     ) -> list[Finding]:
-        """Report boxes and points that fit the mask on the stored pixels, not on the turned ones.
-
-        A quarter more of the foreground must lie in them there.
-        """
+        """Report boxes and points that fit the mask better before than after the turn."""
         if self.options.exif is not None or picture.orientation == UPRIGHT:
             return []
+        # Undo the turn: each orientation is its own inverse, except the quarter turns 6 and 8.
         stored = turn_upright(
             mask.values, {6: 8, 8: 6}.get(picture.orientation, picture.orientation)
         )
-        if _covered(annotation, stored) <= _covered(annotation, mask.values) + 0.25:
+        if _covered(annotation, stored) <= _covered(annotation, mask.values) + _CLEARLY:
             return []
-        reason = "its boxes or points fit the objects of the stored pixels, not of the turned ones"
+        reason = "its boxes or points fit objects on the stored pixels, not on the turned picture"
         path = case.annotations or case.image
         return [frame_fault(path, case.image, picture.orientation, reason).finding]
 
     def _compare(self, case: Case, picture: Picture, mask: Mask) -> list[Finding]:
-        """Compare the sizes of picture and mask, and whether EXIF turns both."""
+        """Compare the sizes of picture and mask, and check that EXIF turns both or neither."""
         label, size = case.labels or case.image, mask.values.shape
         if self.options.exif is None and mask.orientation != picture.orientation:
             try:
@@ -173,11 +190,11 @@ class FolderReader(FormatReader):
             message = f"its shape {size} differs from {picture.size} of the image {case.image}"
             message += frame_hint(picture.stored, picture.orientation, (size[0], size[1]))
             fix = "export image and mask at the same size"
-            return [_error("shape_mismatch", label, message, fix)]
+            return [error_finding("shape_mismatch", label, message, fix)]
         if not mask.values.any():
             message = "the mask is empty: no pixel differs from 0"
             fix = "check that it is the right file"
-            return [Finding("no_foreground", "warning", str(label), message, fix)]
+            return [warning_finding("no_foreground", label, message, fix)]
         return []
 
     def write(self, prediction: Array, volume: Volume, path: Path) -> None:
@@ -188,9 +205,13 @@ class FolderReader(FormatReader):
 def _files(
     folder: Path, suffixes: tuple[str, ...], layout: Layout, images: dict[str, Path] | None = None
 ) -> dict[str, Path]:
-    """List files by subfolder and stem, as ``train/a``.
+    """List files by subfolder and stem, such as ``train/a``.
 
-    Given ``images``, a ``_mask`` that no image bears is cut off.
+    Args:
+        folder: is searched with its subfolders.
+        suffixes: endings of the files.
+        layout: receives findings about other files and double names.
+        images: given for masks. ``_mask`` is cut off a stem unless an image has that stem.
     """
     found: dict[str, Path] = {}
     for path in _walk(folder, layout):
@@ -202,7 +223,9 @@ def _files(
             place = place.removesuffix("_mask")
         if place in found:
             message = f"belongs to the same name as {found[place].name}"
-            layout.findings.append(_error("duplicate_case", path, message, "keep one of the two"))
+            layout.findings.append(
+                error_finding("duplicate_case", path, message, "keep one of the two")
+            )
             layout.ambiguous |= {path, found[place]}
             continue
         found[place] = path
@@ -210,7 +233,7 @@ def _files(
 
 
 def _nearby(root: Path | None) -> str:
-    """Return which folders of the root hold ``images/``, as text."""
+    """Return as text which subfolders of the root contain ``images/``."""
     if root is None or not root.is_dir():
         return ""
     found = sorted(path.name for path in root.iterdir() if (path / "images").is_dir())
@@ -218,19 +241,19 @@ def _nearby(root: Path | None) -> str:
 
 
 def _warn_of_parts(folder: Path, images: dict[str, Path], layout: Layout) -> None:
-    """Say that subfolders such as train and val do not divide the data."""
+    """Warn that subfolders such as train and val do not divide the data."""
     parts = sorted({place.split("/")[0] for place in images if "/" in place})
     if not _PARTS & {part.lower() for part in parts}:
         return
     message = f"the subfolders {', '.join(parts[:8])} are read as one data set; their names do "
     message += "not decide which cases are held out (data.val_every and data.fold do)"
-    fix = "if they should, leave the training pictures alone in images/ and score the others with "
+    fix = "if they should, leave only the training pictures in images/ and score the others with "
     fix += "samadapt evaluate"
-    layout.findings.append(Finding("split_folders", "warning", str(folder), message, fix))
+    layout.findings.append(warning_finding("split_folders", folder, message, fix))
 
 
 def _walk(folder: Path, layout: Layout) -> Iterator[Path]:
-    """Yield the files below a folder, sorted; hidden ones and linked folders are not entered."""
+    """Yield the files below a folder, sorted; hidden and linked folders are not searched."""
     if not folder.is_dir():
         return
     for place, folders, files in os.walk(folder):
@@ -242,12 +265,12 @@ def _walk(folder: Path, layout: Layout) -> Iterator[Path]:
 
 
 def _other_file(path: Path, suffixes: tuple[str, ...]) -> Finding:
-    message = f"expected {', '.join(suffixes)} here; this is not read"
-    return Finding("other_file", "warning", str(path), message, "remove or convert it")
+    message = f"expected {', '.join(suffixes)} here; this file is not read"
+    return warning_finding("other_file", path, message, "remove or convert it")
 
 
 def _covered(annotation: Annotation, labels: Array) -> float:
-    """Return the share of the foreground in the boxes, or of the points that lie on it."""
+    """Return the share (0..1) of the foreground in the boxes, or of the points on foreground."""
     foreground = labels != 0
     if annotation.boxes is not None:
         inside = np.zeros(labels.shape, bool)
@@ -262,17 +285,17 @@ def _covered(annotation: Annotation, labels: Array) -> float:
 
 
 def _missing(case: Case, root: Path) -> list[Finding]:
-    # The expected image of a case without one has the place and the stem of the missing file.
+    # ``discover`` gives a case without image the path where its image should be.
     place = case.image.relative_to(root / "images").with_suffix("").as_posix()
     if not case.image.is_file():
         orphan = case.labels or case.annotations or case.image
         message = f"this file has no image; expected images/{place} with {', '.join(SUFFIXES)}"
-        return [_error("missing_image", orphan, message, "add the image or remove this file")]
+        return [
+            error_finding("missing_image", orphan, message, "add the image or remove this file")
+        ]
     if case.labels is None:
         message = f"this image has no mask; expected masks/{place}.png"
-        return [_error("missing_label", case.image, message, "add the mask or move the image")]
+        return [
+            error_finding("missing_label", case.image, message, "add the mask or move the image")
+        ]
     return []
-
-
-def _error(code: str, file: Path, message: str, fix: str) -> Finding:
-    return Finding(code, "error", str(file), message, fix)

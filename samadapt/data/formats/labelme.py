@@ -1,12 +1,13 @@
-"""labelme: one JSON a picture, with polygons, rectangles, circles and masks.
+"""labelme: one JSON file for each picture, with polygons, rectangles, circles and masks.
 
-The JSON lies beside its picture or in another folder below ``data.root``, in subfolders too;
-``imagePath`` leads to the picture, or a picture of the same name beside the JSON or in
-``images/``. The picture that labelme embeds (``imageData``) is not read. The labels, in
-alphabetical order, are the classes; ``_background_`` is background and ``__ignore__`` has no loss
-and no score, as in labelme's own converters. Shapes of one label and one ``group_id`` are one
-object. Lines and points have no area and are named in a warning. How objects that overlap are
-drawn is in ``instance_masks.py``.
+The JSON file is beside its picture or elsewhere below ``data.root``. Its key ``imagePath`` names
+the picture; otherwise a picture with the same stem is searched beside the JSON file and in
+``images/``. The picture that labelme embeds (``imageData``) is not read.
+
+The labels in alphabetical order are the classes. ``_background_`` is background, and ``__ignore__``
+has no loss and no score, as in labelme's own converters (labelme2voc.py). Shapes with the same
+label and the same ``group_id`` are one object. Lines and points have no area; a warning lists them.
+``shared/instance_masks.py`` says how overlapping objects are drawn.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from samadapt.data.findings import Finding, FindingError, error_finding, fault
+from samadapt.data.findings import Finding, FindingError, error_finding, fault, warning_finding
 from samadapt.data.formats.base import Layout, register_reader
 from samadapt.data.formats.shared.annotation_files import (
     files_below,
@@ -44,8 +45,10 @@ from samadapt.system.limits import lies_inside
 BACKGROUND, IGNORE = "_background_", "__ignore__"
 _Points = list[tuple[float, float]]
 _AREAS = ("polygon", "rectangle", "circle", "mask")
+"""Shape types of labelme that enclose an area."""
 _NO_AREAS = ("line", "linestrip", "point", "points")
-_MEND = "open and save the file in labelme"
+"""Shape types that do not."""
+_FIX = "open and save the file in labelme"
 
 
 @register_reader("labelme")
@@ -55,7 +58,7 @@ class LabelmeReader(ObjectReader):
     summary: ClassVar[str] = "labelme: a JSON with shapes beside each picture; extra coco"
 
     def discover(self) -> Layout:
-        """Read the JSON files; one case a file, and one a picture without."""
+        """List one case for each JSON file, and one for each picture without a JSON file."""
         layout = Layout()
         self._notes: dict[str, dict[str, Any]] = {}
         root = self.options.root
@@ -75,7 +78,7 @@ class LabelmeReader(ObjectReader):
         return layout
 
     def declared_size(self, case: Case) -> tuple[int, int] | None:
-        """Return ``imageHeight`` and ``imageWidth``, where the file has them."""
+        """Return ``imageHeight`` and ``imageWidth`` in pixels, if the file has them."""
         note = self._notes[case.name]
         height, width = note.get("imageHeight"), note.get("imageWidth")
         if isinstance(height, int) and isinstance(width, int):
@@ -83,20 +86,20 @@ class LabelmeReader(ObjectReader):
         return None
 
     def objects(self, case: Case, height: int, width: int) -> list[OutlinedObject]:
-        """Return the objects of a picture, checked against its size."""
+        """Return the objects of a picture, after comparing its size with the annotations."""
         path, note = case.labels or case.image, self._notes[case.name]
         declared = note.get("imageHeight"), note.get("imageWidth")
         if None not in declared and declared != (height, width):
-            message = f"it is of a picture of other size; {case.image.name} has "
+            message = f"it was drawn on a picture of another size; {case.image.name} has "
             message += f"{height} x {width} pixels (h x w)"
-            raise fault("shape_mismatch", path, message, "annotate the picture as it is")
+            raise fault("shape_mismatch", path, message, "annotate the picture at its present size")
         groups: dict[Any, list[tuple[int, Array]]] = {}
         for index, shape in enumerate(note["shapes"]):
             try:
                 drawn = _drawn(shape, height, width)
             except ValueError as problem:
                 message = f"shapes[{index}]: {problem}"
-                raise fault("bad_segmentation", path, message, _MEND) from None
+                raise fault("bad_segmentation", path, message, _FIX) from None
             if drawn is not None:
                 groups.setdefault(_group(shape, index), []).append((index, drawn))
         found = []
@@ -106,14 +109,14 @@ class LabelmeReader(ObjectReader):
         return found
 
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
-        """Read and check picture and objects; shapes without an area are a warning."""
+        """Read and check the picture and its objects; shapes without an area give a warning."""
         volume, findings = super().examine(case)
         shapes = self._notes.get(case.name, {}).get("shapes", [])
         bare = [s for s in shapes if isinstance(s, dict) and s.get("shape_type") in _NO_AREAS]
         if bare:
             message = f"{len(bare)} lines or points have no area and are not read"
             fix = "draw them as polygons where they stand for objects"
-            findings.append(Finding("not_an_area", "warning", str(case.labels), message, fix))
+            findings.append(warning_finding("not_an_area", case.labels or case.image, message, fix))
         return volume, findings
 
     def _add_case(self, path: Path, root: Path, layout: Layout) -> None:
@@ -121,14 +124,14 @@ class LabelmeReader(ObjectReader):
         try:
             content = read_json_annotations(path)
             if not isinstance(content, dict) or not {"shapes", "imagePath"} <= set(content):
-                message = "is no file of labelme: expected the keys shapes and imagePath"
-                finding = Finding("other_file", "warning", str(path), message, "remove it")
+                message = "is not a labelme file: expected the keys shapes and imagePath"
+                finding = warning_finding("other_file", path, message, "remove it")
                 layout.findings.append(finding)
                 return
             shapes = content["shapes"]
             if not isinstance(shapes, list) or not all(_has_label(shape) for shape in shapes):
                 message = "expected shapes, a list of objects with a label"
-                raise fault("bad_annotations", path, message, _MEND)
+                raise fault("bad_annotations", path, message, _FIX)
             image = _picture(content["imagePath"], path, root)
             if image in {case.image for case in layout.cases}:
                 message = f"the picture {image.name} has two JSON files"
@@ -138,12 +141,12 @@ class LabelmeReader(ObjectReader):
             image = _picture(None, path, root)
             layout.ambiguous.add(image)
         else:
-            kept = ("shapes", "imageHeight", "imageWidth")  # imageData takes megabytes
+            kept = ("shapes", "imageHeight", "imageWidth")  # imageData has megabytes
             self._notes[name] = {key: content.get(key) for key in kept}
         layout.cases.append(Case(name, image, path))
 
     def _add_pictures_without(self, layout: Layout) -> None:
-        """List the pictures that lie beside annotated ones and have no JSON."""
+        """List the pictures without a JSON file in the folders of annotated pictures."""
         known = {case.image for case in layout.cases}
         names = {case.name for case in layout.cases}
         for folder in sorted({path.parent for path in known if is_there(path)}):
@@ -171,19 +174,25 @@ def _has_label(shape: Any) -> bool:
 
 
 def _group(shape: Mapping[str, Any], index: int) -> tuple[str, Any]:
-    """Return what is equal for shapes of one object: label and group, or its own number."""
+    """Return a key that the shapes of one object share: label and group, or the shape's number."""
     group = shape.get("group_id")
     return shape["label"], ("shape", index) if group is None else ("group", str(group))
 
 
 def _picture(named: Any, path: Path, root: Path) -> Path:
-    """Return the picture of a JSON; where there is none, the first place where it could be."""
+    """Return the picture of a JSON file; if there is none, the first path where it could be.
+
+    Args:
+        named: the value of ``imagePath``.
+        path: the JSON file.
+        root: the data set's folder; paths outside are not used.
+    """
     places = []
     if isinstance(named, str) and named:
         relative = posix_name(named)
         if lies_inside(named, path.parent, root):
             places.append(path.parent / relative)
-        name = PureWindowsPath(named).name  # of a path on another machine, the name alone
+        name = PureWindowsPath(named).name  # the path may be of another machine
         places += [path.parent / name, root / "images" / name]
     folders = [path.parent, path.parent.parent / "images", root / "images"]
     stems = [folder / f"{path.stem}{suffix}" for folder in folders for suffix in SUFFIXES]
@@ -194,12 +203,12 @@ def _picture(named: Any, path: Path, root: Path) -> Path:
 
 
 def _drawn(shape: Mapping[str, Any], height: int, width: int) -> Array | None:
-    """Return (h, w) bool of a shape; None for lines and points.
+    """Return the area of a shape, (h, w) bool; None for lines and points.
 
     Raises:
-        ValueError: saying what is wrong with it.
+        ValueError: the shape cannot be drawn; the message says why.
     """
-    kind = shape.get("shape_type") or "polygon"  # the first versions had polygons alone
+    kind = shape.get("shape_type") or "polygon"  # the first versions had only polygons
     if kind in _NO_AREAS:
         return None
     if kind not in _AREAS:
@@ -229,13 +238,20 @@ def _points(value: Any) -> _Points:
 
 
 def _circle(points: _Points, height: int, width: int) -> _Points:
-    """Return a polygon of a circle, given its centre and a point on it, cut at the picture."""
+    """Return a polygon for a circle, clipped to the picture.
+
+    Args:
+        points: the centre, and a point on the circle, (x, y) in pixels.
+        height: of the picture, in pixels.
+        width: likewise.
+    """
     if len(points) != 2:
-        raise ValueError("a circle has two points, its centre and one on it")
+        raise ValueError("a circle needs two points, its centre and one on it")
     (x, y), (on_x, on_y) = points
     radius = math.hypot(on_x - x, on_y - y)
     if radius > 4 * max(height, width):
         raise ValueError("a circle is much larger than the picture")
+    # About one corner for each pixel of the circumference.
     angles = np.linspace(0, 2 * math.pi, int(np.clip(2 * math.pi * radius, 32, 720)), False)
     xs = np.clip(x + radius * np.cos(angles), 0, width)
     ys = np.clip(y + radius * np.sin(angles), 0, height)
@@ -243,7 +259,17 @@ def _circle(points: _Points, height: int, width: int) -> _Points:
 
 
 def _pasted(text: Any, points: _Points, height: int, width: int) -> Array:
-    """Return (h, w) bool of a mask: a PNG in base64 that lies in the box of its two points."""
+    """Return the area of a mask, (h, w) bool.
+
+    Args:
+        text: a PNG in base64.
+        points: upper left and lower right pixel of the box that the PNG fills, both included.
+        height: of the picture, in pixels.
+        width: likewise.
+
+    Raises:
+        ValueError: it is not such a PNG, or the box is outside the picture.
+    """
     from PIL import Image
 
     if not isinstance(text, str) or len(points) != 2:
@@ -251,18 +277,18 @@ def _pasted(text: Any, points: _Points, height: int, width: int) -> Array:
     (x0, y0), (x1, y1) = ((round(x), round(y)) for x, y in points)
     sides = (x1 - x0 + 1, y1 - y0 + 1)
     if not (0 <= x0 <= x1 < width and 0 <= y0 <= y1 < height):
-        raise ValueError(f"the box of a mask lies outside the picture of {width} x {height}")
+        raise ValueError(f"the box of a mask is outside the picture of {width} x {height}")
     try:
         data = io.BytesIO(base64.b64decode(text, validate=True))
     except ValueError:
-        raise ValueError("a mask is not in base64") from None
+        raise ValueError("a mask is not base64 text") from None
     try:
         with Image.open(data, formats=["PNG"]) as png:
-            if png.size != sides:  # the header is read, the pixels are not yet
+            if png.size != sides:  # only the header has been read by now
                 raise ValueError(f"a mask has {png.size} pixels (w, h); its box has {sides}")
             inside = np.asarray(png.convert("L")) > 0
     except (OSError, SyntaxError, Image.DecompressionBombError) as problem:
-        raise ValueError(f"a mask is no PNG ({type(problem).__name__})") from None
+        raise ValueError(f"a mask is not a PNG ({type(problem).__name__})") from None
     mask = np.zeros((height, width), dtype=bool)
     mask[y0 : y1 + 1, x0 : x1 + 1] = inside
     return mask

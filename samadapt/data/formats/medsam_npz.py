@@ -1,10 +1,12 @@
-"""MedSAM's arrays: ``.npz`` files with ``imgs`` and ``gts``, or ``imgs/*.npy`` with ``gts/*.npy``.
+"""MedSAM's arrays: ``.npz`` files with ``imgs`` and ``gts``, or ``imgs/*.npy`` and ``gts/*.npy``.
 
-A file holds a volume, (d, h, w) with labels (d, h, w), or a picture, (h, w) or (h, w, 3) with
-labels (h, w). ``spacing``, where an ``.npz`` has it, is (x, y, z) in mm, as SimpleITK gives it;
-without it distances in mm are unknown. 8-bit values stay as they are; colours given as fractions
-become 0-255. Predictions are written as ``.npz`` with the key ``segs``, or as NIfTI or PNG.
-Pickled objects are never loaded.
+A file contains a volume, (d, h, w) with labels (d, h, w), or a picture, (h, w) or (h, w, 3) with
+labels (h, w). ``spacing``, if an ``.npz`` file has it, is (x, y, z) in mm, in the order of
+SimpleITK. Without it distances in mm are unknown. 8-bit values stay as they are; colours that are
+fractions become 0-255. Predictions are written as ``.npz`` with the key ``segs``, or as NIfTI or
+PNG. Pickled objects are never loaded, because they can run code.
+
+Source: ``pre_CT_MR.py`` and ``pre_grey_rgb.py`` of bowang-lab/MedSAM.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from samadapt.data.findings import (
     error_finding,
     fault,
     too_large,
+    warning_finding,
 )
 from samadapt.data.formats.base import Layout, register_reader
 from samadapt.data.formats.nifti.write import SUFFIXES
@@ -74,7 +77,7 @@ class MedSamReader(VolumeReader):
         return layout
 
     def load(self, path: Path, channel: Indices = None) -> StoredVolume:
-        """Read the image of a file as a volume, a grey picture as one slice."""
+        """Read the image of a file as a volume; a grey picture becomes one slice."""
         image, spacing = _image(path)
         return stack_without_orientation(image if image.ndim == 3 else image[None], spacing)
 
@@ -84,7 +87,7 @@ class MedSamReader(VolumeReader):
         return self._as_volume(path, image, spacing, None)
 
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
-        """Read and check image and labels."""
+        """Read and check the image and the labels."""
         findings: list[Finding] = []
         image = labels = spacing = None
         try:
@@ -106,9 +109,9 @@ class MedSamReader(VolumeReader):
             return None, [*findings, problem.finding]
 
     def write(self, prediction: Array, volume: Volume, path: Path) -> None:
-        """Write class ids in the axes of the source as ``segs``."""
+        """Write class ids as ``segs``, with axes as in the source: (d, h, w) or (h, w)."""
         if path.suffix.lower() != ".npz":
-            raise DataError(f"{path}: these labels are written as .npz; choose such a name")
+            raise DataError(f"{path}: these labels are written as .npz; choose a name that ends so")
         if prediction.shape[:2] != volume.shape[:2]:
             raise DataError(f"{path}: expected {volume.shape}; got {prediction.shape}")
         planes = (
@@ -160,12 +163,12 @@ def _compare(case: Case, image: Array, labels: Array) -> list[Finding]:
         findings.append(error_finding("constant_image", case.image, message, _AGAIN))
     if not labels.any():
         message, fix = "gts is empty: no value differs from 0", "check that it is the right file"
-        findings.append(Finding("no_foreground", "warning", str(file), message, fix))
+        findings.append(warning_finding("no_foreground", file, message, fix))
     return findings
 
 
 def _colours(path: Path, image: Array) -> Array:
-    """Return (h, w, 3) uint8 of 0-255 integers or of fractions."""
+    """Return colours (h, w, 3) as uint8; they are integers 0-255 or fractions 0..1."""
     if image.dtype == np.uint8:
         return image
     values = finite_image(path, image)
@@ -193,16 +196,18 @@ def _image(path: Path) -> tuple[Array, tuple[float, float, float] | None]:
     usable = spacing.shape == (3,) and spacing.dtype.kind in "iuf"
     if not usable or not (np.isfinite(spacing).all() and (spacing > 0).all()):
         message = f"spacing must be three positive numbers in mm; got {str(spacing)[:60]}"
-        raise fault("bad_spacing", path, message, "mend or leave out the key spacing")
+        raise fault("bad_spacing", path, message, "correct or leave out the key spacing")
     x, y, z = (float(side) for side in spacing)
     return image, (x, y, z)
 
 
 def _array(path: Path, key: str, *, is_needed: bool = True) -> Any:
-    """Return a ``.npy`` file's array, or one key of a ``.npz`` file's (None if not needed).
+    """Return the array of a ``.npy`` file, or one array of a ``.npz`` file.
+
+    None if the file lacks an array that is not needed.
 
     Raises:
-        FindingError: the file is missing, broken, pickled or lacks the key.
+        FindingError: the file is missing, broken or pickled, or it lacks the array.
     """
     if not path.is_file():
         raise fault("missing_file", path, "there is no such file", "check the path")
@@ -211,7 +216,7 @@ def _array(path: Path, key: str, *, is_needed: bool = True) -> Any:
     try:
         if path.suffix.lower() != ".npz":
             with path.open("rb") as file:
-                np.lib.format.read_magic(file)  # np.load takes other files for pickles
+                np.lib.format.read_magic(file)  # np.load treats other files as pickles
             return _checked(path, np.load(path, mmap_mode="r", allow_pickle=False))
         with zipfile.ZipFile(path) as archive:
             if f"{key}.npy" not in archive.namelist():
@@ -240,10 +245,16 @@ def _checked(path: Path, array: Array) -> Array:
 
 
 def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:
-    """Refuse an array that declares more than the archive holds, before memory is taken."""
+    """Refuse an array whose header declares more, or less, than the archive contains.
+
+    The check needs no memory for the array.
+
+    Raises:
+        FindingError: naming the file.
+    """
     entry = archive.getinfo(name)
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        # zipfile unpacks a whole block of these at once, whatever comes out of it
+        # zipfile unpacks a whole block of bzip2 or LZMA at once, of whatever size.
         message = f"{name} is compressed in a way that numpy never writes"
         raise fault("unreadable_image", path, message, "save it with np.savez_compressed")
     with archive.open(entry) as file:

@@ -1,8 +1,8 @@
 """The MNI152 template: one averaged T1 brain with tissue maps, from the PyPI package nilearn.
 
-A voxel is grey or white matter where that tissue's probability is the larger of the two and
-above 0.5. It is one brain, averaged over 152 people, on which two intensity thresholds do as
-well: it shows that the machinery works, and nothing more.
+A voxel is grey or white matter if that tissue's probability is the larger of the two and above 0.5.
+This is one brain, averaged over 152 people, and two intensity thresholds segment it equally well.
+It shows that the program works, and nothing more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CLASSES = {"grey_matter": (1,), "white_matter": (2,)}
 
 @register_reader("mni152")
 class Mni152Reader(NiftiReader):
-    """Reads the template that nilearn carries; ``data.root`` is refused."""
+    """Reads the template that nilearn contains; ``data.root`` is refused."""
 
     summary = "one averaged T1 brain with grey and white matter, from the package nilearn"
     suffixes = ()
@@ -34,7 +34,7 @@ class Mni152Reader(NiftiReader):
     default_intensity = "mri"
 
     def discover(self) -> Layout:
-        """Name the one case.
+        """Return the only case.
 
         Raises:
             MissingExtraError: nilearn is not installed.
@@ -54,7 +54,15 @@ class Mni152Reader(NiftiReader):
 
 
 def tissue_labels(grey: Array, white: Array) -> Array:
-    """Return 1 where grey and 2 where white matter is the likelier and above 0.5, else 0."""
+    """Return labels: 1 grey matter, 2 white matter, 0 neither.
+
+    Args:
+        grey: probability (0..1) of grey matter.
+        white: probability (0..1) of white matter, in the same shape.
+
+    Returns:
+        int32 in the same shape. A tissue needs more than 0.5 and the larger probability.
+    """
     labels = np.zeros(grey.shape, dtype=np.int32)
     labels[(grey > 0.5) & (grey >= white)] = 1
     labels[(white > 0.5) & (white > grey)] = 2
@@ -62,7 +70,7 @@ def tissue_labels(grey: Array, white: Array) -> Array:
 
 
 def _package_folder() -> Path:
-    """Find nilearn's data folder without importing nilearn, which takes a second."""
+    """Find the data folder of nilearn without importing nilearn, which takes a second."""
     spec = find_spec("nilearn")
     if spec is None or spec.origin is None:
         raise MissingExtraError("nilearn", "demo")

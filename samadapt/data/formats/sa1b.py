@@ -1,6 +1,9 @@
-"""SA-1B: ``sa_N.jpg`` beside ``sa_N.json`` with run lengths; one class, ``object``.
+"""SA-1B: ``sa_N.jpg`` beside ``sa_N.json`` with run-length masks; one class, ``object``.
 
-SA-1B's masks overlap, a part lying over its whole; ``instance_masks.py`` says how they are drawn.
+The masks of SA-1B overlap, since a part of an object is a mask of its own;
+``shared/instance_masks.py`` says how they are drawn. Source: README of
+facebookresearch/segment-anything, section Dataset. Each JSON has ``image`` (with ``height`` and
+``width``) and ``annotations``, each with a ``segmentation`` of COCO run lengths.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from samadapt.data.formats.shared.object_reader import ObjectReader
 from samadapt.data.types import Case
 
 _PICTURES = (".jpg", ".jpeg", ".png")
-_MEND = "download the archive again"
+_FIX = "download the archive again"
 
 
 @register_reader("sa1b")
@@ -45,7 +48,7 @@ class Sa1bReader(ObjectReader):
         return layout
 
     def declared_size(self, case: Case) -> tuple[int, int] | None:
-        """Return the size in the key ``image``."""
+        """Return (h, w) in pixels from the key ``image``."""
         content = read_json_annotations(case.labels or case.image)
         image = content.get("image") if isinstance(content, dict) else None
         size = (image.get("height"), image.get("width")) if isinstance(image, dict) else ()
@@ -53,18 +56,18 @@ class Sa1bReader(ObjectReader):
         return (sides[0], sides[1]) if len(sides) == 2 else None
 
     def objects(self, case: Case, height: int, width: int) -> list[OutlinedObject]:
-        """Return the objects of a picture, checked against its size."""
+        """Return the objects of a picture, after comparing its size with the annotations."""
         path = case.labels or case.image
         content = read_json_annotations(path)
         image = content.get("image") if isinstance(content, dict) else None
         entries = content.get("annotations") if isinstance(content, dict) else None
         if not isinstance(image, dict) or not isinstance(entries, list):
             message = "expected the keys image (an object) and annotations (a list)"
-            raise fault("bad_annotations", path, message, _MEND)
+            raise fault("bad_annotations", path, message, _FIX)
         declared = image.get("height"), image.get("width")
         if declared != (height, width):
             message = f"it says (height, width) = {declared}; {case.image.name} has "
-            raise fault("shape_mismatch", path, f"{message}{(height, width)}", _MEND)
+            raise fault("shape_mismatch", path, f"{message}{(height, width)}", _FIX)
         return [_object(path, index, entry, height, width) for index, entry in enumerate(entries)]
 
 
@@ -75,5 +78,5 @@ def _object(path: Path, index: int, entry: Any, height: int, width: int) -> Outl
             raise ValueError("has no segmentation")
         runs = read_segmentation(entry["segmentation"], height, width)
     except ValueError as problem:
-        raise fault("bad_segmentation", path, f"{shown}: {problem}", _MEND) from None
+        raise fault("bad_segmentation", path, f"{shown}: {problem}", _FIX) from None
     return OutlinedObject(1, runs, False, shown)

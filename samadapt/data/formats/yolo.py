@@ -1,12 +1,18 @@
 """YOLO segmentation: ``images/`` and ``labels/*.txt`` with polygons, and ``data.yaml``.
 
-A line is ``class x1 y1 x2 y2 x3 y3 ...``, one object, in fractions of the picture's width and
-height. A picture's labels lie in the folder of the same name below ``labels/`` instead of
-``images/`` (``images/train/a.jpg``: ``labels/train/a.txt``; ``train/images/a.jpg``:
-``train/labels/a.txt``), or beside the picture where no folder is called ``images``. An empty file
-is a picture without an object, and so, by the format, is a missing file, which is a warning. All
-parts (train, val) are read; ``data.val_every`` and ``data.fold`` divide them. The names are those
-of ``data.yaml`` or ``classes.txt``; without these, ``class_0`` and so on.
+Each line is one object, ``class x1 y1 x2 y2 x3 y3 ...``, in fractions of the picture's width and
+height. The label file of a picture has ``labels`` in place of ``images`` in its path; if no folder
+is called ``images``, it is beside the picture::
+
+    images/train/a.jpg    train/images/a.jpg    a.jpg
+    labels/train/a.txt    train/labels/a.txt    a.txt
+
+An empty label file means that the picture shows no object. By the format a missing file means the
+same, but a warning reports it. All parts (train, val) are read as one data set, which
+``data.val_every`` and ``data.fold`` divide. The class names are those of ``data.yaml`` or
+``classes.txt``; without these they are ``class_0``, ``class_1`` and so on.
+
+Source: docs.ultralytics.com, Instance Segmentation Datasets.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar
 
-from samadapt.data.findings import Finding, FindingError, error_finding, fault
+from samadapt.data.findings import FindingError, error_finding, fault, warning_finding
 from samadapt.data.formats.base import Layout, register_reader
 from samadapt.data.formats.shared.annotation_files import files_below
 from samadapt.data.formats.shared.instance_masks import OutlinedObject, read_segmentation
@@ -25,13 +31,16 @@ from samadapt.data.types import Case
 from samadapt.errors import ConfigError
 from samadapt.system.plain_yaml import read_plain_yaml
 
-_MEND = "export it again as YOLO segmentation: class x1 y1 x2 y2 x3 y3 ..., fractions of 1"
+_FIX = "export it again as YOLO segmentation: class x1 y1 x2 y2 x3 y3 ..., fractions of 1"
 _MAX_YAML = 1 << 20
+"""Largest data.yaml, in bytes: more is not a list of names."""
 _MAX_TEXT = 64 << 20
+"""Largest label file, in bytes: about a million points."""
 _MAX_CLASSES = 30_000
-"""Class ids are kept in 16 bits."""
+"""Class ids are stored in 16 bits, so 32,767 is the most."""
 _SLACK = 0.01
-"""Fractions this far outside 0..1 are rounding of the exporting program and are cut off."""
+"""Coordinates may be outside 0..1 by this much, from rounding in the exporting program. They are
+clipped."""
 
 
 @register_reader("yolo")
@@ -61,7 +70,7 @@ class YoloReader(ObjectReader):
             layout.cases, layout.findings = [], [*layout.findings, problem.finding]
             return layout
         classes: dict[str, tuple[int, ...]] = {}
-        for index, name in shown.items():  # 0 is background in a label map
+        for index, name in shown.items():  # in a label map 0 is background
             classes[name] = (*classes.get(name, ()), index + 1)
         layout.classes = classes or None
         self._known = set(shown)
@@ -83,7 +92,7 @@ class YoloReader(ObjectReader):
                 runs = read_segmentation([scaled], height, width, scaled=True)
             except ValueError as problem:
                 message = f"line {number}: {problem}"
-                raise fault("bad_segmentation", path, message, _MEND) from None
+                raise fault("bad_segmentation", path, message, _FIX) from None
             found.append(OutlinedObject(index + 1, runs, False, f"line {number}"))
         return found
 
@@ -93,24 +102,24 @@ class YoloReader(ObjectReader):
         bare: dict[Path, int] = {}
         for path in inside or pictures:
             labels = _labels_of(path, root)
-            if not labels.parent.is_dir():  # such as images/test
+            if not labels.parent.is_dir():  # for example images/test
                 bare[path.parent] = bare.get(path.parent, 0) + 1
                 continue
             if not labels.is_file():
-                message = "this picture has no label file: taken as without an object"
-                fix = f"add {labels.name} if it shows one"
-                finding = Finding("no_label_file", "warning", str(path), message, fix)
+                message = "this picture has no label file: it is read as a picture without objects"
+                fix = f"add {labels.name} if it shows an object"
+                finding = warning_finding("no_label_file", path, message, fix)
                 layout.findings.append(finding)
             parts = [part for part in path.relative_to(root).parts if part != "images"]
             name = "_".join(Path(*parts).with_suffix("").parts)
             layout.cases.append(Case(name, path, labels))
         for folder, count in bare.items():
-            message = f"its {count} pictures have no folder of labels, and are not read"
-            finding = Finding("other_file", "warning", str(folder), message, "add the labels")
+            message = f"its {count} pictures have no folder of labels, so they are not read"
+            finding = warning_finding("other_file", folder, message, "add the labels")
             layout.findings.append(finding)
 
     def _found_names(self, layout: Layout) -> dict[int, str]:
-        """Return ``class_0`` and so on for the numbers that the label files hold."""
+        """Return names ``class_0``, ... for the class numbers in the label files."""
         found: set[int] = set()
         for case in layout.cases:
             for _, line in _lines(case.labels or case.image):
@@ -121,7 +130,7 @@ class YoloReader(ObjectReader):
 
 
 def _labels_of(path: Path, root: Path) -> Path:
-    """Return the label file of a picture: ``labels`` for the last ``images`` of its path."""
+    """Return the label file of a picture: ``labels`` replaces the last ``images`` in its path."""
     parts = list(path.relative_to(root).with_suffix(".txt").parts)
     for place in range(len(parts) - 2, -1, -1):
         if parts[place] == "images":
@@ -131,10 +140,10 @@ def _labels_of(path: Path, root: Path) -> Path:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """Return the lines that hold something, numbered from 1; none of a file that is missing.
+    """Return the lines that are not empty, with their numbers from 1; none for a missing file.
 
     Raises:
-        FindingError: it is no text, or too large.
+        FindingError: it is not text, or it is too large.
     """
     if not path.is_file():
         return []
@@ -144,7 +153,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as problem:
         message = f"cannot be read as text ({type(problem).__name__})"
-        raise fault("bad_annotations", path, message, _MEND) from None
+        raise fault("bad_annotations", path, message, _FIX) from None
     numbered = enumerate(text.splitlines(), start=1)
     return [(number, line.strip()) for number, line in numbered if line.strip()]
 
@@ -153,13 +162,13 @@ def _parsed(line: str) -> tuple[int, list[float]]:
     """Return the class and the coordinates of a line.
 
     Raises:
-        ValueError: it is no polygon.
+        ValueError: it is not a polygon; the message says why.
     """
     first, *rest = line.split()
     if not first.isdecimal():
         raise ValueError("expected a class number from 0 at its beginning")
     if len(rest) == 4:
-        raise ValueError("it is a box (four numbers); polygons are read")
+        raise ValueError("it is a box (four numbers); only polygons are read")
     try:
         fractions = [float(value) for value in rest]
     except ValueError:
@@ -172,10 +181,10 @@ def _parsed(line: str) -> tuple[int, list[float]]:
 
 
 def _names(root: Path) -> dict[int, str] | None:
-    """Return the names of the classes by number; None where no file says.
+    """Return the class names by number; None if no file names them.
 
     Raises:
-        FindingError: the file that should say cannot be used.
+        FindingError: the file that should name them cannot be used.
     """
     listed = sorted(path for path in root.iterdir() if path.suffix in (".yaml", ".yml"))
     listed.sort(key=lambda path: path.stem != "data")
@@ -183,7 +192,7 @@ def _names(root: Path) -> dict[int, str] | None:
     for path in listed:
         try:
             content = _yaml(path)
-        except FindingError as problem:  # it may be of another program
+        except FindingError as problem:  # it may belong to another program
             unreadable = unreadable or problem
             continue
         if isinstance(content, dict) and "names" in content:
@@ -202,7 +211,7 @@ def _yaml(path: Path) -> Any:
     except ConfigError as problem:
         reason = str(problem).removeprefix(f"{path}: ")
         message = f"cannot be read as YAML: {reason}"
-        raise fault("bad_annotations", path, message, "mend the file") from None
+        raise fault("bad_annotations", path, message, "correct the file") from None
 
 
 def _checked(path: Path, names: Any) -> dict[int, str]:
@@ -213,5 +222,5 @@ def _checked(path: Path, names: Any) -> dict[int, str]:
     )
     if not usable or not known:
         message = "expected names, a list of class names or {0: name, 1: name}"
-        raise fault("bad_annotations", path, message, "mend the file")
+        raise fault("bad_annotations", path, message, "correct the file")
     return dict(known)

@@ -56,14 +56,14 @@ def test_empty_masks_are_an_error_that_says_so(make_folder: Callable[..., Path])
     root = make_folder(count=4, value=0)
     (found,) = errors("folder", root)
     assert found.code == "no_objects"
-    assert found.message == "no mask holds an object: all 4 are empty"
+    assert found.message == "no mask contains an object: all 4 are empty"
     for on_error in ("stop", "skip"):
-        with pytest.raises(DataError, match="no mask holds an object"):
+        with pytest.raises(DataError, match="no mask contains an object"):
             open_dataset("folder", root, on_error=on_error)
 
 
 def test_classes_that_no_mask_holds_are_an_error(make_folder: Callable[..., Path]) -> None:
     root = make_folder(count=3, value=2)
-    with pytest.raises(DataError, match=r"no mask of 3 holds a value of the classes \(cell=7\)"):
+    with pytest.raises(DataError, match=r"none of 3 masks holds a value of the classes \(cell=7\)"):
         open_dataset("folder", root, classes={"cell": 7})
     assert "found: 2" in errors("folder", root, classes={"cell": 7})[0].message

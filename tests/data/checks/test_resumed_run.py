@@ -170,5 +170,5 @@ def test_another_list_of_what_is_annotated_is_refused(root):
     check_unchanged(recorded, opened(root, annotated=listed), "run/splits.json")
     listed.write_text("case,classes\np2,\np3,foreground\n")
     other = opened(root, annotated=listed)
-    with pytest.raises(DataError, match=r"annotated otherwise \(p0, p1, p4, p5, p6\)"):
+    with pytest.raises(DataError, match=r"with other annotated parts \(p0, p1, p4, p5, p6\)"):
         check_unchanged(recorded, other, "run/splits.json")

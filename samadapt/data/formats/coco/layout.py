@@ -3,14 +3,15 @@
 Layouts, in the order in which they are looked for:
 
 - the file that ``data.label`` names;
-- ``annotations.json``, with ``images/``;
-- ``annotations/*.json`` with ``images/``, ``train2017/`` ... or ``images/train2017/``, as COCO
-  itself is published: ``instances_*.json`` are taken where there are any;
-- ``train/_annotations.coco.json`` ... beside the pictures, as Roboflow exports them;
-- JSON files in the root itself, such as Label Studio's ``result.json``.
+- ``annotations.json`` with ``images/``;
+- ``annotations/*.json`` with ``images/``, ``train2017/``, ... or ``images/train2017/``, as COCO
+  itself
+  is published. If there are ``instances_*.json`` files, only these are used;
+- ``train/_annotations.coco.json``, ... beside the pictures, as Roboflow exports them;
+- JSON files in the root itself, such as ``result.json`` of Label Studio.
 
-Captions, keypoints, panoptic files and lists of test pictures are passed over where other files
-remain, since they describe the same pictures again.
+Captions, keypoints, panoptic files and lists of test pictures are skipped if other files remain,
+because they describe the same pictures again.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from samadapt.data.formats.shared.annotation_files import is_there, posix_name
 from samadapt.system.limits import lies_inside
 
 _OTHER = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
-"""Beginnings of the files that COCO publishes beside ``instances_*.json``."""
+"""How the names of the files begin that COCO publishes beside ``instances_*.json``."""
 _EXPECTED = "annotations.json, annotations/*.json or */_annotations.coco.json"
 
 
 def annotation_files(root: Path, label: str | None) -> list[Path]:
-    """Return the JSON files that may hold the objects.
+    """Return the JSON files that may contain the objects.
+
+    Args:
+        root: the data set's folder.
+        label: ``data.label``, a name or a pattern relative to the root; None: see the module.
 
     Raises:
         FindingError: there is none.
@@ -49,7 +54,7 @@ def annotation_files(root: Path, label: str | None) -> list[Path]:
 
 
 def passed_over(taken: list[Path]) -> list[Finding]:
-    """Return a warning that names the JSON files beside those that are taken."""
+    """Return a warning that names the JSON files beside those that are used."""
     folders = sorted({path.parent for path in taken})
     others = [
         path.name
@@ -60,20 +65,20 @@ def passed_over(taken: list[Path]) -> list[Finding]:
     if not others:
         return []
     names = ", ".join(path.name for path in taken[:5])
-    message = f"not read: {', '.join(others[:8])}; the objects are taken from {names}"
-    fix = "name another file with data.label=FILE if that is the right one"
+    message = f"not read: {', '.join(others[:8])}; the objects are read from {names}"
+    fix = "if another file is the right one, name it with data.label=FILE"
     return [Finding("other_file", "warning", str(folders[0]), message, fix)]
 
 
 def kind_of(path: Path, content: Any) -> str:
-    """Return ``"objects"``, or what a file of another kind holds (``"captions"`` ...).
+    """Return ``"objects"``, or what a file contains instead (``"captions"``, ...).
 
     Args:
-        path: COCO's own files are known by their names.
-        content: the parsed JSON, of whatever type.
+        path: COCO's own files are recognised by their names.
+        content: the parsed JSON, of any type.
     """
     if not isinstance(content, dict):
-        return "objects"  # its error is named where it is read
+        return "objects"  # the error is reported when it is read
     annotations, categories = content.get("annotations"), content.get("categories")
     first = annotations[0] if isinstance(annotations, list) and annotations else None
     keys = set(first) if isinstance(first, dict) else set()
@@ -90,38 +95,40 @@ def kind_of(path: Path, content: Any) -> str:
 
 
 def of_objects(contents: Mapping[Path, Any]) -> dict[Path, Any]:
-    """Return the files that hold objects; keypoints with outlines where nothing else does.
+    """Return the files that contain objects; if there are none, those with keypoints or stuff.
+
+    Files with keypoints contain outlines as well.
 
     Raises:
-        FindingError: none of them holds objects.
+        FindingError: none of them contains outlines.
     """
     kinds = {path: kind_of(path, content) for path, content in contents.items()}
     for wanted in ("objects", "keypoints", "stuff"):
         if chosen := {path: contents[path] for path in contents if kinds[path] == wanted}:
             return chosen
     path = next(iter(contents))
-    message = f"it holds {kinds[path]}, not the outlines of objects"
+    message = f"it contains {kinds[path]}, not the outlines of objects"
     fix = "name the file with the objects by data.label=FILE, such as instances_train2017.json"
     raise fault("bad_annotations", path, message, fix)
 
 
 def locate(name: str, path: Path, root: Path, shown: str) -> Path:
-    """Return the file of a picture; where there is none, the first place where it could be.
+    """Return the file of a picture; if there is none, the first path where it could be.
 
     Args:
         name: ``file_name`` of the entry, with either kind of slash.
         path: the JSON file.
         root: the data set's folder.
-        shown: how an error names the picture.
+        shown: the name of the picture in errors.
 
     Raises:
-        FindingError: the name is absolute or points out of the folder.
+        FindingError: the name is absolute or leads out of the folder.
     """
     relative = PurePosixPath(posix_name(name))
     if not lies_inside(name, root) or ".." in relative.parts:
-        message = f"{shown} must lie below the data set's folder"
+        message = f"{shown} must be inside the data set's folder"
         raise fault("path_outside", path, message, "give file_name relative to images/")
-    split = path.stem.rpartition("_")[2]  # instances_train2017: train2017
+    split = path.stem.rpartition("_")[2]  # train2017 of instances_train2017.json
     folders = [root / "images", root, root / split, root / "images" / split, path.parent]
     places = [folder / relative for folder in folders]
     return next((place for place in places if is_there(place)), places[0])

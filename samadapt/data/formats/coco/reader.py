@@ -1,8 +1,14 @@
-"""COCO JSON: pictures and the outlines of their objects; ``coco_layout.py`` finds the files.
+"""COCO JSON: pictures and the outlines of their objects; ``coco/layout.py`` finds the files.
 
-Polygons and run lengths (compressed or not) become a label map of category numbers; how objects
-that overlap are drawn is in ``instance_masks.py``. Captions, and boxes without a mask, are not
-read.
+One JSON file has three tables::
+
+    images       {"id", "file_name", "height", "width"}
+    categories   {"id", "name"}
+    annotations  {"id", "image_id", "category_id", "segmentation", "iscrowd"}
+
+Polygons and run lengths (compressed or not) become a label map of category numbers;
+``shared/instance_masks.py`` says how overlapping objects are drawn. Captions, and boxes without an
+outline, are not read. Source: cocodataset.org, Data format, Object Detection.
 """
 
 from __future__ import annotations
@@ -20,18 +26,18 @@ from samadapt.data.formats.shared.object_reader import ObjectReader
 from samadapt.data.types import Case
 from samadapt.errors import nearest
 
-_MEND = "mend the file (see cocodataset.org, format of object detection)"
+_FIX = "correct the file (see cocodataset.org, format of object detection)"
 
 
 @register_reader("coco")
 class CocoReader(ObjectReader):
-    """Reads COCO's object annotations."""
+    """Reads the object annotations of COCO."""
 
     summary = "COCO JSON (polygons, RLE): images/ + annotations.json or annotations/; extra coco"
     file_keys: ClassVar[tuple[str, ...]] = ("root", "label")
 
     def discover(self) -> Layout:
-        """Read the JSON files; one case a picture."""
+        """Read the JSON files; each picture is a case."""
         layout = Layout()
         self._entries: dict[str, list[dict[str, Any]]] = {}
         self._sizes: dict[str, tuple[int, int]] = {}
@@ -57,11 +63,11 @@ class CocoReader(ObjectReader):
         return layout
 
     def declared_size(self, case: Case) -> tuple[int, int] | None:
-        """Return the size in the entry of the picture."""
+        """Return (h, w) in pixels from the picture's entry."""
         return self._sizes[case.name]
 
     def objects(self, case: Case, height: int, width: int) -> list[OutlinedObject]:
-        """Return the objects of a picture, checked against its size."""
+        """Return the objects of a picture, after comparing its size with its entry."""
         labels = case.labels or case.image
         declared = self._sizes[case.name]
         if declared != (height, width):
@@ -69,7 +75,9 @@ class CocoReader(ObjectReader):
                 f"it says {case.image.name} has {declared[0]} x {declared[1]} pixels (h x w); "
                 f"the picture has {height} x {width}"
             )
-            raise fault("shape_mismatch", labels, message, "annotate the picture as it is")
+            raise fault(
+                "shape_mismatch", labels, message, "annotate the picture at its present size"
+            )
         found = []
         for entry in self._entries.get(case.name, []):
             shown = f"annotation {entry['id']}"
@@ -77,7 +85,7 @@ class CocoReader(ObjectReader):
                 runs = read_segmentation(entry["segmentation"], height, width)
             except ValueError as problem:
                 message = f"{shown} of {case.image.name}: {problem}"
-                raise fault("bad_segmentation", labels, message, _MEND) from None
+                raise fault("bad_segmentation", labels, message, _FIX) from None
             is_crowd = bool(entry.get("iscrowd"))
             found.append(OutlinedObject(self._values[entry["category_id"]], runs, is_crowd, shown))
         return found
@@ -92,18 +100,18 @@ class CocoReader(ObjectReader):
     def _read_categories(
         self, tables: Mapping[Path, Mapping[str, list[dict[str, Any]]]]
     ) -> dict[str, tuple[int, ...]]:
-        """Return name to label values: the category numbers, or those plus one if one is 0."""
+        """Return label values by name: the category numbers, or plus one if one of them is 0."""
         names: dict[int, str] = {}
         for path, table in tables.items():
             for entry in table["categories"]:
                 number, name = _key(path, "categories", entry, "id", int), entry.get("name")
                 if not isinstance(name, str) or not name or number < 0:
-                    message = "a category needs a name and an id from 0; one of them has not"
-                    raise fault("bad_annotations", path, message, _MEND)
+                    message = "each category needs a name and an id of at least 0; one lacks them"
+                    raise fault("bad_annotations", path, message, _FIX)
                 if names.setdefault(number, name) != name:
                     message = f"category {number} is {name!r} here and {names[number]!r} elsewhere"
                     raise fault("category_conflict", path, message, "number them alike")
-        shift = 1 if 0 in names else 0  # 0 is background in a label map
+        shift = 1 if 0 in names else 0  # in a label map 0 is background
         self._values = {number: number + shift for number in names}
         classes: dict[str, tuple[int, ...]] = {}
         for number, name in sorted(names.items()):
@@ -117,7 +125,7 @@ class CocoReader(ObjectReader):
         layout: Layout,
         seen: dict[Path, Path],
     ) -> None:
-        """Add the pictures of one JSON; an entry that is wrong is a finding of its own."""
+        """Add the pictures and objects of one JSON file; each wrong entry becomes a finding."""
         names: dict[int, str] = {}
         refused = []
         for entry in table["images"]:
@@ -145,7 +153,7 @@ class CocoReader(ObjectReader):
         without = {number for number in refused if type(number) is int} - set(names)
         for entry in table["annotations"]:
             if type(entry.get("image_id")) is int and entry["image_id"] in without:
-                continue  # the finding of its picture says why
+                continue  # its picture was refused, with a finding
             try:
                 self._add_object(path, entry, names)
             except FindingError as problem:
@@ -159,20 +167,20 @@ class CocoReader(ObjectReader):
         category = _key(path, "annotations", entry, "category_id", int)
         if image not in names or category not in self._values:
             kind, value = ("category_id", category) if image in names else ("image_id", image)
-            message = f"annotation {number} has {kind} {value}, which is not listed"
-            raise fault("dangling_annotation", path, message, _MEND)
+            message = f"annotation {number} has {kind} {value}, which the file does not list"
+            raise fault("dangling_annotation", path, message, _FIX)
         if "segmentation" not in entry:
             message = f"annotation {number} has no segmentation"
-            raise fault("bad_annotations", path, message, "a box alone is not read; " + _MEND)
+            raise fault("bad_annotations", path, message, "a box alone cannot be used; " + _FIX)
         kept = ("id", "category_id", "segmentation", "iscrowd")
         self._entries.setdefault(names[image], []).append({k: entry[k] for k in kept if k in entry})
 
     def _locate(self, path: Path, entry: Mapping[str, Any]) -> Path:
-        """Return the file of an entry of ``images``; the first place where it could be."""
+        """Return the picture of an entry; if there is none, the first path where it could be."""
         name = entry.get("file_name")
         if not isinstance(name, str) or not PurePosixPath(posix_name(name)).name:
             raise fault(
-                "bad_annotations", path, f"picture {entry.get('id')} has no file_name", _MEND
+                "bad_annotations", path, f"picture {entry.get('id')} has no file_name", _FIX
             )
         root = self.options.root or path.parent
         return locate(name, path, root, f"picture {entry.get('id')}")
@@ -181,7 +189,7 @@ class CocoReader(ObjectReader):
 def _tables(path: Path, content: Any) -> dict[str, list[dict[str, Any]]]:
     if not isinstance(content, dict):
         message = f"expected an object; got {type(content).__name__}"
-        raise fault("bad_annotations", path, message, _MEND)
+        raise fault("bad_annotations", path, message, _FIX)
     tables = {}
     for key in ("images", "annotations", "categories"):
         table = content.get(key)
@@ -189,13 +197,16 @@ def _tables(path: Path, content: Any) -> dict[str, list[dict[str, Any]]]:
             found = "it is missing" if key not in content else f"got {type(table).__name__}"
             found += nearest(key, content) if key not in content else ""
             message = f"expected {key}, a list of objects; {found}"
-            raise fault("bad_annotations", path, message, _MEND)
+            raise fault("bad_annotations", path, message, _FIX)
         tables[key] = table
     return tables
 
 
 def _owners(number: Any, names: Mapping[int, str]) -> set[str]:
-    """Return whose a broken annotation may be: the picture that it names, or any of the file."""
+    """Return the cases that a broken annotation may belong to.
+
+    This is the picture that it names, or any picture of the file if that is unclear.
+    """
     if isinstance(number, int) and not isinstance(number, bool):
         return {names[number]} if number in names else set()
     text = str(number)
@@ -209,5 +220,5 @@ def _key(path: Path, table: str, entry: Mapping[str, Any], key: str, kind: type)
     if type(value) is not kind:
         found = type(value).__name__ if key in entry else "nothing"
         message = f"{table}: expected {key} as {kind.__name__}; an entry has {found}"
-        raise fault("bad_annotations", path, message, _MEND)
+        raise fault("bad_annotations", path, message, _FIX)
     return value

@@ -1,4 +1,4 @@
-"""Unpack compressed streams piece by piece, never more than was asked for."""
+"""Unpack compressed streams piece by piece, so a small file cannot fill the memory."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
 _CHUNK = 1 << 20
+"""Packed bytes that are read at once."""
 _PIECE = 1 << 22
+"""Most bytes that are unpacked at once."""
 GZIP, RAW_DEFLATE, ZLIB = 31, -15, 15
-"""What ``zlib`` calls ``wbits``: which header and checksum surround the deflate stream."""
+"""Values for ``wbits`` of ``zlib``: which header and checksum surround the deflate stream."""
 
 
 GZIP_MARK = b"\x1f\x8b"
+"""First bytes of a gzip file."""
 
 
 class Source(Protocol):
-    """Whatever bytes can be read from."""
+    """Anything that bytes can be read from."""
 
     def read(self, count: int, /) -> bytes:
         """Return the next ``count`` bytes; fewer at the end."""
 
 
 class Inflated:
-    """The unpacked content of a deflate stream; several gzip members follow each other.
+    """The unpacked content of a deflate stream, or of several gzip members one after another.
 
     Args:
-        file: opened at the beginning of the stream.
+        file: is at the beginning of the stream.
         wbits: ``GZIP``, ``RAW_DEFLATE`` or ``ZLIB``.
     """
 
@@ -52,7 +55,11 @@ class Inflated:
         return b"".join([*parts, last[:cut]])
 
     def skip(self, count: int) -> int:
-        """Unpack ``count`` bytes without keeping them; return how many there were."""
+        """Unpack ``count`` bytes without keeping them; return how many there were.
+
+        Raises:
+            EOFError, zlib.error: see ``read``.
+        """
         held, last = len(self._rest), self._rest
         while held < count and (piece := next(self._pieces, b"")):
             held, last = held + len(piece), piece
@@ -61,10 +68,14 @@ class Inflated:
 
 
 def gunzipped(file: BinaryIO, layers: int) -> Source:
-    """Return the content of a file, out of so many layers of gzip if it has them.
+    """Return the content of a file, without its layers of gzip.
+
+    Args:
+        file: is read from its beginning.
+        layers: how many layers of gzip are unpacked at most.
 
     Raises:
-        EOFError, zlib.error: as ``Inflated.read``.
+        EOFError, zlib.error: see ``Inflated.read``.
     """
     for depth in range(layers):
         if _nested(file, depth).read(2) != GZIP_MARK:
@@ -93,4 +104,4 @@ def _pieces(file: Source, wbits: int) -> Iterator[bytes]:
                 yield piece
         if wbits != GZIP:
             return
-        packed = (stream.unused_data or file.read(_CHUNK)).lstrip(b"\0")  # padding of tapes
+        packed = (stream.unused_data or file.read(_CHUNK)).lstrip(b"\0")  # tapes pad with zeros

@@ -1,8 +1,15 @@
-"""Objects given as polygons or run lengths (COCO, SA-1B) to label maps, through pycocotools.
+"""Draw objects that are given as polygons or run lengths (COCO, SA-1B) into label maps.
 
-Where objects overlap, the smaller one lies over the larger one (by area, then by order), so that
-a part is not lost behind the whole. A crowd region (``iscrowd``) belongs to its class and is no
-object of its own.
+Where objects overlap, the smaller one (by area, then by order) is drawn over the larger one, so
+that a part is not hidden by the whole. A crowd region (``iscrowd``) belongs to its class but is not
+an object of its own.
+
+Run lengths are COCO's: a mask (h, w) is read down its columns, and the numbers are the lengths of
+runs of 0 and 1 in turn, starting with 0. The mask below has the run lengths 1 3 2::
+
+    0 1
+    1 0
+    1 0
 """
 
 from __future__ import annotations
@@ -23,9 +30,9 @@ class OutlinedObject:
 
     Attributes:
         value: label value of its class.
-        runs: lengths of runs of 0 and 1 in turn, down the columns, 0 first, as COCO has them.
-        is_crowd: a region of many objects.
-        shown: how a finding names it.
+        runs: its run lengths; see the module.
+        is_crowd: it is a region with many objects.
+        shown: its name in findings.
     """
 
     value: int
@@ -37,23 +44,24 @@ class OutlinedObject:
 def read_segmentation(
     segmentation: Any, height: int, width: int, *, scaled: bool = False
 ) -> list[int]:
-    """Return the run lengths of polygons or of COCO's two kinds of run lengths.
+    """Return the run lengths of polygons, or of either kind of COCO's run lengths.
 
     Args:
         segmentation: ``[[x0, y0, x1, y1, ...], ...]`` in pixels, or ``{"size": [h, w],
-            "counts": [...]}`` with counts as integers or as COCO's text.
+            "counts": [...]}`` where the counts are integers or COCO's compressed text.
         height: of the picture, in pixels.
         width: of the picture, in pixels.
-        scaled: polygons were fractions in the file, so that one may well lie in the corner pixel.
+        scaled: the file holds fractions, which were multiplied by the size of the picture. Then a
+            polygon inside the corner pixel is no sign of a mistake.
 
     Raises:
-        ValueError: saying what is wrong; pycocotools itself does not check.
+        ValueError: it cannot be used; the message says why. pycocotools itself does not check.
     """
     if isinstance(segmentation, list):
         polygons = [_polygon(polygon, height, width) for polygon in segmentation]
         if not scaled and _hold_fractions(polygons):
             raise ValueError(
-                "its polygons hold numbers from 0 to 1 alone: expected pixels, got fractions; "
+                "its polygons contain only numbers from 0 to 1: expected pixels, got fractions; "
                 f"multiply x by the picture's width, {width}, and y by its height, {height}"
             )
         if not polygons:
@@ -80,13 +88,13 @@ def read_segmentation(
 
 
 def decode_runs(runs: Sequence[int], height: int, width: int) -> Array:
-    """Return (h, w) bool of run lengths."""
+    """Return the mask (h, w) bool of run lengths."""
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape((height, width), order="F")
 
 
 def encode_runs(mask: Array) -> list[int]:
-    """Return the run lengths of (h, w) bool."""
+    """Return the run lengths of a mask (h, w) bool."""
     flat = mask.ravel(order="F")
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     bounds = [0, *edges.tolist(), flat.size]
@@ -99,10 +107,15 @@ def paint(
 ) -> tuple[Array, Array, list[str]]:
     """Draw the objects, larger ones first.
 
+    Args:
+        objects: with run lengths for this size.
+        height: of the picture, in pixels.
+        width: likewise.
+
     Returns:
-        labels (h, w) int32 class values, instances (h, w) int32 numbers from 1 in the order of
-        ``objects`` (0: none, or a crowd region), and the names of objects of which no pixel is
-        left.
+        Labels (h, w) int32 with class values; instances (h, w) int32 with numbers from 1 in the
+        order of ``objects`` (0: no object, or a crowd region); and the names of objects that are
+        completely covered.
     """
     labels = np.zeros((height, width), dtype=np.int32)
     instances = np.zeros((height, width), dtype=np.int32)
@@ -130,35 +143,37 @@ def _polygon(polygon: Any, height: int, width: int) -> list[float]:
     for side, name, values in ((width, "x", polygon[0::2]), (height, "y", polygon[1::2])):
         if min(values) < -1 or max(values) > side + 1:
             raise ValueError(
-                f"a polygon lies outside the picture: {name} from {min(values):g} to "
+                f"a polygon is outside the picture: {name} from {min(values):g} to "
                 f"{max(values):g}, expected 0..{side}"
             )
     return [float(value) for value in polygon]
 
 
 def _hold_fractions(polygons: Sequence[Sequence[float]]) -> bool:
-    """Whether coordinates can only be meant as shares of the picture: nobody draws in one pixel.
+    """Return whether coordinates must be fractions of the picture, since nobody draws in one pixel.
 
-    Whole numbers alone are a polygon of the corner pixel, which programs do export.
+    Programs do export polygons of the corner pixel, but these have whole numbers.
     """
     values = [value for polygon in polygons for value in polygon]
     return all(0 <= value <= 1 for value in values) and not all(v in (0, 1) for v in values)
 
 
 def _runs(text: str) -> list[int]:
-    """Decode COCO's text of run lengths (5 bits a character, each but two a difference).
+    """Decode COCO's compressed text of run lengths.
 
-    Source: ``rleFrString`` of pycocotools, with every bound checked.
+    Each character holds 5 bits, from the lowest on; 32 marks that more follow, and 16 in the last
+    one that the number is negative. From the fourth number on, a number is the difference to the
+    one two places before. Source: ``rleFrString`` of pycocotools, with every bound checked.
 
     Raises:
-        ValueError: it is no such text.
+        ValueError: it is not such a text.
     """
     runs: list[int] = []
     value = shift = 0
     for character in text:
         code = ord(character) - 48
         if not 0 <= code < 64 or shift > 60:
-            raise ValueError("run lengths hold a character that none have")
+            raise ValueError("run lengths contain a character that is not allowed")
         value |= (code & 31) << shift
         shift += 5
         if code & 32:
@@ -173,7 +188,7 @@ def _runs(text: str) -> list[int]:
 
 
 def _brief(value: Any) -> str:
-    """Return what a value is, without a word of it."""
+    """Describe a value without quoting it: annotations may name patients."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
     return type(value).__name__

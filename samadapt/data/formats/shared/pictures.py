@@ -1,4 +1,8 @@
-"""Picture files as images, mask files as label values, and label values as PNG."""
+"""Read pictures as images and mask files as label values, and write label values as PNG.
+
+``load_mask`` finds the meaning of a mask's pixels in this order: colours that the user named,
+palette indices, grey values.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +31,14 @@ from samadapt.system.arrays import Array
 
 _LOSSY = (".jpg", ".jpeg")
 _MOST_COLOURS = 20
+"""Colours of a mask that are kept for messages."""
 
 
 def _palette() -> bytes:
-    """Colours of 256 class ids as PASCAL VOC's annotations have them: 0 black, 1 dark red.
+    """Return the colours of 256 class ids in PASCAL VOC's annotations: 0 is black, 1 dark red.
 
-    The bits of an id, three at a time, go to red, green and blue, the highest bit first.
+    Bit 0 of an id becomes the highest bit of red, bit 1 of green and bit 2 of blue; bits 3 to 5
+    become the next lower bits, and so on. Source: VOClabelcolormap.m of the VOC development kit.
     """
     ids, shifts = np.arange(256)[:, None, None], 3 * np.arange(8)[:, None]
     bits = ids >> (shifts + np.arange(3)) & 1  # (id, step, channel)
@@ -44,11 +50,11 @@ PALETTE = _palette()
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as its viewer shows it, or as it is stored.
+    """An image as a viewer shows it, or as it is stored.
 
     Attributes:
         image: (h, w, 3) colours or (h, w, 1) grey values: uint8, or float32 above 8 bits.
-        is_color: it has colours.
+        is_color: whether it has colours.
         stored: (h, w) of the stored pixels.
         orientation: EXIF orientation by which the image was turned; 1: it was not.
     """
@@ -69,10 +75,10 @@ class Mask:
     """A mask's label values.
 
     Attributes:
-        values: (h, w) int32; as stored where a threshold is still to make classes of them.
+        values: (h, w) int32; in the stored type if a threshold will be applied to them.
         orientation: EXIF orientation by which the mask was turned; 1: it was not.
-        colours: pairs of a label value that occurs and its colour 0xRRGGBB, where the file has
-            colours that mean nothing yet; see ``palettes.py``.
+        colours: pairs of a label value that occurs and its colour 0xRRGGBB, if the file has colours
+            whose meaning the user did not name; see ``checks/palettes.py``.
         findings: warnings.
     """
 
@@ -83,14 +89,15 @@ class Mask:
 
 
 def load_picture(path: Path, exif: Exif | None = None) -> Picture:
-    """Read an image: stored values, alpha dropped, the colours of a palette applied.
+    """Read an image: the stored values without alpha; palette indices become colours.
 
     Args:
         path: a file with one of ``stills.SUFFIXES``.
-        exif: ``"ignore"``: the pixels stay as they are stored; else they are turned upright.
+        exif: ``"ignore"``: the pixels stay as they are stored; otherwise they are turned upright.
 
     Raises:
-        FindingError: the file is missing or broken, or has several pages.
+        FindingError: the file is missing or broken, or has several pages, or a pixel is NaN or
+            infinite.
     """
     stored = read_still(path)
     still = stored if exif == "ignore" else stored.upright()
@@ -107,22 +114,23 @@ def load_picture(path: Path, exif: Exif | None = None) -> Picture:
 
 
 def load_mask(path: Path, exif: Exif | None = None, masks: MaskRules = AS_CLASSES) -> Mask:
-    """Read a mask's label values: palette indices, grey values, or what its colours mean.
+    """Read the label values of a mask: palette indices, grey values, or the meaning of its colours.
 
     Args:
         path: a file with one of ``stills.SUFFIXES``.
-        exif: ``"ignore"``: the pixels stay as they are stored; else a mask that has an EXIF
-            orientation itself is turned upright.
-        masks: how masks are read. A threshold makes classes of altered values and fractions too.
+        exif: ``"ignore"``: the pixels stay as they are stored; otherwise a mask with an EXIF
+            orientation of its own is turned upright.
+        masks: how masks are read. With a threshold, values that lossy compression changed and
+            fractions are accepted.
 
     Raises:
-        FindingError: the file is missing or broken, lossy (JPEG), coloured though no colour has
-            a meaning, hides its mask in the alpha channel, or its values are no whole numbers.
+        FindingError: the file is missing, broken or lossy (JPEG); it has colours without a
+            meaning; the mask is in the alpha channel; or the values are not whole numbers.
     """
     lossy = path.name.lower().endswith(_LOSSY) or is_lossy_webp(path)
     if lossy and masks.threshold is None:
-        message = "a mask with lossy compression (JPEG, WebP) has altered values at its edges"
-        fix = "export it again as PNG; or, if it has one class, give data.mask_threshold=128"
+        message = "a mask with lossy compression (JPEG, WebP) has changed values at its edges"
+        fix = "export it again as PNG; or, if it has one class, set data.mask_threshold=128"
         raise fault("lossy_mask", path, message, fix)
     stored = read_still(path)
     still = stored if exif == "ignore" else stored.upright()
@@ -139,7 +147,7 @@ def load_mask(path: Path, exif: Exif | None = None, masks: MaskRules = AS_CLASSE
 
 
 def _brightness(still: Still) -> Array:
-    """Return values of fewer than 8 bits on the scale of 8, others as they are."""
+    """Scale values of fewer than 8 bits to 0..255; return others as they are."""
     if still.values.dtype == bool or (still.bits < 8 and still.values.dtype == np.uint8):
         scaled: Array = still.values.astype(np.uint16) * 255 // (2**still.bits - 1)
         return scaled.astype(np.uint8)
@@ -147,17 +155,17 @@ def _brightness(still: Still) -> Array:
 
 
 def _painted(indices: Array, palette: Array) -> Array:
-    """Return the colours (h, w, 3) of palette indices; an index without colour is black."""
+    """Return the colours (h, w, 3) uint8 of palette indices; an index without a colour is black."""
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = palette[:, :3]
     return np.asarray(colours[indices])
 
 
 def _by_index(path: Path, still: Still, palette: Array) -> Mask:
-    """Take palette indices as label values, and note the colours of those that occur."""
+    """Read palette indices as label values, and record the colours of those that occur."""
     from PIL import Image
 
-    counts = Image.fromarray(still.values).histogram()  # ten times as fast as np.bincount
+    counts = Image.fromarray(still.values).histogram()  # ten times faster than np.bincount
     used = np.flatnonzero(counts[: len(palette)])
     entries = palette[used]
     if len(used) > 1 and (entries[:, :3] == entries[0, :3]).all() and np.ptp(entries[:, 3]):
@@ -174,7 +182,7 @@ def _by_colour(path: Path, still: Still, colours: Colours) -> Mask:
         raise _alpha_fault(path, f"its colour is {show(int(packed.flat[0]))} everywhere")
     values, unknown = recode(packed, colours)
     _check_alpha(path, still, values)
-    if not colours.values:  # which colour is the foreground's is for all masks together to say
+    if not colours.values:  # checks/palettes.py compares the foreground colours of all masks
         found = list(count_colours(packed[values == 1]))
         return Mask(values, colours=tuple((1, colour) for colour in found[:_MOST_COLOURS]))
     if not unknown or colours.rest_is_background:
@@ -183,7 +191,9 @@ def _by_colour(path: Path, still: Still, colours: Colours) -> Mask:
     listed = list_colours(unknown, packed.size)
     message = f"data.classes names no class for {share:.2%} of its pixels: {listed}"
     if is_blend(unknown, packed.size):
-        fix = "export it without smoothed edges (nearest neighbour), or take what no class names "
+        fix = (
+            "export it without smoothed edges (nearest neighbour), or read colours without a class "
+        )
         fix += "as background with data.background=rest"
         raise fault("blended_colours", path, f"its edges are smoothed: {message}", fix)
     fix = "name the colours in data.classes, or in data.background; they count as background"
@@ -191,7 +201,7 @@ def _by_colour(path: Path, still: Still, colours: Colours) -> Mask:
 
 
 def _packed(path: Path, still: Still) -> Array:
-    """Return (h, w) colours 0xRRGGBB; grey value v is the colour (v, v, v)."""
+    """Return (h, w) colours 0xRRGGBB; the grey value v is the colour (v, v, v)."""
     if still.palette is not None:
         highest = int(still.values.max())
         if highest >= len(still.palette):
@@ -200,7 +210,7 @@ def _packed(path: Path, still: Still) -> Array:
         return np.asarray(pack(still.palette)[still.values])
     values = _brightness(still)
     if values.dtype == np.uint16 and still.is_color and not (values % 257).any():
-        values = (values // 257).astype(np.uint8)  # 8 bits written as 16
+        values = (values // 257).astype(np.uint8)  # 8 bits that were written as 16
     if values.dtype.kind not in "iu" or int(values.min()) < 0 or int(values.max()) > 255:
         message = f"expected colours of 8 bits; its values are {values.dtype}, up to {values.max()}"
         raise fault("colour_range", path, message, "save it as an 8-bit PNG")
@@ -208,12 +218,12 @@ def _packed(path: Path, still: Still) -> Array:
 
 
 def _grey(path: Path, still: Still) -> Array:
-    """Return one value a pixel, also of a colour file in which red, green and blue are equal."""
+    """Return one value for each pixel; a colour file must have equal red, green and blue."""
     if not still.is_color:
         return still.values
     if (still.values == still.values[:, :, :1]).all():
         return still.values[:, :, 0]
-    message = "expected one value a pixel; it is a colour image"
+    message = "expected one value for each pixel; it is a colour image"
     if still.values.dtype == np.uint8:
         packed = pack(still.values)
         message += f" with {list_colours(count_colours(packed), packed.size)}"
@@ -226,7 +236,7 @@ def _grey(path: Path, still: Still) -> Array:
 
 
 def _check_alpha(path: Path, still: Still, values: Array) -> None:
-    """Refuse a mask that is drawn in the alpha channel."""
+    """Refuse a mask that is stored in the alpha channel."""
     if still.alpha is None or not np.ptp(still.alpha):
         return
     if np.ptp(values) == 0:
@@ -254,7 +264,7 @@ def save_plane(prediction: Array, volume: Volume, path: Path) -> None:
     """Write class ids (h, w) or (h, w, 1) of a picture as PNG.
 
     Raises:
-        DataError: the shape is not the picture's, or the file name is not PNG's.
+        DataError: the shape is not that of the picture, or the file name does not end in .png.
     """
     plane = prediction[:, :, 0] if prediction.ndim == 3 else prediction
     if volume.shape[2] != 1 or plane.shape != volume.shape[:2]:
@@ -266,13 +276,13 @@ def save_plane(prediction: Array, volume: Volume, path: Path) -> None:
 
 
 def save_mask(prediction: Array, path: Path) -> None:
-    """Write class ids (h, w) as PNG: the indices of a palette, so that a viewer shows colours.
+    """Write class ids (h, w) as PNG with a palette, so that viewers show colours.
 
-    A program that reads the pixels as they are sees the class ids. Ids above 255 fit no palette:
-    with one the PNG is grey, of 16 bits.
+    Programs that read the pixels as they are see the class ids. A palette has 256 entries, so ids
+    above 255 are written as a grey PNG of 16 bits.
 
     Raises:
-        DataError: the file name is not PNG's.
+        DataError: the file name does not end in .png.
     """
     from PIL import Image
 

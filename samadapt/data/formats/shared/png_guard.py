@@ -1,7 +1,7 @@
-"""Whether a PNG holds as much as it declares, counted before memory is taken for its pixels.
+"""Check that a PNG contains as many pixels as it declares, before memory is allocated for them.
 
-PIL takes the memory of the whole picture first, and a stream that ends too early, but properly,
-passes for a whole one: the rest of the picture is black.
+PIL first allocates the memory for the whole picture. If the compressed stream is too short but ends
+properly, PIL accepts it, and the rest of the picture is black.
 """
 
 from __future__ import annotations
@@ -15,25 +15,28 @@ from samadapt.data.findings import fault, too_large
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Samples for each pixel by colour type: grey, RGB, palette, grey and alpha, RGBA."""
 _ADAM7: tuple[tuple[int, int, int, int], ...] = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
-"""First column and row of each pass of an interlaced picture, and the steps between them."""
+"""First column and row of each pass of an interlaced picture, and the steps between them
+(PNG specification, section 8.2)."""
 _COUNTED, _USUAL_RATIO = 1 << 24, 16
-"""A picture above so many bytes, and so much smaller in its file, is counted."""
+"""Pixels are counted if they need more than 16 MB and more than 16 times the size of the file."""
 
 
 def check_png(path: Path) -> None:
-    """Refuse a PNG whose stream of pixels is longer or shorter than its header says.
+    """Refuse a PNG with more or fewer pixels than its header declares.
 
     Raises:
-        FindingError: naming the file; other faults are PIL's to report.
+        FindingError: naming the file. Other problems are left to PIL.
     """
     with path.open("rb") as file:
         head = file.read(33)
     if head[:8] != _MAGIC or len(head) < 33:
         return
+    # 8 bytes of magic, 4 of length, 4 of the name IHDR, then the 13 bytes of the header.
     width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", head[16:29])
     bits = depth * _SAMPLES.get(kind, 1)
     declared = _bytes_of(width, height, bits)
@@ -51,12 +54,12 @@ def check_png(path: Path) -> None:
 
 
 def _bytes_of(width: int, height: int, bits: int) -> int:
-    """Return the bytes of rows, each with one for its filter; none where there is no pixel."""
+    """Return the bytes of all rows, each with one byte for its filter; 0 if there is no pixel."""
     return height * (1 + -(-width * bits // 8)) if width > 0 and height > 0 else 0
 
 
 def _count(path: Path, most: int) -> int:
-    """Return how many bytes the picture's stream unpacks to, at most ``most``."""
+    """Return the number of bytes that the stream of pixels unpacks to, at most ``most``."""
     stream, held = zlib.decompressobj(), 0
     try:
         for packed in _pieces(path):
@@ -69,13 +72,13 @@ def _count(path: Path, most: int) -> int:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """Yield what the chunks of pixels hold, a piece at a time."""
+    """Yield the content of the IDAT chunks, piece by piece."""
     with path.open("rb") as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:
             left, kind = struct.unpack(">I4s", head)
             if kind != b"IDAT":
-                file.seek(left + 4, 1)
+                file.seek(left + 4, 1)  # the content and its checksum of 4 bytes
                 continue
             while left > 0 and (piece := file.read(min(left, 1 << 20))):
                 left -= len(piece)

@@ -1,7 +1,7 @@
-"""One picture or mask file as its stored pixels: nothing is scaled, turned or blended.
+"""Read one picture or mask file as its stored pixels: nothing is scaled, turned or blended.
 
-PIL reads the formats of cameras and paint programs, tifffile TIFF. PNG files with 16-bit colours
-go through imagecodecs, since PIL cuts them to 8 bits.
+PIL reads the formats of cameras and paint programs, and tifffile reads TIFF. PNG files with 16-bit
+colours are read by imagecodecs, because PIL reduces them to 8 bits.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from samadapt.system.limits import scaled
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 MAX_PIXELS = 1 << 28
-"""Pixels of a picture (16,384 x 16,384): a broken or hostile header must not fill the memory.
+"""Most pixels of a picture (16,384 x 16,384), so a broken or hostile header cannot fill the memory.
 
-``data.max_gb`` raises it in proportion, from ``limits.MAX_GB``.
+``data.max_gb`` scales it: the number is for ``limits.MAX_GB``.
 """
 _LIMIT = Lock()
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -38,16 +38,16 @@ _ASSOCIATED, _UNASSOCIATED = 1, 2  # alpha in TIFF's tag ExtraSamples
 
 @dataclass(frozen=True)
 class Still:
-    """A file's pixels.
+    """The stored pixels of a file.
 
     Attributes:
         values: (h, w) grey values or palette indices, or (h, w, 3) colours; any real type, bool
             for one bit.
-        bits: of a sample, as the file declares them.
-        palette: (n, 4) uint8 red, green, blue and alpha of the indices 0 to n - 1; an index above
-            has no colour. None: no palette image.
+        bits: bits of a sample, as the file declares them.
+        palette: (n, 4) uint8 red, green, blue and alpha of the indices 0 to n - 1; higher indices
+            have no colour. None: it has no palette.
         alpha: (h, w), or None.
-        orientation: EXIF, 1 to 8; the values are not turned yet.
+        orientation: EXIF, 1 to 8. The values are not turned yet.
     """
 
     values: Array
@@ -63,7 +63,7 @@ class Still:
 
     @property
     def is_color(self) -> bool:
-        """Whether a pixel has three values."""
+        """Whether each pixel has three values."""
         return self.values.ndim == 3
 
     def upright(self) -> Still:
@@ -76,11 +76,11 @@ class Still:
 
 
 def read_still(path: Path) -> Still:
-    """Read a file's pixels.
+    """Read the stored pixels of a file.
 
     Raises:
-        FindingError: the file is missing, empty, broken, too large or an animation, or has several
-            pages.
+        FindingError: the file is missing, empty, broken or too large, is an animation, or has
+            several pages.
     """
     if not path.is_file():
         raise fault("missing_file", path, "there is no such file", "check the path")
@@ -98,25 +98,26 @@ def read_still(path: Path) -> Still:
 
 
 def is_lossy_webp(path: Path) -> bool:
-    """Whether a file is a WebP picture with lossy compression, which alters values."""
+    """Return whether a file is a WebP picture with lossy compression, which changes values."""
     if not path.is_file():
         return False
     with path.open("rb") as stream:
         head = stream.read(1 << 16)
     if head[:4] != b"RIFF" or head[8:12] != b"WEBP":
         return False
-    # An extended file (VP8X) names its bitstream in a later chunk.
+    # The chunk after the header is VP8 (lossy), VP8L (lossless) or VP8X. The last is an extended
+    # file, in which a later chunk is one of the other two.
     return head[12:16] == b"VP8 " or (head[12:16] == b"VP8X" and b"VP8L" not in head)
 
 
 def _read_with_pil(path: Path, head: bytes) -> Still:
     with _open_header(path) as opened:
-        # A GIF of some bytes can declare any canvas, which PIL fills several times over.
+        # A tiny GIF can declare a canvas of any size, and PIL allocates it several times.
         width, height = opened.size
         most = MAX_PIXELS // 4 if opened.format == "GIF" else MAX_PIXELS
         _check_pixels(path, width, height, most)
         check_png(path)
-        # A phone's JPEG may hold a preview or a gain map behind the picture (MPO).
+        # The JPEG of a phone may have a preview or a gain map after the picture (MPO).
         frames = 1 if opened.format in ("MPO", "JPEG") else getattr(opened, "n_frames", 1)
         if frames > 1:
             message = f"expected one picture; the file is an animation of {frames} frames"
@@ -139,7 +140,7 @@ def _from_pil(picture: Any) -> Still:
     if picture.mode in ("LA", "La"):
         picture = picture.convert("LA")
         return Still(np.array(picture.getchannel(0)), alpha=np.array(picture.getchannel(1)))
-    if picture.mode in ("RGBA", "RGBa"):  # taken apart, since convert("RGB") may blend
+    if picture.mode in ("RGBA", "RGBa"):  # not convert("RGB"), which may blend colours with alpha
         return _from_samples(np.array(picture.convert("RGBA")), 8)
     if picture.mode not in _PLAIN_MODES:  # CMYK, YCbCr, LAB, ...
         picture = picture.convert("RGB")
@@ -152,7 +153,12 @@ def _palette_of(picture: Any) -> Array:
 
 
 def _from_samples(values: Array, bits: int) -> Still:
-    """Take 1 to 4 samples a pixel as grey or colours, with alpha behind them."""
+    """Interpret 1 to 4 samples of each pixel: grey or RGB, then alpha.
+
+    Args:
+        values: (h, w) or (h, w, n).
+        bits: bits of a sample.
+    """
     if values.ndim == 2:
         return Still(values, bits)
     count = values.shape[2]
@@ -185,12 +191,18 @@ def _read_tiff(path: Path) -> Still:
 
 
 def _with_colormap(path: Path, values: Array, colormap: Array) -> Still:
-    """Return indices with their colours; the map is (3, 2 ** bits) of 16 bits."""
+    """Return palette indices with their colours.
+
+    Args:
+        path: the file, named in errors.
+        values: (h, w) indices, or (h, w, 2) with alpha.
+        colormap: (3, 2 ** bits) with 16-bit colours, as TIFF stores it.
+    """
     if values.shape[2:] not in ((), (2,)) or colormap.shape[1] > 256:
         message = "expected palette indices of at most 8 bits, and alpha"
         raise fault("unsupported_dtype", path, message, "save it as a grey or RGB file")
     still = _from_samples(values.astype(np.uint8), 8)
-    shift = 0 if colormap.max(initial=0) < 256 else 8  # some programs write 8 bits
+    shift = 0 if colormap.max(initial=0) < 256 else 8  # some programs write 8-bit colours
     opaque = np.full((colormap.shape[1], 1), 255)
     return replace(still, palette=np.hstack([(colormap >> shift).T, opaque]).astype(np.uint8))
 
@@ -208,17 +220,20 @@ def _converted(path: Path, values: Array, photometric: str) -> Still:
 
 
 def _as_jpeg(page: Any) -> bool:
-    """Whether strips are JPEG or JPEG 2000 files, whose decoder returns RGB."""
+    """Return whether strips are JPEG or JPEG 2000, whose decoders return RGB.
+
+    The numbers are those of TIFF's tag Compression.
+    """
     return int(page.compression) in (6, 7, 33003, 33005, 34712)
 
 
 def _tiff_samples(path: Path, page: Any, values: Array, bits: int) -> Still:
-    """Take samples as grey or colours; those behind them are alpha only where the file says so."""
+    """Interpret samples as grey or RGB; one more is alpha only if the file says so."""
     count = 1 if values.ndim == 2 else values.shape[2]
     extra = tuple(int(kind) for kind in page.extrasamples)
     has_alpha = count in (2, 4) and extra[-1:] in ((_ASSOCIATED,), (_UNASSOCIATED,), (0,))
     if count not in (1, 3) and not has_alpha:
-        message = f"expected 1 or 3 samples a pixel, and alpha; it has {count}"
+        message = f"expected 1 or 3 samples for each pixel, and alpha; it has {count}"
         raise fault("bad_shape", path, message, "save the channel or the colours that are meant")
     return _from_samples(values, bits)
 
@@ -231,10 +246,10 @@ def _check_pixels(path: Path, width: int, height: int, most: int | None = None) 
 
 
 def _open_header(path: Path) -> Any:
-    """Open without PIL's limit of 89 million pixels, which is below 10,000 x 10,000."""
+    """Open a file without PIL's limit of 89 million pixels, which is below 10,000 x 10,000."""
     from PIL import Image
 
-    with _LIMIT:  # the limit is a global of PIL, looked at while the header is read
+    with _LIMIT:  # the limit is a global variable of PIL that is used while the header is read
         usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(path)
