@@ -61,5 +61,5 @@ def test_no_stack_of_a_single_volume_is_on_both_sides(
 def test_a_batch_is_whole_stacks() -> None:
     assert stacks_in_batch(6, 3) == 2
     assert stacks_in_batch(4, 1) == 4
-    with pytest.raises(ConfigError, match=r"train\.batch_size=4 .*peft\.depth=3.*batch_size=6"):
+    with pytest.raises(ConfigError, match=r"multiple of peft\.depth=3.*got 4; use 6"):
         stacks_in_batch(4, 3)
