@@ -88,7 +88,7 @@ def open_trial(config: Config, run_dir: Path) -> tuple[FeaturePlanner, Scorer]:
     context = open_run(config, run_dir)
     samples = training_samples(config, context.dataset, context.policy)
     planner = FeaturePlanner(context, samples)
-    return planner, Scorer(context, planner.features, samples.stacks)
+    return planner, Scorer(context, planner, samples.stacks)
 
 
 def train_on(planner: FeaturePlanner, scorer: Scorer, slices: RunSlices) -> TrainingState:

@@ -67,7 +67,8 @@ class SlicePredictor:
         sam: the model, base or adapted.
         first_trainable_block: the unit of the encoder that ``features`` are the input of; -1:
             they are pixels. See ``sam/embed.py``.
-        features: returns the features (b, ...) of images (h, w, 3).
+        features: returns the features (b, ...) of images (h, w, 3), given also their keys if
+            ``keys_of`` knows them.
         policy: how objects are prompted. Boxes are exact and points central, without noise.
         classes: number K of classes.
         autocast: returns the context of forward passes.
@@ -78,11 +79,12 @@ class SlicePredictor:
             for each class by itself. Classes are then independent as well.
         stacks: which slices the encoder sees together.
         image_of: reads slices that are not scored but belong to the stacks of those that are.
+        keys_of: returns the keys of slices' stored features; empty if they are not stored.
     """
 
     sam: Sam
     first_trainable_block: int
-    features: Callable[[Sequence[Array]], Tensor]
+    features: Callable[..., Tensor]
     policy: PromptPolicy
     classes: int
     autocast: Callable[[], AbstractContextManager[Any]]
@@ -91,6 +93,7 @@ class SlicePredictor:
     overlapping: bool = False
     stacks: Stacks = ALONE
     image_of: Callable[[SliceRef], Array] | None = None
+    keys_of: Callable[[Sequence[SliceRef]], Sequence[str]] = lambda refs: ()
 
     @torch.no_grad()
     def predict(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
@@ -142,10 +145,14 @@ class SlicePredictor:
     def embed(self, samples: Sequence[Sample]) -> Tensor:
         """Return the embeddings (b, c, g, g) of the samples' images."""
         images, rows = [sample.image for sample in samples], None
+        refs = [SliceRef(sample.case, sample.index) for sample in samples]
         if self.stacks.size > 1 and self.image_of is not None:
-            refs, rows = self.stacks.whole([SliceRef(s.case, s.index) for s in samples])
+            refs, rows = self.stacks.whole(refs)
             images = [self.image_of(ref) for ref in refs]
-        embeddings = embed_features(self.sam, self.features(images), self.first_trainable_block)
+        # The plan of a run has hashed its slices already, so their features are found by key.
+        keys = self.keys_of(refs)
+        features = self.features(images, keys) if keys else self.features(images)
+        embeddings = embed_features(self.sam, features, self.first_trainable_block)
         return embeddings if rows is None else embeddings[rows]
 
 

@@ -118,7 +118,7 @@ def _train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         context = open_run(config, run_dir)
         samples = training_samples(config, context.dataset, context.policy)
         planner = FeaturePlanner(context, samples)
-        scorer = Scorer(context, planner.features, samples.stacks)
+        scorer = Scorer(context, planner, samples.stacks)
         trains = context.has_trained_parameters
         checkpoint = find_checkpoint(context) if config.resume and trains else None
         loss = choose_loss(context)

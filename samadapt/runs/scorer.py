@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.runs.context import RunContext
-    from samadapt.training.features import Features
+    from samadapt.runs.feature_planner import FeaturePlanner
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Scorer:
 
     Attributes:
         context: the run; its model is scored as it is at the time of the call.
-        features: the frozen features by image.
+        planner: the frozen features by image, and their keys.
         stacks: the slices that the encoder sees together.
     """
 
     context: RunContext
-    features: Features
+    planner: FeaturePlanner
     stacks: Stacks
 
     def score(self, refs: Sequence[SliceRef], policy: PromptPolicy) -> Evaluation:
@@ -65,7 +65,8 @@ class Scorer:
         return SlicePredictor(
             sam=run.sam,
             first_trainable_block=run.injection.first_trainable_block,
-            features=self.features,
+            features=self.planner.features,
+            keys_of=lambda refs: self.planner.keys_of([(ref, 0) for ref in refs]),
             policy=policy,
             classes=len(run.dataset.classes),
             autocast=run.autocast,

@@ -91,17 +91,19 @@ class Features:
         content.update(np.ascontiguousarray(image).data)
         return content.hexdigest()
 
-    def __call__(self, images: Sequence[Array]) -> Tensor:
+    def __call__(self, images: Sequence[Array], keys: Sequence[str] = ()) -> Tensor:
         """Return the features (b, ...) of images (h, w, 3) uint8, without gradient.
 
-        The images are hashed in every call. Where their keys are known, ``stored`` is faster.
+        Args:
+            images: b images.
+            keys: their keys; empty: the images are hashed.
 
         Raises:
             RunError: when the store has no room for new features.
         """
         if self.store is None:
             return self.compute(images)
-        keys = [self.key(image) for image in images]
+        keys = keys or [self.key(image) for image in images]
         return self.stored(keys, dict(zip(keys, images, strict=True)).__getitem__)
 
     def stored(self, keys: Sequence[str], read: Callable[[str], Array] | None = None) -> Tensor:

@@ -37,7 +37,7 @@ def opened_run():
         context = open_run(config, run_dir)
         samples = training_samples(config, context.dataset, context.policy)
         planner = FeaturePlanner(context, samples)
-        scorer = Scorer(context, planner.features, samples.stacks)
+        scorer = Scorer(context, planner, samples.stacks)
         return OpenedRun(context, samples, planner, scorer)
 
     return make
