@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 import warnings
-import zlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from samadapt.data.findings import check_bytes, fault, too_large
+from samadapt.data.findings import FindingError, check_bytes, fault, too_large
 from samadapt.data.formats.dicom.signature import is_dicom
 from samadapt.data.formats.shared.inflate import RAW_DEFLATE, Inflated
 
@@ -53,14 +52,18 @@ def read_file(path: Path, tags: Sequence[str] | None = None) -> Any:
     options: dict[str, Any] = {}
     if tags is not None:
         options = {"stop_before_pixels": True, "specific_tags": list(tags)}
-    check_deflated(path)
     try:
-        try:
-            return pydicom.dcmread(path, **options)
-        except pydicom.errors.InvalidDicomError:
-            if not is_dicom(path):
-                raise
-            return pydicom.dcmread(path, **options, force=True)  # no preamble and no prefix
+        with path.open("rb") as file:
+            check_deflated(path, file)
+            try:
+                return pydicom.dcmread(file, **options)
+            except pydicom.errors.InvalidDicomError:
+                if not is_dicom(path):
+                    raise
+                file.seek(0)
+                return pydicom.dcmread(file, **options, force=True)  # no preamble and no prefix
+    except FindingError:
+        raise
     except pydicom.errors.InvalidDicomError:
         message = "expected a DICOM file; it has neither DICM at byte 128 nor a data element at 0"
         raise fault("not_dicom", path, message, "remove it, or copy it again") from None
@@ -69,10 +72,11 @@ def read_file(path: Path, tags: Sequence[str] | None = None) -> Any:
         raise fault("truncated_file", path, message, "copy or export the series again") from None
 
 
-def check_deflated(path: Path) -> None:
+def check_deflated(path: Path, file: BinaryIO) -> None:
     """Refuse a deflated file that unpacks to more than its header declares.
 
-    Other faults are left to pydicom, which reads the file next.
+    Other faults are left to pydicom, which reads the file next. The file is at its beginning before
+    and afterwards.
 
     Raises:
         FindingError: naming the file.
@@ -80,26 +84,29 @@ def check_deflated(path: Path) -> None:
     import pydicom
     from pydicom.filereader import _read_file_meta_info, read_preamble
 
-    with path.open("rb") as file:
-        try:
-            read_preamble(file, True)
-            syntax = str(_read_file_meta_info(file).get("TransferSyntaxUID", ""))
-        except Exception:  # pydicom raises many kinds for a broken header
-            return
-        if syntax != pydicom.uid.DeflatedExplicitVRLittleEndian:
-            return
-        content = Inflated(file, RAW_DEFLATE)
-        try:
-            first = content.read(_LONGEST_HEADER)
-            if len(first) < _LONGEST_HEADER:
-                return
-            declared = _declared_pixel_bytes(first)
-            check_bytes(path, declared)
-            if content.skip(declared + 1) > declared:
-                message = f"its header declares {declared:,} bytes of pixels; it unpacks to more"
-                raise too_large(path, message)
-        except (EOFError, zlib.error):
-            return
+    try:
+        read_preamble(file, True)
+        syntax = str(_read_file_meta_info(file).get("TransferSyntaxUID", ""))
+        if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
+            _check_unpacked(path, Inflated(file, RAW_DEFLATE))
+    except FindingError:
+        raise
+    except Exception:  # pydicom raises many kinds for a broken header
+        return
+    finally:
+        file.seek(0)
+
+
+def _check_unpacked(path: Path, content: Inflated) -> None:
+    """Count what a deflated file unpacks to, as far as needed, without keeping it."""
+    first = content.read(_LONGEST_HEADER)
+    if len(first) < _LONGEST_HEADER:
+        return
+    declared = _declared_pixel_bytes(first)
+    check_bytes(path, declared)
+    if content.skip(declared + 1) > declared:
+        message = f"its header declares {declared:,} bytes of pixels; it unpacks to more"
+        raise too_large(path, message)
 
 
 def _declared_pixel_bytes(first: bytes) -> int:
