@@ -49,6 +49,14 @@ def test_checks_and_samples_read_each_file_once(
     assert len(reads) == 6
 
 
+def test_a_finetune_reads_each_file_once(
+    make_scans: Callable[..., Path], run: Callable[..., Any], reads: Counter[str]
+) -> None:
+    run(make_scans(3), "data=nifti", "train.steps=2")
+    assert set(reads.values()) == {1}
+    assert len(reads) == 6
+
+
 def test_the_disk_cache_needs_one_read_as_well(
     make_msd: Callable[..., Path], reads: Counter[str], tmp_path: Path
 ) -> None:
