@@ -1,10 +1,24 @@
 """Data set cards: ``datasets/<name>.yaml`` says where a data set comes from and how to read it.
 
-Keys: ``name``, ``title``, ``source``, ``licence``, ``reader`` (required); ``classes`` (name to
-value or values), ``intensity``, ``axis``, ``channel``, ``image`` and ``label`` (patterns),
-``download`` (``url``, ``md5`` or ``sha256``, ``folder`` inside the archive, ``megabytes``,
-``unpacked_megabytes``),
-``split`` (see ``splits.py``) and ``note``, an honest statement of what the data are good for.
+Required keys::
+
+    name       as the file, without .yaml
+    title      one line for `samadapt ls data`
+    source     where the data come from
+    licence    the licence or terms of the data
+    reader     name of the reader, such as nifti or folder
+
+Optional keys::
+
+    classes    {name: value or [values]} of the masks
+    intensity  see intensity.py
+    axis       axial, coronal, sagittal or auto
+    channel    index or name
+    image      pattern of the images
+    label      pattern of the masks
+    download   see Download
+    split      see splits.py
+    note       an honest statement of what the data are good for
 """
 
 from __future__ import annotations
@@ -23,16 +37,17 @@ _REQUIRED = ("name", "title", "source", "licence", "reader")
 
 @dataclass(frozen=True)
 class Download:
-    """Where a data set's archive lies.
+    """Where the archive of a data set can be downloaded.
 
     Attributes:
-        url: of a ``.tar``, ``.tar.gz`` or ``.zip`` file.
+        url: address of a ``.tar``, ``.tar.gz`` or ``.zip`` file.
         folder: the data set's folder inside the archive.
-        md5: hexadecimal checksum, or None where ``sha256`` is given.
+        md5: hexadecimal checksum; None if ``sha256`` is given.
         sha256: hexadecimal checksum.
-        megabytes: size of the archive, for the message before it is fetched; an answer of more
-            than twice as much is cut off.
-        unpacked_megabytes: how much the archive may unpack to; None: see ``download.py``.
+        megabytes: size of the archive, which is shown before the download. A download of more than
+            twice this size is refused.
+        unpacked_megabytes: the largest size that the archive may unpack to; None: a multiple of its
+            own size, see ``system/archives.py``.
     """
 
     url: str
@@ -45,7 +60,7 @@ class Download:
 
 @dataclass(frozen=True)
 class Card:
-    """A data set card; see the module for the keys."""
+    """A data set card; the module explains the keys."""
 
     name: str
     title: str
@@ -64,7 +79,11 @@ class Card:
 
 
 def cards_folder() -> Path:
-    """Return the folder of the cards: of the installed package, else of the source checkout."""
+    """Return the folder of the cards: in the installed package, else in the source checkout.
+
+    Raises:
+        ConfigError: neither has them.
+    """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "_datasets", package.parent / "datasets"):
         if (folder / "mni152.yaml").is_file():
@@ -84,7 +103,7 @@ def load_card(name: str) -> Card:
     """Read a card by name.
 
     Raises:
-        ConfigError: no such card, or one that is not as the module says.
+        ConfigError: there is no such card, or its content is wrong.
     """
     known = list_cards()
     if name not in known:
@@ -98,7 +117,7 @@ def read_card(path: Path) -> Card:
     """Read a card's file.
 
     Raises:
-        ConfigError: the file is not YAML or not a card.
+        ConfigError: the file is not YAML, or its keys or values are not those of a card.
     """
     content = read_plain_yaml(path)
     if not isinstance(content, Mapping):
@@ -106,7 +125,7 @@ def read_card(path: Path) -> Card:
     _check_keys(path, content, [field.name for field in fields(Card)], _REQUIRED)
     if content["name"] != path.stem:
         raise ConfigError(
-            f"{path}: name must be {path.stem!r}, as the file; got {content['name']!r}"
+            f"{path}: name must be {path.stem!r}, like the file; got {content['name']!r}"
         )
     values = dict(content)
     values["classes"] = _read_classes(path, values.get("classes"))
@@ -115,10 +134,10 @@ def read_card(path: Path) -> Card:
 
 
 def _typed(path: Path, kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a card, or of its download, as the types of their fields.
+    """Return the values of a card, or of its download, in the types of their fields.
 
     Raises:
-        ConfigError: naming the key.
+        ConfigError: a value has another type; the message names the key.
     """
     hints = get_type_hints(kind)
     typed = {}

@@ -1,4 +1,4 @@
-"""Fetch the data set of a card into the cache folder."""
+"""Download the data set of a card into the cache folder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def fetch_dataset(name: str, source: Download, progress: Progress | None = None)
     Args:
         name: name of the card.
         source: the card's ``download``.
-        progress: called while the archive arrives.
+        progress: called while the archive is downloaded.
 
     Raises:
-        DownloadError: no connection, another checksum, or an unsafe or broken archive.
+        DownloadError: there is no connection, the checksum is wrong, or the archive is unsafe or
+            broken.
     """
     folder = cache_folder("datasets") / source.folder
     if folder.is_dir():
@@ -31,7 +32,7 @@ def fetch_dataset(name: str, source: Download, progress: Progress | None = None)
     size = f" ({source.megabytes:g} MB)" if source.megabytes else ""
     logger.info("downloading %s%s from %s", name, size, source.url)
     checksum = f"sha256:{source.sha256}" if source.sha256 else f"md5:{source.md5}"
-    # An answer of more than twice the size that the card states is refused.
+    # More than twice the size on the card is refused: a wrong server must not fill the disk.
     most = int(2e6 * source.megabytes) + SLACK_BYTES if source.megabytes else MAX_ARCHIVE_BYTES
     unpacked = source.unpacked_megabytes
     try:

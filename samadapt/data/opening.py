@@ -83,6 +83,9 @@ def open_reader(
         folder = fetch_dataset(card.name, card.download) if folder is None else folder
         if not (folder / "imagesTr").is_dir() and (folder / card.download.folder).is_dir():
             folder = folder / card.download.folder
+    # The values of masks are measured only where neither user nor card declares what they mean.
+    declared = masks.one_class or bool(card and card.classes)
+    masks = replace(masks, judged=masks.judged and not declared)
     options = ReaderOptions(
         folder,
         chosen_axis,
@@ -91,7 +94,7 @@ def open_reader(
         label or (card.label if card else None),
         tiling,
         spacing,
-        _mask_rules(masks, card),
+        masks,
         series,
         classes,
         parse_exif(exif),
@@ -172,13 +175,6 @@ def mask_rules(
     colours, ignored = with_ignored(colours, None if ignore is None else values_of(ignore))
     listed = isinstance(classes, Mapping) or regions is not None
     return MaskRules(instances, threshold, ignored, not listed, colours)
-
-
-def _mask_rules(rules: MaskRules, card: Card | None) -> MaskRules:
-    """Return the rules, without measuring of values where a card declares the classes."""
-    return replace(
-        rules, judged=rules.judged and not rules.one_class and not (card and card.classes)
-    )
 
 
 def decide_classes(

@@ -69,7 +69,7 @@ class Stacks:
 
         Args:
             refs: sorted slices.
-            at_once: slices that the encoder takes at once; so many stacks go together as fit.
+            at_once: slices that the encoder takes at once; as many stacks as fit go together.
         """
         groups, stacks = list(self.groups(refs)), max(1, at_once // self.size)
         for start in range(0, len(groups), stacks):

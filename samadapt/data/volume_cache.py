@@ -67,8 +67,8 @@ class ScannedVolumes:
     """What the scan has read, kept for its first use; safe for threads.
 
     The intensity rule is known before the scan, the classes are known only after it. So images are
-    kept as the rule makes them (one byte a voxel), and labels as values of the mask file in the
-    smallest type that holds them.
+    kept as the rule makes them (one byte for each voxel), and labels as values of the mask file in
+    the smallest type that holds them.
 
     Args:
         rule: intensity rule of the data set; None: it is not known yet, and nothing is kept.

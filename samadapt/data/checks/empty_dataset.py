@@ -47,7 +47,12 @@ def refuse_no_case(scan: Scan, reader: FormatReader) -> None:
     other = _other_readers(reader, counts)
     if errors & set(_EXTENDED):
         if counts:
-            scan.findings = [_extended(finding, found, other) for finding in scan.findings]
+            scan.findings = [
+                replace(finding, message=f"{finding.message}; {found}", fix=other + finding.fix)
+                if finding.code in _EXTENDED
+                else finding
+                for finding in scan.findings
+            ]
         return
     fix = other + "check data.root, or convert the files"
     named = [finding for finding in scan.findings if finding.code == "no_cases"]
@@ -92,12 +97,6 @@ def refuse_no_object(scan: Scan, table: ClassTable, where: str) -> None:
     scan.findings.append(Finding("no_objects", "error", where, message, fix))
     scan.left_out.extend(case.name for case in scan.cases)
     scan.cases = []
-
-
-def _extended(finding: Finding, found: str, other: str) -> Finding:
-    if finding.code not in _EXTENDED:
-        return finding
-    return replace(finding, message=f"{finding.message}; {found}", fix=other + finding.fix)
 
 
 def _other_readers(reader: FormatReader, counts: Counter[str]) -> str:

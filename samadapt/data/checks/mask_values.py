@@ -67,7 +67,7 @@ def measure_mask(
     used = [value for value in values if value not in ignored]
     if not used or used[0] < 0:
         return MaskEvidence()
-    numbered = len(used) > SOME and _is_gapless(used)
+    numbered = len(used) > SOME and used == list(range(1, len(used) + 1))
     grey = len(used) > 1 and used[-1] >= _GREY_TOP
     if not (numbered or grey):
         return MaskEvidence()
@@ -157,10 +157,6 @@ def _are_grey_levels(used: Sequence[int], evidence: MaskEvidence) -> bool:
     return noisy and not any(_NEAR < value < VOID - _NEAR for value in used)
 
 
-def _is_gapless(values: Sequence[int]) -> bool:
-    return bool(values) and values[0] == 1 and values[-1] == len(values)
-
-
 def _are_objects(cases: Sequence[Case], counts: Sequence[int]) -> bool:
     """Return whether the values of most masks number objects."""
     evidence = [case.evidence or MaskEvidence() for case in cases]
@@ -194,7 +190,7 @@ def _void_findings(found: Sequence[int], void: int, root: str) -> list[Finding]:
 def _is_even(values: Sequence[int]) -> bool:
     """Return whether values code classes in equal steps up to 255, such as 28, 57, 85 ... 255."""
     steps = round(VOID / min(values))
-    if len(values) < steps / 2:  # 15 and 255 alone are no scale, though 255 is 17 x 15
+    if len(values) < steps / 2:  # 15 and 255 are not a scale, although 255 is 17 x 15
         return False
     nearest = [round(value * steps / VOID) * VOID / steps for value in values]
     off = [abs(value - even) for value, even in zip(values, nearest, strict=True)]

@@ -316,7 +316,7 @@ def _apart(source: SourceGrid | None) -> float:
     corners = np.array([(*(reach * corner), 1) for corner in np.ndindex(2, 2, 2)])
     try:
         moved = corners @ (header.get_sform() - header.get_qform()).T
-    except ValueError:  # nibabel's HeaderDataError: a qform that is no rotation
+    except ValueError:  # HeaderDataError of nibabel: the qform is not a rotation
         return 0.0
     return float(np.linalg.norm(moved[:, :3], axis=1).max())
 

@@ -20,7 +20,7 @@ from samadapt.data.checks.quality import (
     measure,
 )
 from samadapt.data.checks.refusals import check_tiles
-from samadapt.data.classes import ClassChoice, ClassTable, Ignore
+from samadapt.data.classes import ClassChoice, Ignore
 from samadapt.data.findings import Finding, error_finding
 from samadapt.data.formats.base import FormatReader, Scan
 from samadapt.data.opening import (
@@ -176,11 +176,6 @@ def survey(
         parts = _division(scan, card, val_every, where)
         scan.findings += copy_findings(scan.cases, parts)
         scan.findings += comparison_findings(scan.cases, facts, table, parts, where)
-    return _summary(scan, facts, table)
-
-
-def _summary(scan: Scan, facts: Mapping[str, Facts], table: ClassTable) -> Survey:
-    """Return the findings and the statistics of each class."""
     marks = {case.patient for case in scan.cases if case.patient}
     unmarked = sum(not case.patient for case in scan.cases)
     return Survey(

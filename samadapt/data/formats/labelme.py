@@ -129,7 +129,10 @@ class LabelmeReader(ObjectReader):
                 layout.findings.append(finding)
                 return
             shapes = content["shapes"]
-            if not isinstance(shapes, list) or not all(_has_label(shape) for shape in shapes):
+            if not isinstance(shapes, list) or not all(
+                isinstance(shape, dict) and isinstance(shape.get("label"), str) and shape["label"]
+                for shape in shapes
+            ):
                 message = "expected shapes, a list of objects with a label"
                 raise fault("bad_annotations", path, message, _FIX)
             image = _picture(content["imagePath"], path, root)
@@ -167,10 +170,6 @@ class LabelmeReader(ObjectReader):
         if IGNORE in labels:
             self._values[IGNORE] = len(names) + 1
             layout.ignored = (len(names) + 1,)
-
-
-def _has_label(shape: Any) -> bool:
-    return isinstance(shape, dict) and isinstance(shape.get("label"), str) and bool(shape["label"])
 
 
 def _group(shape: Mapping[str, Any], index: int) -> tuple[str, Any]:

@@ -217,7 +217,10 @@ def _array(path: Path, key: str, *, is_needed: bool = True) -> Any:
         if path.suffix.lower() != ".npz":
             with path.open("rb") as file:
                 np.lib.format.read_magic(file)  # np.load treats other files as pickles
-            return _checked(path, np.load(path, mmap_mode="r", allow_pickle=False))
+            array = np.load(path, mmap_mode="r", allow_pickle=False)  # no pixel is read yet
+            check_size(path, array.shape)
+            check_bytes(path, array.nbytes)
+            return np.array(array)
         with zipfile.ZipFile(path) as archive:
             if f"{key}.npy" not in archive.namelist():
                 if not is_needed:
@@ -236,12 +239,6 @@ def _array(path: Path, key: str, *, is_needed: bool = True) -> Any:
             raise fault("pickled_array", path, message, "save plain arrays") from None
         message = f"cannot be read as {path.suffix} ({type(problem).__name__})"
         raise fault("unreadable_image", path, message, _AGAIN) from None
-
-
-def _checked(path: Path, array: Array) -> Array:
-    check_size(path, array.shape)
-    check_bytes(path, array.nbytes)
-    return np.array(array)
 
 
 def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:

@@ -30,7 +30,7 @@ MAX_PIXELS = 1 << 28
 _LIMIT = Lock()
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_PNG_SEVERAL = (2, 4, 6)  # colour types with several samples a pixel: RGB, grey + alpha, RGBA
+_PNG_SEVERAL = (2, 4, 6)  # colour types RGB, grey + alpha, RGBA
 _PLAIN_MODES = ("1", "L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")
 _OTHER_COLOURS = ("SEPARATED", "CIELAB", "ICCLAB", "ITULAB", "LOGLUV", "CFA")
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # alpha in TIFF's tag ExtraSamples
@@ -123,7 +123,10 @@ def _read_with_pil(path: Path, head: bytes) -> Still:
             message = f"expected one picture; the file is an animation of {frames} frames"
             raise fault("several_pages", path, message, "save the frame that is meant as PNG")
         if head[:8] == _PNG_MAGIC and head[24] == 16 and head[25] in _PNG_SEVERAL:
-            still = _from_samples(_decode_deep_png(path), 16)
+            import imagecodecs
+
+            samples = np.asarray(imagecodecs.png_decode(path.read_bytes()))
+            still = _from_samples(samples, 16)
         else:
             opened.load()
             still = _from_pil(opened)
@@ -165,12 +168,6 @@ def _from_samples(values: Array, bits: int) -> Still:
     alpha = np.ascontiguousarray(values[:, :, -1]) if count in (2, 4) else None
     colours = values[:, :, 0] if count < 3 else values[:, :, :3]
     return Still(np.ascontiguousarray(colours), bits, alpha=alpha)
-
-
-def _decode_deep_png(path: Path) -> Array:
-    import imagecodecs
-
-    return np.asarray(imagecodecs.png_decode(path.read_bytes()))
 
 
 def _read_tiff(path: Path) -> Still:
