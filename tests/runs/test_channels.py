@@ -95,7 +95,9 @@ def test_the_whole_way(
 
 def test_the_projection_needs_as_many_channels(brats: Path, recipe: Path) -> None:
     arguments = [*data(brats, "flair,t1"), "model=tiny", "model.input_channels=4"]
-    with pytest.raises(ConfigError, match=r"as many channels in data\.channel; it names 2"):
+    with pytest.raises(
+        ConfigError, match=r"the same number of channels in data\.channel, which names 2"
+    ):
         finetune(compose(str(recipe), arguments))
     with pytest.raises(ConfigError, match=r"model\.input_channels.*>= 4"):
         compose(str(recipe), ["model.input_channels=3"])

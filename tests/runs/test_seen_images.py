@@ -196,7 +196,7 @@ def test_evaluation_obeys_the_record_also_on_other_data(scans, adapter):
 
 
 def test_what_cannot_be_as_in_training_is_refused(scans, pictures, adapter):
-    with pytest.raises(ConfigError, match="one slice alone"):
+    with pytest.raises(ConfigError, match="only one slice"):
         open_dataset("folder", pictures, neighbours=1)
     windows = open_dataset("folder", pictures, intensity="ct:soft_tissue+lung+bone")
     with pytest.raises(DataError, match=r"p0\.png: three intensity rules"):
