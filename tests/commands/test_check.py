@@ -80,7 +80,7 @@ def test_where_a_report_cannot_go(make_pictures, capsys, output, message):
 
 def test_a_code_is_explained(capsys):
     assert main(["check", "explain=hu_offset"]) == 0
-    assert capsys.readouterr().out.startswith("## hu_offset\n\n*warning.* A CT image has no negative")
+    assert capsys.readouterr().out.startswith("## hu_offset\n\n*warning.* A CT image has no")
     assert main(["check", "explain=hu_ofset"]) == 2
     assert "did you mean 'hu_offset'" in capsys.readouterr().err
 
