@@ -145,7 +145,7 @@ def commands_page() -> str:
         "failed, and 128 plus the number of a signal that ended the process (130 for Ctrl-C)."
     )
     parts = [intro]
-    for name, takes in cli.VERBS.items():
+    for name, takes in cli.COMMANDS.items():
         module = import_module(f"samadapt.commands.{name}{'_' if iskeyword(name) else ''}")
         parts += [f"## {name}", cli.SUMMARIES[name].capitalize() + "."]
         parts += [f"```text\nsamadapt {name} {takes}".rstrip() + "\n```"]

@@ -1,4 +1,7 @@
-"""The command line: a table of verbs, imported when named; errors to exit codes."""
+"""The command line: find the command, run it, and turn errors into exit codes.
+
+A command is imported when it is named, so that ``samadapt --help`` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -18,36 +21,36 @@ from samadapt.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-VERBS = {
+COMMANDS = {
     "finetune": "recipe=NAME [group=option] [key=value ...]",
     "evaluate": "adapter=DIR [data=NAME data.root=PATH ...]",
     "predict": "adapter=DIR input=PATH output=PATH [boxes=[[x0,y0,x1,y1]]] [points=[[x,y]]]",
     "export": "adapter=DIR to=peft|sam|hf|onnx output=PATH [push=USER/NAME]",
     "import": "from=PATH output=DIR model=NAME [checkpoint=FILE]",
     "check": "data=NAME data.root=PATH",
-    "ls": "[recipes|models|peft|data]",
-    "show": "recipe=NAME [group=option] [key=value ...] [images=N [output=FILE]]",
+    "ls": "[recipes|models|peft|data|prompts|losses|scores|targets] [keys GROUP] [runs DIR]",
+    "show": "recipe=NAME [group=option] [key=value ...] [images=N [output=FILE]] | schema",
     "doctor": "",
 }
-"""The verbs, each a module of ``samadapt.commands``, and what they take."""
+"""Every command, a module of ``samadapt.commands`` each, and its arguments."""
 
 SUMMARIES = {
     "finetune": "train an adapter, score it before and after, write a run directory",
     "evaluate": "score an adapter on a data set",
     "predict": "segment an image, a volume or a folder of them with an adapter",
-    "export": "write an adapter for another program, and compare it with the adapted model",
-    "import": "read an adapter that another project trained, as an adapter directory",
-    "check": "read a data set and report every problem by file; changes nothing",
-    "ls": "list what can be named",
-    "show": "print the composed configuration, or draw what it trains on; runs nothing",
-    "doctor": "versions, devices, precision, disk and weights; a fix for each problem",
+    "export": "write an adapter for another program and check that the masks stay the same",
+    "import": "turn an adapter of another project into an adapter directory",
+    "check": "read a data set and report every problem by file; it changes nothing",
+    "ls": "list recipes, models, methods, data sets, keys, past runs and other names",
+    "show": "print the composed configuration, or draw the training slices; it trains nothing",
+    "doctor": "report versions, devices, disk and weights, with a fix for each problem",
 }
 
 FLAGS = {
-    "--json": "machine-readable result on stdout; messages go to stderr",
-    "--debug": "show the traceback of an error",
-    "--help": "this text, or a verb's keys with their defaults",
-    "--version": "the version",
+    "--json": "print a machine-readable result on stdout; messages go to stderr",
+    "--debug": "print the traceback of an error",
+    "--help": "print this text, or the keys of a command with their defaults",
+    "--version": "print the version",
 }
 
 
@@ -55,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: arguments without the program's name; the process's own when None.
+        argv: arguments without the program's name; None: the arguments of this process.
 
     Returns:
-        The exit code: 0, 2 for a mistake of the user, 1 for a run that failed, 128 + the number of
-        a signal that ended it (130 for Ctrl-C).
+        The exit code: 0 for success, 2 for a mistake of the user, 1 for a run that failed, and 128
+        plus the number of a signal that ended the run (130 for Ctrl-C).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     console.forgive(sys.stdout, sys.stderr)
@@ -77,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explained(error: Exception, arguments: Sequence[str]) -> str:
-    """Return what to say about an error that was not raised on purpose."""
-    verb = next((argument for argument in arguments if argument in VERBS), "")
-    if message := explain(error, verb) or atomic.explain(error):
+    """Return the message for an error that was not raised on purpose."""
+    command = next((argument for argument in arguments if argument in COMMANDS), "")
+    if message := explain(error, command) or atomic.explain(error):
         return f"error: {message}"
     return f"unexpected {_chain(error)}\n  (--debug shows where; please report it)"
 
@@ -102,18 +105,19 @@ def _dispatch(arguments: list[str], flags: set[str]) -> int:
     if not arguments:
         console.write(usage())
         return 0 if wants_help else 2
-    verb, *rest = arguments
-    if verb not in VERBS:
+    command, *rest = arguments
+    if command not in COMMANDS:
         raise ConfigError(
-            f"there is no verb {verb!r}{nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}"
+            f"there is no command {command!r}{nearest(command, COMMANDS)}; the commands are "
+            f"{', '.join(COMMANDS)}"
         )
     if unknown := [argument for argument in rest if argument.startswith("--")]:
         raise ConfigError(f"there is no flag {unknown[0]!r}{nearest(unknown[0], FLAGS)}")
-    if verb == "finetune" and not wants_help:
-        refuse_several_processes()  # before anything is loaded
-    module = import_module(f"samadapt.commands.{verb}{'_' if iskeyword(verb) else ''}")
+    if command == "finetune" and not wants_help:
+        refuse_several_processes()  # before torch is loaded
+    module = import_module(f"samadapt.commands.{command}{'_' if iskeyword(command) else ''}")
     if wants_help:
-        console.write(verb_help(verb, module.HELP, module.SCHEMA))
+        console.write(command_help(command, module.HELP, module.SCHEMA, rest))
         return 0
     return _run(module, rest, as_json="--json" in flags)
 
@@ -132,8 +136,9 @@ def _run(module: Any, arguments: list[str], *, as_json: bool) -> int:
 
 def usage() -> str:
     """Return the text of ``samadapt --help``."""
-    verbs = [
-        f"  samadapt {verb:<9} {takes}\n{'':21}{SUMMARIES[verb]}" for verb, takes in VERBS.items()
+    commands = [
+        f"  samadapt {command:<9} {takes}\n{'':21}{SUMMARIES[command]}"
+        for command, takes in COMMANDS.items()
     ]
     flags = [f"  {flag:<18} {meaning}" for flag, meaning in FLAGS.items()]
     return "\n".join(
@@ -141,11 +146,11 @@ def usage() -> str:
             "samadapt adapts the Segment Anything Model to new images by training a few percent",
             "of its weights.",
             "",
-            *verbs,
+            *commands,
             "",
-            "groups: model peft data prompts loss train cache eval output; keys: seed precision",
-            "device resume folds privacy. `samadapt finetune --help` lists every key with its",
-            "default.",
+            "Arguments are group=option or group.key=value. The groups are model, peft, data,",
+            "prompts, loss, train, cache, eval and output; `samadapt finetune --help` explains",
+            "them, and `samadapt ls keys` lists every key with its default.",
             "",
             *flags,
             "",
@@ -154,17 +159,31 @@ def usage() -> str:
     )
 
 
-def verb_help(verb: str, text: str, schema: type[Any] | None) -> str:
-    """Return the text of ``samadapt VERB --help``, with the keys of the verb's schema."""
-    head = f"samadapt {verb} {VERBS[verb]}".rstrip() + f"\n\n{text.strip()}"
+def command_help(
+    command: str, text: str, schema: type[Any] | None, arguments: Sequence[str] = ()
+) -> str:
+    """Return the text of ``samadapt COMMAND --help``.
+
+    Args:
+        command: its name.
+        text: its ``HELP``.
+        schema: its ``SCHEMA``, whose keys are listed below the text; None if it has no keys.
+        arguments: groups to explain in full, ``recipe=NAME`` and ``peft=NAME``.
+
+    Raises:
+        ConfigError: an argument names no group.
+    """
+    head = f"samadapt {command} {COMMANDS[command]}".rstrip() + f"\n\n{text.strip()}"
     if schema is None:
         return head
     from samadapt.config.help import describe
 
-    return f"{head}\n\n{describe(schema)}"
+    keys = describe(schema, arguments, command)
+    asked = [argument for argument in arguments if "=" not in argument]
+    return keys if asked else f"{head}\n\n{keys}"
 
 
 def _chain(error: BaseException) -> str:
-    """Return an error with its causes: Hydra and others hide the reason in ``__cause__``."""
+    """Return an error with its causes, because Hydra and others hide the reason there."""
     message = f"{type(error).__name__}: {error}"
     return f"{message}; because {_chain(error.__cause__)}" if error.__cause__ else message

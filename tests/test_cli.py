@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, messages, speed of the light verbs."""
+"""The command line as a user meets it: exit codes, messages, speed of the light commands."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from samadapt import __version__, cli
-from samadapt.cli import SUMMARIES, VERBS, main
+from samadapt.cli import COMMANDS, SUMMARIES, main
 from samadapt.commands import show
 from samadapt.errors import ConfigError, DivergedError
+from samadapt.methods import METHODS
 
 HEAVY = {"torch", "torchvision", "timm", "peft", "monai", "transformers", "matplotlib", "skimage"}
 
@@ -38,9 +39,9 @@ def imported_by(*argv: str) -> set[str]:
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = said(capsys, "--help")
     assert (code, err) == (0, "")
-    for verb in VERBS:
-        assert f"samadapt {verb}" in out
-    assert set(VERBS) == set(SUMMARIES)
+    for command in COMMANDS:
+        assert f"samadapt {command}" in out
+    assert set(COMMANDS) == set(SUMMARIES)
 
 
 def test_no_arguments_show_the_help_and_fail(capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,29 +52,85 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, "--version") == (0, f"samadapt {__version__}\n", "")
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = said(capsys, verb, "--help")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = said(capsys, command, "--help")
     assert (code, err) == (0, "")
-    assert out.startswith(f"samadapt {verb}")
+    assert out.startswith(f"samadapt {command}")
 
 
-def test_help_of_finetune_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
-    out = said(capsys, "show", "--help")[1]
-    for key in ("train.lr=null", "peft.rank=", "data.root=null", "seed=0", "peft=lora"):
-        assert key in out
+def test_help_of_finetune_fits_on_two_screens(capsys: pytest.CaptureFixture[str]) -> None:
+    """The groups, the recipe's values and the method's keys; not every key of every method."""
+    out = said(capsys, "finetune", "recipe=medical", "peft=fact", "--help")[1]
+    assert len(out.splitlines()) < 80
+    for text in ("  train     how long", "train.steps=90", "peft=fact:", "peft.form=tt", "seed=0"):
+        assert text in out
+    assert "peft.hidden" not in out
+    assert "recipes: hippocampus" in said(capsys, "finetune", "--help")[1]
+
+
+def test_help_of_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    out = said(capsys, "finetune", "--help", "train")[1]
+    for name in ("train.lr=null", "train.steps=150", "train.recompute=false"):
+        assert name in out
+    assert "data.root" not in out
+    methods = said(capsys, "finetune", "--help", "peft")[1]
+    assert "peft.decoder_rank=4" in methods
+    assert all(f"  {name} " in methods for name in METHODS)
+    assert "peft.hidden=64" in said(capsys, "finetune", "--help", "peft", "peft=adaptformer")[1]
+    assert "prompts.jitter=0.1" in said(capsys, "evaluate", "--help", "prompts")[1]
+
+
+def test_help_of_a_group_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = said(capsys, "finetune", "--help", "trian")
+    assert code == 2
+    assert "finetune has no group 'trian'; did you mean 'train'?" in err
+    assert "it has no groups" in said(capsys, "export", "--help", "train")[2]
+
+
+def test_every_key_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    every = json.loads(said(capsys, "ls", "keys", "--json")[1])["keys"]
+    assert {"train.lr", "data.root", "seed", "peft.blocks"} <= {row["name"] for row in every}
+    assert all(row["about"] and row["type"] and row["default"] is not None for row in every)
+    train = json.loads(said(capsys, "ls", "keys", "train", "--json")[1])["keys"]
+    assert [row for row in every if row["name"].startswith("train.")] == train
+    methods = json.loads(said(capsys, "ls", "keys", "peft", "--json")[1])["keys"]
+    assert {row["method"] for row in methods} >= {"all", "lora", "fact", "late_blocks"}
+    one = json.loads(said(capsys, "ls", "keys", "peft=fact", "--json")[1])["keys"]
+    assert {row["name"] for row in one} >= {"peft.name", "peft.blocks", "peft.form"}
+    assert "peft=fact: " in said(capsys, "ls", "keys", "peft")[1]
+    assert "prompts.jitter=0.1" in said(capsys, "ls", "keys", "prompts")[1]
+    code, _, err = said(capsys, "ls", "keys", "trian")
+    assert code == 2
+    assert "did you mean 'train'" in err
+
+
+def test_ls_lists_what_else_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = ["models", "prompts", "losses", "scores", "targets"]
+    listed = json.loads(said(capsys, "ls", *kinds, "--json")[1])
+    names = {kind: [row["name"] for row in rows] for kind, rows in listed.items()}
+    assert set(names["prompts"]) == {"box", "point", "semantic"}
+    assert set(names["losses"]) == {"auto", "sam", "dice_ce"}
+    assert {"dice", "iou", "hd95"} <= set(names["scores"])
+    assert {"peft", "sam", "hf", "onnx"} <= set(names["targets"])
+    marked = {row["name"] for row in listed["models"] if "for tests" in row["about"]}
+    assert marked == {name for name in names["models"] if name.startswith("tiny")}
 
 
 def test_the_help_imports_nothing_heavy() -> None:
-    assert not (HEAVY | {"hydra", "omegaconf", "numpy", "yaml", "rich"}) & imported_by("--help")
+    others = {"hydra", "omegaconf", "pydantic", "numpy", "yaml", "rich"}
+    assert not (HEAVY | others) & imported_by("--help")
 
 
 @pytest.mark.parametrize(
     "argv",
     [
         ["show", "recipe=medical", "peft.rank=3"],
+        ["show", "schema"],
         ["ls"],
-        *([verb, "--help"] for verb in VERBS),
+        ["ls", "keys", "peft"],
+        ["ls", "runs"],
+        *([command, "--help"] for command in COMMANDS),
     ],
     ids=" ".join,
 )
@@ -130,14 +187,14 @@ def test_ls(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["finetun"], "there is no verb 'finetun'; did you mean 'finetune'?"),
+        (["finetun"], "there is no command 'finetun'; did you mean 'finetune'?"),
         (["show", "recipe=medical", "train.lrr=1"], "no such key; did you mean 'train.lr'?"),
         (["show", "recipe=medical", "train.lr=x"], "train.lr: expected a number above 0 and at"),
         (["show", "recipe=medcal"], "got 'medcal'; did you mean 'medical'?"),
         (["show", "recipe=/none/x.yaml"], "/none/x.yaml: no such file"),
         (["show", "train.lr=1"], "name a recipe"),
         (["show", "recipe=medical", "--jsn"], "there is no flag '--jsn'; did you mean '--json'?"),
-        (["ls", "model"], "ls: expected recipes, models, peft, data; got 'model'"),
+        (["ls", "model"], "got 'model'; did you mean 'models'?"),
         (["check", "data=msdd", "data.root=/none"], "'msdd'"),
         (["check", "root=/none"], "root: no such key; did you mean 'data.root'?"),
     ],

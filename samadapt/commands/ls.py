@@ -1,45 +1,76 @@
-"""``samadapt ls``: what can be named on the command line."""
+"""``samadapt ls``: what can be named on the command line, and past runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from samadapt import console
 from samadapt.config.compose import recipes
+from samadapt.config.help import key_rows, keys_text
+from samadapt.config.schema import LOSSES, PROMPTS, Config, Output
 from samadapt.errors import ConfigError, nearest
 from samadapt.methods import METHODS
-from samadapt.sam.weights.builds import BUILDS
+from samadapt.sam.weights.builds import BUILDS, TEST_BUILDS
 
 HELP = """
-Lists the recipes, models, methods (peft) and data sets that can be named; all of them without an
-argument, or one kind: `samadapt ls recipes`. Runs nothing and reads no images.
+Lists what can be named: recipes, models, methods (peft), data sets, prompts, losses, scores and
+export targets. Without an argument it lists all of these; `samadapt ls recipes models` lists two.
+
+  samadapt ls keys             every key of a run with its default, type and meaning
+  samadapt ls keys train       the keys of one group
+  samadapt ls keys peft=fact   the keys of one method; `ls keys peft` lists those of all methods
+  samadapt ls runs [DIR]       the runs below a folder, runs/ by default: recipe, method, date, Dice
+                               before and after, and whether a run is finished, running or stopped
+
+It trains nothing and reads no images.
 """
 SCHEMA = None
 Rows = list[dict[str, Any]]
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return the rows of each kind asked for.
+    """Return the rows of each kind that was asked for.
 
     Raises:
-        ConfigError: for an unknown kind.
+        ConfigError: an argument names no kind, or a group or method that does not exist.
     """
-    for kind in arguments:
-        if kind not in KINDS:
+    result: dict[str, Any] = {}
+    rest = list(arguments or KINDS)
+    while rest:
+        kind = rest.pop(0)
+        if kind in KINDS:
+            result[kind] = KINDS[kind]()
+        elif kind in WITH_PLACE:
+            # `prompts` is a kind and a group of keys; after `keys` it is the group.
+            is_place = bool(rest) and (kind == "keys" or rest[0] not in KINDS)
+            result[kind] = WITH_PLACE[kind](rest.pop(0) if is_place else "")
+        else:
+            known = [*KINDS, *WITH_PLACE]
             raise ConfigError(
-                f"ls: expected {', '.join(KINDS)}; got {kind!r}{nearest(kind, KINDS)}"
+                f"ls: expected {', '.join(known)}; got {kind!r}{nearest(kind, known)}"
             )
-    return {kind: KINDS[kind]() for kind in arguments or KINDS}
+    return result
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return one table a kind."""
+    """Return one table for each kind; keys have too long a meaning for a table."""
     tables = []
     for kind, rows in result.items():
+        if kind == "keys":
+            tables.append(keys_text(rows))
+            continue
         header = [kind, *list(rows[0])[1:]] if rows else [kind]
-        tables.append(console.table(header, [[str(cell) for cell in row.values()] for row in rows]))
+        cells = [[_cell(value) for value in row.values()] for row in rows]
+        tables.append(console.table(header, cells))
     return "\n\n".join(tables)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _recipes() -> Rows:
@@ -52,7 +83,12 @@ def _recipes() -> Rows:
 
 def _models() -> Rows:
     return [
-        {"name": name, "encoder": build.encoder, "image size": build.image_size}
+        {
+            "name": name,
+            "encoder": build.encoder,
+            "image size": build.image_size,
+            "about": "tiny, without pretrained weights; for tests" if name in TEST_BUILDS else "",
+        }
         for name, build in BUILDS.items()
     ]
 
@@ -65,7 +101,7 @@ def _methods() -> Rows:
 
 
 def _data() -> Rows:
-    """Return the cards, then the formats that need ``data.root``."""
+    """Return the data set cards, then the formats that need ``data.root``."""
     from samadapt.data.cards import list_cards, load_card
     from samadapt.data.formats.base import readers
 
@@ -73,14 +109,35 @@ def _data() -> Rows:
     rows = [{"name": card.name, "about": card.title, "licence": card.licence} for card in cards]
     named = {card.name for card in cards}
     formats = {name: reader for name, reader in sorted(readers().items()) if name not in named}
-    about = "{}; give data.root=PATH"
-    return [
-        *rows,
-        *(
-            {"name": name, "about": about.format(reader.summary), "licence": ""}
-            for name, reader in formats.items()
-        ),
+    return rows + [
+        {"name": name, "about": f"{reader.summary}; give data.root=PATH", "licence": ""}
+        for name, reader in formats.items()
     ]
+
+
+def _scores() -> Rows:
+    from samadapt.evaluation.scores import SCORES
+
+    best = {"high": "higher is better", "low": "lower is better", "zero": "0 is best"}
+    return [
+        {"name": name, "heading": score.heading, "unit": score.unit(True), "best": best[score.best]}
+        for name, score in SCORES.items()
+    ]
+
+
+def _targets() -> Rows:
+    from samadapt.export import TARGETS
+
+    return [{"name": name, "about": target.summary} for name, target in TARGETS.items()]
+
+
+def _runs(folder: str) -> Rows:
+    from samadapt.runs.past_runs import list_runs
+
+    place = Path(folder or Output().dir).expanduser()
+    if folder and not place.is_dir():
+        raise ConfigError(f"ls runs: expected a folder with run directories; {place} is none")
+    return list_runs(place)
 
 
 KINDS: dict[str, Callable[[], Rows]] = {
@@ -88,4 +145,13 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "models": _models,
     "peft": _methods,
     "data": _data,
+    "prompts": lambda: [{"name": name, "about": about} for name, about in PROMPTS.items()],
+    "losses": lambda: [{"name": name, "about": about} for name, about in LOSSES.items()],
+    "scores": _scores,
+    "targets": _targets,
 }
+WITH_PLACE: dict[str, Callable[[str], Rows]] = {
+    "keys": lambda group: key_rows(Config, group),
+    "runs": _runs,
+}
+"""Kinds that take one more argument: the name of a group, or a folder."""

@@ -20,6 +20,12 @@ With images=N it writes instead one PNG, output=FILE (contact_sheet.png), with t
 that training would see: after intensity rule and augmentation, with outlines of the classes, one
 draw of the prompts, and how many objects of the slice train in one step (prompts.max_objects). No
 model is loaded.
+
+`samadapt show schema` prints the JSON schema of recipes. Editors complete and check the keys of a
+recipe that names it in its first lines:
+
+  samadapt show schema > recipe.schema.json
+  # yaml-language-server: $schema=recipe.schema.json
 """
 SCHEMA = Config
 MOST_IMAGES = 400
@@ -32,6 +38,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         ConfigError: naming everything wrong with the arguments.
         DataError: for the errors of the data set's files.
     """
+    if list(arguments) == ["schema"]:
+        from samadapt.config.json_schema import recipe_schema
+
+        return recipe_schema()
     own = dict(a.split("=", 1) for a in arguments if a.startswith(("images=", "output=")))
     config = from_arguments([a for a in arguments if not a.startswith(("images=", "output="))])
     if not own:
@@ -49,6 +59,10 @@ def render(result: dict[str, Any]) -> str:
     """Return the configuration as YAML text, or where the sheet is."""
     if isinstance(shown := result.get("images"), list):
         return f"{result['output']}: {len(shown)} slices, the first that training would see"
+    if "$schema" in result:
+        import json
+
+        return json.dumps(result, indent=2)
     import yaml
 
     text: str = yaml.safe_dump(result, sort_keys=False, allow_unicode=True)

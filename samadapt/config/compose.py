@@ -244,12 +244,14 @@ def _drop_described(
 
 def _tell_of_blocks(blocks: Any, recipe_method: str, method: str, result: Settings) -> None:
     """Say that the recipe's blocks are dropped with its method: depth decides cost and score."""
-    now = getattr(getattr(result, "peft", None), "blocks", None)
-    if now != blocks:
-        console.log(
-            f"samadapt: note: the recipe's peft.blocks={blocks} was chosen for peft={recipe_method}"
-            f" and is dropped; with peft={method}, peft.blocks={now} applies"
-        )
+    now = result.peft.blocks if isinstance(result, Config) else blocks
+    if now == blocks or method in ("none", "decoder"):  # these leave every block as it is
+        return
+    shown = [list(value) if isinstance(value, tuple) else value for value in (blocks, now)]
+    console.log(
+        f"samadapt: note: the recipe's peft.blocks={shown[0]} was chosen for peft={recipe_method} "
+        f"and is dropped; peft.blocks={shown[1]}, the default of peft={method}, applies"
+    )
 
 
 def _build(

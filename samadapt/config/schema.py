@@ -11,7 +11,7 @@ from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
 from samadapt.errors import nearest
@@ -57,12 +57,20 @@ def _known_build(name: str) -> str:
     return name
 
 
-BuildName = Annotated[
-    str, AfterValidator(_known_build), Field(json_schema_extra={"enum": list(BUILDS)})
-]
+BuildName = Annotated[str, AfterValidator(_known_build), WithJsonSchema({"enum": list(BUILDS)})]
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Augmentation = Literal["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
+PROMPTS = {
+    "box": "the bounding box of an object, with noise in training",
+    "point": "a random point inside an object; the decoder predicts several masks for it",
+    "semantic": "no prompt: one mask token for each class, as in SAMed",
+}
+LOSSES = {
+    "auto": "dice_ce for prompts=semantic, sam for all other prompts",
+    "sam": "focal and Dice loss of each object's mask, and the error of the predicted IoU",
+    "dice_ce": "Dice loss and cross-entropy over the classes of an image",
+}
 ClassTable = dict[str, Whole | str | List[Whole | str]]
 
 

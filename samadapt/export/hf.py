@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from samadapt.errors import MissingExtraError, RunError
 from samadapt.export.target import Target, merge_refusal, register
-from samadapt.sam.embed import to_pixels
-from samadapt.sam.geometry import make_frame, resize_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,6 +185,8 @@ def processor_note(sam: Sam, folder: Path) -> str:
     import numpy as np
     import transformers
 
+    from samadapt.sam.geometry import make_frame, resize_image
+
     loaded = transformers.SamProcessor.from_pretrained(folder)
     picture = _picture(sam.image_size)
     rule = sam.preprocessing
@@ -227,6 +227,8 @@ def _picture(side: int) -> NDArray[np.uint8]:
 def _levels(sam: Sam, picture: NDArray[np.uint8], pixels: Tensor) -> float:
     """Return the largest difference of pixels (1, 3, s, s) from ours, in steps of 255."""
     import torch
+
+    from samadapt.sam.embed import to_pixels
 
     rule = sam.preprocessing
     apart = (to_pixels(sam, [picture]).cpu() - pixels).abs().amax((0, 2, 3))

@@ -1,4 +1,4 @@
-"""``samadapt check`` and what a leak does to the other verbs."""
+"""``samadapt check`` and what a leak does to the other commands."""
 
 from __future__ import annotations
 

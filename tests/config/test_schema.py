@@ -72,6 +72,28 @@ def test_another_method_forgets_the_first_ones_own_options(write: Any) -> None:
     assert to_dict(compose(recipe, ["peft=lora"]))["peft"]["rank"] == 3
 
 
+def test_the_blocks_that_now_apply_are_named(
+    write: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write("peft: {name: lora, blocks: 'last:1'}\n")
+    for overrides, said in (
+        ([], ""),
+        (["peft=lora"], ""),
+        (["peft=none"], ""),
+        (["peft=decoder"], ""),
+        (["peft=fact", "peft.blocks=last:1"], ""),
+        (
+            ["peft=fact"],
+            "peft.blocks=last:1 was chosen for peft=lora and is dropped; peft.blocks=all,",
+        ),
+        (["peft=late_blocks"], "peft.blocks=last:2, the default of peft=late_blocks, applies"),
+    ):
+        compose(recipe, overrides)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert said in err if said else not err
+
+
 def test_another_method_trains_at_its_own_rate(write: Any) -> None:
     recipe = write("peft: {name: lora}\ntrain: {lr: 0.5, decoder_lr: 0.25}\n")
     for typed, lr in (

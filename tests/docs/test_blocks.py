@@ -60,7 +60,7 @@ def check(words: list[str]) -> None:
 
 def check_samadapt(words: list[str]) -> None:
     command, *arguments = [w for w in words if w not in cli.FLAGS]
-    assert command in cli.VERBS
+    assert command in cli.COMMANDS
     if any("resume=" in word or word.endswith(".yaml") for word in arguments):
         return  # a file that exists only when the page runs
     module = import_module(f"samadapt.commands.{command}{'_' if iskeyword(command) else ''}")

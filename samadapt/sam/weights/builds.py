@@ -119,3 +119,6 @@ _ALL = (
 )
 
 BUILDS: dict[str, Build] = {build.name: build for build in _ALL}
+
+TEST_BUILDS = frozenset({"tiny", "tiny_t"})
+"""Builds without pretrained weights, small enough to test the whole program with."""
