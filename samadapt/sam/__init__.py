@@ -1,6 +1,12 @@
-"""The Segment Anything model of the papers: no files but weights, no training.
+"""The Segment Anything Model, as in the papers.
 
-Names are imported when they are first used, so that ``samadapt.sam.weights.builds`` costs no torch.
+Start with ``model`` (preprocess, encode, decode, postprocess). It is made of ``image_encoder`` or
+``tiny_vit``, ``prompt_encoder`` and ``mask_decoder``. A file ``*_fast`` computes the same as the
+file beside it, which is the textbook form, and the tests compare the two. ``embed`` and ``decode``
+are the way from images to embeddings and from prompts to masks.
+
+Names are imported when they are first used, so that importing ``samadapt.sam.weights.builds`` does
+not import torch.
 """
 
 from __future__ import annotations

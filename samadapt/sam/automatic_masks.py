@@ -1,7 +1,8 @@
 """Masks of everything in an image, with the calls and results of segment-anything's generator.
 
-A grid of points prompts the model, over the image and, if wanted, over crops of it; masks are
-kept by predicted IoU and stability, and duplicates dropped (Kirillov et al. 2023, appendix B).
+A grid of points prompts the model, over the whole image and optionally over crops of it. Masks with
+a high predicted IoU and a high stability are kept, and duplicates are dropped (Kirillov et al.
+2023, appendix B).
 """
 
 from __future__ import annotations
@@ -38,26 +39,28 @@ OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
 
 
 class SamAutomaticMaskGenerator:
-    """Finds masks all over an image.
+    """Finds the masks of everything in an image.
 
     Args:
         model: the model.
-        points_per_side: points along a side of the grid; None if ``point_grids`` gives them.
-        points_per_batch: points that the decoder sees at once.
+        points_per_side: points along a side of the grid; None if ``point_grids`` is given.
+        points_per_batch: points that the decoder gets at once.
         pred_iou_thresh: keep masks with a higher predicted IoU; 0 keeps all.
-        stability_score_thresh: keep masks at least as stable; 0 keeps all.
-        stability_score_offset: shift of the threshold in the stability score, in logits.
-        box_nms_thresh: IoU of boxes from which two masks of a crop are duplicates.
-        crop_n_layers: layers of crops besides the whole image; layer i has 4**i.
-        crop_nms_thresh: the same as ``box_nms_thresh`` between crops.
-        crop_overlap_ratio: overlap of the first layer's crops over the image's short side.
-        crop_n_points_downscale_factor: layer i has a grid smaller by this to the power of i.
-        point_grids: a grid (n, 2) in 0..1 for each layer, instead of ``points_per_side``.
-        min_mask_region_area: drop islands and fill holes of fewer pixels; 0 does not.
-        output_mode: form of ``segmentation``: boolean array (h, w), run lengths, or COCO's string.
+        stability_score_thresh: keep masks with at least this stability; 0 keeps all.
+        stability_score_offset: shift of the threshold for the stability score, in logits.
+        box_nms_thresh: two masks of a crop are duplicates if the IoU of their boxes is higher.
+        crop_n_layers: layers of crops besides the whole image; layer i has 4**i crops.
+        crop_nms_thresh: the same as ``box_nms_thresh``, between crops.
+        crop_overlap_ratio: overlap of the crops of the first layer over the image's short side.
+        crop_n_points_downscale_factor: the grid of layer i is smaller by this factor to the power
+            of i.
+        point_grids: one grid (n, 2) in 0..1 for each layer, instead of ``points_per_side``.
+        min_mask_region_area: drop islands and fill holes of fewer pixels; 0 keeps them.
+        output_mode: type of ``segmentation``: a boolean array (h, w), run lengths, or COCO's
+            compressed string.
 
     Raises:
-        PromptError: contradicting grids or an unknown output mode.
+        PromptError: the grids contradict each other, or the output mode is unknown.
     """
 
     def __init__(
@@ -77,7 +80,6 @@ class SamAutomaticMaskGenerator:
         min_mask_region_area: int = 0,
         output_mode: OutputMode = "binary_mask",
     ) -> None:
-        """Check the choices and lay the grids."""
         if output_mode not in get_args(OutputMode):
             raise PromptError(
                 f"output_mode must be one of {', '.join(get_args(OutputMode))}; got {output_mode!r}"
@@ -109,32 +111,33 @@ class SamAutomaticMaskGenerator:
 
     @torch.no_grad()
     def generate(self, image: NDArray[np.uint8]) -> list[dict[str, Any]]:
-        """Find the masks of an image (h, w, 3), RGB of 0..255.
+        """Find the masks of an RGB image (h, w, 3) uint8.
 
         Returns:
-            One record a mask: ``segmentation``; ``area`` in pixels; ``bbox`` [x, y, w, h];
-            ``predicted_iou``; ``point_coords`` [[x, y]] of the prompt; ``stability_score``;
-            ``crop_box`` [x, y, w, h] of the crop it was found in. In pixels of the image.
+            A dictionary for each mask, in pixels of the image: ``segmentation``; ``area``; ``bbox``
+            [x, y, w, h]; ``predicted_iou``; ``point_coords`` [[x, y]] of the prompt;
+            ``stability_score``; ``crop_box`` [x, y, w, h] of the crop that it was found in.
 
         Raises:
-            PromptError: not an image (h, w, 3) of uint8.
+            PromptError: the image has another shape or type.
         """
         check_image(image)
         height, width = image.shape[:2]
         crops = crop_boxes((height, width), self.crop_n_layers, self.crop_overlap_ratio)
         found = [mask for crop, layer in crops for mask in self._in_crop(image, crop, layer)]
-        if len(crops) > 1:  # the mask from the smaller crop is the finer one
+        if len(crops) > 1:
+            # Of duplicates, the mask from the smaller crop wins, because it is finer.
             scores = [1 / ((c[2] - c[0]) * (c[3] - c[1])) for c in (mask.crop for mask in found)]
             found = _without_duplicates(found, scores, self.crop_nms_thresh)
         if self.min_mask_region_area > 0:
             found = self._clean(found)
         return [self._record(mask) for mask in found]
 
-    def _in_crop(self, image: NDArray[np.uint8], crop: Box, layer: int) -> list[_Found]:
+    def _in_crop(self, image: NDArray[np.uint8], crop: Box, layer: int) -> list[_FoundMask]:
         x0, y0, x1, y1 = crop
         self.predictor.set_image(image[y0:y1, x0:x1])
         points = self.point_grids[layer] * (x1 - x0, y1 - y0)
-        found: list[_Found] = []
+        found: list[_FoundMask] = []
         for start in range(0, len(points), self.points_per_batch):
             batch = points[start : start + self.points_per_batch]
             found.extend(self._from_points(batch, crop, image.shape[:2]))
@@ -143,8 +146,8 @@ class SamAutomaticMaskGenerator:
 
     def _from_points(
         self, points: NDArray[np.float64], crop: Box, size: tuple[int, ...]
-    ) -> Iterator[_Found]:
-        """Yield the good masks of points (n, 2) in pixels of the crop."""
+    ) -> Iterator[_FoundMask]:
+        """Yield the masks of points (n, 2), given in pixels of the crop, that are good enough."""
         predictor, model = self.predictor, self.predictor.model
         coords = predictor.transform.apply_coords(points, (crop[3] - crop[1], crop[2] - crop[0]))
         places = torch.as_tensor(coords, dtype=torch.float32, device=predictor.device)
@@ -169,8 +172,8 @@ class SamAutomaticMaskGenerator:
         points: NDArray[np.float64],
         crop: Box,
         size: tuple[int, ...],
-    ) -> Iterator[_Found]:
-        """Yield the stable ones of n masks (n, 4g, 4g), with boxes that end within the crop."""
+    ) -> Iterator[_FoundMask]:
+        """Yield the stable masks of n logits (n, 4g, 4g) that the edge of the crop does not cut."""
         model = self.predictor.model
         frame = self.predictor.transform.frame((crop[3] - crop[1], crop[2] - crop[0]))
         logits = model.postprocess(low_res[None, None], frame)[0, 0]
@@ -185,8 +188,8 @@ class SamAutomaticMaskGenerator:
         kept = keep.nonzero()[:, 0][inside]
         values = (masks[inside], boxes[inside], iou[kept], stability[kept], kept)
         for mask, box, score, stable, index in zip(*(t.cpu() for t in values), strict=True):
-            yield _Found(
-                runs=encode_mask(_uncropped(mask.numpy(), crop, size)),
+            yield _FoundMask(
+                runs=encode_mask(_paste(mask.numpy(), crop, size)),
                 box=box,
                 iou=score.item(),
                 point=[float(value) for value in points[index] + crop[:2]],
@@ -194,8 +197,8 @@ class SamAutomaticMaskGenerator:
                 crop=crop,
             )
 
-    def _clean(self, found: list[_Found]) -> list[_Found]:
-        """Drop small regions; where that makes duplicates, masks that needed none win."""
+    def _clean(self, found: list[_FoundMask]) -> list[_FoundMask]:
+        """Drop small regions; of masks that become duplicates, an unchanged one wins."""
         cleaned, scores = [], []
         for mask in found:
             pixels, changed = without_small_regions(
@@ -208,7 +211,7 @@ class SamAutomaticMaskGenerator:
             cleaned.append(mask)
         return _without_duplicates(cleaned, scores, max(self.box_nms_thresh, self.crop_nms_thresh))
 
-    def _record(self, mask: _Found) -> dict[str, Any]:
+    def _record(self, mask: _FoundMask) -> dict[str, Any]:
         segmentation: Any = mask.runs
         if self.output_mode == "binary_mask":
             segmentation = decode_mask(mask.runs)
@@ -226,8 +229,17 @@ class SamAutomaticMaskGenerator:
 
 
 @dataclass(frozen=True)
-class _Found:
-    """One mask: run lengths, box (4,) XYXY, prompt and crop in pixels of the whole image."""
+class _FoundMask:
+    """One mask, in pixels of the whole image.
+
+    Attributes:
+        runs: run lengths of the mask (h, w).
+        box: (4,) int64 XYXY around it.
+        iou: predicted IoU.
+        point: [x, y] of its prompt.
+        stability: stability score.
+        crop: XYXY of the crop that it was found in.
+    """
 
     runs: RunLengths
     box: Tensor
@@ -238,9 +250,9 @@ class _Found:
 
 
 def _without_duplicates(
-    found: list[_Found], scores: Sequence[float], threshold: float
-) -> list[_Found]:
-    """Keep the best-scored of masks whose boxes overlap by more, best first."""
+    found: list[_FoundMask], scores: Sequence[float], threshold: float
+) -> list[_FoundMask]:
+    """Keep the best of masks whose boxes have an IoU above ``threshold``; the best come first."""
     from torchvision.ops import batched_nms
 
     if not found:
@@ -251,7 +263,7 @@ def _without_duplicates(
     return [found[i] for i in kept.tolist()]
 
 
-def _uncropped(mask: NDArray[np.bool_], crop: Box, size: tuple[int, ...]) -> NDArray[np.bool_]:
+def _paste(mask: NDArray[np.bool_], crop: Box, size: tuple[int, ...]) -> NDArray[np.bool_]:
     if mask.shape == tuple(size):
         return mask
     whole = np.zeros(size, dtype=bool)

@@ -1,7 +1,8 @@
-"""Between the original image and the model's square; the only file that knows both frames.
+"""Conversion between the original image and the model's square, in both directions.
 
-Points are (x, y) in pixels, boxes XYXY, as segment-anything scales them: a coordinate is multiplied
-by the ratio of the sides, and the image lies at the top left of the square.
+This is the only file that knows both frames. Points are (x, y) and boxes are XYXY, in pixels. As in
+segment-anything, a coordinate is multiplied by the ratio of the sides, and the image lies at the
+top left of the square.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ def make_frame(shape: tuple[int, int], size: int, resize: str = "longest") -> Fr
     Args:
         shape: (height, width) of the original image.
         size: side of the model's square.
-        resize: ``"longest"``: the longest side becomes ``size``, the aspect stays (each side
-            rounded half up); ``"squash"``: both sides become ``size``.
+        resize: ``"longest"`` makes the longest side ``size`` and keeps the aspect (sides are
+            rounded half up); ``"squash"`` makes both sides ``size``.
 
     Raises:
-        ValueError: if a side or the size is not positive, or ``resize`` is unknown.
+        ValueError: a side or the size is not positive, or ``resize`` is unknown.
     """
     height, width = (int(side) for side in shape)
     if min(height, width, size) < 1:
-        raise ValueError(f"an image needs positive sides; got {(height, width)} for size {size}")
+        raise ValueError(
+            f"the sides of an image must be positive; got {(height, width)} for size {size}"
+        )
     if resize == "squash":
         return Frame((height, width), (size, size), size)
     if resize != "longest":
@@ -43,12 +46,14 @@ def make_frame(shape: tuple[int, int], size: int, resize: str = "longest") -> Fr
 
 
 def resize_image(image: npt.NDArray[np.uint8], frame: Frame) -> npt.NDArray[np.uint8]:
-    """Resize an image (h, w, 3) to ``frame.resized``, bilinear with antialiasing (PIL).
+    """Resize an image to ``frame.resized``, bilinear with antialiasing (PIL).
 
-    An image of more than three channels (h, w, c) is resized channel by channel.
+    Args:
+        image: (h, w, 3) uint8, or (h, w, c) with more channels, which are resized one by one.
+        frame: the frame of the image.
 
     Raises:
-        ValueError: if the image is not uint8 RGB of ``frame.original``.
+        ValueError: the image is not uint8 or does not have the size ``frame.original``.
     """
     if image.ndim == 3 and image.shape[2] > 3:
         parts = [
@@ -68,41 +73,42 @@ def resize_image(image: npt.NDArray[np.uint8], frame: Frame) -> npt.NDArray[np.u
 
 
 def to_model_points(points: npt.ArrayLike, frame: Frame) -> FloatArray:
-    """Bring points (..., 2) from the original frame into the model's."""
+    """Move points (..., 2) from the original image into the model frame."""
     return _array(points, 2) * _ratio(frame)
 
 
 def to_original_points(points: npt.ArrayLike, frame: Frame) -> FloatArray:
-    """Bring points (..., 2) from the model's frame back into the original."""
+    """Move points (..., 2) from the model frame back into the original image."""
     return _array(points, 2) / _ratio(frame)
 
 
 def to_model_boxes(boxes: npt.ArrayLike, frame: Frame) -> FloatArray:
-    """Bring boxes (..., 4) XYXY from the original frame into the model's."""
+    """Move boxes (..., 4) XYXY from the original image into the model frame."""
     return _array(boxes, 4) * np.tile(_ratio(frame), 2)
 
 
 def to_original_boxes(boxes: npt.ArrayLike, frame: Frame) -> FloatArray:
-    """Bring boxes (..., 4) XYXY from the model's frame back into the original."""
+    """Move boxes (..., 4) XYXY from the model frame back into the original image."""
     return _array(boxes, 4) / np.tile(_ratio(frame), 2)
 
 
 def labels_to_model(labels: IntArray, frame: Frame, side: int) -> IntArray:
-    """Bring a label image into the model's square at the resolution of the logits.
+    """Bring a label image into the model's square, at the resolution of the logits.
 
-    Nearest along an axis that is enlarged; along one that shrinks, each cell takes the label that
-    covers most of it (the smallest of equals). Cells with their centre in the padding are -1.
+    Along an axis that is enlarged, a cell takes the nearest label. Along an axis that shrinks, it
+    takes the label that covers most of it, and of equals the smallest. Cells whose centre lies in
+    the padding are -1.
 
     Args:
-        labels: (h, w) integers of ``frame.original``.
-        frame: the image's frame.
-        side: cells along the square, 4g for the decoder's logits.
+        labels: (h, w) integers, of size ``frame.original``.
+        frame: the frame of the image.
+        side: cells along a side of the square; 4g for the logits of the decoder.
 
     Returns:
-        (side, side), of the input's type if signed, else int64.
+        (side, side), of the type of the labels if it is signed, else int64.
 
     Raises:
-        ValueError: if the labels are not integers of ``frame.original``.
+        ValueError: the labels are not integers or do not have the size ``frame.original``.
     """
     if labels.shape != frame.original or labels.dtype.kind not in "iub":
         raise ValueError(
@@ -116,7 +122,9 @@ def labels_to_model(labels: IntArray, frame: Frame, side: int) -> IntArray:
     placed = np.full(best.shape, values[0], dtype=kind)
     for value in values:
         covered = down @ (labels == value).astype(np.float32) @ across.T
-        better = covered > best * (1 + 1e-5)  # float noise must not break ties
+        better = covered > best * (
+            1 + 1e-5
+        )  # a margin, so that rounding does not decide between equals
         best[better] = covered[better]
         placed[better] = value
     square = np.full((side, side), -1, dtype=kind)
@@ -125,10 +133,13 @@ def labels_to_model(labels: IntArray, frame: Frame, side: int) -> IntArray:
 
 
 def _cell_weights(original: int, resized: int, size: int, side: int) -> npt.NDArray[np.float32]:
-    """Weights (cells inside the image, original) of the pixels along one axis."""
-    cell = size / side  # model pixels
+    """Return how much of each cell each original pixel covers along one axis: (cells, pixels).
+
+    Only the cells inside the image are counted.
+    """
+    cell = size / side  # pixels of the model frame in a cell
     inside = min(side, int(np.ceil(resized / cell - 0.5)))
-    pixels = cell * original / resized  # original pixels a cell
+    pixels = cell * original / resized  # original pixels in a cell
     edges = np.arange(max(1, inside) + 1) * pixels
     if pixels <= 1:
         nearest = np.minimum(((edges[:-1] + edges[1:]) / 2).astype(int), original - 1)
@@ -141,7 +152,7 @@ def _cell_weights(original: int, resized: int, size: int, side: int) -> npt.NDAr
 
 
 def _ratio(frame: Frame) -> FloatArray:
-    """(x, y) scale from the original frame to the model's."""
+    """Return the scale (x, y) from the original image to the model frame."""
     height, width = frame.original
     return np.array([frame.resized[1] / width, frame.resized[0] / height])
 

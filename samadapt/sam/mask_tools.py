@@ -1,6 +1,6 @@
-"""What automatic masks need besides the model: crops, point grids, run lengths, small regions.
+"""Tools for automatic masks: crops, point grids, boxes, stability, run lengths, small regions.
 
-Boxes are XYXY in pixels, with the last row and column that the mask touches.
+Boxes are XYXY in pixels and include the last row and column of the mask.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Mask = NDArray[np.bool_]
 
 
 class RunLengths(TypedDict):
-    """COCO's run lengths, column by column, starting with a run of zeros.
+    """COCO's run lengths. They go down the columns and start with a run of zeros.
 
     Attributes:
-        size: [h, w].
+        size: [h, w] of the mask.
         counts: a list of run lengths, or COCO's compressed string of them.
     """
 
@@ -31,22 +31,22 @@ class RunLengths(TypedDict):
 
 
 def point_grid(per_side: int) -> NDArray[np.float64]:
-    """Return the centres of ``per_side`` x ``per_side`` cells: (n, 2), (x, y) in 0..1."""
+    """Return the centres (n, 2), (x, y) in 0..1, of ``per_side`` x ``per_side`` cells."""
     side = (np.arange(per_side) + 0.5) / per_side
     return np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
 
 
 def crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float) -> list[tuple[Box, int]]:
-    """Cover an image by overlapping crops.
+    """Cover an image with overlapping crops.
 
     Args:
         size: (h, w) of the image in pixels.
         layers: layer i has 2**i crops along each side.
-        overlap_ratio: overlap of the first layer's crops, over the image's short side; each
+        overlap_ratio: overlap of the crops of the first layer over the image's short side; each
             further layer halves it.
 
     Returns:
-        (crop, layer), the whole image (layer 0) first.
+        Pairs (crop, layer). The whole image, layer 0, comes first.
     """
     height, width = size
     crops: list[tuple[Box, int]] = [((0, 0, width, height), 0)]
@@ -61,7 +61,14 @@ def crop_boxes(size: tuple[int, int], layers: int, overlap_ratio: float) -> list
 
 
 def touches_crop(boxes: Tensor, crop: Box, size: tuple[int, int], margin: float = 20.0) -> Tensor:
-    """Tell which boxes (n, 4) of an image of (h, w) end at the crop's edge, not at the image's."""
+    """Return which boxes (n, 4) end at an edge of the crop that is not an edge of the image.
+
+    Args:
+        boxes: (n, 4) XYXY in pixels of the image.
+        crop: XYXY in pixels of the image.
+        size: (h, w) of the image.
+        margin: pixels within which a box counts as ending at an edge.
+    """
     values = boxes.float()
     near_crop = (values - values.new_tensor(crop)).abs() <= margin
     near_image = (values - values.new_tensor((0, 0, size[1], size[0]))).abs() <= margin
@@ -69,10 +76,11 @@ def touches_crop(boxes: Tensor, crop: Box, size: tuple[int, int], margin: float 
 
 
 def boxes_of(masks: Tensor) -> Tensor:
-    """Return the boxes (n, 4), int64 XYXY, around boolean masks (n, h, w); zeros if empty."""
+    """Return the boxes (n, 4) int64 XYXY around boolean masks (n, h, w); zeros for empty masks."""
     edges = []
-    for axis in (1, 2):  # any row along the width gives the columns, and the reverse
-        line = masks.view(torch.uint8).amax(dim=axis)  # 30 times faster than ``any`` on a CPU
+    for axis in (1, 2):  # over the rows for x, over the columns for y
+        # amax of bytes is 30 times faster than ``any`` on a CPU.
+        line = masks.view(torch.uint8).amax(dim=axis)
         first = line.argmax(dim=1)
         last = line.shape[1] - 1 - line.flip(1).argmax(dim=1)
         edges.append((first, last))
@@ -82,21 +90,24 @@ def boxes_of(masks: Tensor) -> Tensor:
 
 
 def stability_scores(logits: Tensor, threshold: float, offset: float) -> Tensor:
-    """IoU (n,) of each mask cut ``offset`` above and below the threshold; NaN if both are empty.
+    """Return the IoU (n,) of each mask at a higher and at a lower threshold.
+
+    A stable mask hardly changes with the threshold. The IoU is NaN if both masks are empty.
 
     Args:
         logits: (n, h, w).
-        threshold: logit from which a pixel belongs to the mask.
-        offset: in logits.
+        threshold: logit above which a pixel belongs to the mask.
+        offset: how far the two thresholds lie above and below it, in logits.
     """
     return _count_above(logits, threshold + offset) / _count_above(logits, threshold - offset)
 
 
 def _count_above(logits: Tensor, level: float) -> Tensor:
-    """Count (n,) the pixels of logits (n, h, w) above a level."""
+    """Return how many pixels (n,) of logits (n, h, w) are above a level."""
     if logits.device.type != "cpu":
         return (logits > level).flatten(1).sum(dim=1)
-    # NumPy compares and counts one mask in the cache, ten times as fast as torch all of them.
+    # One mask at a time stays in the cache, and NumPy counts it ten times as fast as torch counts
+    # all of them.
     return torch.tensor([np.count_nonzero(mask > level) for mask in logits.detach().numpy()])
 
 
@@ -113,7 +124,7 @@ def encode_mask(mask: Mask) -> RunLengths:
 
 
 def decode_mask(runs: RunLengths) -> Mask:
-    """Undo ``encode_mask`` (uncompressed counts)."""
+    """Return the mask (h, w) of uncompressed run lengths."""
     height, width = runs["size"]
     values = np.arange(len(runs["counts"])) % 2 == 1
     return np.repeat(values, runs["counts"]).reshape(width, height).T
@@ -125,11 +136,11 @@ def area_of(runs: RunLengths) -> int:
 
 
 def compress(runs: RunLengths) -> RunLengths:
-    """Write run lengths as COCO's string.
+    """Compress run lengths to COCO's string (cocoapi, maskApi.c, rleToString).
 
-    Each count but the first three is replaced by its difference to the one two before, and written
-    in groups of five bits, lowest first, with a continuation bit, offset to printable characters
-    (cocoapi, maskApi.c, rleToString).
+    From the fourth on, a count is replaced by its difference to the count two before it. A value
+    is written in groups of five bits, lowest first, each with a continuation bit, as printable
+    characters.
     """
     counts = runs["counts"]
     text = bytearray()
@@ -145,9 +156,9 @@ def compress(runs: RunLengths) -> RunLengths:
 
 
 def without_small_regions(mask: Mask, min_area: int) -> tuple[Mask, bool]:
-    """Fill the holes and drop the islands of a mask (h, w) that are under ``min_area`` pixels.
+    """Fill holes and drop islands of a mask (h, w) of fewer than ``min_area`` pixels.
 
-    Diagonal neighbours are connected. If every island is small, the largest stays.
+    Diagonal neighbours are connected. If every island is small, the largest one stays.
 
     Returns:
         The mask, and whether any region was small.
@@ -164,7 +175,7 @@ def without_small_regions(mask: Mask, min_area: int) -> tuple[Mask, bool]:
 
 
 def _small_regions(mask: Mask, min_area: int) -> tuple[NDArray[np.int32], Mask]:
-    """Number the connected regions (h, w), and tell which numbers are small; 0 is none."""
+    """Return component ids (h, w), and which ids are below ``min_area``; 0 is background."""
     from scipy import ndimage
 
     labels, count = ndimage.label(mask, structure=np.ones((3, 3)))

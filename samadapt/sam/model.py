@@ -1,4 +1,7 @@
-"""The Segment Anything Model: preprocess, encode, decode, postprocess, batched from the start."""
+"""The Segment Anything Model (Kirillov et al. 2023): preprocess, encode, decode, postprocess.
+
+Every step takes a batch of images, and decoding takes a batch of prompted objects for each image.
+"""
 
 from __future__ import annotations
 
@@ -18,32 +21,31 @@ from samadapt.sam.tiny_vit import TinyViTEncoder
 from samadapt.sam.types import AttentionBlock, Frame, MaskOutput, Preprocessing, Prompts
 from samadapt.sam.weights.builds import BUILDS, Build
 
-# What goes into and comes out of a graph that ``torch.export`` makes of the model.
+# The inputs and outputs of a graph that ``torch.export`` makes of the model.
 for _values in (Prompts, MaskOutput):
     torch.export.register_dataclass(_values, serialized_type_name=f"samadapt.{_values.__name__}")
 
 
 class Sam(nn.Module):
-    """SAM for one image size s; the embedding's side is g = s / ``build.stride``.
+    """SAM for one image size s. The image embedding has g x g cells, with g = s / ``build.stride``.
 
     Args:
-        build: the model's numbers.
+        build: sizes of the parts of the model.
         image_size: side s of the model's square in pixels; a multiple of ``build.stride``.
 
     Raises:
-        ConfigError: if it is not.
+        ConfigError: ``image_size`` is not such a multiple.
     """
 
     mask_threshold: float = 0.0
     adapter_names: tuple[str, ...] = ()
-    """The methods injected into this model; empty for a plain one."""
+    """Names of the methods that were injected into this model; empty for a plain one."""
     pixel_mean: Tensor
     pixel_std: Tensor
     input_projection: nn.Conv2d | None
-    """Brings more than three channels to SAM's three; None: images have three."""
+    """Maps images of more than three channels to three; None if images have three."""
 
     def __init__(self, build: Build, image_size: int) -> None:
-        """Make the layers."""
         super().__init__()
         if image_size < build.stride or image_size % build.stride:
             raise ConfigError(
@@ -74,29 +76,31 @@ class Sam(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.mask_decoder.iou_token.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """The type of the weights."""
         return self.mask_decoder.iou_token.weight.dtype
 
     def preprocess(
         self, images: Shaped[Tensor, "b n h w"] | Sequence[Shaped[Tensor, "n _ _"]]
     ) -> Float[Tensor, "b 3 s s"]:
-        """Normalise as ``self.preprocessing`` says and zero-pad right and below.
+        """Normalise images as ``self.preprocessing`` says and pad them with zeros to the square.
+
+        The padding is on the right and below. An input projection comes first and gets gradients.
 
         Args:
-            images: (b, 3, h, w), or a list of (3, h, w) that may differ in size; RGB 0-255, any
-                type, already resized so that no side exceeds s. With an input projection
-                (n, h, w), which it brings to three channels first, with gradients.
+            images: (b, 3, h, w), or a list of (3, h, w) that may differ in size; RGB values of 0 to
+                255 of any type. They are resized already: no side is longer than s. With an input
+                projection, images have its number n of channels.
 
         Returns:
-            (b, 3, s, s) on the model's device and of its type.
+            (b, 3, s, s) on the device of the model and of its type.
 
         Raises:
-            ValueError: for another shape.
+            ValueError: an image has another shape.
         """
         return torch.stack([self._preprocess_one(image) for image in images])
 
@@ -128,7 +132,7 @@ class Sam(nn.Module):
         """Embed preprocessed images (b, 3, s, s) as (b, c, g, g).
 
         Raises:
-            ValueError: for another shape.
+            ValueError: the images have another shape.
         """
         self._check_images(images)
         embeddings: Tensor = self.image_encoder(images)
@@ -137,24 +141,24 @@ class Sam(nn.Module):
     def encode_prefix(
         self, images: Float[Tensor, "b 3 s s"], first_trainable_block: int
     ) -> Float[Tensor, "b ..."]:
-        """Run the encoder up to a boundary, for a frozen prefix whose output is kept.
+        """Run the frozen part of the encoder, whose output can be stored.
 
-        The units are the n attention blocks, with the patch embedding before block 0 and the neck
-        behind block n - 1.
+        The encoder has n attention blocks. The patch embedding comes before block 0 and the neck
+        after block n - 1.
 
         Args:
             images: (b, 3, s, s), preprocessed.
-            first_trainable_block: 0 to n: everything before that block (n: before the neck);
-                n + 1: all.
+            first_trainable_block: 0 to n runs everything before that block (n: everything but the
+                neck); n + 1 runs the whole encoder.
 
         Returns:
-            A tensor whose first axis is b, for ``encode_suffix``.
+            Features (b, ...) for ``encode_suffix``.
 
         Raises:
-            ValueError: for another shape or boundary.
+            ValueError: the images have another shape, or there is no such block.
         """
         self._check_images(images)
-        self._check_boundary(first_trainable_block)
+        self._check_first_block(first_trainable_block)
         return self.image_encoder.prefix(images, first_trainable_block)
 
     def encode_suffix(
@@ -163,16 +167,16 @@ class Sam(nn.Module):
         """Run the rest of the encoder: ``encode_suffix(encode_prefix(x, k), k) == encode(x)``.
 
         Args:
-            features: what ``encode_prefix`` returned for the same boundary.
-            first_trainable_block: 0 to n + 1.
+            features: (b, ...), what ``encode_prefix`` returned for ``first_trainable_block``.
+            first_trainable_block: 0 to n + 1; see ``encode_prefix``.
 
         Returns:
             (b, c, g, g).
 
         Raises:
-            ValueError: for another boundary.
+            ValueError: there is no such block.
         """
-        self._check_boundary(first_trainable_block)
+        self._check_first_block(first_trainable_block)
         return self.image_encoder.suffix(features, first_trainable_block)
 
     def decode(
@@ -181,12 +185,12 @@ class Sam(nn.Module):
         """Decode p objects in each of b images, with gradients.
 
         Args:
-            embeddings: (b, c, g, g), from ``encode``.
-            prompts: for the same b images; without any prompt p = 1.
-            multimask: several masks an object, or one.
+            embeddings: (b, c, g, g), what ``encode`` returned.
+            prompts: prompts for the same b images; without any prompt, p = 1.
+            multimask: return several masks for each object instead of one.
 
         Raises:
-            PromptError: if prompts or embeddings do not fit the model or each other.
+            PromptError: prompts or embeddings do not fit the model or each other.
         """
         side, width = self.embedding_size, self.build.prompt_width
         if embeddings.ndim != 4 or tuple(embeddings.shape[1:]) != (width, side, side):
@@ -209,17 +213,20 @@ class Sam(nn.Module):
     def postprocess(
         self, logits: Float[Tensor, "b p m h w"], frame: Frame
     ) -> Float[Tensor, "b p m H W"]:
-        """Bring logits back to the original frame, with segment-anything's arithmetic.
+        """Resize logits to the original images, with the arithmetic of segment-anything.
+
+        Logits are enlarged to the model's square, the padding is cut off, and the rest is resized
+        to the original size, all bilinear.
 
         Args:
             logits: (b, p, m, h, w) in the model frame.
-            frame: of all b images.
+            frame: the frame that all b images share.
 
         Returns:
-            (b, p, m, H, W) logits, ``frame.original`` pixels, fp32 at least.
+            (b, p, m, H, W) logits for the pixels of ``frame.original``, in float32 or wider.
 
         Raises:
-            ValueError: if the frame is of another image size.
+            ValueError: the frame belongs to another image size.
         """
         if frame.size != self.image_size:
             raise ValueError(f"the frame must be of size {self.image_size}; got {frame.size}")
@@ -231,16 +238,17 @@ class Sam(nn.Module):
 
     @property
     def input_channels(self) -> int:
-        """Channels of the images that ``preprocess`` takes."""
+        """Number of channels of the images that ``preprocess`` takes."""
         return 3 if self.input_projection is None else self.input_projection.in_channels
 
     def add_input_projection(self, channels: int) -> None:
-        """Take images of more channels: a 1x1 convolution to three, at first their mean.
+        """Accept images of more channels: a 1x1 convolution, at first the mean, makes them three.
 
-        It stands before the normalisation, so that n equal channels give what a grey image gives.
+        The projection comes before the normalisation, so n equal channels give what a grey image
+        gives.
 
         Raises:
-            ValueError: for less than 4 channels.
+            ValueError: ``channels`` is less than 4.
         """
         if channels < 4:
             raise ValueError(f"expected at least 4 channels; got {channels}")
@@ -249,16 +257,16 @@ class Sam(nn.Module):
         self.input_projection = projection.to(self.device, self.dtype)
 
     def attention_blocks(self) -> tuple[AttentionBlock, ...]:
-        """List the encoder's attention blocks in order, for the methods to inject into."""
+        """Return the attention blocks of the encoder in order; methods inject into them."""
         return self.image_encoder.attention_blocks("image_encoder")
 
     def resize_mask_tokens(self, count: int) -> None:
-        """Set the number of multimask outputs, say one a class.
+        """Set the number of multimask outputs, for example one for each class.
 
-        New tokens, hypernetworks and IoU rows are copied in turn from those present.
+        New outputs copy the present ones in turn.
 
         Raises:
-            ValueError: if ``count`` is less than 1.
+            ValueError: ``count`` is less than 1.
         """
         self.mask_decoder.resize_mask_tokens(count)
         self.build = replace(self.build, num_multimask=count)
@@ -270,7 +278,7 @@ class Sam(nn.Module):
                 f"images must be (b, 3, {size}, {size}), from preprocess; got {tuple(images.shape)}"
             )
 
-    def _check_boundary(self, first_trainable_block: int) -> None:
+    def _check_first_block(self, first_trainable_block: int) -> None:
         last = len(self.attention_blocks()) + 1
         if not 0 <= first_trainable_block <= last:
             raise ValueError(
@@ -283,10 +291,10 @@ def build_sam(build: Build | str, *, image_size: int | None = None) -> Sam:
 
     Args:
         build: a build, or its name in ``BUILDS``.
-        image_size: side of the model's square in pixels; the build's own if None.
+        image_size: side of the model's square in pixels; None takes the size of the build.
 
     Raises:
-        ConfigError: for an unknown name, or a size that the patch does not divide.
+        ConfigError: the name is unknown, or the stride of the model does not divide the size.
     """
     if isinstance(build, str):
         if build not in BUILDS:

@@ -1,7 +1,7 @@
 """Masks for one image and its prompts, with the calls and results of segment-anything's predictor.
 
-Everything here takes and gives pixels of the original image; ``set_torch_image`` and
-``predict_torch`` take the model frame, as there.
+Coordinates and masks are in pixels of the original image. As in segment-anything,
+``set_torch_image`` and ``predict_torch`` take the model frame instead.
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ Masks = NDArray[np.bool_] | NDArray[np.float32]
 
 
 class ImageTransform:
-    """Places images and their coordinates in a model's square: ``SamPredictor.transform``.
+    """Places images and coordinates in the model's square; it is ``SamPredictor.transform``.
 
-    For SAM's own weights this is segment-anything's ``ResizeLongestSide``.
+    For SAM's own weights it equals segment-anything's ``ResizeLongestSide``.
 
     Args:
         target_length: side of the square, in pixels.
-        resize: what the weights expect, see ``Preprocessing.resize``.
+        resize: how the weights expect images to be resized; see ``Preprocessing.resize``.
     """
 
     def __init__(
         self, target_length: int, resize: Literal["longest", "squash"] = "longest"
     ) -> None:
-        """Keep the numbers."""
         self.target_length = target_length
         self.resize = resize
 
@@ -45,20 +44,20 @@ class ImageTransform:
         return make_frame((original_size[0], original_size[1]), self.target_length, self.resize)
 
     def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize an image (h, w, 3) of 0..255."""
+        """Resize an image (h, w, 3) uint8."""
         return resize_image(image, self.frame(image.shape[:2]))
 
     def apply_coords(self, coords: Array, original_size: tuple[int, ...]) -> Array:
-        """Move points (..., 2), (x, y) pixels of an image of (h, w), into the model frame."""
+        """Move points (..., 2), (x, y) pixels of an image (h, w), into the model frame."""
         return to_model_points(coords, self.frame(original_size))
 
     def apply_boxes(self, boxes: Array, original_size: tuple[int, ...]) -> Array:
-        """Move boxes (..., 4), XYXY pixels of an image of (h, w), into the model frame: (n, 4)."""
+        """Move boxes (..., 4), XYXY pixels of an image (h, w), into the model frame: (n, 4)."""
         return to_model_boxes(np.asarray(boxes).reshape(-1, 4), self.frame(original_size))
 
 
 class SamPredictor:
-    """Embeds an image once and answers any number of prompts about it.
+    """Embeds an image once and then answers any number of prompts about it.
 
     Args:
         sam_model: the model; its weights decide how images are resized and normalised.
@@ -66,21 +65,20 @@ class SamPredictor:
     Attributes:
         model: the model.
         transform: what ``set_image`` and ``predict`` apply to images and coordinates.
-        is_image_set: whether prompts can be answered.
-        original_size: (h, w) of the image in pixels.
-        input_size: (h, w) of the image within the model's square, in pixels.
-        features: the image's embedding (1, c, g, g), or None.
+        is_image_set: whether an image is embedded.
+        original_size: (h, w) of the image in pixels, or None.
+        input_size: (h, w) of the image within the model's square in pixels, or None.
+        features: the embedding of the image (1, c, g, g), or None.
     """
 
     def __init__(self, sam_model: Sam) -> None:
-        """Take the model; no image is set."""
         self.model = sam_model
         self.transform = ImageTransform(sam_model.image_size, sam_model.preprocessing.resize)
         self.reset_image()
 
     @property
     def device(self) -> torch.device:
-        """Device of the model."""
+        """The device of the model."""
         return self.model.device
 
     def reset_image(self) -> None:
@@ -94,11 +92,11 @@ class SamPredictor:
         """Embed an image.
 
         Args:
-            image: (h, w, 3) of 0..255.
+            image: (h, w, 3) uint8.
             image_format: order of the channels, ``"RGB"`` or ``"BGR"``.
 
         Raises:
-            PromptError: another shape, type or format.
+            PromptError: the image has another shape or type, or the format is unknown.
         """
         if image_format not in ("RGB", "BGR"):
             raise PromptError(f"image_format must be 'RGB' or 'BGR'; got {image_format!r}")
@@ -111,14 +109,15 @@ class SamPredictor:
     def set_torch_image(
         self, transformed_image: Tensor, original_image_size: tuple[int, ...]
     ) -> None:
-        """Embed an image that is resized already.
+        """Embed an image that is already resized.
 
         Args:
-            transformed_image: (1, 3, h, w) RGB of 0..255, as ``transform.apply_image`` resizes it.
-            original_image_size: (h, w) before that, in pixels.
+            transformed_image: (1, 3, h, w) RGB of 0 to 255, resized by ``transform.apply_image``.
+            original_image_size: (h, w) of the image before that, in pixels.
 
         Raises:
-            PromptError: not (1, 3, h, w), or a size that does not follow from the original's.
+            PromptError: the image has another shape, or a size that does not follow from the
+                original size.
         """
         if transformed_image.ndim != 4 or transformed_image.shape[:2] != (1, 3):
             raise PromptError(
@@ -146,23 +145,24 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[Masks, NDArray[np.float32], NDArray[np.float32]]:
-        """Predict the masks of one object from its prompts, together.
+        """Predict the masks of one object from all its prompts.
 
         Args:
-            point_coords: (n, 2), (x, y) in pixels.
-            point_labels: (n,), 1 foreground, 0 background.
-            box: (4,) XYXY in pixels.
-            mask_input: (1, 4g, 4g) logits of an earlier answer (its third value).
-            multimask_output: three masks, for ambiguous prompts such as one click; else one.
-            return_logits: logits for masks, not booleans.
+            point_coords: (n, 2), (x, y) in pixels of the original image.
+            point_labels: (n,); 1 foreground, 0 background.
+            box: (4,) XYXY in pixels of the original image.
+            mask_input: (1, 4g, 4g) logits, the third value that an earlier call returned.
+            multimask_output: return three masks, for ambiguous prompts such as one click, instead
+                of one.
+            return_logits: return the logits of the masks instead of booleans.
 
         Returns:
-            Masks (c, h, w) in the original frame; the model's estimate of their IoU (c,); low
-            resolution logits (c, 4g, 4g), to be given back as ``mask_input``.
+            Masks (c, h, w) for the original image; the IoU (c,) that the model estimates for them;
+            low-resolution logits (c, 4g, 4g), which can be given back as ``mask_input``.
 
         Raises:
             RuntimeError: no image is set.
-            PromptError: prompts of a wrong shape.
+            PromptError: a prompt has a wrong shape.
         """
         points = labels = boxes = mask = None
         if (point_coords is None) != (point_labels is None):
@@ -204,20 +204,20 @@ class SamPredictor:
         """Predict the masks of p objects from prompts in the model frame, on the model's device.
 
         Args:
-            point_coords: (p, n, 2), (x, y) in pixels.
+            point_coords: (p, n, 2), (x, y) in pixels of the model frame.
             point_labels: (p, n); 1 foreground, 0 background, -1 padding.
-            boxes: (p, 4) XYXY in pixels.
+            boxes: (p, 4) XYXY in pixels of the model frame.
             mask_input: (p, 1, 4g, 4g) logits, or (1, 1, 4g, 4g) for all objects.
-            multimask_output: three masks an object, else one.
-            return_logits: logits for masks, not booleans.
+            multimask_output: return three masks for each object instead of one.
+            return_logits: return the logits of the masks instead of booleans.
 
         Returns:
-            Masks (p, c, h, w) in the original frame, IoU estimates (p, c) and low resolution
+            Masks (p, c, h, w) for the original image, IoU estimates (p, c) and low-resolution
             logits (p, c, 4g, 4g).
 
         Raises:
             RuntimeError: no image is set.
-            PromptError: prompts of a wrong shape.
+            PromptError: a prompt has a wrong shape.
         """
         frame = self._frame()
         low_res, iou = self.decode(point_coords, point_labels, boxes, mask_input, multimask_output)
@@ -232,7 +232,7 @@ class SamPredictor:
         mask_input: Tensor | None,
         multimask_output: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Do ``predict_torch`` without the upscaling: low resolution logits and IoU estimates."""
+        """Return the low-resolution logits and IoU estimates of ``predict_torch``."""
         embedding = self.get_image_embedding()
         if boxes is not None:
             boxes = boxes.reshape(-1, 4)
@@ -256,7 +256,7 @@ class SamPredictor:
         return output.logits[0], output.iou[0]
 
     def get_image_embedding(self) -> Tensor:
-        """Return the image's embedding (1, c, g, g).
+        """Return the embedding of the image (1, c, g, g).
 
         Raises:
             RuntimeError: no image is set.
@@ -275,10 +275,10 @@ class SamPredictor:
 
 
 def check_image(image: NDArray[np.uint8]) -> None:
-    """Refuse anything but (h, w, 3) of uint8.
+    """Check that an image is an array (h, w, 3) of uint8.
 
     Raises:
-        PromptError: says what was given.
+        PromptError: it is not; the message says what was found.
     """
     got: object = type(image).__name__
     if isinstance(image, np.ndarray):

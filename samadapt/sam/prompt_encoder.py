@@ -1,4 +1,4 @@
-"""Points, boxes and masks to embeddings, for b images and p objects each (SAM, appendix A)."""
+"""SAM's prompt encoder: points, boxes and masks to embeddings (Kirillov et al. 2023, app. A)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from samadapt.sam.types import Prompts
 
 
 class PositionEmbedding(nn.Module):
-    """Random Fourier features of places in the unit square (Tancik et al. 2020)."""
+    """Random Fourier features of points in the unit square (Tancik et al. 2020)."""
 
     positional_encoding_gaussian_matrix: Tensor
 
     def __init__(self, features: int) -> None:
-        """Make the layers."""
         super().__init__()
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, features))
 
     def forward(self, places: Float[Tensor, "*n 2"]) -> Float[Tensor, "*n features"]:
-        """Embed (x, y) in [0, 1]: (..., 2) -> (..., 2 * features).
+        """Embed points (x, y) in [0, 1]: (..., 2) -> (..., 2 * features).
 
-        Always in fp32 or better: the phase has too many turns for bf16.
+        The computation is in float32 or wider: the phase makes too many turns for bfloat16.
         """
         matrix = self.positional_encoding_gaussian_matrix
         matrix = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
@@ -35,7 +34,7 @@ class PositionEmbedding(nn.Module):
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
     def grid(self, side: int) -> Float[Tensor, "features {side} {side}"]:
-        """Embed the centres of a square grid of cells: (2 * features, side, side)."""
+        """Embed the centres of the cells of a square grid: (2 * features, side, side)."""
         matrix = self.positional_encoding_gaussian_matrix
         wide = torch.promote_types(matrix.dtype, torch.float32)
         centre = (torch.arange(side, device=matrix.device, dtype=wide) + 0.5) / side
@@ -45,25 +44,26 @@ class PositionEmbedding(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """SAM's prompt encoder with the official state-dict names.
+    """Embeds the prompts of b images with p objects each.
+
+    Its tensors have the official state-dict names.
 
     Args:
         width: channels c of every embedding.
-        embedding_size: side g of the image embedding.
-        image_size: side of the model's square in pixels, the frame of the prompts.
+        embedding_size: side g of the image embedding, in cells.
+        image_size: side of the model's square in pixels; prompts are given in this frame.
         mask_channels: hidden channels of the mask prompt's convolutions.
     """
 
     def __init__(
         self, width: int, embedding_size: int, image_size: int, mask_channels: int
     ) -> None:
-        """Make the layers."""
         super().__init__()
         self.width = width
         self.embedding_size = embedding_size
         self.image_size = image_size
         self.pe_layer = PositionEmbedding(width // 2)
-        # background point, foreground point, first and second corner of a box
+        # For a background point, a foreground point, the first and the second corner of a box.
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, width) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, width)
         self.mask_downscaling = nn.Sequential(
@@ -87,13 +87,14 @@ class PromptEncoder(nn.Module):
         """Embed the prompts of ``batch`` = b images.
 
         Returns:
-            sparse (b, p, n, c): n = k points, then two box corners; points without a box get one
-            padding point more; n = 0 without either.
-            dense (b, p, c, g, g) from the masks, or (1, 1, c, 1, 1) when there are none.
+            sparse (b, p, n, c): the k points, then the two corners of the box. Points without a box
+            are followed by one padding point, as in segment-anything. n is 0 without points and
+            boxes.
+            dense (b, p, c, g, g): the mask prompts, or (1, 1, c, 1, 1) without them.
 
         Raises:
-            PromptError: if the prompts are for another number of images, or the masks do not have
-                four times the embedding's side.
+            PromptError: the prompts are for another number of images, or the side of the masks is
+                not 4g.
         """
         self._check(prompts, batch)
         parts = [self.no_mask_embed.weight.new_zeros(batch, prompts.count, 0, self.width)]
@@ -113,12 +114,13 @@ class PromptEncoder(nn.Module):
         return torch.cat(parts, dim=2), dense
 
     def dense_position(self) -> Float[Tensor, "c g g"]:
-        """Position embedding of the image embedding's cells: (c, g, g)."""
+        """Return the position embedding of the cells of the image embedding: (c, g, g)."""
         return self.pe_layer.grid(self.embedding_size).to(self._dtype)
 
     def _embed_places(self, pixels: Tensor) -> Tensor:
         device = self.no_mask_embed.weight.device
         wide = torch.promote_types(self._dtype, torch.float32)
+        # A coordinate names a pixel; the embedding is that of the pixel's centre.
         centres = pixels.to(device, wide) + 0.5
         embedded: Tensor = self.pe_layer(centres / self.image_size)
         return embedded.to(self._dtype)

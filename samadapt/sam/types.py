@@ -1,4 +1,4 @@
-"""The values that pass between the model and everything around it."""
+"""The values that pass between the model and the code around it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Frame:
-    """How an image was placed in the model's square: enough to invert it.
+    """How an image was placed in the model's square; enough to invert it.
 
     Attributes:
         original: (height, width) of the image as it was read, in pixels.
-        resized: (height, width) after the resize, at the top left of the square, in pixels.
-        size: side of the square that the model sees, in pixels; zero beyond ``resized``.
+        resized: (height, width) of the resized image, which lies at the top left of the square, in
+            pixels. The rest of the square is zero.
+        size: side of the square, in pixels.
     """
 
     original: tuple[int, int]
@@ -33,14 +34,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a set of weights expects of its input; recorded with every adapter.
+    """How pretrained weights expect their images. It is recorded with every adapter.
 
     Attributes:
-        normalization: ``"mean_std"``: (x - mean) / std on 0-255 RGB, as SAM; ``"min_max"``: each
-            image scaled to [0, 1] by its own extremes before padding, as MedSAM and LiteMedSAM.
-        resize: ``"longest"``: keep the aspect, pad right and below; ``"squash"``: to the square.
-        mean: per channel, on 0-255 RGB; used by ``"mean_std"`` only.
-        std: per channel, on 0-255 RGB; used by ``"mean_std"`` only.
+        normalization: ``"mean_std"`` is (x - mean) / std on RGB of 0 to 255, as in SAM;
+            ``"min_max"`` scales each image to [0, 1] by its own extremes before the padding, as in
+            MedSAM and LiteMedSAM.
+        resize: ``"longest"`` keeps the aspect and pads on the right and below; ``"squash"``
+            stretches the image to the square.
+        mean: mean of each channel, for ``"mean_std"``.
+        std: standard deviation of each channel, for ``"mean_std"``.
     """
 
     normalization: Literal["mean_std", "min_max"] = "mean_std"
@@ -51,16 +54,16 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """One attention block of an image encoder, as the methods see it.
+    """Where an attention block of an image encoder is, for the methods that inject into it.
 
     Attributes:
-        index: 0-based position among the encoder's attention blocks.
-        block, attn, qkv, proj, mlp: dotted module paths from the root of ``Sam``.
+        index: position among the attention blocks of the encoder, from 0.
+        block, attn, qkv, proj, mlp: dotted paths of the modules from the root of ``Sam``.
         kind: ``"window"`` or ``"global"`` attention.
-        width: channels of the token stream.
-        heads: attention heads.
-        qkv_order: order of the fused projection's rows: ``"qkv_head"`` is (q | k | v, head,
-            channel), as SAM's ViT; ``"head_qkv"`` is (head, q | k | v, channel), as TinyViT.
+        width: channels of the tokens.
+        heads: number of attention heads.
+        qkv_order: order of the rows of the fused projection. ``"qkv_head"`` is (q | k | v, head,
+            channel), as in SAM's ViT; ``"head_qkv"`` is (head, q | k | v, channel), as in TinyViT.
     """
 
     index: int
@@ -169,18 +172,18 @@ class ImagePrompts:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts for b images, p objects each, as tensors in the model frame; (x, y) in pixels.
+    """Prompts for b images with p objects each, as tensors in pixels of the model frame.
+
+    If everything is None, there is one object without a prompt in each image (p = 1).
 
     Attributes:
-        points: (b, p, k, 2) or None.
+        points: (b, p, k, 2) float (x, y), or None.
         point_labels: (b, p, k); 1 foreground, 0 background, -1 padding; None without points.
-        boxes: (b, p, 4) XYXY or None.
-        masks: (b, p, 1, 4g, 4g) logits (not probabilities, not binary) or None.
-
-    With everything None there is one unprompted object per image (p = 1).
+        boxes: (b, p, 4) float XYXY, or None.
+        masks: (b, p, 1, 4g, 4g) logits, neither probabilities nor binary, or None.
 
     Raises:
-        PromptError: for a wrong shape, or points without labels.
+        PromptError: a tensor has a wrong shape, or there are points without labels.
     """
 
     points: Tensor | None = None
@@ -210,7 +213,7 @@ class Prompts:
 
     @property
     def count(self) -> int:
-        """Number p of objects per image; 1 when there is no prompt at all."""
+        """Number p of objects in each image; 1 if there is no prompt at all."""
         for tensor in (self.points, self.boxes, self.masks):
             if tensor is not None:
                 return int(tensor.shape[1])
@@ -219,11 +222,11 @@ class Prompts:
 
 @dataclass(frozen=True)
 class MaskOutput:
-    """What the decoder returns for b images and p prompts.
+    """What the mask decoder returns for b images with p objects each.
 
     Attributes:
-        logits: (b, p, m, 4g, 4g) in the model frame; m = 1, or the number of mask tokens.
-        iou: (b, p, m) the model's own estimate of each mask's IoU.
+        logits: (b, p, m, 4g, 4g) in the model frame; m is 1, or the number of multimask outputs.
+        iou: (b, p, m), the IoU that the model estimates for each mask.
     """
 
     logits: Tensor

@@ -1,9 +1,9 @@
-"""Write files and folders whole or not at all.
+"""Write files and folders completely or not at all.
 
-The new content goes to a hidden temporary file (or folder) beside the target. It is flushed to the
-disk and only then renamed onto the target, so a reader, a crash or a full disk never meets a part
-of a file. Every file and folder gets the permissions that the umask of the process asks for, also
-when a library that writes it has other habits.
+New content is written to a hidden temporary file or folder beside the target, flushed to the disk,
+and then renamed to the target. So no reader sees a partial file, even after a crash or on a full
+disk. All files and folders get the permissions that the umask of the process gives, even where the
+library that writes them chooses others.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pathlib import Path
 from samadapt.errors import RunError, SamadaptError
 
 PREFIX = ".samadapt-"
-"""Temporary names start so; ``remove_leftovers`` deletes what a killed process left."""
+"""Prefix of temporary names; ``remove_leftovers`` deletes what a killed process left behind."""
 
 _LONGEST = 40
-"""Characters of the target's name in a temporary name: at 4 bytes each, the whole fits in 255."""
+"""Characters of the target's name in a temporary name; at 4 bytes each, it fits in 255 bytes."""
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _PROBE_BYTES = 2**20
 _ATTEMPTS = 20
-"""Renames tried on Windows, where a virus scanner may hold the target open for a moment."""
+"""Attempts to rename on Windows, where a virus scanner may hold the target open for a moment."""
 
 
 class WriteError(RunError, OSError):
     """A file or folder cannot be written; the message names it and the reason."""
 
     def __str__(self) -> str:
-        """Return the message alone, without OSError's number."""
+        """Return only the message, without the number of the OSError."""
         return str(self.args[0])
 
 
@@ -44,13 +44,13 @@ class DiskFullError(WriteError):
     """The disk or the user's quota is full.
 
     Attributes:
-        folder: where the file was to be written.
-        needed: bytes that the file or folder needs, or those written when that is not known.
+        folder: the folder of the file.
+        needed: bytes that the file or folder needs; if that is not known, the bytes written so far.
         free: bytes that are free in the folder.
     """
 
     def __init__(self, path: Path, needed: int, free: int, *, exact: bool = True) -> None:
-        """Say how much ``path`` needs and how much is free."""
+        """Build the message from what ``path`` needs and what is free."""
         least = "" if exact else "more than "
         super().__init__(
             f"{path.parent}: the disk is full: {path.name} needs {least}{needed} bytes "
@@ -61,21 +61,21 @@ class DiskFullError(WriteError):
 
 
 def write_text(path: Path, text: str) -> Path:
-    r"""Write text as UTF-8 with ``\n`` line ends; an older file is replaced.
+    r"""Write text as UTF-8 with ``\n`` line ends and replace an older file.
 
-    Characters that UTF-8 cannot hold (bytes of a file name in another encoding) are escaped.
+    Characters that UTF-8 cannot encode (bytes of a file name in another encoding) are escaped.
 
     Raises:
-        WriteError: as ``write_bytes``.
+        WriteError: see ``write_bytes``.
     """
     return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
-    """Write bytes; an older file is replaced, missing folders are made.
+    """Write bytes and replace an older file; missing folders are made.
 
     Raises:
-        DiskFullError: naming the folder, the bytes needed and those that are free.
+        DiskFullError: the message names the folder, the bytes needed and the bytes free.
         WriteError: the file cannot be written for another reason.
     """
     with file(path, len(content)) as part, part.open("wb") as stream:
@@ -85,17 +85,17 @@ def write_bytes(path: Path, content: bytes) -> Path:
 
 @contextmanager
 def file(path: Path, needed: int | None = None) -> Iterator[Path]:
-    """Give a temporary path with the same ending, which replaces ``path`` when the block ends.
+    """Yield a temporary file, which replaces ``path`` when the block ends.
 
-    The temporary file exists and is empty. When the block raises, it is removed and an older
-    ``path`` stays as it is.
+    The temporary file has the same suffix and is empty. If the block raises, the temporary file is
+    removed and an older ``path`` is not changed.
 
     Args:
         path: the target; missing folders are made.
         needed: bytes that the file will have, for the message about a full disk.
 
     Raises:
-        DiskFullError: naming the folder, the bytes needed and those that are free.
+        DiskFullError: the message names the folder, the bytes needed and the bytes free.
         WriteError: the file cannot be written for another reason.
     """
     part = _temporary(path)
@@ -111,17 +111,17 @@ def file(path: Path, needed: int | None = None) -> Iterator[Path]:
 
 @contextmanager
 def folder(path: Path, needed: int | None = None) -> Iterator[Path]:
-    """Give a temporary empty folder, which replaces ``path`` when the block ends.
+    """Yield an empty temporary folder, which replaces ``path`` when the block ends.
 
-    When the block raises, or when the new folder cannot be renamed, an older ``path`` stays as it
-    is; it is deleted only after the new one is in its place.
+    If the block raises, or if the new folder cannot be renamed, an older ``path`` is not changed.
+    The older folder is deleted only after the new one is in its place.
 
     Args:
         path: the target; missing parents are made.
         needed: bytes that the folder will have, for the message about a full disk.
 
     Raises:
-        DiskFullError: naming the folder, the bytes needed and those that are free.
+        DiskFullError: the message names the folder, the bytes needed and the bytes free.
         WriteError: the folder cannot be written for another reason.
     """
     part = _temporary(path)
@@ -136,15 +136,15 @@ def folder(path: Path, needed: int | None = None) -> Iterator[Path]:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error of the system says that the disk or the user's quota is full."""
+    """Return whether an error of the system says that the disk or the user's quota is full."""
     return isinstance(error, OSError) and error.errno in _FULL
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append text to a file that grows line by line, as a log does.
+    """Append text to a file that grows line by line, such as a log.
 
     Raises:
-        DiskFullError: naming the folder, the bytes needed and those that are free.
+        DiskFullError: the message names the folder, the bytes needed and the bytes free.
         WriteError: the file cannot be written for another reason.
     """
     content = text.encode("utf-8", "backslashreplace")
@@ -159,7 +159,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return what to say about a full disk that no caller named; None for any other error."""
+    """Return a message about a full disk that no caller explained; None for any other error."""
     if not isinstance(error, OSError) or not is_full(error):
         return None
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
@@ -177,17 +177,17 @@ def explain(error: BaseException) -> str | None:
 def remove_leftovers(directory: Path) -> None:
     """Delete the temporary files and folders that killed processes left in a folder.
 
-    Nobody else may be writing there: hold the lock of the run directory.
+    No other process may be writing there: the caller holds the lock of the run directory.
     """
     for left in directory.glob(f"{PREFIX}*"):
         _remove(left)
 
 
 def sync_folder(directory: Path) -> None:
-    """Flush the names in a folder to the disk, where the platform can do that."""
+    """Flush the entries of a folder to the disk, where the platform supports it."""
     if os.name == "nt":
         return
-    with suppress(OSError):  # some network file systems refuse it; the rename stays atomic
+    with suppress(OSError):  # some network file systems refuse it; the rename is still atomic
         number = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(number)
@@ -201,7 +201,7 @@ def _temporary(path: Path) -> Path:
 
 @contextmanager
 def _removed_on_error(path: Path, part: Path, needed: int | None) -> Iterator[None]:
-    """Remove ``part`` after an error, and say so where the error is one of writing."""
+    """Remove ``part`` after an error, and explain the error if it comes from writing."""
     try:
         yield
     except BaseException as error:
@@ -220,7 +220,10 @@ def _removed_on_error(path: Path, part: Path, needed: int | None) -> Iterator[No
 
 
 def _is_full(error: BaseException, directory: Path) -> bool:
-    """Whether an error comes from a full disk; libraries in C do not say it with a number."""
+    """Return whether an error comes from a full disk.
+
+    Libraries in C raise errors without a number, so a probe file is written to find out.
+    """
     if isinstance(error, SamadaptError) or not isinstance(error, Exception):
         return False
     if isinstance(error, OSError) and error.errno is not None:
@@ -253,15 +256,15 @@ def _remove(part: Path) -> None:
 
 
 def _finish(part: Path, mode: int) -> None:
-    """Give a file its permissions and flush it to the disk."""
-    if os.name != "nt":  # there the bits mean read-only or not, and nothing else
+    """Set the permissions of a file and flush it to the disk."""
+    if os.name != "nt":  # on Windows the bits only mean read-only or not
         part.chmod(mode & 0o777)
     with part.open("rb+") as stream:
         os.fsync(stream.fileno())
 
 
 def _finish_files(part: Path) -> None:
-    """Give everything in a folder the permissions of a new file or folder, and flush it."""
+    """Set the permissions of everything in a folder to those of new files, and flush it."""
     sample = part / f"{PREFIX}mode"
     os.close(os.open(sample, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     file_mode, folder_mode = sample.stat().st_mode, part.stat().st_mode
@@ -278,7 +281,7 @@ def _finish_files(part: Path) -> None:
 
 
 def _swap(part: Path, path: Path) -> None:
-    """Put a new folder in the place of the old one, which comes back if that fails."""
+    """Replace the old folder by the new one; put the old one back if that fails."""
     old = _temporary(path)
     there = path.exists()
     if there:

@@ -1,8 +1,8 @@
-"""Signals end a run after the step at hand, with everything saved.
+"""Stop a run after the current step when a signal arrives, with everything saved.
 
-Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 (SLURM's warning before a job's time is over) and SIGUSR2 ask for
-an end; the process ends with 128 + the number of the signal, as shells count. SIGHUP, SIGUSR1 and
-SIGUSR2 that are ignored when the program starts stay ignored: that is what ``nohup`` asks for.
+The signals are Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 (SLURM sends it before the time of a job is over)
+and SIGUSR2. The exit code is 128 + the number of the signal, as in shells. SIGHUP, SIGUSR1 and
+SIGUSR2 stay ignored if they are ignored when the program starts, which is what ``nohup`` asks for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from samadapt.errors import SamadaptError
 SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)  # Windows has the first two
+    if hasattr(signal, name)  # Windows has only the first two
 )
 _MAY_BE_IGNORED = {
     getattr(signal, name) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
@@ -27,16 +27,16 @@ _MAY_BE_IGNORED = {
 
 
 class InterruptedRunError(SamadaptError):
-    """The run was asked to stop, and its state is saved.
+    """A signal stopped the run, and its state is saved.
 
     Attributes:
-        step: optimizer steps done.
-        number: of the signal.
-        exit_code: 128 + that.
+        step: number of optimizer steps done.
+        number: number of the signal.
+        exit_code: 128 + ``number``.
     """
 
     def __init__(self, run_dir: Path, step: int, number: int = signal.SIGINT) -> None:
-        """Say how to go on."""
+        """Build the message, which says how to continue."""
         self.step, self.number = step, number
         self.exit_code = 128 + number  # type: ignore[misc]  # of this error, not of its class
         super().__init__(
@@ -46,40 +46,40 @@ class InterruptedRunError(SamadaptError):
 
 
 class StoppedError(KeyboardInterrupt):
-    """A signal ends the program at once.
+    """A signal stops the program at once.
 
     Attributes:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int) -> None:
-        """Keep the number, for the exit code."""
+        """Store the number for the exit code."""
         super().__init__(signal.Signals(number).name)
         self.number = number
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """Return 128 + the number of the signal that interrupted the program."""
+    """Return the exit code: 128 + the number of the signal that interrupted the program."""
     return 128 + getattr(error, "number", int(signal.SIGINT))
 
 
 class _Handlers:
-    """Take over the signals while active; only the main thread of a program can."""
+    """Handles the signals while it is active. Only the main thread of a program can do that."""
 
     respected = _MAY_BE_IGNORED
-    """Signals that stay ignored where they are."""
+    """Signals that stay ignored if they are ignored at the start."""
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Any:
-        """Take over the signals that are not to be left alone."""
+        """Install the handlers."""
         if threading.current_thread() is not threading.main_thread():
             return self
         for number in SIGNALS:
             before = signal.getsignal(number)
             ignored = before == signal.SIG_IGN and number in self.respected
-            if before is not None and not ignored:  # None: C code handles it
+            if before is not None and not ignored:  # None means that C code handles it
                 self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -89,7 +89,7 @@ class _Handlers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the signals back."""
+        """Restore the earlier handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -99,10 +99,10 @@ class _Handlers:
 
 
 class StopRequest(_Handlers):
-    """While active, the first signal sets ``requested``; a second one interrupts at once.
+    """While it is active, the first signal sets ``requested``, and a second one stops at once.
 
     Attributes:
-        number: of the first signal; 0 before.
+        number: number of the first signal; 0 before it arrives.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class StopRequest(_Handlers):
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has arrived."""
         return self.number != 0
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -121,12 +121,12 @@ class StopRequest(_Handlers):
 
 
 class StopAtOnce(_Handlers):
-    """While active, a signal raises ``StoppedError``; a second one ends the process.
+    """While it is active, a signal raises ``StoppedError``, and a second one ends the process.
 
-    The second is for a first that something swallows or waits for, as a pool of threads does.
+    The second signal helps when something swallows the error or waits, as a thread pool does.
     """
 
-    respected = _MAY_BE_IGNORED | {signal.SIGINT}  # a shell ignores it for what runs behind
+    respected = _MAY_BE_IGNORED | {signal.SIGINT}  # a shell ignores it for background jobs
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Programs that start several processes (torchrun, MPI, SLURM): samadapt trains in one process.
+"""Refuse to run as one of several processes (torchrun, MPI, SLURM): samadapt trains in one process.
 
-They tell each process its place by environment variables. A process that is one of several is
-refused before it waits for the others; one that is alone runs, whatever the variables say of hosts
-and ports. Imports no torch.
+Launchers set environment variables that tell a process its rank and the number of processes. If
+there are several, the program stops before it would wait for the others. A single process runs,
+whatever the variables say about hosts and ports. This file imports no torch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from samadapt.errors import ConfigError
 
 
 class Launcher(NamedTuple):
-    """How a launcher tells a process its place.
+    """The environment variables of a launcher.
 
     Attributes:
-        name: of the programs.
-        sizes: variables with the number of processes.
-        ranks: variables with this process's number, from 0; they count where no size is given.
+        name: name of the programs.
+        sizes: variables that hold the number of processes.
+        ranks: variables that hold the rank of this process, from 0. They are used only where no
+            size is given.
     """
 
     name: str
@@ -29,8 +30,8 @@ class Launcher(NamedTuple):
     ranks: tuple[str, ...]
 
 
-# SLURM_NTASKS is what the job may start. A batch script has it too, and runs as one process, so
-# only the size of the step (srun) counts.
+# SLURM_NTASKS is the number of processes that the job may start. A batch script has it too,
+# although it runs as one process, so only the size of the step (srun) counts.
 LAUNCHERS = (
     Launcher("torchrun or accelerate", ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), ("RANK", "LOCAL_RANK")),
     Launcher("Open MPI", ("OMPI_COMM_WORLD_SIZE",), ("OMPI_COMM_WORLD_RANK",)),
@@ -54,13 +55,13 @@ READ_BY_ACCELERATE = (
 
 
 def refuse_several_processes(environ: Mapping[str, str] | None = None) -> None:
-    """Refuse to be one of several processes.
+    """Check that this is the only process.
 
     Args:
-        environ: the environment; the process's own when None.
+        environ: the environment; None takes that of the process.
 
     Raises:
-        ConfigError: naming the variable that says so.
+        ConfigError: there are several; the message names the variable that says so.
     """
     environ = os.environ if environ is None else environ
     for name, sizes, ranks in LAUNCHERS:
@@ -76,9 +77,10 @@ def refuse_several_processes(environ: Mapping[str, str] | None = None) -> None:
 
 @contextmanager
 def as_only_process() -> Iterator[None]:
-    """Hide from accelerate what launchers say, and its own settings, while it starts.
+    """Hide the variables of launchers, and accelerate's own, from accelerate while it starts.
 
-    It would wait for other processes, or take another device and precision than the configuration.
+    With them it would wait for other processes, or choose another device and precision than the
+    configuration does.
     """
     hidden = {
         name: os.environ.pop(name)
@@ -100,6 +102,6 @@ def _refusal(variable: str, environ: Mapping[str, str], what: str, launcher: str
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:
-    """Return a variable as a number; 0 where it is none."""
+    """Return the value of a variable as a number; 0 if it is not a number."""
     text = environ.get(name, "").strip()
     return int(text) if text.isdecimal() and len(text) < 10 else 0

@@ -1,10 +1,10 @@
-"""What one file may ask for: memory, time, and a place outside its folder.
+"""Limits on what one data file may use: memory, reading time, and paths outside its folder.
 
-A header is read before the memory that it declares is taken, and never more than it declares is
-read. How far a file is compressed says nothing: an empty label map shrinks a thousandfold. What
-counts is the size that the header declares, which ``data.max_gb`` bounds.
+Readers look at the size that a header declares before they allocate memory, and never read more
+than that. ``data.max_gb`` bounds the declared size. The compression ratio is no criterion, because
+an empty label map shrinks a thousandfold.
 
-The limits hold for the whole program, because they describe the machine and not the data set.
+The limits hold for the whole process: they describe the machine, not the data set.
 """
 
 from __future__ import annotations
@@ -15,30 +15,23 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 MAX_GB = 8.0
 """GB (2**30 bytes) that one file may declare: 2**31 voxels of float32."""
 MAX_SECONDS = 300.0
-"""Seconds that reading one file may take; a large volume on a slow disk takes some."""
-
-_GB = 8.0
-"""GB (2**30 bytes) that one file may declare: 2**31 voxels of float32."""
-MAX_SECONDS = 300.0
-"""Seconds that reading one file may take; a large volume on a slow disk takes some."""
-MAX_JSON_BYTES = 1 << 30
-"""Bytes of a JSON file: COCO's largest has 0.45 GB, and Python takes several times as much."""
+"""Seconds that reading one file may take; a large volume on a slow disk needs some minutes."""
 
 _GB = 1 << 30
 
 
 class _Limits:
-    """The limits in use."""
+    """The limits in effect."""
 
     gb = MAX_GB
     seconds = MAX_SECONDS
 
 
 def set_limits(max_gb: float | None = None, max_seconds: float | None = None) -> None:
-    """Change what one file may ask for; None leaves a limit as it is.
+    """Change the limits; None leaves a limit as it is.
 
     Args:
-        max_gb: GB that the header of a file may declare, unpacked.
+        max_gb: GB (2**30 bytes) that the header of a file may declare, uncompressed.
         max_seconds: seconds that reading one file may take.
     """
     if max_gb is not None:
@@ -53,29 +46,29 @@ def max_bytes() -> int:
 
 
 def max_voxels() -> int:
-    """Return how many voxels one file may declare: as many as fit as float32."""
+    """Return how many voxels one file may declare, at four bytes (float32) each."""
     return max_bytes() // 4
 
 
 def max_seconds() -> float:
-    """Return how long reading one file may take."""
+    """Return how many seconds reading one file may take."""
     return _Limits.seconds
 
 
 def scaled(default: int) -> int:
-    """Return a limit that goes with ``data.max_gb``, given its value at ``MAX_GB``."""
+    """Return a limit that grows with ``data.max_gb``, given its value ``default`` at ``MAX_GB``."""
     return int(default * _Limits.gb / MAX_GB)
 
 
 def lies_inside(name: str, folder: Path, root: Path | None = None) -> bool:
-    """Whether a file that another file names lies below a folder.
+    """Return whether a path that a file names lies inside the folder of that file.
+
+    Symbolic links are followed, because those in the folder are the user's own.
 
     Args:
-        name: as the file has it, relative to ``folder``; with either kind of slash.
-        folder: folder of the file that names it.
-        root: the data set's folder, where that is a wider one.
-
-    Symbolic links in the folder are the user's own and are followed, as everywhere.
+        name: the path as it is written in the file, relative to ``folder``, with either slash.
+        folder: the folder of the file that names the path.
+        root: the folder of the data set, where paths may lie as well; None if there is none.
     """
     plain = name.replace("\\", "/")
     windows = PureWindowsPath(name)

@@ -1,7 +1,7 @@
-"""What this process may use of the machine: memory and processors, on every platform.
+"""The memory and the processors that this process may use, on every platform.
 
-A container's limits (Linux control groups, version 1 and 2) count as well as the machine's own
-numbers, because a program that ignores them is throttled or killed. Imports no torch.
+The limits of a container (Linux control groups, version 1 and 2) count as well as the size of the
+machine, because a program that ignores them is throttled or killed. This file imports no torch.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GROUPS = Path("/sys/fs/cgroup")
-"""Where Linux shows control groups."""
+"""Where Linux mounts control groups."""
 
 OWN_GROUPS = Path("/proc/self/cgroup")
-"""The lines ``number:controllers:path`` of the groups that this process is in."""
+"""The groups of this process, one line ``number:controllers:path`` each."""
 
 UNLIMITED_BYTES = 2**62
-"""Version 1 writes a number near 2**63 where there is no limit of memory."""
+"""Version 1 writes a number near 2**63 where the memory is not limited."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Processors:
 
     Attributes:
         cores: logical processors of the machine.
-        allowed: those that the process may run on (affinity).
-        quota: processors' worth of time that its container grants; None where there is no limit.
+        allowed: processors that the process may run on (affinity).
+        quota: processor time that the container grants, in processors; None if it is not limited.
     """
 
     cores: int
@@ -39,7 +39,7 @@ class Processors:
 
     @property
     def usable(self) -> int:
-        """Threads that can run at the same time: a quota of 1.5 gives work to 2."""
+        """Number of threads that can run at the same time; a quota of 1.5 keeps 2 threads busy."""
         granted = self.allowed if self.quota is None else math.ceil(self.quota)
         return max(1, min(self.allowed, granted))
 
@@ -60,9 +60,9 @@ def total_memory_bytes() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest memory that the process has held, in bytes.
+    """Return the peak memory of the process in bytes.
 
-    Where the system does not tell it, this is what the process holds now.
+    Where the system does not report it, this is what the process holds now.
     """
     try:
         import resource
@@ -76,13 +76,13 @@ def peak_memory_bytes() -> int:
 
 
 def busy_processors(seconds: float = 0.5) -> float:
-    """Measure how many processors other programs keep busy, while this one sleeps.
+    """Measure how many processors other programs keep busy, while this process sleeps.
 
     Args:
-        seconds: how long to look.
+        seconds: how long to measure.
 
     Returns:
-        0 to the number of the machine's processors.
+        A number between 0 and the number of processors of the machine.
     """
     import psutil
 
@@ -90,7 +90,7 @@ def busy_processors(seconds: float = 0.5) -> float:
 
 
 def _affinity() -> int:
-    """Return how many processors the process may run on; 0 where the system does not tell."""
+    """Return how many processors the process may run on; 0 if the system does not report it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     if sys.platform == "win32":
@@ -101,7 +101,7 @@ def _affinity() -> int:
 
 
 def _cpu_quota() -> float | None:
-    """Return the smallest quota of time among the groups of this process and those above them."""
+    """Return the smallest quota among the groups of this process and their parents."""
     quotas = []
     for folder in _groups("cpu"):
         words = _words(folder / "cpu.max")  # version 2: "max 100000" or "150000 100000"
@@ -123,10 +123,10 @@ def _memory_limits() -> Iterator[int]:
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's groups with a controller, and those above them.
+    """Yield the folders of the groups of this process that have a controller, and their parents.
 
-    Inside a container the path that the process sees may not exist below the mount, whose root is
-    then the container's own group; so the root is looked at as well.
+    In a container, the path that the process sees may not exist below the mount. The root of the
+    mount is then the group of the container, so the root is included.
     """
     for line in _lines(OWN_GROUPS):
         _, _, rest = line.partition(":")

@@ -1,12 +1,12 @@
-"""How OpenMP's threads wait, and how many there are, where the user has not chosen.
+"""Choose how OpenMP's threads wait and how many there are, where the user has not chosen.
 
 torch and the compiled attention share one OpenMP, which reads its settings once, when it is loaded.
-So ``import samadapt`` sets them, and this module imports no torch. After torch it changes nothing.
+So ``import samadapt`` sets them before torch is imported. After torch, this changes nothing.
 
-GNU's threads spin at each barrier for as long as the operating system lets them, which is good
-while every thread has a processor of its own. Beside one other busy process, a thread spins for the
-whole time slice that the thread it waits for does not get: LiteMedSAM's encoder took 15 times as
-long. With a short spin it takes 2.4 times as long, and up to 1.08 times on a quiet machine.
+GNU's threads spin at each barrier until the others arrive. That is good while each thread has a
+processor of its own. Beside one other busy process, a thread spins through the whole time slice
+that the thread it waits for does not get: LiteMedSAM's encoder took 15 times as long. With a short
+spin it takes 2.4 times as long there, and up to 1.08 times as long on an idle machine.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from samadapt.system.machine import Processors, find_processors
 
 SPIN_COUNT = "3000"
-"""Rounds of the waiting loop before a thread sleeps: some microseconds."""
+"""Iterations of the waiting loop before a thread sleeps; they take some microseconds."""
 
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
-"""Variables by which a user chooses how threads wait, of GNU's OpenMP and of LLVM's or Intel's."""
+"""Variables with which users choose how threads wait, in GNU's, LLVM's or Intel's OpenMP."""
 
 COUNTING = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-"""Variables by which a user chooses the number of threads; torch reads both."""
+"""Variables with which users choose the number of threads; torch reads both."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Settings:
     """What was found and done when samadapt was imported.
 
     Attributes:
-        ours: variables that samadapt set, with their values.
+        ours: variables that samadapt has set, with their values.
         users: variables that were set before, with their values.
         too_late: whether torch was loaded before samadapt.
-        processors: what the process may use.
+        processors: the processors that the process may use.
     """
 
     ours: dict[str, str]
@@ -45,7 +45,7 @@ class Settings:
     processors: Processors
 
     def describe_threads(self, threads: int) -> str:
-        """Say how many threads torch has, and why.
+        """Describe how many threads torch has, and why.
 
         Args:
             threads: what ``torch.get_num_threads()`` returns.
@@ -61,7 +61,7 @@ class Settings:
         return f"{text}: torch's default for {has.cores} processors"
 
     def describe_waiting(self) -> str:
-        """Say how threads wait at barriers, and why."""
+        """Describe how threads wait at barriers, and why."""
         if chosen := [f"{name}={self.users[name]}" for name in WAITING if name in self.users]:
             return f"threads wait as {' '.join(chosen)} says"
         if self.too_late:
@@ -70,12 +70,12 @@ class Settings:
 
 
 def choose(environ: MutableMapping[str, str], processors: Processors, loaded: bool) -> Settings:
-    """Set what the user has not chosen in an environment.
+    """Set the variables that the user has not set.
 
     Args:
-        environ: changed in place, unless torch is loaded.
-        processors: what the process may use.
-        loaded: whether torch is.
+        environ: the environment; it is changed in place, unless torch is loaded.
+        processors: the processors that the process may use.
+        loaded: whether torch is loaded.
     """
     users = {name: environ[name] for name in (*WAITING, *COUNTING) if environ.get(name)}
     ours = {}
@@ -89,4 +89,4 @@ def choose(environ: MutableMapping[str, str], processors: Processors, loaded: bo
 
 
 settings = choose(os.environ, find_processors(), "torch" in sys.modules)
-"""Of this process."""
+"""The settings of this process."""

@@ -1,4 +1,4 @@
-"""Recognise errors that mean "no memory is left", whichever library raised them.
+"""Recognise errors that mean that memory ran out, whichever library raises them.
 
 PyTorch raises ``RuntimeError`` for the CPU and its own class for a GPU, NumPy and Pillow raise
 ``MemoryError``, the system raises ``OSError``, and a module that no longer fits in memory raises
@@ -37,11 +37,11 @@ ADVICE = {
     "predict": "tile=1024 for large pictures, probabilities=false, and one file at a time",
     "check": "data.max_cases",
 }
-"""What makes each command smaller."""
+"""Keys that make each command need less memory."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what it was raised from, says that memory ran out."""
+    """Return whether an error, or an error that caused it, means that memory ran out."""
     return any(_says_so(one) for one in _chain(error))
 
 
@@ -49,11 +49,11 @@ def explain(error: BaseException, command: str = "") -> str | None:
     """Return one message about memory that ran out, or None for any other error.
 
     Args:
-        error: what was raised.
-        command: of the command line, whose keys make it smaller.
+        error: the error.
+        command: the command that ran, for the advice on its keys.
 
     Returns:
-        What ran out, how much was asked for, how much there is, and which keys need less.
+        Which memory ran out, how much was requested, how much there is, and which keys need less.
     """
     found = next((one for one in _chain(error) if _says_so(one)), None)
     if found is None:
@@ -73,7 +73,7 @@ def explain(error: BaseException, command: str = "") -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and all that it was raised from."""
+    """Yield an error and all errors that caused it."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -119,7 +119,7 @@ def _available() -> str:
 
 
 def _limit() -> int | None:
-    """Return the largest address space that this process may have, in bytes; None: no limit."""
+    """Return the limit of the address space of this process in bytes; None if there is none."""
     import psutil
 
     if not hasattr(psutil, "RLIMIT_AS"):  # not on Linux

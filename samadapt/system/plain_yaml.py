@@ -1,9 +1,9 @@
-"""YAML files of plain values: recipes, stored configurations and data set cards.
+"""Read YAML files of plain values: recipes, stored configurations and data set cards.
 
-A recipe may come from somebody else, and what it says is stored with the run. So it holds values
-and nothing that fetches any: no interpolation (``${oc.env:NAME}`` would put the environment into
-the run directory), no tags. Anchors and aliases may be used; what they expand to is bounded, as
-size and depth are.
+A recipe may come from somebody else, and its content is stored with the run. So it may hold only
+values: no interpolation (``${oc.env:NAME}`` would copy the environment into the run directory) and
+no tags. Anchors and aliases are allowed; the size of a file, its depth and the number of values
+that aliases expand to are bounded.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from typing import Any
 from samadapt.errors import ConfigError
 
 MAX_BYTES = 1 << 18
-"""Bytes of a file; the longest recipe of ours has a hundredth of it."""
+"""Bytes of a file; our longest recipe has a hundredth of that."""
 MAX_DEPTH = 16
-"""Levels of lists and mappings in each other."""
+"""Levels of nested lists and mappings."""
 MAX_NODES = 10_000
-"""Values of a file, with every alias written out."""
+"""Values in a file, with every alias expanded."""
 MAX_TEXT = 1 << 20
-"""Characters of one value on a command line: prompts for many slices are long."""
+"""Characters of one value on the command line; prompts for many slices are long."""
 _OPENING, _CLOSING = "[{(", "]})"
 
 
 def read_plain_yaml(path: Path, max_bytes: int = MAX_BYTES, max_nodes: int = MAX_NODES) -> Any:
-    """Return the content of a YAML file, as plain values.
+    """Return the content of a YAML file as plain values.
 
     Args:
         path: the file.
-        max_bytes: of the file.
-        max_nodes: values that it may hold, with every alias written out.
+        max_bytes: bytes that the file may have.
+        max_nodes: values that the file may hold, with every alias expanded.
 
     Raises:
-        ConfigError: it is missing, too large, not YAML, or holds an interpolation or a tag. The
-            message says where, and quotes nothing.
+        ConfigError: the file is missing, too large, not YAML, or holds an interpolation or a tag.
+            The message says where and quotes nothing, because the file may hold a secret.
     """
     import yaml
     from omegaconf import OmegaConf
@@ -61,32 +61,35 @@ def read_plain_yaml(path: Path, max_bytes: int = MAX_BYTES, max_nodes: int = MAX
     except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         kind = type(error).__name__
         raise ConfigError(f"{path}: not a readable YAML file ({kind})") from None
-    except (TypeError, AttributeError) as error:  # PyYAML's, for keys that are lists and the like
+    except (
+        TypeError,
+        AttributeError,
+    ) as error:  # raised by PyYAML for keys that are lists or mappings
         raise ConfigError(
-            f"{path}: not a readable YAML file ({type(error).__name__}); keys must be plain texts"
+            f"{path}: not a readable YAML file ({type(error).__name__}); keys must be plain text"
         ) from None
 
 
 def check_text(text: str) -> str:
-    """Return the value of a ``key=value`` argument.
+    """Check the value of a ``key=value`` argument and return it.
 
     Raises:
-        ValueError: it is too long, too deep, or holds an interpolation.
+        ValueError: the value is too long, nested too deeply, or holds an interpolation.
     """
     if len(text) > MAX_TEXT:
         raise ValueError(f"expected at most {MAX_TEXT:,} characters; got {len(text):,}")
     if "${" in text:
-        raise ValueError("an interpolation, ${...}, is not read; write the value itself")
+        raise ValueError("an interpolation, ${...}, is not allowed; write the value itself")
     depth = 0
     for character in text:
         depth += (character in _OPENING) - (character in _CLOSING)
         if depth > MAX_DEPTH:
-            raise ValueError(f"expected at most {MAX_DEPTH} brackets in each other")
+            raise ValueError(f"expected at most {MAX_DEPTH} nested brackets")
     return text
 
 
 def _check_events(path: Path, text: str) -> None:
-    """Refuse tags, interpolations and depth while the text is parsed."""
+    """Refuse tags, interpolations and deep nesting while the text is parsed."""
     import yaml
 
     depth = 0
@@ -99,16 +102,16 @@ def _check_events(path: Path, text: str) -> None:
         if depth > MAX_DEPTH:
             raise ConfigError(f"{path}: line {line}: expected at most {MAX_DEPTH} levels")
         if getattr(event, "tag", None) is not None:
-            raise ConfigError(f"{path}: line {line}: a tag (!...) is not read; write the value")
+            raise ConfigError(f"{path}: line {line}: a tag (!...) is not allowed; write the value")
         if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
             raise ConfigError(
-                f"{path}: line {line}: an interpolation, ${{...}}, is not read; write the value "
+                f"{path}: line {line}: an interpolation, ${{...}}, is not allowed; write the value "
                 "itself"
             )
 
 
 def _check_expansion(path: Path, root: Any, max_nodes: int) -> None:
-    """Refuse aliases that together write out to too much, or contain themselves."""
+    """Refuse aliases that expand to too many values, or that contain themselves."""
     import yaml
 
     sizes: dict[int, int] = {}
@@ -129,7 +132,7 @@ def _check_expansion(path: Path, root: Any, max_nodes: int) -> None:
             open_nodes.discard(key)
         if sizes[key] > max_nodes:
             raise ConfigError(
-                f"{path}: expected at most {max_nodes:,} values with every alias written out"
+                f"{path}: expected at most {max_nodes:,} values with every alias expanded"
             )
         return sizes[key]
 

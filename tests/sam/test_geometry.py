@@ -140,7 +140,7 @@ def test_boxes_and_labels_agree() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make_frame((0, 5), 64), r"positive sides; got \(0, 5\)"),
+        (lambda: make_frame((0, 5), 64), r"must be positive; got \(0, 5\)"),
         (lambda: make_frame((4, 5), 64, "crop"), "'longest' or 'squash'; got 'crop'"),
         (lambda: resize_image(np.zeros((4, 5, 3)), make_frame((4, 5), 64)), "uint8.*float64"),
         (lambda: to_model_points(np.zeros((3, 3)), make_frame((4, 5), 64)), r"\(\.\.\., 2\)"),

@@ -27,8 +27,8 @@ HOSTILE = {
     "tag": ("a: !!python/object/apply:os.system [true]", "tag"),
     "own_tag": ("a: !env HOME", "tag"),
     "binary": ("a: !!binary aGVsbG8=", "tag"),
-    "laughs": (LAUGHS, "every alias written out"),
-    "merges": (MERGES, "every alias written out"),
+    "laughs": (LAUGHS, "every alias expanded"),
+    "merges": (MERGES, "every alias expanded"),
     "itself": ("a: &a [*a]", "contains itself"),
     "deep": ("a: " + "[" * 200 + "]" * 200, "16 levels"),
     "very_deep": ("[" * 100_000, "16 levels"),
@@ -79,8 +79,8 @@ def test_a_secret_never_reaches_the_configuration(
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("[" * 500 + "]" * 500, "16 brackets"),
-        ("[1," * 17, "16 brackets"),
+        ("[" * 500 + "]" * 500, "16 nested brackets"),
+        ("[1," * 17, "16 nested brackets"),
         ("x" * 2**21, "characters"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The models that can be built, as numbers only. Imports no torch, so that listing them is fast."""
+"""The models that can be built, as numbers. This file imports no torch, so listing them is fast."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from samadapt.sam.types import Preprocessing
 
 @dataclass(frozen=True)
 class Build:
-    """Every number of one Segment Anything model.
+    """The sizes of the parts of one Segment Anything model.
 
     Attributes:
         name: key in ``BUILDS``.
         encoder: ``"vit"`` (SAM's) or ``"tiny_vit"`` (MobileSAM's and LiteMedSAM's).
         image_size: side of the square that the weights were trained on, in pixels.
-        patch_size: ViT: side of a patch, in pixels.
-        embed_dim: ViT: channels of the token stream.
-        depth: ViT: number of blocks.
-        num_heads: ViT: attention heads.
-        global_blocks: ViT: 0-based indices of the blocks that attend over the whole image.
-        window: ViT: side of an attention window, in tokens.
-        mlp_ratio: hidden width of the encoder's MLPs over the stream's width.
-        stage_dims: TinyViT: channels of the four stages (the first is convolutional).
-        stage_depths: TinyViT: blocks of the four stages.
-        stage_heads: TinyViT: attention heads of the four stages.
-        stage_windows: TinyViT: window sides of the four stages, in tokens.
-        stem_stride: TinyViT: 4 is two 3x3 convolutions of stride 2, 1 is two 1x1 convolutions.
+        patch_size: ViT only: side of a patch, in pixels.
+        embed_dim: ViT only: channels of the tokens.
+        depth: ViT only: number of blocks.
+        num_heads: ViT only: attention heads.
+        global_blocks: ViT only: indices, from 0, of the blocks that attend over the whole image.
+        window: ViT only: side of an attention window, in tokens.
+        mlp_ratio: hidden width of the MLPs of the encoder over the width of the tokens.
+        stage_dims: TinyViT only: channels of the four stages (the first one is convolutional).
+        stage_depths: TinyViT only: blocks of the four stages.
+        stage_heads: TinyViT only: attention heads of the four stages.
+        stage_windows: TinyViT only: sides of the windows of the four stages, in tokens.
+        stem_stride: TinyViT only: 4 is two 3x3 convolutions of stride 2, 1 is two 1x1 convolutions.
         prompt_width: channels of the image embedding, the prompts and the decoder.
         mask_channels: hidden channels of the mask prompt's convolutions.
         decoder_depth: layers of the two-way transformer.
@@ -35,7 +35,7 @@ class Build:
         decoder_mlp: hidden width of the two-way transformer's MLPs.
         iou_width: hidden width of the IoU head.
         num_multimask: masks of a multimask output; one more token gives the single mask.
-        preprocessing: what the weights expect of their input.
+        preprocessing: how the weights expect their images.
     """
 
     name: str
@@ -64,15 +64,16 @@ class Build:
 
     @property
     def stride(self) -> int:
-        """Pixels of the model's square to one cell of its embedding."""
+        """Side of a cell of the image embedding, in pixels of the model frame."""
         return self.patch_size if self.encoder == "vit" else 4 * self.stem_stride
 
 
 _MEDSAM = Preprocessing(normalization="min_max", resize="squash")
 _LITE_MEDSAM = Preprocessing(normalization="min_max", resize="longest")
 
-# SAM: the official configuration (Kirillov et al. 2023, appendix A); MedSAM is its ViT-B
-# under another preprocessing; TinyViT as MobileSAM and LiteMedSAM publish it.
+# SAM's three sizes are those of the paper (Kirillov et al. 2023, appendix A). MedSAM is its ViT-B
+# with another preprocessing. TinyViT is as MobileSAM and LiteMedSAM publish it. ``tiny`` and
+# ``tiny_t`` are for tests.
 _VIT_B_GLOBAL = (2, 5, 8, 11)
 _ALL = (
     Build("vit_b", "vit", 1024, global_blocks=_VIT_B_GLOBAL),
