@@ -1,4 +1,4 @@
-"""Files that unpack to far more than they should: refused, by name, in less than 1 GiB."""
+"""Files that unpack to far more than they declare are refused in less than 1 GiB of memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ print(json.dumps([*told, peak]))
 
 
 def outcome(path: Path) -> tuple[str, str]:
-    """Read a file in a process of its own; return code and message, and check its memory."""
+    """Read a file in its own process; return code and message, and check its memory."""
     done = subprocess.run(
         [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, timeout=120
     )
@@ -58,7 +58,7 @@ def gzip_of(path: Path, head: bytes, zeros: int) -> Path:
 
 
 def bomb(head: bytes, zeros: int, wbits: int) -> bytes:
-    """Return a deflate stream of many zeros, made fast; its checksum is wrong."""
+    """Return a deflate stream of many zeros, with a wrong checksum because that is faster."""
     packer = zlib.compressobj(9, zlib.DEFLATED, wbits)
     first = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH)
     block = packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -139,7 +139,7 @@ def test_several_gzip_members_are_one_file(tmp_path: Path) -> None:
 def npz(
     path: Path, header: dict[str, object], zeros: int, method: int = zipfile.ZIP_DEFLATED
 ) -> Path:
-    """Write an ``.npz`` whose array ``imgs`` says one thing and holds another."""
+    """Write an ``.npz`` in which the header of ``imgs`` does not fit its content."""
     from io import BytesIO
 
     head = BytesIO()
@@ -195,12 +195,12 @@ def test_a_png_that_declares_too_much(tmp_path: Path) -> None:
 
 def test_more_than_a_png_declares(tmp_path: Path) -> None:
     code, _ = outcome(png(tmp_path / "a.png", 64, GB))
-    assert code in ("read", "unreadable_image")  # what lies behind the pixels is never unpacked
+    assert code in ("read", "unreadable_image")  # content after the pixels is never unpacked
     assert outcome(png(tmp_path / "b.png", 6000, GB))[0] == "too_large"
 
 
 def test_a_png_that_holds_less_than_it_declares(tmp_path: Path) -> None:
-    """Its stream ends properly, and PIL reads what is missing as black."""
+    """The stream ends properly, and PIL reads missing pixels as black."""
     code, message = outcome(png(tmp_path / "a.png", 16_000, 1 << 24))
     assert code == "truncated_file"
     assert "declares 256,016,000 bytes of pixels; it holds 16,777,216" in message

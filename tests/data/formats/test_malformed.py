@@ -1,4 +1,4 @@
-"""Every format given files that are none: a finding naming the file, no traceback, no crash."""
+"""Broken files of every format give a finding that names the file, and no traceback."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FAULTS: dict[str, Callable[[bytes], bytes]] = {
     "no_head": lambda content: bytes(200) + content[200:],
     "another_format": lambda content: _png(),
 }
-"""What becomes of a file's bytes: each ends what any format can be read from."""
+"""Ways to damage the bytes of a file so that no format can read it."""
 
 
 def _pair(root: Path, save: Callable[[Path, np.ndarray], Any], ending: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that a data set names outside of its own folder are never read."""
+"""Files outside of the data set's folder are never read, even if the data set names them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from samadapt.data.findings import Finding, error_finding, fault
+from samadapt.data.findings import Finding, error_finding, fault, warning_finding
 from samadapt.data.formats.base import Layout, ReaderOptions
 from samadapt.data.formats.dicom.folder_contents import LABELS, DicomSeries, FolderContents
 from samadapt.data.formats.dicom.mask_references import belongs_to
@@ -352,8 +352,9 @@ class CaseBuilder:
 
     def _report(self) -> None:
         """Report masks that belong to no case, and count the files that were left out."""
+        owned = {path for candidate in self.candidates for path in candidate.masks}
         contours = [item.path for item in self.contents.masks if item.is_contours]
-        unused = [path for path in contours if path not in self.used or not self._owner(path)]
+        unused = [path for path in contours if path not in self.used or path not in owned]
         lacking = any(not (c.masks or c.rivals) for c in self.candidates)
         for path in unused:
             if lacking and not self.options.label:
@@ -367,15 +368,10 @@ class CaseBuilder:
             strange = set(self.contents.pictures) - self.used - set(_in_folders(self.root))
             for path in sorted(strange):
                 message = "it is not a DICOM file, and no image has its name; it is not read"
-                found = Finding(
-                    "other_file", "warning", str(path), message, "remove it, or rename it"
-                )
+                found = warning_finding("other_file", path, message, "remove it, or rename it")
                 self.layout.findings.append(found)
         aside = left_aside(self.root, self.aside)
         self.layout.findings += [aside] if aside else []
-
-    def _owner(self, path: Path) -> bool:
-        return any(path in candidate.masks for candidate in self.candidates)
 
     def _orphan(self, path: Path, reason: str) -> None:
         message = "this mask belongs to no DICOM series of the folder"
@@ -420,7 +416,7 @@ def left_aside(root: Path, kinds: Mapping[str, int]) -> Finding | None:
         return None
     parts = [f"{kind} ({count} file{'s' * (count > 1)})" for kind, count in sorted(kinds.items())]
     message = f"beside the images are other DICOM objects, which are not read: {', '.join(parts)}"
-    return Finding("other_object", "warning", str(root), message, "nothing, if that is meant")
+    return warning_finding("other_object", root, message, "nothing, if that is meant")
 
 
 def volumes_of(

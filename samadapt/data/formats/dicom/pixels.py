@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.findings import Finding, FindingError, check_size, fault
+from samadapt.data.findings import FindingError, check_size, fault, warning_finding
 from samadapt.data.formats.dicom.files import load_pydicom, read_file
 from samadapt.data.formats.dicom.frames import GREY, DicomFrame, check_spacing, colour_fault
 from samadapt.data.formats.shared.stored_volume import StoredVolume
@@ -76,11 +76,11 @@ def read_picture(folder: Path, frames: Sequence[DicomFrame]) -> StoredVolume | N
     if not first.is_unplaced:  # a CT or MR image, which lies somewhere
         message = "it does not say where it lies: taken as an axial slice"
         fix = "nothing, if it is one picture"
-        findings = [Finding("assumed_axial", "warning", str(first.file), message, fix)]
+        findings = [warning_finding("assumed_axial", first.file, message, fix)]
     if len(frames) > 1:
         message = f"its {len(frames)} frames have no position; they are read as slices, in order"
         fix = "nothing, for ultrasound or another film; scores are in pixels"
-        findings = [Finding("frames_as_slices", "warning", str(first.file), message, fix)]
+        findings = [warning_finding("frames_as_slices", first.file, message, fix)]
     in_mm = first.spacing is not None and len(frames) == 1
     read = _read_colours if first.is_colour else read_pixels
     stored = read(folder, frames, affine)

@@ -27,7 +27,7 @@ import numpy as np
 
 from samadapt.data.channels import Indices
 from samadapt.data.checks.palettes import check_palette
-from samadapt.data.findings import Finding, FindingError, error_finding, fault
+from samadapt.data.findings import Finding, FindingError, error_finding, fault, warning_finding
 from samadapt.data.formats.base import Layout, register_reader
 from samadapt.data.formats.dicom.cases import (
     CaseBuilder,
@@ -273,7 +273,7 @@ def _by_index(path: Path, labels: StoredVolume, image: StoredVolume) -> StoredVo
         message = "its axes run against those of the picture, which has no place in the patient: "
         message += "its voxels are read by column and row as stored"
         fix = "look at the overlays, or save the mask as PNG"
-        findings = (Finding("mask_by_index", "warning", str(path), message, fix),)
+        findings = (warning_finding("mask_by_index", path, message, fix),)
     return labels._replace(affine=image.affine, findings=findings)
 
 
@@ -289,4 +289,4 @@ def _missing_regions(held: Mapping[Path, set[str]], root: Path) -> list[Finding]
     message += f" and {len(lacking) - 12} more" if len(lacking) > 12 else ""
     message += "; in the other cases, these regions count as absent"
     fix = "choose regions that every case has with data.classes=[…], or leave those cases out"
-    return [Finding("missing_region", "warning", str(root), message, fix)]
+    return [warning_finding("missing_region", root, message, fix)]

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from samadapt.data.findings import Finding, fault
+from samadapt.data.findings import Finding, fault, warning_finding
 from samadapt.data.formats.dicom.files import read_file
 from samadapt.data.formats.shared.stored_volume import LPS_TO_RAS, StoredVolume
 from samadapt.system.arrays import Array
@@ -295,14 +295,14 @@ def _findings(path: Path, doubts: _Doubts) -> Iterator[Finding]:
         message = f"its contours lie up to {doubts.farthest:.2f} slices away from the slices of "
         message += "the image; each slice takes the nearest"
         fix = "check that it was drawn on this series"
-        yield Finding("contours_between_slices", "warning", str(path), message, fix)
+        yield warning_finding("contours_between_slices", path, message, fix)
     if doubts.gaps:
         message = "regions without a contour on some slices between their first and last: "
         message += f"{', '.join(doubts.gaps[:12])}; nothing is interpolated"
         fix = "interpolate them in the planning system, unless they are gaps"
-        yield Finding("contour_gaps", "warning", str(path), message, fix)
+        yield warning_finding("contour_gaps", path, message, fix)
     if doubts.crossing:
         message = f"regions whose contours cross on a slice: {', '.join(doubts.crossing[:12])}; "
         message += "the area that two of them share is left out"
         fix = "look at the overlays; join the contours where they mean one area"
-        yield Finding("contours_cross", "warning", str(path), message, fix)
+        yield warning_finding("contours_cross", path, message, fix)

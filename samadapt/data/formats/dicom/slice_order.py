@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from samadapt.data.findings import Finding, fault
+from samadapt.data.findings import Finding, fault, warning_finding
 from samadapt.data.formats.dicom.frames import (
     DicomFrame,
     check_spacing,
@@ -123,4 +123,4 @@ def _check_line(folder: Path, origins: Array, affine: Array, normal: Array) -> l
         return []
     message = f"its slices are shifted along the stack (gantry tilt of {angle:.1f} degrees)"
     fix = "nothing: the affine is sheared; resample it where a program needs right angles"
-    return [Finding("gantry_tilt", "warning", str(folder), message, fix)]
+    return [warning_finding("gantry_tilt", folder, message, fix)]

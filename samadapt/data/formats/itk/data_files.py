@@ -137,13 +137,11 @@ def _header(path: Path, kind: str, content: bytes) -> tuple[list[str], list[str]
     lines = [line.decode("latin-1").strip() for line in head.split(b"\n")]
     rest = [line.decode("latin-1").strip() for line in behind.split(b"\n")]
     if kind == "nrrd":
-        at = next((i for i, line in enumerate(lines) if _lists(line)), len(lines))
+        # After "data file: LIST", each line of the header is the name of a file.
+        listing = re.compile(r"data ?file\s*:\s*list", re.IGNORECASE)
+        at = next((i for i, line in enumerate(lines) if listing.match(line)), len(lines))
         rest = lines[at + 1 :]
     return lines, [line for line in rest if line]
-
-
-def _lists(line: str) -> bool:
-    return bool(re.match(r"data ?file\s*:\s*list", line, re.IGNORECASE))
 
 
 def _fields(lines: list[str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from samadapt.data.findings import Finding, FindingError
+from samadapt.data.findings import Finding, FindingError, error_finding
 from samadapt.data.formats.shared.volume_slices import made_header
 from samadapt.data.formats.shared.volume_values import finite_image
 from samadapt.system.arrays import Array
@@ -104,7 +104,7 @@ def compare_grids(
     if shapes[0] != shapes[1]:
         message = f"its shape {shapes[1]} differs from {shapes[0]} of the image {image}"
         fix = "export image and mask on the same grid"
-        return [Finding("shape_mismatch", "error", str(labels), message, fix)]
+        return [error_finding("shape_mismatch", labels, message, fix)]
     corners = np.indices((2, 2, 2)).reshape(3, -1) * (np.array(shapes[0])[:, None] - 1)
     corners = np.vstack([corners, np.ones(8)])
     distance = float(np.abs((first.affine - second.affine) @ corners)[:3].max())
@@ -112,7 +112,7 @@ def compare_grids(
         return []
     message = f"its grid lies up to {distance:.3g} mm from that of the image {image}"
     fix = "resample the mask to the image's grid, or copy the image's affine if it is the true one"
-    return [Finding("grid_mismatch", "error", str(labels), message, fix)]
+    return [error_finding("grid_mismatch", labels, message, fix)]
 
 
 def with_axes_of(volume: StoredVolume, affine: Array) -> StoredVolume:

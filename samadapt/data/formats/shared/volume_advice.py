@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import takewhile
 from pathlib import Path
 
-from samadapt.data.findings import Finding
+from samadapt.data.findings import Finding, error_finding
 from samadapt.data.formats.shared.volume_patterns import stem_of
 
 _MASKS = ("seg", "label", "labels", "mask", "gt")
@@ -22,7 +22,7 @@ def unknown_layout(root: Path, suffixes: tuple[str, ...]) -> Finding:
     fix = _pattern_advice(entries, suffixes) or (
         "set data.root to the data set's folder, or data.image and data.label to file names"
     )
-    return Finding("missing_folder", "error", str(root), message, fix)
+    return error_finding("missing_folder", root, message, fix)
 
 
 def _pattern_advice(entries: list[Path], suffixes: tuple[str, ...]) -> str:

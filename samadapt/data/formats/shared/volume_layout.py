@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from samadapt.data.channels import Choice, Indices, listed_channels
-from samadapt.data.findings import Finding, FindingError, fault
+from samadapt.data.findings import Finding, FindingError, error_finding, fault, warning_finding
 from samadapt.data.formats.base import Layout, ReaderOptions
 from samadapt.data.formats.shared.foreign import by_name
 from samadapt.data.formats.shared.volume_advice import unknown_layout
@@ -48,11 +48,16 @@ def discover_volumes(options: ReaderOptions, suffixes: tuple[str, ...]) -> Layou
     layout = Layout(suffixes=suffixes)
     if not (root is None and options.image) and (root is None or not root.is_dir()):
         reason = "there is no such folder" if root else "no folder is given"
-        layout.findings.append(_missing_folder(root or Path("data.root"), reason))
+        where = root or Path("data.root")
+        fix = "set data.root to the data set's folder, or data.image and data.label to file names"
+        layout.findings.append(error_finding("missing_folder", where, reason, fix))
         return layout
     try:
         if root is None or options.image:
-            _read_patterns(options, layout)
+            channels_are_files = pair_patterns(options, layout)
+            if not channels_are_files:
+                channel = channel_beside(root or Path(), options.channel)
+                layout.cases = [replace(case, channel=channel) for case in layout.cases]
         elif (root / "imagesTr").is_dir():
             _read_decathlon(root, options, layout)
         elif (root / "images").is_dir():
@@ -65,22 +70,9 @@ def discover_volumes(options: ReaderOptions, suffixes: tuple[str, ...]) -> Layou
         return layout
     if not layout.cases and not layout.findings:
         message = f"the folder holds no {' or '.join(suffixes)} image"
-        where = str(root or options.image)
-        layout.findings.append(Finding("no_cases", "error", where, message, "check data.root"))
+        place = str(root or options.image)
+        layout.findings.append(error_finding("no_cases", place, message, "check data.root"))
     return layout
-
-
-def _read_patterns(options: ReaderOptions, layout: Layout) -> None:
-    """Pair the files of ``data.image`` and ``data.label``."""
-    if pair_patterns(options, layout):
-        return
-    channel = channel_beside(options.root or Path(), options.channel)
-    layout.cases = [replace(case, channel=channel) for case in layout.cases]
-
-
-def _missing_folder(root: Path, reason: str) -> Finding:
-    fix = "set data.root to the data set's folder, or data.image and data.label to file names"
-    return Finding("missing_folder", "error", str(root), reason, fix)
 
 
 def _files(folder: Path, layout: Layout) -> dict[str, Path]:
@@ -97,16 +89,16 @@ def _files(folder: Path, layout: Layout) -> dict[str, Path]:
             known = by_name(path)
             if known and not {f"{path.stem}{end}" for end in layout.suffixes} & names:
                 message = f"it is {known[0]}, which is not read"
-                layout.findings.append(Finding("not_read", "error", str(path), message, known[1]))
+                layout.findings.append(error_finding("not_read", path, message, known[1]))
                 continue
             message = f"expected {' or '.join(layout.suffixes)} here; this file is not read"
-            finding = Finding("other_file", "warning", str(path), message, "remove or convert it")
+            finding = warning_finding("other_file", path, message, "remove or convert it")
             layout.findings.append(finding)
             continue
         stem = stem_of(path, layout.suffixes)
         if stem in found:
             message = f"it has the same name as {found[stem].name}"
-            finding = Finding("duplicate_case", "error", str(path), message, "keep one of the two")
+            finding = error_finding("duplicate_case", path, message, "keep one of the two")
             layout.findings.append(finding)
             layout.ambiguous |= {path, found[stem]}
             continue
@@ -146,7 +138,7 @@ def _owners(masks: Mapping[str, Path], images: Collection[str], layout: Layout) 
         if first != path:
             message = f"there are two masks for one image: {first.name} and {path.name}"
             layout.findings.append(
-                Finding("duplicate_case", "error", str(path), message, "keep one of them")
+                error_finding("duplicate_case", path, message, "keep one of them")
             )
             layout.ambiguous |= {first, path}
     return owners
@@ -238,11 +230,12 @@ def _msd_cases(
     training = declared.get("training", [])
     entries: Iterable[Any] = training if isinstance(training, list) else [training]
     for index, entry in enumerate(entries):
-        if not _names_both(entry):
+        names_both = isinstance(entry, dict) and all(
+            isinstance(entry.get(key), str) and entry[key] for key in ("image", "label")
+        )
+        if not names_both:
             message = f"entry {index} of training must have image and label, as strings"
-            finding = Finding(
-                "bad_dataset_json", "error", str(root / "dataset.json"), message, _DECLARED
-            )
+            finding = error_finding("bad_dataset_json", root / "dataset.json", message, _DECLARED)
             layout.findings.append(finding)
             continue
         outside = [key for key in ("image", "label") if not lies_inside(str(entry[key]), root)]
@@ -260,13 +253,6 @@ def _msd_cases(
     for name in sorted({*images, *masks}):
         image = images.get(name, root / "imagesTr" / f"{name}{layout.suffixes[0]}")
         layout.cases.append(Case(name, image, masks.get(name), channel=channel))
-
-
-def _names_both(entry: Any) -> bool:
-    """Return whether an entry of ``training`` names an image and a label."""
-    return isinstance(entry, dict) and all(
-        isinstance(entry.get(key), str) and entry[key] for key in ("image", "label")
-    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from samadapt.data.channels import ChannelError, Indices, listed_channels, mask_with_channels
-from samadapt.data.findings import Finding, FindingError, error_finding
+from samadapt.data.findings import Finding, FindingError, error_finding, warning_finding
 from samadapt.data.formats.base import FormatReader, Layout
 from samadapt.data.formats.nifti.write import SUFFIXES, save_labels
 from samadapt.data.formats.shared.stored_volume import (
@@ -139,7 +139,10 @@ class VolumeReader(FormatReader):
                     reordered = with_axes_of(stored_labels, stored.affine)
                     same = not self.compare(case, stored, reordered)
                     stored_labels = reordered if same else stored_labels
-                labels = stored_labels and self._label_values(case.labels, stored_labels.values)
+                labels = stored_labels and stored_labels.values
+                # Probabilities stay as they are for `data.mask_threshold`.
+                if labels is not None and self.options.masks.threshold is None:
+                    labels = whole_labels(case.labels, labels)
         except FindingError as problem:
             findings.append(problem.finding)
         if stored is None or image is None or stored_labels is None or labels is None:
@@ -149,14 +152,12 @@ class VolumeReader(FormatReader):
         if not labels.any():
             message = "the mask is empty: no voxel differs from 0"
             fix = "check that it is the right file"
-            findings.append(Finding("no_foreground", "warning", str(case.labels), message, fix))
+            findings.append(
+                warning_finding("no_foreground", case.labels or case.image, message, fix)
+            )
         if any(finding.severity == "error" for finding in findings):
             return None, findings
         return self.arrange(stored, image, labels), findings
-
-    def _label_values(self, path: Path, values: Array) -> Array:
-        """Return label values as integers; probabilities stay for ``data.mask_threshold``."""
-        return values if self.options.masks.threshold is not None else whole_labels(path, values)
 
     def compare(self, case: Case, image: StoredVolume, labels: StoredVolume) -> list[Finding]:
         """Return how the grids of image and mask differ; nothing if they agree."""
@@ -192,7 +193,7 @@ def _constant(case: Case, image: Array) -> list[Finding]:
         message = (
             f"all voxels of channel {index} of the chosen ones have the value {float(low[index]):g}"
         )
-        found.append(Finding("constant_channel", "warning", str(path), message, fix))
+        found.append(warning_finding("constant_channel", path, message, fix))
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which DICOM files become cases, with which masks; what is left aside and what is refused."""
+"""Which DICOM files become cases, with which masks; what is left out and what is refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add(make_series: Make, folder: Path, prefix: str, *args: Any, **tags: Any) -
 
 
 def add_localizers(make_series: Make, folder: Path) -> None:
-    """Two scouts in one series, of two orientations."""
+    """Write one series of two scouts with two orientations."""
     for number, turn in enumerate((CORONAL, (0, 1, 0, 0, 0, -1))):
         kind = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
         add(make_series, folder, f"scout{number}_", PLANES[:1], turn, uid="1.2.9", ImageType=kind)
@@ -137,7 +137,7 @@ def test_localizers_alone_are_refused(tmp_path: Path, make_series: Make) -> None
 
 @pytest.fixture
 def phases(tmp_path: Path, make_series: Make) -> Path:
-    """Two CT phases of one geometry and an MR in a folder; the mask is of the folder's name."""
+    """Two CT phases with one geometry and an MR share a folder; the mask has the folder's name."""
     folder = tmp_path / "set" / "p1"
     make_series(folder, PLANES, uid="1.2.3", SeriesNumber=3, SeriesDescription="SECRET")
     mask_of(folder, tmp_path / "set" / "labels" / "p1.nii.gz")
@@ -200,7 +200,7 @@ def test_a_choice_for_other_data(tmp_path: Path) -> None:
 
 
 def test_no_patient_in_any_message(phases: Path, make_series: Make) -> None:
-    """Every text field of all headers is planted, numbers and modality among them."""
+    """All text fields of all headers hold planted text, also the number and the modality."""
     add_everything(make_series, phases / "p1", sorted((phases / "p1").iterdir())[0])
     texts = ("PatientName", "PatientID", "SeriesDescription", "StudyDescription", "StationName")
     for path in (phases / "p1").iterdir():
@@ -243,7 +243,7 @@ def test_only_the_series_with_a_mask_is_used(tmp_path: Path, make_series: Make) 
 
 
 def make_pictures(make_series: Make, folder: Path, count: int = 4, **tags: Any) -> list[Path]:
-    """X-rays: a file each, a series each, without position."""
+    """Write X-rays: each is a file and a series of its own, without position."""
     gone = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness")
     found = []
     for index in range(count):
@@ -291,7 +291,7 @@ def test_a_picture_is_a_case(tmp_path: Path, make_series: Make, place: str, mask
 
 
 def test_several_pictures_of_a_patient_in_a_folder(tmp_path: Path, make_series: Make) -> None:
-    """Mammography: four views, each a series of its own, masks beside them."""
+    """Mammography has four views, each a series of its own, with masks beside them."""
     for patient in ("p1", "p2"):
         for path in make_pictures(make_series, tmp_path / patient):
             save_mask(path.with_suffix(".png"))
@@ -317,7 +317,7 @@ def test_uids_and_masks_that_are_missing_in_a_flat_folder(
 
 
 def test_a_flat_folder_of_ct_slices(tmp_path: Path, make_series: Make) -> None:
-    """Each a series and a patient of its own; or slices of one series with a mask each."""
+    """Each slice is a series and a patient of its own; or one series has a mask for each slice."""
     for number, uid in enumerate(("1.2.3", "1.2.4", "1.2.5", "1.2.6", "1.2.6")):
         (path,) = make_series(tmp_path / "made", PLANES[number : number + 1], uid=uid)
         (tmp_path / "images").mkdir(exist_ok=True)
@@ -391,7 +391,7 @@ def write_seg(paths: list[Path], target: Path, kind: str = "BINARY") -> None:
 
 
 def unrefer(path: Path, *, images: bool = False) -> None:
-    """Take the references to series, and if asked those to images, out of a SEG object."""
+    """Remove the references to series, and optionally those to images, from a SEG object."""
     data = pydicom.dcmread(path)
     del data.ReferencedSeriesSequence
     if images:
@@ -403,7 +403,7 @@ def unrefer(path: Path, *, images: bool = False) -> None:
 
 @pytest.mark.parametrize("images", [False, True], ids=["images", "frame_of_reference"])
 def test_a_segmentation_without_references(tmp_path: Path, make_series: Make, images: bool) -> None:
-    """Two scans of one study and frame of reference: the grid decides where images do not."""
+    """Two scans share study and frame of reference, so that the grid decides."""
     study, frame = pydicom.uid.generate_uid(), pydicom.uid.generate_uid()
     for name, origin in (("a", (-10.0, 20.0, 5.0)), ("b", (-10.0, 20.0, 905.0))):
         paths = make_series(tmp_path / name, PLANES, origin=origin)

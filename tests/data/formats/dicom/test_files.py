@@ -1,4 +1,4 @@
-"""Deflated DICOM files that unpack to more than they declare, and frames without number."""
+"""Deflated DICOM files that unpack to more than they declare, and too many frames."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ print(told, peak)
 
 @pytest.fixture
 def parts(make_series: Callable[..., list[Path]], tmp_path: Path) -> tuple[bytes, bytes]:
-    """Return preamble with file meta information that says deflated, and a plain data set."""
+    """Return a preamble with file meta information that says "deflated", and a plain data set."""
     planes = np.arange(2 * 8 * 8, dtype=np.uint16).reshape(2, 8, 8)
     path = make_series(tmp_path / "series", planes)[0]
     data = pydicom.dcmread(path)

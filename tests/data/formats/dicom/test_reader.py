@@ -1,4 +1,4 @@
-"""DICOM series beside SimpleITK, pydicom and highdicom: order, affine, values, masks, privacy."""
+"""DICOM series against SimpleITK, pydicom and highdicom: order, affine, values, masks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ORIENTATIONS = {
 
 
 def _with_simpleitk(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Values (x, y, z) and the affine to RAS+ of SimpleITK's own series reader."""
+    """Return the values (x, y, z) and the affine to RAS+ of SimpleITK's series reader."""
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     image = reader.Execute()
@@ -87,7 +87,7 @@ def test_gantry_tilt_keeps_every_position(tmp_path: Path, make_series: Make) -> 
 
 def test_values(tmp_path: Path, make_series: Make) -> None:
     signed = PLANES.astype(np.int16) - 900
-    slopes = tuple(1 + i / 2 for i in range(6))  # PET: a slope a slice
+    slopes = tuple(1 + i / 2 for i in range(6))  # PET has one slope for each slice
     make_series(tmp_path / "pet", signed, RescaleSlope=slopes, RescaleIntercept=-3.5)
     volume = read_image(tmp_path / "pet")
     expected = signed * np.array(slopes)[:, None, None] - 3.5
@@ -481,7 +481,7 @@ def test_segmentations_that_cannot_be_read(tmp_path: Path, make_series: Make) ->
     }
     assert [case.name for case in open_dataset("dicom", tmp_path, on_error="skip").cases] == ["a"]
     change(tmp_path / "a" / "seg.dcm", SegmentSequence=None)
-    assert len(check_dataset("dicom", tmp_path)) == 6  # and not one that reads names is left
+    assert len(check_dataset("dicom", tmp_path)) == 6  # no mask with names is left
 
 
 SECRET_KEYS = """
@@ -512,7 +512,7 @@ def test_planted_patient_strings_appear_nowhere(
             data.save_as(path)
         if name in broken:
             change(paths[1], **broken[name])
-        if name == "z":  # the position's text is a name, which pydicom's own error quotes
+        if name == "z":  # the position holds a name, which pydicom's error message quotes
             content = paths[1].read_bytes()
             place = content.index(b"\x20\x00\x32\x00DS") + 8
             size = int.from_bytes(content[place - 2 : place], "little")

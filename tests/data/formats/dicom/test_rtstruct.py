@@ -1,4 +1,4 @@
-"""RTSTRUCT contours beside a brute-force rasterisation and phantoms of known volume."""
+"""RTSTRUCT contours against a brute-force rasterisation and phantoms of known volume."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ORIENTATIONS = {
 
 
 def brute_force(polygons: Sequence[np.ndarray], shape: tuple[int, int] = (24, 30)) -> np.ndarray:
-    """Even-odd rule over all edges of all polygons."""
+    """Fill polygons by the even-odd rule over all of their edges."""
     row, column = np.indices(shape)
     crossings = np.zeros(shape, dtype=int)
     for polygon in polygons:
@@ -45,7 +45,7 @@ def brute_force(polygons: Sequence[np.ndarray], shape: tuple[int, int] = (24, 30
 
 
 def labels_of(root: Path, name: str = "a", **options: Any) -> np.ndarray:
-    """Return (slice, row, column) as the reader reads them."""
+    """Return the labels (slice, row, column) of a case."""
     dataset = open_dataset("dicom", root, **options)
     volume = dataset.reader.read(dataset.case(name))
     assert volume.source is not None
@@ -106,14 +106,14 @@ def test_volumes_of_phantoms(tmp_path: Path, make_series: Make) -> None:
     assert np.count_nonzero(labels == 2) == 10 * 20 * 10
     volume = np.count_nonzero(labels == 1) * 0.125
     assert volume == pytest.approx(4 / 3 * np.pi * 9**3, rel=0.01)
-    centre = np.argwhere(labels == 1).mean(axis=0)  # not half a voxel off
+    centre = np.argwhere(labels == 1).mean(axis=0)  # a shift of half a voxel would show here
     np.testing.assert_allclose(centre, [20, 30.4, 30.2], atol=0.03)
 
 
 def test_contours_through_the_centres_of_voxels_come_back_exactly(
     tmp_path: Path, make_series: Make
 ) -> None:
-    """As rt-utils writes them: a square and its hole are traced along the outermost voxels."""
+    """rt-utils traces a square and its hole through the centres of the outermost voxels."""
     paths = make_series(tmp_path / "a", PLANES, ORIENTATIONS["oblique"])
     outer = [[5, 4], [20, 4], [20, 15], [5, 15]]
     hole = [[9, 7], [14, 7], [14, 11], [9, 11]]  # the voxels around the hole
@@ -249,7 +249,7 @@ def test_contours_that_cannot_be_used(
 
 
 def test_a_structure_set_finds_its_series(tmp_path: Path, make_series: Make) -> None:
-    """By the series that it names, without it by frame of reference; not where it names another."""
+    """A structure set belongs to the series that it names, else to one with its frame."""
     paths = make_series(tmp_path / "a", PLANES)
     make_series(tmp_path / "b", PLANES)
     contours = {"x": [(3, circle(14, 11, 5.2))]}

@@ -52,7 +52,7 @@ def test_files_without_preamble(
 
 
 def test_what_acr_nema_left_out(tmp_path: Path, make_series: Make) -> None:
-    """No classes, no UIDs, no photometric interpretation; the position under its old tag."""
+    """ACR-NEMA has no SOP classes, UIDs and photometric interpretation, and an old position tag."""
     paths = make_series(tmp_path / "s", PLANES)
     before = read_image(tmp_path / "s")
     for path in paths:

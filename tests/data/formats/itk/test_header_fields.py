@@ -1,4 +1,4 @@
-"""Headers that end ITK's parsers, or the program: refused before ITK sees them."""
+"""Headers that make ITK end the program are refused before ITK reads them."""
 
 from __future__ import annotations
 

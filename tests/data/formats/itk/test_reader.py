@@ -1,4 +1,4 @@
-"""NRRD and MetaImage beside nibabel and SimpleITK, and each fault as one finding."""
+"""NRRD and MetaImage against nibabel and SimpleITK, and each fault as one finding."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _pair(folder: Path, ending: str, count: int = 3, masks: str = "masks") -> Pa
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_same_image_as_nifti(tmp_path: Path, ending: str) -> None:
-    """The affine is nibabel's for the same image in NIfTI; the prediction lies on ITK's grid."""
+    """The affine equals that of the same image in NIfTI; the prediction has ITK's grid."""
     image = _image(VALUES)
     sitk.WriteImage(image, str(tmp_path / f"a.{ending}"))
     sitk.WriteImage(image, str(tmp_path / "a.nii.gz"))

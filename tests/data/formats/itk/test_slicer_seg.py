@@ -1,4 +1,4 @@
-"""3D Slicer's segmentations: names, layers, and an extent that is a part of the image."""
+"""Segmentations of 3D Slicer: names, layers, and an extent smaller than the image."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def save_image(path: Path, seed: int) -> Any:
 def save_segments(
     path: Path, layers: list[np.ndarray], segments: list[tuple[str, int, int]]
 ) -> Path:
-    """Write as Slicer does: named segments, several layers as a first axis of kind list."""
+    """Write a file as Slicer does: named segments, and layers as a first axis of kind list."""
     path.parent.mkdir(parents=True, exist_ok=True)
     many = len(layers) > 1
     columns = ["(-0.5,0,0)", "(0,-0.75,0)", "(0,0,3)"]
@@ -73,7 +73,7 @@ def save_segments(
 
 
 def labels_of(root: Path, name: str, **options: Any) -> np.ndarray:
-    """Return the labels of a case in ITK's order, z, y, x."""
+    """Return the labels (z, y, x) of a case."""
     from samadapt.data.formats.shared.volume_slices import to_source
 
     dataset = open_dataset("itk", root, intensity="mri", **options)
@@ -175,7 +175,7 @@ def test_broken_segmentations_are_named(tmp_path: Path) -> None:
 
 
 def test_named_layers_beside_masks_without_names(tmp_path: Path) -> None:
-    """As the masks of one data set of which some come from Slicer and some from a script."""
+    """Some masks of a data set come from Slicer, others from a script."""
     for seed, name in enumerate("abc"):
         image = save_image(tmp_path / "images" / f"{name}.nrrd", seed)
         mask = sitk.GetImageFromArray(LIVER)
@@ -188,6 +188,8 @@ def test_named_layers_beside_masks_without_names(tmp_path: Path) -> None:
     (finding,) = check_dataset("itk", tmp_path)
     assert (finding.code, finding.file) == ("mixed_labels", str(target))
     np.testing.assert_array_equal(labels_of(tmp_path, "b", on_error="skip"), LIVER)
-    save_segments(target, [LIVER], [("liver", 1, 0)])  # here the names fit the values of all
+    save_segments(
+        target, [LIVER], [("liver", 1, 0)]
+    )  # now the values of the names are the same in all files
     assert check_dataset("itk", tmp_path) == []
     assert open_dataset("itk", tmp_path, intensity="mri").classes == ["liver"]

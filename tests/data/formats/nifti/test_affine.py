@@ -1,4 +1,4 @@
-"""Two voxel sizes in one header, and very small ones."""
+"""Headers that state two voxel sizes, and very small voxels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPE = (6, 7, 5)
 
 
 def conflicting(path: Path, affine: Any, pixdim: Any, values: Any = None) -> Path:
-    """Write a NIfTI file whose sform has other voxel sizes than its pixdim."""
+    """Write a NIfTI file with other voxel sizes in its sform than in its pixdim."""
     values = np.arange(np.prod(SHAPE), dtype=np.int16).reshape(SHAPE) if values is None else values
     image = nib.Nifti1Image(values, np.eye(4))
     image.header.set_sform(affine, code=1)
@@ -30,7 +30,7 @@ def conflicting(path: Path, affine: Any, pixdim: Any, values: Any = None) -> Pat
 
 
 def header_and(values: Any, header: Any) -> bytes:
-    """Return a file's bytes without nibabel's harmonising of the header."""
+    """Return the bytes of a file; nibabel would make the header consistent."""
     header = header.copy()
     header["magic"], header["vox_offset"] = b"n+1", 352
     return header.binaryblock + b"\0" * 4 + np.asarray(values).tobytes(order="F")
@@ -57,7 +57,7 @@ def test_the_key_chooses_and_the_prediction_agrees_with_itself(
     volume = read_image(path, axis="axial", spacing=choice)
     assert volume.spacing_mm == (1, 1, depth)
     write_prediction(np.ones(volume.shape, np.uint8), volume, tmp_path / "out.nii")
-    again = read_image(tmp_path / "out.nii", axis="axial")  # needs no key
+    again = read_image(tmp_path / "out.nii", axis="axial")  # the written header is consistent
     assert again.spacing_mm == (1, 1, depth)
     expected = affine @ np.diag([1, 1, depth, 1])
     np.testing.assert_allclose(nib.load(tmp_path / "out.nii").affine, expected)

@@ -1,4 +1,4 @@
-"""Each fault of NIfTI data is one finding that names the file."""
+"""Each fault of a NIfTI file is one finding that names the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that never end: a finding after the time limit, and Ctrl-C or SIGTERM that end at once."""
+"""Files that take forever: a finding after the time limit, and signals that end at once."""
 
 from __future__ import annotations
 

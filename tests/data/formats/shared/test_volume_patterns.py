@@ -1,4 +1,4 @@
-"""Which files ``data.image`` and ``data.label`` mean, and what names a case."""
+"""Which files ``data.image`` and ``data.label`` match, and how cases are named."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_no_root_is_needed(tmp_path: Path, tools: Any, monkeypatch: pytest.Monke
     assert names(None, *(tmp_path / part for part in star)) == ["p1", "p2"]
     bare = (tmp_path / "p1" / "ct.nii.gz", tmp_path / "p1" / "seg.nii.gz")
     assert names(None, *bare) == ["ct"]
-    assert names(tmp_path / "p2", *bare) == ["ct"]  # absolute names need no root
+    assert names(tmp_path / "p2", *bare) == ["ct"]  # absolute paths need no root
     monkeypatch.chdir(tmp_path)
     assert names(None, *star) == ["p1", "p2"]
     assert names(None, "p2/ct.nii.gz", "p2/seg.nii.gz") == ["ct"]
@@ -147,7 +147,7 @@ def test_advice_for_a_folder_a_case_works(tmp_path: Path, tools: Any, prefix: bo
 
 
 def test_advice_for_a_mask_of_each_image(tmp_path: Path, tools: Any) -> None:
-    """As ACDC is published: two frames a patient, a mask each, and the whole cine."""
+    """ACDC has two frames a patient with a mask each, and the whole film."""
     parts = ("4d", "frame01", "frame01_gt", "frame12", "frame12_gt")
     write(tmp_path, tools, *(f"p{i}/p{i}_{part}.nii.gz" for i in (1, 2) for part in parts))
     (finding,) = check_dataset("nifti", tmp_path)

@@ -1,4 +1,4 @@
-"""Orientation: slices stand upright, and a prediction returns exactly to the source's grid."""
+"""Slices are upright, and a prediction returns exactly to the grid of the source."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_all_48_orientations_come_back_exactly(tmp_path: Path, axis: str, degree
             np.testing.assert_array_equal(first[0], second[0])
             assert first[1] == second[1]
         seen.append(volume)
-    for volume in seen[1:]:  # the anatomy is the same, so are the pictures
+    for volume in seen[1:]:  # the anatomy is the same, and so are the slices
         np.testing.assert_array_equal(volume.image, seen[0].image)
         np.testing.assert_allclose(volume.spacing_mm, seen[0].spacing_mm, rtol=1e-6)
 
@@ -171,7 +171,7 @@ def test_refusals_name_the_file(tmp_path: Path) -> None:
 def test_a_mask_of_the_same_voxels_in_another_order_is_read(
     tmp_path: Path, flips: tuple[int, ...], order: tuple[int, ...]
 ) -> None:
-    """As of DICOM and what a converter made of it."""
+    """A converter of DICOM mirrors axes; the mask still lies on the same voxels."""
     rng = np.random.default_rng(3)
     affine = oblique(10.0) @ np.diag([1.0, 2.0, 3.0, 1.0])
     image = nib.Nifti1Image(rng.normal(size=(5, 6, 7)).astype(np.float32), affine)

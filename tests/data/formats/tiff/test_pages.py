@@ -1,4 +1,4 @@
-"""Thumbnails and pyramids: the full-resolution page is the picture; equal pages are a stack."""
+"""The page at full resolution is the picture; pages of equal size are a stack."""
 
 from __future__ import annotations
 

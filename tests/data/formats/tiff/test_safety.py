@@ -1,4 +1,4 @@
-"""TIFF files whose pages lead in circles, and the limits of what the others may declare."""
+"""TIFF files with a circular chain of pages, and limits of what files may declare."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from samadapt.data.findings import FindingError
 from samadapt.data.formats.tiff.safety import check_tiff
 
 SLOW = bytes.fromhex("49492a0008000000")
-"""The head of a small TIFF file whose first page lies at byte 8."""
+"""The head of a TIFF file that has its first page at byte 8."""
 
 
 def circle(path: Path, *, big: bool = False, order: str = "<", length: int = 1) -> Path:
-    """Write a TIFF of some pages without tags; the last one names the first as the next."""
+    """Write a TIFF file of pages without tags; the last page names the first as the next."""
     mark = b"II" if order == "<" else b"MM"
     head = mark + struct.pack(
         order + ("HHHQ" if big else "HI"), *((43, 8, 0, 16) if big else (42, 8))
@@ -44,7 +44,7 @@ def test_a_circle_of_pages(tmp_path: Path, big: bool, order: str, length: int) -
 
 @pytest.mark.parametrize("reader", ["tiff", "folder"])
 def test_a_damaged_stack_ends_at_once(tmp_path: Path, reader: str) -> None:
-    """A stack whose first page became the one after the last: tifffile never comes back."""
+    """In a stack, the first page follows the last: tifffile never returns."""
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()
         for index in range(3):
