@@ -34,7 +34,7 @@ from samadapt.data.opening import (
     mask_rules,
     open_reader,
 )
-from samadapt.data.partial_labels import Annotated, read_annotated
+from samadapt.data.partial_labels import PartialLabels, read_partial_labels
 from samadapt.data.splits import Splits, divide
 from samadapt.data.tiles import OVERLAP, Tile, Tiling, tiling
 from samadapt.data.types import Annotation, Case, Sample, SliceRef, Split
@@ -106,7 +106,7 @@ class Dataset:
     card: Card | None = None
     tiling: Tiling | None = None
     shown_names: Mapping[str, str] = field(default_factory=dict, repr=False)
-    partial: Annotated | None = None
+    partial: PartialLabels | None = None
     scanned: ScannedVolumes = field(default_factory=lambda: ScannedVolumes(None), repr=False)
 
     def __post_init__(self) -> None:
@@ -486,7 +486,7 @@ def open_dataset(
     scan = reader.scan(max_cases, scanned.keep, layout)
     mark_patients(scan, patient)
     table = decide_classes(scan, card, classes, merge_classes, masks, regions)
-    partial = read_annotated(annotated, root, scan, table)
+    partial = read_partial_labels(annotated, root, scan, table)
     check_usable(name, scan, on_error, reader)
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
     check_kind(scan.cases, rule, stack, cut)
@@ -524,7 +524,7 @@ def _dataset(
     card: Card | None,
     policy: tuple[str | float, int, int, Path | None],
     cut: Tiling | None,
-    partial: Annotated | None,
+    partial: PartialLabels | None,
     scanned: ScannedVolumes,
 ) -> Dataset:
     """Return the data set of a scan and its division.

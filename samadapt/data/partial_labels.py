@@ -60,7 +60,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Annotated:
+class PartialLabels:
     """What is annotated, for each case.
 
     Attributes:
@@ -119,9 +119,9 @@ class Annotated:
         raise DataError(f"data.annotated={self.path}, {where}: {what}; expected {expected}")
 
 
-def read_annotated(
+def read_partial_labels(
     path: str | Path | None, root: str | Path | None, scan: Scan, table: ClassTable
-) -> Annotated | None:
+) -> PartialLabels | None:
     """Read the file of ``data.annotated`` and compare it with the data; None where there is none.
 
     Args:
@@ -160,7 +160,7 @@ def read_annotated(
             f"data.annotated={path}: {reason}. Expected columns case, classes, slices, as in "
             "'case_01,liver; spleen,10-40', or the same as JSON"
         ) from None
-    found = Annotated(file, {case: tuple(rows) for case, rows in entries.items()})
+    found = PartialLabels(file, {case: tuple(rows) for case, rows in entries.items()})
     found.check(scan, table)
     return found
 

@@ -13,7 +13,7 @@ import pytest
 from samadapt.data import SliceRef, open_dataset
 from samadapt.data.classes import ClassTable
 from samadapt.data.formats.base import Scan
-from samadapt.data.partial_labels import read_annotated
+from samadapt.data.partial_labels import read_partial_labels
 from samadapt.data.types import IGNORED, Case
 from samadapt.errors import DataError
 
@@ -23,7 +23,7 @@ TABLE = ClassTable(("liver", "left kidney"), ((1,), (2,)))
 def _read(path: Path, text: str | dict[str, Any], **options: Any) -> Any:
     path.write_text(text if isinstance(text, str) else json.dumps(text), encoding="utf-8")
     scan = Scan([Case(name, Path(name), shape=(4, 4, 6)) for name in ("a", "b", "c")])
-    return read_annotated(path, None, scan, options.get("table", TABLE)), scan
+    return read_partial_labels(path, None, scan, options.get("table", TABLE)), scan
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_every_mistake_is_named_without_the_content(
 
 def test_a_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.csv: cannot be read"):
-        read_annotated(tmp_path / "none.csv", None, Scan(), TABLE)
+        read_partial_labels(tmp_path / "none.csv", None, Scan(), TABLE)
     with pytest.raises(DataError, match="at most 16 MiB"):
         _read(tmp_path / "f.csv", "case\n" + "a\n" * (9 << 20))
 

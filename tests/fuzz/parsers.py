@@ -571,12 +571,12 @@ class Annotated(JsonParser):
     def parse(self, name: str, content: bytes) -> None:
         from samadapt.data.classes import make_table
         from samadapt.data.formats.base import Scan
-        from samadapt.data.partial_labels import read_annotated
+        from samadapt.data.partial_labels import read_partial_labels
         from samadapt.data.types import Case
 
         cases = [Case(case, Path(case), shape=(9, 9, 9)) for case in "ab"]
         table = make_table({"liver": (1,), "spleen": (2,)}, None, {1, 2})
-        read_annotated(self.put(name, content), None, Scan(cases), table)
+        read_partial_labels(self.put(name, content), None, Scan(cases), table)
 
 
 class Weights(Parser):

@@ -30,7 +30,7 @@ from samadapt.data.opening import (
     mask_rules,
     open_reader,
 )
-from samadapt.data.partial_labels import read_annotated
+from samadapt.data.partial_labels import read_partial_labels
 from samadapt.data.splits import Splits, make_splits
 from samadapt.data.tiles import OVERLAP, tiling
 from samadapt.data.types import Case, Volume
@@ -167,7 +167,7 @@ def survey(
     mark_patients(scan, patient)
     table = decide_classes(scan, card, classes, masks=masks, regions=regions)
     refuse_no_case(scan, reader)
-    read_annotated(annotated, root, scan, table)
+    read_partial_labels(annotated, root, scan, table)
     where = str(reader.options.root or name)
     is_ct = _is_ct(intensity, card, scan, reader)
     for case in scan.cases:

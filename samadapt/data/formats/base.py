@@ -28,8 +28,8 @@ from samadapt.data.checks.mask_values import measure_mask
 from samadapt.data.classes import ClassChoice
 from samadapt.data.findings import Finding, FindingError, error_finding
 from samadapt.data.formats.shared.exif import Exif
-from samadapt.data.formats.shared.foreign import by_name
 from samadapt.data.formats.shared.time_limit import TookTooLongError, each, within_limit
+from samadapt.data.formats.shared.unsupported_files import by_name
 from samadapt.data.mask_rules import AS_CLASSES, MaskRules
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Case, Volume

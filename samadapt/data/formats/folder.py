@@ -39,7 +39,7 @@ from samadapt.data.formats.shared.exif import (
     turn_upright,
 )
 from samadapt.data.formats.shared.pictures import Mask, Picture, load_mask, load_picture, save_plane
-from samadapt.data.formats.shared.stills import SUFFIXES
+from samadapt.data.formats.shared.stored_picture import SUFFIXES
 from samadapt.data.formats.tiff.reader import is_stack
 from samadapt.data.types import Annotation, Case, Volume
 from samadapt.system.arrays import Array

@@ -37,7 +37,7 @@ from samadapt.data.formats.shared.instance_masks import (
     read_segmentation,
 )
 from samadapt.data.formats.shared.object_reader import ObjectReader
-from samadapt.data.formats.shared.stills import SUFFIXES
+from samadapt.data.formats.shared.stored_picture import SUFFIXES
 from samadapt.data.types import Case, Volume
 from samadapt.system.arrays import Array
 from samadapt.system.limits import lies_inside

@@ -26,7 +26,7 @@ from samadapt.data.formats.base import Layout, register_reader
 from samadapt.data.formats.shared.annotation_files import files_below
 from samadapt.data.formats.shared.instance_masks import OutlinedObject, read_segmentation
 from samadapt.data.formats.shared.object_reader import ObjectReader
-from samadapt.data.formats.shared.stills import SUFFIXES
+from samadapt.data.formats.shared.stored_picture import SUFFIXES
 from samadapt.data.types import Case
 from samadapt.errors import ConfigError
 from samadapt.system.plain_yaml import read_plain_yaml

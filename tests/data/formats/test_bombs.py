@@ -210,7 +210,7 @@ def test_a_png_that_holds_less_than_it_declares(tmp_path: Path) -> None:
 def test_an_honest_png_of_one_colour(tmp_path: Path, interlaced: int) -> None:
     from PIL import Image
 
-    from samadapt.data.formats.shared.png_guard import check_png
+    from samadapt.data.formats.shared.png_safety import check_png
 
     path = tmp_path / "a.png"
     Image.new("RGB", (3001, 2003)).save(path)

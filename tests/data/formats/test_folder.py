@@ -335,7 +335,7 @@ def test_the_limit_is_ours_and_not_pils(tmp_path: Path, monkeypatch: pytest.Monk
     Image.fromarray(RGB).save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_image(tmp_path / "a.png").image, RGB)
     assert Image.MAX_IMAGE_PIXELS == 50
-    monkeypatch.setattr("samadapt.data.formats.shared.stills.MAX_PIXELS", 119)
+    monkeypatch.setattr("samadapt.data.formats.shared.stored_picture.MAX_PIXELS", 119)
     with pytest.raises(DataError, match=r"a\.png.*10 x 12.*too_large"):
         read_image(tmp_path / "a.png")
 

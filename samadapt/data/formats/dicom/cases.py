@@ -24,7 +24,7 @@ from samadapt.data.formats.base import Layout, ReaderOptions
 from samadapt.data.formats.dicom.folder_contents import LABELS, DicomSeries, FolderContents
 from samadapt.data.formats.dicom.mask_references import belongs_to
 from samadapt.data.formats.dicom.series_choice import choose_series, listed, parse_choice
-from samadapt.data.formats.shared.stills import SUFFIXES as PICTURES
+from samadapt.data.formats.shared.stored_picture import SUFFIXES as PICTURES
 from samadapt.data.formats.shared.volume_patterns import match
 from samadapt.data.types import Case
 

@@ -28,7 +28,7 @@ from samadapt.data.formats.dicom.frames import VOLUME_MODALITIES
 from samadapt.data.formats.dicom.signature import is_dicom
 from samadapt.data.formats.itk.reader import ItkReader
 from samadapt.data.formats.nifti.write import SUFFIXES as NIFTI
-from samadapt.data.formats.shared.stills import SUFFIXES as PICTURES
+from samadapt.data.formats.shared.stored_picture import SUFFIXES as PICTURES
 
 ENDINGS = (".dcm", ".dicom", ".ima")
 LABELS = (*NIFTI, *ItkReader.suffixes)

@@ -55,7 +55,7 @@ from samadapt.data.formats.itk.reader import load_itk
 from samadapt.data.formats.nifti.reader import load_nifti
 from samadapt.data.formats.nifti.write import SUFFIXES as NIFTI
 from samadapt.data.formats.shared.pictures import load_mask, save_plane
-from samadapt.data.formats.shared.stills import SUFFIXES as PICTURES
+from samadapt.data.formats.shared.stored_picture import SUFFIXES as PICTURES
 from samadapt.data.formats.shared.stored_volume import StoredVolume
 from samadapt.data.formats.shared.volume_reader import VolumeReader
 from samadapt.data.types import Case, Volume

@@ -19,9 +19,9 @@ from samadapt.data.findings import check_bytes, check_size, fault
 from samadapt.data.formats.base import register_reader
 from samadapt.data.formats.nifti.affine import settled_header
 from samadapt.data.formats.nifti.write import SUFFIXES
-from samadapt.data.formats.shared.foreign import by_content, by_name
 from samadapt.data.formats.shared.inflate import Inflated, gunzipped
 from samadapt.data.formats.shared.stored_volume import StoredVolume
+from samadapt.data.formats.shared.unsupported_files import by_content, by_name
 from samadapt.data.formats.shared.volume_reader import VolumeReader
 from samadapt.system.arrays import Array
 

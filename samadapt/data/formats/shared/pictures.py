@@ -22,7 +22,11 @@ from samadapt.data.colours import (
 )
 from samadapt.data.findings import Finding, FindingError, fault
 from samadapt.data.formats.shared.exif import UPRIGHT, Exif
-from samadapt.data.formats.shared.stills import Still, is_lossy_webp, read_still
+from samadapt.data.formats.shared.stored_picture import (
+    StoredPicture,
+    is_lossy_webp,
+    read_stored_picture,
+)
 from samadapt.data.mask_rules import AS_CLASSES, MaskRules
 from samadapt.data.types import Volume
 from samadapt.errors import DataError
@@ -92,17 +96,17 @@ def load_picture(path: Path, exif: Exif | None = None) -> Picture:
     """Read an image: the stored values without alpha; palette indices become colours.
 
     Args:
-        path: a file with one of ``stills.SUFFIXES``.
+        path: a file with one of ``stored_picture.SUFFIXES``.
         exif: ``"ignore"``: the pixels stay as they are stored; otherwise they are turned upright.
 
     Raises:
         FindingError: the file is missing or broken, or has several pages, or a pixel is NaN or
             infinite.
     """
-    stored = read_still(path)
-    still = stored if exif == "ignore" else stored.upright()
+    stored = read_stored_picture(path)
+    shown = stored if exif == "ignore" else stored.upright()
     orientation = UPRIGHT if exif == "ignore" else stored.orientation
-    values = _brightness(still) if still.palette is None else _painted(still.values, still.palette)
+    values = _brightness(shown) if shown.palette is None else _painted(shown.values, shown.palette)
     if values.dtype != np.uint8:
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             message = "some pixels are NaN or infinite"
@@ -117,7 +121,7 @@ def load_mask(path: Path, exif: Exif | None = None, masks: MaskRules = AS_CLASSE
     """Read the label values of a mask: palette indices, grey values, or the meaning of its colours.
 
     Args:
-        path: a file with one of ``stills.SUFFIXES``.
+        path: a file with one of ``stored_picture.SUFFIXES``.
         exif: ``"ignore"``: the pixels stay as they are stored; otherwise a mask with an EXIF
             orientation of its own is turned upright.
         masks: how masks are read. With a threshold, values that lossy compression changed and
@@ -132,26 +136,26 @@ def load_mask(path: Path, exif: Exif | None = None, masks: MaskRules = AS_CLASSE
         message = "a mask with lossy compression (JPEG, WebP) has changed values at its edges"
         fix = "export it again as PNG; or, if it has one class, set data.mask_threshold=128"
         raise fault("lossy_mask", path, message, fix)
-    stored = read_still(path)
-    still = stored if exif == "ignore" else stored.upright()
+    stored = read_stored_picture(path)
+    shown = stored if exif == "ignore" else stored.upright()
     orientation = UPRIGHT if exif == "ignore" else stored.orientation
     if masks.colours is not None:
-        mask = _by_colour(path, still, masks.colours)
-    elif still.palette is not None:
-        mask = _by_index(path, still, still.palette)
+        mask = _by_colour(path, shown, masks.colours)
+    elif shown.palette is not None:
+        mask = _by_index(path, shown, shown.palette)
     else:
-        values = _grey(path, still)
+        values = _grey(path, shown)
         mask = Mask(values if masks.threshold is not None else _whole(path, values))
-        _check_alpha(path, still, mask.values)
+        _check_alpha(path, shown, mask.values)
     return replace(mask, orientation=orientation)
 
 
-def _brightness(still: Still) -> Array:
+def _brightness(stored: StoredPicture) -> Array:
     """Scale values of fewer than 8 bits to 0..255; return others as they are."""
-    if still.values.dtype == bool or (still.bits < 8 and still.values.dtype == np.uint8):
-        scaled: Array = still.values.astype(np.uint16) * 255 // (2**still.bits - 1)
+    if stored.values.dtype == bool or (stored.bits < 8 and stored.values.dtype == np.uint8):
+        scaled: Array = stored.values.astype(np.uint16) * 255 // (2**stored.bits - 1)
         return scaled.astype(np.uint8)
-    return still.values
+    return stored.values
 
 
 def _painted(indices: Array, palette: Array) -> Array:
@@ -161,27 +165,27 @@ def _painted(indices: Array, palette: Array) -> Array:
     return np.asarray(colours[indices])
 
 
-def _by_index(path: Path, still: Still, palette: Array) -> Mask:
+def _by_index(path: Path, stored: StoredPicture, palette: Array) -> Mask:
     """Read palette indices as label values, and record the colours of those that occur."""
     from PIL import Image
 
-    counts = Image.fromarray(still.values).histogram()  # ten times faster than np.bincount
+    counts = Image.fromarray(stored.values).histogram()  # ten times faster than np.bincount
     used = np.flatnonzero(counts[: len(palette)])
     entries = palette[used]
     if len(used) > 1 and (entries[:, :3] == entries[0, :3]).all() and np.ptp(entries[:, 3]):
         raise _alpha_fault(path, f"every colour of its palette is {show(int(pack(entries[0])))}")
-    values = still.values.astype(np.int32)
-    _check_alpha(path, still, values)
+    values = stored.values.astype(np.int32)
+    _check_alpha(path, stored, values)
     pairs = zip(used.tolist(), pack(entries).tolist(), strict=True)
     return Mask(values, colours=tuple(pairs))
 
 
-def _by_colour(path: Path, still: Still, colours: Colours) -> Mask:
-    packed = _packed(path, still)
-    if still.alpha is not None and np.ptp(packed) == 0 and np.ptp(still.alpha):
+def _by_colour(path: Path, stored: StoredPicture, colours: Colours) -> Mask:
+    packed = _packed(path, stored)
+    if stored.alpha is not None and np.ptp(packed) == 0 and np.ptp(stored.alpha):
         raise _alpha_fault(path, f"its colour is {show(int(packed.flat[0]))} everywhere")
     values, unknown = recode(packed, colours)
-    _check_alpha(path, still, values)
+    _check_alpha(path, stored, values)
     if not colours.values:  # checks/palettes.py compares the foreground colours of all masks
         found = list(count_colours(packed[values == 1]))
         return Mask(values, colours=tuple((1, colour) for colour in found[:_MOST_COLOURS]))
@@ -200,34 +204,35 @@ def _by_colour(path: Path, still: Still, colours: Colours) -> Mask:
     return Mask(values, findings=(Finding("unnamed_colours", "warning", str(path), message, fix),))
 
 
-def _packed(path: Path, still: Still) -> Array:
+def _packed(path: Path, stored: StoredPicture) -> Array:
     """Return (h, w) colours 0xRRGGBB; the grey value v is the colour (v, v, v)."""
-    if still.palette is not None:
-        highest = int(still.values.max())
-        if highest >= len(still.palette):
-            message = f"index {highest} has no colour: its palette has {len(still.palette)} entries"
+    if stored.palette is not None:
+        highest = int(stored.values.max())
+        if highest >= len(stored.palette):
+            size = len(stored.palette)
+            message = f"index {highest} has no colour: its palette has {size} entries"
             raise fault("colour_range", path, message, "save it again with a full palette")
-        return np.asarray(pack(still.palette)[still.values])
-    values = _brightness(still)
-    if values.dtype == np.uint16 and still.is_color and not (values % 257).any():
+        return np.asarray(pack(stored.palette)[stored.values])
+    values = _brightness(stored)
+    if values.dtype == np.uint16 and stored.is_color and not (values % 257).any():
         values = (values // 257).astype(np.uint8)  # 8 bits that were written as 16
     if values.dtype.kind not in "iu" or int(values.min()) < 0 or int(values.max()) > 255:
         message = f"expected colours of 8 bits; its values are {values.dtype}, up to {values.max()}"
         raise fault("colour_range", path, message, "save it as an 8-bit PNG")
-    return pack(values if still.is_color else np.repeat(values[:, :, None], 3, axis=2))
+    return pack(values if stored.is_color else np.repeat(values[:, :, None], 3, axis=2))
 
 
-def _grey(path: Path, still: Still) -> Array:
+def _grey(path: Path, stored: StoredPicture) -> Array:
     """Return one value for each pixel; a colour file must have equal red, green and blue."""
-    if not still.is_color:
-        return still.values
-    if (still.values == still.values[:, :, :1]).all():
-        return still.values[:, :, 0]
+    if not stored.is_color:
+        return stored.values
+    if (stored.values == stored.values[:, :, :1]).all():
+        return stored.values[:, :, 0]
     message = "expected one value for each pixel; it is a colour image"
-    if still.values.dtype == np.uint8:
-        packed = pack(still.values)
+    if stored.values.dtype == np.uint8:
+        packed = pack(stored.values)
         message += f" with {list_colours(count_colours(packed), packed.size)}"
-    if still.alpha is not None and np.ptp(still.alpha):
+    if stored.alpha is not None and np.ptp(stored.alpha):
         message += "; its alpha channel varies: is the mask there?"
     fix = (
         'name the classes by colour, as data.classes={liver: "#ff0000"}, or save class numbers as '
@@ -235,13 +240,13 @@ def _grey(path: Path, still: Still) -> Array:
     raise fault("colour_mask", path, message, f"{fix}a grey or palette PNG")
 
 
-def _check_alpha(path: Path, still: Still, values: Array) -> None:
+def _check_alpha(path: Path, stored: StoredPicture, values: Array) -> None:
     """Refuse a mask that is stored in the alpha channel."""
-    if still.alpha is None or not np.ptp(still.alpha):
+    if stored.alpha is None or not np.ptp(stored.alpha):
         return
     if np.ptp(values) == 0:
         raise _alpha_fault(path, "the other channels have one value everywhere")
-    if (values[still.alpha == 0] != 0).any():
+    if (values[stored.alpha == 0] != 0).any():
         raise _alpha_fault(path, "fully transparent pixels have a class as well")
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from samadapt.data.channels import Choice, Indices, listed_channels
 from samadapt.data.findings import Finding, FindingError, error_finding, fault, warning_finding
 from samadapt.data.formats.base import Layout, ReaderOptions
-from samadapt.data.formats.shared.foreign import by_name
+from samadapt.data.formats.shared.unsupported_files import by_name
 from samadapt.data.formats.shared.volume_advice import unknown_layout
 from samadapt.data.formats.shared.volume_patterns import pair_patterns, stem_of
 from samadapt.data.types import Case

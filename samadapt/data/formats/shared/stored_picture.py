@@ -15,7 +15,7 @@ import numpy as np
 
 from samadapt.data.findings import FindingError, fault, too_large
 from samadapt.data.formats.shared.exif import TAG, UPRIGHT, known_orientation, turn_upright
-from samadapt.data.formats.shared.png_guard import check_png
+from samadapt.data.formats.shared.png_safety import check_png
 from samadapt.data.formats.tiff.pages import main_page, page_values, tifffile
 from samadapt.data.formats.tiff.safety import check_tiff
 from samadapt.system.arrays import Array
@@ -37,7 +37,7 @@ _ASSOCIATED, _UNASSOCIATED = 1, 2  # alpha in TIFF's tag ExtraSamples
 
 
 @dataclass(frozen=True)
-class Still:
+class StoredPicture:
     """The stored pixels of a file.
 
     Attributes:
@@ -66,7 +66,7 @@ class Still:
         """Whether each pixel has three values."""
         return self.values.ndim == 3
 
-    def upright(self) -> Still:
+    def upright(self) -> StoredPicture:
         """Return the pixels as a viewer shows them."""
         if self.orientation == UPRIGHT:
             return self
@@ -75,7 +75,7 @@ class Still:
         return replace(self, values=turned, alpha=alpha, orientation=UPRIGHT)
 
 
-def read_still(path: Path) -> Still:
+def read_stored_picture(path: Path) -> StoredPicture:
     """Read the stored pixels of a file.
 
     Raises:
@@ -110,7 +110,7 @@ def is_lossy_webp(path: Path) -> bool:
     return head[12:16] == b"VP8 " or (head[12:16] == b"VP8X" and b"VP8L" not in head)
 
 
-def _read_with_pil(path: Path, head: bytes) -> Still:
+def _read_with_pil(path: Path, head: bytes) -> StoredPicture:
     with _open_header(path) as opened:
         # A tiny GIF can declare a canvas of any size, and PIL allocates it several times.
         width, height = opened.size
@@ -126,36 +126,36 @@ def _read_with_pil(path: Path, head: bytes) -> Still:
             import imagecodecs
 
             samples = np.asarray(imagecodecs.png_decode(path.read_bytes()))
-            still = _from_samples(samples, 16)
+            stored = _from_samples(samples, 16)
         else:
             opened.load()
-            still = _from_pil(opened)
-        return replace(still, orientation=known_orientation(opened.getexif().get(TAG)))
+            stored = _from_pil(opened)
+        return replace(stored, orientation=known_orientation(opened.getexif().get(TAG)))
 
 
-def _from_pil(picture: Any) -> Still:
+def _from_pil(picture: Any) -> StoredPicture:
     if picture.mode == "P":
         picture.apply_transparency()
-        return Still(np.array(picture), palette=_palette_of(picture))
+        return StoredPicture(np.array(picture), palette=_palette_of(picture))
     if picture.mode == "PA":
         indices, alpha = (np.array(picture.getchannel(band)) for band in (0, 1))
-        return Still(indices, palette=_palette_of(picture), alpha=alpha)
+        return StoredPicture(indices, palette=_palette_of(picture), alpha=alpha)
     if picture.mode in ("LA", "La"):
         picture = picture.convert("LA")
-        return Still(np.array(picture.getchannel(0)), alpha=np.array(picture.getchannel(1)))
+        return StoredPicture(np.array(picture.getchannel(0)), alpha=np.array(picture.getchannel(1)))
     if picture.mode in ("RGBA", "RGBa"):  # not convert("RGB"), which may blend colours with alpha
         return _from_samples(np.array(picture.convert("RGBA")), 8)
     if picture.mode not in _PLAIN_MODES:  # CMYK, YCbCr, LAB, ...
         picture = picture.convert("RGB")
     values = np.array(picture)
-    return Still(values, 1 if values.dtype == bool else 8 * values.dtype.itemsize)
+    return StoredPicture(values, 1 if values.dtype == bool else 8 * values.dtype.itemsize)
 
 
 def _palette_of(picture: Any) -> Array:
     return np.array(picture.getpalette("RGBA") or [], np.uint8).reshape(-1, 4)[:256]
 
 
-def _from_samples(values: Array, bits: int) -> Still:
+def _from_samples(values: Array, bits: int) -> StoredPicture:
     """Interpret 1 to 4 samples of each pixel: grey or RGB, then alpha.
 
     Args:
@@ -163,14 +163,14 @@ def _from_samples(values: Array, bits: int) -> Still:
         bits: bits of a sample.
     """
     if values.ndim == 2:
-        return Still(values, bits)
+        return StoredPicture(values, bits)
     count = values.shape[2]
     alpha = np.ascontiguousarray(values[:, :, -1]) if count in (2, 4) else None
     colours = values[:, :, 0] if count < 3 else values[:, :, :3]
-    return Still(np.ascontiguousarray(colours), bits, alpha=alpha)
+    return StoredPicture(np.ascontiguousarray(colours), bits, alpha=alpha)
 
 
-def _read_tiff(path: Path) -> Still:
+def _read_tiff(path: Path) -> StoredPicture:
     check_tiff(path)
     with tifffile().TiffFile(path) as tif:
         page = main_page(path, tif)
@@ -179,15 +179,15 @@ def _read_tiff(path: Path) -> Still:
         values, bits = page_values(path, page), int(page.bitspersample)
         photometric = "" if page.photometric is None else page.photometric.name
         if photometric == "PALETTE" and page.colormap is not None:
-            still = _with_colormap(path, values, page.colormap)
+            stored = _with_colormap(path, values, page.colormap)
         elif photometric in _OTHER_COLOURS or (photometric == "YCBCR" and not _as_jpeg(page)):
-            still = _converted(path, values, photometric)
+            stored = _converted(path, values, photometric)
         else:
-            still = _tiff_samples(path, page, values, bits)
-    return replace(still, orientation=orientation)
+            stored = _tiff_samples(path, page, values, bits)
+    return replace(stored, orientation=orientation)
 
 
-def _with_colormap(path: Path, values: Array, colormap: Array) -> Still:
+def _with_colormap(path: Path, values: Array, colormap: Array) -> StoredPicture:
     """Return palette indices with their colours.
 
     Args:
@@ -198,13 +198,13 @@ def _with_colormap(path: Path, values: Array, colormap: Array) -> Still:
     if values.shape[2:] not in ((), (2,)) or colormap.shape[1] > 256:
         message = "expected palette indices of at most 8 bits, and alpha"
         raise fault("unsupported_dtype", path, message, "save it as a grey or RGB file")
-    still = _from_samples(values.astype(np.uint8), 8)
+    stored = _from_samples(values.astype(np.uint8), 8)
     shift = 0 if colormap.max(initial=0) < 256 else 8  # some programs write 8-bit colours
     opaque = np.full((colormap.shape[1], 1), 255)
-    return replace(still, palette=np.hstack([(colormap >> shift).T, opaque]).astype(np.uint8))
+    return replace(stored, palette=np.hstack([(colormap >> shift).T, opaque]).astype(np.uint8))
 
 
-def _converted(path: Path, values: Array, photometric: str) -> Still:
+def _converted(path: Path, values: Array, photometric: str) -> StoredPicture:
     from PIL import Image
 
     mode, count = {"SEPARATED": ("CMYK", 4), "YCBCR": ("YCbCr", 3)}.get(photometric, ("", 0))
@@ -213,7 +213,7 @@ def _converted(path: Path, values: Array, photometric: str) -> Still:
         raise fault("unsupported_dtype", path, message, "save it as an RGB file")
     height, width, _ = values.shape
     picture = Image.frombytes(mode, (width, height), values.tobytes())
-    return Still(np.array(picture.convert("RGB")))
+    return StoredPicture(np.array(picture.convert("RGB")))
 
 
 def _as_jpeg(page: Any) -> bool:
@@ -224,7 +224,7 @@ def _as_jpeg(page: Any) -> bool:
     return int(page.compression) in (6, 7, 33003, 33005, 34712)
 
 
-def _tiff_samples(path: Path, page: Any, values: Array, bits: int) -> Still:
+def _tiff_samples(path: Path, page: Any, values: Array, bits: int) -> StoredPicture:
     """Interpret samples as grey or RGB; one more is alpha only if the file says so."""
     count = 1 if values.ndim == 2 else values.shape[2]
     extra = tuple(int(kind) for kind in page.extrasamples)

@@ -17,7 +17,7 @@ from PIL import Image
 from samadapt.data import SliceRef, check_dataset, open_dataset, read_image
 from samadapt.data.findings import FindingError
 from samadapt.data.formats.shared.pictures import load_mask
-from samadapt.data.formats.shared.stills import read_still
+from samadapt.data.formats.shared.stored_picture import read_stored_picture
 from samadapt.errors import DataError
 
 RNG = np.random.default_rng(5)
@@ -290,7 +290,7 @@ def test_samples_that_are_no_picture(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(stream, "PNG")
     (tmp_path / "cut.png").write_bytes(stream.getvalue()[:60])
     with pytest.raises(DataError, match=r"cut\.png.*unreadable_image"):
-        read_still(tmp_path / "cut.png")
+        read_stored_picture(tmp_path / "cut.png")
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "png", "lerc", "webp"])
@@ -308,7 +308,7 @@ def test_a_strip_that_is_a_larger_picture_is_refused(tmp_path: Path, compression
     _write_bits(tmp_path / "a.tif", packed, (10, 10), 8, codes[compression])
     code = "unreadable_image" if compression == "lerc" else "too_large"
     with pytest.raises(FindingError, match=rf"a\.tif.*{code}"):
-        read_still(tmp_path / "a.tif")
+        read_stored_picture(tmp_path / "a.tif")
 
 
 def test_a_threshold_reads_altered_values(make_folder: Callable[..., Path]) -> None:
