@@ -380,7 +380,12 @@ def describe(name: str, value: Any) -> str:
 
 def notebook(path: Path) -> str:
     """Return a tutorial as a notebook. Shell blocks become ``%%bash`` cells."""
-    book = jupytext.reads(path.read_text(encoding="utf-8"), fmt="md")
+    text = path.read_text(encoding="utf-8")
+    # Without this header jupytext would take the language of most blocks for the notebook's own.
+    header = (
+        "---\njupyter:\n  kernelspec: {name: python3, language: python, display_name: P}\n---\n"
+    )
+    book = jupytext.reads(header + text, fmt="md")
     for number, cell in enumerate(book.cells):
         cell["id"] = f"cell-{number}"  # nbformat draws a random one: the file would never be stable
     book.metadata = {

@@ -41,7 +41,7 @@ SHORT = {
 }
 """What takes the place of these keys in every training: a small random model and two steps."""
 SMALL_BLOCKS = "peft.blocks=last:1"
-"""Given where neither command nor recipe can name blocks that the small model has."""
+"""Given where the command names no blocks: the small model has fewer than the recipes name."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,7 @@ def shortened(arguments: Sequence[str]) -> list[str]:
     if "resume" in named:
         return [a if not a.startswith("train.steps=") else "train.steps=3" for a in arguments]
     kept = [argument for key, argument in named.items() if key not in SHORT]
-    frozen = named.get("peft") in ("peft=none", "peft=decoder")
-    blocks = [] if "peft.blocks" in named or frozen else [SMALL_BLOCKS]
+    blocks = [] if "peft.blocks" in named else [SMALL_BLOCKS]
     return [*kept, *(f"{key}={value}" for key, value in SHORT.items()), *blocks]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -15,6 +16,7 @@ from docs_tests.blocks import DOCS, PAGES, ROOT
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"`([^`]+)`")
 INLINE = re.compile(r"`[^`\n]*`")
 
 
@@ -65,6 +67,22 @@ def anchors_of(page: Path) -> Iterator[str]:
             yield re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
 
 
+def test_messages_of_troubleshooting_exist() -> None:
+    """What the page quotes, in the first column, is in the code, so it can be found there."""
+    said = "\n".join(
+        constant
+        for path in (ROOT / "samadapt").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(constant := node.value, str)
+    )
+    rows = (DOCS / "how-to" / "troubleshooting.md").read_text(encoding="utf-8").splitlines()
+    quoted = [
+        text for row in rows if row.startswith("| `") for text in CODE.findall(row.split("|")[1])
+    ]
+    assert len(quoted) > 20
+    assert [text for text in quoted if text not in said] == []
+
+
 def test_every_page_is_in_a_list() -> None:
     """Each page of a folder is linked and listed in its index."""
     for index in DOCS.glob("*/index.md"):
@@ -101,7 +119,7 @@ def test_the_run_directory_is_described(workplace: Path) -> None:
     text = (DOCS / "reference" / "run-directory.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([\w./]+)`", text))
     run = next((workplace / "runs" / "photos").iterdir())
-    for path in sorted(run.iterdir()):
+    for path in sorted(run.glob("[!.]*")):
         assert path.name in named or f"{path.name}/" in named or path.is_dir(), path.name
     for folder in ("adapter", "eval"):
         for path in (run / folder).iterdir():
