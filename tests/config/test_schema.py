@@ -84,7 +84,7 @@ def test_the_blocks_that_now_apply_are_named(
         (["peft=fact", "peft.blocks=last:1"], ""),
         (
             ["peft=fact"],
-            "peft.blocks=last:1 was chosen for peft=lora and is dropped; peft.blocks=all,",
+            "chosen for peft=lora and is dropped; peft.blocks=all,",
         ),
         (["peft=late_blocks"], "peft.blocks=last:2, the default of peft=late_blocks, applies"),
     ):
