@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from samadapt import console
 from samadapt.config.compose import parse_settings
 from samadapt.config.schema import Device, Precision
+from samadapt.inference.options import PredictionOptions
 from samadapt.system.limits import MAX_GB, MAX_SECONDS, set_limits
 from samadapt.system.settings import List, Settings, Whole
 
@@ -50,8 +51,8 @@ PointLabels = List[Whole] | List[List[Whole] | None]
 
 
 @dataclass(frozen=True)
-class PredictArguments(Settings):
-    """The keys of ``samadapt predict``."""
+class PredictFiles(Settings):
+    """The keys that name what a prediction reads and writes."""
 
     adapter: str = Field(description="adapter directory")
     input: str | List[str] = Field(
@@ -62,84 +63,24 @@ class PredictArguments(Settings):
         description="file to write, .png or .json for a picture and .nii.gz for a volume, or a "
         "folder for a folder"
     )
-    boxes: Boxes | dict[Whole, Boxes] | None = Field(
-        default=None,
-        description="boxes in pixels, [[x0,y0,x1,y1]], or by slice, {slice: [[x0,y0,x1,y1]]}; null "
-        "in the place of a box: the object has none here",
-    )
-    points: Points | dict[Whole, Points] | None = Field(
-        default=None,
-        description="points in pixels, [[x,y]] for one object and [[[x,y]],[[x,y]]] for two, or by "
-        "slice, {slice: ...}",
-    )
-    point_labels: PointLabels | dict[Whole, PointLabels] | None = Field(
-        default=None,
-        description="label of each point, such as [1,0]: 1 is inside the object and 0 outside; "
-        "null: all points are inside",
-    )
-    labels: str | List[str] | None = Field(
-        default=None,
-        description="class of each object, such as [liver,spleen], or one class for all; null: the "
-        "only class of the adapter",
-    )
-    propagate: bool = Field(
-        default=False,
-        description="carry each object from slice to slice through a volume, both ways",
-    )
-    carry: Literal["prompt", "mask", "both"] = Field(
-        default="prompt",
-        description="what prompts the next slice: prompt, a box or point made from the mask; mask, "
-        "the mask itself; or both",
-    )
-    slices: List[Whole] | None = Field(
-        default=None,
-        description="first and last slice to carry objects to, [first,last]; null: all slices",
-    )
-    vanish: float = Field(
-        default=0.1,
-        ge=0,
-        lt=1,
-        description="an object ends where its area falls below this share of its prompted area",
-    )
-    keep_largest: bool | List[str] = Field(
-        default=False,
-        description="keep only the largest component of each class, or of the listed classes; in a "
-        "volume the components are 3D",
-    )
-    fill_holes: bool | List[str] = Field(
-        default=False,
-        description="fill the holes of each class, or of the listed classes, after keep_largest",
-    )
-    tile: Whole | None = Field(
-        default=None,
-        ge=0,
-        description="side in pixels of the tiles that a picture is cut into; null: as in training; "
-        "0: pictures stay whole",
-    )
-    exif: Literal["apply", "ignore"] | None = Field(
-        default=None,
-        description="apply: turn pictures as their EXIF orientation says; ignore: use the stored "
-        "pixels; null: as in training, or apply",
-    )
-    probabilities: bool = Field(
-        default=False,
-        description="also write OUTPUT_probabilities, a 4D .nii.gz or, for a picture, an .npz",
-    )
-    channel: Annotated[Whole, Field(ge=0)] | str | List[Whole | str] | None = Field(
-        default=None,
-        description="which volume of a 4D file: its index from 0, or its name in dataset.json; "
-        "[a,b]: for an adapter of several channels; null: as in training",
-    )
-    spacing: Literal["affine", "pixdim"] | None = Field(
-        default=None,
-        description="which voxel size to trust where a NIfTI header holds two that differ; null: "
-        "as in training",
-    )
-    series: str | None = Field(
-        default=None,
-        description="which DICOM series to read from a folder of several: a modality such as CT, a "
-        "series number, largest, or the digits that an error message shows; null: as in training",
-    )
+
+
+def _same(name: str) -> Any:
+    """Return the default, help text and bounds of a prediction option."""
+    item = next(item for item in fields(PredictionOptions) if item.name == name)
+    return Field(default=item.default, **item.metadata)
+
+
+@dataclass(frozen=True)
+class PredictArguments(PredictionOptions, PredictFiles):
+    """The keys of ``samadapt predict``: the files, every prediction option, and the machine.
+
+    Prompts are redeclared, because the command line knows lists and Python arrays as well.
+    """
+
+    boxes: Boxes | dict[Whole, Boxes] | None = _same("boxes")
+    points: Points | dict[Whole, Points] | None = _same("points")
+    point_labels: PointLabels | dict[Whole, PointLabels] | None = _same("point_labels")
     max_gb: float = Field(
         default=MAX_GB,
         gt=0,
@@ -182,7 +123,6 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         PromptError: a prompt is missing, not wanted, or wrong.
     """
     asked = parse_settings(PredictArguments, arguments)
-    from samadapt.inference.options import PredictionOptions
     from samadapt.inference.segmenter import load_adapter
 
     set_limits(asked.max_gb, asked.max_seconds)
@@ -193,15 +133,13 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         device=asked.device,
         precision=asked.precision,
     )
-    given = {item.name: getattr(asked, item.name) for item in fields(PredictionOptions)}
-    options = PredictionOptions(**given)
     with ExitStack() as shown:
 
         def start(name: str) -> Callable[[int, int], None]:
             shown.close()
             return shown.enter_context(console.bar(name))
 
-        rows = segmenter.predict_plan(plan, options, progress=start)
+        rows = segmenter.predict_plan(plan, asked, progress=start)
     head = {"adapter": asked.adapter, "input": asked.input}
     if not plan.is_folder:
         _warn(rows)

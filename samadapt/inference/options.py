@@ -1,27 +1,32 @@
-"""The options of a prediction: the one list that Python and the command line share."""
+"""The options of a prediction: the one list that Python and the command line share.
 
+An option that is added here is a key of ``samadapt predict`` and reaches the predictor. If it shall
+be an argument of ``Segmenter.segment`` as well, it is named there once more.
+"""
 # ruff: noqa: RUF009  ``_option`` returns a field, not a default
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from samadapt.data.channels import Channel
+from pydantic import Field
+
 from samadapt.data.formats.nifti.affine import SpacingSource
 from samadapt.data.formats.shared.exif import Exif
 from samadapt.errors import PromptError, nearest
 from samadapt.prompts.user_prompts import SlicePrompts
+from samadapt.system.settings import Whole
 
 Carry = Literal["prompt", "mask", "both"]
-
 
 SMALLEST_TILE = 16
 """Side in pixels below which a tile shows nothing that could be recognised."""
 
 
 def _option(default: Any, description: str, **bounds: float) -> Any:
-    """Return a dataclass field with the help text and the bounds that the command line shows."""
+    """Return a field with its help text and bounds, which pydantic reads from the metadata."""
     return field(default=default, metadata={"description": description, **bounds})
 
 
@@ -29,63 +34,83 @@ def _option(default: Any, description: str, **bounds: float) -> Any:
 class PredictionOptions:
     """Prompts and options of a prediction; ``Segmenter.segment`` explains each at length.
 
-    ``samadapt predict`` takes its keys, help texts and bounds from these fields.
-
     Raises:
         PromptError: options contradict each other or have a value that does not exist.
     """
 
     boxes: SlicePrompts = _option(
-        None, "[[x0,y0,x1,y1]], or {slice: [[x0,y0,x1,y1]]}; null: no box of that object here"
+        None,
+        "boxes in pixels, [[x0,y0,x1,y1]], or by slice, {slice: [[x0,y0,x1,y1]]}; null in the "
+        "place of a box: the object has none here",
     )
     points: SlicePrompts = _option(
-        None, "[[x,y]]: points of one object; [[[x,y]],[[x,y]]]: of two; or by slice"
+        None,
+        "points in pixels, [[x,y]] for one object and [[[x,y]],[[x,y]]] for two, or by slice, "
+        "{slice: ...}",
     )
-    point_labels: SlicePrompts = _option(None, "[1,0]: 1 in the object, 0 outside; null: all 1")
+    point_labels: SlicePrompts = _option(
+        None,
+        "label of each point, such as [1,0]: 1 is inside the object and 0 outside; null: all "
+        "points are inside",
+    )
     labels: str | Sequence[str] | None = _option(
-        None, "class of each object, [liver,spleen], or one for all; null: the only class"
+        None,
+        "class of each object, such as [liver,spleen], or one class for all; null: the only class "
+        "of the adapter",
     )
-    propagate: bool = _option(False, "carry each object from slice to slice, in both directions")
+    propagate: bool = _option(
+        False, "carry each object from slice to slice through a volume, both ways"
+    )
     carry: Carry = _option(
-        "prompt", "what a mask becomes on the next slice: a box or point, a mask prompt, or both"
+        "prompt",
+        "what prompts the next slice: prompt, a box or point made from the mask; mask, the mask "
+        "itself; or both",
     )
-    slices: Sequence[int] | None = _option(None, "[first,last] slice to carry to; null: all")
+    slices: Sequence[Whole] | None = _option(
+        None, "first and last slice to carry objects to, [first,last]; null: all slices"
+    )
     vanish: float = _option(
-        0.1, "an object ends below this share of its area on the prompted slice", ge=0, lt=1
+        0.1,
+        "an object ends where its area falls below this share of its prompted area",
+        ge=0,
+        lt=1,
     )
     keep_largest: bool | Sequence[str] = _option(
-        False, "keep only the largest component of each class, or of [classes]; 3D in volumes"
+        False,
+        "keep only the largest component of each class, or of the listed classes; in a volume the "
+        "components are 3D",
     )
     fill_holes: bool | Sequence[str] = _option(
-        False, "fill the holes of each class, or of [classes], after keep_largest"
+        False, "fill the holes of each class, or of the listed classes, after keep_largest"
     )
-    tile: int | None = _option(
+    tile: Whole | None = _option(
         None,
-        "side in pixels of the tiles that a picture is cut into; 0: it is seen whole; null: as in "
-        "training",
+        "side in pixels of the tiles that a picture is cut into; null: as in training; 0: pictures "
+        "stay whole",
         ge=0,
     )
     exif: Exif | None = _option(
         None,
-        "apply: turn pictures as their EXIF orientation says; ignore: leave their pixels as "
-        "stored; null: as in training, or apply",
+        "apply: turn pictures as their EXIF orientation says; ignore: use the stored pixels; null: "
+        "as in training, or apply",
     )
     probabilities: bool = _option(
-        False, "also write OUTPUT_probabilities: 4D .nii.gz, or .npz for a picture"
+        False, "also write OUTPUT_probabilities, a 4D .nii.gz or, for a picture, an .npz"
     )
-    channel: Channel | Sequence[Channel] | None = _option(
+    channel: Annotated[Whole, Field(ge=0)] | str | Sequence[Whole | str] | None = _option(
         None,
-        "which volume of a 4D file: its index from 0, or its name in dataset.json; [a,b] for an "
+        "which volume of a 4D file: its index from 0, or its name in dataset.json; [a,b]: for an "
         "adapter of several channels; null: as in training",
     )
     spacing: SpacingSource | None = _option(
         None,
-        "which voxel size to trust if a NIfTI header contradicts itself; null: as in training",
+        "which voxel size to trust where a NIfTI header holds two that differ; null: as in "
+        "training",
     )
     series: str | None = _option(
         None,
-        "which DICOM series of a folder with several: a modality (CT), a series number, largest, "
-        "or the digits that the message shows; null: as in training",
+        "which DICOM series to read from a folder of several: a modality such as CT, a series "
+        "number, largest, or the digits that an error message shows; null: as in training",
     )
 
     def __post_init__(self) -> None:

@@ -21,7 +21,10 @@ from samadapt.system.arrays import Array
 if TYPE_CHECKING:
     from samadapt.data.tiles import Tile
 
-SlicePrompts = ArrayLike | Mapping[int, ArrayLike] | None
+ObjectValues = ArrayLike | Sequence[ArrayLike | None]
+"""Boxes or points of the objects of one slice; None in the place of an object that has none."""
+
+SlicePrompts = ObjectValues | Mapping[int, ObjectValues] | None
 """Prompts of an image, or of a volume: the same for every slice, or by slice index."""
 
 
@@ -173,7 +176,7 @@ def _named_slices(given: tuple[SlicePrompts, ...], depth: int) -> list[int]:
     return sorted(indices)
 
 
-def _at(value: SlicePrompts, index: int) -> ArrayLike | None:
+def _at(value: SlicePrompts, index: int) -> ObjectValues | None:
     return value.get(index) if isinstance(value, Mapping) else value
 
 

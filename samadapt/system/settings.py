@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import operator
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
@@ -111,6 +111,9 @@ class Settings:
         except ValidationError as error:
             if not isinstance(given, ArgsKwargs):  # inside another class, which explains it
                 raise
+            for detail in error.errors(include_url=False):
+                if not detail["loc"]:  # __post_init__ refuses values that do not fit together
+                    raise detail["ctx"]["error"] from None
             raise SettingsError(_explain_all(cls, error, given)) from None
 
 
@@ -219,7 +222,7 @@ def _describe_arm(annotation: Any) -> str:
     origin, arguments = get_origin(inner), get_args(inner)
     if origin is Literal:
         return "one of " + ", ".join(str(choice) for choice in arguments)
-    if origin in (list, tuple):
+    if origin in (list, tuple, Sequence):
         return f"a list of [{describe_type(arguments[0])}]"
     if origin is dict:
         return "a mapping {name: " + describe_type(arguments[1]) + "}"

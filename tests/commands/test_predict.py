@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +14,7 @@ from samadapt.adapters.injection import inject
 from samadapt.adapters.store import AdapterRecord, save_adapter
 from samadapt.cli import main
 from samadapt.data.intensity import make_intensity
+from samadapt.inference.options import PredictionOptions
 from samadapt.inference.segmenter import load_adapter
 from samadapt.methods import METHODS
 from samadapt.prompts.policy import PromptPolicy
@@ -104,7 +105,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert not (tmp_path / "out.png").exists()
     assert main(["predict"]) == 2
     said = capsys.readouterr().err
-    assert all(f"{key}: it is needed" in said for key in ("adapter", "input", "output"))
+    assert all(f"{key}: a value is required" in said for key in ("adapter", "input", "output"))
 
 
 def save_volume(path, shape=(12, 10, 5)):
@@ -182,7 +183,9 @@ def test_every_option_reaches_the_segmenter(adapter, tmp_path, monkeypatch, caps
     arguments = [f"{key}={text}" for key, (text, _) in given.items()]
     files = [f"adapter={adapter}", f"input={source}", f"output={tmp_path / 'out.nii.gz'}"]
     assert main(["predict", *files, *arguments, "device=cpu"]) == 0
-    assert [asdict(options) for options in asked] == [{k: v for k, (_, v) in given.items()}]
+    (options,) = asked
+    assert {item.name for item in fields(PredictionOptions)} == given.keys()
+    assert {key: getattr(options, key) for key in given} == {k: v for k, (_, v) in given.items()}
 
 
 def test_objects_are_carried_from_the_command_line(adapter, tmp_path, capsys):
