@@ -1,4 +1,4 @@
-"""One attention module of ViT-B, global or in windows, on a grid of tokens already normalised."""
+"""One attention module of ViT-B, global or in windows, on a grid of normalised tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Attend = Callable[[Tensor], Tensor]
 
 
 def rows() -> Iterator[Comparison]:
-    """A grid of 64 x 64, whole and in windows of 14, forward and with backward."""
+    """Yield a grid of 64 x 64 tokens, whole and in windows of 14, forward and with backward."""
     kinds: tuple[Kind, ...] = ("global", "window")
     for kind in kinds:
         for backward in (False, True):
@@ -28,9 +28,10 @@ def rows() -> Iterator[Comparison]:
 
 
 def row(build: str, kind: Kind, backward: bool) -> Comparison:
-    """Compare modules with the same frozen weights, cutting and joining of windows included.
+    """Compare modules with the same frozen weights, including the cutting and joining of windows.
 
-    Backward is to the input, as for LoRA; values are the output, and with backward the gradient.
+    The backward pass computes the gradient of the input, as LoRA needs it. The values that are
+    compared are the output and, with backward, that gradient.
     """
     makers = {
         "samadapt": _ours,
@@ -66,7 +67,7 @@ def tokens(build: str) -> Tensor:
 
 
 def attending(attend: Attend, x: Tensor, backward: bool, way: Arithmetic) -> Call:
-    """Return the call that attends, and goes back along a fixed random direction."""
+    """Return the call that attends and, with ``backward``, computes the gradient of the input."""
     if not backward:
 
         def forward() -> Tensor:
@@ -88,7 +89,7 @@ def attending(attend: Attend, x: Tensor, backward: bool, way: Arithmetic) -> Cal
 
 @cache
 def exact(build: str, kind: Kind, backward: bool) -> Tensor | tuple[Tensor, ...]:
-    """Return segment-anything's values in float64."""
+    """Return the values of segment-anything in float64."""
     sam, index = _sam(build, kind)
     attend = _segment_anything(sam.double(), index)
     values: Tensor | tuple[Tensor, ...] = attending(
@@ -100,7 +101,7 @@ def exact(build: str, kind: Kind, backward: bool) -> Tensor | tuple[Tensor, ...]
 def _sam(build: str, kind: Kind) -> tuple[Sam, int]:
     """Return a model and the first of its blocks of a kind."""
     sam = peers.random_sam(build)
-    return sam, next(site.index for site in sam.attention_blocks() if site.kind == kind)
+    return sam, next(block.index for block in sam.attention_blocks() if block.kind == kind)
 
 
 def _ours(sam: Sam, index: int) -> Attend:
@@ -133,7 +134,7 @@ def _transformers(sam: Sam, index: int) -> Attend:
 
 
 def _in_windows(block: Any, partition: Any, join: Any) -> Attend:
-    """Return what the three peers' blocks do between their norm and their sum."""
+    """Return what the block of a peer does between its norm and its residual sum."""
 
     def attend(x: Tensor) -> Tensor:
         size = block.window_size

@@ -1,6 +1,6 @@
-"""Masks of everything in a photograph: decoder and post-processing, the embedding given.
+"""Masks of everything in a photograph: decoder and post-processing, for a given embedding.
 
-LiteMedSAM's published weights in samadapt's generator and in segment-anything's.
+It compares samadapt's generator with segment-anything's, at LiteMedSAM's published weights.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ CHOICES = {
     "stability_score_thresh": 0.5,
     "stability_score_offset": 0.02,
 }
-"""LiteMedSAM learned boxes on medical images: to points on a photograph it answers with logits
-between -0.4 and 0. With these thresholds some are good; the rest is SAM's own (3 masks each), but
-for 16 points a side where it has 32: those take segment-anything two minutes."""
+"""LiteMedSAM was trained with boxes on medical images. For points on a photograph its logits lie
+between -0.4 and 0, so these thresholds are lower than SAM's; with them, some masks are good enough.
+There are 16 points a side instead of 32, with which segment-anything takes two minutes."""
 
 Record = dict[str, Any]
 
 
 class Given(nn.Module):
-    """An image encoder that returns an embedding computed before."""
+    """An image encoder that returns an embedding that was computed before."""
 
     def __init__(self, embedding: Tensor) -> None:
         super().__init__()
         self.register_buffer("embedding", embedding, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the embedding (1, c, g, g), whatever the images."""
+        """Return the embedding (1, c, g, g) and ignore the images."""
         del images
         embedding: Tensor = self.get_buffer("embedding")
         return embedding
 
 
 def rows() -> Iterator[Comparison]:
-    """One photograph, 300 x 451 pixels."""
+    """Yield one photograph of 300 x 451 pixels."""
     yield row("lite_medsam", skimage.data.chelsea(), CHOICES, MASK_THRESHOLD)
 
 
 def row(
     model: str, image: NDArray[np.uint8], choices: Mapping[str, Any], mask_threshold: float = 0.0
 ) -> Comparison:
-    """Compare the generators; ``model`` is what ``load_sam`` takes."""
+    """Compare the generators; ``model`` is a name for ``load_sam``."""
     h, w = image.shape[:2]
     return Comparison(
         name=f"{model}, {w} x {h} pixels",
@@ -70,14 +70,14 @@ def row(
 
 
 def same_masks(found: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
-    """Return how many masks each found, and the lowest IoU of ours with its likest of theirs."""
+    """Return how many masks each found, and the lowest IoU of our masks with their best match."""
     ours, theirs = found.values()
     facts: dict[str, Any] = {f"masks of {name}": len(found[name]) for name in found}
-    likest = [
+    best_matches = [
         max((_iou(one, other) for other in theirs if _prompt(other) == _prompt(one)), default=0.0)
         for one in ours
     ]
-    return facts | {"lowest IoU": round(min(likest), 5) if likest else None}
+    return facts | {"lowest IoU": round(min(best_matches), 5) if best_matches else None}
 
 
 def _prompt(record: Record) -> tuple[float, ...]:

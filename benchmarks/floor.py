@@ -1,10 +1,10 @@
-"""What the products alone cost: how near a call is to the fastest that its kernels allow.
+"""The time of the matrix products alone: how close a call comes to the fastest possible one.
 
-A call of ours is watched once, and each matrix product, convolution and fused attention in it is
-then timed by itself, on operands of the same shape and layout that are already in the caches where
-they fit: no norm, softmax, activation, bias or copy between them. Those of attention are the ones
-that its form in PyTorch makes. With PyTorch's kernels, no other arrangement of the same products
-takes less; a peer's time over that is the most that an implementation with them could be faster.
+A call of samadapt is recorded once. Then each matrix product, convolution and fused attention in it
+is timed by itself, on operands of the same shape and layout that are already in the cache where
+they fit. Norms, softmax, activations, biases and copies are left out. Attention is recorded in its
+PyTorch backend. No other arrangement of the same products with PyTorch's kernels takes less time,
+so the time of a peer divided by this is an upper bound of how much faster it could become.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.machine import seconds
 
 ALONE = "its products alone"
 ATEN = torch.ops.aten
-# What adds to a product is left out: the position of the product's two operands.
+# For each operator: the product without what is added to it, and the position of its operands.
 PRODUCTS: dict[Any, tuple[Any, int]] = {
     ATEN.mm: (torch.mm, 0),
     ATEN.bmm: (torch.bmm, 0),
@@ -42,14 +42,14 @@ WHOLE = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention_for_cpu_backward",
 )
-"""Taken as they are, with all their arguments."""
+"""Operators that are timed as they are, with all their arguments."""
 
 TIMES = 3
-"""Each product is timed so often a repetition; the fastest counts."""
+"""How often each product is timed in a repetition; the fastest time counts."""
 
 
 def rows() -> Iterator[Comparison]:
-    """The encoders in fp32 and the steps of LoRA at 1024, with their peers."""
+    """Yield the encoders in fp32 and the LoRA steps at 1024 pixels, with their peers."""
     for row in (
         *(encoder.vit_row("vit_b", size, "fp32") for size in encoder.SIZES),
         encoder.lite_medsam_row("fp32"),
@@ -62,13 +62,13 @@ def rows() -> Iterator[Comparison]:
 
 
 def products_alone(build: Build) -> Call:
-    """Return a call that times every product of another call by itself and adds the times up."""
+    """Return a call that times every product of another call by itself and adds up the times."""
     call = build()
     with ExitStack() as stack:
         # Without compiled attention, the watcher sees the products of attention too.
         for module in ("attention.dispatch", "tiny_vit_blocks_fast"):
             stack.enter_context(patch(f"samadapt.sam.{module}.is_supported", lambda qkv: False))
-        call()  # what is made once is not of the call
+        call()  # what is computed only once is not counted
         with Watcher() as watcher:
             call()
     counts = watcher.counts
@@ -81,10 +81,10 @@ def products_alone(build: Build) -> Call:
 
 
 class Watcher(TorchDispatchMode):
-    """Counts the products of what runs under it, by shape and layout of their operands."""
+    """Counts the products that run while it is active, by shape and layout of their operands."""
 
     def __init__(self) -> None:
-        """Start without any."""
+        """Start with no products."""
         super().__init__()
         self.counts: Counter[tuple[Any, ...]] = Counter()
 
@@ -95,7 +95,7 @@ class Watcher(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Note a product and let it run."""
+        """Count a product and run it."""
         packet, kwargs = func.overloadpacket, kwargs or {}
         if packet in PRODUCTS:
             product, first = PRODUCTS[packet]
@@ -110,14 +110,14 @@ class Watcher(TorchDispatchMode):
 
 
 def _shape(value: Any) -> Any:
-    """Return what stands for an argument: a tensor's shape and layout, or a plain value."""
+    """Return a hashable description of an argument: shape and layout, or a plain value."""
     if isinstance(value, Tensor):
         return ("tensor", tuple(value.shape), value.stride(), value.dtype)
     return tuple(value) if isinstance(value, list) else value
 
 
 def _operand(shape: Any) -> Any:
-    """Return an argument like the one that was noted, a tensor with random values."""
+    """Return an argument of this description; tensors have random values."""
     if not (isinstance(shape, tuple) and shape[:1] == ("tensor",)):
         return shape
     _, sizes, strides, dtype = shape
@@ -129,7 +129,7 @@ def _fastest(function: Any, shapes: tuple[Any, ...], named: tuple[tuple[str, Any
     operands = [_operand(shape) for shape in shapes]
     options = {name: _operand(shape) for name, shape in named}
     with torch.no_grad():
-        if function in (torch.mm, torch.bmm):  # a new result would cost page faults
+        if function in (torch.mm, torch.bmm):  # allocating the result would cost page faults
             options["out"] = function(*operands)
         call = partial(function, *operands, **options)
         return min(seconds(call, "cpu")[0] for _ in range(1 + TIMES))

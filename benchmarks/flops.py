@@ -1,8 +1,8 @@
-"""Floating-point operations of the work, one multiply-add counted as two.
+"""Count the floating-point operations of a task; a multiply-add counts as two.
 
-These are the products that the task needs, whoever does it: padding that can be skipped is not in
-them, nor is anything that is computed twice. A rate in GFLOP/s is this number over the time taken,
-so contenders are compared on the same work.
+Only the products that the task needs are counted, whoever computes it: padding that can be skipped
+is left out, and so is what is computed twice. A rate in GFLOP/s is this number divided by the time,
+so all contenders are compared at the same number of operations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def attention(build: Build, side: int, window: int, *, padded: bool = False) -> 
         build: a build whose encoder is a ViT.
         side: tokens along a side.
         window: side of a window in tokens; 0 attends over the whole grid.
-        padded: count the projections of padding too, as segment-anything computes them.
+        padded: also count the projections of the padding, which segment-anything computes.
 
     Returns:
         ``qkv`` and ``proj`` (the projections), ``scores`` (q.k and weights.v) and ``position``.
@@ -37,7 +37,7 @@ def attention(build: Build, side: int, window: int, *, padded: bool = False) -> 
 
 
 def encoder_forward(build: Build, image_size: int, *, padded: bool = False) -> float:
-    """Return the operations of one image's embedding; see ``attention`` for ``padded``."""
+    """Return the operations of embedding one image; see ``attention`` for ``padded``."""
     side = image_size // build.patch_size
     stem = 2.0 * side**2 * 3 * build.patch_size**2 * build.embed_dim
     blocks = sum(
@@ -48,16 +48,17 @@ def encoder_forward(build: Build, image_size: int, *, padded: bool = False) -> f
 
 
 def lora_step(build: Build, image_size: int, *, blocks: int, rank: int = 8) -> float:
-    """Return the operations of a step of LoRA on ``qkv`` in the last blocks, the prefix cached.
+    """Return the operations of a step of LoRA on ``qkv`` in the last blocks, with a stored prefix.
 
-    Forward, and backward to the first adapted block: gradients of inputs, not of frozen weights.
-    The first block's input needs none.
+    They are a forward pass, and a backward pass to the first adapted block. It computes the
+    gradients of inputs, but not those of frozen weights. The input of the first block needs none.
 
     Args:
         build: a build whose encoder is a ViT.
         image_size: side of the square in pixels.
-        blocks: how many of the last blocks are adapted; all of them run the stem too.
-        rank: rows of all A of a block.
+        blocks: how many of the last blocks are adapted. If that is all of them, the patch
+            embedding is counted as well.
+        rank: rows of all A of a block together.
     """
     side, width = image_size // build.patch_size, build.embed_dim
     tokens = side**2
@@ -69,19 +70,21 @@ def lora_step(build: Build, image_size: int, *, blocks: int, rank: int = 8) -> f
         total += 2 * (_mlp(build, side) + part["proj"]) + part["qkv"]
         total += 3 * part["scores"] + 2 * part["position"]
         down, up = 2.0 * tokens * width * rank, 2.0 * tokens * width * rank
-        total += 2 * (down + up) + up  # forward; both weights' gradients; the gradient between
+        total += (
+            2 * (down + up) + up
+        )  # forward, the gradients of both weights, and the gradient between them
         if place:
             total += part["qkv"] + down
     return total
 
 
 def windows_of(build: Build) -> list[int]:
-    """Return each block's window in tokens, 0 for the whole grid."""
+    """Return the side of the window of each block, in tokens; 0 for the whole grid."""
     return [0 if i in build.global_blocks else build.window for i in range(build.depth)]
 
 
 def counted(call: Callable[[], Any]) -> float:
-    """Return what torch counts in a call: for models without a formula here."""
+    """Return the operations that torch counts in a call, for models that have no formula here."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:

@@ -1,7 +1,7 @@
-"""How a row is measured: ours and the peers in turn, in one process, on the same work.
+"""Measure a row: samadapt and its peers take turns, in one process, at the same task.
 
-A suite is a module with ``rows()``. Each row measures itself and returns plain values: raw seconds
-of every repetition with what follows from them.
+A suite is a module with a function ``rows()``. Each row measures itself and returns plain values:
+the seconds of every repetition, and the figures that follow from them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Row(Protocol):
 
     @property
     def name(self) -> str:
-        """What is measured; unique in its suite."""
+        """Name of what is measured; unique in its suite."""
 
     def measure(self, run: Run) -> dict[str, Any]:
         """Measure it and return plain values."""
@@ -52,13 +52,13 @@ class Row(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of a suite has in common.
+    """What all rows of one run of a suite share.
 
     Attributes:
-        suite: its name.
+        suite: name of the suite.
         repeat: repetitions of each contender.
-        rooflines: by device, from ``machine.roofline``.
-        memory: whether to measure memory too.
+        rooflines: what ``machine.roofline`` returned for each device.
+        memory: whether to measure memory as well.
     """
 
     suite: str
@@ -69,26 +69,29 @@ class Run:
 
 @dataclass(frozen=True)
 class Timed:
-    """Returned by a call that knows its time better than a clock around it does."""
+    """What a call returns if it measures its own time, instead of a clock around it."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Contenders at the same work; the first is ours.
+    """Several contenders at the same task. The first one is samadapt.
 
     Attributes:
-        name: what is measured.
-        contenders: by name, what builds model and input and returns the call to be timed. A call
-            returns the values that are compared: a tensor, a tuple of them, or None.
-        flop: counts the operations of the work (``flops.py``); None where there is no count.
-        precision: of ours, and of the roofline it is held against.
+        name: name of the row.
+        contenders: for each name, a function that builds model and input and returns the call to
+            be timed. A call returns the values that are compared: a tensor, a tuple of them, or
+            None.
+        flop: returns the number of operations for one image (``flops.py``); None if there is no
+            count.
+        precision: precision of samadapt, and of the roofline that its speed is divided by.
         reference: what the values are compared with: a function, or the name of a contender.
         device: ``"cpu"`` or ``"cuda"``.
-        images: how many images a call takes; operations are of one.
+        images: how many images a call takes.
         memory: whether peak memory is measured.
-        compare: more facts from the values by contender, such as whether masks are equal.
+        compare: returns more facts from the values of all contenders, such as whether masks are
+            equal.
     """
 
     name: str
@@ -102,7 +105,7 @@ class Comparison:
     compare: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
 
     def measure(self, run: Run) -> dict[str, Any]:
-        """Warm each contender up, then time all of them in turn."""
+        """Call each contender once to warm it up, then time all of them in turn."""
         calls = {name: build() for name, build in self.contenders.items()}
         values = {name: call() for name, call in calls.items()}
         times = alternate(calls, run.repeat, self.device)
@@ -149,13 +152,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Growth:
-    """What one more of something costs: time at several counts and the line through them.
+    """The cost of one more of something: the time at several counts, and a line through them.
 
     Attributes:
-        name: what is measured.
+        name: name of the row.
         unit: what is counted.
-        counts: at which counts.
-        build: for a count, the call to be timed.
+        counts: the counts to measure at.
+        build: returns the call to be timed for a count.
     """
 
     name: str
@@ -181,10 +184,10 @@ class Growth:
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that is counted, not timed.
+    """Something that is counted instead of timed.
 
     Attributes:
-        name: what is counted.
+        name: name of the row.
         count: returns the counts by name.
     """
 
@@ -198,10 +201,10 @@ class Fact:
 
 
 def find_rows(suite: str) -> list[Row]:
-    """Return a suite's rows.
+    """Return the rows of a suite.
 
     Raises:
-        ValueError: for two rows of one name.
+        ValueError: two rows have the same name.
     """
     rows: list[Row] = list(import_module(f"benchmarks.{suite}").rows())
     names = [row.name for row in rows]
@@ -211,12 +214,12 @@ def find_rows(suite: str) -> list[Row]:
 
 
 def set_threads() -> None:
-    """Use every core: torch counts those of a shared machine as it likes."""
+    """Use every core that the process may run on; torch may choose fewer on a shared machine."""
     torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
 
 
 def alternate(calls: Mapping[Any, Call], repeat: int, device: str) -> dict[Any, list[float]]:
-    """Time the calls one after the other, ``repeat`` times round."""
+    """Time the calls one after the other, and repeat this ``repeat`` times."""
     times: dict[Any, list[float]] = {name: [] for name in calls}
     for _ in range(repeat):
         for name, call in calls.items():
@@ -227,7 +230,7 @@ def alternate(calls: Mapping[Any, Call], repeat: int, device: str) -> dict[Any, 
 
 
 def figures(taken: Sequence[float]) -> dict[str, Any]:
-    """Return the seconds of each repetition with their median and extremes."""
+    """Return the seconds of all repetitions, their median and their extremes."""
     return {
         "seconds": list(taken),
         "median_s": statistics.median(taken),
@@ -237,13 +240,13 @@ def figures(taken: Sequence[float]) -> dict[str, Any]:
 
 
 def ratios(ours: Iterable[float], peer: Iterable[float]) -> dict[str, float]:
-    """Return how many times longer the peer took, by pairs of neighbours in time."""
+    """Return how many times longer the peer took, from pairs measured one after the other."""
     pairs = [theirs / mine for mine, theirs in zip(ours, peer, strict=True)]
     return {"median": statistics.median(pairs), "min": min(pairs), "max": max(pairs)}
 
 
 def relative_error(value: Values, exact: Values) -> float:
-    """Return the L2 norm of the difference over the norm of what is exact."""
+    """Return the L2 norm of the difference over the norm of the exact values."""
     found, wanted = (_flat(one) for one in (value, exact))
     return float((found - wanted).norm() / wanted.norm())
 

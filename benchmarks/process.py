@@ -1,4 +1,4 @@
-"""A module of this folder asked in a process of its own."""
+"""Run a module of this folder in a process of its own and read what it prints."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def ask(module: str, *arguments: str, given: str = "") -> dict[str, Any]:
     """Run ``python -m module arguments`` and return the JSON that it prints last.
 
     Args:
-        module: its dotted name.
-        arguments: of its command line.
-        given: its standard input.
+        module: dotted name of the module.
+        arguments: arguments of its command line.
+        given: text for its standard input.
 
     Raises:
-        RuntimeError: when the process fails, with the end of its messages.
+        RuntimeError: the process fails; the message ends with what it wrote to stderr.
     """
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Result files: a list of runs, to which runs are appended and in which none is changed."""
+"""Result files: each is a list of runs. Runs are appended and never changed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the runs of a file, none if there is no file.
+    """Return the runs in a file; none if there is no file.
 
     Raises:
-        ValueError: when it holds anything but a list of runs.
+        ValueError: the file holds something else than a list of runs.
     """
     if not path.exists():
         return []
@@ -28,10 +28,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, run: dict[str, Any]) -> None:
-    """Add a run: the file is written whole beside the old one and then takes its place.
+    """Add a run: write a new file beside the old one, then replace the old one.
 
     Raises:
-        ValueError: as ``read``; the file is left as it is.
+        ValueError: see ``read``; the file is not changed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(

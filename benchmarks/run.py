@@ -1,8 +1,8 @@
-"""Run a suite of benchmarks and append what it found to its result file.
+"""Run a suite of benchmarks and append the results to its result file.
 
     python -m benchmarks.run SUITE [--repeat N] [--rows PATTERN] [--output FILE]
 
-Run it on a machine that does nothing else, from the root of the repository.
+Run it on an idle machine, from the root of the repository.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.table import row_text
 
 
 def main() -> None:
-    """Measure the rows one after the other, each in its process; what was measured is written."""
+    """Measure the rows one after the other, each in its own process, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--repeat", type=int, default=5, help="repetitions of each contender")

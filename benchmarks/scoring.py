@@ -1,4 +1,4 @@
-"""All scores of predicted label maps, prediction apart: many small volumes, and one large CT."""
+"""Computing all scores of predicted label maps: many small volumes, and one large CT."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from samadapt.evaluation.metrics import score_case, summarise
 from samadapt.system.arrays import Array
 
 HIPPOCAMPI = Path(__file__).parents[2] / "shared" / "data" / "msd_hippocampus" / "labelsTr"
-"""Of the Medical Segmentation Decathlon, in some checkouts; else ellipsoids of their size."""
+"""Label maps of the Medical Segmentation Decathlon; where they are missing, ellipsoids are used."""
 
 Pair = tuple[Array, Array]
 HALVES = ("anterior", "posterior")
 
 
 def rows() -> Iterator[Comparison]:
-    """200 hippocampi of two classes, and a CT of 512 x 512 x 300 voxels with ten."""
+    """Yield 200 hippocampi with two classes, and a CT of 512 x 512 x 300 voxels with ten."""
     yield hippocampus_row(200)
     yield ct_row((512, 512, 300))
 
 
 def hippocampus_row(count: int) -> Comparison:
-    """Build the row of volumes with two classes, each truth against itself moved and thinned."""
+    """Build the row of volumes with two classes; predictions are the truth, moved and thinned."""
     name = f"{count} hippocampi, 2 classes, all scores, intervals and comparison"
     pairs = [spoil(truth) for truth in hippocampi(count)]
     contenders = {
@@ -40,13 +40,13 @@ def hippocampus_row(count: int) -> Comparison:
 
 
 def ct_row(shape: tuple[int, int, int]) -> Comparison:
-    """Build the row of one CT with ten organs of all sizes, the largest as large as a body."""
+    """Build the row of one CT with ten organs of all sizes; the largest is as large as a body."""
     name = f"CT of {' x '.join(map(str, shape))}, 10 classes, all scores"
     return Comparison(name, {"samadapt": lambda: one_volume(shape)})
 
 
 def scores_of(pairs: list[Pair]) -> Call:
-    """Build a call that scores two states, as a run does, and returns HD95 and NSD of the first."""
+    """Build a call that scores two states as a run does, and returns HD95 and NSD of the first."""
 
     def call() -> torch.Tensor:
         states = []
@@ -66,13 +66,13 @@ def scores_of(pairs: list[Pair]) -> Call:
 
 
 def peer_of(pairs: list[Pair]) -> Call:
-    """Build the same distances of the first state by DeepMind's package."""
+    """Build a call that computes the same distances with DeepMind's package."""
     import surface_distance
 
     def call() -> torch.Tensor:
         found = []
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # scipy's, of its old names
+            warnings.simplefilter("ignore", DeprecationWarning)  # raised by scipy about old names
             for predicted, truth in pairs:
                 for label in (1, 2):
                     distances = surface_distance.compute_surface_distances(
@@ -106,7 +106,7 @@ def hippocampi(count: int) -> list[Array]:
 
 
 def spoil(truth: Array) -> Pair:
-    """Return a label map that is a voxel off and thinner in places, and the truth."""
+    """Return a label map that is a voxel off and thinner in places, and the truth itself."""
     from scipy.ndimage import binary_erosion
 
     moved = np.roll(truth, (1, -1, 1), (0, 1, 2))
@@ -115,7 +115,7 @@ def spoil(truth: Array) -> Pair:
 
 
 def organs(shape: tuple[int, int, int]) -> Array:
-    """Return ten ellipsoids, from one that fills the volume to small ones within it."""
+    """Return ten ellipsoids: one fills the volume, and the others are smaller."""
     labels = np.zeros(shape, np.uint8)
     rng = np.random.default_rng(0)
     for label in range(1, 11):

@@ -1,16 +1,16 @@
-"""The same work alone and beside one busy process, as on a machine that others use as well.
+"""The same task alone and beside one busy process, as on a machine that others use as well.
 
-How threads wait is a setting of the whole process (``samadapt.system.openmp``), so each
-contender has a process of its own: samadapt as it is installed, the peers and samadapt once more
-with what OpenMP does by default. A measurement is the median of some steps behind a first one.
+How threads wait is a setting of the whole process (``samadapt.system.openmp``), so each contender
+runs in a process of its own: samadapt as it is installed, the peers, and samadapt once more with
+OpenMP's defaults. A measurement is the median of some steps after a first one.
 
     python -m benchmarks.run shared_machine
 
-measures all of it on a machine that does nothing else, and
+measures everything on an idle machine, and
 
     python -m benchmarks.shared_machine WORK CONTENDER
 
-is such a process; it prints the seconds as JSON.
+is the process of one contender; it prints the seconds as JSON.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from samadapt.system.openmp import COUNTING, WAITING
 
 STEPS = 3
 SPINS = {"GOMP_SPINCOUNT": "300000"}
-"""What GNU's OpenMP does where nothing is set; samadapt would set less."""
+"""The default of GNU's OpenMP where nothing is set; samadapt sets a smaller number."""
 
 DEFAULT = "samadapt, OpenMP's default"
 BUSY = "while True: pass"
-STARTS = 2.0  # seconds until the busy process is
+STARTS = 2.0  # seconds that the busy process needs to start
 
 
 def rows() -> Iterator[Comparison]:
-    """LiteMedSAM's encoder and a LoRA step of ViT-B, each alone and beside a busy process."""
+    """Yield LiteMedSAM's encoder and a LoRA step of ViT-B, each alone and beside a busy process."""
     for work in ("encoder lite_medsam 256", "step vit_b 256"):
         for beside in (False, True):
             yield row(work, beside=beside)
 
 
 def row(work: str, *, beside: bool) -> Comparison:
-    """Compare the contenders of some work, in processes of their own.
+    """Compare the contenders at a task, each in a process of its own.
 
     Args:
         work: ``"encoder lite_medsam 256"``, or ``"step BUILD SIZE"``.
-        beside: one other process computes all the time.
+        beside: whether one other process computes all the time.
     """
     own, *others = contenders(work)
     calls = {own: partial(apart, work, own, {}, beside=beside)}
@@ -66,7 +66,7 @@ def row(work: str, *, beside: bool) -> Comparison:
 
 
 def contenders(work: str) -> Mapping[str, Build]:
-    """Return what builds the call of each contender; the first is samadapt's."""
+    """Return the function that builds the call of each contender; the first one is samadapt."""
     kind, build, size = work.split()
     if kind == "encoder":
         return {
@@ -83,7 +83,7 @@ def contenders(work: str) -> Mapping[str, Build]:
 
 
 def apart(work: str, contender: str, variables: Mapping[str, str], *, beside: bool) -> Call:
-    """Build a call that measures a contender in another process, with a busy one beside it."""
+    """Build a call that measures a contender in another process, beside a busy one if wanted."""
     kept = {k: v for k, v in os.environ.items() if k not in (*WAITING, *COUNTING)}
 
     def call() -> Timed:
@@ -105,7 +105,7 @@ def apart(work: str, contender: str, variables: Mapping[str, str], *, beside: bo
 
 @contextmanager
 def busy_process() -> Iterator[None]:
-    """Keep one processor busy with another process."""
+    """Keep one processor busy with another process while the block runs."""
     process = subprocess.Popen([sys.executable, "-c", BUSY])
     try:
         time.sleep(STARTS)
@@ -130,7 +130,7 @@ def _lite_medsam(number: int) -> Call:
 
 
 def main() -> None:
-    """Measure one contender in this process, print."""
+    """Measure one contender in this process and print the seconds."""
     work, contender = sys.argv[1:]
     set_threads()
     torch.manual_seed(0)

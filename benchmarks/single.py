@@ -1,10 +1,10 @@
-"""One row in a process of its own: its times do not depend on the rows before it.
+"""Measure one row in a process of its own, so that its times do not depend on earlier rows.
 
     python -m benchmarks.single SUITE ROW < RUN
 
-Takes a ``Run`` as JSON and prints, as JSON, what the row measured. It matters: whether glibc keeps
-what was freed or asks the system for new pages depends on what was freed before, and made one peer
-twice as fast behind larger models' rows.
+It reads a ``Run`` as JSON and prints what the row measured as JSON. The separate process matters:
+whether glibc keeps freed memory or asks the system for new pages depends on what was freed before.
+One peer was twice as fast after the rows of larger models.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ def measure(run: Run, row: str) -> dict[str, Any]:
     """Run this module for a row of ``run.suite`` and return what it prints.
 
     Raises:
-        RuntimeError: when the process fails, with the end of its messages.
+        RuntimeError: the process fails; the message ends with what it wrote to stderr.
     """
     return ask("benchmarks.single", run.suite, row, given=json.dumps(asdict(run)))
 
 
 def main() -> None:
-    """Measure the row, print."""
+    """Measure the row and print the result."""
     suite, name = sys.argv[1:]
     run = Run(**json.load(sys.stdin))
     set_threads()
-    warnings.simplefilter("ignore", FutureWarning)  # of the peers, about one another
+    warnings.simplefilter("ignore", FutureWarning)  # the peers raise them about each other
     torch.manual_seed(0)
     (row,) = (row for row in find_rows(suite) if row.name == name)
     print(json.dumps(row.measure(run)))

@@ -18,11 +18,11 @@ from benchmarks.harness import Call, Comparison, Timed
 COMMAND = [sys.executable, "-m", "samadapt"]
 RECIPE = ("recipe=medical", "cache.where=disk")
 PATIENCE = 900.0
-"""Seconds after which a run that has not taken a step is given up."""
+"""Seconds after which a run without a finished step counts as failed."""
 
 
 def rows() -> Iterator[Comparison]:
-    """Commands that answer without torch, and ``finetune`` on a cached data set."""
+    """Yield commands that answer without torch, and ``finetune`` on a cached data set."""
     for arguments in (["--help"], ["ls"], ["show", "recipe=medical"]):
         name = " ".join(["samadapt", *arguments])
         yield Comparison(name, {"samadapt": partial(command, arguments)}, memory=False)
@@ -33,7 +33,7 @@ def rows() -> Iterator[Comparison]:
 
 
 def command(arguments: Sequence[str]) -> Call:
-    """Build a run of the command line that must succeed."""
+    """Build a call that runs a command, which must succeed."""
 
     def call() -> None:
         subprocess.run([*COMMAND, *arguments], check=True, capture_output=True)
@@ -42,13 +42,13 @@ def command(arguments: Sequence[str]) -> Call:
 
 
 def first_step(arguments: Sequence[str], *, behind: bool) -> Call:
-    """Build a run of ``finetune`` that is stopped behind its first step.
+    """Build a call that runs ``finetune`` and stops it after its first step.
 
-    The first call fills the cache; the calls behind it find the data set cached.
+    The first call fills the cache; the calls after it find the data set cached.
 
     Args:
-        arguments: of the command line.
-        behind: count the first step itself, or only what comes before it.
+        arguments: arguments of the command line.
+        behind: count the first step as well, instead of only what comes before it.
     """
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -76,7 +76,7 @@ def first_step(arguments: Sequence[str], *, behind: bool) -> Call:
 def _wait_for_step(
     process: subprocess.Popen[bytes], runs: Path, started: float
 ) -> tuple[float, float]:
-    """Return the seconds until the first step was done, and its own."""
+    """Return the seconds until the first step was done, and the seconds of that step."""
     while (taken := time.perf_counter() - started) < PATIENCE:
         for path in runs.glob("*/*/metrics.jsonl"):
             for line in path.read_text().splitlines(keepends=True):

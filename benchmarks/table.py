@@ -211,7 +211,7 @@ def _ratio(ratio: Mapping[str, float]) -> str:
 
 
 def _pair(form: str, values: Iterable[float | None]) -> str:
-    """Return "ours / peer", or an empty text if neither was measured."""
+    """Return "ours / peer", or an empty text if nothing was measured."""
     listed = list(values)
     if all(value is None for value in listed):
         return ""

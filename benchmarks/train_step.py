@@ -1,7 +1,7 @@
-"""A step of LoRA on q and v: forward, and backward to A and B, of one image.
+"""A training step of LoRA on q and v for one image: forward, and backward to A and B.
 
-The loss is a fixed random projection of the embedding; the decoder is not part of it. All
-contenders have the same A and B, B not zero, and their gradients are compared.
+The loss is a fixed random projection of the embedding, so the decoder is not part of it. All
+contenders have the same A and B (B is not zero), and their gradients are compared.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Device = Literal["cpu", "cuda"]
 
 
 def rows() -> Iterator[Comparison]:
-    """All blocks at three sizes, the last 3 with a cached prefix; in bf16 on a GPU if present."""
+    """Yield all blocks at three sizes, the last 3 with a stored prefix, and bf16 on a GPU."""
     for size in (1024, 512, 256):
         yield row("vit_b", size)
     yield cached_row("vit_b", 1024, blocks=3)
@@ -67,7 +67,8 @@ def cached_row(
 ) -> Comparison:
     """Compare the last blocks on stored features with peers, which run the whole encoder.
 
-    Gradients are of the last blocks; where a peer adapts all blocks, B is zero in the others.
+    The gradients are those of the last blocks. Where a peer adapts all blocks, B is zero in the
+    others.
     """
     depth = BUILDS[build].depth
     share = {"build": build, "size": size, "precision": precision, "device": device}
@@ -91,11 +92,11 @@ def cached_row(
 def updates(sam: Sam, blocks: int) -> dict[int, Pair]:
     """Return A (2 rank, width) and B (2, width, rank) of q and v for each of the last blocks."""
     found = {}
-    for site in sam.attention_blocks()[-blocks:]:
-        generator = torch.Generator().manual_seed(100 + site.index)
-        a = torch.randn(2 * RANK, site.width, generator=generator) * site.width**-0.5
-        b = torch.randn(2, site.width, RANK, generator=generator) * 0.1
-        found[site.index] = (a.to(sam.device), b.to(sam.device))
+    for block in sam.attention_blocks()[-blocks:]:
+        generator = torch.Generator().manual_seed(100 + block.index)
+        a = torch.randn(2 * RANK, block.width, generator=generator) * block.width**-0.5
+        b = torch.randn(2, block.width, RANK, generator=generator) * 0.1
+        found[block.index] = (a.to(sam.device), b.to(sam.device))
     return found
 
 
@@ -108,16 +109,16 @@ def ours(
     blocks: int,
     cached: bool = False,
 ) -> Call:
-    """Build samadapt's step; with ``cached`` the frozen prefix runs here, once."""
+    """Build samadapt's step; with ``cached`` the frozen prefix runs once, in this function."""
     sam = peers.random_sam(build, size).to(device)
     lora = replace(METHODS["lora"](), rank=RANK, blocks=f"last:{blocks}", decoder="frozen")
     injection = inject(sam, lora)
     sam.to(device)
     pairs = []
-    for site in injection.attention_blocks:
-        a = sam.get_parameter(f"{site.qkv}.lora_A.default.weight")
-        b = sam.get_parameter(f"{site.qkv}.lora_B.default.blocks")
-        _fill((a, b), updates(sam, blocks)[site.index])
+    for block in injection.attention_blocks:
+        a = sam.get_parameter(f"{block.qkv}.lora_A.default.weight")
+        b = sam.get_parameter(f"{block.qkv}.lora_B.default.blocks")
+        _fill((a, b), updates(sam, blocks)[block.index])
         pairs.append((a, b))
     injection.set_training(sam)
     way = machine.ours(precision, device)
@@ -132,7 +133,7 @@ def ours(
 
 
 class SamedQKV(nn.Module):
-    """LoRA on q and v of segment-anything's fused projection, as SAMed writes it."""
+    """LoRA on q and v of segment-anything's fused projection, written as in SAMed."""
 
     def __init__(self, qkv: nn.Linear, pair: Pair) -> None:
         super().__init__()
@@ -228,7 +229,7 @@ def _step(
     trained: Sequence[Sequence[nn.Parameter]],
     gradients: Callable[[], Sequence[tuple[Tensor | None, ...]]],
 ) -> Call:
-    """Return the call: clear gradients, forward, loss, backward, gradients."""
+    """Return the call: clear gradients, run forward, loss and backward, return the gradients."""
     parameters = [parameter for group in trained for parameter in group]
 
     def call() -> tuple[Tensor, ...]:
@@ -258,7 +259,7 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 
 def _slices(dense: Tensor) -> list[Tensor]:
-    """Return the blocks of q and v of a dense B (3 width, 2 rank)."""
+    """Return the parts of a dense B (3 width, 2 rank) that belong to q and v."""
     width = len(dense) // 3
     return [dense[:width, :RANK], dense[2 * width :, RANK:]]
 
