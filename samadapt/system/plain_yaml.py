@@ -8,8 +8,11 @@ that aliases expand to are bounded.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from samadapt.errors import ConfigError
 
@@ -36,10 +39,6 @@ def read_plain_yaml(path: Path, max_bytes: int = MAX_BYTES, max_nodes: int = MAX
         ConfigError: the file is missing, too large, not YAML, or holds an interpolation or a tag.
             The message says where and quotes nothing, because the file may hold a secret.
     """
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     try:
@@ -49,25 +48,72 @@ def read_plain_yaml(path: Path, max_bytes: int = MAX_BYTES, max_nodes: int = MAX
             raise ConfigError(f"{path}: expected at most {max_bytes:,} bytes; the file has more")
         text = content.decode("utf-8-sig")
         _check_events(path, text)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_PlainLoader)
+        if root is None:
+            return {}
         if isinstance(root, yaml.ScalarNode):
             return str(root.value)
         _check_expansion(path, root, max_nodes)
-        return OmegaConf.to_container(OmegaConf.create(text or "{}"), resolve=False)
+        return _copy_plain(_PlainLoader("").construct_document(root))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "unknown place"
         raise ConfigError(f"{path}: not a readable YAML file: {where}") from None
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         kind = type(error).__name__
         raise ConfigError(f"{path}: not a readable YAML file ({kind})") from None
-    except (
-        TypeError,
-        AttributeError,
-    ) as error:  # raised by PyYAML for keys that are lists or mappings
+    except (TypeError, AttributeError) as error:  # keys that are lists, mappings or null
         raise ConfigError(
             f"{path}: not a readable YAML file ({type(error).__name__}); keys must be plain text"
         ) from None
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads YAML 1.1 with three differences that protect recipes.
+
+    ``1e-3`` is a number without a dot, too; a date is text; a key that is given twice is an error.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML's own attribute
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping, whose keys are all different."""
+        seen = set()
+        for key, _ in node.value:
+            if key.tag != yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG:
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _copy_plain(value: Any) -> Any:
+    """Return a copy in which no two aliases share an object.
+
+    Raises:
+        TypeError: a key is neither text nor a number.
+    """
+    if isinstance(value, list):
+        return [_copy_plain(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    for key in value:
+        if not isinstance(key, str | int | float):
+            raise TypeError(f"a key is {type(key).__name__}")
+    return {key: _copy_plain(item) for key, item in value.items()}
 
 
 def check_text(text: str) -> str:
@@ -90,8 +136,6 @@ def check_text(text: str) -> str:
 
 def _check_events(path: Path, text: str) -> None:
     """Refuse tags, interpolations and deep nesting while the text is parsed."""
-    import yaml
-
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1 if event.start_mark else 0
@@ -112,8 +156,6 @@ def _check_events(path: Path, text: str) -> None:
 
 def _check_expansion(path: Path, root: Any, max_nodes: int) -> None:
     """Refuse aliases that expand to too many values, or that contain themselves."""
-    import yaml
-
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 

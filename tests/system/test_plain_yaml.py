@@ -102,6 +102,45 @@ def test_what_a_recipe_may_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e3", 1000.0),
+        ("1.e3", 1000.0),
+        ("-1e+5", -1e5),
+        (".5", 0.5),
+        ("1_000", 1000),
+        ("0x1F", 31),
+        ("010", 8),
+        ("12:30", 750),
+        ("on", True),
+        ("No", False),
+        ("y", "y"),
+        ("~", None),
+        ("2020-01-01", "2020-01-01"),
+        ("'1e3'", "1e3"),
+        ("1e", "1e"),
+        ("last:2", "last:2"),
+        ("???", "???"),
+    ],
+)
+def test_scalars_are_read_as_ever(tmp_path: Path, text: str, value: object) -> None:
+    """The values that OmegaConf gave, which read the files until version 0.1."""
+    path = tmp_path / "a.yaml"
+    path.write_text(f"a: {text}\n")
+    found = read_plain_yaml(path)["a"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_aliases_are_copies(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: &a [1]\nb: *a\n")
+    found = read_plain_yaml(path)
+    found["a"].append(2)
+    assert found["b"] == [1]
+
+
+@pytest.mark.parametrize(
     "line", ["title: [1]", "axis: {a: 1}", "channel: 1.5", "split: 3", "download: x", "classes: 3"]
 )
 def test_a_card_with_a_value_of_another_type(tmp_path: Path, line: str) -> None:
