@@ -29,7 +29,7 @@ COUNTING = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
-class Settings:
+class ThreadSettings:
     """What was found and done when samadapt was imported.
 
     Attributes:
@@ -69,7 +69,7 @@ class Settings:
         return f"threads wait briefly and then sleep (GOMP_SPINCOUNT={SPIN_COUNT})"
 
 
-def choose(environ: MutableMapping[str, str], processors: Processors, loaded: bool) -> Settings:
+def choose(environ: MutableMapping[str, str], processors: Processors, loaded: bool) -> ThreadSettings:
     """Set the variables that the user has not set.
 
     Args:
@@ -85,7 +85,7 @@ def choose(environ: MutableMapping[str, str], processors: Processors, loaded: bo
         if not users.keys() & set(COUNTING) and processors.usable < processors.allowed:
             ours["OMP_NUM_THREADS"] = str(processors.usable)
     environ.update(ours)
-    return Settings(ours, users, loaded, processors)
+    return ThreadSettings(ours, users, loaded, processors)
 
 
 settings = choose(os.environ, find_processors(), "torch" in sys.modules)

@@ -1,14 +1,19 @@
-/* Exact attention within the tiles of a grid of tokens; scores never leave the processor's caches.
+/* Exact attention within the tiles of a grid of tokens. Scores never leave the processor's caches.
 
-   The score of query (i, j) and key (y, x) is q.k / sqrt(d) and what their places add: in SAM's ViT
-   q.R_h[i][y] + q.R_w[j][x], in TinyViT a bias of the pair. A task is one head of one tile (a
-   window, or the whole grid) of one image; OpenMP hands the tasks out, to the threads that torch
-   has. Queries are taken some rows at a time: their scores are made, used and overwritten. Keys are
-   padded to whole panels, in the ViT each row of the tile to whole vectors; a lane that only pads
-   has a score of FAR. Softmax is in base 2, and LOG2E is folded into the scores.
+   The score of query (i, j) and key (y, x) is q.k / sqrt(d) plus a part that depends on position:
+   in SAM's ViT q.R_h[i][y] + q.R_w[j][x], in TinyViT one bias for each pair.
 
-   Written with GNU C's vectors and built once per instruction set (pyproject.toml).
-   compiled.py is the only caller; it checks all arguments, and knows INTERFACE. */
+   A task is one head of one tile (a window, or the whole grid) of one image. OpenMP distributes the
+   tasks among the threads that torch has. A task takes some query rows at a time: it computes their
+   scores with all keys, uses them, and overwrites them.
+
+   Keys are padded so that products need no remainder: to whole panels of NR keys, and in the ViT
+   each row of a tile to whole vectors. The score of a padding lane is FAR, so its weight is 0.
+
+   The softmax is in base 2, because 2^x is cheaper than e^x; the scores are multiplied by LOG2E.
+
+   The file is written with GNU C's vectors and compiled once per instruction set (pyproject.toml).
+   compiled.py is its only caller; it checks all arguments, and has the same number INTERFACE. */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -20,45 +25,46 @@
 
 #ifdef __AVX512F__
 #define LANES 16 /* floats of a vector */
-#define MR 12    /* a product holds MR rows of two vectors of sums in registers */
+#define MR 12    /* rows of a product; MR x 2 vectors of sums stay in registers */
 #else
 #define LANES 8
 #define MR 6
 #endif
-#define NR (2 * LANES)         /* columns of such a product: the width of a panel */
-#define STEP (MR / 3)          /* rows come in groups of MR, 2 STEP or STEP */
-#define FORWARD_ROWS (2 * MR)  /* query rows whose scores with all keys are held */
-#define BACKWARD_ROWS (4 * MR) /* query rows whose scores with some panels of keys are held */
+#define NR (2 * LANES)         /* columns of a product, which is the width of a panel */
+#define STEP (MR / 3)          /* rows are taken in groups of MR, 2 STEP or STEP */
+#define FORWARD_ROWS (2 * MR)  /* forward holds the scores of these query rows with all keys */
+#define BACKWARD_ROWS (4 * MR) /* backward holds these query rows with BACKWARD_PANELS of keys */
 #define BACKWARD_PANELS 6
 #define LOG2E 1.44269504f
 #define FAR -1e30f
-#define INTERFACE 2 /* of arguments and results; compiled.py has the same number */
+#define INTERFACE 2 /* version of the arguments and results; compiled.py has the same number */
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
-/* One call. Values are fp32, or bf16 where ``half``; tables, bias, norms and grad_fill are fp32. */
+/* The operands of one call. Values are fp32, or bf16 if ``half`` is set. Tables, bias, norms and
+   grad_fill are always fp32. */
 typedef struct {
-  const void *qkv;         /* (b, h, w, 3, heads, d), or with 3 behind heads */
-  const void *fill;        /* (3, heads, d), or so: a cell beyond the edge; or NULL */
+  const void *qkv;         /* (b, h, w, 3, heads, d) or (b, h, w, heads, 3, d) */
+  const void *fill;        /* the same of a padded token, without b, h, w; or NULL */
   const float *rows;       /* (th, d, th padded) [query][channel][key] */
   const float *columns;    /* (tw, d, tw padded) */
-  const float *to_rows;    /* (th, th, d) [query][key][channel]; backward's */
-  const float *to_columns; /* (tw, tw, d); backward's */
-  const float *bias;       /* (heads, th * tw, keys) in base 2 instead of these four, or NULL */
-  const void *grad;        /* (b, h, w, heads, d), as out */
-  void *out, *grad_qkv;    /* grad_qkv as qkv */
-  float *norms;            /* (b, h, w, heads, 2): largest score and 1 / sum of a query */
-  float *grad_fill;        /* (tasks, 2, d): of k and v */
+  const float *to_rows;    /* (th, th, d) [query][key][channel], for backward */
+  const float *to_columns; /* (tw, tw, d), for backward */
+  const float *bias;       /* (heads, th * tw, keys) in base 2, instead of tables; or NULL */
+  const void *grad;        /* (b, h, w, heads, d), like out */
+  void *out, *grad_qkv;    /* grad_qkv has the layout of qkv */
+  float *norms;            /* (b, h, w, heads, 2): the largest score and 1 / sum of each query */
+  float *grad_fill;        /* (tasks, 2, d): gradients of k and v of the padded tokens */
   float scale;             /* 1 / sqrt(d) */
-  long of_part, of_head;   /* how far apart q, k and v of a cell lie, and its heads */
+  long of_part, of_head;   /* distance between q, k and v of a token, and between its heads */
   long b, h, w, heads, d, th, tw, half;
 } Problem;
 
 typedef struct {
-  long image, top, left, head, height, width; /* height and width of what lies within the grid */
+  long image, top, left, head, height, width; /* height and width of the part in the grid */
 } Task;
 
 static long up(long n, long to) { return (n + to - 1) / to * to; }
@@ -66,9 +72,9 @@ static long smaller(long a, long b) { return a < b ? a : b; }
 static long down(const Problem *p) { return (p->h + p->th - 1) / p->th; }
 static long across(const Problem *p) { return (p->w + p->tw - 1) / p->tw; }
 static long tasks(const Problem *p) { return p->b * down(p) * across(p) * p->heads; }
-/* From row to row of keys. */
+/* Lanes from one row of keys to the next. */
 static long pitch(const Problem *p) { return p->bias ? p->tw : up(p->tw, LANES); }
-/* Of rel_h: a row behind the last, for the lanes that fill the last panel. */
+/* Length of a row of rel_h. One more entry than rows serves the lanes that fill the last panel. */
 static long reach(const Problem *p) { return up(p->th + 1, LANES); }
 static long keys(const Problem *p) { return up(p->th * pitch(p), NR); } /* lanes of all keys */
 static long depth(const Problem *p) { return up(p->d, NR); }
@@ -111,7 +117,7 @@ static void store(const Problem *p, void *to, long at, const float *from) {
   else
     memcpy((float *)to + at, from, p->d * sizeof(float));
 }
-/* Where cell (y, x) of a tile lies in a tensor (b, h, w, heads), and a part of it in qkv. */
+/* Index of token (y, x) of a tile in a tensor (b, h, w, heads), and of a part of it in qkv. */
 static long place(const Problem *p, const Task *t, long y, long x) {
   return ((t->image * p->h + t->top + y) * p->w + t->left + x) * p->heads + t->head;
 }
@@ -132,19 +138,19 @@ static void load_key(const Problem *p, const Task *t, long y, long x, long part,
 /* Vectors ----------------------------------------------------------------------------------- */
 
 INLINE vec splat(float value) { return (vec){0} + value; }
-INLINE vec at(const float *from) { /* loaded from anywhere */
+INLINE vec at(const float *from) { /* unaligned load */
   vec value;
   memcpy(&value, from, sizeof(vec));
   return value;
 }
-INLINE vec higher(vec a, vec b) { /* NaN where a is */
+INLINE vec higher(vec a, vec b) { /* maximum; NaN where a is NaN */
 #ifdef __AVX512F__
   return (vec)_mm512_max_ps((__m512)b, (__m512)a);
 #else
   return (vec)_mm256_max_ps((__m256)b, (__m256)a);
 #endif
 }
-INLINE vec turned(vec v, const int by) { /* lane i from lane i ^ by */
+INLINE vec turned(vec v, const int by) { /* lane i comes from lane i ^ by */
   ivec from;
   UNROLL for (int i = 0; i < LANES; i++) from[i] = i ^ by;
   return __builtin_shuffle(v, from);
@@ -157,14 +163,16 @@ INLINE float largest(vec v) {
   UNROLL for (int by = LANES / 2; by; by /= 2) v = higher(v, turned(v, by));
   return v[0];
 }
-/* 2^t for t <= 127, to a relative error of 6e-8; below 2^-126 some number from 0 to 2^-126; NaN of
- * a NaN, whatever its bits. */
+/* 2^t for t <= 127, with a relative error of 6e-8. Results below 2^-126 are some number from 0 to
+   2^-126. Any NaN gives NaN. t is split into a whole number and a rest f in [-0.5, 0.5], of which a
+   polynomial of degree 6 is taken. */
 INLINE vec exp2_of(vec t) {
 #ifdef __AVX512F__
-  t = higher(t, splat(FAR)); /* -infinity less itself would be NaN */
+  t = higher(t, splat(FAR)); /* -infinity - (-infinity) would be NaN */
   const vec whole = (vec)_mm512_roundscale_ps((__m512)t, 0), f = t - whole;
 #else
-  /* 1.5 * 2^23: behind it only whole numbers are left; and 127, fp32's bias of exponents. */
+  /* Adding 1.5 * 2^23 rounds to a whole number, because fp32 has no fractions there. 127 is the
+     exponent bias of fp32. */
   const vec magic = splat(12582912.0f + 127.0f);
   t = higher(t, splat(-126.0f));
   const vec moved = t + magic, f = t - (moved - magic);
@@ -178,13 +186,14 @@ INLINE vec exp2_of(vec t) {
 #ifdef __AVX512F__
   return (vec)_mm512_scalef_ps((__m512)e, (__m512)whole);
 #else
-  return e * (vec)((ivec)moved << 23); /* a product, because adding to the bits loses some NaNs */
+  return e * (vec)((ivec)moved << 23); /* a product; adding to the exponent bits would lose NaNs */
 #endif
 }
 
 /* Products ---------------------------------------------------------------------------------- */
 
-/* sums[m] += sum over i < count of a[m * row + i * step] b[i * NR ...], for m < M, a constant. */
+/* sums[m] += sum over i < count of a[m * row + i * step] * b[i * NR ...], for m < M.
+   M is a constant after inlining, so sums stay in registers. */
 INLINE void product(const int M, const float *a, long row, long step, const float *b, long count,
                     vec sums[][2]) {
   for (long i = 0; i < count; i++) {
@@ -197,7 +206,7 @@ INLINE void product(const int M, const float *a, long row, long step, const floa
   }
 }
 #ifdef __AVX512BF16__
-/* The same of bf16, by pairs: b is (count / 2, NR, 2). */
+/* The same for bf16, which the processor multiplies in pairs: b is (count / 2, NR, 2). */
 INLINE void product_half(const int M, const uint16_t *a, long row, const uint16_t *b, long count,
                          vec sums[][2]) {
   for (long i = 0; i < count; i += 2) {
@@ -213,7 +222,7 @@ INLINE void product_half(const int M, const uint16_t *a, long row, const uint16_
   }
 }
 #else
-#define product_half(M, a, row, b, count, sums) __builtin_unreachable() /* refused by run */
+#define product_half(M, a, row, b, count, sums) __builtin_unreachable() /* run refuses bf16 */
 #endif
 INLINE void clear(const int M, vec sums[][2]) {
   UNROLL for (int m = 0; m < M; m++) sums[m][0] = sums[m][1] = splat(0);
@@ -224,7 +233,7 @@ INLINE void put(const int M, vec sums[][2], float *to, long row) {
     *(vec *)(to + m * row + LANES) = sums[m][1];
   }
 }
-/* c (M, NR) += a b. */
+/* c (M, NR) += a b, with c in memory. */
 INLINE void accumulate(const int M, const float *a, long row, long step, const float *b, long count,
                        float *c) {
   vec sums[MR][2];
@@ -236,7 +245,7 @@ INLINE void accumulate(const int M, const float *a, long row, long step, const f
   put(M, sums, c, NR);
 }
 static long group(long left) { return left >= MR ? MR : left >= 2 * STEP ? 2 * STEP : STEP; }
-/* CALL with a constant for each group of rows from m = 0 on. */
+/* Do CALL(size) with a constant size for each group of rows, from m = 0 on. */
 #define BY_GROUPS(count, CALL)                     \
   for (long m = 0, size; m < (count); m += size) { \
     size = group((count) - m);                     \
@@ -251,7 +260,7 @@ static long group(long left) { return left >= MR ? MR : left >= 2 * STEP ? 2 * S
 
 /* Position and layout ----------------------------------------------------------------------- */
 
-/* The sum over c < count of values[c] table[c * row ...]. */
+/* The sum over c < count of values[c] * table[c * row ...]; four sums hide an add's latency. */
 INLINE vec mixed(const float *values, long count, const float *table, long row) {
   vec sums[4] = {splat(0), splat(0), splat(0), splat(0)};
   long c = 0;
@@ -260,7 +269,7 @@ INLINE vec mixed(const float *values, long count, const float *table, long row) 
   for (; c < count; c++) sums[0] += values[c] * at(table + c * row);
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
-/* Position scores of the ViT by rows and columns of keys, for some queries. */
+/* The positional scores of some queries in the ViT, by row and by column of keys. */
 typedef struct {
   float *h, *w; /* (queries, reach) and (queries, pitch) */
 } Position;
@@ -271,10 +280,11 @@ static void position(const Problem *p, const float *q, long y, long x, float *re
     *(vec *)(rel_h + v) = LOG2E * mixed(q, d, p->rows + y * d * near + v, near);
   for (long v = 0; v < wide; v += LANES)
     *(vec *)(rel_w + v) = LOG2E * mixed(q, d, p->columns + x * d * wide + v, wide);
-  rel_h[p->th] = FAR; /* keys behind the last row, which fill the last panel */
+  rel_h[p->th] = FAR; /* for the lanes after the last row, which fill the last panel */
   for (long v = p->tw; v < wide; v++) rel_w[v] = FAR;
 }
-/* Write what places add to the scores of query (y, x), the m-th held, with keys [from, to). */
+/* Start a row of scores with its positional part: query (y, x), which is the m-th one held, and
+   keys [from, to). */
 static void begin(const Problem *p, const Task *t, const Position *by, long m, long y, long x,
                   long from, long to, float *row) {
   if (p->bias) {
@@ -291,8 +301,9 @@ static void begin(const Problem *p, const Task *t, const Position *by, long m, l
   }
 }
 
-/* Lay k (part 1) or v (2) out in panels: by_key is (keys / NR, d, NR), by_channel (depth / NR,
- * keys, NR). */
+/* Copy k (part 1) or v (part 2) of a tile into panels.
+   by_key is (keys / NR, d, NR): a panel has NR keys; for the products q k^T.
+   by_channel is (depth / NR, keys, NR): a panel has NR channels; for the products p v. */
 static void lay(const Problem *p, const Task *t, long part, float *by_key, float *by_channel) {
   const long n = keys(p), d = p->d;
   float value[d];
@@ -307,7 +318,8 @@ static void lay(const Problem *p, const Task *t, long part, float *by_key, float
         by_channel[(c / NR * n + key) * NR + c % NR] = value[c];
     }
 }
-/* The same in bf16, by pairs of channels (d / 2, NR, 2) and of keys (keys / 2, NR, 2). */
+/* The same in bf16. k has pairs of channels, (d / 2, NR, 2) in each panel, and v has pairs of keys,
+   (keys / 2, NR, 2). */
 static void lay_half(const Problem *p, const Task *t, uint16_t *k, uint16_t *v) {
   const long n = keys(p), d = p->d;
   memset(k, 0, n * d * 2);
@@ -337,7 +349,8 @@ static long forward_room(const Problem *p) {
   return keys(p) * (p->d + depth(p)) + FORWARD_ROWS * row + 64;
 }
 
-/* Turn a row of scores into weights, not yet normalised, in place; bf16 takes half of the space. */
+/* Turn a row of scores into weights 2^(score - most) in place, and return their sum. The weights
+   are not normalised. In bf16 they take half of the space. */
 INLINE float weights(float *row, long count, float most, const int half) {
   vec sums = splat(0);
   for (long v = 0; v < count; v += LANES) {
@@ -356,7 +369,7 @@ INLINE float weights(float *row, long count, float most, const int half) {
 
 INLINE void forward_task(const Problem *p, float *space, const Task *t, const int half) {
   const long n = keys(p), d = p->d, wide = depth(p), ld_q = up(d, 16);
-  const long ld = n + 16; /* no power of 2 apart */
+  const long ld = n + 16; /* rows a power of 2 apart would share cache sets */
   float *k = scratch(&space, n * d), *v = scratch(&space, n * wide);
   float *s = scratch(&space, FORWARD_ROWS * ld), *q = scratch(&space, FORWARD_ROWS * ld_q);
   float *most = scratch(&space, FORWARD_ROWS * LANES), *out = scratch(&space, FORWARD_ROWS * wide);
@@ -381,7 +394,7 @@ INLINE void forward_task(const Problem *p, float *space, const Task *t, const in
       else
         memcpy(q + m * ld_q, value, d * sizeof(float));
     }
-    memset(s + rows * ld, 0, (held - rows) * ld * sizeof(float)); /* rows that only fill a group */
+    memset(s + rows * ld, 0, (held - rows) * ld * sizeof(float)); /* complete a group */
     for (long m = 0; m < held; m++) *(vec *)(most + m * LANES) = splat(FAR);
     for (long panel = 0; panel < n / NR; panel++) {
 #define SCORES(M)                                                                             \
@@ -438,18 +451,17 @@ static void forward_work(const Problem *p, float *space, long index) {
 
 /* Backward, in fp32 arithmetic -------------------------------------------------------------- */
 
-/* What backward holds of a task; (keys) are lanes, and a name with _wide lies in panels of
- * channels. */
+/* What backward holds of a task. Fields named _wide are panels of channels: (depth / NR, n, NR). */
 typedef struct {
-  float *k, *v, *k_wide, *grad_k, *grad_v; /* (keys, d), the last two summed over the queries */
+  float *k, *v, *k_wide, *grad_k, *grad_v; /* (keys, d); grad_k and grad_v are sums over queries */
   float *q, *grad, *q_wide, *grad_wide,
-      *grad_q;                 /* (BACKWARD_ROWS, d) of the queries that are held */
+      *grad_q;                 /* (BACKWARD_ROWS, d) for the queries that are held */
   float *delta, *peak, *share; /* (BACKWARD_ROWS) */
-  float *weight, *slope;       /* (BACKWARD_ROWS, HELD): of some panels of keys */
-  float *slope_h, *slope_w;    /* slopes by rows and by columns of keys */
+  float *weight, *slope;       /* (BACKWARD_ROWS, HELD) for some panels of keys */
+  float *slope_h, *slope_w;    /* sums of the slopes by row and by column of keys */
   Position by;
 } Held;
-#define HELD (BACKWARD_PANELS * NR + 16) /* floats from row to row: no power of 2 */
+#define HELD (BACKWARD_PANELS * NR + 16) /* floats from row to row, no power of 2 */
 
 static long backward_room(const Problem *p) {
   const long row =
@@ -474,8 +486,8 @@ static Held hold(const Problem *p, float *space) {
   return held;
 }
 
-/* Load queries first to first + rows - 1; a row behind them, up to a whole group, counts for
- * nothing. */
+/* Load queries first to first + rows - 1. The rows after them, which complete a group, are zero and
+   contribute nothing. */
 static void take_queries(const Problem *p, const Task *t, const Held *held, long first, long rows) {
   const long d = p->d, ld = up(d, 16), R = BACKWARD_ROWS, wide = R * depth(p) * sizeof(float);
   memset(held->q, 0, R * ld * sizeof(float)), memset(held->grad, 0, R * ld * sizeof(float));
@@ -500,8 +512,8 @@ static void take_queries(const Problem *p, const Task *t, const Held *held, long
   }
 }
 
-/* Make weights of a panel, whose scores are begun in held->weight, and slopes of the loss by
- * scores. */
+/* Compute the attention weights of a panel of keys, and the slopes: the gradient of the loss with
+   respect to the scores, p * (dp - delta). ``weight`` holds the positional part at first. */
 static void make_slopes(const Problem *p, const Held *held, long groups, const float *k,
                         const float *v, float *weight, float *slope) {
   const long d = p->d, ld = up(d, 16);
@@ -526,7 +538,7 @@ static void make_slopes(const Problem *p, const Held *held, long groups, const f
   BY_GROUPS(groups, SLOPES)
 }
 
-/* Sum the slopes of keys [from, from + count) by rows and by columns of keys. */
+/* Sum the slopes of keys [from, from + count) by row and by column of keys. */
 static void sum_slopes(const Problem *p, const Held *held, long rows, long from, long count) {
   for (long m = 0; m < rows; m++) {
     long y = from / pitch(p), x = from % pitch(p);
@@ -543,7 +555,8 @@ static void sum_slopes(const Problem *p, const Held *held, long rows, long from,
   }
 }
 
-/* Add to the gradients of q, k and v what weights and slopes of keys [from, from + count) give. */
+/* Add the contribution of keys [from, from + count) to the gradients of q, k and v:
+   dv += p^T grad, dk += slope^T q, dq += slope k. */
 static void add_gradients(const Problem *p, const Held *held, long groups, long from, long count) {
   const long n = keys(p), R = BACKWARD_ROWS;
   for (long c = 0; c < depth(p) / NR; c++) {
@@ -576,8 +589,7 @@ static void give_queries(const Problem *p, const Task *t, const Held *held, long
   }
 }
 
-/* Write the gradients of k and v; those of cells beyond the edge are summed into ``padding`` (2,
- * d). */
+/* Write the gradients of k and v. Those of padded tokens are summed into ``padding`` (2, d). */
 static void give_keys(const Problem *p, const Task *t, const Held *held, float *padding) {
   const long d = p->d, n = keys(p);
   float value[d];
@@ -632,7 +644,8 @@ static int has_bf16(void) {
 typedef long (*Room)(const Problem *);
 typedef void (*Work)(const Problem *, float *, long);
 
-/* Arguments: addresses (OPERANDS in compiled.py), sizes, scale and threads. */
+/* The arguments are the addresses (OPERANDS in compiled.py), the sizes, the scale and the number of
+   threads. */
 static PyObject *run(PyObject *args, Room room, Work work) {
   Problem p;
   void *addresses[12];
