@@ -1,1 +1,1 @@
-"""File formats, one module or folder each; each registers its reader beside its code."""
+"""File formats: one module or folder for each; each registers its reader beside its code."""

@@ -1,1 +1,1 @@
-"""COCO JSON."""
+"""The COCO format: JSON files with the outlines of objects."""

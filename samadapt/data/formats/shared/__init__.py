@@ -1,1 +1,1 @@
-"""What several formats use: folder layouts, decoding of pictures, guards against hostile files."""
+"""Code that several formats share: folder layouts, pictures, masks, and safe decompression."""
