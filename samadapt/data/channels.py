@@ -116,6 +116,7 @@ def pick(path: Path, values: Array, channel: Indices) -> Array:
             exist.
     """
     count = values.shape[-1]
+    # A file with one channel needs no choice.
     wanted = listed_channels(0 if channel is None and count == 1 else channel)
     if not wanted or not all(0 <= int(one) < count for one in wanted):
         raise ChannelError(path, count, channel)

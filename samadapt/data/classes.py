@@ -81,6 +81,7 @@ class ClassTable:
         Returns:
             int16 in the same shape: ids of ``parts``, 0 for background, ``IGNORED``.
         """
+        # Label value to id: ids start at 1, because 0 is background.
         lookup = {value: i + 1 for i, values in enumerate(self.parts) for value in values}
         lookup |= dict.fromkeys(self.ignored, IGNORED)
         low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
@@ -109,6 +110,7 @@ class ClassTable:
 
     def presence(self, values: Sequence[int], presence: Array) -> Array:
         """Turn (d, len(values)) presence of values into (d, K) presence of classes."""
+        # Which columns of ``presence`` belong to which class; a class may have several values.
         columns = [np.isin(values, wanted) for wanted in self.values]
         return np.stack([presence[:, column].any(axis=1) for column in columns], axis=1)
 
@@ -146,6 +148,7 @@ def make_table(
     if regions is not None:
         return _overlapping(regions, chosen, merge, tuple(sorted(set(ignored))))
     complete = True
+    # Ignored values are neither classes nor background.
     unused = tuple(sorted(set(ignored)))
     found = set(found) - set(unused)
     if isinstance(chosen, Mapping):

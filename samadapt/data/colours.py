@@ -88,6 +88,7 @@ def resolve_colours(classes: Any, background: Any) -> tuple[Any, Colours | None]
                     f"{name!r}; each colour may belong to one class"
                 )
             values.setdefault(colour, len(values) + 1)
+    # From here on each colour is its label value, so classes are chosen as with numbers.
     choice = {
         name: sorted({values[colour] for colour in colours}) for name, colours in named.items()
     }
@@ -114,6 +115,7 @@ def with_ignored(
         )
     if colours is None:
         return None, numbers
+    # Ignored colours get the label values after those of the classes.
     first = max(colours.values.values(), default=1) + 1
     found = dict.fromkeys(parse_colour("data.ignore", text) for text in texts)
     for colour in found:
@@ -189,6 +191,7 @@ def recode(packed: Array, colours: Colours) -> tuple[Array, dict[int, int]]:
         (h, w) int32 label values, and the number of pixels of each colour that no class uses; these
         pixels have the value 0.
     """
+    # Only the background is named: every other colour is foreground, with the value 1.
     if not colours.values:
         values = np.ones(packed.shape, np.int32)
         for colour, value in {**dict.fromkeys(colours.background, 0), **colours.ignored}.items():
@@ -209,6 +212,7 @@ def is_blend(unknown: Mapping[int, int], pixels: int) -> bool:
     More than 16 colours are too many for classes that somebody forgot to name. A colour is rare if
     less than a thousandth of the picture has it.
     """
+    # Smoothing mixes two colours along edges, so each mixture has few pixels.
     rare = sum(count < 0.001 * pixels for count in unknown.values())
     return len(unknown) > 16 and 2 * rare > len(unknown)
 

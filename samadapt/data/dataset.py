@@ -471,6 +471,7 @@ def open_dataset(
         DataError: the data set has errors; the message lists the first twenty.
         DownloadError: the data set of a card could not be downloaded.
     """
+    # 1. Refuse wrong options before any file is read.
     check_options(on_error, slice_step, empty_slices)
     check_channels(channel, input_channels)
     if patient is not None:
@@ -480,14 +481,17 @@ def open_dataset(
     masks = mask_rules(classes, *rules)
     given = (image, label, cut, spacing, masks, series, classes, exif)
     card, reader = open_reader(name, root, axis, channel, *given)
+    # 2. List the cases, then read and check them.
     layout = reader.discover()
     # Each file is read once: what the scan reads is kept, after the intensity rule, for its use.
     scanned = ScannedVolumes(_rule_before_scan(intensity, card, layout, reader, neighbours))
     scan = reader.scan(max_cases, scanned.keep, layout)
+    # 3. Decide what the values mean. Cases that do not fit are left out, with a finding.
     mark_patients(scan, patient)
     table = decide_classes(scan, card, classes, merge_classes, masks, regions)
     partial = read_partial_labels(annotated, root, scan, table)
     check_usable(name, scan, on_error, reader)
+    # 4. Decide how the model sees the images, and divide the cases.
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
     check_kind(scan.cases, rule, stack, cut)
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1

@@ -90,6 +90,7 @@ def as_objects(volume: Volume, file: Path, ignored: Collection[int] = ()) -> Vol
         fix = f"treat it as not annotated with data.ignore={int(numbers.min())}, or renumber"
         raise fault("label_value", file, message, fix)
     if numbers.max() > LARGEST_VALUE:
+        # 0 is the smallest value that can occur, so background stays 0 where there is any.
         numbers = np.unique(numbers, return_inverse=True)[1].reshape(numbers.shape)
     labels = (numbers > 0).astype(np.int32)
     for value in ignored:

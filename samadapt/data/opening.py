@@ -79,6 +79,7 @@ def open_reader(
     card = load_card(name) if name in list_cards() else None
     chosen_axis = parse_axis(axis if axis is not None or card is None else card.axis)
     folder = Path(root).expanduser() if root is not None else None
+    # The archive of a card contains one folder; data.root may be that folder or the one around it.
     if card and card.download:
         folder = fetch_dataset(card.name, card.download) if folder is None else folder
         if not (folder / "imagesTr").is_dir() and (folder / card.download.folder).is_dir():
@@ -99,6 +100,7 @@ def open_reader(
         classes,
         parse_exif(exif),
     )
+    # Some keys make sense only for some formats.
     kind = get_reader(card.reader if card else name)
     if series is not None and kind.name != "dicom":
         raise ConfigError(f"data.series chooses among DICOM series, but data={name} has none")
@@ -203,12 +205,14 @@ def decide_classes(
     Raises:
         ConfigError: see ``make_table``.
     """
+    # The user's own values come first, then the card, then what the data set declares.
     declared = card.classes if card and card.classes else scan.classes
     chosen, _ = resolve_colours(chosen, None)
     if regions is None and declared is None and not merge and not isinstance(chosen, Mapping):
         regions = scan.regions
     ignored = _ignored_values(scan, chosen, masks)
     if masks.one_class:
+        # Object numbers and a threshold give a mask of 0 and 1.
         table = ClassTable((_one_name(declared, chosen),), ((1,),), ignored=tuple(sorted(ignored)))
     else:
         if declared is None and regions is None and not isinstance(chosen, Mapping):
@@ -248,9 +252,11 @@ def judge_values(
         ignored: values of pixels that are not annotated.
         merge: all values become one class, so object numbers and two encodings are allowed.
     """
+    # Names without values fit if the masks hold 1 to n, or if one name meets one value.
     found = {value for case in scan.cases for value in case.values} - set(ignored)
     if names and (found <= set(range(1, len(names) + 1)) or len(found) == len(names) == 1):
         return
+    # First each mask by itself, then the rest of them together.
     usable = []
     for case in scan.cases:
         own = value_findings(case, ignored)

@@ -73,6 +73,7 @@ class PartialLabels:
 
     def known(self, case: str, depth: int, table: ClassTable) -> Array:
         """Return (depth, K) bool: which class is annotated in which slice of a case."""
+        # Rows add up: each one marks its classes in its slices.
         known = np.zeros((depth, len(table.names)), dtype=bool)
         for entry in self.entries.get(case, self.entries.get(REST, ())):
             rows = np.zeros(depth, dtype=bool)
@@ -147,6 +148,7 @@ def read_partial_labels(
         raise DataError(f"data.annotated={path}: expected at most {_MAX_BYTES >> 20} MiB of text")
     try:
         text = content.decode("utf-8-sig")
+        # Both kinds of files give rows with the columns case, classes and slices.
         rows = _json_rows(text) if file.suffix.lower() == ".json" else _csv_rows(text)
         entries: dict[str, list[Entry]] = {}
         for where, row in rows:

@@ -81,6 +81,7 @@ def write_key(folder: Path, pseudonyms: Pseudonyms, names: Iterable[str]) -> Non
     who = pseudonyms.names | {pseudonyms.of(name): name for name in names}
     text = json.dumps({"secret": pseudonyms.secret.hex(), "cases": who}, indent=2) + "\n"
     part = folder / f"{atomic.PREFIX}{secrets.token_hex(4)}-{KEY_NAME}"
+    # The file is created with its final permissions: nobody can open it in between.
     number = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with os.fdopen(number, "w", encoding="utf-8", newline="\n") as stream:
         stream.write(text)
@@ -128,6 +129,7 @@ def _hide(
     path = Path(finding.file)
     folders = {folder for case in cases for folder in case.image.parents}
     shown = "a folder of the data" if path in folders else pseudonyms.of(path.name)
+    # Longest first, so a name inside another one does not leave the rest of it.
     words = {finding.file: shown, path.name: shown, **words}
     longest = sorted((w for w in words if len(w) >= _SHORTEST), key=len, reverse=True)
     # A name counts only as a whole: "scan_1" is not a part of "scan_10".

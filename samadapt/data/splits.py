@@ -166,6 +166,7 @@ def _every(cases: Sequence[Case], step: int, start: int, rule: str) -> Splits:
         rule += f"; the cases of a patient together ({len(patients)} patients)"
         if len(patients) == 1:  # anonymisation programs write one ID into all files
             rule += ": if all people share one ID, data.patient='(.+)' makes each case a patient"
+    # Every step-th patient is held out with all cases; without patients each case is its own.
     held = {name for names in patients[start::step] for name in names}
     names = [case.name for case in cases]
     val = [name for name in names if name in held]
@@ -218,11 +219,13 @@ def _slab_split(case: Case, chosen: Mapping[str, Any], least_gap: int) -> Splits
     depth = case.shape[2]
     first, last = 0, depth
     if case.presence is not None and case.presence.any():
+        # Measure the slab from the slices with foreground: outside there is nothing to score.
         filled = np.flatnonzero(case.presence.any(axis=1))
         first, last = int(filled[0]), int(filled[-1]) + 1
     start = first + int((last - first) * low)
     stop = max(start + 1, first + int((last - first) * high))
     spacing = case.spacing_mm[2] if case.spacing_mm else 1.0
+    # At least one slice, and at least those that the model sees beside a slice.
     gap = max(1, least_gap, math.ceil(gap_mm / spacing))
     rule = f"one volume: slices {start} to {stop - 1} are validation, {gap} beside them unused"
     return Splits([case.name], [case.name], rule, Slab(start, stop, gap, depth))

@@ -47,6 +47,7 @@ class Stacks:
         Returns:
             The slices of the stacks, and the position of each slice of ``refs`` in that list.
         """
+        # Where each stack begins in ``members``, by case and number of the stack.
         starts: dict[tuple[str, int], int] = {}
         members: list[SliceRef] = []
         for ref in refs:

@@ -89,6 +89,7 @@ class Tile:
             (n, 4) XYXY in pixels of the window, clipped to it, and (n,) bool: whether any area is
             left.
         """
+        # x belongs to columns and y to rows, so corner is (x, y, x, y).
         corner = np.array([self.columns.start, self.rows.start] * 2, boxes.dtype)
         size = np.array([self.columns.stop, self.rows.stop] * 2, boxes.dtype) - corner
         moved = np.clip(boxes - corner, 0, size)
@@ -107,6 +108,7 @@ class Tile:
         spans, sides = (self.columns, self.rows), self.picture[::-1]
         moved = points - np.array([span.start for span in spans], points.dtype)
         size = np.array([span.stop - span.start for span in spans])
+        # A point on the far edge of the picture has the coordinate ``side``: the last tile has it.
         last = np.array([span.stop == side for span, side in zip(spans, sides, strict=True)])
         within = (moved < size) | (last & (moved == size))
         return moved, ((moved >= 0) & within).all(axis=-1)
@@ -139,6 +141,7 @@ class Tile:
             return boxes, points, point_labels, classes
         points, inside = self.points(points)
         if boxes is None:
+            # Without a foreground point in the window, background points have no object to correct.
             owner = np.zeros(len(points), np.int64) if classes is None else classes
             inside &= np.isin(owner, owner[inside & (point_labels == 1)])
             classes = None if classes is None else classes[inside]
@@ -182,6 +185,7 @@ class Tiling:
         least = round(self.overlap * self.side)
         count = -(-(length - least) // (self.side - least))
         starts = [round(i * (length - self.side) / (count - 1)) for i in range(count)]
+        # The overlap of two neighbours is [second, first + side); its middle is the border.
         middles = [(first + self.side + second) // 2 for first, second in pairwise(starts)]
         borders = [0, *middles, length]
         return [

@@ -148,11 +148,13 @@ class VolumeCache:
             if name in self._held:
                 self._held.move_to_end(name)
                 return self._held[name]
+        # Outside the lock: reading takes seconds, and other threads need other volumes.
         volume = make()
         with self._lock:
             if name not in self._held:
                 self._held[name] = volume
                 self._bytes += volume.nbytes
+            # Make room: first drop what was scanned and not used yet, then the least recently used.
             while self._bytes + self._scanned.nbytes > self.limit:
                 if self._scanned.drop_last():
                     continue

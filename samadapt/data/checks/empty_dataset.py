@@ -37,6 +37,7 @@ def refuse_no_case(scan: Scan, reader: FormatReader) -> None:
     if scan.cases or scan.left_out or root is None or not root.is_dir():
         return
     errors = {finding.code for finding in scan.findings if finding.severity == "error"}
+    # Another error explains it already.
     if errors - {"no_cases", *_EXTENDED}:
         return
     readable = ", ".join(reader.suffixes) or reader.summary.partition("; extra")[0]

@@ -72,6 +72,7 @@ def copies(cases: Sequence[Case]) -> list[list[Case]]:
     """Return the groups of cases that hold the same image."""
     groups: dict[str, list[Case]] = {}
     for case in cases:
+        # A case that was not scanned has no hash, and equals only itself.
         groups.setdefault(case.digest or case.name, []).append(case)
     return [group for group in groups.values() if len(group) > 1]
 

@@ -165,6 +165,7 @@ def _are_objects(cases: Sequence[Case], counts: Sequence[int]) -> bool:
         return False
     if sum(one.single for one in numbered) < _SINGLE * sum(one.numbers for one in numbered):
         return False
+    # More than half of the masks must agree.
     many = 2 * sum(count > MANY for count in counts) > len(counts)
     some = 2 * sum(count > SOME for count in counts) > len(counts)
     return many or (some and len(set(counts)) > 1)
@@ -189,6 +190,7 @@ def _void_findings(found: Sequence[int], void: int, root: str) -> list[Finding]:
 
 def _is_even(values: Sequence[int]) -> bool:
     """Return whether values code classes in equal steps up to 255, such as 28, 57, 85 ... 255."""
+    # 28 is about 255 / 9, so the scale would be 28, 57, 85, ... 255.
     steps = round(VOID / min(values))
     if len(values) < steps / 2:  # 15 and 255 are not a scale, although 255 is 17 x 15
         return False
@@ -222,6 +224,7 @@ def _components(labels: Array) -> tuple[int, int]:
 
     # One pass for all values: neighbours with the same value, also at corners, share a component.
     parts = label(labels.astype(np.int32), background=0, connectivity=labels.ndim)
+    # All pixels of a component have one value, so any of them may be written here.
     value_of = np.zeros(int(parts.max()) + 1, dtype=np.int64)
     value_of[parts.ravel()] = labels.ravel()
     _, counts = np.unique(value_of[1:], return_counts=True)
@@ -232,6 +235,7 @@ def _slope(labels: Array, top: int) -> float:
     """Return the share of middle pixels that have a lower and a higher one among 8 neighbours."""
     from scipy.ndimage import maximum_filter, minimum_filter
 
+    # A slope has a lower and a higher value beside it, within the slice.
     middle = (labels > 0) & (labels < top)
     higher = maximum_filter(labels, (3, 3, 1)) > labels
     lower = minimum_filter(labels, (3, 3, 1)) < labels

@@ -28,6 +28,7 @@ def check_palettes(scan: Scan, masks: MaskRules) -> None:
         masks: how masks are read. If the user named colours, they decide. Object numbers may have
             any colour, so only the index of the background is checked for them.
     """
+    # Only masks with a palette, or with colours of which one may be the foreground.
     painted = [case for case in scan.cases if case.colours]
     if masks.colours is not None:
         _check_single_colour(scan, painted, masks.colours)
@@ -89,6 +90,7 @@ def _double(case: Case) -> Finding | None:
 
 def _conflict(painted: Sequence[Case]) -> Finding | None:
     """Find two masks in which an index has two colours, or a colour has two indices."""
+    # Remember for each index the first colour, and for each colour the first index.
     colour_of: dict[int, tuple[int, Case]] = {}
     index_of: dict[int, tuple[int, Case]] = {}
     for case in painted:

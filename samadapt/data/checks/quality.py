@@ -203,6 +203,7 @@ def class_statistics(
                 continue
             holding.append(case)
             regions += own
+            # A slice with two values of the class counts once.
             columns = [index for index, value in enumerate(case.values) if value in values]
             if case.presence is not None:
                 slices += int(case.presence[:, columns].any(axis=1).sum())
@@ -220,6 +221,7 @@ def ignored_share(
     for case in cases:
         size = math.prod(case.shape)
         voxels = {value: region.voxels for value, region in facts[case.name].regions.items()}
+        # ``regions`` has no entry for the value 0, which may be ignored too.
         voxels[0] = size - sum(voxels.values())
         ignored += sum(count for value, count in voxels.items() if value in table.ignored)
         total += size
@@ -258,6 +260,7 @@ def _regions(case: Case, volume: Volume, labels: Array) -> dict[int, Region]:
     for index, value in enumerate(case.values):
         planes = np.flatnonzero(case.presence[:, index] if case.presence is not None else [])
         mask = labels[:, :, planes] == value
+        # Work inside the box of the value: labelling a whole volume for each value is slow.
         rows, columns = np.flatnonzero(mask.any((1, 2))), np.flatnonzero(mask.any((0, 2)))
         window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         inside = mask[window]
@@ -313,6 +316,7 @@ def _apart(source: SourceGrid | None) -> float:
     if source is None or not all(int(source.header[k]) > 0 for k in ("sform_code", "qform_code")):
         return 0.0
     header, reach = source.header, np.array(source.shape) - 1
+    # Both maps are affine, so they differ most at a corner of the volume.
     corners = np.array([(*(reach * corner), 1) for corner in np.ndindex(2, 2, 2)])
     try:
         moved = corners @ (header.get_sform() - header.get_qform()).T
@@ -378,6 +382,7 @@ def _outliers(cases: Sequence[Case]) -> list[Finding]:
     for code, what, members, sides, most in kinds:
         if not members:
             continue
+        # The ratio to the median is at least 1, whether a side is larger or smaller.
         measured = np.array(sides, dtype=float)
         usual = np.median(measured, axis=0)
         ratios = np.maximum(measured / usual, usual / measured).max(axis=1)
@@ -397,6 +402,7 @@ def _same_masks(cases: Sequence[Case], facts: Mapping[str, Facts]) -> list[Findi
     found = []
     for case in cases:
         mask = facts[case.name].mask
+        # Empty masks (no hash) are equal without a mistake, and so are copies of an image.
         other = first.setdefault(mask, case) if mask else case
         if other is not case and other.digest != case.digest:
             together = case.labels == other.labels  # one JSON file holds the masks of many pictures

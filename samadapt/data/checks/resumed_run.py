@@ -84,6 +84,7 @@ def _differences(
     added, removed = sorted(set(now_images) - names), sorted(names - set(now_images))
     renamed = []
     for old in list(removed):
+        # The same voxels under another name: renamed, not removed and added.
         same = [new for new in added if images and images.get(old) == now_images[new]]
         if same:
             renamed.append(f"{old} is now {same[0]}")

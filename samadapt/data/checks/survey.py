@@ -157,6 +157,7 @@ def survey(
     card, reader = open_reader(
         name, root, axis, channel, image, label, cut, spacing, masks, series, classes, exif
     )
+    # Each volume is measured while the scan has it in memory, so files are read once.
     facts: dict[str, Facts] = {}
 
     def look(case: Case, volume: Volume) -> None:

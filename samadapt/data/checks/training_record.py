@@ -24,6 +24,7 @@ def trained_on(dataset: Dataset) -> dict[str, list[int] | None]:
     held_out = set(dataset.parts.val)
     for ref in dataset.slices("train", empty="keep", step=1):
         digest = dataset.case(ref.case).digest
+        # In a divided single volume the case is on both sides, so its slices are listed.
         if ref.case not in held_out:
             found[digest] = None
         elif (slices := found.setdefault(digest, [])) is not None:

@@ -244,6 +244,7 @@ class FormatReader(ABC):
         scan = Scan([], list(layout.findings), layout.classes, layout.modality)
         scan.ignored, scan.regions = layout.ignored, layout.regions
         scan.left_out.extend(case.name for case in double)
+        # ``examine`` needs the ignored values that the folder declares, unless the user named some.
         masks = self.options.masks
         if masks.ignored is None and layout.ignored:
             masks = replace(masks, ignored=layout.ignored)
@@ -283,6 +284,7 @@ class FormatReader(ABC):
             return None, [error_finding("unreadable_image", case.image, reason, fix)]
         if volume is None:
             return None, findings
+        # All that later steps ask about a case is collected now, while its voxels are in memory.
         values, presence, zeros = label_presence(volume.labels, self._places(volume))
         checked = replace(
             case,
@@ -310,6 +312,7 @@ class FormatReader(ABC):
         height, width, depth = volume.shape
         if depth > 1 or self.options.tiling is None:
             return [np.s_[:, :, index] for index in range(depth)]
+        # The first two entries of a Span are start and stop.
         tiles = self.options.tiling.tiles(height, width)
         return [np.s_[slice(*tile.rows[:2]), slice(*tile.columns[:2])] for tile in tiles]
 

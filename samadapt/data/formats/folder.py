@@ -119,6 +119,7 @@ class FolderReader(FormatReader):
                 annotation = self._annotation(case, picture)
             except FindingError as error:
                 findings.append(error.finding)
+        # Every check that is still possible runs, so the user sees all problems of a case at once.
         if picture is not None and mask is not None:
             findings += self._compare(case, picture, mask)
             if annotation is not None and not any(f.severity == "error" for f in findings):
@@ -274,6 +275,7 @@ def _covered(annotation: Annotation, labels: Array) -> float:
     foreground = labels != 0
     if annotation.boxes is not None:
         inside = np.zeros(labels.shape, bool)
+        # Boxes may overlap, so mark their area instead of adding up.
         for box in annotation.boxes:
             inside[box_area(box, labels.shape)] = True
         return float((inside & foreground).sum() / max(foreground.sum(), 1))

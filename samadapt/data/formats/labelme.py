@@ -93,6 +93,7 @@ class LabelmeReader(ObjectReader):
             message = f"it was drawn on a picture of another size; {case.image.name} has "
             message += f"{height} x {width} pixels (h x w)"
             raise fault("shape_mismatch", path, message, "annotate the picture at its present size")
+        # Shapes of one group are the parts of one object.
         groups: dict[Any, list[tuple[int, Array]]] = {}
         for index, shape in enumerate(note["shapes"]):
             try:
@@ -163,6 +164,7 @@ class LabelmeReader(ObjectReader):
 
     def _name_classes(self, layout: Layout) -> None:
         labels = {shape["label"] for note in self._notes.values() for shape in note["shapes"]}
+        # Sorted, so the numbers do not depend on the order of files.
         names = sorted(labels - {BACKGROUND, IGNORE})
         self._values = {name: value for value, name in enumerate(names, start=1)}
         layout.classes = {name: (value,) for name, value in self._values.items()} or None
@@ -213,6 +215,7 @@ def _drawn(shape: Mapping[str, Any], height: int, width: int) -> Array | None:
     if kind not in _AREAS:
         raise ValueError(f"expected shape_type as one of {', '.join((*_AREAS, *_NO_AREAS))}")
     points = _points(shape.get("points"))
+    # Each kind becomes a polygon, except masks, which are pixels already.
     if kind == "mask":
         return _pasted(shape.get("mask"), points, height, width)
     if kind == "rectangle" and len(points) == 2:
@@ -273,6 +276,7 @@ def _pasted(text: Any, points: _Points, height: int, width: int) -> Array:
 
     if not isinstance(text, str) or len(points) != 2:
         raise ValueError("a mask needs mask, a PNG in base64, and two points")
+    # Both corners are inside the box, so its sides are one longer than the difference.
     (x0, y0), (x1, y1) = ((round(x), round(y)) for x, y in points)
     sides = (x1 - x0 + 1, y1 - y0 + 1)
     if not (0 <= x0 <= x1 < width and 0 <= y0 <= y1 < height):

@@ -114,6 +114,7 @@ class MedSamReader(VolumeReader):
             raise DataError(f"{path}: these labels are written as .npz; choose a name that ends so")
         if prediction.shape[:2] != volume.shape[:2]:
             raise DataError(f"{path}: expected {volume.shape}; got {prediction.shape}")
+        # Back to the axes of the file: slices first.
         planes = (
             prediction[:, :, 0]
             if prediction.ndim == 3 and volume.source is None
@@ -129,6 +130,7 @@ class MedSamReader(VolumeReader):
         spacing: tuple[float, float, float] | None,
         labels: Array | None,
     ) -> Volume:
+        # A volume of 3 columns looks like a colour picture; its labels have three axes.
         is_color = image.ndim == 3 and image.shape[2] == 3 and (labels is None or labels.ndim == 2)
         if image.ndim not in (2, 3) or (
             labels is not None and image.ndim - is_color != labels.ndim
@@ -255,6 +257,7 @@ def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:
         message = f"{name} is compressed in a way that numpy never writes"
         raise fault("unreadable_image", path, message, "save it with np.savez_compressed")
     with archive.open(entry) as file:
+        # An .npy member begins with a magic, a version and a header with shape and type.
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0
         if version != (1, 0):

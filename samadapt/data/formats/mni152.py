@@ -49,6 +49,7 @@ class Mni152Reader(NiftiReader):
         grey, white = (
             load_nifti(case.image.with_name(_FILE.format(tissue))).values for tissue in ("gm", "wm")
         )
+        # The maps are 8-bit or scaled probabilities; dividing by the maximum gives 0..1.
         labels = tissue_labels(grey / grey.max(), white / white.max())
         return self.arrange(stored, stored.values.astype(np.float32), labels), []
 

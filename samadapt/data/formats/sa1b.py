@@ -79,4 +79,5 @@ def _object(path: Path, index: int, entry: Any, height: int, width: int) -> Outl
         runs = read_segmentation(entry["segmentation"], height, width)
     except ValueError as problem:
         raise fault("bad_segmentation", path, f"{shown}: {problem}", _FIX) from None
+    # SA-1B has no classes: every object has the label value 1.
     return OutlinedObject(1, runs, False, shown)

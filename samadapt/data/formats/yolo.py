@@ -85,6 +85,7 @@ class YoloReader(ObjectReader):
                 index, fractions = _parsed(line)
                 if index not in self._known:
                     raise ValueError(f"class {index} is not among the names of the classes")
+                # x and y alternate: even places are fractions of the width, odd ones of the height.
                 scaled = [
                     min(max(value, 0.0), 1.0) * (height if odd % 2 else width)
                     for odd, value in enumerate(fractions)
@@ -132,6 +133,7 @@ class YoloReader(ObjectReader):
 def _labels_of(path: Path, root: Path) -> Path:
     """Return the label file of a picture: ``labels`` replaces the last ``images`` in its path."""
     parts = list(path.relative_to(root).with_suffix(".txt").parts)
+    # The last folder called images counts, as in the loader of Ultralytics.
     for place in range(len(parts) - 2, -1, -1):
         if parts[place] == "images":
             parts[place] = "labels"
@@ -187,6 +189,7 @@ def _names(root: Path) -> dict[int, str] | None:
         FindingError: the file that should name them cannot be used.
     """
     listed = sorted(path for path in root.iterdir() if path.suffix in (".yaml", ".yml"))
+    # data.yaml is the usual name; other YAML files are tried after it.
     listed.sort(key=lambda path: path.stem != "data")
     unreadable = None
     for path in listed:

@@ -124,6 +124,7 @@ def locate(name: str, path: Path, root: Path, shown: str) -> Path:
     Raises:
         FindingError: the name is absolute or leads out of the folder.
     """
+    # The name comes from the file, so it must not lead out of the data set.
     relative = PurePosixPath(posix_name(name))
     if not lies_inside(name, root) or ".." in relative.parts:
         message = f"{shown} must be inside the data set's folder"

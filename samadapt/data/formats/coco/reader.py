@@ -111,6 +111,7 @@ class CocoReader(ObjectReader):
                 if names.setdefault(number, name) != name:
                     message = f"category {number} is {name!r} here and {names[number]!r} elsewhere"
                     raise fault("category_conflict", path, message, "number them alike")
+        # Some programs number categories from 0.
         shift = 1 if 0 in names else 0  # in a label map 0 is background
         self._values = {number: number + shift for number in names}
         classes: dict[str, tuple[int, ...]] = {}
@@ -145,11 +146,13 @@ class CocoReader(ObjectReader):
             seen[image] = path
             relative = PurePosixPath(posix_name(str(entry["file_name"])))
             name = "_".join(relative.with_suffix("").parts)
+            # Two paths may give one name: a/b_c.jpg and a_b/c.jpg.
             while name in self._sizes:
                 name += f"_{number}"
             names[number] = name
             self._sizes[name] = (size[0], size[1])
             layout.cases.append(Case(name, image, path))
+        # Annotations of refused pictures need no finding of their own.
         without = {number for number in refused if type(number) is int} - set(names)
         for entry in table["annotations"]:
             if type(entry.get("image_id")) is int and entry["image_id"] in without:
@@ -209,6 +212,7 @@ def _owners(number: Any, names: Mapping[int, str]) -> set[str]:
     """
     if isinstance(number, int) and not isinstance(number, bool):
         return {names[number]} if number in names else set()
+    # Some programs write numbers as text.
     text = str(number)
     if text.isdecimal() and int(text) in names:
         return {names[int(text)]}

@@ -38,6 +38,7 @@ def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """
     found = []
     for folder, folders, files in os.walk(root):
+        # os.walk visits the folders that remain in this list.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             Path(folder) / name

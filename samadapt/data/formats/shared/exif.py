@@ -104,6 +104,7 @@ def check_frame(
     if orientation == UPRIGHT:
         return
     upright = turned_size(stored, orientation)
+    # Width and height are exchanged, so the size shows that the file was turned too.
     if upright != stored and size == upright:
         return
     if size is None or size == upright:

@@ -49,6 +49,7 @@ class Inflated:
         while held < count and (piece := next(self._pieces, b"")):
             parts.append(piece)
             held += len(piece)
+        # The last piece may hold more than was asked for; keep the rest for the next call.
         last = parts.pop()
         cut = len(last) - max(held - count, 0)
         self._rest = last[cut:]
@@ -98,6 +99,7 @@ def _pieces(file: Source, wbits: int) -> Iterator[bytes]:
         while not stream.eof:
             if not packed and not (packed := file.read(_CHUNK)):
                 raise EOFError("the compressed stream ends before its end mark")
+            # ``unconsumed_tail`` is what remains because the piece is full.
             piece = stream.decompress(packed, _PIECE)
             packed = stream.unconsumed_tail
             if piece:

@@ -89,6 +89,7 @@ def read_segmentation(
 
 def decode_runs(runs: Sequence[int], height: int, width: int) -> Array:
     """Return the mask (h, w) bool of run lengths."""
+    # Runs alternate: the first is of 0, the second of 1.
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape((height, width), order="F")
 
@@ -96,6 +97,7 @@ def decode_runs(runs: Sequence[int], height: int, width: int) -> Array:
 def encode_runs(mask: Array) -> list[int]:
     """Return the run lengths of a mask (h, w) bool."""
     flat = mask.ravel(order="F")
+    # A run begins wherever the value changes.
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     bounds = [0, *edges.tolist(), flat.size]
     runs = np.diff(bounds).tolist()
@@ -119,7 +121,9 @@ def paint(
     """
     labels = np.zeros((height, width), dtype=np.int32)
     instances = np.zeros((height, width), dtype=np.int32)
+    # Every second run is of 1, so their sum is the area.
     areas = [sum(item.runs[1::2]) for item in objects]
+    # Crowd regions first, then from large to small: what is drawn later covers what was before.
     for index in sorted(range(len(objects)), key=lambda i: (not objects[i].is_crowd, -areas[i])):
         item = objects[index]
         inside = decode_runs(item.runs, height, width)
@@ -140,6 +144,7 @@ def _polygon(polygon: Any, height: int, width: int) -> list[float]:
         raise ValueError(
             f"a polygon must be at least three points [x, y, ...]; got {_brief(polygon)}"
         )
+    # One pixel of slack: programs draw up to the outer edge, and some count from 1.
     for side, name, values in ((width, "x", polygon[0::2]), (height, "y", polygon[1::2])):
         if min(values) < -1 or max(values) > side + 1:
             raise ValueError(

@@ -79,6 +79,7 @@ class ObjectReader(FormatReader):
         if image.min() == image.max():
             message = f"all pixels have the value {float(image.min()):g}"
             return None, [error_finding("constant_image", case.image, message, "export it again")]
+        # Larger objects are drawn first, so smaller ones may hide them completely.
         labels, instances, hidden = paint(objects, height, width)
         findings = []
         if hidden:

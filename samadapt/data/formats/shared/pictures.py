@@ -171,6 +171,7 @@ def _by_index(path: Path, stored: StoredPicture, palette: Array) -> Mask:
 
     counts = Image.fromarray(stored.values).histogram()  # ten times faster than np.bincount
     used = np.flatnonzero(counts[: len(palette)])
+    # One colour with different transparency: the mask was drawn in the alpha channel.
     entries = palette[used]
     if len(used) > 1 and (entries[:, :3] == entries[0, :3]).all() and np.ptp(entries[:, 3]):
         raise _alpha_fault(path, f"every colour of its palette is {show(int(pack(entries[0])))}")
@@ -244,6 +245,7 @@ def _check_alpha(path: Path, stored: StoredPicture, values: Array) -> None:
     """Refuse a mask that is stored in the alpha channel."""
     if stored.alpha is None or not np.ptp(stored.alpha):
         return
+    # Constant colours with varying alpha: only the alpha channel can be the mask.
     if np.ptp(values) == 0:
         raise _alpha_fault(path, "the other channels have one value everywhere")
     if (values[stored.alpha == 0] != 0).any():
@@ -293,6 +295,7 @@ def save_mask(prediction: Array, path: Path) -> None:
 
     if path.suffix.lower() != ".png":
         raise DataError(f"{path}: a mask is written as .png; choose such a name")
+    # Ids above 255 need 16 bits, which cannot have a palette.
     deep = prediction.size > 0 and int(prediction.max()) > 255
     picture = Image.fromarray(prediction.astype(np.uint16 if deep else np.uint8))
     if not deep:

@@ -39,6 +39,7 @@ def check_png(path: Path) -> None:
     # 8 bytes of magic, 4 of length, 4 of the name IHDR, then the 13 bytes of the header.
     width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", head[16:29])
     bits = depth * _SAMPLES.get(kind, 1)
+    # Adam7 stores a picture as seven smaller ones, each with its own rows.
     declared = _bytes_of(width, height, bits)
     if interlaced:
         passes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in _ADAM7]

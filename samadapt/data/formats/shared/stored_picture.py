@@ -166,6 +166,7 @@ def _from_samples(values: Array, bits: int) -> StoredPicture:
         return StoredPicture(values, bits)
     count = values.shape[2]
     alpha = np.ascontiguousarray(values[:, :, -1]) if count in (2, 4) else None
+    # 1: grey; 2: grey and alpha; 3: RGB; 4: RGB and alpha.
     colours = values[:, :, 0] if count < 3 else values[:, :, :3]
     return StoredPicture(np.ascontiguousarray(colours), bits, alpha=alpha)
 
