@@ -31,7 +31,7 @@ def main() -> None:
     """Draw what the command line asks for."""
     match sys.argv[1:]:
         case ["report", run_dir]:
-            shoot(Path(run_dir) / "report.html", DOCS / "images" / "report.png", 1200, 1100)
+            shoot(Path(run_dir) / "report.html", DOCS / "images" / "report.png", 960, 680)
         case ["website", *folder]:
             target = Path(folder[0]) if folder else DOCS / "_build"
             for page, height in PAGES.items():
