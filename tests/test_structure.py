@@ -140,7 +140,6 @@ def test_configuration_stops_at_the_runs() -> None:
     assert not wrong
 
 
-@pytest.mark.xfail(reason="issue 15 in progress: the owners of the rooms remove what remains")
 def test_no_cycles() -> None:
     """Imports inside functions and for types count as well."""
     graph = {module: set(imports(tree.body, all_of_them=True)) for module, tree in trees()}

@@ -25,7 +25,7 @@ from samadapt.runs.context import open_run, training_samples
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.finetune import choose_loss, train_adapter
 from samadapt.runs.run_slices import RunSlices, divide_slices
-from samadapt.runs.scorer import Scorer
+from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.training.state import TrainingState
 
 TIMED_STEPS = 8
@@ -61,11 +61,11 @@ def train_trial(trial: Trial, settings: Settings, root: Path, work: Path) -> dic
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=work) as folder, redirect_stderr(StringIO()):
         run_dir = Path(folder)
-        planner, scorer = open_trial(configuration(trial, settings, root, work), run_dir)
+        config = configuration(trial, settings, root, work)
+        planner, scorer, slices = open_trial(config, run_dir)
         context = planner.context
-        divided = divide_slices(context, planner.samples)
-        slices = replace(divided, test=divided.test[:: settings.test_every])
-        state = train_on(planner, scorer, slices)
+        slices = replace(slices, test=slices.test[:: settings.test_every])
+        state = train_on(config, planner, scorer, slices)
         scores = scorer.score_overlap(slices.test, context.policy).summary
         seconds = step_seconds(run_dir)
     injection = context.injection
@@ -83,19 +83,28 @@ def train_trial(trial: Trial, settings: Settings, root: Path, work: Path) -> dic
     }
 
 
-def open_trial(config: Config, run_dir: Path) -> tuple[FeaturePlanner, Scorer]:
+def open_trial(config: Config, run_dir: Path) -> tuple[FeaturePlanner, Scorer, RunSlices]:
     """Open the run of a trial as ``samadapt finetune`` does."""
     context = open_run(config, run_dir)
     samples = training_samples(config, context.dataset, context.policy)
     planner = FeaturePlanner(context, samples)
-    return planner, Scorer(context, planner, samples.stacks)
+    slices = divide_slices(
+        context,
+        samples,
+        validate_cases=config.train.validate_cases,
+        max_test_cases=config.eval.max_cases,
+    )
+    return planner, make_scorer(planner, config.eval), slices
 
 
-def train_on(planner: FeaturePlanner, scorer: Scorer, slices: RunSlices) -> TrainingState:
+def train_on(
+    config: Config, planner: FeaturePlanner, scorer: Scorer, slices: RunSlices
+) -> TrainingState:
     """Compute the frozen features of the slices and train."""
-    planner.plan(train=slices.train, others=[*slices.validation, *slices.test])
+    planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
     planner.warm()
-    return train_adapter(planner, scorer, slices, choose_loss(planner.context), None)
+    loss = choose_loss(config.loss, planner.context)
+    return train_adapter(config, planner, scorer, slices, loss, None)
 
 
 def step_seconds(run_dir: Path) -> list[float]:
@@ -109,10 +118,10 @@ def time_steps(settings: Settings, root: Path, work: Path, trial: Trial) -> list
     few = replace(settings, steps=TIMED_STEPS + 2)
     with tempfile.TemporaryDirectory(dir=work) as folder, redirect_stderr(StringIO()):
         run_dir = Path(folder)
-        planner, scorer = open_trial(configuration(trial, few, root, work), run_dir)
-        slices = divide_slices(planner.context, planner.samples)
+        config = configuration(trial, few, root, work)
+        planner, scorer, slices = open_trial(config, run_dir)
         slices = RunSlices(slices.train[:32], slices.validation[:1], slices.test[:1])
-        train_on(planner, scorer, slices)
+        train_on(config, planner, scorer, slices)
         return step_seconds(run_dir)[2:]
 
 

@@ -1,11 +1,16 @@
-"""What every run has: a configuration, a device, a data set and a model, opened and checked."""
+"""What every run has: a device, a data set and a model, opened as the configuration says.
+
+The configuration itself stays with the functions that read it; the context holds what it became.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +39,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunContext:
-    """A configuration that is ready to run: where it runs, on which data, with which model.
+    """A run that is ready: where it runs, on which data, with which model.
 
     Attributes:
-        config: the whole configuration.
         run_dir: the directory that receives the results.
         progress: shows messages and progress to the user, and writes ``log.txt``.
         device: the device of the model.
@@ -51,7 +55,6 @@ class RunContext:
             the trained adapter into it; None in other runs.
     """
 
-    config: Config
     run_dir: Path
     progress: Progress
     device: torch.device
@@ -75,9 +78,10 @@ class RunContext:
         """Whether there is anything to train; ``peft=none`` with a frozen decoder has nothing."""
         return self.injection.trainable > 0
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context manager in which forward passes run."""
-        return self.precision.autocast(self.device)
+    @property
+    def autocast(self) -> Callable[[], AbstractContextManager[None]]:
+        """A function that returns the context manager of a forward pass."""
+        return partial(self.precision.autocast, self.device)
 
     def say(self, text: str) -> None:
         """Show a message to the user and write it to ``log.txt``."""
@@ -126,7 +130,6 @@ def open_run(
         progress.say(f"attention {describe_attention()}")
     write_json(run_dir / "env.json", environment(device, precision))
     return RunContext(
-        config=config,
         run_dir=run_dir,
         progress=progress,
         device=device,

@@ -20,7 +20,7 @@ from samadapt.runs.results import write_scores
 from samadapt.runs.run_directory import kept_if_started, open_run_dir
 from samadapt.runs.run_slices import RunSlices, check_numbered_objects, plan_progress
 from samadapt.runs.scored_slices import Which, choose_slices
-from samadapt.runs.scorer import Scorer
+from samadapt.runs.scorer import make_scorer
 from samadapt.runs.summary import summarise_run
 
 if TYPE_CHECKING:
@@ -64,14 +64,14 @@ def evaluate(arguments: EvaluateArguments, record: AdapterRecord | None = None) 
         if context.policy.is_semantic and record.prompt.get("background_token"):
             context.policy = replace(context.policy, background_token=True)
         check_fit(context, adapter, record)
-        scored = choose_slices(context, adapter, record, which)
-        check_numbered_objects(context, scored.refs)
+        scored = choose_slices(context, config, adapter, record, which)
         slices = RunSlices(train=[], validation=[], test=scored.refs)
         samples = training_samples(config, context.dataset, context.policy)
         planner = FeaturePlanner(context, samples)
-        scorer = Scorer(context, planner, samples.stacks)
-        planner.plan(train=[], others=scored.refs)
-        plan_progress(context, slices, planner.missing)
+        scorer = make_scorer(planner, config.eval)
+        check_numbered_objects(scorer, scored.refs)
+        planner.plan(config, train=[], others=scored.refs)
+        plan_progress(planner, slices, steps=0, validate_every=0)
     planner.warm()
 
     # Zero-shot first: a fresh adapter changes nothing, so the model is still the base.
@@ -88,7 +88,7 @@ def evaluate(arguments: EvaluateArguments, record: AdapterRecord | None = None) 
 
     untrained = recorded_untrained(record, context.dataset.classes)
     summary = summarise_run(
-        context,
+        scorer,
         slices,
         zero_shot,
         adapted,
@@ -100,7 +100,7 @@ def evaluate(arguments: EvaluateArguments, record: AdapterRecord | None = None) 
         summary |= gap.summary()
         gap.write(run_dir / "eval")
     summary["seconds"] = time.perf_counter() - started
-    write_scores(context, scored.refs, zero_shot, adapted, summary)
+    write_scores(config, context, scored.refs, zero_shot, adapted, summary)
     return EvaluateResult(run_dir, summary)
 
 

@@ -19,6 +19,7 @@ from samadapt.training.feature_plan import FeaturePlan, plan_features
 from samadapt.training.features import Features
 
 if TYPE_CHECKING:
+    from samadapt.config.schema import Config
     from samadapt.data.types import Sample, SliceRef
     from samadapt.runs.context import RunContext
     from samadapt.training.samples import TrainingSamples
@@ -70,10 +71,13 @@ class FeaturePlanner:
         """The number of images whose features are still to be computed."""
         return len(self.planned.missing) if self.planned else 0
 
-    def plan(self, train: Sequence[SliceRef], others: Sequence[SliceRef]) -> None:
+    def plan(
+        self, config: Config, *, train: Sequence[SliceRef], others: Sequence[SliceRef]
+    ) -> None:
         """Decide where features are kept, and look up which are there.
 
         Args:
+            config: its groups ``cache`` and ``output`` say where features may be kept.
             train: the slices that are trained on; they may be augmented.
             others: the slices that are only scored; the encoder sees them unchanged.
 
@@ -81,7 +85,7 @@ class FeaturePlanner:
             ConfigError: for ``cache.enabled=on`` where features cannot be kept.
             RunError: when there is too little room for them.
         """
-        cache, injection = self.context.config.cache, self.context.injection
+        cache, injection = config.cache, self.context.injection
         trained = "input projection" if "input" in injection.groups else "patch embedding"
         blocked = "" if injection.has_frozen_prefix else f"training of the {trained}"
         if cache.enabled == "on" and (blocked or self.augments_anew):
@@ -106,7 +110,7 @@ class FeaturePlanner:
             jobs,
             self._image,
             where=cache.where,
-            folder=Path(cache.dir or Path(self.context.config.output.dir) / "features"),
+            folder=Path(cache.dir or Path(config.output.dir) / "features"),
             max_bytes=math.inf if cache.max_gb is None else cache.max_gb * 1e9,
         )
         self.context.say(f"features: {self.planned.text}")

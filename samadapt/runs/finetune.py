@@ -16,7 +16,7 @@ import numpy as np
 from samadapt import console
 from samadapt.adapters.store import load_trainable_state, trainable_state
 from samadapt.config.compose import with_rates
-from samadapt.config.schema import Config
+from samadapt.config.schema import Config, Loss
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, RunError
 from samadapt.runs.context import RunContext, open_run, training_samples
@@ -30,7 +30,7 @@ from samadapt.runs.run_slices import (
     divide_slices,
     plan_progress,
 )
-from samadapt.runs.scorer import Scorer
+from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.runs.summary import summarise_run, untrained_classes, untrained_text
 from samadapt.system import atomic
 from samadapt.system.atomic import DiskFullError
@@ -118,14 +118,24 @@ def _train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         context = open_run(config, run_dir)
         samples = training_samples(config, context.dataset, context.policy)
         planner = FeaturePlanner(context, samples)
-        scorer = Scorer(context, planner, samples.stacks)
+        scorer = make_scorer(planner, config.eval)
         trains = context.has_trained_parameters
         checkpoint = find_checkpoint(context) if config.resume and trains else None
-        loss = choose_loss(context)
-        slices = divide_slices(context, samples)
-        check_numbered_objects(context, slices.test)
-        planner.plan(train=slices.train, others=[*slices.validation, *slices.test])
-        plan_progress(context, slices, planner.missing)
+        loss = choose_loss(config.loss, context)
+        slices = divide_slices(
+            context,
+            samples,
+            validate_cases=config.train.validate_cases,
+            max_test_cases=config.eval.max_cases,
+        )
+        check_numbered_objects(scorer, slices.test)
+        planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
+        plan_progress(
+            planner,
+            slices,
+            steps=config.train.steps,
+            validate_every=config.train.validate_every,
+        )
         if trains:
             check_disk_space(context)
     untrained_names = untrained_classes(context, slices) if trains else []
@@ -137,7 +147,7 @@ def _train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
     weights_before = trainable_state(context.sam, context.injection)
     adapted, state = None, None
     if trains:
-        state = train_adapter(planner, scorer, slices, loss, checkpoint)
+        state = train_adapter(config, planner, scorer, slices, loss, checkpoint)
         with context.progress.phase("adapted"):
             adapted = scorer.score(slices.test, context.policy)
     # The base model is scored last, so that training starts at once. Before the first step the
@@ -146,21 +156,25 @@ def _train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         zero_shot = scorer.score(slices.test, context.zero_shot_policy)
 
     summary = summarise_run(
-        context, slices, zero_shot, adapted, state=state, untrained=untrained_names
+        scorer, slices, zero_shot, adapted, state=state, untrained=untrained_names
     )
     summary["seconds"] = time.perf_counter() - started
-    write_scores(context, slices.test, zero_shot, adapted, summary)
-    adapter_dir = write_adapter(context, summary) if adapted else None
+    write_scores(config, context, slices.test, zero_shot, adapted, summary)
+    adapter_dir = write_adapter(config, context, summary) if adapted else None
     return FinetuneResult(run_dir, adapter_dir, summary)
 
 
-def choose_loss(context: RunContext) -> LossFunction:
+def choose_loss(weights: Loss, context: RunContext) -> LossFunction:
     """Return the loss that fits the prompts of a run.
+
+    Args:
+        weights: the ``loss`` group of the configuration.
+        context: the run.
 
     Raises:
         ConfigError: when the named loss does not fit them.
     """
-    weights, is_semantic = context.config.loss, context.policy.is_semantic
+    is_semantic = context.policy.is_semantic
     name = weights.name if weights.name != "auto" else ("dice_ce" if is_semantic else "sam")
     if (name == "dice_ce") is not is_semantic:
         raise ConfigError(
@@ -232,6 +246,7 @@ def with_weights(context: RunContext, state: Mapping[str, Tensor]) -> Iterator[N
 
 
 def train_adapter(
+    config: Config,
     planner: FeaturePlanner,
     scorer: Scorer,
     slices: RunSlices,
@@ -241,6 +256,7 @@ def train_adapter(
     """Train on ``slices.train``, and keep the weights of the best step on ``slices.validation``.
 
     Args:
+        config: the configuration of the run.
         planner: the run's frozen features and training samples.
         scorer: scores the model on the validation slices.
         slices: the slices of the run.
@@ -248,14 +264,14 @@ def train_adapter(
         checkpoint: the state from which training is resumed; None starts at the first step.
     """
     context, samples = planner.context, planner.samples
-    options, policy = context.config.train, context.policy
+    policy = context.policy
     accelerator = make_accelerator(context)
     items = samples.items(slices.train)
-    stacks = stacks_in_batch(options.batch_size, samples.stacks.size)
+    stacks = stacks_in_batch(config.train.batch_size, samples.stacks.size)
     shard = (accelerator.process_index, accelerator.num_processes)
-    sampler = Sampler(len(items), stacks, context.config.seed, shard)
+    sampler = Sampler(len(items), stacks, config.seed, shard)
     # Each process draws its own prompts and augmentations.
-    rng = np.random.default_rng([context.config.seed, accelerator.process_index])
+    rng = np.random.default_rng([config.seed, accelerator.process_index])
     logits_side = 4 * context.sam.embedding_size  # the decoder upsamples the embedding four times
 
     def make(drawn: Sequence[TrainingStack]) -> Any:
@@ -282,7 +298,7 @@ def train_adapter(
         progress=context.progress,
     )
     keys = set(LoopOptions.__dataclass_fields__)
-    loop_options = LoopOptions(**{k: v for k, v in asdict(options).items() if k in keys})
+    loop_options = LoopOptions(**{k: v for k, v in asdict(config.train).items() if k in keys})
     with context.precision.products():
         return train(training, loop_options, accelerator, checkpoint)
 

@@ -52,7 +52,7 @@ class OracleGap:
             self.scores[state] = score_settings(
                 predictor, self.refs, data.sample, data.classes, context.progress.advance
             )
-        stack = self.scorer.stacks.size
+        stack = self.scorer.planner.samples.stacks.size
         self.masks[state] = answers(context.sam, context.autocast, photographs(), stack)
 
     def _policy(self, state: str) -> PromptPolicy:

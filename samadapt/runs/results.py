@@ -20,12 +20,14 @@ from samadapt.reports.tables import write_per_case, write_summary
 from samadapt.runs.run_page import write_page
 
 if TYPE_CHECKING:
+    from samadapt.config.schema import Config
     from samadapt.data.types import SliceRef
     from samadapt.evaluation.evaluate import Evaluation
     from samadapt.runs.context import RunContext
 
 
 def write_scores(
+    config: Config,
     context: RunContext,
     refs: Sequence[SliceRef],
     zero_shot: Evaluation,
@@ -35,6 +37,7 @@ def write_scores(
     """Write ``eval/``, ``overlays/``, ``progress.png`` and ``report.html``.
 
     Args:
+        config: the configuration of the run.
         context: the run.
         refs: the slices that were scored.
         zero_shot: the scores of the base model.
@@ -47,25 +50,29 @@ def write_scores(
         write_objects(folder, {state: found.objects for state, found in evaluations.items()})
     write_summary(folder, summary)
     write_per_case(folder, {state: found.rows for state, found in evaluations.items()})
-    draw_overlays(context, evaluations)
+    cases = list(choose_cases((adapted or zero_shot).rows).items())[: config.eval.overlays]
+    draw_overlays(context, cases, evaluations)
     metrics = context.run_dir / "metrics.jsonl"
     if adapted and metrics.is_file():
         plot_progress(metrics, context.run_dir / "progress.png")
-    write_page(context, refs, evaluations, summary)
+    write_page(config, context, cases, refs, evaluations, summary)
 
 
-def draw_overlays(context: RunContext, evaluations: Mapping[str, Evaluation]) -> None:
+def draw_overlays(
+    context: RunContext,
+    cases: Sequence[tuple[str, str]],
+    evaluations: Mapping[str, Evaluation],
+) -> None:
     """Draw the best, median and worst cases, each on its slice with the most ground truth.
 
     Args:
         context: the run.
+        cases: (rank, name) of each case, as in ("best", "case_07").
         evaluations: the scores by state, ``zero_shot`` and ``adapted``.
     """
     zero_shot, adapted = evaluations["zero_shot"], evaluations.get("adapted")
-    final = adapted or zero_shot
-    chosen = list(choose_cases(final.rows).items())[: context.config.eval.overlays]
-    for rank, case in chosen:
-        ref, position = final.shown[case]
+    for rank, case in cases:
+        ref, position = (adapted or zero_shot).shown[case]
         sample = context.dataset.sample(ref)
         spacing = context.dataset.case(case).spacing_mm
         draw_overlay(
@@ -84,11 +91,11 @@ def draw_overlays(context: RunContext, evaluations: Mapping[str, Evaluation]) ->
         )
 
 
-def write_adapter(context: RunContext, summary: Mapping[str, Any]) -> Path:
+def write_adapter(config: Config, context: RunContext, summary: Mapping[str, Any]) -> Path:
     """Write the adapter of the best step, and return its directory."""
     directory = context.run_dir / "adapter"
     scores = {key: summary[key] for key in ("zero_shot", "adapted", "oracle_prompt", "data")}
-    record = replace(adapter_record(context), scores=scores)
+    record = replace(adapter_record(config, context), scores=scores)
     if (directory / RECORD).is_file():  # a resumed run was also trained on what it saw before
         before = read_record(directory).trained_on
         record = replace(record, trained_on=merge_trained_on(before, record.trained_on or {}))
@@ -96,9 +103,9 @@ def write_adapter(context: RunContext, summary: Mapping[str, Any]) -> Path:
     return directory
 
 
-def adapter_record(context: RunContext) -> AdapterRecord:
+def adapter_record(config: Config, context: RunContext) -> AdapterRecord:
     """Return what the adapter of a run must remember, without its scores."""
-    config, sam, data = context.config, context.sam, context.dataset
+    sam, data = context.sam, context.dataset
     return AdapterRecord(
         base=config.model.name,
         base_sha256=context.base_sha256,

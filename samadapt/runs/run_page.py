@@ -18,7 +18,6 @@ from samadapt.evaluation.scores import SCORES
 from samadapt.reports.html import HTML_NAME, Page, ShownCase, write_html
 from samadapt.reports.objects import objects_table
 from samadapt.reports.oracle_gap import PLOT_NAME, forgetting_text, gap_table
-from samadapt.reports.overlays import choose_cases
 from samadapt.reports.strips import chosen_indices, draw_strip
 from samadapt.reports.tables import paired_table, results_table
 
@@ -34,7 +33,9 @@ STATES = {"zero_shot": "zero-shot", "adapted": "adapted"}
 
 
 def write_page(
+    config: Config,
     context: RunContext,
+    cases: Sequence[tuple[str, str]],
     refs: Sequence[SliceRef],
     results: Mapping[str, Evaluation],
     summary: Mapping[str, Any],
@@ -42,14 +43,16 @@ def write_page(
     """Write ``report.html`` into the run directory.
 
     Args:
+        config: the configuration of the run.
         context: the run.
+        cases: (rank, name) of each case to leaf through, as in ("best", "case_07").
         refs: the slices that were scored.
         results: by state, ``zero_shot`` and ``adapted``.
         summary: what ``eval/summary.json`` holds.
     """
     folder, name = context.run_dir, context.dataset.name
     page = Page(
-        title=f"{context.config.recipe or 'run'}: {context.config.peft.name} on {name}",
+        title=f"{config.recipe or 'run'}: {config.peft.name} on {name}",
         subtitle=(
             f"{summary['cases']} {summary['scored']} cases, {summary['slices']} "
             f"{summary['parts']}; a case is a {summary['case_is']}; trained "
@@ -63,10 +66,13 @@ def write_page(
             "Oracle gap": folder / "eval" / PLOT_NAME,
         },
         classes=context.dataset.classes,
-        cases=_cases(context, refs, results),
+        cases=[
+            _case(context, f"{rank}: {case}", [ref for ref in refs if ref.case == case], results)
+            for rank, case in cases
+        ],
         details=[_findings(context), _per_case({s: r.rows for s, r in results.items()})],
         texts={
-            "Configuration": _configuration(context.config),
+            "Configuration": _configuration(config),
             "Environment": _json(folder / "env.json"),
             "Splits": _json(folder / "splits.json"),
         },
@@ -88,18 +94,6 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
         if summary[state] and "instances" in summary[state]
     }
     return [*tables, objects_table(objects)] if objects else tables
-
-
-def _cases(
-    context: RunContext, refs: Sequence[SliceRef], results: Mapping[str, Evaluation]
-) -> list[ShownCase]:
-    """Draw the best, median and worst cases, slice by slice."""
-    final = results.get("adapted") or results["zero_shot"]
-    chosen = list(choose_cases(final.rows).items())[: context.config.eval.overlays]
-    return [
-        _case(context, f"{place}: {case}", [ref for ref in refs if ref.case == case], results)
-        for place, case in chosen
-    ]
 
 
 def _case(

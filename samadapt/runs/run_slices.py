@@ -13,6 +13,8 @@ from samadapt.training.selection import selection_split
 if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
     from samadapt.runs.context import RunContext
+    from samadapt.runs.feature_planner import FeaturePlanner
+    from samadapt.runs.scorer import Scorer
     from samadapt.training.samples import TrainingSamples
 
 
@@ -31,13 +33,25 @@ class RunSlices:
     test: Sequence[SliceRef]
 
 
-def divide_slices(context: RunContext, samples: TrainingSamples) -> RunSlices:
+def divide_slices(
+    context: RunContext,
+    samples: TrainingSamples,
+    *,
+    validate_cases: int | None,
+    max_test_cases: int | None,
+) -> RunSlices:
     """Divide the slices of the data set, and say how many training slices are left out and why.
+
+    Args:
+        context: the run.
+        samples: how training slices are read.
+        validate_cases: at most so many training cases choose the best step; None: a tenth.
+        max_test_cases: only the first held-out cases are scored; None: all.
 
     Raises:
         ConfigError: when there is nothing to train on, to choose the best step by, or to score.
     """
-    config, data = context.config, context.dataset
+    data = context.dataset
     train = data.slices("train")
     for reason, count in train.left_out.items():
         if count:
@@ -47,12 +61,12 @@ def divide_slices(context: RunContext, samples: TrainingSamples) -> RunSlices:
         context.say(f"training slices left out: {len(train) - len(usable)} (no object to prompt)")
     training, validation = selection_split(
         usable,
-        config.train.validate_cases,
+        validate_cases,
         lambda name: data.case(name).patient or name,
         data.tile,
-        gap=config.peft.stack - 1,
+        gap=samples.stacks.size - 1,
     )
-    test = first_cases(data.slices("val"), config.eval.max_cases)
+    test = first_cases(data.slices("val"), max_test_cases)
     lacks_training = context.has_trained_parameters and not (training and validation)
     if not test or lacks_training:
         bare = sum(train.left_out.get(reason, 0) for reason in ("empty", "not annotated"))
@@ -76,17 +90,18 @@ def first_cases(refs: Sequence[SliceRef], count: int | None) -> list[SliceRef]:
     return [ref for ref in refs if ref.case in kept]
 
 
-def check_numbered_objects(context: RunContext, refs: Sequence[SliceRef]) -> None:
+def check_numbered_objects(scorer: Scorer, refs: Sequence[SliceRef]) -> None:
     """Refuse ``eval.instances=true`` if the data set does not number its objects.
 
     Raises:
         ConfigError: naming the alternative.
     """
-    if context.config.eval.instances is not True:
+    if scorer.instances is not True:
         return
+    data = scorer.context.dataset
     for case in dict.fromkeys(ref.case for ref in refs):
-        depth = context.dataset.case(case).shape[2]
-        sample = context.dataset.sample(next(ref for ref in refs if ref.case == case))
+        depth = data.case(case).shape[2]
+        sample = data.sample(next(ref for ref in refs if ref.case == case))
         if depth > 1 or sample.instances is None:
             what = "a volume" if depth > 1 else "a picture without them"
             raise ConfigError(
@@ -95,15 +110,24 @@ def check_numbered_objects(context: RunContext, refs: Sequence[SliceRef]) -> Non
             )
 
 
-def plan_progress(context: RunContext, slices: RunSlices, missing_features: int) -> None:
-    """Tell the progress display what the run consists of, so that it can estimate the time left."""
-    train = context.config.train
+def plan_progress(
+    planner: FeaturePlanner, slices: RunSlices, *, steps: int, validate_every: int
+) -> None:
+    """Tell the progress display what the run consists of, so that it can estimate the time left.
+
+    Args:
+        planner: knows how many features are still to be computed.
+        slices: the slices of the run.
+        steps: optimizer steps; 0 in an evaluation.
+        validate_every: steps between validations; 0: one at the end.
+    """
+    context = planner.context
     trains = bool(slices.validation) and context.has_trained_parameters
-    validations = math.ceil(train.steps / train.validate_every) if train.validate_every else 1
+    validations = math.ceil(steps / validate_every) if validate_every else 1
     context.progress.plan(
         {
-            "features": missing_features,
-            "train": train.steps if trains else 0,
+            "features": planner.missing,
+            "train": steps if trains else 0,
             "validation": validations * len(slices.validation),
             "adapted": len(slices.test),
             "zero-shot": len(slices.test),

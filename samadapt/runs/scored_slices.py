@@ -19,6 +19,7 @@ from samadapt.runs.run_slices import first_cases
 
 if TYPE_CHECKING:
     from samadapt.adapters.record import AdapterRecord
+    from samadapt.config.schema import Config, Data
     from samadapt.data.types import SliceRef
     from samadapt.runs.context import RunContext
 
@@ -41,12 +42,13 @@ class ScoredSlices:
 
 
 def choose_slices(
-    context: RunContext, adapter: Path, record: AdapterRecord, which: Which
+    context: RunContext, config: Config, adapter: Path, record: AdapterRecord, which: Which
 ) -> ScoredSlices:
     """Choose the slices to score.
 
     Args:
         context: the run of the evaluation.
+        config: its configuration.
         adapter: the adapter directory, for messages.
         record: its ``samadapt.json``.
         which: the slices to choose; see ``ScoredSlices``.
@@ -57,7 +59,7 @@ def choose_slices(
     refs = list(context.dataset.slices("val"))
     if which != "held-out":
         refs = sorted({*refs, *context.dataset.slices("train", empty="keep", step=1)})
-    unknown = why_unknown(context, record)
+    unknown = why_unknown(context, config.data, record)
 
     def trained(refs: Sequence[SliceRef]) -> set[SliceRef]:
         if unknown or record.trained_on is None:
@@ -74,7 +76,7 @@ def choose_slices(
             raise ConfigError(f"unseen=true: {adapter} was trained on every case of these data")
     if not refs:
         raise ConfigError("data: no case is held out; score every case with all_cases=true")
-    refs = first_cases(refs, context.config.eval.max_cases)
+    refs = first_cases(refs, config.eval.max_cases)
     before = trained(refs)
     if which == "all":
         share = "" if unknown else f": {_cases(before)} of {_cases(refs)} were"
@@ -92,7 +94,7 @@ def choose_slices(
     return ScoredSlices(refs, which, notes)
 
 
-def why_unknown(context: RunContext, record: AdapterRecord) -> str:
+def why_unknown(context: RunContext, data: Data, record: AdapterRecord) -> str:
     """Return why the training images cannot be recognised in the data; empty if they can be."""
     if record.trained_on is None:
         return "does not say what it was trained on"
@@ -100,7 +102,7 @@ def why_unknown(context: RunContext, record: AdapterRecord) -> str:
     axis = context.dataset.axis
     if axis != record.axis:
         return f"was trained on slices along {record.axis}, which are not known again along {axis}"
-    data, options = context.config.data, record.data_options
+    options = record.data_options
     trained, now = (
         ", ".join(map(str, listed_channels(parse_channel(channel, MANY)))) or "the only one"
         for channel in (options.get("channel"), data.channel)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from samadapt.evaluation.evaluate import Evaluation, SlicePredictor, evaluate_cases
 
 if TYPE_CHECKING:
-    from samadapt.data.stacks import Stacks
+    from samadapt.config.schema import Eval
     from samadapt.data.types import SliceRef
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.runs.context import RunContext
@@ -21,14 +21,22 @@ class Scorer:
     """Scores the model of a run.
 
     Attributes:
-        context: the run; its model is scored as it is at the time of the call.
-        planner: the frozen features by image, and their keys.
-        stacks: the slices that the encoder sees together.
+        planner: the frozen features of the run. The run's model is scored as it is at the time
+            of the call.
+        batch_size: slices in one forward pass.
+        nsd_tolerance_mm: tolerance of the normalised surface Dice; in pixels without spacing.
+        instances: whether the data set's numbered objects, or components, are matched too.
     """
 
-    context: RunContext
     planner: FeaturePlanner
-    stacks: Stacks
+    batch_size: int
+    nsd_tolerance_mm: float
+    instances: bool | Literal["components"]
+
+    @property
+    def context(self) -> RunContext:
+        """The run."""
+        return self.planner.context
 
     def score(self, refs: Sequence[SliceRef], policy: PromptPolicy) -> Evaluation:
         """Return every score with its interval, and matched objects where they were asked for."""
@@ -40,8 +48,8 @@ class Scorer:
             run.dataset.classes,
             run.progress.advance,
             spacing_of=lambda case: run.dataset.case(case).spacing_mm,
-            tolerance=run.config.eval.nsd_tolerance_mm,
-            instances=run.config.eval.instances,
+            tolerance=self.nsd_tolerance_mm,
+            instances=self.instances,
         )
 
     def score_overlap(self, refs: Sequence[SliceRef], policy: PromptPolicy) -> Evaluation:
@@ -70,9 +78,19 @@ class Scorer:
             policy=policy,
             classes=len(run.dataset.classes),
             autocast=run.autocast,
-            batch_size=run.config.eval.batch_size,
+            batch_size=self.batch_size,
             independent=run.dataset.overlapping or zero_shot_of_semantic,
             overlapping=run.dataset.overlapping,
-            stacks=self.stacks,
+            stacks=self.planner.samples.stacks,
             image_of=lambda ref: run.dataset.sample(ref).image,
         )
+
+
+def make_scorer(planner: FeaturePlanner, options: Eval) -> Scorer:
+    """Return what scores the model of a run, on the features that the planner serves."""
+    return Scorer(
+        planner=planner,
+        batch_size=options.batch_size,
+        nsd_tolerance_mm=options.nsd_tolerance_mm,
+        instances=options.instances,
+    )

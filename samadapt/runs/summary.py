@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.runs.context import RunContext
     from samadapt.runs.run_slices import RunSlices
+    from samadapt.runs.scorer import Scorer
     from samadapt.training.state import TrainingState
 
 ZERO_SHOT_NOTE = (
@@ -25,7 +26,7 @@ ORACLE_NOTE = "prompts come from the ground truth, before and after: an upper bo
 
 
 def summarise_run(
-    context: RunContext,
+    scorer: Scorer,
     slices: RunSlices,
     zero_shot: Evaluation,
     adapted: Evaluation | None,
@@ -38,7 +39,7 @@ def summarise_run(
     """Return the content of ``eval/summary.json``.
 
     Args:
-        context: the run.
+        scorer: what scored the model of the run.
         slices: the slices that trained, chose the best step, and were scored.
         zero_shot: the scores of the base model.
         adapted: the scores of the adapted model; None if nothing was trained.
@@ -47,6 +48,7 @@ def summarise_run(
         notes: what the reader must know about the choice of the scored slices.
         untrained: the classes that no training slice held; their scores are marked.
     """
+    context = scorer.context
     data, policy = context.dataset, context.policy
     if adapted:
         for name in untrained:
@@ -62,7 +64,7 @@ def summarise_run(
         "scored": scored,
         "split": data.parts.rule,
         "case_is": case_is(context),
-        "nsd_tolerance": context.config.eval.nsd_tolerance_mm,
+        "nsd_tolerance": scorer.nsd_tolerance_mm,
         "cases": len({ref.case for ref in slices.test}),
         "slices": len(slices.test),
         "parts": "slices" if data.tiling is None else "tiles",

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import pytest
 
+from samadapt.config.schema import Config
 from samadapt.runs.context import RunContext, open_run, training_samples
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.run_slices import divide_slices
-from samadapt.runs.scorer import Scorer
+from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.training.samples import TrainingSamples
 
 
@@ -21,12 +22,20 @@ class OpenedRun:
     samples: TrainingSamples
     planner: FeaturePlanner
     scorer: Scorer
+    config: Config
 
     def slices(self):
-        return divide_slices(self.context, self.samples)
+        return divide_slices(
+            self.context,
+            self.samples,
+            validate_cases=self.config.train.validate_cases,
+            max_test_cases=self.config.eval.max_cases,
+        )
 
     def plan(self, slices):
-        self.planner.plan(train=slices.train, others=[*slices.validation, *slices.test])
+        self.planner.plan(
+            self.config, train=slices.train, others=[*slices.validation, *slices.test]
+        )
 
 
 @pytest.fixture
@@ -37,7 +46,6 @@ def opened_run():
         context = open_run(config, run_dir)
         samples = training_samples(config, context.dataset, context.policy)
         planner = FeaturePlanner(context, samples)
-        scorer = Scorer(context, planner, samples.stacks)
-        return OpenedRun(context, samples, planner, scorer)
+        return OpenedRun(context, samples, planner, make_scorer(planner, config.eval), config)
 
     return make

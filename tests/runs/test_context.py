@@ -61,7 +61,7 @@ def test_the_base_is_hashed_before_anything_is_injected(small_run):
     run = small_run("prompts=semantic", "data.classes={a: 1, b: 2, c: 3, d: 4, e: 5}")
     assert run.context.base_sha256 == base_hash(load_sam("tiny"))
     assert run.context.sam.build.num_multimask == 5
-    record = adapter_record(run.context)
+    record = adapter_record(run.config, run.context)
     assert record.num_masks == 5
     assert record.classes == ["a", "b", "c", "d", "e"]
 
@@ -116,16 +116,16 @@ def test_empty_slices_follow_the_prompts(pictures):
 def test_the_loss_goes_with_the_prompts(small_run, prompts, loss, fits):
     run = small_run(f"prompts={prompts}", f"loss={loss}")
     if fits:
-        assert callable(choose_loss(run.context))
+        assert callable(choose_loss(run.config.loss, run.context))
         assert LossTerms.__dataclass_fields__
     else:
         with pytest.raises(ConfigError, match=f"loss={loss} does not go with prompts={prompts}"):
-            choose_loss(run.context)
+            choose_loss(run.config.loss, run.context)
 
 
 def test_what_is_recorded_is_what_was_used(small_run):
     run = small_run("prompts=point", "prompts.min_area=2", "data.merge_classes=true")
-    record = adapter_record(run.context)
+    record = adapter_record(run.config, run.context)
     assert record.base == "tiny"
     assert record.prompt == run.context.policy.to_dict()
     assert record.intensity == run.context.dataset.intensity.to_dict()
@@ -154,7 +154,7 @@ def test_the_clock_knows_the_whole_run(small_run):
     run = small_run("train.steps=20", "train.validate_every=8")
     slices = run.slices()
     run.plan(slices)
-    plan_progress(run.context, slices, run.planner.missing)
+    plan_progress(run.planner, slices, steps=20, validate_every=8)
     left = {"train": 20, "validation": 3, "adapted": 2, "zero-shot": 2}
     clock = run.context.progress.clock
     assert clock.left == {"features": 4, **left}  # the fifth told their size
@@ -162,7 +162,7 @@ def test_the_clock_knows_the_whole_run(small_run):
     again = small_run()
     only_scored = RunSlices(train=[], validation=[], test=slices.test)
     again.plan(only_scored)
-    plan_progress(again.context, only_scored, again.planner.missing)
+    plan_progress(again.planner, only_scored, steps=0, validate_every=0)
     left |= {"train": 0, "validation": 0}
     assert {**again.context.progress.clock.left, "features": None} == {"features": None, **left}
 

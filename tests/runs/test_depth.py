@@ -118,7 +118,8 @@ def test_a_slice_has_one_embedding_in_training_evaluation_and_prediction(
             close(embedding, by_hand(context, ref))
 
     # prediction: of one prompted slice, of several, and carried from one to the others
-    save_adapter(tmp_path / "adapter", context.sam, context.injection, adapter_record(context))
+    record = adapter_record(run.config, context)
+    save_adapter(tmp_path / "adapter", context.sam, context.injection, record)
     segmenter = samadapt.load_adapter(tmp_path / "adapter", device="cpu")
     scan = context.dataset.case("scan_1").image
     box = [[3.0, 3.0, 15.0, 15.0]]
@@ -198,14 +199,16 @@ def test_what_has_no_neighbours_is_refused(configure, make_pictures, recipe, mov
     pictures = [f"data.root={make_pictures()}", "peft=adapter", "peft.depth=2"]
     with pytest.raises(ConfigError, match=r"peft\.depth=2 lets neighbouring.*p0\.png has only one"):
         finetune(compose(str(recipe), pictures))
-    with pytest.raises(ConfigError, match=r"train\.batch_size=4 .*peft\.depth=3 .*batch_size=6"):
+    with pytest.raises(ConfigError, match=r"multiple of peft\.depth=3.*got 4; use 6"):
         finetune(configure("train.batch_size=4"))
     with pytest.raises(ConfigError, match=r"peft\.depth=3 needs .* kind vit; tiny_t has"):
         finetune(configure("model=tiny_t"))
     assert not list((tmp_path / "runs" / "small").iterdir())
 
-    context = moved_run("prompts=semantic").context
-    save_adapter(tmp_path / "adapter", context.sam, context.injection, adapter_record(context))
+    run = moved_run("prompts=semantic")
+    context = run.context
+    record = adapter_record(run.config, context)
+    save_adapter(tmp_path / "adapter", context.sam, context.injection, record)
     segmenter = samadapt.load_adapter(tmp_path / "adapter", device="cpu")
     with pytest.raises(DataError, match=r"peft\.depth=3.*this is one image"):
         segmenter.segment(np.zeros((20, 28), np.uint8))

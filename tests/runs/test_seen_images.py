@@ -174,7 +174,7 @@ def test_the_features_of_a_slice_depend_on_the_rule(scans, opened_run, tmp_path)
         run = opened_run(compose(str(recipe), overrides), tmp_path)
         dataset = run.context.dataset
         keys.add(run.planner.features.key(dataset.sample(SliceRef("s0", 2)).image))
-        assert adapter_record(run.context).intensity == dataset.intensity.to_dict()
+        assert adapter_record(run.config, run.context).intensity == dataset.intensity.to_dict()
     assert len(keys) == len(CASES)
 
 
