@@ -326,7 +326,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert said.err.count("samadapt: error:") == 1
     assert "Traceback" not in said.err
     assert main(["evaluate"]) == 2
-    assert "adapter: it is needed" in capsys.readouterr().err
+    assert "adapter: a value is required" in capsys.readouterr().err
 
 
 def test_pictures_in_tiles_from_training_to_prediction(make_pictures, run, score, tmp_path):
