@@ -17,6 +17,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def collect(root: Path, layout: Layout) -> FolderContents:
         if path.name.lower().endswith(PICTURES) and not is_dicom(path):
             found.pictures.append(path)
             continue
-        try:
+        with _faults_noted(path, layout):
             header = read_file(path, _TAGS)
             if not _record_if_not_image(path, header, found):
                 _check_image(path, header)
@@ -172,14 +173,9 @@ def collect(root: Path, layout: Layout) -> FolderContents:
                     _add(path, header, str(header.SeriesInstanceUID), series)
                 else:
                     nameless.append((path, header))
-        except FindingError as problem:
-            _note_fault(path, problem.finding, layout)
-        except Exception as problem:  # pydicom decodes an element when it is asked for
-            message = f"its header cannot be read ({type(problem).__name__})"
-            fix = "copy or export it again"
-            _note_fault(path, error_finding("truncated_file", path, message, fix), layout)
     for path, header in nameless:
-        _add(path, header, _uid_from_other_fields(path, header, series), series)
+        with _faults_noted(path, layout):
+            _add(path, header, _uid_from_other_fields(path, header, series), series)
     found.series = sorted(series.values(), key=lambda item: (item.folder, item.uid, item.kind))
     _refuse_copies(found.series, layout)
     return found
@@ -242,6 +238,19 @@ def _files(root: Path) -> Iterator[Path]:
             if is_other or name.lower().endswith(ending):
                 continue
             yield path
+
+
+@contextmanager
+def _faults_noted(path: Path, layout: Layout) -> Iterator[None]:
+    """Turn exceptions from reading a header into findings of ``layout``."""
+    try:
+        yield
+    except FindingError as problem:
+        _note_fault(path, problem.finding, layout)
+    except Exception as problem:  # pydicom decodes an element when it is asked for
+        message = f"its header cannot be read ({type(problem).__name__})"
+        fix = "copy or export it again"
+        _note_fault(path, error_finding("truncated_file", path, message, fix), layout)
 
 
 def _note_fault(path: Path, finding: Finding, layout: Layout) -> None:

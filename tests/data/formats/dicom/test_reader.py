@@ -354,6 +354,15 @@ def test_an_element_that_cannot_be_decoded_is_a_finding(tmp_path: Path, make_ser
     assert "Doe" not in "".join(map(str, found))
 
 
+def test_the_same_in_a_series_without_a_uid(tmp_path: Path, make_series: Make) -> None:
+    path = min(make_series(tmp_path / "s", PLANES, SeriesInstanceUID=None))  # read first
+    content = path.read_bytes()
+    frame = bytes([0x20, 0x00, 0x52, 0x00])  # FrameOfReferenceUID, here with an unknown VR
+    path.write_bytes(content.replace(frame + b"UI", frame + b"UH"))
+    found = [f for f in check_dataset("dicom", tmp_path) if f.severity == "error"]
+    assert (found[0].code, found[0].file) == ("truncated_file", str(path))
+
+
 def test_patients_are_hashes(tmp_path: Path, make_series: Make) -> None:
     for name, patient in (("a", "P-1"), ("b", "P-2"), ("c", "P-1"), ("d", " ")):
         make_series(tmp_path / name, PLANES, PatientID=patient)
