@@ -1,4 +1,4 @@
-"""Each parser with a small corpus: files that are whole, and files that once were trouble."""
+"""Every parser with a small corpus of valid files and of files that once made trouble."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARSERS: dict[str, type[Parser]] = {}
 
 
 class Parser:
-    """One parser: its corpus, and how a file is fed to it."""
+    """One parser, its corpus, and how it reads a file."""
 
     is_text = False
 
@@ -34,7 +34,7 @@ class Parser:
         raise NotImplementedError
 
     def damage(self, content: bytes, others: list[bytes], rng: Any, mutate: Mutate) -> bytes:
-        """Return a damaged file; formats with checksums make them right again."""
+        """Return a damaged file. Formats with checksums correct them, so that it is read."""
         return mutate(content, others, rng, self.is_text)
 
     def parse(self, name: str, content: bytes) -> None:
@@ -50,7 +50,7 @@ class Parser:
 
 
 def parser(name: str, *packages: str) -> Callable[[type[Parser]], type[Parser]]:
-    """Class decorator: add a parser, where the packages that it needs are there."""
+    """Class decorator: add a parser if the packages that it needs are installed."""
 
     def add(kind: type[Parser]) -> type[Parser]:
         if all(find_spec(package) for package in packages):
@@ -65,7 +65,10 @@ def volume(seed: int = 0, shape: tuple[int, ...] = (7, 6, 5)) -> np.ndarray:
 
 
 def examine(name: str, root: Path, **options: Any) -> None:
-    """Discover and examine every case of a data set, without the scan's last resort."""
+    """Discover and examine the cases of a data set.
+
+    Unlike a scan, this does not turn unforeseen exceptions into findings.
+    """
     from samadapt.data.opening import open_reader
 
     _, reader = open_reader(name, root, **options)
@@ -76,7 +79,7 @@ def examine(name: str, root: Path, **options: Any) -> None:
 
 
 class ImageParser(Parser):
-    """A file that a reader of images reads by its name."""
+    """A file that ``read_image`` reads; its name decides the format."""
 
     def parse(self, name: str, content: bytes) -> None:
         from samadapt.data.formats.base import reader_for
@@ -167,7 +170,7 @@ class MetaImage(Itk):
 
 class TiffParser(ImageParser):
     def damage(self, content: bytes, others: list[bytes], rng: Any, mutate: Mutate) -> bytes:
-        if rng.random() < 0.5:  # the list of tags is where a TIFF file is decided
+        if rng.random() < 0.5:  # damage after the header hits the list of tags
             offset = struct.unpack("<I", content[4:8])[0] if content[:2] == b"II" else 0
             head, tail = content[:offset], content[offset:]
             return head + mutate(tail, [other[offset:] for other in others], rng, False)
@@ -212,7 +215,7 @@ class TiffStack(TiffParser):
 
 
 class Pictures(Parser):
-    """Picture files, as image and as mask."""
+    """Picture files, read as image and as mask."""
 
     ending = ".png"
     options: tuple[dict[str, Any], ...] = ({},)
@@ -256,7 +259,7 @@ class Png(Pictures):
 
 
 def _right_checksums(content: bytes) -> bytes:
-    """Make the checksums of a PNG's chunks right, so that what they hold is looked at."""
+    """Correct the checksums of a PNG's chunks, so that their content is read."""
     changed, at = bytearray(content), 8
     while at + 12 <= len(changed):
         size = struct.unpack(">I", changed[at : at + 4])[0]
@@ -561,7 +564,7 @@ class Record(JsonParser):
 
 @parser("annotated")
 class Annotated(JsonParser):
-    """The list of what is annotated, as CSV and as JSON."""
+    """The file of ``data.annotated``, as CSV and as JSON."""
 
     def seeds(self) -> dict[str, bytes]:
         rows = "case,classes,slices\na,liver; spleen,0-4; 7\nb,liver,\n*,,\n"
@@ -671,7 +674,7 @@ class WeightsIndex(JsonParser):
 
 @parser("resume")
 class Resume(Parser):
-    """A run's checkpoint, each of its files damaged; the manifest is made right again."""
+    """A run's checkpoint with one damaged file; the manifest is corrected."""
 
     def seeds(self) -> dict[str, bytes]:
         import torch
@@ -804,7 +807,7 @@ class Dicom(ImageParser):
 
 @parser("dicom_folder", "pydicom")
 class DicomFolder(Parser):
-    """A series with a segmentation that refers to it, one of the files damaged."""
+    """A series and a segmentation that refers to it, with one damaged file."""
 
     def seeds(self) -> dict[str, bytes]:
         import pydicom

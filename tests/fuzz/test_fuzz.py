@@ -1,7 +1,7 @@
-"""Every parser on damaged files: a refusal by name, within 10 seconds and 1 GiB, and nothing else.
+"""Every parser reads a damaged file or refuses it by name, within 10 seconds and 1 GiB of memory.
 
-``SAMADAPT_FUZZ_SECONDS=60 pytest -m slow tests/fuzz`` searches longer, ``SAMADAPT_FUZZ_SEED=N``
-elsewhere; a failure names the file that caused it.
+``SAMADAPT_FUZZ_SECONDS=60 pytest -m slow tests/fuzz`` searches longer, and ``SAMADAPT_FUZZ_SEED=N``
+tries other damages. A failure names the file that caused it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SECONDS = float(os.environ.get("SAMADAPT_FUZZ_SECONDS", "7"))
 SEED = int(os.environ.get("SAMADAPT_FUZZ_SEED", "0"))
 HANG_S = 10.0
 START_S = 120.0
-"""Until the first file: imports on a busy machine."""
+"""Seconds until the first file: imports take long on a busy machine."""
 GB = 1 << 30
 
 
@@ -43,8 +43,8 @@ def _close(process: subprocess.Popen[str]) -> None:
             stream.close()
 
 
-def _watched(name: str, folder: Path) -> str:
-    """Run the worker and return its last line; a file that takes too long is a failure."""
+def _run_worker(name: str, folder: Path) -> str:
+    """Run the worker and return its last line; fail if a file takes too long."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [str(HERE / "worker.py"), name, str(SECONDS), str(SEED), str(folder)]
     process = subprocess.Popen(
@@ -92,7 +92,7 @@ def _watched(name: str, folder: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", _names())
 def test_damaged_files(name: str, tmp_path: Path) -> None:
-    found = json.loads(_watched(name, tmp_path))
+    found = json.loads(_run_worker(name, tmp_path))
     said = f"{name}: {found['files']} files, {found['refused']} refused, {found['peak'] >> 20} MiB"
     sys.stdout.write(said + "\n")
     shown = "\n".join(f"file {f['number']} ({f['file']}): {f['error']}" for f in found["failures"])

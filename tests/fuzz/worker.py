@@ -1,9 +1,10 @@
-"""Feed one parser with damaged files until its time is up; run as a script by ``test_fuzz.py``.
+"""Give one parser damaged files until its time is up; ``test_fuzz.py`` runs this as a script.
 
-``python worker.py PARSER SECONDS SEED FOLDER``: for each file a line with its number goes to
-standard output before it is parsed, so that whoever watches sees a hang. The last line is JSON:
-files, failures, and the peak of memory in bytes. A failure is any exception but a
-``SamadaptError``; its file is kept in FOLDER. The same seed gives the same files in the same order.
+``python worker.py PARSER SECONDS SEED FOLDER`` writes the number of each file to standard output
+before it is parsed, so that the test notices a hang. The last line is JSON: the number of files,
+the failures, and the peak of memory in bytes. A failure is any exception except a
+``SamadaptError``, or too much memory or time; its file is kept in FOLDER. The same seed gives the
+same files in the same order.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def mutate(content: bytes, others: list[bytes], rng: Any, is_text: bool) -> byte
 
 
 def _another_word(content: bytes, rng: Any) -> bytes:
-    """Put an odd word in the place of a number, a string or a punctuation mark."""
+    """Replace a number, a string or a punctuation mark by an odd word."""
     import re
 
     found = list(re.finditer(rb'-?\d+(\.\d+)?|"[^"]*"|\w+|[\[\]{}:,=]', content))
@@ -78,7 +79,7 @@ def _another_word(content: bytes, rng: Any) -> bytes:
 
 
 def _other_bytes(content: bytes, others: list[bytes], rng: Any) -> bytes:
-    """Flip, overwrite, cut, repeat, insert or splice bytes; heads are hit more often."""
+    """Flip, overwrite, cut, repeat, insert or splice bytes, more often at the beginning."""
     size = max(len(content), 1)
     at = int(size * rng.random() ** float(rng.choice([1.0, 3.0])))
     kind, changed = int(rng.integers(9)), bytearray(content)
@@ -106,7 +107,7 @@ def _other_bytes(content: bytes, others: list[bytes], rng: Any) -> bytes:
 
 
 def main(name: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]:
-    """Run the parser on damaged files and return what happened."""
+    """Run the parser on damaged files and return counts and failures."""
     from samadapt.errors import SamadaptError
 
     warnings.simplefilter("ignore")
@@ -161,15 +162,15 @@ def main(name: str, seconds: float, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def say(number: int) -> None:
-    """Say which file comes next."""
+    """Write the number of the next file."""
     sys.stdout.write(f"{number}\n")
     sys.stdout.flush()
 
 
 def peak() -> int:
-    """Return the largest memory in bytes that this process had, 0 where /proc does not tell.
+    """Return the peak of this process's memory in bytes; 0 on systems without /proc.
 
-    VmHWM and not ru_maxrss, which a process inherits from the one that started it.
+    VmHWM is used because a process inherits ru_maxrss from the process that started it.
     """
     status = Path("/proc/self/status")
     lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
