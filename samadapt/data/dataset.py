@@ -460,7 +460,7 @@ def open_dataset(
             itself; None: such a file is an error.
         instances: each number of a mask is one object of one class.
         mask_threshold: this value of a mask and higher ones are foreground, lower ones background.
-        series: which of several DICOM series in a folder is used; see ``dicom_choice.py``.
+        series: which of several DICOM series in a folder is used; see ``dicom/series_choice.py``.
         exif: ``"apply"`` or ``"ignore"``; see ``formats/shared/exif.py``.
         background: the colour of the masks' background, or colours; see ``colours.py``.
         input_channels: channels of a model with an input projection
