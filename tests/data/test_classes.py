@@ -126,3 +126,10 @@ def test_regions_exclude_other_ways_to_name_classes(make_folder: Callable[..., P
         open_dataset("folder", root, regions={"a": [0, 1]})
     with pytest.raises(ConfigError, match=r"For classes that overlap use data\.regions"):
         open_dataset("folder", root, classes={"a": [1, 2], "b": 2})
+
+
+def test_values_below_zero_are_no_class_unless_it_is_said() -> None:
+    with pytest.raises(ConfigError, match=r"the masks hold values below 0 \(-1\)"):
+        make_table(None, None, [-1, 1])
+    table = make_table(None, {"organ": 1}, [-1, 1])
+    assert table.remap(np.array([[-1, 0, 1]])).tolist() == [[0, 0, 1]]

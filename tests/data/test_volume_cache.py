@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from samadapt.data import open_dataset
+from samadapt.data import Dataset, open_dataset
 from samadapt.data.checks.survey import survey
 from samadapt.data.formats.base import FormatReader
 from samadapt.data.formats.nifti.reader import NiftiReader
@@ -133,3 +133,38 @@ def test_another_rule_forgets_what_was_kept() -> None:
     scanned.keep(Case("a", Path("x"), values=(1,)), volume)
     scanned.keep_only({"a"}, make_intensity("ct:bone"))
     assert scanned.take("a") is None
+
+
+def test_the_disk_cache_gives_the_same(make_msd: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_msd(3)
+    plain = _all_samples(open_dataset("nifti", root))
+    for _ in range(2):
+        cached = _all_samples(open_dataset("nifti", root, cache_dir=tmp_path / "cache"))
+        assert all(np.array_equal(a, b) for a, b in zip(plain, cached, strict=True))
+    files = len(list((tmp_path / "cache").iterdir()))
+    assert files == 2 * 2
+    open_dataset("nifti", root, cache_dir=tmp_path / "cache", intensity="ct").volume("case_01")
+    assert len(list((tmp_path / "cache").iterdir())) == files + 2  # another rule, other files
+
+
+def test_the_memory_cache_drops_the_oldest() -> None:
+    made: list[str] = []
+
+    def make(name: str) -> Callable[[], PreparedVolume]:
+        def read() -> PreparedVolume:
+            made.append(name)
+            return PreparedVolume(np.zeros(40, np.uint8), np.zeros(10, np.uint8))
+
+        return read
+
+    cache = VolumeCache(limit=100)
+    for name in ("a", "b", "a", "c", "a", "b"):
+        cache.get(name, make(name))
+    assert made == ["a", "b", "c", "b"]
+
+
+def _all_samples(dataset: Dataset) -> list[np.ndarray]:
+    refs = dataset.slices("train")
+    return [
+        part for ref in refs for part in (dataset.sample(ref).image, dataset.sample(ref).labels)
+    ]
