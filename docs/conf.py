@@ -4,6 +4,9 @@ The pages are plain Markdown, so that they are readable in the repository as wel
 no network: it fetches no inventories and no fonts.
 """
 
+import re
+from typing import Any
+
 from samadapt.version import __version__
 
 project = "samadapt"
@@ -29,3 +32,18 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
     "show_nav_level": 2,
 }
+
+
+def add_contents(app: Any, name: str, source: list[str]) -> None:
+    """Give an index page the table of contents that its list of links stands for.
+
+    A toctree in the page itself would show as a block of code in the repository.
+    """
+    if name.split("/")[-1] == "index":
+        pages = re.findall(r"^- .*?\]\(([\w/-]+)\.md\)", source[0], re.MULTILINE)
+        source[0] += "\n```{toctree}\n:hidden:\n\n" + "\n".join(pages) + "\n```\n"
+
+
+def setup(app: Any) -> None:
+    """Connect what this file adds to Sphinx."""
+    app.connect("source-read", add_contents)
