@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from samadapt.cli import main
-from samadapt.commands import show
 from samadapt.config.compose import compose
 from samadapt.reports import contact_sheet as sheet
 from samadapt.reports.overlays import COLOURS
 from samadapt.runs.finetune import finetune
+from samadapt.runs.training_preview import draw_training_preview
 
 AUGMENT = "train.augment=[flip,crop]"
 
@@ -55,9 +55,9 @@ def test_the_tiles_are_what_the_first_steps_train_on(
         trained.extend(samples)
         return make(samples, *others)
 
-    monkeypatch.setattr(batches, "make_batch", listen)
+    monkeypatch.setattr("samadapt.runs.finetune.make_batch", listen)
     config = compose(str(recipe), [f"data.root={make_pictures(9)}", "train.steps=2", *options])
-    names = show.contact_sheet(config, 4, tmp_path / "sheet.png")
+    names = draw_training_preview(config, 4, tmp_path / "sheet.png")
     finetune(config)
     assert names == [f"{sample.case} · slice {sample.index}" for sample in trained[:4]]
     for tile, sample in zip(drawn[:4], trained[:4], strict=True):
@@ -79,7 +79,7 @@ def test_a_crowded_slice_says_how_many_of_its_objects_train(recipe, drawn, tmp_p
         Image.fromarray(values).save(tmp_path / "cells" / "images" / f"{number}.png")
         Image.fromarray(mask).save(tmp_path / "cells" / "masks" / f"{number}.png")
     options = [f"data.root={tmp_path / 'cells'}", "prompts.max_objects=6"]
-    show.contact_sheet(compose(str(recipe), options), 2, tmp_path / "sheet.png")
+    draw_training_preview(compose(str(recipe), options), 2, tmp_path / "sheet.png")
     assert [tile.note for tile in drawn] == ["6 of 25 objects"] * 2
     assert [len(tile.boxes) for tile in drawn] == [6, 6]
 
@@ -105,8 +105,8 @@ def test_the_sheet_from_the_command_line(make_scans, recipe, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["images=0"], "images: expected an integer of 1..400; got '0'"),
-        (["images=four"], "images: expected an integer"),
+        (["images=0"], "images: expected a whole number from 1 to 400; got '0'"),
+        (["images=four"], "images: expected a whole number"),
         (["output=a.png"], "add images=16"),
         (["images=2", "output=a.jpg"], "expected a file name ending in .png"),
         (["images=2", "data.root=/nowhere"], "/nowhere"),

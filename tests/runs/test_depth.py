@@ -217,7 +217,7 @@ def test_what_has_no_neighbours_is_refused(configure, make_pictures, recipe, mov
 
 
 def test_the_contact_sheet_shows_the_slices_of_a_run(configure, monkeypatch, tmp_path):
-    from samadapt.commands.show import contact_sheet
+    from samadapt.runs.training_preview import draw_training_preview
 
     config = configure("prompts=box", "train.steps=1")
     drawn = []
@@ -229,5 +229,5 @@ def test_the_contact_sheet_shows_the_slices_of_a_run(configure, monkeypatch, tmp
 
     monkeypatch.setattr("samadapt.runs.finetune.make_batch", spy)
     finetune(config)
-    names = contact_sheet(config, len(drawn), tmp_path / "sheet.png")
+    names = draw_training_preview(config, len(drawn), tmp_path / "sheet.png")
     assert [name.replace(" · slice ", "[") + "]" for name in names] == drawn

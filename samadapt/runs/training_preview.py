@@ -1,0 +1,121 @@
+"""Draw the slices that a run trains on: the picture of ``samadapt show images=N``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from samadapt.config.schema import Config
+from samadapt.data.intensity import visible
+from samadapt.data.pseudonyms import Pseudonyms, hide_names
+from samadapt.data.stacks import stacks_in_batch
+from samadapt.errors import ConfigError, DataError
+from samadapt.reports import contact_sheet
+from samadapt.runs.context import open_data, prompt_policy, training_samples
+from samadapt.training.batches import Sampler, choose_objects
+from samadapt.training.selection import selection_split
+
+
+def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
+    """Draw the slices of the first training steps of a run.
+
+    Args:
+        config: configuration of the run.
+        count: number of slices to draw.
+        path: PNG to write; an existing file is replaced.
+
+    Returns:
+        The names of the slices, in the order of the training.
+
+    Raises:
+        ConfigError: the file is no PNG, or there is no slice to train on.
+        DataError: the files of the data set have errors, or the PNG cannot be written.
+    """
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise ConfigError(f"output: expected a file name ending in .png; got {str(path)!r}")
+    policy = prompt_policy(config)
+    stack = config.peft.stack
+    dataset = open_data(
+        config.data,
+        config.seed,
+        semantic=policy.is_semantic,
+        stack=stack,
+        input_channels=config.model.input_channels,
+    )
+    if config.privacy:
+        dataset = hide_names(dataset, Pseudonyms())
+    samples = training_samples(config, dataset, policy)
+    usable = samples.usable(dataset.slices("train"))
+    refs, _ = selection_split(usable, config.train.validate_cases, tile=dataset.tile, gap=stack - 1)
+    if not refs:
+        raise ConfigError("data: there is no slice to train on; use more cases (data.max_cases)")
+    items = samples.items(refs)
+    sampler = Sampler(len(items), stacks_in_batch(config.train.batch_size, stack), config.seed)
+    rng = np.random.default_rng([config.seed, 0])  # the generator of a run's first process
+    tiles: list[contact_sheet.Tile] = []
+    while len(tiles) < count:
+        seen, trained, _ = samples.take([items[i] for i in sampler.next()], rng)
+        batch = [seen[place] for place in trained]
+        chosen: Sequence[Any] = (
+            [None] * len(batch) if policy.is_semantic else choose_objects(batch, policy, rng)
+        )
+        for sample, objects in zip(batch, chosen, strict=True):
+            prompt: tuple[Any, ...] = ()
+            if objects:
+                note = _counted(policy.max_objects, samples.count_objects(sample))
+                prompt = (objects.boxes, objects.points, objects.point_labels, note)
+            name = f"{sample.case} · {sample.part} {sample.index}"
+            tiles.append(contact_sheet.Tile(name, visible(sample.image), sample.shown, *prompt))
+    try:
+        contact_sheet.draw_contact_sheet(
+            tiles[:count], dataset.classes, _heading(config, dataset), path
+        )
+    except OSError as error:
+        raise DataError(f"{path}: the sheet cannot be written: {error.strerror}") from error
+    return [tile.name for tile in tiles[:count]]
+
+
+def _counted(most: int, count: int) -> str:
+    """Return in words how many of the objects of a slice train in one step."""
+    return f"{min(most, count)} of {count} object{'s' if count > 1 else ''}"
+
+
+def _heading(config: Config, dataset: Any) -> list[str]:
+    changes = ", ".join(config.train.augment) or "none"
+    versions = f", {config.cache.variants} versions" if config.cache.variants else ""
+    return [
+        f"{config.recipe}: training slices of {dataset.name}, seed {config.seed}",
+        f"intensity: {describe_intensity(dataset.intensity.to_dict())}",
+        f"augmentation: {changes}{versions}; prompt: {config.prompts.name}",
+    ]
+
+
+def describe_intensity(rule: dict[str, Any]) -> str:
+    """Return the record of an intensity rule in words.
+
+    Args:
+        rule: as ``samadapt.json`` holds it.
+    """
+    if "channels" in rule:
+        return " | ".join(
+            f"{colour}: {describe_intensity(part)}"
+            for colour, part in zip(("red", "green", "blue"), rule["channels"], strict=True)
+        )
+    if "inputs" in rule:
+        return " | ".join(
+            f"channel {number}: {describe_intensity(part)}"
+            for number, part in enumerate(rule["inputs"])
+        )
+    if rule["kind"] == "rgb":
+        return "rgb"
+    bounds = f"{rule['low']:g} to {rule['high']:g}"
+    text = {
+        "window": f"window {bounds}",
+        "percentile": f"percentiles {bounds} of the non-zero voxels",
+        "all_percentile": f"percentiles {bounds} of all pixels",
+    }[rule["kind"]]
+    near = rule.get("neighbours", 0)
+    return text + (f"; slices i - {near}, i, i + {near} as red, green, blue" if near else "")
