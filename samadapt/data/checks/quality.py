@@ -57,7 +57,7 @@ class Region:
 
 
 @dataclass(frozen=True)
-class Facts:
+class CaseFacts:
     """What was measured in one case.
 
     Attributes:
@@ -86,7 +86,7 @@ class Facts:
     regions: Mapping[int, Region] = field(default_factory=dict)
 
 
-def measure(case: Case, volume: Volume) -> Facts:
+def measure(case: Case, volume: Volume) -> CaseFacts:
     """Measure a case while its voxels are in memory.
 
     Args:
@@ -97,7 +97,7 @@ def measure(case: Case, volume: Volume) -> Facts:
     high = image.max()
     axes, turned, unknown = _pose(volume.source)
     filled = 0.0 if labels is None else np.count_nonzero(labels) / labels.size
-    return Facts(
+    return CaseFacts(
         low=float(image.min()),
         high=float(high),
         saturated=_saturated(volume),
@@ -112,7 +112,7 @@ def measure(case: Case, volume: Volume) -> Facts:
     )
 
 
-def case_findings(case: Case, facts: Facts, table: ClassTable, *, is_ct: bool) -> list[Finding]:
+def case_findings(case: Case, facts: CaseFacts, table: ClassTable, *, is_ct: bool) -> list[Finding]:
     """Return warnings about one case.
 
     Args:
@@ -151,7 +151,11 @@ def case_findings(case: Case, facts: Facts, table: ClassTable, *, is_ct: bool) -
 
 
 def comparison_findings(
-    cases: Sequence[Case], facts: Mapping[str, Facts], table: ClassTable, parts: Splits, root: str
+    cases: Sequence[Case],
+    facts: Mapping[str, CaseFacts],
+    table: ClassTable,
+    parts: Splits,
+    root: str,
 ) -> list[Finding]:
     """Return warnings from comparing the cases.
 
@@ -186,7 +190,7 @@ def comparison_findings(
 
 
 def class_statistics(
-    cases: Sequence[Case], facts: Mapping[str, Facts], table: ClassTable
+    cases: Sequence[Case], facts: Mapping[str, CaseFacts], table: ClassTable
 ) -> list[dict[str, object]]:
     """Return one row for each class: cases, slices, voxels, volume in ml, intensity, spacing.
 
@@ -214,7 +218,7 @@ def class_statistics(
 
 
 def ignored_share(
-    cases: Sequence[Case], facts: Mapping[str, Facts], table: ClassTable
+    cases: Sequence[Case], facts: Mapping[str, CaseFacts], table: ClassTable
 ) -> dict[str, float] | None:
     """Return the number of ignored voxels and their share (0..1) of all; None if there are none."""
     ignored = total = 0
@@ -325,7 +329,7 @@ def _apart(source: SourceGrid | None) -> float:
     return float(np.linalg.norm(moved[:, :3], axis=1).max())
 
 
-def _grid_findings(case: Case, facts: Facts) -> list[Finding]:
+def _grid_findings(case: Case, facts: CaseFacts) -> list[Finding]:
     found, image = [], str(case.image)
     if case.spacing_mm and facts.apart > max(case.spacing_mm):
         message = f"its sform and qform place voxels up to {facts.apart:.3g} mm apart"
@@ -397,7 +401,7 @@ def _outliers(cases: Sequence[Case]) -> list[Finding]:
     return found
 
 
-def _same_masks(cases: Sequence[Case], facts: Mapping[str, Facts]) -> list[Finding]:
+def _same_masks(cases: Sequence[Case], facts: Mapping[str, CaseFacts]) -> list[Finding]:
     first: dict[str, Case] = {}
     found = []
     for case in cases:

@@ -12,7 +12,7 @@ from samadapt.data.channels import Channel
 from samadapt.data.checks.empty_dataset import refuse_no_case
 from samadapt.data.checks.leaks import copy_findings, mark_patients
 from samadapt.data.checks.quality import (
-    Facts,
+    CaseFacts,
     case_findings,
     class_statistics,
     comparison_findings,
@@ -158,7 +158,7 @@ def survey(
         name, root, axis, channel, image, label, cut, spacing, masks, series, classes, exif
     )
     # Each volume is measured while the scan has it in memory, so files are read once.
-    facts: dict[str, Facts] = {}
+    facts: dict[str, CaseFacts] = {}
 
     def look(case: Case, volume: Volume) -> None:
         facts[case.name] = measure(case, volume)
