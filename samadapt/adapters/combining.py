@@ -50,7 +50,7 @@ class Combined(Method):
             for part in self.parts
         )
 
-    def validate(self) -> None:
+    def check_options(self) -> None:
         """Let each part check its options."""
         _ = self.members
 

@@ -1,7 +1,8 @@
-"""The PEFT methods: one file each, registering itself; its layers lie in ``<method>_layer.py``.
+"""The PEFT methods. Each is one file that registers itself; layers are in ``<method>_layer.py``.
 
-Importing this package imports neither torch nor peft: the configuration schema reads the option
-dataclasses here. Files whose name ends with ``_layer`` hold torch modules and are imported late.
+The configuration reads the options of all methods, also for ``samadapt --help``, so importing this
+package must not import torch or peft. Files ending in ``_layer`` do import them. Methods therefore
+import these files inside functions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""AdaLoRA (Zhang et al. 2023): LoRA as a singular value decomposition whose ranks are pruned.
+"""AdaLoRA (Zhang et al. 2023): LoRA in the form of a singular value decomposition with pruning.
 
-"Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning". peft adds the orthogonality
-penalty and moves the ranks only inside its own model and trainer; here ``penalty`` and
-``after_step`` do it in any training. The pruned directions stay in the file, as zeros.
+"Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning". The peft library adds the
+orthogonality penalty and prunes only inside its own model class and trainer. Here ``penalty`` and
+``after_step`` do both in any training loop. Pruned directions stay in the file as zeros.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from samadapt.methods.base import register, require, require_count
-from samadapt.methods.peft_method import LinearMethod, require_alpha
+from samadapt.methods.base import register, require
+from samadapt.methods.peft_method import LinearMethod
 from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
@@ -26,18 +26,19 @@ if TYPE_CHECKING:
 @register("adalora")
 @dataclass(frozen=True)
 class AdaLoRA(LinearMethod):
-    """``W + alpha / first_rank B E A``, with a diagonal E of which the least important are zeroed.
+    """``W + alpha / first_rank B E A`` with a diagonal E, whose least important entries become 0.
 
-    The sum of the ranks falls by a cubic from ``first_rank`` to ``rank`` a linear, from ``hold`` of
-    all steps on until ``settle`` of them are left. A resumed run gathers the importances anew.
+    The mean rank of a linear falls from ``first_rank`` to ``rank`` along a cubic. This begins after
+    the share ``hold`` of all steps and ends when the share ``settle`` is left. The importances are
+    not part of a checkpoint; a resumed run starts them anew.
 
     Attributes:
         rank: mean rank at the end.
         first_rank: rank of every linear at the start.
-        alpha: None is ``first_rank``, a scale of 1.
+        alpha: None means ``first_rank``, a scale of 1.
         hold: share of the steps before pruning begins.
         settle: share of the steps after it ends.
-        orthogonality: weight of the penalty on A and B that are not orthogonal.
+        orthogonality: weight of the penalty that keeps the rows of A and columns of B orthogonal.
     """
 
     summary: ClassVar[str] = "LoRA whose ranks move to where they matter during training"
@@ -55,27 +56,20 @@ class AdaLoRA(LinearMethod):
         default=0.1, description="weight of the orthogonality penalty", ge=0
     )
 
-    def validate(self) -> None:
-        """Check ranks, alpha and schedule."""
-        require_count("rank", self.rank)
-        require_count("first_rank", self.first_rank)
+    def check_options(self) -> None:
+        """Check ranks and schedule."""
         require(
             self.first_rank > self.rank,
             f"peft.first_rank must exceed peft.rank {self.rank}; got {self.first_rank}",
         )
-        require_alpha(self.alpha)
         require(
-            self.hold >= 0 and self.settle >= 0 and self.hold + self.settle < 1,
+            self.hold + self.settle < 1,
             f"peft.hold and peft.settle must be shares of the steps with a sum below 1; "
             f"got {self.hold!r} and {self.settle!r}",
         )
-        require(
-            self.orthogonality >= 0,
-            f"peft.orthogonality must be at least 0; got {self.orthogonality!r}",
-        )
 
     def arguments(self) -> Mapping[str, Any]:
-        """Return peft's arguments; the real number of steps is known only in training."""
+        """Return peft's arguments; ``total_step`` is a placeholder, see ``after_step``."""
         alpha = self.first_rank if self.alpha is None else self.alpha
         return {
             "init_r": self.first_rank,
@@ -90,7 +84,7 @@ class AdaLoRA(LinearMethod):
         return self.first_rank * (inputs + outputs + 1)
 
     def penalty(self, sam: Sam) -> Tensor | float:
-        """Return the mean distance of A A^T and B^T B from the identity, weighted."""
+        """Return the weighted mean distance of A A^T and B^T B from the identity matrix."""
         import torch
 
         from samadapt.methods.adalora_layer import is_part
@@ -104,7 +98,7 @@ class AdaLoRA(LinearMethod):
         return self.orthogonality * torch.stack(distances).mean() if distances else 0.0
 
     def after_step(self, sam: Sam, step: int, total: int) -> None:
-        """Gather importances and zero the least important directions."""
+        """Update the importances and set the least important directions to zero."""
         from samadapt.methods.adalora_layer import allocate
 
         start, settle = int(self.hold * total), int(self.settle * total)

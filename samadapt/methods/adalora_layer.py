@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def is_part(name: str, parts: str = "ABE") -> bool:
-    """Whether a parameter is an A, B or E of AdaLoRA; a LoRA's in the decoder has longer names."""
+    """Whether a parameter is an A, B or E of AdaLoRA. Those of a LoRA have longer names."""
     return name.endswith(tuple(f".lora_{part}.{ADAPTER}" for part in parts))
 
 
 class _Triplets:
-    """The part of a model that the allocator may see."""
+    """A model that shows only its AdaLoRA parameters, for peft's allocator."""
 
     def __init__(self, sam: Sam) -> None:
         self.sam = sam

@@ -1,8 +1,8 @@
 """Bottleneck adapters at attention and MLP, in the form of Medical-SAM-Adapter (Wu et al. 2023).
 
 "Medical SAM Adapter: Adapting Segment Anything Model for Medical Image Segmentation", section 3.2,
-with its space-depth attention for stacks of slices (``depth``). The up-projections start at zero
-here, so the model starts as it was; in the public code they do not.
+with its space-depth attention for stacks of slices (``depth``). Here the up-projections start at
+zero, so that the adapted model first equals the base. In the public code they do not.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from samadapt.methods.base import (
     BOTTLENECKS,
     Method,
     register,
-    require_count,
-    require_positive,
 )
 from samadapt.methods.decoder_modules import attentions, mlps
 from samadapt.system.settings import Whole
@@ -32,25 +30,25 @@ if TYPE_CHECKING:
 @register("adapter")
 @dataclass(frozen=True)
 class Adapter(Method):
-    """Two bottlenecks ``up(gelu(down(x)))`` a block, and a third across slices.
+    """Two bottlenecks ``up(gelu(down(x)))`` in each block, and a third one across slices.
 
-    One follows the attention: ``a + bottleneck(a)``; one is parallel to the MLP:
-    ``mlp(x) + scale * bottleneck(x)``. With ``decoder=own`` they are at every attention and MLP of
-    the decoder's transformer, too.
+    One follows the attention: ``a + bottleneck(a)``. One is parallel to the MLP:
+    ``mlp(x) + scale * bottleneck(x)``. ``decoder=own`` also adds them to every attention and MLP of
+    the decoder's transformer.
 
-    With ``depth`` n above 1 a batch is whole stacks of n neighbouring slices, one behind the other:
-    images ``i * n`` to ``i * n + n - 1`` are stack i; a batch that n does not divide is refused.
-    Each cell then also attends to the cells at its place in the other slices of its stack, with the
-    same qkv and proj, and ``bottleneck(that)`` is added to the attention's output. The base knows
-    no position along the depth, so these scores have none; the public code folds the stack into a
-    grid and takes the image's positions for it. For SAM's ViT alone: TinyViT's attention sees
-    strips of the image. A volume is cut into stacks at fixed places (``data/stacks.py``), the same
-    in training, evaluation and prediction; pictures have no neighbours and are refused.
+    With ``depth`` n above 1 a batch consists of whole stacks of n neighbouring slices: images
+    ``i * n`` to ``i * n + n - 1`` are stack i. Each token then also attends to the tokens at its
+    place in the other slices of its stack, with the same qkv and proj, and a bottleneck of the
+    result is added to the output of the attention. These scores contain no position, because the
+    base knows none along the depth. (The public code folds the stack into a grid and uses the
+    positions of the image.) Only SAM's ViT supports this, since TinyViT's attention sees strips of
+    the image. A volume is cut into stacks at fixed places (``data/stacks.py``), equal in training,
+    evaluation and prediction. Pictures have no neighbours and are refused.
 
     Attributes:
-        hidden: width of the bottlenecks; None is a quarter of the tokens' width where they are.
-        scale: of the bottleneck beside the MLP.
-        depth: neighbouring slices that attend to each other; 1: each image by itself.
+        hidden: width of the bottlenecks; None means a quarter of the token width at their place.
+        scale: factor of the bottleneck beside the MLP.
+        depth: number of neighbouring slices that attend to each other; 1: each image by itself.
     """
 
     summary: ClassVar[str] = "bottleneck adapters after the attention and beside the MLP"
@@ -67,25 +65,18 @@ class Adapter(Method):
         default=1, description="neighbouring slices that attend to each other (ViT only)", ge=1
     )
 
-    def validate(self) -> None:
-        """Check hidden, scale and depth."""
-        if self.hidden is not None:
-            require_count("hidden", self.hidden)
-        require_positive("scale", self.scale)
-        require_count("depth", self.depth)
-
     @property
     def encoders(self) -> tuple[str, ...]:
-        """Across slices SAM's ViT alone."""
+        """All encoders; with ``depth`` above 1 only SAM's ViT."""
         return super().encoders if self.depth == 1 else ("vit",)
 
     @property
     def stack(self) -> int:
-        """Slices of a stack."""
+        """Number of slices in a stack."""
         return self.depth
 
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Add ``bottleneck`` to every attention and MLP, and ``depth`` to the attention."""
+        """Attach ``bottleneck`` to every attention and MLP, and ``depth`` to the attentions."""
         from torch import nn
 
         from samadapt.methods.adapter_layer import add_across
@@ -108,14 +99,14 @@ class Adapter(Method):
             attach(sam.get_submodule(block.attn), "depth", layers, across)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return two or three bottlenecks a block, each with two weights and two biases."""
+        """Return the size of two or three bottlenecks in each block."""
         del sam
         hidden = [(block.width, self._hidden(block.width)) for block in blocks]
         count = 2 if self.depth == 1 else 3
         return sum(count * (2 * width * h + h + width) for width, h in hidden)
 
     def count_own_decoder_parameters(self, sam: Sam) -> int:
-        """Return four bottlenecks a layer of the decoder, and one behind them."""
+        """Return the size of four bottlenecks in each layer of the decoder, and of the last one."""
         width = sam.build.prompt_width
         hidden = self._hidden(width)
         return (4 * sam.build.decoder_depth + 1) * (2 * width * hidden + hidden + width)

@@ -1,4 +1,4 @@
-"""Attention across the slices of a stack; imports torch, so ``adapter`` imports it late."""
+"""Attention across the slices of a stack, for ``peft=adapter`` with ``peft.depth`` above 1."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from samadapt.errors import AdapterError
 
 
 def add_across(module: Any, inputs: tuple[Tensor, ...], output: Tensor, depth: int) -> Tensor:
-    """Forward hook of SAM's attention: add the ``depth`` bottleneck of attention across slices."""
+    """Add the ``depth`` bottleneck of attention across slices; a forward hook."""
     change: Tensor = module.depth(attend_across(module, inputs[0], depth))
     return output + change
 
 
 def attend_across(attn: Any, x: Tensor, depth: int) -> Tensor:
-    """Let each cell attend to those at its place in its stack, with the attention's own weights.
+    """Let each token attend to the tokens at its place in its stack, with the attention's weights.
 
     Args:
-        attn: a ``RelativePositionAttention``.
+        attn: a ``RelativePositionAttention``; its positions are not used.
         x: (b, h, w, width); images ``i * depth`` to ``i * depth + depth - 1`` are stack i.
-        depth: slices of a stack.
+        depth: number of slices in a stack.
 
     Returns:
         (b, h, w, width).
@@ -33,12 +33,15 @@ def attend_across(attn: Any, x: Tensor, depth: int) -> Tensor:
     b, h, w, _ = x.shape
     if b % depth:
         raise AdapterError(
-            f"peft.depth={depth}: a batch must be whole stacks of {depth} neighbouring slices, one "
-            f"behind the other; got {b} images"
+            f"peft.depth={depth}: a batch must consist of whole stacks of {depth} neighbouring "
+            f"slices; got {b} images"
         )
+    # (b, h, w, 3 width) -> (stacks, depth, h, w, 3, heads, d)
     cells = attn.qkv(x).unflatten(0, (-1, depth)).unflatten(-1, (3, attn.num_heads, -1))
-    q, k, v = cells.permute(4, 0, 2, 3, 5, 1, 6).flatten(1, 3).unbind(0)  # (cells, heads, depth, d)
+    # -> three of (stacks * h * w, heads, depth, d): the sequence is the depth at one place
+    q, k, v = cells.permute(4, 0, 2, 3, 5, 1, 6).flatten(1, 3).unbind(0)
     heads = functional.scaled_dot_product_attention(q, k, v)
+    # -> (stacks, depth, h, w, heads, d) -> (b, h, w, width)
     joined = heads.unflatten(0, (-1, h, w)).permute(0, 4, 1, 2, 3, 5)
     out: Tensor = attn.proj(joined.flatten(-2).flatten(0, 1))
     return out

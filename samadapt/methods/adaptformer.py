@@ -1,10 +1,10 @@
 """AdaptFormer: a bottleneck parallel to the MLP (Chen et al. 2022).
 
 "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition", section 3.2, equations
-2 and 3: ``mlp(norm(x)) + scale * up(relu(down(norm(x)))) + x``. The authors' code feeds the
-bottleneck x without the norm; here it is as the paper writes it. micro-sam's version adds the MLP's
-input once more, so that its model does not start as it was; here the bottleneck is all that is
-added, and it starts at zero.
+2 and 3: ``mlp(norm(x)) + scale * up(relu(down(norm(x)))) + x``. This file follows the paper. The
+authors' code feeds the bottleneck x without the norm. micro-sam's version adds the input of the MLP
+once more, so its model does not start at the base. Here only the bottleneck is added, and it starts
+at zero.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from samadapt.methods.base import (
     BOTTLENECKS,
     Method,
     register,
-    require_count,
-    require_positive,
 )
 from samadapt.methods.decoder_modules import mlps
 from samadapt.system.settings import Whole
@@ -34,11 +32,11 @@ if TYPE_CHECKING:
 @register("adaptformer")
 @dataclass(frozen=True)
 class AdaptFormer(Method):
-    """One bottleneck a block, beside the MLP; with ``decoder=own`` a layer of the decoder, too.
+    """One bottleneck beside each MLP; with ``decoder=own`` also in the layers of the decoder.
 
     Attributes:
         hidden: width of the bottleneck.
-        scale: of what it adds.
+        scale: factor of its output.
     """
 
     summary: ClassVar[str] = "a bottleneck adapter parallel to the MLP"
@@ -50,13 +48,8 @@ class AdaptFormer(Method):
     hidden: Whole = Field(default=64, description="bottleneck width", ge=1)
     scale: float = Field(default=0.1, description="scale of what the bottleneck adds", gt=0)
 
-    def validate(self) -> None:
-        """Check hidden and scale."""
-        require_count("hidden", self.hidden)
-        require_positive("scale", self.scale)
-
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Add ``bottleneck`` to every MLP."""
+        """Attach ``bottleneck`` to every MLP."""
         from torch import nn
 
         from samadapt.methods.attached_layer import add_beside, attach, bottleneck
@@ -70,11 +63,11 @@ class AdaptFormer(Method):
             attach(sam.get_submodule(path), "bottleneck", layers, hook)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return one bottleneck a block, with two weights and two biases."""
+        """Return the size of one bottleneck in each block."""
         del sam
         return sum(2 * s.width * self.hidden + self.hidden + s.width for s in blocks)
 
     def count_own_decoder_parameters(self, sam: Sam) -> int:
-        """Return one bottleneck a layer of the decoder."""
+        """Return the size of one bottleneck in each layer of the decoder."""
         width = sam.build.prompt_width
         return sam.build.decoder_depth * (2 * width * self.hidden + self.hidden + width)

@@ -1,4 +1,4 @@
-"""What a PEFT method is: its options, what it says about itself, and where it is placed."""
+"""The base class of all PEFT methods, their registry, and the choice of attention blocks."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ if TYPE_CHECKING:
     from samadapt.sam.types import AttentionBlock
 
 Decoder = Literal["full", "lora", "own", "frozen"]
-DECODERS: tuple[Decoder, ...] = ("full", "lora", "own", "frozen")
 
 METHODS: dict[str, type[Method]] = {}
-"""Every method by the name that ``peft=NAME`` takes; filled by ``register``."""
+"""Every method by its name in ``peft=NAME``; ``register`` fills it."""
 
 UNFIT: dict[str, str] = {}
-"""Kinds of peft's that no option makes work on SAM, and why."""
+"""Methods of the peft library that do not work on SAM with any option, and the reason."""
 
 LINEARS = frozenset({"linears"})
 VECTORS = frozenset({"vectors"})
 BOTTLENECKS = frozenset({"bottlenecks"})
 EVERYTHING = LINEARS | VECTORS | BOTTLENECKS
-"""What methods change; two that change the same cannot be combined."""
+"""What a method changes in a block. Methods that change the same things cannot be combined."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LowRank:
-    """One low-rank layer: the update of a linear is ``alpha / rank * B A``."""
+    """Rank and alpha of one LoRA layer; the update of its linear is ``alpha / rank * B A``."""
 
     rank: int
     alpha: float
@@ -46,17 +45,17 @@ class LowRank:
 
 @dataclasses.dataclass(frozen=True)
 class PeftLayers:
-    """Layers that peft adds in one go: one kind with one configuration.
+    """Layers that the peft library adds in one call: one kind with one configuration.
 
     Attributes:
-        kind: peft's name of it, as ``peft_type`` in ``adapter_config.json``.
-        names: module paths of what peft replaces.
+        kind: peft's name of the kind, as ``peft_type`` in ``adapter_config.json``.
+        names: module paths that peft replaces.
         options: arguments of peft's configuration besides the targets.
-        ranks: for LoRA, rank and alpha by module path.
-        fused: LoRA runs in our own arithmetic.
-        reads_base: the arithmetic needs the exact values of the base weights, so that they are not
-            held in bf16.
-        check_start: try that the output is that of the base.
+        ranks: rank and alpha by module path; for LoRA only.
+        fused: run LoRA by ``lora_layer.FusedLoraLinear``, which is faster and equal.
+        reads_base: the layers compute with the base weights themselves, as DoRA with their norm.
+            These weights then stay in fp32 when frozen weights are rounded to bf16.
+        check_start: after injection, check that the output is still that of the base.
     """
 
     kind: str
@@ -71,14 +70,18 @@ class PeftLayers:
 # Validators take a few milliseconds to build, and a run uses one of fifty methods.
 @dataclass(frozen=True, config=ConfigDict(**SETTINGS, defer_build=True))
 class Method(Settings):
-    """Options that every method has, and what a method must say about itself.
+    """The options that every method has, and the questions that every method answers.
+
+    A new method is one file in this package: a subclass with ``@register("name")``. It overrides
+    ``peft_layers`` if the peft library has its layers, or ``inject`` if it brings its own, and
+    ``count_parameters``. ``tests/methods/test_contract.py`` then checks it on every build.
 
     Attributes:
         blocks: which attention blocks: ``"all"``, ``"last:K"``, ``"first:K"``, ``"global"``,
             ``"window"``, 0-based indices, or ``"none"`` for a frozen encoder.
-        decoder: how the mask decoder is trained: all of it, by a LoRA, by the method's own layers,
-            or not at all.
-        decoder_rank: rank of the decoder's LoRA, with alpha equal to it.
+        decoder: how the mask decoder is trained: ``"full"`` all of it, ``"lora"`` by a LoRA on its
+            linears, ``"own"`` by the method's own layers, ``"frozen"`` not at all.
+        decoder_rank: rank of the decoder's LoRA; its alpha is equal to it.
 
     Raises:
         ConfigError: for a value out of range; the message names the key.
@@ -87,17 +90,20 @@ class Method(Settings):
     section: ClassVar[str] = "peft"
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
+    """One line for ``samadapt ls peft``."""
     can_merge: ClassVar[bool] = True
+    """Whether the trained update can be folded into the weights of SAM."""
     plain_peft: ClassVar[bool] = False
-    """Whether peft itself can load what this method saves."""
+    """Whether the peft library alone can load what this method saves."""
     takes_decoder: ClassVar[bool] = False
-    """Whether the method's own layers can be put into the decoder."""
+    """Whether the method's own layers also fit the decoder (``decoder=own``)."""
     not_in_decoder: ClassVar[str] = ""
-    """Why not, as a sentence that follows the method's name."""
+    """The reason if they do not, as the rest of a sentence that begins with the method's name."""
     changes: ClassVar[frozenset[str]] = LINEARS
+    """What the method changes in a block; see ``LINEARS``."""
     lr: ClassVar[float] = 1e-3
-    """Peak learning rate where the user gives none: what ``benchmarks/method_comparison`` found
-    on MSD hippocampus, or 1e-3 where it was not searched."""
+    """Peak learning rate if the user gives none: the best one that ``benchmarks/method_comparison``
+    measured on MSD hippocampus, or 1e-3 for methods that it did not cover."""
 
     blocks: str | Tuple[Whole] = Field(
         default="all",
@@ -109,61 +115,55 @@ class Method(Settings):
     decoder_rank: Whole = Field(default=4, description="rank of the decoder's LoRA", ge=1)
 
     def __post_init__(self) -> None:
-        """Check the options, here and in ``validate``."""
-        require(
-            self.decoder in DECODERS,
-            f"peft.decoder must be {', '.join(DECODERS)}; got {self.decoder!r}"
-            f"{nearest(str(self.decoder), DECODERS)}",
-        )
+        """Check what depends on several options; pydantic has checked each option alone."""
         require(
             self.takes_decoder or self.decoder != "own",
             f"peft.decoder=own: {self.name} {self.not_in_decoder}; use full, lora or frozen",
         )
-        require_count("decoder_rank", self.decoder_rank)
         word, _ = _parse_blocks(self.blocks)
         require(
             (word, self.decoder) != ("none", "frozen"),
             "peft.blocks=none with peft.decoder=frozen trains nothing; use peft=none for that",
         )
-        self.validate()
+        self.check_options()
 
-    def validate(self) -> None:
-        """Check this method's own options.
+    def check_options(self) -> None:
+        """Check what depends on several of this method's own options.
 
         Raises:
             ConfigError: naming the key as ``peft.<key>``.
         """
 
     def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
-        """Return what peft adds to a plain model for this method; nothing twice."""
+        """Return the layers of the peft library that this method adds to a plain model."""
         del sam, blocks
         return ()
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """Kinds of encoder (``Build.encoder``) that the method fits."""
+        """The kinds of encoder (``Build.encoder``) that the method works on."""
         return ("vit", "tiny_vit")
 
     @property
     def stack(self) -> int:
-        """How many neighbouring slices, one behind the other, the encoder needs in every batch."""
+        """Number of neighbouring slices that the encoder must see together; 1: each slice alone."""
         return 1
 
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Add this method's modules to the frozen model; runs after peft's injection."""
+        """Add this method's own modules to the frozen model, after the peft library added its."""
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return how many encoder parameters the method trains, from the sizes alone."""
+        """Return how many encoder parameters the method trains, computed from layer sizes alone."""
         del sam, blocks
         return 0
 
     def count_own_decoder_parameters(self, sam: Sam) -> int:
-        """Return how many decoder parameters ``decoder=own`` trains, from the sizes alone."""
+        """Return how many decoder parameters ``decoder=own`` trains, from layer sizes alone."""
         del sam
         return 0
 
     def merge(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Fold what ``inject`` added into the base weights and remove it; runs after peft's merge.
+        """Fold what ``inject`` added into the base weights, and remove it, after peft's own merge.
 
         Raises:
             AdapterError: when the method cannot be merged.
@@ -176,28 +176,28 @@ class Method(Settings):
             )
 
     def penalty(self, sam: Sam) -> Tensor | float:
-        """Return what is added to the loss of every batch, such as a regulariser."""
+        """Return a term, such as a regulariser, that is added to the loss of every batch."""
         del sam
         return 0.0
 
     def after_step(self, sam: Sam, step: int, total: int) -> None:
-        """Follow an optimizer step, while the gradients are still there, as a schedule needs it.
+        """Run after an optimizer step, while the gradients are still there.
 
         Args:
-            sam: the model that is trained.
-            step: steps done, from 1.
-            total: steps of the whole run.
+            sam: the model in training.
+            step: number of steps done, from 1 on.
+            total: number of steps of the whole run.
         """
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the name and every option as plain values."""
+        """Return the name and all options as plain values, as ``samadapt.json`` holds them."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
         return {"name": self.name, **plain}
 
 
 def register(name: str) -> Callable[[type[Any]], type[Any]]:
-    """Return a decorator that lists a method's option dataclass under ``name``."""
+    """Return a decorator that makes a method available as ``peft=name``."""
 
     def add(cls: type[Any]) -> type[Any]:
         cls.name = name
@@ -228,23 +228,8 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def require_count(key: str, value: object) -> None:
-    """Raise ``ConfigError`` unless the option is an integer of at least 1."""
-    valid = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    require(valid, f"peft.{key} must be an integer of at least 1; got {value!r}")
-
-
-def require_positive(key: str, value: object) -> None:
-    """Raise ``ConfigError`` unless the option is a number above 0."""
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-    require(valid, f"peft.{key} must be a number above 0; got {value!r}")
-
-
 def require_slices(slices: Sequence[object]) -> None:
-    """Raise ``ConfigError`` unless the option names one or more of q, k and v, each once."""
-    for name in slices:
-        hint = nearest(str(name), "qkv")
-        require(name in ("q", "k", "v"), f"peft.slices must name q, k or v; got {name!r}{hint}")
+    """Raise ``ConfigError`` unless ``peft.slices`` names one or more slices, each once."""
     require(
         0 < len(slices) == len(set(slices)),
         f"peft.slices must name one or more of q, k and v, each once; got {slices!r}",

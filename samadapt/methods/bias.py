@@ -1,7 +1,7 @@
 """BitFit: only the biases are trained (Ben Zaken et al. 2022).
 
-"BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models": the
-biases of the linears and of the norms.
+"BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked Language-models". The
+biases are those of linears and norms.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Bias(Method):
     """Train the biases of the chosen blocks: attention, MLP and norms.
 
-    With ``decoder=own`` every bias of the decoder too, those of its upscaling among them. TinyViT's
-    convolution in a block has its bias in the batch norm behind it. They are weights of the base,
+    ``decoder=own`` also trains every bias of the decoder, including its upscaling. TinyViT's
+    convolution in a block has its bias in the batch norm after it. Biases are weights of the base,
     so there is nothing to merge.
     """
 
@@ -36,17 +36,17 @@ class Bias(Method):
     changes: ClassVar[frozenset[str]] = VECTORS
 
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Unfreeze; nothing is added."""
+        """Make the biases trainable; no module is added."""
         own = ("mask_decoder",) if self.decoder == "own" else ()
         for bias in _biases(sam, *(block.block for block in blocks), *own):
             bias.requires_grad_(True)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return the size of the biases."""
+        """Return the number of biases in the chosen blocks."""
         return sum(bias.numel() for bias in _biases(sam, *(block.block for block in blocks)))
 
     def count_own_decoder_parameters(self, sam: Sam) -> int:
-        """Return the size of the decoder's biases."""
+        """Return the number of biases in the decoder."""
         return sum(bias.numel() for bias in _biases(sam, "mask_decoder"))
 
 

@@ -2,16 +2,19 @@
 
 "Convolution Meets LoRA: Parameter Efficient Finetuning for Segment Anything Model", section 3.2:
 ``qkv(x) + alpha / rank * B (z + share_e * expert_e(z))`` with ``z = A x`` on the image's grid.
-Expert e enlarges z e times, convolves it 3x3, applies GELU and shrinks it back; a gate on the mean
-of z chooses one expert for each image.
+Expert e enlarges z by the factor e, convolves it 3x3, applies GELU and shrinks it back. A gate on
+the mean of z chooses one expert for each image.
 
-Where this departs from the authors' code: the expert's output is multiplied by its share in the
-gate's softmax over all experts (as in Fedus et al. 2022, "Switch Transformers"); there it is not,
-so that their gate learns from a balancing loss alone. That loss and the noise on the gate are left
-out. The convolutions have no bias, so that a cell beyond the image's edge, which is zero in front
-of ``qkv``, stays ``qkv.bias``. They go over the whole grid, also in blocks that attend in windows;
-the authors' stop at the window's edge, and each window chooses an expert. So it is here in TinyViT,
-whose attention is given the image in strips of whole windows. Sizes change bilinearly.
+This differs from the authors' code in four points:
+
+- The output of the expert is multiplied by its share in the gate's softmax over all experts, as in
+  Fedus et al. 2022, "Switch Transformers". In the authors' code it is not, so their gate learns
+  from a balancing loss only. That loss and the noise on the gate are left out here.
+- The convolutions have no bias. Padding tokens are zero before ``qkv`` and so stay ``qkv.bias``.
+- The convolutions see the whole grid, also in blocks with window attention. The authors' stop at
+  the border of a window, and each window chooses its expert. For TinyViT it is the same here, since
+  its attention receives the image in strips of whole windows.
+- Sizes change by bilinear interpolation.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from samadapt.methods.base import LINEARS, Method, register, require_count, require_positive
+from samadapt.methods.base import LINEARS, Method, register
 from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
@@ -36,12 +39,12 @@ class ConvLoRA(Method):
     """A low-rank update of qkv with a mixture of convolutions inside.
 
     Attributes:
-        rank: of the update.
-        alpha: the update is scaled by ``alpha / rank``; None is ``rank``, a scale of 1.
-        experts: convolutions, at 1, 2, ... times the grid's size.
+        rank: rank of the update.
+        alpha: the update is scaled by ``alpha / rank``; None means ``rank``, a scale of 1.
+        experts: number of convolutions; they work at 1, 2, ... times the size of the grid.
     """
 
-    summary: ClassVar[str] = "LoRA on qkv with convolutions at several scales inside "
+    summary: ClassVar[str] = "LoRA on qkv with convolutions at several scales inside"
     lr: ClassVar[float] = 3e-3
     can_merge: ClassVar[bool] = False
     not_in_decoder: ClassVar[str] = (
@@ -57,15 +60,8 @@ class ConvLoRA(Method):
         default=8, description="convolutions, at 1, 2, ... times the grid's size", ge=1
     )
 
-    def validate(self) -> None:
-        """Check rank, alpha and experts."""
-        require_count("rank", self.rank)
-        require_count("experts", self.experts)
-        if self.alpha is not None:
-            require_positive("alpha", self.alpha)
-
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Hang ``conv_lora`` on every qkv."""
+        """Attach ``conv_lora`` to every qkv."""
         from samadapt.methods.attached_layer import attach
         from samadapt.methods.conv_lora_layer import ConvUpdate, add_update
 
@@ -77,7 +73,7 @@ class ConvLoRA(Method):
             attach(sam.get_submodule(block.qkv), "conv_lora", child, add_update)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return A and B, the experts and the gate of every block."""
+        """Return the size of A, B, the experts and the gate of every block."""
         del sam
         inner = self.experts * (9 * self.rank**2 + self.rank)
         return sum(4 * block.width * self.rank + inner for block in blocks)

@@ -1,4 +1,4 @@
-"""The module of Conv-LoRA; imports torch, so ``conv_lora`` imports it when it injects."""
+"""The module of Conv-LoRA and its hook."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class ConvUpdate(nn.Module):
     """``scale * B (z + share_e * expert_e(z))`` with ``z = A x``; zero at the start.
 
     Args:
-        width: of the tokens; the output has three times as many channels.
-        rank: of A and B.
-        experts: how many; number e works at e + 1 times the grid's size.
-        scale: of the update.
-        window: side of the windows in which to convolve, each with an expert of its own; None: the
-            whole grid of an image.
+        width: width of the tokens; the output has three times as many channels.
+        rank: rank of A and B.
+        experts: number of experts; expert e = 0, 1, ... works at e + 1 times the grid's size.
+        scale: factor of the update.
+        window: side of the windows that are convolved separately, each by its own expert; None:
+            the whole grid of an image is convolved at once.
     """
 
     def __init__(
@@ -31,7 +31,8 @@ class ConvUpdate(nn.Module):
         self.b = nn.Linear(rank, 3 * width, bias=False)
         nn.init.zeros_(self.b.weight)
         self.gate = nn.Linear(rank, experts, bias=False)
-        # One tensor: an expert that no image of a batch chose then has a gradient, of zeros.
+        # All kernels are one tensor, so that an expert that no image chose has a gradient of zeros
+        # and not none.
         bound = (9 * rank) ** -0.5
         self.kernels = nn.Parameter(torch.empty(experts, rank, rank, 3, 3).uniform_(-bound, bound))
         self._scale, self._window = scale, window
@@ -51,9 +52,11 @@ class ConvUpdate(nn.Module):
         return out
 
     def _run_chosen(self, planes: Tensor, chosen: Tensor) -> Tensor:
-        """Run each image (n, rank, h, w) through the expert chosen (n) for it."""
+        """Run each image of planes (n, rank, h, w) through its chosen (n,) expert."""
         found = torch.zeros_like(planes)
-        if torch.onnx.is_in_onnx_export():  # the graph must choose for each image
+        if (
+            torch.onnx.is_in_onnx_export()
+        ):  # a traced graph cannot branch, so it computes all experts
             for index in range(len(self.kernels)):
                 mine = (chosen == index)[:, None, None, None].to(planes.dtype)
                 found = found + mine * self._expert(planes, index)
@@ -65,7 +68,7 @@ class ConvUpdate(nn.Module):
 
     def _expert(self, z: Tensor, index: int) -> Tensor:
         """Run one expert on z (n, rank, h, w)."""
-        height, width = (int(side) for side in z.shape[2:])  # numbers also in a graph
+        height, width = (int(side) for side in z.shape[2:])  # constants when the graph is traced
         enlarged = _resize(z, (height * (index + 1), width * (index + 1)))
         convolved = functional.conv2d(enlarged, self.kernels[index], padding=1)
         return _resize(functional.gelu(convolved), (height, width))
@@ -78,7 +81,8 @@ def _resize(z: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def add_update(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Forward hook of ``qkv``; TinyViT's padded cell comes by alone, and stays as it is."""
+    """Add the update to the output of ``qkv``; a forward hook."""
+    # TinyViT computes qkv of one padding token by itself (no grid), which must stay as it is.
     if inputs[0].ndim == 1:
         return output
     change: Tensor = module.conv_lora(inputs[0])

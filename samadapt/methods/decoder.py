@@ -27,7 +27,7 @@ class DecoderOnly(Method):
         default="full", description="how the mask decoder trains: full or lora"
     )
 
-    def validate(self) -> None:
+    def check_options(self) -> None:
         """Refuse a frozen decoder."""
         require(
             self.decoder != "frozen",

@@ -1,4 +1,4 @@
-"""DoRA (Liu et al. 2024): direction by LoRA, magnitude by a vector of its own.
+"""DoRA (Liu et al. 2024): LoRA trains the direction of the weights, a vector their magnitude.
 
 "DoRA: Weight-Decomposed Low-Rank Adaptation", section 4.
 """
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from samadapt.methods.base import LowRank, PeftLayers, register, require_count
-from samadapt.methods.peft_method import LinearMethod, require_alpha
+from samadapt.methods.base import LowRank, PeftLayers, register
+from samadapt.methods.peft_method import LinearMethod
 from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
@@ -23,17 +23,19 @@ if TYPE_CHECKING:
 @register("dora")
 @dataclass(frozen=True)
 class DoRA(LinearMethod):
-    """``W' = m (W + alpha / rank B A) / |W + alpha / rank B A|``, with a norm for each row.
+    """``W' = m (W + alpha / rank B A) / |W + alpha / rank B A|``, with the norm of each row.
 
-    The whole ``qkv`` is one linear here: its magnitudes are those of q, k and v. As in the paper
-    (section 4.3), no gradient flows through the norm.
+    The fused ``qkv`` is treated as one linear, so the magnitudes m hold those of q, k and v. As in
+    the paper (section 4.3), no gradient flows through the norm.
 
     Attributes:
-        rank: of the direction's update.
-        alpha: the update is scaled by ``alpha / rank``; None is ``rank``, a scale of 1.
+        rank: rank of the update of the direction.
+        alpha: the update is scaled by ``alpha / rank``; None means ``rank``, a scale of 1.
     """
 
-    summary: ClassVar[str] = "LoRA on the direction of the weights, their magnitude a vector"
+    summary: ClassVar[str] = (
+        "LoRA on the direction of the weights, and a vector for their magnitude"
+    )
     lr: ClassVar[float] = 3e-3
     kind: ClassVar[str] = "LORA"
     reads_base: ClassVar[bool] = True
@@ -43,13 +45,8 @@ class DoRA(LinearMethod):
         default=None, description="scale is alpha / rank; null: alpha = rank", gt=0
     )
 
-    def validate(self) -> None:
-        """Check rank and alpha."""
-        require_count("rank", self.rank)
-        require_alpha(self.alpha)
-
     def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
-        """Return LoRA layers with magnitudes."""
+        """Return LoRA layers with ``use_dora``."""
         layer = LowRank(self.rank, float(self.rank if self.alpha is None else self.alpha))
         return tuple(
             PeftLayers(
@@ -59,5 +56,5 @@ class DoRA(LinearMethod):
         )
 
     def size(self, inputs: int, outputs: int) -> int:
-        """Return rank * (inputs + outputs) and a magnitude a row."""
+        """Return rank * (inputs + outputs), plus a magnitude for each row."""
         return self.rank * (inputs + outputs) + outputs

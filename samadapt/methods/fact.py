@@ -1,14 +1,15 @@
 """FacT: the updates of all blocks as one tensor in factors (Jie and Deng 2023).
 
 "FacT: Factor-Tuning for Lightweight Adaptation on Vision Transformer", section 3.2. The update of
-slice i of q, k, v is ``scale * V S_i U``: U (rank, width) and V (width, rank) are shared by all
-blocks and slices, S_i (rank, rank) is its own (tensor train, ``tt``), or a sum of ``rank`` shared
-matrices with own coefficients (Tucker, ``tucker``). As in MA-SAM and micro-sam it goes on q and v.
+slice i (of q, k or v in some block) is ``scale * V S_i U``. All blocks and slices share U (rank,
+width) and V (width, rank). S_i (rank, rank) belongs to the slice alone (tensor train, ``tt``), or
+is a sum of ``rank`` shared matrices with the slice's own coefficients (Tucker, ``tucker``). As in
+MA-SAM and micro-sam, q and v are updated by default.
 
-Two departures. The authors start V at zero, micro-sam's version none of the factors, so that its
-model does not start as it was. Here S_i starts at zero: the same start, and every block gets a
-gradient on the first step. And TinyViT has blocks of several widths, which cannot share U and V:
-each width has its own.
+There are two departures. The authors start V at zero; micro-sam starts no factor at zero, so its
+model does not start at the base. Here S_i starts at zero, which is the same start as the authors'
+and gives every block a gradient in the first step. And TinyViT has blocks of several widths, which
+cannot share U and V, so each width has its own.
 """
 
 from __future__ import annotations
@@ -19,14 +20,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from samadapt.errors import nearest
 from samadapt.methods.base import (
     LINEARS,
     Method,
     register,
-    require,
-    require_count,
-    require_positive,
     require_slices,
 )
 from samadapt.methods.decoder_modules import attentions
@@ -43,17 +40,17 @@ if TYPE_CHECKING:
 @register("fact")
 @dataclass(frozen=True)
 class FacT(Method):
-    """Updates of q, k and v in factors that the blocks share.
+    """Updates of q, k and v by factors that the blocks share.
 
-    The shared factors are held by the first chosen block (of each width), where training begins.
-    With ``decoder=own`` the same projections of the decoder's attentions are updated too. They are
-    linears of their own, and those of one shape share factors, which are none of the encoder's.
+    The first chosen block (of each width) holds the shared factors, because training begins there.
+    ``decoder=own`` also updates these projections of the decoder's attentions. There q, k and v are
+    separate linears. Those of one shape share factors, separately from the encoder's.
 
     Attributes:
-        rank: of all factors.
-        scale: of the update.
-        form: tensor train or Tucker.
-        slices: which of q, k and v.
+        rank: rank of all factors.
+        scale: factor of the update.
+        form: ``"tt"`` for a tensor train or ``"tucker"`` for a Tucker decomposition.
+        slices: which of q, k and v are updated.
     """
 
     summary: ClassVar[str] = "updates of q and v in factors shared by all blocks"
@@ -70,30 +67,23 @@ class FacT(Method):
         default=("q", "v"), description="which of q, k, v"
     )
 
-    def validate(self) -> None:
-        """Check rank, scale, form and slices."""
-        require_count("rank", self.rank)
-        require_positive("scale", self.scale)
-        forms = ("tt", "tucker")
-        require(
-            self.form in forms,
-            f"peft.form must be tt or tucker; got {self.form!r}{nearest(str(self.form), forms)}",
-        )
+    def check_options(self) -> None:
+        """Check that no slice is named twice."""
         require_slices(self.slices)
 
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Hang ``fact`` on every qkv, and on the projections of the decoder."""
+        """Attach ``fact`` to every qkv and to the projections of the decoder."""
         shared: dict[tuple[int, int], Factors] = {}
         for block in blocks:
             groups = block.heads if block.qkv_order == "head_qkv" else 1
             qkv = sam.get_submodule(block.qkv)
-            self._hang(qkv, (block.width, block.width), shared, self.slices, groups)
+            self._attach(qkv, (block.width, block.width), shared, self.slices, groups)
         shared = {}
         for path in self._projections(sam):
             linear: Any = sam.get_submodule(path)
-            self._hang(linear, (linear.in_features, linear.out_features), shared)
+            self._attach(linear, (linear.in_features, linear.out_features), shared)
 
-    def _hang(
+    def _attach(
         self,
         linear: nn.Module,
         shape: tuple[int, int],
@@ -111,31 +101,29 @@ class FacT(Method):
         attach(linear, "fact", update, add_update)
 
     def _projections(self, sam: Sam) -> list[str]:
-        """Return the paths of the decoder's linears that are updated."""
+        """Return the paths of the linears in the decoder that are updated."""
         if self.decoder != "own":
             return []
         return [f"{path}.{name}_proj" for path in attentions(sam) for name in self.slices]
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return the shared factors of each width, and the slices' own."""
+        """Return the size of the shared factors of each width and of the slices' own."""
         del sam
         tucker, rank = self.form == "tucker", self.rank
         shared = sum(2 * width * rank + tucker * rank**3 for width in {s.width for s in blocks})
         return shared + len(blocks) * len(self.slices) * rank ** (1 if tucker else 2)
 
     def count_own_decoder_parameters(self, sam: Sam) -> int:
-        """Return the factors of both shapes, and the projections' own.
-
-        The attentions with the image have half the inner width.
-        """
+        """Return the size of the shared factors of both shapes and of the projections' own."""
         tucker, rank = self.form == "tucker", self.rank
         width, depth = sam.build.prompt_width, sam.build.decoder_depth
+        # Self-attention maps width to width, attention between tokens and image to half of it.
         shared = rank * (2 * width + width + width // 2) + 2 * tucker * rank**3
         own = (3 * depth + 1) * len(self.slices)
         return shared + own * rank ** (1 if tucker else 2)
 
     def merge(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Add every update to its linear."""
+        """Add every update to the weight of its linear."""
         import torch
 
         from samadapt.methods.attached_layer import detach

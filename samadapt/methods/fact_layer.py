@@ -1,4 +1,4 @@
-"""The modules of FacT; imports torch, so ``fact`` imports it when it injects."""
+"""The modules of FacT: shared factors, and the update of one linear."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from samadapt.methods.qkv_layer import QKV
 
 
 class Factors(nn.Module):
-    """What updates of one shape share: U (rank, inputs), V (rows, rank), for Tucker the core."""
+    """Shared factors: U (rank, inputs), V (rows, rank), and for Tucker the core (rank,) * 3."""
 
     def __init__(self, inputs: int, rows: int, rank: int, *, tucker: bool) -> None:
         super().__init__()
@@ -24,15 +24,15 @@ class Factors(nn.Module):
 
 
 class FactorUpdate(nn.Module):
-    """The update of one fused qkv or of a plain linear, zero at the start.
+    """The update of a fused qkv or of a plain linear; zero at the start.
 
     Args:
-        factors: shared with other linears; registered here if ``owns``.
-        slices: of ``"q"``, ``"k"``, ``"v"``; None: the linear is no fused one.
+        factors: the factors shared with other linears; registered here if ``owns``.
+        slices: some of ``"q"``, ``"k"``, ``"v"``; None: the linear is not a fused qkv.
         groups: 1 if the rows of qkv are ordered (q | k | v, head, channel); the number of heads if
             they are ordered (head, q | k | v, channel).
-        scale: of the update.
-        owns: whether the factors are this linear's.
+        scale: factor of the update.
+        owns: whether this module holds the shared factors.
     """
 
     def __init__(
@@ -52,19 +52,21 @@ class FactorUpdate(nn.Module):
         self.own = nn.Parameter(torch.zeros(len(self._rows), *own))
         if owns:
             self.factors = factors
-        self._shared = (factors,)  # in a tuple: a reference, no second registration
+        self._shared = (
+            factors,
+        )  # a tuple, so that torch does not register the module a second time
         self._groups, self._scale = groups, scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give what x (..., inputs) adds to the linear's output."""
+        """Return the change of the linear's output for x (..., inputs)."""
         return functional.linear(functional.linear(x, self._shared[0].u), self._rest())
 
     def dense(self) -> Tensor:
-        """Give the update of the weight (outputs, inputs)."""
+        """Return the update of the weight, (outputs, inputs)."""
         return self._rest() @ self._shared[0].u
 
     def _rest(self) -> Tensor:
-        """Give ``scale * V S_i`` of every slice, in the rows of the linear: (outputs, rank)."""
+        """Return ``scale * V S_i`` of all slices in the order of the rows (outputs, rank)."""
         factors = self._shared[0]
         inner: Tensor = self.own
         if factors.core is not None:
@@ -73,10 +75,11 @@ class FactorUpdate(nn.Module):
         rows = products.new_zeros(self._parts, *products.shape[1:])
         rows[self._rows] = products
         rank = rows.shape[-1]
+        # (q | k | v, head x channel) -> (head, q | k | v, channel) if groups is the number of heads
         return rows.reshape(self._parts, self._groups, -1, rank).transpose(0, 1).reshape(-1, rank)
 
 
 def add_update(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Forward hook of the linear."""
+    """Add the update to the linear's output; a forward hook."""
     change: Tensor = module.fact(inputs[0])
     return output + change

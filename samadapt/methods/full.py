@@ -1,4 +1,4 @@
-"""Full fine-tuning of the encoder, or of some of its blocks: the baseline that costs most."""
+"""Full fine-tuning of the encoder, or of some of its blocks: the most expensive baseline."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class FullFineTuning(Method):
     """Train every weight of the image encoder.
 
-    With ``blocks`` other than ``"all"`` only those blocks are trained; patch embedding, merges
-    between stages and neck stay frozen then.
+    If ``blocks`` is not ``"all"``, only these blocks are trained. The patch embedding, the merges
+    between stages and the neck then stay frozen.
     """
 
     summary: ClassVar[str] = "every weight of the image encoder, or of the chosen blocks"
@@ -31,12 +31,12 @@ class FullFineTuning(Method):
     changes: ClassVar[frozenset[str]] = EVERYTHING
 
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Unfreeze; nothing is added."""
+        """Make the weights trainable; no module is added."""
         for module in self._modules(sam, blocks):
             module.requires_grad_(True)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return the size of the encoder, or of the chosen blocks."""
+        """Return the number of weights of the encoder, or of the chosen blocks."""
         modules = self._modules(sam, blocks)
         return sum(p.numel() for module in modules for p in module.parameters())
 

@@ -1,9 +1,9 @@
 """Bottleneck adapters in series with attention and MLP (Houlsby et al. 2019).
 
-"Parameter-Efficient Transfer Learning for NLP", section 2: ``y + up(gelu(down(y)))`` behind the
-attention's projection and behind the MLP, each before its residual sum. The paper starts near the
-identity (normal weights of standard deviation 0.01); here the up-projection starts at zero, so the
-start is exact. Its trained layer norms are a method of their own: ``peft=[houlsby,layernorm]``.
+"Parameter-Efficient Transfer Learning for NLP", section 2: ``y + up(gelu(down(y)))`` after the
+attention's projection and after the MLP, each before its residual sum. The paper starts close to
+the identity (normal weights of standard deviation 0.01). Here the up-projection starts at zero, so
+the start is exact. The paper also trains the layer norms: ``peft=[houlsby,layernorm]``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from samadapt.methods.base import BOTTLENECKS, Method, register, require_count
+from samadapt.methods.base import BOTTLENECKS, Method, register
 from samadapt.methods.decoder_modules import attentions, mlps
 from samadapt.system.settings import Whole
 
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 @register("houlsby")
 @dataclass(frozen=True)
 class Houlsby(Method):
-    """Two bottlenecks a block, in series.
+    """Two bottlenecks in series in each block.
 
-    With ``decoder=own`` one behind every attention and every MLP of the decoder's transformer, too.
+    ``decoder=own`` also adds one after every attention and MLP of the decoder's transformer.
 
     Attributes:
         hidden: width of the bottlenecks.
     """
 
-    summary: ClassVar[str] = "bottleneck adapters behind the attention and behind the MLP"
+    summary: ClassVar[str] = "bottleneck adapters after the attention and after the MLP"
     lr: ClassVar[float] = 1e-3
     can_merge: ClassVar[bool] = False
     takes_decoder: ClassVar[bool] = True
@@ -42,12 +42,8 @@ class Houlsby(Method):
 
     hidden: Whole = Field(default=64, description="bottleneck width", ge=1)
 
-    def validate(self) -> None:
-        """Check hidden."""
-        require_count("hidden", self.hidden)
-
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Add ``bottleneck`` to every attention and MLP."""
+        """Attach ``bottleneck`` to every attention and MLP."""
         from torch import nn
 
         from samadapt.methods.attached_layer import add_after, attach, bottleneck
@@ -61,12 +57,12 @@ class Houlsby(Method):
             attach(sam.get_submodule(path), "bottleneck", layers, add_after)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return two bottlenecks a block, each with two weights and two biases."""
+        """Return the size of two bottlenecks in each block."""
         del sam
         return sum(2 * (2 * s.width * self.hidden + self.hidden + s.width) for s in blocks)
 
     def count_own_decoder_parameters(self, sam: Sam) -> int:
-        """Return four bottlenecks a layer of the decoder, and one behind them."""
+        """Return the size of four bottlenecks in each layer of the decoder, and of the last one."""
         width = sam.build.prompt_width
         count = 4 * sam.build.decoder_depth + 1
         return count * (2 * width * self.hidden + self.hidden + width)

@@ -1,7 +1,7 @@
 """(IA)^3 (Liu et al. 2022): learned vectors scale keys, values and the MLP's hidden activations.
 
-"Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning". The
-fused qkv is scaled whole here, so q has a vector as well.
+"Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning". Unlike in
+the paper q is scaled too, because SAM computes q, k and v by one linear.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 @register("ia3")
 @dataclass(frozen=True)
 class IA3(LinearMethod):
-    """``l * (W x + b)``; at the MLP's second linear ``W (l * x) + b``. All ones at the start.
+    """``l * (W x + b)``, or ``W (l * x) + b`` at the second linear of the MLP. l starts at ones.
 
-    ``mlp`` means the second linear alone.
+    In ``targets``, ``mlp`` means the second linear only.
     """
 
     summary: ClassVar[str] = "vectors that scale qkv and the hidden activations of the MLP"
@@ -39,24 +39,24 @@ class IA3(LinearMethod):
     )
 
     def encoder_names(self, sam: Sam, block: AttentionBlock) -> list[str]:
-        """Return the target linears without the MLP's first."""
+        """Return the target linears without the first one of the MLP."""
         from samadapt.methods.peft_library import linears
 
         hidden = linears(sam, block.mlp)[:-1]
         return [name for name in super().encoder_names(sam, block) if name not in hidden]
 
     def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
-        """Return the layers; what scales its input is named apart."""
+        """Return the layers, naming the linears whose input is scaled."""
         layers = super().peft_layers(sam, blocks)
         return tuple(replace(x, options=_scaled_inputs(x.names)) for x in layers)
 
     def count(self, sam: Sam, names: Sequence[str]) -> int:
-        """Return the sum of the scaled widths: inputs of the MLPs' second linears, outputs else."""
+        """Return the sum of the scaled widths: inputs of the MLPs' second linears, else outputs."""
         scaled = _scaled_inputs(names)["feedforward_modules"]
         shapes = {name: sam.get_parameter(f"{name}.weight").shape for name in names}
         return sum(shape[name in scaled] for name, shape in shapes.items())
 
 
 def _scaled_inputs(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the MLPs' second linears, as peft's option."""
+    """Return peft's option that names the second linears of the MLPs."""
     return {"feedforward_modules": [n for n in names if n.endswith((".mlp.lin2", ".mlp.fc2"))]}

@@ -1,7 +1,7 @@
-"""Full fine-tuning of the last blocks, everything before them frozen.
+"""Full fine-tuning of the last blocks; everything before them is frozen.
 
-How deep to train is older than its names; Lee et al. 2019, "What Would Elsa Do? Freezing Layers
-During Transformer Fine-Tuning", measure that a quarter of the layers comes close to all of them.
+The idea is older than any name for it. Lee et al. 2019, "What Would Elsa Do? Freezing Layers During
+Transformer Fine-Tuning", measured that training a quarter of the layers comes close to all.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 class LateBlocks(Method):
     """Train every weight of the chosen blocks, the last two by default.
 
-    With ``decoder=own`` the last of the decoder's two-way layers too, and nothing behind it.
-    Patch embedding, merges between stages and neck stay frozen whatever ``blocks`` says; ``full``
-    trains them too.
+    ``decoder=own`` also trains the last two-way layer of the decoder, and nothing after it. The
+    patch embedding, the merges between stages and the neck always stay frozen; ``full`` trains
+    them.
     """
 
     summary: ClassVar[str] = "every weight of the last blocks"
@@ -44,21 +44,23 @@ class LateBlocks(Method):
     )
 
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Unfreeze; nothing is added."""
+        """Make the weights trainable; no module is added."""
         for block in _blocks(sam, blocks):
             block.requires_grad_(True)
         if self.decoder == "own":
             sam.get_submodule(two_way_layers(sam)[-1]).requires_grad_(True)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return the size of the chosen blocks."""
+        """Return the number of weights of the chosen blocks."""
         return sum(p.numel() for block in _blocks(sam, blocks) for p in block.parameters())
 
     def count_own_decoder_parameters(self, sam: Sam) -> int:
-        """Return the size of the last two-way layer."""
+        """Return the number of weights of the last two-way layer."""
         width, mlp = sam.build.prompt_width, sam.build.decoder_mlp
+        # Self-attention keeps the width. The two attentions with the image halve it inside.
         attentions = 4 * width * (width + 1) + 2 * (4 * width * width // 2 + 5 * width // 2)
-        return attentions + 2 * width * mlp + mlp + width + 4 * 2 * width
+        norms = 4 * 2 * width
+        return attentions + 2 * width * mlp + mlp + width + norms
 
 
 def _blocks(sam: Sam, blocks: Sequence[AttentionBlock]) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""LayerNorm tuning (Zhao et al. 2023): gains and biases of the blocks' layer norms alone.
+"""LayerNorm tuning (Zhao et al. 2023): only gains and biases of the blocks' layer norms.
 
 "Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning".
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @register("layernorm")
 @dataclass(frozen=True)
 class LayerNormTuning(PeftMethod):
-    """Train the layer norms of the chosen blocks, and of the decoder with ``decoder=own``."""
+    """Train the layer norms of the chosen blocks and, with ``decoder=own``, of the decoder."""
 
     summary: ClassVar[str] = "gains and biases of the layer norms"
     lr: ClassVar[float] = 3e-3
@@ -41,5 +41,5 @@ class LayerNormTuning(PeftMethod):
         return norms(sam, "mask_decoder")
 
     def count(self, sam: Sam, names: Sequence[str]) -> int:
-        """Return a gain and a bias a channel."""
+        """Return the number of gains and biases, one of each for every channel."""
         return sum(2 * sam.get_parameter(f"{name}.weight").numel() for name in names)

@@ -1,7 +1,7 @@
-"""LoHa (Hyeon-Woo et al. 2021): the update is the Hadamard product of two low-rank matrices.
+"""LoHa (Hyeon-Woo et al. 2021): the update is the elementwise product of two low-rank matrices.
 
-"FedPara: Low-rank Hadamard Product for Communication-Efficient Federated Learning"; its use for
-adapters is LyCORIS's (Yeh et al. 2023).
+"FedPara: Low-rank Hadamard Product for Communication-Efficient Federated Learning". LyCORIS (Yeh et
+al. 2023) brought it to adapters.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from samadapt.methods.base import register, require_count
-from samadapt.methods.peft_method import LinearMethod, require_alpha
+from samadapt.methods.base import register
+from samadapt.methods.peft_method import LinearMethod
 from samadapt.system.settings import Whole
 
 
 @register("loha")
 @dataclass(frozen=True)
 class LoHa(LinearMethod):
-    """``W + alpha / rank (B1 A1) * (B2 A2)``, elementwise: a rank of up to ``rank ** 2``.
+    """``W + alpha / rank (B1 A1) * (B2 A2)``, an update whose rank can reach ``rank ** 2``.
 
     Attributes:
-        rank: of each of the two factors.
-        alpha: None is ``rank``, a scale of 1.
+        rank: rank of each of the two factors.
+        alpha: None means ``rank``, a scale of 1.
     """
 
     summary: ClassVar[str] = "updates of high rank: the elementwise product of two low-rank ones"
@@ -35,11 +35,6 @@ class LoHa(LinearMethod):
     alpha: float | None = Field(
         default=None, description="scale is alpha / rank; null: alpha = rank", gt=0
     )
-
-    def validate(self) -> None:
-        """Check rank and alpha."""
-        require_count("rank", self.rank)
-        require_alpha(self.alpha)
 
     def arguments(self) -> Mapping[str, Any]:
         """Return rank and alpha."""

@@ -12,20 +12,20 @@ from typing import Any, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from samadapt.methods.base import register, require, require_count
-from samadapt.methods.peft_method import LinearMethod, require_alpha
+from samadapt.methods.base import register, require
+from samadapt.methods.peft_method import LinearMethod
 from samadapt.system.settings import Whole
 
 
 @register("lokr")
 @dataclass(frozen=True)
 class LoKr(LinearMethod):
-    """``W + alpha / rank C (x) (B A)``; B A is whole where a low rank would not be smaller.
+    """``W + alpha / rank C (x) (B A)``; the second factor is a full matrix if that is smaller.
 
     Attributes:
-        rank: of the larger factor.
-        alpha: None is ``rank``, a scale of 1.
-        factor: side of the smaller factor C; -1 splits every side near its square root.
+        rank: rank of the larger factor B A.
+        alpha: None means ``rank``, a scale of 1.
+        factor: side of the small factor C; -1 splits every side near its square root.
     """
 
     summary: ClassVar[str] = "Kronecker products of a small and a low-rank matrix"
@@ -40,13 +40,10 @@ class LoKr(LinearMethod):
         default=-1, description="side of the small factor; -1: near the square root", ge=-1
     )
 
-    def validate(self) -> None:
-        """Check rank, alpha and factor."""
-        require_count("rank", self.rank)
-        require_alpha(self.alpha)
-        whole = isinstance(self.factor, int) and not isinstance(self.factor, bool)
+    def check_options(self) -> None:
+        """Check factor, which may be -1 but not 0."""
         require(
-            whole and (self.factor == -1 or self.factor >= 1),
+            self.factor != 0,
             f"peft.factor must be -1 or an integer of at least 1; got {self.factor!r}",
         )
 
@@ -56,7 +53,7 @@ class LoKr(LinearMethod):
         return {"r": self.rank, "alpha": alpha, "decompose_factor": self.factor}
 
     def size(self, inputs: int, outputs: int) -> int:
-        """Return the sizes of both factors; the larger is low-rank where that is smaller."""
+        """Return the sizes of both factors; the larger one has low rank if that is smaller."""
         from peft.tuners.lokr.layer import factorization
 
         in_small, in_large = factorization(inputs, self.factor)

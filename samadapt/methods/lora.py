@@ -1,6 +1,6 @@
-"""LoRA (Hu et al. 2021) on slices of the fused qkv and on other linears, stored as standard peft.
+"""LoRA (Hu et al. 2021) on slices of the fused qkv and on other linears, stored as plain peft.
 
-"LoRA: Low-Rank Adaptation of Large Language Models"; ``rslora`` is the scaling of "A Rank
+"LoRA: Low-Rank Adaptation of Large Language Models". ``rslora`` is the scaling of "A Rank
 Stabilization Scaling Factor for Fine-Tuning with LoRA" (Kalajdzievski 2023).
 """
 
@@ -16,11 +16,9 @@ from samadapt.methods.base import (
     LowRank,
     PeftLayers,
     register,
-    require,
-    require_count,
     require_slices,
 )
-from samadapt.methods.peft_method import LinearMethod, require_alpha
+from samadapt.methods.peft_method import LinearMethod
 from samadapt.system.settings import Tuple, Whole
 
 if TYPE_CHECKING:
@@ -31,17 +29,23 @@ if TYPE_CHECKING:
 @register("lora")
 @dataclass(frozen=True)
 class LoRA(LinearMethod):
-    """Low-rank updates of the chosen q, k and v, and of the other target linears.
+    """Low-rank updates of the chosen slices q, k and v of qkv, and of other target linears.
 
-    The A of all slices are stacked, and B is zero outside the chosen slices, so one plain LoRA of
-    rank ``len(slices) * rank`` on ``qkv`` says the same (DESIGN: decisions).
+    SAM computes q, k and v by one linear with rows (q | k | v). Updates of rank r for q and v are
+    stored as one plain LoRA of rank 2r on it, which any program with peft can load::
+
+        A = [A_q]   (2r, width)        B = [B_q   0 ]   (3 width, 2r)
+            [A_v]                          [ 0    0 ]
+                                           [ 0   B_v]
+
+    ``qkv_layer.SlicedProjection`` holds and trains only the blocks of B that are not zero.
 
     Attributes:
-        rank: of each slice, and of each other linear.
-        alpha: the update is scaled by ``alpha / rank``; None is ``rank``, a scale of 1.
-        dropout: on the input of A, in training.
-        slices: which of q, k and v, where ``qkv`` is a target.
-        rslora: scale by ``alpha / sqrt(rank)`` instead; with alpha None by ``sqrt(rank)``.
+        rank: rank of the update of each slice and of each other linear.
+        alpha: the update is scaled by ``alpha / rank``; None means ``rank``, a scale of 1.
+        dropout: dropout probability on the input of A in training.
+        slices: which of q, k and v are updated if ``qkv`` is a target.
+        rslora: scale by ``alpha / sqrt(rank)`` instead; by ``sqrt(rank)`` if alpha is None.
     """
 
     summary: ClassVar[str] = "low-rank updates on slices of qkv, and on proj and MLP by choice"
@@ -58,22 +62,15 @@ class LoRA(LinearMethod):
     )
     rslora: bool = Field(default=False, description="scale by alpha / sqrt(rank): rank-stabilised")
 
-    def validate(self) -> None:
-        """Check rank, alpha, dropout, slices and rslora."""
-        require_count("rank", self.rank)
-        require_alpha(self.alpha)
-        number = isinstance(self.dropout, int | float) and not isinstance(self.dropout, bool)
-        require(
-            number and 0 <= self.dropout < 1,
-            f"peft.dropout must be at least 0 and below 1; got {self.dropout!r}",
-        )
+    def check_options(self) -> None:
+        """Check that no slice is named twice."""
         require_slices(self.slices)
-        require(isinstance(self.rslora, bool), f"peft.rslora: true or false; got {self.rslora!r}")
 
     def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
-        """Give every ``qkv`` the stacked rank, with an alpha that keeps the scale."""
+        """Return LoRA layers; each ``qkv`` has the stacked rank of all its slices."""
         alpha = float(self.rank if self.alpha is None else self.alpha)
         count = len(self.slices)
+        # peft divides by the stacked rank (or its root), so alpha grows with it to keep the scale.
         stacked = LowRank(count * self.rank, count ** (0.5 if self.rslora else 1) * alpha)
         qkv = {block.qkv for block in blocks}
         names = [name for layers in super().peft_layers(sam, blocks) for name in layers.names]
@@ -88,7 +85,7 @@ class LoRA(LinearMethod):
         return (layers,)
 
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Put the block-structured B in the place of peft's dense one."""
+        """Replace the dense B of every ``qkv`` by the block-structured one."""
         from samadapt.methods.peft_library import ADAPTER
         from samadapt.methods.qkv_layer import SlicedProjection
 
@@ -105,7 +102,7 @@ class LoRA(LinearMethod):
         return self.rank * (inputs + outputs)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return slices * rank * (inputs + rows of a slice) a qkv, and ``size`` of the others."""
+        """Return slices * rank * (inputs + rows of a slice) for each qkv, and the other linears."""
         sliced = len(blocks) if "qkv" in self.targets else 0
         per_block = [len(self.slices) * self.rank * 2 * block.width for block in blocks[:sliced]]
         others = [

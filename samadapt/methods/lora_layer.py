@@ -1,8 +1,8 @@
-"""peft's LoRA layer, with the update added in place and nothing kept that training does not need.
+"""peft's LoRA layer with less memory: the update is accumulated into the output in place.
 
-peft adds ``B(A(x))`` by making it whole, scaling it and summing it to the base's output: three more
-tensors as large as that output. Here B's product is accumulated into it by the matrix product
-itself. Imports torch; ``peft_library`` imports this file when it injects.
+The peft library computes ``B(A(x))``, scales it and adds it to the output of the base. This creates
+three more tensors of the size of that output. Here the matrix product with B accumulates directly
+into the output, and only what backward needs is kept.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch.nn import functional
 class _FusedUpdate(torch.autograd.Function):
     """``y = W x + b + scale * B A x`` for tokens x (t, inputs), with W and b frozen.
 
-    Kept for backward are x, once, and A x; no gradient of W is ever formed.
+    Backward needs x, which is kept once, and A x. A gradient of W is never computed.
     """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        x, weight, bias, a, b, scale = inputs
+        x, weight, bias, a, b, scale = inputs  # a (r, inputs), b (outputs, r)
         low = x @ a.t()
         ctx.save_for_backward(x, weight, a, b, low)
         ctx.scale = scale
@@ -43,15 +43,16 @@ class _FusedUpdate(torch.autograd.Function):
 
 
 class FusedLoraLinear(lora.Linear):
-    """peft's LoRA on a linear; the plain case runs fused, every other one as peft does it."""
+    """peft's LoRA on a linear. The plain case runs fused, every other case runs as in peft."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Map (..., inputs) to (..., rows)."""
+        """Map x (..., inputs) to (..., outputs)."""
         if args or kwargs or not self._is_plain():
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
         (name,) = self.active_adapters
         base, a, b = self.get_base_layer(), self.lora_A[name], self.lora_B[name]
+        # An autograd function is not autocast, so cast as autocast would. It leaves float64 alone.
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -67,7 +68,7 @@ class FusedLoraLinear(lora.Linear):
         return tokens.view(*x.shape[:-1], tokens.shape[1])
 
     def _is_plain(self) -> bool:
-        """Whether one adapter is active, unmerged, without dropout, on a frozen linear."""
+        """Whether one adapter is active and unmerged, without dropout, on a frozen linear."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return False
         (name,) = self.active_adapters

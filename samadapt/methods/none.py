@@ -1,4 +1,4 @@
-"""Nothing in the encoder: the zero-shot baseline, or the decoder alone."""
+"""No adaptation: the zero-shot baseline."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from samadapt.methods.base import EVERYTHING, Decoder, Method, register
 @register("none")
 @dataclass(frozen=True)
 class NoAdaptation(Method):
-    """The encoder stays as it is; ``decoder`` is frozen too unless asked for."""
+    """Train nothing and score the model as it is.
 
-    summary: ClassVar[str] = "the encoder untouched; zero-shot unless the decoder is trained"
+    Adapters of version 0.1 may hold this method with ``decoder`` "full" or "lora", from before
+    ``peft=decoder`` existed, so the option stays.
+    """
+
+    summary: ClassVar[str] = (
+        "nothing: the base model as it is (zero-shot); peft=decoder trains the decoder alone"
+    )
     plain_peft: ClassVar[bool] = True
     not_in_decoder: ClassVar[str] = "has no layers of its own"
     changes: ClassVar[frozenset[str]] = EVERYTHING

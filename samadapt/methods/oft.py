@@ -1,9 +1,9 @@
-"""OFT (Qiu et al. 2023): the inputs of a linear are rotated, block by block.
+"""OFT (Qiu et al. 2023): the inputs of a linear are rotated block by block.
 
 "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", on the input side and with the
-Cayley-Neumann series of "Orthogonal Finetuning Made Scalable" (Qiu et al. 2025), as in peft. peft
-takes a grid of tokens (b, h, w, c) for the input of a convolution; hooks keep it from that, so what
-is saved needs samadapt.
+Cayley-Neumann series of "Orthogonal Finetuning Made Scalable" (Qiu et al. 2025), as in peft. The
+peft library takes a tensor with four axes for the input of a convolution, but SAM's tokens have the
+four axes (b, h, w, c). Hooks add axes around the rotation, so the saved adapter needs samadapt.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from samadapt.methods.base import PeftLayers, register, require, require_count
+from samadapt.methods.base import PeftLayers, register, require
 from samadapt.methods.peft_method import LinearMethod
 from samadapt.system.settings import Whole
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 @register("oft")
 @dataclass(frozen=True)
 class OFT(LinearMethod):
-    """``W R x`` with R block-diagonal and orthogonal; the identity at the start.
+    """``W R x`` with a block-diagonal orthogonal matrix R, which starts as the identity.
 
     Attributes:
-        block_size: channels that are rotated among themselves; must divide a linear's inputs.
+        block_size: number of channels that one block rotates; it must divide a linear's inputs.
     """
 
     summary: ClassVar[str] = "rotations of blocks of the input channels"
@@ -41,13 +41,8 @@ class OFT(LinearMethod):
 
     block_size: Whole = Field(default=8, description="channels rotated among themselves", ge=2)
 
-    def validate(self) -> None:
-        """Check the block size."""
-        require_count("block_size", self.block_size)
-        require(self.block_size > 1, "peft.block_size must be at least 2; got 1")
-
     def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
-        """Return the layers; every linear's inputs must be whole blocks."""
+        """Return the layers; check that ``block_size`` divides the inputs of every linear."""
         layers = super().peft_layers(sam, blocks)
         for name in [name for one in layers for name in one.names]:
             inputs = sam.get_parameter(f"{name}.weight").shape[1]
@@ -58,7 +53,7 @@ class OFT(LinearMethod):
         return layers
 
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Let the rotations take grids of tokens."""
+        """Add the hooks that let the rotations take tokens (b, h, w, c)."""
         from peft.tuners.oft.layer import OFTRotationModule
 
         for module in sam.modules():
@@ -67,11 +62,11 @@ class OFT(LinearMethod):
                 module.register_forward_hook(_less_axes)
 
     def arguments(self) -> Mapping[str, Any]:
-        """Return the block size, and peft's default number of blocks switched off."""
+        """Return the block size; ``r=0`` switches off peft's default, a fixed number of blocks."""
         return {"r": 0, "oft_block_size": self.block_size}
 
     def size(self, inputs: int, outputs: int) -> int:
-        """Return the upper triangles of all blocks."""
+        """Return the sum of the upper triangles of all blocks, which parametrise the rotations."""
         del outputs
         return inputs // self.block_size * self.block_size * (self.block_size - 1) // 2
 

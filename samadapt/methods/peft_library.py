@@ -1,4 +1,4 @@
-"""peft's layers in encoder and decoder: planned, injected, read and merged."""
+"""Calls into the peft library: plan, inject, read, write and merge its layers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from samadapt.sam.types import AttentionBlock
 
 ADAPTER = "default"
-"""peft's name for the one adapter that a model carries here."""
+"""The name under which peft keeps the one adapter of a model."""
 
 PREFIX = "base_model.model."
-"""peft stores names as seen from its own wrapper."""
+"""Prefix of stored names, which peft gives as seen from its own wrapper ``PeftModel``."""
 
 
 def plan_layers(
@@ -31,7 +31,8 @@ def plan_layers(
 ) -> tuple[PeftLayers, ...]:
     """Return what peft adds to a plain model: the method's layers, and LoRA in the decoder.
 
-    The decoder's LoRA joins the method's own where one configuration can say both.
+    If the method is a plain LoRA itself, the decoder's layers join its configuration, so that the
+    adapter stays one that peft can load.
     """
     groups = list(method.peft_layers(sam, blocks))
     if method.decoder != "lora":
@@ -62,7 +63,7 @@ def count_decoder_parameters(sam: Sam, method: Method) -> int:
 
 
 def linears(sam: Sam, root: str) -> list[str]:
-    """Return the paths of the linear layers of a plain model at or under ``root``."""
+    """Return the paths of the linear layers of a plain model at or below ``root``."""
     from torch import nn
 
     found = sam.get_submodule(root).named_modules(prefix=root)
@@ -70,7 +71,7 @@ def linears(sam: Sam, root: str) -> list[str]:
 
 
 def norms(sam: Sam, root: str) -> list[str]:
-    """Return the paths of the layer norms of a plain model under ``root``."""
+    """Return the paths of the layer norms of a plain model below ``root``."""
     from torch import nn
 
     found = sam.get_submodule(root).named_modules(prefix=root)
@@ -78,10 +79,10 @@ def norms(sam: Sam, root: str) -> list[str]:
 
 
 def peft_config(layers: PeftLayers, **more: Any) -> PeftConfig:
-    """Return peft's configuration; LoRA ranks that differ from the commonest go into patterns.
+    """Return peft's configuration object for some layers.
 
     Raises:
-        ConfigError: for an option that peft's kind does not have, or refuses.
+        ConfigError: for an option that this kind does not have, or a value that peft refuses.
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -100,6 +101,7 @@ def peft_config(layers: PeftLayers, **more: Any) -> PeftConfig:
 
 
 def _ranks(ranks: Mapping[str, LowRank]) -> dict[str, Any]:
+    """Return ranks and alphas: the most common value, and patterns for modules that differ."""
     if not ranks:
         return {}
     rank = Counter(layer.rank for layer in ranks.values()).most_common(1)[0][0]
@@ -113,10 +115,10 @@ def _ranks(ranks: Mapping[str, LowRank]) -> dict[str, Any]:
 
 
 def inject_layers(sam: Sam, layers: PeftLayers) -> BaseTuner:
-    """Let peft put its layers in the place of the named ones; what they add is trainable.
+    """Let peft replace the named modules by its layers; their new parameters are trainable.
 
     Raises:
-        ConfigError: when peft refuses the options, or the output would change at once.
+        ConfigError: when peft refuses the options, or the layers change the output at the start.
     """
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
     from torch import nn
@@ -134,7 +136,7 @@ def inject_layers(sam: Sam, layers: PeftLayers) -> BaseTuner:
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
             raise ConfigError(f"peft refuses {layers.kind} here: {error}") from error
     del sam.peft_config
-    for parameter in trained:  # peft froze what another kind had added
+    for parameter in trained:  # peft has frozen what another kind added before
         parameter.requires_grad_(True)
     sam.eval()
     if layers.check_start:
@@ -143,6 +145,7 @@ def inject_layers(sam: Sam, layers: PeftLayers) -> BaseTuner:
 
 
 def _check_start(sam: Sam, layers: PeftLayers) -> None:
+    """Compare every new layer with its base on random tokens."""
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -153,7 +156,7 @@ def _check_start(sam: Sam, layers: PeftLayers) -> None:
         base: Any = layer.get_base_layer()
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(2, 3, 3, base.in_features, generator=generator).to(base.weight)
-        for tokens in (x, x[0, 0, 0]):  # a grid of images, and TinyViT's padding alone
+        for tokens in (x, x[0, 0, 0]):  # (b, h, w, c), and one padding token of TinyViT
             with torch.no_grad():
                 expected = base(tokens)
                 try:
@@ -171,7 +174,7 @@ def _check_start(sam: Sam, layers: PeftLayers) -> None:
 
 
 def read_state(tuner: BaseTuner, layers: PeftLayers) -> dict[str, Tensor]:
-    """Return what peft saves of these layers, under the names that it gives."""
+    """Return the tensors that peft saves for these layers, under peft's names."""
     from peft import get_peft_model_state_dict
 
     view: Any = _view(tuner)
@@ -181,14 +184,14 @@ def read_state(tuner: BaseTuner, layers: PeftLayers) -> dict[str, Tensor]:
 
 
 def write_state(tuner: BaseTuner, state: Mapping[str, Tensor]) -> None:
-    """Put back what ``read_state`` returned."""
+    """Load tensors that ``read_state`` returned."""
     from peft import set_peft_model_state_dict
 
     set_peft_model_state_dict(_view(tuner), dict(state), adapter_name=ADAPTER)
 
 
 def _view(tuner: BaseTuner) -> nn.Module:
-    """Return the tuner under the names that ``PeftModel`` gives it."""
+    """Return the tuner in a module that looks like peft's ``PeftModel``."""
     from torch import nn
 
     view = nn.Module()
@@ -198,10 +201,10 @@ def _view(tuner: BaseTuner) -> nn.Module:
 
 
 def merge_layers(sam: Sam) -> None:
-    """Fold every peft layer into its linear or norm and put the plain one back.
+    """Fold every peft layer into its linear or norm, and restore the plain module.
 
     Raises:
-        AdapterError: when training left the frozen weights in bf16, or peft cannot merge the kind.
+        AdapterError: when the frozen weights are in bf16, or peft cannot merge this kind.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -1,8 +1,8 @@
-"""Every other kind that the installed peft has for linears, by its own name and options.
+"""All other kinds of layers in the installed peft library, by peft's names and options.
 
-``peft=hra peft.options={r: 4}``: no file of ours is needed, and a kind that a later peft brings is
-found by its folder. The options are checked against peft's configuration when the method is
-injected, and the output against the base: a kind that does not start as the identity is refused.
+For example ``peft=hra peft.options={r: 4}``. Kinds of later versions of peft are found by their
+folders. At injection the options are checked against peft's configuration, and the output is
+compared with the base: a kind that changes the output before training is refused.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ SUMMARIES = {
     "tinylora": "a few numbers that mix random matrices within the weight's main directions",
     "waveft": "updates from a few coefficients of a wavelet transform",
 }
-"""What the kinds do that the tests cover; others of the installed peft are tried as they are."""
+"""Summaries of the kinds that the tests cover. Other kinds are offered without a promise."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "c3a": {"block_size": 32, "init_weights": True},
@@ -79,18 +79,18 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "frod": {"progressbar": False},
     "road": {"group_size": 32},
 }
-"""What peft's own defaults are changed to, so that it fits SAM or starts as the identity."""
+"""Changes of peft's defaults that a kind needs to fit SAM or to start at the base's output."""
 
 ONE_WIDTH = frozenset({"frod"})
-"""Kinds whose blocks share matrices as wide as their tokens."""
+"""Kinds that share matrices between blocks, which must then have one token width."""
 
 
 @dataclass(frozen=True)
 class OtherPeft(LinearMethod):
-    """A kind of peft's without a file here.
+    """A kind of peft layer that has no file of its own here.
 
     Attributes:
-        options: arguments of its configuration in peft, by their names there.
+        options: arguments of peft's configuration of this kind, under peft's names.
     """
 
     reads_base: ClassVar[bool] = True
@@ -100,12 +100,8 @@ class OtherPeft(LinearMethod):
         default=None, description="options of peft's own configuration"
     )
 
-    def validate(self) -> None:
-        """Check that the options are a mapping; what it holds is peft's to judge."""
-        named = self.options is None or (
-            isinstance(self.options, dict) and all(isinstance(key, str) for key in self.options)
-        )
-        require(named, f"peft.options must be a mapping {{name: value}}; got {self.options!r}")
+    def check_options(self) -> None:
+        """Check that the options do not contradict other keys; peft checks the rest."""
         for key in ("target_modules", "modules_to_save", "inference_mode", "peft_type"):
             require(
                 key not in (self.options or {}),
@@ -113,14 +109,14 @@ class OtherPeft(LinearMethod):
             )
 
     def arguments(self) -> Mapping[str, Any]:
-        """Return the options over the changed defaults."""
+        """Return the defaults, replaced by the user's options."""
         return {**self.defaults, **(self.options or {})}
 
     def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
-        """Return the layers, to be tried once they are in.
+        """Return the layers, which are checked after injection.
 
         Raises:
-            ConfigError: when the kind needs blocks of one width and the chosen ones have several.
+            ConfigError: when the kind needs blocks of one width and the chosen blocks have several.
         """
         widths = sorted({block.width for block in blocks})
         require(
@@ -131,7 +127,7 @@ class OtherPeft(LinearMethod):
         return tuple(replace(x, check_start=True) for x in super().peft_layers(sam, blocks))
 
     def count(self, sam: Sam, names: Sequence[str]) -> int:
-        """Return what peft trains there: it knows the formula, and a copy is asked."""
+        """Return how many parameters peft trains there, counted after injection into a copy."""
         import copy
 
         from samadapt.methods.peft_library import inject_layers
@@ -144,7 +140,7 @@ class OtherPeft(LinearMethod):
 
 
 def register_others() -> None:
-    """List every kind of the installed peft that no file here names; imports nothing of peft."""
+    """Register every kind of the installed peft that has no file here, without importing peft."""
     taken = {getattr(method, "kind", "").lower() for method in METHODS.values()}
     spec = find_spec("peft")
     places = spec.submodule_search_locations if spec is not None else None
@@ -152,9 +148,7 @@ def register_others() -> None:
         for config in sorted(folder.glob("*/config.py")):
             name = config.parent.name
             if name not in taken | UNFIT.keys():
-                summary = SUMMARIES.get(
-                    name, f"peft's {name}, as it comes: held to no contract here"
-                )
+                summary = SUMMARIES.get(name, f"peft's {name}, not covered by the tests")
                 body: dict[str, Any] = {
                     "kind": name.upper(),
                     "summary": summary,

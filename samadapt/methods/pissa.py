@@ -1,11 +1,12 @@
-"""PiSSA (Meng et al. 2024): LoRA that starts at the weight's principal singular directions.
+"""PiSSA (Meng et al. 2024): LoRA that starts at the principal singular directions of the weight.
 
 "PiSSA: Principal Singular Values and Singular Vectors Adaptation of Large Language Models". The
-paper, and peft, put the rest of the weight in the place of the base. Here the base stays as it is,
-and the start is subtracted: ``W + alpha / rank (B A - B0 A0)``, with B0 A0 frozen. That is the same
-function with the same gradients, the identity at the start exactly, and on the disk a plain LoRA
-of twice the rank, as peft's own conversion makes it: it fits the untouched base, and no program
-has to find the singular vectors again.
+paper and the peft library replace the base weight by what is left after subtracting these
+directions. Here the base stays as it is and the start is subtracted instead:
+``W + alpha / rank (B A - B0 A0)`` with frozen B0 and A0. This is the same function with the same
+gradients, and it equals the base exactly at the start. It is stored as a plain LoRA of twice the
+rank, like the result of peft's own conversion, so it fits the untouched base and no program has to
+compute the singular vectors again.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from samadapt.methods.base import LowRank, PeftLayers, register, require_count
-from samadapt.methods.peft_method import LinearMethod, require_alpha
+from samadapt.methods.base import LowRank, PeftLayers, register
+from samadapt.methods.peft_method import LinearMethod
 from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 @register("pissa")
 @dataclass(frozen=True)
 class PiSSA(LinearMethod):
-    """LoRA whose A and B are the first ``rank`` singular vectors, times the root of their values.
+    """LoRA that starts at the first ``rank`` singular vectors times the roots of their values.
 
     Attributes:
-        rank: number of singular directions; at most the smaller side of a linear.
-        alpha: the update is scaled by ``alpha / rank``; None is ``rank``, a scale of 1.
+        rank: number of singular directions; at most the smaller side of every target linear.
+        alpha: the update is scaled by ``alpha / rank``; None means ``rank``, a scale of 1.
     """
 
     summary: ClassVar[str] = "LoRA that starts at the principal singular directions"
@@ -44,13 +45,8 @@ class PiSSA(LinearMethod):
         default=None, description="scale is alpha / rank; null: alpha = rank", gt=0
     )
 
-    def validate(self) -> None:
-        """Check rank and alpha."""
-        require_count("rank", self.rank)
-        require_alpha(self.alpha)
-
     def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
-        """Return plain LoRA layers of twice the rank and alpha: the trained half and the start."""
+        """Return LoRA layers of twice the rank and alpha: one half is trained, one is the start."""
         alpha = float(self.rank if self.alpha is None else self.alpha)
         layer = LowRank(2 * self.rank, 2 * alpha)
         return tuple(
@@ -61,7 +57,7 @@ class PiSSA(LinearMethod):
         )
 
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Put the pairs of trained and frozen halves in the place of peft's A and B."""
+        """Replace peft's A and B by pairs of a trained and a frozen half."""
         from peft.tuners.lora import LoraLayer
 
         from samadapt.methods.pissa_layer import pair

@@ -1,7 +1,7 @@
-"""A low-rank pair that is trained and a frozen one that is subtracted: PiSSA's start.
+"""The matrices of PiSSA: a trained half, and a frozen half that subtracts the start.
 
 In a state dict, and through ``weight``, the two halves are one matrix, so peft's own merge, save
-and load see a plain LoRA of twice the rank. Imports torch; ``pissa`` imports this when it injects.
+and load see a plain LoRA of twice the rank.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from samadapt.methods.peft_library import ADAPTER
 
 
 class Paired(nn.Module):
-    """One matrix of a LoRA, whose first half along an axis is trained.
+    """A or B of a LoRA whose first half along one axis is trained and whose second half is frozen.
 
     Args:
-        trained: where the trained half starts.
-        frozen: the other half.
-        dim: axis along which ``weight`` joins them: 0 for A, 1 for B.
+        trained: initial values of the trained half.
+        frozen: the frozen half.
+        dim: axis along which ``weight`` joins the halves: 0 for A, 1 for B.
     """
 
     frozen: Tensor
@@ -40,7 +40,7 @@ class Paired(nn.Module):
         return torch.cat([self.trained, self.frozen], dim=self.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply by ``weight``; each half by itself, so that equal halves cancel exactly."""
+        """Multiply x by ``weight``, each half separately, so that equal halves cancel exactly."""
         if self.dim == 0:
             return torch.cat(
                 [functional.linear(x, self.trained), functional.linear(x, self.frozen)], dim=-1
@@ -81,13 +81,14 @@ def pair(layer: LoraLayer, rank: int, name: str) -> None:
     """Start a LoRA layer of twice the rank at the first singular directions of its linear.
 
     Raises:
-        ConfigError: when the linear has fewer.
+        ConfigError: when the linear has fewer directions than ``rank``.
     """
     base: Any = layer.get_base_layer()
     weight = base.weight.detach()
     if rank > min(weight.shape):
         raise ConfigError(f"peft.rank {rank} exceeds the smaller side of {name}: {weight.shape}")
     u, values, v = torch.linalg.svd(weight.float(), full_matrices=False)
+    # W is close to U S V. With B0 = U sqrt(S) and A0 = sqrt(S) V, the product scale * B0 A0 is it.
     root = (values[:rank] / layer.scaling[ADAPTER]).sqrt()
     a = (root[:, None] * v[:rank]).to(weight.dtype)
     b = (u[:, :rank] * root).to(weight.dtype)

@@ -1,13 +1,14 @@
-"""Learned tokens that every cell attends to: visual prompt tuning in SAM's encoder.
+"""Learned tokens that every image token attends to: visual prompt tuning in SAM's encoder.
 
-Jia et al. 2022, "Visual Prompt Tuning" (VPT-deep), puts new learned tokens before every block; what
-they do there is to be keys and values for the others. As further keys in the same softmax they take
-weight from the image's own, so no start would be the identity, and SAM's attention in tiles has no
-place for them. So they get a softmax of their own behind a gate that starts at zero, as in Zhang et
-al. 2023, "LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init Attention",
-section 3.2: each head gives ``attention(q, image) + tanh(gate) * softmax(q K' / sqrt(d)) V'``, with
-K' and V' the frozen projections of the tokens. The tokens have no place in the image, so no
-relative position is added to their scores. They are not in the stream: the grid keeps its shape.
+Jia et al. 2022, "Visual Prompt Tuning" (VPT-deep), adds new learned tokens before every block,
+where they act as keys and values for the others. As further keys in the same softmax they would
+take weight from the image tokens, so the model could not start at the base, and SAM's tiled
+attention has no place for them. Here they have a softmax of their own and a gate that starts at
+zero, as in Zhang et al. 2023, "LLaMA-Adapter: Efficient Fine-tuning of Language Models with
+Zero-init Attention", section 3.2. Each head computes
+``attention(q, image) + tanh(gate) * softmax(q K' / sqrt(d)) V'``, where K' and V' are the frozen
+projections of the learned tokens. These have no place in the image, so no relative position is
+added to their scores. They are not part of the token stream, so the grid keeps its shape.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from samadapt.methods.base import LINEARS, Method, register, require_count
+from samadapt.methods.base import LINEARS, Method, register
 from samadapt.methods.decoder_modules import attentions
 from samadapt.system.settings import Whole
 
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 @register("prompt_tokens")
 @dataclass(frozen=True)
 class PromptTokens(Method):
-    """Tokens as further keys and values of every chosen attention, and a gate for each head.
+    """Learned tokens as further keys and values of the attentions, and a gate for each head.
 
-    With ``decoder=own`` of every attention of the decoder, too. The decoder's own learned tokens
-    stay as they are.
+    ``decoder=own`` also adds them to every attention of the decoder. The decoder's own learned
+    tokens stay as they are.
 
     Attributes:
-        tokens: how many for each attention.
+        tokens: number of learned tokens for each attention.
     """
 
     summary: ClassVar[str] = "learned tokens as gated keys and values of the attention"
@@ -44,16 +45,12 @@ class PromptTokens(Method):
     can_merge: ClassVar[bool] = False
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = LINEARS
-    """It multiplies by the weights of qkv and proj itself, so nothing else may wrap them."""
+    """It uses the weights of qkv and proj directly, so no other method may wrap these linears."""
 
     tokens: Whole = Field(default=8, description="learned tokens for each attention", ge=1)
 
-    def validate(self) -> None:
-        """Check tokens."""
-        require_count("tokens", self.tokens)
-
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Hang ``prompt`` on every attention."""
+        """Attach ``prompt`` to every attention."""
         from samadapt.methods.attached_layer import attach
         from samadapt.methods.prompt_tokens_layer import (
             GatedTokens,
@@ -71,12 +68,12 @@ class PromptTokens(Method):
             attach(sam.get_submodule(path), "prompt", child, add_prompt_to_decoder)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return the tokens and a gate for each head of every block."""
+        """Return the size of the tokens and gates of every block."""
         del sam
         return sum(self.tokens * block.width + block.heads for block in blocks)
 
     def count_own_decoder_parameters(self, sam: Sam) -> int:
-        """Return the tokens and a gate for each head of every attention."""
+        """Return the size of the tokens and gates of every attention of the decoder."""
         build = sam.build
         count = 3 * build.decoder_depth + 1
         return count * (self.tokens * build.prompt_width + build.decoder_heads)

@@ -1,4 +1,4 @@
-"""The module of the prompt tokens; imports torch, so ``prompt_tokens`` imports it late."""
+"""The module of the learned tokens, and its hooks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from samadapt.sam.tiny_vit_blocks import WindowBiasAttention
 
 
 class GatedTokens(nn.Module):
-    """Attention to learned tokens, added to an attention's output; nothing at the start.
+    """Attention to learned tokens, added to the output of an attention; zero at the start.
 
     Args:
-        count: n, of tokens.
-        width: of the stream.
-        heads: h, of the attention.
-        by_head: the rows of qkv are ordered (head, q | k | v, channel).
+        count: number n of tokens.
+        width: width of the token stream.
+        heads: number h of attention heads.
+        by_head: the rows of qkv are ordered (head, q | k | v, channel), else (q | k | v, head,
+            channel).
     """
 
     def __init__(self, count: int, width: int, heads: int, *, by_head: bool) -> None:
@@ -28,16 +29,17 @@ class GatedTokens(nn.Module):
         self._by_head = by_head
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor, proj: Tensor) -> Tensor:
-        """Give what the tokens add to the attention's output, behind its projection.
+        """Return what the tokens add to the output of the attention, after its projection.
 
-        ``q K'`` and ``V'`` with the projection are each one product of a cell with (h * n) rows, so
-        no query is made anew.
+        The queries are never computed. ``q K'`` is one linear map of x with h * n rows, and ``V'``
+        followed by the projection is one linear map back, so the cost grows with n and not with
+        the inner width.
 
         Args:
             x: (..., width), the input of the queries.
-            weight: (3 inner, width) of q, k and v; the inner width is h * d.
-            bias: (3 inner,) likewise.
-            proj: (width, inner), weight of the attention's last projection.
+            weight: (3 inner, width), weight of q, k and v; the inner width is h * d.
+            bias: (3 inner,), their bias.
+            proj: (width, inner), weight of the last projection of the attention.
         """
         heads = len(self.gate)
         weight_q, _, _ = self._split(weight, heads)
@@ -45,6 +47,7 @@ class GatedTokens(nn.Module):
         rows = functional.linear(self.tokens, weight, bias)
         _, keys, values = self._split(rows.t(), heads)  # (h, d, n)
         scale = keys.shape[1] ** -0.5
+        # q K' = (W_q x + b_q) K' = (K'^T W_q) x + K'^T b_q, for each head
         to_scores = scale * torch.einsum("hdn,hdw->hnw", keys, weight_q)
         offset = scale * torch.einsum("hdn,hd->hn", keys, bias_q)
         scores = functional.linear(x, to_scores.flatten(0, 1), offset.flatten())
@@ -54,7 +57,7 @@ class GatedTokens(nn.Module):
         return functional.linear(shares.flatten(-2), to_output.flatten(1))
 
     def _split(self, rows: Tensor, heads: int) -> tuple[Tensor, ...]:
-        """Take the rows (3 inner, ...) of qkv apart into q, k and v, each (h, d, ...)."""
+        """Split the rows (3 inner, ...) of qkv into q, k and v, each (h, d, ...)."""
         if self._by_head:
             q, k, v = torch.unflatten(rows, 0, (heads, 3, -1)).unbind(1)
         else:
@@ -63,14 +66,15 @@ class GatedTokens(nn.Module):
 
 
 def add_prompt(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Forward hook of the attention; TinyViT's has its norm inside."""
+    """Add the prompt's output to that of the encoder's attention; a forward hook."""
+    # In TinyViT the norm is part of the attention; in SAM's ViT it comes before.
     x = module.norm(inputs[0]) if isinstance(module, WindowBiasAttention) else inputs[0]
     change: Tensor = module.prompt(x, module.qkv.weight, module.qkv.bias, module.proj.weight)
     return output + change.to(output.dtype)
 
 
 def add_prompt_to_decoder(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Forward hook of an attention of the decoder, whose projections are linears of their own."""
+    """Add the prompt's output to that of a decoder's attention, where q, k, v are three linears."""
     linears = (module.q_proj, module.k_proj, module.v_proj)
     weight = torch.cat([linear.weight for linear in linears])
     bias = torch.cat([linear.bias for linear in linears])

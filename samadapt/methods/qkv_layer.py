@@ -1,7 +1,4 @@
-"""LoRA's B for some of the q, k and v slices of a fused projection.
-
-Imports torch; the methods import this file when they inject.
-"""
+"""The B of a LoRA that updates only some of q, k and v of a fused projection."""
 
 from __future__ import annotations
 
@@ -18,19 +15,26 @@ QKV = ("q", "k", "v")
 
 
 class SlicedProjection(nn.Module):
-    """A block-structured B that holds, trains and multiplies only its non-zero blocks.
+    """A block-structured B that holds and trains only its non-zero blocks.
 
-    Of the (3 width, n rank) matrix, slice i owns the rows of its q, k or v and the columns
-    i rank to (i + 1) rank; all else is zero. In a state dict, and through ``weight``, it is that
-    dense matrix, so peft's own merge, save and load see a plain LoRA.
+    For slices q and v, B has this form, with the rows in the order (q | k | v, head, channel)::
+
+                 rank  rank
+        q rows [  B_q   0   ]  width
+        k rows [   0    0   ]  width
+        v rows [   0   B_v  ]  width
+
+    In TinyViT the rows are ordered (head, q | k | v, channel) instead. In a state dict, and through
+    ``weight``, this module is the dense matrix, so peft's own merge, save and load see a plain
+    LoRA.
 
     Args:
-        slices: of ``"q"``, ``"k"``, ``"v"``, in the order of the stacked A.
-        rank: of each slice.
-        width: rows of one slice.
+        slices: some of ``"q"``, ``"k"``, ``"v"``, in the order of the stacked A.
+        rank: rank of each slice.
+        width: number of rows of one slice.
         groups: 1 if the rows are ordered (q | k | v, head, channel); the number of heads if they
             are ordered (head, q | k | v, channel).
-        like: gives device and dtype.
+        like: a tensor with the wanted device and dtype.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class SlicedProjection(nn.Module):
         dense = self.blocks.new_zeros(3, self.width, count, self.rank)
         for i, row in enumerate(self.rows):
             dense[row, :, i] = self.blocks[i]
+        # (3, width, n rank) -> (3, groups, channels, n rank) -> (groups, 3, channels, n rank)
         return (
             dense.reshape(3, self.groups, -1, count * self.rank)
             .transpose(0, 1)
@@ -60,11 +65,12 @@ class SlicedProjection(nn.Module):
         return functional.linear(x, self.weight)
 
     def load_dense(self, dense: Tensor) -> None:
-        """Take the blocks from a dense matrix (3 width, n rank).
+        """Load the blocks from a dense matrix (3 width, n rank).
 
         Raises:
-            AdapterError: when it is not zero where a slice is left alone.
+            AdapterError: when the matrix is not zero outside the blocks.
         """
+        # The inverse of ``weight``: first the rows in the order q | k | v, then the columns.
         count = len(self.rows)
         grid = dense.reshape(self.groups, 3, -1, count, self.rank).transpose(0, 1)
         grid = grid.reshape(3, self.width, count, self.rank)

@@ -1,11 +1,11 @@
-"""SSF: scale and shift what each layer gives (Lian et al. 2022).
+"""SSF: scale and shift the output of each layer (Lian et al. 2022).
 
 "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning", section 3.2:
-``scale * y + shift`` for each channel behind every linear and norm of a block, folded into its
-weights after training. The authors draw the scale around 1 and the shift around 0 with a standard
-deviation of 0.02, micro-sam with 0.2, so that their models do not start as they were; here they
-start at 1 and 0. TinyViT's convolution between attention and MLP is left alone, and so are those of
-the decoder's upscaling.
+``scale * y + shift`` for each channel after every linear and norm of a block. After training it is
+folded into the layer's weights. The authors draw the scale around 1 and the shift around 0 with a
+standard deviation of 0.02, and micro-sam with 0.2, so their models do not start at the base. Here
+they start at exactly 1 and 0. TinyViT's convolution between attention and MLP stays as it is, and
+so do the convolutions of the decoder's upscaling.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from samadapt.sam.types import AttentionBlock
 
     _Place = tuple[Any, nn.Module, str]
-    """A layer, the module on which its scale hangs, and under which name."""
+    """A layer, the module to which its scale is attached, and the name there."""
 
 
 @register("ssf")
@@ -32,28 +32,28 @@ if TYPE_CHECKING:
 class SSF(Method):
     """A scale and a shift for each channel of every linear and norm of the chosen blocks.
 
-    With ``decoder=own`` of those of the decoder, too.
+    ``decoder=own`` adds them to the linears and norms of the decoder as well.
     """
 
-    summary: ClassVar[str] = "a scale and a shift behind every linear and norm"
+    summary: ClassVar[str] = "a scale and a shift after every linear and norm"
     lr: ClassVar[float] = 3e-3
     takes_decoder: ClassVar[bool] = True
     changes: ClassVar[frozenset[str]] = LINEARS | VECTORS
 
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Hang ``ssf`` on every layer, and ``ssf_norm`` on the qkv behind TinyViT's norm."""
+        """Attach ``ssf`` to every layer; for TinyViT's attention norm ``ssf_norm`` to its qkv."""
         from samadapt.methods.attached_layer import attach
         from samadapt.methods.ssf_layer import ScaleShift, scale_input, scale_output
 
         for layer, host, name in self._places(sam, blocks):
-            if layer.weight.requires_grad:  # no layer of the base: a bottleneck beside it
+            if layer.weight.requires_grad:  # not of the base: it belongs to another method
                 continue
             child = ScaleShift(len(layer.weight))
             hook: Any = scale_output if layer is host else scale_input
             attach(host, name, child, hook, before=layer is not host)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return two numbers for each output channel."""
+        """Return two numbers for each output channel of the layers."""
         return sum(2 * len(layer.weight) for layer, _, _ in _layers(sam, blocks))
 
     def count_own_decoder_parameters(self, sam: Sam) -> int:
@@ -61,7 +61,7 @@ class SSF(Method):
         return sum(2 * len(layer.weight) for layer, _, _ in _decoder_layers(sam))
 
     def merge(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Scale weights and biases of the layers."""
+        """Fold every scale and shift into the weights and biases of its layer."""
         from samadapt.methods.attached_layer import detach
         from samadapt.methods.ssf_layer import fold
 
@@ -75,10 +75,11 @@ class SSF(Method):
 
 
 def _layers(sam: Sam, blocks: Sequence[AttentionBlock]) -> Iterator[_Place]:
-    """Yield the places of the blocks.
+    """Yield the places in the blocks.
 
-    TinyViT's attention norm gives a padded cell its bias, so its scale must be at the input of
-    ``qkv``, where such cells come by, too. In SAM's ViT a padded cell is zero behind the norm.
+    Both encoders pad windows with zeros. SAM's ViT pads after the norm, so a padded token must stay
+    zero. TinyViT normalises padded tokens too, which gives them the bias of the norm. Its scale is
+    therefore applied at the input of ``qkv``, which padded tokens pass as well.
     """
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""The module of SSF; imports torch, so ``ssf`` imports it when it injects."""
+"""The module of SSF, its hooks, and folding it into weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ScaleShift(nn.Module):
-    """``scale * x + shift`` for each channel; leaves x as it is at the start."""
+    """``scale * x + shift`` for each channel; the identity at the start."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -17,26 +17,26 @@ class ScaleShift(nn.Module):
         self.shift = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map x (..., width); under autocast rounded once, at the end."""
+        """Scale and shift x (..., width). Under autocast the result is rounded once, at the end."""
         return torch.addcmul(self.shift, x, self.scale).to(x.dtype)
 
 
 def scale_output(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Forward hook of the layer itself."""
+    """Scale and shift the layer's output; a forward hook."""
     del inputs
     scaled: Tensor = module.ssf(output)
     return scaled
 
 
 def scale_input(module: Any, inputs: tuple[Tensor, ...]) -> Tensor:
-    """Forward pre-hook of the layer that follows."""
+    """Scale and shift the layer's input; a forward pre-hook of the layer after a norm."""
     scaled: Tensor = module.ssf_norm(inputs[0])
     return scaled
 
 
 @torch.no_grad()
 def fold(layer: Any, change: Any) -> None:
-    """Put a ``ScaleShift`` into the weight and bias of the linear or norm before it."""
+    """Fold a ``ScaleShift`` into weight and bias of the linear or norm that it follows."""
     scale = change.scale
     layer.weight.mul_(scale[:, None] if layer.weight.ndim == 2 else scale)
     layer.bias.mul_(scale).add_(change.shift)

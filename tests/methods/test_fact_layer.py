@@ -83,7 +83,7 @@ def test_a_merged_copy_has_no_hooks(tiny_sam, perturb):
         ({"scale": 0}, r"peft\.scale.*got 0"),
         ({"form": "tuker"}, r"peft\.form.*did you mean 'tucker'"),
         ({"slices": ("q", "q")}, r"peft\.slices.*each once"),
-        ({"slices": ("x",)}, r"peft\.slices must name q, k or v"),
+        ({"slices": ("x",)}, r"peft\.slices.*q, k, v"),
     ],
 )
 def test_wrong_options_are_refused(options, message):
