@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,11 @@ from types import ModuleType
 
 import pytest
 from docs_tests.blocks import DOCS, PAGES, ROOT
+
+from samadapt.config.compose import compose
+from samadapt.config.keys import keys_of
+from samadapt.config.schema import Config
+from samadapt.methods import METHODS
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
@@ -65,6 +71,23 @@ def anchors_of(page: Path) -> Iterator[str]:
         if line.startswith("#"):
             words = line.lstrip("#").strip().lower()
             yield re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_keys_in_the_text_exist(page: Path) -> None:
+    """Inline code that is a setting, such as `train.steps` or `peft=lora peft.rank=8`, composes."""
+    known = set(keys_of(Config)) | {"peft.name"}
+    known |= {key for method in METHODS.values() for key in keys_of(Config, method)}
+    groups = {key.partition(".")[0] for key in known if "." in key}
+    for span in CODE.findall(FENCED.sub("", page.read_text(encoding="utf-8"))):
+        if re.fullmatch(r"[a-z]+\.[a-z_]+", span) and span.partition(".")[0] in groups - {"data"}:
+            assert span in known, f"{page}: {span}"
+        words = shlex.split(span) if "=" in span and span.count("'") % 2 == 0 else []
+        keys = [word.partition("=")[0] for word in words]
+        if not words or not set(keys) <= known | groups or "prompts=matrix" in words:
+            continue
+        if not any(re.search(r"=[A-Z_]+$", word) for word in words):  # NAME and PATH stand for one
+            compose("photos", words)
 
 
 def test_messages_of_troubleshooting_exist() -> None:
