@@ -69,7 +69,9 @@ class ThreadSettings:
         return f"threads wait briefly and then sleep (GOMP_SPINCOUNT={SPIN_COUNT})"
 
 
-def choose(environ: MutableMapping[str, str], processors: Processors, loaded: bool) -> ThreadSettings:
+def choose(
+    environ: MutableMapping[str, str], processors: Processors, loaded: bool
+) -> ThreadSettings:
     """Set the variables that the user has not set.
 
     Args:

@@ -77,8 +77,10 @@ class CaseBuilder:
         self.root, self.options, self.layout = root, options, layout
         self.contents = contents
         self.terms = parse_choice(options.series)
-        self.aside: Counter[str] = Counter(contents.others)
+        self.left_out: Counter[str] = Counter(contents.others)
+        """Number of files that are not read, by kind."""
         self.used: set[Path] = set()
+        """Masks that belong to a candidate."""
         self.candidates: list[CaseCandidate] = []
         self.several: dict[str, Finding | None] = {}
         """By name, cases that compete with others: the error for the first of them, None for the
@@ -96,7 +98,7 @@ class CaseBuilder:
         else:
             self._masks_by_reference()
             self._masks_by_name()
-        self._leave_aside()
+        self._leave_out_side_images()
         self._choose()
         self._make_cases()
         self._report()
@@ -117,7 +119,7 @@ class CaseBuilder:
 
     def _of_folder(self, folder: Path, series: list[DicomSeries]) -> list[CaseCandidate]:
         """Return the candidates of one folder: series, or single files."""
-        # `singles` are the series whose files are candidates each.
+        # `singles` are series in which each file is a candidate of its own.
         images = [item for item in series if item.kind == "image"]
         singles = {id(item) for item in images if item.is_picture}
         if sum(len(item.files) for item in images if id(item) in singles) == 1 and len(series) == 1:
@@ -199,7 +201,7 @@ class CaseBuilder:
             self._orphan(path, "it matches data.label, but no case has its name")
 
     def _masks_by_reference(self) -> None:
-        """Give SEG and RTSTRUCT objects to the candidates whose series they refer to."""
+        """Give SEG and RTSTRUCT objects to the candidates of the series that they refer to."""
         for item in self.contents.masks:
             fitting, reason = belongs_to(item, [c.series for c in self.candidates])
             ids = {id(series) for series in fitting}
@@ -245,7 +247,7 @@ class CaseBuilder:
 
         ``data.series`` may narrow them further.
         """
-        inside = [c for c in inside if not _is_side(c, inside)] or inside
+        inside = [c for c in inside if not _is_side_image(c, inside)] or inside
         left = {id(item) for item in choose_series([c.series for c in inside], self.terms)}
         return [c for c in inside if id(c.series) in left]
 
@@ -257,7 +259,7 @@ class CaseBuilder:
         candidate.masks += [path for path in masks if path not in candidate.masks]
         self.used.update(masks)
 
-    def _leave_aside(self) -> None:
+    def _leave_out_side_images(self) -> None:
         """Drop localizers and the like beside volumes, and series beside one that has the mask."""
         every = self.candidates
         with_mask = {c.series.study for c in every if c.masks and c.series.study}
@@ -266,13 +268,13 @@ class CaseBuilder:
             near = [c for c in every if c.series.folder == candidate.series.folder]
             if candidate.masks or candidate.rivals:
                 kept.append(candidate)
-            elif _is_side(candidate, near) or _is_flagged(candidate, every):
-                self.aside[_side_name(candidate)] += len(candidate.files)
+            elif _is_side_image(candidate, near) or _is_flagged(candidate, every):
+                self.left_out[_left_out_name(candidate)] += len(candidate.files)
             elif any(c.masks and not c.is_file for c in near) or (
                 not candidate.is_file and candidate.series.study in with_mask
             ):
-                self.aside[f"{candidate.series.modality or 'image'} series without a mask"] += len(
-                    candidate.files
+                self.left_out[f"{candidate.series.modality or 'image'} series without a mask"] += (
+                    len(candidate.files)
                 )
             else:
                 kept.append(candidate)
@@ -307,9 +309,9 @@ class CaseBuilder:
             if any(item is candidate.series for item in choose_series(near, self.terms)):
                 kept.append(candidate)
             else:
-                self.aside[f"{candidate.series.modality or 'image'} not chosen by data.series"] += (
-                    len(candidate.files)
-                )
+                self.left_out[
+                    f"{candidate.series.modality or 'image'} not chosen by data.series"
+                ] += len(candidate.files)
         if before and not kept:
             message = (
                 f"no series fits data.series={','.join(self.terms)}; there are {listed(before)}"
@@ -360,7 +362,7 @@ class CaseBuilder:
             if lacking and not self.options.label:
                 self._orphan(path, "it refers to another series or frame of reference")
             else:
-                self.aside["RTSTRUCT"] += 1
+                self.left_out["RTSTRUCT"] += 1
         if not self.options.label:
             names = ", ".join(sorted({case.name for case in self.layout.cases})[:3])
             for path in sorted(set(_in_folders(self.root)) - self.used):
@@ -370,8 +372,8 @@ class CaseBuilder:
                 message = "it is not a DICOM file, and no image has its name; it is not read"
                 found = warning_finding("other_file", path, message, "remove it, or rename it")
                 self.layout.findings.append(found)
-        aside = left_aside(self.root, self.aside)
-        self.layout.findings += [aside] if aside else []
+        warning = not_read_warning(self.root, self.left_out)
+        self.layout.findings += [warning] if warning else []
 
     def _orphan(self, path: Path, reason: str) -> None:
         message = "this mask belongs to no DICOM series of the folder"
@@ -410,7 +412,7 @@ def only_localizers(series: DicomSeries) -> Finding | None:
     return error_finding("only_localizers", series.folder, message, "add the scan, or leave it out")
 
 
-def left_aside(root: Path, kinds: Mapping[str, int]) -> Finding | None:
+def not_read_warning(root: Path, kinds: Mapping[str, int]) -> Finding | None:
     """Return a warning that counts the files that are not read, by kind; None if there are none."""
     if not kinds:
         return None
@@ -431,24 +433,24 @@ def volumes_of(
         FindingError: no series fits the choice.
     """
     candidates = [CaseCandidate(item, tuple(item.files), folder) for item in contents.series]
-    aside = Counter(contents.others)
-    aside["RTSTRUCT"] += sum(item.is_contours for item in contents.masks)
-    aside["SEG"] += sum(not item.is_contours for item in contents.masks)
+    left_out = Counter(contents.others)
+    left_out["RTSTRUCT"] += sum(item.is_contours for item in contents.masks)
+    left_out["SEG"] += sum(not item.is_contours for item in contents.masks)
     kept = []
     for candidate in candidates:
-        if _is_side(candidate, candidates) or _is_flagged(candidate, candidates):
-            aside[_side_name(candidate)] += len(candidate.files)
+        if _is_side_image(candidate, candidates) or _is_flagged(candidate, candidates):
+            left_out[_left_out_name(candidate)] += len(candidate.files)
         else:
             kept.append(candidate.series)
     left = choose_series(kept, parse_choice(choice))
     for item in kept:
         if not any(item is other for other in left):
-            aside[f"{item.modality or 'image'} not chosen"] += len(item.files)
+            left_out[f"{item.modality or 'image'} not chosen"] += len(item.files)
     if kept and not left:
         message = f"no series fits series={choice} (as given, or as the adapter was trained); "
         message += f"there are {listed(kept)}"
         raise fault("no_series", folder, message, "choose one of those")
-    return left, +aside
+    return left, +left_out
 
 
 def _picked(candidates: list[CaseCandidate], chosen: Mapping[Path, str]) -> list[CaseCandidate]:
@@ -483,7 +485,7 @@ def _name(root: Path, candidates: list[CaseCandidate], chosen: Mapping[Path, str
     for candidate in candidates:
         if candidate.is_file and files[candidate.name] > 1:  # they differ in their endings alone
             candidate.name += candidate.image.suffix.replace(".", "_")
-        near = [c for c in volumes if c.image == candidate.image and not _is_side(c, volumes)]
+        near = [c for c in volumes if c.image == candidate.image and not _is_side_image(c, volumes)]
         if not candidate.is_file and len(near) > 1:
             candidate.name += f"_{candidate.series.identity}"
 
@@ -504,7 +506,7 @@ def _is_flagged(candidate: CaseCandidate, others: Sequence[CaseCandidate]) -> bo
     return candidate.series.kind != "image" and any(c.series.kind == "image" for c in others)
 
 
-def _is_side(candidate: CaseCandidate, others: Sequence[CaseCandidate]) -> bool:
+def _is_side_image(candidate: CaseCandidate, others: Sequence[CaseCandidate]) -> bool:
     """Return whether it lies beside a volume and is a localizer, a screenshot or a single image.
 
     A series with images of several orientations counts as localizers.
@@ -519,7 +521,7 @@ def _is_side(candidate: CaseCandidate, others: Sequence[CaseCandidate]) -> bool:
     return bool(volumes) and (candidate.series.slices == 1 or len(candidate.series.turns) > 1)
 
 
-def _side_name(candidate: CaseCandidate) -> str:
+def _left_out_name(candidate: CaseCandidate) -> str:
     """Return what a candidate that is left out is called in the warning."""
     series = candidate.series
     if series.kind == "image":

@@ -124,7 +124,7 @@ def _declared_pixel_bytes(first: bytes) -> int:
 
 
 def check_frames(path: Path, count: int) -> None:
-    """Refuse a number of frames whose list alone would take a lot of memory.
+    """Refuse a number of frames for which a list alone would take a lot of memory.
 
     Raises:
         FindingError: it is below 1, above ``MAX_FRAMES``, or above the bytes of the file.

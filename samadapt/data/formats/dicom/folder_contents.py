@@ -416,7 +416,7 @@ def _uid_from_other_fields(
 
 
 def _refuse_copies(series: list[DicomSeries], layout: Layout) -> None:
-    """Report series of which two folders hold a copy."""
+    """Report series that lie in two folders."""
     seen: dict[tuple[str, str], Path] = {}
     for item in series:
         if item.kind != "image":

@@ -6,10 +6,14 @@ Geometry is that of DICOM PS3.3 C.7.6.2 (Image Plane). For the pixel at (row r, 
             + c * spacing between columns * ImageOrientationPatient[0:3]
             + r * spacing between rows    * ImageOrientationPatient[3:6]
 
-So the first three numbers of ImageOrientationPatient say where a rising column index leads, and
-the last three where a rising row index leads. PixelSpacing lists the distance between rows first
-(PS3.3 10.7.1.3). Places are in mm in the LPS+ frame: x to the patient's left, y to posterior, z to
-the head. Affines here are in RAS+, as nibabel's: the signs of x and y are turned.
+    ImagePositionPatient
+      x---------> rising column index: ImageOrientationPatient[0:3], step PixelSpacing[1]
+      |
+      v  rising row index: ImageOrientationPatient[3:6], step PixelSpacing[0]
+
+PixelSpacing lists the distance between rows first (PS3.3 10.7.1.3). Places are in mm in the LPS+
+frame: x to the patient's left, y to posterior, z to the head. Affines here are in RAS+, as nibabel
+has them: the signs of x and y are turned.
 
 Messages name files and numbers of the geometry only, because text of a header may name a patient.
 """
@@ -32,7 +36,7 @@ _AGAIN = "copy or export the series again"
 _ORIGINAL = "export the original series"
 GREY = ("MONOCHROME1", "MONOCHROME2")
 VOLUME_MODALITIES = ("CT", "MR", "PT", "NM")
-"""Modalities whose images always lie somewhere in the patient. Pictures of other modalities
+"""Modalities with images that always lie somewhere in the patient. Pictures of other modalities
 (X-ray, ultrasound) may have no position."""
 _CENTIMETRES = 3
 """PhysicalUnitsXDirection of an ultrasound region in cm (PS3.3 C.8.5.5)."""

@@ -56,7 +56,7 @@ def read_picture(folder: Path, frames: Sequence[DicomFrame]) -> StoredVolume | N
     """Read a picture, or the frames of one film, that has no place in the patient.
 
     Rows run down and columns to the right, as stored. The frames of a film are its slices. Lengths
-    are in mm only for a single picture whose file states the size of its pixels.
+    are in mm only for a single picture, if its file states the size of its pixels.
 
     Returns:
         The volume with ``is_placed=False``: (column, row, slice), or (column, row, 1, 3) of a

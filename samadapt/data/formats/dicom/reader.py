@@ -31,7 +31,7 @@ from samadapt.data.findings import Finding, FindingError, error_finding, fault, 
 from samadapt.data.formats.base import Layout, register_reader
 from samadapt.data.formats.dicom.cases import (
     CaseBuilder,
-    left_aside,
+    not_read_warning,
     only_localizers,
     several_series,
     volumes_of,
@@ -62,7 +62,7 @@ from samadapt.data.types import Case, Volume
 from samadapt.system.arrays import Array
 
 _VALUED = (*LABELS, *PICTURES)
-"""Endings of masks whose voxels are label values. DICOM objects hold named segments instead."""
+"""Endings of masks that hold label values. DICOM objects hold named segments instead."""
 
 
 @register_reader("dicom")
@@ -232,7 +232,7 @@ def chosen_files(folder: Path, choice: str | None = None) -> tuple[list[Path], l
     errors = [found for found in layout.findings if found.severity == "error"]
     if errors:
         raise FindingError(errors[0])
-    series, aside = volumes_of(folder, contents, choice)
+    series, left_out = volumes_of(folder, contents, choice)
     if not series:
         message = "there is no DICOM image in it or below it"
         raise fault("no_cases", folder, message, "give the folder of a series")
@@ -244,7 +244,7 @@ def chosen_files(folder: Path, choice: str | None = None) -> tuple[list[Path], l
         raise FindingError(several_series(folder, series))
     if nothing := only_localizers(series[0]):
         raise FindingError(nothing)
-    found = left_aside(folder, aside)
+    found = not_read_warning(folder, left_out)
     return sorted(series[0].files), [found] if found else []
 
 

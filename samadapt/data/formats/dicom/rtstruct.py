@@ -58,7 +58,7 @@ class _Doubts:
     Attributes:
         farthest: largest distance of a contour's plane from its slice, in slices.
         gaps: names of regions that lack contours between their first and last slice.
-        crossing: names of regions whose contours cross in a slice.
+        crossing: names of regions with contours that cross in a slice.
     """
 
     farthest: float = 0.0
@@ -148,7 +148,7 @@ def _closed_contours(header: Any) -> Iterator[tuple[int, Any]]:
 
 
 def _check_frames(path: Path, header: Any, names: Mapping[int, str], files: Sequence[Path]) -> None:
-    """Refuse regions whose frame of reference is not that of the image."""
+    """Refuse regions that have another frame of reference than the image."""
     frame = str(read_file(files[0], ["FrameOfReferenceUID"]).get("FrameOfReferenceUID") or "")
     for item in header.get("StructureSetROISequence") or []:
         own = str(item.get("ReferencedFrameOfReferenceUID") or "")
@@ -164,7 +164,7 @@ def _to_plane(path: Path, name: str, contour: Any, to_voxel: Array) -> tuple[flo
     Args:
         path: the file, for the messages.
         name: of the region.
-        contour: an item whose ContourData are x, y, z in mm LPS+, point after point.
+        contour: an item of ContourSequence. Its ContourData list x, y, z in mm LPS+ of each point.
         to_voxel: (4, 4) RAS+ mm to (column, row, slice).
 
     Returns:
@@ -302,7 +302,9 @@ def _findings(path: Path, doubts: _Doubts) -> Iterator[Finding]:
         fix = "interpolate them in the planning system, unless they are gaps"
         yield warning_finding("contour_gaps", path, message, fix)
     if doubts.crossing:
-        message = f"regions whose contours cross on a slice: {', '.join(doubts.crossing[:12])}; "
+        message = (
+            f"regions with contours that cross on a slice: {', '.join(doubts.crossing[:12])}; "
+        )
         message += "the area that two of them share is left out"
         fix = "look at the overlays; join the contours where they mean one area"
         yield warning_finding("contours_cross", path, message, fix)

@@ -25,7 +25,7 @@ def parse_choice(choice: str | None) -> tuple[str, ...]:
     """Return the terms of a choice; none for None.
 
     Raises:
-        ConfigError: a term is none of those above.
+        ConfigError: a term is neither a modality, a number, ``largest`` nor an identity.
     """
     if choice is None:
         return ()

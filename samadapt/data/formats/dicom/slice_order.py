@@ -2,8 +2,8 @@
 
 Slices are sorted by their place along the slice normal, which is the row direction crossed with the
 column direction of ImageOrientationPatient. File names and InstanceNumber are not used, because
-they need not follow the geometry. Tolerances are a tenth of a slice or voxel: rounding of decimal
-text stays far below that, and a missing slice is a whole one.
+they need not follow the geometry. Tolerances are a tenth of a slice or voxel, because rounding of
+decimal text moves a slice far less, and a missing slice is a gap of a whole step.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ TOLERANCE = 0.01
 """Relative difference of two voxel sizes that counts as rounding: 0.49 for 0.488 is 0.4 %."""
 
 SINGULAR = 1e-6
-"""Smallest determinant of the affine's unit columns whose inverse is trusted. Orthogonal axes
-have 1, and a gantry tilt of 30 degrees 0.87."""
+"""Smallest determinant of the affine's unit columns for which the inverse is trusted. Orthogonal
+axes have 1, and a gantry tilt of 30 degrees has 0.87."""
 
 
 def check_spacing_source(spacing: str | None) -> None:
@@ -97,8 +97,8 @@ def agree(affine: Array, pixdim: Array) -> bool:
     """Return whether the voxel sizes in ``pixdim`` are those of an affine, within ``TOLERANCE``.
 
     In a sheared grid (gantry tilt), the distance between two slices is shorter than the column of
-    the affine. Some programs write the one as ``pixdim``, some the other; both are accepted, and
-    what lies between.
+    the affine. Some programs write the one as ``pixdim``, some the other. Both are accepted, and
+    everything between them.
     """
     axes = len(pixdim)
     along = np.linalg.norm(affine[:3, :3], axis=0)[:axes]  # lengths of the columns

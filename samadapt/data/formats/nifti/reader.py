@@ -1,7 +1,7 @@
 """NIfTI volumes: MSD and nnU-Net folders, ``images/`` + ``labels/``, or two named files.
 
 ``shared/volume_layout.py`` describes the folder layouts. The header is checked before memory is
-taken for the voxels, because the size that it declares may be wrong or meant to do harm. Field
+taken for the voxels, because the size that it declares may be wrong or malicious. Field
 names are those of the NIfTI-1 header (https://nifti.nimh.nih.gov/nifti-1).
 """
 
@@ -34,7 +34,7 @@ _LONGEST_HEADER = 544
 _LARGEST_OFFSET = 1 << 28
 """Largest ``vox_offset``: no header extension has 256 MB."""
 _PADDING = 4096
-"""Zeros that some programs write behind the voxels."""
+"""Zeros that some programs write after the voxels."""
 _COUNT_FIRST_BYTES, _COUNT_FIRST_RATIO = 1 << 28, 64
 """A file that declares more bytes than this, and is this many times smaller on the disk, is
 unpacked once without keeping it, so that a lie about its size takes no memory."""

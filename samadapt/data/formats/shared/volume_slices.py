@@ -7,9 +7,13 @@ The voxels are rearranged and never resampled. The steps:
 2. Move the slicing axis to the end. The two axes that remain span the slice.
 3. Reverse both and transpose them, because row 0 of a picture is at the top.
 
-So an axial slice shows anterior at the top and the patient's right on the left. A coronal slice
-shows superior at the top and the right on the left. A sagittal slice shows superior at the top and
-anterior on the left.
+So slices have the radiological orientation (R and L are the patient's right and left, A and P
+anterior and posterior, S and I superior and inferior):
+
+      A            S            S
+    R + L        R + L        A + P
+      P            I            I
+    axial       coronal      sagittal
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def page_values(path: Path, page: Any) -> Array:
 
 
 def check_complete(path: Path, page: Any, held: int) -> None:
-    """Refuse a page whose data lie beyond the ``held`` bytes of the file, or unpack to too much.
+    """Refuse a page with data beyond the ``held`` bytes of the file, or that unpack to too much.
 
     Raises:
         FindingError: naming the page.
