@@ -1,7 +1,8 @@
 """Adapt the Segment Anything Model to a new domain by training a few percent of its weights.
 
-The public names are loaded on first use, so that ``import samadapt`` costs nothing. It sets how
-OpenMP's threads wait, which must happen before torch is loaded; see ``samadapt.system.openmp``.
+The public names are imported when they are first used, so that ``import samadapt`` is fast. The
+import also sets how the threads of OpenMP wait, because that must happen before torch is imported;
+see ``samadapt.system.openmp``.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from samadapt.system import openmp as _openmp  # noqa: F401  it must run before torch is loaded
+from samadapt.system import openmp as _openmp  # noqa: F401  before torch is imported
 from samadapt.version import __version__
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""``python -m samadapt``, where the ``samadapt`` command is not on the path."""
+"""Run samadapt as ``python -m samadapt``, for when the command is not on the path."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The only place that writes to the terminal: results to stdout, everything else to stderr."""
+"""Write to the terminal: results to stdout, everything else to stderr. No other module writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 
-# What a terminal without Unicode shows for the signs that our texts and rich's boxes use.
+# Replacements on terminals without Unicode for the signs that our texts and rich use.
 PLAIN = {
     "…": "...",
     "\u2013": "-",
@@ -47,33 +47,33 @@ def write(text: str) -> None:
 
 
 def log(text: str) -> None:
-    """Write a message about the run to stderr."""
+    """Write a message to stderr."""
     _write(sys.stderr, text)
 
 
 def forgive(*streams: TextIO | None) -> None:
-    """Let streams escape what their encoding lacks, whoever writes to them, instead of failing."""
+    """Make streams escape the characters that their encoding lacks instead of raising an error."""
     for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def printable(text: str, encoding: str | None = None) -> str:
-    """Return a text that an encoding has all characters of.
+    """Return a text of characters that an encoding has.
 
-    Boxes become ASCII, signs are spelled, and other characters are escaped by number. So are the
-    bytes of a file name that is not UTF-8, which no encoding has.
+    Box-drawing characters become ASCII, signs are spelled out, and other characters are escaped by
+    number. Bytes of a file name that is not UTF-8 are escaped, too, because no encoding has them.
 
     Args:
         text: any text.
-        encoding: the encoding of a stream; UTF-8 where it says nothing.
+        encoding: the encoding of a stream; None: UTF-8.
     """
     encoding = encoding or "utf-8"
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
         return "".join(_plain(character, encoding) for character in text)
-    except LookupError:  # a name that Python does not know
+    except LookupError:  # Python does not know the encoding
         return printable(text, "ascii")
     return text
 
@@ -96,9 +96,9 @@ def _box(character: str) -> str:
 
 
 def _write(stream: TextIO | None, text: str) -> None:
-    """Write lines to a stream, if there is one (``pythonw`` has none) and somebody reads it.
+    """Write lines to a stream, if there is one and somebody reads it.
 
-    Work that is done is not lost because its pipe or terminal was closed.
+    A run does not fail because its pipe or terminal was closed. ``pythonw`` has no streams.
     """
     if stream is None:
         return
@@ -109,36 +109,36 @@ def _write(stream: TextIO | None, text: str) -> None:
     except (BrokenPipeError, ValueError) as error:
         if isinstance(error, ValueError) and not stream.closed:
             raise
-        with suppress(OSError, ValueError):  # else Python would complain again when it ends
+        with suppress(OSError, ValueError):  # or Python reports the closed pipe again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def rich_console() -> Console:
-    """Return a rich console on stderr, for progress bars; a run goes on if nobody reads them."""
+    """Return a rich console on stderr for progress bars; a closed pipe does not end the run."""
     from rich.console import Console
 
     class Lasting(Console):
         def on_broken_pipe(self) -> None:
-            """Do not end the program, as rich does."""
+            """Continue; rich would end the program."""
 
     return Lasting(stderr=True)
 
 
 def spinner(console: Console) -> str:
-    """Return the name of a spinner that a console has the characters of."""
+    """Return the name of a spinner that the console can show."""
     return "line" if console.options.ascii_only else "dots"
 
 
 @contextmanager
 def bar(name: str, every: float = 20.0) -> Iterator[Callable[[int, int], None]]:
-    """Show how far something is: a bar on a terminal, elsewhere a line now and then.
+    """Show progress: a bar on a terminal, a line from time to time elsewhere.
 
     Args:
-        name: of what goes on.
+        name: what is in progress.
         every: seconds between lines.
 
     Yields:
-        A function of the number done and of all.
+        A function ``show(done, total)``.
     """
     from rich.progress import Progress
 
@@ -157,7 +157,7 @@ def bar(name: str, every: float = 20.0) -> Iterator[Callable[[int, int], None]]:
 
 
 def to_text(renderable: RenderableType) -> str:
-    """Return what rich would draw, as text; in colour if stdout is a terminal."""
+    """Return as text what rich draws; in colour if stdout is a terminal."""
     from rich.console import Console
 
     stream = _Drawing(getattr(sys.stdout, "encoding", None))
@@ -168,7 +168,7 @@ def to_text(renderable: RenderableType) -> str:
 
 
 class _Drawing(io.StringIO):
-    """Text of an encoding: rich draws boxes in ASCII where it is not Unicode."""
+    """A text stream with an encoding, so that rich draws boxes in ASCII if it is not Unicode."""
 
     encoding = "utf-8"
 
@@ -178,8 +178,8 @@ class _Drawing(io.StringIO):
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """Return rows as text columns, wide enough for their content and separated by two spaces."""
-    encoding = getattr(sys.stdout, "encoding", None)  # what is escaped takes more room
+    """Return rows as text columns, as wide as their content, separated by two spaces."""
+    encoding = getattr(sys.stdout, "encoding", None)  # escaped characters are wider
     lines = [[printable(cell, encoding) for cell in line] for line in (header, *rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     return "\n".join(

@@ -1,18 +1,18 @@
 """Errors that samadapt raises on purpose.
 
     SamadaptError
-    ├── UserError               the user can mend it; the CLI exits with 2
-    │   ├── ConfigError         an unknown key, a wrong type or value
-    │   ├── DataError           a file of the data set is missing, broken or contradictory
-    │   ├── WeightsError        a checkpoint is missing, of an unknown kind, incomplete or altered
+    ├── UserError               the user can fix it; the command line exits with 2
+    │   ├── ConfigError         a key is unknown, or a value has a wrong type or is out of range
+    │   ├── DataError           a file of the data set is missing, broken or contradicts another
+    │   ├── WeightsError        a checkpoint is missing, unknown, incomplete or altered
     │   ├── AdapterError        an adapter directory is refused
-    │   ├── PromptError         prompts of a wrong shape or frame (also a ValueError)
+    │   ├── PromptError         prompts have a wrong shape, type or frame (also a ValueError)
     │   └── MissingExtraError   an optional dependency is not installed
-    └── RunError                a run failed; the CLI exits with 1
+    └── RunError                a run failed; the command line exits with 1
         ├── DivergedError       the loss was NaN or infinite too often
-        └── DownloadError       a download failed or its checksum differs
+        └── DownloadError       a download failed, or its checksum differs
 
-Every message says what is wrong, what was expected, what was found, and which file or key.
+Every message names the file or key, and says what was expected, what was found and what to do.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 class SamadaptError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors that samadapt raises on purpose."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UserError(SamadaptError):
-    """Something that the user can mend."""
+    """Something is wrong that the user can fix."""
 
     exit_code: ClassVar[int] = 2
 
 
 class ConfigError(UserError):
-    """An unknown key, a wrong type or a value out of range."""
+    """A key is unknown, or a value has a wrong type or is out of range."""
 
 
 class DataError(UserError):
@@ -60,9 +60,9 @@ class MissingExtraError(UserError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        """Name the missing package and the extra of samadapt that brings it."""
+        """Name the missing package and the extra of samadapt that installs it."""
         super().__init__(
-            f"the package {package!r} is needed here and not installed; "
+            f"the package {package!r} is needed here but not installed; "
             f"install it with: pip install 'samadapt[{extra}]'"
         )
 
@@ -76,10 +76,10 @@ class DivergedError(RunError):
 
 
 class DownloadError(RunError):
-    """A download failed or does not have the checksum that was expected."""
+    """A download failed, or its checksum is not the expected one."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest valid name, or an empty string."""
+    """Return ``"; did you mean 'x'?"`` with the closest valid name, or an empty string."""
     match = get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""

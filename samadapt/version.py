@@ -1,3 +1,3 @@
-"""The version of samadapt, apart from the package so that every module can import it."""
+"""The version of samadapt, in a file of its own so that every module can import it."""
 
 __version__ = "0.1.0"

@@ -1,12 +1,12 @@
-"""The commands of the command line, one file each: read arguments, call, show the result.
+"""The commands of the command line, one file each: parse arguments, call, render the result.
 
 Each module has
 
 - ``HELP``: the text of ``samadapt COMMAND --help``;
-- ``SCHEMA``: the dataclass whose keys the command takes, listed below that text, or None;
+- ``SCHEMA``: the class of settings with the keys of the command, or None; the help lists them;
 - ``run(arguments) -> dict``: plain values, printed by ``--json``. An entry ``exit_code`` is removed
   and becomes the exit code of the command;
-- ``render(result) -> str``: the same for people; empty where ``run`` has already printed it.
+- ``render(result) -> str``: the same values as text for people; empty if there is nothing to say.
 
 Importing a command must not import torch. ``run`` imports it in its body, where it is needed.
 """

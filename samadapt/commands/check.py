@@ -1,4 +1,4 @@
-"""``samadapt check``: every problem of a data set, by file; changes nothing."""
+"""``samadapt check``: report every problem of a data set by file, and change nothing."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HELP = """
-Reads every file of a data set and reports each problem with its file and what to do about it, and
-what each class holds. Changes nothing. Exits with 2 if there is an error, with 0 otherwise.
-output=report.json writes all of it; explain=CODE says what a code means, explain=all lists them.
+Reads every file of a data set and reports each problem with its file and what to do about it. Also
+reports how many cases, slices and voxels each class has. It changes nothing. The exit code is 2 if
+there is an error, and 0 otherwise. output=report.json writes the whole report. explain=CODE says
+what a code means, and explain=all lists all codes.
 """
 
 
@@ -32,11 +33,9 @@ class CheckArguments(Settings):
 
     data: Data = field(default_factory=Data)
     output: str | None = Field(
-        default=None, description="JSON file for the report; replaced if it exists"
+        default=None, description="JSON file of the report; an existing file is replaced"
     )
-    explain: str | None = Field(
-        default=None, description="a code of a finding, or all: what it means"
-    )
+    explain: str | None = Field(default=None, description="code of a finding to explain, or all")
 
 
 SCHEMA = CheckArguments
@@ -46,8 +45,8 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     """Return the findings, and ``exit_code`` 2 if one of them is an error.
 
     Raises:
-        ConfigError: naming everything wrong with the arguments.
-        DataError: where there is no data set to read.
+        ConfigError: the arguments are wrong. The message lists every problem.
+        DataError: there is no data set to read.
     """
     asked = parse_settings(CheckArguments, arguments)
     if asked.explain is not None:
@@ -103,7 +102,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the findings as a table, what each class holds, and how many problems there are."""
+    """Return the findings and the classes as tables, and the number of problems."""
     if "text" in result:
         return str(result["text"])
     where = f"{result['data']} {result['root'] or ''}".rstrip()
@@ -140,14 +139,16 @@ def _class_row(row: dict[str, Any]) -> list[str]:
 
 
 def _report_path(output: str, root: str | None) -> Path:
-    """Return where the report goes: no other file is ever replaced, no data set changed."""
+    """Return the file of the report; no other file is replaced and no data set is changed."""
     path = Path(output).expanduser()
     if path.suffix.lower() != ".json" or path.is_dir():
         raise ConfigError(f"output: expected a file name ending in .json; got {output!r}")
     if root is not None and path.resolve().is_relative_to(Path(root).expanduser().resolve()):
-        raise ConfigError(f"output: {path} lies in the data set, which is not changed; use another")
+        raise ConfigError(
+            f"output: {path} lies in the data set, which must not change; use another folder"
+        )
     if not path.parent.is_dir():
-        raise ConfigError(f"output: the folder {path.parent} does not exist; make it first")
+        raise ConfigError(f"output: the folder {path.parent} does not exist; create it first")
     return path
 
 

@@ -14,16 +14,17 @@ from samadapt.config.evaluate_arguments import EvaluateArguments
 from samadapt.runs.recorded_configuration import recorded_keys
 
 HELP = """
-Scores an adapter on the held-out cases of a data set, and its base model with the same prompts.
-Needs the adapter directory alone: base model, intensity, axis, classes and prompts are what it
-records, and the base weights are found again and checked by their hash. data.root=PATH says where
-the data set is; without it, where the run that trained the adapter found it. Other data:
-data=NAME. Images that the adapter was trained on, whatever their names, are refused. Instead of the
-held-out cases: unseen=true scores every case that it was not trained on, all_cases=true all.
+Scores an adapter on the held-out cases of a data set, and its base model with the same prompts. It
+needs the adapter directory alone, which records the base model, intensity, axis, classes and
+prompts. The base weights are found by name and checked by their hash.
 
-prompts=matrix scores both models with no prompt, 1, 3, 5 and 8 clicks, the exact box and boxes that
-are off by 5, 10 and 20 px (eval/oracle_gap.csv and .png); says whether the predicted IoU can be
-trusted; and compares both models on photographs, to see what adaptation cost elsewhere.
+data.root=PATH says where the data set is; by default it is where the training found it. data=NAME
+scores other data. Images that the adapter was trained on are refused, whatever their names are.
+unseen=true scores every case that the adapter was not trained on, and all_cases=true scores all.
+
+prompts=matrix scores both models without a prompt, with 1, 3, 5 and 8 clicks, with the exact box,
+and with boxes that are off by 5, 10 and 20 px (eval/oracle_gap.csv and .png). It also measures
+whether the predicted IoU can be trusted, and what the adaptation cost on photographs.
 """
 SCHEMA = EvaluateArguments
 
@@ -42,14 +43,14 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         record = read_record(adapter)
         keys = recorded_keys(adapter, record)
     asked = parse_settings(EvaluateArguments, arguments, keys, origin=str(path))
-    from samadapt.runs.evaluate import evaluate  # loads torch, so mistakes are reported before
+    from samadapt.runs.evaluate import evaluate  # it imports torch, so mistakes are reported before
 
     result = evaluate(asked, record)
     return {"run_dir": str(result.run_dir), "adapter_dir": path, "summary": result.summary}
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the closing table and paths, after the oracle gap where it was measured."""
+    """Return the tables of scores and the paths, after the oracle gap if it was measured."""
     text, summary = finetune.render(result), result["summary"]
     if "oracle_gap" not in summary:
         return text

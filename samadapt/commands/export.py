@@ -1,4 +1,4 @@
-"""``samadapt export``: an adapter for another program, read back and compared before it is kept."""
+"""``samadapt export``: write an adapter for another program, and compare the masks."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from samadapt.export import Target
 
 HELP = """
-Writes an adapter for another program into a new folder, loads it back as that program does,
-compares its masks with the adapted model's, prints the largest difference, and keeps the folder
-only if it is small.
+Writes an adapter for another program into a new folder, loads it as that program does, and compares
+its masks with those of the adapted model. It prints the largest difference, and keeps the folder
+only if the difference is small.
 
   to=peft  a PEFT directory (PeftModel.from_pretrained); naming=transformers for a SamModel
   to=sam   the merged weights as segment-anything's .pth, and as safetensors
@@ -40,35 +40,41 @@ class ExportArguments(Settings):
     """The keys of ``samadapt export``."""
 
     adapter: str = Field(description="adapter directory")
-    to: Literal["peft", "sam", "hf", "onnx"] = Field(description="what to write")
-    output: str = Field(description="folder to create")
+    to: Literal["peft", "sam", "hf", "onnx"] = Field(
+        description="target, that is the program that the folder is for"
+    )
+    output: str = Field(description="folder that is created")
     checkpoint: str | None = Field(
-        default=None, description="file of the base weights; null: found by name"
+        default=None, description="file of the base weights; null: search by the model's name"
     )
     naming: Literal["sam", "transformers"] | None = Field(
-        default=None, description="to=peft: whose module names; null: sam"
+        default=None, description="for to=peft: whose module names are written; null: those of sam"
     )
     precision: Literal["fp32", "fp16", "int8"] | None = Field(
         default=None,
-        description="to=onnx: of the encoder's weights (the decoder stays fp32); null: fp32",
+        description="for to=onnx: number format of the encoder's weights, as the decoder stays "
+        "fp32; null: fp32",
     )
     push: str | None = Field(
-        default=None, description="USER/NAME on the Hugging Face Hub to upload to"
+        default=None,
+        description="USER/NAME of a repository on the Hugging Face Hub to upload the folder to",
     )
-    private: bool = Field(default=False, description="push: create the repository as a private one")
+    private: bool = Field(
+        default=False, description="for push: create the repository as a private one"
+    )
 
 
 SCHEMA = ExportArguments
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return what was written, and how far it is from the adapted model.
+    """Return what was written, and how much it differs from the adapted model.
 
     Raises:
-        ConfigError: naming everything wrong with the arguments.
+        ConfigError: the arguments are wrong. The message lists every problem.
         AdapterError: the adapter is refused, or the target cannot hold it.
         MissingExtraError: a package that the target needs is not installed.
-        RunError: what was written does not predict the same, or the upload failed.
+        RunError: the written model does not predict the same masks, or the upload failed.
     """
     asked = parse_settings(ExportArguments, arguments)
     from samadapt.export import export_adapter
@@ -95,10 +101,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _target(asked: ExportArguments) -> Target:
-    """Return the target with the options given to it.
+    """Return the target with its options.
 
     Raises:
-        ConfigError: for an option of another target.
+        ConfigError: an option belongs to another target.
     """
     from samadapt.export import TARGETS
 

@@ -11,23 +11,25 @@ from samadapt.config.compose import from_arguments
 from samadapt.config.schema import Config
 
 HELP = """
-Trains the adapter that the recipe names, with the backbone frozen, and writes a run directory:
-configuration, environment, splits, progress, checkpoints, the best step's adapter, scores before
-and after, and overlays. The best step is chosen on a part of the training cases; the held-out cases
-are only scored. Ctrl-C saves and stops; resume=RUN_DIR goes on. folds=5 trains five adapters, each
-scored on the cases that it did not see, and pools them: every case is scored once.
+Trains an adapter as the recipe says, with the backbone frozen, and writes a run directory: the
+configuration, the environment, the splits, the progress, checkpoints, the adapter of the best step,
+the scores before and after, and overlays. The best step is chosen on a part of the training cases.
+The held-out cases are only scored.
+
+Ctrl-C saves a checkpoint and stops; resume=RUN_DIR continues. folds=5 trains five adapters, each
+scored on the cases that it did not see, so that every case is scored once.
 """
 SCHEMA = Config
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run the command line's configuration and return plain values.
+    """Train as the command line says and return plain values.
 
     Raises:
         SamadaptError: as ``finetune``.
     """
     config = from_arguments(arguments)
-    from samadapt.runs.finetune import finetune  # it loads torch, which no mistake waits for
+    from samadapt.runs.finetune import finetune  # it imports torch, so mistakes are reported before
 
     result = finetune(config)
     return {
@@ -38,7 +40,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the closing table and paths."""
+    """Return the tables of scores and the paths of the results."""
     from rich.console import Group
 
     from samadapt.reports.objects import objects_table

@@ -1,24 +1,24 @@
-"""``samadapt import``: an adapter that another project trained, as an adapter directory."""
+"""``samadapt import``: turn an adapter of another project into an adapter directory."""
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from samadapt.config.compose import parse_settings
-from samadapt.system.settings import Settings, Whole
+from samadapt.system.settings import List, Settings, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HELP = """
-Reads an adapter of another project, known by its keys, and writes it as an adapter directory that
-predict, evaluate and export take. Before it is kept, its masks are compared with those of the base
-with the weights that were read folded in; the source's own program is not run. `from=PATH` is the
-same as `source=PATH`. Pickles are read with tensors only.
+Reads an adapter of another project and writes it as an adapter directory for predict, evaluate and
+export. The format is recognised by the names of the tensors. The masks are compared with those of
+the base model with the source's weights merged into it, and the directory is kept only if they
+agree; the program of the source is not run. `from=PATH` means the same as `source=PATH`. Only
+tensors are read from pickles.
 
   SAMed's .pth (w_a_000, w_b_000, decoder and prompt encoder), the w_a_/w_b_ files of the small
   SAM-LoRA projects, micro-sam's LoRA state, and PEFT directories with segment-anything's or
@@ -32,24 +32,32 @@ same as `source=PATH`. Pickles are read with tensors only.
 class ImportArguments(Settings):
     """The keys of ``samadapt import``."""
 
-    source: str = Field(description="the file or PEFT directory; also from=PATH")
-    output: str = Field(description="adapter directory to create")
-    model: str = Field(description="the base model, as `samadapt ls models` names it")
+    source: str = Field(
+        description="file or PEFT directory of the other project; from=PATH is the same"
+    )
+    output: str = Field(description="adapter directory that is created")
+    model: str = Field(description="name of the base model; `samadapt ls models` lists them")
     checkpoint: str | None = Field(
-        default=None, description="file of the base weights; null: found by name"
+        default=None, description="file of the base weights; null: search by the model's name"
     )
     image_size: Whole | None = Field(
-        default=None, description="side trained at, in pixels; null: the base's", ge=1
+        default=None,
+        description="side of the images in training, in pixels; null: the base model's",
+        ge=1,
     )
     scale: float = Field(
-        default=1.0, description="of the updates, where the file does not say (micro-sam: alpha)"
+        default=1.0,
+        description="factor of the updates, if the file does not hold it (alpha in micro-sam)",
     )
     prompt: Literal["box", "point", "semantic"] | None = Field(
-        default=None, description="how it was prompted; null: semantic for SAMed, else box"
+        default=None, description="kind of prompt in training; null: semantic for SAMed, else box"
     )
-    classes: list[str] = field(default_factory=list)
+    classes: List[str] = Field(
+        default=[], description="names of the classes, in the order of the training"
+    )
     intensity: str = Field(
-        default="rgb", description="intensity rule: rgb, mri, or a CT window's name"
+        default="rgb",
+        description="intensity rule of the training: rgb, mri, or the name of a CT window",
     )
 
 
@@ -57,13 +65,13 @@ SCHEMA = ImportArguments
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return what was read, as which method, and how far the adapter is from what was read.
+    """Return the format, the method, and how much the adapter differs from the source.
 
     Raises:
-        ConfigError: naming everything wrong with the arguments.
-        AdapterError: no format that is known, or it does not fit the model.
+        ConfigError: the arguments are wrong. The message lists every problem.
+        AdapterError: the format is unknown, or the adapter does not fit the model.
         WeightsError: a file cannot be read.
-        RunError: the adapter does not predict as what was read does.
+        RunError: the adapter does not predict the same masks as the source.
     """
     named = [f"source={a[5:]}" if a.startswith("from=") else a for a in arguments]
     asked = parse_settings(ImportArguments, named)
@@ -92,7 +100,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return what it was, what it is, the difference and the notes."""
+    """Return the source's format, the adapter's options, the difference and the notes."""
     options = ", ".join(f"{key}={value}" for key, value in result["method"].items())
     lines = [f"{result['source']}: {result['format']}", f"{result['output']}: {options}"]
     lines += [result["compared"], *(f"note: {note}" for note in result["notes"])]

@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 
 HELP = """
 Segments a picture, a volume, a DICOM series (its folder) or every image of a folder with an
-adapter, and writes the labels. The output's ending chooses the format: .png (class numbers, with
-a palette) or .json (COCO) for pictures, .nii.gz or .nii on the source's grid for volumes (NRRD and
-MetaImage also as .nrrd or .mha, a DICOM series also as DICOM SEG, .dcm). A folder gives a folder
-with the same stems, or one .json; a file that cannot be done is named at the end, and the exit
-code is 1. Classes that may overlap (data.regions) are written as one mask each, OUTPUT_NAME. The
-base model is found by the name that the adapter records and checked by its hash.
+adapter, and writes the labels. The suffix of the output chooses the format: .png (class numbers
+with a palette) or .json (COCO) for pictures, and .nii.gz or .nii on the grid of the source for
+volumes. NRRD and MetaImage can also be written as .nrrd or .mha, and a DICOM series as DICOM SEG,
+.dcm. For a folder the output is a folder with files of the same stems, or one .json. Files that
+fail are named at the end, and the exit code is 1. Classes that may overlap (data.regions) are
+written as one mask each, OUTPUT_NAME. The base model is found by the name that the adapter records,
+and checked by its hash.
 
-An adapter trained without prompts needs no more. One trained with boxes or points needs them, in
-pixels (x, y) of the upright picture or slice: for a volume either the same for every slice, or a
-mapping of slice indices. Where the adapter has several classes, labels names one for each object.
-propagate=true carries each object from the slices where it is prompted to the others: the box
-around its mask, a little wider, is the prompt on the next slice, both ways, until it vanishes.
+An adapter that was trained without prompts needs nothing else. An adapter that was trained with
+boxes or points needs them in pixels (x, y) of the upright picture or slice. For a volume they are
+either the same on every slice, or a mapping from slice indices. If the adapter has several classes,
+labels names the class of each object. propagate=true carries each object from the slices where it
+is prompted to the others, both ways, until it vanishes: the box around its mask, slightly widened,
+prompts the next slice.
 
   samadapt predict adapter=runs/medical/RUN/adapter input=scan.nii.gz output=labels.nii.gz
   samadapt predict adapter=DIR input=cell.png output=mask.png 'boxes=[[10,20,90,80]]'
@@ -111,16 +113,16 @@ SCHEMA = PredictArguments
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return what was written: the path, the shape as sliced, the voxels of each class.
+    """Return the output path, the shape as sliced, and the number of voxels of each class.
 
-    For a folder these by file, the names of what is no image, and ``exit_code`` 1 if a file could
-    not be done.
+    For a folder, return these for each file, the names of files that are no images, and
+    ``exit_code`` 1 if a file failed.
 
     Raises:
-        ConfigError: naming everything wrong with the arguments.
+        ConfigError: the arguments are wrong. The message lists every problem.
         AdapterError: the adapter is refused.
         DataError: a file cannot be read or written.
-        PromptError: a prompt is missing, not wanted, or wrong.
+        PromptError: a prompt is missing, unwanted or wrong.
     """
     asked = parse_settings(PredictArguments, arguments)
     from samadapt.inference.segmenter import load_adapter
@@ -158,7 +160,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _plan(asked: PredictArguments) -> PredictionPlan:
-    """Find the images and their outputs; refuse what cannot be read or written."""
+    """Find the images and their outputs, and refuse what cannot be read or written."""
     from samadapt.adapters.record import read_record
     from samadapt.inference.files import plan_prediction
     from samadapt.inference.inputs import chosen_channels
@@ -169,14 +171,14 @@ def _plan(asked: PredictArguments) -> PredictionPlan:
 
 
 def _warn(rows: Sequence[dict[str, Any]]) -> None:
-    """Tell what the reader warned of."""
+    """Print the warnings of the readers."""
     for row in rows:
         for text in row.get("warnings", ()):
             console.log(f"samadapt: warning: {text}")
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the voxel counts as a table, and the path; of a folder a line a file."""
+    """Return the voxel counts as a table and the path; for a folder, a line for each file."""
     if "files" in result:
         return _render_folder(result)
     height, width, depth = result["shape"]
@@ -206,7 +208,7 @@ def _render_folder(result: dict[str, Any]) -> str:
     lines = [console.table(["file", "output", "size", *names], rows), ""]
     lines.append(f"{result['output']}: {len(done)} of {len(rows)} files")
     if result["other_files"]:
-        lines.append(f"no images, left alone: {', '.join(result['other_files'])}")
+        lines.append(f"skipped, as they are no images: {', '.join(result['other_files'])}")
     return "\n".join(lines)
 
 
@@ -216,13 +218,13 @@ def _size(row: dict[str, Any]) -> str:
 
 
 def _names(row: dict[str, Any]) -> str:
-    """The names of the files that hold the labels of one image."""
+    """Return the names of the files that hold the labels of one image."""
     paths = row.get("masks", {}).values() or [row["output"]]
     return ", ".join(Path(path).name for path in paths)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Paths as text, shapes as lists."""
+    """Return a row with paths as text and shapes as lists."""
     plain = {
         key: str(value) if isinstance(value, Path) else list(value) if key == "shape" else value
         for key, value in row.items()

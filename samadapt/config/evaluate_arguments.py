@@ -8,12 +8,12 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from samadapt.config.schema import Cache, Data, Device, Eval, Output, Precision, Prompts
+from samadapt.config.schema import Cache, Data, Device, Eval, Output, Precision, PromptSettings
 from samadapt.system.settings import Settings
 
 
 @dataclass(frozen=True)
-class EvaluatePrompts(Prompts):
+class EvaluatePrompts(PromptSettings):
     """How prompts are made from the ground truth; by default as in the adapter's training."""
 
     name: Literal["box", "point", "semantic", "matrix"] = Field(  # type: ignore[assignment]

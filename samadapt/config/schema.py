@@ -255,7 +255,7 @@ class Data(Settings):
 
 
 @dataclass(frozen=True)
-class Prompts(Settings):
+class PromptSettings(Settings):
     """How prompts are made from the ground truth; the defaults are those of the SAM paper."""
 
     section: ClassVar[str] = "prompts"
@@ -446,7 +446,7 @@ class Config(Settings):
     model: Model = field(default_factory=Model)
     peft: Method = field(default_factory=lambda: METHODS["lora"]())
     data: Data = field(default_factory=Data)
-    prompts: Prompts = field(default_factory=Prompts)
+    prompts: PromptSettings = field(default_factory=PromptSettings)
     loss: Loss = field(default_factory=Loss)
     train: Train = field(default_factory=Train)
     cache: Cache = field(default_factory=Cache)

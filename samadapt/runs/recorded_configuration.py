@@ -10,7 +10,7 @@ from samadapt.adapters.combining import method_from_dict
 from samadapt.adapters.record import LOCAL_OPTIONS, AdapterRecord
 from samadapt.config.compose import from_yaml
 from samadapt.config.evaluate_arguments import EvaluateArguments
-from samadapt.config.schema import Config, Model, Prompts
+from samadapt.config.schema import Config, Model, PromptSettings
 from samadapt.data.tiles import recorded_tiling
 from samadapt.errors import ConfigError
 
@@ -38,7 +38,7 @@ def recorded_keys(adapter: Path, record: AdapterRecord) -> dict[str, Any]:
         if config.data.name == data["name"]:
             local = asdict(config.data).items()
             data |= {k: v for k, v in local if k in LOCAL_OPTIONS and k != "on_error"}
-    known = {item.name for item in fields(Prompts)}  # the record holds further entries
+    known = {item.name for item in fields(PromptSettings)}  # the record holds further entries
     prompts = {key: value for key, value in record.prompt.items() if key in known}
     return {**keys, "data": data, "prompts": {"name": record.prompt.get("kind", "box"), **prompts}}
 
@@ -55,7 +55,7 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
             "prompts=matrix also compares the models on photographs, which have three channels; "
             f"this adapter sees {record.input_channels}. Leave prompts out"
         )
-    prompts = {item.name: getattr(arguments.prompts, item.name) for item in fields(Prompts)}
+    prompts = {item.name: getattr(arguments.prompts, item.name) for item in fields(PromptSettings)}
     if prompts["name"] == "matrix":
         prompts["name"] = record.prompt.get("kind", "box")
     # Naming another data set resets the keys that are bound to it. These belong to the adapter,
@@ -75,7 +75,7 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
         model=Model(record.base, arguments.checkpoint, record.image_size, many_channels),
         peft=method_from_dict(record.method),
         data=data,
-        prompts=Prompts(**prompts),
+        prompts=PromptSettings(**prompts),
         cache=arguments.cache,
         eval=arguments.eval,
         output=arguments.output,
