@@ -109,7 +109,11 @@ def has_something_to_run(page: Path) -> bool:
     return runs and page.parent.name != "tutorials"
 
 
+needs_bash = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")
+
+
 @pytest.mark.slow
+@needs_bash
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if has_something_to_run(page)],
@@ -134,6 +138,7 @@ def test_blocks_run(
 
 
 @pytest.mark.slow
+@needs_bash
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_tutorials_run(name: str, short_environment: dict[str, str], tmp_path: Path) -> None:
     """The notebook of a tutorial runs in an empty folder: it makes its data itself."""
