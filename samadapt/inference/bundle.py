@@ -1,4 +1,4 @@
-"""An adapter ready to be used: the model with the rules of its record."""
+"""An adapter that is ready to be used: the model together with the rules of its record."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterBundle:
-    """An adapter ready to be used.
+    """An adapter that is ready to be used.
 
     Attributes:
-        sam: the adapted model, over the base's tensors.
+        sam: the adapted model. It shares the tensors of the base model that stay as they are.
         record: what the adapter was trained for.
         policy: its prompt policy.
         intensity: its intensity rule.
-        encoder: the same for all whose encoder is the base's.
-        tiling: how pictures are cut; None: they are seen whole.
-        stack: slices of a volume that the encoder sees together.
+        encoder: key of the image encoder. It is equal for all adapters that leave the base's
+            encoder unchanged, so that they share embeddings.
+        tiling: how pictures are cut into tiles; None: they are seen whole.
+        stack: number of slices of a volume that the encoder sees together.
     """
 
     sam: Sam
@@ -43,10 +44,10 @@ class AdapterBundle:
 
 
 def load_bundle(directory: Path, base: Sam) -> AdapterBundle:
-    """Put an adapter onto a base that stays as it is.
+    """Load an adapter onto a base model, which stays unchanged.
 
     Raises:
-        AdapterError: it is refused; names the file and the fault.
+        AdapterError: the adapter is refused; names the file and the fault.
     """
     sam = share(base)
     record = read_record(directory)
@@ -60,12 +61,17 @@ def load_bundle(directory: Path, base: Sam) -> AdapterBundle:
 
 
 def make_bundle(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> AdapterBundle:
-    """Read the rules from the record.
+    """Read the rules from the record of an adapter.
+
+    Args:
+        sam: the adapted model.
+        record: the record.
+        keeps_encoder: the adapter leaves the base's image encoder unchanged.
 
     Raises:
-        ConfigError: its intensity rule is none, or its tiles are not.
-        PromptError: its prompt policy is none.
-        AdapterError: its preprocessing is not the model's.
+        ConfigError: the intensity rule or the tiling of the record is not valid.
+        PromptError: the prompt policy of the record is not valid.
+        AdapterError: the preprocessing of the record is not that of the model.
     """
     expected = asdict(sam.preprocessing)
     found = {name: _plain(value) for name, value in record.preprocessing.items()}
@@ -74,8 +80,8 @@ def make_bundle(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> Adapter
     intensity = make_intensity(record.intensity)
     if max(3, len(intensity.inputs)) != sam.input_channels:
         raise AdapterError(
-            f"intensity has {len(intensity.inputs)} rules, one a channel; the model takes images "
-            f"of {sam.input_channels} channels"
+            f"intensity has {len(intensity.inputs)} rules, one for each channel; the model takes "
+            f"images of {sam.input_channels} channels"
         )
     return AdapterBundle(
         sam=sam.eval(),
@@ -89,5 +95,5 @@ def make_bundle(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> Adapter
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as JSON brings them back."""
+    """Return tuples as lists, as JSON reads them back."""
     return list(value) if isinstance(value, tuple | list) else value

@@ -1,4 +1,4 @@
-"""Predictions as COCO JSON: an annotation an object, masks in COCO's run-length encoding."""
+"""Predictions as COCO JSON: an annotation for each object, with a run-length encoded mask."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class CocoFile:
-    """The content of one COCO JSON file, picture by picture.
+    """The content of one COCO JSON file, to which pictures are added.
 
     Attributes:
         classes: class names; category k is ``classes[k - 1]``.
@@ -39,14 +39,14 @@ class CocoFile:
         coco_masks()
 
     def add(self, name: str, found: Segmentation) -> None:
-        """Add a picture and what was found in it, with its instances."""
+        """Add a picture and the objects that were found in it."""
         height, width, _ = found.labels.shape[-3:]
         image_id = len(self.images) + 1
         self.images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         instances = np.zeros(1) if found.instances is None else found.instances[..., 0]
         for number, class_id in enumerate(found.instance_classes, start=1):
             mask = instances == number
-            if mask.ndim == 3:  # a map a class, where they overlap
+            if mask.ndim == 3:  # one map for each class, because they may overlap
                 mask = mask.any(axis=0)
             if not mask.any():
                 continue
@@ -67,7 +67,7 @@ class CocoFile:
             )
 
     def write(self, path: Path) -> None:
-        """Write the file; an older one is replaced."""
+        """Write the file; replace an older one."""
         content = {
             "images": self.images,
             "annotations": self.annotations,
@@ -77,10 +77,10 @@ class CocoFile:
 
 
 def coco_masks() -> Any:
-    """Return pycocotools' mask functions.
+    """Return the mask functions of pycocotools.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: pycocotools is not installed.
     """
     try:
         from pycocotools import mask

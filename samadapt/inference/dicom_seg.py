@@ -1,4 +1,4 @@
-"""Predictions for a DICOM series as a DICOM SEG object that refers to its slices."""
+"""Write the prediction for a DICOM series as a DICOM SEG object that refers to its slices."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from samadapt.system.arrays import Array
 
 SEG = ".dcm"
+# UIDs by which the object refers to the images.
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _GRID = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _COPIED = (
@@ -29,10 +30,13 @@ _COPIED = (
     "SliceThickness",
     "SpacingBetweenSlices",
 )
+# Fields of a patient and study that DICOM requires in every object; they stay empty.
 _EMPTIED = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"),
     *("StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
 )
+# DICOM counts to the left and to the back (LPS), NIfTI and the volume's affine to the right and to
+# the front (RAS).
 _LPS = np.array([-1.0, -1.0, 1.0])
 
 
@@ -40,7 +44,7 @@ def need_highdicom() -> tuple[Any, Any]:
     """Return highdicom and pydicom.
 
     Raises:
-        MissingExtraError: they are not installed.
+        MissingExtraError: one of them is not installed.
     """
     try:
         import highdicom
@@ -53,18 +57,19 @@ def need_highdicom() -> tuple[Any, Any]:
 def save_segmentation(
     labels: Array, volume: Volume, source: Path, classes: Sequence[str], path: Path
 ) -> None:
-    """Write class ids as a binary SEG: a segment a class, frames only where there is one.
+    """Write class ids as a binary SEG with one segment for each class.
 
-    The object refers to study, series and slices by their UIDs. No field that describes a patient
-    is copied: those that DICOM wants in every object are there and empty.
+    Frames without a voxel of the segment are left out. The object refers to its study, series and
+    slices by their UIDs. No field that describes a patient is copied; those that DICOM requires in
+    every object are empty.
 
     Args:
-        labels: (h, w, d) class ids, arranged as ``volume``; (K, h, w, d), a map a class, where
-            they overlap.
-        volume: as the reader of DICOM series returned it.
-        source: the series: its folder, or one file of one slice.
-        classes: names of the segments; number k is ``classes[k - 1]``.
-        path: the file.
+        labels: (h, w, d) class ids, arranged as ``volume``; (K, h, w, d), a map for each class, if
+            classes overlap.
+        volume: the volume as the reader of DICOM series returned it.
+        source: the series: its folder, or the file of a single slice.
+        classes: names of the segments; segment k is ``classes[k - 1]``.
+        path: the file to write.
 
     Raises:
         DataError: nothing was found, or the slices are not those of the volume.
@@ -111,7 +116,7 @@ def save_segmentation(
         series_number=1,
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
-        content_label="SEGMENTATION",  # highdicom's own repeats the source's Modality
+        content_label="SEGMENTATION",  # highdicom's default repeats the Modality of the source
         manufacturer="samadapt",
         manufacturer_model_name="samadapt",
         software_versions=__version__,
@@ -122,7 +127,7 @@ def save_segmentation(
 
 
 def _slices(source: Path, files: Sequence[Path]) -> list[Any]:
-    """Headers of the image files of a series; ``files`` are those read, where it is a folder."""
+    """Return the headers of the image files of a series; ``files`` are those that were read."""
     if not files:
         files = (
             [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
@@ -138,17 +143,17 @@ def _slices(source: Path, files: Sequence[Path]) -> list[Any]:
             headers.append(header)
     if not headers:
         raise DataError(
-            f"{source}: a DICOM SEG is written for a series of one file a slice, with positions; "
-            "write the labels as .nii.gz"
+            f"{source}: a DICOM SEG needs a series with one file for each slice that has a "
+            "position; found none. Write the labels as .nii.gz"
         )
     return headers
 
 
 def _fill_in(file: Path, header: Any) -> None:
-    """Take the class of an image that an anonymiser emptied from the file meta information.
+    """Fill in UIDs that an anonymiser has emptied from the file meta information.
 
     Raises:
-        DataError: a UID is missing that the segmentation must refer to.
+        DataError: a UID that the segmentation must refer to is missing.
     """
     meta = header.file_meta
     for name in ("SOPClassUID", "SOPInstanceUID"):
@@ -163,7 +168,7 @@ def _fill_in(file: Path, header: Any) -> None:
 
 
 def _number(header: Any, affine: Array, shape: tuple[int, ...], source: Path) -> int:
-    """Index along the volume's third axis of a slice, by its position."""
+    """Return the index of a slice along the volume's third axis, from its position in space."""
     position = _LPS * np.array([float(side) for side in header.ImagePositionPatient])
     place = np.linalg.inv(affine) @ np.append(position, 1)
     across = _LPS * np.array([float(side) for side in header.ImageOrientationPatient[:3]])
@@ -178,7 +183,7 @@ def _number(header: Any, affine: Array, shape: tuple[int, ...], source: Path) ->
 
 
 def _without_patient(header: Any, pydicom: Any) -> Any:
-    """What a SEG needs of a slice, and nothing of the patient."""
+    """Return the fields of a slice that a SEG needs, without those that describe the patient."""
     kept = pydicom.Dataset()
     for name in _COPIED:
         if name in header:

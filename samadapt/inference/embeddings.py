@@ -1,4 +1,4 @@
-"""Embeddings of the last images, shared by every adapter that leaves the encoder as it is."""
+"""Embeddings of the last images, shared by all adapters that leave the image encoder unchanged."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ if TYPE_CHECKING:
     from samadapt.sam.types import Frame
 
 MAX_BYTES = 2**28
-"""64 images of ViT-B at 1024 px in fp32."""
+"""Bytes of embeddings that are kept: 64 images of ViT-B at 1024 px in fp32."""
 
 
 class Embeddings:
-    """What encoders gave for the last images, by encoder and by the image's values.
+    """The embeddings of the last images, by encoder and by a hash of the image's values.
 
     Args:
-        max_bytes: kept at most; the images that were not asked for the longest go first.
+        max_bytes: bytes that are kept at most. The least recently used embeddings go first.
 
     Attributes:
-        computed: images that an encoder has run on.
+        computed: number of images that an encoder has run on.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        """Keep nothing yet."""
         self.max_bytes = max_bytes
         self.computed = 0
         self._kept: OrderedDict[tuple[Hashable, ...], Tensor] = OrderedDict()
@@ -42,13 +41,13 @@ class Embeddings:
     def __call__(
         self, sam: Sam, encoder: Hashable, images: Sequence[NDArray[np.uint8]], stack: int = 1
     ) -> tuple[Tensor, list[Frame]]:
-        """Embed images (h, w, 3), those not kept in one forward pass.
+        """Embed images (h, w, 3); those that are not kept go through one forward pass.
 
         Args:
             sam: the model.
-            encoder: the same for models whose encoders are equal.
-            images: as ``embed`` takes them; whole stacks, one behind the other.
-            stack: images that the encoder sees together.
+            encoder: key that is equal for models with equal encoders.
+            images: as ``embed`` takes them; whole stacks, one after the other.
+            stack: number of images that the encoder sees together.
 
         Returns:
             Embeddings (b, c, g, g) on the model's device, and the frame of each image.
@@ -68,7 +67,7 @@ class Embeddings:
         return torch.cat([found[key] for key in keys]), [frame_of(sam, image) for image in images]
 
     def forget(self, encoder: Hashable) -> None:
-        """Drop what an encoder gave."""
+        """Drop the embeddings of an encoder."""
         for key in [key for key in self._kept if key[0] == encoder]:
             del self._kept[key]
 

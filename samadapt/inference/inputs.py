@@ -1,13 +1,13 @@
-"""The inputs of a prediction whose channels are files: lists, patterns and folders of cases.
+"""The inputs of a prediction: paths, and lists, patterns and folders of files that are channels.
 
-An adapter of several channels (``data.channel=[flair,t1]``) reads one file with channels as any
-other does. Where the channels are files of their own, the input is
+An adapter of several channels (``data.channel=[flair,t1]``) reads one file with channels like any
+other adapter. If the channels are separate files, the input is
 
-- a list, a file a channel in the order of the adapter's channels;
-- a pattern, ``case1/*_{channel}.nii.gz`` (one case) or ``*/*_{channel}.nii.gz`` (many), where
-  ``{channel}`` stands for each channel's name and the text of the last ``*`` names a case;
-- a folder whose files end in the channels' names (``NAME_flair.nii.gz``, nnU-Net's
-  ``NAME_0000.nii.gz``), of one case or of many, or a folder of such folders.
+- a list of one file for each channel, in the order of the adapter's channels;
+- a pattern, ``case1/*_{channel}.nii.gz`` (one case) or ``*/*_{channel}.nii.gz`` (many), in which
+  ``{channel}`` stands for each channel's name and the text of the last ``*`` is the case's name;
+- a folder of one or many cases, whose files end in the channels' names (``NAME_flair.nii.gz``, or
+  ``NAME_0000.nii.gz`` as nnU-Net names them), or a folder of such folders.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ class ChannelCase:
     """One image whose channels are files.
 
     Attributes:
-        name: of the case.
-        files: a file a channel, in the order of the adapter's channels.
+        name: name of the case.
+        files: one file for each channel, in the order of the adapter's channels.
     """
 
     name: str
     files: tuple[Path, ...]
 
     def __str__(self) -> str:
-        """Return the files in the words of a message."""
+        """Return the files as a message names them."""
         return f"{self.files[0].parent}: {', '.join(path.name for path in self.files)}"
 
 
 @dataclass(frozen=True)
 class ChannelCases:
-    """What an input holds.
+    """The cases of an input whose channels are files.
 
     Attributes:
-        cases: in the order of their names.
-        one: the input means one case, and not a folder that may hold several.
+        cases: the cases, sorted by name.
+        one: the input means one case, not a folder that may hold several.
         others: names of the entries of a folder that belong to no case.
     """
 
@@ -65,10 +65,10 @@ class ChannelCases:
 
 
 def chosen_channels(record: AdapterRecord, channel: Channel | Sequence[Channel] | None) -> Choice:
-    """Return the channels that an adapter reads: the caller's, else those of its training.
+    """Return the channels that an adapter reads: those that the user names, else as in training.
 
     Raises:
-        PromptError: the caller names another number than the adapter sees.
+        PromptError: the user names another number of channels than the adapter sees.
     """
     wanted = len(make_intensity(record.intensity).inputs) or 1
     kept = parse_channel(record.data_options.get("channel"), MANY)
@@ -83,10 +83,10 @@ def chosen_channels(record: AdapterRecord, channel: Channel | Sequence[Channel] 
 
 
 def as_path(source: Source) -> Path:
-    """Return an input that is one path.
+    """Return an input as one path.
 
     Raises:
-        DataError: it is a list.
+        DataError: the input is a list of several.
     """
     if isinstance(source, str | Path):
         return Path(source).expanduser()
@@ -96,7 +96,7 @@ def as_path(source: Source) -> Path:
 
 
 def is_source(image: object) -> TypeGuard[Source]:
-    """Whether an image is given by file names, not as an array."""
+    """Whether an image is given by file names and not as an array."""
     if isinstance(image, list | tuple):
         return bool(image) and all(isinstance(part, str | Path) for part in image)
     return isinstance(image, str | Path)
@@ -106,19 +106,20 @@ def find_channel_cases(source: Source, choice: Choice) -> ChannelCases | None:
     """Return the cases of an input whose channels are files; None for any other input.
 
     Args:
-        source: what the user gave.
+        source: what the user names as input.
         choice: the channels that the adapter sees, in their order.
 
     Raises:
-        DataError: a list of another length, or a pattern that matches nothing or not all channels.
+        DataError: a list has another length, or a pattern does not match a file of each channel.
     """
     channels = listed_channels(choice)
     if not isinstance(source, str | Path):
         files = tuple(Path(path).expanduser() for path in source)
         if len(files) != max(1, len(channels)):
             raise DataError(
-                f"input: a list has a file a channel; this adapter sees {max(1, len(channels))} "
-                f"({', '.join(map(str, channels)) or 'one'}); got {len(files)}"
+                "input: a list must have one file for each channel; this adapter sees "
+                f"{max(1, len(channels))} ({', '.join(map(str, channels)) or 'one'}); "
+                f"got {len(files)}"
             )
         return ChannelCases([ChannelCase(_stem(files[0]), files)], one=True) if channels else None
     folder = Path(source).expanduser()
@@ -137,9 +138,9 @@ def find_channel_cases(source: Source, choice: Choice) -> ChannelCases | None:
 
 
 def _numbered(folder: Path, choice: Choice) -> tuple[Channel, ...] | None:
-    """Return named channels by the numbers that ``dataset.json`` gives them; None without one.
+    """Return the numbers that ``dataset.json`` gives to named channels; None without such a file.
 
-    nnU-Net's adapters know ``T2``, and its files end in ``_0001``.
+    An adapter trained on nnU-Net's data knows the channel ``T2``, whose files end in ``_0001``.
     """
     if all(str(one).isdigit() for one in listed_channels(choice)):
         return None
@@ -153,7 +154,7 @@ def _of_pattern(pattern: str, channels: tuple[Channel, ...]) -> ChannelCases:
     if not channels:
         raise DataError(
             f"{pattern}: {CHANNEL} stands for the channels that an adapter was trained on, and "
-            "this one was trained on images with one; name the file, or say channel=NAME"
+            "this one was trained on images with one channel; name the file, or add channel=NAME"
         )
     options = ReaderOptions(image=pattern, channel=channels)
     found = channel_files(options, Layout(suffixes=_suffixes()))
@@ -162,7 +163,7 @@ def _of_pattern(pattern: str, channels: tuple[Channel, ...]) -> ChannelCases:
 
 
 def _of_folder(folder: Path, channels: tuple[Channel, ...]) -> ChannelCases | None:
-    """Group the files of a folder by the names before their channels; None if none has one."""
+    """Return the cases of a folder; None if no file ends in the name of a channel."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     groups = _group(folder, entries, channels)
     used = {path for files in groups.values() for path in files.values()}
@@ -191,9 +192,9 @@ def _of_folder(folder: Path, channels: tuple[Channel, ...]) -> ChannelCases | No
 def _group(
     folder: Path, entries: Sequence[Path], channels: tuple[Channel, ...]
 ) -> dict[str, dict[int, Path]]:
-    """Return the files of each case by the index of their channel."""
+    """Return the files of each case, by the index of their channel."""
     texts = [(text, index) for index, one in enumerate(channels) for text in _texts(one)]
-    texts.sort(key=lambda pair: -len(pair[0]))  # t1ce before ce
+    texts.sort(key=lambda pair: -len(pair[0]))  # longest first: NAME_t1ce does not end in ce
     groups: dict[str, dict[int, Path]] = defaultdict(dict)
     for path in entries:
         if not path.is_file() or not path.name.lower().endswith(_suffixes()):
@@ -212,13 +213,13 @@ def _group(
 
 
 def _texts(channel: Channel) -> list[str]:
-    """Return how the end of a file name may write a channel."""
+    """Return the texts by which the end of a file name may name a channel."""
     text = str(channel)
     return [text, f"{int(text):04d}"] if text.isdigit() else [text]
 
 
 def _suffixes() -> tuple[str, ...]:
-    """Return the file name endings of the formats whose channels may be files, longest first."""
+    """Return the endings of the formats whose channels may be files, the longest first."""
     takers = {reader for reader in readers().values() if reader.takes_channels}
     return tuple(sorted({end for one in takers for end in one.suffixes}, key=len, reverse=True))
 

@@ -1,4 +1,4 @@
-"""What may be done to a label map afterwards: the largest component, then holes."""
+"""Clean up a predicted label map: keep the largest components, then fill holes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from samadapt.system.arrays import Array
 
 
 def postprocess(labels: Array, keep_largest: Sequence[int], fill_holes: Sequence[int]) -> None:
-    """Change a label map in place: first components are dropped, then holes filled.
+    """Drop small components of a label map, then fill its holes, in place.
 
-    In this order an island inside a hole is gone before the hole is filled. Components touch at
-    faces, edges or corners (26 neighbours, 8 in a picture); a hole is background that no path
-    through faces (6 neighbours, 4) joins to the outside. So a volume's holes are cavities: a
-    tunnel through all slices stays.
+    In this order an island inside a hole is gone before the hole is filled. Voxels of a component
+    touch at faces, edges or corners (26 neighbours, 8 in a picture). A hole is background that no
+    path through faces (6 neighbours, 4 in a picture) connects to the outside. The holes of a volume
+    are therefore cavities, and a tunnel through all slices stays.
 
     Args:
-        labels: (h, w, d) class ids; d = 1 is a picture.
-        keep_largest: classes of which only the component with the most voxels stays (of equal
-            ones the first).
-        fill_holes: classes of which holes become the class; other classes in them stay.
+        labels: (h, w, d) class ids; d = 1 for a picture.
+        keep_largest: classes of which only the component with the most voxels stays, the first of
+            equally large ones.
+        fill_holes: classes whose holes are filled. Voxels of other classes in a hole stay.
     """
     from scipy.ndimage import binary_fill_holes, find_objects, label
 
     space = labels[:, :, 0] if labels.shape[2] == 1 else labels
     everywhere = np.ones((3,) * space.ndim, dtype=bool)
-    # cropped to each class: the numbers of components take four bytes a voxel
+    # Each class is cropped to its box, because component numbers take four bytes a voxel.
     boxes = find_objects(space, max_label=max([0, *keep_largest, *fill_holes]))
     for class_id in keep_largest:
         if (box := boxes[class_id - 1]) is None:

@@ -1,4 +1,4 @@
-"""Tensors set aside for later, in memory up to a limit and in a temporary file beyond it."""
+"""Set tensors aside: in memory up to a limit, in a temporary file beyond it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 LIMIT = 2**28
-"""Bytes kept in memory: 64 embeddings of ViT-B at 1024 px in fp32."""
+"""Bytes that are kept in memory: 64 embeddings of ViT-B at 1024 px in fp32."""
 
 
 class Spool:
-    """A store of tensors by key; a context manager, since the file goes with it.
+    """Tensors by key. It is a context manager, whose end deletes the temporary file.
 
     Args:
-        limit: bytes in memory; beyond it everything lies in an unnamed temporary file.
+        limit: bytes in memory. Beyond it all tensors lie in an unnamed temporary file.
     """
 
     def __init__(self, limit: int = LIMIT) -> None:
@@ -31,18 +31,18 @@ class Spool:
         self._file.close()
 
     def __contains__(self, key: Hashable) -> bool:
-        """Whether a tensor was put there."""
+        """Whether a tensor has this key."""
         return key in self._places
 
     def put(self, key: Hashable, value: Tensor) -> None:
-        """Set a tensor aside."""
+        """Set a tensor aside under a key."""
         place = self._file.seek(0, 2)
         self._places[key] = (place, value.dtype, tuple(value.shape))
         raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
         self._file.write(raw.numpy().data)
 
     def get(self, key: Hashable) -> Tensor:
-        """Return a tensor, on the CPU."""
+        """Return the tensor of a key, on the CPU."""
         place, dtype, shape = self._places[key]
         self._file.seek(place)
         raw = bytearray(self._file.read(prod(shape) * dtype.itemsize))

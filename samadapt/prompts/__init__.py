@@ -1,1 +1,1 @@
-"""From ground truth, or from what a person gave, to prompts."""
+"""Prompts: simulated from ground truth, read from annotations, or given by a user."""

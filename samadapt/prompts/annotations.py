@@ -1,8 +1,8 @@
-"""Prompts that a person gave with an image, with the ground truth of the object they mean."""
+"""Prompts that come with an image as annotations, and the ground truth of the objects they mean."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,16 +12,18 @@ from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from samadapt.data.types import Sample
 
 
 def has_prompts(sample: Sample) -> bool:
-    """Whether the sample came with boxes or points of its own."""
+    """Whether the sample comes with boxes or points as annotations."""
     return sample.boxes is not None or sample.points is not None
 
 
 def lacks_prompts(sample: Sample) -> bool:
-    """Whether the sample is a tile of a picture that came with prompts, none of them here."""
+    """Whether the sample is a tile of an annotated picture, without any of its prompts."""
     given = sample.boxes if sample.boxes is not None else sample.points
     return given is not None and len(given) == 0
 
@@ -29,11 +31,11 @@ def lacks_prompts(sample: Sample) -> bool:
 def given_prompts(sample: Sample) -> ImagePrompts:
     """Return the prompts of a sample's annotation, in pixels of the original image.
 
-    Each box is an object; points that lie in a box go with it. Without boxes the points are one
-    object, or one for each class that they name. The class of a prompt is the one it names, else
-    the one most frequent under it. Its mask is made of the components of that class of which at
-    least half lies in the box, or which hold a foreground point. Prompts of a class that is not
-    annotated in the slice are left out.
+    Each box is an object, and the points that lie in a box belong to it. Without boxes, all points
+    are one object, or one object for each class that they name. The class of a prompt is the one
+    that it names, otherwise the most frequent class under it. The ground truth of an object are the
+    components of its class that lie in the box with at least half of their pixels, or that contain
+    a foreground point. Prompts of a class that is not annotated in the slice are left out.
     """
     if lacks_prompts(sample):
         none = np.zeros((0, *sample.labels.shape), dtype=bool)
@@ -45,10 +47,10 @@ def given_prompts(sample: Sample) -> ImagePrompts:
 
 
 def trainable_prompts(sample: Sample) -> ImagePrompts:
-    """Return the given prompts that a model can learn from.
+    """Return the annotated prompts that a model can learn from.
 
-    In a tile these are the ones with something under them: what is seen of an object may be a
-    corner of its box.
+    In a tile these are the prompts with ground truth under them, because a tile may see only an
+    empty corner of an object's box.
     """
     objects = given_prompts(sample)
     if sample.tile is None or objects.truth is None:
@@ -59,19 +61,28 @@ def trainable_prompts(sample: Sample) -> ImagePrompts:
 def _from_boxes(sample: Sample) -> ImagePrompts:
     boxes = np.asarray(sample.boxes, dtype=np.float32)
     areas = [box_area(box, sample.labels.shape) for box in boxes]
-    ids = [
-        int(sample.prompt_classes[i])
-        if sample.prompt_classes is not None
-        else most_frequent(sample.labels[area])
-        for i, area in enumerate(areas)
-    ]
-    masks = [
-        _components(sample, class_id, lambda part, area=area: 2 * part[area].sum() >= part.sum())
-        for class_id, area in zip(ids, areas, strict=True)
-    ]
-    points, point_labels = _points_in_boxes(sample, boxes)
+    ids, truth = [], []
+    for index, area in enumerate(areas):
+        if sample.prompt_classes is not None:
+            class_id = int(sample.prompt_classes[index])
+        else:
+            class_id = most_frequent(sample.labels[area])
+        # A component belongs to the box if at least half of it lies in the box.
+        parts = _components_of(sample, class_id)
+        ids.append(class_id)
+        truth.append(_union([part for part in parts if 2 * part[area].sum() >= part.sum()], sample))
+    points = point_labels = None
+    if sample.points is not None and sample.point_labels is not None:
+        points = np.asarray(sample.points, np.float32)
+        point_labels = np.asarray(sample.point_labels)
+        inside = [((points >= box[:2]) & (points < box[2:])).all(axis=1) for box in boxes]
+        points, point_labels = _pad([points[i] for i in inside], [point_labels[i] for i in inside])
     return ImagePrompts(
-        np.asarray(ids, dtype=np.int64), np.stack(masks), boxes, points, point_labels
+        class_ids=np.asarray(ids, dtype=np.int64),
+        truth=np.stack(truth),
+        boxes=boxes,
+        points=points,
+        point_labels=point_labels,
     )
 
 
@@ -83,40 +94,27 @@ def _from_points(sample: Sample) -> ImagePrompts:
     rows = np.clip(points[:, 1].astype(int), 0, height - 1)
     under = sample.labels[rows, columns]
     classes = sample.prompt_classes
+    # Points that name the same class are one object; without names all points are one.
     owner = np.zeros(len(points), dtype=np.int64) if classes is None else np.asarray(classes)
     groups = [np.flatnonzero(owner == value) for value in np.unique(owner)]
-    ids = [
-        int(owner[group[0]])
-        if classes is not None
-        else most_frequent(under[group][labels[group] == 1])
-        for group in groups
-    ]
-    masks = []
-    for group, class_id in zip(groups, ids, strict=True):
+    ids, truth = [], []
+    for group in groups:
         hits = group[labels[group] == 1]
-        masks.append(
-            _components(
-                sample,
-                class_id,
-                lambda part, hits=hits: part[rows[hits], columns[hits]].any(),
-            )
-        )
+        class_id = most_frequent(under[hits]) if classes is None else int(owner[group[0]])
+        parts = _components_of(sample, class_id)
+        ids.append(class_id)
+        truth.append(_union([p for p in parts if p[rows[hits], columns[hits]].any()], sample))
     padded, padded_labels = _pad([points[g] for g in groups], [labels[g] for g in groups])
     return ImagePrompts(
-        np.asarray(ids, dtype=np.int64), np.stack(masks), None, padded, padded_labels
+        class_ids=np.asarray(ids, dtype=np.int64),
+        truth=np.stack(truth),
+        points=padded,
+        point_labels=padded_labels,
     )
 
 
-def _points_in_boxes(sample: Sample, boxes: Array) -> tuple[Array | None, Array | None]:
-    if sample.points is None or sample.point_labels is None:
-        return None, None
-    points, labels = np.asarray(sample.points, np.float32), np.asarray(sample.point_labels)
-    inside = [((points >= box[:2]) & (points < box[2:])).all(axis=1) for box in boxes]
-    return _pad([points[hit] for hit in inside], [labels[hit] for hit in inside])
-
-
 def _pad(points: list[Array], labels: list[Array]) -> tuple[Array, Array]:
-    """Stack lists of points, the shorter ones padded with label -1."""
+    """Stack lists of points; pad the shorter ones with points of label -1."""
     most = max(1, *(len(group) for group in points))
     stacked = np.zeros((len(points), most, 2), dtype=np.float32)
     marks = np.full((len(points), most), -1, dtype=np.int64)
@@ -125,7 +123,12 @@ def _pad(points: list[Array], labels: list[Array]) -> tuple[Array, Array]:
     return stacked, marks
 
 
-def _components(sample: Sample, class_id: int, keep: Any) -> Array:
+def _components_of(sample: Sample, class_id: int) -> Array:
+    """Return the connected components (p, h, w) of a class."""
     _, parts = objects_in(sample.mask_of(class_id).astype(np.int64), "component")
-    kept = [part for part in parts if keep(part)]
-    return np.logical_or.reduce(kept) if kept else np.zeros(sample.labels.shape, dtype=bool)
+    return parts
+
+
+def _union(parts: Sequence[Array], sample: Sample) -> Array:
+    """Return the union (h, w) of masks; empty if there are none."""
+    return np.logical_or.reduce(parts) if parts else np.zeros(sample.labels.shape, dtype=bool)

@@ -1,4 +1,4 @@
-"""What a run prompts with: recorded with the adapter, obeyed again at prediction."""
+"""How a run prompts its objects. The policy is recorded with the adapter and used at prediction."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class PromptPolicy:
     """How an object of the ground truth becomes a prompt.
 
     Attributes:
-        kind: ``"box"`` or ``"point"`` per object, or ``"semantic"``: no prompt at all, one mask
-            token a class, so that every class comes out of one pass (as SAMed).
-        objects: one prompt for each connected ``"component"`` of a class, or for the whole
+        kind: ``"box"`` or ``"point"`` for each object; or ``"semantic"``: no prompt, but one mask
+            token for each class, so that one pass predicts all classes (as in SAMed).
+        objects: one prompt for each connected ``"component"`` of a class, or one for the whole
             ``"class"`` in the image.
-        jitter: standard deviation of the noise on each box side in training, as a share of the
-            box's width or height (SAM: 0.1).
+        jitter: standard deviation of the noise on each side of a box in training, as a share of
+            the box's width or height (SAM: 0.1).
         max_jitter_px: bound of that noise, in pixels of an image whose longest side is 1024
             (SAM: 20).
         min_area: objects of fewer pixels than this get no prompt.
-        max_objects: objects of an image that are trained on in one step, drawn with chances that
-            grow with their diameter; predictions and scores take all objects.
-        background_token: for ``"semantic"``: the background has the logit of mask token 0 (the
-            single mask), as in SAMed, and not 0.
+        max_objects: number of objects of an image that one step trains on. They are drawn with
+            chances proportional to their diameter. Predictions and scores take all objects.
+        background_token: for ``"semantic"``: the logit of the background is that of mask token 0
+            (the single mask), as in SAMed, and not 0.
     """
 
     kind: Kind = "box"
@@ -42,16 +42,16 @@ class PromptPolicy:
 
     @property
     def is_semantic(self) -> bool:
-        """Whether classes come from the mask tokens, without prompts."""
+        """Whether the model predicts classes by its mask tokens, without prompts."""
         return self.kind == "semantic"
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether several masks are predicted for an object: a point may mean a part or a whole."""
+        """Whether an object gets several masks, because a point may mean a part or the whole."""
         return self.kind == "point"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for ``samadapt.json``."""
+        """Return the policy as plain values for ``samadapt.json``."""
         return asdict(self)
 
     @classmethod
@@ -59,7 +59,7 @@ class PromptPolicy:
         """Return the policy that ``to_dict`` wrote.
 
         Raises:
-            PromptError: for an unknown key or kind.
+            PromptError: a key or the kind is unknown.
         """
         unknown = sorted(set(values) - {item.name for item in fields(cls)})
         if unknown or values.get("kind", "box") not in ("box", "point", "semantic"):

@@ -1,7 +1,8 @@
-"""Objects of a label map, and the prompts that stand for them; all in the original frame.
+"""Find the objects of a label map and simulate prompts for them, in the original frame.
 
-Coordinates are (x, y): pixel (row r, column c) covers x in [c, c+1) and y in [r, r+1), so the box
-of one pixel is (c, r, c+1, r+1). ``np.argwhere`` gives (row, column), the reverse.
+Coordinates are (x, y). The pixel in row r and column c covers x from c to c + 1 and y from r to
+r + 1, so the box of one pixel is (c, r, c + 1, r + 1). ``np.argwhere`` gives (row, column), which
+is the reverse order.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 SAM_SIDE = 1024.0
-"""Longest side of the images on which SAM's jitter bound is stated (SAM, appendix A)."""
+"""Longest side of the images for which SAM states its bound of the jitter (SAM, appendix A)."""
 
 
 def objects_in(
@@ -28,15 +29,14 @@ def objects_in(
     """Return the objects of a label map.
 
     Args:
-        labels: (h, w) integers, 0 is background; below 0 nothing is known and nothing prompted.
-            Or (n, h, w) where classes overlap, each map with other classes.
-        objects: one per connected component (8 neighbours) of a class, or one per class.
+        labels: (h, w) integers; 0 is background, and pixels below 0 are unknown and not prompted.
+            Or (n, h, w) if classes overlap, each map with other classes.
+        objects: an object is a connected component (8 neighbours) of a class, or a whole class.
         min_area: objects of fewer pixels are left out.
-        instances: (h, w) numbers that tell objects apart, 0 none; then they stand for the
-            components.
+        instances: (h, w) object numbers, 0 for none. They replace the components.
 
     Returns:
-        class ids (p,) int64 and masks (p, h, w) bool, by class, then by position.
+        Class ids (p,) int64 and masks (p, h, w) bool, sorted by class, then by position.
     """
     from skimage.measure import label
 
@@ -69,10 +69,10 @@ def simulate(
 
     Args:
         labels: (h, w) integers, or (n, h, w); see ``objects_in``.
-        policy: kind of prompt, what an object is, noise; ``"semantic"`` is not prompted.
-        rng: source of the noise in training; without it the box is exact and the point is the one
+        policy: kind of prompt (box or point), what an object is, and the noise.
+        rng: source of the noise in training. Without it boxes are exact and points are those
             farthest from the object's border, so that an evaluation can be repeated.
-        instances: (h, w) numbers that tell objects apart, or None.
+        instances: (h, w) object numbers, or None.
     """
     ids, masks = objects_in(labels, policy.objects, policy.min_area, instances)
     if policy.kind == "box":
@@ -87,14 +87,14 @@ def simulate(
 
 
 def boxes_of(masks: Array) -> Array:
-    """Return each mask's box, (p, h, w) to (p, 4) float32 XYXY; an empty one's is the image."""
+    """Return the boxes (p, 4) float32 XYXY of masks (p, h, w); an empty mask gets the image."""
     return np.array([_box(mask) for mask in masks], dtype=np.float32).reshape(-1, 4)
 
 
 def points_in(masks: Array, rng: np.random.Generator | None = None) -> Array:
-    """Return a point in each mask, (p, h, w) to (p, 1, 2) float32 (x, y).
+    """Return a point (x, y) in each of the masks (p, h, w), as (p, 1, 2) float32.
 
-    It is the pixel farthest from the mask's border; with ``rng`` any pixel of it.
+    It is the pixel farthest from the mask's border, or with ``rng`` any pixel of the mask.
     """
     return np.array([_point(mask, rng) for mask in masks], dtype=np.float32).reshape(-1, 1, 2)
 
@@ -106,13 +106,15 @@ def jitter_boxes(
     max_jitter_px: float,
     rng: np.random.Generator,
 ) -> Array:
-    """Move every side by Gaussian noise, within the image, keeping a pixel of width and height.
+    """Move every side of boxes by Gaussian noise.
+
+    The boxes stay in the image and keep at least one pixel of width and height.
 
     Args:
         boxes: (p, 4) XYXY pixels.
         shape: (h, w) of the image.
         jitter: standard deviation, as a share of the box's side.
-        max_jitter_px: largest move, in pixels of an image whose longest side is 1024.
+        max_jitter_px: bound of a move, in pixels of an image whose longest side is 1024.
         rng: source of the noise.
     """
     height, width = shape[:2]

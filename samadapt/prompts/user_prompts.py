@@ -127,7 +127,7 @@ def object_classes(labels: str | Sequence[str] | None, count: int, classes: Sequ
     """Return the class id of each object.
 
     Args:
-        labels: class names, one an object; one name for all; None where there is one class.
+        labels: a class name for each object, or one name for all; None if there is one class.
         count: number p of objects.
         classes: names of the adapter's classes; id k is ``classes[k - 1]``.
 
@@ -135,15 +135,16 @@ def object_classes(labels: str | Sequence[str] | None, count: int, classes: Sequ
         (p,) int64 ids.
 
     Raises:
-        PromptError: an unknown name, another number of names, or none among several classes.
+        PromptError: a name is unknown, the number of names differs, or they are missing although
+            there are several classes.
     """
     known = ", ".join(classes)
     if labels is None:
         if len(classes) > 1:
             raise PromptError(
-                f"this adapter knows {len(classes)} classes ({known}): say which the objects are, "
-                f"as labels=[{classes[0]}], one for each box or set of points, or labels="
-                f"{classes[0]} for all"
+                f"this adapter knows {len(classes)} classes ({known}): name the class of each box "
+                f"or set of points, as labels=[{classes[0]}], or one for all, as labels="
+                f"{classes[0]}"
             )
         return np.ones(count, dtype=np.int64)
     names = [labels] * count if isinstance(labels, str) else list(labels)

@@ -105,7 +105,7 @@ def test_what_cannot_be_a_segmentation_says_why(series, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="nothing was found"):
         save_segmentation(labels * 0, volume, folder, ["a"], target)
     (tmp_path / "other").mkdir()
-    with pytest.raises(DataError, match="one file a slice"):
+    with pytest.raises(DataError, match="one file for each slice"):
         save_segmentation(labels, volume, tmp_path / "other", ["a"], target)
     first = sorted(folder.iterdir())[0]
     with pytest.raises(DataError, match="expected 5 slices; found 1"):
