@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from samadapt.data.findings import Finding, FindingError, fault
+from samadapt.data.findings import FindingError, error_finding, fault
 from samadapt.errors import ConfigError
 from samadapt.system.arrays import Array
 
@@ -48,7 +48,7 @@ class ChannelError(FindingError):
             "the files end in numbers)"
         )
         message = f"the file has {has} and {asked}"
-        super().__init__(Finding("channel_choice", "error", str(path), message, fix))
+        super().__init__(error_finding("channel_choice", path, message, fix))
         self.count = count
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from samadapt.data.annotations import classes_under
 from samadapt.data.cards import Card
 from samadapt.data.channels import Channel, check_channels
+from samadapt.data.checks.class_values import decide_classes
 from samadapt.data.checks.leaks import mark_patients, patient_pattern
 from samadapt.data.checks.refusals import (
     check_copies,
@@ -29,7 +30,6 @@ from samadapt.data.formats.base import AXES, FormatReader, Layout, Scan
 from samadapt.data.intensity import IntensityRule
 from samadapt.data.opening import (
     Intensity,
-    decide_classes,
     decide_intensity,
     mask_rules,
     open_reader,

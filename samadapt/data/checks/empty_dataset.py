@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from samadapt.data.classes import ClassTable
-from samadapt.data.findings import Finding
+from samadapt.data.findings import error_finding
 from samadapt.data.formats.base import FormatReader, Scan, readers
 
 _MOST_FILES = 10_000
@@ -65,7 +65,7 @@ def refuse_no_case(scan: Scan, reader: FormatReader) -> None:
         return
     scan.findings = [finding for finding in scan.findings if finding.code != "no_cases"]
     message = f"no usable case: {found}"
-    scan.findings.append(Finding("no_cases", "error", str(root), message, fix))
+    scan.findings.append(error_finding("no_cases", root, message, fix))
 
 
 def refuse_no_object(scan: Scan, table: ClassTable, where: str) -> None:
@@ -95,7 +95,7 @@ def refuse_no_object(scan: Scan, table: ClassTable, where: str) -> None:
     else:
         message = f"no mask contains an object: all {count} are empty"
         fix = "check that they are the right files, and that the masks were exported with values"
-    scan.findings.append(Finding("no_objects", "error", where, message, fix))
+    scan.findings.append(error_finding("no_objects", where, message, fix))
     scan.left_out.extend(case.name for case in scan.cases)
     scan.cases = []
 

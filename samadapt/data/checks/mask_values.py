@@ -19,7 +19,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from samadapt.data.findings import Finding
+from samadapt.data.findings import Finding, error_finding
 from samadapt.data.mask_rules import LARGEST_VALUE, without_ignored
 from samadapt.data.types import Case, MaskEvidence
 from samadapt.system.arrays import Array
@@ -86,11 +86,11 @@ def value_findings(case: Case, ignored: Collection[int] = ()) -> list[Finding]:
             f"treat them as not annotated with data.ignore={used[0]}, or list the classes with "
             "data.classes={name: value}"
         )
-        return [Finding("label_value", "error", file, message, fix)]
+        return [error_finding("label_value", file, message, fix)]
     if used and used[-1] > LARGEST_VALUE:
         message = f"its values reach {used[-1]}; expected class numbers of at most {LARGEST_VALUE}"
         fix = "export the mask again with small class numbers"
-        return [Finding("label_value", "error", file, message, fix)]
+        return [error_finding("label_value", file, message, fix)]
     if _are_grey_levels(used, case.evidence or MaskEvidence()):
         message = (
             f"its {len(used)} values up to {used[-1]} are the grey levels of an anti-aliased or "
@@ -101,7 +101,7 @@ def value_findings(case: Case, ignored: Collection[int] = ()) -> list[Finding]:
             f"make two values of them with data.mask_threshold={half} (this value and higher ones "
             "are foreground), or name the values that are classes with data.classes={name: value}"
         )
-        return [Finding("grey_levels", "error", file, message, fix)]
+        return [error_finding("grey_levels", file, message, fix)]
     return []
 
 
@@ -132,7 +132,7 @@ def common_value_findings(
             "set data.instances=true (each number is one object of one class), or list "
             "the classes with data.classes={name: value}"
         )
-        return [Finding("object_numbers", "error", root, message, fix)]
+        return [error_finding("object_numbers", root, message, fix)]
     for void in _HIGHEST:
         if found == {1, void}:
             ones = sum(1 in values for _, values in counts)
@@ -145,7 +145,7 @@ def common_value_findings(
                 f"for one class set data.classes={{foreground: [1, {void}]}}; if {void} means "
                 f"not annotated, set data.ignore={void}"
             )
-            return [Finding("mixed_encodings", "error", root, message, fix)]
+            return [error_finding("mixed_encodings", root, message, fix)]
     return [finding for void in _HIGHEST for finding in _void_findings(sorted(found), void, root)]
 
 
@@ -185,7 +185,7 @@ def _void_findings(found: Sequence[int], void: int, root: str) -> list[Finding]:
         f"set data.ignore={void} if it means not annotated, or list the classes with "
         "data.classes={name: value}; values that are not listed are background"
     )
-    return [Finding("void_value", "error", root, message, fix)]
+    return [error_finding("void_value", root, message, fix)]
 
 
 def _is_even(values: Sequence[int]) -> bool:

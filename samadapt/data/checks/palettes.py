@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from samadapt.data.colours import BLACK, Colours, show
-from samadapt.data.findings import Finding, FindingError
+from samadapt.data.findings import Finding, FindingError, error_finding
 from samadapt.data.formats.base import Scan
 from samadapt.data.mask_rules import MaskRules
 from samadapt.data.types import Case
@@ -148,4 +148,4 @@ def _file_name(case: Case) -> str:
 
 
 def _error(code: str, case: Case, message: str, fix: str) -> Finding:
-    return Finding(code, "error", str(case.labels or case.image), message, fix)
+    return error_finding(code, case.labels or case.image, message, fix)

@@ -9,6 +9,7 @@ from typing import Any
 
 from samadapt.data.cards import Card
 from samadapt.data.channels import Channel
+from samadapt.data.checks.class_values import decide_classes
 from samadapt.data.checks.empty_dataset import refuse_no_case
 from samadapt.data.checks.leaks import copy_findings, mark_patients
 from samadapt.data.checks.quality import (
@@ -25,7 +26,6 @@ from samadapt.data.findings import Finding, error_finding
 from samadapt.data.formats.base import FormatReader, Scan
 from samadapt.data.opening import (
     Intensity,
-    decide_classes,
     decide_intensity,
     mask_rules,
     open_reader,

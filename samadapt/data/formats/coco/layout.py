@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from samadapt.data.findings import Finding, fault
+from samadapt.data.findings import Finding, fault, warning_finding
 from samadapt.data.formats.shared.annotation_files import is_there, posix_name
 from samadapt.system.limits import lies_inside
 
@@ -67,7 +67,7 @@ def passed_over(taken: list[Path]) -> list[Finding]:
     names = ", ".join(path.name for path in taken[:5])
     message = f"not read: {', '.join(others[:8])}; the objects are read from {names}"
     fix = "if another file is the right one, name it with data.label=FILE"
-    return [Finding("other_file", "warning", str(folders[0]), message, fix)]
+    return [warning_finding("other_file", folders[0], message, fix)]
 
 
 def kind_of(path: Path, content: Any) -> str:

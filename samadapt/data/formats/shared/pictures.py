@@ -20,7 +20,7 @@ from samadapt.data.colours import (
     recode,
     show,
 )
-from samadapt.data.findings import Finding, FindingError, fault
+from samadapt.data.findings import Finding, FindingError, fault, warning_finding
 from samadapt.data.formats.shared.exif import UPRIGHT, Exif
 from samadapt.data.formats.shared.stored_picture import (
     StoredPicture,
@@ -202,7 +202,7 @@ def _by_colour(path: Path, stored: StoredPicture, colours: Colours) -> Mask:
         fix += "as background with data.background=rest"
         raise fault("blended_colours", path, f"its edges are smoothed: {message}", fix)
     fix = "name the colours in data.classes, or in data.background; they count as background"
-    return Mask(values, findings=(Finding("unnamed_colours", "warning", str(path), message, fix),))
+    return Mask(values, findings=(warning_finding("unnamed_colours", path, message, fix),))
 
 
 def _packed(path: Path, stored: StoredPicture) -> Array:
