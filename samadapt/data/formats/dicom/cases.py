@@ -418,7 +418,7 @@ def not_read_warning(root: Path, kinds: Mapping[str, int]) -> Finding | None:
         return None
     parts = [f"{kind} ({count} file{'s' * (count > 1)})" for kind, count in sorted(kinds.items())]
     message = f"beside the images are other DICOM objects, which are not read: {', '.join(parts)}"
-    return warning_finding("other_object", root, message, "nothing, if that is meant")
+    return warning_finding("other_object", root, message, "do nothing if that is intended")
 
 
 def volumes_of(

@@ -194,8 +194,10 @@ def is_colour(header: Any) -> bool:
 
 def colour_fault(path: Path) -> FindingError:
     """Return the error of colours in a volume or a film, which must have grey values."""
-    message = "expected one grey value a pixel (MONOCHROME1 or 2); it is a colour image, and not "
-    message += "one picture of 8 bits"
+    message = (
+        "expected one grey value for each pixel (MONOCHROME1 or 2); it is a colour image, and "
+    )
+    message += "not a single picture of 8 bits"
     fix = "leave it out, or save its frames as pictures and use data=folder"
     return fault("colour_dicom", path, message, fix)
 

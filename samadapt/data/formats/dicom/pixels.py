@@ -75,11 +75,11 @@ def read_picture(folder: Path, frames: Sequence[DicomFrame]) -> StoredVolume | N
     findings = []
     if not first.is_unplaced:  # a CT or MR image, which lies somewhere
         message = "it does not say where it lies: taken as an axial slice"
-        fix = "nothing, if it is one picture"
+        fix = "do nothing if it is one picture"
         findings = [warning_finding("assumed_axial", first.file, message, fix)]
     if len(frames) > 1:
         message = f"its {len(frames)} frames have no position; they are read as slices, in order"
-        fix = "nothing, for ultrasound or another film; scores are in pixels"
+        fix = "do nothing for ultrasound or another film; scores are in pixels"
         findings = [warning_finding("frames_as_slices", first.file, message, fix)]
     in_mm = first.spacing is not None and len(frames) == 1
     read = _read_colours if first.is_colour else read_pixels

@@ -169,7 +169,7 @@ class DicomReader(VolumeReader):
         try:
             return super().examine(case)
         except Exception as problem:  # its text may quote the header
-            message = f"could not be read ({type(problem).__name__})"
+            message = f"it could not be read ({type(problem).__name__})"
             return None, [error_finding("unreadable_image", case.image, message, "export it again")]
 
     def _wanted(self) -> dict[str, int]:

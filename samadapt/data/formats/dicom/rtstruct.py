@@ -208,7 +208,7 @@ def _rasterise(path: Path, region: _Region, shape: Sequence[int], doubts: _Doubt
             doubts.crossing.append(region.name)
         mask[:, :, index] = plane.T
     if nearest and not mask.any() and _has_area(region):
-        message = f"its region {region.name!r} lies beside the image"
+        message = f"its region {region.name!r} lies outside of the image"
         raise fault("outside_image", path, message, _AGAIN)
     missing = max(nearest) - min(nearest) + 1 - len(nearest) if nearest else 0
     if missing:

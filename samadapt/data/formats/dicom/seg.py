@@ -109,6 +109,6 @@ def _put(path: Path, labels: Array, voxels: Array, placed: Array, values: Array)
     x, y, z = voxels
     before = labels[x, y, z]
     if ((before != 0) & (before != values)).any():
-        message = "two of its segments share voxels; a label map holds one class a voxel"
+        message = "two of its segments share voxels; a label map has one class for each voxel"
         raise fault("overlapping_segments", path, message, "export segments that do not overlap")
     labels[x, y, z] = values

@@ -122,5 +122,5 @@ def _check_line(folder: Path, origins: Array, affine: Array, normal: Array) -> l
     if angle < 0.5:
         return []
     message = f"its slices are shifted along the stack (gantry tilt of {angle:.1f} degrees)"
-    fix = "nothing: the affine is sheared; resample it where a program needs right angles"
+    fix = "do nothing: the affine is sheared; resample it where a program needs right angles"
     return [warning_finding("gantry_tilt", folder, message, fix)]

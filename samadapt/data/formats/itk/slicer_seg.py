@@ -185,7 +185,9 @@ def _check_values(path: Path, layers: Array, segments: Sequence[SlicerSegment]) 
     count = layers.shape[3]
     for segment in segments:
         if segment.layer >= count:
-            message = f"its segment {segment.name!r} is in layer {segment.layer}; it has {count}"
+            message = (
+                f"its segment {segment.name!r} is in layer {segment.layer}; it has {count} layers"
+            )
             raise fault("bad_segmentation", path, message, "save it again in Slicer")
     for layer in range(count):
         known = {0, *(one.value for one in segments if one.layer == layer)}

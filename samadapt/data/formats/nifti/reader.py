@@ -122,7 +122,7 @@ def _check_kind(path: Path, head: bytes) -> None:
     if head[344:347] == b"n+1" or head[4:7] == b"n+2":
         return
     what, fix = by_content(head) or ("", _CONVERT)
-    message = f"expected a NIfTI file; {f'it is {what}' if what else 'its content is not'}"
+    message = f"expected a NIfTI file; {f'it is {what}' if what else 'its content is not NIfTI'}"
     raise fault("not_nifti", path, message, fix)
 
 
@@ -141,7 +141,8 @@ def _check_header(path: Path, head: bytes, header_class: Any) -> int:
         raise fault(
             "unsupported_dtype",
             path,
-            f"expected one real number a voxel; its data type is {header['datatype']!s} ({dtype})",
+            "expected one real number for each voxel; its data type is "
+            f"{header['datatype']!s} ({dtype})",
             "save it as int16 or float32",
         )
     if not 2 <= len(shape) <= 5 or min(shape) < 1:

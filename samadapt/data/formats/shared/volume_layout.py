@@ -161,7 +161,9 @@ def _read_decathlon(root: Path, options: ReaderOptions, layout: Layout) -> None:
     layout.modality = kinds.pop() if len(kinds) == 1 or "CT" not in kinds else None
     ending = declared.get("file_ending", layout.suffixes[0])
     if ending not in layout.suffixes:
-        message = f"file_ending is another; this reader reads {' and '.join(layout.suffixes)}"
+        message = (
+            f"file_ending names another format; this reader reads {' and '.join(layout.suffixes)}"
+        )
         fix = "use the reader of that format (samadapt ls data), or convert the images"
         raise fault("file_ending", root / "dataset.json", message, fix)
     images = _files(root / "imagesTr", layout)

@@ -71,7 +71,7 @@ def page_values(path: Path, page: Any) -> Array:
     """
     check_size(path, page.shape)
     if page.dtype is None or page.dtype.kind not in "iufb":
-        message = f"expected one real number a sample; its type is {page.dtype}"
+        message = f"expected one real number for each sample; its type is {page.dtype}"
         raise fault("unsupported_dtype", path, message, "save it as 8 or 16 bits, or float32")
     check_bytes(path, math.prod(page.shape) * page.dtype.itemsize)
     check_complete(path, page, path.stat().st_size)

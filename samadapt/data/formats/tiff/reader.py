@@ -109,7 +109,7 @@ def load_stack(path: Path, channel: Indices = None) -> StoredVolume:
     except FindingError:
         raise
     except Exception as problem:  # tifffile raises many kinds
-        message = f"cannot be read as TIFF ({type(problem).__name__})"
+        message = f"it cannot be read as TIFF ({type(problem).__name__})"
         raise fault("unreadable_image", path, message, _AGAIN) from None
     return stack_without_orientation(values, spacing)
 
@@ -133,7 +133,7 @@ def _check(path: Path, series: Any, sizes: dict[str, int]) -> None:
         message = f"expected one stack of pages; its axes are {series.axes} {series.shape}"
         raise fault("bad_shape", path, message, "save each volume as a file")
     if series.dtype is None or series.dtype.kind not in "iufb":
-        message = f"expected one real number a pixel; its type is {series.dtype}"
+        message = f"expected one real number for each pixel; its type is {series.dtype}"
         raise fault("unsupported_dtype", path, message, "save it as 8 or 16 bits, or float32")
     check_bytes(path, math.prod(series.shape) * series.dtype.itemsize)
     held = path.stat().st_size
