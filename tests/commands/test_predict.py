@@ -199,3 +199,20 @@ def test_objects_are_carried_from_the_command_line(adapter, tmp_path, capsys):
     assert not labels[:, :, 0].any()
     assert main(["predict", *arguments, "labels=liver"]) == 2
     assert "the adapter has no class 'liver'" in capsys.readouterr().err
+
+
+def test_the_decoder_alone_from_the_recipe_to_a_mask(make_pictures, recipe, tmp_path, capsys):
+    """``peft=decoder`` is understood by finetune, evaluate and predict alike."""
+    root = make_pictures()
+    assert (
+        main(["finetune", f"recipe={recipe}", f"data.root={root}", "peft=decoder", "--json"]) == 0
+    )
+    adapter = json.loads(capsys.readouterr().out)["adapter_dir"]
+    arguments = [f"adapter={adapter}", f"data.root={root}", f"output.dir={tmp_path / 'runs'}"]
+    assert main(["evaluate", *arguments, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)["summary"]
+    assert summary["adapted"]["dice"] is not None
+    picture = sorted((root / "images").iterdir())[0]
+    arguments = [f"adapter={adapter}", f"input={picture}", f"output={tmp_path / 'mask.png'}"]
+    assert main(["predict", *arguments, "boxes=[[2,3,20,15]]"]) == 0
+    assert (tmp_path / "mask.png").is_file()
