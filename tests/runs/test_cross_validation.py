@@ -149,7 +149,7 @@ def test_the_folds_that_remain_cannot_be_run_otherwise(arguments, capsys):
     [
         (["folds=6"], "data.folds=6 needs at least as many patients"),
         (["data.fold=1"], "folds=2 runs every fold; leave data.fold=1 out"),
-        (["folds=1"], "folds: expected a value >= 2; got 1"),
+        (["folds=1"], "folds: expected a whole number of at least 2, or null; got 1"),
     ],
 )
 def test_a_mistake_is_one_message_and_leaves_nothing(arguments, tmp_path, capsys, options, message):
