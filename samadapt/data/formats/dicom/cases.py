@@ -25,7 +25,7 @@ from samadapt.data.formats.dicom.folder_contents import LABELS, DicomSeries, Fol
 from samadapt.data.formats.dicom.mask_references import belongs_to
 from samadapt.data.formats.dicom.series_choice import choose_series, listed, parse_choice
 from samadapt.data.formats.shared.stored_picture import SUFFIXES as PICTURES
-from samadapt.data.formats.shared.volume_patterns import match
+from samadapt.data.formats.shared.volume_patterns import files_by_name
 from samadapt.data.types import Case
 
 MASK_FOLDERS = ("labelsTr", "labels", "masks")
@@ -107,7 +107,9 @@ class CaseBuilder:
         """Find and name the candidates; ``data.image`` restricts them to what it matches."""
         chosen: dict[Path, str] | None = None
         if self.options.image:
-            chosen = {path: name for name, path in match(self.root, self.options.image).items()}
+            chosen = {
+                path: name for name, path in files_by_name(self.root, self.options.image).items()
+            }
         by_folder: dict[Path, list[DicomSeries]] = {}
         for item in self.contents.series:
             by_folder.setdefault(item.folder, []).append(item)
@@ -193,7 +195,7 @@ class CaseBuilder:
 
     def _masks_by_pattern(self) -> None:
         """Give each candidate the mask of ``data.label`` that has its name."""
-        masks = match(self.root, str(self.options.label))
+        masks = files_by_name(self.root, str(self.options.label))
         for candidate in self.candidates:
             candidate.masks = [masks[key] for key in (candidate.name, "") if key in masks][:1]
             self.used.update(candidate.masks)

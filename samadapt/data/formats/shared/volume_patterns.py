@@ -46,21 +46,21 @@ def pair_patterns(options: ReaderOptions, layout: Layout) -> bool:
         message = f"data.label has {CHANNEL}, but a mask has no channels"
         raise fault("bad_pattern", root, message, "name the mask by one pattern")
     channels = _channels(root, image, options)
-    masks = find(root, options.label)
+    masks = files_matching(root, options.label)
     taken = set(masks.values())
     if channels:
         found = [_of_channel(root, image, channel, taken) for channel in channels]
     else:
-        found = [_without(find(root, image), taken)]
+        found = [_without(files_matching(root, image), taken)]
     keys = sorted({key for files in found for key in files})
     if not keys:
         raise fault("no_cases", root, f"no file matches {image!r}", "check the pattern")
-    image_names, mask_names = _names(root, keys, list(masks), (image, options.label))
+    image_names, mask_names = _case_names(root, keys, list(masks), (image, options.label))
     masks_by_name = {mask_names[key]: path for key, path in masks.items()}
     keys_by_name = {name: key for key, name in image_names.items()}
     for name in sorted({*masks_by_name, *keys_by_name}):
         files = [
-            _file(root, image, keys_by_name.get(name), name, files, channel)
+            _image_path(root, image, keys_by_name.get(name), name, files, channel)
             for files, channel in zip(found, channels or ("",), strict=True)
         ]
         layout.cases.append(
@@ -88,11 +88,11 @@ def channel_files(options: ReaderOptions, layout: Layout) -> dict[str, tuple[Pat
     )
     found = [_of_channel(root, image, channel, set()) for channel in channels]
     keys = sorted({key for files in found for key in files})
-    names, _ = _names(root, keys, [], (image, ""))
+    names, _ = _case_names(root, keys, [], (image, ""))
     cases = {}
     for key in keys:
         files = [
-            _file(root, image, key, names[key], files, channel)
+            _image_path(root, image, key, names[key], files, channel)
             for files, channel in zip(found, channels, strict=True)
         ]
         for path in files:
@@ -103,13 +103,13 @@ def channel_files(options: ReaderOptions, layout: Layout) -> dict[str, tuple[Pat
     return cases
 
 
-def match(root: Path, pattern: str) -> dict[str, Path]:
+def files_by_name(root: Path, pattern: str) -> dict[str, Path]:
     """Return the files that match a pattern, by the text of its last ``*``.
 
     Raises:
         FindingError: the pattern cannot be used, nothing matches, or two files have the same text.
     """
-    found = find(root, pattern)
+    found = files_matching(root, pattern)
     texts = Counter(key[-1:] for key in found)
     twice = [text for text, count in texts.items() if count > 1]
     if twice:
@@ -118,7 +118,7 @@ def match(root: Path, pattern: str) -> dict[str, Path]:
     return {"".join(key[-1:]): path for key, path in found.items()}
 
 
-def find(root: Path, pattern: str) -> FilesByWildcards:
+def files_matching(root: Path, pattern: str) -> FilesByWildcards:
     """Return the files that match a pattern, sorted.
 
     A name without ``*`` gives one file, whether it exists or not.
@@ -158,14 +158,14 @@ def _channels(root: Path, image: str, options: ReaderOptions) -> tuple[Channel, 
     if channels:
         return channels
     message = f"data.image has {CHANNEL}, but data.channel names no channel"
-    known = _known_channels(root, image, set(find(root, str(options.label)).values()))
+    known = _known_channels(root, image, set(files_matching(root, str(options.label)).values()))
     raise fault("channel_choice", root, message + known, "name them: data.channel=[flair,t1]")
 
 
 def _known_channels(root: Path, image: str, taken: set[Path]) -> str:
     """Return, as the end of a message, the texts that existing files have for {channel}."""
     try:
-        found = _without(find(root, image.replace(CHANNEL, "*")), taken)
+        found = _without(files_matching(root, image.replace(CHANNEL, "*")), taken)
     except FindingError:
         return ""
     place = image[: image.index(CHANNEL)].count("*")
@@ -175,20 +175,21 @@ def _known_channels(root: Path, image: str, taken: set[Path]) -> str:
 
 def _of_channel(root: Path, image: str, channel: Channel, taken: set[Path]) -> FilesByWildcards:
     """Return the files of one channel. An index may have leading zeros in the names (``_0001``)."""
+    # Channel 1 may be written as 1, 01, 001 or 0001; the first spelling that matches files counts.
     texts = [str(channel)]
     if str(channel).isdigit():
         texts += [f"{int(channel):0{width}d}" for width in (2, 3, 4)]
     problem = None
     for text in dict.fromkeys(texts):
         try:
-            found = _without(find(root, image.replace(CHANNEL, text)), taken)
+            found = _without(files_matching(root, image.replace(CHANNEL, text)), taken)
         except FindingError as error:
             problem = problem or error
             continue
         if len(found) > 1 or all(path.exists() for path in found.values()):
             return found
     if problem is None:
-        return _without(find(root, image.replace(CHANNEL, str(channel))), taken)
+        return _without(files_matching(root, image.replace(CHANNEL, str(channel))), taken)
     known = _known_channels(root, image, taken)
     if not known:
         raise problem
@@ -201,7 +202,7 @@ def _without(found: FilesByWildcards, taken: Iterable[Path]) -> FilesByWildcards
     return {key: path for key, path in found.items() if path not in taken}
 
 
-def _file(
+def _image_path(
     root: Path,
     image: str,
     key: tuple[str, ...] | None,
@@ -213,11 +214,12 @@ def _file(
     if key is not None and key in files:
         return files[key]
     expected = image.replace(CHANNEL, str(channel))
+    # Each * becomes the text of the case; without an image, the name of its mask.
     texts = iter(key or ())
     return root / re.sub(r"\*", lambda _: next(texts, name), expected)
 
 
-def _names(
+def _case_names(
     root: Path,
     images: list[tuple[str, ...]],
     masks: list[tuple[str, ...]],
