@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from samadapt.sam.embed import embed, frame_of
@@ -40,7 +41,7 @@ class Embeddings:
 
     def __call__(
         self, sam: Sam, encoder: Hashable, images: Sequence[NDArray[np.uint8]], stack: int = 1
-    ) -> tuple[Tensor, list[Frame]]:
+    ) -> tuple[Float[Tensor, "b c g g"], list[Frame]]:
         """Embed images (h, w, 3); those that are not kept go through one forward pass.
 
         Args:

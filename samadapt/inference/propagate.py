@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from samadapt.errors import PromptError
 from samadapt.inference.spool import Spool
@@ -164,7 +165,7 @@ class Propagation:
 
     def __call__(
         self, prompts: Mapping[int, ImagePrompts], up: Sequence[Walk], down: Sequence[Walk]
-    ) -> Iterator[tuple[int, dict[int, Tensor]]]:
+    ) -> Iterator[tuple[int, dict[int, Float[Tensor, "1 _ _"]]]]:
         """Walk upwards, then downwards.
 
         Args:
@@ -220,7 +221,7 @@ class Propagation:
         prompts: ImagePrompts | None,
         walks: Mapping[tuple[int, int], Walk],
         rest: Sequence[int],
-    ) -> tuple[dict[int, Tensor], list[_CarriedObject]]:
+    ) -> tuple[dict[int, Float[Tensor, "1 _ _"]], list[_CarriedObject]]:
         """Segment what is prompted on a slice."""
         if prompts is None or not len(prompts):
             return {}, []
@@ -235,7 +236,7 @@ class Propagation:
 
     def _carry(
         self, index: int, carried: Sequence[_CarriedObject], rest: Sequence[int]
-    ) -> tuple[dict[int, Tensor], list[_CarriedObject]]:
+    ) -> tuple[dict[int, Float[Tensor, "1 _ _"]], list[_CarriedObject]]:
         """Segment the objects that come from the slice before; drop those that have vanished."""
         due = [item for item in carried if index in item.walk.slices]
         if not due:
@@ -258,7 +259,7 @@ class Propagation:
 
     def _decode(
         self, index: int, prompts: ImagePrompts, rest: Sequence[int], *, multimask: bool
-    ) -> tuple[Tensor, Array]:
+    ) -> tuple[Float[Tensor, "p 1 _ _"], Array]:
         """Return logits (p, 1, 4g, 4g), and masks (p, h, w) bool in the original frame."""
         embedding = self._embedding(index, rest)[None]
         ((low, _),) = object_logits(
@@ -267,7 +268,7 @@ class Propagation:
         original = self.sam.postprocess(low[None].float(), self._frame)[0, :, 0]
         return low, (original > self.threshold).cpu().numpy()
 
-    def _embedding(self, index: int, rest: Sequence[int]) -> Tensor:
+    def _embedding(self, index: int, rest: Sequence[int]) -> Float[Tensor, "c g g"]:
         """Return the embedding (c, g, g) of a slice, which is computed once.
 
         Args:
@@ -287,7 +288,7 @@ class Propagation:
             self._ready = {i: self._ready[i] for i in self._ready if i == index or i in rest}
         return self._ready[index]
 
-    def _prompts_from(self, mask: Array, logits: Tensor) -> ImagePrompts:
+    def _prompts_from(self, mask: Array, logits: Float[Tensor, "1 _ _"]) -> ImagePrompts:
         """Return the prompts that a mask (h, w) on one slice makes on the next."""
         boxes = points = point_labels = mask_logits = None
         parts = mask[None]

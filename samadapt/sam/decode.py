@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from samadapt.errors import ConfigError, PromptError
@@ -105,14 +106,14 @@ class _Chunk:
 @torch.no_grad()
 def object_logits(
     sam: Sam,
-    embeddings: Tensor,
+    embeddings: Float[Tensor, "b c g g"],
     frames: Sequence[Frame],
     prompts: Sequence[ImagePrompts],
     *,
     images: Sequence[int] | None = None,
     multimask: bool = False,
     token_of_class: bool = False,
-) -> list[tuple[Tensor, Tensor]]:
+) -> list[tuple[Float[Tensor, "_ 1 _ _"], Float[Tensor, " _"]]]:
     """Decode prompted objects, one mask each.
 
     Args:
@@ -202,7 +203,7 @@ def _packs(prompts: Sequence[ImagePrompts]) -> Iterator[list[_Chunk]]:
 @torch.no_grad()
 def segment_objects(
     sam: Sam,
-    embeddings: Tensor,
+    embeddings: Float[Tensor, "b c g g"],
     frames: Sequence[Frame],
     prompts: Sequence[ImagePrompts],
     *,
@@ -291,12 +292,12 @@ def merge_objects(
 @torch.no_grad()
 def semantic_logits(
     sam: Sam,
-    embeddings: Tensor,
+    embeddings: Float[Tensor, "b c g g"],
     frames: Sequence[Frame],
     num_classes: int,
     *,
     background_token: bool = False,
-) -> Iterator[Tensor]:
+) -> Iterator[Float[Tensor, "1 1 K h w"]]:
     """Decode every class without a prompt: mask token k - 1 of the multimask output is class k.
 
     Args:
@@ -328,7 +329,7 @@ def semantic_logits(
 
 def segment_semantic(
     sam: Sam,
-    embeddings: Tensor,
+    embeddings: Float[Tensor, "b c g g"],
     frames: Sequence[Frame],
     num_classes: int,
     *,
@@ -346,7 +347,7 @@ def segment_semantic(
     return [label(logits, num_classes)[0].cpu().numpy() for logits in each]
 
 
-def semantic_labels(logits: Tensor, num_classes: int) -> Tensor:
+def semantic_labels(logits: Float[Tensor, "b 1 m h w"], num_classes: int) -> UInt8[Tensor, "b h w"]:
     """Pick the class with the highest logit for every pixel; the background has the logit 0.
 
     Args:
@@ -360,7 +361,9 @@ def semantic_labels(logits: Tensor, num_classes: int) -> Tensor:
     return torch.where(best > 0, index + 1, 0).to(torch.uint8)
 
 
-def region_labels(logits: Tensor, num_classes: int) -> Tensor:
+def region_labels(
+    logits: Float[Tensor, "b 1 m h w"], num_classes: int
+) -> UInt8[Tensor, "b {num_classes} h w"]:
     """Decide for every pixel and class whether the pixel belongs to the class.
 
     Args:

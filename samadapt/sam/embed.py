@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from samadapt.sam.geometry import make_frame, resize_image
@@ -41,13 +42,13 @@ def frame_of(sam: Sam, image: Array) -> Frame:
     return make_frame(image.shape[:2], sam.image_size, sam.preprocessing.resize)
 
 
-def to_tensor(image: Array, frame: Frame) -> Tensor:
+def to_tensor(image: Array, frame: Frame) -> UInt8[Tensor, "c h w"]:
     """Resize an image (h, w, 3) uint8 and return it as (3, h', w') uint8, on the CPU."""
     # A copy: torch must not share memory with an array that is read-only or the caller's.
     return torch.tensor(resize_image(image, frame)).permute(2, 0, 1)
 
 
-def to_pixels(sam: Sam, images: Sequence[Array]) -> Tensor:
+def to_pixels(sam: Sam, images: Sequence[Array]) -> Float[Tensor, "b 3 s s"]:
     """Bring images into the model frame, normalised and padded.
 
     An input projection, where the model has one, is applied here and gets its gradient.
@@ -64,7 +65,9 @@ def to_pixels(sam: Sam, images: Sequence[Array]) -> Tensor:
     return sam.preprocess([image.to(sam.device).float() for image in resized])
 
 
-def embed_features(sam: Sam, features: Tensor, first_trainable_block: int) -> Tensor:
+def embed_features(
+    sam: Sam, features: Float[Tensor, "b ..."], first_trainable_block: int
+) -> Float[Tensor, "b c g g"]:
     """Run the encoder from its first trainable block on, with gradients.
 
     Args:
@@ -82,7 +85,7 @@ def embed_features(sam: Sam, features: Tensor, first_trainable_block: int) -> Te
 
 
 @torch.no_grad()
-def embed(sam: Sam, images: Sequence[Array]) -> tuple[Tensor, list[Frame]]:
+def embed(sam: Sam, images: Sequence[Array]) -> tuple[Float[Tensor, "b c g g"], list[Frame]]:
     """Embed images of any sizes in one forward pass.
 
     Args:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+from jaxtyping import Integer
 from torch import Tensor
 
 from samadapt.data.types import IGNORED
@@ -45,8 +46,8 @@ class Batch:
     keys: list[str]
     images: list[Array]
     prompts: Prompts
-    targets: Tensor
-    trained: Tensor | None = None
+    targets: Integer[Tensor, "b ..."]
+    trained: Integer[Tensor, " rows"] | None = None
 
 
 class Sampler:
@@ -131,7 +132,9 @@ def make_batch(
     return Batch(names, list(keys), images, prompts, targets, rows)
 
 
-def semantic_targets(samples: Sequence[Sample], frames: Sequence[Frame], side: int) -> Tensor:
+def semantic_targets(
+    samples: Sequence[Sample], frames: Sequence[Frame], side: int
+) -> Integer[Tensor, "b ..."]:
     """Return the targets of a model without prompts: (b, 4g, 4g), or (b, K, 4g, 4g) planes."""
     targets = []
     for sample, frame in zip(samples, frames, strict=True):
@@ -145,7 +148,7 @@ def semantic_targets(samples: Sequence[Sample], frames: Sequence[Frame], side: i
 
 def object_targets(
     chosen: Sequence[ImagePrompts], samples: Sequence[Sample], frames: Sequence[Frame], side: int
-) -> Tensor:
+) -> Integer[Tensor, "b p {side} {side}"]:
     """Return the targets (b, p, 4g, 4g) of prompted objects."""
     targets = []
     for objects, sample, frame in zip(chosen, samples, frames, strict=True):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from samadapt.sam.embed import frame_of, to_pixels
@@ -91,7 +92,7 @@ class Features:
         content.update(np.ascontiguousarray(image).data)
         return content.hexdigest()
 
-    def __call__(self, images: Sequence[Array], keys: Sequence[str] = ()) -> Tensor:
+    def __call__(self, images: Sequence[Array], keys: Sequence[str] = ()) -> Float[Tensor, "b ..."]:
         """Return the features (b, ...) of images (h, w, 3) uint8, without gradient.
 
         Args:
@@ -106,7 +107,9 @@ class Features:
         keys = keys or [self.key(image) for image in images]
         return self.stored(keys, dict(zip(keys, images, strict=True)).__getitem__)
 
-    def stored(self, keys: Sequence[str], read: Callable[[str], Array] | None = None) -> Tensor:
+    def stored(
+        self, keys: Sequence[str], read: Callable[[str], Array] | None = None
+    ) -> Float[Tensor, "b ..."]:
         """Return the features (b, ...) of images by their keys, without gradient.
 
         What the store does not have, such as a damaged file, is computed and kept.
@@ -146,7 +149,7 @@ class Features:
             self.stored(part)
             done(len(part))
 
-    def compute(self, images: Sequence[Array]) -> Tensor:
+    def compute(self, images: Sequence[Array]) -> Float[Tensor, "b ..."]:
         """Compute the features (b, ...) of images (h, w, 3) uint8; the store is not used."""
         self.computed += len(images)
         pixels = to_pixels(self.sam, images)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,8 +40,8 @@ class LossTerms:
         parts: detached scalars by name, before their weights.
     """
 
-    total: Tensor
-    parts: dict[str, Tensor]
+    total: Float[Tensor, ""]
+    parts: dict[str, Float[Tensor, ""]]
 
 
 def object_loss(*, focal: float = 20.0, dice: float = 1.0, iou: float = 1.0) -> LossFunction:
@@ -58,7 +59,7 @@ def object_loss(*, focal: float = 20.0, dice: float = 1.0, iou: float = 1.0) -> 
         A function of a ``MaskOutput`` (b, p, m, 4g, 4g) and targets (b, p, 4g, 4g).
     """
 
-    def loss(output: MaskOutput, targets: Tensor) -> LossTerms:
+    def loss(output: MaskOutput, targets: Integer[Tensor, "b p h w"]) -> LossTerms:
         b, p, m, h, w = output.logits.shape
         valid = (targets >= 0)[:, :, None].expand(b, p, m, h, w).reshape(-1, 1, h, w)
         truth = (targets > 0).float()[:, :, None].expand(b, p, m, h, w).reshape(-1, 1, h, w)
@@ -101,7 +102,10 @@ def semantic_loss(classes: int, *, cross_entropy: float = 1.0, dice: float = 1.0
         planes (b, K, 4g, 4g) of 1, 0 and -1: where a class is not known its logit has no part.
     """
 
-    def loss(output: MaskOutput, targets: Tensor) -> LossTerms:
+    def loss(
+        output: MaskOutput,
+        targets: Integer[Tensor, "b h w"] | Integer[Tensor, "b K h w"],
+    ) -> LossTerms:
         if targets.ndim == 4:
             return partial(output, targets)
         padding = (targets < 0)[:, None]
@@ -118,7 +122,7 @@ def semantic_loss(classes: int, *, cross_entropy: float = 1.0, dice: float = 1.0
             {"cross_entropy": entropy.detach(), "dice": overlap.detach()},
         )
 
-    def partial(output: MaskOutput, targets: Tensor) -> LossTerms:
+    def partial(output: MaskOutput, targets: Integer[Tensor, "b K h w"]) -> LossTerms:
         known = targets >= 0
         logits = output.logits[:, 0, :classes].float().masked_fill(~known, SURELY_NOT)
         scores = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
@@ -150,7 +154,7 @@ def region_loss(classes: int, *, cross_entropy: float = 1.0, dice: float = 1.0) 
         and -1, which counts for nothing.
     """
 
-    def loss(output: MaskOutput, targets: Tensor) -> LossTerms:
+    def loss(output: MaskOutput, targets: Integer[Tensor, "b K h w"]) -> LossTerms:
         known = targets >= 0
         logits = output.logits[:, 0, :classes].float().masked_fill(~known, SURELY_NOT)
         wanted = (targets > 0).float()
@@ -165,7 +169,11 @@ def region_loss(classes: int, *, cross_entropy: float = 1.0, dice: float = 1.0) 
     return loss
 
 
-def _mean_dice(predicted: Tensor, wanted: Tensor, known: Tensor) -> Tensor:
+def _mean_dice(
+    predicted: Float[Tensor, "b K h w"],
+    wanted: Shaped[Tensor, "b K h w"],
+    known: Bool[Tensor, "b K h w"],
+) -> Float[Tensor, ""]:
     """Return the Dice loss over the classes of which anything is known; all (b, K, h, w)."""
 
     def by_class(values: Tensor) -> Tensor:
@@ -176,20 +184,26 @@ def _mean_dice(predicted: Tensor, wanted: Tensor, known: Tensor) -> Tensor:
     return (each * counts).sum() / counts.sum().clamp(min=1)
 
 
-def focal_loss(logits: Tensor, truth: Tensor, alpha: float = 0.25) -> Tensor:
+def focal_loss(
+    logits: Float[Tensor, "*n"], truth: Float[Tensor, "*n"], alpha: float = 0.25
+) -> Float[Tensor, "*n"]:
     """Return the focal loss (...) of each pixel, gamma 2, for logits (...) and truth (...) 0, 1."""
     wrong = torch.where(truth > 0, -logits, logits)
     weight = torch.where(truth > 0, alpha, 1 - alpha)
     return weight * wrong.sigmoid() ** 2 * functional.softplus(wrong)
 
 
-def dice_loss(predicted: Tensor, truth: Tensor) -> Tensor:
+def dice_loss(
+    predicted: Float[Tensor, "n pixels"], truth: Shaped[Tensor, "n pixels"]
+) -> Float[Tensor, " n"]:
     """Return 1 - Dice (n,) of probabilities (n, pixels) and truth (n, pixels) of 0 and 1."""
     shared = (predicted * truth).sum(1)
     return 1 - (2 * shared + SMOOTH) / (predicted.sum(1) + truth.sum(1) + SMOOTH)
 
 
-def mask_iou(logits: Tensor, truth: Tensor) -> Tensor:
+def mask_iou(
+    logits: Float[Tensor, "n 1 h w"], truth: Shaped[Tensor, "n 1 h w"]
+) -> Float[Tensor, " n"]:
     """Return the IoU (n,) of ``logits > 0`` and truth (n, 1, h, w); 1 where both are empty."""
     predicted, wanted = (logits > 0).flatten(1), (truth > 0).flatten(1)
     union = (predicted | wanted).sum(1)

@@ -34,12 +34,13 @@ class Oracle(nn.Module):
     def preprocess(self, images):
         size = self.image_size
         return torch.stack(
-            [nn.functional.pad(i[:1], (0, size - i.shape[2], 0, size - i.shape[1])) for i in images]
+            [nn.functional.pad(i, (0, size - i.shape[2], 0, size - i.shape[1])) for i in images]
         )
 
     def encode(self, images):
-        self.seen += [image.clone() for image in images]
-        return images
+        grey = images[:, :1]  # its embedding is the picture itself
+        self.seen += [image.clone() for image in grey]
+        return grey
 
     def decode(self, embeddings, prompts, *, multimask):
         if prompts.boxes is None and prompts.points is None and prompts.masks is None:

@@ -49,7 +49,7 @@ def dice_by_hand(logits, targets):
 
 def test_focal_is_taken_pixel_by_pixel():
     logits, targets = random_case()
-    terms = object_loss(focal=1, dice=0, iou=0)(output(logits), targets)
+    terms = object_loss(focal=1.0, dice=0.0, iou=0.0)(output(logits), targets)
     expected = focal_by_hand(logits.detach(), targets)
     assert terms.total.item() == pytest.approx(expected, rel=1e-5)
     assert float(terms.parts["focal"]) == pytest.approx(expected, rel=1e-5)
@@ -61,7 +61,7 @@ def test_focal_is_taken_pixel_by_pixel():
 
 def test_dice_is_per_object():
     logits, targets = random_case()
-    total = object_loss(focal=0, dice=1, iou=0)(output(logits), targets).total
+    total = object_loss(focal=0.0, dice=1.0, iou=0.0)(output(logits), targets).total
     each = [
         dice_by_hand(logits.detach()[i, j, 0], targets[i, j]) for i in range(2) for j in range(3)
     ]
@@ -99,9 +99,9 @@ def test_the_iou_head_is_taught_the_true_iou():
     for i, j, k in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(3)).tolist():
         mask, wanted = logits[i, j, k] > 0, targets[i, j] > 0
         truth[i, j, k] = (mask & wanted).sum() / (mask | wanted).sum()
-    terms = object_loss(focal=0, dice=0, iou=1)(output(logits, predicted), targets)
+    terms = object_loss(focal=0.0, dice=0.0, iou=1.0)(output(logits, predicted), targets)
     assert terms.total.item() == pytest.approx(((predicted - truth) ** 2).mean().item(), rel=1e-5)
-    exact = object_loss(focal=0, dice=0, iou=1)(output(logits, truth.clone()), targets)
+    exact = object_loss(focal=0.0, dice=0.0, iou=1.0)(output(logits, truth.clone()), targets)
     assert exact.total.item() == pytest.approx(0, abs=1e-10)
     empty = torch.zeros(1, 1, 4, 4)
     assert mask_iou(empty - 1, empty).tolist() == [1]
@@ -217,7 +217,7 @@ def test_the_dice_of_classes_equals_monai():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 1, 3, 8, 8, generator=generator)
     targets = torch.randint(0, 3, (2, 8, 8), generator=generator)  # the third class is absent
-    found = semantic_loss(3, cross_entropy=0)(output(logits), targets).total
+    found = semantic_loss(3, cross_entropy=0.0)(output(logits), targets).total
     peer = losses.DiceLoss(include_background=False, softmax=True, to_onehot_y=True, batch=True)
     scores = torch.cat([torch.zeros(2, 1, 8, 8), logits[:, 0]], dim=1)
     torch.testing.assert_close(found, peer(scores, targets[:, None]))
