@@ -1,1 +1,1 @@
-"""The configuration of a run: its schema, and how a recipe and a command line become one."""
+"""The configuration of a run: its keys, and how a recipe and a command line set them."""

@@ -6,7 +6,7 @@ A class of settings looks like this::
     class Train(Settings):
         section: ClassVar[str] = "train"
 
-        steps: Whole = Field(150, ge=1, description="number of optimizer steps")
+        steps: Whole = Field(default=150, ge=1, description="number of optimizer steps")
 
 ``Train(steps=-5)`` raises ``SettingsError`` with the message "train.steps: expected a whole number
 of at least 1; got -5". pydantic finds what is wrong. This module says it in the words of the
@@ -38,6 +38,8 @@ from samadapt.errors import ConfigError, nearest
 
 T = TypeVar("T")
 
+MAX_SHOWN = 100
+"""Characters of a wrong value that a message shows; prompts for many slices are long."""
 _STRICT = ConfigDict(strict=True)  # "3" is no number and 1 is not true
 SETTINGS = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -186,7 +188,9 @@ def _explain_value(detail: ErrorDetails, annotation: Any, value: Any) -> str:
         return str(detail["ctx"]["error"])
     choices = [str(word) for arm in _arms(annotation) for word in _choices(arm)]
     hint = nearest(str(value), choices)
-    return f"expected {describe_type(annotation)}; got {value!r}{hint}"
+    found = repr(value)
+    found = found if len(found) <= MAX_SHOWN else f"{found[:MAX_SHOWN]}..."
+    return f"expected {describe_type(annotation)}; got {found}{hint}"
 
 
 def _arms(annotation: Any) -> Iterator[Any]:
