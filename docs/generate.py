@@ -119,7 +119,8 @@ def keys_page() -> str:
         "command line they are written `group.key=value`; `group=option` is short for "
         "`group.name=option`. The values of the command line take precedence over those of the "
         "recipe, and those over the defaults below. `samadapt show recipe=NAME` prints the "
-        "result.\n\n"
+        "result; `samadapt ls keys GROUP` and `samadapt finetune --help GROUP` print the keys of "
+        "one group.\n\n"
         '`null` stands for "not set". Text with other characters than letters, digits and '
         "`./_-` is quoted twice, as in `'data.label=\"*/seg.nii.gz\"'`. A list is written "
         "`[a,b]`, a mapping `{name: value}`.\n\n"
@@ -140,9 +141,10 @@ def commands_page() -> str:
     intro = (
         "Arguments are `key=value` pairs in any order. The flags "
         + ", ".join(f"`{flag}` ({meaning})" for flag, meaning in cli.FLAGS.items())
-        + " work with every command. `samadapt COMMAND --help GROUP` prints the keys of a group.\n\n"
-        "Exit codes: 0 for success, 2 for a mistake in the arguments or the data, 1 for a run that "
-        "failed, and 128 plus the number of a signal that ended the process (130 for Ctrl-C)."
+        + " work with every command. "
+        + "`samadapt COMMAND --help GROUP` prints the keys of a group.\n\n"
+        + "Exit codes: 0 for success, 2 for a mistake in the arguments or the data, 1 for a run that "
+        + "failed, and 128 plus the number of a signal that ended the process (130 for Ctrl-C)."
     )
     parts = [intro]
     for name, takes in cli.COMMANDS.items():
@@ -166,7 +168,8 @@ def recipes_page() -> str:
     intro = (
         "A recipe is a YAML file with the keys of a run. `recipe=NAME` names one of these, "
         "`recipe=FILE.yaml` one of yours. Every value can be overridden on the command line. What "
-        "a recipe leaves out has the default of [keys](keys.md)."
+        "a recipe leaves out has the default of [keys](keys.md). `samadapt show schema` prints a "
+        "JSON schema, with which editors complete and check a recipe."
     )
     parts = [intro]
     for name, path in recipes().items():
