@@ -144,7 +144,7 @@ def commands_page() -> str:
         + " work with every command. "
         + "`samadapt COMMAND --help GROUP` prints the keys of a group.\n\n"
         + "Exit codes: 0 for success, 2 for a mistake in the arguments or the data, 1 for a run "
-        + "that failed, and 128 plus the number of a signal that ended the process (130 for Ctrl-C)."
+        + "that failed, and 128 plus the number of a signal that ended it (130 for Ctrl-C)."
     )
     parts = [intro]
     for name, takes in cli.COMMANDS.items():
