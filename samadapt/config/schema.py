@@ -362,7 +362,7 @@ class Train(Settings):
     )
     augment: Tuple[Augmentation] = Field(
         default=(),
-        description="random changes of the training slices, each applied to half of them",
+        description="random changes of the training slices, each applied with probability 1/2",
     )
     recompute: bool = Field(
         default=False,
@@ -384,8 +384,8 @@ class Cache(Settings):
     )
     where: Literal["auto", "memory", "disk"] = Field(
         default="auto",
-        description="auto: on the disk, for later runs too, if half of its free space is enough; "
-        "else in memory, if a quarter of that is enough",
+        description="where features are kept; auto: on the disk, where later runs find them, while "
+        "they fit into half of its free space; else in memory, while a quarter of it is enough",
     )
     dir: str | None = Field(
         default=None, description="folder of the features on the disk; null: OUTPUT.DIR/features"
@@ -412,7 +412,9 @@ class Eval(Settings):
 
     batch_size: Whole = Field(default=8, ge=1, description="slices in a forward pass")
     overlays: Whole = Field(
-        default=3, ge=0, description="number of best, median and worst cases to draw, each"
+        default=3,
+        ge=0,
+        description="number of cases to draw: 1 draws the best, 2 also the median, 3 also the worst",
     )
     max_cases: Whole | None = Field(
         default=None, ge=1, description="score only the first n held-out cases; null: all"
