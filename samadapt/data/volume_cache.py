@@ -81,19 +81,21 @@ class ScannedVolumes:
         self.limit = MEMORY_LIMIT if limit is None else limit
         self.nbytes = 0
         self._kept: dict[str, PreparedVolume] = {}
-        self._lock = Lock()
+        self._lock, self._converting = Lock(), Lock()
 
     def keep(self, case: Case, volume: Volume) -> None:
         """Keep a volume that was just read, if there is room for it."""
         if self.rule is None or volume.labels is None:
             return
         expected = 2 * volume.image.size  # one byte of image and one of label for each voxel
-        if self.nbytes + expected > self.limit:
-            return
-        try:
-            image = self.rule(volume)
-        except (DataError, MemoryError):  # it is reported when the volume is used
-            return
+        # One thread at a time: for a moment the rule needs 4 to 8 bytes more for each voxel.
+        with self._converting:
+            if self.nbytes + expected > self.limit:
+                return
+            try:
+                image = self.rule(volume)
+            except (DataError, MemoryError):  # it is reported when the volume is used
+                return
         kept = PreparedVolume(
             image,
             _smallest(volume.labels, case.values),
@@ -122,8 +124,11 @@ class ScannedVolumes:
 
     def drop_last(self) -> bool:
         """Forget the volume that was kept last; return whether there was one."""
-        name = next(reversed(self._kept), None)
-        return name is not None and self.take(name) is not None
+        with self._lock:
+            if not self._kept:
+                return False
+            self.nbytes -= self._kept.popitem()[1].nbytes
+            return True
 
 
 class VolumeCache:
