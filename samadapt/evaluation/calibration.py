@@ -1,7 +1,7 @@
-"""Whether a model's own estimate of a mask's IoU can be trusted.
+"""Measure whether the IoU that a model predicts for its masks can be trusted.
 
-After adaptation the IoU head often says what it said before, while the masks changed; automatic
-masks, which are chosen by it, then fail without a sign.
+After adaptation the IoU head often predicts what it predicted before, although the masks have
+changed. Automatic masks, which are selected by the predicted IoU, then fail without a warning.
 """
 
 from __future__ import annotations
@@ -13,21 +13,25 @@ import numpy as np
 
 BINS = 10
 FEWEST = 3
-"""Objects without which a rank correlation says nothing."""
+"""Objects below which a rank correlation has no meaning."""
 
 
 def calibration(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Compare predicted with true IoU.
+    """Compare predicted and true IoU.
 
     Args:
         pairs: (predicted, true) IoU of each object's mask; predicted values may leave 0..1.
 
     Returns:
-        ``objects``; ``predicted`` and ``true``, the means; ``bias``, their difference (above 0:
-        too sure of itself); ``expected_error``, the mean over ten equal bins of the predicted IoU
-        of the distance between the two means in the bin, weighted by objects (expected calibration
-        error, Guo et al. 2017); ``rank_correlation`` (Spearman; None for fewer than three objects
-        or constant values); ``bins`` with ``low``, ``high``, ``objects``, ``predicted``, ``true``.
+        - ``objects``: their number.
+        - ``predicted`` and ``true``: the means.
+        - ``bias``: predicted minus true; above 0 the model is overconfident.
+        - ``expected_error``: the expected calibration error (Guo et al. 2017). It is the distance
+          between the two means in each of ten equal bins of the predicted IoU, averaged over
+          objects.
+        - ``rank_correlation``: Spearman's; None for fewer than three objects or constant values.
+        - ``bins``: for each bin ``low``, ``high``, ``objects``, ``predicted`` and ``true``.
+
         Without objects all scores are None beside a ``reason``.
     """
     from scipy.stats import spearmanr

@@ -1,4 +1,4 @@
-"""Adapted against zero-shot on the same cases: by how much each score changed, and how surely."""
+"""Compare the adapted with the zero-shot model on the same cases, with intervals and tests."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def compare_states(
         classes: all class names.
 
     Returns:
-        ``{score: comparison, "per_class": {name: {score: comparison}}}``, each as
-        ``statistics.compare`` gives it; over classes a case counts with its mean over them.
-        ``better`` and ``worse`` heed that a smaller HD95 is better and a volume error near 0.
+        ``{score: comparison, "per_class": {name: {score: comparison}}}``; see
+        ``statistics.compare``. Over classes a case counts with its mean over the classes.
+        ``better`` and ``worse`` follow the direction of the score: a smaller HD95 is better, and
+        so is a volume error nearer to 0.
     """
     before, after = score_table(zero_shot, classes), score_table(adapted, classes)
     order = [after.cases.index(case) for case in before.cases]

@@ -1,7 +1,7 @@
-"""What adaptation cost outside the domain: the adapted model against its base on photographs.
+"""Measure what adaptation costs outside the domain: the adapted model and its base on photographs.
 
-The photographs come with scikit-image, so that nothing is downloaded. No one drew their masks: the
-base model's own answers are the reference, and an adapter that changed nothing scores 1.
+The photographs come with scikit-image, so nothing is downloaded. They have no ground truth. The
+masks of the base model are the reference, and an adapter that changes nothing scores 1.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 GRID = 4
-"""Boxes along each side; each is a third of the image wide and high."""
+"""Number of boxes along each side. Each box is a third of the image wide and high."""
 
 
 def photographs() -> dict[str, Array]:
-    """Return scikit-image's photographs (h, w, 3) uint8 by name; all of them ship with it."""
+    """Return the photographs (h, w, 3) uint8 by name; they are part of scikit-image."""
     from skimage import data
 
     return {name: np.asarray(getattr(data, name)()) for name in PHOTOGRAPHS}
 
 
 def grid_boxes(shape: tuple[int, ...]) -> Array:
-    """Return boxes (16, 4) XYXY in pixels that overlap and cover an image (h, w)."""
+    """Return boxes (16, 4) XYXY in pixels that overlap each other and cover an image (h, w)."""
     height, width = shape[:2]
     third = np.array([width, height]) / 3
     steps = [np.linspace(0, 2 * side, GRID) for side in third]
@@ -50,10 +50,14 @@ def answers(
     images: Mapping[str, Array],
     stack: int = 1,
 ) -> dict[str, Array]:
-    """Return the masks (16, h, w) bool that a model gives for the boxes of each image.
+    """Return the masks (16, h, w) bool of a model for the boxes of each image.
 
-    An encoder that sees ``stack`` slices at once gets each image as often, as a slice that has no
-    neighbours.
+    Args:
+        sam: the model.
+        autocast: returns the context of forward passes.
+        images: the images (h, w, 3) by name.
+        stack: number of slices that the encoder sees together. An image is repeated as often, as
+            a slice without neighbours is.
     """
     found = {}
     with autocast():
@@ -71,13 +75,14 @@ def forgetting(base: Mapping[str, Array], adapted: Mapping[str, Array]) -> dict[
     """Compare the adapted model's masks with the base's.
 
     Args:
-        base: masks (n, h, w) bool by image; those that are empty are no reference.
-        adapted: the same boxes' masks.
+        base: masks (n, h, w) bool by image. Empty ones are not compared.
+        adapted: the masks of the same boxes.
 
     Returns:
-        ``iou``, the mean over images of their mean (1: nothing changed); ``images`` with each
-        one's ``iou``, ``lowest`` and number of ``masks``; ``masks`` in all. None where the base
-        found nothing anywhere, beside a ``reason``.
+        ``iou``: the mean over images of the mean over their masks; 1 if nothing changed.
+        ``images``: for each image its ``iou``, ``lowest`` IoU and number of ``masks``.
+        ``masks``: their number in all images. If the base finds nothing anywhere, ``iou`` is None
+        beside a ``reason``.
     """
     images: dict[str, Any] = {}
     for name, reference in base.items():

@@ -1,19 +1,20 @@
-"""Objects found, missed and invented: COCO's average precision and panoptic quality.
+"""Scores of objects: COCO's average precision and panoptic quality.
 
-An object of the truth is an instance where the data set numbers them, else a connected component
-of a class (neighbours also across corners) over the whole case: in a volume a 3D component, such
-as a lesion. A predicted object is likewise the mask of one prompt, or a component of the predicted
-labels. Objects of one map do not overlap.
+A true object is an instance that the data set numbers, or else a connected component of a class
+(neighbours also across corners) over the whole case. In a volume this is a 3D component, such as a
+lesion. A predicted object is the mask of one prompt, or else a component of the predicted labels.
+Objects of one map do not overlap.
 
-Average precision follows pycocotools (tested): detections by falling score take the free object
-with the highest IoU; precision is read at 101 recalls; the mean is over the IoU thresholds 0.50 to
-0.95 and over classes that occur. There is no limit of detections an image, and no size range. An
-object's score is the mask decoder's predicted IoU, averaged over its voxels; where the decoder
-gives none (without prompts) all objects score 1, and AP is that of one operating point.
+Average precision (AP) follows pycocotools, which a test compares. Detections take, in the order of
+falling scores, the free object with the highest IoU. Precision is read at 101 recalls. The mean is
+taken over the IoU thresholds 0.50 to 0.95 and over the classes that occur. The number of detections
+in an image and the size of objects are not limited. The score of an object is the IoU that the mask
+decoder predicts, averaged over the object's voxels. Without prompts there is no predicted IoU; then
+all objects score 1, and AP describes one operating point.
 
-Panoptic quality (Kirillov et al. 2019, "Panoptic Segmentation", section 4.1) matches at IoU above
-0.5: SQ is the mean IoU of the matches, RQ = TP / (TP + FP/2 + FN/2), PQ = SQ · RQ, over the objects
-of all cases together.
+Panoptic quality (Kirillov et al. 2019, "Panoptic Segmentation", section 4.1) matches objects with
+an IoU above 0.5. SQ is the mean IoU of the matches, RQ = TP / (TP + FP/2 + FN/2) and PQ = SQ · RQ,
+over the objects of all cases together.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ class ObjectMatches:
     Attributes:
         case: name of the case.
         class_name: name of the class.
-        scores: (p,) of the predicted objects, falling.
-        hits: (p, 10) whether each matches an object of the truth at each of ``THRESHOLDS``.
-        true_objects: how many there are.
-        overlaps: IoU of each pair above 0.5.
+        scores: (p,) scores of the predicted objects, in falling order.
+        hits: (p, 10) whether each matches a true object at each of ``THRESHOLDS``.
+        true_objects: number of true objects.
+        overlaps: IoU of each pair with an IoU above 0.5.
     """
 
     case: str
@@ -56,7 +57,7 @@ class ObjectMatches:
 
 
 def components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Number the connected components of a mask 1.., 0 elsewhere; neighbours across corners."""
+    """Number the connected components of a mask from 1, also across corners; 0 is background."""
     from scipy.ndimage import generate_binary_structure, label
 
     numbered: NDArray[np.int32] = label(mask, generate_binary_structure(mask.ndim, mask.ndim))[0]
@@ -75,9 +76,10 @@ def match_objects(
     Args:
         case: name of the case.
         class_name: name of the class.
-        predicted: numbers of the predicted objects, 0 where none is; any shape.
-        truth: numbers of the true objects, the same shape.
-        scores: of each voxel, the same shape; an object has the mean of its voxels. None: all 1.
+        predicted: number of the predicted object of each voxel, 0 for none; any shape.
+        truth: number of the true object of each voxel, the same shape.
+        scores: score of each voxel, the same shape. An object has the mean of its voxels. None:
+            all objects score 1.
     """
     p_numbers, p_index = np.unique(predicted, return_inverse=True)
     t_numbers, t_index = np.unique(truth, return_inverse=True)
@@ -115,9 +117,8 @@ def summarise_objects(rows: Sequence[ObjectMatches], classes: Sequence[str]) -> 
 
     Returns:
         ``{"map", "ap50", "ap75", "pq", "sq", "rq", "per_class": {name: {… "true_objects",
-        "predicted_objects", "matched"}}}``. What has nothing to be computed from is None: AP
-        without a true object, PQ without any object, SQ without a match; classes with None are
-        left out of the mean over classes.
+        "predicted_objects", "matched"}}}``. AP is None without a true object, PQ without any
+        object, and SQ without a match. Classes with None are left out of the mean over classes.
     """
     per_class = {name: _of_class([r for r in rows if r.class_name == name]) for name in classes}
     summary: dict[str, Any] = {}
@@ -128,12 +129,12 @@ def summarise_objects(rows: Sequence[ObjectMatches], classes: Sequence[str]) -> 
 
 
 def _hits(detections: Sequence[Sequence[tuple[int, float]]], threshold: float) -> list[bool]:
-    """Whether each detection, by falling score, finds a free partner of at least that IoU."""
+    """Return whether each detection, by falling score, gets a free true object of that IoU."""
     taken: set[int] = set()
     hits = []
     for partners in detections:
         best, found = min(threshold, 1 - 1e-10), None
-        for number, overlap in partners:  # of equal ones the last, as pycocotools takes it
+        for number, overlap in partners:  # the last of equal ones, as in pycocotools
             if number not in taken and overlap >= best:
                 best, found = overlap, number
         if found is not None:
@@ -164,7 +165,7 @@ def _of_class(rows: Sequence[ObjectMatches]) -> dict[str, Any]:
 
 
 def _average_precisions(rows: Sequence[ObjectMatches], true: int) -> list[float]:
-    """AP at each of ``THRESHOLDS``; 0 without a true object."""
+    """Return AP at each of ``THRESHOLDS``; 0 without a true object."""
     if not true:
         return [0.0] * len(THRESHOLDS)
     scores = np.array([score for row in rows for score in row.scores])
@@ -172,7 +173,7 @@ def _average_precisions(rows: Sequence[ObjectMatches], true: int) -> list[float]
     hits = hits[np.argsort(-scores, kind="stable")]
     found = np.cumsum(hits, axis=0)
     precision = found / np.arange(1, len(hits) + 1)[:, None]
-    # Precision at a recall is the best that any higher recall has.
+    # The precision at a recall is the best precision at this or any higher recall.
     precision = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
     averages = []
     for n in range(len(THRESHOLDS)):

@@ -1,4 +1,4 @@
-"""Predicted labels of a volume, kept small until they are drawn."""
+"""Keep the predicted labels of a volume compressed until they are drawn."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from samadapt.system.arrays import Array
 
 @dataclass(frozen=True)
 class LabelStack:
-    """Slices of labels 0..255, each compressed on its own: a hundredth of the volume, mostly.
+    """Slices of labels 0..255, each compressed by itself, usually to a hundredth of its size.
 
     Attributes:
         shape: (h, w) of a slice.
-        slices: their compressed bytes, in order.
+        slices: the compressed bytes of each slice, in order.
     """
 
     shape: tuple[int, int]
@@ -25,7 +25,7 @@ class LabelStack:
 
     @classmethod
     def of(cls, labels: Iterable[Array]) -> LabelStack:
-        """Keep slices (h, w) of one shape."""
+        """Compress slices (h, w) of one shape."""
         maps = [np.ascontiguousarray(one, dtype=np.uint8) for one in labels]
         height, width = maps[0].shape
         return cls((height, width), tuple(zlib.compress(one.data, 1) for one in maps))
@@ -41,9 +41,10 @@ class LabelStack:
 
 
 def choose_slice(truth: Array) -> int:
-    """Return the index of the slice of labels (h, w, d) with the most ground truth.
+    """Return the index of the slice with the most ground truth, or the middle one without any.
 
-    It is the middle slice where there is none.
+    Args:
+        truth: (h, w, d) class ids.
     """
     counts = np.count_nonzero(truth > 0, axis=(0, 1))
     return int(counts.argmax()) if counts.any() else len(counts) // 2

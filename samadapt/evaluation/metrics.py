@@ -1,4 +1,4 @@
-"""Scores per class and case, with one stated rule for every kind of empty mask.
+"""Scores of each class in each case, with one rule for every kind of empty mask.
 
 ========================  ==================================  ======================  ===
 case                      Dice, IoU                           HD95                    NSD
@@ -12,12 +12,12 @@ only the prediction empty 0, counted and flagged              the image's diagon
 nothing to average        None, with the reason               None                    None
 ========================  ==================================  ======================  ===
 
-Ignored voxels count neither for the prediction nor for the truth: every score is that of the two
-masks without them. A class without any known voxel in a case has no row.
+Ignored voxels are removed from the prediction and from the truth before any score is taken. A class
+without a known voxel in a case has no row.
 
-A mean is over cases per class, then over classes. Some libraries differ: MONAI gives NaN for a
-false positive on an empty truth, 0 for the mean of nothing, and averages classes within a case.
-What each score is stands in its file of ``evaluation/scores``.
+A mean is taken over the cases of each class, then over classes. Some libraries differ: MONAI gives
+NaN for a false positive on an empty truth, 0 for the mean of nothing, and averages the classes
+within a case. Each score is defined in its file of ``evaluation/scores``.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ if TYPE_CHECKING:
 
 Flag = Literal["", "both_empty", "truth_empty", "prediction_empty"]
 BLOCK = 2**22
-"""Voxels counted at once: label maps of a whole CT are not copied as 64-bit integers."""
+"""Voxels that are counted at once. Counting copies them as 64-bit integers, too much for a CT."""
 
 
 @dataclass(frozen=True)
 class CaseClassScore:
-    """How well one class was found in one case.
+    """The scores of one class in one case.
 
     Attributes:
-        case: name of the case; a whole volume where there is one.
+        case: name of the case, such as a whole volume.
         class_name: name of the class.
-        values: each score by its name in ``SCORES``; NaN where it is undefined.
-        truth_voxels: |T|.
-        prediction_voxels: |P|.
-        intersection: |P∩T|.
-        length_unit: ``"mm"``, or ``"px"`` where the spacing is not known.
-        ignored_voxels: how many voxels of the case were left out, since it is not known whether
-            they are of the class.
-        voxels: how many the case has, these included.
+        values: each score by its name in ``SCORES``; NaN if it is undefined.
+        truth_voxels: |T|, the voxels of the truth.
+        prediction_voxels: |P|, the voxels of the prediction.
+        intersection: |P∩T|, the voxels of both.
+        length_unit: ``"mm"``, or ``"px"`` if the spacing is not known.
+        ignored_voxels: voxels of the case that were left out, because it is not known whether they
+            belong to the class.
+        voxels: all voxels of the case, including the ignored ones.
     """
 
     case: str
@@ -75,17 +75,17 @@ class CaseClassScore:
 
     @property
     def dice(self) -> float:
-        """2·|P∩T| / (|P| + |T|) in 0..1; NaN where both are empty."""
+        """2·|P∩T| / (|P| + |T|) in 0..1; NaN if both are empty."""
         return self.values["dice"]
 
     @property
     def iou(self) -> float:
-        """|P∩T| / (|P| + |T| - |P∩T|) in 0..1; NaN where both are empty."""
+        """|P∩T| / (|P| + |T| - |P∩T|) in 0..1; NaN if both are empty."""
         return self.values["iou"]
 
     @property
     def flag(self) -> Flag:
-        """Which of the two masks is empty; an empty string where neither is."""
+        """Which of the two masks is empty; an empty string if neither is."""
         if self.truth_voxels and self.prediction_voxels:
             return ""
         if self.truth_voxels:
@@ -94,19 +94,19 @@ class CaseClassScore:
 
 
 def dice(prediction: ArrayLike, truth: ArrayLike) -> float:
-    """Dice of two boolean masks of the same shape; NaN where both are empty.
+    """Return the Dice of two boolean masks of the same shape; NaN if both are empty.
 
     Raises:
-        DataError: for two shapes.
+        DataError: the shapes differ.
     """
     return _overlap("dice", prediction, truth)
 
 
 def iou(prediction: ArrayLike, truth: ArrayLike) -> float:
-    """Intersection over union of two boolean masks of the same shape; NaN where both are empty.
+    """Return the IoU of two boolean masks of the same shape; NaN if both are empty.
 
     Raises:
-        DataError: for two shapes.
+        DataError: the shapes differ.
     """
     return _overlap("iou", prediction, truth)
 
@@ -127,17 +127,17 @@ def score_case(
         case: name of the case, for the rows and for errors.
         prediction: (h, w, d) or (h, w) integer labels: 0 background, k for ``classes[k - 1]``.
             A case of one slice is measured in 2D: its surfaces are contours.
-        truth: the same shape and meaning; ``IGNORED`` where the class is not known.
+        truth: the same shape and meaning, with ``IGNORED`` where the class is not known.
         classes: class names in the order of their labels 1..K.
         spacing_mm: (row, column, slice) in mm; None: lengths are in pixels.
-        tolerance: of the normalised surface Dice, in mm, in pixels without spacing.
+        tolerance: of the normalised surface Dice, in mm, or in pixels without spacing.
         scores: names of the scores to take; None: all of ``SCORES``.
 
     Returns:
-        One row a class, in the order of ``classes``; none where every voxel is ignored.
+        One row for each class, in the order of ``classes``; none if every voxel is ignored.
 
     Raises:
-        DataError: for two shapes, labels that are no integers, or a label outside 0..K.
+        DataError: the shapes differ, labels are not integers, or a label is outside 0..K.
     """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape:
@@ -157,7 +157,7 @@ def score_case(
         prediction, truth = prediction[..., 0], truth[..., 0]
     chosen = [SCORES[name] for name in (SCORES if scores is None else scores)]
     steps = (1.0,) * prediction.ndim if spacing_mm is None else tuple(map(float, spacing_mm))
-    boxes = _Boxes(prediction, truth, len(classes))
+    boxes = _ClassBoxes(prediction, truth, len(classes))
     truth_voxels, prediction_voxels = joint.sum(axis=1), joint.sum(axis=0)
     rows = []
     for label, name in enumerate(classes, start=1):
@@ -183,24 +183,24 @@ def score_case(
 def summarise(
     rows: Iterable[CaseClassScore], classes: Sequence[str], *, intervals: bool = False
 ) -> dict[str, Any]:
-    """Average the rows over cases per class, then over classes.
+    """Average the rows over the cases of each class, then over classes.
 
     Args:
         rows: scores of any number of cases; each (case, class) at most once.
-        classes: all class names; a class without rows is reported, not forgotten.
+        classes: all class names. A class without rows is listed with the reason.
         intervals: whether to add the 95 % intervals of ``statistics.interval_of``.
 
     Returns:
         ``{score: mean, "per_class": {name: {score: mean, "cases", "both_empty", "truth_empty",
-        "prediction_empty", "detail"}}, "detail"}``. ``cases`` counts the cases in the mean: all
-        but ``both_empty``. ``detail[score]`` has the ``unit`` and the ``cases`` that have that
-        score (over classes: the ``classes``), and with ``intervals`` the ``interval`` [low, high]
-        of the mean, None beside a ``reason``. ``ignored``, of a class and of all, is there only if
-        voxels were ignored: ``{"voxels", "share"}``. Where there is nothing to average, the scores
-        are None beside a ``"reason"``, and the class is left out of the mean over classes.
+        "prediction_empty", "detail"}}, "detail"}``. ``cases`` counts the cases in the mean, which
+        are all but ``both_empty``. ``detail[score]`` has the ``unit``, the number of ``cases`` that
+        have the score (over classes: of ``classes``), and with ``intervals`` the ``interval``
+        [low, high] of the mean, or None and a ``reason``. If voxels were ignored, each class and
+        the whole have ``ignored``: ``{"voxels", "share"}``. If there is nothing to average, the
+        scores are None beside a ``"reason"``, and the class is left out of the mean over classes.
 
     Raises:
-        DataError: for a class that is not in ``classes``, or a (case, class) given twice.
+        DataError: a class is not in ``classes``, or a (case, class) occurs twice.
     """
     rows = list(rows)
     table = score_table(rows, classes)
@@ -239,7 +239,7 @@ class ScoreTable:
     Attributes:
         cases: names of the cases, in the order of the rows.
         scores: names of the scores.
-        values: (cases, classes, scores) float64, NaN where there is no score.
+        values: (cases, classes, scores) float64; NaN if there is no score.
     """
 
     cases: list[str]
@@ -251,7 +251,7 @@ def score_table(rows: Sequence[CaseClassScore], classes: Sequence[str]) -> Score
     """Arrange rows by case, class and score.
 
     Raises:
-        DataError: for a class that is not in ``classes``, or a (case, class) given twice.
+        DataError: a class is not in ``classes``, or a (case, class) occurs twice.
     """
     cases = list(dict.fromkeys(row.case for row in rows))
     names = list(rows[0].values) if rows else ["dice", "iou"]
@@ -272,7 +272,7 @@ def score_table(rows: Sequence[CaseClassScore], classes: Sequence[str]) -> Score
 
 
 def _class_entry(name: str, rows: list[CaseClassScore], scores: Sequence[str]) -> dict[str, Any]:
-    """Counts of the cases of a class, and why there is no mean where there is none."""
+    """Return the counts of the cases of a class, and the reason if there is no mean."""
     flags = Counter(row.flag for row in rows)
     scored = len(rows) - flags["both_empty"]
     entry: dict[str, Any] = {**dict.fromkeys(scores), "cases": scored}
@@ -288,7 +288,7 @@ def _class_entry(name: str, rows: list[CaseClassScore], scores: Sequence[str]) -
 
 
 def _ignored(rows: Iterable[CaseClassScore]) -> dict[str, Any]:
-    """How many voxels of the rows' cases were ignored, over classes and cases; {} if none."""
+    """Return how many voxels were ignored, over classes and cases; {} if none."""
     rows = list(rows)
     ignored = sum(row.ignored_voxels for row in rows)
     share = ignored / max(sum(row.voxels for row in rows), 1)
@@ -302,7 +302,7 @@ def _detail(
     counted: str,
     intervals: bool,
 ) -> dict[str, Any]:
-    """Unit, count and interval of the mean of each score of (n, K, scores) values."""
+    """Return unit, count and interval of the mean of each score of (n, K, scores) values."""
     has = np.isfinite(values)
     counts = has.any(axis=0).sum(axis=0) if counted == "classes" else has[:, 0].sum(axis=0)
     detail = {
@@ -316,7 +316,7 @@ def _detail(
 
 
 def _units(rows: Sequence[CaseClassScore]) -> dict[str, str | None]:
-    """The unit of each score; None where cases differ, so that a mean would mean nothing."""
+    """Return the unit of each score; None if cases differ, because their mean has no meaning."""
     found = {row.length_unit for row in rows}
     units: dict[str, str | None] = {}
     for name in rows[0].values if rows else ("dice", "iou"):
@@ -327,22 +327,22 @@ def _units(rows: Sequence[CaseClassScore]) -> dict[str, str | None]:
 
 
 def _named(scores: Sequence[str], values: NDArray[np.float64]) -> dict[str, float | None]:
-    """Each score's value, None for NaN."""
+    """Return the value of each score, None for NaN."""
     pairs = zip(scores, values.tolist(), strict=True)
     return {name: value if math.isfinite(value) else None for name, value in pairs}
 
 
-class _Boxes:
-    """The box of each class, in which both of its masks lie."""
+class _ClassBoxes:
+    """The bounding box of each class, which holds its prediction and its truth."""
 
     def __init__(self, prediction: NDArray[Any], truth: NDArray[Any], count: int) -> None:
-        """Keep the labels; the boxes are found when the first one is asked for."""
+        """Take the labels; the boxes are found when the first one is needed."""
         self.labels = (prediction, truth)
         self.count = count
         self._found: list[list[Any]] | None = None
 
     def crop(self, label: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return where the prediction and where the truth is ``label``, cropped to its box."""
+        """Return the prediction and the truth of a label as booleans, cropped to its box."""
         from scipy.ndimage import find_objects
 
         if self._found is None:
@@ -359,7 +359,7 @@ class _Boxes:
 def _joint_counts(
     case: str, prediction: NDArray[Any], truth: NDArray[Any], count: int
 ) -> NDArray[np.int64]:
-    """(count, count) voxels by label of the truth and of the prediction."""
+    """Count voxels by label of the truth and of the prediction: (count, count)."""
     joint = np.zeros(count * count, np.int64)
     parts = zip(
         _labels(case, "ground truth", truth, count),
@@ -372,7 +372,7 @@ def _joint_counts(
 
 
 def _labels(case: str, what: str, labels: NDArray[Any], count: int) -> Iterator[NDArray[Any]]:
-    """The labels in flat blocks, checked to be integers in 0..count - 1."""
+    """Yield the labels in flat blocks, after a check that they are integers in 0..count - 1."""
     if labels.dtype.kind not in "iub":
         raise DataError(f"case {case!r}: {what} must hold integer labels; got {labels.dtype}")
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)

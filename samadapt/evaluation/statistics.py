@@ -1,11 +1,11 @@
-"""How sure a mean over cases is, and whether training changed it.
+"""Confidence intervals of means over cases, and a test of whether training changed them.
 
-The unit is the case: slices and classes of one patient are not independent. Intervals are 95 %
-percentile bootstraps (Efron and Tibshirani 1993, chapter 13): of 9,999 draws of as many cases with
-replacement, the same in every run. They are ``scipy.stats.bootstrap``'s (tested), which would draw
-anew for each of a hundred scores. Two samples are compared case by case with Wilcoxon's
-signed-rank test (two-sided; cases that did not change are left out, as Wilcoxon did). Where there
-are too few cases there is no number but the reason.
+The unit is the case, because slices and classes of one patient are not independent. Intervals are
+95 % percentile bootstraps (Efron and Tibshirani 1993, chapter 13) of 9,999 draws of all cases with
+replacement, which are the same in every run. They equal those of ``scipy.stats.bootstrap``, which a
+test shows; scipy would draw anew for each of a hundred scores. Two states of the model are compared
+case by case with Wilcoxon's signed-rank test. The test is two-sided, and cases without a change are
+left out, as Wilcoxon did. If there are too few cases, a reason replaces the number.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ CONFIDENCE = 0.95
 RESAMPLES = 9999
 SEED = 0
 DRAWN_AT_ONCE = 2**22
-"""Cases turned into 64-bit numbers at once."""
+"""Drawn cases that are converted to 64-bit numbers at once; it bounds the memory."""
 FEWEST_FOR_INTERVAL = 2
 FEWEST_FOR_TEST = 6
-"""Of five pairs the smallest two-sided p is 1/16: no result could be significant at 5 %."""
+"""The smallest two-sided p of five pairs is 1/16, so no result could be significant at 5 %."""
 
 
 def class_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average (n, K, ...) over the cases that have a value, to (K, ...); NaN where none has."""
+    """Average (n, K, ...) over the cases that have a value, to (K, ...); NaN if none has."""
     counts = np.isfinite(values).sum(axis=0)
     with np.errstate(invalid="ignore"):
         means: NDArray[np.float64] = np.nansum(values, axis=0) / counts
@@ -41,10 +41,10 @@ def interval_of(values: NDArray[np.float64]) -> dict[str, Any]:
     """Return the interval of the mean over classes of the means over cases.
 
     Args:
-        values: (n, K) scores of n cases and K classes, NaN where there is none.
+        values: (n, K) scores of n cases and K classes; NaN if there is none.
 
     Returns:
-        ``{"interval": [low, high]}``, or None in its place beside the ``"reason"``.
+        ``{"interval": [low, high]}``; or the interval None and a ``"reason"``.
     """
     values = values[np.isfinite(values).any(axis=1)]
     if len(values) < FEWEST_FOR_INTERVAL:
@@ -60,7 +60,7 @@ def interval_of(values: NDArray[np.float64]) -> dict[str, Any]:
         counts = times @ present
         with np.errstate(invalid="ignore"):
             per_class = (times @ filled) / counts
-        # A class that none of the drawn cases has is left out, as from the mean itself.
+        # A class that no drawn case has is left out, as it is left out of the mean itself.
         means.append(np.nansum(per_class, axis=1) / (counts > 0).sum(axis=1))
     outside = (1 - CONFIDENCE) / 2
     bounds = np.quantile(np.concatenate(means), [outside, 1 - outside])
@@ -73,16 +73,19 @@ def compare(
     """Compare two states of the same cases.
 
     Args:
-        before: (n, K) scores of n cases and K classes, NaN where there is none.
-        after: the same cases and classes in the other state.
-        gains: (n, K) by how much each got better.
+        before: (n, K) scores of n cases and K classes; NaN if there is none.
+        after: the scores of the same cases and classes in the other state.
+        gains: (n, K) by how much each score improved.
 
     Returns:
-        ``difference`` of the means (after - before) over the cases that both states score, its
-        ``interval``, ``p`` of the signed-rank test of each case's mean difference over classes,
-        the ``cases`` compared, how many got ``better``, ``worse`` and stayed the ``same``, and how
-        many were ``left_out`` since only one state scores them. A number that there are too few
-        cases for is None beside the ``reason``.
+        - ``difference``: of the means, after minus before, over the cases that both states score.
+        - ``interval``: of the difference.
+        - ``p``: of the signed-rank test of each case's mean difference over classes.
+        - ``cases``: number of compared cases; ``better``, ``worse`` and ``same``: how many of them
+          improved, worsened and stayed.
+        - ``left_out``: number of cases that only one state scores.
+
+        If there are too few cases for a number, it is None beside a ``reason``.
     """
     differences = after - before
     both = np.isfinite(differences)
@@ -106,7 +109,7 @@ def compare(
 
 
 def _signed_rank(differences: NDArray[np.float64]) -> dict[str, Any]:
-    """Return ``p``, or None in its place beside the ``reason``."""
+    """Return ``p``; or ``p`` None and a ``reason``."""
     from scipy.stats import wilcoxon
 
     changed = differences[differences != 0]
@@ -117,13 +120,13 @@ def _signed_rank(differences: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _over_classes(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average (n, K) over the classes that a case has."""
+    """Average (n, K) over the classes that each case has."""
     return class_means(values.T)
 
 
 @lru_cache(maxsize=2)
 def _times_drawn(count: int) -> NDArray[np.uint8]:
-    """Return how often each of ``count`` cases is in each draw, (RESAMPLES, count)."""
+    """Return how often each of ``count`` cases occurs in each draw: (RESAMPLES, count)."""
     rng = np.random.default_rng(SEED)
     times = np.empty((RESAMPLES, count), np.uint8)
     for part in np.array_split(times, 1 + times.size // DRAWN_AT_ONCE):

@@ -1,10 +1,12 @@
 """Distances between the surfaces of two masks, as DeepMind's ``surface-distance`` defines them.
 
-A surface element lies where the 2 x 2 x 2 voxels round a corner are neither all inside nor all
-outside; its area comes from their pattern (marching cubes). In 2D it is a piece of contour between
-2 x 2 pixels. The areas are that package's own tables. Its distances come from distance transforms
-of the whole box, which for a CT of 512 x 512 x 300 take minutes and gigabytes; here each element
-looks up its nearest neighbour in a k-d tree of the other surface: the same values, tested.
+A surface element lies at each corner whose 2 x 2 x 2 neighbouring voxels are neither all inside nor
+all outside the mask. Its area follows from their pattern, as in marching cubes, and comes from the
+tables of that package. In 2D it is a piece of contour between 2 x 2 pixels.
+
+``surface-distance`` computes distances by distance transforms of the whole box, which takes minutes
+and gigabytes for a CT of 512 x 512 x 300 voxels. Here each element looks up its nearest neighbour
+in a k-d tree of the other surface. The values are the same, which a test shows.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SurfaceDistances:
-    """How far each element of either surface is from the other surface, ascending.
+    """The distance of each surface element to the other surface, in ascending order.
 
     Attributes:
-        to_prediction: (n,) from the elements of the truth to the prediction.
-        truth_areas: (n,) their areas, in the same order.
-        to_truth: (m,) from the elements of the prediction to the truth.
-        prediction_areas: (m,) their areas.
+        to_prediction: (n,) distances of the truth's elements to the prediction.
+        truth_areas: (n,) areas of these elements.
+        to_truth: (m,) distances of the prediction's elements to the truth.
+        prediction_areas: (m,) areas of these elements.
     """
 
     to_prediction: NDArray[np.float64]
@@ -55,15 +57,15 @@ class SurfaceDistances:
 def surface_distances(
     prediction: NDArray[np.bool_], truth: NDArray[np.bool_], spacing: tuple[float, ...]
 ) -> SurfaceDistances:
-    """Measure two masks of 2 or 3 axes, neither of them empty.
+    """Measure the distances between the surfaces of two masks of 2 or 3 axes.
 
     Args:
-        prediction: booleans; what lies outside the array is outside the mask.
-        truth: the same shape.
+        prediction: booleans. What lies outside the array is outside the mask.
+        truth: booleans of the same shape.
         spacing: size of a voxel along each axis.
 
     Raises:
-        DataError: for an empty mask, which has no surface.
+        DataError: a mask is empty and has no surface.
     """
     if not (prediction.any() and truth.any()):
         raise DataError("surface distances need two masks that are not empty")
@@ -71,7 +73,7 @@ def surface_distances(
     t_corners, t_areas = _surface(truth, spacing)
     to_prediction = _nearest(t_corners, p_corners, spacing)
     to_truth = _nearest(p_corners, t_corners, spacing)
-    # By distance, then by area: the percentile depends on the order in which areas are added.
+    # Sort by distance, then by area: the percentile depends on the order of the areas.
     at_truth = np.lexsort((t_areas, to_prediction))
     at_prediction = np.lexsort((p_areas, to_truth))
     return SurfaceDistances(
@@ -94,7 +96,7 @@ def _surface(mask: NDArray[np.bool_], spacing: tuple[float, ...]) -> tuple[Any, 
 
 @lru_cache(maxsize=64)
 def _areas(spacing: tuple[float, ...]) -> NDArray[np.float64]:
-    """Return the area (in 2D the length) of every pattern of inside and outside."""
+    """Return the area, in 2D the length, of every pattern of voxels inside and outside."""
     from surface_distance import lookup_tables
 
     table: NDArray[np.float64]
@@ -109,11 +111,12 @@ def _nearest(corners: Any, others: Any, spacing: tuple[float, ...]) -> NDArray[n
     """Return the distance of each corner (n, axes) to the nearest of the others."""
     from scipy.spatial import KDTree
 
-    # Of a far surface nearly every leaf is near enough to be searched: medians and large leaves
-    # made that eight times as fast as midpoints and small ones, and cost little where it is near.
+    # If the surfaces are far apart, nearly every leaf of the tree is searched. Median splits and
+    # large leaves made that eight times as fast as midpoints and small leaves, and they cost little
+    # if the surfaces are near.
     tree = KDTree(others * np.asarray(spacing), leafsize=40, compact_nodes=False)
     _, index = tree.query(corners * np.asarray(spacing))
-    # From whole steps, so that 3 voxels of 0.4 mm are 1.2 mm wherever they lie.
+    # Distances are computed from whole voxel steps, so that 3 voxels of 0.4 mm are 1.2 mm anywhere.
     steps = (corners - others[index]) * np.asarray(spacing)
     distances: NDArray[np.float64] = np.sqrt((steps**2).sum(axis=1))
     return distances

@@ -1,6 +1,6 @@
-"""What is measured of one class in one case: one file a family of scores, each registering itself.
+"""The scores of one class in one case. Each file holds a family of scores and registers them.
 
-A file added here is in every summary, table and ``per_case.csv`` without another line.
+The scores of a new file appear in every summary, table and ``per_case.csv`` without further code.
 """
 
 from __future__ import annotations

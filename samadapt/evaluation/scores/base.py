@@ -1,4 +1,4 @@
-"""What a score sees of one class in one case, and the table of all scores."""
+"""The input of a score (one class in one case) and the registry of all scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OVERLAP = ("dice", "iou")
-"""The scores that need voxel counts alone, as a validation during training takes them."""
+"""The scores that only need voxel counts. A validation during training takes these."""
 
 
 @dataclass
@@ -24,15 +24,15 @@ class ClassMasks:
     """One class of one case: two masks, their voxel counts and the size of a voxel.
 
     Attributes:
-        crop: returns prediction and truth as booleans within the box that holds both.
-        prediction_voxels: |P|.
-        truth_voxels: |T|.
-        intersection: |P∩T|.
-        shape: (h, w, d) of the whole case, or (h, w) where it is one slice.
-        spacing: size of a voxel along each of these axes, in mm; 1 where it is not known.
-        voxel_size: volume of a voxel in mm³, also of one slice; 1 where it is not known.
-        is_mm: whether the spacing is known; else lengths are in pixels.
-        tolerance: of the normalised surface Dice, in mm (in pixels without spacing).
+        crop: returns prediction and truth as booleans, cropped to the box that holds both.
+        prediction_voxels: |P|, the voxels of the prediction.
+        truth_voxels: |T|, the voxels of the truth.
+        intersection: |P∩T|, the voxels of both.
+        shape: (h, w, d) of the whole case, or (h, w) if it has one slice.
+        spacing: size of a voxel along each of these axes, in mm; 1 if it is not known.
+        voxel_size: volume of a voxel in mm³, also for one slice; 1 if it is not known.
+        is_mm: whether the spacing is known; otherwise lengths are in pixels.
+        tolerance: of the normalised surface Dice, in mm, or in pixels without spacing.
     """
 
     crop: Callable[[], tuple[NDArray[np.bool_], NDArray[np.bool_]]]
@@ -52,7 +52,7 @@ class ClassMasks:
 
     @property
     def diagonal(self) -> float:
-        """Diagonal of the case's image, corner to corner."""
+        """Diagonal of the case's image, from corner to corner."""
         return math.hypot(*(n * step for n, step in zip(self.shape, self.spacing, strict=True)))
 
 
@@ -61,13 +61,13 @@ class Score:
     """One number for one class of one case.
 
     Attributes:
-        name: its key in ``summary.json`` and its column in ``per_case.csv``.
-        heading: what a table calls it.
-        measure: from the masks, of which at least one is not empty; NaN where it is undefined.
-        best: the direction in which it is better; ``"zero"``: the nearer to 0.
+        name: key in ``summary.json`` and column in ``per_case.csv``.
+        heading: heading of its column in a table.
+        measure: computes it from masks, at least one of which is not empty; NaN if undefined.
+        best: the direction in which it is better; ``"zero"``: nearer to 0 is better.
         kind: ``"ratio"``, ``"length"`` (mm, or px without spacing) or ``"volume"`` (ml, or px).
-        in_table: whether the table that a run prints shows its mean, or its mean with the
-            interval; the files hold all of both.
+        in_table: what the table that a run prints shows: nothing, the mean, or the mean with its
+            interval. The files always hold both.
     """
 
     name: str
@@ -78,26 +78,26 @@ class Score:
     in_table: Literal["", "mean", "interval"] = ""
 
     def unit(self, is_mm: bool) -> str:
-        """Return the unit of its values, an empty string for a ratio."""
+        """Return the unit of the values; an empty string for a ratio."""
         units = {"length": ("mm", "px"), "volume": ("ml", "px")}
         return units[self.kind][0 if is_mm else 1] if self.kind in units else ""
 
     def gain(self, before: Any, after: Any) -> Any:
-        """Return by how much values got better: positive is better, whatever the direction."""
+        """Return by how much values improved; positive is better, whatever the direction is."""
         if self.best == "zero":
             return np.abs(before) - np.abs(after)
         return after - before if self.best == "high" else before - after
 
 
 SCORES: dict[str, Score] = {}
-"""By name, in the order of the files' names, Dice and IoU first."""
+"""Scores by name: Dice and IoU first, then in the order of the file names."""
 
 
 def register(*scores: Score) -> None:
     """Add scores to ``SCORES``.
 
     Raises:
-        ValueError: for a name given twice.
+        ValueError: a name occurs twice.
     """
     for score in scores:
         if score.name in SCORES:

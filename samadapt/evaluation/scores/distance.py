@@ -1,11 +1,12 @@
 """HD95 and NSD, with the conventions of DeepMind's ``surface-distance`` and its values.
 
-Surfaces are made of elements between voxel corners (marching cubes; marching squares in 2D), and
-each counts by its area (its length), so that neither the grid's direction nor its anisotropy
-weighs. MONAI's ``compute_hausdorff_distance`` weighs every surface voxel the same and differs.
+Surfaces consist of elements between voxel corners (marching cubes; marching squares in 2D). Each
+element is weighted by its area (in 2D its length), so that the direction and the anisotropy of the
+grid have no influence. MONAI's ``compute_hausdorff_distance`` gives every surface voxel the same
+weight, and therefore differs.
 
-Where one mask is empty there is no distance: HD95 is the diagonal of the case's image and NSD 0.
-The flag says so (``truth_empty``, ``prediction_empty``), and the summary counts it.
+If one mask is empty there is no distance. HD95 is then the diagonal of the case's image and NSD is
+0. The row has the flag ``truth_empty`` or ``prediction_empty``, which the summary counts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def hd95(masks: ClassMasks) -> float:
     """Return the larger of the two directed 95th percentiles of the surface distances.
 
     The percentile of one direction is the smallest distance within which at least 95 % of that
-    surface's area lies; it is not interpolated.
+    surface's area lies. It is not interpolated.
     """
     if not (masks.prediction_voxels and masks.truth_voxels):
         return masks.diagonal
@@ -27,7 +28,7 @@ def hd95(masks: ClassMasks) -> float:
 
 
 def nsd(masks: ClassMasks) -> float:
-    """Return the share of both surfaces' area that lies within the tolerance of the other one."""
+    """Return the share of both surfaces' area that is within the tolerance of the other one."""
     if not (masks.prediction_voxels and masks.truth_voxels):
         return 0.0
     return masks.distances.overlap(masks.tolerance)

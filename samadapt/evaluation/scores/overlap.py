@@ -1,4 +1,4 @@
-"""Dice and IoU: 0 where one of the two masks is empty, also for a false positive."""
+"""Dice and IoU. They are 0 if one of the two masks is empty, also for a false positive."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Sensitivity and precision over voxels.
 
-A ratio of nothing to nothing is NaN and left out of the mean, as in MONAI and scikit-learn's
-``zero_division=nan``: sensitivity where the truth is empty, precision where the prediction is.
-``per_class.NAME.detail`` of the summary says how many cases each mean is over.
+Sensitivity is NaN if the truth is empty, and precision if the prediction is empty. NaN is left out
+of the mean, as in MONAI and with scikit-learn's ``zero_division=nan``. ``per_class.NAME.detail`` of
+the summary says how many cases each mean has.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def sensitivity(masks: ClassMasks) -> float:
 
 
 def precision(masks: ClassMasks) -> float:
-    """Return |P∩T| / |P|, the share of the prediction that is right."""
+    """Return |P∩T| / |P|, the share of the prediction that is correct."""
     return masks.intersection / masks.prediction_voxels if masks.prediction_voxels else math.nan
 
 

@@ -1,4 +1,4 @@
-"""How wrong the volume is, whatever the place."""
+"""Errors of the volume, regardless of its place."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MM3_PER_ML = 1000.0
 
 
 def volume_error(masks: ClassMasks) -> float:
-    """Return (|P| - |T|) / |T|: positive where too much was predicted; NaN for an empty truth.
+    """Return (|P| - |T|) / |T|: positive if too much was predicted, NaN for an empty truth.
 
     The relative volume difference of Heimann et al., "Comparison and evaluation of methods for
     liver segmentation from CT datasets" (2009), as a fraction. Its mean is a bias: errors of
@@ -22,7 +22,7 @@ def volume_error(masks: ClassMasks) -> float:
 
 
 def volume_error_abs(masks: ClassMasks) -> float:
-    """Return | |P| - |T| | in ml (in pixels without spacing); errors do not cancel in its mean."""
+    """Return | |P| - |T| | in ml, in pixels without spacing. Errors do not cancel in the mean."""
     size = masks.voxel_size / MM3_PER_ML if masks.is_mm else 1.0
     return abs(masks.prediction_voxels - masks.truth_voxels) * size
 
