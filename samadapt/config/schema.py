@@ -414,7 +414,7 @@ class Eval(Settings):
     overlays: Whole = Field(
         default=3,
         ge=0,
-        description="number of cases to draw: 1 draws the best, 2 also the median, 3 also the worst",
+        description="number of cases to draw: 1 is the best, 2 adds the median, 3 the worst",
     )
     max_cases: Whole | None = Field(
         default=None, ge=1, description="score only the first n held-out cases; null: all"
