@@ -36,7 +36,7 @@ from samadapt.data.opening import (
 )
 from samadapt.data.partial_labels import PartialLabels, read_partial_labels
 from samadapt.data.splits import Splits, divide
-from samadapt.data.tiles import OVERLAP, Tile, Tiling, tiling
+from samadapt.data.tiles import OVERLAP, PictureTile, Tiling, tiling
 from samadapt.data.types import Annotation, Case, Sample, SliceRef, Split
 from samadapt.data.volume_cache import (
     MEMORY_LIMIT,
@@ -288,7 +288,7 @@ class Dataset:
             sample if volume.annotation is None else self._with_prompts(sample, volume.annotation)
         )
 
-    def tile(self, ref: SliceRef) -> Tile | None:
+    def tile(self, ref: SliceRef) -> PictureTile | None:
         """Return where a tile lies in its picture; None where pictures are not cut."""
         if self.tiling is None:
             return None

@@ -42,7 +42,7 @@ class Span(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Tile:
+class PictureTile:
     """One window of a picture.
 
     Attributes:
@@ -113,7 +113,7 @@ class Tile:
         within = (moved < size) | (last & (moved == size))
         return moved, ((moved >= 0) & within).all(axis=-1)
 
-    def overlaps(self, other: Tile) -> bool:
+    def overlaps(self, other: PictureTile) -> bool:
         """Return whether the windows of two tiles of a picture share a pixel."""
         return all(
             one.start < two.stop and two.start < one.stop
@@ -170,10 +170,10 @@ class Tiling:
             raise ConfigError(f"data.tile_overlap must be a share of 0 to 0.5; got {self.overlap}")
 
     @lru_cache(maxsize=64)  # noqa: B019  (a few values for as long as the program runs)
-    def tiles(self, height: int, width: int) -> tuple[Tile, ...]:
+    def tiles(self, height: int, width: int) -> tuple[PictureTile, ...]:
         """Return the tiles of a picture, row by row; a picture that fits into one is one tile."""
         return tuple(
-            Tile(rows, columns, (height, width))
+            PictureTile(rows, columns, (height, width))
             for rows in self._spans(height)
             for columns in self._spans(width)
         )
@@ -223,7 +223,7 @@ def recorded_tiling(options: Mapping[str, Any]) -> Tiling | None:
         raise ConfigError(f"the adapter's data_options: {error}") from error
 
 
-def assemble(parts: Sequence[Array], tiles: Sequence[Tile]) -> Array:
+def assemble(parts: Sequence[Array], tiles: Sequence[PictureTile]) -> Array:
     """Put the windows (..., th, tw) of tiles together into a picture (..., h, w).
 
     Pixels that no tile owns are 0.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from samadapt.data.findings import Finding
-from samadapt.data.tiles import Tile
+from samadapt.data.tiles import PictureTile
 from samadapt.system.arrays import Array
 
 Split = Literal["train", "val"]
@@ -213,7 +213,7 @@ class Sample:
     point_labels: Array | None = None
     prompt_classes: Array | None = None
     instances: Array | None = None
-    tile: Tile | None = None
+    tile: PictureTile | None = None
     known: Array | None = None
     members: Array | None = None
 

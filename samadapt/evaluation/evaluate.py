@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from samadapt.data.stacks import ALONE, Stacks
-from samadapt.data.tiles import Tile, assemble
+from samadapt.data.tiles import PictureTile, assemble
 from samadapt.data.types import IGNORED, SliceRef
 from samadapt.evaluation.instances import (
     ObjectMatches,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.model import Sam
 
-Place = int | Tile
+Place = int | PictureTile
 """Where a sample lies in its case: the number of its slice, or its tile of the picture."""
 
 
@@ -358,7 +358,7 @@ def joined(parts: Sequence[Array], places: Sequence[Place]) -> Array:
     Slices that were left out between others, such as a held-out slab, are empty, so that distances
     across slices are those in the patient. Tiles make one slice, the picture.
     """
-    tiles = [place for place in places if isinstance(place, Tile)]
+    tiles = [place for place in places if isinstance(place, PictureTile)]
     if tiles:
         return assemble(parts, tiles)[..., None]
     indices = np.array(places)

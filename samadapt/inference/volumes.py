@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from samadapt.data.stacks import Stacks
-from samadapt.data.tiles import Tile, tiling
+from samadapt.data.tiles import PictureTile, tiling
 from samadapt.data.types import SliceRef, Volume
 from samadapt.errors import DataError, PromptError
 from samadapt.inference.embeddings import Embeddings
@@ -83,7 +83,7 @@ class SlicePictures:
     """
 
     def __init__(
-        self, volume: Volume, adapter: AdapterBundle, tiles: Sequence[Tile] | None = None
+        self, volume: Volume, adapter: AdapterBundle, tiles: Sequence[PictureTile] | None = None
     ) -> None:
         self.volume, self.tiles = volume, tiles
         self.rule = adapter.intensity.fitted(volume)
@@ -143,7 +143,7 @@ class VolumePredictor:
                 "boxes=[[x0, y0, x1, y1]] or points=[[x, y]], in pixels of the image"
             )
 
-    def tiles(self, volume: Volume, options: PredictionOptions) -> Sequence[Tile] | None:
+    def tiles(self, volume: Volume, options: PredictionOptions) -> Sequence[PictureTile] | None:
         """Return the tiles that a picture is cut into; None if it is seen whole.
 
         Raises:

@@ -19,7 +19,7 @@ from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
-    from samadapt.data.tiles import Tile
+    from samadapt.data.tiles import PictureTile
 
 ObjectValues = ArrayLike | Sequence[ArrayLike | None]
 """Boxes or points of the objects of one slice; None in the place of an object that has none."""
@@ -79,7 +79,7 @@ def slice_prompts(
     return prompts
 
 
-def tile_prompts(prompts: ImagePrompts, tile: Tile) -> ImagePrompts:
+def tile_prompts(prompts: ImagePrompts, tile: PictureTile) -> ImagePrompts:
     """Return the prompts of the objects that a tile sees a part of.
 
     These are the objects with a part of their box, or one of their foreground points, in the tile.

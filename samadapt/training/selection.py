@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from samadapt.data.tiles import Tile
+    from samadapt.data.tiles import PictureTile
     from samadapt.data.types import SliceRef
 
 EVERY = 10
@@ -24,7 +24,7 @@ def selection_split(
     refs: Sequence[SliceRef],
     cases: int | None = None,
     owner: Callable[[str], str] = lambda case: case,
-    tile: Callable[[SliceRef], Tile | None] = lambda ref: None,
+    tile: Callable[[SliceRef], PictureTile | None] = lambda ref: None,
     gap: int = GAP,
 ) -> tuple[list[SliceRef], list[SliceRef]]:
     """Divide training slices into those that train and those that choose the best step.
@@ -67,5 +67,5 @@ def selection_split(
     )
 
 
-def _touches(one: Tile | None, others: Sequence[Tile]) -> bool:
+def _touches(one: PictureTile | None, others: Sequence[PictureTile]) -> bool:
     return one is not None and any(one.overlaps(other) for other in others)
