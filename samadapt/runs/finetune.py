@@ -22,7 +22,7 @@ from samadapt.errors import ConfigError, RunError
 from samadapt.runs.context import RunContext, open_run, training_samples
 from samadapt.runs.cross_validation import cross_validate
 from samadapt.runs.feature_planner import FeaturePlanner
-from samadapt.runs.results import write_adapter, write_scores
+from samadapt.runs.results import adapter_record, write_adapter, write_scores
 from samadapt.runs.run_directory import kept_if_started, locked, open_run_dir
 from samadapt.runs.run_slices import (
     RunSlices,
@@ -97,71 +97,78 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         RunLockedError: when another process uses the directory; nothing in it is changed.
         UserError: as ``finetune``; a new run directory is removed again.
     """
-    with locked(run_dir):
-        try:
-            return _train_and_score(config, run_dir)
-        except KeyboardInterrupt:  # outside the training loop, which names the command itself
-            if (run_dir / "config.yaml").is_file():
-                console.log(f"continue with: samadapt finetune resume={run_dir}")
-            raise
-        except DiskFullError as error:
-            if not (run_dir / "config.yaml").is_file():
-                raise
-            command = f"samadapt finetune resume={run_dir}"
-            raise RunError(f"{error}. When there is room, continue with: {command}") from error
-
-
-def _train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
     started = time.perf_counter()
-    # Everything that can be refused is refused in this block, before the first step.
-    with kept_if_started(run_dir, keep=config.resume is not None):
-        context = open_run(config, run_dir)
-        samples = training_samples(config, context.dataset, context.policy)
-        planner = FeaturePlanner(context, samples)
-        scorer = make_scorer(planner, config.eval)
-        trains = context.has_trained_parameters
-        checkpoint = find_checkpoint(context) if config.resume and trains else None
-        loss = choose_loss(config.loss, context)
-        slices = divide_slices(
-            context,
-            samples,
-            validate_cases=config.train.validate_cases,
-            max_test_cases=config.eval.max_cases,
-        )
-        check_numbered_objects(scorer, slices.test)
-        planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
-        plan_progress(
-            planner,
-            slices,
-            steps=config.train.steps,
-            validate_every=config.train.validate_every,
-        )
+    with locked(run_dir), told_how_to_resume(run_dir):
+        # Everything that can be refused is refused in this block, before the first step.
+        with kept_if_started(run_dir, keep=config.resume is not None):
+            context = open_run(config, run_dir)
+            samples = training_samples(config, context.dataset, context.policy)
+            planner = FeaturePlanner(context, samples)
+            scorer = make_scorer(planner, config.eval)
+            trains = context.has_trained_parameters
+            checkpoint = find_checkpoint(context) if config.resume and trains else None
+            loss = choose_loss(config.loss, context)
+            slices = divide_slices(
+                context,
+                samples,
+                validate_cases=config.train.validate_cases,
+                max_test_cases=config.eval.max_cases,
+            )
+            check_numbered_objects(scorer, slices.test)
+            planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
+            plan_progress(
+                planner,
+                slices,
+                steps=config.train.steps,
+                validate_every=config.train.validate_every,
+            )
+            if trains:
+                check_disk_space(context)
+        untrained = untrained_classes(context, slices) if trains else []
+        if untrained:
+            context.say(f"warning: {untrained_text(untrained)}")
+        context.say(context.injection.report())
+
+        planner.warm()
+        weights_before = trainable_state(context.sam, context.injection)
+        adapted, state = None, None
         if trains:
-            check_disk_space(context)
-    untrained_names = untrained_classes(context, slices) if trains else []
-    if untrained_names:
-        context.say(f"warning: {untrained_text(untrained_names)}")
-    context.say(context.injection.report())
+            state = train_adapter(config, planner, scorer, slices, loss, checkpoint)
+            with context.progress.phase("adapted"):
+                adapted = scorer.score(slices.test, context.policy)
+        # The base model is scored last, so that training starts at once. Before the first step the
+        # adapter changes nothing, so the weights from before training stand for the base model.
+        with with_weights(context, weights_before), context.progress.phase("zero-shot"):
+            zero_shot = scorer.score(slices.test, context.zero_shot_policy)
 
-    planner.warm()
-    weights_before = trainable_state(context.sam, context.injection)
-    adapted, state = None, None
-    if trains:
-        state = train_adapter(config, planner, scorer, slices, loss, checkpoint)
-        with context.progress.phase("adapted"):
-            adapted = scorer.score(slices.test, context.policy)
-    # The base model is scored last, so that training starts at once. Before the first step the
-    # adapter changes nothing, so the weights from before training stand for the base model.
-    with with_weights(context, weights_before), context.progress.phase("zero-shot"):
-        zero_shot = scorer.score(slices.test, context.zero_shot_policy)
+        summary = summarise_run(
+            scorer, slices, zero_shot, adapted, state=state, untrained=untrained
+        )
+        summary["seconds"] = time.perf_counter() - started
+        write_scores(config, context, slices.test, zero_shot, adapted, summary)
+        record = adapter_record(config, context)
+        adapter_dir = write_adapter(context, record, summary) if adapted else None
+        return FinetuneResult(run_dir, adapter_dir, summary)
 
-    summary = summarise_run(
-        scorer, slices, zero_shot, adapted, state=state, untrained=untrained_names
-    )
-    summary["seconds"] = time.perf_counter() - started
-    write_scores(config, context, slices.test, zero_shot, adapted, summary)
-    adapter_dir = write_adapter(config, context, summary) if adapted else None
-    return FinetuneResult(run_dir, adapter_dir, summary)
+
+@contextmanager
+def told_how_to_resume(run_dir: Path) -> Iterator[None]:
+    """Name the command that resumes the run if the block is interrupted or the disk is full.
+
+    The training loop saves a checkpoint and names the command itself, so an interruption arrives
+    here only from outside the loop.
+    """
+    command = f"samadapt finetune resume={run_dir}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (run_dir / "config.yaml").is_file():
+            console.log(f"continue with: {command}")
+        raise
+    except DiskFullError as error:
+        if not (run_dir / "config.yaml").is_file():
+            raise
+        raise RunError(f"{error}. When there is room, continue with: {command}") from error
 
 
 def choose_loss(weights: Loss, context: RunContext) -> LossFunction:

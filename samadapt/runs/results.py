@@ -17,7 +17,7 @@ from samadapt.reports.objects import write_objects
 from samadapt.reports.overlays import choose_cases, draw_overlay
 from samadapt.reports.plots import plot_progress
 from samadapt.reports.tables import write_per_case, write_summary
-from samadapt.runs.run_page import write_page
+from samadapt.runs.run_page import configuration_text, page_title, write_page
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
@@ -55,7 +55,15 @@ def write_scores(
     metrics = context.run_dir / "metrics.jsonl"
     if adapted and metrics.is_file():
         plot_progress(metrics, context.run_dir / "progress.png")
-    write_page(config, context, cases, refs, evaluations, summary)
+    write_page(
+        context,
+        cases,
+        refs,
+        evaluations,
+        summary,
+        title=page_title(config, context.dataset.name),
+        configuration=configuration_text(config),
+    )
 
 
 def draw_overlays(
@@ -91,11 +99,17 @@ def draw_overlays(
         )
 
 
-def write_adapter(config: Config, context: RunContext, summary: Mapping[str, Any]) -> Path:
-    """Write the adapter of the best step, and return its directory."""
+def write_adapter(context: RunContext, record: AdapterRecord, summary: Mapping[str, Any]) -> Path:
+    """Write the adapter of the best step, and return its directory.
+
+    Args:
+        context: the run.
+        record: what the adapter must remember; its scores come from ``summary``.
+        summary: the content of ``eval/summary.json``.
+    """
     directory = context.run_dir / "adapter"
     scores = {key: summary[key] for key in ("zero_shot", "adapted", "oracle_prompt", "data")}
-    record = replace(adapter_record(config, context), scores=scores)
+    record = replace(record, scores=scores)
     if (directory / RECORD).is_file():  # a resumed run was also trained on what it saw before
         before = read_record(directory).trained_on
         record = replace(record, trained_on=merge_trained_on(before, record.trained_on or {}))

@@ -1,4 +1,4 @@
-"""Make, open, compare and lock run directories."""
+"""The run directory: make it, open it again to resume the run, and lock it while it is in use."""
 
 from __future__ import annotations
 
@@ -23,18 +23,24 @@ from samadapt.errors import ConfigError, UserError
 from samadapt.system import atomic
 
 MAY_MOVE = {"root", "on_error"}
-"""Keys of ``data`` that a resumed run may change: the same files elsewhere."""
+"""Keys of ``data`` that a resumed run may change, since the same files may lie elsewhere."""
+
 LOCK = ".lock"
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOSYS)}
+
 HOLDER = ".holder.json"
-"""Who holds the lock; a file beside it, since Windows lets nobody read a locked one."""
+"""Names the process that holds the lock. It is a file of its own, since Windows does not let other
+processes read a locked file."""
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOSYS)}
+"""Errors of file systems that have no locks."""
 
 
 def open_run_dir(config: Config) -> Path:
-    """Make a new run directory, or open the one that is resumed; ``config.yaml`` is written.
+    """Make a new run directory with its ``config.yaml``, or open the one that is resumed.
 
     Raises:
-        ConfigError: when the directory to resume does not exist, or was made otherwise.
+        ConfigError: when the directory to resume does not exist, or holds a run of another
+            configuration.
     """
     if config.resume is not None:
         run_dir = Path(config.resume)
@@ -59,15 +65,19 @@ def open_run_dir(config: Config) -> Path:
 
 
 def check_same_run(config: Config, stored: Config) -> None:
-    """Refuse to go on with a model, data, prompts or a seed that the checkpoints do not know.
+    """Refuse to resume a run with another model, method, data, prompts or seed.
+
+    Args:
+        config: the configuration that is asked for.
+        stored: the configuration in the run directory.
 
     Raises:
-        ConfigError: naming every such key.
+        ConfigError: naming every key that differs.
     """
     asked, was = to_dict(config), to_dict(stored)
     alone = [key for key in ("seed", "folds", "privacy") if asked[key] != was[key]]
     groups = ["model", "peft", "data", "prompts"]
-    if config.folds is not None:  # those that are done stay as they were
+    if config.folds is not None:  # finished folds are not trained again, so all keys must agree
         alone += ["precision"] if asked["precision"] != was["precision"] else []
         groups += ["loss", "train", "eval"]
     changed = [f"{key}={asked[key]} (was {was[key]})" for key in alone]
@@ -85,31 +95,37 @@ def check_same_run(config: Config, stored: Config) -> None:
 
 @contextmanager
 def kept_if_started(run_dir: Path, *, keep: bool) -> Iterator[None]:
-    """Remove a new run directory again when the run is refused before it starts."""
+    """Remove the run directory if the block refuses the run with a ``UserError``.
+
+    Args:
+        run_dir: the run directory.
+        keep: whether the directory was there before, and must stay.
+    """
     try:
         yield
     except UserError:
-        if not keep:  # on Windows the lock stays until it is released
+        if not keep:  # Windows does not remove the lock while it is held; ``locked`` does so later
             shutil.rmtree(run_dir, ignore_errors=os.name == "nt")
         raise
 
 
 class RunLockedError(UserError):
-    """Another process works in the run directory; the message names it."""
+    """Another process uses the run directory; the message names the process."""
 
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold a run directory while the block runs; the system frees it when the process dies.
+    """Lock a run directory while the block runs; the system frees the lock if the process dies.
 
-    A directory whose ``config.yaml`` is gone when the block ends is removed: the run was refused.
+    If ``config.yaml`` is gone when the block ends, the run was refused, and what is left of its
+    directory is removed.
 
     Raises:
         RunLockedError: naming the process that holds it.
     """
     path = run_dir / LOCK
     path.touch(exist_ok=True)
-    mode = stat.S_IMODE(path.stat().st_mode)  # as the umask asks; filelock has its own idea
+    mode = stat.S_IMODE(path.stat().st_mode)  # filelock would ignore the umask
     lock = FileLock(path, timeout=0, mode=mode)
     try:
         lock.acquire()

@@ -19,7 +19,7 @@ from samadapt.reports.html import HTML_NAME, Page, ShownCase, write_html
 from samadapt.reports.objects import objects_table
 from samadapt.reports.oracle_gap import PLOT_NAME, forgetting_text, gap_table
 from samadapt.reports.strips import chosen_indices, draw_strip
-from samadapt.reports.tables import paired_table, results_table
+from samadapt.reports.tables import STATES, paired_table, results_table
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
@@ -29,30 +29,32 @@ if TYPE_CHECKING:
     from samadapt.runs.context import RunContext
 
 HIDDEN = "(hidden: privacy=true)"
-STATES = {"zero_shot": "zero-shot", "adapted": "adapted"}
 
 
 def write_page(
-    config: Config,
     context: RunContext,
     cases: Sequence[tuple[str, str]],
     refs: Sequence[SliceRef],
-    results: Mapping[str, Evaluation],
+    evaluations: Mapping[str, Evaluation],
     summary: Mapping[str, Any],
+    *,
+    title: str,
+    configuration: str,
 ) -> Path:
-    """Write ``report.html`` into the run directory.
+    """Write ``report.html`` into the run directory, and return its path.
 
     Args:
-        config: the configuration of the run.
         context: the run.
         cases: (rank, name) of each case to leaf through, as in ("best", "case_07").
         refs: the slices that were scored.
-        results: by state, ``zero_shot`` and ``adapted``.
-        summary: what ``eval/summary.json`` holds.
+        evaluations: the scores by state, ``zero_shot`` and ``adapted``.
+        summary: the content of ``eval/summary.json``.
+        title: the title of the page.
+        configuration: the configuration as text.
     """
-    folder, name = context.run_dir, context.dataset.name
+    folder = context.run_dir
     page = Page(
-        title=f"{config.recipe or 'run'}: {config.peft.name} on {name}",
+        title=title,
         subtitle=(
             f"{summary['cases']} {summary['scored']} cases, {summary['slices']} "
             f"{summary['parts']}; a case is a {summary['case_is']}; trained "
@@ -67,12 +69,15 @@ def write_page(
         },
         classes=context.dataset.classes,
         cases=[
-            _case(context, f"{rank}: {case}", [ref for ref in refs if ref.case == case], results)
-            for rank, case in cases
+            _shown_case(context, rank, [ref for ref in refs if ref.case == name], evaluations)
+            for rank, name in cases
         ],
-        details=[_findings(context), _per_case({s: r.rows for s, r in results.items()})],
+        details=[
+            _findings(context),
+            _per_case({state: found.rows for state, found in evaluations.items()}),
+        ],
         texts={
-            "Configuration": _configuration(config),
+            "Configuration": configuration,
             "Environment": _json(folder / "env.json"),
             "Splits": _json(folder / "splits.json"),
         },
@@ -80,7 +85,59 @@ def write_page(
     return write_html(folder / HTML_NAME, page)
 
 
+def write_pooled_page(
+    run_dir: Path,
+    config: Config,
+    rows: Mapping[str, Sequence[CaseClassScore]],
+    summary: Mapping[str, Any],
+) -> Path:
+    """Write ``report.html`` of a cross-validation, with the scores of all folds together.
+
+    Args:
+        run_dir: the directory of the cross-validation.
+        config: the configuration of all folds.
+        rows: the scores of every case by state.
+        summary: the content of ``eval/summary.json``.
+    """
+    page = Page(
+        title=page_title(config, summary["data"]),
+        subtitle=f"{summary['cases']} cases, {summary['slices']} {summary['parts']}; "
+        f"{summary['split']}; a case is a {summary['case_is']}; {run_dir.name}",
+        notes=[*summary["notes"], "each fold has a page of its own, with cases to leaf through"],
+        tables=_tables(summary),
+        figures={},
+        classes=(),
+        cases=(),
+        details=[_per_case(rows)],
+        texts={
+            "Configuration": configuration_text(config),
+            "Splits": _json(run_dir / "splits.json"),
+        },
+    )
+    return write_html(run_dir / HTML_NAME, page)
+
+
+def page_title(config: Config, data: str) -> str:
+    """Return the title of a run's page: its recipe, its method and its data set."""
+    return f"{config.recipe or 'run'}: {config.peft.name} on {data}"
+
+
+def configuration_text(config: Config) -> str:
+    """Return the configuration as YAML; with ``privacy`` it names no file, folder or patient."""
+    if not config.privacy:
+        return to_yaml(config)
+    values = to_dict(config)
+    private = {"data": (*LOCAL_OPTIONS, "patient"), "output": ("dir",), "cache": ("dir",)}
+    for group, keys in {**private, "model": ("checkpoint",)}.items():
+        for key in set(keys) & set(values[group]) - {"on_error"}:
+            values[group][key] = HIDDEN if values[group][key] is not None else None
+    values |= {"resume": values["resume"] and HIDDEN, "recipe": Path(config.recipe).name}
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def _tables(summary: Mapping[str, Any]) -> list[Table]:
+    """Return the tables that are always open: scores, differences, oracle gap, objects."""
     tables = [results_table(summary["zero_shot"], summary["adapted"], title="Scores")]
     if summary["paired"]:
         tables.append(paired_table(summary["paired"]))
@@ -96,35 +153,39 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
     return [*tables, objects_table(objects)] if objects else tables
 
 
-def _case(
-    context: RunContext, title: str, refs: Sequence[SliceRef], results: Mapping[str, Evaluation]
+def _shown_case(
+    context: RunContext,
+    rank: str,
+    refs: Sequence[SliceRef],
+    evaluations: Mapping[str, Evaluation],
 ) -> ShownCase:
+    """Draw the slices of one case, evenly spaced if there are too many for a page."""
     case, spacing = refs[0].case, context.dataset.case(refs[0].case).spacing_mm
-    pixel = spacing[:2] if spacing else (1.0, 1.0)
-    shown = next(iter(results.values())).shown[case][0]
-    indices = chosen_indices(len(refs), refs.index(shown))
+    pixel_size = spacing[:2] if spacing else (1.0, 1.0)
+    start = refs.index(next(iter(evaluations.values())).shown[case][0])
+    indices = chosen_indices(len(refs), start)
     strips = []
-    for place in indices:
-        sample = context.dataset.sample(refs[place])
-        maps = [sample.shown, *(result.labels[case][place] for result in results.values())]
-        strips.append(draw_strip(refs[place].index, visible(sample.image), maps, pixel))
-    said = [
-        f"{STATES[state]} " + ", ".join(f"{r.class_name} {r.dice:.3f}" for r in rows)
-        for state, result in results.items()
-        if (rows := [row for row in result.rows if row.case == case])
+    for index in indices:
+        sample = context.dataset.sample(refs[index])
+        maps = [sample.shown, *(found.labels[case][index] for found in evaluations.values())]
+        strips.append(draw_strip(refs[index].index, visible(sample.image), maps, pixel_size))
+    scores = [
+        f"{STATES[state]} " + ", ".join(f"{row.class_name} {row.dice:.3f}" for row in rows)
+        for state, found in evaluations.items()
+        if (rows := [row for row in found.rows if row.case == case])
     ]
     return ShownCase(
-        title,
-        "Dice " + "; ".join(said),
-        ("image", "ground truth", *(STATES[state] for state in results)),
-        strips,
-        indices.index(refs.index(shown)),
-        indices[1] - indices[0] if len(indices) < len(refs) else 0,
+        title=f"{rank}: {case}",
+        scores="Dice " + "; ".join(scores),
+        heads=("image", "ground truth", *(STATES[state] for state in evaluations)),
+        strips=strips,
+        start=indices.index(start),
+        left_out=indices[1] - indices[0] if len(indices) < len(refs) else 0,
     )
 
 
 def _findings(context: RunContext) -> Table:
-    """Return what was found in the data's files, errors of files left out first."""
+    """Return the findings in the data's files; errors of files that were left out come first."""
     data = context.dataset
     table = Table(title=f"Data check: {len(data.findings)} findings, {len(data.left_out)} left out")
     for heading in ("severity", "code", "file", "found", "fix"):
@@ -135,64 +196,23 @@ def _findings(context: RunContext) -> Table:
     return table
 
 
-def write_pooled_page(
-    run_dir: Path, config: Config, rows: Mapping[str, Any], summary: Mapping[str, Any]
-) -> Path:
-    """Write ``report.html`` of a cross-validation: what its folds scored, together.
-
-    Args:
-        run_dir: the directory of the cross-validation.
-        config: of all folds.
-        rows: every case's scores by state.
-        summary: what ``eval/summary.json`` holds.
-    """
-    page = Page(
-        title=f"{config.recipe or 'run'}: {config.peft.name} on {summary['data']}",
-        subtitle=f"{summary['cases']} cases, {summary['slices']} {summary['parts']}; "
-        f"{summary['split']}; a case is a {summary['case_is']}; {run_dir.name}",
-        notes=[*summary["notes"], "each fold has a page of its own, with cases to leaf through"],
-        tables=_tables(summary),
-        figures={},
-        classes=(),
-        cases=(),
-        details=[_per_case(rows)],
-        texts={"Configuration": _configuration(config), "Splits": _json(run_dir / "splits.json")},
-    )
-    return write_html(run_dir / HTML_NAME, page)
-
-
-def _configuration(config: Config) -> str:
-    """Return the configuration as YAML; with ``privacy`` it names no file, folder or patient."""
-    if not config.privacy:
-        return to_yaml(config)
-    values = to_dict(config)
-    private = {"data": (*LOCAL_OPTIONS, "patient"), "output": ("dir",), "cache": ("dir",)}
-    for group, keys in {**private, "model": ("checkpoint",)}.items():
-        for key in set(keys) & set(values[group]) - {"on_error"}:
-            values[group][key] = HIDDEN if values[group][key] is not None else None
-    values |= {"resume": values["resume"] and HIDDEN, "recipe": Path(config.recipe).name}
-    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return text
-
-
-def _per_case(results: Mapping[str, Sequence[CaseClassScore]]) -> Table:
+def _per_case(rows_by_state: Mapping[str, Sequence[CaseClassScore]]) -> Table:
     table = Table(title="Every case")
     for heading in ("case", "class", "state"):
         table.add_column(heading)
     for score in SCORES.values():
         table.add_column(score.heading, justify="right")
     table.add_column("empty mask")
-    for state, rows in results.items():
+    for state, rows in rows_by_state.items():
         for row in rows:
             numbers = [f"{row.values[name]:.3f}" for name in SCORES if name in row.values]
-            named = map(Text, (row.case, row.class_name))
-            table.add_row(*named, STATES[state], *numbers, row.flag)
+            names = map(Text, (row.case, row.class_name))
+            table.add_row(*names, STATES[state], *numbers, row.flag)
     return table
 
 
 def _json(path: Path) -> str:
-    return (
-        json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1)
-        if path.is_file()
-        else "not recorded"
-    )
+    """Return the content of a JSON file for a reader, with little indentation."""
+    if not path.is_file():
+        return "not recorded"
+    return json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=1)
