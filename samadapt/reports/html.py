@@ -1,6 +1,6 @@
-"""A run as one self-contained page: scores, curves, cases to leaf through, configuration.
+"""A report as one self-contained HTML page: scores, curves, cases to leaf through, configuration.
 
-Nothing is fetched from anywhere, and every text is escaped, so that the file can be sent to a
+The page loads nothing from elsewhere and every text in it is escaped, so the file can be sent to a
 colleague and opened offline.
 """
 
@@ -32,12 +32,12 @@ class ShownCase:
     """A case to leaf through.
 
     Attributes:
-        title: "best: hippocampus_042".
-        scores: what is said beside it.
-        heads: what the panels of each picture show.
-        strips: its slices in order.
-        start: place of the slice that is shown first.
-        left_out: of a large volume every so many slices are here; 0 where all are.
+        title: for example "best: hippocampus_042".
+        scores: the text beside the title.
+        heads: the headings of the panels of each picture.
+        strips: the drawn slices of the case, in order.
+        start: the position in ``strips`` of the slice that is shown first.
+        left_out: the step between drawn slices of a large volume; 0 if all slices are drawn.
     """
 
     title: str
@@ -50,17 +50,18 @@ class ShownCase:
 
 @dataclass(frozen=True)
 class Page:
-    """What a report shows, in this order.
+    """The content of a report, in the order of the page.
 
     Attributes:
-        title, subtitle: of the page.
-        notes: honest remarks.
-        tables: open.
-        figures: PNG files by title; those that do not exist are left out.
-        classes: names in the order of their labels, for the colours.
-        cases: with a slider each.
+        title: the title of the page.
+        subtitle: the line below the title.
+        notes: remarks that a reader of the scores must know.
+        tables: tables that are always visible.
+        figures: PNG files by title; files that do not exist are left out.
+        classes: the class names in the order of their labels, for the colours.
+        cases: the cases to leaf through, each with a slider.
         details: tables that are folded away.
-        texts: configuration, environment and the like, by title; folded away.
+        texts: configuration, environment and the like by title; folded away.
     """
 
     title: str
@@ -75,7 +76,7 @@ class Page:
 
 
 def write_html(path: Path, page: Page) -> Path:
-    """Write a page, whole or not at all; return its path."""
+    """Write a page, whole or not at all, and return its path."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("samadapt.reports", "")
@@ -106,10 +107,10 @@ def write_html(path: Path, page: Page) -> Path:
 
 
 def _policy(template: str) -> str:
-    """Return the content security policy: nothing is loaded, and no script runs but ours.
+    """Return the content security policy: the page loads nothing and runs only its own script.
 
-    The browser runs a script only if its sha256 is named here, so a text that was not escaped by
-    mistake still cannot run. Styles are inline; pictures are data.
+    The browser runs a script only if the policy names its sha256. So even a text that was left
+    unescaped by mistake cannot run. Styles are inline, and pictures are data URLs.
     """
     script = template.split("<script>", 1)[1].split("</script>", 1)[0]
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
@@ -142,7 +143,7 @@ def _embedded(picture: bytes, kind: str) -> str:
 
 
 def _table(table: Table) -> dict[str, Any]:
-    """Turn a table for the terminal into plain cells."""
+    """Return a table for the terminal as plain cells for the template."""
     aligned = [column.justify != "right" for column in table.columns]
     columns = [[_plain(cell) for cell in column.cells] for column in table.columns]
 

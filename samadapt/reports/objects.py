@@ -1,4 +1,4 @@
-"""Matched objects as a file, from which folds are pooled, and as a table."""
+"""Matched objects: the file ``objects.json``, from which folds are pooled, and the table."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read_objects(directory: Path) -> dict[str, list[ObjectMatches]]:
     """Return what ``write_objects`` wrote.
 
     Raises:
-        RunError: for a file that is missing or was not written so.
+        RunError: for a file that is missing or that ``write_objects`` did not write.
     """
     path = directory / OBJECTS_NAME
     try:
@@ -73,10 +73,10 @@ def read_objects(directory: Path) -> dict[str, list[ObjectMatches]]:
 
 
 def objects_table(states: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Put ``instances.summarise_objects`` of some states under one another.
+    """Return the table of the results of ``instances.summarise_objects``, one line for each state.
 
     Args:
-        states: by name, such as ``"zero-shot"``.
+        states: the results by name of the state, such as ``"zero-shot"``.
     """
     table = Table(title="objects", title_justify="left", title_style="bold")
     table.add_column("class")

@@ -1,4 +1,4 @@
-"""The oracle gap as files, a table and a plot."""
+"""The oracle gap, how scores depend on the prompts, as files, a table and a plot."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from rich.text import Text
 from samadapt.evaluation.calibration import calibration
 from samadapt.evaluation.prompt_matrix import BOX, CLICKS, MOVED, NONE, SETTINGS, SettingScores
 from samadapt.prompts.simulate import SAM_SIDE
-from samadapt.reports.tables import NOTHING, csv_name
+from samadapt.reports.tables import NOTHING, STATES, csv_name
 from samadapt.system import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STATES = {"zero_shot": ("zero-shot", "#0072B2"), "adapted": ("adapted", "#D55E00")}
-"""By state: what it is called, and its colour."""
+STATE_COLOURS = {"zero_shot": "#0072B2", "adapted": "#D55E00"}
 
 CSV_NAME = "oracle_gap.csv"
 PLOT_NAME = "oracle_gap.png"
 
 
 def gap_summary(results: Mapping[str, Mapping[str, SettingScores]]) -> dict[str, Any]:
-    """Return what ``summary.json`` holds of it.
+    """Return the entry ``oracle_gap`` of ``summary.json``.
 
     Args:
-        results: scores by state (``zero_shot``, ``adapted``), then by setting.
+        results: scores by state (``zero_shot``, ``adapted``), then by setting of the prompts.
 
     Returns:
-        By setting: ``oracle_prompt``, whether it used the ground truth; and by state ``dice``,
-        ``iou``, ``per_class`` and the ``calibration`` of the predicted IoU. A state that a setting
-        means nothing for is None.
+        For each setting: ``oracle_prompt``, whether the prompts come from the ground truth, and
+        for each state ``dice``, ``iou``, ``per_class`` and the ``calibration`` of the predicted
+        IoU. A state that was not scored in a setting is None.
     """
     return {
         setting: {
@@ -52,7 +51,7 @@ def gap_summary(results: Mapping[str, Mapping[str, SettingScores]]) -> dict[str,
 
 
 def gap_table(summary: Mapping[str, Any]) -> Table:
-    """Return the table of ``gap_summary``: mean Dice, and predicted against true IoU."""
+    """Return the table of a ``gap_summary``: mean Dice, and predicted beside true IoU."""
     table = Table(
         title="The oracle gap: mean Dice by what the model is given",
         caption="* made from the ground truth: an upper bound of real use; pixels are those of an "
@@ -62,7 +61,7 @@ def gap_table(summary: Mapping[str, Any]) -> Table:
     )
     table.title_style, table.caption_style = "bold", "dim"
     table.add_column("given")
-    for name, _ in STATES.values():
+    for name in STATES.values():
         table.add_column(f"Dice {name}", justify="right")
     table.add_column("adapted: IoU predicted", justify="right")
     table.add_column("true", justify="right")
@@ -81,7 +80,7 @@ def gap_table(summary: Mapping[str, Any]) -> Table:
 
 
 def forgetting_text(found: Mapping[str, Any]) -> str:
-    """Return a sentence on ``forgetting.forgetting``."""
+    """Return a sentence about the result of ``forgetting.forgetting``."""
     if found["iou"] is None:
         return f"outside the domain: not measured, {found['reason']}"
     listed = ", ".join(f"{name} {one['iou']:.3f}" for name, one in found["images"].items())
@@ -94,7 +93,15 @@ def forgetting_text(found: Mapping[str, Any]) -> str:
 def write_gap(
     directory: Path, results: Mapping[str, Mapping[str, SettingScores]], summary: Mapping[str, Any]
 ) -> None:
-    """Write ``oracle_gap.csv`` (a line a setting, state, class and case) and ``oracle_gap.png``."""
+    """Write ``oracle_gap.csv`` and ``oracle_gap.png``.
+
+    The CSV has a line for each state, setting, case and class.
+
+    Args:
+        directory: the folder of both files.
+        results: scores by state, then by setting of the prompts.
+        summary: what ``gap_summary`` returned for them.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["given", "oracle_prompt", "state", "case", "class", "dice", "iou", "flag"])
@@ -112,7 +119,7 @@ def write_gap(
 
 
 def plot_gap(summary: Mapping[str, Any], png: Path) -> None:
-    """Draw mean Dice against what the model is given, and predicted against true IoU."""
+    """Draw mean Dice against the setting of the prompts, and true against predicted IoU."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -130,9 +137,10 @@ def plot_gap(summary: Mapping[str, Any], png: Path) -> None:
 
 
 def _draw_dice(axis: Axes, summary: Mapping[str, Any]) -> None:
-    """Clicks and boxes are two lines of settings, each with one direction."""
+    """Draw no prompt, clicks and boxes as separate lines, each ordered by quality of the prompt."""
     names = list(summary)
-    for state, (label, colour) in STATES.items():
+    for state, label in STATES.items():
+        colour = STATE_COLOURS[state]
         for group in ([NONE], list(CLICKS.values()), [BOX, *MOVED.values()]):
             points = [
                 (names.index(name), summary[name][state]["dice"])
@@ -148,7 +156,7 @@ def _draw_dice(axis: Axes, summary: Mapping[str, Any]) -> None:
                     linewidth=2,
                     label=label,
                 )
-                label = "_nolegend_"
+                label = "_nolegend_"  # one legend entry for each state
     axis.set_xticks(range(len(names)), [name.replace(" moved ", "\nmoved\n") for name in names])
     axis.set_ylim(-0.02, 1.02)
     axis.set_ylabel("mean Dice")
@@ -161,9 +169,9 @@ def _draw_dice(axis: Axes, summary: Mapping[str, Any]) -> None:
 
 
 def _draw_trust(axis: Axes, summary: Mapping[str, Any]) -> None:
-    """Of the exact box: predicted against true IoU, in bins of the predicted one."""
+    """Draw true against predicted IoU for exact boxes, in bins of the predicted IoU."""
     axis.plot([0, 1], [0, 1], color="#9a9a9a", linewidth=1, linestyle="--")
-    for state, (label, colour) in STATES.items():
+    for state, label in STATES.items():
         entry = summary[BOX].get(state)
         bins = entry["calibration"]["bins"] if entry else []
         if bins:
@@ -172,7 +180,7 @@ def _draw_trust(axis: Axes, summary: Mapping[str, Any]) -> None:
                 [one["predicted"] for one in bins],
                 [one["true"] for one in bins],
                 [20 + 130 * one["objects"] / most for one in bins],
-                color=colour,
+                color=STATE_COLOURS[state],
                 alpha=0.75,
                 label=label,
             )

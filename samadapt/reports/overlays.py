@@ -1,7 +1,7 @@
-"""Pictures of a case: image, ground truth, zero-shot and adapted side by side.
+"""Overlays: image, ground truth, zero-shot and adapted prediction of a slice, side by side.
 
-Colours are those of Okabe and Ito (2008), which people with any colour vision can tell apart, in an
-order that stands out on grey images.
+The class colours are those of Okabe and Ito (2008), which people with any colour vision can tell
+apart. Their order here makes the first ones stand out on grey images.
 """
 
 from __future__ import annotations
@@ -30,26 +30,37 @@ if TYPE_CHECKING:
 
 COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
 FILL = 0.38
+"""Opacity of the colour inside a class outline."""
+
 HATCH, HATCHED = "////", "#FFFFFF"
-"""Pattern and colour of ignored pixels; white stands out on dark and on grey images alike."""
+"""Pattern and colour of ignored pixels. White is visible on dark and on grey images alike."""
+
 DPI = 160
 PANEL_INCHES = 3.3
-NARROWEST = 2.5  # inches of a column, room for the headings over a narrow image
-TALLEST = 1.3  # height over width from which a panel gets narrower instead of taller
-GAP, MARGIN, TITLE, HEADING, DETAIL, LEGEND_ROW = 0.1, 0.12, 0.34, 0.24, 0.16, 0.22  # inches
+
+NARROWEST = 2.5
+"""Inches: the least width of a column, so that the headings fit over a narrow image."""
+
+TALLEST = 1.3
+"""Height over width of the tallest panel. A taller image gets a narrower panel instead."""
+
+# Inches: the gap between panels, the margin, the heights of title, heading, detail and legend row.
+GAP, MARGIN, TITLE, HEADING, DETAIL, LEGEND_ROW = 0.1, 0.12, 0.34, 0.24, 0.16, 0.22
+
 NAMED_SCORES = 4
+"""Scores of single classes are listed for at most so many classes."""
 
 
 def choose_cases(rows: Iterable[CaseClassScore]) -> dict[str, str]:
-    """Choose the cases to show by their mean Dice over classes.
+    """Choose the best, median and worst case by their mean Dice over classes.
 
     Args:
-        rows: scores of the adapted model.
+        rows: the scores of the model.
 
     Returns:
-        ``{"best": case, "median": case, "worst": case}``, without the later ones where there are
-        fewer than three cases. Cases without any class (all NaN) are not chosen. Equal scores are
-        ordered by name.
+        ``{"best": case, "median": case, "worst": case}``; with two cases there is no median, with
+        one case only the best. Cases without any class (all NaN) are not chosen. Cases with equal
+        scores are ordered by name.
     """
     scores: dict[str, list[float]] = defaultdict(list)
     for row in rows:
@@ -68,7 +79,7 @@ def choose_cases(rows: Iterable[CaseClassScore]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Panel:
-    """One column of the picture."""
+    """One column of an overlay; without labels it shows the image and its prompts."""
 
     heading: str
     labels: NDArray[Any] | None
@@ -91,23 +102,23 @@ def draw_overlay(
     point_labels: ArrayLike | None = None,
     spacing: tuple[float, float] = (1.0, 1.0),
 ) -> Path:
-    """Write one slice as panels side by side: image, ground truth, zero-shot, adapted.
+    """Draw one slice as panels side by side, image, ground truth, zero-shot and adapted.
 
     Args:
-        image: (h, w, 3) 0..255, after the intensity rule.
-        truth: (h, w) labels, 0 background, k for ``classes[k - 1]``, ``IGNORED`` is hatched.
+        image: (h, w, 3) of 0..255, after the intensity rule.
+        truth: (h, w) labels: 0 is background, k is ``classes[k - 1]``, ``IGNORED`` is hatched.
         zero_shot: (h, w) labels of the model before training; None: no such panel.
         adapted: (h, w) labels of the model after training; None: no such panel.
-        classes: class names, for the legend.
-        path: PNG to write; its folder is made.
-        title: what is shown, for example "hippocampus_042, slice 17, median".
-        scores: Dice by state (``"zero_shot"``, ``"adapted"``) and class; NaN where both empty.
-        scores_of: what the Dice was taken over: ``"case"`` or ``"slice"``; said beside it.
-        boxes: (n, 4) XYXY pixels of the image that the model was given; drawn on the image.
-        points: (n, 2) or (n, k, 2) (x, y) pixels that the model was given.
-        point_labels: the same without the last axis; 1 foreground, 0 background, -1 not drawn;
-            None: all foreground.
-        spacing: (row, column) size of a pixel in mm; its ratio is kept in the picture.
+        classes: the class names, for the legend.
+        path: the PNG to write; its folder is made.
+        title: for example "hippocampus_042, slice 17, median".
+        scores: Dice by state (``"zero_shot"``, ``"adapted"``) and class; NaN if both are empty.
+        scores_of: what the Dice is over, ``"case"`` or ``"slice"``; written beside it.
+        boxes: (n, 4) XYXY in pixels of the image, the prompts of the model; drawn on the image.
+        points: (n, 2) or (n, k, 2) as (x, y) in pixels of the image, prompts of the model.
+        point_labels: the shape of ``points`` without the last axis: 1 foreground, 0 background,
+            -1 not drawn; None: all are foreground.
+        spacing: (row, column) size of a pixel in mm; the drawing keeps their ratio.
 
     Returns:
         ``path``.
@@ -169,14 +180,19 @@ def _panels(
 
 
 def _panel_size(ratio: float) -> tuple[float, float]:
-    """(width, height) in inches of an image whose height is ``ratio`` times its width."""
+    """Return (width, height) in inches of a panel for an image of this height over width."""
     if ratio <= TALLEST:
         return PANEL_INCHES, PANEL_INCHES * ratio
     return PANEL_INCHES * TALLEST / ratio, PANEL_INCHES * TALLEST
 
 
 def legend_grid(classes: Sequence[str], width: float) -> tuple[int, int]:
-    """(columns, rows) of a legend whose longest entry fits, in inches."""
+    """Return (columns, rows) of a legend so that its longest entry fits.
+
+    Args:
+        classes: the class names.
+        width: inches that the legend may be wide.
+    """
     entry = 0.55 + 0.085 * max(len(name) for name in classes)
     rows = math.ceil(len(classes) / max(int(width / entry), 1))
     return math.ceil(len(classes) / rows), rows
@@ -185,7 +201,7 @@ def legend_grid(classes: Sequence[str], width: float) -> tuple[int, int]:
 def _layout(
     count: int, panel: tuple[float, float], heading_footer: tuple[float, float], title: str
 ) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes, placed in inches so that nothing overlaps at any aspect."""
+    """Return a figure and its axes, placed in inches so that nothing overlaps at any aspect."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -224,7 +240,7 @@ def _draw_image(axis: Axes, image: NDArray[np.uint8], spacing: tuple[float, floa
 
 
 def _draw_labels(axis: Axes, labels: NDArray[Any]) -> None:
-    """Fill every class half-transparent and draw its outline along the pixel edges."""
+    """Fill every class half-transparently and draw its outline along the pixel edges."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgb
 
@@ -246,7 +262,7 @@ def _draw_labels(axis: Axes, labels: NDArray[Any]) -> None:
 
 
 def draw_ignored(axis: Axes, labels: NDArray[Any]) -> None:
-    """Hatch the pixels of an image whose labels are ``IGNORED``."""
+    """Hatch the pixels that are labelled ``IGNORED``."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Outline
 
@@ -264,14 +280,14 @@ def draw_ignored(axis: Axes, labels: NDArray[Any]) -> None:
 
 
 def outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Edges between the pixels inside and outside a mask.
+    """Return the edges between the pixels inside and outside a mask.
 
     Args:
-        mask: (h, w); beyond its border counts as outside.
+        mask: (h, w); pixels beyond its border count as outside.
 
     Returns:
-        (n, 2, 2) segments, each two (x, y) points, with pixel centres at whole numbers. Edges in
-        line are one segment, so that a dashed line stays dashed.
+        (n, 2, 2) segments of two (x, y) points each, with pixel centres at whole numbers.
+        Neighbouring edges on one line form one segment, so that a dashed line stays dashed.
     """
     padded = np.pad(mask, 1)
     segments = [
@@ -282,7 +298,7 @@ def outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _runs(edges: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
-    """(row, start, stop) of every run of True along the last axis of edges of a padded mask."""
+    """Return (row, start, stop) of every run of True along the last axis of a padded edge map."""
     inner = edges[:, 1:-1].astype(np.int8)
     change = np.diff(inner, axis=1, prepend=0, append=0)
     rows, starts = np.nonzero(change == 1)
@@ -297,14 +313,14 @@ def draw_prompts(
     point_labels: ArrayLike | None,
     scale: float = 1.0,
 ) -> None:
-    """Draw boxes and points in white with a black rim, so that they show on any image.
+    """Draw boxes and points in white with a black rim, which is visible on any image.
 
     Args:
-        axis: shows the image.
-        boxes: (n, 4) XYXY pixels, or None.
-        points: (..., 2) (x, y) pixels, or None.
-        point_labels: the same without the last axis; see ``draw_overlay``.
-        scale: of lines and markers.
+        axis: the axis that shows the image.
+        boxes: (n, 4) XYXY in pixels of the image, or None.
+        points: (..., 2) as (x, y) in pixels of the image, or None.
+        point_labels: the shape of ``points`` without the last axis; see ``draw_overlay``.
+        scale: factor on the sizes of lines and markers.
     """
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
@@ -316,7 +332,9 @@ def draw_prompts(
         axis.add_patch(rectangle)
     if points is None:
         return
-    places = np.asarray(points, dtype=float).reshape(-1, 2) - 0.5  # to pixel centres
+    places = (
+        np.asarray(points, dtype=float).reshape(-1, 2) - 0.5
+    )  # matplotlib centres pixels on whole numbers
     signs = np.ones(len(places)) if point_labels is None else np.asarray(point_labels).ravel()
     for sign, marker in ((1, "o"), (0, "X")):
         x, y = places[signs == sign].T
@@ -333,7 +351,7 @@ def draw_prompts(
 
 
 def _write_heading(axis: Axes, heading: str, detail: str, inches: float) -> None:
-    """Write one line, or two, into the space of that height above a panel."""
+    """Write a heading, and a line of detail if any, into the space above a panel."""
     place: dict[str, Any] = {
         "xycoords": "axes fraction",
         "textcoords": "offset points",
@@ -348,7 +366,7 @@ def _write_heading(axis: Axes, heading: str, detail: str, inches: float) -> None
 
 
 def draw_legend(figure: Figure, classes: Sequence[str], columns: int) -> None:
-    """Write the class names beside their colours below everything."""
+    """Write the class names beside their colours at the bottom of the figure."""
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Patch
 
@@ -378,10 +396,10 @@ def draw_legend(figure: Figure, classes: Sequence[str], columns: int) -> None:
 
 
 def colour_of(label: int) -> str:
-    """Return the colour of a class; they come round again."""
+    """Return the colour of a class; classes beyond the last colour start again at the first."""
     return COLOURS[(label - 1) % len(COLOURS)]
 
 
 def line_style(label: int) -> Literal["solid", "dashed"]:
-    """Solid, and dashed for the classes for which the colours come round again."""
+    """Return the line style of a class: dashed if its colour is used a second time."""
     return "solid" if label <= len(COLOURS) else "dashed"

@@ -1,4 +1,4 @@
-"""A run's progress as one picture: loss, validation Dice and learning rate against the step."""
+"""The progress plot of a run: loss, validation Dice and learning rate against the step."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def plot_progress(metrics_jsonl: Path, png: Path) -> Path:
     """Draw loss (raw and smoothed), validation Dice and learning rate against the step.
 
     Args:
-        metrics_jsonl: one JSON object a line: ``{"kind": "train", "step", "loss", "lr", …}`` or
-            ``{"kind": "validate", "step", "dice", …}``. A line cut short by a crash and values
-            that are null or not finite are left out; of a step written twice (after a resume) the
-            later line counts. May be missing or empty.
-        png: file to write; its folder is made.
+        metrics_jsonl: a file with one JSON object a line: ``{"kind": "train", "step", "loss",
+            "lr", …}`` or ``{"kind": "validate", "step", "dice", …}``. It may be missing or empty.
+            Lines that a crash cut short and values that are null or not finite are left out. If a
+            step was written twice, after a resume, the later line counts.
+        png: the file to write; its folder is made.
 
     Returns:
         ``png``.
@@ -57,7 +57,7 @@ def plot_progress(metrics_jsonl: Path, png: Path) -> Path:
 
 
 def _draw_loss(axis: Axes, loss: Points) -> None:
-    from scipy.ndimage import gaussian_filter1d  # centred, unlike a running mean that lags
+    from scipy.ndimage import gaussian_filter1d  # centred; a running mean would lag behind
 
     axis.set_ylabel("training loss")
     if not loss:
@@ -82,7 +82,7 @@ def _draw_dice(axis: Axes, dice: Points) -> None:
     axis.plot(steps, values, color=VALIDATION, linewidth=2.2, marker="o", markersize=5)
     best_step, best = max(dice, key=lambda point: point[1])
     axis.plot([best_step], [best], color=VALIDATION, marker="*", markersize=15, linestyle="none")
-    # Beside the star and below the curve, turned inwards where the star is near the right edge.
+    # The text stands below the star, and on its left side if the star is near the right edge.
     inwards = best_step >= (min(steps) + max(steps)) / 2
     axis.annotate(
         f"best {best:.3f} at step {best_step}",
@@ -116,7 +116,7 @@ def _say_nothing(axis: Axes, text: str) -> None:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file, without lines that are none."""
+    """Return the JSON objects of a file; other lines are left out."""
     if not path.is_file():
         return []
     lines = []
@@ -131,7 +131,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _points(lines: list[dict[str, Any]], kind: str, key: str) -> Points:
-    """(step, value) in the order of steps; finite values only, the last of each step."""
+    """Return (step, value) in the order of steps: finite values only, the last of each step."""
     found: dict[int, float] = {}
     for line in lines:
         step, value = line.get("step"), line.get(key)

@@ -1,4 +1,4 @@
-"""Slices of a case as small pictures: image, ground truth, zero-shot and adapted side by side."""
+"""Strips for the report: a slice as one small picture, image and label maps side by side."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ if TYPE_CHECKING:
 
 
 SHORTEST, LONGEST = 220, 460
-"""Pixels: a panel's height is at least the first and its longest side at most the second."""
+"""Pixels: the least height of a panel and the most of its longest side, which has precedence."""
 GAP = 4
+"""Pixels between panels."""
+
 STRIPE = 9
-"""Pixels from one line of the hatching of ignored pixels to the next, along a row."""
+"""Pixels between the lines that hatch ignored pixels, along a row."""
 MOST = 40
-"""Slices of a volume that are drawn; of more, evenly spaced ones."""
+"""Most slices of a volume that are drawn. Of larger volumes, evenly spaced slices are drawn."""
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One slice, drawn.
+    """One drawn slice.
 
     Attributes:
-        index: its number in the volume.
-        picture: WebP.
-        width, height: in pixels.
+        index: the number of the slice in the volume.
+        picture: the content of a WebP file.
+        width: in pixels.
+        height: in pixels.
     """
 
     index: int
@@ -44,7 +47,7 @@ class Strip:
 
 
 def chosen_indices(count: int, always: int, most: int = MOST) -> list[int]:
-    """Return at most ``most`` places of 0..count - 1, evenly spaced, ``always`` among them."""
+    """Return at most ``most`` evenly spaced indices of 0..count - 1, with ``always`` among them."""
     if count <= most:
         return list(range(count))
     step = -(-count // (most - 1))
@@ -60,11 +63,11 @@ def draw_strip(
     """Draw a slice and its label maps side by side.
 
     Args:
-        index: its number in the volume.
-        image: (h, w, 3) 0..255, after the intensity rule.
-        maps: (h, w) labels, 0 background, each on its own panel; None is left out. ``IGNORED``
-            is hatched.
-        spacing: (row, column) size of a pixel in mm; its ratio is kept in the picture.
+        index: the number of the slice in the volume.
+        image: (h, w, 3) of 0..255, after the intensity rule.
+        maps: label maps (h, w), each on its own panel; None is left out. 0 is background, and
+            ``IGNORED`` is hatched.
+        spacing: (row, column) size of a pixel in mm; the drawing keeps their ratio.
     """
     height, width = _size(image.shape[0] * spacing[0], image.shape[1] * spacing[1])
     ground = Image.fromarray(np.ascontiguousarray(image))
@@ -84,7 +87,7 @@ def _size(height: float, width: float) -> tuple[int, int]:
 
 
 def _painted(base: Array, labels: Array) -> Array:
-    """Fill every label lightly and draw its border in full."""
+    """Return a copy of an image with every label filled lightly and its border in full colour."""
     from scipy.ndimage import binary_dilation
     from skimage.segmentation import find_boundaries
 
@@ -94,7 +97,9 @@ def _painted(base: Array, labels: Array) -> Array:
     colours = np.array([(0, 0, 0), *map(ImageColor.getrgb, COLOURS)], np.float32)
     colour = colours[np.where(large, (large.astype(int) - 1) % len(COLOURS) + 1, 0)]
     share = np.where(large > 0, FILL, 0.0)[..., None]
-    border = binary_dilation(find_boundaries(large, mode="inner"))  # two pixels: WebP blurs colour
+    border = binary_dilation(
+        find_boundaries(large, mode="inner")
+    )  # two pixels wide, since WebP blurs colour
     share[border & (large > 0)] = 1.0
     painted: Array = np.rint(base * (1 - share) + colour * share).astype(np.uint8)
     if (unknown := labels == IGNORED).any():

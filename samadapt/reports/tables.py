@@ -1,4 +1,4 @@
-"""Scores as files and as a table: ``summary.json``, ``per_case.csv``, the run's closing text."""
+"""Scores as files and tables: ``summary.json``, ``per_case.csv`` and the closing text of a run."""
 
 from __future__ import annotations
 
@@ -33,9 +33,14 @@ PER_CASE_COLUMNS = (
     *("intersection", "length_unit"),
 )
 IGNORED_COLUMNS = ("ignored_voxels", "voxels")
-"""Further columns of ``per_case.csv`` where voxels were ignored."""
+"""Further columns of ``per_case.csv`` if voxels were ignored."""
+
 STATES = {"zero_shot": "zero-shot", "adapted": "adapted"}
+"""The two states of a model that are compared, and their names for people."""
+
 NOTHING = "\N{EN DASH}"
+"""The cell of a score that does not exist."""
+
 FLAG_TEXT = {
     "truth_empty": "predicted where the ground truth is empty (0; HD95 is the image's diagonal)",
     "prediction_empty": "nothing predicted where there is ground truth (0; HD95 is the diagonal)",
@@ -46,29 +51,31 @@ FLAG_TEXT = {
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> Path:
     """Write ``directory/summary.json``, whole or not at all.
 
-    NaN and infinities become null, numpy's scalars and arrays become numbers and lists, paths
+    NaN and infinities become null, scalars and arrays of numpy become numbers and lists, and paths
     become text.
 
     Returns:
         The path written.
 
     Raises:
-        RunError: for a value that JSON cannot hold, naming its key.
+        RunError: naming the key of a value that JSON cannot hold.
     """
     text = json.dumps(_plain(summary, "summary"), indent=2, ensure_ascii=False, allow_nan=False)
     return atomic.write_text(directory / SUMMARY_NAME, text + "\n")
 
 
 def write_per_case(directory: Path, rows: Mapping[str, Sequence[CaseClassScore]]) -> Path:
-    """Write ``directory/per_case.csv``: one line a case, class and state.
+    """Write ``directory/per_case.csv``: one line for each case, class and state.
+
+    NaN (both masks are empty, or a ratio has no denominator) is an empty cell, and the flag names
+    the empty mask. Lengths are in ``length_unit``; volumes are in ml, or in px if lengths are.
 
     Args:
-        directory: folder, made if missing.
+        directory: the folder of the file; it is made if missing.
         rows: scores by state: ``{"zero_shot": […], "adapted": […]}``.
 
     Returns:
-        The path written. NaN (both masks empty, or a ratio of nothing) is an empty cell; the flag
-        says which mask is empty. Lengths are in ``length_unit``, volumes in ml, or px beside px.
+        The path written.
     """
     stream = io.StringIO()
     partly = any(row.ignored_voxels for scores in rows.values() for row in scores)
@@ -86,27 +93,28 @@ def write_per_case(directory: Path, rows: Mapping[str, Sequence[CaseClassScore]]
 
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""A cell that begins so is a formula to a spreadsheet, which may run programs (OWASP)."""
+"""Spreadsheets take a cell that starts with one of these for a formula, which may run programs
+(OWASP, "CSV Injection")."""
 
 
 def csv_name(name: str) -> str:
-    """Return a name as a cell that no spreadsheet takes for a formula: an apostrophe in front.
+    """Return a name as a cell that no spreadsheet takes for a formula, with an apostrophe in front.
 
-    A name that begins with an apostrophe gets one too, so that ``name_in_csv`` can undo it.
+    A name that starts with an apostrophe gets another one, so that ``name_in_csv`` can undo it.
     """
     return f"'{name}" if name.startswith((*FORMULA_STARTS, "'")) else name
 
 
 def name_in_csv(cell: str) -> str:
-    """Return the name that ``csv_name`` wrote."""
+    """Return the name that ``csv_name`` turned into a cell."""
     return cell.removeprefix("'")
 
 
 def read_per_case(directory: Path) -> dict[str, list[CaseClassScore]]:
-    """Return the rows of ``directory/per_case.csv`` by state, as ``write_per_case`` took them.
+    """Return the rows that ``write_per_case`` wrote into ``directory/per_case.csv``, by state.
 
     Raises:
-        RunError: for a file that is missing or was not written so.
+        RunError: for a file that is missing or that ``write_per_case`` did not write.
     """
     path = directory / PER_CASE_NAME
     rows: dict[str, list[CaseClassScore]] = {}
@@ -136,17 +144,17 @@ def results_table(
     *,
     title: str | None = None,
 ) -> Table:
-    """Put two summaries of ``metrics.summarise`` side by side.
+    """Return a table that compares two summaries of ``metrics.summarise``.
 
     Args:
-        zero_shot: before training; None where it was not measured.
-        adapted: after training; None where it was not measured.
-        title: what was scored, for example "hippocampus, 52 volumes, box from the ground truth".
+        zero_shot: the scores before training; None if they were not measured.
+        adapted: the scores after training; None if they were not measured.
+        title: for example "hippocampus, 52 volumes, box from the ground truth".
 
     Returns:
-        A row for each class and state, and a last pair for the mean over classes: Dice and HD95
-        with their 95 % intervals, IoU, NSD, and the cases in the mean. A score that does not
-        exist is a dash. The caption counts empty masks.
+        A table with a row for each class and state, and the means over classes at the end. Its
+        columns are Dice and HD95 with their 95 % intervals, IoU, NSD, and the number of cases in
+        the mean. A score that does not exist is a dash. The caption counts empty masks.
     """
     states = {
         name: summary
@@ -182,11 +190,11 @@ def results_table(
 
 
 def paired_table(paired: Mapping[str, Any], score: str = "dice") -> Table:
-    """Put the comparison of ``comparison.compare_states`` as a table of one score.
+    """Return the table of ``comparison.compare_states`` for one score.
 
     Args:
-        paired: what ``summary.json`` holds under ``paired``.
-        score: which of its scores.
+        paired: the entry ``paired`` of ``summary.json``.
+        score: the name of the score.
     """
     heading = SCORES[score].heading
     table = Table(title=f"adapted - zero-shot, case by case: {heading}", title_justify="left")
@@ -214,15 +222,15 @@ def closing_text(
     paths: Mapping[str, Path | str],
     notes: Sequence[str] = (),
 ) -> Group:
-    """Compose what a run says last.
+    """Return the text that a run prints at its end.
 
     Args:
-        table: of ``results_table``.
-        trained: number of trained parameters.
-        total: number of all parameters, trained ones included.
-        seconds: wall-clock time of the whole run.
-        paths: what was written: ``{"adapter": …, "report": …, "overlays": …}``.
-        notes: honest remarks, one a line: the data set's note, oracle prompts, cases left out.
+        table: the result of ``results_table``.
+        trained: the number of trained parameters.
+        total: the number of all parameters, with the trained ones.
+        seconds: the wall-clock time of the whole run.
+        paths: where the results are: ``{"adapter": …, "report": …, "overlays": …}``.
+        notes: remarks, one a line: the data set's note, oracle prompts, cases left out.
     """
     share = 100 * trained / total if total else 0.0
     facts = {"trained": f"{trained:,} of {total:,} parameters ({share:.2f} %)"}
@@ -234,7 +242,7 @@ def closing_text(
 
 
 def format_seconds(seconds: float) -> str:
-    """Time for people: ``8.4 s``, ``7 min 05 s``, ``2 h 03 min``."""
+    """Return a time as people write it: ``8.4 s``, ``7 min 05 s``, ``2 h 03 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -248,7 +256,7 @@ def _classes(summary: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def _untrained(entries: Mapping[str, Any]) -> bool:
-    """Whether a class occurs in no training case, so that its score is of a class never seen."""
+    """Whether a class occurs in no training slice, so that the model never saw it."""
     return any(entry and entry.get("untrained") for entry in entries.values())
 
 
@@ -257,7 +265,7 @@ def _unit(summary: Mapping[str, Any], score: str) -> str:
 
 
 def _cell(entry: Mapping[str, Any] | None, score: Score) -> str:
-    """A mean, with its interval where the score's column has room for it."""
+    """Return a mean, with its interval if the column of the score shows intervals."""
     form = ".2f" if score.kind == "length" else ".3f"
     if entry is None:
         return NOTHING
@@ -276,7 +284,7 @@ def _with_interval(value: Any, interval: Sequence[float] | None, form: str) -> s
 def _empty_notes(
     zero_shot: Mapping[str, Any] | None, adapted: Mapping[str, Any] | None
 ) -> list[str]:
-    """One line for each kind of empty mask that occurred, by state and class."""
+    """Return a line for each kind of empty mask that occurred, with counts by state and class."""
     notes = []
     for flag, meaning in FLAG_TEXT.items():
         parts = []
@@ -291,7 +299,7 @@ def _empty_notes(
 
 
 def _plain(value: Any, key: str) -> Any:
-    """Turn a value into what JSON holds: None, bool, int, float, str, list, dict."""
+    """Return a value as JSON holds it: None, bool, int, float, str, list or dict."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

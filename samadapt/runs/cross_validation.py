@@ -1,8 +1,9 @@
-"""``samadapt finetune … folds=5``: every case scored once, by the adapter that did not see it.
+"""Cross-validation, ``samadapt finetune folds=5``: every case is scored once, by an unseen adapter.
 
-Each fold is a run like any other, in ``fold_0/``, ``fold_1/`` … of one run directory; what the
-folds scored is pooled there. A case has one score a class and state, so that means and intervals
-are over all cases, as those of one run are over its held-out ones.
+Each fold is a run like any other, in ``fold_0/``, ``fold_1/`` and so on of one run directory. It
+trains on all cases but its own and scores its own. The scores of all folds are pooled: a case has
+one score for each class and state, so means and intervals are over all cases, just as those of a
+single run are over its held-out cases.
 """
 
 from __future__ import annotations
@@ -32,84 +33,96 @@ from samadapt.system import atomic
 from samadapt.system.interrupt import InterruptedRunError
 
 SUMMARY = Path("eval") / "summary.json"
-SAME = (
+
+SHARED_BY_FOLDS = (
     *("prompt", "oracle_prompt", "data", "scored", "case_is", "nsd_tolerance", "precision"),
     *("trained_parameters", "total_parameters"),
 )
-"""What all folds have in common."""
+"""Entries of the summary that all folds have in common."""
 
 
 def cross_validate(
     config: Config, train_and_score: Callable[[Config, Path], object]
 ) -> tuple[Path, dict[str, Any]]:
-    """Train the folds that are not done, one after another, and pool their scores.
+    """Train the folds that are not finished, one after another, and pool their scores.
 
     Args:
-        config: with ``folds``; with ``resume`` the directory of a cross-validation.
-        train_and_score: runs one fold in its run directory.
+        config: a configuration with ``folds``; with ``resume``, the directory of a
+            cross-validation.
+        train_and_score: trains and scores one fold in its run directory.
 
     Returns:
-        The directory of the cross-validation and what its ``eval/summary.json`` holds.
+        The directory of the cross-validation and the content of its ``eval/summary.json``.
 
     Raises:
         ConfigError: together with ``data.fold``, or for fewer cases than folds.
-        RunLockedError: another process works in the directory.
-        InterruptedRunError: as ``finetune``, naming the directory of the whole.
+        RunLockedError: when another process uses the directory.
+        InterruptedRunError: as ``finetune``, naming the directory of the cross-validation.
     """
     if config.data.fold is not None:
         raise ConfigError(
             f"folds={config.folds} runs every fold; leave data.fold={config.data.fold} out"
         )
+    started = time.perf_counter()
     parent = open_run_dir(config)
     with locked(parent):
-        return parent, _train_folds(config, parent, train_and_score)
+        if config.privacy:
+            write_key(parent, open_key(parent), ())  # one key for all folds
+        runs = [parent / f"fold_{fold}" for fold in range(config.folds or 0)]
+        for fold, run_dir in enumerate(runs):
+            if is_finished(run_dir):
+                continue
+            try:
+                train_and_score(_prepare_fold(config, run_dir, fold, len(runs)), run_dir)
+            except InterruptedRunError as error:
+                raise InterruptedRunError(parent, error.step, error.number) from error
+            except UserError:
+                if not any(run.exists() for run in runs):  # refused before anything was trained
+                    shutil.rmtree(parent, ignore_errors=os.name == "nt")
+                raise
+        summary = pool_folds(parent, runs)
+        summary["seconds"] = time.perf_counter() - started
+        write_summary(parent / "eval", summary)
+        write_pooled_page(parent, config, read_per_case(parent / "eval"), summary)
+    return parent, summary
 
 
-def _train_folds(
-    config: Config, parent: Path, train_and_score: Callable[[Config, Path], object]
-) -> dict[str, Any]:
-    started = time.perf_counter()
-    if config.privacy:
-        write_key(parent, open_key(parent), ())  # one key for all folds
-    runs = [parent / f"fold_{fold}" for fold in range(config.folds or 0)]
-    for fold, run_dir in enumerate(runs):
-        if is_done(run_dir):
-            continue
-        try:
-            train_and_score(_prepared(config, run_dir, fold, len(runs)), run_dir)
-        except InterruptedRunError as error:
-            raise InterruptedRunError(parent, error.step, error.number) from error
-        except UserError:
-            if not any(run.exists() for run in runs):  # refused before anything was trained
-                shutil.rmtree(parent, ignore_errors=os.name == "nt")
-            raise
-    summary = pool(parent, runs)
-    summary["seconds"] = time.perf_counter() - started
-    write_summary(parent / "eval", summary)
-    write_pooled_page(parent, config, read_per_case(parent / "eval"), summary)
-    return summary
-
-
-def is_done(run_dir: Path) -> bool:
+def is_finished(run_dir: Path) -> bool:
     """Whether a fold has its scores and, if it trains anything, its adapter, written last."""
     if not (run_dir / SUMMARY).is_file():
         return False
-    untrained = _summary(run_dir)["adapted"] is None
-    return untrained or (run_dir / "adapter" / "samadapt.json").is_file()
+    trains_nothing = _read_summary(run_dir)["adapted"] is None
+    return trains_nothing or (run_dir / "adapter" / "samadapt.json").is_file()
 
 
-def pool(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
-    """Return what the parent's ``summary.json`` records, and write its ``per_case.csv``.
+def _prepare_fold(config: Config, run_dir: Path, fold: int, folds: int) -> Config:
+    """Make the run directory of a fold, or find it stopped, and return its configuration."""
+    data = replace(config.data, fold=fold, folds=folds)
+    fold_config = replace(config, folds=None, resume=None, data=data)
+    if (run_dir / "checkpoints" / "LATEST").is_file():
+        return replace(fold_config, resume=str(run_dir))
+    if run_dir.exists():  # stopped before its first checkpoint, so there is nothing to resume
+        shutil.rmtree(run_dir)
+    run_dir.mkdir()
+    atomic.write_text(run_dir / "config.yaml", to_yaml(fold_config))
+    return fold_config
+
+
+def pool_folds(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
+    """Pool the scores of all folds, and write ``splits.json`` and ``eval/per_case.csv``.
 
     Args:
         parent: the directory of the cross-validation.
-        runs: the folds, all done.
+        runs: the run directories of the folds, all finished.
+
+    Returns:
+        The content of ``eval/summary.json``.
 
     Raises:
         RunError: for a fold whose scores cannot be read.
         DataError: for a case that two folds scored.
     """
-    summaries = [_summary(run) for run in runs]
+    summaries = [_read_summary(run) for run in runs]
     splits = [json.loads((run / "splits.json").read_text(encoding="utf-8")) for run in runs]
     classes = list(summaries[0]["zero_shot"]["per_class"])
     rows: dict[str, list[CaseClassScore]] = {"zero_shot": [], "adapted": []}
@@ -118,12 +131,11 @@ def pool(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
             rows[state] += found
     pooled: dict[str, Any] = {}
     for state, found in rows.items():
-        first = summaries[0][state]
+        first = summaries[0][state]  # None for "adapted" if nothing was trained
         marks = first and {key: first[key] for key in ("prompt", "oracle_prompt")}
         pooled[state] = first and summarise(found, classes, intervals=True) | marks
     if "instances" in summaries[0]["zero_shot"]:
-        objects = _pooled_objects(parent, runs)
-        for state, matches in objects.items():
+        for state, matches in _pool_objects(parent, runs).items():
             pooled[state]["instances"] = summarise_objects(matches, classes)
     _mark_untrained(pooled["adapted"], summaries)
     paired = pooled["adapted"] and compare_states(rows["zero_shot"], rows["adapted"], classes)
@@ -133,39 +145,18 @@ def pool(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
     return {
         **pooled,
         "paired": paired,
-        **{key: summaries[0][key] for key in SAME},
+        **{key: summaries[0][key] for key in SHARED_BY_FOLDS},
         "split": rule,
         "cases": sum(summary["cases"] for summary in summaries),
         "slices": sum(summary["slices"] for summary in summaries),
         "parts": summaries[0]["parts"],
-        "folds": [_of_fold(run, summary) for run, summary in zip(runs, summaries, strict=True)],
+        "folds": [_fold_entry(run, summary) for run, summary in zip(runs, summaries, strict=True)],
         "notes": list(dict.fromkeys(note for summary in summaries for note in summary["notes"])),
     }
 
 
-def _mark_untrained(pooled: dict[str, Any] | None, summaries: Sequence[dict[str, Any]]) -> None:
-    """Mark the classes that the adapter of a fold never saw in training."""
-    for summary in summaries if pooled else ():
-        for name, entry in (summary["adapted"] or {}).get("per_class", {}).items():
-            if entry.get("untrained") and pooled is not None:
-                pooled["per_class"][name]["untrained"] = True
-
-
-def _prepared(config: Config, run_dir: Path, fold: int, folds: int) -> Config:
-    """Make the fold's run directory, or find it stopped, and return its configuration."""
-    data = replace(config.data, fold=fold, folds=folds)
-    alone = replace(config, folds=None, resume=None, data=data)
-    if (run_dir / "checkpoints" / "LATEST").is_file():
-        return replace(alone, resume=str(run_dir))
-    if run_dir.exists():  # stopped before its first checkpoint: nothing to go on from
-        shutil.rmtree(run_dir)
-    run_dir.mkdir()
-    atomic.write_text(run_dir / "config.yaml", to_yaml(alone))
-    return alone
-
-
-def _pooled_objects(parent: Path, runs: Sequence[Path]) -> dict[str, list[Any]]:
-    """Gather the matched objects of all folds, and write them into the parent."""
+def _pool_objects(parent: Path, runs: Sequence[Path]) -> dict[str, list[Any]]:
+    """Gather the matched objects of all folds by state, and write them into the parent."""
     pooled: dict[str, list[Any]] = {}
     for run in runs:
         for state, matches in read_objects(run / "eval").items():
@@ -174,12 +165,23 @@ def _pooled_objects(parent: Path, runs: Sequence[Path]) -> dict[str, list[Any]]:
     return pooled
 
 
-def _of_fold(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _mark_untrained(pooled: dict[str, Any] | None, summaries: Sequence[dict[str, Any]]) -> None:
+    """Mark the classes that the adapter of some fold never saw in training."""
+    if pooled is None:
+        return
+    for summary in summaries:
+        for name, entry in (summary["adapted"] or {}).get("per_class", {}).items():
+            if entry.get("untrained"):
+                pooled["per_class"][name]["untrained"] = True
+
+
+def _fold_entry(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the pooled summary holds about one fold."""
     dice = {state: summary[state] and summary[state]["dice"] for state in ("zero_shot", "adapted")}
     counts = ("cases", "training_slices", "best_step", "seconds")
     return {"run_dir": run_dir.name, "dice": dice, **{key: summary[key] for key in counts}}
 
 
-def _summary(run_dir: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
-    return found
+def _read_summary(run_dir: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+    return summary

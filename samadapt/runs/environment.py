@@ -1,4 +1,4 @@
-"""What the numbers of a run depend on besides its configuration: versions, machine, seeds."""
+"""What the numbers of a run depend on beside its configuration: versions, machine and seeds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def environment(device: torch.device, precision: Precision) -> dict[str, Any]:
-    """Return what the numbers of a run may depend on besides its configuration."""
+    """Return the content of ``env.json``: versions, machine and arithmetic."""
     packages = ("torch", "peft", "timm", "monai", "accelerate", "numpy", "nibabel", "scikit-image")
     return {
         "samadapt": __version__,
@@ -43,7 +43,7 @@ def environment(device: torch.device, precision: Precision) -> dict[str, Any]:
 
 
 def recorded_precision(run_dir: Path) -> dict[str, Any] | None:
-    """Return the precision that a run's ``env.json`` records; None where there is none to read."""
+    """Return the precision that a run's ``env.json`` records; None if it cannot be read."""
     try:
         found = json.loads((run_dir / "env.json").read_text(encoding="utf-8"))["precision"]
         return {"name": str(found["name"]), "onednn": bool(found.get("onednn"))}
@@ -54,7 +54,7 @@ def recorded_precision(run_dir: Path) -> dict[str, Any] | None:
 def seed_all(seed: int) -> None:
     """Seed python, numpy and torch."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  libraries that we call draw from it
+    np.random.seed(seed)  # noqa: NPY002  libraries that we call draw from this global state
     torch.manual_seed(seed)
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from samadapt.evaluation.forgetting import answers, forgetting, photographs
 from samadapt.evaluation.prompt_matrix import SettingScores, score_settings
-from samadapt.reports.oracle_gap import STATES, gap_summary, write_gap
+from samadapt.reports.oracle_gap import gap_summary, write_gap
+from samadapt.reports.tables import STATES
 
 if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
@@ -47,7 +48,7 @@ class OracleGap:
         # The classes of a model without prompts are scored one by one, as its zero-shot scores
         # are: the boxes of two classes may coincide and would take pixels from each other.
         predictor = replace(predictor, independent=is_semantic or data.overlapping)
-        name = f"oracle gap, {STATES[state][0]}"
+        name = f"oracle gap, {STATES[state]}"
         with context.progress.phase(name, units=len(self.refs)):
             self.scores[state] = score_settings(
                 predictor, self.refs, data.sample, data.classes, context.progress.advance

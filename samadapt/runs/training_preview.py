@@ -55,7 +55,7 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
     items = samples.items(refs)
     sampler = Sampler(len(items), stacks_in_batch(config.train.batch_size, stack), config.seed)
     rng = np.random.default_rng([config.seed, 0])  # the generator of a run's first process
-    tiles: list[contact_sheet.Tile] = []
+    tiles: list[contact_sheet.SheetSlice] = []
     while len(tiles) < count:
         seen, trained, _ = samples.take([items[i] for i in sampler.next()], rng)
         batch = [seen[place] for place in trained]
@@ -68,7 +68,9 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
                 note = _counted(policy.max_objects, samples.count_objects(sample))
                 prompt = (objects.boxes, objects.points, objects.point_labels, note)
             name = f"{sample.case} · {sample.part} {sample.index}"
-            tiles.append(contact_sheet.Tile(name, visible(sample.image), sample.shown, *prompt))
+            tiles.append(
+                contact_sheet.SheetSlice(name, visible(sample.image), sample.shown, *prompt)
+            )
     try:
         contact_sheet.draw_contact_sheet(
             tiles[:count], dataset.classes, _heading(config, dataset), path
