@@ -154,6 +154,6 @@ def test_a_browser_draws_it_without_complaint(page, tmp_path):
 
 
 def test_the_template_travels_with_the_package():
-    import samadapt.evaluation
+    import samadapt.reports
 
-    assert (Path(samadapt.evaluation.__path__[0]) / "report.html.j2").is_file()
+    assert (Path(samadapt.reports.__path__[0]) / "report.html.j2").is_file()
