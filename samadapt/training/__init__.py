@@ -1,1 +1,1 @@
-"""Losses, the one loop, frozen-prefix features, checkpoints and progress."""
+"""The training loop and its parts: batches, losses, features, checkpoints and progress."""

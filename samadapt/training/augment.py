@@ -1,12 +1,13 @@
-"""Random changes of a training slice, on image, labels and given prompts together.
+"""Random changes of a training slice: of image, labels and annotated prompts together.
 
-The slices of a stack change alike, so that what lay at one place in them still does; only noise is
-of each slice.
+All slices of a stack change in the same way, so that their pixels still correspond. Only noise is
+drawn for each slice.
 
-Places first, values after them: flip, rotation and scale (one resampling, so that the image is
-interpolated once), crop; bias field, intensity, noise. Each that is named happens with probability
-1/2. Labels are taken from the nearest pixel, so that no new value appears and ignored pixels stay
-ignored; what comes in from outside the image is black and background, as SAM's own padding is.
+Geometric changes come first: flip, then rotation and scale in one resampling (so the image is
+interpolated only once), then crop. Changes of intensity follow: bias field, gamma and brightness,
+noise. Each named change happens with probability 1/2. Labels take the value of the nearest pixel,
+so that no new value appears and ignored pixels stay ignored. Pixels from outside the image are
+black and background, like SAM's own padding.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 
 Keeps = Callable[["Sample"], bool]
 
-ROTATION = 15.0  # degrees to both sides: how a patient lies, not another view of the body
-SCALE = 1.25  # up to this factor larger or smaller: people differ by less
-CROP = 0.75  # smallest share of a side that is left
-GAMMA, BRIGHTNESS = 1.5, 1.2  # up to these factors to both sides; nnU-Net has 1.5 and 1.25
+ROTATION = 15.0  # degrees in both directions: the way a patient lies, not another view
+SCALE = 1.25  # largest factor up or down; people differ by less in size
+CROP = 0.75  # smallest remaining share of a side
+GAMMA, BRIGHTNESS = 1.5, 1.2  # largest factors up or down; nnU-Net uses 1.5 and 1.25
 NOISE = 0.05  # largest standard deviation, as a share of black to white
-BIAS = 0.15  # largest coefficient; typically one place ends up twice as bright as another
+BIAS = 0.15  # largest coefficient; one place is then typically twice as bright as another
 
 
 def augment(
@@ -43,13 +44,12 @@ def augment(
     """Apply each named change with probability 1/2.
 
     Args:
-        stack: a training slice, or the slices that are seen together.
-        names: ``"flip"`` (left and right), ``"rotate"``, ``"scale"``, ``"crop"``, ``"intensity"``
-            (gamma and brightness), ``"noise"``, ``"bias_field"`` (of MRI coils).
-        rng: source of everything random.
-        keeps: whether a changed slice can still be trained on. A change of place after which it
-            refuses a slice that it took before, or that moves a given prompt out of the image, is
-            not made.
+        stack: a training slice, or the slices that the encoder sees together.
+        names: some of ``"flip"`` (left and right), ``"rotate"``, ``"scale"``, ``"crop"``,
+            ``"intensity"`` (gamma and brightness), ``"noise"``, ``"bias_field"`` (of MRI coils).
+        rng: source of randomness.
+        keeps: returns whether a slice can be trained on. A geometric change is not made if it
+            makes a usable slice unusable, or moves an annotated prompt out of the image.
     """
     slices = list(stack)
 
@@ -83,36 +83,37 @@ def vary(
     variant: int,
     keeps: Keeps = lambda sample: True,
 ) -> list[Sample]:
-    """Return one of a stack's fixed versions: 0 is the stack itself, the others are augmented.
+    """Return one of a stack's fixed variants: 0 is the stack itself, the others are augmented.
 
-    It depends on nothing but the seed, the case, the slices' numbers and the variant, so that its
-    features can be computed before training, and again in another run.
+    A variant depends only on the seed, the case, the slice number and the variant's number. Its
+    features can therefore be computed before training, and found again in another run.
     """
     if variant == 0:
         return list(stack)
+    # The name of the first slice seeds the generator, so that every stack changes differently.
     identity = hashlib.sha256(f"{stack[0].case}\0{stack[0].index}".encode()).digest()
     words = np.frombuffer(identity, np.uint32).tolist()
     return augment(stack, names, np.random.default_rng([seed, variant, *words]), keeps)
 
 
 def flip(sample: Sample) -> Sample:
-    """Exchange left and right of image, labels, boxes and points."""
+    """Mirror image, labels, boxes and points from left to right."""
     width = sample.labels.shape[1]
     place = lambda xy: np.stack([width - xy[:, 0], xy[:, 1]], axis=1)  # noqa: E731
     return _moved(sample, lambda plane: plane[:, ::-1], place)
 
 
 def turn(sample: Sample, degrees: float, factor: float) -> Sample:
-    """Rotate about the image's centre, counter-clockwise as seen, and enlarge by a factor.
+    """Rotate counter-clockwise about the centre of the image, and enlarge by a factor.
 
-    A given box becomes the smallest upright one around its turned corners.
+    An annotated box becomes the smallest upright box around its rotated corners.
     """
     import torch
     from monai.transforms.spatial.array import Affine
 
     height, width = sample.labels.shape
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    back = np.eye(3)  # (row, column) from the centre in the result to those in the source
+    back = np.eye(3)  # maps (row, column) from the centre of the result to the source
     back[:2, :2] = np.array([[cosine, sine], [-sine, cosine]]) / factor
 
     def resample(planes: Array, mode: str) -> Array:
@@ -125,12 +126,13 @@ def turn(sample: Sample, degrees: float, factor: float) -> Sample:
             return near
         return np.moveaxis(_bytes(resample(np.moveaxis(plane, 2, 0), "bilinear")), 0, 2)
 
+    # The same map forward, for (x, y) instead of (row, column).
     forth, centre = np.linalg.inv(back[:2, :2])[::-1, ::-1], np.array([width, height]) / 2
     return _moved(sample, move, lambda xy: (xy - centre) @ forth.T + centre)
 
 
 def crop(stack: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
-    """Cut out a window of random size; where there is a class, it holds a random pixel of one."""
+    """Cut out a random window; if the stack has labelled pixels, it contains one of them."""
     shape = stack[0].labels.shape
     marked = np.argwhere(np.any([sample.labels > 0 for sample in stack], axis=0))
     target = np.asarray(rng.choice(marked) if len(marked) else rng.integers(shape))
@@ -144,12 +146,12 @@ def crop(stack: Sequence[Sample], rng: np.random.Generator) -> list[Sample]:
 
 
 def shade(images: Array, changes: Sequence[str], rng: np.random.Generator) -> Array:
-    """Return images with other values; grey ones, of three equal channels, stay grey.
+    """Change the intensities of images; grey images (three equal channels) stay grey.
 
     Args:
-        images: (n, h, w, 3) uint8, all changed alike.
-        changes: of ``"bias_field"``, ``"intensity"`` and ``"noise"``, in this order.
-        rng: source of everything random.
+        images: (n, h, w, 3) uint8; all get the same bias field, gamma and brightness.
+        changes: some of ``"bias_field"``, ``"intensity"`` and ``"noise"``, in this order.
+        rng: source of randomness.
     """
     import torch
     from monai.transforms.intensity.array import (
@@ -179,12 +181,12 @@ def shade(images: Array, changes: Sequence[str], rng: np.random.Generator) -> Ar
 def _moved(
     sample: Sample, move: Callable[[Array], Array], place: Callable[[Array], Array]
 ) -> Sample:
-    """Return the sample with all its planes moved, and its prompts where they now are.
+    """Return a sample after a geometric change.
 
     Args:
         sample: a slice.
-        move: of the image (h, w, 3), the labels and the object numbers (h, w).
-        place: of points (n, 2) (x, y). Boxes are cut off at the border.
+        move: changes the image (h, w, 3), the labels and the object numbers (h, w).
+        place: moves points (n, 2) (x, y) accordingly. Boxes are clipped at the border.
     """
 
     def moved(plane: Array) -> Array:
@@ -207,14 +209,14 @@ def _moved(
 
 
 def _has_its_prompts(sample: Sample) -> bool:
-    """Whether every given box still covers a pixel, and every given point is within the image."""
+    """Whether every annotated box still covers a pixel and every point lies in the image."""
     boxes, points, limits = sample.boxes, sample.points, sample.labels.shape[::-1]
     covers = boxes is None or bool((boxes[:, 2:] - boxes[:, :2] >= 1).all())
     return covers and (points is None or bool(((points >= 0) & (points < limits)).all()))
 
 
 def _factor(most: float, rng: np.random.Generator) -> float:
-    """Draw a factor from 1 / most to most, as often below 1 as above."""
+    """Draw a factor between 1 / most and most, uniform in its logarithm."""
     return math.exp(rng.uniform(-math.log(most), math.log(most)))
 
 

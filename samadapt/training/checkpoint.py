@@ -1,7 +1,17 @@
-"""Checkpoints that are whole or absent: a folder with a manifest, renamed into place.
+"""Checkpoints on disk. Each is a folder with a manifest that is renamed into place when complete.
 
-``checkpoints/LATEST`` names the folder of the newest one. A checkpoint that is damaged is passed
-over with a warning, and the newest good one is used instead.
+::
+
+    checkpoints/
+      LATEST                      name of the newest checkpoint
+      step_000050/
+        weights.safetensors       trained parameters
+        best.safetensors          trained parameters of the best step so far
+        state.pt                  state of the optimizer and of torch's random generators
+        progress.json             step, best score, state of the sampler and of the prompts' noise
+        manifest.json             step, and sha256 of the other files
+
+A damaged checkpoint is skipped with a warning, and the newest good one is used instead.
 """
 
 from __future__ import annotations
@@ -26,19 +36,19 @@ from samadapt.system import atomic
 from samadapt.system.out_of_memory import is_out_of_memory
 
 KEEP = 2
-"""Checkpoints kept in a run directory: the newest, and one before it."""
+"""Number of checkpoints kept in a run directory: the newest and the one before it."""
 
 COPIES = 4
-"""Tensors of a trained parameter's size in a checkpoint: itself, its best value, AdamW's two."""
+"""Tensors in a checkpoint for each trained parameter: its value, its best value, AdamW's two."""
 
 FILES = ("best.safetensors", "progress.json", "state.pt", "weights.safetensors")
-"""What a checkpoint consists of, beside its manifest."""
+"""The files of a checkpoint besides its manifest."""
 
 MANIFEST = "manifest.json"
 
 _NAME = re.compile(r"step_(\d{6,12})")
 _MOST_JSON = 2**20
-"""Bytes of a JSON file of a checkpoint; it holds a few hundred."""
+"""Largest accepted size of a JSON file in bytes. Such a file has a few hundred bytes."""
 
 
 class CheckpointError(UserError):
@@ -47,13 +57,13 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run needs to go on as if it had not stopped.
+    """Everything that a resumed run needs to continue as if it had not stopped.
 
     Attributes:
-        step: optimizer steps done.
+        step: number of optimizer steps done.
         weights: the trained parameters by name.
-        best_weights: the same at the best validation so far; empty before the first one.
-        optimizer: state dict.
+        best_weights: the trained parameters at the best validation; empty before the first one.
+        optimizer: state dict of the optimizer.
         progress: plain values: sampler, random state of the prompts, best score.
         random: torch's random states by device.
     """
@@ -67,11 +77,11 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``folder/step_<N>`` and point ``folder/LATEST`` to it; keep the one before it.
+    """Write ``folder/step_<N>``, name it in ``folder/LATEST``, and keep the one before it.
 
     Raises:
-        DiskFullError: naming the folder, the bytes needed and those that are free. The checkpoints
-            that are there stay.
+        DiskFullError: naming the folder, the bytes needed and the bytes free. Existing checkpoints
+            stay.
     """
     target = folder / f"step_{checkpoint.step:06d}"
     state = {"optimizer": checkpoint.optimizer, "random": checkpoint.random}
@@ -85,13 +95,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         (part / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     atomic.write_text(folder / "LATEST", target.name + "\n")
     older = [path for path in saved(folder) if _number(path) < checkpoint.step]
-    for old in {*saved(folder)} - {target, *older[: KEEP - 1]}:  # also those of a way that was left
+    # Later steps are removed too: they belong to a run that was resumed from an earlier step.
+    for old in {*saved(folder)} - {target, *older[: KEEP - 1]}:
         shutil.rmtree(old)
     return target
 
 
 def saved(folder: Path) -> list[Path]:
-    """Return the checkpoints in a folder, the newest first, good or damaged."""
+    """Return all checkpoints in a folder, good or damaged, the newest first."""
     found = [path for path in folder.glob("step_*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=_number, reverse=True)
 
@@ -102,7 +113,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def checkpoint_bytes(weights: Mapping[str, Tensor]) -> int:
-    """Return how many bytes a checkpoint of these trained parameters takes, rounded up."""
+    """Return an upper bound of the bytes that a checkpoint of these parameters takes."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     return COPIES * size + 2**14 + 2048 * len(weights)  # headers, names and alignment
 
@@ -110,16 +121,16 @@ def checkpoint_bytes(weights: Mapping[str, Tensor]) -> int:
 def load_checkpoint(
     folder: Path, warn: Callable[[str], None] | None = None, *, like: Mapping[str, Tensor] = {}
 ) -> Checkpoint:
-    """Read the checkpoint that ``folder/LATEST`` names, or the newest good one.
+    """Load the checkpoint that ``folder/LATEST`` names, or else the newest good one.
 
     Args:
-        folder: the run's ``checkpoints/``.
-        warn: is told why a newer checkpoint was passed over; None: a damaged one is an error.
-        like: the trained parameters by name, whose names and shapes a checkpoint must have; empty:
-            not compared.
+        folder: ``checkpoints/`` of the run.
+        warn: called with the reason if a newer checkpoint is skipped; None makes a damaged
+            checkpoint an error.
+        like: the trained parameters by name, to compare names and shapes with; empty: no check.
 
     Raises:
-        CheckpointError: naming what is missing, damaged or malformed.
+        CheckpointError: no good checkpoint; names what is missing, damaged or malformed.
     """
     latest = _named_by(folder / "LATEST")
     candidates = saved(folder)
@@ -127,7 +138,8 @@ def load_checkpoint(
         raise CheckpointError(
             f"{folder / 'LATEST'}: not found; nothing was saved here to resume from"
         )
-    if latest is not None:  # it comes first; a newer one was left half-way between two renames
+    # LATEST comes first. A newer folder exists only if the program died before it was named there.
+    if latest is not None:
         candidates = [latest, *(path for path in candidates if path != latest)]
     faults: list[str] = []
     for source in candidates:
@@ -139,7 +151,7 @@ def load_checkpoint(
                 break
             continue
         for fault in faults if warn else ():
-            warn(f"warning: {fault}; going on from {source.name} instead")  # type: ignore[misc]
+            warn(f"warning: {fault}; continuing from {source.name} instead")  # type: ignore[misc]
         return found
     raise CheckpointError(
         f"{'; '.join(faults)}; no good checkpoint is left in {folder}. Restore the folder from a "
@@ -148,10 +160,10 @@ def load_checkpoint(
 
 
 def _named_by(latest: Path) -> Path | None:
-    """Return the folder that ``LATEST`` names, or None where there is no such file.
+    """Return the folder that ``LATEST`` names, or None if there is no such file.
 
     Raises:
-        CheckpointError: it holds something else than the name of a checkpoint.
+        CheckpointError: the file does not hold the name of a checkpoint.
     """
     try:
         with latest.open("rb") as file:
@@ -163,14 +175,14 @@ def _named_by(latest: Path) -> Path | None:
     if not _NAME.fullmatch(name):
         names = ", ".join(path.name for path in saved(latest.parent)) or "none"
         raise CheckpointError(
-            f"{latest}: expected the name of a checkpoint of this run, as step_000100; it holds "
-            f"something else. Write one of these into it: {names}; or delete it to use the newest"
+            f"{latest}: expected the name of a checkpoint of this run, such as step_000100; got "
+            f"something else. Write one of these names: {names}; or delete it to use the newest"
         )
     return latest.parent / name
 
 
 def _read(source: Path, like: Mapping[str, Tensor]) -> Checkpoint:
-    """Read one checkpoint, checked against its manifest.
+    """Load one checkpoint after checking it against its manifest.
 
     Raises:
         CheckpointError: naming the file and what is wrong with it.
@@ -197,7 +209,7 @@ def _read(source: Path, like: Mapping[str, Tensor]) -> Checkpoint:
 
 
 def _verify(source: Path) -> None:
-    """Compare a checkpoint's files with its manifest."""
+    """Compare the files of a checkpoint with its manifest."""
     if source.is_symlink() or not source.is_dir():
         raise _damaged(source, "there is no such folder")
     manifest = _json(source / MANIFEST)
@@ -228,22 +240,22 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise _damaged(path, "the file is missing") from error
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, "it is no JSON") from error
+        raise _damaged(path, "it is not valid JSON") from error
     if not isinstance(values, dict):
         raise _damaged(path, "expected a JSON object")
     return values
 
 
 def _load_state(path: Path) -> dict[str, Any]:
-    """Read the optimizer and the random states; files that could run code are refused."""
+    """Load the optimizer and random states; refuse files that could run code."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch lets through whatever a strange file leads to
+    except Exception as error:  # a malformed file can raise anything in torch
         if is_out_of_memory(error):
             raise
         raise _damaged(
             path,
-            "it does not hold plain tensors as samadapt writes them; it is broken, or holds "
+            "it does not hold plain tensors as samadapt writes them. It is broken, or it holds "
             "objects that could run code, which are never loaded",
         ) from error
     if not isinstance(state, dict) or set(state) != {"optimizer", "random"}:
@@ -261,7 +273,7 @@ def _load_state(path: Path) -> dict[str, Any]:
 
 
 def _checked_progress(path: Path, step: int) -> dict[str, Any]:
-    """Read ``progress.json``; each of its fields must be there and possible."""
+    """Load ``progress.json``; every field must exist and have a possible value."""
     values = _json(path)
     if type(values.get("step")) is not int or values["step"] != step:
         raise _damaged(path, f"step must be {step}")

@@ -1,4 +1,4 @@
-"""Which arithmetic a run uses, and why."""
+"""The arithmetic of a run: device, precision, and on CPUs a measurement that chooses it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CLOCK = (
 )
 
 WORTH_IT = 1.5
-"""bf16 is chosen on a CPU where its matrix product is at least this many times faster."""
+"""On a CPU, bf16 is chosen if its matrix products are at least this many times faster."""
 
 ONEDNN_WORTH_IT = 1.05
-"""fp32 goes through oneDNN where that is at least this many times faster than the default."""
+"""fp32 products use oneDNN if that is at least this many times faster than the default."""
 
 EXACT = 2e-6
-"""Largest relative error of a product that still counts as fp32; fp32's own is 4e-7."""
+"""Largest relative error of a matrix product that counts as fp32; fp32 itself has 4e-7."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Precision:
 
     Attributes:
         name: ``"fp32"``, or ``"bf16"``: products in bf16 under autocast, trained weights in fp32.
-        reason: why, for the log.
-        onednn: fp32 matrix products on the CPU go through oneDNN; only where it is exact.
+        reason: the reason for this choice, for the log.
+        onednn: fp32 matrix products on the CPU use oneDNN; only if it is exact there.
     """
 
     name: Literal["fp32", "bf16"]
@@ -48,36 +48,37 @@ class Precision:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type in which features are stored."""
+        """The type in which features are stored."""
         return torch.bfloat16 if self.name == "bf16" else torch.float32
 
     @property
     def accelerate_name(self) -> str:
-        """What accelerate calls it."""
+        """The name of this precision in accelerate."""
         return "bf16" if self.name == "bf16" else "no"
 
     @contextmanager
     def products(self) -> Iterator[None]:
-        """Let fp32 products, of backward passes too, go the chosen way; restored on leaving."""
+        """Compute fp32 products, also in backward, in the chosen way while the context is open."""
         with through_onednn() if self.onednn else nullcontext():
             yield
 
     @contextmanager
     def autocast(self, device: torch.device) -> Iterator[None]:
-        """Enter what forward passes on ``device`` run in."""
+        """Enter the context of forward passes on ``device``."""
         half = torch.autocast(device.type, torch.bfloat16, enabled=self.name == "bf16")
         with self.products(), half:
             yield
 
     def store_frozen(self, model: nn.Module, exact: Collection[str] = ()) -> None:
-        """For bf16, hold frozen linears in bf16: autocast would cast them anew in every pass.
+        """Store frozen linears in bf16 if the precision is bf16.
 
-        Outputs under autocast are bit-equal. What is trained, norms and convolutions stay in fp32.
-        Afterwards the model can be neither hashed nor merged: what fp32 had more is gone.
+        Autocast would otherwise cast them again in every pass. Its outputs are bit-equal.
+        Trained parameters, norms and convolutions stay in fp32. Afterwards the model can be neither
+        hashed nor merged, because the frozen weights have lost precision.
 
         Args:
-            model: changed in place.
-            exact: paths of modules that stay as they are.
+            model: the model, changed in place.
+            exact: paths of modules that stay in fp32.
         """
         if self.name == "bf16":
             for name, module in model.named_modules():
@@ -88,9 +89,10 @@ class Precision:
 
 @contextmanager
 def through_onednn() -> Iterator[None]:
-    """Send fp32 matrix products on the CPU through oneDNN, which may then compute in bf16.
+    """Let fp32 matrix products on the CPU use oneDNN, which is then allowed to compute in bf16.
 
-    It does so only with bf16 tiles (AMX); without them the result is that of fp32.
+    oneDNN does so only on CPUs with bf16 tiles (AMX). On others the result is that of fp32, and
+    often faster than the default.
     """
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # since torch 2.9
     before = matmul.fp32_precision
@@ -103,12 +105,12 @@ def through_onednn() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Products:
-    """What matrix products of a ViT's size measure on this CPU.
+    """Measured speed and error of matrix products of a ViT's size on this CPU.
 
     Attributes:
-        onednn: how many times faster fp32 is through oneDNN than by default.
-        error: of fp32 through oneDNN, relative to float64 (Frobenius norm).
-        bf16: how many times faster bf16 is than fp32 by the way that is taken.
+        onednn: how many times faster fp32 products are through oneDNN than by default.
+        error: relative error of fp32 through oneDNN against float64 (Frobenius norm).
+        bf16: how many times faster bf16 is than fp32 in the way that is chosen.
     """
 
     onednn: float
@@ -117,7 +119,7 @@ class Products:
 
     @property
     def takes_onednn(self) -> bool:
-        """Whether fp32 goes through oneDNN."""
+        """Whether fp32 products use oneDNN."""
         return self.error <= EXACT and self.onednn >= ONEDNN_WORTH_IT
 
 
@@ -168,13 +170,13 @@ def choose_precision(
     """Return the precision for ``precision=auto|fp32|bf16`` on a device.
 
     Args:
-        setting: what is asked for.
-        device: what it is for.
-        began: the precision with which a resumed run began, as plain values: what was measured
-            then still holds, so that the run ends as if it had not been stopped.
+        setting: the user's choice.
+        device: the device of the run.
+        began: the precision with which a resumed run began, as plain values. Its measurement is
+            used again, so that the run ends as if it had not been stopped.
 
     Raises:
-        ConfigError: for another setting, and for bf16 on a CUDA device that lacks it.
+        ConfigError: for an unknown setting, and for bf16 on a GPU without bf16.
     """
     settings = ("auto", "fp32", "bf16")
     if setting not in settings:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar, the numbers that matter, the time left in all."""
+"""What a person sees during a run: a progress bar, the important numbers and the time left."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 LOG_EVERY = 20.0
-"""Seconds between lines where there is no terminal to draw a bar on."""
+"""Seconds between progress lines if there is no terminal that can show a bar."""
 
 
 class Clock:
-    """Estimates the time left of a whole run from the phases measured so far.
+    """Estimates the time left in a whole run from the phases measured so far.
 
     Args:
         phases: units of work by phase, in order.
-        like: a phase that costs as much per unit as another, for the time before it starts.
+        like: for a phase that has not started, another phase whose units take as long.
     """
 
     def __init__(self, phases: Mapping[str, int], like: Mapping[str, str]) -> None:
@@ -44,11 +44,11 @@ class Clock:
         self.left[phase] = max(0, self.left.get(phase, 0) - units)
 
     def close(self, phase: str) -> None:
-        """Record that a phase is over, whatever was left of it."""
+        """Record that a phase is over."""
         self.left[phase] = 0
 
     def seconds_left(self) -> float | None:
-        """Return the estimate, or None while a phase that is still due has no measure."""
+        """Return the estimate, or None if a phase that is still to come has not been measured."""
         total = 0.0
         for phase, units in self.left.items():
             if not units:
@@ -61,11 +61,11 @@ class Clock:
 
 
 class Progress:
-    """A progress bar on a terminal, lines elsewhere; everything said also goes to ``log.txt``.
+    """A progress bar on a terminal, and lines elsewhere. Messages also go to ``log.txt``.
 
     Args:
-        console: where to draw.
-        log: the run's ``log.txt``.
+        console: receives the bar and the messages.
+        log: ``log.txt`` of the run.
     """
 
     def __init__(self, console: Console, log: Path) -> None:
@@ -78,24 +78,24 @@ class Progress:
         self._marked = self._lined = time.perf_counter()
 
     def plan(self, phases: Mapping[str, int], like: Mapping[str, str]) -> None:
-        """Say what the run consists of; see ``Clock``."""
+        """Set the phases of the run; see ``Clock``."""
         self.clock = Clock(phases, like)
         self._totals = dict(phases)
 
     def say(self, text: str) -> None:
-        """Show a message and keep it in ``log.txt`` with the time."""
+        """Show a message, and write it to ``log.txt`` with the time."""
         shown = printable(text, self.console.encoding)
         self.console.print(shown, markup=False, highlight=False, soft_wrap=True)
         atomic.append_text(self.log_path, f"{datetime.now():%H:%M:%S} {text}\n")
 
     @contextmanager
     def phase(self, name: str, start: int = 0, units: int | None = None) -> Iterator[None]:
-        """Show one phase of the run; ``start`` units of it are done already.
+        """Show one phase of the run while the context is open.
 
         Args:
-            name: of the plan, or another one with ``units``.
-            start: units that are done already.
-            units: how many there are, where the plan does not say.
+            name: a phase of the plan, or another one with ``units``.
+            start: number of units that are already done.
+            units: number of units, if the phase is not in the plan.
         """
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -123,7 +123,7 @@ class Progress:
                 self.clock.close(name)
 
     def advance(self, units: int = 1, text: str | None = None) -> None:
-        """Count finished units of the current phase; ``text`` says what else is known."""
+        """Count finished units of the current phase, and show ``text`` beside the bar."""
         now = time.perf_counter()
         self.clock.spent(self._phase, units, now - self._marked)
         self._marked = now
@@ -138,7 +138,7 @@ class Progress:
 
     @contextmanager
     def aside(self, name: str, units: int) -> Iterator[None]:
-        """Count the time within for ``units`` of another phase, and not for the current one."""
+        """Count the time in this context for ``units`` of another phase instead."""
         started = time.perf_counter()
         try:
             yield
@@ -155,7 +155,7 @@ class Progress:
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Append one JSON line to ``metrics.jsonl``; NaN and infinities become null."""
+    """Append one JSON line to ``metrics.jsonl``. NaN and infinity become null."""
     plain = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in values.items()
@@ -164,14 +164,14 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def keep_lines_up_to(path: Path, step: int) -> int:
-    """Remove the lines of ``metrics.jsonl`` that a resumed run is going to write again.
+    """Remove the lines of ``metrics.jsonl`` that a resumed run will write again.
 
     Args:
-        path: ``metrics.jsonl``; it need not exist.
-        step: optimizer steps that the checkpoint has done.
+        path: ``metrics.jsonl``; the file need not exist.
+        step: number of optimizer steps in the checkpoint.
 
     Returns:
-        How many lines were removed: those of later steps, and what a killed process left of one.
+        The number of removed lines: those of later steps, and lines cut off by a killed process.
     """
     if not path.is_file():
         return 0

@@ -1,4 +1,4 @@
-"""Less memory for more time: activations of a block computed again in backward."""
+"""Save memory at the cost of time: compute a block's activations again in backward."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @contextmanager
 def recomputed(sam: Sam, first_trainable_block: int) -> Iterator[None]:
-    """Keep only the input of every live attention block, and run it again in backward.
+    """Keep only the input of every trainable attention block, and run it again in backward.
 
-    Gradients are bit-equal, dropout included.
+    The gradients are bit-equal, also with dropout. The blocks are restored on leaving.
 
     Args:
-        sam: the model; its blocks are as before on leaving.
-        first_trainable_block: its first live unit; -1: all are.
+        sam: the model.
+        first_trainable_block: see ``Sam.encode_suffix``; -1: all blocks.
     """
     blocks = [
         sam.get_submodule(block.block)

@@ -1,7 +1,7 @@
-"""The part of the training data that chooses the best step, apart from what is reported.
+"""Set a part of the training data aside to choose the best step.
 
-A step chosen on the held-out cases would be chosen for them: the scores at the end must come from
-cases that no decision has seen.
+The final scores must come from cases that no decision has seen. So the held-out cases cannot choose
+the best step; some of the training cases do.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
 
 EVERY = 10
-"""One case in so many is kept from training to choose the best step; at least one."""
+"""One of this many training cases chooses the best step; at least one does."""
 
 GAP = 3
-"""Slices left out on either side where they come from a single volume."""
+"""Slices left out on both sides of the choosing slices of a single volume, since neighbouring
+slices look alike."""
 
 
 def selection_split(
@@ -27,21 +28,21 @@ def selection_split(
     tile: Callable[[SliceRef], PictureTile | None] = lambda ref: None,
     gap: int = GAP,
 ) -> tuple[list[SliceRef], list[SliceRef]]:
-    """Divide training slices into those that train and those that choose the best step.
+    """Divide training slices into slices that train and slices that choose the best step.
 
-    With several cases every tenth case chooses. A single volume gives a tenth of its slices, in one
-    block at a quarter of the way, with a gap on either side; of a single picture's tiles those
-    that overlap a choosing one are left out.
+    With several cases, every tenth case chooses. A single volume gives a tenth of its slices, in
+    one block after a quarter of the volume, with a gap on both sides. For a single picture in
+    tiles, tiles that overlap a choosing tile are left out.
 
     Args:
         refs: the training slices, sorted.
-        cases: at most so many cases choose; the others that were drawn train.
-        owner: case to patient, whose cases stay together.
-        tile: where a tile lies in its picture; None of a slice.
-        gap: slices left out on either side of the block of a single volume, ``GAP`` at least.
+        cases: largest number of cases that choose; the others train.
+        owner: returns the patient of a case. All cases of a patient stay together.
+        tile: returns the place of a tile in its picture, or None for a slice.
+        gap: slices left out on both sides of the block of a single volume, at least ``GAP``.
 
     Returns:
-        (training slices, choosing slices); no slice or case is in both.
+        (training slices, choosing slices). No slice and no case is in both.
     """
     names = list(dict.fromkeys(ref.case for ref in refs))
     if len(names) == 1:
@@ -56,7 +57,7 @@ def selection_split(
         right = refs[start + size + gap :]
         return [*left, *right], choosing
     owners = list(dict.fromkeys(map(owner, names)))
-    if len(owners) == 1:  # one patient alone: by case
+    if len(owners) == 1:  # a single patient: divide by case
         owners, owner = names, lambda case: case
     chosen = set(owners[EVERY // 2 :: EVERY] or owners[-1:])
     if cases is not None:

@@ -1,9 +1,9 @@
 """Where features are kept: in memory, or in files that later runs find again.
 
-A file holds one entry, is written whole under another name and renamed, and carries a checksum. Any
-number of processes may share a folder: each holds a locked mark in it while it lives, which is how
-another knows the half-written files of a dead one from those of a live one, and which entries are
-in use.
+A file holds the features of one image and a checksum. It is written under another name and renamed
+when it is complete. Any number of processes may share a folder. Each process holds a locked file
+``<id>.live`` in it. This shows the others which half-written files belong to a dead process, and
+which features are in use.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from samadapt.system import atomic
 from samadapt.system.machine import total_memory_bytes
 
 MEMORY_SHARE = 0.25
-"""Share of the machine's memory that features may take where the disk has no room."""
+"""Share of the machine's memory that features may use if the disk has no room."""
 
 DISK_SHARE = 0.5
-"""Share of the disk, of what is free and what features take already, that ``auto`` may use."""
+"""Share of the disk that ``auto`` may use, counting free space and existing features."""
 
 ADVICE = (
     "name another disk with cache.dir, take fewer slices with data.slice_step, keep them in memory "
@@ -39,23 +39,23 @@ ADVICE = (
 
 
 class Store(Protocol):
-    """Where features are kept, by the hash of what they depend on."""
+    """Keeps features by key, which is a hash of everything that they depend on."""
 
     def get(self, key: str) -> Tensor | None:
-        """Return the features (1, ...) of a key, or None where there are none; not to be changed.
+        """Return the features (1, ...) of a key, or None. The caller must not change them.
 
-        What is damaged counts as absent.
+        Damaged features count as missing.
         """
 
     def put(self, key: str, features: Tensor) -> None:
         """Keep the features (1, ...) of a key.
 
         Raises:
-            RunError: when there is no room for them.
+            RunError: when there is no room.
         """
 
     def use(self, keys: Iterable[str]) -> set[str]:
-        """Return those of the keys that are there; the run is going to read them."""
+        """Return the keys that the store has, and mark them as used by this run."""
 
 
 class MemoryStore:
@@ -65,7 +65,7 @@ class MemoryStore:
         self._kept: dict[str, Tensor] = {}
 
     def get(self, key: str) -> Tensor | None:
-        """Return the features of a key, or None where there are none."""
+        """Return the features of a key, or None."""
         return self._kept.get(key)
 
     def put(self, key: str, features: Tensor) -> None:
@@ -73,18 +73,18 @@ class MemoryStore:
         self._kept[key] = features
 
     def use(self, keys: Iterable[str]) -> set[str]:
-        """Return those of the keys that are there."""
+        """Return the keys that the store has."""
         return set(keys) & self._kept.keys()
 
 
 class DiskStore:
-    """Features in files of a folder, memory-mapped when read.
+    """Features in files of a folder, memory-mapped when they are read.
 
-    The checksum of an entry is compared when a run first reads it, so that reading it again in
-    every step costs what the page cache costs.
+    The checksum is compared only when a run reads a file for the first time. Reading it again in a
+    later step then costs no more than the page cache.
 
     Raises:
-        RunError: when the folder cannot be made or written.
+        RunError: when the folder cannot be created or written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -102,7 +102,7 @@ class DiskStore:
         weakref.finalize(self, _leave, mark, self._mark)
 
     def get(self, key: str) -> Tensor | None:
-        """Return the features of a key, or None where there are none or the file is damaged."""
+        """Return the features of a key, or None if there are none or the file is damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -138,23 +138,25 @@ class DiskStore:
             self._checked.add(key)
 
     def use(self, keys: Iterable[str]) -> set[str]:
-        """Return those of the keys that have a file, and note the time of use."""
+        """Return the keys that have a file, and set the time of their last use to now."""
         with _exclusive(self.folder):
             return {key for key in keys if _touch(self._path(key))}
 
     def make_room(self, needed: int, share: float, limit: float) -> tuple[int, int]:
-        """Remove what no live run uses, the longest unused first, until more bytes fit.
+        """Remove entries that no live run uses, the least recently used first, to make room.
 
         Args:
-            needed: bytes that will be written.
-            share: of the disk's free bytes and those of all entries, what entries may take.
-            limit: bytes that all entries may take.
+            needed: number of bytes that will be written.
+            share: the share of (free bytes + bytes of all entries) that entries may use.
+            limit: number of bytes that all entries may use.
 
         Returns:
-            How many entries were removed, and how many bytes are still lacking. Where removing
-            would not help, nothing is removed.
+            The number of removed entries, and the number of bytes still lacking. Nothing is removed
+            if removing everything unused would not be enough.
         """
         with _exclusive(self.folder):
+            # A run sets the time of all entries it uses, so older entries than the oldest live run
+            # belong to no live run.
             since = min(mark.stat().st_mtime_ns for mark in self.folder.glob("*.live"))
             files = ((path.stat(), path) for path in self.folder.glob("*.safetensors"))
             entries = sorted((stat.st_mtime_ns, stat.st_size, path) for stat, path in files)
@@ -180,23 +182,25 @@ class DiskStore:
         room = ""
         if atomic.is_full(error):
             free = shutil.disk_usage(self.folder).free
-            room = f"those of one more image need {needed} bytes and {free} bytes are free; "
-        reason = f"features cannot be kept here: {error.strerror}"
+            room = (
+                f"the features of one more image need {needed} bytes, and {free} bytes are free; "
+            )
+        reason = f"features cannot be written here: {error.strerror}"
         return RunError(f"{self.folder}: {reason}; {room}{ADVICE}")
 
 
 def settle(
     store: Store, where: str, missing: int, total: int, max_bytes: float
 ) -> tuple[Store, str]:
-    """Return the store that a run uses, and in words where it is.
+    """Return the store that a run uses, and a description of its place.
 
     Args:
-        store: what was opened for ``where``.
-        where: ``"memory"``, ``"disk"``, or ``"auto"``: on the disk while all features take at most
-            half of it, else in memory while they take at most a quarter of that.
-        missing: bytes of features that ``store`` does not have yet.
+        store: the store that was opened for ``where``.
+        where: ``"memory"``, ``"disk"`` or ``"auto"``. ``"auto"`` uses the disk if all features take
+            at most half of it, else memory if they take at most a quarter of that.
+        missing: bytes of the features that ``store`` does not have yet.
         total: bytes of all features of the run.
-        max_bytes: what all entries of a folder may take.
+        max_bytes: number of bytes that all entries of a folder may use.
 
     Raises:
         RunError: when there is too little room.
@@ -205,30 +209,30 @@ def settle(
         return store, "in memory"
     removed, lacking = store.make_room(missing, DISK_SHARE if where == "auto" else 1, max_bytes)
     if not lacking or not missing:
-        note = f"; {removed} unused entries of other runs removed for them" if removed else ""
+        note = f"; {removed} unused entries of other runs were removed" if removed else ""
         return store, f"on disk, {store.folder}{note}"
     if where == "auto" and total <= MEMORY_SHARE * total_memory_bytes():
-        return MemoryStore(), f"in memory: {store.folder} lacks {lacking / 1e9:.2f} GB for them"
+        return MemoryStore(), f"in memory: {store.folder} lacks {lacking / 1e9:.2f} GB"
     free = shutil.disk_usage(store.folder).free
     more = "use all of the disk with cache.where=disk, " if where == "auto" else ""
     raise RunError(
         f"{store.folder}: features need {missing / 1e9:.2f} GB more, which is {lacking / 1e9:.2f} "
-        f"GB too much: {free / 1e9:.2f} GB are free, of which cache.where={where} and cache.max_gb "
-        f"allow a part; {more}{ADVICE}"
+        f"GB too much: {free / 1e9:.2f} GB are free, and cache.where={where} and cache.max_gb "
+        f"allow a part of them; {more}{ADVICE}"
     )
 
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """Keep other processes from joining, sweeping, using or evicting entries meanwhile."""
+    """Keep other processes from changing the folder while the context is open."""
     with FileLock(folder / "lock"):
         yield
 
 
 def _held(path: Path) -> FileLock | None:
-    """Return a held lock on a file, or None where another store holds it.
+    """Return a held lock on a file, or None if another store holds it.
 
-    Any thread may release it: a store is finalized wherever the last reference to it ends.
+    Any thread may release it, because a store is finalized where its last reference ends.
     """
     lock = FileLock(path, thread_local=False)
     try:
@@ -239,7 +243,7 @@ def _held(path: Path) -> FileLock | None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the marks and half-written files of processes that are dead."""
+    """Remove the live files and half-written files of dead processes."""
     for mark in folder.glob("*.live"):
         if (lock := _held(mark)) is not None:
             _leave(mark, lock)
@@ -249,17 +253,17 @@ def _sweep(folder: Path) -> None:
 
 
 def _leave(mark: Path, lock: FileLock | None) -> None:
-    """Release a mark and remove it, in this order: Windows removes no file that is open."""
+    """Release a live file, then remove it. Windows cannot remove a file that is open."""
     if lock is not None:
         lock.release()
     mark.unlink(missing_ok=True)
 
 
 def _publish(part: Path, path: Path) -> bool:
-    """Give a finished file its name; False where an equal file keeps it.
+    """Rename a finished file to its final name; return False if an equal file is there.
 
-    Windows does not replace a file that a process has mapped. The name is the hash of everything
-    that the features depend on, so the file that is there holds the same.
+    Windows does not replace a file that a process has mapped. The name is a hash of everything that
+    the features depend on, so the existing file holds the same features.
     """
     try:
         part.replace(path)
@@ -272,7 +276,7 @@ def _publish(part: Path, path: Path) -> bool:
 
 
 def _removed(path: Path) -> bool:
-    """Remove an entry; False where it cannot be removed, as on Windows while it is mapped."""
+    """Remove an entry; return False if that is impossible, as on Windows while it is mapped."""
     try:
         path.unlink(missing_ok=True)
     except PermissionError:

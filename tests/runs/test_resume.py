@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_costs_some_steps(make_pictures, run, capsys):
     said = capsys.readouterr().err
     assert "warning: " in said
     assert "step_000004/weights.safetensors: damaged checkpoint" in said
-    assert "going on from step_000002 instead" in said
+    assert "continuing from step_000002 instead" in said
     name = result.adapter_dir / "adapter_model.safetensors"
     assert name.read_bytes() == adapter[name]
     lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()

@@ -112,7 +112,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, file, damage):
     assert "step_000006" in warning
     assert "damaged checkpoint" in warning
     assert file in warning or file == "manifest.json"
-    assert warning.endswith("going on from step_000003 instead")
+    assert warning.endswith("continuing from step_000003 instead")
     save_checkpoint(tmp_path, checkpoint(6))
     assert load_checkpoint(tmp_path).step == 6
 
