@@ -1,1 +1,1 @@
-"""What happens to an adapter: injection into a model, saving, loading, checking, describing."""
+"""An adapter's life: combine methods, inject, save, load, check and describe."""

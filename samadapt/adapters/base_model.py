@@ -1,4 +1,4 @@
-"""An adapter directory with the base model that it belongs to."""
+"""Open an adapter directory together with the base model that it belongs to."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Adapted:
-    """An adapter and its base, loaded and checked.
+    """An adapter on its base, loaded and checked.
 
     Attributes:
-        directory: where the adapter was read.
-        record: what it says of itself.
+        directory: the adapter directory.
+        record: its ``samadapt.json``.
         sam: the adapted model.
-        injection: what was injected.
-        checkpoint: file of the base weights; None where they were found by name.
+        injection: the injected method and its parameters.
+        checkpoint: file of the base weights; None if they were found by name.
     """
 
     directory: Path
@@ -35,10 +35,10 @@ class Adapted:
 
 
 def open_adapter(directory: str | Path, checkpoint: str | Path | None = None) -> Adapted:
-    """Load an adapter with its base, found as ``open_base`` does.
+    """Load an adapter and its base, which ``open_base`` finds.
 
     Raises:
-        AdapterError: the directory is refused; names the file and the fault.
+        AdapterError: the directory is broken or does not fit; names the file and the fault.
         WeightsError: the base weights are not found or are of another kind.
     """
     directory = Path(directory).expanduser()
@@ -50,16 +50,16 @@ def open_adapter(directory: str | Path, checkpoint: str | Path | None = None) ->
 def open_base(
     directory: Path, record: AdapterRecord, checkpoint: str | Path | None = None
 ) -> tuple[Sam, Path | None]:
-    """Load the base of an adapter; ``store.load_into`` checks that it is the one.
+    """Load the base of an adapter. ``store.load_into`` then checks that it is the right one.
 
-    It is the file given, else a file of the recorded name in the adapter's directory or in the
-    working folder, else the published weights of that build.
+    The weights come from ``checkpoint`` if it is given, else from a file of the recorded name in
+    the adapter's directory or the working folder, else from the published weights of the build.
 
     Returns:
-        The plain model, and its file; None where it was found by name.
+        The plain model, and the file of its weights; None if they were found by name.
 
     Raises:
-        WeightsError: it is not found or is of another kind.
+        WeightsError: the weights are not found or are of another kind.
     """
     from samadapt.sam.weights.loading import load_sam
 

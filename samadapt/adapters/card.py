@@ -1,4 +1,4 @@
-"""The model card that lies beside an adapter."""
+"""The model card of an adapter: ``README.md`` in its directory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ segmenter = samadapt.load_adapter("this-directory")
 mask = segmenter.segment("image.png")"""
 
 
-OVERLAPPING = "a pixel may be of several classes: each class is where its own logit is above 0"
+OVERLAPPING = "a pixel may belong to several classes: each class is where its own logit is above 0"
 
 BACKGROUND_TOKEN = (
     "mask token 0 (the single mask): a pixel's label is the largest of all tokens, so take its "
@@ -52,13 +52,13 @@ def model_card(
     """Return README.md of an adapter directory or of an export, in Markdown.
 
     Args:
-        record: of the adapter.
-        trainable: number of parameters that it holds.
-        plain_peft: whether peft loads it onto the base by itself, beside samadapt.
-        library: that loads it, as the Hugging Face Hub names it.
-        title: the heading; "Adapter for" the base if empty.
-        use: Python code that loads it.
-        facts: further rows of the table; empty ones are left out.
+        record: the record of the adapter.
+        trainable: number of trained parameters.
+        plain_peft: whether the peft library alone can load the adapter.
+        library: the library that loads it, under its name on the Hugging Face Hub.
+        title: the heading; empty: "Adapter for" and the base.
+        use: Python code that loads the adapter.
+        facts: further rows of the table; rows without text are left out.
     """
     options = ", ".join(f"{key}={value}" for key, value in record.method.items() if key != "name")
     published = "" if record.checkpoint else base_licence(record.base)
@@ -111,7 +111,7 @@ tags: [segment-anything, image-segmentation, samadapt]
 
 
 def base_licence(base: str) -> str:
-    """Return the licence of published base weights, as SPDX names it; empty if unknown."""
+    """Return the SPDX name of the licence of published base weights; empty if unknown."""
     from samadapt.sam.weights.sources import known_weights
 
     return known_weights[base].licence if base in known_weights else ""
@@ -122,10 +122,10 @@ def _plain(values: object) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return a text that stays in its cell of a Markdown table and brings no HTML of its own.
+    """Escape a text for a cell of a Markdown table.
 
-    Names of classes, data sets and recipes come from users and are shown on web pages. Inside
-    `code` Markdown escapes HTML itself, so only what lies outside of it is escaped here.
+    Names of classes, data sets and recipes come from users and are shown on web pages, so they must
+    not contain HTML. Markdown escapes HTML inside `code` itself; the rest is escaped here.
     """
     parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
     shown = [part if part.startswith("`") else html.escape(part, quote=False) for part in parts]
@@ -133,5 +133,5 @@ def _cell(text: str) -> str:
 
 
 def _identifier(licence: str) -> str:
-    """Return a licence as the Hugging Face Hub names it: lower case, no other YAML."""
+    """Return a licence under its name on the Hugging Face Hub: lower case, safe in YAML."""
     return re.sub(r"[^a-z0-9.+-]", "-", licence.lower())

@@ -1,7 +1,8 @@
-"""Several methods at once: ``peft=[lora,bias]``, by its plain name ``lora+bias``.
+"""Find a method by its name; combine several methods, as in ``peft=[lora,bias]``.
 
-The options of all are options of the combination; one that two of them have is preceded by the
-method's name (``fact_scale``). ``blocks`` and the decoder's options hold for all.
+A combination has a name such as ``lora+bias`` and the options of all its methods. An option that
+two methods share has the method's name as prefix, as in ``fact_scale``. ``blocks`` and the options
+of the decoder apply to all methods.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ _SHARED = {item.name for item in fields(Method)}
 
 @dataclass(frozen=True)
 class Combined(Method):
-    """Runs each of its parts; ``combine`` makes a subclass with their options."""
+    """Several methods in one; ``combine`` creates a subclass with all their options."""
 
     parts: ClassVar[tuple[type[Method], ...]] = ()
     keys: ClassVar[dict[tuple[str, str], str]] = {}
-    """Option of the combination by method and its own option."""
+    """Name of an option in the combination, by method and the option's name there."""
 
     @property
     def members(self) -> tuple[Method, ...]:
-        """The methods, with their options."""
+        """The combined methods with their options."""
         return tuple(
             part(
                 **{
@@ -51,41 +52,41 @@ class Combined(Method):
         )
 
     def check_options(self) -> None:
-        """Let each part check its options."""
+        """Let each method check its options."""
         _ = self.members
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        """What fits all parts."""
+        """The kinds of encoder that all methods work on."""
         return tuple(e for e in super().encoders if all(e in m.encoders for m in self.members))
 
     @property
     def stack(self) -> int:
-        """The one that some part needs."""
+        """The number of slices that one of the methods needs."""
         return max(member.stack for member in self.members)
 
     def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
-        """Return the layers of all parts."""
+        """Return the layers of all methods."""
         return tuple(layers for m in self.members for layers in m.peft_layers(sam, blocks))
 
     def inject(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Inject each part in turn."""
+        """Inject each method in turn."""
         for member in self.members:
             member.inject(sam, blocks)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return the sum: no two parts train the same."""
+        """Return the sum over the methods, which train different parameters."""
         return sum(member.count_parameters(sam, blocks) for member in self.members)
 
     def count_own_decoder_parameters(self, sam: Sam) -> int:
-        """Return the sum of the parts'."""
+        """Return the sum over the methods."""
         return sum(member.count_own_decoder_parameters(sam) for member in self.members)
 
     def merge(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:
-        """Merge each part, the last first.
+        """Merge each method, the last one first.
 
         Raises:
-            AdapterError: when a part cannot be merged.
+            AdapterError: when a method cannot be merged.
         """
         if not self.can_merge:
             super().merge(sam, blocks)
@@ -93,21 +94,21 @@ class Combined(Method):
             member.merge(sam, blocks)
 
     def penalty(self, sam: Sam) -> Tensor | float:
-        """Return the sum of the parts'."""
+        """Return the sum over the methods."""
         return sum((member.penalty(sam) for member in self.members), start=0.0)
 
     def after_step(self, sam: Sam, step: int, total: int) -> None:
-        """Let each part follow the step."""
+        """Let each method run after the step."""
         for member in self.members:
             member.after_step(sam, step, total)
 
 
 @cache
 def combine(names: tuple[str, ...]) -> type[Combined]:
-    """Return the method that is several at once.
+    """Return the combination of several methods.
 
     Raises:
-        ConfigError: for an unknown name, or two that change the same.
+        ConfigError: for an unknown name, or two methods that change the same modules.
     """
     parts = tuple(single_method(name) for name in names)
     shown = ",".join(names)
@@ -151,7 +152,7 @@ def combine(names: tuple[str, ...]) -> type[Combined]:
 
 
 def find_method(name: str) -> type[Method]:
-    """Return a method's class; ``"lora+bias"`` is both at once.
+    """Return the class of a method or of a combination such as ``"lora+bias"``.
 
     Raises:
         ConfigError: for an unknown name, or two methods that cannot be combined.

@@ -1,4 +1,4 @@
-"""Methods into models: what stays frozen, and the report of what is trained."""
+"""Inject a method into a model: freeze the model, add layers, and report what is trained."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
 
 
 PROJECTION = "input_projection."
-"""Prefix of the parameters that bring more than three channels to SAM's three."""
+"""Prefix of the parameters that map images of more than three channels to SAM's three."""
 
 
 @dataclass
 class Injection:
-    """What was injected, and what of the model is trained.
+    """The injected method, and the parameters that are trained.
 
     Attributes:
-        method: the options.
+        method: the method with its options.
         base_name: name of the model's build.
-        attention_blocks: the attention blocks that were selected.
+        attention_blocks: the attention blocks that ``peft.blocks`` selected.
         depth: number n of attention blocks in the encoder.
-        first_trainable_block: first unit of the encoder that is trained, for
-            ``Sam.encode_prefix``: 0 to n - 1 a block, n the neck, n + 1 nothing in the encoder; -1:
-            the patch embedding, or what stands before it, is trained too, so there is no frozen
-            prefix.
+        first_trainable_block: index of the first trained unit of the encoder, for
+            ``Sam.encode_prefix``. 0 to n - 1 are blocks, n is the neck, and n + 1 means that
+            nothing in the encoder is trained. -1 means that the patch embedding, or a projection
+            before it, is trained, so that no part of the encoder is frozen.
         groups: names of the trained parameters by group: ``"input"`` (the projection of more than
             three channels), ``"embedding"``, ``"block 3"``, ``"neck"``, ``"decoder"``.
-        total: parameters of the model, with what was injected.
-        peft: what peft added, with its tuner.
+        total: number of parameters of the model, including the injected ones.
+        peft: the layers that the peft library added, with its tuners.
         parameters: the trained parameters by their name in the model.
     """
 
@@ -53,27 +53,27 @@ class Injection:
 
     @property
     def trainable(self) -> int:
-        """Number of trained parameters."""
+        """The number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     @property
     def share(self) -> float:
-        """Trained parameters over all parameters, 0 to 1."""
+        """The share of trained parameters among all, 0 to 1."""
         return self.trainable / self.total
 
     @property
     def has_frozen_prefix(self) -> bool:
-        """Whether ``Sam.encode_prefix(images, boundary)`` is constant during training."""
+        """Whether a first part of the encoder is frozen, so that its output can be kept."""
         return self.first_trainable_block >= 0
 
     @property
     def plain_peft(self) -> bool:
-        """Whether peft alone can load what is saved: it is one kind of peft's."""
+        """Whether the peft library alone can load the saved adapter: it has one kind of layer."""
         return self.method.plain_peft and len(self.peft) <= 1 and "input" not in self.groups
 
     @property
     def exact(self) -> tuple[str, ...]:
-        """Paths of the frozen linears whose exact values the arithmetic needs."""
+        """Paths of the frozen linears that must keep their exact values; see ``PeftLayers``."""
         return tuple(
             f"{name}.base_layer"
             for layers, _ in self.peft
@@ -86,7 +86,7 @@ class Injection:
         return sum(self.parameters[name].numel() for name in self.groups[group])
 
     def report(self) -> str:
-        """Return the sites, the trained and total parameters and their share, as lines of text."""
+        """Return blocks, trained parameters and frozen parts as lines of text."""
         encoder = sum(self.count(group) for group in self.groups if group != "decoder")
         decoder = self.trainable - encoder
         indices = (
@@ -108,10 +108,10 @@ class Injection:
         return "\n".join(f"{key:<8} {text}" for key, text in rows.items())
 
     def check_gradients(self) -> None:
-        """Check after the first backward pass that every group got a gradient.
+        """Check after the first backward pass that every group has a gradient.
 
         Raises:
-            RunError: naming the groups whose gradients are all missing or zero.
+            RunError: naming the groups in which every gradient is missing or zero.
         """
         dead = [
             name
@@ -127,8 +127,9 @@ class Injection:
             )
 
     def set_training(self, sam: Sam, enabled: bool = True) -> None:
-        """Switch the injected dropout on or off; everything frozen stays in evaluation mode."""
+        """Switch the adapter's dropout on or off; everything else stays in evaluation mode."""
         sam.eval()
+        # peft names its dropout modules lora_dropout, vera_dropout and so on.
         for name, module in sam.named_modules():
             if "_dropout." in name:
                 module.train(enabled)
@@ -139,17 +140,17 @@ def _has_gradient(parameter: nn.Parameter) -> bool:
 
 
 def inject(sam: Sam, method: Method) -> Injection:
-    """Freeze the model, add the method's modules, and mark what is trained.
+    """Freeze the model, add the method's modules, and choose the trained parameters.
 
-    The prompt encoder stays frozen; the decoder follows ``method.decoder``. The output is the same
-    as before until a step is taken.
+    The prompt encoder stays frozen. ``method.decoder`` decides about the decoder. The output of
+    the model does not change until the first training step.
 
     Args:
         sam: a model without an adapter; changed in place.
-        method: the options.
+        method: the method with its options.
 
     Raises:
-        ConfigError: when ``peft.blocks`` does not fit the encoder.
+        ConfigError: when the method or ``peft.blocks`` does not fit the encoder.
         AdapterError: when the model already carries an adapter.
     """
     from samadapt.methods import peft_library
@@ -182,7 +183,7 @@ def inject(sam: Sam, method: Method) -> Injection:
         base_name=sam.build.name,
         attention_blocks=attention_blocks,
         depth=len(every),
-        first_trainable_block=_boundary(groups, len(every)),
+        first_trainable_block=_first_trainable_block(groups, len(every)),
         groups=groups,
         total=sum(p.numel() for p in sam.parameters()),
         peft=added,
@@ -191,7 +192,7 @@ def inject(sam: Sam, method: Method) -> Injection:
 
 
 def _group(name: str, attention_blocks: Sequence[AttentionBlock]) -> str:
-    """Return the group of a trained parameter, by where it sits."""
+    """Return the group of a trained parameter, which follows from its place in the model."""
     if name.startswith(PROJECTION):
         return "input"
     if not name.startswith("image_encoder."):
@@ -202,8 +203,8 @@ def _group(name: str, attention_blocks: Sequence[AttentionBlock]) -> str:
     return "neck" if name.startswith("image_encoder.neck.") else "embedding"
 
 
-def _boundary(groups: Mapping[str, object], depth: int) -> int:
-    """Return the first trained unit of the encoder; see ``Injection.boundary``."""
+def _first_trainable_block(groups: Mapping[str, object], depth: int) -> int:
+    """Return the first trained unit of the encoder; see ``Injection.first_trainable_block``."""
     units = {"input": -1, "embedding": -1, "neck": depth, "decoder": depth + 1}
     blocks = {f"block {index}": index for index in range(depth)}
     return min(((units | blocks)[group] for group in groups), default=depth + 1)

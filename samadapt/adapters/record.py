@@ -1,9 +1,9 @@
-"""``samadapt.json``: what must be known to use an adapter, and the digests that protect it.
+"""``samadapt.json``: everything that is needed to use an adapter, with digests that protect it.
 
-A flipped bit, an edited class list or a threshold that is not a number must not change a mask
-silently. So the record holds the sha256 of the file of weights and of its own other entries, and
-both are compared at load. Every entry has bounds. Adapters that were written before the digests
-existed are loaded without that comparison.
+A flipped bit, an edited class list or a threshold of NaN must not change masks silently. The record
+therefore holds the sha256 of the weights file and of its own other entries. Loading compares both
+and checks that every entry is within bounds. Adapters from before the digests existed are loaded
+without this comparison.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from samadapt.system.settings import check_value
 RECORD = "samadapt.json"
 
 LOCAL_OPTIONS = ("root", "image", "label", "annotated", "on_error", "max_gb", "max_seconds")
-"""Keys of ``data`` that are about one machine, such as where files lie: never part of a record."""
+"""Keys of ``data`` that describe one machine, such as paths. They are never recorded."""
 
 MAX_IMAGE_SIZE = 16_384
 MAX_MASKS = 65_535
@@ -33,43 +33,43 @@ MAX_THRESHOLD = 1e6
 MAX_TEXT = 10_000
 MAX_NAME = 200
 MAX_DEPTH = 32
-"""Bounds of a record's entries: far above what any run writes, and harmless to work with."""
+"""Bounds of the entries: far above what any run writes, and still safe to work with."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """What must be known to use an adapter: ``samadapt.json``.
+    """The content of ``samadapt.json``.
 
     Attributes:
         base: name of the base model (a build).
         base_sha256: ``base_hash`` of the freshly loaded base.
-        checkpoint: where the base weights were found: a hint.
+        checkpoint: file name of the base weights, as a hint.
         image_size: side of the model's square in pixels.
-        num_masks: masks of a multimask output.
-        preprocessing: what the base expects of its input.
-        method: name and options; written by ``save_adapter``.
+        num_masks: number of masks of a multimask output.
+        preprocessing: how the base expects its input.
+        method: name and options of the method; ``save_adapter`` fills it in.
         intensity: the intensity rule.
-        classes: class names, background left out.
+        classes: names of the classes without the background.
         prompt: the prompt policy.
-        threshold: on logits.
-        scores: as in ``eval/summary.json``.
-        versions: of the packages that trained it; written by ``save_adapter`` if empty.
-        recipe: name or path.
+        threshold: threshold on logits.
+        scores: the scores as in ``eval/summary.json``.
+        versions: versions of the packages that trained it; ``save_adapter`` fills it in if empty.
+        recipe: name or path of the recipe.
         axis: axis along which volumes were sliced.
-        overlapping: a pixel may be of several classes, each of which has a mask of its own.
-        created: date and time, ISO 8601.
+        overlapping: a pixel may belong to several classes, each of which has its own mask.
+        created: date and time in ISO 8601.
         data: name of the data set, for the model card.
         licence: licence of the base weights, for the model card.
-        data_options: how the data set was read, for ``samadapt evaluate``; no path of the
-            machine that trained.
-        trained_on: the hash of each image that was trained on, with its slices, None for all of
-            them, so that ``samadapt evaluate`` scores none of them as held out; None: not known.
-        weights_sha256: of the file of weights beside the record; empty in adapters of versions
-            before 0.2. Written by ``save_adapter``.
-        input_channels: of the images; above 3 a trained projection brings them to SAM's three.
-        record_sha256: of all other entries (``digest_of``); written and empty as the former.
+        data_options: how the data set was read, for ``samadapt evaluate``; without paths.
+        trained_on: hash of each training image with its slices (None: all slices), so that
+            ``samadapt evaluate`` never scores them as held out; None: not known.
+        weights_sha256: sha256 of the weights file beside the record; empty in adapters of versions
+            before 0.2. ``save_adapter`` fills it in.
+        record_sha256: sha256 of all other entries (``digest_of``); the same holds.
+        input_channels: channels of the images. If there are more than 3, a trained projection maps
+            them to SAM's three.
     """
 
     base: str
@@ -99,12 +99,12 @@ class AdapterRecord:
 
 
 def write_record(directory: Path, record: AdapterRecord, weights: Path) -> None:
-    """Write ``samadapt.json`` with the digests of the weights and of its own entries.
+    """Write ``samadapt.json`` with digests of the weights and of its own entries.
 
     Args:
-        directory: to write into.
-        record: what to remember; options that name files of this machine are left out.
-        weights: the file of weights that the record is for.
+        directory: the folder to write into.
+        record: the entries; options that name files of this machine are left out.
+        weights: the weights file that the record belongs to.
     """
     record = replace(
         record,
@@ -113,20 +113,20 @@ def write_record(directory: Path, record: AdapterRecord, weights: Path) -> None:
         scores=_finite(record.scores),
         weights_sha256=sha256_of(weights),
     )
-    # As JSON holds them: the digest is compared with what is read back.
+    # Convert to what JSON can hold first, because the digest is compared with what is read back.
     values = json.loads(json.dumps(asdict(record)))
     write_json(directory / RECORD, {**values, "record_sha256": digest_of(values)})
 
 
 def read_record(directory: Path) -> AdapterRecord:
-    """Read ``samadapt.json``, check every entry, and compare the record with its own digest.
+    """Read ``samadapt.json``, check every entry, and compare the record with its digest.
 
     Raises:
-        AdapterError: when the directory or the file is missing or broken, lacks an entry, has one
-            of a wrong type or out of bounds, or was changed after it was written.
+        AdapterError: when the directory or file is missing or broken, when an entry is missing,
+            of a wrong type or out of bounds, or when the file was changed later.
     """
     if not directory.is_dir():
-        raise AdapterError(f"{directory}: expected an adapter directory; there is none")
+        raise AdapterError(f"{directory}: expected an adapter directory; the folder does not exist")
     path = directory / RECORD
     values = read_json(path)
     known = {item.name: item for item in fields(AdapterRecord)}
@@ -145,7 +145,7 @@ def read_record(directory: Path) -> AdapterRecord:
         except ValueError as error:
             raise AdapterError(f"{path}: {name}: {error}") from error
     record = AdapterRecord(**values)
-    if not signed:  # of an earlier version, which kept paths and scores that are not numbers
+    if not signed:  # an earlier version, which recorded paths and scores of NaN
         checkpoint = record.checkpoint and _bare_name(record.checkpoint)
         record = replace(record, checkpoint=checkpoint, scores=_finite(record.scores))
     for fault in _faults(record):
@@ -160,10 +160,10 @@ def read_record(directory: Path) -> AdapterRecord:
 
 
 def check_weights(directory: Path, weights: Path, record: AdapterRecord) -> None:
-    """Compare the file of weights with the digest that the record holds.
+    """Compare the weights file with the digest in the record.
 
     Raises:
-        AdapterError: naming the file; one bit of it differs from what was written.
+        AdapterError: naming the file, if even one bit differs.
     """
     if not record.weights_sha256:
         return  # written before the digests existed
@@ -179,7 +179,8 @@ def check_weights(directory: Path, weights: Path, record: AdapterRecord) -> None
 def digest_of(values: Mapping[str, Any]) -> str:
     """Return the sha256 of a record's entries, without ``record_sha256`` itself.
 
-    It is taken of JSON with sorted keys and no spaces, so layout and order do not matter.
+    It is computed from JSON with sorted keys and without spaces, so that layout and order of the
+    file do not matter.
     """
     rest = {key: value for key, value in values.items() if key != "record_sha256"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
@@ -193,17 +194,17 @@ def sha256_of(path: Path) -> str:
 
 
 def _bare_name(path: str) -> str:
-    """Return the last part of a path of any platform."""
+    """Return the file name of a path of any platform."""
     return PureWindowsPath(path).name
 
 
 def portable_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the data options that name files of one machine."""
+    """Return the data options without those that name files of one machine."""
     return {key: value for key, value in options.items() if key not in LOCAL_OPTIONS}
 
 
 def _finite(value: Any) -> Any:
-    """Return scores with null for what is not a number, as ``summary.json`` has it."""
+    """Return scores with null in place of NaN and infinity, as in ``summary.json``."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -212,7 +213,7 @@ def _finite(value: Any) -> Any:
 
 
 def _faults(record: AdapterRecord) -> Iterator[str]:
-    """Yield what is out of bounds, in words that follow the file's name."""
+    """Yield a message for every entry that is out of bounds."""
     for name, low, high in (
         ("image_size", 1, MAX_IMAGE_SIZE),
         ("num_masks", 1, MAX_MASKS),
@@ -239,7 +240,7 @@ def _faults(record: AdapterRecord) -> Iterator[str]:
 
 
 def _name_faults(record: AdapterRecord) -> Iterator[str]:
-    """Yield faults of names: of classes, and of files, which are looked for beside the record."""
+    """Yield a message for every bad class name or file name."""
     for name in record.classes:
         if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
             yield f"classes: expected names of 1 to {MAX_NAME} printable characters"
@@ -256,7 +257,7 @@ def _name_faults(record: AdapterRecord) -> Iterator[str]:
 
 
 def _value_faults(name: str, value: Any, depth: int) -> Iterator[str]:
-    """Yield what is not finite, too long or nested too deeply anywhere in an entry."""
+    """Yield a message for every value in an entry that is not finite, too long or too nested."""
     if depth == 0:
         yield f"{name}: expected at most {MAX_DEPTH} levels of nesting"
     elif isinstance(value, Mapping):

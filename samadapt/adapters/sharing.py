@@ -1,4 +1,4 @@
-"""Several adapted models over one base: each has modules of its own and the base's tensors."""
+"""Several adapted models that share the tensors of one base in memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ if TYPE_CHECKING:
 
 
 def share(base: Sam) -> Sam:
-    """Return a model to inject into that holds the base's tensors without a copy.
+    """Return a model for an adapter that shares the tensors of the base.
 
-    What an adapter loads over the base's own tensors, such as a trained decoder, is copied first,
-    so that the base and the other models over it stay as they are.
+    If an adapter later loads values over tensors of the base, such as a trained decoder, these
+    tensors are copied first. The base and the other models on it do not change.
 
     Args:
-        base: a plain model; only read.
+        base: a plain model, which is not changed.
     """
     from torch import nn
 
+    # deepcopy takes these objects from the memo instead of copying them.
     memo: dict[int, Any] = {id(buffer): buffer for buffer in base.buffers()}
     memo |= {id(p): nn.Parameter(p.data, requires_grad=False) for p in base.parameters()}
     twin = copy.deepcopy(base, memo)
@@ -28,7 +29,7 @@ def share(base: Sam) -> Sam:
 
 
 def _copy_first(module: Any, state_dict: dict[str, Any], *_: Any) -> None:
-    """Give the named parameters and buffers memory of their own; they stay the same objects."""
+    """Copy the memory of parameters and buffers that are about to be loaded; a pre-hook."""
     for tensors in (module.named_parameters(), module.named_buffers()):
         for name, tensor in tensors:
             if name in state_dict:

@@ -1,4 +1,4 @@
-"""The adapter directory: a peft directory with our record beside it. Saved whole or not at all."""
+"""The adapter directory: a PEFT directory plus ``samadapt.json``, written as a whole or not."""
 
 from __future__ import annotations
 
@@ -42,17 +42,18 @@ CARD = "README.md"
 
 
 def save_adapter(directory: Path, sam: Sam, injection: Injection, record: AdapterRecord) -> None:
-    """Write an adapter directory; an existing one is replaced only when the new one is complete.
+    """Write an adapter directory. An existing one is replaced when the new one is complete.
 
     Args:
-        directory: to create; its parent too.
+        directory: the folder to create, with its parents.
         sam: the adapted model.
         injection: what ``inject`` returned.
-        record: what to remember; ``method``, and ``versions`` if empty, are filled in here.
+        record: the entries of ``samadapt.json``; ``method`` is filled in here, and ``versions`` if
+            it is empty.
 
     Raises:
         AdapterError: when a weight is not finite, or the record contradicts the model.
-        WriteError: when the directory cannot be written; an existing one stays as it was.
+        WriteError: when the directory cannot be written; an existing one then stays as it is.
     """
     from safetensors.torch import save_file
     from torch import contiguous_format
@@ -61,13 +62,13 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
 
     if record.num_masks != sam.build.num_multimask:
         raise AdapterError(
-            f"{directory / RECORD}: num_masks {record.num_masks} is not what the model has: "
-            f"{sam.build.num_multimask}"
+            f"{directory / RECORD}: num_masks: the model has {sam.build.num_multimask}; got "
+            f"{record.num_masks}"
         )
     if record.input_channels != sam.input_channels:
         raise AdapterError(
-            f"{directory / RECORD}: input_channels {record.input_channels} is not what the model "
-            f"has: {sam.input_channels}"
+            f"{directory / RECORD}: input_channels: the model has {sam.input_channels}; got "
+            f"{record.input_channels}"
         )
     state = _stored(sam, injection)
     tensors = {
@@ -91,10 +92,10 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
 
 
 def load_into(directory: Path, sam: Sam, record: AdapterRecord | None = None) -> Injection:
-    """Inject into a freshly loaded base what an adapter directory holds.
+    """Load an adapter directory into a freshly loaded base.
 
-    Everything that can be checked beforehand is checked before the model is touched. If weights
-    are refused afterwards, the model must be loaded anew.
+    The record and the base are checked before the model is changed. If the weights are refused
+    later, the model must be loaded again.
 
     Args:
         directory: written by ``save_adapter``.
@@ -102,11 +103,11 @@ def load_into(directory: Path, sam: Sam, record: AdapterRecord | None = None) ->
         record: the directory's ``samadapt.json``, if the caller has read it already.
 
     Returns:
-        The injection; the parameters may be trained further.
+        The injection; its parameters can be trained further.
 
     Raises:
-        AdapterError: naming the file: missing or broken, of another base, image size or method, an
-            altered rank or alpha, missing or unexpected keys, wrong shapes, NaN weights.
+        AdapterError: naming the file. It is missing or broken; belongs to another base, image size
+            or method; has a changed rank or alpha, missing or unexpected keys, wrong shapes or NaN.
     """
     record = record or read_record(directory)
     method = _method(directory / RECORD, record)
@@ -145,13 +146,13 @@ def merge_adapter(sam: Sam, injection: Injection) -> None:
 
 
 def trainable_state(sam: Sam, injection: Injection) -> dict[str, Tensor]:
-    """Return copies on the CPU of the trained parameters, by their name in the model."""
+    """Return copies of the trained parameters on the CPU, by their name in the model."""
     parameters = dict(sam.named_parameters())
     return {name: parameters[name].detach().cpu().clone() for name in injection.parameters}
 
 
 def load_trainable_state(sam: Sam, injection: Injection, state: Mapping[str, Tensor]) -> None:
-    """Put back what ``trainable_state`` returned.
+    """Load what ``trainable_state`` returned.
 
     Raises:
         AdapterError: when names or shapes differ.
@@ -166,7 +167,7 @@ def load_trainable_state(sam: Sam, injection: Injection, state: Mapping[str, Ten
 
 
 def _stored(sam: Sam, injection: Injection) -> dict[str, Tensor]:
-    """Return what is stored: what peft saves of its layers, and all else that is trained."""
+    """Return the stored tensors: what peft saves for its layers, and all other trained ones."""
     stored: dict[str, Tensor] = {}
     for layers, tuner in injection.peft:
         stored |= peft_library.read_state(tuner, layers)
@@ -181,7 +182,7 @@ def _stored(sam: Sam, injection: Injection) -> dict[str, Tensor]:
 
 
 def _restore(sam: Sam, injection: Injection, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what ``_stored`` returned; keys and shapes have been checked."""
+    """Load what ``_stored`` returned, after keys and shapes have been checked."""
     left = dict(tensors)
     for layers, tuner in injection.peft:
         keys = peft_library.read_state(tuner, layers)
@@ -191,7 +192,7 @@ def _restore(sam: Sam, injection: Injection, tensors: Mapping[str, Tensor]) -> N
 
 
 def _peft_config(injection: Injection) -> dict[str, Any]:
-    """Return what ``adapter_config.json`` holds."""
+    """Return the content of ``adapter_config.json``."""
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
     method = injection.method
@@ -217,7 +218,7 @@ def _peft_config(injection: Injection) -> dict[str, Any]:
 
 
 def _loads_in_peft(sam: Sam, injection: Injection) -> bool:
-    """Whether peft alone can load it: it cannot give the base more mask tokens."""
+    """Whether peft alone can load the adapter; it cannot add mask tokens to the base."""
     from samadapt.sam.weights.builds import BUILDS
 
     original = BUILDS.get(sam.build.name, sam.build).num_multimask
@@ -238,7 +239,7 @@ def _method(path: Path, record: AdapterRecord) -> Method:
 
 
 def _check_base(path: Path, record: AdapterRecord, sam: Sam) -> None:
-    """Refuse another base than the adapter was trained on."""
+    """Refuse a base other than the one that the adapter was trained on."""
     from samadapt.sam.weights.loading import base_hash
 
     if record.image_size != sam.image_size:

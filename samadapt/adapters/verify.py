@@ -1,4 +1,4 @@
-"""What is read back is checked here; every refusal names the file."""
+"""Read and check the files of an adapter directory. Every error names the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from samadapt.system import atomic
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Of adapter_config.json, what does not change the loaded model's output.
+# Keys of adapter_config.json that do not change the output of the loaded model.
 _NEUTRAL = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -23,11 +23,11 @@ _NEUTRAL = {
     "revision",
     "task_type",
 }
-_DECISIVE = {"peft_type", "r", "lora_alpha", "target_modules", "method"}  # never left out
+_DECISIVE = {"peft_type", "r", "lora_alpha", "target_modules", "method"}  # always present
 
 
 def check_peft_config(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Refuse a configuration that says something else than the record.
+    """Refuse a PEFT configuration that contradicts the record.
 
     Raises:
         AdapterError: naming the key.
@@ -35,7 +35,7 @@ def check_peft_config(path: Path, found: dict[str, Any], expected: dict[str, Any
     every = (found.keys() | expected.keys()) - _NEUTRAL
     for key in sorted(every, key=lambda name: (name != "peft_type", name)):
         want, got = expected.get(key), found.get(key)
-        if key not in found and key not in _DECISIVE:  # from a version of peft without this option
+        if key not in found and key not in _DECISIVE:  # written by a version of peft without it
             continue
         if isinstance(want, list) and isinstance(got, list):
             want, got = sorted(want), sorted(got)
@@ -52,7 +52,7 @@ def _short(value: object) -> str:
 
 
 def check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse missing or unexpected keys, wrong shapes, and integers for numbers.
+    """Refuse missing or unexpected keys, wrong shapes, and integers in place of floats.
 
     Raises:
         AdapterError: naming the file and the first such key.
@@ -88,10 +88,10 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; all values are finite.
+    """Read a safetensors file and check that all values are finite.
 
     Raises:
-        AdapterError: when it is missing, broken, or a pickle in its place.
+        AdapterError: when the file is missing, broken, or a pickle.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -113,14 +113,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 MAX_JSON_BYTES = 64 * 2**20
-"""Of a JSON file that is read: the hashes of a million training images take as much."""
+"""Largest size of a JSON file that is read. The hashes of a million images take this much."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of at most ``MAX_JSON_BYTES``.
 
     Raises:
-        AdapterError: when it is missing, broken or too large.
+        AdapterError: when the file is missing, broken or too large.
     """
     if not path.is_file():
         raise AdapterError(f"{path}: the file is missing")

@@ -1,4 +1,4 @@
-"""An adapter written for other programs: one file a target, each read back before it says done."""
+"""Export adapters for other programs: one file a target. Every export is read back and compared."""
 
 from samadapt.export import hf, onnx, peft, sam
 from samadapt.export.target import TARGETS, Exported, Target, export_adapter

@@ -21,24 +21,25 @@ if TYPE_CHECKING:
 
 
 PIXEL_LIMIT = 3.0
-"""Grey levels of 255; transformers resizes with torchvision, we with Pillow."""
+"""Largest accepted difference in grey levels of 255. transformers resizes with torchvision,
+samadapt with Pillow."""
 
 
 @register("hf")
 @dataclass(frozen=True)
 class HuggingFace(Target):
-    """What ``SamModel.from_pretrained`` and the mask-generation pipeline load."""
+    """A directory for ``SamModel.from_pretrained`` and the mask-generation pipeline."""
 
     summary: ClassVar[str] = "a SamModel directory of transformers, with its processor"
     extra: ClassVar[str] = "hf"
     merges: ClassVar[bool] = True
 
     def refusal(self, adapted: Adapted) -> str:
-        """Refuse what cannot be merged, and encoders that transformers does not have."""
+        """Refuse adapters that cannot be merged, and encoders that transformers does not have."""
         return no_such_encoder(adapted) or merge_refusal(adapted)
 
     def write(self, adapted: Adapted, folder: Path) -> list[str]:
-        """Merge, rename, save model and processor."""
+        """Merge, rename, and save model and processor."""
         from samadapt.adapters.store import merge_adapter
 
         require_transformers()
@@ -54,7 +55,7 @@ class HuggingFace(Target):
         return [processor_note(sam, folder)]
 
     def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel:
-        """Load it with ``from_pretrained``."""
+        """Load the directory with ``from_pretrained``."""
         import transformers
 
         return TransformersModel(transformers.SamModel.from_pretrained(folder))
@@ -81,10 +82,10 @@ class HuggingFace(Target):
 
 
 class TransformersModel:
-    """A ``SamModel`` behind the two calls of ours."""
+    """A ``SamModel`` of transformers behind the calls of ``ProbedModel``."""
 
     def __init__(self, model: Any) -> None:
-        """Take the model."""
+        """Keep the model in evaluation mode."""
         self.model = model.eval()
 
     def encode(self, images: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class TransformersModel:
 
 
 def require_transformers() -> None:
-    """Raise ``MissingExtraError`` without transformers."""
+    """Raise ``MissingExtraError`` if transformers is not installed."""
     from importlib.util import find_spec
 
     if find_spec("transformers") is None:
@@ -116,7 +117,7 @@ def require_transformers() -> None:
 
 
 def no_such_encoder(adapted: Adapted) -> str:
-    """Return why transformers' ``SamModel`` cannot be this model; empty where it can."""
+    """Return why transformers' ``SamModel`` cannot hold this model; empty if it can."""
     if adapted.sam.build.encoder == "vit":
         return ""
     return f"transformers' SamModel has no TinyViT, the encoder of {adapted.record.base}"
@@ -160,7 +161,7 @@ def configuration(sam: Sam) -> Any:
 
 
 def processor(sam: Sam) -> Any:
-    """Return transformers' processor with the model's sizes and, where it has one, its scaling."""
+    """Return transformers' processor with the sizes and, if possible, the scaling of the model."""
     import transformers
 
     side, low = sam.image_size, 4 * sam.embedding_size
@@ -177,10 +178,10 @@ def processor(sam: Sam) -> Any:
 
 
 def processor_note(sam: Sam, folder: Path) -> str:
-    """Load the saved processor, give it a picture, and say how far its pixels are from ours.
+    """Run the saved processor on a picture and describe how much its pixels differ from ours.
 
     Raises:
-        RunError: further than rounding in the resize explains.
+        RunError: the difference is larger than rounding in the resize explains.
     """
     import numpy as np
     import transformers
@@ -215,7 +216,7 @@ def processor_note(sam: Sam, folder: Path) -> str:
 
 
 def _picture(side: int) -> NDArray[np.uint8]:
-    """Return an image that must be shrunk, of uneven sides and a narrow range of values."""
+    """Return a picture with unequal sides and a narrow range of values, larger than the model's."""
     import numpy as np
     from PIL import Image
 
@@ -225,7 +226,7 @@ def _picture(side: int) -> NDArray[np.uint8]:
 
 
 def _levels(sam: Sam, picture: NDArray[np.uint8], pixels: Tensor) -> float:
-    """Return the largest difference of pixels (1, 3, s, s) from ours, in steps of 255."""
+    """Return the largest difference of pixels (1, 3, s, s) from ours, in grey levels of 255."""
     import torch
 
     from samadapt.sam.embed import to_pixels

@@ -11,26 +11,26 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def check_name(name: str) -> None:
-    """Refuse, before anything is computed, what is no repository's name.
+    """Refuse an invalid repository name before anything is computed.
 
     Raises:
-        ConfigError: unless it is ``USER/NAME``.
+        ConfigError: the name is not ``USER/NAME``.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(f"push must be USER/NAME of the Hugging Face Hub; got {name!r}")
 
 
 def push(folder: Path, name: str, *, private: bool = False) -> str:
-    """Create the repository if there is none, and upload a folder with its model card.
+    """Create the repository if it does not exist, and upload a folder with its model card.
 
-    Address and token are the client's own: ``HF_ENDPOINT``, ``HF_TOKEN``, ``hf auth login``.
+    The Hub's own client finds address and token: ``HF_ENDPOINT``, ``HF_TOKEN``, ``hf auth login``.
 
     Returns:
         The address of the repository.
 
     Raises:
         ConfigError: for a wrong name.
-        RunError: the Hub refused, or was not reached; the folder stays.
+        RunError: the Hub refused or could not be reached; the folder stays.
     """
     from huggingface_hub import HfApi
 

@@ -1,4 +1,4 @@
-"""``to=onnx``: encoder and prompt-and-mask decoder for onnxruntime, in a browser or elsewhere."""
+"""``to=onnx``: encoder and prompt-and-mask decoder for onnxruntime, also in a browser."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ DECODER_INPUTS = (
     "orig_im_size",
 )
 DECODER_OUTPUTS = ("masks", "iou_predictions", "low_res_masks")
-"""Those of segment-anything's own export."""
+"""Inputs and outputs have the names of segment-anything's own export."""
 
 
 @register("onnx")
 @dataclass(frozen=True)
 class Onnx(Target):
-    """Two files. A method that cannot be merged stays in the encoder's graph as it is.
+    """Two files. A method that cannot be merged stays in the graph of the encoder as it is.
 
     Attributes:
-        precision: of the encoder's weights: ``"fp32"``, ``"fp16"``, or ``"int8"`` of its matrix
-            products (dynamic). The decoder stays fp32: its positions have too many turns for less.
+        precision: precision of the encoder's weights: ``"fp32"``, ``"fp16"``, or ``"int8"`` for
+            its matrix products (dynamic quantization). The decoder stays fp32, because the sines of
+            its position encoding lose their phase in lower precision.
 
     Raises:
         ConfigError: for another precision.
@@ -66,13 +67,13 @@ class Onnx(Target):
         return 1e-3 if self.precision == "fp32" else None
 
     def refusal(self, adapted: Adapted) -> str:
-        """Refuse only encoders that look at several slices at once."""
+        """Refuse encoders that see several slices at once; accept everything else."""
         if adapted.injection.method.stack > 1:
             return "its encoder takes stacks of slices, and the graph takes one image"
         return ""
 
     def write(self, adapted: Adapted, folder: Path) -> list[str]:
-        """Trace both parts, and shrink the encoder if asked to."""
+        """Trace both parts, and reduce the precision of the encoder if requested."""
         import torch
 
         from samadapt.export.onnx_decoder import PromptAndMaskDecoder
@@ -120,10 +121,10 @@ class Onnx(Target):
 
 
 class OnnxModel:
-    """Both files behind the two calls of ours."""
+    """The two files behind the calls of ``ProbedModel``."""
 
     def __init__(self, folder: Path, side: int) -> None:
-        """Open the files; ``side`` is that of a mask prompt."""
+        """Open the files; ``side`` is the side of a mask prompt."""
         self.side = side
         self.encoder, self.decoder = (session(folder / name) for name in (ENCODER, DECODER))
 
@@ -157,9 +158,10 @@ class OnnxModel:
 
 
 def merged_if_possible(adapted: Adapted) -> Sam:
-    """Return the model with the adapter folded in; what cannot be folded stays as it is.
+    """Return the model with the adapter folded in as far as possible.
 
-    Of a bottleneck with LoRA, LoRA is folded: peft's layers are not made for a graph.
+    If a bottleneck is combined with a LoRA, only the LoRA is folded, since peft's layers cannot be
+    traced.
     """
     from samadapt.adapters.base_model import open_adapter
     from samadapt.adapters.store import merge_adapter
@@ -170,18 +172,18 @@ def merged_if_possible(adapted: Adapted) -> Sam:
             merge_adapter(adapted.sam, adapted.injection)
         else:
             peft_library.merge_layers(adapted.sam)
-    except AdapterError:  # a kind of peft's that it does not merge; some layers may be merged now
+    except AdapterError:  # cannot be merged; some layers may already be, so load it again
         return open_adapter(adapted.directory, adapted.checkpoint).sam
     return adapted.sam
 
 
 def as_points(prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """Give prompts of one image as segment-anything's export takes them.
+    """Return the prompts of one image in the form of segment-anything's export.
 
     A box is two points labelled 2 and 3; points without a box get a padding point labelled -1.
 
     Returns:
-        Points (p, n, 2) in the model frame, and labels (p, n); n is 0 without a prompt.
+        Points (p, n, 2) in the model frame and labels (p, n). Without a prompt n is 0.
     """
     import torch
 
@@ -207,7 +209,7 @@ def session(path: Path) -> Any:
 
 
 def require_onnx() -> None:
-    """Raise ``MissingExtraError`` without onnx or onnxruntime."""
+    """Raise ``MissingExtraError`` if onnx or onnxruntime is not installed."""
     from importlib.util import find_spec
 
     for package in ("onnx", "onnxruntime"):
@@ -223,11 +225,11 @@ def trace(
     outputs: tuple[str, ...],
     dynamic: dict[str, dict[int, str]] | None = None,
 ) -> None:
-    """Write a module's graph, by the exporter that follows sizes given as values."""
+    """Write the graph of a module with torch's tracing exporter, which supports sizes as inputs."""
     import torch
 
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the tracer: the shapes it speaks of are fixed here
+        warnings.simplefilter("ignore")  # the tracer warns about shapes, which are fixed here
         torch.onnx.export(
             module,
             example,
@@ -241,7 +243,7 @@ def trace(
 
 
 def shrink(path: Path, precision: str) -> None:
-    """Bring a file's weights to fp16, or those of its matrix products to int8."""
+    """Convert the weights of a file to fp16, or those of its matrix products to int8."""
     if precision == "fp16":
         import onnx
         from onnxruntime.transformers.float16 import convert_float_to_float16

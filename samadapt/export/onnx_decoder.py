@@ -1,8 +1,7 @@
-"""Prompt encoder, mask decoder and resizing as one graph, with segment-anything's inputs.
+"""Prompt encoder, mask decoder and resizing as one graph with segment-anything's inputs.
 
-The same layers as ``Sam.decode`` in their plain form, without its shortcuts: every one of them is
-called for any number of prompts and points. Imports torch; ``onnx.py`` imports this file when it
-writes.
+These are the layers of ``Sam.decode`` in plain form. ``Sam.decode`` takes shortcuts that depend on
+the number of prompts and points; a traced graph must run every layer for any number.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from samadapt.sam.model import Sam
 
 
 class PromptAndMaskDecoder(nn.Module):
-    """Masks of p prompts for one image.
+    """Predicts the masks of p prompts for one image.
 
     Args:
-        sam: the model; its layers are used, not copied.
+        sam: the model, whose layers are used without a copy.
     """
 
     def __init__(self, sam: Sam) -> None:
-        """Take the layers."""
+        """Keep references to the layers."""
         super().__init__()
         self.prompts, self.decoder = sam.prompt_encoder, sam.mask_decoder
         self.size, self.side = sam.image_size, sam.embedding_size
         self.squash = sam.preprocessing.resize == "squash"
 
     def example(self) -> tuple[Tensor, ...]:
-        """Return inputs of every kind, with two prompts of three points."""
+        """Return example inputs for tracing: two prompts of three points."""
         low = 4 * self.side
         return (
             torch.randn(1, self.prompts.width, self.side, self.side),
@@ -51,19 +50,19 @@ class PromptAndMaskDecoder(nn.Module):
         has_mask_input: Tensor,
         orig_im_size: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Decode.
+        """Predict the masks.
 
         Args:
             image_embeddings: (1, c, g, g).
             point_coords: (p, n, 2), (x, y) in the model frame.
             point_labels: (p, n); 1 foreground, 0 background, -1 padding, 2 and 3 a box's corners.
             mask_input: (1, 1, 4g, 4g) logits, for all prompts.
-            has_mask_input: (1), 1 to use it, else 0.
+            has_mask_input: (1), 1 to use ``mask_input``, else 0.
             orig_im_size: (2), height and width of the image in pixels.
 
         Returns:
-            Logits (p, m, height, width), IoU estimates (p, m) and logits (p, m, 4g, 4g) of all
-            m mask tokens; the first is the single mask.
+            Logits (p, m, height, width), IoU estimates (p, m) and logits (p, m, 4g, 4g) of all m
+            mask tokens. The first one is the single mask.
         """
         sparse = self._embed_points(point_coords, point_labels)
         given = self.prompts.mask_downscaling(mask_input)
@@ -81,12 +80,14 @@ class PromptAndMaskDecoder(nn.Module):
         return embedded
 
     def _decode(self, image: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
-        """Give logits (p, m, 4g, 4g) and IoU estimates (p, m) of image (1, c, g, g)."""
+        """Return logits (p, m, 4g, 4g) and IoU estimates (p, m) for an image (1, c, g, g)."""
         decoder = self.decoder
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         position = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], dim=1)
         place = self.prompts.dense_position().flatten(1).t()
-        cells = image.flatten(2).transpose(1, 2)  # (1, g * g, c) until the prompts enter it
+        cells = image.flatten(2).transpose(
+            1, 2
+        )  # (1, g * g, c); (p, g * g, c) after the first layer
         tokens = position
         for layer in decoder.transformer.layers:
             tokens, cells = _two_ways(layer, tokens, cells, position, place)
@@ -102,7 +103,7 @@ class PromptAndMaskDecoder(nn.Module):
         return low, iou
 
     def _upscale(self, x: Tensor) -> Tensor:
-        """Give (p, c / 8, 4g, 4g) of (p, c, g, g)."""
+        """Upscale (p, c, g, g) to (p, c / 8, 4g, 4g)."""
         first, norm, _, second, _ = list[Any](self.decoder.output_upscaling)
         x = functional.conv_transpose2d(x, first.weight, first.bias, stride=2)
         last = x.permute(0, 2, 3, 1)
@@ -110,7 +111,7 @@ class PromptAndMaskDecoder(nn.Module):
         return functional.gelu(functional.conv_transpose2d(x, second.weight, second.bias, stride=2))
 
     def _resize(self, low: Tensor, size: Tensor) -> Tensor:
-        """Bring logits to the original frame, as ``Sam.postprocess``."""
+        """Resize logits to the original frame, as ``Sam.postprocess`` does."""
         square = functional.interpolate(low, (self.size, self.size), mode="bilinear")
         if not self.squash:
             inner = torch.floor(size * (self.size / size.max()) + 0.5).to(torch.int64)
@@ -142,6 +143,6 @@ def _attend(layer: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     ]
     scores = (heads[0] * heads[0].shape[-1] ** -0.5) @ heads[1].transpose(2, 3)
     out: Tensor = layer.out_proj((scores.softmax(-1) @ heads[2]).transpose(1, 2).flatten(2))
-    for hook in layer._forward_hooks.values():  # what a method put behind the attention
+    for hook in layer._forward_hooks.values():  # modules that a method attached to the attention
         out = hook(layer, (q, k, v), out)
     return out

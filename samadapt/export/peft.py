@@ -1,4 +1,4 @@
-"""``to=peft``: what ``PeftModel.from_pretrained`` puts onto segment-anything's or HF's model."""
+"""``to=peft``: a PEFT directory for ``PeftModel.from_pretrained``, with SAM's or HF's names."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Peft(Target):
         return 1e-5
 
     def refusal(self, adapted: Adapted) -> str:
-        """Refuse kinds that peft does not have, and what it cannot put onto a plain base."""
+        """Refuse methods that peft does not have, or that it cannot add to a plain base."""
         from samadapt.sam.weights.builds import BUILDS
 
         method, own = adapted.injection.method, BUILDS[adapted.record.base].num_multimask
@@ -73,7 +73,7 @@ class Peft(Target):
         return hf.no_such_encoder(adapted) if self.naming == "transformers" else ""
 
     def write(self, adapted: Adapted, folder: Path) -> list[str]:
-        """Copy the adapter's own two files; rename modules for transformers."""
+        """Copy the two files of the adapter; for transformers, rename the modules in them."""
         from safetensors.torch import load_file, save_file
 
         from samadapt.adapters.store import PEFT_CONFIG, WEIGHTS
@@ -92,7 +92,7 @@ class Peft(Target):
         return []
 
     def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel:
-        """Let peft put it onto a fresh base."""
+        """Load it onto a fresh base with peft."""
         from peft import PeftModel
 
         from samadapt.sam.weights.loading import load_sam
@@ -107,7 +107,7 @@ class Peft(Target):
         return hf.TransformersModel(adapted_model.eval().base_model.model)
 
     def how_to_load(self, adapted: Adapted) -> str:
-        """Return code for peft."""
+        """Return code that loads it with peft."""
         head = "from peft import PeftModel\n"
         if self.naming == "transformers":
             name = HUB_NAMES.get(adapted.record.base, "PATH/OF/THE/BASE")
@@ -130,7 +130,8 @@ HUB_NAMES = {
 """The published ``SamModel`` of each build."""
 
 ITS_EPSILON = 'mask_decoder_config={"layer_norm_eps": 1e-5}'
-"""segment-anything's; the published configurations say 1e-6 (3e-5 of 0.4 in a random vit_b)."""
+"""The epsilon of segment-anything. The published configurations have 1e-6, which changes logits of
+a random vit_b by 3e-5 of 0.4."""
 
 
 def base_in_transformers(sam: Sam) -> Any:
@@ -145,7 +146,7 @@ def base_in_transformers(sam: Sam) -> Any:
 
 
 def transformers_names(sam: Sam) -> dict[str, str]:
-    """Map the state-dict names of transformers' ``SamModel`` of a model's numbers to ours."""
+    """Map state-dict names of transformers' ``SamModel`` to ours, for a model of the same sizes."""
     hf.require_transformers()
     import torch
     import transformers
@@ -155,10 +156,10 @@ def transformers_names(sam: Sam) -> dict[str, str]:
 
 
 class Renaming:
-    """From our module names to those of transformers' ``SamModel``."""
+    """Renames our modules to those of transformers' ``SamModel``."""
 
     def __init__(self, sam: Sam) -> None:
-        """Read transformers' names off an empty model of the same numbers."""
+        """Take transformers' names from an empty model of the same sizes."""
         self.parameters = {ours: theirs for theirs, ours in transformers_names(sam).items()}
         self.modules = {
             ours.rpartition(".")[0]: theirs.rpartition(".")[0]
@@ -168,10 +169,11 @@ class Renaming:
     def key(self, name: str) -> str:
         """Rename a stored tensor: a parameter of the base, or one that peft adds to a module.
 
-        What all modules share lies beside the model (``base_model.vera_A``) and keeps its name.
+        Tensors that all modules share, such as ``base_model.vera_A``, are stored beside the model
+        and keep their names.
 
         Raises:
-            AdapterError: for a tensor of no module.
+            AdapterError: for a tensor that belongs to no module.
         """
         if not name.startswith(PREFIX):
             return name
@@ -182,11 +184,11 @@ class Renaming:
         while module and module not in self.modules:
             module = module.rpartition(".")[0]
         if not module:
-            raise AdapterError(f"naming=transformers: {name} is of no module of SamModel")
+            raise AdapterError(f"naming=transformers: {name} belongs to no module of SamModel")
         return PREFIX + self.modules[module] + bare.removeprefix(module)
 
     def values(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Rename the modules that ``adapter_config.json`` names, wherever it does."""
+        """Rename all module names in ``adapter_config.json``."""
         return {key: self._value(value) for key, value in config.items()}
 
     def _value(self, value: Any) -> Any:

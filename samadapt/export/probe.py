@@ -1,4 +1,4 @@
-"""The same image and prompts put to two models, and how far apart their answers are."""
+"""Run two models on the same image and prompts, and measure how much their outputs differ."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ProbedModel(Protocol):
-    """What is asked: ``Sam`` itself, or another program's model behind the same two calls."""
+    """The two calls that are compared: of ``Sam`` itself, or of a wrapper of another model."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Embed preprocessed images (b, 3, s, s) as (b, c, g, g)."""
@@ -28,14 +28,14 @@ class ProbedModel(Protocol):
 
 @dataclass(frozen=True)
 class Difference:
-    """How far apart two models are on the probe.
+    """How much two models differ on the probe.
 
     Attributes:
         logits: largest difference of a logit.
         iou: largest difference of an IoU estimate.
-        largest: the largest logit, for scale.
-        disagreement: share of pixels on different sides of 0.
-        limit: allowed share of the largest logit (at least 1); None: any.
+        largest: the largest logit, as a scale.
+        disagreement: share of pixels whose logits have different signs.
+        limit: allowed difference as a share of the largest logit (at least 1); None: any.
     """
 
     logits: float
@@ -46,13 +46,13 @@ class Difference:
 
     @property
     def is_small(self) -> bool:
-        """Whether it is within the limit."""
+        """Whether the differences are within the limit."""
         if self.limit is None:
             return True
         return max(self.logits, self.iou) <= self.limit * max(1.0, self.largest)
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return the differences in one line."""
         limit = "" if self.limit is None else f"; limit {self.limit:g} of the largest"
         return (
             f"largest difference {self.logits:.2e} in logits (to {self.largest:.3g}{limit}), "
@@ -61,11 +61,11 @@ class Difference:
 
 
 def answers(model: ProbedModel, like: Sam | None = None) -> list[MaskOutput]:
-    """Put the probe to a model.
+    """Run the probe on a model.
 
     Args:
-        model: what is asked.
-        like: gives the sizes; the model itself if None.
+        model: the model to run.
+        like: a ``Sam`` with the same sizes; None: the model itself.
     """
     sam: Sam = model if like is None else like  # type: ignore[assignment]
     side = sam.image_size
@@ -84,11 +84,11 @@ def answers(model: ProbedModel, like: Sam | None = None) -> list[MaskOutput]:
 
 
 def questions(side: int, low: int) -> list[tuple[Prompts, bool]]:
-    """Return prompts of every kind, each with whether several masks are wanted.
+    """Return prompts of every kind, each with whether several masks are requested.
 
     Args:
-        side: of the model's square in pixels.
-        low: side of a mask that is a prompt.
+        side: side of the model's square in pixels.
+        low: side of a mask prompt in pixels.
     """
     boxes = side * torch.tensor([[[0.1, 0.15, 0.6, 0.7], [0.3, 0.2, 0.9, 0.8]]])
     points = side * torch.tensor([[[[0.4, 0.3], [0.7, 0.8]], [[0.5, 0.5], [0.1, 0.9]]]])
@@ -106,7 +106,7 @@ def questions(side: int, low: int) -> list[tuple[Prompts, bool]]:
 def compare(
     expected: Sequence[MaskOutput], found: Sequence[MaskOutput], limit: float | None
 ) -> Difference:
-    """Compare two models' answers."""
+    """Compare the outputs of two models."""
     pairs = list(zip(expected, found, strict=True))
     pixels = sum(want.logits.numel() for want in expected)
     crossed = sum(int(((w.logits > 0) != (f.logits > 0)).sum()) for w, f in pairs)

@@ -1,4 +1,4 @@
-"""``to=sam``: the adapter folded into one file in the format of the published weights."""
+"""``to=sam``: one weights file in segment-anything's format, with the adapter folded in."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SAFE_FILE = "model.safetensors"
 @register("sam")
 @dataclass(frozen=True)
 class SamFile(Target):
-    """``model.pth`` and the same as ``model.safetensors``."""
+    """``model.pth``, and the same tensors as ``model.safetensors``."""
 
     summary: ClassVar[str] = "merged weights in segment-anything's format"
     merges: ClassVar[bool] = True
 
     def refusal(self, adapted: Adapted) -> str:
-        """Refuse what cannot be merged."""
+        """Refuse adapters that cannot be merged."""
         return merge_refusal(adapted)
 
     def write(self, adapted: Adapted, folder: Path) -> list[str]:
-        """Merge and save under the names of the published file."""
+        """Merge, and save under the names of the published files."""
         import torch
         from safetensors.torch import save_file
 
@@ -47,7 +47,7 @@ class SamFile(Target):
         return _notes(adapted)
 
     def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel:
-        """Load the ``.pth`` strictly, with tensors only, and check that both files are equal."""
+        """Load the ``.pth`` strictly, tensors only, and check that both files are equal."""
         from samadapt.errors import RunError
         from samadapt.sam.weights.loading import base_hash, load_sam
 
@@ -58,7 +58,7 @@ class SamFile(Target):
         return sam
 
     def how_to_load(self, adapted: Adapted) -> str:
-        """Return code for segment-anything where it has this build, else for samadapt."""
+        """Return code for segment-anything if it has this build, else for samadapt."""
         name = adapted.record.base
         registry = "vit_b" if name == "medsam" else name
         if registry in ("vit_b", "vit_l", "vit_h") and not _notes(adapted):
@@ -76,7 +76,7 @@ class SamFile(Target):
 
 
 def _notes(adapted: Adapted) -> list[str]:
-    """Say where the model's sizes are not those that the published code builds."""
+    """Return notes where the sizes of the model differ from those of the published code."""
     from samadapt.sam.weights.builds import BUILDS
 
     build = BUILDS[adapted.record.base]

@@ -1,4 +1,4 @@
-"""What every export target has in common: refuse, write, read back, compare, and only then keep."""
+"""What all export targets share: refuse, write, read back, compare, and only then keep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from samadapt.export.probe import Difference, ProbedModel
 
 TARGETS: dict[str, type[Target]] = {}
-"""Every target by the name that ``to=NAME`` takes; filled by ``register``."""
+"""Every target by its name in ``to=NAME``; ``register`` fills it."""
 
 TargetT = TypeVar("TargetT", bound="Target")
 CARD = "README.md"
@@ -24,14 +24,14 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """Options that a target has, and what it must be able to do."""
+    """The options of a target, and the steps that every target implements."""
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     extra: ClassVar[str] = ""
-    """The extra of samadapt that brings what it needs."""
+    """The extra of samadapt that installs the packages it needs."""
     merges: ClassVar[bool] = False
-    """Whether the adapter must be folded into SAM's weights."""
+    """Whether the target folds the adapter into SAM's weights."""
 
     @property
     def limit(self) -> float | None:
@@ -40,35 +40,35 @@ class Target(ABC):
 
     @abstractmethod
     def refusal(self, adapted: Adapted) -> str:
-        """Return why this adapter cannot be exported so; empty where it can."""
+        """Return why this adapter cannot be exported to this target; empty if it can."""
 
     @abstractmethod
     def write(self, adapted: Adapted, folder: Path) -> list[str]:
-        """Write the files into an empty folder; may change the adapted model.
+        """Write the files into an empty folder. This may change the adapted model.
 
         Returns:
-            What the user should know about them.
+            Notes for the user.
         """
 
     @abstractmethod
     def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel:
-        """Load what was written, as its user will."""
+        """Load the written files in the way that a user does."""
 
     @abstractmethod
     def how_to_load(self, adapted: Adapted) -> str:
-        """Return Python code for the model card."""
+        """Return Python code that loads the export, for the model card."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was exported.
+    """A finished export.
 
     Attributes:
         to: name of the target.
         output: the folder.
-        files: names and sizes in bytes.
-        difference: between the adapted model and what was read back.
-        notes: what the user should know.
+        files: size in bytes by file name.
+        difference: difference between the adapted model and what was read back.
+        notes: notes for the user.
     """
 
     to: str
@@ -79,7 +79,7 @@ class Exported:
 
 
 def register(name: str) -> Callable[[type[TargetT]], type[TargetT]]:
-    """Return a decorator that lists a target under ``name``."""
+    """Return a decorator that makes a target available as ``to=name``."""
 
     def add(cls: type[TargetT]) -> type[TargetT]:
         cls.name = name
@@ -90,7 +90,7 @@ def register(name: str) -> Callable[[type[TargetT]], type[TargetT]]:
 
 
 def merge_refusal(adapted: Adapted) -> str:
-    """Return why an adapter cannot be folded into SAM's weights; empty where it can."""
+    """Return why an adapter cannot be folded into SAM's weights; empty if it can."""
     method = adapted.injection.method
     if method.can_merge:
         return ""
@@ -104,20 +104,20 @@ def export_adapter(
     *,
     checkpoint: str | Path | None = None,
 ) -> Exported:
-    """Write an adapter for another program, load that back, compare, and keep it if it is equal.
+    """Write an adapter for another program, read it back, and keep it if the outputs agree.
 
     Args:
-        directory: the adapter.
+        directory: the adapter directory.
         target: the target with its options.
-        output: folder to create; an empty one may exist.
-        checkpoint: file of the base weights, if it is not where the adapter says.
+        output: the folder to create; it may exist if it is empty.
+        checkpoint: file of the base weights; None: as the adapter records.
 
     Raises:
-        AdapterError: the adapter is refused, or this target cannot hold it; then it names those
-            that can.
+        AdapterError: the adapter is broken, or this target cannot hold it. The message names the
+            targets that can.
         WeightsError: the base weights are not found.
         MissingExtraError: a package that the target needs is not installed.
-        RunError: what was read back does not predict the same; nothing is kept.
+        RunError: what was read back predicts something else; nothing is kept.
     """
     from samadapt.adapters.base_model import open_adapter
     from samadapt.adapters.card import BACKGROUND_TOKEN
@@ -128,9 +128,9 @@ def export_adapter(
     adapted = open_adapter(directory, checkpoint)
     if adapted.record.input_channels > 3:
         raise AdapterError(
-            f"to={target.name}: this adapter brings {adapted.record.input_channels} channels to "
-            "SAM's three by a trained projection, which no export format has a place for; use it "
-            "with samadapt predict or samadapt.load_adapter"
+            f"to={target.name}: this adapter maps {adapted.record.input_channels} channels to "
+            "SAM's three by a trained projection, which no export format can hold; use it with samadapt "
+            "predict or samadapt.load_adapter"
         )
     if reason := target.refusal(adapted):
         raise _refused(adapted, target, reason)
@@ -154,7 +154,7 @@ def export_adapter(
 def _write(target: Target, adapted: Adapted, folder: Path) -> list[str]:
     try:
         return target.write(adapted, folder)
-    except AdapterError as error:  # a kind of peft's that it turns out not to merge
+    except AdapterError as error:  # a kind of peft layer that cannot be merged after all
         if not target.merges:
             raise
         raise _refused(adapted, target, str(error), merging_failed=True) from error
@@ -163,7 +163,7 @@ def _write(target: Target, adapted: Adapted, folder: Path) -> list[str]:
 def _refused(
     adapted: Adapted, target: Target, reason: str, *, merging_failed: bool = False
 ) -> AdapterError:
-    """Return the refusal of a target, with the targets that are left."""
+    """Return the error for a refused adapter; it names the targets that remain."""
     others = _others(adapted, target, merging_failed=merging_failed)
     return AdapterError(
         f"{adapted.directory}: to={target.name}: {reason}; it can be exported to "
@@ -172,7 +172,7 @@ def _refused(
 
 
 def _others(adapted: Adapted, target: Target, *, merging_failed: bool = False) -> str:
-    """Return the targets that would take an adapter; the same with other options is among them."""
+    """Return the names of the targets that can hold an adapter, this one with other options too."""
     fit = (
         name
         for name, cls in TARGETS.items()
@@ -182,7 +182,7 @@ def _others(adapted: Adapted, target: Target, *, merging_failed: bool = False) -
 
 
 def check_output(output: Path) -> None:
-    """Refuse, before any model is loaded, a folder that holds something.
+    """Refuse a folder that is not empty, before any model is loaded.
 
     Raises:
         AdapterError: naming it.

@@ -1,4 +1,4 @@
-"""Adapters that other projects trained, read as ours: one file a source, known by its keys."""
+"""Import adapters of other projects: one file a source, which is recognised by its keys."""
 
 from samadapt.imports import peft_directory, slices, surgery
 from samadapt.imports.adopt import Imported, import_adapter

@@ -1,4 +1,4 @@
-"""A foreign adapter written as ours, and compared with what was read before it is kept."""
+"""Convert a foreign adapter to ours, and compare both before the result is kept."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ LIMIT = 1e-4
 
 @dataclass(frozen=True)
 class Imported:
-    """What was imported.
+    """A finished import.
 
     Attributes:
-        source: the project whose format it was.
+        source: the project that the format belongs to.
         output: the adapter directory.
         method: the method with its options.
-        difference: between the base with what was read folded in, and the adapter.
-        notes: what the user should know.
+        difference: difference between the base with the foreign updates folded in, and the adapter.
+        notes: notes for the user.
     """
 
     source: str
@@ -56,26 +56,26 @@ def import_adapter(
     classes: Sequence[str] = (),
     intensity: str = "rgb",
 ) -> Imported:
-    """Write a foreign adapter as an adapter directory of ours.
+    """Write a foreign adapter as an adapter directory of samadapt.
 
-    What the source changed and no adapter holds (a prompt encoder, LoRA on other linears) goes
-    into a copy of the base beside the adapter, which then uses that.
+    Changes that no adapter here can hold (of the prompt encoder, or LoRA on other linears) go into
+    a copy of the base beside the adapter, which then uses this copy.
 
     Args:
         path: a ``.pth`` or safetensors file, or a PEFT directory.
-        output: folder to create.
+        output: the folder to create.
         model: name of the base's build.
         checkpoint: file of the base weights; None: found by name.
-        image_size: side that it was trained at, in pixels; the base's own if None.
-        scale: what the source multiplies its updates by, where its file does not say.
+        image_size: image side in pixels at which it was trained; None: that of the base.
+        scale: factor of the updates in the source, if its file does not hold it.
         prompt: ``"box"``, ``"point"`` or ``"semantic"``; None: semantic for SAMed, else box.
-        classes: names; numbered if empty.
+        classes: names of the classes; empty: they are numbered.
         intensity: the intensity rule's name.
 
     Raises:
-        AdapterError: no format that is known, or it does not fit the model.
+        AdapterError: the format is unknown, or the adapter does not fit the model.
         WeightsError: a file cannot be read.
-        RunError: the adapter does not predict as what was read does.
+        RunError: the adapter predicts something else than the source.
     """
     from samadapt.adapters.card import base_licence
     from samadapt.adapters.record import AdapterRecord
@@ -113,10 +113,10 @@ def import_adapter(
 
 
 def read_foreign(path: Path, base: Sam, scale: float = 1.0) -> Foreign:
-    """Read a foreign adapter, known by its keys.
+    """Read a foreign adapter; its keys tell the format.
 
     Raises:
-        AdapterError: nobody's, or it does not fit the base; names the file.
+        AdapterError: the format is unknown, or it does not fit the base; names the file.
     """
     from samadapt.adapters.store import PEFT_CONFIG
     from samadapt.adapters.verify import check_finite, read_json
@@ -124,29 +124,33 @@ def read_foreign(path: Path, base: Sam, scale: float = 1.0) -> Foreign:
 
     config = read_json(path / PEFT_CONFIG) if path.is_dir() else {}
     file = _weights_of(path) if path.is_dir() else path
-    tensors = {name: x.float() for name, x in read_tensors(file).items()}  # products not in half
+    tensors = {
+        name: x.float() for name, x in read_tensors(file).items()
+    }  # so that products are not computed in half precision
     check_finite(tensors, file)
-    for reader in FOREIGN_FORMATS:
-        if reader.knows(tensors, config):
-            foreign = reader.read(file, tensors, config, base, scale)
+    for known_format in FOREIGN_FORMATS:
+        if known_format.knows(tensors, config):
+            foreign = known_format.read(file, tensors, config, base, scale)
             _check_shapes(file, foreign, base)
             return foreign
-    known = "; ".join(reader.source for reader in FOREIGN_FORMATS)
+    known = "; ".join(known_format.source for known_format in FOREIGN_FORMATS)
     raise AdapterError(
-        f"{file}: no adapter that is known ({known}); its keys begin with "
+        f"{file}: expected an adapter in a known format ({known}); its keys begin with "
         f"{', '.join(sorted(tensors)[:3])}"
     )
 
 
 def _weights_of(folder: Path) -> Path:
-    """Return the file of a PEFT directory's weights; the older name is a pickle of tensors."""
+    """Return the weights file of a PEFT directory; the older format is a pickle of tensors."""
     from samadapt.adapters.store import WEIGHTS
 
     names = (WEIGHTS, "adapter_model.bin")
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise AdapterError(f"{folder}: a PEFT directory holds {' or '.join(names)}; there is neither")
+    raise AdapterError(
+        f"{folder}: expected a PEFT directory with {' or '.join(names)}; neither file exists"
+    )
 
 
 def _check_shapes(path: Path, foreign: Foreign, base: Sam) -> None:
@@ -168,7 +172,7 @@ def _check_shapes(path: Path, foreign: Foreign, base: Sam) -> None:
 
 
 def _state_like(foreign: Foreign, base: Sam) -> dict[str, Tensor]:
-    """Return the state dict of the base with as many mask tokens as the source has."""
+    """Return the state dict of the base with the source's number of mask tokens."""
     decoder = copy.deepcopy(base.mask_decoder)
     tokens = foreign.whole.get("mask_decoder.mask_tokens.weight")
     if tokens is not None and len(tokens) > 1:
@@ -221,7 +225,7 @@ def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> 
 
 
 def as_the_source(foreign: Foreign, base: Sam, masks: int) -> Sam:
-    """Return a copy of the base with every update folded in, as we read the source."""
+    """Return a copy of the base with all foreign updates folded in, as the reference."""
     sam = copy.deepcopy(base)
     if masks != sam.build.num_multimask:
         sam.resize_mask_tokens(masks)
@@ -234,7 +238,7 @@ def as_the_source(foreign: Foreign, base: Sam, masks: int) -> Sam:
 def _change_base(
     foreign: Foreign, base: Sam, attention_blocks: Mapping[str, AttentionBlock]
 ) -> str:
-    """Put into the base what no adapter of ours holds; return what that is."""
+    """Change the base where no adapter here can; return a description of the changes."""
     state = base.state_dict()
     whole = {
         name: value
@@ -256,10 +260,11 @@ def _as_lora(
     attention_blocks: Mapping[str, AttentionBlock],
     has_decoder: bool,
 ) -> tuple[Method, dict[str, Tensor]]:
-    """Return our method for updates of qkv, and its weights by state-dict name.
+    """Return our LoRA for updates of qkv, and its weights by state-dict name.
 
-    Blocks of B that no slice shares with another give the same rank as the source; else every
-    slice gets the whole of A.
+    The source has one A (r, width) and B (3 width, r) for each qkv. If every slice of B has its own
+    columns ("compact"), A is split among the slices, and the total rank stays r. Otherwise every
+    slice gets the whole of A, and the total rank is r times the number of slices.
     """
     import torch
 
@@ -282,6 +287,7 @@ def _as_lora(
     weights = {}
     for name, (a, _) in updates.items():
         grid, block = grids[name], attention_blocks[name]
+        # dense is B in the order (q | k | v, channel): only columns of the own slice are not zero.
         dense = a.new_zeros(3, block.width, count * rank)
         for i, row in enumerate(rows):
             part = slice(i * rank, i * rank + (rank if compact else grid.shape[2]))
@@ -304,13 +310,13 @@ def _as_lora(
 
 
 def _by_slice(b: Tensor, block: AttentionBlock) -> Tensor:
-    """Order B (3 width, r) as (3, width, r): q, k and v."""
+    """Return B (3 width, r) as (3, width, r), in the order q, k, v."""
     groups = block.heads if block.qkv_order == "head_qkv" else 1
     return b.reshape(groups, 3, -1, b.shape[1]).transpose(0, 1).reshape(3, block.width, -1)
 
 
 def _is_compact(grid: Tensor, rows: Sequence[int]) -> bool:
-    """Whether each slice has columns of its own, equally many and in order."""
+    """Whether each slice has its own columns: equally many for all, and in order."""
     count, total = len(rows), grid.shape[2]
     if total % count:
         return False

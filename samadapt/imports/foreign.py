@@ -1,4 +1,4 @@
-"""What a foreign adapter changes in SAM, whatever its file calls it."""
+"""A foreign adapter under our names, and the registry of foreign formats."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Foreign:
     """A foreign adapter under our names.
 
     Attributes:
-        source: the project whose format it is.
-        updates: low-rank updates ``B A`` of linears, by module path: A (r, inputs) and B
-            (outputs, r), any scale within B.
-        whole: parameters given whole, by state-dict name.
-        notes: what the user should know.
+        source: the project that the format belongs to.
+        updates: low-rank updates ``B A`` of linears by module path: A (r, inputs) and B (outputs,
+            r). B includes the scale.
+        whole: parameters that the file holds completely, by state-dict name.
+        notes: notes for the user.
     """
 
     source: str
@@ -35,12 +35,14 @@ class Foreign:
 
 @dataclass(frozen=True)
 class ForeignFormat:
-    """How one source's adapters are known and read.
+    """How to recognise and read the adapters of one source.
 
     Attributes:
         source: the project.
-        knows: whether a file with these keys is one; the configuration is a PEFT directory's.
-        read: translates tensors for the base; with the configuration and the user's scale.
+        knows: returns whether a file with these tensors, and this configuration of a PEFT
+            directory, has the format.
+        read: translates the tensors for the base, given the file, the tensors, the configuration,
+            the base and the user's scale.
     """
 
     source: str
@@ -49,7 +51,7 @@ class ForeignFormat:
 
 
 FOREIGN_FORMATS: list[ForeignFormat] = []
-"""Every source, each adding itself."""
+"""All formats; each file of this package adds its own."""
 
 
 def check_pair(path: Path, name: str, found: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -57,8 +59,8 @@ def check_pair(path: Path, name: str, found: Mapping[str, Tensor]) -> tuple[Tens
 
     Args:
         path: the file, for the message.
-        name: of the update, likewise.
-        found: by ``"a"`` and ``"b"``.
+        name: name of the update, for the message.
+        found: the tensors under ``"a"`` and ``"b"``.
 
     Raises:
         AdapterError: one is missing, or their ranks differ.
@@ -75,11 +77,11 @@ def check_pair(path: Path, name: str, found: Mapping[str, Tensor]) -> tuple[Tens
 
 
 def stack_slices(parts: Mapping[str, tuple[Tensor, Tensor]], width: int) -> tuple[Tensor, Tensor]:
-    """Return one update of a fused qkv, ordered (q | k | v), from those of its slices.
+    """Combine updates of q, k and v into one update of a fused qkv, ordered (q | k | v).
 
     Args:
-        parts: A (r, width) and B (width, r) of ``"q"``, ``"k"`` or ``"v"``.
-        width: rows of a slice.
+        parts: A (r, width) and B (width, r) of some of ``"q"``, ``"k"`` and ``"v"``.
+        width: number of rows of a slice.
     """
     import torch
 

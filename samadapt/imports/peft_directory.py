@@ -1,4 +1,4 @@
-"""A plain PEFT directory of LoRA: ours, or for transformers' ``SamModel``."""
+"""Plain PEFT directories with LoRA, under segment-anything's or transformers' module names."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _UNSUPPORTED = (
     "layer_replication",
 )
 _BASE_UNCHANGED = (True, False, None, "gaussian", "eva", "mica", "orthogonal", "lora_ga")
-"""``init_lora_weights`` with which peft 0.21 loads an adapter beside the base's own weights.
+"""Values of ``init_lora_weights`` with which peft 0.21 leaves the weights of the base unchanged.
 
-With the others (``pissa``, ``pissa_niter_4``, ``olora``, ``corda``, ``loftq``) it takes from the
-base what A and B started at, before it loads what they became.
+With others (``pissa``, ``pissa_niter_4``, ``olora``, ``corda``, ``loftq``) it subtracts the initial
+B A from the base before it loads the trained A and B.
 """
 
 
@@ -74,7 +74,7 @@ def _read(
         elif key in names:
             whole[names[key]] = value
         else:
-            raise AdapterError(f"{path}: {key} is of no module of {sam.build.name}")
+            raise AdapterError(f"{path}: {key} belongs to no module of {sam.build.name}")
     updates = {}
     for name, found in factors.items():
         a, b = check_pair(path, name, found)
@@ -83,17 +83,17 @@ def _read(
 
 
 def _check_start(path: Path, start: object) -> None:
-    """Refuse a start with which peft changes the base as it loads: A and B are then not all."""
+    """Refuse initialisations with which peft changes the base at load, beyond A and B."""
     if (start.lower() if isinstance(start, str) else start) not in _BASE_UNCHANGED:
         raise AdapterError(
-            f"{path}: init_lora_weights {start!r}: with it peft changes the base's weights as it "
-            "loads, which no LoRA here does; save it in peft as plain LoRA "
+            f"{path}: init_lora_weights {start!r}: peft then changes the weights of the base at "
+            "load, which a plain LoRA cannot express; save it in peft as plain LoRA "
             "(save_pretrained(..., path_initial_model_for_weight_conversion=...)) and import that"
         )
 
 
 def _scaling(path: Path, name: str, rank: int, config: Mapping[str, Any]) -> float:
-    """Return what peft multiplies ``B A`` by; refuse a configuration that says another rank."""
+    """Return the factor of ``B A`` in peft; refuse a configuration with another rank."""
     said, alpha = (_said(key, pattern, name, config) for key, pattern in _RANK_AND_ALPHA)
     if said != rank or not isinstance(alpha, int | float):
         raise AdapterError(

@@ -1,7 +1,7 @@
 """``w_a_000``, ``w_b_000``, ...: SAMed (Zhang and Liu 2023) and the small SAM-LoRA projects.
 
-Two pairs a block, of q and then of v, for every block in order, without a scale. SAMed's ``.pth``
-holds the prompt encoder and the mask decoder besides, under segment-anything's names.
+Each block has two pairs, of q and then of v, for all blocks in order and without a scale. SAMed's
+``.pth`` also holds the prompt encoder and the mask decoder, under segment-anything's names.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _PAIR = re.compile(r"w_(a|b)_(\d{3})$")
 _WHOLE = ("mask_decoder.", "prompt_encoder.")
-_PER_TOKEN = ".output_hypernetworks_mlps."  # as many as the source has mask tokens
+_PER_TOKEN = ".output_hypernetworks_mlps."  # there is one for each mask token of the source
 
 
 def _knows(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> bool:
@@ -72,8 +72,8 @@ def _read(
 
 def _notes(sam: Sam) -> tuple[str, str]:
     background = (
-        "mask token 0 is SAMed's background class, and stays that without prompts: a label is the "
-        "largest of all tokens"
+        "mask token 0 is SAMed's background class, also without prompts: the label of a pixel is "
+        "the token with the largest logit"
     )
     values = (
         "SAMed's own training gives the network values from 0 to 1 without SAM's mean and "

@@ -1,7 +1,7 @@
-"""micro-sam's state (Archit et al.): a whole model whose ``qkv`` holds the LoRA's linears.
+"""Checkpoints of micro-sam (Archit et al.): a whole model whose ``qkv`` contains the LoRA.
 
-``...blocks.3.attn.qkv.qkv_proj.weight`` is the base's ``qkv``; beside it are ``w_a_linear_q``,
-``w_b_linear_q`` and those of v. Its ``alpha`` multiplies the update and is not in the file.
+``...blocks.3.attn.qkv.qkv_proj.weight`` is the ``qkv`` of the base. Beside it are ``w_a_linear_q``,
+``w_b_linear_q`` and the same for v. The factor ``alpha`` of the update is not in the file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _read(
     for key, value in tensors.items():
         name = key.removeprefix("module.").removeprefix("sam.").replace(".qkv.qkv_proj.", ".qkv.")
         if name.startswith("peft_blocks.") or _OTHERS.match(name):
-            continue  # the same linears a second time
+            continue  # peft_blocks lists the same linears a second time
         if match := _LINEAR.match(name):
             parts.setdefault(match[1], {}).setdefault(match[3], {})[match[2]] = value
         elif name in own:

@@ -122,7 +122,7 @@ FAULTS = {
     "truncated record": (RECORD, "truncated", lambda d: (d / RECORD).write_text('{"base": "ti')),
     "record a list": (RECORD, "JSON object", lambda d: (d / RECORD).write_text("[]")),
     "binary record": (RECORD, "expected JSON", lambda d: (d / RECORD).write_bytes(b"\xff\xfe\x00")),
-    "no directory": ("adapter", "there is none", shutil.rmtree),
+    "no directory": ("adapter", "the folder does not exist", shutil.rmtree),
 }  # fmt: skip
 
 

@@ -396,7 +396,10 @@ def test_what_is_refused(base, tmp_path):
     lora = {f"w_{p}_{i:03d}": torch.ones(2, 32) for i in range(8) for p in "a"}
     lora |= {f"w_b_{i:03d}": torch.ones(32, 2) for i in range(8)}
     cases = {
-        "none.safetensors": ({"x": torch.ones(1)}, "no adapter that is known .*begin with x"),
+        "none.safetensors": (
+            {"x": torch.ones(1)},
+            "expected an adapter in a known format .*begin with x",
+        ),
         "fewer.safetensors": ({"w_a_000": torch.ones(2, 32)}, "of all 4 blocks of tiny, 8 of each"),
         "nan.safetensors": (lora | {"w_a_001": torch.full((2, 32), torch.nan)}, "NaN"),
         "wide.safetensors": (

@@ -49,7 +49,7 @@ def test_a_record_that_contradicts_the_model_is_refused(tmp_path: Path, tiny_sam
     sam.add_input_projection(4)
     injection = inject(sam, METHODS["none"]())
     record = AdapterRecord("tiny", base, sam.image_size)
-    with pytest.raises(AdapterError, match="input_channels 3 is not what the model has: 4"):
+    with pytest.raises(AdapterError, match="input_channels: the model has 4; got 3"):
         save_adapter(tmp_path / "a", sam, injection, record)
     save_adapter(tmp_path / "a", sam, injection, replace(record, input_channels=4))
     assert read_record(tmp_path / "a").input_channels == 4

@@ -186,7 +186,7 @@ def test_a_full_disk_is_one_error_that_names_the_folder(tmp_path, monkeypatch, n
 
 def test_a_folder_that_cannot_be_made_is_one_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"file/features: features cannot be written here: Not a dir"):
+    with pytest.raises(RunError, match=r"file/features: features cannot be written here: Not"):
         DiskStore(tmp_path / "file" / "features")
 
 
@@ -233,7 +233,10 @@ def test_where_features_go(tmp_path, monkeypatch):
     found, text = settle(store, "auto", 10**6, 10**6, 1.0)
     assert isinstance(found, MemoryStore)
     assert text == f"in memory: {tmp_path} lacks 0.00 GB"
-    for where, advice in (("auto", "cache.where=disk, name"), ("disk", "part; name another disk")):
+    for where, advice in (
+        ("auto", "cache.where=disk, name"),
+        ("disk", "part of them; name another disk"),
+    ):
         with pytest.raises(RunError, match=rf"need 1000000\.00 GB more.*{advice}.*cache\.dir"):
             settle(store, where, 10**15, 10**15, inf)
     aged(store, "old", 3000)
