@@ -129,8 +129,8 @@ def export_adapter(
     if adapted.record.input_channels > 3:
         raise AdapterError(
             f"to={target.name}: this adapter maps {adapted.record.input_channels} channels to "
-            "SAM's three by a trained projection, which no export format can hold; use it with samadapt "
-            "predict or samadapt.load_adapter"
+            "SAM's three by a trained projection, which no export format can hold; use it with "
+            "samadapt predict or samadapt.load_adapter"
         )
     if reason := target.refusal(adapted):
         raise _refused(adapted, target, reason)

@@ -291,7 +291,7 @@ def test_more_mask_tokens_come_back(fresh, perturb, predict, tmp_path, decoder):
 def test_the_number_of_masks_must_be_the_models(fresh, tmp_path):
     sam = fresh()
     record = AdapterRecord(base="tiny", base_sha256="", image_size=64, num_masks=4)
-    with pytest.raises(AdapterError, match="num_masks 4"):
+    with pytest.raises(AdapterError, match="num_masks: the model has 3; got 4"):
         save_adapter(tmp_path / "a", sam, inject(sam, METHODS["lora"]()), record)
 
 

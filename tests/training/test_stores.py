@@ -241,7 +241,7 @@ def test_where_features_go(tmp_path, monkeypatch):
             settle(store, where, 10**15, 10**15, inf)
     aged(store, "old", 3000)
     limit = 2000 + (tmp_path / "old.safetensors").stat().st_size / 2
-    assert "1 unused entries of other runs removed" in settle(store, "disk", 2000, 9, limit)[1]
+    assert "1 unused entries of other runs were removed" in settle(store, "disk", 2000, 9, limit)[1]
     free = stores.shutil.disk_usage(tmp_path).free
     assert isinstance(settle(store, "auto", int(0.8 * free), 10**6, inf)[0], MemoryStore)
     assert settle(store, "disk", int(0.8 * free), 10**6, inf)[0] is store
