@@ -192,6 +192,7 @@ def focal_loss(
     logits: Float[Tensor, "*n"], truth: Float[Tensor, "*n"], alpha: float = 0.25
 ) -> Float[Tensor, "*n"]:
     """Return the focal loss of each pixel with gamma 2, for logits and truth 0 or 1, all (...)."""
+    # The logit of being wrong: its sigmoid is 1 - p_t, and its softplus is -log p_t.
     wrong = torch.where(truth > 0, -logits, logits)
     weight = torch.where(truth > 0, alpha, 1 - alpha)
     return weight * wrong.sigmoid() ** 2 * functional.softplus(wrong)
