@@ -41,6 +41,7 @@ def calibration(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
         found: dict[str, Any] = dict.fromkeys(names)
         return {"objects": 0, **found, "bins": [], "reason": "no object was prompted"}
     predicted, true = np.array(pairs, dtype=np.float64).T
+    # Predicted values below 0 or above 1 go into the first or last bin.
     place = np.clip((predicted * BINS).astype(int), 0, BINS - 1)
     bins = []
     for index in range(BINS):

@@ -121,7 +121,7 @@ class SlicePredictor:
         numbers = [np.zeros(shape, np.int32) for shape in shapes]
         iou = [np.zeros(shape, np.float32) for shape in shapes]
         found = list(map(SlicePrediction, labels, numbers, iou))
-        if not prompted:
+        if not prompted:  # slices without a prompt are not embedded
             return found
         frames = [frame_of(self.sam, samples[index].image) for index in prompted]
         embeddings = self.embed([samples[index] for index in prompted])
@@ -215,6 +215,7 @@ def evaluate_cases(
             slices.add(samples, predictor.predict(samples), keep_objects=bool(instances))
             shown += [sample.shown for sample in samples]
             done(len(part))
+        # Scores are those of the whole volume or picture, not means over slices or tiles.
         truth = joined(slices.truth, slices.places)
         maps = joined(slices.labels, slices.places)
         result.rows += score_maps(
@@ -285,6 +286,7 @@ class _CaseSlices:
         iou, numbers = self._joined(self.iou), self._joined(self.numbers)
         rows = []
         for label, name in enumerate(classes, start=1):
+            # Ignored voxels belong to neither the predicted nor the true objects.
             own = label - 1 if len(maps) > 1 else 0
             plane = plane_of(truth, label)
             predicted, true = (maps[own] == label) & (plane != IGNORED), plane == 1
@@ -361,6 +363,7 @@ def joined(parts: Sequence[Array], places: Sequence[Place]) -> Array:
     tiles = [place for place in places if isinstance(place, PictureTile)]
     if tiles:
         return assemble(parts, tiles)[..., None]
+    # (..., h, w, d) from the first to the last slice of the case; gaps stay empty.
     indices = np.array(places)
     volume = np.zeros((*parts[0].shape, indices[-1] - indices[0] + 1), parts[0].dtype)
     for part, index in zip(parts, indices - indices[0], strict=True):

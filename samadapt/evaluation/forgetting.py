@@ -64,6 +64,7 @@ def answers(
         for name, image in images.items():
             embeddings, frames = embed(sam, [image] * stack)
             boxes = grid_boxes(image.shape)
+            # All 16 boxes are decoded in one call; the class of an object does not matter here.
             prompts = ImagePrompts(np.ones(len(boxes), np.int64), boxes=boxes)
             ((logits, _),) = object_logits(sam, embeddings[:1], frames[:1], [prompts])
             planes = sam.postprocess(logits[None].float(), frames[0])[0, :, 0]
@@ -86,6 +87,7 @@ def forgetting(base: Mapping[str, Array], adapted: Mapping[str, Array]) -> dict[
     """
     images: dict[str, Any] = {}
     for name, reference in base.items():
+        # An empty reference mask has no meaningful IoU.
         useful = reference.any(axis=(1, 2))
         true, found = reference[useful], adapted[name][useful]
         both = (true & found).sum(axis=(1, 2))

@@ -81,6 +81,7 @@ def match_objects(
         scores: score of each voxel, the same shape. An object has the mean of its voxels. None:
             all objects score 1.
     """
+    # One pass over the voxels: number the objects of both maps compactly and count every pair.
     p_numbers, p_index = np.unique(predicted, return_inverse=True)
     t_numbers, t_index = np.unique(truth, return_inverse=True)
     p_index, t_index = p_index.ravel(), t_index.ravel()
@@ -90,12 +91,15 @@ def match_objects(
         confidence = np.bincount(p_index, weights=scores.ravel()) / p_size
     pairs, shared = np.unique(t_index * len(p_numbers) + p_index, return_counts=True)
     t_pair, p_pair = np.divmod(pairs, len(p_numbers))
+    # IoU = |P∩T| / (|P| + |T| - |P∩T|), for pairs that share a voxel.
     overlap = shared / (t_size[t_pair] + p_size[p_pair] - shared)
+    # Number 0 is background. No threshold is below THRESHOLDS[0], so other pairs cannot match.
     near = (t_numbers[t_pair] != 0) & (p_numbers[p_pair] != 0) & (overlap >= THRESHOLDS[0])
     partners: dict[int, list[tuple[int, float]]] = {}
     for p, t, value in zip(p_pair[near], t_pair[near], overlap[near], strict=True):
         partners.setdefault(int(p), []).append((int(t), float(value)))
     found = np.flatnonzero(p_numbers != 0)
+    # A stable sort keeps the order of equally confident objects, as pycocotools does.
     order = found[np.argsort(-confidence[found], kind="stable")]
     hits = np.array([_hits([partners.get(int(p), []) for p in order], t) for t in THRESHOLDS])
     return ObjectMatches(
@@ -133,6 +137,7 @@ def _hits(detections: Sequence[Sequence[tuple[int, float]]], threshold: float) -
     taken: set[int] = set()
     hits = []
     for partners in detections:
+        # pycocotools lowers a threshold of 1 a little, so that perfect masks match.
         best, found = min(threshold, 1 - 1e-10), None
         for number, overlap in partners:  # the last of equal ones, as in pycocotools
             if number not in taken and overlap >= best:
@@ -171,6 +176,7 @@ def _average_precisions(rows: Sequence[ObjectMatches], true: int) -> list[float]
     scores = np.array([score for row in rows for score in row.scores])
     hits = np.array([hit for row in rows for hit in row.hits], bool).reshape(-1, len(THRESHOLDS))
     hits = hits[np.argsort(-scores, kind="stable")]
+    # (detections, thresholds): true positives among the n most confident detections.
     found = np.cumsum(hits, axis=0)
     precision = found / np.arange(1, len(hits) + 1)[:, None]
     # The precision at a recall is the best precision at this or any higher recall.
@@ -178,6 +184,6 @@ def _average_precisions(rows: Sequence[ObjectMatches], true: int) -> list[float]
     averages = []
     for n in range(len(THRESHOLDS)):
         at = np.searchsorted(found[:, n] / true, RECALLS, side="left")
-        padded = np.append(precision[:, n], 0.0)
+        padded = np.append(precision[:, n], 0.0)  # recalls that are never reached have precision 0
         averages.append(float(padded[at].mean()))
     return averages

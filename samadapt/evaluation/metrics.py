@@ -151,8 +151,10 @@ def score_case(
         prediction, truth = np.where(unknown, 0, prediction), np.where(unknown, 0, truth)
     if ignored and ignored == truth.size:
         return []
+    # Row: label of the truth. Column: label of the prediction. All overlaps follow from it.
     joint = _joint_counts(case, prediction, truth, len(classes) + 1)
     voxel_size = math.prod(spacing_mm) if spacing_mm is not None else 1.0
+    # A single slice is measured in 2D, without a surface in front and behind.
     if prediction.ndim == 3 and prediction.shape[2] == 1:
         prediction, truth = prediction[..., 0], truth[..., 0]
     chosen = [SCORES[name] for name in (SCORES if scores is None else scores)]
@@ -173,6 +175,7 @@ def score_case(
             is_mm=spacing_mm is not None,
             tolerance=tolerance,
         )
+        # A class that is empty in both masks has no score; see the table above.
         values = {s.name: s.measure(masks) if p or t else math.nan for s in chosen}
         unit = "px" if spacing_mm is None else "mm"
         counts = t, p, masks.intersection
@@ -205,6 +208,7 @@ def summarise(
     rows = list(rows)
     table = score_table(rows, classes)
     units = _units(rows)
+    # Lengths in mm and in pixels cannot be averaged: such scores get no mean.
     columns = [n for n, name in enumerate(table.scores) if units[name] is not None]
     mixed = [name for name in table.scores if units[name] is None]
     values = table.values
@@ -367,6 +371,7 @@ def _joint_counts(
         strict=True,
     )
     for t, p in parts:
+        # A pair of labels is one number: truth * count + prediction.
         joint += np.bincount(t.astype(np.int64) * count + p, minlength=count * count)
     return joint.reshape(count, count)
 

@@ -94,6 +94,7 @@ def score_settings(
     Returns:
         Scores by the names in ``SETTINGS``, without ``none`` if it means nothing for the model.
     """
+    # Without prompts a promptable model gives one mask, which can stand for one class only.
     unprompted = predictor.policy.is_semantic or predictor.classes == 1
     found = {name: SettingScores() for name in SETTINGS if unprompted or name != NONE}
     rng = np.random.default_rng(SEED)
@@ -137,6 +138,7 @@ def _settings(
     yield from batch.clicked()
     boxes = [boxes_of(mask[None])[0] for mask in batch.truth]
     yield (BOX, *batch.boxed(boxes))
+    # One direction for each object, shared by all distances: the box moves farther along it.
     turns = rng.uniform(0, 2 * np.pi, len(boxes))
     for pixels, name in MOVED.items():
         moved = [
@@ -250,6 +252,7 @@ class _PromptedSlices:
                 mask = (plane > threshold) & known
                 point, label = next_clicks(true[None], mask[None])
                 wrong.append(bool(label[0, 0] >= 0))
+                # The next prompt is all clicks so far, together with the last mask.
                 prompts[i] = replace(
                     prompts[i],
                     points=np.concatenate([prompts[i].points, point], axis=1),

@@ -52,6 +52,7 @@ def interval_of(values: NDArray[np.float64]) -> dict[str, Any]:
         return {"interval": None, "reason": reason}
     has = np.isfinite(values)
     present, filled = has.astype(np.float64), np.where(has, values, 0.0)
+    # times: (draws, n) how often each case was drawn. times @ values sums the drawn values.
     means = []
     for part in np.array_split(
         _times_drawn(len(values)), 1 + RESAMPLES * len(values) // DRAWN_AT_ONCE
@@ -94,6 +95,7 @@ def compare(
     mean = np.nanmean(means) if np.isfinite(means).any() else math.nan
     found: dict[str, Any] = {"difference": float(mean) if some.any() else None}
     found |= interval_of(differences)
+    # The test needs one number for each case: the mean over its classes.
     case_means, case_gains = _over_classes(differences[some]), _over_classes(gains[some])
     tested = _signed_rank(case_means)
     reasons = [part.pop("reason") for part in (found, tested) if "reason" in part]
@@ -129,6 +131,7 @@ def _times_drawn(count: int) -> NDArray[np.uint8]:
     """Return how often each of ``count`` cases occurs in each draw: (RESAMPLES, count)."""
     rng = np.random.default_rng(SEED)
     times = np.empty((RESAMPLES, count), np.uint8)
+    # Blocks of draws bound the memory; the offsets count * row let one bincount serve all rows.
     for part in np.array_split(times, 1 + times.size // DRAWN_AT_ONCE):
         drawn = rng.integers(0, count, part.shape) + count * np.arange(len(part))[:, None]
         part[:] = np.bincount(drawn.ravel(), minlength=part.size).reshape(part.shape)

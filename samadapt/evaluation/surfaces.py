@@ -83,12 +83,14 @@ def surface_distances(
 
 def _surface(mask: NDArray[np.bool_], spacing: tuple[float, ...]) -> tuple[Any, Any]:
     """Return the corners (n, axes) on the surface and the area (n,) of each."""
+    # Bit b of a corner's code says whether its b-th neighbouring voxel is inside the mask.
     padded = np.pad(mask, 1).view(np.uint8)
     codes = np.zeros([n - 1 for n in padded.shape], np.uint8)
     shifts = list(product((0, 1), repeat=mask.ndim))
     for bit, shift in zip(reversed(range(len(shifts))), shifts, strict=True):
         part = tuple(slice(s, s + n) for s, n in zip(shift, codes.shape, strict=True))
         codes |= padded[part] << np.uint8(bit)
+    # Codes 0 and full are corners outside and inside; all others lie on the surface.
     full = np.uint8(2 ** len(shifts) - 1)
     corners = np.argwhere((codes != 0) & (codes != full))
     return corners, _areas(tuple(map(float, spacing)))[codes[tuple(corners.T)]]
@@ -124,6 +126,7 @@ def _nearest(corners: Any, others: Any, spacing: tuple[float, ...]) -> NDArray[n
 
 def _percentile(distances: Any, areas: Any, percent: float) -> float:
     """Return the first of the ascending distances within which ``percent`` % of the area lies."""
+    # Weighted percentile: the distances are sorted, so the cumulated area gives the rank.
     share = np.cumsum(areas) / np.sum(areas)
     index = int(np.searchsorted(share, percent / 100))
     return float(distances[min(index, len(distances) - 1)])

@@ -73,6 +73,7 @@ def make_bundle(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> Adapter
         PromptError: the prompt policy of the record is not valid.
         AdapterError: the preprocessing of the record is not that of the model.
     """
+    # A record without preprocessing leaves it to the base model.
     expected = asdict(sam.preprocessing)
     found = {name: _plain(value) for name, value in record.preprocessing.items()}
     if found and found != {name: _plain(value) for name, value in expected.items()}:

@@ -50,6 +50,7 @@ class CocoFile:
                 mask = mask.any(axis=0)
             if not mask.any():
                 continue
+            # pycocotools wants column-major uint8 and returns the counts as bytes.
             encoded = coco_masks().encode(np.asfortranarray(mask, dtype=np.uint8))
             self.annotations.append(
                 {

@@ -87,6 +87,7 @@ def save_segmentation(
     places = [_number(header, volume.source.affine, shape, source) for header in slices]
     if len(places) != shape[2]:
         raise DataError(f"{source}: expected {shape[2]} slices; found {len(places)}")
+    # highdicom takes frames (slices, rows, columns) in the order of the source images.
     planes = [np.stack([voxels[:, :, place].T for place in places]) for voxels in maps]
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="samadapt",
@@ -170,6 +171,7 @@ def _fill_in(file: Path, header: Any) -> None:
 def _number(header: Any, affine: Array, shape: tuple[int, ...], source: Path) -> int:
     """Return the index of a slice along the volume's third axis, from its position in space."""
     position = _LPS * np.array([float(side) for side in header.ImagePositionPatient])
+    # The position of a slice is that of its first voxel, which has the indices (0, 0, k).
     place = np.linalg.inv(affine) @ np.append(position, 1)
     across = _LPS * np.array([float(side) for side in header.ImageOrientationPatient[:3]])
     along_rows = across @ affine[:3, 0] / np.linalg.norm(affine[:3, 0])

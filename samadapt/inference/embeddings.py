@@ -53,6 +53,7 @@ class Embeddings:
         Returns:
             Embeddings (b, c, g, g) on the model's device, and the frame of each image.
         """
+        # Images of a stack attend to each other, so a stack is kept and looked up as a whole.
         units = [images[start : start + stack] for start in range(0, len(images), stack)]
         keys = [(encoder, unit[0].shape, *map(_digest, unit)) for unit in units]
         found = {key: self._kept[key] for key in keys if key in self._kept}
@@ -61,6 +62,7 @@ class Embeddings:
             fresh, _ = embed(sam, [image for unit in missing.values() for image in unit])
             found |= dict(zip(missing, fresh.split(stack), strict=True))
             self.computed += len(fresh)
+        # The dictionary is ordered from the least to the most recently used.
         for key, value in found.items():
             self._kept[key] = value
             self._kept.move_to_end(key)

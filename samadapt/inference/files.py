@@ -126,6 +126,7 @@ def is_image(path: Path) -> bool:
     A reader of series may accept any folder. A folder is not a series if it holds no file, or files
     that other readers read.
     """
+    # Some readers know from the content whether a folder is one volume; their word counts.
     accepting = [reader for reader in readers().values() if reader.accepts(path)]
     if not path.is_dir() or not accepting:
         return bool(accepting)

@@ -181,6 +181,8 @@ class Propagation:
         downwards = sorted({i for walk in down for i in range(walk.limit, walk.start)})[::-1]
         self._again = set(downwards)
         with Spool() as self._spool, torch.no_grad():
+            # Upwards: segment the prompted objects and carry them on. What a walk downwards needs
+            # later waits in ``waiting``, by the slice on which it starts.
             leads = {(walk.start, walk.number): walk for walk in up}
             returns = {(walk.start, walk.number): walk for walk in down}
             waiting: dict[int, list[_CarriedObject]] = {}
@@ -204,6 +206,7 @@ class Propagation:
                 elif found:
                     yield index, found
                 self.advance()
+            # Downwards: carry the waiting objects, from the highest prompted slice to the lowest.
             self._again, carried = set(), []
             self._ready.clear()
             for at, index in enumerate(downwards):

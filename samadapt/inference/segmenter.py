@@ -423,6 +423,7 @@ class Segmenter:
 
     def _predictor(self, options: PredictionOptions) -> VolumePredictor:
         """Return what segments with the adapter in use; refuse options that do not fit it."""
+        # With a single adapter nothing is asked for twice, so hashing images would be wasted.
         shared = self._embeddings if len(self._adapters) > 1 else None
         predictor = VolumePredictor(self._now, self.precision, shared)
         predictor.check(options)

@@ -38,6 +38,7 @@ class Spool:
         """Set a tensor aside under a key."""
         place = self._file.seek(0, 2)
         self._places[key] = (place, value.dtype, tuple(value.shape))
+        # The bytes of the tensor as they are, so that bf16 needs no conversion.
         raw = value.detach().cpu().contiguous().flatten().view(torch.uint8)
         self._file.write(raw.numpy().data)
 

@@ -58,6 +58,7 @@ def deepest(mask: Array) -> tuple[tuple[float, float], float]:
         return (0.0, 0.0), 0.0
     from scipy.ndimage import distance_transform_edt
 
+    # The distance transform runs on the region's box, padded so that the image's edge is a border.
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = rows[0], columns[0]
     depth = distance_transform_edt(np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1))

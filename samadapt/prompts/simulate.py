@@ -117,6 +117,7 @@ def jitter_boxes(
         max_jitter_px: bound of a move, in pixels of an image whose longest side is 1024.
         rng: source of the noise.
     """
+    # SAM states the bound for its input size; here it is scaled to the original image.
     height, width = shape[:2]
     sides = np.concatenate([boxes[:, 2:] - boxes[:, :2]] * 2, axis=1)
     bound = max_jitter_px * max(height, width) / SAM_SIDE

@@ -112,6 +112,7 @@ def _without_padding(prompts: ImagePrompts) -> ImagePrompts:
     points, point_labels = prompts.points, prompts.point_labels
     if points is None or point_labels is None:
         return prompts
+    # Padding is no more than a label of -1, but each padded point is a token that changes the mask.
     order = np.argsort(point_labels < 0, axis=1, kind="stable")
     most = int((point_labels >= 0).sum(axis=1).max(initial=0))
     if most == 0:
@@ -208,6 +209,7 @@ def _check_boxes(values: ArrayLike | None, shape: tuple[int, int, int], where: s
     if boxes is None:
         return None
     height, width = shape[:2]
+    # A box may leave the image but must share a pixel with it.
     x0, y0, x1, y1 = boxes.T
     fits = (x0 < x1) & (y0 < y1) & (x0 < width) & (y0 < height) & (x1 > 0) & (y1 > 0)
     if not fits.all():
