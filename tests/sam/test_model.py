@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
@@ -166,3 +167,9 @@ def test_wrong_builds_are_named() -> None:
 def test_listing_the_builds_imports_no_torch() -> None:
     code = "import sys; import samadapt.sam.weights.builds; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_tests_check_annotated_shapes(tiny_sam: Sam) -> None:
+    """The option --jaxtyping-packages in pyproject.toml is in effect."""
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"b c g g"):
+        tiny_sam.decode(torch.zeros(1, 64, 8, 9), Prompts(), multimask=True)
