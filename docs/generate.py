@@ -255,7 +255,7 @@ def scores_page() -> str:
         )
     objects = (
         "`eval.instances=true` adds scores of numbered objects, `eval.instances=components` scores "
-        "of connected components: average precision and panoptic quality, in `eval/objects.csv`."
+        "of connected components: average precision and panoptic quality, in `eval/objects.json`."
     )
     return page(
         "Scores", intro, table(["name", "in tables", "value", "better", "unit"], rows), objects
