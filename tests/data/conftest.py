@@ -11,9 +11,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import write_series
 from PIL import Image
-
-from tests.dicom_files import write_series
 
 
 def write_nifti(path: Path, values: Any, affine: Any = None, **header: Any) -> Path:

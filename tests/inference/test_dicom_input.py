@@ -7,12 +7,12 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import PLACE, write_series
 from PIL import Image
 
 from samadapt.errors import DataError
 from samadapt.inference.files import is_folder_of_images, list_folder
 from samadapt.inference.segmenter import Segmenter
-from tests.dicom_files import PLACE, write_series
 
 highdicom = pytest.importorskip("highdicom")
 pydicom = pytest.importorskip("pydicom")

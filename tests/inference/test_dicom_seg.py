@@ -7,6 +7,7 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import write_series
 
 from samadapt.data.formats import base as readers_module
 from samadapt.data.formats.base import FormatReader
@@ -14,7 +15,6 @@ from samadapt.data.formats.shared.volume_slices import source_grid, spacing_of, 
 from samadapt.data.types import Volume
 from samadapt.errors import DataError, MissingExtraError
 from samadapt.inference.dicom_seg import save_segmentation
-from tests.dicom_files import write_series
 
 highdicom = pytest.importorskip("highdicom")
 pydicom = pytest.importorskip("pydicom")

@@ -10,13 +10,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import change, circle, write_structures
 from PIL import Image
 
 from samadapt.data import check_dataset, open_dataset, read_image, write_prediction
 from samadapt.data.formats.base import ReaderOptions
 from samadapt.data.formats.dicom.reader import DicomReader
 from samadapt.errors import ConfigError, DataError
-from tests.dicom_files import change, circle, write_structures
 
 pydicom = pytest.importorskip("pydicom")
 

@@ -13,13 +13,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_files import change
 
 from samadapt.data import check_dataset, open_dataset, read_image, write_prediction
 from samadapt.data.formats.base import ReaderOptions
 from samadapt.data.formats.dicom.reader import DicomReader
 from samadapt.data.formats.shared.volume_slices import to_source
 from samadapt.errors import DataError
-from tests.dicom_files import change
 
 pydicom = pytest.importorskip("pydicom")
 hd = pytest.importorskip("highdicom")

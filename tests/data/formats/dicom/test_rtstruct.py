@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dicom_files import circle, write_structures
 
 from samadapt.data import check_dataset, open_dataset, read_image
 from samadapt.data.formats.dicom import rtstruct as dicom_rtstruct
 from samadapt.data.formats.shared.volume_slices import to_source
 from samadapt.errors import DataError
-from tests.dicom_files import circle, write_structures
 
 pydicom = pytest.importorskip("pydicom")
 

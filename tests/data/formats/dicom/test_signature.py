@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dicom_files import set_tags
 from PIL import Image
 
 from samadapt.data import check_dataset, open_dataset, read_image
 from samadapt.data.formats.dicom.signature import begins_with_elements, is_dicom
-from tests.dicom_files import set_tags
 
 pydicom = pytest.importorskip("pydicom")
 
