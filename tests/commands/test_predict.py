@@ -216,3 +216,28 @@ def test_the_decoder_alone_from_the_recipe_to_a_mask(make_pictures, recipe, tmp_
     arguments = [f"adapter={adapter}", f"input={picture}", f"output={tmp_path / 'mask.png'}"]
     assert main(["predict", *arguments, "boxes=[[2,3,20,15]]"]) == 0
     assert (tmp_path / "mask.png").is_file()
+
+
+def test_the_input_is_searched_and_read_once(adapter, tmp_path, monkeypatch, capsys):
+    """A DICOM study of thousands of files is neither listed nor read several times."""
+    from samadapt.data.formats.nifti.reader import NiftiReader
+    from samadapt.inference import files
+
+    folder, calls = tmp_path / "in", []
+    folder.mkdir()
+    save_volume(folder / "scan.nii.gz")
+
+    def spy(owner, name):
+        plain = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            calls.append(name)
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    spy(files, "list_folder")
+    spy(NiftiReader, "read_image")
+    arguments = [f"adapter={adapter}", f"input={folder}", f"output={tmp_path / 'out'}"]
+    assert main(["predict", *arguments, "boxes=[[1,1,9,8]]", "device=cpu"]) == 0
+    assert sorted(calls) == ["list_folder", "read_image"]
