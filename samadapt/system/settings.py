@@ -186,8 +186,11 @@ def _explain_value(detail: ErrorDetails, annotation: Any, value: Any) -> str:
     """Return what was expected and what was found."""
     if detail["type"] == "value_error":  # a validator of ours, which says it better
         return str(detail["ctx"]["error"])
-    choices = [str(word) for arm in _arms(annotation) for word in _choices(arm)]
-    hint = nearest(str(value), choices)
+    arms = [_unwrap(arm)[0] for arm in _arms(annotation)]
+    item = get_args(arms[0])[0] if get_origin(arms[0]) is tuple else None
+    if len(detail["loc"]) > 1 and _choices(item):  # one word of a list is wrong
+        arms, value = [item], detail["input"]
+    hint = nearest(str(value), [str(word) for arm in arms for word in _choices(arm)])
     found = repr(value)
     found = found if len(found) <= MAX_SHOWN else f"{found[:MAX_SHOWN]}..."
     return f"expected {describe_type(annotation)}; got {found}{hint}"
