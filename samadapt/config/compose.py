@@ -50,7 +50,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """
     path = recipe_path(recipe)
     base = {"recipe": recipe, **read_yaml(path)}
-    return with_rates(parse_settings(Config, overrides, base, origin=str(path)))
+    return with_learning_rates(parse_settings(Config, overrides, base, origin=str(path)))
 
 
 def from_arguments(arguments: Sequence[str]) -> Config:
@@ -76,10 +76,10 @@ def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or broken, and as ``compose``.
     """
-    return with_rates(parse_settings(Config, overrides, read_yaml(path), origin=str(path)))
+    return with_learning_rates(parse_settings(Config, overrides, read_yaml(path), origin=str(path)))
 
 
-def with_rates(config: Config) -> Config:
+def with_learning_rates(config: Config) -> Config:
     """Return the configuration with the learning rates that it leaves to the method."""
     train = config.train
     lr = config.peft.lr if train.lr is None else train.lr

@@ -70,7 +70,7 @@ def load_adapter(
     record = read_record(directory)
     base, _ = open_base(directory, record, checkpoint)
     segmenter = Segmenter.__new__(Segmenter)
-    segmenter._begin(load_bundle(directory, base.to(target)), arithmetic, base, name)
+    segmenter._set_up(load_bundle(directory, base.to(target)), arithmetic, base, name)
     return segmenter
 
 
@@ -98,9 +98,9 @@ class Segmenter:
     def __init__(self, sam: Sam, record: AdapterRecord, precision: Precision | None = None) -> None:
         """Read the rules from the record."""
         precision = precision or choose_precision("fp32", sam.device)
-        self._begin(make_bundle(sam, record, keeps_encoder=False), precision, None, "default")
+        self._set_up(make_bundle(sam, record, keeps_encoder=False), precision, None, "default")
 
-    def _begin(
+    def _set_up(
         self, first: AdapterBundle, precision: Precision, base: Sam | None, name: str
     ) -> None:
         self.precision = precision
@@ -117,22 +117,22 @@ class Segmenter:
     @property
     def sam(self) -> Sam:
         """The adapted model in use, in evaluation mode."""
-        return self._now.sam
+        return self._active_bundle.sam
 
     @property
     def record(self) -> AdapterRecord:
         """The record of the adapter in use."""
-        return self._now.record
+        return self._active_bundle.record
 
     @property
     def policy(self) -> PromptPolicy:
         """The prompt policy of the adapter in use."""
-        return self._now.policy
+        return self._active_bundle.policy
 
     @property
     def classes(self) -> list[str]:
         """Class names of the adapter in use; label k is ``classes[k - 1]``."""
-        return list(self._now.record.classes)
+        return list(self._active_bundle.record.classes)
 
     def add(self, directory: str | Path, name: str) -> None:
         """Load another adapter of the same base model, which is held in memory once.
@@ -163,7 +163,7 @@ class Segmenter:
         """
         if name not in self._adapters:
             self._unknown(name)
-        self.active, self._now = name, self._adapters[name]
+        self.active, self._active_bundle = name, self._adapters[name]
 
     def remove(self, name: str) -> None:
         """Drop a loaded adapter that is not in use.
@@ -288,7 +288,7 @@ class Segmenter:
         if is_source(image):
             volume = read_one(image, self._reader_options(options))
         else:
-            volume = as_picture(np.asarray(image), len(self._now.intensity.inputs))
+            volume = as_picture(np.asarray(image), len(self._active_bundle.intensity.inputs))
         found = predictor.segment(volume, options, progress).labels
         if self.record.overlapping:
             found = (found > 0).astype(np.uint8)
@@ -425,6 +425,6 @@ class Segmenter:
         """Return what segments with the adapter in use; refuse options that do not fit it."""
         # With a single adapter nothing is asked for twice, so hashing images would be wasted.
         shared = self._embeddings if len(self._adapters) > 1 else None
-        predictor = VolumePredictor(self._now, self.precision, shared)
+        predictor = VolumePredictor(self._active_bundle, self.precision, shared)
         predictor.check(options)
         return predictor

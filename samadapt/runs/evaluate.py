@@ -17,7 +17,7 @@ from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.oracle_gap import OracleGap
 from samadapt.runs.recorded_configuration import evaluation_config
 from samadapt.runs.results import write_scores
-from samadapt.runs.run_directory import kept_if_started, open_run_dir
+from samadapt.runs.run_directory import open_run_dir, removed_if_refused
 from samadapt.runs.run_slices import RunSlices, check_numbered_objects, plan_progress
 from samadapt.runs.scored_slices import Which, choose_slices
 from samadapt.runs.scorer import make_scorer
@@ -59,7 +59,7 @@ def evaluate(arguments: EvaluateArguments, record: AdapterRecord | None = None) 
     which: Which = "all" if arguments.all_cases else "unseen" if arguments.unseen else "held-out"
     config = evaluation_config(arguments, record)
     run_dir = open_run_dir(config)
-    with kept_if_started(run_dir, keep=False):
+    with removed_if_refused(run_dir, keep=False):
         context = open_run(config, run_dir, copies_base=True, trained_in=adapter.parent)
         if context.policy.is_semantic and record.prompt.get("background_token"):
             context.policy = replace(context.policy, background_token=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from samadapt import console
 from samadapt.adapters.store import load_trainable_state, trainable_state
-from samadapt.config.compose import with_rates
+from samadapt.config.compose import with_learning_rates
 from samadapt.config.schema import Config, Loss
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, RunError
@@ -23,7 +23,7 @@ from samadapt.runs.context import RunContext, open_run, training_samples
 from samadapt.runs.cross_validation import cross_validate
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.results import adapter_record, write_adapter, write_scores
-from samadapt.runs.run_directory import kept_if_started, locked, open_run_dir
+from samadapt.runs.run_directory import locked, open_run_dir, removed_if_refused
 from samadapt.runs.run_slices import (
     RunSlices,
     check_numbered_objects,
@@ -82,7 +82,8 @@ def finetune(config: Config) -> FinetuneResult:
         InterruptedRunError: after Ctrl-C or another signal, with a checkpoint written.
     """
     refuse_several_processes()
-    config = with_rates(config)
+    config = with_learning_rates(config)
+    # Refuse a batch size that is not a multiple of the stack.
     stacks_in_batch(config.train.batch_size, config.peft.stack)
     if config.folds is not None:
         run_dir, summary = cross_validate(config, train_and_score)
@@ -98,15 +99,15 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         UserError: as ``finetune``; a new run directory is removed again.
     """
     started = time.perf_counter()
-    with locked(run_dir), told_how_to_resume(run_dir):
+    with locked(run_dir), resume_hint(run_dir):
         # Everything that can be refused is refused in this block, before the first step.
-        with kept_if_started(run_dir, keep=config.resume is not None):
+        with removed_if_refused(run_dir, keep=config.resume is not None):
             context = open_run(config, run_dir)
             samples = training_samples(config, context.dataset, context.policy)
             planner = FeaturePlanner(context, samples)
             scorer = make_scorer(planner, config.eval)
             trains = context.has_trained_parameters
-            checkpoint = find_checkpoint(context) if config.resume and trains else None
+            checkpoint = prepare_resume(context) if config.resume and trains else None
             loss = choose_loss(config.loss, context)
             slices = divide_slices(
                 context,
@@ -152,11 +153,11 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
 
 
 @contextmanager
-def told_how_to_resume(run_dir: Path) -> Iterator[None]:
-    """Name the command that resumes the run if the block is interrupted or the disk is full.
+def resume_hint(run_dir: Path) -> Iterator[None]:
+    """If the block is interrupted or the disk is full, name the command that resumes the run.
 
-    The training loop saves a checkpoint and names the command itself, so an interruption arrives
-    here only from outside the loop.
+    Inside the training loop a signal leads to a checkpoint and a message with this command, so a
+    ``KeyboardInterrupt`` that arrives here comes from outside the loop.
     """
     command = f"samadapt finetune resume={run_dir}"
     try:
@@ -179,28 +180,28 @@ def choose_loss(weights: Loss, context: RunContext) -> LossFunction:
         context: the run.
 
     Raises:
-        ConfigError: when the named loss does not fit them.
+        ConfigError: when the loss named in the configuration does not fit the prompts.
     """
     is_semantic = context.policy.is_semantic
     name = weights.name if weights.name != "auto" else ("dice_ce" if is_semantic else "sam")
     if (name == "dice_ce") is not is_semantic:
         raise ConfigError(
-            f"loss={name} does not go with prompts={context.policy.kind}: dice_ce is for "
-            "semantic, sam for box and point; leave loss=auto"
+            f"loss={name} does not fit prompts={context.policy.kind}: dice_ce is for "
+            "prompts=semantic, sam is for prompts with boxes or points; leave loss=auto"
         )
     if is_semantic:
-        # Classes that may overlap need a mask each; else one label map holds them all.
+        # Classes that may overlap each need their own mask; otherwise one label map holds all.
         make = region_loss if context.dataset.overlapping else semantic_loss
         classes = len(context.dataset.classes)
         return make(classes, cross_entropy=weights.cross_entropy, dice=weights.dice)
     return object_loss(focal=weights.focal, dice=weights.dice, iou=weights.iou)
 
 
-def find_checkpoint(context: RunContext) -> Checkpoint | None:
-    """Return the checkpoint from which a run is resumed; None if none was written yet.
+def prepare_resume(context: RunContext) -> Checkpoint | None:
+    """Clean up what the stopped run left half-written, and return its last checkpoint.
 
-    Lines of ``metrics.jsonl`` that the resumed run writes again are removed, and so are the
-    half-written files of a killed process.
+    This removes half-written files of a killed process, and the lines of ``metrics.jsonl`` after
+    the checkpoint, whose steps run again. If no checkpoint was written yet, it returns None.
 
     Raises:
         CheckpointError: when no checkpoint can be read, or a finished run has none.
@@ -217,7 +218,10 @@ def find_checkpoint(context: RunContext) -> Checkpoint | None:
         context.say("resume: no checkpoint was written yet; training starts at the first step")
     removed = keep_lines_up_to(run_dir / "metrics.jsonl", step)
     if removed:
-        context.say(f"resume: {removed} lines of metrics.jsonl after step {step} are done again")
+        context.say(
+            f"resume: removed {removed} lines of metrics.jsonl after step {step}; those steps run "
+            "again"
+        )
     return checkpoint
 
 
@@ -237,7 +241,8 @@ def check_disk_space(context: RunContext) -> None:
         raise ConfigError(
             f"{context.run_dir}: {lacking} checkpoints of this training need {needed} bytes "
             f"({needed / 2**20:.1f} MiB) and {free} bytes ({free / 2**20:.1f} MiB) are free; make "
-            "room, choose another disk with output.dir, or train less (peft, peft.blocks)"
+            "room, choose another disk with output.dir, or train fewer parameters (peft, "
+            "peft.blocks)"
         )
 
 
@@ -277,7 +282,8 @@ def train_adapter(
     stacks = stacks_in_batch(config.train.batch_size, samples.stacks.size)
     shard = (accelerator.process_index, accelerator.num_processes)
     sampler = Sampler(len(items), stacks, config.seed, shard)
-    # Each process draws its own prompts and augmentations.
+    # This generator draws the prompts and augmentations. A run is one process today, so the
+    # process index is 0.
     rng = np.random.default_rng([config.seed, accelerator.process_index])
     logits_side = 4 * context.sam.embedding_size  # the decoder upsamples the embedding four times
 

@@ -94,7 +94,7 @@ def check_same_run(config: Config, stored: Config) -> None:
 
 
 @contextmanager
-def kept_if_started(run_dir: Path, *, keep: bool) -> Iterator[None]:
+def removed_if_refused(run_dir: Path, *, keep: bool) -> Iterator[None]:
     """Remove the run directory if the block refuses the run with a ``UserError``.
 
     Args:

@@ -55,12 +55,12 @@ class LoopOptions:
     # pulling them to zero would take away what the pretrained model knows.
     weight_decay: float = 0.01
 
-    # Steps over which the rate grows linearly. AdamW divides by a running mean of squared
-    # gradients, which is unreliable in the first steps, so these must be small.
+    # Steps over which the rate grows linearly. AdamW scales each update by running gradient
+    # statistics, which are unreliable in the first steps. So the first updates must be small.
     warmup_steps: int = 10
 
-    # How the rate falls to 0 afterwards: "cosine", "poly" (power 0.9, as in nnU-Net and SAMed), or
-    # "constant" for none.
+    # The learning rate after the warm-up: it falls to 0 ("cosine"; "poly" with power 0.9, as in
+    # nnU-Net and SAMed) or keeps its peak value ("constant").
     schedule: str = "cosine"
 
     # Largest norm of the gradient of a step, so that one odd slice cannot move the weights far.
@@ -81,24 +81,27 @@ class TrainableTail(nn.Module):
     """The part of the model that runs in every step: trainable encoder blocks and the decoder."""
 
     def __init__(self, sam: Sam, first_trainable_block: int, multimask: bool) -> None:
-        """Hold the model; ``first_trainable_block`` is as in ``Sam.encode_suffix``, -1: all."""
+        """Hold the model. ``first_trainable_block`` is that of ``embed_features``.
+
+        -1: the whole encoder runs in every step.
+        """
         super().__init__()
         self.sam, self.first_trainable_block, self.multimask = sam, first_trainable_block, multimask
 
     def forward(
-        self, features: Tensor, prompts: Prompts, with_loss: Tensor | None = None
+        self, features: Tensor, prompts: Prompts, trained: Tensor | None = None
     ) -> MaskOutput:
         """Encode the rest of the way and decode.
 
         Args:
             features: (n, ...) features of n images; pixels if no block is frozen.
             prompts: p objects for each of b images, in the model frame.
-            with_loss: (b,) positions of the images that have prompts; None: all n. The others are
+            trained: (b,) positions of the images with the loss; None: all n. The others are
                 only seen by the encoder, as neighbouring slices of a stack.
         """
         embeddings = embed_features(self.sam, features, self.first_trainable_block)
-        if with_loss is not None:
-            embeddings = embeddings[with_loss]
+        if trained is not None:
+            embeddings = embeddings[trained]
         return self.sam.decode(embeddings, prompts, multimask=self.multimask)
 
 
@@ -157,7 +160,8 @@ def train(
                 accelerator.backward(total / options.accumulate)
 
             # Check once that every trained group gets a gradient: a wrong cut between frozen and
-            # trained blocks would otherwise train nothing, silently.
+            # trained blocks would otherwise train nothing, silently. The condition on the counts is
+            # true until a step has been applied: every step so far was skipped.
             if state.step == state.skipped and math.isfinite(loss):
                 injection.check_gradients()
                 training.progress.say(f"gradients: present in {', '.join(injection.groups)}")
@@ -168,7 +172,7 @@ def train(
             if math.isfinite(loss) and math.isfinite(norm):
                 prepared_optimizer.step()
                 method.after_step(sam, state.step + 1, options.steps)  # gradients are still there
-                state.bad_cases.clear()
+                state.bad_steps.clear()
             else:
                 count_bad_step(state, names)
             prepared_optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory
@@ -216,7 +220,8 @@ def make_optimizer(injection: Injection, options: LoopOptions) -> torch.optim.Ad
 def learning_rate_factor(step: int, options: LoopOptions) -> float:
     """Return the learning rate of a step, from 0 on, as a share of the peak rate.
 
-    It grows linearly over the warm-up, is 1 after it, and then falls to 0 by the schedule.
+    It grows linearly during the warm-up to 1. Then it falls to 0 (cosine, poly) or stays at 1
+    (constant).
     """
     if step < options.warmup_steps:
         # Neither 0 in the first step, which would do nothing, nor 1 before the warm-up is over.
@@ -235,9 +240,9 @@ def count_bad_step(state: TrainingState, names: list[str]) -> None:
         DivergedError: naming the slices, after ``MAX_BAD_STEPS`` such steps in a row.
     """
     state.skipped += 1
-    state.bad_cases.append(names)
-    if len(state.bad_cases) >= MAX_BAD_STEPS:
-        listed = ", ".join(dict.fromkeys(name for step in state.bad_cases for name in step))
+    state.bad_steps.append(names)
+    if len(state.bad_steps) >= MAX_BAD_STEPS:
+        listed = ", ".join(dict.fromkeys(name for step in state.bad_steps for name in step))
         raise DivergedError(
             f"the loss was NaN or infinite in {MAX_BAD_STEPS} steps in a row, up to step "
             f"{state.step + 1}; the slices: {listed}. Look at these images, or lower train.lr"
@@ -289,7 +294,7 @@ def report_step(
 
 
 def is_due(step: int, every: int, steps: int) -> bool:
-    """Whether something that happens every so many steps, and at the end, is due."""
+    """Return whether ``step`` is a multiple of ``every`` or the last step. 0: only the last."""
     return step == steps or (every > 0 and step % every == 0)
 
 

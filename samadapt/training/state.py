@@ -67,7 +67,7 @@ class TrainingState:
         best_score: that score.
         best_weights: the trained parameters at that step, by name.
         skipped: number of steps whose loss or gradient was NaN or infinite.
-        bad_cases: names of the slices in each of the last such steps in a row.
+        bad_steps: for each of the last such steps in a row, the names of its slices.
     """
 
     step: int = 0
@@ -75,7 +75,7 @@ class TrainingState:
     best_score: float = -math.inf
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     skipped: int = 0
-    bad_cases: list[list[str]] = field(default_factory=list)
+    bad_steps: list[list[str]] = field(default_factory=list)
 
 
 def save(training: Training, state: TrainingState, optimizer: torch.optim.Optimizer) -> None:

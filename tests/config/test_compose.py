@@ -18,7 +18,7 @@ from samadapt.config.compose import (
     recipes,
     to_dict,
     to_yaml,
-    with_rates,
+    with_learning_rates,
 )
 from samadapt.config.schema import Config, Data
 from samadapt.errors import ConfigError
@@ -104,7 +104,7 @@ def test_another_method_trains_at_its_own_rate(write: Any) -> None:
     plain = compose(write("peft: late_blocks\n"))
     assert (plain.train.lr, plain.train.decoder_lr) == (METHODS["late_blocks"].lr, 1e-3)
     assert compose(write("train: {lr: 0.5}\n")).train.decoder_lr == 0.5
-    assert with_rates(plain) == plain == from_yaml(Path(write(to_yaml(plain))))
+    assert with_learning_rates(plain) == plain == from_yaml(Path(write(to_yaml(plain))))
 
 
 def test_another_data_set_forgets_what_described_the_first(write: Any) -> None:

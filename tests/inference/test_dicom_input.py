@@ -98,12 +98,14 @@ def test_one_of_several_volumes_is_chosen(make_oracle, tmp_path):
         assert np.array_equal(read(tmp_path / "out.nii"), truth)
     plain = make_oracle()
     record = replace(plain.record, data_options={"series": "MR"})
-    trained = Segmenter(plain._now.sam, record)
+    trained = Segmenter(plain._active_bundle.sam, record)
     trained.predict_file(tmp_path / "p1", tmp_path / "out.nii")
     assert np.array_equal(read(tmp_path / "out.nii"), second)
     record = replace(plain.record, data_options={"series": "3"})  # of the training folders alone
     with pytest.raises(DataError, match="several_series"):
-        Segmenter(plain._now.sam, record).predict_file(tmp_path / "p1", tmp_path / "out.nii")
+        Segmenter(plain._active_bundle.sam, record).predict_file(
+            tmp_path / "p1", tmp_path / "out.nii"
+        )
 
 
 def test_a_folder_of_pictures_is_many(make_oracle, tmp_path):

@@ -25,7 +25,7 @@ def tiled(make_oracle):
     def make(kind="semantic", tile=45, **policy):
         plain = make_oracle(kind, **policy)
         options = {"tile": tile, "tile_overlap": 0.25}
-        return Segmenter(plain._now.sam, replace(plain.record, data_options=options))
+        return Segmenter(plain._active_bundle.sam, replace(plain.record, data_options=options))
 
     return make
 
@@ -46,7 +46,7 @@ def test_the_labels_are_those_of_the_whole_picture(tiled, picture, tmp_path):
     counted = []
     found = segmenter.segment(picture * STEP, progress=lambda done, total: counted.append(total))
     assert np.array_equal(found, picture)
-    sizes = {tuple(image.shape) for image in segmenter._now.sam.seen}
+    sizes = {tuple(image.shape) for image in segmenter._active_bundle.sam.seen}
     assert sizes == {(1, 45, 45)}
     assert counted == [len(counted)] * 12 == [12] * 12
     Image.fromarray(picture * STEP).save(tmp_path / "in.png")
@@ -69,7 +69,7 @@ def test_a_prompt_is_given_in_every_tile_that_sees_it(tiled, picture):
     expected = np.zeros_like(picture)
     expected[10:50, 60:100], expected[5:25, 5:25] = 1, 2
     assert np.array_equal(found, expected)
-    assert len(segmenter._now.sam.seen) < 12  # tiles that see neither are not embedded
+    assert len(segmenter._active_bundle.sam.seen) < 12  # tiles that see neither are not embedded
     again = segmenter.segment(picture * STEP, boxes=boxes[0], labels="a")
     assert np.array_equal(again, np.where(expected == 1, 1, 0))
 
@@ -90,7 +90,7 @@ def test_the_user_may_choose_other_tiles(tiled, make_oracle, picture):
     assert np.array_equal(plain.segment(picture * STEP, tile=45), picture)
     whole = tiled()
     whole.segment(picture * STEP, tile=0)
-    assert len(whole._now.sam.seen) == 1
+    assert len(whole._active_bundle.sam.seen) == 1
     small = picture[:40, :30]
     assert np.array_equal(whole.segment(small * STEP), small)
     with pytest.raises(PromptError, match=r"tile must be 0 .* got 7"):
@@ -105,7 +105,7 @@ def test_a_volume_is_not_cut(tiled, tmp_path):
     nib.save(nib.Nifti1Image(image, np.eye(4)), path)
     segmenter = tiled()
     assert segmenter.segment(path).shape == image.shape
-    assert len(segmenter._now.sam.seen) == 3
+    assert len(segmenter._active_bundle.sam.seen) == 3
     with pytest.raises(PromptError, match="tile=45 cuts pictures"):
         segmenter.segment(path, tile=45)
 
@@ -114,7 +114,7 @@ def test_a_broken_record_is_refused(tiled):
     good = tiled()
     record = replace(good.record, data_options={"tile": 5})
     with pytest.raises(ConfigError, match=r"adapter's data_options: .* got 5"):
-        make_bundle(good._now.sam, record, keeps_encoder=False)
+        make_bundle(good._active_bundle.sam, record, keeps_encoder=False)
 
 
 def test_no_prompt_is_no_object(tiled, picture):

@@ -119,7 +119,7 @@ def test_the_loss_goes_with_the_prompts(small_run, prompts, loss, fits):
         assert callable(choose_loss(run.config.loss, run.context))
         assert LossTerms.__dataclass_fields__
     else:
-        with pytest.raises(ConfigError, match=f"loss={loss} does not go with prompts={prompts}"):
+        with pytest.raises(ConfigError, match=f"loss={loss} does not fit prompts={prompts}"):
             choose_loss(run.config.loss, run.context)
 
 
