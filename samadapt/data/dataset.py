@@ -49,8 +49,8 @@ from samadapt.data.volume_cache import (
 from samadapt.errors import ConfigError, DataError, nearest
 from samadapt.system.arrays import Array
 
-_BYTES_A_PIXEL = 10
-"""Of a prepared picture at most: 3 of colours, 2 of a label, 4 of an object number, 1 to spare."""
+_BYTES_PER_PIXEL = 10
+"""Upper bound of a prepared picture: 3 bytes of colour, 2 of label, 4 of object number, 1 spare."""
 
 
 class SliceList(list[SliceRef]):
@@ -72,11 +72,13 @@ class Dataset:
         cases: usable cases by name.
         findings: all problems that were found.
         left_out: names of cases that were left out because of errors (``on_error="skip"``).
-        note: what the data are good for, and how a single volume was divided.
+        note: what the data are good for, and how a single volume was split.
         intensity: the rule that maps values of the files to 0-255.
         axis: ``"axial"``, ``"coronal"`` or ``"sagittal"``; ``"auto"`` where it differs between
             cases; None for pictures.
-        reader, table, parts: read the files, map label values to classes, divide the cases.
+        reader: reads the files.
+        table: maps label values to classes.
+        parts: which cases, or which slices of a single volume, belong to each split.
         empty_slices, slice_step: policy of ``slices("train")``.
         seed: chooses the empty slices that are kept.
         cache_dir: folder for prepared volumes, memory-mapped; None: memory only.
@@ -114,7 +116,7 @@ class Dataset:
         self._by_name = {self.shown_names.get(case.name, case.name): case for case in self.cases}
         self.scanned.keep_only({case.name for case in self.cases}, self.intensity)
         self._cache = VolumeCache(scanned=self.scanned)
-        most = sum(case.shape[0] * case.shape[1] * _BYTES_A_PIXEL for case in self.cases)
+        most = sum(case.shape[0] * case.shape[1] * _BYTES_PER_PIXEL for case in self.cases)
         needed = self.tiling is not None and self.cache_dir is not None and most > MEMORY_LIMIT
         self._scratch = Scratch(self.cache_dir, most) if needed and self.cache_dir else None
 
@@ -131,8 +133,8 @@ class Dataset:
     def splits(self) -> dict[str, Any]:
         """Return the content of ``splits.json``.
 
-        These are the rule, the names of both sides, the slices of a slab, the names that were left
-        out, and hashes of images and labels.
+        These are the rule, the case names of both splits, the slices of a slab, the names that were
+        left out, and hashes of images and labels.
         """
         return {
             **self.parts.to_dict(),
@@ -196,9 +198,9 @@ class Dataset:
     def slices(
         self, split: Split, empty: str | float | None = None, step: int | None = None
     ) -> SliceList:
-        """Return the slices of a side, and in ``left_out`` how many were left out.
+        """Return the slices of a split, and in ``left_out`` how many were left out.
 
-        Slices without any annotated pixel belong to no side.
+        Slices without any annotated pixel belong to no split.
 
         Args:
             split: ``"train"`` or ``"val"``.
@@ -209,7 +211,7 @@ class Dataset:
                 ``"train"``, 1 for ``"val"``.
 
         Raises:
-            ConfigError: an unknown side, or a value of ``empty`` that does not exist.
+            ConfigError: an unknown split, or a value of ``empty`` that does not exist.
         """
         if split not in ("train", "val"):
             raise ConfigError(f"split must be train or val; got {split!r}")
@@ -249,11 +251,11 @@ class Dataset:
     def volume(self, name: str) -> PreparedVolume:
         """Return a case after the intensity rule and the class table.
 
-        It comes from memory where it is still there, else from the file.
+        It comes from memory if it is still there, otherwise from the file.
 
         Raises:
-            DataError: the file is read again, and changed or vanished since the scan; the message
-                names it.
+            DataError: the file must be read again, but it changed or vanished after the scan; the
+                message names it.
         """
         return self._cache.get(name, lambda: self._prepare(self.case(name)))
 
@@ -344,8 +346,9 @@ class Dataset:
                 labels=self._scratch.put(volume.labels),
                 instances=None if volume.instances is None else self._scratch.put(volume.instances),
             )
-        # The key changes with the files, which size and time of modification stand for. A DICOM
-        # series has hundreds of them: their number, largest size and latest time are enough.
+        # The cache key includes each file's size and modification time, so changed files are read
+        # again. For a DICOM series it has only the number of files, the largest size and the latest
+        # time.
         stamps = case.stamps
         stamp = stamps[0] if not case.files else (len(stamps), *map(max, zip(*stamps, strict=True)))
         key = repr((case, case.files, *stamp, self.intensity, self.table))
@@ -355,7 +358,8 @@ class Dataset:
             return volume.image, volume.labels
 
         image, labels = stored_arrays(self.cache_dir, key, read_arrays)
-        self.scanned.take(case.name)  # where the files existed already it was not needed
+        # If the disk cache held the volume already, the scan's copy is not needed: free its memory.
+        self.scanned.take(case.name)
         return PreparedVolume(image, labels, spacing_mm=case.spacing_mm)
 
     def _read(self, case: Case) -> PreparedVolume:
@@ -368,7 +372,9 @@ class Dataset:
         if volume is None:
             read = self.reader.read(case)
             if read.labels is None:
-                raise DataError(f"{self.name}: a volume without labels cannot be trained on")
+                raise DataError(
+                    f"{self.name}: case {case.name!r} has no labels, so it cannot be trained on"
+                )
             try:
                 image = self.intensity(read)
             except DataError as error:
@@ -417,7 +423,7 @@ def open_dataset(
     background: str | Sequence[str] | None = None,
     input_channels: int | None = None,
 ) -> Dataset:
-    """Open a data set: find its cases, read and check each file once, and divide the cases.
+    """Open a data set: find its cases, read and check each file once, and split the cases.
 
     Args:
         name: a card (``datasets/<name>.yaml``) or a reader (``nifti``, ``folder``, ...).
@@ -438,7 +444,7 @@ def open_dataset(
         val_every: every n-th case, by name and from the first, is validation.
         fold: hold out this fold of a cross-validation instead; see ``splits.py``.
         folds: how many folds there are.
-        max_cases: read only the first of the sorted cases.
+        max_cases: read only the first ``max_cases`` cases by name.
         on_error: ``"stop"``: refuse the data set if there is any error; ``"skip"``: leave out the
             cases with errors.
         seed: chooses the empty slices that are kept.
@@ -450,12 +456,14 @@ def open_dataset(
         image: file name or pattern of the images; see ``volume_patterns.py``.
         label: file name or pattern of the masks.
         split: ``{"val": [names]}`` or a slab; see ``splits.py``. None: the card's.
-        neighbours: fill red and blue with the slices at this distance; 0: with the slice itself.
+        neighbours: red shows the slice this many before, green the slice itself, blue the slice
+            this many after; 0: all three show the slice itself.
         patient: pattern for case names; its group is the patient. See ``checks/leaks.py``.
         tile: side in pixels of the tiles that pictures are cut into; see ``tiles.py``. None or 0:
             they are not cut.
         tile_overlap: smallest overlap of neighbouring tiles, as a share of the side.
-        stack: slices that the encoder sees together; no stack is on both sides.
+        stack: number of neighbouring slices that the encoder sees together. No stack has slices of
+            both splits.
         spacing: ``"affine"`` or ``"pixdim"``: which is true where a NIfTI header contradicts
             itself; None: such a file is an error.
         instances: each number of a mask is one object of one class.
@@ -491,7 +499,7 @@ def open_dataset(
     table = decide_classes(scan, card, classes, merge_classes, masks, regions)
     partial = read_partial_labels(annotated, root, scan, table)
     check_usable(name, scan, on_error, reader)
-    # 4. Decide how the model sees the images, and divide the cases.
+    # 4. Decide how the model sees the images, and split the cases.
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
     check_kind(scan.cases, rule, stack, cut)
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
@@ -531,10 +539,10 @@ def _dataset(
     partial: PartialLabels | None,
     scanned: ScannedVolumes,
 ) -> Dataset:
-    """Return the data set of a scan and its division.
+    """Return the data set of a scan and its splits.
 
     Raises:
-        DataError: an image is on both sides of the division.
+        DataError: an image is in both splits.
     """
     check_copies(name, scan, parts)
     notes = [card.note if card else "", parts.rule if parts.slab else ""]

@@ -48,8 +48,10 @@ class SlicePrediction:
 
     Attributes:
         labels: (n, h, w) uint8 class ids, 0 where nothing was found.
-        numbers: (n, h, w) int32 number of the predicted object, from 1: that of its prompt, or in
-            a tile that of the object in the data set, if it has one. None without prompts.
+        numbers: (n, h, w) int32 number (from 1) of the object that each pixel was given to; 0:
+            none. In a tile with numbered objects it is the data set's number, or the class id if
+            one prompt stands for a whole class; otherwise the position of the prompt. None without
+            prompts.
         iou: (n, h, w) float32 IoU that the mask decoder predicts for the object; None without
             prompts.
     """
@@ -65,8 +67,8 @@ class SlicePredictor:
 
     Attributes:
         sam: the model, base or adapted.
-        first_trainable_block: the unit of the encoder that ``features`` are the input of; -1:
-            they are pixels. See ``sam/embed.py``.
+        first_trainable_block: ``features`` are the input of this encoder block; -1: they are
+            pixels, and the whole encoder runs on them. See ``sam/embed.py``.
         features: returns the features (b, ...) of images (h, w, 3), given also their keys if
             ``keys_of`` knows them.
         policy: how objects are prompted. Boxes are exact and points central, without noise.
@@ -76,7 +78,7 @@ class SlicePredictor:
         independent: each class is predicted on its own map, so that classes with equal boxes do
             not take pixels from each other. Otherwise one map holds all classes.
         overlapping: a pixel may belong to several classes, so that a model without prompts decides
-            for each class by itself. Classes are then independent as well.
+            for each class by itself. Pass ``independent=True`` as well.
         stacks: which slices the encoder sees together.
         image_of: reads slices that are not scored but belong to the stacks of those that are.
         keys_of: returns the keys of slices' stored features; empty if they are not stored.
@@ -97,7 +99,7 @@ class SlicePredictor:
 
     @torch.no_grad()
     def predict(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
-        """Predict each slice; pixels without a prompted object are 0."""
+        """Predict each slice. With prompts, pixels outside every prompted object are 0."""
         with self.autocast():
             if self.policy.is_semantic:
                 maps = segment_semantic(
@@ -130,11 +132,13 @@ class SlicePredictor:
             masks = segment_objects(
                 self.sam, embeddings, frames, wanted, multimask=self.policy.is_ambiguous
             )
-            for index, objects, (positions, sure) in zip(prompted, wanted, masks, strict=True):
-                known = known_numbers(objects, samples[index], self.policy.objects == "class")
-                labels[index][place] = objects.names(positions)
+            for index, objects, (positions, predicted_iou) in zip(
+                prompted, wanted, masks, strict=True
+            ):
+                known = numbers_in_picture(objects, samples[index], self.policy.objects == "class")
+                labels[index][place] = objects.class_ids_at(positions)
                 numbers[index][place] = np.append(0, known)[positions]
-                iou[index][place] = np.append(np.float32(0), sure)[positions]
+                iou[index][place] = np.append(np.float32(0), predicted_iou)[positions]
         return found
 
     def _prompts(self, sample: Sample) -> ImagePrompts:
@@ -149,7 +153,8 @@ class SlicePredictor:
         if self.stacks.size > 1 and self.image_of is not None:
             refs, rows = self.stacks.whole(refs)
             images = [self.image_of(ref) for ref in refs]
-        # The plan of a run has hashed its slices already, so their features are found by key.
+        # The feature plan has already given these slices keys, so their stored features are looked
+        # up instead of computed.
         keys = self.keys_of(refs)
         features = self.features(images, keys) if keys else self.features(images)
         embeddings = embed_features(self.sam, features, self.first_trainable_block)
@@ -164,10 +169,10 @@ class Evaluation:
         rows: one score for each case and class, over all slices of the case.
         objects: the matched objects of each case and class, if they were asked for.
         summary: the means; see ``metrics.summarise``.
-        shown: for each case the slice with the most ground truth, and its place in ``labels``.
-            Empty for a validation during training, as ``labels``.
-        labels: for each case the predicted labels of its slices. Of independent classes the one
-            with the highest id is shown.
+        shown: for each case, the slice with the most ground truth: (slice, its index in
+            ``labels[case]``). Both are empty with ``overlap_only``.
+        labels: for each case, the predicted labels of its slices. Where independent classes
+            overlap, the highest id is stored.
     """
 
     rows: list[CaseClassScore] = field(default_factory=list)
@@ -198,9 +203,10 @@ def evaluate_cases(
         classes: names of the classes 1..K.
         done: called with the number of slices finished since the last call.
         spacing_of: returns a case's (row, column, slice) spacing in mm, or None if it has none.
-        tolerance: of the normalised surface Dice, in mm, in pixels without spacing.
-        overlap_only: take Dice and IoU alone, without intervals. A validation during training does
-            so, since its slices need not be neighbours.
+        tolerance: tolerance of the normalised surface Dice: in mm if the case has a spacing, else
+            in pixels.
+        overlap_only: compute only Dice and IoU, without intervals. Validation during training uses
+            this: its slices may have gaps, which would falsify surface distances.
         instances: match objects too. True: those that the samples number, for pictures;
             ``"components"``: connected components.
     """
@@ -288,19 +294,21 @@ class _CaseSlices:
         for label, name in enumerate(classes, start=1):
             # Ignored voxels belong to neither the predicted nor the true objects.
             own = label - 1 if len(maps) > 1 else 0
-            plane = plane_of(truth, label)
-            predicted, true = (maps[own] == label) & (plane != IGNORED), plane == 1
+            true_mask = mask_of_class(truth, label)
+            predicted, true = (maps[own] == label) & (true_mask != IGNORED), true_mask == 1
             if numbered:
-                one = components(predicted) if numbers is None else numbers[own] * predicted
-                other = joined(self.instances, self.places) * true
+                predicted_objects = (
+                    components(predicted) if numbers is None else numbers[own] * predicted
+                )
+                true_objects = joined(self.instances, self.places) * true
             else:
-                one, other = components(predicted), components(true)
+                predicted_objects, true_objects = components(predicted), components(true)
             scores = None if iou is None else iou[own]
-            rows.append(match_objects(case, name, one, other, scores))
+            rows.append(match_objects(case, name, predicted_objects, true_objects, scores))
         return rows
 
     def _joined(self, parts: Sequence[Array | None]) -> Array | None:
-        """Join parts of which all or none are there."""
+        """Join the parts; None unless every slice has one."""
         present = [part for part in parts if part is not None]
         return joined(present, self.places) if len(present) == len(self.places) else None
 
@@ -322,21 +330,21 @@ def score_maps(
     rows = []
     for k, name in enumerate(classes):
         predicted = (maps[k if len(maps) > 1 else 0] == k + 1) * np.uint8(1)
-        rows += score_case(case, predicted, plane_of(truth, k + 1), [name], **options)
+        rows += score_case(case, predicted, mask_of_class(truth, k + 1), [name], **options)
     return rows
 
 
-def plane_of(truth: Array, class_id: int) -> Array:
-    """Return (h, w, d) int8: 1 where the truth is a class, 0 or ``IGNORED`` elsewhere."""
+def mask_of_class(truth: Array, class_id: int) -> Array:
+    """Return the true mask (h, w, d) int8 of a class: 1 inside, 0 or ``IGNORED`` elsewhere."""
     if truth.ndim == 4:
         own: Array = truth[class_id - 1]
         return own
-    plane: Array = (truth == class_id).astype(np.int8)
-    plane[truth == IGNORED] = IGNORED
-    return plane
+    mask: Array = (truth == class_id).astype(np.int8)
+    mask[truth == IGNORED] = IGNORED
+    return mask
 
 
-def known_numbers(objects: ImagePrompts, sample: Sample, per_class: bool) -> Array:
+def numbers_in_picture(objects: ImagePrompts, sample: Sample, per_class: bool) -> Array:
     """Return the numbers (p,) that tell prompted objects apart in their picture.
 
     Several tiles see parts of one object. In a tile an object therefore has its number in the data

@@ -135,7 +135,7 @@ class ImagePrompts:
         """Return the objects whose class is among ``wanted``."""
         return self.take(np.flatnonzero(np.isin(self.class_ids, list(wanted))))
 
-    def names(self, positions: Array) -> Array:
+    def class_ids_at(self, positions: Array) -> Array:
         """Return the class id of each pixel, given its object's position 1..p; 0 stays 0."""
         return np.concatenate([[0], self.class_ids])[positions]
 

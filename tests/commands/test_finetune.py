@@ -165,7 +165,7 @@ def whole_model_scores(sam, root, policy, classes):
             ((numbers, _),) = segment_objects(
                 sam, embeddings, frames, [objects], multimask=policy.is_ambiguous
             )
-            labels = objects.names(numbers)
+            labels = objects.class_ids_at(numbers)
         rows += score_case(ref.case, labels, sample.labels, classes)
     return summarise(rows, classes)
 

@@ -11,7 +11,7 @@ from samadapt.data.stacks import ALONE
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Sample, SliceRef
 from samadapt.evaluation import evaluate as module
-from samadapt.evaluation.evaluate import SlicePrediction, evaluate_cases, known_numbers
+from samadapt.evaluation.evaluate import SlicePrediction, evaluate_cases, numbers_in_picture
 from samadapt.evaluation.instances import components
 from samadapt.evaluation.metrics import score_case
 from samadapt.prompts.policy import PromptPolicy
@@ -284,14 +284,18 @@ def test_objects_across_tiles_are_counted_once(overlap):
     for ref, sample in refs.items():
         objects = simulate(sample.labels, policy, instances=sample.instances)
         local = (np.arange(1, len(objects) + 1)[:, None, None] * objects.truth).sum(0)
-        known = known_numbers(objects, sample, per_class=False)
+        known = numbers_in_picture(objects, sample, per_class=False)
         numbers_here, iou = np.append(0, known)[local], np.where(local > 0, 0.5, 0)
-        found[ref] = SlicePrediction(objects.names(local)[None], numbers_here[None], iou[None])
+        found[ref] = SlicePrediction(
+            objects.class_ids_at(local)[None], numbers_here[None], iou[None]
+        )
     result = evaluate_cases(Shown(found), list(refs), refs.__getitem__, ["one"], instances=True)
     entry = result.summary["instances"]["per_class"]["one"]
     assert (entry["true_objects"], entry["predicted_objects"], entry["matched"]) == (5, 5, 5)
     assert entry["sq"] == entry["map"] == 1
-    assert known_numbers(objects, sample, per_class=True).tolist() == objects.class_ids.tolist()
+    assert (
+        numbers_in_picture(objects, sample, per_class=True).tolist() == objects.class_ids.tolist()
+    )
 
 
 @pytest.mark.parametrize("independent", [False, True])

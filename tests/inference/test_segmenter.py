@@ -93,7 +93,7 @@ def expected_volume(sam, path, prompts=None):
             planes += segment_semantic(sam, embeddings, frames, 2)
         else:
             ((numbers, _),) = segment_objects(sam, embeddings, frames, [prompts[index]])
-            planes.append(prompts[index].names(numbers).astype(np.uint8))
+            planes.append(prompts[index].class_ids_at(numbers).astype(np.uint8))
     return volume, np.stack(planes, axis=-1)
 
 

@@ -55,7 +55,7 @@ def one_by_one(sam, embedding, frame, prompts, threshold=0.0):
 
 def label_maps(sam, embeddings, frames, prompts, **options):
     found = decode.segment_objects(sam, embeddings, frames, prompts, **options)
-    return [item.names(numbers) for item, (numbers, _) in zip(prompts, found, strict=True)]
+    return [item.class_ids_at(numbers) for item, (numbers, _) in zip(prompts, found, strict=True)]
 
 
 def test_objects_of_many_images_equal_a_loop_over_prompts(any_sam, images, monkeypatch):
