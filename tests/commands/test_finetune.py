@@ -576,7 +576,7 @@ def test_the_model_card_says_that_classes_overlap(run, tmp_path):
     root = nested_pictures(tmp_path / "nested")
     result = run(root, REGIONS, "prompts=semantic", "train.steps=1")
     card = (result.adapter_dir / "README.md").read_text(encoding="utf-8")
-    assert "a pixel may be of several classes" in card
+    assert "a pixel may belong to several classes" in card
     from samadapt.config.compose import parse_settings
     from samadapt.config.evaluate_arguments import EvaluateArguments
     from samadapt.runs.evaluate import evaluate

@@ -128,7 +128,7 @@ def test_a_folder_gives_a_table_and_names_what_failed(adapter, picture, tmp_path
     assert "bad.png: cannot be read" in said.err
     assert "Traceback" not in said.err
     assert "2 of 3 files" in said.out
-    assert "left alone: notes.txt" in said.out
+    assert "skipped, as they are no images: notes.txt" in said.out
     assert [line.split()[:2] for line in said.out.splitlines()[:4]] == [
         ["file", "output"],
         ["bad.png", "failed"],

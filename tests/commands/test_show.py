@@ -126,7 +126,7 @@ def test_odd_names_and_shapes(tmp_path):
     image = np.zeros((90, 7, 3), np.uint8)
     names = [f"_$x^2$ {'very ' * 20}long", "", "ä"]
     path = sheet.draw_contact_sheet(
-        [sheet.Tile(name, image, labels) for name in names],
+        [sheet.SheetSlice(name, image, labels) for name in names],
         [f"_class {number}" for number in range(9)],
         ["$\\frac{"],
         tmp_path / "odd.png",
