@@ -1,4 +1,6 @@
-"""The arguments of a command line, ``group=option`` and ``group.key=value``.
+"""Read the arguments of a command line, ``group=option`` and ``group.key=value``.
+
+``compose.py`` makes the configuration from them.
 
 Hydra's grammar reads the values: ``[1,2]``, ``{a: 1}``, quotes, ``null``. Texts that are outside of
 this grammar, such as paths with spaces, are taken as they are where the key takes text.

@@ -281,7 +281,7 @@ def predict_planned(
         progress: called with the name of each image; returns what is called after each slice.
 
     Returns:
-        One row an image; ``Segmenter.predict_file`` says what it holds. In a folder it also holds
+        One row per image; ``Segmenter.predict_file`` says what it holds. In a folder it also holds
         ``"input"``, and an image that failed has an ``"error"`` and does not stop the others.
 
     Raises:

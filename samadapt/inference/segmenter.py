@@ -47,13 +47,13 @@ def load_adapter(
 ) -> Segmenter:
     """Load an adapter with its base model, ready to segment.
 
-    The base weights are found by the model's name that the adapter records, or as a file of the
-    recorded name in the adapter's directory or the working folder. They are checked against the
-    recorded hash.
+    The base weights come from ``checkpoint`` if it is given. Otherwise a file of the recorded name
+    is looked for in the adapter's directory and the working folder. If there is none, the published
+    weights of the recorded model are used. The weights are checked against the recorded hash.
 
     Args:
         directory: an adapter directory, as a run writes it.
-        checkpoint: file of the base weights, if it is not where the adapter says.
+        checkpoint: file of the base weights; None: they are found as described above.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"mps"``.
         precision: ``"fp32"``, so that masks do not depend on the machine; ``"bf16"``; or
             ``"auto"``, as in training: bf16 if that is clearly faster.
@@ -213,12 +213,12 @@ class Segmenter:
         points, or both, and has a class of the adapter. Where objects overlap, the higher logit
         wins.
 
-        The slices of a volume are numbered from 0, from the left, the back or below, along the
-        axis that the adapter was trained on. Coordinates on a slice are those of the upright
-        picture, (x, y) in pixels from its top left, as the overlays of a run show it. If prompts
-        are given by slice, the other slices are left empty, unless ``propagate`` carries an object
-        there. The k-th box of every slice is object k; ``None`` in its place means that the object
-        has no box on that slice.
+        The slices of a volume are numbered from 0 along the axis that the adapter was trained on.
+        Slice 0 is the leftmost (sagittal; the patient's left), rearmost (coronal) or lowest
+        (axial). Coordinates on a slice are those of the upright picture, (x, y) in pixels from its
+        top left, as the overlays of a run show it. If prompts are given by slice, the other slices
+        are left empty, unless ``propagate`` carries an object there. The k-th box of every slice is
+        object k; ``None`` in its place means that the object has no box on that slice.
 
         Args:
             image: (h, w) or (h, w, 3) RGB, in the values of the training files (HU for CT), or
@@ -238,19 +238,21 @@ class Segmenter:
             point_labels: (k,) or (p, k); 1 foreground, 0 background, -1 padding; None: all 1.
             labels: class name of each object, or one for all. It is required if the adapter has
                 several classes.
-            propagate: carry each object from the slices on which it is prompted in both
-                directions. Between two prompted slices the nearer one leads.
-            carry: what the mask of a slice becomes on the next one. ``"prompt"``: the box around
-                each part of it, a little wider, or for adapters trained with points the innermost
-                point. ``"mask"``: its logits, as a mask prompt, which suits base models that were
-                trained with mask prompts, such as SAM, but not LiteMedSAM. ``"both"``.
+            propagate: carry each object in both directions from the slices on which it is prompted.
+                Slices between two prompted ones are segmented from the nearer one.
+            carry: how a slice's mask prompts the next slice. ``"prompt"``: by the box around each
+                part of the mask, a little wider, or for adapters trained with points by the
+                innermost point. ``"mask"``: by the logits of the mask, as a mask prompt. This suits
+                base models that were trained with mask prompts, such as SAM, but not LiteMedSAM.
+                ``"both"``: by both.
             slices: [first, last] slice to which objects are carried; None: until they vanish.
             vanish: an object ends when its area falls below this share of its area on the slice
                 on which it was prompted.
-            keep_largest: of these classes (True: all) only the largest component stays, in 3D for
-                a volume.
-            fill_holes: holes in these classes are filled, in a volume cavities, after
-                ``keep_largest``.
+            keep_largest: keep only the largest component of each of these classes (True: of all
+                classes), in 3D for a volume.
+            fill_holes: fill the holes in these classes (True: in all classes), after
+                ``keep_largest``. In a volume only cavities are filled: holes that are closed on all
+                sides in 3D.
             tile: side in pixels of the tiles that a picture is cut into (``data/tiles.py``). An
                 object gets its prompt in every tile that sees a part of its box, or one of its
                 foreground points. None: as in training; 0: the picture is seen whole.
@@ -265,7 +267,8 @@ class Segmenter:
         Raises:
             PromptError: a prompt is missing, not wanted or outside the image, or an option names
                 a class that does not exist.
-            DataError: the image cannot be read or has another shape.
+            DataError: the image cannot be read, or an array has none of the shapes that ``image``
+                allows.
         """
         options = PredictionOptions(
             boxes=boxes,
@@ -326,8 +329,8 @@ class Segmenter:
             classes may overlap; ``"warnings": [text]`` if the reader has any.
 
         Raises:
-            DataError: a file cannot be read or written. What can be known before is checked before
-                anything is computed.
+            DataError: a file cannot be read or written. Everything that can be checked in advance
+                is checked before the computation starts.
             PromptError: see ``segment``.
             MissingExtraError: the output's format needs a package that is not installed.
         """
@@ -335,8 +338,8 @@ class Segmenter:
         plan = self._plan(input, output, wanted)
         if plan.is_folder:
             raise DataError(
-                f"{plan.target}: the output of one case is a file, as {plan.target}.nii.gz; for a "
-                "folder of images use predict_folder"
+                f"{plan.target}: predict_file segments one case, so the output must be a file, for "
+                f"example {plan.target}.nii.gz; for a folder of images use predict_folder"
             )
         (row,) = self.predict_plan(
             plan, wanted, progress=None if progress is None else lambda name: progress
@@ -394,7 +397,7 @@ class Segmenter:
             progress: called with the name of each file; returns what ``segment`` calls.
 
         Returns:
-            One row an image; see ``predict_file``, and ``predict_folder`` for a folder.
+            One row per image; see ``predict_file``, and ``predict_folder`` for a folder.
 
         Raises:
             UserError: the options do not fit, or the plan is for one image and it fails.

@@ -48,7 +48,7 @@ class LoRA(LinearMethod):
         rslora: scale by ``alpha / sqrt(rank)`` instead; by ``sqrt(rank)`` if alpha is None.
     """
 
-    summary: ClassVar[str] = "low-rank updates on slices of qkv, and on proj and MLP by choice"
+    summary: ClassVar[str] = "low-rank updates on slices of qkv, and optionally on proj and MLP"
     lr: ClassVar[float] = 3e-3
     kind: ClassVar[str] = "LORA"
 
@@ -98,14 +98,19 @@ class LoRA(LinearMethod):
             setattr(layers, ADAPTER, sliced)
 
     def size(self, inputs: int, outputs: int) -> int:
-        """Return rank * (inputs + outputs)."""
+        """Return the number of parameters that LoRA adds to one linear: A and B of its rank."""
         return self.rank * (inputs + outputs)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return slices * rank * (inputs + rows of a slice) for each qkv, and the other linears."""
-        sliced = len(blocks) if "qkv" in self.targets else 0
-        per_block = [len(self.slices) * self.rank * 2 * block.width for block in blocks[:sliced]]
+        """Return the number of parameters that LoRA adds to the encoder.
+
+        Each slice of a qkv has A (rank, width) and B (width, rank). The other linears count as
+        ``size`` says.
+        """
+        qkv = 0
+        if "qkv" in self.targets:
+            qkv = sum(len(self.slices) * self.rank * 2 * block.width for block in blocks)
         others = [
             name for block in blocks for name in self.encoder_names(sam, block) if name != block.qkv
         ]
-        return sum(per_block) + self.count(sam, others)
+        return qkv + self.count(sam, others)

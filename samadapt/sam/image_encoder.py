@@ -102,7 +102,10 @@ class ImageEncoderViT(nn.Module):
     ) -> Float[Tensor, "b ..."]:
         """Run the patch embedding and all blocks before ``first_trainable_block``.
 
-        With n blocks, ``first_trainable_block = n + 1`` also runs the neck.
+        Args:
+            images: (b, 3, s, s), normalised and padded.
+            first_trainable_block: for n blocks, 0 to n: stop before this block (n: before the
+                neck); n + 1: run everything, neck included.
 
         Returns:
             (b, g, g, width), or (b, c, g, g) for ``n + 1``.
@@ -128,7 +131,10 @@ class ImageEncoderViT(nn.Module):
         return out
 
     def attention_blocks(self, root: str) -> tuple[AttentionBlock, ...]:
-        """Return the attention blocks in order; ``root`` is the dotted path of this module."""
+        """Describe each block by the paths of its modules, in order.
+
+        ``root`` is the dotted path of this module, with which the paths start.
+        """
         paths = [f"{root}.blocks.{index}" for index in range(len(self.blocks))]
         return tuple(
             AttentionBlock(

@@ -88,8 +88,8 @@ class MaskDecoder(nn.Module):
     ) -> MaskOutput:
         """Decode p objects in each of b images.
 
-        Mask tokens that are not asked for do not pass their hypernetwork, which then gets no
-        gradient from this call.
+        Only the requested masks are computed; the hypernetworks of the others get no gradient from
+        this call.
 
         Args:
             embeddings: (b, c, g, g).
@@ -116,10 +116,11 @@ class MaskDecoder(nn.Module):
         return MaskOutput(logits=logits, iou=iou)
 
     def resize_mask_tokens(self, count: int) -> None:
-        """Set the number of multimask outputs. New outputs copy the present ones in turn.
+        """Set the number of multimask outputs.
 
-        The token, the hypernetwork and the row of the IoU head of an output are copied together.
-        The parameters are new objects with the ``requires_grad`` of the old ones.
+        Additional outputs are copies of the existing ones, cycling through them. The token, the
+        hypernetwork and the row of the IoU head of an output are copied together. The parameters
+        are new objects with the ``requires_grad`` of the old ones.
 
         Raises:
             ValueError: ``count`` is less than 1.

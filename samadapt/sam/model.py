@@ -263,7 +263,7 @@ class Sam(nn.Module):
     def resize_mask_tokens(self, count: int) -> None:
         """Set the number of multimask outputs, for example one for each class.
 
-        New outputs copy the present ones in turn.
+        Additional outputs are copies of the existing ones, cycling through them.
 
         Raises:
             ValueError: ``count`` is less than 1.

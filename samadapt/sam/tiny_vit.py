@@ -73,7 +73,10 @@ class TinyViTEncoder(nn.Module):
     ) -> Float[Tensor, "b ..."]:
         """Run everything before attention block ``first_trainable_block``.
 
-        With n blocks, ``first_trainable_block = n + 1`` also runs the neck.
+        Args:
+            images: (b, 3, s, s), normalised and padded.
+            first_trainable_block: for n attention blocks, 0 to n: stop before this block (n: before
+                the neck); n + 1: run everything, neck included.
 
         Returns:
             (b, h, w, width) with the side and width of the block's stage, or (b, c, g, g) for
@@ -93,7 +96,10 @@ class TinyViTEncoder(nn.Module):
         return self._neck(self._run(x, first_trainable_block, self._depth))
 
     def attention_blocks(self, root: str) -> tuple[AttentionBlock, ...]:
-        """Return the attention blocks in order; ``root`` is the dotted path of this module."""
+        """Describe each block by the paths of its modules, in order.
+
+        ``root`` is the dotted path of this module, with which the paths start.
+        """
         found = []
         for index, (stage, place, block) in enumerate(self._blocks()):
             path = f"{root}.stages.{stage}.blocks.{place}"

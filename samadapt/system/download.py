@@ -1,4 +1,4 @@
-"""Download files and archives over HTTP, for weights and data sets alike.
+"""Download files and archives over HTTP, for ``sam/weights/sources.py`` and ``data/fetch.py``.
 
 A download resumes where an earlier one broke off, is tried again after a failure, is checked
 against its checksum, never exceeds a size, and appears under its name only when it is complete.

@@ -1,4 +1,4 @@
-"""Dice and IoU. They are 0 if one of the two masks is empty, also for a false positive."""
+"""Dice and IoU of one class; the rule for empty masks is in ``evaluation/metrics.py``."""
 
 from __future__ import annotations
 
