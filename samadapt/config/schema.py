@@ -234,7 +234,7 @@ class Data(Settings):
     patient: OfDataSet[str | None] = Field(
         default=None,
         description="regular expression with one group that finds the patient in a case name, such "
-        "as '(.+)_[0-9]+'; all cases of a patient stay on one side of a split; null: what the "
+        "as '(.+)_[0-9]+'; all cases of a patient stay in one split; null: what the "
         "files say",
     )
     on_error: Literal["stop", "skip"] = Field(
@@ -342,7 +342,9 @@ class Train(Settings):
         default=10, ge=0, description="number of steps over which the learning rate rises linearly"
     )
     schedule: Literal["cosine", "poly", "constant"] = Field(
-        default="cosine", description="how the learning rate falls after the warm-up"
+        default="cosine",
+        description="learning rate after the warm-up: it falls to 0 "
+        "(cosine, poly) or stays constant",
     )
     clip: float = Field(
         default=1.0,

@@ -78,7 +78,7 @@ class Dataset:
             cases; None for pictures.
         reader: reads the files.
         table: maps label values to classes.
-        parts: which cases, or which slices of a single volume, belong to each split.
+        case_splits: which cases, or which slices of a single volume, belong to each split.
         empty_slices, slice_step: policy of ``slices("train")``.
         seed: chooses the empty slices that are kept.
         cache_dir: folder for prepared volumes, memory-mapped; None: memory only.
@@ -100,7 +100,7 @@ class Dataset:
     axis: str | None
     reader: FormatReader = field(repr=False)
     table: ClassTable = field(repr=False)
-    parts: Splits = field(repr=False)
+    case_splits: Splits = field(repr=False)
     empty_slices: str | float = "drop"
     slice_step: int = 1
     seed: int = 0
@@ -123,12 +123,12 @@ class Dataset:
     @property
     def train(self) -> list[str]:
         """Names of the training cases."""
-        return self.parts.train
+        return self.case_splits.train
 
     @property
     def val(self) -> list[str]:
         """Names of the validation cases."""
-        return self.parts.val
+        return self.case_splits.val
 
     def splits(self) -> dict[str, Any]:
         """Return the content of ``splits.json``.
@@ -137,7 +137,7 @@ class Dataset:
         left out, and hashes of images and labels.
         """
         return {
-            **self.parts.to_dict(),
+            **self.case_splits.to_dict(),
             "left_out": list(self.left_out),
             "images": {name: case.digest for name, case in self._by_name.items()},
             "labels": {name: self._truth_digest(name) for name in self._by_name},
@@ -222,8 +222,8 @@ class Dataset:
         counts = {"empty": 0, "step": 0, "gap": 0}
         with_class: list[SliceRef] = []
         without_class: list[SliceRef] = []
-        slab = self.parts.slab
-        for name in getattr(self.parts, split):
+        slab = self.case_splits.slab
+        for name in getattr(self.case_splits, split):
             has_class = np.any(self.presence(name), axis=1).tolist()
             annotated = self.annotated(name).tolist()
             indices = slab.indices(split) if slab else list(range(len(has_class)))
@@ -503,9 +503,9 @@ def open_dataset(
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
     check_kind(scan.cases, rule, stack, cut)
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
-    parts = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
+    splits = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
     policy = (empty_slices, slice_step, seed, Path(cache_dir) if cache_dir else None)
-    return _dataset(name, scan, table, rule, parts, reader, card, policy, cut, partial, scanned)
+    return _dataset(name, scan, table, rule, splits, reader, card, policy, cut, partial, scanned)
 
 
 def _rule_before_scan(
@@ -531,7 +531,7 @@ def _dataset(
     scan: Scan,
     table: ClassTable,
     rule: IntensityRule,
-    parts: Splits,
+    splits: Splits,
     reader: FormatReader,
     card: Card | None,
     policy: tuple[str | float, int, int, Path | None],
@@ -544,8 +544,8 @@ def _dataset(
     Raises:
         DataError: an image is in both splits.
     """
-    check_copies(name, scan, parts)
-    notes = [card.note if card else "", parts.rule if parts.slab else ""]
+    check_copies(name, scan, splits)
+    notes = [card.note if card else "", splits.rule if splits.slab else ""]
     return Dataset(
         name=name,
         classes=list(table.names),
@@ -557,7 +557,7 @@ def _dataset(
         axis=_axis_name(scan.cases),
         reader=reader,
         table=table,
-        parts=parts,
+        case_splits=splits,
         empty_slices=policy[0],
         slice_step=policy[1],
         seed=policy[2],

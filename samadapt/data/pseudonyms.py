@@ -89,22 +89,22 @@ def write_key(folder: Path, pseudonyms: Pseudonyms, names: Iterable[str]) -> Non
 
 
 def hide_names(dataset: Dataset, pseudonyms: Pseudonyms) -> Dataset:
-    """Return a data set in which cases, sides and findings have pseudonyms.
+    """Return a data set in which cases, splits and findings have pseudonyms.
 
     The ``Case`` objects keep their names and paths, because the readers need them.
     """
     known = {case.name: pseudonyms.of(case.name) for case in dataset.cases}
     known |= {name: pseudonyms.of(name) for name in dataset.left_out}
-    parts = replace(
-        dataset.parts,
-        train=[known[name] for name in dataset.parts.train],
-        val=[known[name] for name in dataset.parts.val],
+    splits = replace(
+        dataset.case_splits,
+        train=[known[name] for name in dataset.case_splits.train],
+        val=[known[name] for name in dataset.case_splits.val],
     )
     words = _words(dataset.cases, known)
     return replace(
         dataset,
         shown_names=known,
-        parts=parts,
+        case_splits=splits,
         left_out=sorted(known[name] for name in dataset.left_out),
         findings=[_hide(finding, dataset.cases, words, pseudonyms) for finding in dataset.findings],
     )

@@ -1,19 +1,19 @@
-"""Divide cases into training and validation: by case, or by a slab of slices of a single volume.
+"""Split cases into training and validation: by case, or by a slab of slices of a single volume.
 
 The rule: case names are sorted, and every ``val_every``-th case from the first is validation (cases
 0, 5, 10, ... for 5). A card or the user may list names instead: ``{"val": [...]}``, where all
 others train, or ``{"train": [...], "val": [...]}``.
 
-All slices of a volume are on one side. The exception is a data set of a single volume. There a slab
-of neighbouring slices is held out, ``{"slab": [0.4, 0.6], "gap_mm": 5}``: the slices from 40 to 60
-% of the span that contains foreground. Slices within 5 mm of the slab are used on neither side,
+All slices of a volume are in one split. The exception is a data set of a single volume. There a
+slab of neighbouring slices is held out, ``{"slab": [0.4, 0.6], "gap_mm": 5}``: the slices from 40
+to 60 % of the span that contains foreground. Slices within 5 mm of the slab are in neither split,
 because neighbouring slices look alike::
 
     slice   0 ......... a   gap   b ============ c   gap   d ......... depth
               training              validation               training
 
-Cases of one patient, where the files name the patient, count as one and stay on one side. A fold of
-a cross-validation holds out every ``folds``-th of them, from number ``fold``; fold 0 of 5 is the
+Cases of one patient, where the files name the patient, count as one and stay in one split. A fold
+of a cross-validation holds out every ``folds``-th of them, from number ``fold``; fold 0 of 5 is the
 rule above.
 """
 
@@ -39,7 +39,7 @@ class Slab:
 
     Attributes:
         start, stop: the slices [start, stop) are validation.
-        gap: slices on each side of them that are not used.
+        gap: number of slices before and after them that are not used.
         depth: slices of the volume.
     """
 
@@ -58,10 +58,11 @@ class Slab:
 
 @dataclass(frozen=True)
 class Splits:
-    """The division.
+    """Which cases train and which validate.
 
     Attributes:
-        train, val: case names of both sides; with a ``slab`` both hold the one volume.
+        train: case names of the training split.
+        val: case names of the validation split. With a ``slab`` both hold the one volume.
         rule: the rule in words.
         slab: the held out slices of a single volume, or None.
     """
@@ -104,18 +105,18 @@ def make_splits(
     val_every: int = 5,
     least_gap: int = 0,
 ) -> Splits:
-    """Divide the cases by the rules of this module.
+    """Split the cases by the rules of this module.
 
     Args:
         cases: the usable cases, sorted by name.
         chosen: lists or a slab, from the card or the user, or None.
         val_every: every n-th case is validation, from the first.
-        least_gap: smallest gap beside a slab in slices: the model sees a slice together with so
-            many neighbours.
+        least_gap: smallest gap beside a slab in slices: the number of neighbours that the model
+            sees together with a slice.
 
     Raises:
-        ConfigError: there are unknown keys or names, a case or a patient is on both sides, or a
-            slab is given for several volumes.
+        ConfigError: there are unknown keys or names, a case or a patient is in both splits, or
+            a slab is given for several volumes.
     """
     chosen = dict(chosen or {})
     for key in chosen:
@@ -154,7 +155,7 @@ def make_fold(cases: Sequence[Case], fold: int, folds: int) -> Splits:
     if units < folds:
         raise ConfigError(
             f"data.folds={folds} needs at least as many patients, because all cases of a patient "
-            f"stay on one side; there are {len(cases)} cases of {units} patients. Use fewer folds"
+            f"stay in one split; there are {len(cases)} cases of {units} patients. Use fewer folds"
         )
     rule = f"fold {fold} of {folds}: one case in {folds} by name, from number {fold}, is held out"
     return _every(cases, folds, fold, rule)
@@ -191,7 +192,7 @@ def _listed(cases: Sequence[Case], chosen: Mapping[str, Any]) -> Splits:
     both = sorted(set(val) & set(train))
     if both:
         raise ConfigError(
-            f"split: on both sides: {', '.join(both[:5])}; keep each case on one side"
+            f"split: in both splits: {', '.join(both[:5])}; keep each case in one split"
         )
     unknown = sorted({*val, *train} - set(names))
     if unknown:
@@ -202,8 +203,8 @@ def _listed(cases: Sequence[Case], chosen: Mapping[str, Any]) -> Splits:
     for group in _patients(cases):
         if set(group) & set(val) and set(group) & set(train):
             raise ConfigError(
-                f"split: of one patient, but on both sides: {', '.join(group[:5])}; keep each "
-                "patient on one"
+                f"split: of one patient, but in both splits: {', '.join(group[:5])}; keep each "
+                "patient in one split"
             )
     return Splits(sorted(train), sorted(val), "listed by name")
 

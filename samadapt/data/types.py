@@ -60,7 +60,7 @@ class Case:
         named: class names that the annotations use.
         files: the image's files where there are several. Of a DICOM series they are sorted by
             name; of channels they are in the order of ``data.channel``, and the first is ``image``.
-        patient: equal for all cases of one patient, which stay on one side of every split; ``""``
+        patient: equal for all cases of one patient, which stay in one split; ``""``
             where the data do not say. For DICOM this is a one-way hash of the patient ID with a
             salt that changes in each process, so it identifies nobody. No record contains it.
         digest: hash of the image's voxels; known after the scan.

@@ -55,7 +55,7 @@ SEED = 20
 """Seed of the directions in which boxes are shifted."""
 
 Answer = tuple[str, list[Array], list[tuple[float, float]]]
-"""A setting's name; label maps (n, h, w), one a slice; (predicted, true) IoU of each object."""
+"""A setting's name; label maps (n, h, w), one per slice; (predicted, true) IoU of each object."""
 
 
 @dataclass

@@ -67,7 +67,7 @@ class Peft(Target):
             )
         if adapted.record.num_masks != own:
             return (
-                f"it has {adapted.record.num_masks} mask outputs, one a class, and peft cannot "
+                f"it has {adapted.record.num_masks} mask outputs, one per class, and peft cannot "
                 f"give the base model more than its {own}"
             )
         return hf.no_such_encoder(adapted) if self.naming == "transformers" else ""

@@ -88,7 +88,7 @@ def _notes(adapted: Adapted) -> list[str]:
         )
     if adapted.sam.build.num_multimask != build.num_multimask:
         notes.append(
-            f"{adapted.sam.build.num_multimask} mask outputs, one a class; segment-anything's "
+            f"{adapted.sam.build.num_multimask} mask outputs, one per class; segment-anything's "
             f"registry builds {build.num_multimask}: give its MaskDecoder that number"
         )
     return notes

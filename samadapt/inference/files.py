@@ -337,7 +337,7 @@ def _predict(
     )
     bins = len(predictor.classes) + 1
     counts = np.zeros(bins, np.int64)
-    # Slice by slice, because counting takes eight bytes a voxel.
+    # Slice by slice, because counting takes eight bytes per voxel.
     for plane in (plane for labels in found.maps for plane in np.moveaxis(labels, 2, 0)):
         counts += np.bincount(plane.ravel(), minlength=bins)
     voxels = {name: int(counts[k]) for k, name in enumerate(predictor.classes, start=1)}

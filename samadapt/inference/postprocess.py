@@ -27,7 +27,7 @@ def postprocess(labels: Array, keep_largest: Sequence[int], fill_holes: Sequence
 
     space = labels[:, :, 0] if labels.shape[2] == 1 else labels
     everywhere = np.ones((3,) * space.ndim, dtype=bool)
-    # Each class is cropped to its box, because component numbers take four bytes a voxel.
+    # Each class is cropped to its box, because component numbers take four bytes per voxel.
     boxes = find_objects(space, max_label=max([0, *keep_largest, *fill_holes]))
     for class_id in keep_largest:
         if (box := boxes[class_id - 1]) is None:

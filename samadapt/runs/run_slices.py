@@ -73,13 +73,13 @@ def divide_slices(
         if not usable and bare:
             raise ConfigError(
                 f"data: no training slice holds an object to learn; {bare} are without one. Check "
-                "the masks of the training cases, or divide the cases otherwise (data.val_every, "
-                f"data.fold). The cases are divided so: {data.parts.rule}"
+                "the masks of the training cases, or split the cases otherwise (data.val_every, "
+                f"data.fold). The cases are split by this rule: {data.case_splits.rule}"
             )
         raise ConfigError(
             f"data: {len(training)} slices to train on, {len(validation)} to choose the best step, "
             f"{len(test)} to score; each needs at least one. Use more cases (data.max_cases) or a "
-            f"smaller data.slice_step. The cases are divided so: {data.parts.rule}"
+            f"smaller data.slice_step. The cases are split by this rule: {data.case_splits.rule}"
         )
     return RunSlices(training, validation, test)
 

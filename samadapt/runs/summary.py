@@ -62,7 +62,7 @@ def summarise_run(
         "oracle_prompt": not policy.is_semantic,
         "data": data.name,
         "scored": scored,
-        "split": data.parts.rule,
+        "split": data.case_splits.rule,
         "case_is": case_is(context),
         "nsd_tolerance": scorer.nsd_tolerance_mm,
         "cases": len({ref.case for ref in slices.test}),
@@ -121,7 +121,7 @@ def annotation_notes(
         notes.append(f"{share:.1%} of the scored voxels are ignored: they have no score")
     cases = dict.fromkeys(ref.case for ref in refs)
     # If one volume is divided into a training part and a held-out slab, only the slab counts.
-    slab = data.parts.slab
+    slab = data.case_splits.slab
     scored = slab.indices("val") if slab else slice(None)
     unknown = sum(int((~data.annotated(case)[scored]).sum()) for case in cases)
     if unknown:
@@ -140,7 +140,7 @@ def annotation_notes(
 def case_is(context: RunContext) -> str:
     """Return what one score is over: a picture, a slice, a slab or a whole volume."""
     data = context.dataset
-    if data.parts.slab is not None:
+    if data.case_splits.slab is not None:
         return "slab: the held-out slices of one volume together"
     if {case.shape[2] for case in data.cases} == {1}:
         if any(case.axis is not None for case in data.cases):

@@ -8,7 +8,7 @@
       |  Sam.preprocess: normalise, pad right and below
       v
     pixels (b, 3, s, s)                         model frame
-      |  Sam.encode_prefix: frozen blocks, computed once an image and kept (training/features.py)
+      |  Sam.encode_prefix: frozen blocks, computed once per image and kept (training/features.py)
       v
     features (b, ...)
       |  Sam.encode_suffix: trained blocks and neck

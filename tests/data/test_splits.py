@@ -1,4 +1,4 @@
-"""Each case and each patient is on one side; a slab keeps its distance."""
+"""Each case and each patient is in one split; a slab keeps its distance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_listed_splits(make_msd: Callable[..., Path]) -> None:
     assert dataset.splits()["train"] == ["case_00", "case_01", "case_03"]
     assert dataset.splits()["val"] == ["case_02"]
     both = {"val": ["case_02"], "train": ["case_02"]}
-    with pytest.raises(ConfigError, match="both sides: case_02"):
+    with pytest.raises(ConfigError, match="both splits: case_02"):
         open_dataset("nifti", root, split=both)
     with pytest.raises(ConfigError, match="case_9"):
         open_dataset("nifti", root, split={"val": ["case_9"]})
@@ -103,7 +103,7 @@ def test_folds_hold_out_every_case_once_and_no_patient_twice(
 def test_a_listed_patient_on_both_sides_is_refused_without_naming_him() -> None:
     cases = [Case(name, Path("x"), patient="Doe^John") for name in ("a", "b")]
     cases.append(Case("c", Path("x")))
-    with pytest.raises(ConfigError, match="of one patient, but on both sides: a, b") as caught:
+    with pytest.raises(ConfigError, match="of one patient, but in both splits: a, b") as caught:
         make_splits(cases, {"val": ["b"]})
     assert "Doe" not in str(caught.value)
     assert make_splits(cases, {"val": ["a", "b"]}).train == ["c"]

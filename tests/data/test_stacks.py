@@ -1,4 +1,4 @@
-"""Slices belong to stacks at fixed places, and no stack is on both sides of a split."""
+"""Slices belong to stacks at fixed places, and no stack has slices of both splits."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_no_stack_of_a_single_volume_is_on_both_sides(
 ) -> None:
     dataset = open_dataset("nifti", make_msd(1), stack=stack)
     sides = [{ref.index // stack for ref in dataset.slices(side)} for side in ("train", "val")]
-    assert dataset.parts.slab is not None
-    assert dataset.parts.slab.gap >= stack - 1
+    assert dataset.case_splits.slab is not None
+    assert dataset.case_splits.slab.gap >= stack - 1
     assert not sides[0] & sides[1]
 
 

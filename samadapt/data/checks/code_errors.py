@@ -70,8 +70,8 @@ ERRORS = {
     ),
     "bad_split": _error(
         "The requested division into training and validation is not possible: it names an unknown "
-        "case, or the same case or patient is on both sides.",
-        "Correct the split. Keep all cases of a patient on one side.",
+        "case, or the same case or patient is in both splits.",
+        "Correct the split. Keep all cases of a patient in one split.",
     ),
     "blended_colours": _error(
         "A colour mask has smoothed edges. It contains many colours that no class uses, and most "

@@ -1,7 +1,7 @@
-"""Leaks: the same image or the same patient must not be on both sides of a split.
+"""Leaks: the same image or the same patient must not be in both splits.
 
 The patient of a case comes from the reader (DICOM) or from a pattern for case names, and
-``splits.py`` keeps all cases of a patient on one side. Images are compared by a hash of their
+``splits.py`` keeps all cases of a patient in one split. Images are compared by a hash of their
 voxels, so a copy is found even if its name, compression or header differs.
 """
 
@@ -88,10 +88,10 @@ def leave_out_copies(scan: Scan) -> None:
             scan.cases.remove(case)
 
 
-def copy_findings(cases: Sequence[Case], parts: Splits) -> list[Finding]:
-    """Report every copy: as an error if copies are on both sides, else as a warning."""
+def copy_findings(cases: Sequence[Case], splits: Splits) -> list[Finding]:
+    """Report every copy: as an error if copies are in both splits, else as a warning."""
     found = []
-    train, val = set(parts.train), set(parts.val)
+    train, val = set(splits.train), set(splits.val)
     for first, *others in copies(cases):
         names = {first.name, *(case.name for case in others)}
         for case in others:

@@ -116,13 +116,13 @@ def check_tiles(tiling: Tiling | None, cases: Iterable[Case]) -> None:
         )
 
 
-def check_copies(name: str, scan: Scan, parts: Splits) -> None:
-    """Refuse an image that is on both sides of the split; copies on one side become findings.
+def check_copies(name: str, scan: Scan, splits: Splits) -> None:
+    """Refuse an image that is in both splits; copies within one split become findings.
 
     Raises:
         DataError: with the first twenty such images.
     """
-    copies = copy_findings(scan.cases, parts)
+    copies = copy_findings(scan.cases, splits)
     if leaks := [finding for finding in copies if finding.severity == "error"]:
         raise DataError(_refusal(name, leaks))
     scan.findings.extend(copies)

@@ -133,7 +133,7 @@ def survey(
         image: file name or pattern of the images.
         label: file name or pattern of the masks.
         intensity: decides whether the values should be HU.
-        val_every: every n-th case is validation; copies on both sides are errors.
+        val_every: every n-th case is validation; copies in both splits are errors.
         patient: pattern for case names; see ``leaks.mark_patients``.
         tile: count tiles with this side in pixels as slices, as training would.
         tile_overlap: smallest overlap of neighbouring tiles, as a share of the side.
@@ -199,7 +199,7 @@ def _division(scan: Scan, card: Card | None, val_every: int, where: str) -> Spli
     try:
         return make_splits(cases, card.split if card else None, val_every)
     except ConfigError as error:
-        fix = "correct the split; keep all cases of a patient on one side"
+        fix = "correct the split; keep all cases of a patient in one split"
         scan.findings.append(error_finding("bad_split", where, str(error), fix))
         return Splits([], [], "")
 

@@ -21,10 +21,10 @@ def trained_on(dataset: Dataset) -> dict[str, list[int] | None]:
     Slices that training skips (empty ones, ``data.slice_step``) are on the training side, too.
     """
     found: dict[str, list[int] | None] = {}
-    held_out = set(dataset.parts.val)
+    held_out = set(dataset.case_splits.val)
     for ref in dataset.slices("train", empty="keep", step=1):
         digest = dataset.case(ref.case).digest
-        # In a divided single volume the case is on both sides, so its slices are listed.
+        # If a single volume was split, its case is in both splits, so its slices are listed.
         if ref.case not in held_out:
             found[digest] = None
         elif (slices := found.setdefault(digest, [])) is not None:

@@ -211,7 +211,7 @@ def test_cases_of_a_patient_stay_together(tmp_path: Path) -> None:
     grouped = open_dataset("nifti", root, intensity="ct", patient=r"(.+)_\d", val_every=3)
     assert not {name[:2] for name in grouped.train} & {name[:2] for name in grouped.val}
     assert grouped.val == ["p0_0", "p0_1", "p0_2"]
-    with pytest.raises(ConfigError, match="on both sides"):
+    with pytest.raises(ConfigError, match="in both splits"):
         open_dataset(
             "nifti", root, intensity="ct", patient=r"(.+)_\d", split={"val": ["p0_0", "p1_0"]}
         )
