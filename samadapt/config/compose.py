@@ -173,10 +173,12 @@ def parse_settings(
     method = _find_method(name, problems)
     keys = keys_of(schema, method)
     if Method in groups_of(schema).values():
+        # A combined name such as lora+bias is not registered, so the key accepts the given one.
         keys["peft.name"] = method_key((name,) if "+" in name or name in UNFIT else ())
     dropped = _drop_described(stored, typed, keys)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    # The command line comes second, so that its values replace those of the recipe.
     for source, given in ((origin, stored), (COMMAND_LINE, typed)):
         for key, value in given.items():
             if method is None and key.startswith("peft.") and key != "peft.name":
@@ -184,6 +186,7 @@ def parse_settings(
             sources[key] = f" ({source})" if source else ""
             try:
                 found = find_key(key, keys)
+                # YAML values have a type already; the command line gives text.
                 values[key] = read_value(found, value) if given is typed else value
                 if key == "peft.name":
                     check_value(values[key], found.annotation)

@@ -47,11 +47,13 @@ def _group(keys: Iterable[Key], text: str) -> dict[str, Any]:
 
 def _peft() -> dict[str, Any]:
     """Return the schema of ``peft``: a method with its options, its name, or a list of names."""
+    # Each method is an alternative of its own, so that an editor offers only its own options.
     name = {"enum": list(METHODS)}
     methods = []
     for method_name, method in METHODS.items():
         options = {key.name: _key(key) for key in keys_of(method).values()}
         one = _object({"name": {"const": method_name, "description": method.summary}} | options)
+        # lora is the default method, so only its options may stand without a name.
         methods.append(one if method_name == "lora" else {**one, "required": ["name"]})
     # Several methods at once have the options of all, some of them renamed.
     several = {"properties": {"name": {"pattern": "\\+"}}, "required": ["name"]}

@@ -32,8 +32,10 @@ def split_arguments(
         key, sign, text = argument.partition("=")
         if not sign:
             problems.append(f"{argument}: expected key=value; there is no '='")
+        # peft=[lora,bias] names one combined method, lora+bias.
         elif key == "peft" and text.startswith("["):
             texts["peft.name"] = "+".join(name.strip() for name in text.strip("[]").split(","))
+        # A mapping, as in data={name: msd}, gives the whole group and not the name of an option.
         elif key in groups and not text.startswith("{"):
             texts[f"{key}.name"] = text
         else:

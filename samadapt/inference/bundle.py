@@ -53,6 +53,8 @@ def load_bundle(directory: Path, base: Sam) -> AdapterBundle:
     record = read_record(directory)
     injection = store.load_into(directory, sam)
     try:
+        # The neck, the encoder's last unit, has the number `depth`. If the first trained unit comes
+        # after it, only the decoder is trained and the encoder is that of the base.
         return make_bundle(
             sam.to(base.device), record, injection.first_trainable_block > injection.depth
         )
@@ -79,6 +81,7 @@ def make_bundle(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> Adapter
     if found and found != {name: _plain(value) for name, value in expected.items()}:
         raise AdapterError(f"preprocessing must be {expected}, the base model's; got {found}")
     intensity = make_intensity(record.intensity)
+    # Up to three channels are shown to the model as red, green and blue.
     if max(3, len(intensity.inputs)) != sam.input_channels:
         raise AdapterError(
             f"intensity has {len(intensity.inputs)} rules, one for each channel; the model takes "
@@ -89,6 +92,7 @@ def make_bundle(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> Adapter
         record=record,
         policy=PromptPolicy.from_dict(record.prompt),
         intensity=intensity,
+        # A new object equals no other, so an adapter that changes the encoder shares no embeddings.
         encoder="base" if keeps_encoder else object(),
         tiling=recorded_tiling(record.data_options),
         stack=method_from_dict(record.method).stack if record.method else 1,

@@ -106,6 +106,8 @@ def save_segmentation(
         )
         for number, name in enumerate(classes, start=1)
     ]
+    # pixel_array is (frames, rows, columns) class ids; with overlap, a last axis holds one mask for
+    # each class.
     made = highdicom.seg.Segmentation(
         source_images=[_without_patient(header, pydicom) for header in slices],
         pixel_array=np.ascontiguousarray(
@@ -175,6 +177,8 @@ def _number(header: Any, affine: Array, shape: tuple[int, ...], source: Path) ->
     place = np.linalg.inv(affine) @ np.append(position, 1)
     across = _LPS * np.array([float(side) for side in header.ImageOrientationPatient[:3]])
     along_rows = across @ affine[:3, 0] / np.linalg.norm(affine[:3, 0])
+    # The slice fits if its position is that of a voxel in the first row and column, up to a tenth
+    # of a voxel, and if its rows run along the first axis of the volume.
     nearest = np.rint(place[:3])
     fits = np.abs(place[:3] - nearest).max() < 0.1 and (nearest[:2] == 0).all()
     if not (fits and 0 <= nearest[2] < shape[2] and along_rows > 0.99):

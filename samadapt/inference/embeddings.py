@@ -55,6 +55,7 @@ class Embeddings:
         """
         # Images of a stack attend to each other, so a stack is kept and looked up as a whole.
         units = [images[start : start + stack] for start in range(0, len(images), stack)]
+        # The digest is over values alone, so the shape is a part of the key.
         keys = [(encoder, unit[0].shape, *map(_digest, unit)) for unit in units]
         found = {key: self._kept[key] for key in keys if key in self._kept}
         missing = {key: unit for key, unit in zip(keys, units, strict=True) if key not in found}

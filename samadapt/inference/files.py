@@ -102,6 +102,7 @@ def plan_prediction(source: Source, target: Path, channels: Choice) -> Predictio
         kind = "folder" if is_folder else "file"
         raise DataError(f"{target}: output must not be the input {kind}")
     ending = target.suffix.lower()
+    # A missing package is reported here, before a model is loaded and images are segmented.
     if ending == COCO:
         coco_masks()
     if ending == SEG:
@@ -293,6 +294,7 @@ def predict_planned(
     rows = []
     for planned in plan.images:
         try:
+            # An error of the plan is reported here, so that it does not stop the other images.
             if isinstance(planned.output, UserError):
                 raise planned.output
             show = None if progress is None else progress(planned.image.name)

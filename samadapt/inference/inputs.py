@@ -168,6 +168,7 @@ def _of_folder(folder: Path, channels: tuple[Channel, ...]) -> ChannelCases | No
     groups = _group(folder, entries, channels)
     used = {path for files in groups.values() for path in files.values()}
     if not groups:
+        # No file here belongs to a channel, so the cases may be in folders of their own.
         for inner in (entry for entry in entries if entry.is_dir()):
             inside = _group(inner, sorted(inner.iterdir()), channels)
             for name, files in inside.items():

@@ -86,6 +86,7 @@ def write_labels(
         if found.probabilities is None:
             return None
         return _write_probabilities(found.probabilities, volume, source, target)
+    # Its message names the file and the reason already.
     except atomic.WriteError:
         raise
     except OSError as error:

@@ -25,6 +25,7 @@ def postprocess(labels: Array, keep_largest: Sequence[int], fill_holes: Sequence
     """
     from scipy.ndimage import binary_fill_holes, find_objects, label
 
+    # `space` is a view: what is written to it changes `labels`.
     space = labels[:, :, 0] if labels.shape[2] == 1 else labels
     everywhere = np.ones((3,) * space.ndim, dtype=bool)
     # Each class is cropped to its box, because component numbers take four bytes per voxel.

@@ -210,6 +210,7 @@ class Propagation:
             self._again, carried = set(), []
             self._ready.clear()
             for at, index in enumerate(downwards):
+                # A walk downwards from slice i has i - 1 as its first slice.
                 carried += waiting.pop(index + 1, [])
                 found, carried = self._carry(index, carried, downwards[at + 1 :])
                 for number in kept.get(index, []):
@@ -288,6 +289,7 @@ class Propagation:
                 self._ready |= zip(wanted, embeddings, strict=True)
                 for i in self._again.intersection(wanted):
                     self._spool.put(i, self._ready[i])
+            # Embeddings of slices that this way has passed are no longer needed.
             self._ready = {i: self._ready[i] for i in self._ready if i == index or i in rest}
         return self._ready[index]
 

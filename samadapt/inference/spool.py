@@ -46,5 +46,6 @@ class Spool:
         """Return the tensor of a key, on the CPU."""
         place, dtype, shape = self._places[key]
         self._file.seek(place)
+        # A bytearray, because torch.frombuffer warns about bytes, which cannot be written.
         raw = bytearray(self._file.read(prod(shape) * dtype.itemsize))
         return torch.frombuffer(raw, dtype=dtype).reshape(shape)

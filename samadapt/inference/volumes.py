@@ -198,6 +198,7 @@ class VolumePredictor:
         largest = class_ids(options.keep_largest, self.classes, "keep_largest")
         filled = class_ids(options.fill_holes, self.classes, "fill_holes")
         for k, labels in enumerate(found.maps, start=1):
+            # With overlap, map k holds the pixels of class k alone.
             own = [k] if self.overlapping else range(1, len(self.classes) + 1)
             postprocess(
                 labels,
@@ -258,6 +259,7 @@ class _Prediction:
                 if self.found.probabilities is not None and overlapping:
                     self._keep_probabilities(index, logits[0, 0].sigmoid())
                 elif self.found.probabilities is not None:
+                    # The logit of the background is 0. Its probability is not kept.
                     scores = torch.cat([torch.zeros_like(logits[0, 0, :1]), logits[0, 0]])
                     self._keep_probabilities(index, scores.softmax(0)[1:])
 
@@ -388,6 +390,7 @@ class _Prediction:
             own = np.flatnonzero((classes == class_id) | (class_id == 0))
             wins = object_numbers(self.model.sam, logits[own], frame, self.model.threshold)
             merged = np.concatenate([[0], np.asarray(numbers)[own]]).astype(np.int32)[wins]
+            # 0 stands for all classes, which then share one map.
             place = class_id - 1 if class_id else ...
             self._put(self.found.labels[place], index, self.class_of[merged])
             if self.found.instances is not None:

@@ -75,6 +75,7 @@ def cross_validate(
             try:
                 train_and_score(_prepare_fold(config, run_dir, fold, len(runs)), run_dir)
             except InterruptedRunError as error:
+                # The message names the directory to resume: the cross-validation, not the fold.
                 raise InterruptedRunError(parent, error.step, error.number) from error
             except UserError:
                 if not any(run.exists() for run in runs):  # refused before anything was trained
@@ -97,6 +98,8 @@ def is_finished(run_dir: Path) -> bool:
 
 def _prepare_fold(config: Config, run_dir: Path, fold: int, folds: int) -> Config:
     """Make the run directory of a fold, or find it stopped, and return its configuration."""
+    # A fold is a run of its own, which holds out `data.fold` of `data.folds`. Without `folds` it
+    # starts no cross-validation.
     data = replace(config.data, fold=fold, folds=folds)
     fold_config = replace(config, folds=None, resume=None, data=data)
     if (run_dir / "checkpoints" / "LATEST").is_file():
@@ -127,6 +130,8 @@ def pool_folds(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
     classes = list(summaries[0]["zero_shot"]["per_class"])
     rows: dict[str, list[CaseClassScore]] = {"zero_shot": [], "adapted": []}
     for run in runs:
+        # The scores of single cases are pooled, and not the means of the folds: intervals are over
+        # cases.
         for state, found in read_per_case(run / "eval").items():
             rows[state] += found
     pooled: dict[str, Any] = {}

@@ -61,6 +61,7 @@ def evaluate(arguments: EvaluateArguments, record: AdapterRecord | None = None) 
     run_dir = open_run_dir(config)
     with removed_if_refused(run_dir, keep=False):
         context = open_run(config, run_dir, copies_base=True, trained_in=adapter.parent)
+        # Only an imported adapter has a background token, so no key of the configuration names it.
         if context.policy.is_semantic and record.prompt.get("background_token"):
             context.policy = replace(context.policy, background_token=True)
         check_fit(context, adapter, record)
@@ -118,6 +119,7 @@ def use_trained_adapter(
     context.injection = load_into(adapter, sam.to(context.device), record)
     context.precision.store_frozen(sam.to(context.device), context.injection.exact)
     context.sam, context.base_copy = sam, None
+    # Features that are not kept are computed with the model, which has changed.
     features.sam = sam
 
 
@@ -146,6 +148,7 @@ def check_fit(context: RunContext, adapter: Path, record: AdapterRecord) -> None
             f"with {context.base_sha256}. Give the file that it was trained with as checkpoint=FILE"
         )
     found = context.dataset.classes
+    # Mask token k predicts class k, so the order of the classes must agree too.
     if context.policy.is_semantic and found != record.classes:
         raise ConfigError(
             f"{adapter}: predicts {', '.join(record.classes)}, in this order; the data set has "

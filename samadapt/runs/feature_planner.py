@@ -100,6 +100,7 @@ class FeaturePlanner:
             reason = blocked or "cache.enabled=off"
             self.context.say(f"features: computed anew in every step ({reason})")
             return
+        # Variant 0 is the unchanged slice. Slices that are augmented in every step have none.
         variants = 0 if self.augments_anew else max(1, cache.variants)
         stacks = self.samples.stacks
         training, _ = stacks.whole(train)  # the encoder sees whole stacks of slices

@@ -60,6 +60,7 @@ class OracleGap:
         context = self.scorer.context
         if state == "zero_shot" or not context.policy.is_semantic:
             return context.zero_shot_policy
+        # One prompt for each class, as the base model gets it, so that the two can be compared.
         return replace(context.policy, objects="class")
 
     def summary(self) -> dict[str, Any]:

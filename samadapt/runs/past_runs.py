@@ -45,6 +45,7 @@ def _run_dirs(folder: Path, depth: int) -> Iterator[Path]:
 def _row(run_dir: Path) -> dict[str, Any]:
     config, summary = _config(run_dir), _summary(run_dir)
     method = config.get("peft")
+    # The name of a run starts with its date. A renamed run and a fold have no date in their names.
     stamp = _STAMP.match(run_dir.name)
     written = (run_dir / "config.yaml").stat().st_mtime
     date = (

@@ -35,6 +35,7 @@ def recorded_keys(adapter: Path, record: AdapterRecord) -> dict[str, Any]:
     if config_file.is_file():
         config = from_yaml(config_file)
         keys |= {"checkpoint": config.model.checkpoint, "privacy": config.privacy}
+        # The folders of another data set do not hold the data that the adapter records.
         if config.data.name == data["name"]:
             local = asdict(config.data).items()
             data |= {k: v for k, v in local if k in LOCAL_OPTIONS and k != "on_error"}
@@ -56,6 +57,7 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
             f"this adapter sees {record.input_channels}. Leave prompts out"
         )
     prompts = {item.name: getattr(arguments.prompts, item.name) for item in fields(PromptSettings)}
+    # The matrix comes beside the usual scores, which use the adapter's own kind of prompt.
     if prompts["name"] == "matrix":
         prompts["name"] = record.prompt.get("kind", "box")
     # Naming another data set resets the keys that are bound to it. These belong to the adapter,
@@ -69,6 +71,7 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
     tiling = recorded_tiling(record.data_options)
     if data.tile is None and tiling is not None:
         data = replace(data, tile=tiling.side)
+    # "inputs" holds one intensity rule for each channel, so the channels must be those of training.
     if data.channel is None and "inputs" in record.intensity:
         data = replace(data, channel=record.data_options.get("channel"))
     return Config(

@@ -124,6 +124,7 @@ def adapter_record(config: Config, context: RunContext) -> AdapterRecord:
         base=config.model.name,
         base_sha256=context.base_sha256,
         image_size=sam.image_size,
+        # The name alone, because an adapter names no folder of any machine.
         checkpoint=config.model.checkpoint and Path(config.model.checkpoint).name,
         num_masks=sam.build.num_multimask,
         input_channels=sam.input_channels,

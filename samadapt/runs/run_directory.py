@@ -54,6 +54,7 @@ def open_run_dir(config: Config) -> Path:
     for attempt in range(1, 1000):
         run_dir = parent / (stamp if attempt == 1 else f"{stamp}-{attempt}")
         try:
+            # mkdir fails if the directory exists, so runs of the same second get different ones.
             run_dir.mkdir(parents=True)
         except FileExistsError:
             continue
@@ -141,6 +142,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         atomic.write_text(run_dir / HOLDER, json.dumps(_myself()))
         yield
     finally:
+        # The file goes before the lock: afterwards it may be that of the next process.
         with suppress(OSError):
             (run_dir / HOLDER).unlink(missing_ok=True)
         lock.release()

@@ -129,6 +129,7 @@ def configuration_text(config: Config) -> str:
     values = to_dict(config)
     private = {"data": (*LOCAL_OPTIONS, "patient"), "output": ("dir",), "cache": ("dir",)}
     for group, keys in {**private, "model": ("checkpoint",)}.items():
+        # `on_error` depends on the machine, but it names no file, so it stays.
         for key in set(keys) & set(values[group]) - {"on_error"}:
             values[group][key] = HIDDEN if values[group][key] is not None else None
     values |= {"resume": values["resume"] and HIDDEN, "recipe": Path(config.recipe).name}
@@ -162,6 +163,7 @@ def _shown_case(
     """Draw the slices of one case, evenly spaced if there are too many for a page."""
     case, spacing = refs[0].case, context.dataset.case(refs[0].case).spacing_mm
     pixel_size = spacing[:2] if spacing else (1.0, 1.0)
+    # The case opens on the slice of the overlay, the one with the most ground truth.
     start = refs.index(next(iter(evaluations.values())).shown[case][0])
     indices = chosen_indices(len(refs), start)
     strips = []

@@ -62,8 +62,10 @@ def divide_slices(
     training, validation = selection_split(
         usable,
         validate_cases,
+        # All cases of a patient stay on one side; without a patient each case counts as one.
         lambda name: data.case(name).patient or name,
         data.tile,
+        # Slices at most this far apart may share a stack, in which they attend to each other.
         gap=samples.stacks.size - 1,
     )
     test = first_cases(data.slices("val"), max_test_cases)
@@ -132,5 +134,6 @@ def plan_progress(
             "adapted": len(slices.test),
             "zero-shot": len(slices.test),
         },
+        # Validation scores slices as well, so its speed predicts the time of the final scores.
         like={"adapted": "validation", "zero-shot": "validation"},
     )

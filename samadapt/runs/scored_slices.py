@@ -58,12 +58,14 @@ def choose_slices(
     """
     refs = list(context.dataset.slices("val"))
     if which != "held-out":
+        # Training may leave out slices (empty ones, data.slice_step); scores include every slice.
         refs = sorted({*refs, *context.dataset.slices("train", empty="keep", step=1)})
     unknown = why_unknown(context, config.data, record)
 
     def trained(refs: Sequence[SliceRef]) -> set[SliceRef]:
         if unknown or record.trained_on is None:
             return set()
+        # Indices of tiles only mean the same places if the pictures are cut in the same way.
         same_tiles = context.dataset.tiling == recorded_tiling(record.data_options)
         return set(seen(context.dataset, refs, record.trained_on, same_slices=same_tiles))
 

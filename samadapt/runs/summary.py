@@ -71,6 +71,7 @@ def summarise_run(
         "training_slices": len(slices.train),
         "validation_slices": len(slices.validation),
         "best_step": state and state.best_step,
+        # JSON has no NaN.
         "best_validation_dice": best if math.isfinite(best) else None,
         "skipped_steps": state and state.skipped,
         "trained_parameters": context.injection.trainable,

@@ -56,6 +56,8 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
     sampler = Sampler(len(items), stacks_in_batch(config.train.batch_size, stack), config.seed)
     rng = np.random.default_rng([config.seed, 0])  # the generator of a run's first process
     tiles: list[contact_sheet.SheetSlice] = []
+    # The sampler and the generator are used as in training and in the same order, so that they draw
+    # the slices and prompts of the first steps.
     while len(tiles) < count:
         seen, trained, _ = samples.take([items[i] for i in sampler.next()], rng)
         batch = [seen[place] for place in trained]
