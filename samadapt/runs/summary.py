@@ -108,7 +108,7 @@ def untrained_text(names: Sequence[str]) -> str:
     which = f"class {names[0]} occurs" if len(names) == 1 else f"classes {', '.join(names)} occur"
     return (
         f"{which} in the held-out cases and in no training slice: not learned, and the score says "
-        "nothing about training. Use more cases, or another division (data.val_every, data.fold)"
+        "nothing about training. Use more cases, or another split (data.val_every, data.fold)"
     )
 
 

@@ -353,7 +353,7 @@ def _grid_findings(case: Case, facts: CaseFacts) -> list[Finding]:
 
 
 def _class_findings(
-    cases: Sequence[Case], table: ClassTable, parts: Splits, root: str
+    cases: Sequence[Case], table: ClassTable, splits: Splits, root: str
 ) -> list[Finding]:
     found = []
     for name, values in zip(table.names, table.values, strict=True):
@@ -367,11 +367,11 @@ def _class_findings(
             message = f"class {name} occurs only in this case, of {len(cases)}"
             fix = "add cases with it, or leave the class out"
             found.append(warning_finding("rare_class", str(holding[0].image), message, fix))
-        for side in ("train", "val") if holding and parts.rule and not parts.slab else ():
-            if not names & set(getattr(parts, side)):
-                does = "not learned" if side == "train" else "not scored"
-                message = f"class {name} occurs in no case of {side}, so it is {does}"
-                fix = "use more cases, or another division (data.val_every)"
+        for split in ("train", "val") if holding and splits.rule and not splits.slab else ():
+            if not names & set(getattr(splits, split)):
+                does = "not learned" if split == "train" else "not scored"
+                message = f"class {name} occurs in no case of {split}, so it is {does}"
+                fix = "use more cases, or another split (data.val_every)"
                 found.append(warning_finding("class_missing_in_split", root, message, fix))
     return found
 
