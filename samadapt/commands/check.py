@@ -54,6 +54,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
         return {"text": page() if asked.explain == "all" else explain_code(asked.explain)}
     data = asked.data
+    # The path is checked first, so that a wrong one costs no reading of the data.
     output = None if asked.output is None else _report_path(asked.output, data.root)
     from samadapt.data.checks.survey import survey
     from samadapt.system.limits import set_limits
@@ -134,6 +135,7 @@ def _class_row(row: dict[str, Any]) -> list[str]:
         f"{row['voxels']:,}",
         "" if row.get("ml") is None else f"{row['ml']:.3g}",
         "" if value is None else f"{value['mean']:.4g} ± {value['sd']:.3g}",
+        # From the smallest spacing to the largest; once if all cases have the same.
         " to ".join(dict.fromkeys(bounds)),
     ]
 

@@ -125,6 +125,8 @@ def look_at_torchvision() -> list[Line]:
     try:
         import torch
         import torchvision  # noqa: F401
+    # On x86 Linux the index's torchvision is a CUDA build. Beside a CPU-only torch its import
+    # fails, and with it those of timm and peft.
     except Exception as error:
         return [torchvision_fault(error)]
     return [Line("ok", "torch build", f"{torch.__version__}, and torchvision loads beside it")]
@@ -147,6 +149,7 @@ def look_at_devices() -> list[Line]:
     lines = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
+        # Compute capability 8 (Ampere) is the first with fast bf16.
         bf16 = "bf16" if properties.major >= 8 else "no fast bf16: use precision=fp32"
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
         lines.append(Line("ok", f"cuda:{index}", f"{properties.name}, {memory}, {bf16}"))
@@ -239,6 +242,7 @@ def look_at_weights() -> list[Line]:
         try:
             lines.append(Line("ok", name, str(find_weights(name))))
         except WeightsError as error:
+            # The message says what was found and, after a semicolon, what to do.
             found, _, fix = str(error).partition("; ")
             if source.url is None:
                 lines.append(Line("warn", name, found, fix))
@@ -251,6 +255,7 @@ def look_at_weights() -> list[Line]:
 def look_at_shadow() -> list[Line]:
     """Check that no folder called ``datasets`` hides the Hugging Face package of that name."""
     spec = find_spec("datasets")
+    # A folder without __init__.py is a namespace package, which has no origin.
     if spec is None or spec.origin is not None:
         return [Line("ok", "datasets", "no folder hides the Hugging Face package")]
     places = ", ".join(sorted(set(spec.submodule_search_locations or [])))

@@ -81,6 +81,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     from samadapt.export.hub import check_name, push
 
     target = _target(asked)
+    # A wrong name is reported before the export, which takes longer.
     if asked.push is not None:
         check_name(asked.push)
     done = export_adapter(asked.adapter, target, asked.output, checkpoint=asked.checkpoint)
@@ -108,6 +109,7 @@ def _target(asked: ExportArguments) -> Target:
     """
     from samadapt.export import TARGETS
 
+    # Keys that are left out have the target's defaults, so they fit every target.
     options = {
         name: value
         for name in ("naming", "precision")

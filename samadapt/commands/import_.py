@@ -73,6 +73,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         WeightsError: a file cannot be read.
         RunError: the adapter does not predict the same masks as the source.
     """
+    # `from` is a keyword of Python, so no field can have this name.
     named = [f"source={a[5:]}" if a.startswith("from=") else a for a in arguments]
     asked = parse_settings(ImportArguments, named)
     from samadapt.imports import import_adapter

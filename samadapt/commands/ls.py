@@ -61,6 +61,7 @@ def render(result: dict[str, Any]) -> str:
         if kind == "keys":
             tables.append(keys_text(rows))
             continue
+        # The first column holds the names, and its heading is the kind.
         header = [kind, *list(rows[0])[1:]] if rows else [kind]
         cells = [[_cell(value) for value in row.values()] for row in rows]
         tables.append(console.table(header, cells))
@@ -76,6 +77,7 @@ def _cell(value: Any) -> str:
 def _recipes() -> Rows:
     rows = []
     for name, path in recipes().items():
+        # A recipe says in a comment on its first line what it is for.
         first = path.read_text(encoding="utf-8").partition("\n")[0]
         rows.append({"name": name, "about": first.lstrip("# ") if first.startswith("#") else ""})
     return rows

@@ -138,6 +138,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     with ExitStack() as shown:
 
         def start(name: str) -> Callable[[int, int], None]:
+            # The bar of one image ends when the next image starts.
             shown.close()
             return shown.enter_context(console.bar(name))
 
@@ -195,6 +196,7 @@ def render(result: dict[str, Any]) -> str:
 
 def _render_folder(result: dict[str, Any]) -> str:
     done = [row for row in result["files"] if "error" not in row]
+    # Every file has the classes of the adapter, so one that succeeded names the columns.
     names = list(done[0]["voxels"]) if done else []
     rows = [
         [

@@ -42,6 +42,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         from samadapt.config.json_schema import recipe_schema
 
         return recipe_schema()
+    # These two are no keys of a configuration, so they are taken out before it is composed.
     own = dict(a.split("=", 1) for a in arguments if a.startswith(("images=", "output=")))
     config = from_arguments([a for a in arguments if not a.startswith(("images=", "output="))])
     if not own:

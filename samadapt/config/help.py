@@ -54,6 +54,7 @@ def describe(schema: type[Settings], arguments: Sequence[str] = (), command: str
             parts.append(f"values of recipe={given['recipe']}:\n{values}")
         else:
             parts.append(f"recipes: {', '.join(recipes())}; recipe=NAME --help shows one's values")
+        # As in a run, the command line wins over the recipe, and without both lora applies.
         name = str(given.get("peft", stored.get("peft.name", "lora")))
         parts.append(_method_text(name))
     parts.append("keys without a group:\n" + _lines(alone))
@@ -147,6 +148,7 @@ def _method_rows(methods: Mapping[str, type[Method]]) -> list[dict[str, Any]]:
         rows += [
             {**_row(key), "method": name}
             for key in keys_of(method, prefix="peft.").values()
+            # A shared key comes again where a method gives it another default or meaning.
             if key != shared.get(key.name)
         ]
     return rows

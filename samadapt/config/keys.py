@@ -54,9 +54,11 @@ def keys_of(
     groups = groups_of(schema)
     for name, field in settings_fields(schema).items():
         if name in groups:
+            # The keys of `peft` depend on the method, whose class stands in for the group.
             group = method if method is not None and groups[name] is Method else groups[name]
             keys |= keys_of(group, prefix=f"{prefix}{name}.")
             continue
+        # There is one mark at most; without one `Key.group` keeps its default.
         marks = [mark.group for mark in field.metadata if isinstance(mark, DescribesOption)]
         keys[f"{prefix}{name}"] = Key(
             f"{prefix}{name}",

@@ -61,6 +61,7 @@ BuildName = Annotated[str, AfterValidator(_known_build), WithJsonSchema({"enum":
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Augmentation = Literal["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
+# `samadapt ls` shows the texts of these two tables.
 PROMPTS = {
     "box": "the bounding box of an object, with noise in training",
     "point": "a random point inside an object; the decoder predicts several masks for it",

@@ -143,6 +143,7 @@ def _typed(path: Path, kind: type[Any], values: Mapping[str, Any]) -> dict[str, 
     typed = {}
     for key, value in values.items():
         try:
+            # These two have their types already. A text among them is wrong, and the check says so.
             done = key in ("classes", "download") and not isinstance(value, str)
             typed[key] = value if done else check_value(value, hints[key])
         except ValueError as error:
@@ -171,6 +172,7 @@ def _read_classes(path: Path, classes: Any) -> dict[str, tuple[int, ...]] | None
     table = {}
     for name, value in classes.items():
         values = tuple(value) if isinstance(value, list) else (value,)
+        # isinstance would accept true and false, since bool is a subclass of int.
         if not values or not all(type(item) is int for item in values):
             raise ConfigError(f"{path}: classes.{name} must be a value or a list of values")
         table[str(name)] = values

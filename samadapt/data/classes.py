@@ -186,6 +186,7 @@ def _overlapping(
     if chosen:
         table = {name: _pick(table, name) for name in chosen}
     _check(table, ignored, "data.regions")
+    # The table is not complete: values of no region are background.
     return ClassTable(tuple(table), tuple(table.values()), False, (), ignored, True)
 
 

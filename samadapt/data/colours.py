@@ -136,6 +136,7 @@ def parse_colour(key: str, text: object) -> int:
     from PIL import ImageColor
 
     word = str(text).strip()
+    # Pillow expects a # before hexadecimal digits.
     bare = re.fullmatch("[0-9a-fA-F]{6}", word)
     try:
         red, green, blue, *alpha = ImageColor.getrgb(f"#{word}" if bare else word)

@@ -95,6 +95,7 @@ def as_objects(volume: Volume, file: Path, ignored: Collection[int] = ()) -> Vol
     labels = (numbers > 0).astype(np.int32)
     for value in ignored:
         labels[volume.labels == value] = value
+    # A volume file with one slice has a grid (`source`); a picture has none.
     is_picture = volume.source is None and numbers.shape[2] == 1
     instances = numbers.astype(np.int32)
     return replace(volume, labels=labels, instances=instances[:, :, 0] if is_picture else instances)

@@ -100,6 +100,7 @@ class PartialLabels:
                 if case not in depths and case not in others:
                     some = ", ".join(sorted(depths)[:5])
                     self._refuse(entry.where, "the data set has no such case", some)
+                # Where classes were merged, a row may name those that were merged.
                 wanted = set(entry.classes or ()) - {*table.names, *table.merged}
                 if wanted:
                     names = ", ".join(table.merged or table.names)
@@ -141,6 +142,7 @@ def read_partial_labels(
         file = Path(root).expanduser() / file
     try:
         with file.open("rb") as stream:
+            # One byte more than allowed shows that a file is too large without reading all of it.
             content = stream.read(_MAX_BYTES + 1)
     except OSError as error:
         raise DataError(f"data.annotated={path}: cannot be read: {error.strerror}") from error

@@ -210,6 +210,7 @@ def _plan_folder(images: Sequence[Path], target: Path) -> list[PlannedImage]:
         else:
             output = target / f"{stem(image, reader)}{endings[0]}"
             if output in taken:
+                # Images of different formats may have the same stem, such as a.png and a.jpg.
                 reason = f"{image}: its output {output.name} is that of {taken[output].name}"
                 output = DataError(f"{reason}; rename one of them")
             else:
@@ -310,6 +311,7 @@ def predict_planned(
             row = {"error": f"{planned.image}: {message}"}
         rows.append({"input": planned.path, **row} if plan.is_folder else row)
     if coco is not None:
+        # One COCO file holds all pictures, so it is written after the last one.
         coco.write(plan.target)
     return rows
 

@@ -121,9 +121,11 @@ def find_channel_cases(source: Source, choice: Choice) -> ChannelCases | None:
                 f"{max(1, len(channels))} ({', '.join(map(str, channels)) or 'one'}); "
                 f"got {len(files)}"
             )
+        # Without channels the list holds one file, which is read like any other input.
         return ChannelCases([ChannelCase(_stem(files[0]), files)], one=True) if channels else None
     folder = Path(source).expanduser()
     if CHANNEL in str(source):
+        # Files may be named after the channels or, second, after their numbers in dataset.json.
         numbers = _numbered(folder.parent, choice)
         try:
             return _of_pattern(str(source), channels)
@@ -202,6 +204,7 @@ def _group(
             continue
         stem = _stem(path)
         for text, index in texts:
+            # NAME_text and NAME-text belong to the case NAME, text alone to that of the folder.
             before = stem[: -len(text) - 1]
             if stem == text or (stem[-len(text) - 1 :] in (f"_{text}", f"-{text}") and before):
                 name = folder.name if stem == text else before

@@ -156,6 +156,7 @@ class VolumePredictor:
                 "are seen whole; leave tile out"
             )
         trained = self.adapter.tiling
+        # A side that the user chooses keeps the overlap of training.
         overlap = None if trained is None else trained.overlap
         cut = trained if options.tile is None else tiling(options.tile, overlap)
         return cut.tiles(*volume.shape[:2]) if cut and is_picture else None

@@ -83,11 +83,13 @@ def write_html(path: Path, page: Page) -> Path:
     environment = Environment(
         loader=loader,
         autoescape=True,
+        # A misspelt name in the template is an error and no empty text.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     text = environment.get_template(TEMPLATE).render(
+        # The script holds no template variables, so the page contains it as the template does.
         policy=_policy(loader.get_source(environment, TEMPLATE)[0]),
         title=page.title,
         subtitle=page.subtitle,
@@ -144,6 +146,7 @@ def _embedded(picture: bytes, kind: str) -> str:
 
 def _table(table: Table) -> dict[str, Any]:
     """Return a table for the terminal as plain cells for the template."""
+    # Columns of numbers are aligned to the right, all others hold text.
     aligned = [column.justify != "right" for column in table.columns]
     columns = [[_plain(cell) for cell in column.cells] for column in table.columns]
 

@@ -35,6 +35,7 @@ def write_objects(directory: Path, rows: Mapping[str, Sequence[ObjectMatches]]) 
                 "class": row.class_name,
                 "true_objects": row.true_objects,
                 "scores": row.scores,
+                # One text for each predicted object, with one digit for each IoU threshold.
                 "hits": ["".join("01"[hit] for hit in hits) for hits in row.hits],
                 "overlaps": row.overlaps,
             }

@@ -108,6 +108,7 @@ def write_gap(
     for state, settings in results.items():
         for setting, scores in settings.items():
             for row in scores.rows:
+                # Where both masks are empty there is no score.
                 numbers = [
                     "" if row.flag == "both_empty" else f"{x:.6f}" for x in (row.dice, row.iou)
                 ]
@@ -170,6 +171,7 @@ def _draw_dice(axis: Axes, summary: Mapping[str, Any]) -> None:
 
 def _draw_trust(axis: Axes, summary: Mapping[str, Any]) -> None:
     """Draw true against predicted IoU for exact boxes, in bins of the predicted IoU."""
+    # On the diagonal the predicted IoU is the true one.
     axis.plot([0, 1], [0, 1], color="#9a9a9a", linewidth=1, linestyle="--")
     for state, label in STATES.items():
         entry = summary[BOX].get(state)

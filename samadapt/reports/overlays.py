@@ -193,6 +193,7 @@ def legend_grid(classes: Sequence[str], width: float) -> tuple[int, int]:
         classes: the class names.
         width: inches that the legend may be wide.
     """
+    # Inches of one entry: its coloured patch and its letters.
     entry = 0.55 + 0.085 * max(len(name) for name in classes)
     rows = math.ceil(len(classes) / max(int(width / entry), 1))
     return math.ceil(len(classes) / rows), rows
@@ -210,6 +211,7 @@ def _layout(
     total_width = 2 * MARGIN + count * (column + GAP) - GAP
     total_height = (TITLE if title else 0.0) + heading + height + footer
     figure = Figure(figsize=(total_width, total_height), dpi=DPI, facecolor="white")
+    # The figure gets its canvas directly, without the global state of pyplot.
     FigureCanvasAgg(figure)
     axes = []
     for index in range(count):
@@ -227,6 +229,7 @@ def _layout(
 
 
 def _draw_image(axis: Axes, image: NDArray[np.uint8], spacing: tuple[float, float]) -> None:
+    # Enlarged pixels stay sharp; a reduced image is smoothed against aliasing.
     enlarged = max(image.shape[:2]) <= PANEL_INCHES * DPI
     axis.imshow(
         image,
@@ -272,6 +275,7 @@ def draw_ignored(axis: Axes, labels: NDArray[Any]) -> None:
     ]
     if not rows:
         return
+    # Each run of a row is a closed rectangle, and all rectangles form one path.
     corners = [[(x0, y), (x1, y), (x1, y + 1), (x0, y + 1), (x0, y)] for y, x0, x1 in rows]
     codes = [Outline.MOVETO, *[Outline.LINETO] * 3, Outline.CLOSEPOLY] * len(corners)
     shape = Outline(np.reshape(corners, (-1, 2)) - 0.5, codes)
@@ -290,6 +294,7 @@ def outline(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
         Neighbouring edges on one line form one segment, so that a dashed line stays dashed.
     """
     padded = np.pad(mask, 1)
+    # Edges between rows are horizontal, edges between columns vertical.
     segments = [
         *(((x0, y), (x1, y)) for y, x0, x1 in _runs(padded[1:] != padded[:-1])),
         *(((x, y0), (x, y1)) for x, y0, y1 in _runs((padded[:, 1:] != padded[:, :-1]).T)),

@@ -50,6 +50,7 @@ def chosen_indices(count: int, always: int, most: int = MOST) -> list[int]:
     """Return at most ``most`` evenly spaced indices of 0..count - 1, with ``always`` among them."""
     if count <= most:
         return list(range(count))
+    # Rounded up, so that there are not too many. The steps start where one of them meets `always`.
     step = -(-count // (most - 1))
     return sorted({*range(always % step, count, step)})
 
@@ -92,6 +93,7 @@ def _painted(base: Array, labels: Array) -> Array:
     from skimage.segmentation import find_boundaries
 
     height, width = base.shape[:2]
+    # IGNORED is -1, which uint8 cannot hold. It counts as background here and is hatched below.
     small = Image.fromarray(np.ascontiguousarray(np.maximum(labels, 0).astype(np.uint8)))
     large = np.asarray(small.resize((width, height), Image.Resampling.NEAREST))
     colours = np.array([(0, 0, 0), *map(ImageColor.getrgb, COLOURS)], np.float32)

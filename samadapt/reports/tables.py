@@ -121,6 +121,7 @@ def read_per_case(directory: Path) -> dict[str, list[CaseClassScore]]:
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             for line in csv.DictReader(stream):
+                # An empty cell is NaN. Columns of ignored voxels exist only if there are any.
                 values = {name: float(line[name] or "nan") for name in SCORES}
                 score = CaseClassScore(
                     name_in_csv(line["case"]),
@@ -178,6 +179,7 @@ def results_table(
             cells = [_cell(entry, score) for score in shown]
             cases = str(entry["cases"]) if entry else NOTHING
             shown_name = f"{name} (not trained)" if _untrained(entries) else name
+            # Names are Text, because rich reads brackets in plain strings as markup.
             table.add_row(Text("" if n else shown_name), state, *cells, cases)
         table.add_section()
     for n, (state, summary) in enumerate(states.items()):
@@ -245,6 +247,7 @@ def format_seconds(seconds: float) -> str:
     """Return a time as people write it: ``8.4 s``, ``7 min 05 s``, ``2 h 03 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
+    # Rounded first, so that 119.6 s become 2 min 00 s and not 1 min 60 s.
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"

@@ -116,6 +116,7 @@ def open_run(
     policy = prompt_policy(config)
     dataset = _open_dataset_of_run(config, run_dir, policy, progress, trained_in)
     sam = load_sam(config.model.name, config.model.checkpoint, config.model.image_size)
+    # The copy is made before the model moves to the device and before the adapter changes it.
     base_copy = deepcopy(sam) if copies_base else None
     sam.to(device)
     base_sha256 = base_hash(sam)
@@ -124,6 +125,7 @@ def open_run(
     if config.model.input_channels:
         sam.add_input_projection(config.model.input_channels)
     injection = inject(sam, config.peft)
+    # The layers that were added since the first move go to the device too.
     precision.store_frozen(sam.to(device), injection.exact)
     progress.say(f"device {device}, precision {precision.name}: {precision.reason}")
     if device.type == "cpu":
@@ -201,6 +203,7 @@ def keep_splits(dataset: Dataset, run_dir: Path, *, resumes: bool, is_fold: bool
     path, warnings = run_dir / "splits.json", []
     if resumes and path.is_file():
         return check_unchanged(read_splits(path), dataset, str(path))
+    # Another fold holds out other cases, so the cases are compared and not their splits.
     for other in sorted(run_dir.parent.glob("fold_*/splits.json")) if is_fold else ():
         found = read_splits(other)
         warnings += check_unchanged(found, dataset, str(other), same_sides=False)
@@ -279,6 +282,7 @@ def open_data(
             "slice; use drop, or prompts=semantic"
         )
     options = {**asdict(data), "empty_slices": empty}
+    # The limits hold for every reader in the program and are no options of the data set.
     set_limits(options.pop("max_gb"), options.pop("max_seconds"))
     return open_dataset(
         options.pop("name"),

@@ -132,6 +132,7 @@ def configuration_text(config: Config) -> str:
         # `on_error` depends on the machine, but it names no file, so it stays.
         for key in set(keys) & set(values[group]) - {"on_error"}:
             values[group][key] = HIDDEN if values[group][key] is not None else None
+    # A recipe may be given by its path, of which the name is enough.
     values |= {"resume": values["resume"] and HIDDEN, "recipe": Path(config.recipe).name}
     text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return text

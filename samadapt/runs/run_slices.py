@@ -62,7 +62,7 @@ def divide_slices(
     training, validation = selection_split(
         usable,
         validate_cases,
-        # All cases of a patient stay on one side; without a patient each case counts as one.
+        # All cases of a patient stay in one split; without a patient each case counts as one.
         lambda name: data.case(name).patient or name,
         data.tile,
         # Slices at most this far apart may share a stack, in which they attend to each other.

@@ -37,6 +37,7 @@ def check_palettes(scan: Scan, masks: MaskRules) -> None:
         for case in painted:
             if finding := _double(case):
                 _leave_out(scan, [case], finding)
+        # Cases whose palette has a colour twice have just been left out.
         painted = [case for case in scan.cases if case.colours]
         if finding := _conflict(painted):
             _leave_out(scan, painted, finding)

@@ -58,6 +58,7 @@ def check_usable(name: str, scan: Scan, on_error: str, reader: FormatReader) -> 
     if on_error == "skip":
         leave_out_copies(scan)
     errors = [finding for finding in scan.findings if finding.severity == "error"]
+    # With skip, the cases with errors are left out already, so only an empty data set is refused.
     if not scan.cases or (errors and on_error == "stop"):
         raise DataError(_refusal(name, errors, skippable=bool(scan.cases)))
 

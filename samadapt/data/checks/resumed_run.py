@@ -105,6 +105,7 @@ def _differences(
 
 def _moved(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Describe cases or slices that would change sides, because patients or masks changed."""
+    # Symmetric differences: the cases that left a split or came to it.
     moved = sorted(set(recorded["train"]) ^ set(found["train"]))
     moved = sorted({*moved, *(set(recorded["val"]) ^ set(found["val"]))})
     if moved:

@@ -177,6 +177,7 @@ def survey(
         parts = _division(scan, card, val_every, where)
         scan.findings += copy_findings(scan.cases, parts)
         scan.findings += comparison_findings(scan.cases, facts, table, parts, where)
+    # Where the files name patients, a case without one counts as a patient.
     marks = {case.patient for case in scan.cases if case.patient}
     unmarked = sum(not case.patient for case in scan.cases)
     return Survey(
@@ -190,6 +191,7 @@ def survey(
 
 
 def _order(finding: Finding) -> tuple[str, str, str]:
+    # "error" sorts before "warning".
     return finding.severity, finding.file, finding.code
 
 
@@ -211,6 +213,7 @@ def _is_ct(
     try:
         rule = decide_intensity(intensity, card, scan, reader)
     except ConfigError:
+        # Only a wrong rule of the user stops the check, not one that nothing decides.
         if intensity not in (None, "auto"):
             raise
         return False
