@@ -81,4 +81,5 @@ def _base_file(
     if not record.checkpoint:
         return None
     name = record.checkpoint  # a bare name: the record names no folder
+    # The adapter's folder comes first, because an import keeps its changed base there.
     return next((path for path in (directory / name, Path(name)) if path.exists()), None)

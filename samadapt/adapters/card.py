@@ -61,6 +61,8 @@ def model_card(
         facts: further rows of the table; rows without text are left out.
     """
     options = ", ".join(f"{key}={value}" for key, value in record.method.items() if key != "name")
+    # A file that the user gave may hold other weights than the published ones, so their licence is
+    # not assumed.
     published = "" if record.checkpoint else base_licence(record.base)
     licence = record.licence or published
     unknown = (
@@ -127,6 +129,7 @@ def _cell(text: str) -> str:
     Names of classes, data sets and recipes come from users and are shown on web pages, so they must
     not contain HTML. Markdown escapes HTML inside `code` itself; the rest is escaped here.
     """
+    # A line break would end the row, and a "|" would start a new cell.
     parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
     shown = [part if part.startswith("`") else html.escape(part, quote=False) for part in parts]
     return "".join(shown).replace("|", "\\|")

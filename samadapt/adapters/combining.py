@@ -123,6 +123,7 @@ def combine(names: tuple[str, ...]) -> type[Combined]:
         )
     own = [(part, item) for part in parts for item in fields(part) if item.name not in _SHARED]
     count = [item.name for _, item in own]
+    # An option gets a prefix only if two methods have one of this name.
     keys = {
         (part.name, item.name): f"{part.name}_{item.name}"
         for part, item in own
@@ -145,6 +146,7 @@ def combine(names: tuple[str, ...]) -> type[Combined]:
         "parts": parts,
         "keys": keys,
         "__doc__": Combined.__doc__,
+        # pydantic's dataclass takes its fields from the annotations, as if they were written out.
         "__annotations__": {key: annotation_of(option) for key, option in options.items()},
         **{key: copy.copy(option) for key, option in options.items()},
     }

@@ -75,7 +75,7 @@ class Injection:
     def exact(self) -> tuple[str, ...]:
         """Paths of the frozen linears that must keep their exact values; see ``PeftLayers``."""
         return tuple(
-            f"{name}.base_layer"
+            f"{name}.base_layer"  # where peft keeps the linear that it replaced
             for layers, _ in self.peft
             if layers.reads_base
             for name in layers.names
@@ -113,6 +113,8 @@ class Injection:
         Raises:
             RunError: naming the groups in which every gradient is missing or zero.
         """
+        # One gradient in a group is enough: in the first step that of a LoRA's A is zero, because
+        # its B is zero.
         dead = [
             name
             for name, members in self.groups.items()
@@ -168,6 +170,7 @@ def inject(sam: Sam, method: Method) -> Injection:
     sam.requires_grad_(False)
     plan = peft_library.plan_layers(sam, method, attention_blocks)
     sam.adapter_names = (method.name,)
+    # peft's layers come first, because a method may change them, as LoRA replaces their B.
     added = tuple((layers, peft_library.inject_layers(sam, layers)) for layers in plan)
     method.inject(sam, attention_blocks)
     if method.decoder == "full":
@@ -207,4 +210,5 @@ def _first_trainable_block(groups: Mapping[str, object], depth: int) -> int:
     """Return the first trained unit of the encoder; see ``Injection.first_trainable_block``."""
     units = {"input": -1, "embedding": -1, "neck": depth, "decoder": depth + 1}
     blocks = {f"block {index}": index for index in range(depth)}
+    # If nothing is trained, the whole encoder is frozen, as when the decoder alone is trained.
     return min(((units | blocks)[group] for group in groups), default=depth + 1)

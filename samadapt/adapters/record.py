@@ -136,6 +136,8 @@ def read_record(directory: Path) -> AdapterRecord:
     unexpected = [name for name in values if name not in known]
     if missing or unexpected:
         raise AdapterError(f"{path}: missing entries {missing}, unknown entries {unexpected}")
+    # One digest is enough to demand the comparison, so deleting the other does not switch it off.
+    # The digest is taken before ``check_value`` converts the values.
     signed = bool(values.get("record_sha256") or values.get("weights_sha256"))
     digest = digest_of(values) if signed else ""
     hints = get_type_hints(AdapterRecord)
@@ -195,6 +197,7 @@ def sha256_of(path: Path) -> str:
 
 def _bare_name(path: str) -> str:
     """Return the file name of a path of any platform."""
+    # PureWindowsPath splits at "/" and at "\", whatever platform this runs on.
     return PureWindowsPath(path).name
 
 
@@ -228,6 +231,7 @@ def _faults(record: AdapterRecord) -> Iterator[str]:
         yield f"threshold: expected a logit of at most {MAX_THRESHOLD:g}; got {record.threshold}"
     for name in ("base_sha256", "weights_sha256", "record_sha256"):
         value = getattr(record, name)
+        # Only adapters from before version 0.2 lack the two other digests.
         if not _SHA256.fullmatch(value) and (value or name == "base_sha256"):
             yield f"{name}: expected 64 hexadecimal digits; got {len(value)} characters"
     yield from _name_faults(record)
@@ -249,6 +253,7 @@ def _name_faults(record: AdapterRecord) -> Iterator[str]:
         yield "classes: expected each name once"
     for name in ("checkpoint", "data"):
         value = getattr(record, name) or ""
+        # A colon separates the drive on Windows.
         if re.search(r"[/\\:]", value) or value in (".", ".."):
             yield f"{name}: expected a bare name; got a path"
     for name in ("base", "checkpoint", "recipe", "axis", "created", "data", "licence"):

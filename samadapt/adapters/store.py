@@ -71,6 +71,7 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
             f"{record.input_channels}"
         )
     state = _stored(sam, injection)
+    # safetensors refuses tensors that share memory or are not contiguous.
     tensors = {
         key: value.detach().cpu().clone(memory_format=contiguous_format)
         for key, value in state.items()
@@ -85,6 +86,7 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
     with atomic.folder(directory, needed) as fresh:
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
         write_json(fresh / PEFT_CONFIG, _peft_config(injection))
+        # This comes after the weights, because the record holds the sha256 of their file.
         write_record(fresh, record, fresh / WEIGHTS)
         plain_peft = _loads_in_peft(sam, injection)
         card = model_card(record, injection.trainable, plain_peft=plain_peft)
@@ -114,6 +116,7 @@ def load_into(directory: Path, sam: Sam, record: AdapterRecord | None = None) ->
     _check_base(directory / RECORD, record, sam)
     tensors = read_weights(directory / WEIGHTS)
     config = read_json(directory / PEFT_CONFIG)
+    # These change the base, so they come after its hash was compared.
     if record.num_masks != sam.build.num_multimask:
         sam.resize_mask_tokens(record.num_masks)
     if record.input_channels > 3:
@@ -140,6 +143,7 @@ def merge_adapter(sam: Sam, injection: Injection) -> None:
     """
     if injection.method.can_merge:
         peft_library.merge_layers(sam)
+    # If the method cannot be merged, this raises, and nothing has changed yet.
     injection.method.merge(sam, injection.attention_blocks)
     sam.adapter_names = ()
     sam.requires_grad_(False)
@@ -188,6 +192,7 @@ def _restore(sam: Sam, injection: Injection, tensors: Mapping[str, Tensor]) -> N
         keys = peft_library.read_state(tuner, layers)
         peft_library.write_state(tuner, {key: left.pop(key) for key in keys})
     plain = {key.removeprefix(peft_library.PREFIX): value for key, value in left.items()}
+    # Not strict, because only the trained tensors are given. The caller has compared their names.
     sam.load_state_dict(plain, strict=False)
 
 
@@ -198,6 +203,7 @@ def _peft_config(injection: Injection) -> dict[str, Any]:
     method = injection.method
     if not injection.plain_peft:
         return {
+            # peft does not know this type, so it refuses the directory.
             "peft_type": f"SAMADAPT_{method.name.upper()}",
             "library_name": "samadapt",
             "note": "no kind of peft's; load it with samadapt.load_adapter",
@@ -208,6 +214,7 @@ def _peft_config(injection: Injection) -> dict[str, Any]:
         more["modules_to_save"] = ["mask_decoder"]
     layers = injection.peft[0][0] if injection.peft else PeftLayers("LORA", ())
     if not layers.names:
+        # Only the decoder is trained, and peft demands a target. This word stands for no layer.
         more |= {"r": 1, "lora_alpha": 1, "target_modules": DUMMY_TARGET_MODULES}
     config = peft_library.peft_config(layers, **more).to_dict()
     plain: dict[str, Any] = json.loads(json.dumps(config, default=_as_list))
@@ -227,6 +234,7 @@ def _loads_in_peft(sam: Sam, injection: Injection) -> bool:
 
 def _as_list(value: object) -> list[Any]:
     if isinstance(value, set | frozenset):
+        # peft holds names in sets, whose order differs from run to run.
         return sorted(value)
     raise TypeError(f"cannot write {type(value).__name__} as JSON")
 
@@ -242,6 +250,7 @@ def _check_base(path: Path, record: AdapterRecord, sam: Sam) -> None:
     """Refuse a base other than the one that the adapter was trained on."""
     from samadapt.sam.weights.loading import base_hash
 
+    # The hash depends on the image size, so this cause of a mismatch is named first.
     if record.image_size != sam.image_size:
         raise AdapterError(
             f"{path}: trained at image_size {record.image_size}; the model has {sam.image_size}. "
@@ -249,6 +258,7 @@ def _check_base(path: Path, record: AdapterRecord, sam: Sam) -> None:
         )
     if sam.adapter_names:
         raise AdapterError("this model already carries an adapter; load a fresh base")
+    # The name is not enough: MedSAM has tensors of the same names and shapes as ViT-B.
     found = base_hash(sam)
     if found != record.base_sha256:
         raise AdapterError(

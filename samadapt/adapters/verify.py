@@ -33,12 +33,14 @@ def check_peft_config(path: Path, found: dict[str, Any], expected: dict[str, Any
         AdapterError: naming the key.
     """
     every = (found.keys() | expected.keys()) - _NEUTRAL
+    # A wrong peft_type is reported first, because many other keys then differ too.
     for key in sorted(every, key=lambda name: (name != "peft_type", name)):
         want, got = expected.get(key), found.get(key)
         if key not in found and key not in _DECISIVE:  # written by a version of peft without it
             continue
         if isinstance(want, list) and isinstance(got, list):
             want, got = sorted(want), sorted(got)
+        # None, False, [] and {} all say that an option is not used, so they count as equal.
         if want != got and (want or got):
             raise AdapterError(
                 f"{path}: {key} was changed: expected {_short(want)}, as samadapt.json records; "
@@ -72,6 +74,7 @@ def check_tensors(path: Path, found: Mapping[str, Tensor], expected: Mapping[str
                 f"{path}: {key}: expected shape {tuple(expected[key].shape)}; "
                 f"got {tuple(value.shape)}"
             )
+        # Another float type is accepted, because copying into a parameter converts it.
         if value.is_floating_point() != expected[key].is_floating_point():
             raise AdapterError(f"{path}: {key}: expected {expected[key].dtype}; got {value.dtype}")
 
@@ -103,6 +106,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError) as error:
         with path.open("rb") as file:
             head = file.read(4)
+        # A zip archive (torch.save), or the first bytes of a bare pickle of protocol 2 or 4.
         pickled = head[:2] in (b"PK", b"\x80\x02", b"\x80\x04")
         kind = "a pickle" if pickled else "truncated or broken"
         raise AdapterError(

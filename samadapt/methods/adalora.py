@@ -81,6 +81,7 @@ class AdaLoRA(LinearMethod):
 
     def size(self, inputs: int, outputs: int) -> int:
         """Return first_rank * (inputs + outputs + 1)."""
+        # E has one entry for each direction.
         return self.first_rank * (inputs + outputs + 1)
 
     def penalty(self, sam: Sam) -> Tensor | float:
@@ -92,8 +93,10 @@ class AdaLoRA(LinearMethod):
         distances = []
         for name, parameter in sam.named_parameters():
             if is_part(name, "AB"):
+                # A (rank, inputs) has orthogonal rows, B (outputs, rank) orthogonal columns.
                 rows = parameter if is_part(name, "A") else parameter.t()
                 unit = torch.eye(len(rows), device=rows.device, dtype=rows.dtype)
+                # The norm is not squared, as in peft.
                 distances.append(torch.linalg.matrix_norm(rows @ rows.t() - unit))
         return self.orthogonality * torch.stack(distances).mean() if distances else 0.0
 

@@ -58,6 +58,8 @@ def allocate(
         kept["rank_allocator"] = RankAllocator(_Triplets(sam), config, ADAPTER)
     allocator: RankAllocator = kept["rank_allocator"]
     config, triplets = allocator.peft_config, _Triplets(sam)
+    # The budget falls until step ``last``, which prunes to the final budget in any case. After that
+    # the same directions are zeroed in each step, because the optimizer changes them again.
     last = total - config.tfinal
     if step <= last or config.rank_pattern is None:
         forced = step >= last

@@ -83,6 +83,7 @@ class Adapter(Method):
         from samadapt.methods.attached_layer import add_after, add_beside, attach, bottleneck
 
         beside = partial(add_beside, scale=self.scale)
+        # (path of the host, width of its tokens, hook)
         places: list[tuple[str, int, Any]] = []
         for block in blocks:
             places += [(block.attn, block.width, add_after), (block.mlp, block.width, beside)]

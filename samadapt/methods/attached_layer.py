@@ -43,6 +43,7 @@ def detach(host: nn.Module, name: str) -> None:
 def bottleneck(width: int, hidden: int, activation: nn.Module) -> nn.Sequential:
     """Return ``up(activation(down(x)))`` for x (..., width); its output starts at zero."""
     down, up = nn.Linear(width, hidden), nn.Linear(hidden, width)
+    # Only ``up`` starts at zero. If ``down`` did too, neither matrix would get a gradient.
     nn.init.zeros_(up.weight)
     nn.init.zeros_(up.bias)
     return nn.Sequential(down, activation, up)

@@ -192,6 +192,7 @@ class Method(Settings):
     def to_dict(self) -> dict[str, Any]:
         """Return the name and all options as plain values, as ``samadapt.json`` holds them."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
+        # JSON has no tuples; ``method_from_dict`` turns the lists back.
         plain = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
         return {"name": self.name, **plain}
 
@@ -264,6 +265,7 @@ def select_blocks(
                 f"(the encoder has {depth} attention blocks); got {index}",
             )
         return tuple(block for block in blocks if block.index in numbers)
+    # "none" is no kind of block, so it selects nothing.
     chosen = tuple(block for block in blocks if word in ("all", block.kind))
     require(
         bool(chosen) or word == "none",
@@ -286,6 +288,7 @@ def _parse_blocks(blocks: object) -> tuple[str, tuple[int, ...]]:
             f"got {blocks!r}{nearest(blocks, words)}",
         )
         return word, (int(count),)
+    # A list may come as text, such as "[0, 3]".
     try:
         indices = ast.literal_eval(blocks) if isinstance(blocks, str) else blocks
     except (SyntaxError, ValueError):

@@ -55,5 +55,6 @@ def _biases(sam: Sam, *roots: str) -> list[nn.Parameter]:
         parameter
         for root in roots
         for name, parameter in sam.get_submodule(root).named_parameters()
+        # TinyViT's table of attention biases has another name and stays frozen.
         if name.endswith(".bias")
     ]

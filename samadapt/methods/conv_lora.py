@@ -68,6 +68,7 @@ class ConvLoRA(Method):
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
         for block in blocks:
             attn: Any = sam.get_submodule(block.attn)
+            # TinyViT's qkv sees strips of windows instead of the grid; see the third point above.
             window = attn.window if sam.build.encoder == "tiny_vit" else None
             child = ConvUpdate(block.width, self.rank, self.experts, scale, window)
             attach(sam.get_submodule(block.qkv), "conv_lora", child, add_update)
@@ -75,5 +76,6 @@ class ConvLoRA(Method):
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return the size of A, B, the experts and the gate of every block."""
         del sam
+        # Kernels (rank, rank, 3, 3) and one row of the gate for each expert; A and B have the rest.
         inner = self.experts * (9 * self.rank**2 + self.rank)
         return sum(4 * block.width * self.rank + inner for block in blocks)

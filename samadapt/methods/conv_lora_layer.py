@@ -33,6 +33,7 @@ class ConvUpdate(nn.Module):
         self.gate = nn.Linear(rank, experts, bias=False)
         # All kernels are one tensor, so that an expert that no image chose has a gradient of zeros
         # and not none.
+        # The bound is torch's own for a convolution with 3 x 3 x rank inputs.
         bound = (9 * rank) ** -0.5
         self.kernels = nn.Parameter(torch.empty(experts, rank, rank, 3, 3).uniform_(-bound, bound))
         self._scale, self._window = scale, window
@@ -42,7 +43,9 @@ class ConvUpdate(nn.Module):
         z: Tensor = self.a(x)
         if self._window:
             z = partition_windows(z, (self._window, self._window), None)
+        # (n, rank, h, w) for n images, or n windows
         planes = z.permute(0, 3, 1, 2)
+        # (n,) share and index of the expert. The gate gets its gradient through the share.
         share, chosen = self.gate(planes.mean((2, 3))).softmax(dim=-1).max(dim=-1)
         found = self._run_chosen(planes, chosen)
         mixed = z + share[:, None, None, None].to(z.dtype) * found.permute(0, 2, 3, 1)
@@ -61,6 +64,7 @@ class ConvUpdate(nn.Module):
                 mine = (chosen == index)[:, None, None, None].to(planes.dtype)
                 found = found + mine * self._expert(planes, index)
             return found
+        # The images of one expert run together, and experts that no image chose do not run.
         for index in chosen.unique().tolist():
             rows = (chosen == index).nonzero().flatten()
             found = found.index_copy(0, rows, self._expert(planes[rows], index))

@@ -75,6 +75,7 @@ class FacT(Method):
         """Attach ``fact`` to every qkv and to the projections of the decoder."""
         shared: dict[tuple[int, int], Factors] = {}
         for block in blocks:
+            # TinyViT's rows are (head, q | k | v, channel): one group of rows for each head.
             groups = block.heads if block.qkv_order == "head_qkv" else 1
             qkv = sam.get_submodule(block.qkv)
             self._attach(qkv, (block.width, block.width), shared, self.slices, groups)
@@ -111,6 +112,7 @@ class FacT(Method):
         del sam
         tucker, rank = self.form == "tucker", self.rank
         shared = sum(2 * width * rank + tucker * rank**3 for width in {s.width for s in blocks})
+        # S_i has ``rank`` coefficients in Tucker form, and rank ** 2 entries in a tensor train.
         return shared + len(blocks) * len(self.slices) * rank ** (1 if tucker else 2)
 
     def count_own_decoder_parameters(self, sam: Sam) -> int:

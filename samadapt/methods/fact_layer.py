@@ -48,6 +48,7 @@ class FactorUpdate(nn.Module):
         rank = len(factors.u)
         self._rows = [0] if slices is None else [QKV.index(name) for name in slices]
         self._parts = 1 if slices is None else len(QKV)
+        # S_i itself in a tensor train; in Tucker form the coefficients of the core's matrices
         own = (rank, rank) if factors.core is None else (rank,)
         self.own = nn.Parameter(torch.zeros(len(self._rows), *own))
         if owns:
@@ -70,6 +71,7 @@ class FactorUpdate(nn.Module):
         factors = self._shared[0]
         inner: Tensor = self.own
         if factors.core is not None:
+            # Tucker: S_i is the sum over p of coefficient (i, p) times matrix p of the core.
             inner = torch.einsum("sp,pij->sij", self.own, factors.core)
         products = self._scale * (factors.v @ inner)
         rows = products.new_zeros(self._parts, *products.shape[1:])

@@ -54,9 +54,11 @@ class IA3(LinearMethod):
         """Return the sum of the scaled widths: inputs of the MLPs' second linears, else outputs."""
         scaled = _scaled_inputs(names)["feedforward_modules"]
         shapes = {name: sam.get_parameter(f"{name}.weight").shape for name in names}
+        # A weight is (outputs, inputs): index 1 where the input is scaled, otherwise 0.
         return sum(shape[name in scaled] for name, shape in shapes.items())
 
 
 def _scaled_inputs(names: Sequence[str]) -> dict[str, list[str]]:
     """Return peft's option that names the second linears of the MLPs."""
+    # ``lin2`` is the name in SAM's ViT and decoder, ``fc2`` in TinyViT.
     return {"feedforward_modules": [n for n in names if n.endswith((".mlp.lin2", ".mlp.fc2"))]}

@@ -58,8 +58,9 @@ class LateBlocks(Method):
         """Return the number of weights of the last two-way layer."""
         width, mlp = sam.build.prompt_width, sam.build.decoder_mlp
         # Self-attention keeps the width. The two attentions with the image halve it inside.
+        # With half the width inside, q, k, v and out have 4 w w / 2 weights and 3 w / 2 + w biases.
         attentions = 4 * width * (width + 1) + 2 * (4 * width * width // 2 + 5 * width // 2)
-        norms = 4 * 2 * width
+        norms = 4 * 2 * width  # gain and bias of four norms
         return attentions + 2 * width * mlp + mlp + width + norms
 
 

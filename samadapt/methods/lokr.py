@@ -58,6 +58,7 @@ class LoKr(LinearMethod):
 
         in_small, in_large = factorization(inputs, self.factor)
         out_small, out_large = factorization(outputs, self.factor)
+        # peft's own rule (LoKrLayer): the large factor is in factors only below this rank.
         low = self.rank < max(out_large, in_large) / 2
         large = self.rank * (out_large + in_large) if low else out_large * in_large
         return int(out_small * in_small + large)

@@ -95,6 +95,7 @@ class LoRA(LinearMethod):
             groups = block.heads if block.qkv_order == "head_qkv" else 1
             rows = dense.shape[0] // 3
             sliced = SlicedProjection(self.slices, self.rank, rows, groups, dense)
+            # It replaces peft's B under the same name, so peft merges, saves and loads it.
             setattr(layers, ADAPTER, sliced)
 
     def size(self, inputs: int, outputs: int) -> int:

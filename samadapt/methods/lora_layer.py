@@ -34,6 +34,8 @@ class _FusedUpdate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, low = ctx.saved_tensors
+        # For y = x W^T + s (x A^T) B^T and the gradient g of y:
+        # dA = s (g B)^T x, dB = s g^T (x A^T), dx = g W + s (g B) A.
         grad_low = (grad @ b).mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
@@ -57,6 +59,8 @@ class FusedLoraLinear(lora.Linear):
         if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
         bias = None if base.bias is None else base.bias.to(dtype)
+        # ``b.weight`` may be that of a ``SlicedProjection``: autograd carries its gradient to the
+        # blocks.
         tokens: Tensor = _FusedUpdate.apply(
             x.to(dtype).reshape(-1, x.shape[-1]),
             base.weight.to(dtype),

@@ -73,6 +73,7 @@ class OFT(LinearMethod):
 
 def _more_axes(module: object, inputs: tuple[Tensor]) -> Tensor:
     del module
+    # With four more axes, tokens never have exactly four.
     return inputs[0][None, None, None, None]
 
 

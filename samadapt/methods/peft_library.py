@@ -41,6 +41,7 @@ def plan_layers(
     for i, group in enumerate(groups):
         if group.kind == "LORA" and not group.options.get("use_dora"):
             rank = method.decoder_rank
+            # Alpha is the rank, or its root for rslora, so that the scale is 1.
             layer = LowRank(rank, float(rank) ** (0.5 if group.options.get("use_rslora") else 1))
             ranks = {**group.ranks, **dict.fromkeys(names, layer)}
             groups[i] = replace(group, names=tuple(ranks), ranks=ranks)
@@ -108,7 +109,7 @@ def _ranks(ranks: Mapping[str, LowRank]) -> dict[str, Any]:
     alpha = Counter(layer.alpha for layer in ranks.values()).most_common(1)[0][0]
     return {
         "r": rank,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,  # an integer in peft
         "rank_pattern": {name: x.rank for name, x in ranks.items() if x.rank != rank},
         "alpha_pattern": {name: x.alpha for name, x in ranks.items() if x.alpha != alpha},
     }
@@ -135,6 +136,7 @@ def inject_layers(sam: Sam, layers: PeftLayers) -> BaseTuner:
             tuner = PEFT_TYPE_TO_TUNER_MAPPING[layers.kind](sam, config, ADAPTER)  # type: ignore[index]
         except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
             raise ConfigError(f"peft refuses {layers.kind} here: {error}") from error
+    # peft would take what it left here for another adapter of the next kind of layer.
     del sam.peft_config
     for parameter in trained:  # peft has frozen what another kind added before
         parameter.requires_grad_(True)
@@ -180,6 +182,7 @@ def read_state(tuner: BaseTuner, layers: PeftLayers) -> dict[str, Tensor]:
     view: Any = _view(tuner)
     state = get_peft_model_state_dict(view, adapter_name=ADAPTER, save_embedding_layers=False)
     own = tuple(f"{PREFIX}{name}." for name in layers.names)
+    # Names without the prefix belong to all layers at once, such as VeRA's random pair.
     return {k: v for k, v in state.items() if k.startswith(own) or not k.startswith(PREFIX)}
 
 
@@ -213,7 +216,7 @@ def merge_layers(sam: Sam) -> None:
             "the frozen weights were rounded to bf16 for training and cannot take the update; load "
             "base and adapter anew, then merge"
         )
-    for name, layer in list(sam.named_modules()):
+    for name, layer in list(sam.named_modules()):  # a list: the loop replaces modules
         if isinstance(layer, BaseTunerLayer):
             try:
                 layer.merge()

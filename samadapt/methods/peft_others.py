@@ -141,6 +141,7 @@ class OtherPeft(LinearMethod):
 
 def register_others() -> None:
     """Register every kind of the installed peft that has no file here, without importing peft."""
+    # Kinds of peft that a file of this package uses, such as LORA and LN_TUNING
     taken = {getattr(method, "kind", "").lower() for method in METHODS.values()}
     spec = find_spec("peft")
     places = spec.submodule_search_locations if spec is not None else None

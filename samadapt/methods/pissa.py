@@ -62,6 +62,7 @@ class PiSSA(LinearMethod):
 
         from samadapt.methods.pissa_layer import pair
 
+        # Only the method's own layers: with ``decoder=lora`` the decoder has plain LoRA layers.
         places = [f"{block.block}." for block in blocks]
         if self.decoder == "own":
             places.append("mask_decoder.")

@@ -45,6 +45,7 @@ class Paired(nn.Module):
             return torch.cat(
                 [functional.linear(x, self.trained), functional.linear(x, self.frozen)], dim=-1
             )
+        # Copies give both halves one memory layout, so that their products round alike and cancel.
         own, start = (half.contiguous() for half in x.chunk(2, dim=-1))
         return functional.linear(own, self.trained) + functional.linear(start, self.frozen)
 
@@ -92,5 +93,6 @@ def pair(layer: LoraLayer, rank: int, name: str) -> None:
     root = (values[:rank] / layer.scaling[ADAPTER]).sqrt()
     a = (root[:, None] * v[:rank]).to(weight.dtype)
     b = (u[:, :rank] * root).to(weight.dtype)
+    # The frozen half of B has the other sign, so that the start adds up to zero.
     layer.lora_A[ADAPTER] = Paired(a, a, dim=0)
     layer.lora_B[ADAPTER] = Paired(b, -b, dim=1)

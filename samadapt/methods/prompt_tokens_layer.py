@@ -51,7 +51,9 @@ class GatedTokens(nn.Module):
         to_scores = scale * torch.einsum("hdn,hdw->hnw", keys, weight_q)
         offset = scale * torch.einsum("hdn,hd->hn", keys, bias_q)
         scores = functional.linear(x, to_scores.flatten(0, 1), offset.flatten())
+        # (..., h, n): each head's softmax over the n tokens, times its gate
         shares = scores.unflatten(-1, (heads, -1)).softmax(dim=-1) * self.gate.tanh()[:, None]
+        # (W_o V') of each head, as one (width, n) map
         out_weight = proj.unflatten(1, (heads, -1))
         to_output = torch.einsum("whd,hdn->whn", out_weight, values)
         return functional.linear(shares.flatten(-2), to_output.flatten(1))
@@ -75,6 +77,7 @@ def add_prompt(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tenso
 
 def add_prompt_to_decoder(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """Add the prompt's output to that of a decoder's attention, where q, k, v are three linears."""
+    # The attention's inputs are (q, k, v). The learned tokens answer to the queries.
     linears = (module.q_proj, module.k_proj, module.v_proj)
     weight = torch.cat([linear.weight for linear in linears])
     bias = torch.cat([linear.bias for linear in linears])

@@ -75,6 +75,7 @@ class SlicedProjection(nn.Module):
         grid = dense.reshape(self.groups, 3, -1, count, self.rank).transpose(0, 1)
         grid = grid.reshape(3, self.width, count, self.rank)
         blocks = torch.stack([grid[row, :, i] for i, row in enumerate(self.rows)])
+        # With equal counts, everything outside of the blocks is zero.
         if torch.count_nonzero(grid) != torch.count_nonzero(blocks):
             raise AdapterError(
                 "lora_B has values outside the chosen slices of qkv; expected zeros there. "
@@ -106,6 +107,7 @@ class SlicedProjection(nn.Module):
             error_msgs.append(f"{key}: expected {expected}; got {tuple(state_dict[key].shape)}")
         else:
             self.load_dense(state_dict[key])
+        # torch's own method, which this one replaces, would report unexpected names.
         if strict:
             known = (key, f"{prefix}blocks")
             unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k not in known)

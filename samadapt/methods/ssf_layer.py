@@ -38,5 +38,6 @@ def scale_input(module: Any, inputs: tuple[Tensor, ...]) -> Tensor:
 def fold(layer: Any, change: Any) -> None:
     """Fold a ``ScaleShift`` into weight and bias of the linear or norm that it follows."""
     scale = change.scale
+    # A linear's rows are its output channels; a norm's weight is a vector.
     layer.weight.mul_(scale[:, None] if layer.weight.ndim == 2 else scale)
     layer.bias.mul_(scale).add_(change.shift)
