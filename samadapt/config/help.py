@@ -142,6 +142,7 @@ def _recipe_values(schema: type[Settings], given: Mapping[str, str]) -> dict[str
 def _method_rows(methods: Mapping[str, type[Method]]) -> list[dict[str, Any]]:
     """Return the keys of methods; those that all methods share come once, at the top."""
     shared = keys_of(Method, prefix="peft.")
+    # `peft.name` is no field of a method, so its row is added by hand.
     rows = [_row(method_key()), *map(_row, shared.values())]
     rows = [{**row, "method": "all"} for row in rows]
     for name, method in methods.items():
@@ -171,6 +172,7 @@ def keys_text(rows: Iterable[Mapping[str, Any]]) -> str:
         default = "" if row["default"] == REQUIRED else row["default"]
         method = row.get("method", "all")
         of_method = "" if method == "all" else f"peft={method}: "
+        # The text starts in one column, and its further lines are indented a little more.
         head = f"  {row['name'] + '=' + default:<34} "
         lines += textwrap.wrap(
             f"{head}{of_method}{row['about']} ({row['type']})",

@@ -162,6 +162,7 @@ def pack(channels: Array) -> Array:
 def count_colours(packed: Array) -> dict[int, int]:
     """Return the number of pixels of each colour, the most frequent colour first."""
     found, counts = np.unique(packed, return_counts=True)
+    # A stable order, so that equally frequent colours stay sorted by their value.
     order = np.argsort(-counts, kind="stable")
     return {int(found[place]): int(counts[place]) for place in order}
 

@@ -116,6 +116,7 @@ class Dataset:
         self._by_name = {self.shown_names.get(case.name, case.name): case for case in self.cases}
         self.scanned.keep_only({case.name for case in self.cases}, self.intensity)
         self._cache = VolumeCache(scanned=self.scanned)
+        # Pictures in tiles that may be too large for memory lie in a temporary file on the disk.
         most = sum(case.shape[0] * case.shape[1] * _BYTES_PER_PIXEL for case in self.cases)
         needed = self.tiling is not None and self.cache_dir is not None and most > MEMORY_LIMIT
         self._scratch = Scratch(self.cache_dir, most) if needed and self.cache_dir else None
@@ -573,6 +574,7 @@ def _label_type(table: ClassTable) -> type[np.integer[Any]]:
     """Return the smallest type that holds the class ids, and -1 (``IGNORED``) where it is used."""
     if table.ignored:
         return np.int8 if len(table.parts) < 128 else np.int16
+    # Ids are 0 to the number of parts, so 255 parts still fit into uint8.
     return np.uint8 if len(table.parts) < 256 else np.int16
 
 

@@ -167,6 +167,7 @@ def mask_rules(
             "or data.background name colours: choose one of the two"
         )
     colours, ignored = with_ignored(colours, None if ignore is None else values_of(ignore))
+    # Names alone do not say which value is which class, so the values are measured then too.
     listed = isinstance(classes, Mapping) or regions is not None
     return MaskRules(instances, threshold, ignored, not listed, colours)
 

@@ -226,7 +226,8 @@ def _slab_split(case: Case, chosen: Mapping[str, Any], least_gap: int) -> Splits
     start = first + int((last - first) * low)
     stop = max(start + 1, first + int((last - first) * high))
     spacing = case.spacing_mm[2] if case.spacing_mm else 1.0
-    # At least one slice, and at least those that the model sees beside a slice.
+    # At least one slice, and at least those that the model sees beside a slice. A gap in mm is
+    # rounded up to whole slices.
     gap = max(1, least_gap, math.ceil(gap_mm / spacing))
     rule = f"one volume: slices {start} to {stop - 1} are validation, {gap} beside them unused"
     return Splits([case.name], [case.name], rule, Slab(start, stop, gap, depth))

@@ -69,6 +69,7 @@ def load_adapter(
     directory = Path(directory).expanduser()
     record = read_record(directory)
     base, _ = open_base(directory, record, checkpoint)
+    # Not by __init__, which takes an adapted model: with the base, further adapters can be added.
     segmenter = Segmenter.__new__(Segmenter)
     segmenter._set_up(load_bundle(directory, base.to(target)), arithmetic, base, name)
     return segmenter
@@ -176,6 +177,7 @@ class Segmenter:
         if name == self.active:
             raise AdapterError(f"{name!r} is in use; use another one before removing it")
         encoder = self._adapters.pop(name).encoder
+        # Adapters with the encoder of the base share its embeddings; the last of them drops these.
         if encoder not in [adapter.encoder for adapter in self._adapters.values()]:
             self._embeddings.forget(encoder)
 
@@ -293,8 +295,10 @@ class Segmenter:
         else:
             volume = as_picture(np.asarray(image), len(self._active_bundle.intensity.inputs))
         found = predictor.segment(volume, options, progress).labels
+        # The map of class k holds k, and the caller gets masks of 0 and 1.
         if self.record.overlapping:
             found = (found > 0).astype(np.uint8)
+        # An array or a picture has no grid of a file to return to.
         if volume.source is None:
             return found[..., 0]
         from samadapt.data.formats.shared.volume_slices import to_source
@@ -341,6 +345,7 @@ class Segmenter:
                 f"{plan.target}: predict_file segments one case, so the output must be a file, for "
                 f"example {plan.target}.nii.gz; for a folder of images use predict_folder"
             )
+        # `predict_plan` asks for the progress of each image by its name. Here there is one.
         (row,) = self.predict_plan(
             plan, wanted, progress=None if progress is None else lambda name: progress
         )
@@ -420,6 +425,7 @@ class Segmenter:
             axis=parse_axis(self.record.axis),
             channel=chosen_channels(self.record, options.channel),
             spacing=options.spacing or recorded.get("spacing"),
+            # A recorded choice holds in other folders only if it is general, such as a modality.
             series=options.series or general_choice(recorded.get("series")),
             exif=parse_exif(options.exif or recorded.get("exif")),
         )

@@ -99,6 +99,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         UserError: as ``finetune``; a new run directory is removed again.
     """
     started = time.perf_counter()
+    # The lock comes first: nothing changes in a directory that another process uses.
     with locked(run_dir), resume_hint(run_dir):
         # Everything that can be refused is refused in this block, before the first step.
         with removed_if_refused(run_dir, keep=config.resume is not None):
@@ -130,6 +131,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             context.say(f"warning: {untrained_text(untrained)}")
         context.say(context.injection.report())
 
+        # Frozen features are computed once, before the first step that reads them.
         planner.warm()
         weights_before = trainable_state(context.sam, context.injection)
         adapted, state = None, None
@@ -210,6 +212,7 @@ def prepare_resume(context: RunContext) -> Checkpoint | None:
     for directory in (run_dir, folder, run_dir / "eval", run_dir / "overlays"):
         atomic.remove_leftovers(directory)
     checkpoint, step = None, 0
+    # A finished run without a checkpoint is refused by load_checkpoint and not trained again.
     if has_checkpoint(folder) or (run_dir / "adapter").exists():
         like = trainable_state(context.sam, context.injection)
         checkpoint = load_checkpoint(folder, context.say, like=like)
@@ -254,6 +257,7 @@ def with_weights(context: RunContext, state: Mapping[str, Tensor]) -> Iterator[N
         load_trainable_state(context.sam, context.injection, state)
         yield
     finally:
+        # The trained weights come back, because the adapter is written from the model afterwards.
         load_trainable_state(context.sam, context.injection, kept)
 
 
@@ -310,6 +314,7 @@ def train_adapter(
         run_dir=context.run_dir,
         progress=context.progress,
     )
+    # `train` has keys for other parts too, such as batch_size; the loop takes its own.
     keys = set(LoopOptions.__dataclass_fields__)
     loop_options = LoopOptions(**{k: v for k, v in asdict(config.train).items() if k in keys})
     with context.precision.products():
@@ -329,5 +334,7 @@ def make_accelerator(context: RunContext) -> Accelerator:
         return Accelerator(
             mixed_precision=context.precision.accelerate_name,
             cpu=context.device.type == "cpu",
+            # Some losses leave a parameter without gradient (the semantic loss the IoU head), at
+            # which DDP would otherwise fail in the second step.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )

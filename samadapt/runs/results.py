@@ -108,6 +108,7 @@ def write_adapter(context: RunContext, record: AdapterRecord, summary: Mapping[s
         summary: the content of ``eval/summary.json``.
     """
     directory = context.run_dir / "adapter"
+    # The model card shows these scores, and evaluations read from them what was not trained.
     scores = {key: summary[key] for key in ("zero_shot", "adapted", "oracle_prompt", "data")}
     record = replace(record, scores=scores)
     if (directory / RECORD).is_file():  # a resumed run was also trained on what it saw before
