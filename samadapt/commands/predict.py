@@ -144,6 +144,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
         rows = segmenter.predict_plan(plan, asked, progress=start)
     head = {"adapter": asked.adapter, "input": asked.input}
+    # A single image that fails has raised its error; in a folder each failure is a row.
     if not plan.is_folder:
         _warn(rows)
         return head | _plain(rows[0])

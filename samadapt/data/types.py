@@ -244,6 +244,7 @@ class Sample:
         truth = self.truth
         if truth.ndim == 2:
             return truth
+        # (K, 1, 1) class ids, one for each plane of (K, h, w).
         ids = np.arange(1, len(truth) + 1, dtype=np.int16)[:, None, None]
         return np.where(truth == 1, ids, 0).astype(np.int16)
 

@@ -121,6 +121,7 @@ def _write_probabilities(probabilities: Array, volume: Volume, source: Path, tar
     if volume.source is None:
         path = target.with_name(f"{base}_probabilities.npz")
         with atomic.file(path) as part:
+            # A picture has one slice: (K, h, w) is stored.
             np.savez_compressed(part, probabilities=probabilities[..., 0])
         return path
     from samadapt.data.formats.nifti.write import save_shares

@@ -249,6 +249,7 @@ class Propagation:
         counts = [len(item.prompts) for item in due]
         together = _joined_prompts([item.prompts for item in due])
         low, masks = self._decode(index, together, rest, multimask=multimask)
+        # Rows start to end of `low` and `masks` belong to the parts of one object.
         ends = np.cumsum(counts)
         found, alive = {}, []
         for item, start, end in zip(due, ends - counts, ends, strict=True):

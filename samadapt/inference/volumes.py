@@ -349,6 +349,7 @@ class _Prediction:
         count = max((int(item.numbers.max(initial=0)) for item in prompts.values()), default=0)
         ids = object_classes(options.labels, count, self.model.classes)
         self.found.instance_classes = ids.tolist()
+        # Indexed by object number: the class of each object, and 0 for number 0, the background.
         self.class_of = np.concatenate([[0], ids])
         return {
             index: replace(item, class_ids=self.class_of[item.numbers])
@@ -390,6 +391,7 @@ class _Prediction:
         for class_id in np.unique(classes) if self.model.overlapping else [0]:
             own = np.flatnonzero((classes == class_id) | (class_id == 0))
             wins = object_numbers(self.model.sam, logits[own], frame, self.model.threshold)
+            # `wins` counts the objects in `own` from 1; `merged` has their numbers in the volume.
             merged = np.concatenate([[0], np.asarray(numbers)[own]]).astype(np.int32)[wins]
             # 0 stands for all classes, which then share one map.
             place = class_id - 1 if class_id else ...

@@ -79,6 +79,7 @@ def write_per_case(directory: Path, rows: Mapping[str, Sequence[CaseClassScore]]
     """
     stream = io.StringIO()
     partly = any(row.ignored_voxels for scores in rows.values() for row in scores)
+    # Without ignored voxels the file has no columns about them.
     further = IGNORED_COLUMNS if partly else ()
     writer = csv.DictWriter(stream, (*PER_CASE_COLUMNS, *further), lineterminator="\n")
     writer.writeheader()

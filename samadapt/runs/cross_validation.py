@@ -79,6 +79,7 @@ def cross_validate(
                 raise InterruptedRunError(parent, error.step, error.number) from error
             except UserError:
                 if not any(run.exists() for run in runs):  # refused before anything was trained
+                    # Windows cannot remove a held lock; `locked` removes what is left at its end.
                     shutil.rmtree(parent, ignore_errors=os.name == "nt")
                 raise
         summary = pool_folds(parent, runs)

@@ -170,6 +170,7 @@ def _shown_case(
     strips = []
     for index in indices:
         sample = context.dataset.sample(refs[index])
+        # The panels after the image, in the order of `heads`: the ground truth, then each state.
         maps = [sample.shown, *(found.labels[case][index] for found in evaluations.values())]
         strips.append(draw_strip(refs[index].index, visible(sample.image), maps, pixel_size))
     scores = [
@@ -193,6 +194,7 @@ def _findings(context: RunContext) -> Table:
     table = Table(title=f"Data check: {len(data.findings)} findings, {len(data.left_out)} left out")
     for heading in ("severity", "code", "file", "found", "fix"):
         table.add_column(heading)
+    # "error" sorts before "warning".
     for found in sorted(data.findings, key=lambda finding: finding.severity):
         cells = (found.severity, found.code, found.file, found.message, found.fix)
         table.add_row(*map(Text, cells))
