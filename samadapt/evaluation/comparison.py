@@ -33,6 +33,7 @@ def compare_states(
         so is a volume error nearer to 0.
     """
     before, after = score_table(zero_shot, classes), score_table(adapted, classes)
+    # The two states may list the cases in different orders.
     order = [after.cases.index(case) for case in before.cases]
     changed = after.values[order]
 

@@ -110,12 +110,14 @@ class SlicePredictor:
                     background_token=self.policy.background_token,
                     overlapping=self.overlapping,
                 )
+                # (h, w), or (K, h, w) if classes overlap, becomes (n, h, w).
                 return [SlicePrediction(labels.reshape(-1, *labels.shape[-2:])) for labels in maps]
             return self._predict_objects(samples)
 
     def _predict_objects(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
         prompts = [self._prompts(sample) for sample in samples]
         prompted = [index for index, objects in enumerate(prompts) if len(objects)]
+        # The classes of each map
         every = range(1, self.classes + 1)
         groups = [[class_id] for class_id in every] if self.independent else [list(every)]
         shapes = [(len(groups), *sample.labels.shape) for sample in samples]
@@ -137,6 +139,7 @@ class SlicePredictor:
             ):
                 known = numbers_in_picture(objects, samples[index], self.policy.objects == "class")
                 labels[index][place] = objects.class_ids_at(positions)
+                # positions (h, w) are 1..p for the objects and 0 for none, so a 0 is put first.
                 numbers[index][place] = np.append(0, known)[positions]
                 iou[index][place] = np.append(np.float32(0), predicted_iou)[positions]
         return found
@@ -151,6 +154,7 @@ class SlicePredictor:
         images, rows = [sample.image for sample in samples], None
         refs = [SliceRef(sample.case, sample.index) for sample in samples]
         if self.stacks.size > 1 and self.image_of is not None:
+            # The stacks' missing slices are added; ``rows`` picks the embeddings that are wanted.
             refs, rows = self.stacks.whole(refs)
             images = [self.image_of(ref) for ref in refs]
         # The feature plan has already given these slices keys, so their stored features are looked
@@ -329,6 +333,7 @@ def score_maps(
         return score_case(case, maps[0], truth, classes, **options)
     rows = []
     for k, name in enumerate(classes):
+        # Each class is a case of one class, with label 1.
         predicted = (maps[k if len(maps) > 1 else 0] == k + 1) * np.uint8(1)
         rows += score_case(case, predicted, mask_of_class(truth, k + 1), [name], **options)
     return rows
@@ -354,6 +359,7 @@ def numbers_in_picture(objects: ImagePrompts, sample: Sample, per_class: bool) -
         return np.arange(1, len(objects) + 1)
     if per_class:
         return objects.class_ids
+    # All pixels of an object have the same number.
     return np.array([sample.instances[mask][0] for mask in objects.truth], np.int64)
 
 

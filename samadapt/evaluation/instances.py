@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0.0, 1.0, 101)
+# Above this IoU, an object can match only one other (Kirillov et al. 2019, section 4.1).
 MATCHED = 0.5
 
 
@@ -155,11 +156,12 @@ def _of_class(rows: Sequence[ObjectMatches]) -> dict[str, Any]:
     precisions = _average_precisions(rows, true)
     matched = len(overlaps)
     sq = math.fsum(overlaps) / matched if matched else None
+    # TP / (TP + FP/2 + FN/2) with TP + FN true and TP + FP predicted objects
     rq = 2 * matched / (true + predicted) if true + predicted else None
     return {
         "map": math.fsum(precisions) / len(precisions) if true else None,
         "ap50": precisions[0] if true else None,
-        "ap75": precisions[5] if true else None,
+        "ap75": precisions[5] if true else None,  # THRESHOLDS[5] is 0.75
         "pq": None if rq is None else rq * (sq or 0.0),
         "sq": sq,
         "rq": rq,

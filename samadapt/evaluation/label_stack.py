@@ -28,7 +28,7 @@ class LabelStack:
         """Compress slices (h, w) of one shape."""
         maps = [np.ascontiguousarray(one, dtype=np.uint8) for one in labels]
         height, width = maps[0].shape
-        return cls((height, width), tuple(zlib.compress(one.data, 1) for one in maps))
+        return cls((height, width), tuple(zlib.compress(one.data, 1) for one in maps))  # 1: fastest
 
     def __len__(self) -> int:
         """Number of slices."""

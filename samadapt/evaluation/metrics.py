@@ -148,6 +148,7 @@ def score_case(
     unknown = truth == IGNORED
     ignored = int(np.count_nonzero(unknown))
     if ignored:
+        # Ignored voxels become background in both, which no score counts.
         prediction, truth = np.where(unknown, 0, prediction), np.where(unknown, 0, truth)
     if ignored and ignored == truth.size:
         return []
@@ -352,6 +353,7 @@ class _ClassBoxes:
         if self._found is None:
             self._found = [find_objects(labels, self.count) for labels in self.labels]
         found = [boxes[label - 1] for boxes in self._found if boxes[label - 1] is not None]
+        # The union of the boxes of prediction and truth
         box = tuple(
             slice(min(part.start for part in parts), max(part.stop for part in parts))
             for parts in zip(*found, strict=True)

@@ -132,6 +132,7 @@ def _settings(
     if unprompted:
         yield NONE, batch.without_prompt(), []
     if not len(batch.class_ids):
+        # All settings but ``none`` prompt objects, and these slices have no object.
         for name in SETTINGS[1:]:
             yield name, batch.maps([]), []
         return
@@ -292,6 +293,7 @@ class _PromptedSlices:
                 if len(chosen):
                     logits = torch.from_numpy(np.stack([planes[int(i)] for i in chosen]))
                     numbers = merge_objects([logits], shape, threshold)
+                    # numbers (h, w) are 1..n in the order of ``chosen``, and 0 where no object is.
                     labels[place] = np.append(0, self.class_ids[chosen])[numbers]
             found.append(labels)
         return found

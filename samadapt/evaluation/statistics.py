@@ -130,6 +130,7 @@ def _over_classes(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _times_drawn(count: int) -> NDArray[np.uint8]:
     """Return how often each of ``count`` cases occurs in each draw: (RESAMPLES, count)."""
     rng = np.random.default_rng(SEED)
+    # A case is drawn about once in a draw (almost Poisson with mean 1), so 8 bits are enough.
     times = np.empty((RESAMPLES, count), np.uint8)
     # Blocks of draws bound the memory; the offsets count * row let one bincount serve all rows.
     for part in np.array_split(times, 1 + times.size // DRAWN_AT_ONCE):

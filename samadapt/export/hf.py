@@ -49,6 +49,8 @@ class HuggingFace(Target):
         merge_adapter(sam, adapted.injection)
         model = transformers.SamModel(configuration(sam))
         state = sam.state_dict()
+        # Strict: each of their weights gets one of ours. Two of their names, both of the position
+        # matrix, map to the same one.
         model.load_state_dict({theirs: state[ours] for theirs, ours in names(model).items()})
         model.save_pretrained(folder)
         processor(sam).save_pretrained(folder)
@@ -137,7 +139,7 @@ def configuration(sam: Sam) -> Any:
         patch_size=build.patch_size,
         window_size=build.window,
         global_attn_indexes=list(build.global_blocks),
-        num_pos_feats=build.prompt_width // 2,
+        num_pos_feats=build.prompt_width // 2,  # each feature has a sine and a cosine
         mlp_dim=int(build.mlp_ratio * build.embed_dim),
     )
     prompt = transformers.SamPromptEncoderConfig(
@@ -171,6 +173,8 @@ def processor(sam: Sam) -> Any:
         pad_size={"height": side, "width": side},
         mask_size={"longest_edge": low},
         mask_pad_size={"height": low, "width": low},
+        # transformers scales pixels to [0, 1] first, and our means are of 0 to 255. With min_max, a
+        # mean of 0 and a deviation of 1 leave the values in [0, 1] as they are.
         image_mean=[v / 255 for v in sam.preprocessing.mean] if scaled else [0.0] * 3,
         image_std=[v / 255 for v in sam.preprocessing.std] if scaled else [1.0] * 3,
     )
@@ -233,6 +237,7 @@ def _levels(sam: Sam, picture: NDArray[np.uint8], pixels: Tensor) -> float:
 
     rule = sam.preprocessing
     apart = (to_pixels(sam, [picture]).cpu() - pixels).abs().amax((0, 2, 3))
+    # One grey level is 1 / std after mean_std, and 1 / 255 of the range after min_max.
     step = torch.tensor(rule.std) if rule.normalization == "mean_std" else 255
     return float((apart * step).max())
 

@@ -64,6 +64,7 @@ class Onnx(Target):
     @property
     def limit(self) -> float | None:
         """Largest difference allowed, as a share of the largest logit (at least 1); None: any."""
+        # Lower precision moves the logits, so the difference is then reported but not limited.
         return 1e-3 if self.precision == "fp32" else None
 
     def refusal(self, adapted: Adapted) -> str:
@@ -82,6 +83,8 @@ class Onnx(Target):
         sam = merged_if_possible(adapted).float().cpu().eval()
         image = torch.zeros(1, 3, sam.image_size, sam.image_size)
         trace(sam.image_encoder, (image,), folder / ENCODER, ("input_image",), DECODER_INPUTS[:1])
+        # The numbers of prompts and points and the size of the original image vary between calls.
+        # The model's square is fixed.
         decoder = PromptAndMaskDecoder(sam)
         trace(
             decoder,
@@ -149,10 +152,11 @@ class OnnxModel:
             labels,
             torch.zeros(1, 1, self.side, self.side) if masks is None else masks[0],
             torch.full((1,), float(masks is not None)),
-            torch.tensor([32.0, 24.0]),
+            torch.tensor([32.0, 24.0]),  # any size, because only low_res_masks are compared
         )
         given = {n: v.numpy() for n, v in zip(DECODER_INPUTS, values, strict=True)}
         _, iou, low = (torch.from_numpy(out)[None] for out in self.decoder.run(None, given))
+        # Token 0 is the single mask, and the others are the masks of a multimask output.
         chosen = slice(1, None) if multimask else slice(0, 1)
         return MaskOutput(logits=low[:, :, chosen], iou=iou[:, :, chosen])
 
@@ -202,7 +206,7 @@ def session(path: Path) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors only
     return onnxruntime.InferenceSession(
         path, sess_options=options, providers=["CPUExecutionProvider"]
     )
@@ -248,6 +252,7 @@ def shrink(path: Path, precision: str) -> None:
         import onnx
         from onnxruntime.transformers.float16 import convert_float_to_float16
 
+        # Inputs and outputs stay fp32, so callers need not know the precision.
         onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
         return
     from onnxruntime.quantization import QuantType, quantize_dynamic

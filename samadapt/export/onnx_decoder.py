@@ -67,11 +67,13 @@ class PromptAndMaskDecoder(nn.Module):
         sparse = self._embed_points(point_coords, point_labels)
         given = self.prompts.mask_downscaling(mask_input)
         none = self.prompts.no_mask_embed.weight.view(1, -1, 1, 1)
+        # A traced graph has no branches: both are computed, and one of them is multiplied by 0.
         dense = has_mask_input * given + (1 - has_mask_input) * none
         low, iou = self._decode(image_embeddings + dense, sparse)
         return self._resize(low, orig_im_size), iou, low
 
     def _embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
+        # Half a pixel moves a point to the centre of its pixel, as in segment-anything.
         embedded: Tensor = self.prompts.pe_layer((coords + 0.5) / self.size)
         label = labels[..., None]
         embedded = embedded * (label != -1) + self.prompts.not_a_point_embed.weight * (label == -1)
@@ -82,9 +84,11 @@ class PromptAndMaskDecoder(nn.Module):
     def _decode(self, image: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (p, m, 4g, 4g) and IoU estimates (p, m) for an image (1, c, g, g)."""
         decoder = self.decoder
+        # Tokens (p, 1 + m + n, c) are the IoU token, the mask tokens and the prompt. In SAM's
+        # decoder they are also the positions that the layers add.
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
         position = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], dim=1)
-        place = self.prompts.dense_position().flatten(1).t()
+        place = self.prompts.dense_position().flatten(1).t()  # (g * g, c)
         cells = image.flatten(2).transpose(
             1, 2
         )  # (1, g * g, c); (p, g * g, c) after the first layer
@@ -94,6 +98,7 @@ class PromptAndMaskDecoder(nn.Module):
         final = decoder.transformer.final_attn_token_to_image
         tokens = tokens + _attend(final, tokens + position, cells + place, cells)
         tokens = decoder.transformer.norm_final_attn(tokens)
+        # (p, m, c / 8): each mask token becomes the weights of a 1x1 convolution.
         kernels = torch.stack(
             [net(tokens[:, 1 + i]) for i, net in enumerate(decoder.output_hypernetworks_mlps)], 1
         )
@@ -106,6 +111,7 @@ class PromptAndMaskDecoder(nn.Module):
         """Upscale (p, c, g, g) to (p, c / 8, 4g, 4g)."""
         first, norm, _, second, _ = list[Any](self.decoder.output_upscaling)
         x = functional.conv_transpose2d(x, first.weight, first.bias, stride=2)
+        # The decoder's norm takes the channels last.
         last = x.permute(0, 2, 3, 1)
         x = functional.gelu(norm(last).permute(0, 3, 1, 2))
         return functional.gelu(functional.conv_transpose2d(x, second.weight, second.bias, stride=2))
@@ -114,6 +120,7 @@ class PromptAndMaskDecoder(nn.Module):
         """Resize logits to the original frame, as ``Sam.postprocess`` does."""
         square = functional.interpolate(low, (self.size, self.size), mode="bilinear")
         if not self.squash:
+            # int(x + 0.5) of segment-anything; ``round`` would take halves to the even number.
             inner = torch.floor(size * (self.size / size.max()) + 0.5).to(torch.int64)
             square = square[..., : inner[0], : inner[1]]
         height, width = size.to(torch.int64)
@@ -124,6 +131,7 @@ def _two_ways(
     layer: Any, tokens: Tensor, cells: Tensor, position: Tensor, place: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Run a layer of the two-way transformer on tokens (p, t, c) and cells (1 or p, n, c)."""
+    # The self-attention of the first layer has neither positions nor a residual sum.
     placed = tokens if layer.first else tokens + position
     attended = _attend(layer.self_attn, placed, placed, tokens)
     tokens = layer.norm1(attended if layer.first else tokens + attended)

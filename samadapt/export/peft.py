@@ -58,6 +58,7 @@ class Peft(Target):
 
         method, own = adapted.injection.method, BUILDS[adapted.record.base].num_multimask
         if not method.plain_peft:
+            # A method with a ``kind`` runs on layers of peft, but with hooks of ours, as OFT does.
             needs = f"peft's {method.name} does not take SAM's grid of tokens without samadapt"
             return needs if hasattr(method, "kind") else f"{method.name} is no kind of peft's"
         if not adapted.injection.plain_peft:
@@ -151,6 +152,7 @@ def transformers_names(sam: Sam) -> dict[str, str]:
     import torch
     import transformers
 
+    # Only the names are needed, so no memory is allocated.
     with torch.device("meta"):
         return hf.names(transformers.SamModel(hf.configuration(sam)))
 
@@ -180,6 +182,7 @@ class Renaming:
         bare = name.removeprefix(PREFIX)
         if bare in self.parameters:
             return PREFIX + self.parameters[bare]
+        # Cut the path from the end until it names a module: a.b.lora_A.weight belongs to a.b.
         module = bare
         while module and module not in self.modules:
             module = module.rpartition(".")[0]
@@ -196,4 +199,5 @@ class Renaming:
             return {self._value(key): self._value(inner) for key, inner in value.items()}
         if isinstance(value, list):
             return [self._value(inner) for inner in value]
+        # Module names occur in lists such as target_modules and as keys of rank_pattern.
         return self.modules.get(value, value) if isinstance(value, str) else value

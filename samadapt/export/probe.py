@@ -69,11 +69,13 @@ def answers(model: ProbedModel, like: Sam | None = None) -> list[MaskOutput]:
     """
     sam: Sam = model if like is None else like  # type: ignore[assignment]
     side = sam.image_size
+    # With fixed seeds, both models get the same image and prompts.
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(1, 3, 16, 16, generator=generator)
     noise = 0.3 * torch.randn(1, 3, side, side, generator=generator)
     image = functional.interpolate(coarse, (side, side), mode="bilinear") + noise
     if sam.preprocessing.normalization == "min_max":
+        # The weights expect values in [0, 1].
         image = (image - image.amin()) / (image.amax() - image.amin())
     with torch.no_grad():
         embeddings = model.encode(image.to(sam.device, sam.dtype))
@@ -93,6 +95,7 @@ def questions(side: int, low: int) -> list[tuple[Prompts, bool]]:
     boxes = side * torch.tensor([[[0.1, 0.15, 0.6, 0.7], [0.3, 0.2, 0.9, 0.8]]])
     points = side * torch.tensor([[[[0.4, 0.3], [0.7, 0.8]], [[0.5, 0.5], [0.1, 0.9]]]])
     labels = torch.tensor([[[1, 0], [1, 1]]])
+    # Mask prompts are logits, here a few units around 0.
     masks = 4 * torch.randn(1, 1, 1, low, low, generator=torch.Generator().manual_seed(1))
     return [
         (Prompts(boxes=boxes), True),

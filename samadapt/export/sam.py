@@ -38,6 +38,7 @@ class SamFile(Target):
 
         merge_adapter(adapted.sam, adapted.injection)
         state = {
+            # Meta's names are ours; MobileSAM and LiteMedSAM use others.
             published_key(name) if adapted.sam.build.encoder == "tiny_vit" else name: value
             for name, value in adapted.sam.state_dict().items()
         }
@@ -60,7 +61,7 @@ class SamFile(Target):
     def how_to_load(self, adapted: Adapted) -> str:
         """Return code for segment-anything if it has this build, else for samadapt."""
         name = adapted.record.base
-        registry = "vit_b" if name == "medsam" else name
+        registry = "vit_b" if name == "medsam" else name  # MedSAM is a ViT-B with other weights
         if registry in ("vit_b", "vit_l", "vit_h") and not _notes(adapted):
             return (
                 "from segment_anything import SamPredictor, sam_model_registry\n"

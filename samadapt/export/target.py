@@ -134,6 +134,7 @@ def export_adapter(
         )
     if reason := target.refusal(adapted):
         raise _refused(adapted, target, reason)
+    # This comes before ``write``, which may merge the adapter into this model.
     expected = probe.answers(adapted.sam)
     with atomic.folder(output) as scratch:
         notes = _write(target, adapted, scratch)

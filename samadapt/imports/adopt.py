@@ -92,13 +92,14 @@ def import_adapter(
     kind = prompt or ("semantic" if samed else "box")
     policy = PromptPolicy(kind, background_token=samed and kind == "semantic")
     tokens = foreign.whole.get("mask_decoder.mask_tokens.weight")
+    # The first mask token is the single mask, which is not counted.
     masks = base.build.num_multimask if tokens is None else len(tokens) - 1
     if policy.is_semantic and classes and len(classes) != masks:
         raise AdapterError(f"{path}: it has {masks} classes; got {len(classes)} names in classes")
     names = list(classes) or [f"class {i + 1}" for i in range(masks if policy.is_semantic else 1)]
     record = AdapterRecord(
         base=model,
-        base_sha256="",
+        base_sha256="",  # follows in ``_write``, which may change the base
         checkpoint=None if checkpoint is None else str(checkpoint),
         image_size=base.image_size,
         num_masks=masks,
@@ -173,6 +174,7 @@ def _check_shapes(path: Path, foreign: Foreign, base: Sam) -> None:
 
 def _state_like(foreign: Foreign, base: Sam) -> dict[str, Tensor]:
     """Return the state dict of the base with the source's number of mask tokens."""
+    # Only the decoder is copied, because only it depends on the number of mask tokens.
     decoder = copy.deepcopy(base.mask_decoder)
     tokens = foreign.whole.get("mask_decoder.mask_tokens.weight")
     if tokens is not None and len(tokens) > 1:
@@ -190,6 +192,7 @@ def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> 
     from samadapt.export import probe
     from samadapt.sam.weights.loading import base_hash
 
+    # The reference comes first, because the base is changed below.
     expected = probe.answers(as_the_source(foreign, base, record.num_masks))
     notes = list(foreign.notes)
     attention_blocks = {block.qkv: block for block in base.attention_blocks()}
@@ -197,6 +200,7 @@ def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> 
         notes.append(f"{changed}: in a copy of the base, {BASE}, which the adapter uses")
         record = replace(record, checkpoint=BASE)
     record = replace(record, base_sha256=base_hash(base))
+    # The copy of the base must be plain, so it is taken before mask tokens and LoRA are added.
     pristine = {name: value.clone() for name, value in base.state_dict().items()} if changed else {}
     if record.num_masks != base.build.num_multimask:
         base.resize_mask_tokens(record.num_masks)
@@ -204,12 +208,14 @@ def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> 
     chosen = {name: foreign.updates[name] for name in attention_blocks if name in foreign.updates}
     method, factors = _as_lora(chosen, attention_blocks, bool(decoder))
     injection = inject(base, method)
+    # Not strict, because only the weights of LoRA and of the decoder are given.
     base.load_state_dict(factors | decoder, strict=False)
     try:
         save_adapter(output, base, injection, record)
         if pristine:
             with atomic.file(output / BASE) as part:
                 save_file(pristine, part)
+        # The adapter is loaded from the disk, as a user loads it.
         found = probe.answers(open_adapter(output).sam)
         difference = probe.compare(expected, found, LIMIT)
         if not difference.is_small:
@@ -217,6 +223,7 @@ def _write(foreign: Foreign, base: Sam, record: AdapterRecord, output: Path) -> 
                 f"the adapter does not predict as what was read of {foreign.source}: {difference}"
             )
     except BaseException:
+        # Nothing half finished may stay, also after Ctrl-C.
         import shutil
 
         shutil.rmtree(output, ignore_errors=True)
@@ -243,6 +250,7 @@ def _change_base(
     whole = {
         name: value
         for name, value in foreign.whole.items()
+        # Files may also hold weights that equal the base's. These need no copy of it.
         if not name.startswith("mask_decoder.") and not value.equal(state[name])
     }
     others = [name for name in foreign.updates if name not in attention_blocks]
@@ -278,7 +286,9 @@ def _as_lora(
     grids = {name: _by_slice(b, attention_blocks[name]) for name, (_, b) in updates.items()}
     every: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
     slices = [s for i, s in enumerate(every) if any(grid[i].any() for grid in grids.values())]
+    # If all updates are zero, one slice holds them.
     slices = slices or ["q"]
+    # Blocks may have different ranks. LoRA has one, so smaller updates are padded with zeros.
     total = max(len(a) for a, _ in updates.values())
     rows = [every.index(s) for s in slices]
     count = len(slices)
@@ -298,6 +308,7 @@ def _as_lora(
         else:
             low[:, : len(a)] = a
         groups = block.heads if block.qkv_order == "head_qkv" else 1
+        # (3, groups, channels, n) -> (groups, 3, channels, n), the inverse of ``_by_slice``
         ordered = dense.reshape(3, groups, -1, count * rank).transpose(0, 1)
         weights[f"{name}.lora_A.{ADAPTER}.weight"] = low.reshape(count * rank, -1).contiguous()
         weights[f"{name}.lora_B.{ADAPTER}.weight"] = torch.reshape(
@@ -305,6 +316,7 @@ def _as_lora(
         ).contiguous()
     blocks = tuple(attention_blocks[name].index for name in updates)
     chosen = "all" if len(blocks) == len(attention_blocks) else blocks
+    # Alpha stays None, a scale of 1, because B already includes the source's scale.
     method = LoRA(rank=rank, slices=tuple(slices), blocks=chosen, decoder=decoder)
     return method, weights
 

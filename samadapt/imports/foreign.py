@@ -86,6 +86,7 @@ def stack_slices(parts: Mapping[str, tuple[Tensor, Tensor]], width: int) -> tupl
     import torch
 
     a = torch.cat([low for low, _ in parts.values()])
+    # B (3 width, n r) has each part in the rows of its slice and in the columns of its own A.
     b = a.new_zeros(3 * width, len(a))
     column = 0
     for name, (low, high) in parts.items():

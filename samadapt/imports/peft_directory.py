@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _RANK_AND_ALPHA = (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern"))
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight$")
+# Options with which the update is not simply ``scale * B A``
 _UNSUPPORTED = (
     "use_dora",
     "lora_bias",
@@ -64,6 +65,7 @@ def _read(
         from samadapt.export.peft import transformers_names
 
         names = transformers_names(sam)
+    # Paths of modules under their names, and under ours
     modules = {a.rpartition(".")[0]: b.rpartition(".")[0] for a, b in names.items()}
     factors: dict[str, dict[str, Tensor]] = {}
     whole = {}
@@ -105,6 +107,7 @@ def _scaling(path: Path, name: str, rank: int, config: Mapping[str, Any]) -> flo
 
 def _said(key: str, pattern: str, name: str, config: Mapping[str, Any]) -> object:
     patterns: Mapping[str, object] = config.get(pattern) or {}
+    # As in peft, a pattern must match the end of the path (peft's get_pattern_key).
     named = [v for known, v in patterns.items() if re.match(rf"(.*\.)?({known})$", name)]
     return named[0] if named else config.get(key)
 

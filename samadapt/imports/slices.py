@@ -60,6 +60,7 @@ def _read(
     if not whole:
         return Foreign("a SAM-LoRA project (w_a_, w_b_)", updates)
     parts = tuple(part for part in _WHOLE if any(key.startswith(part) for key in whole))
+    # Weights that are missing would stay those of the base without notice.
     left = [
         key
         for key in sam.state_dict()

@@ -42,6 +42,7 @@ def _read(
     parts: dict[str, dict[str, dict[str, Tensor]]] = {}
     whole: dict[str, Tensor] = {}
     for key, value in tensors.items():
+        # "module." comes from DataParallel, "sam." from the model that micro-sam trains.
         name = key.removeprefix("module.").removeprefix("sam.").replace(".qkv.qkv_proj.", ".qkv.")
         if name.startswith("peft_blocks.") or _OTHERS.match(name):
             continue  # peft_blocks lists the same linears a second time
@@ -58,6 +59,7 @@ def _read(
     for place, found in parts.items():
         pairs = {n: check_pair(path, f"{place}, {n}", found[n]) for n in "qkv" if n in found}
         scaled = {n: (a, scale * b) for n, (a, b) in pairs.items()}
+        # Each slice has as many rows as the fused qkv has inputs.
         updates[place] = stack_slices(scaled, own[f"{place}.weight"].shape[1])
     return Foreign("micro-sam", updates, whole)
 

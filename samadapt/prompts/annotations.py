@@ -43,6 +43,7 @@ def given_prompts(sample: Sample) -> ImagePrompts:
     objects = _from_boxes(sample) if sample.boxes is not None else _from_points(sample)
     if sample.known is None:
         return objects
+    # known[k - 1]: whether class k is annotated in this slice
     return objects.take(np.flatnonzero(sample.known[objects.class_ids - 1]))
 
 
@@ -75,6 +76,7 @@ def _from_boxes(sample: Sample) -> ImagePrompts:
     if sample.points is not None and sample.point_labels is not None:
         points = np.asarray(sample.points, np.float32)
         point_labels = np.asarray(sample.point_labels)
+        # The right and lower sides of a box do not belong to it.
         inside = [((points >= box[:2]) & (points < box[2:])).all(axis=1) for box in boxes]
         points, point_labels = _pad([points[i] for i in inside], [point_labels[i] for i in inside])
     return ImagePrompts(

@@ -119,6 +119,7 @@ def jitter_boxes(
     """
     # SAM states the bound for its input size; here it is scaled to the original image.
     height, width = shape[:2]
+    # (p, 4): width, height, width, height
     sides = np.concatenate([boxes[:, 2:] - boxes[:, :2]] * 2, axis=1)
     bound = max_jitter_px * max(height, width) / SAM_SIDE
     noise = np.clip(rng.normal(size=boxes.shape) * jitter * sides, -bound, bound)

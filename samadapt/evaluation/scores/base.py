@@ -103,6 +103,7 @@ def register(*scores: Score) -> None:
         if score.name in SCORES:
             raise ValueError(f"two scores are named {score.name!r}")
         SCORES[score.name] = score
+    # A dict keeps the order of insertion, so each score is taken out and put back in order.
     first = [name for name in OVERLAP if name in SCORES]
     for name in [*first, *(name for name in list(SCORES) if name not in OVERLAP)]:
         SCORES[name] = SCORES.pop(name)
