@@ -59,6 +59,7 @@ class AdaptFormer(Method):
             places += [(path, sam.build.prompt_width) for path in mlps(sam)]
         for path, width in places:
             layers = bottleneck(width, self.hidden, nn.ReLU())
+            # ``add_beside`` reads norm(x), as in equation 2 of the paper.
             hook = partial(add_beside, scale=self.scale)
             attach(sam.get_submodule(path), "bottleneck", layers, hook)
 

@@ -121,7 +121,7 @@ class FacT(Method):
         width, depth = sam.build.prompt_width, sam.build.decoder_depth
         # Self-attention maps width to width, attention between tokens and image to half of it.
         shared = rank * (2 * width + width + width // 2) + 2 * tucker * rank**3
-        own = (3 * depth + 1) * len(self.slices)
+        own = (3 * depth + 1) * len(self.slices)  # three attentions a layer, and the final one
         return shared + own * rank ** (1 if tucker else 2)
 
     def merge(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> None:

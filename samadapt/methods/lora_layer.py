@@ -79,5 +79,7 @@ class FusedLoraLinear(lora.Linear):
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias[name]:
             return False
         dropout = self.lora_dropout[name]
+        # The fused form has no gradient of W and b, so a linear that is itself trained runs as in
+        # peft.
         is_frozen = not any(p.requires_grad for p in self.get_base_layer().parameters())
         return is_frozen and (isinstance(dropout, nn.Identity) or not dropout.training)

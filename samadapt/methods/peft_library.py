@@ -47,6 +47,7 @@ def plan_layers(
             groups[i] = replace(group, names=tuple(ranks), ranks=ranks)
             return tuple(groups)
     layer = LowRank(method.decoder_rank, float(method.decoder_rank))
+    # Otherwise the decoder's LoRA is a second set of layers, with a configuration of its own.
     own = PeftLayers("LORA", tuple(names), ranks=dict.fromkeys(names, layer), reads_base=False)
     return (*groups, own)
 
@@ -180,6 +181,7 @@ def read_state(tuner: BaseTuner, layers: PeftLayers) -> dict[str, Tensor]:
     from peft import get_peft_model_state_dict
 
     view: Any = _view(tuner)
+    # peft would look for a language model's embeddings, which SAM does not have.
     state = get_peft_model_state_dict(view, adapter_name=ADAPTER, save_embedding_layers=False)
     own = tuple(f"{PREFIX}{name}." for name in layers.names)
     # Names without the prefix belong to all layers at once, such as VeRA's random pair.

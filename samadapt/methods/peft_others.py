@@ -151,7 +151,7 @@ def register_others() -> None:
             if name not in taken | UNFIT.keys():
                 summary = SUMMARIES.get(name, f"peft's {name}, not covered by the tests")
                 body: dict[str, Any] = {
-                    "kind": name.upper(),
+                    "kind": name.upper(),  # peft names a type as its folder
                     "summary": summary,
                     "__doc__": OtherPeft.__doc__,
                 }

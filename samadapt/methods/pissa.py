@@ -48,6 +48,7 @@ class PiSSA(LinearMethod):
     def peft_layers(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> tuple[PeftLayers, ...]:
         """Return LoRA layers of twice the rank and alpha: one half is trained, one is the start."""
         alpha = float(self.rank if self.alpha is None else self.alpha)
+        # With both doubled, the scale stays alpha / rank.
         layer = LowRank(2 * self.rank, 2 * alpha)
         return tuple(
             PeftLayers(

@@ -75,5 +75,5 @@ class PromptTokens(Method):
     def count_own_decoder_parameters(self, sam: Sam) -> int:
         """Return the size of the tokens and gates of every attention of the decoder."""
         build = sam.build
-        count = 3 * build.decoder_depth + 1
+        count = 3 * build.decoder_depth + 1  # three attentions a layer, and the final one
         return count * (self.tokens * build.prompt_width + build.decoder_heads)

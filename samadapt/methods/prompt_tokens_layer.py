@@ -44,6 +44,7 @@ class GatedTokens(nn.Module):
         heads = len(self.gate)
         weight_q, _, _ = self._split(weight, heads)
         bias_q, _, _ = self._split(bias, heads)
+        # (n, 3 inner): the tokens' own queries are not used.
         rows = functional.linear(self.tokens, weight, bias)
         _, keys, values = self._split(rows.t(), heads)  # (h, d, n)
         scale = keys.shape[1] ** -0.5

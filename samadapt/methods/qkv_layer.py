@@ -50,6 +50,7 @@ class SlicedProjection(nn.Module):
     def weight(self) -> Tensor:
         """The dense matrix (3 width, n rank)."""
         count = len(self.rows)
+        # (q | k | v, row, slice of A, rank)
         dense = self.blocks.new_zeros(3, self.width, count, self.rank)
         for i, row in enumerate(self.rows):
             dense[row, :, i] = self.blocks[i]

@@ -50,6 +50,7 @@ def objects_in(
         parts = of_class.astype(int)
         if objects == "component":
             parts = label(of_class, connectivity=2) if instances is None else instances * of_class
+        # parts (h, w) holds the number of each pixel's object, and 0 outside of the class.
         for part in np.unique(parts[parts > 0]):
             mask = parts == part
             if mask.sum() >= max(min_area, 1):
@@ -124,6 +125,7 @@ def jitter_boxes(
     bound = max_jitter_px * max(height, width) / SAM_SIDE
     noise = np.clip(rng.normal(size=boxes.shape) * jitter * sides, -bound, bound)
     moved = boxes + noise
+    # ``low`` stays a pixel away from the far edges, so that ``high`` can be at least one more.
     low = np.clip(moved[:, :2], 0, [width - 1, height - 1])
     high = np.clip(np.maximum(moved[:, 2:], low + 1), 1, [width, height])
     return np.concatenate([low, high], axis=1).astype(np.float32)

@@ -98,6 +98,7 @@ def tile_prompts(prompts: ImagePrompts, tile: PictureTile) -> ImagePrompts:
         boxes, seen = tile.boxes(prompts.boxes)
     if prompts.points is not None and prompts.point_labels is not None:
         points, inside = tile.points(prompts.points)
+        # A point outside of the tile becomes padding, because all objects have equally many points.
         point_labels = np.where(inside, prompts.point_labels, -1)
         if prompts.boxes is None:
             seen = (point_labels == 1).any(axis=1)
@@ -171,6 +172,7 @@ def _named_slices(given: tuple[SlicePrompts, ...], depth: int) -> list[int]:
     named = [set(value) for value in given if isinstance(value, Mapping)]
     if not named:
         return list(range(depth))
+    # If one value is given by slice, values that are the same for every slice apply only there.
     indices = set.union(*named)
     wrong = [index for index in indices if not isinstance(index, int) or not 0 <= index < depth]
     if wrong:
@@ -191,6 +193,7 @@ def _without_missing(values: Any) -> tuple[tuple[int, ...] | None, ArrayLike | N
     if not isinstance(values, list | tuple) or all(value is not None for value in values):
         return None, values
     numbers = tuple(k for k, value in enumerate(values, start=1) if value is not None)
+    # If every object is missing, the slice has no prompt of this kind.
     return numbers, [value for value in values if value is not None] or None
 
 
@@ -243,6 +246,7 @@ def _check_points(
             f"each point, {points.shape[:2]}; got {marks.tolist()}"
         )
     height, width = shape[:2]
+    # The coordinates of padding points mean nothing and are not checked.
     _refuse_fractions(points[marks >= 0], shape, f"{where}points")
     outside = ((points < 0) | (points > (width, height))).any(axis=-1) & (marks >= 0)
     if outside.any():
