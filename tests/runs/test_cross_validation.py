@@ -15,7 +15,7 @@ from samadapt.config.compose import compose, from_yaml
 from samadapt.data.dataset import open_dataset
 from samadapt.evaluation.metrics import summarise
 from samadapt.reports.tables import read_per_case
-from samadapt.runs import cross_validation
+from samadapt.runs import finetune as runs_finetune
 from samadapt.runs.finetune import finetune
 from samadapt.system.interrupt import InterruptedRunError
 
@@ -81,7 +81,7 @@ def test_every_case_is_scored_once_by_the_fold_that_did_not_see_it(arguments, tm
 
 @pytest.mark.slow
 def test_a_stopped_one_goes_on_with_what_is_not_done(arguments, monkeypatch, capsys):
-    right, trained = cross_validation.train_and_score, []
+    right, trained = runs_finetune.train_and_score, []
 
     def stop_in_the_second(config, run_dir):
         trained.append(run_dir.name)
@@ -89,7 +89,7 @@ def test_a_stopped_one_goes_on_with_what_is_not_done(arguments, monkeypatch, cap
             raise InterruptedRunError(run_dir, 1)
         return right(config, run_dir)
 
-    monkeypatch.setattr(cross_validation, "train_and_score", stop_in_the_second)
+    monkeypatch.setattr(runs_finetune, "train_and_score", stop_in_the_second)
     with pytest.raises(InterruptedRunError) as stopped:
         run(arguments)
     assert "fold_1" not in str(stopped.value)
@@ -115,8 +115,8 @@ def test_a_fold_goes_on_from_its_checkpoint_and_starts_anew_without_one(argument
         seen[run_dir.name] = config.resume
         return right(config, run_dir)
 
-    right = cross_validation.train_and_score
-    monkeypatch.setattr(cross_validation, "train_and_score", note)
+    right = runs_finetune.train_and_score
+    monkeypatch.setattr(runs_finetune, "train_and_score", note)
     config = from_yaml(result.run_dir / "config.yaml", [f"resume={result.run_dir}"])
     again = finetune(config)
     assert seen == {"fold_0": None, "fold_1": str(fold)}

@@ -252,13 +252,13 @@ def test_a_run_resumed_at_every_step_ends_bit_equal(make_pictures, run, monkeypa
     for stop in range(1, steps + 1):
         right = loop.save
 
-        def stopping(work, state, optimizer, stop=stop, right=right):
-            right(work, state, optimizer)
+        def stopping(training, state, optimizer, stop=stop, right=right):
+            right(training, state, optimizer)
             if state.step == stop:
-                raise InterruptedRunError(work.run_dir, state.step)
+                raise InterruptedRunError(training.run_dir, state.step)
 
         monkeypatch.setattr(loop, "save", stopping)
-        monkeypatch.setattr(loop, "due", due_at_every_step)
+        monkeypatch.setattr(loop, "is_due", due_at_every_step)
         with pytest.raises(InterruptedRunError) as caught:
             run(root, *options)
         monkeypatch.undo()
