@@ -119,6 +119,7 @@ def test_a_card_fetches_only_without_a_root(
     source = Download("http://127.0.0.1:1/Task.tar", "Task", md5="00")
     card = Card("made", "t", "s", "l", "nifti", {"one": (1,), "two": (2,)}, "mri", download=source)
     monkeypatch.setenv("SAMADAPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("samadapt.system.download.time.sleep", lambda _: None)
     monkeypatch.setattr("samadapt.data.opening.list_cards", lambda: ["made"])
     monkeypatch.setattr("samadapt.data.opening.load_card", lambda _: card)
     with pytest.raises(DownloadError, match=r"data\.root"):

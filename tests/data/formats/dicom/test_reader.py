@@ -380,7 +380,7 @@ def test_one_id_for_all_people_is_told_with_the_way_out(tmp_path: Path, make_ser
         volume = read_image(tmp_path / name)
         mask = (volume.image > 0).astype(np.uint8)
         write_prediction(mask, volume, tmp_path / "labels" / f"{name}.nii.gz")
-    assert "data.patient='(.+)'" in open_dataset("dicom", tmp_path).parts.rule
+    assert "data.patient='(.+)'" in open_dataset("dicom", tmp_path).case_splits.rule
     apart = open_dataset("dicom", tmp_path, patient="(.+)")
     assert apart.train
     assert apart.val
