@@ -30,6 +30,7 @@ class InterruptedRunError(SamadaptError):
     """A signal stopped the run, and its state is saved.
 
     Attributes:
+        run_dir: directory of the stopped run.
         step: number of optimizer steps done.
         number: number of the signal.
         exit_code: 128 + ``number``.
@@ -37,7 +38,7 @@ class InterruptedRunError(SamadaptError):
 
     def __init__(self, run_dir: Path, step: int, number: int = signal.SIGINT) -> None:
         """Build the message, which says how to continue."""
-        self.step, self.number = step, number
+        self.run_dir, self.step, self.number = run_dir, step, number
         self.exit_code = 128 + number  # type: ignore[misc]  # of this error, not of its class
         super().__init__(
             f"stopped after step {step}, all saved; "
