@@ -289,7 +289,7 @@ def train_adapter(
     # This generator draws the prompts and augmentations. A run is one process today, so the
     # process index is 0.
     rng = np.random.default_rng([config.seed, accelerator.process_index])
-    logits_side = 4 * context.sam.embedding_size  # the decoder upsamples the embedding four times
+    logits_side = context.sam.logits_side
 
     def make(drawn: Sequence[TrainingStack]) -> Any:
         stack, trained, versions = samples.take(drawn, rng)

@@ -289,6 +289,29 @@ def merge_objects(
     return numbers
 
 
+def class_logits(
+    sam: Sam,
+    embeddings: Float[Tensor, "b c g g"],
+    num_classes: int,
+    *,
+    background_token: bool = False,
+) -> Float[Tensor, "b 1 K h w"]:
+    """Decode every class without a prompt, in the model frame and with gradients.
+
+    Arguments and errors are those of ``semantic_logits``.
+    """
+    logits = sam.decode(embeddings, Prompts(), multimask=True).logits
+    if logits.shape[2] < num_classes:
+        raise ConfigError(
+            f"without prompts each class needs a mask token; got {logits.shape[2]} tokens for "
+            f"{num_classes} classes"
+        )
+    logits = logits[:, :, :num_classes].float()
+    if background_token:
+        logits = logits - sam.decode(embeddings, Prompts(), multimask=False).logits.float()
+    return logits
+
+
 @torch.no_grad()
 def semantic_logits(
     sam: Sam,
@@ -314,15 +337,7 @@ def semantic_logits(
     Raises:
         ConfigError: the model has fewer mask tokens than classes.
     """
-    logits = sam.decode(embeddings, Prompts(), multimask=True).logits
-    if logits.shape[2] < num_classes:
-        raise ConfigError(
-            f"without prompts each class needs a mask token; got {logits.shape[2]} tokens for "
-            f"{num_classes} classes"
-        )
-    logits = logits[:, :, :num_classes].float()
-    if background_token:
-        logits = logits - sam.decode(embeddings, Prompts(), multimask=False).logits.float()
+    logits = class_logits(sam, embeddings, num_classes, background_token=background_token)
     for position, frame in enumerate(frames):
         yield sam.postprocess(logits[position : position + 1], frame)
 

@@ -237,6 +237,11 @@ class Sam(nn.Module):
         return torch.unflatten(original, 0, logits.shape[:2])
 
     @property
+    def logits_side(self) -> int:
+        """Side of the grid on which the model predicts classes without a prompt."""
+        return 4 * self.embedding_size  # the mask decoder enlarges the embedding four times
+
+    @property
     def input_channels(self) -> int:
         """Number of channels of the images that ``preprocess`` takes."""
         return 3 if self.input_projection is None else self.input_projection.in_channels
