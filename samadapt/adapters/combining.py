@@ -102,6 +102,21 @@ class Combined(Method):
         for member in self.members:
             member.after_step(sam, step, total)
 
+    def state_dict(self, sam: Sam) -> dict[str, Tensor]:
+        """Return the state of each method, under names that begin with the method's."""
+        return {f"{m.name}.{key}": x for m in self.members for key, x in m.state_dict(sam).items()}
+
+    def load_state_dict(self, sam: Sam, state: Mapping[str, Tensor]) -> None:
+        """Restore the state of each method.
+
+        Raises:
+            ValueError: when tensors are not those of the model's parameters.
+        """
+        for member in self.members:
+            start = f"{member.name}."
+            own = {k.removeprefix(start): x for k, x in state.items() if k.startswith(start)}
+            member.load_state_dict(sam, own)
+
 
 @cache
 def combine(names: tuple[str, ...]) -> type[Combined]:
@@ -137,6 +152,7 @@ def combine(names: tuple[str, ...]) -> type[Combined]:
         "name": "+".join(names),
         "summary": "; ".join(part.summary for part in parts),
         "can_merge": all(part.can_merge for part in parts),
+        "state_copies": max(part.state_copies for part in parts),
         "lr": min(part.lr for part in parts),
         "takes_decoder": all(part.takes_decoder for part in parts),
         "not_in_decoder": "; ".join(

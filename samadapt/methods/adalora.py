@@ -29,8 +29,8 @@ class AdaLoRA(LinearMethod):
     """``W + alpha / first_rank B E A`` with a diagonal E, whose least important entries become 0.
 
     The mean rank of a linear falls from ``first_rank`` to ``rank`` along a cubic. This begins after
-    the share ``hold`` of all steps and ends when the share ``settle`` is left. The importances are
-    not part of a checkpoint; a resumed run starts them anew.
+    the share ``hold`` of all steps and ends when the share ``settle`` is left. A checkpoint
+    holds the importances.
 
     Attributes:
         rank: mean rank at the end.
@@ -44,6 +44,7 @@ class AdaLoRA(LinearMethod):
     summary: ClassVar[str] = "LoRA whose ranks move to where they matter during training"
     lr: ClassVar[float] = 3e-4
     kind: ClassVar[str] = "ADALORA"
+    state_copies: ClassVar[int] = 2
 
     rank: Whole = Field(default=4, description="mean rank at the end", ge=1)
     first_rank: Whole = Field(default=8, description="rank of every linear at the start", ge=2)
@@ -106,3 +107,19 @@ class AdaLoRA(LinearMethod):
 
         start, settle = int(self.hold * total), int(self.settle * total)
         allocate(sam, self.first_rank, self.rank, step, total, start=start, settle=settle)
+
+    def state_dict(self, sam: Sam) -> dict[str, Tensor]:
+        """Return the running means of the importances, and which directions are kept."""
+        from samadapt.methods.adalora_layer import allocator_state
+
+        return allocator_state(sam)
+
+    def load_state_dict(self, sam: Sam, state: Mapping[str, Tensor]) -> None:
+        """Restore the importances. Without a state they start anew.
+
+        Raises:
+            ValueError: when the tensors do not fit the parameters.
+        """
+        from samadapt.methods.adalora_layer import restore_allocator
+
+        restore_allocator(sam, self.first_rank, self.rank, state)

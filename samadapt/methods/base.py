@@ -101,6 +101,8 @@ class Method(Settings):
     """The reason if they do not, as the rest of a sentence that begins with the method's name."""
     changes: ClassVar[frozenset[str]] = LINEARS
     """What the method changes in a block; see ``LINEARS``."""
+    state_copies: ClassVar[int] = 0
+    """Number of tensors in ``state_dict`` for each trained parameter; 0: there is no state."""
     lr: ClassVar[float] = 1e-3
     """Peak learning rate if the user gives none: the best one that ``benchmarks/method_comparison``
     measured on MSD hippocampus, or 1e-3 for methods that it did not cover."""
@@ -187,6 +189,22 @@ class Method(Settings):
             sam: the model in training.
             step: number of steps done, from 1 on.
             total: number of steps of the whole run.
+        """
+
+    def state_dict(self, sam: Sam) -> dict[str, Tensor]:
+        """Return what ``after_step`` remembers from step to step; a checkpoint saves it."""
+        del sam
+        return {}
+
+    def load_state_dict(self, sam: Sam, state: Mapping[str, Tensor]) -> None:
+        """Restore the result of ``state_dict``. The trained parameters are in the model already.
+
+        Args:
+            sam: the model in training.
+            state: the saved tensors; empty if an earlier version wrote the checkpoint.
+
+        Raises:
+            ValueError: when the tensors are not those of the model's parameters.
         """
 
     def to_dict(self) -> dict[str, Any]:

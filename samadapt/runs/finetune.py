@@ -37,6 +37,7 @@ from samadapt.system.atomic import DiskFullError
 from samadapt.system.launchers import as_only_process, refuse_several_processes
 from samadapt.training.batches import Sampler, endless, make_batch
 from samadapt.training.checkpoint import (
+    COPIES,
     KEEP,
     Checkpoint,
     checkpoint_bytes,
@@ -237,7 +238,10 @@ def check_disk_space(context: RunContext) -> None:
         ConfigError: naming the folder, the bytes needed and the bytes that are free.
     """
     folder = context.run_dir / "checkpoints"
-    one = checkpoint_bytes(trainable_state(context.sam, context.injection))
+    one = checkpoint_bytes(
+        trainable_state(context.sam, context.injection),
+        COPIES + context.injection.method.state_copies,
+    )
     lacking = KEEP + 1 - min(KEEP, len(saved(folder)))
     needed, free = lacking * one, shutil.disk_usage(context.run_dir).free
     if free < needed:

@@ -7,7 +7,7 @@
       step_000050/
         weights.safetensors       trained parameters
         best.safetensors          trained parameters of the best step so far
-        state.pt                  state of the optimizer and of torch's random generators
+        state.pt                  states of the optimizer, torch's random generators and the method
         progress.json             step, best score, state of the sampler and of the prompts' noise
         manifest.json             step, and sha256 of the other files
 
@@ -66,6 +66,8 @@ class Checkpoint:
         optimizer: state dict of the optimizer.
         progress: plain values: sampler, random state of the prompts, best score.
         random: torch's random states by device.
+        method: the result of ``Method.state_dict``; None if the method has none, or an earlier
+            version wrote the checkpoint.
     """
 
     step: int
@@ -74,6 +76,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     progress: dict[str, Any]
     random: dict[str, Tensor]
+    method: dict[str, Tensor] | None = None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -84,8 +87,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
             stay.
     """
     target = folder / f"step_{checkpoint.step:06d}"
-    state = {"optimizer": checkpoint.optimizer, "random": checkpoint.random}
-    with atomic.folder(target, checkpoint_bytes(checkpoint.weights)) as part:
+    state: dict[str, Any] = {"optimizer": checkpoint.optimizer, "random": checkpoint.random}
+    size = checkpoint_bytes(checkpoint.weights)
+    if checkpoint.method is not None:
+        state["method"] = checkpoint.method
+        size += checkpoint_bytes(checkpoint.method, copies=1)
+    with atomic.folder(target, size) as part:
         save_file(_plain(checkpoint.weights), part / "weights.safetensors")
         save_file(_plain(checkpoint.best_weights), part / "best.safetensors")
         torch.save(state, part / "state.pt")
@@ -112,10 +119,15 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / "LATEST").exists() or bool(saved(folder))
 
 
-def checkpoint_bytes(weights: Mapping[str, Tensor]) -> int:
-    """Return an upper bound of the bytes that a checkpoint of these parameters takes."""
+def checkpoint_bytes(weights: Mapping[str, Tensor], copies: int = COPIES) -> int:
+    """Return an upper bound of the bytes that a checkpoint of these parameters takes.
+
+    Args:
+        weights: the trained parameters.
+        copies: tensors of the checkpoint for each of them.
+    """
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-    return COPIES * size + 2**14 + 2048 * len(weights)  # headers, names and alignment
+    return copies * size + 2**14 + 2048 * len(weights)  # headers, names and alignment
 
 
 def load_checkpoint(
@@ -197,7 +209,13 @@ def _read(source: Path, like: Mapping[str, Tensor]) -> Checkpoint:
         if best:
             _check_weights(source / "best.safetensors", best, weights)
         return Checkpoint(
-            progress["step"], weights, best, state["optimizer"], progress, state["random"]
+            progress["step"],
+            weights,
+            best,
+            state["optimizer"],
+            progress,
+            state["random"],
+            state.get("method"),
         )
     except CheckpointError:
         raise
@@ -247,7 +265,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _load_state(path: Path) -> dict[str, Any]:
-    """Load the optimizer and random states; refuse files that could run code."""
+    """Load optimizer, random and method states; refuse files that could run code."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a malformed file can raise anything in torch
@@ -258,8 +276,8 @@ def _load_state(path: Path) -> dict[str, Any]:
             "it does not hold plain tensors as samadapt writes them. It is broken, or it holds "
             "objects that could run code, which are never loaded",
         ) from error
-    if not isinstance(state, dict) or set(state) != {"optimizer", "random"}:
-        raise _damaged(path, "expected the entries optimizer and random")
+    if not isinstance(state, dict) or set(state) - {"method"} != {"optimizer", "random"}:
+        raise _damaged(path, "expected the entries optimizer and random, and at most method")
     optimizer, random = state["optimizer"], state["random"]
     if not isinstance(optimizer, dict) or set(optimizer) != {"state", "param_groups"}:
         raise _damaged(path, "optimizer: expected the entries state and param_groups")
@@ -269,6 +287,9 @@ def _load_state(path: Path) -> dict[str, Any]:
         torch.Generator().set_state(random["cpu"])
     except (RuntimeError, TypeError, KeyError, IndexError) as error:
         raise _damaged(path, "random: expected torch's random state of the CPU") from error
+    method = state.get("method", {})
+    if not isinstance(method, dict) or not all(map(_is_finite_tensor, method.values())):
+        raise _damaged(path, "method: expected a mapping of finite tensors")
     return state
 
 
@@ -303,6 +324,10 @@ def _check_weights(path: Path, found: Mapping[str, Tensor], like: Mapping[str, T
     for name, value in found.items():
         if not bool(torch.isfinite(value).all()):
             raise _damaged(path, f"the tensor {name} holds NaN or infinite values")
+
+
+def _is_finite_tensor(value: object) -> bool:
+    return isinstance(value, Tensor) and bool(value.isfinite().all())
 
 
 def _damaged(path: Path, fault: str) -> CheckpointError:

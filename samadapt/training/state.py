@@ -80,6 +80,7 @@ class TrainingState:
 
 def save(training: Training, state: TrainingState, optimizer: torch.optim.Optimizer) -> None:
     """Write a checkpoint of everything that ``restore`` needs."""
+    method = training.injection.method
     random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
@@ -97,6 +98,8 @@ def save(training: Training, state: TrainingState, optimizer: torch.optim.Optimi
             "prompts": training.rng.bit_generator.state,
         },
         random=random,
+        # A method without a state leaves no entry, so the file is the same as ever.
+        method=method.state_dict(training.sam) if method.state_copies else None,
     )
     save_checkpoint(training.run_dir / "checkpoints", checkpoint)
 
@@ -107,7 +110,8 @@ def restore(
     """Restore weights, optimizer, sampler and random states, and return how far the training is.
 
     Raises:
-        CheckpointError: when the optimizer's state does not fit the parameters.
+        CheckpointError: when the optimizer's state, or that of the method, does not fit the
+            parameters.
     """
     progress = checkpoint.progress
     load_trainable_state(training.sam, training.injection, checkpoint.weights)
@@ -116,6 +120,7 @@ def restore(
     load_optimizer(optimizer, checkpoint.optimizer)
     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
         group["peak_lr"] = peak
+    load_method(training, checkpoint.method)
     training.sampler.drawn = progress["sampler"]
     training.rng.bit_generator.state = progress["prompts"]
     torch.set_rng_state(checkpoint.random["cpu"])
@@ -148,4 +153,25 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         raise CheckpointError(
             "state.pt: the state of the optimizer is not that of this run's parameters; restore "
             "the checkpoint from a copy, or start a new run"
+        ) from error
+
+
+def load_method(training: Training, state: dict[str, Tensor] | None) -> None:
+    """Restore what the method remembers between steps; say so if the checkpoint does not hold it.
+
+    Raises:
+        CheckpointError: when the tensors do not fit the method's parameters.
+    """
+    method = training.injection.method
+    if state is None and method.state_copies:
+        training.progress.say(
+            "warning: an earlier version wrote this checkpoint, without what "
+            f"peft={method.name} remembers between steps; that starts anew"
+        )
+    try:
+        method.load_state_dict(training.sam, state or {})
+    except ValueError as error:
+        raise CheckpointError(
+            f"state.pt: the state of the method is not that of this run's parameters ({error}); "
+            "restore the checkpoint from a copy, or start a new run"
         ) from error

@@ -87,7 +87,7 @@ def test_the_loss_falls(tools, run, tmp_path):
 
 
 def breaking(training, bad):
-    """A loss that is NaN at the given calls."""
+    """Make the loss NaN at the given calls."""
     calls, right = [], training.loss
 
     def loss(output, targets):
@@ -161,7 +161,7 @@ def test_a_group_without_gradient_is_an_error_even_after_a_skipped_step(tools, r
 
 
 def gradients(training, run, monkeypatch, count):
-    """The loss of the first step and its gradients, before they are clipped."""
+    """Return the loss of the first step and its gradients before clipping."""
     found = {}
 
     def spy(self, *args, **kwargs):
@@ -296,7 +296,7 @@ def test_without_a_score_the_first_validated_step_is_left(tools, run, tmp_path):
 
 
 class Stop:
-    """Sends a signal after some validations: in the middle of a run."""
+    """Sends a signal after some validations, in the middle of a run."""
 
     def __init__(self, at):
         self.left, self.count = at, 0
@@ -373,7 +373,7 @@ def test_an_optimizer_of_another_run_is_refused(tools, run, tmp_path, fault):
 
 
 def test_dropout_draws_from_the_saved_random_state(tools, run, tmp_path):
-    """Else the test above would pass without any random state."""
+    """Otherwise the test above would pass without any random state."""
     losses = []
     for seed in (1, 2):
         training = tools.make_training(tmp_path / str(seed), dropout=0.3)
@@ -385,6 +385,66 @@ def test_dropout_draws_from_the_saved_random_state(tools, run, tmp_path):
         run(training, replace(OPTIONS, steps=1))
         losses.append(lines(training, "train")[0]["loss"])
     assert losses[0] != losses[1]
+
+
+def adalora(tools, tmp_path):
+    """Six steps with AdaLoRA: prunes in steps 2 to 4, and the ranks are settled from step 4 on."""
+    options = {"rank": 1, "first_rank": 4, "hold": 0.17, "settle": 0.34, "blocks": "last:1"}
+    return tools.make_training(tmp_path, method="adalora", decoder="frozen", **options)
+
+
+def stopped_and_resumed(tools, run, folder, stop, change=lambda checkpoint: checkpoint):
+    """Train with AdaLoRA, stop after a step, resume, and return the final checkpoint."""
+    settings = replace(OPTIONS, validate_every=1, checkpoint_every=0)
+    first = adalora(tools, folder)
+    first.validate = Stop(stop)
+    with pytest.raises(InterruptedRunError, match=f"stopped after step {stop}"):
+        run(first, settings)
+    second = adalora(tools, folder)
+    second.validate = Stop(0)
+    second.validate.count = stop
+    run(second, settings, change(load_checkpoint(folder / "checkpoints")))
+    return load_checkpoint(folder / "checkpoints")
+
+
+def test_adalora_resumed_in_any_phase_ends_as_if_it_had_not_stopped(tools, run, tmp_path):
+    training = adalora(tools, tmp_path / "whole")
+    training.validate = Stop(0)
+    run(training, replace(OPTIONS, validate_every=1, checkpoint_every=0))
+    expected = load_checkpoint(tmp_path / "whole" / "checkpoints")
+    kept = {name: mask for name, mask in expected.method.items() if name.startswith("kept.")}
+    assert sum(int(mask.sum()) for mask in kept.values()) == len(kept)
+    for stop in range(1, 6):
+        found = stopped_and_resumed(tools, run, tmp_path / str(stop), stop)
+        assert equal(found.weights, expected.weights), stop
+        assert equal(found.best_weights, expected.best_weights), stop
+        assert equal(found.method, expected.method), stop
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5])
+def test_adalora_resumes_from_a_checkpoint_without_importances(tools, run, tmp_path, stop):
+    """Earlier versions wrote none. From step 4 on the weights say which directions are kept."""
+    found = stopped_and_resumed(tools, run, tmp_path, stop, lambda c: replace(c, method=None))
+    values = [value for name, value in found.weights.items() if ".lora_E." in name]
+    assert sum(int(value.count_nonzero()) for value in values) == len(values)
+    assert "without what peft=adalora remembers" in (tmp_path / "log.txt").read_text()
+    if stop >= 4:
+        expected = stopped_and_resumed(tools, run, tmp_path / "again", stop)
+        assert equal(found.weights, expected.weights)
+
+
+def test_adaloras_importances_of_another_run_are_refused(tools, run, tmp_path):
+    def change(checkpoint):
+        name = next(iter(checkpoint.method))
+        return replace(checkpoint, method={**checkpoint.method, name: torch.zeros(3, 3)})
+
+    with pytest.raises(CheckpointError, match=r"state\.pt: the state of the method is not that of"):
+        stopped_and_resumed(tools, run, tmp_path, 3, change)
+
+
+def test_adalora_trains_a_single_step(tools, run, tmp_path):
+    training = adalora(tools, tmp_path)
+    assert run(training, replace(OPTIONS, steps=1)).step == 1
 
 
 def test_a_stop_in_the_last_step_is_obeyed_and_can_be_resumed(tools, run, tmp_path):
