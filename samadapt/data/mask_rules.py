@@ -90,8 +90,9 @@ def as_objects(volume: Volume, file: Path, ignored: Collection[int] = ()) -> Vol
         fix = f"treat it as not annotated with data.ignore={int(numbers.min())}, or renumber"
         raise fault("label_value", file, message, fix)
     if numbers.max() > LARGEST_VALUE:
-        # 0 is the smallest value that can occur, so background stays 0 where there is any.
-        numbers = np.unique(numbers, return_inverse=True)[1].reshape(numbers.shape)
+        values, ranks = np.unique(numbers, return_inverse=True)
+        # Background, the smallest value, has rank 0. Without background the ranks start at 1.
+        numbers = ranks.reshape(numbers.shape) + (values[0] > 0)
     labels = (numbers > 0).astype(np.int32)
     for value in ignored:
         labels[volume.labels == value] = value
