@@ -270,19 +270,21 @@ def _as_lora(
 ) -> tuple[Method, dict[str, Tensor]]:
     """Return our LoRA for updates of qkv, and its weights by state-dict name.
 
+    Without updates of qkv, it is the decoder alone, or no adaptation.
+
     The source has one A (r, width) and B (3 width, r) for each qkv. If every slice of B has its own
     columns ("compact"), A is split among the slices, and the total rank stays r. Otherwise every
     slice gets the whole of A, and the total rank is r times the number of slices.
     """
     import torch
 
+    from samadapt.methods.decoder import DecoderOnly
     from samadapt.methods.lora import LoRA
     from samadapt.methods.none import NoAdaptation
     from samadapt.methods.peft_library import ADAPTER
 
-    decoder: Literal["full", "frozen"] = "full" if has_decoder else "frozen"
     if not updates:
-        return NoAdaptation(decoder=decoder), {}
+        return (DecoderOnly() if has_decoder else NoAdaptation()), {}
     grids = {name: _by_slice(b, attention_blocks[name]) for name, (_, b) in updates.items()}
     every: tuple[Literal["q", "k", "v"], ...] = ("q", "k", "v")
     slices = [s for i, s in enumerate(every) if any(grid[i].any() for grid in grids.values())]
@@ -316,6 +318,7 @@ def _as_lora(
         ).contiguous()
     blocks = tuple(attention_blocks[name].index for name in updates)
     chosen = "all" if len(blocks) == len(attention_blocks) else blocks
+    decoder: Literal["full", "frozen"] = "full" if has_decoder else "frozen"
     # Alpha stays None, a scale of 1, because B already includes the source's scale.
     method = LoRA(rank=rank, slices=tuple(slices), blocks=chosen, decoder=decoder)
     return method, weights

@@ -250,7 +250,7 @@ def test_a_broken_micro_sam_state_is_refused(base, as_segment_anything, tmp_path
 
 
 @pytest.mark.parametrize("naming", ["sam", "transformers"])
-@pytest.mark.parametrize("targets", [["qkv"], ["qkv", "proj"]])
+@pytest.mark.parametrize("targets", [["qkv"], ["qkv", "proj"], ["proj"]])
 def test_a_peft_directory(base, as_segment_anything, tmp_path, naming, targets):
     from peft import LoraConfig, get_peft_model
 
@@ -273,7 +273,8 @@ def test_a_peft_directory(base, as_segment_anything, tmp_path, naming, targets):
     adapted.save_pretrained(tmp_path / "peft")
     done = import_adapter(tmp_path / "peft", tmp_path / "out", **given)
     assert done.source == ("peft" if naming == "sam" else "peft, transformers' names")
-    assert done.method.decoder == "full"
+    method = "lora" if "qkv" in targets else "decoder"
+    assert (done.method.name, done.method.decoder) == (method, "full")
     assert (tmp_path / "out" / "base.safetensors").exists() is ("proj" in targets)
     if naming == "sam":
         check(tmp_path / "out", adapted.base_model.model)
