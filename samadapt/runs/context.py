@@ -89,7 +89,12 @@ class RunContext:
 
 
 def open_run(
-    config: Config, run_dir: Path, *, copies_base: bool = False, trained_in: Path | None = None
+    config: Config,
+    run_dir: Path,
+    *,
+    copies_base: bool = False,
+    trained_in: Path | None = None,
+    background_token: bool = False,
 ) -> RunContext:
     """Open the data set, load the model and inject the adapter.
 
@@ -102,6 +107,8 @@ def open_run(
         copies_base: keep a copy of the base model without the adapter, as ``base_copy``.
         trained_in: the run directory of an adapter that is evaluated. With ``privacy``, its key
             gives the same cases the same pseudonyms.
+        background_token: the adapter that is evaluated has a mask token for the background. Only an
+            imported adapter can have one, so no key of the configuration names it.
 
     Raises:
         UserError: for what is wrong with the configuration, the data or the weights.
@@ -113,7 +120,7 @@ def open_run(
     progress = Progress(console.rich_console(), run_dir / "log.txt")
     progress.say(f"run directory: {run_dir}")
     seed_all(config.seed)
-    policy = prompt_policy(config)
+    policy = prompt_policy(config, background_token=background_token)
     dataset = _open_dataset_of_run(config, run_dir, policy, progress, trained_in)
     sam = load_sam(config.model.name, config.model.checkpoint, config.model.image_size)
     # The copy is made before the model moves to the device and before the adapter changes it.
@@ -226,7 +233,7 @@ def read_splits(path: Path) -> dict[str, Any]:
     return found
 
 
-def prompt_policy(config: Config) -> PromptPolicy:
+def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPolicy:
     """Return how the model of a configuration is prompted."""
     prompts = config.prompts
     return PromptPolicy(
@@ -236,6 +243,7 @@ def prompt_policy(config: Config) -> PromptPolicy:
         prompts.max_jitter_px,
         prompts.min_area,
         prompts.max_objects,
+        background_token=background_token and prompts.name == "semantic",
     )
 
 

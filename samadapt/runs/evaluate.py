@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,10 +60,13 @@ def evaluate(arguments: EvaluateArguments, record: AdapterRecord | None = None) 
     config = evaluation_config(arguments, record)
     run_dir = open_run_dir(config)
     with removed_if_refused(run_dir, keep=False):
-        context = open_run(config, run_dir, copies_base=True, trained_in=adapter.parent)
-        # Only an imported adapter has a background token, so no key of the configuration names it.
-        if context.policy.is_semantic and record.prompt.get("background_token"):
-            context.policy = replace(context.policy, background_token=True)
+        context = open_run(
+            config,
+            run_dir,
+            copies_base=True,
+            trained_in=adapter.parent,
+            background_token=bool(record.prompt.get("background_token")),
+        )
         check_fit(context, adapter, record)
         scored = choose_slices(context, config, adapter, record, which)
         slices = RunSlices(train=[], validation=[], test=scored.refs)

@@ -11,7 +11,7 @@ from samadapt.config.schema import Data
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError, DataError
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.runs.context import open_data
+from samadapt.runs.context import open_data, prompt_policy
 from samadapt.runs.environment import seed_all
 from samadapt.runs.finetune import choose_loss
 from samadapt.runs.results import adapter_record
@@ -74,6 +74,13 @@ def test_zero_shot_gets_what_the_base_can_use(small_run, kind):
         assert run.context.zero_shot_policy == PromptPolicy("box", objects="class")
     else:
         assert run.context.zero_shot_policy == run.context.policy
+
+
+@pytest.mark.parametrize(("kind", "has_token"), [("semantic", True), ("box", False)])
+def test_only_classes_without_prompts_have_a_background_token(pictures, kind, has_token):
+    config = compose("photos", [f"data.root={pictures}", f"prompts={kind}"])
+    assert prompt_policy(config, background_token=True).background_token is has_token
+    assert not prompt_policy(config).background_token
 
 
 def test_slices_without_an_object_to_prompt_do_not_train(small_run):
@@ -168,7 +175,7 @@ def test_the_clock_knows_the_whole_run(small_run):
 
 
 def trained_on(run, draws=12):
-    """What ``finetune`` would train on: images, labels."""
+    """Return the images and labels that ``finetune`` would train on."""
     rng = np.random.default_rng([0, 0])
     items = run.samples.items(run.slices().train)
     return run.samples.take([items[i % len(items)] for i in range(draws)], rng)
