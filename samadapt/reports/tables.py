@@ -27,11 +27,6 @@ if TYPE_CHECKING:
 SUMMARY_NAME = "summary.json"
 PER_CASE_NAME = "per_case.csv"
 COUNTS = ("truth_voxels", "prediction_voxels", "flag")
-PER_CASE_COLUMNS = (
-    *("case", "class", "state", *OVERLAP, *COUNTS),
-    *(name for name in SCORES if name not in OVERLAP),
-    *("intersection", "length_unit"),
-)
 IGNORED_COLUMNS = ("ignored_voxels", "voxels")
 """Further columns of ``per_case.csv`` if voxels were ignored."""
 
@@ -64,6 +59,12 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> Path:
     return atomic.write_text(directory / SUMMARY_NAME, text + "\n")
 
 
+def per_case_columns() -> tuple[str, ...]:
+    """Return the columns of ``per_case.csv``, with every score that is registered by now."""
+    further = (name for name in SCORES if name not in OVERLAP)
+    return ("case", "class", "state", *OVERLAP, *COUNTS, *further, "intersection", "length_unit")
+
+
 def write_per_case(directory: Path, rows: Mapping[str, Sequence[CaseClassScore]]) -> Path:
     """Write ``directory/per_case.csv``: one line for each case, class and state.
 
@@ -81,7 +82,7 @@ def write_per_case(directory: Path, rows: Mapping[str, Sequence[CaseClassScore]]
     partly = any(row.ignored_voxels for scores in rows.values() for row in scores)
     # Without ignored voxels the file has no columns about them.
     further = IGNORED_COLUMNS if partly else ()
-    writer = csv.DictWriter(stream, (*PER_CASE_COLUMNS, *further), lineterminator="\n")
+    writer = csv.DictWriter(stream, (*per_case_columns(), *further), lineterminator="\n")
     writer.writeheader()
     for state, scores in rows.items():
         for row in scores:

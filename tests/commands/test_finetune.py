@@ -28,7 +28,7 @@ from samadapt.errors import AdapterError, ConfigError
 from samadapt.evaluation.metrics import score_case, summarise
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.prompts.simulate import simulate
-from samadapt.reports.tables import PER_CASE_COLUMNS
+from samadapt.reports.tables import per_case_columns
 from samadapt.sam.decode import segment_objects, segment_semantic
 from samadapt.sam.embed import embed
 from samadapt.sam.weights.loading import base_hash, load_sam
@@ -85,7 +85,7 @@ def test_the_run_directory_is_complete(make_pictures, run, tmp_path):
     assert summary["best_step"] in (2, 4)
     with (folder / "eval" / "per_case.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == PER_CASE_COLUMNS
+    assert tuple(rows[0]) == per_case_columns()
     assert [(row["case"], row["state"]) for row in rows] == [
         ("p0", "zero_shot"), ("p5", "zero_shot"), ("p0", "adapted"), ("p5", "adapted")
     ]  # fmt: skip

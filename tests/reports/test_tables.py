@@ -15,6 +15,7 @@ from rich.console import Console
 from samadapt.errors import RunError
 from samadapt.evaluation.comparison import compare_states
 from samadapt.evaluation.metrics import score_case, summarise
+from samadapt.evaluation.scores import SCORES, Score
 from samadapt.reports import tables as report
 
 CLASSES = ["grey [matter]", "white matter"]
@@ -71,12 +72,21 @@ def test_per_case_holds_every_row_with_its_flag(tmp_path, rows):
     path = report.write_per_case(tmp_path, rows)
     with path.open(newline="", encoding="utf-8") as stream:
         lines = list(csv.DictReader(stream))
-    assert tuple(lines[0]) == report.PER_CASE_COLUMNS
+    assert tuple(lines[0]) == report.per_case_columns()
     assert [line["state"] for line in lines] == ["zero_shot"] * 2 + ["adapted"] * 2
     assert lines[0]["case"] == "brain, 1"
     assert float(lines[0]["dice"]) == pytest.approx(2 / 3, abs=1e-6)
     assert (lines[1]["flag"], float(lines[1]["dice"])) == ("truth_empty", 0)
     assert (lines[3]["flag"], lines[3]["dice"], lines[3]["iou"]) == ("both_empty", "", "")
+
+
+def test_a_score_registered_after_the_import_has_a_column(tmp_path, monkeypatch):
+    missed = Score("missed", "missed", lambda masks: masks.truth_voxels - masks.intersection)
+    monkeypatch.setitem(SCORES, "missed", missed)
+    truth, found = np.array([[1, 1, 1, 0]]), np.array([[1, 0, 0, 0]])
+    report.write_per_case(tmp_path, {"adapted": score_case("a", found, truth, ["x"])})
+    (row,) = report.read_per_case(tmp_path)["adapted"]
+    assert row.values["missed"] == 2
 
 
 def cells(text, name):
