@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,10 @@ from pydantic.dataclasses import dataclass
 
 from samadapt import console
 from samadapt.config.compose import parse_settings
-from samadapt.config.schema import Device, Precision
+from samadapt.config.schema import Data, Device, Precision
 from samadapt.inference.options import PredictionOptions
-from samadapt.system.limits import MAX_GB, MAX_SECONDS, set_limits
-from samadapt.system.settings import List, Settings, Whole
+from samadapt.system.limits import set_limits
+from samadapt.system.settings import List, Settings, Whole, settings_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,6 +74,11 @@ def _same(name: str) -> Any:
     return Field(default=item.default, **item.metadata)
 
 
+def _as_in_data(name: str) -> Any:
+    """Return the default, help text and bounds of a key of ``data``."""
+    return copy(settings_fields(Data)[name])
+
+
 @dataclass(frozen=True)
 class PredictArguments(PredictionOptions, PredictFiles):
     """The keys of ``samadapt predict``: the files, every prediction option, and the machine.
@@ -83,17 +89,8 @@ class PredictArguments(PredictionOptions, PredictFiles):
     boxes: Boxes | dict[Whole, Boxes] | None = _same("boxes")
     points: Points | dict[Whole, Points] | None = _same("points")
     point_labels: PointLabels | dict[Whole, PointLabels] | None = _same("point_labels")
-    max_gb: float = Field(
-        default=MAX_GB,
-        gt=0,
-        description="largest size in GB, unpacked, that the header of a file may declare; larger "
-        "files are refused",
-    )
-    max_seconds: float = Field(
-        default=MAX_SECONDS,
-        gt=0,
-        description="longest time in seconds that reading one file may take",
-    )
+    max_gb: float = _as_in_data("max_gb")
+    max_seconds: float = _as_in_data("max_seconds")
     checkpoint: str | None = Field(
         default=None,
         description="file of the base weights; null: search for it by the model's name",
