@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samadapt.errors import ConfigError
+from samadapt.methods.matrix_layer import MatrixLayer
 from samadapt.methods.peft_library import ADAPTER
 
 
-class Paired(nn.Module):
+class Paired(MatrixLayer):
     """A or B of a LoRA whose first half along one axis is trained and whose second half is frozen.
 
     Args:
@@ -49,30 +50,9 @@ class Paired(nn.Module):
         own, start = (half.contiguous() for half in x.chunk(2, dim=-1))
         return functional.linear(own, self.trained) + functional.linear(start, self.frozen)
 
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        destination[f"{prefix}weight"] = self.weight if keep_vars else self.weight.detach()
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        key = f"{prefix}weight"
-        if key not in state_dict:
-            missing_keys.append(key)
-            return
-        trained, frozen = state_dict[key].chunk(2, dim=self.dim)
-        if trained.shape != self.trained.shape or frozen.shape != self.frozen.shape:
-            found, expected = tuple(state_dict[key].shape), tuple(self.weight.shape)
-            error_msgs.append(f"{key}: expected {expected}; got {found}")
-            return
+    def load_weight(self, weight: Tensor) -> None:
+        """Load both halves from the joined matrix."""
+        trained, frozen = weight.chunk(2, dim=self.dim)
         with torch.no_grad():
             self.trained.copy_(trained)
             self.frozen.copy_(frozen)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from samadapt.errors import AdapterError
+from samadapt.methods.matrix_layer import MatrixLayer
 
 QKV = ("q", "k", "v")
 
 
-class SlicedProjection(nn.Module):
+class SlicedProjection(MatrixLayer):
     """A block-structured B that holds and trains only its non-zero blocks.
 
     For slices q and v, B has this form, with the rows in the order (q | k | v, head, channel)::
@@ -65,7 +65,7 @@ class SlicedProjection(nn.Module):
         """Map (..., n rank) to (..., 3 width)."""
         return functional.linear(x, self.weight)
 
-    def load_dense(self, dense: Tensor) -> None:
+    def load_weight(self, weight: Tensor) -> None:
         """Load the blocks from a dense matrix (3 width, n rank).
 
         Raises:
@@ -73,7 +73,7 @@ class SlicedProjection(nn.Module):
         """
         # The inverse of ``weight``: first the rows in the order q | k | v, then the columns.
         count = len(self.rows)
-        grid = dense.reshape(self.groups, 3, -1, count, self.rank).transpose(0, 1)
+        grid = weight.reshape(self.groups, 3, -1, count, self.rank).transpose(0, 1)
         grid = grid.reshape(3, self.width, count, self.rank)
         blocks = torch.stack([grid[row, :, i] for i, row in enumerate(self.rows)])
         # With equal counts, everything outside of the blocks is zero.
@@ -84,31 +84,3 @@ class SlicedProjection(nn.Module):
             )
         with torch.no_grad():
             self.blocks.copy_(blocks)
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        destination[f"{prefix}weight"] = self.weight if keep_vars else self.weight.detach()
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        key = f"{prefix}weight"
-        expected = (3 * self.width, len(self.rows) * self.rank)
-        if key not in state_dict:
-            missing_keys.append(key)
-        elif tuple(state_dict[key].shape) != expected:
-            error_msgs.append(f"{key}: expected {expected}; got {tuple(state_dict[key].shape)}")
-        else:
-            self.load_dense(state_dict[key])
-        # torch's own method, which this one replaces, would report unexpected names.
-        if strict:
-            known = (key, f"{prefix}blocks")
-            unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k not in known)
