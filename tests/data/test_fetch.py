@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from archive_files import member, write_tar
 
 from samadapt.data import open_dataset
 from samadapt.data.cards import Card, Download
@@ -37,27 +37,11 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         thread.join()
 
 
-def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.type = kind
-    member.linkname = link
-    return member
-
-
-def _tar(path: Path, members: list[tarfile.TarInfo], mode: str = "w:gz") -> Path:
-    with tarfile.open(path, mode) as tar:
-        for member in members:
-            content = b"hello" if member.isfile() else b""
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
 def test_fetch(server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, folder = server
     monkeypatch.setenv("SAMADAPT_CACHE", str(tmp_path / "cache"))
-    members = [_member("Task/", tarfile.DIRTYPE), _member("Task/sub/a.txt")]
-    content = _tar(folder / "Task.tar.gz", members).read_bytes()
+    members = [member("Task/", tarfile.DIRTYPE), member("Task/sub/a.txt")]
+    content = write_tar(folder / "Task.tar.gz", members).read_bytes()
     md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
     seen: list[tuple[int, int | None]] = []
     source = Download(f"{url}/Task.tar.gz", "Task", md5=md5)
@@ -73,7 +57,7 @@ def test_an_archive_without_the_folder(
 ) -> None:
     url, folder = server
     monkeypatch.setenv("SAMADAPT_CACHE", str(tmp_path / "cache"))
-    content = _tar(folder / "T.tar", [_member("other/a")], "w").read_bytes()
+    content = write_tar(folder / "T.tar", [member("other/a")], "w").read_bytes()
     source = Download(f"{url}/T.tar", "Task", sha256=hashlib.sha256(content).hexdigest())
     with pytest.raises(DownloadError, match="'Task'"):
         fetch_dataset("task", source)

@@ -3,50 +3,34 @@
 from __future__ import annotations
 
 import gzip
-import io
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from archive_files import member, write_tar
 
 from samadapt.errors import DownloadError
 from samadapt.system.archives import extract_archive
 
 
-def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.type = kind
-    member.linkname = link
-    return member
-
-
-def _tar(path: Path, members: list[tarfile.TarInfo], mode: str = "w:gz") -> Path:
-    with tarfile.open(path, mode) as tar:
-        for member in members:
-            content = b"hello" if member.isfile() else b""
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
 @pytest.mark.parametrize(
-    "member",
+    "harmful",
     [
-        _member("../evil"),
-        _member("good/../../evil"),
-        _member("/tmp/evil"),  # refused, never written
-        _member("..\\evil"),
-        _member("C:/evil"),
-        _member("good/link", tarfile.SYMTYPE, "/etc/passwd"),
-        _member("good/link", tarfile.LNKTYPE, "../evil"),
-        _member("good/pipe", tarfile.FIFOTYPE),
-        _member("good/device", tarfile.CHRTYPE),
+        member("../evil"),
+        member("good/../../evil"),
+        member("/tmp/evil"),  # refused, never written
+        member("..\\evil"),
+        member("C:/evil"),
+        member("good/link", tarfile.SYMTYPE, "/etc/passwd"),
+        member("good/link", tarfile.LNKTYPE, "../evil"),
+        member("good/pipe", tarfile.FIFOTYPE),
+        member("good/device", tarfile.CHRTYPE),
     ],
-    ids=lambda member: f"{member.name}-{member.type.decode()}",
+    ids=lambda harmful: f"{harmful.name}-{harmful.type.decode()}",
 )
-def test_malicious_members_are_refused(tmp_path: Path, member: tarfile.TarInfo) -> None:
-    archive = _tar(tmp_path / "a.tar", [_member("good/a.txt"), member], "w")
+def test_malicious_members_are_refused(tmp_path: Path, harmful: tarfile.TarInfo) -> None:
+    archive = write_tar(tmp_path / "a.tar", [member("good/a.txt"), harmful], "w")
     target = tmp_path / "deep" / "target"
     target.mkdir(parents=True)
     with pytest.raises(DownloadError, match=r"a\.tar: member .* refused"):
@@ -74,7 +58,7 @@ def test_zip_archives(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [0, 30, 700])
 def test_broken_archives(tmp_path: Path, cut: int) -> None:
-    content = _tar(tmp_path / "a.tar", [_member("a")], "w").read_bytes()
+    content = write_tar(tmp_path / "a.tar", [member("a")], "w").read_bytes()
     (tmp_path / "b.tar").write_bytes(b"x" * cut + content[:10])
     with pytest.raises(DownloadError, match=r"b\.tar: the archive is broken"):
         extract_archive(tmp_path / "b.tar", tmp_path / "out")
@@ -111,7 +95,7 @@ def test_a_tar_header_that_asks_for_memory(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_no_broken_archive(tmp_path: Path) -> None:
-    archive = _tar(tmp_path / "a.tar", [_member("set/a.txt")])
+    archive = write_tar(tmp_path / "a.tar", [member("set/a.txt")])
     (tmp_path / "out").write_text("a file in the way")
     with pytest.raises(DownloadError, match=r"a\.tar: cannot be unpacked into .*out"):
         extract_archive(archive, tmp_path / "out")
