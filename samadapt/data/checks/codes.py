@@ -1,8 +1,9 @@
-"""Every kind of problem that a data set can have, and the page ``datasets/CHECKS.md`` about them.
+"""Every kind of problem that a data set can have.
 
-``samadapt check explain=CODE`` shows one code, ``explain=all`` the whole page. A finding names a
-file and what was found there; its code explains the problem in general. The texts are in
-``code_errors.py`` and ``code_warnings.py``.
+``samadapt check explain=CODE`` explains one code and ``explain=all`` all of them. The page
+``docs/reference/findings.md`` is made from the same list. A finding names a file and what was found
+there; its code explains the problem in general. The texts are in ``code_errors.py`` and
+``code_warnings.py``.
 """
 
 from __future__ import annotations
@@ -32,12 +33,11 @@ def explain_code(code: str) -> str:
 
 
 def page(codes: Iterable[str] = CODES) -> str:
-    """Return ``datasets/CHECKS.md``: one section for each code, in alphabetical order."""
+    """Return one section for each code, in alphabetical order, in Markdown."""
     head = (
         "# What `samadapt check` finds\n\n"
         "Each section explains one code. An **error** makes a case unusable: `finetune` and "
         "`evaluate` stop,\nor leave the case out with `data.on_error=skip`. A **warning** stops "
-        "nothing. The files themselves\nare never changed. `samadapt check explain=all` prints "
-        "this page.\n"
+        "nothing. The files themselves\nare never changed.\n"
     )
     return "\n".join([head, *(explain_code(code) for code in sorted(codes))])
