@@ -99,7 +99,7 @@ def test_records_of_older_adapters_stay_as_they_are() -> None:
 
 
 def test_microscopy_takes_percentiles_of_all_pixels() -> None:
-    """Of 16 bits, with a background of 0 that the rule for MRI would leave out."""
+    """The images have 16 bits and a background of 0, which the rule for MRI leaves out."""
     image = np.zeros((40, 50, 1), dtype=np.uint16)
     image[:10, :10, 0] = np.arange(100).reshape(10, 10) * 600
     rule = make_intensity("microscopy")

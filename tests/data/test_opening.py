@@ -27,6 +27,6 @@ def test_coco_has_no_image_pattern(tmp_path: Path) -> None:
 
 
 def test_the_template_does_not_take_the_place_of_a_folder(tmp_path: Path) -> None:
-    """``recipe=medical data.root=MINE`` trained on the template, since that is its data."""
+    """Without this, ``recipe=medical data.root=MINE`` would train on the template."""
     with pytest.raises(ConfigError, match=r"data\.root: .* Name the format of your data"):
         check_dataset("mni152", tmp_path)

@@ -177,7 +177,7 @@ def test_wrong_tiles_are_refused(pictures, make_msd):
 
 
 def test_the_class_of_a_prompt_is_that_of_the_whole_picture(pictures):
-    """A tile that sees a blank corner of a box of class 2 says class 2, and does not learn it."""
+    """A blank corner of a box of class 2 is predicted as class 2 but is not a training object."""
     from samadapt.prompts.annotations import given_prompts, trainable_prompts
 
     root = pictures()

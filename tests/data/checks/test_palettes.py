@@ -80,7 +80,7 @@ def test_a_colour_under_two_indices_of_two_files(masks: Callable[..., Path]) -> 
 
 
 def test_objects_saved_as_index_0(masks: Callable[..., Path]) -> None:
-    """Indexed colour of a paint program: index 0 is white, the object, and 1 is black."""
+    """A paint program may store the white object as index 0 and black as index 1."""
     inverted = (INDICES == 0).astype(np.uint8)
     root = masks(*[(inverted, [WHITE, BLACK])] * 3)
     (finding,) = check_dataset("folder", root)
@@ -128,7 +128,7 @@ def test_a_palette_of_greys(masks: Callable[..., Path]) -> None:
 
 
 def test_gif_masks_whose_writer_sorts_the_palette(make_folder: Callable[..., Path]) -> None:
-    """PIL writes the colours of a GIF in an order of its own."""
+    """PIL sorts the palette of a GIF."""
     root = make_folder(3)
     colours = np.array([BLACK, RED, GREEN], np.uint8)
     for index in range(3):
@@ -163,7 +163,7 @@ def masks_with_white_background(root: Path) -> Path:
 
 
 def test_a_mask_that_is_compared_with_no_other(tmp_path: Path) -> None:
-    """Masks of DICOM pictures are read one by one."""
+    """Masks of DICOM pictures are read one at a time, so there is no other palette."""
     from samadapt.data.checks.palettes import check_palette
     from samadapt.data.findings import FindingError
 

@@ -200,7 +200,7 @@ def test_a_choice_for_other_data(tmp_path: Path) -> None:
 
 
 def test_no_patient_in_any_message(phases: Path, make_series: Make) -> None:
-    """All text fields of all headers hold planted text, also the number and the modality."""
+    """Every text field of every header holds planted text, number and modality included."""
     add_everything(make_series, phases / "p1", sorted((phases / "p1").iterdir())[0])
     texts = ("PatientName", "PatientID", "SeriesDescription", "StudyDescription", "StationName")
     for path in (phases / "p1").iterdir():

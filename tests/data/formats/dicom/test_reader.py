@@ -240,7 +240,7 @@ def _constant(folder: Path, paths: list[Path]) -> None:
 
 @pytest.fixture
 def two_cases(tmp_path_factory: pytest.TempPathFactory, make_series: Make) -> Path:
-    """Two series with masks, made once; ``order`` lists b's files by position."""
+    """Return two series with masks; ``order`` lists b's files by position."""
     root = tmp_path_factory.getbasetemp() / "two_cases"
     if not root.is_dir():
         for name in ("a", "b"):

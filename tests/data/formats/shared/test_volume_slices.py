@@ -171,7 +171,7 @@ def test_refusals_name_the_file(tmp_path: Path) -> None:
 def test_a_mask_of_the_same_voxels_in_another_order_is_read(
     tmp_path: Path, flips: tuple[int, ...], order: tuple[int, ...]
 ) -> None:
-    """A converter of DICOM mirrors axes; the mask still lies on the same voxels."""
+    """A DICOM converter may mirror axes; the mask must still cover the same voxels."""
     rng = np.random.default_rng(3)
     affine = oblique(10.0) @ np.diag([1.0, 2.0, 3.0, 1.0])
     image = nib.Nifti1Image(rng.normal(size=(5, 6, 7)).astype(np.float32), affine)

@@ -44,7 +44,7 @@ def test_a_circle_of_pages(tmp_path: Path, big: bool, order: str, length: int) -
 
 @pytest.mark.parametrize("reader", ["tiff", "folder"])
 def test_a_damaged_stack_ends_at_once(tmp_path: Path, reader: str) -> None:
-    """In a stack, the first page follows the last: tifffile never returns."""
+    """The last page of the stack points to the first, so tifffile would never return."""
     for part in ("images", "masks"):
         (tmp_path / part).mkdir()
         for index in range(3):
