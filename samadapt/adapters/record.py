@@ -23,8 +23,14 @@ from samadapt.system.settings import check_value
 
 RECORD = "samadapt.json"
 
-LOCAL_OPTIONS = ("root", "image", "label", "annotated", "on_error", "max_gb", "max_seconds")
+LOCAL_OPTIONS = (
+    *("root", "image", "label", "annotated", "held_out"),
+    *("on_error", "max_gb", "max_seconds"),
+)
 """Keys of ``data`` that describe one machine, such as paths. They are never recorded."""
+
+TRAINING_OPTIONS = ("train_cases", "draw")
+"""Keys of ``data`` that choose what trains. ``trained_on`` records what they chose."""
 
 MAX_IMAGE_SIZE = 16_384
 MAX_MASKS = 65_535
@@ -202,8 +208,9 @@ def _bare_name(path: str) -> str:
 
 
 def portable_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the data options without those that name files of one machine."""
-    return {key: value for key, value in options.items() if key not in LOCAL_OPTIONS}
+    """Return the data options without those of one machine or of one training."""
+    left_out = {*LOCAL_OPTIONS, *TRAINING_OPTIONS}
+    return {key: value for key, value in options.items() if key not in left_out}
 
 
 def _finite(value: Any) -> Any:

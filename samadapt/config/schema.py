@@ -216,6 +216,11 @@ class Data(Settings):
         le=0.5,
         description="smallest overlap of neighbouring tiles, as a share of their side",
     )
+    held_out: OfDataSet[str | None] = Field(
+        default=None,
+        description="text file that lists the held-out cases, the name of one a line; null: every "
+        "n-th case (data.val_every)",
+    )
     val_every: Whole = Field(
         default=5, ge=2, description="hold out every n-th case for the final scores"
     )
@@ -231,6 +236,18 @@ class Data(Settings):
     )
     max_cases: OfDataSet[Whole | None] = Field(
         default=None, ge=1, description="use only the first n cases; null: all cases"
+    )
+    train_cases: OfDataSet[Whole | None] = Field(
+        default=None,
+        ge=1,
+        description="train on n of the training cases only, those that choose the best step "
+        "included; fewer cases are a part of more, and the held-out cases stay the same; null: all",
+    )
+    draw: Whole = Field(
+        default=0,
+        ge=0,
+        le=MAX_SEED,
+        description="which training cases data.train_cases uses: another number draws others",
     )
     patient: OfDataSet[str | None] = Field(
         default=None,

@@ -99,6 +99,7 @@ def hide_names(dataset: Dataset, pseudonyms: Pseudonyms) -> Dataset:
         dataset.case_splits,
         train=[known[name] for name in dataset.case_splits.train],
         val=[known[name] for name in dataset.case_splits.val],
+        unused=[known[name] for name in dataset.case_splits.unused],
     )
     words = _words(dataset.cases, known)
     return replace(

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,25 @@ from samadapt.errors import ConfigError, nearest
 
 DEFAULT_SLAB = {"slab": [0.4, 0.6], "gap_mm": 5.0}
 _KEYS = ("train", "val", "slab", "gap_mm")
+
+
+def listed_names(path: Path) -> list[str]:
+    """Return the case names in a text file, one a line; lines that start with # are comments.
+
+    Raises:
+        ConfigError: it cannot be read, or it lists nothing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"data.held_out={path}: expected a text file with the name of one case a line; it "
+            f"cannot be read: {error}"
+        ) from error
+    names = [name for line in lines if (name := line.strip()) and not name.startswith("#")]
+    if not names:
+        raise ConfigError(f"data.held_out={path}: lists no case; write the name of one a line")
+    return names
 
 
 @dataclass(frozen=True)
@@ -65,16 +85,20 @@ class Splits:
         val: case names of the validation split. With a ``slab`` both hold the one volume.
         rule: the rule in words.
         slab: the held out slices of a single volume, or None.
+        unused: case names that are in neither split, where only some training cases are used.
     """
 
     train: list[str]
     val: list[str]
     rule: str
     slab: Slab | None = None
+    unused: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entries of ``splits.json``."""
         record: dict[str, Any] = {"rule": self.rule, "train": self.train, "val": self.val}
+        if self.unused:
+            record["unused"] = self.unused
         if self.slab is not None:
             slab = self.slab
             record["slices"] = {

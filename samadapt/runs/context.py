@@ -21,7 +21,9 @@ from samadapt.adapters.injection import Injection, inject
 from samadapt.data.checks.resumed_run import check_unchanged
 from samadapt.data.dataset import Dataset, open_dataset
 from samadapt.data.pseudonyms import hide_names, open_key, write_key
+from samadapt.data.splits import listed_names
 from samadapt.data.stacks import Stacks
+from samadapt.data.training_draw import use_training_cases
 from samadapt.errors import ConfigError, DataError
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
@@ -278,7 +280,8 @@ def open_data(
         input_channels: channels of the image, if more than three.
 
     Raises:
-        ConfigError: when empty slices are kept with box or point prompts.
+        ConfigError: when empty slices are kept with box or point prompts, for more
+            data.train_cases than there are, and for a list of held-out cases that does not fit.
         DataError: listing the errors of the files.
     """
     empty = data.empty_slices
@@ -290,9 +293,17 @@ def open_data(
             "slice; use drop, or prompts=semantic"
         )
     options = {**asdict(data), "empty_slices": empty}
+    train_cases, draw = options.pop("train_cases"), options.pop("draw")
+    if (held_out := options.pop("held_out")) is not None:
+        if data.fold is not None:
+            raise ConfigError(
+                f"data.held_out={held_out} lists the held-out cases, and data.fold={data.fold} "
+                "chooses others: leave one of the two out"
+            )
+        options["split"] = {"val": listed_names(Path(held_out).expanduser())}
     # The limits hold for every reader in the program and are no options of the data set.
     set_limits(options.pop("max_gb"), options.pop("max_seconds"))
-    return open_dataset(
+    dataset = open_dataset(
         options.pop("name"),
         **options,
         seed=seed,
@@ -300,3 +311,4 @@ def open_data(
         input_channels=input_channels,
         cache_dir=scratch if data.tile else None,
     )
+    return use_training_cases(dataset, train_cases, draw)

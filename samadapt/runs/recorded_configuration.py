@@ -48,8 +48,14 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
     """Return the configuration of an evaluation: the adapter's model on the user's data.
 
     Raises:
-        ConfigError: for ``prompts=matrix`` with an adapter for more than three channels.
+        ConfigError: for ``prompts=matrix`` with an adapter for more than three channels, and for
+            ``data.train_cases``.
     """
+    if arguments.data.train_cases is not None:
+        raise ConfigError(
+            "data.train_cases chooses what a training uses, and an evaluation trains nothing: "
+            "leave it out. unseen=true scores every case that the adapter was not trained on"
+        )
     many_channels = record.input_channels if record.input_channels > 3 else None
     if many_channels and arguments.prompts.name == "matrix":
         raise ConfigError(

@@ -22,7 +22,7 @@ from samadapt.config.schema import Config
 from samadapt.errors import ConfigError, UserError
 from samadapt.system import atomic
 
-MAY_MOVE = {"root", "on_error"}
+MAY_MOVE = {"root", "held_out", "on_error"}
 """Keys of ``data`` that a resumed run may change, since the same files may lie elsewhere."""
 
 LOCK = ".lock"

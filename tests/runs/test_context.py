@@ -214,3 +214,45 @@ def test_augmented_anew_only_what_is_scored_is_kept(small_run):
     assert run.planner.keys_of(versions) == versions == []
     log = (run.context.run_dir / "log.txt").read_text()
     assert "computed anew in every step (augmentation); cache.variants=4 would keep" in log
+
+
+@pytest.fixture
+def held_out(tmp_path):
+    """``held_out(text)``: a file that lists held-out cases."""
+
+    def write(text):
+        path = tmp_path / "held_out.txt"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_a_list_of_held_out_cases_divides_the_data(pictures, held_out):
+    path = held_out("# scored since 2019\np1\n\n p4 \n")
+    options = {"root": str(pictures), "empty_slices": "keep"}
+    dataset = open_data(Data("folder", held_out=str(path), **options), seed=0, semantic=True)
+    assert dataset.val == ["p1", "p4"]
+    assert dataset.train == ["p0", "p2", "p3", "p5"]
+    few = Data("folder", held_out=str(path), train_cases=2, **options)
+    assert open_data(few, seed=0, semantic=True).val == ["p1", "p4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "message"),
+    [
+        ("p1\np77\n", {}, "1 names are not usable cases: p77"),
+        ("# nothing\n", {}, "held_out.txt: lists no case"),
+        ("p1", {"fold": 1}, "data.fold=1 chooses others: leave one of the two out"),
+    ],
+)
+def test_a_wrong_list_is_one_message(pictures, held_out, text, more, message):
+    data = Data("folder", root=str(pictures), held_out=str(held_out(text)), **more)
+    with pytest.raises(ConfigError, match=message):
+        open_data(data, seed=0, semantic=False)
+
+
+def test_a_list_that_is_not_there_is_named(pictures, tmp_path):
+    data = Data("folder", root=str(pictures), held_out=str(tmp_path / "none.txt"))
+    with pytest.raises(ConfigError, match=r"data\.held_out=.*none\.txt: expected a text file"):
+        open_data(data, seed=0, semantic=False)

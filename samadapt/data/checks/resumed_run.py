@@ -34,10 +34,12 @@ def check_unchanged(
         DataError: cases were added, removed, renamed or changed; the message names them.
     """
     train, val = _names(recorded, "train", origin), _names(recorded, "val", origin)
+    # Runs that use all of their training cases record no unused ones.
+    unused = _names(recorded, "unused", origin) if "unused" in recorded else []
     images, labels = _hashes(recorded, "images", origin), _hashes(recorded, "labels", origin)
     found = dataset.splits()
     truth = "with another mask" + (", or with other annotated parts" if dataset.partial else "")
-    differences = _differences({*train, *val}, images, labels, found, truth)
+    differences = _differences({*train, *val, *unused}, images, labels, found, truth)
     if not differences and same_sides:
         differences = _moved(recorded, found)
     if differences:
