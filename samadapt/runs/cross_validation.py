@@ -9,30 +9,24 @@ single run are over its held-out cases.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from samadapt.config.compose import to_yaml
 from samadapt.config.schema import Config
 from samadapt.data.pseudonyms import open_key, write_key
-from samadapt.errors import ConfigError, UserError
+from samadapt.errors import ConfigError
 from samadapt.evaluation.comparison import compare_states
 from samadapt.evaluation.instances import summarise_objects
 from samadapt.evaluation.metrics import CaseClassScore, summarise
 from samadapt.reports.objects import read_objects, write_objects
 from samadapt.reports.tables import read_per_case, write_per_case, write_summary
 from samadapt.runs.environment import write_json
+from samadapt.runs.part_runs import is_finished, part_of, prepare_part, read_summary
 from samadapt.runs.run_directory import locked, open_run_dir
 from samadapt.runs.run_page import write_pooled_page
-from samadapt.system import atomic
-from samadapt.system.interrupt import InterruptedRunError
-
-SUMMARY = Path("eval") / "summary.json"
 
 SHARED_BY_FOLDS = (
     *("prompt", "oracle_prompt", "data", "scored", "case_is", "nsd_tolerance", "precision"),
@@ -72,16 +66,10 @@ def cross_validate(
         for fold, run_dir in enumerate(runs):
             if is_finished(run_dir):
                 continue
-            try:
-                train_and_score(_prepare_fold(config, run_dir, fold, len(runs)), run_dir)
-            except InterruptedRunError as error:
-                # The message names the directory to resume: the cross-validation, not the fold.
-                raise InterruptedRunError(parent, error.step, error.number) from error
-            except UserError:
-                if not any(run.exists() for run in runs):  # refused before anything was trained
-                    # Windows cannot remove a held lock; `locked` removes what is left at its end.
-                    shutil.rmtree(parent, ignore_errors=os.name == "nt")
-                raise
+            with part_of(parent, runs, "finetune"):
+                train_and_score(
+                    prepare_part(_fold_config(config, fold, len(runs)), run_dir), run_dir
+                )
         summary = pool_folds(parent, runs)
         summary["seconds"] = time.perf_counter() - started
         write_summary(parent / "eval", summary)
@@ -89,27 +77,14 @@ def cross_validate(
     return parent, summary
 
 
-def is_finished(run_dir: Path) -> bool:
-    """Whether a fold has its scores and, if it trains anything, its adapter, written last."""
-    if not (run_dir / SUMMARY).is_file():
-        return False
-    trains_nothing = _read_summary(run_dir)["adapted"] is None
-    return trains_nothing or (run_dir / "adapter" / "samadapt.json").is_file()
+def _fold_config(config: Config, fold: int, folds: int) -> Config:
+    """Return the configuration of one fold.
 
-
-def _prepare_fold(config: Config, run_dir: Path, fold: int, folds: int) -> Config:
-    """Make the run directory of a fold, or find it stopped, and return its configuration."""
-    # A fold is a run of its own, which holds out `data.fold` of `data.folds`. Without `folds` it
-    # starts no cross-validation.
+    It is a run of its own, which holds out `data.fold` of `data.folds`. Without `folds` it starts
+    no cross-validation.
+    """
     data = replace(config.data, fold=fold, folds=folds)
-    fold_config = replace(config, folds=None, resume=None, data=data)
-    if (run_dir / "checkpoints" / "LATEST").is_file():
-        return replace(fold_config, resume=str(run_dir))
-    if run_dir.exists():  # stopped before its first checkpoint, so there is nothing to resume
-        shutil.rmtree(run_dir)
-    run_dir.mkdir()
-    atomic.write_text(run_dir / "config.yaml", to_yaml(fold_config))
-    return fold_config
+    return replace(config, folds=None, resume=None, data=data)
 
 
 def pool_folds(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
@@ -126,7 +101,7 @@ def pool_folds(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
         RunError: for a fold whose scores cannot be read.
         DataError: for a case that two folds scored.
     """
-    summaries = [_read_summary(run) for run in runs]
+    summaries = [read_summary(run) for run in runs]
     splits = [json.loads((run / "splits.json").read_text(encoding="utf-8")) for run in runs]
     classes = list(summaries[0]["zero_shot"]["per_class"])
     rows: dict[str, list[CaseClassScore]] = {"zero_shot": [], "adapted": []}
@@ -186,8 +161,3 @@ def _fold_entry(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     dice = {state: summary[state] and summary[state]["dice"] for state in ("zero_shot", "adapted")}
     counts = ("cases", "training_slices", "best_step", "seconds")
     return {"run_dir": run_dir.name, "dice": dice, **{key: summary[key] for key in counts}}
-
-
-def _read_summary(run_dir: Path) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
-    return summary

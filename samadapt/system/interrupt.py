@@ -36,13 +36,15 @@ class InterruptedRunError(SamadaptError):
         exit_code: 128 + ``number``.
     """
 
-    def __init__(self, run_dir: Path, step: int, number: int = signal.SIGINT) -> None:
-        """Build the message, which says how to continue."""
+    def __init__(
+        self, run_dir: Path, step: int, number: int = signal.SIGINT, command: str = "finetune"
+    ) -> None:
+        """Build the message, which says how to continue: with ``samadapt COMMAND resume=``."""
         self.run_dir, self.step, self.number = run_dir, step, number
         self.exit_code = 128 + number  # type: ignore[misc]  # of this error, not of its class
         super().__init__(
             f"stopped after step {step}, all saved; "
-            f"continue with: samadapt finetune resume={run_dir}"
+            f"continue with: samadapt {command} resume={run_dir}"
         )
 
 
