@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "finetune": "recipe=NAME [group=option] [key=value ...]",
     "evaluate": "adapter=DIR [data=NAME data.root=PATH ...]",
+    "curve": "recipe=NAME cases=5,10,20,all [seeds=N] [group=option] [key=value ...]",
     "predict": "adapter=DIR input=PATH output=PATH [boxes=[[x0,y0,x1,y1]]] [points=[[x,y]]]",
     "export": "adapter=DIR to=peft|sam|hf|onnx output=PATH [push=USER/NAME]",
     "import": "from=PATH output=DIR model=NAME [checkpoint=FILE]",
@@ -37,6 +38,7 @@ COMMANDS = {
 SUMMARIES = {
     "finetune": "train an adapter, score it before and after, write a run directory",
     "evaluate": "score an adapter on a data set",
+    "curve": "train with rising numbers of labelled cases: how many must be labelled?",
     "predict": "segment an image, a volume or a folder of them with an adapter",
     "export": "write an adapter for another program and check that the masks stay the same",
     "import": "turn an adapter of another project into an adapter directory",
@@ -113,7 +115,7 @@ def _dispatch(arguments: list[str], flags: set[str]) -> int:
         )
     if unknown := [argument for argument in rest if argument.startswith("--")]:
         raise ConfigError(f"there is no flag {unknown[0]!r}{nearest(unknown[0], FLAGS)}")
-    if command == "finetune" and not wants_help:
+    if command in ("finetune", "curve") and not wants_help:
         refuse_several_processes()  # before torch is loaded
     module = import_module(f"samadapt.commands.{command}{'_' if iskeyword(command) else ''}")
     if wants_help:

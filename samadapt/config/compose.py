@@ -61,13 +61,28 @@ def from_arguments(arguments: Sequence[str]) -> Config:
     Raises:
         ConfigError: as ``compose``, and when neither is given.
     """
+    path, base, others = stored_values(arguments)
+    return with_learning_rates(parse_settings(Config, others, base, origin=str(path)))
+
+
+def stored_values(arguments: Sequence[str]) -> tuple[Path, dict[str, Any], list[str]]:
+    """Return what the recipe or the resumed run of a command line holds.
+
+    Returns:
+        The file, its values, and the arguments that override them.
+
+    Raises:
+        ConfigError: neither ``recipe=`` nor ``resume=`` is given, or the file cannot be read.
+    """
     named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     if named.get("resume", "null") != "null":
-        return from_yaml(Path(named["resume"]) / "config.yaml", arguments)
+        path = Path(named["resume"]) / "config.yaml"
+        return path, read_yaml(path), list(arguments)
     if "recipe" not in named:
         raise ConfigError(f"name a recipe, recipe=NAME ({', '.join(recipes())}), or resume=RUN_DIR")
+    path = recipe_path(named["recipe"])
     others = [argument for argument in arguments if not argument.startswith("recipe=")]
-    return compose(named["recipe"], others)
+    return path, {"recipe": named["recipe"], **read_yaml(path)}, others
 
 
 def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Config:

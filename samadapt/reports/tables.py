@@ -43,8 +43,8 @@ FLAG_TEXT = {
 }
 
 
-def write_summary(directory: Path, summary: Mapping[str, Any]) -> Path:
-    """Write ``directory/summary.json``, whole or not at all.
+def write_summary(directory: Path, summary: Mapping[str, Any], name: str = SUMMARY_NAME) -> Path:
+    """Write ``directory/summary.json``, or a file of another name, whole or not at all.
 
     NaN and infinities become null, scalars and arrays of numpy become numbers and lists, and paths
     become text.
@@ -56,7 +56,7 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> Path:
         RunError: naming the key of a value that JSON cannot hold.
     """
     text = json.dumps(_plain(summary, "summary"), indent=2, ensure_ascii=False, allow_nan=False)
-    return atomic.write_text(directory / SUMMARY_NAME, text + "\n")
+    return atomic.write_text(directory / name, text + "\n")
 
 
 def per_case_columns() -> tuple[str, ...]:
@@ -210,7 +210,7 @@ def paired_table(paired: Mapping[str, Any], score: str = "dice") -> Table:
     for name, line in {**lines, "mean": paired[score]}.items():
         p = NOTHING if line["p"] is None else f"{line['p']:.2g}"
         counts = [str(line[key]) for key in ("better", "worse", "same")]
-        cell = _with_interval(line["difference"], line["interval"], "+.3f")
+        cell = with_interval(line["difference"], line["interval"], "+.3f")
         table.add_row(Text(name), cell, p, *counts, style="bold" if line is paired[score] else "")
     if reason := paired[score].get("reason"):
         table.caption = Text(reason)
@@ -276,10 +276,11 @@ def _cell(entry: Mapping[str, Any] | None, score: Score) -> str:
         return NOTHING
     interval = entry["detail"].get(score.name, {}).get("interval")
     shown = interval if score.in_table == "interval" else None
-    return _with_interval(entry.get(score.name), shown, form)
+    return with_interval(entry.get(score.name), shown, form)
 
 
-def _with_interval(value: Any, interval: Sequence[float] | None, form: str) -> str:
+def with_interval(value: Any, interval: Sequence[float] | None, form: str) -> str:
+    """Return a number with the bounds of its interval; a dash if there is none."""
     if value is None or math.isnan(value):
         return NOTHING
     bounds = f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else ""

@@ -44,6 +44,8 @@ def _run_dirs(folder: Path, depth: int) -> Iterator[Path]:
 
 def _row(run_dir: Path) -> dict[str, Any]:
     config, summary = _config(run_dir), _summary(run_dir)
+    # A learning curve has no scores of its own; this file is written last.
+    is_curve = (run_dir / "curve.json").is_file()
     method = config.get("peft")
     # The name of a run starts with its date. A renamed run and a fold have no date in their names.
     stamp = _STAMP.match(run_dir.name)
@@ -58,8 +60,14 @@ def _row(run_dir: Path) -> dict[str, Any]:
         "date": f"{date:%Y-%m-%d %H:%M}",
         "before": _dice(summary, "zero_shot"),
         "after": _dice(summary, "adapted"),
-        "state": "finished" if summary else "running" if _is_locked(run_dir) else "stopped",
+        "state": _state(run_dir, is_finished=bool(summary) or is_curve),
     }
+
+
+def _state(run_dir: Path, *, is_finished: bool) -> str:
+    if is_finished:
+        return "finished"
+    return "running" if _is_locked(run_dir) else "stopped"
 
 
 def _config(run_dir: Path) -> Mapping[str, Any]:

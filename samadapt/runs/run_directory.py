@@ -48,8 +48,21 @@ def open_run_dir(config: Config) -> Path:
             raise ConfigError(f"resume={run_dir}: expected a run directory with config.yaml")
         check_same_run(config, from_yaml(run_dir / "config.yaml"))
         return run_dir
+    return make_run_dir(config, config.peft.name, config.model.name)
+
+
+def make_run_dir(config: Config, *words: str) -> Path:
+    """Make a new run directory with its ``config.yaml``.
+
+    Args:
+        config: the configuration of the run.
+        words: follow the date and time in the name of the directory.
+
+    Raises:
+        ConfigError: when it cannot be written.
+    """
     recipe = Path(config.recipe).stem or "custom"
-    stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{config.peft.name}-{config.model.name}"
+    stamp = "-".join([f"{datetime.now():%Y%m%d-%H%M%S}", *words])
     parent = Path(config.output.dir) / recipe
     for attempt in range(1, 1000):
         run_dir = parent / (stamp if attempt == 1 else f"{stamp}-{attempt}")

@@ -119,7 +119,8 @@ def run_samadapt(arguments: Sequence[str]) -> int:
     from samadapt.cli import main
 
     command, *rest = arguments
-    return main([command, *(shortened(rest) if command == "finetune" else rest)])
+    is_training = command in ("finetune", "curve")
+    return main([command, *(shortened(rest) if is_training else rest)])
 
 
 def make_short() -> None:
