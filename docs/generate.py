@@ -35,6 +35,8 @@ from samadapt.methods.base import Method
 from samadapt.methods.peft_others import OtherPeft
 from samadapt.sam.weights.builds import BUILDS
 from samadapt.system.settings import describe_type
+from samadapt.training.losses import LOSSES
+from samadapt.training.losses.base import targets_text
 
 DOCS = Path(__file__).resolve().parent
 MADE = "<!-- Made by `python docs/generate.py`. Edit the code, not this page. -->"
@@ -215,6 +217,25 @@ def methods_page() -> str:
             same = [item.name for item in fields(method) if item.name not in differs]
             parts.append(key_table(method, "peft.", leave_out=same))
     return page("Methods", *parts)
+
+
+def losses_page() -> str:
+    """Return every loss with what it is for, its formula and its keys."""
+    intro = (
+        "`loss=NAME` chooses the training loss. [Choose a loss](../how-to/choose-a-loss.md) helps "
+        "to decide. Dice and the losses in its place are computed for each class over all images "
+        "of a batch, or for each prompted object. Ignored pixels and the padding of the square "
+        "have neither loss nor gradient in any of them."
+    )
+    rows = [["`auto`", "all prompts", "`dice_ce` for `prompts=semantic`, `sam` for all others"]]
+    rows += [
+        [f"[`{name}`](#{name})", targets_text(loss.fits), loss.summary]
+        for name, loss in LOSSES.items()
+    ]
+    parts = [intro, table(["loss", "fits", "summary"], rows)]
+    for name, loss in LOSSES.items():
+        parts += [f"## {name}", inspect.getdoc(loss) or "", key_table(loss, "loss.")]
+    return page("Losses", *parts)
 
 
 def findings_page() -> str:
@@ -404,6 +425,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "exports": exports_page,
     "findings": findings_page,
     "keys": keys_page,
+    "losses": losses_page,
     "methods": methods_page,
     "models": models_page,
     "python": python_page,

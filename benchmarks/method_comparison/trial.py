@@ -23,7 +23,8 @@ from samadapt.config.compose import compose
 from samadapt.config.schema import Config
 from samadapt.runs.context import open_run, training_samples
 from samadapt.runs.feature_planner import FeaturePlanner
-from samadapt.runs.finetune import choose_loss, train_adapter
+from samadapt.runs.finetune import train_adapter
+from samadapt.runs.run_loss import choose_loss
 from samadapt.runs.run_slices import RunSlices, divide_slices
 from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.training.state import TrainingState
@@ -103,7 +104,7 @@ def train_on(
     """Compute the frozen features of the slices and train."""
     planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
     planner.warm()
-    loss = choose_loss(config.loss, planner.context)
+    loss = choose_loss(config.loss, planner.context, slices.train)
     return train_adapter(config, planner, scorer, slices, loss, None)
 
 

@@ -9,10 +9,12 @@ from typing import Any
 from samadapt import console
 from samadapt.config.compose import recipes
 from samadapt.config.help import key_rows, keys_text
-from samadapt.config.schema import LOSSES, PROMPTS, Config, Output
+from samadapt.config.schema import PROMPTS, Config, Output
 from samadapt.errors import ConfigError, nearest
 from samadapt.methods import METHODS
 from samadapt.sam.weights.builds import BUILDS, TEST_BUILDS
+from samadapt.training.losses import LOSSES
+from samadapt.training.losses.base import targets_text
 
 HELP = """
 Lists what can be named: recipes, models, methods (peft), data sets, prompts, losses, scores and
@@ -117,6 +119,14 @@ def _data() -> Rows:
     ]
 
 
+def _losses() -> Rows:
+    auto = "dice_ce for prompts=semantic, sam for all other prompts"
+    return [{"name": "auto", "fits": "all prompts", "about": auto}] + [
+        {"name": name, "fits": targets_text(loss.fits), "about": loss.summary}
+        for name, loss in LOSSES.items()
+    ]
+
+
 def _scores() -> Rows:
     from samadapt.evaluation.scores import SCORES
 
@@ -148,7 +158,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "peft": _methods,
     "data": _data,
     "prompts": lambda: [{"name": name, "about": about} for name, about in PROMPTS.items()],
-    "losses": lambda: [{"name": name, "about": about} for name, about in LOSSES.items()],
+    "losses": _losses,
     "scores": _scores,
     "targets": _targets,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic.dataclasses import dataclass
@@ -19,7 +19,8 @@ from samadapt.methods import METHODS
 from samadapt.methods.base import Method
 from samadapt.sam.weights.builds import BUILDS
 from samadapt.system.limits import MAX_GB, MAX_SECONDS
-from samadapt.system.settings import List, OnOff, Settings, Tuple, Whole
+from samadapt.system.settings import List, OnOff, Settings, Tuple, Whole, with_fields
+from samadapt.training.losses import LOSSES, loss_keys
 
 T = TypeVar("T")
 
@@ -58,20 +59,28 @@ def _known_build(name: str) -> str:
 
 
 BuildName = Annotated[str, AfterValidator(_known_build), WithJsonSchema({"enum": list(BUILDS)})]
+
+
+def _known_loss(name: str) -> str:
+    """Return the name of a loss that exists; a function, because losses can be registered later."""
+    known = ("auto", *LOSSES)
+    if name not in known:
+        listed = ", ".join(known)
+        raise ValueError(f"expected one of {listed}; got {name!r}{nearest(name, known)}")
+    return name
+
+
+LossName = Annotated[str, AfterValidator(_known_loss), WithJsonSchema({"enum": ["auto", *LOSSES]})]
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Augmentation = Literal["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
-# `samadapt ls` shows the texts of these two tables.
+# `samadapt ls` shows the texts of this table.
 PROMPTS = {
     "box": "the bounding box of an object, with noise in training",
     "point": "a random point inside an object; the decoder predicts several masks for it",
     "semantic": "no prompt: one mask token for each class, as in SAMed",
 }
-LOSSES = {
-    "auto": "dice_ce for prompts=semantic, sam for all other prompts",
-    "sam": "focal and Dice loss of each object's mask, and the error of the predicted IoU",
-    "dice_ce": "Dice loss and cross-entropy over the classes of an image",
-}
+PositiveNumber = Annotated[float, Field(gt=0)]
 ClassTable = dict[str, Whole | str | List[Whole | str]]
 
 
@@ -310,22 +319,46 @@ class PromptSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Loss(Settings):
+class LossChoice(Settings):
     """Which loss is minimised, and the weights of its terms (20 : 1 : 1 in the SAM paper)."""
 
     section: ClassVar[str] = "loss"
 
-    name: Literal["auto", "sam", "dice_ce"] = Field(
+    name: LossName = Field(
         default="auto",
-        description="sam: focal, Dice and IoU terms for each object; dice_ce: Dice and "
-        "cross-entropy over classes; auto: dice_ce for prompts=semantic, else sam",
+        description="name of the loss; `samadapt ls losses` lists them; auto: dice_ce for "
+        "prompts=semantic, else sam",
     )
-    focal: float = Field(default=20.0, ge=0, description="weight of the focal loss")
-    dice: float = Field(default=1.0, ge=0, description="weight of the Dice loss")
-    iou: float = Field(
-        default=1.0, ge=0, description="weight of the squared error of the predicted IoU"
+    class_weights: Literal["balanced"] | List[PositiveNumber] | dict[str, PositiveNumber] | None = (
+        Field(
+            default=None,
+            description="weights of the classes for prompts=semantic: a list in the order of the "
+            "classes, {class: weight}, which may also name the background, or balanced: the "
+            "inverse of each share of the training pixels, background included; what is not named "
+            "weighs 1; null: all weigh 1",
+        )
     )
-    cross_entropy: float = Field(default=1.0, ge=0, description="weight of the cross-entropy")
+
+
+def _keys_of_losses() -> dict[str, tuple[Any, Any]]:
+    """Return type and field of each key that a loss brings, so that a new loss needs no line here.
+
+    A recipe's value of a key that one loss alone takes is dropped with the recipe's loss.
+    """
+    keys = {}
+    for name, key in loss_keys().items():
+        annotation = key.annotation
+        if len(key.losses) == 1:
+            annotation = Annotated.__class_getitem__((annotation, DescribesOption("loss")))  # type: ignore[attr-defined]
+        about = f"{key.description}; for {', '.join(key.losses)}"
+        keys[name] = (annotation, Field(default=key.default, description=about))
+    return keys
+
+
+if TYPE_CHECKING:
+    Loss = LossChoice
+else:
+    Loss = with_fields(LossChoice, "Loss", _keys_of_losses(), __name__)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 from samadapt import console
 from samadapt.adapters.store import load_trainable_state, trainable_state
 from samadapt.config.compose import with_learning_rates
-from samadapt.config.schema import Config, Loss
+from samadapt.config.schema import Config
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, RunError
 from samadapt.runs.context import RunContext, open_run, training_samples
@@ -24,6 +24,7 @@ from samadapt.runs.cross_validation import cross_validate
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.results import adapter_record, write_adapter, write_scores
 from samadapt.runs.run_directory import locked, open_run_dir, removed_if_refused
+from samadapt.runs.run_loss import choose_loss
 from samadapt.runs.run_slices import (
     RunSlices,
     check_numbered_objects,
@@ -46,7 +47,6 @@ from samadapt.training.checkpoint import (
     saved,
 )
 from samadapt.training.loop import LoopOptions, train
-from samadapt.training.losses import LossFunction, object_loss, region_loss, semantic_loss
 from samadapt.training.progress import keep_lines_up_to
 from samadapt.training.state import Training, TrainingState
 
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
+    from samadapt.training.mask_losses import LossFunction
     from samadapt.training.samples import TrainingStack
 
 
@@ -110,13 +111,13 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             scorer = make_scorer(planner, config.eval)
             trains = context.has_trained_parameters
             checkpoint = prepare_resume(context) if config.resume and trains else None
-            loss = choose_loss(config.loss, context)
             slices = divide_slices(
                 context,
                 samples,
                 validate_cases=config.train.validate_cases,
                 max_test_cases=config.eval.max_cases,
             )
+            loss = choose_loss(config.loss, context, slices.train)
             check_numbered_objects(scorer, slices.test)
             planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
             plan_progress(
@@ -173,31 +174,6 @@ def resume_hint(run_dir: Path) -> Iterator[None]:
         if not (run_dir / "config.yaml").is_file():
             raise
         raise RunError(f"{error}. When there is room, continue with: {command}") from error
-
-
-def choose_loss(weights: Loss, context: RunContext) -> LossFunction:
-    """Return the loss that fits the prompts of a run.
-
-    Args:
-        weights: the ``loss`` group of the configuration.
-        context: the run.
-
-    Raises:
-        ConfigError: when the loss named in the configuration does not fit the prompts.
-    """
-    is_semantic = context.policy.is_semantic
-    name = weights.name if weights.name != "auto" else ("dice_ce" if is_semantic else "sam")
-    if (name == "dice_ce") is not is_semantic:
-        raise ConfigError(
-            f"loss={name} does not fit prompts={context.policy.kind}: dice_ce is for "
-            "prompts=semantic, sam is for prompts with boxes or points; leave loss=auto"
-        )
-    if is_semantic:
-        # Classes that may overlap each need their own mask; otherwise one label map holds all.
-        make = region_loss if context.dataset.overlapping else semantic_loss
-        classes = len(context.dataset.classes)
-        return make(classes, cross_entropy=weights.cross_entropy, dice=weights.dice)
-    return object_loss(focal=weights.focal, dice=weights.dice, iou=weights.iou)
 
 
 def prepare_resume(context: RunContext) -> Checkpoint | None:

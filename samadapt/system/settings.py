@@ -119,6 +119,24 @@ class Settings:
             raise SettingsError(_explain_all(cls, error, given)) from None
 
 
+def with_fields(
+    cls: type[Any], name: str, fields: Mapping[str, tuple[Any, Any]], module: str
+) -> type[Any]:
+    """Return a subclass of a class of settings with more fields.
+
+    Args:
+        cls: the class; its fields come first.
+        name: name of the subclass.
+        fields: type and ``Field(...)`` of each field, as for pydantic's ``create_model``.
+        module: where the subclass is found under its name.
+    """
+    body = {key: field for key, (_, field) in fields.items()}
+    types = {key: annotation for key, (annotation, _) in fields.items()}
+    marks = {"__annotations__": types, "__doc__": cls.__doc__, "__module__": module}
+    extended: type[Any] = dataclass(frozen=True)(type(name, (cls,), body | marks))
+    return extended
+
+
 def settings_fields(cls: type[Settings]) -> dict[str, FieldInfo]:
     """Return the fields of a class of settings by name, in the order of declaration."""
     return dict(vars(cls)["__pydantic_fields__"])

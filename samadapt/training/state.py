@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from samadapt.sam.model import Sam
     from samadapt.training.batches import Batch, Sampler
     from samadapt.training.features import Features
-    from samadapt.training.losses import LossFunction
+    from samadapt.training.mask_losses import LossFunction
     from samadapt.training.progress import Progress
 
 

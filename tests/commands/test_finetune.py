@@ -421,6 +421,7 @@ MISTAKES = [
     (["cache.enabled=on", "peft=full"], "cache.enabled=on: training of the patch", None),
     (["loss=dice_ce"], "loss=dice_ce does not fit prompts=box", None),
     (["loss=sam", "prompts=semantic"], "loss=sam does not fit prompts=semantic", None),
+    (["loss.tversky_beta=0.6"], "loss.tversky_beta=0.6 has no effect: loss=auto", None),
     (["prompts.min_area=10000"], "each needs at least one", None),
     (["peft.blocks=last:9"], "the encoder has 4 attention blocks", None),
     (["model.checkpoint=gone.pth"], "gone.pth", None),

@@ -1,4 +1,4 @@
-"""What every run has: policies, losses, slices, features and the adapter's record."""
+"""What every run has: policies, slices, features and the adapter's record."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from samadapt.errors import ConfigError, DataError
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.runs.context import open_data, prompt_policy
 from samadapt.runs.environment import seed_all
-from samadapt.runs.finetune import choose_loss
 from samadapt.runs.results import adapter_record
 from samadapt.runs.run_slices import RunSlices, plan_progress
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.training.augment import flip
-from samadapt.training.losses import LossTerms
 
 
 @pytest.fixture
@@ -107,27 +105,6 @@ def test_empty_slices_follow_the_prompts(pictures):
     (pictures / "masks" / "p1.png").unlink()
     with pytest.raises(DataError, match=r"images/p1\.png"):
         open_data(data, 0, semantic=False)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "loss", "fits"),
-    [
-        ("box", "auto", True),
-        ("box", "sam", True),
-        ("point", "dice_ce", False),
-        ("semantic", "auto", True),
-        ("semantic", "dice_ce", True),
-        ("semantic", "sam", False),
-    ],
-)
-def test_the_loss_goes_with_the_prompts(small_run, prompts, loss, fits):
-    run = small_run(f"prompts={prompts}", f"loss={loss}")
-    if fits:
-        assert callable(choose_loss(run.config.loss, run.context))
-        assert LossTerms.__dataclass_fields__
-    else:
-        with pytest.raises(ConfigError, match=f"loss={loss} does not fit prompts={prompts}"):
-            choose_loss(run.config.loss, run.context)
 
 
 def test_what_is_recorded_is_what_was_used(small_run):

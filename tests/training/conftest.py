@@ -19,7 +19,7 @@ from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.training.batches import Sampler, endless, make_batch
 from samadapt.training.feature_plan import plan_features
 from samadapt.training.features import Features
-from samadapt.training.losses import object_loss, semantic_loss
+from samadapt.training.mask_losses import object_loss, semantic_loss
 from samadapt.training.progress import Progress
 from samadapt.training.state import Training
 

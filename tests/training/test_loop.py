@@ -23,7 +23,7 @@ from samadapt.training.loop import (
     learning_rate_factor,
     make_optimizer,
 )
-from samadapt.training.losses import LossTerms
+from samadapt.training.mask_losses import LossTerms
 
 OPTIONS = LoopOptions(
     steps=6, lr=1e-3, warmup_steps=1, validate_every=2, checkpoint_every=3, weight_decay=0.05

@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from samadapt.sam.types import MaskOutput
-from samadapt.training.losses import (
+from samadapt.training.mask_losses import (
+    ExtraTerm,
+    deep_supervision,
     dice_loss,
     focal_loss,
     mask_iou,
     object_loss,
     region_loss,
     semantic_loss,
+    targets_at,
 )
 
 
@@ -304,3 +307,123 @@ def test_the_loss_of_regions_is_a_sum_over_known_pixels():
         dice.append(float(1 - 2 * (p * t).sum() / (p.sum() + t.sum())))
     assert float(terms.parts["cross_entropy"]) == pytest.approx(entropy / count, rel=1e-5)
     assert float(terms.parts["dice"]) == pytest.approx(sum(dice) / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["classes", "planes", "regions"])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_equal_class_weights_change_nothing(kind, gamma):
+    generator = torch.Generator().manual_seed(6)
+    logits = torch.randn(2, 1, 3, 8, 8, generator=generator)
+    targets = planes_of(3, generator, overlapping=kind == "regions")
+    if kind == "classes":
+        targets = torch.where(targets[:, 0] < 0, -1, torch.randint(0, 4, (2, 8, 8)))
+    make = region_loss if kind == "regions" else semantic_loss
+    bare = make(3, gamma=gamma)(output(logits.clone()), targets).total.item()
+    equal = make(3, gamma=gamma, weights=[3.0] * 4)(output(logits.clone()), targets).total.item()
+    assert equal == pytest.approx(bare, rel=1e-5)
+    other = make(3, gamma=gamma, weights=[1.0, 1.0, 1.0, 9.0])(
+        output(logits.clone()), targets
+    ).total.item()
+    assert abs(other - bare) > 1e-3
+
+
+def test_class_weights_by_hand():
+    """Cross-entropy is torch's weighted mean; Dice is the weighted mean of the classes."""
+    generator = torch.Generator().manual_seed(7)
+    logits = torch.randn(2, 1, 3, 8, 8, generator=generator)
+    targets = torch.randint(-1, 3, (2, 8, 8), generator=generator)
+    weights = [0.5, 2.0, 6.0]
+    scores = torch.cat([torch.zeros(2, 1, 8, 8), logits[:, 0, :2]], dim=1)
+    entropy = torch.nn.functional.cross_entropy(
+        scores, targets, torch.tensor(weights), ignore_index=-1
+    )
+    known = targets >= 0
+    each = [
+        dice_loss(scores.softmax(1)[:, k][known][None], (targets == k)[known][None]).item()
+        for k in (1, 2)
+    ]
+    terms = semantic_loss(2, weights=weights)(output(logits), targets)
+    assert float(terms.parts["cross_entropy"]) == pytest.approx(entropy.item(), rel=1e-5)
+    expected = (2 * each[0] + 6 * each[1]) / 8
+    assert float(terms.parts["dice"]) == pytest.approx(expected, rel=1e-4)
+    planes = torch.stack([torch.where(known, targets == k, -1) for k in (1, 2)], dim=1)
+    again = semantic_loss(2, weights=weights)(output(logits.detach()), planes)
+    assert again.total.item() == pytest.approx(terms.total.item(), rel=1e-5)
+
+
+def test_the_weights_of_regions_weigh_their_planes():
+    generator = torch.Generator().manual_seed(8)
+    logits = torch.randn(2, 1, 2, 8, 8, generator=generator)
+    planes = planes_of(2, generator, overlapping=True)
+
+    def alone(k):
+        return region_loss(1)(output(logits[:, :, [k]].clone()), planes[:, [k]])
+
+    first, second = alone(0), alone(1)
+    counts = [int((planes[:, k] >= 0).sum()) for k in range(2)]
+    terms = region_loss(2, weights=[99.0, 3.0, 1.0])(output(logits.clone()), planes)
+    parts = [float(term.parts["cross_entropy"]) for term in (first, second)]
+    expected = (3 * counts[0] * parts[0] + counts[1] * parts[1]) / (3 * counts[0] + counts[1])
+    assert float(terms.parts["cross_entropy"]) == pytest.approx(expected, rel=1e-5)
+    dice = (3 * float(first.parts["dice"]) + float(second.parts["dice"])) / 4
+    assert float(terms.parts["dice"]) == pytest.approx(dice, rel=1e-5)
+
+
+def test_the_focal_loss_of_classes_equals_monai():
+    losses = pytest.importorskip("monai.losses")
+    generator = torch.Generator().manual_seed(9)
+    logits = torch.randn(2, 1, 2, 8, 8, generator=generator)
+    targets = torch.randint(0, 3, (2, 8, 8), generator=generator)
+    scores = torch.cat([torch.zeros(2, 1, 8, 8), logits[:, 0]], dim=1)
+    peer = losses.FocalLoss(gamma=2.0, to_onehot_y=True, use_softmax=True)
+    found = semantic_loss(2, dice=0.0, gamma=2.0)(output(logits.clone()), targets)
+    # MONAI divides by the number of classes too.
+    assert found.total.item() == pytest.approx(3 * peer(scores, targets[:, None]).item(), rel=1e-5)
+    planes = torch.stack([targets == 1, targets > 0], dim=1).long()
+    found = region_loss(2, dice=0.0, gamma=2.0)(output(logits.clone()), planes)
+    peer = losses.FocalLoss(gamma=2.0)
+    assert found.total.item() == pytest.approx(peer(logits[:, 0], planes.float()).item(), rel=1e-5)
+
+
+def test_one_more_term_takes_part_in_the_choice_of_the_mask():
+    logits, targets = random_case(b=1, p=1, m=3)
+    plain = output(logits.clone())
+    object_loss()(plain, targets).total.backward()
+    chosen = int(plain.logits.grad.abs().sum((-1, -2)).argmax())
+
+    def punish(predicted, truth, known):
+        assert predicted.shape == truth.shape == known.shape == (3, 1, 8, 8)
+        return predicted.mean((1, 2, 3)) * 0 + (torch.arange(3) == chosen)
+
+    terms = object_loss(extra=ExtraTerm("punished", 100.0, punish))(
+        moved := output(logits.clone()), targets
+    )
+    terms.total.backward()
+    assert int(moved.logits.grad.abs().sum((-1, -2)).argmax()) != chosen
+    assert list(terms.parts) == ["focal", "dice", "punished", "iou"]
+
+
+def test_deep_supervision_halves_the_weight_of_each_coarser_output():
+    generator = torch.Generator().manual_seed(10)
+    targets = torch.randint(-1, 3, (2, 12, 12), generator=generator)
+    outputs = [output(torch.randn(2, 1, 2, s, s, generator=generator)) for s in (12, 6, 4)]
+    loss = semantic_loss(2)
+    each = [loss(out, targets_at(targets, out.logits.shape[-1])).total.item() for out in outputs]
+    terms = deep_supervision(loss)(outputs, targets)
+    assert terms.total.item() == pytest.approx((4 * each[0] + 2 * each[1] + each[2]) / 7, rel=1e-5)
+    alone = deep_supervision(loss)(outputs[:1], targets)
+    assert alone.total.item() == each[0]
+    terms.total.backward()
+    assert all(float(out.logits.grad.abs().sum()) > 0 for out in outputs)
+
+
+def test_targets_of_another_side_keep_ignored_pixels_and_their_place():
+    targets = torch.full((1, 8, 8), -1)
+    targets[:, :, 4:] = 2
+    small = targets_at(targets, 4)
+    assert small.dtype == targets.dtype
+    assert small.tolist() == [[[-1, -1, 2, 2]] * 4]
+    planes = targets_at(targets[:, None].expand(1, 3, 8, 8), 16)
+    assert planes.shape == (1, 3, 16, 16)
+    assert torch.equal(planes[:, 1], targets.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    assert targets_at(targets, 8) is targets

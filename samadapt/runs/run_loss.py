@@ -1,0 +1,92 @@
+"""Build the loss that a configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from samadapt.config.schema import LossChoice
+from samadapt.errors import ConfigError
+from samadapt.system.settings import settings_fields
+from samadapt.training.class_weights import BACKGROUND, balanced_weights, given_weights
+from samadapt.training.losses import LOSSES, NamedLoss, loss_keys
+from samadapt.training.losses.base import Target, targets_text
+
+if TYPE_CHECKING:
+    from samadapt.data.types import SliceRef
+    from samadapt.runs.context import RunContext
+    from samadapt.training.mask_losses import LossFunction
+
+
+def choose_loss(choice: LossChoice, context: RunContext, train: Sequence[SliceRef]) -> LossFunction:
+    """Return the loss that fits the prompts of a run.
+
+    Args:
+        choice: the ``loss`` group of the configuration.
+        context: the run.
+        train: the slices that train; ``loss.class_weights=balanced`` counts their pixels.
+
+    Raises:
+        ConfigError: when the loss does not fit the prompts or the classes, when a key is set that
+            it does not take, or for wrong class weights.
+    """
+    target: Target = "objects"
+    if context.policy.is_semantic:
+        # Classes that may overlap each need their own mask; otherwise one label map holds all.
+        target = "regions" if context.dataset.overlapping else "classes"
+    auto = "sam" if target == "objects" else "dice_ce"
+    loss = LOSSES[auto if choice.name == "auto" else choice.name]
+    _check_fit(loss, target, context)
+    _check_keys(choice, loss)
+    taken = {name: getattr(choice, name) for name in settings_fields(loss) if hasattr(choice, name)}
+    weights = _class_weights(choice, context, train)
+    return loss(**taken).build(target, len(context.dataset.classes), weights)
+
+
+def _check_fit(loss: type[NamedLoss], target: Target, context: RunContext) -> None:
+    """Raise ``ConfigError`` unless the loss can compare what the run trains on."""
+    if target in loss.fits:
+        return
+    fitting = ", ".join(name for name, other in LOSSES.items() if target in other.fits)
+    where = " with data.regions" if target == "regions" else ""
+    raise ConfigError(
+        f"loss={loss.name} does not fit prompts={context.policy.kind}{where}: it is for "
+        f"{targets_text(loss.fits)}; use one of {fitting}, or leave loss=auto"
+    )
+
+
+def _check_keys(choice: LossChoice, loss: type[NamedLoss]) -> None:
+    """Raise ``ConfigError`` for a key that is set and that the loss does not take."""
+    # A configuration with loss=auto may hold the weights of both losses that auto stands for.
+    names = {"sam", "dice_ce"} if choice.name == "auto" else {loss.name}
+    for name, key in loss_keys().items():
+        value = getattr(choice, name, key.default)
+        if value != key.default and not names & set(key.losses):
+            raise ConfigError(
+                f"loss.{name}={value} has no effect: loss={choice.name} does not take it, only "
+                f"{', '.join(key.losses)}; leave it out, or choose one of these losses"
+            )
+
+
+def _class_weights(
+    choice: LossChoice, context: RunContext, train: Sequence[SliceRef]
+) -> list[float] | None:
+    """Return the weights of the background and of each class; None if all are equal."""
+    given, names = choice.class_weights, context.dataset.classes
+    if given is None:
+        return None
+    if not context.policy.is_semantic:
+        raise ConfigError(
+            f"loss.class_weights is for prompts=semantic; with prompts={context.policy.kind} each "
+            "object has a loss of its own, whatever its class; leave it out"
+        )
+    if given == "balanced":
+        truths = (context.dataset.sample(ref).truth for ref in train)
+        weights = balanced_weights(truths, len(names))
+    else:
+        weights = given_weights(given, names)
+    shown = zip((BACKGROUND, *names), weights, strict=True)
+    # Regions have a sigmoid each and no background.
+    kept = [f"{name} {weight:.4g}" for name, weight in shown][context.dataset.overlapping :]
+    context.say(f"loss.class_weights: {', '.join(kept)}")
+    return weights

@@ -1,0 +1,54 @@
+"""The Tversky loss, in which misses can cost more than false alarms (Salehi et al. 2017)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from samadapt.training.losses.base import MaskTermLoss, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samadapt.training.mask_losses import MaskTerm
+
+LEAST = 1e-6
+"""A power below 1 has no finite gradient at 0, so smaller losses are constant."""
+
+
+@register("tversky")
+@dataclass(frozen=True)
+class Tversky(MaskTermLoss):
+    """Tversky loss in the place of Dice, from MONAI.
+
+    It is 1 - TP / (TP + alpha FP + beta FN), which is the Dice loss for alpha = beta = 0.5. With an
+    exponent below 1 (0.75 in Abraham and Khan 2019: focal Tversky) classes that are almost right
+    still train.
+    """
+
+    summary: ClassVar[str] = (
+        "Tversky loss in the place of Dice: what is missed costs more than what is too much"
+    )
+
+    tversky_alpha: float = Field(default=0.3, gt=0, description="cost of a false-positive pixel")
+    tversky_beta: float = Field(default=0.7, gt=0, description="cost of a missed pixel")
+    tversky_gamma: float = Field(
+        default=1.0, gt=0, description="exponent of the Tversky loss; 0.75 gives focal Tversky"
+    )
+
+    def overlap(self) -> MaskTerm:
+        """Return the Tversky loss of each mask."""
+
+        def measure(predicted: Tensor, truth: Tensor, known: Tensor) -> Tensor:
+            from monai.losses.tversky import TverskyLoss
+
+            del known
+            loss = TverskyLoss(alpha=self.tversky_alpha, beta=self.tversky_beta, reduction="none")
+            # (n, 1, pixels): MONAI sums over the last axis, here over all planes of a mask.
+            planes = predicted.flatten(1)[:, None], truth.flatten(1)[:, None].to(predicted.dtype)
+            each: Tensor = loss(*planes)[:, 0]
+            return each if self.tversky_gamma == 1 else each.clamp(LEAST) ** self.tversky_gamma
+
+        return measure
