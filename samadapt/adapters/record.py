@@ -76,6 +76,9 @@ class AdapterRecord:
         record_sha256: sha256 of all other entries (``digest_of``); the same holds.
         input_channels: channels of the images. If there are more than 3, a trained projection maps
             them to SAM's three.
+        confidence: the curve that makes a calibrated confidence of an object's mean probability, or
+            the ``reason`` why there is none (``evaluation/confidence.py``). If it is empty, as in
+            adapters of earlier versions, the file leaves it out.
     """
 
     base: str
@@ -102,6 +105,7 @@ class AdapterRecord:
     weights_sha256: str = ""
     record_sha256: str = ""
     input_channels: int = 3
+    confidence: dict[str, Any] = field(default_factory=dict)
 
 
 def write_record(directory: Path, record: AdapterRecord, weights: Path) -> None:
@@ -121,6 +125,8 @@ def write_record(directory: Path, record: AdapterRecord, weights: Path) -> None:
     )
     # Convert to what JSON can hold first, because the digest is compared with what is read back.
     values = json.loads(json.dumps(asdict(record)))
+    if not record.confidence:
+        del values["confidence"]
     write_json(directory / RECORD, {**values, "record_sha256": digest_of(values)})
 
 
@@ -246,7 +252,8 @@ def _faults(record: AdapterRecord) -> Iterator[str]:
         if not key.isalnum() or len(key) > MAX_NAME or any(s < 0 for s in slices or ()):
             yield "trained_on: expected hashes of images, each with slice numbers from 0 or null"
             break
-    for name in ("method", "preprocessing", "intensity", "prompt", "scores", "data_options"):
+    nested = ("method", "preprocessing", "intensity", "prompt", "scores", "data_options")
+    for name in (*nested, "confidence"):
         yield from _value_faults(name, getattr(record, name), MAX_DEPTH)
 
 
