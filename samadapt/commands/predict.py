@@ -40,12 +40,19 @@ labels names the class of each object. propagate=true carries each object from t
 is prompted to the others, both ways, until it vanishes: the box around its mask, slightly widened,
 prompts the next slice.
 
+adapter=[a,b,c], or the run directory of a cross-validation, lets several adapters segment together:
+their probabilities are averaged. tta=flip averages over mirrored copies as well. uncertainty=true
+writes OUTPUT_uncertainty, and objects=true lists the objects, each with its class, box, area and,
+if the training had enough validation objects, a calibrated confidence.
+
   samadapt predict adapter=runs/medical/RUN/adapter input=scan.nii.gz output=labels.nii.gz
   samadapt predict adapter=DIR input=cell.png output=mask.png 'boxes=[[10,20,90,80]]'
   samadapt predict adapter=DIR input=ct.nii output=out.nii 'boxes={12: [[30,40,60,70]]}'
   samadapt predict adapter=DIR input=ct.nii output=out.nii 'boxes={12: [[30,40,60,70]]}' \\
       propagate=true labels=liver keep_largest=true
   samadapt predict adapter=DIR input=pictures/ output=masks/
+  samadapt predict adapter=runs/medical/CROSS_VALIDATION input=scan.nii.gz output=labels.nii.gz \\
+      tta=flip uncertainty=mutual_information objects=true --json
 """
 
 Boxes = List[List[float] | None]
@@ -57,7 +64,10 @@ PointLabels = List[Whole] | List[List[Whole] | None]
 class PredictFiles(Settings):
     """The keys that name what a prediction reads and writes."""
 
-    adapter: str = Field(description="adapter directory")
+    adapter: str | List[str] = Field(
+        description="adapter directory; a list of them, or the run directory of a "
+        "cross-validation: their probabilities are averaged"
+    )
     input: str | List[str] = Field(
         description="picture, volume, DICOM series, or a folder of images; for several channels a "
         "list of files, 'CASE_{channel}.nii.gz' or the folder of the case"
@@ -107,6 +117,12 @@ class PredictArguments(PredictionOptions, PredictFiles):
 
 
 SCHEMA = PredictArguments
+
+MAPS = ("probabilities", "uncertainty", "mutual_information")
+"""Files that are written beside the labels, by their name in a result."""
+
+MOST_OBJECTS = 20
+"""Objects that the table shows; --json lists all."""
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
@@ -161,10 +177,11 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 def _plan(asked: PredictArguments) -> PredictionPlan:
     """Find the images and their outputs, and refuse what cannot be read or written."""
     from samadapt.adapters.record import read_record
+    from samadapt.inference.ensemble import member_directories
     from samadapt.inference.files import plan_prediction
     from samadapt.inference.inputs import chosen_channels
 
-    record = read_record(Path(asked.adapter).expanduser())
+    record = read_record(member_directories(asked.adapter)[0])
     channels = chosen_channels(record, asked.channel)
     return plan_prediction(asked.input, Path(asked.output), channels)
 
@@ -187,9 +204,32 @@ def render(result: dict[str, Any]) -> str:
         for label, (name, count) in enumerate(result["voxels"].items(), start=1)
     ]
     table = console.table(["label", "class", "voxels", "share"], rows)
-    beside = f"\n{result['probabilities']}" if "probabilities" in result else ""
+    beside = "".join(f"\n{result[name]}" for name in MAPS if name in result)
     written = "\n".join(result.get("masks", {}).values()) or result["output"]
-    return f"{table}\n\n{written} ({_size(result)}){beside}"
+    return f"{table}\n\n{_objects(result)}{written} ({_size(result)}){beside}"
+
+
+def _objects(result: dict[str, Any]) -> str:
+    """Return the table of the objects, if they were asked for, and a blank line."""
+    if "objects" not in result:
+        return ""
+    found = result["objects"]
+    rows = [
+        [
+            one["class"],
+            str(one["box"]),
+            str(one.get("slices", "")),
+            f"{one['area']:,}",
+            "" if one["confidence"] is None else f"{one['confidence']:.2f}",
+        ]
+        for one in found[:MOST_OBJECTS]
+    ]
+    lines = [console.table(["object", "box", "slices", "area", "confidence"], rows)]
+    if len(found) > MOST_OBJECTS:
+        lines.append(f"and {len(found) - MOST_OBJECTS} more objects; --json lists all")
+    if "no_confidence" in result:
+        lines.append(f"no confidence: {result['no_confidence']}")
+    return "\n".join(lines) + "\n\n"
 
 
 def _render_folder(result: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from samadapt.adapters.sharing import share
 from samadapt.data.intensity import IntensityRule, make_intensity
 from samadapt.data.tiles import Tiling, recorded_tiling
 from samadapt.errors import AdapterError, ConfigError, PromptError
+from samadapt.evaluation.confidence import ConfidenceCurve, read_curve
 from samadapt.prompts.policy import PromptPolicy
 
 if TYPE_CHECKING:
@@ -28,19 +29,24 @@ class AdapterBundle:
         record: what the adapter was trained for.
         policy: its prompt policy.
         intensity: its intensity rule.
+        curve: the calibrated confidence of its objects, or the reason why there is none.
         encoder: key of the image encoder. It is equal for all adapters that leave the base's
             encoder unchanged, so that they share embeddings.
         tiling: how pictures are cut into tiles; None: they are seen whole.
         stack: number of slices of a volume that the encoder sees together.
+        first_trainable_block: the encoder before it is that of the base; see ``Sam.encode_prefix``.
+            -1: nothing of it is known to be.
     """
 
     sam: Sam
     record: AdapterRecord
     policy: PromptPolicy
     intensity: IntensityRule
+    curve: ConfidenceCurve | str
     encoder: object
     tiling: Tiling | None = None
     stack: int = 1
+    first_trainable_block: int = -1
 
 
 def load_bundle(directory: Path, base: Sam) -> AdapterBundle:
@@ -55,11 +61,11 @@ def load_bundle(directory: Path, base: Sam) -> AdapterBundle:
     try:
         # The neck, the encoder's last unit, has the number `depth`. If the first trained unit comes
         # after it, only the decoder is trained and the encoder is that of the base.
-        return make_bundle(
-            sam.to(base.device), record, injection.first_trainable_block > injection.depth
-        )
+        first = injection.first_trainable_block
+        bundle = make_bundle(sam.to(base.device), record, first > injection.depth)
     except (ConfigError, PromptError, AdapterError) as error:
         raise AdapterError(f"{directory / RECORD}: {error}") from error
+    return replace(bundle, first_trainable_block=first)
 
 
 def make_bundle(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> AdapterBundle:
@@ -73,7 +79,8 @@ def make_bundle(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> Adapter
     Raises:
         ConfigError: the intensity rule or the tiling of the record is not valid.
         PromptError: the prompt policy of the record is not valid.
-        AdapterError: the preprocessing of the record is not that of the model.
+        AdapterError: the preprocessing of the record is not that of the model, or its confidence
+            is no calibration.
     """
     # A record without preprocessing leaves it to the base model.
     expected = asdict(sam.preprocessing)
@@ -92,6 +99,7 @@ def make_bundle(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> Adapter
         record=record,
         policy=PromptPolicy.from_dict(record.prompt),
         intensity=intensity,
+        curve=read_curve(record.confidence),
         # A new object equals no other, so an adapter that changes the encoder shares no embeddings.
         encoder="base" if keeps_encoder else object(),
         tiling=recorded_tiling(record.data_options),

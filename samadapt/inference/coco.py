@@ -52,20 +52,22 @@ class CocoFile:
                 continue
             # pycocotools wants column-major uint8 and returns the counts as bytes.
             encoded = coco_masks().encode(np.asfortranarray(mask, dtype=np.uint8))
-            self.annotations.append(
-                {
-                    "id": len(self.annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": int(class_id),
-                    "segmentation": {
-                        "size": [height, width],
-                        "counts": encoded["counts"].decode("ascii"),
-                    },
-                    "area": int(coco_masks().area(encoded)),
-                    "bbox": [float(side) for side in coco_masks().toBbox(encoded)],
-                    "iscrowd": 0,
-                }
-            )
+            annotation: dict[str, Any] = {
+                "id": len(self.annotations) + 1,
+                "image_id": image_id,
+                "category_id": int(class_id),
+                "segmentation": {
+                    "size": [height, width],
+                    "counts": encoded["counts"].decode("ascii"),
+                },
+                "area": int(coco_masks().area(encoded)),
+                "bbox": [float(side) for side in coco_masks().toBbox(encoded)],
+                "iscrowd": 0,
+            }
+            confidence = found.objects[number].confidence if number in found.objects else None
+            if confidence is not None:
+                annotation["score"] = confidence
+            self.annotations.append(annotation)
 
     def write(self, path: Path) -> None:
         """Write the file; replace an older one."""

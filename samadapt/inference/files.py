@@ -348,6 +348,10 @@ def _predict(
     row: dict[str, Any] = {"output": target, "shape": volume.shape, "voxels": voxels}
     if predictor.overlapping and target.suffix.lower() not in (SEG, COCO):
         row["masks"] = mask_files(target, predictor.classes)
+    if options.objects:
+        row["objects"] = [one.to_dict() for one in found.objects.values()]
+        if predictor.uncalibrated:
+            row["no_confidence"] = predictor.uncalibrated
     if volume.findings:
         row["warnings"] = [str(finding) for finding in volume.findings]
-    return row | ({} if beside is None else {"probabilities": beside})
+    return row | beside

@@ -21,6 +21,9 @@ from samadapt.system.settings import Whole
 
 Carry = Literal["prompt", "mask", "both"]
 
+Tta = Literal["flip"]
+"""Test-time augmentation: the copies of an image that a prediction is averaged over."""
+
 SMALLEST_TILE = 16
 """Side in pixels below which a tile shows nothing that could be recognised."""
 
@@ -97,6 +100,19 @@ class PredictionOptions:
     probabilities: bool = _option(
         False, "also write OUTPUT_probabilities, a 4D .nii.gz or, for a picture, an .npz"
     )
+    tta: Tta | None = _option(
+        None,
+        "flip: average over mirrored copies too: left-right, in microscopy also upside down; null: "
+        "the image alone",
+    )
+    uncertainty: bool | Literal["mutual_information"] = _option(
+        False,
+        "also write OUTPUT_uncertainty, the entropy of the probabilities from 0 to 1; "
+        "mutual_information: and how much adapters or mirrored copies disagree",
+    )
+    objects: bool = _option(
+        False, "list the objects in the result: class, box, area and calibrated confidence"
+    )
     channel: Annotated[Whole, Field(ge=0)] | str | Sequence[Whole | str] | None = _option(
         None,
         "which volume of a 4D file: its index from 0, or its name in dataset.json; [a,b]: for an "
@@ -116,6 +132,12 @@ class PredictionOptions:
     def __post_init__(self) -> None:
         if self.carry not in get_args(Carry):
             raise PromptError(f"carry must be {', '.join(get_args(Carry))}; got {self.carry!r}")
+        if self.tta is not None and self.tta not in get_args(Tta):
+            raise PromptError(f"tta must be flip, or left out; got {self.tta!r}")
+        if self.uncertainty not in (True, False, "mutual_information"):
+            raise PromptError(
+                f"uncertainty must be true, false or mutual_information; got {self.uncertainty!r}"
+            )
         if self.tile is not None and 0 != self.tile < SMALLEST_TILE:
             raise PromptError(
                 f"tile must be 0 (whole) or at least {SMALLEST_TILE} pixels; got {self.tile}"

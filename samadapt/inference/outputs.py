@@ -54,11 +54,11 @@ def write_labels(
     *,
     overlapping: bool,
     coco: CocoFile | None,
-) -> Path | None:
-    """Write what was found in one image, and its probabilities if there are any.
+) -> dict[str, Path]:
+    """Write what was found in one image, and the maps that were asked for beside it.
 
     Args:
-        found: labels, and probabilities or objects if they were asked for.
+        found: labels, and what else was asked for.
         volume: the image as read.
         source: the file or folder it was read from.
         target: the output; its ending chooses the format.
@@ -67,7 +67,7 @@ def write_labels(
         coco: receives the objects if the target is COCO JSON; it is written by the caller.
 
     Returns:
-        The file of the probabilities, or None.
+        The files of the maps by name: probabilities, uncertainty, mutual_information.
 
     Raises:
         DataError: the format cannot hold the labels, or the file cannot be written.
@@ -83,9 +83,7 @@ def write_labels(
                 write_prediction((labels > 0).astype(np.uint8), volume, path)
         else:
             write_prediction(found.labels, volume, target)
-        if found.probabilities is None:
-            return None
-        return _write_probabilities(found.probabilities, volume, source, target)
+        return _write_beside(found, volume, source, target)
     # Its message names the file and the reason already.
     except atomic.WriteError:
         raise
@@ -111,21 +109,48 @@ def mask_files(target: Path, classes: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def _write_probabilities(probabilities: Array, volume: Volume, source: Path, target: Path) -> Path:
-    """Write (K, h, w, d) beside the labels: a 4D NIfTI file, or ``.npz`` for a picture."""
+def _write_beside(
+    found: Segmentation, volume: Volume, source: Path, target: Path
+) -> dict[str, Path]:
+    """Write the maps that were asked for beside the labels; return their files by name.
+
+    The probabilities (K, h, w, d) are a 4D NIfTI file, or ``.npz`` for a picture. A map of the
+    uncertainty (h, w, d) is a NIfTI file of float32, or for a picture a grey PNG, white for 1.
+    """
+    from samadapt.data.formats.nifti.write import save_map, save_shares
+
     base = target.name
     for end in (NIFTI, target.suffix):
         base = base.removesuffix(end)
     if target.suffix.lower() == COCO:  # one file for all pictures of a folder
         base = source.name
-    if volume.source is None:
-        path = target.with_name(f"{base}_probabilities.npz")
-        with atomic.file(path) as part:
-            # A picture has one slice: (K, h, w) is stored.
-            np.savez_compressed(part, probabilities=probabilities[..., 0])
-        return path
-    from samadapt.data.formats.nifti.write import save_shares
+    grid, written = volume.source, {}
+    if found.probabilities is not None:
+        ending = ".npz" if grid is None else NIFTI
+        path = written["probabilities"] = target.with_name(f"{base}_probabilities{ending}")
+        if grid is None:
+            with atomic.file(path) as part:
+                # A picture has one slice: (K, h, w) is stored.
+                np.savez_compressed(part, probabilities=found.probabilities[..., 0])
+        else:
+            save_shares(found.probabilities, grid, path)
+    for name in ("uncertainty", "mutual_information"):
+        values = getattr(found, name)
+        if values is None:
+            continue
+        ending = PICTURE if grid is None else NIFTI
+        path = written[name] = target.with_name(f"{base}_{name}{ending}")
+        if grid is None:
+            _save_grey(values[..., 0], path)
+        else:
+            save_map(values, grid, path)
+    return written
 
-    path = target.with_name(f"{base}_probabilities.nii.gz")
-    save_shares(probabilities, volume.source, path)
-    return path
+
+def _save_grey(shares: Array, path: Path) -> None:
+    """Write shares (h, w), 0..1, as an 8-bit grey PNG: black for 0 and white for 1."""
+    from PIL import Image
+
+    picture = Image.fromarray(np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8))
+    with atomic.file(path) as part:
+        picture.save(part)

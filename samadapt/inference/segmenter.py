@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +20,7 @@ from samadapt.data.formats.shared.exif import Exif, parse_exif
 from samadapt.errors import AdapterError, DataError, nearest
 from samadapt.inference.bundle import AdapterBundle, load_bundle, make_bundle
 from samadapt.inference.embeddings import Embeddings
+from samadapt.inference.ensemble import check_agreement, member_directories
 from samadapt.inference.files import (
     PredictionPlan,
     plan_prediction,
@@ -26,33 +28,39 @@ from samadapt.inference.files import (
     read_one,
 )
 from samadapt.inference.inputs import Source, chosen_channels, is_source
-from samadapt.inference.options import Carry, PredictionOptions
+from samadapt.inference.objects import FoundObject
+from samadapt.inference.options import Carry, PredictionOptions, Tta
 from samadapt.inference.volumes import Progress, VolumePredictor, as_picture
 from samadapt.prompts.user_prompts import SlicePrompts
 from samadapt.system.arrays import Array
 from samadapt.training.precision import Precision, choose_device, choose_precision
 
 if TYPE_CHECKING:
+    from samadapt.data.types import Volume
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.model import Sam
 
 
 def load_adapter(
-    directory: str | Path,
+    directory: str | Path | Sequence[str | Path],
     *,
     checkpoint: str | Path | None = None,
     device: str = "auto",
     precision: str = "fp32",
     name: str = "default",
 ) -> Segmenter:
-    """Load an adapter with its base model, ready to segment.
+    """Load an adapter, or several, with their base model, ready to segment.
 
     The base weights come from ``checkpoint`` if it is given. Otherwise a file of the recorded name
     is looked for in the adapter's directory and the working folder. If there is none, the published
     weights of the recorded model are used. The weights are checked against the recorded hash.
 
+    Several adapters segment together: the probabilities that each of them gives are averaged. They
+    share one base model in memory, and the work of the blocks that none of them changed.
+
     Args:
-        directory: an adapter directory, as a run writes it.
+        directory: an adapter directory, as a run writes it; the run directory of a
+            cross-validation, whose folds then segment together; or a list of them.
         checkpoint: file of the base weights; None: they are found as described above.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"mps"``.
         precision: ``"fp32"``, so that masks do not depend on the machine; ``"bf16"``; or
@@ -60,19 +68,49 @@ def load_adapter(
         name: name for ``Segmenter.use``, if ``Segmenter.add`` brings further adapters.
 
     Raises:
-        AdapterError: the directory is refused; names the file and the fault.
+        AdapterError: a directory is refused, or adapters differ in what they see or mean; names
+            the file and the fault.
         WeightsError: the base weights are not found or are of another kind.
         ConfigError: this machine has no such device or precision.
     """
     target = choose_device(device)
     arithmetic = choose_precision(precision, target)
-    directory = Path(directory).expanduser()
-    record = read_record(directory)
-    base, _ = open_base(directory, record, checkpoint)
+    directories = member_directories(directory)
+    records = [read_record(one) for one in directories]
+    check_agreement(directories, records)
+    base, _ = open_base(directories[0], records[0], checkpoint)
+    base = base.to(target)
     # Not by __init__, which takes an adapted model: with the base, further adapters can be added.
     segmenter = Segmenter.__new__(Segmenter)
-    segmenter._set_up(load_bundle(directory, base.to(target)), arithmetic, base, name)
+    segmenter._set_up([load_bundle(one, base) for one in directories], arithmetic, base, name)
     return segmenter
+
+
+@dataclass(frozen=True)
+class SegmentedImage:
+    """What was found in an image or a volume, on the grid that ``Segmenter.segment`` describes.
+
+    Attributes:
+        labels: what ``Segmenter.segment`` returns.
+        probabilities: (K, ...) float32 probability of each class, 0..1 in steps of 1/255, if it was
+            asked for.
+        uncertainty: float32 entropy of the probabilities, as a share of the largest one, 0..1, if
+            it was asked for. It is log2(K + 1) bits for K classes and the background, and one bit
+            for prompted objects and for classes that may overlap, of which the most uncertain one
+            counts. Pixels outside of all prompted slices have 0.
+        mutual_information: float32, 0..1, if it was asked for: how much of that entropy is
+            disagreement between the adapters and mirrored copies.
+        objects: the objects, if they were asked for, in pixels of the upright picture or slices.
+        no_confidence: why the objects have no confidence; empty if they have one, or were not asked
+            for.
+    """
+
+    labels: Array
+    probabilities: Array | None = None
+    uncertainty: Array | None = None
+    mutual_information: Array | None = None
+    objects: Sequence[FoundObject] = ()
+    no_confidence: str = ""
 
 
 class Segmenter:
@@ -99,16 +137,21 @@ class Segmenter:
     def __init__(self, sam: Sam, record: AdapterRecord, precision: Precision | None = None) -> None:
         """Read the rules from the record."""
         precision = precision or choose_precision("fp32", sam.device)
-        self._set_up(make_bundle(sam, record, keeps_encoder=False), precision, None, "default")
+        self._set_up([make_bundle(sam, record, keeps_encoder=False)], precision, None, "default")
 
     def _set_up(
-        self, first: AdapterBundle, precision: Precision, base: Sam | None, name: str
+        self, first: Sequence[AdapterBundle], precision: Precision, base: Sam | None, name: str
     ) -> None:
         self.precision = precision
         self._base = base
-        self._adapters = {name: first}
+        self._adapters = {name: list(first)}
         self._embeddings = Embeddings()
         self.use(name)
+
+    @property
+    def _active_bundle(self) -> AdapterBundle:
+        """The first member in use, which stands for all: they differ in their weights alone."""
+        return self._members[0]
 
     @property
     def names(self) -> list[str]:
@@ -117,12 +160,12 @@ class Segmenter:
 
     @property
     def sam(self) -> Sam:
-        """The adapted model in use, in evaluation mode."""
+        """The adapted model in use, in evaluation mode; of several members the first."""
         return self._active_bundle.sam
 
     @property
     def record(self) -> AdapterRecord:
-        """The record of the adapter in use."""
+        """The record of the adapter in use; of several members the first."""
         return self._active_bundle.record
 
     @property
@@ -135,11 +178,11 @@ class Segmenter:
         """Class names of the adapter in use; label k is ``classes[k - 1]``."""
         return list(self._active_bundle.record.classes)
 
-    def add(self, directory: str | Path, name: str) -> None:
+    def add(self, directory: str | Path | Sequence[str | Path], name: str) -> None:
         """Load another adapter of the same base model, which is held in memory once.
 
         Args:
-            directory: an adapter directory.
+            directory: an adapter directory, or several; see ``load_adapter``.
             name: name for ``use``.
 
         Raises:
@@ -154,7 +197,9 @@ class Segmenter:
                 "this segmenter was made from an adapted model; one from "
                 "samadapt.load_adapter(directory) can take further adapters"
             )
-        self._adapters[name] = load_bundle(Path(directory).expanduser(), self._base)
+        directories = member_directories(directory)
+        check_agreement(directories, [read_record(one) for one in directories])
+        self._adapters[name] = [load_bundle(one, self._base) for one in directories]
 
     def use(self, name: str) -> None:
         """Segment with another loaded adapter from now on. This costs no time.
@@ -164,7 +209,7 @@ class Segmenter:
         """
         if name not in self._adapters:
             self._unknown(name)
-        self.active, self._active_bundle = name, self._adapters[name]
+        self.active, self._members = name, self._adapters[name]
 
     def remove(self, name: str) -> None:
         """Drop a loaded adapter that is not in use.
@@ -176,10 +221,12 @@ class Segmenter:
             self._unknown(name)
         if name == self.active:
             raise AdapterError(f"{name!r} is in use; use another one before removing it")
-        encoder = self._adapters.pop(name).encoder
+        dropped = [member.encoder for member in self._adapters.pop(name)]
         # Adapters with the encoder of the base share its embeddings; the last of them drops these.
-        if encoder not in [adapter.encoder for adapter in self._adapters.values()]:
-            self._embeddings.forget(encoder)
+        left = [member.encoder for members in self._adapters.values() for member in members]
+        for encoder in dropped:
+            if encoder not in left:
+                self._embeddings.forget(encoder)
 
     def _unknown(self, name: str) -> NoReturn:
         raise AdapterError(
@@ -207,6 +254,7 @@ class Segmenter:
         fill_holes: bool | Sequence[str] = False,
         tile: int | None = None,
         exif: Exif | None = None,
+        tta: Tta | None = None,
     ) -> Array:
         """Segment an image or a volume.
 
@@ -260,6 +308,9 @@ class Segmenter:
                 foreground points. None: as in training; 0: the picture is seen whole.
             exif: ``"apply"``: turn a picture file as its EXIF orientation says; ``"ignore"``:
                 leave its pixels as they are stored; None: as in training, or ``"apply"``.
+            tta: ``"flip"``: average the probabilities over the image and its mirrored copies, which
+                are turned back: from left to right, and under a microscope also upside down.
+                Refused for classes that name a side; see ``data/mirroring.py``.
 
         Returns:
             uint8 labels: (h, w) for an image; in the axes and the shape of the file for a volume
@@ -288,24 +339,65 @@ class Segmenter:
             channel=channel,
             spacing=spacing,
             series=series,
+            tta=tta,
         )
+        return self._segment(image, options, progress).labels
+
+    def predict(
+        self,
+        image: ArrayLike | str | Path | Sequence[str | Path],
+        *,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> SegmentedImage:
+        """Segment an image or a volume, and say how sure the model is.
+
+        Args:
+            image: see ``segment``.
+            progress: see ``segment``.
+            options: prompts and options of ``segment``; ``probabilities=True``, ``objects=True``
+                (class, box, area and confidence of each object), ``uncertainty=True`` or
+                ``"mutual_information"``, which gives both maps.
+
+        Returns:
+            The labels, and what was asked for.
+
+        Raises:
+            PromptError: see ``segment``; or the disagreement of a single pass is asked for.
+            DataError: see ``segment``.
+        """
+        return self._segment(image, PredictionOptions(**options), progress)
+
+    def _segment(
+        self,
+        image: ArrayLike | str | Path | Sequence[str | Path],
+        options: PredictionOptions,
+        progress: Progress | None,
+    ) -> SegmentedImage:
         predictor = self._predictor(options)
         if is_source(image):
             volume = read_one(image, self._reader_options(options))
         else:
             volume = as_picture(np.asarray(image), len(self._active_bundle.intensity.inputs))
-        found = predictor.segment(volume, options, progress).labels
+        found = predictor.segment(volume, options, progress)
+        labels = _on_grid(found.labels, volume)
         # The map of class k holds k, and the caller gets masks of 0 and 1.
         if self.record.overlapping:
-            found = (found > 0).astype(np.uint8)
-        # An array or a picture has no grid of a file to return to.
-        if volume.source is None:
-            return found[..., 0]
-        from samadapt.data.formats.shared.volume_slices import to_source
-
-        if found.ndim == 4:
-            return np.stack([to_source(mask, volume.source) for mask in found])
-        return to_source(found, volume.source)
+            labels = (labels > 0).astype(np.uint8)
+        probabilities, uncertainty, mutual_information = (
+            None if values is None else _on_grid(values, volume)
+            for values in (found.probabilities, found.uncertainty, found.mutual_information)
+        )
+        if probabilities is not None:
+            probabilities = probabilities.astype(np.float32) / 255
+        return SegmentedImage(
+            labels=labels,
+            probabilities=probabilities,
+            uncertainty=uncertainty,
+            mutual_information=mutual_information,
+            objects=list(found.objects.values()),
+            no_confidence=predictor.uncalibrated if options.objects else "",
+        )
 
     def predict_file(
         self,
@@ -434,6 +526,17 @@ class Segmenter:
         """Return what segments with the adapter in use; refuse options that do not fit it."""
         # With a single adapter nothing is asked for twice, so hashing images would be wasted.
         shared = self._embeddings if len(self._adapters) > 1 else None
-        predictor = VolumePredictor(self._active_bundle, self.precision, shared)
+        predictor = VolumePredictor(self._members, self.precision, shared)
         predictor.check(options)
         return predictor
+
+
+def _on_grid(values: Array, volume: Volume) -> Array:
+    """Return maps (..., h, w, d) on the grid of the file; an array or a picture has none."""
+    if volume.source is None:
+        return values[..., 0]
+    from samadapt.data.formats.shared.volume_slices import to_source
+
+    if values.ndim == 4:
+        return np.stack([to_source(one, volume.source) for one in values])
+    return to_source(values, volume.source)

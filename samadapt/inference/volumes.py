@@ -1,37 +1,44 @@
 """Segment one volume or picture with an adapter, slice by slice, as the adapter's record says.
 
 A picture is a volume of one slice, or is cut into tiles, which are then embedded as slices are.
-Every slice goes the way that ``sam/embed.py`` and ``sam/decode.py`` describe.
+Every slice goes the way that ``sam/embed.py`` and ``sam/decode.py`` describe: once, or once for
+each adapter of an ensemble and each mirrored copy (``passes.py``). Then the probabilities of these
+passes are averaged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from samadapt.data.mirroring import mirrors_of, refuse_sides
 from samadapt.data.stacks import Stacks
 from samadapt.data.tiles import PictureTile, tiling
 from samadapt.data.types import SliceRef, Volume
 from samadapt.errors import DataError, PromptError
+from samadapt.evaluation.instances import components
 from samadapt.inference.embeddings import Embeddings
+from samadapt.inference.objects import FoundObject, list_objects
 from samadapt.inference.options import PredictionOptions, class_ids
+from samadapt.inference.passes import EmbeddedPass, embed_passes
 from samadapt.inference.postprocess import postprocess
-from samadapt.inference.propagate import Propagation, plan_walks
-from samadapt.prompts.simulate import objects_in
+from samadapt.inference.propagate import Propagation, Walk, plan_walks
+from samadapt.inference.spool import Spool
 from samadapt.prompts.user_prompts import object_classes, slice_prompts, tile_prompts
+from samadapt.sam.averaging import DecodedObjects, MeanLogits, object_means
 from samadapt.sam.decode import (
+    merge_objects,
     object_logits,
-    object_numbers,
     region_labels,
     semantic_labels,
     semantic_logits,
 )
-from samadapt.sam.embed import embed
 from samadapt.sam.geometry import make_frame
+from samadapt.sam.mirror import AS_IT_IS, Mirror, mirrored_prompts, turned_back
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
@@ -43,6 +50,15 @@ if TYPE_CHECKING:
 
 LARGE = 512
 """Side of the model's square, in pixels, above which slices are embedded one by one on a CPU."""
+
+NOWHERE = -1e4
+"""Logit of an object on a slice to which a pass of an ensemble did not carry it."""
+
+MEASURES = {
+    "uncertainty": MeanLogits.entropy,
+    "mutual_information": MeanLogits.mutual_information,
+}
+"""The maps of a prediction's uncertainty, and how each follows from the mean of the passes."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of slices that are done and the number of all slices."""
@@ -60,17 +76,30 @@ class Segmentation:
         instances: int32 object numbers from 1, in the shape of ``labels``, or None. If the adapter
             takes no prompts, the objects are the connected components of each class.
         instance_classes: class id of each object.
+        foreground: float16 probability, 0..1, of the most probable class or object at each pixel,
+            in the shape of ``labels``, or None.
+        uncertainty: (h, w, d) float32 entropy, 0..1, or None; see ``MeanLogits.entropy``.
+        mutual_information: (h, w, d) float32, 0..1, or None; see ``MeanLogits``.
+        objects: the objects by their number, if they were asked for.
     """
 
     labels: Array
     probabilities: Array | None = None
     instances: Array | None = None
     instance_classes: Sequence[int] = ()
+    foreground: Array | None = None
+    uncertainty: Array | None = None
+    mutual_information: Array | None = None
+    objects: dict[int, FoundObject] = field(default_factory=dict)
 
     @property
     def maps(self) -> Sequence[Array]:
         """The label maps (h, w, d): one for all classes, or one for each."""
-        return list(self.labels) if self.labels.ndim == 4 else [self.labels]
+        return self.planes(self.labels)
+
+    def planes(self, values: Array) -> Sequence[Array]:
+        """Return values in the shape of ``labels`` as maps (h, w, d)."""
+        return list(values) if values.ndim == 4 else [values]
 
 
 class SlicePictures:
@@ -98,20 +127,25 @@ class SlicePictures:
 
 
 class VolumePredictor:
-    """An adapter that segments volumes and pictures.
+    """Adapters that segment volumes and pictures together; usually it is one.
 
     Args:
-        adapter: the adapter.
-        precision: what it computes in.
-        embeddings: a store that several adapters share; None: there is one adapter.
+        members: the adapters, which agree in everything but their weights.
+        precision: what they compute in.
+        embeddings: a store that several adapters share; None: nothing is asked for twice.
     """
 
     def __init__(
-        self, adapter: AdapterBundle, precision: Precision, embeddings: Embeddings | None = None
+        self,
+        members: Sequence[AdapterBundle],
+        precision: Precision,
+        embeddings: Embeddings | None = None,
     ) -> None:
+        adapter = members[0]
         if embeddings is None and adapter.stack > 1:
             embeddings = Embeddings()  # the slices that follow belong to the same stack
-        self.adapter, self.precision, self.embeddings = adapter, precision, embeddings
+        self.members, self.precision = members, precision
+        self.adapter, self.embeddings = adapter, embeddings
         self.sam, self.policy = adapter.sam, adapter.policy
         self.classes = list(adapter.record.classes)
         self.overlapping = adapter.record.overlapping
@@ -127,10 +161,19 @@ class VolumePredictor:
         """Refuse options that this adapter cannot follow, whatever the image is.
 
         Raises:
-            PromptError: a prompt is missing or not wanted, or a class is unknown.
+            PromptError: a prompt is missing or not wanted, a class is unknown, or an option needs
+                more than this adapter can do.
         """
         for option in ("keep_largest", "fill_holes"):
             class_ids(getattr(options, option), self.classes, option)
+        if options.tta and self.policy.is_semantic:
+            refuse_sides(self.classes, f"tta={options.tta}")
+        several = len(self.members) > 1 or options.tta is not None
+        if options.uncertainty == "mutual_information" and not several:
+            raise PromptError(
+                "uncertainty=mutual_information is how much several passes disagree, and this is "
+                "one pass; name several adapters, add tta=flip, or use uncertainty=true"
+            )
         if self.policy.is_semantic and options.has_prompts:
             raise PromptError(
                 "this adapter was trained without prompts and finds its classes "
@@ -160,6 +203,19 @@ class VolumePredictor:
         overlap = None if trained is None else trained.overlap
         cut = trained if options.tile is None else tiling(options.tile, overlap)
         return cut.tiles(*volume.shape[:2]) if cut and is_picture else None
+
+    def mirrors(self, volume: Volume, options: PredictionOptions) -> tuple[Mirror, ...]:
+        """Return the mirrored copies of the slices that are seen, each as the reversed axes."""
+        if options.tta is None:
+            return (AS_IT_IS,)
+        is_picture = volume.source is None and volume.shape[2] == 1
+        return mirrors_of(self.adapter.intensity, is_picture=is_picture)
+
+    @property
+    def uncalibrated(self) -> str:
+        """Why objects get no confidence; empty if they get one."""
+        reasons = [one.curve for one in self.members if isinstance(one.curve, str)]
+        return reasons[0] if reasons else ""
 
     def segment(
         self,
@@ -207,9 +263,17 @@ class VolumePredictor:
                 [class_id for class_id in filled if class_id in own],
             )
         if found.instances is not None:
-            numbers = found.instances if self.overlapping else [found.instances]
-            for labels, objects in zip(found.maps, numbers, strict=True):
-                run.settle_instances(labels, objects)
+            for labels, numbers in zip(found.maps, found.planes(found.instances), strict=True):
+                run.settle_instances(labels, numbers)
+        if found.instances is not None and found.foreground is not None:
+            curves = [one.curve for one in self.members if not isinstance(one.curve, str)]
+            found.objects = list_objects(
+                found.planes(found.instances),
+                found.planes(found.foreground),
+                found.instance_classes,
+                self.classes,
+                [] if self.uncalibrated else curves,
+            )
         return found
 
 
@@ -227,6 +291,7 @@ class _Prediction:
         self.model, self.options, self.progress = model, options, progress
         self.shape = volume.shape
         height, width, depth = volume.shape
+        self.mirrors = model.mirrors(volume, options)
         self.tiles = model.tiles(volume, options)
         self.count = depth if self.tiles is None else len(self.tiles)
         self.pictures = SlicePictures(volume, model.adapter, self.tiles)
@@ -237,32 +302,41 @@ class _Prediction:
             return np.moveaxis(np.zeros((*leading, depth, height, width), dtype), -3, -1)
 
         maps = (len(model.classes),) if model.overlapping else ()
-        self.found = Segmentation(blank(np.uint8, *maps))
+        found = self.found = Segmentation(blank(np.uint8, *maps))
         if options.probabilities:
-            self.found.probabilities = blank(np.uint8, len(model.classes))
-        if instances:
-            self.found.instances = blank(np.int32, *maps)
+            found.probabilities = blank(np.uint8, len(model.classes))
+        if instances or options.objects:
+            found.instances = blank(np.int32, *maps)
+        if options.objects:
+            found.foreground = blank(np.float16, *maps)
+        if options.uncertainty:
+            found.uncertainty = blank(np.float32)
+        if options.uncertainty == "mutual_information":
+            found.mutual_information = blank(np.float32)
 
     def semantic(self) -> None:
         """Label every slice or tile without prompts."""
         count, overlapping = len(self.model.classes), self.model.overlapping
         label = region_labels if overlapping else semantic_labels
-        for batch, embeddings, frames in self._batches(range(self.count)):
-            each = semantic_logits(
-                self.model.sam,
-                embeddings,
-                frames,
-                count,
-                background_token=self.model.policy.background_token,
-            )
-            for index, logits in zip(batch, each, strict=True):
-                self._put(self.found.labels, index, label(logits, count)[0].cpu().numpy())
-                if self.found.probabilities is not None and overlapping:
-                    self._keep_probabilities(index, logits[0, 0].sigmoid())
-                elif self.found.probabilities is not None:
-                    # The logit of the background is 0. Its probability is not kept.
-                    scores = torch.cat([torch.zeros_like(logits[0, 0, :1]), logits[0, 0]])
-                    self._keep_probabilities(index, scores.softmax(0)[1:])
+        for batch, passes in self._batches(range(self.count)):
+            # Generators: the logits of one slice at a time are in memory at the size of the image.
+            decoded = [
+                semantic_logits(
+                    one.member.sam,
+                    one.embeddings,
+                    one.frames,
+                    count,
+                    background_token=self.model.policy.background_token,
+                )
+                for one in passes
+            ]
+            for index, *each in zip(batch, *decoded, strict=True):
+                mean = MeanLogits(exclusive=not overlapping)
+                for one, logits in zip(passes, each, strict=True):
+                    mean.add(turned_back(logits[0, 0], one.mirror))
+                labels = label(mean.logits[None, None], count)[0]
+                self._put(self.found.labels, index, labels.cpu().numpy())
+                self._keep_classes(index, mean)
 
     def prompted(self) -> None:
         """Segment what is prompted on each slice or tile."""
@@ -270,17 +344,11 @@ class _Prediction:
         if self.tiles is not None and 0 in prompts:
             prompts = {i: tile_prompts(prompts[0], tile) for i, tile in enumerate(self.tiles)}
         wanted = [index for index in prompts if len(prompts[index])]
-        for batch, embeddings, frames in self._batches(wanted):
+        for batch, passes in self._batches(wanted):
             objects = [prompts[index] for index in batch]
-            masks = object_logits(
-                self.model.sam,
-                embeddings,
-                frames,
-                objects,
-                multimask=self.model.policy.is_ambiguous,
-            )
-            for index, item, (logits, _), frame in zip(batch, objects, masks, frames, strict=True):
-                self._keep(index, item.numbers.tolist(), logits, frame)
+            decoded = [self._decode(one, objects) for one in passes]
+            for index, item, *masks in zip(batch, objects, *decoded, strict=True):
+                self._keep(index, item.numbers.tolist(), masks)
 
     def propagated(self) -> None:
         """Carry what is prompted on some slices to the others.
@@ -288,7 +356,7 @@ class _Prediction:
         Raises:
             PromptError: there is one slice, or the prompts do not say on which slices they are.
         """
-        options, model, depth = self.options, self.model, self.shape[2]
+        options, depth = self.options, self.shape[2]
         if depth == 1:
             raise PromptError("propagate=true carries objects through a volume; this is one image")
         if not any(isinstance(value, Mapping) for value in (options.boxes, options.points)):
@@ -300,25 +368,51 @@ class _Prediction:
         up, down = plan_walks(prompts, depth, options.slices)
         steps = len({i for walk in up for i in range(walk.start, walk.limit + 1)})
         steps += len({i for walk in down for i in range(walk.limit, walk.start)})
+        passes = [(member, mirror) for mirror in self.mirrors for member in self.model.members]
+        advance = self._counter(steps * len(passes))
+        walks = [self._walk(*one, prompts, up, down, advance) for one in passes]
+        sam = self.model.sam
+        frame = make_frame(self.shape[:2], sam.image_size, sam.preprocessing.resize)
+        for index, numbers, logits in _together(walks):
+            masks = [
+                DecodedObjects(member.sam, found.to(sam.device), frame, mirror)
+                for (member, mirror), found in zip(passes, logits, strict=True)
+            ]
+            self._keep(index, numbers, masks)
+
+    def _walk(
+        self,
+        member: AdapterBundle,
+        mirror: Mirror,
+        prompts: Mapping[int, ImagePrompts],
+        up: Sequence[Walk],
+        down: Sequence[Walk],
+        advance: Callable[[], None],
+    ) -> Iterator[tuple[int, dict[int, Tensor]]]:
+        """Carry the objects through the volume in one pass; yield what it finds on each slice."""
+
+        def embed(indices: Sequence[int]) -> tuple[Tensor, list[Frame]]:
+            (one,) = self._embed(indices, [member], [mirror])
+            return one.embeddings, one.frames
+
         propagation = Propagation(
-            sam=model.sam,
-            embed=self._embed,
-            policy=model.policy,
-            threshold=model.threshold,
-            carry=options.carry,
-            vanish=options.vanish,
-            ahead=model.ahead,
-            advance=self._counter(steps),
+            sam=member.sam,
+            embed=embed,
+            policy=self.model.policy,
+            threshold=self.model.threshold,
+            carry=self.options.carry,
+            vanish=self.options.vanish,
+            ahead=self.model.ahead,
+            advance=advance,
         )
-        frame = make_frame(self.shape[:2], model.sam.image_size, model.sam.preprocessing.resize)
-        for index, found in propagation(prompts, up, down):
-            numbers = sorted(found)
-            self._keep(index, numbers, torch.stack([found[n] for n in numbers]), frame)
+        size = self.shape[:2]
+        seen = {i: mirrored_prompts(item, mirror, size) for i, item in prompts.items()}
+        return propagation(seen, up, down)
 
     def settle_instances(self, labels: Array, instances: Array) -> None:
         """Let the objects of a map follow what postprocessing did to its labels.
 
-        Without prompts the objects are the components of the labels, numbered slice by slice.
+        Without prompts the objects are the components of the labels, in 3D for a volume.
 
         Args:
             labels: (h, w, d) class ids.
@@ -336,11 +430,13 @@ class _Prediction:
                 gaps = (labels == class_id) & (instances == 0)
                 instances[gaps] = instances[tuple(nearest[:, gaps])]
             return
-        for index in range(self.shape[2]):
-            ids, masks = objects_in(labels[:, :, index], "component")
-            for number, mask in enumerate(masks, start=1 + len(found.instance_classes)):
-                instances[:, :, index][mask] = number
-            found.instance_classes = [*found.instance_classes, *ids.tolist()]
+        # A picture has 8 neighbours, not lines of one pixel along its only slice.
+        at = (..., 0) if self.shape[2] == 1 else ...
+        for class_id in np.unique(labels[labels > 0]).tolist():
+            parts = components(labels[at] == class_id)
+            known = len(found.instance_classes)
+            instances[at][parts > 0] = parts[parts > 0] + known
+            found.instance_classes = [*found.instance_classes, *[class_id] * int(parts.max())]
 
     def _prompts(self) -> dict[int, ImagePrompts]:
         """Return the user's prompts by slice, with the classes that the user names."""
@@ -356,27 +452,46 @@ class _Prediction:
             for index, item in prompts.items()
         }
 
-    def _batches(self, wanted: Sequence[int]) -> Iterator[tuple[list[int], Tensor, list[Frame]]]:
-        """Yield the wanted slices in batches, with their embeddings and frames."""
+    def _batches(self, wanted: Sequence[int]) -> Iterator[tuple[list[int], list[EmbeddedPass]]]:
+        """Yield the wanted slices in batches, as each pass sees them."""
         advance, size = self._counter(len(wanted)), self.model.batch_size
         for start in range(0, len(wanted), size):
             batch = list(wanted[start : start + size])
-            yield batch, *self._embed(batch)
+            yield batch, self._embed(batch, self.model.members, self.mirrors)
             for _ in batch:
                 advance()
 
-    def _embed(self, indices: Sequence[int]) -> tuple[Tensor, list[Frame]]:
+    def _embed(
+        self,
+        indices: Sequence[int],
+        members: Sequence[AdapterBundle],
+        mirrors: Sequence[Mirror],
+    ) -> list[EmbeddedPass]:
         """Embed slices or tiles, together with the other slices of their stacks."""
         whole, rows = self.stacks.whole([SliceRef("", index) for index in indices])
         images = [self.pictures(ref.index) for ref in whole]
-        if self.model.embeddings is None:
-            return embed(self.model.sam, images)
-        found, frames = self.model.embeddings(
-            self.model.sam, self.model.adapter.encoder, images, self.stacks.size
-        )
-        return found[rows], [frames[row] for row in rows]
+        passes = embed_passes(members, mirrors, images, self.model.embeddings, self.stacks.size)
+        if self.stacks.size == 1:
+            return list(passes)
+        return [
+            replace(one, embeddings=one.embeddings[rows], frames=[one.frames[row] for row in rows])
+            for one in passes
+        ]
 
-    def _keep(self, index: int, numbers: Sequence[int], logits: Tensor, frame: Frame) -> None:
+    def _decode(self, one: EmbeddedPass, prompts: Sequence[ImagePrompts]) -> list[DecodedObjects]:
+        """Decode the prompted objects of some images in one pass."""
+        seen = [
+            mirrored_prompts(item, one.mirror, frame.original)
+            for item, frame in zip(prompts, one.frames, strict=True)
+        ]
+        sam, multimask = one.member.sam, self.model.policy.is_ambiguous
+        masks = object_logits(sam, one.embeddings, one.frames, seen, multimask=multimask)
+        return [
+            DecodedObjects(sam, logits, frame, one.mirror)
+            for (logits, _), frame in zip(masks, one.frames, strict=True)
+        ]
+
+    def _keep(self, index: int, numbers: Sequence[int], masks: Sequence[DecodedObjects]) -> None:
         """Merge the masks of a slice's objects; the highest logit wins.
 
         Classes that may overlap take no pixels from each other.
@@ -384,13 +499,13 @@ class _Prediction:
         Args:
             index: of the slice or tile.
             numbers: of the p objects.
-            logits: (p, 1, 4g, 4g) in the model frame.
-            frame: of the slice.
+            masks: the p objects as each pass decoded them.
         """
-        classes = self.class_of[list(numbers)]
+        classes, shape = self.class_of[list(numbers)], masks[0].frame.original
         for class_id in np.unique(classes) if self.model.overlapping else [0]:
             own = np.flatnonzero((classes == class_id) | (class_id == 0))
-            wins = object_numbers(self.model.sam, logits[own], frame, self.model.threshold)
+            planes = (mean.logits for _, mean in object_means(masks, own))
+            wins = merge_objects(planes, shape, self.model.threshold)
             # `wins` counts the objects in `own` from 1; `merged` has their numbers in the volume.
             merged = np.concatenate([[0], np.asarray(numbers)[own]]).astype(np.int32)[wins]
             # 0 stands for all classes, which then share one map.
@@ -398,18 +513,57 @@ class _Prediction:
             self._put(self.found.labels[place], index, self.class_of[merged])
             if self.found.instances is not None:
                 self._put(self.found.instances[place], index, merged)
-        if self.found.probabilities is not None:
-            planes = self.model.sam.postprocess(logits[None].float(), frame)
-            ids, best = self.class_of[list(numbers)], planes[0, :, 0].sigmoid()
-            for class_id in np.unique(ids):
-                of_class = best[torch.as_tensor(ids == class_id, device=best.device)]
-                self._keep_probabilities(index, of_class.amax(0)[None], class_id - 1)
+        self._keep_objects(index, classes, masks)
+
+    def _keep_classes(self, index: int, mean: MeanLogits) -> None:
+        """Keep the probabilities and the uncertainty of a slice that was labelled, if asked for."""
+        found = self.found
+        if found.probabilities is not None or found.foreground is not None:
+            shares = mean.probabilities
+            self._keep_probabilities(index, shares)
+            self._keep_foreground(index, shares if self.model.overlapping else shares.amax(0))
+        for name, plane in self._measures(mean).items():
+            self._put(getattr(found, name), index, plane.cpu().numpy())
+
+    def _keep_objects(self, index: int, classes: Array, masks: Sequence[DecodedObjects]) -> None:
+        """Keep the probabilities and the uncertainty of a slice's objects, if asked for."""
+        found = self.found
+        if all(v is None for v in (found.probabilities, found.foreground, found.uncertainty)):
+            return
+        best: dict[int, Tensor] = {}  # by class id, of its most probable object
+        largest: dict[str, Tensor] = {}
+        for rows, mean in object_means(masks, np.arange(len(classes))):
+            shares = mean.probabilities
+            for class_id in np.unique(classes[rows]).tolist():
+                own = torch.as_tensor(classes[rows] == class_id, device=shares.device)
+                top = shares[own].amax(0)
+                best[class_id] = torch.maximum(best.get(class_id, top), top)
+            for name, plane in self._measures(mean).items():
+                largest[name] = torch.maximum(largest.get(name, plane), plane)
+        for class_id, top in best.items():
+            self._keep_probabilities(index, top[None], class_id - 1)
+            if self.model.overlapping:
+                self._keep_foreground(index, top, class_id - 1)
+        if best and not self.model.overlapping:
+            self._keep_foreground(index, torch.stack(list(best.values())).amax(0))
+        for name, plane in largest.items():
+            self._put(getattr(found, name), index, plane.cpu().numpy())
+
+    def _measures(self, mean: MeanLogits) -> dict[str, Tensor]:
+        """Return the maps (h, w) of the uncertainty that were asked for, by their name."""
+        asked = [name for name in MEASURES if getattr(self.found, name) is not None]
+        return {name: MEASURES[name](mean) for name in asked}
 
     def _keep_probabilities(self, index: int, values: Tensor, first: int = 0) -> None:
         """Keep the probabilities (n, h, w) of n classes from ``first`` on, in steps of 1/255."""
         if self.found.probabilities is not None:
             scaled = (values * 255).round().to(torch.uint8).cpu().numpy()
             self._put(self.found.probabilities[first : first + len(scaled)], index, scaled)
+
+    def _keep_foreground(self, index: int, values: Tensor, place: Any = ...) -> None:
+        """Keep the probability of the most probable class or object, in one map or in all."""
+        if self.found.foreground is not None:
+            self._put(self.found.foreground[place], index, values.half().cpu().numpy())
 
     def _put(self, whole: Array, index: int, part: Array) -> None:
         """Write a slice (..., h, w) into (..., h, w, d), or what a tile owns into its picture."""
@@ -429,6 +583,48 @@ class _Prediction:
                 self.progress(done, total)
 
         return advance
+
+
+def _together(
+    walks: Sequence[Iterator[tuple[int, dict[int, Tensor]]]],
+) -> Iterator[tuple[int, list[int], list[Tensor]]]:
+    """Yield what several walks through a volume find, slice by slice.
+
+    Each walk carries its objects by itself. What they find waits on the disk, if it is much, until
+    the last one has ended. An object that a walk does not carry to a slice has no chance there.
+
+    Yields:
+        The slice, the numbers of its p objects, and for each walk their logits (p, 1, 4g, 4g).
+    """
+    if len(walks) == 1:
+        for index, found in walks[0]:
+            numbers = sorted(found)
+            yield index, numbers, [torch.stack([found[number] for number in numbers])]
+        return
+    with Spool() as spool:
+        present: dict[int, set[int]] = {}
+        for at, walk in enumerate(walks):
+            for index, found in walk:
+                present.setdefault(index, set()).update(found)
+                for number, logits in found.items():
+                    spool.put((at, index, number), logits)
+        for index in sorted(present):
+            numbers = sorted(present[index])
+            known = {
+                (at, number): spool.get((at, index, number))
+                for at in range(len(walks))
+                for number in numbers
+                if (at, index, number) in spool
+            }
+            nowhere = torch.full_like(next(iter(known.values())), NOWHERE)
+            yield (
+                index,
+                numbers,
+                [
+                    torch.stack([known.get((at, number), nowhere) for number in numbers])
+                    for at in range(len(walks))
+                ],
+            )
 
 
 def as_picture(image: Array, channels: int = 0) -> Volume:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, fields
 
 import nibabel as nib
@@ -175,6 +176,9 @@ def test_every_option_reaches_the_segmenter(adapter, tmp_path, monkeypatch, caps
         "fill_holes": ("[lesion]", ["lesion"]),
         "tile": ("64", 64),
         "probabilities": ("true", True),
+        "tta": ("flip", "flip"),
+        "uncertainty": ("mutual_information", "mutual_information"),
+        "objects": ("true", True),
         "channel": ("[0]", [0]),
         "spacing": ("affine", "affine"),
         "series": ("two", "two"),
@@ -241,3 +245,26 @@ def test_the_input_is_searched_and_read_once(adapter, tmp_path, monkeypatch, cap
     arguments = [f"adapter={adapter}", f"input={folder}", f"output={tmp_path / 'out'}"]
     assert main(["predict", *arguments, "boxes=[[1,1,9,8]]", "device=cpu"]) == 0
     assert sorted(calls) == ["list_folder", "read_image"]
+
+
+def test_several_adapters_from_the_command_line(adapter, picture, tmp_path, capsys):
+    twin = shutil.copytree(adapter, tmp_path / "twin")
+    target = tmp_path / "mask.png"
+    arguments = [f"adapter=[{adapter},{twin}]", f"input={picture}", f"output={target}"]
+    arguments += ["device=cpu", "boxes=[[2,3,20,15]]", "tta=flip", "objects=true"]
+    assert main(["predict", *arguments, "uncertainty=mutual_information"]) == 0
+    shown = capsys.readouterr().out
+    assert "mask_uncertainty.png" in shown
+    assert "mask_mutual_information.png" in shown
+    assert "no confidence: this adapter was trained without it" in shown
+    assert main(["predict", *arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["adapter"] == [str(adapter), str(twin)]
+    (found,) = result["objects"]
+    assert found.keys() == {"class", "box", "area", "probability", "confidence"}
+    assert found["area"] == int(np.asarray(Image.open(target)).sum())
+    assert main(["predict", *arguments, "uncertainty=variance"]) == 2
+    assert "uncertainty: expected true or false, or one of mutual_info" in capsys.readouterr().err
+    arguments[0] = f"adapter=[{adapter},{adapter}]"
+    assert main(["predict", *arguments]) == 2
+    assert "is named twice" in capsys.readouterr().err

@@ -50,6 +50,11 @@ def save_shares(shares: Array, source: SourceGrid, path: Path) -> None:
     _save(values, source, path, slope=1 / 255)
 
 
+def save_map(values: Array, source: SourceGrid, path: Path) -> None:
+    """Write numbers (h, w, d) as float32 NIfTI on the grid of the source."""
+    _save(to_source(values.astype(np.float32, copy=False), source), source, path)
+
+
 def _save(values: Array, source: SourceGrid, path: Path, slope: float = 1.0) -> None:
     """Write an array in the axes of the file under a cleaned copy of the source's header."""
     import nibabel as nib

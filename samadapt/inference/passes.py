@@ -1,0 +1,79 @@
+"""The passes of a prediction: each member of an ensemble sees each mirrored copy of an image.
+
+The members share one base model. What lies before the first block that any of them changed is the
+same for all, so it runs once for each copy of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from samadapt.inference.embeddings import Embeddings
+from samadapt.sam.embed import embed, embed_features, frame_of, to_pixels
+from samadapt.sam.mirror import Mirror, mirrored
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samadapt.inference.bundle import AdapterBundle
+    from samadapt.sam.types import Frame
+    from samadapt.system.arrays import Array
+
+
+@dataclass(frozen=True)
+class EmbeddedPass:
+    """Some images as one member of an ensemble sees them, in one mirrored copy.
+
+    Attributes:
+        member: the adapter.
+        mirror: the axes that are reversed.
+        embeddings: (b, c, g, g) on the device of the model.
+        frames: where each image lies in the model's square.
+    """
+
+    member: AdapterBundle
+    mirror: Mirror
+    embeddings: Tensor
+    frames: list[Frame]
+
+
+def embed_passes(
+    members: Sequence[AdapterBundle],
+    mirrors: Sequence[Mirror],
+    images: Sequence[Array],
+    kept: Embeddings | None,
+    stack: int = 1,
+) -> Iterator[EmbeddedPass]:
+    """Embed images once for each member and mirrored copy.
+
+    Args:
+        members: the adapters, on one base.
+        mirrors: the axes that are reversed in each copy.
+        images: (h, w, 3) uint8; whole stacks, one after the other.
+        kept: where embeddings are looked up and kept; None: nowhere.
+        stack: number of images that the encoder sees together.
+
+    Yields:
+        The passes, copy by copy. Only the embeddings of the pass that is yielded are in memory,
+        except those in ``kept``.
+    """
+    for mirror in mirrors:
+        copies = [mirrored(image, mirror) for image in images]
+        if kept is not None:
+            for member in members:
+                found = kept(member.sam, member.encoder, copies, stack)
+                yield EmbeddedPass(member, mirror, *found)
+            continue
+        shared = min(member.first_trainable_block for member in members)
+        if len(members) == 1 or shared < 0:
+            for member in members:
+                yield EmbeddedPass(member, mirror, *embed(member.sam, copies))
+            continue
+        sam = members[0].sam
+        features = sam.encode_prefix(to_pixels(sam, copies), shared)
+        frames = [frame_of(sam, image) for image in copies]
+        for member in members:
+            embeddings = embed_features(member.sam, features, shared)
+            yield EmbeddedPass(member, mirror, embeddings, frames)
