@@ -483,6 +483,11 @@ class Eval(Settings):
         description="also compute average precision and panoptic quality: true for numbered "
         "objects, components for connected components",
     )
+    tta: Literal["flip"] | None = Field(
+        default=None,
+        description="flip: average final scores over mirrored copies too, left-right and in "
+        "microscopy also upside down; null: the image alone",
+    )
 
 
 @dataclass(frozen=True)

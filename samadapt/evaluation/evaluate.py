@@ -15,6 +15,7 @@ from torch import Tensor
 from samadapt.data.stacks import ALONE, Stacks
 from samadapt.data.tiles import PictureTile, assemble
 from samadapt.data.types import IGNORED, SliceRef
+from samadapt.evaluation.confidence import ObjectScore, match_components, match_object
 from samadapt.evaluation.instances import (
     ObjectMatches,
     components,
@@ -26,8 +27,16 @@ from samadapt.evaluation.metrics import CaseClassScore, score_case, summarise
 from samadapt.evaluation.scores import OVERLAP
 from samadapt.prompts.annotations import given_prompts, has_prompts
 from samadapt.prompts.simulate import simulate
-from samadapt.sam.decode import segment_objects, segment_semantic
+from samadapt.sam.averaging import DecodedObjects, MeanLogits, object_means
+from samadapt.sam.decode import (
+    merge_objects,
+    object_logits,
+    region_labels,
+    semantic_labels,
+    semantic_logits,
+)
 from samadapt.sam.embed import embed_features, frame_of
+from samadapt.sam.mirror import AS_IT_IS, Mirror, mirrored, mirrored_prompts, turned_back
 from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
@@ -35,6 +44,7 @@ if TYPE_CHECKING:
     from samadapt.data.types import Sample
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.model import Sam
+    from samadapt.sam.types import Frame
 
 Place = int | PictureTile
 """Where a sample lies in its case: the number of its slice, or its tile of the picture."""
@@ -54,11 +64,17 @@ class SlicePrediction:
             prompts.
         iou: (n, h, w) float32 IoU that the mask decoder predicts for the object; None without
             prompts.
+        scores: of each prompted object its score and whether it matches its ground truth, if that
+            was asked for.
+        probability: (n, h, w) float16 probability of the most probable class, without prompts, if
+            it was asked for.
     """
 
     labels: Array
     numbers: Array | None = None
     iou: Array | None = None
+    scores: Sequence[ObjectScore] = ()
+    probability: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,10 @@ class SlicePredictor:
         stacks: which slices the encoder sees together.
         image_of: reads slices that are not scored but belong to the stacks of those that are.
         keys_of: returns the keys of slices' stored features; empty if they are not stored.
+        mirrors: the mirrored copies of the slices over which probabilities are averaged.
+        unstored: returns the features of images that are not stored, such as mirrored ones; None:
+            ``features`` does.
+        scores_objects: also return what the confidence of objects is fitted to and measured by.
     """
 
     sam: Sam
@@ -96,23 +116,47 @@ class SlicePredictor:
     stacks: Stacks = ALONE
     image_of: Callable[[SliceRef], Array] | None = None
     keys_of: Callable[[Sequence[SliceRef]], Sequence[str]] = lambda refs: ()
+    mirrors: Sequence[Mirror] = (AS_IT_IS,)
+    unstored: Callable[[Sequence[Array]], Tensor] | None = None
+    scores_objects: bool = False
 
     @torch.no_grad()
     def predict(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
         """Predict each slice. With prompts, pixels outside every prompted object are 0."""
         with self.autocast():
             if self.policy.is_semantic:
-                maps = segment_semantic(
-                    self.sam,
-                    self.embed(samples),
-                    [frame_of(self.sam, sample.image) for sample in samples],
-                    self.classes,
-                    background_token=self.policy.background_token,
-                    overlapping=self.overlapping,
-                )
-                # (h, w), or (K, h, w) if classes overlap, becomes (n, h, w).
-                return [SlicePrediction(labels.reshape(-1, *labels.shape[-2:])) for labels in maps]
+                return self._predict_classes(samples)
             return self._predict_objects(samples)
+
+    def _predict_classes(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
+        frames = [frame_of(self.sam, sample.image) for sample in samples]
+        # Generators: the logits of one slice at a time are in memory at the size of the image.
+        decoded = [
+            semantic_logits(
+                self.sam,
+                self.embed(samples, mirror),
+                frames,
+                self.classes,
+                background_token=self.policy.background_token,
+            )
+            for mirror in self.mirrors
+        ]
+        label = region_labels if self.overlapping else semantic_labels
+        found = []
+        for each in zip(*decoded, strict=True):
+            mean = MeanLogits(exclusive=not self.overlapping)
+            for mirror, logits in zip(self.mirrors, each, strict=True):
+                mean.add(turned_back(logits[0, 0], mirror))
+            labels = label(mean.logits[None, None], self.classes)[0].cpu().numpy()
+            # (h, w), or (K, h, w) if classes overlap, becomes (n, h, w).
+            maps = labels.reshape(-1, *labels.shape[-2:])
+            if not self.scores_objects:
+                found.append(SlicePrediction(maps))
+                continue
+            shares = mean.probabilities
+            best = shares if self.overlapping else shares.amax(0, keepdim=True)
+            found.append(SlicePrediction(maps, probability=best.half().cpu().numpy()))
+        return found
 
     def _predict_objects(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
         prompts = [self._prompts(sample) for sample in samples]
@@ -124,19 +168,23 @@ class SlicePredictor:
         labels = [np.zeros(shape, np.uint8) for shape in shapes]
         numbers = [np.zeros(shape, np.int32) for shape in shapes]
         iou = [np.zeros(shape, np.float32) for shape in shapes]
-        found = list(map(SlicePrediction, labels, numbers, iou))
+        scores: list[list[ObjectScore]] = [[] for _ in samples]
+        found = [SlicePrediction(*one) for one in zip(labels, numbers, iou, scores, strict=True)]
         if not prompted:  # slices without a prompt are not embedded
             return found
         frames = [frame_of(self.sam, samples[index].image) for index in prompted]
-        embeddings = self.embed([samples[index] for index in prompted])
+        chosen = [samples[index] for index in prompted]
+        embeddings = [self.embed(chosen, mirror) for mirror in self.mirrors]
         for place, group in enumerate(groups):
             wanted = [prompts[index].of_classes(group) for index in prompted]
-            masks = segment_objects(
-                self.sam, embeddings, frames, wanted, multimask=self.policy.is_ambiguous
-            )
-            for index, objects, (positions, predicted_iou) in zip(
-                prompted, wanted, masks, strict=True
-            ):
+            decoded = [
+                self._decode(one, frames, wanted, mirror)
+                for one, mirror in zip(embeddings, self.mirrors, strict=True)
+            ]
+            for index, objects, *each in zip(prompted, wanted, *decoded, strict=True):
+                masks = [mask for mask, _ in each]
+                positions = self._merge(masks, objects, scores[index])
+                predicted_iou = torch.stack([one for _, one in each]).mean(0).float().cpu().numpy()
                 known = numbers_in_picture(objects, samples[index], self.policy.objects == "class")
                 labels[index][place] = objects.class_ids_at(positions)
                 # positions (h, w) are 1..p for the objects and 0 for none, so a 0 is put first.
@@ -144,23 +192,62 @@ class SlicePredictor:
                 iou[index][place] = np.append(np.float32(0), predicted_iou)[positions]
         return found
 
+    def _decode(
+        self,
+        embeddings: Tensor,
+        frames: Sequence[Frame],
+        prompts: Sequence[ImagePrompts],
+        mirror: Mirror,
+    ) -> list[tuple[DecodedObjects, Tensor]]:
+        """Decode the objects of some images in one pass; return their predicted IoU (p,) too."""
+        seen = [
+            mirrored_prompts(item, mirror, frame.original)
+            for item, frame in zip(prompts, frames, strict=True)
+        ]
+        masks = object_logits(
+            self.sam, embeddings, frames, seen, multimask=self.policy.is_ambiguous
+        )
+        return [
+            (DecodedObjects(self.sam, logits, frame, mirror), iou)
+            for (logits, iou), frame in zip(masks, frames, strict=True)
+        ]
+
+    def _merge(
+        self, masks: Sequence[DecodedObjects], objects: ImagePrompts, scores: list[ObjectScore]
+    ) -> Array:
+        """Return which object 1..p each pixel (h, w) belongs to; add to ``scores`` if wanted."""
+        shape, rows = masks[0].frame.original, np.arange(len(objects))
+        planes = (mean.logits for _, mean in object_means(masks, rows))
+        positions = merge_objects(planes, shape, self.sam.mask_threshold)
+        if self.scores_objects and objects.truth is not None:
+            best = np.zeros(shape, np.float32)
+            for _, mean in object_means(masks, rows):
+                np.maximum(best, mean.probabilities.amax(0).cpu().numpy(), out=best)
+            for number, truth in enumerate(objects.truth, start=1):
+                scores += match_object(positions == number, truth, best)
+        return positions
+
     def _prompts(self, sample: Sample) -> ImagePrompts:
         if has_prompts(sample):
             return given_prompts(sample)
         return simulate(sample.maps, self.policy, instances=sample.instances)
 
-    def embed(self, samples: Sequence[Sample]) -> Tensor:
-        """Return the embeddings (b, c, g, g) of the samples' images."""
+    def embed(self, samples: Sequence[Sample], mirror: Mirror = AS_IT_IS) -> Tensor:
+        """Return the embeddings (b, c, g, g) of the samples' images, or of mirrored copies."""
         images, rows = [sample.image for sample in samples], None
         refs = [SliceRef(sample.case, sample.index) for sample in samples]
         if self.stacks.size > 1 and self.image_of is not None:
             # The stacks' missing slices are added; ``rows`` picks the embeddings that are wanted.
             refs, rows = self.stacks.whole(refs)
             images = [self.image_of(ref) for ref in refs]
-        # The feature plan has already given these slices keys, so their stored features are looked
-        # up instead of computed.
-        keys = self.keys_of(refs)
-        features = self.features(images, keys) if keys else self.features(images)
+        if mirror:
+            compute = self.features if self.unstored is None else self.unstored
+            features = compute([mirrored(image, mirror) for image in images])
+        else:
+            # The feature plan has already given these slices keys, so their stored features are
+            # looked up instead of computed.
+            keys = self.keys_of(refs)
+            features = self.features(images, keys) if keys else self.features(images)
         embeddings = embed_features(self.sam, features, self.first_trainable_block)
         return embeddings if rows is None else embeddings[rows]
 
@@ -172,6 +259,8 @@ class Evaluation:
     Attributes:
         rows: one score for each case and class, over all slices of the case.
         objects: the matched objects of each case and class, if they were asked for.
+        object_scores: score of each predicted object and whether it matches a true one, if they
+            were asked for; see ``confidence.py``.
         summary: the means; see ``metrics.summarise``.
         shown: for each case, the slice with the most ground truth: (slice, its index in
             ``labels[case]``). Both are empty with ``overlap_only``.
@@ -181,6 +270,7 @@ class Evaluation:
 
     rows: list[CaseClassScore] = field(default_factory=list)
     objects: list[ObjectMatches] = field(default_factory=list)
+    object_scores: list[ObjectScore] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, tuple[SliceRef, int]] = field(default_factory=dict)
     labels: dict[str, LabelStack] = field(default_factory=dict)
@@ -231,6 +321,7 @@ def evaluate_cases(
         result.rows += score_maps(
             case, maps, truth, classes, **options, spacing_mm=spacing_of(case)
         )
+        result.object_scores += slices.object_scores(maps, truth, len(classes))
         if instances:
             result.objects += slices.match_objects(
                 case, maps, truth, classes, numbered=instances is True
@@ -256,6 +347,8 @@ class _CaseSlices:
         instances: object numbers (h, w) of the data set, of those that have them.
         numbers: predicted object numbers (n, h, w) of each; None where there are none.
         iou: predicted IoU (n, h, w) of each; None where there is none.
+        scores: of the prompted objects of all; see ``SlicePrediction``.
+        probability: of each; see ``SlicePrediction``.
     """
 
     places: list[Place] = field(default_factory=list)
@@ -264,6 +357,8 @@ class _CaseSlices:
     instances: list[Array] = field(default_factory=list)
     numbers: list[Array | None] = field(default_factory=list)
     iou: list[Array | None] = field(default_factory=list)
+    scores: list[ObjectScore] = field(default_factory=list)
+    probability: list[Array | None] = field(default_factory=list)
 
     def add(
         self,
@@ -276,6 +371,8 @@ class _CaseSlices:
         self.places += [place_of(sample) for sample in samples]
         self.truth += [sample.truth for sample in samples]
         self.labels += [one.labels for one in found]
+        self.scores += [score for one in found for score in one.scores]
+        self.probability += [one.probability for one in found]
         if keep_objects:
             self.instances += [s.instances for s in samples if s.instances is not None]
             self.numbers += [one.numbers for one in found]
@@ -310,6 +407,27 @@ class _CaseSlices:
             scores = None if iou is None else iou[own]
             rows.append(match_objects(case, name, predicted_objects, true_objects, scores))
         return rows
+
+    def object_scores(self, maps: Array, truth: Array, classes: int) -> list[ObjectScore]:
+        """Return the score of each predicted object, and whether it matches a true one.
+
+        Objects that were not prompted are the components of each class over all slices together.
+
+        Args:
+            maps: predicted class ids (n, h, w, d).
+            truth: see ``score_maps``.
+            classes: number K of classes.
+        """
+        shares = self._joined(self.probability)
+        if shares is None:
+            return self.scores
+        found: list[ObjectScore] = []
+        for label in range(1, classes + 1):
+            own = label - 1 if len(maps) > 1 else 0
+            true_mask = mask_of_class(truth, label)
+            predicted = (maps[own] == label) & (true_mask != IGNORED)
+            found += match_components(predicted, true_mask == 1, shares[own])
+        return found
 
     def _joined(self, parts: Sequence[Array | None]) -> Array | None:
         """Join the parts; None unless every slice has one."""

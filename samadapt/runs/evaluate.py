@@ -12,6 +12,7 @@ from samadapt.adapters.record import AdapterRecord, read_record
 from samadapt.adapters.store import load_into
 from samadapt.config.evaluate_arguments import EvaluateArguments
 from samadapt.errors import AdapterError, ConfigError, RunError
+from samadapt.evaluation.confidence import confidence_error, read_curve
 from samadapt.runs.context import RunContext, open_run, training_samples
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.oracle_gap import OracleGap
@@ -86,7 +87,10 @@ def evaluate(arguments: EvaluateArguments, record: AdapterRecord | None = None) 
         gap.measure("zero_shot")
     use_trained_adapter(context, planner.features, adapter, record)
     with context.progress.phase("adapted"):
-        adapted = scorer.score(scored.refs, context.policy)
+        curve = read_curve(record.confidence)
+        adapted = scorer.score(scored.refs, context.policy, confidence=not isinstance(curve, str))
+    if record.confidence:
+        adapted.summary["confidence"] = confidence_error(curve, adapted.object_scores)
     if gap:
         gap.measure("adapted")
 

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from samadapt.config.compose import with_learning_rates
 from samadapt.config.schema import Config
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, RunError
+from samadapt.evaluation.confidence import ConfidenceCurve, confidence_error
+from samadapt.runs.confidence import confidence_entry, fit_to_validation
 from samadapt.runs.context import RunContext, open_run, training_samples
 from samadapt.runs.cross_validation import cross_validate
 from samadapt.runs.feature_planner import FeaturePlanner
@@ -137,10 +139,15 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         planner.warm()
         weights_before = trainable_state(context.sam, context.injection)
         adapted, state = None, None
+        curve: ConfidenceCurve | str = "nothing was trained"
         if trains:
             state = train_adapter(config, planner, scorer, slices, loss, checkpoint)
+            curve = fit_to_validation(scorer, slices)
             with context.progress.phase("adapted"):
-                adapted = scorer.score(slices.test, context.policy)
+                adapted = scorer.score(
+                    slices.test, context.policy, confidence=not isinstance(curve, str)
+                )
+            adapted.summary["confidence"] = confidence_error(curve, adapted.object_scores)
         # The base model is scored last, so that training starts at once. Before the first step the
         # adapter changes nothing, so the weights from before training stand for the base model.
         with with_weights(context, weights_before), context.progress.phase("zero-shot"):
@@ -151,7 +158,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         )
         summary["seconds"] = time.perf_counter() - started
         write_scores(config, context, slices.test, zero_shot, adapted, summary)
-        record = adapter_record(config, context)
+        record = replace(adapter_record(config, context), confidence=confidence_entry(curve))
         adapter_dir = write_adapter(context, record, summary) if adapted else None
         return FinetuneResult(run_dir, adapter_dir, summary)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from samadapt.data.mirroring import mirrors_of, refuse_sides
 from samadapt.evaluation.evaluate import Evaluation, SlicePredictor, evaluate_cases
+from samadapt.sam.mirror import AS_IT_IS, Mirror
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Eval
     from samadapt.data.types import SliceRef
+    from samadapt.evaluation.confidence import ObjectScore
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.runs.context import RunContext
     from samadapt.runs.feature_planner import FeaturePlanner
@@ -26,23 +29,34 @@ class Scorer:
         batch_size: slices in one forward pass.
         nsd_tolerance_mm: tolerance of the normalised surface Dice; in pixels without spacing.
         instances: whether the data set's numbered objects, or components, are matched too.
+        mirrors: the mirrored copies of the slices that final scores are averaged over.
     """
 
     planner: FeaturePlanner
     batch_size: int
     nsd_tolerance_mm: float
     instances: bool | Literal["components"]
+    mirrors: tuple[Mirror, ...] = (AS_IT_IS,)
 
     @property
     def context(self) -> RunContext:
         """The run."""
         return self.planner.context
 
-    def score(self, refs: Sequence[SliceRef], policy: PromptPolicy) -> Evaluation:
-        """Return every score with its interval, and matched objects where they were asked for."""
+    def score(
+        self, refs: Sequence[SliceRef], policy: PromptPolicy, *, confidence: bool = False
+    ) -> Evaluation:
+        """Return every score with its interval, and matched objects where they were asked for.
+
+        Args:
+            refs: the slices.
+            policy: how the model is prompted.
+            confidence: also return what the confidence of objects is measured by.
+        """
         run = self.context
+        predictor = self.predictor(policy)
         return evaluate_cases(
-            self.predictor(policy),
+            replace(predictor, mirrors=self.mirrors, scores_objects=confidence),
             refs,
             run.dataset.sample,
             run.dataset.classes,
@@ -51,6 +65,18 @@ class Scorer:
             tolerance=self.nsd_tolerance_mm,
             instances=self.instances,
         )
+
+    def object_scores(self, refs: Sequence[SliceRef], policy: PromptPolicy) -> list[ObjectScore]:
+        """Return what the confidence of objects is fitted to; nothing is mirrored."""
+        data = self.context.dataset
+        found = evaluate_cases(
+            replace(self.predictor(policy), scores_objects=True),
+            refs,
+            data.sample,
+            data.classes,
+            overlap_only=True,
+        )
+        return found.object_scores
 
     def score_overlap(self, refs: Sequence[SliceRef], policy: PromptPolicy) -> Evaluation:
         """Return Dice and IoU alone, as a validation in training needs them; nothing is shown."""
@@ -74,6 +100,7 @@ class Scorer:
             sam=run.sam,
             first_trainable_block=run.injection.first_trainable_block,
             features=self.planner.features,
+            unstored=self.planner.features.compute,
             keys_of=lambda refs: self.planner.keys_of([(ref, 0) for ref in refs]),
             policy=policy,
             classes=len(run.dataset.classes),
@@ -87,10 +114,23 @@ class Scorer:
 
 
 def make_scorer(planner: FeaturePlanner, options: Eval) -> Scorer:
-    """Return what scores the model of a run, on the features that the planner serves."""
+    """Return what scores the model of a run, on the features that the planner serves.
+
+    Raises:
+        PromptError: ``eval.tta=flip`` with classes that name a side and are found without prompts.
+    """
+    context = planner.context
+    mirrors: tuple[Mirror, ...] = (AS_IT_IS,)
+    if options.tta:
+        if context.policy.is_semantic:
+            refuse_sides(context.dataset.classes, f"eval.tta={options.tta}")
+        cases = context.dataset.cases
+        pictures = all(case.axis is None and case.shape[2] == 1 for case in cases)
+        mirrors = mirrors_of(context.dataset.intensity, is_picture=pictures)
     return Scorer(
         planner=planner,
         batch_size=options.batch_size,
         nsd_tolerance_mm=options.nsd_tolerance_mm,
         instances=options.instances,
+        mirrors=mirrors,
     )

@@ -374,3 +374,47 @@ def test_a_semantic_model_answers_for_each_region_by_itself(predictor, make_samp
     assert set(np.unique(apart[1])) <= {0, 2}
     assert ((apart[0] > 0) & (apart[1] > 0)).any()
     np.testing.assert_array_equal(together > 0, (apart > 0).any(axis=0))
+
+
+@pytest.mark.parametrize("kind", ["box", "semantic"])
+def test_mirrored_copies_are_averaged(predictor, make_samples, kind):
+    sample = make_samples()[SliceRef("a", 2)]
+    flipped = replace(
+        sample, image=sample.image[:, ::-1].copy(), labels=sample.labels[:, ::-1].copy()
+    )
+    plain = predictor(kind, scores_objects=True)
+    both = predictor(kind, mirrors=((), (1,)), scores_objects=True)
+    (found,) = both.predict([sample])
+    (again,) = both.predict([flipped])
+    assert (found.labels != again.labels[..., ::-1]).mean() < 5e-3
+    (one,), (other,) = plain.predict([sample]), plain.predict([flipped])
+    assert (one.labels != other.labels[..., ::-1]).mean() > 5e-3, "the model mirrors by itself"
+    if kind == "semantic":
+        # where the two copies agree, their mean agrees with them
+        agreed = one.labels == other.labels[..., ::-1]
+        assert (found.labels != one.labels)[agreed].mean() < 0.05
+
+
+def test_objects_are_scored_by_their_probability(predictor, make_samples):
+    samples = make_samples()
+    refs = list(samples)
+    asked = predictor("semantic", scores_objects=True, batch_size=1)
+    found = evaluate_cases(asked, refs, samples.__getitem__, ["x", "y"], overlap_only=True)
+    predicted = sum(
+        int(components(found_of[0] == label).max())
+        for case in ("a", "b")
+        for label in (1, 2)
+        for found_of in [
+            np.stack([asked.predict([samples[r]])[0].labels for r in refs if r.case == case], -1)
+        ]
+    )
+    assert len(found.object_scores) == predicted > 0
+    assert all(1 / 3 <= score <= 1 for score, _ in found.object_scores)
+    prompted = predictor("box", scores_objects=True)
+    found = evaluate_cases(prompted, refs, samples.__getitem__, ["x", "y"], overlap_only=True)
+    assert (
+        0 < len(found.object_scores) <= sum(len(np.unique(s.labels)) - 1 for s in samples.values())
+    )
+    assert all(0.5 <= score <= 1 for score, _ in found.object_scores)
+    bare = evaluate_cases(predictor("box"), refs, samples.__getitem__, ["x", "y"])
+    assert bare.object_scores == []
