@@ -75,6 +75,7 @@ def model_card(
         "Trained parameters": f"{trainable:,}",
         "Input": f"{record.image_size} px, intensity {_plain(record.intensity)}",
         "Classes": ", ".join(record.classes) or "not recorded",
+        **({"Head": _plain(record.head)} if record.head else {}),
         **({"Overlap": OVERLAPPING} if record.overlapping else {}),
         "Prompts": _plain(record.prompt),
         **({"Background": BACKGROUND_TOKEN} if record.prompt.get("background_token") else {}),

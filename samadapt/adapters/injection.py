@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 PROJECTION = "input_projection."
 """Prefix of the parameters that map images of more than three channels to SAM's three."""
 
+HEAD = "dense_head."
+"""Prefix of the parameters of the dense head."""
+
 
 @dataclass
 class Injection:
@@ -35,7 +38,8 @@ class Injection:
             nothing in the encoder is trained. -1 means that the patch embedding, or a projection
             before it, is trained, so that no part of the encoder is frozen.
         groups: names of the trained parameters by group: ``"input"`` (the projection of more than
-            three channels), ``"embedding"``, ``"block 3"``, ``"neck"``, ``"decoder"``.
+            three channels), ``"embedding"``, ``"block 3"``, ``"neck"``, ``"decoder"``,
+            ``"head"`` (the dense head).
         total: number of parameters of the model, including the injected ones.
         peft: the layers that the peft library added, with its tuners.
         parameters: the trained parameters by their name in the model.
@@ -69,7 +73,8 @@ class Injection:
     @property
     def plain_peft(self) -> bool:
         """Whether the peft library alone can load the saved adapter: it has one kind of layer."""
-        return self.method.plain_peft and len(self.peft) <= 1 and "input" not in self.groups
+        own = {"input", "head"} & self.groups.keys()
+        return self.method.plain_peft and len(self.peft) <= 1 and not own
 
     @property
     def exact(self) -> tuple[str, ...]:
@@ -87,8 +92,9 @@ class Injection:
 
     def report(self) -> str:
         """Return blocks, trained parameters and frozen parts as lines of text."""
-        encoder = sum(self.count(group) for group in self.groups if group != "decoder")
-        decoder = self.trainable - encoder
+        head = self.count("head") if "head" in self.groups else 0
+        decoder = self.count("decoder") if "decoder" in self.groups else 0
+        encoder = self.trainable - decoder - head
         indices = (
             ", ".join(str(block.index) for block in self.attention_blocks) if encoder else "none"
         )
@@ -102,6 +108,7 @@ class Injection:
             "blocks": f"{indices} (of {self.depth})",
             "encoder": f"{encoder:,} trained parameters",
             "decoder": f"{decoder:,} trained parameters ({self.method.decoder})",
+            **({"head": f"{head:,} trained parameters (dense head)"} if head else {}),
             "trained": f"{self.trainable:,} of {self.total:,} parameters ({self.share:.2%})",
             "frozen": f"{frozen}; the prompt encoder",
         }
@@ -177,6 +184,8 @@ def inject(sam: Sam, method: Method) -> Injection:
         sam.mask_decoder.requires_grad_(True)
     if sam.input_projection is not None:
         sam.input_projection.requires_grad_(True)
+    if sam.dense_head is not None:
+        sam.dense_head.requires_grad_(True)
     trained = {name: p for name, p in sam.named_parameters() if p.requires_grad}
     groups: dict[str, list[str]] = {}
     for name in trained:
@@ -198,6 +207,8 @@ def _group(name: str, attention_blocks: Sequence[AttentionBlock]) -> str:
     """Return the group of a trained parameter, which follows from its place in the model."""
     if name.startswith(PROJECTION):
         return "input"
+    if name.startswith(HEAD):
+        return "head"
     if not name.startswith("image_encoder."):
         return "decoder"
     for block in attention_blocks:
@@ -208,7 +219,7 @@ def _group(name: str, attention_blocks: Sequence[AttentionBlock]) -> str:
 
 def _first_trainable_block(groups: Mapping[str, object], depth: int) -> int:
     """Return the first trained unit of the encoder; see ``Injection.first_trainable_block``."""
-    units = {"input": -1, "embedding": -1, "neck": depth, "decoder": depth + 1}
+    units = {"input": -1, "embedding": -1, "neck": depth, "decoder": depth + 1, "head": depth + 1}
     blocks = {f"block {index}": index for index in range(depth)}
     # If nothing is trained, the whole encoder is frozen, as when the decoder alone is trained.
     return min(((units | blocks)[group] for group in groups), default=depth + 1)

@@ -79,6 +79,8 @@ class AdapterRecord:
         confidence: the curve that makes a calibrated confidence of an object's mean probability, or
             the ``reason`` why there is none (``evaluation/confidence.py``). If it is empty, as in
             adapters of earlier versions, the file leaves it out.
+        head: name and sizes of the decoder that predicts classes without a prompt, if that is not
+            SAM's mask decoder. For SAM's it is empty, and the file leaves it out.
     """
 
     base: str
@@ -106,6 +108,7 @@ class AdapterRecord:
     record_sha256: str = ""
     input_channels: int = 3
     confidence: dict[str, Any] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=dict)
 
 
 def write_record(directory: Path, record: AdapterRecord, weights: Path) -> None:
@@ -125,8 +128,9 @@ def write_record(directory: Path, record: AdapterRecord, weights: Path) -> None:
     )
     # Convert to what JSON can hold first, because the digest is compared with what is read back.
     values = json.loads(json.dumps(asdict(record)))
-    if not record.confidence:
-        del values["confidence"]
+    for name in ("confidence", "head"):
+        if not values[name]:
+            del values[name]
     write_json(directory / RECORD, {**values, "record_sha256": digest_of(values)})
 
 
@@ -253,7 +257,7 @@ def _faults(record: AdapterRecord) -> Iterator[str]:
             yield "trained_on: expected hashes of images, each with slice numbers from 0 or null"
             break
     nested = ("method", "preprocessing", "intensity", "prompt", "scores", "data_options")
-    for name in (*nested, "confidence"):
+    for name in (*nested, "confidence", "head"):
         yield from _value_faults(name, getattr(record, name), MAX_DEPTH)
 
 

@@ -29,6 +29,7 @@ from samadapt.adapters.verify import (
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import peft_library
 from samadapt.methods.base import Method, PeftLayers
+from samadapt.sam.dense_head import HEAD_NAME, HeadSettings
 from samadapt.system import atomic
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ def load_into(directory: Path, sam: Sam, record: AdapterRecord | None = None) ->
         sam.resize_mask_tokens(record.num_masks)
     if record.input_channels > 3:
         sam.add_input_projection(record.input_channels)
+    if record.head:
+        sam.add_dense_head(len(record.classes), _head_settings(directory / RECORD, record))
     try:
         injection = inject(sam, method)
     except ConfigError as error:
@@ -244,6 +247,17 @@ def _method(path: Path, record: AdapterRecord) -> Method:
         return method_from_dict(record.method)
     except ConfigError as error:
         raise AdapterError(f"{path}: {error}") from error
+
+
+def _head_settings(path: Path, record: AdapterRecord) -> HeadSettings:
+    """Return the sizes of the dense head that the record describes."""
+    values = dict(record.head)
+    if (name := values.pop("name", None)) != HEAD_NAME:
+        raise AdapterError(f"{path}: head: expected the name {HEAD_NAME}; got {name!r}")
+    try:
+        return HeadSettings(**values)
+    except ConfigError as error:
+        raise AdapterError(f"{path}: head: {error}") from error
 
 
 def _check_base(path: Path, record: AdapterRecord, sam: Sam) -> None:

@@ -29,6 +29,9 @@ DECODER_LR = 1e-3
 MAX_LR = 1.0
 """AdamW moves each weight by about the learning rate in a step; above 1 nothing is learned."""
 
+MAX_HEAD_SIDE = 320
+"""Largest side, in pixels, that a dense head takes by default; its cost grows with the square."""
+
 MAX_SEED = 2**32 - 1
 """The largest seed that NumPy takes."""
 
@@ -319,6 +322,36 @@ class PromptSettings(Settings):
 
 
 @dataclass(frozen=True)
+class Head(Settings):
+    """What predicts the classes of a picture without a prompt, for ``prompts=semantic``."""
+
+    section: ClassVar[str] = "head"
+
+    name: Literal["sam", "unet"] = Field(
+        default="sam",
+        description="sam: a mask token of the mask decoder for each class; unet: a U-Net on the "
+        "picture at its own resolution that reads features of the encoder, added to them",
+    )
+    size: OfDataSet[Whole | None] = Field(
+        default=None,
+        ge=16,
+        le=2048,
+        description="side of the square that pictures are resized to for head=unet, in pixels; "
+        f"null: the longest side of the training pictures, at most {MAX_HEAD_SIDE}",
+    )
+    width: Whole = Field(
+        default=32, ge=4, le=256, description="channels of the U-Net at its finest scale"
+    )
+    scales: Whole = Field(
+        default=4, ge=2, le=6, description="scales of the U-Net, each half as fine as the last"
+    )
+    sam_logits: bool = Field(
+        default=True, description="add the logits of SAM's mask tokens to those of the U-Net"
+    )
+    lr: float = Field(default=3e-3, gt=0, le=MAX_LR, description="peak learning rate of the U-Net")
+
+
+@dataclass(frozen=True)
 class LossChoice(Settings):
     """Which loss is minimised, and the weights of its terms (20 : 1 : 1 in the SAM paper)."""
 
@@ -507,6 +540,7 @@ class Config(Settings):
     peft: Method = field(default_factory=lambda: METHODS["lora"]())
     data: Data = field(default_factory=Data)
     prompts: PromptSettings = field(default_factory=PromptSettings)
+    head: Head = field(default_factory=Head)
     loss: Loss = field(default_factory=Loss)
     train: Train = field(default_factory=Train)
     cache: Cache = field(default_factory=Cache)

@@ -126,6 +126,14 @@ class Dataset:
         """Names of the training cases."""
         return self.case_splits.train
 
+    def longest_side(self) -> int:
+        """Return the longest side, in pixels, of the training pictures or slices as they are read.
+
+        A picture that is cut into tiles counts with the side of its tiles.
+        """
+        sides = [max(self.case(name).shape[:2]) for name in self.train]
+        return max(sides) if self.tiling is None else min(max(sides), self.tiling.side)
+
     @property
     def val(self) -> list[str]:
         """Names of the validation cases."""

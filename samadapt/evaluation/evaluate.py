@@ -29,6 +29,7 @@ from samadapt.prompts.annotations import given_prompts, has_prompts
 from samadapt.prompts.simulate import simulate
 from samadapt.sam.averaging import DecodedObjects, MeanLogits, object_means
 from samadapt.sam.decode import (
+    image_embedding,
     merge_objects,
     object_logits,
     region_labels,
@@ -174,7 +175,9 @@ class SlicePredictor:
             return found
         frames = [frame_of(self.sam, samples[index].image) for index in prompted]
         chosen = [samples[index] for index in prompted]
-        embeddings = [self.embed(chosen, mirror) for mirror in self.mirrors]
+        embeddings = [
+            image_embedding(self.sam, self.embed(chosen, mirror)) for mirror in self.mirrors
+        ]
         for place, group in enumerate(groups):
             wanted = [prompts[index].of_classes(group) for index in prompted]
             decoded = [
@@ -233,7 +236,7 @@ class SlicePredictor:
         return simulate(sample.maps, self.policy, instances=sample.instances)
 
     def embed(self, samples: Sequence[Sample], mirror: Mirror = AS_IT_IS) -> Tensor:
-        """Return the embeddings (b, c, g, g) of the samples' images, or of mirrored copies."""
+        """Return the embeddings (b, ...) of the samples' images, or of mirrored copies."""
         images, rows = [sample.image for sample in samples], None
         refs = [SliceRef(sample.case, sample.index) for sample in samples]
         if self.stacks.size > 1 and self.image_of is not None:

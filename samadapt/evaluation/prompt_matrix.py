@@ -35,7 +35,7 @@ from samadapt.evaluation.metrics import iou as overlap
 from samadapt.evaluation.scores import OVERLAP
 from samadapt.prompts.clicks import first_clicks, next_clicks
 from samadapt.prompts.simulate import SAM_SIDE, boxes_of, objects_in
-from samadapt.sam.decode import merge_objects, object_logits, segment_semantic
+from samadapt.sam.decode import image_embedding, merge_objects, object_logits, segment_semantic
 from samadapt.sam.embed import frame_of
 from samadapt.sam.types import ImagePrompts, Prompts
 from samadapt.system.arrays import Array
@@ -171,7 +171,7 @@ class _PromptedSlices:
     """Some slices, embedded once, and the n objects in all of them.
 
     Attributes:
-        embeddings: (b, c, g, g); None if no setting needs them.
+        embeddings: (b, ...), as ``embed`` returns them; None if no setting needs them.
         owner: (n,) position of each object's slice.
         class_ids: (n,) class of each object.
         truth: n arrays (h, w) bool, the objects.
@@ -222,7 +222,8 @@ class _PromptedSlices:
                 overlapping=self.predictor.overlapping,
             )
             return [labels.reshape(-1, *labels.shape[-2:]) for labels in found]
-        logits = sam.decode(embeddings, Prompts(), multimask=False).logits
+        embedding = image_embedding(sam, embeddings)
+        logits = sam.decode(embedding, Prompts(), multimask=False).logits
         planes = [self._original(logits[i], frame) for i, frame in enumerate(self.frames)]
         return [(plane > sam.mask_threshold).astype(np.uint8) for plane in planes]
 
@@ -310,7 +311,7 @@ class _PromptedSlices:
         """
         decoded = object_logits(
             self.predictor.sam,
-            self._embedded(),
+            image_embedding(self.predictor.sam, self._embedded()),
             self.frames,
             prompts,
             images=self.owner.tolist(),

@@ -132,6 +132,11 @@ def export_adapter(
             "SAM's three by a trained projection, which no export format can hold; use it with "
             "samadapt predict or samadapt.load_adapter"
         )
+    if adapted.record.head:
+        raise AdapterError(
+            f"to={target.name}: this adapter predicts with a dense head (head=unet), which this "
+            "format cannot hold; use it with samadapt predict or samadapt.load_adapter"
+        )
     if reason := target.refusal(adapted):
         raise _refused(adapted, target, reason)
     # This comes before ``write``, which may merge the adapter into this model.

@@ -101,7 +101,8 @@ def make_bundle(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> Adapter
         intensity=intensity,
         curve=read_curve(record.confidence),
         # A new object equals no other, so an adapter that changes the encoder shares no embeddings.
-        encoder="base" if keeps_encoder else object(),
+        # So does a dense head, which reads more than the embedding of the base.
+        encoder="base" if keeps_encoder and sam.dense_head is None else object(),
         tiling=recorded_tiling(record.data_options),
         stack=method_from_dict(record.method).stack if record.method else 1,
     )

@@ -18,6 +18,7 @@ import torch
 
 from samadapt import console
 from samadapt.adapters.injection import Injection, inject
+from samadapt.config.schema import MAX_HEAD_SIDE
 from samadapt.data.checks.resumed_run import check_unchanged
 from samadapt.data.dataset import Dataset, open_dataset
 from samadapt.data.pseudonyms import hide_names, open_key, write_key
@@ -28,6 +29,7 @@ from samadapt.errors import ConfigError, DataError
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
 from samadapt.sam.attention.compiled import describe_attention
+from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.system.limits import set_limits
 from samadapt.training.precision import Precision, choose_device, choose_precision
@@ -35,7 +37,7 @@ from samadapt.training.progress import Progress
 from samadapt.training.samples import TrainingSamples
 
 if TYPE_CHECKING:
-    from samadapt.config.schema import Config, Data
+    from samadapt.config.schema import Config, Data, Head
     from samadapt.sam.model import Sam
 
 
@@ -133,6 +135,8 @@ def open_run(
         sam.resize_mask_tokens(len(dataset.classes))  # one mask token for each class
     if config.model.input_channels:
         sam.add_input_projection(config.model.input_channels)
+    if config.head.name == "unet":
+        add_head(sam, config.head, dataset, policy)
     injection = inject(sam, config.peft)
     # The layers that were added since the first move go to the device too.
     precision.store_frozen(sam.to(device), injection.exact)
@@ -152,6 +156,29 @@ def open_run(
         injection=injection,
         base_copy=base_copy,
     )
+
+
+def add_head(sam: Sam, head: Head, dataset: Dataset, policy: PromptPolicy) -> None:
+    """Add a dense head whose side fits the training pictures.
+
+    Raises:
+        ConfigError: the run has prompts, for which there is SAM's mask decoder.
+    """
+    if not policy.is_semantic:
+        raise ConfigError(
+            f"head=unet predicts classes without a prompt; got prompts={policy.kind}. Use "
+            "prompts=semantic, or head=sam"
+        )
+    unit = 2 ** (head.scales - 1)  # every scale halves the side
+    side = head.size or min(MAX_HEAD_SIDE, dataset.longest_side())
+    settings = HeadSettings(
+        side=-(-side // unit) * unit,
+        width=head.width,
+        scales=head.scales,
+        sam_logits=head.sam_logits,
+        channels=sam.input_channels,
+    )
+    sam.add_dense_head(len(dataset.classes), settings)
 
 
 def _open_dataset_of_run(

@@ -35,6 +35,7 @@ from samadapt.runs.run_slices import (
 )
 from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.runs.summary import summarise_run, untrained_classes, untrained_text
+from samadapt.sam.decode import class_frame
 from samadapt.system import atomic
 from samadapt.system.atomic import DiskFullError
 from samadapt.system.launchers import as_only_process, refuse_several_processes
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
+    from samadapt.sam.types import Frame
+    from samadapt.system.arrays import Array
     from samadapt.training.mask_losses import LossFunction
     from samadapt.training.samples import TrainingStack
 
@@ -278,10 +281,14 @@ def train_adapter(
     rng = np.random.default_rng([config.seed, accelerator.process_index])
     logits_side = context.sam.logits_side
 
+    def frame(image: Array) -> Frame:
+        """Return where an image lies in the square that the loss is computed on."""
+        return class_frame(context.sam, image.shape[:2])
+
     def make(drawn: Sequence[TrainingStack]) -> Any:
         stack, trained, versions = samples.take(drawn, rng)
         keys = planner.keys_of(versions)
-        return make_batch(stack, policy, planner.features.frame, logits_side, rng, trained, keys)
+        return make_batch(stack, policy, frame, logits_side, rng, trained, keys)
 
     def validation_dice() -> float:
         with context.progress.aside("validation", len(slices.validation)):
@@ -303,7 +310,8 @@ def train_adapter(
     )
     # `train` has keys for other parts too, such as batch_size; the loop takes its own.
     keys = set(LoopOptions.__dataclass_fields__)
-    loop_options = LoopOptions(**{k: v for k, v in asdict(config.train).items() if k in keys})
+    values = {**asdict(config.train), "head_lr": config.head.lr}
+    loop_options = LoopOptions(**{key: value for key, value in values.items() if key in keys})
     with context.precision.products():
         return train(training, loop_options, accelerator, checkpoint)
 

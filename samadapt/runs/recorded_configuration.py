@@ -10,7 +10,7 @@ from samadapt.adapters.combining import method_from_dict
 from samadapt.adapters.record import LOCAL_OPTIONS, AdapterRecord
 from samadapt.config.compose import from_yaml
 from samadapt.config.evaluate_arguments import EvaluateArguments
-from samadapt.config.schema import Config, Model, PromptSettings
+from samadapt.config.schema import Config, Head, Model, PromptSettings
 from samadapt.data.tiles import recorded_tiling
 from samadapt.errors import ConfigError
 
@@ -85,6 +85,7 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
         peft=method_from_dict(record.method),
         data=data,
         prompts=PromptSettings(**prompts),
+        head=_recorded_head(record),
         cache=arguments.cache,
         eval=arguments.eval,
         output=arguments.output,
@@ -93,3 +94,9 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
         privacy=arguments.privacy,
         recipe="evaluate",
     )
+
+
+def _recorded_head(record: AdapterRecord) -> Head:
+    """Return the keys of the head that the adapter was trained with."""
+    values = {key: value for key, value in record.head.items() if key not in ("side", "channels")}
+    return Head(size=record.head["side"], **values) if record.head else Head()

@@ -129,6 +129,7 @@ def adapter_record(config: Config, context: RunContext) -> AdapterRecord:
         checkpoint=config.model.checkpoint and Path(config.model.checkpoint).name,
         num_masks=sam.build.num_multimask,
         input_channels=sam.input_channels,
+        head=sam.dense_head.describe() if sam.dense_head is not None else {},
         preprocessing=asdict(sam.preprocessing),
         intensity=dict(data.intensity.to_dict()),
         classes=list(data.classes),

@@ -36,9 +36,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn import functional
 
 from samadapt.errors import ConfigError, PromptError
-from samadapt.sam.geometry import to_model_boxes, to_model_points
+from samadapt.sam.dense_features import unpack_embedding
+from samadapt.sam.geometry import make_frame, to_model_boxes, to_model_points
 from samadapt.sam.types import Frame, ImagePrompts, Prompts
 
 if TYPE_CHECKING:
@@ -289,17 +291,44 @@ def merge_objects(
     return numbers
 
 
+def class_frame(sam: Sam, shape: tuple[int, int]) -> Frame:
+    """Return where an image of ``shape`` (h, w) lies in the square of the class logits.
+
+    That is the model's square, or the square of the dense head if the model has one.
+    """
+    head = sam.dense_head
+    side = sam.image_size if head is None else head.settings.side
+    return make_frame(shape, side, sam.preprocessing.resize)
+
+
+def image_embedding(sam: Sam, embeddings: Float[Tensor, "b ..."]) -> Float[Tensor, "b c g g"]:
+    """Return what ``Sam.decode`` takes of what ``embed`` returned."""
+    if sam.dense_head is None:
+        return embeddings
+    return unpack_embedding(sam, sam.dense_head, embeddings)[0]
+
+
 def class_logits(
     sam: Sam,
-    embeddings: Float[Tensor, "b c g g"],
+    embeddings: Float[Tensor, "b ..."],
     num_classes: int,
     *,
     background_token: bool = False,
 ) -> Float[Tensor, "b 1 K h w"]:
-    """Decode every class without a prompt, in the model frame and with gradients.
+    """Decode every class without a prompt, in the frame of ``class_frame`` and with gradients.
 
     Arguments and errors are those of ``semantic_logits``.
     """
+    head = sam.dense_head
+    if head is not None:
+        embeddings, levels, picture = unpack_embedding(sam, head, embeddings)
+        logits: Tensor = head((picture - 127.5) / 63.75, [*levels, embeddings])
+        logits = logits[:, None].float()
+        if not head.settings.sam_logits:
+            return logits
+        own = sam.decode(embeddings, Prompts(), multimask=True).logits[:, :, :num_classes].float()
+        side = (head.settings.side,) * 2
+        return logits + functional.interpolate(own[:, 0], side, mode="bilinear")[:, None]
     logits = sam.decode(embeddings, Prompts(), multimask=True).logits
     if logits.shape[2] < num_classes:
         raise ConfigError(
@@ -315,7 +344,7 @@ def class_logits(
 @torch.no_grad()
 def semantic_logits(
     sam: Sam,
-    embeddings: Float[Tensor, "b c g g"],
+    embeddings: Float[Tensor, "b ..."],
     frames: Sequence[Frame],
     num_classes: int,
     *,
@@ -325,7 +354,7 @@ def semantic_logits(
 
     Args:
         sam: a model that was trained so, with at least ``num_classes`` mask tokens.
-        embeddings: (b, c, g, g).
+        embeddings: what ``embed`` returned.
         frames: the frame of each image.
         num_classes: number K of classes.
         background_token: the single-mask token is the background. Its logit is subtracted from
@@ -339,12 +368,13 @@ def semantic_logits(
     """
     logits = class_logits(sam, embeddings, num_classes, background_token=background_token)
     for position, frame in enumerate(frames):
-        yield sam.postprocess(logits[position : position + 1], frame)
+        own_frame = class_frame(sam, frame.original)
+        yield sam.postprocess(logits[position : position + 1], own_frame)
 
 
 def segment_semantic(
     sam: Sam,
-    embeddings: Float[Tensor, "b c g g"],
+    embeddings: Float[Tensor, "b ..."],
     frames: Sequence[Frame],
     num_classes: int,
     *,

@@ -15,8 +15,10 @@
       v
     embeddings (b, c, g, g)
 
-``embed`` runs the whole way. Training and evaluation run it in two parts, ``to_pixels`` and
-``embed_features``, so that the output of the frozen blocks can be kept between the parts.
+``embed`` runs the whole way. Training and evaluation run it in two parts, ``embed_prefix`` and
+``embed_features``, so that the output of the frozen blocks can be kept between the parts. For a
+model with a dense head, which reads more than the embedding, both return packed features (b, n);
+see ``sam/dense_features.py``.
 ``sam/decode.py`` goes on from embeddings to masks.
 """
 
@@ -28,7 +30,9 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn import functional
 
+from samadapt.sam.dense_features import pack_embedding, pack_frozen
 from samadapt.sam.geometry import make_frame, resize_image
 
 if TYPE_CHECKING:
@@ -65,27 +69,66 @@ def to_pixels(sam: Sam, images: Sequence[Array]) -> Float[Tensor, "b 3 s s"]:
     return sam.preprocess([image.to(sam.device).float() for image in resized])
 
 
+def to_pictures(sam: Sam, images: Sequence[Array], side: int) -> UInt8[Tensor, "b c d d"]:
+    """Bring images into the square of a dense head, padded with zeros, on the model's device.
+
+    Args:
+        sam: the model, which says how images are resized.
+        images: b arrays (h, w, 3) uint8 of any sizes, RGB after the intensity rule.
+        side: side d of the square.
+    """
+    pictures = []
+    for image in images:
+        picture = to_tensor(image, make_frame(image.shape[:2], side, sam.preprocessing.resize))
+        height, width = picture.shape[1:]
+        pictures.append(functional.pad(picture, (0, side - width, 0, side - height)))
+    return torch.stack(pictures).to(sam.device)
+
+
+def embed_prefix(
+    sam: Sam, images: Sequence[Array], first_trainable_block: int
+) -> Float[Tensor, "b ..."]:
+    """Run the encoder up to its first trainable block.
+
+    Args:
+        sam: the model, base or adapted.
+        images: as ``to_pixels`` takes them.
+        first_trainable_block: see ``Sam.encode_prefix``; -1: no part of the encoder is frozen.
+
+    Returns:
+        Features (b, ...) for ``embed_features``.
+    """
+    pixels = to_pixels(sam, images)
+    if sam.dense_head is not None:
+        pictures = to_pictures(sam, images, sam.dense_head.settings.side)
+        return pack_frozen(sam, sam.dense_head, pixels, pictures, first_trainable_block)
+    if first_trainable_block < 0:
+        return pixels
+    return sam.encode_prefix(pixels, first_trainable_block)
+
+
 def embed_features(
     sam: Sam, features: Float[Tensor, "b ..."], first_trainable_block: int
-) -> Float[Tensor, "b c g g"]:
+) -> Float[Tensor, "b ..."]:
     """Run the encoder from its first trainable block on, with gradients.
 
     Args:
         sam: the model, base or adapted.
-        features: (b, ...) what ``Sam.encode_prefix`` returned for ``first_trainable_block``; the
-            pixels (b, 3, s, s) if that is -1.
+        features: (b, ...) what ``embed_prefix`` returned for ``first_trainable_block``.
         first_trainable_block: see ``Sam.encode_prefix``; -1: no part of the encoder is frozen.
 
     Returns:
-        Embeddings (b, c, g, g).
+        Embeddings (b, c, g, g), or packed ones (b, n) for a dense head.
     """
+    if sam.dense_head is not None:
+        return pack_embedding(sam, sam.dense_head, features, first_trainable_block)
     if first_trainable_block < 0:
         return sam.encode(features)
     return sam.encode_suffix(features, first_trainable_block)
 
 
 @torch.no_grad()
-def embed(sam: Sam, images: Sequence[Array]) -> tuple[Float[Tensor, "b c g g"], list[Frame]]:
+def embed(sam: Sam, images: Sequence[Array]) -> tuple[Float[Tensor, "b ..."], list[Frame]]:
     """Embed images of any sizes in one forward pass.
 
     Args:
@@ -93,7 +136,8 @@ def embed(sam: Sam, images: Sequence[Array]) -> tuple[Float[Tensor, "b c g g"], 
         images: as ``to_pixels`` takes them.
 
     Returns:
-        Embeddings (b, c, g, g) on the model's device, and the frame of each image.
+        Embeddings (b, c, g, g), or packed ones (b, n) for a dense head, on the model's device; and
+        the frame of each image.
     """
-    embeddings = sam.encode(to_pixels(sam, images))
+    embeddings = embed_features(sam, embed_prefix(sam, images, -1), -1)
     return embeddings, [frame_of(sam, image) for image in images]

@@ -16,7 +16,7 @@ from torch.nn import functional
 from samadapt.sam.attention.layer import RelativePositionAttention
 from samadapt.sam.layers import make_neck
 from samadapt.sam.layers_fast import FastMLPBlock
-from samadapt.sam.types import AttentionBlock
+from samadapt.sam.types import AttentionBlock, Level
 from samadapt.sam.weights.builds import Build
 
 
@@ -78,7 +78,7 @@ class ImageEncoderViT(nn.Module):
     def __init__(self, build: Build, image_size: int) -> None:
         super().__init__()
         side = image_size // build.patch_size
-        self.heads = build.num_heads
+        self.heads, self.neck_width = build.num_heads, build.prompt_width
         self.patch_embed = PatchEmbed(build.patch_size, build.embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, side, side, build.embed_dim))
         self.blocks = nn.ModuleList(
@@ -98,7 +98,10 @@ class ImageEncoderViT(nn.Module):
         return self.prefix(images, len(self.blocks) + 1)
 
     def prefix(
-        self, images: Float[Tensor, "b 3 s s"], first_trainable_block: int
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        first_trainable_block: int,
+        seen: list[Tensor] | None = None,
     ) -> Float[Tensor, "b ..."]:
         """Run the patch embedding and all blocks before ``first_trainable_block``.
 
@@ -106,25 +109,56 @@ class ImageEncoderViT(nn.Module):
             images: (b, 3, s, s), normalised and padded.
             first_trainable_block: for n blocks, 0 to n: stop before this block (n: before the
                 neck); n + 1: run everything, neck included.
+            seen: receives the features (b, c, g, g) of every level of ``levels`` that is passed.
 
         Returns:
             (b, g, g, width), or (b, c, g, g) for ``n + 1``.
         """
         embedded: Tensor = self.patch_embed(images)
-        x = embedded + self.pos_embed
-        for block in islice(self.blocks, first_trainable_block):
-            x = block(x)
+        x = self._run(embedded + self.pos_embed, 0, first_trainable_block, seen)
         return self._neck(x) if first_trainable_block > len(self.blocks) else x
 
     def suffix(
-        self, x: Float[Tensor, "b ..."], first_trainable_block: int
+        self,
+        x: Float[Tensor, "b ..."],
+        first_trainable_block: int,
+        seen: list[Tensor] | None = None,
     ) -> Float[Tensor, "b c g g"]:
-        """Run the remaining blocks and the neck on what ``prefix`` returned: (b, c, g, g)."""
+        """Run the remaining blocks and the neck on what ``prefix`` returned: (b, c, g, g).
+
+        ``seen`` receives the features of every level that is passed, as in ``prefix``.
+        """
         if first_trainable_block > len(self.blocks):
             return x
-        for block in islice(self.blocks, first_trainable_block, None):
+        return self._neck(self._run(x, first_trainable_block, len(self.blocks), seen))
+
+    def levels(self, image_size: int) -> tuple[Level, ...]:
+        """Return the features that a dense head can read: after each quarter, and the neck.
+
+        All lie on the same grid. As in the simple feature pyramid of ViTDet (Li et al. 2022),
+        earlier ones are enlarged more: they hold the finer detail.
+        """
+        del image_size  # the model was built for it
+        _, grid, _, width = self.pos_embed.shape
+        depth = len(self.blocks)
+        quarters = [Level(width, grid, depth * k // 4, enlarged=3 - k) for k in (1, 2, 3)]
+        return (*quarters, Level(self.neck_width, grid, depth + 1))
+
+    def prefix_shape(self, image_size: int, first_trainable_block: int) -> tuple[int, ...]:
+        """Return the shape, without the batch, of what ``prefix`` returns."""
+        *_, quarter, neck = self.levels(image_size)
+        if first_trainable_block > len(self.blocks):
+            return (neck.channels, neck.grid, neck.grid)
+        return (quarter.grid, quarter.grid, quarter.channels)
+
+    def _run(self, x: Tensor, start: int, stop: int, seen: list[Tensor] | None = None) -> Tensor:
+        """Run blocks ``start`` to ``stop - 1`` on x (b, g, g, width)."""
+        depth = len(self.blocks)
+        for index, block in islice(enumerate(self.blocks), start, stop):
             x = block(x)
-        return self._neck(x)
+            if seen is not None and index + 1 in {depth * k // 4 for k in (1, 2, 3)}:
+                seen.append(x.permute(0, 3, 1, 2))
+        return x
 
     def _neck(self, x: Tensor) -> Tensor:
         out: Tensor = self.neck(x.permute(0, 3, 1, 2))

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samadapt.errors import ConfigError, PromptError, nearest
+from samadapt.sam.dense_head import DenseHead, HeadSettings
 from samadapt.sam.image_encoder import ImageEncoderViT
 from samadapt.sam.mask_decoder_fast import FastMaskDecoder
 from samadapt.sam.prompt_encoder import PromptEncoder
 from samadapt.sam.tiny_vit import TinyViTEncoder
-from samadapt.sam.types import AttentionBlock, Frame, MaskOutput, Preprocessing, Prompts
+from samadapt.sam.types import AttentionBlock, Frame, Level, MaskOutput, Preprocessing, Prompts
 from samadapt.sam.weights.builds import BUILDS, Build
 
 # The inputs and outputs of a graph that ``torch.export`` makes of the model.
@@ -44,6 +45,8 @@ class Sam(nn.Module):
     pixel_std: Tensor
     input_projection: nn.Conv2d | None
     """Maps images of more than three channels to three; None if images have three."""
+    dense_head: DenseHead | None
+    """Predicts classes at the picture's resolution; None: the mask decoder predicts them."""
 
     def __init__(self, build: Build, image_size: int) -> None:
         super().__init__()
@@ -70,6 +73,7 @@ class Sam(nn.Module):
             num_multimask=build.num_multimask,
         )
         self.register_module("input_projection", None)
+        self.register_module("dense_head", None)
         mean, std = (torch.tensor(v) for v in (self.preprocessing.mean, self.preprocessing.std))
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", std.view(3, 1, 1), persistent=False)
@@ -128,18 +132,29 @@ class Sam(nn.Module):
         x = functional.pad(x, (0, size - x.shape[2], 0, size - x.shape[1]))
         return x.to(self.dtype)
 
-    def encode(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b c g g"]:
+    def encode(
+        self, images: Float[Tensor, "b 3 s s"], seen: list[Tensor] | None = None
+    ) -> Float[Tensor, "b c g g"]:
         """Embed preprocessed images (b, 3, s, s) as (b, c, g, g).
+
+        Args:
+            images: (b, 3, s, s), preprocessed.
+            seen: receives the features of every level on the way; see ``levels``.
 
         Raises:
             ValueError: the images have another shape.
         """
         self._check_images(images)
-        embeddings: Tensor = self.image_encoder(images)
-        return embeddings
+        if seen is None:
+            embeddings: Tensor = self.image_encoder(images)
+            return embeddings
+        return self.image_encoder.prefix(images, len(self.attention_blocks()) + 1, seen)
 
     def encode_prefix(
-        self, images: Float[Tensor, "b 3 s s"], first_trainable_block: int
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        first_trainable_block: int,
+        seen: list[Tensor] | None = None,
     ) -> Float[Tensor, "b ..."]:
         """Run the frozen part of the encoder, whose output can be stored.
 
@@ -150,6 +165,7 @@ class Sam(nn.Module):
             images: (b, 3, s, s), preprocessed.
             first_trainable_block: 0 to n runs everything before that block (n: everything but the
                 neck); n + 1 runs the whole encoder.
+            seen: receives the features of every level on the way; see ``levels``.
 
         Returns:
             Features (b, ...) for ``encode_suffix``.
@@ -159,16 +175,20 @@ class Sam(nn.Module):
         """
         self._check_images(images)
         self._check_first_block(first_trainable_block)
-        return self.image_encoder.prefix(images, first_trainable_block)
+        return self.image_encoder.prefix(images, first_trainable_block, seen)
 
     def encode_suffix(
-        self, features: Float[Tensor, "b ..."], first_trainable_block: int
+        self,
+        features: Float[Tensor, "b ..."],
+        first_trainable_block: int,
+        seen: list[Tensor] | None = None,
     ) -> Float[Tensor, "b c g g"]:
         """Run the rest of the encoder: ``encode_suffix(encode_prefix(x, k), k) == encode(x)``.
 
         Args:
             features: (b, ...), what ``encode_prefix`` returned for ``first_trainable_block``.
             first_trainable_block: 0 to n + 1; see ``encode_prefix``.
+            seen: receives the features of every level on the way; see ``levels``.
 
         Returns:
             (b, c, g, g).
@@ -177,7 +197,7 @@ class Sam(nn.Module):
             ValueError: there is no such block.
         """
         self._check_first_block(first_trainable_block)
-        return self.image_encoder.suffix(features, first_trainable_block)
+        return self.image_encoder.suffix(features, first_trainable_block, seen)
 
     def decode(
         self, embeddings: Float[Tensor, "b c g g"], prompts: Prompts, *, multimask: bool
@@ -228,7 +248,7 @@ class Sam(nn.Module):
         Raises:
             ValueError: the frame belongs to another image size.
         """
-        if frame.size != self.image_size:
+        if frame.size not in (self.image_size, self.logits_side):
             raise ValueError(f"the frame must be of size {self.image_size}; got {frame.size}")
         planes = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
         square = functional.interpolate(planes, (frame.size, frame.size), mode="bilinear")
@@ -239,6 +259,8 @@ class Sam(nn.Module):
     @property
     def logits_side(self) -> int:
         """Side of the grid on which the model predicts classes without a prompt."""
+        if self.dense_head is not None:
+            return self.dense_head.settings.side
         return 4 * self.embedding_size  # the mask decoder enlarges the embedding four times
 
     @property
@@ -260,6 +282,18 @@ class Sam(nn.Module):
         projection = nn.Conv2d(channels, 3, kernel_size=1, bias=False)
         nn.init.constant_(projection.weight, 1 / channels)
         self.input_projection = projection.to(self.device, self.dtype)
+
+    def add_dense_head(self, classes: int, settings: HeadSettings) -> None:
+        """Add a decoder that predicts classes at the resolution of the picture.
+
+        Raises:
+            ConfigError: the settings do not fit each other.
+        """
+        self.dense_head = DenseHead(self.levels(), classes, settings).to(self.device, self.dtype)
+
+    def levels(self) -> tuple[Level, ...]:
+        """Return the features that the encoder offers to a dense head, the embedding last."""
+        return self.image_encoder.levels(self.image_size)
 
     def attention_blocks(self) -> tuple[AttentionBlock, ...]:
         """Return the attention blocks of the encoder in order; methods inject into them."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from samadapt.sam.layers import make_neck
 from samadapt.sam.tiny_vit_blocks_fast import FastBottleneck, FastStem, FastWindowBlock
-from samadapt.sam.types import AttentionBlock
+from samadapt.sam.types import AttentionBlock, Level
 from samadapt.sam.weights.builds import Build
 
 
@@ -45,7 +45,8 @@ class TinyViTEncoder(nn.Module):
     def __init__(self, build: Build, image_size: int) -> None:
         super().__init__()
         del image_size  # nothing here depends on it
-        dims = build.stage_dims
+        self.dims = dims = build.stage_dims
+        self.stem_stride, self.neck_width = build.stem_stride, build.prompt_width
         self.patch_embed = FastStem(dims[0], build.stem_stride)
         first = range(build.stage_depths[0])
         stages = [
@@ -69,7 +70,10 @@ class TinyViTEncoder(nn.Module):
         return self.prefix(images, self._depth + 1)
 
     def prefix(
-        self, images: Float[Tensor, "b 3 s s"], first_trainable_block: int
+        self,
+        images: Float[Tensor, "b 3 s s"],
+        first_trainable_block: int,
+        seen: list[Tensor] | None = None,
     ) -> Float[Tensor, "b ..."]:
         """Run everything before attention block ``first_trainable_block``.
 
@@ -77,23 +81,55 @@ class TinyViTEncoder(nn.Module):
             images: (b, 3, s, s), normalised and padded.
             first_trainable_block: for n attention blocks, 0 to n: stop before this block (n: before
                 the neck); n + 1: run everything, neck included.
+            seen: receives the features (b, c, r, r) of every level of ``levels`` that is passed.
 
         Returns:
             (b, h, w, width) with the side and width of the block's stage, or (b, c, g, g) for
             ``n + 1``.
         """
         convolutional, first, *_ = self.stages
-        x = first.downsample(convolutional.blocks(self.patch_embed(images)))  # type: ignore[operator]
-        x = self._run(x, 0, first_trainable_block)
+        x = convolutional.blocks(self.patch_embed(images))  # type: ignore[operator]
+        if seen is not None:
+            seen.append(x.permute(0, 3, 1, 2))
+        x = first.downsample(x)  # type: ignore[operator]
+        x = self._run(x, 0, first_trainable_block, seen)
         return self._neck(x) if first_trainable_block > self._depth else x
 
     def suffix(
-        self, x: Float[Tensor, "b ..."], first_trainable_block: int
+        self,
+        x: Float[Tensor, "b ..."],
+        first_trainable_block: int,
+        seen: list[Tensor] | None = None,
     ) -> Float[Tensor, "b c g g"]:
-        """Run the remaining blocks and the neck on what ``prefix`` returned: (b, c, g, g)."""
+        """Run the remaining blocks and the neck on what ``prefix`` returned: (b, c, g, g).
+
+        ``seen`` receives the features of every level that is passed, as in ``prefix``.
+        """
         if first_trainable_block > self._depth:
             return x
-        return self._neck(self._run(x, first_trainable_block, self._depth))
+        return self._neck(self._run(x, first_trainable_block, self._depth, seen))
+
+    def levels(self, image_size: int) -> tuple[Level, ...]:
+        """Return the features that a dense head can read: each stage but the last, and the neck.
+
+        The neck reads the last stage, on the same grid.
+        """
+        grid, blocks, found = image_size // self.stem_stride, 0, []
+        for number, stage in enumerate(self.stages[:-1]):
+            grid = grid if number == 0 else grid // 2  # a merge leads to every further stage
+            blocks += len(stage.blocks) if number else 0  # type: ignore[arg-type]
+            found.append(Level(self.dims[number], grid, blocks))
+        return (*found, Level(self.neck_width, grid, self._depth + 1))
+
+    def prefix_shape(self, image_size: int, first_trainable_block: int) -> tuple[int, ...]:
+        """Return the shape, without the batch, of what ``prefix`` returns."""
+        *stages, neck = self.levels(image_size)
+        if first_trainable_block > self._depth:
+            return (neck.channels, neck.grid, neck.grid)
+        # Attention starts in stage 1; the merge after a stage belongs to that stage.
+        stage = 1 + sum(first_trainable_block >= level.after for level in stages[1:])
+        grid = stages[stage].grid if stage < len(stages) else neck.grid
+        return (grid, grid, self.dims[stage])
 
     def attention_blocks(self, root: str) -> tuple[AttentionBlock, ...]:
         """Describe each block by the paths of its modules, in order.
@@ -129,12 +165,14 @@ class TinyViTEncoder(nn.Module):
             for place, block in enumerate(stage.blocks):  # type: ignore[arg-type]
                 yield number, place, block
 
-    def _run(self, x: Tensor, start: int, stop: int) -> Tensor:
+    def _run(self, x: Tensor, start: int, stop: int, seen: list[Tensor] | None = None) -> Tensor:
         """Run blocks ``start`` to ``stop - 1`` and the merges after them on x (b, h, w, width)."""
         for stage, place, block in islice(self._blocks(), start, stop):
             x = block(x)
             last_of_stage = place + 1 == len(self.stages[stage].blocks)  # type: ignore[arg-type]
             if last_of_stage and stage + 1 < len(self.stages):
+                if seen is not None:
+                    seen.append(x.permute(0, 3, 1, 2))
                 x = self.stages[stage + 1].downsample(x)  # type: ignore[operator]
         return x
 

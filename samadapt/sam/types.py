@@ -79,6 +79,23 @@ class AttentionBlock:
 
 
 @dataclass(frozen=True)
+class Level:
+    """Features that an image encoder offers to a dense head at one depth.
+
+    Attributes:
+        channels: channels c.
+        grid: side r of the grid of cells that cover the model's square.
+        after: number of attention blocks that run before; one more than all of them for the neck.
+        enlarged: how often a dense head doubles the grid before it reads the features.
+    """
+
+    channels: int
+    grid: int
+    after: int
+    enlarged: int = 0
+
+
+@dataclass(frozen=True)
 class ImagePrompts:
     """Prompts for p objects of one image, in pixels of the original image.
 

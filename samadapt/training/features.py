@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from samadapt.sam.embed import frame_of, to_pixels
+from samadapt.sam.embed import embed_prefix, frame_of
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ class Features:
             sam.image_size,
             asdict(sam.preprocessing),
         ]
+        if sam.dense_head is not None:  # it keeps more of an image; without one keys stay as before
+            settings.append(asdict(sam.dense_head.settings))
         self._settings = json.dumps([*settings, str(dtype), route]).encode()
 
     def frame(self, image: Array) -> Frame:
@@ -152,11 +154,10 @@ class Features:
     def compute(self, images: Sequence[Array]) -> Float[Tensor, "b ..."]:
         """Compute the features (b, ...) of images (h, w, 3) uint8; the store is not used."""
         self.computed += len(images)
-        pixels = to_pixels(self.sam, images)
         if self.first_trainable_block < 0:
-            return pixels
+            return embed_prefix(self.sam, images, self.first_trainable_block)
         with torch.no_grad(), self.autocast():
-            return self.sam.encode_prefix(pixels, self.first_trainable_block).to(self.dtype)
+            return embed_prefix(self.sam, images, self.first_trainable_block).to(self.dtype)
 
 
 def _no_images(key: str) -> Array:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from samadapt.adapters.store import load_trainable_state, trainable_state
 from samadapt.errors import DivergedError
+from samadapt.sam.decode import class_logits
 from samadapt.sam.embed import embed_features
 from samadapt.sam.types import MaskOutput, Prompts
 from samadapt.system.interrupt import InterruptedRunError, StopRequest
@@ -50,6 +51,9 @@ class LoopOptions:
 
     # Peak learning rate of the decoder. It is pretrained, so a lower rate can be better. None: lr.
     decoder_lr: float | None = None
+
+    # Peak learning rate of a dense head. It starts at random, so it learns faster than the rest.
+    head_lr: float = 3e-3
 
     # AdamW's weight decay of matrices. Biases and the gains of norms are not decayed, because
     # pulling them to zero would take away what the pretrained model knows.
@@ -102,6 +106,9 @@ class TrainableTail(nn.Module):
         embeddings = embed_features(self.sam, features, self.first_trainable_block)
         if trained is not None:
             embeddings = embeddings[trained]
+        if self.sam.dense_head is not None:
+            logits = class_logits(self.sam, embeddings, self.sam.dense_head.classes)
+            return MaskOutput(logits=logits, iou=logits.new_zeros(logits.shape[:3]))
         return self.sam.decode(embeddings, prompts, multimask=self.multimask)
 
 
@@ -195,20 +202,22 @@ def train(
 
 
 def make_optimizer(injection: Injection, options: LoopOptions) -> torch.optim.AdamW:
-    """Return AdamW with up to four groups: encoder and decoder, with and without weight decay.
+    """Return AdamW with a group for encoder, decoder and head, each with and without decay.
 
     Each group has the extra entry ``peak_lr``, its learning rate after the warm-up.
     """
-    decoder = set(injection.groups.get("decoder", []))
     decoder_lr = options.lr if options.decoder_lr is None else options.decoder_lr
+    part_of = {
+        name: part for part in ("decoder", "head") for name in injection.groups.get(part, [])
+    }
     groups = []
-    for lr, in_decoder in ((options.lr, False), (decoder_lr, True)):
+    for lr, part in ((options.lr, "encoder"), (decoder_lr, "decoder"), (options.head_lr, "head")):
         for is_decayed in (True, False):
             members = [
                 parameter
                 for name, parameter in injection.parameters.items()
                 # Only matrices are decayed; biases and gains of norms have one axis.
-                if (name in decoder) is in_decoder and (parameter.ndim > 1) is is_decayed
+                if part_of.get(name, "encoder") == part and (parameter.ndim > 1) is is_decayed
             ]
             if members:
                 decay = options.weight_decay if is_decayed else 0.0

@@ -1,0 +1,101 @@
+"""What a dense head reads of an image, packed into one tensor for each image.
+
+The features of the frozen blocks are computed once, kept in a store and read back by a key, and
+embeddings are kept, indexed and joined, always as one tensor whose first axis are the images. A
+model with a dense head needs more than one map of an image: the features of several levels and the
+picture itself. They are packed one after another, so that nothing around the model has to know::
+
+    frozen part  (b, n)   input of the first trainable block | levels before it | picture
+    embedding    (b, m)   embedding (c, g, g)                | all levels       | picture
+
+``embed.py`` packs, ``decode.py`` unpacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from samadapt.sam.dense_head import DenseHead
+    from samadapt.sam.model import Sam
+
+
+def pack_frozen(
+    sam: Sam,
+    head: DenseHead,
+    pixels: Float[Tensor, "b 3 s s"],
+    pictures: UInt8[Tensor, "b n d d"],
+    first_trainable_block: int,
+) -> Float[Tensor, "b n"]:
+    """Run the frozen part of the encoder and pack its output, its levels and the pictures."""
+    seen: list[Tensor] = []
+    features = pixels
+    if first_trainable_block >= 0:
+        features = sam.encode_prefix(pixels, first_trainable_block, seen)
+    return _pack([features, *_kept(head, seen, 0), pictures])
+
+
+def pack_embedding(
+    sam: Sam, head: DenseHead, packed: Float[Tensor, "b n"], first_trainable_block: int
+) -> Float[Tensor, "b m"]:
+    """Run the rest of the encoder on what ``pack_frozen`` returned, with gradients."""
+    features, *frozen, picture = _unpack(packed, _frozen_shapes(sam, head, first_trainable_block))
+    seen: list[Tensor] = []
+    if first_trainable_block < 0:
+        embedding = sam.encode(features, seen)
+    else:
+        embedding = sam.encode_suffix(features, first_trainable_block, seen)
+    return _pack([embedding, *frozen, *_kept(head, seen, len(frozen)), picture])
+
+
+def unpack_embedding(
+    sam: Sam, head: DenseHead, packed: Float[Tensor, "b m"]
+) -> tuple[Float[Tensor, "b c g g"], list[Float[Tensor, "b _ _ _"]], Float[Tensor, "b n d d"]]:
+    """Return the embedding, the levels before the neck, and the picture in 0 to 255."""
+    shapes = _frozen_shapes(sam, head, head.levels[-1].after)
+    embedding, *levels, picture = _unpack(packed, shapes)
+    return embedding, levels, picture
+
+
+def _frozen_shapes(sam: Sam, head: DenseHead, first_trainable_block: int) -> list[tuple[int, ...]]:
+    """Return the shapes, without the batch, of what ``pack_frozen`` packs."""
+    side = head.settings.side
+    if first_trainable_block < 0:
+        return [(3, sam.image_size, sam.image_size), (head.settings.channels, side, side)]
+    *before_neck, _ = head.levels
+    levels = [
+        (level.channels, head.grid_of(level), head.grid_of(level))
+        for level in before_neck
+        if level.after <= first_trainable_block
+    ]
+    first = sam.image_encoder.prefix_shape(sam.image_size, first_trainable_block)
+    return [first, *levels, (head.settings.channels, side, side)]
+
+
+def _kept(head: DenseHead, seen: Sequence[Tensor], start: int) -> list[Tensor]:
+    """Reduce levels, of which ``start`` are frozen ones before these, to the head's grids."""
+    kept = []
+    for level, x in zip(head.levels[start:], seen, strict=False):
+        grid = head.grid_of(level)
+        if grid < x.shape[-1]:
+            # Antialiasing reads all cells, in fp32 because the CPU has no bf16 kernel for it.
+            x = functional.interpolate(x.float(), (grid, grid), mode="bilinear", antialias=True)
+        kept.append(x)
+    return kept
+
+
+def _pack(parts: Sequence[Tensor]) -> Tensor:
+    wide = parts[0].dtype
+    return torch.cat([part.flatten(1).to(wide) for part in parts], dim=1)
+
+
+def _unpack(packed: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    parts = packed.split([prod(shape) for shape in shapes], dim=1)
+    return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -1,0 +1,165 @@
+"""A decoder for dense prediction: a U-Net on the picture that reads SAM's features.
+
+SAM's mask decoder draws masks on a grid of a quarter of the model's square, from one scale of
+features. That is enough for objects and too coarse for thin structures and small crops. The dense
+head has a path of its own from the picture, at the picture's resolution, to the logits of the
+classes. On that path it reads the features that the image encoder made at several depths, and SAM's
+own class logits are added to its output::
+
+    picture (b, n, d, d) --- stem --- down --- down --- down
+                              |        |        |        |    + features of the encoder, each at
+                              |        |        |        |      the scale nearest to its own
+    logits (b, K, d, d) --- out --- up --- up --- up ---+
+        + SAM's mask tokens, enlarged to (b, K, d, d)
+
+The blocks are MONAI's, those of its DynUNet, so that the head without any feature of SAM is the
+U-Net that ``baseline=unet`` trains from scratch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from pydantic import Field
+from pydantic.dataclasses import dataclass as settings_class
+from torch import Tensor, nn
+from torch.nn import functional
+
+from samadapt.errors import ConfigError
+from samadapt.sam.types import Level
+from samadapt.system.settings import Settings
+
+HEAD_NAME = "unet"
+
+FINEST = 2
+"""Features of the encoder enter at this stride of the picture's grid or a coarser one. Finer detail
+comes from the picture itself, and features at stride 1 would take four times the room."""
+
+
+@settings_class(frozen=True)
+class HeadSettings(Settings):
+    """The sizes of a dense head; an adapter records them.
+
+    Attributes:
+        side: side d of the square that the picture is resized to for the head, in pixels; it can be
+            halved for every scale but the first.
+        width: channels at the picture's resolution; they double with every scale.
+        scales: number of scales, the picture's resolution included.
+        sam_logits: whether SAM's class logits are added to those of the head.
+        channels: channels of the picture.
+
+    Raises:
+        SettingsError: a value is out of range.
+        ConfigError: the side does not fit the scales.
+    """
+
+    section: ClassVar[str] = "head"
+
+    side: int = Field(ge=16, le=2048)
+    width: int = Field(default=32, ge=4, le=256)
+    scales: int = Field(default=4, ge=2, le=6)
+    sam_logits: bool = True
+    channels: int = Field(default=3, ge=3, le=64)
+
+    def __post_init__(self) -> None:
+        """Check the side."""
+        if self.side % 2 ** (self.scales - 1):
+            raise ConfigError(
+                f"head.size: expected a multiple of {2 ** (self.scales - 1)} for head.scales="
+                f"{self.scales}; got {self.side}"
+            )
+
+
+class DenseHead(nn.Module):
+    """Predicts K classes for every pixel of a picture from the picture and SAM's features.
+
+    Args:
+        levels: the features that the encoder offers, the image embedding last.
+        classes: number K of classes.
+        settings: the sizes.
+    """
+
+    def __init__(self, levels: Sequence[Level], classes: int, settings: HeadSettings) -> None:
+        super().__init__()
+        from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetUpBlock
+
+        self.levels, self.classes, self.settings = tuple(levels), classes, settings
+        widths = [settings.width * 2**scale for scale in range(settings.scales)]
+        norm = ("instance", {"affine": True})
+        act = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
+
+        def block(kind: type[nn.Module], before: int, after: int, stride: int) -> nn.Module:
+            sizes = {"kernel_size": 3, "stride": stride}
+            if kind is UnetUpBlock:
+                sizes["upsample_kernel_size"] = stride
+            return kind(2, before, after, **sizes, norm_name=norm, act_name=act)
+
+        self.down = nn.ModuleList(
+            block(UnetBasicBlock, before, after, 1 if scale == 0 else 2)
+            for scale, (before, after) in enumerate(
+                zip([settings.channels, *widths], widths, strict=False)
+            )
+        )
+        self.up = nn.ModuleList(
+            block(UnetUpBlock, widths[scale + 1], widths[scale], 2)
+            for scale in reversed(range(settings.scales - 1))
+        )
+        self.out = nn.Conv2d(widths[0], classes, kernel_size=1)
+        # The scale of features differs by orders of magnitude between depths, hence the norm.
+        self.readers = nn.ModuleList(
+            _make_reader(level, widths[self.scale_of(level)]) for level in self.levels
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return name and sizes as plain values, as ``samadapt.json`` holds them."""
+        return {"name": HEAD_NAME, **asdict(self.settings)}
+
+    def scale_of(self, level: Level) -> int:
+        """Return the scale, from 0 on, at which a level enters: the nearest one to its own."""
+        grid = level.grid * 2**level.enlarged
+        nearest = round(math.log2(max(1, self.settings.side / grid)))
+        return min(max(nearest, FINEST.bit_length() - 1), self.settings.scales - 1)
+
+    def grid_of(self, level: Level) -> int:
+        """Return the side of the grid at which a level is kept: never finer than it is read."""
+        read = self.settings.side >> self.scale_of(level) >> level.enlarged
+        return min(level.grid, max(1, read))
+
+    def forward(
+        self, picture: Float[Tensor, "b n d d"], features: Sequence[Float[Tensor, "b _ _ _"]]
+    ) -> Float[Tensor, "b K d d"]:
+        """Return the logits of the classes; the background has the logit 0.
+
+        Args:
+            picture: (b, n, d, d), normalised.
+            features: one tensor (b, c, r, r) for each level, on any grid.
+        """
+        read: dict[int, list[Tensor]] = {}
+        for level, reader, x in zip(self.levels, self.readers, features, strict=True):
+            read.setdefault(self.scale_of(level), []).append(reader(x))
+        skips: list[Tensor] = []
+        x = picture
+        for scale, down in enumerate(self.down):
+            x = down(x)
+            for extra in read.get(scale, ()):
+                x = x + functional.interpolate(extra, x.shape[-2:], mode="bilinear")
+            skips.append(x)
+        for up, skip in zip(self.up, reversed(skips[:-1]), strict=True):
+            x = up(x, skip)
+        logits: Tensor = self.out(x)
+        return logits
+
+
+def _make_reader(level: Level, width: int) -> nn.Sequential:
+    """Make what brings a level to the width of its scale, and onto a finer grid if it should be."""
+    # The values of features differ by orders of magnitude between depths, hence the norm.
+    layers: list[nn.Module] = [nn.GroupNorm(1, level.channels)]
+    before = level.channels
+    for _ in range(level.enlarged):
+        layers += [nn.ConvTranspose2d(before, width, kernel_size=2, stride=2), nn.GELU()]
+        before = width
+    return nn.Sequential(*layers, nn.Conv2d(before, width, kernel_size=1))

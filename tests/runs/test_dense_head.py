@@ -1,0 +1,119 @@
+"""head=unet in a whole run: trained, saved, evaluated, predicted with, resumed and refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import samadapt
+from samadapt.adapters.record import RECORD, digest_of
+from samadapt.cli import main
+from samadapt.errors import AdapterError, ConfigError
+
+DENSE = ("prompts=semantic", "head=unet", "head.width=8", "head.scales=3")
+
+
+@pytest.fixture
+def base_file(tiny_sam, tmp_path):
+    path = tmp_path / "base.pth"
+    torch.save(tiny_sam.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def trained(make_pictures, run, base_file):
+    return run(make_pictures(classes=2), f"model.checkpoint={base_file}", *DENSE)
+
+
+def test_a_run_trains_scores_and_records_the_head(trained):
+    record = json.loads((trained.adapter_dir / RECORD).read_text())
+    assert record["head"] == {
+        "name": "unet",
+        "side": 40,  # the longest side of the pictures
+        "width": 8,
+        "scales": 3,
+        "sam_logits": True,
+        "channels": 3,
+    }
+    assert trained.summary["adapted"]["dice"] is not None
+    assert "unet" in (trained.adapter_dir / "README.md").read_text()
+
+
+def test_prediction_and_evaluation_agree_with_the_run(trained, base_file, tmp_path, capsys):
+    root = next(tmp_path.glob("pictures"))
+    keys = [f"adapter={trained.adapter_dir}", f"data.root={root}", "precision=fp32", "--json"]
+    assert main(["evaluate", *keys]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["summary"]["adapted"]["dice"] == pytest.approx(
+        trained.summary["adapted"]["dice"], abs=1e-6
+    )
+    segmenter = samadapt.load_adapter(trained.adapter_dir, checkpoint=base_file)
+    picture = np.asarray(Image.open(root / "images" / "p0.png"))
+    labels = segmenter.segment(picture)
+    assert labels.shape == picture.shape[:2]
+    assert set(np.unique(labels)) <= {0, 1, 2}
+
+
+def test_a_frozen_base_trains_the_head_alone(make_pictures, run, base_file):
+    result = run(make_pictures(), f"model.checkpoint={base_file}", "peft=none", *DENSE)
+    assert result.adapter_dir is not None
+    from safetensors import safe_open
+
+    with safe_open(result.adapter_dir / "adapter_model.safetensors", framework="pt") as file:
+        assert all(".dense_head." in name for name in file.keys())  # noqa: SIM118
+
+
+def test_prompts_are_refused(make_pictures, run):
+    with pytest.raises(ConfigError, match="head=unet predicts classes without a prompt"):
+        run(make_pictures(), "prompts=box", "head=unet")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [({"side": 10**9}, "head.side"), ({"name": "other"}, "head: expected the name unet")],
+)
+def test_a_changed_record_is_refused(trained, base_file, change, text):
+    path = trained.adapter_dir / RECORD
+    values = json.loads(path.read_text())
+    values["head"] |= change
+    values["record_sha256"] = digest_of(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(AdapterError, match=text):
+        samadapt.load_adapter(trained.adapter_dir, checkpoint=base_file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variants", [0, 2])
+def test_a_stopped_run_ends_bit_equal(make_pictures, run, base_file, monkeypatch, variants):
+    import samadapt.training.loop as loop
+    from samadapt.system.interrupt import InterruptedRunError
+
+    options = [f"model.checkpoint={base_file}", "train.augment=[flip,intensity]", *DENSE]
+    options.append(f"cache.variants={variants}")
+    root = make_pictures(classes=2)
+    expected = run(root, *options)
+    right = loop.save
+
+    def stopping(training, state, optimizer):
+        right(training, state, optimizer)
+        if state.step == 2:
+            raise InterruptedRunError(training.run_dir, state.step)
+
+    monkeypatch.setattr(loop, "save", stopping)
+    with pytest.raises(InterruptedRunError) as caught:
+        run(root, *options)
+    monkeypatch.undo()
+    stopped = caught.value.run_dir
+    assert main(["finetune", f"resume={stopped}"]) == 0
+    for name in ("adapter/adapter_model.safetensors", "eval/per_case.csv"):
+        assert (stopped / name).read_bytes() == (expected.run_dir / name).read_bytes()
+
+
+def test_export_names_the_head(trained, base_file, tmp_path, capsys):
+    keys = [f"adapter={trained.adapter_dir}", f"checkpoint={base_file}", "to=sam"]
+    assert main(["export", *keys, f"output={tmp_path / 'out'}"]) == 2
+    assert "dense head" in capsys.readouterr().err

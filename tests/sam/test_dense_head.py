@@ -1,0 +1,97 @@
+"""The dense head: a U-Net on the picture that reads SAM's features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from samadapt.errors import ConfigError
+from samadapt.sam.decode import class_frame, class_logits, image_embedding, segment_semantic
+from samadapt.sam.dense_head import FINEST, HeadSettings
+from samadapt.sam.embed import embed, embed_features, embed_prefix
+from samadapt.sam.types import Prompts
+
+CLASSES = 2
+SHAPES = [(48, 30), (20, 44)]
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
+
+
+@pytest.fixture
+def dense_sam(any_sam):
+    torch.manual_seed(0)
+    any_sam.add_dense_head(CLASSES, HeadSettings(side=48, width=8, scales=3))
+    return any_sam.eval()
+
+
+def test_the_way_may_be_cut_at_any_block(dense_sam, images):
+    whole, _ = embed(dense_sam, images)
+    with torch.no_grad():
+        for first in range(-1, len(dense_sam.attention_blocks()) + 2):
+            features = embed_prefix(dense_sam, images, first)
+            assert features.ndim == 2
+            assert torch.equal(embed_features(dense_sam, features, first), whole)
+
+
+def test_levels_enter_at_the_scale_nearest_to_their_own(dense_sam):
+    head = dense_sam.dense_head
+    for level in head.levels:
+        scale = head.scale_of(level)
+        assert FINEST <= 2**scale <= 2 ** (head.settings.scales - 1)
+        assert head.grid_of(level) * 2**level.enlarged <= max(48 >> scale, level.grid)
+    assert [level.after for level in head.levels][-1] == len(dense_sam.attention_blocks()) + 1
+
+
+def test_the_logits_lie_on_the_grid_of_the_picture_and_read_all_that_enters(dense_sam, images):
+    packed = embed(dense_sam, images)[0].requires_grad_()
+    logits = class_logits(dense_sam, packed, CLASSES)
+    assert logits.shape == (2, 1, CLASSES, 48, 48)
+    assert dense_sam.logits_side == 48
+    logits.square().sum().backward()
+    # Every part that is packed changes the result: embedding, levels and picture.
+    embedding = image_embedding(dense_sam, packed.grad)
+    assert bool(embedding.abs().sum(dim=(1, 2, 3)).gt(0).all())
+    assert float((packed.grad != 0).float().mean()) > 0.9
+
+
+def test_sams_own_logits_are_added(dense_sam, images):
+    packed, _ = embed(dense_sam, images)
+    with torch.no_grad():
+        both = class_logits(dense_sam, packed, CLASSES)
+        own = dense_sam.decode(image_embedding(dense_sam, packed), Prompts(), multimask=True)
+        head = dense_sam.dense_head
+        head.settings = HeadSettings(**{**vars(head.settings), "sam_logits": False})
+        alone = class_logits(dense_sam, packed, CLASSES)
+    enlarged = functional.interpolate(own.logits[:, 0, :CLASSES], (48, 48), mode="bilinear")
+    torch.testing.assert_close(both, alone + enlarged[:, None])
+
+
+def test_a_picture_of_the_size_of_the_head_is_labelled_pixel_by_pixel(dense_sam, images):
+    packed, frames = embed(dense_sam, images)
+    labels = segment_semantic(dense_sam, packed, frames, CLASSES)
+    assert [one.shape for one in labels] == SHAPES
+    with torch.no_grad():
+        logits = class_logits(dense_sam, packed, CLASSES)
+    # The first picture is 48 pixels high, as is the head: nothing is resampled.
+    assert class_frame(dense_sam, SHAPES[0]).resized == SHAPES[0]
+    best, index = logits[0, 0, :, :48, :30].max(dim=0)
+    assert np.array_equal(labels[0], torch.where(best > 0, index + 1, 0).numpy())
+
+
+def test_every_part_of_the_head_gets_a_gradient(dense_sam, images):
+    packed, _ = embed(dense_sam, images)
+    class_logits(dense_sam, packed, CLASSES).square().sum().backward()
+    without = [name for name, p in dense_sam.dense_head.named_parameters() if p.grad is None]
+    assert not without
+
+
+@pytest.mark.parametrize(("side", "text"), [(50, "multiple of 8"), (8, "from 16 to 2048")])
+def test_a_side_that_does_not_fit_is_refused(side, text):
+    with pytest.raises(ConfigError, match=text):
+        HeadSettings(side=side)
