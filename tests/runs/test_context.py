@@ -158,6 +158,24 @@ def trained_on(run, draws=12):
     return run.samples.take([items[i % len(items)] for i in range(draws)], rng)
 
 
+@pytest.mark.slow
+def test_features_belong_to_the_version_whose_targets_train(small_run):
+    """With every change: the key of a drawn version is the hash of the very picture it shows."""
+    changes = "train.augment=[flip,rotate,scale,crop,intensity,noise,bias_field]"
+    run = small_run(changes, "cache.variants=6", "prompts=semantic")
+    run.plan(run.slices())
+    samples, _, versions = trained_on(run, draws=24)
+    keys = run.planner.keys_of(versions)
+    assert keys == [run.planner.features.key(sample.image) for sample in samples]
+    for sample, (ref, number) in zip(samples, versions, strict=True):
+        again = run.samples.variant([run.context.dataset.sample(ref)], number)[0]
+        assert np.array_equal(sample.labels, again.labels)
+    scored = run.slices().validation
+    images = [run.context.dataset.sample(ref).image for ref in scored]
+    plain = run.planner.keys_of([(ref, 0) for ref in scored])
+    assert plain == list(map(run.planner.features.key, images))
+
+
 def test_every_variant_that_is_drawn_has_its_features(small_run):
     run = small_run("train.augment=[flip]", "cache.variants=3")
     run.plan(run.slices())
