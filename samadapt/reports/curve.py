@@ -63,19 +63,21 @@ def _points_table(points: Sequence[Mapping[str, Any]]) -> Table:
     for score in shown:
         unit = next((str(p["detail"][score.name]["unit"] or "") for p in points), "")
         heading = f"{score.heading} ({unit})" if unit else score.heading
-        bounds = " [95 %]" if score.in_table == "interval" else ""
+        bounds = " [95 %]" if score.name == "dice" else ""
         table.add_column(heading + bounds, justify="right")
-    table.add_column("Dice of the draws", justify="right")
+    repeated = any(len(point["draws"]) > 1 for point in points)
+    if repeated:
+        table.add_column("Dice of the draws", justify="right")
     for point in sorted(points, key=lambda point: int(point["cases"])):
         cells = []
         for score in shown:
-            interval = point["detail"][score.name].get("interval")
             form = ".2f" if score.kind == "length" else ".3f"
-            shown_interval = interval if score.in_table == "interval" else None
-            cells.append(with_interval(point[score.name], shown_interval, form))
-        draws = [value for value in point["draws"] if value is not None]
-        low_high = sorted({f"{min(draws):.3f}", f"{max(draws):.3f}"}) if draws else [NOTHING]
-        table.add_row(str(point["cases"]), Text(point["arm"]), *cells, " to ".join(low_high))
+            interval = point["detail"]["dice"].get("interval") if score.name == "dice" else None
+            cells.append(with_interval(point[score.name], interval, form))
+        if repeated:
+            draws = [value for value in point["draws"] if value is not None]
+            cells.append(f"{min(draws):.3f} to {max(draws):.3f}" if draws else NOTHING)
+        table.add_row(str(point["cases"]), Text(point["arm"]), *cells)
     return table
 
 

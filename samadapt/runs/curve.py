@@ -184,6 +184,11 @@ def survey(arguments: CurveArguments, resumed: Path | None) -> list[int]:
             f"data: there is one volume, {dataset.train[0]}, of which a part is held out; a curve "
             "needs several cases"
         )
+    if not dataset.val:
+        raise ConfigError(
+            f"data.val_every={arguments.data.val_every} holds out nothing; a curve scores held-out "
+            "cases. Use data.val_every=5, or name them with data.held_out"
+        )
     if too_many := [size for size in sizes if size > available]:
         raise ConfigError(
             f"cases={arguments.cases}: there are {available} training cases beside "
