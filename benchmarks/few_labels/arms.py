@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.few_labels.domains import Domain
 
-TODAY = Path(__file__).parent / "today"
-NEW = "few_labels"
-"""The recipe of all new arms."""
+NEW = "few_labels.yaml"
+"""The recipe of the U-Net and of all new arms: a file in this folder, or the name of a shipped one.
+"""
 BUDGET = "train.max_cpu_seconds"
 """The key that ends a run, features and validation included."""
 NO_STEPS = "train.steps=null"
@@ -60,8 +59,13 @@ ARMS = {
     for arm in (
         Arm("unet", "U-Net from scratch", lambda d: NEW, _same("baseline=unet")),
         Arm("today", "recipe before", _today, _today_keys),
-        Arm("frozen", "dense decoder, frozen encoder", lambda d: NEW, _same("peft=decoder")),
-        Arm("lora", "dense decoder, LoRA", lambda d: NEW, _same()),
+        Arm(
+            "frozen",
+            "dense decoder, frozen encoder",
+            lambda d: NEW,
+            _same("head=unet", "peft=none", "train.batch_size=16"),
+        ),
+        Arm("lora", "dense decoder, LoRA", lambda d: NEW, _same("head=unet")),
         Arm("box", "with box prompts", _today, _same("prompts=box"), has_boxes=True),
     )
 }

@@ -8,12 +8,16 @@ better new arm.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from benchmarks.few_labels.arms import ARMS, BASELINE, BUDGET, CANDIDATES, NO_STEPS
-from benchmarks.few_labels.domains import DOMAINS, Domain
+from benchmarks.few_labels.domains import DOMAINS, FOLDER, Domain
+from samadapt.config.compose import read_yaml, recipe_path
 
 SMALL, LARGE = 480, 1920
 """CPU-seconds: 4 and 16 minutes on 2 cores."""
@@ -58,13 +62,25 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """Changes with the keys, so a row of other keys is not taken for this cell's."""
-        return hashlib.sha256("\n".join(self.keys).encode()).hexdigest()[:12]
+        """Changes with the keys and the recipe, so a row of others is not taken for this cell's."""
+        return _digest(self.keys)
 
     def is_in(self, row: Row) -> bool:
         """Whether a row of the results is of this cell."""
         named = ("arm", "domain", "labels", "draw", "budget", "digest")
         return all(row.get(name) == getattr(self, name) for name in named)
+
+
+@cache
+def _digest(keys: tuple[str, ...]) -> str:
+    recipe, *_ = keys
+    values = json.dumps(read_yaml(recipe_file(recipe.partition("=")[2])), sort_keys=True)
+    return hashlib.sha256("\n".join([*keys, values]).encode()).hexdigest()[:12]
+
+
+def recipe_file(recipe: str) -> Path:
+    """Return the file of a recipe: in this folder, or one that samadapt ships."""
+    return FOLDER / recipe if recipe.endswith(".yaml") else recipe_path(recipe)
 
 
 def cells(rows: Iterable[Row] = ()) -> list[Cell]:

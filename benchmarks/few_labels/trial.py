@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.few_labels.domains import DOMAINS
-from benchmarks.few_labels.plan import Cell
+from benchmarks.few_labels.plan import Cell, recipe_file
 from samadapt.evaluation.metrics import CaseClassScore
 from samadapt.reports.tables import read_per_case
 from samadapt.version import __version__
@@ -44,10 +44,8 @@ def arguments(cell: Cell, data: Path, work: Path) -> list[str]:
     """
     domain = DOMAINS[cell.domain]
     recipe, *keys = cell.keys
-    name = recipe.partition("=")[2]
-    recipe = str(FOLDER / name) if name.endswith(".yaml") else name
     return [
-        f"recipe={recipe}",
+        f"recipe={recipe_file(recipe.partition('=')[2])}",
         *keys,
         f"data.root={json.dumps(str(data / cell.domain))}",
         f"data.held_out={json.dumps(str(domain.held_out_file))}",

@@ -68,6 +68,20 @@ def test_a_cell_is_measured_again_when_its_keys_change(monkeypatch: pytest.Monke
     assert plan.missing([cell], [row]) == [cell]
 
 
+def test_a_cell_is_measured_again_when_its_recipe_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "new.yaml"
+    arm = replace(ARMS["lora"], recipe=lambda domain: str(recipe))
+    monkeypatch.setitem(ARMS, "lora", arm)
+    digests = []
+    for text in ("seed: 0", "# a comment\nseed: 0", "seed: 1"):
+        recipe.write_text(text)
+        plan._digest.cache_clear()
+        digests.append(Cell("lora", "fuseg", 5, 0, SMALL).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_held_out_cases_are_whole_patients() -> None:
     for domain in DOMAINS.values():
         names = listed_names(domain.held_out_file)
