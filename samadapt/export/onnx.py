@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from samadapt.adapters.base_model import Adapted
-    from samadapt.export.probe import ProbedModel
+    from samadapt.export.probe import ProbedClassModel, ProbedModel
     from samadapt.sam.model import Sam
     from samadapt.sam.types import MaskOutput, Prompts
 
 ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+CLASSES = "classes.onnx"
 PRECISIONS = ("fp32", "fp16", "int8")
 OPSET = 17  # LayerNormalization; onnxruntime since 1.12
 
@@ -37,7 +38,9 @@ DECODER_OUTPUTS = ("masks", "iou_predictions", "low_res_masks")
 @register("onnx")
 @dataclass(frozen=True)
 class Onnx(Target):
-    """Two files. A method that cannot be merged stays in the graph of the encoder as it is.
+    """Two files, or one for a model that predicts its classes with a dense head.
+
+    A method that cannot be merged stays in the graph of the encoder as it is.
 
     Attributes:
         precision: precision of the encoder's weights: ``"fp32"``, ``"fp16"``, or ``"int8"`` for
@@ -50,6 +53,7 @@ class Onnx(Target):
 
     summary: ClassVar[str] = "encoder and prompt-and-mask decoder for onnxruntime"
     extra: ClassVar[str] = "onnx"
+    holds_head: ClassVar[bool] = True
 
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
 
@@ -81,6 +85,8 @@ class Onnx(Target):
 
         require_onnx()
         sam = merged_if_possible(adapted).float().cpu().eval()
+        if adapted.record.head:
+            return self._write_classes(sam, folder)
         image = torch.zeros(1, 3, sam.image_size, sam.image_size)
         trace(sam.image_encoder, (image,), folder / ENCODER, ("input_image",), DECODER_INPUTS[:1])
         # The numbers of prompts and points and the size of the original image vary between calls.
@@ -110,12 +116,34 @@ class Onnx(Target):
         )
         return [note]
 
-    def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel:
-        """Open both files with onnxruntime."""
+    def _write_classes(self, sam: Sam, folder: Path) -> list[str]:
+        """Trace the way from the picture to its classes."""
+        from samadapt.export.onnx_dense import INPUTS, OUTPUTS, ClassPredictor
+
+        predictor = ClassPredictor(sam)
+        trace(predictor, predictor.example(), folder / CLASSES, INPUTS, OUTPUTS)
+        if self.precision != "fp32":
+            shrink(folder / CLASSES, self.precision)
+        side, rule, head = sam.image_size, sam.preprocessing, predictor.head.settings
+        note = (
+            f"{CLASSES} takes input_image (1, 3, {side}, {side}): resized ({rule.resize} side), "
+            f"normalised ({rule.normalization}) and zero-padded right and below; and picture "
+            f"(1, {head.channels}, {head.side}, {head.side}): the same picture with values of 0 to "
+            f"255, resized to {head.side} pixels and zero-padded; class_logits are those of the "
+            "classes in order, and the background has the logit 0"
+        )
+        return [note]
+
+    def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel | ProbedClassModel:
+        """Open the files with onnxruntime."""
+        if adapted.record.head:
+            return OnnxClassModel(folder)
         return OnnxModel(folder, 4 * adapted.sam.embedding_size)
 
     def how_to_load(self, adapted: Adapted) -> str:
         """Return code for onnxruntime."""
+        if adapted.record.head:
+            return f'import onnxruntime\nmodel = onnxruntime.InferenceSession("{CLASSES}")'
         return (
             "import onnxruntime\n"
             f'encoder = onnxruntime.InferenceSession("{ENCODER}")\n'
@@ -159,6 +187,22 @@ class OnnxModel:
         # Token 0 is the single mask, and the others are the masks of a multimask output.
         chosen = slice(1, None) if multimask else slice(0, 1)
         return MaskOutput(logits=low[:, :, chosen], iou=iou[:, :, chosen])
+
+
+class OnnxClassModel:
+    """The one file of a model with a dense head behind the call of ``ProbedClassModel``."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the file."""
+        self.session = session(folder / CLASSES)
+
+    def classify(self, image: Tensor, picture: Tensor) -> Tensor:
+        """Return class logits (1, K, d, d)."""
+        import torch
+
+        given = {"input_image": image.cpu().numpy(), "picture": picture.cpu().numpy()}
+        (logits,) = self.session.run(None, given)
+        return torch.from_numpy(logits)
 
 
 def merged_if_possible(adapted: Adapted) -> Sam:

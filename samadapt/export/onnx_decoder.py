@@ -72,6 +72,12 @@ class PromptAndMaskDecoder(nn.Module):
         low, iou = self._decode(image_embeddings + dense, sparse)
         return self._resize(low, orig_im_size), iou, low
 
+    def without_prompt(self, image_embeddings: Tensor) -> Tensor:
+        """Return logits (1, m, 4g, 4g) of all m mask tokens for an embedding (1, c, g, g)."""
+        none = self.prompts.no_mask_embed.weight.view(1, -1, 1, 1)
+        sparse = image_embeddings.new_zeros(1, 0, self.prompts.width)
+        return self._decode(image_embeddings + none, sparse)[0]
+
     def _embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
         # Half a pixel moves a point to the centre of its pixel, as in segment-anything.
         embedded: Tensor = self.prompts.pe_layer((coords + 0.5) / self.size)

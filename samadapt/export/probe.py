@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from samadapt.sam.decode import class_logits
+from samadapt.sam.embed import embed_features
 from samadapt.sam.types import MaskOutput, Prompts
 
 if TYPE_CHECKING:
+    from samadapt.sam.dense_head import DenseHead
     from samadapt.sam.model import Sam
 
 
@@ -24,6 +27,14 @@ class ProbedModel(Protocol):
 
     def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> MaskOutput:
         """Decode p objects in each of b images."""
+
+
+@runtime_checkable
+class ProbedClassModel(Protocol):
+    """The one call that is compared for an export of a model with a dense head."""
+
+    def classify(self, image: Tensor, picture: Tensor) -> Tensor:
+        """Return class logits (1, K, d, d) of a model with a dense head, from both its inputs."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Difference:
         )
 
 
-def answers(model: ProbedModel, like: Sam | None = None) -> list[MaskOutput]:
+def answers(model: ProbedModel | ProbedClassModel, like: Sam | None = None) -> list[MaskOutput]:
     """Run the probe on a model.
 
     Args:
@@ -77,12 +88,37 @@ def answers(model: ProbedModel, like: Sam | None = None) -> list[MaskOutput]:
     if sam.preprocessing.normalization == "min_max":
         # The weights expect values in [0, 1].
         image = (image - image.amin()) / (image.amax() - image.amin())
+    if sam.dense_head is not None:
+        return [_classes(model, sam, sam.dense_head, image, generator)]
+    if isinstance(model, ProbedClassModel):
+        raise TypeError("a model of classes is compared with one that has a dense head")
     with torch.no_grad():
         embeddings = model.encode(image.to(sam.device, sam.dtype))
         return [
             model.decode(embeddings, prompts, multimask=multimask)
             for prompts, multimask in questions(side, 4 * sam.embedding_size)
         ]
+
+
+@torch.no_grad()
+def _classes(
+    model: ProbedModel | ProbedClassModel,
+    sam: Sam,
+    head: DenseHead,
+    image: Tensor,
+    generator: torch.Generator,
+) -> MaskOutput:
+    """Run the probe on a model that predicts classes with a dense head."""
+    side = head.settings.side
+    shape = (1, head.settings.channels, side, side)
+    picture = torch.randint(0, 256, shape, generator=generator).to(sam.device, sam.dtype)
+    image = image.to(sam.device, sam.dtype)
+    if isinstance(model, ProbedClassModel):
+        logits = model.classify(image, picture)[:, None]
+    else:
+        packed = torch.cat([image.flatten(1), picture.flatten(1)], dim=1)  # nothing is frozen
+        logits = class_logits(sam, embed_features(sam, packed, -1), head.classes)
+    return MaskOutput(logits=logits, iou=logits.new_zeros(logits.shape[:3]))
 
 
 def questions(side: int, low: int) -> list[tuple[Prompts, bool]]:

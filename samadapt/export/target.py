@@ -13,7 +13,7 @@ from samadapt.system import atomic
 
 if TYPE_CHECKING:
     from samadapt.adapters.base_model import Adapted
-    from samadapt.export.probe import Difference, ProbedModel
+    from samadapt.export.probe import Difference, ProbedClassModel, ProbedModel
 
 TARGETS: dict[str, type[Target]] = {}
 """Every target by its name in ``to=NAME``; ``register`` fills it."""
@@ -32,6 +32,8 @@ class Target(ABC):
     """The extra of samadapt that installs the packages it needs."""
     merges: ClassVar[bool] = False
     """Whether the target folds the adapter into SAM's weights."""
+    holds_head: ClassVar[bool] = False
+    """Whether the target can hold a dense head."""
 
     @property
     def limit(self) -> float | None:
@@ -51,7 +53,7 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel:
+    def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel | ProbedClassModel:
         """Load the written files in the way that a user does."""
 
     @abstractmethod
@@ -132,10 +134,11 @@ def export_adapter(
             "SAM's three by a trained projection, which no export format can hold; use it with "
             "samadapt predict or samadapt.load_adapter"
         )
-    if adapted.record.head:
+    if adapted.record.head and not target.holds_head:
+        able = ", ".join(name for name, cls in TARGETS.items() if cls.holds_head)
         raise AdapterError(
             f"to={target.name}: this adapter predicts with a dense head (head=unet), which this "
-            "format cannot hold; use it with samadapt predict or samadapt.load_adapter"
+            f"format cannot hold; it can be exported to {able}"
         )
     if reason := target.refusal(adapted):
         raise _refused(adapted, target, reason)

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from samadapt.sam.model import Sam
     from samadapt.system.arrays import Array
 
+PICTURE_MEAN, PICTURE_STD = 127.5, 63.75
+"""A dense head sees the values of 0 to 255 as -2 to 2."""
+
 OBJECTS_PER_DECODE = 32
 """Objects in one decoder call. It bounds the memory: about 40 MB an object at 4g = 256."""
 
@@ -322,7 +325,7 @@ def class_logits(
     head = sam.dense_head
     if head is not None:
         embeddings, levels, picture = unpack_embedding(sam, head, embeddings)
-        logits: Tensor = head((picture - 127.5) / 63.75, [*levels, embeddings])
+        logits: Tensor = head((picture - PICTURE_MEAN) / PICTURE_STD, [*levels, embeddings])
         logits = logits[:, None].float()
         if not head.settings.sam_logits:
             return logits

@@ -14,13 +14,16 @@ picture itself. They are packed one after another, so that nothing around the mo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn import functional
+
+from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from samadapt.sam.dense_head import DenseHead
@@ -39,7 +42,7 @@ def pack_frozen(
     features = pixels
     if first_trainable_block >= 0:
         features = sam.encode_prefix(pixels, first_trainable_block, seen)
-    return _pack([features, *_kept(head, seen, 0), pictures])
+    return _pack([features, *reduce_levels(head, seen), pictures])
 
 
 def pack_embedding(
@@ -52,7 +55,7 @@ def pack_embedding(
         embedding = sam.encode(features, seen)
     else:
         embedding = sam.encode_suffix(features, first_trainable_block, seen)
-    return _pack([embedding, *frozen, *_kept(head, seen, len(frozen)), picture])
+    return _pack([embedding, *frozen, *reduce_levels(head, seen, len(frozen)), picture])
 
 
 def unpack_embedding(
@@ -79,16 +82,40 @@ def _frozen_shapes(sam: Sam, head: DenseHead, first_trainable_block: int) -> lis
     return [first, *levels, (head.settings.channels, side, side)]
 
 
-def _kept(head: DenseHead, seen: Sequence[Tensor], start: int) -> list[Tensor]:
-    """Reduce levels, of which ``start`` are frozen ones before these, to the head's grids."""
-    kept = []
+def reduce_levels(head: DenseHead, seen: Sequence[Tensor], start: int = 0) -> list[Tensor]:
+    """Reduce levels to the grids on which the head reads them; coarser ones stay as they are.
+
+    Args:
+        head: the head.
+        seen: features (b, c, r, r) of its levels, from level ``start`` on.
+        start: how many levels come before these.
+    """
+    reduced = []
     for level, x in zip(head.levels[start:], seen, strict=False):
         grid = head.grid_of(level)
-        if grid < x.shape[-1]:
-            # Antialiasing reads all cells, in fp32 because the CPU has no bf16 kernel for it.
-            x = functional.interpolate(x.float(), (grid, grid), mode="bilinear", antialias=True)
-        kept.append(x)
-    return kept
+        reduced.append(_reduce(x, level.grid, grid) if grid < level.grid else x)
+    return reduced
+
+
+def _reduce(x: Tensor, side: int, grid: int) -> Tensor:
+    """Resize (b, c, side, side) to a coarser grid, bilinear with antialiasing.
+
+    It is written as two products with one matrix, which every device, number format and export
+    can compute; torch's own form has no bf16 kernel on the CPU.
+    """
+    weights = torch.from_numpy(_weights(side, grid)).to(x)
+    return weights @ x @ weights.t()
+
+
+@lru_cache
+def _weights(side: int, grid: int) -> Array:
+    """Return the share (grid, side) of each cell in each coarser cell along one axis."""
+    scale = side / grid
+    centres = (np.arange(grid) + 0.5) * scale
+    distances = np.abs(np.arange(side) + 0.5 - centres[:, None])
+    shares = np.clip(1 - distances / scale, 0, None)  # a triangle of the coarser cell's width
+    weights: Array = (shares / shares.sum(1, keepdims=True)).astype(np.float32)
+    return weights
 
 
 def _pack(parts: Sequence[Tensor]) -> Tensor:

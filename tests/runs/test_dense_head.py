@@ -117,3 +117,25 @@ def test_export_names_the_head(trained, base_file, tmp_path, capsys):
     keys = [f"adapter={trained.adapter_dir}", f"checkpoint={base_file}", "to=sam"]
     assert main(["export", *keys, f"output={tmp_path / 'out'}"]) == 2
     assert "dense head" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tiny", "tiny_t"])
+def test_onnx_predicts_the_same_classes(make_pictures, run, request, tmp_path, model):
+    import onnxruntime
+
+    from samadapt.export import export_adapter
+    from samadapt.export.onnx import CLASSES, Onnx
+
+    base = tmp_path / "own.pth"
+    torch.save(request.getfixturevalue(f"{model}_sam").state_dict(), base)
+    keys = (f"model={model}", f"model.checkpoint={base}", *DENSE)
+    trained = run(make_pictures(classes=2), *keys)
+    done = export_adapter(trained.adapter_dir, Onnx(), tmp_path / "out", checkpoint=base)
+    assert done.difference.logits < 1e-3 * max(1, done.difference.largest)
+    assert done.difference.largest > 0.1
+    inputs = onnxruntime.InferenceSession(tmp_path / "out" / CLASSES).get_inputs()
+    assert [(item.name, item.shape) for item in inputs] == [
+        ("input_image", [1, 3, 64, 64]),
+        ("picture", [1, 3, 40, 40]),
+    ]

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from samadapt.errors import ConfigError
 from samadapt.sam.decode import class_frame, class_logits, image_embedding, segment_semantic
+from samadapt.sam.dense_features import _reduce
 from samadapt.sam.dense_head import FINEST, HeadSettings
 from samadapt.sam.embed import embed, embed_features, embed_prefix
 from samadapt.sam.types import Prompts
@@ -95,3 +96,10 @@ def test_every_part_of_the_head_gets_a_gradient(dense_sam, images):
 def test_a_side_that_does_not_fit_is_refused(side, text):
     with pytest.raises(ConfigError, match=text):
         HeadSettings(side=side)
+
+
+@pytest.mark.parametrize(("side", "grid"), [(64, 32), (21, 16), (84, 32)])
+def test_levels_are_reduced_as_torch_does_it_with_antialiasing(side, grid):
+    x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    expected = functional.interpolate(x, (grid, grid), mode="bilinear", antialias=True)
+    torch.testing.assert_close(_reduce(x, side, grid), expected, rtol=1e-4, atol=1e-5)
