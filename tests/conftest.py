@@ -6,6 +6,7 @@ import copy
 import json
 import signal
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import jaxtyping
@@ -64,7 +65,7 @@ def _randomise(model: nn.Module, seed: int) -> nn.Module:
 
 
 def _check_not_degenerate(sam: Sam) -> None:
-    """Output must depend on the image and on the prompt, else tests on it prove nothing."""
+    """Fail unless the output depends on image and prompt; otherwise tests prove nothing."""
     generator = torch.Generator().manual_seed(0)
     side = sam.image_size
     images = torch.randn(2, 3, side, side, generator=generator, dtype=sam.dtype)
@@ -78,12 +79,17 @@ def _check_not_degenerate(sam: Sam) -> None:
     assert float((logits[:, :, 0] - logits[:, :, 1]).abs().mean()) > 0.1 * spread
 
 
-def _make(name: str, seed: int) -> Sam:
+@cache
+def _made(name: str, seed: int) -> Sam:
     sam = build_sam(name)
     _randomise(sam, seed)
     sam.eval()
     _check_not_degenerate(sam)
     return sam
+
+
+def _make(name: str, seed: int) -> Sam:
+    return copy.deepcopy(_made(name, seed))  # building and checking one takes far longer
 
 
 @pytest.fixture
@@ -173,7 +179,7 @@ def tiny_t_sam() -> Sam:
 
 @pytest.fixture(params=["tiny", "tiny_t"])
 def any_sam(request: pytest.FixtureRequest) -> Sam:
-    """Each of the two, one after the other."""
+    """Each of the two models, one after the other."""
     return _make(request.param, seed=3)
 
 
@@ -219,22 +225,26 @@ def rectangles(rng: np.random.Generator, shape: tuple[int, int], classes: int) -
     return labels
 
 
+def write_pictures(root: Path, count: int = 8, classes: int = 1) -> Path:
+    """Write images/ and masks/ of 24 x 40 pixels."""
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        labels = rectangles(rng, (24, 40), classes)
+        image = rng.integers(0, 40, (24, 40, 3), dtype=np.uint8)
+        image[labels > 0] += (40 * labels[labels > 0])[:, None] % 200
+        Image.fromarray(image).save(root / "images" / f"p{index}.png")
+        Image.fromarray(labels).save(root / "masks" / f"p{index}.png")
+    return root
+
+
 @pytest.fixture
 def make_pictures(tmp_path: Path) -> Callable[..., Path]:
     """``make_pictures(count, classes)``: images/ and masks/ of 24 x 40 pixels."""
 
     def make(count: int = 8, classes: int = 1, name: str = "pictures") -> Path:
-        root = tmp_path / name
-        for part in ("images", "masks"):
-            (root / part).mkdir(parents=True)
-        for index in range(count):
-            rng = np.random.default_rng(index)
-            labels = rectangles(rng, (24, 40), classes)
-            image = rng.integers(0, 40, (24, 40, 3), dtype=np.uint8)
-            image[labels > 0] += (40 * labels[labels > 0])[:, None] % 200
-            Image.fromarray(image).save(root / "images" / f"p{index}.png")
-            Image.fromarray(labels).save(root / "masks" / f"p{index}.png")
-        return root
+        return write_pictures(tmp_path / name, count, classes)
 
     return make
 
@@ -269,21 +279,38 @@ def make_scans(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    """A recipe of four steps on the CPU, writing below ``tmp_path``."""
-    path = tmp_path / "small.yaml"
+def write_recipe(folder: Path) -> Path:
+    """Write a recipe of four steps on the CPU; its runs are below ``folder``."""
+    path = folder / "small.yaml"
     path.write_text(
         "model: {name: tiny}\n"
         "data: {name: folder}\n"
         "train: {steps: 4, batch_size: 2, warmup_steps: 1, validate_every: 2, "
         "checkpoint_every: 2}\n"
         "eval: {overlays: 0}\n"
-        f"output: {{dir: {tmp_path / 'runs'}}}\n"
+        f"output: {{dir: {folder / 'runs'}}}\n"
         "precision: fp32\n"
         "device: cpu\n"
     )
     return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe of four steps on the CPU, writing below ``tmp_path``."""
+    return write_recipe(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def one_step_run(tmp_path_factory: pytest.TempPathFactory) -> FinetuneResult:
+    """A run of one step on eight pictures, for tests that change nothing in it.
+
+    The pictures are in ``run_dir.parents[2] / "pictures"``.
+    """
+    folder = tmp_path_factory.mktemp("one_step")
+    root = write_pictures(folder / "pictures")
+    overrides = [f"data.root={root}", "train.steps=1"]
+    return finetune(compose(str(write_recipe(folder)), overrides))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,15 @@ MAY_USE_IT = CONFIGURATION | {"runs", "commands", "cli"}  # what lies below take
 STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def nodes() -> Iterator[tuple[Path, ast.AST]]:
+    return ((path, node) for path in FILES for node in ast.walk(tree_of(path)))
+
+
 def layer_of(module: str) -> str:
     return module.split(".")[1]
 
@@ -80,7 +90,7 @@ def imports(body: Sequence[ast.AST], *, all_of_them: bool) -> Iterator[str]:
 
 def trees() -> Iterator[tuple[str, ast.Module]]:
     for module, path in MODULES.items():
-        yield module, ast.parse(path.read_text(encoding="utf-8"))
+        yield module, tree_of(path)
 
 
 def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -157,12 +167,12 @@ def test_no_cycles() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_sizes(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert lines_of_code(text) <= MAX_FILE_LINES
-    lengths = {f.name: length_of(f, text) for f in functions(ast.parse(text))}
-    assert not {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES}
+def test_sizes() -> None:
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert lines_of_code(text) <= MAX_FILE_LINES, path
+        lengths = {f.name: length_of(f, text) for f in functions(tree_of(path))}
+        assert not {name: n for name, n in lengths.items() if n > MAX_FUNCTION_LINES}, path
 
 
 FORBIDDEN_CALLS = {"print", "eval", "exec", "yaml.load", "yaml.unsafe_load", "breakpoint"}
@@ -170,9 +180,8 @@ FORBIDDEN_CALLS |= {f"pickle.{name}" for name in ("load", "loads", "dump", "dump
 FORBIDDEN_MODULES = {"dill", "cloudpickle", "marshal"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_forbidden(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def test_nothing_forbidden() -> None:
+    for path, node in nodes():
         where = f"{path}:{getattr(node, 'lineno', 0)}"
         assert not isinstance(node, ast.Assert), f"{where}: assert"
         if isinstance(node, ast.Call):
@@ -190,11 +199,10 @@ POSIX_ONLY |= {"os.fork", "os.getloadavg", "os.getuid", "os.statvfs", "os.syscon
 POSIX_ONLY |= {f"signal.SIG{name}" for name in ("ALRM", "HUP", "KILL", "USR1", "USR2")}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_of_posix_is_taken_for_granted(path: Path) -> None:
+def test_nothing_of_posix_is_taken_for_granted() -> None:
     """Windows has none of it; a ``try`` or ``getattr(signal, "SIGHUP", None)`` asks first."""
 
-    def visit(node: ast.AST) -> None:
+    def visit(node: ast.AST, path: Path) -> None:
         if isinstance(node, ast.Try):
             return
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -202,9 +210,10 @@ def test_nothing_of_posix_is_taken_for_granted(path: Path) -> None:
         names += [ast.unparse(node)] if isinstance(node, ast.Attribute) else []
         assert not POSIX_ONLY & set(names), f"{path}:{getattr(node, 'lineno', 0)}: {names}"
         for child in ast.iter_child_nodes(node):
-            visit(child)
+            visit(child, path)
 
-    visit(ast.parse(path.read_text(encoding="utf-8")))
+    for path in FILES:
+        visit(tree_of(path), path)
 
 
 def opens_text(call: ast.Call) -> bool:
@@ -217,10 +226,9 @@ def opens_text(call: ast.Call) -> bool:
     return not given or any(re.fullmatch(r"[rwxa]\+?t?", mode) for mode in modes)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_text_files_have_an_encoding(path: Path) -> None:
-    """Else it would be the locale's: cp1252 on Windows, ASCII under LANG=C."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def test_text_files_have_an_encoding() -> None:
+    """Otherwise the locale decides: cp1252 on Windows, ASCII under LANG=C."""
+    for path, node in nodes():
         if isinstance(node, ast.Call) and opens_text(node):
             named = {keyword.arg for keyword in node.keywords}
             assert "encoding" in named, f"{path}:{node.lineno}: {ast.unparse(node)}"

@@ -12,7 +12,7 @@ from samadapt.cli import main
 
 @pytest.fixture
 def leaky(make_pictures):
-    """Pictures of which one of training is copied from validation."""
+    """Pictures in which one training picture is a copy of a validation picture."""
     root = make_pictures(8)
     shutil.copy(root / "images" / "p5.png", root / "images" / "p6.png")
     return root

@@ -58,10 +58,7 @@ def test_scores_are_the_runs_own(make_pictures, make_scans, run, score, reader, 
     assert "evaluate" in found["run_dir"]
 
 
-def test_the_base_is_loaded_once_and_the_record_is_read_once(
-    make_pictures, run, score, monkeypatch
-):
-    adapter = run(make_pictures(), "train.steps=1").adapter_dir
+def test_the_base_is_loaded_once_and_the_record_is_read_once(one_step_run, score, monkeypatch):
     calls = []
 
     def counting(name, right):
@@ -75,7 +72,7 @@ def test_the_base_is_loaded_once_and_the_record_is_read_once(
         for module in [m for m in sys.modules.values() if m.__name__.startswith("samadapt.")]:
             if vars(module).get(name) is original:
                 monkeypatch.setattr(module, name, counting(name, original))
-    score(adapter)
+    score(one_step_run.adapter_dir)
     assert sorted(calls) == ["load_sam", "read_record"]
 
 
@@ -164,9 +161,9 @@ def test_every_case_can_be_scored_on_other_data(make_pictures, run, score):
     assert score(result.adapter_dir, f"data.root={other}")["summary"]["cases"] == 1
 
 
-def test_what_was_trained_on_is_not_scored_as_held_out(make_pictures, run, score, tmp_path, capsys):
-    root = make_pictures()  # p0 and p5 are held out of 8
-    adapter = run(root, "train.steps=1").adapter_dir
+def test_what_was_trained_on_is_not_scored_as_held_out(one_step_run, score, tmp_path, capsys):
+    adapter = one_step_run.adapter_dir
+    root = one_step_run.run_dir.parents[2] / "pictures"  # p0 and p5 are held out of 8
     other = tmp_path / "renamed"
     shutil.copytree(root, other)
     for part in ("images", "masks"):
@@ -215,8 +212,9 @@ def test_slices_of_one_volume_are_told_apart(run, score, tmp_path):
     assert any("1 of 1 were" in note for note in notes)
 
 
-def test_an_adapter_that_does_not_say_what_it_saw(make_pictures, run, score, tmp_path, capsys):
-    adapter = run(make_pictures(), "train.steps=1").adapter_dir
+def test_an_adapter_that_does_not_say_what_it_saw(one_step_run, score, tmp_path, capsys):
+    run_dir = shutil.copytree(one_step_run.run_dir, tmp_path / "run")
+    adapter = run_dir / "adapter"
     record = json.loads((adapter / "samadapt.json").read_text())
     assert len(record["trained_on"]) == 6
     for name in ("trained_on", "weights_sha256", "record_sha256"):  # of an earlier version
@@ -244,9 +242,8 @@ def test_what_bounds_the_training_data_does_not_bound_other_data(
     assert (same.data.max_cases, same.data.axis) == (4, "coronal")
 
 
-def test_other_prompts_can_be_asked_for(make_pictures, run, score):
-    result = run(make_pictures(), "train.steps=2")
-    found = score(result.adapter_dir, "prompts=point")["summary"]
+def test_other_prompts_can_be_asked_for(one_step_run, score):
+    found = score(one_step_run.adapter_dir, "prompts=point")["summary"]
     assert found["prompt"] == "point"
     assert found["adapted"]["prompt"]["kind"] == "point"
 
@@ -313,13 +310,11 @@ def test_mask_tokens_stand_for_the_recorded_classes_only(
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(
-    make_pictures, run, tmp_path, monkeypatch, capsys, options, message
+    one_step_run, tmp_path, monkeypatch, capsys, options, message
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    result = run(make_pictures(), "train.steps=1")
-    capsys.readouterr()
-    given = {"adapter": result.adapter_dir, "device": "cpu"} | options
+    given = {"adapter": one_step_run.adapter_dir, "device": "cpu"} | options
     assert main(["evaluate", *(f"{key}={value}" for key, value in given.items())]) == 2
     said = capsys.readouterr()
     assert message in said.err
@@ -330,7 +325,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(
 
 
 def test_pictures_in_tiles_from_training_to_prediction(make_pictures, run, score, tmp_path):
-    """Trained, scored, scored again and predicted in the same tiles, without being asked again."""
+    """Training, evaluation and prediction use the same tiles without further keys."""
     root = make_pictures()
     options = ["data.name=folder", "data.tile=16", "prompts=semantic", "peft=lora"]
     result = run(root, *options, "data.tile_overlap=0.25", "train.lr=0.003")

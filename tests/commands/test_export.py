@@ -69,7 +69,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A stand-in for the Hugging Face Hub on this machine: what was asked of it."""
+    """A stand-in for the Hugging Face Hub that records what was asked of it."""
     import threading
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 

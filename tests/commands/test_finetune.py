@@ -152,7 +152,7 @@ def test_every_method_with_every_prompt(make_pictures, make_scans, run, prompt, 
 
 
 def whole_model_scores(sam, root, policy, classes):
-    """Scores of the held-out pictures without sessions, caches and boundaries."""
+    """Score the held-out pictures with nothing but the model and the decoder."""
     dataset = open_dataset("folder", root)
     rows = []
     for ref in dataset.slices("val"):
@@ -201,7 +201,7 @@ def test_more_than_three_classes_get_a_mask_token_each(make_pictures, run):
 
 
 def test_a_second_run_computes_no_prefix(make_pictures, run, monkeypatch, tmp_path):
-    """By default: nothing is asked for but the same run again."""
+    """The features are kept by default, so the same run finds them again."""
     root = make_pictures()
     first = run(root)
     assert "features: 8 computed, 0 reused" in log_of(first)
@@ -341,21 +341,51 @@ def test_a_resumed_run_keeps_the_precision_that_was_measured(make_pictures, run,
     assert "as the run began; bf16 products measure 1.0x" in found["reason"]
 
 
-OTHER_SIGNALS = [
+SIGNALS = [
     getattr(signal, name)
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 ]
 
 
-@pytest.mark.parametrize(
-    "number",
-    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in OTHER_SIGNALS)],
-)
+@pytest.mark.parametrize("number", SIGNALS[:1])
 @pytest.mark.usefixtures("heard_signals")
 def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
-    make_pictures, recipe, number, tmp_path, capfd
+    make_pictures, recipe, number, tmp_path, capsys, monkeypatch
 ):
+    import samadapt.training.loop as loop
+
+    root, runs, right = make_pictures(), tmp_path / "runs" / "small", loop.report_step
+    options = [f"recipe={recipe}", f"data.root={root}", "train.steps=8", "peft.dropout=0.2"]
+    options += ["train.validate_every=3", "train.checkpoint_every=0"]
+
+    def report_step(training, state, *rest):
+        right(training, state, *rest)
+        if state.step == 4:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(loop, "report_step", report_step)
+    assert main(["finetune", *options]) == 128 + number
+    monkeypatch.undo()
+    (run_dir,) = runs.iterdir()
+    said = capsys.readouterr().err
+    assert f"continue with: samadapt finetune resume={run_dir}" in said
+    assert (run_dir / "checkpoints" / "LATEST").read_text().strip() == "step_000004"
+    assert not (run_dir / "adapter").exists()
+
+    assert main(["finetune", f"resume={run_dir}"]) == 0
+    assert main(["finetune", *options]) == 0
+    (other,) = set(runs.iterdir()) - {run_dir}
+    one, two = (strict(path / "eval" / "summary.json") for path in (run_dir, other))
+    assert {key: one[key] for key in SAME} == {key: two[key] for key in SAME}
+    weights = [p / "adapter" / "adapter_model.safetensors" for p in (run_dir, other)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.usefixtures("heard_signals")
+def test_a_signal_stops_the_program_while_it_trains(make_pictures, recipe, number, tmp_path):
     """The whole program in a process of its own, stopped while it trains."""
     root = make_pictures()
     steps = 25
@@ -396,14 +426,6 @@ def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
 
     assert main(["finetune", f"resume={run_dir}"]) == 0
     assert (run_dir / "adapter" / "adapter_model.safetensors").is_file()
-    if number != signal.SIGTERM:  # the rest is the same for all
-        return
-    assert main(["finetune", *options]) == 0
-    (other,) = set(runs.iterdir()) - {run_dir}
-    one, two = (strict(path / "eval" / "summary.json") for path in (run_dir, other))
-    assert {key: one[key] for key in SAME} == {key: two[key] for key in SAME}
-    weights = [p / "adapter" / "adapter_model.safetensors" for p in (run_dir, other)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def broken_mask(root):
@@ -450,18 +472,18 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert "zero-shot" not in said.err
 
 
-def test_an_adapter_of_another_base_is_refused(make_pictures, run):
-    result = run(make_pictures(), "train.steps=1")
-    path = result.adapter_dir / "samadapt.json"
+def test_an_adapter_of_another_base_is_refused(one_step_run, tmp_path):
+    adapter = shutil.copytree(one_step_run.adapter_dir, tmp_path / "adapter")
+    path = adapter / "samadapt.json"
     values = json.loads(path.read_text()) | {"base_sha256": "0" * 64}
     path.write_text(json.dumps(values | {"record_sha256": digest_of(values)}))
     with pytest.raises(AdapterError, match=r"samadapt\.json: trained on base tiny"):
-        samadapt.load_adapter(result.adapter_dir, device="cpu")
+        samadapt.load_adapter(adapter, device="cpu")
 
 
 @pytest.mark.parametrize("prompts", ["box", "semantic"])
 def test_ignored_values_go_through_a_whole_run(make_pictures, run, prompts, tmp_path):
-    """Trained, scored, said in summary and table, recorded with the adapter, scored again alike."""
+    """Training, scores, tables, the adapter's record and a second evaluation ignore them."""
     root = make_pictures(8)
     for path in (root / "masks").iterdir():
         mask = np.array(Image.open(path))

@@ -223,7 +223,7 @@ def test_the_decoder_alone_from_the_recipe_to_a_mask(make_pictures, recipe, tmp_
 
 
 def test_the_input_is_searched_and_read_once(adapter, tmp_path, monkeypatch, capsys):
-    """A DICOM study of thousands of files is neither listed nor read several times."""
+    """The files of a DICOM study are listed and read once."""
     from samadapt.data.formats.nifti.reader import NiftiReader
     from samadapt.inference import files
 

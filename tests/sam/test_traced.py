@@ -71,6 +71,12 @@ def nothing_is_compiled_before() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+ONE_BUILD = pytest.mark.parametrize(
+    "any_sam", [pytest.param("tiny", marks=pytest.mark.slow), "tiny_t"], indirect=True
+)
+"""Dynamo takes five seconds a build; the exported parts below are of both in every run."""
+
+
 def draw(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
@@ -85,7 +91,7 @@ def assert_same(found: Tensor, expected: Tensor) -> None:
 
 
 def compare(compile: Callable[..., Any], sam: Sam) -> None:
-    """Hold a compiled model against itself as it is."""
+    """Compare a compiled model with the same model as it is."""
     images, (boxes, points, labels) = draw(2, 3, 64, 64), prompts()
     given = Prompts(points=points, point_labels=labels, boxes=boxes)
     expected = sam(images, given, multimask=True)
@@ -95,13 +101,14 @@ def compare(compile: Callable[..., Any], sam: Sam) -> None:
     assert_same(found.iou, expected.iou)
 
 
+@ONE_BUILD
 def test_the_whole_model_is_one_graph(sam: Sam) -> None:
     compare(lambda model: torch.compile(model, fullgraph=True, backend="aot_eager"), sam)
 
 
 @pytest.mark.slow
 def test_the_whole_model_is_one_compiled_graph(tiny_sam: Sam) -> None:
-    """By inductor, which needs a C++ compiler on the CPU and a minute of it."""
+    """inductor needs a C++ compiler and about a minute on the CPU."""
     compare(lambda model: torch.compile(model, fullgraph=True), tiny_sam.requires_grad_(False))
 
 
@@ -116,7 +123,8 @@ def test_a_compiled_encoder_trains(sam: Sam) -> None:
         assert_same(grad, right)
 
 
-@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strict", [False, True])
 def test_encoder_and_decoder_are_exported(sam: Sam, strict: bool) -> None:
     images = draw(2, 3, 64, 64)
     encoder = torch.export.export(Encoder(sam), (images,), strict=strict).module()
@@ -130,7 +138,7 @@ def test_encoder_and_decoder_are_exported(sam: Sam, strict: bool) -> None:
 
 
 def test_the_parts_themselves_are_exported(sam: Sam) -> None:
-    """Without a wrapper: the decoder gives a ``MaskOutput``, and the model takes ``Prompts``."""
+    """No wrapper is needed: the model takes ``Prompts`` and returns a ``MaskOutput``."""
     images = draw(1, 3, 64, 64)
     encoder = torch.export.export(sam.image_encoder, (images,)).module()
     assert_same(encoder(images), sam.encode(images))
@@ -156,7 +164,7 @@ def test_the_batch_may_be_dynamic(sam: Sam) -> None:
 
 
 def test_fake_tensors_give_fake_tensors(sam: Sam) -> None:
-    """They took the process down."""
+    """Reading their memory would end the process."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         images = mode.from_tensor(draw(2, 3, 64, 64))
         given = Prompts(boxes=mode.from_tensor(torch.ones(2, 1, 4)))
@@ -165,7 +173,9 @@ def test_fake_tensors_give_fake_tensors(sam: Sam) -> None:
     assert output.logits.shape == (2, 1, 3, side, side)
 
 
-@pytest.mark.parametrize("tracing", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize(
+    "tracing", [*(pytest.param(t, marks=pytest.mark.slow) for t in ("real", "fake")), "symbolic"]
+)
 def test_make_fx_sees_every_operator(sam: Sam, tracing: str) -> None:
     images, others = draw(2, 3, 64, 64), draw(2, 3, 64, 64) + 1
     mode: Any = tracing
@@ -194,7 +204,7 @@ def test_a_counter_of_operations_sees_the_attention(sam: Sam) -> None:
 
 
 class Marked(Tensor):
-    """A subclass of a user."""
+    """A subclass of ``Tensor``, as a user may define it."""
 
 
 def no_numbers() -> dict[str, Callable[[Tensor], Tensor]]:
