@@ -81,7 +81,7 @@ def write_series(
 
 
 def set_tags(data: Any, tags: Mapping[str, Any]) -> None:
-    """Set elements of a data set; None removes one."""
+    """Set elements of a data set; the value None removes an element."""
     for key, value in tags.items():
         if value is None:
             delattr(data, key)
@@ -90,7 +90,7 @@ def set_tags(data: Any, tags: Mapping[str, Any]) -> None:
 
 
 def change(path: Path, **tags: Any) -> None:
-    """Change elements of a file; None removes one."""
+    """Change elements of a file; the value None removes an element."""
     import pydicom
 
     data = pydicom.dcmread(path)

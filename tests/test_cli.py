@@ -60,7 +60,7 @@ def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_help_of_finetune_fits_on_two_screens(capsys: pytest.CaptureFixture[str]) -> None:
-    """The groups, the recipe's values and the method's keys; not every key of every method."""
+    """The help lists the groups, the recipe's values and the keys of the chosen method alone."""
     out = said(capsys, "finetune", "recipe=medical", "peft=fact", "--help")[1]
     assert len(out.splitlines()) < 80
     for text in ("  train     how long", "train.steps=90", "peft=fact:", "peft.form=tt", "seed=0"):
@@ -143,7 +143,7 @@ def test_light_commands_import_no_torch(argv: list[str]) -> None:
 )
 def test_light_commands_answer_at_once(argv: list[str], limit_s: float) -> None:
     def seconds() -> float:
-        """Processor time, which a busy machine does not change."""
+        """The limits are in processor time, which a busy machine does not change."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "samadapt", *argv], check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -38,7 +38,7 @@ def test_what_is_trained_is_what_the_parts_train(fresh):
 
 
 def test_the_output_is_that_of_both(fresh, perturb, predict):
-    """A bias moved beside a LoRA acts as the same bias moved alone."""
+    """A bias beside a LoRA has the same effect as the same bias alone."""
     both, alone = fresh(), fresh()
     injection = inject(both, find_method("lora+bias")(decoder="frozen"))
     biases = inject(alone, find_method("bias")(decoder="frozen"))

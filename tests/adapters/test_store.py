@@ -41,7 +41,7 @@ def saved_houlsby(adapted):
 
 
 def _load(directory):
-    """Copies: the file that is mapped will be overwritten."""
+    """The tensors are copies, because the mapped file will be overwritten."""
     return {key: value.clone() for key, value in load_file(directory / WEIGHTS).items()}
 
 

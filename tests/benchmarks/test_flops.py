@@ -32,7 +32,7 @@ def test_without_padding_both_counts_are_the_same() -> None:
 
 @pytest.mark.parametrize("blocks", [1, 2, 4])
 def test_lora_step_is_what_torch_counts_of_a_peers_step(blocks: int) -> None:
-    """The peer runs the frozen blocks as well, and makes a few gradients that nothing needs."""
+    """The peer also runs the frozen blocks and computes some gradients that nothing uses."""
     size = 72
     build = BUILDS["tiny"]
     step = train_step.samed("tiny", size, "fp32", "cpu", blocks=blocks)

@@ -330,7 +330,7 @@ MEMBERS = np.array([[0, 1, 1], [0, 0, 1]], bool)  # all of it, and the part in i
 
 @pytest.mark.parametrize("kind", ["box", "point", "semantic"])
 def test_overlapping_and_unlisted_classes_are_scored_each_on_its_own(predictor, kind, make_samples):
-    """By brute force: class by class over the voxels where the class is known."""
+    """Compute scores by brute force, for each class over the voxels where it is known."""
     samples = {
         ref: replace(sample, members=MEMBERS, known=np.array([True, ref.case == "a"]))
         for ref, sample in make_samples().items()

@@ -131,7 +131,7 @@ DIAGONAL = math.hypot(0.5 * 1, 3.0 * 2)
     ],
 )
 def test_every_rule_for_empty_masks(prediction, truth, flag, expected):
-    """Scores of FIELD.md's table; one row of two pixels of 0.5 x 3 mm, a slice of 1 mm."""
+    """The masks have two pixels of 0.5 x 3 mm in one row, in a slice of 1 mm."""
     (row,) = score_case(
         "a", np.array([prediction]), np.array([truth]), ["x"], spacing_mm=(0.5, 3.0, 1.0)
     )
@@ -145,7 +145,7 @@ def test_every_rule_for_empty_masks(prediction, truth, flag, expected):
 
 
 def nnunet_rule(prediction, truth):
-    """Dice and IoU as nnU-Net v2 has them (evaluation/evaluate_predictions.py, compute_metrics)."""
+    """Return Dice and IoU as nnU-Net v2 (evaluation/evaluate_predictions.py, compute_metrics)."""
     tp = np.sum(prediction & truth)
     fp, fn = np.sum(prediction & ~truth), np.sum(~prediction & truth)
     if tp + fp + fn == 0:

@@ -14,7 +14,7 @@ from samadapt.evaluation.statistics import RESAMPLES, SEED, compare, interval_of
 
 
 def rows(hits, truth=10, name="x"):
-    """One case a number: that many of the ten pixels of truth are predicted."""
+    """Return one case for each number: so many of the ten true pixels are predicted."""
     true = np.zeros((1, 20), np.uint8)
     true[0, :truth] = 1
     return [

@@ -151,7 +151,7 @@ def test_nsd_is_monais_where_it_weighs_by_area_too():
 
 
 def test_hd95_is_monais_hausdorff_where_all_distances_are_equal():
-    """Two planes 3 voxels apart: there weights do not matter."""
+    """Weights do not matter between two planes that are 3 voxels apart."""
     torch = pytest.importorskip("torch")
     metrics = pytest.importorskip("monai.metrics")
     truth, prediction = np.zeros((2, 20, 20, 12), bool)

@@ -40,7 +40,7 @@ def test_sam_model_predicts_the_same(tiny_sam, save, tmp_path, masks):
 
 
 def test_the_pipeline_finds_our_masks(tiny_sam, save, tmp_path):
-    """Its masks are those that our model draws at the same points."""
+    """The pipeline's masks equal those of our model at the same points."""
     from transformers import pipeline
 
     directory, sam = save(tiny_sam)
@@ -73,7 +73,7 @@ def test_the_pipeline_finds_our_masks(tiny_sam, save, tmp_path):
 def test_the_processor_is_compared_with_our_pixels(
     randomise, save, tmp_path, monkeypatch, normalization
 ):
-    """MedSAM's preprocessing, which transformers' processor cannot do, on a tiny base."""
+    """transformers' processor cannot do MedSAM's preprocessing."""
     from transformers import SamModel, SamProcessor
 
     rule = Preprocessing(normalization, "squash" if normalization == "min_max" else "longest")

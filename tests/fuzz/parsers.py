@@ -564,7 +564,7 @@ class Record(JsonParser):
 
 @parser("annotated")
 class Annotated(JsonParser):
-    """The file of ``data.annotated``, as CSV and as JSON."""
+    """The file that ``data.annotated`` names, as CSV and as JSON."""
 
     def seeds(self) -> dict[str, bytes]:
         rows = "case,classes,slices\na,liver; spleen,0-4; 7\nb,liver,\n*,,\n"

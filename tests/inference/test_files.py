@@ -84,7 +84,7 @@ def test_a_stack_in_an_npz_is_no_picture(make_oracle, tmp_path):
 
 def test_a_series_folder_is_one_volume(make_oracle, folder, tmp_path, monkeypatch):
     class Series(NiftiReader):
-        """Takes any folder for a series, as a DICOM reader does."""
+        """A reader that takes any folder for a series, as that of DICOM does."""
 
         name, suffixes = "series", ()
 
@@ -264,7 +264,7 @@ def test_every_reader_says_what_is_written():
 
 
 def test_each_region_is_a_mask_of_its_own(make_regions, tmp_path):
-    """Files of 0 and 1 on the source's grid; the same from Python."""
+    """Each class is a file of 0 and 1 on the grid of the source, also from Python."""
     truth = save_volume(tmp_path / "scan.nii.gz")
     segmenter = make_regions()
     row = segmenter.predict_file(

@@ -30,7 +30,7 @@ def save(path: Path, values: np.ndarray) -> Path:
 
 
 def case(folder: Path, name: str, seed: int, names: tuple[str, ...] = NAMES) -> Path:
-    """The first channel holds what the oracle finds, the others hold something else."""
+    """Only the first channel shows what the oracle finds."""
     for index, channel in enumerate(names):
         values = labels(seed) * 85 if index == 0 else np.full(SHAPE, 7, np.uint8)
         save(folder / f"{name}_{channel}.nii.gz", values)

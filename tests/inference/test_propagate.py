@@ -107,7 +107,7 @@ def test_without_propagation_the_other_slices_stay_empty(make_oracle, tubes):
 
 
 class Boxed(Oracle):
-    """Sees only what lies in a box, and says there which pixels are not black."""
+    """A model that returns which pixels inside a box are not black."""
 
     def decode(self, embeddings, prompts, *, multimask):
         y, x = torch.meshgrid(*2 * [torch.arange(45) + 0.5], indexing="ij")
@@ -166,7 +166,7 @@ def test_an_object_that_is_not_there_gives_nothing(make_oracle, tubes):
 
 
 class Disks(Oracle):
-    """A disk around each box's centre; of the object on the right it is surer."""
+    """A model that returns a disk in each box; it is surer of the object on the right."""
 
     def decode(self, embeddings, prompts, *, multimask):
         centre = ((prompts.boxes[..., :2] + prompts.boxes[..., 2:]) / 2)[..., None, None]

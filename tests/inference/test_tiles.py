@@ -122,7 +122,7 @@ def test_no_prompt_is_no_object(tiled, picture):
 
 
 def test_prompts_of_a_tile_are_those_that_evaluation_gives():
-    """The same clicks on the same picture: no padding where evaluation has none."""
+    """Prediction and evaluation see the same clicks on the same picture, without padding."""
     tile = Tiling(32, 0).tiles(64, 64)[0]
     points = np.array([[[40, 5], [5, 6], [7, 8]], [[50, 50], [3, 3], [60, 60]]], np.float32)
     signs = np.array([[0, 1, 0], [1, 0, 1]])

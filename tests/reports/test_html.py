@@ -26,7 +26,7 @@ EVIL = "<script>alert('x')</script>\"&"
 
 @pytest.fixture
 def page(tmp_path):
-    """A page whose every text tries to be HTML; a case of three slices and one of one."""
+    """Every text of the page contains HTML; one case has three slices, one has one."""
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(tmp_path / "curve.png")
     table = Table(title=Text(EVIL), caption=Text(EVIL))
@@ -50,7 +50,7 @@ def page(tmp_path):
 
 
 class Seen(HTMLParser):
-    """The tags of a page, and where its addresses lead."""
+    """Collect the tags and addresses of a page."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -131,7 +131,7 @@ def test_labels_of_another_shape_are_refused(tmp_path):
 
 
 def test_ignored_pixels_are_hatched(tmp_path):
-    """White stripes, there alone: the page differs from one without them in that part only."""
+    """White stripes mark only the ignored part; the rest of the page is unchanged."""
     image = np.full((40, 40, 3), 60, np.uint8)
     labels = np.zeros((40, 40), np.int16)
     labels[4:12, 4:12] = 1

@@ -41,7 +41,7 @@ def ended(number: int) -> int:
 
 
 def content(run_dir: Path, name: str) -> object:
-    """What must be equal: bytes, or of the lines of metrics all but times and memory."""
+    """Return what must be equal: bytes, or the lines of metrics without times and memory."""
     if name != "metrics.jsonl":
         return (run_dir / name).read_bytes()
     lines = map(json.loads, (run_dir / name).read_text().splitlines())

@@ -234,7 +234,7 @@ def test_every_file_of_a_run_honours_the_umask(make_pictures, run, umask):
 
 
 def due_at_every_step(step, every, steps):
-    """Checkpoints, whose interval is 0 here, at every step."""
+    """Make checkpoints, whose interval is 0 here, due at every step."""
     return not every or step == steps or step % every == 0
 
 

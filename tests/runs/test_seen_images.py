@@ -103,7 +103,7 @@ def adapter(tiny_sam, tmp_path, record, monkeypatch):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """All images that the segmenter embeds, in order."""
+    """Record all images that the segmenter embeds, in order."""
     images = []
     from samadapt.inference import volumes as predictor
 

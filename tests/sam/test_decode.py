@@ -33,7 +33,7 @@ def objects(boxes=None, points=None, point_labels=None, class_ids=None):
 
 
 def one_by_one(sam, embedding, frame, prompts, threshold=0.0):
-    """Labels from a plain loop over the prompts of one image."""
+    """Return the labels from a plain loop over the prompts of one image."""
     best = np.full(frame.original, threshold)
     labels = np.zeros(frame.original, np.uint8)
     for index in range(len(prompts)):
@@ -138,7 +138,7 @@ def test_a_background_token_is_one_of_the_argmax(tiny_sam, images):
 @given(st.lists(st.integers(1, 3), max_size=3), st.integers(0, 2**16))
 @settings(max_examples=40, deadline=None)
 def test_where_objects_overlap_the_higher_logit_wins(counts, seed):
-    """The objects come in parts, as when not all masks are held at once."""
+    """The objects come in several parts, so that not all masks are in memory at once."""
     rng = np.random.default_rng(seed)
     parts = [torch.tensor(rng.normal(size=(count, 4, 5))) for count in counts]
     numbers = decode.merge_objects(parts, (4, 5), 0.3)
@@ -149,7 +149,7 @@ def test_where_objects_overlap_the_higher_logit_wins(counts, seed):
 
 @pytest.mark.parametrize("kind", ["boxes", "points"])
 def test_each_object_may_be_an_item_of_its_own(any_sam, images, kind):
-    """As the oracle gap asks: item i belongs to image ``owner[i]``."""
+    """The oracle gap decodes items of several images; item i belongs to image ``owner[i]``."""
     embeddings, frames = embed(any_sam, images)
     rng, owner = np.random.default_rng(4), [2, 0, 0, 1]
     items = []

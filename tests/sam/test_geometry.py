@@ -127,7 +127,7 @@ def test_labels_stay_within_the_image_and_its_values(
 
 
 def test_boxes_and_labels_agree() -> None:
-    """A rectangle's labels lie where its box lies."""
+    """The labels of a rectangle are where its box is."""
     labels = np.zeros((300, 200), int)
     labels[60:150, 40:120] = 1
     frame = make_frame(labels.shape, 256)

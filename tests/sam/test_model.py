@@ -31,7 +31,7 @@ def test_prefix_and_suffix_compose_at_every_boundary(any_sam: Sam) -> None:
 
 
 def test_a_boundary_lies_before_its_block(any_sam: Sam) -> None:
-    """Changing block k changes the suffix from k on, and no prefix up to k."""
+    """A change of block k changes the suffix from k on, and no prefix up to k."""
     images = torch.randn(1, 3, 64, 64)
     for site in any_sam.attention_blocks():
         prefix = any_sam.encode_prefix(images, site.index)

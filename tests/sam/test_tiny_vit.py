@@ -46,7 +46,7 @@ def timm_pair(randomise: Any, image_size: int) -> tuple[TinyViTEncoder, Any]:
 def test_equals_timm(
     randomise: Any, monkeypatch: pytest.MonkeyPatch, image_size: int, strip: int
 ) -> None:
-    """Everything up to the neck, in strips of one row, in some of several, in whole images."""
+    """The encoder runs in strips of one row, in strips of several rows and in whole images."""
     ours, theirs = timm_pair(randomise, image_size)
     monkeypatch.setattr(tiny_vit_blocks_fast, "PART_PER_THREAD", strip)
     images = torch.randn(3, 3, image_size, image_size, dtype=torch.float64)
@@ -57,7 +57,7 @@ def test_equals_timm(
 
 
 def test_gradients_equal_timms(randomise: Any) -> None:
-    """Of the image and of every parameter, those of convolutions and batch norms among them."""
+    """Gradients of the image and of every parameter, convolutions and batch norms included."""
     ours, theirs = timm_pair(randomise, 64)
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
     features = ours.prefix(images, sum(BUILDS["tiny_t"].stage_depths[1:])).permute(0, 3, 1, 2)
@@ -107,7 +107,7 @@ FAST = {
 def test_fast_blocks_equal_the_textbook(
     randomise: Any, monkeypatch: pytest.MonkeyPatch, name: str, strip: int
 ) -> None:
-    """Values and all gradients, in strips of one row, of some rows, and in whole images."""
+    """Values and gradients are compared for strips of one and several rows and whole images."""
     monkeypatch.setattr(tiny_vit_blocks_fast, "PART_PER_THREAD", strip)
     textbook, fast = TEXTBOOK[name]().double(), FAST[name]().double()
     randomise(textbook, 6)
@@ -133,7 +133,7 @@ def change_in_place(sam: Sam) -> None:
 
 
 def change_behind_autograd(sam: Sam) -> None:
-    """An edit that does not raise the tensor's version."""
+    """An edit through ``data`` does not raise the tensor's version."""
     sam.get_parameter("image_encoder.stages.0.blocks.0.conv1.bn.weight").data.mul_(1.5)
 
 
@@ -157,7 +157,7 @@ def load_others(sam: Sam) -> None:
     [change_in_place, change_behind_autograd, change_statistics, change_biases, load_others],
 )
 def test_no_value_is_stale(tiny_t_sam: Sam, change: Callable[[Sam], None]) -> None:
-    """timm caches attention biases in evaluation; anything derived is made anew here."""
+    """timm caches attention biases in evaluation. Our encoder derives them anew each time."""
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         before = tiny_t_sam.encode(images)
@@ -183,7 +183,7 @@ def test_statistics_never_change(tiny_t_sam: Sam) -> None:
 
 
 def test_strips_give_what_one_graph_gives(tiny_t_sam: Sam, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a graph the blocks go in strips; a graph is recorded for whole images."""
+    """Blocks run in strips without a graph, and on whole images where a graph is recorded."""
     monkeypatch.setattr(tiny_vit_blocks_fast, "PART_PER_THREAD", 2000)
     images = torch.randn(2, 3, 64, 64)
     recorded = tiny_t_sam.encode(images)
@@ -214,7 +214,7 @@ def test_every_size_that_the_stride_divides(tiny_t_sam: Sam) -> None:
 
 
 def test_two_backward_passes(tiny_t_sam: Sam) -> None:
-    """With timm's cached biases the second one fails."""
+    """The second backward pass would fail with timm's cached biases."""
     images = torch.randn(1, 3, 64, 64)
     for _ in range(2):
         tiny_t_sam.encode(images).sum().backward()

@@ -106,7 +106,7 @@ def test_parts_of_any_size_give_the_same(
 @pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "out_proj"])
 @pytest.mark.parametrize("kind", [TokenToImageAttention, ImageToTokenAttention])
 def test_layers_that_do_more_are_called(sam: Sam, kind: type[Attention], name: str) -> None:
-    """A layer in a linear's place, as LoRA's, is not passed over."""
+    """A layer that replaces a linear, as LoRA does, is called."""
 
     class Turned(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

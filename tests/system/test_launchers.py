@@ -63,7 +63,7 @@ def test_one_of_several_is_refused(variables: dict[str, str]) -> None:
 def test_one_that_is_alone_is_not(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
-    """And accelerate agrees: without waiting, on the device that it is told."""
+    """accelerate starts one process at once, on the given device."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 

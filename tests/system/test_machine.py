@@ -24,7 +24,7 @@ V1 = "9:name=systemd:/x\n4:memory:/docker/abc\n1:cpu,cpuacct:/docker/abc\n"
 def in_groups(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: str, files: dict[str, str]
 ) -> None:
-    """Be a process in some groups, whose limits are in ``files``."""
+    """Pretend that the process is in some groups, whose limits are in ``files``."""
     (tmp_path / "own").write_text(own)
     for name, text in files.items():
         (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)

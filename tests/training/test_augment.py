@@ -276,7 +276,7 @@ def test_the_slices_of_a_stack_change_alike_but_for_noise(grey):
 
 
 def test_a_stack_keeps_what_any_of_its_slices_is_trained_on():
-    """A turn that one slice cannot take is made for none; slices without an object do not count."""
+    """No slice is turned if one of them cannot be; slices without an object do not count."""
     empty = replace(sample(), labels=np.zeros((10, 20), np.int16), boxes=None, points=None)
     corner = replace(empty, labels=np.zeros((10, 20), np.int16))
     corner.labels[0, 0] = 1
@@ -293,7 +293,7 @@ def test_a_stack_keeps_what_any_of_its_slices_is_trained_on():
 
 
 def test_ignored_pixels_move_with_the_image_and_draw_no_crop():
-    """The picture's marks say where ignored pixels went; a crop is drawn round a class alone."""
+    """The picture marks where ignored pixels moved; crops are drawn around classes only."""
     labels = np.zeros((40, 60), np.int16)
     labels[5:15, 10:25] = IGNORED
     labels[30:34, 50:54] = 1

@@ -83,7 +83,7 @@ def test_at_most_so_many_objects_of_an_image_are_drawn(most):
 
 
 def test_the_chance_of_an_object_grows_with_its_diameter():
-    """A disc of 400 pixels among 24 specks: with equal chances it is in 4 of 25 draws of four."""
+    """With equal chances, a disc among 24 specks is in 4 of 25 draws of four objects."""
     labels = np.zeros((40, 60), np.int16)
     labels[::6, 24::9] = 1
     labels[5:25, 0:20] = 1
@@ -187,7 +187,7 @@ MEMBERS = np.array([[0, 1, 1, 1], [0, 1, 0, 1]], bool)  # whole: 1, 2, 3; core: 
 
 
 def nested(**changes):
-    """Parts 2 around 1 in one place and 3 alone in another, of which ``MEMBERS`` makes regions."""
+    """Value 2 surrounds 1, and 3 lies elsewhere; ``MEMBERS`` makes regions of them."""
     sample = one_object((SIZE // 2, SIZE // 2), slice(2, 14), slice(3, 15), members=MEMBERS)
     sample.labels[sample.labels > 0] = 2
     sample.labels[5:9, 6:10] = 1

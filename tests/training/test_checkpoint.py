@@ -198,7 +198,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
 
 
 def test_without_latest_the_newest_is_used(tmp_path):
-    """A process killed between the two renames leaves it so."""
+    """A process that is killed between the two renames leaves the folder like this."""
     save_checkpoint(tmp_path, checkpoint(3))
     (tmp_path / "LATEST").unlink()
     assert load_checkpoint(tmp_path).step == 3

@@ -228,7 +228,7 @@ def test_the_dice_of_classes_equals_monai():
 
 @pytest.mark.parametrize("kind", ["object", "semantic"])
 def test_loss_and_gradient_do_not_depend_on_ignored_pixels(kind):
-    """Neither value nor gradient changes with the logits there, and their gradient is 0."""
+    """Logits of ignored pixels change neither value nor gradient, and their gradient is 0."""
     logits, targets = random_case(b=2, p=3 if kind == "object" else 1, m=3)
     if kind == "semantic":
         targets = torch.randint(0, 4, (2, 8, 8), generator=torch.Generator().manual_seed(1))
@@ -264,7 +264,7 @@ def planes_of(classes, generator, overlapping):
 
 @pytest.mark.parametrize("overlapping", [False, True])
 def test_classes_that_are_not_annotated_have_no_loss(overlapping):
-    """Neither as foreground nor as background: value and gradients of the others stay."""
+    """It counts neither as foreground nor as background; the other classes are unchanged."""
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(2, 1, 3, 8, 8, generator=generator)
     planes = planes_of(3, generator, overlapping)

@@ -112,7 +112,7 @@ KILLED = """
 
 
 def test_a_killed_writer_leaves_nothing_that_is_used_or_kept(tmp_path):
-    """It dies after the bytes are written and before the file has its name."""
+    """The process dies after the bytes are written and before the file has its name."""
     process = python(KILLED, tmp_path)
     process.communicate()
     assert process.returncode == -signal.SIGKILL

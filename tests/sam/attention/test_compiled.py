@@ -37,7 +37,7 @@ def build(name: str) -> ModuleType:
 
 @pytest.fixture(params=BUILDS)
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Each build that this processor can run, as the one that is taken."""
+    """Use each build of the kernels that this processor can run, one after the other."""
     module = build(request.param)
     monkeypatch.setattr(compiled, "find_kernels", lambda: module)
     return module
@@ -70,12 +70,12 @@ def make_inputs(
 
 
 def cast(inputs: list[Tensor], dtype: torch.dtype, trained: int = 4) -> list[Tensor]:
-    """Return copies of a type; the first ``trained`` want a gradient."""
+    """Return copies of another type; the first ``trained`` require a gradient."""
     return [t.detach().to(dtype).requires_grad_(i < trained) for i, t in enumerate(inputs)]
 
 
 def results(form, inputs: list[Tensor]) -> list[Tensor]:
-    """Output and the gradients of all inputs that want one."""
+    """Return the output and the gradients of all inputs that require one."""
     out = form(*inputs)
     weight = torch.arange(out.numel(), dtype=torch.float64).sin().view_as(out).to(out.dtype)
     (out * weight).sum().backward()
@@ -432,7 +432,7 @@ def nans(outputs: Sequence[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("where", range(5), ids=[*TENSORS, "grad"])
 @pytest.mark.parametrize("bits", NANS, ids=hex)
 def test_no_nan_is_lost(kernels: ModuleType, bits: int, where: int) -> None:
-    """Forward and backward: NaN where the textbook form has one, and nowhere else."""
+    """Output and gradients are NaN exactly where those of the textbook form are."""
     plain = [t.detach().float() for t in make_inputs((4, 5), (3, 3), images=1)]
     plain.append(torch.randn(1, 4, 5, 2, 8, generator=torch.Generator().manual_seed(3)))
     for index in range(1, 960, 97):

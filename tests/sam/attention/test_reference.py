@@ -28,7 +28,7 @@ SIDES = [
 
 
 def make_inputs(side: tuple[int, int], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """qkv of two images of two heads, the padding and the two tables."""
+    """Return qkv of two images with two heads, the padding and the two tables."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, *GRID, 3, 2, 4), (3, 2, 4), *[(2 * length - 1, 4) for length in side]]
     return [
@@ -38,7 +38,7 @@ def make_inputs(side: tuple[int, int], dtype: torch.dtype = torch.float64) -> li
 
 
 def wave(like: Tensor) -> Tensor:
-    """Weights of an output that differ from cell to cell."""
+    """Return weights for an output that differ from cell to cell."""
     return torch.arange(like.numel(), dtype=torch.float64).sin().view_as(like).to(like.dtype)
 
 
@@ -65,7 +65,7 @@ def plain(qkv: Tensor, fill: Tensor, table_h: Tensor, table_w: Tensor) -> Tensor
 
 
 def results(form, inputs: list[Tensor]) -> list[Tensor]:
-    """Output and the gradient of every input."""
+    """Return the output and the gradient of every input."""
     qkv, fill, *tables = inputs
     side = tuple((len(table) + 1) // 2 for table in tables)
     out = form(qkv, fill, *relative_tables(*tables, side))

