@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from samadapt.inference.embeddings import Embeddings
-from samadapt.sam.embed import embed, embed_features, frame_of, to_pixels
+from samadapt.sam.embed import embed, embed_features, embed_prefix, frame_of
 from samadapt.sam.mirror import Mirror, mirrored
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class EmbeddedPass:
     Attributes:
         member: the adapter.
         mirror: the axes that are reversed.
-        embeddings: (b, c, g, g) on the device of the model.
+        embeddings: (b, ...) on the device of the model, as ``embed`` returns them.
         frames: where each image lies in the model's square.
     """
 
@@ -56,8 +56,7 @@ def embed_passes(
         stack: number of images that the encoder sees together.
 
     Yields:
-        The passes, copy by copy. Only the embeddings of the pass that is yielded are in memory,
-        except those in ``kept``.
+        The passes, copy by copy.
     """
     for mirror in mirrors:
         copies = [mirrored(image, mirror) for image in images]
@@ -67,12 +66,14 @@ def embed_passes(
                 yield EmbeddedPass(member, mirror, *found)
             continue
         shared = min(member.first_trainable_block for member in members)
-        if len(members) == 1 or shared < 0:
+        # A dense head decides what is kept of the frozen blocks, so heads must be of one kind.
+        heads_differ = any(one.record.head != members[0].record.head for one in members)
+        if len(members) == 1 or shared < 0 or heads_differ:
             for member in members:
                 yield EmbeddedPass(member, mirror, *embed(member.sam, copies))
             continue
         sam = members[0].sam
-        features = sam.encode_prefix(to_pixels(sam, copies), shared)
+        features = embed_prefix(sam, copies, shared)
         frames = [frame_of(sam, image) for image in copies]
         for member in members:
             embeddings = embed_features(member.sam, features, shared)

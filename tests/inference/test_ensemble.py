@@ -22,6 +22,7 @@ from samadapt.inference.segmenter import Segmenter, load_adapter
 from samadapt.methods import METHODS
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.decode import object_logits, semantic_logits
+from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.embed import embed
 from samadapt.sam.types import ImagePrompts
 from samadapt.sam.weights.loading import base_hash
@@ -39,9 +40,12 @@ def adapter(tiny_sam, tmp_path, monkeypatch):
     monkeypatch.chdir(base.parent)  # the record holds the bare name of the base's file
     save_file(tiny_sam.state_dict(), base)
 
-    def make(name, seed=1, kind="semantic", blocks="last:1", **changes):
+    def make(name, seed=1, kind="semantic", blocks="last:1", width=None, **changes):
         sam = copy.deepcopy(tiny_sam)
         digest = base_hash(sam)
+        if width is not None:
+            sam.add_dense_head(2, HeadSettings(side=48, width=width, scales=2))
+            changes["head"] = sam.dense_head.describe()
         injection = inject(sam, METHODS["lora"](rank=2, blocks=blocks))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -100,9 +104,13 @@ def disagree(labels, expected):
     return (labels != expected).mean()
 
 
-@pytest.mark.parametrize("blocks", ["last:1", "all"])
-def test_members_are_averaged_as_numpy_averages_them(adapter, picture, blocks):
-    members = [adapter(f"a{seed}", seed, blocks=blocks) for seed in range(3)]
+@pytest.mark.parametrize(
+    ("blocks", "widths"),
+    [("last:1", [None] * 3), ("all", [None] * 3), ("last:1", [8] * 3), ("last:1", [8, None, 4])],
+)
+def test_members_are_averaged_as_numpy_averages_them(adapter, picture, blocks, widths):
+    """Whatever their heads are, and whichever blocks they share."""
+    members = [adapter(f"a{n}", n, blocks=blocks, width=width) for n, width in enumerate(widths)]
     shares = np.stack([softmax_of(one, picture) for one in members])
     mean = shares.mean(0)
     found = load_adapter(members, device="cpu").predict(
