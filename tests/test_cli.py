@@ -71,7 +71,7 @@ def test_help_of_finetune_fits_on_two_screens(capsys: pytest.CaptureFixture[str]
 
 def test_help_of_a_group(capsys: pytest.CaptureFixture[str]) -> None:
     out = said(capsys, "finetune", "--help", "train")[1]
-    for name in ("train.lr=null", "train.steps=150", "train.recompute=false"):
+    for name in ("train.lr=null", "train.steps=null", "train.recompute=false"):
         assert name in out
     assert "data.root" not in out
     methods = said(capsys, "finetune", "--help", "peft")[1]

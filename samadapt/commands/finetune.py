@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ HELP = """
 Trains an adapter as the recipe says, with the backbone frozen, and writes a run directory: the
 configuration, the environment, the splits, the progress, checkpoints, the adapter of the best step,
 the scores before and after, and overlays. The best step is chosen on a part of the training cases.
-The held-out cases are only scored.
+The held-out cases are only scored. train.max_seconds=240 limits the time of the training.
 
 Ctrl-C saves a checkpoint and stops; resume=RUN_DIR continues. folds=5 trains five adapters, each
 scored on the cases that it did not see, so that every case is scored once.
@@ -43,16 +43,10 @@ def render(result: dict[str, Any]) -> str:
     """Return the tables of scores and the paths of the results."""
     from rich.console import Group
 
-    from samadapt.reports.objects import objects_table
-    from samadapt.reports.tables import closing_text, paired_table, results_table
+    from samadapt.reports.tables import closing_text
 
     summary, run_dir = result["summary"], Path(result["run_dir"])
-    title = f"{summary['data']}: {summary['cases']} {summary['scored']} cases"
-    title += f", {summary['slices']} {summary['parts']}"
     folds = len(summary.get("folds", ()))
-    if folds:
-        title += f"; each scored by the one of {folds} adapters that did not see it"
-    title += f"; a case is a {summary['case_is']}"
     adapter = result["adapter_dir"] or "none: nothing was trained"
     of_runs = run_dir / "fold_*" if folds else run_dir
     paths = {
@@ -60,15 +54,10 @@ def render(result: dict[str, Any]) -> str:
         "report": run_dir / "report.html",
         "overlays": of_runs / "overlays",
     }
-    tables: list[Any] = [results_table(summary["zero_shot"], summary["adapted"], title=title)]
-    if summary["paired"]:
-        tables.append(paired_table(summary["paired"]))
-    states = {n: s for n, s in (("zero-shot", "zero_shot"), ("adapted", "adapted")) if summary[s]}
-    if "instances" in summary["zero_shot"]:
-        objects = {name: summary[state]["instances"] for name, state in states.items()}
-        tables.append(objects_table(objects))
+    if not summary["zero_shot"]:
+        del paths["overlays"]
     text = closing_text(
-        Group(*tables),
+        Group(*_tables(summary, folds)),
         trained=summary["trained_parameters"],
         total=summary["total_parameters"],
         seconds=summary["seconds"],
@@ -76,3 +65,27 @@ def render(result: dict[str, Any]) -> str:
         notes=summary["notes"],
     )
     return console.to_text(text)
+
+
+def _tables(summary: Mapping[str, Any], folds: int) -> list[Any]:
+    """Return the tables of scores, or a line that says that nothing was scored."""
+    from rich.text import Text
+
+    from samadapt.reports.objects import objects_table
+    from samadapt.reports.tables import paired_table, results_table
+
+    if not summary["zero_shot"]:
+        count = summary["labelled_cases"]
+        return [Text(f"{summary['data']}: nothing was scored; labelled cases: {count}")]
+    title = "{data}: {cases} {scored} cases, {slices} {parts}".format_map(summary)
+    if folds:
+        title += f"; each scored by the one of {folds} adapters that did not see it"
+    title += f"; a case is a {summary['case_is']}"
+    tables: list[Any] = [results_table(summary["zero_shot"], summary["adapted"], title=title)]
+    if summary["paired"]:
+        tables.append(paired_table(summary["paired"]))
+    states = {n: s for n, s in (("zero-shot", "zero_shot"), ("adapted", "adapted")) if summary[s]}
+    if "instances" in summary["zero_shot"]:
+        objects = {name: summary[state]["instances"] for name, state in states.items()}
+        tables.append(objects_table(objects))
+    return tables

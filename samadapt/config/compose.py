@@ -15,7 +15,7 @@ from samadapt import console
 from samadapt.adapters.combining import find_method
 from samadapt.config.keys import Key, flatten, groups_of, keys_of, method_key
 from samadapt.config.overrides import find_key, read_value, split_arguments
-from samadapt.config.schema import DECODER_LR, Config
+from samadapt.config.schema import DECODER_LR, STEPS, Config
 from samadapt.errors import ConfigError, nearest
 from samadapt.methods import METHODS
 from samadapt.methods.base import UNFIT, Method
@@ -33,6 +33,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 COMMAND_LINE = "command line"
 OTHER_NAMES = {"data.labels": "data.classes"}
 """Keys that people know by another name. The name on the right is the one that is stored."""
+TIME_LIMITS = ("train.max_seconds", "train.max_cpu_seconds")
 SHARED_OPTIONS = {"peft.name", "peft.decoder", "peft.decoder_rank"}
 """Options of the method that a recipe sets for every method. The others, ``peft.blocks`` included,
 were chosen for the recipe's method and are dropped when the command line names another method."""
@@ -50,7 +51,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """
     path = recipe_path(recipe)
     base = {"recipe": recipe, **read_yaml(path)}
-    return with_learning_rates(parse_settings(Config, overrides, base, origin=str(path)))
+    return with_open_values(parse_settings(Config, overrides, base, origin=str(path)))
 
 
 def from_arguments(arguments: Sequence[str]) -> Config:
@@ -62,7 +63,7 @@ def from_arguments(arguments: Sequence[str]) -> Config:
         ConfigError: as ``compose``, and when neither is given.
     """
     path, base, others = stored_values(arguments)
-    return with_learning_rates(parse_settings(Config, others, base, origin=str(path)))
+    return with_open_values(parse_settings(Config, others, base, origin=str(path)))
 
 
 def stored_values(arguments: Sequence[str]) -> tuple[Path, dict[str, Any], list[str]]:
@@ -91,17 +92,22 @@ def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or broken, and as ``compose``.
     """
-    return with_learning_rates(parse_settings(Config, overrides, read_yaml(path), origin=str(path)))
+    return with_open_values(parse_settings(Config, overrides, read_yaml(path), origin=str(path)))
 
 
-def with_learning_rates(config: Config) -> Config:
-    """Return the configuration with the learning rates that it leaves to the method."""
+def with_open_values(config: Config) -> Config:
+    """Return the configuration with the values that it leaves open: steps and learning rates.
+
+    The steps stay open where the time is limited, because the run then ends by its time.
+    """
     train = config.train
+    limited = train.max_seconds is not None or train.max_cpu_seconds is not None
+    steps = STEPS if train.steps is None and not limited else train.steps
     lr = config.peft.lr if train.lr is None else train.lr
     decoder_lr = train.decoder_lr
     if decoder_lr is None:
         decoder_lr = DECODER_LR if train.lr is None else train.lr
-    return replace(config, train=replace(train, lr=lr, decoder_lr=decoder_lr))
+    return replace(config, train=replace(train, steps=steps, lr=lr, decoder_lr=decoder_lr))
 
 
 def to_yaml(config: Settings) -> str:
@@ -191,6 +197,7 @@ def parse_settings(
         # A combined name such as lora+bias is not registered, so the key accepts the given one.
         keys["peft.name"] = method_key((name,) if "+" in name or name in UNFIT else ())
     dropped = _drop_described(stored, typed, keys)
+    _drop_steps(stored, typed)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     # The command line comes second, so that its values replace those of the recipe.
@@ -258,6 +265,22 @@ def _drop_described(
             if of_method or (other in keys and keys[other].group == group):
                 dropped[other] = stored.pop(other)
     return dropped
+
+
+def _drop_steps(stored: dict[str, Any], typed: Mapping[str, str]) -> None:
+    """Drop a recipe's number of steps where the command line limits the time instead, and say so.
+
+    A recipe that limits the time itself keeps its steps: it means both.
+    """
+    limit = next((key for key in TIME_LIMITS if typed.get(key, "null") != "null"), None)
+    limited = any(stored.get(key) is not None for key in TIME_LIMITS)
+    if limit is None or limited or "train.steps" in typed:
+        return
+    if (steps := stored.pop("train.steps", None)) is not None:
+        console.log(
+            f"samadapt: note: train.steps={steps} is dropped, because {limit}={typed[limit]} "
+            "limits the time; give train.steps as well to limit both"
+        )
 
 
 def _tell_of_blocks(blocks: Any, recipe_method: str, method: str, result: Settings) -> None:

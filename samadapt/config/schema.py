@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
-from samadapt.errors import nearest
+from samadapt.errors import ConfigError, nearest
 from samadapt.methods import METHODS
 from samadapt.methods.base import Method
 from samadapt.sam.weights.builds import BUILDS
@@ -25,6 +25,7 @@ from samadapt.training.losses import LOSSES, loss_keys
 T = TypeVar("T")
 
 DECODER_LR = 1e-3
+STEPS = 150
 
 MAX_LR = 1.0
 """AdamW moves each weight by about the learning rate in a step; above 1 nothing is learned."""
@@ -59,6 +60,15 @@ def _known_build(name: str) -> str:
         known = ", ".join(BUILDS)
         raise ValueError(f"expected one of {known}; got {name!r}{nearest(name, BUILDS)}")
     return name
+
+
+def _not_one(every: int) -> int:
+    if every == 1:
+        raise ValueError(
+            "1 would hold out every case and leave none to train on; use at least 2, or 0, which "
+            "holds out nothing"
+        )
+    return every
 
 
 BuildName = Annotated[str, AfterValidator(_known_build), WithJsonSchema({"enum": list(BUILDS)})]
@@ -233,8 +243,10 @@ class Data(Settings):
         description="text file that lists the held-out cases, the name of one a line; null: every "
         "n-th case (data.val_every)",
     )
-    val_every: Whole = Field(
-        default=5, ge=2, description="hold out every n-th case for the final scores"
+    val_every: Annotated[Whole, Field(ge=0), AfterValidator(_not_one)] = Field(
+        default=5,
+        description="hold out every n-th case for the final scores; 0: hold out nothing, so that "
+        "every case trains and nothing is scored",
     )
     fold: OfDataSet[Whole | None] = Field(
         default=None,
@@ -400,7 +412,24 @@ class Train(Settings):
 
     section: ClassVar[str] = "train"
 
-    steps: Whole = Field(default=150, ge=1, description="number of optimizer steps")
+    steps: Whole | None = Field(
+        default=None,
+        ge=1,
+        description=f"number of optimizer steps; null: {STEPS}, or as many as train.max_seconds or "
+        "train.max_cpu_seconds allows",
+    )
+    max_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds that training may take, from the first frozen feature to the last "
+        "validation; reading the data, loading the model and the final scores are not part of it; "
+        "the learning rate follows the time; null: no limit",
+    )
+    max_cpu_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="the same in CPU seconds, of all threads of the process; null: no limit",
+    )
     batch_size: Whole = Field(
         default=4,
         ge=1,
@@ -440,8 +469,9 @@ class Train(Settings):
     )
     validate_cases: Whole | None = Field(
         default=None,
-        ge=1,
-        description="number of cases in a validation; null: all validation cases",
+        ge=0,
+        description="largest number of training cases that choose the best step and do not train; "
+        "null: one in ten; 0: every case trains, and the last weights are kept",
     )
     checkpoint_every: Whole = Field(
         default=50, ge=0, description="number of steps between checkpoints; 0: only at the end"
@@ -455,6 +485,31 @@ class Train(Settings):
         description="run each trained block a second time in the backward pass instead of storing "
         "it: less memory, slower, same result",
     )
+    ema: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay of the exponential moving average of the weights, such as 0.99; the "
+        "average is validated and kept; 0: off",
+    )
+    patience: Whole = Field(
+        default=0,
+        ge=0,
+        description="stop after this many validations in a row without a better score; 0: never",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a patience that would count nothing.
+
+        Raises:
+            ConfigError: naming the two keys.
+        """
+        for key, why in (("validate_cases", "has none"), ("validate_every", "has one, at the end")):
+            if self.patience and getattr(self, key) == 0:
+                raise ConfigError(
+                    f"train.patience={self.patience} counts validations, and train.{key}=0 {why}: "
+                    "leave one of the two out"
+                )
 
 
 @dataclass(frozen=True)

@@ -450,7 +450,7 @@ def open_dataset(
         empty_slices: ``"drop"``, ``"keep"`` or the share (0..1) of training slices without a class
             that is kept.
         slice_step: train on every n-th slice.
-        val_every: every n-th case, by name and from the first, is validation.
+        val_every: every n-th case, by name and from the first, is validation; 0: none is.
         fold: hold out this fold of a cross-validation instead; see ``splits.py``.
         folds: how many folds there are.
         max_cases: read only the first ``max_cases`` cases by name.

@@ -2,7 +2,8 @@
 
 The rule: case names are sorted, and every ``val_every``-th case from the first is validation (cases
 0, 5, 10, ... for 5). A card or the user may list names instead: ``{"val": [...]}``, where all
-others train, or ``{"train": [...], "val": [...]}``.
+others train, or ``{"train": [...], "val": [...]}``. With ``val_every=0`` every case trains, and
+nothing is held out, whatever a card lists.
 
 All slices of a volume are in one split. The exception is a data set of a single volume. There a
 slab of neighbouring slices is held out, ``{"slab": [0.4, 0.6], "gap_mm": 5}``: the slices from 40
@@ -134,7 +135,7 @@ def make_splits(
     Args:
         cases: the usable cases, sorted by name.
         chosen: lists or a slab, from the card or the user, or None.
-        val_every: every n-th case is validation, from the first.
+        val_every: every n-th case is validation, from the first; 0: nothing is held out.
         least_gap: smallest gap beside a slab in slices: the number of neighbours that the model
             sees together with a slice.
 
@@ -147,6 +148,9 @@ def make_splits(
         if key not in _KEYS:
             known = ", ".join(_KEYS)
             raise ConfigError(f"split: unknown key {key!r}; known: {known}{nearest(key, _KEYS)}")
+    if val_every == 0:
+        names = [case.name for case in cases]
+        return Splits(names, [], "nothing is held out: every case trains (data.val_every=0)")
     if "val" in chosen or "train" in chosen:
         return _listed(cases, chosen)
     if len(cases) == 1 and cases[0].shape[2] > 1:
@@ -157,7 +161,7 @@ def make_splits(
             "list case names under val instead"
         )
     if val_every < 2:
-        raise ConfigError(f"data.val_every must be at least 2; got {val_every}")
+        raise ConfigError(f"data.val_every must be 0 or at least 2; got {val_every}")
     rule = f"every {val_every}th case by name, from the first, is validation"
     return _every(cases, val_every, 0, rule)
 

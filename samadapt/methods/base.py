@@ -188,7 +188,8 @@ class Method(Settings):
         Args:
             sam: the model in training.
             step: number of steps done, from 1 on.
-            total: number of steps of the whole run.
+            total: number of steps of the whole run. Where its time is limited, nobody knows them:
+                both numbers then count parts of the time (``training.loop.place_in_run``).
         """
 
     def state_dict(self, sam: Sam) -> dict[str, Tensor]:

@@ -327,6 +327,11 @@ def open_data(
                 f"data.held_out={held_out} lists the held-out cases, and data.fold={data.fold} "
                 "chooses others: leave one of the two out"
             )
+        if data.val_every == 0:
+            raise ConfigError(
+                f"data.held_out={held_out} lists the held-out cases, and data.val_every=0 holds "
+                "out nothing: leave one of the two out"
+            )
         options["split"] = {"val": listed_names(Path(held_out).expanduser())}
     # The limits hold for every reader in the program and are no options of the data set.
     set_limits(options.pop("max_gb"), options.pop("max_seconds"))

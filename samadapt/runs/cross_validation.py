@@ -159,5 +159,6 @@ def _mark_untrained(pooled: dict[str, Any] | None, summaries: Sequence[dict[str,
 def _fold_entry(run_dir: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the pooled summary holds about one fold."""
     dice = {state: summary[state] and summary[state]["dice"] for state in ("zero_shot", "adapted")}
-    counts = ("cases", "training_slices", "best_step", "seconds")
-    return {"run_dir": run_dir.name, "dice": dice, **{key: summary[key] for key in counts}}
+    # Folds of earlier versions have no count of labelled cases.
+    counts = ("cases", "training_slices", "labelled_cases", "best_step", "seconds")
+    return {"run_dir": run_dir.name, "dice": dice, **{key: summary.get(key) for key in counts}}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from samadapt import console
-from samadapt.config.compose import parse_settings, read_yaml, to_dict, to_yaml, with_learning_rates
+from samadapt.config.compose import parse_settings, read_yaml, to_dict, to_yaml, with_open_values
 from samadapt.config.curve_arguments import CurveArguments
 from samadapt.config.schema import Config
 from samadapt.data.checks.resumed_run import check_unchanged
@@ -126,6 +126,10 @@ def refuse_other_divisions(arguments: CurveArguments) -> None:
             f"data.train_cases={arguments.data.train_cases} is one number of labelled cases; a "
             f"curve takes several: cases={arguments.data.train_cases},..."
         )
+    if arguments.data.val_every == 0:
+        raise ConfigError(
+            "data.val_every=0 holds out nothing, but a curve scores held-out cases: give at least 2"
+        )
 
 
 def resumed_directory(arguments: CurveArguments) -> Path:
@@ -228,7 +232,7 @@ def planned_runs(arguments: CurveArguments, sizes: Sequence[int]) -> Iterator[Cu
 
 def arms_of(config: Config) -> dict[str, Config]:
     """Return the ways to train that are compared, by name."""
-    return {config.peft.name: with_learning_rates(config)}
+    return {config.peft.name: with_open_values(config)}
 
 
 def write_results(

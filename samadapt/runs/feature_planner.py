@@ -123,16 +123,26 @@ class FeaturePlanner:
                 f"each in at most {size / 1e9:.2f} GB and compute each once"
             )
 
-    def warm(self) -> None:
-        """Compute the features that are planned and missing."""
+    def warm(self, refs: Sequence[SliceRef] | None = None) -> None:
+        """Compute the features that are planned and missing.
+
+        Args:
+            refs: only those of these slices, and of their stacks; the others are computed when they
+                are read. None: all of them.
+        """
         if self.planned is None:
             return
-        progress = self.context.progress
+        missing, progress = self.planned.missing, self.context.progress
+        if refs is not None:
+            whole = set(self.samples.stacks.whole(refs)[0])
+            wanted = {key for (ref, _), key in self.planned.keys.items() if ref in whole}
+            missing = [key for key in missing if key in wanted]
         with progress.phase("features"):
-            self.features.warm(self.planned.missing, progress.advance)
-        computed = self.features.computed
+            self.features.warm(missing, progress.advance)
+        computed, later = self.features.computed, len(self.planned.missing) - len(missing)
         self.context.say(
-            f"features: {computed} computed, {self.planned.images - computed} reused"
+            f"features: {computed} computed, {self.planned.images - computed - later} reused"
+            + (f", {later} left to the scores" if later else "")
             + ("" if self.augments_anew else "; nothing runs the frozen blocks on them again")
         )
 

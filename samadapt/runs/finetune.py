@@ -15,7 +15,7 @@ import numpy as np
 
 from samadapt import console
 from samadapt.adapters.store import load_trainable_state, trainable_state
-from samadapt.config.compose import with_learning_rates
+from samadapt.config.compose import with_open_values
 from samadapt.config.schema import Config
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, RunError
@@ -34,12 +34,13 @@ from samadapt.runs.run_slices import (
     plan_progress,
 )
 from samadapt.runs.scorer import Scorer, make_scorer
-from samadapt.runs.summary import summarise_run, untrained_classes, untrained_text
+from samadapt.runs.summary import NOT_SCORED, summarise_run, untrained_classes, untrained_text
 from samadapt.sam.decode import class_frame
 from samadapt.system import atomic
 from samadapt.system.atomic import DiskFullError
 from samadapt.system.launchers import as_only_process, refuse_several_processes
 from samadapt.training.batches import Sampler, endless, make_batch
+from samadapt.training.budget import Budget
 from samadapt.training.checkpoint import (
     COPIES,
     KEEP,
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
+    from samadapt.data.types import SliceRef
+    from samadapt.evaluation.evaluate import Evaluation
     from samadapt.sam.types import Frame
     from samadapt.system.arrays import Array
     from samadapt.training.mask_losses import LossFunction
@@ -69,7 +72,8 @@ class FinetuneResult:
 
     Attributes:
         run_dir: the run directory.
-        adapter_dir: the adapter of the best step; None if nothing was trained.
+        adapter_dir: the adapter of the best step, or of the last one if nothing was validated; None
+            if nothing was trained.
         summary: the content of ``eval/summary.json``.
     """
 
@@ -89,7 +93,7 @@ def finetune(config: Config) -> FinetuneResult:
         InterruptedRunError: after Ctrl-C or another signal, with a checkpoint written.
     """
     refuse_several_processes()
-    config = with_learning_rates(config)
+    config = with_open_values(config)
     # Refuse a batch size that is not a multiple of the stack.
     stacks_in_batch(config.train.batch_size, config.peft.stack)
     if config.folds is not None:
@@ -124,37 +128,33 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             )
             loss = choose_loss(config.loss, context, slices.train)
             check_numbered_objects(scorer, slices.test)
+            budget = start_budget(config, slices) if trains else Budget()
             planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
             plan_progress(
                 planner,
                 slices,
-                steps=config.train.steps,
+                steps=config.train.steps or 0,
                 validate_every=config.train.validate_every,
             )
             if trains:
-                check_disk_space(context)
+                check_disk_space(context, averages=config.train.ema > 0)
         untrained = untrained_classes(context, slices) if trains else []
         if untrained:
             context.say(f"warning: {untrained_text(untrained)}")
         context.say(context.injection.report())
 
-        # Frozen features are computed once, before the first step that reads them.
-        planner.warm()
+        compute_features(planner, slices, budget)
+        # A resumed run may have used up its time; it then goes on to the scores.
+        with removed_if_refused(run_dir, keep=config.resume is not None):
+            if checkpoint is None:
+                budget.refuse_if_spent()
         weights_before = trainable_state(context.sam, context.injection)
-        adapted, state = None, None
+        state = None
         curve: ConfidenceCurve | str = "nothing was trained"
         if trains:
-            state = train_adapter(config, planner, scorer, slices, loss, checkpoint)
+            state = train_adapter(config, planner, scorer, slices, loss, checkpoint, budget)
             curve = fit_to_validation(scorer, slices)
-            with context.progress.phase("adapted"):
-                adapted = scorer.score(
-                    slices.test, context.policy, confidence=not isinstance(curve, str)
-                )
-            adapted.summary["confidence"] = confidence_error(curve, adapted.object_scores)
-        # The base model is scored last, so that training starts at once. Before the first step the
-        # adapter changes nothing, so the weights from before training stand for the base model.
-        with with_weights(context, weights_before), context.progress.phase("zero-shot"):
-            zero_shot = scorer.score(slices.test, context.zero_shot_policy)
+        zero_shot, adapted = score_held_out(scorer, slices.test, weights_before, curve)
 
         summary = summarise_run(
             scorer, slices, zero_shot, adapted, state=state, untrained=untrained
@@ -162,7 +162,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         summary["seconds"] = time.perf_counter() - started
         write_scores(config, context, slices.test, zero_shot, adapted, summary)
         record = replace(adapter_record(config, context), confidence=confidence_entry(curve))
-        adapter_dir = write_adapter(context, record, summary) if adapted else None
+        adapter_dir = write_adapter(context, record, summary) if trains else None
         return FinetuneResult(run_dir, adapter_dir, summary)
 
 
@@ -184,6 +184,59 @@ def resume_hint(run_dir: Path) -> Iterator[None]:
         if not (run_dir / "config.yaml").is_file():
             raise
         raise RunError(f"{error}. When there is room, continue with: {command}") from error
+
+
+def start_budget(config: Config, slices: RunSlices) -> Budget:
+    """Start the clocks of the training; the keys ``train.max_seconds`` and the like limit them."""
+    train, validated = config.train, len(slices.validation)
+    guess = validated / (train.batch_size * train.accumulate)
+    return Budget(train.max_seconds, train.max_cpu_seconds, validation_steps=guess)
+
+
+def compute_features(planner: FeaturePlanner, slices: RunSlices, budget: Budget) -> None:
+    """Compute the frozen features once, before the first step that reads them.
+
+    Args:
+        planner: knows which features are missing.
+        slices: the slices of the run.
+        budget: if it is limited, the features of held-out slices are left to the final scores,
+            which are not part of the training.
+    """
+    trained = [*slices.train, *slices.validation]
+    planner.warm(trained if budget.is_limited else None)
+
+
+def score_held_out(
+    scorer: Scorer,
+    refs: Sequence[SliceRef],
+    weights_before: Mapping[str, Tensor],
+    curve: ConfidenceCurve | str,
+) -> tuple[Evaluation | None, Evaluation | None]:
+    """Score the base model and the trained model on the held-out slices.
+
+    Args:
+        scorer: scores the model of the run.
+        refs: the held-out slices.
+        weights_before: the trained parameters before training.
+        curve: the confidence of the trained model's objects, whose error is measured; or the reason
+            why there is none.
+
+    Returns:
+        The scores of the base model, and those of the trained model, which is None if nothing is
+        trained. Both are None if nothing is held out.
+    """
+    context, adapted = scorer.context, None
+    if not refs:
+        context.say(f"note: {NOT_SCORED}")
+        return None, None
+    if context.has_trained_parameters:
+        with context.progress.phase("adapted"):
+            adapted = scorer.score(refs, context.policy, confidence=not isinstance(curve, str))
+        adapted.summary["confidence"] = confidence_error(curve, adapted.object_scores)
+    # The base model is scored last, so that training starts at once. Before the first step the
+    # adapter changes nothing, so the weights from before training stand for the base model.
+    with with_weights(context, weights_before), context.progress.phase("zero-shot"):
+        return scorer.score(refs, context.zero_shot_policy), adapted
 
 
 def prepare_resume(context: RunContext) -> Checkpoint | None:
@@ -215,19 +268,21 @@ def prepare_resume(context: RunContext) -> Checkpoint | None:
     return checkpoint
 
 
-def check_disk_space(context: RunContext) -> None:
+def check_disk_space(context: RunContext, *, averages: bool) -> None:
     """Refuse to start if the disk cannot hold the checkpoints.
 
     Two checkpoints are kept, and the next one is written before the oldest is deleted.
+
+    Args:
+        context: the run.
+        averages: whether a checkpoint also holds moving averages of the weights.
 
     Raises:
         ConfigError: naming the folder, the bytes needed and the bytes that are free.
     """
     folder = context.run_dir / "checkpoints"
-    one = checkpoint_bytes(
-        trainable_state(context.sam, context.injection),
-        COPIES + context.injection.method.state_copies,
-    )
+    copies = COPIES + context.injection.method.state_copies + averages
+    one = checkpoint_bytes(trainable_state(context.sam, context.injection), copies)
     lacking = KEEP + 1 - min(KEEP, len(saved(folder)))
     needed, free = lacking * one, shutil.disk_usage(context.run_dir).free
     if free < needed:
@@ -258,8 +313,11 @@ def train_adapter(
     slices: RunSlices,
     loss: LossFunction,
     checkpoint: Checkpoint | None,
+    budget: Budget | None = None,
 ) -> TrainingState:
     """Train on ``slices.train``, and keep the weights of the best step on ``slices.validation``.
+
+    Without validation slices the last weights are kept.
 
     Args:
         config: the configuration of the run.
@@ -268,6 +326,7 @@ def train_adapter(
         slices: the slices of the run.
         loss: the training loss.
         checkpoint: the state from which training is resumed; None starts at the first step.
+        budget: the time that training may take; None: no limit.
     """
     context, samples = planner.context, planner.samples
     policy = context.policy
@@ -304,9 +363,10 @@ def train_adapter(
         rng=rng,
         loss=loss,
         multimask=policy.is_semantic or policy.is_ambiguous,
-        validate=validation_dice,
+        validate=validation_dice if slices.validation else None,
         run_dir=context.run_dir,
         progress=context.progress,
+        budget=budget or Budget(),
     )
     # `train` has keys for other parts too, such as batch_size; the loop takes its own.
     keys = set(LoopOptions.__dataclass_fields__)

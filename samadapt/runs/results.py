@@ -18,6 +18,7 @@ from samadapt.reports.overlays import choose_cases, draw_overlay
 from samadapt.reports.plots import plot_progress
 from samadapt.reports.tables import write_per_case, write_summary
 from samadapt.runs.run_page import configuration_text, page_title, write_page
+from samadapt.runs.summary import NOT_SCORED
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
@@ -30,7 +31,7 @@ def write_scores(
     config: Config,
     context: RunContext,
     refs: Sequence[SliceRef],
-    zero_shot: Evaluation,
+    zero_shot: Evaluation | None,
     adapted: Evaluation | None,
     summary: Mapping[str, Any],
 ) -> None:
@@ -40,20 +41,24 @@ def write_scores(
         config: the configuration of the run.
         context: the run.
         refs: the slices that were scored.
-        zero_shot: the scores of the base model.
-        adapted: the scores of the adapted model; None if nothing was trained.
+        zero_shot: the scores of the base model; None if nothing was scored.
+        adapted: the scores of the adapted model; None if nothing was trained or scored.
         summary: the content of ``eval/summary.json``.
     """
-    evaluations = {"zero_shot": zero_shot} | ({"adapted": adapted} if adapted else {})
+    states = {"zero_shot": zero_shot, "adapted": adapted}
+    evaluations = {state: found for state, found in states.items() if found}
+    scored = adapted or zero_shot
     folder = context.run_dir / "eval"
-    if zero_shot.objects:
+    if zero_shot and zero_shot.objects:
         write_objects(folder, {state: found.objects for state, found in evaluations.items()})
     write_summary(folder, summary)
     write_per_case(folder, {state: found.rows for state, found in evaluations.items()})
-    cases = list(choose_cases((adapted or zero_shot).rows).items())[: config.eval.overlays]
-    draw_overlays(context, cases, evaluations)
+    rows = scored.rows if scored else []
+    cases = list(choose_cases(rows).items())[: config.eval.overlays]
+    if cases:
+        draw_overlays(context, cases, evaluations)
     metrics = context.run_dir / "metrics.jsonl"
-    if adapted and metrics.is_file():
+    if metrics.is_file():
         plot_progress(metrics, context.run_dir / "progress.png")
     write_page(
         context,
@@ -100,7 +105,7 @@ def draw_overlays(
 
 
 def write_adapter(context: RunContext, record: AdapterRecord, summary: Mapping[str, Any]) -> Path:
-    """Write the adapter of the best step, and return its directory.
+    """Write the adapter, and return its directory.
 
     Args:
         context: the run.
@@ -110,6 +115,8 @@ def write_adapter(context: RunContext, record: AdapterRecord, summary: Mapping[s
     directory = context.run_dir / "adapter"
     # The model card shows these scores, and evaluations read from them what was not trained.
     scores = {key: summary[key] for key in ("zero_shot", "adapted", "oracle_prompt", "data")}
+    if summary["adapted"] is None:
+        scores = {"reason": NOT_SCORED, "labelled_cases": summary["labelled_cases"]}
     record = replace(record, scores=scores)
     if (directory / RECORD).is_file():  # a resumed run was also trained on what it saw before
         before = read_record(directory).trained_on

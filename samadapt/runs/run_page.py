@@ -53,14 +53,10 @@ def write_page(
         configuration: the configuration as text.
     """
     folder = context.run_dir
+    rows = {state: found.rows for state, found in evaluations.items()}
     page = Page(
         title=title,
-        subtitle=(
-            f"{summary['cases']} {summary['scored']} cases, {summary['slices']} "
-            f"{summary['parts']}; a case is a {summary['case_is']}; trained "
-            f"{summary['trained_parameters']:,} of {summary['total_parameters']:,} parameters; "
-            f"{folder.name}"
-        ),
+        subtitle=f"{_scope(summary)}; {folder.name}",
         notes=summary["notes"],
         tables=_tables(summary),
         figures={
@@ -74,7 +70,7 @@ def write_page(
         ],
         details=[
             _findings(context),
-            _per_case({state: found.rows for state, found in evaluations.items()}),
+            *([_per_case(rows)] if rows else []),
         ],
         texts={
             "Configuration": configuration,
@@ -138,8 +134,22 @@ def configuration_text(config: Config) -> str:
     return text
 
 
+def _scope(summary: Mapping[str, Any]) -> str:
+    """Return what was scored, what was trained, and how many labelled cases that took."""
+    scored = "{cases} {scored} cases, {slices} {parts}; a case is a {case_is}".format_map(summary)
+    text = scored if summary["zero_shot"] else "nothing was scored"
+    parameters = "{trained_parameters:,} of {total_parameters:,} parameters".format_map(summary)
+    text += f"; trained {parameters}"
+    if summary["last_step"] is not None:
+        chose = summary["validation_cases"] or "none"
+        text += f"; labelled cases: {summary['labelled_cases']} ({chose} chose the step)"
+    return text
+
+
 def _tables(summary: Mapping[str, Any]) -> list[Table]:
     """Return the tables that are always open: scores, differences, oracle gap, objects."""
+    if not summary["zero_shot"]:
+        return []
     tables = [results_table(summary["zero_shot"], summary["adapted"], title="Scores")]
     if summary["paired"]:
         tables.append(paired_table(summary["paired"]))

@@ -24,8 +24,10 @@ class RunSlices:
 
     Attributes:
         train: the slices that the adapter is trained on.
-        validation: the slices that choose the best step; a part of the training cases.
-        test: the slices that are scored before and after; the adapter never sees them.
+        validation: the slices that choose the best step; a part of the training cases. Empty: the
+            last weights are kept.
+        test: the slices that are scored before and after; the adapter never sees them. Empty:
+            nothing is held out.
     """
 
     train: Sequence[SliceRef]
@@ -45,7 +47,8 @@ def divide_slices(
     Args:
         context: the run.
         samples: how training slices are read.
-        validate_cases: at most so many training cases choose the best step; None: a tenth.
+        validate_cases: at most so many training cases choose the best step; None: a tenth. 0: every
+            case trains.
         max_test_cases: only the first held-out cases are scored; None: all.
 
     Raises:
@@ -69,8 +72,10 @@ def divide_slices(
         gap=samples.stacks.size - 1,
     )
     test = first_cases(data.slices("val"), max_test_cases)
-    lacks_training = context.has_trained_parameters and not (training and validation)
-    if not test or lacks_training:
+    trains = context.has_trained_parameters
+    lacks_training = trains and not (training and (validation or validate_cases == 0))
+    # Without a held-out case nothing is scored, but something must be trained then.
+    if lacks_training or not (test or (trains and not data.val)):
         bare = sum(train.left_out.get(reason, 0) for reason in ("empty", "not annotated"))
         if not usable and bare:
             raise ConfigError(
@@ -80,8 +85,10 @@ def divide_slices(
             )
         raise ConfigError(
             f"data: {len(training)} slices to train on, {len(validation)} to choose the best step, "
-            f"{len(test)} to score; each needs at least one. Use more cases (data.max_cases) or a "
-            f"smaller data.slice_step. The cases are split by this rule: {data.case_splits.rule}"
+            f"{len(test)} to score; each needs at least one. Use more cases (data.max_cases), a "
+            "smaller data.slice_step, train.validate_cases=0 (no case chooses the step, the last "
+            "weights are kept) or data.val_every=0 (nothing is held out and scored). The cases are "
+            f"split by this rule: {data.case_splits.rule}"
         )
     return RunSlices(training, validation, test)
 
@@ -120,16 +127,15 @@ def plan_progress(
     Args:
         planner: knows how many features are still to be computed.
         slices: the slices of the run.
-        steps: optimizer steps; 0 in an evaluation.
+        steps: optimizer steps; 0 in an evaluation, and where only the time limits them.
         validate_every: steps between validations; 0: one at the end.
     """
     context = planner.context
-    trains = bool(slices.validation) and context.has_trained_parameters
     validations = math.ceil(steps / validate_every) if validate_every else 1
     context.progress.plan(
         {
             "features": planner.missing,
-            "train": steps if trains else 0,
+            "train": steps if context.has_trained_parameters else 0,
             "validation": validations * len(slices.validation),
             "adapted": len(slices.test),
             "zero-shot": len(slices.test),

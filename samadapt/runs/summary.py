@@ -23,12 +23,20 @@ ZERO_SHOT_NOTE = (
     "(an oracle that favours it), since it knows no classes; adapted has no prompt"
 )
 ORACLE_NOTE = "prompts come from the ground truth, before and after: an upper bound of real use"
+NOT_SCORED = (
+    "no case is held out (data.val_every=0), so nothing was scored: how good the adapter is on "
+    "images that it was not trained on is not known"
+)
+NOT_VALIDATED = (
+    "no case chose the best step (train.validate_cases=0): all labelled cases trained, and the "
+    "weights of the last step were kept"
+)
 
 
 def summarise_run(
     scorer: Scorer,
     slices: RunSlices,
-    zero_shot: Evaluation,
+    zero_shot: Evaluation | None,
     adapted: Evaluation | None,
     *,
     state: TrainingState | None = None,
@@ -41,8 +49,8 @@ def summarise_run(
     Args:
         scorer: what scored the model of the run.
         slices: the slices that trained, chose the best step, and were scored.
-        zero_shot: the scores of the base model.
-        adapted: the scores of the adapted model; None if nothing was trained.
+        zero_shot: the scores of the base model; None if nothing was scored.
+        adapted: the scores of the adapted model; None if nothing was trained or scored.
         state: the end of the training; None if there was none.
         scored: ``"held-out"``, ``"unseen"`` (everything that was not trained on) or ``"all"``.
         notes: what the reader must know about the choice of the scored slices.
@@ -53,15 +61,16 @@ def summarise_run(
     if adapted:
         for name in untrained:
             adapted.summary["per_class"][name]["untrained"] = True
-    best = state.best_score if state else math.nan
     return {
-        "zero_shot": _scores(zero_shot, context.zero_shot_policy),
+        "zero_shot": zero_shot and _scores(zero_shot, context.zero_shot_policy),
         "adapted": adapted and _scores(adapted, policy),
-        "paired": adapted and compare_states(zero_shot.rows, adapted.rows, data.classes),
+        "paired": zero_shot
+        and adapted
+        and compare_states(zero_shot.rows, adapted.rows, data.classes),
         "prompt": policy.kind,
         "oracle_prompt": not policy.is_semantic,
         "data": data.name,
-        "scored": scored,
+        "scored": scored if zero_shot else "nothing",
         "split": data.case_splits.rule,
         "case_is": case_is(context),
         "nsd_tolerance": scorer.nsd_tolerance_mm,
@@ -69,25 +78,61 @@ def summarise_run(
         "cases": len({ref.case for ref in slices.test}),
         "slices": len(slices.test),
         "parts": "slices" if data.tiling is None else "tiles",
-        "training_slices": len(slices.train),
-        "validation_slices": len(slices.validation),
-        "best_step": state and state.best_step,
-        # JSON has no NaN.
-        "best_validation_dice": best if math.isfinite(best) else None,
-        "skipped_steps": state and state.skipped,
+        **_labelled(slices),
+        **_training(state),
         "trained_parameters": context.injection.trainable,
         "total_parameters": context.injection.total,
         "precision": context.precision.name,
         "peak_memory_bytes": peak_memory_bytes(),
         "notes": [
             *([data.note] if data.note else []),
-            ZERO_SHOT_NOTE if policy.is_semantic else ORACLE_NOTE,
+            _note_on_scores(zero_shot, policy),
             *notes,
             *([untrained_text(untrained)] if adapted and untrained else []),
-            *annotation_notes(context, slices.test, zero_shot),
+            *(annotation_notes(context, slices.test, zero_shot) if zero_shot else []),
             *([f"cases left out for errors: {', '.join(data.left_out)}"] if data.left_out else []),
+            *_notes_on_training(slices, state),
         ],
     }
+
+
+def _labelled(slices: RunSlices) -> dict[str, int]:
+    """Return how much was labelled: cases that choose the step count, held-out ones do not."""
+    validation = {ref.case for ref in slices.validation}
+    return {
+        "training_slices": len(slices.train),
+        "validation_slices": len(slices.validation),
+        "labelled_cases": len({ref.case for ref in slices.train} | validation),
+        "validation_cases": len(validation),
+    }
+
+
+def _training(state: TrainingState | None) -> dict[str, Any]:
+    """Return how the training went; None everywhere if there was none."""
+    best = state.best_score if state else math.nan
+    return {
+        "best_step": state and state.best_step,
+        # JSON has no NaN.
+        "best_validation_dice": best if math.isfinite(best) else None,
+        "skipped_steps": state and state.skipped,
+        "last_step": state and state.step,
+        "ended_by": state and state.ended_by,
+        "time": state and state.time,
+    }
+
+
+def _note_on_scores(zero_shot: Evaluation | None, policy: PromptPolicy) -> str:
+    if zero_shot is None:
+        return NOT_SCORED
+    return ZERO_SHOT_NOTE if policy.is_semantic else ORACLE_NOTE
+
+
+def _notes_on_training(slices: RunSlices, state: TrainingState | None) -> list[str]:
+    """Return why the last weights were kept, and why the training ended before its last step."""
+    if state is None:
+        return []
+    chosen = [] if slices.validation else [NOT_VALIDATED]
+    return [*chosen, *([state.ending] if state.ending else [])]
 
 
 def _scores(evaluation: Evaluation, policy: PromptPolicy) -> dict[str, Any]:

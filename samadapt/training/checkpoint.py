@@ -7,8 +7,9 @@
       step_000050/
         weights.safetensors       trained parameters
         best.safetensors          trained parameters of the best step so far
+        averages.safetensors      moving averages of the trained parameters, with train.ema
         state.pt                  states of the optimizer, torch's random generators and the method
-        progress.json             step, best score, state of the sampler and of the prompts' noise
+        progress.json             step, best score, time used, states of sampler and prompts' noise
         manifest.json             step, and sha256 of the other files
 
 A damaged checkpoint is skipped with a warning, and the newest good one is used instead.
@@ -22,7 +23,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ COPIES = 4
 
 FILES = ("best.safetensors", "progress.json", "state.pt", "weights.safetensors")
 """The files of a checkpoint besides its manifest."""
+
+AVERAGES = "averages.safetensors"
+"""A further file, if the run averages its weights."""
 
 MANIFEST = "manifest.json"
 
@@ -68,6 +72,7 @@ class Checkpoint:
         random: torch's random states by device.
         method: the result of ``Method.state_dict``; None if the method has none, or an earlier
             version wrote the checkpoint.
+        averages: moving averages of the trained parameters by name; empty without ``train.ema``.
     """
 
     step: int
@@ -77,6 +82,7 @@ class Checkpoint:
     progress: dict[str, Any]
     random: dict[str, Tensor]
     method: dict[str, Tensor] | None = None
+    averages: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -88,13 +94,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """
     target = folder / f"step_{checkpoint.step:06d}"
     state: dict[str, Any] = {"optimizer": checkpoint.optimizer, "random": checkpoint.random}
-    size = checkpoint_bytes(checkpoint.weights)
+    size = checkpoint_bytes(checkpoint.weights, COPIES + bool(checkpoint.averages))
     if checkpoint.method is not None:
         state["method"] = checkpoint.method
         size += checkpoint_bytes(checkpoint.method, copies=1)
     with atomic.folder(target, size) as part:
         save_file(_plain(checkpoint.weights), part / "weights.safetensors")
         save_file(_plain(checkpoint.best_weights), part / "best.safetensors")
+        if checkpoint.averages:
+            save_file(_plain(checkpoint.averages), part / AVERAGES)
         torch.save(state, part / "state.pt")
         (part / "progress.json").write_text(json.dumps(checkpoint.progress), encoding="utf-8")
         files = {path.name: _sha256(path) for path in sorted(part.iterdir())}
@@ -205,9 +213,11 @@ def _read(source: Path, like: Mapping[str, Tensor]) -> Checkpoint:
         progress = _checked_progress(source / "progress.json", _number(source))
         weights = load_file(source / "weights.safetensors")
         best = load_file(source / "best.safetensors")
+        averages = load_file(source / AVERAGES) if (source / AVERAGES).exists() else {}
         _check_weights(source / "weights.safetensors", weights, like)
-        if best:
-            _check_weights(source / "best.safetensors", best, weights)
+        for name, found in (("best.safetensors", best), (AVERAGES, averages)):
+            if found:
+                _check_weights(source / name, found, weights)
         return Checkpoint(
             progress["step"],
             weights,
@@ -216,6 +226,7 @@ def _read(source: Path, like: Mapping[str, Tensor]) -> Checkpoint:
             progress,
             state["random"],
             state.get("method"),
+            averages,
         )
     except CheckpointError:
         raise
@@ -234,10 +245,10 @@ def _verify(source: Path) -> None:
     step, hashes = manifest.get("step"), manifest.get("sha256")
     if type(step) is not int or step != _number(source):
         raise _damaged(source / MANIFEST, f"its step must be {_number(source)}")
-    if not isinstance(hashes, dict) or sorted(hashes) != sorted(FILES):
+    if not isinstance(hashes, dict) or sorted({*hashes} - {AVERAGES}) != sorted(FILES):
         raise _damaged(source / MANIFEST, f"its sha256 must list exactly {', '.join(FILES)}")
     there = {path.name: path for path in source.iterdir()}
-    if strange := sorted(set(there) - {*FILES, MANIFEST}):
+    if strange := sorted(set(there) - {*hashes, MANIFEST}):
         raise _damaged(source, f"{strange[0]!r} does not belong to it")
     for name, expected in hashes.items():
         path = there.get(name)
@@ -303,6 +314,10 @@ def _checked_progress(path: Path, step: int) -> dict[str, Any]:
         if type(value) is not int or value < 0 or (most is not None and value > most):
             upper = "" if most is None else f" and at most {most}"
             raise _damaged(path, f"{key} must be a whole number of at least 0{upper}")
+    if type(values.get("stale", 0)) is not int or values.get("stale", 0) < 0:
+        raise _damaged(path, "stale must be a whole number of at least 0")
+    if "budget" in values and not _are_times(values["budget"]):
+        raise _damaged(path, "budget must hold pairs of wall and CPU seconds")
     best = values.get("best_score", "")
     if best is not None and (type(best) not in (int, float) or not math.isfinite(best)):
         raise _damaged(path, "best_score must be a finite number or null")
@@ -311,6 +326,19 @@ def _checked_progress(path: Path, step: int) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise _damaged(path, "prompts must be the state of numpy's generator PCG64") from error
     return values
+
+
+def _are_times(state: object) -> bool:
+    """Whether a value is what ``Budget.state`` returns."""
+    names = {"used", "first_step", "step", "validation"}
+    if not isinstance(state, dict) or set(state) != names:
+        return False
+    return all(
+        isinstance(pair, list)
+        and (len(pair) == 2 or (name == "validation" and not pair))
+        and all(type(x) in (int, float) and math.isfinite(x) and x >= 0 for x in pair)
+        for name, pair in state.items()
+    )
 
 
 def _check_weights(path: Path, found: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:

@@ -18,6 +18,7 @@ from samadapt.sam.embed import embed_features
 from samadapt.sam.types import MaskOutput, Prompts
 from samadapt.system.interrupt import InterruptedRunError, StopRequest
 from samadapt.system.machine import peak_memory_bytes
+from samadapt.training.ema import averaged, start_averages, update_averages
 from samadapt.training.progress import append_line
 from samadapt.training.recompute import recomputed
 from samadapt.training.state import Training, TrainingState, restore, save
@@ -27,19 +28,27 @@ if TYPE_CHECKING:
 
     from samadapt.adapters.injection import Injection
     from samadapt.sam.model import Sam
+    from samadapt.training.budget import Budget
     from samadapt.training.checkpoint import Checkpoint
 
 MAX_BAD_STEPS = 5
 """The run stops after this many steps in a row whose loss or gradient is not finite. One such step
 can come from a single odd slice; five in a row mean that the weights have diverged."""
 
+WARMUP_SHARE = 0.1
+"""The warm-up ends at the latest after this share of a limited time: with slow steps there may be
+few of them, and the rate must reach its peak."""
+
+TIME_PARTS = 1000
+"""Steps that a run of limited time counts as, for methods whose schedule needs their number."""
+
 
 @dataclass(frozen=True)
 class LoopOptions:
     """How to train. These are the keys ``train.*`` of the command line."""
 
-    # Number of optimizer steps.
-    steps: int
+    # Number of optimizer steps; None: as many as the time allows (``Training.budget``).
+    steps: int | None
 
     # Micro-batches in one step. Their gradients add up to those of a batch that is this many times
     # as large and would not fit into memory.
@@ -76,6 +85,13 @@ class LoopOptions:
 
     # Steps between checkpoints; 0: only at the end and after a signal.
     checkpoint_every: int = 50
+
+    # Decay of the exponential moving average of the weights, which is then what is validated and
+    # kept. 0: the weights themselves.
+    ema: float = 0.0
+
+    # Validations in a row without a better score after which the run stops; 0: it does not.
+    patience: int = 0
 
     # Compute the activations of the encoder again in backward: less memory, more time.
     recompute: bool = False
@@ -115,7 +131,10 @@ class TrainableTail(nn.Module):
 def train(
     training: Training, options: LoopOptions, accelerator: Accelerator, resume: Checkpoint | None
 ) -> TrainingState:
-    """Train until ``options.steps`` and leave the weights of the best step in the model.
+    """Train, and leave the weights of the best validation in the model.
+
+    The training ends after ``options.steps``, when no further step fits into the time, or when
+    ``options.patience`` is used up. Without validations the last weights are left.
 
     Raises:
         DivergedError: when the loss is NaN or infinite several times in a row.
@@ -123,10 +142,10 @@ def train(
         RunError: when a group of trained parameters gets no gradient in the first step.
     """
     sam, injection, device = training.sam, training.injection, accelerator.device
-    method, parameters = injection.method, list(injection.parameters.values())
+    method, budget, parameters = injection.method, training.budget, injection.parameters
 
     optimizer = make_optimizer(injection, options)
-    state = restore(training, optimizer, resume) if resume else TrainingState()
+    state = begin(training, options, optimizer, resume)
     tail = TrainableTail(sam, injection.first_trainable_block, training.multimask)
     # accelerate runs the forward pass under autocast where the precision is bf16.
     tail, prepared_optimizer = accelerator.prepare(tail, optimizer)
@@ -136,14 +155,12 @@ def train(
         recomputed(sam, injection.first_trainable_block) if options.recompute else nullcontext()
     )
     with StopRequest() as stop, training.progress.phase("train", state.step), recomputing:
-        while state.step < options.steps:
-            started = time.perf_counter()
+        while not state.ended_by:
+            started, began = time.perf_counter(), budget.begin_step()
 
-            # Set the learning rate of this step. It follows from the step number alone, so a
-            # resumed run needs no state for it.
-            factor = learning_rate_factor(state.step, options)
-            for group in optimizer.param_groups:
-                group["lr"] = factor * group["peak_lr"]
+            # Set the learning rate of this step. It follows from the step number, and from the time
+            # that has passed if that is limited. A resumed run knows both.
+            set_learning_rates(optimizer, learning_rate_factor(state.step, options, budget.share))
 
             # Forward and backward for each micro-batch. Every loss is divided by their number, so
             # the gradients add up to the gradient of the mean loss.
@@ -175,29 +192,50 @@ def train(
 
             # Clip, then update, unless the loss or a gradient is not finite: one such update would
             # make every weight NaN. The norm is not finite if any gradient is not.
-            norm = float(nn.utils.clip_grad_norm_(parameters, options.clip or math.inf))
+            norm = float(nn.utils.clip_grad_norm_(parameters.values(), options.clip or math.inf))
             if math.isfinite(loss) and math.isfinite(norm):
                 prepared_optimizer.step()
-                method.after_step(sam, state.step + 1, options.steps)  # gradients are still there
+                # The gradients are still there, since a method may need them.
+                method.after_step(sam, *place_in_run(state.step + 1, options, budget))
+                update_averages(state.averages, parameters, options.ema, state.applied + 1)
                 state.bad_steps.clear()
             else:
                 count_bad_step(state, names)
             prepared_optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory
 
             state.step += 1
+            budget.end_step(began)
             report_step(training, state, loss, len(names), started, optimizer)
-            if is_due(state.step, options.validate_every, options.steps):
+            # The last step is validated. A validation takes time and may be the one too many for
+            # the patience, so the question whether a step follows is asked again after it.
+            state.ended_by = why_ended(state, options, budget)
+            if is_due(state.step, options.validate_every, state.ended_by):
                 validate_and_keep_best(training, state)
+                state.ended_by = state.ended_by or why_ended(state, options, budget)
 
             # After a signal the step is finished and saved first, so nothing is lost.
-            saves = stop.requested or is_due(state.step, options.checkpoint_every, options.steps)
+            saves = stop.requested or is_due(state.step, options.checkpoint_every, state.ended_by)
             if saves and accelerator.is_main_process:
                 save(training, state, optimizer)
             if stop.requested:
                 raise InterruptedRunError(training.run_dir, state.step, stop.number)
 
-    load_trainable_state(sam, injection, state.best_weights)
-    injection.set_training(sam, enabled=False)
+    keep_weights(training, state)
+    describe_ending(training, state, options)
+    return state
+
+
+def begin(
+    training: Training,
+    options: LoopOptions,
+    optimizer: torch.optim.Optimizer,
+    resume: Checkpoint | None,
+) -> TrainingState:
+    """Return the state of a new training, or restore that of a checkpoint."""
+    state = restore(training, optimizer, resume) if resume else TrainingState()
+    parameters = training.injection.parameters
+    state.averages = start_averages(parameters, state.averages) if options.ema else {}
+    state.ended_by = why_ended(state, options, training.budget)  # a finished run may be resumed
     return state
 
 
@@ -226,20 +264,61 @@ def make_optimizer(injection: Injection, options: LoopOptions) -> torch.optim.Ad
     return torch.optim.AdamW(groups)
 
 
-def learning_rate_factor(step: int, options: LoopOptions) -> float:
-    """Return the learning rate of a step, from 0 on, as a share of the peak rate.
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the learning rate of each group to a share of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["peak_lr"]
+
+
+def learning_rate_factor(step: int, options: LoopOptions, share: float = 0.0) -> float:
+    """Return the learning rate of a step as a share of the peak rate.
 
     It grows linearly during the warm-up to 1. Then it falls to 0 (cosine, poly) or stays at 1
     (constant).
+
+    Args:
+        step: number of the step, from 0 on.
+        options: the schedule, and the number of steps if there is one.
+        share: the share of the time that has passed, 0 to 1; 0 where time is not limited. With a
+            number of steps as well, whichever is closer to its end counts.
     """
-    if step < options.warmup_steps:
-        # Neither 0 in the first step, which would do nothing, nor 1 before the warm-up is over.
-        return (step + 1) / (options.warmup_steps + 1)
-    span = max(1, options.steps - options.warmup_steps)
-    left = 1 - min(1.0, (step - options.warmup_steps) / span)
+    # Neither 0 in the first step, which would do nothing, nor 1 before the warm-up is over.
+    warm = max((step + 1) / (options.warmup_steps + 1), share / WARMUP_SHARE)
+    if step < options.warmup_steps and warm < 1:
+        return warm
+    if options.steps is not None:
+        span = max(1, options.steps - options.warmup_steps)
+        share = max(share, (step - options.warmup_steps) / span)
+    left = 1 - min(1.0, share)
     if options.schedule == "cosine":
         return 0.5 * (1 - math.cos(math.pi * left))
     return left**0.9 if options.schedule == "poly" else 1.0
+
+
+def place_in_run(step: int, options: LoopOptions, budget: Budget) -> tuple[int, int]:
+    """Return the number of a step and the number of all steps, for methods with a schedule.
+
+    Nobody knows the number of steps if time is limited. Such a run counts as ``TIME_PARTS`` steps,
+    each of them one part of the time. Only the first step has the number 1.
+
+    Args:
+        step: number of the step, from 1 on.
+        options: the number of steps if there is one.
+        budget: the time that has passed, if it is limited.
+    """
+    if options.steps is not None and not budget.is_limited:
+        return step, options.steps
+    done = max(budget.share, 0.0 if options.steps is None else step / options.steps)
+    return max(min(step, 2), math.ceil(TIME_PARTS * done)), TIME_PARTS
+
+
+def why_ended(state: TrainingState, options: LoopOptions, budget: Budget) -> str:
+    """Return why no further step follows, ``steps``, ``time`` or ``patience``; empty: one does."""
+    if options.steps is not None and state.step >= options.steps:
+        return "steps"
+    if not budget.fits_step():
+        return "time"
+    return "patience" if 0 < options.patience <= state.stale else ""
 
 
 def count_bad_step(state: TrainingState, names: list[str]) -> None:
@@ -259,18 +338,55 @@ def count_bad_step(state: TrainingState, names: list[str]) -> None:
 
 
 def validate_and_keep_best(training: Training, state: TrainingState) -> None:
-    """Score the model and keep its weights if they are the best so far."""
-    training.injection.set_training(training.sam, enabled=False)
-    score = training.validate()
-    training.injection.set_training(training.sam)
-    # The first weights are kept even if their score is NaN, so that there is always something.
-    if score > state.best_score or not state.best_weights:
-        state.best_step = state.step
-        state.best_score = score if math.isfinite(score) else state.best_score
-        state.best_weights = trainable_state(training.sam, training.injection)
+    """Score the model, by the averages of its weights if there are any, and keep the best.
+
+    Without validation cases nothing happens.
+    """
+    if training.validate is None:
+        return
+    parameters = training.injection.parameters
+    with training.budget.validation(), averaged(parameters, state.averages):
+        training.injection.set_training(training.sam, enabled=False)
+        score = training.validate()
+        training.injection.set_training(training.sam)
+        state.stale += 1
+        # The first weights are kept even if their score is NaN, so that there is always something.
+        if score > state.best_score or not state.best_weights:
+            state.best_step, state.stale = state.step, 0
+            state.best_score = score if math.isfinite(score) else state.best_score
+            state.best_weights = trainable_state(training.sam, training.injection)
     line = {"kind": "validate", "step": state.step, "dice": score}
     append_line(training.run_dir / "metrics.jsonl", line)
     training.progress.say(f"step {state.step}: validation Dice {score:.4f}")
+
+
+def keep_weights(training: Training, state: TrainingState) -> None:
+    """Leave the weights of the best validation in the model; without validations the last ones."""
+    sam, injection = training.sam, training.injection
+    if training.validate is None:
+        with averaged(injection.parameters, state.averages):
+            state.best_step, state.best_weights = state.step, trainable_state(sam, injection)
+    elif not state.best_weights:  # the time of a resumed run ended before its first validation
+        validate_and_keep_best(training, state)
+    load_trainable_state(sam, injection, state.best_weights)
+    injection.set_training(sam, enabled=False)
+
+
+def describe_ending(training: Training, state: TrainingState, options: LoopOptions) -> None:
+    """Record what was used of the time, and say why the training ended if not by its steps."""
+    budget, reasons = training.budget, []
+    if state.ended_by == "patience":
+        reasons.append(
+            f"{state.stale} validations in a row were not better than {state.best_score:.4f} at "
+            f"step {state.best_step} (train.patience={options.patience})"
+        )
+    if budget.is_limited:
+        fits = ", and no further step fits" if state.ended_by == "time" else ""
+        reasons.append(f"{budget.text()} used{fits}")
+    state.time = budget.summary()
+    if reasons:
+        state.ending = f"training ended after step {state.step}: {'; '.join(reasons)}"
+        training.progress.say(state.ending)
 
 
 def report_step(
@@ -284,6 +400,7 @@ def report_step(
     """Write a step to ``metrics.jsonl`` and show it."""
     seconds = time.perf_counter() - started
     memory = peak_memory_bytes()
+    budget = training.budget
     line = {
         "kind": "train",
         "step": state.step,
@@ -292,7 +409,9 @@ def report_step(
         "seconds": round(seconds, 4),
         "memory_bytes": memory,
         "skipped": state.skipped,
+        **(budget.measured() if budget.is_limited else {}),
     }
+    training.progress.clock.bound("train", budget.seconds_left)
     append_line(training.run_dir / "metrics.jsonl", line)
     dice = f"{state.best_score:.3f}" if math.isfinite(state.best_score) else "-"
     training.progress.advance(
@@ -302,9 +421,9 @@ def report_step(
     )
 
 
-def is_due(step: int, every: int, steps: int) -> bool:
-    """Return whether ``step`` is a multiple of ``every`` or the last step. 0: only the last."""
-    return step == steps or (every > 0 and step % every == 0)
+def is_due(step: int, every: int, ended_by: str) -> bool:
+    """Return whether ``step`` is a multiple of ``every``, or the last step. 0: only the last."""
+    return bool(ended_by) or (every > 0 and step % every == 0)
 
 
 def to_device(prompts: Prompts, device: torch.device) -> Prompts:

@@ -36,6 +36,7 @@ class Clock:
         self._like = dict(like)
         self._seconds: dict[str, float] = {}
         self._units: dict[str, int] = {}
+        self._bounds: dict[str, float] = {}
 
     def spent(self, phase: str, units: int, seconds: float) -> None:
         """Record that some units of a phase took some seconds."""
@@ -43,21 +44,33 @@ class Clock:
         self._units[phase] = self._units.get(phase, 0) + units
         self.left[phase] = max(0, self.left.get(phase, 0) - units)
 
+    def bound(self, phase: str, seconds: float) -> None:
+        """Record that a phase takes at most so many more seconds, whatever its units."""
+        self._bounds[phase] = seconds
+
     def close(self, phase: str) -> None:
         """Record that a phase is over."""
         self.left[phase] = 0
+        self._bounds.pop(phase, None)
 
     def seconds_left(self) -> float | None:
         """Return the estimate, or None if a phase that is still to come has not been measured."""
         total = 0.0
-        for phase, units in self.left.items():
-            if not units:
-                continue
-            measured = phase if self._units.get(phase) else self._like.get(phase, phase)
-            if not self._units.get(measured):
+        for phase in {**self.left, **self._bounds}:
+            seconds = self._seconds_of(phase)
+            if seconds is None:
                 return None
-            total += units * self._seconds[measured] / self._units[measured]
+            total += seconds
         return total
+
+    def _seconds_of(self, phase: str) -> float | None:
+        units, bound = self.left.get(phase, 0), self._bounds.get(phase, math.inf)
+        measured = phase if self._units.get(phase) else self._like.get(phase, phase)
+        if units and self._units.get(measured):
+            return min(bound, units * self._seconds[measured] / self._units[measured])
+        if math.isfinite(bound):
+            return bound
+        return None if units else 0.0
 
 
 class Progress:
@@ -109,13 +122,15 @@ class Progress:
             SpinnerColumn(spinner(self.console)),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}  {task.fields[text]}"),
+            TextColumn("{task.fields[count]}  {task.fields[text]}"),
         )
         with Progress(
             *columns, console=self.console, transient=True, disable=not self.console.is_terminal
         ) as bars:
             self._bars = bars
-            self._task = bars.add_task(name, total=total, completed=start, text="")
+            self._task = bars.add_task(
+                name, total=total or None, completed=start, count=self._count(), text=""
+            )
             try:
                 yield
             finally:
@@ -131,10 +146,10 @@ class Progress:
         self._text = self._text if text is None else text
         shown = "  ".join(part for part in (self._text, self._left()) if part)
         if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, completed=self._done, text=shown)
+            self._bars.update(self._task, completed=self._done, count=self._count(), text=shown)
         if not self.console.is_terminal and now - self._lined >= LOG_EVERY:
             self._lined = now
-            self.say(f"{self._phase} {self._done}/{self._totals.get(self._phase, 0)}  {shown}")
+            self.say(f"{self._phase} {self._count()}  {shown}")
 
     @contextmanager
     def aside(self, name: str, units: int) -> Iterator[None]:
@@ -146,6 +161,11 @@ class Progress:
             now = time.perf_counter()
             self.clock.spent(name, units, now - started)
             self._marked += now - started
+
+    def _count(self) -> str:
+        """Return the finished units of the phase, and their number if it is known."""
+        total = self._totals.get(self._phase, 0)
+        return f"{self._done}/{total}" if total else str(self._done)
 
     def _left(self) -> str:
         seconds = self.clock.seconds_left()

@@ -36,7 +36,7 @@ def selection_split(
 
     Args:
         refs: the training slices, sorted.
-        cases: largest number of cases that choose; the others train.
+        cases: largest number of cases that choose; the others train. 0: every slice trains.
         owner: returns the patient of a case. All cases of a patient stay together.
         tile: returns the place of a tile in its picture, or None for a slice.
         gap: slices left out on both sides of the block of a single volume, at least ``GAP``.
@@ -44,6 +44,8 @@ def selection_split(
     Returns:
         (training slices, choosing slices). No slice and no case is in both.
     """
+    if cases == 0:
+        return list(refs), []
     names = list(dict.fromkeys(ref.case for ref in refs))
     if len(names) == 1:
         size = max(1, len(refs) // EVERY)

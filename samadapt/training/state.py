@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from samadapt.adapters.store import load_trainable_state, trainable_state
+from samadapt.training.budget import Budget
 from samadapt.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 
 if TYPE_CHECKING:
@@ -39,9 +40,11 @@ class Training:
         rng: source of the prompts' noise and of augmentation; its state is saved.
         loss: maps a ``MaskOutput`` and targets to ``LossTerms``.
         multimask: train several masks for each object.
-        validate: scores the model as it is; higher is better, NaN if nothing can be scored.
+        validate: scores the model as it is; higher is better, NaN if nothing can be scored. None:
+            there are no validation cases, and the last weights are kept.
         run_dir: receives ``metrics.jsonl`` and ``checkpoints/``.
         progress: shows the user what happens.
+        budget: counts the time, and limits it where the user asks for that.
     """
 
     sam: Sam
@@ -52,9 +55,10 @@ class Training:
     rng: np.random.Generator
     loss: LossFunction
     multimask: bool
-    validate: Callable[[], float]
+    validate: Callable[[], float] | None
     run_dir: Path
     progress: Progress
+    budget: Budget = field(default_factory=Budget)
 
 
 @dataclass
@@ -63,11 +67,16 @@ class TrainingState:
 
     Attributes:
         step: number of optimizer steps done.
-        best_step: the step with the highest validation score.
+        best_step: the step with the highest validation score; without validations the last step.
         best_score: that score.
         best_weights: the trained parameters at that step, by name.
         skipped: number of steps whose loss or gradient was NaN or infinite.
         bad_steps: for each of the last such steps in a row, the names of its slices.
+        stale: number of validations since the best one.
+        averages: moving averages of the trained parameters, by name; empty without ``train.ema``.
+        ended_by: ``steps``, ``time`` or ``patience``; empty before the end.
+        ending: why the training ended and what it used of its time, as a sentence; else empty.
+        time: the limits of the time and what was used; None if it was not limited.
     """
 
     step: int = 0
@@ -76,6 +85,16 @@ class TrainingState:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     skipped: int = 0
     bad_steps: list[list[str]] = field(default_factory=list)
+    stale: int = 0
+    averages: dict[str, Tensor] = field(default_factory=dict)
+    ended_by: str = ""
+    ending: str = ""
+    time: dict[str, float | None] | None = None
+
+    @property
+    def applied(self) -> int:
+        """Number of steps that changed the weights."""
+        return self.step - self.skipped
 
 
 def save(training: Training, state: TrainingState, optimizer: torch.optim.Optimizer) -> None:
@@ -84,18 +103,23 @@ def save(training: Training, state: TrainingState, optimizer: torch.optim.Optimi
     random = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         random["cuda"] = torch.cuda.get_rng_state()
+    # Only where time is limited: without that, equal runs have equal checkpoints.
+    time = {"budget": training.budget.state()} if training.budget.is_limited else {}
     checkpoint = Checkpoint(
         step=state.step,
         weights=trainable_state(training.sam, training.injection),
         best_weights=state.best_weights,
+        averages=state.averages,
         optimizer=optimizer.state_dict(),
         progress={
             "step": state.step,
             "best_step": state.best_step,
             "best_score": state.best_score if math.isfinite(state.best_score) else None,
             "skipped": state.skipped,
+            "stale": state.stale,
             "sampler": training.sampler.drawn,
             "prompts": training.rng.bit_generator.state,
+            **time,
         },
         random=random,
         # A method without a state leaves no entry, so the file is the same as ever.
@@ -107,7 +131,10 @@ def save(training: Training, state: TrainingState, optimizer: torch.optim.Optimi
 def restore(
     training: Training, optimizer: torch.optim.Optimizer, checkpoint: Checkpoint
 ) -> TrainingState:
-    """Restore weights, optimizer, sampler and random states, and return how far the training is.
+    """Restore weights, optimizer, sampler, random states and the time used.
+
+    Returns:
+        How far the training is.
 
     Raises:
         CheckpointError: when the optimizer's state, or that of the method, does not fit the
@@ -126,6 +153,8 @@ def restore(
     torch.set_rng_state(checkpoint.random["cpu"])
     if "cuda" in checkpoint.random and torch.cuda.is_available():
         torch.cuda.set_rng_state(checkpoint.random["cuda"])
+    if training.budget.is_limited and "budget" in progress:
+        training.budget.restore(progress["budget"])
     best = progress["best_score"]
     return TrainingState(
         step=checkpoint.step,
@@ -133,6 +162,8 @@ def restore(
         best_score=-math.inf if best is None else best,
         best_weights=checkpoint.best_weights,
         skipped=progress["skipped"],
+        stale=progress.get("stale", 0),  # earlier versions did not count them
+        averages=checkpoint.averages,
     )
 
 

@@ -18,9 +18,9 @@ from samadapt.config.compose import (
     recipes,
     to_dict,
     to_yaml,
-    with_learning_rates,
+    with_open_values,
 )
-from samadapt.config.schema import Config, Data
+from samadapt.config.schema import STEPS, Config, Data
 from samadapt.errors import ConfigError
 from samadapt.methods import METHODS
 from samadapt.system.settings import Settings
@@ -104,7 +104,7 @@ def test_another_method_trains_at_its_own_rate(write: Any) -> None:
     plain = compose(write("peft: late_blocks\n"))
     assert (plain.train.lr, plain.train.decoder_lr) == (METHODS["late_blocks"].lr, 1e-3)
     assert compose(write("train: {lr: 0.5}\n")).train.decoder_lr == 0.5
-    assert with_learning_rates(plain) == plain == from_yaml(Path(write(to_yaml(plain))))
+    assert with_open_values(plain) == plain == from_yaml(Path(write(to_yaml(plain))))
 
 
 def test_another_data_set_forgets_what_described_the_first(write: Any) -> None:
@@ -170,11 +170,17 @@ def test_labels_is_another_name_of_classes(write: Any) -> None:
         ("+train.lr=1", "no such key; did you mean 'train.lr'"),
         ("zzz=1", "zzz: no such key; there is"),
         ("train.steps", "train.steps: expected key=value; there is no '='"),
-        ("train.steps=abc", "train.steps: expected a whole number of at least 1; got 'abc'"),
-        ("train.steps=1.5", "train.steps: expected a whole number of at least 1; got 1.5"),
-        ("train.steps=true", "train.steps: expected a whole number of at least 1; got True"),
+        (
+            "train.steps=abc",
+            "train.steps: expected a whole number of at least 1, or null; got 'abc'",
+        ),
+        ("train.steps=1.5", "train.steps: expected a whole number of at least 1, or null; got 1.5"),
+        (
+            "train.steps=true",
+            "train.steps: expected a whole number of at least 1, or null; got True",
+        ),
         ("train.steps=1,2", "train.steps: expected one value; got '1,2'"),
-        ("train.steps=0", "train.steps: expected a whole number of at least 1; got 0"),
+        ("train.steps=0", "train.steps: expected a whole number of at least 1, or null; got 0"),
         ("train.lr=0", "train.lr: expected a number above 0 and at most 1, or null; got 0"),
         (
             "train.lr=1e300",
@@ -254,6 +260,36 @@ def test_resume_starts_from_the_stored_configuration(tmp_path: Path) -> None:
     assert config == replace(stored, resume=str(tmp_path), train=replace(stored.train, steps=12))
     with pytest.raises(ConfigError, match="no such file"):
         from_arguments([f"resume={tmp_path / 'none'}"])
+
+
+def test_a_run_has_its_steps_or_its_time(write: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    limit = "train.max_seconds=60"
+    plain, with_steps = write("peft: lora\n"), "train: {steps: 7}\n"
+    assert compose(plain).train.steps == STEPS
+    assert compose(plain, ["train.steps=null"]).train.steps == STEPS
+    assert compose(plain, [limit]).train.steps is None
+    assert compose(plain, ["train.max_cpu_seconds=60"]).train.steps is None
+    assert compose(plain, [limit, "train.steps=9"]).train.steps == 9
+    assert not capsys.readouterr().err
+    recipe = write(with_steps)
+    assert compose(recipe).train.steps == 7
+    assert compose(recipe, ["train.max_seconds=null"]).train.steps == 7
+    assert not capsys.readouterr().err
+    assert compose(recipe, [limit]).train.steps is None
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"train.steps=7 is dropped, because {limit} limits the time" in said
+    both = compose(write("train: {steps: 7, max_cpu_seconds: 30}\n"), [limit])
+    assert (both.train.steps, both.train.max_seconds, both.train.max_cpu_seconds) == (7, 60, 30)
+    assert not capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_its_steps_or_its_time(tmp_path: Path) -> None:
+    for typed, steps in ((["train.max_seconds=9"], None), (["train.steps=11"], 11)):
+        stored = compose("medical", typed)
+        (tmp_path / "config.yaml").write_text(to_yaml(stored), encoding="utf-8")
+        config = from_arguments([f"resume={tmp_path}"])
+        assert config.train == stored.train
+        assert config.train.steps == steps
 
 
 def test_a_run_needs_a_recipe() -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from samadapt.config.compose import compose
 from samadapt.config.keys import groups_of, keys_of
 from samadapt.config.schema import Config, Data, Model, Train
+from samadapt.errors import ConfigError
 from samadapt.methods import METHODS
 from samadapt.system.settings import SettingsError
 
@@ -17,8 +19,11 @@ from samadapt.system.settings import SettingsError
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (lambda: Train(steps=-5), "train.steps: expected a whole number of at least 1; got -5"),
-        (lambda: Train(-5), "train.steps: expected a whole number of at least 1; got -5"),
+        (
+            lambda: Train(steps=-5),
+            "train.steps: expected a whole number of at least 1, or null; got -5",
+        ),
+        (lambda: Train(-5), "train.steps: expected a whole number of at least 1, or null; got -5"),
         (lambda: replace(Config(), seed=-1), "seed: expected a whole number from 0 to"),
         (lambda: Train(stps=5), "train.stps: no such key; did you mean 'train.steps'?"),
         (lambda: Config(train={"steps": 3}), "train: expected Train(...); got {'steps': 3}"),
@@ -71,3 +76,21 @@ def test_groups_are_those_of_the_design() -> None:
         "privacy",
         "recipe",
     ]
+
+
+def test_holding_out_every_case_is_refused_and_none_is_not() -> None:
+    assert Data(val_every=0).val_every == 0
+    with pytest.raises(SettingsError, match=r"data\.val_every: 1 would hold out every case") as one:
+        Data(val_every=1)
+    assert "use at least 2, or 0, which holds out nothing" in str(one.value)
+    with pytest.raises(SettingsError, match=r"expected a whole number of at least 0; got -1"):
+        Data(val_every=-1)
+
+
+@pytest.mark.parametrize("key", ["validate_cases", "validate_every"])
+def test_a_patience_without_validations_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"train\.patience=3 counts .* train\.{key}=0"):
+        Train(patience=3, **{key: 0})
+    assert Train(**{key: 0}).patience == 0
+    with pytest.raises(ConfigError, match=rf"train\.patience=3 counts .* train\.{key}=0"):
+        compose("photos", ["data.root=x", "train.patience=3", f"train.{key}=0"])

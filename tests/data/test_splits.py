@@ -65,6 +65,19 @@ def test_a_slab_keeps_its_distance(
         assert distance > 1
 
 
+def test_nothing_is_held_out_whatever_is_listed(make_msd: Callable[..., Path]) -> None:
+    cases = [Case(name, Path("x"), shape=(4, 4, 9), patient="p") for name in ("a", "b", "c")]
+    for chosen in (None, {"val": ["b"]}):
+        parts = make_splits(cases, chosen, 0)
+        assert (parts.train, parts.val, parts.slab) == (["a", "b", "c"], [], None)
+        assert "data.val_every=0" in parts.rule
+    assert make_splits(cases[:1], None, 0).slab is None
+    dataset = open_dataset("nifti", make_msd(1), val_every=0)
+    assert not dataset.slices("val")
+    assert "gap" not in {why for why, count in dataset.slices("train").left_out.items() if count}
+    assert not [x for x in dataset.findings if x.code == "class_missing_in_split"]
+
+
 def test_bad_slab() -> None:
     case = Case("only", Path("x"), shape=(4, 4, 9), spacing_mm=(1, 1, 1))
     with pytest.raises(ConfigError, match="rising fractions"):

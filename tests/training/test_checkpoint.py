@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import pickle
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import torch
 from samadapt.errors import UserError
 from samadapt.system import atomic
 from samadapt.training.checkpoint import (
+    COPIES,
     Checkpoint,
     CheckpointError,
     checkpoint_bytes,
@@ -60,6 +63,55 @@ def test_what_is_saved_comes_back(tmp_path, best):
     state, expected = found.optimizer["state"][0], saved.optimizer["state"][0]
     assert torch.equal(state["exp_avg"], expected["exp_avg"])
     assert found.optimizer["param_groups"] == saved.optimizer["param_groups"]
+
+
+def test_averages_are_a_file_of_their_own(tmp_path):
+    plain = save_checkpoint(tmp_path / "plain", checkpoint(7))
+    assert not (plain / "averages.safetensors").exists()
+    saved = replace(checkpoint(7), averages={"a.b": torch.full((2, 3), 0.5)})
+    path = save_checkpoint(tmp_path / "averaged", saved)
+    found = load_checkpoint(path.parent, like=saved.weights)
+    assert torch.equal(found.averages["a.b"], saved.averages["a.b"])
+    assert not load_checkpoint(plain.parent).averages
+    size = sum(file.stat().st_size for file in path.iterdir())
+    assert size <= checkpoint_bytes(saved.weights, COPIES + 1)
+    (path / "averages.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"averages\.safetensors: damaged .* is missing"):
+        load_checkpoint(path.parent)
+
+
+def test_averages_of_another_run_are_refused(tmp_path):
+    other = replace(checkpoint(7), averages={"a.c": torch.zeros(2, 3)})
+    save_checkpoint(tmp_path, other)
+    with pytest.raises(
+        CheckpointError, match=r"averages\.safetensors: .* the tensor a\.b is missing"
+    ):
+        load_checkpoint(tmp_path)
+
+
+TIMES = {"used": [1.5, 2], "first_step": [1, 1.0], "step": [0.1, 0.2], "validation": []}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("stale", -1, "stale must be a whole number"),
+        ("stale", True, "stale must be a whole number"),
+        ("budget", {**TIMES, "used": [1.0]}, "budget must hold pairs"),
+        ("budget", {**TIMES, "step": [-1.0, 1.0]}, "budget must hold pairs"),
+        ("budget", {**TIMES, "step": [math.nan, 1.0]}, "budget must hold pairs"),
+        ("budget", {"used": [1.0, 1.0]}, "budget must hold pairs"),
+        ("budget", TIMES, None),
+    ],
+)
+def test_impossible_counts_and_times_are_refused(tmp_path, key, value, said):
+    saved = checkpoint(7)
+    save_checkpoint(tmp_path, replace(saved, progress={**saved.progress, key: value}))
+    if said is None:
+        assert load_checkpoint(tmp_path).progress[key] == value
+        return
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(tmp_path)
 
 
 def test_the_newest_two_are_kept(tmp_path):

@@ -14,9 +14,10 @@ from accelerate import Accelerator
 
 from samadapt.adapters.store import trainable_state
 from samadapt.errors import DivergedError, RunError
+from samadapt.methods.adalora_layer import is_part
 from samadapt.sam.weights.loading import load_sam
 from samadapt.system.interrupt import InterruptedRunError
-from samadapt.training import loop
+from samadapt.training import budget, loop
 from samadapt.training.checkpoint import CheckpointError, load_checkpoint
 from samadapt.training.loop import (
     LoopOptions,
@@ -246,6 +247,20 @@ def test_the_rate_warms_up_and_decays():
     assert factor("cosine", 3, steps=3, warmup=9) == pytest.approx(0.4)
 
 
+def test_the_rate_follows_the_time_where_that_is_limited():
+    for schedule in ("cosine", "poly"):
+        timed = LoopOptions(steps=None, warmup_steps=10, schedule=schedule)
+        for share in (0.0, 0.25, 0.9, 1.0):
+            found = learning_rate_factor(500, timed, share)
+            assert found == pytest.approx(factor(schedule, 10 + 100 * share))
+        both = LoopOptions(steps=110, warmup_steps=10, schedule=schedule)
+        assert learning_rate_factor(60, both, 0.2) == factor(schedule, 60)
+        assert learning_rate_factor(60, both, 0.7) == pytest.approx(factor(schedule, 80))
+    assert learning_rate_factor(3, timed, 0.01) == 4 / 11
+    assert learning_rate_factor(3, timed, 0.05) == 0.5  # few steps: the warm-up follows the time
+    assert learning_rate_factor(3, timed, 0.3) == pytest.approx(factor("poly", 40))
+
+
 def test_the_rates_of_a_run_follow_the_schedule(tools, run, tmp_path):
     training = tools.make_training(tmp_path)
     run(training, replace(OPTIONS, warmup_steps=2, schedule="poly", lr=0.01))
@@ -468,8 +483,12 @@ def test_checkpoints_come_at_their_steps_and_the_older_one_stays(tools, run, tmp
 
 
 def test_what_is_due():
-    assert [step for step in range(1, 8) if loop.is_due(step, 3, 7)] == [3, 6, 7]
-    assert [step for step in range(1, 8) if loop.is_due(step, 0, 7)] == [7]
+    assert [step for step in range(1, 8) if loop.is_due(step, 3, "steps" * (step == 7))] == [
+        3,
+        6,
+        7,
+    ]
+    assert [step for step in range(1, 8) if loop.is_due(step, 0, "time" * (step == 7))] == [7]
 
 
 def test_noise_of_prompts_differs_between_steps(tools, tmp_path):
@@ -481,3 +500,235 @@ def test_noise_of_prompts_differs_between_steps(tools, tmp_path):
     ]
     assert boxes[0].shape == boxes[1].shape
     assert not torch.equal(boxes[0], boxes[1])
+
+
+class Clocks:
+    """Clocks that move by a fixed time in each step and validation of a training."""
+
+    def __init__(self, training, monkeypatch, step=1.0, validation=0.0, limit=None):
+        self.now = np.zeros(2)
+        monkeypatch.setattr(budget, "read_clocks", lambda: self.now.copy())
+        right_loss, right_validate = training.loss, training.validate
+
+        def loss(output, targets):
+            self.now += step
+            return right_loss(output, targets)
+
+        def validate():
+            self.now += validation
+            return right_validate()
+
+        training.loss = loss
+        training.validate = right_validate and validate
+        training.budget = budget.Budget(limit)
+
+
+TIMED = replace(OPTIONS, steps=None, warmup_steps=0, validate_every=3, checkpoint_every=0)
+
+
+def test_a_run_ends_when_no_step_and_validation_fit(tools, run, tmp_path, monkeypatch):
+    training = tools.make_training(tmp_path)
+    Clocks(training, monkeypatch, step=1.0, validation=2.0, limit=15.5)
+    state = run(training, TIMED)
+    # 3 steps and a validation take 5 s, so 2 validations and 8 steps, and the last validation.
+    assert (state.step, state.ended_by) == (9, "time")
+    assert [line["step"] for line in lines(training, "validate")] == [3, 6, 9]
+    assert state.time == {
+        "max_seconds": 15.5,
+        "max_cpu_seconds": None,
+        "used_seconds": 15.0,
+        "used_cpu_seconds": 15.0,
+    }
+    written = lines(training, "train")
+    assert [line["used_seconds"] for line in written] == [1, 2, 3, 6, 7, 8, 11, 12, 13]
+    rates = [line["lr"] for line in written]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.1 * rates[0]
+    assert (
+        "training ended after step 9: 15.0 of 15.5 s (train.max_seconds) used, and no"
+        in (tmp_path / "log.txt").read_text()
+    )
+
+
+def test_the_last_step_of_a_timed_run_is_validated_and_saved(tools, run, tmp_path, monkeypatch):
+    training = tools.make_training(tmp_path)
+    Clocks(training, monkeypatch, step=1.0, validation=0.5, limit=5.6)
+    assert run(training, TIMED).step == 4
+    assert [line["step"] for line in lines(training, "validate")] == [3, 4]
+    assert load_checkpoint(tmp_path / "checkpoints").step == 4
+
+
+def test_steps_and_time_both_limit_a_run(tools, run, tmp_path, monkeypatch):
+    training = tools.make_training(tmp_path)
+    Clocks(training, monkeypatch, limit=1000.0)
+    state = run(training, replace(TIMED, steps=4))
+    assert (state.step, state.ended_by) == (4, "steps")
+    assert state.time["used_seconds"] == 4.0
+    assert "4.0 of 1000 s (train.max_seconds) used" in state.ending
+
+
+def test_a_resumed_run_has_the_rest_of_its_time(tools, run, tmp_path, monkeypatch):
+    whole = tools.make_training(tmp_path / "whole", dropout=0.3)
+    Clocks(whole, monkeypatch, limit=8.5)
+    expected = run(whole, TIMED)
+    assert expected.step == 8
+    first = tools.make_training(tmp_path / "parts", dropout=0.3)
+    first.validate = Stop(1)
+    Clocks(first, monkeypatch, limit=8.5)
+    with pytest.raises(InterruptedRunError):
+        run(first, TIMED)
+    second = tools.make_training(tmp_path / "parts", dropout=0.3)
+    Clocks(second, monkeypatch, limit=8.5)
+    state = run(second, TIMED, load_checkpoint(tmp_path / "parts" / "checkpoints"))
+    assert (state.step, state.time) == (8, expected.time)
+    one, other = ([x["lr"] for x in lines(w, "train")] for w in (whole, second))
+    assert one == other
+    final = [load_checkpoint(tmp_path / name / "checkpoints") for name in ("whole", "parts")]
+    assert equal(final[0].weights, final[1].weights)
+    again = tools.make_training(tmp_path / "parts", dropout=0.3)
+    Clocks(again, monkeypatch, limit=8.5)
+    state = run(again, TIMED, load_checkpoint(tmp_path / "parts" / "checkpoints"))
+    assert (state.step, len(lines(again, "train"))) == (8, 8)  # a finished run makes no step
+    assert equal(trainable_state(again.sam, again.injection), state.best_weights)
+
+
+def test_without_validation_cases_the_last_weights_are_left(tools, run, tmp_path):
+    validated = tools.make_training(tmp_path / "a")
+    run(validated)
+    training = tools.make_training(tmp_path / "b")
+    training.validate = None
+    state = run(training)
+    assert (state.best_step, state.best_score) == (6, -math.inf)
+    assert not lines(training, "validate")
+    last = load_checkpoint(tmp_path / "a" / "checkpoints").weights
+    assert equal(state.best_weights, last)
+    assert equal(trainable_state(training.sam, training.injection), last)
+    again = tools.make_training(tmp_path / "b")
+    again.validate = None
+    assert equal(
+        run(again, resume=load_checkpoint(tmp_path / "b" / "checkpoints")).best_weights, last
+    )
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "adapter", "adalora"])
+def test_validation_and_result_use_the_average(tools, run, tmp_path, method):
+    plain = tools.make_training(tmp_path / "plain", method=method)
+    run(plain, replace(OPTIONS, validate_every=1))
+    training, seen = tools.make_training(tmp_path / "ema", method=method), []
+
+    def validate():
+        seen.append(trainable_state(training.sam, training.injection))
+        return float(len(seen))
+
+    training.validate = validate
+    state = run(training, replace(OPTIONS, validate_every=1, ema=0.9))
+    raw, last = (load_checkpoint(tmp_path / name / "checkpoints") for name in ("plain", "ema"))
+    assert equal(raw.weights, last.weights)  # training itself goes on as without the average
+    assert [x["loss"] for x in lines(plain, "train")] == [
+        x["loss"] for x in lines(training, "train")
+    ]
+    assert equal(state.best_weights, seen[-1])
+    assert equal(last.averages, {name: value.float() for name, value in seen[-1].items()})
+    assert not equal(seen[-1], last.weights)
+    assert equal(trainable_state(training.sam, training.injection), seen[-1])
+    assert not raw.averages
+
+
+def test_the_average_is_bit_equal_after_a_resume(tools, run, tmp_path):
+    settings = replace(OPTIONS, validate_every=1, checkpoint_every=0, ema=0.95)
+    whole = tools.make_training(tmp_path / "whole")
+    whole.validate = Stop(0)
+    expected = run(whole, settings)
+    first = tools.make_training(tmp_path / "parts")
+    first.validate = Stop(3)
+    with pytest.raises(InterruptedRunError):
+        run(first, settings)
+    second = tools.make_training(tmp_path / "parts")
+    second.validate = Stop(0)
+    second.validate.count = 3
+    state = run(second, settings, load_checkpoint(tmp_path / "parts" / "checkpoints"))
+    assert equal(state.best_weights, expected.best_weights)
+    final = [load_checkpoint(tmp_path / name / "checkpoints") for name in ("whole", "parts")]
+    assert equal(final[0].averages, final[1].averages)
+    # Switched off later, the average is no longer used.
+    off = tools.make_training(tmp_path / "parts")
+    off.validate = lambda: 5.0
+    resume = load_checkpoint(tmp_path / "parts" / "checkpoints")
+    state = run(off, replace(settings, steps=7, ema=0.0), resume)
+    saved = load_checkpoint(tmp_path / "parts" / "checkpoints")
+    assert equal(state.best_weights, saved.weights)
+    assert not saved.averages
+
+
+def test_a_skipped_step_does_not_move_the_average(tools, run, tmp_path):
+    training = breaking(tools.make_training(tmp_path), {1, 2, 3})
+    before = trainable_state(training.sam, training.injection)
+    run(training, replace(OPTIONS, steps=3, ema=0.9))
+    assert equal(load_checkpoint(tmp_path / "checkpoints").averages, before)
+
+
+def scored(training, scores):
+    left = iter(scores)
+    training.validate = lambda: next(left)
+    return training
+
+
+def test_patience_stops_the_run(tools, run, tmp_path):
+    scores = [0.3, 0.8, 0.7, math.nan, 0.9, 0.9, 0.1]
+    training = scored(tools.make_training(tmp_path), [*scores, 0.2])
+    state = run(training, replace(OPTIONS, steps=99, validate_every=1, patience=3))
+    assert (state.step, state.best_step, state.ended_by) == (8, 5, "patience")
+    assert state.ending == (
+        "training ended after step 8: 3 validations in a row were not better than 0.9000 at step 5 "
+        "(train.patience=3)"
+    )
+    assert load_checkpoint(tmp_path / "checkpoints").step == 8
+    again = scored(tools.make_training(tmp_path), [])
+    resume = load_checkpoint(tmp_path / "checkpoints")
+    state = run(again, replace(OPTIONS, steps=99, validate_every=1, patience=3), resume)
+    assert (state.step, state.ended_by) == (8, "patience")
+
+
+def test_a_resumed_run_keeps_its_patience(tools, run, tmp_path):
+    settings = replace(OPTIONS, steps=99, validate_every=1, patience=3, checkpoint_every=0)
+    first = scored(tools.make_training(tmp_path), [0.5, 0.4])
+    right, calls = first.validate, []
+
+    def stop():
+        calls.append(1)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return right()
+
+    first.validate = stop
+    with pytest.raises(InterruptedRunError):
+        run(first, settings)
+    second = scored(tools.make_training(tmp_path), [0.3, 0.2])
+    state = run(second, settings, load_checkpoint(tmp_path / "checkpoints"))
+    assert (state.step, state.best_step) == (4, 1)
+
+
+def test_the_schedule_of_a_method_follows_the_time(tools, run, tmp_path, monkeypatch):
+    training = tools.make_training(tmp_path, method="adalora", rank=1, first_rank=4)
+    training.validate = None
+    Clocks(training, monkeypatch, limit=20.5)
+    assert run(training, replace(TIMED, lr=5e-3)).step == 20
+    pruned = [v for n, v in training.injection.parameters.items() if is_part(n, "E")]
+    zeros = sum(int((value == 0).sum()) for value in pruned)
+    total = sum(value.numel() for value in pruned)
+    assert zeros == total - total // 4  # of a rank of 4, 1 is left on average
+
+
+def test_the_place_in_a_timed_run_follows_its_time(monkeypatch):
+    now = np.zeros(2)
+    monkeypatch.setattr(budget, "read_clocks", lambda: now.copy())
+    timed, options = budget.Budget(10.0), LoopOptions(steps=None)
+    timed.begin_step()
+    assert loop.place_in_run(1, options, timed) == (1, 1000)
+    assert loop.place_in_run(2, options, timed) == (2, 1000)  # a method begins anew at 1
+    now += 5.0
+    assert loop.place_in_run(7, options, timed) == (500, 1000)
+    assert loop.place_in_run(8, LoopOptions(steps=10), timed) == (800, 1000)
+    now += 50.0
+    assert loop.place_in_run(9, options, timed) == (1000, 1000)
+    assert loop.place_in_run(9, LoopOptions(steps=9), budget.Budget()) == (9, 9)

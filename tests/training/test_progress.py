@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
 
 import pytest
@@ -36,6 +37,35 @@ def test_an_unmeasured_phase_makes_no_guess():
     clock = Clock({"a": 1, "b": 1}, like={})
     clock.spent("a", 1, 1.0)
     assert clock.seconds_left() is None
+
+
+def test_a_phase_of_limited_time_lasts_that_long():
+    clock = Clock({"train": 0, "score": 2}, like={})
+    clock.spent("score", 1, 3.0)
+    clock.bound("train", 40.0)
+    assert clock.seconds_left() == pytest.approx(40 + 3)
+    clock.left["train"] = 5
+    clock.spent("train", 1, 2.0)
+    assert clock.seconds_left() == pytest.approx(4 * 2 + 3)  # the steps end before the time
+    clock.bound("train", 1.0)
+    assert clock.seconds_left() == pytest.approx(1 + 3)
+    clock.close("train")
+    assert clock.seconds_left() == pytest.approx(3)
+    clock.bound("score", math.inf)
+    assert clock.seconds_left() == pytest.approx(3)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_phase_without_a_known_end_counts_up(tmp_path, monkeypatch, terminal):
+    monkeypatch.setattr(module, "LOG_EVERY", 0.0)
+    shown, stream = progress(tmp_path, terminal)
+    shown.plan({"train": 0}, {})
+    with shown.phase("train"):
+        shown.advance(3, "loss 1")
+        if shown._bars is not None:
+            shown._bars.refresh()
+    assert "3  loss 1" in stream.getvalue()
+    assert "3/" not in stream.getvalue()
 
 
 def test_time_aside_counts_for_its_own_phase(tmp_path):

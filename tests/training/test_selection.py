@@ -34,6 +34,12 @@ def test_a_single_volume_gives_a_block_with_gaps(count):
         assert ref.index < numbers[0] - GAP or ref.index > numbers[-1] + GAP
 
 
+def test_without_choosing_cases_every_slice_trains():
+    for names in (["only"], ["a", "b"], ["c"] * 30):
+        refs = [SliceRef(name, index) for index, name in enumerate(names)]
+        assert selection_split(refs, 0) == (refs, [])
+
+
 def test_too_little_leaves_nothing_to_train_on():
     training, choosing = selection_split([SliceRef("only", 0)])
     assert not training

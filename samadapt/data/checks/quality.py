@@ -367,7 +367,8 @@ def _class_findings(
             message = f"class {name} occurs only in this case, of {len(cases)}"
             fix = "add cases with it, or leave the class out"
             found.append(warning_finding("rare_class", str(holding[0].image), message, fix))
-        for split in ("train", "val") if holding and splits.rule and not splits.slab else ():
+        parts = ("train", "val") if splits.val else ("train",)
+        for split in parts if holding and splits.rule and not splits.slab else ():
             if not names & set(getattr(splits, split)):
                 does = "not learned" if split == "train" else "not scored"
                 message = f"class {name} occurs in no case of {split}, so it is {does}"
