@@ -15,7 +15,8 @@ from samadapt import console
 from samadapt.adapters.combining import find_method
 from samadapt.config.keys import Key, flatten, groups_of, keys_of, method_key
 from samadapt.config.overrides import find_key, read_value, split_arguments
-from samadapt.config.schema import DECODER_LR, STEPS, Config
+from samadapt.config.schema import Config
+from samadapt.config.train import DECODER_LR, STEPS
 from samadapt.errors import ConfigError, nearest
 from samadapt.methods import METHODS
 from samadapt.methods.base import UNFIT, Method

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any, Literal
 
-from samadapt.config.schema import DescribesOption
+from samadapt.config.described import DescribesOption
 from samadapt.methods import METHODS
 from samadapt.methods.base import Method
 from samadapt.system.settings import Settings, annotation_of, settings_fields

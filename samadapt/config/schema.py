@@ -7,51 +7,27 @@ here imports torch: ``samadapt show`` and ``--help`` must answer at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass as plain_dataclass
 from dataclasses import field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
-from samadapt.errors import ConfigError, nearest
+from samadapt.config.described import DescribesOption, OfDataSet, OfModel
+from samadapt.config.train import MAX_LR, Train
+from samadapt.errors import nearest
 from samadapt.methods import METHODS
 from samadapt.methods.base import Method
 from samadapt.sam.weights.builds import BUILDS
 from samadapt.system.limits import MAX_GB, MAX_SECONDS
-from samadapt.system.settings import List, OnOff, Settings, Tuple, Whole, with_fields
+from samadapt.system.settings import List, OnOff, Settings, Whole, with_fields
 from samadapt.training.losses import LOSSES, loss_keys
-
-T = TypeVar("T")
-
-DECODER_LR = 1e-3
-STEPS = 150
-
-MAX_LR = 1.0
-"""AdamW moves each weight by about the learning rate in a step; above 1 nothing is learned."""
 
 MAX_HEAD_SIDE = 320
 """Largest side, in pixels, that a dense head takes by default; its cost grows with the square."""
 
 MAX_SEED = 2**32 - 1
 """The largest seed that NumPy takes."""
-
-
-@plain_dataclass(frozen=True)
-class DescribesOption:
-    """Marks a key that describes the option chosen for a group, such as the files of a data set.
-
-    Attributes:
-        group: a recipe's value of the key is dropped when the command line chooses another option
-            for this group, such as ``data=NAME``.
-    """
-
-    group: str
-
-
-OfModel = Annotated[T, DescribesOption("model")]
-OfMethod = Annotated[T, DescribesOption("peft")]
-OfDataSet = Annotated[T, DescribesOption("data")]
 
 
 def _known_build(name: str) -> str:
@@ -86,7 +62,6 @@ def _known_loss(name: str) -> str:
 LossName = Annotated[str, AfterValidator(_known_loss), WithJsonSchema({"enum": ["auto", *LOSSES]})]
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Augmentation = Literal["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
 # `samadapt ls` shows the texts of this table.
 PROMPTS = {
     "box": "the bounding box of an object, with noise in training",
@@ -404,112 +379,6 @@ if TYPE_CHECKING:
     Loss = LossChoice
 else:
     Loss = with_fields(LossChoice, "Loss", _keys_of_losses(), __name__)
-
-
-@dataclass(frozen=True)
-class Train(Settings):
-    """How long, in which batches and at which learning rate the training loop runs."""
-
-    section: ClassVar[str] = "train"
-
-    steps: Whole | None = Field(
-        default=None,
-        ge=1,
-        description=f"number of optimizer steps; null: {STEPS}, or as many as train.max_seconds or "
-        "train.max_cpu_seconds allows",
-    )
-    max_seconds: float | None = Field(
-        default=None,
-        gt=0,
-        description="seconds that training may take, from the first frozen feature to the last "
-        "validation; reading the data, loading the model and the final scores are not part of it; "
-        "the learning rate follows the time; null: no limit",
-    )
-    max_cpu_seconds: float | None = Field(
-        default=None,
-        gt=0,
-        description="the same in CPU seconds, of all threads of the process; null: no limit",
-    )
-    batch_size: Whole = Field(
-        default=4,
-        ge=1,
-        description="slices in a batch; a multiple of peft.depth where that is used",
-    )
-    accumulate: Whole = Field(default=1, ge=1, description="number of batches summed into one step")
-    lr: OfMethod[float | None] = Field(
-        default=None,
-        gt=0,
-        le=MAX_LR,
-        description="peak learning rate of the injected layers; null: the method's own, which "
-        "`samadapt ls peft` shows",
-    )
-    decoder_lr: float | None = Field(
-        default=None,
-        gt=0,
-        le=MAX_LR,
-        description="peak learning rate of the mask decoder; null: the value of train.lr, or "
-        f"{DECODER_LR:g} where that is null too",
-    )
-    weight_decay: float = Field(default=0.01, ge=0, description="weight decay of AdamW")
-    warmup_steps: Whole = Field(
-        default=10, ge=0, description="number of steps over which the learning rate rises linearly"
-    )
-    schedule: Literal["cosine", "poly", "constant"] = Field(
-        default="cosine",
-        description="learning rate after the warm-up: it falls to 0 "
-        "(cosine, poly) or stays constant",
-    )
-    clip: float = Field(
-        default=1.0,
-        ge=0,
-        description="largest norm of the gradient; longer ones are scaled down; 0: off",
-    )
-    validate_every: Whole = Field(
-        default=50, ge=0, description="number of steps between validations; 0: only at the end"
-    )
-    validate_cases: Whole | None = Field(
-        default=None,
-        ge=0,
-        description="largest number of training cases that choose the best step and do not train; "
-        "null: one in ten; 0: every case trains, and the last weights are kept",
-    )
-    checkpoint_every: Whole = Field(
-        default=50, ge=0, description="number of steps between checkpoints; 0: only at the end"
-    )
-    augment: Tuple[Augmentation] = Field(
-        default=(),
-        description="random changes of the training slices, each applied with probability 1/2",
-    )
-    recompute: bool = Field(
-        default=False,
-        description="run each trained block a second time in the backward pass instead of storing "
-        "it: less memory, slower, same result",
-    )
-    ema: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="decay of the exponential moving average of the weights, such as 0.99; the "
-        "average is validated and kept; 0: off",
-    )
-    patience: Whole = Field(
-        default=0,
-        ge=0,
-        description="stop after this many validations in a row without a better score; 0: never",
-    )
-
-    def __post_init__(self) -> None:
-        """Refuse a patience that would count nothing.
-
-        Raises:
-            ConfigError: naming the two keys.
-        """
-        for key, why in (("validate_cases", "has none"), ("validate_every", "has one, at the end")):
-            if self.patience and getattr(self, key) == 0:
-                raise ConfigError(
-                    f"train.patience={self.patience} counts validations, and train.{key}=0 {why}: "
-                    "leave one of the two out"
-                )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from samadapt.config.compose import (
     to_yaml,
     with_open_values,
 )
-from samadapt.config.schema import STEPS, Config, Data
+from samadapt.config.schema import Config, Data
+from samadapt.config.train import STEPS
 from samadapt.errors import ConfigError
 from samadapt.methods import METHODS
 from samadapt.system.settings import Settings

@@ -10,7 +10,8 @@ import pytest
 
 from samadapt.config.compose import compose
 from samadapt.config.keys import groups_of, keys_of
-from samadapt.config.schema import Config, Data, Model, Train
+from samadapt.config.schema import Config, Data, Model
+from samadapt.config.train import Train
 from samadapt.errors import ConfigError
 from samadapt.methods import METHODS
 from samadapt.system.settings import SettingsError
@@ -65,7 +66,18 @@ def test_every_key_is_explained() -> None:
 
 
 def test_groups_are_those_of_the_design() -> None:
-    wanted = ["model", "peft", "data", "prompts", "loss", "train", "cache", "eval", "output"]
+    wanted = [
+        "model",
+        "peft",
+        "data",
+        "prompts",
+        "head",
+        "loss",
+        "train",
+        "cache",
+        "eval",
+        "output",
+    ]
     assert list(groups_of(Config)) == wanted
     assert [item.name for item in fields(Config)][-7:] == [
         "seed",
