@@ -24,6 +24,7 @@ class Oracle(nn.Module):
 
     preprocessing = Preprocessing()
     device = torch.device("cpu")
+    dense_head, logits_side = None, 44
     image_size, embedding_size, mask_threshold, input_channels = 45, 11, 0.0, 3
     postprocess = Sam.postprocess
 
