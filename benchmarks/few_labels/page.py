@@ -134,16 +134,17 @@ class View:
         costs = []
         for arm in ARMS:
             used = [
-                row["cpu_seconds"]
+                (row["training_cpu_seconds"], row["cpu_seconds"])
                 for place, found in self.measured.items()
                 for row in found
                 if place[0] == arm and place[3] == SMALL
             ]
             if used:
-                costs.append(f"{ARMS[arm].title} {statistics.median(used):.0f}")
+                training, whole = map(statistics.median, zip(*used, strict=True))
+                costs.append(f"{ARMS[arm].title} {training:.0f} ({whole:.0f})")
         yield (
-            f"Measured on {'; '.join(machines)}, commits {named}. CPU-seconds of the whole process "
-            f"with a budget of {SMALL}, the final scores included, median: {', '.join(costs)}."
+            f"Measured on {'; '.join(machines)}, commits {named}. CPU-seconds used of a budget of "
+            f"{SMALL} (of the whole process, final scores included), median: {', '.join(costs)}."
         )
         yield from self._against_the_unet()
 

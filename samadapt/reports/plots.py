@@ -42,9 +42,7 @@ def plot_progress(metrics_jsonl: Path, png: Path) -> Path:
     FigureCanvasAgg(figure)
     # Margins are fixed: matplotlib's constrained layout draws everything once more to find them.
     places = {"left": 0.11, "right": 0.98, "bottom": 0.065, "top": 0.98, "hspace": 0.14}
-    axes = figure.subplots(
-        3, 1, sharex=True, gridspec_kw={"height_ratios": [3, 3, 1.4], **places}
-    )
+    axes = figure.subplots(3, 1, sharex=True, gridspec_kw={"height_ratios": [3, 3, 1.4], **places})
     _draw_loss(axes[0], loss)
     _draw_dice(axes[1], dice)
     _draw_rate(axes[2], rate)
