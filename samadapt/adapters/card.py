@@ -6,7 +6,7 @@ import html
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,6 +80,7 @@ def model_card(
         "Prompts": _plain(record.prompt),
         **({"Background": BACKGROUND_TOKEN} if record.prompt.get("background_token") else {}),
         "Data": record.data or "not recorded",
+        **({"Started from": _started_from(record.init)} if record.init else {}),
         "Recipe": record.recipe or "not recorded",
         "Created": record.created or "not recorded",
         **{key: value for key, value in (facts or {}).items() if value},
@@ -118,6 +119,16 @@ def base_licence(base: str) -> str:
     from samadapt.sam.weights.sources import known_weights
 
     return known_weights[base].licence if base in known_weights else ""
+
+
+def _started_from(init: Mapping[str, Any]) -> str:
+    """Return what the training started from, and what it took over."""
+    parts = {"kept": "kept", "new": "new", "left_out": "left out"}
+    took = [
+        f"{name}: {', '.join(map(str, init[key]))}" for key, name in parts.items() if init.get(key)
+    ]
+    source = f"an adapter trained on {init.get('data') or 'unknown data'}"
+    return f"{source}, sha256 of its weights `{init.get('weights_sha256')}`; " + "; ".join(took)
 
 
 def _plain(values: object) -> str:

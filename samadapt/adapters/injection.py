@@ -189,7 +189,7 @@ def inject(sam: Sam, method: Method) -> Injection:
     trained = {name: p for name, p in sam.named_parameters() if p.requires_grad}
     groups: dict[str, list[str]] = {}
     for name in trained:
-        groups.setdefault(_group(name, every), []).append(name)
+        groups.setdefault(group_of(name, every), []).append(name)
     return Injection(
         method=method,
         base_name=sam.build.name,
@@ -203,7 +203,7 @@ def inject(sam: Sam, method: Method) -> Injection:
     )
 
 
-def _group(name: str, attention_blocks: Sequence[AttentionBlock]) -> str:
+def group_of(name: str, attention_blocks: Sequence[AttentionBlock]) -> str:
     """Return the group of a trained parameter, which follows from its place in the model."""
     if name.startswith(PROJECTION):
         return "input"

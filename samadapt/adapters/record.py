@@ -81,6 +81,9 @@ class AdapterRecord:
             adapters of earlier versions, the file leaves it out.
         head: name and sizes of the decoder that predicts classes without a prompt, if that is not
             SAM's mask decoder. For SAM's it is empty, and the file leaves it out.
+        init: what the training started from, if that was another adapter: the sha256 of its
+            weights, its data, recipe and classes, what was kept of it, and whether ``trained_on``
+            has all of its training images; empty otherwise, and then not stored.
     """
 
     base: str
@@ -109,6 +112,7 @@ class AdapterRecord:
     input_channels: int = 3
     confidence: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
+    init: dict[str, Any] = field(default_factory=dict)
 
 
 def write_record(directory: Path, record: AdapterRecord, weights: Path) -> None:
@@ -128,7 +132,8 @@ def write_record(directory: Path, record: AdapterRecord, weights: Path) -> None:
     )
     # Convert to what JSON can hold first, because the digest is compared with what is read back.
     values = json.loads(json.dumps(asdict(record)))
-    for name in ("confidence", "head"):
+    # Entries of few adapters are left out, so that earlier versions read the records of most.
+    for name in ("confidence", "head", "init"):
         if not values[name]:
             del values[name]
     write_json(directory / RECORD, {**values, "record_sha256": digest_of(values)})
@@ -257,12 +262,15 @@ def _faults(record: AdapterRecord) -> Iterator[str]:
             yield "trained_on: expected hashes of images, each with slice numbers from 0 or null"
             break
     nested = ("method", "preprocessing", "intensity", "prompt", "scores", "data_options")
-    for name in (*nested, "confidence", "head"):
+    for name in (*nested, "confidence", "head", "init"):
         yield from _value_faults(name, getattr(record, name), MAX_DEPTH)
 
 
 def _name_faults(record: AdapterRecord) -> Iterator[str]:
-    """Yield a message for every bad class name or file name."""
+    """Yield a message for every bad class name or file name, and bad list of names."""
+    for name in ("kept", "new", "left_out"):
+        if not isinstance(record.init.get(name, []), list):
+            yield f"init: {name}: expected a list of texts"
     for name in record.classes:
         if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
             yield f"classes: expected names of 1 to {MAX_NAME} printable characters"

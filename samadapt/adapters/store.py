@@ -71,7 +71,7 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
             f"{directory / RECORD}: input_channels: the model has {sam.input_channels}; got "
             f"{record.input_channels}"
         )
-    state = _stored(sam, injection)
+    state = stored_tensors(sam, injection)
     # safetensors refuses tensors that share memory or are not contiguous.
     tensors = {
         key: value.detach().cpu().clone(memory_format=contiguous_format)
@@ -129,10 +129,10 @@ def load_into(directory: Path, sam: Sam, record: AdapterRecord | None = None) ->
     except ConfigError as error:
         raise AdapterError(f"{directory / RECORD}: {error}") from error
     check_peft_config(directory / PEFT_CONFIG, config, _peft_config(injection))
-    check_tensors(directory / WEIGHTS, tensors, _stored(sam, injection))
+    check_tensors(directory / WEIGHTS, tensors, stored_tensors(sam, injection))
     check_weights(directory, directory / WEIGHTS, record)
     try:
-        _restore(sam, injection, tensors)
+        restore_tensors(sam, injection, tensors)
     except AdapterError as error:
         raise AdapterError(f"{directory / WEIGHTS}: {error}") from error
     return injection
@@ -173,7 +173,7 @@ def load_trainable_state(sam: Sam, injection: Injection, state: Mapping[str, Ten
             parameter.copy_(state[name])
 
 
-def _stored(sam: Sam, injection: Injection) -> dict[str, Tensor]:
+def stored_tensors(sam: Sam, injection: Injection) -> dict[str, Tensor]:
     """Return the stored tensors: what peft saves for its layers, and all other trained ones."""
     stored: dict[str, Tensor] = {}
     for layers, tuner in injection.peft:
@@ -188,8 +188,8 @@ def _stored(sam: Sam, injection: Injection) -> dict[str, Tensor]:
     return stored | {peft_library.PREFIX + name: state[name] for name in others}
 
 
-def _restore(sam: Sam, injection: Injection, tensors: Mapping[str, Tensor]) -> None:
-    """Load what ``_stored`` returned, after keys and shapes have been checked."""
+def restore_tensors(sam: Sam, injection: Injection, tensors: Mapping[str, Tensor]) -> None:
+    """Load what ``stored_tensors`` returned, after keys and shapes have been checked."""
     left = dict(tensors)
     for layers, tuner in injection.peft:
         keys = peft_library.read_state(tuner, layers)

@@ -480,6 +480,16 @@ class Config(Settings):
         description="where to compute; auto: cuda if there is one, then mps, then cpu",
     )
     resume: str | None = Field(default=None, description="run directory to continue")
+    init: str | None = Field(
+        default=None,
+        description="adapter directory, or run directory, whose weights the training starts from; "
+        "what does not fit starts anew; null: the base model",
+    )
+    init_sha256: str | None = Field(
+        default=None,
+        description="sha256 of the weights of that adapter, so that it cannot be another one; the "
+        "run stores it; null: not compared",
+    )
     folds: Whole | None = Field(
         default=None,
         ge=2,

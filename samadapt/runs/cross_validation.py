@@ -127,6 +127,7 @@ def pool_folds(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
         **pooled,
         "paired": paired,
         **{key: summaries[0][key] for key in SHARED_BY_FOLDS},
+        **{key: summaries[0][key] for key in ("init",) if key in summaries[0]},
         "split": rule,
         "cases": sum(summary["cases"] for summary in summaries),
         "slices": sum(summary["slices"] for summary in summaries),

@@ -24,6 +24,12 @@ from samadapt.runs.confidence import confidence_entry, fit_to_validation
 from samadapt.runs.context import RunContext, open_run, training_samples
 from samadapt.runs.cross_validation import cross_validate
 from samadapt.runs.feature_planner import FeaturePlanner
+from samadapt.runs.initial_adapter import (
+    add_to_record,
+    add_to_summary,
+    start_from_adapter,
+    with_initial_digest,
+)
 from samadapt.runs.results import adapter_record, write_adapter, write_scores
 from samadapt.runs.run_directory import locked, open_run_dir, removed_if_refused
 from samadapt.runs.run_loss import choose_loss
@@ -93,7 +99,7 @@ def finetune(config: Config) -> FinetuneResult:
         InterruptedRunError: after Ctrl-C or another signal, with a checkpoint written.
     """
     refuse_several_processes()
-    config = with_open_values(config)
+    config = with_initial_digest(with_open_values(config))
     # Refuse a batch size that is not a multiple of the stack.
     stacks_in_batch(config.train.batch_size, config.peft.stack)
     if config.folds is not None:
@@ -128,6 +134,12 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             )
             loss = choose_loss(config.loss, context, slices.train)
             check_numbered_objects(scorer, slices.test)
+            # Before the first step a fresh adapter changes nothing, so the weights from before
+            # training stand for the base model, also where training starts from other ones.
+            weights_before = trainable_state(context.sam, context.injection)
+            first = start_from_adapter(
+                config, context, slices.test, is_resumed=checkpoint is not None
+            )
             budget = start_budget(config, slices) if trains else Budget()
             planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
             plan_progress(
@@ -148,7 +160,6 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         with removed_if_refused(run_dir, keep=config.resume is not None):
             if checkpoint is None:
                 budget.refuse_if_spent()
-        weights_before = trainable_state(context.sam, context.injection)
         state = None
         curve: ConfidenceCurve | str = "nothing was trained"
         if trains:
@@ -159,9 +170,11 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         summary = summarise_run(
             scorer, slices, zero_shot, adapted, state=state, untrained=untrained
         )
+        add_to_summary(summary, first)
         summary["seconds"] = time.perf_counter() - started
         write_scores(config, context, slices.test, zero_shot, adapted, summary)
         record = replace(adapter_record(config, context), confidence=confidence_entry(curve))
+        record = add_to_record(record, first)
         adapter_dir = write_adapter(context, record, summary) if trains else None
         return FinetuneResult(run_dir, adapter_dir, summary)
 

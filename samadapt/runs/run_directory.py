@@ -79,7 +79,7 @@ def make_run_dir(config: Config, *words: str) -> Path:
 
 
 def check_same_run(config: Config, stored: Config) -> None:
-    """Refuse to resume a run with another model, method, data, prompts or seed.
+    """Refuse to resume a run with another model, method, data, prompts, seed or first adapter.
 
     Args:
         config: the configuration that is asked for.
@@ -89,7 +89,9 @@ def check_same_run(config: Config, stored: Config) -> None:
         ConfigError: naming every key that differs.
     """
     asked, was = to_dict(config), to_dict(stored)
-    alone = [key for key in ("seed", "folds", "privacy") if asked[key] != was[key]]
+    alone = [key for key in ("seed", "folds", "privacy", "init") if asked[key] != was[key]]
+    if asked["init_sha256"] not in (None, was["init_sha256"]):
+        alone.append("init_sha256")
     groups = ["model", "peft", "data", "prompts"]
     if config.folds is not None:  # finished folds are not trained again, so all keys must agree
         alone += ["precision"] if asked["precision"] != was["precision"] else []

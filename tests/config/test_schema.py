@@ -79,11 +79,13 @@ def test_groups_are_those_of_the_design() -> None:
         "output",
     ]
     assert list(groups_of(Config)) == wanted
-    assert [item.name for item in fields(Config)][-7:] == [
+    assert [item.name for item in fields(Config)][-9:] == [
         "seed",
         "precision",
         "device",
         "resume",
+        "init",
+        "init_sha256",
         "folds",
         "privacy",
         "recipe",

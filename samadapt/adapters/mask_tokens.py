@@ -1,0 +1,134 @@
+"""Carry mask tokens over from one adapter to another, by the names of their classes.
+
+Without prompts, mask token k predicts class k. Three parts of the mask decoder belong to a token: a
+row of ``mask_tokens``, a hypernetwork, and a row of the last layer of the IoU head. They move
+together. Token 0 gives the single mask and always stays at its place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from samadapt.adapters.record import AdapterRecord
+    from samadapt.sam.model import Sam
+
+_HYPERNETWORK = re.compile(r"(.*mask_decoder\.output_hypernetworks_mlps\.)(\d+)(\..+)")
+
+Sources = Sequence[int | None]
+"""For each mask token of a model, the token of the first adapter that it comes from; None: none."""
+
+
+@dataclass(frozen=True)
+class TokenUse:
+    """What the mask tokens of a model stand for.
+
+    Attributes:
+        classes: the class of token 1, 2 and so on, if tokens predict classes.
+        is_semantic: whether they do; otherwise the tokens are the masks of an ambiguous prompt.
+        count: the number of tokens without the one of the single mask.
+    """
+
+    classes: Sequence[str]
+    is_semantic: bool
+    count: int
+
+    @classmethod
+    def of_record(cls, record: AdapterRecord) -> TokenUse:
+        """Return what the mask tokens of an adapter stand for."""
+        return cls(record.classes, record.prompt.get("kind") == "semantic", record.num_masks)
+
+    def position(self, name: str) -> int | None:
+        """Return the token of a class, or None if no token predicts it."""
+        known = self.is_semantic and name in self.classes
+        return list(self.classes).index(name) + 1 if known else None
+
+
+def token_sources(before: TokenUse, now: TokenUse) -> list[int | None]:
+    """Return the token of the first adapter from which each token of a model comes.
+
+    Classes are matched by name. Tokens of no class keep their place. A token that stood for a class
+    says nothing about the masks of an ambiguous prompt, and the reverse, so these start anew.
+
+    Args:
+        before: the tokens of the first adapter.
+        now: the tokens of the model that is trained.
+    """
+    sources: list[int | None] = [0]
+    for place in range(1, now.count + 1):
+        if now.is_semantic and before.is_semantic and place <= len(now.classes):
+            sources.append(before.position(now.classes[place - 1]))
+            continue
+        # In both models this token stands for the same: a mask of a prompt, or nothing.
+        free = not before.is_semantic or place > len(before.classes)
+        alike = before.is_semantic == now.is_semantic
+        sources.append(place if alike and free and place <= before.count else None)
+    return sources
+
+
+def unmoved(sources: Sources, sam: Sam) -> list[int | None]:
+    """Return the sources that also hold where the mask tokens themselves are frozen.
+
+    A class then depends on the frozen token at its place. It may move only between tokens that are
+    copies of the same token of the base (``Sam.resize_mask_tokens``).
+    """
+    import torch
+
+    rows = sam.mask_decoder.mask_tokens.weight[1:]
+    # The tokens repeat after those of the base: 1 2 3 1 2 for a base of 3 and a model of 5.
+    period = next(
+        n for n in range(1, len(rows) + 1) if torch.equal(rows[n:], rows[: len(rows) - n])
+    )
+    return [
+        source if source in (None, 0) or (source - place) % period == 0 else None
+        for place, source in enumerate(sources)
+    ]
+
+
+def place_tokens(
+    tensors: Mapping[str, Tensor], start: Mapping[str, Tensor], sources: Sources
+) -> dict[str, Tensor]:
+    """Return the tensors of the first adapter as the model would name and order them.
+
+    Args:
+        tensors: the tensors of the first adapter by name.
+        start: those of the model, whose rows stay where a token has no source.
+        sources: see ``token_sources``.
+    """
+    placed: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        if match := _HYPERNETWORK.fullmatch(key):
+            head, number, tail = match.groups()
+            copies = [place for place, source in enumerate(sources) if source == int(number)]
+            placed |= {f"{head}{place}{tail}": value for place in copies}
+        elif key in start and has_token_rows(key) and value.shape[1:] == start[key].shape[1:]:
+            rows = start[key].clone()
+            for place, source in enumerate(sources):
+                if source is not None and source < len(value):
+                    rows[place] = value[source]
+            placed[key] = rows
+        else:
+            placed[key] = value
+    return placed
+
+
+def is_of_token(key: str) -> bool:
+    """Return whether a tensor belongs to one mask token alone."""
+    return _HYPERNETWORK.fullmatch(key) is not None
+
+
+_TOKEN_ROWS = re.compile(
+    r".*mask_decoder\.(mask_tokens|iou_prediction_head\.layers\.2)(\.base_layer)?"
+    # Of a LoRA, B and the magnitude have a row for each output; A has none.
+    r"\.(weight|bias|lora_B\.weight|lora_magnitude_vector)"
+)
+
+
+def has_token_rows(key: str) -> bool:
+    """Return whether a tensor has a row for each mask token."""
+    return _TOKEN_ROWS.fullmatch(key) is not None
