@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "finetune": "recipe=NAME [group=option] [key=value ...]",
-    "evaluate": "adapter=DIR [data=NAME data.root=PATH ...]",
+    "evaluate": "adapter=DIR|[A,B] [data=NAME data.root=PATH ...]",
     "curve": "recipe=NAME cases=5,10,20,all [seeds=N] [group=option] [key=value ...]",
     "predict": "adapter=DIR input=PATH output=PATH [boxes=[[x0,y0,x1,y1]]] [points=[[x,y]]]",
     "export": "adapter=DIR to=peft|sam|hf|onnx output=PATH [push=USER/NAME]",

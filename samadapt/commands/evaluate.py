@@ -1,4 +1,4 @@
-"""``samadapt evaluate``: score an adapter on a data set, beside its base model."""
+"""``samadapt evaluate``: score adapters on a data set, beside their base model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from samadapt.adapters.record import read_record
 from samadapt.commands import finetune
 from samadapt.config.compose import parse_settings
 from samadapt.config.evaluate_arguments import EvaluateArguments
+from samadapt.config.keys import keys_of
+from samadapt.config.overrides import read_value
 from samadapt.runs.recorded_configuration import recorded_keys
 
 HELP = """
@@ -21,6 +23,9 @@ prompts. The base weights are found by name and checked by their hash.
 data.root=PATH says where the data set is; by default it is where the training found it. data=NAME
 scores other data. Images that the adapter was trained on are refused, whatever their names are.
 unseen=true scores every case that the adapter was not trained on, and all_cases=true scores all.
+
+adapter=[A,B] scores several adapters on the same cases and compares each with the first one. The
+data are those of the first adapter, and images that any of them was trained on are refused.
 
 prompts=matrix scores both models without a prompt, with 1, 3, 5 and 8 clicks, with the exact box,
 and with boxes that are off by 5, 10 and 20 px (eval/oracle_gap.csv and .png). It also measures
@@ -35,26 +40,69 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         SamadaptError: as ``runs.evaluate.evaluate``.
     """
-    # The record is read first, since the keys that the command line leaves out come from it.
-    path = next((a.split("=", 1)[1] for a in arguments if a.startswith("adapter=")), None)
-    record, keys = None, {}
-    if path is not None:
-        adapter = Path(path).expanduser()
-        record = read_record(adapter)
-        keys = recorded_keys(adapter, record)
-    asked = parse_settings(EvaluateArguments, arguments, keys, origin=str(path))
-    from samadapt.runs.evaluate import evaluate  # it imports torch, so mistakes are reported before
+    # The records are read first, since the keys that the command line leaves out come from them.
+    text = next((a.split("=", 1)[1] for a in arguments if a.startswith("adapter=")), None)
+    if text is None:
+        parse_settings(EvaluateArguments, arguments)  # it says that an adapter is required
+    adapters = _adapters(text or "")
+    others = [argument for argument in arguments if not argument.startswith("adapter=")]
+    records = [read_record(Path(adapter).expanduser()) for adapter in adapters]
+    asked = [
+        parse_settings(
+            EvaluateArguments,
+            others,
+            {**recorded_keys(Path(adapter).expanduser(), record), "adapter": adapter},
+            origin=adapter,
+        )
+        for adapter, record in zip(adapters, records, strict=True)
+    ]
+    # It imports torch, so mistakes are reported before.
+    from samadapt.runs.evaluate import evaluate_side_by_side
 
-    result = evaluate(asked, record)
-    return {"run_dir": str(result.run_dir), "adapter_dir": path, "summary": result.summary}
+    result = evaluate_side_by_side(asked, records)
+    return {
+        "run_dir": str(result.run_dir),
+        "adapter_dir": adapters if len(adapters) > 1 else text,
+        "summary": result.summary,
+    }
+
+
+def _adapters(text: str) -> list[str]:
+    """Return the adapter directories that ``adapter=`` names: one, or a list."""
+    if not text.startswith("["):
+        return [text]
+    value = read_value(keys_of(EvaluateArguments)["adapter"], text)
+    return [str(one) for one in value] if isinstance(value, list) else [text]
 
 
 def render(result: dict[str, Any]) -> str:
     """Return the tables of scores and the paths, after the oracle gap if it was measured."""
-    text, summary = finetune.render(result), result["summary"]
+    summary = result["summary"]
+    if "adapters" in summary:
+        return _render_side_by_side(result)
+    text = finetune.render(result)
     if "oracle_gap" not in summary:
         return text
     from samadapt.reports.oracle_gap import forgetting_text, gap_table
 
     gap = console.to_text(gap_table(summary["oracle_gap"]))
     return f"{gap}\n{forgetting_text(summary['forgetting'])}\n\n{text}"
+
+
+def _render_side_by_side(result: dict[str, Any]) -> str:
+    """Return the tables of several adapters, and the paths."""
+    from rich.console import Group
+
+    from samadapt.reports.tables import format_seconds, numbered_adapters, side_by_side_tables
+
+    summary, run_dir = result["summary"], Path(result["run_dir"])
+    title = f"{summary['data']}: {summary['cases']} {summary['scored']} cases"
+    title += f", {summary['slices']} {summary['parts']}; a case is a {summary['case_is']}"
+    lines = [
+        *(f"Note: {note}" for note in summary["notes"]),
+        *numbered_adapters(summary),
+        f"time: {format_seconds(summary['seconds'])}",
+        f"report: {run_dir / 'report.html'}",
+    ]
+    tables = console.to_text(Group(*side_by_side_tables(summary, title)))
+    return tables + "\n" + "\n".join(lines)

@@ -9,7 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from samadapt.config.schema import Cache, Data, Device, Eval, Output, Precision, PromptSettings
-from samadapt.system.settings import Settings
+from samadapt.system.settings import List, Settings
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,9 @@ class EvaluatePrompts(PromptSettings):
 class EvaluateArguments(Settings):
     """The keys of ``samadapt evaluate``."""
 
-    adapter: str = Field(description="adapter directory")
+    adapter: str | List[str] = Field(
+        description="adapter directory; [a,b]: several, which are scored side by side"
+    )
     all_cases: bool = Field(
         default=False, description="score every case, whether the adapter was trained on it or not"
     )

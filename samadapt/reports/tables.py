@@ -152,6 +152,18 @@ def results_table(
     Args:
         zero_shot: the scores before training; None if they were not measured.
         adapted: the scores after training; None if they were not measured.
+        title: see ``states_table``.
+    """
+    return states_table({"zero-shot": zero_shot, "adapted": adapted}, title=title)
+
+
+def states_table(
+    measured: Mapping[str, Mapping[str, Any] | None], *, title: str | None = None
+) -> Table:
+    """Return a table that compares summaries of ``metrics.summarise``, one state or model a row.
+
+    Args:
+        measured: the summary of each state by its name for people; None if it was not measured.
         title: for example "hippocampus, 52 volumes, box from the ground truth".
 
     Returns:
@@ -159,11 +171,7 @@ def results_table(
         columns are Dice and HD95 with their 95 % intervals, IoU, NSD, and the number of cases in
         the mean. A score that does not exist is a dash. The caption counts empty masks.
     """
-    states = {
-        name: summary
-        for name, summary in (("zero-shot", zero_shot), ("adapted", adapted))
-        if summary
-    }
+    states = {name: summary for name, summary in measured.items() if summary}
     shown = [score for score in SCORES.values() if score.in_table]
     table = Table(title=Text(title) if title else None, title_justify="left")
     table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
@@ -182,26 +190,29 @@ def results_table(
             cases = str(entry["cases"]) if entry else NOTHING
             shown_name = f"{name} (not trained)" if _untrained(entries) else name
             # Names are Text, because rich reads brackets in plain strings as markup.
-            table.add_row(Text("" if n else shown_name), state, *cells, cases)
+            table.add_row(Text("" if n else shown_name), Text(state), *cells, cases)
         table.add_section()
     for n, (state, summary) in enumerate(states.items()):
         cells = [_cell(summary, score) for score in shown]
-        table.add_row("" if n else "mean", state, *cells, "", style="bold")
-    notes = _empty_notes(zero_shot, adapted)
+        table.add_row("" if n else "mean", Text(state), *cells, "", style="bold")
+    notes = _empty_notes(states)
     if notes:
         table.caption = Text("\n".join(notes))
     return table
 
 
-def paired_table(paired: Mapping[str, Any], score: str = "dice") -> Table:
+def paired_table(
+    paired: Mapping[str, Any], score: str = "dice", *, what: str = "adapted - zero-shot"
+) -> Table:
     """Return the table of ``comparison.compare_states`` for one score.
 
     Args:
         paired: the entry ``paired`` of ``summary.json``.
         score: the name of the score.
+        what: the two states that are compared.
     """
     heading = SCORES[score].heading
-    table = Table(title=f"adapted - zero-shot, case by case: {heading}", title_justify="left")
+    table = Table(title=Text(f"{what}, case by case: {heading}"), title_justify="left")
     table.title_style, table.caption_style, table.caption_justify = "bold", "dim", "left"
     table.add_column("class")
     for name in ("difference [95 %]", "Wilcoxon p", "better", "worse", "same"):
@@ -215,6 +226,37 @@ def paired_table(paired: Mapping[str, Any], score: str = "dice") -> Table:
     if reason := paired[score].get("reason"):
         table.caption = Text(reason)
     return table
+
+
+def side_by_side_tables(summary: Mapping[str, Any], title: str) -> list[Table]:
+    """Return the tables of several adapters: their scores, and each beside the first one.
+
+    In the tables adapters have numbers, because the names of runs are long; see
+    ``numbered_adapters``.
+
+    Args:
+        summary: the content of ``eval/summary.json``.
+        title: the title of the first table.
+    """
+    labels = {"zero_shot": STATES["zero_shot"]}
+    for number, name in enumerate(summary["adapters"], start=1):
+        labels |= {name: f"adapter {number}", f"zero_shot {name}": f"zero-shot {number}"}
+    first = labels[summary["compared_with"]]
+    return [
+        states_table({labels[n]: found for n, found in summary["states"].items()}, title=title),
+        *(
+            paired_table(paired, what=f"{labels[name]} - {first}")
+            for name, paired in summary["paired"].items()
+        ),
+    ]
+
+
+def numbered_adapters(summary: Mapping[str, Any]) -> list[str]:
+    """Return a line for each adapter that says which number it has in the tables."""
+    return [
+        f"adapter {number}: {entry['adapter']}"
+        for number, entry in enumerate(summary["adapters"].values(), start=1)
+    ]
 
 
 def closing_text(
@@ -287,14 +329,12 @@ def with_interval(value: Any, interval: Sequence[float] | None, form: str) -> st
     return f"{value:{form}}{bounds}"
 
 
-def _empty_notes(
-    zero_shot: Mapping[str, Any] | None, adapted: Mapping[str, Any] | None
-) -> list[str]:
+def _empty_notes(states: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a line for each kind of empty mask that occurred, with counts by state and class."""
     notes = []
     for flag, meaning in FLAG_TEXT.items():
         parts = []
-        for state, summary in (("zero-shot", zero_shot), ("adapted", adapted)):
+        for state, summary in states.items():
             counts = {name: entry[flag] for name, entry in _classes(summary).items() if entry[flag]}
             if counts:
                 listed = ", ".join(f"{name} {count}" for name, count in counts.items())

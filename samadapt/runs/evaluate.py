@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,11 @@ from samadapt.runs.run_directory import open_run_dir, removed_if_refused
 from samadapt.runs.run_slices import RunSlices, check_numbered_objects, plan_progress
 from samadapt.runs.scored_slices import Which, choose_slices
 from samadapt.runs.scorer import make_scorer
+from samadapt.runs.side_by_side import ComparedAdapters, compare_adapters
 from samadapt.runs.summary import summarise_run
 
 if TYPE_CHECKING:
+    from samadapt.config.schema import Config
     from samadapt.training.features import Features
 
 
@@ -42,34 +44,93 @@ class EvaluateResult:
 
 
 def evaluate(arguments: EvaluateArguments, record: AdapterRecord | None = None) -> EvaluateResult:
-    """Score an adapter and its base model on a data set.
+    """Score an adapter and its base model on a data set, or several adapters side by side.
 
     Args:
-        arguments: the keys of ``samadapt evaluate``.
-        record: the adapter's ``samadapt.json``, if the caller has read it already.
+        arguments: the keys of ``samadapt evaluate``. Several adapters get the same keys;
+            ``evaluate_side_by_side`` takes keys for each.
+        record: the ``samadapt.json`` of the only adapter, if the caller has read it already.
 
     Raises:
         AdapterError: when the adapter or the base weights differ from what was recorded.
         DataError: for the errors of the data set's files.
     """
-    started = time.perf_counter()
+    if not isinstance(arguments.adapter, str):
+        return evaluate_side_by_side(
+            [replace(arguments, adapter=adapter) for adapter in arguments.adapter]
+        )
     adapter = Path(arguments.adapter).expanduser()
     record = record or read_record(adapter)
-    if arguments.all_cases and arguments.unseen:
-        raise ConfigError("unseen=true leaves out what all_cases=true scores: choose one")
-    which: Which = "all" if arguments.all_cases else "unseen" if arguments.unseen else "held-out"
+    chosen_cases(arguments)
     config = evaluation_config(arguments, record)
     run_dir = open_run_dir(config)
+    compared = ComparedAdapters({adapter: record}, trained_in=adapter.parent)
+    return EvaluateResult(run_dir, score_adapter(arguments, config, run_dir, compared))
+
+
+def evaluate_side_by_side(
+    asked: Sequence[EvaluateArguments], records: Sequence[AdapterRecord] | None = None
+) -> EvaluateResult:
+    """Score several adapters on the same cases, of which none was trained on any.
+
+    Args:
+        asked: the keys of ``samadapt evaluate`` for each adapter. Those of the first one decide
+            the data set and the output.
+        records: the adapters' ``samadapt.json``, if the caller has read them already.
+
+    Raises:
+        ConfigError: when the adapters cannot be compared.
+        AdapterError: as ``evaluate``.
+        DataError: as ``evaluate``.
+    """
+    if not asked:
+        raise ConfigError("adapter: expected one adapter directory or several; got an empty list")
+    if len(asked) == 1:
+        return evaluate(asked[0], records[0] if records else None)
+    chosen_cases(asked[0])
+    found = records or [read_record(Path(str(one.adapter)).expanduser()) for one in asked]
+    return EvaluateResult(*compare_adapters(asked, found, score_adapter))
+
+
+def chosen_cases(arguments: EvaluateArguments) -> Which:
+    """Return which cases are scored.
+
+    Raises:
+        ConfigError: when two choices contradict each other.
+    """
+    if arguments.all_cases and arguments.unseen:
+        raise ConfigError("unseen=true leaves out what all_cases=true scores: choose one")
+    return "all" if arguments.all_cases else "unseen" if arguments.unseen else "held-out"
+
+
+def score_adapter(
+    arguments: EvaluateArguments, config: Config, run_dir: Path, compared: ComparedAdapters
+) -> dict[str, Any]:
+    """Score one adapter and its base model in a run directory.
+
+    Args:
+        arguments: the keys of ``samadapt evaluate`` for this adapter.
+        config: the configuration of its evaluation.
+        run_dir: a new run directory; it is removed if the evaluation is refused.
+        compared: all adapters that are scored on the same cases, this one among them.
+
+    Returns:
+        The content of ``eval/summary.json``.
+    """
+    started = time.perf_counter()
+    adapter = Path(str(arguments.adapter)).expanduser()
+    record = compared.records[adapter]
     with removed_if_refused(run_dir, keep=False):
         context = open_run(
             config,
             run_dir,
             copies_base=True,
-            trained_in=adapter.parent,
+            trained_in=compared.trained_in,
             background_token=bool(record.prompt.get("background_token")),
         )
         check_fit(context, adapter, record)
-        scored = choose_slices(context, config, adapter, record, which)
+        scored = choose_slices(context, config, compared.records, chosen_cases(arguments))
+        compared.check_same_cases(context, scored.refs)
         slices = RunSlices(train=[], validation=[], test=scored.refs)
         samples = training_samples(config, context.dataset, context.policy)
         planner = FeaturePlanner(context, samples)
@@ -109,7 +170,7 @@ def evaluate(arguments: EvaluateArguments, record: AdapterRecord | None = None) 
         gap.write(run_dir / "eval")
     summary["seconds"] = time.perf_counter() - started
     write_scores(config, context, scored.refs, zero_shot, adapted, summary)
-    return EvaluateResult(run_dir, summary)
+    return summary
 
 
 def use_trained_adapter(

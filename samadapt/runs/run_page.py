@@ -19,7 +19,13 @@ from samadapt.reports.html import HTML_NAME, Page, ShownCase, write_html
 from samadapt.reports.objects import objects_table
 from samadapt.reports.oracle_gap import PLOT_NAME, forgetting_text, gap_table
 from samadapt.reports.strips import chosen_indices, draw_strip
-from samadapt.reports.tables import STATES, paired_table, results_table
+from samadapt.reports.tables import (
+    STATES,
+    numbered_adapters,
+    paired_table,
+    results_table,
+    side_by_side_tables,
+)
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
@@ -113,6 +119,39 @@ def write_pooled_page(
     return write_html(run_dir / HTML_NAME, page)
 
 
+def write_side_by_side_page(
+    run_dir: Path,
+    config: Config,
+    rows: Mapping[str, Sequence[CaseClassScore]],
+    summary: Mapping[str, Any],
+) -> Path:
+    """Write ``report.html`` of several adapters, with their scores side by side.
+
+    Args:
+        run_dir: the directory of the evaluation.
+        config: the configuration of the first adapter's evaluation.
+        rows: the scores of every case by state.
+        summary: the content of ``eval/summary.json``.
+    """
+    page = Page(
+        title=f"{len(summary['adapters'])} adapters on {summary['data']}",
+        subtitle=f"{summary['cases']} {summary['scored']} cases, {summary['slices']} "
+        f"{summary['parts']}; a case is a {summary['case_is']}; {run_dir.name}",
+        notes=[
+            *numbered_adapters(summary),
+            *summary["notes"],
+            "each adapter has a page of its own, with cases to leaf through",
+        ],
+        tables=side_by_side_tables(summary, "Scores"),
+        figures={},
+        classes=(),
+        cases=(),
+        details=[_per_case(rows)],
+        texts={"Configuration": configuration_text(config)},
+    )
+    return write_html(run_dir / HTML_NAME, page)
+
+
 def page_title(config: Config, data: str) -> str:
     """Return the title of a run's page: its recipe, its method and its data set."""
     return f"{config.recipe or 'run'}: {config.peft.name} on {data}"
@@ -129,7 +168,8 @@ def configuration_text(config: Config) -> str:
         for key in set(keys) & set(values[group]) - {"on_error"}:
             values[group][key] = HIDDEN if values[group][key] is not None else None
     # A recipe may be given by its path, of which the name is enough.
-    values |= {"resume": values["resume"] and HIDDEN, "recipe": Path(config.recipe).name}
+    values |= {key: values[key] and HIDDEN for key in ("resume", "init")}
+    values["recipe"] = Path(config.recipe).name
     text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     return text
 
@@ -222,7 +262,7 @@ def _per_case(rows_by_state: Mapping[str, Sequence[CaseClassScore]]) -> Table:
         for row in rows:
             numbers = [f"{row.values[name]:.3f}" for name in SCORES if name in row.values]
             names = map(Text, (row.case, row.class_name))
-            table.add_row(*names, STATES[state], *numbers, row.flag)
+            table.add_row(*names, Text(STATES.get(state, state)), *numbers, row.flag)
     return table
 
 

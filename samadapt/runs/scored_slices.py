@@ -6,13 +6,13 @@ measure of how it does on new ones, so such images are refused or left out, what
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from samadapt.data.channels import MANY, listed_channels, parse_channel
-from samadapt.data.checks.training_record import seen
+from samadapt.data.checks.training_record import TrainedOn, seen
 from samadapt.data.tiles import recorded_tiling
 from samadapt.errors import ConfigError
 from samadapt.runs.run_slices import first_cases
@@ -42,58 +42,137 @@ class ScoredSlices:
 
 
 def choose_slices(
-    context: RunContext, config: Config, adapter: Path, record: AdapterRecord, which: Which
+    context: RunContext, config: Config, adapters: Mapping[Path, AdapterRecord], which: Which
 ) -> ScoredSlices:
     """Choose the slices to score.
+
+    Adapters that are compared are scored on the same slices, so an image that one of them was
+    trained on counts as trained on for all.
 
     Args:
         context: the run of the evaluation.
         config: its configuration.
-        adapter: the adapter directory, for messages.
-        record: its ``samadapt.json``.
+        adapters: the adapters that are compared, by directory, with their ``samadapt.json``.
         which: the slices to choose; see ``ScoredSlices``.
 
     Raises:
-        ConfigError: when no slice is left, or the adapter was trained on held-out cases.
+        ConfigError: when no slice is left, or an adapter was trained on held-out cases.
     """
     refs = list(context.dataset.slices("val"))
     if which != "held-out":
         # Training may leave out slices (empty ones, data.slice_step); scores include every slice.
         refs = sorted({*refs, *context.dataset.slices("train", empty="keep", step=1)})
-    unknown = why_unknown(context, config.data, record)
-
-    def trained(refs: Sequence[SliceRef]) -> set[SliceRef]:
-        if unknown or record.trained_on is None:
-            return set()
-        # Indices of tiles only mean the same places if the pictures are cut in the same way.
-        same_tiles = context.dataset.tiling == recorded_tiling(record.data_options)
-        return set(seen(context.dataset, refs, record.trained_on, same_slices=same_tiles))
-
+    images = [_KnownImages.of(context, config.data, *item) for item in adapters.items()]
     if which == "unseen":
-        if unknown:
-            raise ConfigError(f"unseen=true: {adapter} {unknown}; score all with all_cases=true")
-        before = trained(refs)
-        refs = [ref for ref in refs if ref not in before]
-        if not refs:
-            raise ConfigError(f"unseen=true: {adapter} was trained on every case of these data")
+        refs = _unseen(context, refs, images)
     if not refs:
         raise ConfigError("data: no case is held out; score every case with all_cases=true")
     refs = first_cases(refs, config.eval.max_cases)
-    before = trained(refs)
     if which == "all":
-        share = "" if unknown else f": {_cases(before)} of {_cases(refs)} were"
-        note = f"cases that the adapter may have been trained on are scored too{share}"
-        return ScoredSlices(refs, which, [note])
-    if before:
+        return ScoredSlices(refs, which, [_note_of_all(context, refs, images)])
+    _refuse_seen(context, refs, images)
+    names = ["the adapter"] if len(images) == 1 else [str(one.adapter) for one in images]
+    notes = [
+        f"{name} {one.unknown}: it may have been some of these cases"
+        for name, one in zip(names, images, strict=True)
+        if one.unknown
+    ]
+    return ScoredSlices(refs, which, notes)
+
+
+@dataclass(frozen=True)
+class _KnownImages:
+    """The training images of an adapter, as far as they are recognised in a data set.
+
+    Attributes:
+        adapter: its directory, for messages.
+        trained: the recorded images; None if they are not recognised here.
+        same_tiles: whether pictures are cut into tiles as they were in training.
+        unknown: why not every training image is recognised; empty if each is.
+    """
+
+    adapter: Path
+    trained: TrainedOn | None
+    same_tiles: bool
+    unknown: str
+
+    @classmethod
+    def of(
+        cls, context: RunContext, data: Data, adapter: Path, record: AdapterRecord
+    ) -> _KnownImages:
+        """Return what is known of an adapter's training images."""
+        unknown = why_unknown(context, data, record)
+        trained = None if unknown else record.trained_on
+        if not unknown and record.init.get("trained_on_known", True) is not True:
+            unknown = "started from an adapter whose training images are not all known"
+        # Indices of tiles only mean the same places if the pictures are cut in the same way.
+        same_tiles = context.dataset.tiling == recorded_tiling(record.data_options)
+        return cls(adapter, trained, same_tiles, unknown)
+
+    def among(self, context: RunContext, refs: Sequence[SliceRef]) -> list[SliceRef]:
+        """Return the slices that the adapter was trained on, as far as that is known."""
+        if self.trained is None:
+            return []
+        return seen(context.dataset, refs, self.trained, same_slices=self.same_tiles)
+
+
+def _seen_by_any(
+    context: RunContext, refs: Sequence[SliceRef], images: Sequence[_KnownImages]
+) -> set[SliceRef]:
+    return {ref for one in images for ref in one.among(context, refs)}
+
+
+def _unseen(
+    context: RunContext, refs: Sequence[SliceRef], images: Sequence[_KnownImages]
+) -> list[SliceRef]:
+    """Return the slices that no adapter was trained on.
+
+    Raises:
+        ConfigError: when the training images of an adapter are not known, or no slice is left.
+    """
+    for one in images:
+        if one.unknown:
+            raise ConfigError(
+                f"unseen=true: {one.adapter} {one.unknown}; score all with all_cases=true"
+            )
+    before = _seen_by_any(context, refs, images)
+    left = [ref for ref in refs if ref not in before]
+    if not left:
+        listed = " and ".join(str(one.adapter) for one in images)
+        were = "was" if len(images) == 1 else "together were"
+        raise ConfigError(f"unseen=true: {listed} {were} trained on every case of these data")
+    return left
+
+
+def _note_of_all(
+    context: RunContext, refs: Sequence[SliceRef], images: Sequence[_KnownImages]
+) -> str:
+    """Return the note that scored cases may have been trained on, and how many were."""
+    counts = f": {_cases(_seen_by_any(context, refs, images))} of {_cases(refs)} were"
+    share = "" if any(one.unknown for one in images) else counts
+    which = "the adapter" if len(images) == 1 else "an adapter"
+    return f"cases that {which} may have been trained on are scored too{share}"
+
+
+def _refuse_seen(
+    context: RunContext, refs: Sequence[SliceRef], images: Sequence[_KnownImages]
+) -> None:
+    """Refuse slices that an adapter was trained on.
+
+    Raises:
+        ConfigError: naming the adapter and the cases.
+    """
+    for one in images:
+        before = one.among(context, refs)
+        if not before:
+            continue
         names = ", ".join(sorted({ref.case for ref in before})[:5])
         raise ConfigError(
-            f"data: {adapter} was trained on {_cases(before)} of the {_cases(refs)} cases that are "
-            f"held out here: {names}. Divide the data as its training did (data.val_every, "
+            f"data: {one.adapter} was trained on {_cases(before)} of the {_cases(refs)} cases that "
+            f"are held out here: {names}. Divide the data as its training did (data.val_every, "
             "data.fold, data.max_cases, data.patient), or score what it was not trained on with "
             "unseen=true, or everything with all_cases=true"
         )
-    notes = [f"the adapter {unknown}: it may have been some of these cases"] if unknown else []
-    return ScoredSlices(refs, which, notes)
 
 
 def why_unknown(context: RunContext, data: Data, record: AdapterRecord) -> str:
