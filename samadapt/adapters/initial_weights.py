@@ -52,6 +52,7 @@ PART_NAMES = {
     "embedding": "the patch embedding",
     "neck": "the neck",
     "decoder": "the mask decoder",
+    "head": "the dense head",
 }
 _MOST_LEAVES = 3
 """Names of tensors that a message lists."""
@@ -121,10 +122,10 @@ def take_over(
     }
     fixed = _unchanging(sam, injection, start)
     before = TokenUse.of_record(record)
-    sources = token_sources(before, now)
+    classes = sources = token_sources(before, now)
     if MASK_TOKENS not in start or MASK_TOKENS not in tensors:
         sources = unmoved(sources, sam)
-    placed = place_tokens(tensors, start, sources)
+    placed = place_tokens(tensors, start, sources, classes)
     parts = _parts(sam, start, placed, fixed)
     own_parts = [part for part in parts if part.name != SHARED]
     if not any(part.loaded for part in own_parts):
@@ -176,7 +177,7 @@ def _parts(
 def _order(name: str) -> tuple[int, str]:
     """Sort parts as the image passes them, and blocks by their number."""
     index = int(name.removeprefix("block ")) if name.startswith("block ") else -1
-    last = ("neck", "decoder", SHARED)
+    last = ("neck", "decoder", "head", SHARED)
     return (10_000 + last.index(name) if name in last else index, name)
 
 

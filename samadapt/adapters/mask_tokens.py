@@ -2,7 +2,8 @@
 
 Without prompts, mask token k predicts class k. Three parts of the mask decoder belong to a token: a
 row of ``mask_tokens``, a hypernetwork, and a row of the last layer of the IoU head. They move
-together. Token 0 gives the single mask and always stays at its place.
+together. Token 0 gives the single mask and always stays at its place. A dense head ends in a layer
+with a row for each class, and these move alike.
 """
 
 from __future__ import annotations
@@ -91,7 +92,10 @@ def unmoved(sources: Sources, sam: Sam) -> list[int | None]:
 
 
 def place_tokens(
-    tensors: Mapping[str, Tensor], start: Mapping[str, Tensor], sources: Sources
+    tensors: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+    sources: Sources,
+    classes: Sources,
 ) -> dict[str, Tensor]:
     """Return the tensors of the first adapter as the model would name and order them.
 
@@ -99,6 +103,7 @@ def place_tokens(
         tensors: the tensors of the first adapter by name.
         start: those of the model, whose rows stay where a token has no source.
         sources: see ``token_sources``.
+        classes: the same for the classes of a dense head, which may move where tokens may not.
     """
     placed: dict[str, Tensor] = {}
     for key, value in tensors.items():
@@ -107,14 +112,22 @@ def place_tokens(
             copies = [place for place, source in enumerate(sources) if source == int(number)]
             placed |= {f"{head}{place}{tail}": value for place in copies}
         elif key in start and has_token_rows(key) and value.shape[1:] == start[key].shape[1:]:
-            rows = start[key].clone()
-            for place, source in enumerate(sources):
-                if source is not None and source < len(value):
-                    rows[place] = value[source]
-            placed[key] = rows
+            placed[key] = _moved(start[key], value, sources)
+        elif key in start and _HEAD_ROWS.fullmatch(key) and value.shape[1:] == start[key].shape[1:]:
+            # Row k - 1 of the head is class k, which is token k.
+            placed[key] = _moved(start[key], value, [s and s - 1 for s in classes[1:]])
         else:
             placed[key] = value
     return placed
+
+
+def _moved(start: Tensor, given: Tensor, sources: Sources) -> Tensor:
+    """Return the rows of ``start``, where they have a source with those of ``given``."""
+    rows = start.clone()
+    for place, source in enumerate(sources[: len(rows)]):
+        if source is not None and source < len(given):
+            rows[place] = given[source]
+    return rows
 
 
 def is_of_token(key: str) -> bool:
@@ -127,6 +140,8 @@ _TOKEN_ROWS = re.compile(
     # Of a LoRA, B and the magnitude have a row for each output; A has none.
     r"\.(weight|bias|lora_B\.weight|lora_magnitude_vector)"
 )
+
+_HEAD_ROWS = re.compile(r".*dense_head\.out\.(weight|bias)")
 
 
 def has_token_rows(key: str) -> bool:

@@ -273,6 +273,9 @@ def differences(config: Config, context: RunContext, record: AdapterRecord) -> l
         "axis of the slices (data.axis)": (record.axis, data.axis),
         "classes may overlap (data.regions)": (record.overlapping, data.overlapping),
     }
+    head = context.sam.dense_head
+    if record.head and head is not None:
+        pairs["side of the dense head (head.size)"] = (record.head.get("side"), head.settings.side)
     if policy.is_semantic:
         pairs["the background is mask token 0"] = (
             bool(record.prompt.get("background_token")),

@@ -15,6 +15,7 @@ from samadapt.adapters.mask_tokens import TokenUse
 from samadapt.adapters.record import AdapterRecord, read_record
 from samadapt.adapters.store import save_adapter, stored_tensors, trainable_state
 from samadapt.errors import AdapterError
+from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.types import Prompts
 from samadapt.sam.weights.loading import base_hash
 
@@ -149,6 +150,36 @@ def test_new_classes_start_from_the_base_and_dropped_ones_are_named(first, start
     assert taken.kept[-1] == "mask tokens of d, c, b"
     assert taken.new == ["mask tokens of e, f"]
     assert taken.left_out == ["mask token of a"]
+
+
+def test_the_rows_of_a_dense_head_move_with_their_classes(tiny_sam, perturb, tmp_path):
+    def make(classes):
+        sam = copy.deepcopy(tiny_sam)
+        sam.add_dense_head(len(classes), HeadSettings(side=32, width=4, scales=2))
+        return sam, inject(sam, find_method("lora")(blocks="last:1", decoder="lora"))
+
+    trained, injection = make("abcd")
+    perturb(injection)
+    record = AdapterRecord(
+        base="tiny",
+        base_sha256=base_hash(tiny_sam),
+        image_size=64,
+        classes=list("abcd"),
+        prompt={"kind": "semantic"},
+        head=trained.dense_head.describe(),
+    )
+    save_adapter(tmp_path / "first", trained, injection, record)
+    record = read_record(tmp_path / "first")
+    sam, injection = make("dae")
+    new = sam.dense_head.out.weight[2].clone()
+    now = TokenUse(("d", "a", "e"), is_semantic=True, count=3)
+    taken = take_over(tmp_path / "first", record, sam, injection, now)
+    for place, source in enumerate([3, 0]):
+        for name in ("weight", "bias"):
+            found, expected = (getattr(one.dense_head.out, name) for one in (sam, trained))
+            assert torch.equal(found[place], expected[source])
+    assert torch.equal(sam.dense_head.out.weight[2], new)
+    assert "the dense head" in taken.kept
 
 
 def test_a_low_rank_decoder_keeps_a_class_only_at_its_place(first, start):

@@ -52,7 +52,8 @@ def test_rows_and_hypernetworks_move_together():
         **{f"{mlp}{n}.layers.0.bias": torch.full((2,), float(n)) for n in range(4)},
     }
     start = {key: torch.full((6, *value.shape[1:]), -1.0) for key, value in given.items()}
-    placed = place_tokens(given, start, [0, 2, None, 1, None, 2])
+    sources = [0, 2, None, 1, None, 2]
+    placed = place_tokens(given, start, sources, sources)
     assert placed[tokens][:, 0].tolist() == placed[f"{iou}bias"].tolist() == [0, 2, -1, 1, -1, 2]
     assert placed[low_rank].shape == (4, 2)  # it has no row for a token, though as many as tokens
     moved = {key: float(value[0]) for key, value in placed.items() if key.startswith(mlp)}
