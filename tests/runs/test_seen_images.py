@@ -105,15 +105,15 @@ def adapter(tiny_sam, tmp_path, record, monkeypatch):
 def seen(monkeypatch):
     """Record all images that the segmenter embeds, in order."""
     images = []
-    from samadapt.inference import volumes as predictor
-
-    embed = predictor.embed
+    from samadapt.inference import embeddings, passes
+    from samadapt.sam.embed import embed
 
     def listen(sam, batch):
         images.extend(image.copy() for image in batch)
         return embed(sam, batch)
 
-    monkeypatch.setattr(predictor, "embed", listen)
+    for module in (embeddings, passes):
+        monkeypatch.setattr(module, "embed", listen)
     return images
 
 
