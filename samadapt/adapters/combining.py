@@ -22,7 +22,7 @@ from samadapt.methods.base import PeftLayers, require, single_method
 from samadapt.system.settings import annotation_of, settings_fields
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from samadapt.sam.model import Sam
     from samadapt.sam.types import AttentionBlock
@@ -93,20 +93,20 @@ class Combined(Method):
         for member in reversed(self.members):
             member.merge(sam, blocks)
 
-    def penalty(self, sam: Sam) -> Tensor | float:
+    def penalty(self, sam: nn.Module) -> Tensor | float:
         """Return the sum over the methods."""
         return sum((member.penalty(sam) for member in self.members), start=0.0)
 
-    def after_step(self, sam: Sam, step: int, total: int) -> None:
+    def after_step(self, sam: nn.Module, step: int, total: int) -> None:
         """Let each method run after the step."""
         for member in self.members:
             member.after_step(sam, step, total)
 
-    def state_dict(self, sam: Sam) -> dict[str, Tensor]:
+    def state_dict(self, sam: nn.Module) -> dict[str, Tensor]:
         """Return the state of each method, under names that begin with the method's."""
         return {f"{m.name}.{key}": x for m in self.members for key, x in m.state_dict(sam).items()}
 
-    def load_state_dict(self, sam: Sam, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, sam: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Restore the state of each method.
 
         Raises:

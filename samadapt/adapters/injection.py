@@ -135,7 +135,7 @@ class Injection:
                 "model's output?"
             )
 
-    def set_training(self, sam: Sam, enabled: bool = True) -> None:
+    def set_training(self, sam: nn.Module, enabled: bool = True) -> None:
         """Switch the adapter's dropout on or off; everything else stays in evaluation mode."""
         sam.eval()
         # peft names its dropout modules lora_dropout, vera_dropout and so on.

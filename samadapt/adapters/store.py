@@ -33,7 +33,7 @@ from samadapt.sam.dense_head import HEAD_NAME, HeadSettings
 from samadapt.system import atomic
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from samadapt.sam.model import Sam
 
@@ -81,7 +81,7 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
     record = replace(
         record,
         method=injection.method.to_dict(),
-        versions=record.versions or _versions(),
+        versions=record.versions or package_versions(),
     )
     needed = sum(value.nbytes for value in tensors.values())
     with atomic.folder(directory, needed) as fresh:
@@ -152,13 +152,13 @@ def merge_adapter(sam: Sam, injection: Injection) -> None:
     sam.requires_grad_(False)
 
 
-def trainable_state(sam: Sam, injection: Injection) -> dict[str, Tensor]:
+def trainable_state(sam: nn.Module, injection: Injection) -> dict[str, Tensor]:
     """Return copies of the trained parameters on the CPU, by their name in the model."""
     parameters = dict(sam.named_parameters())
     return {name: parameters[name].detach().cpu().clone() for name in injection.parameters}
 
 
-def load_trainable_state(sam: Sam, injection: Injection, state: Mapping[str, Tensor]) -> None:
+def load_trainable_state(sam: nn.Module, injection: Injection, state: Mapping[str, Tensor]) -> None:
     """Load what ``trainable_state`` returned.
 
     Raises:
@@ -282,7 +282,8 @@ def _check_base(path: Path, record: AdapterRecord, sam: Sam) -> None:
         )
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that train an adapter."""
     found = {}
     for package in ("samadapt", "torch", "peft", "timm"):
         try:

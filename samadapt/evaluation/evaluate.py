@@ -44,7 +44,7 @@ from samadapt.system.arrays import Array
 if TYPE_CHECKING:
     from samadapt.data.types import Sample
     from samadapt.prompts.policy import PromptPolicy
-    from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.sam.types import Frame
 
 Place = int | PictureTile
@@ -105,7 +105,7 @@ class SlicePredictor:
         scores_objects: also return what the confidence of objects is fitted to and measured by.
     """
 
-    sam: Sam
+    sam: SegmentationModel
     first_trainable_block: int
     features: Callable[..., Tensor]
     policy: PromptPolicy

@@ -18,9 +18,7 @@ from samadapt.methods.peft_method import LinearMethod
 from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from samadapt.sam.model import Sam
+    from torch import Tensor, nn
 
 
 @register("adalora")
@@ -85,7 +83,7 @@ class AdaLoRA(LinearMethod):
         # E has one entry for each direction.
         return self.first_rank * (inputs + outputs + 1)
 
-    def penalty(self, sam: Sam) -> Tensor | float:
+    def penalty(self, sam: nn.Module) -> Tensor | float:
         """Return the weighted mean distance of A A^T and B^T B from the identity matrix."""
         import torch
 
@@ -101,20 +99,20 @@ class AdaLoRA(LinearMethod):
                 distances.append(torch.linalg.matrix_norm(rows @ rows.t() - unit))
         return self.orthogonality * torch.stack(distances).mean() if distances else 0.0
 
-    def after_step(self, sam: Sam, step: int, total: int) -> None:
+    def after_step(self, sam: nn.Module, step: int, total: int) -> None:
         """Update the importances and set the least important directions to zero."""
         from samadapt.methods.adalora_layer import allocate
 
         start, settle = int(self.hold * total), int(self.settle * total)
         allocate(sam, self.first_rank, self.rank, step, total, start=start, settle=settle)
 
-    def state_dict(self, sam: Sam) -> dict[str, Tensor]:
+    def state_dict(self, sam: nn.Module) -> dict[str, Tensor]:
         """Return the running means of the importances, and which directions are kept."""
         from samadapt.methods.adalora_layer import allocator_state
 
         return allocator_state(sam)
 
-    def load_state_dict(self, sam: Sam, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, sam: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Restore the importances. Without a state they start anew.
 
         Raises:

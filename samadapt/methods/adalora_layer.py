@@ -12,10 +12,8 @@ from peft.tuners.adalora.layer import RankAllocator
 from samadapt.methods.peft_library import ADAPTER
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
     from torch.nn import Parameter
-
-    from samadapt.sam.model import Sam
 
 MEANS = ("exp_avg_ipt", "exp_avg_unc")
 """The allocator's running means of the importances and of their uncertainties, by parameter."""
@@ -29,7 +27,7 @@ def is_part(name: str, parts: str = "ABE") -> bool:
 class _Triplets:
     """A model that shows only its AdaLoRA parameters, for peft's allocator."""
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: nn.Module) -> None:
         self.sam = sam
 
     def named_parameters(self, parts: str = "ABE") -> Iterator[tuple[str, Parameter]]:
@@ -37,7 +35,7 @@ class _Triplets:
 
 
 def allocate(
-    sam: Sam, first_rank: int, rank: int, step: int, total: int, *, start: int, settle: int
+    sam: nn.Module, first_rank: int, rank: int, step: int, total: int, *, start: int, settle: int
 ) -> None:
     """Update importances from the gradients, and zero the directions that exceed the budget.
 
@@ -71,7 +69,7 @@ def allocate(
         allocator.mask_using_rank_pattern(triplets, config.rank_pattern)
 
 
-def allocator_state(sam: Sam) -> dict[str, Tensor]:
+def allocator_state(sam: nn.Module) -> dict[str, Tensor]:
     """Return the allocator's running means, and which directions it has kept once that is final.
 
     The keys are ``exp_avg_ipt.NAME`` and ``exp_avg_unc.NAME`` for each parameter, and ``kept.NAME``
@@ -85,7 +83,7 @@ def allocator_state(sam: Sam) -> dict[str, Tensor]:
     return state | {f"kept.{name}": torch.tensor(mask) for name, mask in pattern.items()}
 
 
-def restore_allocator(sam: Sam, first_rank: int, rank: int, state: Mapping[str, Tensor]) -> None:
+def restore_allocator(sam: nn.Module, first_rank: int, rank: int, state: Mapping[str, Tensor]) -> None:
     """Restore the allocator of a stopped training.
 
     Without a state the running means start anew, and the kept directions are those whose E is not
@@ -119,7 +117,7 @@ def restore_allocator(sam: Sam, first_rank: int, rank: int, state: Mapping[str, 
     allocator.peft_config.rank_pattern = {name: mask.tolist() for name, mask in masks.items()}
 
 
-def _new_allocator(sam: Sam, first_rank: int, rank: int) -> RankAllocator:
+def _new_allocator(sam: nn.Module, first_rank: int, rank: int) -> RankAllocator:
     """Return an allocator without importances. ``allocate`` sets its schedule."""
     config = AdaLoraConfig(init_r=first_rank, target_r=rank, total_step=1)
     return RankAllocator(_Triplets(sam), config, ADAPTER)

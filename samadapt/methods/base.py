@@ -15,7 +15,7 @@ from samadapt.errors import AdapterError, ConfigError, nearest
 from samadapt.system.settings import SETTINGS, Settings, Tuple, Whole
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from samadapt.sam.model import Sam
     from samadapt.sam.types import AttentionBlock
@@ -177,12 +177,12 @@ class Method(Settings):
                 "keep the adapter directory, or train with peft=lora"
             )
 
-    def penalty(self, sam: Sam) -> Tensor | float:
+    def penalty(self, sam: nn.Module) -> Tensor | float:
         """Return a term, such as a regulariser, that is added to the loss of every batch."""
         del sam
         return 0.0
 
-    def after_step(self, sam: Sam, step: int, total: int) -> None:
+    def after_step(self, sam: nn.Module, step: int, total: int) -> None:
         """Run after an optimizer step, while the gradients are still there.
 
         Args:
@@ -192,12 +192,12 @@ class Method(Settings):
                 both numbers then count parts of the time (``training.loop.place_in_run``).
         """
 
-    def state_dict(self, sam: Sam) -> dict[str, Tensor]:
+    def state_dict(self, sam: nn.Module) -> dict[str, Tensor]:
         """Return what ``after_step`` remembers from step to step; a checkpoint saves it."""
         del sam
         return {}
 
-    def load_state_dict(self, sam: Sam, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, sam: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Restore the result of ``state_dict``. The trained parameters are in the model already.
 
         Args:

@@ -46,7 +46,7 @@ from samadapt.sam.types import Frame, ImagePrompts, Prompts
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.system.arrays import Array
 
 PICTURE_MEAN, PICTURE_STD = 127.5, 63.75
@@ -110,7 +110,7 @@ class _Chunk:
 
 @torch.no_grad()
 def object_logits(
-    sam: Sam,
+    sam: SegmentationModel,
     embeddings: Float[Tensor, "b c g g"],
     frames: Sequence[Frame],
     prompts: Sequence[ImagePrompts],
@@ -207,7 +207,7 @@ def _packs(prompts: Sequence[ImagePrompts]) -> Iterator[list[_Chunk]]:
 
 @torch.no_grad()
 def segment_objects(
-    sam: Sam,
+    sam: SegmentationModel,
     embeddings: Float[Tensor, "b c g g"],
     frames: Sequence[Frame],
     prompts: Sequence[ImagePrompts],
@@ -242,7 +242,9 @@ def segment_objects(
 
 
 @torch.no_grad()
-def object_numbers(sam: Sam, logits: Tensor, frame: Frame, threshold: float) -> NDArray[np.int32]:
+def object_numbers(
+    sam: SegmentationModel, logits: Tensor, frame: Frame, threshold: float
+) -> NDArray[np.int32]:
     """Return which object each pixel of an image belongs to.
 
     At most ``OBJECTS_PER_DECODE`` masks are held at the image's size at a time.
@@ -294,7 +296,7 @@ def merge_objects(
     return numbers
 
 
-def class_frame(sam: Sam, shape: tuple[int, int]) -> Frame:
+def class_frame(sam: SegmentationModel, shape: tuple[int, int]) -> Frame:
     """Return where an image of ``shape`` (h, w) lies in the square of the class logits.
 
     That is the model's square, or the square of the dense head if the model has one.
@@ -304,7 +306,7 @@ def class_frame(sam: Sam, shape: tuple[int, int]) -> Frame:
     return make_frame(shape, side, sam.preprocessing.resize)
 
 
-def image_embedding(sam: Sam, embeddings: Float[Tensor, "b ..."]) -> Float[Tensor, "b c g g"]:
+def image_embedding(sam: SegmentationModel, embeddings: Float[Tensor, "b ..."]) -> Float[Tensor, "b c g g"]:
     """Return what ``Sam.decode`` takes of what ``embed`` returned."""
     if sam.dense_head is None:
         return embeddings
@@ -312,7 +314,7 @@ def image_embedding(sam: Sam, embeddings: Float[Tensor, "b ..."]) -> Float[Tenso
 
 
 def class_logits(
-    sam: Sam,
+    sam: SegmentationModel,
     embeddings: Float[Tensor, "b ..."],
     num_classes: int,
     *,
@@ -346,7 +348,7 @@ def class_logits(
 
 @torch.no_grad()
 def semantic_logits(
-    sam: Sam,
+    sam: SegmentationModel,
     embeddings: Float[Tensor, "b ..."],
     frames: Sequence[Frame],
     num_classes: int,
@@ -376,7 +378,7 @@ def semantic_logits(
 
 
 def segment_semantic(
-    sam: Sam,
+    sam: SegmentationModel,
     embeddings: Float[Tensor, "b ..."],
     frames: Sequence[Frame],
     num_classes: int,

@@ -27,11 +27,11 @@ from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from samadapt.sam.dense_head import DenseHead
-    from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
 
 
 def pack_frozen(
-    sam: Sam,
+    sam: SegmentationModel,
     head: DenseHead,
     pixels: Float[Tensor, "b 3 s s"],
     pictures: UInt8[Tensor, "b n d d"],
@@ -46,7 +46,7 @@ def pack_frozen(
 
 
 def pack_embedding(
-    sam: Sam, head: DenseHead, packed: Float[Tensor, "b n"], first_trainable_block: int
+    sam: SegmentationModel, head: DenseHead, packed: Float[Tensor, "b n"], first_trainable_block: int
 ) -> Float[Tensor, "b m"]:
     """Run the rest of the encoder on what ``pack_frozen`` returned, with gradients."""
     features, *frozen, picture = _unpack(packed, _frozen_shapes(sam, head, first_trainable_block))
@@ -59,7 +59,7 @@ def pack_embedding(
 
 
 def unpack_embedding(
-    sam: Sam, head: DenseHead, packed: Float[Tensor, "b m"]
+    sam: SegmentationModel, head: DenseHead, packed: Float[Tensor, "b m"]
 ) -> tuple[Float[Tensor, "b c g g"], list[Float[Tensor, "b _ _ _"]], Float[Tensor, "b n d d"]]:
     """Return the embedding, the levels before the neck, and the picture in 0 to 255."""
     shapes = _frozen_shapes(sam, head, head.levels[-1].after)
@@ -67,7 +67,7 @@ def unpack_embedding(
     return embedding, levels, picture
 
 
-def _frozen_shapes(sam: Sam, head: DenseHead, first_trainable_block: int) -> list[tuple[int, ...]]:
+def _frozen_shapes(sam: SegmentationModel, head: DenseHead, first_trainable_block: int) -> list[tuple[int, ...]]:
     """Return the shapes, without the batch, of what ``pack_frozen`` packs."""
     side = head.settings.side
     if first_trainable_block < 0:
@@ -78,7 +78,7 @@ def _frozen_shapes(sam: Sam, head: DenseHead, first_trainable_block: int) -> lis
         for level in before_neck
         if level.after <= first_trainable_block
     ]
-    first = sam.image_encoder.prefix_shape(sam.image_size, first_trainable_block)
+    first = sam.prefix_shape(first_trainable_block)
     return [first, *levels, (head.settings.channels, side, side)]
 
 

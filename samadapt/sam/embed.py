@@ -36,12 +36,12 @@ from samadapt.sam.dense_features import pack_embedding, pack_frozen
 from samadapt.sam.geometry import make_frame, resize_image
 
 if TYPE_CHECKING:
-    from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.sam.types import Frame
     from samadapt.system.arrays import Array
 
 
-def frame_of(sam: Sam, image: Array) -> Frame:
+def frame_of(sam: SegmentationModel, image: Array) -> Frame:
     """Return where an image (h, w, ...) lies in the model's square."""
     return make_frame(image.shape[:2], sam.image_size, sam.preprocessing.resize)
 
@@ -52,7 +52,7 @@ def to_tensor(image: Array, frame: Frame) -> UInt8[Tensor, "c h w"]:
     return torch.tensor(resize_image(image, frame)).permute(2, 0, 1)
 
 
-def to_pixels(sam: Sam, images: Sequence[Array]) -> Float[Tensor, "b 3 s s"]:
+def to_pixels(sam: SegmentationModel, images: Sequence[Array]) -> Float[Tensor, "b n s s"]:
     """Bring images into the model frame, normalised and padded.
 
     An input projection, where the model has one, is applied here and gets its gradient.
@@ -60,16 +60,16 @@ def to_pixels(sam: Sam, images: Sequence[Array]) -> Float[Tensor, "b 3 s s"]:
     Args:
         sam: the model, which says how images are resized and normalised.
         images: b arrays (h, w, 3) uint8 of any sizes, RGB after the intensity rule; (h, w, c) for
-            a model with an input projection.
+            a model of more channels.
 
     Returns:
-        (b, 3, s, s) on the model's device.
+        (b, n, s, s) on the model's device; n is 3 for SAM.
     """
     resized = [to_tensor(image, frame_of(sam, image)) for image in images]
     return sam.preprocess([image.to(sam.device).float() for image in resized])
 
 
-def to_pictures(sam: Sam, images: Sequence[Array], side: int) -> UInt8[Tensor, "b c d d"]:
+def to_pictures(sam: SegmentationModel, images: Sequence[Array], side: int) -> UInt8[Tensor, "b c d d"]:
     """Bring images into the square of a dense head, padded with zeros, on the model's device.
 
     Args:
@@ -86,7 +86,7 @@ def to_pictures(sam: Sam, images: Sequence[Array], side: int) -> UInt8[Tensor, "
 
 
 def embed_prefix(
-    sam: Sam, images: Sequence[Array], first_trainable_block: int
+    sam: SegmentationModel, images: Sequence[Array], first_trainable_block: int
 ) -> Float[Tensor, "b ..."]:
     """Run the encoder up to its first trainable block.
 
@@ -108,7 +108,7 @@ def embed_prefix(
 
 
 def embed_features(
-    sam: Sam, features: Float[Tensor, "b ..."], first_trainable_block: int
+    sam: SegmentationModel, features: Float[Tensor, "b ..."], first_trainable_block: int
 ) -> Float[Tensor, "b ..."]:
     """Run the encoder from its first trainable block on, with gradients.
 
@@ -128,7 +128,7 @@ def embed_features(
 
 
 @torch.no_grad()
-def embed(sam: Sam, images: Sequence[Array]) -> tuple[Float[Tensor, "b ..."], list[Frame]]:
+def embed(sam: SegmentationModel, images: Sequence[Array]) -> tuple[Float[Tensor, "b ..."], list[Frame]]:
     """Embed images of any sizes in one forward pass.
 
     Args:

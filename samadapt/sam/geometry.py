@@ -26,7 +26,8 @@ def make_frame(shape: tuple[int, int], size: int, resize: str = "longest") -> Fr
         shape: (height, width) of the original image.
         size: side of the model's square.
         resize: ``"longest"`` makes the longest side ``size`` and keeps the aspect (sides are
-            rounded half up); ``"squash"`` makes both sides ``size``.
+            rounded half up); ``"shrink"`` does so for larger images only, and smaller ones keep
+            their pixels; ``"squash"`` makes both sides ``size``.
 
     Raises:
         ValueError: a side or the size is not positive, or ``resize`` is unknown.
@@ -38,8 +39,10 @@ def make_frame(shape: tuple[int, int], size: int, resize: str = "longest") -> Fr
         )
     if resize == "squash":
         return Frame((height, width), (size, size), size)
-    if resize != "longest":
-        raise ValueError(f"resize must be 'longest' or 'squash'; got {resize!r}")
+    if resize not in ("longest", "shrink"):
+        raise ValueError(f"resize must be 'longest', 'shrink' or 'squash'; got {resize!r}")
+    if resize == "shrink" and max(height, width) <= size:
+        return Frame((height, width), (height, width), size)
     scale = size * 1.0 / max(height, width)
     resized = (max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5)))
     return Frame((height, width), resized, size)

@@ -18,8 +18,9 @@ from samadapt.sam.dense_head import DenseHead, HeadSettings
 from samadapt.sam.image_encoder import ImageEncoderViT
 from samadapt.sam.mask_decoder_fast import FastMaskDecoder
 from samadapt.sam.prompt_encoder import PromptEncoder
+from samadapt.sam.segmentation_model import SegmentationModel
 from samadapt.sam.tiny_vit import TinyViTEncoder
-from samadapt.sam.types import AttentionBlock, Frame, Level, MaskOutput, Preprocessing, Prompts
+from samadapt.sam.types import AttentionBlock, Level, MaskOutput, Prompts
 from samadapt.sam.weights.builds import BUILDS, Build
 
 # The inputs and outputs of a graph that ``torch.export`` makes of the model.
@@ -27,7 +28,7 @@ for _values in (Prompts, MaskOutput):
     torch.export.register_dataclass(_values, serialized_type_name=f"samadapt.{_values.__name__}")
 
 
-class Sam(nn.Module):
+class Sam(SegmentationModel):
     """SAM for one image size s. The image embedding has g x g cells, with g = s / ``build.stride``.
 
     Args:
@@ -38,15 +39,12 @@ class Sam(nn.Module):
         ConfigError: ``image_size`` is not such a multiple.
     """
 
-    mask_threshold: float = 0.0
     adapter_names: tuple[str, ...] = ()
     """Names of the methods that were injected into this model; empty for a plain one."""
     pixel_mean: Tensor
     pixel_std: Tensor
     input_projection: nn.Conv2d | None
     """Maps images of more than three channels to three; None if images have three."""
-    dense_head: DenseHead | None
-    """Predicts classes at the picture's resolution; None: the mask decoder predicts them."""
 
     def __init__(self, build: Build, image_size: int) -> None:
         super().__init__()
@@ -58,7 +56,7 @@ class Sam(nn.Module):
         self.build = build
         self.image_size = image_size
         self.embedding_size = image_size // build.stride
-        self.preprocessing: Preprocessing = build.preprocessing
+        self.preprocessing = build.preprocessing
         encoder = ImageEncoderViT if build.encoder == "vit" else TinyViTEncoder
         self.image_encoder: ImageEncoderViT | TinyViTEncoder = encoder(build, image_size)
         self.prompt_encoder = PromptEncoder(
@@ -230,32 +228,6 @@ class Sam(nn.Module):
         """Encode images (b, 3, s, s) and decode the prompts."""
         return self.decode(self.encode(images), prompts, multimask=multimask)
 
-    def postprocess(
-        self, logits: Float[Tensor, "b p m h w"], frame: Frame
-    ) -> Float[Tensor, "b p m H W"]:
-        """Resize logits to the original images, with the arithmetic of segment-anything.
-
-        Logits are enlarged to the model's square, the padding is cut off, and the rest is resized
-        to the original size, all bilinear.
-
-        Args:
-            logits: (b, p, m, h, w) in the model frame.
-            frame: the frame that all b images share.
-
-        Returns:
-            (b, p, m, H, W) logits for the pixels of ``frame.original``, in float32 or wider.
-
-        Raises:
-            ValueError: the frame belongs to another image size.
-        """
-        if frame.size not in (self.image_size, self.logits_side):
-            raise ValueError(f"the frame must be of size {self.image_size}; got {frame.size}")
-        planes = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
-        square = functional.interpolate(planes, (frame.size, frame.size), mode="bilinear")
-        valid = square[..., : frame.resized[0], : frame.resized[1]]
-        original = functional.interpolate(valid, frame.original, mode="bilinear")
-        return torch.unflatten(original, 0, logits.shape[:2])
-
     @property
     def logits_side(self) -> int:
         """Side of the grid on which the model predicts classes without a prompt."""
@@ -290,6 +262,10 @@ class Sam(nn.Module):
             ConfigError: the settings do not fit each other.
         """
         self.dense_head = DenseHead(self.levels(), classes, settings).to(self.device, self.dtype)
+
+    def prefix_shape(self, first_trainable_block: int) -> tuple[int, ...]:
+        """Return the shape of what ``encode_prefix`` returns, without the batch."""
+        return self.image_encoder.prefix_shape(self.image_size, first_trainable_block)
 
     def levels(self) -> tuple[Level, ...]:
         """Return the features that the encoder offers to a dense head, the embedding last."""

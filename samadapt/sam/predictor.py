@@ -34,7 +34,7 @@ class ImageTransform:
     """
 
     def __init__(
-        self, target_length: int, resize: Literal["longest", "squash"] = "longest"
+        self, target_length: int, resize: Literal["longest", "shrink", "squash"] = "longest"
     ) -> None:
         self.target_length = target_length
         self.resize = resize

@@ -40,16 +40,16 @@ class Preprocessing:
         normalization: ``"mean_std"`` is (x - mean) / std on RGB of 0 to 255, as in SAM;
             ``"min_max"`` scales each image to [0, 1] by its own extremes before the padding, as in
             MedSAM and LiteMedSAM.
-        resize: ``"longest"`` keeps the aspect and pads on the right and below; ``"squash"``
-            stretches the image to the square.
+        resize: ``"longest"`` keeps the aspect and pads on the right and below; ``"shrink"`` does
+            so too, but enlarges no image; ``"squash"`` stretches the image to the square.
         mean: mean of each channel, for ``"mean_std"``.
         std: standard deviation of each channel, for ``"mean_std"``.
     """
 
     normalization: Literal["mean_std", "min_max"] = "mean_std"
-    resize: Literal["longest", "squash"] = "longest"
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    resize: Literal["longest", "shrink", "squash"] = "longest"
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True)

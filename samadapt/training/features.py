@@ -26,7 +26,7 @@ from samadapt.system.arrays import Array
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.sam.types import Frame
     from samadapt.training.stores import Store
 
@@ -58,7 +58,7 @@ class Features:
 
     def __init__(
         self,
-        sam: Sam,
+        sam: SegmentationModel,
         first_trainable_block: int,
         *,
         base_sha256: str,

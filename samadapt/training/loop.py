@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from samadapt.adapters.injection import Injection
-    from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.training.budget import Budget
     from samadapt.training.checkpoint import Checkpoint
 
@@ -100,7 +100,7 @@ class LoopOptions:
 class TrainableTail(nn.Module):
     """The part of the model that runs in every step: trainable encoder blocks and the decoder."""
 
-    def __init__(self, sam: Sam, first_trainable_block: int, multimask: bool) -> None:
+    def __init__(self, sam: SegmentationModel, first_trainable_block: int, multimask: bool) -> None:
         """Hold the model. ``first_trainable_block`` is that of ``embed_features``.
 
         -1: the whole encoder runs in every step.

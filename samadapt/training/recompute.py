@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
-    from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
 
 
 @contextmanager
-def recomputed(sam: Sam, first_trainable_block: int) -> Iterator[None]:
+def recomputed(sam: SegmentationModel, first_trainable_block: int) -> Iterator[None]:
     """Keep only the input of every trainable attention block, and run it again in backward.
 
     The gradients are bit-equal, also with dropout. The blocks are restored on leaving.

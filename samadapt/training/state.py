@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from samadapt.adapters.injection import Injection
-    from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.training.batches import Batch, Sampler
     from samadapt.training.features import Features
     from samadapt.training.mask_losses import LossFunction
@@ -47,7 +47,7 @@ class Training:
         budget: counts the time, and limits it where the user asks for that.
     """
 
-    sam: Sam
+    sam: SegmentationModel
     injection: Injection
     features: Features
     batches: Iterator[Batch]

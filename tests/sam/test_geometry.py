@@ -141,7 +141,7 @@ def test_boxes_and_labels_agree() -> None:
     ("call", "message"),
     [
         (lambda: make_frame((0, 5), 64), r"must be positive; got \(0, 5\)"),
-        (lambda: make_frame((4, 5), 64, "crop"), "'longest' or 'squash'; got 'crop'"),
+        (lambda: make_frame((4, 5), 64, "crop"), "'longest', 'shrink' or 'squash'; got 'crop'"),
         (lambda: resize_image(np.zeros((4, 5, 3)), make_frame((4, 5), 64)), "uint8.*float64"),
         (lambda: to_model_points(np.zeros((3, 3)), make_frame((4, 5), 64)), r"\(\.\.\., 2\)"),
         (lambda: to_model_boxes(np.zeros((3, 2)), make_frame((4, 5), 64)), r"\(\.\.\., 4\)"),
@@ -154,3 +154,9 @@ def test_boxes_and_labels_agree() -> None:
 def test_wrong_input_is_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_shrink_enlarges_nothing() -> None:
+    assert make_frame((20, 28), 32, "shrink").resized == (20, 28)
+    assert make_frame((32, 28), 32, "shrink").resized == (32, 28)
+    assert make_frame((64, 48), 32, "shrink") == make_frame((64, 48), 32)

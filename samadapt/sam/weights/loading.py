@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from samadapt.errors import WeightsError, nearest
 from samadapt.sam.image_encoder import resample_pos_embed, resample_rel_pos
 from samadapt.sam.model import Sam, build_sam
+from samadapt.sam.segmentation_model import SegmentationModel
 from samadapt.sam.weights.builds import BUILDS, Build
 from samadapt.sam.weights.checkpoints import check_tensors, image_size_of, read_checkpoint
 from samadapt.sam.weights.sources import (
@@ -99,7 +100,7 @@ def load_sam(
     return _freeze(sam)
 
 
-def base_hash(sam: Sam) -> str:
+def base_hash(sam: SegmentationModel) -> str:
     """Return the SHA-256 (hex) of the tensors of a model: sorted names, types, shapes and bytes.
 
     The hash of a freshly loaded model identifies the base that an adapter was trained on. It
