@@ -32,7 +32,7 @@ LAYERS = [
     {"methods", "data"},
     {"prompts"},
     {"adapters"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "baselines"},
     {"inference", "reports"},
     {"export"},
     {"imports"},

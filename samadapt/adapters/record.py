@@ -23,6 +23,9 @@ from samadapt.system.settings import check_value
 
 RECORD = "samadapt.json"
 
+UNET_RECORD = "unet.json"
+"""The same for a U-Net that a run with ``baseline=unet`` trained; it is no adapter."""
+
 LOCAL_OPTIONS = (
     *("root", "image", "label", "annotated", "held_out"),
     *("on_error", "max_gb", "max_seconds"),
@@ -115,13 +118,14 @@ class AdapterRecord:
     init: dict[str, Any] = field(default_factory=dict)
 
 
-def write_record(directory: Path, record: AdapterRecord, weights: Path) -> None:
+def write_record(directory: Path, record: AdapterRecord, weights: Path, name: str = RECORD) -> None:
     """Write ``samadapt.json`` with digests of the weights and of its own entries.
 
     Args:
         directory: the folder to write into.
         record: the entries; options that name files of this machine are left out.
         weights: the weights file that the record belongs to.
+        name: name of the file.
     """
     record = replace(
         record,
@@ -133,14 +137,18 @@ def write_record(directory: Path, record: AdapterRecord, weights: Path) -> None:
     # Convert to what JSON can hold first, because the digest is compared with what is read back.
     values = json.loads(json.dumps(asdict(record)))
     # Entries of few adapters are left out, so that earlier versions read the records of most.
-    for name in ("confidence", "head", "init"):
-        if not values[name]:
-            del values[name]
-    write_json(directory / RECORD, {**values, "record_sha256": digest_of(values)})
+    for optional in ("confidence", "head", "init"):
+        if not values[optional]:
+            del values[optional]
+    write_json(directory / name, {**values, "record_sha256": digest_of(values)})
 
 
-def read_record(directory: Path) -> AdapterRecord:
+def read_record(directory: Path, name: str = RECORD) -> AdapterRecord:
     """Read ``samadapt.json``, check every entry, and compare the record with its digest.
+
+    Args:
+        directory: an adapter directory.
+        name: name of the file; ``UNET_RECORD`` for the folder of a U-Net.
 
     Raises:
         AdapterError: when the directory or file is missing or broken, when an entry is missing,
@@ -148,7 +156,13 @@ def read_record(directory: Path) -> AdapterRecord:
     """
     if not directory.is_dir():
         raise AdapterError(f"{directory}: expected an adapter directory; the folder does not exist")
-    path = directory / RECORD
+    path = directory / name
+    if name == RECORD and not path.exists() and (directory / UNET_RECORD).is_file():
+        raise AdapterError(
+            f"{directory}: expected an adapter of SAM; this is a U-Net that a run with "
+            "baseline=unet trained, which only `samadapt predict` can use. Its scores are in the "
+            "run directory around it"
+        )
     values = read_json(path)
     known = {item.name: item for item in fields(AdapterRecord)}
     missing = [

@@ -16,6 +16,9 @@ configuration, the environment, the splits, the progress, checkpoints, the adapt
 the scores before and after, and overlays. The best step is chosen on a part of the training cases.
 The held-out cases are only scored. train.max_seconds=240 limits the time of the training.
 
+baseline=unet trains a U-Net from scratch instead, on the same slices and with the same scores, to
+compare the two.
+
 Ctrl-C saves a checkpoint and stops; resume=RUN_DIR continues. folds=5 trains five adapters, each
 scored on the cases that it did not see, so that every case is scored once.
 """
@@ -47,14 +50,15 @@ def render(result: dict[str, Any]) -> str:
 
     summary, run_dir = result["summary"], Path(result["run_dir"])
     folds = len(summary.get("folds", ()))
-    adapter = result["adapter_dir"] or "none: nothing was trained"
+    trained = "baseline" if "baseline" in summary else "adapter"
+    weights = result["adapter_dir"] or "none: nothing was trained"
     of_runs = run_dir / "fold_*" if folds else run_dir
     paths = {
-        "adapter": of_runs / "adapter" if folds and summary["adapted"] else adapter,
+        trained: of_runs / trained if folds and summary["adapted"] else weights,
         "report": run_dir / "report.html",
         "overlays": of_runs / "overlays",
     }
-    if not summary["zero_shot"]:
+    if summary["scored"] == "nothing":
         del paths["overlays"]
     text = closing_text(
         Group(*_tables(summary, folds)),
@@ -72,20 +76,26 @@ def _tables(summary: Mapping[str, Any], folds: int) -> list[Any]:
     from rich.text import Text
 
     from samadapt.reports.objects import objects_table
-    from samadapt.reports.tables import paired_table, results_table
+    from samadapt.reports.tables import paired_table, results_table, state_names
 
-    if not summary["zero_shot"]:
+    if summary["scored"] == "nothing":
         count = summary["labelled_cases"]
         return [Text(f"{summary['data']}: nothing was scored; labelled cases: {count}")]
     title = "{data}: {cases} {scored} cases, {slices} {parts}".format_map(summary)
     if folds:
-        title += f"; each scored by the one of {folds} adapters that did not see it"
+        trained = "baseline" if "baseline" in summary else "adapter"
+        title += f"; each scored by the one of {folds} {trained}s that did not see it"
     title += f"; a case is a {summary['case_is']}"
-    tables: list[Any] = [results_table(summary["zero_shot"], summary["adapted"], title=title)]
+    names = state_names(summary)
+    scores = results_table(summary["zero_shot"], summary["adapted"], title=title, names=names)
+    tables: list[Any] = [scores]
     if summary["paired"]:
         tables.append(paired_table(summary["paired"]))
-    states = {n: s for n, s in (("zero-shot", "zero_shot"), ("adapted", "adapted")) if summary[s]}
-    if "instances" in summary["zero_shot"]:
-        objects = {name: summary[state]["instances"] for name, state in states.items()}
+    objects = {
+        name: summary[state]["instances"]
+        for state, name in names.items()
+        if summary[state] and "instances" in summary[state]
+    }
+    if objects:
         tables.append(objects_table(objects))
     return tables

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from samadapt import console
+from samadapt.config.baseline import BASELINES
 from samadapt.config.compose import recipes
 from samadapt.config.help import key_rows, keys_text
 from samadapt.config.schema import PROMPTS, Config, Output
@@ -17,8 +18,9 @@ from samadapt.training.losses import LOSSES
 from samadapt.training.losses.base import targets_text
 
 HELP = """
-Lists what can be named: recipes, models, methods (peft), data sets, prompts, losses, scores and
-export targets. Without an argument it lists all of these; `samadapt ls recipes models` lists two.
+Lists what can be named: recipes, models, methods (peft), data sets, prompts, losses, baselines,
+scores and export targets. Without an argument it lists all of these; `samadapt ls recipes models`
+lists two.
 
   samadapt ls keys             every key of a run with its default, type and meaning
   samadapt ls keys train       the keys of one group
@@ -159,6 +161,7 @@ KINDS: dict[str, Callable[[], Rows]] = {
     "data": _data,
     "prompts": lambda: [{"name": name, "about": about} for name, about in PROMPTS.items()],
     "losses": _losses,
+    "baselines": lambda: [{"name": name, "about": about} for name, about in BASELINES.items()],
     "scores": _scores,
     "targets": _targets,
 }

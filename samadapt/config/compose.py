@@ -15,7 +15,7 @@ from samadapt import console
 from samadapt.adapters.combining import find_method
 from samadapt.config.keys import Key, flatten, groups_of, keys_of, method_key
 from samadapt.config.overrides import find_key, read_value, split_arguments
-from samadapt.config.schema import Config
+from samadapt.config.schema import Config, Head
 from samadapt.config.train import DECODER_LR, STEPS
 from samadapt.errors import ConfigError, nearest
 from samadapt.methods import METHODS
@@ -32,6 +32,10 @@ from samadapt.system.settings import (
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 COMMAND_LINE = "command line"
+
+TIMED_STEPS = 1000
+"""Steps whose share warms a baseline up where the time is limited and not the steps; the loop ends
+a warm-up at a share of the time too."""
 OTHER_NAMES = {"data.labels": "data.classes"}
 """Keys that people know by another name. The name on the right is the one that is stored."""
 TIME_LIMITS = ("train.max_seconds", "train.max_cpu_seconds")
@@ -52,7 +56,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """
     path = recipe_path(recipe)
     base = {"recipe": recipe, **read_yaml(path)}
-    return with_open_values(parse_settings(Config, overrides, base, origin=str(path)))
+    return resolved(parse_settings(Config, overrides, base, origin=str(path)))
 
 
 def from_arguments(arguments: Sequence[str]) -> Config:
@@ -93,7 +97,70 @@ def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or broken, and as ``compose``.
     """
-    return with_open_values(parse_settings(Config, overrides, read_yaml(path), origin=str(path)))
+    return resolved(parse_settings(Config, overrides, read_yaml(path), origin=str(path)))
+
+
+def resolved(config: Config) -> Config:
+    """Return the configuration with the values that follow from others; a second call changes none.
+
+    Raises:
+        ConfigError: when the keys of the baseline do not fit together or the data.
+    """
+    return with_baseline(with_open_values(config))
+
+
+def with_baseline(config: Config) -> Config:
+    """Return the configuration with the keys of the baseline in the place of those for SAM.
+
+    What was chosen for SAM (its method, its learning rates, its batch, its prompts) would cripple a
+    network that trains from scratch. The data, the augmentation, the steps, the validation and the
+    scores stay.
+
+    Raises:
+        ConfigError: for pretrained weights without an encoder, or too many channels.
+    """
+    chosen = config.baseline
+    if chosen.name is None:
+        return config
+    # Imported here, because help texts and listings need none of the data layer.
+    from samadapt.data.channels import MANY, MOST, listed_channels, parse_channel
+
+    if config.init is not None:
+        raise ConfigError(
+            f"init={config.init} starts from an adapter of SAM, and baseline={chosen.name} trains "
+            "from scratch; leave one of the two out"
+        )
+    if chosen.pretrained and chosen.encoder is None:
+        raise ConfigError(
+            "baseline.pretrained=true needs an encoder with ImageNet weights; name one, such as "
+            "baseline.encoder=resnet34"
+        )
+    encoder_lr = chosen.encoder_lr
+    if encoder_lr is None:
+        encoder_lr = chosen.lr / 10 if chosen.pretrained else chosen.lr
+    channels = len(listed_channels(parse_channel(config.data.channel, MANY)))
+    return replace(
+        config,
+        peft=METHODS["none"](),
+        # The U-Net takes all channels directly; readers keep them apart above three.
+        model=replace(config.model, input_channels=channels if channels > MOST else None),
+        prompts=replace(config.prompts, name="semantic"),
+        head=Head(),
+        train=replace(
+            config.train,
+            batch_size=chosen.batch_size,
+            accumulate=1,
+            lr=encoder_lr,
+            decoder_lr=chosen.lr,
+            weight_decay=chosen.weight_decay,
+            warmup_steps=round(chosen.warmup * (config.train.steps or TIMED_STEPS)),
+            schedule=chosen.schedule,
+            clip=chosen.clip,
+            recompute=False,
+        ),
+        # There are no frozen features to keep, so every step augments its slices anew.
+        cache=replace(config.cache, enabled="off", variants=0),
+    )
 
 
 def with_open_values(config: Config) -> Config:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
+from samadapt.config.baseline import Baseline
 from samadapt.config.described import DescribesOption, OfDataSet, OfModel
 from samadapt.config.train import MAX_LR, Train
 from samadapt.errors import nearest
@@ -467,6 +468,7 @@ class Config(Settings):
     head: Head = field(default_factory=Head)
     loss: Loss = field(default_factory=Loss)
     train: Train = field(default_factory=Train)
+    baseline: Baseline = field(default_factory=Baseline)
     cache: Cache = field(default_factory=Cache)
     eval: Eval = field(default_factory=Eval)
     output: Output = field(default_factory=Output)

@@ -83,7 +83,9 @@ def allocator_state(sam: nn.Module) -> dict[str, Tensor]:
     return state | {f"kept.{name}": torch.tensor(mask) for name, mask in pattern.items()}
 
 
-def restore_allocator(sam: nn.Module, first_rank: int, rank: int, state: Mapping[str, Tensor]) -> None:
+def restore_allocator(
+    sam: nn.Module, first_rank: int, rank: int, state: Mapping[str, Tensor]
+) -> None:
     """Restore the allocator of a stopped training.
 
     Without a state the running means start anew, and the kept directions are those whose E is not

@@ -17,6 +17,7 @@ import numpy as np
 from samadapt.console import printable
 from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
+from samadapt.reports.tables import STATES
 from samadapt.system import atomic
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def draw_overlay(
     points: ArrayLike | None = None,
     point_labels: ArrayLike | None = None,
     spacing: tuple[float, float] = (1.0, 1.0),
+    names: Mapping[str, str] = STATES,
 ) -> Path:
     """Draw one slice as panels side by side, image, ground truth, zero-shot and adapted.
 
@@ -119,6 +121,7 @@ def draw_overlay(
         point_labels: the shape of ``points`` without the last axis: 1 foreground, 0 background,
             -1 not drawn; None: all are foreground.
         spacing: (row, column) size of a pixel in mm; the drawing keeps their ratio.
+        names: what people call the states; see ``tables.state_names``.
 
     Returns:
         ``path``.
@@ -126,7 +129,8 @@ def draw_overlay(
     Raises:
         DataError: for labels of another shape than the image.
     """
-    panels = _panels(truth, zero_shot, adapted, scores or {}, scores_of)
+    predicted = {"zero_shot": zero_shot, "adapted": adapted}
+    panels = _panels(truth, predicted, scores or {}, scores_of, names)
     for panel in panels:
         if panel.labels is not None and panel.labels.shape != image.shape[:2]:
             raise DataError(
@@ -158,16 +162,16 @@ def draw_overlay(
 
 def _panels(
     truth: NDArray[Any],
-    zero_shot: NDArray[Any] | None,
-    adapted: NDArray[Any] | None,
+    predicted: Mapping[str, NDArray[Any] | None],
     scores: Mapping[str, Mapping[str, float]],
     scores_of: str,
+    names: Mapping[str, str],
 ) -> list[_Panel]:
     panels = [_Panel("image", None), _Panel("ground truth", truth)]
-    states = (("zero-shot", "zero_shot", zero_shot), ("adapted", "adapted", adapted))
-    for heading, state, labels in states:
+    for state, labels in predicted.items():
         if labels is None:
             continue
+        heading = names[state]
         dice = {name: d for name, d in scores.get(state, {}).items() if not math.isnan(d)}
         if not dice:
             panels.append(_Panel(heading, labels))

@@ -43,6 +43,17 @@ FLAG_TEXT = {
 }
 
 
+def state_names(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Return what people call the states of a run.
+
+    Args:
+        summary: the content of ``summary.json``. With an entry ``baseline``, another model trained
+            in SAM's place, and ``adapted`` holds its scores.
+    """
+    baseline = summary.get("baseline")
+    return STATES if baseline is None else {**STATES, "adapted": str(baseline["title"])}
+
+
 def write_summary(directory: Path, summary: Mapping[str, Any], name: str = SUMMARY_NAME) -> Path:
     """Write ``directory/summary.json``, or a file of another name, whole or not at all.
 
@@ -146,6 +157,7 @@ def results_table(
     adapted: Mapping[str, Any] | None,
     *,
     title: str | None = None,
+    names: Mapping[str, str] = STATES,
 ) -> Table:
     """Return a table that compares two summaries of ``metrics.summarise``.
 
@@ -153,8 +165,10 @@ def results_table(
         zero_shot: the scores before training; None if they were not measured.
         adapted: the scores after training; None if they were not measured.
         title: see ``states_table``.
+        names: what people call the two states; see ``state_names``.
     """
-    return states_table({"zero-shot": zero_shot, "adapted": adapted}, title=title)
+    measured = {names["zero_shot"]: zero_shot, names["adapted"]: adapted}
+    return states_table(measured, title=title)
 
 
 def states_table(

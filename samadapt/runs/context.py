@@ -25,11 +25,13 @@ from samadapt.data.pseudonyms import hide_names, open_key, write_key
 from samadapt.data.splits import listed_names
 from samadapt.data.stacks import Stacks
 from samadapt.data.training_draw import use_training_cases
-from samadapt.errors import ConfigError, DataError
+from samadapt.errors import ConfigError, DataError, RunError
 from samadapt.prompts.policy import PromptPolicy
+from samadapt.runs.baseline import open_baseline
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
 from samadapt.sam.attention.compiled import describe_attention
 from samadapt.sam.dense_head import HeadSettings
+from samadapt.sam.model import Sam
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.system.limits import set_limits
 from samadapt.training.precision import Precision, choose_device, choose_precision
@@ -38,7 +40,7 @@ from samadapt.training.samples import TrainingSamples
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config, Data, Head
-    from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
 
 
 @dataclass
@@ -52,9 +54,9 @@ class RunContext:
         precision: the arithmetic of the forward and backward passes.
         policy: how the adapted model is prompted.
         dataset: the cases, their slices and the classes.
-        sam: the model with its adapter, on ``device``.
+        model: SAM with its adapter, or the model that trains in its place, on ``device``.
         base_sha256: the hash of the base weights, from before the adapter was injected.
-        injection: which parameters of ``sam`` are trained.
+        injection: which parameters of ``model`` are trained.
         base_copy: the base model without the adapter, on the CPU, for an evaluation, which puts
             the trained adapter into it; None in other runs.
     """
@@ -65,10 +67,22 @@ class RunContext:
     precision: Precision
     policy: PromptPolicy
     dataset: Dataset
-    sam: Sam
+    model: SegmentationModel
     base_sha256: str
     injection: Injection
     base_copy: Sam | None = None
+
+    @property
+    def sam(self) -> Sam:
+        """The model of a run that adapts SAM."""
+        if not isinstance(self.model, Sam):
+            raise RunError("this run adapts no SAM: it was started with baseline=unet")
+        return self.model
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether another model trains in SAM's place, with ``baseline=unet``."""
+        return not isinstance(self.model, Sam)
 
     @property
     def zero_shot_policy(self) -> PromptPolicy:
@@ -100,7 +114,7 @@ def open_run(
     trained_in: Path | None = None,
     background_token: bool = False,
 ) -> RunContext:
-    """Open the data set, load the model and inject the adapter.
+    """Open the data set, load the model and inject the adapter, or build the baseline.
 
     The order matters: everything random is seeded first, and the base weights are hashed before
     the adapter changes the model. ``env.json`` and ``splits.json`` are written.
@@ -126,20 +140,13 @@ def open_run(
     seed_all(config.seed)
     policy = prompt_policy(config, background_token=background_token)
     dataset = _open_dataset_of_run(config, run_dir, policy, progress, trained_in)
-    sam = load_sam(config.model.name, config.model.checkpoint, config.model.image_size)
-    # The copy is made before the model moves to the device and before the adapter changes it.
-    base_copy = deepcopy(sam) if copies_base else None
-    sam.to(device)
-    base_sha256 = base_hash(sam)
-    if policy.is_semantic and len(dataset.classes) > sam.build.num_multimask:
-        sam.resize_mask_tokens(len(dataset.classes))  # one mask token for each class
-    if config.model.input_channels:
-        sam.add_input_projection(config.model.input_channels)
-    if config.head.name == "unet":
-        add_head(sam, config.head, dataset, policy)
-    injection = inject(sam, config.peft)
-    # The layers that were added since the first move go to the device too.
-    precision.store_frozen(sam.to(device), injection.exact)
+    if config.baseline.name is None:
+        opened = _open_sam(config, policy, dataset, device, copies_base=copies_base)
+        # The layers that were added since the first move go to the device too.
+        precision.store_frozen(opened.model.to(device), opened.injection.exact)
+    else:
+        unet, whole = open_baseline(config.baseline, dataset, config.seed)
+        opened = _OpenedModel(unet.to(device), base_hash(unet), whole)
     progress.say(f"device {device}, precision {precision.name}: {precision.reason}")
     if device.type == "cpu":
         progress.say(f"attention {describe_attention()}")
@@ -151,10 +158,10 @@ def open_run(
         precision=precision,
         policy=policy,
         dataset=dataset,
-        sam=sam,
-        base_sha256=base_sha256,
-        injection=injection,
-        base_copy=base_copy,
+        model=opened.model,
+        base_sha256=opened.base_sha256,
+        injection=opened.injection,
+        base_copy=opened.base_copy,
     )
 
 
@@ -179,6 +186,39 @@ def add_head(sam: Sam, head: Head, dataset: Dataset, policy: PromptPolicy) -> No
         channels=sam.input_channels,
     )
     sam.add_dense_head(len(dataset.classes), settings)
+
+
+@dataclass(frozen=True)
+class _OpenedModel:
+    """The model of a run, see ``RunContext``."""
+
+    model: SegmentationModel
+    base_sha256: str
+    injection: Injection
+    base_copy: Sam | None = None
+
+
+def _open_sam(
+    config: Config,
+    policy: PromptPolicy,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    copies_base: bool,
+) -> _OpenedModel:
+    """Load SAM onto the device and inject the adapter, which may still be on the CPU."""
+    sam = load_sam(config.model.name, config.model.checkpoint, config.model.image_size)
+    # The copy is made before the model moves to the device and before the adapter changes it.
+    base_copy = deepcopy(sam) if copies_base else None
+    sam.to(device)
+    base_sha256 = base_hash(sam)
+    if policy.is_semantic and len(dataset.classes) > sam.build.num_multimask:
+        sam.resize_mask_tokens(len(dataset.classes))  # one mask token for each class
+    if config.model.input_channels:
+        sam.add_input_projection(config.model.input_channels)
+    if config.head.name == "unet":
+        add_head(sam, config.head, dataset, policy)
+    return _OpenedModel(sam, base_sha256, inject(sam, config.peft), base_copy)
 
 
 def _open_dataset_of_run(

@@ -103,7 +103,8 @@ def pool_folds(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
     """
     summaries = [read_summary(run) for run in runs]
     splits = [json.loads((run / "splits.json").read_text(encoding="utf-8")) for run in runs]
-    classes = list(summaries[0]["zero_shot"]["per_class"])
+    states = [state for state in ("zero_shot", "adapted") if summaries[0][state]]
+    classes = list(summaries[0][states[0]]["per_class"])
     rows: dict[str, list[CaseClassScore]] = {"zero_shot": [], "adapted": []}
     for run in runs:
         # The scores of single cases are pooled, and not the means of the folds: intervals are over
@@ -112,15 +113,19 @@ def pool_folds(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
             rows[state] += found
     pooled: dict[str, Any] = {}
     for state, found in rows.items():
-        first = summaries[0][state]  # None for "adapted" if nothing was trained
+        first = summaries[0][state]  # None if nothing was trained, or there is no base model
         marks = first and {key: first[key] for key in ("prompt", "oracle_prompt")}
         pooled[state] = first and summarise(found, classes, intervals=True) | marks
-    if "instances" in summaries[0]["zero_shot"]:
+    if "instances" in summaries[0][states[0]]:
         for state, matches in _pool_objects(parent, runs).items():
             pooled[state]["instances"] = summarise_objects(matches, classes)
     _mark_untrained(pooled["adapted"], summaries)
-    paired = pooled["adapted"] and compare_states(rows["zero_shot"], rows["adapted"], classes)
-    rule = f"{len(runs)} folds by case: each case is scored by the adapter that did not see it"
+    paired = None
+    if len(states) == 2:
+        paired = compare_states(rows["zero_shot"], rows["adapted"], classes)
+    baseline = {key: summaries[0][key] for key in ("baseline",) if key in summaries[0]}
+    scorer = "U-Net" if baseline else "adapter"
+    rule = f"{len(runs)} folds by case: each case is scored by the {scorer} that did not see it"
     write_json(parent / "splits.json", {"rule": rule, "folds": splits})
     write_per_case(parent / "eval", {state: found for state, found in rows.items() if found})
     return {
@@ -128,6 +133,7 @@ def pool_folds(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
         "paired": paired,
         **{key: summaries[0][key] for key in SHARED_BY_FOLDS},
         **{key: summaries[0][key] for key in ("init",) if key in summaries[0]},
+        **baseline,
         "split": rule,
         "cases": sum(summary["cases"] for summary in summaries),
         "slices": sum(summary["slices"] for summary in summaries),

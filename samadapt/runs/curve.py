@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from samadapt import console
-from samadapt.config.compose import parse_settings, read_yaml, to_dict, to_yaml, with_open_values
+from samadapt.config.compose import parse_settings, read_yaml, resolved, to_dict, to_yaml
 from samadapt.config.curve_arguments import CurveArguments
 from samadapt.config.schema import Config
 from samadapt.data.checks.resumed_run import check_unchanged
@@ -28,7 +28,7 @@ from samadapt.reports.tables import read_per_case, write_summary
 from samadapt.runs.context import open_data, prompt_policy, read_splits
 from samadapt.runs.finetune import train_and_score
 from samadapt.runs.part_runs import is_finished, part_of, prepare_part, read_summary
-from samadapt.runs.run_directory import MAY_MOVE, locked, make_run_dir
+from samadapt.runs.run_directory import MAY_MOVE, locked, make_run_dir, trained_name
 from samadapt.runs.run_page import configuration_text
 from samadapt.system import atomic
 from samadapt.system.launchers import refuse_several_processes
@@ -231,8 +231,12 @@ def planned_runs(arguments: CurveArguments, sizes: Sequence[int]) -> Iterator[Cu
 
 
 def arms_of(config: Config) -> dict[str, Config]:
-    """Return the ways to train that are compared, by name."""
-    return {config.peft.name: with_open_values(config)}
+    """Return the ways to train that are compared, by name; with ``baseline=unet`` there are two."""
+    adapter = replace(config, baseline=replace(config.baseline, name=None))
+    arms = {config.peft.name: resolved(adapter)}
+    if config.baseline.name is not None:
+        arms[trained_name(config)] = resolved(config)
+    return arms
 
 
 def write_results(

@@ -186,7 +186,7 @@ def use_trained_adapter(
         raise RunError("the run keeps no copy of the base model; open it with copies_base=True")
     context.injection = load_into(adapter, sam.to(context.device), record)
     context.precision.store_frozen(sam.to(context.device), context.injection.exact)
-    context.sam, context.base_copy = sam, None
+    context.model, context.base_copy = sam, None
     # Features that are not kept are computed with the model, which has changed.
     features.sam = sam
 

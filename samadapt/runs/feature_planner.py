@@ -51,7 +51,7 @@ class FeaturePlanner:
         """Make the features, without a store."""
         run = self.context
         self.features = Features(
-            run.sam,
+            run.model,
             run.injection.first_trainable_block,
             base_sha256=run.base_sha256,
             autocast=run.autocast,
@@ -86,6 +86,8 @@ class FeaturePlanner:
             RunError: when there is too little room for them.
         """
         cache, injection = config.cache, self.context.injection
+        if self.context.is_baseline:
+            return  # a model that trains from scratch has no frozen blocks
         trained = "input projection" if "input" in injection.groups else "patch embedding"
         blocked = "" if injection.has_frozen_prefix else f"training of the {trained}"
         if cache.enabled == "on" and (blocked or self.augments_anew):

@@ -15,11 +15,12 @@ import numpy as np
 
 from samadapt import console
 from samadapt.adapters.store import load_trainable_state, trainable_state
-from samadapt.config.compose import with_open_values
+from samadapt.config.compose import resolved
 from samadapt.config.schema import Config
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, RunError
 from samadapt.evaluation.confidence import ConfidenceCurve, confidence_error
+from samadapt.runs.baseline import training_report
 from samadapt.runs.confidence import confidence_entry, fit_to_validation
 from samadapt.runs.context import RunContext, open_run, training_samples
 from samadapt.runs.cross_validation import cross_validate
@@ -31,7 +32,12 @@ from samadapt.runs.initial_adapter import (
     with_initial_digest,
 )
 from samadapt.runs.results import adapter_record, write_adapter, write_scores
-from samadapt.runs.run_directory import locked, open_run_dir, removed_if_refused
+from samadapt.runs.run_directory import (
+    has_trained_weights,
+    locked,
+    open_run_dir,
+    removed_if_refused,
+)
 from samadapt.runs.run_loss import choose_loss
 from samadapt.runs.run_slices import (
     RunSlices,
@@ -78,8 +84,8 @@ class FinetuneResult:
 
     Attributes:
         run_dir: the run directory.
-        adapter_dir: the adapter of the best step, or of the last one if nothing was validated; None
-            if nothing was trained.
+        adapter_dir: the adapter, or the U-Net, of the best step, or of the last one if nothing was
+            validated; None if nothing was trained.
         summary: the content of ``eval/summary.json``.
     """
 
@@ -89,7 +95,7 @@ class FinetuneResult:
 
 
 def finetune(config: Config) -> FinetuneResult:
-    """Train an adapter and score it as the configuration says.
+    """Train an adapter, or the baseline in its place, and score it as the configuration says.
 
     Raises:
         UserError: for a mistake in configuration, data or weights; nothing was trained. Also when
@@ -99,7 +105,7 @@ def finetune(config: Config) -> FinetuneResult:
         InterruptedRunError: after Ctrl-C or another signal, with a checkpoint written.
     """
     refuse_several_processes()
-    config = with_initial_digest(with_open_values(config))
+    config = with_initial_digest(resolved(config))
     # Refuse a batch size that is not a multiple of the stack.
     stacks_in_batch(config.train.batch_size, config.peft.stack)
     if config.folds is not None:
@@ -136,7 +142,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             check_numbered_objects(scorer, slices.test)
             # Before the first step a fresh adapter changes nothing, so the weights from before
             # training stand for the base model, also where training starts from other ones.
-            weights_before = trainable_state(context.sam, context.injection)
+            weights_before = trainable_state(context.model, context.injection)
             first = start_from_adapter(
                 config, context, slices.test, is_resumed=checkpoint is not None
             )
@@ -154,6 +160,8 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         if untrained:
             context.say(f"warning: {untrained_text(untrained)}")
         context.say(context.injection.report())
+        if context.is_baseline:
+            context.say(training_report(config))
 
         compute_features(planner, slices, budget)
         # A resumed run may have used up its time; it then goes on to the scores.
@@ -235,8 +243,8 @@ def score_held_out(
             why there is none.
 
     Returns:
-        The scores of the base model, and those of the trained model, which is None if nothing is
-        trained. Both are None if nothing is held out.
+        The scores of the base model, which is None for a baseline, and those of the trained model,
+        which is None if nothing is trained. Both are None if nothing is held out.
     """
     context, adapted = scorer.context, None
     if not refs:
@@ -246,6 +254,8 @@ def score_held_out(
         with context.progress.phase("adapted"):
             adapted = scorer.score(refs, context.policy, confidence=not isinstance(curve, str))
         adapted.summary["confidence"] = confidence_error(curve, adapted.object_scores)
+    if context.is_baseline:
+        return None, adapted  # a random U-Net is no model before training
     # The base model is scored last, so that training starts at once. Before the first step the
     # adapter changes nothing, so the weights from before training stand for the base model.
     with with_weights(context, weights_before), context.progress.phase("zero-shot"):
@@ -266,8 +276,8 @@ def prepare_resume(context: RunContext) -> Checkpoint | None:
         atomic.remove_leftovers(directory)
     checkpoint, step = None, 0
     # A finished run without a checkpoint is refused by load_checkpoint and not trained again.
-    if has_checkpoint(folder) or (run_dir / "adapter").exists():
-        like = trainable_state(context.sam, context.injection)
+    if has_checkpoint(folder) or has_trained_weights(run_dir):
+        like = trainable_state(context.model, context.injection)
         checkpoint = load_checkpoint(folder, context.say, like=like)
         step = checkpoint.step
     else:
@@ -295,7 +305,7 @@ def check_disk_space(context: RunContext, *, averages: bool) -> None:
     """
     folder = context.run_dir / "checkpoints"
     copies = COPIES + context.injection.method.state_copies + averages
-    one = checkpoint_bytes(trainable_state(context.sam, context.injection), copies)
+    one = checkpoint_bytes(trainable_state(context.model, context.injection), copies)
     lacking = KEEP + 1 - min(KEEP, len(saved(folder)))
     needed, free = lacking * one, shutil.disk_usage(context.run_dir).free
     if free < needed:
@@ -310,13 +320,13 @@ def check_disk_space(context: RunContext, *, averages: bool) -> None:
 @contextmanager
 def with_weights(context: RunContext, state: Mapping[str, Tensor]) -> Iterator[None]:
     """Put other trained weights into the model while the block runs."""
-    kept = trainable_state(context.sam, context.injection)
+    kept = trainable_state(context.model, context.injection)
     try:
-        load_trainable_state(context.sam, context.injection, state)
+        load_trainable_state(context.model, context.injection, state)
         yield
     finally:
         # The trained weights come back, because the adapter is written from the model afterwards.
-        load_trainable_state(context.sam, context.injection, kept)
+        load_trainable_state(context.model, context.injection, kept)
 
 
 def train_adapter(
@@ -351,11 +361,11 @@ def train_adapter(
     # This generator draws the prompts and augmentations. A run is one process today, so the
     # process index is 0.
     rng = np.random.default_rng([config.seed, accelerator.process_index])
-    logits_side = context.sam.logits_side
+    logits_side = context.model.logits_side
 
     def frame(image: Array) -> Frame:
         """Return where an image lies in the square that the loss is computed on."""
-        return class_frame(context.sam, image.shape[:2])
+        return class_frame(context.model, image.shape[:2])
 
     def make(drawn: Sequence[TrainingStack]) -> Any:
         stack, trained, versions = samples.take(drawn, rng)
@@ -368,7 +378,7 @@ def train_adapter(
         return math.nan if value is None else float(value)
 
     training = Training(
-        sam=context.sam,
+        sam=context.model,
         injection=context.injection,
         features=planner.features,
         batches=endless(items, sampler, make),

@@ -19,6 +19,7 @@ from samadapt import console
 from samadapt.config.compose import to_yaml
 from samadapt.config.schema import Config
 from samadapt.errors import UserError
+from samadapt.runs.run_directory import has_trained_weights
 from samadapt.system import atomic
 from samadapt.system.interrupt import InterruptedRunError
 
@@ -26,11 +27,11 @@ SUMMARY = Path("eval") / "summary.json"
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether a part has its scores and, if it trains anything, its adapter, written last."""
+    """Whether a part has its scores and, if it trains anything, its weights, written last."""
     if not (run_dir / SUMMARY).is_file():
         return False
     trains_nothing = read_summary(run_dir)["adapted"] is None
-    return trains_nothing or (run_dir / "adapter" / "samadapt.json").is_file()
+    return trains_nothing or has_trained_weights(run_dir)
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:

@@ -46,7 +46,6 @@ def _row(run_dir: Path) -> dict[str, Any]:
     config, summary = _config(run_dir), _summary(run_dir)
     # A learning curve has no scores of its own; this file is written last.
     is_curve = (run_dir / "curve.json").is_file()
-    method = config.get("peft")
     # The name of a run starts with its date. A renamed run and a fold have no date in their names.
     stamp = _STAMP.match(run_dir.name)
     written = (run_dir / "config.yaml").stat().st_mtime
@@ -56,7 +55,7 @@ def _row(run_dir: Path) -> dict[str, Any]:
     return {
         "name": str(run_dir),
         "recipe": Path(str(config.get("recipe", ""))).stem,
-        "method": method.get("name", "") if isinstance(method, Mapping) else str(method or ""),
+        "method": _option(config.get("baseline")) or _option(config.get("peft")),
         "date": f"{date:%Y-%m-%d %H:%M}",
         "before": _dice(summary, "zero_shot"),
         "after": _dice(summary, "adapted"),
@@ -77,6 +76,11 @@ def _config(run_dir: Path) -> Mapping[str, Any]:
     except ConfigError:
         return {}
     return content if isinstance(content, Mapping) else {}
+
+
+def _option(group: object) -> str:
+    """Return the name of the option that a group of a configuration chooses."""
+    return str((group.get("name") if isinstance(group, Mapping) else group) or "")
 
 
 def _summary(run_dir: Path) -> Mapping[str, Any]:

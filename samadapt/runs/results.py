@@ -8,15 +8,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samadapt.adapters.record import RECORD, AdapterRecord, portable_options, read_record
+from samadapt.adapters.record import (
+    RECORD,
+    UNET_RECORD,
+    AdapterRecord,
+    portable_options,
+    read_record,
+)
 from samadapt.adapters.store import save_adapter
+from samadapt.baselines.store import save_unet
+from samadapt.baselines.unet import UNet
 from samadapt.data.checks.resumed_run import merge_trained_on
 from samadapt.data.checks.training_record import trained_on
 from samadapt.data.intensity import visible
 from samadapt.reports.objects import write_objects
 from samadapt.reports.overlays import choose_cases, draw_overlay
 from samadapt.reports.plots import plot_progress
-from samadapt.reports.tables import write_per_case, write_summary
+from samadapt.reports.tables import state_names, write_per_case, write_summary
 from samadapt.runs.run_page import configuration_text, page_title, write_page
 from samadapt.runs.summary import NOT_SCORED
 
@@ -49,14 +57,14 @@ def write_scores(
     evaluations = {state: found for state, found in states.items() if found}
     scored = adapted or zero_shot
     folder = context.run_dir / "eval"
-    if zero_shot and zero_shot.objects:
+    if scored and scored.objects:
         write_objects(folder, {state: found.objects for state, found in evaluations.items()})
     write_summary(folder, summary)
     write_per_case(folder, {state: found.rows for state, found in evaluations.items()})
     rows = scored.rows if scored else []
     cases = list(choose_cases(rows).items())[: config.eval.overlays]
     if cases:
-        draw_overlays(context, cases, evaluations)
+        draw_overlays(context, cases, evaluations, state_names(summary))
     metrics = context.run_dir / "metrics.jsonl"
     if metrics.is_file():
         plot_progress(metrics, context.run_dir / "progress.png")
@@ -75,23 +83,26 @@ def draw_overlays(
     context: RunContext,
     cases: Sequence[tuple[str, str]],
     evaluations: Mapping[str, Evaluation],
+    names: Mapping[str, str],
 ) -> None:
     """Draw the best, median and worst cases, each on its slice with the most ground truth.
 
     Args:
         context: the run.
         cases: (rank, name) of each case, as in ("best", "case_07").
-        evaluations: the scores by state, ``zero_shot`` and ``adapted``.
+        evaluations: the scores by state, ``zero_shot`` and ``adapted``; one may be missing.
+        names: what people call the states.
     """
-    zero_shot, adapted = evaluations["zero_shot"], evaluations.get("adapted")
+    zero_shot, adapted = evaluations.get("zero_shot"), evaluations.get("adapted")
+    last = list(evaluations.values())[-1]
     for rank, case in cases:
-        ref, position = (adapted or zero_shot).shown[case]
+        ref, position = last.shown[case]
         sample = context.dataset.sample(ref)
         spacing = context.dataset.case(case).spacing_mm
         draw_overlay(
             visible(sample.image),
             sample.shown,
-            zero_shot.labels[case][position],
+            zero_shot.labels[case][position] if zero_shot else None,
             adapted.labels[case][position] if adapted else None,
             context.dataset.classes,
             path=context.run_dir / "overlays" / f"{rank}_{case}.png",
@@ -101,47 +112,55 @@ def draw_overlays(
                 for state, found in evaluations.items()
             },
             spacing=spacing[:2] if spacing else (1.0, 1.0),
+            names=names,
         )
 
 
 def write_adapter(context: RunContext, record: AdapterRecord, summary: Mapping[str, Any]) -> Path:
-    """Write the adapter, and return its directory.
+    """Write the adapter, or the U-Net, and return its directory.
 
     Args:
         context: the run.
-        record: what the adapter must remember; its scores come from ``summary``.
+        record: what it must remember; its scores come from ``summary``.
         summary: the content of ``eval/summary.json``.
     """
-    directory = context.run_dir / "adapter"
+    model = context.model
+    is_unet = isinstance(model, UNet)
+    directory = context.run_dir / ("baseline" if is_unet else "adapter")
+    name = UNET_RECORD if is_unet else RECORD
     # The model card shows these scores, and evaluations read from them what was not trained.
     scores = {key: summary[key] for key in ("zero_shot", "adapted", "oracle_prompt", "data")}
     if summary["adapted"] is None:
         scores = {"reason": NOT_SCORED, "labelled_cases": summary["labelled_cases"]}
     record = replace(record, scores=scores)
-    if (directory / RECORD).is_file():  # a resumed run was also trained on what it saw before
-        before = read_record(directory).trained_on
+    if (directory / name).is_file():  # a resumed run was also trained on what it saw before
+        before = read_record(directory, name).trained_on
         record = replace(record, trained_on=merge_trained_on(before, record.trained_on or {}))
-    save_adapter(directory, context.sam, context.injection, record)
+    if isinstance(model, UNet):
+        save_unet(directory, model, record)
+    else:
+        save_adapter(directory, context.sam, context.injection, record)
     return directory
 
 
 def adapter_record(config: Config, context: RunContext) -> AdapterRecord:
-    """Return what the adapter of a run must remember, without its scores."""
-    sam, data = context.sam, context.dataset
+    """Return what the adapter, or the U-Net, of a run must remember, without its scores."""
+    model, data = context.model, context.dataset
+    named = config.model.checkpoint
     return AdapterRecord(
-        base=config.model.name,
+        base="unet" if context.is_baseline else config.model.name,
         base_sha256=context.base_sha256,
-        image_size=sam.image_size,
+        image_size=model.image_size,
         # The name alone, because an adapter names no folder of any machine.
-        checkpoint=config.model.checkpoint and Path(config.model.checkpoint).name,
-        num_masks=sam.build.num_multimask,
-        input_channels=sam.input_channels,
-        head=sam.dense_head.describe() if sam.dense_head is not None else {},
-        preprocessing=asdict(sam.preprocessing),
+        checkpoint=Path(named).name if named and not context.is_baseline else None,
+        num_masks=len(data.classes) if context.is_baseline else context.sam.build.num_multimask,
+        input_channels=model.input_channels,
+        head=model.dense_head.describe() if model.dense_head is not None else {},
+        preprocessing=asdict(model.preprocessing),
         intensity=dict(data.intensity.to_dict()),
         classes=list(data.classes),
         prompt=context.policy.to_dict(),
-        threshold=sam.mask_threshold,
+        threshold=model.mask_threshold,
         recipe=config.recipe,
         axis=data.axis,
         overlapping=data.overlapping,

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import platform
+import re
 import shutil
 import stat
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from samadapt import console
+from samadapt.adapters.record import RECORD, UNET_RECORD
 from samadapt.config.compose import from_yaml, to_dict, to_yaml
 from samadapt.config.schema import Config
 from samadapt.errors import ConfigError, UserError
@@ -24,6 +26,9 @@ from samadapt.system import atomic
 
 MAY_MOVE = {"root", "held_out", "on_error"}
 """Keys of ``data`` that a resumed run may change, since the same files may lie elsewhere."""
+
+TRAINED = (("adapter", RECORD), ("baseline", UNET_RECORD))
+"""The folders that a run writes its trained weights into, and a file that each of them has."""
 
 LOCK = ".lock"
 
@@ -48,7 +53,8 @@ def open_run_dir(config: Config) -> Path:
             raise ConfigError(f"resume={run_dir}: expected a run directory with config.yaml")
         check_same_run(config, from_yaml(run_dir / "config.yaml"))
         return run_dir
-    return make_run_dir(config, config.peft.name, config.model.name)
+    model = [] if config.baseline.name else [config.model.name]
+    return make_run_dir(config, trained_name(config), *model)
 
 
 def make_run_dir(config: Config, *words: str) -> Path:
@@ -78,6 +84,21 @@ def make_run_dir(config: Config, *words: str) -> Path:
     raise ConfigError(f"{parent}: a thousand runs have this name; use another output.dir")
 
 
+def trained_name(config: Config) -> str:
+    """Return what trains in a run, for names and titles: its method, or the baseline."""
+    baseline = config.baseline
+    if baseline.name is None:
+        return config.peft.name
+    parts = [baseline.name, *([baseline.encoder] if baseline.encoder else [])]
+    # An encoder's name is not checked yet, and a folder must not get its slashes.
+    return re.sub(r"[^\w.-]", "_", "-".join(parts))
+
+
+def has_trained_weights(run_dir: Path) -> bool:
+    """Whether a run has written what it trained, an adapter or a baseline, which it does last."""
+    return any((run_dir / folder / record).is_file() for folder, record in TRAINED)
+
+
 def check_same_run(config: Config, stored: Config) -> None:
     """Refuse to resume a run with another model, method, data, prompts, seed or first adapter.
 
@@ -92,7 +113,7 @@ def check_same_run(config: Config, stored: Config) -> None:
     alone = [key for key in ("seed", "folds", "privacy", "init") if asked[key] != was[key]]
     if asked["init_sha256"] not in (None, was["init_sha256"]):
         alone.append("init_sha256")
-    groups = ["model", "peft", "data", "prompts"]
+    groups = ["model", "peft", "data", "prompts", "baseline"]
     if config.folds is not None:  # finished folds are not trained again, so all keys must agree
         alone += ["precision"] if asked["precision"] != was["precision"] else []
         groups += ["loss", "train", "eval"]

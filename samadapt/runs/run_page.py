@@ -20,12 +20,13 @@ from samadapt.reports.objects import objects_table
 from samadapt.reports.oracle_gap import PLOT_NAME, forgetting_text, gap_table
 from samadapt.reports.strips import chosen_indices, draw_strip
 from samadapt.reports.tables import (
-    STATES,
     numbered_adapters,
     paired_table,
     results_table,
     side_by_side_tables,
+    state_names,
 )
+from samadapt.runs.run_directory import trained_name
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
@@ -58,7 +59,7 @@ def write_page(
         title: the title of the page.
         configuration: the configuration as text.
     """
-    folder = context.run_dir
+    folder, names = context.run_dir, state_names(summary)
     rows = {state: found.rows for state, found in evaluations.items()}
     page = Page(
         title=title,
@@ -71,12 +72,12 @@ def write_page(
         },
         classes=context.dataset.classes,
         cases=[
-            _shown_case(context, rank, [ref for ref in refs if ref.case == name], evaluations)
+            _shown_case(context, rank, [r for r in refs if r.case == name], evaluations, names)
             for rank, name in cases
         ],
         details=[
             _findings(context),
-            *([_per_case(rows)] if rows else []),
+            *([_per_case(rows, names)] if rows else []),
         ],
         texts={
             "Configuration": configuration,
@@ -110,7 +111,7 @@ def write_pooled_page(
         figures={},
         classes=(),
         cases=(),
-        details=[_per_case(rows)],
+        details=[_per_case(rows, state_names(summary))],
         texts={
             "Configuration": configuration_text(config),
             "Splits": _json(run_dir / "splits.json"),
@@ -146,15 +147,15 @@ def write_side_by_side_page(
         figures={},
         classes=(),
         cases=(),
-        details=[_per_case(rows)],
+        details=[_per_case(rows, state_names(summary))],
         texts={"Configuration": configuration_text(config)},
     )
     return write_html(run_dir / HTML_NAME, page)
 
 
 def page_title(config: Config, data: str) -> str:
-    """Return the title of a run's page: its recipe, its method and its data set."""
-    return f"{config.recipe or 'run'}: {config.peft.name} on {data}"
+    """Return the title of a run's page: its recipe, what trains in it, and its data set."""
+    return f"{config.recipe or 'run'}: {trained_name(config)} on {data}"
 
 
 def configuration_text(config: Config) -> str:
@@ -177,7 +178,7 @@ def configuration_text(config: Config) -> str:
 def _scope(summary: Mapping[str, Any]) -> str:
     """Return what was scored, what was trained, and how many labelled cases that took."""
     scored = "{cases} {scored} cases, {slices} {parts}; a case is a {case_is}".format_map(summary)
-    text = scored if summary["zero_shot"] else "nothing was scored"
+    text = scored if summary["scored"] != "nothing" else "nothing was scored"
     parameters = "{trained_parameters:,} of {total_parameters:,} parameters".format_map(summary)
     text += f"; trained {parameters}"
     if summary["last_step"] is not None:
@@ -188,9 +189,10 @@ def _scope(summary: Mapping[str, Any]) -> str:
 
 def _tables(summary: Mapping[str, Any]) -> list[Table]:
     """Return the tables that are always open: scores, differences, oracle gap, objects."""
-    if not summary["zero_shot"]:
+    if summary["scored"] == "nothing":
         return []
-    tables = [results_table(summary["zero_shot"], summary["adapted"], title="Scores")]
+    names = state_names(summary)
+    tables = [results_table(summary["zero_shot"], summary["adapted"], title="Scores", names=names)]
     if summary["paired"]:
         tables.append(paired_table(summary["paired"]))
     if "oracle_gap" in summary:
@@ -199,7 +201,7 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
         tables.append(gap)
     objects = {
         name: summary[state]["instances"]
-        for state, name in STATES.items()
+        for state, name in names.items()
         if summary[state] and "instances" in summary[state]
     }
     return [*tables, objects_table(objects)] if objects else tables
@@ -210,6 +212,7 @@ def _shown_case(
     rank: str,
     refs: Sequence[SliceRef],
     evaluations: Mapping[str, Evaluation],
+    names: Mapping[str, str],
 ) -> ShownCase:
     """Draw the slices of one case, evenly spaced if there are too many for a page."""
     case, spacing = refs[0].case, context.dataset.case(refs[0].case).spacing_mm
@@ -224,14 +227,14 @@ def _shown_case(
         maps = [sample.shown, *(found.labels[case][index] for found in evaluations.values())]
         strips.append(draw_strip(refs[index].index, visible(sample.image), maps, pixel_size))
     scores = [
-        f"{STATES[state]} " + ", ".join(f"{row.class_name} {row.dice:.3f}" for row in rows)
+        f"{names[state]} " + ", ".join(f"{row.class_name} {row.dice:.3f}" for row in rows)
         for state, found in evaluations.items()
         if (rows := [row for row in found.rows if row.case == case])
     ]
     return ShownCase(
         title=f"{rank}: {case}",
         scores="Dice " + "; ".join(scores),
-        heads=("image", "ground truth", *(STATES[state] for state in evaluations)),
+        heads=("image", "ground truth", *(names[state] for state in evaluations)),
         strips=strips,
         start=indices.index(start),
         left_out=indices[1] - indices[0] if len(indices) < len(refs) else 0,
@@ -251,7 +254,9 @@ def _findings(context: RunContext) -> Table:
     return table
 
 
-def _per_case(rows_by_state: Mapping[str, Sequence[CaseClassScore]]) -> Table:
+def _per_case(
+    rows_by_state: Mapping[str, Sequence[CaseClassScore]], state_name: Mapping[str, str]
+) -> Table:
     table = Table(title="Every case")
     for heading in ("case", "class", "state"):
         table.add_column(heading)
@@ -262,7 +267,7 @@ def _per_case(rows_by_state: Mapping[str, Sequence[CaseClassScore]]) -> Table:
         for row in rows:
             numbers = [f"{row.values[name]:.3f}" for name in SCORES if name in row.values]
             names = map(Text, (row.case, row.class_name))
-            table.add_row(*names, Text(STATES.get(state, state)), *numbers, row.flag)
+            table.add_row(*names, Text(state_name.get(state, state)), *numbers, row.flag)
     return table
 
 

@@ -138,7 +138,7 @@ def plan_progress(
             "train": steps if context.has_trained_parameters else 0,
             "validation": validations * len(slices.validation),
             "adapted": len(slices.test),
-            "zero-shot": len(slices.test),
+            "zero-shot": 0 if context.is_baseline else len(slices.test),
         },
         # Validation scores slices as well, so its speed predicts the time of the final scores.
         like={"adapted": "validation", "zero-shot": "validation"},

@@ -97,7 +97,7 @@ class Scorer:
         # by class: the boxes of two classes may coincide and would take pixels from each other.
         zero_shot_of_semantic = run.policy.is_semantic and not policy.is_semantic
         return SlicePredictor(
-            sam=run.sam,
+            sam=run.model,
             first_trainable_block=run.injection.first_trainable_block,
             features=self.planner.features,
             unstored=self.planner.features.compute,

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from samadapt.baselines.unet import UNet
 from samadapt.evaluation.comparison import compare_states
 from samadapt.system.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
+    from samadapt.baselines.build import UNetBuild
     from samadapt.data.types import SliceRef
     from samadapt.evaluation.evaluate import Evaluation
     from samadapt.prompts.policy import PromptPolicy
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 ZERO_SHOT_NOTE = (
     "zero-shot is the untrained base model with the exact ground-truth box of each class "
     "(an oracle that favours it), since it knows no classes; adapted has no prompt"
+)
+BASELINE_NOTE = (
+    "no SAM and no prompt; the slices, the intensity rule, the augmentation and the number of "
+    "steps are those of a run without baseline"
 )
 ORACLE_NOTE = "prompts come from the ground truth, before and after: an upper bound of real use"
 NOT_SCORED = (
@@ -49,7 +55,7 @@ def summarise_run(
     Args:
         scorer: what scored the model of the run.
         slices: the slices that trained, chose the best step, and were scored.
-        zero_shot: the scores of the base model; None if nothing was scored.
+        zero_shot: the scores of the base model; None if nothing was scored, or for a baseline.
         adapted: the scores of the adapted model; None if nothing was trained or scored.
         state: the end of the training; None if there was none.
         scored: ``"held-out"``, ``"unseen"`` (everything that was not trained on) or ``"all"``.
@@ -61,7 +67,11 @@ def summarise_run(
     if adapted:
         for name in untrained:
             adapted.summary["per_class"][name]["untrained"] = True
+    build = context.model.build if isinstance(context.model, UNet) else None
+    last = adapted or zero_shot
     return {
+        # In a run with baseline=unet, "adapted" has the scores of the U-Net.
+        **({"baseline": {"title": build.title, **build.to_dict()}} if build else {}),
         "zero_shot": zero_shot and _scores(zero_shot, context.zero_shot_policy),
         "adapted": adapted and _scores(adapted, policy),
         "paired": zero_shot
@@ -70,7 +80,7 @@ def summarise_run(
         "prompt": policy.kind,
         "oracle_prompt": not policy.is_semantic,
         "data": data.name,
-        "scored": scored if zero_shot else "nothing",
+        "scored": scored if last else "nothing",
         "split": data.case_splits.rule,
         "case_is": case_is(context),
         "nsd_tolerance": scorer.nsd_tolerance_mm,
@@ -86,10 +96,10 @@ def summarise_run(
         "peak_memory_bytes": peak_memory_bytes(),
         "notes": [
             *([data.note] if data.note else []),
-            _note_on_scores(zero_shot, policy),
+            _note_on_scores(last, policy, build),
             *notes,
             *([untrained_text(untrained)] if adapted and untrained else []),
-            *(annotation_notes(context, slices.test, zero_shot) if zero_shot else []),
+            *(annotation_notes(context, slices.test, last) if last else []),
             *([f"cases left out for errors: {', '.join(data.left_out)}"] if data.left_out else []),
             *_notes_on_training(slices, state),
         ],
@@ -121,9 +131,14 @@ def _training(state: TrainingState | None) -> dict[str, Any]:
     }
 
 
-def _note_on_scores(zero_shot: Evaluation | None, policy: PromptPolicy) -> str:
-    if zero_shot is None:
+def _note_on_scores(last: Evaluation | None, policy: PromptPolicy, build: UNetBuild | None) -> str:
+    if last is None:
         return NOT_SCORED
+    if build is not None:
+        note = f"{build.title}: {BASELINE_NOTE}"
+        if build.encoder and not build.pretrained:
+            note += "; this row was not measured with pretrained weights"
+        return note
     return ZERO_SHOT_NOTE if policy.is_semantic else ORACLE_NOTE
 
 

@@ -306,7 +306,9 @@ def class_frame(sam: SegmentationModel, shape: tuple[int, int]) -> Frame:
     return make_frame(shape, side, sam.preprocessing.resize)
 
 
-def image_embedding(sam: SegmentationModel, embeddings: Float[Tensor, "b ..."]) -> Float[Tensor, "b c g g"]:
+def image_embedding(
+    sam: SegmentationModel, embeddings: Float[Tensor, "b ..."]
+) -> Float[Tensor, "b c g g"]:
     """Return what ``Sam.decode`` takes of what ``embed`` returned."""
     if sam.dense_head is None:
         return embeddings

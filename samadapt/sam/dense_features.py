@@ -46,7 +46,10 @@ def pack_frozen(
 
 
 def pack_embedding(
-    sam: SegmentationModel, head: DenseHead, packed: Float[Tensor, "b n"], first_trainable_block: int
+    sam: SegmentationModel,
+    head: DenseHead,
+    packed: Float[Tensor, "b n"],
+    first_trainable_block: int,
 ) -> Float[Tensor, "b m"]:
     """Run the rest of the encoder on what ``pack_frozen`` returned, with gradients."""
     features, *frozen, picture = _unpack(packed, _frozen_shapes(sam, head, first_trainable_block))
@@ -67,7 +70,9 @@ def unpack_embedding(
     return embedding, levels, picture
 
 
-def _frozen_shapes(sam: SegmentationModel, head: DenseHead, first_trainable_block: int) -> list[tuple[int, ...]]:
+def _frozen_shapes(
+    sam: SegmentationModel, head: DenseHead, first_trainable_block: int
+) -> list[tuple[int, ...]]:
     """Return the shapes, without the batch, of what ``pack_frozen`` packs."""
     side = head.settings.side
     if first_trainable_block < 0:

@@ -69,7 +69,9 @@ def to_pixels(sam: SegmentationModel, images: Sequence[Array]) -> Float[Tensor, 
     return sam.preprocess([image.to(sam.device).float() for image in resized])
 
 
-def to_pictures(sam: SegmentationModel, images: Sequence[Array], side: int) -> UInt8[Tensor, "b c d d"]:
+def to_pictures(
+    sam: SegmentationModel, images: Sequence[Array], side: int
+) -> UInt8[Tensor, "b c d d"]:
     """Bring images into the square of a dense head, padded with zeros, on the model's device.
 
     Args:
@@ -128,7 +130,9 @@ def embed_features(
 
 
 @torch.no_grad()
-def embed(sam: SegmentationModel, images: Sequence[Array]) -> tuple[Float[Tensor, "b ..."], list[Frame]]:
+def embed(
+    sam: SegmentationModel, images: Sequence[Array]
+) -> tuple[Float[Tensor, "b ..."], list[Frame]]:
     """Embed images of any sizes in one forward pass.
 
     Args:

@@ -74,6 +74,7 @@ def test_groups_are_those_of_the_design() -> None:
         "head",
         "loss",
         "train",
+        "baseline",
         "cache",
         "eval",
         "output",

@@ -150,7 +150,7 @@ def test_other_weights_are_taken_out_again_after_an_error(tiny_sam):
     from samadapt.methods import METHODS
     from samadapt.runs.finetune import with_weights
 
-    context = SimpleNamespace(sam=tiny_sam, injection=inject(tiny_sam, METHODS["lora"]()))
+    context = SimpleNamespace(model=tiny_sam, injection=inject(tiny_sam, METHODS["lora"]()))
     before = trainable_state(tiny_sam, context.injection)
     other = {name: value + 1 for name, value in before.items()}
     with pytest.raises(KeyboardInterrupt), with_weights(context, other):
