@@ -68,7 +68,7 @@ def from_arguments(arguments: Sequence[str]) -> Config:
         ConfigError: as ``compose``, and when neither is given.
     """
     path, base, others = stored_values(arguments)
-    return with_open_values(parse_settings(Config, others, base, origin=str(path)))
+    return resolved(parse_settings(Config, others, base, origin=str(path)))
 
 
 def stored_values(arguments: Sequence[str]) -> tuple[Path, dict[str, Any], list[str]]:

@@ -170,3 +170,15 @@ def test_names_stay_hidden(arguments):
         assert all(name.startswith("case_") for name in splits["train"])
         assert read(run_dir / "privacy_key.json")["secret"] == names["secret"]
     assert run([f"resume={result.run_dir}"]).summary["sizes"] == [2, 6]
+
+
+@pytest.mark.slow
+def test_a_baseline_is_a_second_arm(arguments, tmp_path):
+    summary = run([*arguments, "baseline=unet", "baseline.filters=4"]).summary
+    assert summary["arms"] == ["lora", "unet"]
+    (parent,) = (tmp_path / "runs" / "small").iterdir()
+    for arm, folder in (("lora", "adapter"), ("unet", "baseline")):
+        for n in (2, 6):
+            assert (parent / f"{arm}_{n}_cases_draw_0" / folder).is_dir()
+    splits = [read(parent / f"{arm}_2_cases_draw_0" / "splits.json") for arm in summary["arms"]]
+    assert splits[0] == splits[1]
