@@ -21,7 +21,7 @@ from samadapt.sam.decode import OBJECTS_PER_DECODE
 from samadapt.sam.mirror import Mirror, turned_back
 
 if TYPE_CHECKING:
-    from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.sam.types import Frame
     from samadapt.system.arrays import Array
 
@@ -140,7 +140,7 @@ class DecodedObjects:
         mirror: the axes that were reversed in this pass.
     """
 
-    sam: Sam
+    sam: SegmentationModel
     logits: Tensor
     frame: Frame
     mirror: Mirror = ()
