@@ -29,12 +29,12 @@ from samadapt.adapters.verify import (
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import peft_library
 from samadapt.methods.base import Method, PeftLayers
-from samadapt.sam.dense_head import HEAD_NAME, HeadSettings
 from samadapt.system import atomic
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from samadapt.sam.dense_head import HeadSettings
     from samadapt.sam.model import Sam
 
 WEIGHTS = "adapter_model.safetensors"
@@ -251,6 +251,8 @@ def _method(path: Path, record: AdapterRecord) -> Method:
 
 def _head_settings(path: Path, record: AdapterRecord) -> HeadSettings:
     """Return the sizes of the dense head that the record describes."""
+    from samadapt.sam.dense_head import HEAD_NAME, HeadSettings  # it imports torch
+
     values = dict(record.head)
     if (name := values.pop("name", None)) != HEAD_NAME:
         raise AdapterError(f"{path}: head: expected the name {HEAD_NAME}; got {name!r}")
