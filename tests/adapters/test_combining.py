@@ -1,3 +1,7 @@
+"""Several methods in one adapter: how they are named, and that each works as it does alone."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -1,3 +1,7 @@
+"""Adapter directories are saved and loaded exactly, and a damaged one names its file."""
+
+from __future__ import annotations
+
 import json
 import re
 import shutil

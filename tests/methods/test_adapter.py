@@ -1,3 +1,7 @@
+"""The bottlenecks of the adapter method compute what the paper says."""
+
+from __future__ import annotations
+
 import copy
 
 import pytest

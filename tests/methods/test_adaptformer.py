@@ -1,3 +1,7 @@
+"""AdaptFormer's parallel bottleneck computes the equation of its paper."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 

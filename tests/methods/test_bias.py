@@ -1,3 +1,7 @@
+"""The bias method trains every bias of its blocks and nothing else."""
+
+from __future__ import annotations
+
 from samadapt.adapters.injection import inject
 from samadapt.methods.bias import Bias
 

@@ -1,3 +1,7 @@
+"""Conv-LoRA's update is a gated convolution between its two factors."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 from torch.nn import functional

@@ -1,3 +1,7 @@
+"""FacT's update is the product of shared factors, as in its paper."""
+
+from __future__ import annotations
+
 import copy
 
 import pytest

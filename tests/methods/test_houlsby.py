@@ -1,3 +1,7 @@
+"""Houlsby's bottlenecks follow the attention and the MLP in series."""
+
+from __future__ import annotations
+
 import pytest
 import torch
 

@@ -1,3 +1,7 @@
+"""The method trains the last blocks whole."""
+
+from __future__ import annotations
+
 from samadapt.adapters.injection import inject
 from samadapt.methods.full import FullFineTuning
 from samadapt.methods.late_blocks import LateBlocks

@@ -1,3 +1,7 @@
+"""LoRA changes only the chosen slices of qkv, and counts what it trains."""
+
+from __future__ import annotations
+
 import itertools
 
 import pytest

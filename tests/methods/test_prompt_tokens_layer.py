@@ -1,3 +1,7 @@
+"""Attention heads see the trained tokens behind a gate that starts closed."""
+
+from __future__ import annotations
+
 import copy
 
 import pytest

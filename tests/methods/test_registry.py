@@ -1,3 +1,7 @@
+"""Methods register themselves, and listing them imports no torch."""
+
+from __future__ import annotations
+
 import subprocess
 import sys
 

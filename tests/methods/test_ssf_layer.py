@@ -1,3 +1,7 @@
+"""SSF scales and shifts the output of every layer, and merges into the weights."""
+
+from __future__ import annotations
+
 import copy
 
 import torch
