@@ -79,6 +79,7 @@ def test_a_volume_is_not_cut_into_a_slab_if_nothing_is_held_out(make_scans, run)
     assert list(read_record(result.adapter_dir).trained_on.values()) == [None]
 
 
+@pytest.mark.slow
 def test_a_handful_of_cases_can_choose_the_step_though_nothing_is_held_out(make_pictures, run):
     for key in ("train.validate_cases=null", "train.validate_cases=1"):
         summary = run(make_pictures(3, name=key), "data.val_every=0", key).summary

@@ -62,6 +62,7 @@ def test_features_and_steps_share_the_time_and_scores_are_outside(make_pictures,
     assert from_yaml(result.run_dir / "config.yaml").train.steps is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("timed_steps")
 def test_a_run_out_of_time_is_scored_again_and_trains_on_with_more(make_pictures, run, capsys):
     result = run(make_pictures(), "train.max_cpu_seconds=9.5")

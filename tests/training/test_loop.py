@@ -610,7 +610,10 @@ def test_without_validation_cases_the_last_weights_are_left(tools, run, tmp_path
     )
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "adapter", "adalora"])
+@pytest.mark.parametrize(
+    "method",
+    ["lora", "adalora", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dora", "adapter"))],
+)
 def test_validation_and_result_use_the_average(tools, run, tmp_path, method):
     plain = tools.make_training(tmp_path / "plain", method=method)
     run(plain, replace(OPTIONS, validate_every=1))
