@@ -25,6 +25,7 @@ from samadapt.runs.confidence import confidence_entry, fit_to_validation
 from samadapt.runs.context import RunContext, open_run, training_samples
 from samadapt.runs.cross_validation import cross_validate
 from samadapt.runs.feature_planner import FeaturePlanner
+from samadapt.runs.flip_note import say_what_flips_teach
 from samadapt.runs.initial_adapter import (
     add_to_record,
     add_to_summary,
@@ -77,6 +78,11 @@ if TYPE_CHECKING:
     from samadapt.training.mask_losses import LossFunction
     from samadapt.training.samples import TrainingStack
 
+NOTHING_RIGHT = (
+    "warning: the validation Dice is 0: nothing is predicted in the validation cases, or only in "
+    "wrong places. If it stays so and the loss stops falling, halve train.decoder_lr"
+)
+
 
 @dataclass(frozen=True)
 class FinetuneResult:
@@ -128,6 +134,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         with removed_if_refused(run_dir, keep=config.resume is not None):
             context = open_run(config, run_dir)
             samples = training_samples(config, context.dataset, context.policy)
+            say_what_flips_teach(context, samples.changes)
             planner = FeaturePlanner(context, samples)
             scorer = make_scorer(planner, config.eval)
             trains = context.has_trained_parameters
@@ -375,6 +382,8 @@ def train_adapter(
     def validation_dice() -> float:
         with context.progress.aside("validation", len(slices.validation)):
             value = scorer.score_overlap(slices.validation, policy).summary["dice"]
+        if value == 0:
+            context.say(NOTHING_RIGHT)
         return math.nan if value is None else float(value)
 
     training = Training(
