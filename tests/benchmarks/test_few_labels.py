@@ -136,6 +136,18 @@ def test_today_is_the_recipes_as_they_were() -> None:
         assert config.train.decoder_lr == 2e-3
 
 
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_composes_for_every_data_set(arm: str) -> None:
+    for domain in DOMAINS:
+        recipe, *keys = Cell(arm, domain, DOMAINS[domain].middle, 1, SMALL).keys
+        path = plan.recipe_file(recipe.partition("=")[2])
+        config = compose(str(path), [*keys, "data.root=x"])
+        assert (config.train.steps, config.train.max_cpu_seconds) == (None, SMALL)
+        assert config.prompts.name == ("box" if ARMS[arm].has_boxes else "semantic")
+        assert (config.baseline.name == "unet") is (arm == BASELINE)
+        assert (config.head.name == "unet") is (arm in CANDIDATES)
+
+
 def test_rows_are_appended_after_a_line_that_was_cut(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     assert rows.read(path) == []
