@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_type_hints
 import torch
 
 from samadapt.adapters.record import (
+    RECORD,
     UNET_RECORD,
     AdapterRecord,
     check_weights,
@@ -85,6 +86,16 @@ def load_unet(directory: Path) -> tuple[UNet, AdapterRecord]:
         for name, value in own.items():
             value.copy_(tensors[name])
     return model.eval(), record
+
+
+def read_trained(directory: Path) -> AdapterRecord:
+    """Return the record of an adapter, or of a U-Net.
+
+    Raises:
+        AdapterError: as ``read_record``.
+    """
+    is_unet = (directory / UNET_RECORD).is_file()
+    return read_record(directory, UNET_RECORD if is_unet else RECORD)
 
 
 def stored(model: UNet) -> dict[str, Tensor]:

@@ -176,12 +176,12 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _plan(asked: PredictArguments) -> PredictionPlan:
     """Find the images and their outputs, and refuse what cannot be read or written."""
-    from samadapt.adapters.record import read_record
+    from samadapt.baselines.store import read_trained
     from samadapt.inference.ensemble import member_directories
     from samadapt.inference.files import plan_prediction
     from samadapt.inference.inputs import chosen_channels
 
-    record = read_record(member_directories(asked.adapter)[0])
+    record = read_trained(member_directories(asked.adapter)[0])
     channels = chosen_channels(record, asked.channel)
     return plan_prediction(asked.input, Path(asked.output), channels)
 

@@ -15,9 +15,10 @@ from samadapt.data.tiles import Tiling, recorded_tiling
 from samadapt.errors import AdapterError, ConfigError, PromptError
 from samadapt.evaluation.confidence import ConfidenceCurve, read_curve
 from samadapt.prompts.policy import PromptPolicy
+from samadapt.sam.model import Sam
 
 if TYPE_CHECKING:
-    from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class AdapterBundle:
     """An adapter that is ready to be used.
 
     Attributes:
-        sam: the adapted model. It shares the tensors of the base model that stay as they are.
+        sam: the adapted model, which shares the tensors of the base model that stay as they are; or
+            a U-Net.
         record: what the adapter was trained for.
         policy: its prompt policy.
         intensity: its intensity rule.
@@ -38,7 +40,7 @@ class AdapterBundle:
             -1: nothing of it is known to be.
     """
 
-    sam: Sam
+    sam: SegmentationModel
     record: AdapterRecord
     policy: PromptPolicy
     intensity: IntensityRule
@@ -68,7 +70,9 @@ def load_bundle(directory: Path, base: Sam) -> AdapterBundle:
     return replace(bundle, first_trainable_block=first)
 
 
-def make_bundle(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> AdapterBundle:
+def make_bundle(
+    sam: SegmentationModel, record: AdapterRecord, keeps_encoder: bool
+) -> AdapterBundle:
     """Read the rules from the record of an adapter.
 
     Args:
@@ -88,6 +92,7 @@ def make_bundle(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> Adapter
     if found and found != {name: _plain(value) for name, value in expected.items()}:
         raise AdapterError(f"preprocessing must be {expected}, the base model's; got {found}")
     intensity = make_intensity(record.intensity)
+    has_method = bool(record.method) and isinstance(sam, Sam)  # a U-Net has none
     # Up to three channels are shown to the model as red, green and blue.
     if max(3, len(intensity.inputs)) != sam.input_channels:
         raise AdapterError(
@@ -104,7 +109,7 @@ def make_bundle(sam: Sam, record: AdapterRecord, keeps_encoder: bool) -> Adapter
         # So does a dense head, which reads more than the embedding of the base.
         encoder="base" if keeps_encoder and sam.dense_head is None else object(),
         tiling=recorded_tiling(record.data_options),
-        stack=method_from_dict(record.method).stack if record.method else 1,
+        stack=method_from_dict(record.method).stack if has_method else 1,
     )
 
 

@@ -17,7 +17,7 @@ from samadapt.sam.embed import embed, frame_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.sam.types import Frame
 
 MAX_BYTES = 2**28
@@ -40,7 +40,11 @@ class Embeddings:
         self._kept: OrderedDict[tuple[Hashable, ...], Tensor] = OrderedDict()
 
     def __call__(
-        self, sam: Sam, encoder: Hashable, images: Sequence[NDArray[np.uint8]], stack: int = 1
+        self,
+        sam: SegmentationModel,
+        encoder: Hashable,
+        images: Sequence[NDArray[np.uint8]],
+        stack: int = 1,
     ) -> tuple[Float[Tensor, "b c g g"], list[Frame]]:
         """Embed images (h, w, 3); those that are not kept go through one forward pass.
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from samadapt.inference.options import Carry
     from samadapt.prompts.policy import PromptPolicy
-    from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.sam.types import Frame
 
 MARGIN = 0.05
@@ -150,7 +150,7 @@ class Propagation:
         advance: called once for every slice that is passed.
     """
 
-    sam: Sam
+    sam: SegmentationModel
     embed: Embed
     policy: PromptPolicy
     threshold: float

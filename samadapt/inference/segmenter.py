@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from samadapt.adapters.base_model import open_base
-from samadapt.adapters.record import AdapterRecord, read_record
+from samadapt.adapters.record import UNET_RECORD, AdapterRecord, read_record
+from samadapt.baselines.store import load_unet
 from samadapt.data.channels import Channel
 from samadapt.data.formats.base import ReaderOptions, parse_axis
 from samadapt.data.formats.dicom.series_choice import general_choice
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from samadapt.data.types import Volume
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.model import Sam
+    from samadapt.sam.segmentation_model import SegmentationModel
 
 
 def load_adapter(
@@ -60,7 +62,8 @@ def load_adapter(
 
     Args:
         directory: an adapter directory, as a run writes it; the run directory of a
-            cross-validation, whose folds then segment together; or a list of them.
+            cross-validation, whose folds then segment together; or a list of them. Or ``baseline/``
+            of a run with ``baseline=unet``, a U-Net that needs no base.
         checkpoint: file of the base weights; None: they are found as described above.
         device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"mps"``.
         precision: ``"fp32"``, so that masks do not depend on the machine; ``"bf16"``; or
@@ -76,6 +79,9 @@ def load_adapter(
     target = choose_device(device)
     arithmetic = choose_precision(precision, target)
     directories = member_directories(directory)
+    if len(directories) == 1 and (directories[0] / UNET_RECORD).is_file():
+        unet, kept = load_unet(directories[0])
+        return Segmenter(unet.to(target), kept, arithmetic)
     records = [read_record(one) for one in directories]
     check_agreement(directories, records)
     base, _ = open_base(directories[0], records[0], checkpoint)
@@ -134,7 +140,9 @@ class Segmenter:
         AdapterError: the record's preprocessing is not that of the model.
     """
 
-    def __init__(self, sam: Sam, record: AdapterRecord, precision: Precision | None = None) -> None:
+    def __init__(
+        self, sam: SegmentationModel, record: AdapterRecord, precision: Precision | None = None
+    ) -> None:
         """Read the rules from the record."""
         precision = precision or choose_precision("fp32", sam.device)
         self._set_up([make_bundle(sam, record, keeps_encoder=False)], precision, None, "default")
@@ -159,7 +167,7 @@ class Segmenter:
         return list(self._adapters)
 
     @property
-    def sam(self) -> Sam:
+    def sam(self) -> SegmentationModel:
         """The adapted model in use, in evaluation mode; of several members the first."""
         return self._active_bundle.sam
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -189,6 +190,24 @@ def test_only_predict_takes_it(
     for command in (["evaluate"], ["export", "to=sam", f"output={folder.parent / 'sam'}"]):
         assert main([*command, f"adapter={folder}"]) == 2
         assert "this is a U-Net" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_predict_gives_what_was_scored(
+    make_scans: Callable[..., Path], train: Train, tmp_path: Path
+) -> None:
+    root = make_scans(5)
+    result = train(root, "data.name=nifti", "train.steps=40", "train.validate_every=20")
+    held = json.loads((result.run_dir / "splits.json").read_text())["val"][0]
+    target = tmp_path / "labels.nii.gz"
+    arguments = [f"adapter={result.adapter_dir}", f"output={target}", "device=cpu"]
+    assert main(["predict", *arguments, f"input={root / 'imagesTr' / held}.nii.gz"]) == 0
+    truth = np.asarray(nib.load(root / "labelsTr" / f"{held}.nii.gz").dataobj)
+    found = np.asarray(nib.load(target).dataobj)
+    rows = {r.class_name: r for r in read_per_case(result.run_dir / "eval")["adapted"]}
+    for label, name in enumerate(("front", "back"), start=1):
+        assert int((found == label).sum()) == rows[name].prediction_voxels
+        assert int(((found == label) & (truth == label)).sum()) == rows[name].intersection
 
 
 def four_channels(root: Path) -> list[str]:
