@@ -231,28 +231,6 @@ def region_loss(
     return loss
 
 
-def deep_supervision(loss: LossFunction) -> Callable[[Sequence[MaskOutput], Tensor], LossTerms]:
-    """Return the loss of several outputs, the finest first, each with half the weight of the last.
-
-    As in nnU-Net the weights 1, 1/2, 1/4, ... are scaled to the sum 1. Targets of a coarser grid
-    take the nearest pixel, so that ignored pixels stay ignored.
-
-    Args:
-        loss: the loss of one output.
-
-    Returns:
-        A function of the outputs and the targets of the first. The parts are those of the first.
-    """
-
-    def total(outputs: Sequence[MaskOutput], targets: Tensor) -> LossTerms:
-        shares = [0.5**level for level in range(len(outputs))]
-        found = [loss(output, targets_at(targets, output.logits.shape[-1])) for output in outputs]
-        sums = [share * terms.total for share, terms in zip(shares, found, strict=True)]
-        return LossTerms(torch.stack(sums).sum() / sum(shares), found[0].parts)
-
-    return total
-
-
 def targets_at(targets: Integer[Tensor, "b ..."], side: int) -> Integer[Tensor, "b ..."]:
     """Return targets (b, h, w) or (b, n, h, w) on a square grid of another side, by nearest pixel.
 

@@ -10,7 +10,6 @@ import torch
 from samadapt.sam.types import MaskOutput
 from samadapt.training.mask_losses import (
     ExtraTerm,
-    deep_supervision,
     dice_loss,
     focal_loss,
     mask_iou,
@@ -401,20 +400,6 @@ def test_one_more_term_takes_part_in_the_choice_of_the_mask():
     terms.total.backward()
     assert int(moved.logits.grad.abs().sum((-1, -2)).argmax()) != chosen
     assert list(terms.parts) == ["focal", "dice", "punished", "iou"]
-
-
-def test_deep_supervision_halves_the_weight_of_each_coarser_output():
-    generator = torch.Generator().manual_seed(10)
-    targets = torch.randint(-1, 3, (2, 12, 12), generator=generator)
-    outputs = [output(torch.randn(2, 1, 2, s, s, generator=generator)) for s in (12, 6, 4)]
-    loss = semantic_loss(2)
-    each = [loss(out, targets_at(targets, out.logits.shape[-1])).total.item() for out in outputs]
-    terms = deep_supervision(loss)(outputs, targets)
-    assert terms.total.item() == pytest.approx((4 * each[0] + 2 * each[1] + each[2]) / 7, rel=1e-5)
-    alone = deep_supervision(loss)(outputs[:1], targets)
-    assert alone.total.item() == each[0]
-    terms.total.backward()
-    assert all(float(out.logits.grad.abs().sum()) > 0 for out in outputs)
 
 
 def test_targets_of_another_side_keep_ignored_pixels_and_their_place():
