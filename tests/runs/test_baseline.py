@@ -63,7 +63,8 @@ def test_a_run_has_one_row_and_no_adapter(
     table = shown(result)
     assert "U-Net from scratch" in table
     assert "zero-shot" not in table
-    assert f"baseline {run_dir}" in table
+    # A long path is broken where the terminal ends, so spaces do not count.
+    assert f"baseline{run_dir}" in table.replace(" ", "")
     page = (run_dir / "report.html").read_text()
     assert "U-Net from scratch" in page
     assert "zero-shot" not in page.replace("zero_shot", "")
