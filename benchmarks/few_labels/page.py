@@ -80,11 +80,12 @@ def section(
     view = View(measured, planned)
     done, whole = sum(map(len, measured.values())), sum(planned.values())
     parts = [f"{done} of {whole} trainings are measured."]
-    if measured:
-        parts += [
-            f"![Dice by number of labels in every data set](../images/{FIGURE.name})",
-            *view.facts(rows),
-        ]
+    if not measured:
+        return f"{parts[0]} The tables appear with the first one."
+    parts += [
+        f"![Dice by number of labels in every data set](../images/{FIGURE.name})",
+        *view.facts(rows),
+    ]
     for budget, minutes in ((SMALL, 4), (LARGE, 16)):
         if any(place[3] == budget for place in planned):
             parts += [

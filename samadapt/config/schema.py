@@ -333,8 +333,10 @@ class Head(Settings):
     scales: Whole = Field(
         default=4, ge=2, le=6, description="scales of the U-Net, each half as fine as the last"
     )
-    sam_logits: bool = Field(
-        default=True, description="add the logits of SAM's mask tokens to those of the U-Net"
+    sam_logits: bool | None = Field(
+        default=None,
+        description="add the logits of SAM's mask tokens to those of the U-Net; null: if the mask "
+        "decoder trains, because without training its tokens know no classes",
     )
     lr: float = Field(default=3e-3, gt=0, le=MAX_LR, description="peak learning rate of the U-Net")
 

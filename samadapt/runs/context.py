@@ -165,8 +165,18 @@ def open_run(
     )
 
 
-def add_head(sam: Sam, head: Head, dataset: Dataset, policy: PromptPolicy) -> None:
+def add_head(
+    sam: Sam, head: Head, dataset: Dataset, policy: PromptPolicy, *, trains_decoder: bool
+) -> None:
     """Add a dense head whose side fits the training pictures.
+
+    Args:
+        sam: the model, which is changed.
+        head: the keys of the head.
+        dataset: the data set of the run.
+        policy: how the model is prompted.
+        trains_decoder: whether the mask decoder trains. If it does not, its mask tokens know no
+            classes, and their logits are left out unless ``head`` asks for them.
 
     Raises:
         ConfigError: the run has prompts, for which there is SAM's mask decoder.
@@ -182,7 +192,7 @@ def add_head(sam: Sam, head: Head, dataset: Dataset, policy: PromptPolicy) -> No
         side=-(-side // unit) * unit,
         width=head.width,
         scales=head.scales,
-        sam_logits=head.sam_logits,
+        sam_logits=trains_decoder if head.sam_logits is None else head.sam_logits,
         channels=sam.input_channels,
     )
     sam.add_dense_head(len(dataset.classes), settings)
@@ -217,7 +227,8 @@ def _open_sam(
     if config.model.input_channels:
         sam.add_input_projection(config.model.input_channels)
     if config.head.name == "unet":
-        add_head(sam, config.head, dataset, policy)
+        trains_decoder = config.peft.decoder != "frozen"
+        add_head(sam, config.head, dataset, policy, trains_decoder=trains_decoder)
     return _OpenedModel(sam, base_sha256, inject(sam, config.peft), base_copy)
 
 

@@ -61,6 +61,8 @@ def test_prediction_and_evaluation_agree_with_the_run(trained, base_file, tmp_pa
 def test_a_frozen_base_trains_the_head_alone(make_pictures, run, base_file):
     result = run(make_pictures(), f"model.checkpoint={base_file}", "peft=none", *DENSE)
     assert result.adapter_dir is not None
+    record = json.loads((result.adapter_dir / RECORD).read_text())
+    assert record["head"]["sam_logits"] is False  # untrained mask tokens know no classes
     from safetensors import safe_open
 
     with safe_open(result.adapter_dir / "adapter_model.safetensors", framework="pt") as file:
