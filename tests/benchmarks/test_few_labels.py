@@ -343,7 +343,8 @@ def test_a_cell_is_run_as_a_user_would(
     assert json.loads(json.dumps(row)) == row
     assert {line[0] for line in row["per_case"]} == {"p0", "p5"}
     assert len(row["labelled"]) == 3
-    assert row["cpu_seconds"] > row["training_cpu_seconds"] >= 2
+    # The last step ends before the budget does, so a little of it is left.
+    assert row["cpu_seconds"] > row["training_cpu_seconds"] > 1
     assert np.isfinite(row["dice"])
     assert "per_case" in row["zero_shot"]
     assert list((tmp_path / "work").iterdir()) == []
