@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,8 @@ from samadapt.runs.context import RunContext, open_run, training_samples
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.run_slices import divide_slices
 from samadapt.runs.scorer import Scorer, make_scorer
+from samadapt.system.interrupt import InterruptedRunError
+from samadapt.training import loop
 from samadapt.training.samples import TrainingSamples
 
 
@@ -49,3 +53,24 @@ def opened_run():
         return OpenedRun(context, samples, planner, make_scorer(planner, config.eval), config)
 
     return make
+
+
+@pytest.fixture
+def stopped_after(run, monkeypatch) -> Callable[..., Path]:
+    """``stopped_after(step, root, *options)``: directory of a run that a signal stopped there."""
+
+    def start(step: int, root: Path, *options: str) -> Path:
+        save = loop.save
+
+        def stopping(training, state, optimizer):
+            save(training, state, optimizer)
+            if state.step == step:
+                raise InterruptedRunError(training.run_dir, state.step)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "save", stopping)
+            with pytest.raises(InterruptedRunError) as caught:
+                run(root, *options)
+        return caught.value.run_dir
+
+    return start

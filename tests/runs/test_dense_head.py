@@ -90,26 +90,12 @@ def test_a_changed_record_is_refused(trained, base_file, change, text):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variants", [0, 2])
-def test_a_stopped_run_ends_bit_equal(make_pictures, run, base_file, monkeypatch, variants):
-    import samadapt.training.loop as loop
-    from samadapt.system.interrupt import InterruptedRunError
-
+def test_a_stopped_run_ends_bit_equal(make_pictures, run, base_file, stopped_after, variants):
     options = [f"model.checkpoint={base_file}", "train.augment=[flip,intensity]", *DENSE]
     options.append(f"cache.variants={variants}")
     root = make_pictures(classes=2)
     expected = run(root, *options)
-    right = loop.save
-
-    def stopping(training, state, optimizer):
-        right(training, state, optimizer)
-        if state.step == 2:
-            raise InterruptedRunError(training.run_dir, state.step)
-
-    monkeypatch.setattr(loop, "save", stopping)
-    with pytest.raises(InterruptedRunError) as caught:
-        run(root, *options)
-    monkeypatch.undo()
-    stopped = caught.value.run_dir
+    stopped = stopped_after(2, root, *options)
     assert main(["finetune", f"resume={stopped}"]) == 0
     for name in ("adapter/adapter_model.safetensors", "eval/per_case.csv"):
         assert (stopped / name).read_bytes() == (expected.run_dir / name).read_bytes()

@@ -14,7 +14,6 @@ from samadapt.cli import main
 from samadapt.config.compose import compose, from_yaml
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.runs.finetune import finetune
-from samadapt.system.interrupt import InterruptedRunError
 
 WEIGHTS = "adapter_model.safetensors"
 STAY = ["train.lr=1e-12", "train.decoder_lr=1e-12", "train.weight_decay=0", "train.steps=1"]
@@ -181,25 +180,12 @@ def test_other_base_weights_are_refused(make_pictures, run, trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_resumed_run_needs_the_first_adapter_no_more(
-    make_pictures, run, trained, monkeypatch, capsys
+    make_pictures, run, trained, stopped_after, capsys
 ):
-    import samadapt.training.loop as loop
-
     root = make_pictures()
     options = [f"init={trained.run_dir}", "train.checkpoint_every=1"]
     expected = run(root, *options)
-    right = loop.save
-
-    def stopping(training, state, optimizer):
-        right(training, state, optimizer)
-        if state.step == 2:
-            raise InterruptedRunError(training.run_dir, state.step)
-
-    monkeypatch.setattr(loop, "save", stopping)
-    with pytest.raises(InterruptedRunError) as caught:
-        run(root, *options)
-    monkeypatch.undo()
-    stopped = caught.value.run_dir
+    stopped = stopped_after(2, root, *options)
     assert main(["finetune", f"resume={stopped}", "init=elsewhere"]) == 2
     assert f"its checkpoints do not fit init=elsewhere (was {trained.run_dir})" in (
         capsys.readouterr().err

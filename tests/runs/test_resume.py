@@ -13,7 +13,6 @@ from samadapt.cli import main
 from samadapt.config.compose import compose
 from samadapt.runs.finetune import finetune
 from samadapt.runs.run_directory import locked
-from samadapt.system.interrupt import InterruptedRunError
 from samadapt.training.checkpoint import load_checkpoint
 
 
@@ -240,7 +239,9 @@ def due_at_every_step(step, every, ended_by):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prompts", ["box", "point", "semantic"])
-def test_a_run_resumed_at_every_step_ends_bit_equal(make_pictures, run, monkeypatch, prompts):
+def test_a_run_resumed_at_every_step_ends_bit_equal(
+    make_pictures, run, monkeypatch, stopped_after, prompts
+):
     import samadapt.training.loop as loop
 
     root, steps = make_pictures(classes=2), 6
@@ -250,19 +251,9 @@ def test_a_run_resumed_at_every_step_ends_bit_equal(make_pictures, run, monkeypa
     names = ("adapter/adapter_model.safetensors", "eval/per_case.csv")
     last = load_checkpoint(expected.run_dir / "checkpoints")
     for stop in range(1, steps + 1):
-        right = loop.save
-
-        def stopping(training, state, optimizer, stop=stop, right=right):
-            right(training, state, optimizer)
-            if state.step == stop:
-                raise InterruptedRunError(training.run_dir, state.step)
-
-        monkeypatch.setattr(loop, "save", stopping)
-        monkeypatch.setattr(loop, "is_due", due_at_every_step)
-        with pytest.raises(InterruptedRunError) as caught:
-            run(root, *options)
-        monkeypatch.undo()
-        stopped = caught.value.run_dir
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "is_due", due_at_every_step)
+            stopped = stopped_after(stop, root, *options)
         assert main(["finetune", f"resume={stopped}"]) == 0
         for name in names:
             assert (stopped / name).read_bytes() == (expected.run_dir / name).read_bytes(), stop

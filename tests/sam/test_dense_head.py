@@ -10,7 +10,7 @@ from torch.nn import functional
 from samadapt.errors import ConfigError
 from samadapt.sam.decode import class_frame, class_logits, image_embedding, segment_semantic
 from samadapt.sam.dense_features import _reduce
-from samadapt.sam.dense_head import FINEST, HeadSettings
+from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.embed import embed, embed_features, embed_prefix
 from samadapt.sam.types import Prompts
 
@@ -42,11 +42,15 @@ def test_the_way_may_be_cut_at_any_block(dense_sam, images):
 
 def test_levels_enter_at_the_scale_nearest_to_their_own(dense_sam):
     head = dense_sam.dense_head
-    for level in head.levels:
-        scale = head.scale_of(level)
-        assert FINEST <= 2**scale <= 2 ** (head.settings.scales - 1)
-        assert head.grid_of(level) * 2**level.enlarged <= max(48 >> scale, level.grid)
-    assert [level.after for level in head.levels][-1] == len(dense_sam.attention_blocks()) + 1
+    # A ViT's grids of 8 count as 32, 16, 8 and 8, since the earlier ones are enlarged; TinyViT has
+    # grids of 64, 32, 16 and 16. The head has grids of 48, 24 and 12, and the first is its own.
+    scales, grids = {
+        "tiny": ([1, 2, 2, 2], [6, 6, 8, 8]),
+        "tiny_t": ([1, 1, 2, 2], [24, 24, 12, 12]),
+    }[dense_sam.build.name]
+    assert [head.scale_of(level) for level in head.levels] == scales
+    assert [head.grid_of(level) for level in head.levels] == grids
+    assert head.levels[-1].after == len(dense_sam.attention_blocks()) + 1
 
 
 def test_the_logits_lie_on_the_grid_of_the_picture_and_read_all_that_enters(dense_sam, images):
