@@ -103,7 +103,7 @@ def second_run(model: str, pictures: int = 12) -> dict[str, Any]:
         found: dict[str, Any] = {"images": pictures}
         for run in ("first", "second"):
             result = finetune(compose("photos", overrides))
-            log = (result.run_dir / "log.txt").read_text()
+            log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
             counted = re.search(r"features: (\d+) computed, (\d+) reused", log)
             if counted is None:
                 raise RuntimeError(f"{result.run_dir}/log.txt does not count features")

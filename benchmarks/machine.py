@@ -122,7 +122,7 @@ def describe() -> dict[str, Any]:
 def _processor() -> str:
     """Return the processor's name and the instructions that matter to matrix products."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     facts = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
     keys = {key.strip(): value.strip() for key, value in facts.items()}
     flags = set(keys.get("flags", "").split())
@@ -135,7 +135,7 @@ def _processor() -> str:
 def _git(*arguments: str) -> str | None:
     root = Path(__file__).parent.parent
     done = subprocess.run(
-        ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
+        ["git", *arguments], cwd=root, capture_output=True, text=True, check=False, encoding="utf-8"
     )
     return done.stdout.strip() if done.returncode == 0 else None
 

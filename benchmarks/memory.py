@@ -44,14 +44,14 @@ def above_the_weights(call: Callable[[], Any], device: str) -> dict[str, int | N
         return {"before_bytes": None, "peak_bytes": None}
     with suppress(AttributeError):  # a C library without it may keep freed memory resident
         ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the high-water mark
     before = _status("VmRSS")
     call()
     return {"before_bytes": before, "peak_bytes": _status("VmHWM") - before}
 
 
 def _status(key: str) -> int:
-    found = re.search(rf"{key}:\s+(\d+) kB", STATUS.read_text())
+    found = re.search(rf"{key}:\s+(\d+) kB", STATUS.read_text(encoding="utf-8"))
     if found is None:
         raise RuntimeError(f"{STATUS} holds no {key}")
     return 1024 * int(found[1])

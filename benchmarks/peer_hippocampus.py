@@ -146,18 +146,18 @@ def report(row: dict[str, Any]) -> None:
 
 def append(result: dict[str, Any]) -> None:
     """Add a result to those that were measured before."""
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     where = {"platform": platform.platform(), "processor": cpu(), "torch": torch.__version__}
     stamp = datetime.now(UTC).isoformat(timespec="seconds")
     RESULTS.parent.mkdir(exist_ok=True)
     entry = {"time": stamp, "threads": torch.get_num_threads(), **where, **result}
-    RESULTS.write_text(json.dumps([*before, entry], indent=2) + "\n")
+    RESULTS.write_text(json.dumps([*before, entry], indent=2) + "\n", encoding="utf-8")
 
 
 def cpu() -> str:
     """Return the name of the processor, or an empty text if the system does not report it."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
 
 

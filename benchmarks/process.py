@@ -24,7 +24,13 @@ def ask(module: str, *arguments: str, given: str = "") -> dict[str, Any]:
     """
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(
-        command, cwd=ROOT, input=given, capture_output=True, text=True, check=False
+        command,
+        cwd=ROOT,
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")

@@ -95,6 +95,7 @@ def apart(work: str, contender: str, variables: Mapping[str, str], *, beside: bo
                 capture_output=True,
                 text=True,
                 check=False,
+                encoding="utf-8",
             )
         if done.returncode:
             raise RuntimeError(f"{work}, {contender} failed:\n{done.stderr[-2000:]}")

@@ -79,7 +79,7 @@ def _wait_for_step(
     """Return the seconds until the first step was done, and the seconds of that step."""
     while (taken := time.perf_counter() - started) < PATIENCE:
         for path in runs.glob("*/*/metrics.jsonl"):
-            for line in path.read_text().splitlines(keepends=True):
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
                 if line.endswith("\n") and (values := json.loads(line))["kind"] == "train":
                     return taken, values["seconds"]
         if process.poll() is not None:

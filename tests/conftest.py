@@ -273,7 +273,7 @@ def make_scans(tmp_path: Path) -> Callable[..., Path]:
             "labels": {"0": "background", "1": "front", "2": "back"},
             "training": entries,
         }
-        (root / "dataset.json").write_text(json.dumps(content))
+        (root / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
         return root
 
     return make
@@ -290,7 +290,8 @@ def write_recipe(folder: Path) -> Path:
         "eval: {overlays: 0}\n"
         f"output: {{dir: {folder / 'runs'}}}\n"
         "precision: fp32\n"
-        "device: cpu\n"
+        "device: cpu\n",
+        encoding="utf-8",
     )
     return path
 

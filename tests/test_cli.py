@@ -32,7 +32,9 @@ def imported_by(*argv: str) -> set[str]:
         f"import sys; from samadapt.cli import main; main({list(argv)!r});"
         "print(*{m.split('.')[0] for m in sys.modules}, file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     return set(done.stderr.split())
 
 

@@ -33,6 +33,7 @@ def test_root_is_not_on_the_path_of_an_installed_samadapt(tmp_path: Path) -> Non
         capture_output=True,
         text=True,
         check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 0, f"samadapt is not installed: pip install -e .\n{done.stderr}"
     path, verdict = done.stdout.strip().splitlines()

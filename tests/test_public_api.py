@@ -36,6 +36,8 @@ def test_unknown_name() -> None:
 
 def test_import_is_lazy() -> None:
     code = "import samadapt, sys; print(*sorted(m.split('.')[0] for m in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     heavy = {"torch", "numpy", "hydra", "omegaconf", "pydantic", "rich"}
     assert not heavy & set(done.stdout.split())

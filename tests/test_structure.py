@@ -226,12 +226,21 @@ def opens_text(call: ast.Call) -> bool:
     return not given or any(re.fullmatch(r"[rwxa]\+?t?", mode) for mode in modes)
 
 
+def reads_a_child_as_text(node: ast.Call) -> bool:
+    """Whether subprocess decodes what a child prints."""
+    return "text" in {keyword.arg for keyword in node.keywords} and bool(
+        re.search(r"\b(run|Popen|check_output)$", ast.unparse(node.func))
+    )
+
+
 def test_text_files_have_an_encoding() -> None:
-    """Otherwise the locale decides: cp1252 on Windows, ASCII under LANG=C."""
-    for path, node in nodes():
-        if isinstance(node, ast.Call) and opens_text(node):
-            named = {keyword.arg for keyword in node.keywords}
-            assert "encoding" in named, f"{path}:{node.lineno}: {ast.unparse(node)}"
+    """Otherwise the locale decides: cp1252 on Windows, ASCII under LANG=C. Tests run there too."""
+    files = [*FILES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    for path in files:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Call) and (opens_text(node) or reads_a_child_as_text(node)):
+                named = {keyword.arg for keyword in node.keywords}
+                assert "encoding" in named, f"{path}:{node.lineno}: {ast.unparse(node)}"
 
 
 def test_packages_are_declared() -> None:
@@ -268,7 +277,7 @@ def test_root_holds_nothing_else() -> None:
     allowed |= {"benchmarks", "docs", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"}
     allowed |= {"constraints.txt", ".gitignore", ".ci"}
     listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False, encoding="utf-8"
     )
     if listed.returncode:
         pytest.skip("not a git checkout")
@@ -289,7 +298,12 @@ def test_no_dead_code() -> None:
     """Nothing in the package is unused; exceptions stand in pyproject.toml with a reason."""
     pytest.importorskip("vulture")
     done = subprocess.run(
-        [sys.executable, "-m", "vulture"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "vulture"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     assert done.returncode in (0, 3), done.stderr  # 3: something is unused somewhere
     assert not [line for line in done.stdout.splitlines() if line.startswith("samadapt")]

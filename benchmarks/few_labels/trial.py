@@ -70,7 +70,13 @@ def run_cell(cell: Cell, data: Path, work: Path) -> dict[str, Any]:
     environment = {**os.environ, **dict.fromkeys(ONE_THREAD, "1")}
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
-        call, cwd=place, env=environment, capture_output=True, text=True, check=False
+        call,
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
     if done.returncode == REFUSED:
@@ -140,7 +146,9 @@ def _cpu(usage: resource.struct_rusage) -> float:
 def this_machine() -> dict[str, Any]:
     """Return what was measured, and where."""
     call = ["git", "rev-parse", "--short=12", "HEAD"]
-    done = subprocess.run(call, cwd=FOLDER, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        call, cwd=FOLDER, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     return {
         "commit": done.stdout.strip() or "unknown",
         "samadapt": __version__,

@@ -110,7 +110,7 @@ def train_on(
 
 def step_seconds(run_dir: Path) -> list[float]:
     """Return the seconds of each step of a run."""
-    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return [line["seconds"] for line in lines if line["kind"] == "train"]
 
 

@@ -15,14 +15,14 @@ def test_a_command_line_names_several(tmp_path):
     config = compose("medical", ["peft=[lora, bias]", "peft.rank=8", "peft.blocks=all"])
     assert config.peft.name == "lora+bias"
     assert config.peft == find_method("lora+bias")(rank=8, blocks="all")
-    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     assert from_yaml(tmp_path / "config.yaml") == config
     assert compose("medical", ["peft=lora+bias", "peft.rank=8", "peft.blocks=all"]) == config
 
 
 def test_a_recipe_names_several(tmp_path):
     path = tmp_path / "own.yaml"
-    path.write_text("peft: [lora, layernorm]\n")
+    path.write_text("peft: [lora, layernorm]\n", encoding="utf-8")
     assert compose(str(path)).peft.name == "lora+layernorm"
 
 

@@ -38,10 +38,10 @@ def written(tmp_path):
 
 
 def _edit(directory: Path, *, sign: bool, **entries) -> None:
-    values = json.loads((directory / RECORD).read_text()) | entries
+    values = json.loads((directory / RECORD).read_text(encoding="utf-8")) | entries
     if sign:
         values["record_sha256"] = digest_of(values)
-    (directory / RECORD).write_text(json.dumps(values))
+    (directory / RECORD).write_text(json.dumps(values), encoding="utf-8")
 
 
 @pytest.mark.parametrize("fresh", ["tiny_sam"], indirect=True)
@@ -80,12 +80,12 @@ def test_an_edited_entry_is_refused(saved, entries):
 @pytest.mark.parametrize("fresh", ["tiny_sam"], indirect=True)
 def test_an_adapter_without_digests_still_loads(saved, fresh):
     """Adapters of versions before the digests have neither entry."""
-    values = json.loads((saved / RECORD).read_text())
+    values = json.loads((saved / RECORD).read_text(encoding="utf-8"))
     del values["record_sha256"], values["weights_sha256"]
     values["checkpoint"] = "/data/models/sam_vit_b.pth"  # they kept the path, and NaN scores
     values["scores"] = {"adapted": {"hd95": float("nan")}}
     values["data_options"]["image"] = "*/patient_*.nii.gz"
-    (saved / RECORD).write_text(json.dumps(values))
+    (saved / RECORD).write_text(json.dumps(values), encoding="utf-8")
     record = read_record(saved)
     assert record.checkpoint == "sam_vit_b.pth"
     assert record.scores == {"adapted": {"hd95": None}}
@@ -95,8 +95,10 @@ def test_an_adapter_without_digests_still_loads(saved, fresh):
 
 def test_layout_and_order_do_not_matter(written):
     directory = written(classes=["a", "b"], threshold=0.1)
-    values = json.loads((directory / RECORD).read_text())
-    (directory / RECORD).write_text(json.dumps(dict(reversed(values.items())), indent=7))
+    values = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+    (directory / RECORD).write_text(
+        json.dumps(dict(reversed(values.items())), indent=7), encoding="utf-8"
+    )
     assert read_record(directory).classes == ["a", "b"]
 
 
@@ -148,7 +150,7 @@ def test_a_huge_file_is_not_parsed(written, monkeypatch):
 
 def test_deeply_nested_json_is_an_error_of_ours(written):
     directory = written()
-    (directory / RECORD).write_text('{"base":' + "[" * 200_000)
+    (directory / RECORD).write_text('{"base":' + "[" * 200_000, encoding="utf-8")
     with pytest.raises(AdapterError, match="truncated or broken"):
         read_record(directory)
 
@@ -158,7 +160,7 @@ def test_no_path_of_this_machine_is_written(written):
     directory = written(
         checkpoint="/home/someone/sam.pth", data_options={**options, "patient": "(p)_.*"}
     )
-    text = (directory / RECORD).read_text()
+    text = (directory / RECORD).read_text(encoding="utf-8")
     assert "/" not in text
     assert json.loads(text)["data_options"] == {"patient": "(p)_.*"}
     assert json.loads(text)["checkpoint"] == "sam.pth"
@@ -190,7 +192,7 @@ def test_an_old_adapter_survives_when_the_new_one_cannot_take_its_place(saved, f
 def test_a_new_adapter_replaces_the_old_one_and_leaves_nothing_else(saved, fresh):
     sam = fresh()
     injection = load_into(saved, sam)
-    (saved / "stray.txt").write_text("of the old adapter")
+    (saved / "stray.txt").write_text("of the old adapter", encoding="utf-8")
     names = sorted(path.name for path in saved.parent.iterdir())
     save_adapter(saved, sam, injection, replace(read_record(saved), classes=["new"]))
     assert read_record(saved).classes == ["new"]

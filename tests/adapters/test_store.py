@@ -62,14 +62,14 @@ def _edit_weights(change):
 
 def _edit_json(name, *keys, value):
     def edit(directory):
-        values = json.loads((directory / name).read_text())
+        values = json.loads((directory / name).read_text(encoding="utf-8"))
         inner = values
         for key in keys[:-1]:
             inner = inner[key]
         inner[keys[-1]] = value
         if name == RECORD:  # signed anew, so that the entry itself is judged
             values["record_sha256"] = digest_of(values)
-        (directory / name).write_text(json.dumps(values))
+        (directory / name).write_text(json.dumps(values), encoding="utf-8")
 
     return edit
 
@@ -117,14 +117,14 @@ FAULTS = {
     "truncated weights": (WEIGHTS, "truncated",
                           lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-50])),
     "text as weights": (WEIGHTS, "truncated or broken",
-                        lambda d: (d / WEIGHTS).write_text("hello, this is no tensor")),
+                        lambda d: (d / WEIGHTS).write_bytes(b"hello, this is no tensor")),
     "empty weights": (WEIGHTS, "truncated or broken", lambda d: (d / WEIGHTS).write_bytes(b"")),
     "pickle": (WEIGHTS, "a pickle", _pickle),
     "no weights": (WEIGHTS, "missing", lambda d: (d / WEIGHTS).unlink()),
     "no config": (CONFIG, "missing", lambda d: (d / CONFIG).unlink()),
     "no record": (RECORD, "missing", lambda d: (d / RECORD).unlink()),
-    "truncated record": (RECORD, "truncated", lambda d: (d / RECORD).write_text('{"base": "ti')),
-    "record a list": (RECORD, "JSON object", lambda d: (d / RECORD).write_text("[]")),
+    "truncated record": (RECORD, "truncated", lambda d: (d / RECORD).write_bytes(b'{"base": "ti')),
+    "record a list": (RECORD, "JSON object", lambda d: (d / RECORD).write_bytes(b"[]")),
     "binary record": (RECORD, "expected JSON", lambda d: (d / RECORD).write_bytes(b"\xff\xfe\x00")),
     "no directory": ("adapter", "the folder does not exist", shutil.rmtree),
 }  # fmt: skip
@@ -239,7 +239,7 @@ def test_another_build_is_refused(saved, fresh):
 
 
 def test_saving_replaces_the_whole_directory(saved, fresh):
-    (saved / "stale").write_text("")
+    (saved / "stale").write_text("", encoding="utf-8")
     sam = fresh()
     injection = inject(sam, METHODS["none"](decoder="full"))
     save_adapter(saved, sam, injection, read_record(saved))
@@ -252,7 +252,7 @@ def test_saving_replaces_the_whole_directory(saved, fresh):
 def test_a_failed_save_leaves_the_old_one(saved, fresh, monkeypatch):
     sam = fresh()
     injection = inject(sam, METHODS["adapter"]())
-    before = (saved / RECORD).read_text()
+    before = (saved / RECORD).read_text(encoding="utf-8")
 
     def fail(*args, **options):
         raise OSError("disk full")
@@ -260,7 +260,7 @@ def test_a_failed_save_leaves_the_old_one(saved, fresh, monkeypatch):
     monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_adapter(saved, sam, injection, read_record(saved))
-    assert (saved / RECORD).read_text() == before
+    assert (saved / RECORD).read_text(encoding="utf-8") == before
     assert [p.name for p in saved.parent.iterdir()] == ["adapter"]
 
 
@@ -289,7 +289,7 @@ def test_more_mask_tokens_come_back(fresh, perturb, predict, tmp_path, decoder):
     loaded = fresh()
     load_into(tmp_path / "adapter", loaded)
     assert torch.equal(predict(loaded), predict(sam))
-    assert "PeftModel" not in (tmp_path / "adapter" / "README.md").read_text()
+    assert "PeftModel" not in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_number_of_masks_must_be_the_models(fresh, tmp_path):
@@ -314,7 +314,7 @@ def test_the_record_and_the_card_say_what_was_given(saved, fresh):
     assert replace(read, weights_sha256="", record_sha256="") == replace(
         record, method=injection.method.to_dict(), weights_sha256="", record_sha256=""
     )
-    card = (saved / "README.md").read_text()
+    card = (saved / "README.md").read_text(encoding="utf-8")
     for said in (
         "grey, white",
         "0.93",

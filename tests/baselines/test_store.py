@@ -61,10 +61,10 @@ def test_a_record_of_another_shape_is_refused(tmp_path: Path) -> None:
     from samadapt.adapters.record import digest_of
 
     _, folder = saved(tmp_path)
-    values = json.loads((folder / "unet.json").read_text())
+    values = json.loads((folder / "unet.json").read_text(encoding="utf-8"))
     del values["method"]["filters"]
     values["record_sha256"] = digest_of(values)
-    (folder / "unet.json").write_text(json.dumps(values))
+    (folder / "unet.json").write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(AdapterError, match="expected the shape of a U-Net: 'filters'"):
         load_unet(folder)
 

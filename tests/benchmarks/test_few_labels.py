@@ -77,7 +77,7 @@ def test_a_cell_is_measured_again_when_its_recipe_changes(
     monkeypatch.setitem(ARMS, "lora", arm)
     digests = []
     for text in ("seed: 0", "# a comment\nseed: 0", "seed: 1"):
-        recipe.write_text(text)
+        recipe.write_text(text, encoding="utf-8")
         plan._digest.cache_clear()
         digests.append(Cell("lora", "fuseg", 5, 0, SMALL).digest)
     assert digests[0] == digests[1] != digests[2]
@@ -328,11 +328,12 @@ def test_a_cell_is_run_as_a_user_would(
 ) -> None:
     root = make_pictures(8, name="kvasir_polyps")
     held_out = tmp_path / "held_out.txt"
-    held_out.write_text("p0\np5\n")
+    held_out.write_text("p0\np5\n", encoding="utf-8")
     recipe = tmp_path / "small.yaml"
     recipe.write_text(
         "model: {name: tiny}\ndata: {name: folder, intensity: rgb}\nprompts: {name: semantic}\n"
-        "train: {batch_size: 2, warmup_steps: 0}\nprecision: fp32\ndevice: cpu\n"
+        "train: {batch_size: 2, warmup_steps: 0}\nprecision: fp32\ndevice: cpu\n",
+        encoding="utf-8",
     )
     monkeypatch.setattr(domains.Domain, "held_out_file", held_out)
     arm = replace(ARMS["lora"], recipe=lambda domain: str(recipe), keys=lambda domain: ())

@@ -119,7 +119,11 @@ def test_no_import_cycles() -> None:
     files = {f"benchmarks.{path.stem}": path for path in folder.glob("*.py")}
     graph = {}
     for name, path in files.items():
-        nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+        nodes = [
+            n
+            for n in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(n, ast.ImportFrom)
+        ]
         wanted = {str(n.module) for n in nodes}
         wanted |= {f"{n.module}.{alias.name}" for n in nodes for alias in n.names}
         graph[name] = wanted & set(files)

@@ -35,10 +35,10 @@ def test_several_writers_lose_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ['{"rows": []}', "[1, 2]", "[{", ""])
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "suite.json"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError):  # noqa: PT011  json's own for broken files
         results.append(path, {"number": 1})
-    assert path.read_text() == content
+    assert path.read_text(encoding="utf-8") == content
 
 
 @pytest.mark.parametrize("run", [{"value": float("nan")}, {"value": object()}])
@@ -47,7 +47,7 @@ def test_what_cannot_be_written_changes_nothing(tmp_path: Path, run: dict[str, o
     results.append(path, {"number": 0})
     with pytest.raises((ValueError, TypeError)):
         results.append(path, run)
-    assert json.loads(path.read_text()) == [{"number": 0}]
+    assert json.loads(path.read_text(encoding="utf-8")) == [{"number": 0}]
 
 
 def test_a_failed_write_leaves_the_old_file(

@@ -141,7 +141,7 @@ def test_marks_must_be_there_once(text: str) -> None:
 
 def test_check_tells_a_stale_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "speed.md"
-    page.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n")
+    page.write_text(f"before\n{table.START}\nold\n{table.END}\nafter\n", encoding="utf-8")
     results.append(tmp_path / "encoder.json", run([comparison("a")]))
 
     def call(*arguments: str) -> None:
@@ -151,10 +151,10 @@ def test_check_tells_a_stale_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(SystemExit, match="stale"):
         call("--check")
-    assert "old" in page.read_text()
+    assert "old" in page.read_text(encoding="utf-8")
     call()
-    assert page.read_text().startswith(f"before\n{table.START}\n### Encoder")
-    assert page.read_text().endswith(f"\n{table.END}\nafter\n")
+    assert page.read_text(encoding="utf-8").startswith(f"before\n{table.START}\n### Encoder")
+    assert page.read_text(encoding="utf-8").endswith(f"\n{table.END}\nafter\n")
     call("--check")
     results.append(tmp_path / "encoder.json", run([comparison("a", 5.0)]))
     with pytest.raises(SystemExit, match="stale"):

@@ -27,7 +27,7 @@ def test_the_report_and_the_table(leaky, tmp_path, capsys):
     assert "p6.png" in out
     assert "foreground  8      8" in out
     assert "1 errors" in out
-    stored = json.loads(report.read_text())
+    stored = json.loads(report.read_text(encoding="utf-8"))
     (leak,) = [finding for finding in stored["findings"] if finding["severity"] == "error"]
     assert (leak["code"], leak["file"]) == ("duplicate_leak", str(leaky / "images" / "p6.png"))
     assert set(leak) == {"code", "severity", "file", "message", "fix"}

@@ -215,11 +215,11 @@ def test_slices_of_one_volume_are_told_apart(run, score, tmp_path):
 def test_an_adapter_that_does_not_say_what_it_saw(one_step_run, score, tmp_path, capsys):
     run_dir = shutil.copytree(one_step_run.run_dir, tmp_path / "run")
     adapter = run_dir / "adapter"
-    record = json.loads((adapter / "samadapt.json").read_text())
+    record = json.loads((adapter / "samadapt.json").read_text(encoding="utf-8"))
     assert len(record["trained_on"]) == 6
     for name in ("trained_on", "weights_sha256", "record_sha256"):  # of an earlier version
         del record[name]
-    (adapter / "samadapt.json").write_text(json.dumps(record))
+    (adapter / "samadapt.json").write_text(json.dumps(record), encoding="utf-8")
     notes = score(adapter, "data.val_every=2")["summary"]["notes"]
     assert any("does not say what it was trained on" in note for note in notes)
     arguments = [f"adapter={adapter}", f"output.dir={tmp_path}", "device=cpu", "unseen=true"]
@@ -255,7 +255,7 @@ def test_objects_are_counted_where_asked_for(make_scans, make_pictures, run, sco
     assert score(result.adapter_dir)["summary"]["adapted"].get("instances") is None
     again = score(result.adapter_dir, "eval.instances=components")
     assert again["summary"]["adapted"]["instances"] == found
-    objects = json.loads((result.run_dir / "eval" / "objects.json").read_text())
+    objects = json.loads((result.run_dir / "eval" / "objects.json").read_text(encoding="utf-8"))
     assert [len(objects[state]) for state in ("zero_shot", "adapted")] == [2, 2]
     arguments = [f"adapter={result.adapter_dir}", "device=cpu", "eval.instances=true"]
     assert main(["evaluate", *arguments, f"output.dir={result.run_dir}"]) == 2
@@ -278,7 +278,7 @@ def test_touching_objects_of_coco_are_told_apart(tmp_path, run):
             corners = [[left, 4, left + 10, 4, left + 10, 18, left, 18]]
             mark = {"image_id": index, "category_id": 1, "segmentation": corners}
             content["annotations"].append({"id": 2 * index + (left > 4), **mark})
-    (root / "annotations.json").write_text(json.dumps(content))
+    (root / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
     augment = "train.augment=[flip,crop,rotate]"
     result = run(root, "data.name=coco", "eval.instances=true", "train.steps=2", augment)
     found = result.summary["zero_shot"]["instances"]["per_class"]["cell"]
@@ -335,7 +335,7 @@ def test_pictures_in_tiles_from_training_to_prediction(make_pictures, run, score
     assert found["adapted"] == result.summary["adapted"]
     segmenter = load_adapter(result.adapter_dir, device="cpu")
     rows = []
-    for name in json.loads((result.run_dir / "splits.json").read_text())["val"]:
+    for name in json.loads((result.run_dir / "splits.json").read_text(encoding="utf-8"))["val"]:
         target = tmp_path / f"{name}.png"
         segmenter.predict_file(root / "images" / f"{name}.png", target)
         truth = np.asarray(Image.open(root / "masks" / f"{name}.png"))[:, :, None]
@@ -358,7 +358,7 @@ def test_patterns_come_from_the_run_and_never_enter_the_adapter(make_scans, run,
         "data.intensity=mri",
     ]
     result = run(root, *given, "train.steps=1")
-    record = json.loads((result.adapter_dir / "samadapt.json").read_text())
+    record = json.loads((result.adapter_dir / "samadapt.json").read_text(encoding="utf-8"))
     assert not {"image", "label", "root"} & set(record["data_options"])
     assert str(tmp_path) not in json.dumps({**record, "recipe": ""})
     assert score(result.adapter_dir)["summary"]["adapted"] == result.summary["adapted"]

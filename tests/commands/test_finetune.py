@@ -39,7 +39,7 @@ def strict(path):
     def refuse(token):
         raise ValueError(f"{path}: {token}")
 
-    return json.loads(Path(path).read_text(), parse_constant=refuse)
+    return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def width(path):
@@ -52,21 +52,24 @@ def test_the_run_directory_is_complete(make_pictures, run, tmp_path):
     folder = result.run_dir
     assert folder.parent == tmp_path / "runs" / "small"
     assert folder.name.endswith("-lora-tiny")
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     assert config["train"]["steps"] == 4
     recorded = strict(folder / "env.json")["packages"]["torch"]
     assert torch.__version__.split("+")[0] == recorded.split("+")[0]
     splits = strict(folder / "splits.json")
     assert splits["val"] == ["p0", "p5"]
     assert len(splits["train"]) == 6
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line)
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [line["step"] for line in metrics if line["kind"] == "train"] == [1, 2, 3, 4]
     assert [line["step"] for line in metrics if line["kind"] == "validate"] == [2, 4]
     assert width(folder / "progress.png") > 300
-    log = (folder / "log.txt").read_text()
+    log = (folder / "log.txt").read_text(encoding="utf-8")
     assert "validation Dice" in log
     assert "gradients: present in" in log
-    latest = (folder / "checkpoints" / "LATEST").read_text().strip()
+    latest = (folder / "checkpoints" / "LATEST").read_text(encoding="utf-8").strip()
     assert (folder / "checkpoints" / latest / "manifest.json").is_file()
     overlays = sorted(path.name for path in (folder / "overlays").iterdir())
     assert overlays
@@ -95,9 +98,9 @@ def test_the_run_directory_is_complete(make_pictures, run, tmp_path):
     record = read_record(folder / "adapter")
     assert record.base_sha256 == base_hash(load_sam("tiny"))
     assert record.scores["adapted"]["dice"] == summary["adapted"]["dice"]
-    assert str(tmp_path) not in (folder / "adapter" / "samadapt.json").read_text().replace(
-        record.recipe, ""
-    )
+    assert str(tmp_path) not in (folder / "adapter" / "samadapt.json").read_text(
+        encoding="utf-8"
+    ).replace(record.recipe, "")
     text = render(
         {"run_dir": str(folder), "adapter_dir": str(result.adapter_dir), "summary": summary}
     )
@@ -145,7 +148,7 @@ def test_every_method_with_every_prompt(make_pictures, make_scans, run, prompt, 
     render({"run_dir": "r", "adapter_dir": result.adapter_dir, "summary": summary})
     if trains:
         assert summary["adapted"]["oracle_prompt"] == (prompt != "semantic")
-        log = (result.run_dir / "log.txt").read_text()
+        log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
         whole = method == "full"
         assert ("computed anew in every step" in log) == whole
         assert whole or " computed, " in log
@@ -250,7 +253,7 @@ def test_variants_are_computed_once(make_pictures, run):
 
 
 def log_of(result):
-    return (result.run_dir / "log.txt").read_text()
+    return (result.run_dir / "log.txt").read_text(encoding="utf-8")
 
 
 def test_the_cache_changes_no_result(make_pictures, run):
@@ -285,7 +288,7 @@ def test_annotations_are_the_prompts(make_pictures, run):
         given = {"boxes": [[1, 2, 39, 23]], "points": [[20, 12]]}
         if index % 4:
             given = {"points": [[20, 12], [1, 1]], "point_labels": [1, 0]}
-        (root / "annotations" / f"p{index}.json").write_text(json.dumps(given))
+        (root / "annotations" / f"p{index}.json").write_text(json.dumps(given), encoding="utf-8")
     for prompt in ("box", "point"):
         result = run(root, f"prompts={prompt}", "train.steps=3", "train.batch_size=3")
         assert result.summary["adapted"]["dice"] is not None
@@ -370,7 +373,7 @@ def test_a_signal_saves_and_the_resumed_run_equals_an_uninterrupted_one(
     (run_dir,) = runs.iterdir()
     said = capsys.readouterr().err
     assert f"continue with: samadapt finetune resume={run_dir}" in said
-    assert (run_dir / "checkpoints" / "LATEST").read_text().strip() == "step_000004"
+    assert (run_dir / "checkpoints" / "LATEST").read_text(encoding="utf-8").strip() == "step_000004"
     assert not (run_dir / "adapter").exists()
 
     assert main(["finetune", f"resume={run_dir}"]) == 0
@@ -406,11 +409,12 @@ def test_a_signal_stops_the_program_while_it_trains(make_pictures, recipe, numbe
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        encoding="utf-8",
     )
     runs = tmp_path / "runs" / "small"
     for _ in range(6000):  # five minutes: on a busy machine the imports alone take one
         found = list(runs.glob("*/metrics.jsonl"))
-        if found and len(found[0].read_text().splitlines()) > 7:
+        if found and len(found[0].read_text(encoding="utf-8").splitlines()) > 7:
             break
         time.sleep(0.05)
     process.send_signal(number)
@@ -421,7 +425,12 @@ def test_a_signal_stops_the_program_while_it_trains(make_pictures, recipe, numbe
     assert f"resume={run_dir}" in said.replace("\n", "")
     assert "Traceback" not in said
     assert not (run_dir / "adapter").exists()
-    taken = int((run_dir / "checkpoints" / "LATEST").read_text().strip().removeprefix("step_"))
+    taken = int(
+        (run_dir / "checkpoints" / "LATEST")
+        .read_text(encoding="utf-8")
+        .strip()
+        .removeprefix("step_")
+    )
     assert 6 <= taken < steps
 
     assert main(["finetune", f"resume={run_dir}"]) == 0
@@ -475,8 +484,8 @@ def test_a_mistake_is_one_message_and_exit_code_2(
 def test_an_adapter_of_another_base_is_refused(one_step_run, tmp_path):
     adapter = shutil.copytree(one_step_run.adapter_dir, tmp_path / "adapter")
     path = adapter / "samadapt.json"
-    values = json.loads(path.read_text()) | {"base_sha256": "0" * 64}
-    path.write_text(json.dumps(values | {"record_sha256": digest_of(values)}))
+    values = json.loads(path.read_text(encoding="utf-8")) | {"base_sha256": "0" * 64}
+    path.write_text(json.dumps(values | {"record_sha256": digest_of(values)}), encoding="utf-8")
     with pytest.raises(AdapterError, match=r"samadapt\.json: trained on base tiny"):
         samadapt.load_adapter(adapter, device="cpu")
 
@@ -582,7 +591,7 @@ def test_prompted_regions_go_through_a_whole_run(run, tmp_path, prompts):
 def test_a_partly_annotated_case_is_scored_on_what_is_listed(run, tmp_path, prompts):
     root = nested_pictures(tmp_path / "nested")
     listed = {"p0": ["core"], "p1": ["rim"], "p2": {"classes": []}, "*": {}}
-    (root / "known.json").write_text(json.dumps(listed))
+    (root / "known.json").write_text(json.dumps(listed), encoding="utf-8")
     classes = "data.classes={core: 1, rim: 2}"
     annotated = f"data.annotated={root / 'known.json'}"
     result = run(root, classes, annotated, f"prompts={prompts}", "train.steps=2")

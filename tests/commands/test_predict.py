@@ -121,7 +121,7 @@ def test_a_folder_gives_a_table_and_names_what_failed(adapter, picture, tmp_path
     picture.rename(folder / "cell.png")
     save_volume(folder / "scan.nii.gz")
     (folder / "bad.png").write_bytes(b"x")
-    (folder / "notes.txt").write_text("x")
+    (folder / "notes.txt").write_text("x", encoding="utf-8")
     arguments = [f"adapter={adapter}", f"input={folder}", f"output={tmp_path / 'out'}"]
     arguments += ["device=cpu", "boxes=[[1,1,9,8]]"]
     assert main(["predict", *arguments]) == 1
@@ -144,7 +144,7 @@ def test_a_folder_gives_a_table_and_names_what_failed(adapter, picture, tmp_path
     arguments[2] = f"output={tmp_path / 'all.json'}"
     assert main(["predict", *arguments]) == 1  # the volume
     assert "COCO JSON holds pictures" in capsys.readouterr().err
-    content = json.loads((tmp_path / "all.json").read_text())
+    content = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
     assert [image["file_name"] for image in content["images"]] == ["cell.png"]
 
 

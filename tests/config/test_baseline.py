@@ -27,7 +27,7 @@ def test_one_word_is_enough(tmp_path: Path) -> None:
     assert [getattr(train, key) for key in same] == [getattr(plain.train, key) for key in same]
     assert resolved(config) == config
     path = tmp_path / "config.yaml"
-    path.write_text(to_yaml(config))
+    path.write_text(to_yaml(config), encoding="utf-8")
     assert from_yaml(path) == config
 
 

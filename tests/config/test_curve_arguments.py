@@ -53,6 +53,6 @@ def test_cases_are_required_and_the_recipe_is_composed_as_for_a_run() -> None:
 
 def test_a_directory_gives_the_same_keys_back(tmp_path) -> None:
     asked = curve_from_arguments(["recipe=photos", "cases=5,all", "seeds=3"])
-    (tmp_path / "config.yaml").write_text(to_yaml(asked))
+    (tmp_path / "config.yaml").write_text(to_yaml(asked), encoding="utf-8")
     again = curve_from_arguments([f"resume={tmp_path}", "cases=5,10,all"])
     assert (again.cases, again.seeds, again.train) == ("5,10,all", 3, asked.train)

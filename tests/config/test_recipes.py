@@ -99,7 +99,7 @@ def test_every_method_trains_on_mri(
     result = finetune(
         compose("hippocampus", [*overrides, *few, "train.steps=5", "eval.overlays=0"])
     )
-    lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()
+    lines = (result.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     losses = [line["loss"] for line in map(json.loads, lines) if line["kind"] == "train"]
     assert len(losses) == 5
     assert all(map(math.isfinite, losses))

@@ -63,7 +63,7 @@ def make_msd(tmp_path: Path) -> Callable[..., Path]:
             "training": entries,
             **declared,
         }
-        (root / "dataset.json").write_text(json.dumps(content))
+        (root / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
         return root
 
     return make

@@ -66,7 +66,7 @@ def test_an_unknown_card() -> None:
     ],
 )
 def test_a_bad_card_says_why(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "x.yaml").write_text(text)
+    (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message) as caught:
         read_card(tmp_path / "x.yaml")
     assert "x.yaml" in str(caught.value)
@@ -82,5 +82,5 @@ def test_an_installed_package_has_its_cards_inside(
     with pytest.raises(ConfigError, match="cards are missing"):
         cards_folder()
     (package / "_datasets").mkdir()
-    (package / "_datasets" / "mni152.yaml").write_text(GOOD)
+    (package / "_datasets" / "mni152.yaml").write_text(GOOD, encoding="utf-8")
     assert cards_folder() == package / "_datasets"

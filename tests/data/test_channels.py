@@ -90,7 +90,7 @@ def nnunet(root: Path, tools: Any, *, declared: bool) -> Path:
     if declared:
         names = {str(index): name for index, name in enumerate(NAMES)}
         content = {"channel_names": names, "labels": {"background": 0, "foreground": 1}}
-        (root / "dataset.json").write_text(json.dumps(content))
+        (root / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     return root
 
 
@@ -100,7 +100,7 @@ def four_axes(root: Path, tools: Any) -> Path:
         tools.write_nifti(root / "images" / f"case{case}.nii.gz", values)
         tools.write_nifti(root / "labels" / f"case{case}.nii.gz", mask(case))
     names = {str(index): name for index, name in enumerate(NAMES)}
-    (root / "dataset.json").write_text(json.dumps({"channel_names": names}))
+    (root / "dataset.json").write_text(json.dumps({"channel_names": names}), encoding="utf-8")
     return root
 
 

@@ -104,7 +104,7 @@ def test_prompts_that_name_no_class_are_refused_where_classes_overlap(
         Image.fromarray(mask).save(root / "masks" / f"p{index}.png")
         given = {"boxes": [[2, 2, 8, 8], [4, 4, 6, 6]]}
         given |= {"labels": ["whole", "core"]} if index else {}
-        (root / "annotations" / f"p{index}.json").write_text(json.dumps(given))
+        (root / "annotations" / f"p{index}.json").write_text(json.dumps(given), encoding="utf-8")
     dataset = open_dataset("folder", root, regions={"whole": [1, 2], "core": 1})
     objects = given_prompts(dataset.samples("p1")[0])
     np.testing.assert_array_equal(objects.truth, np.stack([mask > 0, mask == 1]))

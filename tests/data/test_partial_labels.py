@@ -132,7 +132,7 @@ def test_a_slice_or_class_that_is_not_listed_is_neither_foreground_nor_backgroun
     whole = open_dataset("nifti", root)
     one, two = whole.classes
     rows = [f"case_01,{one},1-3", f"case_01,{two},3", "case_02,,", "*,,"]
-    (root / "known.csv").write_text("\n".join(["case,classes,slices", *rows]))
+    (root / "known.csv").write_text("\n".join(["case,classes,slices", *rows]), encoding="utf-8")
     dataset = open_dataset("nifti", root, annotated="known.csv", empty_slices="keep")
     labels = whole.volume_labels("case_01")
     for index in range(labels.shape[2]):

@@ -55,7 +55,9 @@ def test_the_sides_and_the_pixels_stay(pictures):
 
 
 def test_findings_name_no_file(pictures):
-    (pictures / "masks" / "zorn_fritz.txt").write_text("")  # a file that belongs to no case
+    (pictures / "masks" / "zorn_fritz.txt").write_text(
+        "", encoding="utf-8"
+    )  # a file that belongs to no case
     plain = open_dataset("folder", pictures)
     hidden = hide_names(plain, Pseudonyms())
     assert any("zorn" in finding.file for finding in plain.findings)
@@ -71,7 +73,7 @@ def test_the_key_is_private_and_keeps_earlier_names(tmp_path):
     again = open_key(tmp_path / "nowhere", tmp_path)
     assert again.of("smith") == pseudonyms.of("smith")
     write_key(tmp_path, again, ["jones"])
-    stored = json.loads((tmp_path / KEY_NAME).read_text())
+    stored = json.loads((tmp_path / KEY_NAME).read_text(encoding="utf-8"))
     assert stored["cases"] == {again.of(name): name for name in ("smith", "jones")}
     if os.name == "posix":
         assert stat.S_IMODE((tmp_path / KEY_NAME).stat().st_mode) == 0o600
@@ -81,6 +83,6 @@ def test_the_key_is_private_and_keeps_earlier_names(tmp_path):
     "content", ["{", "[]", '{"secret": "zz"}', '{"secret": "ab", "cases": {}}']
 )
 def test_a_damaged_key_is_named(tmp_path, content):
-    (tmp_path / KEY_NAME).write_text(content)
+    (tmp_path / KEY_NAME).write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=KEY_NAME):
         open_key(tmp_path)

@@ -66,6 +66,11 @@ def test_no_torch_and_no_slow_import() -> None:
     )
     root = Path(__file__).parents[2]
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     assert result.returncode == 0, result.stderr

@@ -121,7 +121,7 @@ def test_given_prompts_go_to_the_tiles_that_see_them(pictures):
     root = pictures()
     note = {"boxes": [[30, 4, 60, 20], [2, 30, 9, 34]], "points": [[45, 12], [5, 32]]}
     for index in range(4):
-        (root / "annotations" / f"p{index}.json").write_text(json.dumps(note))
+        (root / "annotations" / f"p{index}.json").write_text(json.dumps(note), encoding="utf-8")
     samples = open_dataset("folder", root, tile=32).samples("p0")
     seen = []
     for sample in samples:
@@ -148,7 +148,7 @@ def test_a_tile_without_given_prompts_has_no_object(pictures):
     clicks = {"points": [[5, 32], [99, 69]], "point_labels": [1, 0]}
     for note, top in (({"boxes": [[2, 30, 9, 34]]}, 30), (clicks, 32)):
         for index in range(4):
-            (root / "annotations" / f"p{index}.json").write_text(json.dumps(note))
+            (root / "annotations" / f"p{index}.json").write_text(json.dumps(note), encoding="utf-8")
         samples = open_dataset("folder", root, tile=32).samples("p0")
         counts = [len(given_prompts(sample)) for sample in samples if has_prompts(sample)]
         assert len(counts) == 12
@@ -187,7 +187,7 @@ def test_the_class_of_a_prompt_is_that_of_the_whole_picture(pictures):
         mask[60:70, 90:100] = 1
         Image.fromarray(mask).save(root / "masks" / f"p{index}.png")
         note = {"boxes": [[20, 20, 40, 40]]}
-        (root / "annotations" / f"p{index}.json").write_text(json.dumps(note))
+        (root / "annotations" / f"p{index}.json").write_text(json.dumps(note), encoding="utf-8")
     samples = open_dataset("folder", root, tile=24).samples("p0")
     seeing = [sample for sample in samples if len(given_prompts(sample))]
     blank = [sample for sample in seeing if not sample.labels.any()]

@@ -110,9 +110,9 @@ def test_an_adapter_records_neither_the_number_nor_the_draw(make_pictures, run) 
     result = run(make_pictures(8), "data.train_cases=3", "data.draw=2")
     import json
 
-    record = json.loads((result.adapter_dir / "samadapt.json").read_text())
+    record = json.loads((result.adapter_dir / "samadapt.json").read_text(encoding="utf-8"))
     assert not {"train_cases", "draw"} & set(record["data_options"])
-    splits = json.loads((result.run_dir / "splits.json").read_text())
+    splits = json.loads((result.run_dir / "splits.json").read_text(encoding="utf-8"))
     used = {splits["images"][name] for name in splits["train"]}
     assert set(record["trained_on"]) == used
     assert len(used) == 3

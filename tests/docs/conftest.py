@@ -51,9 +51,9 @@ def short_environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
     folder = tmp_path_factory.mktemp("short")
     shim = folder / "samadapt"
     tests = str(Path(__file__).parent)
-    shim.write_text(SHIM.format(python=sys.executable, folder=tests))
+    shim.write_text(SHIM.format(python=sys.executable, folder=tests), encoding="utf-8")
     shim.chmod(0o755)
-    (folder / "sitecustomize.py").write_text(CUSTOMIZE.format(folder=tests))
+    (folder / "sitecustomize.py").write_text(CUSTOMIZE.format(folder=tests), encoding="utf-8")
     path = os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])
     return {**os.environ, "PATH": path, "MPLBACKEND": "Agg"}
 

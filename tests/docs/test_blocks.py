@@ -133,6 +133,7 @@ def test_blocks_run(
         text=True,
         timeout=900,
         check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stdout[-3000:]
 

@@ -128,7 +128,11 @@ def test_the_website_builds_without_warnings(tmp_path: Path) -> None:
     pytest.importorskip("sphinx")
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
     done = subprocess.run(
-        [*command, str(DOCS), str(tmp_path)], capture_output=True, text=True, check=False
+        [*command, str(DOCS), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     html = "".join(path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html"))

@@ -156,6 +156,6 @@ def test_objects_are_read_back_as_they_were_written(tmp_path):
     rows = {"zero_shot": [match_objects(*one) for one in scene(3)], "adapted": []}
     write_objects(tmp_path, rows)
     assert read_objects(tmp_path) == rows
-    (tmp_path / "objects.json").write_text("[1]")
+    (tmp_path / "objects.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(RunError, match=r"objects\.json: cannot read"):
         read_objects(tmp_path)

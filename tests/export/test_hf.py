@@ -82,7 +82,7 @@ def test_the_processor_is_compared_with_our_pixels(
     directory, sam = save(randomise(build_sam("tiny_other"), 1).eval())
     done = export_adapter(directory, HuggingFace(), tmp_path / "out")
     (note,) = done.notes
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert note in card
     processor = SamProcessor.from_pretrained(tmp_path / "out")
     image = np.random.default_rng(1).integers(60, 180, (48, 40, 3), dtype=np.uint8)

@@ -175,7 +175,9 @@ def test_smaller_encoders_say_how_far_off_they_are(tiny_sam, save, tmp_path, pre
     small = export_adapter(directory, Onnx(precision), tmp_path / "small")
     assert small.files["encoder.onnx"] < whole.files["encoder.onnx"]
     assert whole.difference.logits < small.difference.logits < share * small.difference.largest
-    assert f"{small.difference.logits:.2e}" in (tmp_path / "small" / "README.md").read_text()
+    assert f"{small.difference.logits:.2e}" in (tmp_path / "small" / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_another_precision_is_refused():

@@ -33,7 +33,7 @@ def test_peft_puts_it_onto_transformers_own_model(tiny_sam, save, tmp_path, deco
     directory, sam = save(tiny_sam, decoder=decoder, slices=("q", "k"), blocks="last:3")
     done = export_adapter(directory, Peft("transformers"), tmp_path / "out")
     assert done.difference.logits < 1e-5 * max(1, done.difference.largest)
-    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
     assert "vision_encoder.layers.1.attn.qkv" in config["target_modules"]
     assert (config["modules_to_save"] == ["mask_decoder"]) is (decoder == "full")
     model = PeftModel.from_pretrained(transformers_base(tiny_sam), tmp_path / "out").eval()
@@ -53,7 +53,9 @@ def test_our_own_names(base, save, tmp_path, request):
     done = export_adapter(directory, Peft(), tmp_path / "out")
     assert done.difference.logits < 1e-5 * max(1, done.difference.largest)
     assert "samadapt.json" not in done.files
-    assert "PeftModel.from_pretrained(sam" in (tmp_path / "out" / "README.md").read_text()
+    assert "PeftModel.from_pretrained(sam" in (tmp_path / "out" / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_card_gives_the_published_decoder_the_epsilon_of_segment_anything(
@@ -63,7 +65,7 @@ def test_the_card_gives_the_published_decoder_the_epsilon_of_segment_anything(
 
     directory, _ = save(tiny_sam)
     export_adapter(directory, Peft("transformers"), tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert (
         'from_pretrained("PATH/OF/THE/BASE", mask_decoder_config={"layer_norm_eps": 1e-5})' in card
     )

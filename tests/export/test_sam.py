@@ -68,7 +68,7 @@ def test_a_folder_that_holds_something_is_left_alone(tiny_sam, save, tmp_path):
         export_adapter(directory, SamFile(), directory)
     (tmp_path / "out").mkdir()
     export_adapter(directory, SamFile(), tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     for said in ("largest difference", '"dice": 0.5', "| Data | toy |", "load_sam"):
         assert said in card
 

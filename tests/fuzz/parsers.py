@@ -657,7 +657,7 @@ class WeightsIndex(JsonParser):
         from safetensors.torch import save_file
 
         save_file(Weights.tensors(Weights(self.folder)), self.folder / "a.safetensors")
-        (self.folder / "config.json").write_text('{"model_type": "sam"}')
+        (self.folder / "config.json").write_text('{"model_type": "sam"}', encoding="utf-8")
         index = {"metadata": {"total_size": 9}, "weight_map": {"x": "a.safetensors"}}
         return {
             "model.safetensors.index.json": json.dumps(index).encode(),
@@ -718,7 +718,7 @@ class Resume(Parser):
         if name not in ("manifest.json", "LATEST"):
             said = json.loads(self.whole["manifest.json"])
             said["sha256"][name] = hashlib.sha256(content).hexdigest()
-            manifest.write_text(json.dumps(said))
+            manifest.write_text(json.dumps(said), encoding="utf-8")
         load_checkpoint(self.folder)
 
 

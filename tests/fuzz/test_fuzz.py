@@ -53,6 +53,7 @@ def _run_worker(name: str, folder: Path) -> str:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        encoding="utf-8",
     )
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     told: list[str] = []

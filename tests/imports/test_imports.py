@@ -117,10 +117,10 @@ def test_samed(samed, tmp_path):
     assert any("prompt_encoder" in note for note in done.notes)
     check(tmp_path / "out", peer, boxes=False)
     check(tmp_path / "out", peer)
-    record = json.loads((tmp_path / "out" / "samadapt.json").read_text())
+    record = json.loads((tmp_path / "out" / "samadapt.json").read_text(encoding="utf-8"))
     assert record["prompt"]["kind"] == "semantic"
     assert len(record["classes"]) == 5
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     for said in ("Background | mask token 0", "SAMed's own training gives the network values"):
         assert said in card
     assert any("values from 0 to 1" in note for note in done.notes)
@@ -333,7 +333,7 @@ def peft_directory(folder, **options):
     }
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, **options}
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(tensors, folder / "adapter_model.safetensors")
     return tensors
 

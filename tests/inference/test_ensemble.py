@@ -416,10 +416,10 @@ def test_maps_are_written_beside_the_labels(make_oracle, tmp_path):
     json.dumps(row["objects"])
     pytest.importorskip("pycocotools")
     segmenter.predict_file(tmp_path / "in.png", tmp_path / "out.json", **options)
-    (annotation,) = json.loads((tmp_path / "out.json").read_text())["annotations"]
+    (annotation,) = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["annotations"]
     assert annotation["score"] == pytest.approx(row["objects"][0]["confidence"], abs=1e-6)
     segmenter.predict_file(tmp_path / "in.png", tmp_path / "plain.json")
-    (annotation,) = json.loads((tmp_path / "plain.json").read_text())["annotations"]
+    (annotation,) = json.loads((tmp_path / "plain.json").read_text(encoding="utf-8"))["annotations"]
     assert "score" not in annotation
 
 

@@ -40,7 +40,7 @@ def folder(tmp_path):
     save_picture(folder / "two.tif", LABELS.T.copy())
     save_volume(folder / "scan.nii.gz")
     (folder / "broken.png").write_bytes(b"no image")
-    (folder / "notes.txt").write_text("x")
+    (folder / "notes.txt").write_text("x", encoding="utf-8")
     (folder / ".hidden.png").write_bytes(b"")
     return folder
 
@@ -235,7 +235,7 @@ def test_the_probability_of_prompted_classes_is_the_sigmoid_of_their_best_object
 
 def test_what_cannot_be_read_or_written_is_said_first(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     for source, target, message in [
         (folder, folder, "must not be the input folder"),
         (folder, tmp_path / "file", "a folder or a .json file"),
@@ -254,7 +254,7 @@ def test_the_coco_file_of_a_folder_of_broken_pictures_is_still_valid(make_oracle
     (tmp_path / "in" / "a.png").write_bytes(b"x")
     (row,) = make_oracle().predict_folder(tmp_path / "in", tmp_path / "out.json")
     assert "a.png" in row["error"]
-    assert json.loads((tmp_path / "out.json").read_text())["images"] == []
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["images"] == []
 
 
 def test_every_reader_says_what_is_written():
@@ -312,7 +312,7 @@ def test_prompted_regions_take_no_pixels_from_each_other(make_regions, tmp_path)
     np.testing.assert_array_equal(found, np.stack([LABELS == 3, LABELS > 0]))
     target = tmp_path / "one.json"
     segmenter.predict_file(tmp_path / "one.png", target, boxes=boxes, labels=labels)
-    kept = json.loads(target.read_text())["annotations"]
+    kept = json.loads(target.read_text(encoding="utf-8"))["annotations"]
     areas = [(one["category_id"], one["area"]) for one in kept]
     assert areas == [(1, 20), (2, 20), (2, int((LABELS == 1).sum()))]
 

@@ -77,7 +77,7 @@ def test_one_file_with_the_channels(tmp_path: Path, segmenter) -> None:
     with pytest.raises(DataError, match=r"'flair'.*by its index"):
         model.segment(source)
     names = {"channel_names": {"0": "t1", "1": "flair"}}
-    (tmp_path / "dataset.json").write_text(json.dumps(names))
+    (tmp_path / "dataset.json").write_text(json.dumps(names), encoding="utf-8")
     np.testing.assert_array_equal(model.segment(source), labels(2))
 
 
@@ -110,7 +110,7 @@ def test_names_of_channels_are_numbers_of_files_in_nnunets_folders(
     for seed in (1, 2):
         case(tmp_path / "imagesTs", f"p{seed}", seed, ("0001", "0000", "0002"))
     names = {"channel_names": {"0": "t1", "1": "flair", "2": "t1ce"}}
-    (tmp_path / "dataset.json").write_text(json.dumps(names))
+    (tmp_path / "dataset.json").write_text(json.dumps(names), encoding="utf-8")
     rows = segmenter().predict_folder(tmp_path / source, tmp_path / "out")
     assert [Path(row["output"]).name for row in rows] == ["p1.nii.gz", "p2.nii.gz"]
     found = nib.load(tmp_path / "out" / "p2.nii.gz")
@@ -151,7 +151,7 @@ def test_an_adapter_of_one_channel_reads_what_it_was_trained_on(
     np.testing.assert_array_equal(model.segment(alone), labels(1))
     both = save(tmp_path / "x" / "a.nii.gz", np.stack([0 * labels(2), labels(2) * 85], axis=-1))
     names = {"channel_names": {"0": "flair", "1": "t1"}}
-    (tmp_path / "x" / "dataset.json").write_text(json.dumps(names))
+    (tmp_path / "x" / "dataset.json").write_text(json.dumps(names), encoding="utf-8")
     np.testing.assert_array_equal(model.segment(both), labels(2))  # the recorded channel
     np.testing.assert_array_equal(model.segment([alone]), labels(1))
     pattern = case(tmp_path / "p", "p", 4, ("t1",)) / "p_{channel}.nii.gz"

@@ -245,7 +245,7 @@ def test_files_that_cannot_be_written_are_refused_first(trained, scan, tmp_path)
 
 def directory_file(folder):
     path = folder / "a.txt"
-    path.write_text("x")
+    path.write_text("x", encoding="utf-8")
     return path
 
 
@@ -276,8 +276,8 @@ def test_a_base_that_is_gone_or_another_is_refused(trained, tmp_path, tiny_t_sam
 def test_a_record_that_says_nonsense_is_refused_naming_the_file(trained, key, value, message):
     directory, _ = trained("semantic")
     path = directory / "samadapt.json"
-    values = json.loads(path.read_text()) | {key: value}
-    path.write_text(json.dumps(values | {"record_sha256": digest_of(values)}))
+    values = json.loads(path.read_text(encoding="utf-8")) | {key: value}
+    path.write_text(json.dumps(values | {"record_sha256": digest_of(values)}), encoding="utf-8")
     with pytest.raises(AdapterError, match=rf"samadapt\.json: .*{message}"):
         load_adapter(directory, device="cpu")
 

@@ -20,7 +20,7 @@ def test_a_run_trains_saves_and_loads_the_decoder(make_pictures, run, decoder):
     result = run(root, "peft=decoder", f"peft.decoder={decoder}")
     tensors = load_file(result.adapter_dir / "adapter_model.safetensors")
     assert all("mask_decoder." in name for name in tensors)
-    record = json.loads((result.adapter_dir / "samadapt.json").read_text())
+    record = json.loads((result.adapter_dir / "samadapt.json").read_text(encoding="utf-8"))
     assert (record["method"]["name"], record["method"]["decoder"]) == ("decoder", decoder)
 
     sam = samadapt.load_adapter(result.adapter_dir, device="cpu").sam
@@ -30,7 +30,7 @@ def test_a_run_trains_saves_and_loads_the_decoder(make_pictures, run, decoder):
     }
     assert all(name.startswith("mask_decoder.") for name in moved)
     assert bool(moved) == (decoder == "full")
-    log = (result.run_dir / "log.txt").read_text()
+    log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
     assert "8 computed, 0 reused; nothing runs the frozen blocks on them again" in log
 
 

@@ -39,7 +39,7 @@ def test_saved_and_loaded(tmp_path: Path, tiny_sam: Sam, name: str) -> None:
     load_into(tmp_path / "a", other)
     assert other.input_channels == 4
     assert torch.equal(other.preprocess([_image()]), sam.preprocess([_image()]))
-    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["peft_type"].startswith("SAMADAPT_")
 
 

@@ -64,7 +64,10 @@ def _their_masks(sam, image):
 
 def test_peft_loads_it_onto_both_models(saved, fresh, image, as_segment_anything):
     kind, sam, directory = saved
-    assert json.loads((directory / "adapter_config.json").read_text())["peft_type"] == kind
+    assert (
+        json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"]
+        == kind
+    )
     expected, before = _masks(sam, image), _masks(fresh(), image)
     assert (expected - before).abs().max() > 1e-3
     atol = 1e-5 * max(1, float(expected.abs().max()))

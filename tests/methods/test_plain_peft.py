@@ -79,7 +79,7 @@ def _check_equal(found, expected):
 def _by_injection(sam, directory):
     config = LoraConfig(**{
         key: value
-        for key, value in json.loads((directory / "adapter_config.json").read_text()).items()
+        for key, value in json.loads((directory / "adapter_config.json").read_bytes()).items()
         if key in LoraConfig.__dataclass_fields__
     })  # fmt: skip
     inject_adapter_in_model(config, sam)

@@ -25,7 +25,9 @@ def test_importing_the_methods_imports_no_torch():
         "import sys, samadapt.methods, samadapt.adapters.store\n"
         "print(sorted({'torch', 'peft', 'timm'} & sys.modules.keys()))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     assert shown.stdout.strip() == "[]"
 
 

@@ -142,6 +142,7 @@ def test_a_browser_draws_it_without_complaint(page, tmp_path):
         text=True,
         timeout=120,
         check=True,
+        encoding="utf-8",
     )
     assert "CONSOLE" not in done.stderr
     found = re.search(r'\{"drawn".*\}', done.stdout)

@@ -19,7 +19,7 @@ VALIDATE = [{"kind": "validate", "step": s, "dice": s / 100} for s in (0, 20, 40
 def drawn(tmp_path, text):
     source = tmp_path / "metrics.jsonl"
     if text is not None:
-        source.write_text(text)
+        source.write_text(text, encoding="utf-8")
     png = plot_progress(source, tmp_path / "deep" / "progress.png")
     assert [item.name for item in png.parent.iterdir()] == ["progress.png"]
     picture = np.asarray(Image.open(png).convert("RGB")).astype(int)
@@ -58,5 +58,5 @@ def test_a_step_written_again_after_a_resume_counts_once(tmp_path):
 
     source = tmp_path / "metrics.jsonl"
     again = {"kind": "train", "step": 2, "loss": 9.0, "lr": 1e-3}
-    source.write_text(lines(*TRAIN[:3], again))
+    source.write_text(lines(*TRAIN[:3], again), encoding="utf-8")
     assert _points(_read_lines(source), "train", "loss") == [(1, 2.0), (2, 9.0), (3, 2 / 3)]

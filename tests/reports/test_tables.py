@@ -65,7 +65,7 @@ def test_a_summary_that_fails_leaves_the_old_one(tmp_path):
     path = report.write_summary(tmp_path, {"dice": 1})
     with pytest.raises(RunError, match=r"summary\.a\[0\].*got object"):
         report.write_summary(tmp_path, {"a": [object()]})
-    assert json.loads(path.read_text()) == {"dice": 1}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"dice": 1}
 
 
 def test_per_case_holds_every_row_with_its_flag(tmp_path, rows):
@@ -154,7 +154,9 @@ def test_scores_are_read_back_as_they_were_written(tmp_path, rows):
             assert (one.truth_voxels, one.intersection) == (other.truth_voxels, other.intersection)
             for name, value in other.values.items():
                 assert one.values[name] == pytest.approx(value, rel=1e-8, nan_ok=True)
-    (tmp_path / report.PER_CASE_NAME).write_text("case,class,state,dice\na,b,c,1\n")
+    (tmp_path / report.PER_CASE_NAME).write_text(
+        "case,class,state,dice\na,b,c,1\n", encoding="utf-8"
+    )
     with pytest.raises(RunError, match=r"per_case\.csv: cannot read"):
         report.read_per_case(tmp_path)
     with pytest.raises(RunError, match="cannot read"):

@@ -65,7 +65,7 @@ def test_a_run_has_one_row_and_no_adapter(
     assert "zero-shot" not in table
     # A long path is broken where the terminal ends, so spaces do not count.
     assert f"baseline{run_dir}" in table.replace(" ", "")
-    page = (run_dir / "report.html").read_text()
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
     assert "U-Net from scratch" in page
     assert "zero-shot" not in page.replace("zero_shot", "")
     said = capsys.readouterr().err
@@ -96,7 +96,7 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(
     name = result.run_dir / "baseline" / "unet.safetensors"
     weights, scores = name.read_bytes(), (result.run_dir / "eval" / "per_case.csv").read_bytes()
     shutil.rmtree(result.run_dir / "checkpoints" / "step_000004")
-    (result.run_dir / "checkpoints" / "LATEST").write_text("step_000002\n")
+    (result.run_dir / "checkpoints" / "LATEST").write_text("step_000002\n", encoding="utf-8")
     assert main(["finetune", f"resume={result.run_dir}"]) == 0
     assert name.read_bytes() == weights
     assert (result.run_dir / "eval" / "per_case.csv").read_bytes() == scores
@@ -199,7 +199,7 @@ def test_predict_gives_what_was_scored(
 ) -> None:
     root = make_scans(5)
     result = train(root, "data.name=nifti", "train.steps=40", "train.validate_every=20")
-    held = json.loads((result.run_dir / "splits.json").read_text())["val"][0]
+    held = json.loads((result.run_dir / "splits.json").read_text(encoding="utf-8"))["val"][0]
     target = tmp_path / "labels.nii.gz"
     arguments = [f"adapter={result.adapter_dir}", f"output={target}", "device=cpu"]
     assert main(["predict", *arguments, f"input={root / 'imagesTr' / held}.nii.gz"]) == 0

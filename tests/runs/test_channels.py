@@ -76,7 +76,7 @@ def test_the_whole_way(
             "device=cpu",
         ]
     )
-    summary = json.loads((run.run_dir / "eval" / "summary.json").read_text())
+    summary = json.loads((run.run_dir / "eval" / "summary.json").read_text(encoding="utf-8"))
     for state in ("zero_shot", "adapted"):
         assert scored["summary"][state]["dice"] == summary[state]["dice"]
     turned = f"data.channel=[{','.join(reversed(channels.split(',')))}]"

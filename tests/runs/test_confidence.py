@@ -56,7 +56,10 @@ def test_final_scores_of_mirrored_copies(make_pictures, run):
     root = make_pictures(classes=2)
     plain, mirrored = (run(root, "prompts=semantic", f"eval.tta={tta}") for tta in ("null", "flip"))
     lines = [
-        [json.loads(line) for line in (one.run_dir / "metrics.jsonl").read_text().splitlines()]
+        [
+            json.loads(line)
+            for line in (one.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         for one in (plain, mirrored)
     ]
     assert [line.get("val_dice") for line in lines[0]] == [

@@ -44,7 +44,8 @@ def small_run(pictures, opened_run, tmp_path):
     recipe = tmp_path / "small.yaml"
     recipe.write_text(
         f"model: {{name: tiny}}\ndata: {{name: folder, root: {pictures}}}\n"
-        f"output: {{dir: {tmp_path}}}\ndevice: cpu\nprecision: fp32\n"
+        f"output: {{dir: {tmp_path}}}\ndevice: cpu\nprecision: fp32\n",
+        encoding="utf-8",
     )
 
     def start(*overrides):
@@ -87,7 +88,7 @@ def test_slices_without_an_object_to_prompt_do_not_train(small_run):
     names = {ref.case for ref in (*slices.train, *slices.validation)}
     assert names == {"p1", "p2", "p3"}
     assert [ref.case for ref in slices.test] == ["p0", "p5"]
-    log = (run.context.run_dir / "log.txt").read_text()
+    log = (run.context.run_dir / "log.txt").read_text(encoding="utf-8")
     assert "training slices left out: 1 (empty)" in log
     semantic = small_run("prompts=semantic").slices()
     assert len(semantic.train) + len(semantic.validation) == 4
@@ -207,7 +208,7 @@ def test_augmented_anew_only_what_is_scored_is_kept(small_run):
     assert run.planner.features.computed == scored
     _, _, versions = trained_on(run)
     assert run.planner.keys_of(versions) == versions == []
-    log = (run.context.run_dir / "log.txt").read_text()
+    log = (run.context.run_dir / "log.txt").read_text(encoding="utf-8")
     assert "computed anew in every step (augmentation); cache.variants=4 would keep" in log
 
 

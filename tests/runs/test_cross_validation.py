@@ -35,7 +35,7 @@ def run(arguments):
 
 
 def read(path):
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_every_case_is_scored_once_by_the_fold_that_did_not_see_it(arguments, tmp_path, capsys):

@@ -25,7 +25,7 @@ def arguments(make_pictures, recipe):
 
 
 def read(path):
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def run(arguments):

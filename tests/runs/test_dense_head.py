@@ -30,7 +30,7 @@ def trained(make_pictures, run, base_file):
 
 
 def test_a_run_trains_scores_and_records_the_head(trained):
-    record = json.loads((trained.adapter_dir / RECORD).read_text())
+    record = json.loads((trained.adapter_dir / RECORD).read_text(encoding="utf-8"))
     assert record["head"] == {
         "name": "unet",
         "side": 40,  # the longest side of the pictures
@@ -40,7 +40,7 @@ def test_a_run_trains_scores_and_records_the_head(trained):
         "channels": 3,
     }
     assert trained.summary["adapted"]["dice"] is not None
-    assert "unet" in (trained.adapter_dir / "README.md").read_text()
+    assert "unet" in (trained.adapter_dir / "README.md").read_text(encoding="utf-8")
 
 
 def test_prediction_and_evaluation_agree_with_the_run(trained, base_file, tmp_path, capsys):
@@ -61,7 +61,7 @@ def test_prediction_and_evaluation_agree_with_the_run(trained, base_file, tmp_pa
 def test_a_frozen_base_trains_the_head_alone(make_pictures, run, base_file):
     result = run(make_pictures(), f"model.checkpoint={base_file}", "peft=none", *DENSE)
     assert result.adapter_dir is not None
-    record = json.loads((result.adapter_dir / RECORD).read_text())
+    record = json.loads((result.adapter_dir / RECORD).read_text(encoding="utf-8"))
     assert record["head"]["sam_logits"] is False  # untrained mask tokens know no classes
     from safetensors import safe_open
 
@@ -80,10 +80,10 @@ def test_prompts_are_refused(make_pictures, run):
 )
 def test_a_changed_record_is_refused(trained, base_file, change, text):
     path = trained.adapter_dir / RECORD
-    values = json.loads(path.read_text())
+    values = json.loads(path.read_text(encoding="utf-8"))
     values["head"] |= change
     values["record_sha256"] = digest_of(values)
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps(values), encoding="utf-8")
     with pytest.raises(AdapterError, match=text):
         samadapt.load_adapter(trained.adapter_dir, checkpoint=base_file)
 

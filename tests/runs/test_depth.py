@@ -64,7 +64,7 @@ def by_hand(context, ref):
 
 
 def losses(run_dir):
-    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return [line["loss"] for line in lines if line["kind"] == "train"]
 
 
@@ -150,7 +150,7 @@ def test_a_run_from_training_to_prediction(configure, monkeypatch, tmp_path, cap
     options = ["prompts=semantic", "train.lr=0.0005", "train.augment=[flip,noise]", "peft.depth=2"]
     config = configure(*options, "cache.variants=2", "data.axis=axial")
     result = finetune(config)
-    log = (result.run_dir / "log.txt").read_text()
+    log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
     assert "computed anew" not in log
 
     # a run that is stopped after its checkpoint and resumed ends with the same weights

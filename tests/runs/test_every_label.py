@@ -14,7 +14,9 @@ from samadapt.training.checkpoint import load_checkpoint
 
 
 def lines(result):
-    return list(map(json.loads, (result.run_dir / "metrics.jsonl").read_text().splitlines()))
+    return list(
+        map(json.loads, (result.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    )
 
 
 def test_without_validation_cases_every_case_that_is_not_held_out_trains(make_pictures, run):
@@ -30,7 +32,7 @@ def test_without_validation_cases_every_case_that_is_not_held_out_trains(make_pi
     assert summary["adapted"]["dice"] is not None
     assert any("train.validate_cases=0" in note for note in summary["notes"])
     assert [line["kind"] for line in lines(result)] == ["train"] * 4
-    page = (result.run_dir / "report.html").read_text()
+    page = (result.run_dir / "report.html").read_text(encoding="utf-8")
     assert "; labelled cases: 4 (none chose the step)" in page
     # The average of the weights is what is kept.
     saved = load_checkpoint(result.run_dir / "checkpoints")
@@ -52,16 +54,16 @@ def test_one_picture_is_enough_if_nothing_is_held_out(
     assert "folder: nothing was scored; labelled cases: 1" in said.out
     assert "nothing was scored: how good the adapter is on" in " ".join(said.out.split())
     (run_dir,) = (path.parent for path in (tmp_path / "runs").rglob("config.yaml"))
-    summary = json.loads((run_dir / "eval" / "summary.json").read_text())
+    summary = json.loads((run_dir / "eval" / "summary.json").read_text(encoding="utf-8"))
     assert (summary["zero_shot"], summary["adapted"], summary["paired"]) == (None, None, None)
     assert (summary["scored"], summary["cases"], summary["labelled_cases"]) == ("nothing", 0, 1)
-    assert json.loads((run_dir / "splits.json").read_text())["val"] == []
-    assert "note: no case is held out" in (run_dir / "log.txt").read_text()
-    page = (run_dir / "report.html").read_text()
+    assert json.loads((run_dir / "splits.json").read_text(encoding="utf-8"))["val"] == []
+    assert "note: no case is held out" in (run_dir / "log.txt").read_text(encoding="utf-8")
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
     assert "nothing was scored; trained" in page
     assert "labelled cases: 1 (none" in page
     assert (run_dir / "progress.png").is_file()
-    card = (run_dir / "adapter" / "README.md").read_text()
+    card = (run_dir / "adapter" / "README.md").read_text(encoding="utf-8")
     assert "nothing was scored: how good the adapter is" in card
     assert len(read_record(run_dir / "adapter").trained_on) == 1
     if prompts == "semantic":

@@ -102,10 +102,10 @@ def test_what_differs_from_the_first_adapter_is_named(make_pictures, run, first,
 def test_an_adapter_that_does_not_say_what_it_saw_is_warned_about(make_pictures, run, capsys):
     root = make_pictures()
     adapter = run(root, "train.steps=1").adapter_dir
-    record = json.loads((adapter / "samadapt.json").read_text())
+    record = json.loads((adapter / "samadapt.json").read_text(encoding="utf-8"))
     for name in ("trained_on", "weights_sha256", "record_sha256"):  # of an earlier version
         del record[name]
-    (adapter / "samadapt.json").write_text(json.dumps(record))
+    (adapter / "samadapt.json").write_text(json.dumps(record), encoding="utf-8")
     result = run(root, "train.steps=1", f"init={adapter}")
     assert "does not say what it was trained on; whether it was trained on a held-out case" in (
         capsys.readouterr().err

@@ -44,7 +44,7 @@ def content(run_dir: Path, name: str) -> object:
     """Return what must be equal: bytes, or the lines of metrics without times and memory."""
     if name != "metrics.jsonl":
         return (run_dir / name).read_bytes()
-    lines = map(json.loads, (run_dir / name).read_text().splitlines())
+    lines = map(json.loads, (run_dir / name).read_text(encoding="utf-8").splitlines())
     return [{k: v for k, v in x.items() if k not in ("seconds", "memory_bytes")} for x in lines]
 
 
@@ -74,7 +74,7 @@ def test_20_of_20_killed_runs_end_bit_equal(make_pictures, recipe, tmp_path):
 
     main(["finetune", *options, f"output.dir={tmp_path / 'loaded'}"])  # the copies import nothing
     began = time.perf_counter()
-    assert ended(start(tmp_path / "whole")) == 0, log.read_text()
+    assert ended(start(tmp_path / "whole")) == 0, log.read_text(encoding="utf-8")
     takes = time.perf_counter() - began
     whole = run_of(tmp_path / "whole")
     kills = 0
@@ -90,7 +90,7 @@ def test_20_of_20_killed_runs_end_bit_equal(make_pictures, recipe, tmp_path):
             os.kill(process, signal.SIGKILL)
             kills += ended(process) == -signal.SIGKILL
             process = forked(["finetune", f"resume={run_dir}"], log)
-        assert ended(process) == 0, log.read_text()[-4000:]
+        assert ended(process) == 0, log.read_text(encoding="utf-8")[-4000:]
         for name in NAMES:
             assert content(run_dir, name) == content(whole, name), (number, name)
     assert kills >= RUNS

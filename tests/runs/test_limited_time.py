@@ -57,7 +57,9 @@ def test_features_and_steps_share_the_time_and_scores_are_outside(make_pictures,
         "used_cpu_seconds": 16.0,
     }
     assert any("16.0 of 16.5 s (train.max_seconds) used" in note for note in summary["notes"])
-    assert "16.0 of 16.5 s (train.max_seconds) used" in (result.run_dir / "report.html").read_text()
+    assert "16.0 of 16.5 s (train.max_seconds) used" in (result.run_dir / "report.html").read_text(
+        encoding="utf-8"
+    )
     assert summary["adapted"]["dice"] is not None
     assert from_yaml(result.run_dir / "config.yaml").train.steps is None
 
@@ -72,7 +74,9 @@ def test_a_run_out_of_time_is_scored_again_and_trains_on_with_more(make_pictures
     assert main(["finetune", f"resume={result.run_dir}"]) == 0
     assert weights.read_bytes() == before
     assert main(["finetune", f"resume={result.run_dir}", "train.max_cpu_seconds=13.5"]) == 0
-    lines = map(json.loads, (result.run_dir / "metrics.jsonl").read_text().splitlines())
+    lines = map(
+        json.loads, (result.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     steps = [line for line in lines if line["kind"] == "train"]
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6, 7]
     assert [line["used_cpu_seconds"] for line in steps] == [7, 8, 9, 10, 11, 12, 13]

@@ -25,7 +25,7 @@ def runs(tmp_path: Path) -> Path:
     finished = tmp_path / "b" / "20260103-120000-lora-tiny"
     (finished / "eval").mkdir()
     scores = {"zero_shot": {"dice": 0.5}, "adapted": {"dice": 0.75}}
-    (finished / "eval" / "summary.json").write_text(json.dumps(scores))
+    (finished / "eval" / "summary.json").write_text(json.dumps(scores), encoding="utf-8")
     return tmp_path
 
 
@@ -46,8 +46,10 @@ def test_a_locked_run_is_running(runs: Path) -> None:
 
 
 def test_broken_files_are_no_obstacle(runs: Path) -> None:
-    (runs / "a" / "20260101-120000-lora-tiny" / "config.yaml").write_text("a: [")
-    (runs / "b" / "20260103-120000-lora-tiny" / "eval" / "summary.json").write_text("{")
+    (runs / "a" / "20260101-120000-lora-tiny" / "config.yaml").write_text("a: [", encoding="utf-8")
+    (runs / "b" / "20260103-120000-lora-tiny" / "eval" / "summary.json").write_text(
+        "{", encoding="utf-8"
+    )
     assert [row["state"] for row in list_runs(runs)] == ["stopped"] * 3
 
 

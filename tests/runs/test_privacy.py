@@ -37,17 +37,17 @@ def planted(make_pictures) -> Path:
     for folder in ("images", "masks"):
         for path in sorted((root / folder).iterdir()):
             path.rename(path.with_name(f"{PLANTED}{path.name[1]}_{path.name}"))
-    (root / "images" / f"{PLANTED}_notes.txt").write_text("x")
+    (root / "images" / f"{PLANTED}_notes.txt").write_text("x", encoding="utf-8")
     return root
 
 
 def test_no_name_leaves_the_key(planted, run):
     result = run(planted, "eval.overlays=3", "privacy=true", "data.patient='([a-z]+[0-9])_.*'")
     assert files_with(result.run_dir, PLANTED) == {KEY_NAME, "config.yaml"}
-    names = json.loads((result.run_dir / KEY_NAME).read_text())["cases"]
+    names = json.loads((result.run_dir / KEY_NAME).read_text(encoding="utf-8"))["cases"]
     assert len(names) == 8
     assert list((result.run_dir / "overlays").glob("*case_*.png"))
-    splits = json.loads((result.run_dir / "splits.json").read_text())
+    splits = json.loads((result.run_dir / "splits.json").read_text(encoding="utf-8"))
     assert set(splits["train"]) | set(splits["val"]) == set(names)
 
 
@@ -70,7 +70,9 @@ def test_an_evaluation_has_the_pseudonyms_of_the_training(planted, run, tmp_path
     assert main(["evaluate", *arguments, "precision=fp32", "--json"]) == 0
     run_dir = Path(json.loads(capsys.readouterr().out)["run_dir"])
     assert files_with(run_dir, PLANTED) == {KEY_NAME, "config.yaml"}
-    first, second = (json.loads((d / KEY_NAME).read_text()) for d in (adapter.parent, run_dir))
+    first, second = (
+        json.loads((d / KEY_NAME).read_text(encoding="utf-8")) for d in (adapter.parent, run_dir)
+    )
     assert first == second
 
 
@@ -78,6 +80,8 @@ def test_an_evaluation_has_the_pseudonyms_of_the_training(planted, run, tmp_path
 def test_all_folds_of_a_cross_validation_share_the_key(planted, run):
     result = run(planted, "train.steps=1", "privacy=true", "folds=2")
     assert files_with(result.run_dir, PLANTED) == {KEY_NAME, "config.yaml"}
-    keys = {json.loads(p.read_text())["secret"] for p in result.run_dir.rglob(KEY_NAME)}
+    keys = {
+        json.loads(p.read_text(encoding="utf-8"))["secret"] for p in result.run_dir.rglob(KEY_NAME)
+    }
     assert len(keys) == 1
     assert len(list(result.run_dir.rglob(KEY_NAME))) == 3

@@ -64,8 +64,12 @@ def test_a_run_of_an_earlier_version_goes_on_by_name(make_pictures, run, capsys)
     root = make_pictures()
     result = run(root)
     splits = result.run_dir / "splits.json"
-    old = {k: v for k, v in json.loads(splits.read_text()).items() if k not in ("images", "labels")}
-    splits.write_text(json.dumps(old))
+    old = {
+        k: v
+        for k, v in json.loads(splits.read_text(encoding="utf-8")).items()
+        if k not in ("images", "labels")
+    }
+    splits.write_text(json.dumps(old), encoding="utf-8")
     trained = read_record(result.adapter_dir).trained_on
     shutil.copy(root / "images" / "p1.png", root / "images" / "kept.png")
     shutil.copy(root / "images" / "p2.png", root / "images" / "p1.png")
@@ -76,13 +80,13 @@ def test_a_run_of_an_earlier_version_goes_on_by_name(make_pictures, run, capsys)
     shutil.copytree(make_pictures(name="again") / "images", root / "images")
     assert main(["finetune", f"resume={result.run_dir}"]) == 0
     assert "was written by an earlier version, without hashes" in capsys.readouterr().err
-    assert json.loads(splits.read_text()) == old
+    assert json.loads(splits.read_text(encoding="utf-8")) == old
     assert set(trained) <= set(read_record(result.adapter_dir).trained_on)
 
 
 def test_a_broken_record_of_the_split_is_refused(make_pictures, run, capsys):
     result = run(make_pictures(), "train.steps=1")
-    (result.run_dir / "splits.json").write_text("[" * 100000)
+    (result.run_dir / "splits.json").write_text("[" * 100000, encoding="utf-8")
     assert main(["finetune", f"resume={result.run_dir}"]) == 2
     assert "splits.json: expected JSON" in capsys.readouterr().err
 
@@ -108,7 +112,7 @@ def test_a_damaged_checkpoint_costs_some_steps(make_pictures, run, capsys):
     assert "continuing from step_000002 instead" in said
     name = result.adapter_dir / "adapter_model.safetensors"
     assert name.read_bytes() == adapter[name]
-    lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()
+    lines = (result.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [x["step"] for x in map(json.loads, lines) if x["kind"] == "train"] == [1, 2, 3, 4]
 
 
@@ -136,7 +140,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(make_pictures, ru
     names = ("adapter/adapter_model.safetensors", "eval/per_case.csv")
     for name in names:
         assert (stopped / name).read_bytes() == (expected.run_dir / name).read_bytes()
-    lines = (stopped / "metrics.jsonl").read_text().splitlines()
+    lines = (stopped / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [x["step"] for x in map(json.loads, lines) if x["kind"] == "train"] == [1, 2, 3, 4]
     assert not list((stopped / "checkpoints").glob(".*"))
 

@@ -26,7 +26,7 @@ with locked(Path(sys.argv[1])):
 def run_dir(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "config.yaml").write_text("")
+    (folder / "config.yaml").write_text("", encoding="utf-8")
     return folder
 
 
@@ -37,6 +37,7 @@ def holder(run_dir):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
     )
     assert process.stdout.readline() == "held\n"
     yield process
@@ -56,13 +57,13 @@ def test_a_killed_holder_leaves_it_free(run_dir, holder):
     holder.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
     holder.communicate()
     with locked(run_dir):
-        assert str(os.getpid()) in (run_dir / HOLDER).read_text()
+        assert str(os.getpid()) in (run_dir / HOLDER).read_text(encoding="utf-8")
     assert not (run_dir / HOLDER).exists()
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"pid": "x"}', "\0"])
 def test_a_strange_note_of_the_holder_is_no_harm(run_dir, holder, content):
-    (run_dir / HOLDER).write_text(content)
+    (run_dir / HOLDER).write_text(content, encoding="utf-8")
     with pytest.raises(RunLockedError, match="in use by another process"), locked(run_dir):
         pass
 

@@ -136,7 +136,9 @@ def test_names_and_keys_are_checked_where_they_are_typed(tmp_path):
     with pytest.raises(ConfigError, match=r"loss\.tversky_bta: no such key.*tversky_beta"):
         compose("photos", ["loss.tversky_bta=1"])
     recipe = tmp_path / "thin.yaml"
-    recipe.write_text("prompts: semantic\nloss: {name: tversky, tversky_beta: 0.9, dice: 2}\n")
+    recipe.write_text(
+        "prompts: semantic\nloss: {name: tversky, tversky_beta: 0.9, dice: 2}\n", encoding="utf-8"
+    )
     assert compose(str(recipe)).loss.tversky_beta == 0.9
     # Another loss drops what describes the recipe's, and keeps what it shares with others.
     other = compose(str(recipe), ["loss=cl_dice", "loss.class_weights={a: 2}"]).loss
@@ -146,7 +148,7 @@ def test_names_and_keys_are_checked_where_they_are_typed(tmp_path):
 def test_configurations_of_earlier_versions_load(tmp_path):
     path = tmp_path / "config.yaml"
     old = {"name": "auto", "focal": 20.0, "dice": 1.0, "iou": 1.0, "cross_entropy": 1.0}
-    path.write_text(f"loss: {json.dumps(old)}\n")
+    path.write_text(f"loss: {json.dumps(old)}\n", encoding="utf-8")
     assert from_yaml(path).loss == Loss()
 
 
@@ -166,7 +168,9 @@ def test_a_run_with_each_loss(tmp_path, name):
     options += [f"output.dir={tmp_path}", "prompts=semantic", f"loss={name}", "device=cpu"]
     options += ["loss.class_weights=balanced", "train.steps=8", "train.batch_size=2"]
     result = finetune(compose("photos", [*options, "train.decoder_lr=1e-2", "precision=fp32"]))
-    lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()
+    lines = (result.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found = [line["loss"] for line in map(json.loads, lines) if line["kind"] == "train"]
     assert np.mean(found[-2:]) < np.mean(found[:2])
-    assert "loss.class_weights: background" in (result.run_dir / "log.txt").read_text()
+    assert "loss.class_weights: background" in (result.run_dir / "log.txt").read_text(
+        encoding="utf-8"
+    )

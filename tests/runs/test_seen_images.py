@@ -166,7 +166,8 @@ def test_the_features_of_a_slice_depend_on_the_rule(scans, opened_run, tmp_path)
     recipe = tmp_path / "small.yaml"
     recipe.write_text(
         f"model: {{name: tiny}}\ndata: {{name: nifti, root: {scans}}}\n"
-        f"output: {{dir: {tmp_path}}}\ndevice: cpu\nprecision: fp32\n"
+        f"output: {{dir: {tmp_path}}}\ndevice: cpu\nprecision: fp32\n",
+        encoding="utf-8",
     )
     keys = set()
     for rule, distance in CASES:
@@ -223,5 +224,7 @@ def test_no_training_slice_is_shown_with_a_held_out_one(scans):
 
 def test_the_record_is_plain_json(scans, adapter):
     dataset = open_dataset("nifti", scans, intensity="ct:soft_tissue+lung+bone")
-    stored = json.loads((adapter(dataset) / "samadapt.json").read_text())["intensity"]
+    stored = json.loads((adapter(dataset) / "samadapt.json").read_text(encoding="utf-8"))[
+        "intensity"
+    ]
     assert [part["low"] for part in stored["channels"]] == [-160.0, -1350.0, -500.0]

@@ -43,7 +43,7 @@ def test_zip_archives(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "good.zip", "w") as archive:
         archive.writestr("Task/a.txt", "hello")
     extract_archive(tmp_path / "good.zip", tmp_path / "out")
-    assert (tmp_path / "out" / "Task" / "a.txt").read_text() == "hello"
+    assert (tmp_path / "out" / "Task" / "a.txt").read_text(encoding="utf-8") == "hello"
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
         archive.writestr("../evil", "x")
     with pytest.raises(DownloadError, match="outside"):
@@ -96,6 +96,6 @@ def test_a_tar_header_that_asks_for_memory(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_no_broken_archive(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "a.tar", [member("set/a.txt")])
-    (tmp_path / "out").write_text("a file in the way")
+    (tmp_path / "out").write_text("a file in the way", encoding="utf-8")
     with pytest.raises(DownloadError, match=r"a\.tar: cannot be unpacked into .*out"):
         extract_archive(archive, tmp_path / "out")

@@ -61,9 +61,9 @@ def test_temporary_name_keeps_the_ending_and_is_hidden(tmp_path: Path) -> None:
 def test_an_error_keeps_the_old_file(tmp_path: Path, error: BaseException) -> None:
     path = atomic.write_text(tmp_path / "x.txt", "old")
     with pytest.raises(type(error)), atomic.file(path) as part:  # noqa: PT012
-        part.write_text("half")
+        part.write_text("half", encoding="utf-8")
         raise error
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     assert names(tmp_path) == ["x.txt"]
 
 
@@ -91,16 +91,16 @@ def test_umask(tmp_path: Path, umask: int) -> None:
 def test_folder_replaces(tmp_path: Path) -> None:
     for text in ("1", "2"):
         with atomic.folder(tmp_path / "a") as part:
-            (part / text).write_text(text)
+            (part / text).write_text(text, encoding="utf-8")
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["2"]
 
 
 def test_an_error_keeps_the_old_folder(tmp_path: Path) -> None:
     with atomic.folder(tmp_path / "a") as part:
-        (part / "old").write_text("1")
+        (part / "old").write_text("1", encoding="utf-8")
     with pytest.raises(ValueError, match="x"), atomic.folder(tmp_path / "a") as part:  # noqa: PT012
-        (part / "new").write_text("1")
+        (part / "new").write_text("1", encoding="utf-8")
         raise ValueError("x")
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["old"]
@@ -111,7 +111,7 @@ def test_a_rename_that_fails_brings_the_old_folder_back(
 ) -> None:
     target = tmp_path / "a"
     with atomic.folder(target) as part:
-        (part / "old").write_text("1")
+        (part / "old").write_text("1", encoding="utf-8")
     replace, calls = os.replace, []
 
     def failing(source: Path, to: Path) -> None:
@@ -123,14 +123,14 @@ def test_a_rename_that_fails_brings_the_old_folder_back(
     monkeypatch.setattr(os, "replace", failing)
     expected = r"a: cannot be written: Input/output error"
     with pytest.raises(atomic.WriteError, match=expected), atomic.folder(target) as part:
-        (part / "new").write_text("1")
+        (part / "new").write_text("1", encoding="utf-8")
     assert len(calls) == 3
     assert names(tmp_path) == ["a"]
     assert names(target) == ["old"]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(atomic.WriteError, match="cannot be written") as caught:
         atomic.write_text(tmp_path / "file" / "x.json", "1")
     assert str(tmp_path) in str(caught.value)
@@ -178,7 +178,7 @@ def test_full_disk_names_folder_needed_and_free(
     assert error.free > 0
     assert str(error).startswith(f"{tmp_path}: the disk is full: x.json needs 12345 bytes")
     assert f"{error.free} bytes" in str(error)
-    assert path.read_text() == "old"
+    assert path.read_text(encoding="utf-8") == "old"
     assert names(tmp_path) == ["x.json"]
     assert not isinstance(error, UserError)
 
@@ -189,7 +189,7 @@ def test_full_disk_of_a_library_without_a_number(
     fill_the_disk(monkeypatch, numbered=False)
     expected = "needs more than 3 bytes"
     with pytest.raises(atomic.DiskFullError, match=expected), atomic.file(tmp_path / "x") as part:  # noqa: PT012
-        part.write_text("abc")
+        part.write_text("abc", encoding="utf-8")
         raise RuntimeError("PytorchStreamWriter failed writing file data/0")
     assert names(tmp_path) == []
 

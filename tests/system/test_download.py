@@ -182,7 +182,7 @@ def test_refusal_is_not_repeated(server: Server, tmp_path: Path) -> None:
 
 
 def test_folder_that_cannot_be_made(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(DownloadError, match="cannot write"):
         download(server.url("plain"), tmp_path / "file" / "w.pth")
 
@@ -291,7 +291,7 @@ def test_an_archive_is_fetched_and_unpacked_once(
             for _ in range(3)
         ]
         assert {call.result() for call in calls} == {tmp_path / "set"}
-    assert (tmp_path / "set" / "a.txt").read_text() == "hello"
+    assert (tmp_path / "set" / "a.txt").read_text(encoding="utf-8") == "hello"
     assert server.requests == [("/set.zip", "bytes=20-" if interrupted else None)]
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == ["set"]
 

@@ -91,6 +91,7 @@ def finetune(variables: dict[str, str], *arguments: str) -> subprocess.Completed
         text=True,
         check=False,
         timeout=120,
+        encoding="utf-8",
     )
 
 

@@ -25,10 +25,10 @@ def in_groups(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: str, files: dict[str, str]
 ) -> None:
     """Pretend that the process is in some groups, whose limits are in ``files``."""
-    (tmp_path / "own").write_text(own)
+    (tmp_path / "own").write_text(own, encoding="utf-8")
     for name, text in files.items():
         (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "cgroup" / name).write_text(text)
+        (tmp_path / "cgroup" / name).write_text(text, encoding="utf-8")
     monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "own")
     monkeypatch.setattr(machine, "GROUPS", tmp_path / "cgroup")
 

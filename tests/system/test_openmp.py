@@ -21,7 +21,12 @@ def run(code: str, **variables: str) -> str:
     kept = {k: v for k, v in os.environ.items() if k not in (*WAITING, *COUNTING)}
     shown = {**kept, "OMP_DISPLAY_ENV": "verbose", **variables}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=shown, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=shown,
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
     )
     return done.stdout + done.stderr
 

@@ -66,7 +66,7 @@ def test_a_secret_never_reaches_the_configuration(
 ) -> None:
     monkeypatch.setenv("SAMADAPT_SECRET", "hunter2")
     path = tmp_path / "recipe.yaml"
-    path.write_text("data: {root: '${oc.env:SAMADAPT_SECRET}'}")
+    path.write_text("data: {root: '${oc.env:SAMADAPT_SECRET}'}", encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         compose(str(path))
     assert "hunter2" not in str(caught.value)
@@ -97,7 +97,7 @@ def test_what_a_recipe_may_hold(tmp_path: Path) -> None:
     path.write_text("\ufeffa: &a {b: 1e-3, c: [1, 'x']}\nd: {<<: *a, c: null}\ne: *a\n", "utf-8")
     inner = {"b": 1e-3, "c": [1, "x"]}
     assert read_plain_yaml(path) == {"a": inner, "d": {"b": 1e-3, "c": None}, "e": inner}
-    path.write_text("# nothing\n")
+    path.write_text("# nothing\n", encoding="utf-8")
     assert read_plain_yaml(path) == {}
 
 
@@ -126,7 +126,7 @@ def test_what_a_recipe_may_hold(tmp_path: Path) -> None:
 def test_scalars_are_read_as_ever(tmp_path: Path, text: str, value: object) -> None:
     """The values that OmegaConf gave, which read the files until version 0.1."""
     path = tmp_path / "a.yaml"
-    path.write_text(f"a: {text}\n")
+    path.write_text(f"a: {text}\n", encoding="utf-8")
     found = read_plain_yaml(path)["a"]
     assert found == value
     assert type(found) is type(value)
@@ -134,7 +134,7 @@ def test_scalars_are_read_as_ever(tmp_path: Path, text: str, value: object) -> N
 
 def test_aliases_are_copies(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
-    path.write_text("a: &a [1]\nb: *a\n")
+    path.write_text("a: &a [1]\nb: *a\n", encoding="utf-8")
     found = read_plain_yaml(path)
     found["a"].append(2)
     assert found["b"] == [1]
@@ -147,6 +147,8 @@ def test_a_card_with_a_value_of_another_type(tmp_path: Path, line: str) -> None:
     path = tmp_path / "a.yaml"
     keys = dict.fromkeys(("title", "source", "licence", "reader"), "x") | {"name": "a"}
     key, value = line.split(": ", 1)
-    path.write_text("\n".join(f"{k}: {v}" for k, v in {**keys, key: value}.items()))
+    path.write_text(
+        "\n".join(f"{k}: {v}" for k, v in {**keys, key: value}.items()), encoding="utf-8"
+    )
     with pytest.raises(ConfigError, match=key):
         read_card(path)

@@ -188,9 +188,9 @@ def rewrite(folder, file, content):
     (folder / file).write_bytes(content)
     if file == "manifest.json":
         return
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     manifest["sha256"][file] = hashlib.sha256(content).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
 class Harmful:
@@ -243,7 +243,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
     folder = tmp_path / "checkpoints"
     save_checkpoint(folder, checkpoint(5))
     (folder / "step_000003").symlink_to(other)
-    (folder / "LATEST").write_text("step_000003\n")
+    (folder / "LATEST").write_text("step_000003\n", encoding="utf-8")
     warnings = []
     assert load_checkpoint(folder, warnings.append).step == 5
     assert "step_000003" in warnings[0]
@@ -276,7 +276,7 @@ def test_without_latest_the_newest_is_used(tmp_path):
 )
 def test_the_manifest_must_list_exactly_the_files(tmp_path, manifest):
     folder = save_checkpoint(tmp_path, checkpoint(3))
-    right = json.loads((folder / "manifest.json").read_text())["sha256"]
+    right = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"]
     kinds = {
         "all": right,
         "more": right | {"x": "0" * 64},
@@ -313,7 +313,7 @@ PROGRESS = {
 )
 def test_malformed_progress_is_refused(tmp_path, key, value):
     folder = save_checkpoint(tmp_path, checkpoint(3))
-    values = json.loads((folder / "progress.json").read_text()) | {key: value}
+    values = json.loads((folder / "progress.json").read_text(encoding="utf-8")) | {key: value}
     rewrite(folder, "progress.json", json.dumps(values).encode())
     with pytest.raises(CheckpointError, match=rf"progress.json: damaged checkpoint: {key}"):
         load_checkpoint(tmp_path)
@@ -322,7 +322,7 @@ def test_malformed_progress_is_refused(tmp_path, key, value):
 @pytest.mark.parametrize("key", PROGRESS)
 def test_missing_progress_is_refused(tmp_path, key):
     folder = save_checkpoint(tmp_path, checkpoint(3))
-    values = json.loads((folder / "progress.json").read_text())
+    values = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
     del values[key]
     rewrite(folder, "progress.json", json.dumps(values).encode())
     with pytest.raises(CheckpointError, match=rf"progress.json: damaged checkpoint: {key}"):
@@ -428,6 +428,6 @@ def test_a_writer_that_dies_leaves_the_older_one(tmp_path, monkeypatch):
 
 def test_the_manifest_lists_every_file(tmp_path):
     path = save_checkpoint(tmp_path, checkpoint(1))
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["step"] == 1
     assert set(manifest["sha256"]) | {"manifest.json"} == {file.name for file in path.iterdir()}

@@ -45,7 +45,7 @@ def run(accelerator):
 
 
 def lines(training, kind):
-    text = (training.run_dir / "metrics.jsonl").read_text()
+    text = (training.run_dir / "metrics.jsonl").read_text(encoding="utf-8")
     return [line for line in map(json.loads, text.splitlines()) if line["kind"] == kind]
 
 
@@ -442,7 +442,9 @@ def test_adalora_resumes_from_a_checkpoint_without_importances(tools, run, tmp_p
     found = stopped_and_resumed(tools, run, tmp_path, stop, lambda c: replace(c, method=None))
     values = [value for name, value in found.weights.items() if ".lora_E." in name]
     assert sum(int(value.count_nonzero()) for value in values) == len(values)
-    assert "without what peft=adalora remembers" in (tmp_path / "log.txt").read_text()
+    assert "without what peft=adalora remembers" in (tmp_path / "log.txt").read_text(
+        encoding="utf-8"
+    )
     if stop >= 4:
         expected = stopped_and_resumed(tools, run, tmp_path / "again", stop)
         assert equal(found.weights, expected.weights)
@@ -544,10 +546,9 @@ def test_a_run_ends_when_no_step_and_validation_fit(tools, run, tmp_path, monkey
     rates = [line["lr"] for line in written]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.1 * rates[0]
-    assert (
-        "training ended after step 9: 15.0 of 15.5 s (train.max_seconds) used, and no"
-        in (tmp_path / "log.txt").read_text()
-    )
+    assert "training ended after step 9: 15.0 of 15.5 s (train.max_seconds) used, and no" in (
+        tmp_path / "log.txt"
+    ).read_text(encoding="utf-8")
 
 
 def test_the_last_step_of_a_timed_run_is_validated_and_saved(tools, run, tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ def test_without_a_terminal_there_are_lines_and_a_log(tmp_path, monkeypatch):
     text = stream.getvalue()
     assert "train 1/2  loss 0.5  0:00 left of the run" in text
     assert "[not] a tag" in text
-    log = (tmp_path / "log.txt").read_text()
+    log = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert "train 1/2  loss 0.5" in log
     assert log.splitlines()[-1][2] == ":"
 
@@ -139,7 +139,11 @@ def test_lines_that_are_written_again_are_removed(tmp_path):
     with path.open("a") as file:
         file.write('{"kind": "tra')
     assert module.keep_lines_up_to(path, 3) == 2
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()] == [
+        1,
+        2,
+        3,
+    ]
     before = path.stat().st_mtime_ns
     assert module.keep_lines_up_to(path, 3) == 0
     assert path.stat().st_mtime_ns == before
@@ -153,7 +157,10 @@ def test_metrics_are_strict_json(tmp_path):
     def refuse(token):
         raise ValueError(token)
 
-    lines = [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+    lines = [
+        json.loads(line, parse_constant=refuse)
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
     assert lines == [
         {"kind": "train", "loss": None, "lr": None, "step": 1},
         {"kind": "train", "loss": 0.5},

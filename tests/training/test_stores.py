@@ -32,6 +32,7 @@ def python(code, *arguments):
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        encoding="utf-8",
     )
 
 
@@ -185,7 +186,7 @@ def test_a_full_disk_is_one_error_that_names_the_folder(tmp_path, monkeypatch, n
 
 
 def test_a_folder_that_cannot_be_made_is_one_error(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(RunError, match=r"file/features: features cannot be written here: Not"):
         DiskStore(tmp_path / "file" / "features")
 

@@ -22,7 +22,7 @@ def errors(name: str, root: Path, **options: Any) -> list[Any]:
 def test_a_folder_without_a_readable_case_names_its_endings(tmp_path: Path, tools: Any) -> None:
     for index in range(3):
         tools.write_nifti(tmp_path / "images" / f"{index}.nii.gz", np.ones((3, 3, 3), np.uint8))
-    (tmp_path / "images" / "notes.docx").write_text("x")
+    (tmp_path / "images" / "notes.docx").write_text("x", encoding="utf-8")
     (found,) = errors("folder", tmp_path)
     assert found.code == "no_cases"
     assert "3 .nii.gz, 1 .docx" in found.message
@@ -48,7 +48,7 @@ def test_a_wrong_layout_also_names_the_endings(tmp_path: Path) -> None:
         (found,) = errors(name, tmp_path)
         assert found.code == code
         assert "1 .png" in found.message
-    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "a.json").write_text("{}", encoding="utf-8")
     assert "data=labelme (.json)" in errors("folder", tmp_path)[0].fix
 
 

@@ -164,11 +164,11 @@ def test_trained_on_never_shrinks():
 
 def test_another_list_of_what_is_annotated_is_refused(root):
     listed = root / "annotated.csv"
-    listed.write_text("case,classes\n*,foreground\n")
+    listed.write_text("case,classes\n*,foreground\n", encoding="utf-8")
     recorded = opened(root, annotated=listed).splits()
-    listed.write_text("classes,case\nforeground,*\n\n")  # says the same
+    listed.write_text("classes,case\nforeground,*\n\n", encoding="utf-8")  # says the same
     check_unchanged(recorded, opened(root, annotated=listed), "run/splits.json")
-    listed.write_text("case,classes\np2,\np3,foreground\n")
+    listed.write_text("case,classes\np2,\np3,foreground\n", encoding="utf-8")
     other = opened(root, annotated=listed)
     with pytest.raises(DataError, match=r"with other annotated parts \(p0, p1, p4, p5, p6\)"):
         check_unchanged(recorded, other, "run/splits.json")

@@ -34,7 +34,7 @@ def _nnunet(root: Path, tools: Any, labels: dict[str, Any], channels: dict[str, 
             tools.write_nifti(root / "imagesTr" / name, image + channel)
         tools.write_nifti(root / "labelsTr" / f"a_{index}.nii.gz", mask)
     content = {"channel_names": channels, "labels": labels, "file_ending": ".nii.gz"}
-    (root / "dataset.json").write_text(json.dumps(content))
+    (root / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     return root
 
 
@@ -184,7 +184,7 @@ def _four_axes(root: Path, tools: Any, names: dict[str, str] | None) -> Path:
         tools.write_nifti(root / "images" / f"a{index}.nii.gz", both)
         tools.write_nifti(root / "masks" / f"a{index}.nii.gz", mask)
     if names is not None:
-        (root / "dataset.json").write_text(json.dumps({"modality": names}))
+        (root / "dataset.json").write_text(json.dumps({"modality": names}), encoding="utf-8")
     return root
 
 
@@ -241,7 +241,7 @@ def test_every_reader_tells_of_a_folder_that_is_not_there(tmp_path: Path, name: 
         (finding,) = check_dataset(name, root)
         assert finding.severity == "error"
         assert finding.code in ("missing_folder", "no_cases", "missing_label")
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     (finding,) = check_dataset(name, tmp_path / "file")
     assert finding.code == "missing_folder"
 

@@ -42,7 +42,11 @@ print(json.dumps([*told, peak]))
 def outcome(path: Path) -> tuple[str, str]:
     """Read a file in its own process; return code and message, and check its memory."""
     done = subprocess.run(
-        [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", READ, str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     code, message, peak = json.loads(done.stdout)

@@ -127,7 +127,7 @@ def test_prediction_is_a_png_of_class_numbers(tmp_path: Path) -> None:
 def _annotate(root: Path, content: Any, name: str = "p1") -> Path:
     (root / "annotations").mkdir(exist_ok=True)
     path = root / "annotations" / f"{name}.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     return path
 
 
@@ -215,7 +215,7 @@ def _spoil_truncated(root: Path) -> None:
 
 
 def _spoil_text(root: Path) -> None:
-    (root / "masks" / "p1.png").write_text("no image")
+    (root / "masks" / "p1.png").write_text("no image", encoding="utf-8")
 
 
 def _spoil_no_mask(root: Path) -> None:

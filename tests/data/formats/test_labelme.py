@@ -168,7 +168,7 @@ def test_a_picture_outside_the_folder_is_not_read(tmp_path: Path) -> None:
 def test_pictures_without_annotations_and_other_files_are_named(tmp_path: Path) -> None:
     root = annotated(tmp_path, 2)
     picture(root / "q.jpg", 9)
-    (root / "labels.json").write_text("[]")
+    (root / "labels.json").write_text("[]", encoding="utf-8")
     found = {f.code: f.file for f in check_dataset("labelme", root)}
     assert found["missing_label"] == str(root / "q.jpg")
     assert found["other_file"] == str(root / "labels.json")
@@ -206,9 +206,11 @@ def test_each_fault_is_one_finding(tmp_path: Path, shapes: Any, more: Any, code:
 
 def test_a_broken_json_leaves_its_picture_out(tmp_path: Path) -> None:
     root = annotated(tmp_path, 3)
-    (root / "p1.json").write_text('{"shapes": [')
+    (root / "p1.json").write_text('{"shapes": [', encoding="utf-8")
     assert [f.code for f in errors(root)] == ["broken_json"]
-    (root / "p1.json").write_text(json.dumps({"shapes": [], "imagePath": "p0.jpg"}))
+    (root / "p1.json").write_text(
+        json.dumps({"shapes": [], "imagePath": "p0.jpg"}), encoding="utf-8"
+    )
     assert [f.code for f in errors(root)] == ["duplicate_case"]
 
 

@@ -85,7 +85,7 @@ def _annotations(root: Path) -> Path:
     _pictures(root)
     (root / "annotations").mkdir()
     path = root / "annotations" / "p1.json"
-    path.write_text(json.dumps({"boxes": [[1, 1, 9, 9]]}))
+    path.write_text(json.dumps({"boxes": [[1, 1, 9, 9]]}), encoding="utf-8")
     return path
 
 
@@ -112,7 +112,7 @@ def _coco(root: Path) -> Path:
         mark = {"id": index, "image_id": index, "category_id": 1, "segmentation": corners}
         content["annotations"].append(mark)
     path = root / "annotations.json"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 

@@ -93,7 +93,7 @@ def _huge(path: Path, sides: str = "(60000, 60000, 9)") -> None:
 
 FAULTS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "empty": ("empty_file", lambda p: p.write_bytes(b"")),
-    "text": ("unreadable_image", lambda p: p.write_text("hello")),
+    "text": ("unreadable_image", lambda p: p.write_text("hello", encoding="utf-8")),
     "cut": ("unreadable_image", lambda p: p.write_bytes(p.read_bytes()[:-60])),
     "flipped": ("unreadable_image", lambda p: p.write_bytes(_flip(p.read_bytes()))),
     "no_imgs": ("missing_key", lambda p: np.savez(p, gts=IDS)),
@@ -147,6 +147,6 @@ def test_partners_that_are_missing(tmp_path: Path) -> None:
     (finding,) = check_dataset("medsam_npz", tmp_path)
     assert finding.code == "unreadable_image"
     assert finding.file == str(tmp_path / "gts" / "a.npy")
-    (tmp_path / "gts" / "a.npy").write_text("hello")
+    (tmp_path / "gts" / "a.npy").write_text("hello", encoding="utf-8")
     (finding,) = check_dataset("medsam_npz", tmp_path)
     assert finding.code == "unreadable_image"

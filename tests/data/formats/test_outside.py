@@ -46,12 +46,12 @@ def test_dataset_json(
     image, labels = tools.volume_pair(9)
     for part, values in (("image", image), ("label", labels)):
         tools.write_nifti(tmp_path / f"outside_{part}.nii.gz", values)
-    content = json.loads((root / "dataset.json").read_text())
+    content = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
     entry = {"image": "./imagesTr/case_99.nii.gz", "label": "./labelsTr/case_99.nii.gz"}
     outside = tmp_path / f"outside_{key}.nii.gz"
     entry[key] = str(outside) if how == "absolute" else f"../{outside.name}"
     content["training"].append(entry)
-    (root / "dataset.json").write_text(json.dumps(content))
+    (root / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     found = survey("msd", root)
     assert [f.code for f in found.findings if f.severity == "error"] == ["path_outside"]
     assert found.cases == 6
@@ -109,7 +109,7 @@ def test_data_files_of_itk(tmp_path: Path, lines: str) -> None:
     suffix, _, last = lines.partition(" ")
     head = MHD if suffix.startswith(".m") else NRRD
     path = folder / f"a{suffix}"
-    path.write_text(head + last.format(outside=outside) + "\n")
+    path.write_text(head + last.format(outside=outside) + "\n", encoding="utf-8")
     with pytest.raises(FindingError) as caught:
         read_image(path)
     assert caught.value.finding.code in ("path_outside", "bad_header")
@@ -134,7 +134,7 @@ def test_data_files_of_itk_in_the_folder(tmp_path: Path, lines: str) -> None:
         (tmp_path / name).write_bytes(bytes(range(16)))
     suffix, _, last = lines.partition(" ")
     path = tmp_path / f"a{suffix}"
-    path.write_text((MHD if suffix.startswith(".m") else NRRD) + last + "\n")
+    path.write_text((MHD if suffix.startswith(".m") else NRRD) + last + "\n", encoding="utf-8")
     assert read_image(path).image.max() == 15
 
 
@@ -145,7 +145,7 @@ def test_a_data_file_elsewhere_in_the_data_set(tmp_path: Path) -> None:
     for part in ("images", "labels"):
         (tmp_path / "raw" / part).write_bytes(bytes(range(16)))
         text = f"{MHD}ElementDataFile = ../raw/{part}\n"
-        (tmp_path / part / "a.mhd").write_text(text)
+        (tmp_path / part / "a.mhd").write_text(text, encoding="utf-8")
     found = survey("itk", tmp_path)
     assert [f for f in found.findings if f.code == "path_outside"] == []
     assert found.cases == 1

@@ -39,7 +39,7 @@ def _sa1b(root: Path) -> Path:
             "image": {"image_id": index, "height": HEIGHT, "width": WIDTH},
             "annotations": [{"id": i, "segmentation": _rle(m)} for i, m in enumerate(masks)],
         }
-        (root / f"sa_{index}.json").write_text(json.dumps(content))
+        (root / f"sa_{index}.json").write_text(json.dumps(content), encoding="utf-8")
     return root
 
 
@@ -56,9 +56,9 @@ def test_objects_of_one_class_with_numbers(tmp_path: Path) -> None:
 
 def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
     def spoil(root: Path) -> None:
-        content = json.loads((root / "sa_1.json").read_text())
+        content = json.loads((root / "sa_1.json").read_text(encoding="utf-8"))
         change(content)
-        (root / "sa_1.json").write_text(json.dumps(content))
+        (root / "sa_1.json").write_text(json.dumps(content), encoding="utf-8")
 
     return spoil
 

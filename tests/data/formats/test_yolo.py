@@ -28,13 +28,13 @@ def write(
         generator = np.random.default_rng([index, *images.encode()])
         noise = generator.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         Image.fromarray(noise).save(root / images / f"p{index}.jpg")
-        (root / labels / f"p{index}.txt").write_text(text or f"1 {SQUARE}\n")
+        (root / labels / f"p{index}.txt").write_text(text or f"1 {SQUARE}\n", encoding="utf-8")
     return root
 
 
 def named(root: Path, text: str = NAMES, name: str = "data.yaml") -> Path:
     root.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text)
+    (root / name).write_text(text, encoding="utf-8")
     return root
 
 
@@ -75,7 +75,7 @@ def test_a_part_without_labels_is_named(tmp_path: Path) -> None:
 
 def test_empty_and_missing_files_are_pictures_without_objects(tmp_path: Path) -> None:
     root = named(write(tmp_path, count=5))
-    (root / "labels" / "p1.txt").write_text("\n")
+    (root / "labels" / "p1.txt").write_text("\n", encoding="utf-8")
     (root / "labels" / "p2.txt").unlink()
     dataset = open_dataset("yolo", root)
     assert len(dataset.cases) == 5
@@ -117,7 +117,7 @@ def test_names_of_the_classes(tmp_path: Path, file: str, text: str, classes: lis
 )
 def test_each_fault_names_its_line(tmp_path: Path, line: str, said: str) -> None:
     root = named(write(tmp_path))
-    (root / "labels" / "p1.txt").write_text(f"1 {SQUARE}\n{line}\n")
+    (root / "labels" / "p1.txt").write_text(f"1 {SQUARE}\n{line}\n", encoding="utf-8")
     (found,) = findings(root)
     assert found.code == "bad_segmentation"
     assert found.file == str(root / "labels" / "p1.txt")

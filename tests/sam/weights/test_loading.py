@@ -229,13 +229,13 @@ def test_hugging_face(hugging_face: Any, tmp_path: Path, form: str) -> None:
 
 def test_hugging_face_folder_of_another_model(hugging_face: Any, tmp_path: Path) -> None:
     folder = _save_hugging_face(hugging_face, tmp_path, "folder")
-    (folder / "config.json").write_text(json.dumps({"model_type": "sam2"}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "sam2"}), encoding="utf-8")
     with pytest.raises(WeightsError, match=r"config\.json.*'sam2'"):
         load_sam(checkpoint=folder)
-    (folder / "config.json").write_text("{")
+    (folder / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(WeightsError, match=r"config\.json is not readable JSON"):
         load_sam(checkpoint=folder)
-    (folder / "config.json").write_text("[]")
+    (folder / "config.json").write_text("[]", encoding="utf-8")
     with pytest.raises(WeightsError, match=r"expected a JSON object, got list"):
         load_sam(checkpoint=folder)
 
@@ -243,7 +243,7 @@ def test_hugging_face_folder_of_another_model(hugging_face: Any, tmp_path: Path)
 def test_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"model\.safetensors"):
         load_sam(checkpoint=tmp_path)
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(WeightsError, match=r"is an adapter.*adapter="):
         load_sam(checkpoint=tmp_path)
 
@@ -576,7 +576,9 @@ def test_timms_image_encoder_is_no_base(tiny_sam: Sam, tmp_path: Path, folder: b
         path = tmp_path / "samvit"
         path.mkdir()
         save_file(state, path / "model.safetensors")
-        (path / "config.json").write_text('{"architecture": "samvit_base_patch16"}')
+        (path / "config.json").write_text(
+            '{"architecture": "samvit_base_patch16"}', encoding="utf-8"
+        )
     else:
         torch.save(state, path)
     message = r"image encoder alone.*prompt encoder and the mask decoder are missing.*vit_b"

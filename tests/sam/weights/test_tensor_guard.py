@@ -78,14 +78,14 @@ def test_an_index_that_names_files_elsewhere(tmp_path: Path, name: Any) -> None:
     save_file({"image_encoder.a": torch.zeros(2)}, tmp_path / "secret")
     named = str(tmp_path / "secret") if name == "/secret" else name
     index = {"weight_map": {"image_encoder.a": named}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(WeightsError, match=r"index\.json: expected names of files beside it"):
         read_tensors(folder)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"weight_map": [1]}', "[" * 100_000])
 def test_a_broken_index(tmp_path: Path, content: str) -> None:
-    (tmp_path / "model.safetensors.index.json").write_text(content)
+    (tmp_path / "model.safetensors.index.json").write_text(content, encoding="utf-8")
     with pytest.raises(WeightsError, match=r"index\.json"):
         read_tensors(tmp_path)
 
@@ -121,6 +121,7 @@ def test_a_torch_file_that_declares_gigabytes(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
+        encoding="utf-8",
     )
     assert told.stdout.startswith("WeightsError")
     if sys.platform == "linux":

@@ -73,7 +73,9 @@ def _coco(root: Path, content: Any = None, place: str = "annotations.json") -> P
         picture = np.random.default_rng(index).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         Image.fromarray(picture).save(root / "images" / f"p{index}.png")
     (root / place).parent.mkdir(exist_ok=True)
-    (root / place).write_text(json.dumps(_content() if content is None else content))
+    (root / place).write_text(
+        json.dumps(_content() if content is None else content), encoding="utf-8"
+    )
     return root
 
 
@@ -250,6 +252,8 @@ def test_pictures_that_are_missing_or_broken(tmp_path: Path) -> None:
 def test_categories_that_disagree(tmp_path: Path) -> None:
     root = _coco(tmp_path, place="annotations/a.json")
     other = {**_content(), "categories": [{"id": 3, "name": "nerve"}], "images": []}
-    (root / "annotations" / "b.json").write_text(json.dumps({**other, "annotations": []}))
+    (root / "annotations" / "b.json").write_text(
+        json.dumps({**other, "annotations": []}), encoding="utf-8"
+    )
     (finding,) = check_dataset("coco", root)
     assert (finding.code, Path(finding.file).name) == ("category_conflict", "b.json")

@@ -77,7 +77,11 @@ def test_a_deflated_bomb(parts: tuple[bytes, bytes], tmp_path: Path) -> None:
     with pytest.raises(FindingError, match="unpacks to more"):
         read_file(path, ["Rows"])
     told = subprocess.run(
-        [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", READ, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
     )
     code, peak = told.stdout.split()
     assert code == "too_large"

@@ -150,7 +150,7 @@ def test_enhanced_multi_frame(tmp_path: Path, make_series: Make) -> None:
 
 
 def _text(folder: Path, paths: list[Path]) -> None:
-    paths[2].write_text("<html>not found</html>")
+    paths[2].write_text("<html>not found</html>", encoding="utf-8")
 
 
 def _empty(folder: Path, paths: list[Path]) -> None:
@@ -248,7 +248,7 @@ def two_cases(tmp_path_factory: pytest.TempPathFactory, make_series: Make) -> Pa
             volume = read_image(root / name)
             mask = (volume.image > 500).astype(np.uint8)
             write_prediction(mask, volume, root / "labels" / f"{name}.nii.gz")
-        (root / "order").write_text(" ".join(path.name for path in paths))
+        (root / "order").write_text(" ".join(path.name for path in paths), encoding="utf-8")
     return root
 
 
@@ -282,7 +282,9 @@ def test_each_fault_is_one_finding(
 ) -> None:
     root = tmp_path / "set"
     shutil.copytree(two_cases, root)
-    paths = [root / "b" / name for name in (two_cases / "order").read_text().split()]
+    paths = [
+        root / "b" / name for name in (two_cases / "order").read_text(encoding="utf-8").split()
+    ]
     (root / "order").unlink()
     spoil(root / "b", paths)
     scan = DicomReader(ReaderOptions(root)).scan()
@@ -318,7 +320,7 @@ def test_two_series_in_a_folder_and_other_objects(tmp_path: Path, make_series: M
     names = [path.rename(path.with_name(f"first_{path.name}")) for path in first]
     make_series(tmp_path / "case", PLANES + 1, uid="1.2.4")
     (tmp_path / "case" / "DICOMDIR").write_bytes(b"index")
-    (tmp_path / "case" / "notes.txt").write_text("hello")
+    (tmp_path / "case" / "notes.txt").write_text("hello", encoding="utf-8")
     change(names[0])
     report = pydicom.dcmread(names[0])
     for key in ("Rows", "Columns", "PixelData"):

@@ -84,7 +84,9 @@ def test_decathlon_and_slicer_names(tmp_path: Path) -> None:
     _pair(tmp_path, "nrrd", masks="labelsTr")
     (tmp_path / "images").rename(tmp_path / "imagesTr")
     declared = {"labels": {"background": 0, "bright": 1}, "channel_names": {"0": "CT"}}
-    (tmp_path / "dataset.json").write_text(json.dumps({**declared, "file_ending": ".nrrd"}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({**declared, "file_ending": ".nrrd"}), encoding="utf-8"
+    )
     dataset = open_dataset("nrrd", tmp_path)
     assert (dataset.classes, dataset.intensity.kind) == (["bright"], "window")
     (finding,) = check_dataset("nifti", tmp_path)
@@ -104,7 +106,9 @@ def test_channels_and_two_axes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(to_source(second.image, second.source).T, VALUES + 1)
     joined = sitk.JoinSeries([_image(VALUES), _image(VALUES + 2)])
     sitk.WriteImage(joined, str(tmp_path / "t.mha"))
-    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "T1", "1": "T2"}}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"modality": {"0": "T1", "1": "T2"}}), encoding="utf-8"
+    )
     later = read_image(tmp_path / "t.mha", channel="T2")
     assert later.source is not None
     np.testing.assert_array_equal(to_source(later.image, later.source).T, VALUES + 2)
@@ -189,9 +193,9 @@ def test_each_fault_is_one_finding(tmp_path: Path, fault: str) -> None:
 
 def _respace(root: Path, first: str) -> None:
     path = root / "images" / "c1.mhd"
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     changed = [f"ElementSpacing = {first} 1 1" if "Spacing" in line else line for line in lines]
-    path.write_text("\n".join(changed) + "\n")
+    path.write_text("\n".join(changed) + "\n", encoding="utf-8")
 
 
 MHD_FAULTS: dict[str, tuple[str, Callable[[Path], object]]] = {

@@ -237,16 +237,16 @@ def test_dataset_json(make_msd: Callable[..., Path], content: str | None, code: 
     root = make_msd(1)
     (root / "dataset.json").unlink()
     if content is not None:
-        (root / "dataset.json").write_text(content)
+        (root / "dataset.json").write_text(content, encoding="utf-8")
     findings = check_dataset("nifti", root)
     assert [(f.code, f.file) for f in findings] == [(code, str(root / "dataset.json"))]
 
 
 def test_listed_files_that_are_absent(make_msd: Callable[..., Path]) -> None:
     root = make_msd(2)
-    content = json.loads((root / "dataset.json").read_text())
+    content = json.loads((root / "dataset.json").read_text(encoding="utf-8"))
     content["training"].append({"image": "imagesTr/x.nii.gz", "label": "labelsTr/x.nii.gz"})
-    (root / "dataset.json").write_text(json.dumps(content))
+    (root / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
     codes = {(f.code, f.file) for f in check_dataset("nifti", root)}
     assert ("missing_file", str(root / "imagesTr/x.nii.gz")) in codes
 
@@ -257,7 +257,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     assert [f.code for f in check_dataset("nifti")] == ["missing_folder"]
     (tmp_path / "images").mkdir()
     assert [f.code for f in check_dataset("nifti", tmp_path)] == ["no_cases"]
-    (tmp_path / "images" / "notes.txt").write_text("x")
+    (tmp_path / "images" / "notes.txt").write_text("x", encoding="utf-8")
     assert [f.code for f in check_dataset("nifti", tmp_path)] == ["no_cases", "other_file"]
     with pytest.raises(DataError, match="no usable case"):
         open_dataset("nifti", tmp_path)

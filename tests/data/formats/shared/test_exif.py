@@ -125,11 +125,15 @@ def test_boxes_on_the_stored_pixels_name_exif(make_folder: Callable[..., Path]) 
     _save(root / "images" / "p1.png", RGB, 6)
     _mask((10, 12)).save(root / "masks" / "p1.png")
     (root / "annotations").mkdir()
-    (root / "annotations" / "p1.json").write_text(json.dumps({"boxes": [[1, 2, 5, 12]]}))
+    (root / "annotations" / "p1.json").write_text(
+        json.dumps({"boxes": [[1, 2, 5, 12]]}), encoding="utf-8"
+    )
     (finding,) = check_dataset("folder", root)
     assert finding.code == "exif_orientation"
     assert finding.file.endswith("p1.json")
-    (root / "annotations" / "p1.json").write_text(json.dumps({"boxes": [[1, 2, 5, 10]]}))
+    (root / "annotations" / "p1.json").write_text(
+        json.dumps({"boxes": [[1, 2, 5, 10]]}), encoding="utf-8"
+    )
     assert check_dataset("folder", root) == []
 
 
@@ -147,7 +151,7 @@ def _coco(root: Path, orientation: int, height: int, width: int, stored: np.ndar
         "annotations": annotations,
         "categories": [{"id": 1, "name": "x"}],
     }
-    (root / "annotations.json").write_text(json.dumps(table))
+    (root / "annotations.json").write_text(json.dumps(table), encoding="utf-8")
     return root
 
 
@@ -179,7 +183,7 @@ def test_sa1b_on_stored_pixels_names_exif(tmp_path: Path) -> None:
     _save(tmp_path / "sa_1.png", RGB, 8)
     runs = {"size": [12, 10], "counts": [10, 5, 105]}
     content = {"image": {"height": 12, "width": 10}, "annotations": [{"segmentation": runs}]}
-    (tmp_path / "sa_1.json").write_text(json.dumps(content))
+    (tmp_path / "sa_1.json").write_text(json.dumps(content), encoding="utf-8")
     (finding,) = check_dataset("sa1b", tmp_path)
     assert finding.code == "exif_orientation"
     assert check_dataset("sa1b", tmp_path, exif="ignore") == []
@@ -207,7 +211,7 @@ def test_boxes_that_fit_both_frames_are_compared_with_the_mask(
     _save(root / "images" / "p1.png", RGB, 8)
     _mask((10, 12)).save(root / "masks" / "p1.png")
     (root / "annotations").mkdir()
-    (root / "annotations" / "p1.json").write_text(json.dumps(prompts))
+    (root / "annotations" / "p1.json").write_text(json.dumps(prompts), encoding="utf-8")
     assert [finding.code for finding in check_dataset("folder", root)] == codes
     assert check_dataset("folder", root, exif="apply") == []
 
@@ -217,6 +221,6 @@ def test_labelme_on_stored_pixels_names_exif(tmp_path: Path) -> None:
         _save(tmp_path / f"{index}.png", np.roll(RGB, index, 0), 6)
         shape = {"label": "x", "shape_type": "polygon", "points": [[2, 1], [6, 1], [6, 5], [2, 5]]}
         note = {"imagePath": f"{index}.png", "imageHeight": 12, "imageWidth": 10, "shapes": [shape]}
-        (tmp_path / f"{index}.json").write_text(json.dumps(note))
+        (tmp_path / f"{index}.json").write_text(json.dumps(note), encoding="utf-8")
     assert {f.code for f in check_dataset("labelme", tmp_path)} == {"exif_orientation"}
     assert check_dataset("labelme", tmp_path, exif="ignore") == []

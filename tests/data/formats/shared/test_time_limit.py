@@ -93,7 +93,10 @@ def test_a_signal_ends_the_program_while_a_file_is_stuck(
     arguments = ["check", "data=folder", f"data.root={root}"]
     code = SCRIPT.replace("STEP", step)
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(begun), *arguments], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(begun), *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
     )
     try:
         deadline = time.monotonic() + 60
