@@ -221,6 +221,8 @@ def opens_text(call: ast.Call) -> bool:
     owner, _, name = ast.unparse(call.func).rpartition(".")
     if name != "open":
         return name in ("read_text", "write_text") and owner not in ("", "atomic")
+    if "force_zip64" in {keyword.arg for keyword in call.keywords}:
+        return False  # a member of a zip archive is always binary
     given = [*call.args, *(keyword.value for keyword in call.keywords)]
     modes = [str(value.value) for value in given if isinstance(value, ast.Constant)]
     return not given or any(re.fullmatch(r"[rwxa]\+?t?", mode) for mode in modes)

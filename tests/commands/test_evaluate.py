@@ -93,7 +93,7 @@ def test_the_oracle_gap(make_pictures, run, score, prompts, tmp_path):
     assert gap["box"]["adapted"]["calibration"]["objects"] > 0
     assert 0 <= summary["forgetting"]["iou"] <= 1
     folder = Path(found["run_dir"]) / "eval"
-    with (folder / "oracle_gap.csv").open() as file:
+    with (folder / "oracle_gap.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {row["state"] for row in rows} == {"zero_shot", "adapted"}
     given = {row["given"] for row in rows if row["state"] == "zero_shot"}

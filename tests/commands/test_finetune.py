@@ -86,7 +86,7 @@ def test_the_run_directory_is_complete(make_pictures, run, tmp_path):
     assert (summary["cases"], summary["slices"]) == (2, 2)
     assert summary["trained_parameters"] == result.summary["trained_parameters"] > 0
     assert summary["best_step"] in (2, 4)
-    with (folder / "eval" / "per_case.csv").open() as file:
+    with (folder / "eval" / "per_case.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == per_case_columns()
     assert [(row["case"], row["state"]) for row in rows] == [
@@ -503,7 +503,7 @@ def test_ignored_values_go_through_a_whole_run(make_pictures, run, prompts, tmp_
     assert list(summary["adapted"]["per_class"]) == ["foreground"]
     assert summary["adapted"]["ignored"]["share"] == pytest.approx(4 / 24)
     assert any("16.7% of the scored voxels are ignored" in note for note in summary["notes"])
-    with (result.run_dir / "eval" / "per_case.csv").open() as stream:
+    with (result.run_dir / "eval" / "per_case.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert {row["ignored_voxels"] for row in rows} == {"160"}
     assert read_record(result.adapter_dir).data_options["ignore"] == 255
@@ -560,7 +560,7 @@ def test_regions_train_and_are_written_each_as_a_mask(run, tmp_path):
     truth = np.asarray(Image.open(root / "masks" / "p0.png"))
     for mask, true, name in zip(found, (truth > 0, truth == 1), ("whole", "core"), strict=True):
         dice = 2 * (mask & true).sum() / (mask.sum() + true.sum())
-        with (result.run_dir / "eval" / "per_case.csv").open() as stream:
+        with (result.run_dir / "eval" / "per_case.csv").open(encoding="utf-8") as stream:
             (row,) = [
                 row
                 for row in csv.DictReader(stream)
@@ -579,7 +579,7 @@ def test_prompted_regions_go_through_a_whole_run(run, tmp_path, prompts):
         ("core", 2),
     ]
     assert result.summary["adapted"]["instances"]["per_class"]["core"]["true_objects"] == 2
-    with (result.run_dir / "eval" / "per_case.csv").open() as stream:
+    with (result.run_dir / "eval" / "per_case.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     for row in rows:
         truth = np.asarray(Image.open(root / "masks" / f"{row['case']}.png"))
@@ -595,7 +595,7 @@ def test_a_partly_annotated_case_is_scored_on_what_is_listed(run, tmp_path, prom
     classes = "data.classes={core: 1, rim: 2}"
     annotated = f"data.annotated={root / 'known.json'}"
     result = run(root, classes, annotated, f"prompts={prompts}", "train.steps=2")
-    with (result.run_dir / "eval" / "per_case.csv").open() as stream:
+    with (result.run_dir / "eval" / "per_case.csv").open(encoding="utf-8") as stream:
         scored = {(row["case"], row["class"]) for row in csv.DictReader(stream)}
     assert scored == {("p0", "core"), ("p5", "core"), ("p5", "rim")}
     notes = " ".join(result.summary["notes"])

@@ -47,7 +47,7 @@ def test_every_case_is_scored_once_by_the_fold_that_did_not_see_it(arguments, tm
         assert f"fold {fold} of 2" in splits["rule"]
         assert not set(splits["train"]) & set(splits["val"])
         held += splits["val"]
-        with (parent / f"fold_{fold}" / "eval" / "per_case.csv").open() as file:
+        with (parent / f"fold_{fold}" / "eval" / "per_case.csv").open(encoding="utf-8") as file:
             assert {line["case"] for line in csv.DictReader(file)} == set(splits["val"])
         assert (parent / f"fold_{fold}" / "adapter" / "samadapt.json").is_file()
     names = [f"scan_{index}" for index in range(5)]

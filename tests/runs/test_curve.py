@@ -63,7 +63,7 @@ def test_a_curve_trains_nested_subsets_and_scores_the_same_cases(arguments, tmp_
         assert point["dice"] == pytest.approx(dice)
         assert point["detail"]["dice"]["interval"] is not None
     assert summary["gains"][0]["dice"]["cases"] == 2
-    with (parent / "curve.csv").open() as stream:
+    with (parent / "curve.csv").open(encoding="utf-8") as stream:
         lines = list(csv.DictReader(stream))
     assert {(line["arm"], line["labelled_cases"]) for line in lines} == {
         ("lora", "2"),
@@ -161,7 +161,7 @@ def test_a_single_volume_has_no_curve(make_scans, recipe, capsys):
 @pytest.mark.slow
 def test_names_stay_hidden(arguments):
     result = run([*arguments, "privacy=true"])
-    with (result.run_dir / "curve.csv").open() as stream:
+    with (result.run_dir / "curve.csv").open(encoding="utf-8") as stream:
         shown = {line["case"] for line in csv.DictReader(stream)}
     names = read(result.run_dir / "privacy_key.json")
     for run_dir in result.run_dir.glob("lora_*"):

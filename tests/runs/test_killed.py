@@ -25,7 +25,7 @@ def forked(arguments: list[str], log: Path) -> int:
         return number
     code = 70
     try:
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         code = main(arguments)

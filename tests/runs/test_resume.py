@@ -132,7 +132,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(make_pictures, ru
         run(root)
     monkeypatch.undo()
     (stopped,) = other_runs(expected.run_dir)
-    with (stopped / "metrics.jsonl").open("a") as file:
+    with (stopped / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"kind": "train", "st')
     (stopped / "checkpoints").mkdir()
     (stopped / "checkpoints" / ".samadapt-1234-step_000002").mkdir()

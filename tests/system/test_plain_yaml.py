@@ -94,7 +94,9 @@ def test_values_of_a_command_line(value: str, words: str) -> None:
 
 def test_what_a_recipe_may_hold(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
-    path.write_text("\ufeffa: &a {b: 1e-3, c: [1, 'x']}\nd: {<<: *a, c: null}\ne: *a\n", "utf-8")
+    path.write_text(
+        "\ufeffa: &a {b: 1e-3, c: [1, 'x']}\nd: {<<: *a, c: null}\ne: *a\n", encoding="utf-8"
+    )
     inner = {"b": 1e-3, "c": [1, "x"]}
     assert read_plain_yaml(path) == {"a": inner, "d": {"b": 1e-3, "c": None}, "e": inner}
     path.write_text("# nothing\n", encoding="utf-8")

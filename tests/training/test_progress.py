@@ -136,7 +136,7 @@ def test_lines_that_are_written_again_are_removed(tmp_path):
     assert module.keep_lines_up_to(path, 3) == 0
     for step in (1, 2, 3, 4):
         append_line(path, {"kind": "train", "step": step})
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write('{"kind": "tra')
     assert module.keep_lines_up_to(path, 3) == 2
     assert [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").splitlines()] == [
