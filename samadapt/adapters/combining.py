@@ -24,6 +24,7 @@ from samadapt.system.settings import annotation_of, settings_fields
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from samadapt.adapters.record import AdapterRecord
     from samadapt.sam.model import Sam
     from samadapt.sam.types import AttentionBlock
 
@@ -176,6 +177,16 @@ def find_method(name: str) -> type[Method]:
         ConfigError: for an unknown name, or two methods that cannot be combined.
     """
     return combine(tuple(name.split("+"))) if "+" in name else single_method(name)
+
+
+def recorded_stack(record: AdapterRecord) -> int:
+    """Return how many neighbouring slices a recorded adapter sees together.
+
+    Raises:
+        ConfigError: the record's method is not valid.
+    """
+    of_method = method_from_dict(record.method).stack if record.method else 1
+    return max(of_method, int(record.head.get("depth", 1)))
 
 
 def method_from_dict(values: Mapping[str, Any]) -> Method:

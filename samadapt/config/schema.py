@@ -338,6 +338,12 @@ class Head(Settings):
         description="add the logits of SAM's mask tokens to those of the U-Net; null: if the mask "
         "decoder trains, because without training its tokens know no classes",
     )
+    depth: Whole = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="neighbouring slices of a volume that the U-Net sees together; 1: each alone",
+    )
     lr: float = Field(default=3e-3, gt=0, le=MAX_LR, description="peak learning rate of the U-Net")
 
 

@@ -1,4 +1,6 @@
-"""Stacks: neighbouring slices of a volume that the encoder sees together (``peft.depth``).
+"""Stacks: neighbouring slices of a volume that are seen together.
+
+The encoder sees them together with ``peft.depth``, a dense head with ``head.depth``.
 
 Slice i of a volume belongs to stack i // size. This does not depend on which slices are used for
 training, prompted or scored, so the embedding of a slice is the same in training, evaluation and
@@ -90,7 +92,7 @@ def stacks_in_batch(batch_size: int, size: int) -> int:
     if batch_size % size:
         more = size * (batch_size // size + 1)
         raise ConfigError(
-            f"train.batch_size must be a multiple of peft.depth={size}, since a batch holds whole "
-            f"stacks of slices; got {batch_size}; use {more}"
+            f"train.batch_size must be a multiple of {size}, the slices of a volume that are "
+            f"seen together (peft.depth, head.depth); got {batch_size}; use {more}"
         )
     return batch_size // size

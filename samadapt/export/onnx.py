@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from samadapt.adapters.combining import recorded_stack
 from samadapt.errors import AdapterError, ConfigError, MissingExtraError, nearest
 from samadapt.export.target import Target, register
 
@@ -72,9 +73,9 @@ class Onnx(Target):
         return 1e-3 if self.precision == "fp32" else None
 
     def refusal(self, adapted: Adapted) -> str:
-        """Refuse encoders that see several slices at once; accept everything else."""
-        if adapted.injection.method.stack > 1:
-            return "its encoder takes stacks of slices, and the graph takes one image"
+        """Refuse models that see several slices at once; accept everything else."""
+        if recorded_stack(adapted.record) > 1:
+            return "it sees stacks of slices, and the graph takes one image"
         return ""
 
     def write(self, adapted: Adapted, folder: Path) -> list[str]:

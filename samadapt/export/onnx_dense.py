@@ -8,8 +8,7 @@ from torch.nn import functional
 
 from samadapt.errors import ConfigError
 from samadapt.export.onnx_decoder import PromptAndMaskDecoder
-from samadapt.sam.decode import PICTURE_MEAN, PICTURE_STD
-from samadapt.sam.dense_features import reduce_levels
+from samadapt.sam.dense_features import PICTURE_MEAN, PICTURE_STD, reduce_levels
 from samadapt.sam.model import Sam
 
 INPUTS, OUTPUTS = ("input_image", "picture"), ("class_logits",)

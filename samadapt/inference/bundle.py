@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.adapters import store
-from samadapt.adapters.combining import method_from_dict
+from samadapt.adapters.combining import recorded_stack
 from samadapt.adapters.record import RECORD, AdapterRecord, read_record
 from samadapt.adapters.sharing import share
 from samadapt.data.intensity import IntensityRule, make_intensity
@@ -92,7 +92,6 @@ def make_bundle(
     if found and found != {name: _plain(value) for name, value in expected.items()}:
         raise AdapterError(f"preprocessing must be {expected}, the base model's; got {found}")
     intensity = make_intensity(record.intensity)
-    has_method = bool(record.method) and isinstance(sam, Sam)  # a U-Net has none
     # Up to three channels are shown to the model as red, green and blue.
     if max(3, len(intensity.inputs)) != sam.input_channels:
         raise AdapterError(
@@ -109,7 +108,7 @@ def make_bundle(
         # So does a dense head, which reads more than the embedding of the base.
         encoder="base" if keeps_encoder and sam.dense_head is None else object(),
         tiling=recorded_tiling(record.data_options),
-        stack=method_from_dict(record.method).stack if has_method else 1,
+        stack=recorded_stack(record) if isinstance(sam, Sam) else 1,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from samadapt.adapters.combining import method_from_dict
+from samadapt.adapters.combining import recorded_stack
 from samadapt.adapters.record import RECORD, AdapterRecord
 from samadapt.data.tiles import recorded_tiling
 from samadapt.errors import AdapterError, ConfigError
@@ -87,7 +87,7 @@ def _meaning(directory: Path, record: AdapterRecord) -> dict[str, Any]:
     """Return what members must share: what they see, and what their logits mean."""
     try:
         tiling = recorded_tiling(record.data_options)
-        stack = method_from_dict(record.method).stack if record.method else 1
+        stack = recorded_stack(record)
     except ConfigError as error:
         raise AdapterError(f"{directory / RECORD}: {error}") from error
     prompts = ("kind", "objects", "background_token")
@@ -99,7 +99,7 @@ def _meaning(directory: Path, record: AdapterRecord) -> dict[str, Any]:
         "intensity": record.intensity,
         "axis": record.axis,
         "tile": tiling and asdict(tiling),
-        "peft.depth": stack,
+        "peft.depth or head.depth": stack,
         "classes": record.classes,
         "overlapping": record.overlapping,
         # How noisy the prompts of the training were does not matter at prediction.

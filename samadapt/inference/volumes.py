@@ -240,8 +240,8 @@ class VolumePredictor:
         self.check(options)
         if self.adapter.stack > 1 and volume.shape[2] == 1:
             raise DataError(
-                f"this adapter was trained with peft.depth={self.adapter.stack}: it sees "
-                "neighbouring slices of a volume together, and this is one image"
+                f"this adapter sees {self.adapter.stack} neighbouring slices of a "
+                "volume together (peft.depth, head.depth), and this is one image"
             )
         run = _Prediction(self, volume, options, progress, instances)
         with self.precision.autocast(self.sam.device), torch.no_grad():

@@ -194,6 +194,7 @@ def add_head(
         scales=head.scales,
         sam_logits=trains_decoder if head.sam_logits is None else head.sam_logits,
         channels=sam.input_channels,
+        depth=head.depth,
     )
     sam.add_dense_head(len(dataset.classes), settings)
 
@@ -245,7 +246,7 @@ def _open_dataset_of_run(
         config.seed,
         semantic=policy.is_semantic,
         scratch=config.output.dir,
-        stack=config.peft.stack,
+        stack=stack_of(config),
         input_channels=config.model.input_channels,
     )
     if config.privacy:
@@ -327,9 +328,24 @@ def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPo
     )
 
 
+def stack_of(config: Config) -> int:
+    """Return how many neighbouring slices of a volume are seen together.
+
+    Raises:
+        ConfigError: the encoder and the head see different numbers of slices.
+    """
+    by_head = config.head.depth if config.head.name == "unet" else 1
+    if by_head > 1 and config.peft.stack > 1 and by_head != config.peft.stack:
+        raise ConfigError(
+            f"head.depth: expected the value of peft.depth, {config.peft.stack}, or 1; "
+            f"got {by_head}"
+        )
+    return max(by_head, config.peft.stack)
+
+
 def training_samples(config: Config, dataset: Dataset, policy: PromptPolicy) -> TrainingSamples:
     """Return how a configuration's training slices are read and augmented."""
-    stacks = Stacks(config.peft.stack, lambda case: dataset.case(case).shape[2])
+    stacks = Stacks(stack_of(config), lambda case: dataset.case(case).shape[2])
     return TrainingSamples(
         dataset, policy, config.train.augment, config.cache.variants, config.seed, stacks
     )

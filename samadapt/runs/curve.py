@@ -25,7 +25,7 @@ from samadapt.evaluation.learning_curve import CurvePoint, answer, summarise_cur
 from samadapt.reports.curve import CSV_NAME, PLOT_NAME, curve_tables, plot_curve, write_curve_csv
 from samadapt.reports.html import HTML_NAME, Page, write_html
 from samadapt.reports.tables import read_per_case, write_summary
-from samadapt.runs.context import open_data, prompt_policy, read_splits
+from samadapt.runs.context import open_data, prompt_policy, read_splits, stack_of
 from samadapt.runs.finetune import train_and_score
 from samadapt.runs.part_runs import is_finished, part_of, prepare_part, read_summary
 from samadapt.runs.run_directory import MAY_MOVE, locked, make_run_dir, trained_name
@@ -174,7 +174,7 @@ def survey(arguments: CurveArguments, resumed: Path | None) -> list[int]:
         arguments.seed,
         semantic=prompt_policy(arguments).is_semantic,
         scratch=arguments.output.dir,
-        stack=arguments.peft.stack,
+        stack=stack_of(arguments),
         input_channels=arguments.model.input_channels,
     )
     if resumed is not None:

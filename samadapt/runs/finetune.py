@@ -22,7 +22,7 @@ from samadapt.errors import ConfigError, RunError
 from samadapt.evaluation.confidence import ConfidenceCurve, confidence_error
 from samadapt.runs.baseline import training_report
 from samadapt.runs.confidence import confidence_entry, fit_to_validation
-from samadapt.runs.context import RunContext, open_run, training_samples
+from samadapt.runs.context import RunContext, open_run, stack_of, training_samples
 from samadapt.runs.cross_validation import cross_validate
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.flip_note import say_what_flips_teach
@@ -113,7 +113,7 @@ def finetune(config: Config) -> FinetuneResult:
     refuse_several_processes()
     config = with_initial_digest(resolved(config))
     # Refuse a batch size that is not a multiple of the stack.
-    stacks_in_batch(config.train.batch_size, config.peft.stack)
+    stacks_in_batch(config.train.batch_size, stack_of(config))
     if config.folds is not None:
         run_dir, summary = cross_validate(config, train_and_score)
         return FinetuneResult(run_dir, None, summary)

@@ -14,7 +14,7 @@ from samadapt.data.pseudonyms import Pseudonyms, hide_names
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, DataError
 from samadapt.reports import contact_sheet
-from samadapt.runs.context import open_data, prompt_policy, training_samples
+from samadapt.runs.context import open_data, prompt_policy, stack_of, training_samples
 from samadapt.training.batches import Sampler, choose_objects
 from samadapt.training.selection import selection_split
 
@@ -37,7 +37,7 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
     if path.suffix.lower() != ".png" or path.is_dir():
         raise ConfigError(f"output: expected a file name ending in .png; got {str(path)!r}")
     policy = prompt_policy(config)
-    stack = config.peft.stack
+    stack = stack_of(config)
     dataset = open_data(
         config.data,
         config.seed,

@@ -49,9 +49,6 @@ if TYPE_CHECKING:
     from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.system.arrays import Array
 
-PICTURE_MEAN, PICTURE_STD = 127.5, 63.75
-"""A dense head sees the values of 0 to 255 as -2 to 2."""
-
 OBJECTS_PER_DECODE = 32
 """Objects in one decoder call. It bounds the memory: about 40 MB an object at 4g = 256."""
 
@@ -312,7 +309,7 @@ def image_embedding(
     """Return what ``Sam.decode`` takes of what ``embed`` returned."""
     if sam.dense_head is None:
         return embeddings
-    return unpack_embedding(sam, sam.dense_head, embeddings)[0]
+    return unpack_embedding(sam.dense_head, embeddings)[0]
 
 
 def class_logits(
@@ -328,9 +325,8 @@ def class_logits(
     """
     head = sam.dense_head
     if head is not None:
-        embeddings, levels, picture = unpack_embedding(sam, head, embeddings)
-        logits: Tensor = head((picture - PICTURE_MEAN) / PICTURE_STD, [*levels, embeddings])
-        logits = logits[:, None].float()
+        embeddings, dense = unpack_embedding(head, embeddings)
+        logits = dense[:, None].float()
         if not head.settings.sam_logits:
             return logits
         own = sam.decode(embeddings, Prompts(), multimask=True).logits[:, :, :num_classes].float()

@@ -1,4 +1,4 @@
-"""What a dense head reads of an image, packed into one tensor for each image.
+"""What a dense head reads of an image and what it makes of it, packed into one tensor an image.
 
 The features of the frozen blocks are computed once, kept in a store and read back by a key, and
 embeddings are kept, indexed and joined, always as one tensor whose first axis are the images. A
@@ -6,9 +6,10 @@ model with a dense head needs more than one map of an image: the features of sev
 picture itself. They are packed one after another, so that nothing around the model has to know::
 
     frozen part  (b, n)   input of the first trainable block | levels before it | picture
-    embedding    (b, m)   embedding (c, g, g)                | all levels       | picture
+    embedding    (b, m)   embedding (c, g, g)                | logits of the head (K, d, d)
 
-``embed.py`` packs, ``decode.py`` unpacks.
+The head runs where the embedding is made, because there the slices that it sees together are
+together. ``embed.py`` packs, ``decode.py`` unpacks.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from samadapt.system.arrays import Array
+
+PICTURE_MEAN, PICTURE_STD = 127.5, 63.75
+"""A dense head sees the values of 0 to 255 as -2 to 2."""
 
 if TYPE_CHECKING:
     from samadapt.sam.dense_head import DenseHead
@@ -51,23 +55,26 @@ def pack_embedding(
     packed: Float[Tensor, "b n"],
     first_trainable_block: int,
 ) -> Float[Tensor, "b m"]:
-    """Run the rest of the encoder on what ``pack_frozen`` returned, with gradients."""
+    """Run the rest of the encoder and the head on what ``pack_frozen`` returned, with gradients."""
     features, *frozen, picture = _unpack(packed, _frozen_shapes(sam, head, first_trainable_block))
     seen: list[Tensor] = []
     if first_trainable_block < 0:
         embedding = sam.encode(features, seen)
     else:
         embedding = sam.encode_suffix(features, first_trainable_block, seen)
-    return _pack([embedding, *frozen, *reduce_levels(head, seen, len(frozen)), picture])
+    levels = [*frozen, *reduce_levels(head, seen, len(frozen)), embedding]
+    logits = head((picture - PICTURE_MEAN) / PICTURE_STD, levels)
+    return _pack([embedding, logits])
 
 
 def unpack_embedding(
-    sam: SegmentationModel, head: DenseHead, packed: Float[Tensor, "b m"]
-) -> tuple[Float[Tensor, "b c g g"], list[Float[Tensor, "b _ _ _"]], Float[Tensor, "b n d d"]]:
-    """Return the embedding, the levels before the neck, and the picture in 0 to 255."""
-    shapes = _frozen_shapes(sam, head, head.levels[-1].after)
-    embedding, *levels, picture = _unpack(packed, shapes)
-    return embedding, levels, picture
+    head: DenseHead, packed: Float[Tensor, "b m"]
+) -> tuple[Float[Tensor, "b c g g"], Float[Tensor, "b K d d"]]:
+    """Return the embedding and the logits of the head."""
+    neck, side = head.levels[-1], head.settings.side
+    shapes = [(neck.channels, neck.grid, neck.grid), (head.classes, side, side)]
+    embedding, logits = _unpack(packed, shapes)
+    return embedding, logits
 
 
 def _frozen_shapes(

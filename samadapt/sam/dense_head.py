@@ -13,7 +13,9 @@ own class logits are added to its output::
         + SAM's mask tokens, enlarged to (b, K, d, d)
 
 The blocks are MONAI's, those of its DynUNet, so that the head without any feature of SAM is the
-U-Net that ``baseline=unet`` trains from scratch.
+U-Net that ``baseline=unet`` trains from scratch. With ``depth`` above 1 the head sees that many
+neighbouring slices of a volume together: on the way down every scale adds a convolution across
+slices (3 x 1 x 1), which starts at zero.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from pydantic.dataclasses import dataclass as settings_class
@@ -51,6 +54,7 @@ class HeadSettings(Settings):
         scales: number of scales, the picture's resolution included.
         sam_logits: whether SAM's class logits are added to those of the head.
         channels: channels of the picture.
+        depth: neighbouring slices of a volume that the head sees together; 1: each alone.
 
     Raises:
         SettingsError: a value is out of range.
@@ -64,6 +68,7 @@ class HeadSettings(Settings):
     scales: int = Field(default=4, ge=2, le=6)
     sam_logits: bool = True
     channels: int = Field(default=3, ge=3, le=64)
+    depth: int = Field(default=1, ge=1, le=64)
 
     def __post_init__(self) -> None:
         """Check the side."""
@@ -108,6 +113,9 @@ class DenseHead(nn.Module):
             block(UnetUpBlock, widths[scale + 1], widths[scale], 2)
             for scale in reversed(range(settings.scales - 1))
         )
+        self.across = nn.ModuleList(
+            AcrossSlices(width, settings.depth) for width in (widths if settings.depth > 1 else [])
+        )
         self.out = nn.Conv2d(widths[0], classes, kernel_size=1)
         # The scale of features differs by orders of magnitude between depths, hence the norm.
         self.readers = nn.ModuleList(
@@ -135,7 +143,8 @@ class DenseHead(nn.Module):
         """Return the logits of the classes; the background has the logit 0.
 
         Args:
-            picture: (b, n, d, d), normalised.
+            picture: (b, n, d, d), normalised. With a depth above 1, b is a multiple of it and each
+                ``depth`` slices in a row are neighbours.
             features: one tensor (b, c, r, r) for each level, on any grid.
         """
         read: dict[int, list[Tensor]] = {}
@@ -147,11 +156,39 @@ class DenseHead(nn.Module):
             x = down(x)
             for extra in read.get(scale, ()):
                 x = x + functional.interpolate(extra, x.shape[-2:], mode="bilinear")
+            if self.across:
+                x = self.across[scale](x)
             skips.append(x)
         for up, skip in zip(self.up, reversed(skips[:-1]), strict=True):
             x = up(x, skip)
         logits: Tensor = self.out(x)
         return logits
+
+
+class AcrossSlices(nn.Module):
+    """Adds to every slice a mix of itself and its two neighbours, zero at the start.
+
+    Args:
+        width: channels.
+        depth: slices of a stack. Before the first and after the last one lies zero.
+    """
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.depth = depth
+        # A 3 x 1 x 1 convolution, written as 1 x 1 over the channels of three slices: the 2-D form
+        # is the fast one on a CPU.
+        self.mix = nn.Conv2d(3 * width, width, kernel_size=1)
+        for parameter in self.mix.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Mix the slices of each stack."""
+        stacks = x.unflatten(0, (-1, self.depth))
+        before = functional.pad(stacks[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0)).flatten(0, 1)
+        after = functional.pad(stacks[:, 1:], (0, 0, 0, 0, 0, 0, 0, 1)).flatten(0, 1)
+        mixed: Tensor = self.mix(torch.cat([before, x, after], dim=1))
+        return x + mixed
 
 
 def _make_reader(level: Level, width: int) -> nn.Sequential:

@@ -38,6 +38,7 @@ def test_a_run_trains_scores_and_records_the_head(trained):
         "scales": 3,
         "sam_logits": True,
         "channels": 3,
+        "depth": 1,
     }
     assert trained.summary["adapted"]["dice"] is not None
     assert "unet" in (trained.adapter_dir / "README.md").read_text(encoding="utf-8")

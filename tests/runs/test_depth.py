@@ -197,7 +197,7 @@ def test_a_run_from_training_to_prediction(configure, monkeypatch, tmp_path, cap
 
 def test_what_has_no_neighbours_is_refused(configure, make_pictures, recipe, moved_run, tmp_path):
     pictures = [f"data.root={make_pictures()}", "peft=adapter", "peft.depth=2"]
-    with pytest.raises(ConfigError, match=r"peft\.depth=2 lets neighbouring.*p0\.png has only one"):
+    with pytest.raises(ConfigError, match=r"2 neighbouring slices.*p0\.png has only one"):
         finetune(compose(str(recipe), pictures))
     with pytest.raises(ConfigError, match=r"multiple of peft\.depth=3.*got 4; use 6"):
         finetune(configure("train.batch_size=4"))

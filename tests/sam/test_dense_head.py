@@ -37,7 +37,10 @@ def test_the_way_may_be_cut_at_any_block(dense_sam, images):
         for first in range(-1, len(dense_sam.attention_blocks()) + 2):
             features = embed_prefix(dense_sam, images, first)
             assert features.ndim == 2
-            assert torch.equal(embed_features(dense_sam, features, first), whole)
+            cut = embed_features(dense_sam, features, first)
+            assert torch.equal(image_embedding(dense_sam, cut), image_embedding(dense_sam, whole))
+            # The order of the sums in a convolution depends on where its input lies in memory.
+            torch.testing.assert_close(cut, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_levels_enter_at_the_scale_nearest_to_their_own(dense_sam):
@@ -59,7 +62,7 @@ def test_the_logits_lie_on_the_grid_of_the_picture_and_read_all_that_enters(dens
     assert logits.shape == (2, 1, CLASSES, 48, 48)
     assert dense_sam.logits_side == 48
     logits.square().sum().backward()
-    # Every part that is packed changes the result: embedding, levels and picture.
+    # Both parts that are packed change the result: the embedding and the logits of the head.
     embedding = image_embedding(dense_sam, packed.grad)
     assert bool(embedding.abs().sum(dim=(1, 2, 3)).gt(0).all())
     assert float((packed.grad != 0).float().mean()) > 0.9
@@ -90,7 +93,7 @@ def test_a_picture_of_the_size_of_the_head_is_labelled_pixel_by_pixel(dense_sam,
 
 
 def test_every_part_of_the_head_gets_a_gradient(dense_sam, images):
-    packed, _ = embed(dense_sam, images)
+    packed = embed_features(dense_sam, embed_prefix(dense_sam, images, 1), 1)
     class_logits(dense_sam, packed, CLASSES).square().sum().backward()
     without = [name for name, p in dense_sam.dense_head.named_parameters() if p.grad is None]
     assert not without
@@ -107,3 +110,26 @@ def test_levels_are_reduced_as_torch_does_it_with_antialiasing(side, grid):
     x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     expected = functional.interpolate(x, (grid, grid), mode="bilinear", antialias=True)
     torch.testing.assert_close(_reduce(x, side, grid), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_deep_head_starts_as_a_flat_one_and_then_sees_its_neighbours(any_sam, images):
+    flat = {"side": 48, "width": 8, "scales": 3}
+    torch.manual_seed(0)
+    any_sam.add_dense_head(CLASSES, HeadSettings(**flat))
+    pictures = [*images, *images[::-1]]
+    alone, _ = embed(any_sam, pictures)
+    weights = any_sam.dense_head.state_dict()
+    any_sam.add_dense_head(CLASSES, HeadSettings(**flat, depth=2))
+    head = any_sam.dense_head
+    missing, unexpected = head.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert {name.split(".")[0] for name in missing} == {"across"}
+    torch.testing.assert_close(embed(any_sam, pictures)[0], alone, rtol=1e-5, atol=1e-6)
+    for layer in head.across:
+        torch.nn.init.normal_(layer.mix.weight, generator=torch.Generator().manual_seed(0))
+    deep, _ = embed(any_sam, pictures)
+    changed, _ = embed(any_sam, [*pictures[:3], pictures[0]])
+    # The last slice changes its own stack, and nothing else.
+    torch.testing.assert_close(deep[:2], changed[:2], rtol=1e-5, atol=1e-6)
+    logits = [class_logits(any_sam, packed[2:3], CLASSES) for packed in (deep, changed)]
+    assert float((logits[0] - logits[1]).abs().max()) > 0.1

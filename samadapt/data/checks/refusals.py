@@ -71,7 +71,8 @@ def check_kind(
     Args:
         cases: after the scan.
         rule: its ``neighbours`` needs volumes.
-        stack: slices that the encoder sees together (``peft.depth``); more than 1 needs volumes.
+        stack: slices that are seen together (``peft.depth``, ``head.depth``); more than 1 needs
+            volumes.
         tiling: cuts pictures; None: they are not cut.
 
     Raises:
@@ -88,7 +89,7 @@ def check_depth(size: int, cases: Sequence[Case]) -> None:
     """Refuse stacks of slices for cases with one slice.
 
     Args:
-        size: slices that the encoder sees together (``peft.depth``).
+        size: slices that are seen together (``peft.depth``, ``head.depth``).
         cases: after the scan.
 
     Raises:
@@ -97,8 +98,8 @@ def check_depth(size: int, cases: Sequence[Case]) -> None:
     flat = next((case for case in cases if case.shape[2] == 1), None)
     if size > 1 and flat is not None:
         raise ConfigError(
-            f"peft.depth={size} lets neighbouring slices of a volume attend to each other; "
-            f"{flat.image} has only one slice. Use peft.depth=1"
+            f"{size} neighbouring slices of a volume are seen together (peft.depth, head.depth); "
+            f"{flat.image} has only one slice. Use peft.depth=1 and head.depth=1"
         )
 
 
