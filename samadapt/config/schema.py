@@ -24,7 +24,7 @@ from samadapt.system.limits import MAX_GB, MAX_SECONDS
 from samadapt.system.settings import List, OnOff, Settings, Whole, with_fields
 from samadapt.training.losses import LOSSES, loss_keys
 
-MAX_HEAD_SIDE = 320
+MAX_HEAD_SIDE, LARGE_HEAD_SIDE = 320, 160
 """Largest side, in pixels, that a dense head takes by default; its cost grows with the square."""
 
 MAX_SEED = 2**32 - 1
@@ -337,6 +337,13 @@ class Head(Settings):
         default=None,
         description="add the logits of SAM's mask tokens to those of the U-Net; null: if the mask "
         "decoder trains, because without training its tokens know no classes",
+    )
+    patch: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=8,
+        description="side of the blocks of pixels that are one cell of the U-Net's finest scale; "
+        f"null: 2 where the square is larger than {LARGE_HEAD_SIDE} pixels, else 1",
     )
     depth: Whole = Field(
         default=1,

@@ -18,7 +18,7 @@ import torch
 
 from samadapt import console
 from samadapt.adapters.injection import Injection, inject
-from samadapt.config.schema import MAX_HEAD_SIDE
+from samadapt.config.schema import LARGE_HEAD_SIDE, MAX_HEAD_SIDE
 from samadapt.data.checks.resumed_run import check_unchanged
 from samadapt.data.dataset import Dataset, open_dataset
 from samadapt.data.pseudonyms import hide_names, open_key, write_key
@@ -186,8 +186,9 @@ def add_head(
             f"head=unet predicts classes without a prompt; got prompts={policy.kind}. Use "
             "prompts=semantic, or head=sam"
         )
-    unit = 2 ** (head.scales - 1)  # every scale halves the side
     side = head.size or min(MAX_HEAD_SIDE, dataset.longest_side())
+    patch = head.patch or (2 if side > LARGE_HEAD_SIDE else 1)
+    unit = patch * 2 ** (head.scales - 1)  # every scale halves the side
     settings = HeadSettings(
         side=-(-side // unit) * unit,
         width=head.width,
@@ -195,6 +196,7 @@ def add_head(
         sam_logits=trains_decoder if head.sam_logits is None else head.sam_logits,
         channels=sam.input_channels,
         depth=head.depth,
+        patch=patch,
     )
     sam.add_dense_head(len(dataset.classes), settings)
 

@@ -15,7 +15,9 @@ own class logits are added to its output::
 The blocks are MONAI's, those of its DynUNet, so that the head without any feature of SAM is the
 U-Net that ``baseline=unet`` trains from scratch. With ``depth`` above 1 the head sees that many
 neighbouring slices of a volume together: on the way down every scale adds a convolution across
-slices (3 x 1 x 1), which starts at zero.
+slices (3 x 1 x 1), which starts at zero. With ``patch`` above 1 its finest scale takes blocks of
+``patch`` x ``patch`` pixels as channels (space to depth) and gives their logits the same way, so
+that large pictures cost less and no pixel is lost.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ from samadapt.system.settings import Settings
 HEAD_NAME = "unet"
 
 FINEST = 2
-"""Features of the encoder enter at this stride of the picture's grid or a coarser one. Finer detail
-comes from the picture itself, and features at stride 1 would take four times the room."""
+"""Features of the encoder enter at this stride of the picture's pixels or a coarser one. Finer
+detail comes from the picture itself, and features at stride 1 would take four times the room."""
 
 
 @settings_class(frozen=True)
@@ -49,12 +51,13 @@ class HeadSettings(Settings):
 
     Attributes:
         side: side d of the square that the picture is resized to for the head, in pixels; it can be
-            halved for every scale but the first.
-        width: channels at the picture's resolution; they double with every scale.
-        scales: number of scales, the picture's resolution included.
+            halved for every scale but the first, after the division by ``patch``.
+        width: channels at the finest scale; they double with every scale.
+        scales: number of scales, the finest included.
         sam_logits: whether SAM's class logits are added to those of the head.
         channels: channels of the picture.
         depth: neighbouring slices of a volume that the head sees together; 1: each alone.
+        patch: side of the blocks of pixels that are one cell of the finest scale.
 
     Raises:
         SettingsError: a value is out of range.
@@ -69,13 +72,15 @@ class HeadSettings(Settings):
     sam_logits: bool = True
     channels: int = Field(default=3, ge=3, le=64)
     depth: int = Field(default=1, ge=1, le=64)
+    patch: int = Field(default=1, ge=1, le=8)
 
     def __post_init__(self) -> None:
         """Check the side."""
-        if self.side % 2 ** (self.scales - 1):
+        unit = self.patch * 2 ** (self.scales - 1)
+        if self.side % unit:
             raise ConfigError(
-                f"head.size: expected a multiple of {2 ** (self.scales - 1)} for head.scales="
-                f"{self.scales}; got {self.side}"
+                f"head.size: expected a multiple of {unit} for head.scales={self.scales} and "
+                f"head.patch={self.patch}; got {self.side}"
             )
 
 
@@ -106,7 +111,7 @@ class DenseHead(nn.Module):
         self.down = nn.ModuleList(
             block(UnetBasicBlock, before, after, 1 if scale == 0 else 2)
             for scale, (before, after) in enumerate(
-                zip([settings.channels, *widths], widths, strict=False)
+                zip([settings.channels * settings.patch**2, *widths], widths, strict=False)
             )
         )
         self.up = nn.ModuleList(
@@ -116,7 +121,7 @@ class DenseHead(nn.Module):
         self.across = nn.ModuleList(
             AcrossSlices(width, settings.depth) for width in (widths if settings.depth > 1 else [])
         )
-        self.out = nn.Conv2d(widths[0], classes, kernel_size=1)
+        self.out = nn.Conv2d(widths[0], classes * settings.patch**2, kernel_size=1)
         # The scale of features differs by orders of magnitude between depths, hence the norm.
         self.readers = nn.ModuleList(
             _make_reader(level, widths[self.scale_of(level)]) for level in self.levels
@@ -129,12 +134,14 @@ class DenseHead(nn.Module):
     def scale_of(self, level: Level) -> int:
         """Return the scale, from 0 on, at which a level enters: the nearest one to its own."""
         grid = level.grid * 2**level.enlarged
-        nearest = round(math.log2(max(1, self.settings.side / grid)))
-        return min(max(nearest, FINEST.bit_length() - 1), self.settings.scales - 1)
+        patch = self.settings.patch
+        nearest = round(math.log2(max(1, self.settings.side / patch / grid)))
+        finest = round(math.log2(max(1, FINEST / patch)))
+        return min(max(nearest, finest), self.settings.scales - 1)
 
     def grid_of(self, level: Level) -> int:
         """Return the side of the grid at which a level is kept: never finer than it is read."""
-        read = self.settings.side >> self.scale_of(level) >> level.enlarged
+        read = self.settings.side // self.settings.patch >> self.scale_of(level) >> level.enlarged
         return min(level.grid, max(1, read))
 
     def forward(
@@ -151,7 +158,7 @@ class DenseHead(nn.Module):
         for level, reader, x in zip(self.levels, self.readers, features, strict=True):
             read.setdefault(self.scale_of(level), []).append(reader(x))
         skips: list[Tensor] = []
-        x = picture
+        x = functional.pixel_unshuffle(picture, self.settings.patch)
         for scale, down in enumerate(self.down):
             x = down(x)
             for extra in read.get(scale, ()):
@@ -161,8 +168,7 @@ class DenseHead(nn.Module):
             skips.append(x)
         for up, skip in zip(self.up, reversed(skips[:-1]), strict=True):
             x = up(x, skip)
-        logits: Tensor = self.out(x)
-        return logits
+        return functional.pixel_shuffle(self.out(x), self.settings.patch)
 
 
 class AcrossSlices(nn.Module):

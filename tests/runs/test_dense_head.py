@@ -39,6 +39,7 @@ def test_a_run_trains_scores_and_records_the_head(trained):
         "sam_logits": True,
         "channels": 3,
         "depth": 1,
+        "patch": 1,
     }
     assert trained.summary["adapted"]["dice"] is not None
     assert "unet" in (trained.adapter_dir / "README.md").read_text(encoding="utf-8")
