@@ -115,6 +115,8 @@ def _data() -> Rows:
     rows = [{"name": card.name, "about": card.title, "licence": card.licence} for card in cards]
     named = {card.name for card in cards}
     formats = {name: reader for name, reader in sorted(readers().items()) if name not in named}
+    auto = "the format of the files that lie in data.root=PATH"
+    rows.append({"name": "auto", "about": auto, "licence": ""})
     return rows + [
         {"name": name, "about": f"{reader.summary}; give data.root=PATH", "licence": ""}
         for name, reader in formats.items()

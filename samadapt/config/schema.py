@@ -86,11 +86,11 @@ class Model(Settings):
         default=None,
         description="file of the pretrained weights; null: search for it by the model's name",
     )
-    image_size: OfModel[Whole | None] = Field(
+    image_size: OfModel[Annotated[Whole, Field(ge=1)] | Literal["fit"] | None] = Field(
         default=None,
-        ge=1,
-        description="side of the square that images are resized to, in pixels; null: the size "
-        "that the model was pretrained with",
+        description="side of the square that images are resized to, in pixels; fit: small where "
+        "the training pictures are small, see docs/how-to/few-labels.md; null: the size that the "
+        "model was pretrained with",
     )
     input_channels: OfModel[Whole | None] = Field(
         default=None,
@@ -109,7 +109,9 @@ class Data(Settings):
     section: ClassVar[str] = "data"
 
     name: str = Field(
-        default="mni152", description="name of a data set or of a file format; `samadapt ls data`"
+        default="mni152",
+        description="name of a data set or of a file format (`samadapt ls data`); auto: what lies "
+        "in data.root decides",
     )
     root: OfDataSet[str | None] = Field(default=None, description="folder of the data set")
     image: OfDataSet[str | None] = Field(
@@ -422,11 +424,11 @@ class Cache(Settings):
         description="largest size of that folder in GB; the features that were unused for longest "
         "are deleted; null: no limit",
     )
-    variants: Whole = Field(
+    variants: Annotated[Whole, Field(ge=0)] | Literal["auto"] = Field(
         default=0,
-        ge=0,
         description="number of versions of each training slice to cache with train.augment, one of "
-        "them unchanged; 0: slices are augmented anew in every step",
+        "them unchanged; auto: as many as give about 500 in all, at most 16 of each; 0: slices are "
+        "augmented anew in every step",
     )
 
 

@@ -18,7 +18,7 @@ import torch
 
 from samadapt import console
 from samadapt.adapters.injection import Injection, inject
-from samadapt.config.schema import LARGE_HEAD_SIDE, MAX_HEAD_SIDE
+from samadapt.config.schema import LARGE_HEAD_SIDE, MAX_HEAD_SIDE, Model
 from samadapt.data.checks.resumed_run import check_unchanged
 from samadapt.data.dataset import Dataset, open_dataset
 from samadapt.data.pseudonyms import hide_names, open_key, write_key
@@ -32,6 +32,7 @@ from samadapt.runs.environment import environment, recorded_precision, seed_all,
 from samadapt.sam.attention.compiled import describe_attention
 from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.model import Sam
+from samadapt.sam.weights.builds import fitting_image_size
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.system.limits import set_limits
 from samadapt.training.precision import Precision, choose_device, choose_precision
@@ -220,7 +221,8 @@ def _open_sam(
     copies_base: bool,
 ) -> _OpenedModel:
     """Load SAM onto the device and inject the adapter, which may still be on the CPU."""
-    sam = load_sam(config.model.name, config.model.checkpoint, config.model.image_size)
+    side = image_size_of(config.model, dataset)
+    sam = load_sam(config.model.name, config.model.checkpoint, side)
     # The copy is made before the model moves to the device and before the adapter changes it.
     base_copy = deepcopy(sam) if copies_base else None
     sam.to(device)
@@ -330,6 +332,18 @@ def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPo
     )
 
 
+AUTO_VERSIONS, MOST_VARIANTS = 500, 16
+"""With ``cache.variants=auto``: versions of all training slices together, and of each. Every
+version costs a pass of the frozen encoder; more than 16 of one slice teach little that is new."""
+
+
+def image_size_of(model: Model, dataset: Dataset) -> int | None:
+    """Return the side of the model's square; None: the one that the model was pretrained with."""
+    if model.image_size != "fit":
+        return model.image_size
+    return fitting_image_size(model.name, dataset.longest_side())
+
+
 def stack_of(config: Config) -> int:
     """Return how many neighbouring slices of a volume are seen together.
 
@@ -348,9 +362,11 @@ def stack_of(config: Config) -> int:
 def training_samples(config: Config, dataset: Dataset, policy: PromptPolicy) -> TrainingSamples:
     """Return how a configuration's training slices are read and augmented."""
     stacks = Stacks(stack_of(config), lambda case: dataset.case(case).shape[2])
-    return TrainingSamples(
-        dataset, policy, config.train.augment, config.cache.variants, config.seed, stacks
-    )
+    changes, asked = config.train.augment, config.cache.variants
+    fitting = AUTO_VERSIONS // max(1, len(dataset.slices("train")))
+    auto = min(MOST_VARIANTS, max(1, fitting)) if changes else 0
+    variants = auto if asked == "auto" else asked
+    return TrainingSamples(dataset, policy, changes, variants, config.seed, stacks)
 
 
 def open_data(

@@ -93,7 +93,7 @@ class FeaturePlanner:
         if cache.enabled == "on" and (blocked or self.augments_anew):
             cause = blocked or "augmentation without cache.variants"
             raise ConfigError(f"cache.enabled=on: {cause} changes every image's features; use off")
-        if cache.variants and not self.samples.changes:
+        if cache.variants not in (0, "auto") and not self.samples.changes:
             raise ConfigError(
                 f"cache.variants={cache.variants} keeps augmented versions of each training slice; "
                 "name the augmentation with train.augment"
@@ -103,7 +103,7 @@ class FeaturePlanner:
             self.context.say(f"features: computed anew in every step ({reason})")
             return
         # Variant 0 is the unchanged slice. Slices that are augmented in every step have none.
-        variants = 0 if self.augments_anew else max(1, cache.variants)
+        variants = 0 if self.augments_anew else max(1, self.samples.variants)
         stacks = self.samples.stacks
         training, _ = stacks.whole(train)  # the encoder sees whole stacks of slices
         jobs = [(ref, variant) for ref in training for variant in range(variants)]

@@ -95,7 +95,10 @@ def with_initial_digest(config: Config) -> Config:
         return config
     folder, record = read_initial_adapter(config)
     size = config.model.image_size or BUILDS[config.model.name].image_size
-    _check_base(config.init, record, config.model.name, size)
+    # What fits is known once the data set is open; the size is compared again then.
+    _check_base(
+        config.init, record, config.model.name, record.image_size if size == "fit" else size
+    )
     return replace(config, init_sha256=sha256_of(folder / WEIGHTS))
 
 

@@ -75,7 +75,7 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
             )
     try:
         contact_sheet.draw_contact_sheet(
-            tiles[:count], dataset.classes, _heading(config, dataset), path
+            tiles[:count], dataset.classes, _heading(config, dataset, samples.variants), path
         )
     except OSError as error:
         raise DataError(f"{path}: the sheet cannot be written: {error.strerror}") from error
@@ -87,9 +87,9 @@ def _counted(most: int, count: int) -> str:
     return f"{min(most, count)} of {count} object{'s' if count > 1 else ''}"
 
 
-def _heading(config: Config, dataset: Any) -> list[str]:
+def _heading(config: Config, dataset: Any, variants: int) -> list[str]:
     changes = ", ".join(config.train.augment) or "none"
-    versions = f", {config.cache.variants} versions" if config.cache.variants else ""
+    versions = f", {variants} versions" if variants else ""
     return [
         f"{config.recipe}: training slices of {dataset.name}, seed {config.seed}",
         f"intensity: {describe_intensity(dataset.intensity.to_dict())}",

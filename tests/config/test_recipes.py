@@ -25,7 +25,7 @@ RECIPES = recipes()
 
 
 def test_the_issue_s_recipes_are_there() -> None:
-    assert {"medical", "medical_ct", "hippocampus", "photos"} <= set(RECIPES)
+    assert {"medical", "medical_ct", "hippocampus", "photos", "few_labels"} <= set(RECIPES)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

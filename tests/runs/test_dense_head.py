@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 import samadapt
-from samadapt.adapters.record import RECORD, digest_of
+from samadapt.adapters.record import RECORD, digest_of, read_record
 from samadapt.cli import main
+from samadapt.config.compose import compose
 from samadapt.errors import AdapterError, ConfigError
+from samadapt.runs.finetune import finetune
 
 DENSE = ("prompts=semantic", "head=unet", "head.width=8", "head.scales=3")
 
@@ -129,3 +131,21 @@ def test_onnx_predicts_the_same_classes(make_pictures, run, request, tmp_path, m
         ("input_image", [1, 3, 64, 64]),
         ("picture", [1, 3, 40, 40]),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["folder", "nifti"])
+def test_the_recipe_for_few_labels_reads_any_folder(
+    make_pictures, make_scans, base_file, tmp_path, reader
+):
+    """Its values follow the data: reader, size of the square, versions of each slice."""
+    root = make_pictures(3) if reader == "folder" else make_scans(2)
+    keys = ["model=tiny", f"model.checkpoint={base_file}", "peft.blocks=last:2", "head.width=8"]
+    keys += [f"data.root={root}", "train.max_seconds=10", f"output.dir={tmp_path / 'runs'}"]
+    keys += ["data.intensity=mri"] if reader == "nifti" else []
+    result = finetune(compose("few_labels", keys))
+    record = read_record(result.adapter_dir)
+    assert (record.data, record.image_size) == (reader, 64)
+    assert record.head["name"] == "unet"
+    assert result.summary["validation_cases"] == 0
+    assert result.summary["ended_by"] == "time"

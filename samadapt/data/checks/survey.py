@@ -22,6 +22,7 @@ from samadapt.data.checks.quality import (
 )
 from samadapt.data.checks.refusals import check_tiles
 from samadapt.data.classes import ClassChoice, Ignore
+from samadapt.data.detect import AUTO, detect_reader
 from samadapt.data.findings import Finding, error_finding
 from samadapt.data.formats.base import FormatReader, Scan
 from samadapt.data.opening import (
@@ -84,6 +85,7 @@ def check_dataset(
     """
     rules = (instances, mask_threshold, ignore, background, regions)
     masks = mask_rules(classes, *rules)
+    name = detect_reader(root) if name == AUTO else name
     card, reader = open_reader(
         name, root, axis, channel, image, label, None, spacing, masks, series, classes, exif
     )
@@ -154,6 +156,7 @@ def survey(
     cut = tiling(tile, tile_overlap)
     rules = (instances, mask_threshold, ignore, background, regions)
     masks = mask_rules(classes, *rules)
+    name = detect_reader(root) if name == AUTO else name
     card, reader = open_reader(
         name, root, axis, channel, image, label, cut, spacing, masks, series, classes, exif
     )

@@ -123,3 +123,20 @@ BUILDS: dict[str, Build] = {build.name: build for build in _ALL}
 
 TEST_BUILDS = frozenset({"tiny", "tiny_t"})
 """Builds without pretrained weights, small enough to test the whole program with."""
+
+FITTING_GRIDS = {"tiny_vit": (21, 42), "vit": (16, 32)}
+"""Sides of the embedding, in cells, that ``model.image_size=fit`` chooses from. TinyViT's windows
+fill multiples of 21 without padding. The cost grows with the square of the side, and few labels do
+not pay for more than the largest."""
+
+
+def fitting_image_size(name: str, longest: int) -> int:
+    """Return the smallest fitting side that holds pictures of ``longest`` pixels, or the largest.
+
+    Args:
+        name: the build.
+        longest: longest side of the training pictures, in pixels.
+    """
+    build = BUILDS[name]
+    sides = [grid * build.stride for grid in FITTING_GRIDS[build.encoder]]
+    return min(build.image_size, next((side for side in sides if side >= longest), sides[-1]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from samadapt.sam.model import build_sam
-from samadapt.sam.weights.builds import BUILDS
+from samadapt.sam.weights.builds import BUILDS, fitting_image_size
 
 # Parameters of the official models, as segment-anything's registry builds them.
 PARAMETERS = {"vit_b": 93_735_472, "vit_l": 312_342_832, "vit_h": 641_090_608}
@@ -46,3 +46,19 @@ def test_medical_builds_record_their_preprocessing() -> None:
     for name in ("medsam", "lite_medsam"):
         assert BUILDS[name].preprocessing.normalization == "min_max"
     assert BUILDS["vit_b"].preprocessing.normalization == "mean_std"
+
+
+@pytest.mark.parametrize(
+    ("name", "longest", "side"),
+    [
+        ("lite_medsam", 50, 84),
+        ("lite_medsam", 84, 84),
+        ("lite_medsam", 85, 168),
+        ("lite_medsam", 4000, 168),
+        ("vit_t", 300, 336),
+        ("vit_b", 257, 512),
+        ("tiny", 500, 64),
+    ],
+)
+def test_the_side_that_fits_the_pictures(name, longest, side):
+    assert fitting_image_size(name, longest) == side
