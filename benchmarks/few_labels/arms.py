@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 from benchmarks.few_labels.domains import Domain
 
-NEW = "few_labels.yaml"
-"""The recipe of the U-Net and of all new arms: a file in this folder, or the name of a shipped one.
-"""
+NEW = "few_labels"
+"""The recipe of the U-Net and of all new arms."""
 BUDGET = "train.max_cpu_seconds"
 """The key that ends a run, features and validation included."""
-NO_STEPS = "train.steps=null"
+NO_OTHER_END = ("train.steps=null", "train.max_seconds=null")
 """Given to every arm: the budget alone ends a run, and the schedule follows it."""
 
 
@@ -63,9 +62,9 @@ ARMS = {
             "frozen",
             "dense decoder, frozen encoder",
             lambda d: NEW,
-            _same("head=unet", "peft=none", "train.batch_size=16"),
+            _same("peft=none", "train.batch_size=16"),
         ),
-        Arm("lora", "dense decoder, LoRA", lambda d: NEW, _same("head=unet")),
+        Arm("lora", "dense decoder, LoRA", lambda d: NEW, _same()),
         Arm("box", "with box prompts", _today, _same("prompts=box"), has_boxes=True),
     )
 }

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.few_labels.arms import ARMS, BASELINE, BUDGET, CANDIDATES, NO_STEPS
+from benchmarks.few_labels.arms import ARMS, BASELINE, BUDGET, CANDIDATES, NO_OTHER_END
 from benchmarks.few_labels.domains import DOMAINS, FOLDER, Domain
 from samadapt.config.compose import read_yaml, recipe_path
 
@@ -56,7 +56,7 @@ class Cell:
             *arm.keys(domain),
             f"data.draw={self.draw}",
             f"seed={self.draw}",
-            NO_STEPS,
+            *NO_OTHER_END,
             f"{BUDGET}={self.budget}",
         )
 
