@@ -84,6 +84,8 @@ class AdapterRecord:
             adapters of earlier versions, the file leaves it out.
         head: name and sizes of the decoder that predicts classes without a prompt, if that is not
             SAM's mask decoder. For SAM's it is empty, and the file leaves it out.
+        keep_largest: classes of which a prediction without prompts keeps only the largest component
+            of a volume; where it is empty, the file leaves it out.
         init: what the training started from, if that was another adapter: the sha256 of its
             weights, its data, recipe and classes, what was kept of it, and whether ``trained_on``
             has all of its training images; empty otherwise, and then not stored.
@@ -115,6 +117,7 @@ class AdapterRecord:
     input_channels: int = 3
     confidence: dict[str, Any] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)
+    keep_largest: list[str] = field(default_factory=list)
     init: dict[str, Any] = field(default_factory=dict)
 
 
@@ -137,7 +140,7 @@ def write_record(directory: Path, record: AdapterRecord, weights: Path, name: st
     # Convert to what JSON can hold first, because the digest is compared with what is read back.
     values = json.loads(json.dumps(asdict(record)))
     # Entries of few adapters are left out, so that earlier versions read the records of most.
-    for optional in ("confidence", "head", "init"):
+    for optional in ("confidence", "head", "keep_largest", "init"):
         if not values[optional]:
             del values[optional]
     write_json(directory / name, {**values, "record_sha256": digest_of(values)})
@@ -280,17 +283,24 @@ def _faults(record: AdapterRecord) -> Iterator[str]:
         yield from _value_faults(name, getattr(record, name), MAX_DEPTH)
 
 
-def _name_faults(record: AdapterRecord) -> Iterator[str]:
-    """Yield a message for every bad class name or file name, and bad list of names."""
-    for name in ("kept", "new", "left_out"):
-        if not isinstance(record.init.get(name, []), list):
-            yield f"init: {name}: expected a list of texts"
+def _class_faults(record: AdapterRecord) -> Iterator[str]:
+    """Yield a message for every bad list of classes."""
     for name in record.classes:
         if not name.strip() or len(name) > MAX_NAME or not name.isprintable():
             yield f"classes: expected names of 1 to {MAX_NAME} printable characters"
             break
     if len(set(record.classes)) < len(record.classes):
         yield "classes: expected each name once"
+    if not set(record.keep_largest) <= set(record.classes):
+        yield f"keep_largest: expected some of the classes; got {', '.join(record.keep_largest)}"
+
+
+def _name_faults(record: AdapterRecord) -> Iterator[str]:
+    """Yield a message for every bad class name or file name, and bad list of names."""
+    for name in ("kept", "new", "left_out"):
+        if not isinstance(record.init.get(name, []), list):
+            yield f"init: {name}: expected a list of texts"
+    yield from _class_faults(record)
     for name in ("checkpoint", "data"):
         value = getattr(record, name) or ""
         # A colon separates the drive on Windows.

@@ -458,6 +458,12 @@ class Eval(Settings):
         description="also compute average precision and panoptic quality: true for numbered "
         "objects, components for connected components",
     )
+    keep_largest: Literal["auto"] | List[str] | None = Field(
+        default=None,
+        description="classes of which predictions without prompts keep only the largest component, "
+        "in 3D; the adapter records them and `predict` follows; auto: those with one component in "
+        "every training volume; null: none, and in `evaluate` those that the adapter records",
+    )
     tta: Literal["flip"] | None = Field(
         default=None,
         description="flip: average final scores over mirrored copies too, left-right and in "

@@ -24,6 +24,7 @@ from samadapt.evaluation.instances import (
 )
 from samadapt.evaluation.label_stack import LabelStack, choose_slice
 from samadapt.evaluation.metrics import CaseClassScore, score_case, summarise
+from samadapt.evaluation.postprocess import postprocess
 from samadapt.evaluation.scores import OVERLAP
 from samadapt.prompts.annotations import given_prompts, has_prompts
 from samadapt.prompts.simulate import simulate
@@ -290,6 +291,7 @@ def evaluate_cases(
     tolerance: float = 1.0,
     overlap_only: bool = False,
     instances: bool | Literal["components"] = False,
+    keep_largest: Sequence[int] = (),
 ) -> Evaluation:
     """Predict slices and score each case over all of its slices together.
 
@@ -306,6 +308,7 @@ def evaluate_cases(
             this: its slices may have gaps, which would falsify surface distances.
         instances: match objects too. True: those that the samples number, for pictures;
             ``"components"``: connected components.
+        keep_largest: ids of the classes of which only the largest component of a volume is kept.
     """
     result = Evaluation()
     options = {"tolerance": tolerance, "scores": OVERLAP if overlap_only else None}
@@ -321,6 +324,12 @@ def evaluate_cases(
         # Scores are those of the whole volume or picture, not means over slices or tiles.
         truth = joined(slices.truth, slices.places)
         maps = joined(slices.labels, slices.places)
+        if keep_largest and maps.shape[-1] > 1:
+            # A copy: the joined maps of tiles may be those of a slice.
+            maps = maps.copy()
+            for own in maps:
+                postprocess(own, keep_largest, ())
+            slices.use(maps)
         result.rows += score_maps(
             case, maps, truth, classes, **options, spacing_mm=spacing_of(case)
         )
@@ -380,6 +389,11 @@ class _CaseSlices:
             self.instances += [s.instances for s in samples if s.instances is not None]
             self.numbers += [one.numbers for one in found]
             self.iou += [one.iou for one in found]
+
+    def use(self, maps: Array) -> None:
+        """Take the labels (n, h, w) of each slice from joined maps (n, h, w, d)."""
+        first = min(place for place in self.places if isinstance(place, int))
+        self.labels = [maps[..., place - first] for place in self.places if isinstance(place, int)]
 
     def match_objects(
         self, case: str, maps: Array, truth: Array, classes: Sequence[str], *, numbered: bool

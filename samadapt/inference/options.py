@@ -78,10 +78,10 @@ class PredictionOptions:
         ge=0,
         lt=1,
     )
-    keep_largest: bool | Sequence[str] = _option(
-        False,
+    keep_largest: bool | Sequence[str] | None = _option(
+        None,
         "keep only the largest component of each class, or of the listed classes; in a volume the "
-        "components are 3D",
+        "components are 3D; null: of the classes that the adapter records, in volumes",
     )
     fill_holes: bool | Sequence[str] = _option(
         False, "fill the holes of each class, or of the listed classes, after keep_largest"

@@ -258,7 +258,7 @@ class Segmenter:
         carry: Carry = "prompt",
         slices: Sequence[int] | None = None,
         vanish: float = 0.1,
-        keep_largest: bool | Sequence[str] = False,
+        keep_largest: bool | Sequence[str] | None = None,
         fill_holes: bool | Sequence[str] = False,
         tile: int | None = None,
         exif: Exif | None = None,
@@ -307,7 +307,8 @@ class Segmenter:
             vanish: an object ends when its area falls below this share of its area on the slice
                 on which it was prompted.
             keep_largest: keep only the largest component of each of these classes (True: of all
-                classes), in 3D for a volume.
+                classes), in 3D for a volume. None: of the classes that the adapter records, and
+                only in volumes.
             fill_holes: fill the holes in these classes (True: in all classes), after
                 ``keep_largest``. In a volume only cavities are filled: holes that are closed on all
                 sides in 3D.

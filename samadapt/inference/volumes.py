@@ -21,11 +21,11 @@ from samadapt.data.tiles import PictureTile, tiling
 from samadapt.data.types import SliceRef, Volume
 from samadapt.errors import DataError, PromptError
 from samadapt.evaluation.instances import components
+from samadapt.evaluation.postprocess import postprocess
 from samadapt.inference.embeddings import Embeddings
 from samadapt.inference.objects import FoundObject, list_objects
 from samadapt.inference.options import PredictionOptions, class_ids
 from samadapt.inference.passes import EmbeddedPass, embed_passes
-from samadapt.inference.postprocess import postprocess
 from samadapt.inference.propagate import Propagation, Walk, plan_walks
 from samadapt.inference.spool import Spool
 from samadapt.prompts.user_prompts import object_classes, slice_prompts, tile_prompts
@@ -165,7 +165,7 @@ class VolumePredictor:
                 more than this adapter can do.
         """
         for option in ("keep_largest", "fill_holes"):
-            class_ids(getattr(options, option), self.classes, option)
+            class_ids(getattr(options, option) or False, self.classes, option)
         if options.tta and self.policy.is_semantic:
             refuse_sides(self.classes, f"tta={options.tta}")
         several = len(self.members) > 1 or options.tta is not None
@@ -217,6 +217,19 @@ class VolumePredictor:
         reasons = [one.curve for one in self.members if isinstance(one.curve, str)]
         return reasons[0] if reasons else ""
 
+    def _kept(self, volume: Volume, options: PredictionOptions) -> bool | Sequence[str]:
+        """Return the classes of which only the largest component is kept.
+
+        The classes that all members record are those of volumes: a single slice of an organ may
+        show it in several pieces.
+        """
+        if options.keep_largest is not None:
+            return options.keep_largest
+        if not self.policy.is_semantic or volume.shape[2] == 1:
+            return False
+        recorded = [set(member.record.keep_largest) for member in self.members]
+        return sorted(set.intersection(*recorded))
+
     def segment(
         self,
         volume: Volume,
@@ -252,7 +265,7 @@ class VolumePredictor:
             else:
                 run.prompted()
         found = run.found
-        largest = class_ids(options.keep_largest, self.classes, "keep_largest")
+        largest = class_ids(self._kept(volume, options), self.classes, "keep_largest")
         filled = class_ids(options.fill_holes, self.classes, "fill_holes")
         for k, labels in enumerate(found.maps, start=1):
             # With overlap, map k holds the pixels of class k alone.

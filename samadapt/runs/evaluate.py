@@ -26,7 +26,7 @@ from samadapt.runs.side_by_side import ComparedAdapters, compare_adapters
 from samadapt.runs.summary import summarise_run
 
 if TYPE_CHECKING:
-    from samadapt.config.schema import Config
+    from samadapt.config.schema import Config, Eval
     from samadapt.training.features import Features
 
 
@@ -134,7 +134,7 @@ def score_adapter(
         slices = RunSlices(train=[], validation=[], test=scored.refs)
         samples = training_samples(config, context.dataset, context.policy)
         planner = FeaturePlanner(context, samples)
-        scorer = make_scorer(planner, config.eval)
+        scorer = make_scorer(planner, _as_recorded(config.eval, record))
         check_numbered_objects(scorer, scored.refs)
         planner.plan(config, train=[], others=scored.refs)
         plan_progress(planner, slices, steps=0, validate_every=0)
@@ -171,6 +171,13 @@ def score_adapter(
     summary["seconds"] = time.perf_counter() - started
     write_scores(config, context, scored.refs, zero_shot, adapted, summary)
     return summary
+
+
+def _as_recorded(options: Eval, record: AdapterRecord) -> Eval:
+    """Take over what the adapter records of ``eval.keep_largest``, unless classes are named."""
+    if options.keep_largest in (None, "auto"):
+        return replace(options, keep_largest=list(record.keep_largest))
+    return options
 
 
 def use_trained_adapter(

@@ -189,6 +189,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         summary["seconds"] = time.perf_counter() - started
         write_scores(config, context, slices.test, zero_shot, adapted, summary)
         record = replace(adapter_record(config, context), confidence=confidence_entry(curve))
+        record = replace(record, keep_largest=list(scorer.keep_largest))
         record = add_to_record(record, first)
         adapter_dir = write_adapter(context, record, summary) if trains else None
         return FinetuneResult(run_dir, adapter_dir, summary)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from samadapt.data.mirroring import mirrors_of, refuse_sides
 from samadapt.evaluation.evaluate import Evaluation, SlicePredictor, evaluate_cases
+from samadapt.runs.kept_components import kept_classes
 from samadapt.sam.mirror import AS_IT_IS, Mirror
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Scorer:
         nsd_tolerance_mm: tolerance of the normalised surface Dice; in pixels without spacing.
         instances: whether the data set's numbered objects, or components, are matched too.
         mirrors: the mirrored copies of the slices that final scores are averaged over.
+        keep_largest: classes of which predictions without prompts keep the largest component.
     """
 
     planner: FeaturePlanner
@@ -37,6 +39,7 @@ class Scorer:
     nsd_tolerance_mm: float
     instances: bool | Literal["components"]
     mirrors: tuple[Mirror, ...] = (AS_IT_IS,)
+    keep_largest: tuple[str, ...] = ()
 
     @property
     def context(self) -> RunContext:
@@ -55,6 +58,7 @@ class Scorer:
         """
         run = self.context
         predictor = self.predictor(policy)
+        kept = self.keep_largest if policy.is_semantic else ()
         return evaluate_cases(
             replace(predictor, mirrors=self.mirrors, scores_objects=confidence),
             refs,
@@ -64,6 +68,7 @@ class Scorer:
             spacing_of=lambda case: run.dataset.case(case).spacing_mm,
             tolerance=self.nsd_tolerance_mm,
             instances=self.instances,
+            keep_largest=[run.dataset.classes.index(name) + 1 for name in kept],
         )
 
     def object_scores(self, refs: Sequence[SliceRef], policy: PromptPolicy) -> list[ObjectScore]:
@@ -133,4 +138,16 @@ def make_scorer(planner: FeaturePlanner, options: Eval) -> Scorer:
         nsd_tolerance_mm=options.nsd_tolerance_mm,
         instances=options.instances,
         mirrors=mirrors,
+        keep_largest=_kept(context, options),
     )
+
+
+def _kept(context: RunContext, options: Eval) -> tuple[str, ...]:
+    """Return the classes of ``eval.keep_largest``, and say what ``auto`` found."""
+    if not context.policy.is_semantic:
+        return ()
+    kept = tuple(kept_classes(options.keep_largest, context.dataset))
+    if options.keep_largest == "auto":
+        found = ", ".join(kept) or "no class is one piece in every training volume"
+        context.say(f"largest component kept: {found} (eval.keep_largest=auto)")
+    return kept

@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.transforms import FillHoles, KeepLargestConnectedComponent
 
-from samadapt.inference.postprocess import postprocess
+from samadapt.evaluation.postprocess import postprocess
 
 
 def blobs(seed, shape):
