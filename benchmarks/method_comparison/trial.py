@@ -21,7 +21,7 @@ from benchmarks import results
 from benchmarks.method_comparison.plan import Settings, Trial, read_trials
 from samadapt.config.compose import compose
 from samadapt.config.schema import Config
-from samadapt.runs.context import open_run, training_samples
+from samadapt.runs.context import open_run
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.finetune import train_adapter
 from samadapt.runs.run_loss import choose_loss
@@ -87,11 +87,9 @@ def train_trial(trial: Trial, settings: Settings, root: Path, work: Path) -> dic
 def open_trial(config: Config, run_dir: Path) -> tuple[FeaturePlanner, Scorer, RunSlices]:
     """Open the run of a trial as ``samadapt finetune`` does."""
     context = open_run(config, run_dir)
-    samples = training_samples(config, context.dataset, context.policy)
-    planner = FeaturePlanner(context, samples)
+    planner = FeaturePlanner(context)
     slices = divide_slices(
         context,
-        samples,
         validate_cases=config.train.validate_cases,
         max_test_cases=config.eval.max_cases,
     )

@@ -103,13 +103,30 @@ def from_yaml(path: Path, overrides: Sequence[str] = ()) -> Config:
 def resolved(config: Config) -> Config:
     """Return the configuration with the values that follow from others; a second call changes none.
 
+    These are the number of steps, the learning rates, and all that a baseline decides. The steps
+    stay open where the time is limited, because the run then ends by its time.
+
     Raises:
-        ConfigError: when the keys of the baseline do not fit together or the data.
+        ConfigError: when the keys of the baseline do not fit together or the data, or
+            ``init_sha256`` is given alone.
     """
-    return with_baseline(with_open_values(config))
+    if config.init is None and config.init_sha256 is not None:
+        raise ConfigError(
+            "init_sha256 is the sha256 of the adapter that init=DIR names; give both, or leave it "
+            "out"
+        )
+    train = config.train
+    limited = train.max_seconds is not None or train.max_cpu_seconds is not None
+    steps = STEPS if train.steps is None and not limited else train.steps
+    lr = config.peft.lr if train.lr is None else train.lr
+    decoder_lr = train.decoder_lr
+    if decoder_lr is None:
+        decoder_lr = DECODER_LR if train.lr is None else train.lr
+    config = replace(config, train=replace(train, steps=steps, lr=lr, decoder_lr=decoder_lr))
+    return config if config.baseline.name is None else _with_baseline(config)
 
 
-def with_baseline(config: Config) -> Config:
+def _with_baseline(config: Config) -> Config:
     """Return the configuration with the keys of the baseline in the place of those for SAM.
 
     What was chosen for SAM (its method, its learning rates, its batch, its prompts) would cripple a
@@ -120,8 +137,6 @@ def with_baseline(config: Config) -> Config:
         ConfigError: for pretrained weights without an encoder, or too many channels.
     """
     chosen = config.baseline
-    if chosen.name is None:
-        return config
     # Imported here, because help texts and listings need none of the data layer.
     from samadapt.data.channels import MANY, MOST, listed_channels, parse_channel
 
@@ -161,21 +176,6 @@ def with_baseline(config: Config) -> Config:
         # There are no frozen features to keep, so every step augments its slices anew.
         cache=replace(config.cache, enabled="off", variants=0),
     )
-
-
-def with_open_values(config: Config) -> Config:
-    """Return the configuration with the values that it leaves open: steps and learning rates.
-
-    The steps stay open where the time is limited, because the run then ends by its time.
-    """
-    train = config.train
-    limited = train.max_seconds is not None or train.max_cpu_seconds is not None
-    steps = STEPS if train.steps is None and not limited else train.steps
-    lr = config.peft.lr if train.lr is None else train.lr
-    decoder_lr = train.decoder_lr
-    if decoder_lr is None:
-        decoder_lr = DECODER_LR if train.lr is None else train.lr
-    return replace(config, train=replace(train, steps=steps, lr=lr, decoder_lr=decoder_lr))
 
 
 def to_yaml(config: Settings) -> str:

@@ -37,6 +37,7 @@ from samadapt.data.opening import (
 )
 from samadapt.data.partial_labels import PartialLabels, read_partial_labels
 from samadapt.data.splits import Splits, divide
+from samadapt.data.stacks import Stacks
 from samadapt.data.tiles import OVERLAP, PictureTile, Tiling, tiling
 from samadapt.data.types import Annotation, Case, Sample, SliceRef, Split
 from samadapt.data.volume_cache import (
@@ -88,6 +89,7 @@ class Dataset:
         shown_names: maps the name of a case to the pseudonym that everything else uses; empty where
             cases keep their own names.
         partial: which classes and slices are annotated; None: all of them.
+        stack: number of neighbouring slices that are seen together.
         scanned: volumes that the scan has read and that are not used yet.
     """
 
@@ -110,6 +112,7 @@ class Dataset:
     tiling: Tiling | None = None
     shown_names: Mapping[str, str] = field(default_factory=dict, repr=False)
     partial: PartialLabels | None = None
+    stack: int = 1
     scanned: ScannedVolumes = field(default_factory=lambda: ScannedVolumes(None), repr=False)
 
     def __post_init__(self) -> None:
@@ -139,6 +142,11 @@ class Dataset:
     def val(self) -> list[str]:
         """Names of the validation cases."""
         return self.case_splits.val
+
+    @property
+    def stacks(self) -> Stacks:
+        """How the volumes are cut into stacks of slices that are seen together."""
+        return Stacks(self.stack, lambda name: self.case(name).shape[2])
 
     def splits(self) -> dict[str, Any]:
         """Return the content of ``splits.json``.
@@ -515,7 +523,7 @@ def open_dataset(
     check_kind(scan.cases, rule, stack, cut)
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
     splits = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
-    policy = (empty_slices, slice_step, seed, Path(cache_dir) if cache_dir else None)
+    policy = (empty_slices, slice_step, seed, Path(cache_dir) if cache_dir else None, stack)
     return _dataset(name, scan, table, rule, splits, reader, card, policy, cut, partial, scanned)
 
 
@@ -545,7 +553,7 @@ def _dataset(
     splits: Splits,
     reader: FormatReader,
     card: Card | None,
-    policy: tuple[str | float, int, int, Path | None],
+    policy: tuple[str | float, int, int, Path | None, int],
     cut: Tiling | None,
     partial: PartialLabels | None,
     scanned: ScannedVolumes,
@@ -576,6 +584,7 @@ def _dataset(
         card=card,
         tiling=cut,
         partial=partial,
+        stack=policy[4],
         scanned=scanned,
     )
 

@@ -6,24 +6,23 @@ The configuration itself stays with the functions that read it; the context hold
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from samadapt import console
 from samadapt.adapters.injection import Injection, inject
-from samadapt.config.schema import LARGE_HEAD_SIDE, MAX_HEAD_SIDE, Model
+from samadapt.config.schema import LARGE_HEAD_SIDE, MAX_HEAD_SIDE
 from samadapt.data.checks.resumed_run import check_unchanged
 from samadapt.data.dataset import Dataset, open_dataset
 from samadapt.data.pseudonyms import hide_names, open_key, write_key
 from samadapt.data.splits import listed_names
-from samadapt.data.stacks import Stacks
 from samadapt.data.training_draw import use_training_cases
 from samadapt.errors import ConfigError, DataError, RunError
 from samadapt.prompts.policy import PromptPolicy
@@ -40,7 +39,7 @@ from samadapt.training.progress import Progress
 from samadapt.training.samples import TrainingSamples
 
 if TYPE_CHECKING:
-    from samadapt.config.schema import Config, Data, Head
+    from samadapt.config.schema import Config, Head
     from samadapt.sam.segmentation_model import SegmentationModel
 
 
@@ -55,6 +54,7 @@ class RunContext:
         precision: the arithmetic of the forward and backward passes.
         policy: how the adapted model is prompted.
         dataset: the cases, their slices and the classes.
+        samples: the training slices, as they are read and augmented.
         model: SAM with its adapter, or the model that trains in its place, on ``device``.
         base_sha256: the hash of the base weights, from before the adapter was injected.
         injection: which parameters of ``model`` are trained.
@@ -68,6 +68,7 @@ class RunContext:
     precision: Precision
     policy: PromptPolicy
     dataset: Dataset
+    samples: TrainingSamples
     model: SegmentationModel
     base_sha256: str
     injection: Injection
@@ -140,7 +141,17 @@ def open_run(
     progress.say(f"run directory: {run_dir}")
     seed_all(config.seed)
     policy = prompt_policy(config, background_token=background_token)
-    dataset = _open_dataset_of_run(config, run_dir, policy, progress, trained_in)
+    dataset = open_data(config, scratch=config.output.dir)
+    if config.privacy:
+        dataset = _hide_names_in_run(dataset, run_dir, trained_in)
+    for line in _notes_on_data(dataset):
+        progress.say(line)
+    resumes, is_fold = config.resume is not None, config.data.fold is not None
+    for warning in keep_splits(dataset, run_dir, resumes=resumes, is_fold=is_fold):
+        progress.say(f"warning: {warning}")
+    changes = config.train.augment
+    versions = versions_of(config.cache.variants, changes, dataset)
+    samples = TrainingSamples(dataset, policy, changes, versions, config.seed)
     if config.baseline.name is None:
         opened = _open_sam(config, policy, dataset, device, copies_base=copies_base)
         # The layers that were added since the first move go to the device too.
@@ -159,6 +170,7 @@ def open_run(
         precision=precision,
         policy=policy,
         dataset=dataset,
+        samples=samples,
         model=opened.model,
         base_sha256=opened.base_sha256,
         injection=opened.injection,
@@ -221,7 +233,7 @@ def _open_sam(
     copies_base: bool,
 ) -> _OpenedModel:
     """Load SAM onto the device and inject the adapter, which may still be on the CPU."""
-    side = image_size_of(config.model, dataset)
+    side = image_size_of(config.model.name, config.model.image_size, dataset)
     sam = load_sam(config.model.name, config.model.checkpoint, side)
     # The copy is made before the model moves to the device and before the adapter changes it.
     base_copy = deepcopy(sam) if copies_base else None
@@ -237,43 +249,24 @@ def _open_sam(
     return _OpenedModel(sam, base_sha256, inject(sam, config.peft), base_copy)
 
 
-def _open_dataset_of_run(
-    config: Config,
-    run_dir: Path,
-    policy: PromptPolicy,
-    progress: Progress,
-    trained_in: Path | None,
-) -> Dataset:
-    """Open the data set, hide its names where asked, report findings and keep the splits."""
-    dataset = open_data(
-        config.data,
-        config.seed,
-        semantic=policy.is_semantic,
-        scratch=config.output.dir,
-        stack=stack_of(config),
-        input_channels=config.model.input_channels,
-    )
-    if config.privacy:
-        # The folds of a cross-validation share one key, which is in the directory above them.
-        folders = [run_dir, run_dir.parent]
-        folders += [trained_in, trained_in.parent] if trained_in else []
-        pseudonyms = open_key(*folders)
-        write_key(run_dir, pseudonyms, [*(case.name for case in dataset.cases), *dataset.left_out])
-        dataset = hide_names(dataset, pseudonyms)
-    for finding in dataset.findings:
-        progress.say(f"{finding.severity}: {finding}")
+def _hide_names_in_run(dataset: Dataset, run_dir: Path, trained_in: Path | None) -> Dataset:
+    """Return the data set with pseudonyms, and write who is who into the run directory."""
+    # The folds of a cross-validation share one key, which is in the directory above them.
+    folders = [run_dir, run_dir.parent]
+    folders += [trained_in, trained_in.parent] if trained_in else []
+    pseudonyms = open_key(*folders)
+    write_key(run_dir, pseudonyms, [*(case.name for case in dataset.cases), *dataset.left_out])
+    return hide_names(dataset, pseudonyms)
+
+
+def _notes_on_data(dataset: Dataset) -> list[str]:
+    """Return what the user must know about the files of the data set, a line each."""
+    lines = [f"{finding.severity}: {finding}" for finding in dataset.findings]
     if dataset.left_out:
-        progress.say(f"left out for errors: {', '.join(dataset.left_out)}")
+        lines.append(f"left out for errors: {', '.join(dataset.left_out)}")
     if dataset.note:
-        progress.say(f"note: {dataset.note}")
-    for warning in keep_splits(
-        dataset,
-        run_dir,
-        resumes=config.resume is not None,
-        is_fold=config.data.fold is not None,
-    ):
-        progress.say(f"warning: {warning}")
-    return dataset
+        lines.append(f"note: {dataset.note}")
+    return lines
 
 
 def keep_splits(dataset: Dataset, run_dir: Path, *, resumes: bool, is_fold: bool) -> list[str]:
@@ -337,11 +330,9 @@ AUTO_VERSIONS, MOST_VARIANTS = 500, 16
 version costs a pass of the frozen encoder; more than 16 of one slice teach little that is new."""
 
 
-def image_size_of(model: Model, dataset: Dataset) -> int | None:
+def image_size_of(model: str, asked: int | Literal["fit"] | None, dataset: Dataset) -> int | None:
     """Return the side of the model's square; None: the one that the model was pretrained with."""
-    if model.image_size != "fit":
-        return model.image_size
-    return fitting_image_size(model.name, dataset.longest_side())
+    return fitting_image_size(model, dataset.longest_side()) if asked == "fit" else asked
 
 
 def stack_of(config: Config) -> int:
@@ -359,43 +350,37 @@ def stack_of(config: Config) -> int:
     return max(by_head, config.peft.stack)
 
 
-def training_samples(config: Config, dataset: Dataset, policy: PromptPolicy) -> TrainingSamples:
-    """Return how a configuration's training slices are read and augmented."""
-    stacks = Stacks(stack_of(config), lambda case: dataset.case(case).shape[2])
-    changes, asked = config.train.augment, config.cache.variants
-    fitting = AUTO_VERSIONS // max(1, len(dataset.slices("train")))
-    auto = min(MOST_VARIANTS, max(1, fitting)) if changes else 0
-    variants = auto if asked == "auto" else asked
-    return TrainingSamples(dataset, policy, changes, variants, config.seed, stacks)
-
-
-def open_data(
-    data: Data,
-    seed: int,
-    *,
-    semantic: bool,
-    scratch: str | Path | None = None,
-    stack: int = 1,
-    input_channels: int | None = None,
-) -> Dataset:
-    """Open the data set of a configuration.
-
-    ``empty_slices=auto`` keeps training slices without any class for ``semantic``, where the model
-    must learn to predict nothing, and drops them for prompts, which need an object.
+def versions_of(asked: int | Literal["auto"], changes: Sequence[str], dataset: Dataset) -> int:
+    """Return how many versions of each training slice ``cache.variants`` asks for.
 
     Args:
-        data: the ``data`` group of the configuration.
-        seed: decides which slices are kept where ``empty_slices`` is a share.
-        semantic: whether the model predicts classes without prompts.
+        asked: the value of the key.
+        changes: names of the random changes; without any, "auto" asks for no versions.
+        dataset: the data set of the run.
+    """
+    if asked != "auto":
+        return asked
+    fitting = AUTO_VERSIONS // max(1, len(dataset.slices("train")))
+    return min(MOST_VARIANTS, max(1, fitting)) if changes else 0
+
+
+def open_data(config: Config, *, scratch: str | Path | None = None) -> Dataset:
+    """Open the data set of a configuration.
+
+    ``empty_slices=auto`` keeps training slices without any class for ``prompts=semantic``, where
+    the model must learn to predict nothing, and drops them for prompts, which need an object.
+
+    Args:
+        config: the configuration of a run. Besides ``data``, its prompts and its model decide how
+            slices are chosen and read, and its seed which empty slices are kept.
         scratch: the folder for large pictures that are cut into tiles.
-        stack: neighbouring slices that the encoder sees together.
-        input_channels: channels of the image, if more than three.
 
     Raises:
         ConfigError: when empty slices are kept with box or point prompts, for more
             data.train_cases than there are, and for a list of held-out cases that does not fit.
         DataError: listing the errors of the files.
     """
+    data, semantic = config.data, config.prompts.name == "semantic"
     empty = data.empty_slices
     if empty == "auto":
         empty = "keep" if semantic else "drop"
@@ -423,9 +408,9 @@ def open_data(
     dataset = open_dataset(
         options.pop("name"),
         **options,
-        seed=seed,
-        stack=stack,
-        input_channels=input_channels,
+        seed=config.seed,
+        stack=stack_of(config),
+        input_channels=config.model.input_channels,
         cache_dir=scratch if data.tile else None,
     )
     return use_training_cases(dataset, train_cases, draw)

@@ -25,7 +25,7 @@ from samadapt.evaluation.learning_curve import CurvePoint, answer, summarise_cur
 from samadapt.reports.curve import CSV_NAME, PLOT_NAME, curve_tables, plot_curve, write_curve_csv
 from samadapt.reports.html import HTML_NAME, Page, write_html
 from samadapt.reports.tables import read_per_case, write_summary
-from samadapt.runs.context import open_data, prompt_policy, read_splits, stack_of
+from samadapt.runs.context import open_data, read_splits
 from samadapt.runs.finetune import train_and_score
 from samadapt.runs.part_runs import is_finished, part_of, prepare_part, read_summary
 from samadapt.runs.run_directory import MAY_MOVE, locked, make_run_dir, trained_name
@@ -88,7 +88,10 @@ def curve(arguments: CurveArguments) -> CurveResult:
     started = time.perf_counter()
     resumed = None if arguments.resume is None else resumed_directory(arguments)
     sizes = survey(arguments, resumed)
-    parent = resumed or make_run_dir(arguments, "curve", arguments.peft.name, arguments.model.name)
+    words = ["curve", arguments.peft.name, arguments.model.name]
+    parent = resumed or make_run_dir(
+        arguments.output.dir, arguments.recipe, words, to_yaml(arguments)
+    )
     with locked(parent):
         if resumed:  # with other numbers than before, perhaps
             atomic.write_text(parent / "config.yaml", to_yaml(replace(arguments, resume=None)))
@@ -169,14 +172,7 @@ def survey(arguments: CurveArguments, resumed: Path | None) -> list[int]:
         ConfigError: for more cases than there are.
         DataError: for errors of the files, and for other data than those of finished runs.
     """
-    dataset = open_data(
-        arguments.data,
-        arguments.seed,
-        semantic=prompt_policy(arguments).is_semantic,
-        scratch=arguments.output.dir,
-        stack=stack_of(arguments),
-        input_channels=arguments.model.input_channels,
-    )
+    dataset = open_data(arguments, scratch=arguments.output.dir)
     if resumed is not None:
         if arguments.privacy:
             dataset = hide_names(dataset, open_key(resumed))

@@ -13,7 +13,7 @@ from samadapt.adapters.store import load_into
 from samadapt.config.evaluate_arguments import EvaluateArguments
 from samadapt.errors import AdapterError, ConfigError, RunError
 from samadapt.evaluation.confidence import confidence_error, read_curve
-from samadapt.runs.context import RunContext, open_run, training_samples
+from samadapt.runs.context import RunContext, open_run
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.oracle_gap import OracleGap
 from samadapt.runs.recorded_configuration import evaluation_config
@@ -132,8 +132,7 @@ def score_adapter(
         scored = choose_slices(context, config, compared.records, chosen_cases(arguments))
         compared.check_same_cases(context, scored.refs)
         slices = RunSlices(train=[], validation=[], test=scored.refs)
-        samples = training_samples(config, context.dataset, context.policy)
-        planner = FeaturePlanner(context, samples)
+        planner = FeaturePlanner(context)
         scorer = make_scorer(planner, _as_recorded(config.eval, record))
         check_numbered_objects(scorer, scored.refs)
         planner.plan(config, train=[], others=scored.refs)

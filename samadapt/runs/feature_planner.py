@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from samadapt.config.schema import Config
     from samadapt.data.types import Sample, SliceRef
     from samadapt.runs.context import RunContext
-    from samadapt.training.samples import TrainingSamples
 
 FEATURES_BATCH = 8
 """Images in one forward pass of the frozen blocks."""
@@ -37,13 +36,11 @@ class FeaturePlanner:
 
     Attributes:
         context: the run.
-        samples: how training slices are read and augmented.
         features: the frozen features by image; without a store until ``plan`` chooses one.
         planned: the features that the run needs; None if none are kept.
     """
 
     context: RunContext
-    samples: TrainingSamples
     features: Features = field(init=False)
     planned: FeaturePlan[tuple[SliceRef, int]] | None = field(init=False, default=None)
 
@@ -64,7 +61,7 @@ class FeaturePlanner:
     @property
     def augments_anew(self) -> bool:
         """Whether every step sees augmented training slices that no earlier step saw."""
-        return bool(self.samples.changes) and not self.samples.variants
+        return bool(self.context.samples.changes) and not self.context.samples.variants
 
     @property
     def missing(self) -> int:
@@ -93,7 +90,7 @@ class FeaturePlanner:
         if cache.enabled == "on" and (blocked or self.augments_anew):
             cause = blocked or "augmentation without cache.variants"
             raise ConfigError(f"cache.enabled=on: {cause} changes every image's features; use off")
-        if cache.variants not in (0, "auto") and not self.samples.changes:
+        if cache.variants not in (0, "auto") and not self.context.samples.changes:
             raise ConfigError(
                 f"cache.variants={cache.variants} keeps augmented versions of each training slice; "
                 "name the augmentation with train.augment"
@@ -103,8 +100,8 @@ class FeaturePlanner:
             self.context.say(f"features: computed anew in every step ({reason})")
             return
         # Variant 0 is the unchanged slice. Slices that are augmented in every step have none.
-        variants = 0 if self.augments_anew else max(1, self.samples.variants)
-        stacks = self.samples.stacks
+        variants = 0 if self.augments_anew else max(1, self.context.samples.variants)
+        stacks = self.context.samples.stacks
         training, _ = stacks.whole(train)  # the encoder sees whole stacks of slices
         jobs = [(ref, variant) for ref in training for variant in range(variants)]
         jobs += [(ref, 0) for ref in stacks.whole(others)[0]]
@@ -136,7 +133,7 @@ class FeaturePlanner:
             return
         missing, progress = self.planned.missing, self.context.progress
         if refs is not None:
-            whole = set(self.samples.stacks.whole(refs)[0])
+            whole = set(self.context.samples.stacks.whole(refs)[0])
             wanted = {key for (ref, _), key in self.planned.keys.items() if ref in whole}
             missing = [key for key in missing if key in wanted]
         with progress.phase("features"):
@@ -155,12 +152,12 @@ class FeaturePlanner:
     def _image(self, job: tuple[SliceRef, int]) -> Any:
         """Return the image of a slice's variant, or None if its stack has nothing to prompt."""
         ref, variant = job
-        stacks = self.samples.stacks
+        stacks = self.context.samples.stacks
         stack = [self.context.dataset.sample(one) for one in stacks.of(ref)]
         # The embedding of a stack without any prompt is never read.
         if not self.context.policy.is_semantic and not any(map(_is_prompted, stack)):
             return None
-        return self.samples.variant(stack, variant)[stacks.place(ref)].image
+        return self.context.samples.variant(stack, variant)[stacks.place(ref)].image
 
 
 def _is_prompted(sample: Sample) -> bool:

@@ -22,7 +22,7 @@ from samadapt.errors import ConfigError, RunError
 from samadapt.evaluation.confidence import ConfidenceCurve, confidence_error
 from samadapt.runs.baseline import training_report
 from samadapt.runs.confidence import confidence_entry, fit_to_validation
-from samadapt.runs.context import RunContext, open_run, stack_of, training_samples
+from samadapt.runs.context import RunContext, open_run, stack_of
 from samadapt.runs.cross_validation import cross_validate
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.flip_note import say_what_flips_teach
@@ -111,7 +111,9 @@ def finetune(config: Config) -> FinetuneResult:
         InterruptedRunError: after Ctrl-C or another signal, with a checkpoint written.
     """
     refuse_several_processes()
-    config = with_initial_digest(resolved(config))
+    config = resolved(config)
+    if config.init is not None:
+        config = with_initial_digest(config)
     # Refuse a batch size that is not a multiple of the stack.
     stacks_in_batch(config.train.batch_size, stack_of(config))
     if config.folds is not None:
@@ -127,22 +129,20 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         RunLockedError: when another process uses the directory; nothing in it is changed.
         UserError: as ``finetune``; a new run directory is removed again.
     """
-    started = time.perf_counter()
+    started, options = time.perf_counter(), config.train
     # The lock comes first: nothing changes in a directory that another process uses.
     with locked(run_dir), resume_hint(run_dir):
         # Everything that can be refused is refused in this block, before the first step.
         with removed_if_refused(run_dir, keep=config.resume is not None):
             context = open_run(config, run_dir)
-            samples = training_samples(config, context.dataset, context.policy)
-            say_what_flips_teach(context, samples.changes)
-            planner = FeaturePlanner(context, samples)
+            say_what_flips_teach(context)
+            planner = FeaturePlanner(context)
             scorer = make_scorer(planner, config.eval)
             trains = context.has_trained_parameters
             checkpoint = prepare_resume(context) if config.resume and trains else None
             slices = divide_slices(
                 context,
-                samples,
-                validate_cases=config.train.validate_cases,
+                validate_cases=options.validate_cases,
                 max_test_cases=config.eval.max_cases,
             )
             loss = choose_loss(config.loss, context, slices.train)
@@ -150,19 +150,19 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             # Before the first step a fresh adapter changes nothing, so the weights from before
             # training stand for the base model, also where training starts from other ones.
             weights_before = trainable_state(context.model, context.injection)
-            first = start_from_adapter(
-                config, context, slices.test, is_resumed=checkpoint is not None
-            )
-            budget = start_budget(config, slices) if trains else Budget()
+            first = None
+            if config.init is not None:
+                is_resumed = checkpoint is not None
+                first = start_from_adapter(config, context, slices.test, is_resumed=is_resumed)
+            # The clocks that train.max_seconds and train.max_cpu_seconds limit start here.
+            limits = (options.max_seconds, options.max_cpu_seconds) if trains else (None, None)
+            guess = len(slices.validation) / (options.batch_size * options.accumulate)
+            budget = Budget(*limits, validation_steps=guess)
             planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
-            plan_progress(
-                planner,
-                slices,
-                steps=config.train.steps or 0,
-                validate_every=config.train.validate_every,
-            )
+            steps, validate_every = options.steps or 0, options.validate_every
+            plan_progress(planner, slices, steps=steps, validate_every=validate_every)
             if trains:
-                check_disk_space(context, averages=config.train.ema > 0)
+                check_disk_space(context, averages=options.ema > 0)
         untrained = untrained_classes(context, slices) if trains else []
         if untrained:
             context.say(f"warning: {untrained_text(untrained)}")
@@ -213,13 +213,6 @@ def resume_hint(run_dir: Path) -> Iterator[None]:
         if not (run_dir / "config.yaml").is_file():
             raise
         raise RunError(f"{error}. When there is room, continue with: {command}") from error
-
-
-def start_budget(config: Config, slices: RunSlices) -> Budget:
-    """Start the clocks of the training; the keys ``train.max_seconds`` and the like limit them."""
-    train, validated = config.train, len(slices.validation)
-    guess = validated / (train.batch_size * train.accumulate)
-    return Budget(train.max_seconds, train.max_cpu_seconds, validation_steps=guess)
 
 
 def compute_features(planner: FeaturePlanner, slices: RunSlices, budget: Budget) -> None:
@@ -359,11 +352,11 @@ def train_adapter(
         checkpoint: the state from which training is resumed; None starts at the first step.
         budget: the time that training may take; None: no limit.
     """
-    context, samples = planner.context, planner.samples
+    context, samples = planner.context, planner.context.samples
     policy = context.policy
     accelerator = make_accelerator(context)
     items = samples.items(slices.train)
-    stacks = stacks_in_batch(config.train.batch_size, samples.stacks.size)
+    stacks = stacks_in_batch(config.train.batch_size, context.dataset.stack)
     shard = (accelerator.process_index, accelerator.num_processes)
     sampler = Sampler(len(items), stacks, config.seed, shard)
     # This generator draws the prompts and augmentations. A run is one process today, so the

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from samadapt.runs.context import RunContext
 
 
-def say_what_flips_teach(context: RunContext, changes: Sequence[str]) -> None:
+def say_what_flips_teach(context: RunContext) -> None:
     """Show and log ``flip_note`` for a run whose training slices change at random."""
-    data = context.dataset
+    data, changes = context.dataset, context.samples.changes
     note = flip_note(changes, data.classes, data.intensity, is_semantic=context.policy.is_semantic)
     if note:
         context.say(note)

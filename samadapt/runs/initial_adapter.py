@@ -74,31 +74,22 @@ class InitialAdapter:
 
 
 def with_initial_digest(config: Config) -> Config:
-    """Return the configuration with the sha256 of the adapter that ``init`` names.
+    """Return a configuration with ``init`` and the sha256 of the adapter that it names.
 
     ``config.yaml`` then says which weights the run started from, and a fold or a resumed run does
     not start from others. A resumed run keeps what is stored.
 
     Raises:
-        ConfigError: there is no adapter, it is for another base model, or ``init_sha256`` is given
-            alone.
+        ConfigError: there is no adapter, or it is for another base model.
         AdapterError: the adapter is broken, or is not the one that ``init_sha256`` names.
     """
-    if config.init is None:
-        if config.init_sha256 is not None:
-            raise ConfigError(
-                "init_sha256 is the sha256 of the adapter that init=DIR names; give both, or "
-                "leave it out"
-            )
-        return config
     if config.resume is not None:
         return config
     folder, record = read_initial_adapter(config)
     size = config.model.image_size or BUILDS[config.model.name].image_size
     # What fits is known once the data set is open; the size is compared again then.
-    _check_base(
-        config.init, record, config.model.name, record.image_size if size == "fit" else size
-    )
+    side = record.image_size if size == "fit" else size
+    _check_base(str(config.init), record, config.model.name, side)
     return replace(config, init_sha256=sha256_of(folder / WEIGHTS))
 
 
@@ -150,31 +141,26 @@ def adapter_folder(init: str) -> Path:
 
 def start_from_adapter(
     config: Config, context: RunContext, held_out: Sequence[SliceRef], *, is_resumed: bool
-) -> InitialAdapter | None:
+) -> InitialAdapter:
     """Load what fits of the adapter that ``init`` names, and say what that is.
 
     Args:
-        config: the configuration of the run.
+        config: the configuration of the run, with ``init``.
         context: the run, whose model is changed in place.
         held_out: the slices that must not be among the training images of the first adapter.
         is_resumed: whether the weights come from a checkpoint, which has them already.
-
-    Returns:
-        The first adapter; None without ``init``.
 
     Raises:
         ConfigError: the base models differ, the run trains nothing, or the first adapter was
             trained on a held-out case.
         AdapterError: the adapter is broken, or nothing of it fits.
     """
-    if config.init is None:
-        return None
     if is_resumed:
         context.say(f"init: the weights come from the checkpoint; {config.init} is not read again")
         return _read(context.run_dir / INIT)
     folder, record = read_initial_adapter(config)
     sam = context.sam
-    _check_base(config.init, record, config.model.name, sam.image_size, context.base_sha256)
+    _check_base(str(config.init), record, config.model.name, sam.image_size, context.base_sha256)
     if not context.has_trained_parameters:
         raise ConfigError(
             f"init={config.init}: this run trains nothing (peft={config.peft.name} with "

@@ -53,8 +53,7 @@ class OracleGap:
             self.scores[state] = score_settings(
                 predictor, self.refs, data.sample, data.classes, context.progress.advance
             )
-        stack = self.scorer.planner.samples.stacks.size
-        self.masks[state] = answers(context.sam, context.autocast, photographs(), stack)
+        self.masks[state] = answers(context.sam, context.autocast, photographs(), data.stack)
 
     def _policy(self, state: str) -> PromptPolicy:
         context = self.scorer.context

@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -53,23 +53,24 @@ def open_run_dir(config: Config) -> Path:
             raise ConfigError(f"resume={run_dir}: expected a run directory with config.yaml")
         check_same_run(config, from_yaml(run_dir / "config.yaml"))
         return run_dir
-    model = [] if config.baseline.name else [config.model.name]
-    return make_run_dir(config, trained_name(config), *model)
+    words = [trained_name(config), *([] if config.baseline.name else [config.model.name])]
+    return make_run_dir(config.output.dir, config.recipe, words, to_yaml(config))
 
 
-def make_run_dir(config: Config, *words: str) -> Path:
+def make_run_dir(output_dir: str, recipe: str, words: Sequence[str], configuration: str) -> Path:
     """Make a new run directory with its ``config.yaml``.
 
     Args:
-        config: the configuration of the run.
+        output_dir: the parent of all runs.
+        recipe: name or path of the recipe, which has a folder of its own; may be empty.
         words: follow the date and time in the name of the directory.
+        configuration: the content of ``config.yaml``.
 
     Raises:
         ConfigError: when it cannot be written.
     """
-    recipe = Path(config.recipe).stem or "custom"
     stamp = "-".join([f"{datetime.now():%Y%m%d-%H%M%S}", *words])
-    parent = Path(config.output.dir) / recipe
+    parent = Path(output_dir) / (Path(recipe).stem or "custom")
     for attempt in range(1, 1000):
         run_dir = parent / (stamp if attempt == 1 else f"{stamp}-{attempt}")
         try:
@@ -78,8 +79,8 @@ def make_run_dir(config: Config, *words: str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise ConfigError(f"output.dir={config.output.dir}: cannot write: {error}") from error
-        atomic.write_text(run_dir / "config.yaml", to_yaml(config))
+            raise ConfigError(f"output.dir={output_dir}: cannot write: {error}") from error
+        atomic.write_text(run_dir / "config.yaml", configuration)
         return run_dir
     raise ConfigError(f"{parent}: a thousand runs have this name; use another output.dir")
 

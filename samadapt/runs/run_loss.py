@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from samadapt.config.schema import LossChoice
 from samadapt.errors import ConfigError
@@ -37,9 +37,19 @@ def choose_loss(choice: LossChoice, context: RunContext, train: Sequence[SliceRe
     auto = "sam" if target == "objects" else "dice_ce"
     loss = LOSSES[auto if choice.name == "auto" else choice.name]
     _check_fit(loss, target, context)
-    _check_keys(choice, loss)
+    # A configuration with loss=auto may hold the weights of both losses that auto stands for.
+    names = {"sam", "dice_ce"} if choice.name == "auto" else {loss.name}
+    for name, key in loss_keys().items():
+        value = getattr(choice, name, key.default)
+        if value != key.default and not names & set(key.losses):
+            raise ConfigError(
+                f"loss.{name}={value} has no effect: loss={choice.name} does not take it, only "
+                f"{', '.join(key.losses)}; leave it out, or choose one of these losses"
+            )
     taken = {name: getattr(choice, name) for name in settings_fields(loss) if hasattr(choice, name)}
-    weights = _class_weights(choice, context, train)
+    weights = None  # all are equal
+    if choice.class_weights is not None:
+        weights = _class_weights(choice.class_weights, context, train)
     return loss(**taken).build(target, len(context.dataset.classes), weights)
 
 
@@ -55,26 +65,13 @@ def _check_fit(loss: type[NamedLoss], target: Target, context: RunContext) -> No
     )
 
 
-def _check_keys(choice: LossChoice, loss: type[NamedLoss]) -> None:
-    """Raise ``ConfigError`` for a key that is set and that the loss does not take."""
-    # A configuration with loss=auto may hold the weights of both losses that auto stands for.
-    names = {"sam", "dice_ce"} if choice.name == "auto" else {loss.name}
-    for name, key in loss_keys().items():
-        value = getattr(choice, name, key.default)
-        if value != key.default and not names & set(key.losses):
-            raise ConfigError(
-                f"loss.{name}={value} has no effect: loss={choice.name} does not take it, only "
-                f"{', '.join(key.losses)}; leave it out, or choose one of these losses"
-            )
-
-
 def _class_weights(
-    choice: LossChoice, context: RunContext, train: Sequence[SliceRef]
-) -> list[float] | None:
-    """Return the weights of the background and of each class; None if all are equal."""
-    given, names = choice.class_weights, context.dataset.classes
-    if given is None:
-        return None
+    given: Literal["balanced"] | Sequence[float] | Mapping[str, float],
+    context: RunContext,
+    train: Sequence[SliceRef],
+) -> list[float]:
+    """Return the weights of the background and of each class that ``loss.class_weights`` gives."""
+    names = context.dataset.classes
     if not context.policy.is_semantic:
         raise ConfigError(
             f"loss.class_weights is for prompts=semantic; with prompts={context.policy.kind} each "

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from samadapt.runs.context import RunContext
     from samadapt.runs.feature_planner import FeaturePlanner
     from samadapt.runs.scorer import Scorer
-    from samadapt.training.samples import TrainingSamples
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class RunSlices:
 
 def divide_slices(
     context: RunContext,
-    samples: TrainingSamples,
     *,
     validate_cases: int | None,
     max_test_cases: int | None,
@@ -46,7 +44,6 @@ def divide_slices(
 
     Args:
         context: the run.
-        samples: how training slices are read.
         validate_cases: at most so many training cases choose the best step; None: a tenth. 0: every
             case trains.
         max_test_cases: only the first held-out cases are scored; None: all.
@@ -59,7 +56,7 @@ def divide_slices(
     for reason, count in train.left_out.items():
         if count:
             context.say(f"training slices left out: {count} ({reason})")
-    usable = samples.usable(train)
+    usable = context.samples.usable(train)
     if len(usable) < len(train):
         context.say(f"training slices left out: {len(train) - len(usable)} (no object to prompt)")
     training, validation = selection_split(
@@ -69,7 +66,7 @@ def divide_slices(
         lambda name: data.case(name).patient or name,
         data.tile,
         # Slices at most this far apart may share a stack, in which they attend to each other.
-        gap=samples.stacks.size - 1,
+        gap=data.stack - 1,
     )
     test = first_cases(data.slices("val"), max_test_cases)
     trains = context.has_trained_parameters

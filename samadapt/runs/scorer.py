@@ -113,7 +113,7 @@ class Scorer:
             batch_size=self.batch_size,
             independent=run.dataset.overlapping or zero_shot_of_semantic,
             overlapping=run.dataset.overlapping,
-            stacks=self.planner.samples.stacks,
+            stacks=run.dataset.stacks,
             image_of=lambda ref: run.dataset.sample(ref).image,
         )
 

@@ -14,8 +14,9 @@ from samadapt.data.pseudonyms import Pseudonyms, hide_names
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, DataError
 from samadapt.reports import contact_sheet
-from samadapt.runs.context import open_data, prompt_policy, stack_of, training_samples
+from samadapt.runs.context import open_data, prompt_policy, versions_of
 from samadapt.training.batches import Sampler, choose_objects
+from samadapt.training.samples import TrainingSamples
 from samadapt.training.selection import selection_split
 
 
@@ -37,23 +38,21 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
     if path.suffix.lower() != ".png" or path.is_dir():
         raise ConfigError(f"output: expected a file name ending in .png; got {str(path)!r}")
     policy = prompt_policy(config)
-    stack = stack_of(config)
-    dataset = open_data(
-        config.data,
-        config.seed,
-        semantic=policy.is_semantic,
-        stack=stack,
-        input_channels=config.model.input_channels,
-    )
+    dataset = open_data(config)
     if config.privacy:
         dataset = hide_names(dataset, Pseudonyms())
-    samples = training_samples(config, dataset, policy)
+    changes = config.train.augment
+    versions = versions_of(config.cache.variants, changes, dataset)
+    samples = TrainingSamples(dataset, policy, changes, versions, config.seed)
     usable = samples.usable(dataset.slices("train"))
-    refs, _ = selection_split(usable, config.train.validate_cases, tile=dataset.tile, gap=stack - 1)
+    refs, _ = selection_split(
+        usable, config.train.validate_cases, tile=dataset.tile, gap=dataset.stack - 1
+    )
     if not refs:
         raise ConfigError("data: there is no slice to train on; use more cases (data.max_cases)")
     items = samples.items(refs)
-    sampler = Sampler(len(items), stacks_in_batch(config.train.batch_size, stack), config.seed)
+    stacks = stacks_in_batch(config.train.batch_size, dataset.stack)
+    sampler = Sampler(len(items), stacks, config.seed)
     rng = np.random.default_rng([config.seed, 0])  # the generator of a run's first process
     tiles: list[contact_sheet.SheetSlice] = []
     # The sampler and the generator are used as in training and in the same order, so that they draw

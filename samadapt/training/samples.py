@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from samadapt.data.stacks import ALONE, Stacks
 from samadapt.prompts.annotations import has_prompts, trainable_prompts
 from samadapt.prompts.simulate import objects_in
 from samadapt.training.augment import augment, vary
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from samadapt.data.dataset import Dataset
+    from samadapt.data.stacks import Stacks
     from samadapt.data.types import Sample, SliceRef
     from samadapt.prompts.policy import PromptPolicy
 
@@ -50,7 +50,6 @@ class TrainingSamples:
         variants: number of fixed versions of each slice to draw from; 0: every draw is changed
             anew.
         seed: seed of the variants.
-        stacks: which slices the encoder sees together.
     """
 
     dataset: Dataset
@@ -58,7 +57,11 @@ class TrainingSamples:
     changes: Sequence[str] = ()
     variants: int = 0
     seed: int = 0
-    stacks: Stacks = ALONE
+
+    @property
+    def stacks(self) -> Stacks:
+        """Which slices the encoder sees together."""
+        return self.dataset.stacks
 
     def usable(self, refs: Sequence[SliceRef]) -> list[SliceRef]:
         """Return the slices that can be prompted: those with an object that is large enough."""

@@ -16,9 +16,9 @@ from samadapt.config.compose import (
     from_yaml,
     parse_settings,
     recipes,
+    resolved,
     to_dict,
     to_yaml,
-    with_open_values,
 )
 from samadapt.config.schema import Config, Data
 from samadapt.config.train import STEPS
@@ -105,7 +105,7 @@ def test_another_method_trains_at_its_own_rate(write: Any) -> None:
     plain = compose(write("peft: late_blocks\n"))
     assert (plain.train.lr, plain.train.decoder_lr) == (METHODS["late_blocks"].lr, 1e-3)
     assert compose(write("train: {lr: 0.5}\n")).train.decoder_lr == 0.5
-    assert with_open_values(plain) == plain == from_yaml(Path(write(to_yaml(plain))))
+    assert resolved(plain) == plain == from_yaml(Path(write(to_yaml(plain))))
 
 
 def test_another_data_set_forgets_what_described_the_first(write: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from samadapt.config.compose import compose, to_yaml, with_open_values
+from samadapt.config.compose import compose, resolved, to_yaml
 from samadapt.config.curve_arguments import CurveArguments, curve_from_arguments
 from samadapt.config.schema import Config
 from samadapt.errors import ConfigError
@@ -46,7 +46,7 @@ def test_cases_are_required_and_the_recipe_is_composed_as_for_a_run() -> None:
         curve_from_arguments(["cases=5"])
     asked = curve_from_arguments(["recipe=photos", "cases=5", "train.steps=3"])
     plain = compose("photos", ["train.steps=3"])
-    asked = with_open_values(asked)
+    asked = resolved(asked)
     for name in Config.__dataclass_fields__:
         assert getattr(asked, name) == getattr(plain, name)
 

@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from samadapt.config.schema import Config
-from samadapt.runs.context import RunContext, open_run, training_samples
+from samadapt.runs.context import RunContext, open_run
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.run_slices import divide_slices
 from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.system.interrupt import InterruptedRunError
 from samadapt.training import loop
-from samadapt.training.samples import TrainingSamples
 
 
 @dataclass
@@ -23,7 +22,6 @@ class OpenedRun:
     """A run that is ready to plan its features."""
 
     context: RunContext
-    samples: TrainingSamples
     planner: FeaturePlanner
     scorer: Scorer
     config: Config
@@ -31,7 +29,6 @@ class OpenedRun:
     def slices(self):
         return divide_slices(
             self.context,
-            self.samples,
             validate_cases=self.config.train.validate_cases,
             max_test_cases=self.config.eval.max_cases,
         )
@@ -48,9 +45,8 @@ def opened_run():
 
     def make(config, run_dir):
         context = open_run(config, run_dir)
-        samples = training_samples(config, context.dataset, context.policy)
-        planner = FeaturePlanner(context, samples)
-        return OpenedRun(context, samples, planner, make_scorer(planner, config.eval), config)
+        planner = FeaturePlanner(context)
+        return OpenedRun(context, planner, make_scorer(planner, config.eval), config)
 
     return make
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from samadapt.config.compose import compose
-from samadapt.config.schema import Data
+from samadapt.config.schema import Config, Data, PromptSettings
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError, DataError
 from samadapt.prompts.policy import PromptPolicy
@@ -94,18 +94,22 @@ def test_slices_without_an_object_to_prompt_do_not_train(small_run):
     assert len(semantic.train) + len(semantic.validation) == 4
 
 
+def prompted_by(prompts, root, **options):
+    data = Data("folder", root=str(root), **options)
+    return Config(data=data, prompts=PromptSettings(prompts))
+
+
 def test_empty_slices_follow_the_prompts(pictures):
-    data = Data(name="folder", root=str(pictures))
-    assert open_data(data, 0, semantic=True).empty_slices == "keep"
-    assert open_data(data, 0, semantic=False).empty_slices == "drop"
+    assert open_data(prompted_by("semantic", pictures)).empty_slices == "keep"
+    assert open_data(prompted_by("box", pictures)).empty_slices == "drop"
     for empty in ("keep", 0.5):
-        kept = Data(name="folder", root=str(pictures), empty_slices=empty)
         with pytest.raises(ConfigError, match=rf"data\.empty_slices={empty}: box and point"):
-            open_data(kept, 0, semantic=False)
-        assert open_data(kept, 0, semantic=True).empty_slices == empty
+            open_data(prompted_by("box", pictures, empty_slices=empty))
+        kept = prompted_by("semantic", pictures, empty_slices=empty)
+        assert open_data(kept).empty_slices == empty
     (pictures / "masks" / "p1.png").unlink()
     with pytest.raises(DataError, match=r"images/p1\.png"):
-        open_data(data, 0, semantic=False)
+        open_data(prompted_by("box", pictures))
 
 
 def test_what_is_recorded_is_what_was_used(small_run):
@@ -155,8 +159,8 @@ def test_the_clock_knows_the_whole_run(small_run):
 def trained_on(run, draws=12):
     """Return the images and labels that ``finetune`` would train on."""
     rng = np.random.default_rng([0, 0])
-    items = run.samples.items(run.slices().train)
-    return run.samples.take([items[i % len(items)] for i in range(draws)], rng)
+    items = run.context.samples.items(run.slices().train)
+    return run.context.samples.take([items[i % len(items)] for i in range(draws)], rng)
 
 
 @pytest.mark.slow
@@ -169,7 +173,7 @@ def test_features_belong_to_the_version_whose_targets_train(small_run):
     keys = run.planner.keys_of(versions)
     assert keys == [run.planner.features.key(sample.image) for sample in samples]
     for sample, (ref, number) in zip(samples, versions, strict=True):
-        again = run.samples.variant([run.context.dataset.sample(ref)], number)[0]
+        again = run.context.samples.variant([run.context.dataset.sample(ref)], number)[0]
         assert np.array_equal(sample.labels, again.labels)
     scored = run.slices().validation
     images = [run.context.dataset.sample(ref).image for ref in scored]
@@ -226,12 +230,12 @@ def held_out(tmp_path):
 
 def test_a_list_of_held_out_cases_divides_the_data(pictures, held_out):
     path = held_out("# scored since 2019\np1\n\n p4 \n")
-    options = {"root": str(pictures), "empty_slices": "keep"}
-    dataset = open_data(Data("folder", held_out=str(path), **options), seed=0, semantic=True)
+    options = {"held_out": str(path), "empty_slices": "keep"}
+    dataset = open_data(prompted_by("semantic", pictures, **options))
     assert dataset.val == ["p1", "p4"]
     assert dataset.train == ["p0", "p2", "p3", "p5"]
-    few = Data("folder", held_out=str(path), train_cases=2, **options)
-    assert open_data(few, seed=0, semantic=True).val == ["p1", "p4"]
+    few = prompted_by("semantic", pictures, train_cases=2, **options)
+    assert open_data(few).val == ["p1", "p4"]
 
 
 @pytest.mark.parametrize(
@@ -243,12 +247,11 @@ def test_a_list_of_held_out_cases_divides_the_data(pictures, held_out):
     ],
 )
 def test_a_wrong_list_is_one_message(pictures, held_out, text, more, message):
-    data = Data("folder", root=str(pictures), held_out=str(held_out(text)), **more)
     with pytest.raises(ConfigError, match=message):
-        open_data(data, seed=0, semantic=False)
+        open_data(prompted_by("box", pictures, held_out=str(held_out(text)), **more))
 
 
 def test_a_list_that_is_not_there_is_named(pictures, tmp_path):
-    data = Data("folder", root=str(pictures), held_out=str(tmp_path / "none.txt"))
+    config = prompted_by("box", pictures, held_out=str(tmp_path / "none.txt"))
     with pytest.raises(ConfigError, match=r"data\.held_out=.*none\.txt: expected a text file"):
-        open_data(data, seed=0, semantic=False)
+        open_data(config)

@@ -87,10 +87,10 @@ def test_a_slice_has_one_embedding_in_training_evaluation_and_prediction(
     )
 
     # training: stacks of three, with the loss where there is an object
-    items = run.samples.items(slices.train)
+    items = run.context.samples.items(slices.train)
     assert {(item.refs[0].index, item.trained) for item in items} == {(0, (1, 2)), (3, (0,))}
     rng = np.random.default_rng(0)
-    samples, trained, versions = run.samples.take(items[:2], rng)
+    samples, trained, versions = run.context.samples.take(items[:2], rng)
     keys = run.planner.keys_of(versions)
     side = 4 * context.sam.embedding_size
     frame = run.planner.features.frame
