@@ -199,7 +199,7 @@ def test_what_has_no_neighbours_is_refused(configure, make_pictures, recipe, mov
     pictures = [f"data.root={make_pictures()}", "peft=adapter", "peft.depth=2"]
     with pytest.raises(ConfigError, match=r"2 neighbouring slices.*p0\.png has only one"):
         finetune(compose(str(recipe), pictures))
-    with pytest.raises(ConfigError, match=r"multiple of peft\.depth=3.*got 4; use 6"):
+    with pytest.raises(ConfigError, match=r"multiple of 3.*peft\.depth.*got 4; use 6"):
         finetune(configure("train.batch_size=4"))
     with pytest.raises(ConfigError, match=r"peft\.depth=3 needs .* kind vit; tiny_t has"):
         finetune(configure("model=tiny_t"))
@@ -210,7 +210,7 @@ def test_what_has_no_neighbours_is_refused(configure, make_pictures, recipe, mov
     record = adapter_record(run.config, context)
     save_adapter(tmp_path / "adapter", context.sam, context.injection, record)
     segmenter = samadapt.load_adapter(tmp_path / "adapter", device="cpu")
-    with pytest.raises(DataError, match=r"peft\.depth=3.*this is one image"):
+    with pytest.raises(DataError, match=r"sees 3 neighbouring slices.*this is one image"):
         segmenter.segment(np.zeros((20, 28), np.uint8))
     with pytest.raises(AdapterError, match=r"stacks of slices.*nothing else"):
         export_adapter(tmp_path / "adapter", Onnx(), tmp_path / "exported")
