@@ -28,6 +28,7 @@ from samadapt.errors import ConfigError, DataError, RunError
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.runs.baseline import open_baseline
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
+from samadapt.runs.run_description import configuration_text, run_title, trained_name
 from samadapt.sam.attention.compiled import describe_attention
 from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.model import Sam
@@ -49,6 +50,8 @@ class RunContext:
 
     Attributes:
         run_dir: the directory that receives the results.
+        title: the title of its report.
+        configuration: its keys as YAML, for the report; with ``privacy`` it names no file.
         progress: shows messages and progress to the user, and writes ``log.txt``.
         device: the device of the model.
         precision: the arithmetic of the forward and backward passes.
@@ -63,6 +66,8 @@ class RunContext:
     """
 
     run_dir: Path
+    title: str
+    configuration: str
     progress: Progress
     device: torch.device
     precision: Precision
@@ -165,6 +170,8 @@ def open_run(
     write_json(run_dir / "env.json", environment(device, precision))
     return RunContext(
         run_dir=run_dir,
+        title=run_title(config.recipe, trained_name(config), dataset.name),
+        configuration=configuration_text(config),
         progress=progress,
         device=device,
         precision=precision,

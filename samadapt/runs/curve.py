@@ -28,8 +28,8 @@ from samadapt.reports.tables import read_per_case, write_summary
 from samadapt.runs.context import open_data, read_splits
 from samadapt.runs.finetune import train_and_score
 from samadapt.runs.part_runs import is_finished, part_of, prepare_part, read_summary
-from samadapt.runs.run_directory import MAY_MOVE, locked, make_run_dir, trained_name
-from samadapt.runs.run_page import configuration_text
+from samadapt.runs.run_description import configuration_text, trained_name
+from samadapt.runs.run_directory import MAY_MOVE, locked, make_run_dir
 from samadapt.system import atomic
 from samadapt.system.launchers import refuse_several_processes
 

@@ -168,7 +168,7 @@ def score_adapter(
         summary |= gap.summary()
         gap.write(run_dir / "eval")
     summary["seconds"] = time.perf_counter() - started
-    write_scores(config, context, scored.refs, zero_shot, adapted, summary)
+    write_scores(context, scored.refs, zero_shot, adapted, summary, overlays=config.eval.overlays)
     return summary
 
 

@@ -187,7 +187,9 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         )
         add_to_summary(summary, first)
         summary["seconds"] = time.perf_counter() - started
-        write_scores(config, context, slices.test, zero_shot, adapted, summary)
+        write_scores(
+            context, slices.test, zero_shot, adapted, summary, overlays=config.eval.overlays
+        )
         record = replace(adapter_record(config, context), confidence=confidence_entry(curve))
         record = replace(record, keep_largest=list(scorer.keep_largest))
         record = add_to_record(record, first)

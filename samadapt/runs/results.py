@@ -25,7 +25,7 @@ from samadapt.reports.objects import write_objects
 from samadapt.reports.overlays import choose_cases, draw_overlay
 from samadapt.reports.plots import plot_progress
 from samadapt.reports.tables import state_names, write_per_case, write_summary
-from samadapt.runs.run_page import configuration_text, page_title, write_page
+from samadapt.runs.run_page import write_page
 from samadapt.runs.summary import NOT_SCORED
 
 if TYPE_CHECKING:
@@ -36,22 +36,23 @@ if TYPE_CHECKING:
 
 
 def write_scores(
-    config: Config,
     context: RunContext,
     refs: Sequence[SliceRef],
     zero_shot: Evaluation | None,
     adapted: Evaluation | None,
     summary: Mapping[str, Any],
+    *,
+    overlays: int,
 ) -> None:
     """Write ``eval/``, ``overlays/``, ``progress.png`` and ``report.html``.
 
     Args:
-        config: the configuration of the run.
         context: the run.
         refs: the slices that were scored.
         zero_shot: the scores of the base model; None if nothing was scored.
         adapted: the scores of the adapted model; None if nothing was trained or scored.
         summary: the content of ``eval/summary.json``.
+        overlays: the number of cases that are drawn.
     """
     states = {"zero_shot": zero_shot, "adapted": adapted}
     evaluations = {state: found for state, found in states.items() if found}
@@ -62,21 +63,13 @@ def write_scores(
     write_summary(folder, summary)
     write_per_case(folder, {state: found.rows for state, found in evaluations.items()})
     rows = scored.rows if scored else []
-    cases = list(choose_cases(rows).items())[: config.eval.overlays]
+    cases = list(choose_cases(rows).items())[:overlays]
     if cases:
         draw_overlays(context, cases, evaluations, state_names(summary))
     metrics = context.run_dir / "metrics.jsonl"
     if metrics.is_file():
         plot_progress(metrics, context.run_dir / "progress.png")
-    write_page(
-        context,
-        cases,
-        refs,
-        evaluations,
-        summary,
-        title=page_title(config, context.dataset.name),
-        configuration=configuration_text(config),
-    )
+    write_page(context, cases, refs, evaluations, summary)
 
 
 def draw_overlays(

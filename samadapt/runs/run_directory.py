@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import platform
-import re
 import shutil
 import stat
 import sys
@@ -22,6 +21,7 @@ from samadapt.adapters.record import RECORD, UNET_RECORD
 from samadapt.config.compose import from_yaml, to_dict, to_yaml
 from samadapt.config.schema import Config
 from samadapt.errors import ConfigError, UserError
+from samadapt.runs.run_description import trained_name
 from samadapt.system import atomic
 
 MAY_MOVE = {"root", "held_out", "on_error"}
@@ -83,16 +83,6 @@ def make_run_dir(output_dir: str, recipe: str, words: Sequence[str], configurati
         atomic.write_text(run_dir / "config.yaml", configuration)
         return run_dir
     raise ConfigError(f"{parent}: a thousand runs have this name; use another output.dir")
-
-
-def trained_name(config: Config) -> str:
-    """Return what trains in a run, for names and titles: its method, or the baseline."""
-    baseline = config.baseline
-    if baseline.name is None:
-        return config.peft.name
-    parts = [baseline.name, *([baseline.encoder] if baseline.encoder else [])]
-    # An encoder's name is not checked yet, and a folder must not get its slashes.
-    return re.sub(r"[^\w.-]", "_", "-".join(parts))
 
 
 def has_trained_weights(run_dir: Path) -> bool:

@@ -7,12 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from rich.table import Table
 from rich.text import Text
 
-from samadapt.adapters.record import LOCAL_OPTIONS
-from samadapt.config.compose import to_dict, to_yaml
 from samadapt.data.intensity import visible
 from samadapt.evaluation.scores import SCORES
 from samadapt.reports.html import HTML_NAME, Page, ShownCase, write_html
@@ -26,7 +23,7 @@ from samadapt.reports.tables import (
     side_by_side_tables,
     state_names,
 )
-from samadapt.runs.run_directory import trained_name
+from samadapt.runs.run_description import configuration_text, run_title, trained_name
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
@@ -35,8 +32,6 @@ if TYPE_CHECKING:
     from samadapt.evaluation.metrics import CaseClassScore
     from samadapt.runs.context import RunContext
 
-HIDDEN = "(hidden: privacy=true)"
-
 
 def write_page(
     context: RunContext,
@@ -44,9 +39,6 @@ def write_page(
     refs: Sequence[SliceRef],
     evaluations: Mapping[str, Evaluation],
     summary: Mapping[str, Any],
-    *,
-    title: str,
-    configuration: str,
 ) -> Path:
     """Write ``report.html`` into the run directory, and return its path.
 
@@ -56,13 +48,11 @@ def write_page(
         refs: the slices that were scored.
         evaluations: the scores by state, ``zero_shot`` and ``adapted``.
         summary: the content of ``eval/summary.json``.
-        title: the title of the page.
-        configuration: the configuration as text.
     """
     folder, names = context.run_dir, state_names(summary)
     rows = {state: found.rows for state, found in evaluations.items()}
     page = Page(
-        title=title,
+        title=context.title,
         subtitle=f"{_scope(summary)}; {folder.name}",
         notes=summary["notes"],
         tables=_tables(summary),
@@ -80,7 +70,7 @@ def write_page(
             *([_per_case(rows, names)] if rows else []),
         ],
         texts={
-            "Configuration": configuration,
+            "Configuration": context.configuration,
             "Environment": _json(folder / "env.json"),
             "Splits": _json(folder / "splits.json"),
         },
@@ -103,7 +93,7 @@ def write_pooled_page(
         summary: the content of ``eval/summary.json``.
     """
     page = Page(
-        title=page_title(config, summary["data"]),
+        title=run_title(config.recipe, trained_name(config), summary["data"]),
         subtitle=f"{summary['cases']} cases, {summary['slices']} {summary['parts']}; "
         f"{summary['split']}; a case is a {summary['case_is']}; {run_dir.name}",
         notes=[*summary["notes"], "each fold has a page of its own, with cases to leaf through"],
@@ -151,28 +141,6 @@ def write_side_by_side_page(
         texts={"Configuration": configuration_text(config)},
     )
     return write_html(run_dir / HTML_NAME, page)
-
-
-def page_title(config: Config, data: str) -> str:
-    """Return the title of a run's page: its recipe, what trains in it, and its data set."""
-    return f"{config.recipe or 'run'}: {trained_name(config)} on {data}"
-
-
-def configuration_text(config: Config) -> str:
-    """Return the configuration as YAML; with ``privacy`` it names no file, folder or patient."""
-    if not config.privacy:
-        return to_yaml(config)
-    values = to_dict(config)
-    private = {"data": (*LOCAL_OPTIONS, "patient"), "output": ("dir",), "cache": ("dir",)}
-    for group, keys in {**private, "model": ("checkpoint",)}.items():
-        # `on_error` depends on the machine, but it names no file, so it stays.
-        for key in set(keys) & set(values[group]) - {"on_error"}:
-            values[group][key] = HIDDEN if values[group][key] is not None else None
-    # A recipe may be given by its path, of which the name is enough.
-    values |= {key: values[key] and HIDDEN for key in ("resume", "init")}
-    values["recipe"] = Path(config.recipe).name
-    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return text
 
 
 def _scope(summary: Mapping[str, Any]) -> str:
