@@ -138,16 +138,16 @@ def make_scorer(planner: FeaturePlanner, options: Eval) -> Scorer:
         nsd_tolerance_mm=options.nsd_tolerance_mm,
         instances=options.instances,
         mirrors=mirrors,
-        keep_largest=_kept(context, options),
+        keep_largest=_kept(context, options.keep_largest),
     )
 
 
-def _kept(context: RunContext, options: Eval) -> tuple[str, ...]:
+def _kept(context: RunContext, wanted: Literal["auto"] | Sequence[str] | None) -> tuple[str, ...]:
     """Return the classes of ``eval.keep_largest``, and say what ``auto`` found."""
     if not context.policy.is_semantic:
         return ()
-    kept = tuple(kept_classes(options.keep_largest, context.dataset))
-    if options.keep_largest == "auto":
+    kept = tuple(kept_classes(wanted, context.dataset))
+    if wanted == "auto":
         found = ", ".join(kept) or "no class is one piece in every training volume"
         context.say(f"largest component kept: {found} (eval.keep_largest=auto)")
     return kept
