@@ -41,7 +41,8 @@ is prompted to the others, both ways, until it vanishes: the box around its mask
 prompts the next slice.
 
 adapter=[a,b,c], or the run directory of a cross-validation, lets several adapters segment together:
-their probabilities are averaged. tta=flip averages over mirrored copies as well. uncertainty=true
+their probabilities are averaged. tta=flip averages over mirrored copies as well. second_pass=base
+lets the base model refine what an adapter without prompts has found. uncertainty=true
 writes OUTPUT_uncertainty, and objects=true lists the objects, each with its class, box, area and,
 if the training had enough validation objects, a calibrated confidence.
 

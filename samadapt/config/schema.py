@@ -469,6 +469,11 @@ class Eval(Settings):
         description="flip: average final scores over mirrored copies too, left-right and in "
         "microscopy also upside down; null: the image alone",
     )
+    second_pass: Literal["base"] | None = Field(
+        default=None,
+        description="base: final scores without prompts average with the masks of the base model, "
+        "prompted with the components that were found; null: the first pass alone",
+    )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from samadapt.evaluation.label_stack import LabelStack, choose_slice
 from samadapt.evaluation.metrics import CaseClassScore, score_case, summarise
 from samadapt.evaluation.postprocess import postprocess
 from samadapt.evaluation.scores import OVERLAP
+from samadapt.evaluation.second_pass import SecondPass
 from samadapt.prompts.annotations import given_prompts, has_prompts
 from samadapt.prompts.simulate import simulate
 from samadapt.sam.averaging import DecodedObjects, MeanLogits, object_means
@@ -103,6 +104,7 @@ class SlicePredictor:
         mirrors: the mirrored copies of the slices over which probabilities are averaged.
         unstored: returns the features of images that are not stored, such as mirrored ones; None:
             ``features`` does.
+        second_pass: refines what is found without prompts; None: nothing does.
         scores_objects: also return what the confidence of objects is fitted to and measured by.
     """
 
@@ -120,6 +122,7 @@ class SlicePredictor:
     keys_of: Callable[[Sequence[SliceRef]], Sequence[str]] = lambda refs: ()
     mirrors: Sequence[Mirror] = (AS_IT_IS,)
     unstored: Callable[[Sequence[Array]], Tensor] | None = None
+    second_pass: SecondPass | None = None
     scores_objects: bool = False
 
     @torch.no_grad()
@@ -145,10 +148,12 @@ class SlicePredictor:
         ]
         label = region_labels if self.overlapping else semantic_labels
         found = []
-        for each in zip(*decoded, strict=True):
+        for sample, *each in zip(samples, *decoded, strict=True):
             mean = MeanLogits(exclusive=not self.overlapping)
             for mirror, logits in zip(self.mirrors, each, strict=True):
                 mean.add(turned_back(logits[0, 0], mirror))
+            if self.second_pass is not None:
+                self.second_pass.add_to(mean, sample.image)
             labels = label(mean.logits[None, None], self.classes)[0].cpu().numpy()
             # (h, w), or (K, h, w) if classes overlap, becomes (n, h, w).
             maps = labels.reshape(-1, *labels.shape[-2:])

@@ -38,6 +38,7 @@ class AdapterBundle:
         stack: number of slices of a volume that the encoder sees together.
         first_trainable_block: the encoder before it is that of the base; see ``Sam.encode_prefix``.
             -1: nothing of it is known to be.
+        base: the model without the adapter; None: there is none, or it is not known.
     """
 
     sam: SegmentationModel
@@ -49,6 +50,7 @@ class AdapterBundle:
     tiling: Tiling | None = None
     stack: int = 1
     first_trainable_block: int = -1
+    base: Sam | None = None
 
 
 def load_bundle(directory: Path, base: Sam) -> AdapterBundle:
@@ -67,7 +69,7 @@ def load_bundle(directory: Path, base: Sam) -> AdapterBundle:
         bundle = make_bundle(sam.to(base.device), record, first > injection.depth)
     except (ConfigError, PromptError, AdapterError) as error:
         raise AdapterError(f"{directory / RECORD}: {error}") from error
-    return replace(bundle, first_trainable_block=first)
+    return replace(bundle, first_trainable_block=first, base=base)
 
 
 def make_bundle(

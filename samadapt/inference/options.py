@@ -24,6 +24,9 @@ Carry = Literal["prompt", "mask", "both"]
 Tta = Literal["flip"]
 """Test-time augmentation: the copies of an image that a prediction is averaged over."""
 
+SecondPassBy = Literal["base"]
+"""The model that is prompted with what another one found without prompts."""
+
 SMALLEST_TILE = 16
 """Side in pixels below which a tile shows nothing that could be recognised."""
 
@@ -105,6 +108,11 @@ class PredictionOptions:
         "flip: average over mirrored copies too: left-right, in microscopy also upside down; null: "
         "the image alone",
     )
+    second_pass: SecondPassBy | None = _option(
+        None,
+        "base: prompt the base model with the components that were found without prompts, and "
+        "average with its masks where the two agree; null: the first pass alone",
+    )
     uncertainty: bool | Literal["mutual_information"] = _option(
         False,
         "also write OUTPUT_uncertainty, the entropy of the probabilities from 0 to 1; "
@@ -134,6 +142,8 @@ class PredictionOptions:
             raise PromptError(f"carry must be {', '.join(get_args(Carry))}; got {self.carry!r}")
         if self.tta is not None and self.tta not in get_args(Tta):
             raise PromptError(f"tta must be flip, or left out; got {self.tta!r}")
+        if self.second_pass is not None and self.second_pass not in get_args(SecondPassBy):
+            raise PromptError(f"second_pass must be base, or left out; got {self.second_pass!r}")
         if self.uncertainty not in (True, False, "mutual_information"):
             raise PromptError(
                 f"uncertainty must be true, false or mutual_information; got {self.uncertainty!r}"

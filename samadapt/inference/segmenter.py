@@ -30,7 +30,7 @@ from samadapt.inference.files import (
 )
 from samadapt.inference.inputs import Source, chosen_channels, is_source
 from samadapt.inference.objects import FoundObject
-from samadapt.inference.options import Carry, PredictionOptions, Tta
+from samadapt.inference.options import Carry, PredictionOptions, SecondPassBy, Tta
 from samadapt.inference.volumes import Progress, VolumePredictor, as_picture
 from samadapt.prompts.user_prompts import SlicePrompts
 from samadapt.system.arrays import Array
@@ -263,6 +263,7 @@ class Segmenter:
         tile: int | None = None,
         exif: Exif | None = None,
         tta: Tta | None = None,
+        second_pass: SecondPassBy | None = None,
     ) -> Array:
         """Segment an image or a volume.
 
@@ -320,6 +321,9 @@ class Segmenter:
             tta: ``"flip"``: average the probabilities over the image and its mirrored copies, which
                 are turned back: from left to right, and under a microscope also upside down.
                 Refused for classes that name a side; see ``data/mirroring.py``.
+            second_pass: ``"base"``: for an adapter that was trained without prompts. The components
+                of each class prompt the base model, and its masks are averaged with the first ones
+                where the two agree; see ``evaluation/second_pass.py``.
 
         Returns:
             uint8 labels: (h, w) for an image; in the axes and the shape of the file for a volume
@@ -349,6 +353,7 @@ class Segmenter:
             spacing=spacing,
             series=series,
             tta=tta,
+            second_pass=second_pass,
         )
         return self._segment(image, options, progress).labels
 

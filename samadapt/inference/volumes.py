@@ -22,6 +22,7 @@ from samadapt.data.types import SliceRef, Volume
 from samadapt.errors import DataError, PromptError
 from samadapt.evaluation.instances import components
 from samadapt.evaluation.postprocess import postprocess
+from samadapt.evaluation.second_pass import SecondPass
 from samadapt.inference.embeddings import Embeddings
 from samadapt.inference.objects import FoundObject, list_objects
 from samadapt.inference.options import PredictionOptions, class_ids
@@ -168,7 +169,9 @@ class VolumePredictor:
             class_ids(getattr(options, option) or False, self.classes, option)
         if options.tta and self.policy.is_semantic:
             refuse_sides(self.classes, f"tta={options.tta}")
-        several = len(self.members) > 1 or options.tta is not None
+        self.second_pass(options)
+        asked_twice = options.tta is not None or options.second_pass is not None
+        several = len(self.members) > 1 or asked_twice
         if options.uncertainty == "mutual_information" and not several:
             raise PromptError(
                 "uncertainty=mutual_information is how much several passes disagree, and this is "
@@ -210,6 +213,33 @@ class VolumePredictor:
             return (AS_IT_IS,)
         is_picture = volume.source is None and volume.shape[2] == 1
         return mirrors_of(self.adapter.intensity, is_picture=is_picture)
+
+    def second_pass(self, options: PredictionOptions) -> SecondPass | None:
+        """Return what refines the classes that are found without prompts, if it is asked for.
+
+        Raises:
+            PromptError: this adapter takes prompts, or there is no promptable base for its images.
+        """
+        if options.second_pass is None:
+            return None
+        if not self.policy.is_semantic:
+            raise PromptError(
+                f"second_pass={options.second_pass} refines what is found without prompts, and "
+                f"this adapter was trained with {self.policy.kind} prompts; leave it out"
+            )
+        base = self.adapter.base
+        if base is None:
+            raise PromptError(
+                f"second_pass={options.second_pass} prompts the base model, and none is known: "
+                "this is a U-Net, or a model that was not loaded from a directory; leave it out"
+            )
+        if base.input_channels != self.sam.input_channels:
+            raise PromptError(
+                f"second_pass={options.second_pass} prompts the base model, which sees "
+                f"{base.input_channels} channels, and the adapter {self.sam.input_channels}; leave "
+                "it out"
+            )
+        return SecondPass(base)
 
     @property
     def uncalibrated(self) -> str:
@@ -305,6 +335,7 @@ class _Prediction:
         self.shape = volume.shape
         height, width, depth = volume.shape
         self.mirrors = model.mirrors(volume, options)
+        self.second_pass = model.second_pass(options)
         self.tiles = model.tiles(volume, options)
         self.count = depth if self.tiles is None else len(self.tiles)
         self.pictures = SlicePictures(volume, model.adapter, self.tiles)
@@ -347,6 +378,8 @@ class _Prediction:
                 mean = MeanLogits(exclusive=not overlapping)
                 for one, logits in zip(passes, each, strict=True):
                     mean.add(turned_back(logits[0, 0], one.mirror))
+                if self.second_pass is not None:
+                    self.second_pass.add_to(mean, self.pictures(index))
                 labels = label(mean.logits[None, None], count)[0]
                 self._put(self.found.labels, index, labels.cpu().numpy())
                 self._keep_classes(index, mean)

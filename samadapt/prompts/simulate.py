@@ -23,6 +23,13 @@ SAM_SIDE = 1024.0
 """Longest side of the images for which SAM states its bound of the jitter (SAM, appendix A)."""
 
 
+MARGIN = 0.05
+"""Share of a predicted mask's box by which it grows on each side when it becomes a prompt: of its
+longer side, at least one pixel. Without a margin a box can only shrink; with a wide one it takes in
+the neighbours. Of the values 0 to 0.15, those from 0.05 to 0.08 gave the best Dice for four organs
+of a CT that were carried from slice to slice with LiteMedSAM."""
+
+
 def objects_in(
     labels: Array, objects: Objects, min_area: int = 0, instances: Array | None = None
 ) -> tuple[Array, Array]:
@@ -129,6 +136,15 @@ def jitter_boxes(
     low = np.clip(moved[:, :2], 0, [width - 1, height - 1])
     high = np.clip(np.maximum(moved[:, 2:], low + 1), 1, [width, height])
     return np.concatenate([low, high], axis=1).astype(np.float32)
+
+
+def widened(boxes: Array, shape: tuple[int, ...]) -> Array:
+    """Grow boxes (p, 4) XYXY by the margin on each side, within an image of ``shape`` (h, w)."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    margin = np.maximum(1, MARGIN * sides.max(axis=1, keepdims=True))
+    grown = np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
+    height, width = shape
+    return np.asarray(np.clip(grown, 0, [width, height] * 2), dtype=np.float32)
 
 
 def _box(mask: Array) -> tuple[float, float, float, float]:

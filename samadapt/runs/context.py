@@ -63,6 +63,8 @@ class RunContext:
         injection: which parameters of ``model`` are trained.
         base_copy: the base model without the adapter, on the CPU, for an evaluation, which puts
             the trained adapter into it; None in other runs.
+        promptable_base: the base model without the adapter, on ``device``, for
+            ``eval.second_pass``; None without it.
     """
 
     run_dir: Path
@@ -78,6 +80,7 @@ class RunContext:
     base_sha256: str
     injection: Injection
     base_copy: Sam | None = None
+    promptable_base: Sam | None = None
 
     @property
     def sam(self) -> Sam:
@@ -182,6 +185,7 @@ def open_run(
         base_sha256=opened.base_sha256,
         injection=opened.injection,
         base_copy=opened.base_copy,
+        promptable_base=opened.promptable_base,
     )
 
 
@@ -229,6 +233,7 @@ class _OpenedModel:
     base_sha256: str
     injection: Injection
     base_copy: Sam | None = None
+    promptable_base: Sam | None = None
 
 
 def _open_sam(
@@ -245,6 +250,7 @@ def _open_sam(
     # The copy is made before the model moves to the device and before the adapter changes it.
     base_copy = deepcopy(sam) if copies_base else None
     sam.to(device)
+    promptable_base = deepcopy(sam).eval() if config.eval.second_pass else None
     base_sha256 = base_hash(sam)
     if policy.is_semantic and len(dataset.classes) > sam.build.num_multimask:
         sam.resize_mask_tokens(len(dataset.classes))  # one mask token for each class
@@ -253,7 +259,7 @@ def _open_sam(
     if config.head.name == "unet":
         trains_decoder = config.peft.decoder != "frozen"
         add_head(sam, config.head, dataset, policy, trains_decoder=trains_decoder)
-    return _OpenedModel(sam, base_sha256, inject(sam, config.peft), base_copy)
+    return _OpenedModel(sam, base_sha256, inject(sam, config.peft), base_copy, promptable_base)
 
 
 def _hide_names_in_run(dataset: Dataset, run_dir: Path, trained_in: Path | None) -> Dataset:

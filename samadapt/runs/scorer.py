@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from samadapt.data.mirroring import mirrors_of, refuse_sides
+from samadapt.errors import PromptError
 from samadapt.evaluation.evaluate import Evaluation, SlicePredictor, evaluate_cases
+from samadapt.evaluation.second_pass import SecondPass
 from samadapt.runs.kept_components import kept_classes
 from samadapt.sam.mirror import AS_IT_IS, Mirror
 
@@ -32,6 +34,7 @@ class Scorer:
         instances: whether the data set's numbered objects, or components, are matched too.
         mirrors: the mirrored copies of the slices that final scores are averaged over.
         keep_largest: classes of which predictions without prompts keep the largest component.
+        second_pass: refines final scores without prompts; None: nothing does.
     """
 
     planner: FeaturePlanner
@@ -40,6 +43,7 @@ class Scorer:
     instances: bool | Literal["components"]
     mirrors: tuple[Mirror, ...] = (AS_IT_IS,)
     keep_largest: tuple[str, ...] = ()
+    second_pass: SecondPass | None = None
 
     @property
     def context(self) -> RunContext:
@@ -60,7 +64,12 @@ class Scorer:
         predictor = self.predictor(policy)
         kept = self.keep_largest if policy.is_semantic else ()
         return evaluate_cases(
-            replace(predictor, mirrors=self.mirrors, scores_objects=confidence),
+            replace(
+                predictor,
+                mirrors=self.mirrors,
+                second_pass=self.second_pass,
+                scores_objects=confidence,
+            ),
             refs,
             run.dataset.sample,
             run.dataset.classes,
@@ -122,7 +131,8 @@ def make_scorer(planner: FeaturePlanner, options: Eval) -> Scorer:
     """Return what scores the model of a run, on the features that the planner serves.
 
     Raises:
-        PromptError: ``eval.tta=flip`` with classes that name a side and are found without prompts.
+        PromptError: ``eval.tta=flip`` with classes that name a side and are found without prompts,
+            or ``eval.second_pass`` where nothing is found without prompts or no base model is.
     """
     context = planner.context
     mirrors: tuple[Mirror, ...] = (AS_IT_IS,)
@@ -139,6 +149,7 @@ def make_scorer(planner: FeaturePlanner, options: Eval) -> Scorer:
         instances=options.instances,
         mirrors=mirrors,
         keep_largest=_kept(context, options.keep_largest),
+        second_pass=_second_pass(context, options.second_pass),
     )
 
 
@@ -151,3 +162,21 @@ def _kept(context: RunContext, wanted: Literal["auto"] | Sequence[str] | None) -
         found = ", ".join(kept) or "no class is one piece in every training volume"
         context.say(f"largest component kept: {found} (eval.keep_largest=auto)")
     return kept
+
+
+def _second_pass(context: RunContext, wanted: Literal["base"] | None) -> SecondPass | None:
+    """Return what refines final scores without prompts, if it is asked for; see ``make_scorer``."""
+    if wanted is None:
+        return None
+    if not context.policy.is_semantic:
+        raise PromptError(
+            f"eval.second_pass={wanted} refines what is found without prompts; got "
+            f"prompts={context.policy.kind}. Leave it out"
+        )
+    base = context.promptable_base
+    if base is None or base.input_channels != context.model.input_channels:
+        raise PromptError(
+            f"eval.second_pass={wanted} prompts the base model, which a U-Net does "
+            "not have and which sees three channels at most; leave it out"
+        )
+    return SecondPass(base)

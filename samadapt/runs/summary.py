@@ -85,6 +85,7 @@ def summarise_run(
         "case_is": case_is(context),
         "nsd_tolerance": scorer.nsd_tolerance_mm,
         **({"tta": "flip"} if len(scorer.mirrors) > 1 else {}),
+        **({"second_pass": "base"} if scorer.second_pass else {}),
         "cases": len({ref.case for ref in slices.test}),
         "slices": len(slices.test),
         "parts": "slices" if data.tiling is None else "tiles",

@@ -44,18 +44,24 @@ class MeanLogits:
         # The logarithm of the summed probabilities, and the summed entropies of the passes.
         self._sums: tuple[Tensor, Tensor] | None = None
 
-    def add(self, logits: Tensor) -> None:
-        """Add the logits (n, h, w) of a pass, in the frame that all passes share."""
-        self.count += 1
+    def add(self, logits: Tensor, weight: int = 1) -> None:
+        """Add the logits (n, h, w) of a pass, in the frame that all passes share.
+
+        Args:
+            logits: of the pass.
+            weight: how many passes it counts as. The first one counts as one.
+        """
         if self._first is None:
-            self._first = logits
+            self._first, self.count = logits, 1
             return
+        self.count += weight
         if self._sums is None:
             start = self._log_probabilities(self._first)
             self._sums = start, _entropy(start)
         log_sum, entropies = self._sums
         found = self._log_probabilities(logits)
-        self._sums = torch.logaddexp(log_sum, found), entropies + _entropy(found)
+        entropies = entropies + weight * _entropy(found)
+        self._sums = torch.logaddexp(log_sum, found + math.log(weight)), entropies
 
     @property
     def logits(self) -> Tensor:

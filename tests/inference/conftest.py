@@ -1,15 +1,26 @@
-"""A stand-in model that sees the truth in the colours, behind real files, slices and prompts."""
+"""Stand-ins: a model that sees the truth in the colours, and adapters of a random one."""
 
 from __future__ import annotations
 
+import copy
+from dataclasses import asdict
+
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from samadapt.adapters.store import AdapterRecord
+from samadapt.adapters.injection import inject
+from samadapt.adapters.store import AdapterRecord, save_adapter
+from samadapt.data.intensity import make_intensity
 from samadapt.inference.segmenter import Segmenter
+from samadapt.methods import METHODS
+from samadapt.prompts.policy import PromptPolicy
+from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.model import Sam
 from samadapt.sam.types import MaskOutput, Preprocessing
+from samadapt.sam.weights.loading import base_hash
 
 STEP = 85
 """Grey values between one class (or object) and the next."""
@@ -110,3 +121,44 @@ def make_oracle():
         return Segmenter(sam or Oracle(len(classes)), record)
 
     return make
+
+
+@pytest.fixture
+def adapter(tiny_sam, tmp_path, monkeypatch):
+    """``adapter(name, seed, kind, **record)``: the directory of an adapter on one base."""
+    base = tmp_path / "weights" / "base.safetensors"
+    base.parent.mkdir()
+    monkeypatch.chdir(base.parent)  # the record holds the bare name of the base's file
+    save_file(tiny_sam.state_dict(), base)
+
+    def make(name, seed=1, kind="semantic", blocks="last:1", width=None, **changes):
+        sam = copy.deepcopy(tiny_sam)
+        digest = base_hash(sam)
+        if width is not None:
+            sam.add_dense_head(2, HeadSettings(side=48, width=width, scales=2))
+            changes["head"] = sam.dense_head.describe()
+        injection = inject(sam, METHODS["lora"](rank=2, blocks=blocks))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in injection.parameters.values():
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+        values = {
+            "base": "tiny",
+            "base_sha256": digest,
+            "checkpoint": str(base),
+            "image_size": sam.image_size,
+            "preprocessing": asdict(sam.preprocessing),
+            "intensity": make_intensity("rgb").to_dict(),
+            "classes": ["grey", "white"],
+            "prompt": PromptPolicy(kind).to_dict(),
+        }
+        directory = tmp_path / name
+        save_adapter(directory, sam, injection, AdapterRecord(**(values | changes)))
+        return directory
+
+    return make
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 255, (30, 41, 3), dtype=np.uint8)

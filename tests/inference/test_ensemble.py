@@ -2,75 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
-from samadapt.adapters.injection import inject
-from samadapt.adapters.store import AdapterRecord, save_adapter
 from samadapt.data.intensity import make_intensity
 from samadapt.errors import AdapterError, PromptError
 from samadapt.inference.segmenter import Segmenter, load_adapter
-from samadapt.methods import METHODS
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.decode import object_logits, semantic_logits
-from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.embed import embed
 from samadapt.sam.types import ImagePrompts
-from samadapt.sam.weights.loading import base_hash
 
 BOX = [5.0, 4.0, 25.0, 20.0]
 OTHER = [18.0, 8.0, 38.0, 28.0]
 CURVE = {"slope": 0.7, "intercept": -0.5, "objects": 30, "matched": 20}
-
-
-@pytest.fixture
-def adapter(tiny_sam, tmp_path, monkeypatch):
-    """``adapter(name, seed, kind, **record)``: the directory of an adapter on one base."""
-    base = tmp_path / "weights" / "base.safetensors"
-    base.parent.mkdir()
-    monkeypatch.chdir(base.parent)  # the record holds the bare name of the base's file
-    save_file(tiny_sam.state_dict(), base)
-
-    def make(name, seed=1, kind="semantic", blocks="last:1", width=None, **changes):
-        sam = copy.deepcopy(tiny_sam)
-        digest = base_hash(sam)
-        if width is not None:
-            sam.add_dense_head(2, HeadSettings(side=48, width=width, scales=2))
-            changes["head"] = sam.dense_head.describe()
-        injection = inject(sam, METHODS["lora"](rank=2, blocks=blocks))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in injection.parameters.values():
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-        values = {
-            "base": "tiny",
-            "base_sha256": digest,
-            "checkpoint": str(base),
-            "image_size": sam.image_size,
-            "preprocessing": asdict(sam.preprocessing),
-            "intensity": make_intensity("rgb").to_dict(),
-            "classes": ["grey", "white"],
-            "prompt": PromptPolicy(kind).to_dict(),
-        }
-        directory = tmp_path / name
-        save_adapter(directory, sam, injection, AdapterRecord(**(values | changes)))
-        return directory
-
-    return make
-
-
-@pytest.fixture
-def picture():
-    return np.random.default_rng(0).integers(0, 255, (30, 41, 3), dtype=np.uint8)
 
 
 def softmax_of(directory, image, background=False):
