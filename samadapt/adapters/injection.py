@@ -136,11 +136,13 @@ class Injection:
             )
 
     def set_training(self, sam: nn.Module, enabled: bool = True) -> None:
-        """Switch the adapter's dropout on or off; everything else stays in evaluation mode."""
+        """Switch dropout and the head's jitter on or off; all else stays in evaluation mode."""
+        from samadapt.sam.dense_head import PictureJitter  # it imports pydantic, which is slow
+
         sam.eval()
         # peft names its dropout modules lora_dropout, vera_dropout and so on.
         for name, module in sam.named_modules():
-            if "_dropout." in name:
+            if "_dropout." in name or isinstance(module, PictureJitter):
                 module.train(enabled)
 
 

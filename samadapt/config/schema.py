@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 from samadapt.config.baseline import Baseline
 from samadapt.config.described import DescribesOption, OfDataSet, OfModel
 from samadapt.config.train import MAX_LR, Train
+from samadapt.data.stacks import AUTO_STACK
 from samadapt.errors import nearest
 from samadapt.methods import METHODS
 from samadapt.methods.base import Method
@@ -347,11 +348,18 @@ class Head(Settings):
         description="side of the blocks of pixels that are one cell of the U-Net's finest scale; "
         f"null: 2 where the square is larger than {LARGE_HEAD_SIDE} pixels, else 1",
     )
-    depth: Whole = Field(
+    depth: Annotated[Whole, Field(ge=1, le=64)] | Literal["auto"] = Field(
         default=1,
-        ge=1,
-        le=64,
-        description="neighbouring slices of a volume that the U-Net sees together; 1: each alone",
+        description="neighbouring slices of a volume that the U-Net sees together; 1: each alone; "
+        f"auto: {AUTO_STACK} if all cases are volumes, else 1",
+    )
+    jitter: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="probability of a random change of gamma, of brightness and of noise in the "
+        "picture that the U-Net sees in training; cached features stay as they are, so it costs "
+        "no pass of the encoder",
     )
     lr: float = Field(default=3e-3, gt=0, le=MAX_LR, description="peak learning rate of the U-Net")
 

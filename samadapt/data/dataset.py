@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,7 +37,7 @@ from samadapt.data.opening import (
 )
 from samadapt.data.partial_labels import PartialLabels, read_partial_labels
 from samadapt.data.splits import Splits, divide
-from samadapt.data.stacks import Stacks
+from samadapt.data.stacks import Stacks, decide_stack
 from samadapt.data.tiles import OVERLAP, PictureTile, Tiling, tiling
 from samadapt.data.types import Annotation, Case, Sample, SliceRef, Split
 from samadapt.data.volume_cache import (
@@ -432,7 +432,7 @@ def open_dataset(
     patient: str | None = None,
     tile: int | None = None,
     tile_overlap: float = OVERLAP,
-    stack: int = 1,
+    stack: int | Literal["auto"] = 1,
     spacing: str | None = None,
     instances: bool = False,
     mask_threshold: float | None = None,
@@ -480,8 +480,8 @@ def open_dataset(
         tile: side in pixels of the tiles that pictures are cut into; see ``tiles.py``. None or 0:
             they are not cut.
         tile_overlap: smallest overlap of neighbouring tiles, as a share of the side.
-        stack: number of neighbouring slices that the encoder sees together. No stack has slices of
-            both splits.
+        stack: number of neighbouring slices that are seen together; ``"auto"``: see
+            ``stacks.decide_stack``. No stack has slices of both splits.
         spacing: ``"affine"`` or ``"pixdim"``: which is true where a NIfTI header contradicts
             itself; None: such a file is an error.
         instances: each number of a mask is one object of one class.
@@ -520,6 +520,7 @@ def open_dataset(
     check_usable(name, scan, on_error, reader)
     # 4. Decide how the model sees the images, and split the cases.
     rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
+    stack = decide_stack(stack, [case.shape[2] for case in scan.cases])
     check_kind(scan.cases, rule, stack, cut)
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
     splits = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)

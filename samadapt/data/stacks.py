@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal
 
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError
@@ -81,6 +82,24 @@ class Stacks:
 
 ALONE = Stacks(1, lambda case: 1)
 """No stacks: the encoder sees each slice alone."""
+
+
+AUTO_STACK = 4
+"""Slices of a stack where the data decide. A batch of 8 then holds two stacks, which is the least
+that makes a gradient of more than one place."""
+
+
+def decide_stack(asked: int | Literal["auto"], depths: Sequence[int]) -> int:
+    """Return the number of slices that are seen together.
+
+    Args:
+        asked: the number, or ``"auto"``: ``AUTO_STACK`` for several volumes. One volume, of which
+            a part is held out, has no room for the gap between the parts.
+        depths: number of slices of each case.
+    """
+    if asked != "auto":
+        return asked
+    return AUTO_STACK if len(depths) > 1 and min(depths) > 1 else 1
 
 
 def stacks_in_batch(batch_size: int, size: int) -> int:

@@ -219,8 +219,9 @@ def add_head(
         scales=head.scales,
         sam_logits=trains_decoder if head.sam_logits is None else head.sam_logits,
         channels=sam.input_channels,
-        depth=head.depth,
+        depth=dataset.stack if head.depth == "auto" else head.depth,
         patch=patch,
+        jitter=head.jitter,
     )
     sam.add_dense_head(len(dataset.classes), settings)
 
@@ -348,13 +349,15 @@ def image_size_of(model: str, asked: int | Literal["fit"] | None, dataset: Datas
     return fitting_image_size(model, dataset.longest_side()) if asked == "fit" else asked
 
 
-def stack_of(config: Config) -> int:
-    """Return how many neighbouring slices of a volume are seen together.
+def stack_of(config: Config) -> int | Literal["auto"]:
+    """Return how many neighbouring slices of a volume are seen together; auto: the data decide.
 
     Raises:
         ConfigError: the encoder and the head see different numbers of slices.
     """
     by_head = config.head.depth if config.head.name == "unet" else 1
+    if by_head == "auto":
+        return config.peft.stack if config.peft.stack > 1 else by_head
     if by_head > 1 and config.peft.stack > 1 and by_head != config.peft.stack:
         raise ConfigError(
             f"head.depth: expected the value of peft.depth, {config.peft.stack}, or 1; "

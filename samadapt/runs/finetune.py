@@ -115,7 +115,8 @@ def finetune(config: Config) -> FinetuneResult:
     if config.init is not None:
         config = with_initial_digest(config)
     # Refuse a batch size that is not a multiple of the stack.
-    stacks_in_batch(config.train.batch_size, stack_of(config))
+    if (stack := stack_of(config)) != "auto":
+        stacks_in_batch(config.train.batch_size, stack)
     if config.folds is not None:
         run_dir, summary = cross_validate(config, train_and_score)
         return FinetuneResult(run_dir, None, summary)

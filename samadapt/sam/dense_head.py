@@ -58,6 +58,7 @@ class HeadSettings(Settings):
         channels: channels of the picture.
         depth: neighbouring slices of a volume that the head sees together; 1: each alone.
         patch: side of the blocks of pixels that are one cell of the finest scale.
+        jitter: probability of each random change of a picture's intensities in training.
 
     Raises:
         SettingsError: a value is out of range.
@@ -73,6 +74,7 @@ class HeadSettings(Settings):
     channels: int = Field(default=3, ge=3, le=64)
     depth: int = Field(default=1, ge=1, le=64)
     patch: int = Field(default=1, ge=1, le=8)
+    jitter: float = Field(default=0.0, ge=0, le=1)
 
     def __post_init__(self) -> None:
         """Check the side."""
@@ -108,6 +110,7 @@ class DenseHead(nn.Module):
                 sizes["upsample_kernel_size"] = stride
             return kind(2, before, after, **sizes, norm_name=norm, act_name=act)
 
+        self.jitter = PictureJitter(settings.jitter, settings.depth)
         self.down = nn.ModuleList(
             block(UnetBasicBlock, before, after, 1 if scale == 0 else 2)
             for scale, (before, after) in enumerate(
@@ -158,7 +161,7 @@ class DenseHead(nn.Module):
         for level, reader, x in zip(self.levels, self.readers, features, strict=True):
             read.setdefault(self.scale_of(level), []).append(reader(x))
         skips: list[Tensor] = []
-        x = functional.pixel_unshuffle(picture, self.settings.patch)
+        x = functional.pixel_unshuffle(self.jitter(picture), self.settings.patch)
         for scale, down in enumerate(self.down):
             x = down(x)
             for extra in read.get(scale, ()):
@@ -169,6 +172,42 @@ class DenseHead(nn.Module):
         for up, skip in zip(self.up, reversed(skips[:-1]), strict=True):
             x = up(x, skip)
         return functional.pixel_shuffle(self.out(x), self.settings.patch)
+
+
+class PictureJitter(nn.Module):
+    """Changes gamma, brightness and noise of pictures at random, in training mode alone.
+
+    The features that the head reads beside a picture are cached and stay as they are. They lie at
+    the same place, since intensities move no pixel, and so every step sees a new picture for free.
+    The ranges are those of ``train.augment=[intensity,noise]``.
+
+    Args:
+        chance: probability of each of the three changes.
+        depth: slices of a stack, which change alike but for the noise.
+    """
+
+    GAMMA, BRIGHTNESS, NOISE = 1.5, 1.2, 0.05
+
+    def __init__(self, chance: float, depth: int) -> None:
+        super().__init__()
+        self.chance, self.depth = chance, depth
+
+    def forward(self, picture: Float[Tensor, "b n d d"]) -> Float[Tensor, "b n d d"]:
+        """Return the pictures, whose values of -2 to 2 stand for black to white."""
+        if not self.training or self.chance == 0:
+            return picture
+        stacks = len(picture) // self.depth
+        # For each stack and change: whether it happens, and how strong it is.
+        happens = torch.rand(3, stacks, device=picture.device) < self.chance
+        strength = (torch.rand(3, stacks, device=picture.device) * 2 - 1) * happens
+        gamma, brightness, noise = strength.repeat_interleave(self.depth, dim=1)[
+            ..., None, None, None
+        ]
+        values = ((picture.float() + 2) / 4).clamp(0, 1)
+        values = values ** (self.GAMMA**gamma) * self.BRIGHTNESS**brightness
+        values = values + self.NOISE * noise.abs() * torch.randn_like(values)
+        jittered: Tensor = (values.clamp(0, 1) * 4 - 2).to(picture)
+        return jittered
 
 
 class AcrossSlices(nn.Module):

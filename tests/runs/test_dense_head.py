@@ -42,6 +42,7 @@ def test_a_run_trains_scores_and_records_the_head(trained):
         "channels": 3,
         "depth": 1,
         "patch": 1,
+        "jitter": 0.0,
     }
     assert trained.summary["adapted"]["dice"] is not None
     assert "unet" in (trained.adapter_dir / "README.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from torch.nn import functional
 from samadapt.errors import ConfigError
 from samadapt.sam.decode import class_frame, class_logits, image_embedding, segment_semantic
 from samadapt.sam.dense_features import _reduce
-from samadapt.sam.dense_head import HeadSettings
+from samadapt.sam.dense_head import HeadSettings, PictureJitter
 from samadapt.sam.embed import embed, embed_features, embed_prefix
 from samadapt.sam.types import Prompts
 
@@ -148,3 +148,20 @@ def test_a_head_of_blocks_of_pixels_gives_logits_for_every_pixel(any_sam, images
     assert float((dense[0::2, 0::2] - dense[0::2, 1::2]).detach().abs().mean()) > 1e-3
     with pytest.raises(ConfigError, match=r"a multiple of 8 for head.scales=3 and head.patch=2"):
         HeadSettings(side=52, scales=3, patch=2)
+
+
+def test_jitter_changes_pictures_in_training_alone_and_a_stack_alike():
+    picture = torch.linspace(-2, 2, 64 * 64).reshape(1, 1, 64, 64).repeat(4, 3, 1, 1)
+    jitter = PictureJitter(1.0, depth=2)
+    assert torch.equal(jitter.eval()(picture), picture)
+    torch.manual_seed(0)
+    changed = jitter.train()(picture)
+    assert changed.shape == picture.shape
+    assert float(changed.min()) >= -2
+    assert float(changed.max()) <= 2
+    means = changed.mean(dim=(1, 2, 3))
+    # Two slices of one stack differ by noise alone, and stacks by gamma and brightness as well.
+    assert abs(float(means[0] - means[1])) < 0.01
+    assert abs(float(means[0] - means[2])) > 0.02
+    assert not torch.equal(changed[0], changed[1])
+    assert torch.equal(PictureJitter(0.0, depth=1).train()(picture), picture)
