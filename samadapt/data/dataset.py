@@ -503,8 +503,7 @@ def open_dataset(
     if patient is not None:
         patient_pattern(patient)
     cut = tiling(tile, tile_overlap)
-    rules = (instances, mask_threshold, ignore, background, regions)
-    masks = mask_rules(classes, *rules)
+    masks = mask_rules(classes, instances, mask_threshold, ignore, background, regions)
     given = (image, label, cut, spacing, masks, series, classes, exif)
     name = detect_reader(root) if name == AUTO else name
     card, reader = open_reader(name, root, axis, channel, *given)

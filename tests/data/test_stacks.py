@@ -61,5 +61,12 @@ def test_no_stack_of_a_single_volume_is_on_both_sides(
 def test_a_batch_is_whole_stacks() -> None:
     assert stacks_in_batch(6, 3) == 2
     assert stacks_in_batch(4, 1) == 4
-    with pytest.raises(ConfigError, match=r"multiple of peft\.depth=3.*got 4; use 6"):
+    with pytest.raises(ConfigError, match=r"multiple of 3.*got 4; use 6"):
         stacks_in_batch(4, 3)
+
+
+def test_volumes_are_seen_in_stacks_where_the_data_decide() -> None:
+    assert decide_stack(3, [1, 1]) == 3
+    assert decide_stack("auto", [20, 30]) == AUTO_STACK
+    assert decide_stack("auto", [20, 1]) == 1
+    assert decide_stack("auto", [20]) == 1
