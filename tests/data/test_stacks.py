@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samadapt.data.dataset import open_dataset
-from samadapt.data.stacks import ALONE, Stacks, stacks_in_batch
+from samadapt.data.stacks import (
+    ALONE,
+    AUTO_STACK,
+    Stacks,
+    decide_stack,
+    stacks_in_batch,
+)
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError
 
