@@ -125,7 +125,7 @@ def take_over(
     classes = sources = token_sources(before, now)
     if MASK_TOKENS not in start or MASK_TOKENS not in tensors:
         sources = unmoved(sources, sam)
-    placed = place_tokens(tensors, start, sources, classes)
+    placed = place_tokens(tensors, start, sources, classes, (before, now))
     parts = _parts(sam, start, placed, fixed)
     own_parts = [part for part in parts if part.name != SHARED]
     if not any(part.loaded for part in own_parts):

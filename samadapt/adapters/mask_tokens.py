@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from samadapt.sam.watershed import MAPS_PER_CLASS
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -33,21 +35,29 @@ class TokenUse:
         classes: the class of token 1, 2 and so on, if tokens predict classes.
         is_semantic: whether they do; otherwise the tokens are the masks of an ambiguous prompt.
         count: the number of tokens without the one of the single mask.
+        maps: maps of each class that a dense head predicts: its logit, or distances too.
     """
 
     classes: Sequence[str]
     is_semantic: bool
     count: int
+    maps: int = 1
 
     @classmethod
     def of_record(cls, record: AdapterRecord) -> TokenUse:
         """Return what the mask tokens of an adapter stand for."""
-        return cls(record.classes, record.prompt.get("kind") == "semantic", record.num_masks)
+        is_semantic = record.prompt.get("kind") == "semantic"
+        maps = MAPS_PER_CLASS if record.separates_objects else 1
+        return cls(record.classes, is_semantic, record.num_masks, maps)
 
     def position(self, name: str) -> int | None:
         """Return the token of a class, or None if no token predicts it."""
         known = self.is_semantic and name in self.classes
         return list(self.classes).index(name) + 1 if known else None
+
+
+Uses = tuple[TokenUse, TokenUse]
+"""What the mask tokens of the first adapter, and those of the model that is trained, stand for."""
 
 
 def token_sources(before: TokenUse, now: TokenUse) -> list[int | None]:
@@ -96,6 +106,7 @@ def place_tokens(
     start: Mapping[str, Tensor],
     sources: Sources,
     classes: Sources,
+    uses: Uses,
 ) -> dict[str, Tensor]:
     """Return the tensors of the first adapter as the model would name and order them.
 
@@ -104,6 +115,7 @@ def place_tokens(
         start: those of the model, whose rows stay where a token has no source.
         sources: see ``token_sources``.
         classes: the same for the classes of a dense head, which may move where tokens may not.
+        uses: what the tokens of the first adapter and of the model stand for.
     """
     placed: dict[str, Tensor] = {}
     for key, value in tensors.items():
@@ -114,11 +126,34 @@ def place_tokens(
         elif key in start and has_token_rows(key) and value.shape[1:] == start[key].shape[1:]:
             placed[key] = _moved(start[key], value, sources)
         elif key in start and _HEAD_ROWS.fullmatch(key) and value.shape[1:] == start[key].shape[1:]:
-            # Row k - 1 of the head is class k, which is token k.
-            placed[key] = _moved(start[key], value, [s and s - 1 for s in classes[1:]])
+            rows = _head_rows(classes, uses, (len(value), len(start[key])))
+            placed[key] = _moved(start[key], value, rows)
         else:
             placed[key] = value
     return placed
+
+
+def _head_rows(classes: Sources, uses: Uses, rows: tuple[int, int]) -> list[int | None]:
+    """Return the row of the first adapter's head from which each row of the model's head comes.
+
+    The rows are ordered by map, then by class, then by cell: a head with ``patch`` above 1 has
+    several rows for each map of a class.
+
+    Args:
+        classes: for each class of the model, from 1 on, that of the first adapter; see
+            ``place_tokens``.
+        uses: what the tokens of the first adapter and of the model stand for.
+        rows: number of rows of the two heads.
+    """
+    (old_maps, old), (maps, own) = ((use.maps, len(use.classes)) for use in uses)
+    cells = rows[1] // (maps * own)
+    found: list[int | None] = []
+    for place in range(maps):
+        for source in classes[1 : own + 1]:
+            known = source and place < old_maps and rows[0] == old_maps * old * cells
+            first = (place * old + (source or 1) - 1) * cells
+            found += [first + cell if known else None for cell in range(cells)]
+    return found
 
 
 def _moved(start: Tensor, given: Tensor, sources: Sources) -> Tensor:

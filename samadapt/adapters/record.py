@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 
 from samadapt.adapters.verify import read_json, write_json
 from samadapt.errors import AdapterError
+from samadapt.sam.watershed import INSTANCE_HEAD
 from samadapt.system.settings import check_value
 
 RECORD = "samadapt.json"
@@ -83,7 +84,8 @@ class AdapterRecord:
             the ``reason`` why there is none (``evaluation/confidence.py``). If it is empty, as in
             adapters of earlier versions, the file leaves it out.
         head: name and sizes of the decoder that predicts classes without a prompt, if that is not
-            SAM's mask decoder. For SAM's it is empty, and the file leaves it out.
+            SAM's mask decoder, and how it separates objects, if it does. For SAM's it is empty, and
+            the file leaves it out. A U-Net has an entry if it separates objects.
         keep_largest: classes of which a prediction without prompts keeps only the largest component
             of a volume; where it is empty, the file leaves it out.
         init: what the training started from, if that was another adapter: the sha256 of its
@@ -119,6 +121,11 @@ class AdapterRecord:
     head: dict[str, Any] = field(default_factory=dict)
     keep_largest: list[str] = field(default_factory=list)
     init: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def separates_objects(self) -> bool:
+        """Whether the model separates the objects of a class, with ``head=instances``."""
+        return self.head.get("name") == INSTANCE_HEAD
 
 
 def write_record(directory: Path, record: AdapterRecord, weights: Path, name: str = RECORD) -> None:

@@ -29,6 +29,7 @@ from samadapt.adapters.verify import (
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import peft_library
 from samadapt.methods.base import Method, PeftLayers
+from samadapt.sam.watershed import INSTANCE_HEAD, WATERSHED_KEYS, Watershed
 from samadapt.system import atomic
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def load_into(directory: Path, sam: Sam, record: AdapterRecord | None = None) ->
     if record.input_channels > 3:
         sam.add_input_projection(record.input_channels)
     if record.head:
-        sam.add_dense_head(len(record.classes), _head_settings(directory / RECORD, record))
+        sam.add_dense_head(len(record.classes), *_head_settings(directory / RECORD, record))
     try:
         injection = inject(sam, method)
     except ConfigError as error:
@@ -249,15 +250,42 @@ def _method(path: Path, record: AdapterRecord) -> Method:
         raise AdapterError(f"{path}: {error}") from error
 
 
-def _head_settings(path: Path, record: AdapterRecord) -> HeadSettings:
-    """Return the sizes of the dense head that the record describes."""
+def _head_settings(path: Path, record: AdapterRecord) -> tuple[HeadSettings, Watershed | None]:
+    """Return the sizes of the dense head that the record describes, and how it separates objects.
+
+    Raises:
+        AdapterError: the entry ``head`` describes no head.
+    """
     from samadapt.sam.dense_head import HEAD_NAME, HeadSettings  # it imports torch
 
     values = dict(record.head)
-    if (name := values.pop("name", None)) != HEAD_NAME:
-        raise AdapterError(f"{path}: head: expected the name {HEAD_NAME}; got {name!r}")
+    name = values.pop("name", None)
+    if name not in (HEAD_NAME, INSTANCE_HEAD):
+        raise AdapterError(
+            f"{path}: head: expected the name {HEAD_NAME} or {INSTANCE_HEAD}; got {name!r}"
+        )
+    watershed = read_watershed(path, record)
+    sizes = {
+        key: value for key, value in values.items() if key not in WATERSHED_KEYS or not watershed
+    }
     try:
-        return HeadSettings(**values)
+        return HeadSettings(**sizes), watershed
+    except ConfigError as error:
+        raise AdapterError(f"{path}: head: {error}") from error
+
+
+def read_watershed(path: Path, record: AdapterRecord) -> Watershed | None:
+    """Return how the model of a record separates the objects of a class; None: it does not.
+
+    Raises:
+        AdapterError: an entry is missing or out of range; names the file.
+    """
+    if not record.separates_objects:
+        return None
+    try:
+        return Watershed(**{key: record.head[key] for key in WATERSHED_KEYS})
+    except KeyError as error:
+        raise AdapterError(f"{path}: head: {error} is missing") from error
     except ConfigError as error:
         raise AdapterError(f"{path}: head: {error}") from error
 

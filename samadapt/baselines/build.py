@@ -39,6 +39,8 @@ class UNetBuild:
         pretrained: the encoder starts from weights that were trained on ImageNet.
         mean: mean of each channel, of values of 0 to 255.
         std: standard deviation of each channel.
+        maps: maps that are predicted of each class: its logit, and with ``MAPS_PER_CLASS`` also the
+            distances that a watershed needs.
     """
 
     image_size: int
@@ -49,6 +51,12 @@ class UNetBuild:
     pretrained: bool = False
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (255.0, 255.0, 255.0)
+    maps: int = 1
+
+    @property
+    def outputs(self) -> int:
+        """Number of maps of all classes together."""
+        return self.maps * self.classes
 
     @property
     def levels(self) -> int:
@@ -71,8 +79,11 @@ class UNetBuild:
         return f"U-Net, {self.encoder} " + ("from ImageNet" if self.pretrained else "from scratch")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all entries as plain values."""
-        return asdict(self)
+        """Return all entries as plain values; ``maps`` only if there are several."""
+        values = asdict(self)
+        if self.maps == 1:  # as in the records of earlier versions
+            del values["maps"]
+        return values
 
 
 def fitting_side(longest: int, encoder: str = "") -> int:

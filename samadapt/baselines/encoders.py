@@ -63,7 +63,7 @@ class EncoderUNet(nn.Module):
             align_corners=None,
             is_pad=False,
         )
-        self.head = nn.Conv2d(widths[-1], build.classes, kernel_size=3, padding=1)
+        self.head = nn.Conv2d(widths[-1], build.outputs, kernel_size=3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels (b, n, s, s) to the logits (b, K, s, s)."""

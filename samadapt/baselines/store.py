@@ -16,7 +16,7 @@ from samadapt.adapters.record import (
     read_record,
     write_record,
 )
-from samadapt.adapters.store import package_versions
+from samadapt.adapters.store import package_versions, read_watershed
 from samadapt.adapters.verify import check_finite, check_tensors, read_weights
 from samadapt.baselines.build import UNetBuild
 from samadapt.baselines.unet import UNet, make_unet
@@ -71,11 +71,13 @@ def load_unet(directory: Path) -> tuple[UNet, AdapterRecord]:
     path = directory / UNET_RECORD
     hints = get_type_hints(UNetBuild)
     try:
-        entries = {key: record.method[key] for key in hints}
+        # `maps` is left out where it is 1.
+        entries = {key: record.method[key] for key in hints if key != "maps"}
+        entries["maps"] = record.method.get("maps", 1)
         pairs = ("mean", "std")  # JSON has lists for tuples
         entries |= {key: tuple(entries[key]) for key in pairs}
         build = UNetBuild(**{key: check_value(v, hints[key]) for key, v in entries.items()})
-        model = make_unet(build, fetch=False)
+        model = make_unet(build, read_watershed(path, record), fetch=False)
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         raise AdapterError(f"{path}: method: expected the shape of a U-Net: {error}") from error
     tensors = read_weights(directory / WEIGHTS)

@@ -25,6 +25,7 @@ from samadapt.baselines.build import UNetBuild
 from samadapt.errors import PromptError
 from samadapt.sam.segmentation_model import SegmentationModel
 from samadapt.sam.types import MaskOutput, Preprocessing, Prompts
+from samadapt.sam.watershed import Watershed
 
 
 class UNet(SegmentationModel):
@@ -33,14 +34,20 @@ class UNet(SegmentationModel):
     Args:
         build: its shape.
         network: maps (b, n, s, s) to the logits (b, K, s, s); None: MONAI's DynUNet.
+        watershed: separates objects by the distances that follow the logits; None: there are none.
     """
 
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self, build: UNetBuild, network: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        build: UNetBuild,
+        network: nn.Module | None = None,
+        watershed: Watershed | None = None,
+    ) -> None:
         super().__init__()
-        self.build = build
+        self.build, self._watershed = build, watershed
         self.image_size = self.embedding_size = build.image_size
         self.preprocessing = Preprocessing("mean_std", "shrink", build.mean, build.std)
         self.network = network or dynunet(build)
@@ -57,6 +64,11 @@ class UNet(SegmentationModel):
     def input_channels(self) -> int:
         """Number of channels of the images that ``preprocess`` takes."""
         return self.build.channels
+
+    @property
+    def watershed(self) -> Watershed | None:
+        """What separates the objects of a class; None: the model predicts classes alone."""
+        return self._watershed
 
     @property
     def logits_side(self) -> int:
@@ -98,7 +110,8 @@ class UNet(SegmentationModel):
             multimask: it makes no difference.
 
         Returns:
-            Logits (b, 1, K, s, s) of the classes. The network estimates no IoU, so that is 0.
+            Logits (b, 1, K, s, s) of the classes, and with a watershed 2K distances behind them.
+            The network estimates no IoU, so that is 0.
 
         Raises:
             PromptError: there are prompts.
@@ -118,7 +131,7 @@ def dynunet(build: UNetBuild) -> nn.Module:
     network: nn.Module = DynUNet(
         spatial_dims=2,
         in_channels=build.channels,
-        out_channels=build.classes,
+        out_channels=build.outputs,
         kernel_size=[3] * build.levels,
         strides=strides,
         upsample_kernel_size=strides[1:],
@@ -128,11 +141,12 @@ def dynunet(build: UNetBuild) -> nn.Module:
     return network
 
 
-def make_unet(build: UNetBuild, *, fetch: bool = True) -> UNet:
+def make_unet(build: UNetBuild, watershed: Watershed | None = None, *, fetch: bool = True) -> UNet:
     """Build a U-Net, plain or with an encoder of timm's.
 
     Args:
         build: its shape.
+        watershed: separates objects; see ``UNet``.
         fetch: load pretrained weights where the build says so; False: weights are loaded later.
 
     Raises:
@@ -140,7 +154,7 @@ def make_unet(build: UNetBuild, *, fetch: bool = True) -> UNet:
         WeightsError: pretrained weights cannot be fetched.
     """
     if not build.encoder:
-        return UNet(build)
+        return UNet(build, watershed=watershed)
     from samadapt.baselines.encoders import EncoderUNet
 
-    return UNet(build, EncoderUNet(build, fetch=fetch))
+    return UNet(build, EncoderUNet(build, fetch=fetch), watershed)

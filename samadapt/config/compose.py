@@ -20,6 +20,7 @@ from samadapt.config.train import DECODER_LR, STEPS
 from samadapt.errors import ConfigError, nearest
 from samadapt.methods import METHODS
 from samadapt.methods.base import UNFIT, Method
+from samadapt.sam.watershed import INSTANCE_HEAD
 from samadapt.system.plain_yaml import read_plain_yaml
 from samadapt.system.settings import (
     Settings,
@@ -126,6 +127,13 @@ def resolved(config: Config) -> Config:
     return config if config.baseline.name is None else _with_baseline(config)
 
 
+def _baseline_head(head: Head) -> Head:
+    """Return the keys of the head that a U-Net has: how it separates objects, if it does."""
+    if head.name != INSTANCE_HEAD:
+        return Head()
+    return Head(name=INSTANCE_HEAD, seed_height=head.seed_height, smoothing=head.smoothing)
+
+
 def _with_baseline(config: Config) -> Config:
     """Return the configuration with the keys of the baseline in the place of those for SAM.
 
@@ -160,7 +168,7 @@ def _with_baseline(config: Config) -> Config:
         # The U-Net takes all channels directly; readers keep them apart above three.
         model=replace(config.model, input_channels=channels if channels > MOST else None),
         prompts=replace(config.prompts, name="semantic"),
-        head=Head(),
+        head=_baseline_head(config.head),
         train=replace(
             config.train,
             batch_size=chosen.batch_size,

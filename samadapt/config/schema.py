@@ -20,6 +20,7 @@ from samadapt.data.stacks import AUTO_STACK
 from samadapt.errors import nearest
 from samadapt.methods import METHODS
 from samadapt.methods.base import Method
+from samadapt.sam.watershed import SEED_HEIGHT, SMOOTHING
 from samadapt.sam.weights.builds import BUILDS
 from samadapt.system.limits import MAX_GB, MAX_SECONDS
 from samadapt.system.settings import List, OnOff, Settings, Whole, with_fields
@@ -318,16 +319,19 @@ class Head(Settings):
 
     section: ClassVar[str] = "head"
 
-    name: Literal["sam", "unet"] = Field(
+    name: Literal["sam", "unet", "instances"] = Field(
         default="sam",
         description="sam: a mask token of the mask decoder for each class; unet: a U-Net on the "
-        "picture at its own resolution that reads features of the encoder, added to them",
+        "picture at its own resolution that reads features of the encoder, added to them; "
+        "instances: the same U-Net also predicts how far each pixel is from the centre and the "
+        "border of its object, and a watershed separates the objects of each class; also for "
+        "baseline=unet",
     )
     size: OfDataSet[Whole | None] = Field(
         default=None,
         ge=16,
         le=2048,
-        description="side of the square that pictures are resized to for head=unet, in pixels; "
+        description="side of the square that pictures are resized to for the U-Net, in pixels; "
         f"null: the longest side of the training pictures, at most {MAX_HEAD_SIDE}",
     )
     width: Whole = Field(
@@ -362,6 +366,21 @@ class Head(Settings):
         "no pass of the encoder",
     )
     lr: float = Field(default=3e-3, gt=0, le=MAX_LR, description="peak learning rate of the U-Net")
+    seed_height: float = Field(
+        default=SEED_HEIGHT,
+        gt=0,
+        lt=1,
+        description="with head=instances: how far a peak of the distances must rise above the pass "
+        "to a higher one to be an object of its own; lower: more objects that touch are "
+        "separated, and more are split",
+    )
+    smoothing: float = Field(
+        default=SMOOTHING,
+        ge=0,
+        le=20,
+        description="with head=instances: standard deviation in pixels of the Gaussian that "
+        "smooths the distances before seeds are looked for; higher: fewer objects are split",
+    )
 
 
 @dataclass(frozen=True)

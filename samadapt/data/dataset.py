@@ -130,6 +130,11 @@ class Dataset:
         """Names of the training cases."""
         return self.case_splits.train
 
+    @property
+    def numbers_objects(self) -> bool:
+        """Whether the data set separates objects, so that samples have ``instances``."""
+        return self.reader.numbers_objects or self.reader.options.masks.instances
+
     def longest_side(self) -> int:
         """Return the longest side, in pixels, of the training pictures or slices as they are read.
 

@@ -147,9 +147,21 @@ def match_components(predicted: Array, truth: Array, probability: Array) -> list
         truth: (h, w, d) bool true mask.
         probability: (h, w, d) probability of the class, 0..1.
     """
+    return match_numbers(components(predicted), components(truth), probability)
+
+
+def match_numbers(found: Array, true: Array, probability: Array) -> list[ObjectScore]:
+    """Score the objects of a predicted map and compare them with the true ones.
+
+    Args:
+        found: number of the predicted object of each voxel, any shape; 0 is none. Numbers without
+            a voxel are left out.
+        true: number of the true object of each voxel, the same shape.
+        probability: probability of the class of each voxel, 0..1, the same shape.
+    """
+    predicted = found > 0
     if not predicted.any():
         return []
-    found, true = components(predicted), components(truth)
     count = int(found.max())
     # Only voxels of predicted objects are looked at; numbers count from 1 in both maps.
     numbers, partners = (part[predicted].astype(np.int64) for part in (found, true))
@@ -160,7 +172,8 @@ def match_components(predicted: Array, truth: Array, probability: Array) -> list
     overlap = shared / (true_sizes[partner] + sizes[number] - shared)
     best = np.zeros(count + 1)
     np.maximum.at(best, number, np.where(partner > 0, overlap, 0))
-    return [(float(sums[n] / sizes[n]), bool(best[n] >= IOU)) for n in range(1, count + 1)]
+    present = (n for n in range(1, count + 1) if sizes[n])
+    return [(float(sums[n] / sizes[n]), bool(best[n] >= IOU)) for n in present]
 
 
 def match_object(predicted: Array, truth: Array, probability: Array) -> list[ObjectScore]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -15,7 +15,12 @@ from torch import Tensor
 from samadapt.data.stacks import ALONE, Stacks
 from samadapt.data.tiles import PictureTile, assemble
 from samadapt.data.types import IGNORED, SliceRef
-from samadapt.evaluation.confidence import ObjectScore, match_components, match_object
+from samadapt.evaluation.confidence import (
+    ObjectScore,
+    match_components,
+    match_numbers,
+    match_object,
+)
 from samadapt.evaluation.instances import (
     ObjectMatches,
     components,
@@ -41,6 +46,7 @@ from samadapt.sam.decode import (
 from samadapt.sam.embed import embed_features, frame_of
 from samadapt.sam.mirror import AS_IT_IS, Mirror, mirrored, mirrored_prompts, turned_back
 from samadapt.sam.types import ImagePrompts
+from samadapt.sam.watershed import without_seams
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
@@ -48,6 +54,7 @@ if TYPE_CHECKING:
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.sam.types import Frame
+    from samadapt.sam.watershed import Watershed
 
 Place = int | PictureTile
 """Where a sample lies in its case: the number of its slice, or its tile of the picture."""
@@ -70,7 +77,9 @@ class SlicePrediction:
         scores: of each prompted object its score and whether it matches its ground truth, if that
             was asked for.
         probability: (n, h, w) float16 probability of the most probable class, without prompts, if
-            it was asked for.
+            it was asked for, or if the model separates objects.
+        distances: (2K, h, w) float16 distances to the centre of each class's objects and to their
+            border, if the model separates objects without prompts; see ``sam/watershed.py``.
     """
 
     labels: Array
@@ -78,6 +87,7 @@ class SlicePrediction:
     iou: Array | None = None
     scores: Sequence[ObjectScore] = ()
     probability: Array | None = None
+    distances: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -150,19 +160,25 @@ class SlicePredictor:
         found = []
         for sample, *each in zip(samples, *decoded, strict=True):
             mean = MeanLogits(exclusive=not self.overlapping)
+            apart = MeanLogits(exclusive=False)  # of the distances, if the model predicts some
             for mirror, logits in zip(self.mirrors, each, strict=True):
-                mean.add(turned_back(logits[0, 0], mirror))
+                planes = turned_back(logits[0, 0], mirror)
+                mean.add(planes[: self.classes])
+                apart.add(planes[self.classes :])
             if self.second_pass is not None:
                 self.second_pass.add_to(mean, sample.image)
             labels = label(mean.logits[None, None], self.classes)[0].cpu().numpy()
             # (h, w), or (K, h, w) if classes overlap, becomes (n, h, w).
             maps = labels.reshape(-1, *labels.shape[-2:])
-            if not self.scores_objects:
+            separates = self.sam.watershed is not None
+            if not self.scores_objects and not separates:
                 found.append(SlicePrediction(maps))
                 continue
             shares = mean.probabilities
             best = shares if self.overlapping else shares.amax(0, keepdim=True)
-            found.append(SlicePrediction(maps, probability=best.half().cpu().numpy()))
+            distances = apart.probabilities.half().cpu().numpy() if separates else None
+            probability = best.half().cpu().numpy()
+            found.append(SlicePrediction(maps, probability=probability, distances=distances))
         return found
 
     def _predict_objects(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
@@ -297,6 +313,7 @@ def evaluate_cases(
     overlap_only: bool = False,
     instances: bool | Literal["components"] = False,
     keep_largest: Sequence[int] = (),
+    watershed: Watershed | None = None,
 ) -> Evaluation:
     """Predict slices and score each case over all of its slices together.
 
@@ -314,8 +331,11 @@ def evaluate_cases(
         instances: match objects too. True: those that the samples number, for pictures;
             ``"components"``: connected components.
         keep_largest: ids of the classes of which only the largest component of a volume is kept.
+        watershed: separates the objects that the model found without prompts; None: nothing does,
+            and its objects are components.
     """
     result = Evaluation()
+    keep_objects = bool(instances) or watershed is not None
     options = {"tolerance": tolerance, "scores": OVERLAP if overlap_only else None}
     for case, group in groupby(refs, key=lambda ref: ref.case):
         members = list(group)
@@ -323,7 +343,7 @@ def evaluate_cases(
         shown: list[Array] = []
         for part in predictor.stacks.parts(members, predictor.batch_size):
             samples = [read(ref) for ref in part]
-            slices.add(samples, predictor.predict(samples), keep_objects=bool(instances))
+            slices.add(samples, predictor.predict(samples), keep_objects=keep_objects)
             shown += [sample.shown for sample in samples]
             done(len(part))
         # Scores are those of the whole volume or picture, not means over slices or tiles.
@@ -335,6 +355,8 @@ def evaluate_cases(
             for own in maps:
                 postprocess(own, keep_largest, ())
             slices.use(maps)
+        if watershed is not None:
+            slices.separate(watershed, maps, len(classes))
         result.rows += score_maps(
             case, maps, truth, classes, **options, spacing_mm=spacing_of(case)
         )
@@ -346,7 +368,7 @@ def evaluate_cases(
         if not overlap_only:
             chosen = choose_slice(np.stack(shown, axis=-1))
             result.shown[case] = members[chosen], chosen
-            result.labels[case] = LabelStack.of(maps.max(axis=0) for maps in slices.labels)
+            result.labels[case] = LabelStack.of(slices.shown(watershed is not None))
     result.summary = summarise(result.rows, classes, intervals=not overlap_only)
     if instances:
         result.summary["instances"] = summarise_objects(result.objects, classes)
@@ -366,6 +388,9 @@ class _CaseSlices:
         iou: predicted IoU (n, h, w) of each; None where there is none.
         scores: of the prompted objects of all; see ``SlicePrediction``.
         probability: of each; see ``SlicePrediction``.
+        distances: of each; see ``SlicePrediction``.
+        separated: (n, h, w, d) numbers of the objects that a watershed separated in the whole case;
+            None where there was none.
     """
 
     places: list[Place] = field(default_factory=list)
@@ -376,6 +401,8 @@ class _CaseSlices:
     iou: list[Array | None] = field(default_factory=list)
     scores: list[ObjectScore] = field(default_factory=list)
     probability: list[Array | None] = field(default_factory=list)
+    distances: list[Array | None] = field(default_factory=list)
+    separated: Array | None = None
 
     def add(
         self,
@@ -394,6 +421,41 @@ class _CaseSlices:
             self.instances += [s.instances for s in samples if s.instances is not None]
             self.numbers += [one.numbers for one in found]
             self.iou += [one.iou for one in found]
+            self.distances += [one.distances for one in found]
+
+    def separate(self, watershed: Watershed, maps: Array, classes: int) -> None:
+        """Separate the objects of each class in the whole picture, all tiles together.
+
+        Args:
+            watershed: how.
+            maps: predicted class ids (n, h, w, 1) of the picture.
+            classes: number K of classes.
+        """
+        distances = self._joined(self.distances)
+        if distances is None:  # the objects were prompted
+            return
+        self.separated = numbers = np.zeros(maps.shape, np.int32)
+        found = watershed.separate_classes(maps[..., 0], distances[..., 0], classes)
+        for _, place, own in found:
+            first = numbers[place].max()
+            numbers[place, ..., 0][own > 0] = own[own > 0] + first
+
+    def shown(self, separates: bool) -> Iterator[Array]:
+        """Yield the labels (h, w) of each slice for drawing, with seams between objects if wanted.
+
+        Args:
+            separates: the model separates objects; the base model that it is compared with has the
+                objects that were prompted.
+        """
+        numbers = self.separated if self.separated is not None else self._joined(self.numbers)
+        for place, labels in zip(self.places, self.labels, strict=True):
+            top = labels.max(axis=0)
+            if not separates or numbers is None:
+                yield top
+                continue
+            whole = numbers.max(axis=0)
+            own = whole[..., 0] if isinstance(place, int) else place.cut(whole[..., 0])
+            yield without_seams(top, own)
 
     def use(self, maps: Array) -> None:
         """Take the labels (n, h, w) of each slice from joined maps (n, h, w, d)."""
@@ -412,7 +474,11 @@ class _CaseSlices:
             classes: names of the classes 1..K.
             numbered: objects are those that the data set numbers; otherwise components.
         """
-        iou, numbers = self._joined(self.iou), self._joined(self.numbers)
+        scored, numbers = self._joined(self.iou), self._joined(self.numbers)
+        if (
+            self.separated is not None
+        ):  # the mean probability orders the objects, as there is no IoU
+            scored, numbers = self._joined(self.probability), self.separated
         rows = []
         for label, name in enumerate(classes, start=1):
             # Ignored voxels belong to neither the predicted nor the true objects.
@@ -426,14 +492,15 @@ class _CaseSlices:
                 true_objects = joined(self.instances, self.places) * true
             else:
                 predicted_objects, true_objects = components(predicted), components(true)
-            scores = None if iou is None else iou[own]
+            scores = None if scored is None else scored[own]
             rows.append(match_objects(case, name, predicted_objects, true_objects, scores))
         return rows
 
     def object_scores(self, maps: Array, truth: Array, classes: int) -> list[ObjectScore]:
         """Return the score of each predicted object, and whether it matches a true one.
 
-        Objects that were not prompted are the components of each class over all slices together.
+        Objects that were not prompted are the components of each class over all slices together, or
+        those that the model separates.
 
         Args:
             maps: predicted class ids (n, h, w, d).
@@ -448,7 +515,16 @@ class _CaseSlices:
             own = label - 1 if len(maps) > 1 else 0
             true_mask = mask_of_class(truth, label)
             predicted = (maps[own] == label) & (true_mask != IGNORED)
-            found += match_components(predicted, true_mask == 1, shares[own])
+            if self.separated is None:
+                found += match_components(predicted, true_mask == 1, shares[own])
+                continue
+            numbers = self.separated[own] * predicted
+            true = (
+                joined(self.instances, self.places)
+                if self.instances
+                else components(true_mask == 1)
+            )
+            found += match_numbers(numbers, true * (true_mask == 1), shares[own])
         return found
 
     def _joined(self, parts: Sequence[Array | None]) -> Array | None:

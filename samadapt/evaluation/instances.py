@@ -9,8 +9,9 @@ Average precision (AP) follows pycocotools, which a test compares. Detections ta
 falling scores, the free object with the highest IoU. Precision is read at 101 recalls. The mean is
 taken over the IoU thresholds 0.50 to 0.95 and over the classes that occur. The number of detections
 in an image and the size of objects are not limited. The score of an object is the IoU that the mask
-decoder predicts, averaged over the object's voxels. Without prompts there is no predicted IoU; then
-all objects score 1, and AP describes one operating point.
+decoder predicts, averaged over the object's voxels. Without prompts there is no predicted IoU. Then
+objects that the model separates (``sam/watershed.py``) have the mean probability of their class;
+components score 1, and AP describes one operating point.
 
 Panoptic quality (Kirillov et al. 2019, "Panoptic Segmentation", section 4.1) matches objects with
 an IoU above 0.5. SQ is the mean IoU of the matches, RQ = TP / (TP + FP/2 + FN/2) and PQ = SQ · RQ,

@@ -134,6 +134,12 @@ def export_adapter(
             "SAM's three by a trained projection, which no export format can hold; use it with "
             "samadapt predict or samadapt.load_adapter"
         )
+    if adapted.record.separates_objects:
+        raise AdapterError(
+            f"to={target.name}: this adapter separates objects (head=instances) by a watershed "
+            "over its distances, which no format holds; use samadapt predict or "
+            "samadapt.load_adapter, or train head=unet for classes alone"
+        )
     if adapted.record.head and not target.holds_head:
         able = ", ".join(name for name, cls in TARGETS.items() if cls.holds_head)
         raise AdapterError(

@@ -12,6 +12,7 @@ from samadapt.adapters.combining import recorded_stack
 from samadapt.adapters.record import RECORD, AdapterRecord
 from samadapt.data.tiles import recorded_tiling
 from samadapt.errors import AdapterError, ConfigError
+from samadapt.sam.watershed import WATERSHED_KEYS
 
 _LONG = 120
 """Characters of a value that a message shows."""
@@ -105,6 +106,12 @@ def _meaning(directory: Path, record: AdapterRecord) -> dict[str, Any]:
         # How noisy the prompts of the training were does not matter at prediction.
         "prompt": {key: record.prompt[key] for key in prompts if record.prompt.get(key)},
         "threshold": record.threshold,
+        # Members that separate objects do it in the same way, on the mean of their distances.
+        "head": {
+            key: record.head.get(key)
+            for key in ("name", *WATERSHED_KEYS)
+            if record.separates_objects
+        },
     }
 
 

@@ -9,7 +9,8 @@ ending                  content
 ``.dcm``                DICOM series: a segmentation object (``dicom_seg.py``)
 ======================  ========================================================================
 
-Classes that may overlap are written as one file of zeros and ones for each class.
+Classes that may overlap are written as one file of zeros and ones for each class. An adapter that
+separates objects (``head=instances``) also writes their numbers, as ``NAME_instances.png``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 COCO = ".json"
 NIFTI = ".nii.gz"
 PICTURE = ".png"
+MOST_OBJECTS = 65_535
+"""The largest number that a PNG of 16 bits holds."""
 
 
 def output_endings(reader: FormatReader) -> tuple[str, ...]:
@@ -67,7 +70,8 @@ def write_labels(
         coco: receives the objects if the target is COCO JSON; it is written by the caller.
 
     Returns:
-        The files of the maps by name: probabilities, uncertainty, mutual_information.
+        The files of the maps by name: probabilities, uncertainty, mutual_information; and instances
+        if the model separates objects.
 
     Raises:
         DataError: the format cannot hold the labels, or the file cannot be written.
@@ -115,7 +119,9 @@ def _write_beside(
     """Write the maps that were asked for beside the labels; return their files by name.
 
     The probabilities (K, h, w, d) are a 4D NIfTI file, or ``.npz`` for a picture. A map of the
-    uncertainty (h, w, d) is a NIfTI file of float32, or for a picture a grey PNG, white for 1.
+    uncertainty (h, w, d) is a NIfTI file of float32, or for a picture a grey PNG, white for 1. The
+    numbers of separated objects are a PNG of 16 bits, as ``data.instances=true`` reads them; COCO
+    JSON holds the objects already.
     """
     from samadapt.data.formats.nifti.write import save_map, save_shares
 
@@ -134,6 +140,9 @@ def _write_beside(
                 np.savez_compressed(part, probabilities=found.probabilities[..., 0])
         else:
             save_shares(found.probabilities, grid, path)
+    if found.distances is not None and found.instances is not None and target.suffix != COCO:
+        path = written["instances"] = target.with_name(f"{base}_instances{PICTURE}")
+        _save_numbers(found.instances[..., 0], path)
     for name in ("uncertainty", "mutual_information"):
         values = getattr(found, name)
         if values is None:
@@ -145,6 +154,23 @@ def _write_beside(
         else:
             save_map(values, grid, path)
     return written
+
+
+def _save_numbers(numbers: Array, path: Path) -> None:
+    """Write object numbers (h, w) as a 16-bit grey PNG; 0 is background.
+
+    Raises:
+        DataError: there are more objects than 16 bits can number.
+    """
+    from PIL import Image
+
+    if numbers.max(initial=0) > MOST_OBJECTS:
+        raise DataError(
+            f"{path}: {numbers.max()} objects were found, and a PNG of 16 bits numbers at most "
+            f"{MOST_OBJECTS}; write COCO JSON (output={path.stem}.json)"
+        )
+    with atomic.file(path) as part:
+        Image.fromarray(numbers.astype(np.uint16)).save(part, format="png")
 
 
 def _save_grey(shares: Array, path: Path) -> None:

@@ -109,6 +109,9 @@ class SegmentedImage:
         objects: the objects, if they were asked for, in pixels of the upright picture or slices.
         no_confidence: why the objects have no confidence; empty if they have one, or were not asked
             for.
+        instances: int32 number of the object of each pixel from 1, 0 for none, on the grid of
+            ``labels``, if the adapter separates objects (``head=instances``) or objects were asked
+            for. The k-th of ``objects`` has the number k unless nothing of an object was left.
     """
 
     labels: Array
@@ -117,6 +120,7 @@ class SegmentedImage:
     mutual_information: Array | None = None
     objects: Sequence[FoundObject] = ()
     no_confidence: str = ""
+    instances: Array | None = None
 
 
 class Segmenter:
@@ -411,6 +415,7 @@ class Segmenter:
             mutual_information=mutual_information,
             objects=list(found.objects.values()),
             no_confidence=predictor.uncalibrated if options.objects else "",
+            instances=None if found.instances is None else _on_grid(found.instances, volume),
         )
 
     def predict_file(

@@ -40,6 +40,7 @@ from samadapt.sam.decode import (
 )
 from samadapt.sam.geometry import make_frame
 from samadapt.sam.mirror import AS_IT_IS, Mirror, mirrored_prompts, turned_back
+from samadapt.sam.watershed import INSTANCE_HEAD
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
@@ -75,10 +76,13 @@ class Segmentation:
         probabilities: (K, h, w, d) uint8, 255 times the probability of each class, or None. They
             are the model's own: ``keep_largest`` and ``fill_holes`` do not change them.
         instances: int32 object numbers from 1, in the shape of ``labels``, or None. If the adapter
-            takes no prompts, the objects are the connected components of each class.
+            takes no prompts, the objects are those that it separates, or else the connected
+            components of each class.
         instance_classes: class id of each object.
         foreground: float16 probability, 0..1, of the most probable class or object at each pixel,
             in the shape of ``labels``, or None.
+        distances: (2K, h, w, d) float16 distances of the objects that the model separates, or None;
+            see ``sam/watershed.py``.
         uncertainty: (h, w, d) float32 entropy, 0..1, or None; see ``MeanLogits.entropy``.
         mutual_information: (h, w, d) float32, 0..1, or None; see ``MeanLogits``.
         objects: the objects by their number, if they were asked for.
@@ -89,6 +93,7 @@ class Segmentation:
     instances: Array | None = None
     instance_classes: Sequence[int] = ()
     foreground: Array | None = None
+    distances: Array | None = None
     uncertainty: Array | None = None
     mutual_information: Array | None = None
     objects: dict[int, FoundObject] = field(default_factory=dict)
@@ -151,6 +156,7 @@ class VolumePredictor:
         self.classes = list(adapter.record.classes)
         self.overlapping = adapter.record.overlapping
         self.threshold = adapter.record.threshold
+        self.watershed = adapter.sam.watershed
         # A GPU needs several slices at a time to be busy. On a CPU, where a large slice keeps all
         # cores busy, embedding ahead would only waste work: slices after the last object of a
         # propagation are skipped.
@@ -278,9 +284,16 @@ class VolumePredictor:
 
         Raises:
             PromptError: the options do not fit the adapter or the volume.
-            DataError: the adapter sees stacks of slices, and this is a single image.
+            DataError: the adapter sees stacks of slices, and this is a single image; or it
+                separates objects, and this is a volume.
         """
         self.check(options)
+        if self.watershed is not None and volume.shape[2] > 1:
+            raise DataError(
+                f"this adapter was trained with head={INSTANCE_HEAD}: it separates the objects of "
+                f"a picture, and this is a volume of {volume.shape[2]} slices, whose objects span "
+                "slices; give single pictures"
+            )
         if self.adapter.stack > 1 and volume.shape[2] == 1:
             raise DataError(
                 f"this adapter sees {self.adapter.stack} neighbouring slices of a "
@@ -349,8 +362,10 @@ class _Prediction:
         found = self.found = Segmentation(blank(np.uint8, *maps))
         if options.probabilities:
             found.probabilities = blank(np.uint8, len(model.classes))
-        if instances or options.objects:
+        if instances or options.objects or model.watershed is not None:
             found.instances = blank(np.int32, *maps)
+        if model.watershed is not None:
+            found.distances = blank(np.float16, 2 * len(model.classes))
         if options.objects:
             found.foreground = blank(np.float16, *maps)
         if options.uncertainty:
@@ -376,13 +391,19 @@ class _Prediction:
             ]
             for index, *each in zip(batch, *decoded, strict=True):
                 mean = MeanLogits(exclusive=not overlapping)
+                apart = MeanLogits(exclusive=False)  # of the distances, if the model predicts some
                 for one, logits in zip(passes, each, strict=True):
-                    mean.add(turned_back(logits[0, 0], one.mirror))
+                    planes = turned_back(logits[0, 0], one.mirror)
+                    mean.add(planes[:count])
+                    apart.add(planes[count:])
                 if self.second_pass is not None:
                     self.second_pass.add_to(mean, self.pictures(index))
                 labels = label(mean.logits[None, None], count)[0]
                 self._put(self.found.labels, index, labels.cpu().numpy())
                 self._keep_classes(index, mean)
+                if self.found.distances is not None:
+                    distances = apart.probabilities.half().cpu().numpy()
+                    self._put(self.found.distances, index, distances)
 
     def prompted(self) -> None:
         """Segment what is prompted on each slice or tile."""
@@ -458,7 +479,8 @@ class _Prediction:
     def settle_instances(self, labels: Array, instances: Array) -> None:
         """Let the objects of a map follow what postprocessing did to its labels.
 
-        Without prompts the objects are the components of the labels, in 3D for a volume.
+        Without prompts the objects are those that the model separates in a picture, or else the
+        components of the labels, in 3D for a volume.
 
         Args:
             labels: (h, w, d) class ids.
@@ -475,6 +497,14 @@ class _Prediction:
                 nearest = distance_transform_edt(~own, return_distances=False, return_indices=True)
                 gaps = (labels == class_id) & (instances == 0)
                 instances[gaps] = instances[tuple(nearest[:, gaps])]
+            return
+        if self.model.watershed is not None and found.distances is not None:
+            classes, planes = len(self.model.classes), found.distances[..., 0]
+            separated = self.model.watershed.separate_classes(labels[None, ..., 0], planes, classes)
+            for class_id, _, own in separated:
+                known = len(found.instance_classes)
+                instances[..., 0][own > 0] = own[own > 0] + known
+                found.instance_classes = [*found.instance_classes, *[class_id] * int(own.max())]
             return
         # A picture has 8 neighbours, not lines of one pixel along its only slice.
         at = (..., 0) if self.shape[2] == 1 else ...

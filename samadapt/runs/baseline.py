@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from samadapt.baselines.encoders import imagenet_statistics
 from samadapt.baselines.injection import WholeModel, train_everything
 from samadapt.baselines.unet import UNet, make_unet
 from samadapt.errors import ConfigError
+from samadapt.sam.watershed import MAPS_PER_CLASS, Watershed
 
 if TYPE_CHECKING:
     from samadapt.config.baseline import Baseline
@@ -24,23 +26,27 @@ MEASURED_SLICES = 200
 """Training slices, evenly spaced, whose pixels give the mean and the standard deviation."""
 
 
-def open_baseline(options: Baseline, dataset: Dataset, seed: int) -> tuple[UNet, WholeModel]:
+def open_baseline(
+    options: Baseline, dataset: Dataset, seed: int, watershed: Watershed | None = None
+) -> tuple[UNet, WholeModel]:
     """Build the U-Net of a run for its training pictures, with all parameters to be trained.
 
     Args:
         options: the ``baseline`` group of the configuration.
         dataset: the data set of the run.
         seed: of the random weights.
+        watershed: separates objects, with ``head=instances``.
 
     Raises:
         ConfigError: when an option does not fit, or there is no training slice.
         WeightsError: when pretrained weights cannot be fetched.
     """
-    build = unet_build(options, dataset)
+    maps = 1 if watershed is None else MAPS_PER_CLASS
+    build = replace(unet_build(options, dataset), maps=maps)
     # The weights depend on the seed alone, not on what has drawn random numbers before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = make_unet(build)
+        model = make_unet(build, watershed)
     return model, train_everything(model)
 
 

@@ -25,13 +25,14 @@ from samadapt.data.pseudonyms import hide_names, open_key, write_key
 from samadapt.data.splits import listed_names
 from samadapt.data.training_draw import use_training_cases
 from samadapt.errors import ConfigError, DataError, RunError
-from samadapt.prompts.policy import PromptPolicy
+from samadapt.prompts.policy import Objects, PromptPolicy
 from samadapt.runs.baseline import open_baseline
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
 from samadapt.runs.run_description import configuration_text, run_title, trained_name
 from samadapt.sam.attention.compiled import describe_attention
 from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.model import Sam
+from samadapt.sam.watershed import INSTANCE_HEAD, Watershed
 from samadapt.sam.weights.builds import fitting_image_size
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.system.limits import set_limits
@@ -96,9 +97,11 @@ class RunContext:
 
     @property
     def zero_shot_policy(self) -> PromptPolicy:
-        """How the base model is prompted: it knows no classes, so it gets the box of each class."""
+        """How the base model is prompted: it knows no classes, so it gets the true boxes."""
         if self.policy.is_semantic:
-            return PromptPolicy("box", objects="class")
+            # Where objects are what counts, it gets the box of each object.
+            objects: Objects = "class" if self.model.watershed is None else "component"
+            return PromptPolicy("box", objects=objects)
         return self.policy
 
     @property
@@ -165,7 +168,8 @@ def open_run(
         # The layers that were added since the first move go to the device too.
         precision.store_frozen(opened.model.to(device), opened.injection.exact)
     else:
-        unet, whole = open_baseline(config.baseline, dataset, config.seed)
+        watershed = watershed_of(config.head)
+        unet, whole = open_baseline(config.baseline, dataset, config.seed, watershed)
         opened = _OpenedModel(unet.to(device), base_hash(unet), whole)
     progress.say(f"device {device}, precision {precision.name}: {precision.reason}")
     if device.type == "cpu":
@@ -192,7 +196,7 @@ def open_run(
 def add_head(
     sam: Sam, head: Head, dataset: Dataset, policy: PromptPolicy, *, trains_decoder: bool
 ) -> None:
-    """Add a dense head whose side fits the training pictures.
+    """Add a dense head, which predicts classes or objects; its side fits the training pictures.
 
     Args:
         sam: the model, which is changed.
@@ -207,7 +211,7 @@ def add_head(
     """
     if not policy.is_semantic:
         raise ConfigError(
-            f"head=unet predicts classes without a prompt; got prompts={policy.kind}. Use "
+            f"head={head.name} predicts classes without a prompt; got prompts={policy.kind}. Use "
             "prompts=semantic, or head=sam"
         )
     side = head.size or min(MAX_HEAD_SIDE, dataset.longest_side())
@@ -223,7 +227,14 @@ def add_head(
         patch=patch,
         jitter=head.jitter,
     )
-    sam.add_dense_head(len(dataset.classes), settings)
+    sam.add_dense_head(len(dataset.classes), settings, watershed_of(head))
+
+
+def watershed_of(head: Head) -> Watershed | None:
+    """Return how a head separates the objects of a class; None: it predicts classes alone."""
+    if head.name != INSTANCE_HEAD:
+        return None
+    return Watershed(seed_height=head.seed_height, smoothing=head.smoothing)
 
 
 @dataclass(frozen=True)
@@ -257,7 +268,7 @@ def _open_sam(
         sam.resize_mask_tokens(len(dataset.classes))  # one mask token for each class
     if config.model.input_channels:
         sam.add_input_projection(config.model.input_channels)
-    if config.head.name == "unet":
+    if config.head.name != "sam":
         trains_decoder = config.peft.decoder != "frozen"
         add_head(sam, config.head, dataset, policy, trains_decoder=trains_decoder)
     return _OpenedModel(sam, base_sha256, inject(sam, config.peft), base_copy, promptable_base)

@@ -19,7 +19,7 @@ from samadapt.runs.oracle_gap import OracleGap
 from samadapt.runs.recorded_configuration import evaluation_config
 from samadapt.runs.results import write_scores
 from samadapt.runs.run_directory import open_run_dir, removed_if_refused
-from samadapt.runs.run_slices import RunSlices, check_numbered_objects, plan_progress
+from samadapt.runs.run_slices import RunSlices, check_objects, plan_progress
 from samadapt.runs.scored_slices import Which, choose_slices
 from samadapt.runs.scorer import make_scorer
 from samadapt.runs.side_by_side import ComparedAdapters, compare_adapters
@@ -134,7 +134,7 @@ def score_adapter(
         slices = RunSlices(train=[], validation=[], test=scored.refs)
         planner = FeaturePlanner(context)
         scorer = make_scorer(planner, _as_recorded(config.eval, record))
-        check_numbered_objects(scorer, scored.refs)
+        check_objects(scorer, scored.refs)
         planner.plan(config, train=[], others=scored.refs)
         plan_progress(planner, slices, steps=0, validate_every=0)
     planner.warm()

@@ -42,7 +42,7 @@ from samadapt.runs.run_directory import (
 from samadapt.runs.run_loss import choose_loss
 from samadapt.runs.run_slices import (
     RunSlices,
-    check_numbered_objects,
+    check_objects,
     divide_slices,
     plan_progress,
 )
@@ -147,7 +147,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
                 max_test_cases=config.eval.max_cases,
             )
             loss = choose_loss(config.loss, context, slices.train)
-            check_numbered_objects(scorer, slices.test)
+            check_objects(scorer, slices.test, slices.train)
             # Before the first step a fresh adapter changes nothing, so the weights from before
             # training stand for the base model, also where training starts from other ones.
             weights_before = trainable_state(context.model, context.injection)
@@ -366,6 +366,7 @@ def train_adapter(
     # process index is 0.
     rng = np.random.default_rng([config.seed, accelerator.process_index])
     logits_side = context.model.logits_side
+    separated = len(context.dataset.classes) if context.model.watershed else 0
 
     def frame(image: Array) -> Frame:
         """Return where an image lies in the square that the loss is computed on."""
@@ -374,7 +375,9 @@ def train_adapter(
     def make(drawn: Sequence[TrainingStack]) -> Any:
         stack, trained, versions = samples.take(drawn, rng)
         keys = planner.keys_of(versions)
-        return make_batch(stack, policy, frame, logits_side, rng, trained, keys)
+        return make_batch(
+            stack, policy, frame, logits_side, rng, trained, keys, distances_of=separated
+        )
 
     def validation_dice() -> float:
         with context.progress.aside("validation", len(slices.validation)):

@@ -25,6 +25,7 @@ from samadapt.data.tiles import recorded_tiling
 from samadapt.errors import AdapterError, ConfigError, RunError
 from samadapt.runs.environment import write_json
 from samadapt.runs.scored_slices import why_unknown
+from samadapt.sam.watershed import MAPS_PER_CLASS
 from samadapt.sam.weights.builds import BUILDS
 
 if TYPE_CHECKING:
@@ -181,7 +182,12 @@ def start_from_adapter(
             f"warning: init: the adapter {unknown}; whether it was trained on a held-out case is "
             "not checked"
         )
-    tokens = TokenUse(context.dataset.classes, context.policy.is_semantic, sam.build.num_multimask)
+    tokens = TokenUse(
+        context.dataset.classes,
+        context.policy.is_semantic,
+        sam.build.num_multimask,
+        maps=1 if sam.watershed is None else MAPS_PER_CLASS,
+    )
     taken = take_over(folder, record, sam, context.injection, tokens)
     first = InitialAdapter(
         weights_sha256=sha256_of(folder / WEIGHTS),
@@ -265,6 +271,7 @@ def differences(config: Config, context: RunContext, record: AdapterRecord) -> l
     head = context.sam.dense_head
     if record.head and head is not None:
         pairs["side of the dense head (head.size)"] = (record.head.get("side"), head.settings.side)
+        pairs["kind of the dense head (head)"] = (record.head.get("name"), head.describe()["name"])
     if policy.is_semantic:
         pairs["the background is mask token 0"] = (
             bool(record.prompt.get("background_token")),

@@ -25,7 +25,7 @@ from samadapt.reports.objects import write_objects
 from samadapt.reports.overlays import choose_cases, draw_overlay
 from samadapt.reports.plots import plot_progress
 from samadapt.reports.tables import state_names, write_per_case, write_summary
-from samadapt.runs.run_page import write_page
+from samadapt.runs.run_page import true_labels, write_page
 from samadapt.runs.summary import NOT_SCORED
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
     from samadapt.evaluation.evaluate import Evaluation
     from samadapt.runs.context import RunContext
+    from samadapt.sam.segmentation_model import SegmentationModel
 
 
 def write_scores(
@@ -94,7 +95,7 @@ def draw_overlays(
         spacing = context.dataset.case(case).spacing_mm
         draw_overlay(
             visible(sample.image),
-            sample.shown,
+            true_labels(context, sample),
             zero_shot.labels[case][position] if zero_shot else None,
             adapted.labels[case][position] if adapted else None,
             context.dataset.classes,
@@ -107,6 +108,13 @@ def draw_overlays(
             spacing=spacing[:2] if spacing else (1.0, 1.0),
             names=names,
         )
+
+
+def head_entry(model: SegmentationModel) -> dict[str, Any]:
+    """Return what a record says about the head: its name, its sizes, how it separates objects."""
+    if model.dense_head is not None:
+        return model.dense_head.describe()
+    return {} if model.watershed is None else model.watershed.to_dict()
 
 
 def write_adapter(context: RunContext, record: AdapterRecord, summary: Mapping[str, Any]) -> Path:
@@ -148,7 +156,7 @@ def adapter_record(config: Config, context: RunContext) -> AdapterRecord:
         checkpoint=Path(named).name if named and not context.is_baseline else None,
         num_masks=len(data.classes) if context.is_baseline else context.sam.build.num_multimask,
         input_channels=model.input_channels,
-        head=model.dense_head.describe() if model.dense_head is not None else {},
+        head=head_entry(model),
         preprocessing=asdict(model.preprocessing),
         intensity=dict(data.intensity.to_dict()),
         classes=list(data.classes),

@@ -9,6 +9,7 @@ from samadapt.config.schema import LossChoice
 from samadapt.errors import ConfigError
 from samadapt.system.settings import settings_fields
 from samadapt.training.class_weights import BACKGROUND, balanced_weights, given_weights
+from samadapt.training.distances import with_distances
 from samadapt.training.losses import LOSSES, NamedLoss, loss_keys
 from samadapt.training.losses.base import Target, targets_text
 
@@ -50,7 +51,9 @@ def choose_loss(choice: LossChoice, context: RunContext, train: Sequence[SliceRe
     weights = None  # all are equal
     if choice.class_weights is not None:
         weights = _class_weights(choice.class_weights, context, train)
-    return loss(**taken).build(target, len(context.dataset.classes), weights)
+    count = len(context.dataset.classes)
+    built = loss(**taken).build(target, count, weights)
+    return built if context.model.watershed is None else with_distances(built, count)
 
 
 def _check_fit(loss: type[NamedLoss], target: Target, context: RunContext) -> None:

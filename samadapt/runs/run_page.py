@@ -24,13 +24,15 @@ from samadapt.reports.tables import (
     state_names,
 )
 from samadapt.runs.run_description import configuration_text, run_title, trained_name
+from samadapt.sam.watershed import without_seams
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
-    from samadapt.data.types import SliceRef
+    from samadapt.data.types import Sample, SliceRef
     from samadapt.evaluation.evaluate import Evaluation
     from samadapt.evaluation.metrics import CaseClassScore
     from samadapt.runs.context import RunContext
+    from samadapt.system.arrays import Array
 
 
 def write_page(
@@ -175,6 +177,13 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
     return [*tables, objects_table(objects)] if objects else tables
 
 
+def true_labels(context: RunContext, sample: Sample) -> Array:
+    """Return the true class ids (h, w) for drawing, with seams between objects if they count."""
+    if context.model.watershed is None or sample.instances is None:
+        return sample.shown
+    return without_seams(sample.shown, sample.instances)
+
+
 def _shown_case(
     context: RunContext,
     rank: str,
@@ -192,7 +201,10 @@ def _shown_case(
     for index in indices:
         sample = context.dataset.sample(refs[index])
         # The panels after the image, in the order of `heads`: the ground truth, then each state.
-        maps = [sample.shown, *(found.labels[case][index] for found in evaluations.values())]
+        maps = [
+            true_labels(context, sample),
+            *(found.labels[case][index] for found in evaluations.values()),
+        ]
         strips.append(draw_strip(refs[index].index, visible(sample.image), maps, pixel_size))
     scores = [
         f"{names[state]} " + ", ".join(f"{row.class_name} {row.dice:.3f}" for row in rows)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from samadapt.errors import ConfigError
+from samadapt.sam.watershed import INSTANCE_HEAD
 from samadapt.training.selection import selection_split
 
 if TYPE_CHECKING:
@@ -94,6 +95,58 @@ def first_cases(refs: Sequence[SliceRef], count: int | None) -> list[SliceRef]:
     """Return the slices of the first ``count`` cases; all slices if ``count`` is None."""
     kept = set(list(dict.fromkeys(ref.case for ref in refs))[:count])
     return [ref for ref in refs if ref.case in kept]
+
+
+def check_objects(
+    scorer: Scorer, scored: Sequence[SliceRef], trained: Sequence[SliceRef] = ()
+) -> None:
+    """Refuse data whose objects cannot be learned, or not be scored, as a run asks for.
+
+    Args:
+        scorer: scores the model of the run.
+        scored: the slices that are scored.
+        trained: the slices that the run learns from; none in an evaluation.
+
+    Raises:
+        ConfigError: naming the alternative.
+    """
+    check_separable(scorer.context, [*trained, *scored], trains=bool(trained))
+    check_numbered_objects(scorer, scored)
+
+
+def check_separable(context: RunContext, refs: Sequence[SliceRef], *, trains: bool) -> None:
+    """Refuse data whose objects a run with ``head=instances`` cannot separate or learn.
+
+    Args:
+        context: the run.
+        refs: the slices that are trained on or scored.
+        trains: whether the run learns from the objects.
+
+    Raises:
+        ConfigError: for volumes, for classes that may overlap, and for a training on masks that do
+            not number their objects.
+    """
+    data = context.dataset
+    if context.model.watershed is None:
+        return
+    for case in dict.fromkeys(ref.case for ref in refs):
+        depth = data.case(case).shape[2]
+        if depth > 1 and data.tiling is None:
+            raise ConfigError(
+                f"head={INSTANCE_HEAD} separates the objects of pictures; {case} is a volume of "
+                f"{depth} slices, whose objects span slices. Use head=unet"
+            )
+    if data.overlapping:
+        raise ConfigError(
+            f"head={INSTANCE_HEAD} gives each pixel to one object, and the classes of data.regions "
+            "may overlap. Use head=unet, or name classes with data.classes"
+        )
+    if trains and not data.numbers_objects:
+        raise ConfigError(
+            f"head={INSTANCE_HEAD} learns objects from their numbers, and the masks of "
+            f"data={data.name} hold classes. Set data.instances=true if each number in a mask is "
+            "one object, use data=coco, yolo or labelme, or head=unet for classes alone"
+        )
 
 
 def check_numbered_objects(scorer: Scorer, refs: Sequence[SliceRef]) -> None:

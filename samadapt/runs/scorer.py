@@ -78,6 +78,7 @@ class Scorer:
             tolerance=self.nsd_tolerance_mm,
             instances=self.instances,
             keep_largest=[run.dataset.classes.index(name) + 1 for name in kept],
+            watershed=run.model.watershed,
         )
 
     def object_scores(self, refs: Sequence[SliceRef], policy: PromptPolicy) -> list[ObjectScore]:
@@ -89,6 +90,7 @@ class Scorer:
             data.sample,
             data.classes,
             overlap_only=True,
+            watershed=self.context.model.watershed,
         )
         return found.object_scores
 
@@ -142,11 +144,13 @@ def make_scorer(planner: FeaturePlanner, options: Eval) -> Scorer:
         cases = context.dataset.cases
         pictures = all(case.axis is None and case.shape[2] == 1 for case in cases)
         mirrors = mirrors_of(context.dataset.intensity, is_picture=pictures)
+    # A model that separates objects is scored by objects, where the data set numbers them.
+    separates = context.model.watershed is not None and context.dataset.numbers_objects
     return Scorer(
         planner=planner,
         batch_size=options.batch_size,
         nsd_tolerance_mm=options.nsd_tolerance_mm,
-        instances=options.instances,
+        instances=options.instances or separates,
         mirrors=mirrors,
         keep_largest=_kept(context, options.keep_largest),
         second_pass=_second_pass(context, options.second_pass),

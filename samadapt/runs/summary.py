@@ -24,6 +24,10 @@ ZERO_SHOT_NOTE = (
     "zero-shot is the untrained base model with the exact ground-truth box of each class "
     "(an oracle that favours it), since it knows no classes; adapted has no prompt"
 )
+OBJECTS_NOTE = (
+    "zero-shot is the untrained base model with the exact ground-truth box of each object "
+    "(an oracle that favours it), since it finds no objects; adapted has no prompt"
+)
 BASELINE_NOTE = (
     "no SAM and no prompt; the slices, the intensity rule, the augmentation and the number of "
     "steps are those of a run without baseline"
@@ -97,7 +101,7 @@ def summarise_run(
         "peak_memory_bytes": peak_memory_bytes(),
         "notes": [
             *([data.note] if data.note else []),
-            _note_on_scores(last, policy, build),
+            _note_on_scores(last, policy, build, context.zero_shot_policy),
             *notes,
             *([untrained_text(untrained)] if adapted and untrained else []),
             *(annotation_notes(context, slices.test, last) if last else []),
@@ -132,7 +136,9 @@ def _training(state: TrainingState | None) -> dict[str, Any]:
     }
 
 
-def _note_on_scores(last: Evaluation | None, policy: PromptPolicy, build: UNetBuild | None) -> str:
+def _note_on_scores(
+    last: Evaluation | None, policy: PromptPolicy, build: UNetBuild | None, zero_shot: PromptPolicy
+) -> str:
     if last is None:
         return NOT_SCORED
     if build is not None:
@@ -140,7 +146,9 @@ def _note_on_scores(last: Evaluation | None, policy: PromptPolicy, build: UNetBu
         if build.encoder and not build.pretrained:
             note += "; this row was not measured with pretrained weights"
         return note
-    return ZERO_SHOT_NOTE if policy.is_semantic else ORACLE_NOTE
+    if not policy.is_semantic:
+        return ORACLE_NOTE
+    return ZERO_SHOT_NOTE if zero_shot.objects == "class" else OBJECTS_NOTE
 
 
 def _notes_on_training(slices: RunSlices, state: TrainingState | None) -> list[str]:

@@ -42,6 +42,7 @@ from samadapt.errors import ConfigError, PromptError
 from samadapt.sam.dense_features import unpack_embedding
 from samadapt.sam.geometry import make_frame, to_model_boxes, to_model_points
 from samadapt.sam.types import Frame, ImagePrompts, Prompts
+from samadapt.sam.watershed import MAPS_PER_CLASS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -318,10 +319,14 @@ def class_logits(
     num_classes: int,
     *,
     background_token: bool = False,
-) -> Float[Tensor, "b 1 K h w"]:
+) -> Float[Tensor, "b 1 m h w"]:
     """Decode every class without a prompt, in the frame of ``class_frame`` and with gradients.
 
     Arguments and errors are those of ``semantic_logits``.
+
+    Returns:
+        The logits of the K classes. If the model has a watershed, K distances to the centre and K
+        to the border follow, as logits.
     """
     head = sam.dense_head
     if head is not None:
@@ -331,14 +336,19 @@ def class_logits(
             return logits
         own = sam.decode(embeddings, Prompts(), multimask=True).logits[:, :, :num_classes].float()
         side = (head.settings.side,) * 2
-        return logits + functional.interpolate(own[:, 0], side, mode="bilinear")[:, None]
+        own = functional.interpolate(own[:, 0], side, mode="bilinear")[:, None]
+        if head.watershed is None:
+            return logits + own
+        # SAM's mask tokens know classes and no distances.
+        return torch.cat([logits[:, :, :num_classes] + own, logits[:, :, num_classes:]], dim=2)
     logits = sam.decode(embeddings, Prompts(), multimask=True).logits
     if logits.shape[2] < num_classes:
         raise ConfigError(
             f"without prompts each class needs a mask token; got {logits.shape[2]} tokens for "
             f"{num_classes} classes"
         )
-    logits = logits[:, :, :num_classes].float()
+    maps = 1 if sam.watershed is None else MAPS_PER_CLASS
+    logits = logits[:, :, : maps * num_classes].float()
     if background_token:
         logits = logits - sam.decode(embeddings, Prompts(), multimask=False).logits.float()
     return logits
@@ -352,7 +362,7 @@ def semantic_logits(
     num_classes: int,
     *,
     background_token: bool = False,
-) -> Iterator[Float[Tensor, "1 1 K h w"]]:
+) -> Iterator[Float[Tensor, "1 1 m h w"]]:
     """Decode every class without a prompt: mask token k - 1 of the multimask output is class k.
 
     Args:
@@ -365,6 +375,7 @@ def semantic_logits(
 
     Yields:
         For each image (1, 1, K, h, w) in its original frame; the background has the logit 0.
+        ``class_logits`` says what follows if the model has a watershed.
 
     Raises:
         ConfigError: the model has fewer mask tokens than classes.

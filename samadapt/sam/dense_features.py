@@ -6,7 +6,7 @@ model with a dense head needs more than one map of an image: the features of sev
 picture itself. They are packed one after another, so that nothing around the model has to know::
 
     frozen part  (b, n)   input of the first trainable block | levels before it | picture
-    embedding    (b, m)   embedding (c, g, g)                | logits of the head (K, d, d)
+    embedding    (b, m)   embedding (c, g, g)                | maps of the head (m, d, d)
 
 The head runs where the embedding is made, because there the slices that it sees together are
 together. ``embed.py`` packs, ``decode.py`` unpacks.
@@ -69,10 +69,10 @@ def pack_embedding(
 
 def unpack_embedding(
     head: DenseHead, packed: Float[Tensor, "b m"]
-) -> tuple[Float[Tensor, "b c g g"], Float[Tensor, "b K d d"]]:
+) -> tuple[Float[Tensor, "b c g g"], Float[Tensor, "b m d d"]]:
     """Return the embedding and the logits of the head."""
     neck, side = head.levels[-1], head.settings.side
-    shapes = [(neck.channels, neck.grid, neck.grid), (head.classes, side, side)]
+    shapes = [(neck.channels, neck.grid, neck.grid), (head.maps, side, side)]
     embedding, logits = _unpack(packed, shapes)
     return embedding, logits
 

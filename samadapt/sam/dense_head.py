@@ -36,6 +36,7 @@ from torch.nn import functional
 
 from samadapt.errors import ConfigError
 from samadapt.sam.types import Level
+from samadapt.sam.watershed import MAPS_PER_CLASS, Watershed
 from samadapt.system.settings import Settings
 
 HEAD_NAME = "unet"
@@ -93,13 +94,22 @@ class DenseHead(nn.Module):
         levels: the features that the encoder offers, the image embedding last.
         classes: number K of classes.
         settings: the sizes.
+        watershed: separates the objects of each class by their distances, which the head then
+            predicts too: K logits, K distances to the centre and K to the border. None: K logits.
     """
 
-    def __init__(self, levels: Sequence[Level], classes: int, settings: HeadSettings) -> None:
+    def __init__(
+        self,
+        levels: Sequence[Level],
+        classes: int,
+        settings: HeadSettings,
+        watershed: Watershed | None = None,
+    ) -> None:
         super().__init__()
         from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetUpBlock
 
         self.levels, self.classes, self.settings = tuple(levels), classes, settings
+        self.watershed = watershed
         widths = [settings.width * 2**scale for scale in range(settings.scales)]
         norm = ("instance", {"affine": True})
         act = ("leakyrelu", {"inplace": True, "negative_slope": 0.01})
@@ -124,7 +134,8 @@ class DenseHead(nn.Module):
         self.across = nn.ModuleList(
             AcrossSlices(width, settings.depth) for width in (widths if settings.depth > 1 else [])
         )
-        self.out = nn.Conv2d(widths[0], classes * settings.patch**2, kernel_size=1)
+        self.maps = classes * (1 if watershed is None else MAPS_PER_CLASS)
+        self.out = nn.Conv2d(widths[0], self.maps * settings.patch**2, kernel_size=1)
         # The scale of features differs by orders of magnitude between depths, hence the norm.
         self.readers = nn.ModuleList(
             _make_reader(level, widths[self.scale_of(level)]) for level in self.levels
@@ -132,7 +143,9 @@ class DenseHead(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Return name and sizes as plain values, as ``samadapt.json`` holds them."""
-        return {"name": HEAD_NAME, **asdict(self.settings)}
+        if self.watershed is None:
+            return {"name": HEAD_NAME, **asdict(self.settings)}
+        return {**self.watershed.to_dict(), **asdict(self.settings)}
 
     def scale_of(self, level: Level) -> int:
         """Return the scale, from 0 on, at which a level enters: the nearest one to its own."""
@@ -149,8 +162,10 @@ class DenseHead(nn.Module):
 
     def forward(
         self, picture: Float[Tensor, "b n d d"], features: Sequence[Float[Tensor, "b _ _ _"]]
-    ) -> Float[Tensor, "b K d d"]:
+    ) -> Float[Tensor, "b m d d"]:
         """Return the logits of the classes; the background has the logit 0.
+
+        With a watershed these are the first K of 3K maps; the sigmoid of the others is a distance.
 
         Args:
             picture: (b, n, d, d), normalised. With a depth above 1, b is a multiple of it and each

@@ -135,6 +135,37 @@ def labels_to_model(labels: IntArray, frame: Frame, side: int) -> IntArray:
     return square
 
 
+def nearest_to_model(values: IntArray, frame: Frame, side: int) -> IntArray:
+    """Bring an image of numbers into the model's square: each cell takes the pixel at its centre.
+
+    Unlike ``labels_to_model`` its time does not grow with the count of different numbers.
+
+    Args:
+        values: (h, w) of size ``frame.original``.
+        frame: the frame of the image.
+        side: cells along a side of the square.
+
+    Returns:
+        (side, side) of the same type; 0 in the padding.
+    """
+    rows, columns = (
+        _centre_pixels(original, resized, frame.size, side)
+        for original, resized in zip(frame.original, frame.resized, strict=True)
+    )
+    square = np.zeros((side, side), values.dtype)
+    square[: len(rows), : len(columns)] = values[np.ix_(rows, columns)]
+    return square
+
+
+def _centre_pixels(original: int, resized: int, size: int, side: int) -> IntArray:
+    """Return the original pixel under the centre of each cell inside the image, along one axis."""
+    cell = size / side
+    inside = max(1, min(side, int(np.ceil(resized / cell - 0.5))))
+    centres = (np.arange(inside) + 0.5) * cell * original / resized
+    pixels: IntArray = np.minimum(centres.astype(int), original - 1)
+    return pixels
+
+
 def _cell_weights(original: int, resized: int, size: int, side: int) -> npt.NDArray[np.float32]:
     """Return how much of each cell each original pixel covers along one axis: (cells, pixels).
 

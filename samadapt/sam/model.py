@@ -21,6 +21,7 @@ from samadapt.sam.prompt_encoder import PromptEncoder
 from samadapt.sam.segmentation_model import SegmentationModel
 from samadapt.sam.tiny_vit import TinyViTEncoder
 from samadapt.sam.types import AttentionBlock, Level, MaskOutput, Prompts
+from samadapt.sam.watershed import Watershed
 from samadapt.sam.weights.builds import BUILDS, Build
 
 # The inputs and outputs of a graph that ``torch.export`` makes of the model.
@@ -255,13 +256,16 @@ class Sam(SegmentationModel):
         nn.init.constant_(projection.weight, 1 / channels)
         self.input_projection = projection.to(self.device, self.dtype)
 
-    def add_dense_head(self, classes: int, settings: HeadSettings) -> None:
-        """Add a decoder that predicts classes at the resolution of the picture.
+    def add_dense_head(
+        self, classes: int, settings: HeadSettings, watershed: Watershed | None = None
+    ) -> None:
+        """Add a decoder that predicts classes, or objects, at the resolution of the picture.
 
         Raises:
             ConfigError: the settings do not fit each other.
         """
-        self.dense_head = DenseHead(self.levels(), classes, settings).to(self.device, self.dtype)
+        head = DenseHead(self.levels(), classes, settings, watershed)
+        self.dense_head = head.to(self.device, self.dtype)
 
     def prefix_shape(self, first_trainable_block: int) -> tuple[int, ...]:
         """Return the shape of what ``encode_prefix`` returns, without the batch."""

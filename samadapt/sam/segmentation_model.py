@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from samadapt.sam.dense_head import DenseHead
 from samadapt.sam.types import AttentionBlock, Frame, MaskOutput, Preprocessing, Prompts
+from samadapt.sam.watershed import Watershed
 
 
 class SegmentationModel(nn.Module):
@@ -43,6 +44,11 @@ class SegmentationModel(nn.Module):
     def input_channels(self) -> int:
         """Number of channels of the images that ``preprocess`` takes."""
         raise NotImplementedError
+
+    @property
+    def watershed(self) -> Watershed | None:
+        """What separates the objects of a class; None: the model predicts classes alone."""
+        return None if self.dense_head is None else self.dense_head.watershed
 
     @property
     def logits_side(self) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Integer
+from jaxtyping import Integer, Real
 from torch import Tensor
 
 from samadapt.data.types import IGNORED
@@ -19,6 +19,7 @@ from samadapt.sam.decode import to_tensors
 from samadapt.sam.geometry import labels_to_model
 from samadapt.sam.types import Frame, ImagePrompts, Prompts
 from samadapt.system.arrays import Array
+from samadapt.training.distances import distance_targets
 
 if TYPE_CHECKING:
     from samadapt.data.types import Sample
@@ -38,7 +39,8 @@ class Batch:
         prompts: p objects for each of the b images in the model frame; empty for ``semantic``.
         targets: (b, p, 4g, 4g) int64, 1 in the object, 0 outside, -1 for padding and ignored
             pixels. For ``semantic`` (b, 4g, 4g) class ids 0..K or -1; if classes overlap or are
-            not all annotated (b, K, 4g, 4g) of 0, 1 and -1.
+            not all annotated (b, K, 4g, 4g) of 0, 1 and -1. With distances see
+            ``distance_targets``.
         trained: positions, among all images, of the b that have the loss; None: all.
     """
 
@@ -46,7 +48,7 @@ class Batch:
     keys: list[str]
     images: list[Array]
     prompts: Prompts
-    targets: Integer[Tensor, "b ..."]
+    targets: Real[Tensor, "b ..."]
     trained: Integer[Tensor, " rows"] | None = None
 
 
@@ -101,6 +103,7 @@ def make_batch(
     rng: np.random.Generator,
     trained: Sequence[int] | None = None,
     keys: Sequence[str] = (),
+    distances_of: int = 0,
 ) -> Batch:
     """Prompt the objects of some slices and bring everything into the model frame.
 
@@ -113,6 +116,8 @@ def make_batch(
         trained: positions of the b slices with the loss; the encoder only sees the others. None:
             all slices.
         keys: keys of the slices' stored features; empty if no features are stored.
+        distances_of: number K of classes whose objects the model separates by their distances; 0:
+            it does not.
 
     Raises:
         DataError: a slice has no object to prompt; names the slice.
@@ -125,6 +130,8 @@ def make_batch(
     frames = [frame_of(sample.image) for sample in samples]
     if policy.is_semantic:
         prompts, targets = Prompts(), semantic_targets(samples, frames, side)
+        if distances_of:
+            targets = distance_targets(samples, frames, targets, distances_of)
     else:
         chosen = choose_objects(samples, policy, rng)
         prompts = to_tensors(chosen, frames)

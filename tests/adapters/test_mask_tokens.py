@@ -53,8 +53,34 @@ def test_rows_and_hypernetworks_move_together():
     }
     start = {key: torch.full((6, *value.shape[1:]), -1.0) for key, value in given.items()}
     sources = [0, 2, None, 1, None, 2]
-    placed = place_tokens(given, start, sources, sources)
+    use = semantic()
+    placed = place_tokens(given, start, sources, sources, (use, use))
     assert placed[tokens][:, 0].tolist() == placed[f"{iou}bias"].tolist() == [0, 2, -1, 1, -1, 2]
     assert placed[low_rank].shape == (4, 2)  # it has no row for a token, though as many as tokens
     moved = {key: float(value[0]) for key, value in placed.items() if key.startswith(mlp)}
     assert moved == {f"{mlp}{n}.layers.0.bias": v for n, v in [(0, 0), (1, 2), (3, 1), (5, 2)]}
+
+
+def test_rows_of_a_head_move_within_each_of_its_maps():
+    key = "base_model.model.dense_head.out.bias"
+    before = TokenUse(("a", "b"), is_semantic=True, count=3, maps=3)
+    now = TokenUse(("b", "c"), is_semantic=True, count=3, maps=3)
+    sources = token_sources(before, now)
+    start = {key: torch.full((6,), -1.0)}
+    # logits, distances to the centre, distances to the border; each of a and b
+    placed = place_tokens({key: torch.arange(6.0)}, start, sources, sources, (before, now))
+    assert placed[key].tolist() == [1, -1, 3, -1, 5, -1]
+    # Two cells for each: rows 0 and 1 are class a.
+    start = {key: torch.full((4,), -1.0)}
+    before, now = (TokenUse(use.classes, is_semantic=True, count=3) for use in (before, now))
+    placed = place_tokens({key: torch.arange(4.0)}, start, sources, sources, (before, now))
+    assert placed[key].tolist() == [2, 3, -1, -1]
+
+
+def test_a_head_that_separates_objects_takes_over_the_logits_of_one_that_does_not():
+    key = "base_model.model.dense_head.out.bias"
+    before = TokenUse(("a",), is_semantic=True, count=3)
+    now = TokenUse(("a",), is_semantic=True, count=3, maps=3)
+    start, sources = {key: torch.full((3,), -1.0)}, token_sources(before, now)
+    placed = place_tokens({key: torch.ones(1)}, start, sources, sources, (before, now))
+    assert placed[key].tolist() == [1, -1, -1]

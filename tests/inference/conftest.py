@@ -37,6 +37,7 @@ class Oracle(nn.Module):
     device = torch.device("cpu")
     dense_head, logits_side = None, 44
     image_size, embedding_size, mask_threshold, input_channels = 45, 11, 0.0, 3
+    watershed = None
     postprocess = Sam.postprocess
 
     def __init__(self, classes: int = 3) -> None:

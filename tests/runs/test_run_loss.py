@@ -25,6 +25,7 @@ def context(prompts, *, overlapping=False, truth=None):
     said = []
     return SimpleNamespace(
         policy=PromptPolicy(prompts),
+        model=SimpleNamespace(watershed=None),
         dataset=SimpleNamespace(
             classes=["liver", "spleen"],
             overlapping=overlapping,
