@@ -28,7 +28,7 @@ from samadapt.inference.objects import FoundObject, list_objects
 from samadapt.inference.options import PredictionOptions, class_ids
 from samadapt.inference.passes import EmbeddedPass, embed_passes
 from samadapt.inference.propagate import Propagation, Walk, plan_walks
-from samadapt.inference.spool import Spool
+from samadapt.inference.walk_together import walk_together
 from samadapt.prompts.user_prompts import object_classes, slice_prompts, tile_prompts
 from samadapt.sam.averaging import DecodedObjects, MeanLogits, object_means
 from samadapt.sam.decode import (
@@ -52,9 +52,6 @@ if TYPE_CHECKING:
 
 LARGE = 512
 """Side of the model's square, in pixels, above which slices are embedded one by one on a CPU."""
-
-NOWHERE = -1e4
-"""Logit of an object on a slice to which a pass of an ensemble did not carry it."""
 
 MEASURES = {
     "uncertainty": MeanLogits.entropy,
@@ -440,7 +437,7 @@ class _Prediction:
         walks = [self._walk(*one, prompts, up, down, advance) for one in passes]
         sam = self.model.sam
         frame = make_frame(self.shape[:2], sam.image_size, sam.preprocessing.resize)
-        for index, numbers, logits in _together(walks):
+        for index, numbers, logits in walk_together(walks):
             masks = [
                 DecodedObjects(member.sam, found.to(sam.device), frame, mirror)
                 for (member, mirror), found in zip(passes, logits, strict=True)
@@ -659,48 +656,6 @@ class _Prediction:
                 self.progress(done, total)
 
         return advance
-
-
-def _together(
-    walks: Sequence[Iterator[tuple[int, dict[int, Tensor]]]],
-) -> Iterator[tuple[int, list[int], list[Tensor]]]:
-    """Yield what several walks through a volume find, slice by slice.
-
-    Each walk carries its objects by itself. What they find waits on the disk, if it is much, until
-    the last one has ended. An object that a walk does not carry to a slice has no chance there.
-
-    Yields:
-        The slice, the numbers of its p objects, and for each walk their logits (p, 1, 4g, 4g).
-    """
-    if len(walks) == 1:
-        for index, found in walks[0]:
-            numbers = sorted(found)
-            yield index, numbers, [torch.stack([found[number] for number in numbers])]
-        return
-    with Spool() as spool:
-        present: dict[int, set[int]] = {}
-        for at, walk in enumerate(walks):
-            for index, found in walk:
-                present.setdefault(index, set()).update(found)
-                for number, logits in found.items():
-                    spool.put((at, index, number), logits)
-        for index in sorted(present):
-            numbers = sorted(present[index])
-            known = {
-                (at, number): spool.get((at, index, number))
-                for at in range(len(walks))
-                for number in numbers
-                if (at, index, number) in spool
-            }
-            nowhere = torch.full_like(next(iter(known.values())), NOWHERE)
-            yield (
-                index,
-                numbers,
-                [
-                    torch.stack([known.get((at, number), nowhere) for number in numbers])
-                    for at in range(len(walks))
-                ],
-            )
 
 
 def as_picture(image: Array, channels: int = 0) -> Volume:
