@@ -42,7 +42,7 @@ def test_a_share_of_empty_slices() -> None:
 def test_stacks_need_volumes() -> None:
     check_depth(1, [PICTURE, VOLUME])
     check_depth(4, [VOLUME])
-    with pytest.raises(ConfigError, match=r"peft\.depth=4 .* p\.png has only one slice"):
+    with pytest.raises(ConfigError, match=r"4 neighbouring slices .* p\.png has only one slice"):
         check_depth(4, [VOLUME, PICTURE])
 
 
