@@ -33,7 +33,7 @@ from samadapt.sam.attention.compiled import describe_attention
 from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.model import Sam
 from samadapt.sam.watershed import INSTANCE_HEAD, Watershed
-from samadapt.sam.weights.builds import fitting_image_size
+from samadapt.sam.weights.builds import embedding_grid, fitting_image_size
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.system.limits import set_limits
 from samadapt.training.precision import Precision, choose_device, choose_precision
@@ -161,7 +161,8 @@ def open_run(
     for warning in keep_splits(dataset, run_dir, resumes=resumes, is_fold=is_fold):
         progress.say(f"warning: {warning}")
     changes = config.train.augment
-    versions = versions_of(config.cache.variants, changes, dataset)
+    name, size = config.model.name, config.model.image_size
+    versions = versions_of(config.cache.variants, changes, dataset, name, size)
     samples = TrainingSamples(dataset, policy, changes, versions, config.seed)
     if config.baseline.name is None:
         opened = _open_sam(config, policy, dataset, device, copies_base=copies_base)
@@ -350,9 +351,11 @@ def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPo
     )
 
 
-AUTO_VERSIONS, MOST_VARIANTS = 500, 16
-"""With ``cache.variants=auto``: versions of all training slices together, and of each. Every
-version costs a pass of the frozen encoder; more than 16 of one slice teach little that is new."""
+AUTO_CELLS, MOST_VARIANTS = 500 * 42**2, 16
+"""With ``cache.variants=auto``: cells of the embeddings of all versions of all training slices, and
+versions of each slice. Every version costs a pass of the frozen encoder, whose time grows with its
+cells: this many are 500 versions at LiteMedSAM's 168 pixels and 2000 at 84. More than 16 of one
+slice teach little that is new."""
 
 
 def image_size_of(model: str, asked: int | Literal["fit"] | None, dataset: Dataset) -> int | None:
@@ -377,17 +380,26 @@ def stack_of(config: Config) -> int | Literal["auto"]:
     return max(by_head, config.peft.stack)
 
 
-def versions_of(asked: int | Literal["auto"], changes: Sequence[str], dataset: Dataset) -> int:
+def versions_of(
+    asked: int | Literal["auto"],
+    changes: Sequence[str],
+    dataset: Dataset,
+    model: str,
+    size: int | Literal["fit"] | None,
+) -> int:
     """Return how many versions of each training slice ``cache.variants`` asks for.
 
     Args:
         asked: the value of the key.
         changes: names of the random changes; without any, "auto" asks for no versions.
         dataset: the data set of the run.
+        model: name of the model, which with ``size`` decides what a version costs.
+        size: ``model.image_size``.
     """
     if asked != "auto":
         return asked
-    fitting = AUTO_VERSIONS // max(1, len(dataset.slices("train")))
+    grid = embedding_grid(model, image_size_of(model, size, dataset))
+    fitting = AUTO_CELLS // (grid**2 * max(1, len(dataset.slices("train"))))
     return min(MOST_VARIANTS, max(1, fitting)) if changes else 0
 
 

@@ -42,7 +42,8 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
     if config.privacy:
         dataset = hide_names(dataset, Pseudonyms())
     changes = config.train.augment
-    versions = versions_of(config.cache.variants, changes, dataset)
+    name, size = config.model.name, config.model.image_size
+    versions = versions_of(config.cache.variants, changes, dataset, name, size)
     samples = TrainingSamples(dataset, policy, changes, versions, config.seed)
     usable = samples.usable(dataset.slices("train"))
     refs, _ = selection_split(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +13,7 @@ from samadapt.config.schema import Config, Data, PromptSettings
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError, DataError
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.runs.context import open_data, prompt_policy
+from samadapt.runs.context import open_data, prompt_policy, versions_of
 from samadapt.runs.environment import seed_all
 from samadapt.runs.results import adapter_record
 from samadapt.runs.run_slices import RunSlices, plan_progress
@@ -255,3 +257,20 @@ def test_a_list_that_is_not_there_is_named(pictures, tmp_path):
     config = prompted_by("box", pictures, held_out=str(tmp_path / "none.txt"))
     with pytest.raises(ConfigError, match=r"data\.held_out=.*none\.txt: expected a text file"):
         open_data(config)
+
+
+@pytest.mark.parametrize(
+    ("asked", "slices", "longest", "versions"),
+    [
+        ("auto", 5, 600, 16),  # at most 16 of each
+        ("auto", 100, 600, 5),  # 500 at 168 px
+        ("auto", 100, 80, 16),
+        ("auto", 200, 80, 10),  # 2000 at 84 px, where a version costs a quarter
+        ("auto", 9000, 80, 1),
+        (3, 9000, 80, 3),
+    ],
+)
+def test_versions_of_a_slice_follow_what_they_cost(asked, slices, longest, versions):
+    dataset = SimpleNamespace(slices=lambda split: range(slices), longest_side=lambda: longest)
+    assert versions_of(asked, ["rotate"], dataset, "lite_medsam", "fit") == versions
+    assert versions_of("auto", [], dataset, "lite_medsam", "fit") == 0

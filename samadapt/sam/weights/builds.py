@@ -140,3 +140,14 @@ def fitting_image_size(name: str, longest: int) -> int:
     build = BUILDS[name]
     sides = [grid * build.stride for grid in FITTING_GRIDS[build.encoder]]
     return min(build.image_size, next((side for side in sides if side >= longest), sides[-1]))
+
+
+def embedding_grid(name: str, side: int | None) -> int:
+    """Return the side of the image embedding in cells.
+
+    Args:
+        name: the build.
+        side: side of the model's square in pixels; None: the one of the pretraining.
+    """
+    build = BUILDS[name]
+    return (side or build.image_size) // build.stride
