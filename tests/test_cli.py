@@ -68,7 +68,7 @@ def test_help_of_finetune_fits_on_two_screens(capsys: pytest.CaptureFixture[str]
     for text in ("  train     how long", "train.steps=90", "peft=fact:", "peft.form=tt", "seed=0"):
         assert text in out
     assert "peft.hidden" not in out
-    assert "recipes: hippocampus" in said(capsys, "finetune", "--help")[1]
+    assert "recipes: few_labels, hippocampus" in said(capsys, "finetune", "--help")[1]
 
 
 def test_help_of_a_group(capsys: pytest.CaptureFixture[str]) -> None:

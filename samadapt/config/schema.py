@@ -16,7 +16,6 @@ from pydantic.dataclasses import dataclass
 from samadapt.config.baseline import Baseline
 from samadapt.config.described import DescribesOption, OfDataSet, OfModel
 from samadapt.config.train import MAX_LR, Train
-from samadapt.data.stacks import AUTO_STACK
 from samadapt.errors import nearest
 from samadapt.methods import METHODS
 from samadapt.methods.base import Method
@@ -355,7 +354,7 @@ class Head(Settings):
     depth: Annotated[Whole, Field(ge=1, le=64)] | Literal["auto"] = Field(
         default=1,
         description="neighbouring slices of a volume that the U-Net sees together; 1: each alone; "
-        f"auto: {AUTO_STACK} if all cases are volumes, else 1",
+        "auto: 4 if all cases are volumes, else 1",
     )
     jitter: float = Field(
         default=0.0,

@@ -177,6 +177,7 @@ def test_every_option_reaches_the_segmenter(adapter, tmp_path, monkeypatch, caps
         "tile": ("64", 64),
         "probabilities": ("true", True),
         "tta": ("flip", "flip"),
+        "second_pass": ("base", "base"),
         "uncertainty": ("mutual_information", "mutual_information"),
         "objects": ("true", True),
         "channel": ("[0]", [0]),

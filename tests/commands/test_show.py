@@ -51,9 +51,9 @@ def test_the_tiles_are_what_the_first_steps_train_on(
     trained = []
     make = batches.make_batch
 
-    def listen(samples, *others):
+    def listen(samples, *others, **options):
         trained.extend(samples)
-        return make(samples, *others)
+        return make(samples, *others, **options)
 
     monkeypatch.setattr("samadapt.runs.finetune.make_batch", listen)
     config = compose(str(recipe), [f"data.root={make_pictures(9)}", "train.steps=2", *options])

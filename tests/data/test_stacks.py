@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from samadapt.config.schema import Head
 from samadapt.data.dataset import open_dataset
 from samadapt.data.stacks import (
     ALONE,
@@ -74,5 +76,8 @@ def test_a_batch_is_whole_stacks() -> None:
 def test_volumes_are_seen_in_stacks_where_the_data_decide() -> None:
     assert decide_stack(3, [1, 1]) == 3
     assert decide_stack("auto", [20, 30]) == AUTO_STACK
+    # The number is written out there, because help texts do not import the data layer.
+    described = {item.name: item for item in fields(Head)}["depth"]
+    assert f"auto: {AUTO_STACK} if all cases are volumes" in str(described.default)
     assert decide_stack("auto", [20, 1]) == 1
     assert decide_stack("auto", [20]) == 1

@@ -222,8 +222,8 @@ def test_the_contact_sheet_shows_the_slices_of_a_run(configure, monkeypatch, tmp
     config = configure("prompts=box", "train.steps=1")
     drawn = []
 
-    def spy(*args):
-        batch = make_batch(*args)
+    def spy(*args, **options):
+        batch = make_batch(*args, **options)
         drawn.extend(batch.names)
         return batch
 
