@@ -30,9 +30,9 @@ from samadapt.runs.finetune import finetune
 from samadapt.sam.model import Sam
 from samadapt.sam.types import Prompts
 from samadapt.sam.weights.loading import base_hash, load_sam
+from samadapt.training.feature_stores import MemoryStore
 from samadapt.training.features import Features
 from samadapt.training.mask_losses import LossFunction, object_loss, semantic_loss
-from samadapt.training.stores import MemoryStore
 
 SHAPE = (192, 256)
 """Height and width of the pictures, in pixels."""

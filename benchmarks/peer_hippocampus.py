@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from samadapt.data.dataset import Dataset, open_dataset
 from samadapt.data.types import Sample, SliceRef
-from samadapt.evaluation.metrics import dice
+from samadapt.evaluation.case_scores import dice
 
 RESULTS = Path(__file__).parent / "results" / "peer_hippocampus.json"
 TRAINING_CASES = 40

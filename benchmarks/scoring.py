@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Call, Comparison
+from samadapt.evaluation.case_scores import score_case, summarise
 from samadapt.evaluation.comparison import compare_states
-from samadapt.evaluation.metrics import score_case, summarise
 from samadapt.system.arrays import Array
 
 HIPPOCAMPI = Path(__file__).parents[2] / "shared" / "data" / "msd_hippocampus" / "labelsTr"

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.few_labels.domains import DOMAINS
 from benchmarks.few_labels.plan import Cell, recipe_file
-from samadapt.evaluation.metrics import CaseClassScore
+from samadapt.evaluation.case_scores import CaseClassScore
 from samadapt.reports.tables import read_per_case
 from samadapt.version import __version__
 

@@ -1,4 +1,4 @@
-"""The keys of the group ``baseline``: the model that trains in SAM's place."""
+"""The keys of the group ``baseline``, the model that trains in SAM's place; see ``schema.py``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Every key that a run takes: its type, its default, its bounds and what it means.
 
+The keys of ``train`` are in ``train.py``, and those of ``baseline`` in ``baseline.py``.
+
 A key is a field of a group, ``train.steps``, or of ``Config`` itself, ``seed``. The values are
 checked where an object is built, so ``Train(steps=-5)`` raises an error that names the key. Nothing
 here imports torch: ``samadapt show`` and ``--help`` must answer at once.

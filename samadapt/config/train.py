@@ -1,4 +1,4 @@
-"""The keys of the group ``train``."""
+"""The keys of the group ``train``, such as ``train.steps``; ``schema.py`` has all other groups."""
 
 from __future__ import annotations
 

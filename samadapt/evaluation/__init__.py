@@ -1,1 +1,1 @@
-"""From label maps to numbers and pictures: inference, metrics, report, overlays, plots."""
+"""From predicted and true masks to scores of classes, objects and confidence, and their means."""

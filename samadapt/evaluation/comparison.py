@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from samadapt.evaluation.metrics import score_table
+from samadapt.evaluation.case_scores import score_table
 from samadapt.evaluation.scores import SCORES
 from samadapt.evaluation.statistics import compare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from samadapt.evaluation.metrics import CaseClassScore
+    from samadapt.evaluation.case_scores import CaseClassScore
 
 
 def compare_states(

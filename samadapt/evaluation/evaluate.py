@@ -15,6 +15,7 @@ from torch import Tensor
 from samadapt.data.stacks import ALONE, Stacks
 from samadapt.data.tiles import PictureTile, assemble
 from samadapt.data.types import IGNORED, SliceRef
+from samadapt.evaluation.case_scores import CaseClassScore, score_case, summarise
 from samadapt.evaluation.confidence import (
     ObjectScore,
     match_components,
@@ -28,13 +29,11 @@ from samadapt.evaluation.instances import (
     summarise_objects,
 )
 from samadapt.evaluation.label_stack import LabelStack, choose_slice
-from samadapt.evaluation.metrics import CaseClassScore, score_case, summarise
 from samadapt.evaluation.postprocess import postprocess
 from samadapt.evaluation.scores import OVERLAP
 from samadapt.evaluation.second_pass import SecondPass
 from samadapt.prompts.annotations import given_prompts, has_prompts
 from samadapt.prompts.simulate import simulate
-from samadapt.sam.averaging import DecodedObjects, MeanLogits, object_means
 from samadapt.sam.decode import (
     image_embedding,
     merge_objects,
@@ -44,6 +43,7 @@ from samadapt.sam.decode import (
     semantic_logits,
 )
 from samadapt.sam.embed import embed_features, frame_of
+from samadapt.sam.mean_prediction import DecodedObjects, MeanLogits, object_means
 from samadapt.sam.mirror import AS_IT_IS, Mirror, mirrored, mirrored_prompts, turned_back
 from samadapt.sam.types import ImagePrompts
 from samadapt.sam.watershed import without_seams
@@ -286,7 +286,7 @@ class Evaluation:
         objects: the matched objects of each case and class, if they were asked for.
         object_scores: score of each predicted object and whether it matches a true one, if they
             were asked for; see ``confidence.py``.
-        summary: the means; see ``metrics.summarise``.
+        summary: the means; see ``case_scores.summarise``.
         shown: for each case, the slice with the most ground truth: (slice, its index in
             ``labels[case]``). Both are empty with ``overlap_only``.
         labels: for each case, the predicted labels of its slices. Where independent classes

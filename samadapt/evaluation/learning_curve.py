@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from samadapt.evaluation.case_scores import CaseClassScore, summarise
 from samadapt.evaluation.comparison import compare_states
-from samadapt.evaluation.metrics import CaseClassScore, summarise
 
 LITTLE = 0.015
 """Dice for each doubling of the labelled cases, below which the answer is "will bring little". Two
@@ -46,7 +46,7 @@ def summarise_curve(points: Sequence[CurvePoint], classes: Sequence[str]) -> dic
 
     Returns:
         - ``points``: for each point ``arm``, ``cases``, ``draws`` (the mean Dice of each) and the
-          entries of ``metrics.summarise`` with intervals.
+          entries of ``case_scores.summarise`` with intervals.
         - ``gains``: for each arm and each step to the next number of cases, the paired comparison
           of Dice, and the difference and its interval ``per_doubling``.
         - ``paired``: for each number of cases and each other arm, the first arm minus the other.

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samadapt.evaluation.case_scores import CaseClassScore, summarise
+from samadapt.evaluation.case_scores import iou as overlap
 from samadapt.evaluation.evaluate import Place, joined, place_of, score_maps
-from samadapt.evaluation.metrics import CaseClassScore, summarise
-from samadapt.evaluation.metrics import iou as overlap
 from samadapt.evaluation.scores import OVERLAP
 from samadapt.prompts.clicks import first_clicks, next_clicks
 from samadapt.prompts.simulate import SAM_SIDE, boxes_of, objects_in
@@ -64,7 +64,7 @@ class SettingScores:
 
     Attributes:
         rows: one score for each case and class, over all slices of the case.
-        summary: their means; see ``metrics.summarise``.
+        summary: their means; see ``case_scores.summarise``.
         iou: (predicted, true) IoU of each object's mask, for ``calibration.py``.
     """
 

@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from samadapt.evaluation.instances import components
 from samadapt.prompts.simulate import boxes_of, widened
-from samadapt.sam.averaging import MeanLogits
 from samadapt.sam.decode import OBJECTS_PER_DECODE, object_logits, region_labels, semantic_labels
 from samadapt.sam.embed import embed
+from samadapt.sam.mean_prediction import MeanLogits
 from samadapt.sam.segmentation_model import SegmentationModel
 from samadapt.sam.types import Frame, ImagePrompts
 from samadapt.system.arrays import Array

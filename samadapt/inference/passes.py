@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from samadapt.inference.embeddings import Embeddings
+from samadapt.inference.embedding_cache import EmbeddingCache
 from samadapt.sam.embed import embed, embed_features, embed_prefix, frame_of
 from samadapt.sam.mirror import Mirror, mirrored
 
@@ -43,7 +43,7 @@ def embed_passes(
     members: Sequence[AdapterBundle],
     mirrors: Sequence[Mirror],
     images: Sequence[Array],
-    kept: Embeddings | None,
+    kept: EmbeddingCache | None,
     stack: int = 1,
 ) -> Iterator[EmbeddedPass]:
     """Embed images once for each member and mirrored copy.

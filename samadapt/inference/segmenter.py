@@ -20,7 +20,7 @@ from samadapt.data.formats.nifti.affine import SpacingSource, check_spacing_sour
 from samadapt.data.formats.shared.exif import Exif, parse_exif
 from samadapt.errors import AdapterError, DataError, nearest
 from samadapt.inference.bundle import AdapterBundle, load_bundle, make_bundle
-from samadapt.inference.embeddings import Embeddings
+from samadapt.inference.embedding_cache import EmbeddingCache
 from samadapt.inference.ensemble import check_agreement, member_directories
 from samadapt.inference.files import (
     PredictionPlan,
@@ -157,7 +157,7 @@ class Segmenter:
         self.precision = precision
         self._base = base
         self._adapters = {name: list(first)}
-        self._embeddings = Embeddings()
+        self._embeddings = EmbeddingCache()
         self.use(name)
 
     @property

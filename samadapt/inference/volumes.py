@@ -23,14 +23,13 @@ from samadapt.errors import DataError, PromptError
 from samadapt.evaluation.instances import components
 from samadapt.evaluation.postprocess import postprocess
 from samadapt.evaluation.second_pass import SecondPass
-from samadapt.inference.embeddings import Embeddings
+from samadapt.inference.embedding_cache import EmbeddingCache
 from samadapt.inference.objects import FoundObject, list_objects
 from samadapt.inference.options import PredictionOptions, class_ids
 from samadapt.inference.passes import EmbeddedPass, embed_passes
 from samadapt.inference.propagate import Propagation, Walk, plan_walks
 from samadapt.inference.walk_together import walk_together
 from samadapt.prompts.user_prompts import object_classes, slice_prompts, tile_prompts
-from samadapt.sam.averaging import DecodedObjects, MeanLogits, object_means
 from samadapt.sam.decode import (
     merge_objects,
     object_logits,
@@ -39,6 +38,7 @@ from samadapt.sam.decode import (
     semantic_logits,
 )
 from samadapt.sam.geometry import make_frame
+from samadapt.sam.mean_prediction import DecodedObjects, MeanLogits, object_means
 from samadapt.sam.mirror import AS_IT_IS, Mirror, mirrored_prompts, turned_back
 from samadapt.sam.watershed import INSTANCE_HEAD
 from samadapt.system.arrays import Array
@@ -142,11 +142,11 @@ class VolumePredictor:
         self,
         members: Sequence[AdapterBundle],
         precision: Precision,
-        embeddings: Embeddings | None = None,
+        embeddings: EmbeddingCache | None = None,
     ) -> None:
         adapter = members[0]
         if embeddings is None and adapter.stack > 1:
-            embeddings = Embeddings()  # the slices that follow belong to the same stack
+            embeddings = EmbeddingCache()  # the slices that follow belong to the same stack
         self.members, self.precision = members, precision
         self.adapter, self.embeddings = adapter, embeddings
         self.sam, self.policy = adapter.sam, adapter.policy

@@ -1,4 +1,4 @@
-"""AdaLoRA (Zhang et al. 2023): LoRA in the form of a singular value decomposition with pruning.
+"""The method AdaLoRA (Zhang et al. 2023): LoRA as a singular value decomposition, and pruning.
 
 "Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning". The peft library adds the
 orthogonality penalty and prunes only inside its own model class and trainer. Here ``penalty`` and

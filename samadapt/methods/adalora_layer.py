@@ -1,4 +1,4 @@
-"""AdaLoRA's pruning, done by peft's own allocator. ``adalora`` imports this file when it trains."""
+"""AdaLoRA's pruning, done by peft's own allocator; ``adalora.py`` has the method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention across the slices of a stack, for ``peft=adapter`` with ``peft.depth`` above 1."""
+"""Attention across a stack of slices (``peft.depth`` above 1), for the method in ``adapter.py``."""
 
 from __future__ import annotations
 

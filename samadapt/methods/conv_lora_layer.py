@@ -1,4 +1,4 @@
-"""The module of Conv-LoRA and its hook."""
+"""The module of Conv-LoRA and its hook, the formula of ``conv_lora.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The modules of FacT: shared factors, and the update of one linear."""
+"""The modules of FacT, the formula of ``fact.py``: shared factors, and the update of one linear."""
 
 from __future__ import annotations
 

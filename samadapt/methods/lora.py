@@ -1,4 +1,7 @@
-"""LoRA (Hu et al. 2021) on slices of the fused qkv and on other linears, stored as plain peft.
+"""The method LoRA (Hu et al. 2021): its options, the linears that it updates, and its size.
+
+The formula, ``W x + scale * B A x``, is computed in ``lora_layer.py``. Slices of the fused qkv are
+updated as well as whole linears (``qkv_layer.py``), and the file is a plain one of peft.
 
 "LoRA: Low-Rank Adaptation of Large Language Models". ``rslora`` is the scaling of "A Rank
 Stabilization Scaling Factor for Fine-Tuning with LoRA" (Kalajdzievski 2023).

@@ -1,4 +1,6 @@
-"""peft's LoRA layer with less memory: the update is accumulated into the output in place.
+"""The formula of LoRA, ``W x + scale * B A x``, with less memory than in peft's own layer.
+
+``lora.py`` has the method: its options, and where these layers go.
 
 The peft library computes ``B(A(x))``, scales it and adds it to the output of the base. This creates
 three more tensors of the size of that output. Here the matrix product with B accumulates directly

@@ -1,4 +1,4 @@
-"""The matrices of PiSSA: a trained half, and a frozen half that subtracts the start.
+"""The matrices of PiSSA (``pissa.py``): a trained half, and a frozen one that subtracts the start.
 
 In a state dict, and through ``weight``, the two halves are one matrix, so peft's own merge, save
 and load see a plain LoRA of twice the rank.

@@ -1,4 +1,4 @@
-"""The module of the learned tokens, and its hooks."""
+"""The module of the learned tokens and its hooks, the formula of ``prompt_tokens.py``."""
 
 from __future__ import annotations
 

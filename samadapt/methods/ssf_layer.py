@@ -1,4 +1,4 @@
-"""The module of SSF, its hooks, and folding it into weights."""
+"""The module of SSF and its hooks, the formula of ``ssf.py``, and folding it into weights."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from samadapt.errors import RunError
-from samadapt.evaluation.metrics import CaseClassScore
+from samadapt.evaluation.case_scores import CaseClassScore
 from samadapt.evaluation.scores import OVERLAP, SCORES, Score
 from samadapt.system import atomic
 
@@ -159,7 +159,7 @@ def results_table(
     title: str | None = None,
     names: Mapping[str, str] = STATES,
 ) -> Table:
-    """Return a table that compares two summaries of ``metrics.summarise``.
+    """Return a table that compares two summaries of ``case_scores.summarise``.
 
     Args:
         zero_shot: the scores before training; None if they were not measured.
@@ -174,7 +174,7 @@ def results_table(
 def states_table(
     measured: Mapping[str, Mapping[str, Any] | None], *, title: str | None = None
 ) -> Table:
-    """Return a table that compares summaries of ``metrics.summarise``, one state or model a row.
+    """Return a table that compares summaries of ``case_scores.summarise``, one state a row.
 
     Args:
         measured: the summary of each state by its name for people; None if it was not measured.

@@ -18,9 +18,9 @@ from typing import Any
 from samadapt.config.schema import Config
 from samadapt.data.pseudonyms import open_key, write_key
 from samadapt.errors import ConfigError
+from samadapt.evaluation.case_scores import CaseClassScore, summarise
 from samadapt.evaluation.comparison import compare_states
 from samadapt.evaluation.instances import summarise_objects
-from samadapt.evaluation.metrics import CaseClassScore, summarise
 from samadapt.reports.objects import read_objects, write_objects
 from samadapt.reports.tables import read_per_case, write_per_case, write_summary
 from samadapt.runs.environment import write_json

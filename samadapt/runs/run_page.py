@@ -29,8 +29,8 @@ from samadapt.sam.watershed import without_seams
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
     from samadapt.data.types import Sample, SliceRef
+    from samadapt.evaluation.case_scores import CaseClassScore
     from samadapt.evaluation.evaluate import Evaluation
-    from samadapt.evaluation.metrics import CaseClassScore
     from samadapt.runs.context import RunContext
     from samadapt.system.arrays import Array
 

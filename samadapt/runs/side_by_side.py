@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from samadapt.config.evaluate_arguments import EvaluateArguments
     from samadapt.config.schema import Config
     from samadapt.data.types import SliceRef
-    from samadapt.evaluation.metrics import CaseClassScore
+    from samadapt.evaluation.case_scores import CaseClassScore
     from samadapt.runs.context import RunContext
 
 OWN_KEYS: tuple[str, ...] = (

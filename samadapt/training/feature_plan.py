@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from samadapt.system.arrays import Array
+from samadapt.training.feature_stores import DiskStore, MemoryStore, settle
 from samadapt.training.features import Features
-from samadapt.training.stores import DiskStore, MemoryStore, settle
 
 Job = TypeVar("Job")
 
@@ -57,7 +57,7 @@ def plan_features(
             image are missing, those of one image are computed to learn their size.
         jobs: names of the images.
         read: returns the image (h, w, 3) uint8 of a name, or None where no features are needed.
-        where: ``"auto"``, ``"disk"`` or ``"memory"``; see ``stores.settle``.
+        where: ``"auto"``, ``"disk"`` or ``"memory"``; see ``feature_stores.settle``.
         folder: folder for features on the disk.
         max_bytes: limit for all files of the folder.
 

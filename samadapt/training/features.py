@@ -2,9 +2,9 @@
 
 The blocks before the first trainable one never change. Their output for an image is the same in
 every training step, in validation and in the scores before and after training. So it is computed
-once, kept in a store (``stores.py``) and read back by a key. The key is a hash of the image and of
-everything else that the features depend on. ``feature_plan.py`` hashes every image of a run once;
-after that the training loop passes keys around, not images.
+once, kept in a store (``feature_stores.py``) and read back by a key. The key is a hash of the image
+and of everything else that the features depend on. ``feature_plan.py`` hashes every image of a run
+once; after that the training loop passes keys around, not images.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.sam.types import Frame
-    from samadapt.training.stores import Store
+    from samadapt.training.feature_stores import Store
 
 
 FORMAT = 1

@@ -148,13 +148,13 @@ def test_an_adapter_of_another_base_is_refused(directories, saved, tiny_sam, tmp
 
 
 def test_the_oldest_embeddings_go_first():
-    from samadapt.inference.embeddings import Embeddings
+    from samadapt.inference.embedding_cache import EmbeddingCache
     from samadapt.sam.weights.loading import load_sam
 
     sam = load_sam("tiny")
     images = [np.full((20, 30, 3), value, np.uint8) for value in (10, 20, 30)]
     size = sam.encode(torch.zeros(1, 3, 64, 64)).nbytes
-    kept = Embeddings(max_bytes=2 * size)
+    kept = EmbeddingCache(max_bytes=2 * size)
     for image in images:
         kept(sam, "base", [image])
     kept(sam, "base", images[1:])

@@ -18,7 +18,7 @@ from samadapt.adapters.store import read_record
 from samadapt.cli import main
 from samadapt.config.compose import parse_settings
 from samadapt.config.evaluate_arguments import EvaluateArguments
-from samadapt.evaluation.metrics import score_case
+from samadapt.evaluation.case_scores import score_case
 from samadapt.inference.segmenter import load_adapter
 from samadapt.runs.recorded_configuration import evaluation_config, recorded_keys
 from samadapt.sam.weights.loading import load_sam

@@ -25,7 +25,7 @@ from samadapt.cli import main
 from samadapt.commands.finetune import render
 from samadapt.data.dataset import open_dataset
 from samadapt.errors import AdapterError, ConfigError
-from samadapt.evaluation.metrics import score_case, summarise
+from samadapt.evaluation.case_scores import score_case, summarise
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.prompts.simulate import simulate
 from samadapt.reports.tables import per_case_columns

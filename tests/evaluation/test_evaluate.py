@@ -11,9 +11,9 @@ from samadapt.data.stacks import ALONE
 from samadapt.data.tiles import Tiling
 from samadapt.data.types import Sample, SliceRef
 from samadapt.evaluation import evaluate as module
+from samadapt.evaluation.case_scores import score_case
 from samadapt.evaluation.evaluate import SlicePrediction, evaluate_cases, numbers_in_picture
 from samadapt.evaluation.instances import components
-from samadapt.evaluation.metrics import score_case
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.prompts.simulate import simulate
 

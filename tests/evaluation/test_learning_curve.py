@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 
+from samadapt.evaluation.case_scores import CaseClassScore, summarise
 from samadapt.evaluation.learning_curve import (
     CurvePoint,
     answer,
     mean_over_draws,
     summarise_curve,
 )
-from samadapt.evaluation.metrics import CaseClassScore, summarise
 
 
 def rows(values, **counts):

@@ -9,8 +9,8 @@ import torch
 from samadapt.evaluation import second_pass as module
 from samadapt.evaluation.second_pass import CERTAIN, SecondPass, mask_prompts
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.sam.averaging import MeanLogits
 from samadapt.sam.embed import embed, frame_of
+from samadapt.sam.mean_prediction import MeanLogits
 
 SHAPE = (40, 48)
 IMAGE = np.random.default_rng(0).integers(0, 255, (*SHAPE, 3), dtype=np.uint8)

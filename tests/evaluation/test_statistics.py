@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from samadapt.evaluation.case_scores import score_case
 from samadapt.evaluation.comparison import compare_states
-from samadapt.evaluation.metrics import score_case
 from samadapt.evaluation.statistics import RESAMPLES, SEED, compare, interval_of
 
 

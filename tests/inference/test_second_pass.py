@@ -10,9 +10,9 @@ from samadapt.errors import PromptError
 from samadapt.evaluation import second_pass as module
 from samadapt.evaluation.second_pass import SecondPass
 from samadapt.inference.segmenter import Segmenter, load_adapter
-from samadapt.sam.averaging import MeanLogits
 from samadapt.sam.decode import semantic_labels, semantic_logits
 from samadapt.sam.embed import embed
+from samadapt.sam.mean_prediction import MeanLogits
 
 
 @pytest.fixture

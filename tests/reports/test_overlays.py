@@ -12,8 +12,8 @@ from PIL import Image
 
 from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
+from samadapt.evaluation.case_scores import CaseClassScore
 from samadapt.evaluation.label_stack import choose_slice
-from samadapt.evaluation.metrics import CaseClassScore
 from samadapt.reports import overlays
 
 

@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from samadapt.errors import RunError
+from samadapt.evaluation.case_scores import score_case, summarise
 from samadapt.evaluation.comparison import compare_states
-from samadapt.evaluation.metrics import score_case, summarise
 from samadapt.evaluation.scores import SCORES, Score
 from samadapt.reports import tables as report
 

@@ -13,7 +13,7 @@ from samadapt.cli import main
 from samadapt.commands.finetune import render
 from samadapt.config.compose import compose, from_yaml
 from samadapt.data.dataset import open_dataset
-from samadapt.evaluation.metrics import summarise
+from samadapt.evaluation.case_scores import summarise
 from samadapt.reports.tables import read_per_case
 from samadapt.runs import finetune as runs_finetune
 from samadapt.runs.finetune import finetune

@@ -105,14 +105,14 @@ def adapter(tiny_sam, tmp_path, record, monkeypatch):
 def seen(monkeypatch):
     """Record all images that the segmenter embeds, in order."""
     images = []
-    from samadapt.inference import embeddings, passes
+    from samadapt.inference import embedding_cache, passes
     from samadapt.sam.embed import embed
 
     def listen(sam, batch):
         images.extend(image.copy() for image in batch)
         return embed(sam, batch)
 
-    for module in (embeddings, passes):
+    for module in (embedding_cache, passes):
         monkeypatch.setattr(module, "embed", listen)
     return images
 

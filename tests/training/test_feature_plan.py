@@ -9,10 +9,10 @@ from samadapt.adapters.injection import inject
 from samadapt.errors import RunError
 from samadapt.methods import METHODS
 from samadapt.sam.weights.loading import base_hash, load_sam
-from samadapt.training import stores
+from samadapt.training import feature_stores
 from samadapt.training.feature_plan import plan_features
+from samadapt.training.feature_stores import DiskStore, MemoryStore
 from samadapt.training.features import Features
-from samadapt.training.stores import DiskStore, MemoryStore
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_without_room_on_the_disk_auto_takes_memory_and_keeps_what_it_computed(p
 def test_what_is_stored_needs_no_room(plan, images, monkeypatch):
     features, warming = plan()
     warm(features, warming)
-    monkeypatch.setattr(stores, "DISK_SHARE", 0)
-    monkeypatch.setattr(stores, "MEMORY_SHARE", 0)
+    monkeypatch.setattr(feature_stores, "DISK_SHARE", 0)
+    monkeypatch.setattr(feature_stores, "MEMORY_SHARE", 0)
     assert plan()[1].missing == []
     next(features.store.folder.glob("*.safetensors")).unlink()
     with pytest.raises(RunError, match=r"are free.*cache\.where=memory"):

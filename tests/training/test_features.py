@@ -1,4 +1,4 @@
-"""Cached features equal the live encoder's; stores are tested in ``test_stores.py``."""
+"""Cached features equal the live encoder's; stores are tested in ``test_feature_stores.py``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from samadapt.methods import METHODS
 from samadapt.sam.geometry import resize_image
 from samadapt.sam.weights.loading import load_sam
 from samadapt.training import features as module
-from samadapt.training.stores import DiskStore, MemoryStore
+from samadapt.training.feature_stores import DiskStore, MemoryStore
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from samadapt.evaluation.surfaces import SurfaceDistances, surface_distances
+from samadapt.evaluation.surface_distances import SurfaceDistances, surface_distances
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -1,4 +1,4 @@
-"""Dice and IoU of one class; the rule for empty masks is in ``evaluation/metrics.py``."""
+"""Dice and IoU of one class; the rule for empty masks is in ``evaluation/case_scores.py``."""
 
 from __future__ import annotations
 

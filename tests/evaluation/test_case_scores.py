@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
-from samadapt.evaluation.metrics import CaseClassScore, dice, iou, score_case, summarise
+from samadapt.evaluation.case_scores import CaseClassScore, dice, iou, score_case, summarise
 from samadapt.evaluation.scores import OVERLAP, SCORES, Score, register
 
 CLASSES = ["liver", "spleen", "kidney"]

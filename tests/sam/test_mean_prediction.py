@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from samadapt.sam.averaging import DecodedObjects, MeanLogits, object_means
 from samadapt.sam.decode import OBJECTS_PER_DECODE, merge_objects, semantic_labels
 from samadapt.sam.embed import frame_of
+from samadapt.sam.mean_prediction import DecodedObjects, MeanLogits, object_means
 from samadapt.sam.mirror import mirrored, mirrored_prompts, turned_back
 from samadapt.sam.types import ImagePrompts
 

@@ -1,4 +1,4 @@
-"""Average the probabilities of several passes: of several models, or of mirrored images.
+"""Average the predictions of several models, or of one model on mirrored images.
 
 A pass is one way from an image to logits. What is averaged are probabilities: a softmax over the
 classes and the background, whose logit is 0, where classes exclude each other; a sigmoid where

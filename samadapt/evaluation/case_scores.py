@@ -1,4 +1,6 @@
-"""Scores of each class in each case, with one rule for every kind of empty mask.
+"""Score each class in each case and average the scores, with one rule for empty masks.
+
+The formula of each score, such as Dice, is in its file of ``evaluation/scores``.
 
 ========================  ==================================  ======================  ===
 case                      Dice, IoU                           HD95                    NSD
@@ -17,7 +19,7 @@ without a known voxel in a case has no row.
 
 A mean is taken over the cases of each class, then over classes. Some libraries differ: MONAI gives
 NaN for a false positive on an empty truth, 0 for the mean of nothing, and averages the classes
-within a case. Each score is defined in its file of ``evaluation/scores``.
+within a case.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from samadapt.errors import DataError
-from samadapt.evaluation.metrics import score_case
-from samadapt.evaluation.surfaces import surface_distances
+from samadapt.evaluation.case_scores import score_case
+from samadapt.evaluation.surface_distances import surface_distances
 
 SPACINGS = st.sampled_from([0.3, 0.4, 0.977, 1.0, 1.25, 3.0])
 pytestmark = [

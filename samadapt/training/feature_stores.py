@@ -1,4 +1,4 @@
-"""Where features are kept: in memory, or in files that later runs find again.
+"""Keep the output of the frozen blocks (``features.py``) in memory, or in files for later runs.
 
 A file holds the features of one image and a checksum. It is written under another name and renamed
 when it is complete. Any number of processes may share a folder. Each process holds a locked file

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from samadapt.errors import RunError
-from samadapt.training import stores
-from samadapt.training.stores import DiskStore, MemoryStore, settle
+from samadapt.training import feature_stores
+from samadapt.training.feature_stores import DiskStore, MemoryStore, settle
 
 ENTRY = torch.arange(4096, dtype=torch.float32).view(1, 16, 256)
 
@@ -90,9 +90,11 @@ def test_an_entry_under_the_name_of_another_counts_as_absent(tmp_path):
 def test_the_checksum_is_compared_once_a_run(tmp_path, monkeypatch):
     DiskStore(tmp_path).put("a", ENTRY)
     compared = []
-    right = stores._checksum
+    right = feature_stores._checksum
     monkeypatch.setattr(
-        stores, "_checksum", lambda key, features: compared.append(key) or right(key, features)
+        feature_stores,
+        "_checksum",
+        lambda key, features: compared.append(key) or right(key, features),
     )
     later = DiskStore(tmp_path)
     for _ in range(3):
@@ -104,7 +106,7 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     import torch
-    from samadapt.training.stores import DiskStore
+    from samadapt.training.feature_stores import DiskStore
     store = DiskStore(Path(sys.argv[1]))
     store.put("whole", torch.ones(1, 4))
     Path.replace = lambda self, target: os.kill(os.getpid(), signal.SIGKILL)
@@ -142,7 +144,7 @@ BUSY = """
     import sys
     from pathlib import Path
     import torch
-    from samadapt.training.stores import DiskStore
+    from samadapt.training.feature_stores import DiskStore
     torch.set_num_threads(1)
     store = DiskStore(Path(sys.argv[1]))
     wrong = 0
@@ -243,9 +245,9 @@ def test_where_features_go(tmp_path, monkeypatch):
     aged(store, "old", 3000)
     limit = 2000 + (tmp_path / "old.safetensors").stat().st_size / 2
     assert "1 unused entries of other runs were removed" in settle(store, "disk", 2000, 9, limit)[1]
-    free = stores.shutil.disk_usage(tmp_path).free
+    free = feature_stores.shutil.disk_usage(tmp_path).free
     assert isinstance(settle(store, "auto", int(0.8 * free), 10**6, inf)[0], MemoryStore)
     assert settle(store, "disk", int(0.8 * free), 10**6, inf)[0] is store
-    monkeypatch.setattr(stores, "MEMORY_SHARE", 0)
+    monkeypatch.setattr(feature_stores, "MEMORY_SHARE", 0)
     with pytest.raises(RunError):
         settle(store, "auto", int(0.8 * free), 10**6, inf)

@@ -1,4 +1,6 @@
-"""Distances between the surfaces of two masks, as DeepMind's ``surface-distance`` defines them.
+"""The distances behind the scores HD95 and NSD: from the surface of one mask to that of another.
+
+They are defined as in DeepMind's ``surface-distance``.
 
 A surface element lies at each corner whose 2 x 2 x 2 neighbouring voxels are neither all inside nor
 all outside the mask. Its area follows from their pattern, as in marching cubes, and comes from the

@@ -1,4 +1,4 @@
-"""Embeddings of the last images, shared by all adapters that leave the image encoder unchanged."""
+"""Keep the embeddings of the last images, for all adapters that leave the encoder unchanged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_BYTES = 2**28
 """Bytes of embeddings that are kept: 64 images of ViT-B at 1024 px in fp32."""
 
 
-class Embeddings:
+class EmbeddingCache:
     """The embeddings of the last images, by encoder and by a hash of the image's values.
 
     Args:
