@@ -27,9 +27,10 @@ unseen=true scores every case that the adapter was not trained on, and all_cases
 adapter=[A,B] scores several adapters on the same cases and compares each with the first one. The
 data are those of the first adapter, and images that any of them was trained on are refused.
 
-prompts=matrix scores both models without a prompt, with 1, 3, 5 and 8 clicks, with the exact box,
-and with boxes that are off by 5, 10 and 20 px (eval/oracle_gap.csv and .png). It also measures
-whether the predicted IoU can be trusted, and what the adaptation cost on photographs.
+prompts=matrix scores both models without a prompt, with 1 to 20 clicks, with the exact box, and
+with boxes that are off by 5, 10 and 20 px (eval/oracle_gap.csv and .png). It counts the clicks
+until the IoU of an object is 0.85 and 0.90 (NoC@85 and NoC@90; eval/noc_per_object.csv). It also
+measures whether the predicted IoU can be trusted, and what the adaptation cost on photographs.
 """
 SCHEMA = EvaluateArguments
 
@@ -85,7 +86,7 @@ def render(result: dict[str, Any]) -> str:
         return text
     from samadapt.reports.oracle_gap import forgetting_text, gap_table
 
-    gap = console.to_text(gap_table(summary["oracle_gap"]))
+    gap = console.to_text(gap_table(summary["oracle_gap"], summary["clicks"]))
     return f"{gap}\n{forgetting_text(summary['forgetting'])}\n\n{text}"
 
 

@@ -48,8 +48,7 @@ def interval_of(values: NDArray[np.float64]) -> dict[str, Any]:
     """
     values = values[np.isfinite(values).any(axis=1)]
     if len(values) < FEWEST_FOR_INTERVAL:
-        reason = f"{_cases(len(values))}; an interval needs at least {FEWEST_FOR_INTERVAL}"
-        return {"interval": None, "reason": reason}
+        return _too_few(len(values))
     has = np.isfinite(values)
     present, filled = has.astype(np.float64), np.where(has, values, 0.0)
     # times: (draws, n) how often each case was drawn. times @ values sums the drawn values.
@@ -66,6 +65,31 @@ def interval_of(values: NDArray[np.float64]) -> dict[str, Any]:
     outside = (1 - CONFIDENCE) / 2
     bounds = np.quantile(np.concatenate(means), [outside, 1 - outside])
     return {"interval": bounds.tolist()}
+
+
+def interval_of_ratio(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> dict[str, Any]:
+    """Return the interval of the mean of values that belong to cases, such as objects.
+
+    Whole cases are drawn, because the objects of a case are not independent.
+
+    Args:
+        sums: (n,) the sum of each case's values.
+        counts: (n,) the number of each case's values, above 0.
+
+    Returns:
+        ``{"interval": [low, high]}``; or the interval None and a ``"reason"``.
+    """
+    if len(sums) < FEWEST_FOR_INTERVAL:
+        return _too_few(len(sums))
+    times = _times_drawn(len(sums)).astype(np.float64)
+    outside = (1 - CONFIDENCE) / 2
+    bounds = np.quantile((times @ sums) / (times @ counts), [outside, 1 - outside])
+    return {"interval": bounds.tolist()}
+
+
+def _too_few(cases: int) -> dict[str, Any]:
+    reason = f"{_cases(cases)}; an interval needs at least {FEWEST_FOR_INTERVAL}"
+    return {"interval": None, "reason": reason}
 
 
 def compare(

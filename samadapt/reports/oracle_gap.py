@@ -12,25 +12,32 @@ from rich.table import Table
 from rich.text import Text
 
 from samadapt.evaluation.calibration import calibration
-from samadapt.evaluation.prompt_matrix import BOX, CLICKS, MOVED, NONE, SETTINGS, SettingScores
+from samadapt.evaluation.prompt_matrix import (
+    BOX,
+    CLICKS,
+    MOVED,
+    NONE,
+    SETTINGS,
+    SHOWN_CLICKS,
+    PromptMatrix,
+)
 from samadapt.prompts.simulate import SAM_SIDE
+from samadapt.reports.clicks import STATE_COLOURS, click_lines, draw_clicks, write_clicks
 from samadapt.reports.tables import NOTHING, STATES, csv_name
 from samadapt.system import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STATE_COLOURS = {"zero_shot": "#0072B2", "adapted": "#D55E00"}
-
 CSV_NAME = "oracle_gap.csv"
 PLOT_NAME = "oracle_gap.png"
 
 
-def gap_summary(results: Mapping[str, Mapping[str, SettingScores]]) -> dict[str, Any]:
+def gap_summary(results: Mapping[str, PromptMatrix]) -> dict[str, Any]:
     """Return the entry ``oracle_gap`` of ``summary.json``.
 
     Args:
-        results: scores by state (``zero_shot``, ``adapted``), then by setting of the prompts.
+        results: scores by state (``zero_shot``, ``adapted``).
 
     Returns:
         For each setting: ``oracle_prompt``, whether the prompts come from the ground truth, and
@@ -41,7 +48,7 @@ def gap_summary(results: Mapping[str, Mapping[str, SettingScores]]) -> dict[str,
         setting: {
             "oracle_prompt": setting != NONE,
             **{
-                state: (found := scores.get(setting))
+                state: (found := scores.settings.get(setting))
                 and {**found.summary, "calibration": calibration(found.iou)}
                 for state, scores in results.items()
             },
@@ -50,19 +57,25 @@ def gap_summary(results: Mapping[str, Mapping[str, SettingScores]]) -> dict[str,
     }
 
 
-def gap_table(summary: Mapping[str, Any]) -> Table:
-    """Return the table of a ``gap_summary``: mean Dice, and predicted beside true IoU."""
+def gap_table(summary: Mapping[str, Any], clicks: Mapping[str, Any]) -> Table:
+    """Return the table of the oracle gap: mean Dice, predicted beside true IoU, number of clicks.
+
+    Args:
+        summary: what ``gap_summary`` returned.
+        clicks: by state what ``summarise_clicks`` returned.
+    """
     table = Table(
         title="The oracle gap: mean Dice by what the model is given",
         caption="* made from the ground truth: an upper bound of real use; pixels are those of an "
-        f"image whose longest side is {SAM_SIDE:.0f}",
+        f"image whose longest side is {SAM_SIDE:.0f}; NoF: objects that take all clicks, and how "
+        "many of them reach the IoU with the last one",
         title_justify="left",
         caption_justify="left",
     )
     table.title_style, table.caption_style = "bold", "dim"
     table.add_column("given")
     for name in STATES.values():
-        table.add_column(f"Dice {name}", justify="right")
+        table.add_column(name, justify="right")
     table.add_column("adapted: IoU predicted", justify="right")
     table.add_column("true", justify="right")
     for setting, entry in summary.items():
@@ -76,6 +89,9 @@ def gap_table(summary: Mapping[str, Any]) -> Table:
         mark = " *" if entry["oracle_prompt"] else ""
         cells = [NOTHING if value is None else f"{value:.3f}" for value in numbers]
         table.add_row(Text(f"{setting}{mark}"), *cells)
+    table.add_section()
+    for heading, cells in click_lines(clicks):
+        table.add_row(Text(f"{heading} *"), *cells, "", "")
     return table
 
 
@@ -91,22 +107,26 @@ def forgetting_text(found: Mapping[str, Any]) -> str:
 
 
 def write_gap(
-    directory: Path, results: Mapping[str, Mapping[str, SettingScores]], summary: Mapping[str, Any]
+    directory: Path,
+    results: Mapping[str, PromptMatrix],
+    summary: Mapping[str, Any],
+    clicks: Mapping[str, Any],
 ) -> None:
-    """Write ``oracle_gap.csv`` and ``oracle_gap.png``.
+    """Write ``oracle_gap.csv``, ``oracle_gap.png`` and the files of ``write_clicks``.
 
     The CSV has a line for each state, setting, case and class.
 
     Args:
-        directory: the folder of both files.
-        results: scores by state, then by setting of the prompts.
+        directory: the folder of the files.
+        results: scores by state.
         summary: what ``gap_summary`` returned for them.
+        clicks: by state what ``summarise_clicks`` returned for them.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["given", "oracle_prompt", "state", "case", "class", "dice", "iou", "flag"])
-    for state, settings in results.items():
-        for setting, scores in settings.items():
+    for state, matrix in results.items():
+        for setting, scores in matrix.settings.items():
             for row in scores.rows:
                 # Where both masks are empty there is no score.
                 numbers = [
@@ -116,20 +136,28 @@ def write_gap(
                 named = csv_name(row.case), csv_name(row.class_name)
                 writer.writerow([setting, oracle, state, *named, *numbers, row.flag])
     atomic.write_text(directory / CSV_NAME, stream.getvalue())
-    plot_gap(summary, directory / PLOT_NAME)
+    write_clicks(directory, {state: matrix.clicks for state, matrix in results.items()})
+    plot_gap(summary, clicks, directory / PLOT_NAME)
 
 
-def plot_gap(summary: Mapping[str, Any], png: Path) -> None:
-    """Draw mean Dice against the setting of the prompts, and true against predicted IoU."""
+def plot_gap(summary: Mapping[str, Any], clicks: Mapping[str, Any], png: Path) -> None:
+    """Draw mean Dice against the prompts and against the clicks, and true against predicted IoU.
+
+    Args:
+        summary: what ``gap_summary`` returned.
+        clicks: by state what ``summarise_clicks`` returned.
+        png: the file to write.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 4.6), dpi=120, layout="constrained")
+    figure = Figure(figsize=(16, 4.6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [2.1, 1]})
-    _draw_dice(left, summary)
-    _draw_trust(right, summary)
-    for axis in (left, right):
+    axes = figure.subplots(1, 3, gridspec_kw={"width_ratios": [2.1, 1.3, 1]})
+    _draw_dice(axes[0], summary)
+    draw_clicks(axes[1], clicks)
+    _draw_trust(axes[2], summary)
+    for axis in axes:
         axis.grid(visible=True, color="#e4e4e4", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
@@ -142,7 +170,7 @@ def _draw_dice(axis: Axes, summary: Mapping[str, Any]) -> None:
     names = list(summary)
     for state, label in STATES.items():
         colour = STATE_COLOURS[state]
-        for group in ([NONE], list(CLICKS.values()), [BOX, *MOVED.values()]):
+        for group in ([NONE], [CLICKS[n] for n in SHOWN_CLICKS], [BOX, *MOVED.values()]):
             points = [
                 (names.index(name), summary[name][state]["dice"])
                 for name in group

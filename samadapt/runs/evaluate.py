@@ -165,8 +165,9 @@ def score_adapter(
         untrained=untrained,
     )
     if gap:
-        summary |= gap.summary()
-        gap.write(run_dir / "eval")
+        measured = gap.summary()
+        summary |= measured
+        gap.write(run_dir / "eval", measured)
     summary["seconds"] = time.perf_counter() - started
     write_scores(context, scored.refs, zero_shot, adapted, summary, overlays=config.eval.overlays)
     return summary

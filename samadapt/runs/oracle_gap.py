@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.evaluation.forgetting import answers, forgetting, photographs
-from samadapt.evaluation.prompt_matrix import SettingScores, score_settings
+from samadapt.evaluation.number_of_clicks import summarise_clicks
+from samadapt.evaluation.prompt_matrix import PromptMatrix, score_settings
 from samadapt.reports.oracle_gap import gap_summary, write_gap
 from samadapt.reports.tables import STATES
 
@@ -31,13 +32,13 @@ class OracleGap:
     Attributes:
         scorer: scores the model of the run, which changes from the base to the adapted one.
         refs: the slices that are scored.
-        scores: by state (``zero_shot``, ``adapted``), then by setting of the prompts.
+        scores: by state (``zero_shot``, ``adapted``).
         masks: by state, then by photograph: the masks that the model predicts there.
     """
 
     scorer: Scorer
     refs: Sequence[SliceRef]
-    scores: dict[str, Mapping[str, SettingScores]] = field(default_factory=dict)
+    scores: dict[str, PromptMatrix] = field(default_factory=dict)
     masks: dict[str, Mapping[str, Array]] = field(default_factory=dict)
 
     def measure(self, state: str) -> None:
@@ -63,12 +64,22 @@ class OracleGap:
         return replace(context.policy, objects="class")
 
     def summary(self) -> dict[str, Any]:
-        """Return the entries ``oracle_gap`` and ``forgetting`` of ``summary.json``."""
+        """Return the entries ``oracle_gap``, ``clicks`` and ``forgetting`` of ``summary.json``."""
+        classes = self.scorer.context.dataset.classes
         return {
             "oracle_gap": gap_summary(self.scores),
+            "clicks": {
+                state: summarise_clicks(matrix.clicks, classes)
+                for state, matrix in self.scores.items()
+            },
             "forgetting": forgetting(self.masks["zero_shot"], self.masks["adapted"]),
         }
 
-    def write(self, directory: Path) -> None:
-        """Write ``oracle_gap.csv`` and ``oracle_gap.png``."""
-        write_gap(directory, self.scores, gap_summary(self.scores))
+    def write(self, directory: Path, summary: Mapping[str, Any]) -> None:
+        """Write the tables and the plot.
+
+        Args:
+            directory: their folder.
+            summary: what ``summary`` returned.
+        """
+        write_gap(directory, self.scores, summary["oracle_gap"], summary["clicks"])

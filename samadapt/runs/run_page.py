@@ -166,7 +166,7 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
     if summary["paired"]:
         tables.append(paired_table(summary["paired"]))
     if "oracle_gap" in summary:
-        gap = gap_table(summary["oracle_gap"])
+        gap = gap_table(summary["oracle_gap"], summary["clicks"])
         gap.caption = f"{gap.caption}. {forgetting_text(summary['forgetting'])}"
         tables.append(gap)
     objects = {

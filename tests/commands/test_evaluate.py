@@ -100,6 +100,15 @@ def test_the_oracle_gap(make_pictures, run, score, prompts, tmp_path):
     assert given == set(gap) - {"none"}
     with Image.open(folder / "oracle_gap.png") as picture:
         assert picture.size[0] > 1000
+    with (folder / "noc_per_object.csv").open(encoding="utf-8") as file:
+        objects = [row for row in csv.DictReader(file) if row["state"] == "adapted"]
+    clicks = summary["clicks"]["adapted"]
+    assert clicks["objects"] == len(objects) == gap["box"]["adapted"]["calibration"]["objects"]
+    noc = np.mean([int(row["noc@85"]) for row in objects])
+    assert clicks["noc"]["85"]["noc"] == pytest.approx(noc)
+    assert clicks["dice"][7] == gap["8 clicks"]["adapted"]["dice"]
+    page = (Path(found["run_dir"]) / "report.html").read_text(encoding="utf-8")
+    assert "NoC@90: clicks to IoU 0.90" in page
 
 
 def test_a_moved_adapter_needs_only_the_data(make_pictures, run, score, tmp_path, capsys):

@@ -14,10 +14,11 @@ from samadapt.evaluation.prompt_matrix import (
     MOVED,
     NONE,
     SETTINGS,
+    SHOWN_CLICKS,
     score_settings,
     shift_box,
 )
-from samadapt.prompts.clicks import first_clicks, next_clicks
+from samadapt.prompts.clicker import Clicker
 from samadapt.prompts.simulate import objects_in
 from samadapt.sam.predictor import SamPredictor
 
@@ -33,7 +34,8 @@ def scored(predictor, make_samples):
             for ref, one in samples.items()
         }.__getitem__
         names = ["one", "two"][:classes]
-        return made, read, score_settings(made, sorted(samples), read, names), names, samples
+        matrix = score_settings(made, sorted(samples), read, names)
+        return made, read, matrix, names, samples
 
     return start
 
@@ -43,32 +45,24 @@ def test_the_box_is_the_one_that_evaluation_gives(scored, kind):
     made, read, found, names, samples = scored(kind)
     exact = replace(made, policy=replace(made.policy, kind="box"))
     usual = evaluate_cases(exact, sorted(samples), read, names)
-    close = [abs(a.dice - b.dice) for a, b in zip(found[BOX].rows, usual.rows, strict=True)]
+    close = [
+        abs(a.dice - b.dice) for a, b in zip(found.settings[BOX].rows, usual.rows, strict=True)
+    ]
     assert max(close) < 0.02  # objects are decoded in other batches
-    assert [row.truth_voxels for row in found[BOX].rows] == [r.truth_voxels for r in usual.rows]
+    assert [row.truth_voxels for row in found.settings[BOX].rows] == [
+        r.truth_voxels for r in usual.rows
+    ]
 
 
-def test_several_classes_cannot_be_told_without_a_prompt(scored):
-    assert set(scored("box")[2]) == {*SETTINGS} - {NONE}
-    assert set(scored("box", classes=1)[2]) == {*SETTINGS}
-    assert set(scored("semantic")[2]) == {*SETTINGS}
-
-
-def test_without_a_prompt_semantic_is_as_in_evaluation(scored):
+def test_a_semantic_model_without_a_prompt_is_as_in_evaluation(scored):
     made, read, found, names, samples = scored("semantic")
     usual = evaluate_cases(made, sorted(samples), read, names, overlap_only=True)
-    assert found[NONE].rows == usual.rows
-    assert found[NONE].iou == []
-
-
-def test_every_object_is_counted_in_every_setting(scored):
-    _, _, found, _, samples = scored("box")
-    objects = sum(len(objects_in(sample.labels, "component")[0]) for sample in samples.values())
-    for name in SETTINGS[1:]:
-        assert len(found[name].iou) == objects
-        assert all(0 <= true <= 1 for _, true in found[name].iou)
-    different = {tuple(row.prediction_voxels for row in found[name].rows) for name in SETTINGS[1:]}
-    assert len(different) > 3  # the settings are not all the same answer
+    assert found.settings[NONE].rows == usual.rows
+    assert found.settings[NONE].iou == []
+    assert set(found.settings) == {*SETTINGS}
+    rows = found.settings[BOX].rows
+    assert [row.class_name for row in rows] == ["one", "two"] * 2
+    assert all(row.prediction_voxels >= 0 for row in rows)
 
 
 def test_clicks_are_what_the_predictor_gives_one_by_one(scored):
@@ -78,29 +72,46 @@ def test_clicks_are_what_the_predictor_gives_one_by_one(scored):
     sample = read(ref)
     mask = objects_in(sample.labels, "component")[1][0]
     sam.set_image(sample.image)
-    points, labels = first_clicks(mask[None])
-    low = None
-    expected = {}
-    for count in range(1, max(CLICKS) + 1):
-        masks, iou, logits = sam.predict(
-            points[0], labels[0], mask_input=low, multimask_output=count == 1
+    assert set(found.settings) == {*SETTINGS}  # one class can be told without a prompt
+    user = Clicker(mask, np.ones_like(mask))
+    answer, low, points, labels = np.zeros_like(mask), None, [], []
+    (first, *_) = found.clicks.objects
+    assert (first.case, first.index, first.class_name) == (ref.case, ref.index, "one")
+    for count, name in CLICKS.items():
+        point, label = user.click(answer)
+        points, labels = [*points, point], [*labels, label]
+        planes, iou, logits = sam.predict(
+            np.array(points),
+            np.array(labels),
+            mask_input=low,
+            multimask_output=count == 1,
+            return_logits=True,
         )
         best = int(np.argmax(iou))
-        low, answer = logits[best][None], masks[best]
-        expected[count] = float(iou[best])
-        point, label = next_clicks(mask[None], answer[None])
-        if label[0, 0] < 0:
-            break
-        points, labels = np.concatenate([points, point], 1), np.concatenate([labels, label], 1)
-    for count, name in CLICKS.items():
-        assert found[name].iou[0][0] == pytest.approx(expected[count], abs=1e-4)
+        low, answer = logits[best][None], planes[best] > np.log(0.49 / 0.51)
+        assert first.iou[count - 1] == pytest.approx(
+            (answer & mask).sum() / (answer | mask).sum(), abs=1e-6
+        )
+        if count in SHOWN_CLICKS:
+            predicted, true = found.settings[name].iou[0]
+            assert predicted == pytest.approx(float(iou[best]), abs=1e-2)  # rounding adds up
+            assert true == pytest.approx(first.iou[count - 1], abs=0.05)
 
 
-def test_a_semantic_model_answers_with_the_token_of_the_class(scored):
-    _, _, found, _, _ = scored("semantic", independent=True)
-    rows = found[BOX].rows
-    assert [row.class_name for row in rows] == ["one", "two"] * 2
-    assert all(row.prediction_voxels >= 0 for row in rows)
+def test_every_object_is_counted_and_the_curve_has_the_scores_of_the_settings(scored):
+    _, _, found, _, samples = scored("box")
+    assert set(found.settings) == {*SETTINGS} - {NONE}  # several classes cannot be told without it
+    objects = sum(len(objects_in(sample.labels, "component")[0]) for sample in samples.values())
+    for scores in found.settings.values():
+        assert len(scores.iou) == objects
+        assert all(0 <= true <= 1 for _, true in scores.iou)
+    rows = [scores.rows for scores in found.settings.values()]
+    assert len({tuple(row.prediction_voxels for row in one) for one in rows}) > 3
+    assert len(found.clicks.objects) == objects
+    assert {len(one.iou) for one in found.clicks.objects} == {20}
+    assert len(found.clicks.rows) == 20
+    for count in SHOWN_CLICKS:
+        assert found.clicks.rows[count - 1] == found.settings[CLICKS[count]].rows
 
 
 def test_a_moved_box_keeps_its_size_and_stays_in_the_image():
@@ -143,7 +154,7 @@ def test_settings_leave_ignored_pixels_out_and_keep_regions_apart(predictor, mak
     exact = replace(made, policy=replace(made.policy, kind="box"))
     name, policy = (NONE, made) if kind == "semantic" else (BOX, exact)
     usual = evaluate_cases(policy, sorted(samples), samples.__getitem__, ["all", "part"])
-    for one, other in zip(found[name].rows, usual.rows, strict=True):
+    for one, other in zip(found.settings[name].rows, usual.rows, strict=True):
         assert (one.class_name, one.truth_voxels) == (other.class_name, other.truth_voxels)
         assert one.ignored_voxels == other.ignored_voxels > 0
         assert abs(one.dice - other.dice) < 0.02

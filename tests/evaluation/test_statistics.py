@@ -10,7 +10,13 @@ from scipy import stats
 
 from samadapt.evaluation.case_scores import score_case
 from samadapt.evaluation.comparison import compare_states
-from samadapt.evaluation.statistics import RESAMPLES, SEED, compare, interval_of
+from samadapt.evaluation.statistics import (
+    RESAMPLES,
+    SEED,
+    compare,
+    interval_of,
+    interval_of_ratio,
+)
 
 
 def rows(hits, truth=10, name="x"):
@@ -53,6 +59,19 @@ def test_the_interval_over_classes_draws_whole_cases():
     ).confidence_interval  # fmt: skip
     assert interval_of(values)["interval"] == pytest.approx(list(wanted), abs=1e-12)
     assert interval_of(values) == interval_of(values)
+
+
+def test_the_interval_of_a_mean_over_objects_draws_whole_cases():
+    rng = np.random.default_rng(3)
+    counts = rng.integers(1, 9, 15).astype(float)
+    sums = counts * rng.uniform(1, 20, 15)
+    wanted = stats.bootstrap(
+        (sums, counts), lambda s, c, axis: s.sum(axis) / c.sum(axis), paired=True, vectorized=True,
+        n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(SEED),
+    ).confidence_interval  # fmt: skip
+    assert interval_of_ratio(sums, counts)["interval"] == pytest.approx(list(wanted), abs=1e-12)
+    found = interval_of_ratio(sums[:1], counts[:1])
+    assert found == {"interval": None, "reason": "1 case; an interval needs at least 2"}
 
 
 def test_95_of_100_intervals_hold_the_mean():
