@@ -52,7 +52,7 @@ comes back
     before counts.
 
 It is a script and not a test because it has to run on other versions of the package;
-``tests/benchmarks/test_code_way.py`` holds the figures of the configuration with it.
+``tests/benchmarks/test_code_way.py`` holds the figures with it.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def open_adapter(directory: str | Path, checkpoint: str | Path | None = None) ->
     directory = Path(directory).expanduser()
     record = read_record(directory)
     sam, base = open_base(directory, record, checkpoint)
-    return Adapted(directory, record, sam, store.load_into(directory, sam), base)
+    return Adapted(directory, record, sam, store.load_into(directory, sam, record), base)
 
 
 def open_base(
@@ -63,7 +63,12 @@ def open_base(
     """
     from samadapt.sam.weights.loading import load_sam
 
-    base = _base_file(directory, record, checkpoint)
+    base = None if checkpoint is None else Path(checkpoint).expanduser()
+    if base is None and record.checkpoint:
+        # A bare name, because the record names no folder. The adapter's folder comes first, because
+        # an import keeps its changed base there.
+        places = (directory / record.checkpoint, Path(record.checkpoint))
+        base = next((path for path in places if path.exists()), None)
     try:
         return load_sam(record.base, base, record.image_size), base
     except WeightsError as error:
@@ -71,15 +76,3 @@ def open_base(
             f"{directory / RECORD}: its base model cannot be loaded: {error}. It was trained "
             f"with {record.checkpoint or record.base}; give the file as checkpoint=FILE"
         ) from error
-
-
-def _base_file(
-    directory: Path, record: AdapterRecord, checkpoint: str | Path | None
-) -> Path | None:
-    if checkpoint is not None:
-        return Path(checkpoint).expanduser()
-    if not record.checkpoint:
-        return None
-    name = record.checkpoint  # a bare name: the record names no folder
-    # The adapter's folder comes first, because an import keeps its changed base there.
-    return next((path for path in (directory / name, Path(name)) if path.exists()), None)

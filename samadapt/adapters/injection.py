@@ -61,11 +61,6 @@ class Injection:
         return sum(parameter.numel() for parameter in self.parameters.values())
 
     @property
-    def share(self) -> float:
-        """The share of trained parameters among all, 0 to 1."""
-        return self.trainable / self.total
-
-    @property
     def has_frozen_prefix(self) -> bool:
         """Whether a first part of the encoder is frozen, so that its output can be kept."""
         return self.first_trainable_block >= 0
@@ -94,7 +89,8 @@ class Injection:
         """Return blocks, trained parameters and frozen parts as lines of text."""
         head = self.count("head") if "head" in self.groups else 0
         decoder = self.count("decoder") if "decoder" in self.groups else 0
-        encoder = self.trainable - decoder - head
+        trained = self.trainable
+        encoder = trained - decoder - head
         indices = (
             ", ".join(str(block.index) for block in self.attention_blocks) if encoder else "none"
         )
@@ -109,7 +105,7 @@ class Injection:
             "encoder": f"{encoder:,} trained parameters",
             "decoder": f"{decoder:,} trained parameters ({self.method.decoder})",
             **({"head": f"{head:,} trained parameters (dense head)"} if head else {}),
-            "trained": f"{self.trainable:,} of {self.total:,} parameters ({self.share:.2%})",
+            "trained": f"{trained:,} of {self.total:,} parameters ({trained / self.total:.2%})",
             "frozen": f"{frozen}; the prompt encoder",
         }
         return "\n".join(f"{key:<8} {text}" for key, text in rows.items())

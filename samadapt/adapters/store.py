@@ -28,7 +28,7 @@ from samadapt.adapters.verify import (
 )
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import peft_library
-from samadapt.methods.base import Method, PeftLayers
+from samadapt.methods.base import PeftLayers
 from samadapt.sam.watershed import INSTANCE_HEAD, WATERSHED_KEYS, Watershed
 from samadapt.system import atomic
 
@@ -61,6 +61,7 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
     from torch import contiguous_format
 
     from samadapt.adapters.card import model_card
+    from samadapt.sam.weights.builds import BUILDS
 
     if record.num_masks != sam.build.num_multimask:
         raise AdapterError(
@@ -90,7 +91,9 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
         write_json(fresh / PEFT_CONFIG, _peft_config(injection))
         # This comes after the weights, because the record holds the sha256 of their file.
         write_record(fresh, record, fresh / WEIGHTS)
-        plain_peft = _loads_in_peft(sam, injection)
+        # The peft library cannot add mask tokens to the base.
+        original = BUILDS.get(sam.build.name, sam.build).num_multimask
+        plain_peft = injection.plain_peft and sam.build.num_multimask == original
         card = model_card(record, injection.trainable, plain_peft=plain_peft)
         atomic.write_text(fresh / CARD, card)
 
@@ -114,7 +117,10 @@ def load_into(directory: Path, sam: Sam, record: AdapterRecord | None = None) ->
             or method; has a changed rank or alpha, missing or unexpected keys, wrong shapes or NaN.
     """
     record = record or read_record(directory)
-    method = _method(directory / RECORD, record)
+    try:
+        method = method_from_dict(record.method)
+    except ConfigError as error:
+        raise AdapterError(f"{directory / RECORD}: {error}") from error
     _check_base(directory / RECORD, record, sam)
     tensors = read_weights(directory / WEIGHTS)
     config = read_json(directory / PEFT_CONFIG)
@@ -228,26 +234,11 @@ def _peft_config(injection: Injection) -> dict[str, Any]:
     }
 
 
-def _loads_in_peft(sam: Sam, injection: Injection) -> bool:
-    """Whether peft alone can load the adapter; it cannot add mask tokens to the base."""
-    from samadapt.sam.weights.builds import BUILDS
-
-    original = BUILDS.get(sam.build.name, sam.build).num_multimask
-    return injection.plain_peft and sam.build.num_multimask == original
-
-
 def _as_list(value: object) -> list[Any]:
     if isinstance(value, set | frozenset):
         # peft holds names in sets, whose order differs from run to run.
         return sorted(value)
     raise TypeError(f"cannot write {type(value).__name__} as JSON")
-
-
-def _method(path: Path, record: AdapterRecord) -> Method:
-    try:
-        return method_from_dict(record.method)
-    except ConfigError as error:
-        raise AdapterError(f"{path}: {error}") from error
 
 
 def _head_settings(path: Path, record: AdapterRecord) -> tuple[HeadSettings, Watershed | None]:

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -280,7 +281,7 @@ class Dataset:
             DataError: the file must be read again, but it changed or vanished after the scan; the
                 message names it.
         """
-        return self._cache.get(name, lambda: self._prepare(self.case(name)))
+        return self._cache.get(name, partial(self._prepare, self.case(name)))
 
     def volume_labels(self, name: str) -> Array:
         """Return the (h, w, d) int16 labels of a case; see ``Sample``."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from samadapt.adapters import store
 from samadapt.adapters.combining import recorded_stack
-from samadapt.adapters.record import RECORD, AdapterRecord, read_record
+from samadapt.adapters.record import RECORD, AdapterRecord
 from samadapt.adapters.sharing import share
 from samadapt.data.intensity import IntensityRule, make_intensity
 from samadapt.data.tiles import Tiling, recorded_tiling
@@ -53,15 +53,19 @@ class AdapterBundle:
     base: Sam | None = None
 
 
-def load_bundle(directory: Path, base: Sam) -> AdapterBundle:
+def load_bundle(directory: Path, record: AdapterRecord, base: Sam) -> AdapterBundle:
     """Load an adapter onto a base model, which stays unchanged.
+
+    Args:
+        directory: the adapter directory.
+        record: its ``samadapt.json``.
+        base: the base model.
 
     Raises:
         AdapterError: the adapter is refused; names the file and the fault.
     """
     sam = share(base)
-    record = read_record(directory)
-    injection = store.load_into(directory, sam)
+    injection = store.load_into(directory, sam, record)
     try:
         # The neck, the encoder's last unit, has the number `depth`. If the first trained unit comes
         # after it, only the decoder is trained and the encoder is that of the base.

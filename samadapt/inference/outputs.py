@@ -29,7 +29,7 @@ from samadapt.inference.dicom_seg import SEG, save_segmentation
 from samadapt.system import atomic
 
 if TYPE_CHECKING:
-    from samadapt.data.types import Volume
+    from samadapt.data.types import SourceGrid, Volume
     from samadapt.inference.volumes import Segmentation
     from samadapt.system.arrays import Array
 
@@ -87,7 +87,7 @@ def write_labels(
                 write_prediction((labels > 0).astype(np.uint8), volume, path)
         else:
             write_prediction(found.labels, volume, target)
-        return _write_beside(found, volume, source, target)
+        return _write_beside(found, volume.source, source, target)
     # Its message names the file and the reason already.
     except atomic.WriteError:
         raise
@@ -114,7 +114,7 @@ def mask_files(target: Path, classes: Sequence[str]) -> dict[str, Path]:
 
 
 def _write_beside(
-    found: Segmentation, volume: Volume, source: Path, target: Path
+    found: Segmentation, grid: SourceGrid | None, source: Path, target: Path
 ) -> dict[str, Path]:
     """Write the maps that were asked for beside the labels; return their files by name.
 
@@ -130,7 +130,7 @@ def _write_beside(
         base = base.removesuffix(end)
     if target.suffix.lower() == COCO:  # one file for all pictures of a folder
         base = source.name
-    grid, written = volume.source, {}
+    written = {}
     if found.probabilities is not None:
         ending = ".npz" if grid is None else NIFTI
         path = written["probabilities"] = target.with_name(f"{base}_probabilities{ending}")

@@ -88,7 +88,8 @@ def load_adapter(
     base = base.to(target)
     # Not by __init__, which takes an adapted model: with the base, further adapters can be added.
     segmenter = Segmenter.__new__(Segmenter)
-    segmenter._set_up([load_bundle(one, base) for one in directories], arithmetic, base, name)
+    bundles = [load_bundle(*one, base) for one in zip(directories, records, strict=True)]
+    segmenter._set_up(bundles, arithmetic, base, name)
     return segmenter
 
 
@@ -210,8 +211,11 @@ class Segmenter:
                 "samadapt.load_adapter(directory) can take further adapters"
             )
         directories = member_directories(directory)
-        check_agreement(directories, [read_record(one) for one in directories])
-        self._adapters[name] = [load_bundle(one, self._base) for one in directories]
+        records = [read_record(one) for one in directories]
+        check_agreement(directories, records)
+        self._adapters[name] = [
+            load_bundle(*one, self._base) for one in zip(directories, records, strict=True)
+        ]
 
     def use(self, name: str) -> None:
         """Segment with another loaded adapter from now on. This costs no time.

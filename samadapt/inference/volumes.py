@@ -46,6 +46,7 @@ from samadapt.system.arrays import Array
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from samadapt.data.intensity import IntensityRule
     from samadapt.inference.bundle import AdapterBundle
     from samadapt.sam.types import Frame, ImagePrompts
     from samadapt.training.precision import Precision
@@ -110,15 +111,15 @@ class SlicePictures:
 
     Args:
         volume: the values of the file. They are kept once, in their own type.
-        adapter: its intensity rule is fitted to the whole volume and applied to each slice.
+        rule: the intensity rule, which is fitted to the whole volume and applied to each slice.
         tiles: the tiles of a picture, or None.
     """
 
     def __init__(
-        self, volume: Volume, adapter: AdapterBundle, tiles: Sequence[PictureTile] | None = None
+        self, volume: Volume, rule: IntensityRule, tiles: Sequence[PictureTile] | None
     ) -> None:
         self.volume, self.tiles = volume, tiles
-        self.rule = adapter.intensity.fitted(volume)
+        self.rule = rule.fitted(volume)
 
     def __call__(self, index: int) -> Array:
         """Return a slice or tile, (h, w, 3) uint8."""
@@ -192,13 +193,14 @@ class VolumePredictor:
                 "boxes=[[x0, y0, x1, y1]] or points=[[x, y]], in pixels of the image"
             )
 
-    def tiles(self, volume: Volume, options: PredictionOptions) -> Sequence[PictureTile] | None:
-        """Return the tiles that a picture is cut into; None if it is seen whole.
+    def tiles(
+        self, size: tuple[int, int], options: PredictionOptions, *, is_picture: bool
+    ) -> Sequence[PictureTile] | None:
+        """Return the tiles that a picture of a size (h, w) is cut into; None if it is seen whole.
 
         Raises:
             PromptError: ``tile`` is given for a volume.
         """
-        is_picture = volume.source is None and volume.shape[2] == 1
         if options.tile and not is_picture:
             raise PromptError(
                 f"tile={options.tile} cuts pictures into tiles, and this is a volume, whose slices "
@@ -208,14 +210,7 @@ class VolumePredictor:
         # A side that the user chooses keeps the overlap of training.
         overlap = None if trained is None else trained.overlap
         cut = trained if options.tile is None else tiling(options.tile, overlap)
-        return cut.tiles(*volume.shape[:2]) if cut and is_picture else None
-
-    def mirrors(self, volume: Volume, options: PredictionOptions) -> tuple[Mirror, ...]:
-        """Return the mirrored copies of the slices that are seen, each as the reversed axes."""
-        if options.tta is None:
-            return (AS_IT_IS,)
-        is_picture = volume.source is None and volume.shape[2] == 1
-        return mirrors_of(self.adapter.intensity, is_picture=is_picture)
+        return cut.tiles(*size) if cut and is_picture else None
 
     def second_pass(self, options: PredictionOptions) -> SecondPass | None:
         """Return what refines the classes that are found without prompts, if it is asked for.
@@ -250,7 +245,7 @@ class VolumePredictor:
         reasons = [one.curve for one in self.members if isinstance(one.curve, str)]
         return reasons[0] if reasons else ""
 
-    def _kept(self, volume: Volume, options: PredictionOptions) -> bool | Sequence[str]:
+    def _kept(self, options: PredictionOptions, slices: int) -> bool | Sequence[str]:
         """Return the classes of which only the largest component is kept.
 
         The classes that all members record are those of volumes: a single slice of an organ may
@@ -258,7 +253,7 @@ class VolumePredictor:
         """
         if options.keep_largest is not None:
             return options.keep_largest
-        if not self.policy.is_semantic or volume.shape[2] == 1:
+        if not self.policy.is_semantic or slices == 1:
             return False
         recorded = [set(member.record.keep_largest) for member in self.members]
         return sorted(set.intersection(*recorded))
@@ -305,7 +300,7 @@ class VolumePredictor:
             else:
                 run.prompted()
         found = run.found
-        largest = class_ids(self._kept(volume, options), self.classes, "keep_largest")
+        largest = class_ids(self._kept(options, run.shape[2]), self.classes, "keep_largest")
         filled = class_ids(options.fill_holes, self.classes, "fill_holes")
         for k, labels in enumerate(found.maps, start=1):
             # With overlap, map k holds the pixels of class k alone.
@@ -342,13 +337,14 @@ class _Prediction:
         instances: bool,
     ) -> None:
         self.model, self.options, self.progress = model, options, progress
-        self.shape = volume.shape
-        height, width, depth = volume.shape
-        self.mirrors = model.mirrors(volume, options)
+        self.shape = height, width, depth = volume.shape
+        is_picture, rule = volume.source is None and depth == 1, model.adapter.intensity
+        # The mirrored copies of the slices that are seen, each as the reversed axes.
+        self.mirrors = mirrors_of(rule, is_picture=is_picture) if options.tta else (AS_IT_IS,)
         self.second_pass = model.second_pass(options)
-        self.tiles = model.tiles(volume, options)
+        self.tiles = model.tiles((height, width), options, is_picture=is_picture)
         self.count = depth if self.tiles is None else len(self.tiles)
-        self.pictures = SlicePictures(volume, model.adapter, self.tiles)
+        self.pictures = SlicePictures(volume, rule, self.tiles)
         self.stacks = Stacks(model.adapter.stack, lambda case: self.count)
 
         def blank(dtype: type, *leading: int) -> Array:

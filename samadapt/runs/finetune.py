@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,14 +69,14 @@ from samadapt.training.progress import keep_lines_up_to
 from samadapt.training.state import Training, TrainingState
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
     from torch import Tensor
 
     from samadapt.data.types import SliceRef
     from samadapt.evaluation.evaluate import Evaluation
-    from samadapt.sam.types import Frame
-    from samadapt.system.arrays import Array
     from samadapt.training.mask_losses import LossFunction
+    from samadapt.training.precision import Precision
     from samadapt.training.samples import TrainingStack
 
 NOTHING_RIGHT = (
@@ -164,7 +165,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             plan_progress(planner, slices, steps=steps, validate_every=validate_every)
             if trains:
                 check_disk_space(context, averages=options.ema > 0)
-        untrained = untrained_classes(context, slices) if trains else []
+        untrained = untrained_classes(context.dataset, slices) if trains else []
         if untrained:
             context.say(f"warning: {untrained_text(untrained)}")
         context.say(context.injection.report())
@@ -191,8 +192,8 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         write_scores(
             context, slices.test, zero_shot, adapted, summary, overlays=config.eval.overlays
         )
-        record = replace(adapter_record(config, context), confidence=confidence_entry(curve))
-        record = replace(record, keep_largest=list(scorer.keep_largest))
+        entry, largest = confidence_entry(curve), list(scorer.keep_largest)
+        record = replace(adapter_record(config, context), confidence=entry, keep_largest=largest)
         record = add_to_record(record, first)
         adapter_dir = write_adapter(context, record, summary) if trains else None
         return FinetuneResult(run_dir, adapter_dir, summary)
@@ -357,7 +358,7 @@ def train_adapter(
     """
     context, samples = planner.context, planner.context.samples
     policy = context.policy
-    accelerator = make_accelerator(context)
+    accelerator = make_accelerator(context.precision, context.device)
     items = samples.items(slices.train)
     stacks = stacks_in_batch(config.train.batch_size, context.dataset.stack)
     shard = (accelerator.process_index, accelerator.num_processes)
@@ -365,18 +366,16 @@ def train_adapter(
     # This generator draws the prompts and augmentations. A run is one process today, so the
     # process index is 0.
     rng = np.random.default_rng([config.seed, accelerator.process_index])
+    # Where an image of a shape (h, w) lies in the square that the loss is computed on.
+    frame_of = partial(class_frame, context.model)
     logits_side = context.model.logits_side
     separated = len(context.dataset.classes) if context.model.watershed else 0
-
-    def frame(image: Array) -> Frame:
-        """Return where an image lies in the square that the loss is computed on."""
-        return class_frame(context.model, image.shape[:2])
 
     def make(drawn: Sequence[TrainingStack]) -> Any:
         stack, trained, versions = samples.take(drawn, rng)
         keys = planner.keys_of(versions)
         return make_batch(
-            stack, policy, frame, logits_side, rng, trained, keys, distances_of=separated
+            stack, policy, frame_of, logits_side, rng, trained, keys, distances_of=separated
         )
 
     def validation_dice() -> float:
@@ -408,7 +407,7 @@ def train_adapter(
         return train(training, loop_options, accelerator, checkpoint)
 
 
-def make_accelerator(context: RunContext) -> Accelerator:
+def make_accelerator(precision: Precision, device: torch.device) -> Accelerator:
     """Return accelerate's view of the device, the precision and the processes."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -419,8 +418,8 @@ def make_accelerator(context: RunContext) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)
     with as_only_process():
         return Accelerator(
-            mixed_precision=context.precision.accelerate_name,
-            cpu=context.device.type == "cpu",
+            mixed_precision=precision.accelerate_name,
+            cpu=device.type == "cpu",
             # Some losses leave a parameter without gradient (the semantic loss the IoU head), at
             # which DDP would otherwise fail in the second step.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],

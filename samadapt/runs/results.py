@@ -95,7 +95,7 @@ def draw_overlays(
         spacing = context.dataset.case(case).spacing_mm
         draw_overlay(
             visible(sample.image),
-            true_labels(context, sample),
+            true_labels(sample, context.model.watershed),
             zero_shot.labels[case][position] if zero_shot else None,
             adapted.labels[case][position] if adapted else None,
             context.dataset.classes,

@@ -37,7 +37,7 @@ def choose_loss(choice: LossChoice, context: RunContext, train: Sequence[SliceRe
         target = "regions" if context.dataset.overlapping else "classes"
     auto = "sam" if target == "objects" else "dice_ce"
     loss = LOSSES[auto if choice.name == "auto" else choice.name]
-    _check_fit(loss, target, context)
+    _check_fit(loss, target, context.policy.kind)
     # A configuration with loss=auto may hold the weights of both losses that auto stands for.
     names = {"sam", "dice_ce"} if choice.name == "auto" else {loss.name}
     for name, key in loss_keys().items():
@@ -56,14 +56,14 @@ def choose_loss(choice: LossChoice, context: RunContext, train: Sequence[SliceRe
     return built if context.model.watershed is None else with_distances(built, count)
 
 
-def _check_fit(loss: type[NamedLoss], target: Target, context: RunContext) -> None:
+def _check_fit(loss: type[NamedLoss], target: Target, prompts: str) -> None:
     """Raise ``ConfigError`` unless the loss can compare what the run trains on."""
     if target in loss.fits:
         return
     fitting = ", ".join(name for name, other in LOSSES.items() if target in other.fits)
     where = " with data.regions" if target == "regions" else ""
     raise ConfigError(
-        f"loss={loss.name} does not fit prompts={context.policy.kind}{where}: it is for "
+        f"loss={loss.name} does not fit prompts={prompts}{where}: it is for "
         f"{targets_text(loss.fits)}; use one of {fitting}, or leave loss=auto"
     )
 

@@ -28,10 +28,12 @@ from samadapt.sam.watershed import without_seams
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
+    from samadapt.data.dataset import Dataset
     from samadapt.data.types import Sample, SliceRef
     from samadapt.evaluation.case_scores import CaseClassScore
     from samadapt.evaluation.evaluate import Evaluation
     from samadapt.runs.context import RunContext
+    from samadapt.sam.watershed import Watershed
     from samadapt.system.arrays import Array
 
 
@@ -68,7 +70,7 @@ def write_page(
             for rank, name in cases
         ],
         details=[
-            _findings(context),
+            _findings(context.dataset),
             *([_per_case(rows, names)] if rows else []),
         ],
         texts={
@@ -177,9 +179,9 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
     return [*tables, objects_table(objects)] if objects else tables
 
 
-def true_labels(context: RunContext, sample: Sample) -> Array:
-    """Return the true class ids (h, w) for drawing, with seams between objects if they count."""
-    if context.model.watershed is None or sample.instances is None:
+def true_labels(sample: Sample, watershed: Watershed | None) -> Array:
+    """Return the true class ids (h, w) for drawing, with seams if the model separates objects."""
+    if watershed is None or sample.instances is None:
         return sample.shown
     return without_seams(sample.shown, sample.instances)
 
@@ -202,7 +204,7 @@ def _shown_case(
         sample = context.dataset.sample(refs[index])
         # The panels after the image, in the order of `heads`: the ground truth, then each state.
         maps = [
-            true_labels(context, sample),
+            true_labels(sample, context.model.watershed),
             *(found.labels[case][index] for found in evaluations.values()),
         ]
         strips.append(draw_strip(refs[index].index, visible(sample.image), maps, pixel_size))
@@ -221,9 +223,8 @@ def _shown_case(
     )
 
 
-def _findings(context: RunContext) -> Table:
+def _findings(data: Dataset) -> Table:
     """Return the findings in the data's files; errors of files that were left out come first."""
-    data = context.dataset
     table = Table(title=f"Data check: {len(data.findings)} findings, {len(data.left_out)} left out")
     for heading in ("severity", "code", "file", "found", "fix"):
         table.add_column(heading)

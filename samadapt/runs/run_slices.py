@@ -12,6 +12,7 @@ from samadapt.sam.watershed import INSTANCE_HEAD
 from samadapt.training.selection import selection_split
 
 if TYPE_CHECKING:
+    from samadapt.data.dataset import Dataset
     from samadapt.data.types import SliceRef
     from samadapt.runs.context import RunContext
     from samadapt.runs.feature_planner import FeaturePlanner
@@ -110,15 +111,18 @@ def check_objects(
     Raises:
         ConfigError: naming the alternative.
     """
-    check_separable(scorer.context, [*trained, *scored], trains=bool(trained))
-    check_numbered_objects(scorer, scored)
+    data = scorer.context.dataset
+    if scorer.context.model.watershed is not None:
+        check_separable(data, [*trained, *scored], trains=bool(trained))
+    if scorer.instances is True:
+        check_numbered_objects(data, scored)
 
 
-def check_separable(context: RunContext, refs: Sequence[SliceRef], *, trains: bool) -> None:
+def check_separable(data: Dataset, refs: Sequence[SliceRef], *, trains: bool) -> None:
     """Refuse data whose objects a run with ``head=instances`` cannot separate or learn.
 
     Args:
-        context: the run.
+        data: the data set of the run.
         refs: the slices that are trained on or scored.
         trains: whether the run learns from the objects.
 
@@ -126,9 +130,6 @@ def check_separable(context: RunContext, refs: Sequence[SliceRef], *, trains: bo
         ConfigError: for volumes, for classes that may overlap, and for a training on masks that do
             not number their objects.
     """
-    data = context.dataset
-    if context.model.watershed is None:
-        return
     for case in dict.fromkeys(ref.case for ref in refs):
         depth = data.case(case).shape[2]
         if depth > 1 and data.tiling is None:
@@ -149,15 +150,12 @@ def check_separable(context: RunContext, refs: Sequence[SliceRef], *, trains: bo
         )
 
 
-def check_numbered_objects(scorer: Scorer, refs: Sequence[SliceRef]) -> None:
+def check_numbered_objects(data: Dataset, refs: Sequence[SliceRef]) -> None:
     """Refuse ``eval.instances=true`` if the data set does not number its objects.
 
     Raises:
         ConfigError: naming the alternative.
     """
-    if scorer.instances is not True:
-        return
-    data = scorer.context.dataset
     for case in dict.fromkeys(ref.case for ref in refs):
         depth = data.case(case).shape[2]
         sample = data.sample(next(ref for ref in refs if ref.case == case))

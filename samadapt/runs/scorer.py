@@ -27,8 +27,8 @@ class Scorer:
     """Scores the model of a run.
 
     Attributes:
-        planner: the frozen features of the run. The run's model is scored as it is at the time
-            of the call.
+        context: the run, whose model is scored as it is at the time of the call.
+        planner: the frozen features of the run.
         batch_size: slices in one forward pass.
         nsd_tolerance_mm: tolerance of the normalised surface Dice; in pixels without spacing.
         instances: whether the data set's numbered objects, or components, are matched too.
@@ -37,6 +37,7 @@ class Scorer:
         second_pass: refines final scores without prompts; None: nothing does.
     """
 
+    context: RunContext
     planner: FeaturePlanner
     batch_size: int
     nsd_tolerance_mm: float
@@ -44,11 +45,6 @@ class Scorer:
     mirrors: tuple[Mirror, ...] = (AS_IT_IS,)
     keep_largest: tuple[str, ...] = ()
     second_pass: SecondPass | None = None
-
-    @property
-    def context(self) -> RunContext:
-        """The run."""
-        return self.planner.context
 
     def score(
         self, refs: Sequence[SliceRef], policy: PromptPolicy, *, confidence: bool = False
@@ -147,6 +143,7 @@ def make_scorer(planner: FeaturePlanner, options: Eval) -> Scorer:
     # A model that separates objects is scored by objects, where the data set numbers them.
     separates = context.model.watershed is not None and context.dataset.numbers_objects
     return Scorer(
+        context=context,
         planner=planner,
         batch_size=options.batch_size,
         nsd_tolerance_mm=options.nsd_tolerance_mm,

@@ -12,10 +12,10 @@ from samadapt.system.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
     from samadapt.baselines.build import UNetBuild
+    from samadapt.data.dataset import Dataset
     from samadapt.data.types import SliceRef
     from samadapt.evaluation.evaluate import Evaluation
     from samadapt.prompts.policy import PromptPolicy
-    from samadapt.runs.context import RunContext
     from samadapt.runs.run_slices import RunSlices
     from samadapt.runs.scorer import Scorer
     from samadapt.training.state import TrainingState
@@ -86,7 +86,7 @@ def summarise_run(
         "data": data.name,
         "scored": scored if last else "nothing",
         "split": data.case_splits.rule,
-        "case_is": case_is(context),
+        "case_is": case_is(data),
         "nsd_tolerance": scorer.nsd_tolerance_mm,
         **({"tta": "flip"} if len(scorer.mirrors) > 1 else {}),
         **({"second_pass": "base"} if scorer.second_pass else {}),
@@ -104,7 +104,7 @@ def summarise_run(
             _note_on_scores(last, policy, build, context.zero_shot_policy),
             *notes,
             *([untrained_text(untrained)] if adapted and untrained else []),
-            *(annotation_notes(context, slices.test, last) if last else []),
+            *(annotation_notes(data, slices.test, last) if last else []),
             *([f"cases left out for errors: {', '.join(data.left_out)}"] if data.left_out else []),
             *_notes_on_training(slices, state),
         ],
@@ -167,10 +167,10 @@ def _scores(evaluation: Evaluation, policy: PromptPolicy) -> dict[str, Any]:
     }
 
 
-def untrained_classes(context: RunContext, slices: RunSlices) -> list[str]:
+def untrained_classes(data: Dataset, slices: RunSlices) -> list[str]:
     """Return the classes that are scored but occur in no training slice."""
-    learned = set(context.dataset.classes_in(slices.train))
-    return [name for name in context.dataset.classes_in(slices.test) if name not in learned]
+    learned = set(data.classes_in(slices.train))
+    return [name for name in data.classes_in(slices.test) if name not in learned]
 
 
 def untrained_text(names: Sequence[str]) -> str:
@@ -182,11 +182,9 @@ def untrained_text(names: Sequence[str]) -> str:
     )
 
 
-def annotation_notes(
-    context: RunContext, refs: Sequence[SliceRef], evaluation: Evaluation
-) -> list[str]:
+def annotation_notes(data: Dataset, refs: Sequence[SliceRef], evaluation: Evaluation) -> list[str]:
     """Return notes on what is not annotated in the scored cases, and so has no score."""
-    data, notes = context.dataset, []
+    notes = []
     if "ignored" in evaluation.summary:
         share = evaluation.summary["ignored"]["share"]
         notes.append(f"{share:.1%} of the scored voxels are ignored: they have no score")
@@ -208,9 +206,8 @@ def annotation_notes(
     return notes
 
 
-def case_is(context: RunContext) -> str:
+def case_is(data: Dataset) -> str:
     """Return what one score is over: a picture, a slice, a slab or a whole volume."""
-    data = context.dataset
     if data.case_splits.slab is not None:
         return "slab: the held-out slices of one volume together"
     if {case.shape[2] for case in data.cases} == {1}:

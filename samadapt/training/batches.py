@@ -98,7 +98,7 @@ def endless(
 def make_batch(
     samples: Sequence[Sample],
     policy: PromptPolicy,
-    frame_of: Callable[[Array], Frame],
+    frame_of: Callable[[tuple[int, int]], Frame],
     side: int,
     rng: np.random.Generator,
     trained: Sequence[int] | None = None,
@@ -110,7 +110,7 @@ def make_batch(
     Args:
         samples: the slices. With box or point prompts each slice with the loss must have an object.
         policy: how objects are prompted.
-        frame_of: returns where an image lies in the model's square.
+        frame_of: returns where an image of a shape (h, w) lies in the model's square.
         side: 4g, the side of the decoder's grid.
         rng: source of the noise of prompts.
         trained: positions of the b slices with the loss; the encoder only sees the others. None:
@@ -127,7 +127,7 @@ def make_batch(
     if trained is not None and len(trained) < len(samples):
         rows, samples = torch.tensor(trained), [samples[place] for place in trained]
     names = [f"{sample.case}[{sample.index}]" for sample in samples]
-    frames = [frame_of(sample.image) for sample in samples]
+    frames = [frame_of(sample.image.shape[:2]) for sample in samples]
     if policy.is_semantic:
         prompts, targets = Prompts(), semantic_targets(samples, frames, side)
         if distances_of:

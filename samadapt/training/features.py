@@ -20,14 +20,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from samadapt.sam.embed import embed_prefix, frame_of
+from samadapt.sam.embed import embed_prefix
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from samadapt.sam.segmentation_model import SegmentationModel
-    from samadapt.sam.types import Frame
     from samadapt.training.feature_stores import Store
 
 
@@ -82,10 +81,6 @@ class Features:
         if sam.dense_head is not None:  # it keeps more of an image; without one keys stay as before
             settings.append(asdict(sam.dense_head.settings))
         self._settings = json.dumps([*settings, str(dtype), route]).encode()
-
-    def frame(self, image: Array) -> Frame:
-        """Return where an image (h, w, 3) lies in the model's square."""
-        return frame_of(self.sam, image)
 
     def key(self, image: Array) -> str:
         """Return the key of an image (h, w, 3) uint8: a hash of all that its features depend on."""

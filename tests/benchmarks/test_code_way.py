@@ -1,4 +1,4 @@
-"""How far things travel through the code: the measure, and the limit of the configuration."""
+"""How far things travel through the code: the measure, and the limits of three things."""
 
 from __future__ import annotations
 
@@ -14,15 +14,33 @@ from benchmarks.code_way import HEIGHT, SIDE, WIDTH, Tracer, Way, is_adapter, is
 
 ROOT = Path(__file__).parents[2]
 
-# Version 142987e, from before the rooms, had functions 49, calls 63, into another file 30, into a
-# higher layer 5, comes back 21. The first three limits are half of that. The last two are what is
-# reached: a room has a file for each idea, so more of the calls are into another file.
+# Each limit is what is reached. Version 142987e, from before the rooms, had, in this order:
+# configuration 49, 63, 5, 30, 21; image 75, 107, 3, 64, 47; adapter 95, 131, 5, 77, 67. A room has
+# a file for each idea, so more of the calls are into another file. Most functions on the ways of
+# image and adapter do a step of their own, so a longer way is a step more, which is fine if the
+# step is new: then raise the limit.
 LIMITS = {
-    "functions": 24,
-    "calls": 31,
-    "into a higher layer": 2,
-    "into another file": 18,
-    "comes back": 11,
+    "configuration": {
+        "functions": 24,
+        "calls": 31,
+        "into a higher layer": 2,
+        "into another file": 18,
+        "comes back": 11,
+    },
+    "image": {
+        "functions": 79,
+        "calls": 107,
+        "into a higher layer": 2,
+        "into another file": 61,
+        "comes back": 43,
+    },
+    "adapter": {
+        "functions": 95,
+        "calls": 132,
+        "into a higher layer": 1,
+        "into another file": 90,
+        "comes back": 67,
+    },
 }
 
 MODULES = {
@@ -74,12 +92,18 @@ def test_an_adapter_is_known_by_its_path_and_its_tensors() -> None:
 
 
 @pytest.mark.slow
-def test_the_way_of_the_configuration_stays_short() -> None:
+def test_the_ways_stay_short() -> None:
     command = [sys.executable, "-m", "benchmarks.code_way"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True
     )
-    (line,) = re.findall(r"^configuration: (.+)$", done.stdout, flags=re.MULTILINE)
-    found = {name: int(count) for name, _, count in (f.rpartition(" ") for f in line.split(", "))}
-    over = {name: found[name] for name, limit in LIMITS.items() if found[name] > limit}
-    assert not over, f"over {LIMITS}; python -m benchmarks.code_way --list shows the calls"
+    over = []
+    for thing, limits in LIMITS.items():
+        (line,) = re.findall(rf"^{thing}: (.+)$", done.stdout, flags=re.MULTILINE)
+        figures = {name: int(count) for name, count in re.findall(r"([a-z][a-z ]*?) (\d+)", line)}
+        over += [
+            f"{thing}: {name} {figures[name]}, the limit is {limit}"
+            for name, limit in limits.items()
+            if figures[name] > limit
+        ]
+    assert not over, "python -m benchmarks.code_way --list shows the calls"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +22,7 @@ from samadapt.export.onnx import Onnx
 from samadapt.export.target import export_adapter
 from samadapt.runs.finetune import finetune
 from samadapt.runs.results import adapter_record
+from samadapt.sam.decode import class_frame
 from samadapt.sam.embed import embed
 from samadapt.sam.model import Sam
 from samadapt.training import loop
@@ -93,7 +95,7 @@ def test_a_slice_has_one_embedding_in_training_evaluation_and_prediction(
     samples, trained, versions = run.context.samples.take(items[:2], rng)
     keys = run.planner.keys_of(versions)
     side = 4 * context.sam.embedding_size
-    frame = run.planner.features.frame
+    frame = partial(class_frame, context.model)
     batch = make_batch(samples, context.policy, frame, side, rng, trained, keys)
     assert batch.names == ["scan_1[1]", "scan_1[2]", "scan_1[3]"]
     assert len(batch.keys or batch.images) == 6

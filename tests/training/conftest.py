@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from samadapt.adapters.injection import inject
 from samadapt.data.types import Sample, SliceRef
 from samadapt.methods import METHODS
 from samadapt.prompts.policy import PromptPolicy
+from samadapt.sam.decode import class_frame
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.training.batches import Sampler, endless, make_batch
 from samadapt.training.feature_plan import plan_features
@@ -68,7 +70,8 @@ def make_training(
     def make(drawn):
         side, chosen = 4 * sam.embedding_size, [by_ref[ref] for ref in drawn]
         own = [keys[ref] for ref in drawn if ref in keys]
-        return make_batch(chosen, policy, features.frame, side, rng, keys=own)
+        frame = partial(class_frame, sam)
+        return make_batch(chosen, policy, frame, side, rng, keys=own)
 
     return Training(
         sam=sam,

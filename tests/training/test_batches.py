@@ -20,8 +20,8 @@ from samadapt.training.batches import Sampler, choose_objects, make_batch
 SIDE, SIZE = 32, 64
 
 
-def frame_of(image):
-    return make_frame(image.shape[:2], SIZE)
+def frame_of(shape):
+    return make_frame(shape, SIZE)
 
 
 def batch_of(samples, kind="box", seed=0, **policy):

@@ -8,6 +8,7 @@ import torch
 
 from samadapt.adapters.injection import inject
 from samadapt.methods import METHODS
+from samadapt.sam.embed import frame_of
 from samadapt.sam.geometry import resize_image
 from samadapt.sam.weights.loading import load_sam
 from samadapt.training import features as module
@@ -32,7 +33,7 @@ def adapted(name="tiny", blocks="last:2", method="lora"):
 
 
 def live(sam, features, images):
-    resized = [resize_image(image, features.frame(image)) for image in images]
+    resized = [resize_image(image, frame_of(sam, image)) for image in images]
     pixels = sam.preprocess([torch.tensor(x).permute(2, 0, 1).float() for x in resized])
     with torch.no_grad():
         return sam.encode(pixels)

@@ -285,7 +285,7 @@ class FormatReader(ABC):
         if volume is None:
             return None, findings
         # All that later steps ask about a case is collected now, while its voxels are in memory.
-        values, presence, zeros = label_presence(volume.labels, self._places(volume))
+        values, presence, zeros = label_presence(volume.labels, self._places(volume.shape))
         checked = replace(
             case,
             shape=volume.shape,
@@ -307,9 +307,9 @@ class FormatReader(ABC):
             look(checked, volume)
         return checked, findings
 
-    def _places(self, volume: Volume) -> list[Any]:
+    def _places(self, shape: tuple[int, int, int]) -> list[Any]:
         """Return the index that cuts each slice, or each tile of a picture, out of the labels."""
-        height, width, depth = volume.shape
+        height, width, depth = shape
         if depth > 1 or self.options.tiling is None:
             return [np.s_[:, :, index] for index in range(depth)]
         # The first two entries of a Span are start and stop.
