@@ -165,28 +165,21 @@ def semantic_loss(
         output: MaskOutput,
         targets: Integer[Tensor, "b h w"] | Integer[Tensor, "b K h w"],
     ) -> LossTerms:
-        if targets.ndim == 4:
-            return partial(output, targets)
-        known = (targets >= 0)[:, None]
+        is_partial = targets.ndim == 4
+        known = targets >= 0 if is_partial else (targets >= 0)[:, None]
         logits = output.logits[:, 0, :classes].float().masked_fill(~known, SURELY_NOT)
         scores = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
-        truth = targets.clamp(min=0)
-        entropy = _entropy(scores, truth, known[:, 0], gamma, weights)
-        wanted = functional.one_hot(truth, classes + 1)[..., 1:].movedim(-1, 1)
-        masks = _MaskBatch(scores.softmax(1)[:, 1:], wanted, known.expand_as(logits), weights)
-        return _total(factors, entropy, masks.mean(overlap), masks, extra)
-
-    def partial(output: MaskOutput, targets: Integer[Tensor, "b K h w"]) -> LossTerms:
-        known = targets >= 0
-        logits = output.logits[:, 0, :classes].float().masked_fill(~known, SURELY_NOT)
-        scores = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
-        wanted = (targets > 0).long()
-        truth = torch.where(wanted.any(1), wanted.argmax(1) + 1, 0)  # at most one plane is 1
+        predicted = scores.softmax(1)[:, 1:]
+        if is_partial:
+            wanted = (targets > 0).long()
+            truth = torch.where(wanted.any(1), wanted.argmax(1) + 1, 0)  # at most one plane is 1
+            predicted = predicted * known
+        else:
+            truth = targets.clamp(min=0)
+            wanted = functional.one_hot(truth, classes + 1)[..., 1:].movedim(-1, 1)
         entropy = _entropy(scores, truth, known.any(1), gamma, weights)
-        masks = _MaskBatch(
-            scores.softmax(1)[:, 1:] * known, wanted, known, weights, is_partial=True
-        )
-        return _total(factors, entropy, masks.mean(overlap), masks, extra)
+        masks = _MaskBatch(predicted, wanted, known.expand_as(logits), weights, is_partial)
+        return _total(factors, entropy, masks, overlap, extra)
 
     return loss
 
@@ -226,7 +219,7 @@ def region_loss(
         wanted = (targets > 0).float()
         entropy = _binary_entropy(logits, wanted, known, gamma, weights)
         masks = _MaskBatch(logits.sigmoid() * known, wanted, known, weights, is_partial=True)
-        return _total(factors, entropy, masks.mean(overlap), masks, extra)
+        return _total(factors, entropy, masks, overlap, extra)
 
     return loss
 
@@ -277,14 +270,18 @@ class _MaskBatch:
 def _total(
     factors: dict[str, float],
     entropy: Float[Tensor, ""],
-    overlap: Float[Tensor, ""],
     masks: _MaskBatch,
+    overlap: MaskTerm,
     extra: ExtraTerm | None,
 ) -> LossTerms:
-    """Return the weighted sum of the terms, whose factors are given in the order of the terms."""
-    parts = dict(zip(factors, (entropy, overlap), strict=True))
+    """Return the weighted sum of the terms of pixels (``entropy``) and of masks.
+
+    ``factors`` has the names and weights of the first two, in this order.
+    """
     of_pixels, of_masks = factors.values()
-    total = of_pixels * entropy + of_masks * overlap
+    measured = masks.mean(overlap)
+    parts = dict(zip(factors, (entropy, measured), strict=True))
+    total = of_pixels * entropy + of_masks * measured
     if extra is not None:
         parts[extra.name] = masks.mean(extra.measure)
         total = total + extra.weight * parts[extra.name]
