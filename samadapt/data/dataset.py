@@ -26,7 +26,6 @@ from samadapt.data.checks.refusals import (
     share_of,
 )
 from samadapt.data.classes import ClassChoice, ClassTable, Ignore
-from samadapt.data.detect import AUTO, detect_reader
 from samadapt.data.findings import Finding
 from samadapt.data.formats.base import AXES, FormatReader, Layout, Scan
 from samadapt.data.intensity import IntensityRule
@@ -511,8 +510,7 @@ def open_dataset(
     cut = tiling(tile, tile_overlap)
     masks = mask_rules(classes, instances, mask_threshold, ignore, background, regions)
     given = (image, label, cut, spacing, masks, series, classes, exif)
-    name = detect_reader(root) if name == AUTO else name
-    card, reader = open_reader(name, root, axis, channel, *given)
+    name, card, reader = open_reader(name, root, axis, channel, *given)
     # 2. List the cases, then read and check them.
     layout = reader.discover()
     # Each file is read once: what the scan reads is kept, after the intensity rule, for its use.

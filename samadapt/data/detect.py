@@ -11,21 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from samadapt.data.formats.base import readers
+from samadapt.data.formats.shared.stored_picture import SUFFIXES as PICTURES
 from samadapt.errors import ConfigError
 
 AUTO = "auto"
 
 MOST_FILES = 20_000
 """Files that are looked at. A folder with more shows its format in the first ones."""
-
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
-VOLUMES = {
-    "dicom": (".dcm", ".dicom", ".ima"),
-    "itk": (".nrrd", ".nhdr", ".mha", ".mhd"),
-    "nifti": (".nii", ".nii.gz"),
-    "medsam_npz": (".npz", ".npy"),
-}
-"""Endings of volumes by reader. DICOM comes first, because its labels may be of the other kinds."""
 
 
 def detect_reader(root: str | Path | None) -> str:
@@ -49,9 +42,10 @@ def detect_reader(root: str | Path | None) -> str:
     lower = [name.lower() for name in names]
     found = [
         reader
-        for reader, endings in VOLUMES.items()
+        for reader, endings in sorted(_volume_endings().items())
         if any(name.endswith(endings) for name in lower)
     ]
+    # The labels of a DICOM series may be of another format of volumes.
     if "dicom" in found or (not found and _is_dicom_without_ending(folder, names)):
         return "dicom"
     if len(found) > 1:
@@ -66,6 +60,12 @@ def detect_reader(root: str | Path | None) -> str:
         f"data.root: no format is recognised in {folder}, which holds {held or 'no files'}; name "
         "one with data=NAME (`samadapt ls data`)"
     )
+
+
+def _volume_endings() -> dict[str, tuple[str, ...]]:
+    """Return the endings of each format that holds volumes and no pictures, by reader."""
+    kinds = set(readers().values())
+    return {kind.name: kind.suffixes for kind in kinds if not {*kind.suffixes} & {*PICTURES}}
 
 
 def _reader_of_pictures(folder: Path, names: list[str]) -> str:

@@ -19,6 +19,7 @@ from samadapt.data.classes import (
     values_of,
 )
 from samadapt.data.colours import resolve_colours, with_ignored
+from samadapt.data.detect import AUTO, detect_reader
 from samadapt.data.fetch import fetch_dataset
 from samadapt.data.formats.base import (
     FormatReader,
@@ -52,15 +53,17 @@ def open_reader(
     series: str | None = None,
     classes: ClassChoice = None,
     exif: str | None = None,
-) -> tuple[Card | None, FormatReader]:
-    """Return the card, if ``name`` is one, and the reader with its options.
+) -> tuple[str, Card | None, FormatReader]:
+    """Return the name, the card, if it is the name of one, and the reader with its options.
 
-    The arguments are those of ``open_dataset``; ``masks`` is the result of ``mask_rules``.
+    The arguments are those of ``open_dataset``; ``masks`` is the result of ``mask_rules``. In the
+    place of ``auto`` the name of the reader is returned that fits the files.
 
     Raises:
         ConfigError: there is no card or reader of that name, or an option does not fit it.
         DownloadError: the card's data set could not be fetched.
     """
+    name = detect_reader(root) if name == AUTO else name
     check_spacing_source(spacing)
     known = {*list_cards(), *readers()}
     if name not in known:
@@ -108,7 +111,7 @@ def open_reader(
             f"data.classes and data.background name colours, but masks of data={name} have label "
             "values: name classes by value, for example data.classes={liver: 1}"
         )
-    return card, kind(options)
+    return name, card, kind(options)
 
 
 def _check_file_keys(
@@ -146,7 +149,6 @@ def mask_rules(
         ignore: ``data.ignore``.
         background: ``data.background``.
         regions: ``data.regions``.
-
 
     Raises:
         ConfigError: the keys contradict each other: only one of object numbers, threshold, colours

@@ -71,7 +71,7 @@ def examine(name: str, root: Path, **options: Any) -> None:
     """
     from samadapt.data.opening import open_reader
 
-    _, reader = open_reader(name, root, **options)
+    *_, reader = open_reader(name, root, **options)
     layout = reader.discover()
     for case in layout.cases[:6]:
         if not {case.image, case.labels} & layout.ambiguous:  # a scan leaves those out

@@ -22,7 +22,6 @@ from samadapt.data.checks.quality import (
 )
 from samadapt.data.checks.refusals import check_tiles
 from samadapt.data.classes import ClassChoice, Ignore
-from samadapt.data.detect import AUTO, detect_reader
 from samadapt.data.findings import Finding, error_finding
 from samadapt.data.formats.base import FormatReader, Scan
 from samadapt.data.opening import (
@@ -83,10 +82,8 @@ def check_dataset(
 
     The arguments are those of ``survey``.
     """
-    rules = (instances, mask_threshold, ignore, background, regions)
-    masks = mask_rules(classes, *rules)
-    name = detect_reader(root) if name == AUTO else name
-    card, reader = open_reader(
+    masks = mask_rules(classes, instances, mask_threshold, ignore, background, regions)
+    _, card, reader = open_reader(
         name, root, axis, channel, image, label, None, spacing, masks, series, classes, exif
     )
     scan = reader.scan(max_cases)
@@ -154,10 +151,8 @@ def survey(
         DownloadError: the data set of a card could not be downloaded.
     """
     cut = tiling(tile, tile_overlap)
-    rules = (instances, mask_threshold, ignore, background, regions)
-    masks = mask_rules(classes, *rules)
-    name = detect_reader(root) if name == AUTO else name
-    card, reader = open_reader(
+    masks = mask_rules(classes, instances, mask_threshold, ignore, background, regions)
+    name, card, reader = open_reader(
         name, root, axis, channel, image, label, cut, spacing, masks, series, classes, exif
     )
     # Each volume is measured while the scan has it in memory, so files are read once.

@@ -29,7 +29,7 @@ def test_a_card_s_split_that_divides_a_patient_is_a_finding(
 
     card = SimpleNamespace(split={"val": ["c0"]}, classes=None, intensity=None)
     real = check.open_reader
-    monkeypatch.setattr(check, "open_reader", lambda *args: (card, real(*args)[1]))
+    monkeypatch.setattr(check, "open_reader", lambda *args: ("nifti", card, real(*args)[2]))
     found = codes(scans, patient="(c)[0-9]")
     assert list(found) == ["bad_split"]
     card.split = {"val": ["c0"], "train": ["nobody"]}
