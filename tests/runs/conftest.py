@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
+import samadapt
+from samadapt.adapters.record import RECORD, digest_of
+from samadapt.cli import main
 from samadapt.config.schema import Config
+from samadapt.errors import AdapterError
 from samadapt.runs.context import RunContext, open_run
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.run_slices import divide_slices
@@ -52,6 +58,30 @@ def opened_run():
 
 
 @pytest.fixture
+def base_file(tiny_sam, tmp_path) -> Path:
+    """The weights of a random base as a file, which an adapter of it needs to be loaded."""
+    path: Path = tmp_path / "base.pth"
+    torch.save(tiny_sam.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def refuses_head(base_file) -> Callable[..., None]:
+    """``refuses_head(adapter, change, text)``: loading refuses a changed entry of the head."""
+
+    def check(adapter: Path, change: dict[str, object], text: str) -> None:
+        path = adapter / RECORD
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["head"] |= change
+        values["record_sha256"] = digest_of(values)  # signed anew, so that the entry is judged
+        path.write_text(json.dumps(values), encoding="utf-8")
+        with pytest.raises(AdapterError, match=text):
+            samadapt.load_adapter(adapter, checkpoint=base_file)
+
+    return check
+
+
+@pytest.fixture
 def stopped_after(run, monkeypatch) -> Callable[..., Path]:
     """``stopped_after(step, root, *options)``: directory of a run that a signal stopped there."""
 
@@ -70,3 +100,17 @@ def stopped_after(run, monkeypatch) -> Callable[..., Path]:
         return caught.value.run_dir
 
     return start
+
+
+@pytest.fixture
+def resumes_bit_equal(run, stopped_after) -> Callable[..., None]:
+    """``resumes_bit_equal(root, options, files)``: a stopped run ends as one that was not."""
+
+    def check(root: Path, options: Sequence[str], files: Sequence[str]) -> None:
+        expected = run(root, *options)
+        stopped = stopped_after(2, root, *options)
+        assert main(["finetune", f"resume={stopped}"]) == 0
+        for name in files:
+            assert (stopped / name).read_bytes() == (expected.run_dir / name).read_bytes()
+
+    return check

@@ -10,20 +10,13 @@ import torch
 from PIL import Image
 
 import samadapt
-from samadapt.adapters.record import RECORD, digest_of, read_record
+from samadapt.adapters.record import RECORD, read_record
 from samadapt.cli import main
 from samadapt.config.compose import compose
-from samadapt.errors import AdapterError, ConfigError
+from samadapt.errors import ConfigError
 from samadapt.runs.finetune import finetune
 
 DENSE = ("prompts=semantic", "head=unet", "head.width=8", "head.scales=3")
-
-
-@pytest.fixture
-def base_file(tiny_sam, tmp_path):
-    path = tmp_path / "base.pth"
-    torch.save(tiny_sam.state_dict(), path)
-    return path
 
 
 @pytest.fixture
@@ -83,27 +76,17 @@ def test_prompts_are_refused(make_pictures, run):
     ("change", "text"),
     [({"side": 10**9}, "head.side"), ({"name": "other"}, "head: expected the name unet")],
 )
-def test_a_changed_record_is_refused(trained, base_file, change, text):
-    path = trained.adapter_dir / RECORD
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values["head"] |= change
-    values["record_sha256"] = digest_of(values)
-    path.write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(AdapterError, match=text):
-        samadapt.load_adapter(trained.adapter_dir, checkpoint=base_file)
+def test_a_changed_record_is_refused(trained, refuses_head, change, text):
+    refuses_head(trained.adapter_dir, change, text)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variants", [0, 2])
-def test_a_stopped_run_ends_bit_equal(make_pictures, run, base_file, stopped_after, variants):
+def test_a_stopped_run_ends_bit_equal(make_pictures, base_file, resumes_bit_equal, variants):
     options = [f"model.checkpoint={base_file}", "train.augment=[flip,intensity]", *DENSE]
     options.append(f"cache.variants={variants}")
-    root = make_pictures(classes=2)
-    expected = run(root, *options)
-    stopped = stopped_after(2, root, *options)
-    assert main(["finetune", f"resume={stopped}"]) == 0
-    for name in ("adapter/adapter_model.safetensors", "eval/per_case.csv"):
-        assert (stopped / name).read_bytes() == (expected.run_dir / name).read_bytes()
+    files = ["adapter/adapter_model.safetensors", "eval/per_case.csv"]
+    resumes_bit_equal(make_pictures(classes=2), options, files)
 
 
 def test_export_names_the_head(trained, base_file, tmp_path, capsys):

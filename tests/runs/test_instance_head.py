@@ -6,11 +6,10 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import samadapt
-from samadapt.adapters.record import RECORD, UNET_RECORD, digest_of
+from samadapt.adapters.record import RECORD, UNET_RECORD
 from samadapt.cli import main
 from samadapt.errors import AdapterError, ConfigError, DataError
 from samadapt.export import export_adapter
@@ -43,13 +42,6 @@ def cells(tmp_path):
         Image.fromarray(image).save(root / "images" / f"c{index}.png")
         Image.fromarray(numbers).save(root / "masks" / f"c{index}.png")
     return root
-
-
-@pytest.fixture
-def base_file(tiny_sam, tmp_path):
-    path = tmp_path / "base.pth"
-    torch.save(tiny_sam.state_dict(), path)
-    return path
 
 
 @pytest.fixture
@@ -165,26 +157,16 @@ def test_export_is_refused(trained, base_file, tmp_path):
     ("change", "text"),
     [({"seed_height": 2}, "seed_height"), ({"smoothing": None}, "smoothing")],
 )
-def test_a_changed_record_is_refused(trained, base_file, change, text):
-    path = trained.adapter_dir / RECORD
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values["head"] |= change
-    values["record_sha256"] = digest_of(values)
-    path.write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(AdapterError, match=text):
-        samadapt.load_adapter(trained.adapter_dir, checkpoint=base_file)
+def test_a_changed_record_is_refused(trained, refuses_head, change, text):
+    refuses_head(trained.adapter_dir, change, text)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("baseline", [(), ("baseline=unet", "baseline.filters=4")])
-def test_a_stopped_run_ends_bit_equal(cells, run, base_file, stopped_after, baseline):
+def test_a_stopped_run_ends_bit_equal(cells, base_file, resumes_bit_equal, baseline):
     options = [f"model.checkpoint={base_file}", *NUMBERED, *HEAD, *baseline]
-    expected = run(cells, *options)
-    stopped = stopped_after(2, cells, *options)
-    assert main(["finetune", f"resume={stopped}"]) == 0
-    names = ["baseline/unet.safetensors"] if baseline else ["adapter/adapter_model.safetensors"]
-    for name in (*names, "eval/per_case.csv", "eval/objects.json"):
-        assert (stopped / name).read_bytes() == (expected.run_dir / name).read_bytes()
+    weights = "baseline/unet.safetensors" if baseline else "adapter/adapter_model.safetensors"
+    resumes_bit_equal(cells, options, [weights, "eval/per_case.csv", "eval/objects.json"])
 
 
 @pytest.mark.slow
