@@ -17,7 +17,12 @@ STEPS = 150
 MAX_LR = 1.0
 """AdamW moves each weight by about the learning rate in a step; above 1 nothing is learned."""
 
-Augmentation = Literal["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
+# fmt: off
+Augmentation = Literal[
+    "flip", "rotate90", "rotate", "scale", "zoom", "crop",
+    "intensity", "noise", "bias_field", "colour",
+]
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,10 @@ class Train(Settings):
     checkpoint_every: Whole = Field(
         default=50, ge=0, description="number of steps between checkpoints; 0: only at the end"
     )
-    augment: Tuple[Augmentation] = Field(
+    augment: Literal["auto"] | Tuple[Augmentation] = Field(
         default=(),
-        description="random changes of the training slices, each applied with probability 1/2",
+        description="random changes of the training slices, each applied with probability 1/2; "
+        "auto: those that fit the kind of image, see docs/explanation/augmentation.md",
     )
     recompute: bool = Field(
         default=False,

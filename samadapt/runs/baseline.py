@@ -103,17 +103,22 @@ def measure_pictures(
     return tuple(mean.round(3).tolist()), tuple(std.round(3).tolist())
 
 
-def training_report(config: Config) -> str:
-    """Return the settings that train the U-Net, as lines of text beside those of the model."""
+def training_report(config: Config, changes: Sequence[str]) -> str:
+    """Return the settings that train the U-Net, as lines of text beside those of the model.
+
+    Args:
+        config: the configuration of the run.
+        changes: names of the random changes.
+    """
     train = config.train
     rates = f"{train.decoder_lr:g}"
     if train.lr != train.decoder_lr:
         rates += f", encoder {train.lr:g}"
-    changes = ", ".join(train.augment) or "none"
     rows = {
         "training": f"AdamW {rates}, weight decay {train.weight_decay:g}, {train.schedule} after "
         f"{train.warmup_steps} steps of warm-up, clip {train.clip:g}, {train.batch_size} slices "
         "a step: keys of the group baseline, not those of the recipe's train",
-        "augment": f"{changes}, anew in every step; cache.variants does not apply",
+        "augment": f"{', '.join(changes) or 'none'}, anew in every step; cache.variants does not "
+        "apply",
     }
     return "\n".join(f"{key:<8} {text}" for key, text in rows.items())

@@ -36,6 +36,7 @@ from samadapt.sam.watershed import INSTANCE_HEAD, Watershed
 from samadapt.sam.weights.builds import embedding_grid, fitting_image_size
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.system.limits import set_limits
+from samadapt.training.augmentation_rule import changes_for
 from samadapt.training.precision import Precision, choose_device, choose_precision
 from samadapt.training.progress import Progress
 from samadapt.training.samples import TrainingSamples
@@ -160,7 +161,9 @@ def open_run(
     resumes, is_fold = config.resume is not None, config.data.fold is not None
     for warning in keep_splits(dataset, run_dir, resumes=resumes, is_fold=is_fold):
         progress.say(f"warning: {warning}")
-    changes = config.train.augment
+    changes = changes_for(config.train.augment, dataset)
+    if config.train.augment == "auto":
+        progress.say(f"augmentation {', '.join(changes)} (train.augment=auto)")
     name, size = config.model.name, config.model.image_size
     versions = versions_of(config.cache.variants, changes, dataset, name, size)
     samples = TrainingSamples(dataset, policy, changes, versions, config.seed)

@@ -170,7 +170,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             context.say(f"warning: {untrained_text(untrained)}")
         context.say(context.injection.report())
         if context.is_baseline:
-            context.say(training_report(config))
+            context.say(training_report(config, context.samples.changes))
 
         compute_features(planner, slices, budget)
         # A resumed run may have used up its time; it then goes on to the scores.

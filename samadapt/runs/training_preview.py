@@ -15,6 +15,7 @@ from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, DataError
 from samadapt.reports import contact_sheet
 from samadapt.runs.context import open_data, prompt_policy, versions_of
+from samadapt.training.augmentation_rule import changes_for
 from samadapt.training.batches import Sampler, choose_objects
 from samadapt.training.samples import TrainingSamples
 from samadapt.training.selection import selection_split
@@ -41,7 +42,7 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
     dataset = open_data(config)
     if config.privacy:
         dataset = hide_names(dataset, Pseudonyms())
-    changes = config.train.augment
+    changes = changes_for(config.train.augment, dataset)
     name, size = config.model.name, config.model.image_size
     versions = versions_of(config.cache.variants, changes, dataset, name, size)
     samples = TrainingSamples(dataset, policy, changes, versions, config.seed)
@@ -75,7 +76,7 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
             )
     try:
         contact_sheet.draw_contact_sheet(
-            tiles[:count], dataset.classes, _heading(config, dataset, samples.variants), path
+            tiles[:count], dataset.classes, _heading(config, dataset, samples), path
         )
     except OSError as error:
         raise DataError(f"{path}: the sheet cannot be written: {error.strerror}") from error
@@ -87,9 +88,9 @@ def _counted(most: int, count: int) -> str:
     return f"{min(most, count)} of {count} object{'s' if count > 1 else ''}"
 
 
-def _heading(config: Config, dataset: Any, variants: int) -> list[str]:
-    changes = ", ".join(config.train.augment) or "none"
-    versions = f", {variants} versions" if variants else ""
+def _heading(config: Config, dataset: Any, samples: TrainingSamples) -> list[str]:
+    changes = ", ".join(samples.changes) or "none"
+    versions = f", {samples.variants} versions" if samples.variants else ""
     return [
         f"{config.recipe}: training slices of {dataset.name}, seed {config.seed}",
         f"intensity: {describe_intensity(dataset.intensity.to_dict())}",

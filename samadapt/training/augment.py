@@ -3,11 +3,11 @@
 All slices of a stack change in the same way, so that their pixels still correspond. Only noise is
 drawn for each slice.
 
-Geometric changes come first: flip, then rotation and scale in one resampling (so the image is
-interpolated only once), then crop. Changes of intensity follow: bias field, gamma and brightness,
-noise. Each named change happens with probability 1/2. Labels take the value of the nearest pixel,
-so that no new value appears and ignored pixels stay ignored. Pixels from outside the image are
-black and background, like SAM's own padding.
+Geometric changes come first: flip, quarter turns, then rotation and scale in one resampling (so the
+image is interpolated only once), then crop. Changes of intensity follow: bias field, gamma and
+brightness, noise, colour. Each named change happens with probability 1/2. Labels take the value of
+the nearest pixel, so that no new value appears and ignored pixels stay ignored. Pixels from outside
+the image are black and background, like SAM's own padding.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ Keeps = Callable[["Sample"], bool]
 
 ROTATION = 15.0  # degrees in both directions: the way a patient lies, not another view
 SCALE = 1.25  # largest factor up or down; people differ by less in size
+ZOOM = 2.0  # largest factor for pictures: how near the camera was, which objects were chosen
 CROP = 0.75  # smallest remaining share of a side
 GAMMA, BRIGHTNESS = 1.5, 1.2  # largest factors up or down; nnU-Net uses 1.5 and 1.25
 NOISE = 0.05  # largest standard deviation, as a share of black to white
 BIAS = 0.15  # largest coefficient; one place is then typically twice as bright as another
+HUE = 0.04  # largest turn of the hue, as a share of the circle: another lamp or stain
+SATURATION, CONTRAST = 1.5, 1.3  # largest factors up or down, about the mean for the contrast
 
 
 def augment(
@@ -45,8 +48,10 @@ def augment(
 
     Args:
         stack: a training slice, or the slices that the encoder sees together.
-        names: some of ``"flip"`` (left and right), ``"rotate"``, ``"scale"``, ``"crop"``,
-            ``"intensity"`` (gamma and brightness), ``"noise"``, ``"bias_field"`` (of MRI coils).
+        names: some of ``"flip"`` (left and right), ``"rotate90"``, ``"rotate"``, ``"scale"``,
+            ``"zoom"`` (a wider range than scale), ``"crop"``, ``"intensity"`` (gamma and
+            brightness), ``"noise"``, ``"bias_field"`` (of MRI coils), ``"colour"`` (hue,
+            saturation and contrast).
         rng: source of randomness.
         keeps: returns whether a slice can be trained on. A geometric change is not made if it
             makes a usable slice unusable, or moves an annotated prompt out of the image.
@@ -63,13 +68,17 @@ def augment(
 
     if wanted("flip"):
         slices = [flip(sample) for sample in slices]
+    if wanted("rotate90"):
+        turns = int(rng.integers(1, 4))
+        slices = [turn90(sample, turns) for sample in slices]
     angle = rng.uniform(-ROTATION, ROTATION) if wanted("rotate") else 0.0
     factor = _factor(SCALE, rng) if wanted("scale") else 1.0
+    factor = _factor(ZOOM, rng) if wanted("zoom") else factor
     if (angle, factor) != (0.0, 1.0):
         slices = accept([turn(sample, angle, factor) for sample in slices])
     if wanted("crop"):
         slices = accept(crop(slices, rng))
-    changes = [name for name in ("bias_field", "intensity", "noise") if wanted(name)]
+    changes = [name for name in ("bias_field", "intensity", "noise", "colour") if wanted(name)]
     if not changes:
         return slices
     shaded = shade(np.stack([sample.image for sample in slices]), changes, rng)
@@ -101,6 +110,18 @@ def flip(sample: Sample) -> Sample:
     width = sample.labels.shape[1]
     place = lambda xy: np.stack([width - xy[:, 0], xy[:, 1]], axis=1)  # noqa: E731
     return _moved(sample, lambda plane: plane[:, ::-1], place)
+
+
+def turn90(sample: Sample, turns: int) -> Sample:
+    """Turn image, labels, boxes and points counter-clockwise by quarters of a circle."""
+    height, width = sample.labels.shape
+    # Of points (x, y): one turn takes the right edge to the top.
+    places: dict[int, Callable[[Array], Array]] = {
+        1: lambda xy: np.stack([xy[:, 1], width - xy[:, 0]], axis=1),
+        2: lambda xy: np.array([width, height]) - xy,
+        3: lambda xy: np.stack([height - xy[:, 1], xy[:, 0]], axis=1),
+    }
+    return _moved(sample, lambda plane: np.rot90(plane, turns), places[turns])
 
 
 def turn(sample: Sample, degrees: float, factor: float) -> Sample:
@@ -150,7 +171,8 @@ def shade(images: Array, changes: Sequence[str], rng: np.random.Generator) -> Ar
 
     Args:
         images: (n, h, w, 3) uint8; all get the same bias field, gamma and brightness.
-        changes: some of ``"bias_field"``, ``"intensity"`` and ``"noise"``, in this order.
+        changes: some of ``"bias_field"``, ``"intensity"``, ``"noise"`` and ``"colour"``, in this
+            order. Grey images have no colour, and their contrast changes alone.
         rng: source of randomness.
     """
     import torch
@@ -169,6 +191,9 @@ def shade(images: Array, changes: Sequence[str], rng: np.random.Generator) -> Ar
             brightness = ScaleIntensity(minv=None, maxv=None, factor=_factor(BRIGHTNESS, rng) - 1)
             values = brightness(AdjustContrast(gamma=_factor(GAMMA, rng))(values))
             continue
+        if change == "colour":
+            values = _recolour(values, rng, is_grey=is_grey)
+            continue
         drawn: RandBiasField | RandGaussianNoise = RandGaussianNoise(std=NOISE, prob=1)
         if change == "bias_field":
             drawn = RandBiasField(degree=3, coeff_range=(-BIAS, BIAS), prob=1)
@@ -176,6 +201,29 @@ def shade(images: Array, changes: Sequence[str], rng: np.random.Generator) -> Ar
         values = drawn(values)
     shaded = np.moveaxis(_bytes(np.asarray(values) * 255).reshape(planes.shape), 1, 3)
     return np.ascontiguousarray(np.broadcast_to(shaded, images.shape))
+
+
+def _recolour(values: Any, rng: np.random.Generator, *, is_grey: bool) -> Any:
+    """Change hue, saturation and contrast.
+
+    Args:
+        values: (n, h, w) float of grey images or (3 n, h, w) of coloured ones, 0 to 1.
+        rng: source of randomness; the same values are drawn for grey images.
+        is_grey: which of the two they are.
+    """
+    import torch
+    from skimage.color import hsv2rgb, rgb2hsv
+
+    hue, saturation = rng.uniform(-HUE, HUE), _factor(SATURATION, rng)
+    contrast = _factor(CONTRAST, rng)
+    planes = np.clip(np.asarray(values), 0, 1)
+    if not is_grey:
+        hsv = rgb2hsv(planes.reshape(-1, 3, *planes.shape[1:]), channel_axis=1)
+        hsv[:, 0] = (hsv[:, 0] + hue) % 1
+        hsv[:, 1] = np.clip(hsv[:, 1] * saturation, 0, 1)
+        planes = hsv2rgb(hsv, channel_axis=1).reshape(planes.shape)
+    mean = planes.mean()
+    return torch.from_numpy(((planes - mean) * contrast + mean).astype(np.float32))
 
 
 def _moved(

@@ -11,10 +11,11 @@ import pytest
 from samadapt.data.types import IGNORED, Sample
 from samadapt.prompts.annotations import given_prompts
 from samadapt.training import augment as changes
-from samadapt.training.augment import CROP, flip, turn
+from samadapt.training.augment import CONTRAST, CROP, HUE, SATURATION, flip, turn, turn90
 
-ALL = ["flip", "rotate", "scale", "crop", "intensity", "noise", "bias_field"]
-PLACES, VALUES = ALL[:4], ALL[4:]
+PLACES = ["flip", "rotate90", "rotate", "scale", "zoom", "crop"]
+VALUES = ["intensity", "noise", "bias_field", "colour"]
+ALL = [*PLACES, *VALUES]
 
 
 def augment(sample, *options):
@@ -53,6 +54,56 @@ def test_a_flip_moves_everything_and_twice_is_nothing():
     twice = flip(flipped)
     for name in ("image", "labels", "boxes", "points", "point_labels"):
         assert np.array_equal(getattr(twice, name), getattr(sample(), name))
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_quarter_turns_move_everything_and_four_are_nothing(turns):
+    turned = turn90(sample(), turns)
+    assert turned.labels.shape == ((20, 10) if turns % 2 else (10, 20))
+    assert np.array_equal(turned.labels, np.rot90(sample().labels, turns))
+    assert np.array_equal(turned.image[..., 0] > 0, turned.labels > 0)
+    left, top, right, bottom = turned.boxes[0].astype(int)
+    inside = np.zeros_like(turned.labels, dtype=bool)
+    inside[top:bottom, left:right] = True
+    assert np.array_equal(inside, turned.labels > 0), "the box is where its object is"
+    column, row = turned.points[0].astype(int)
+    assert turned.labels[row, column] == 1
+    back = turn90(turned, 4 - turns)
+    for name in ("image", "labels", "boxes", "points", "point_labels"):
+        assert np.array_equal(getattr(back, name), getattr(sample(), name))
+
+
+def test_colour_changes_hue_and_saturation_within_their_ranges_and_no_label():
+    from skimage.color import rgb2hsv
+
+    rng = np.random.default_rng(0)
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:4], image[4:] = (180, 90, 90), (90, 90, 150)
+    before, hues, factors, spans = rgb2hsv(image), [], [], []
+    for _ in range(60):
+        after = rgb2hsv(shade(image, ["colour"], rng))
+        hues.append((after[0, 0, 0] - before[0, 0, 0] + 0.5) % 1 - 0.5)
+        factors.append(after[0, 0, 1] / before[0, 0, 1])
+        spans.append(np.ptp(shade(image, ["colour"], rng).astype(float)) / np.ptp(image))
+    assert max(map(abs, hues)) < HUE + 0.01
+    assert min(hues) < -HUE / 2, "in both directions"
+    assert max(hues) > HUE / 2
+    most = SATURATION * CONTRAST**2  # contrast moves the saturation as well
+    assert 1 / most < min(factors) < 0.9
+    assert 1.1 < max(factors) < most
+    assert max(spans) > 1.15
+
+
+def test_zoom_has_the_wider_range_and_takes_the_place_of_scale():
+    def share(names, seed):
+        return float((augment(scan(), names, np.random.default_rng(seed)).labels == 3).mean())
+
+    plain = float((scan().labels == 3).mean())
+    scaled = [share(["scale"], seed) / plain for seed in range(80)]
+    zoomed = [share(["zoom"], seed) / plain for seed in range(80)]
+    assert min(scaled) > 1.25**-2 * 0.9
+    assert min(zoomed) < 0.35
+    assert len({round(value, 3) for value in zoomed}) > 10
 
 
 def test_half_of_the_slices_are_changed_and_none_without_a_name():
