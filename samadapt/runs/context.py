@@ -25,6 +25,7 @@ from samadapt.data.pseudonyms import hide_names, open_key, write_key
 from samadapt.data.splits import listed_names
 from samadapt.data.training_draw import use_training_cases
 from samadapt.errors import ConfigError, DataError, RunError
+from samadapt.methods.base import blocks_for
 from samadapt.prompts.policy import Objects, PromptPolicy
 from samadapt.runs.baseline import open_baseline
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
@@ -171,6 +172,9 @@ def open_run(
         opened = _open_sam(config, policy, dataset, device, copies_base=copies_base)
         # The layers that were added since the first move go to the device too.
         precision.store_frozen(opened.model.to(device), opened.injection.exact)
+        if config.peft.blocks == "auto":
+            chosen, side = opened.injection.method.blocks, dataset.longest_side()
+            progress.say(f"peft.blocks=auto: {chosen}, for training images of up to {side} pixels")
     else:
         watershed = watershed_of(config.head)
         unet, whole = open_baseline(config.baseline, dataset, config.seed, watershed)
@@ -275,7 +279,8 @@ def _open_sam(
     if config.head.name != "sam":
         trains_decoder = config.peft.decoder != "frozen"
         add_head(sam, config.head, dataset, policy, trains_decoder=trains_decoder)
-    return _OpenedModel(sam, base_sha256, inject(sam, config.peft), base_copy, promptable_base)
+    injection = inject(sam, blocks_for(config.peft, dataset.longest_side()))
+    return _OpenedModel(sam, base_sha256, injection, base_copy, promptable_base)
 
 
 def _hide_names_in_run(dataset: Dataset, run_dir: Path, trained_in: Path | None) -> Dataset:
@@ -354,11 +359,11 @@ def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPo
     )
 
 
-AUTO_CELLS, MOST_VARIANTS = 500 * 42**2, 16
+AUTO_CELLS, MOST_VARIANTS = 250 * 42**2, 16
 """With ``cache.variants=auto``: cells of the embeddings of all versions of all training slices, and
 versions of each slice. Every version costs a pass of the frozen encoder, whose time grows with its
-cells: this many are 500 versions at LiteMedSAM's 168 pixels and 2000 at 84. More than 16 of one
-slice teach little that is new."""
+cells: this many are 250 versions at LiteMedSAM's 168 pixels and 1000 at 84, which take about half a
+minute of two cores. More than 16 of one slice teach little that is new."""
 
 
 def image_size_of(model: str, asked: int | Literal["fit"] | None, dataset: Dataset) -> int | None:

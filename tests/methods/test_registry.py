@@ -11,6 +11,7 @@ from samadapt.adapters.combining import method_from_dict
 from samadapt.adapters.injection import inject
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import METHODS, select_blocks
+from samadapt.methods.base import blocks_for
 
 
 def test_every_method_says_what_it_is():
@@ -61,6 +62,26 @@ def test_blocks_beyond_the_encoder_are_refused(tiny_sam, blocks):
 def test_blocks_of_a_kind_that_the_encoder_lacks_are_refused(tiny_t_sam):
     with pytest.raises(ConfigError, match="no global attention blocks"):
         select_blocks("global", tiny_t_sam.attention_blocks())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "side", "expected"),
+    [
+        ("auto", 50, "none"),
+        ("auto", 84, "none"),
+        ("auto", 85, "last:8"),
+        ("last:2", 50, "last:2"),
+        ("all", 500, "all"),
+    ],
+)
+def test_auto_blocks_follow_the_size_of_the_images(blocks, side, expected):
+    method = METHODS["lora"](blocks=blocks, rank=3)
+    assert blocks_for(method, side) == METHODS["lora"](blocks=expected, rank=3)
+
+
+def test_auto_blocks_without_a_data_set_are_refused(tiny_sam):
+    with pytest.raises(ConfigError, match=r"peft\.blocks=auto needs a data set"):
+        select_blocks("auto", tiny_sam.attention_blocks())
 
 
 @pytest.mark.parametrize("name", ["lora", "adapter"])

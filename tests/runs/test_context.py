@@ -263,9 +263,9 @@ def test_a_list_that_is_not_there_is_named(pictures, tmp_path):
     ("asked", "slices", "longest", "versions"),
     [
         ("auto", 5, 600, 16),  # at most 16 of each
-        ("auto", 100, 600, 5),  # 500 at 168 px
-        ("auto", 100, 80, 16),
-        ("auto", 200, 80, 10),  # 2000 at 84 px, where a version costs a quarter
+        ("auto", 50, 600, 5),  # 250 at 168 px
+        ("auto", 50, 80, 16),
+        ("auto", 100, 80, 10),  # 1000 at 84 px, where a version costs a quarter
         ("auto", 9000, 80, 1),
         (3, 9000, 80, 3),
     ],

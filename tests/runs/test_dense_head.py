@@ -67,6 +67,15 @@ def test_a_frozen_base_trains_the_head_alone(make_pictures, run, base_file):
         assert all(".dense_head." in name for name in file.keys())  # noqa: SIM118
 
 
+def test_auto_blocks_keep_the_encoder_frozen_for_small_pictures(make_pictures, run, base_file):
+    root = make_pictures(classes=2)  # of 40 pixels
+    result = run(root, f"model.checkpoint={base_file}", "peft.blocks=auto", *DENSE)
+    record = read_record(result.adapter_dir)
+    assert record.method["blocks"] == "none"
+    log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
+    assert "peft.blocks=auto: none, for training images of up to 40 pixels" in log
+
+
 def test_prompts_are_refused(make_pictures, run):
     with pytest.raises(ConfigError, match="head=unet predicts classes without a prompt"):
         run(make_pictures(), "prompts=box", "head=unet")
