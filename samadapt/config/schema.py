@@ -151,7 +151,8 @@ class Data(Settings):
         default=None,
         description="how intensities are scaled: mri, ct:soft_tissue, ct:-160,240, "
         "ct:soft_tissue+lung+bone (three channels), microscopy or rgb; [mri,mri]: one rule for "
-        "each channel; null: the data set's own",
+        "each channel; null: the data set's own; auto: the same, and where nothing is declared ct "
+        "or mri by the values",
     )
     neighbours: Whole = Field(
         default=0,

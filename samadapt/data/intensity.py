@@ -356,6 +356,34 @@ def intensity_of_modality(modality: str) -> str:
     return "ct:soft_tissue" if modality.strip().upper() == "CT" else "mri"
 
 
+def describe_intensity(rule: dict[str, Any]) -> str:
+    """Return the record of an intensity rule in words.
+
+    Args:
+        rule: as ``samadapt.json`` holds it.
+    """
+    if "channels" in rule:
+        return " | ".join(
+            f"{colour}: {describe_intensity(part)}"
+            for colour, part in zip(("red", "green", "blue"), rule["channels"], strict=True)
+        )
+    if "inputs" in rule:
+        return " | ".join(
+            f"channel {number}: {describe_intensity(part)}"
+            for number, part in enumerate(rule["inputs"])
+        )
+    if rule["kind"] == "rgb":
+        return "rgb"
+    bounds = f"{rule['low']:g} to {rule['high']:g}"
+    text = {
+        "window": f"window {bounds}",
+        "percentile": f"percentiles {bounds} of the non-zero voxels",
+        "all_percentile": f"percentiles {bounds} of all pixels",
+    }[rule["kind"]]
+    near = rule.get("neighbours", 0)
+    return text + (f"; slices i - {near}, i, i + {near} as red, green, blue" if near else "")
+
+
 def to_rgb(plane: Array) -> Array:
     """Return (h, w) or (h, w, 1) uint8 as (h, w, 3) with three equal channels."""
     if plane.ndim == 2:

@@ -25,6 +25,7 @@ from samadapt.data.formats.base import (
     FormatReader,
     Layout,
     ReaderOptions,
+    Scan,
     get_reader,
     parse_axis,
     readers,
@@ -180,7 +181,8 @@ def decide_intensity(
     """Return the rule: from the user's choice, the card, the modality or the reader.
 
     Args:
-        chosen: ``data.intensity``; None or ``"auto"``: it is not chosen.
+        chosen: ``data.intensity``; None: it is not chosen. ``"auto"``: where nothing else decides,
+            the values of the first volumes do.
         card: the data set card, or None.
         layout: what the folder declares; only its modality is used.
         reader: its options name the channels.
@@ -203,7 +205,23 @@ def _intensity(
         return make_intensity(intensity_of_modality(layout.modality))
     if reader.default_intensity:
         return make_intensity(reader.default_intensity)
+    if chosen == "auto" and isinstance(layout, Scan) and layout.cases:
+        return make_intensity(intensity_of_modality("CT" if _holds_ct(layout, reader) else "MRI"))
     raise ConfigError(
         "data.intensity: the data set does not say what its values are; choose "
-        "data.intensity=mri, ct:soft_tissue, ct:LOW,HIGH (HU) or rgb"
+        "data.intensity=mri, ct:soft_tissue, ct:LOW,HIGH (HU) or rgb, or auto to let the values "
+        "decide"
     )
+
+
+BELOW_WATER, MEASURED = -150, 3
+"""Volumes that hold values down to this many HU are CT, where fat is at -100 and air at -1000. MRI
+has no negative values but those of an interpolation or of standardised intensities, which are
+small. Several volumes are measured, so that one with an artefact or a broken header decides
+nothing."""
+
+
+def _holds_ct(scan: Scan, reader: FormatReader) -> bool:
+    """Return whether most of the first volumes of a data set hold HU."""
+    measured = [reader.read(case).image.min() <= BELOW_WATER for case in scan.cases[:MEASURED]]
+    return 2 * sum(map(bool, measured)) > len(measured)

@@ -21,6 +21,7 @@ from samadapt.adapters.injection import Injection, inject
 from samadapt.config.schema import LARGE_HEAD_SIDE, MAX_HEAD_SIDE
 from samadapt.data.checks.resumed_run import check_unchanged
 from samadapt.data.dataset import Dataset, open_dataset
+from samadapt.data.intensity import describe_intensity
 from samadapt.data.pseudonyms import hide_names, open_key, write_key
 from samadapt.data.splits import listed_names
 from samadapt.data.training_draw import use_training_cases
@@ -157,14 +158,12 @@ def open_run(
     dataset = open_data(config, scratch=config.output.dir)
     if config.privacy:
         dataset = _hide_names_in_run(dataset, run_dir, trained_in)
-    for line in _notes_on_data(dataset):
+    changes = changes_for(config.train.augment, dataset)
+    for line in [*_notes_on_data(dataset), *_automatic_choices(config, dataset, changes)]:
         progress.say(line)
     resumes, is_fold = config.resume is not None, config.data.fold is not None
     for warning in keep_splits(dataset, run_dir, resumes=resumes, is_fold=is_fold):
         progress.say(f"warning: {warning}")
-    changes = changes_for(config.train.augment, dataset)
-    if config.train.augment == "auto":
-        progress.say(f"augmentation {', '.join(changes)} (train.augment=auto)")
     name, size = config.model.name, config.model.image_size
     versions = versions_of(config.cache.variants, changes, dataset, name, size)
     samples = TrainingSamples(dataset, policy, changes, versions, config.seed)
@@ -172,9 +171,6 @@ def open_run(
         opened = _open_sam(config, policy, dataset, device, copies_base=copies_base)
         # The layers that were added since the first move go to the device too.
         precision.store_frozen(opened.model.to(device), opened.injection.exact)
-        if config.peft.blocks == "auto":
-            chosen, side = opened.injection.method.blocks, dataset.longest_side()
-            progress.say(f"peft.blocks=auto: {chosen}, for training images of up to {side} pixels")
     else:
         watershed = watershed_of(config.head)
         unet, whole = open_baseline(config.baseline, dataset, config.seed, watershed)
@@ -291,6 +287,20 @@ def _hide_names_in_run(dataset: Dataset, run_dir: Path, trained_in: Path | None)
     pseudonyms = open_key(*folders)
     write_key(run_dir, pseudonyms, [*(case.name for case in dataset.cases), *dataset.left_out])
     return hide_names(dataset, pseudonyms)
+
+
+def _automatic_choices(config: Config, dataset: Dataset, changes: Sequence[str]) -> list[str]:
+    """Return what the data decided for the keys that are "auto", a line each."""
+    lines = []
+    if config.data.intensity == "auto":
+        lines.append(f"data.intensity=auto: {describe_intensity(dataset.intensity.to_dict())}")
+    if config.train.augment == "auto":
+        lines.append(f"train.augment=auto: {', '.join(changes)}")
+    if config.peft.blocks == "auto":
+        side = dataset.longest_side()
+        blocks = blocks_for(config.peft, side).blocks
+        lines.append(f"peft.blocks=auto: {blocks}, for training images of up to {side} pixels")
+    return lines
 
 
 def _notes_on_data(dataset: Dataset) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from samadapt.config.schema import Config
-from samadapt.data.intensity import visible
+from samadapt.data.intensity import describe_intensity, visible
 from samadapt.data.pseudonyms import Pseudonyms, hide_names
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, DataError
@@ -96,31 +96,3 @@ def _heading(config: Config, dataset: Any, samples: TrainingSamples) -> list[str
         f"intensity: {describe_intensity(dataset.intensity.to_dict())}",
         f"augmentation: {changes}{versions}; prompt: {config.prompts.name}",
     ]
-
-
-def describe_intensity(rule: dict[str, Any]) -> str:
-    """Return the record of an intensity rule in words.
-
-    Args:
-        rule: as ``samadapt.json`` holds it.
-    """
-    if "channels" in rule:
-        return " | ".join(
-            f"{colour}: {describe_intensity(part)}"
-            for colour, part in zip(("red", "green", "blue"), rule["channels"], strict=True)
-        )
-    if "inputs" in rule:
-        return " | ".join(
-            f"channel {number}: {describe_intensity(part)}"
-            for number, part in enumerate(rule["inputs"])
-        )
-    if rule["kind"] == "rgb":
-        return "rgb"
-    bounds = f"{rule['low']:g} to {rule['high']:g}"
-    text = {
-        "window": f"window {bounds}",
-        "percentile": f"percentiles {bounds} of the non-zero voxels",
-        "all_percentile": f"percentiles {bounds} of all pixels",
-    }[rule["kind"]]
-    near = rule.get("neighbours", 0)
-    return text + (f"; slices i - {near}, i, i + {near} as red, green, blue" if near else "")

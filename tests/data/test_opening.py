@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
-from samadapt.data import check_dataset
+from samadapt.data import check_dataset, open_dataset
 from samadapt.errors import ConfigError
 
 
@@ -30,3 +32,35 @@ def test_the_template_does_not_take_the_place_of_a_folder(tmp_path: Path) -> Non
     """Without this, ``recipe=medical data.root=MINE`` would train on the template."""
     with pytest.raises(ConfigError, match=r"data\.root: .* Name the format of your data"):
         check_dataset("mni152", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lowest", "kind"),
+    [
+        ([-1000, -1000, -1000], "window"),
+        ([-200, -180, -1000], "window"),  # crops inside a body, where there is no air
+        ([0, 0, 0], "percentile"),
+        ([-3, -5, -2], "percentile"),  # standardised
+        ([0, 0, -900], "percentile"),  # most volumes decide
+    ],
+)
+def test_values_tell_ct_from_mri_where_nothing_else_does(
+    tmp_path: Path, lowest: list[int], kind: str
+) -> None:
+    for index, low in enumerate(lowest):
+        labels = np.zeros((12, 12, 3), np.uint8)
+        labels[2:8, 3:9] = 1
+        image = np.linspace(low, 300 + index, labels.size).reshape(labels.shape).astype(np.int16)
+        for folder, array in (("images", image), ("labels", labels)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / folder / f"c{index}.nii.gz")
+    assert open_dataset("nifti", tmp_path, intensity="auto").intensity.kind == kind
+    with pytest.raises(ConfigError, match="or auto to let the values decide"):
+        open_dataset("nifti", tmp_path)
+
+
+def test_what_a_data_set_declares_comes_before_its_values(
+    make_scans: Any, make_pictures: Any
+) -> None:
+    assert open_dataset("nifti", make_scans(5), intensity="auto").intensity.kind == "percentile"
+    assert open_dataset("folder", make_pictures(5), intensity="auto").intensity.kind == "rgb"

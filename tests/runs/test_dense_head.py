@@ -135,7 +135,6 @@ def test_the_recipe_for_few_labels_reads_any_folder(
     root = make_pictures(3) if reader == "folder" else make_scans(2)
     keys = ["model=tiny", f"model.checkpoint={base_file}", "peft.blocks=last:2", "head.width=8"]
     keys += [f"data.root={root}", "train.max_seconds=10", f"output.dir={tmp_path / 'runs'}"]
-    keys += ["data.intensity=mri"] if reader == "nifti" else []
     result = finetune(compose("few_labels", keys))
     record = read_record(result.adapter_dir)
     assert (record.data, record.image_size) == (reader, 64)
