@@ -125,19 +125,21 @@ def make_oracle():
 
 
 @pytest.fixture
-def adapter(tiny_sam, tmp_path, monkeypatch):
-    """``adapter(name, seed, kind, **record)``: the directory of an adapter on one base."""
+def save_adapted(tiny_sam, tmp_path, monkeypatch):
+    """``save_adapted(name, seed, kind, blocks, grow, **record)``: a random adapter on one base.
+
+    ``grow`` changes the base before the adapter is injected. The directory and the adapted model
+    are returned.
+    """
     base = tmp_path / "weights" / "base.safetensors"
     base.parent.mkdir()
     monkeypatch.chdir(base.parent)  # the record holds the bare name of the base's file
     save_file(tiny_sam.state_dict(), base)
 
-    def make(name, seed=1, kind="semantic", blocks="last:1", width=None, **changes):
+    def save(name, seed, kind, blocks="all", grow=lambda sam: None, **changes):
         sam = copy.deepcopy(tiny_sam)
         digest = base_hash(sam)
-        if width is not None:
-            sam.add_dense_head(2, HeadSettings(side=48, width=width, scales=2))
-            changes["head"] = sam.dense_head.describe()
+        grow(sam)
         injection = inject(sam, METHODS["lora"](rank=2, blocks=blocks))
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -148,14 +150,30 @@ def adapter(tiny_sam, tmp_path, monkeypatch):
             "base_sha256": digest,
             "checkpoint": str(base),
             "image_size": sam.image_size,
+            "num_masks": sam.build.num_multimask,
             "preprocessing": asdict(sam.preprocessing),
             "intensity": make_intensity("rgb").to_dict(),
             "classes": ["grey", "white"],
             "prompt": PromptPolicy(kind).to_dict(),
+            "head": {} if sam.dense_head is None else sam.dense_head.describe(),
         }
         directory = tmp_path / name
         save_adapter(directory, sam, injection, AdapterRecord(**(values | changes)))
-        return directory
+        return directory, sam.eval()
+
+    return save
+
+
+@pytest.fixture
+def adapter(save_adapted):
+    """``adapter(name, seed, kind, **record)``: the directory of an adapter on one base."""
+
+    def make(name, seed=1, kind="semantic", blocks="last:1", width=None, **changes):
+        def grow(sam):
+            if width is not None:
+                sam.add_dense_head(2, HeadSettings(side=48, width=width, scales=2))
+
+        return save_adapted(name, seed, kind, blocks, grow, **changes)[0]
 
     return make
 

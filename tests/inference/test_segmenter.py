@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from dataclasses import asdict
 
 import nibabel as nib
 import numpy as np
@@ -14,57 +12,30 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from samadapt.adapters.injection import inject
 from samadapt.adapters.record import digest_of
-from samadapt.adapters.store import AdapterRecord, save_adapter
 from samadapt.data.formats.base import read_image
 from samadapt.data.intensity import make_intensity, to_rgb
 from samadapt.errors import AdapterError, ConfigError, DataError, PromptError, WeightsError
 from samadapt.inference.segmenter import load_adapter
-from samadapt.methods import METHODS
-from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.decode import segment_objects, segment_semantic
 from samadapt.sam.embed import embed
 from samadapt.sam.types import ImagePrompts
-from samadapt.sam.weights.loading import base_hash
 
 BOX = [3.0, 4.0, 25.0, 20.0]
 AFFINE = np.array([[0, -2.0, 0, 5], [0, 0, 3.0, -7], [1.5, 0, 0, 11], [0, 0, 0, 1]])
 
 
 @pytest.fixture
-def trained(tiny_sam, tmp_path, monkeypatch):
+def trained(save_adapted):
     """``trained(kind, **record)``: a directory, and the adapted model that it was saved from."""
-    base = tmp_path / "weights" / "base.safetensors"
-    base.parent.mkdir()
-    monkeypatch.chdir(base.parent)  # the record holds the bare name of the base's file
-    save_file(tiny_sam.state_dict(), base)
 
     def make(kind, *, classes=("grey", "white"), tokens=3, **changes):
-        sam = copy.deepcopy(tiny_sam)
-        digest = base_hash(sam)
-        if tokens != 3:
-            sam.resize_mask_tokens(tokens)
-        injection = inject(sam, METHODS["lora"](rank=2))
-        generator = torch.Generator().manual_seed(5)
-        with torch.no_grad():
-            for parameter in injection.parameters.values():
-                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-        values = {
-            "base": "tiny",
-            "base_sha256": digest,
-            "checkpoint": str(base),
-            "image_size": sam.image_size,
-            "num_masks": tokens,
-            "preprocessing": asdict(sam.preprocessing),
-            "intensity": make_intensity("mri").to_dict(),
-            "classes": list(classes),
-            "prompt": PromptPolicy(kind).to_dict(),
-            "axis": "coronal",
-        }
-        directory = tmp_path / f"adapter-{kind}"
-        save_adapter(directory, sam, injection, AdapterRecord(**(values | changes)))
-        return directory, sam.eval()
+        def grow(sam):
+            if tokens != 3:
+                sam.resize_mask_tokens(tokens)
+
+        record = {"intensity": make_intensity("mri").to_dict(), "axis": "coronal", **changes}
+        return save_adapted(f"adapter-{kind}", 5, kind, grow=grow, classes=list(classes), **record)
 
     return make
 
