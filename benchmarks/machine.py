@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from benchmarks.process import git
 from samadapt.sam.attention.compiled import describe_attention
 from samadapt.training.precision import choose_precision
 from samadapt.version import __version__
@@ -109,10 +109,8 @@ def describe() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "samadapt": __version__,
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted": bool(
-            _git("status", "--porcelain", "--untracked-files=no", "--", "samadapt")
-        ),
+        "commit": git("rev-parse", "HEAD"),
+        "uncommitted": bool(git("status", "--porcelain", "--untracked-files=no", "--", "samadapt")),
         "arithmetic": choose_precision("auto", torch.device("cpu")).reason,
         "attention": describe_attention(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -130,14 +128,6 @@ def _processor() -> str:
     name = keys.get("model name", platform.processor() or platform.machine())
     family = "/".join(keys.get(key, "") for key in ("cpu family", "model"))
     return f"{name} (family/model {family}; {', '.join(marks) or 'no AVX'})"
-
-
-def _git(*arguments: str) -> str | None:
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        ["git", *arguments], cwd=root, capture_output=True, text=True, check=False, encoding="utf-8"
-    )
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _version(name: str) -> str | None:

@@ -29,7 +29,7 @@ import torch
 
 from benchmarks import encoder, machine, peers, train_step
 from benchmarks.harness import Build, Call, Comparison, Timed, set_threads
-from benchmarks.process import ROOT
+from benchmarks.process import ask
 from samadapt.sam.weights.builds import BUILDS
 from samadapt.system.openmp import COUNTING, WAITING
 
@@ -88,18 +88,9 @@ def apart(work: str, contender: str, variables: Mapping[str, str], *, beside: bo
 
     def call() -> Timed:
         with busy_process() if beside else _nothing():
-            done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.shared_machine", work, contender],
-                cwd=ROOT,
-                env=kept | dict(variables),
-                capture_output=True,
-                text=True,
-                check=False,
-                encoding="utf-8",
-            )
-        if done.returncode:
-            raise RuntimeError(f"{work}, {contender} failed:\n{done.stderr[-2000:]}")
-        return Timed(float(json.loads(done.stdout.splitlines()[-1])))
+            environment = kept | dict(variables)
+            answer = ask("benchmarks.shared_machine", work, contender, environment=environment)
+        return Timed(float(answer))
 
     return call
 

@@ -8,8 +8,6 @@ import os
 import platform
 import resource
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,12 +17,12 @@ from typing import Any
 
 from benchmarks.few_labels.domains import DOMAINS
 from benchmarks.few_labels.plan import Cell, recipe_file
+from benchmarks.process import git, run_module
 from samadapt.evaluation.case_scores import CaseClassScore
 from samadapt.reports.tables import read_per_case
 from samadapt.version import __version__
 
 SCORES = ("dice", "iou", "hd95", "nsd")
-FOLDER = Path(__file__).parent
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 REFUSED = 2
 """Exit code of samadapt for a mistake in the command line, such as a key that does not exist."""
@@ -66,18 +64,10 @@ def run_cell(cell: Cell, data: Path, work: Path) -> dict[str, Any]:
     place = work / f"{cell.arm}-{cell.domain}-{cell.labels}-{cell.draw}-{cell.budget}"
     shutil.rmtree(place, ignore_errors=True)  # what a killed process left
     place.mkdir(parents=True)
-    call = [sys.executable, "-m", "samadapt", "finetune", *arguments(cell, data, place), "--json"]
+    command = ["finetune", *arguments(cell, data, place), "--json"]
     environment = {**os.environ, **dict.fromkeys(ONE_THREAD, "1")}
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(
-        call,
-        cwd=place,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        encoding="utf-8",
-    )
+    done = run_module("samadapt", *command, folder=place, environment=environment)
     after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
     if done.returncode == REFUSED:
         shutil.rmtree(place, ignore_errors=True)
@@ -145,12 +135,8 @@ def _cpu(usage: resource.struct_rusage) -> float:
 @cache
 def this_machine() -> dict[str, Any]:
     """Return what was measured, and where."""
-    call = ["git", "rev-parse", "--short=12", "HEAD"]
-    done = subprocess.run(
-        call, cwd=FOLDER, capture_output=True, text=True, check=False, encoding="utf-8"
-    )
     return {
-        "commit": done.stdout.strip() or "unknown",
+        "commit": git("rev-parse", "--short=12", "HEAD") or "unknown",
         "samadapt": __version__,
         "processor": _processor(),
     }
