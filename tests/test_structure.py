@@ -167,7 +167,7 @@ def test_no_cycles() -> None:
         visit(module, ())
 
 
-def test_sizes() -> None:
+def test_files_and_functions_are_short() -> None:
     for path in FILES:
         text = path.read_text(encoding="utf-8")
         assert lines_of_code(text) <= MAX_FILE_LINES, path
@@ -180,7 +180,7 @@ FORBIDDEN_CALLS |= {f"pickle.{name}" for name in ("load", "loads", "dump", "dump
 FORBIDDEN_MODULES = {"dill", "cloudpickle", "marshal"}
 
 
-def test_nothing_forbidden() -> None:
+def test_no_module_asserts_prints_or_evaluates_text() -> None:
     for path, node in nodes():
         where = f"{path}:{getattr(node, 'lineno', 0)}"
         assert not isinstance(node, ast.Assert), f"{where}: assert"

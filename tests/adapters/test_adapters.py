@@ -84,7 +84,7 @@ def load_all(directories):
     return segmenter
 
 
-def test_each_answers_as_if_loaded_alone(directories, image):
+def test_each_adapter_segments_as_if_it_were_loaded_alone(directories, image):
     segmenter = load_all(directories)
     assert segmenter.names == list(directories)
     answers = {}
@@ -122,7 +122,7 @@ def test_frozen_encoders_share_embeddings(directories, image):
     assert segmenter._embeddings.computed == 3
 
 
-def test_removing_one(directories, image):
+def test_a_removed_adapter_changes_no_other(directories, image):
     segmenter = load_all(directories)
     before = segmenter.segment(image, boxes=[BOX])
     for name in ("decoder", "everything", "bottlenecks"):

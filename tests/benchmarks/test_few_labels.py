@@ -127,7 +127,7 @@ def test_patients_are_counted_in_cases(tmp_path: Path) -> None:
         DOMAINS["fuseg"].case_names(tmp_path)
 
 
-def test_today_is_the_recipes_as_they_were() -> None:
+def test_the_arm_today_has_the_recipes_of_its_time() -> None:
     arm = ARMS["today"]
     for domain in DOMAINS.values():
         path = domains.FOLDER / arm.recipe(domain)

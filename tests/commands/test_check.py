@@ -54,7 +54,7 @@ def test_copies_are_left_out_of_a_run(leaky, recipe, capsys):
 
 
 @pytest.mark.slow
-def test_evaluation_refuses_it_too(make_pictures, leaky, recipe, tmp_path, capsys):
+def test_evaluation_refuses_an_image_in_both_splits(make_pictures, leaky, recipe, tmp_path, capsys):
     sound = make_pictures(8, name="sound")
     assert main(["finetune", f"recipe={recipe}", f"data.root={sound}", "--json"]) == 0
     run = json.loads(capsys.readouterr().out)["run_dir"]

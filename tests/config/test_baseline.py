@@ -10,7 +10,7 @@ from samadapt.config.compose import compose, from_yaml, resolved, to_yaml
 from samadapt.errors import ConfigError
 
 
-def test_one_word_is_enough(tmp_path: Path) -> None:
+def test_baseline_unet_sets_prompts_peft_and_rates(tmp_path: Path) -> None:
     plain = compose("hippocampus")
     config = compose("hippocampus", ["baseline=unet"])
     assert config.prompts.name == "semantic"

@@ -34,7 +34,7 @@ def test_other_texts_are_one_message(text) -> None:
     assert "such as 5,10,20,all" in str(caught.value)
 
 
-def test_all_is_what_there_is() -> None:
+def test_cases_all_is_the_number_of_training_cases() -> None:
     assert CurveArguments(cases="5,all").sizes(28) == [5, 28]
     assert CurveArguments(cases="5,28,all").sizes(28) == [5, 28]
 

@@ -67,7 +67,7 @@ def test_mistakes_are_marked(recipe: dict[str, Any], validator: Any) -> None:
     assert not validator.is_valid(recipe)
 
 
-def test_show_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_schema_prints_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "schema"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(json.dumps(recipe_schema()))

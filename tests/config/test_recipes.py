@@ -37,7 +37,7 @@ def test_composes(recipe: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_holds_only_what_differs_and_why(recipe: str) -> None:
+def test_a_recipe_holds_only_values_that_differ_from_the_defaults_with_reasons(recipe: str) -> None:
     path: Path = RECIPES[recipe]
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# "), "the first line says what the recipe is for"

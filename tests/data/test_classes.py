@@ -71,7 +71,7 @@ def test_the_check_says_how_much_is_ignored(void_folder: Path) -> None:
     assert survey("folder", void_folder, classes={"a": 15, "rim": 255}).ignored is None
 
 
-def test_nothing_known_but_what_is_drawn(make_folder: Callable[..., Path]) -> None:
+def test_ignoring_0_leaves_only_drawn_pixels_known(make_folder: Callable[..., Path]) -> None:
     """``data.ignore=0``: unlabelled pixels are unknown, background has a number of its own."""
     root = make_folder(3)
     mask = np.zeros((12, 10), np.uint8)

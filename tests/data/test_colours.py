@@ -126,7 +126,7 @@ def test_without_colours_the_message_lists_them(make_folder: Callable[..., Path]
     assert "data.classes={" in finding.fix
 
 
-def test_another_background(make_folder: Callable[..., Path]) -> None:
+def test_the_background_may_have_any_colour(make_folder: Callable[..., Path]) -> None:
     root = _folder(make_folder, painted(WHITE, (0, 0, 0), RED))
     classes = {"a": "#000000", "b": "#ff0000"}
     dataset = open_dataset("folder", root, classes=classes, background="#ffffff")

@@ -143,7 +143,7 @@ def test_neighbours_are_channels_and_the_ends_repeat() -> None:
     np.testing.assert_array_equal(picture, grey[..., 1:4])
 
 
-def test_the_channels_are_filled_once() -> None:
+def test_neighbours_and_three_rules_exclude_each_other() -> None:
     windows = make_intensity("ct:soft_tissue+lung+bone")
     with pytest.raises(ConfigError, match="both fill"):
         windows.with_neighbours(1)

@@ -32,7 +32,7 @@ def test_names_of_sides(name):
         ["grey", "white"],
     ],
 )
-def test_names_that_are_no_sides(names):
+def test_class_names_without_a_side_are_not_listed(names):
     assert sided(names) == []
 
 

@@ -203,7 +203,7 @@ def test_points_on_a_border_are_in_one_tile_and_on_the_far_edge_in_the_last():
         assert sum(inside) == 1
 
 
-def test_of_one_picture_no_training_tile_sees_what_chooses_the_step(pictures):
+def test_training_tiles_and_validation_tiles_of_one_picture_do_not_overlap(pictures):
     from samadapt.training.selection import selection_split
 
     data = open_dataset("folder", pictures(2, (120, 150)), tile=20, val_every=2)

@@ -161,7 +161,7 @@ def test_what_cannot_be_merged_stays_in_the_graph(tiny_sam, tiny_t_sam, save, tm
 
 
 @pytest.mark.parametrize("method", ["houlsby+layernorm", "adaptformer+lora", "adapter+oft"])
-def test_of_a_combination_what_peft_added_is_merged(tiny_sam, save, tmp_path, method):
+def test_a_combination_with_layers_of_peft_is_exported(tiny_sam, save, tmp_path, method):
     directory, _ = save(tiny_sam, method, decoder="own")
     done = export_adapter(directory, Onnx(), tmp_path / "out")
     assert done.difference.logits < 1e-3 * max(1, done.difference.largest)

@@ -48,7 +48,7 @@ def test_the_gate_learns_from_the_loss(tiny_sam, perturb, predict):
     assert gate.grad.abs().max() > 0
 
 
-def test_tiny_vits_windows_are_worlds_of_their_own(tiny_t_sam, perturb):
+def test_convolutions_stay_within_the_windows_of_tiny_vit(tiny_t_sam, perturb):
     perturb(inject(tiny_t_sam, METHODS["conv_lora"](experts=3)))
     site = tiny_t_sam.attention_blocks()[0]
     qkv = tiny_t_sam.get_submodule(site.qkv)
@@ -62,7 +62,7 @@ def test_tiny_vits_windows_are_worlds_of_their_own(tiny_t_sam, perturb):
 
 
 @torch.no_grad()
-def test_the_parts_of_tiny_vit_do_not_show(tiny_t_sam, perturb, monkeypatch):
+def test_tiny_vit_in_parts_gives_the_same_embedding(tiny_t_sam, perturb, monkeypatch):
     perturb(inject(tiny_t_sam, METHODS["conv_lora"]()))
     images = torch.randn(2, 3, 64, 64)
     whole = tiny_t_sam.encode(images)

@@ -38,7 +38,7 @@ def test_slices_of_a_volume():
     assert named[2].points is None
 
 
-def test_no_object_is_allowed_where_it_is_said_so():
+def test_an_empty_list_of_boxes_is_no_object():
     assert len(slice_prompts(np.zeros((0, 4)), None, None, IMAGE)[0]) == 0
 
 

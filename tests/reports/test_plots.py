@@ -40,7 +40,7 @@ def test_loss_dice_and_rate_are_drawn(tmp_path):
 
 
 @pytest.mark.parametrize("text", [None, "", "no json\n", "[1, 2]\n"])
-def test_nothing_yet_is_drawn_as_such(tmp_path, text):
+def test_a_plot_without_lines_has_empty_panels(tmp_path, text):
     assert drawn(tmp_path, text) == [False, False, False]
 
 

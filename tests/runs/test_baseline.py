@@ -141,7 +141,7 @@ def test_folds_are_pooled(
     ],
     ids=lambda overrides: overrides[0],
 )
-def test_it_works_where_sam_does(
+def test_the_unet_trains_on_the_data_that_sam_trains_on(
     make_pictures: Callable[..., Path], train: Train, overrides: tuple[str, ...]
 ) -> None:
     result = train(make_pictures(8, 2), *overrides)
@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_refused(
     assert not list((tmp_path / "runs").rglob("config.yaml"))
 
 
-def test_a_run_stays_what_it_was(
+def test_a_run_of_a_unet_cannot_be_resumed_as_one_of_sam(
     make_pictures: Callable[..., Path], train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = train(make_pictures(), "train.steps=1")
@@ -184,7 +184,7 @@ def test_a_run_stays_what_it_was(
     assert "baseline.name=None (was unet)" in capsys.readouterr().err
 
 
-def test_only_predict_takes_it(
+def test_evaluate_and_export_refuse_a_unet(
     make_pictures: Callable[..., Path], train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = train(make_pictures(), "train.steps=1").run_dir / "baseline"

@@ -48,7 +48,7 @@ def data(root: Path, channels: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("channels", "count"), [("flair,t1", 2), (",".join(NAMES), 4)])
-def test_the_whole_way(
+def test_several_channels_train_evaluate_and_predict(
     tmp_path: Path, brats: Path, recipe: Path, channels: str, count: int
 ) -> None:
     arguments = data(brats, channels)

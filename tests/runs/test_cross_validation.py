@@ -80,7 +80,9 @@ def test_every_case_is_scored_once_by_the_fold_that_did_not_see_it(arguments, tm
 
 
 @pytest.mark.slow
-def test_a_stopped_one_goes_on_with_what_is_not_done(arguments, monkeypatch, capsys):
+def test_a_stopped_cross_validation_goes_on_with_the_unfinished_folds(
+    arguments, monkeypatch, capsys
+):
     right, trained = runs_finetune.train_and_score, []
 
     def stop_in_the_second(config, run_dir):
@@ -136,7 +138,7 @@ def test_a_fold_can_be_run_and_scored_alone(arguments, capsys):
     assert summary["adapted"] == result.summary["adapted"]
 
 
-def test_the_folds_that_remain_cannot_be_run_otherwise(arguments, capsys):
+def test_a_resumed_cross_validation_refuses_other_keys(arguments, capsys):
     result = run(arguments)
     assert (result.run_dir / "report.html").is_file()
     for option in ("eval.nsd_tolerance_mm=2", "train.lr=0.5", "loss.dice=3"):

@@ -110,7 +110,7 @@ def test_an_adapter_of_every_case_has_no_held_out_case_to_score(make_pictures, r
 
 
 @pytest.mark.slow
-def test_folds_hold_out_theirs_even_so(make_pictures, run):
+def test_folds_hold_out_cases_even_with_val_every_0(make_pictures, run):
     result = run(make_pictures(4), "data.val_every=0", "train.validate_cases=0", "folds=2")
     assert result.summary["cases"] == 4
     assert [fold["labelled_cases"] for fold in result.summary["folds"]] == [2, 2]

@@ -48,7 +48,7 @@ def test_a_class_with_one_component_in_every_volume_is_one_piece():
     assert classes_of_one_piece(data(volume(), volume(), volume(), split)) == []
 
 
-def test_too_little_is_known_of_pictures_few_volumes_and_a_part_of_one():
+def test_pictures_few_volumes_and_a_part_of_one_have_no_class_of_one_piece():
     assert classes_of_one_piece(data(volume(), volume())) == []
     assert classes_of_one_piece(data(*[volume(depth=1)] * 3)) == []
     assert classes_of_one_piece(data(*[volume()] * 3, slab=object())) == []

@@ -45,7 +45,7 @@ def holder(run_dir):
     process.communicate()
 
 
-def test_the_second_is_refused_and_the_first_named(run_dir, holder):
+def test_a_second_process_is_refused_and_the_first_one_named(run_dir, holder):
     with pytest.raises(RunLockedError) as caught, locked(run_dir):
         pass
     assert f"{run_dir}: in use by process {holder.pid} " in str(caught.value)

@@ -31,7 +31,7 @@ def dense_sam(any_sam):
     return any_sam.eval()
 
 
-def test_the_way_may_be_cut_at_any_block(dense_sam, images):
+def test_the_prefix_may_end_at_any_block(dense_sam, images):
     whole, _ = embed(dense_sam, images)
     with torch.no_grad():
         for first in range(-1, len(dense_sam.attention_blocks()) + 2):

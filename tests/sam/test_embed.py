@@ -28,7 +28,7 @@ def test_images_of_any_size_are_embedded_together(any_sam, images):
         torch.testing.assert_close(alone[0], embeddings[index], atol=1e-4, rtol=1e-4)
 
 
-def test_the_way_may_be_cut_at_any_block(any_sam, images):
+def test_the_prefix_may_end_at_any_block(any_sam, images):
     whole, _ = embed(any_sam, images)
     pixels = to_pixels(any_sam, images)
     with torch.no_grad():

@@ -61,7 +61,7 @@ def test_overlapping_classes_have_the_mean_of_the_sigmoid():
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_equal_passes_say_what_each_of_them_says(exclusive):
+def test_the_mean_of_equal_passes_is_each_of_them(exclusive):
     """Also where a float has no number between the probability and 1."""
     logits = passes(1, scale=60.0)[0]
     assert bool((logits.sigmoid() == 1).any())

@@ -42,7 +42,7 @@ def test_a_boundary_lies_before_its_block(any_sam: Sam) -> None:
         assert not torch.equal(any_sam.encode_prefix(images, site.index + 1), behind)
 
 
-def test_sites_name_modules(any_sam: Sam) -> None:
+def test_attention_blocks_name_modules_of_the_model(any_sam: Sam) -> None:
     for index, site in enumerate(any_sam.attention_blocks()):
         assert site.index == index
         block, qkv = any_sam.get_submodule(site.block), any_sam.get_submodule(site.qkv)

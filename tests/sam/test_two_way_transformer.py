@@ -92,7 +92,7 @@ def test_both_ways_are_equal(sam: Sam, p: int, points: int, masks: bool) -> None
 
 
 @CASES
-def test_parts_of_any_size_give_the_same(
+def test_the_result_does_not_depend_on_the_size_of_the_parts(
     sam: Sam, monkeypatch: pytest.MonkeyPatch, p: int, points: int, masks: bool
 ) -> None:
     prompts = prompts_of(sam, 2, p, points, masks=masks)
@@ -105,7 +105,9 @@ def test_parts_of_any_size_give_the_same(
 
 @pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "out_proj"])
 @pytest.mark.parametrize("kind", [TokenToImageAttention, ImageToTokenAttention])
-def test_layers_that_do_more_are_called(sam: Sam, kind: type[Attention], name: str) -> None:
+def test_layers_that_replace_a_linear_are_called(
+    sam: Sam, kind: type[Attention], name: str
+) -> None:
     """A layer that replaces a linear, as LoRA does, is called."""
 
     class Turned(nn.Linear):

@@ -60,7 +60,7 @@ def test_one_of_several_is_refused(variables: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("variables", ALONE, ids=named)
-def test_one_that_is_alone_is_not(
+def test_a_launcher_of_one_process_is_accepted(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
     """accelerate starts one process at once, on the given device."""
@@ -105,7 +105,7 @@ def test_the_command_refuses_before_it_loads_anything() -> None:
     assert seconds < 10  # 0.1 s on a quiet machine; loading torch alone takes longer on a busy one
 
 
-def test_help_is_for_everybody() -> None:
+def test_help_is_shown_under_a_launcher_of_several_processes() -> None:
     assert finetune(SEVERAL[0], "--help").returncode == 0
 
 

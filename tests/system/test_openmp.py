@@ -31,7 +31,7 @@ def run(code: str, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_nothing_chosen() -> None:
+def test_our_spin_count_is_set_if_the_user_chose_nothing() -> None:
     environ: dict[str, str] = {}
     settings = choose(environ, QUIET, False)
     assert environ == settings.ours == {"GOMP_SPINCOUNT": SPIN_COUNT}
@@ -69,7 +69,7 @@ def test_affinity_is_left_to_openmp() -> None:
     assert "may run on 3 of 8 processors" in settings.describe_threads(3)
 
 
-def test_after_torch_nothing_is_set() -> None:
+def test_nothing_is_chosen_if_torch_was_loaded_first() -> None:
     environ: dict[str, str] = {}
     settings = choose(environ, SMALL, True)
     assert not environ
@@ -100,7 +100,7 @@ def test_the_users_choice_reaches_the_process() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP")
-def test_after_torch_it_is_harmless() -> None:
+def test_importing_samadapt_after_torch_sets_no_variable() -> None:
     code = "import torch, os, samadapt; print(os.environ.get('GOMP_SPINCOUNT'))"
     assert run(code).splitlines()[0] == "None"
 

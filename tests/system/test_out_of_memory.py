@@ -95,7 +95,7 @@ def test_every_kind_is_recognised(error, asked):
         KeyError("out of memory"),
     ],
 )
-def test_other_errors_are_not(error):
+def test_other_errors_are_not_explained(error):
     assert explain(error) is None
 
 
@@ -125,7 +125,7 @@ def test_an_error_of_the_user_stays(monkeypatch, capsys):
     assert "file.nii: declares too much" in capsys.readouterr().err
 
 
-def test_a_full_disk_that_nobody_named(monkeypatch, capsys, tmp_path):
+def test_a_full_disk_is_explained_by_the_command_line(monkeypatch, capsys, tmp_path):
     def fail(arguments):
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x.bin"))
 

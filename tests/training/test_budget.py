@@ -76,7 +76,7 @@ def test_the_share_begins_with_the_first_step_and_ends_before_the_last_validatio
     assert budget.share == 1
 
 
-def test_the_larger_share_counts(clocks):
+def test_the_clock_that_used_the_larger_share_counts(clocks):
     budget = Budget(max_seconds=100, max_cpu_seconds=100)
     budget.begin_step()
     clocks.move(10, 40)
@@ -150,7 +150,7 @@ def test_a_resumed_training_has_the_rest(clocks):
     assert not second.fits_step()
 
 
-def test_features_that_took_all_of_it_are_refused_with_their_time(clocks):
+def test_a_budget_that_the_features_used_up_is_refused(clocks):
     budget = Budget(max_seconds=5)
     clocks.move(4)
     budget.refuse_if_spent()

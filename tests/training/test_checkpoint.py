@@ -404,7 +404,7 @@ def test_bytes_are_estimated_from_above_and_not_by_far(tmp_path):
     assert size <= checkpoint_bytes(weights) < 1.2 * size
 
 
-def test_nothing_saved_is_said(tmp_path):
+def test_an_empty_folder_is_an_error_that_says_nothing_was_saved(tmp_path):
     with pytest.raises(CheckpointError, match=r"LATEST: not found; nothing was saved here"):
         load_checkpoint(tmp_path)
 

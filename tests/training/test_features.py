@@ -41,7 +41,7 @@ def live(sam, features, images):
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_t"])
 @pytest.mark.parametrize("blocks", ["all", "last:2", "[1]"])
-def test_they_equal_the_live_encoder(tools, images, name, blocks):
+def test_stored_features_equal_the_live_encoder(tools, images, name, blocks):
     sam, injection = adapted(name, blocks)
     features = tools.make_features(sam, injection, MemoryStore())
     expected = live(sam, features, images)
@@ -78,13 +78,13 @@ def test_a_second_run_computes_nothing(tools, images, store):
     assert torch.equal(again[0], again[1])
 
 
-def test_those_that_never_come_back_are_not_kept(tools, images, store):
+def test_compute_keeps_no_features(tools, images, store):
     features = tools.make_features(*adapted(), store)
     assert torch.equal(features.compute(images), features(images))
     assert (features.computed, features.reused) == (8, 0)
 
 
-def test_the_key_is_everything_they_depend_on(tools, images, monkeypatch):
+def test_the_key_changes_with_all_that_features_depend_on(tools, images, monkeypatch):
     sam, injection = adapted()
     base = tools.make_features(sam, injection)
     image = images[1]

@@ -285,7 +285,7 @@ def test_the_decoder_may_have_its_own_rate_and_gains_do_not_decay(tools, tmp_pat
     assert {group["lr"] for group in same} == {1e-3}
 
 
-def test_the_best_step_is_what_is_left(tools, run, tmp_path):
+def test_the_weights_of_the_best_step_are_kept(tools, run, tmp_path):
     training = tools.make_training(tmp_path)
     scores, seen = iter([0.3, 0.8, 0.8, math.nan, 0.5, 0.1]), []
 

@@ -85,7 +85,7 @@ def test_a_resumed_run_goes_on_as_it_began(measured):
     assert choose_precision("auto", CPU, {"name": "fp32", "onednn": True}).onednn is False
 
 
-def test_the_measurement():
+def test_products_are_measured_once_a_process():
     before, threads = _setting(), torch.get_num_threads()
     found = measure_products(tokens=64, width=64, rounds=2)
     assert 0 < found.onednn < 1000
@@ -95,7 +95,7 @@ def test_the_measurement():
     assert (before, threads) == (_setting(), torch.get_num_threads())
 
 
-def test_the_route_is_as_exact_as_was_measured():
+def test_fp32_products_are_within_the_bound_of_exactness():
     """What ``EXACT`` promises, on this CPU: taken only where the result is that of fp32."""
     chosen = choose_precision("fp32", CPU)
     x, weight = torch.randn(300, 200), torch.randn(100, 200)
@@ -124,7 +124,7 @@ def test_the_setting_is_restored():
 
 
 @pytest.mark.parametrize("supported", [True, False])
-def test_a_gpu_gets_what_it_has(monkeypatch, supported):
+def test_auto_is_bf16_on_a_gpu_that_supports_it(monkeypatch, supported):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
     device = torch.device("cuda")
     assert choose_precision("auto", device).name == ("bf16" if supported else "fp32")

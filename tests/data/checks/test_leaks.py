@@ -62,6 +62,6 @@ def test_cases_of_a_patient_stay_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["(", "p.+", "(p)(.)"])
-def test_a_pattern_that_is_none(scans: Path, pattern: str) -> None:
+def test_a_malformed_patient_pattern_is_refused(scans: Path, pattern: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.patient"):
         open_dataset("nifti", scans, intensity="ct", patient=pattern)

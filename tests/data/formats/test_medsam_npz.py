@@ -43,7 +43,7 @@ def test_volumes(tmp_path: Path) -> None:
         write_prediction(np.zeros((3, 3, 4)), volume, tmp_path / "out.npz")
 
 
-def test_names_that_meet_are_refused(tmp_path: Path) -> None:
+def test_two_files_of_one_case_name_are_refused(tmp_path: Path) -> None:
     root = _folder(tmp_path)
     np.savez(root / "CT_c1.npz", imgs=VOLUME, gts=IDS)
     found = [f for f in check_dataset("medsam_npz", root) if f.severity == "error"]

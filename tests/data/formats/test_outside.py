@@ -23,12 +23,12 @@ SECRET = b"root:x:0:0:SECRET"
     "name",
     ["../a", "a/../../b", "/etc/passwd", "C:/a", "C:a", "\\\\host\\a", "..\\a", "/", "a\0b", "\\a"],
 )
-def test_names_that_lead_out(tmp_path: Path, name: str) -> None:
+def test_names_that_lead_out_of_the_folder_are_recognised(tmp_path: Path, name: str) -> None:
     assert not lies_inside(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a", "./a", "a/b.nii.gz", "a\\b.png", "a..b", "a/../b", "ä b"])
-def test_names_that_stay(tmp_path: Path, name: str) -> None:
+def test_names_that_stay_in_the_folder_are_accepted(tmp_path: Path, name: str) -> None:
     assert lies_inside(name, tmp_path)
 
 

@@ -199,7 +199,7 @@ def test_no_score_is_kept_for_backward(kernels: ModuleType) -> None:
     assert sorted(t.numel() for t in kept) == sorted(wanted)
 
 
-def test_operands_may_lie_anyhow(kernels: ModuleType) -> None:
+def test_operands_may_have_any_memory_layout(kernels: ModuleType) -> None:
     inputs = cast(make_inputs((4, 6), (2, 3)), torch.float32)
     turned = [t.detach().transpose(0, -1).contiguous().transpose(0, -1) for t in inputs]
     with torch.no_grad():

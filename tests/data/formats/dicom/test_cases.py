@@ -178,7 +178,9 @@ def test_a_choice_of_series(phases: Path, choice: str, slices: int, offset: int)
 
 
 @pytest.mark.parametrize("choice", ["PT", "9", "MR,4"])
-def test_a_choice_that_fits_nothing(phases: Path, choice: str) -> None:
+def test_a_data_series_that_no_series_matches_lists_those_there_are(
+    phases: Path, choice: str
+) -> None:
     for refused in (
         lambda: open_dataset("dicom", phases, series=choice),
         lambda: DicomReader(ReaderOptions(phases, series=choice)).read_image(phases / "p1"),
@@ -189,7 +191,7 @@ def test_a_choice_that_fits_nothing(phases: Path, choice: str) -> None:
 
 
 @pytest.mark.parametrize("choice", ["the arterial one", "", ","])
-def test_a_choice_that_is_none(phases: Path, choice: str) -> None:
+def test_a_malformed_data_series_is_refused(phases: Path, choice: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.series: expected a modality"):
         open_dataset("dicom", phases, series=choice)
 

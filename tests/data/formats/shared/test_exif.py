@@ -72,7 +72,7 @@ def test_a_mask_of_the_stored_size_names_exif(
 
 
 @pytest.mark.parametrize("orientation", ALL)
-def test_on_a_square_picture_sizes_do_not_tell(
+def test_a_turned_square_picture_needs_the_users_choice(
     make_folder: Callable[..., Path], orientation: int
 ) -> None:
     root = make_folder(3)
