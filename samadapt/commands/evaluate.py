@@ -31,6 +31,9 @@ prompts=matrix scores both models without a prompt, with 1 to 20 clicks, with th
 with boxes that are off by 5, 10 and 20 px (eval/oracle_gap.csv and .png). It counts the clicks
 until the IoU of an object is 0.85 and 0.90 (NoC@85 and NoC@90; eval/noc_per_object.csv). It also
 measures whether the predicted IoU can be trusted, and what the adaptation cost on photographs.
+
+prompts=volume_clicks gives both models a box and five clicks on each class of whole volumes, as the
+CVPR 2025 challenge does: the area under the curves of Dice and NSD (eval/volume_clicks.csv, .png).
 """
 SCHEMA = EvaluateArguments
 
@@ -77,11 +80,15 @@ def _adapters(text: str) -> list[str]:
 
 
 def render(result: dict[str, Any]) -> str:
-    """Return the tables of scores and the paths, after the oracle gap if it was measured."""
+    """Return the tables of scores and the paths, after those of further prompts."""
     summary = result["summary"]
     if "adapters" in summary:
         return _render_side_by_side(result)
     text = finetune.render(result)
+    if "volume_clicks" in summary:
+        from samadapt.reports.volume_clicks import volume_clicks_table
+
+        return f"{console.to_text(volume_clicks_table(summary['volume_clicks']))}\n{text}"
     if "oracle_gap" not in summary:
         return text
     from samadapt.reports.oracle_gap import forgetting_text, gap_table

@@ -16,10 +16,11 @@ from samadapt.system.settings import List, Settings
 class EvaluatePrompts(PromptSettings):
     """How prompts are made from the ground truth; by default as in the adapter's training."""
 
-    name: Literal["box", "point", "semantic", "matrix"] = Field(  # type: ignore[assignment]
+    name: Literal["box", "point", "semantic", "matrix", "volume_clicks"] = Field(  # type: ignore[assignment]
         default="box",
-        description="kind of prompt: box, point, semantic (no prompt), or matrix: no prompt, "
-        "clicks, good boxes and bad boxes side by side",
+        description="kind of prompt: box, point, semantic (no prompt); or beside the adapter's own "
+        "kind matrix: no prompt, clicks, good boxes and bad boxes side by side; or volume_clicks: "
+        "a box and five clicks in a whole volume",
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samadapt.evaluation.case_scores import iou as overlap
 from samadapt.evaluation.number_of_clicks import MOST_CLICKS
-from samadapt.prompts.clicker import PROBABILITY, Clicker
+from samadapt.prompts.clicker import PROBABILITY, Clicker, with_click
 from samadapt.prompts.simulate import objects_in
 from samadapt.sam.decode import image_embedding, merge_objects, object_logits, segment_semantic
 from samadapt.sam.embed import frame_of
@@ -131,7 +131,7 @@ class PromptedSlices:
             for i, (user, mask) in enumerate(zip(users, found, strict=True)):
                 # Label -1 is padding: the number of points stays equal among the objects.
                 clicked = user.click(mask) if wrong[i] else ((0.0, 0.0), -1)
-                prompts[i] = _with_click(prompts[i], *clicked)
+                prompts[i] = with_click(prompts[i], *clicked)
             # One click is ambiguous: it may mean a part or the whole. Of several masks SAM takes
             # the one with the highest predicted IoU, and one mask from the second click on.
             better, sure = self._decode(prompts, ambiguous=count == 1)
@@ -233,15 +233,3 @@ class PromptedSlices:
         if self.embeddings is None:
             raise RuntimeError("these slices were not embedded")
         return self.embeddings
-
-
-def _with_click(prompts: ImagePrompts, point: tuple[float, float], label: int) -> ImagePrompts:
-    """Return the prompts of one object with one more click (x, y)."""
-    added = np.array(point, dtype=np.float32).reshape(1, 1, 2), np.array([[label]], dtype=np.int64)
-    if prompts.points is None or prompts.point_labels is None:
-        return replace(prompts, points=added[0], point_labels=added[1])
-    return replace(
-        prompts,
-        points=np.concatenate([prompts.points, added[0]], axis=1),
-        point_labels=np.concatenate([prompts.point_labels, added[1]], axis=1),
-    )

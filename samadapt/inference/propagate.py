@@ -223,7 +223,9 @@ class Propagation:
         """Segment what is prompted on a slice."""
         if prompts is None or not len(prompts):
             return {}, []
-        low, masks = self._decode(index, prompts, rest, multimask=self.policy.is_ambiguous)
+        # A mask that is given back says which of several masks is meant.
+        multimask = self.policy.is_ambiguous and prompts.mask_logits is None
+        low, masks = self._decode(index, prompts, rest, multimask=multimask)
         found, seeds = {}, []
         for number, logits, mask in zip(prompts.numbers.tolist(), low, masks, strict=True):
             found[number] = logits

@@ -16,11 +16,12 @@ et al. 2023) and later work use unchanged:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from samadapt.prompts.clicks import deepest
+from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
 PROBABILITY = 0.49
@@ -58,3 +59,15 @@ class Clicker:
         (x, y), _ = missed if positive else exceeding
         self._free[int(y), int(x)] = False
         return (x, y), int(positive)
+
+
+def with_click(prompts: ImagePrompts, point: tuple[float, float], label: int) -> ImagePrompts:
+    """Return the prompts of one object with one more click (x, y); -1 is a label of padding."""
+    added = np.array(point, dtype=np.float32).reshape(1, 1, 2), np.array([[label]], dtype=np.int64)
+    if prompts.points is None or prompts.point_labels is None:
+        return replace(prompts, points=added[0], point_labels=added[1])
+    return replace(
+        prompts,
+        points=np.concatenate([prompts.points, added[0]], axis=1),
+        point_labels=np.concatenate([prompts.point_labels, added[1]], axis=1),
+    )

@@ -21,12 +21,14 @@ from samadapt.runs.results import write_scores
 from samadapt.runs.run_directory import open_run_dir, removed_if_refused
 from samadapt.runs.run_slices import RunSlices, check_objects, plan_progress
 from samadapt.runs.scored_slices import Which, choose_slices
-from samadapt.runs.scorer import make_scorer
+from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.runs.side_by_side import ComparedAdapters, compare_adapters
 from samadapt.runs.summary import summarise_run
+from samadapt.runs.volume_clicks import VolumeClicks, refuse_pictures
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config, Eval
+    from samadapt.data.types import SliceRef
     from samadapt.training.features import Features
 
 
@@ -129,6 +131,8 @@ def score_adapter(
             background_token=bool(record.prompt.get("background_token")),
         )
         check_fit(context, adapter, record)
+        if arguments.prompts.name == "volume_clicks":
+            refuse_pictures(context.dataset)
         scored = choose_slices(context, config, compared.records, chosen_cases(arguments))
         compared.check_same_cases(context, scored.refs)
         slices = RunSlices(train=[], validation=[], test=scored.refs)
@@ -140,19 +144,19 @@ def score_adapter(
     planner.warm()
 
     # Zero-shot first: a fresh adapter changes nothing, so the model is still the base.
-    gap = OracleGap(scorer, scored.refs) if arguments.prompts.name == "matrix" else None
+    further = further_scores(arguments.prompts.name, scorer, scored.refs)
     with context.progress.phase("zero-shot"):
         zero_shot = scorer.score(scored.refs, context.zero_shot_policy)
-    if gap:
-        gap.measure("zero_shot")
+    if further:
+        further.measure("zero_shot")
     use_trained_adapter(context, planner.features, adapter, record)
     with context.progress.phase("adapted"):
         curve = read_curve(record.confidence)
         adapted = scorer.score(scored.refs, context.policy, confidence=not isinstance(curve, str))
     if record.confidence:
         adapted.summary["confidence"] = confidence_error(curve, adapted.object_scores)
-    if gap:
-        gap.measure("adapted")
+    if further:
+        further.measure("adapted")
 
     untrained = recorded_untrained(record, context.dataset.classes)
     summary = summarise_run(
@@ -164,13 +168,28 @@ def score_adapter(
         notes=scored.notes,
         untrained=untrained,
     )
-    if gap:
-        measured = gap.summary()
+    if further:
+        measured = further.summary()
         summary |= measured
-        gap.write(run_dir / "eval", measured)
+        further.write(run_dir / "eval", measured)
     summary["seconds"] = time.perf_counter() - started
     write_scores(context, scored.refs, zero_shot, adapted, summary, overlays=config.eval.overlays)
     return summary
+
+
+def further_scores(
+    prompts: str, scorer: Scorer, refs: Sequence[SliceRef]
+) -> OracleGap | VolumeClicks | None:
+    """Return what measures the further prompts that were asked for; None: nothing.
+
+    Args:
+        prompts: the name in ``prompts=NAME``.
+        scorer: scores the model of the run.
+        refs: the slices that are scored.
+    """
+    if prompts == "matrix":
+        return OracleGap(scorer, refs)
+    return VolumeClicks(scorer, refs) if prompts == "volume_clicks" else None
 
 
 def _as_recorded(options: Eval, record: AdapterRecord) -> Eval:

@@ -48,8 +48,8 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
     """Return the configuration of an evaluation: the adapter's model on the user's data.
 
     Raises:
-        ConfigError: for ``prompts=matrix`` with an adapter for more than three channels, and for
-            ``data.train_cases``.
+        ConfigError: for ``prompts=matrix`` with an adapter for more than three channels, for
+            ``prompts=volume_clicks`` with one that takes no prompts, and for ``data.train_cases``.
     """
     if arguments.data.train_cases is not None:
         raise ConfigError(
@@ -62,10 +62,16 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
             "prompts=matrix also compares the models on photographs, which have three channels; "
             f"this adapter sees {record.input_channels}. Leave prompts out"
         )
+    kind = record.prompt.get("kind", "box")
+    if arguments.prompts.name == "volume_clicks" and kind == "semantic":
+        raise ConfigError(
+            "prompts=volume_clicks gives a box and clicks; this adapter was trained without "
+            "prompts. Leave prompts out, or use prompts=matrix"
+        )
     prompts = {item.name: getattr(arguments.prompts, item.name) for item in fields(PromptSettings)}
-    # The matrix comes beside the usual scores, which use the adapter's own kind of prompt.
-    if prompts["name"] == "matrix":
-        prompts["name"] = record.prompt.get("kind", "box")
+    # These two come beside the usual scores, which use the adapter's own kind of prompt.
+    if prompts["name"] in ("matrix", "volume_clicks"):
+        prompts["name"] = kind
     # Naming another data set resets the keys that are bound to it. These belong to the adapter,
     # whatever data it is scored on.
     data = arguments.data

@@ -23,6 +23,7 @@ from samadapt.reports.tables import (
     side_by_side_tables,
     state_names,
 )
+from samadapt.reports.volume_clicks import VOLUME_PLOT_NAME, volume_clicks_table
 from samadapt.runs.run_description import configuration_text, run_title, trained_name
 from samadapt.sam.watershed import without_seams
 
@@ -63,6 +64,7 @@ def write_page(
         figures={
             "Training": folder / "progress.png",
             "Oracle gap": folder / "eval" / PLOT_NAME,
+            "A box and clicks in volumes": folder / "eval" / VOLUME_PLOT_NAME,
         },
         classes=context.dataset.classes,
         cases=[
@@ -171,6 +173,8 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
         gap = gap_table(summary["oracle_gap"], summary["clicks"])
         gap.caption = f"{gap.caption}. {forgetting_text(summary['forgetting'])}"
         tables.append(gap)
+    if "volume_clicks" in summary:
+        tables.append(volume_clicks_table(summary["volume_clicks"]))
     objects = {
         name: summary[state]["instances"]
         for state, name in names.items()

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -18,8 +19,10 @@ from samadapt.adapters.store import read_record
 from samadapt.cli import main
 from samadapt.config.compose import parse_settings
 from samadapt.config.evaluate_arguments import EvaluateArguments
-from samadapt.evaluation.case_scores import score_case
+from samadapt.errors import ConfigError
+from samadapt.evaluation.case_scores import dice, score_case
 from samadapt.inference.segmenter import load_adapter
+from samadapt.prompts.volume_clicker import volume_box
 from samadapt.runs.recorded_configuration import evaluation_config, recorded_keys
 from samadapt.sam.weights.loading import load_sam
 
@@ -109,6 +112,43 @@ def test_the_oracle_gap(make_pictures, run, score, prompts, tmp_path):
     assert clicks["dice"][7] == gap["8 clicks"]["adapted"]["dice"]
     page = (Path(found["run_dir"]) / "report.html").read_text(encoding="utf-8")
     assert "NoC@90: clicks to IoU 0.90" in page
+
+
+@pytest.mark.slow
+def test_a_box_and_clicks_in_volumes(make_scans, run, score, capsys):
+    root = make_scans()
+    result = run(root, "data.name=nifti", "data.merge_classes=true", "train.steps=1")
+    found = score(result.adapter_dir, "prompts=volume_clicks")
+    assert found["summary"]["adapted"] == result.summary["adapted"]  # the usual scores stay
+    summary = found["summary"]["volume_clicks"]
+    with (Path(found["run_dir"]) / "eval" / "volume_clicks.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["state"] == "adapted"]
+    assert summary["adapted"]["cases"] == len(rows) == found["summary"]["cases"]
+    areas = [float(row["nsd_auc"]) for row in rows]
+    assert summary["adapted"]["nsd_auc"] == pytest.approx(np.mean(areas), abs=1e-6)
+    # The first answer is what `predict propagate=true` gives for the same box.
+    labels = np.asarray(nib.load(root / "labelsTr" / f"{rows[0]['case']}.nii.gz").dataobj) > 0
+    box = volume_box(labels.transpose(2, 1, 0)[:, ::-1, ::-1])  # the slices as a viewer shows them
+    segmented = load_adapter(result.adapter_dir).segment(
+        root / "imagesTr" / f"{rows[0]['case']}.nii.gz",
+        boxes={box.middle: [box.box.tolist()]},
+        propagate=True,
+        slices=[box.low, box.high],
+    )
+    assert float(rows[0]["dice_box"]) == pytest.approx(dice(segmented > 0, labels), abs=1e-3)
+    page = (Path(found["run_dir"]) / "report.html").read_text(encoding="utf-8")
+    assert "A box and five clicks in volumes" in page
+
+
+def test_volume_clicks_need_volumes_and_prompts(one_step_run, tmp_path, capsys):
+    arguments = [f"output.dir={tmp_path}", "device=cpu", "prompts=volume_clicks"]
+    assert main(["evaluate", f"adapter={one_step_run.adapter_dir}", *arguments]) == 2
+    assert "prompts=matrix counts the clicks on each slice" in capsys.readouterr().err
+    record = read_record(one_step_run.adapter_dir)
+    semantic = replace(record, prompt={**record.prompt, "kind": "semantic"})
+    given = ["adapter=a", "prompts=volume_clicks"]
+    with pytest.raises(ConfigError, match="this adapter was trained without prompts"):
+        evaluation_config(parse_settings(EvaluateArguments, given), semantic)
 
 
 def test_a_moved_adapter_needs_only_the_data(make_pictures, run, score, tmp_path, capsys):

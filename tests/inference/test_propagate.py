@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samadapt.errors import PromptError
-from samadapt.inference.propagate import plan_walks
+from samadapt.inference.propagate import Propagation, Walk, plan_walks
+from samadapt.prompts.policy import PromptPolicy
 from samadapt.prompts.simulate import boxes_of
+from samadapt.sam.geometry import make_frame
 from samadapt.sam.types import ImagePrompts, MaskOutput
 
 from .conftest import Oracle
@@ -232,3 +234,25 @@ def test_a_picture_has_no_slices_to_go_to(make_oracle):
         segmenter.segment(image, boxes=[[1, 1, 5, 5]], slices=[0, 0])
     with pytest.raises(PromptError, match="trained without prompts"):
         make_oracle().segment(image, propagate=True)
+
+
+def test_a_mask_that_is_given_back_is_not_ambiguous(make_oracle):
+    """Of several masks for a point the surest is taken; with the last mask there is one answer."""
+    seen = []
+
+    class Spy(Oracle):
+        def decode(self, embeddings, prompts, *, multimask):
+            seen.append(multimask)
+            return super().decode(embeddings, prompts, multimask=multimask)
+
+    sam = Spy()
+    frame = make_frame((9, 9), sam.image_size)
+    point = {"points": np.array([[[4.5, 4.5]]], np.float32), "point_labels": np.ones((1, 1), int)}
+    for masks in (None, np.zeros((1, 1, 44, 44), np.float32)):
+        prompts = ImagePrompts(np.ones(1, int), **point, mask_logits=masks)
+        propagation = Propagation(
+            sam, lambda indices: (torch.ones(len(indices), 1, 45, 45), [frame] * len(indices)),
+            PromptPolicy("point"), 0.0,
+        )  # fmt: skip
+        list(propagation({0: prompts}, [Walk(1, 0, 0)], [Walk(1, 0, 0)]))
+    assert seen == [True, False]
