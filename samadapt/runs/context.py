@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +26,7 @@ from samadapt.data.pseudonyms import hide_names, open_key, write_key
 from samadapt.data.splits import listed_names
 from samadapt.data.training_draw import use_training_cases
 from samadapt.errors import ConfigError, DataError, RunError
-from samadapt.methods.base import blocks_for
+from samadapt.methods.base import Method, method_for
 from samadapt.prompts.policy import Objects, PromptPolicy
 from samadapt.runs.baseline import open_baseline
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
@@ -158,6 +158,7 @@ def open_run(
     dataset = open_data(config, scratch=config.output.dir)
     if config.privacy:
         dataset = _hide_names_in_run(dataset, run_dir, trained_in)
+    applied = replace(config, peft=method_of(config, dataset))
     changes = changes_for(config.train.augment, dataset)
     for line in [*_notes_on_data(dataset), *_automatic_choices(config, dataset, changes)]:
         progress.say(line)
@@ -181,7 +182,7 @@ def open_run(
     write_json(run_dir / "env.json", environment(device, precision))
     return RunContext(
         run_dir=run_dir,
-        title=run_title(config.recipe, trained_name(config), dataset.name),
+        title=run_title(config.recipe, trained_name(applied), dataset.name),
         configuration=configuration_text(config),
         progress=progress,
         device=device,
@@ -272,11 +273,17 @@ def _open_sam(
         sam.resize_mask_tokens(len(dataset.classes))  # one mask token for each class
     if config.model.input_channels:
         sam.add_input_projection(config.model.input_channels)
+    method = method_of(config, dataset)
     if config.head.name != "sam":
-        trains_decoder = config.peft.decoder != "frozen"
+        trains_decoder = method.decoder != "frozen"
         add_head(sam, config.head, dataset, policy, trains_decoder=trains_decoder)
-    injection = inject(sam, blocks_for(config.peft, dataset.longest_side()))
-    return _OpenedModel(sam, base_sha256, injection, base_copy, promptable_base)
+    return _OpenedModel(sam, base_sha256, inject(sam, method), base_copy, promptable_base)
+
+
+def method_of(config: Config, dataset: Dataset) -> Method:
+    """Return the method of a run, whose blocks may follow from the images."""
+    has_head = config.head.name != "sam"
+    return method_for(config.peft, dataset.longest_side(), has_head=has_head)
 
 
 def _hide_names_in_run(dataset: Dataset, run_dir: Path, trained_in: Path | None) -> Dataset:
@@ -297,9 +304,9 @@ def _automatic_choices(config: Config, dataset: Dataset, changes: Sequence[str])
     if config.train.augment == "auto":
         lines.append(f"train.augment=auto: {', '.join(changes)}")
     if config.peft.blocks == "auto":
-        side = dataset.longest_side()
-        blocks = blocks_for(config.peft, side).blocks
-        lines.append(f"peft.blocks=auto: {blocks}, for training images of up to {side} pixels")
+        method, side = method_of(config, dataset), dataset.longest_side()
+        chosen = "as with peft=none" if method.name == "none" else method.blocks
+        lines.append(f"peft.blocks=auto: {chosen}, for training images of up to {side} pixels")
     return lines
 
 

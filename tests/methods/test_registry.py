@@ -11,7 +11,7 @@ from samadapt.adapters.combining import method_from_dict
 from samadapt.adapters.injection import inject
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import METHODS, select_blocks
-from samadapt.methods.base import blocks_for
+from samadapt.methods.base import method_for
 
 
 def test_every_method_says_what_it_is():
@@ -76,7 +76,10 @@ def test_blocks_of_a_kind_that_the_encoder_lacks_are_refused(tiny_t_sam):
 )
 def test_auto_blocks_follow_the_size_of_the_images(blocks, side, expected):
     method = METHODS["lora"](blocks=blocks, rank=3)
-    assert blocks_for(method, side) == METHODS["lora"](blocks=expected, rank=3)
+    chosen = METHODS["lora"](blocks=expected, rank=3)
+    assert method_for(method, side, has_head=False) == chosen
+    beside_head = METHODS["none"]() if expected == "none" else chosen
+    assert method_for(method, side, has_head=True) == beside_head
 
 
 def test_auto_blocks_without_a_data_set_are_refused(tiny_sam):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -71,9 +72,12 @@ def test_auto_blocks_keep_the_encoder_frozen_for_small_pictures(make_pictures, r
     root = make_pictures(classes=2)  # of 40 pixels
     result = run(root, f"model.checkpoint={base_file}", "peft.blocks=auto", *DENSE)
     record = read_record(result.adapter_dir)
-    assert record.method["blocks"] == "none"
+    assert record.method["name"] == "none"
+    assert record.head["sam_logits"] is False
+    page = (result.run_dir / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"<title>[^<]*: none on folder", page)
     log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
-    assert "peft.blocks=auto: none, for training images of up to 40 pixels" in log
+    assert "peft.blocks=auto: as with peft=none, for training images of up to 40 pixels" in log
 
 
 def test_prompts_are_refused(make_pictures, run):
