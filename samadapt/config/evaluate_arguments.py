@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from samadapt.config.schema import Cache, Data, Device, Eval, Output, Precision, PromptSettings
+from samadapt.prompts.policy import Kind
 from samadapt.system.settings import List, Settings
 
 
@@ -16,11 +17,11 @@ from samadapt.system.settings import List, Settings
 class EvaluatePrompts(PromptSettings):
     """How prompts are made from the ground truth; by default as in the adapter's training."""
 
-    name: Literal["box", "point", "semantic", "matrix", "volume_clicks"] = Field(  # type: ignore[assignment]
+    name: Literal[Kind, "matrix", "volume_clicks"] = Field(  # type: ignore[assignment]
         default="box",
-        description="kind of prompt: box, point, semantic (no prompt); or beside the adapter's own "
-        "kind matrix: no prompt, clicks, good boxes and bad boxes side by side; or volume_clicks: "
-        "a box and five clicks in a whole volume",
+        description="kind of prompt: box, point, interactive (three clicks), semantic (no "
+        "prompt); or beside the adapter's own kind matrix: no prompt, clicks, good boxes and bad "
+        "boxes side by side; or volume_clicks: a box and five clicks in a whole volume",
     )
 
 

@@ -21,6 +21,7 @@ from samadapt.config.train import MAX_LR, Train
 from samadapt.errors import nearest
 from samadapt.methods import METHODS
 from samadapt.methods.base import Method
+from samadapt.prompts.policy import Kind, Variant
 from samadapt.sam.watershed import SEED_HEIGHT, SMOOTHING
 from samadapt.sam.weights.builds import BUILDS
 from samadapt.system.limits import MAX_GB, MAX_SECONDS
@@ -70,6 +71,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 PROMPTS = {
     "box": "the bounding box of an object, with noise in training",
     "point": "a random point inside an object; the decoder predicts several masks for it",
+    "interactive": "a point or a box, then clicks that correct the mask, as in the SAM paper",
     "semantic": "no prompt: one mask token for each class, as in SAMed",
 }
 PositiveNumber = Annotated[float, Field(gt=0)]
@@ -284,10 +286,11 @@ class PromptSettings(Settings):
 
     section: ClassVar[str] = "prompts"
 
-    name: Literal["box", "point", "semantic"] = Field(
+    name: Kind = Field(
         default="box",
-        description="kind of prompt: box, point, or semantic, which needs no prompt and predicts "
-        "one mask for each class",
+        description="kind of prompt: box; point; interactive, a point or a box and then clicks "
+        "that correct the mask; or semantic, which needs no prompt and predicts one mask for each "
+        "class",
     )
     objects: Literal["component", "class"] = Field(
         default="component",
@@ -312,6 +315,18 @@ class PromptSettings(Settings):
         ge=1,
         description="number of objects of an image that train in one step; large objects are drawn "
         "more often",
+    )
+    clicks: Annotated[Whole, Field(ge=1, le=100)] | None = Field(
+        default=None,
+        description="clicks that correct an object in one step of prompts=interactive; the decoder "
+        "runs a few times more often than that, so fewer clicks are faster; null: 8, or 7 with "
+        "prompts.variant=sam2",
+    )
+    variant: Variant = Field(
+        default="sam",
+        description="how prompts=interactive trains: as in the SAM paper, or as SAM 2: uniform "
+        "noise on boxes, a tenth of the clicks drawn from the whole object, a click on the "
+        "background where the mask is right, and no round without a click",
     )
 
 

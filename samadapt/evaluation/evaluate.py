@@ -16,6 +16,7 @@ from samadapt.data.stacks import ALONE, Stacks
 from samadapt.data.tiles import PictureTile, assemble
 from samadapt.data.types import IGNORED, SliceRef
 from samadapt.evaluation.case_scores import CaseClassScore, score_case, summarise
+from samadapt.evaluation.clicking import corrected_prompts
 from samadapt.evaluation.confidence import (
     ObjectScore,
     match_components,
@@ -33,6 +34,7 @@ from samadapt.evaluation.postprocess import postprocess
 from samadapt.evaluation.scores import OVERLAP
 from samadapt.evaluation.second_pass import SecondPass
 from samadapt.prompts.annotations import given_prompts, has_prompts
+from samadapt.prompts.policy import SCORED_CLICKS
 from samadapt.prompts.simulate import simulate
 from samadapt.sam.decode import (
     image_embedding,
@@ -182,8 +184,8 @@ class SlicePredictor:
         return found
 
     def _predict_objects(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
-        prompts = [self._prompts(sample) for sample in samples]
-        prompted = [index for index, objects in enumerate(prompts) if len(objects)]
+        prompts = {index: self._prompts(sample) for index, sample in enumerate(samples)}
+        prompted = [index for index, objects in prompts.items() if len(objects)]
         # The classes of each map
         every = range(1, self.classes + 1)
         groups = [[class_id] for class_id in every] if self.independent else [list(every)]
@@ -200,6 +202,11 @@ class SlicePredictor:
         embeddings = [
             image_embedding(self.sam, self.embed(chosen, mirror)) for mirror in self.mirrors
         ]
+        if self.policy.is_interactive:
+            first = [prompts[index] for index in prompted]
+            clicks = SCORED_CLICKS - 1
+            clicked = corrected_prompts(self.sam, embeddings[0], frames, first, chosen, clicks)
+            prompts = dict(zip(prompted, clicked, strict=True))
         for place, group in enumerate(groups):
             wanted = [prompts[index].of_classes(group) for index in prompted]
             decoded = [
@@ -229,9 +236,7 @@ class SlicePredictor:
             mirrored_prompts(item, mirror, frame.original)
             for item, frame in zip(prompts, frames, strict=True)
         ]
-        masks = object_logits(
-            self.sam, embeddings, frames, seen, multimask=self.policy.is_ambiguous
-        )
+        masks = object_logits(self.sam, embeddings, frames, seen, multimask=self.policy.multimask)
         return [
             (DecodedObjects(self.sam, logits, frame, mirror), iou)
             for (logits, iou), frame in zip(masks, frames, strict=True)

@@ -224,7 +224,7 @@ class Propagation:
         if prompts is None or not len(prompts):
             return {}, []
         # A mask that is given back says which of several masks is meant.
-        multimask = self.policy.is_ambiguous and prompts.mask_logits is None
+        multimask = self.policy.multimask if prompts.mask_logits is None else False
         low, masks = self._decode(index, prompts, rest, multimask=multimask)
         found, seeds = {}, []
         for number, logits, mask in zip(prompts.numbers.tolist(), low, masks, strict=True):
@@ -241,7 +241,7 @@ class Propagation:
         due = [item for item in carried if index in item.walk.slices]
         if not due:
             return {}, []
-        multimask = self.policy.is_ambiguous and self.carry == "prompt"
+        multimask = self.policy.multimask if self.carry == "prompt" else False
         counts = [len(item.prompts) for item in due]
         together = _joined_prompts([item.prompts for item in due])
         low, masks = self._decode(index, together, rest, multimask=multimask)
@@ -259,7 +259,7 @@ class Propagation:
         return found, alive
 
     def _decode(
-        self, index: int, prompts: ImagePrompts, rest: Sequence[int], *, multimask: bool
+        self, index: int, prompts: ImagePrompts, rest: Sequence[int], *, multimask: bool | None
     ) -> tuple[Float[Tensor, "p 1 _ _"], Array]:
         """Return logits (p, 1, 4g, 4g), and masks (p, h, w) bool in the original frame."""
         embedding = self._embedding(index, rest)[None]
@@ -298,7 +298,7 @@ class Propagation:
             least = int(LEAST_PART * mask.sum())
             _, large = objects_in(mask.astype(np.uint8), "component", least)
             parts = large if len(large) else parts  # a mask of specks alone: one box around all
-        if self.carry != "mask" and self.policy.kind == "box":
+        if self.carry != "mask" and self.policy.kind != "point":
             boxes = widened(boxes_of(parts), mask.shape)
         elif self.carry != "mask":
             points = points_in(parts)

@@ -553,7 +553,7 @@ class _Prediction:
             mirrored_prompts(item, one.mirror, frame.original)
             for item, frame in zip(prompts, one.frames, strict=True)
         ]
-        sam, multimask = one.member.sam, self.model.policy.is_ambiguous
+        sam, multimask = one.member.sam, self.model.policy.multimask
         masks = object_logits(sam, one.embeddings, one.frames, seen, multimask=multimask)
         return [
             DecodedObjects(sam, logits, frame, one.mirror)

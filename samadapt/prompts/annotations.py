@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from samadapt.data.annotations import box_area, most_frequent
-from samadapt.prompts.simulate import objects_in
+from samadapt.errors import DataError
+from samadapt.prompts.simulate import boxes_of, objects_in, points_in
 from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
@@ -57,6 +59,26 @@ def trainable_prompts(sample: Sample) -> ImagePrompts:
     if sample.tile is None or objects.truth is None:
         return objects
     return objects.take(np.flatnonzero(objects.truth.any(axis=(1, 2))))
+
+
+def with_box_and_point(objects: ImagePrompts, rng: np.random.Generator) -> ImagePrompts:
+    """Return annotated objects with a box and a point each, one of which starts the rounds.
+
+    An annotated box stays as it was drawn. The point is drawn from the ground truth; its label is
+    -1 for an object without any. Without annotated boxes an object gets the box of its truth.
+    """
+    truth = objects.truth
+    if truth is None:
+        raise DataError("objects without ground truth cannot be trained on")
+    exists = truth.any(axis=(1, 2))
+    points = np.zeros((len(objects), 1, 2), np.float32)
+    points[exists] = points_in(truth[exists], rng)
+    return replace(
+        objects,
+        boxes=boxes_of(truth) if objects.boxes is None else objects.boxes,
+        points=points,
+        point_labels=np.where(exists, 1, -1)[:, None],
+    )
 
 
 def _from_boxes(sample: Sample) -> ImagePrompts:

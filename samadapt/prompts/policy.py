@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from samadapt.errors import PromptError
 
-Kind = Literal["box", "point", "semantic"]
+Kind = Literal["box", "point", "interactive", "semantic"]
 Objects = Literal["component", "class"]
+Variant = Literal["sam", "sam2"]
+
+CLICKS: dict[Variant, int] = {"sam": 8, "sam2": 7}
+"""Corrections of an object in one training step, in the paper of SAM and in the code of SAM 2."""
+
+SCORED_CLICKS = 3
+"""Clicks on each object with which a model that was trained with clicks is scored: the first in its
+middle, and two corrections."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +25,9 @@ class PromptPolicy:
     """How an object of the ground truth becomes a prompt.
 
     Attributes:
-        kind: ``"box"`` or ``"point"`` for each object; or ``"semantic"``: no prompt, but one mask
-            token for each class, so that one pass predicts all classes (as in SAMed).
+        kind: ``"box"`` or ``"point"`` for each object; ``"interactive"``: a point or a box, then
+            clicks that correct the mask (``training/rounds.py``); or ``"semantic"``: no prompt, but
+            one mask token for each class, so that one pass predicts all classes (as in SAMed).
         objects: one prompt for each connected ``"component"`` of a class, or one for the whole
             ``"class"`` in the image.
         jitter: standard deviation of the noise on each side of a box in training, as a share of
@@ -30,6 +39,10 @@ class PromptPolicy:
             chances proportional to their diameter. Predictions and scores take all objects.
         background_token: for ``"semantic"``: the logit of the background is that of mask token 0
             (the single mask), as in SAMed, and not 0.
+        clicks: for ``"interactive"``: corrections of an object in one training step; None: as many
+            as the variant has.
+        variant: for ``"interactive"``: the training of the ``"sam"`` paper, or that of
+            ``"sam2"``, whose noise on boxes is uniform; see ``training/rounds.py``.
     """
 
     kind: Kind = "box"
@@ -39,6 +52,8 @@ class PromptPolicy:
     min_area: int = 0
     max_objects: int = 4
     background_token: bool = False
+    clicks: int | None = None
+    variant: Variant = "sam"
 
     @property
     def is_semantic(self) -> bool:
@@ -46,9 +61,22 @@ class PromptPolicy:
         return self.kind == "semantic"
 
     @property
-    def is_ambiguous(self) -> bool:
-        """Whether an object gets several masks, because a point may mean a part or the whole."""
-        return self.kind == "point"
+    def is_interactive(self) -> bool:
+        """Whether clicks correct the mask."""
+        return self.kind == "interactive"
+
+    @property
+    def multimask(self) -> bool | None:
+        """Whether an object gets several masks, because a point may mean a part or the whole.
+
+        None: an object with a single prompt does, and one with more prompts gets one mask.
+        """
+        return None if self.is_interactive else self.kind == "point"
+
+    @property
+    def corrections(self) -> int:
+        """Number of clicks that correct an object in one training step."""
+        return CLICKS[self.variant] if self.clicks is None else self.clicks
 
     def to_dict(self) -> dict[str, Any]:
         """Return the policy as plain values for ``samadapt.json``."""
@@ -62,6 +90,6 @@ class PromptPolicy:
             PromptError: a key or the kind is unknown.
         """
         unknown = sorted(set(values) - {item.name for item in fields(cls)})
-        if unknown or values.get("kind", "box") not in ("box", "point", "semantic"):
+        if unknown or values.get("kind", "box") not in get_args(Kind):
             raise PromptError(f"not a prompt policy: {dict(values)!r}")
         return cls(**values)

@@ -7,7 +7,7 @@ is the reverse order.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from samadapt.system.arrays import Array
 if TYPE_CHECKING:
     from samadapt.prompts.policy import Objects, PromptPolicy
 
+
+Noise = Literal["normal", "uniform"]
+"""Distribution of the noise on the sides of a box."""
 
 SAM_SIDE = 1024.0
 """Longest side of the images for which SAM states its bound of the jitter (SAM, appendix A)."""
@@ -75,23 +78,35 @@ def simulate(
 ) -> ImagePrompts:
     """Prompt every object of a label map as the SAM paper does.
 
+    With clicks (``interactive``) and ``rng`` each object gets a box and a point, of which a round
+    of the training draws one. Without ``rng`` it gets the first click.
+
     Args:
         labels: (h, w) integers, or (n, h, w); see ``objects_in``.
-        policy: kind of prompt (box or point), what an object is, and the noise.
+        policy: kind of prompt, what an object is, and the noise.
         rng: source of the noise in training. Without it boxes are exact and points are those
             farthest from the object's border, so that an evaluation can be repeated.
         instances: (h, w) object numbers, or None.
     """
     ids, masks = objects_in(labels, policy.objects, policy.min_area, instances)
-    if policy.kind == "box":
+    boxes = points = point_labels = None
+    if policy.kind == "box" or (policy.is_interactive and rng is not None):
         boxes = boxes_of(masks)
         if rng is not None:
-            boxes = jitter_boxes(boxes, labels.shape[-2:], policy.jitter, policy.max_jitter_px, rng)
-        return ImagePrompts(ids, masks, boxes=boxes)
-    points = points_in(masks, rng)
-    return ImagePrompts(
-        ids, masks, points=points, point_labels=np.ones(points.shape[:2], dtype=np.int64)
-    )
+            boxes = noisy_boxes(boxes, labels.shape[-2:], policy, rng)
+    if policy.kind != "box":
+        points = points_in(masks, rng)
+        point_labels = np.ones(points.shape[:2], dtype=np.int64)
+    return ImagePrompts(ids, masks, boxes=boxes, points=points, point_labels=point_labels)
+
+
+def noisy_boxes(
+    boxes: Array, shape: tuple[int, ...], policy: PromptPolicy, rng: np.random.Generator
+) -> Array:
+    """Move every side of boxes (p, 4) by the noise of a policy."""
+    uniform = policy.is_interactive and policy.variant == "sam2"
+    noise: Noise = "uniform" if uniform else "normal"
+    return jitter_boxes(boxes, shape, policy.jitter, policy.max_jitter_px, rng, noise)
 
 
 def boxes_of(masks: Array) -> Array:
@@ -113,25 +128,32 @@ def jitter_boxes(
     jitter: float,
     max_jitter_px: float,
     rng: np.random.Generator,
+    noise: Noise = "normal",
 ) -> Array:
-    """Move every side of boxes by Gaussian noise.
+    """Move every side of boxes by random noise.
 
     The boxes stay in the image and keep at least one pixel of width and height.
 
     Args:
         boxes: (p, 4) XYXY pixels.
         shape: (h, w) of the image.
-        jitter: standard deviation, as a share of the box's side.
+        jitter: standard deviation of normal noise, bound of uniform noise, as a share of the box's
+            side.
         max_jitter_px: bound of a move, in pixels of an image whose longest side is 1024.
         rng: source of the noise.
+        noise: its distribution. Normal noise is cut at the bound (SAM, appendix A); uniform noise
+            is drawn up to the smaller of the two bounds (SAM 2, ``sample_box_points``).
     """
     # SAM states the bound for its input size; here it is scaled to the original image.
     height, width = shape[:2]
     # (p, 4): width, height, width, height
     sides = np.concatenate([boxes[:, 2:] - boxes[:, :2]] * 2, axis=1)
     bound = max_jitter_px * max(height, width) / SAM_SIDE
-    noise = np.clip(rng.normal(size=boxes.shape) * jitter * sides, -bound, bound)
-    moved = boxes + noise
+    if noise == "uniform":
+        moves = rng.uniform(-1, 1, size=boxes.shape) * np.minimum(jitter * sides, bound)
+    else:
+        moves = np.clip(rng.normal(size=boxes.shape) * jitter * sides, -bound, bound)
+    moved = boxes + moves
     # ``low`` stays a pixel away from the far edges, so that ``high`` can be at least one more.
     low = np.clip(moved[:, :2], 0, [width - 1, height - 1])
     high = np.clip(np.maximum(moved[:, 2:], low + 1), 1, [width, height])

@@ -373,6 +373,8 @@ def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPo
         prompts.min_area,
         prompts.max_objects,
         background_token=background_token and prompts.name == "semantic",
+        clicks=prompts.clicks,
+        variant=prompts.variant,
     )
 
 

@@ -393,7 +393,7 @@ def train_adapter(
         sampler=sampler,
         rng=rng,
         loss=loss,
-        multimask=policy.is_semantic or policy.is_ambiguous,
+        multimask=policy.is_semantic or bool(policy.multimask),
         validate=validation_dice if slices.validation else None,
         run_dir=context.run_dir,
         progress=context.progress,

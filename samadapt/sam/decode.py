@@ -114,7 +114,7 @@ def object_logits(
     prompts: Sequence[ImagePrompts],
     *,
     images: Sequence[int] | None = None,
-    multimask: bool = False,
+    multimask: bool | None = False,
     token_of_class: bool = False,
 ) -> list[tuple[Float[Tensor, "_ 1 _ _"], Float[Tensor, " _"]]]:
     """Decode prompted objects, one mask each.
@@ -127,7 +127,8 @@ def object_logits(
             differ and may be 0.
         images: the position among the b images that each item of ``prompts`` belongs to; None:
             item i belongs to image i.
-        multimask: of several masks an object, take the one with the highest predicted IoU.
+        multimask: of several masks an object, take the one with the highest predicted IoU. None:
+            do so for objects with a single prompt, which are those with one point or one box alone.
         token_of_class: of several masks an object, take mask token k - 1 for an object of class k,
             as a model that was trained without prompts has them.
 
@@ -159,7 +160,8 @@ def object_logits(
         places = [images[chunk.item] for chunk in pack]
         tensors = to_tensors(filled, [frames[place] for place in places], sam.device)
         rows = torch.tensor(places, device=embeddings.device)
-        output = sam.decode(embeddings[rows], tensors, multimask=multimask or token_of_class)
+        several = is_single(filled[0]) if multimask is None else multimask
+        output = sam.decode(embeddings[rows], tensors, multimask=several or token_of_class)
         if token_of_class:
             tokens = torch.from_numpy(np.stack([item.class_ids for item in filled]) - 1)
             chosen = tokens.to(output.iou.device)
@@ -176,6 +178,12 @@ def object_logits(
         _, masks, ious = zip(*chunks, strict=True)
         found.append((torch.cat(masks), torch.cat(ious)))
     return found
+
+
+def is_single(prompts: ImagePrompts) -> bool:
+    """Return whether each object has one prompt: one point, or one box, and no mask."""
+    count = 0 if prompts.points is None else prompts.points.shape[1]
+    return count + (prompts.boxes is not None) == 1 and prompts.mask_logits is None
 
 
 def _packs(prompts: Sequence[ImagePrompts]) -> Iterator[list[_Chunk]]:
@@ -211,7 +219,7 @@ def segment_objects(
     prompts: Sequence[ImagePrompts],
     *,
     threshold: float | None = None,
-    multimask: bool = False,
+    multimask: bool | None = False,
 ) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
     """Segment prompted objects; where objects overlap, the higher logit wins.
 

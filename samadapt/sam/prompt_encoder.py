@@ -88,8 +88,8 @@ class PromptEncoder(nn.Module):
 
         Returns:
             sparse (b, p, n, c): the k points, then the two corners of the box. Points without a box
-            are followed by one padding point, as in segment-anything. n is 0 without points and
-            boxes.
+            are followed by one padding point, as in segment-anything, unless the prompts are
+            complete. n is 0 without points and boxes.
             dense (b, p, c, g, g): the mask prompts, or (1, 1, c, 1, 1) without them.
 
         Raises:
@@ -100,10 +100,10 @@ class PromptEncoder(nn.Module):
         parts = [self.no_mask_embed.weight.new_zeros(batch, prompts.count, 0, self.width)]
         if prompts.points is not None and prompts.point_labels is not None:
             points, labels = prompts.points, prompts.point_labels
-            if prompts.boxes is None:
+            if prompts.boxes is None and not prompts.is_complete:
                 points = torch.cat([points, points.new_zeros(*points.shape[:2], 1, 2)], dim=2)
                 labels = torch.cat([labels, -labels.new_ones(*labels.shape[:2], 1)], dim=2)
-            parts.append(self._embed_points(points, labels))
+            parts.append(self._embed_points(points, labels, corners=prompts.is_complete))
         if prompts.boxes is not None:
             parts.append(self._embed_boxes(prompts.boxes))
         if prompts.masks is None:
@@ -125,14 +125,20 @@ class PromptEncoder(nn.Module):
         embedded: Tensor = self.pe_layer(centres / self.image_size)
         return embedded.to(self._dtype)
 
-    def _embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
-        """Embed points (b, p, k, 2) with labels (b, p, k) as (b, p, k, c)."""
+    def _embed_points(self, points: Tensor, labels: Tensor, *, corners: bool) -> Tensor:
+        """Embed points (b, p, k, 2) with labels (b, p, k) as (b, p, k, c).
+
+        ``corners``: labels 2 and 3 are the corners of boxes.
+        """
         background, foreground = (self._vector(i) for i in (0, 1))
         label = labels.to(background.device)[..., None]
         embedded = self._embed_places(points)
         embedded = torch.where(label == -1, self.not_a_point_embed.weight[0], embedded)
         embedded = torch.where(label == 0, embedded + background, embedded)
-        return torch.where(label == 1, embedded + foreground, embedded)
+        embedded = torch.where(label == 1, embedded + foreground, embedded)
+        for corner in (2, 3) if corners else ():
+            embedded = torch.where(label == corner, embedded + self._vector(corner), embedded)
+        return embedded
 
     def _embed_boxes(self, boxes: Tensor) -> Tensor:
         """Embed the two corners of boxes (b, p, 4) as (b, p, 2, c)."""

@@ -198,6 +198,9 @@ class Prompts:
         point_labels: (b, p, k); 1 foreground, 0 background, -1 padding; None without points.
         boxes: (b, p, 4) float XYXY, or None.
         masks: (b, p, 1, 4g, 4g) logits, neither probabilities nor binary, or None.
+        is_complete: the points hold everything: labels 2 and 3 are the two corners of a box, as in
+            segment-anything's ONNX model, and no padding point is added. So objects with a box and
+            objects with points fit into one tensor.
 
     Raises:
         PromptError: a tensor has a wrong shape, or there are points without labels.
@@ -207,6 +210,7 @@ class Prompts:
     point_labels: Tensor | None = None
     boxes: Tensor | None = None
     masks: Tensor | None = None
+    is_complete: bool = False
 
     def __post_init__(self) -> None:
         if (self.points is None) != (self.point_labels is None):

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
-from samadapt.prompts.annotations import has_prompts, trainable_prompts
+from samadapt.prompts.annotations import has_prompts, trainable_prompts, with_box_and_point
 from samadapt.prompts.simulate import boxes_of, simulate
 from samadapt.sam.decode import to_tensors
 from samadapt.sam.geometry import labels_to_model
 from samadapt.sam.types import Frame, ImagePrompts, Prompts
 from samadapt.system.arrays import Array
 from samadapt.training.distances import distance_targets
+from samadapt.training.rounds import Rounds, draw_rounds
 
 if TYPE_CHECKING:
     from samadapt.data.types import Sample
@@ -42,6 +43,7 @@ class Batch:
             not all annotated (b, K, 4g, 4g) of 0, 1 and -1. With distances see
             ``distance_targets``.
         trained: positions, among all images, of the b that have the loss; None: all.
+        rounds: the rounds of clicks in which the decoder answers; None: it answers once.
     """
 
     names: list[str]
@@ -50,6 +52,12 @@ class Batch:
     prompts: Prompts
     targets: Real[Tensor, "b ..."]
     trained: Integer[Tensor, " rows"] | None = None
+    rounds: Rounds | None = None
+
+    @property
+    def round_count(self) -> int:
+        """How often the decoder answers."""
+        return 1 if self.rounds is None else self.rounds.count
 
 
 class Sampler:
@@ -128,6 +136,7 @@ def make_batch(
         rows, samples = torch.tensor(trained), [samples[place] for place in trained]
     names = [f"{sample.case}[{sample.index}]" for sample in samples]
     frames = [frame_of(sample.image.shape[:2]) for sample in samples]
+    rounds = None
     if policy.is_semantic:
         prompts, targets = Prompts(), semantic_targets(samples, frames, side)
         if distances_of:
@@ -136,7 +145,9 @@ def make_batch(
         chosen = choose_objects(samples, policy, rng)
         prompts = to_tensors(chosen, frames)
         targets = object_targets(chosen, samples, frames, side)
-    return Batch(names, list(keys), images, prompts, targets, rows)
+        if policy.is_interactive:
+            rounds = draw_rounds(policy, (len(chosen), prompts.count), rng)
+    return Batch(names, list(keys), images, prompts, targets, rows, rounds)
 
 
 def semantic_targets(
@@ -181,6 +192,8 @@ def choose_objects(
     for sample in samples:
         if has_prompts(sample):
             objects = trainable_prompts(sample)
+            if policy.is_interactive:
+                objects = with_box_and_point(objects, rng)
         else:
             objects = simulate(sample.maps, policy, rng, instances=sample.instances)
         if len(objects) == 0:

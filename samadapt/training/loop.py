@@ -21,6 +21,7 @@ from samadapt.system.machine import peak_memory_bytes
 from samadapt.training.ema import averaged, start_averages, update_averages
 from samadapt.training.progress import append_line
 from samadapt.training.recompute import recomputed
+from samadapt.training.rounds import answers
 from samadapt.training.state import Training, TrainingState, restore, save
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from samadapt.adapters.injection import Injection
     from samadapt.sam.segmentation_model import SegmentationModel
+    from samadapt.training.batches import Batch
     from samadapt.training.budget import Budget
     from samadapt.training.checkpoint import Checkpoint
 
@@ -100,32 +102,31 @@ class LoopOptions:
 class TrainableTail(nn.Module):
     """The part of the model that runs in every step: trainable encoder blocks and the decoder."""
 
-    def __init__(self, sam: SegmentationModel, first_trainable_block: int, multimask: bool) -> None:
+    def __init__(self, sam: SegmentationModel, first_trainable_block: int) -> None:
         """Hold the model. ``first_trainable_block`` is that of ``embed_features``.
 
         -1: the whole encoder runs in every step.
         """
         super().__init__()
-        self.sam, self.first_trainable_block, self.multimask = sam, first_trainable_block, multimask
+        self.sam, self.first_trainable_block = sam, first_trainable_block
 
-    def forward(
-        self, features: Tensor, prompts: Prompts, trained: Tensor | None = None
-    ) -> MaskOutput:
-        """Encode the rest of the way and decode.
+    def forward(self, features: Tensor, trained: Tensor | None = None) -> Tensor:
+        """Encode the rest of the way, and return the embeddings (b, ...).
 
         Args:
             features: (n, ...) features of n images; pixels if no block is frozen.
-            prompts: p objects for each of b images, in the model frame.
             trained: (b,) positions of the images with the loss; None: all n. The others are
                 only seen by the encoder, as neighbouring slices of a stack.
         """
         embeddings = embed_features(self.sam, features, self.first_trainable_block)
-        if trained is not None:
-            embeddings = embeddings[trained]
+        return embeddings if trained is None else embeddings[trained]
+
+    def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> MaskOutput:
+        """Decode p objects for each of b images, prompted in the model frame."""
         if self.sam.dense_head is not None:
             logits = class_logits(self.sam, embeddings, self.sam.dense_head.classes)
             return MaskOutput(logits=logits, iou=logits.new_zeros(logits.shape[:3]))
-        return self.sam.decode(embeddings, prompts, multimask=self.multimask)
+        return self.sam.decode(embeddings, prompts, multimask=multimask)
 
 
 def train(
@@ -141,13 +142,13 @@ def train(
         InterruptedRunError: after a signal that asks for an end, once a checkpoint is written.
         RunError: when a group of trained parameters gets no gradient in the first step.
     """
-    sam, injection, device = training.sam, training.injection, accelerator.device
+    sam, injection = training.sam, training.injection
     method, budget, parameters = injection.method, training.budget, injection.parameters
 
     optimizer = make_optimizer(injection, options)
     state = begin(training, options, optimizer, resume)
-    tail = TrainableTail(sam, injection.first_trainable_block, training.multimask)
-    # accelerate runs the forward pass under autocast where the precision is bf16.
+    tail = TrainableTail(sam, injection.first_trainable_block)
+    # accelerate runs the encoder under autocast where the precision is bf16.
     tail, prepared_optimizer = accelerator.prepare(tail, optimizer)
 
     injection.set_training(sam)  # switch the adapter's dropout on; all else stays in eval mode
@@ -167,21 +168,10 @@ def train(
             loss, names = 0.0, []
             for _ in range(options.accumulate):
                 batch = next(training.batches)
-                # The frozen blocks ran once on each planned image, whose features are read by key.
-                # An image that augmentation has just changed has no key and runs through them now.
-                features = (
-                    training.features.stored(batch.keys)
-                    if batch.keys
-                    else training.features.compute(batch.images)
-                )
-                output = tail(features, to_device(batch.prompts, device), batch.trained)
-                terms = training.loss(output, batch.targets.to(device))
-                total = terms.total + method.penalty(sam)
-                loss += float(total.detach()) / options.accumulate  # waits for the GPU
+                loss += learn(training, tail, batch, accelerator, options.accumulate)
                 names += batch.names
                 if not math.isfinite(loss):
-                    break  # the step is skipped below, so backward would be wasted
-                accelerator.backward(total / options.accumulate)
+                    break  # the step is skipped below
 
             # Check once that every trained group gets a gradient: a wrong cut between frozen and
             # trained blocks would otherwise train nothing, silently. The condition on the counts is
@@ -223,6 +213,56 @@ def train(
     keep_weights(training, state)
     describe_ending(training, state, options)
     return state
+
+
+def learn(
+    training: Training,
+    tail: TrainableTail,
+    batch: Batch,
+    accelerator: Accelerator,
+    accumulate: int,
+) -> float:
+    """Add the gradients of one of ``accumulate`` micro-batches to those of its step.
+
+    The decoder answers once, or in several rounds of clicks, which weigh the same. Each round ends
+    in backward, so that the graph of one round at a time is in memory. The gradients of all rounds
+    add up in a copy of the embeddings and go through the encoder together.
+
+    Returns:
+        The loss of the micro-batch as its share of the step's loss. If that is not finite, the
+        gradients are useless.
+    """
+    sam, method, device = training.sam, training.injection.method, accelerator.device
+    prompts, targets = to_device(batch.prompts, device), batch.targets.to(device)
+    # The frozen blocks ran once on each planned image, whose features are read by key. An image
+    # that augmentation has just changed has no key and runs through them now.
+    features = (
+        training.features.stored(batch.keys)
+        if batch.keys
+        else training.features.compute(batch.images)
+    )
+    embeddings = tail(features, batch.trained)
+    copy = embeddings.detach().requires_grad_(embeddings.requires_grad)
+
+    def decode(prompts: Prompts, multimask: bool) -> MaskOutput:
+        with accelerator.autocast():
+            return tail.decode(copy, prompts, multimask=multimask)
+
+    if batch.rounds is None:
+        outputs = iter([decode(prompts, training.multimask)])
+    else:
+        cell = sam.image_size / targets.shape[-1]
+        outputs = answers(decode, prompts, targets, batch.rounds, sam.mask_threshold, cell)
+    loss, parts = 0.0, accumulate * batch.round_count
+    for output in outputs:
+        total = training.loss(output, targets).total + method.penalty(sam)
+        loss += float(total.detach()) / parts  # waits for the GPU
+        if not math.isfinite(loss):
+            return loss  # the step is skipped, so backward would be wasted
+        accelerator.backward(total / parts)
+    if embeddings.requires_grad:
+        embeddings.backward(copy.grad)
+    return loss
 
 
 def begin(

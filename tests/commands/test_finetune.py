@@ -166,7 +166,7 @@ def whole_model_scores(sam, root, policy, classes):
         else:
             objects = simulate(sample.labels, policy)
             ((numbers, _),) = segment_objects(
-                sam, embeddings, frames, [objects], multimask=policy.is_ambiguous
+                sam, embeddings, frames, [objects], multimask=policy.multimask
             )
             labels = objects.class_ids_at(numbers)
         rows += score_case(ref.case, labels, sample.labels, classes)

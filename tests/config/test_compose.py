@@ -198,7 +198,10 @@ def test_labels_is_another_name_of_classes(write: Any) -> None:
             "data.classes=[1]",
             "data.classes: expected a list of [text], a mapping {name: a whole number,",
         ),
-        ("prompts=bx", "prompts.name: expected one of box, point, semantic; got 'bx'; did you"),
+        (
+            "prompts=bx",
+            "prompts.name: expected one of box, point, interactive, semantic; got 'bx'; did you",
+        ),
         ("model=vit_bb", "model.name: expected one of vit_b, vit_l"),
         ("peft=lorra", "peft.name: expected one of"),
         ("peft.dropout=1", "peft.dropout: expected a number of at least 0 and below 1; got 1"),

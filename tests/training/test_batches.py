@@ -229,3 +229,20 @@ def test_a_class_that_is_not_annotated_is_not_prompted(kind):
     )
     assert given_prompts(given).class_ids.tolist() == [1]
     assert batch_of([given]).prompts.boxes.shape == (1, 1, 4)
+
+
+def test_annotated_objects_start_with_their_box_or_a_point_of_their_truth():
+    boxes = np.array([[59, 3, 81, 17], [2, 30, 12, 40]], np.float32)
+    sample = one_object((50, 100), slice(4, 16), slice(60, 80), boxes=boxes)
+    sample = replace(sample, prompt_classes=np.array([1, 1]))  # the second box is empty
+    batch = batch_of([sample], "interactive")
+    order = batch.prompts.boxes[0, :, 0].argsort(descending=True)
+    given = batch.prompts.boxes[0, order] * 100 / SIZE
+    assert np.allclose(given, boxes, atol=1e-3)  # without noise, as they were drawn
+    labels = batch.prompts.point_labels[0, order, 0].tolist()
+    assert labels == [1, -1]
+    x, y = (batch.prompts.points[0, order][0, 0] * 100 / SIZE).tolist()
+    assert 60 < x < 80
+    assert 4 < y < 16
+    assert batch.round_count == 11
+    assert batch_of([sample], "box").round_count == 1

@@ -324,7 +324,14 @@ class Stop:
         return 0.1 * self.count if self.count != 2 else 0.9
 
 
-@pytest.mark.parametrize("options", [{"method": "lora", "dropout": 0.3}, {"method": "full"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "lora", "dropout": 0.3},
+        {"method": "full"},
+        {"method": "lora", "kind": "interactive"},
+    ],
+)
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(tools, run, tmp_path, options):
     settings = replace(OPTIONS, validate_every=1, checkpoint_every=0)
     whole = tools.make_training(tmp_path / "whole", **options)
