@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -158,9 +158,13 @@ def open_run(
     dataset = open_data(config, scratch=config.output.dir)
     if config.privacy:
         dataset = _hide_names_in_run(dataset, run_dir, trained_in)
-    applied = replace(config, peft=method_of(config, dataset))
+    # The blocks of the method, and the random changes, may follow from the images.
+    has_head = config.head.name != "sam"
+    method = method_for(config.peft, dataset.longest_side(), has_head=has_head)
     changes = changes_for(config.train.augment, dataset)
-    for line in [*_notes_on_data(dataset), *_automatic_choices(config, dataset, changes)]:
+    asked = (config.data.intensity, config.train.augment, config.peft.blocks)
+    choices = _automatic_choices(dataset, changes, method, *asked)
+    for line in [*_notes_on_data(dataset), *choices]:
         progress.say(line)
     resumes, is_fold = config.resume is not None, config.data.fold is not None
     for warning in keep_splits(dataset, run_dir, resumes=resumes, is_fold=is_fold):
@@ -169,7 +173,7 @@ def open_run(
     versions = versions_of(config.cache.variants, changes, dataset, name, size)
     samples = TrainingSamples(dataset, policy, changes, versions, config.seed)
     if config.baseline.name is None:
-        opened = _open_sam(config, policy, dataset, device, copies_base=copies_base)
+        opened = _open_sam(config, method, policy, dataset, device, copies_base=copies_base)
         # The layers that were added since the first move go to the device too.
         precision.store_frozen(opened.model.to(device), opened.injection.exact)
     else:
@@ -180,9 +184,10 @@ def open_run(
     if device.type == "cpu":
         progress.say(f"attention {describe_attention()}")
     write_json(run_dir / "env.json", environment(device, precision))
+    trained = method.name if config.baseline.name is None else trained_name(config)
     return RunContext(
         run_dir=run_dir,
-        title=run_title(config.recipe, trained_name(applied), dataset.name),
+        title=run_title(config.recipe, trained, dataset.name),
         configuration=configuration_text(config),
         progress=progress,
         device=device,
@@ -255,6 +260,7 @@ class _OpenedModel:
 
 def _open_sam(
     config: Config,
+    method: Method,
     policy: PromptPolicy,
     dataset: Dataset,
     device: torch.device,
@@ -273,17 +279,10 @@ def _open_sam(
         sam.resize_mask_tokens(len(dataset.classes))  # one mask token for each class
     if config.model.input_channels:
         sam.add_input_projection(config.model.input_channels)
-    method = method_of(config, dataset)
     if config.head.name != "sam":
         trains_decoder = method.decoder != "frozen"
         add_head(sam, config.head, dataset, policy, trains_decoder=trains_decoder)
     return _OpenedModel(sam, base_sha256, inject(sam, method), base_copy, promptable_base)
-
-
-def method_of(config: Config, dataset: Dataset) -> Method:
-    """Return the method of a run, whose blocks may follow from the images."""
-    has_head = config.head.name != "sam"
-    return method_for(config.peft, dataset.longest_side(), has_head=has_head)
 
 
 def _hide_names_in_run(dataset: Dataset, run_dir: Path, trained_in: Path | None) -> Dataset:
@@ -296,15 +295,31 @@ def _hide_names_in_run(dataset: Dataset, run_dir: Path, trained_in: Path | None)
     return hide_names(dataset, pseudonyms)
 
 
-def _automatic_choices(config: Config, dataset: Dataset, changes: Sequence[str]) -> list[str]:
-    """Return what the data decided for the keys that are "auto", a line each."""
+def _automatic_choices(
+    dataset: Dataset,
+    changes: Sequence[str],
+    method: Method,
+    intensity: object,
+    augment: object,
+    blocks: object,
+) -> list[str]:
+    """Return what the data decided for the keys that are "auto", a line each.
+
+    Args:
+        dataset: the data set of the run, with its intensity rule.
+        changes: the random changes of the run.
+        method: the method of the run.
+        intensity: the value of ``data.intensity``.
+        augment: the value of ``train.augment``.
+        blocks: the value of ``peft.blocks``.
+    """
     lines = []
-    if config.data.intensity == "auto":
+    if intensity == "auto":
         lines.append(f"data.intensity=auto: {describe_intensity(dataset.intensity.to_dict())}")
-    if config.train.augment == "auto":
+    if augment == "auto":
         lines.append(f"train.augment=auto: {', '.join(changes)}")
-    if config.peft.blocks == "auto":
-        method, side = method_of(config, dataset), dataset.longest_side()
+    if blocks == "auto":
+        side = dataset.longest_side()
         chosen = "as with peft=none" if method.name == "none" else method.blocks
         lines.append(f"peft.blocks=auto: {chosen}, for training images of up to {side} pixels")
     return lines
