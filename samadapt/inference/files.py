@@ -250,14 +250,19 @@ def read_one(source: Source, how: ReaderOptions) -> Volume:
     """
     cases = find_channel_cases(source, how.channel)
     if cases is None:
-        return _read(as_path(source), how)
+        return read_planned(as_path(source), how)
     if len(cases.cases) > 1:
         names = ", ".join(case.name for case in cases.cases[:4])
         raise DataError(f"{source}: expected one case; it holds {len(cases.cases)}: {names}")
-    return _read(cases.cases[0], how)
+    return read_planned(cases.cases[0], how)
 
 
-def _read(image: Path | ChannelCase, how: ReaderOptions) -> Volume:
+def read_planned(image: Path | ChannelCase, how: ReaderOptions) -> Volume:
+    """Read the image of a plan.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
     if isinstance(image, Path):
         return reader_for(image, how).read_image(image)
     reader = reader_for(image.files[0], replace(how, channel=None))
@@ -290,7 +295,40 @@ def predict_planned(
         UserError: the single image of a plan cannot be done.
     """
     coco = CocoFile(predictor.classes) if plan.is_coco else None
-    if plan.is_folder and coco is None:
+
+    def predict(planned: PlannedImage, target: Path, show: Progress | None) -> dict[str, Any]:
+        return _predict(predictor, planned, target, options, how, show, coco)
+
+    rows = each_planned(plan, predict, progress, command="predict")
+    if coco is not None:
+        # One COCO file holds all pictures, so it is written after the last one.
+        coco.write(plan.target)
+    return rows
+
+
+def each_planned(
+    plan: PredictionPlan,
+    do: Callable[[PlannedImage, Path, Progress | None], dict[str, Any]],
+    progress: Callable[[str], Progress] | None,
+    *,
+    command: str,
+) -> list[dict[str, Any]]:
+    """Do something with each image of a plan; in a folder a failure does not stop the others.
+
+    Args:
+        plan: from ``plan_prediction``; its output folder is made.
+        do: reads an image and writes the output; returns a row.
+        progress: called with the name of each image; returns what is given to ``do``.
+        command: the command that runs, for the advice where memory runs out.
+
+    Returns:
+        One row per image. In a folder it also holds ``"input"``, and an image that failed has an
+        ``"error"``.
+
+    Raises:
+        UserError: the single image of a plan cannot be done.
+    """
+    if plan.is_folder and not plan.is_coco:
         plan.target.mkdir(exist_ok=True)
     rows = []
     for planned in plan.images:
@@ -299,7 +337,7 @@ def predict_planned(
             if isinstance(planned.output, UserError):
                 raise planned.output
             show = None if progress is None else progress(planned.image.name)
-            row = _predict(predictor, planned, planned.output, options, how, show, coco)
+            row = do(planned, planned.output, show)
         except UserError as error:
             if not plan.is_folder:
                 raise
@@ -307,12 +345,9 @@ def predict_planned(
         except Exception as error:  # one broken file must not cost the others
             if not plan.is_folder:
                 raise
-            message = explain(error, "predict") or f"{type(error).__name__}: {error}"
+            message = explain(error, command) or f"{type(error).__name__}: {error}"
             row = {"error": f"{planned.image}: {message}"}
         rows.append({"input": planned.path, **row} if plan.is_folder else row)
-    if coco is not None:
-        # One COCO file holds all pictures, so it is written after the last one.
-        coco.write(plan.target)
     return rows
 
 
@@ -326,7 +361,7 @@ def _predict(
     coco: CocoFile | None,
 ) -> dict[str, Any]:
     """Read, segment and write one image."""
-    volume = _read(planned.image, how)
+    volume = read_planned(planned.image, how)
     if coco is not None and volume.shape[2] > 1:
         raise DataError(f"{planned.path}: COCO JSON holds pictures; write a volume as {NIFTI}")
     found = predictor.segment(volume, options, progress, instances=coco is not None)

@@ -3,7 +3,7 @@
 An option that is added here is a key of ``samadapt predict`` and reaches the predictor. If it shall
 be an argument of ``Segmenter.segment`` as well, it is named there once more.
 """
-# ruff: noqa: RUF009  ``_option`` returns a field, not a default
+# ruff: noqa: RUF009  ``option`` returns a field, not a default
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMALLEST_TILE = 16
 """Side in pixels below which a tile shows nothing that could be recognised."""
 
 
-def _option(default: Any, description: str, **bounds: float) -> Any:
+def option(default: Any, description: str, **bounds: float) -> Any:
     """Return a field with its help text and bounds, which pydantic reads from the metadata."""
     return field(default=default, metadata={"description": description, **bounds})
 
@@ -44,94 +44,94 @@ class PredictionOptions:
         PromptError: options contradict each other or have a value that does not exist.
     """
 
-    boxes: SlicePrompts = _option(
+    boxes: SlicePrompts = option(
         None,
         "boxes in pixels, [[x0,y0,x1,y1]], or by slice, {slice: [[x0,y0,x1,y1]]}; null in the "
         "place of a box: the object has none here",
     )
-    points: SlicePrompts = _option(
+    points: SlicePrompts = option(
         None,
         "points in pixels, [[x,y]] for one object and [[[x,y]],[[x,y]]] for two, or by slice, "
         "{slice: ...}",
     )
-    point_labels: SlicePrompts = _option(
+    point_labels: SlicePrompts = option(
         None,
         "label of each point, such as [1,0]: 1 is inside the object and 0 outside; null: all "
         "points are inside",
     )
-    labels: str | Sequence[str] | None = _option(
+    labels: str | Sequence[str] | None = option(
         None,
         "class of each object, such as [liver,spleen], or one class for all; null: the only class "
         "of the adapter",
     )
-    propagate: bool = _option(
+    propagate: bool = option(
         False, "carry each object from slice to slice through a volume, both ways"
     )
-    carry: Carry = _option(
+    carry: Carry = option(
         "prompt",
         "what prompts the next slice: prompt, a box or point made from the mask; mask, the mask "
         "itself; or both",
     )
-    slices: Sequence[Whole] | None = _option(
+    slices: Sequence[Whole] | None = option(
         None, "first and last slice to carry objects to, [first,last]; null: all slices"
     )
-    vanish: float = _option(
+    vanish: float = option(
         0.1,
         "an object ends where its area falls below this share of its prompted area",
         ge=0,
         lt=1,
     )
-    keep_largest: bool | Sequence[str] | None = _option(
+    keep_largest: bool | Sequence[str] | None = option(
         None,
         "keep only the largest component of each class, or of the listed classes; in a volume the "
         "components are 3D; null: of the classes that the adapter records, in volumes",
     )
-    fill_holes: bool | Sequence[str] = _option(
+    fill_holes: bool | Sequence[str] = option(
         False, "fill the holes of each class, or of the listed classes, after keep_largest"
     )
-    tile: Whole | None = _option(
+    tile: Whole | None = option(
         None,
         "side in pixels of the tiles that a picture is cut into; null: as in training; 0: pictures "
         "stay whole",
         ge=0,
     )
-    exif: Exif | None = _option(
+    exif: Exif | None = option(
         None,
         "apply: turn pictures as their EXIF orientation says; ignore: use the stored pixels; null: "
         "as in training, or apply",
     )
-    probabilities: bool = _option(
+    probabilities: bool = option(
         False, "also write OUTPUT_probabilities, a 4D .nii.gz or, for a picture, an .npz"
     )
-    tta: Tta | None = _option(
+    tta: Tta | None = option(
         None,
         "flip: average over mirrored copies too: left-right, in microscopy also upside down; null: "
         "the image alone",
     )
-    second_pass: SecondPassBy | None = _option(
+    second_pass: SecondPassBy | None = option(
         None,
         "base: prompt the base model with the components that were found without prompts, and "
         "average with its masks where the two agree; null: the first pass alone",
     )
-    uncertainty: bool | Literal["mutual_information"] = _option(
+    uncertainty: bool | Literal["mutual_information"] = option(
         False,
         "also write OUTPUT_uncertainty, the entropy of the probabilities from 0 to 1; "
         "mutual_information: and how much adapters or mirrored copies disagree",
     )
-    objects: bool = _option(
+    objects: bool = option(
         False, "list the objects in the result: class, box, area and calibrated confidence"
     )
-    channel: Annotated[Whole, Field(ge=0)] | str | Sequence[Whole | str] | None = _option(
+    channel: Annotated[Whole, Field(ge=0)] | str | Sequence[Whole | str] | None = option(
         None,
         "which volume of a 4D file: its index from 0, or its name in dataset.json; [a,b]: for an "
         "adapter of several channels; null: as in training",
     )
-    spacing: SpacingSource | None = _option(
+    spacing: SpacingSource | None = option(
         None,
         "which voxel size to trust where a NIfTI header holds two that differ; null: as in "
         "training",
     )
-    series: str | None = _option(
+    series: str | None = option(
         None,
         "which DICOM series to read from a folder of several: a modality such as CT, a series "
         "number, largest, or the digits that an error message shows; null: as in training",

@@ -37,6 +37,7 @@ from samadapt.system.arrays import Array
 from samadapt.training.precision import Precision, choose_device, choose_precision
 
 if TYPE_CHECKING:
+    from samadapt.data.intensity import IntensityRule
     from samadapt.data.types import Volume
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.model import Sam
@@ -185,6 +186,16 @@ class Segmenter:
     def policy(self) -> PromptPolicy:
         """The prompt policy of the adapter in use."""
         return self._active_bundle.policy
+
+    @property
+    def intensity(self) -> IntensityRule:
+        """The rule of the adapter in use that maps the values of the files to 0..255."""
+        return self._active_bundle.intensity
+
+    @property
+    def stack(self) -> int:
+        """Number of slices of a volume that the adapter in use sees together."""
+        return self._active_bundle.stack
 
     @property
     def classes(self) -> list[str]:
@@ -398,7 +409,7 @@ class Segmenter:
     ) -> SegmentedImage:
         predictor = self._predictor(options)
         if is_source(image):
-            volume = read_one(image, self._reader_options(options))
+            volume = read_one(image, self.reader_options(options))
         else:
             volume = as_picture(np.asarray(image), len(self._active_bundle.intensity.inputs))
         found = predictor.segment(volume, options, progress)
@@ -522,7 +533,7 @@ class Segmenter:
         Raises:
             UserError: the options do not fit, or the plan is for one image and it fails.
         """
-        how = self._reader_options(options)
+        how = self.reader_options(options)
         return predict_planned(self._predictor(options), plan, options, how, progress)
 
     def _plan(
@@ -532,7 +543,7 @@ class Segmenter:
         channels = chosen_channels(self.record, options.channel)
         return plan_prediction(input, Path(output), channels)
 
-    def _reader_options(self, options: PredictionOptions) -> ReaderOptions:
+    def reader_options(self, options: PredictionOptions) -> ReaderOptions:
         """Return how images are read: as the user says, else as in training."""
         check_spacing_source(options.spacing)
         recorded = self.record.data_options

@@ -87,6 +87,8 @@ class FastMaskDecoder(MaskDecoder):
             ),
         ],
         min_iou: float,
+        *,
+        multimask: bool = True,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Decode p objects in one image and draw only the masks with a high estimated IoU.
 
@@ -95,13 +97,14 @@ class FastMaskDecoder(MaskDecoder):
             position: (c, g, g), the position embedding of the image's cells.
             sparse: (1, p, n, c).
             dense: (1, p, c, g, g), or anything that broadcasts to it.
-            min_iou: draw masks of the multimask output with a higher IoU; 0 draws all of them.
+            min_iou: draw masks with a higher IoU; 0 draws all of them.
+            multimask: choose among the masks of the multimask output; else there is the single one.
 
         Yields:
             k masks of some of the objects at a time: logits (k, 4g, 4g), IoU (k,) and the index
             (k,) of the object that each mask belongs to.
         """
-        chosen, side = self.chosen_masks(True), embeddings.shape[-1]
+        chosen, side = self.chosen_masks(multimask), embeddings.shape[-1]
         start = 0
         for tokens, image in self._attend(embeddings, position, sparse, dense):
             iou = self._score(tokens, chosen)[0]

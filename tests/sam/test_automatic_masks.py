@@ -19,6 +19,7 @@ from samadapt.errors import PromptError
 from samadapt.sam import mask_tools
 from samadapt.sam.automatic_masks import SamAutomaticMaskGenerator
 from samadapt.sam.model import Sam
+from samadapt.sam.predictor import SamPredictor
 from samadapt.sam.types import Prompts
 
 Reference = Callable[[Sam], nn.Module]
@@ -261,3 +262,52 @@ def test_largest_island_stays_where_all_are_small() -> None:
     empty, changed = mask_tools.without_small_regions(np.zeros((4, 4), bool), 10)
     assert not empty.any()
     assert not changed
+
+
+def test_selecting_from_candidates_is_generating(sam: Sam, photograph: NDArray[np.uint8]) -> None:
+    """Thresholds can be tried on the candidates of one pass."""
+    strict = LOOSE | {"crop_n_layers": 1, "min_mask_region_area": 20}
+    loose = SamAutomaticMaskGenerator(
+        sam, **strict | {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    )
+    generator = SamAutomaticMaskGenerator(sam, **strict, output_mode="uncompressed_rle")
+    kept = [generator._record(one) for one in generator.select(loose.candidates(photograph))]
+    assert kept
+    assert kept == generator.generate(photograph)
+
+
+def test_a_relative_threshold_does_not_depend_on_the_scale_of_the_predicted_iou(
+    sam: Sam, photograph: NDArray[np.uint8]
+) -> None:
+    choices = LOOSE | {"pred_iou_thresh": 0.0, "box_nms_thresh": 1.0, "points_per_side": 4}
+    every = SamAutomaticMaskGenerator(sam, **choices).generate(photograph)
+    ious = [one["predicted_iou"] for one in every]
+    share = 0.3
+    kept = SamAutomaticMaskGenerator(sam, **choices, relative_iou=share).generate(photograph)
+    assert [one["predicted_iou"] for one in kept] == [i for i in ious if i >= share * max(ious)]
+    assert 0 < len(kept) < len(every)
+
+
+def test_boxes_around_points_prompt_as_in_the_predictor(
+    sam: Sam, photograph: NDArray[np.uint8]
+) -> None:
+    """A single point with a box of 60 pixels, clipped to the picture, whose mask prompts again."""
+    choices: dict[str, Any] = {
+        "points_per_side": 1,
+        "pred_iou_thresh": 0.0,
+        "stability_score_thresh": 0.0,
+        "multimask": False,
+        "box_sides": [60],
+    }
+    predictor = SamPredictor(sam)
+    predictor.set_image(photograph)
+    box = np.array([113 - 30, 75 - 30, 113 + 30, 75 + 30])
+    mask = predictor.predict(box=box, multimask_output=False)[0][0]
+    (found,) = SamAutomaticMaskGenerator(sam, **choices).generate(photograph)
+    assert np.array_equal(found["segmentation"], mask)
+    y, x = np.nonzero(mask)
+    around = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+    again, iou, _ = predictor.predict(box=around, multimask_output=False)
+    (found,) = SamAutomaticMaskGenerator(sam, **choices, refine=1).generate(photograph)
+    assert np.array_equal(found["segmentation"], again[0])
+    assert found["predicted_iou"] == pytest.approx(float(iou[0]), rel=1e-4)

@@ -1,0 +1,246 @@
+"""``samadapt masks``: the masks of everything in pictures and volumes, without prompts."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from samadapt import console
+from samadapt.config.compose import parse_settings
+from samadapt.config.schema import BuildName, Device, Precision
+from samadapt.errors import ConfigError
+from samadapt.inference.mask_options import MaskOptions
+from samadapt.system.settings import Settings, Whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from samadapt.data.formats.base import ReaderOptions
+    from samadapt.inference.files import PredictionPlan
+    from samadapt.inference.segmenter import Segmenter
+
+HELP = """
+Finds the masks of everything in a picture, a volume or every image of a folder without a prompt: a
+grid of points prompts an adapter that was trained with boxes or points, or a base model
+(model=NAME). Masks with a low predicted IoU or stability are dropped, and so are duplicates.
+
+The suffix of the output chooses the format: .png (the number of the mask of each pixel, in colours)
+or .json (COCO with a score for each mask; format=sa1b writes the JSON of SA-1B) for pictures, and
+.nii.gz for volumes, whose slices are seen one by one. For a folder the output is a folder with
+files of the same stems, or one COCO file. Run the command again to continue a folder that was
+interrupted: what is written already is skipped.
+
+The thresholds of SAM's paper fit SAM's own weights alone. For other models the predicted IoU is
+compared with the best one of the image. preview=true also draws the masks over each image.
+
+  samadapt masks adapter=runs/photos/RUN/adapter input=cells.png output=masks.png preview=true
+  samadapt masks adapter=DIR input=pictures/ output=masks.json
+  samadapt masks model=vit_b input=pictures/ output=masks/ format=sa1b crop_layers=1
+"""
+
+Format = Literal["coco", "sa1b"]
+
+
+@dataclass(frozen=True)
+class MaskArguments(MaskOptions, Settings):
+    """The keys of ``samadapt masks``: the files, how masks are found, and the machine."""
+
+    input: str = Field(
+        default="", description="picture, volume, DICOM series, or a folder of images"
+    )
+    output: str = Field(
+        default="",
+        description="file to write, .png or .json for a picture and .nii.gz for a volume, or a "
+        "folder or one .json for a folder",
+    )
+    adapter: str | None = Field(
+        default=None, description="adapter directory; null: the base model that model names"
+    )
+    model: BuildName | None = Field(
+        default=None, description="base model without an adapter (`samadapt ls models`)"
+    )
+    image_size: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="for model: side of the square that images are resized to, in pixels; null: "
+        "the size that it was pretrained with",
+    )
+    intensity: str | None = Field(
+        default=None,
+        description="for model: how values become grey, such as rgb, microscopy, mri or "
+        "ct:soft_tissue; null: rgb",
+    )
+    axis: str | None = Field(
+        default=None,
+        description="for model: which slices of a volume are seen: axial, coronal or sagittal; "
+        "null: those with the largest spacing",
+    )
+    format: Format | None = Field(
+        default=None,
+        description="coco: one JSON file with a score for each mask; sa1b: JSON as SA-1B has it, "
+        "one file for each picture; null: what the output's ending says, .json for COCO",
+    )
+    preview: bool = Field(
+        default=False, description="also write OUTPUT_preview.png, the masks over the image"
+    )
+    overwrite: bool = Field(
+        default=False, description="for a folder: find all masks anew, instead of continuing"
+    )
+    checkpoint: str | None = Field(
+        default=None, description="file of the base weights; null: search by the model's name"
+    )
+    precision: Precision = Field(
+        default="fp32",
+        description="number format of the computation; fp32 gives the same masks on every device; "
+        "auto: bf16 where the device is fast in it",
+    )
+    device: Device = Field(
+        default="auto",
+        description="where to compute; auto: cuda if there is one, then mps, then cpu",
+    )
+
+
+SCHEMA = MaskArguments
+
+
+def run(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the output and the number of masks; for a folder, these for each file.
+
+    Raises:
+        ConfigError: the arguments are wrong. The message lists every problem.
+        AdapterError: the adapter is refused, or takes no prompts.
+        DataError: a file cannot be read or written.
+    """
+    asked = parse_settings(MaskArguments, arguments)
+    _check(asked)
+    plan = _plan(asked)  # before any model is loaded
+    from samadapt.inference.automatic import MaskFinder, find_planned
+    from samadapt.inference.mask_store import open_store
+
+    segmenter, how = _load(asked)
+    finder = MaskFinder(segmenter, _options(asked), is_adapted=asked.adapter is not None)
+    store = open_store(plan, finder.settings, finder.category, overwrite=asked.overwrite)
+    with ExitStack() as shown:
+        names = [planned.path.name for planned in plan.images]
+
+        def start(name: str) -> Callable[[int, int], None]:
+            # The bar of one image ends when the next image starts.
+            shown.close()
+            count = f"{names.index(name) + 1}/{len(names)} " if name in names else ""
+            return shown.enter_context(console.bar(f"{count}{name}"))
+
+        rows = find_planned(
+            finder,
+            plan,
+            how,
+            store,
+            sa1b=asked.format == "sa1b",
+            preview=asked.preview,
+            progress=start,
+        )
+    for row in rows:
+        for text in row.get("warnings", ()):
+            console.log(f"samadapt: warning: {text}")
+        if "error" in row:
+            console.log(f"samadapt: {row['error']}")
+    head = {"adapter": asked.adapter, "model": segmenter.record.base, "input": asked.input}
+    if not plan.is_folder:
+        return head | rows[0]
+    failed = any("error" in row for row in rows)
+    return head | {
+        "output": asked.output,
+        "files": rows,
+        "other_files": list(plan.others),
+        "exit_code": int(failed),
+    }
+
+
+def _check(asked: MaskArguments) -> None:
+    """Refuse keys that contradict each other.
+
+    Raises:
+        ConfigError: naming the keys.
+    """
+    if (asked.adapter is None) == (asked.model is None):
+        raise ConfigError(
+            "masks: expected adapter=DIR, or model=NAME for a base model without an adapter; got "
+            + ("neither" if asked.model is None else "both")
+        )
+    if missing := [key for key in ("input", "output") if not getattr(asked, key)]:
+        raise ConfigError(f"{missing[0]}: this key is required")
+    own = [key for key in ("image_size", "intensity", "axis") if getattr(asked, key) is not None]
+    if asked.adapter is not None and own:
+        raise ConfigError(f"{own[0]}: the adapter records it; this key is for model=NAME")
+
+
+def _options(asked: MaskArguments) -> MaskOptions:
+    """Return the keys that say how masks are found."""
+    return MaskOptions(**{item.name: getattr(asked, item.name) for item in fields(MaskOptions)})
+
+
+def _plan(asked: MaskArguments) -> PredictionPlan:
+    """Find the images and their outputs, and refuse what cannot be read or written."""
+    from samadapt.adapters.record import read_record
+    from samadapt.inference.files import plan_prediction
+    from samadapt.inference.inputs import chosen_channels
+    from samadapt.inference.mask_store import with_format
+
+    channels = None
+    if asked.adapter is not None:
+        channels = chosen_channels(read_record(Path(asked.adapter).expanduser()), None)
+    plan = plan_prediction(asked.input, Path(asked.output), channels)
+    return with_format(plan, asked.format)
+
+
+def _load(asked: MaskArguments) -> tuple[Segmenter, ReaderOptions]:
+    """Load the adapter or the base model; return it and how it reads images."""
+    from samadapt.inference.automatic import base_segmenter
+    from samadapt.inference.options import PredictionOptions
+    from samadapt.inference.segmenter import load_adapter
+
+    if asked.adapter is None:
+        segmenter = base_segmenter(
+            str(asked.model),
+            checkpoint=asked.checkpoint,
+            image_size=asked.image_size,
+            intensity=asked.intensity or "rgb",
+            axis=asked.axis,
+            device=asked.device,
+            precision=asked.precision,
+        )
+    else:
+        segmenter = load_adapter(
+            asked.adapter,
+            checkpoint=asked.checkpoint,
+            device=asked.device,
+            precision=asked.precision,
+        )
+    return segmenter, segmenter.reader_options(PredictionOptions())
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return the number of masks and the path; for a folder, a line for each file."""
+    if "files" not in result:
+        shown = f"\n{result['preview']}" if "preview" in result else ""
+        return f"{result['masks']} masks: {result['output']}{shown}"
+    rows = [
+        [Path(row["input"]).name, Path(row.get("output", "")).name, _said(row)]
+        for row in result["files"]
+    ]
+    done = sum("error" not in row for row in result["files"])
+    lines = [console.table(["file", "output", "masks"], rows), ""]
+    lines.append(f"{result['output']}: {done} of {len(rows)} files")
+    if result["other_files"]:
+        lines.append(f"skipped, as they are no images: {', '.join(result['other_files'])}")
+    return "\n".join(lines)
+
+
+def _said(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return "failed"
+    return "written before" if row.get("skipped") else str(row["masks"])

@@ -1,0 +1,175 @@
+"""``samadapt masks`` through the command line's own entry."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from samadapt.adapters.injection import inject
+from samadapt.adapters.store import AdapterRecord, save_adapter
+from samadapt.cli import main
+from samadapt.data.dataset import open_dataset
+from samadapt.data.intensity import make_intensity
+from samadapt.methods import METHODS
+from samadapt.prompts.policy import PromptPolicy
+from samadapt.sam.weights.loading import base_hash, load_sam
+
+LOOSE = ["points_per_side=3", "min_iou=0", "min_stability=0", "relative_iou=0", "nms=0.99"]
+"""Thresholds that some masks of a random model pass."""
+
+
+# pycocotools' own decoder is older than NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        values = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(values).save(folder / f"{name}.png")
+    return folder
+
+
+def adapter_for(folder, kind):
+    sam = load_sam("tiny")
+    record = AdapterRecord(
+        base="tiny",
+        base_sha256=base_hash(sam),
+        image_size=sam.image_size,
+        preprocessing=asdict(sam.preprocessing),
+        intensity=make_intensity("rgb").to_dict(),
+        classes=["cell"],
+        prompt=PromptPolicy(kind).to_dict(),
+    )
+    save_adapter(folder, sam, inject(sam, METHODS["lora"]()), record)
+    return folder
+
+
+def find(*arguments):
+    return main(["masks", *map(str, arguments), *LOOSE, "device=cpu"])
+
+
+def test_a_picture_gives_numbers_in_colours_and_a_preview(pictures, tmp_path, capsys):
+    target = tmp_path / "masks.png"
+    code = find("model=tiny", f"input={pictures / 'a.png'}", f"output={target}", "preview=true")
+    assert code == 0
+    assert "masks: " in capsys.readouterr().out
+    with Image.open(target) as written:
+        assert (written.mode, written.size) == ("P", (30, 20))
+        assert np.asarray(written).max() > 0
+    preview = np.asarray(Image.open(tmp_path / "masks_preview.png"))
+    assert preview.shape == (20, 30, 3)
+    assert (preview != np.asarray(Image.open(pictures / "a.png"))).any()
+
+
+def test_a_folder_gives_coco_with_scores(pictures, tmp_path, capsys):
+    adapter = adapter_for(tmp_path / "adapter", "point")
+    target = tmp_path / "masks.json"
+    assert find(f"adapter={adapter}", f"input={pictures}", f"output={target}", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    content = json.loads(target.read_text(encoding="utf-8"))
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "b.png"]
+    assert content["categories"] == [{"id": 1, "name": "cell"}]
+    counts = [row["masks"] for row in result["files"]]
+    assert min(counts) > 0
+    assert len(content["annotations"]) == sum(counts)
+    for one in content["annotations"]:
+        assert one["score"] == pytest.approx(one["predicted_iou"], abs=1e-6)
+        mask = coco_mask.decode(one["segmentation"])
+        assert mask.shape == (20, 30)
+        assert mask.sum() == one["area"] > 0
+        assert coco_mask.toBbox(one["segmentation"]).tolist() == one["bbox"]
+
+
+def test_sa1b_is_read_back_as_a_data_set(pictures, tmp_path):
+    target = tmp_path / "out"
+    arguments = ("model=tiny", f"input={pictures}", f"output={target}", "format=sa1b")
+    assert find(*arguments) == 0
+    for path in pictures.iterdir():
+        shutil.copy(path, target)
+    (target / "masks_settings.yaml").unlink()
+    dataset = open_dataset("sa1b", root=target)
+    assert [case.name for case in dataset.cases] == ["a", "b"]
+    content = json.loads((target / "a.json").read_text(encoding="utf-8"))
+    assert content["image"]["width"] == 30
+    assert {"predicted_iou", "stability_score", "point_coords", "crop_box"} <= set(
+        content["annotations"][0]
+    )
+
+
+@pytest.mark.parametrize("output", ["out", "out.json"])
+def test_a_folder_is_continued_and_never_mixed(pictures, tmp_path, capsys, output):
+    target = tmp_path / output
+    whole = tmp_path / f"whole_{output}"
+    assert find("model=tiny", f"input={pictures}", f"output={whole}") == 0
+    part = tmp_path / "part"
+    part.mkdir()
+    shutil.copy(pictures / "a.png", part)
+    assert find("model=tiny", f"input={part}", f"output={target}") == 0
+    capsys.readouterr()
+    assert find("model=tiny", f"input={pictures}", f"output={target}", "--json") == 0
+    first, second = json.loads(capsys.readouterr().out)["files"]
+    assert first["skipped"] is True
+    assert second["masks"] > 0
+    if output == "out":
+        assert (target / "b.png").read_bytes() == (whole / "b.png").read_bytes()
+    else:
+        assert target.read_text(encoding="utf-8") == whole.read_text(encoding="utf-8")
+    other = ("model=tiny", f"input={pictures}", f"output={target}", "min_area=2")
+    assert find(*other) == 2
+    assert "min_area: 0 before, 2 now" in capsys.readouterr().err
+    assert find(*other, "overwrite=true") == 0
+
+
+def test_a_volume_gives_a_volume_on_its_grid(tmp_path):
+    values = np.random.default_rng(0).normal(100, 20, (12, 10, 3)).astype(np.float32)
+    source, target = tmp_path / "in.nii.gz", tmp_path / "out.nii.gz"
+    nib.save(nib.Nifti1Image(values, np.diag([2.0, 3.0, 4.0, 1.0])), source)
+    keys = ("model=tiny", "intensity=mri", "axis=axial", f"input={source}")
+    assert find(*keys, f"output={target}") == 0
+    written = nib.load(target)
+    assert written.shape == values.shape
+    assert np.allclose(written.affine, np.diag([2.0, 3.0, 4.0, 1.0]))
+    numbers = np.asarray(written.dataobj)
+    used = [set(np.unique(numbers[..., index])) - {0} for index in range(3)]
+    assert all(used)
+    assert not used[0] & used[1]  # a mask belongs to one slice
+
+
+def test_a_broken_picture_does_not_stop_the_others(pictures, tmp_path, capsys):
+    (pictures / "a.png").write_bytes(b"no picture")
+    target = tmp_path / "out"
+    assert find("model=tiny", f"input={pictures}", f"output={target}", "--json") == 1
+    broken, fine = json.loads(capsys.readouterr().out)["files"]
+    assert "a.png" in broken["error"]
+    assert fine["masks"] > 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ((), "adapter=DIR, or model=NAME"),
+        (("model=tiny", "input=x.png"), "output: this key is required"),
+        (("adapter=a", "image_size=64", "input=x", "output=y"), "image_size: the adapter records"),
+    ],
+)
+def test_wrong_keys_are_refused(keys, message, capsys):
+    assert main(["masks", *keys]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_adapter_without_prompts_is_refused(pictures, tmp_path, capsys):
+    adapter = adapter_for(tmp_path / "adapter", "semantic")
+    target = tmp_path / "m.png"
+    assert find(f"adapter={adapter}", f"input={pictures / 'a.png'}", f"output={target}") == 2
+    assert "finds its classes by itself" in capsys.readouterr().err
