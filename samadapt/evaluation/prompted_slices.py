@@ -159,7 +159,8 @@ class PromptedSlices:
             ImagePrompts(class_id[None], boxes=box[None])
             for class_id, box in zip(self.class_ids, boxes, strict=True)
         ]
-        low, iou = self._decode(prompts, ambiguous=False)
+        # A model that was trained with clicks gives several masks to any single prompt.
+        low, iou = self._decode(prompts, ambiguous=self.predictor.policy.is_interactive)
         planes = self._planes(low)
         return self.maps(planes), self._overlaps(planes, iou)
 

@@ -58,8 +58,10 @@ class OracleGap:
 
     def _policy(self, state: str) -> PromptPolicy:
         context = self.scorer.context
-        if state == "zero_shot" or not context.policy.is_semantic:
-            return context.zero_shot_policy
+        if state == "zero_shot":
+            return untrained(context.zero_shot_policy)
+        if not context.policy.is_semantic:
+            return context.policy
         # One prompt for each class, as the base model gets it, so that the two can be compared.
         return replace(context.policy, objects="class")
 
@@ -83,3 +85,12 @@ class OracleGap:
             summary: what ``summary`` returned.
         """
         write_gap(directory, self.scores, summary["oracle_gap"], summary["clicks"])
+
+
+def untrained(policy: PromptPolicy) -> PromptPolicy:
+    """Return how a base model answers where the adapter was trained with clicks.
+
+    It gives one mask to a box: the tokens for several masks of some base models, such as
+    LiteMedSAM, were never trained.
+    """
+    return replace(policy, kind="box") if policy.is_interactive else policy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from samadapt.inference.spool import Spool
 from samadapt.prompts.volume_clicker import volume_box, volume_click
 from samadapt.reports.tables import STATES
 from samadapt.reports.volume_clicks import write_volume_clicks
+from samadapt.runs.oracle_gap import untrained
 from samadapt.sam.decode import image_embedding, object_numbers
 from samadapt.sam.embed import frame_of
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
     from samadapt.evaluation.case_scores import CaseClassScore
     from samadapt.evaluation.evaluate import SlicePredictor
-    from samadapt.prompts.policy import PromptPolicy
     from samadapt.runs.scorer import Scorer
     from samadapt.sam.types import Frame
     from samadapt.system.arrays import Array
@@ -61,8 +61,9 @@ class VolumeClicks:
     def measure(self, state: str) -> None:
         """Score the run's model as it is now, under the name of one of ``STATES``."""
         context = self.scorer.context
-        policy = context.zero_shot_policy if state == "zero_shot" else context.policy
-        predictor = self.scorer.predictor(_carried_by(policy))
+        is_base = state == "zero_shot"
+        policy = untrained(context.zero_shot_policy) if is_base else context.policy
+        predictor = self.scorer.predictor(policy)
         scores = self.classes.setdefault(state, [])
         with context.progress.phase(f"box and clicks, {STATES[state]}", units=len(self.refs)):
             for _, group in groupby(self.refs, key=lambda ref: ref.case):
@@ -99,11 +100,6 @@ def refuse_pictures(data: Dataset) -> None:
             f"prompts=volume_clicks scores volumes; {data.name} has cases of one slice. "
             "prompts=matrix counts the clicks on each slice"
         )
-
-
-def _carried_by(policy: PromptPolicy) -> PromptPolicy:
-    """Return how a mask becomes the prompt of the next slice: by a box, if no point is wanted."""
-    return policy if policy.kind == "point" else replace(policy, kind="box")
 
 
 class _Volume:

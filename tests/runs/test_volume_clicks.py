@@ -12,7 +12,8 @@ from samadapt.data.types import Sample, SliceRef
 from samadapt.errors import DataError
 from samadapt.inference.spool import Spool
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.runs.volume_clicks import _carried_by, _Volume
+from samadapt.runs.oracle_gap import untrained
+from samadapt.runs.volume_clicks import _Volume
 from samadapt.sam.types import MaskOutput, Preprocessing
 
 SIDE, DEPTH = 12, 6
@@ -86,6 +87,6 @@ def test_a_volume_with_missing_slices_is_refused(volume):
         _Volume(scorer, predictor, refs, spool)
 
 
-def test_masks_are_carried_by_boxes_unless_the_model_knows_points_alone():
-    assert _carried_by(PromptPolicy("point")).kind == "point"
-    assert _carried_by(PromptPolicy("box")).kind == "box"
+def test_the_base_model_gives_one_mask_to_a_box():
+    assert untrained(PromptPolicy("interactive")) == PromptPolicy("box")
+    assert untrained(PromptPolicy("point")) == PromptPolicy("point")
