@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from samadapt.data.intensity import make_intensity
-from samadapt.training.augmentation_rule import MICROSCOPY, PATIENT, PHOTOGRAPH, changes_for
+from samadapt.training.augmentation_rule import PATIENT, PICTURE, changes_for
 
 GREY = np.repeat(np.arange(16, dtype=np.uint8).reshape(4, 4, 1), 3, axis=2)
 COLOURED = GREY * np.array([1, 2, 3], np.uint8)
@@ -33,9 +33,9 @@ def dataset(rule: str, *, axis: int | None = None, image: Any = GREY, classes: A
         (dataset("microscopy", axis=2), PATIENT),  # a volume has a direction of its own
         (dataset("ct:soft_tissue"), PATIENT),  # single CT slices
         (dataset("rgb"), PATIENT),  # grey pictures may be X-rays
-        (dataset("rgb", image=COLOURED), PHOTOGRAPH),
-        (dataset("microscopy"), MICROSCOPY),
-        (dataset("microscopy", image=COLOURED), MICROSCOPY),
+        (dataset("rgb", image=COLOURED), PICTURE),
+        (dataset("microscopy"), PICTURE),
+        (dataset("microscopy", image=COLOURED), PICTURE),
     ],
 )
 def test_the_kind_of_image_decides(data: Any, expected: tuple[str, ...]) -> None:
@@ -48,7 +48,7 @@ def test_the_kind_of_image_decides(data: Any, expected: tuple[str, ...]) -> None
 def test_where_a_class_names_a_side_nothing_is_mirrored(rule: str, image: Any) -> None:
     changes = changes_for("auto", dataset(rule, image=image, classes=("eye_left", "eye_right")))
     assert changes
-    assert not {"flip", "rotate90"} & set(changes)
+    assert "flip" not in changes
 
 
 def test_named_changes_stay_as_they_are() -> None:
