@@ -20,6 +20,7 @@ from samadapt.adapters.injection import group_of
 from samadapt.adapters.mask_tokens import (
     Sources,
     TokenUse,
+    class_sources,
     is_of_token,
     place_tokens,
     token_sources,
@@ -122,7 +123,7 @@ def take_over(
     }
     fixed = _unchanging(sam, injection, start)
     before = TokenUse.of_record(record)
-    classes = sources = token_sources(before, now)
+    sources, classes = token_sources(before, now), class_sources(before, now)
     if MASK_TOKENS not in start or MASK_TOKENS not in tensors:
         sources = unmoved(sources, sam)
     placed = place_tokens(tensors, start, sources, classes, (before, now))
@@ -132,6 +133,8 @@ def take_over(
         raise AdapterError(_nothing_fits(directory, record, injection))
     loaded = {key for part in parts for key in part.loaded}
     restore_tensors(sam, injection, start | _values(loaded, start, placed, fixed))
+    if now.has_own_tokens:  # what is said about classes is about their own tokens
+        sources = classes if before.has_own_tokens else [None] * len(classes)
     return _Report(record, injection, own_parts).taken_over(before, now, sources)
 
 

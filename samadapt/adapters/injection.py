@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 PROJECTION = "input_projection."
 """Prefix of the parameters that map images of more than three channels to SAM's three."""
 
+CLASSES = "class_tokens."
+"""Prefix of the parameters of class tokens, which belong to the decoder."""
+
 HEAD = "dense_head."
 """Prefix of the parameters of the dense head."""
 
@@ -69,7 +72,8 @@ class Injection:
     def plain_peft(self) -> bool:
         """Whether the peft library alone can load the saved adapter: it has one kind of layer."""
         own = {"input", "head"} & self.groups.keys()
-        return self.method.plain_peft and len(self.peft) <= 1 and not own
+        has_tokens = any(name.startswith(CLASSES) for name in self.parameters)
+        return self.method.plain_peft and len(self.peft) <= 1 and not own and not has_tokens
 
     @property
     def exact(self) -> tuple[str, ...]:
@@ -182,8 +186,9 @@ def inject(sam: Sam, method: Method) -> Injection:
         sam.mask_decoder.requires_grad_(True)
     if sam.input_projection is not None:
         sam.input_projection.requires_grad_(True)
-    if sam.dense_head is not None:
-        sam.dense_head.requires_grad_(True)
+    for added_to in (sam.class_tokens, sam.dense_head):
+        if added_to is not None:
+            added_to.requires_grad_(True)
     trained = {name: p for name, p in sam.named_parameters() if p.requires_grad}
     groups: dict[str, list[str]] = {}
     for name in trained:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _HYPERNETWORK = re.compile(r"(.*mask_decoder\.output_hypernetworks_mlps\.)(\d+)(\..+)")
 
+_CLASS_HYPERNETWORK = re.compile(r"(.*class_tokens\.hypernetworks\.)(\d+)(\..+)")
+_CLASS_TOKENS = re.compile(r".*class_tokens\.tokens\.weight")
+
 Sources = Sequence[int | None]
 """For each mask token of a model, the token of the first adapter that it comes from; None: none."""
 
@@ -36,19 +39,28 @@ class TokenUse:
         is_semantic: whether they do; otherwise the tokens are the masks of an ambiguous prompt.
         count: the number of tokens without the one of the single mask.
         maps: maps of each class that a dense head predicts: its logit, or distances too.
+        has_own_tokens: classes have tokens of their own (``sam/class_tokens.py``), so that the mask
+            tokens answer to prompts.
     """
 
     classes: Sequence[str]
     is_semantic: bool
     count: int
     maps: int = 1
+    has_own_tokens: bool = False
+
+    @property
+    def by_mask_tokens(self) -> bool:
+        """Whether the mask tokens predict classes."""
+        return self.is_semantic and not self.has_own_tokens
 
     @classmethod
     def of_record(cls, record: AdapterRecord) -> TokenUse:
         """Return what the mask tokens of an adapter stand for."""
         is_semantic = record.prompt.get("kind") == "semantic"
         maps = MAPS_PER_CLASS if record.separates_objects else 1
-        return cls(record.classes, is_semantic, record.num_masks, maps)
+        own = record.class_tokens > 0
+        return cls(record.classes, is_semantic, record.num_masks, maps, has_own_tokens=own)
 
     def position(self, name: str) -> int | None:
         """Return the token of a class, or None if no token predicts it."""
@@ -72,14 +84,21 @@ def token_sources(before: TokenUse, now: TokenUse) -> list[int | None]:
     """
     sources: list[int | None] = [0]
     for place in range(1, now.count + 1):
-        if now.is_semantic and before.is_semantic and place <= len(now.classes):
+        if now.by_mask_tokens and before.by_mask_tokens and place <= len(now.classes):
             sources.append(before.position(now.classes[place - 1]))
             continue
         # In both models this token stands for the same: a mask of a prompt, or nothing.
-        free = not before.is_semantic or place > len(before.classes)
-        alike = before.is_semantic == now.is_semantic
+        free = not before.by_mask_tokens or place > len(before.classes)
+        alike = before.by_mask_tokens == now.by_mask_tokens
         sources.append(place if alike and free and place <= before.count else None)
     return sources
+
+
+def class_sources(before: TokenUse, now: TokenUse) -> list[int | None]:
+    """Return for each class of a model, from 1 on, that of the first adapter with its name."""
+    if not now.is_semantic:
+        return [0]
+    return [0, *(before.position(name) for name in now.classes)]
 
 
 def unmoved(sources: Sources, sam: Sam) -> list[int | None]:
@@ -114,7 +133,8 @@ def place_tokens(
         tensors: the tensors of the first adapter by name.
         start: those of the model, whose rows stay where a token has no source.
         sources: see ``token_sources``.
-        classes: the same for the classes of a dense head, which may move where tokens may not.
+        classes: see ``class_sources``; the classes of a dense head, and those with tokens of their
+            own, may move where mask tokens may not.
         uses: what the tokens of the first adapter and of the model stand for.
     """
     placed: dict[str, Tensor] = {}
@@ -123,6 +143,13 @@ def place_tokens(
             head, number, tail = match.groups()
             copies = [place for place, source in enumerate(sources) if source == int(number)]
             placed |= {f"{head}{place}{tail}": value for place in copies}
+        elif match := _CLASS_HYPERNETWORK.fullmatch(key):
+            head, number, tail = match.groups()
+            copies = [place for place, source in enumerate(classes) if source == int(number) + 1]
+            placed |= {f"{head}{place - 1}{tail}": value for place in copies}
+        elif key in start and _CLASS_TOKENS.fullmatch(key) and value.ndim == start[key].ndim:
+            rows = [None if source is None else source - 1 for source in classes[1:]]
+            placed[key] = _moved(start[key], value, rows)
         elif key in start and has_token_rows(key) and value.shape[1:] == start[key].shape[1:]:
             placed[key] = _moved(start[key], value, sources)
         elif key in start and _HEAD_ROWS.fullmatch(key) and value.shape[1:] == start[key].shape[1:]:
@@ -166,8 +193,8 @@ def _moved(start: Tensor, given: Tensor, sources: Sources) -> Tensor:
 
 
 def is_of_token(key: str) -> bool:
-    """Return whether a tensor belongs to one mask token alone."""
-    return _HYPERNETWORK.fullmatch(key) is not None
+    """Return whether a tensor belongs to one mask token, or to one class token, alone."""
+    return any(pattern.fullmatch(key) for pattern in (_HYPERNETWORK, _CLASS_HYPERNETWORK))
 
 
 _TOKEN_ROWS = re.compile(

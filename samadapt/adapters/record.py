@@ -58,6 +58,8 @@ class AdapterRecord:
         checkpoint: file name of the base weights, as a hint.
         image_size: side of the model's square in pixels.
         num_masks: number of masks of a multimask output.
+        class_tokens: number of tokens that predict classes beside the mask tokens; 0: the mask
+            tokens do, and the file leaves the entry out.
         preprocessing: how the base expects its input.
         method: name and options of the method; ``save_adapter`` fills it in.
         intensity: the intensity rule.
@@ -121,6 +123,7 @@ class AdapterRecord:
     head: dict[str, Any] = field(default_factory=dict)
     keep_largest: list[str] = field(default_factory=list)
     init: dict[str, Any] = field(default_factory=dict)
+    class_tokens: int = 0
 
     @property
     def separates_objects(self) -> bool:
@@ -147,7 +150,7 @@ def write_record(directory: Path, record: AdapterRecord, weights: Path, name: st
     # Convert to what JSON can hold first, because the digest is compared with what is read back.
     values = json.loads(json.dumps(asdict(record)))
     # Entries of few adapters are left out, so that earlier versions read the records of most.
-    for optional in ("confidence", "head", "keep_largest", "init"):
+    for optional in ("confidence", "head", "keep_largest", "init", "class_tokens"):
         if not values[optional]:
             del values[optional]
     write_json(directory / name, {**values, "record_sha256": digest_of(values)})
@@ -266,6 +269,7 @@ def _faults(record: AdapterRecord) -> Iterator[str]:
     for name, low, high in (
         ("image_size", 1, MAX_IMAGE_SIZE),
         ("num_masks", 1, MAX_MASKS),
+        ("class_tokens", 0, MAX_MASKS),
         ("input_channels", 3, MAX_CHANNELS),
     ):
         value = getattr(record, name)

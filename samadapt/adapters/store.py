@@ -68,6 +68,11 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
             f"{directory / RECORD}: num_masks: the model has {sam.build.num_multimask}; got "
             f"{record.num_masks}"
         )
+    tokens = 0 if sam.class_tokens is None else sam.class_tokens.count
+    if record.class_tokens != tokens:
+        raise AdapterError(
+            f"{directory / RECORD}: class_tokens: the model has {tokens}; got {record.class_tokens}"
+        )
     if record.input_channels != sam.input_channels:
         raise AdapterError(
             f"{directory / RECORD}: input_channels: the model has {sam.input_channels}; got "
@@ -127,6 +132,8 @@ def load_into(directory: Path, sam: Sam, record: AdapterRecord | None = None) ->
     # These change the base, so they come after its hash was compared.
     if record.num_masks != sam.build.num_multimask:
         sam.resize_mask_tokens(record.num_masks)
+    if record.class_tokens:
+        sam.add_class_tokens(record.class_tokens)
     if record.input_channels > 3:
         sam.add_input_projection(record.input_channels)
     if record.head:

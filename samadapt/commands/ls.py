@@ -10,7 +10,8 @@ from samadapt import console
 from samadapt.config.baseline import BASELINES
 from samadapt.config.compose import recipes
 from samadapt.config.help import key_rows, keys_text
-from samadapt.config.schema import PROMPTS, Config, Output
+from samadapt.config.prompt_settings import PROMPTS
+from samadapt.config.schema import Config, Output
 from samadapt.errors import ConfigError, nearest
 from samadapt.methods import METHODS
 from samadapt.sam.weights.builds import BUILDS, TEST_BUILDS

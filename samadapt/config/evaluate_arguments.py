@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from samadapt.config.schema import Cache, Data, Device, Eval, Output, Precision, PromptSettings
+from samadapt.config.prompt_settings import PromptSettings
+from samadapt.config.schema import Cache, Data, Device, Eval, Output, Precision
 from samadapt.prompts.policy import Kind
 from samadapt.system.settings import List, Settings
 

@@ -17,11 +17,11 @@ from pydantic.dataclasses import dataclass
 
 from samadapt.config.baseline import Baseline
 from samadapt.config.described import DescribesOption, OfDataSet, OfModel
+from samadapt.config.prompt_settings import PromptSettings
 from samadapt.config.train import MAX_LR, Train
 from samadapt.errors import nearest
 from samadapt.methods import METHODS
 from samadapt.methods.base import Method
-from samadapt.prompts.policy import Kind, Variant
 from samadapt.sam.watershed import SEED_HEIGHT, SMOOTHING
 from samadapt.sam.weights.builds import BUILDS
 from samadapt.system.limits import MAX_GB, MAX_SECONDS
@@ -67,13 +67,6 @@ def _known_loss(name: str) -> str:
 LossName = Annotated[str, AfterValidator(_known_loss), WithJsonSchema({"enum": ["auto", *LOSSES]})]
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-# `samadapt ls` shows the texts of this table.
-PROMPTS = {
-    "box": "the bounding box of an object, with noise in training",
-    "point": "a random point inside an object; the decoder predicts several masks for it",
-    "interactive": "a point or a box, then clicks that correct the mask, as in the SAM paper",
-    "semantic": "no prompt: one mask token for each class, as in SAMed",
-}
 PositiveNumber = Annotated[float, Field(gt=0)]
 ClassTable = dict[str, Whole | str | List[Whole | str]]
 
@@ -277,56 +270,6 @@ class Data(Settings):
         default=MAX_SECONDS,
         gt=0,
         description="longest time in seconds that reading one file may take",
-    )
-
-
-@dataclass(frozen=True)
-class PromptSettings(Settings):
-    """How prompts are made from the ground truth; the defaults are those of the SAM paper."""
-
-    section: ClassVar[str] = "prompts"
-
-    name: Kind = Field(
-        default="box",
-        description="kind of prompt: box; point; interactive, a point or a box and then clicks "
-        "that correct the mask; or semantic, which needs no prompt and predicts one mask for each "
-        "class",
-    )
-    objects: Literal["component", "class"] = Field(
-        default="component",
-        description="what one prompt covers: a connected component, or a whole class in the slice",
-    )
-    jitter: float = Field(
-        default=0.1,
-        ge=0,
-        lt=1,
-        description="standard deviation of the noise on box sides, as a share of the side's length",
-    )
-    max_jitter_px: float = Field(
-        default=20.0,
-        ge=0,
-        description="largest noise on a box side, in pixels of an image whose longest side is 1024",
-    )
-    min_area: Whole = Field(
-        default=0, ge=0, description="objects of fewer pixels than this get no prompt"
-    )
-    max_objects: Whole = Field(
-        default=4,
-        ge=1,
-        description="number of objects of an image that train in one step; large objects are drawn "
-        "more often",
-    )
-    clicks: Annotated[Whole, Field(ge=1, le=100)] | None = Field(
-        default=None,
-        description="clicks that correct an object in one step of prompts=interactive; the decoder "
-        "runs a few times more often than that, so fewer clicks are faster; null: 8, or 7 with "
-        "prompts.variant=sam2",
-    )
-    variant: Variant = Field(
-        default="sam",
-        description="how prompts=interactive trains: as in the SAM paper, or as SAM 2: uniform "
-        "noise on boxes, a tenth of the clicks drawn from the whole object, a click on the "
-        "background where the mask is right, and no round without a click",
     )
 
 

@@ -187,6 +187,12 @@ class PromptedSlices:
             found.append(labels)
         return found
 
+    @property
+    def _by_token_of_class(self) -> bool:
+        """Whether the mask tokens stand for classes and no longer for the masks of a prompt."""
+        predictor = self.predictor
+        return predictor.policy.is_semantic and not predictor.sam.has_class_tokens
+
     def _decode(self, prompts: list[ImagePrompts], *, ambiguous: bool) -> tuple[Tensor, Tensor]:
         """Decode every object.
 
@@ -204,7 +210,7 @@ class PromptedSlices:
             prompts,
             images=self.owner.tolist(),
             multimask=ambiguous,
-            token_of_class=self.predictor.policy.is_semantic,
+            token_of_class=self._by_token_of_class,
         )
         logits, iou = zip(*decoded, strict=True)
         return torch.cat(logits).float(), torch.cat(iou).float()

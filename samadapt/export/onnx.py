@@ -34,6 +34,8 @@ DECODER_INPUTS = (
 )
 DECODER_OUTPUTS = ("masks", "iou_predictions", "low_res_masks")
 """Inputs and outputs have the names of segment-anything's own export."""
+CLASS_OUTPUT = "class_logits"
+"""The further output of a decoder with class tokens."""
 
 
 @register("onnx")
@@ -55,6 +57,7 @@ class Onnx(Target):
     summary: ClassVar[str] = "encoder and prompt-and-mask decoder for onnxruntime"
     extra: ClassVar[str] = "onnx"
     holds_head: ClassVar[bool] = True
+    holds_class_tokens: ClassVar[bool] = True
 
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
 
@@ -98,7 +101,7 @@ class Onnx(Target):
             decoder.example(),
             folder / DECODER,
             DECODER_INPUTS,
-            DECODER_OUTPUTS,
+            DECODER_OUTPUTS if sam.class_tokens is None else (*DECODER_OUTPUTS, CLASS_OUTPUT),
             {
                 "point_coords": {0: "num_prompts", 1: "num_points"},
                 "point_labels": {0: "num_prompts", 1: "num_points"},
@@ -115,6 +118,11 @@ class Onnx(Target):
             f"normalised ({rule.normalization}) and zero-padded right and below; masks are logits "
             "of every mask token, the single mask first"
         )
+        if sam.class_tokens is not None:
+            note += (
+                f"; {CLASS_OUTPUT} of {DECODER} are logits of the classes in order, which no "
+                "prompt changes, and the background has the logit 0"
+            )
         return [note]
 
     def _write_classes(self, sam: Sam, folder: Path) -> list[str]:
@@ -184,10 +192,30 @@ class OnnxModel:
             torch.tensor([32.0, 24.0]),  # any size, because only low_res_masks are compared
         )
         given = {n: v.numpy() for n, v in zip(DECODER_INPUTS, values, strict=True)}
-        _, iou, low = (torch.from_numpy(out)[None] for out in self.decoder.run(None, given))
+        outputs = self.decoder.run(list(DECODER_OUTPUTS), given)
+        _, iou, low = (torch.from_numpy(out)[None] for out in outputs)
         # Token 0 is the single mask, and the others are the masks of a multimask output.
         chosen = slice(1, None) if multimask else slice(0, 1)
         return MaskOutput(logits=low[:, :, chosen], iou=iou[:, :, chosen])
+
+    def decode_classes(self, embeddings: Tensor) -> MaskOutput:
+        """Predict the classes of one image; what is prompted makes no difference."""
+        import torch
+
+        from samadapt.sam.types import MaskOutput
+
+        values = (
+            embeddings,
+            torch.zeros(1, 1, 2),
+            -torch.ones(1, 1),
+            torch.zeros(1, 1, self.side, self.side),
+            torch.zeros(1),
+            torch.tensor([32.0, 24.0]),
+        )
+        given = {n: v.numpy() for n, v in zip(DECODER_INPUTS, values, strict=True)}
+        (logits,) = self.decoder.run([CLASS_OUTPUT], given)
+        found = torch.from_numpy(logits)[:, None]
+        return MaskOutput(logits=found, iou=found.new_zeros(found.shape[:3]))
 
 
 class OnnxClassModel:

@@ -26,6 +26,7 @@ class PromptAndMaskDecoder(nn.Module):
         """Keep references to the layers."""
         super().__init__()
         self.prompts, self.decoder = sam.prompt_encoder, sam.mask_decoder
+        self.classes = sam.class_tokens
         self.size, self.side = sam.image_size, sam.embedding_size
         self.squash = sam.preprocessing.resize == "squash"
 
@@ -49,7 +50,7 @@ class PromptAndMaskDecoder(nn.Module):
         mask_input: Tensor,
         has_mask_input: Tensor,
         orig_im_size: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Predict the masks.
 
         Args:
@@ -62,7 +63,8 @@ class PromptAndMaskDecoder(nn.Module):
 
         Returns:
             Logits (p, m, height, width), IoU estimates (p, m) and logits (p, m, 4g, 4g) of all m
-            mask tokens. The first one is the single mask.
+            mask tokens. The first one is the single mask. With class tokens the logits
+            (1, K, 4g, 4g) of the classes follow, which no prompt changes.
         """
         sparse = self._embed_points(point_coords, point_labels)
         given = self.prompts.mask_downscaling(mask_input)
@@ -70,13 +72,22 @@ class PromptAndMaskDecoder(nn.Module):
         # A traced graph has no branches: both are computed, and one of them is multiplied by 0.
         dense = has_mask_input * given + (1 - has_mask_input) * none
         low, iou = self._decode(image_embeddings + dense, sparse)
-        return self._resize(low, orig_im_size), iou, low
+        found = self._resize(low, orig_im_size), iou, low
+        return found if self.classes is None else (*found, self.class_logits(image_embeddings))
 
-    def without_prompt(self, image_embeddings: Tensor) -> Tensor:
-        """Return logits (1, m, 4g, 4g) of all m mask tokens for an embedding (1, c, g, g)."""
+    def class_logits(self, image_embeddings: Tensor) -> Tensor:
+        """Return logits (1, K or more, 4g, 4g) of the classes for an embedding (1, c, g, g).
+
+        Without class tokens they are those of the multimask tokens.
+        """
         none = self.prompts.no_mask_embed.weight.view(1, -1, 1, 1)
-        sparse = image_embeddings.new_zeros(1, 0, self.prompts.width)
-        return self._decode(image_embeddings + none, sparse)[0]
+        image = image_embeddings + none
+        if self.classes is None:
+            sparse = image_embeddings.new_zeros(1, 0, self.prompts.width)
+            return self._decode(image, sparse)[0][:, 1:]
+        tokens, cells = self._attend_both(image, self.classes.expanded(1)[0])
+        kernels = self.classes.kernels(tokens[:, None])[:, 0].transpose(1, 2)
+        return self._draw(kernels, cells)
 
     def _embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
         # Half a pixel moves a point to the centre of its pixel, as in segment-anything.
@@ -89,6 +100,15 @@ class PromptAndMaskDecoder(nn.Module):
 
     def _decode(self, image: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (p, m, 4g, 4g) and IoU estimates (p, m) for an image (1, c, g, g)."""
+        tokens, cells = self._attend_both(image, sparse)
+        # (p, m, c / 8): each mask token becomes the weights of a 1x1 convolution.
+        networks = self.decoder.output_hypernetworks_mlps
+        kernels = torch.stack([net(tokens[:, 1 + i]) for i, net in enumerate(networks)], 1)
+        iou: Tensor = self.decoder.iou_prediction_head(tokens[:, 0])
+        return self._draw(kernels, cells), iou
+
+    def _attend_both(self, image: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens (p, 1 + m + n, c) and cells (p, g * g, c) after the transformer."""
         decoder = self.decoder
         # Tokens (p, 1 + m + n, c) are the IoU token, the mask tokens and the prompt. In SAM's
         # decoder they are also the positions that the layers add.
@@ -103,15 +123,12 @@ class PromptAndMaskDecoder(nn.Module):
             tokens, cells = _two_ways(layer, tokens, cells, position, place)
         final = decoder.transformer.final_attn_token_to_image
         tokens = tokens + _attend(final, tokens + position, cells + place, cells)
-        tokens = decoder.transformer.norm_final_attn(tokens)
-        # (p, m, c / 8): each mask token becomes the weights of a 1x1 convolution.
-        kernels = torch.stack(
-            [net(tokens[:, 1 + i]) for i, net in enumerate(decoder.output_hypernetworks_mlps)], 1
-        )
+        return decoder.transformer.norm_final_attn(tokens), cells
+
+    def _draw(self, kernels: Tensor, cells: Tensor) -> Tensor:
+        """Return logits (p, m, 4g, 4g) of kernels (p, m, c / 8) and cells (p, g * g, c)."""
         upscaled = self._upscale(torch.unflatten(cells.transpose(1, 2), 2, (self.side, -1)))
-        low = torch.unflatten(kernels @ upscaled.flatten(2), 2, (4 * self.side, -1))
-        iou: Tensor = decoder.iou_prediction_head(tokens[:, 0])
-        return low, iou
+        return torch.unflatten(kernels @ upscaled.flatten(2), 2, (4 * self.side, -1))
 
     def _upscale(self, x: Tensor) -> Tensor:
         """Upscale (p, c, g, g) to (p, c / 8, 4g, 4g)."""

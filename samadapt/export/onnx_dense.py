@@ -58,6 +58,6 @@ class ClassPredictor(nn.Module):
         logits: Tensor = self.head((picture - PICTURE_MEAN) / PICTURE_STD, levels)
         if not self.head.settings.sam_logits:
             return logits
-        own = self.decoder.without_prompt(embedding)[:, 1 : 1 + self.head.classes]
+        own = self.decoder.class_logits(embedding)[:, : self.head.classes]
         side = (self.head.settings.side,) * 2
         return logits + functional.interpolate(own, side, mode="bilinear")

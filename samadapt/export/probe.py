@@ -30,6 +30,14 @@ class ProbedModel(Protocol):
 
 
 @runtime_checkable
+class ProbedTokenModel(Protocol):
+    """The call that is also compared for a model whose classes have tokens of their own."""
+
+    def decode_classes(self, embeddings: Tensor) -> MaskOutput:
+        """Predict the classes of b images."""
+
+
+@runtime_checkable
 class ProbedClassModel(Protocol):
     """The one call that is compared for an export of a model with a dense head."""
 
@@ -71,12 +79,15 @@ class Difference:
         )
 
 
-def answers(model: ProbedModel | ProbedClassModel, like: Sam | None = None) -> list[MaskOutput]:
+def answers(
+    model: ProbedModel | ProbedClassModel, like: Sam | None = None, *, classes: bool = False
+) -> list[MaskOutput]:
     """Run the probe on a model.
 
     Args:
         model: the model to run.
         like: a ``Sam`` with the same sizes; None: the model itself.
+        classes: also ask for the classes, if the model has tokens for them.
     """
     sam: Sam = model if like is None else like  # type: ignore[assignment]
     side = sam.image_size
@@ -94,10 +105,13 @@ def answers(model: ProbedModel | ProbedClassModel, like: Sam | None = None) -> l
         raise TypeError("a model of classes is compared with one that has a dense head")
     with torch.no_grad():
         embeddings = model.encode(image.to(sam.device, sam.dtype))
-        return [
+        found = [
             model.decode(embeddings, prompts, multimask=multimask)
             for prompts, multimask in questions(side, 4 * sam.embedding_size)
         ]
+        if classes and sam.class_tokens is not None and isinstance(model, ProbedTokenModel):
+            found.append(model.decode_classes(embeddings))
+        return found
 
 
 @torch.no_grad()

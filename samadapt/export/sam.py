@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from samadapt.adapters.injection import CLASSES
 from samadapt.export.target import Target, merge_refusal, register
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class SamFile(Target):
             # Meta's names are ours; MobileSAM and LiteMedSAM use others.
             published_key(name) if adapted.sam.build.encoder == "tiny_vit" else name: value
             for name, value in adapted.sam.state_dict().items()
+            if not name.startswith(CLASSES)
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         torch.save(tensors, folder / TORCH_FILE)

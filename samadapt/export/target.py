@@ -34,6 +34,8 @@ class Target(ABC):
     """Whether the target folds the adapter into SAM's weights."""
     holds_head: ClassVar[bool] = False
     """Whether the target can hold a dense head."""
+    holds_class_tokens: ClassVar[bool] = False
+    """Whether the target can hold tokens that predict classes beside SAM's mask tokens."""
 
     @property
     def limit(self) -> float | None:
@@ -149,12 +151,21 @@ def export_adapter(
     if reason := target.refusal(adapted):
         raise _refused(adapted, target, reason)
     # This comes before ``write``, which may merge the adapter into this model.
-    expected = probe.answers(adapted.sam)
+    expected = probe.answers(adapted.sam, classes=target.holds_class_tokens)
     with atomic.folder(output) as scratch:
         notes = _write(target, adapted, scratch)
+        if adapted.record.class_tokens and not target.holds_class_tokens:
+            notes.append(
+                f"left out: the classes {', '.join(adapted.record.classes)}, which have tokens of "
+                "their own; what answers to prompts is here"
+            )
         if adapted.record.prompt.get("background_token"):
             notes.append(f"background: {BACKGROUND_TOKEN}")
-        found = probe.answers(target.read_back(adapted, scratch), like=adapted.sam)
+        found = probe.answers(
+            target.read_back(adapted, scratch),
+            like=adapted.sam,
+            classes=target.holds_class_tokens,
+        )
         difference = probe.compare(expected, found, target.limit)
         if not difference.is_small:
             raise RunError(

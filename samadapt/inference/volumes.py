@@ -9,6 +9,7 @@ passes are averaged.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +182,7 @@ class VolumePredictor:
                 "uncertainty=mutual_information is how much several passes disagree, and this is "
                 "one pass; name several adapters, add tta=flip, or use uncertainty=true"
             )
-        if self.policy.is_semantic and options.has_prompts:
+        if self.policy.is_semantic and options.has_prompts and not self.keeps_prompts:
             raise PromptError(
                 "this adapter was trained without prompts and finds its classes "
                 f"({', '.join(self.classes)}) by itself; leave boxes and points out, and labels "
@@ -240,6 +241,12 @@ class VolumePredictor:
         return SecondPass(base)
 
     @property
+    def keeps_prompts(self) -> bool:
+        """Whether an adapter that finds classes by itself also answers to prompts."""
+        records = [member.record for member in self.members]
+        return all(record.class_tokens and not record.head for record in records)
+
+    @property
     def uncalibrated(self) -> str:
         """Why objects get no confidence; empty if they get one."""
         reasons = [one.curve for one in self.members if isinstance(one.curve, str)]
@@ -280,6 +287,11 @@ class VolumePredictor:
                 separates objects, and this is a volume.
         """
         self.check(options)
+        if options.has_prompts and self.policy.is_semantic:
+            # The mask tokens of this adapter still answer to prompts, as those of the base do.
+            prompted = copy(self)
+            prompted.policy = replace(self.policy, kind="interactive")
+            return prompted.segment(volume, options, progress, instances=instances)
         if self.watershed is not None and volume.shape[2] > 1:
             raise DataError(
                 f"this adapter was trained with head={INSTANCE_HEAD}: it separates the objects of "

@@ -39,6 +39,8 @@ class PromptPolicy:
             chances proportional to their diameter. Predictions and scores take all objects.
         background_token: for ``"semantic"``: the logit of the background is that of mask token 0
             (the single mask), as in SAMed, and not 0.
+        keep_promptable: for ``"semantic"``: the classes have tokens of their own, so that the mask
+            tokens keep answering to prompts. Models of more than three classes always have them.
         clicks: for ``"interactive"``: corrections of an object in one training step; None: as many
             as the variant has.
         variant: for ``"interactive"``: the training of the ``"sam"`` paper, or that of
@@ -52,6 +54,7 @@ class PromptPolicy:
     min_area: int = 0
     max_objects: int = 4
     background_token: bool = False
+    keep_promptable: bool = False
     clicks: int | None = None
     variant: Variant = "sam"
 

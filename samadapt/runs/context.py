@@ -275,8 +275,10 @@ def _open_sam(
     sam.to(device)
     promptable_base = deepcopy(sam).eval() if config.eval.second_pass else None
     base_sha256 = base_hash(sam)
-    if policy.is_semantic and len(dataset.classes) > sam.build.num_multimask:
-        sam.resize_mask_tokens(len(dataset.classes))  # one mask token for each class
+    if policy.is_semantic:
+        count = len(dataset.classes)
+        if policy.keep_promptable or count > sam.build.num_multimask:
+            sam.add_class_tokens(count)  # else the multimask tokens are those of the classes
     if config.model.input_channels:
         sam.add_input_projection(config.model.input_channels)
     if config.head.name != "sam":
@@ -388,6 +390,7 @@ def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPo
         prompts.min_area,
         prompts.max_objects,
         background_token=background_token and prompts.name == "semantic",
+        keep_promptable=prompts.keep_promptable,
         clicks=prompts.clicks,
         variant=prompts.variant,
     )

@@ -187,6 +187,7 @@ def start_from_adapter(
         context.policy.is_semantic,
         sam.build.num_multimask,
         maps=1 if sam.watershed is None else MAPS_PER_CLASS,
+        has_own_tokens=sam.class_tokens is not None,
     )
     taken = take_over(folder, record, sam, context.injection, tokens)
     first = InitialAdapter(

@@ -10,7 +10,8 @@ from samadapt.adapters.combining import method_from_dict
 from samadapt.adapters.record import LOCAL_OPTIONS, AdapterRecord
 from samadapt.config.compose import from_yaml
 from samadapt.config.evaluate_arguments import EvaluateArguments
-from samadapt.config.schema import Config, Head, Model, PromptSettings
+from samadapt.config.prompt_settings import PromptSettings
+from samadapt.config.schema import Config, Head, Model
 from samadapt.data.tiles import recorded_tiling
 from samadapt.errors import ConfigError
 

@@ -27,6 +27,7 @@ from samadapt.reports.plots import plot_progress
 from samadapt.reports.tables import state_names, write_per_case, write_summary
 from samadapt.runs.run_page import true_labels, write_page
 from samadapt.runs.summary import NOT_SCORED
+from samadapt.sam.model import Sam
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
@@ -110,6 +111,12 @@ def draw_overlays(
         )
 
 
+def class_token_count(model: SegmentationModel) -> int:
+    """Return how many tokens predict classes beside the mask tokens of a model."""
+    tokens = model.class_tokens if isinstance(model, Sam) else None
+    return 0 if tokens is None else tokens.count
+
+
 def head_entry(model: SegmentationModel) -> dict[str, Any]:
     """Return what a record says about the head: its name, its sizes, how it separates objects."""
     if model.dense_head is not None:
@@ -155,6 +162,7 @@ def adapter_record(config: Config, context: RunContext) -> AdapterRecord:
         # The name alone, because an adapter names no folder of any machine.
         checkpoint=Path(named).name if named and not context.is_baseline else None,
         num_masks=len(data.classes) if context.is_baseline else context.sam.build.num_multimask,
+        class_tokens=class_token_count(model),
         input_channels=model.input_channels,
         head=head_entry(model),
         preprocessing=asdict(model.preprocessing),

@@ -342,14 +342,14 @@ def class_logits(
         logits = dense[:, None].float()
         if not head.settings.sam_logits:
             return logits
-        own = sam.decode(embeddings, Prompts(), multimask=True).logits[:, :, :num_classes].float()
+        own = sam.decode_classes(embeddings).logits[:, :, :num_classes].float()
         side = (head.settings.side,) * 2
         own = functional.interpolate(own[:, 0], side, mode="bilinear")[:, None]
         if head.watershed is None:
             return logits + own
         # SAM's mask tokens know classes and no distances.
         return torch.cat([logits[:, :, :num_classes] + own, logits[:, :, num_classes:]], dim=2)
-    logits = sam.decode(embeddings, Prompts(), multimask=True).logits
+    logits = sam.decode_classes(embeddings).logits
     if logits.shape[2] < num_classes:
         raise ConfigError(
             f"without prompts each class needs a mask token; got {logits.shape[2]} tokens for "

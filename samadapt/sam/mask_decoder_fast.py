@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samadapt.sam.class_tokens import ClassTokens
 from samadapt.sam.mask_decoder import MaskDecoder
 from samadapt.sam.tracing import is_traced
 from samadapt.sam.two_way_transformer_fast import FastTwoWayTransformer
@@ -71,9 +72,31 @@ class FastMaskDecoder(MaskDecoder):
         chosen, side = self.chosen_masks(multimask), embeddings.shape[-1]
         logits, iou = [], []
         for tokens, image in self._attend(embeddings, position, sparse, dense):
-            logits.append(self._draw(tokens, image, chosen, side))
+            logits.append(self._draw(self._kernels(tokens, chosen), image, side))
             iou.append(self._score(tokens, chosen))
         return MaskOutput(logits=torch.cat(logits, dim=1), iou=torch.cat(iou, dim=1))
+
+    def decode_classes(
+        self,
+        classes: ClassTokens,
+        embeddings: Float[Tensor, "b c g g"],
+        position: Float[Tensor, "c g g"],
+        dense: Float[Tensor, "1 1 c 1 1"],
+    ) -> Float[Tensor, "b 1 K s s"]:
+        """Decode the classes of b images with class tokens, which take a prompt's place.
+
+        Args:
+            classes: the tokens.
+            embeddings: (b, c, g, g).
+            position: (c, g, g), the position embedding of the image's cells.
+            dense: the embedding of no mask.
+
+        Returns:
+            (b, 1, K, s, s) logits, s = 4g.
+        """
+        sparse = classes.expanded(len(embeddings))
+        ((tokens, image),) = self._attend(embeddings, position, sparse, dense)
+        return self._draw(classes.kernels(tokens), image, embeddings.shape[-1])
 
     def decode_above(
         self,
@@ -112,7 +135,7 @@ class FastMaskDecoder(MaskDecoder):
             kept = good.any(dim=1)  # objects with at least one good mask
             if not kept.all():
                 tokens, image = tokens[:, kept], image[:, kept]
-            logits = self._draw(tokens, image, chosen, side)
+            logits = self._draw(self._kernels(tokens, chosen), image, side)
             yield logits[0][good[kept]], iou[good], start + good.nonzero()[:, 0]
             start += len(iou)
 
@@ -129,11 +152,14 @@ class FastMaskDecoder(MaskDecoder):
         for some_tokens, some_image in zip(_split(tokens, 1, count), cycle(images), strict=False):
             yield self.transformer(some_image, places, some_tokens)
 
-    def _draw(self, tokens: Tensor, image: Tensor, chosen: range, side: int) -> Tensor:
-        """Draw the chosen masks: (b, p, m, 4g, 4g) where g is ``side``."""
-        kernels = torch.stack(
+    def _kernels(self, tokens: Tensor, chosen: range) -> Tensor:
+        """Make the kernels (b, p, c / 8, m) of the chosen masks of decoded tokens."""
+        return torch.stack(
             [self.output_hypernetworks_mlps[i](tokens[:, :, 1 + i]) for i in chosen], dim=-1
-        )  # (b, p, c / 8, m)
+        )
+
+    def _draw(self, kernels: Tensor, image: Tensor, side: int) -> Tensor:
+        """Draw a mask for each of the kernels (b, p, c / 8, m): (b, p, m, 4g, 4g)."""
         # The upscaled image has 16 times the cells and an eighth of the channels.
         count = _count_in_cache(image, 2 * image[:1, :1].numel())
         pairs = (_split(x.flatten(0, 1), 0, count) for x in (image, kernels))
@@ -145,7 +171,7 @@ class FastMaskDecoder(MaskDecoder):
         )
         # Cells (y, x), their quarters (2, 2), and the quarters of those (2, 2):
         # (b, p, y, x, 2, 2, 2, 2, m) -> (b, p, m, y, 2, 2, x, 2, 2) -> (b, p, m, 4g, 4g)
-        shape = (*image.shape[:2], side, side, 2, 2, 2, 2, len(chosen))
+        shape = (*image.shape[:2], side, side, 2, 2, 2, 2, kernels.shape[-1])
         return cells.view(shape).permute(0, 1, 8, 2, 4, 6, 3, 5, 7).flatten(6, 8).flatten(3, 5)
 
     def _score(self, tokens: Tensor, chosen: range) -> Tensor:

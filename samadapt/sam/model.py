@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samadapt.errors import ConfigError, PromptError, nearest
+from samadapt.sam.class_tokens import ClassTokens
 from samadapt.sam.dense_head import DenseHead, HeadSettings
 from samadapt.sam.image_encoder import ImageEncoderViT
 from samadapt.sam.mask_decoder_fast import FastMaskDecoder
@@ -46,6 +47,8 @@ class Sam(SegmentationModel):
     pixel_std: Tensor
     input_projection: nn.Conv2d | None
     """Maps images of more than three channels to three; None if images have three."""
+    class_tokens: ClassTokens | None
+    """Predict classes without a prompt; None: the multimask tokens do, if anything does."""
 
     def __init__(self, build: Build, image_size: int) -> None:
         super().__init__()
@@ -72,6 +75,7 @@ class Sam(SegmentationModel):
             num_multimask=build.num_multimask,
         )
         self.register_module("input_projection", None)
+        self.register_module("class_tokens", None)
         self.register_module("dense_head", None)
         mean, std = (torch.tensor(v) for v in (self.preprocessing.mean, self.preprocessing.std))
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
@@ -223,11 +227,28 @@ class Sam(SegmentationModel):
         )
         return output
 
+    def decode_classes(self, embeddings: Float[Tensor, "b c g g"]) -> MaskOutput:
+        """Predict the classes of b images without a prompt; ``iou`` says nothing about them.
+
+        The class tokens predict them, or the multimask tokens where there are none.
+        """
+        if self.class_tokens is None:
+            return super().decode_classes(embeddings)
+        _, dense = self.prompt_encoder(Prompts(), len(embeddings))
+        position = self.prompt_encoder.dense_position()
+        logits = self.mask_decoder.decode_classes(self.class_tokens, embeddings, position, dense)
+        return MaskOutput(logits=logits, iou=logits.new_zeros(logits.shape[:3]))
+
     def forward(
         self, images: Float[Tensor, "b 3 s s"], prompts: Prompts, *, multimask: bool
     ) -> MaskOutput:
         """Encode images (b, 3, s, s) and decode the prompts."""
         return self.decode(self.encode(images), prompts, multimask=multimask)
+
+    @property
+    def has_class_tokens(self) -> bool:
+        """Whether classes have tokens of their own, so that the mask tokens answer to prompts."""
+        return self.class_tokens is not None
 
     @property
     def logits_side(self) -> int:
@@ -289,6 +310,14 @@ class Sam(SegmentationModel):
         """
         self.mask_decoder.resize_mask_tokens(count)
         self.build = replace(self.build, num_multimask=count)
+
+    def add_class_tokens(self, count: int) -> None:
+        """Add a token for each class, so that the mask tokens keep answering to prompts.
+
+        Raises:
+            ValueError: ``count`` is less than 1.
+        """
+        self.class_tokens = ClassTokens(self.mask_decoder, count)
 
     def _check_images(self, images: Tensor) -> None:
         size = self.image_size

@@ -51,6 +51,11 @@ class SegmentationModel(nn.Module):
         return None if self.dense_head is None else self.dense_head.watershed
 
     @property
+    def has_class_tokens(self) -> bool:
+        """Whether classes have tokens of their own, so that the mask tokens answer to prompts."""
+        return False
+
+    @property
     def logits_side(self) -> int:
         """Side of the grid on which the model predicts classes without a prompt."""
         raise NotImplementedError
@@ -96,6 +101,10 @@ class SegmentationModel(nn.Module):
     ) -> MaskOutput:
         """Decode p objects in each of b images; without a prompt, all classes at once."""
         raise NotImplementedError
+
+    def decode_classes(self, embeddings: Float[Tensor, "b c g g"]) -> MaskOutput:
+        """Predict the classes of b images without a prompt; ``iou`` says nothing about them."""
+        return self.decode(embeddings, Prompts(), multimask=True)
 
     def attention_blocks(self) -> tuple[AttentionBlock, ...]:
         """Return the attention blocks of the encoder in order; a model may have none."""

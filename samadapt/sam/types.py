@@ -233,6 +233,11 @@ class Prompts:
             raise PromptError(f"points, boxes and masks must share (b, p); got {sorted(leading)}")
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing is prompted."""
+        return self.points is None and self.boxes is None and self.masks is None
+
+    @property
     def count(self) -> int:
         """Number p of objects in each image; 1 if there is no prompt at all."""
         for tensor in (self.points, self.boxes, self.masks):

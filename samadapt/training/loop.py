@@ -126,6 +126,8 @@ class TrainableTail(nn.Module):
         if self.sam.dense_head is not None:
             logits = class_logits(self.sam, embeddings, self.sam.dense_head.classes)
             return MaskOutput(logits=logits, iou=logits.new_zeros(logits.shape[:3]))
+        if prompts.is_empty:
+            return self.sam.decode_classes(embeddings)
         return self.sam.decode(embeddings, prompts, multimask=multimask)
 
 

@@ -222,3 +222,44 @@ def test_changed_weights_are_refused(first, start):
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(AdapterError, match="were changed or damaged"):
         start(directory, "lora")
+
+
+def test_class_tokens_move_with_the_names_of_their_classes(tiny_sam, perturb, tmp_path):
+    """The same classes in another order predict the same masks, each in its new place."""
+    before, now = ["a", "b", "c", "d", "e"], ["e", "x", "b", "a"]
+    models = []
+    for classes in (before, now):
+        sam = copy.deepcopy(tiny_sam)
+        digest = base_hash(sam)
+        sam.add_class_tokens(len(classes))
+        models.append((sam, inject(sam, find_method("lora")())))
+    (old, injection), (new, own) = models
+    perturb(injection)
+    record = AdapterRecord(
+        base="tiny",
+        base_sha256=digest,
+        image_size=old.image_size,
+        classes=before,
+        class_tokens=5,
+        prompt={"kind": "semantic"},
+    )
+    save_adapter(tmp_path / "first", old, injection, record)
+    use = TokenUse(now, is_semantic=True, count=3, has_own_tokens=True)
+    directory = tmp_path / "first"
+    taken = take_over(directory, read_record(directory), new, own, use)
+    tokens = new.class_tokens.tokens.weight
+    for place, name in enumerate(now):
+        if name != "x":
+            source = before.index(name)
+            assert torch.equal(tokens[place], old.class_tokens.tokens.weight[source])
+    images = torch.randn(1, 3, old.image_size, old.image_size)
+    with torch.no_grad():
+        first, second = (m.decode_classes(m.encode(images)).logits[0, 0] for m in (old, new))
+        boxes = Prompts(boxes=torch.tensor([[[4.0, 5, 40, 50]]]))
+        masks = [m.decode(m.encode(images), boxes, multimask=True).logits for m in (old, new)]
+    assert second.shape[0] == 4
+    assert torch.equal(masks[0], masks[1])
+    assert "mask tokens of e, b, a" in " ".join(taken.kept)
+    assert "mask token of x" in " ".join(taken.new)
+    assert "c, d" in " ".join(taken.left_out)
+    assert first.shape[0] == 5

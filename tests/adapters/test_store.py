@@ -292,6 +292,30 @@ def test_more_mask_tokens_come_back(fresh, perturb, predict, tmp_path, decoder):
     assert "PeftModel" not in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("decoder", ["full", "lora", "frozen"])
+def test_class_tokens_come_back(fresh, perturb, predict, tmp_path, decoder):
+    sam = fresh()
+    digest = base_hash(sam)
+    sam.add_class_tokens(5)
+    injection = inject(sam, METHODS["lora"](decoder=decoder))
+    assert any(name.startswith("class_tokens.") for name in injection.groups["decoder"])
+    perturb(injection)
+    record = AdapterRecord(base=sam.build.name, base_sha256=digest, image_size=sam.image_size)
+    with pytest.raises(AdapterError, match="class_tokens: the model has 5; got 0"):
+        save_adapter(tmp_path / "adapter", sam, injection, record)
+    save_adapter(tmp_path / "adapter", sam, injection, replace(record, class_tokens=5))
+    loaded = fresh()
+    load_into(tmp_path / "adapter", loaded)
+    assert torch.equal(predict(loaded), predict(sam))
+    embeddings = torch.randn(1, 256, sam.embedding_size, sam.embedding_size)[
+        :, : sam.build.prompt_width
+    ]
+    with torch.no_grad():
+        found, expected = (m.decode_classes(embeddings).logits for m in (loaded, sam))
+    assert torch.equal(found, expected)
+    assert "PeftModel" not in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_number_of_masks_must_be_the_models(fresh, tmp_path):
     sam = fresh()
     record = AdapterRecord(base="tiny", base_sha256="", image_size=64, num_masks=4)

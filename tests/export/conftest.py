@@ -24,7 +24,10 @@ Save = Callable[..., tuple[Path, Sam]]
 
 @pytest.fixture
 def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
-    """``save(base, method, masks=3, name="adapter", **options)``: (directory, adapted model)."""
+    """``save(base, method, masks=3, classes=0, name="adapter", **options)``.
+
+    Gives (directory, adapted model); ``classes`` is the number of class tokens.
+    """
     monkeypatch.chdir(tmp_path)  # the record holds the bare name of the base's file
 
     def make(
@@ -32,6 +35,7 @@ def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
         method: str = "lora",
         *,
         masks: int = 3,
+        classes: int = 0,
         name: str = "adapter",
         scale: float = 0.05,
         **options: object,
@@ -43,6 +47,8 @@ def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
         digest = base_hash(sam)
         if masks != 3:
             sam.resize_mask_tokens(masks)
+        if classes:
+            sam.add_class_tokens(classes)
         injection = inject(sam, find_method(method)(**options))
         generator = torch.Generator().manual_seed(len(name))
         with torch.no_grad():
@@ -54,9 +60,10 @@ def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
             checkpoint=str(weights),
             image_size=sam.image_size,
             num_masks=masks,
+            class_tokens=classes,
             preprocessing=asdict(sam.preprocessing),
             intensity=make_intensity("rgb").to_dict(),
-            classes=["cell"],
+            classes=[f"class {k}" for k in range(classes)] or ["cell"],
             prompt=PromptPolicy("box").to_dict(),
             data="toy",
             scores={"dice": 0.5},

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from samadapt.config.compose import compose
-from samadapt.config.schema import Config, Data, PromptSettings
+from samadapt.config.prompt_settings import PromptSettings
+from samadapt.config.schema import Config, Data
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError, DataError
 from samadapt.prompts.policy import PromptPolicy
@@ -61,9 +62,9 @@ def small_run(pictures, opened_run, tmp_path):
 def test_the_base_is_hashed_before_anything_is_injected(small_run):
     run = small_run("prompts=semantic", "data.classes={a: 1, b: 2, c: 3, d: 4, e: 5}")
     assert run.context.base_sha256 == base_hash(load_sam("tiny"))
-    assert run.context.sam.build.num_multimask == 5
+    assert run.context.sam.class_tokens.count == 5
     record = adapter_record(run.config, run.context)
-    assert record.num_masks == 5
+    assert (record.num_masks, record.class_tokens) == (3, 5)
     assert record.classes == ["a", "b", "c", "d", "e"]
 
 

@@ -1,0 +1,74 @@
+"""The keys ``prompts.*``: how prompts are made from the ground truth."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from samadapt.prompts.policy import Kind, Variant
+from samadapt.system.settings import Settings, Whole
+
+# `samadapt ls` shows the texts of this table.
+PROMPTS = {
+    "box": "the bounding box of an object, with noise in training",
+    "point": "a random point inside an object; the decoder predicts several masks for it",
+    "interactive": "a point or a box, then clicks that correct the mask, as in the SAM paper",
+    "semantic": "no prompt: one mask token for each class, as in SAMed",
+}
+
+
+@dataclass(frozen=True)
+class PromptSettings(Settings):
+    """How prompts are made from the ground truth; the defaults are those of the SAM paper."""
+
+    section: ClassVar[str] = "prompts"
+
+    name: Kind = Field(
+        default="box",
+        description="kind of prompt: box; point; interactive, a point or a box and then clicks "
+        "that correct the mask; or semantic, which needs no prompt and predicts one mask for each "
+        "class",
+    )
+    objects: Literal["component", "class"] = Field(
+        default="component",
+        description="what one prompt covers: a connected component, or a whole class in the slice",
+    )
+    jitter: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="standard deviation of the noise on box sides, as a share of the side's length",
+    )
+    max_jitter_px: float = Field(
+        default=20.0,
+        ge=0,
+        description="largest noise on a box side, in pixels of an image whose longest side is 1024",
+    )
+    min_area: Whole = Field(
+        default=0, ge=0, description="objects of fewer pixels than this get no prompt"
+    )
+    max_objects: Whole = Field(
+        default=4,
+        ge=1,
+        description="number of objects of an image that train in one step; large objects are drawn "
+        "more often",
+    )
+    keep_promptable: bool = Field(
+        default=False,
+        description="with prompts=semantic: give the classes tokens of their own, so that the mask "
+        "tokens of SAM keep answering to prompts; with more than three classes it is always so",
+    )
+    clicks: Annotated[Whole, Field(ge=1, le=100)] | None = Field(
+        default=None,
+        description="clicks that correct an object in one step of prompts=interactive; the decoder "
+        "runs a few times more often than that, so fewer clicks are faster; null: 8, or 7 with "
+        "prompts.variant=sam2",
+    )
+    variant: Variant = Field(
+        default="sam",
+        description="how prompts=interactive trains: as in the SAM paper, or as SAM 2: uniform "
+        "noise on boxes, a tenth of the clicks drawn from the whole object, a click on the "
+        "background where the mask is right, and no round without a click",
+    )
