@@ -11,7 +11,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from samadapt import console
-from samadapt.config.compose import parse_settings
+from samadapt.config.compose import parse_settings, read_yaml
 from samadapt.config.schema import BuildName, Device, Precision
 from samadapt.errors import ConfigError
 from samadapt.inference.mask_options import MaskOptions
@@ -37,11 +37,24 @@ interrupted: what is written already is skipped.
 
 The thresholds of SAM's paper fit SAM's own weights alone. For other models the predicted IoU is
 compared with the best one of the image. preview=true also draws the masks over each image.
+tune=true chooses the thresholds on held-out cases of the adapter's data set and scores them (mean
+segmentation accuracy, mAP, PQ) on others; settings=FILE then uses them.
 
   samadapt masks adapter=runs/photos/RUN/adapter input=cells.png output=masks.png preview=true
   samadapt masks adapter=DIR input=pictures/ output=masks.json
+  samadapt masks adapter=DIR tune=true output=cells.yaml
+  samadapt masks adapter=DIR settings=cells.yaml input=pictures/ output=masks/
   samadapt masks model=vit_b input=pictures/ output=masks/ format=sa1b crop_layers=1
 """
+
+SCORES = {
+    "msa": "mSA",
+    "map": "mAP",
+    "pq": "PQ",
+    "mean_iou": "mean IoU",
+    "masks": "masks",
+}
+"""Scores of tune=true and their heads; msa is the mean segmentation accuracy."""
 
 Format = Literal["coco", "sa1b"]
 
@@ -85,6 +98,25 @@ class MaskArguments(MaskOptions, Settings):
         description="coco: one JSON file with a score for each mask; sa1b: JSON as SA-1B has it, "
         "one file for each picture; null: what the output's ending says, .json for COCO",
     )
+    settings: str | None = Field(
+        default=None,
+        description="YAML file of tune=true, whose keys hold where the command line names none",
+    )
+    tune: bool = Field(
+        default=False,
+        description="choose the thresholds of adapter on held-out cases of its data set, score "
+        "them on others, and write them to output, a .yaml file for settings; no input is read",
+    )
+    root: str | None = Field(
+        default=None,
+        description="for tune: folder of the data set; null: where the training found it",
+    )
+    tune_images: Whole = Field(
+        default=8,
+        ge=2,
+        description="for tune: pictures or slices that are looked at; half of them choose, the "
+        "others are scored",
+    )
     preview: bool = Field(
         default=False, description="also write OUTPUT_preview.png, the masks over the image"
     )
@@ -116,8 +148,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         AdapterError: the adapter is refused, or takes no prompts.
         DataError: a file cannot be read or written.
     """
-    asked = parse_settings(MaskArguments, arguments)
+    asked = _parse(arguments)
     _check(asked)
+    if asked.tune:
+        return _tune(asked)
     plan = _plan(asked)  # before any model is loaded
     from samadapt.inference.automatic import MaskFinder, find_planned
     from samadapt.inference.mask_store import open_store
@@ -160,6 +194,43 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _parse(arguments: Sequence[str]) -> MaskArguments:
+    """Return the keys of the command line, over those of ``settings=FILE``."""
+    named = [text.split("=", 1)[1] for text in arguments if text.startswith("settings=")]
+    if not named:
+        return parse_settings(MaskArguments, arguments)
+    file = Path(named[-1]).expanduser()
+    keys = read_yaml(file).get("options")
+    known = {item.name for item in fields(MaskOptions)}
+    if not isinstance(keys, dict) or not set(keys) <= known:
+        raise ConfigError(f"{file}: expected a file that samadapt masks tune=true wrote")
+    return parse_settings(MaskArguments, arguments, keys, origin=str(file))
+
+
+def _tune(asked: MaskArguments) -> dict[str, Any]:
+    """Choose the thresholds, write them, and return them with their scores."""
+    import yaml
+
+    from samadapt.runs.tune_masks import tune_masks, tuned_yaml
+    from samadapt.system import atomic
+
+    segmenter, _ = _load(asked)
+    adapter = Path(str(asked.adapter)).expanduser()
+    with console.bar("tune") as show:
+        tuned = tune_masks(
+            segmenter,
+            adapter,
+            _options(asked),
+            asked.root,
+            images=asked.tune_images,
+            progress=show,
+        )
+    content = tuned_yaml(tuned)
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    atomic.write_text(Path(asked.output).expanduser(), text)
+    return {"adapter": asked.adapter, "output": asked.output, **content}
+
+
 def _check(asked: MaskArguments) -> None:
     """Refuse keys that contradict each other.
 
@@ -171,8 +242,13 @@ def _check(asked: MaskArguments) -> None:
             "masks: expected adapter=DIR, or model=NAME for a base model without an adapter; got "
             + ("neither" if asked.model is None else "both")
         )
-    if missing := [key for key in ("input", "output") if not getattr(asked, key)]:
+    needed = ("output",) if asked.tune else ("input", "output")
+    if missing := [key for key in needed if not getattr(asked, key)]:
         raise ConfigError(f"{missing[0]}: this key is required")
+    if asked.tune and asked.adapter is None:
+        raise ConfigError("tune=true: expected adapter=DIR, which knows its data set; got model")
+    if asked.tune and Path(asked.output).suffix.lower() not in (".yaml", ".yml"):
+        raise ConfigError(f"output: tune=true writes a .yaml file for settings; got {asked.output}")
     own = [key for key in ("image_size", "intensity", "axis") if getattr(asked, key) is not None]
     if asked.adapter is not None and own:
         raise ConfigError(f"{own[0]}: the adapter records it; this key is for model=NAME")
@@ -225,6 +301,8 @@ def _load(asked: MaskArguments) -> tuple[Segmenter, ReaderOptions]:
 
 def render(result: dict[str, Any]) -> str:
     """Return the number of masks and the path; for a folder, a line for each file."""
+    if "scores" in result:
+        return _render_tuned(result)
     if "files" not in result:
         shown = f"\n{result['preview']}" if "preview" in result else ""
         return f"{result['masks']} masks: {result['output']}{shown}"
@@ -238,6 +316,25 @@ def render(result: dict[str, Any]) -> str:
     if result["other_files"]:
         lines.append(f"skipped, as they are no images: {', '.join(result['other_files'])}")
     return "\n".join(lines)
+
+
+def _render_tuned(result: dict[str, Any]) -> str:
+    """Return the scores before and after as a table, the chosen keys, and the path."""
+    scores = result["scores"]
+    rows = [
+        [name, *("-" if side[key] is None else f"{side[key]:.3f}" for key in SCORES)]
+        for name, side in scores.items()
+    ]
+    keys = ", ".join(f"{key}={value}" for key, value in result["options"].items())
+    images = result["images"]
+    return "\n".join(
+        [
+            console.table(["thresholds", *SCORES.values()], rows),
+            f"\nscored on {images['scored_on']} images, chosen on {images['chosen_on']} others",
+            keys,
+            str(result["output"]),
+        ]
+    )
 
 
 def _said(row: dict[str, Any]) -> str:

@@ -103,14 +103,42 @@ def match_objects(
     found = np.flatnonzero(p_numbers != 0)
     # A stable sort keeps the order of equally confident objects, as pycocotools does.
     order = found[np.argsort(-confidence[found], kind="stable")]
-    hits = np.array([_hits([partners.get(int(p), []) for p in order], t) for t in THRESHOLDS])
+    return match_ordered(
+        case,
+        class_name,
+        confidence[order].tolist(),
+        [partners.get(int(p), []) for p in order],
+        int((t_numbers != 0).sum()),
+        tuple(overlap[near][overlap[near] > MATCHED].tolist()),
+    )
+
+
+def match_ordered(
+    case: str,
+    class_name: str,
+    scores: Sequence[float],
+    partners: Sequence[Sequence[tuple[int, float]]],
+    true_objects: int,
+    overlaps: tuple[float, ...],
+) -> ObjectMatches:
+    """Match detections in the order of falling scores.
+
+    Args:
+        case: name of the case.
+        class_name: name of the class.
+        scores: scores of the detections, in falling order.
+        partners: for each detection (number of a true object, IoU), where the IoU is at least 0.5.
+        true_objects: number of true objects.
+        overlaps: see ``ObjectMatches``.
+    """
+    hits = np.array([_hits(partners, threshold) for threshold in THRESHOLDS])
     return ObjectMatches(
         case,
         class_name,
-        tuple(confidence[order].tolist()),
+        tuple(scores),
         tuple(map(tuple, hits.T.tolist())),
-        int((t_numbers != 0).sum()),
-        tuple(overlap[near][overlap[near] > MATCHED].tolist()),
+        true_objects,
+        overlaps,
     )
 
 

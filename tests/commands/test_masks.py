@@ -9,6 +9,7 @@ from dataclasses import asdict
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -49,6 +50,7 @@ def adapter_for(folder, kind):
         preprocessing=asdict(sam.preprocessing),
         intensity=make_intensity("rgb").to_dict(),
         classes=["cell"],
+        data="folder",
         prompt=PromptPolicy(kind).to_dict(),
     )
     save_adapter(folder, sam, inject(sam, METHODS["lora"]()), record)
@@ -173,3 +175,35 @@ def test_an_adapter_without_prompts_is_refused(pictures, tmp_path, capsys):
     target = tmp_path / "m.png"
     assert find(f"adapter={adapter}", f"input={pictures / 'a.png'}", f"output={target}") == 2
     assert "finds its classes by itself" in capsys.readouterr().err
+
+
+def test_tuned_thresholds_are_scored_and_used(tmp_path, capsys):
+    root = tmp_path / "data"
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    for number in range(10):
+        truth = np.zeros((24, 30), np.uint8)
+        truth[4:12, 3 + number : 15 + number] = 1
+        picture = np.repeat(200 * truth[..., None], 3, axis=2)
+        Image.fromarray(picture).save(root / "images" / f"{number}.png")
+        Image.fromarray(truth).save(root / "masks" / f"{number}.png")
+    adapter = adapter_for(tmp_path / "adapter", "box")
+    tuned = tmp_path / "tuned.yaml"
+    keys = (f"adapter={adapter}", "points_per_side=3", "device=cpu")
+    tune = ("tune=true", f"root={root}", f"output={tuned}", "--json")
+    assert main(["masks", *keys, *tune]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["scores"]["after"]) == set(result["scores"]["before"])
+    assert {"msa", "map", "pq", "mean_iou"} <= set(result["scores"]["after"])
+    assert result["images"] == {"chosen_on": 1, "scored_on": 1}
+    target = tmp_path / "found"
+    used = (f"settings={tuned}", f"input={root / 'images'}", f"output={target}", "min_iou=0")
+    assert main(["masks", *keys, *used]) == 0
+    record = (target / "masks_settings.yaml").read_text(encoding="utf-8")
+    options = yaml.safe_load(record)["options"]
+    assert options == {**options, **result["options"], "min_iou": 0.0}
+
+
+def test_tuning_a_base_model_is_refused(tmp_path, capsys):
+    assert main(["masks", "model=tiny", "tune=true", f"output={tmp_path / 't.yaml'}"]) == 2
+    assert "tune=true: expected adapter=DIR" in capsys.readouterr().err
