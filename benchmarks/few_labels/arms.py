@@ -64,7 +64,8 @@ ARMS = {
             lambda d: NEW,
             _same("peft=none", "train.batch_size=16"),
         ),
-        Arm("lora", "dense decoder, LoRA", lambda d: NEW, _same()),
+        # The recipe itself would leave the encoder of small crops frozen.
+        Arm("lora", "dense decoder, LoRA", lambda d: NEW, _same("peft.blocks=last:8")),
         Arm("box", "with box prompts", _today, _same("prompts=box"), has_boxes=True),
     )
 }
