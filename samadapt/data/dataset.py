@@ -138,9 +138,10 @@ class Dataset:
     def longest_side(self) -> int:
         """Return the longest side, in pixels, of the training pictures or slices as they are read.
 
-        A picture that is cut into tiles counts with the side of its tiles.
+        A picture that is cut into tiles counts with the side of its tiles. Where no case trains,
+        all of them count.
         """
-        sides = [max(self.case(name).shape[:2]) for name in self.train]
+        sides = [max(self.case(name).shape[:2]) for name in self.train or self._by_name]
         return max(sides) if self.tiling is None else min(max(sides), self.tiling.side)
 
     @property

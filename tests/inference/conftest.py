@@ -19,6 +19,7 @@ from samadapt.methods import METHODS
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.model import Sam
+from samadapt.sam.segmentation_model import SegmentationModel
 from samadapt.sam.types import MaskOutput, Preprocessing
 from samadapt.sam.weights.loading import base_hash
 
@@ -39,6 +40,7 @@ class Oracle(nn.Module):
     image_size, embedding_size, mask_threshold, input_channels = 45, 11, 0.0, 3
     watershed = None
     postprocess = Sam.postprocess
+    decode_classes = SegmentationModel.decode_classes
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__()

@@ -99,11 +99,12 @@ def test_a_slice_has_one_embedding_in_training_evaluation_and_prediction(
     batch = make_batch(samples, context.policy, frame, side, rng, trained, keys)
     assert batch.names == ["scan_1[1]", "scan_1[2]", "scan_1[3]"]
     assert len(batch.keys or batch.images) == 6
-    live = loop.TrainableTail(context.sam, context.injection.first_trainable_block, multimask=False)
+    live = loop.TrainableTail(context.sam, context.injection.first_trainable_block)
     with torch.no_grad():
         stored = run.planner.features.stored
         features = stored(keys) if keys else run.planner.features.compute(batch.images)
-        assert live(features, batch.prompts, batch.trained).logits.shape[0] == 3
+        embeddings = live(features, batch.trained)
+        assert live.decode(embeddings, batch.prompts, multimask=False).logits.shape[0] == 3
     refs = slices.train[:3]
     for ref, found in zip(refs, decoded, strict=True):
         close(found, by_hand(context, ref))
