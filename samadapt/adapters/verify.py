@@ -1,4 +1,7 @@
-"""Read and check the files of an adapter directory. Every error names the file."""
+"""Read and check the files of an adapter directory. Every error names the file.
+
+Whether weights and record are those that were saved is checked by the digests in ``record.py``.
+"""
 
 from __future__ import annotations
 

@@ -12,10 +12,11 @@ from pydantic.dataclasses import dataclass
 
 from samadapt import console
 from samadapt.config.compose import parse_settings, read_yaml
-from samadapt.config.schema import BuildName, Device, Precision
+from samadapt.config.prediction_machine import PredictionMachine
+from samadapt.config.schema import BuildName
 from samadapt.errors import ConfigError
 from samadapt.inference.mask_options import MaskOptions
-from samadapt.system.settings import Settings, Whole
+from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,7 +61,7 @@ Format = Literal["coco", "sa1b"]
 
 
 @dataclass(frozen=True)
-class MaskArguments(MaskOptions, Settings):
+class MaskArguments(PredictionMachine, MaskOptions):
     """The keys of ``samadapt masks``: the files, how masks are found, and the machine."""
 
     input: str = Field(
@@ -122,18 +123,6 @@ class MaskArguments(MaskOptions, Settings):
     )
     overwrite: bool = Field(
         default=False, description="for a folder: find all masks anew, instead of continuing"
-    )
-    checkpoint: str | None = Field(
-        default=None, description="file of the base weights; null: search by the model's name"
-    )
-    precision: Precision = Field(
-        default="fp32",
-        description="number format of the computation; fp32 gives the same masks on every device; "
-        "auto: bf16 where the device is fast in it",
-    )
-    device: Device = Field(
-        default="auto",
-        description="where to compute; auto: cuda if there is one, then mps, then cpu",
     )
 
 

@@ -13,7 +13,8 @@ from pydantic.dataclasses import dataclass
 
 from samadapt import console
 from samadapt.config.compose import parse_settings
-from samadapt.config.schema import Data, Device, Precision
+from samadapt.config.prediction_machine import PredictionMachine
+from samadapt.config.schema import Data
 from samadapt.inference.options import PredictionOptions
 from samadapt.system.limits import set_limits
 from samadapt.system.settings import List, Settings, Whole, settings_fields
@@ -91,7 +92,7 @@ def _as_in_data(name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class PredictArguments(PredictionOptions, PredictFiles):
+class PredictArguments(PredictionMachine, PredictionOptions, PredictFiles):
     """The keys of ``samadapt predict``: the files, every prediction option, and the machine.
 
     Prompts are redeclared, because the command line knows lists and Python arrays as well.
@@ -102,19 +103,6 @@ class PredictArguments(PredictionOptions, PredictFiles):
     point_labels: PointLabels | dict[Whole, PointLabels] | None = _same("point_labels")
     max_gb: float = _as_in_data("max_gb")
     max_seconds: float = _as_in_data("max_seconds")
-    checkpoint: str | None = Field(
-        default=None,
-        description="file of the base weights; null: search for it by the model's name",
-    )
-    precision: Precision = Field(
-        default="fp32",
-        description="number format of the computation; fp32 gives the same masks on every device; "
-        "auto: bf16 where the device is fast in it",
-    )
-    device: Device = Field(
-        default="auto",
-        description="where to compute; auto: cuda if there is one, then mps, then cpu",
-    )
 
 
 SCHEMA = PredictArguments

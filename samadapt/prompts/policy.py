@@ -26,8 +26,9 @@ class PromptPolicy:
 
     Attributes:
         kind: ``"box"`` or ``"point"`` for each object; ``"interactive"``: a point or a box, then
-            clicks that correct the mask (``training/rounds.py``); or ``"semantic"``: no prompt, but
-            one mask token for each class, so that one pass predicts all classes (as in SAMed).
+            clicks that correct the mask (``training/click_rounds.py``); or ``"semantic"``: no
+            prompt, but one mask token for each class, so that one pass predicts all classes (as in
+            SAMed).
         objects: one prompt for each connected ``"component"`` of a class, or one for the whole
             ``"class"`` in the image.
         jitter: standard deviation of the noise on each side of a box in training, as a share of
@@ -44,7 +45,7 @@ class PromptPolicy:
         clicks: for ``"interactive"``: corrections of an object in one training step; None: as many
             as the variant has.
         variant: for ``"interactive"``: the training of the ``"sam"`` paper, or that of
-            ``"sam2"``, whose noise on boxes is uniform; see ``training/rounds.py``.
+            ``"sam2"``, whose noise on boxes is uniform; see ``training/click_rounds.py``.
     """
 
     kind: Kind = "box"

@@ -3,6 +3,9 @@
 Coordinates are (x, y). The pixel in row r and column c covers x from c to c + 1 and y from r to
 r + 1, so the box of one pixel is (c, r, c + 1, r + 1). ``np.argwhere`` gives (row, column), which
 is the reverse order.
+
+Clicks that correct a mask come later: in training from ``training/click_rounds.py``, in evaluation
+from ``clicker.py``.
 """
 
 from __future__ import annotations

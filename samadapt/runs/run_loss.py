@@ -9,7 +9,7 @@ from samadapt.config.schema import LossChoice
 from samadapt.errors import ConfigError
 from samadapt.system.settings import settings_fields
 from samadapt.training.class_weights import BACKGROUND, balanced_weights, given_weights
-from samadapt.training.distances import with_distances
+from samadapt.training.instance_distances import with_distances
 from samadapt.training.losses import LOSSES, NamedLoss, loss_keys
 from samadapt.training.losses.base import Target, targets_text
 

@@ -19,8 +19,8 @@ from samadapt.sam.decode import to_tensors
 from samadapt.sam.geometry import labels_to_model
 from samadapt.sam.types import Frame, ImagePrompts, Prompts
 from samadapt.system.arrays import Array
-from samadapt.training.distances import distance_targets
-from samadapt.training.rounds import Rounds, draw_rounds
+from samadapt.training.click_rounds import Rounds, draw_rounds
+from samadapt.training.instance_distances import distance_targets
 
 if TYPE_CHECKING:
     from samadapt.data.types import Sample

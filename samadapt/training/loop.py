@@ -18,10 +18,10 @@ from samadapt.sam.embed import embed_features
 from samadapt.sam.types import MaskOutput, Prompts
 from samadapt.system.interrupt import InterruptedRunError, StopRequest
 from samadapt.system.machine import peak_memory_bytes
+from samadapt.training.click_rounds import answers
 from samadapt.training.ema import averaged, start_averages, update_averages
 from samadapt.training.progress import append_line
 from samadapt.training.recompute import recomputed
-from samadapt.training.rounds import answers
 from samadapt.training.state import Training, TrainingState, restore, save
 
 if TYPE_CHECKING:

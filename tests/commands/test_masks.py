@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict
 
 import nibabel as nib
 import numpy as np
@@ -13,14 +12,8 @@ import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from samadapt.adapters.injection import inject
-from samadapt.adapters.store import AdapterRecord, save_adapter
 from samadapt.cli import main
 from samadapt.data.dataset import open_dataset
-from samadapt.data.intensity import make_intensity
-from samadapt.methods import METHODS
-from samadapt.prompts.policy import PromptPolicy
-from samadapt.sam.weights.loading import base_hash, load_sam
 
 LOOSE = ["points_per_side=3", "min_iou=0", "min_stability=0", "relative_iou=0", "nms=0.99"]
 """Thresholds that some masks of a random model pass."""
@@ -41,22 +34,6 @@ def pictures(tmp_path):
     return folder
 
 
-def adapter_for(folder, kind):
-    sam = load_sam("tiny")
-    record = AdapterRecord(
-        base="tiny",
-        base_sha256=base_hash(sam),
-        image_size=sam.image_size,
-        preprocessing=asdict(sam.preprocessing),
-        intensity=make_intensity("rgb").to_dict(),
-        classes=["cell"],
-        data="folder",
-        prompt=PromptPolicy(kind).to_dict(),
-    )
-    save_adapter(folder, sam, inject(sam, METHODS["lora"]()), record)
-    return folder
-
-
 def find(*arguments):
     return main(["masks", *map(str, arguments), *LOOSE, "device=cpu"])
 
@@ -74,8 +51,8 @@ def test_a_picture_gives_numbers_in_colours_and_a_preview(pictures, tmp_path, ca
     assert (preview != np.asarray(Image.open(pictures / "a.png"))).any()
 
 
-def test_a_folder_gives_coco_with_scores(pictures, tmp_path, capsys):
-    adapter = adapter_for(tmp_path / "adapter", "point")
+def test_a_folder_gives_coco_with_scores(adapter_at, pictures, tmp_path, capsys):
+    adapter = adapter_at(tmp_path / "adapter", "point", classes=["cell"], data="folder")
     target = tmp_path / "masks.json"
     assert find(f"adapter={adapter}", f"input={pictures}", f"output={target}", "--json") == 0
     result = json.loads(capsys.readouterr().out)
@@ -170,14 +147,14 @@ def test_wrong_keys_are_refused(keys, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_an_adapter_without_prompts_is_refused(pictures, tmp_path, capsys):
-    adapter = adapter_for(tmp_path / "adapter", "semantic")
+def test_an_adapter_without_prompts_is_refused(adapter_at, pictures, tmp_path, capsys):
+    adapter = adapter_at(tmp_path / "adapter", "semantic", classes=["cell"], data="folder")
     target = tmp_path / "m.png"
     assert find(f"adapter={adapter}", f"input={pictures / 'a.png'}", f"output={target}") == 2
     assert "finds its classes by itself" in capsys.readouterr().err
 
 
-def test_tuned_thresholds_are_scored_and_used(tmp_path, capsys):
+def test_tuned_thresholds_are_scored_and_used(adapter_at, tmp_path, capsys):
     root = tmp_path / "data"
     for name in ("images", "masks"):
         (root / name).mkdir(parents=True)
@@ -187,7 +164,7 @@ def test_tuned_thresholds_are_scored_and_used(tmp_path, capsys):
         picture = np.repeat(200 * truth[..., None], 3, axis=2)
         Image.fromarray(picture).save(root / "images" / f"{number}.png")
         Image.fromarray(truth).save(root / "masks" / f"{number}.png")
-    adapter = adapter_for(tmp_path / "adapter", "box")
+    adapter = adapter_at(tmp_path / "adapter", "box", classes=["cell"], data="folder")
     tuned = tmp_path / "tuned.yaml"
     keys = (f"adapter={adapter}", "points_per_side=3", "device=cpu")
     tune = ("tune=true", f"root={root}", f"output={tuned}", "--json")

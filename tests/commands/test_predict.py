@@ -4,40 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 
-from samadapt.adapters.injection import inject
-from samadapt.adapters.store import AdapterRecord, save_adapter
 from samadapt.cli import main
-from samadapt.data.intensity import make_intensity
 from samadapt.inference.options import PredictionOptions
 from samadapt.inference.segmenter import load_adapter
-from samadapt.methods import METHODS
-from samadapt.prompts.policy import PromptPolicy
-from samadapt.sam.weights.loading import base_hash, load_sam
 
 
 @pytest.fixture
-def adapter(tmp_path):
-    """An adapter for boxes on the random model ``tiny``, which needs no file of weights."""
-    sam = load_sam("tiny")
-    record = AdapterRecord(
-        base="tiny",
-        base_sha256=base_hash(sam),
-        image_size=sam.image_size,
-        preprocessing=asdict(sam.preprocessing),
-        intensity=make_intensity("mri").to_dict(),
-        classes=["lesion"],
-        prompt=PromptPolicy("box").to_dict(),
-        axis="axial",
-    )
-    save_adapter(tmp_path / "adapter", sam, inject(sam, METHODS["lora"]()), record)
-    return tmp_path / "adapter"
+def adapter(tmp_path, adapter_at):
+    """An adapter for boxes."""
+    return adapter_at(tmp_path / "adapter", intensity="mri", classes=["lesion"], axis="axial")
 
 
 @pytest.fixture

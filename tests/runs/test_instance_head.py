@@ -14,7 +14,7 @@ from samadapt.cli import main
 from samadapt.errors import AdapterError, ConfigError, DataError
 from samadapt.export import export_adapter
 from samadapt.export.onnx import Onnx
-from samadapt.training.distances import object_distances
+from samadapt.training.instance_distances import object_distances
 
 HEAD = ("head=instances", "head.width=8", "head.scales=3", "train.augment=[flip]")
 LEARNING = (

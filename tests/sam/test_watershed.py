@@ -7,7 +7,7 @@ import pytest
 
 from samadapt.errors import ConfigError
 from samadapt.sam.watershed import Watershed, without_seams
-from samadapt.training.distances import object_distances
+from samadapt.training.instance_distances import object_distances
 
 
 def discs(*circles: tuple[float, float, float], side: int = 40) -> np.ndarray:

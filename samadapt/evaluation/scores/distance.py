@@ -3,7 +3,7 @@
 Surfaces consist of elements between voxel corners (marching cubes; marching squares in 2D). Each
 element is weighted by its area (in 2D its length), so that the direction and the anisotropy of the
 grid have no influence. MONAI's ``compute_hausdorff_distance`` gives every surface voxel the same
-weight, and therefore differs.
+weight, and therefore differs. The distances are computed in ``evaluation/surface_distances.py``.
 
 If one mask is empty there is no distance. HD95 is then the diagonal of the case's image and NSD is
 0. The row has the flag ``truth_empty`` or ``prediction_empty``, which the summary counts.

@@ -14,7 +14,7 @@ from samadapt.sam.geometry import labels_to_model, make_frame, nearest_to_model
 from samadapt.sam.types import MaskOutput
 from samadapt.training.augment import flip
 from samadapt.training.batches import semantic_targets
-from samadapt.training.distances import distance_targets, object_distances, with_distances
+from samadapt.training.instance_distances import distance_targets, object_distances, with_distances
 from samadapt.training.mask_losses import semantic_loss
 
 

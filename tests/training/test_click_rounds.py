@@ -15,8 +15,8 @@ from samadapt.prompts.policy import PromptPolicy
 from samadapt.prompts.simulate import jitter_boxes, simulate
 from samadapt.sam.types import MaskOutput, Prompts
 from samadapt.training import loop
+from samadapt.training.click_rounds import Click, answers, draw_clicks, draw_rounds, first_prompts
 from samadapt.training.loop import LoopOptions, TrainableTail, learn
-from samadapt.training.rounds import Click, answers, draw_clicks, draw_rounds, first_prompts
 
 SIDE, CELL = 16, 4.0
 

@@ -1,0 +1,38 @@
+"""Adapters of the random model ``tiny``, which needs no file of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samadapt.adapters.injection import inject
+from samadapt.adapters.store import AdapterRecord, save_adapter
+from samadapt.data.intensity import make_intensity
+from samadapt.methods import METHODS
+from samadapt.prompts.policy import Kind, PromptPolicy
+from samadapt.sam.weights.loading import base_hash, load_sam
+
+
+@pytest.fixture
+def adapter_at() -> Callable[..., Path]:
+    """``adapter_at(folder, kind, intensity, **record)``: save an adapter that was not trained."""
+
+    def save(folder: Path, kind: Kind = "box", intensity: str = "rgb", **entries: Any) -> Path:
+        sam = load_sam("tiny")
+        record = AdapterRecord(
+            base="tiny",
+            base_sha256=base_hash(sam),
+            image_size=sam.image_size,
+            preprocessing=asdict(sam.preprocessing),
+            intensity=make_intensity(intensity).to_dict(),
+            prompt=PromptPolicy(kind).to_dict(),
+            **entries,
+        )
+        save_adapter(folder, sam, inject(sam, METHODS["lora"]()), record)
+        return folder
+
+    return save
