@@ -515,7 +515,7 @@ def open_dataset(
     # 2. List the cases, then read and check them.
     layout = reader.discover()
     # Each file is read once: what the scan reads is kept, after the intensity rule, for its use.
-    scanned = ScannedVolumes(_rule_before_scan(intensity, card, layout, reader, neighbours))
+    scanned = ScannedVolumes(rule := _rule_before_scan(intensity, card, layout, reader, neighbours))
     scan = reader.scan(max_cases, scanned.keep, layout)
     # 3. Decide what the values mean. Cases that do not fit are left out, with a finding.
     mark_patients(scan, patient)
@@ -523,7 +523,8 @@ def open_dataset(
     partial = read_partial_labels(annotated, root, scan, table)
     check_usable(name, scan, on_error, reader)
     # 4. Decide how the model sees the images, and split the cases.
-    rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
+    if rule is None or scan.modality != layout.modality:
+        rule = decide_intensity(intensity, card, scan, reader).with_neighbours(neighbours)
     stack = decide_stack(stack, [case.shape[2] for case in scan.cases])
     check_kind(scan.cases, rule, stack, cut)
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
@@ -539,14 +540,14 @@ def _rule_before_scan(
     reader: FormatReader,
     neighbours: int,
 ) -> IntensityRule | None:
-    """Return the intensity rule, which depends only on what the user and the folder declare.
+    """Return the intensity rule from what the user and the folder declare, or from a few volumes.
 
-    None where nothing decides it, or the options contradict each other: that error is raised after
-    the scan, since errors of the files come first.
+    None where nothing decides it, a file is broken, or the options contradict each other: that
+    error is raised after the scan, since errors of the files come first.
     """
     try:
         return decide_intensity(intensity, card, layout, reader).with_neighbours(neighbours)
-    except ConfigError:
+    except (ConfigError, DataError):
         return None
 
 

@@ -25,7 +25,6 @@ from samadapt.data.formats.base import (
     FormatReader,
     Layout,
     ReaderOptions,
-    Scan,
     get_reader,
     parse_axis,
     readers,
@@ -205,7 +204,7 @@ def _intensity(
         return make_intensity(intensity_of_modality(layout.modality))
     if reader.default_intensity:
         return make_intensity(reader.default_intensity)
-    if chosen == "auto" and isinstance(layout, Scan) and layout.cases:
+    if chosen == "auto" and layout.cases:
         return make_intensity(intensity_of_modality("CT" if _holds_ct(layout, reader) else "MRI"))
     raise ConfigError(
         "data.intensity: the data set does not say what its values are; choose "
@@ -221,7 +220,11 @@ small. Several volumes are measured, so that one with an artefact or a broken he
 nothing."""
 
 
-def _holds_ct(scan: Scan, reader: FormatReader) -> bool:
-    """Return whether most of the first volumes of a data set hold HU."""
-    measured = [reader.read(case).image.min() <= BELOW_WATER for case in scan.cases[:MEASURED]]
+def _holds_ct(layout: Layout, reader: FormatReader) -> bool:
+    """Return whether most of the first volumes of a data set hold HU.
+
+    Raises:
+        FindingError: one of them cannot be read.
+    """
+    measured = [reader.read(case).image.min() <= BELOW_WATER for case in layout.cases[:MEASURED]]
     return 2 * sum(map(bool, measured)) > len(measured)

@@ -126,6 +126,8 @@ class MaskFinder:
             "base_sha256": record.base_sha256,
             "adapter_sha256": record.weights_sha256,
             "image_size": record.image_size,
+            "intensity": record.intensity,
+            "axis": record.axis,
             "options": {k: list(v) if isinstance(v, tuple) else v for k, v in options},
         }
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from samadapt.data.formats.base import write_prediction
 from samadapt.data.formats.shared.pictures import PALETTE
+from samadapt.data.formats.shared.volume_patterns import stem_of
 from samadapt.errors import DataError
 from samadapt.inference.outputs import COCO, NIFTI, PICTURE
 from samadapt.sam.mask_tools import area_of, compress, decode_mask
@@ -117,7 +118,7 @@ def preview_file(source: Path, target: Path, *, shared: bool) -> Path:
         target: the output.
         shared: all pictures share the output, so the preview is named after the picture.
     """
-    base = source.stem if shared else target.name.split(".")[0]
+    base = source.name if shared else stem_of(target, (NIFTI,))
     return target.with_name(f"{base}_preview{PICTURE}")
 
 

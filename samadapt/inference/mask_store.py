@@ -72,23 +72,46 @@ def open_store(
         overwrite: do all images anew.
 
     Raises:
-        DataError: the masks that are there were found in another way, or the record is broken.
+        DataError: the masks that are there were found in another way or in other images, or the
+            record is broken.
     """
     if not plan.is_folder:
         return MaskStore()
     target = plan.target
     file = target.with_name(f"{target.stem}_settings.yaml") if plan.is_coco else target / SETTINGS
-    if file.is_file() and not overwrite:
-        _check_same(file, settings)
-    elif not plan.is_coco:
-        target.mkdir(exist_ok=True)
+    settings = {**settings, "input": str(plan.images[0].path.parent.resolve())}
     known = file.is_file() and not overwrite
+    if known:
+        _check_same(file, settings)
+    else:
+        # Before the record says how masks are found now: a call that is interrupted and continued
+        # must not take older files for its own.
+        _make_room(plan, overwrite=overwrite)
     atomic.write_text(file, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     if plan.is_coco:
         is_continued = known and target.is_file()
         coco = MaskCoco.read(target, category) if is_continued else MaskCoco(category)
         return MaskStore(frozenset(image["file_name"] for image in coco.images), coco)
     return MaskStore(frozenset(_written(plan.images)) if known else frozenset())
+
+
+def _make_room(plan: PredictionPlan, *, overwrite: bool) -> None:
+    """Make the folder of the outputs, and remove outputs that are there if that was asked for.
+
+    Raises:
+        DataError: files are there that would be written over.
+    """
+    outputs = [one.output for one in plan.images if isinstance(one.output, Path)]
+    there = [path for path in ([plan.target] if plan.is_coco else outputs) if path.is_file()]
+    if there and not overwrite:
+        raise DataError(
+            f"{there[0]}: this file is there, and nothing beside it says how its masks were found. "
+            "Choose another output, or write over it with overwrite=true"
+        )
+    for path in there:
+        path.unlink()
+    if not plan.is_coco:
+        plan.target.mkdir(exist_ok=True)
 
 
 def _written(images: list[PlannedImage]) -> list[str]:

@@ -274,13 +274,24 @@ def method_for(method: Method, longest_side: int, *, has_head: bool) -> Method:
         method: a method; any other choice of blocks stays.
         longest_side: longest side, in pixels, of the training images as they are read.
         has_head: whether a dense head trains. Beside one the mask decoder of small images stays
-            frozen as well, because it doubles the time of a step and adds nothing.
+            frozen as well, because it doubles the time of a step and adds nothing; a LoRA or the
+            method's own layers in the decoder train all the same.
+
+    Raises:
+        ConfigError: nothing would train.
     """
     if method.blocks != "auto":
         return method
     if longest_side > SMALL_IMAGE:
         return dataclasses.replace(method, blocks=AUTO_BLOCKS)
-    return METHODS["none"]() if has_head else dataclasses.replace(method, blocks="none")
+    if has_head and method.decoder in ("full", "frozen"):  # another one was asked for
+        return METHODS["none"]()
+    require(
+        method.decoder != "frozen",
+        f"peft.blocks=auto keeps the encoder frozen for images of up to {SMALL_IMAGE} pixels a "
+        "side, and peft.decoder=frozen the decoder: nothing would train. Name peft.blocks",
+    )
+    return dataclasses.replace(method, blocks="none")
 
 
 def select_blocks(

@@ -17,6 +17,7 @@ from samadapt.reports import contact_sheet
 from samadapt.runs.context import open_data, prompt_policy, versions_of
 from samadapt.training.augmentation_rule import changes_for
 from samadapt.training.batches import Sampler, choose_objects
+from samadapt.training.click_rounds import draw_rounds
 from samadapt.training.samples import TrainingSamples
 from samadapt.training.selection import selection_split
 
@@ -65,6 +66,10 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
         chosen: Sequence[Any] = (
             [None] * len(batch) if policy.is_semantic else choose_objects(batch, policy, rng)
         )
+        if policy.is_interactive:
+            draw_rounds(
+                policy, (len(chosen), len(chosen[0])), rng
+            )  # so that the next draw is right
         for sample, objects in zip(batch, chosen, strict=True):
             prompt: tuple[Any, ...] = ()
             if objects:

@@ -10,7 +10,7 @@ share of the image's best, so that an image with nothing to find may stay empty.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,18 +233,10 @@ def _scores(
 
 def tuned_yaml(tuned: TunedMasks) -> dict[str, Any]:
     """Return the content of the file that ``settings=FILE`` reads: keys, and their scores."""
-    chosen = tuned.options
-    keys: dict[str, Any] = {
-        "masks_per_point": chosen.masks_per_point,
-        "box_sides": list(chosen.box_sides or ()),
-        "refine": chosen.refine,
-        "points_per_side": chosen.points_per_side,
-        "crop_layers": chosen.crop_layers,
-        "min_iou": chosen.min_iou,
-        "relative_iou": chosen.relative_iou,
-        "min_stability": chosen.min_stability,
-        "nms": chosen.nms,
-    }
+    # All that was in force while thresholds were chosen, but for what only memory depends on.
+    sides = list(tuned.options.box_sides or ())
+    keys: dict[str, Any] = asdict(tuned.options) | {"box_sides": sides}
+    del keys["points_per_batch"]
     return {
         "options": keys,
         "scores": {"before": tuned.before, "after": tuned.after},

@@ -172,7 +172,8 @@ def shade(images: Array, changes: Sequence[str], rng: np.random.Generator) -> Ar
     Args:
         images: (n, h, w, 3) uint8; all get the same bias field, gamma and brightness.
         changes: some of ``"bias_field"``, ``"intensity"``, ``"noise"`` and ``"colour"``, in this
-            order. Grey images have no colour, and their contrast changes alone.
+            order. Of images that are grey or have other channels than red, green and blue, colour
+            changes the contrast alone.
         rng: source of randomness.
     """
     import torch
@@ -192,7 +193,7 @@ def shade(images: Array, changes: Sequence[str], rng: np.random.Generator) -> Ar
             values = brightness(AdjustContrast(gamma=_factor(GAMMA, rng))(values))
             continue
         if change == "colour":
-            values = _recolour(values, rng, is_grey=is_grey)
+            values = _recolour(values, rng, channels=planes.shape[1])
             continue
         drawn: RandBiasField | RandGaussianNoise = RandGaussianNoise(std=NOISE, prob=1)
         if change == "bias_field":
@@ -203,13 +204,13 @@ def shade(images: Array, changes: Sequence[str], rng: np.random.Generator) -> Ar
     return np.ascontiguousarray(np.broadcast_to(shaded, images.shape))
 
 
-def _recolour(values: Any, rng: np.random.Generator, *, is_grey: bool) -> Any:
+def _recolour(values: Any, rng: np.random.Generator, *, channels: int) -> Any:
     """Change hue, saturation and contrast.
 
     Args:
-        values: (n, h, w) float of grey images or (3 n, h, w) of coloured ones, 0 to 1.
-        rng: source of randomness; the same values are drawn for grey images.
-        is_grey: which of the two they are.
+        values: (n c, h, w) float, 0 to 1.
+        rng: source of randomness; the same values are drawn whatever the channels are.
+        channels: number c of channels. Hue and saturation change if they are red, green and blue.
     """
     import torch
     from skimage.color import hsv2rgb, rgb2hsv
@@ -217,7 +218,7 @@ def _recolour(values: Any, rng: np.random.Generator, *, is_grey: bool) -> Any:
     hue, saturation = rng.uniform(-HUE, HUE), _factor(SATURATION, rng)
     contrast = _factor(CONTRAST, rng)
     planes = np.clip(np.asarray(values), 0, 1)
-    if not is_grey:
+    if channels == 3:
         hsv = rgb2hsv(planes.reshape(-1, 3, *planes.shape[1:]), channel_axis=1)
         hsv[:, 0] = (hsv[:, 0] + hue) % 1
         hsv[:, 1] = np.clip(hsv[:, 1] * saturation, 0, 1)

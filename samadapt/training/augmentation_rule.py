@@ -32,7 +32,7 @@ def changes_for(asked: Literal["auto"] | Sequence[str], dataset: Dataset) -> tup
 
     ``auto`` follows the kind of the training images. Volumes and grey pictures get ``PATIENT``.
     Colour pictures and those with ``data.intensity=microscopy`` get ``PICTURE``, without ``flip``
-    where a class names a side.
+    where a class names a side and without ``colour`` where the channels are no colours.
 
     Args:
         asked: the value of the key.
@@ -46,8 +46,10 @@ def changes_for(asked: Literal["auto"] | Sequence[str], dataset: Dataset) -> tup
     kinds = {rule.kind for rule in rules}
     if kinds != {"all_percentile"} and not (kinds == {"rgb"} and _has_colours(dataset)):
         return PATIENT
-    mirrors = {"flip"} if sided(dataset.classes) else set()
-    return tuple(name for name in PICTURE if name not in mirrors)
+    left_out = {"flip"} if sided(dataset.classes) else set()
+    # The channels of several rules or files are stains and no colours: a hue would mix them.
+    left_out |= {"colour"} if len(rules) > 1 else set()
+    return tuple(name for name in PICTURE if name not in left_out)
 
 
 def _has_colours(dataset: Dataset) -> bool:

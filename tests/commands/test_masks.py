@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +16,10 @@ from pycocotools import mask as coco_mask
 
 from samadapt.cli import main
 from samadapt.data.dataset import open_dataset
+from samadapt.inference.files import plan_prediction
+from samadapt.inference.mask_options import MaskOptions
+from samadapt.inference.mask_outputs import preview_file
+from samadapt.inference.mask_store import open_store
 
 LOOSE = ["points_per_side=3", "min_iou=0", "min_stability=0", "relative_iou=0", "nms=0.99"]
 """Thresholds that some masks of a random model pass."""
@@ -91,10 +97,9 @@ def test_a_folder_is_continued_and_never_mixed(pictures, tmp_path, capsys, outpu
     target = tmp_path / output
     whole = tmp_path / f"whole_{output}"
     assert find("model=tiny", f"input={pictures}", f"output={whole}") == 0
-    part = tmp_path / "part"
-    part.mkdir()
-    shutil.copy(pictures / "a.png", part)
-    assert find("model=tiny", f"input={part}", f"output={target}") == 0
+    later = shutil.move(pictures / "b.png", tmp_path / "b.png")
+    assert find("model=tiny", f"input={pictures}", f"output={target}") == 0
+    shutil.move(later, pictures / "b.png")
     capsys.readouterr()
     assert find("model=tiny", f"input={pictures}", f"output={target}", "--json") == 0
     first, second = json.loads(capsys.readouterr().out)["files"]
@@ -108,6 +113,50 @@ def test_a_folder_is_continued_and_never_mixed(pictures, tmp_path, capsys, outpu
     assert find(*other) == 2
     assert "min_area: 0 before, 2 now" in capsys.readouterr().err
     assert find(*other, "overwrite=true") == 0
+    elsewhere = shutil.copytree(pictures, tmp_path / "elsewhere")
+    assert find("model=tiny", f"input={elsewhere}", f"output={target}", "min_area=2") == 2
+    assert "input: " in capsys.readouterr().err  # equal names of other pictures are not done
+
+
+@pytest.mark.parametrize("output", ["out", "out.json"])
+def test_files_of_another_program_are_never_taken_for_masks(pictures, tmp_path, capsys, output):
+    target = tmp_path / output
+    foreign = target / "a.png" if output == "out" else target
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_bytes(b"not ours")
+    keys = ("model=tiny", f"input={pictures}", f"output={target}", "--json")
+    assert find(*keys) == 2
+    assert "nothing beside it says how" in capsys.readouterr().err
+    assert foreign.read_bytes() == b"not ours"
+    assert find(*keys, "overwrite=true") == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert not any(row.get("skipped") for row in files)
+
+
+def test_what_an_interrupted_overwrite_left_is_not_continued(pictures, tmp_path):
+    """The old outputs go before the record says how masks are found now."""
+    target = tmp_path / "out"
+    plan = plan_prediction(str(pictures), target, None)
+    settings = {"base": "tiny", "options": {"nms": 0.7}}
+    open_store(plan, settings, "object", overwrite=False)
+    for planned in plan.images:
+        planned.output.write_bytes(b"old")
+    assert open_store(plan, settings, "object", overwrite=False).done == {"a.png", "b.png"}
+    newer = {**settings, "options": {"nms": 0.5}}
+    open_store(plan, newer, "object", overwrite=True)
+    assert open_store(plan, newer, "object", overwrite=False).done == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "shared", "expected"),
+    [
+        ("a.png", "out/cell.1.png", False, "cell.1_preview.png"),
+        ("a.nii.gz", "out/scan.nii.gz", False, "scan_preview.png"),
+        ("a.png", "out.json", True, "a.png_preview.png"),
+    ],
+)
+def test_previews_have_names_of_their_own(source, target, shared, expected):
+    assert preview_file(Path(source), Path(target), shared=shared).name == expected
 
 
 def test_a_volume_gives_a_volume_on_its_grid(tmp_path):
@@ -173,6 +222,8 @@ def test_tuned_thresholds_are_scored_and_used(adapter_at, tmp_path, capsys):
     assert set(result["scores"]["after"]) == set(result["scores"]["before"])
     assert {"msa", "map", "pq", "mean_iou"} <= set(result["scores"]["after"])
     assert result["images"] == {"chosen_on": 1, "scored_on": 1}
+    kept = {item.name for item in fields(MaskOptions)} - {"points_per_batch"}
+    assert set(result["options"]) == kept, "all that was in force while they were chosen"
     target = tmp_path / "found"
     used = (f"settings={tuned}", f"input={root / 'images'}", f"output={target}", "min_iou=0")
     assert main(["masks", *keys, *used]) == 0

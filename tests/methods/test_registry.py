@@ -82,6 +82,15 @@ def test_auto_blocks_follow_the_size_of_the_images(blocks, side, expected):
     assert method_for(method, side, has_head=True) == beside_head
 
 
+def test_auto_blocks_keep_a_decoder_that_was_asked_for():
+    chosen = method_for(METHODS["lora"](blocks="auto", decoder="lora"), 50, has_head=True)
+    assert (chosen.name, chosen.blocks, chosen.decoder) == ("lora", "none", "lora")
+    frozen = METHODS["lora"](blocks="auto", decoder="frozen")
+    assert method_for(frozen, 50, has_head=True) == METHODS["none"]()
+    with pytest.raises(ConfigError, match=r"peft\.blocks=auto keeps the encoder frozen"):
+        method_for(frozen, 50, has_head=False)
+
+
 def test_auto_blocks_without_a_data_set_are_refused(tiny_sam):
     with pytest.raises(ConfigError, match=r"peft\.blocks=auto needs a data set"):
         select_blocks("auto", tiny_sam.attention_blocks())

@@ -94,6 +94,19 @@ def test_colour_changes_hue_and_saturation_within_their_ranges_and_no_label():
     assert max(spans) > 1.15
 
 
+@pytest.mark.parametrize("channels", [4, 6])
+def test_colour_of_other_channels_changes_the_contrast_of_all_alike(channels):
+    rng = np.random.default_rng(0)
+    image = np.stack(
+        [np.full((6, 6), 40 * (1 + k % 3), np.uint8) for k in range(channels)], axis=-1
+    )
+    changed = shade(image, ["colour"], rng)
+    assert changed.shape == image.shape
+    shift = changed[0, 0].astype(float) - image[..., :].mean()
+    before = image[0, 0] - image.mean()
+    assert np.allclose(shift, before * (shift[0] / before[0]), atol=1.5)
+
+
 def test_zoom_has_the_wider_range_and_takes_the_place_of_scale():
     def share(names, seed):
         return float((augment(scan(), names, np.random.default_rng(seed)).labels == 3).mean())

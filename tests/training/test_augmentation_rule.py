@@ -51,6 +51,12 @@ def test_where_a_class_names_a_side_nothing_is_mirrored(rule: str, image: Any) -
     assert "flip" not in changes
 
 
+def test_channels_that_are_no_colours_keep_their_hue() -> None:
+    data = dataset("microscopy")
+    data.intensity = make_intensity(["microscopy", "microscopy"])
+    assert set(PICTURE) - set(changes_for("auto", data)) == {"colour"}
+
+
 def test_named_changes_stay_as_they_are() -> None:
     assert changes_for(["noise", "flip"], dataset("mri", axis=2)) == ("noise", "flip")
     assert changes_for((), dataset("rgb", image=COLOURED)) == ()
