@@ -233,7 +233,7 @@ class SlicePredictor:
     ) -> list[tuple[DecodedObjects, Tensor]]:
         """Decode the objects of some images in one pass; return their predicted IoU (p,) too."""
         seen = [
-            mirrored_prompts(item, mirror, frame.original)
+            mirrored_prompts(item, mirror, frame)
             for item, frame in zip(prompts, frames, strict=True)
         ]
         masks = object_logits(self.sam, embeddings, frames, seen, multimask=self.policy.multimask)

@@ -442,9 +442,9 @@ class _Prediction:
         steps += len({i for walk in down for i in range(walk.limit, walk.start)})
         passes = [(member, mirror) for mirror in self.mirrors for member in self.model.members]
         advance = self._counter(steps * len(passes))
-        walks = [self._walk(*one, prompts, up, down, advance) for one in passes]
         sam = self.model.sam
         frame = make_frame(self.shape[:2], sam.image_size, sam.preprocessing.resize)
+        walks = [self._walk(*one, prompts, frame, up, down, advance) for one in passes]
         for index, numbers, logits in walk_together(walks):
             masks = [
                 DecodedObjects(member.sam, found.to(sam.device), frame, mirror)
@@ -457,6 +457,7 @@ class _Prediction:
         member: AdapterBundle,
         mirror: Mirror,
         prompts: Mapping[int, ImagePrompts],
+        frame: Frame,
         up: Sequence[Walk],
         down: Sequence[Walk],
         advance: Callable[[], None],
@@ -477,8 +478,7 @@ class _Prediction:
             ahead=self.model.ahead,
             advance=advance,
         )
-        size = self.shape[:2]
-        seen = {i: mirrored_prompts(item, mirror, size) for i, item in prompts.items()}
+        seen = {i: mirrored_prompts(item, mirror, frame) for i, item in prompts.items()}
         return propagation(seen, up, down)
 
     def settle_instances(self, labels: Array, instances: Array) -> None:
@@ -562,7 +562,7 @@ class _Prediction:
     def _decode(self, one: EmbeddedPass, prompts: Sequence[ImagePrompts]) -> list[DecodedObjects]:
         """Decode the prompted objects of some images in one pass."""
         seen = [
-            mirrored_prompts(item, one.mirror, frame.original)
+            mirrored_prompts(item, one.mirror, frame)
             for item, frame in zip(prompts, one.frames, strict=True)
         ]
         sam, multimask = one.member.sam, self.model.policy.multimask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from samadapt.sam.types import ImagePrompts
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from samadapt.sam.types import Frame
     from samadapt.system.arrays import Array
 
 Mirror = tuple[int, ...]
@@ -26,27 +28,51 @@ def mirrored(image: Array, mirror: Mirror) -> Array:
     return np.ascontiguousarray(np.flip(image, mirror)) if mirror else image
 
 
-def mirrored_prompts(prompts: ImagePrompts, mirror: Mirror, shape: tuple[int, int]) -> ImagePrompts:
-    """Return the boxes and points of an image as they lie in the mirrored image.
+def mirrored_prompts(prompts: ImagePrompts, mirror: Mirror, frame: Frame) -> ImagePrompts:
+    """Return the boxes, points and mask prompts of an image as they lie in the mirrored image.
 
     Args:
-        prompts: in pixels of the image; ground truth and mask prompts are left out.
+        prompts: in pixels of the image; its ground truth is left out.
         mirror: the axes that are reversed.
-        shape: (h, w) of the image.
+        frame: where the image lies in the model's square; its mirror image lies there too.
     """
     if not mirror:
         return prompts
-    boxes, points = prompts.boxes, prompts.points
+    boxes, points, masks = prompts.boxes, prompts.points, prompts.mask_logits
     for axis in mirror:
         at = 1 - axis  # x belongs to the columns, axis 1, and y to the rows, axis 0
         if boxes is not None:
             boxes = boxes.copy()
             # The near side becomes the far one: pixel c covers the places from c to c + 1.
-            boxes[:, [at, at + 2]] = shape[axis] - boxes[:, [at + 2, at]]
+            boxes[:, [at, at + 2]] = frame.original[axis] - boxes[:, [at + 2, at]]
         if points is not None:
             points = points.copy()
-            points[..., at] = shape[axis] - points[..., at]
-    return replace(prompts, truth=None, mask_logits=None, boxes=boxes, points=points)
+            points[..., at] = frame.original[axis] - points[..., at]
+        if masks is not None:
+            masks = _mirrored_logits(masks, axis - 2, frame.resized[axis] / frame.size)
+    return replace(prompts, truth=None, mask_logits=masks, boxes=boxes, points=points)
+
+
+def _mirrored_logits(logits: Array, axis: int, share: float) -> Array:
+    """Reverse the part of mask prompts (p, 1, 4g, 4g) that the image covers; keep the padding.
+
+    Args:
+        logits: in the model frame.
+        axis: the axis that is reversed.
+        share: the part of the axis that the image covers, from its start on.
+    """
+    side = logits.shape[axis]
+    end = share * side  # in cells; the mirror image of the place x is the place end - x
+    cells = np.arange(min(side, math.ceil(end)))
+    # The centre of a cell falls between those of two cells if the image ends inside a cell.
+    source = np.clip(end - 1 - cells, 0, None)
+    low = source.astype(int)
+    high = np.minimum(low + 1, len(cells) - 1)
+    share_of_high = (source - low).astype(logits.dtype)
+    moved = np.moveaxis(logits, axis, -1).copy()
+    first, second = moved[..., low], moved[..., high]
+    moved[..., cells] = first + share_of_high * (second - first)
+    return np.moveaxis(moved, -1, axis)
 
 
 def turned_back(planes: Tensor, mirror: Mirror) -> Tensor:

@@ -395,6 +395,21 @@ def test_mirrored_copies_are_averaged(predictor, make_samples, kind):
         assert (found.labels != one.labels)[agreed].mean() < 0.05
 
 
+def test_a_mirrored_copy_gets_the_mask_of_the_clicks_too(predictor, make_samples, monkeypatch):
+    sample = make_samples()[SliceRef("a", 2)]
+    asked = predictor("interactive", mirrors=((), (1,)))
+    decode, masks = asked.sam.decode, []
+
+    def recorded(embeddings, prompts, *, multimask):
+        masks.append(prompts.masks)
+        return decode(embeddings, prompts, multimask=multimask)
+
+    monkeypatch.setattr(asked.sam, "decode", recorded)
+    asked.predict([sample])
+    as_it_is, copy = masks[-2:]
+    assert copy.equal(as_it_is.flip(-1))
+
+
 def test_objects_are_scored_by_their_probability(predictor, make_samples):
     samples = make_samples()
     refs = list(samples)

@@ -9,8 +9,6 @@ import torch
 from samadapt.sam.decode import OBJECTS_PER_DECODE, merge_objects, semantic_labels
 from samadapt.sam.embed import frame_of
 from samadapt.sam.mean_prediction import DecodedObjects, MeanLogits, object_means
-from samadapt.sam.mirror import mirrored, mirrored_prompts, turned_back
-from samadapt.sam.types import ImagePrompts
 
 
 def passes(count, classes=3, scale=4.0):
@@ -104,25 +102,3 @@ def test_objects_are_averaged_in_the_frame_of_the_image(tiny_sam):
     numbers = merge_objects((m.logits for _, m in object_means(masks, rows)), (20, 31), 0.0)
     wins = np.where(expected[5] > expected[2], 1, 2)
     assert np.array_equal(numbers, np.where(expected[[5, 2]].amax(0) > 0.5, wins, 0))
-
-
-@pytest.mark.parametrize("mirror", [(), (1,), (0,), (0, 1)])
-def test_prompts_move_with_the_pixels(mirror):
-    image = np.zeros((10, 14, 3), np.uint8)
-    image[2:5, 1:9] = 200
-    prompts = ImagePrompts(
-        np.ones(1, int),
-        boxes=np.array([[1, 2, 9, 5]], np.float32),
-        points=np.array([[[1.5, 2.5]]], np.float32),
-        point_labels=np.ones((1, 1), int),
-    )
-    copy = mirrored(image, mirror)
-    moved = mirrored_prompts(prompts, mirror, (10, 14))
-    x0, y0, x1, y1 = moved.boxes[0].astype(int)
-    assert copy[y0:y1, x0:x1].min() == 200
-    assert (x1 - x0, y1 - y0) == (8, 3)
-    x, y = np.floor(moved.points[0, 0]).astype(int)
-    assert copy[y, x, 0] == 200
-    assert np.array_equal(prompts.boxes, [[1, 2, 9, 5]]), "the prompts that were given have changed"
-    back = turned_back(torch.from_numpy(copy.copy()).permute(2, 0, 1), mirror)
-    assert np.array_equal(back.permute(1, 2, 0), image)
