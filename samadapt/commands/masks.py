@@ -149,12 +149,12 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     finder = MaskFinder(segmenter, _options(asked), is_adapted=asked.adapter is not None)
     store = open_store(plan, finder.settings, finder.category, overwrite=asked.overwrite)
     with ExitStack() as shown:
-        names = [planned.path.name for planned in plan.images]
+        places = {planned.path.name: i for i, planned in enumerate(plan.images, start=1)}
 
         def start(name: str) -> Callable[[int, int], None]:
             # The bar of one image ends when the next image starts.
             shown.close()
-            count = f"{names.index(name) + 1}/{len(names)} " if name in names else ""
+            count = f"{places[name]}/{len(places)} " if name in places else ""
             return shown.enter_context(console.bar(f"{count}{name}"))
 
         rows = find_planned(

@@ -204,4 +204,7 @@ def find_planned(
             row["warnings"] = [str(finding) for finding in volume.findings]
         return row
 
-    return each_planned(plan, find, progress, command="masks")
+    rows = each_planned(plan, find, progress, command="masks")
+    if store.coco is not None:
+        store.coco.finish()
+    return rows

@@ -16,7 +16,6 @@ in a map of numbers, smaller masks lie on top of larger ones.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +25,9 @@ from samadapt.data.formats.base import write_prediction
 from samadapt.data.formats.shared.pictures import PALETTE
 from samadapt.data.formats.shared.volume_patterns import stem_of
 from samadapt.errors import DataError
+from samadapt.inference.mask_coco import MaskCoco, coco_row, mask_entry, write_coco
 from samadapt.inference.outputs import COCO, NIFTI, PICTURE
-from samadapt.sam.mask_tools import area_of, compress, decode_mask
+from samadapt.sam.mask_tools import area_of, decode_mask
 from samadapt.system import atomic
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def write_masks(
         target: the output; its ending chooses the format.
         category: name of what the masks show, for COCO.
         sa1b: JSON is that of SA-1B.
-        coco: receives the masks if the target is COCO; None: the target is written alone.
+        coco: receives the masks if all pictures share the target; None: it is written alone.
 
     Raises:
         DataError: the format cannot hold the masks, or the file cannot be written.
@@ -70,10 +70,11 @@ def write_masks(
     if is_json and sa1b:
         content = as_sa1b(source.name, height, width, found[0])
         atomic.write_text(target, json.dumps(content))
+    elif coco is not None:
+        coco.add(source.name, height, width, found[0])
     elif is_json:
-        kept = MaskCoco(category) if coco is None else coco
-        kept.add(source.name, height, width, found[0])
-        kept.write(target)
+        row = coco_row(source.name, height, width, found[0])
+        write_coco(target, category, lambda: iter([row]))
     else:
         numbers = mask_numbers(found, volume.shape)
         if numbers.max(initial=0) > MOST_NUMBERS:
@@ -139,82 +140,14 @@ def draw_preview(picture: Array, masks: Sequence[FoundMask], path: Path) -> None
         Image.fromarray(drawn.astype(np.uint8)).save(part, format="png")
 
 
-def _annotation(number: int, mask: FoundMask) -> dict[str, Any]:
-    """Return the entries of a mask that COCO and SA-1B share."""
-    x0, y0, x1, y1 = mask.box.tolist()
-    return {
-        "id": number,
-        "segmentation": compress(mask.runs),
-        "area": area_of(mask.runs),
-        # COCO's boxes are [x, y, w, h], and the box of a mask includes its last row and column.
-        "bbox": [x0, y0, x1 - x0 + 1, y1 - y0 + 1],
-        "predicted_iou": round(mask.iou, 6),
-        "stability_score": round(mask.stability, 6),
-    }
-
-
 def as_sa1b(file_name: str, height: int, width: int, masks: Sequence[FoundMask]) -> dict[str, Any]:
     """Return the content of SA-1B's JSON of one picture (segment-anything's README, Dataset)."""
     annotations = []
     for number, mask in enumerate(masks, start=1):
         x0, y0, x1, y1 = mask.crop
         annotations.append(
-            _annotation(number, mask)
+            mask_entry(number, mask)
             | {"point_coords": [mask.point], "crop_box": [x0, y0, x1 - x0, y1 - y0]}
         )
     image = {"image_id": 1, "width": width, "height": height, "file_name": file_name}
     return {"image": image, "annotations": annotations}
-
-
-@dataclass
-class MaskCoco:
-    """The content of one COCO JSON file, to which pictures are added.
-
-    Attributes:
-        category: name of what the masks show.
-        images: COCO's ``images``.
-        annotations: COCO's ``annotations``; ``score`` is the predicted IoU.
-    """
-
-    category: str
-    images: list[dict[str, Any]] = field(default_factory=list)
-    annotations: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def read(cls, path: Path, category: str) -> MaskCoco:
-        """Read a file that an earlier call wrote, so that it can be continued.
-
-        Raises:
-            DataError: it is not such a file.
-        """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            names = [entry["name"] for entry in content["categories"]]
-            images, annotations = list(content["images"]), list(content["annotations"])
-            known = all("file_name" in image for image in images)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{path}: expected COCO JSON to continue; it is broken") from error
-        if not known or names != [category]:
-            raise DataError(
-                f"{path}: expected COCO JSON of the category {category}; it has {names}. Choose "
-                "another output, or write over it with overwrite=true"
-            )
-        return cls(category, images, annotations)
-
-    def add(self, name: str, height: int, width: int, masks: Sequence[FoundMask]) -> None:
-        """Add a picture and its masks."""
-        image_id = len(self.images) + 1
-        self.images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        for mask in masks:
-            shared = _annotation(len(self.annotations) + 1, mask)
-            own = {"image_id": image_id, "category_id": 1, "iscrowd": 0, "score": mask.iou}
-            self.annotations.append(shared | own)
-
-    def write(self, path: Path) -> None:
-        """Write the file; replace an older one."""
-        content = {
-            "images": self.images,
-            "annotations": self.annotations,
-            "categories": [{"id": 1, "name": self.category}],
-        }
-        atomic.write_text(path, json.dumps(content))

@@ -15,7 +15,7 @@ import yaml
 
 from samadapt.errors import DataError
 from samadapt.inference.files import PlannedImage, PredictionPlan
-from samadapt.inference.mask_outputs import MaskCoco
+from samadapt.inference.mask_coco import MaskCoco, rows_file
 from samadapt.inference.outputs import COCO
 from samadapt.system import atomic
 from samadapt.system.plain_yaml import read_plain_yaml
@@ -89,9 +89,8 @@ def open_store(
         _make_room(plan, overwrite=overwrite)
     atomic.write_text(file, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     if plan.is_coco:
-        is_continued = known and target.is_file()
-        coco = MaskCoco.read(target, category) if is_continued else MaskCoco(category)
-        return MaskStore(frozenset(image["file_name"] for image in coco.images), coco)
+        coco = MaskCoco(target, category)
+        return MaskStore(frozenset(coco.done), coco)
     return MaskStore(frozenset(_written(plan.images)) if known else frozenset())
 
 
@@ -102,7 +101,8 @@ def _make_room(plan: PredictionPlan, *, overwrite: bool) -> None:
         DataError: files are there that would be written over.
     """
     outputs = [one.output for one in plan.images if isinstance(one.output, Path)]
-    there = [path for path in ([plan.target] if plan.is_coco else outputs) if path.is_file()]
+    shared = [plan.target, rows_file(plan.target)]
+    there = [path for path in (shared if plan.is_coco else outputs) if path.is_file()]
     if there and not overwrite:
         raise DataError(
             f"{there[0]}: this file is there, and nothing beside it says how its masks were found. "

@@ -16,7 +16,9 @@ from pycocotools import mask as coco_mask
 
 from samadapt.cli import main
 from samadapt.data.dataset import open_dataset
+from samadapt.inference.automatic import MaskFinder
 from samadapt.inference.files import plan_prediction
+from samadapt.inference.mask_coco import rows_file
 from samadapt.inference.mask_options import MaskOptions
 from samadapt.inference.mask_outputs import preview_file
 from samadapt.inference.mask_store import open_store
@@ -116,6 +118,30 @@ def test_a_folder_is_continued_and_never_mixed(pictures, tmp_path, capsys, outpu
     elsewhere = shutil.copytree(pictures, tmp_path / "elsewhere")
     assert find("model=tiny", f"input={elsewhere}", f"output={target}", "min_area=2") == 2
     assert "input: " in capsys.readouterr().err  # equal names of other pictures are not done
+
+
+def test_a_call_that_is_stopped_keeps_what_it_has_found(pictures, tmp_path, monkeypatch, capsys):
+    whole, target = tmp_path / "whole.json", tmp_path / "out.json"
+    keys = ("model=tiny", f"input={pictures}", "--json")
+    assert find(*keys, f"output={whole}") == 0
+    in_volume = MaskFinder.in_volume
+
+    def stopped(self, volume, progress=None):
+        if rows_file(target).exists():
+            raise KeyboardInterrupt
+        return in_volume(self, volume, progress)
+
+    monkeypatch.setattr(MaskFinder, "in_volume", stopped)
+    assert find(*keys, f"output={target}") == 130
+    assert not target.exists()
+    monkeypatch.setattr(MaskFinder, "in_volume", in_volume)
+    capsys.readouterr()
+    assert find(*keys, f"output={target}") == 0
+    first, second = json.loads(capsys.readouterr().out)["files"]
+    assert first["skipped"]
+    assert second["masks"] > 0
+    assert target.read_bytes() == whole.read_bytes()
+    assert not rows_file(target).exists()
 
 
 @pytest.mark.parametrize("output", ["out", "out.json"])
