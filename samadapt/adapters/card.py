@@ -78,6 +78,7 @@ def model_card(
         **({"Head": _plain(record.head)} if record.head else {}),
         **({"Overlap": OVERLAPPING} if record.overlapping else {}),
         "Prompts": _plain(record.prompt),
+        **_by_prompt(record.scores),
         **({"Background": BACKGROUND_TOKEN} if record.prompt.get("background_token") else {}),
         "Data": record.data or "not recorded",
         **({"Started from": _started_from(record.init)} if record.init else {}),
@@ -119,6 +120,19 @@ def base_licence(base: str) -> str:
     from samadapt.sam.weights.sources import known_weights
 
     return known_weights[base].licence if base in known_weights else ""
+
+
+def _by_prompt(scores: Mapping[str, Any]) -> dict[str, str]:
+    """Return a row with the Dice of each kind of prompt, if there are several."""
+    kinds = scores.get("by_prompt")
+    if not isinstance(kinds, dict):
+        return {}
+    parts = []
+    for kind, entry in kinds.items():
+        found = [(entry.get(state) or {}).get("dice") for state in ("adapted", "zero_shot")]
+        after, before = ("unknown" if dice is None else f"{dice:.3f}" for dice in found)
+        parts.append(f"{kind} {after} (zero-shot {before})")
+    return {"Dice by prompt": ", ".join(parts)}
 
 
 def _started_from(init: Mapping[str, Any]) -> str:

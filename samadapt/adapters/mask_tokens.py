@@ -57,9 +57,9 @@ class TokenUse:
     @classmethod
     def of_record(cls, record: AdapterRecord) -> TokenUse:
         """Return what the mask tokens of an adapter stand for."""
-        is_semantic = record.prompt.get("kind") == "semantic"
-        maps = MAPS_PER_CLASS if record.separates_objects else 1
         own = record.class_tokens > 0
+        is_semantic = own or record.prompt.get("kind") == "semantic"
+        maps = MAPS_PER_CLASS if record.separates_objects else 1
         return cls(record.classes, is_semantic, record.num_masks, maps, has_own_tokens=own)
 
     def position(self, name: str) -> int | None:

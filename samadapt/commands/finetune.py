@@ -75,6 +75,7 @@ def _tables(summary: Mapping[str, Any], folds: int) -> list[Any]:
     """Return the tables of scores, or a line that says that nothing was scored."""
     from rich.text import Text
 
+    from samadapt.reports.by_prompt import by_prompt_table
     from samadapt.reports.objects import objects_table
     from samadapt.reports.tables import paired_table, results_table, state_names
 
@@ -91,6 +92,8 @@ def _tables(summary: Mapping[str, Any], folds: int) -> list[Any]:
     tables: list[Any] = [scores]
     if summary["paired"]:
         tables.append(paired_table(summary["paired"]))
+    if "by_prompt" in summary:
+        tables.append(by_prompt_table(summary["by_prompt"]))
     objects = {
         name: summary[state]["instances"]
         for state, name in names.items()

@@ -167,7 +167,7 @@ def _with_baseline(config: Config) -> Config:
         peft=METHODS["none"](),
         # The U-Net takes all channels directly; readers keep them apart above three.
         model=replace(config.model, input_channels=channels if channels > MOST else None),
-        prompts=replace(config.prompts, name="semantic"),
+        prompts=replace(config.prompts, name="semantic", shares=None),
         head=_baseline_head(config.head),
         train=replace(
             config.train,

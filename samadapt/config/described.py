@@ -23,3 +23,4 @@ class DescribesOption:
 OfModel = Annotated[T, DescribesOption("model")]
 OfMethod = Annotated[T, DescribesOption("peft")]
 OfDataSet = Annotated[T, DescribesOption("data")]
+OfPrompts = Annotated[T, DescribesOption("prompts")]

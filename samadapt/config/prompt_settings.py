@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
+from samadapt.config.described import OfPrompts
 from samadapt.prompts.policy import Kind, Variant
+from samadapt.prompts.shares import check_shares
 from samadapt.system.settings import Settings, Whole
 
 # `samadapt ls` shows the texts of this table.
@@ -16,7 +18,10 @@ PROMPTS = {
     "point": "a random point inside an object; the decoder predicts several masks for it",
     "interactive": "a point or a box, then clicks that correct the mask, as in the SAM paper",
     "semantic": "no prompt: one mask token for each class, as in SAMed",
+    "mixed": "shares of several kinds in one run: one adapter for all (prompts.shares)",
 }
+
+Shares = Annotated[dict[str, float], AfterValidator(check_shares)]
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class PromptSettings(Settings):
     name: Kind = Field(
         default="box",
         description="kind of prompt: box; point; interactive, a point or a box and then clicks "
-        "that correct the mask; or semantic, which needs no prompt and predicts one mask for each "
-        "class",
+        "that correct the mask; semantic, which needs no prompt and predicts one mask for each "
+        "class; or mixed, batches of several kinds by prompts.shares",
     )
     objects: Literal["component", "class"] = Field(
         default="component",
@@ -58,7 +63,8 @@ class PromptSettings(Settings):
     keep_promptable: bool = Field(
         default=False,
         description="with prompts=semantic: give the classes tokens of their own, so that the mask "
-        "tokens of SAM keep answering to prompts; with more than three classes it is always so",
+        "tokens of SAM keep answering to prompts; with more than three classes, and with "
+        "prompts=mixed, it is always so",
     )
     clicks: Annotated[Whole, Field(ge=1, le=100)] | None = Field(
         default=None,
@@ -71,4 +77,10 @@ class PromptSettings(Settings):
         description="how prompts=interactive trains: as in the SAM paper, or as SAM 2: uniform "
         "noise on boxes, a tenth of the clicks drawn from the whole object, a click on the "
         "background where the mask is right, and no round without a click",
+    )
+    shares: OfPrompts[Shares | None] = Field(
+        default=None,
+        description="with prompts=mixed: how often each kind of prompt is drawn for a batch, such "
+        "as {box: 1, interactive: 2, semantic: 1}; they need not add up to 1; null: every kind as "
+        "often as the others",
     )

@@ -385,8 +385,8 @@ def _predict(
         row["masks"] = mask_files(target, predictor.classes)
     if options.objects:
         row["objects"] = [one.to_dict() for one in found.objects.values()]
-        if predictor.uncalibrated:
-            row["no_confidence"] = predictor.uncalibrated
+        if reason := predictor.uncalibrated(options):
+            row["no_confidence"] = reason
     if volume.findings:
         row["warnings"] = [str(finding) for finding in volume.findings]
     return row | beside

@@ -429,7 +429,7 @@ class Segmenter:
             uncertainty=uncertainty,
             mutual_information=mutual_information,
             objects=list(found.objects.values()),
-            no_confidence=predictor.uncalibrated if options.objects else "",
+            no_confidence=predictor.uncalibrated(options) if options.objects else "",
             instances=None if found.instances is None else _on_grid(found.instances, volume),
         )
 

@@ -24,6 +24,7 @@ from samadapt.errors import DataError, PromptError
 from samadapt.evaluation.instances import components
 from samadapt.evaluation.postprocess import postprocess
 from samadapt.evaluation.second_pass import SecondPass
+from samadapt.inference.asked_prompts import asked_policy, why_uncalibrated
 from samadapt.inference.embedding_cache import EmbeddingCache
 from samadapt.inference.objects import FoundObject, list_objects
 from samadapt.inference.options import PredictionOptions, class_ids
@@ -172,7 +173,7 @@ class VolumePredictor:
         """
         for option in ("keep_largest", "fill_holes"):
             class_ids(getattr(options, option) or False, self.classes, option)
-        if options.tta and self.policy.is_semantic:
+        if options.tta and self.policy.finds_classes:
             refuse_sides(self.classes, f"tta={options.tta}")
         self.second_pass(options)
         asked_twice = options.tta is not None or options.second_pass is not None
@@ -188,7 +189,7 @@ class VolumePredictor:
                 f"({', '.join(self.classes)}) by itself; leave boxes and points out, and labels "
                 "and propagate"
             )
-        if not self.policy.is_semantic and options.boxes is None and options.points is None:
+        if not self.policy.finds_classes and options.boxes is None and options.points is None:
             raise PromptError(
                 f"this adapter was trained with {self.policy.kind} prompts and needs one; give "
                 "boxes=[[x0, y0, x1, y1]] or points=[[x, y]], in pixels of the image"
@@ -221,7 +222,7 @@ class VolumePredictor:
         """
         if options.second_pass is None:
             return None
-        if not self.policy.is_semantic:
+        if not self.policy.finds_classes:
             raise PromptError(
                 f"second_pass={options.second_pass} refines what is found without prompts, and "
                 f"this adapter was trained with {self.policy.kind} prompts; leave it out"
@@ -246,11 +247,9 @@ class VolumePredictor:
         records = [member.record for member in self.members]
         return all(record.class_tokens and not record.head for record in records)
 
-    @property
-    def uncalibrated(self) -> str:
-        """Why objects get no confidence; empty if they get one."""
-        reasons = [one.curve for one in self.members if isinstance(one.curve, str)]
-        return reasons[0] if reasons else ""
+    def uncalibrated(self, options: PredictionOptions) -> str:
+        """Return why objects get no confidence; empty if they get one."""
+        return why_uncalibrated(self.members, options)
 
     def _kept(self, options: PredictionOptions, slices: int) -> bool | Sequence[str]:
         """Return the classes of which only the largest component is kept.
@@ -287,11 +286,11 @@ class VolumePredictor:
                 separates objects, and this is a volume.
         """
         self.check(options)
-        if options.has_prompts and self.policy.is_semantic:
-            # The mask tokens of this adapter still answer to prompts, as those of the base do.
-            prompted = copy(self)
-            prompted.policy = replace(self.policy, kind="interactive")
-            return prompted.segment(volume, options, progress, instances=instances)
+        if self.policy.is_mixed or (self.policy.is_semantic and options.has_prompts):
+            # Mask tokens that keep their meaning answer to prompts as those of the base do.
+            asked = copy(self)
+            asked.policy = asked_policy(self.policy, options)
+            return asked.segment(volume, options, progress, instances=instances)
         if self.watershed is not None and volume.shape[2] > 1:
             raise DataError(
                 f"this adapter was trained with head={INSTANCE_HEAD}: it separates the objects of "
@@ -332,7 +331,7 @@ class VolumePredictor:
                 found.planes(found.foreground),
                 found.instance_classes,
                 self.classes,
-                [] if self.uncalibrated else curves,
+                [] if self.uncalibrated(options) else curves,
             )
         return found
 

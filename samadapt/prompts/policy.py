@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from samadapt.errors import PromptError
+from samadapt.prompts.shares import MIXED, check_shares, normalised
 
-Kind = Literal["box", "point", "interactive", "semantic"]
+Kind = Literal["box", "point", "interactive", "semantic", "mixed"]
 Objects = Literal["component", "class"]
 Variant = Literal["sam", "sam2"]
 
@@ -26,9 +27,9 @@ class PromptPolicy:
 
     Attributes:
         kind: ``"box"`` or ``"point"`` for each object; ``"interactive"``: a point or a box, then
-            clicks that correct the mask (``training/click_rounds.py``); or ``"semantic"``: no
-            prompt, but one mask token for each class, so that one pass predicts all classes (as in
-            SAMed).
+            clicks that correct the mask (``training/click_rounds.py``); ``"semantic"``: no prompt,
+            but one mask token for each class, so that one pass predicts all classes (as in SAMed);
+            or ``"mixed"``: each batch has one of these, by ``shares``.
         objects: one prompt for each connected ``"component"`` of a class, or one for the whole
             ``"class"`` in the image.
         jitter: standard deviation of the noise on each side of a box in training, as a share of
@@ -46,6 +47,8 @@ class PromptPolicy:
             as the variant has.
         variant: for ``"interactive"``: the training of the ``"sam"`` paper, or that of
             ``"sam2"``, whose noise on boxes is uniform; see ``training/click_rounds.py``.
+        shares: for ``"mixed"``: the share of each kind of prompt among the batches; they add up to
+            1.
     """
 
     kind: Kind = "box"
@@ -58,6 +61,45 @@ class PromptPolicy:
     keep_promptable: bool = False
     clicks: int | None = None
     variant: Variant = "sam"
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether batches differ in their kind of prompt."""
+        return self.kind == MIXED
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of prompts that the model is trained for."""
+        return tuple(self.shares) if self.is_mixed else (self.kind,)
+
+    @property
+    def main_kind(self) -> str:
+        """The kind with the largest share, the first of equals; its scores come first."""
+        return max(self.kinds, key=lambda kind: self.shares.get(kind, 1.0))
+
+    @property
+    def finds_classes(self) -> bool:
+        """Whether the model also predicts classes without prompts."""
+        return "semantic" in self.kinds
+
+    def of_kind(self, kind: str) -> PromptPolicy:
+        """Return how one of ``kinds`` is prompted, as in a run of that kind alone."""
+        if kind == self.kind:
+            return self
+        kept = self.keep_promptable or self.is_mixed
+        return replace(self, kind=kind, shares={}, keep_promptable=kept)  # type: ignore[arg-type]
+
+    def answering(self, *, points: bool) -> PromptPolicy:
+        """Return how a model that is mixed, or finds classes, answers to the prompts of a user.
+
+        Args:
+            points: whether there are points; otherwise there are boxes alone.
+        """
+        # Boxes alone were trained to give one mask. Else the best of several answers a single
+        # prompt, and one mask further ones.
+        is_box = "box" in self.kinds and not points
+        return replace(self, kind="box" if is_box else "interactive", shares={})
 
     @property
     def is_semantic(self) -> bool:
@@ -75,6 +117,8 @@ class PromptPolicy:
 
         None: an object with a single prompt does, and one with more prompts gets one mask.
         """
+        if self.is_mixed:
+            return None if {"point", "interactive"} & set(self.kinds) else False
         return None if self.is_interactive else self.kind == "point"
 
     @property
@@ -84,7 +128,10 @@ class PromptPolicy:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the policy as plain values for ``samadapt.json``."""
-        return asdict(self)
+        values = asdict(self)
+        if not self.is_mixed:
+            del values["shares"]  # only this kind has some
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PromptPolicy:
@@ -96,4 +143,12 @@ class PromptPolicy:
         unknown = sorted(set(values) - {item.name for item in fields(cls)})
         if unknown or values.get("kind", "box") not in get_args(Kind):
             raise PromptError(f"not a prompt policy: {dict(values)!r}")
-        return cls(**values)
+        shares = values.get("shares", {})
+        if values.get("kind") == MIXED:
+            try:
+                shares = normalised(check_shares(shares))
+            except (TypeError, ValueError, AttributeError) as error:
+                raise PromptError(f"not a prompt policy: shares: {error}") from error
+        elif shares:
+            raise PromptError(f"not a prompt policy: {dict(values)!r}")
+        return cls(**{**values, "shares": shares})

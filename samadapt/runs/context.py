@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,7 @@ from samadapt.data.training_draw import use_training_cases
 from samadapt.errors import ConfigError, DataError, RunError
 from samadapt.methods.base import Method, method_for
 from samadapt.prompts.policy import Objects, PromptPolicy
+from samadapt.prompts.shares import DEFAULT_SHARES, MIXED, normalised
 from samadapt.runs.baseline import open_baseline
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
 from samadapt.runs.run_description import configuration_text, run_title, trained_name
@@ -106,6 +107,10 @@ class RunContext:
             objects: Objects = "class" if self.model.watershed is None else "component"
             return PromptPolicy("box", objects=objects)
         return self.policy
+
+    def of_kind(self, kind: str) -> RunContext:
+        """Return the same run with the prompts of one of its kinds alone; the model is shared."""
+        return replace(self, policy=self.policy.of_kind(kind))
 
     @property
     def has_trained_parameters(self) -> bool:
@@ -275,9 +280,9 @@ def _open_sam(
     sam.to(device)
     promptable_base = deepcopy(sam).eval() if config.eval.second_pass else None
     base_sha256 = base_hash(sam)
-    if policy.is_semantic:
-        count = len(dataset.classes)
-        if policy.keep_promptable or count > sam.build.num_multimask:
+    if policy.finds_classes:
+        count, keeps = len(dataset.classes), policy.keep_promptable or policy.is_mixed
+        if keeps or count > sam.build.num_multimask:
             sam.add_class_tokens(count)  # else the multimask tokens are those of the classes
     if config.model.input_channels:
         sam.add_input_projection(config.model.input_channels)
@@ -380,8 +385,18 @@ def read_splits(path: Path) -> dict[str, Any]:
 
 
 def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPolicy:
-    """Return how the model of a configuration is prompted."""
+    """Return how the model of a configuration is prompted.
+
+    Raises:
+        ConfigError: for shares of kinds where there is one kind alone.
+    """
     prompts = config.prompts
+    if prompts.name != MIXED and prompts.shares is not None:
+        raise ConfigError(
+            f"prompts.shares={dict(prompts.shares)} has no effect with prompts={prompts.name}: "
+            "only prompts=mixed draws several kinds of prompts; leave it out, or use prompts=mixed"
+        )
+    shares = normalised(prompts.shares or DEFAULT_SHARES) if prompts.name == MIXED else {}
     return PromptPolicy(
         prompts.name,
         prompts.objects,
@@ -393,6 +408,7 @@ def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPo
         keep_promptable=prompts.keep_promptable,
         clicks=prompts.clicks,
         variant=prompts.variant,
+        shares=shares,
     )
 
 
@@ -451,8 +467,8 @@ def versions_of(
 def open_data(config: Config, *, scratch: str | Path | None = None) -> Dataset:
     """Open the data set of a configuration.
 
-    ``empty_slices=auto`` keeps training slices without any class for ``prompts=semantic``, where
-    the model must learn to predict nothing, and drops them for prompts, which need an object.
+    ``empty_slices=auto`` keeps training slices without any class where the model must learn to
+    predict nothing without a prompt, and drops them for prompts, which need an object.
 
     Args:
         config: the configuration of a run. Besides ``data``, its prompts and its model decide how
@@ -464,11 +480,11 @@ def open_data(config: Config, *, scratch: str | Path | None = None) -> Dataset:
             data.train_cases than there are, and for a list of held-out cases that does not fit.
         DataError: listing the errors of the files.
     """
-    data, semantic = config.data, config.prompts.name == "semantic"
+    data, finds_classes = config.data, prompt_policy(config).finds_classes
     empty = data.empty_slices
     if empty == "auto":
-        empty = "keep" if semantic else "drop"
-    if not semantic and empty != "drop":
+        empty = "keep" if finds_classes else "drop"
+    if not finds_classes and empty != "drop":
         raise ConfigError(
             f"data.empty_slices={empty}: box and point prompts need an object in every training "
             "slice; use drop, or prompts=semantic"

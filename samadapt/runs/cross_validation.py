@@ -23,6 +23,7 @@ from samadapt.evaluation.comparison import compare_states
 from samadapt.evaluation.instances import summarise_objects
 from samadapt.reports.objects import read_objects, write_objects
 from samadapt.reports.tables import read_per_case, write_per_case, write_summary
+from samadapt.runs.by_prompt import pool_kinds
 from samadapt.runs.environment import write_json
 from samadapt.runs.part_runs import is_finished, part_of, prepare_part, read_summary
 from samadapt.runs.run_directory import locked, open_run_dir
@@ -134,6 +135,7 @@ def pool_folds(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
         **{key: summaries[0][key] for key in SHARED_BY_FOLDS},
         **{key: summaries[0][key] for key in ("init",) if key in summaries[0]},
         **baseline,
+        **pool_kinds(parent, runs, summaries),
         "split": rule,
         "cases": sum(summary["cases"] for summary in summaries),
         "slices": sum(summary["slices"] for summary in summaries),

@@ -12,18 +12,23 @@ from samadapt.adapters.record import AdapterRecord, read_record
 from samadapt.adapters.store import load_into
 from samadapt.config.evaluate_arguments import EvaluateArguments
 from samadapt.errors import AdapterError, ConfigError, RunError
-from samadapt.evaluation.confidence import confidence_error, read_curve
+from samadapt.evaluation.confidence import read_curve
+from samadapt.runs.by_prompt import (
+    KindScores,
+    score_adapted,
+    score_base,
+    summarise_kinds,
+    write_kinds,
+)
 from samadapt.runs.context import RunContext, open_run
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.oracle_gap import OracleGap
 from samadapt.runs.recorded_configuration import evaluation_config
-from samadapt.runs.results import write_scores
 from samadapt.runs.run_directory import open_run_dir, removed_if_refused
 from samadapt.runs.run_slices import RunSlices, check_objects, plan_progress
 from samadapt.runs.scored_slices import Which, choose_slices
 from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.runs.side_by_side import ComparedAdapters, compare_adapters
-from samadapt.runs.summary import summarise_run
 from samadapt.runs.volume_clicks import VolumeClicks, refuse_pictures
 
 if TYPE_CHECKING:
@@ -145,25 +150,23 @@ def score_adapter(
 
     # Zero-shot first: a fresh adapter changes nothing, so the model is still the base.
     further = further_scores(arguments.prompts.name, scorer, scored.refs)
+    found = {kind: KindScores() for kind in context.policy.kinds}
     with context.progress.phase("zero-shot"):
-        zero_shot = scorer.score(scored.refs, context.zero_shot_policy)
+        score_base(scorer, scored.refs, found)
     if further:
         further.measure("zero_shot")
     use_trained_adapter(context, planner.features, adapter, record)
     with context.progress.phase("adapted"):
-        curve = read_curve(record.confidence)
-        adapted = scorer.score(scored.refs, context.policy, confidence=not isinstance(curve, str))
-    if record.confidence:
-        adapted.summary["confidence"] = confidence_error(curve, adapted.object_scores)
+        curve = read_curve(record.confidence) if record.confidence else None
+        score_adapted(scorer, scored.refs, curve, found)
     if further:
         further.measure("adapted")
 
     untrained = recorded_untrained(record, context.dataset.classes)
-    summary = summarise_run(
+    summary = summarise_kinds(
         scorer,
         slices,
-        zero_shot,
-        adapted,
+        found,
         scored=scored.which,
         notes=scored.notes,
         untrained=untrained,
@@ -173,7 +176,7 @@ def score_adapter(
         summary |= measured
         further.write(run_dir / "eval", measured)
     summary["seconds"] = time.perf_counter() - started
-    write_scores(context, scored.refs, zero_shot, adapted, summary, overlays=config.eval.overlays)
+    write_kinds(context, scored.refs, found, summary, overlays=config.eval.overlays)
     return summary
 
 
@@ -243,12 +246,12 @@ def check_fit(context: RunContext, adapter: Path, record: AdapterRecord) -> None
         )
     found = context.dataset.classes
     # Mask token k predicts class k, so the order of the classes must agree too.
-    if context.policy.is_semantic and found != record.classes:
+    if context.policy.finds_classes and found != record.classes:
         raise ConfigError(
             f"{adapter}: predicts {', '.join(record.classes)}, in this order; the data set has "
             f"{', '.join(found)}. Name the same classes with data.classes={{name: value}}"
         )
-    if context.policy.is_semantic and context.dataset.overlapping is not record.overlapping:
+    if context.policy.finds_classes and context.dataset.overlapping is not record.overlapping:
         kind = "may overlap" if record.overlapping else "do not overlap"
         key = "data.regions" if record.overlapping else "data.classes"
         raise ConfigError(

@@ -155,7 +155,7 @@ class FeaturePlanner:
         stacks = self.context.samples.stacks
         stack = [self.context.dataset.sample(one) for one in stacks.of(ref)]
         # The embedding of a stack without any prompt is never read.
-        if not self.context.policy.is_semantic and not any(map(_is_prompted, stack)):
+        if not self.context.policy.finds_classes and not any(map(_is_prompted, stack)):
             return None
         return self.context.samples.variant(stack, variant)[stacks.place(ref)].image
 

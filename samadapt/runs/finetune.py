@@ -20,8 +20,15 @@ from samadapt.config.compose import resolved
 from samadapt.config.schema import Config
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError, RunError
-from samadapt.evaluation.confidence import ConfidenceCurve, confidence_error
+from samadapt.evaluation.confidence import ConfidenceCurve
 from samadapt.runs.baseline import training_report
+from samadapt.runs.by_prompt import (
+    KindScores,
+    score_adapted,
+    score_base,
+    summarise_kinds,
+    write_kinds,
+)
 from samadapt.runs.confidence import confidence_entry, fit_to_validation
 from samadapt.runs.context import RunContext, open_run, stack_of
 from samadapt.runs.cross_validation import cross_validate
@@ -33,27 +40,27 @@ from samadapt.runs.initial_adapter import (
     start_from_adapter,
     with_initial_digest,
 )
-from samadapt.runs.results import adapter_record, write_adapter, write_scores
+from samadapt.runs.results import adapter_record, write_adapter
 from samadapt.runs.run_directory import (
     has_trained_weights,
     locked,
     open_run_dir,
     removed_if_refused,
 )
-from samadapt.runs.run_loss import choose_loss
+from samadapt.runs.run_loss import RunLosses, choose_losses
 from samadapt.runs.run_slices import (
     RunSlices,
     check_objects,
     divide_slices,
     plan_progress,
 )
-from samadapt.runs.scorer import Scorer, make_scorer
-from samadapt.runs.summary import NOT_SCORED, summarise_run, untrained_classes, untrained_text
+from samadapt.runs.scorer import Scorer, make_scorer, mean_by_share
+from samadapt.runs.summary import NOT_SCORED, untrained_classes, untrained_text
 from samadapt.sam.decode import class_frame
 from samadapt.system import atomic
 from samadapt.system.atomic import DiskFullError
 from samadapt.system.launchers import as_only_process, refuse_several_processes
-from samadapt.training.batches import Sampler, endless, make_batch
+from samadapt.training.batches import make_batch
 from samadapt.training.budget import Budget
 from samadapt.training.checkpoint import (
     COPIES,
@@ -64,6 +71,7 @@ from samadapt.training.checkpoint import (
     load_checkpoint,
     saved,
 )
+from samadapt.training.draws import BatchDraws, endless
 from samadapt.training.loop import LoopOptions, train
 from samadapt.training.progress import keep_lines_up_to
 from samadapt.training.state import Training, TrainingState
@@ -74,8 +82,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from samadapt.data.types import SliceRef
-    from samadapt.evaluation.evaluate import Evaluation
-    from samadapt.training.mask_losses import LossFunction
+    from samadapt.prompts.policy import PromptPolicy
     from samadapt.training.precision import Precision
     from samadapt.training.samples import TrainingStack
 
@@ -147,7 +154,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
                 validate_cases=options.validate_cases,
                 max_test_cases=config.eval.max_cases,
             )
-            loss = choose_loss(config.loss, context, slices.train)
+            losses = choose_losses(config.loss, context, slices.train)
             check_objects(scorer, slices.test, slices.train)
             # Before the first step a fresh adapter changes nothing, so the weights from before
             # training stand for the base model, also where training starts from other ones.
@@ -158,8 +165,8 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
                 first = start_from_adapter(config, context, slices.test, is_resumed=is_resumed)
             # The clocks that train.max_seconds and train.max_cpu_seconds limit start here.
             limits = (options.max_seconds, options.max_cpu_seconds) if trains else (None, None)
-            guess = len(slices.validation) / (options.batch_size * options.accumulate)
-            budget = Budget(*limits, validation_steps=guess)
+            per_slice = len(context.policy.kinds) / (options.batch_size * options.accumulate)
+            budget = Budget(*limits, validation_steps=per_slice * len(slices.validation))
             planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
             steps, validate_every = options.steps or 0, options.validate_every
             plan_progress(planner, slices, steps=steps, validate_every=validate_every)
@@ -180,18 +187,14 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         state = None
         curve: ConfidenceCurve | str = "nothing was trained"
         if trains:
-            state = train_adapter(config, planner, scorer, slices, loss, checkpoint, budget)
-            curve = fit_to_validation(scorer, slices)
-        zero_shot, adapted = score_held_out(scorer, slices.test, weights_before, curve)
+            state = train_adapter(config, planner, scorer, slices, losses, checkpoint, budget)
+            curve = fit_to_validation(scorer.main(), slices)
+        scored = score_held_out(scorer, slices.test, weights_before, curve)
 
-        summary = summarise_run(
-            scorer, slices, zero_shot, adapted, state=state, untrained=untrained
-        )
+        summary = summarise_kinds(scorer, slices, scored, state=state, untrained=untrained)
         add_to_summary(summary, first)
         summary["seconds"] = time.perf_counter() - started
-        write_scores(
-            context, slices.test, zero_shot, adapted, summary, overlays=config.eval.overlays
-        )
+        write_kinds(context, slices.test, scored, summary, overlays=config.eval.overlays)
         entry, largest = confidence_entry(curve), list(scorer.keep_largest)
         record = replace(adapter_record(config, context), confidence=entry, keep_largest=largest)
         record = add_to_record(record, first)
@@ -237,34 +240,36 @@ def score_held_out(
     refs: Sequence[SliceRef],
     weights_before: Mapping[str, Tensor],
     curve: ConfidenceCurve | str,
-) -> tuple[Evaluation | None, Evaluation | None]:
+) -> dict[str, KindScores]:
     """Score the base model and the trained model on the held-out slices.
 
     Args:
         scorer: scores the model of the run.
         refs: the held-out slices.
         weights_before: the trained parameters before training.
-        curve: the confidence of the trained model's objects, whose error is measured; or the reason
-            why there is none.
+        curve: the confidence of the trained model's objects with its main kind of prompt, whose
+            error is measured; or the reason why there is none.
 
     Returns:
-        The scores of the base model, which is None for a baseline, and those of the trained model,
-        which is None if nothing is trained. Both are None if nothing is held out.
+        By kind of prompt the scores of the base model, which are None for a baseline, and those of
+        the trained model, which are None if nothing is trained. Both are None if nothing is held
+        out.
     """
-    context, adapted = scorer.context, None
+    context = scorer.context
+    found = {kind: KindScores() for kind in context.policy.kinds}
     if not refs:
         context.say(f"note: {NOT_SCORED}")
-        return None, None
+        return found
     if context.has_trained_parameters:
         with context.progress.phase("adapted"):
-            adapted = scorer.score(refs, context.policy, confidence=not isinstance(curve, str))
-        adapted.summary["confidence"] = confidence_error(curve, adapted.object_scores)
+            score_adapted(scorer, refs, curve, found)
     if context.is_baseline:
-        return None, adapted  # a random U-Net is no model before training
+        return found  # a random U-Net is no model before training
     # The base model is scored last, so that training starts at once. Before the first step the
     # adapter changes nothing, so the weights from before training stand for the base model.
     with with_weights(context, weights_before), context.progress.phase("zero-shot"):
-        return scorer.score(refs, context.zero_shot_policy), adapted
+        score_base(scorer, refs, found)
+    return found
 
 
 def prepare_resume(context: RunContext) -> Checkpoint | None:
@@ -339,7 +344,7 @@ def train_adapter(
     planner: FeaturePlanner,
     scorer: Scorer,
     slices: RunSlices,
-    loss: LossFunction,
+    losses: RunLosses,
     checkpoint: Checkpoint | None,
     budget: Budget | None = None,
 ) -> TrainingState:
@@ -352,17 +357,16 @@ def train_adapter(
         planner: the run's frozen features and training samples.
         scorer: scores the model on the validation slices.
         slices: the slices of the run.
-        loss: the training loss.
+        losses: the training losses.
         checkpoint: the state from which training is resumed; None starts at the first step.
         budget: the time that training may take; None: no limit.
     """
     context, samples = planner.context, planner.context.samples
     policy = context.policy
     accelerator = make_accelerator(context.precision, context.device)
-    items = samples.items(slices.train)
     stacks = stacks_in_batch(config.train.batch_size, context.dataset.stack)
     shard = (accelerator.process_index, accelerator.num_processes)
-    sampler = Sampler(len(items), stacks, config.seed, shard)
+    draws = BatchDraws(samples, slices.train, stacks, config.seed, shard)
     # This generator draws the prompts and augmentations. A run is one process today, so the
     # process index is 0.
     rng = np.random.default_rng([config.seed, accelerator.process_index])
@@ -371,33 +375,37 @@ def train_adapter(
     logits_side = context.model.logits_side
     separated = len(context.dataset.classes) if context.model.watershed else 0
 
-    def make(drawn: Sequence[TrainingStack]) -> Any:
+    def make(own: PromptPolicy, drawn: Sequence[TrainingStack]) -> Any:
         stack, trained, versions = samples.take(drawn, rng)
         keys = planner.keys_of(versions)
         return make_batch(
-            stack, policy, frame_of, logits_side, rng, trained, keys, distances_of=separated
+            stack, own, frame_of, logits_side, rng, trained, keys, distances_of=separated
         )
 
     def validation_dice() -> float:
-        with context.progress.aside("validation", len(slices.validation)):
-            value = scorer.score_overlap(slices.validation, policy).summary["dice"]
-        if value == 0:
-            context.say(NOTHING_RIGHT)
-        return math.nan if value is None else float(value)
+        by_kind: dict[str, float] = {}
+        for kind, one in scorer.by_kind().items():
+            with context.progress.aside("validation", len(slices.validation)):
+                value = one.score_overlap(slices.validation, one.context.policy).summary["dice"]
+            if value == 0:
+                context.say(NOTHING_RIGHT)
+            by_kind[kind] = math.nan if value is None else float(value)
+        training.scores_by_kind = by_kind if policy.is_mixed else {}
+        return mean_by_share(by_kind, policy.shares)
 
     training = Training(
         sam=context.model,
         injection=context.injection,
         features=planner.features,
-        batches=endless(items, sampler, make),
-        sampler=sampler,
+        batches=endless(draws, make),
+        sampler=draws,
         rng=rng,
-        loss=loss,
-        multimask=policy.is_semantic or bool(policy.multimask),
+        loss=losses.loss,
         validate=validation_dice if slices.validation else None,
         run_dir=context.run_dir,
         progress=context.progress,
         budget=budget or Budget(),
+        class_loss=losses.class_loss,
     )
     # `train` has keys for other parts too, such as batch_size; the loop takes its own.
     keys = set(LoopOptions.__dataclass_fields__)

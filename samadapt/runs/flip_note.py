@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def say_what_flips_teach(context: RunContext) -> None:
     """Show and log ``flip_note`` for a run whose training slices change at random."""
     data, changes = context.dataset, context.samples.changes
-    note = flip_note(changes, data.classes, data.intensity, is_semantic=context.policy.is_semantic)
+    note = flip_note(
+        changes, data.classes, data.intensity, is_semantic=context.policy.finds_classes
+    )
     if note:
         context.say(note)
 

@@ -184,7 +184,7 @@ def start_from_adapter(
         )
     tokens = TokenUse(
         context.dataset.classes,
-        context.policy.is_semantic,
+        context.policy.finds_classes,
         sam.build.num_multimask,
         maps=1 if sam.watershed is None else MAPS_PER_CLASS,
         has_own_tokens=sam.class_tokens is not None,
@@ -273,7 +273,7 @@ def differences(config: Config, context: RunContext, record: AdapterRecord) -> l
     if record.head and head is not None:
         pairs["side of the dense head (head.size)"] = (record.head.get("side"), head.settings.side)
         pairs["kind of the dense head (head)"] = (record.head.get("name"), head.describe()["name"])
-    if policy.is_semantic:
+    if policy.finds_classes:
         pairs["the background is mask token 0"] = (
             bool(record.prompt.get("background_token")),
             policy.background_token,

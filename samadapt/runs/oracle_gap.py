@@ -44,7 +44,7 @@ class OracleGap:
     def measure(self, state: str) -> None:
         """Score the run's model as it is now, under the name of one of ``STATES``."""
         context = self.scorer.context
-        data, is_semantic = context.dataset, context.policy.is_semantic
+        data, is_semantic = context.dataset, context.policy.finds_classes
         predictor = self.scorer.predictor(self._policy(state))
         # The classes of a model without prompts are scored one by one, as its zero-shot scores
         # are: the boxes of two classes may coincide and would take pixels from each other.
@@ -57,7 +57,9 @@ class OracleGap:
         self.masks[state] = answers(context.sam, context.autocast, photographs(), data.stack)
 
     def _policy(self, state: str) -> PromptPolicy:
-        context = self.scorer.context
+        policy = self.scorer.context.policy
+        kind = "semantic" if policy.finds_classes else policy.main_kind
+        context = self.scorer.context.of_kind(kind)
         if state == "zero_shot":
             return untrained(context.zero_shot_policy)
         if not context.policy.is_semantic:

@@ -72,7 +72,7 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
     prompts = {item.name: getattr(arguments.prompts, item.name) for item in fields(PromptSettings)}
     # These two come beside the usual scores, which use the adapter's own kind of prompt.
     if prompts["name"] in ("matrix", "volume_clicks"):
-        prompts["name"] = kind
+        prompts["name"], prompts["shares"] = kind, record.prompt.get("shares")
     # Naming another data set resets the keys that are bound to it. These belong to the adapter,
     # whatever data it is scored on.
     data = arguments.data

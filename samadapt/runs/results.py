@@ -21,6 +21,7 @@ from samadapt.baselines.unet import UNet
 from samadapt.data.checks.resumed_run import merge_trained_on
 from samadapt.data.checks.training_record import trained_on
 from samadapt.data.intensity import visible
+from samadapt.reports.by_prompt import compact
 from samadapt.reports.objects import write_objects
 from samadapt.reports.overlays import choose_cases, draw_overlay
 from samadapt.reports.plots import plot_progress
@@ -138,6 +139,8 @@ def write_adapter(context: RunContext, record: AdapterRecord, summary: Mapping[s
     name = UNET_RECORD if is_unet else RECORD
     # The model card shows these scores, and evaluations read from them what was not trained.
     scores = {key: summary[key] for key in ("zero_shot", "adapted", "oracle_prompt", "data")}
+    if "by_prompt" in summary:
+        scores["by_prompt"] = compact(summary["by_prompt"])
     if summary["adapted"] is None:
         scores = {"reason": NOT_SCORED, "labelled_cases": summary["labelled_cases"]}
     record = replace(record, scores=scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from samadapt.config.schema import LossChoice
@@ -17,6 +18,32 @@ if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
     from samadapt.runs.context import RunContext
     from samadapt.training.mask_losses import LossFunction
+
+
+@dataclass(frozen=True)
+class RunLosses:
+    """The losses of a run.
+
+    Attributes:
+        loss: that of all batches, or of those with prompts.
+        class_loss: that of batches without prompts, where others have prompts; else None.
+    """
+
+    loss: LossFunction
+    class_loss: LossFunction | None = None
+
+
+def choose_losses(choice: LossChoice, context: RunContext, train: Sequence[SliceRef]) -> RunLosses:
+    """Return the losses that fit the kinds of prompts of a run; see ``choose_loss``."""
+    policy = context.policy
+    if not policy.is_mixed:
+        return RunLosses(choose_loss(choice, context, train))
+    prompted = next(kind for kind in policy.kinds if kind != "semantic")
+    if not policy.finds_classes:
+        return RunLosses(choose_loss(choice, context.of_kind(prompted), train))
+    # Class weights are for the batches without prompts.
+    of_objects = choose_loss(replace(choice, class_weights=None), context.of_kind(prompted), train)
+    return RunLosses(of_objects, choose_loss(choice, context.of_kind("semantic"), train))
 
 
 def choose_loss(choice: LossChoice, context: RunContext, train: Sequence[SliceRef]) -> LossFunction:

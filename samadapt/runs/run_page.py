@@ -12,6 +12,7 @@ from rich.text import Text
 
 from samadapt.data.intensity import visible
 from samadapt.evaluation.scores import SCORES
+from samadapt.reports.by_prompt import by_prompt_table
 from samadapt.reports.html import HTML_NAME, Page, ShownCase, write_html
 from samadapt.reports.objects import objects_table
 from samadapt.reports.oracle_gap import PLOT_NAME, forgetting_text, gap_table
@@ -169,6 +170,8 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
     tables = [results_table(summary["zero_shot"], summary["adapted"], title="Scores", names=names)]
     if summary["paired"]:
         tables.append(paired_table(summary["paired"]))
+    if "by_prompt" in summary:
+        tables.append(by_prompt_table(summary["by_prompt"]))
     if "oracle_gap" in summary:
         gap = gap_table(summary["oracle_gap"], summary["clicks"])
         gap.caption = f"{gap.caption}. {forgetting_text(summary['forgetting'])}"

@@ -180,13 +180,15 @@ def plan_progress(
     """
     context = planner.context
     validations = math.ceil(steps / validate_every) if validate_every else 1
+    kinds = len(context.policy.kinds)  # each of them is scored
+    scored = kinds * len(slices.test)
     context.progress.plan(
         {
             "features": planner.missing,
             "train": steps if context.has_trained_parameters else 0,
-            "validation": validations * len(slices.validation),
-            "adapted": len(slices.test),
-            "zero-shot": 0 if context.is_baseline else len(slices.test),
+            "validation": validations * kinds * len(slices.validation),
+            "adapted": scored,
+            "zero-shot": 0 if context.is_baseline else scored,
         },
         # Validation scores slices as well, so its speed predicts the time of the final scores.
         like={"adapted": "validation", "zero-shot": "validation"},

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -45,6 +46,19 @@ class Scorer:
     mirrors: tuple[Mirror, ...] = (AS_IT_IS,)
     keep_largest: tuple[str, ...] = ()
     second_pass: SecondPass | None = None
+
+    def by_kind(self) -> dict[str, Scorer]:
+        """Return what scores the model, as it is now, with each of its kinds of prompts.
+
+        The kind whose scores come first in a report is the first one.
+        """
+        policy = self.context.policy
+        kinds = sorted(policy.kinds, key=lambda kind: kind != policy.main_kind)
+        return {kind: replace(self, context=self.context.of_kind(kind)) for kind in kinds}
+
+    def main(self) -> Scorer:
+        """Return what scores the model with its main kind of prompt."""
+        return self.by_kind()[self.context.policy.main_kind]
 
     def score(
         self, refs: Sequence[SliceRef], policy: PromptPolicy, *, confidence: bool = False
@@ -125,6 +139,20 @@ class Scorer:
         )
 
 
+def mean_by_share(values: Mapping[str, float], shares: Mapping[str, float]) -> float:
+    """Return the mean of scores by kind of prompt, weighted by the shares of the kinds.
+
+    Args:
+        values: the score of each kind; kinds with NaN have none and are left out.
+        shares: the share of each kind; a kind without a share counts as 1.
+    """
+    known = {kind: value for kind, value in values.items() if not math.isnan(value)}
+    weights = {kind: shares.get(kind, 1.0) for kind in known}
+    if not weights:
+        return math.nan
+    return math.fsum(weights[kind] * known[kind] for kind in known) / math.fsum(weights.values())
+
+
 def make_scorer(planner: FeaturePlanner, options: Eval) -> Scorer:
     """Return what scores the model of a run, on the features that the planner serves.
 
@@ -135,7 +163,7 @@ def make_scorer(planner: FeaturePlanner, options: Eval) -> Scorer:
     context = planner.context
     mirrors: tuple[Mirror, ...] = (AS_IT_IS,)
     if options.tta:
-        if context.policy.is_semantic:
+        if context.policy.finds_classes:
             refuse_sides(context.dataset.classes, f"eval.tta={options.tta}")
         cases = context.dataset.cases
         pictures = all(case.axis is None and case.shape[2] == 1 for case in cases)
@@ -156,7 +184,7 @@ def make_scorer(planner: FeaturePlanner, options: Eval) -> Scorer:
 
 def _kept(context: RunContext, wanted: Literal["auto"] | Sequence[str] | None) -> tuple[str, ...]:
     """Return the classes of ``eval.keep_largest``, and say what ``auto`` found."""
-    if not context.policy.is_semantic:
+    if not context.policy.finds_classes:
         return ()
     kept = tuple(kept_classes(wanted, context.dataset))
     if wanted == "auto":
@@ -169,7 +197,7 @@ def _second_pass(context: RunContext, wanted: Literal["base"] | None) -> SecondP
     """Return what refines final scores without prompts, if it is asked for; see ``make_scorer``."""
     if wanted is None:
         return None
-    if not context.policy.is_semantic:
+    if not context.policy.finds_classes:
         raise PromptError(
             f"eval.second_pass={wanted} refines what is found without prompts; got "
             f"prompts={context.policy.kind}. Leave it out"

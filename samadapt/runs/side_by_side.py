@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samadapt.adapters.mask_tokens import TokenUse
 from samadapt.config.compose import to_yaml
 from samadapt.config.schema import Data
 from samadapt.data.pseudonyms import open_key, write_key
@@ -220,7 +221,7 @@ def on_data_of(
         classes: the classes of the first adapter.
     """
     keys = OWN_KEYS
-    if record.prompt.get("kind") == "semantic":  # it predicts its own classes, in its own order
+    if TokenUse.of_record(record).is_semantic:  # it predicts its own classes, in its own order
         keys += ("classes", "regions", "merge_classes")
     own = {key: getattr(one.data, key) for key in keys}
     unnamed = not any(own.get(key, True) for key in ("classes", "regions", "merge_classes"))

@@ -76,8 +76,8 @@ def summarise_run(
     return {
         # In a run with baseline=unet, "adapted" has the scores of the U-Net.
         **({"baseline": {"title": build.title, **build.to_dict()}} if build else {}),
-        "zero_shot": zero_shot and _scores(zero_shot, context.zero_shot_policy),
-        "adapted": adapted and _scores(adapted, policy),
+        "zero_shot": zero_shot and scores_of(zero_shot, context.zero_shot_policy),
+        "adapted": adapted and scores_of(adapted, policy),
         "paired": zero_shot
         and adapted
         and compare_states(zero_shot.rows, adapted.rows, data.classes),
@@ -159,7 +159,8 @@ def _notes_on_training(slices: RunSlices, state: TrainingState | None) -> list[s
     return [*chosen, *([state.ending] if state.ending else [])]
 
 
-def _scores(evaluation: Evaluation, policy: PromptPolicy) -> dict[str, Any]:
+def scores_of(evaluation: Evaluation, policy: PromptPolicy) -> dict[str, Any]:
+    """Return the scores of one state, and how the model was prompted."""
     return {
         **evaluation.summary,
         "prompt": policy.to_dict(),

@@ -16,8 +16,9 @@ from samadapt.errors import ConfigError, DataError
 from samadapt.reports import contact_sheet
 from samadapt.runs.context import open_data, prompt_policy, versions_of
 from samadapt.training.augmentation_rule import changes_for
-from samadapt.training.batches import Sampler, choose_objects
+from samadapt.training.batches import choose_objects
 from samadapt.training.click_rounds import draw_rounds
+from samadapt.training.draws import BatchDraws
 from samadapt.training.samples import TrainingSamples
 from samadapt.training.selection import selection_split
 
@@ -53,23 +54,21 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
     )
     if not refs:
         raise ConfigError("data: there is no slice to train on; use more cases (data.max_cases)")
-    items = samples.items(refs)
     stacks = stacks_in_batch(config.train.batch_size, dataset.stack)
-    sampler = Sampler(len(items), stacks, config.seed)
+    draws = BatchDraws(samples, refs, stacks, config.seed)
     rng = np.random.default_rng([config.seed, 0])  # the generator of a run's first process
     tiles: list[contact_sheet.SheetSlice] = []
-    # The sampler and the generator are used as in training and in the same order, so that they draw
+    # The draws and the generator are used as in training and in the same order, so that they draw
     # the slices and prompts of the first steps.
     while len(tiles) < count:
-        seen, trained, _ = samples.take([items[i] for i in sampler.next()], rng)
+        own, stack = draws.next()
+        seen, trained, _ = samples.take(stack, rng)
         batch = [seen[place] for place in trained]
         chosen: Sequence[Any] = (
-            [None] * len(batch) if policy.is_semantic else choose_objects(batch, policy, rng)
+            [None] * len(batch) if own.is_semantic else choose_objects(batch, own, rng)
         )
-        if policy.is_interactive:
-            draw_rounds(
-                policy, (len(chosen), len(chosen[0])), rng
-            )  # so that the next draw is right
+        if own.is_interactive:
+            draw_rounds(own, (len(chosen), len(chosen[0])), rng)  # so that the next draw is right
         for sample, objects in zip(batch, chosen, strict=True):
             prompt: tuple[Any, ...] = ()
             if objects:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +61,8 @@ class VolumeClicks:
     def measure(self, state: str) -> None:
         """Score the run's model as it is now, under the name of one of ``STATES``."""
         context = self.scorer.context
+        if context.policy.is_mixed:  # a box and clicks
+            context = replace(context, policy=context.policy.answering(points=True))
         is_base = state == "zero_shot"
         policy = untrained(context.zero_shot_policy) if is_base else context.policy
         predictor = self.scorer.predictor(policy)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from samadapt.data.types import Sample
     from samadapt.prompts.policy import PromptPolicy
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -44,6 +42,7 @@ class Batch:
             ``distance_targets``.
         trained: positions, among all images, of the b that have the loss; None: all.
         rounds: the rounds of clicks in which the decoder answers; None: it answers once.
+        multimask: the decoder gives several masks for each object, or one for each class.
     """
 
     names: list[str]
@@ -53,6 +52,7 @@ class Batch:
     targets: Real[Tensor, "b ..."]
     trained: Integer[Tensor, " rows"] | None = None
     rounds: Rounds | None = None
+    multimask: bool = False
 
     @property
     def round_count(self) -> int:
@@ -93,14 +93,6 @@ class Sampler:
 
     def _order(self, epoch: int) -> Array:
         return np.random.default_rng([self.seed, epoch]).permutation(self.length)
-
-
-def endless(
-    items: Sequence[T], sampler: Sampler, make: Callable[[Sequence[T]], Batch]
-) -> Iterator[Batch]:
-    """Yield a batch of the items that the sampler draws, again and again."""
-    while True:
-        yield make([items[index] for index in sampler.next()])
 
 
 def make_batch(
@@ -147,7 +139,8 @@ def make_batch(
         targets = object_targets(chosen, samples, frames, side)
         if policy.is_interactive:
             rounds = draw_rounds(policy, (len(chosen), prompts.count), rng)
-    return Batch(names, list(keys), images, prompts, targets, rows, rounds)
+    multimask = policy.is_semantic or bool(policy.multimask)
+    return Batch(names, list(keys), images, prompts, targets, rows, rounds, multimask)
 
 
 def semantic_targets(

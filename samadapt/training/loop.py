@@ -251,13 +251,13 @@ def learn(
             return tail.decode(copy, prompts, multimask=multimask)
 
     if batch.rounds is None:
-        outputs = iter([decode(prompts, training.multimask)])
+        outputs = iter([decode(prompts, batch.multimask)])
     else:
         cell = sam.image_size / targets.shape[-1]
         outputs = answers(decode, prompts, targets, batch.rounds, sam.mask_threshold, cell)
-    loss, parts = 0.0, accumulate * batch.round_count
+    loss, parts, measure = 0.0, accumulate * batch.round_count, training.loss_of(batch)
     for output in outputs:
-        total = training.loss(output, targets).total + method.penalty(sam)
+        total = measure(output, targets).total + method.penalty(sam)
         loss += float(total.detach()) / parts  # waits for the GPU
         if not math.isfinite(loss):
             return loss  # the step is skipped, so backward would be wasted
@@ -397,9 +397,14 @@ def validate_and_keep_best(training: Training, state: TrainingState) -> None:
             state.best_step, state.stale = state.step, 0
             state.best_score = score if math.isfinite(score) else state.best_score
             state.best_weights = trainable_state(training.sam, training.injection)
+    by_kind = training.scores_by_kind
     line = {"kind": "validate", "step": state.step, "dice": score}
+    if by_kind:
+        line["by_prompt"] = dict(by_kind)
     append_line(training.run_dir / "metrics.jsonl", line)
-    training.progress.say(f"step {state.step}: validation Dice {score:.4f}")
+    listed = ", ".join(f"{kind} {value:.4f}" for kind, value in by_kind.items())
+    shown = f" ({listed})" if listed else ""
+    training.progress.say(f"step {state.step}: validation Dice {score:.4f}{shown}")
 
 
 def keep_weights(training: Training, state: TrainingState) -> None:

@@ -8,7 +8,7 @@ those that ``data.slice_step`` skips.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from samadapt.prompts.annotations import has_prompts, trainable_prompts
@@ -63,9 +63,16 @@ class TrainingSamples:
         """Which slices the encoder sees together."""
         return self.dataset.stacks
 
+    def of(self, policy: PromptPolicy) -> TrainingSamples:
+        """Return the same slices, prompted in another way."""
+        return replace(self, policy=policy)
+
     def usable(self, refs: Sequence[SliceRef]) -> list[SliceRef]:
-        """Return the slices that can be prompted: those with an object that is large enough."""
-        if self.policy.is_semantic:
+        """Return the slices that can be prompted: those with an object that is large enough.
+
+        Without prompts, also by a part of the batches, all slices can be used.
+        """
+        if self.policy.finds_classes:
             return list(refs)
         return [ref for ref in refs if self.has_object(self.dataset.sample(ref))]
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from samadapt.adapters.injection import Injection
     from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.training.batches import Batch, Sampler
+    from samadapt.training.draws import BatchDraws
     from samadapt.training.features import Features
     from samadapt.training.mask_losses import LossFunction
     from samadapt.training.progress import Progress
@@ -36,29 +37,36 @@ class Training:
         injection: names the trained parameters.
         features: the output of the frozen blocks, by key or computed anew.
         batches: micro-batches without end.
-        sampler: draws the slices of the batches; its state is saved.
+        sampler: draws the slices of the batches; its state ``drawn`` is saved.
         rng: source of the prompts' noise and of augmentation; its state is saved.
         loss: maps a ``MaskOutput`` and targets to ``LossTerms``.
-        multimask: train several masks for each object.
         validate: scores the model as it is; higher is better, NaN if nothing can be scored. None:
             there are no validation cases, and the last weights are kept.
         run_dir: receives ``metrics.jsonl`` and ``checkpoints/``.
         progress: shows the user what happens.
         budget: counts the time, and limits it where the user asks for that.
+        class_loss: the loss of batches without prompts, where others have prompts; None: ``loss``.
+        scores_by_kind: the scores that the last call of ``validate`` averaged, by kind of prompt;
+            empty where there is one kind alone.
     """
 
     sam: SegmentationModel
     injection: Injection
     features: Features
     batches: Iterator[Batch]
-    sampler: Sampler
+    sampler: Sampler | BatchDraws
     rng: np.random.Generator
     loss: LossFunction
-    multimask: bool
     validate: Callable[[], float] | None
     run_dir: Path
     progress: Progress
     budget: Budget = field(default_factory=Budget)
+    class_loss: LossFunction | None = None
+    scores_by_kind: dict[str, float] = field(default_factory=dict)
+
+    def loss_of(self, batch: Batch) -> LossFunction:
+        """Return the loss of a batch, by whether it has prompts."""
+        return self.class_loss if self.class_loss and batch.prompts.is_empty else self.loss
 
 
 @dataclass

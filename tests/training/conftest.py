@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from functools import partial
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from samadapt.methods import METHODS
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.decode import class_frame
 from samadapt.sam.weights.loading import base_hash, load_sam
-from samadapt.training.batches import Sampler, endless, make_batch
+from samadapt.training.batches import Sampler, make_batch
 from samadapt.training.feature_plan import plan_features
 from samadapt.training.features import Features
 from samadapt.training.mask_losses import object_loss, semantic_loss
@@ -77,11 +78,10 @@ def make_training(
         sam=sam,
         injection=injection,
         features=features,
-        batches=endless(refs, sampler, make),
+        batches=(make([refs[index] for index in sampler.next()]) for _ in count()),
         sampler=sampler,
         rng=rng,
         loss=semantic_loss(2) if kind == "semantic" else object_loss(),
-        multimask=kind != "box",
         validate=lambda: 0.5,
         run_dir=run_dir,
         progress=Progress(Console(quiet=True), run_dir / "log.txt"),

@@ -1,0 +1,97 @@
+"""Which slices a batch holds, and by which kind of prompt they train.
+
+Everything follows from the seed and from the number ``drawn``, so a resumed run goes on with the
+batches that it would have had, whatever else drew random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from samadapt.training.batches import Sampler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from samadapt.data.types import SliceRef
+    from samadapt.prompts.policy import PromptPolicy
+    from samadapt.training.batches import Batch
+    from samadapt.training.samples import TrainingSamples, TrainingStack
+
+KIND_STREAM = 0x6B696E64
+"""``kind`` in ASCII: tells the generator of kinds from others that start from the same seed."""
+
+
+class BatchDraws:
+    """Draws the kind of prompt of each batch, and the stacks of slices that it holds.
+
+    With one kind of prompt every epoch visits each stack once. With several kinds each batch draws
+    its kind, and takes the next stacks of that kind: all of them without prompts, else those with
+    an object.
+
+    Args:
+        samples: the training slices, whose policy says which kinds there are.
+        refs: the slices to train on.
+        batch_size: stacks in one batch of one process.
+        seed: of order and kinds.
+        shard: see ``Sampler``.
+
+    Raises:
+        ConfigError: no slice has an object to prompt.
+    """
+
+    def __init__(
+        self,
+        samples: TrainingSamples,
+        refs: Sequence[SliceRef],
+        batch_size: int,
+        seed: int,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        policy = samples.policy
+        self.policies = {kind: policy.of_kind(kind) for kind in policy.kinds}
+        self.shares = policy.shares
+        self.seed, self.batch_size, self.world = seed, batch_size, shard[1]
+        self.items = {
+            kind: samples.of(own).items(samples.of(own).usable(refs) if policy.is_mixed else refs)
+            for kind, own in self.policies.items()
+        }
+        self._samplers = {
+            kind: Sampler(len(items), batch_size, seed, shard) for kind, items in self.items.items()
+        }
+
+    @property
+    def drawn(self) -> int:
+        """Stacks that all processes have drawn so far."""
+        return next(iter(self._samplers.values())).drawn
+
+    @drawn.setter
+    def drawn(self, count: int) -> None:
+        for sampler in self._samplers.values():
+            sampler.drawn = count
+
+    def next(self) -> tuple[PromptPolicy, list[TrainingStack]]:
+        """Return how this process's next batch is prompted, and its stacks."""
+        kind = self._kind()
+        # Every kind moves on, so that one number says where all of them are.
+        places = {name: sampler.next() for name, sampler in self._samplers.items()}
+        return self.policies[kind], [self.items[kind][place] for place in places[kind]]
+
+    def _kind(self) -> str:
+        """Return the kind of the next batch, which is that of all processes."""
+        if len(self.policies) == 1:
+            return next(iter(self.policies))
+        number = self.drawn // (self.batch_size * self.world)
+        rng = np.random.default_rng([self.seed, KIND_STREAM, number])
+        return str(rng.choice(list(self.shares), p=list(self.shares.values())))
+
+
+def endless(
+    draws: BatchDraws, make: Callable[[PromptPolicy, Sequence[Any]], Batch]
+) -> Iterator[Batch]:
+    """Yield the batches that are drawn, again and again."""
+    while True:
+        yield make(*draws.next())

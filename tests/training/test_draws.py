@@ -1,0 +1,80 @@
+"""Which kind of prompt a batch has, and which slices."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from samadapt.data.types import SliceRef
+from samadapt.prompts.policy import PromptPolicy
+from samadapt.prompts.shares import normalised
+from samadapt.training.draws import BatchDraws
+
+SHARES = {"box": 1, "interactive": 1, "semantic": 2}
+EMPTY = range(0, 12, 3)
+REFS = [SliceRef("volume", index) for index in range(12)]
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Training samples without images: every third slice holds nothing."""
+
+    policy: PromptPolicy
+
+    def of(self, policy):
+        return Slices(policy)
+
+    def usable(self, refs):
+        return [ref for ref in refs if self.policy.finds_classes or ref.index not in EMPTY]
+
+    def items(self, refs):
+        return list(refs)
+
+
+def draws_of(shares=None, seed=0, size=2, shard=(0, 1)):
+    policy = PromptPolicy("mixed", shares=normalised(shares or SHARES))
+    return BatchDraws(Slices(policy), REFS, size, seed, shard)
+
+
+def several(draws, count):
+    return [
+        (own.kind, [ref.index for ref in refs])
+        for own, refs in (draws.next() for _ in range(count))
+    ]
+
+
+def test_kinds_come_by_their_shares_and_prompts_get_slices_with_objects():
+    found = several(draws_of(), 800)
+    counts = Counter(kind for kind, _ in found)
+    for kind, share in normalised(SHARES).items():
+        assert counts[kind] == pytest.approx(800 * share, abs=60)
+    for kind, indices in found:
+        assert kind == "semantic" or not set(indices) & set(EMPTY)
+    seen = {index for kind, indices in found if kind == "semantic" for index in indices}
+    assert seen == set(range(12))
+
+
+def test_a_resumed_run_goes_on_with_the_same_batches():
+    whole = several(draws_of(), 30)
+    np.random.default_rng(0).random(5)  # what others draw does not matter
+    resumed = draws_of()
+    resumed.drawn = 2 * 11
+    assert several(resumed, 19) == whole[11:]
+    assert several(draws_of(seed=1), 30) != whole
+
+
+def test_processes_share_the_kind_of_a_batch():
+    one, other = draws_of(shard=(0, 2)), draws_of(shard=(1, 2))
+    pairs = list(zip(several(one, 20), several(other, 20), strict=True))
+    assert all(first[0] == second[0] for first, second in pairs)
+    assert any(first[1] != second[1] for first, second in pairs)
+
+
+def test_one_kind_visits_every_slice_once_an_epoch():
+    draws = BatchDraws(Slices(PromptPolicy("box")), REFS, 3, 0)
+    found = several(draws, 4)
+    assert sorted(index for _, indices in found for index in indices) == list(range(12))
+    assert {kind for kind, _ in found} == {"box"}
