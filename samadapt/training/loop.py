@@ -459,6 +459,8 @@ def report_step(
         **(budget.measured() if budget.is_limited else {}),
     }
     training.progress.clock.bound("train", budget.seconds_left)
+    if budget.is_limited:  # validations are part of the limited time
+        training.progress.clock.bound("validation", 0.0)
     append_line(training.run_dir / "metrics.jsonl", line)
     dice = f"{state.best_score:.3f}" if math.isfinite(state.best_score) else "-"
     training.progress.advance(

@@ -535,6 +535,21 @@ class Clocks:
 TIMED = replace(OPTIONS, steps=None, warmup_steps=0, validate_every=3, checkpoint_every=0)
 
 
+def test_the_time_left_counts_no_validation_beyond_the_limit(tools, run, tmp_path, monkeypatch):
+    training = tools.make_training(tmp_path)
+    Clocks(training, monkeypatch, step=1.0, validation=2.0, limit=15.5)
+    training.progress.plan({"train": 10**6, "validation": 10**6}, like={})
+    training.progress.clock.spent("validation", 1, 2.0)
+    shown = []
+    monkeypatch.setattr(
+        training.progress,
+        "advance",
+        lambda *given: shown.append(training.progress.clock.seconds_left()),
+    )
+    run(training, replace(TIMED, steps=10**6))
+    assert max(shown) <= 15.5
+
+
 def test_a_run_ends_when_no_step_and_validation_fit(tools, run, tmp_path, monkeypatch):
     training = tools.make_training(tmp_path)
     Clocks(training, monkeypatch, step=1.0, validation=2.0, limit=15.5)
