@@ -318,6 +318,7 @@ def evaluate_cases(
     overlap_only: bool = False,
     instances: bool | Literal["components"] = False,
     keep_largest: Sequence[int] = (),
+    keep_in_pictures: bool = False,
     watershed: Watershed | None = None,
 ) -> Evaluation:
     """Predict slices and score each case over all of its slices together.
@@ -336,6 +337,7 @@ def evaluate_cases(
         instances: match objects too. True: those that the samples number, for pictures;
             ``"components"``: connected components.
         keep_largest: ids of the classes of which only the largest component of a volume is kept.
+        keep_in_pictures: keep only the largest component of a picture or a single slice as well.
         watershed: separates the objects that the model found without prompts; None: nothing does,
             and its objects are components.
     """
@@ -354,7 +356,7 @@ def evaluate_cases(
         # Scores are those of the whole volume or picture, not means over slices or tiles.
         truth = joined(slices.truth, slices.places)
         maps = joined(slices.labels, slices.places)
-        if keep_largest and maps.shape[-1] > 1:
+        if keep_largest and (keep_in_pictures or maps.shape[-1] > 1):
             # A copy: the joined maps of tiles may be those of a slice.
             maps = maps.copy()
             for own in maps:

@@ -254,12 +254,13 @@ class VolumePredictor:
     def _kept(self, options: PredictionOptions, slices: int) -> bool | Sequence[str]:
         """Return the classes of which only the largest component is kept.
 
-        The classes that all members record are those of volumes: a single slice of an organ may
-        show it in several pieces.
+        A single slice of an organ may show it in several pieces, so what was recorded for volumes
+        is left out there.
         """
         if options.keep_largest is not None:
             return options.keep_largest
-        if not self.policy.is_semantic or slices == 1:
+        of_volumes = any(member.record.axis is not None for member in self.members)
+        if not self.policy.is_semantic or (slices == 1 and of_volumes):
             return False
         recorded = [set(member.record.keep_largest) for member in self.members]
         return sorted(set.intersection(*recorded))

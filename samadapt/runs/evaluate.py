@@ -142,7 +142,7 @@ def score_adapter(
         compared.check_same_cases(context, scored.refs)
         slices = RunSlices(train=[], validation=[], test=scored.refs)
         planner = FeaturePlanner(context)
-        scorer = make_scorer(planner, _as_recorded(config.eval, record))
+        scorer = make_scorer(planner, _as_recorded(config.eval, record, context.dataset.axis))
         check_objects(scorer, scored.refs)
         planner.plan(config, train=[], others=scored.refs)
         plan_progress(planner, slices, steps=0, validate_every=0)
@@ -195,10 +195,14 @@ def further_scores(
     return VolumeClicks(scorer, refs) if prompts == "volume_clicks" else None
 
 
-def _as_recorded(options: Eval, record: AdapterRecord) -> Eval:
-    """Take over what the adapter records of ``eval.keep_largest``, unless classes are named."""
+def _as_recorded(options: Eval, record: AdapterRecord, axis: str | None) -> Eval:
+    """Take over what the adapter records of ``eval.keep_largest``, unless classes are named.
+
+    What was recorded for volumes is left out for pictures, which have no ``axis``.
+    """
     if options.keep_largest in (None, "auto"):
-        return replace(options, keep_largest=list(record.keep_largest))
+        is_other = axis is None and record.axis is not None
+        return replace(options, keep_largest=[] if is_other else list(record.keep_largest))
     return options
 
 

@@ -88,6 +88,7 @@ class Scorer:
             tolerance=self.nsd_tolerance_mm,
             instances=self.instances,
             keep_largest=[run.dataset.classes.index(name) + 1 for name in kept],
+            keep_in_pictures=run.dataset.axis is None,
             watershed=run.model.watershed,
         )
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from skimage.measure import label
 
 import samadapt
 from samadapt.adapters.record import read_record
@@ -59,6 +60,27 @@ def test_classes_are_named_or_none():
     assert kept_classes(["lesion"], data(volume())) == ["lesion"]
     with pytest.raises(ConfigError, match=r"eval\.keep_largest: .* got 'organs'"):
         kept_classes(["organs"], data(volume()))
+
+
+@pytest.mark.slow
+def test_pictures_keep_what_is_named_in_scores_and_predictions(make_pictures, run, capsys):
+    root = make_pictures(6)
+    result = run(root, "prompts=semantic", "train.steps=1", "eval.keep_largest=[foreground]")
+    keys = [f"adapter={result.adapter_dir}", f"data.root={root}", "precision=fp32", "--json"]
+
+    def dice(*more):
+        capsys.readouterr()
+        assert main(["evaluate", *keys, *more]) == 0
+        return json.loads(capsys.readouterr().out)["summary"]["adapted"]["dice"]
+
+    # After one step the mask is speckled, so it makes a difference.
+    assert dice() == pytest.approx(result.summary["adapted"]["dice"], abs=1e-6)
+    assert dice() != pytest.approx(dice("eval.keep_largest=[]"), abs=1e-6)
+    segmenter = samadapt.load_adapter(result.adapter_dir, device="cpu")
+    image = sorted((root / "images").iterdir())[-1]
+    kept = segmenter.segment(image)
+    assert label(kept, connectivity=2).max() <= 1
+    assert label(segmenter.segment(image, keep_largest=False), connectivity=2).max() > 1
 
 
 @pytest.mark.slow
