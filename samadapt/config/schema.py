@@ -449,8 +449,9 @@ class Eval(Settings):
     keep_largest: Literal["auto"] | List[str] | None = Field(
         default=None,
         description="classes of which predictions without prompts keep only the largest component, "
-        "in 3D where there are volumes; the adapter records them and `predict` follows; auto: those with one component in "
-        "every training volume; null: none, and in `evaluate` those that the adapter records",
+        "in 3D where there are volumes; the adapter records them and `predict` follows; auto: "
+        "those with one component in every training volume; null: none, and in `evaluate` those "
+        "that the adapter records",
     )
     tta: Literal["flip"] | None = Field(
         default=None,
