@@ -76,6 +76,7 @@ def _tables(summary: Mapping[str, Any], folds: int) -> list[Any]:
     from rich.text import Text
 
     from samadapt.reports.by_prompt import by_prompt_table
+    from samadapt.reports.false_positives import negative_tables
     from samadapt.reports.objects import objects_table
     from samadapt.reports.tables import paired_table, results_table, state_names
 
@@ -94,6 +95,7 @@ def _tables(summary: Mapping[str, Any], folds: int) -> list[Any]:
         tables.append(paired_table(summary["paired"]))
     if "by_prompt" in summary:
         tables.append(by_prompt_table(summary["by_prompt"]))
+    tables += negative_tables(summary, names)
     objects = {
         name: summary[state]["instances"]
         for state, name in names.items()

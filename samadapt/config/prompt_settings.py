@@ -78,6 +78,13 @@ class PromptSettings(Settings):
         "noise on boxes, a tenth of the clicks drawn from the whole object, a click on the "
         "background where the mask is right, and no round without a click",
     )
+    negatives: Annotated[float, Field(ge=0, le=0.9)] | None = Field(
+        default=None,
+        description="share of training examples with nothing to find: of the slices of "
+        "prompts=semantic, those that hold no class; of the objects of other prompts, boxes and "
+        "clicks moved to where nothing is, which want an empty mask; scores then also ask there; "
+        "null: slices as they are, and prompts on objects alone",
+    )
     shares: OfPrompts[Shares | None] = Field(
         default=None,
         description="with prompts=mixed: how often each kind of prompt is drawn for a batch, such "

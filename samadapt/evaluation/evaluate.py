@@ -23,6 +23,11 @@ from samadapt.evaluation.confidence import (
     match_numbers,
     match_object,
 )
+from samadapt.evaluation.false_positives import (
+    FalsePositives,
+    count_false_positives,
+    summarise_false_positives,
+)
 from samadapt.evaluation.instances import (
     ObjectMatches,
     components,
@@ -184,7 +189,7 @@ class SlicePredictor:
         return found
 
     def _predict_objects(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
-        prompts = {index: self._prompts(sample) for index, sample in enumerate(samples)}
+        prompts = {index: self.prompts_of(sample) for index, sample in enumerate(samples)}
         prompted = [index for index, objects in prompts.items() if len(objects)]
         # The classes of each map
         every = range(1, self.classes + 1)
@@ -257,7 +262,8 @@ class SlicePredictor:
                 scores += match_object(positions == number, truth, best)
         return positions
 
-    def _prompts(self, sample: Sample) -> ImagePrompts:
+    def prompts_of(self, sample: Sample) -> ImagePrompts:
+        """Return the prompts of a slice's objects, those of its annotation if it has one."""
         if has_prompts(sample):
             return given_prompts(sample)
         return simulate(sample.maps, self.policy, instances=sample.instances)
@@ -289,6 +295,7 @@ class Evaluation:
     Attributes:
         rows: one score for each case and class, over all slices of the case.
         objects: the matched objects of each case and class, if they were asked for.
+        false_positives: counts of what was predicted without prompts where there is nothing.
         object_scores: score of each predicted object and whether it matches a true one, if they
             were asked for; see ``confidence.py``.
         summary: the means; see ``case_scores.summarise``.
@@ -300,6 +307,7 @@ class Evaluation:
 
     rows: list[CaseClassScore] = field(default_factory=list)
     objects: list[ObjectMatches] = field(default_factory=list)
+    false_positives: list[FalsePositives] = field(default_factory=list)
     object_scores: list[ObjectScore] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, tuple[SliceRef, int]] = field(default_factory=dict)
@@ -320,6 +328,7 @@ def evaluate_cases(
     keep_largest: Sequence[int] = (),
     keep_in_pictures: bool = False,
     watershed: Watershed | None = None,
+    false_positives: bool = False,
 ) -> Evaluation:
     """Predict slices and score each case over all of its slices together.
 
@@ -340,6 +349,8 @@ def evaluate_cases(
         keep_in_pictures: keep only the largest component of a picture or a single slice as well.
         watershed: separates the objects that the model found without prompts; None: nothing does,
             and its objects are components.
+        false_positives: count what is predicted where there is nothing; without prompts alone,
+            because prompts from the ground truth say that something is there.
     """
     result = Evaluation()
     keep_objects = bool(instances) or watershed is not None
@@ -368,6 +379,9 @@ def evaluate_cases(
             case, maps, truth, classes, **options, spacing_mm=spacing_of(case)
         )
         result.object_scores += slices.object_scores(maps, truth, len(classes))
+        result.false_positives += (
+            slices.false_positives(case, maps, truth, classes) if false_positives else []
+        )
         if instances:
             result.objects += slices.match_objects(
                 case, maps, truth, classes, numbered=instances is True
@@ -379,6 +393,9 @@ def evaluate_cases(
     result.summary = summarise(result.rows, classes, intervals=not overlap_only)
     if instances:
         result.summary["instances"] = summarise_objects(result.objects, classes)
+    if false_positives:
+        counts = summarise_false_positives(result.false_positives, classes)
+        result.summary["false_positives"] = counts
     return result
 
 
@@ -501,6 +518,27 @@ class _CaseSlices:
                 predicted_objects, true_objects = components(predicted), components(true)
             scores = None if scored is None else scored[own]
             rows.append(match_objects(case, name, predicted_objects, true_objects, scores))
+        return rows
+
+    def false_positives(
+        self, case: str, maps: Array, truth: Array, classes: Sequence[str]
+    ) -> list[FalsePositives]:
+        """Count what is predicted of each class where there is nothing of it.
+
+        Args:
+            case: name of the case.
+            maps: predicted class ids (n, h, w, d).
+            truth: see ``score_maps``.
+            classes: names of the classes 1..K.
+        """
+        # Tiles are parts of one picture.
+        indices = [place if isinstance(place, int) else 0 for place in self.places]
+        scored = [index - min(indices) for index in indices]
+        rows = []
+        for label, name in enumerate(classes, start=1):
+            own = maps[label - 1 if len(maps) > 1 else 0] == label
+            found = count_false_positives(case, name, own, mask_of_class(truth, label), scored)
+            rows += [] if found is None else [found]
         return rows
 
     def object_scores(self, maps: Array, truth: Array, classes: int) -> list[ObjectScore]:

@@ -47,6 +47,8 @@ class PromptPolicy:
             as the variant has.
         variant: for ``"interactive"``: the training of the ``"sam"`` paper, or that of
             ``"sam2"``, whose noise on boxes is uniform; see ``training/click_rounds.py``.
+        negatives: share of training examples with nothing to find, see ``prompts/absent.py`` and
+            ``training/draws.py``; None: slices as they are, and prompts on objects alone.
         shares: for ``"mixed"``: the share of each kind of prompt among the batches; they add up to
             1.
     """
@@ -61,6 +63,7 @@ class PromptPolicy:
     keep_promptable: bool = False
     clicks: int | None = None
     variant: Variant = "sam"
+    negatives: float | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -131,6 +134,8 @@ class PromptPolicy:
         values = asdict(self)
         if not self.is_mixed:
             del values["shares"]  # only this kind has some
+        if self.negatives is None:
+            del values["negatives"]
         return values
 
     @classmethod

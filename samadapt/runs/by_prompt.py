@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samadapt.evaluation.absent_prompts import join_answers
 from samadapt.evaluation.case_scores import summarise
 from samadapt.evaluation.comparison import compare_states
 from samadapt.evaluation.confidence import ConfidenceCurve, confidence_error
+from samadapt.evaluation.false_positives import summarise_false_positives
 from samadapt.prompts.shares import MIXED
+from samadapt.reports.false_positives import pool_false_positives, write_false_positives
 from samadapt.reports.tables import read_per_case, write_per_case
 from samadapt.runs.results import write_scores
 from samadapt.runs.summary import scores_of, summarise_run
@@ -45,10 +48,15 @@ class KindScores:
     adapted: Evaluation | None = None
 
     @property
+    def evaluations(self) -> dict[str, Evaluation]:
+        """What was measured, by state."""
+        states = {"zero_shot": self.zero_shot, "adapted": self.adapted}
+        return {state: found for state, found in states.items() if found}
+
+    @property
     def rows(self) -> dict[str, Sequence[CaseClassScore]]:
         """The scores of each case and class by state."""
-        states = {"zero_shot": self.zero_shot, "adapted": self.adapted}
-        return {state: found.rows for state, found in states.items() if found}
+        return {state: found.rows for state, found in self.evaluations.items()}
 
 
 def score_adapted(
@@ -140,7 +148,35 @@ def write_kinds(
     write_scores(context, refs, main.zero_shot, main.adapted, summary, overlays=overlays)
     for kind, one in scored.items() if len(scored) > 1 else ():
         if one.rows:
-            write_per_case(context.run_dir / "eval" / FOLDER / kind, one.rows)
+            folder = context.run_dir / "eval" / FOLDER / kind
+            write_per_case(folder, one.rows)
+            write_false_positives(folder, one.evaluations)
+
+
+def pool_negatives(
+    pooled: Mapping[str, dict[str, Any] | None],
+    directory: Path,
+    folders: Sequence[Path],
+    before: Sequence[Mapping[str, Any]],
+) -> None:
+    """Add to pooled scores what the folds predicted where there is nothing.
+
+    Args:
+        pooled: the pooled scores by state; None for a state without scores.
+        directory: the folder that receives the counts of all folds.
+        folders: the folders with the counts of each fold.
+        before: the scores of each fold by state.
+    """
+    counted = pool_false_positives(directory, folders)
+    for state, scores in pooled.items():
+        if scores is None:
+            continue
+        if state in counted:
+            found = summarise_false_positives(counted[state], list(scores["per_class"]))
+            scores["false_positives"] = found
+        asked = [one[state]["absent_prompts"] for one in before if "absent_prompts" in one[state]]
+        if asked:
+            scores["absent_prompts"] = join_answers(asked).to_dict()
 
 
 def pool_kinds(
@@ -169,6 +205,9 @@ def pool_kinds(
         for state, found in rows.items():
             marks = {key: entry[state][key] for key in ("prompt", "oracle_prompt")}
             means[state] = summarise(found, classes, intervals=True) | marks
+        folders = [run / "eval" / FOLDER / kind for run in runs]
+        before = [summary[FOLDER][kind] for summary in summaries]
+        pool_negatives(means, parent / "eval" / FOLDER / kind, folders, before)
         paired = None
         if len(rows) == 2:
             paired = compare_states(rows["zero_shot"], rows["adapted"], classes)

@@ -408,6 +408,7 @@ def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPo
         keep_promptable=prompts.keep_promptable,
         clicks=prompts.clicks,
         variant=prompts.variant,
+        negatives=prompts.negatives,
         shares=shares,
     )
 

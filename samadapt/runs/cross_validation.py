@@ -23,7 +23,7 @@ from samadapt.evaluation.comparison import compare_states
 from samadapt.evaluation.instances import summarise_objects
 from samadapt.reports.objects import read_objects, write_objects
 from samadapt.reports.tables import read_per_case, write_per_case, write_summary
-from samadapt.runs.by_prompt import pool_kinds
+from samadapt.runs.by_prompt import pool_kinds, pool_negatives
 from samadapt.runs.environment import write_json
 from samadapt.runs.part_runs import is_finished, part_of, prepare_part, read_summary
 from samadapt.runs.run_directory import locked, open_run_dir
@@ -120,6 +120,7 @@ def pool_folds(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
     if "instances" in summaries[0][states[0]]:
         for state, matches in _pool_objects(parent, runs).items():
             pooled[state]["instances"] = summarise_objects(matches, classes)
+    pool_negatives(pooled, parent / "eval", [run / "eval" for run in runs], summaries)
     _mark_untrained(pooled["adapted"], summaries)
     paired = None
     if len(states) == 2:

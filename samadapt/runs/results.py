@@ -22,6 +22,7 @@ from samadapt.data.checks.resumed_run import merge_trained_on
 from samadapt.data.checks.training_record import trained_on
 from samadapt.data.intensity import visible
 from samadapt.reports.by_prompt import compact
+from samadapt.reports.false_positives import write_false_positives
 from samadapt.reports.objects import write_objects
 from samadapt.reports.overlays import choose_cases, draw_overlay
 from samadapt.reports.plots import plot_progress
@@ -63,6 +64,7 @@ def write_scores(
     folder = context.run_dir / "eval"
     if scored and scored.objects:
         write_objects(folder, {state: found.objects for state, found in evaluations.items()})
+    write_false_positives(folder, evaluations)
     write_summary(folder, summary)
     write_per_case(folder, {state: found.rows for state, found in evaluations.items()})
     rows = scored.rows if scored else []

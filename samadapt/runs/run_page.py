@@ -13,6 +13,7 @@ from rich.text import Text
 from samadapt.data.intensity import visible
 from samadapt.evaluation.scores import SCORES
 from samadapt.reports.by_prompt import by_prompt_table
+from samadapt.reports.false_positives import negative_tables
 from samadapt.reports.html import HTML_NAME, Page, ShownCase, write_html
 from samadapt.reports.objects import objects_table
 from samadapt.reports.oracle_gap import PLOT_NAME, forgetting_text, gap_table
@@ -172,6 +173,7 @@ def _tables(summary: Mapping[str, Any]) -> list[Table]:
         tables.append(paired_table(summary["paired"]))
     if "by_prompt" in summary:
         tables.append(by_prompt_table(summary["by_prompt"]))
+    tables += negative_tables(summary, names)
     if "oracle_gap" in summary:
         gap = gap_table(summary["oracle_gap"], summary["clicks"])
         gap.caption = f"{gap.caption}. {forgetting_text(summary['forgetting'])}"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from samadapt.runs.context import RunContext
     from samadapt.runs.feature_planner import FeaturePlanner
     from samadapt.runs.scorer import Scorer
+    from samadapt.training.samples import TrainingSamples
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,35 @@ def check_objects(
         ConfigError: naming the alternative.
     """
     data = scorer.context.dataset
+    check_negatives(scorer.context.samples, trained)
     if scorer.context.model.watershed is not None:
         check_separable(data, [*trained, *scored], trains=bool(trained))
     if scorer.instances is True:
         check_numbered_objects(data, scored)
+
+
+def check_negatives(samples: TrainingSamples, trained: Sequence[SliceRef]) -> None:
+    """Refuse ``prompts.negatives`` without prompts where all training slices are alike.
+
+    Raises:
+        ConfigError: no slice is without a class though some are asked for, or all are.
+    """
+    policy = samples.policy
+    if policy.negatives is None or not policy.finds_classes or not trained:
+        return
+    items = samples.items(trained)
+    empty = sum(map(samples.is_empty, items))
+    if policy.negatives and not empty:
+        raise ConfigError(
+            f"prompts.negatives={policy.negatives}: no training slice is without a class, so none "
+            "can be drawn; use data.empty_slices=keep, add images with nothing to find, or leave "
+            "prompts.negatives out"
+        )
+    if empty == len(items):
+        raise ConfigError(
+            f"prompts.negatives={policy.negatives}: no training slice holds a class; check the "
+            "masks of the training cases"
+        )
 
 
 def check_separable(data: Dataset, refs: Sequence[SliceRef], *, trains: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from samadapt.data.mirroring import mirrors_of, refuse_sides
 from samadapt.errors import PromptError
+from samadapt.evaluation.absent_prompts import ask_where_nothing_is
 from samadapt.evaluation.evaluate import Evaluation, SlicePredictor, evaluate_cases
 from samadapt.evaluation.second_pass import SecondPass
 from samadapt.runs.kept_components import kept_classes
@@ -73,7 +74,7 @@ class Scorer:
         run = self.context
         predictor = self.predictor(policy)
         kept = self.keep_largest if policy.is_semantic else ()
-        return evaluate_cases(
+        found = evaluate_cases(
             replace(
                 predictor,
                 mirrors=self.mirrors,
@@ -90,7 +91,12 @@ class Scorer:
             keep_largest=[run.dataset.classes.index(name) + 1 for name in kept],
             keep_in_pictures=run.dataset.axis is None,
             watershed=run.model.watershed,
+            false_positives=policy.is_semantic,
         )
+        if policy.negatives and not policy.is_semantic:
+            answers = ask_where_nothing_is(predictor, refs, run.dataset.sample)
+            found.summary["absent_prompts"] = answers.to_dict()
+        return found
 
     def object_scores(self, refs: Sequence[SliceRef], policy: PromptPolicy) -> list[ObjectScore]:
         """Return what the confidence of objects is fitted to; nothing is mirrored."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
+from samadapt.prompts.absent import move_to_nothing, occupied_pixels
 from samadapt.prompts.annotations import has_prompts, trainable_prompts, with_box_and_point
 from samadapt.prompts.simulate import boxes_of, simulate
 from samadapt.sam.decode import to_tensors
@@ -71,15 +73,23 @@ class Sampler:
         batch_size: indices in one batch of one process.
         seed: of the order.
         shard: number of this process, and how many there are. Each takes its own share.
+        rare: (count, share): the last ``count`` indices are a part of their own, and this share of
+            what is drawn comes from it. Both parts go on in epochs of their own. None: all indices
+            are one part.
 
     Attributes:
         drawn: indices that all processes have drawn so far.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, shard: tuple[int, int] = (0, 1)
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        shard: tuple[int, int] = (0, 1),
+        rare: tuple[int, float] | None = None,
     ) -> None:
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.length, self.batch_size, self.seed, self.rare = length, batch_size, seed, rare
         self.rank, self.world = shard
         self.drawn = 0
 
@@ -89,10 +99,23 @@ class Sampler:
         # Process r of n takes positions r, r + n, ... of the shared order.
         positions = range(self.drawn + self.rank, self.drawn + drawn, self.world)
         self.drawn += drawn
-        return [int(self._order(at // self.length)[at % self.length]) for at in positions]
+        return [self._index(at) for at in positions]
 
-    def _order(self, epoch: int) -> Array:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.length)
+    def _index(self, at: int) -> int:
+        """Return the index at a position of the endless order."""
+        if self.rare is None:
+            return self._draw(at, self.length)
+        count, share = self.rare
+        # Of the first n positions, floor(n * share) belong to the rare part, evenly spread.
+        before = math.floor(at * share)
+        if math.floor((at + 1) * share) > before:
+            return self.length - count + self._draw(before, count)
+        return self._draw(at - before, self.length - count)
+
+    def _draw(self, at: int, length: int) -> int:
+        """Return index number ``at`` of ``length`` indices that are shuffled in every epoch."""
+        order = np.random.default_rng([self.seed, at // length]).permutation(length)
+        return int(order[at % length])
 
 
 def make_batch(
@@ -175,6 +198,8 @@ def choose_objects(
 ) -> list[ImagePrompts]:
     """Choose and prompt the objects of b slices, p of each, in the original frame.
 
+    With ``policy.negatives`` some of the prompts are moved to where nothing is.
+
     p is at most ``policy.max_objects``, because each object costs a pass of the decoder and slices
     with many objects would otherwise outweigh the others.
 
@@ -205,6 +230,11 @@ def choose_objects(
             if objects.boxes is None
             else objects
             for objects in chosen
+        ]
+    if policy.negatives:
+        chosen = [
+            move_to_nothing(objects, occupied_pixels(sample), policy.negatives, rng)
+            for objects, sample in zip(chosen, samples, strict=True)
         ]
     return chosen
 

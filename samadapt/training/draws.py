@@ -28,9 +28,10 @@ KIND_STREAM = 0x6B696E64
 class BatchDraws:
     """Draws the kind of prompt of each batch, and the stacks of slices that it holds.
 
-    With one kind of prompt every epoch visits each stack once. With several kinds each batch draws
-    its kind, and takes the next stacks of that kind: all of them without prompts, else those with
-    an object.
+    With one kind of prompt every epoch visits each stack once. With ``negatives``, batches without
+    prompts take this share of their stacks from those that hold no class. With several kinds each
+    batch draws its kind, and takes the next stacks of that kind: all of them without prompts, else
+    those with an object.
 
     Args:
         samples: the training slices, whose policy says which kinds there are.
@@ -55,13 +56,18 @@ class BatchDraws:
         self.policies = {kind: policy.of_kind(kind) for kind in policy.kinds}
         self.shares = policy.shares
         self.seed, self.batch_size, self.world = seed, batch_size, shard[1]
-        self.items = {
-            kind: samples.of(own).items(samples.of(own).usable(refs) if policy.is_mixed else refs)
-            for kind, own in self.policies.items()
-        }
-        self._samplers = {
-            kind: Sampler(len(items), batch_size, seed, shard) for kind, items in self.items.items()
-        }
+        self.items: dict[str, list[TrainingStack]] = {}
+        self._samplers: dict[str, Sampler] = {}
+        for kind, own in self.policies.items():
+            kept = samples.of(own).usable(refs) if policy.is_mixed else refs
+            items, rare = samples.of(own).items(kept), None
+            if own.is_semantic and own.negatives is not None:
+                # Stacks without any class come last, as a part of their own.
+                empty = [item for item in items if samples.is_empty(item)]
+                items = [*(item for item in items if not samples.is_empty(item)), *empty]
+                rare = len(empty), own.negatives
+            self.items[kind] = items
+            self._samplers[kind] = Sampler(len(items), batch_size, seed, shard, rare)
 
     @property
     def drawn(self) -> int:

@@ -93,6 +93,11 @@ class TrainingSamples:
         )
         return len(ids)
 
+    def is_empty(self, item: TrainingStack) -> bool:
+        """Whether none of a stack's slices with the loss holds a class."""
+        refs = [item.refs[place] for place in item.trained]
+        return not self.dataset.classes_in(refs)
+
     def items(self, refs: Sequence[SliceRef]) -> list[TrainingStack]:
         """Return the stacks of the training slices, sorted."""
         places = self.stacks.place

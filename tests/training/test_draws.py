@@ -30,6 +30,9 @@ class Slices:
     def usable(self, refs):
         return [ref for ref in refs if self.policy.finds_classes or ref.index not in EMPTY]
 
+    def is_empty(self, item):
+        return item.index in EMPTY
+
     def items(self, refs):
         return list(refs)
 
@@ -78,3 +81,20 @@ def test_one_kind_visits_every_slice_once_an_epoch():
     found = several(draws, 4)
     assert sorted(index for _, indices in found for index in indices) == list(range(12))
     assert {kind for kind, _ in found} == {"box"}
+
+
+def test_empty_slices_come_at_their_share_and_both_parts_in_epochs():
+    samples = Slices(PromptPolicy("semantic", negatives=0.25))
+    draws = BatchDraws(samples, REFS, 4, 0)
+    found = several(draws, 8)
+    for _, indices in found:
+        assert len(set(indices) & set(EMPTY)) == 1
+    empty = [index for _, indices in found for index in indices if index in EMPTY]
+    filled = [index for _, indices in found for index in indices if index not in EMPTY]
+    assert sorted(empty[:4]) == sorted(empty[4:]) == list(EMPTY)
+    assert sorted(filled[:8]) == sorted(set(range(12)) - set(EMPTY))
+    resumed = BatchDraws(samples, REFS, 4, 0)
+    resumed.drawn = 4 * 5
+    assert several(resumed, 3) == found[5:]
+    none = several(BatchDraws(Slices(PromptPolicy("semantic", negatives=0.0)), REFS, 4, 0), 8)
+    assert not {index for _, indices in none for index in indices} & set(EMPTY)
