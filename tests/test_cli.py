@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -17,6 +17,7 @@ from samadapt.cli import COMMANDS, SUMMARIES, main
 from samadapt.commands import show
 from samadapt.errors import ConfigError, DivergedError
 from samadapt.methods import METHODS
+from samadapt.prompts.policy import Kind
 
 HEAVY = {"torch", "torchvision", "timm", "peft", "monai", "transformers", "matplotlib", "skimage"}
 
@@ -111,7 +112,7 @@ def test_ls_lists_what_else_can_be_named(capsys: pytest.CaptureFixture[str]) -> 
     kinds = ["models", "prompts", "losses", "scores", "targets"]
     listed = json.loads(said(capsys, "ls", *kinds, "--json")[1])
     names = {kind: [row["name"] for row in rows] for kind, rows in listed.items()}
-    assert set(names["prompts"]) == {"box", "point", "semantic", "interactive"}
+    assert set(names["prompts"]) == {*get_args(Kind)}
     assert {"auto", "sam", "dice_ce", "tversky", "cl_dice"} <= set(names["losses"])
     assert {"dice", "iou", "hd95"} <= set(names["scores"])
     assert {"peft", "sam", "hf", "onnx"} <= set(names["targets"])

@@ -16,6 +16,8 @@ from samadapt.system.settings import Settings, Whole
 PROMPTS = {
     "box": "the bounding box of an object, with noise in training",
     "point": "a random point inside an object; the decoder predicts several masks for it",
+    "scribble": "points along a curve through an object, and often one through the background",
+    "mask": "a rough mask of an object, which the model corrects",
     "interactive": "a point or a box, then clicks that correct the mask, as in the SAM paper",
     "semantic": "no prompt: one mask token for each class, as in SAMed",
     "mixed": "shares of several kinds in one run: one adapter for all (prompts.shares)",
@@ -32,9 +34,10 @@ class PromptSettings(Settings):
 
     name: Kind = Field(
         default="box",
-        description="kind of prompt: box; point; interactive, a point or a box and then clicks "
-        "that correct the mask; semantic, which needs no prompt and predicts one mask for each "
-        "class; or mixed, batches of several kinds by prompts.shares",
+        description="kind of prompt: box; point; scribble, a curve; mask, a rough mask; "
+        "interactive, a point or a box and then clicks that correct the mask; semantic, which "
+        "needs no prompt and predicts one mask for each class; or mixed, batches of several kinds "
+        "by prompts.shares",
     )
     objects: Literal["component", "class"] = Field(
         default="component",
@@ -90,4 +93,23 @@ class PromptSettings(Settings):
         description="with prompts=mixed: how often each kind of prompt is drawn for a batch, such "
         "as {box: 1, interactive: 2, semantic: 1}; they need not add up to 1; null: every kind as "
         "often as the others",
+    )
+    mask_noise: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="how rough the masks of prompts=mask are, as a share of the object's largest "
+        "width: they are shifted, eroded or dilated, wavy and have holes; 0: exact",
+    )
+    scribble_points: Annotated[Whole, Field(ge=2, le=100)] = Field(
+        default=8,
+        description="points at equal distances along a scribble that reach the model; also for the "
+        "scribbles of a user",
+    )
+    scribble_outside: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="chance that the objects of a training step with prompts=scribble also get a "
+        "scribble in the background beside them",
     )

@@ -39,6 +39,7 @@ from samadapt.evaluation.postprocess import postprocess
 from samadapt.evaluation.scores import OVERLAP
 from samadapt.evaluation.second_pass import SecondPass
 from samadapt.prompts.annotations import given_prompts, has_prompts
+from samadapt.prompts.drawings import with_drawings
 from samadapt.prompts.policy import SCORED_CLICKS
 from samadapt.prompts.simulate import simulate
 from samadapt.sam.decode import (
@@ -265,7 +266,10 @@ class SlicePredictor:
     def prompts_of(self, sample: Sample) -> ImagePrompts:
         """Return the prompts of a slice's objects, those of its annotation if it has one."""
         if has_prompts(sample):
-            return given_prompts(sample)
+            objects = given_prompts(sample)
+            if self.policy.is_drawing:
+                return with_drawings(objects, sample.maps, self.policy)
+            return objects
         return simulate(sample.maps, self.policy, instances=sample.instances)
 
     def embed(self, samples: Sequence[Sample], mirror: Mirror = AS_IT_IS) -> Tensor:

@@ -40,13 +40,15 @@ def move_to_nothing(
         rng: decides which objects are moved, and where to.
 
     Raises:
-        DataError: the objects come without ground truth, or with masks, which cannot be moved.
+        DataError: the objects come without ground truth, or with mask logits, which cannot be
+            moved.
     """
     if objects.truth is None or objects.mask_logits is not None:
-        raise DataError("only boxes and points with their ground truth can be moved to nothing")
+        raise DataError("only prompts in pixels with their ground truth can be moved to nothing")
     truth = objects.truth.copy()
     boxes = None if objects.boxes is None else objects.boxes.copy()
     points = None if objects.points is None else objects.points.copy()
+    masks = None if objects.masks is None else objects.masks.copy()
     for number in np.flatnonzero(rng.random(len(objects)) < share):
         low, high = _window(objects, int(number), occupied.shape)
         place = free_place(occupied, high - low, rng)
@@ -57,8 +59,11 @@ def move_to_nothing(
             boxes[number] += np.tile(move, 2)
         if points is not None:
             points[number] += move
+        if masks is not None:
+            # The window holds the whole mask, so nothing of it leaves one side to enter another.
+            masks[number] = np.roll(masks[number], (place - low)[::-1], axis=(0, 1))
         truth[number] = False
-    return replace(objects, truth=truth, boxes=boxes, points=points)
+    return replace(objects, truth=truth, boxes=boxes, points=points, masks=masks)
 
 
 def free_place(occupied: Array, size: Array, rng: np.random.Generator) -> Array | None:
@@ -89,15 +94,19 @@ def free_place(occupied: Array, size: Array, rng: np.random.Generator) -> Array 
 
 def _window(objects: ImagePrompts, number: int, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """Return the corners (x, y) of the smallest window of pixels around an object's prompts."""
-    corners = []
+    corners = [np.zeros((0, 2))]
     if objects.boxes is not None:
         corners.append(objects.boxes[number].reshape(2, 2))
     if objects.points is not None and objects.point_labels is not None:
         corners.append(objects.points[number][objects.point_labels[number] >= 0])
-    if objects.truth is not None and objects.truth[number].any():
-        rows, columns = np.nonzero(objects.truth[number])
+    for shapes in (objects.truth, objects.masks):
+        if shapes is None or not shapes[number].any():
+            continue
+        rows, columns = np.nonzero(shapes[number])
         corners.append(np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]]))
     every = np.concatenate(corners)
+    if not len(every):  # a mask prompt of an annotated object that is not there
+        every = np.zeros((1, 2))
     low = np.clip(np.floor(every.min(axis=0)), 0, None)
     high = np.clip(np.ceil(every.max(axis=0)), low + 1, np.maximum(shape[::-1], low + 1))
     return low.astype(np.int64), high.astype(np.int64)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from samadapt.errors import PromptError
 from samadapt.prompts.shares import MIXED, check_shares, normalised
 
-Kind = Literal["box", "point", "interactive", "semantic", "mixed"]
+Kind = Literal["box", "point", "scribble", "mask", "interactive", "semantic", "mixed"]
 Objects = Literal["component", "class"]
 Variant = Literal["sam", "sam2"]
 
@@ -26,10 +26,12 @@ class PromptPolicy:
     """How an object of the ground truth becomes a prompt.
 
     Attributes:
-        kind: ``"box"`` or ``"point"`` for each object; ``"interactive"``: a point or a box, then
-            clicks that correct the mask (``training/click_rounds.py``); ``"semantic"``: no prompt,
-            but one mask token for each class, so that one pass predicts all classes (as in SAMed);
-            or ``"mixed"``: each batch has one of these, by ``shares``.
+        kind: ``"box"`` or ``"point"`` for each object; ``"scribble"``: points along a curve
+            (``prompts/scribbles.py``); ``"mask"``: a rough mask (``prompts/rough_masks.py``);
+            ``"interactive"``: a point or a box, then clicks that correct the mask
+            (``training/click_rounds.py``); ``"semantic"``: no prompt, but one mask token for each
+            class, so that one pass predicts all classes (as in SAMed); or ``"mixed"``: each batch
+            has one of these, by ``shares``.
         objects: one prompt for each connected ``"component"`` of a class, or one for the whole
             ``"class"`` in the image.
         jitter: standard deviation of the noise on each side of a box in training, as a share of
@@ -51,6 +53,10 @@ class PromptPolicy:
             ``training/draws.py``; None: slices as they are, and prompts on objects alone.
         shares: for ``"mixed"``: the share of each kind of prompt among the batches; they add up to
             1.
+        mask_noise: for ``"mask"``: how rough the masks are, as a share of the object's width.
+        scribble_points: number of points along a scribble.
+        scribble_outside: for ``"scribble"``: chance that the objects of a training step also get a
+            scribble in the background.
     """
 
     kind: Kind = "box"
@@ -64,6 +70,9 @@ class PromptPolicy:
     clicks: int | None = None
     variant: Variant = "sam"
     negatives: float | None = None
+    mask_noise: float = 0.3
+    scribble_points: int = 8
+    scribble_outside: float = 0.5
     shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -113,6 +122,11 @@ class PromptPolicy:
     def is_interactive(self) -> bool:
         """Whether clicks correct the mask."""
         return self.kind == "interactive"
+
+    @property
+    def is_drawing(self) -> bool:
+        """Whether a prompt is drawn: a scribble or a mask, made from the object's whole shape."""
+        return self.kind in ("scribble", "mask")
 
     @property
     def multimask(self) -> bool | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from samadapt.prompts.clicks import deepest
+from samadapt.prompts.drawings import with_drawings
 from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
@@ -81,6 +82,7 @@ def simulate(
 ) -> ImagePrompts:
     """Prompt every object of a label map as the SAM paper does.
 
+    Scribbles and rough masks are those of ``prompts/drawings.py``.
     With clicks (``interactive``) and ``rng`` each object gets a box and a point, of which a round
     of the training draws one. Without ``rng`` it gets the first click.
 
@@ -92,6 +94,8 @@ def simulate(
         instances: (h, w) object numbers, or None.
     """
     ids, masks = objects_in(labels, policy.objects, policy.min_area, instances)
+    if policy.is_drawing:
+        return with_drawings(ImagePrompts(ids, masks), labels, policy, rng)
     boxes = points = point_labels = None
     if policy.kind == "box" or (policy.is_interactive and rng is not None):
         boxes = boxes_of(masks)

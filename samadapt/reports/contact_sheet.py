@@ -13,7 +13,9 @@ from samadapt.reports.overlays import (
     colour_of,
     draw_ignored,
     draw_legend,
+    draw_masks,
     draw_prompts,
+    draw_scribbles,
     legend_grid,
     line_style,
     outline,
@@ -50,6 +52,8 @@ class SheetSlice:
         boxes: (n, 4) XYXY in pixels of the image, or None.
         points: (n, k, 2) as (x, y) in pixels of the image, or None.
         point_labels: (n, k): 1 foreground, 0 background, -1 not drawn; None without points.
+        masks: (n, h, w) bool, mask prompts, or None.
+        scribbled: the points of an object with one label are a curve.
         note: the text inside the lower edge, for example "4 of 37 objects".
     """
 
@@ -59,6 +63,8 @@ class SheetSlice:
     boxes: NDArray[Any] | None = None
     points: NDArray[Any] | None = None
     point_labels: NDArray[Any] | None = None
+    masks: NDArray[np.bool_] | None = None
+    scribbled: bool = False
     note: str = ""
 
 
@@ -123,7 +129,12 @@ def _draw_slice(axis: Axes, item: SheetSlice, *, enlarged: bool) -> None:
         lines = outline(item.labels == label)
         style = {"colors": colour_of(label), "linewidths": 1.1, "linestyles": line_style(label)}
         axis.add_collection(LineCollection(lines, **style), autolim=False)  # type: ignore[arg-type]
-    draw_prompts(axis, item.boxes, item.points, item.point_labels, scale=0.6)
+    if item.masks is not None:
+        draw_masks(axis, item.masks, scale=0.6)
+    if item.scribbled:
+        draw_scribbles(axis, item.points, item.point_labels, scale=0.6)
+    else:
+        draw_prompts(axis, item.boxes, item.points, item.point_labels, scale=0.6)
     if item.note:
         box: dict[str, Any] = {"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 1.5}
         place: dict[str, Any] = {"transform": axis.transAxes, "ha": "right", "va": "bottom"}

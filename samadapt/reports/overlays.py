@@ -359,6 +359,41 @@ def draw_prompts(
         )
 
 
+def draw_masks(axis: Axes, masks: NDArray[np.bool_], scale: float = 1.0) -> None:
+    """Draw the outlines of mask prompts (n, h, w) in white with a black rim."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.patheffects import withStroke
+
+    rim = [withStroke(linewidth=2.8 * scale, foreground="black")]
+    for mask in masks:
+        lines = LineCollection(list(outline(mask)), colors="white", linewidths=1.3 * scale)
+        lines.set_path_effects(rim)  # type: ignore[arg-type]
+        axis.add_collection(lines, autolim=False)
+
+
+def draw_scribbles(
+    axis: Axes, points: ArrayLike | None, point_labels: ArrayLike | None, scale: float = 1.0
+) -> None:
+    """Draw scribbles as lines with a black rim: solid inside an object, dotted outside.
+
+    Args:
+        axis: the axis that shows the image.
+        points: (n, k, 2) as (x, y) in pixels of the image, or None. Those of an object with one
+            label are a curve.
+        point_labels: (n, k): 1 inside, 0 outside, -1 not drawn.
+        scale: factor on the widths of lines.
+    """
+    from matplotlib.patheffects import withStroke
+
+    if points is None or point_labels is None:
+        return
+    rim = [withStroke(linewidth=3.6 * scale, foreground="black")]
+    for curve, labels in zip(np.asarray(points, float), np.asarray(point_labels), strict=True):
+        for sign, style in ((1, "-"), (0, ":")):
+            x, y = curve[labels == sign].T - 0.5
+            axis.plot(x, y, style, color="white", linewidth=2 * scale, path_effects=rim, zorder=5)
+
+
 def _write_heading(axis: Axes, heading: str, detail: str, inches: float) -> None:
     """Write a heading, and a line of detail if any, into the space above a panel."""
     place: dict[str, Any] = {

@@ -410,6 +410,9 @@ def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPo
         variant=prompts.variant,
         negatives=prompts.negatives,
         shares=shares,
+        mask_noise=prompts.mask_noise,
+        scribble_points=prompts.scribble_points,
+        scribble_outside=prompts.scribble_outside,
     )
 
 

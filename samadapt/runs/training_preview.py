@@ -73,7 +73,8 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
             prompt: tuple[Any, ...] = ()
             if objects:
                 note = _counted(policy.max_objects, samples.count_objects(sample))
-                prompt = (objects.boxes, objects.points, objects.point_labels, note)
+                places = (objects.boxes, objects.points, objects.point_labels, objects.masks)
+                prompt = (*places, policy.kind == "scribble", note)
             name = f"{sample.case} · {sample.part} {sample.index}"
             tiles.append(
                 contact_sheet.SheetSlice(name, visible(sample.image), sample.shown, *prompt)

@@ -40,7 +40,7 @@ from torch.nn import functional
 
 from samadapt.errors import ConfigError, PromptError
 from samadapt.sam.dense_features import unpack_embedding
-from samadapt.sam.geometry import make_frame, to_model_boxes, to_model_points
+from samadapt.sam.geometry import make_frame, masks_to_model, to_model_boxes, to_model_points
 from samadapt.sam.types import Frame, ImagePrompts, Prompts
 from samadapt.sam.watershed import MAPS_PER_CLASS
 
@@ -55,7 +55,10 @@ OBJECTS_PER_DECODE = 32
 
 
 def to_tensors(
-    prompts: Sequence[ImagePrompts], frames: Sequence[Frame], device: torch.device | None = None
+    prompts: Sequence[ImagePrompts],
+    frames: Sequence[Frame],
+    side: int,
+    device: torch.device | None = None,
 ) -> Prompts:
     """Bring the prompts of b images into the model frame and stack them.
 
@@ -63,6 +66,7 @@ def to_tensors(
         prompts: b items of p objects each. All have boxes or none has, and likewise mask prompts.
             Where an item has fewer points than another, it is padded with points of label -1.
         frames: the frame of each image.
+        side: 4g, the side of mask prompts.
         device: where the tensors go; None: the CPU.
 
     Raises:
@@ -85,6 +89,8 @@ def to_tensors(
             labels.append(marks)
         if item.mask_logits is not None:
             masks.append(item.mask_logits)
+        elif item.masks is not None:
+            masks.append(masks_to_model(item.masks, frame, side))
 
     def stacked(arrays: list[Array], dtype: torch.dtype) -> Tensor | None:
         return torch.as_tensor(np.stack(arrays), dtype=dtype, device=device) if arrays else None
@@ -158,7 +164,7 @@ def object_logits(
             for chunk in pack
         ]
         places = [images[chunk.item] for chunk in pack]
-        tensors = to_tensors(filled, [frames[place] for place in places], sam.device)
+        tensors = to_tensors(filled, [frames[place] for place in places], side, sam.device)
         rows = torch.tensor(places, device=embeddings.device)
         several = is_single(filled[0]) if multimask is None else multimask
         output = sam.decode(embeddings[rows], tensors, multimask=several or token_of_class)
@@ -183,7 +189,7 @@ def object_logits(
 def is_single(prompts: ImagePrompts) -> bool:
     """Return whether each object has one prompt: one point, or one box, and no mask."""
     count = 0 if prompts.points is None else prompts.points.shape[1]
-    return count + (prompts.boxes is not None) == 1 and prompts.mask_logits is None
+    return count + (prompts.boxes is not None) == 1 and not prompts.has_masks
 
 
 def _packs(prompts: Sequence[ImagePrompts]) -> Iterator[list[_Chunk]]:
@@ -195,7 +201,7 @@ def _packs(prompts: Sequence[ImagePrompts]) -> Iterator[list[_Chunk]]:
     groups: dict[tuple[bool, int, bool], list[_Chunk]] = defaultdict(list)
     for position, item in enumerate(prompts):
         clicks = 0 if item.points is None else item.points.shape[1]
-        kind = item.boxes is not None, clicks, item.mask_logits is not None
+        kind = item.boxes is not None, clicks, item.has_masks
         bare = replace(item, truth=None)  # chunks are copies; the decoder needs no ground truth
         for start in range(0, len(item), OBJECTS_PER_DECODE):
             rows = np.arange(start, min(start + OBJECTS_PER_DECODE, len(item)))

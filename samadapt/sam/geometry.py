@@ -18,6 +18,10 @@ from samadapt.sam.types import Frame
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[Any]
 
+SURE = np.float32(0.999)
+"""Probability inside a mask that becomes a mask prompt, as in micro-sam. Its logit is 6.9; SAM's
+own logits, for which the prompt encoder is made, are of this size."""
+
 
 def make_frame(shape: tuple[int, int], size: int, resize: str = "longest") -> Frame:
     """Place an image of ``shape`` (h, w) in a square of ``size`` pixels.
@@ -133,6 +137,31 @@ def labels_to_model(labels: IntArray, frame: Frame, side: int) -> IntArray:
     square = np.full((side, side), -1, dtype=kind)
     square[: len(down), : len(across)] = placed
     return square
+
+
+def masks_to_model(masks: Any, frame: Frame, side: int) -> npt.NDArray[np.float32]:
+    """Turn masks into mask prompts: logits at the resolution of the decoder.
+
+    A cell has the logit of the share of it that the mask covers, between ``1 - SURE`` and ``SURE``.
+    The padding is outside.
+
+    Args:
+        masks: (p, h, w) bool, of size ``frame.original``.
+        frame: the frame of the image.
+        side: 4g, cells along a side of the square.
+
+    Returns:
+        (p, 1, side, side).
+    """
+    down = _cell_weights(frame.original[0], frame.resized[0], frame.size, side)
+    across = _cell_weights(frame.original[1], frame.resized[1], frame.size, side)
+    down, across = (rows / rows.sum(axis=1, keepdims=True) for rows in (down, across))
+    shares = np.zeros((len(masks), 1, side, side), np.float32)
+    for share, mask in zip(shares, masks, strict=True):
+        share[0, : len(down), : len(across)] = down @ mask.astype(np.float32) @ across.T
+    shares = np.clip(shares, 1 - SURE, SURE)
+    logits: npt.NDArray[np.float32] = np.log(shares / (1 - shares))
+    return logits
 
 
 def nearest_to_model(values: IntArray, frame: Frame, side: int) -> IntArray:

@@ -38,7 +38,8 @@ def mirrored_prompts(prompts: ImagePrompts, mirror: Mirror, frame: Frame) -> Ima
     """
     if not mirror:
         return prompts
-    boxes, points, masks = prompts.boxes, prompts.points, prompts.mask_logits
+    boxes, points = prompts.boxes, prompts.points
+    masks, logits = prompts.masks, prompts.mask_logits
     for axis in mirror:
         at = 1 - axis  # x belongs to the columns, axis 1, and y to the rows, axis 0
         if boxes is not None:
@@ -48,9 +49,11 @@ def mirrored_prompts(prompts: ImagePrompts, mirror: Mirror, frame: Frame) -> Ima
         if points is not None:
             points = points.copy()
             points[..., at] = frame.original[axis] - points[..., at]
+        if logits is not None:
+            logits = _mirrored_logits(logits, axis - 2, frame.resized[axis] / frame.size)
         if masks is not None:
-            masks = _mirrored_logits(masks, axis - 2, frame.resized[axis] / frame.size)
-    return replace(prompts, truth=None, mask_logits=masks, boxes=boxes, points=points)
+            masks = np.flip(masks, axis - 2)
+    return replace(prompts, truth=None, boxes=boxes, points=points, mask_logits=logits, masks=masks)
 
 
 def _mirrored_logits(logits: Array, axis: int, share: float) -> Array:

@@ -109,6 +109,8 @@ class ImagePrompts:
         points: (p, k, 2) float32 (x, y), or None.
         point_labels: (p, k) int64; 1 foreground, 0 background, -1 padding; None without points.
         mask_logits: (p, 1, 4g, 4g) float32 mask prompts in the model frame, or None.
+        masks: (p, h, w) bool mask prompts, or None. ``mask_logits`` take their place if both are
+            given.
         object_numbers: (p,) int64 number of each object in its volume or picture, from 1; None: 1
             to p. See ``numbers``.
     """
@@ -119,6 +121,7 @@ class ImagePrompts:
     points: Array | None = None
     point_labels: Array | None = None
     mask_logits: Array | None = None
+    masks: Array | None = None
     object_numbers: Array | None = None
 
     def __len__(self) -> int:
@@ -131,6 +134,11 @@ class ImagePrompts:
         if self.object_numbers is None:
             return np.arange(1, len(self) + 1)
         return self.object_numbers
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether a mask prompts each object."""
+        return self.masks is not None or self.mask_logits is not None
 
     def take(self, indices: Array) -> ImagePrompts:
         """Return the objects at ``indices`` (q,); an index may occur several times."""
@@ -145,6 +153,7 @@ class ImagePrompts:
             points=pick(self.points),
             point_labels=pick(self.point_labels),
             mask_logits=pick(self.mask_logits),
+            masks=pick(self.masks),
             object_numbers=pick(self.object_numbers),
         )
 
@@ -180,8 +189,10 @@ class ImagePrompts:
                 raise PromptError(
                     f"{where}point_labels must be {points.shape[:2]}; got {labels.shape}"
                 )
-        if count and boxes is None and points is None and self.mask_logits is None:
-            raise PromptError(f"{where}{count} objects need boxes or points; got neither")
+        if self.masks is not None and (self.masks.ndim != 3 or len(self.masks) != count):
+            raise PromptError(f"{where}masks must be ({count}, h, w); got {self.masks.shape}")
+        if count and boxes is None and points is None and not self.has_masks:
+            raise PromptError(f"{where}{count} objects need boxes, points or masks; got none")
         ids = self.class_ids
         if count and not (ids.min() >= 1 and ids.max() <= 255):
             raise PromptError(f"{where}class_ids must be 1 to 255; got {ids.tolist()}")

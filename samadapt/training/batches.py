@@ -16,7 +16,8 @@ from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
 from samadapt.prompts.absent import move_to_nothing, occupied_pixels
 from samadapt.prompts.annotations import has_prompts, trainable_prompts, with_box_and_point
-from samadapt.prompts.simulate import boxes_of, simulate
+from samadapt.prompts.drawings import with_drawings
+from samadapt.prompts.simulate import boxes_of, objects_in, simulate
 from samadapt.sam.decode import to_tensors
 from samadapt.sam.geometry import labels_to_model
 from samadapt.sam.types import Frame, ImagePrompts, Prompts
@@ -158,7 +159,7 @@ def make_batch(
             targets = distance_targets(samples, frames, targets, distances_of)
     else:
         chosen = choose_objects(samples, policy, rng)
-        prompts = to_tensors(chosen, frames)
+        prompts = to_tensors(chosen, frames, side)
         targets = object_targets(chosen, samples, frames, side)
         if policy.is_interactive:
             rounds = draw_rounds(policy, (len(chosen), prompts.count), rng)
@@ -212,6 +213,9 @@ def choose_objects(
             objects = trainable_prompts(sample)
             if policy.is_interactive:
                 objects = with_box_and_point(objects, rng)
+        elif policy.is_drawing:
+            found = objects_in(sample.maps, policy.objects, policy.min_area, sample.instances)
+            objects = ImagePrompts(*found)
         else:
             objects = simulate(sample.maps, policy, rng, instances=sample.instances)
         if len(objects) == 0:
@@ -223,7 +227,9 @@ def choose_objects(
         prompted.append(objects)
     most = min(policy.max_objects, max(len(objects) for objects in prompted))
     chosen = [objects.take(_draw(objects, most, rng)) for objects in prompted]
-    if any(objects.boxes is not None for objects in chosen):
+    if policy.is_drawing:
+        chosen = _drawings(chosen, samples, policy, rng)
+    elif any(objects.boxes is not None for objects in chosen):
         # Some annotations have boxes and others points. A tensor needs boxes for all or for none.
         chosen = [
             replace(objects, boxes=boxes_of(_truth_of(objects)))
@@ -237,6 +243,23 @@ def choose_objects(
             for objects, sample in zip(chosen, samples, strict=True)
         ]
     return chosen
+
+
+def _drawings(
+    chosen: Sequence[ImagePrompts],
+    samples: Sequence[Sample],
+    policy: PromptPolicy,
+    rng: np.random.Generator,
+) -> list[ImagePrompts]:
+    """Prompt the objects that were chosen by scribbles or masks, which take some time to make."""
+    # All objects of a batch have a scribble outside or none has. Otherwise some would be padded
+    # with points that are none, which are tokens too and which no user gives.
+    outside = float(rng.random() < policy.scribble_outside)
+    policy = replace(policy, scribble_outside=outside)
+    return [
+        with_drawings(objects, sample.maps, policy, rng)
+        for objects, sample in zip(chosen, samples, strict=True)
+    ]
 
 
 def _draw(objects: ImagePrompts, wanted: int, rng: np.random.Generator) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,8 +126,13 @@ def test_odd_names_and_shapes(tmp_path):
     labels[3:80, 2:5] = 9
     image = np.zeros((90, 7, 3), np.uint8)
     names = [f"_$x^2$ {'very ' * 20}long", "", "ä"]
+    slices = [sheet.SheetSlice(name, image, labels) for name in names]
+    curves = np.array([[[2, 4], [4, 60], [1, 2], [6, 2]]], float)
+    inside = np.array([[1, 1, 0, 0]])
+    drawn = replace(slices[0], points=curves, point_labels=inside, scribbled=True)
+    slices += [drawn, replace(slices[0], masks=labels[None] > 0)]
     path = sheet.draw_contact_sheet(
-        [sheet.SheetSlice(name, image, labels) for name in names],
+        slices,
         [f"_class {number}" for number in range(9)],
         ["$\\frac{"],
         tmp_path / "odd.png",

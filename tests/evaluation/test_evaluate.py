@@ -22,7 +22,7 @@ def label_maps(predictor, samples):
     return [found.labels for found in predictor.predict(samples)]
 
 
-@pytest.mark.parametrize("kind", ["box", "point", "semantic"])
+@pytest.mark.parametrize("kind", ["box", "point", "scribble", "mask", "semantic"])
 def test_batches_and_the_boundary_do_not_matter(predictor, kind, make_samples):
     samples = list(make_samples().values())
     whole = label_maps(predictor(kind), samples)

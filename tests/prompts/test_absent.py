@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -43,6 +45,12 @@ def test_moved_prompts_lie_where_nothing_is_and_keep_their_shape(seed):
         assert 0 <= y0 < y1 <= 30
         assert not (labels[y0:y1, x0:x1] > 0).any()
         np.testing.assert_allclose(moved - point, [new[:2] - old[:2]])
+    drawn = replace(before, boxes=None, points=None, point_labels=None, masks=before.truth)
+    moved_masks = move_to_nothing(drawn, labels > 0, 1.0, rng).masks
+    assert not (moved_masks & (labels > 0)).any()
+    for old, new in zip(boxes_of(before.truth), boxes_of(moved_masks), strict=True):
+        assert (new[2:] - new[:2]).tolist() == (old[2:] - old[:2]).tolist()
+    assert np.array_equal(moved_masks.sum(axis=(1, 2)), before.truth.sum(axis=(1, 2)))
 
 
 def test_places_are_all_that_are_free():

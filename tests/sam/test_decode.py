@@ -164,7 +164,7 @@ def test_each_object_may_be_an_item_of_its_own(any_sam, images, kind):
         any_sam, embeddings, frames, items, images=owner, token_of_class=True
     )
     for item, image, first, second in zip(items, owner, best, tokens, strict=True):
-        given = decode.to_tensors([item], [frames[image]])
+        given = decode.to_tensors([item], [frames[image]], 4 * any_sam.embedding_size)
         with torch.no_grad():
             output = any_sam.decode(embeddings[image : image + 1], given, multimask=True)
         choices = int(output.iou[0, 0].argmax()), int(item.class_ids[0]) - 1
@@ -178,7 +178,8 @@ def test_each_object_may_be_an_item_of_its_own(any_sam, images, kind):
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        (ImagePrompts(np.ones(1, int)), "1 objects need boxes or points"),
+        (ImagePrompts(np.ones(1, int)), "1 objects need boxes, points or masks"),
+        (ImagePrompts(np.ones(1, int), masks=np.zeros((2, 4, 5), bool)), r"masks must be \(1, h"),
         (ImagePrompts(np.ones(1, int), boxes=np.zeros((2, 4))), r"boxes must be \(1, 4\)"),
         (ImagePrompts(np.ones(1, int), points=np.zeros((1, 2, 2))), "given together"),
         (

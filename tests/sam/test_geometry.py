@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from samadapt.sam.geometry import (
     labels_to_model,
     make_frame,
+    masks_to_model,
     resize_image,
     to_model_boxes,
     to_model_points,
@@ -124,6 +125,26 @@ def test_labels_stay_within_the_image_and_its_values(
     near_one = min(frame.resized) < 64 / side  # an image thinner than a cell keeps one
     if not near_one:
         np.testing.assert_array_equal(placed >= 0, expected)
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (300, 200), (10, 12)])
+def test_a_mask_becomes_the_logit_of_its_share_of_each_cell(shape: tuple[int, int]) -> None:
+    height, width = shape
+    mask = np.zeros(shape, bool)
+    mask[height // 4 : height // 2, : width // 2] = True
+    frame = make_frame(shape, 64)
+    (logits,) = masks_to_model(mask[None], frame, 32)
+    assert logits.shape == (1, 32, 32)
+    assert logits.dtype == np.float32
+    share = 1 / (1 + np.exp(-logits[0].astype(float)))
+    assert share.min() == pytest.approx(0.001, rel=1e-3)
+    assert share.max() == pytest.approx(0.999, rel=1e-3)
+    covered = (share - 0.001).sum() / (0.998 * 32 * 32)
+    square = (height // 2 - height // 4) * (width // 2) * (frame.resized[0] / height) ** 2 / 64**2
+    assert covered == pytest.approx(square, rel=0.06)
+    labels = labels_to_model(mask, frame, 32)
+    assert (logits[0][labels == 1] >= 0).all()
+    assert (logits[0][labels < 0] < -6).all()
 
 
 def test_boxes_and_labels_agree() -> None:

@@ -25,6 +25,7 @@ def test_prompts_move_with_the_pixels(mirror):
         boxes=np.array([[1, 2, 9, 5]], np.float32),
         points=np.array([[[1.5, 2.5]]], np.float32),
         point_labels=np.ones((1, 1), int),
+        masks=image[None, ..., 0] > 0,
     )
     copy = mirrored(image, mirror)
     moved = mirrored_prompts(prompts, mirror, make_frame((10, 14), 64))
@@ -33,6 +34,7 @@ def test_prompts_move_with_the_pixels(mirror):
     assert (x1 - x0, y1 - y0) == (8, 3)
     x, y = np.floor(moved.points[0, 0]).astype(int)
     assert copy[y, x, 0] == 200
+    assert np.array_equal(moved.masks[0], copy[..., 0] > 0)
     assert np.array_equal(prompts.boxes, [[1, 2, 9, 5]]), "the prompts that were given have changed"
     back = turned_back(torch.from_numpy(copy.copy()).permute(2, 0, 1), mirror)
     assert np.array_equal(back.permute(1, 2, 0), image)

@@ -122,6 +122,55 @@ def test_annotations_are_prompts_with_mask_targets():
     assert (batch.targets == 1).sum() > 0
 
 
+def test_a_mask_prompt_is_a_rough_mask_on_the_grid_of_the_targets():
+    sample = one_object((40, 64), slice(4, 30), slice(10, 40))
+    batch = batch_of([sample], "mask", mask_noise=0.0)
+    assert batch.prompts.points is None
+    assert batch.prompts.boxes is None
+    logits, target = batch.prompts.masks[0, 0, 0], batch.targets[0, 0]
+    assert logits.shape == target.shape == (SIDE, SIDE)
+    inside = target > 0
+    assert torch.equal(logits > 0, inside)  # the object, and nothing in the padding
+    assert float(logits.max()) == pytest.approx(6.9, abs=0.1)
+    assert float(logits.min()) == pytest.approx(-6.9, abs=0.1)
+    rough = [batch_of([sample], "mask", seed=n).prompts.masks[0, 0, 0] > 0 for n in range(8)]
+    wrong = [int((mask ^ inside).sum()) for mask in rough]
+    assert min(wrong) > 0
+    assert max(wrong) < inside.sum()
+    assert len(set(wrong)) > 1
+
+
+def test_scribbles_of_a_batch_all_have_a_part_outside_or_none_has():
+    samples = [one_object((40, 64), slice(4, 30), slice(10, 40))] * 2
+    samples.append(one_object((40, 64), slice(8, 12), slice(2, 60)))
+    shapes = set()
+    for seed in range(12):
+        prompts = batch_of(samples, "scribble", seed=seed, scribble_points=6).prompts
+        shapes.add(tuple(prompts.points.shape))
+        labels = prompts.point_labels.unique(dim=0)
+        assert labels.tolist() in ([[[1] * 6]], [[[1] * 6 + [0] * 6]])
+        places = (prompts.points * SIDE / SIZE).long()
+        targets = batch_of(samples, "scribble", seed=seed).targets
+        for image in range(3):
+            under = targets[image, 0][places[image, 0, :, 1], places[image, 0, :, 0]]
+            assert (under[:6] == 1).float().mean() > 0.8  # a cell holds four pixels
+            assert (under[6:] == 0).float().mean() > 0.8 or len(under) == 6
+    assert shapes == {(3, 1, 6, 2), (3, 1, 12, 2)}
+    never = batch_of(samples, "scribble", scribble_outside=0.0).prompts
+    assert never.points.shape == (3, 1, 8, 2)
+
+
+@pytest.mark.parametrize("kind", ["scribble", "mask"])
+def test_drawings_take_the_place_of_annotated_prompts(kind):
+    boxes = np.array([[59, 3, 81, 17]], np.float32)
+    annotated = one_object((50, 100), slice(4, 16), slice(60, 80), boxes=boxes)
+    plain = one_object((50, 100), slice(4, 16), slice(60, 80))
+    prompts = batch_of([annotated, plain], kind).prompts
+    assert prompts.boxes is None
+    assert (prompts.masks is None) == (kind == "scribble")
+    assert (prompts.points is None) == (kind == "mask")
+
+
 def test_images_with_boxes_go_with_images_with_points():
     boxes = np.array([[59, 3, 81, 17]], np.float32)
     points = np.array([[70, 10], [5, 5]], np.float32)

@@ -330,6 +330,8 @@ class Stop:
         {"method": "lora", "dropout": 0.3},
         {"method": "full"},
         {"method": "lora", "kind": "interactive"},
+        {"method": "lora", "kind": "mask"},
+        {"method": "lora", "kind": "scribble"},
     ],
 )
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(tools, run, tmp_path, options):
