@@ -200,7 +200,7 @@ def test_labels_is_another_name_of_classes(write: Any) -> None:
         ),
         (
             "prompts=bx",
-            "prompts.name: expected one of box, point, scribble, mask, interactive, semantic, mixed",
+            "prompts.name: expected one of box, point, scribble, mask, interactive, semantic,",
         ),
         ("model=vit_bb", "model.name: expected one of vit_b, vit_l"),
         ("peft=lorra", "peft.name: expected one of"),
