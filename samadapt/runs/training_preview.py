@@ -99,5 +99,11 @@ def _heading(config: Config, dataset: Any, samples: TrainingSamples) -> list[str
     return [
         f"{config.recipe}: training slices of {dataset.name}, seed {config.seed}",
         f"intensity: {describe_intensity(dataset.intensity.to_dict())}",
-        f"augmentation: {changes}{versions}; prompt: {config.prompts.name}",
+        f"augmentation: {changes}{versions}; prompt: {config.prompts.name}{_shares(samples)}",
     ]
+
+
+def _shares(samples: TrainingSamples) -> str:
+    """Return the shares of the kinds of prompts, if there are several."""
+    listed = ", ".join(f"{kind} {share:.0%}" for kind, share in samples.policy.shares.items())
+    return f" ({listed})" if listed else ""

@@ -58,9 +58,11 @@ class BatchDraws:
         self.seed, self.batch_size, self.world = seed, batch_size, shard[1]
         self.items: dict[str, list[TrainingStack]] = {}
         self._samplers: dict[str, Sampler] = {}
+        prompted = [own for own in self.policies.values() if not own.is_semantic]
+        # All kinds with prompts need an object, and reading the slices takes time.
+        with_object = samples.of(prompted[0]).usable(refs) if policy.is_mixed else refs
         for kind, own in self.policies.items():
-            kept = samples.of(own).usable(refs) if policy.is_mixed else refs
-            items, rare = samples.of(own).items(kept), None
+            items, rare = samples.of(own).items(refs if own.is_semantic else with_object), None
             if own.is_semantic and own.negatives is not None:
                 # Stacks without any class come last, as a part of their own.
                 empty = [item for item in items if samples.is_empty(item)]
