@@ -101,6 +101,15 @@ class MaskOptions:
     min_area: Whole = option(
         0, "drop islands and fill holes of a mask below this many pixels; 0: keep them", ge=0
     )
+    min_mask_area: Whole | None = option(
+        None, "drop masks of fewer pixels, counted after min_area; null: keep them", ge=0
+    )
+    max_mask_share: float | None = option(
+        None,
+        "drop masks that cover at least this share of the image; null: keep them",
+        gt=0,
+        le=1,
+    )
 
     def fitted(self, sam: Sam, policy: PromptPolicy, *, is_adapted: bool) -> MaskOptions:
         """Return the options with values in the place of None, as they fit a model.
@@ -150,4 +159,6 @@ class MaskOptions:
             box_sides=self.box_sides or (),
             refine=self.refine or 0,
             relative_iou=self.relative_iou or 0.0,
+            min_mask_area=self.min_mask_area or 0,
+            max_mask_share=self.max_mask_share,
         )

@@ -69,6 +69,8 @@ class SamAutomaticMaskGenerator:
             single mask of this box.
         relative_iou: keep masks with at least this share of the highest predicted IoU of the image;
             0 keeps all. For models whose predicted IoU is too low or too high everywhere.
+        min_mask_area: drop masks of fewer pixels, counted after small regions are dropped.
+        max_mask_share: drop masks that cover at least this share of the image; None keeps all.
 
     Raises:
         PromptError: the grids contradict each other, a side is not above 0, or the output mode is
@@ -96,6 +98,8 @@ class SamAutomaticMaskGenerator:
         box_sides: Sequence[float] = (),
         refine: int = 0,
         relative_iou: float = 0.0,
+        min_mask_area: int = 0,
+        max_mask_share: float | None = None,
     ) -> None:
         if output_mode not in get_args(OutputMode):
             raise PromptError(
@@ -131,6 +135,8 @@ class SamAutomaticMaskGenerator:
         self.box_sides = tuple(box_sides)
         self.refine = refine
         self.relative_iou = relative_iou
+        self.min_mask_area = min_mask_area
+        self.max_mask_share = max_mask_share
 
     @torch.no_grad()
     def generate(self, image: NDArray[np.uint8]) -> list[dict[str, Any]]:
@@ -180,7 +186,7 @@ class SamAutomaticMaskGenerator:
             found = _without_duplicates(found, scores, self.crop_nms_thresh)
         if self.min_mask_region_area > 0:
             found = self._clean(found)
-        return found
+        return [mask for mask in found if area_of(mask.runs) >= self.min_mask_area]
 
     def _is_good(self, mask: FoundMask, best_iou: float) -> bool:
         """Return whether a mask passes the thresholds; ``best_iou`` is the image's highest."""
@@ -188,6 +194,10 @@ class SamAutomaticMaskGenerator:
             return False
         if self.stability_score_thresh > 0 and not mask.stability >= self.stability_score_thresh:
             return False
+        if self.max_mask_share is not None:
+            height, width = mask.runs["size"]
+            if area_of(mask.runs) >= self.max_mask_share * height * width:
+                return False
         return self.relative_iou <= 0 or mask.iou >= self.relative_iou * best_iou
 
     def _in_crop(self, image: NDArray[np.uint8], crop: Box, layer: int) -> list[FoundMask]:
