@@ -153,16 +153,24 @@ def commands_page() -> str:
         module = import_module(f"samadapt.commands.{name}{'_' if iskeyword(name) else ''}")
         parts += [f"## {name}", cli.SUMMARIES[name].capitalize() + "."]
         parts += [f"```text\nsamadapt {name} {takes}".rstrip() + "\n```"]
-        parts += ["```text\n" + module.HELP.strip() + "\n```"]
-        if module.SCHEMA is Config:
-            parts.append("It takes the keys of a run: [keys](keys.md) and [methods](methods.md).")
-        elif module.SCHEMA is not None:
-            shared = [group for group in groups_of(module.SCHEMA) if group in groups_of(Config)]
-            parts.append(key_table(module.SCHEMA, leave_out=shared))
-            if shared:
-                listed = ", ".join(f"`{group}`" for group in shared)
-                parts.append(f"It also takes the groups {listed}: see [keys](keys.md).")
+        parts += command_parts(module)
+        for stage, its in getattr(module, "STAGES", {}).items():
+            parts += [f"### {name} {stage}", *command_parts(its)]
     return page("Commands", *parts)
+
+
+def command_parts(command: Any) -> list[str]:
+    """Return the help text of a command, or of a stage of one, and its keys."""
+    parts = ["```text\n" + command.HELP.strip() + "\n```"]
+    if command.SCHEMA is Config:
+        parts.append("It takes the keys of a run: [keys](keys.md) and [methods](methods.md).")
+    elif command.SCHEMA is not None:
+        shared = [group for group in groups_of(command.SCHEMA) if group in groups_of(Config)]
+        parts.append(key_table(command.SCHEMA, leave_out=shared))
+        if shared:
+            listed = ", ".join(f"`{group}`" for group in shared)
+            parts.append(f"It also takes the groups {listed}: see [keys](keys.md).")
+    return parts
 
 
 def recipes_page() -> str:

@@ -27,6 +27,7 @@ COMMANDS = {
     "curve": "recipe=NAME cases=5,10,20,all [seeds=N] [group=option] [key=value ...]",
     "predict": "adapter=DIR input=PATH output=PATH [boxes=[[x0,y0,x1,y1]]] [points=[[x,y]]]",
     "masks": "adapter=DIR|model=NAME input=PATH output=PATH [format=coco|sa1b] [preview=true]",
+    "engine": "propose|rank|accept|retrain|automatic [key=value ...]",
     "export": "adapter=DIR to=peft|sam|hf|onnx output=PATH [push=USER/NAME]",
     "import": "from=PATH output=DIR model=NAME [checkpoint=FILE]",
     "check": "data=NAME data.root=PATH",
@@ -42,6 +43,7 @@ SUMMARIES = {
     "curve": "train with rising numbers of labelled cases: how many must be labelled?",
     "predict": "segment an image, a volume or a folder of them with an adapter",
     "masks": "find the masks of everything in pictures and volumes, without prompts",
+    "engine": "propose masks, rank images, take corrections back, train again: the data engine",
     "export": "write an adapter for another program and check that the masks stay the same",
     "import": "turn an adapter of another project into an adapter directory",
     "check": "read a data set and report every problem by file; it changes nothing",
@@ -120,6 +122,8 @@ def _dispatch(arguments: list[str], flags: set[str]) -> int:
     if command in ("finetune", "curve") and not wants_help:
         refuse_several_processes()  # before torch is loaded
     module = import_module(f"samadapt.commands.{command}{'_' if iskeyword(command) else ''}")
+    if rest and rest[0] in (stages := getattr(module, "STAGES", {})):
+        command, module = f"{command} {rest[0]}", stages[rest.pop(0)]
     if wants_help:
         console.write(command_help(command, module.HELP, module.SCHEMA, rest))
         return 0
@@ -169,7 +173,7 @@ def command_help(
     """Return the text of ``samadapt COMMAND --help``.
 
     Args:
-        command: its name.
+        command: its name, with that of the stage if it has stages.
         text: its ``HELP``.
         schema: its ``SCHEMA``, whose keys are listed below the text; None if it has no keys.
         arguments: groups to explain in full, ``recipe=NAME`` and ``peft=NAME``.
@@ -177,7 +181,9 @@ def command_help(
     Raises:
         ConfigError: an argument names no group.
     """
-    head = f"samadapt {command} {COMMANDS[command]}".rstrip() + f"\n\n{text.strip()}"
+    # A stage of a command has its arguments in its own text.
+    head = f"samadapt {command} {COMMANDS.get(command, '[key=value ...]')}".rstrip()
+    head += f"\n\n{text.strip()}"
     if schema is None:
         return head
     from samadapt.config.help import describe

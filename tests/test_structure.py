@@ -34,6 +34,7 @@ LAYERS = [
     {"adapters"},
     {"training", "evaluation", "baselines"},
     {"inference", "reports"},
+    {"engine"},
     {"export"},
     {"imports"},
     {"config"},

@@ -8,5 +8,8 @@ Each module has
   and becomes the exit code of the command;
 - ``render(result) -> str``: the same values as text for people; empty if there is nothing to say.
 
+A command whose first argument names a stage also has ``STAGES``: by name, an object with the same
+four attributes.
+
 Importing a command must not import torch. ``run`` imports it in its body, where it is needed.
 """

@@ -12,8 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from samadapt import console
 from samadapt.config.compose import parse_settings, read_yaml
-from samadapt.config.prediction_machine import PredictionMachine
-from samadapt.config.schema import BuildName
+from samadapt.config.prediction_machine import ChosenModel
 from samadapt.errors import ConfigError
 from samadapt.inference.mask_options import MaskOptions
 from samadapt.system.settings import Whole
@@ -21,6 +20,7 @@ from samadapt.system.settings import Whole
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from samadapt.config.engine_arguments import AutomaticArguments
     from samadapt.data.formats.base import ReaderOptions
     from samadapt.inference.files import PredictionPlan
     from samadapt.inference.segmenter import Segmenter
@@ -61,7 +61,7 @@ Format = Literal["coco", "sa1b"]
 
 
 @dataclass(frozen=True)
-class MaskArguments(PredictionMachine, MaskOptions):
+class MaskArguments(ChosenModel, MaskOptions):
     """The keys of ``samadapt masks``: the files, how masks are found, and the machine."""
 
     input: str = Field(
@@ -71,28 +71,6 @@ class MaskArguments(PredictionMachine, MaskOptions):
         default="",
         description="file to write, .png or .json for a picture and .nii.gz for a volume, or a "
         "folder or one .json for a folder",
-    )
-    adapter: str | None = Field(
-        default=None, description="adapter directory; null: the base model that model names"
-    )
-    model: BuildName | None = Field(
-        default=None, description="base model without an adapter (`samadapt ls models`)"
-    )
-    image_size: Whole | None = Field(
-        default=None,
-        ge=1,
-        description="for model: side of the square that images are resized to, in pixels; null: "
-        "the size that it was pretrained with",
-    )
-    intensity: str | None = Field(
-        default=None,
-        description="for model: how values become grey, such as rgb, microscopy, mri or "
-        "ct:soft_tissue; null: rgb",
-    )
-    axis: str | None = Field(
-        default=None,
-        description="for model: which slices of a volume are seen: axial, coronal or sagittal; "
-        "null: those with the largest spacing",
     )
     format: Format | None = Field(
         default=None,
@@ -141,12 +119,30 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     _check(asked)
     if asked.tune:
         return _tune(asked)
-    plan = _plan(asked)  # before any model is loaded
+    from samadapt.inference.mask_store import with_format
+
+    plan = with_format(plan_masks(asked), asked.format)
+    return find_masks(asked, plan, sa1b=asked.format == "sa1b")
+
+
+def find_masks(
+    asked: MaskArguments | AutomaticArguments, plan: PredictionPlan, *, sa1b: bool
+) -> dict[str, Any]:
+    """Find and write the masks of the images of a plan, with a bar for each of them.
+
+    Args:
+        asked: the model, how masks are found, and whether the folder is continued.
+        plan: from ``plan_masks``, made before any model is loaded.
+        sa1b: a ``.json`` output is that of SA-1B.
+
+    Returns:
+        What ``run`` returns.
+    """
     from samadapt.inference.automatic import MaskFinder, find_planned
     from samadapt.inference.mask_store import open_store
 
     segmenter, how = _load(asked)
-    finder = MaskFinder(segmenter, _options(asked), is_adapted=asked.adapter is not None)
+    finder = MaskFinder(segmenter, mask_options(asked), is_adapted=asked.adapter is not None)
     store = open_store(plan, finder.settings, finder.category, overwrite=asked.overwrite)
     with ExitStack() as shown:
         places = {planned.path.name: i for i, planned in enumerate(plan.images, start=1)}
@@ -158,13 +154,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
             return shown.enter_context(console.bar(f"{count}{name}"))
 
         rows = find_planned(
-            finder,
-            plan,
-            how,
-            store,
-            sa1b=asked.format == "sa1b",
-            preview=asked.preview,
-            progress=start,
+            finder, plan, how, store, sa1b=sa1b, preview=asked.preview, progress=start
         )
     for row in rows:
         for text in row.get("warnings", ()):
@@ -209,7 +199,7 @@ def _tune(asked: MaskArguments) -> dict[str, Any]:
         tuned = tune_masks(
             segmenter,
             adapter,
-            _options(asked),
+            mask_options(asked),
             asked.root,
             images=asked.tune_images,
             progress=show,
@@ -226,11 +216,7 @@ def _check(asked: MaskArguments) -> None:
     Raises:
         ConfigError: naming the keys.
     """
-    if (asked.adapter is None) == (asked.model is None):
-        raise ConfigError(
-            "masks: expected adapter=DIR, or model=NAME for a base model without an adapter; got "
-            + ("neither" if asked.model is None else "both")
-        )
+    asked.check_model("masks")
     needed = ("output",) if asked.tune else ("input", "output")
     if missing := [key for key in needed if not getattr(asked, key)]:
         raise ConfigError(f"{missing[0]}: this key is required")
@@ -238,53 +224,40 @@ def _check(asked: MaskArguments) -> None:
         raise ConfigError("tune=true: expected adapter=DIR, which knows its data set; got model")
     if asked.tune and Path(asked.output).suffix.lower() not in (".yaml", ".yml"):
         raise ConfigError(f"output: tune=true writes a .yaml file for settings; got {asked.output}")
-    own = [key for key in ("image_size", "intensity", "axis") if getattr(asked, key) is not None]
-    if asked.adapter is not None and own:
-        raise ConfigError(f"{own[0]}: the adapter records it; this key is for model=NAME")
 
 
-def _options(asked: MaskArguments) -> MaskOptions:
+def mask_options(asked: MaskOptions) -> MaskOptions:
     """Return the keys that say how masks are found."""
     return MaskOptions(**{item.name: getattr(asked, item.name) for item in fields(MaskOptions)})
 
 
-def _plan(asked: MaskArguments) -> PredictionPlan:
+def plan_masks(asked: MaskArguments | AutomaticArguments) -> PredictionPlan:
     """Find the images and their outputs, and refuse what cannot be read or written."""
     from samadapt.adapters.record import read_record
     from samadapt.inference.files import plan_prediction
     from samadapt.inference.inputs import chosen_channels
-    from samadapt.inference.mask_store import with_format
 
     channels = None
     if asked.adapter is not None:
         channels = chosen_channels(read_record(Path(asked.adapter).expanduser()), None)
-    plan = plan_prediction(asked.input, Path(asked.output), channels)
-    return with_format(plan, asked.format)
+    return plan_prediction(asked.input, Path(asked.output), channels)
 
 
-def _load(asked: MaskArguments) -> tuple[Segmenter, ReaderOptions]:
+def _load(asked: MaskArguments | AutomaticArguments) -> tuple[Segmenter, ReaderOptions]:
     """Load the adapter or the base model; return it and how it reads images."""
-    from samadapt.inference.automatic import base_segmenter
+    from samadapt.inference.automatic import open_segmenter
     from samadapt.inference.options import PredictionOptions
-    from samadapt.inference.segmenter import load_adapter
 
-    if asked.adapter is None:
-        segmenter = base_segmenter(
-            str(asked.model),
-            checkpoint=asked.checkpoint,
-            image_size=asked.image_size,
-            intensity=asked.intensity or "rgb",
-            axis=asked.axis,
-            device=asked.device,
-            precision=asked.precision,
-        )
-    else:
-        segmenter = load_adapter(
-            asked.adapter,
-            checkpoint=asked.checkpoint,
-            device=asked.device,
-            precision=asked.precision,
-        )
+    segmenter = open_segmenter(
+        asked.adapter,
+        asked.model,
+        checkpoint=asked.checkpoint,
+        image_size=asked.image_size,
+        intensity=asked.intensity,
+        axis=asked.axis,
+        device=asked.device,
+        precision=asked.precision,
+    )
     return segmenter, segmenter.reader_options(PredictionOptions())
 
 

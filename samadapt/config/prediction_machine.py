@@ -1,12 +1,13 @@
-"""Keys of the commands that find masks in files: base weights, number format and device."""
+"""Keys of the commands that find masks in files: the model, number format and device."""
 
 from __future__ import annotations
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from samadapt.config.schema import Device, Precision
-from samadapt.system.settings import Settings
+from samadapt.config.schema import BuildName, Device, Precision
+from samadapt.errors import ConfigError
+from samadapt.system.settings import Settings, Whole
 
 
 @dataclass(frozen=True)
@@ -25,3 +26,50 @@ class PredictionMachine(Settings):
         default="auto",
         description="where to compute; auto: cuda if there is one, then mps, then cpu",
     )
+
+
+@dataclass(frozen=True)
+class ChosenModel(PredictionMachine):
+    """Which model finds the masks: an adapter, or a base model without one."""
+
+    adapter: str | None = Field(
+        default=None, description="adapter directory; null: the base model that model names"
+    )
+    model: BuildName | None = Field(
+        default=None, description="base model without an adapter (`samadapt ls models`)"
+    )
+    image_size: Whole | None = Field(
+        default=None,
+        ge=1,
+        description="for model: side of the square that images are resized to, in pixels; null: "
+        "the size that it was pretrained with",
+    )
+    intensity: str | None = Field(
+        default=None,
+        description="for model: how values become grey, such as rgb, microscopy, mri or "
+        "ct:soft_tissue; null: rgb",
+    )
+    axis: str | None = Field(
+        default=None,
+        description="for model: which slices of a volume are seen: axial, coronal or sagittal; "
+        "null: those with the largest spacing",
+    )
+
+    def check_model(self, command: str) -> None:
+        """Refuse keys of the model that contradict each other.
+
+        Args:
+            command: the command that asks, for the message.
+
+        Raises:
+            ConfigError: naming the keys.
+        """
+        if (self.adapter is None) == (self.model is None):
+            raise ConfigError(
+                f"{command}: expected adapter=DIR, or model=NAME for a base model without an "
+                "adapter; got " + ("neither" if self.model is None else "both")
+            )
+        of_model = ("image_size", "intensity", "axis")
+        own = [key for key in of_model if getattr(self, key) is not None]
+        if self.adapter is not None and own:
+            raise ConfigError(f"{own[0]}: the adapter records it; this key is for model=NAME")

@@ -7,7 +7,7 @@ slice; a mask belongs to one slice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from samadapt.data.intensity import make_intensity
 from samadapt.errors import AdapterError
 from samadapt.inference.files import PlannedImage, PredictionPlan, each_planned, read_planned
 from samadapt.inference.mask_outputs import check_fits, draw_preview, preview_file, write_masks
-from samadapt.inference.segmenter import Segmenter
+from samadapt.inference.segmenter import Segmenter, load_adapter
 from samadapt.inference.volumes import Progress, SlicePictures
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.mask_tools import area_of
@@ -34,6 +34,45 @@ if TYPE_CHECKING:
     from samadapt.inference.mask_store import MaskStore
     from samadapt.sam.automatic_masks import FoundMask, SamAutomaticMaskGenerator
     from samadapt.system.arrays import Array
+
+
+def open_segmenter(
+    adapter: str | Path | Sequence[str | Path] | None,
+    model: str | None,
+    *,
+    checkpoint: str | Path | None = None,
+    image_size: int | None = None,
+    intensity: str | None = None,
+    axis: str | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+) -> Segmenter:
+    """Load an adapter, several, or a base model without one.
+
+    Args:
+        adapter: see ``load_adapter``; None: the base model that ``model`` names.
+        model: name of the build of a base model.
+        checkpoint: file of the base weights; None: they are found by the name.
+        image_size: see ``base_segmenter``.
+        intensity: the rule of a base model; None: ``rgb``.
+        axis: see ``base_segmenter``.
+        device: see ``load_adapter``.
+        precision: see ``load_adapter``.
+
+    Raises:
+        UserError: as ``load_adapter`` and ``base_segmenter``.
+    """
+    if adapter is not None:
+        return load_adapter(adapter, checkpoint=checkpoint, device=device, precision=precision)
+    return base_segmenter(
+        str(model),
+        checkpoint=checkpoint,
+        image_size=image_size,
+        intensity=intensity or "rgb",
+        axis=axis,
+        device=device,
+        precision=precision,
+    )
 
 
 def base_segmenter(

@@ -39,6 +39,7 @@ from samadapt.training.precision import Precision, choose_device, choose_precisi
 if TYPE_CHECKING:
     from samadapt.data.intensity import IntensityRule
     from samadapt.data.types import Volume
+    from samadapt.inference.volumes import Segmentation
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.model import Sam
     from samadapt.sam.segmentation_model import SegmentationModel
@@ -432,6 +433,28 @@ class Segmenter:
             no_confidence=predictor.uncalibrated(options) if options.objects else "",
             instances=None if found.instances is None else _on_grid(found.instances, volume),
         )
+
+    def segment_volume(
+        self,
+        volume: Volume,
+        options: PredictionOptions,
+        progress: Progress | None = None,
+        *,
+        instances: bool = False,
+    ) -> Segmentation:
+        """Segment an image that was read with ``reader_options``, in the frame of its slices.
+
+        Args:
+            volume: the image as read.
+            options: prompts and options.
+            progress: see ``segment``.
+            instances: also number the objects.
+
+        Raises:
+            PromptError: see ``segment``.
+            DataError: see ``segment``.
+        """
+        return self._predictor(options).segment(volume, options, progress, instances=instances)
 
     def predict_file(
         self,

@@ -119,6 +119,12 @@ def run_samadapt(arguments: Sequence[str]) -> int:
     from samadapt.cli import main
 
     command, *rest = arguments
+    if command == "engine":
+        stage, *rest = rest
+        # The workspace decides the data, and every stage has the small model.
+        rest = shortened(rest) if stage == "retrain" else rest
+        small = ["model=tiny" if word == "model=lite_medsam" else word for word in rest]
+        return main([command, stage, *small])
     is_training = command in ("finetune", "curve")
     return main([command, *(shortened(rest) if is_training else rest)])
 

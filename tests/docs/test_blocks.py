@@ -64,6 +64,8 @@ def check_samadapt(words: list[str]) -> None:
     if any("resume=" in word or word.endswith(".yaml") for word in arguments):
         return  # a file that exists only when the page runs
     module = import_module(f"samadapt.commands.{command}{'_' if iskeyword(command) else ''}")
+    if "--help" not in words and (stages := getattr(module, "STAGES", {})):
+        module = stages[arguments.pop(0)]
     own = ("images=", "output=") if command == "show" else ()
     arguments = (
         [argument for argument in arguments if not argument.startswith(own)] if own else arguments
