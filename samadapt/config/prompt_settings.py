@@ -91,8 +91,8 @@ class PromptSettings(Settings):
     shares: OfPrompts[Shares | None] = Field(
         default=None,
         description="with prompts=mixed: how often each kind of prompt is drawn for a batch, such "
-        "as {box: 1, interactive: 2, semantic: 1}; they need not add up to 1; null: every kind as "
-        "often as the others",
+        "as {box: 1, interactive: 2, semantic: 1}; they need not add up to 1; null: box, point, "
+        "mask, interactive and semantic equally often",
     )
     mask_noise: float = Field(
         default=0.3,

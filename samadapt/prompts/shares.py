@@ -12,8 +12,16 @@ MIXED = "mixed"
 LARGEST = 1e6
 """Largest share that can be given: far above what anybody needs, and sums of it stay exact."""
 
-DEFAULT_SHARES = {"box": 1.0, "point": 1.0, "interactive": 1.0, "semantic": 1.0}
-"""The kinds that a mixture can have, in the order of tables; equal shares are the default."""
+DEFAULT_SHARES = {
+    "box": 1.0,
+    "point": 1.0,
+    "scribble": 0.0,
+    "mask": 1.0,
+    "interactive": 1.0,
+    "semantic": 1.0,
+}
+"""The kinds that a mixture can have, in the order of tables, and their default shares. A scribble
+is much like several clicks and takes time to simulate, so it is left to those who ask for it."""
 
 
 def check_shares(shares: Mapping[str, float]) -> Mapping[str, float]:

@@ -74,7 +74,7 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
             if objects:
                 note = _counted(policy.max_objects, samples.count_objects(sample))
                 places = (objects.boxes, objects.points, objects.point_labels, objects.masks)
-                prompt = (*places, policy.kind == "scribble", note)
+                prompt = (*places, own.kind == "scribble", note)
             name = f"{sample.case} · {sample.part} {sample.index}"
             tiles.append(
                 contact_sheet.SheetSlice(name, visible(sample.image), sample.shown, *prompt)

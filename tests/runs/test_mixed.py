@@ -16,7 +16,7 @@ from samadapt.reports.tables import read_per_case
 from samadapt.runs.scorer import mean_by_share
 
 MIXED = ["data.name=nifti", "prompts=mixed", "prompts.clicks=1"]
-KINDS = {"box", "point", "interactive", "semantic"}
+KINDS = {"box", "point", "mask", "interactive", "semantic"}
 
 
 def test_the_validation_is_the_mean_by_share():
@@ -54,7 +54,7 @@ def test_one_adapter_is_trained_and_scored_with_every_kind(make_scans, run, caps
     summary = result.summary
     assert set(summary["by_prompt"]) == KINDS
     assert summary["prompt"] == "mixed"
-    assert summary["by_prompt"]["box"]["share"] == 0.25
+    assert summary["by_prompt"]["box"]["share"] == 0.2
     assert summary["by_prompt"]["box"]["adapted"]["dice"] == summary["adapted"]["dice"]
     assert summary["by_prompt"]["semantic"]["zero_shot"]["prompt"]["kind"] == "box"
     lines = (result.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -60,10 +60,11 @@ def test_a_prompted_model_is_asked_where_nothing_is(make_scans, run, capsys):
         assert entry["share"] == pytest.approx(entry["answered"] / entry["asked"])
     page = (result.run_dir / "report.html").read_text(encoding="utf-8")
     assert "Prompts where nothing is" in page
-    kinds = "prompts.shares={point: 2, semantic: 1}"
+    kinds = "prompts.shares={point: 2, mask: 1, scribble: 1, semantic: 1}"
     both = run(root, VOLUMES, "prompts=mixed", kinds, "prompts.negatives=0.3", "train.steps=2")
     entries = both.summary["by_prompt"]
-    assert entries["point"]["adapted"]["absent_prompts"]["asked"] > 0
+    for kind in ("point", "mask", "scribble"):
+        assert entries[kind]["adapted"]["absent_prompts"]["asked"] > 0
     assert entries["semantic"]["adapted"]["false_positives"]["empty_slices"] > 0
     page = (both.run_dir / "report.html").read_text(encoding="utf-8")
     assert "semantic, adapted" in page
