@@ -35,11 +35,11 @@ written as one mask each, OUTPUT_NAME. The base model is found by the name that 
 and checked by its hash.
 
 An adapter that was trained without prompts needs nothing else. An adapter that was trained with
-boxes or points needs them in pixels (x, y) of the upright picture or slice. For a volume they are
-either the same on every slice, or a mapping from slice indices. If the adapter has several classes,
-labels names the class of each object. propagate=true carries each object from the slices where it
-is prompted to the others, both ways, until it vanishes: the box around its mask, slightly widened,
-prompts the next slice.
+prompts needs boxes, points, scribbles or rough masks. Coordinates are pixels (x, y) of the upright
+picture or slice. For a volume they are either the same on every slice, or a mapping from slice
+indices. If the adapter has several classes, labels names the class of each object. propagate=true
+carries each object from the slices where it is prompted to the others, both ways, until it
+vanishes: the box around its mask, slightly widened, prompts the next slice.
 
 adapter=[a,b,c], or the run directory of a cross-validation, lets several adapters segment together:
 their probabilities are averaged. tta=flip averages over mirrored copies as well. second_pass=base
@@ -49,6 +49,8 @@ if the training had enough validation objects, a calibrated confidence.
 
   samadapt predict adapter=runs/medical/RUN/adapter input=scan.nii.gz output=labels.nii.gz
   samadapt predict adapter=DIR input=cell.png output=mask.png 'boxes=[[10,20,90,80]]'
+  samadapt predict adapter=DIR input=cell.png output=mask.png 'scribbles=[[12,30],[40,42],[70,35]]'
+  samadapt predict adapter=DIR input=cell.png output=mask.png masks=rough.png
   samadapt predict adapter=DIR input=ct.nii output=out.nii 'boxes={12: [[30,40,60,70]]}'
   samadapt predict adapter=DIR input=ct.nii output=out.nii 'boxes={12: [[30,40,60,70]]}' \\
       propagate=true labels=liver keep_largest=true
@@ -59,6 +61,9 @@ if the training had enough validation objects, a calibrated confidence.
 
 Boxes = List[List[float] | None]
 Points = List[List[float]] | List[List[List[float]] | None]
+Curve = List[List[float]]
+Scribbles = Curve | List[Curve | List[Curve] | None]
+ScribbleLabels = List[Whole | List[Whole] | None]
 PointLabels = List[Whole] | List[List[Whole] | None]
 
 
@@ -101,6 +106,9 @@ class PredictArguments(PredictionMachine, PredictionOptions, PredictFiles):
     boxes: Boxes | dict[Whole, Boxes] | None = _same("boxes")
     points: Points | dict[Whole, Points] | None = _same("points")
     point_labels: PointLabels | dict[Whole, PointLabels] | None = _same("point_labels")
+    scribbles: str | Scribbles | dict[Whole, Scribbles] | None = _same("scribbles")
+    scribble_labels: ScribbleLabels | dict[Whole, ScribbleLabels] | None = _same("scribble_labels")
+    masks: str | None = _same("masks")
     max_gb: float = _as_in_data("max_gb")
     max_seconds: float = _as_in_data("max_seconds")
 

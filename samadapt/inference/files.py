@@ -18,6 +18,7 @@ from samadapt.data.formats.dicom.folder_contents import holds_dicom
 from samadapt.errors import DataError, UserError
 from samadapt.inference.coco import CocoFile, coco_masks
 from samadapt.inference.dicom_seg import SEG, need_highdicom
+from samadapt.inference.drawn_files import with_drawn_files
 from samadapt.inference.inputs import (
     ChannelCase,
     ChannelCases,
@@ -351,6 +352,15 @@ def each_planned(
     return rows
 
 
+def _stem_of(planned: PlannedImage) -> str:
+    """Return the name of an image without its suffix, that of its output in a folder."""
+    name = planned.image.name
+    for suffix in (".nii.gz", Path(name).suffix):
+        if suffix and name.lower().endswith(suffix.lower()):
+            return name[: -len(suffix)]
+    return name
+
+
 def _predict(
     predictor: VolumePredictor,
     planned: PlannedImage,
@@ -362,6 +372,7 @@ def _predict(
 ) -> dict[str, Any]:
     """Read, segment and write one image."""
     volume = read_planned(planned.image, how)
+    options = with_drawn_files(options, volume, how, _stem_of(planned))
     if coco is not None and volume.shape[2] > 1:
         raise DataError(f"{planned.path}: COCO JSON holds pictures; write a volume as {NIFTI}")
     found = predictor.segment(volume, options, progress, instances=coco is not None)

@@ -7,8 +7,9 @@ be an argument of ``Segmenter.segment`` as well, it is named there once more.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
@@ -16,6 +17,7 @@ from pydantic import Field
 from samadapt.data.formats.nifti.affine import SpacingSource
 from samadapt.data.formats.shared.exif import Exif
 from samadapt.errors import PromptError, nearest
+from samadapt.prompts.user_drawings import SliceMasks, SliceScribbles
 from samadapt.prompts.user_prompts import SlicePrompts
 from samadapt.system.settings import Whole
 
@@ -58,6 +60,22 @@ class PredictionOptions:
         None,
         "label of each point, such as [1,0]: 1 is inside the object and 0 outside; null: all "
         "points are inside",
+    )
+    scribbles: SliceScribbles | str | Path = option(
+        None,
+        "scribbles as lists of points in pixels: [[x,y],...] for one object, a list of them for "
+        "several, a list of lists where objects have several scribbles, by slice {slice: ...}, or "
+        "a JSON file with any of these",
+    )
+    scribble_labels: SliceScribbles = option(
+        None,
+        "in the place of each scribble 1, inside the object, or 0, in the background; null: all "
+        "scribbles are inside",
+    )
+    masks: SliceMasks | str | Path = option(
+        None,
+        "rough masks: a file in the format and size of the input whose values number the objects, "
+        "or are the classes of an adapter of several; for a folder a folder with the same stems",
     )
     labels: str | Sequence[str] | None = option(
         None,
@@ -160,8 +178,22 @@ class PredictionOptions:
     @property
     def has_prompts(self) -> bool:
         """Whether any option is given that only makes sense for prompted objects."""
-        given = (self.boxes, self.points, self.point_labels, self.labels)
-        return self.propagate or any(value is not None for value in given)
+        given = (self.point_labels, self.scribble_labels, self.labels)
+        return self.propagate or self.has_objects or any(value is not None for value in given)
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether any object is prompted."""
+        return any(value is not None for value in self._of_objects)
+
+    @property
+    def names_slices(self) -> bool:
+        """Whether the prompts say on which slices of a volume they are."""
+        return any(isinstance(value, Mapping) for value in self._of_objects)
+
+    @property
+    def _of_objects(self) -> tuple[Any, ...]:
+        return self.boxes, self.points, self.scribbles, self.masks
 
 
 def class_ids(wanted: bool | Sequence[str], classes: Sequence[str], option: str) -> list[int]:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from samadapt.errors import PromptError
 from samadapt.inference.spool import Spool
+from samadapt.prompts.scribbles import scribbles_in
 from samadapt.prompts.simulate import boxes_of, objects_in, points_in, widened
 from samadapt.sam.decode import object_logits
 from samadapt.sam.types import ImagePrompts
@@ -136,8 +137,9 @@ class Propagation:
         embed: embeds slices.
         policy: how the adapter was prompted in training.
         threshold: logit above which a pixel belongs to an object.
-        carry: what a mask becomes on the next slice. ``"prompt"``: the box around it, or the point
-            deepest in it; ``"mask"``: its logits, as SAM's mask prompt; ``"both"``.
+        carry: what a mask becomes on the next slice. ``"prompt"``: what the adapter was trained
+            with: the box around it, the point deepest in it, a scribble in it, or the mask as it
+            is; ``"mask"``: its logits, as SAM's mask prompt; ``"both"``.
         vanish: an object ends when its area falls below this share of its area on the prompted
             slice.
         ahead: number of slices that are embedded together.
@@ -224,7 +226,7 @@ class Propagation:
         if prompts is None or not len(prompts):
             return {}, []
         # A mask that is given back says which of several masks is meant.
-        multimask = self.policy.multimask if prompts.mask_logits is None else False
+        multimask = False if prompts.has_masks else self.policy.multimask
         low, masks = self._decode(index, prompts, rest, multimask=multimask)
         found, seeds = {}, []
         for number, logits, mask in zip(prompts.numbers.tolist(), low, masks, strict=True):
@@ -292,13 +294,18 @@ class Propagation:
 
     def _prompts_from(self, mask: Array, logits: Float[Tensor, "1 _ _"]) -> ImagePrompts:
         """Return the prompts that a mask (h, w) on one slice makes on the next."""
-        boxes = points = point_labels = mask_logits = None
+        boxes = points = point_labels = masks = mask_logits = None
         parts = mask[None]
         if self.carry == "prompt" and self.policy.objects == "component":
             least = int(LEAST_PART * mask.sum())
             _, large = objects_in(mask.astype(np.uint8), "component", least)
             parts = large if len(large) else parts  # a mask of specks alone: one box around all
-        if self.carry != "mask" and self.policy.kind != "point":
+        if self.carry != "mask" and self.policy.kind == "mask":
+            masks = parts
+        elif self.carry != "mask" and self.policy.kind == "scribble":
+            points = scribbles_in(parts, self.policy.scribble_points)
+            point_labels = np.ones(points.shape[:2], dtype=np.int64)
+        elif self.carry != "mask" and self.policy.kind != "point":
             boxes = widened(boxes_of(parts), mask.shape)
         elif self.carry != "mask":
             points = points_in(parts)
@@ -311,6 +318,7 @@ class Propagation:
             points=points,
             point_labels=point_labels,
             mask_logits=mask_logits,
+            masks=masks,
         )
 
 
@@ -327,4 +335,5 @@ def _joined_prompts(prompts: Sequence[ImagePrompts]) -> ImagePrompts:
         points=joined("points"),
         point_labels=joined("point_labels"),
         mask_logits=joined("mask_logits"),
+        masks=joined("masks"),
     )

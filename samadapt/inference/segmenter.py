@@ -20,6 +20,7 @@ from samadapt.data.formats.nifti.affine import SpacingSource, check_spacing_sour
 from samadapt.data.formats.shared.exif import Exif, parse_exif
 from samadapt.errors import AdapterError, DataError, nearest
 from samadapt.inference.bundle import AdapterBundle, load_bundle, make_bundle
+from samadapt.inference.drawn_files import with_drawn_files
 from samadapt.inference.embedding_cache import EmbeddingCache
 from samadapt.inference.ensemble import check_agreement, member_directories
 from samadapt.inference.files import (
@@ -32,6 +33,7 @@ from samadapt.inference.inputs import Source, chosen_channels, is_source
 from samadapt.inference.objects import FoundObject
 from samadapt.inference.options import Carry, PredictionOptions, SecondPassBy, Tta
 from samadapt.inference.volumes import Progress, VolumePredictor, as_picture
+from samadapt.prompts.user_drawings import SliceMasks, SliceScribbles
 from samadapt.prompts.user_prompts import SlicePrompts
 from samadapt.system.arrays import Array
 from samadapt.training.precision import Precision, choose_device, choose_precision
@@ -273,6 +275,9 @@ class Segmenter:
         boxes: SlicePrompts = None,
         points: SlicePrompts = None,
         point_labels: SlicePrompts = None,
+        scribbles: SliceScribbles | str | Path = None,
+        scribble_labels: SliceScribbles = None,
+        masks: SliceMasks | str | Path = None,
         labels: str | Sequence[str] | None = None,
         propagate: bool = False,
         carry: Carry = "prompt",
@@ -288,9 +293,9 @@ class Segmenter:
         """Segment an image or a volume.
 
         An adapter that was trained without prompts labels every pixel with its class and takes no
-        prompts. One that was trained with boxes or points needs them. An object is a box, a set of
-        points, or both, and has a class of the adapter. Where objects overlap, the higher logit
-        wins.
+        prompts. One that was trained with prompts needs them. An object is a box, a set of points,
+        scribbles, a rough mask, or several of these, and has a class of the adapter. Where objects
+        overlap, the higher logit wins.
 
         The slices of a volume are numbered from 0 along the axis that the adapter was trained on.
         Slice 0 is the leftmost (sagittal; the patient's left), rearmost (coronal) or lowest
@@ -315,6 +320,13 @@ class Segmenter:
                 slice, or ``{slice index: boxes}``.
             points: (k, 2) (x, y) for one object, or (p, k, 2); for a volume as the boxes.
             point_labels: (k,) or (p, k); 1 foreground, 0 background, -1 padding; None: all 1.
+            scribbles: a curve (k, 2) (x, y) for one object, or for each object a curve, a list of
+                curves, or None; for a volume as the boxes; or a JSON file with such a value. They
+                reach the model as points at equal distances along each curve.
+            scribble_labels: 1 (inside) or 0 (background) in the place of each curve; None: all 1.
+            masks: rough masks: (h, w) numbers of objects, or (p, h, w) masks that may overlap; for
+                a volume ``{slice index: masks}``; or a file of the image's format and size. With
+                several classes and without ``labels`` the numbers are those of classes.
             labels: class name of each object, or one for all. It is required if the adapter has
                 several classes.
             propagate: carry each object in both directions from the slices on which it is prompted.
@@ -360,6 +372,9 @@ class Segmenter:
             boxes=boxes,
             points=points,
             point_labels=point_labels,
+            scribbles=scribbles,
+            scribble_labels=scribble_labels,
+            masks=masks,
             labels=labels,
             propagate=propagate,
             carry=carry,
@@ -413,6 +428,7 @@ class Segmenter:
             volume = read_one(image, self.reader_options(options))
         else:
             volume = as_picture(np.asarray(image), len(self._active_bundle.intensity.inputs))
+        options = with_drawn_files(options, volume, self.reader_options(options))
         found = predictor.segment(volume, options, progress)
         labels = _on_grid(found.labels, volume)
         # The map of class k holds k, and the caller gets masks of 0 and 1.

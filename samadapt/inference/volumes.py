@@ -24,14 +24,19 @@ from samadapt.errors import DataError, PromptError
 from samadapt.evaluation.instances import components
 from samadapt.evaluation.postprocess import postprocess
 from samadapt.evaluation.second_pass import SecondPass
-from samadapt.inference.asked_prompts import asked_policy, why_uncalibrated
+from samadapt.inference.asked_prompts import (
+    asked_classes,
+    asked_policy,
+    asked_prompts,
+    why_uncalibrated,
+)
 from samadapt.inference.embedding_cache import EmbeddingCache
 from samadapt.inference.objects import FoundObject, list_objects
 from samadapt.inference.options import PredictionOptions, class_ids
 from samadapt.inference.passes import EmbeddedPass, embed_passes
 from samadapt.inference.propagate import Propagation, Walk, plan_walks
 from samadapt.inference.walk_together import walk_together
-from samadapt.prompts.user_prompts import object_classes, slice_prompts, tile_prompts
+from samadapt.prompts.user_prompts import tile_prompts
 from samadapt.sam.decode import (
     merge_objects,
     object_logits,
@@ -189,10 +194,11 @@ class VolumePredictor:
                 f"({', '.join(self.classes)}) by itself; leave boxes and points out, and labels "
                 "and propagate"
             )
-        if not self.policy.finds_classes and options.boxes is None and options.points is None:
+        if not self.policy.finds_classes and not options.has_objects:
             raise PromptError(
                 f"this adapter was trained with {self.policy.kind} prompts and needs one; give "
-                "boxes=[[x0, y0, x1, y1]] or points=[[x, y]], in pixels of the image"
+                "boxes=[[x0, y0, x1, y1]], points=[[x, y]] or scribbles=[[x, y], ...], in pixels "
+                "of the image, or masks=FILE"
             )
 
     def tiles(
@@ -431,7 +437,7 @@ class _Prediction:
         options, depth = self.options, self.shape[2]
         if depth == 1:
             raise PromptError("propagate=true carries objects through a volume; this is one image")
-        if not any(isinstance(value, Mapping) for value in (options.boxes, options.points)):
+        if not options.names_slices:
             raise PromptError(
                 "propagate=true starts from the slices that you name: give the prompts by slice, "
                 "as boxes={12: [[x0, y0, x1, y1]]}"
@@ -521,10 +527,8 @@ class _Prediction:
 
     def _prompts(self) -> dict[int, ImagePrompts]:
         """Return the user's prompts by slice, with the classes that the user names."""
-        options = self.options
-        prompts = slice_prompts(options.boxes, options.points, options.point_labels, self.shape)
-        count = max((int(item.numbers.max(initial=0)) for item in prompts.values()), default=0)
-        ids = object_classes(options.labels, count, self.model.classes)
+        prompts = asked_prompts(self.options, self.shape, self.model.policy.scribble_points)
+        ids = asked_classes(self.options, prompts, self.model.classes)
         self.found.instance_classes = ids.tolist()
         # Indexed by object number: the class of each object, and 0 for number 0, the background.
         self.class_of = np.concatenate([[0], ids])

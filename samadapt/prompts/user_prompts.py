@@ -6,7 +6,7 @@ slice that has a k-th one. ``None`` in its place means that the object has no pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from samadapt.data.annotations import are_fractions
 from samadapt.errors import PromptError, nearest
+from samadapt.prompts.user_drawings import Drawings, masks_of_slice, points_of_scribbles
 from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
@@ -33,6 +34,7 @@ def slice_prompts(
     points: SlicePrompts,
     point_labels: SlicePrompts,
     shape: tuple[int, int, int],
+    drawings: Drawings | None = None,
 ) -> dict[int, ImagePrompts]:
     """Check prompts and sort them by slice.
 
@@ -41,6 +43,7 @@ def slice_prompts(
         points: (k, 2) (x, y) for one object, or (p, k, 2), or by slice index.
         point_labels: (k,) or (p, k); 1 foreground, 0 background, -1 padding; None: all 1.
         shape: (h, w, d) of the volume; d = 1 for an image.
+        drawings: scribbles and masks; the points of a scribble follow those of ``points``.
 
     Returns:
         The prompts of every slice, or of those that a mapping names, with object numbers. The
@@ -49,7 +52,8 @@ def slice_prompts(
     Raises:
         PromptError: names the slice, what was expected and what was found.
     """
-    given = (boxes, points, point_labels)
+    drawn = drawings or Drawings()
+    given = (boxes, points, point_labels, drawn.scribbles, drawn.scribble_labels, drawn.masks)
     prompts = {}
     for index in _named_slices(given, shape[2]):
         where = f"slice {index}: " if shape[2] > 1 else ""
@@ -58,32 +62,60 @@ def slice_prompts(
         point_numbers, present = _without_missing(_at(points, index))
         _, present_labels = _without_missing(_at(point_labels, index))
         checked_points, checked_labels = _check_points(present, present_labels, shape, where)
-        numbers = {
-            _object_numbers(found, array, where)
-            for found, array in ((box_numbers, checked_boxes), (point_numbers, checked_points))
-            if array is not None
-        }
-        if len(numbers) > 1:
-            raise PromptError(
-                f"{where}boxes and points together must be for the same objects; got those for "
-                f"{' and '.join(str(list(n)) for n in sorted(numbers))}. Give points as (p, k, 2)"
-            )
-        objects = np.array(numbers.pop() if numbers else (), dtype=np.int64)
+        curve_numbers, curves, curve_labels = points_of_scribbles(
+            _at(drawn.scribbles, index), _at(drawn.scribble_labels, index), drawn.count, where
+        )
+        _check_points(curves, curve_labels, shape, f"{where}scribbles: ")
+        mask_numbers, masks = masks_of_slice(_at(drawn.masks, index), shape[:2], where)
+        of_objects = (
+            (box_numbers, checked_boxes),
+            (point_numbers, checked_points),
+            (curve_numbers, curves),
+            (mask_numbers, masks),
+        )
+        objects = _shared_numbers(of_objects, where)
+        checked_points = joined_points(checked_points, curves)
+        checked_labels = joined_points(checked_labels, curve_labels)
         prompts[index] = ImagePrompts(
             class_ids=np.ones(len(objects), dtype=np.int64),
             boxes=checked_boxes,
             points=checked_points,
             point_labels=checked_labels,
+            masks=masks,
             object_numbers=objects,
         )
     return prompts
 
 
+def _shared_numbers(
+    of_objects: Iterable[tuple[tuple[int, ...] | None, Array | None]], where: str
+) -> Array:
+    """Return the numbers (p,) of the objects, which all kinds of prompts of a slice share."""
+    numbers = {
+        _object_numbers(found, array, where) for found, array in of_objects if array is not None
+    }
+    if len(numbers) > 1:
+        raise PromptError(
+            f"{where}boxes, points, scribbles and masks together must be for the same objects; got "
+            f"those for {' and '.join(str(list(n)) for n in sorted(numbers))}. Give points as "
+            "(p, k, 2)"
+        )
+    return np.array(numbers.pop() if numbers else (), dtype=np.int64)
+
+
+def joined_points(first: Array | None, second: Array | None) -> Array | None:
+    """Return the points (p, k, ...), or labels, of the same objects one after the other."""
+    if first is None or second is None:
+        return second if first is None else first
+    return np.concatenate([first, second], axis=1)
+
+
 def tile_prompts(prompts: ImagePrompts, tile: PictureTile) -> ImagePrompts:
     """Return the prompts of the objects that a tile sees a part of.
 
-    These are the objects with a part of their box, or one of their foreground points, in the tile.
-    Boxes are clipped to the tile and points outside of it are left out.
+    These are the objects with a part of their box, or one of their foreground points, or a part of
+    their mask in the tile. Boxes and masks are clipped to the tile and points outside of it are
+    left out.
 
     Args:
         prompts: of a picture, in its pixels.
@@ -102,8 +134,13 @@ def tile_prompts(prompts: ImagePrompts, tile: PictureTile) -> ImagePrompts:
         point_labels = np.where(inside, prompts.point_labels, -1)
         if prompts.boxes is None:
             seen = (point_labels == 1).any(axis=1)
+    masks = None
+    if prompts.masks is not None:
+        masks = np.stack([tile.cut(mask) for mask in prompts.masks])
+        if prompts.boxes is None:
+            seen = seen | masks.any(axis=(1, 2))
     moved = replace(
-        prompts, truth=None, boxes=boxes, points=points, point_labels=point_labels
+        prompts, truth=None, boxes=boxes, points=points, point_labels=point_labels, masks=masks
     ).take(np.flatnonzero(seen))
     return _without_padding(moved)
 
@@ -163,7 +200,7 @@ def object_classes(labels: str | Sequence[str] | None, count: int, classes: Sequ
     return np.array([classes.index(name) + 1 for name in names], dtype=np.int64)
 
 
-def _named_slices(given: tuple[SlicePrompts, ...], depth: int) -> list[int]:
+def _named_slices(given: Sequence[Any], depth: int) -> list[int]:
     """Return the slices that get a prompt: those that mappings name, or all.
 
     Raises:
@@ -180,7 +217,7 @@ def _named_slices(given: tuple[SlicePrompts, ...], depth: int) -> list[int]:
     return sorted(indices)
 
 
-def _at(value: SlicePrompts, index: int) -> ObjectValues | None:
+def _at(value: Any, index: int) -> Any:
     return value.get(index) if isinstance(value, Mapping) else value
 
 
