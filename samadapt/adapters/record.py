@@ -130,6 +130,11 @@ class AdapterRecord:
         """Whether the model separates the objects of a class, with ``head=instances``."""
         return self.head.get("name") == INSTANCE_HEAD
 
+    @property
+    def keeps_prompts(self) -> bool:
+        """Whether a model that finds classes by itself also answers to prompts."""
+        return self.class_tokens > 0 and not self.head
+
 
 def write_record(directory: Path, record: AdapterRecord, weights: Path, name: str = RECORD) -> None:
     """Write ``samadapt.json`` with digests of the weights and of its own entries.

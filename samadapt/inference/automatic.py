@@ -137,12 +137,13 @@ class MaskFinder:
 
     def __init__(self, segmenter: Segmenter, options: MaskOptions, *, is_adapted: bool) -> None:
         model = segmenter.sam
-        if not isinstance(model, Sam) or segmenter.policy.is_semantic:
+        is_unprompted = segmenter.policy.is_semantic and not segmenter.record.keeps_prompts
+        if not isinstance(model, Sam) or is_unprompted:
             raise AdapterError(
                 "masks without prompts prompt the model with a grid, and this adapter was trained "
                 "without prompts: it finds its classes by itself. Use samadapt predict (with "
                 "objects=true for a list of the objects), or an adapter that was trained with "
-                "prompts=box or prompts=point"
+                "prompts=box, prompts=point or prompts.keep_promptable=true"
             )
         if segmenter.stack > 1:
             raise AdapterError(

@@ -121,6 +121,8 @@ class MaskOptions:
         """
         as_sam = not is_adapted and sam.build.name not in _BOXES_ALONE
         three = as_sam or (is_adapted and policy.multimask is not False)
+        if policy.is_semantic:  # the classes have tokens of their own: prompts are the base's
+            three = sam.build.name not in _BOXES_ALONE
         fitting: dict[str, Any] = {
             "masks_per_point": "three" if three else "one",
             "box_sides": (),

@@ -250,8 +250,7 @@ class VolumePredictor:
     @property
     def keeps_prompts(self) -> bool:
         """Whether an adapter that finds classes by itself also answers to prompts."""
-        records = [member.record for member in self.members]
-        return all(record.class_tokens and not record.head for record in records)
+        return all(member.record.keeps_prompts for member in self.members)
 
     def uncalibrated(self, options: PredictionOptions) -> str:
         """Return why objects get no confidence; empty if they get one."""

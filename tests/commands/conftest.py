@@ -32,6 +32,8 @@ def adapter_at() -> Callable[..., Path]:
             prompt=PromptPolicy(kind).to_dict(),
             **entries,
         )
+        if record.class_tokens:
+            sam.add_class_tokens(record.class_tokens)
         save_adapter(folder, sam, inject(sam, METHODS["lora"]()), record)
         return folder
 

@@ -229,6 +229,21 @@ def test_an_adapter_without_prompts_is_refused(adapter_at, pictures, tmp_path, c
     assert "finds its classes by itself" in capsys.readouterr().err
 
 
+def test_an_adapter_that_keeps_prompts_finds_masks(adapter_at, pictures, tmp_path):
+    classes = ["cell", "nucleus"]
+    adapter = adapter_at(tmp_path / "adapter", "semantic", classes=classes, class_tokens=2)
+    found, expected = tmp_path / "found.json", tmp_path / "expected.json"
+    keys = (f"input={pictures / 'a.png'}", "masks_per_point=three", "refine=0")
+    assert find(f"adapter={adapter}", *keys, f"output={found}") == 0
+    assert find("model=tiny", *keys, f"output={expected}") == 0
+    content = json.loads(found.read_text(encoding="utf-8"))
+    assert content["annotations"]
+    assert content["categories"] == [{"id": 1, "name": "object"}]
+    # The adapter was not trained, and what answers to prompts is the base's.
+    before = json.loads(expected.read_text(encoding="utf-8"))
+    assert content["annotations"] == before["annotations"]
+
+
 def test_tuned_thresholds_are_scored_and_used(adapter_at, tmp_path, capsys):
     root = tmp_path / "data"
     for name in ("images", "masks"):

@@ -34,6 +34,13 @@ def test_an_adapter_of_points_draws_three_masks(tiny_sam):
     assert (found.masks_per_point, found.refine) == ("three", 0)
 
 
+def test_an_adapter_whose_classes_have_tokens_answers_as_its_base(tiny_sam):
+    for name, masks, refine in (("vit_b", "three", 0), ("lite_medsam", "one", 1)):
+        found = fitted(tiny_sam, name, "semantic", is_adapted=True)
+        assert (found.masks_per_point, found.refine) == (masks, refine)
+        assert found.relative_iou > 0
+
+
 def test_given_values_stay(tiny_sam):
     found = fitted(tiny_sam, "lite_medsam", "box", is_adapted=True, refine=0, min_iou=0.5)
     assert (found.refine, found.min_iou) == (0, 0.5)
