@@ -38,8 +38,9 @@ interrupted: what is written already is skipped.
 
 The thresholds of SAM's paper fit SAM's own weights alone. For other models the predicted IoU is
 compared with the best one of the image. preview=true also draws the masks over each image.
-tune=true chooses the thresholds on held-out cases of the adapter's data set and scores them (mean
-segmentation accuracy, mAP, PQ) on others; settings=FILE then uses them.
+tune=true chooses the thresholds on the validation cases of the adapter's training, scores them
+(mean segmentation accuracy, mAP, PQ) on held-out cases, and keeps the given ones if no others are
+better; settings=FILE then uses them.
 
   samadapt masks adapter=runs/photos/RUN/adapter input=cells.png output=masks.png preview=true
   samadapt masks adapter=DIR input=pictures/ output=masks.json
@@ -83,8 +84,9 @@ class MaskArguments(ChosenModel, MaskOptions):
     )
     tune: bool = Field(
         default=False,
-        description="choose the thresholds of adapter on held-out cases of its data set, score "
-        "them on others, and write them to output, a .yaml file for settings; no input is read",
+        description="choose the thresholds of adapter on the validation cases of its training, "
+        "score them on held-out cases, and write them to output, a .yaml file for settings; no "
+        "input is read",
     )
     root: str | None = Field(
         default=None,
@@ -92,9 +94,9 @@ class MaskArguments(ChosenModel, MaskOptions):
     )
     tune_images: Whole = Field(
         default=8,
-        ge=2,
-        description="for tune: pictures or slices that are looked at; half of them choose, the "
-        "others are scored",
+        ge=1,
+        description="for tune: largest number of pictures or slices that choose, and of those that "
+        "are scored",
     )
     preview: bool = Field(
         default=False, description="also write OUTPUT_preview.png, the masks over the image"
@@ -207,6 +209,8 @@ def _tune(asked: MaskArguments) -> dict[str, Any]:
     content = tuned_yaml(tuned)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     atomic.write_text(Path(asked.output).expanduser(), text)
+    for warning in tuned.warnings:
+        console.log(f"samadapt: warning: {warning}")
     return {"adapter": asked.adapter, "output": asked.output, **content}
 
 
@@ -282,18 +286,29 @@ def render(result: dict[str, Any]) -> str:
 
 def _render_tuned(result: dict[str, Any]) -> str:
     """Return the scores before and after as a table, the chosen keys, and the path."""
-    scores = result["scores"]
     rows = [
-        [name, *("-" if side[key] is None else f"{side[key]:.3f}" for key in SCORES)]
-        for name, side in scores.items()
+        [
+            name.replace("_", "-"),
+            side,
+            *("-" if values[key] is None else f"{values[key]:.3f}" for key in SCORES),
+        ]
+        for name, sides in result["scores"].items()
+        for side, values in sides.items()
     ]
     keys = ", ".join(f"{key}={value}" for key, value in result["options"].items())
     images = result["images"]
+    counts = (
+        f"\nchosen on {images['chosen_on']} validation pictures with {result['objects']} objects, "
+        f"scored on {images['scored_on']} held-out pictures"
+    )
+    kept = (
+        "" if result["is_tuned"] else "no other thresholds were better: the given ones are kept\n"
+    )
     return "\n".join(
         [
-            console.table(["thresholds", *SCORES.values()], rows),
-            f"\nscored on {images['scored_on']} images, chosen on {images['chosen_on']} others",
-            keys,
+            console.table(["pictures", "thresholds", *SCORES.values()], rows),
+            counts,
+            f"{kept}{keys}",
             str(result["output"]),
         ]
     )

@@ -62,15 +62,7 @@ def divide_slices(
     usable = context.samples.usable(train)
     if len(usable) < len(train):
         context.say(f"training slices left out: {len(train) - len(usable)} (no object to prompt)")
-    training, validation = selection_split(
-        usable,
-        validate_cases,
-        # All cases of a patient stay in one split; without a patient each case counts as one.
-        lambda name: data.case(name).patient or name,
-        data.tile,
-        # Slices at most this far apart may share a stack, in which they attend to each other.
-        gap=data.stack - 1,
-    )
+    training, validation = split_training(data, usable, validate_cases)
     test = first_cases(data.slices("val"), max_test_cases)
     trains = context.has_trained_parameters
     lacks_training = trains and not (training and (validation or validate_cases == 0))
@@ -91,6 +83,27 @@ def divide_slices(
             f"split by this rule: {data.case_splits.rule}"
         )
     return RunSlices(training, validation, test)
+
+
+def split_training(
+    data: Dataset, usable: Sequence[SliceRef], validate_cases: int | None
+) -> tuple[list[SliceRef], list[SliceRef]]:
+    """Divide training slices into those that train and those that choose the best step.
+
+    Args:
+        data: the data set.
+        usable: its training slices that have something to learn.
+        validate_cases: see ``divide_slices``.
+    """
+    return selection_split(
+        usable,
+        validate_cases,
+        # All cases of a patient stay in one split; without a patient each case counts as one.
+        lambda name: data.case(name).patient or name,
+        data.tile,
+        # Slices at most this far apart may share a stack, in which they attend to each other.
+        gap=data.stack - 1,
+    )
 
 
 def first_cases(refs: Sequence[SliceRef], count: int | None) -> list[SliceRef]:

@@ -1,14 +1,19 @@
-"""Choose how an adapter finds masks without prompts, on the held-out cases of its data set.
+"""Choose how an adapter finds masks without prompts, on the validation cases of its training.
 
-The model sees each tuning image once for each kind of prompt, with all thresholds at 0. Thresholds
-are then tried on these candidates, and those with the highest mean segmentation accuracy are kept.
-Half of the cases choose and the other half are scored, so that the scores are not those of the
-cases that the thresholds were fitted to. The predicted IoU gets a threshold of its own, and not a
-share of the image's best, so that an image with nothing to find may stay empty.
+The model sees each picture once for each kind of prompt, with all thresholds at 0. Thresholds are
+then tried on these candidates, and those with the highest mean segmentation accuracy are kept, if
+they are better than the given ones. With several pictures that is asked of pictures that did not
+choose: each is scored with what all others choose, since thresholds that fit one picture alone make
+others worse. The predicted IoU gets a threshold of its own, and not a share of the image's best, so
+that an image with nothing to find may stay empty.
+
+The validation cases chose the best step of the training, and no weight was trained on them. The
+held-out cases choose nothing: they score the given and the chosen thresholds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -16,32 +21,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from samadapt.adapters.record import AdapterRecord, read_record
-from samadapt.config.compose import parse_settings
+from samadapt.config.compose import from_yaml, parse_settings
 from samadapt.config.evaluate_arguments import EvaluateArguments
+from samadapt.data.checks.training_record import seen
 from samadapt.errors import ConfigError
 from samadapt.evaluation.instances import components
 from samadapt.evaluation.mask_scores import (
     ScoredMask,
     match_masks,
     score_mask,
+    segmentation_accuracy,
     summarise_masks,
 )
 from samadapt.inference.automatic import MaskFinder
+from samadapt.prompts.policy import PromptPolicy
 from samadapt.runs.context import open_data
 from samadapt.runs.recorded_configuration import evaluation_config, recorded_keys
+from samadapt.runs.run_slices import split_training
 from samadapt.sam.mask_tools import decode_mask
+from samadapt.training.samples import TrainingSamples
 
 if TYPE_CHECKING:
     from samadapt.data.dataset import Dataset
     from samadapt.data.types import Sample, SliceRef
-    from samadapt.evaluation.instances import ObjectMatches
     from samadapt.inference.mask_options import MaskOptions
     from samadapt.inference.segmenter import Segmenter
     from samadapt.sam.automatic_masks import FoundMask
     from samadapt.system.arrays import Array
 
+ENOUGH = 8
+"""Validation pictures, and objects in them, below which a choice is a guess. In a measurement two
+pictures of nuclei chose thresholds that were worse on others."""
 STABILITIES = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
 NMS = (0.5, 0.7)
 SHARES = np.linspace(0, 0.95, 20)
@@ -50,23 +63,43 @@ SIDES = (0.25, 0.75)
 """Quantiles of the sides of true objects that are tried as the sides of prompting boxes."""
 
 
+Scores = dict[str, float | None]
+"""``msa``, ``map``, ``pq``, ``sq``, ``rq``, ``mean_iou`` and ``masks``; None: undefined."""
+
+
 @dataclass(frozen=True)
 class TunedMasks:
     """What was chosen.
 
     Attributes:
-        options: the options of ``samadapt masks`` that were chosen.
-        before: scores of the options that were given, on the cases that did not choose.
-        after: the same with the chosen options.
-        chosen_on: number of images that chose.
-        scored_on: number of images that were scored.
+        options: the options of ``samadapt masks`` that are best on the validation pictures.
+        is_tuned: whether they differ from what was given.
+        validation: scores of the given and of the chosen options where they were chosen.
+        held_out: the same on held-out pictures; None: there is none with an object.
+        chosen_on: number of validation pictures.
+        objects: number of their true objects.
+        scored_on: number of held-out pictures.
     """
 
     options: MaskOptions
-    before: dict[str, float | None]
-    after: dict[str, float | None]
+    is_tuned: bool
+    validation: tuple[Scores, Scores]
+    held_out: tuple[Scores, Scores] | None
     chosen_on: int
+    objects: int
     scored_on: int
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user must know about the choice."""
+        if min(self.chosen_on, self.objects) >= ENOUGH:
+            return []
+        few = (
+            f"thresholds were tried on {self.chosen_on} validation pictures with {self.objects} "
+            f"objects; below {ENOUGH} of either they may fit these alone. Compare the scores of "
+            "the held-out pictures before you use them"
+        )
+        return [few]
 
 
 @dataclass(frozen=True)
@@ -95,42 +128,76 @@ def tune_masks(
         adapter: its directory.
         options: what is given; a grid, crops and ``min_area`` stay as they are.
         root: folder of the data set; None: where the training found it.
-        images: number of images, half of which choose.
+        images: largest number of validation pictures, and of held-out ones.
         progress: called with the number of images that are done and of all.
 
     Raises:
-        ConfigError: the data set is not found, or fewer than two held-out cases have objects.
+        ConfigError: the data set is not found, or no validation case has an object.
         AdapterError: the adapter takes no prompts.
     """
     record = read_record(adapter)
     dataset = _open(adapter, record, root)
-    choosing, scoring = _halves(dataset, images)
-    samples = [dataset.sample(ref) for ref in (*choosing, *scoring)]
-    given = MaskFinder(segmenter, options, is_adapted=True)
-    kinds = [given.options]
-    if given.options.refine and not given.options.box_sides:
-        sides = _sides(samples[: len(choosing)])
-        kinds.append(replace(given.options, box_sides=sides))
-    best: tuple[float, MaskOptions] | None = None
-    before: dict[str, float | None] = {}
-    seen: dict[tuple[float, ...], list[_Image]] = {}
-    for number, kind in enumerate(kinds):
+    choosing = [dataset.sample(ref) for ref in _validation(dataset, adapter, record, images)]
+    scoring = [dataset.sample(ref) for ref in _held_out(dataset, record, images)]
+    given = MaskFinder(segmenter, options, is_adapted=True).options
+    kinds = [given]
+    if given.refine and not given.box_sides:
+        kinds.append(replace(given, box_sides=_sides(choosing)))
+    done, total = 0, len(kinds) * len(choosing) + 2 * len(scoring)
+
+    def look(kind: MaskOptions, samples: Sequence[Sample]) -> list[_Image]:
+        nonlocal done
         loose = MaskFinder(segmenter, _loose(kind), is_adapted=True)
-        pictures = []
-        for index, sample in enumerate(samples):
-            pictures.append(_look(loose, sample))
-            progress(number * len(samples) + index + 1, len(kinds) * len(samples))
-        seen[tuple(kind.box_sides or ())] = pictures
-        if kind is given.options:
-            before = _scores(segmenter, kind, pictures[len(choosing) :])
-        for tried in _tries(kind, pictures[: len(choosing)]):
-            value = _scores(segmenter, tried, pictures[: len(choosing)])["msa"] or 0.0
-            if best is None or value > best[0]:
-                best = value, tried
-    chosen = kinds[0] if best is None else best[1]
-    scored = seen[tuple(chosen.box_sides or ())][len(choosing) :]
-    after = _scores(segmenter, chosen, scored)
-    return TunedMasks(chosen, before, after, len(choosing), len(scoring))
+        found = []
+        for sample in samples:
+            found.append(_look(loose, sample))
+            done += 1
+            progress(done, total)
+        return found
+
+    looked = [look(kind, choosing) for kind in kinds]
+    first = last = (given, looked[0])  # the given options and the chosen ones, with their pictures
+    tried = [
+        (options, pictures)
+        for kind, pictures in zip(kinds, looked, strict=True)
+        for options in _tries(kind, pictures)
+    ]
+    if tried:
+        accuracies = np.array([_accuracies(segmenter, *one) for one in tried])
+        if is_better(accuracies, _accuracies(segmenter, *first)):
+            last = tried[int(accuracies.mean(axis=1).argmax())]
+    held_out = None
+    if scoring:
+        before = after = look(given, scoring)
+        if last[1] is not first[1]:
+            after = look(last[0], scoring)
+        held_out = _scores(segmenter, given, before), _scores(segmenter, last[0], after)
+    progress(total, total)
+    return TunedMasks(
+        options=last[0],
+        is_tuned=last is not first,
+        validation=(_scores(segmenter, *first), _scores(segmenter, *last)),
+        held_out=held_out,
+        chosen_on=len(choosing),
+        objects=sum(picture.true_objects for picture in looked[0]),
+        scored_on=len(scoring),
+    )
+
+
+def is_better(tried: Float[np.ndarray, "t n"], given: Float[np.ndarray, " n"]) -> bool:
+    """Return whether options that pictures choose are better than the given ones on others.
+
+    Args:
+        tried: the accuracy of each of t options on each of n pictures.
+        given: that of the given options.
+    """
+    if tried.mean(axis=1).max() <= given.mean():
+        return False
+    if len(given) == 1:
+        return True
+    # For each picture, the options that all other pictures choose.
+    chosen = (tried.sum(axis=1, keepdims=True) - tried).argmax(axis=0)
+    return bool(tried[chosen, np.arange(len(given))].mean() > given.mean())
 
 
 def _open(adapter: Path, record: AdapterRecord, root: str | None) -> Dataset:
@@ -142,25 +209,42 @@ def _open(adapter: Path, record: AdapterRecord, root: str | None) -> Dataset:
     return open_data(evaluation_config(asked, record))
 
 
-def _halves(dataset: Dataset, images: int) -> tuple[list[SliceRef], list[SliceRef]]:
-    """Return the slices that choose and those that are scored, of different cases.
+def _validation(
+    dataset: Dataset, adapter: Path, record: AdapterRecord, images: int
+) -> list[SliceRef]:
+    """Return slices that chose the best step of the training, and on which no weight was trained.
 
     Raises:
-        ConfigError: fewer than two held-out cases have objects.
+        ConfigError: there is none with an object.
     """
-    refs = [ref for ref in dataset.slices("val") if _truth(dataset.sample(ref)).any()]
-    cases = list(dict.fromkeys(ref.case for ref in refs))
-    if len(cases) < 2:
+    file = adapter.parent / "config.yaml"
+    cases = from_yaml(file).train.validate_cases if file.is_file() else None
+    samples = TrainingSamples(dataset, PromptPolicy.from_dict(record.prompt))
+    refs = samples.usable(dataset.slices("train"))
+    if record.trained_on is not None:  # data.train_cases may have left cases out
+        refs = seen(dataset, refs, record.trained_on, same_slices=True)
+    _, choosing = split_training(dataset, refs, cases)
+    found = _some(dataset, choosing, images)
+    if not found:
         raise ConfigError(
-            f"tune=true: expected at least two held-out cases with objects; {dataset.name} has "
-            f"{len(cases)}. Give thresholds yourself (min_iou, min_stability)"
+            "tune=true chooses on the validation cases of the training, and "
+            + ("it had none (train.validate_cases=0)" if cases == 0 else "none has an object here")
+            + ". Give thresholds yourself (min_iou, min_stability)"
         )
-    halves = []
-    for part in (cases[::2], cases[1::2]):
-        own = [ref for ref in refs if ref.case in part]
-        count = max(1, images // 2)
-        halves.append(own[:: -(-len(own) // count)])
-    return halves[0], halves[1]
+    return found
+
+
+def _held_out(dataset: Dataset, record: AdapterRecord, images: int) -> list[SliceRef]:
+    """Return held-out slices with objects that the adapter has never seen."""
+    refs = dataset.slices("val")
+    known = set(seen(dataset, refs, record.trained_on or {}, same_slices=True))
+    return _some(dataset, [ref for ref in refs if ref not in known], images)
+
+
+def _some(dataset: Dataset, refs: Sequence[SliceRef], images: int) -> list[SliceRef]:
+    """Return at most ``images`` slices with objects, spread evenly."""
+    own = [ref for ref in refs if _truth(dataset.sample(ref)).any()]
+    return own[:: max(1, math.ceil(len(own) / images))]
 
 
 def _truth(sample: Sample) -> Array:
@@ -214,21 +298,40 @@ def _tries(options: MaskOptions, pictures: Sequence[_Image]) -> list[MaskOptions
     ]
 
 
-def _scores(
+def _kept(
     segmenter: Segmenter, options: MaskOptions, pictures: Sequence[_Image]
-) -> dict[str, float | None]:
-    """Return the scores of options on images whose candidates are known."""
+) -> list[list[ScoredMask]]:
+    """Return the masks that options keep of the candidates of each image."""
     generator = MaskFinder(segmenter, options, is_adapted=True).generator
     generator.min_mask_region_area = 0  # cleaned masks would have to be compared anew
-    matches: list[ObjectMatches] = []
-    masks, overlaps = 0, 0.0
-    for picture in pictures:
-        kept = [picture.scored[id(one)] for one in generator.select(picture.candidates)]
-        matches.append(match_masks(picture.case, kept, picture.true_objects))
-        masks += len(kept)
-        overlaps += sum(one.best for one in kept)
-    mean = overlaps / masks if masks else None
-    return {**summarise_masks(matches), "masks": float(masks), "mean_iou": mean}
+    return [
+        [picture.scored[id(one)] for one in generator.select(picture.candidates)]
+        for picture in pictures
+    ]
+
+
+def _accuracies(
+    segmenter: Segmenter, options: MaskOptions, pictures: Sequence[_Image]
+) -> Float[np.ndarray, " n"]:
+    """Return the mean segmentation accuracy of options on each image; all have objects."""
+    kept = _kept(segmenter, options, pictures)
+    matches = [
+        match_masks(picture.case, masks, picture.true_objects)
+        for picture, masks in zip(pictures, kept, strict=True)
+    ]
+    return np.array([segmentation_accuracy(match) for match in matches])
+
+
+def _scores(segmenter: Segmenter, options: MaskOptions, pictures: Sequence[_Image]) -> Scores:
+    """Return the scores of options on images whose candidates are known."""
+    kept = _kept(segmenter, options, pictures)
+    matches = [
+        match_masks(picture.case, masks, picture.true_objects)
+        for picture, masks in zip(pictures, kept, strict=True)
+    ]
+    overlaps = [one.best for masks in kept for one in masks]
+    mean = math.fsum(overlaps) / len(overlaps) if overlaps else None
+    return {**summarise_masks(matches), "masks": float(len(overlaps)), "mean_iou": mean}
 
 
 def tuned_yaml(tuned: TunedMasks) -> dict[str, Any]:
@@ -237,8 +340,14 @@ def tuned_yaml(tuned: TunedMasks) -> dict[str, Any]:
     sides = list(tuned.options.box_sides or ())
     keys: dict[str, Any] = asdict(tuned.options) | {"box_sides": sides}
     del keys["points_per_batch"]
+    pairs = {"validation": tuned.validation, "held_out": tuned.held_out}
     return {
         "options": keys,
-        "scores": {"before": tuned.before, "after": tuned.after},
+        "is_tuned": tuned.is_tuned,
+        "scores": {
+            name: {"given": pair[0], "chosen": pair[1]} for name, pair in pairs.items() if pair
+        },
         "images": {"chosen_on": tuned.chosen_on, "scored_on": tuned.scored_on},
+        "objects": tuned.objects,
+        "warnings": tuned.warnings,
     }

@@ -260,9 +260,13 @@ def test_tuned_thresholds_are_scored_and_used(adapter_at, tmp_path, capsys):
     tune = ("tune=true", f"root={root}", f"output={tuned}", "--json")
     assert main(["masks", *keys, *tune]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert set(result["scores"]["after"]) == set(result["scores"]["before"])
-    assert {"msa", "map", "pq", "mean_iou"} <= set(result["scores"]["after"])
-    assert result["images"] == {"chosen_on": 1, "scored_on": 1}
+    for sides in result["scores"].values():
+        assert set(sides["chosen"]) == set(sides["given"]) >= {"msa", "map", "pq", "mean_iou"}
+    # Ten pictures: two are held out, and of eight that train one chooses the step.
+    assert result["images"] == {"chosen_on": 1, "scored_on": 2}
+    assert "tried on 1 validation pictures with 1 objects" in result["warnings"][0]
+    better = result["scores"]["validation"]
+    assert result["is_tuned"] is (better["chosen"]["msa"] > better["given"]["msa"])
     kept = {item.name for item in fields(MaskOptions)} - {"points_per_batch"}
     assert set(result["options"]) == kept, "all that was in force while they were chosen"
     target = tmp_path / "found"
