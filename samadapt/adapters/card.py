@@ -33,6 +33,8 @@ mask = segmenter.segment("image.png")"""
 
 OVERLAPPING = "a pixel may belong to several classes: each class is where its own logit is above 0"
 
+OWN_BACKGROUND_TOKEN = "a token of its own, whose logit is subtracted from those of the classes"
+
 BACKGROUND_TOKEN = (
     "mask token 0 (the single mask): a pixel's label is the largest of all tokens, so take its "
     "logit from the classes' logits before you compare them with 0"
@@ -79,7 +81,7 @@ def model_card(
         **({"Overlap": OVERLAPPING} if record.overlapping else {}),
         "Prompts": _plain(record.prompt),
         **_by_prompt(record.scores),
-        **({"Background": BACKGROUND_TOKEN} if record.prompt.get("background_token") else {}),
+        **({"Background": _background(record)} if record.prompt.get("background_token") else {}),
         "Data": record.data or "not recorded",
         **({"Started from": _started_from(record.init)} if record.init else {}),
         "Recipe": record.recipe or "not recorded",
@@ -143,6 +145,11 @@ def _started_from(init: Mapping[str, Any]) -> str:
     ]
     source = f"an adapter trained on {init.get('data') or 'unknown data'}"
     return f"{source}, sha256 of its weights `{init.get('weights_sha256')}`; " + "; ".join(took)
+
+
+def _background(record: AdapterRecord) -> str:
+    """Return what the token of the background is."""
+    return OWN_BACKGROUND_TOKEN if record.class_tokens else BACKGROUND_TOKEN
 
 
 def _plain(values: object) -> str:

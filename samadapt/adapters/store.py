@@ -133,7 +133,8 @@ def load_into(directory: Path, sam: Sam, record: AdapterRecord | None = None) ->
     if record.num_masks != sam.build.num_multimask:
         sam.resize_mask_tokens(record.num_masks)
     if record.class_tokens:
-        sam.add_class_tokens(record.class_tokens)
+        background = record.prompt.get("background_token") is True
+        sam.add_class_tokens(record.class_tokens, background=background)
     if record.input_channels > 3:
         sam.add_input_projection(record.input_channels)
     if record.head:

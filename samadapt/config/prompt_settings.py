@@ -69,6 +69,11 @@ class PromptSettings(Settings):
         "tokens of SAM keep answering to prompts; with more than three classes, and with "
         "prompts=mixed, it is always so",
     )
+    background_token: bool = Field(
+        default=False,
+        description="with classes found without prompts: the background has a token too, and takes "
+        "the pixels where its logit is the highest, as in SAMed; false: its logit is 0",
+    )
     clicks: Annotated[Whole, Field(ge=1, le=100)] | None = Field(
         default=None,
         description="clicks that correct an object in one step of prompts=interactive; the decoder "

@@ -159,7 +159,7 @@ def export_adapter(
                 f"left out: the classes {', '.join(adapted.record.classes)}, which have tokens of "
                 "their own; what answers to prompts is here"
             )
-        if adapted.record.prompt.get("background_token"):
+        if adapted.record.prompt.get("background_token") and not adapted.record.class_tokens:
             notes.append(f"background: {BACKGROUND_TOKEN}")
         found = probe.answers(
             target.read_back(adapted, scratch),

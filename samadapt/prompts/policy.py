@@ -41,8 +41,9 @@ class PromptPolicy:
         min_area: objects of fewer pixels than this get no prompt.
         max_objects: number of objects of an image that one step trains on. They are drawn with
             chances proportional to their diameter. Predictions and scores take all objects.
-        background_token: for ``"semantic"``: the logit of the background is that of mask token 0
-            (the single mask), as in SAMed, and not 0.
+        background_token: for ``"semantic"``: the logit of the background is that of a token, and
+            not 0. It is mask token 0 (the single mask), as in SAMed, or one of its own where the
+            classes have tokens of their own.
         keep_promptable: for ``"semantic"``: the classes have tokens of their own, so that the mask
             tokens keep answering to prompts. Models of more than three classes always have them.
         clicks: for ``"interactive"``: corrections of an object in one training step; None: as many

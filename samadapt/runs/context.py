@@ -133,7 +133,6 @@ def open_run(
     *,
     copies_base: bool = False,
     trained_in: Path | None = None,
-    background_token: bool = False,
 ) -> RunContext:
     """Open the data set, load the model and inject the adapter, or build the baseline.
 
@@ -146,8 +145,6 @@ def open_run(
         copies_base: keep a copy of the base model without the adapter, as ``base_copy``.
         trained_in: the run directory of an adapter that is evaluated. With ``privacy``, its key
             gives the same cases the same pseudonyms.
-        background_token: the adapter that is evaluated has a mask token for the background. Only an
-            imported adapter can have one, so no key of the configuration names it.
 
     Raises:
         UserError: for what is wrong with the configuration, the data or the weights.
@@ -159,7 +156,7 @@ def open_run(
     progress = Progress(console.rich_console(), run_dir / "log.txt")
     progress.say(f"run directory: {run_dir}")
     seed_all(config.seed)
-    policy = prompt_policy(config, background_token=background_token)
+    policy = prompt_policy(config)
     dataset = open_data(config, scratch=config.output.dir)
     if config.privacy:
         dataset = _hide_names_in_run(dataset, run_dir, trained_in)
@@ -283,7 +280,8 @@ def _open_sam(
     if policy.finds_classes:
         count, keeps = len(dataset.classes), policy.keep_promptable or policy.is_mixed
         if keeps or count > sam.build.num_multimask:
-            sam.add_class_tokens(count)  # else the multimask tokens are those of the classes
+            # Else the multimask tokens are those of the classes.
+            sam.add_class_tokens(count, background=policy.background_token)
     if config.model.input_channels:
         sam.add_input_projection(config.model.input_channels)
     if config.head.name != "sam":
@@ -384,11 +382,11 @@ def read_splits(path: Path) -> dict[str, Any]:
     return found
 
 
-def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPolicy:
+def prompt_policy(config: Config) -> PromptPolicy:
     """Return how the model of a configuration is prompted.
 
     Raises:
-        ConfigError: for shares of kinds where there is one kind alone.
+        ConfigError: for keys that have no effect with these prompts.
     """
     prompts = config.prompts
     if prompts.name != MIXED and prompts.shares is not None:
@@ -397,14 +395,14 @@ def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPo
             "only prompts=mixed draws several kinds of prompts; leave it out, or use prompts=mixed"
         )
     shares = normalised(prompts.shares or DEFAULT_SHARES) if prompts.name == MIXED else {}
-    return PromptPolicy(
+    policy = PromptPolicy(
         prompts.name,
         prompts.objects,
         prompts.jitter,
         prompts.max_jitter_px,
         prompts.min_area,
         prompts.max_objects,
-        background_token=background_token and prompts.name == "semantic",
+        background_token=prompts.background_token,
         keep_promptable=prompts.keep_promptable,
         clicks=prompts.clicks,
         variant=prompts.variant,
@@ -414,6 +412,29 @@ def prompt_policy(config: Config, *, background_token: bool = False) -> PromptPo
         scribble_points=prompts.scribble_points,
         scribble_outside=prompts.scribble_outside,
     )
+    if policy.background_token:
+        _check_background(config, policy)
+    return policy
+
+
+def _check_background(config: Config, policy: PromptPolicy) -> None:
+    """Refuse a token of the background where no tokens compete for the pixels.
+
+    Raises:
+        ConfigError: naming the key that it does not go with.
+    """
+    head = config.head.name
+    why = ""
+    if not policy.finds_classes:
+        why = f"prompts={policy.kind} finds no classes; use prompts=semantic"
+    elif config.baseline.name is not None:
+        why = f"baseline={config.baseline.name} has no tokens"
+    elif head != "sam":
+        why = f"head={head} predicts the classes, and not SAM's tokens; use head=sam"
+    elif config.data.regions is not None:
+        why = "data.regions decides about each class by itself"
+    if why:
+        raise ConfigError(f"prompts.background_token=true has no effect: {why}, or leave it out")
 
 
 AUTO_CELLS, MOST_VARIANTS = 250 * 42**2, 16

@@ -133,7 +133,6 @@ def score_adapter(
             run_dir,
             copies_base=True,
             trained_in=compared.trained_in,
-            background_token=bool(record.prompt.get("background_token")),
         )
         check_fit(context, adapter, record)
         if arguments.prompts.name == "volume_clicks":

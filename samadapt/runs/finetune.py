@@ -406,6 +406,7 @@ def train_adapter(
         progress=context.progress,
         budget=budget or Budget(),
         class_loss=losses.class_loss,
+        background_token=policy.background_token,
     )
     # `train` has keys for other parts too, such as batch_size; the loop takes its own.
     keys = set(LoopOptions.__dataclass_fields__)

@@ -274,7 +274,7 @@ def differences(config: Config, context: RunContext, record: AdapterRecord) -> l
         pairs["side of the dense head (head.size)"] = (record.head.get("side"), head.settings.side)
         pairs["kind of the dense head (head)"] = (record.head.get("name"), head.describe()["name"])
     if policy.finds_classes:
-        pairs["the background is mask token 0"] = (
+        pairs["the background has a token (prompts.background_token)"] = (
             bool(record.prompt.get("background_token")),
             policy.background_token,
         )

@@ -14,6 +14,7 @@ from samadapt.config.prompt_settings import PromptSettings
 from samadapt.config.schema import Config, Head, Model
 from samadapt.data.tiles import recorded_tiling
 from samadapt.errors import ConfigError
+from samadapt.prompts.shares import MIXED
 
 
 def recorded_keys(adapter: Path, record: AdapterRecord) -> dict[str, Any]:
@@ -73,6 +74,9 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
     # These two come beside the usual scores, which use the adapter's own kind of prompt.
     if prompts["name"] in ("matrix", "volume_clicks"):
         prompts["name"], prompts["shares"] = kind, record.prompt.get("shares")
+    # What the background is belongs to the adapter, and only matters where it finds classes.
+    finds_classes = prompts["name"] in ("semantic", MIXED)
+    prompts["background_token"] = finds_classes and record.prompt.get("background_token") is True
     # Naming another data set resets the keys that are bound to it. These belong to the adapter,
     # whatever data it is scored on.
     data = arguments.data

@@ -363,7 +363,8 @@ def class_logits(
         )
     maps = 1 if sam.watershed is None else MAPS_PER_CLASS
     logits = logits[:, :, : maps * num_classes].float()
-    if background_token:
+    # Where classes have tokens of their own, so has the background, and its logit is subtracted.
+    if background_token and not sam.has_class_tokens:
         logits = logits - sam.decode(embeddings, Prompts(), multimask=False).logits.float()
     return logits
 
@@ -384,8 +385,9 @@ def semantic_logits(
         embeddings: what ``embed`` returned.
         frames: the frame of each image.
         num_classes: number K of classes.
-        background_token: the single-mask token is the background. Its logit is subtracted from
-            those of the classes, which changes neither their maximum nor a softmax over all.
+        background_token: the single-mask token is the background, unless classes have tokens of
+            their own. Its logit is subtracted from those of the classes, which changes neither
+            their maximum nor a softmax over all.
 
     Yields:
         For each image (1, 1, K, h, w) in its original frame; the background has the logit 0.

@@ -311,13 +311,17 @@ class Sam(SegmentationModel):
         self.mask_decoder.resize_mask_tokens(count)
         self.build = replace(self.build, num_multimask=count)
 
-    def add_class_tokens(self, count: int) -> None:
+    def add_class_tokens(self, count: int, *, background: bool = False) -> None:
         """Add a token for each class, so that the mask tokens keep answering to prompts.
+
+        Args:
+            count: number of classes.
+            background: the background has a token too; else its logit is 0.
 
         Raises:
             ValueError: ``count`` is less than 1.
         """
-        self.class_tokens = ClassTokens(self.mask_decoder, count)
+        self.class_tokens = ClassTokens(self.mask_decoder, count, background=background)
 
     def _check_images(self, images: Tensor) -> None:
         size = self.image_size

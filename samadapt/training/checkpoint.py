@@ -32,6 +32,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from samadapt.adapters.injection import CLASSES
 from samadapt.errors import UserError
 from samadapt.system import atomic
 from samadapt.system.out_of_memory import is_out_of_memory
@@ -342,6 +343,13 @@ def _are_times(state: object) -> bool:
 
 
 def _check_weights(path: Path, found: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+    own, before = (any(name.startswith(CLASSES) for name in names) for names in (like, found))
+    if found and own and not before:
+        raise CheckpointError(
+            f"{path}: in this run the mask tokens predict the classes, as in earlier versions. "
+            "This version gives them tokens of their own and cannot continue the run: finish it "
+            "with the version that started it"
+        )
     for name in sorted({*found, *like}) if like else ():
         if name not in like or name not in found:
             which = "is unknown" if name in found else "is missing"

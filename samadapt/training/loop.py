@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -102,13 +102,20 @@ class LoopOptions:
 class TrainableTail(nn.Module):
     """The part of the model that runs in every step: trainable encoder blocks and the decoder."""
 
-    def __init__(self, sam: SegmentationModel, first_trainable_block: int) -> None:
-        """Hold the model. ``first_trainable_block`` is that of ``embed_features``.
+    def __init__(
+        self, sam: SegmentationModel, first_trainable_block: int, *, background_token: bool = False
+    ) -> None:
+        """Hold the model.
 
-        -1: the whole encoder runs in every step.
+        Args:
+            sam: the model.
+            first_trainable_block: that of ``embed_features``; -1: the whole encoder runs in every
+                step.
+            background_token: that of ``class_logits``.
         """
         super().__init__()
         self.sam, self.first_trainable_block = sam, first_trainable_block
+        self.background_token = background_token
 
     def forward(self, features: Tensor, trained: Tensor | None = None) -> Tensor:
         """Encode the rest of the way, and return the embeddings (b, ...).
@@ -127,7 +134,12 @@ class TrainableTail(nn.Module):
             logits = class_logits(self.sam, embeddings, self.sam.dense_head.classes)
             return MaskOutput(logits=logits, iou=logits.new_zeros(logits.shape[:3]))
         if prompts.is_empty:
-            return self.sam.decode_classes(embeddings)
+            output = self.sam.decode_classes(embeddings)
+            if not self.background_token:
+                return output
+            count = output.logits.shape[2]
+            logits = class_logits(self.sam, embeddings, count, background_token=True)
+            return replace(output, logits=logits)
         return self.sam.decode(embeddings, prompts, multimask=multimask)
 
 
@@ -149,7 +161,8 @@ def train(
 
     optimizer = make_optimizer(injection, options)
     state = begin(training, options, optimizer, resume)
-    tail = TrainableTail(sam, injection.first_trainable_block)
+    first = injection.first_trainable_block
+    tail = TrainableTail(sam, first, background_token=training.background_token)
     # accelerate runs the encoder under autocast where the precision is bf16.
     tail, prepared_optimizer = accelerator.prepare(tail, optimizer)
 

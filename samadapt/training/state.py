@@ -48,6 +48,7 @@ class Training:
         class_loss: the loss of batches without prompts, where others have prompts; None: ``loss``.
         scores_by_kind: the scores that the last call of ``validate`` averaged, by kind of prompt;
             empty where there is one kind alone.
+        background_token: without prompts, the background has a token; see ``class_logits``.
     """
 
     sam: SegmentationModel
@@ -63,6 +64,7 @@ class Training:
     budget: Budget = field(default_factory=Budget)
     class_loss: LossFunction | None = None
     scores_by_kind: dict[str, float] = field(default_factory=dict)
+    background_token: bool = False
 
     def loss_of(self, batch: Batch) -> LossFunction:
         """Return the loss of a batch, by whether it has prompts."""

@@ -292,18 +292,21 @@ def test_more_mask_tokens_come_back(fresh, perturb, predict, tmp_path, decoder):
     assert "PeftModel" not in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("decoder", ["full", "lora", "frozen"])
-def test_class_tokens_come_back(fresh, perturb, predict, tmp_path, decoder):
+def test_class_tokens_come_back(fresh, perturb, predict, tmp_path, decoder, background):
     sam = fresh()
     digest = base_hash(sam)
-    sam.add_class_tokens(5)
+    sam.add_class_tokens(5, background=background)
     injection = inject(sam, METHODS["lora"](decoder=decoder))
     assert any(name.startswith("class_tokens.") for name in injection.groups["decoder"])
     perturb(injection)
     record = AdapterRecord(base=sam.build.name, base_sha256=digest, image_size=sam.image_size)
     with pytest.raises(AdapterError, match="class_tokens: the model has 5; got 0"):
         save_adapter(tmp_path / "adapter", sam, injection, record)
-    save_adapter(tmp_path / "adapter", sam, injection, replace(record, class_tokens=5))
+    prompt = {"kind": "semantic", "background_token": background}
+    record = replace(record, class_tokens=5, prompt=prompt)
+    save_adapter(tmp_path / "adapter", sam, injection, record)
     loaded = fresh()
     load_into(tmp_path / "adapter", loaded)
     assert torch.equal(predict(loaded), predict(sam))
@@ -313,7 +316,9 @@ def test_class_tokens_come_back(fresh, perturb, predict, tmp_path, decoder):
     with torch.no_grad():
         found, expected = (m.decode_classes(embeddings).logits for m in (loaded, sam))
     assert torch.equal(found, expected)
-    assert "PeftModel" not in (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "PeftModel" not in card
+    assert ("| Background | a token of its own" in card) is background
 
 
 def test_the_number_of_masks_must_be_the_models(fresh, tmp_path):

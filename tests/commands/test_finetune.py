@@ -162,7 +162,10 @@ def whole_model_scores(sam, root, policy, classes):
         sample = dataset.sample(ref)
         embeddings, frames = embed(sam, [sample.image])
         if policy.is_semantic:
-            labels = segment_semantic(sam, embeddings, frames, len(classes))[0]
+            token = policy.background_token
+            (labels,) = segment_semantic(
+                sam, embeddings, frames, len(classes), background_token=token
+            )
         else:
             objects = simulate(sample.labels, policy)
             ((numbers, _),) = segment_objects(
@@ -205,6 +208,33 @@ def test_more_than_three_classes_get_a_token_each(make_pictures, run):
         found = whole_model_scores(segmenter.sam, root, PromptPolicy("semantic"), record.classes)
     assert result.summary["adapted"]["dice"] == pytest.approx(found["dice"], abs=5e-4)
     assert found["dice"] > 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keeps", ["true", "false"])
+def test_a_background_token_is_trained_scored_and_used(make_pictures, run, keeps):
+    root = make_pictures(classes=2)
+    asked = ("prompts=semantic", "prompts.background_token=true", "train.lr=0.003")
+    result = run(root, *asked, f"prompts.keep_promptable={keeps}")
+    record = read_record(result.adapter_dir)
+    assert record.class_tokens == (2 if keeps == "true" else 0)
+    policy = PromptPolicy.from_dict(record.prompt)
+    assert policy.background_token
+    before = load_sam("tiny")
+    if keeps == "true":
+        before.add_class_tokens(2, background=True)
+    segmenter = samadapt.load_adapter(result.adapter_dir, device="cpu")
+    for token in ("tokens", "background") if keeps == "true" else ():
+        old, new = (getattr(m.class_tokens, token).weight for m in (before, segmenter.sam))
+        assert not torch.equal(old, new), f"{token} was not trained"
+    if keeps == "false":
+        weights = [m.mask_decoder.mask_tokens.weight[0] for m in (before, segmenter.sam)]
+        assert not torch.equal(*weights), "the token of the background was not trained"
+    with choose_precision("fp32", torch.device("cpu")).products():
+        found = whole_model_scores(segmenter.sam, root, policy, record.classes)
+    assert result.summary["adapted"]["dice"] == pytest.approx(found["dice"], abs=2e-3)
+    again = main(["evaluate", f"adapter={result.adapter_dir}", f"data.root={root}", "device=cpu"])
+    assert again == 0
 
 
 def test_a_second_run_computes_no_prefix(make_pictures, run, monkeypatch, tmp_path):

@@ -24,7 +24,7 @@ Save = Callable[..., tuple[Path, Sam]]
 
 @pytest.fixture
 def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
-    """``save(base, method, masks=3, classes=0, name="adapter", **options)``.
+    """``save(base, method, masks=3, classes=0, background=False, name="adapter", **options)``.
 
     Gives (directory, adapted model); ``classes`` is the number of class tokens.
     """
@@ -36,6 +36,7 @@ def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
         *,
         masks: int = 3,
         classes: int = 0,
+        background: bool = False,
         name: str = "adapter",
         scale: float = 0.05,
         **options: object,
@@ -48,7 +49,7 @@ def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
         if masks != 3:
             sam.resize_mask_tokens(masks)
         if classes:
-            sam.add_class_tokens(classes)
+            sam.add_class_tokens(classes, background=background)
         injection = inject(sam, find_method(method)(**options))
         generator = torch.Generator().manual_seed(len(name))
         with torch.no_grad():
@@ -64,7 +65,7 @@ def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
             preprocessing=asdict(sam.preprocessing),
             intensity=make_intensity("rgb").to_dict(),
             classes=[f"class {k}" for k in range(classes)] or ["cell"],
-            prompt=PromptPolicy("box").to_dict(),
+            prompt=PromptPolicy("box", background_token=background).to_dict(),
             data="toy",
             scores={"dice": 0.5},
         )

@@ -78,11 +78,31 @@ def test_zero_shot_gets_what_the_base_can_use(small_run, kind):
         assert run.context.zero_shot_policy == run.context.policy
 
 
-@pytest.mark.parametrize(("kind", "has_token"), [("semantic", True), ("box", False)])
-def test_only_classes_without_prompts_have_a_background_token(pictures, kind, has_token):
-    config = compose("photos", [f"data.root={pictures}", f"prompts={kind}"])
-    assert prompt_policy(config, background_token=True).background_token is has_token
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (("prompts=box",), "prompts=box finds no classes"),
+        (("prompts=semantic", "head=unet"), "head=unet predicts the classes"),
+        (("prompts=semantic", "baseline=unet"), "baseline=unet has no tokens"),
+        (("prompts=semantic", "data.regions={a: [1]}"), "decides about each class by itself"),
+    ],
+)
+def test_a_background_token_needs_classes_that_compete(pictures, keys, message):
+    config = compose("photos", [f"data.root={pictures}", *keys])
     assert not prompt_policy(config).background_token
+    config = compose("photos", [f"data.root={pictures}", *keys, "prompts.background_token=true"])
+    with pytest.raises(ConfigError, match=message):
+        prompt_policy(config)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_the_background_has_the_token_that_was_asked_for(small_run, keeps):
+    asked = ("prompts=semantic", "prompts.background_token=true")
+    run = small_run(*asked, f"prompts.keep_promptable={keeps}".lower())
+    assert run.context.policy.background_token
+    tokens = run.context.sam.class_tokens
+    assert (tokens is not None and tokens.background is not None) is keeps
+    assert adapter_record(run.config, run.context).prompt["background_token"] is True
 
 
 def test_slices_without_an_object_to_prompt_do_not_train(small_run):

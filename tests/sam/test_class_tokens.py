@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from samadapt.export.onnx_decoder import PromptAndMaskDecoder
+from samadapt.sam.decode import semantic_labels
 from samadapt.sam.types import Prompts
 
 
@@ -48,6 +49,29 @@ def test_classes_are_decoded_as_by_the_plain_layers(any_sam, pictures):
     for row in range(2):
         expected = plain.class_logits(pictures[row : row + 1])
         torch.testing.assert_close(found[row], expected, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_background_is_subtracted(any_sam, pictures):
+    """The logits are those of the classes minus that of one more token."""
+    any_sam.add_class_tokens(3, background=True)
+    tokens = any_sam.class_tokens
+    generator = torch.Generator().manual_seed(1)
+    for parameter in tokens.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    found = any_sam.decode_classes(pictures).logits
+    # The same four tokens as four classes.
+    any_sam.add_class_tokens(4)
+    plain = any_sam.class_tokens
+    plain.tokens.weight.copy_(torch.cat([tokens.tokens.weight, tokens.background.weight]))
+    networks = [*tokens.hypernetworks, tokens.background_hypernetwork]
+    for mine, its in zip(plain.hypernetworks, networks, strict=True):
+        mine.load_state_dict(its.state_dict())
+    four = any_sam.decode_classes(pictures).logits
+    torch.testing.assert_close(found, four[:, :, :3] - four[:, :, 3:], rtol=1e-4, atol=1e-4)
+    labels = semantic_labels(found, 3)
+    assert torch.equal(labels, (four[:, 0].argmax(1) + 1).remainder(4).to(torch.uint8))
+    assert labels.unique().numel() > 1
 
 
 @torch.no_grad()

@@ -431,3 +431,11 @@ def test_the_manifest_lists_every_file(tmp_path):
     manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["step"] == 1
     assert set(manifest["sha256"]) | {"manifest.json"} == {file.name for file in path.iterdir()}
+
+
+def test_classes_of_mask_tokens_do_not_continue_with_tokens_of_their_own(tmp_path):
+    """An earlier version resized the mask tokens for more than three classes."""
+    save_checkpoint(tmp_path, checkpoint(7))
+    now = {"a.b": torch.zeros(2, 3), "class_tokens.tokens.weight": torch.zeros(5, 3)}
+    with pytest.raises(CheckpointError, match="finish it with the version that started it"):
+        load_checkpoint(tmp_path, lambda text: None, like=now)
