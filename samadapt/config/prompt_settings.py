@@ -99,6 +99,12 @@ class PromptSettings(Settings):
         "as {box: 1, interactive: 2, semantic: 1}; they need not add up to 1; null: box, point, "
         "mask, interactive and semantic equally often",
     )
+    click_disks: bool = Field(
+        default=False,
+        description="with prompts=interactive: draw a disk at each click into the mask that goes "
+        "back to the model, in training and in predictions; helps bases that were trained with "
+        "boxes alone, such as LiteMedSAM; other programs must draw them too",
+    )
     mask_noise: float = Field(
         default=0.3,
         ge=0,

@@ -30,6 +30,8 @@ def corrected_prompts(
     prompts: Sequence[ImagePrompts],
     samples: Sequence[Sample],
     clicks: int,
+    *,
+    click_disks: bool = False,
 ) -> list[ImagePrompts]:
     """Add simulated clicks to prompts, each where the mask so far is most wrong.
 
@@ -40,6 +42,7 @@ def corrected_prompts(
         prompts: the objects of each image, with their ground truth.
         samples: the slices; no click goes where the truth is not known.
         clicks: number of clicks to add.
+        click_disks: whether the masks that go back show the clicks.
 
     Returns:
         The prompts with all clicks and the mask from before the last one. An object whose mask has
@@ -51,7 +54,9 @@ def corrected_prompts(
     found = list(prompts)
     users = [_users(*pair) for pair in zip(prompts, samples, strict=True)]
     for _ in range(clicks):
-        decoded = object_logits(sam, embeddings, frames, found, multimask=None)
+        decoded = object_logits(
+            sam, embeddings, frames, found, multimask=None, click_disks=click_disks
+        )
         for place, ((logits, _), frame) in enumerate(zip(decoded, frames, strict=True)):
             objects = found[place]
             if not len(objects):

@@ -211,7 +211,10 @@ class SlicePredictor:
         if self.policy.is_interactive:
             first = [prompts[index] for index in prompted]
             clicks = SCORED_CLICKS - 1
-            clicked = corrected_prompts(self.sam, embeddings[0], frames, first, chosen, clicks)
+            disks = self.policy.click_disks
+            clicked = corrected_prompts(
+                self.sam, embeddings[0], frames, first, chosen, clicks, click_disks=disks
+            )
             prompts = dict(zip(prompted, clicked, strict=True))
         for place, group in enumerate(groups):
             wanted = [prompts[index].of_classes(group) for index in prompted]
@@ -242,7 +245,15 @@ class SlicePredictor:
             mirrored_prompts(item, mirror, frame)
             for item, frame in zip(prompts, frames, strict=True)
         ]
-        masks = object_logits(self.sam, embeddings, frames, seen, multimask=self.policy.multimask)
+        policy = self.policy
+        masks = object_logits(
+            self.sam,
+            embeddings,
+            frames,
+            seen,
+            multimask=policy.multimask,
+            click_disks=policy.click_disks,
+        )
         return [
             (DecodedObjects(self.sam, logits, frame, mirror), iou)
             for (logits, iou), frame in zip(masks, frames, strict=True)

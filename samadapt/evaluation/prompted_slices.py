@@ -211,6 +211,7 @@ class PromptedSlices:
             images=self.owner.tolist(),
             multimask=ambiguous,
             token_of_class=self._by_token_of_class,
+            click_disks=self.predictor.policy.click_disks,
         )
         logits, iou = zip(*decoded, strict=True)
         return torch.cat(logits).float(), torch.cat(iou).float()

@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float
 
 from samadapt.errors import PromptError
+from samadapt.inference.clicks_in_turn import answers_to_prompts
 from samadapt.inference.spool import Spool
 from samadapt.prompts.scribbles import scribbles_in
 from samadapt.prompts.simulate import boxes_of, objects_in, points_in, widened
-from samadapt.sam.decode import object_logits
 from samadapt.sam.types import ImagePrompts
 from samadapt.system.arrays import Array
 
@@ -265,8 +265,8 @@ class Propagation:
     ) -> tuple[Float[Tensor, "p 1 _ _"], Array]:
         """Return logits (p, 1, 4g, 4g), and masks (p, h, w) bool in the original frame."""
         embedding = self._embedding(index, rest)[None]
-        ((low, _),) = object_logits(
-            self.sam, embedding, [self._frame], [prompts], multimask=multimask
+        ((low, _),) = answers_to_prompts(
+            self.sam, embedding, [self._frame], [prompts], self.policy, multimask=multimask
         )
         original = self.sam.postprocess(low[None].float(), self._frame)[0, :, 0]
         return low, (original > self.threshold).cpu().numpy()

@@ -30,6 +30,7 @@ from samadapt.inference.asked_prompts import (
     asked_prompts,
     why_uncalibrated,
 )
+from samadapt.inference.clicks_in_turn import answers_to_prompts
 from samadapt.inference.embedding_cache import EmbeddingCache
 from samadapt.inference.objects import FoundObject, list_objects
 from samadapt.inference.options import PredictionOptions, class_ids
@@ -39,7 +40,6 @@ from samadapt.inference.walk_together import walk_together
 from samadapt.prompts.user_prompts import tile_prompts
 from samadapt.sam.decode import (
     merge_objects,
-    object_logits,
     region_labels,
     semantic_labels,
     semantic_logits,
@@ -568,8 +568,9 @@ class _Prediction:
             mirrored_prompts(item, one.mirror, frame)
             for item, frame in zip(prompts, one.frames, strict=True)
         ]
-        sam, multimask = one.member.sam, self.model.policy.multimask
-        masks = object_logits(sam, one.embeddings, one.frames, seen, multimask=multimask)
+        sam, policy = one.member.sam, self.model.policy
+        given = sam, one.embeddings, one.frames, seen, policy
+        masks = answers_to_prompts(*given, multimask=policy.multimask)
         return [
             DecodedObjects(sam, logits, frame, one.mirror)
             for (logits, _), frame in zip(masks, one.frames, strict=True)

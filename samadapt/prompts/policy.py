@@ -52,6 +52,8 @@ class PromptPolicy:
             ``"sam2"``, whose noise on boxes is uniform; see ``training/click_rounds.py``.
         negatives: share of training examples with nothing to find, see ``prompts/absent.py`` and
             ``training/draws.py``; None: slices as they are, and prompts on objects alone.
+        click_disks: for ``"interactive"``: the mask that goes back shows the clicks
+            (``sam/click_disks.py``), in training as in predictions.
         shares: for ``"mixed"``: the share of each kind of prompt among the batches; they add up to
             1.
         mask_noise: for ``"mask"``: how rough the masks are, as a share of the object's width.
@@ -74,6 +76,7 @@ class PromptPolicy:
     mask_noise: float = 0.3
     scribble_points: int = 8
     scribble_outside: float = 0.5
+    click_disks: bool = False
     shares: Mapping[str, float] = field(default_factory=dict)
 
     @property

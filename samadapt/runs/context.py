@@ -106,7 +106,7 @@ class RunContext:
             # Where objects are what counts, it gets the box of each object.
             objects: Objects = "class" if self.model.watershed is None else "component"
             return PromptPolicy("box", objects=objects)
-        return self.policy
+        return replace(self.policy, click_disks=False)  # which the base has never seen
 
     def of_kind(self, kind: str) -> RunContext:
         """Return the same run with the prompts of one of its kinds alone; the model is shared."""
@@ -408,6 +408,7 @@ def prompt_policy(config: Config) -> PromptPolicy:
         variant=prompts.variant,
         negatives=prompts.negatives,
         shares=shares,
+        click_disks=prompts.click_disks,
         mask_noise=prompts.mask_noise,
         scribble_points=prompts.scribble_points,
         scribble_outside=prompts.scribble_outside,

@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from samadapt.errors import ConfigError, PromptError
+from samadapt.sam.click_disks import with_click_disks
 from samadapt.sam.dense_features import unpack_embedding
 from samadapt.sam.geometry import make_frame, masks_to_model, to_model_boxes, to_model_points
 from samadapt.sam.types import Frame, ImagePrompts, Prompts
@@ -122,6 +123,7 @@ def object_logits(
     images: Sequence[int] | None = None,
     multimask: bool | None = False,
     token_of_class: bool = False,
+    click_disks: bool = False,
 ) -> list[tuple[Float[Tensor, "_ 1 _ _"], Float[Tensor, " _"]]]:
     """Decode prompted objects, one mask each.
 
@@ -137,6 +139,7 @@ def object_logits(
             do so for objects with a single prompt, which are those with one point or one box alone.
         token_of_class: of several masks an object, take mask token k - 1 for an object of class k,
             as a model that was trained without prompts has them.
+        click_disks: draw the clicks into the mask prompts, as a model that was trained so has them.
 
     Returns:
         For each item of ``prompts`` the logits (p, 1, 4g, 4g) of its objects in the model frame,
@@ -165,6 +168,8 @@ def object_logits(
         ]
         places = [images[chunk.item] for chunk in pack]
         tensors = to_tensors(filled, [frames[place] for place in places], side, sam.device)
+        if click_disks:
+            tensors = with_click_disks(tensors, sam.image_size)
         rows = torch.tensor(places, device=embeddings.device)
         several = is_single(filled[0]) if multimask is None else multimask
         output = sam.decode(embeddings[rows], tensors, multimask=several or token_of_class)

@@ -34,6 +34,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
+from samadapt.sam.click_disks import with_click_disks
 from samadapt.sam.types import Prompts
 
 if TYPE_CHECKING:
@@ -72,10 +73,12 @@ class Rounds:
     Attributes:
         by_box: (b, p) bool, whether the first prompt of an object is its box and not a point.
         clicks: for each round after the first one, the click that it adds, or None.
+        click_disks: whether the masks that go back show the clicks.
     """
 
     by_box: Bool[Tensor, "b p"]
     clicks: tuple[Click | None, ...]
+    click_disks: bool = False
 
     @property
     def count(self) -> int:
@@ -105,7 +108,7 @@ def draw_rounds(policy: PromptPolicy, shape: tuple[int, int], rng: np.random.Gen
     if not is_sam2:
         clicks.insert(int(rng.integers(len(clicks))), None)
         clicks.append(None)
-    return Rounds(by_box, tuple(clicks))
+    return Rounds(by_box, tuple(clicks), policy.click_disks)
 
 
 def answers(
@@ -142,7 +145,10 @@ def answers(
         if click is not None:
             points, labels = draw_clicks(targets, logits[:, :, 0] > threshold, click)
             shown = add_points(shown, cell * points, labels)
-        output = decode(replace(shown, masks=logits), False)
+        asked = replace(shown, masks=logits)
+        if rounds.click_disks:
+            asked = with_click_disks(asked, image_size=round(cell * targets.shape[-1]))
+        output = decode(asked, False)
         yield output
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.prompts.simulate import jitter_boxes, simulate
+from samadapt.sam.click_disks import with_click_disks
 from samadapt.sam.types import MaskOutput, Prompts
 from samadapt.training import loop
 from samadapt.training.click_rounds import Click, answers, draw_clicks, draw_rounds, first_prompts
@@ -89,6 +90,20 @@ def test_the_rounds_are_those_of_the_paper(seed):
                     assert int(asked.point_labels[b, p, -1]) == label
                 earlier = decoder.asked[number - 1][0].points[b, p]
                 assert torch.equal(asked.points[b, p, : len(earlier)], earlier)
+
+
+def test_masks_that_go_back_show_the_clicks_where_that_is_wanted():
+    prompts, targets = prompts_and_targets()
+    policy = PromptPolicy("interactive", click_disks=True)
+    rounds = draw_rounds(policy, (2, 3), np.random.default_rng(0))
+    decoder = Answers()
+    list(answers(decoder, prompts, targets, rounds, 0.0, CELL))
+    assert decoder.asked[0][0].masks is None
+    for (asked, _), before in zip(decoder.asked[1:], decoder.given, strict=False):
+        best = before.iou.argmax(dim=2)[:, :, None, None, None]
+        plain = replace(asked, masks=before.logits.take_along_dim(best, dim=2))
+        assert torch.equal(asked.masks, with_click_disks(plain, int(SIDE * CELL)).masks)
+        assert not torch.equal(asked.masks, plain.masks)
 
 
 def test_the_round_without_a_click_is_at_any_place_among_the_clicks():
