@@ -21,6 +21,7 @@ from samadapt.config.compose import parse_settings
 from samadapt.config.evaluate_arguments import EvaluateArguments
 from samadapt.errors import ConfigError
 from samadapt.evaluation.case_scores import dice, score_case
+from samadapt.evaluation.number_of_clicks import MOST_CLICKS
 from samadapt.inference.segmenter import load_adapter
 from samadapt.prompts.volume_clicker import volume_box
 from samadapt.runs.recorded_configuration import evaluation_config, recorded_keys
@@ -112,6 +113,27 @@ def test_the_oracle_gap(make_pictures, run, score, prompts, tmp_path):
     assert clicks["dice"][7] == gap["8 clicks"]["adapted"]["dice"]
     page = (Path(found["run_dir"]) / "report.html").read_text(encoding="utf-8")
     assert "NoC@90: clicks to IoU 0.90" in page
+
+
+@pytest.mark.slow
+def test_the_clicks_of_an_interactive_adapter(make_pictures, run, score):
+    asked = ("data.name=folder", "prompts=interactive", "prompts.clicks=2", "train.lr=0.003")
+    result = run(make_pictures(classes=1), *asked)
+    found = score(result.adapter_dir, "prompts=matrix")
+    summary = found["summary"]
+    assert summary["adapted"] == result.summary["adapted"]  # those with three clicks stay
+    before, after = (summary["clicks"][state] for state in ("zero_shot", "adapted"))
+    assert before["objects"] == after["objects"] > 0
+    assert before["dice"] != after["dice"], "the adapter answers as its base"
+    for clicks in (before, after):
+        assert len(clicks["dice"]) == MOST_CLICKS
+        assert all(1 <= clicks["noc"][bound]["noc"] <= MOST_CLICKS for bound in ("85", "90"))
+    # A box is a single prompt, to which this adapter gives several masks and its base one.
+    gap = summary["oracle_gap"]
+    assert gap["box"]["adapted"]["calibration"]["objects"] == after["objects"]
+    assert gap["8 clicks"]["adapted"]["dice"] == after["dice"][7]
+    page = (Path(found["run_dir"]) / "report.html").read_text(encoding="utf-8")
+    assert "NoC@85: clicks to IoU 0.85" in page
 
 
 @pytest.mark.slow

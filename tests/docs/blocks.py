@@ -126,6 +126,8 @@ def run_samadapt(arguments: Sequence[str]) -> int:
         small = ["model=tiny" if word == "model=lite_medsam" else word for word in rest]
         return main([command, stage, *small])
     is_training = command in ("finetune", "curve")
+    if command == "masks":
+        rest = ["model=tiny" if word == "model=lite_medsam" else word for word in rest]
     return main([command, *(shortened(rest) if is_training else rest)])
 
 
