@@ -27,8 +27,9 @@ unseen=true scores every case that the adapter was not trained on, and all_cases
 adapter=[A,B] scores several adapters on the same cases and compares each with the first one. The
 data are those of the first adapter, and images that any of them was trained on are refused.
 
-prompts=matrix scores both models without a prompt, with 1 to 20 clicks, with the exact box, and
-with boxes that are off by 5, 10 and 20 px (eval/oracle_gap.csv and .png). It counts the clicks
+prompts=matrix scores both models without a prompt, with 1 to 20 clicks, with the exact box, with
+boxes that are off by 5, 10 and 20 px, with a scribble and with a rough mask (eval/oracle_gap.csv
+and .png). It counts the clicks
 until the IoU of an object is 0.85 and 0.90 (NoC@85 and NoC@90; eval/noc_per_object.csv). It also
 measures whether the predicted IoU can be trusted, and what the adaptation cost on photographs.
 

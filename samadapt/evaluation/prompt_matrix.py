@@ -11,6 +11,8 @@ none                      nothing
 box                       the exact box of the ground truth
 box moved 5, 10, 20 px    that box shifted by so many pixels of an image whose longest side is
                           1024
+scribble                  points along a curve through the object (``prompts/scribbles.py``)
+rough mask                its mask, disturbed (``prompts/rough_masks.py``)
 ========================  ==================================================================
 
 All settings but ``none`` use the ground truth. A box keeps its size when it is shifted; the
@@ -37,6 +39,7 @@ from samadapt.evaluation.label_stack import LabelStack
 from samadapt.evaluation.number_of_clicks import MOST_CLICKS, ClickedObject, ClickScores
 from samadapt.evaluation.prompted_slices import Pairs, PromptedSlices
 from samadapt.evaluation.scores import OVERLAP
+from samadapt.prompts.policy import Kind
 from samadapt.prompts.simulate import SAM_SIDE, boxes_of
 from samadapt.system.arrays import Array
 
@@ -51,7 +54,8 @@ CLICKS = {1: "1 click", **{n: f"{n} clicks" for n in range(2, MOST_CLICKS + 1)}}
 SHOWN_CLICKS = (1, 3, 5, 8, MOST_CLICKS)
 BOX = "box"
 MOVED = {5: "box moved 5 px", 10: "box moved 10 px", 20: "box moved 20 px"}
-SETTINGS = (NONE, *(CLICKS[n] for n in SHOWN_CLICKS), BOX, *MOVED.values())
+DRAWN: dict[Kind, str] = {"scribble": "scribble", "mask": "rough mask"}
+SETTINGS = (NONE, *(CLICKS[n] for n in SHOWN_CLICKS), BOX, *MOVED.values(), *DRAWN.values())
 SEED = 20
 """Seed of the directions in which boxes are shifted."""
 
@@ -175,7 +179,7 @@ def _settings(
         yield NONE, batch.without_prompt(), []
     if not len(batch):
         # All settings but ``none`` prompt objects, and these slices have no object.
-        for name in (BOX, *MOVED.values()):
+        for name in (BOX, *MOVED.values(), *DRAWN.values()):
             yield name, batch.maps([]), []
         return
     boxes = [boxes_of(mask[None])[0] for mask in batch.truth]
@@ -188,6 +192,8 @@ def _settings(
             for box, mask, turn in zip(boxes, batch.truth, turns, strict=True)
         ]
         yield (name, *batch.boxed(moved))
+    for kind, name in DRAWN.items():
+        yield (name, *batch.drawn(kind))
 
 
 def _clicked(

@@ -14,6 +14,7 @@ from torch import Tensor
 from samadapt.evaluation.case_scores import iou as overlap
 from samadapt.evaluation.number_of_clicks import MOST_CLICKS
 from samadapt.prompts.clicker import PROBABILITY, Clicker, with_click
+from samadapt.prompts.drawings import with_drawings
 from samadapt.prompts.simulate import objects_in
 from samadapt.sam.decode import image_embedding, merge_objects, object_logits, segment_semantic
 from samadapt.sam.embed import frame_of
@@ -23,6 +24,7 @@ from samadapt.system.arrays import Array
 if TYPE_CHECKING:
     from samadapt.data.types import Sample
     from samadapt.evaluation.evaluate import SlicePredictor
+    from samadapt.prompts.policy import Kind
     from samadapt.sam.types import Frame
 
 Pairs = list[tuple[float, float]]
@@ -161,6 +163,17 @@ class PromptedSlices:
         ]
         # A model that was trained with clicks gives several masks to any single prompt.
         low, iou = self._decode(prompts, ambiguous=self.predictor.policy.is_interactive)
+        planes = self._planes(low)
+        return self.maps(planes), self._overlaps(planes, iou)
+
+    def drawn(self, kind: Kind) -> tuple[list[Array], Pairs]:
+        """Prompt every object with its scribble or its rough mask, as an evaluation does."""
+        policy = replace(self.predictor.policy, kind=kind, shares={})
+        prompts = [
+            with_drawings(ImagePrompts(class_id[None], mask[None]), mask, policy)
+            for class_id, mask in zip(self.class_ids, self.truth, strict=True)
+        ]
+        low, iou = self._decode(prompts, ambiguous=False)
         planes = self._planes(low)
         return self.maps(planes), self._overlaps(planes, iou)
 

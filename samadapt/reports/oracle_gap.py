@@ -15,6 +15,7 @@ from samadapt.evaluation.calibration import calibration
 from samadapt.evaluation.prompt_matrix import (
     BOX,
     CLICKS,
+    DRAWN,
     MOVED,
     NONE,
     SETTINGS,
@@ -170,7 +171,9 @@ def _draw_dice(axis: Axes, summary: Mapping[str, Any]) -> None:
     names = list(summary)
     for state, label in STATES.items():
         colour = STATE_COLOURS[state]
-        for group in ([NONE], [CLICKS[n] for n in SHOWN_CLICKS], [BOX, *MOVED.values()]):
+        clicks = [CLICKS[n] for n in SHOWN_CLICKS]
+        drawn = [[name] for name in DRAWN.values()]
+        for group in ([NONE], clicks, [BOX, *MOVED.values()], *drawn):
             points = [
                 (names.index(name), summary[name][state]["dice"])
                 for name in group
