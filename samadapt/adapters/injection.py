@@ -23,6 +23,9 @@ PROJECTION = "input_projection."
 CLASSES = "class_tokens."
 """Prefix of the parameters of class tokens, which belong to the decoder."""
 
+GENERATOR = "prompt_generator."
+"""Prefix of the parameters of the network that makes prompts."""
+
 HEAD = "dense_head."
 """Prefix of the parameters of the dense head."""
 
@@ -42,7 +45,7 @@ class Injection:
             before it, is trained, so that no part of the encoder is frozen.
         groups: names of the trained parameters by group: ``"input"`` (the projection of more than
             three channels), ``"embedding"``, ``"block 3"``, ``"neck"``, ``"decoder"``,
-            ``"head"`` (the dense head).
+            ``"head"`` (the dense head, or the prompt generator).
         total: number of parameters of the model, including the injected ones.
         peft: the layers that the peft library added, with its tuners.
         parameters: the trained parameters by their name in the model.
@@ -108,11 +111,16 @@ class Injection:
             "blocks": f"{indices} (of {self.depth})",
             "encoder": f"{encoder:,} trained parameters",
             "decoder": f"{decoder:,} trained parameters ({self.method.decoder})",
-            **({"head": f"{head:,} trained parameters (dense head)"} if head else {}),
+            **({"head": f"{head:,} trained parameters ({self._head_kind})"} if head else {}),
             "trained": f"{trained:,} of {self.total:,} parameters ({trained / self.total:.2%})",
             "frozen": f"{frozen}; the prompt encoder",
         }
         return "\n".join(f"{key:<8} {text}" for key, text in rows.items())
+
+    @property
+    def _head_kind(self) -> str:
+        is_generator = self.groups["head"][0].startswith(GENERATOR)
+        return "prompt generator" if is_generator else "dense head"
 
     def check_gradients(self) -> None:
         """Check after the first backward pass that every group has a gradient.
@@ -186,7 +194,7 @@ def inject(sam: Sam, method: Method) -> Injection:
         sam.mask_decoder.requires_grad_(True)
     if sam.input_projection is not None:
         sam.input_projection.requires_grad_(True)
-    for added_to in (sam.class_tokens, sam.dense_head):
+    for added_to in (sam.class_tokens, sam.prompt_generator, sam.dense_head):
         if added_to is not None:
             added_to.requires_grad_(True)
     trained = {name: p for name, p in sam.named_parameters() if p.requires_grad}
@@ -210,7 +218,7 @@ def group_of(name: str, attention_blocks: Sequence[AttentionBlock]) -> str:
     """Return the group of a trained parameter, which follows from its place in the model."""
     if name.startswith(PROJECTION):
         return "input"
-    if name.startswith(HEAD):
+    if name.startswith((HEAD, GENERATOR)):
         return "head"
     if not name.startswith("image_encoder."):
         return "decoder"

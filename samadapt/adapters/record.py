@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 
 from samadapt.adapters.verify import read_json, write_json
 from samadapt.errors import AdapterError
+from samadapt.prompts.policy import AUTO
 from samadapt.sam.watershed import INSTANCE_HEAD
 from samadapt.system.settings import check_value
 
@@ -126,6 +127,11 @@ class AdapterRecord:
     class_tokens: int = 0
 
     @property
+    def makes_prompts(self) -> bool:
+        """Whether a network of the adapter makes the prompts of its classes."""
+        return self.prompt.get("kind") == AUTO
+
+    @property
     def separates_objects(self) -> bool:
         """Whether the model separates the objects of a class, with ``head=instances``."""
         return self.head.get("name") == INSTANCE_HEAD
@@ -133,7 +139,7 @@ class AdapterRecord:
     @property
     def keeps_prompts(self) -> bool:
         """Whether a model that finds classes by itself also answers to prompts."""
-        return self.class_tokens > 0 and not self.head
+        return (self.class_tokens > 0 or self.makes_prompts) and not self.head
 
 
 def write_record(directory: Path, record: AdapterRecord, weights: Path, name: str = RECORD) -> None:

@@ -29,6 +29,7 @@ from samadapt.adapters.verify import (
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.methods import peft_library
 from samadapt.methods.base import PeftLayers
+from samadapt.prompts.policy import AUTO
 from samadapt.sam.watershed import INSTANCE_HEAD, WATERSHED_KEYS, Watershed
 from samadapt.system import atomic
 
@@ -72,6 +73,11 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
     if record.class_tokens != tokens:
         raise AdapterError(
             f"{directory / RECORD}: class_tokens: the model has {tokens}; got {record.class_tokens}"
+        )
+    if record.makes_prompts != (sam.prompt_generator is not None):
+        raise AdapterError(
+            f"{directory / RECORD}: prompt: the kind {AUTO} belongs to a model with a prompt "
+            f"generator; got {record.prompt.get('kind')!r}"
         )
     if record.input_channels != sam.input_channels:
         raise AdapterError(
@@ -135,6 +141,8 @@ def load_into(directory: Path, sam: Sam, record: AdapterRecord | None = None) ->
     if record.class_tokens:
         background = record.prompt.get("background_token") is True
         sam.add_class_tokens(record.class_tokens, background=background)
+    if record.makes_prompts:
+        sam.add_prompt_generator(len(record.classes))
     if record.input_channels > 3:
         sam.add_input_projection(record.input_channels)
     if record.head:

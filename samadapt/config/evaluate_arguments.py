@@ -20,9 +20,10 @@ class EvaluatePrompts(PromptSettings):
 
     name: Literal[Kind, "matrix", "volume_clicks"] = Field(  # type: ignore[assignment]
         default="box",
-        description="kind of prompt: box, point, interactive (three clicks), semantic (no "
-        "prompt); or beside the adapter's own kind matrix: no prompt, clicks, good boxes and bad "
-        "boxes side by side; or volume_clicks: a box and five clicks in a whole volume",
+        description="kind of prompt: box, point, scribble, mask, interactive (three clicks), "
+        "semantic or auto (no prompt); or beside the kind of the adapter matrix: no prompt, "
+        "clicks, good and bad boxes, drawings side by side; or volume_clicks: a box and five "
+        "clicks in a whole volume",
     )
 
 

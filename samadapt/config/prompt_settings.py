@@ -20,6 +20,7 @@ PROMPTS = {
     "mask": "a rough mask of an object, which the model corrects",
     "interactive": "a point or a box, then clicks that correct the mask, as in the SAM paper",
     "semantic": "no prompt: one mask token for each class, as in SAMed",
+    "auto": "no prompt: a small network makes one for each class, as in AutoSAM; needs peft=none",
     "mixed": "shares of several kinds in one run: one adapter for all (prompts.shares)",
 }
 
@@ -36,7 +37,8 @@ class PromptSettings(Settings):
         default="box",
         description="kind of prompt: box; point; scribble, a curve; mask, a rough mask; "
         "interactive, a point or a box and then clicks that correct the mask; semantic, which "
-        "needs no prompt and predicts one mask for each class; or mixed, batches of several kinds "
+        "needs no prompt and predicts one mask for each class; auto, a network that makes the "
+        "prompts of a frozen model; or mixed, batches of several kinds "
         "by prompts.shares",
     )
     objects: Literal["component", "class"] = Field(

@@ -13,6 +13,7 @@ from samadapt.system import atomic
 
 if TYPE_CHECKING:
     from samadapt.adapters.base_model import Adapted
+    from samadapt.adapters.record import AdapterRecord
     from samadapt.export.probe import Difference, ProbedClassModel, ProbedModel
 
 TARGETS: dict[str, type[Target]] = {}
@@ -130,24 +131,7 @@ def export_adapter(
     output = Path(output).expanduser()
     check_output(output)
     adapted = open_adapter(directory, checkpoint)
-    if adapted.record.input_channels > 3:
-        raise AdapterError(
-            f"to={target.name}: this adapter maps {adapted.record.input_channels} channels to "
-            "SAM's three by a trained projection, which no export format can hold; use it with "
-            "samadapt predict or samadapt.load_adapter"
-        )
-    if adapted.record.separates_objects:
-        raise AdapterError(
-            f"to={target.name}: this adapter separates objects (head=instances) by a watershed "
-            "over its distances, which no format holds; use samadapt predict or "
-            "samadapt.load_adapter, or train head=unet for classes alone"
-        )
-    if adapted.record.head and not target.holds_head:
-        able = ", ".join(name for name, cls in TARGETS.items() if cls.holds_head)
-        raise AdapterError(
-            f"to={target.name}: this adapter predicts with a dense head (head=unet), which this "
-            f"format cannot hold; it can be exported to {able}"
-        )
+    _refuse_what_no_format_holds(adapted.record, target)
     if reason := target.refusal(adapted):
         raise _refused(adapted, target, reason)
     # This comes before ``write``, which may merge the adapter into this model.
@@ -175,6 +159,38 @@ def export_adapter(
         write_card(scratch / CARD, adapted, target, difference, notes)
     files = {p.name: p.stat().st_size for p in sorted(output.iterdir())}
     return Exported(target.name, output, files, difference, notes)
+
+
+def _refuse_what_no_format_holds(record: AdapterRecord, target: Target) -> None:
+    """Refuse adapters with parts beside SAM that this format, or every format, cannot hold.
+
+    Raises:
+        AdapterError: naming the part.
+    """
+    if record.input_channels > 3:
+        raise AdapterError(
+            f"to={target.name}: this adapter maps {record.input_channels} channels to "
+            "SAM's three by a trained projection, which no export format can hold; use it with "
+            "samadapt predict or samadapt.load_adapter"
+        )
+    if record.separates_objects:
+        raise AdapterError(
+            f"to={target.name}: this adapter separates objects (head=instances) by a watershed "
+            "over its distances, which no format holds; use samadapt predict or "
+            "samadapt.load_adapter, or train head=unet for classes alone"
+        )
+    if record.makes_prompts:
+        raise AdapterError(
+            f"to={target.name}: this adapter makes its prompts by a network on the image embedding "
+            "(prompts=auto), which no format holds, and SAM itself is unchanged; use samadapt "
+            "predict or samadapt.load_adapter"
+        )
+    if record.head and not target.holds_head:
+        able = ", ".join(name for name, cls in TARGETS.items() if cls.holds_head)
+        raise AdapterError(
+            f"to={target.name}: this adapter predicts with a dense head (head=unet), which this "
+            f"format cannot hold; it can be exported to {able}"
+        )
 
 
 def _write(target: Target, adapted: Adapted, folder: Path) -> list[str]:

@@ -9,9 +9,12 @@ from typing import Any, Literal, get_args
 from samadapt.errors import PromptError
 from samadapt.prompts.shares import MIXED, check_shares, normalised
 
-Kind = Literal["box", "point", "scribble", "mask", "interactive", "semantic", "mixed"]
+Kind = Literal["box", "point", "scribble", "mask", "interactive", "semantic", "auto", "mixed"]
 Objects = Literal["component", "class"]
 Variant = Literal["sam", "sam2"]
+
+AUTO: Kind = "auto"
+"""The kind of prompts that a small network makes (``sam/prompt_generator.py``)."""
 
 CLICKS: dict[Variant, int] = {"sam": 8, "sam2": 7}
 """Corrections of an object in one training step, in the paper of SAM and in the code of SAM 2."""
@@ -30,8 +33,9 @@ class PromptPolicy:
             (``prompts/scribbles.py``); ``"mask"``: a rough mask (``prompts/rough_masks.py``);
             ``"interactive"``: a point or a box, then clicks that correct the mask
             (``training/click_rounds.py``); ``"semantic"``: no prompt, but one mask token for each
-            class, so that one pass predicts all classes (as in SAMed); or ``"mixed"``: each batch
-            has one of these, by ``shares``.
+            class, so that one pass predicts all classes (as in SAMed); ``"auto"``: no prompt
+            either, but a network that makes one for each class (as in AutoSAM); or ``"mixed"``:
+            each batch has one of these, by ``shares``.
         objects: one prompt for each connected ``"component"`` of a class, or one for the whole
             ``"class"`` in the image.
         jitter: standard deviation of the noise on each side of a box in training, as a share of
@@ -97,7 +101,7 @@ class PromptPolicy:
     @property
     def finds_classes(self) -> bool:
         """Whether the model also predicts classes without prompts."""
-        return "semantic" in self.kinds
+        return self.is_semantic or "semantic" in self.kinds
 
     def of_kind(self, kind: str) -> PromptPolicy:
         """Return how one of ``kinds`` is prompted, as in a run of that kind alone."""
@@ -119,8 +123,8 @@ class PromptPolicy:
 
     @property
     def is_semantic(self) -> bool:
-        """Whether the model predicts classes by its mask tokens, without prompts."""
-        return self.kind == "semantic"
+        """Whether the model predicts classes, without prompts."""
+        return self.kind in ("semantic", AUTO)
 
     @property
     def is_interactive(self) -> bool:

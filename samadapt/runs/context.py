@@ -27,7 +27,7 @@ from samadapt.data.splits import listed_names
 from samadapt.data.training_draw import use_training_cases
 from samadapt.errors import ConfigError, DataError, RunError
 from samadapt.methods.base import Method, method_for
-from samadapt.prompts.policy import Objects, PromptPolicy
+from samadapt.prompts.policy import AUTO, Objects, PromptPolicy
 from samadapt.prompts.shares import DEFAULT_SHARES, MIXED, normalised
 from samadapt.runs.baseline import open_baseline
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
@@ -277,7 +277,10 @@ def _open_sam(
     sam.to(device)
     promptable_base = deepcopy(sam).eval() if config.eval.second_pass else None
     base_sha256 = base_hash(sam)
-    if policy.finds_classes:
+    if policy.kind == AUTO:
+        check_generates_alone(config.head, method)
+        sam.add_prompt_generator(len(dataset.classes))
+    elif policy.finds_classes:
         count, keeps = len(dataset.classes), policy.keep_promptable or policy.is_mixed
         if keeps or count > sam.build.num_multimask:
             # Else the multimask tokens are those of the classes.
@@ -288,6 +291,24 @@ def _open_sam(
         trains_decoder = method.decoder != "frozen"
         add_head(sam, config.head, dataset, policy, trains_decoder=trains_decoder)
     return _OpenedModel(sam, base_sha256, inject(sam, method), base_copy, promptable_base)
+
+
+def check_generates_alone(head: Head, method: Method) -> None:
+    """Refuse to train anything beside a prompt generator.
+
+    Raises:
+        ConfigError: the method trains something, or there is a dense head.
+    """
+    if head.name != "sam":
+        raise ConfigError(
+            f"prompts=auto predicts with SAM's frozen mask decoder; got head={head.name}. Use "
+            "head=sam, or prompts=semantic"
+        )
+    if method.name != "none" or method.decoder != "frozen":
+        raise ConfigError(
+            f"prompts=auto trains a network that makes prompts, and keeps SAM as it is; got "
+            f"peft={method.name}. Use peft=none, or prompts=semantic to adapt SAM"
+        )
 
 
 def _hide_names_in_run(dataset: Dataset, run_dir: Path, trained_in: Path | None) -> Dataset:
@@ -428,6 +449,8 @@ def _check_background(config: Config, policy: PromptPolicy) -> None:
     why = ""
     if not policy.finds_classes:
         why = f"prompts={policy.kind} finds no classes; use prompts=semantic"
+    elif policy.kind == AUTO:
+        why = "prompts=auto makes no prompt for the background; use prompts=semantic"
     elif config.baseline.name is not None:
         why = f"baseline={config.baseline.name} has no tokens"
     elif head != "sam":

@@ -14,6 +14,7 @@ from samadapt.config.prompt_settings import PromptSettings
 from samadapt.config.schema import Config, Head, Model
 from samadapt.data.tiles import recorded_tiling
 from samadapt.errors import ConfigError
+from samadapt.prompts.policy import AUTO
 from samadapt.prompts.shares import MIXED
 
 
@@ -65,7 +66,7 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
             f"this adapter sees {record.input_channels}. Leave prompts out"
         )
     kind = record.prompt.get("kind", "box")
-    if arguments.prompts.name == "volume_clicks" and kind == "semantic":
+    if arguments.prompts.name == "volume_clicks" and kind in ("semantic", AUTO):
         raise ConfigError(
             "prompts=volume_clicks gives a box and clicks; this adapter was trained without "
             "prompts. Leave prompts out, or use prompts=matrix"

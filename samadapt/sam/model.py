@@ -19,6 +19,7 @@ from samadapt.sam.dense_head import DenseHead, HeadSettings
 from samadapt.sam.image_encoder import ImageEncoderViT
 from samadapt.sam.mask_decoder_fast import FastMaskDecoder
 from samadapt.sam.prompt_encoder import PromptEncoder
+from samadapt.sam.prompt_generator import PromptGenerator
 from samadapt.sam.segmentation_model import SegmentationModel
 from samadapt.sam.tiny_vit import TinyViTEncoder
 from samadapt.sam.types import AttentionBlock, Level, MaskOutput, Prompts
@@ -49,6 +50,8 @@ class Sam(SegmentationModel):
     """Maps images of more than three channels to three; None if images have three."""
     class_tokens: ClassTokens | None
     """Predict classes without a prompt; None: the multimask tokens do, if anything does."""
+    prompt_generator: PromptGenerator | None
+    """Makes the prompts of classes; None: classes have tokens and no prompts."""
 
     def __init__(self, build: Build, image_size: int) -> None:
         super().__init__()
@@ -76,6 +79,7 @@ class Sam(SegmentationModel):
         )
         self.register_module("input_projection", None)
         self.register_module("class_tokens", None)
+        self.register_module("prompt_generator", None)
         self.register_module("dense_head", None)
         mean, std = (torch.tensor(v) for v in (self.preprocessing.mean, self.preprocessing.std))
         self.register_buffer("pixel_mean", mean.view(3, 1, 1), persistent=False)
@@ -230,14 +234,27 @@ class Sam(SegmentationModel):
     def decode_classes(self, embeddings: Float[Tensor, "b c g g"]) -> MaskOutput:
         """Predict the classes of b images without a prompt; ``iou`` says nothing about them.
 
-        The class tokens predict them, or the multimask tokens where there are none.
+        The prompt generator prompts for them, or the class tokens predict them, or the multimask
+        tokens where there is neither.
         """
+        if self.prompt_generator is not None:
+            return self._decode_generated(self.prompt_generator, embeddings)
         if self.class_tokens is None:
             return super().decode_classes(embeddings)
         _, dense = self.prompt_encoder(Prompts(), len(embeddings))
         position = self.prompt_encoder.dense_position()
         logits = self.mask_decoder.decode_classes(self.class_tokens, embeddings, position, dense)
         return MaskOutput(logits=logits, iou=logits.new_zeros(logits.shape[:3]))
+
+    def _decode_generated(
+        self, generator: PromptGenerator, embeddings: Float[Tensor, "b c g g"]
+    ) -> MaskOutput:
+        """Decode an object for each class, prompted by the generator: masks (b, 1, K, 4g, 4g)."""
+        dense = generator(embeddings)
+        sparse = dense.new_zeros(*dense.shape[:2], 0, dense.shape[2])
+        position = self.prompt_encoder.dense_position()
+        output: MaskOutput = self.mask_decoder(embeddings, position, sparse, dense, multimask=False)
+        return MaskOutput(logits=output.logits.transpose(1, 2), iou=output.iou.transpose(1, 2))
 
     def forward(
         self, images: Float[Tensor, "b 3 s s"], prompts: Prompts, *, multimask: bool
@@ -247,8 +264,8 @@ class Sam(SegmentationModel):
 
     @property
     def has_class_tokens(self) -> bool:
-        """Whether classes have tokens of their own, so that the mask tokens answer to prompts."""
-        return self.class_tokens is not None
+        """Whether the mask tokens still answer to prompts, because others predict the classes."""
+        return self.class_tokens is not None or self.prompt_generator is not None
 
     @property
     def logits_side(self) -> int:
@@ -322,6 +339,15 @@ class Sam(SegmentationModel):
             ValueError: ``count`` is less than 1.
         """
         self.class_tokens = ClassTokens(self.mask_decoder, count, background=background)
+
+    def add_prompt_generator(self, classes: int) -> None:
+        """Add a network that makes a prompt for each class from the image embedding.
+
+        Raises:
+            ValueError: ``classes`` is less than 1.
+        """
+        generator = PromptGenerator(self.prompt_encoder, classes)
+        self.prompt_generator = generator.to(self.device, self.dtype)
 
     def _check_images(self, images: Tensor) -> None:
         size = self.image_size

@@ -10,11 +10,13 @@ from samadapt.errors import PromptError
 from samadapt.prompts.policy import PromptPolicy
 
 
-@pytest.mark.parametrize("kind", ["box", "point", "scribble", "mask", "interactive", "semantic"])
+@pytest.mark.parametrize(
+    "kind", ["box", "point", "scribble", "mask", "interactive", "semantic", "auto"]
+)
 def test_a_policy_survives_json(kind):
     policy = PromptPolicy(kind, objects="class", jitter=0.05, max_jitter_px=3, min_area=7)
     assert PromptPolicy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
-    assert policy.is_semantic == (kind == "semantic")
+    assert policy.is_semantic == (kind in {"semantic", "auto"})
     assert policy.is_drawing == (kind in {"scribble", "mask"})
     assert policy.multimask is {"point": True, "interactive": None}.get(kind, False)
 
