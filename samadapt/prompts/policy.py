@@ -116,9 +116,9 @@ class PromptPolicy:
         Args:
             points: whether there are points; otherwise there are boxes alone.
         """
-        # Boxes alone were trained to give one mask. Else the best of several answers a single
+        # Boxes alone were trained to give one mask, and a frozen model does so best. Else the best of several answers a single
         # prompt, and one mask further ones.
-        is_box = "box" in self.kinds and not points
+        is_box = not points and ("box" in self.kinds or self.kind == AUTO)
         return replace(self, kind="box" if is_box else "interactive", shares={})
 
     @property
