@@ -116,8 +116,8 @@ class PromptPolicy:
         Args:
             points: whether there are points; otherwise there are boxes alone.
         """
-        # Boxes alone were trained to give one mask, and a frozen model does so best. Else the best of several answers a single
-        # prompt, and one mask further ones.
+        # Boxes alone were trained to give one mask, and a frozen model does so best. Else the best
+        # of several answers a single prompt, and one mask further ones.
         is_box = not points and ("box" in self.kinds or self.kind == AUTO)
         return replace(self, kind="box" if is_box else "interactive", shares={})
 
