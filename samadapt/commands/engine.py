@@ -90,8 +90,12 @@ input is a folder of mask files named as their images, a COCO file, or a folder 
 Without input the files in WORKSPACE/correct count, for the images that names lists: list those that
 somebody has looked at. held_out=true accepts masks that measure each round and never train.
 
+A workspace can also begin with masks that were drawn by hand: images=FOLDER names the images, and
+classes the classes.
+
   samadapt engine accept workspace=cells names=[a,b] by=anna
   samadapt engine accept workspace=cells input=export/ held_out=true
+  samadapt engine accept workspace=new images=pictures/ input=masks/ 'classes={cell: 255}'
 """
 
 RETRAIN = """
@@ -264,6 +268,7 @@ def _accept(arguments: Sequence[str]) -> dict[str, Any]:
 
     root = Path(asked.workspace).expanduser()
     source = root / CORRECT if asked.input is None else Path(asked.input).expanduser()
+    _begin_by_hand(asked, root)
     with opened(root) as workspace:
         workspace.refresh()
         if asked.names is not None:
@@ -394,6 +399,33 @@ def _begin(asked: ProposeArguments, root: Path) -> LoadedModel | None:
     folder = Path(asked.input).expanduser()
     create_workspace(root, folder, classes, how, objects=proposer.objects)
     return model
+
+
+def _begin_by_hand(asked: AcceptArguments, root: Path) -> None:
+    """Make a workspace for masks that were drawn without a model, if images names its folder.
+
+    Raises:
+        ConfigError: the workspace is there already, or no class is named.
+    """
+    from samadapt.data.formats.base import ReaderOptions
+    from samadapt.engine.workspace import INDEX, create_workspace
+
+    if asked.images is None and asked.objects is None:
+        return
+    if asked.images is None or (root / INDEX).is_file():
+        raise ConfigError(
+            f"images and objects begin a workspace together, and {root} "
+            + ("is there already; leave them out" if asked.images else "needs images=FOLDER")
+        )
+    if not asked.classes or (asked.objects and len(asked.classes) > 1):
+        raise ConfigError(
+            "classes: a workspace that begins with masks needs the names of its classes, such as "
+            "{cell: 1}, and one of them if masks number objects"
+        )
+    folder = Path(asked.images).expanduser()
+    create_workspace(
+        root, folder, list(asked.classes), ReaderOptions(), objects=bool(asked.objects)
+    )
 
 
 def _refuse_other_beginning(asked: ProposeArguments, workspace: Workspace) -> None:

@@ -154,10 +154,20 @@ class AcceptArguments(InWorkspace):
     names: List[str] | None = Field(
         default=None, description="accept these images alone; null: all that the input holds"
     )
+    images: str | None = Field(
+        default=None,
+        description="folder of the images, for a new workspace that begins with masks drawn by "
+        "hand; null: it has begun",
+    )
     classes: dict[str, Whole] | None = Field(
         default=None,
         description="value of each class in mask files, such as {cell: 255}; null: 1, 2, ... in "
         "the order of the workspace",
+    )
+    objects: bool | None = Field(
+        default=None,
+        description="for a new workspace: true: masks number the objects of one class; null: they "
+        "hold class numbers",
     )
     by: str = Field(default="", description="who corrected the masks, for the record")
     held_out: bool = Field(

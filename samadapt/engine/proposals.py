@@ -49,6 +49,7 @@ class Proposer:
         finder: finds masks without prompts, for ``"automatic"``.
         tta: test-time augmentation, for the other two.
         objects: number the objects, instead of naming classes.
+        is_adapted: whether the segmenter has an adapter.
     """
 
     segmenter: Segmenter
@@ -57,6 +58,7 @@ class Proposer:
     finder: MaskFinder | None
     tta: Tta | None
     objects: bool
+    is_adapted: bool
 
     def options_of(self, name: str, **further: Any) -> PredictionOptions:
         """Return the options of the prediction of an image, with its prompts."""
@@ -146,7 +148,7 @@ def make_proposer(
     finder = None
     if how == "automatic":
         finder = MaskFinder(segmenter, options, is_adapted=is_adapted)
-    return Proposer(segmenter, how, prompts or {}, finder, tta, objects)
+    return Proposer(segmenter, how, prompts or {}, finder, tta, objects, is_adapted)
 
 
 def read_prompts(path: Path) -> dict[str, dict[str, Any]]:
@@ -193,6 +195,8 @@ def check_workspace(workspace: Workspace, proposer: Proposer) -> None:
     index, classes = workspace.index, proposer.segmenter.classes
     if proposer.how == "automatic" or index.objects:
         return
+    if len(index.classes) == 1 and not proposer.is_adapted:
+        return  # a base model draws what it is prompted with, whatever that is called
     if list(classes) != list(index.classes):
         raise AdapterError(
             f"the model draws {', '.join(classes)}, and the masks of the workspace hold "

@@ -299,6 +299,28 @@ def test_mistakes_are_named(stage, keys, message, workspace, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_workspace_begins_with_masks_drawn_by_hand(pictures, tmp_path, capsys):
+    (tmp_path / "masks").mkdir()
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:9, 5:9] = 255
+    Image.fromarray(mask).save(tmp_path / "masks/a.png")
+    keys = [f"workspace={tmp_path / 'new'}", f"input={tmp_path / 'masks'}", f"images={pictures}"]
+    assert engine("accept", *keys) == 2
+    assert "needs the names of its classes" in capsys.readouterr().err
+    result = said(capsys, "accept", *keys, "classes={cell: 255}")
+    assert (result["training"], result["unlabelled"]) == (1, 1)
+    (row,) = result["images"]
+    assert row["changes"] is None
+    assert np.array_equal(pixels(row["file"]), mask // 255)
+    assert index_of(tmp_path / "new")["classes"] == ["cell"]
+    assert engine("accept", *keys, "classes={cell: 255}") == 2
+    assert "is there already; leave them out" in capsys.readouterr().err
+    boxes = tmp_path / "boxes.yaml"
+    boxes.write_text("b: {boxes: [[3, 3, 15, 15]]}\n", encoding="utf-8")
+    more = [keys[0], "model=tiny", "device=cpu", f"prompts={boxes}"]
+    assert [row["image"] for row in said(capsys, "propose", *more)["images"]] == ["b"]
+
+
 def test_an_original_that_was_edited_is_noticed(workspace, capsys):
     path = workspace / index_of(workspace)["proposals"][0]["file"]
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(path)
