@@ -107,6 +107,12 @@ class PromptSettings(Settings):
         "back to the model, in training and in predictions; helps bases that were trained with "
         "boxes alone, such as LiteMedSAM; other programs must draw them too",
     )
+    every_kind: bool = Field(
+        default=False,
+        description="with prompts=mixed: train each batch with every kind of prompt, whose losses "
+        "are weighted by their shares; the encoder runs once for all of them, so a step costs more "
+        "of the decoder alone; false: draw one kind for each batch",
+    )
     mask_noise: float = Field(
         default=0.3,
         ge=0,

@@ -60,6 +60,7 @@ class PromptPolicy:
             (``sam/click_disks.py``), in training as in predictions.
         shares: for ``"mixed"``: the share of each kind of prompt among the batches; they add up to
             1.
+        every_kind: for ``"mixed"``: each batch trains with all kinds, weighted by their shares.
         mask_noise: for ``"mask"``: how rough the masks are, as a share of the object's width.
         scribble_points: number of points along a scribble.
         scribble_outside: for ``"scribble"``: chance that the objects of a training step also get a
@@ -77,6 +78,7 @@ class PromptPolicy:
     clicks: int | None = None
     variant: Variant = "sam"
     negatives: float | None = None
+    every_kind: bool = False
     mask_noise: float = 0.3
     scribble_points: int = 8
     scribble_outside: float = 0.5
@@ -155,7 +157,7 @@ class PromptPolicy:
         """Return the policy as plain values for ``samadapt.json``."""
         values = asdict(self)
         if not self.is_mixed:
-            del values["shares"]  # only this kind has some
+            del values["shares"], values["every_kind"]  # only this kind has them
         if self.negatives is None:
             del values["negatives"]
         return values

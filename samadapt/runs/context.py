@@ -430,6 +430,7 @@ def prompt_policy(config: Config) -> PromptPolicy:
         negatives=prompts.negatives,
         shares=shares,
         click_disks=prompts.click_disks,
+        every_kind=prompts.every_kind,
         mask_noise=prompts.mask_noise,
         scribble_points=prompts.scribble_points,
         scribble_outside=prompts.scribble_outside,

@@ -60,7 +60,7 @@ from samadapt.sam.decode import class_frame
 from samadapt.system import atomic
 from samadapt.system.atomic import DiskFullError
 from samadapt.system.launchers import as_only_process, refuse_several_processes
-from samadapt.training.batches import make_batch
+from samadapt.training.batches import make_batch, make_batch_of_kinds
 from samadapt.training.budget import Budget
 from samadapt.training.checkpoint import (
     COPIES,
@@ -375,12 +375,15 @@ def train_adapter(
     logits_side = context.model.logits_side
     separated = len(context.dataset.classes) if context.model.watershed else 0
 
-    def make(own: PromptPolicy, drawn: Sequence[TrainingStack]) -> Any:
+    prompted = partial(
+        make_batch, frame_of=frame_of, side=logits_side, rng=rng, distances_of=separated
+    )
+
+    def make(ways: Sequence[tuple[PromptPolicy, float]], drawn: Sequence[TrainingStack]) -> Any:
         stack, trained, versions = samples.take(drawn, rng)
         keys = planner.keys_of(versions)
-        return make_batch(
-            stack, own, frame_of, logits_side, rng, trained, keys, distances_of=separated
-        )
+        has_object = samples.has_object
+        return make_batch_of_kinds(stack, ways, has_object, trained, keys, prompted)
 
     def validation_dice() -> float:
         by_kind: dict[str, float] = {}

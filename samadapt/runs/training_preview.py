@@ -61,7 +61,9 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
     # The draws and the generator are used as in training and in the same order, so that they draw
     # the slices and prompts of the first steps.
     while len(tiles) < count:
-        own, stack = draws.next()
+        ways, stack = draws.next()
+        # Of a batch that trains with every kind, the way that needs no object is drawn.
+        own = next((one for one, _ in ways if one.is_semantic), ways[0][0])
         seen, trained, _ = samples.take(stack, rng)
         batch = [seen[place] for place in trained]
         chosen: Sequence[Any] = (

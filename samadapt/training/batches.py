@@ -46,6 +46,9 @@ class Batch:
         trained: positions, among all images, of the b that have the loss; None: all.
         rounds: the rounds of clicks in which the decoder answers; None: it answers once.
         multimask: the decoder gives several masks for each object, or one for each class.
+        weight: factor of the loss.
+        others: some of the b images prompted in other ways, with ``trained`` as their positions
+            among the b; the encoder runs once for all.
     """
 
     names: list[str]
@@ -56,6 +59,8 @@ class Batch:
     trained: Integer[Tensor, " rows"] | None = None
     rounds: Rounds | None = None
     multimask: bool = False
+    weight: float = 1.0
+    others: tuple[Batch, ...] = ()
 
     @property
     def round_count(self) -> int:
@@ -165,6 +170,40 @@ def make_batch(
             rounds = draw_rounds(policy, (len(chosen), prompts.count), rng)
     multimask = policy.is_semantic or bool(policy.multimask)
     return Batch(names, list(keys), images, prompts, targets, rows, rounds, multimask)
+
+
+def make_batch_of_kinds(
+    samples: Sequence[Sample],
+    policies: Sequence[tuple[PromptPolicy, float]],
+    has_object: Callable[[Sample], bool],
+    trained: Sequence[int],
+    keys: Sequence[str],
+    make: Callable[..., Batch],
+) -> Batch:
+    """Prompt the objects of some slices in several ways, for one pass of the encoder.
+
+    Args:
+        samples: the slices.
+        policies: how the objects are prompted, and the weight of each way. Slices without an object
+            train without prompts alone.
+        has_object: whether a slice has an object to prompt.
+        trained: positions of the slices with the loss.
+        keys: keys of the slices' stored features.
+        make: ``make_batch`` with the arguments that are left: it gets samples, a policy, and
+            ``trained`` and ``keys``.
+    """
+    # Without prompts all slices train, so such a batch holds the others.
+    (first, weight), *rest = sorted(policies, key=lambda item: not item[0].is_semantic)
+    batch = make(samples, first, trained=trained, keys=keys)
+    if not rest:
+        return batch
+    with_object = [place for place, at in enumerate(trained) if has_object(samples[at])]
+    chosen = [samples[trained[place]] for place in with_object]
+    others = [
+        replace(make(chosen, own), trained=torch.tensor(with_object), weight=share)
+        for own, share in (rest if chosen else ())
+    ]
+    return replace(batch, weight=weight, others=tuple(others))
 
 
 def semantic_targets(

@@ -54,13 +54,14 @@ class BatchDraws:
     ) -> None:
         policy = samples.policy
         self.policies = {kind: policy.of_kind(kind) for kind in policy.kinds}
-        self.shares = policy.shares
+        self.shares, self.every_kind = policy.shares, policy.every_kind
         self.seed, self.batch_size, self.world = seed, batch_size, shard[1]
         self.items: dict[str, list[TrainingStack]] = {}
         self._samplers: dict[str, Sampler] = {}
         prompted = [own for own in self.policies.values() if not own.is_semantic]
         # All kinds with prompts need an object, and reading the slices takes time.
-        with_object = samples.of(prompted[0]).usable(refs) if policy.is_mixed else refs
+        needs_object = policy.is_mixed and not (policy.every_kind and policy.finds_classes)
+        with_object = samples.of(prompted[0]).usable(refs) if needs_object else refs
         for kind, own in self.policies.items():
             items, rare = samples.of(own).items(refs if own.is_semantic else with_object), None
             if own.is_semantic and own.negatives is not None:
@@ -81,24 +82,31 @@ class BatchDraws:
         for sampler in self._samplers.values():
             sampler.drawn = count
 
-    def next(self) -> tuple[PromptPolicy, list[TrainingStack]]:
-        """Return how this process's next batch is prompted, and its stacks."""
+    def next(self) -> tuple[list[tuple[PromptPolicy, float]], list[TrainingStack]]:
+        """Return how this process's next batch is prompted, with weights, and its stacks.
+
+        There is one way, of weight 1, or with ``every_kind`` each of the kinds with its share.
+        """
         kind = self._kind()
         # Every kind moves on, so that one number says where all of them are.
         places = {name: sampler.next() for name, sampler in self._samplers.items()}
-        return self.policies[kind], [self.items[kind][place] for place in places[kind]]
+        items = [self.items[kind][place] for place in places[kind]]
+        if not self.every_kind:
+            return [(self.policies[kind], 1.0)], items
+        return [(own, self.shares[name]) for name, own in self.policies.items()], items
 
     def _kind(self) -> str:
         """Return the kind of the next batch, which is that of all processes."""
-        if len(self.policies) == 1:
-            return next(iter(self.policies))
+        if len(self.policies) == 1 or self.every_kind:
+            return "semantic" if "semantic" in self.policies else next(iter(self.policies))
         number = self.drawn // (self.batch_size * self.world)
         rng = np.random.default_rng([self.seed, KIND_STREAM, number])
         return str(rng.choice(list(self.shares), p=list(self.shares.values())))
 
 
 def endless(
-    draws: BatchDraws, make: Callable[[PromptPolicy, Sequence[Any]], Batch]
+    draws: BatchDraws,
+    make: Callable[[Sequence[tuple[PromptPolicy, float]], Sequence[Any]], Batch],
 ) -> Iterator[Batch]:
     """Yield the batches that are drawn, again and again."""
     while True:

@@ -247,8 +247,6 @@ def learn(
         The loss of the micro-batch as its share of the step's loss. If that is not finite, the
         gradients are useless.
     """
-    sam, method, device = training.sam, training.injection.method, accelerator.device
-    prompts, targets = to_device(batch.prompts, device), batch.targets.to(device)
     # The frozen blocks ran once on each planned image, whose features are read by key. An image
     # that augmentation has just changed has no key and runs through them now.
     features = (
@@ -258,25 +256,60 @@ def learn(
     )
     embeddings = tail(features, batch.trained)
     copy = embeddings.detach().requires_grad_(embeddings.requires_grad)
+    loss = 0.0
+    for one in (batch, *batch.others):
+        rows = None if one is batch else one.trained
+        loss += learn_answers(training, tail, one, copy, rows, accelerator, accumulate)
+        if not math.isfinite(loss):
+            return loss
+    if embeddings.requires_grad:
+        embeddings.backward(copy.grad)
+    return loss
+
+
+def learn_answers(
+    training: Training,
+    tail: TrainableTail,
+    batch: Batch,
+    embeddings: Tensor,
+    rows: Tensor | None,
+    accelerator: Accelerator,
+    accumulate: int,
+) -> float:
+    """Add the gradients of what the decoder answers to one kind of prompt; see ``learn``.
+
+    Args:
+        training: what is trained.
+        tail: the part of the model that runs in every step.
+        batch: the prompts and targets.
+        embeddings: (b, ...), a leaf that gathers the gradient of all answers.
+        rows: positions of the prompted images among the b; None: all.
+        accelerator: device and precision.
+        accumulate: number of micro-batches in the step.
+    """
+    sam, method, device = training.sam, training.injection.method, accelerator.device
+    prompts, targets = to_device(batch.prompts, device), batch.targets.to(device)
+    rows = None if rows is None else rows.to(device)
 
     def decode(prompts: Prompts, multimask: bool) -> MaskOutput:
+        # The rows are taken anew for each answer, whose graph is freed before the next one.
+        seen = embeddings if rows is None else embeddings[rows]
         with accelerator.autocast():
-            return tail.decode(copy, prompts, multimask=multimask)
+            return tail.decode(seen, prompts, multimask=multimask)
 
     if batch.rounds is None:
         outputs = iter([decode(prompts, batch.multimask)])
     else:
         cell = sam.image_size / targets.shape[-1]
         outputs = answers(decode, prompts, targets, batch.rounds, sam.mask_threshold, cell)
-    loss, parts, measure = 0.0, accumulate * batch.round_count, training.loss_of(batch)
+    loss, measure = 0.0, training.loss_of(batch)
+    parts = accumulate * batch.round_count / batch.weight
     for output in outputs:
         total = measure(output, targets).total + method.penalty(sam)
         loss += float(total.detach()) / parts  # waits for the GPU
         if not math.isfinite(loss):
             return loss  # the step is skipped, so backward would be wasted
         accelerator.backward(total / parts)
-    if embeddings.requires_grad:
-        embeddings.backward(copy.grad)
     return loss
 
 

@@ -109,6 +109,13 @@ def test_a_stopped_mixture_ends_bit_equal(make_scans, resumes_bit_equal):
 
 
 @pytest.mark.slow
+def test_every_kind_trains_in_every_step_and_resumes(make_scans, resumes_bit_equal):
+    files = ["adapter/adapter_model.safetensors", "eval/by_prompt/mask/per_case.csv"]
+    keys = ["prompts.every_kind=true", "data.slice_step=2", "prompts.max_objects=2"]
+    resumes_bit_equal(make_scans(6), [*MIXED, *keys], files)
+
+
+@pytest.mark.slow
 def test_folds_pool_the_scores_of_every_kind(make_scans, run):
     root = make_scans(4)
     keys = ["prompts.shares={box: 1, semantic: 3}", "folds=2", "train.steps=1"]

@@ -45,7 +45,7 @@ def draws_of(shares=None, seed=0, size=2, shard=(0, 1)):
 def several(draws, count):
     return [
         (own.kind, [ref.index for ref in refs])
-        for own, refs in (draws.next() for _ in range(count))
+        for ((own, _),), refs in (draws.next() for _ in range(count))
     ]
 
 
@@ -98,3 +98,20 @@ def test_empty_slices_come_at_their_share_and_both_parts_in_epochs():
     assert several(resumed, 3) == found[5:]
     none = several(BatchDraws(Slices(PromptPolicy("semantic", negatives=0.0)), REFS, 4, 0), 8)
     assert not {index for _, indices in none for index in indices} & set(EMPTY)
+
+
+def test_every_kind_trains_on_all_slices_by_its_share():
+    policy = PromptPolicy("mixed", shares=normalised(SHARES), every_kind=True)
+    draws = BatchDraws(Slices(policy), REFS, 3, 0)
+    seen = []
+    for _ in range(4):
+        ways, refs = draws.next()
+        assert {own.kind: weight for own, weight in ways} == normalised(SHARES)
+        seen += [ref.index for ref in refs]
+    assert sorted(seen) == list(range(12))
+    prompted = normalised({"box": 1, "point": 1})
+    policy = PromptPolicy("mixed", shares=prompted, every_kind=True)
+    indices = {
+        ref.index for _ in range(9) for ref in BatchDraws(Slices(policy), REFS, 3, 0).next()[1]
+    }
+    assert not indices & set(EMPTY)
