@@ -31,7 +31,17 @@ from samadapt.inference.volumes import Progress
 from samadapt.system.arrays import Array
 from samadapt.system.plain_yaml import read_plain_yaml
 
-PROMPT_KEYS = ("boxes", "points", "point_labels", "labels", "propagate", "carry", "slices")
+PROMPT_KEYS = (
+    "boxes",
+    "points",
+    "point_labels",
+    "scribbles",
+    "scribble_labels",
+    "labels",
+    "propagate",
+    "carry",
+    "slices",
+)
 """What a file of prompts may say about an image: keys of ``samadapt predict``."""
 
 CORRECT = "correct"

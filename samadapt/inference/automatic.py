@@ -150,6 +150,11 @@ class MaskFinder:
                 f"masks without prompts look at single slices, and this adapter sees "
                 f"{segmenter.stack} neighbouring slices together (peft.depth)"
             )
+        if segmenter.member_count > 1:
+            raise AdapterError(
+                f"masks without prompts come from one model, and {segmenter.member_count} adapters "
+                "are in use; give one adapter"
+            )
         self.segmenter, self.sam = segmenter, model
         self.options = options.fitted(model, segmenter.policy, is_adapted=is_adapted)
         self.generator: SamAutomaticMaskGenerator = self.options.generator(model)

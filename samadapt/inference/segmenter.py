@@ -176,6 +176,11 @@ class Segmenter:
         return list(self._adapters)
 
     @property
+    def member_count(self) -> int:
+        """Number of adapters in use that predict together."""
+        return len(self._members)
+
+    @property
     def sam(self) -> SegmentationModel:
         """The adapted model in use, in evaluation mode; of several members the first."""
         return self._active_bundle.sam

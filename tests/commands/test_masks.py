@@ -14,8 +14,10 @@ import yaml
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+import samadapt
 from samadapt.cli import main
 from samadapt.data.dataset import open_dataset
+from samadapt.errors import AdapterError
 from samadapt.inference.automatic import MaskFinder
 from samadapt.inference.files import plan_prediction
 from samadapt.inference.mask_coco import rows_file
@@ -227,6 +229,12 @@ def test_an_adapter_without_prompts_is_refused(adapter_at, pictures, tmp_path, c
     target = tmp_path / "m.png"
     assert find(f"adapter={adapter}", f"input={pictures / 'a.png'}", f"output={target}") == 2
     assert "finds its classes by itself" in capsys.readouterr().err
+
+
+def test_several_adapters_are_refused(adapter_at, tmp_path):
+    segmenter = samadapt.load_adapter([adapter_at(tmp_path / name) for name in ("a", "b")])
+    with pytest.raises(AdapterError, match="come from one model, and 2 adapters are in use"):
+        MaskFinder(segmenter, MaskOptions(), is_adapted=True)
 
 
 def test_an_adapter_that_keeps_prompts_finds_masks(adapter_at, pictures, tmp_path):
