@@ -376,7 +376,7 @@ def test_mask_tokens_stand_for_the_recorded_classes_only(
         ({"adapter": "nowhere"}, "nowhere"),
         ({"adaptr": "x"}, "did you mean 'adapter'"),
         ({"data.root": "gone"}, "gone"),
-        ({"prompts": "scribble"}, "prompts"),
+        ({"prompts": "lasso"}, "prompts"),
         ({"device": "cuda"}, "device=cuda: not available here"),
     ],
 )

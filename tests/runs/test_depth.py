@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import samadapt
-import samadapt.inference.volumes as prediction
 from samadapt.adapters.store import load_trainable_state, save_adapter, trainable_state
 from samadapt.cli import main
 from samadapt.config.compose import compose
@@ -20,6 +19,7 @@ from samadapt.data.types import SliceRef
 from samadapt.errors import AdapterError, ConfigError, DataError
 from samadapt.export.onnx import Onnx
 from samadapt.export.target import export_adapter
+from samadapt.inference import clicks_in_turn
 from samadapt.runs.finetune import finetune
 from samadapt.runs.results import adapter_record
 from samadapt.sam.decode import class_frame
@@ -132,16 +132,14 @@ def test_a_slice_has_one_embedding_in_training_evaluation_and_prediction(
         ({1: box}, {"propagate": True, "vanish": 0.0}, [1, 2, 3, 0]),
     ):
         seen = []
-        right = prediction.object_logits
-        propagate = "samadapt.inference.propagate.object_logits"
+        right = clicks_in_turn.object_logits
 
         def spy(sam, embeddings, *args, seen=seen, right=right, **kwargs):
             seen.extend(embeddings)
             return right(sam, embeddings, *args, **kwargs)
 
         with monkeypatch.context() as patch:
-            patch.setattr(prediction, "object_logits", spy)
-            patch.setattr(propagate, spy)
+            patch.setattr(clicks_in_turn, "object_logits", spy)
             segmenter.segment(scan, boxes=prompts, labels="front", **options)
         assert 0 < len(seen) <= len(expected)
         for index, embedding in zip(expected, seen, strict=False):
