@@ -24,7 +24,7 @@ from samadapt.config.schema import Config
 from samadapt.runs.context import open_run
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.finetune import train_adapter
-from samadapt.runs.run_loss import choose_loss
+from samadapt.runs.run_loss import choose_losses
 from samadapt.runs.run_slices import RunSlices, divide_slices
 from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.training.state import TrainingState
@@ -102,8 +102,8 @@ def train_on(
     """Compute the frozen features of the slices and train."""
     planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
     planner.warm()
-    loss = choose_loss(config.loss, planner.context, slices.train)
-    return train_adapter(config, planner, scorer, slices, loss, None)
+    losses = choose_losses(config.loss, planner.context, slices.train)
+    return train_adapter(config, planner, scorer, slices, losses, None)
 
 
 def step_seconds(run_dir: Path) -> list[float]:
