@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,11 @@ from samadapt.data.formats.base import reader_for
 from samadapt.data.formats.shared.pictures import load_mask
 from samadapt.data.formats.shared.volume_values import whole_labels
 from samadapt.errors import PromptError
+from samadapt.inference.options import PredictionOptions
 
 if TYPE_CHECKING:
     from samadapt.data.formats.base import ReaderOptions
     from samadapt.data.types import Volume
-    from samadapt.inference.options import PredictionOptions
 
 
 def with_drawn_files(
@@ -37,6 +37,9 @@ def with_drawn_files(
         PromptError: a file is missing, or is not what its option takes; names it.
         DataError: a mask cannot be read.
     """
+    # The arguments of the command line are options too, but take no arrays.
+    plain = {item.name: getattr(options, item.name) for item in fields(PredictionOptions)}
+    options = PredictionOptions(**plain)
     if isinstance(options.scribbles, str | Path):
         scribbles, labels = _read_scribbles(Path(options.scribbles).expanduser())
         if options.scribble_labels is not None:

@@ -63,10 +63,14 @@ def test_a_scribble_is_its_points_from_the_command_line_and_from_a_file(adapter,
 
 
 def test_a_mask_file_is_a_prompt_for_each_of_its_numbers(adapter, picture, numbers, tmp_path):
-    segmenter = load_adapter(adapter("mask"), device="cpu")
-    path = tmp_path / "rough.png"
+    directory = adapter("mask")
+    segmenter = load_adapter(directory, device="cpu")
+    path, output = tmp_path / "rough.png", tmp_path / "out.png"
     Image.fromarray(numbers).save(path)
     found = segmenter.segment(picture, masks=str(path))
+    base = [f"adapter={directory}", f"input={picture}", f"output={output}", "device=cpu"]
+    assert main(["predict", *base, f"masks={path}"]) == 0
+    assert np.array_equal(np.asarray(Image.open(output)), found)
     assert np.array_equal(segmenter.segment(picture, masks=numbers), found)
     planes = np.stack([numbers == 1, numbers == 2])
     assert np.array_equal(segmenter.segment(picture, masks=planes), found)
