@@ -24,7 +24,7 @@ from samadapt.system.launchers import refuse_several_processes
 
 if TYPE_CHECKING:
     from samadapt.engine.proposals import Proposer
-    from samadapt.engine.workspace import MaskMaker, Workspace
+    from samadapt.engine.workspace import Workspace
     from samadapt.inference.automatic import MaskFinder
     from samadapt.inference.segmenter import Segmenter
 
@@ -187,7 +187,8 @@ def _propose(arguments: Sequence[str]) -> dict[str, Any]:
         workspace.refresh()
         names = None if asked.names is None else workspace.named(asked.names)
         model = loaded or _load(asked, workspace)
-        proposer, maker = model.proposer(workspace.index.objects), model.maker
+        proposer = model.proposer(workspace.index.objects)
+        maker = proposer.maker(model.adapter)
         check_workspace(workspace, proposer)
         if asked.top is not None:
             labelled = {one.image for one in workspace.index.accepted}
@@ -227,12 +228,10 @@ def _rank(arguments: Sequence[str]) -> dict[str, Any]:
         model = _load(asked, workspace)
         proposer = model.proposer(workspace.index.objects)
         check_workspace(workspace, proposer)
-        finders = model.finders() if proposer.how == "automatic" else []
-        several = asked.tta is not None or len(model.maker.adapters) > 1
+        several = asked.tta is not None or model.segmenter.member_count > 1
         ranking = rank_images(
             workspace,
             proposer,
-            finders,
             several=several,
             diversity=asked.diversity,
             progress=_bars(shown, list(workspace.index.images)),
@@ -347,18 +346,13 @@ class LoadedModel:
         return make_proposer(
             self.segmenter,
             prompts=self.prompts,
-            options=masks.mask_options(self.asked),
+            find=self._finders,
             tta=self.asked.tta,
             is_adapted=self.adapter is not None,
             objects=objects,
         )
 
-    @property
-    def maker(self) -> MaskMaker:
-        """Return what the index says about the model."""
-        return self.proposer(None if self.prompts is None else False).maker(self.adapter)
-
-    def finders(self) -> list[MaskFinder]:
+    def _finders(self) -> list[MaskFinder]:
         """Return what finds masks without prompts: one for each adapter."""
         from samadapt.inference.automatic import MaskFinder
         from samadapt.inference.ensemble import member_directories
@@ -367,11 +361,10 @@ class LoadedModel:
         if self.adapter is None:
             return [MaskFinder(self.segmenter, options, is_adapted=False)]
         folders = member_directories(self.adapter)
-        members = [self.segmenter] if len(folders) == 1 else [self._one(f) for f in folders]
+        members = [self.segmenter]
+        if len(folders) > 1:
+            members = [masks.open_model(self.asked, str(folder)) for folder in folders]
         return [MaskFinder(member, options, is_adapted=True) for member in members]
-
-    def _one(self, adapter: Path) -> Segmenter:
-        return _open(self.asked, str(adapter))
 
 
 def _begin(asked: ProposeArguments, root: Path) -> LoadedModel | None:
@@ -468,22 +461,7 @@ def _load(asked: EngineModel, workspace: Workspace | None) -> LoadedModel:
     elif workspace is not None:
         asked.check_model("engine")
     prompts = None if asked.prompts is None else read_prompts(Path(asked.prompts).expanduser())
-    return LoadedModel(asked, _open(asked, adapter), adapter, prompts)
-
-
-def _open(asked: EngineModel, adapter: Any) -> Segmenter:
-    from samadapt.inference.automatic import open_segmenter
-
-    return open_segmenter(
-        adapter,
-        asked.model,
-        checkpoint=asked.checkpoint,
-        image_size=asked.image_size,
-        intensity=asked.intensity,
-        axis=asked.axis,
-        device=asked.device,
-        precision=asked.precision,
-    )
+    return LoadedModel(asked, masks.open_model(asked, adapter), adapter, prompts)
 
 
 def _bars(shown: ExitStack, names: Sequence[str]) -> Callable[[str], Callable[[int, int], None]]:

@@ -249,11 +249,23 @@ def plan_masks(asked: MaskArguments | AutomaticArguments) -> PredictionPlan:
 
 def _load(asked: MaskArguments | AutomaticArguments) -> tuple[Segmenter, ReaderOptions]:
     """Load the adapter or the base model; return it and how it reads images."""
-    from samadapt.inference.automatic import open_segmenter
     from samadapt.inference.options import PredictionOptions
 
-    segmenter = open_segmenter(
-        asked.adapter,
+    segmenter = open_model(asked, asked.adapter)
+    return segmenter, segmenter.reader_options(PredictionOptions())
+
+
+def open_model(asked: ChosenModel, adapter: str | Sequence[str] | None) -> Segmenter:
+    """Load a model as the keys of a command say.
+
+    Args:
+        asked: the keys.
+        adapter: the adapter, or several; None: the base model that the keys name.
+    """
+    from samadapt.inference.automatic import open_segmenter
+
+    return open_segmenter(
+        adapter,
         asked.model,
         checkpoint=asked.checkpoint,
         image_size=asked.image_size,
@@ -262,7 +274,6 @@ def _load(asked: MaskArguments | AutomaticArguments) -> tuple[Segmenter, ReaderO
         device=asked.device,
         precision=asked.precision,
     )
-    return segmenter, segmenter.reader_options(PredictionOptions())
 
 
 def render(result: dict[str, Any]) -> str:

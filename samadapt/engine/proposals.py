@@ -23,7 +23,6 @@ from samadapt.engine.workspace import MaskMaker, ProposedMask, Workspace
 from samadapt.errors import AdapterError, ConfigError, DataError, UserError
 from samadapt.inference.automatic import MaskFinder
 from samadapt.inference.ensemble import member_directories
-from samadapt.inference.mask_options import MaskOptions
 from samadapt.inference.mask_outputs import mask_numbers
 from samadapt.inference.options import PredictionOptions, Tta
 from samadapt.inference.segmenter import Segmenter
@@ -56,7 +55,8 @@ class Proposer:
         segmenter: the adapter or the base model.
         how: ``"semantic"``, ``"prompts"`` or ``"automatic"``.
         prompts: the prompts of each image by name, for ``"prompts"``.
-        finder: finds masks without prompts, for ``"automatic"``.
+        finders: find masks without prompts, for ``"automatic"``: one for each adapter. One draws,
+            and several tell how much they disagree.
         tta: test-time augmentation, for the other two.
         objects: number the objects, instead of naming classes.
         is_adapted: whether the segmenter has an adapter.
@@ -65,7 +65,7 @@ class Proposer:
     segmenter: Segmenter
     how: str
     prompts: Mapping[str, Mapping[str, Any]]
-    finder: MaskFinder | None
+    finders: Sequence[MaskFinder]
     tta: Tta | None
     objects: bool
     is_adapted: bool
@@ -76,8 +76,8 @@ class Proposer:
 
     def __call__(self, name: str, volume: Volume, progress: Progress | None = None) -> Array:
         """Return the mask (h, w, d) of an image: class numbers, or object numbers."""
-        if self.finder is not None:
-            return mask_numbers(self.finder.in_volume(volume, progress), volume.shape)
+        if self.finders:
+            return mask_numbers(self.finders[0].in_volume(volume, progress), volume.shape)
         options = self.options_of(name)
         found = self.segmenter.segment_volume(volume, options, progress, instances=self.objects)
         mask = found.instances if self.objects else found.labels
@@ -89,10 +89,10 @@ class Proposer:
         """Return what the index says about the model, and about how it draws."""
         record = self.segmenter.record
         options: dict[str, Any] = {"tta": self.tta}
-        if self.finder is not None:
+        if self.finders:
             options = {
                 key: list(value) if isinstance(value, tuple) else value
-                for key, value in asdict(self.finder.options).items()
+                for key, value in asdict(self.finders[0].options).items()
             }
         return MaskMaker(
             self.how,
@@ -121,7 +121,7 @@ def make_proposer(
     segmenter: Segmenter,
     *,
     prompts: Mapping[str, Mapping[str, Any]] | None,
-    options: MaskOptions,
+    find: Callable[[], Sequence[MaskFinder]],
     tta: Tta | None,
     is_adapted: bool,
     objects: bool | None,
@@ -131,7 +131,7 @@ def make_proposer(
     Args:
         segmenter: the adapter or the base model.
         prompts: the prompts of each image; None: the model finds its masks by itself.
-        options: how masks are found without prompts.
+        find: returns what finds masks without prompts, if the model finds no classes.
         tta: test-time augmentation.
         is_adapted: whether the segmenter has an adapter.
         objects: what the masks of the workspace hold; None: what fits the way.
@@ -145,8 +145,8 @@ def make_proposer(
             "the data engine keeps one mask an image, and the classes of this adapter overlap "
             "(data.regions); use one that was trained with data.classes"
         )
-    semantic = segmenter.policy.is_semantic
-    how = "prompts" if prompts is not None else "semantic" if semantic else "automatic"
+    finds_classes = segmenter.policy.finds_classes
+    how = "prompts" if prompts is not None else "semantic" if finds_classes else "automatic"
     if objects is None:
         objects = how == "automatic"
     if how == "automatic" and not objects:
@@ -155,10 +155,8 @@ def make_proposer(
             "numbers. Give prompts=FILE, use an adapter that was trained with prompts=semantic, or "
             "begin a workspace with objects=true"
         )
-    finder = None
-    if how == "automatic":
-        finder = MaskFinder(segmenter, options, is_adapted=is_adapted)
-    return Proposer(segmenter, how, prompts or {}, finder, tta, objects, is_adapted)
+    finders = find() if how == "automatic" else []
+    return Proposer(segmenter, how, prompts or {}, finders, tta, objects, is_adapted)
 
 
 def read_prompts(path: Path) -> dict[str, dict[str, Any]]:
@@ -259,7 +257,15 @@ def propose(
     Returns:
         One row an image: ``"image"``, and ``"proposal"``, ``"correct"`` (None if a person has begun
         to correct an earlier proposal) and ``"foreground"``, the share of pixels; or ``"error"``.
+
+    Raises:
+        AdapterError: several adapters would draw without prompts.
     """
+    if len(proposer.finders) > 1:
+        raise AdapterError(
+            f"masks without prompts are drawn by one model, and {len(proposer.finders)} adapters "
+            "were given; give one, or use several to rank"
+        )
     if not names:
         return []
     workspace.index.makers.append(maker)

@@ -61,19 +61,16 @@ class Quality:
         return asdict(self)
 
 
-def measure(
-    proposer: Proposer, name: str, volume: Volume, finders: Sequence[MaskFinder], *, several: bool
-) -> Quality:
+def measure(proposer: Proposer, name: str, volume: Volume, *, several: bool) -> Quality:
     """Look at an image with a model and say how sure it is.
 
     Args:
         proposer: draws the masks.
         name: of the image.
         volume: the image.
-        finders: for masks without prompts: one for each adapter.
         several: whether there are several views, so that they can disagree.
     """
-    if proposer.finder is not None:
+    if finders := proposer.finders:
         return _of_masks(finders, volume, mirrored=several and len(finders) == 1)
     uncertainty = "mutual_information" if several else False
     options = proposer.options_of(name, probabilities=True, uncertainty=uncertainty)

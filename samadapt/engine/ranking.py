@@ -24,7 +24,6 @@ from samadapt.engine.proposals import Proposer
 from samadapt.engine.quality import Quality, measure
 from samadapt.engine.workspace import RankedImage, Workspace
 from samadapt.errors import AdapterError
-from samadapt.inference.automatic import MaskFinder
 from samadapt.inference.segmenter import Segmenter
 from samadapt.inference.volumes import Progress, SlicePictures
 from samadapt.sam.embed import to_pixels
@@ -84,7 +83,6 @@ def embedding_of(segmenter: Segmenter, volume: Volume) -> Array:
 def rank_images(
     workspace: Workspace,
     proposer: Proposer,
-    finders: Sequence[MaskFinder],
     *,
     several: bool,
     diversity: float,
@@ -95,7 +93,6 @@ def rank_images(
     Args:
         workspace: the workspace.
         proposer: draws masks, of which the model is more or less sure.
-        finders: for masks without prompts: one for each adapter.
         several: whether there are several views, which can disagree.
         diversity: see ``rank``.
         progress: called with the name of each image; returns what is called when it is done.
@@ -107,7 +104,7 @@ def rank_images(
     for name in names:
         show = progress(name)
         volume = workspace.read(name)
-        qualities[name] = measure(proposer, name, volume, finders, several=several)
+        qualities[name] = measure(proposer, name, volume, several=several)
         embeddings[name] = embedding_of(proposer.segmenter, volume)
         show(1, 1)
     labelled = []

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from samadapt.evaluation.scores import OVERLAP, SCORES
+from samadapt.reports.plots import lighten
 from samadapt.reports.tables import NOTHING, csv_name, with_interval
 from samadapt.system import atomic
 
@@ -156,9 +157,7 @@ def plot_curve(summary: Mapping[str, Any], png: Path) -> Path:
     axis.minorticks_off()
     axis.set_xlabel("labelled cases")
     axis.set_ylabel(f"Dice, mean over {summary['held_out']} held-out cases")
-    axis.grid(visible=True, color="#e4e4e4", linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    lighten(axis)
     axis.legend(frameon=False, loc="lower right")
     with atomic.file(png) as part:
         figure.savefig(part, format="png")

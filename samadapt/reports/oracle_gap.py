@@ -24,6 +24,7 @@ from samadapt.evaluation.prompt_matrix import (
 )
 from samadapt.prompts.simulate import SAM_SIDE
 from samadapt.reports.clicks import STATE_COLOURS, click_lines, draw_clicks, write_clicks
+from samadapt.reports.plots import lighten
 from samadapt.reports.tables import NOTHING, STATES, csv_name
 from samadapt.system import atomic
 
@@ -159,9 +160,7 @@ def plot_gap(summary: Mapping[str, Any], clicks: Mapping[str, Any], png: Path) -
     draw_clicks(axes[1], clicks)
     _draw_trust(axes[2], summary)
     for axis in axes:
-        axis.grid(visible=True, color="#e4e4e4", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
+        lighten(axis)
     with atomic.file(png) as part:
         figure.savefig(part, format="png")
 

@@ -47,15 +47,20 @@ def plot_progress(metrics_jsonl: Path, png: Path) -> Path:
     _draw_dice(axes[1], dice)
     _draw_rate(axes[2], rate)
     for axis in axes:
-        axis.grid(visible=True, color="#e4e4e4", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
+        lighten(axis)
     axes[2].set_xlabel("step")
     axes[2].xaxis.get_major_locator().set_params(integer=True)
     figure.align_ylabels(axes)
     with atomic.file(png) as part:
         figure.savefig(part, format="png")
     return png
+
+
+def lighten(axis: Axes) -> None:
+    """Put a pale grid behind the curves, and leave the upper and the right side open."""
+    axis.grid(visible=True, color="#e4e4e4", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _draw_loss(axis: Axes, loss: Points) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from samadapt.reports.html import HTML_NAME, Page, write_html
+from samadapt.reports.plots import lighten
 from samadapt.reports.tables import NOTHING, with_interval
 from samadapt.system import atomic
 
@@ -87,9 +88,7 @@ def plot_rounds(rows: Sequence[Mapping[str, Any]], png: Path) -> Path:
     axis.set_xticks([row["round"] for row in rows])
     axis.set_xlabel("round")
     axis.set_ylim(-0.02, 1.02)
-    axis.grid(visible=True, color="#e4e4e4", linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    lighten(axis)
     axis.legend(frameon=False, loc="best")
     with atomic.file(png) as part:
         figure.savefig(part, format="png")

@@ -19,6 +19,7 @@ from samadapt.evaluation.volume_clicks import (
     area_under_clicks,
 )
 from samadapt.reports.clicks import STATE_COLOURS
+from samadapt.reports.plots import lighten
 from samadapt.reports.tables import NOTHING, STATES, csv_name, with_interval
 from samadapt.system import atomic
 
@@ -129,8 +130,6 @@ def _draw(axis: Axes, summary: Mapping[str, Any], score: str) -> None:
     axis.set_xticks(range(len(ANSWERS)), [name.replace(" ", "\n") for name in ANSWERS])
     axis.set_ylim(-0.02, 1.02)
     axis.set_title(f"mean {HEADINGS[score]}", fontsize=9, loc="left")
-    axis.grid(visible=True, color="#e4e4e4", linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+    lighten(axis)
     if axis.lines:
         axis.legend(frameon=False, loc="lower right", fontsize=8)

@@ -7,7 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from samadapt.adapters.injection import inject
 from samadapt.adapters.store import AdapterRecord, save_adapter
@@ -38,3 +40,15 @@ def adapter_at() -> Callable[..., Path]:
         return folder
 
     return save
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of two noisy pictures, a.png and b.png, of 20 x 30 pixels."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        values = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(values).save(folder / f"{name}.png")
+    return folder

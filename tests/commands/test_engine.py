@@ -23,17 +23,6 @@ LOOSE = ["points_per_side=5", "min_iou=0", "min_stability=0", "relative_iou=0", 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        values = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)
-        Image.fromarray(values).save(folder / f"{name}.png")
-    return folder
-
-
 def engine(*arguments):
     return main(["engine", *map(str, arguments)])
 
@@ -155,6 +144,23 @@ def test_a_proposal_is_kept_and_knows_its_adapter(workspace, semantic, capsys):
     assert maker["base_sha256"] == record["base_sha256"]
     again = said(capsys, "propose", f"workspace={workspace}", f"adapter={semantic}", "device=cpu")
     assert again["images"] == []  # the same model has nothing new to say
+
+
+def test_several_adapters_rank_but_do_not_draw_without_prompts(
+    adapter_at, pictures, tmp_path, capsys
+):
+    root = tmp_path / "work"
+    folders = [adapter_at(tmp_path / name, "box", classes=["cell"]) for name in ("one", "two")]
+    both = f"adapter=[{folders[0]},{folders[1]}]"
+    keys = [f"workspace={root}", "device=cpu", *LOOSE]
+    assert said(capsys, "propose", *keys, f"input={pictures}", f"adapter={folders[0]}")["images"]
+    ranking = said(capsys, "rank", *keys, both)["ranking"]
+    # The two were not trained, so they agree in every mask.
+    assert [one["values"]["disagreement"] for one in ranking] == pytest.approx([0, 0], abs=1e-6)
+    (first, _) = said(capsys, "rank", *keys, f"adapter={folders[0]}")["ranking"]
+    assert first["values"]["disagreement"] is None
+    assert engine("propose", *keys, both) == 2
+    assert "drawn by one model, and 2 adapters were given" in capsys.readouterr().err
 
 
 def test_a_copy_that_somebody_changed_is_not_replaced(workspace, semantic, capsys):

@@ -33,17 +33,6 @@ LOOSE = ["points_per_side=3", "min_iou=0", "min_stability=0", "relative_iou=0", 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-@pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for name in ("a", "b"):
-        values = rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)
-        Image.fromarray(values).save(folder / f"{name}.png")
-    return folder
-
-
 def find(*arguments):
     return main(["masks", *map(str, arguments), *LOOSE, "device=cpu"])
 
