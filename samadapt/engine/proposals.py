@@ -27,6 +27,7 @@ from samadapt.inference.mask_outputs import mask_numbers
 from samadapt.inference.options import PredictionOptions, Tta
 from samadapt.inference.segmenter import Segmenter
 from samadapt.inference.volumes import Progress
+from samadapt.system import atomic
 from samadapt.system.arrays import Array
 from samadapt.system.plain_yaml import read_plain_yaml
 
@@ -296,8 +297,8 @@ def _keep(
         copy = None
     workspace.index.proposals.append(ProposedMask(name, call, file, sha256_of(path)))
     if copy is not None:
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, copy)
+        with atomic.file(copy) as part:
+            shutil.copyfile(path, part)
     share = float(np.count_nonzero(mask) / max(mask.size, 1))
     return {
         "proposal": str(path),

@@ -210,7 +210,8 @@ def link(source: Path, target: Path) -> None:
     try:
         target.symlink_to(source.resolve())
     except OSError:
-        shutil.copyfile(source, target)
+        with atomic.file(target) as part:
+            shutil.copyfile(source, part)
 
 
 def round_config(workspace: Workspace, config: Config, one: Round, folder: Path) -> Config:
