@@ -433,7 +433,10 @@ class Eval(Settings):
         description="number of cases to draw: 1 is the best, 2 adds the median, 3 the worst",
     )
     max_cases: Whole | None = Field(
-        default=None, ge=1, description="score only the first n held-out cases; null: all"
+        default=None,
+        ge=0,
+        description="score only the first n held-out cases; 0: none, while settings are compared "
+        "by the validation cases; null: all",
     )
     nsd_tolerance_mm: float = Field(
         default=1.0,

@@ -50,13 +50,18 @@ def cross_validate(
         The directory of the cross-validation and the content of its ``eval/summary.json``.
 
     Raises:
-        ConfigError: together with ``data.fold``, or for fewer cases than folds.
+        ConfigError: together with ``data.fold`` or ``eval.max_cases=0``, or for fewer cases than
+            folds.
         RunLockedError: when another process uses the directory.
         InterruptedRunError: as ``finetune``, naming the directory of the cross-validation.
     """
     if config.data.fold is not None:
         raise ConfigError(
             f"folds={config.folds} runs every fold; leave data.fold={config.data.fold} out"
+        )
+    if config.eval.max_cases == 0:
+        raise ConfigError(
+            f"folds={config.folds} scores every case, and eval.max_cases=0 none: leave one out"
         )
     started = time.perf_counter()
     parent = open_run_dir(config)

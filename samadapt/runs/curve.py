@@ -129,6 +129,8 @@ def refuse_other_divisions(arguments: CurveArguments) -> None:
             f"data.train_cases={arguments.data.train_cases} is one number of labelled cases; a "
             f"curve takes several: cases={arguments.data.train_cases},..."
         )
+    if arguments.eval.max_cases == 0:
+        raise ConfigError("eval.max_cases=0 scores nothing, but a curve compares scores")
     if arguments.data.val_every == 0:
         raise ConfigError(
             "data.val_every=0 holds out nothing, but a curve scores held-out cases: give at least 2"

@@ -55,7 +55,7 @@ from samadapt.runs.run_slices import (
     plan_progress,
 )
 from samadapt.runs.scorer import Scorer, make_scorer, mean_by_share
-from samadapt.runs.summary import NOT_SCORED, untrained_classes, untrained_text
+from samadapt.runs.summary import untrained_classes, untrained_text, why_not_scored
 from samadapt.sam.decode import class_frame
 from samadapt.system import atomic
 from samadapt.system.atomic import DiskFullError
@@ -258,7 +258,7 @@ def score_held_out(
     context = scorer.context
     found = {kind: KindScores() for kind in context.policy.kinds}
     if not refs:
-        context.say(f"note: {NOT_SCORED}")
+        context.say(f"note: {why_not_scored(context.dataset)}")
         return found
     if context.has_trained_parameters:
         with context.progress.phase("adapted"):

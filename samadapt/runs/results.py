@@ -28,7 +28,7 @@ from samadapt.reports.overlays import choose_cases, draw_overlay
 from samadapt.reports.plots import plot_progress
 from samadapt.reports.tables import state_names, write_per_case, write_summary
 from samadapt.runs.run_page import true_labels, write_page
-from samadapt.runs.summary import NOT_SCORED
+from samadapt.runs.summary import why_not_scored
 from samadapt.sam.model import Sam
 
 if TYPE_CHECKING:
@@ -144,7 +144,8 @@ def write_adapter(context: RunContext, record: AdapterRecord, summary: Mapping[s
     if "by_prompt" in summary:
         scores["by_prompt"] = compact(summary["by_prompt"])
     if summary["adapted"] is None:
-        scores = {"reason": NOT_SCORED, "labelled_cases": summary["labelled_cases"]}
+        reason = why_not_scored(context.dataset)
+        scores = {"reason": reason, "labelled_cases": summary["labelled_cases"]}
     record = replace(record, scores=scores)
     if (directory / name).is_file():  # a resumed run was also trained on what it saw before
         before = read_record(directory, name).trained_on

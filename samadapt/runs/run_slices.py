@@ -49,7 +49,7 @@ def divide_slices(
         context: the run.
         validate_cases: at most so many training cases choose the best step; None: a tenth. 0: every
             case trains.
-        max_test_cases: only the first held-out cases are scored; None: all.
+        max_test_cases: only the first held-out cases are scored; None: all. 0: none.
 
     Raises:
         ConfigError: when there is nothing to train on, to choose the best step by, or to score.
@@ -66,8 +66,9 @@ def divide_slices(
     test = first_cases(data.slices("val"), max_test_cases)
     trains = context.has_trained_parameters
     lacks_training = trains and not (training and (validation or validate_cases == 0))
-    # Without a held-out case nothing is scored, but something must be trained then.
-    if lacks_training or not (test or (trains and not data.val)):
+    # Without a held-out case to score, something must be trained.
+    scores_nothing = max_test_cases == 0 or not data.val
+    if lacks_training or not (test or (trains and scores_nothing)):
         bare = sum(train.left_out.get(reason, 0) for reason in ("empty", "not annotated"))
         if not usable and bare:
             raise ConfigError(

@@ -67,6 +67,8 @@ def choose_slices(
         refs = _unseen(context, refs, images)
     if not refs:
         raise ConfigError("data: no case is held out; score every case with all_cases=true")
+    if config.eval.max_cases == 0:
+        raise ConfigError("eval.max_cases=0 scores nothing; give at least 1, or leave it out")
     refs = first_cases(refs, config.eval.max_cases)
     if which == "all":
         return ScoredSlices(refs, which, [_note_of_all(context, refs, images)])

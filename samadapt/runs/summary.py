@@ -37,6 +37,10 @@ NOT_SCORED = (
     "no case is held out (data.val_every=0), so nothing was scored: how good the adapter is on "
     "images that it was not trained on is not known"
 )
+SCORES_LEFT_OUT = (
+    "the held-out cases were left alone (eval.max_cases=0), so nothing was scored: how good the "
+    "adapter is on images that it was not trained on is not known"
+)
 NOT_VALIDATED = (
     "no case chose the best step (train.validate_cases=0): all labelled cases trained, and the "
     "weights of the last step were kept"
@@ -101,7 +105,7 @@ def summarise_run(
         "peak_memory_bytes": peak_memory_bytes(),
         "notes": [
             *([data.note] if data.note else []),
-            _note_on_scores(last, policy, build, context.zero_shot_policy),
+            _note_on_scores(last, policy, build, context.zero_shot_policy) or why_not_scored(data),
             *notes,
             *([untrained_text(untrained)] if adapted and untrained else []),
             *(annotation_notes(data, slices.test, last) if last else []),
@@ -139,8 +143,9 @@ def _training(state: TrainingState | None) -> dict[str, Any]:
 def _note_on_scores(
     last: Evaluation | None, policy: PromptPolicy, build: UNetBuild | None, zero_shot: PromptPolicy
 ) -> str:
+    """Return what the scores mean; empty if nothing was scored."""
     if last is None:
-        return NOT_SCORED
+        return ""
     if build is not None:
         note = f"{build.title}: {BASELINE_NOTE}"
         if build.encoder and not build.pretrained:
@@ -149,6 +154,11 @@ def _note_on_scores(
     if not policy.is_semantic:
         return ORACLE_NOTE
     return ZERO_SHOT_NOTE if zero_shot.objects == "class" else OBJECTS_NOTE
+
+
+def why_not_scored(data: Dataset) -> str:
+    """Return why a run scored nothing: no case is held out, or none was to be scored."""
+    return SCORES_LEFT_OUT if data.val else NOT_SCORED
 
 
 def _notes_on_training(slices: RunSlices, state: TrainingState | None) -> list[str]:

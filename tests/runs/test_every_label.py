@@ -114,3 +114,28 @@ def test_folds_hold_out_cases_even_with_val_every_0(make_pictures, run):
     result = run(make_pictures(4), "data.val_every=0", "train.validate_cases=0", "folds=2")
     assert result.summary["cases"] == 4
     assert [fold["labelled_cases"] for fold in result.summary["folds"]] == [2, 2]
+
+
+def test_held_out_cases_may_be_left_alone(make_pictures, run, recipe, tmp_path, capsys):
+    root = make_pictures(6)
+    result = run(root, "eval.max_cases=0")
+    summary = result.summary
+    assert (summary["scored"], summary["adapted"], summary["cases"]) == ("nothing", None, 0)
+    assert any("eval.max_cases=0" in note for note in summary["notes"])
+    splits = json.loads((result.run_dir / "splits.json").read_text(encoding="utf-8"))
+    assert len(splits["val"]) == 2
+    record = read_record(result.adapter_dir)
+    assert len(record.trained_on) == 4
+    assert "eval.max_cases=0" in (result.adapter_dir / "README.md").read_text(encoding="utf-8")
+    # The same run scores them later, with the weights that a run with scores ends with.
+    assert main(["finetune", f"resume={result.run_dir}", "eval.max_cases=null"]) == 0
+    whole = run(root)
+    name = "eval/per_case.csv"
+    assert (result.run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes()
+    capsys.readouterr()
+    adapter = f"adapter={whole.adapter_dir}"
+    assert main(["evaluate", adapter, f"data.root={root}", "eval.max_cases=0"]) == 2
+    assert "eval.max_cases=0 scores nothing" in capsys.readouterr().err
+    asked = ["finetune", f"recipe={recipe}", f"data.root={root}", "eval.max_cases=0", "folds=2"]
+    assert main(asked) == 2
+    assert "folds=2 scores every case" in capsys.readouterr().err
