@@ -32,6 +32,15 @@ torch.set_num_threads(1)  # tiny forwards are many times slower with the default
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Real data with ground truth, in some checkouts."""
 
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what tests find in data sets out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMADAPT_CACHE", str(tmp_path_factory.mktemp("samadapt_cache")))
+        yield
+
+
 Randomise = Callable[[nn.Module, int], nn.Module]
 
 

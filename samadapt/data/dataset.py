@@ -15,9 +15,10 @@ import numpy as np
 
 from samadapt.data.annotations import classes_under
 from samadapt.data.cards import Card
+from samadapt.data.case_index import CaseIndex
 from samadapt.data.channels import Channel, check_channels
 from samadapt.data.checks.class_values import decide_classes
-from samadapt.data.checks.leaks import mark_patients, patient_pattern
+from samadapt.data.checks.leaks import mark_patients
 from samadapt.data.checks.refusals import (
     check_copies,
     check_kind,
@@ -446,6 +447,7 @@ def open_dataset(
     exif: str | None = None,
     background: str | Sequence[str] | None = None,
     input_channels: int | None = None,
+    index: CaseIndex | None = None,
 ) -> Dataset:
     """Open a data set: find its cases, read and check each file once, and split the cases.
 
@@ -497,6 +499,8 @@ def open_dataset(
         background: the colour of the masks' background, or colours; see ``colours.py``.
         input_channels: channels of a model with an input projection
             (``Sam.add_input_projection``); None: three.
+        index: what earlier programs found in the files; unchanged files are then not read. None:
+            every file is read.
 
     Raises:
         ConfigError: a name, an option or a class does not exist.
@@ -504,16 +508,14 @@ def open_dataset(
         DownloadError: the data set of a card could not be downloaded.
     """
     # 1. Refuse wrong options before any file is read.
-    check_options(on_error, slice_step, empty_slices)
+    check_options(on_error, slice_step, empty_slices, patient)
     check_channels(channel, input_channels)
-    if patient is not None:
-        patient_pattern(patient)
     cut = tiling(tile, tile_overlap)
     masks = mask_rules(classes, instances, mask_threshold, ignore, background, regions)
     given = (image, label, cut, spacing, masks, series, classes, exif)
     name, card, reader = open_reader(name, root, axis, channel, *given)
     # 2. List the cases, then read and check them.
-    layout = reader.discover()
+    layout = _discover(reader, index)
     # Each file is read once: what the scan reads is kept, after the intensity rule, for its use.
     scanned = ScannedVolumes(rule := _rule_before_scan(intensity, card, layout, reader, neighbours))
     scan = reader.scan(max_cases, scanned.keep, layout)
@@ -531,6 +533,14 @@ def open_dataset(
     splits = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
     policy = (empty_slices, slice_step, seed, Path(cache_dir) if cache_dir else None, stack)
     return _dataset(name, scan, table, rule, splits, reader, card, policy, cut, partial, scanned)
+
+
+def _discover(reader: FormatReader, index: CaseIndex | None) -> Layout:
+    """List the cases of a folder, and let the reader take what it can from an index."""
+    layout = reader.discover()
+    if index is not None:
+        reader.use_index(index, layout)
+    return layout
 
 
 def _rule_before_scan(

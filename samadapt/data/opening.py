@@ -226,5 +226,5 @@ def _holds_ct(layout: Layout, reader: FormatReader) -> bool:
     Raises:
         FindingError: one of them cannot be read.
     """
-    measured = [reader.read(case).image.min() <= BELOW_WATER for case in layout.cases[:MEASURED]]
-    return 2 * sum(map(bool, measured)) > len(measured)
+    measured = [reader.lowest(case) <= BELOW_WATER for case in layout.cases[:MEASURED]]
+    return 2 * sum(measured) > len(measured)

@@ -19,6 +19,7 @@ import torch
 from samadapt import console
 from samadapt.adapters.injection import Injection, inject
 from samadapt.config.schema import LARGE_HEAD_SIDE, MAX_HEAD_SIDE
+from samadapt.data.case_index import CaseIndex
 from samadapt.data.checks.resumed_run import check_unchanged
 from samadapt.data.dataset import Dataset, open_dataset
 from samadapt.data.intensity import describe_intensity
@@ -38,6 +39,7 @@ from samadapt.sam.model import Sam
 from samadapt.sam.watershed import INSTANCE_HEAD, Watershed
 from samadapt.sam.weights.builds import embedding_grid, fitting_image_size
 from samadapt.sam.weights.loading import base_hash, load_sam
+from samadapt.system.cache import cache_folder
 from samadapt.system.limits import set_limits
 from samadapt.training.augmentation_rule import changes_for
 from samadapt.training.precision import Precision, choose_device, choose_precision
@@ -555,6 +557,9 @@ def open_data(config: Config, *, scratch: str | Path | None = None) -> Dataset:
         options["split"] = {"val": listed_names(Path(held_out).expanduser())}
     # The limits hold for every reader in the program and are no options of the data set.
     set_limits(options.pop("max_gb"), options.pop("max_seconds"))
+    # A resumed run hashes all files again. With pseudonyms nothing outside of the run directory may
+    # name a case.
+    index = CaseIndex(cache_folder("index"), trusts=config.resume is None)
     dataset = open_dataset(
         options.pop("name"),
         **options,
@@ -562,5 +567,8 @@ def open_data(config: Config, *, scratch: str | Path | None = None) -> Dataset:
         stack=stack_of(config),
         input_channels=config.model.input_channels,
         cache_dir=scratch if data.tile else None,
+        index=None if config.privacy else index,
     )
+    for note in index.notes:
+        console.log(f"note: {note}")
     return use_training_cases(dataset, train_cases, draw)

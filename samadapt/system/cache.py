@@ -1,9 +1,10 @@
-"""The folder for everything that samadapt downloads.
+"""The folder for everything that samadapt downloads, and for what it knows about data sets.
 
 The variable ``SAMADAPT_CACHE`` names it; the default is ``~/.cache/samadapt``::
 
     weights/     pretrained weights under their published file names
     datasets/    one folder for each data set card
+    index/       what was found in the files of each data set; see ``data/case_index.py``
 
 Features that a run stores belong to the run: see the keys ``cache.where`` and ``cache.dir``.
 """
@@ -23,6 +24,6 @@ def cache_root() -> Path:
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "samadapt"
 
 
-def cache_folder(kind: Literal["weights", "datasets"]) -> Path:
-    """Return the folder for one kind of download; it may not exist yet."""
+def cache_folder(kind: Literal["weights", "datasets", "index"]) -> Path:
+    """Return the folder for one kind of file; it may not exist yet."""
     return cache_root() / kind

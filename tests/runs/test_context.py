@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from samadapt.config.compose import compose
 from samadapt.config.prompt_settings import PromptSettings
 from samadapt.config.schema import Config, Data
+from samadapt.data.formats.folder import FolderReader
 from samadapt.data.types import SliceRef
 from samadapt.errors import ConfigError, DataError
 from samadapt.prompts.policy import PromptPolicy
@@ -295,3 +298,38 @@ def test_versions_of_a_slice_follow_what_they_cost(asked, slices, longest, versi
     dataset = SimpleNamespace(slices=lambda split: range(slices), longest_side=lambda: longest)
     assert versions_of(asked, ["rotate"], dataset, "lite_medsam", "fit") == versions
     assert versions_of("auto", [], dataset, "lite_medsam", "fit") == 0
+
+
+def test_files_are_indexed_except_for_resumed_and_private_runs(
+    pictures, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("SAMADAPT_CACHE", str(tmp_path / "cache"))
+    for path in pictures.rglob("*.png"):
+        os.utime(path, (1e9, 1e9))
+    read = []
+    examine = FolderReader.examine
+    monkeypatch.setattr(
+        FolderReader, "examine", lambda self, case: read.append(case) or examine(self, case)
+    )
+
+    def cases_read(*overrides):
+        read.clear()
+        open_data(compose("photos", [f"data.root={pictures}", *overrides]))
+        return len(read)
+
+    assert cases_read("privacy=true") == 6
+    assert not (tmp_path / "cache").exists()
+    assert cases_read() == 6
+    assert cases_read() == 0
+    assert cases_read("privacy=true") == 6
+    (index,) = (tmp_path / "cache" / "index").glob("*.json")
+    index.write_bytes(b"damaged")
+    capsys.readouterr()
+    assert cases_read() == 6
+    assert "note: " in (said := capsys.readouterr().err)
+    assert "is damaged" in said
+    assert cases_read() == 0
+    run = replace(compose("photos", [f"data.root={pictures}"]), resume="somewhere")
+    read.clear()
+    open_data(run)
+    assert len(read) == 6

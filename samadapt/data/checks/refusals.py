@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from samadapt.data.checks.empty_dataset import refuse_no_case
-from samadapt.data.checks.leaks import copy_findings, leave_out_copies
+from samadapt.data.checks.leaks import copy_findings, leave_out_copies, patient_pattern
 from samadapt.data.findings import Finding
 from samadapt.data.formats.base import FormatReader, Scan
 from samadapt.data.intensity import IntensityRule
@@ -18,7 +18,9 @@ _SHOWN = 20
 """Findings in one message; `samadapt check` lists all of them."""
 
 
-def check_options(on_error: str, slice_step: int, empty_slices: str | float) -> None:
+def check_options(
+    on_error: str, slice_step: int, empty_slices: str | float, patient: str | None = None
+) -> None:
     """Refuse values that these options do not have.
 
     Raises:
@@ -29,6 +31,8 @@ def check_options(on_error: str, slice_step: int, empty_slices: str | float) -> 
     if slice_step < 1:
         raise ConfigError(f"data.slice_step must be at least 1; got {slice_step}")
     share_of(empty_slices)
+    if patient is not None:
+        patient_pattern(patient)
 
 
 def share_of(empty: str | float) -> float:

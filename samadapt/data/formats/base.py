@@ -23,6 +23,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from samadapt.data.case_index import CaseIndex, KnownCase, stamps_of
 from samadapt.data.channels import Channel, Choice, parse_channel
 from samadapt.data.checks.mask_values import measure_mask
 from samadapt.data.classes import ClassChoice
@@ -35,7 +36,7 @@ from samadapt.data.tiles import Tiling
 from samadapt.data.types import Case, Volume
 from samadapt.errors import ConfigError, DataError, MissingExtraError, nearest
 from samadapt.system.arrays import Array
-from samadapt.system.limits import max_seconds
+from samadapt.system.limits import max_bytes, max_seconds
 from samadapt.system.out_of_memory import explain
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -140,6 +141,7 @@ class FormatReader(ABC):
     """Whether ``data.channel`` may name several."""
     file_keys: ClassVar[tuple[str, ...]] = ("root",)
     """Which of ``data.root``, ``data.image`` and ``data.label`` it reads; others are refused."""
+    _index: CaseIndex | None = None
 
     def __init__(self, options: ReaderOptions) -> None:
         """Keep the options.
@@ -186,6 +188,13 @@ class FormatReader(ABC):
             FindingError: the file is missing, broken or of another kind.
         """
 
+    def sources(self, case: Case) -> Sequence[Path] | None:
+        """Return all files that decide what ``examine`` finds in a case.
+
+        None where they are not known: then the files are read whenever the data set is opened.
+        """
+        return None
+
     def read_channels(self, paths: Sequence[Path]) -> Volume:
         """Read an image without labels whose channels are separate files.
 
@@ -223,17 +232,44 @@ class FormatReader(ABC):
         except FindingError as error:
             return None, [*findings, error.finding]
 
+    def use_index(self, index: CaseIndex, layout: Layout) -> None:
+        """Take cases whose files are unchanged from an index, and add the others to it.
+
+        Args:
+            index: what earlier programs found.
+            layout: what ``discover`` returned. Its classes decide how masks are checked.
+        """
+        root = None if self.options.root is None else str(self.options.root.absolute())
+        declared = (layout.classes, layout.regions, layout.ignored, layout.modality)
+        index.open(repr((self.name, root, self.options, declared, max_bytes())))
+        self._index = index
+
+    def lowest(self, case: Case) -> float:
+        """Return the smallest value of a case's image.
+
+        Raises:
+            FindingError: a file of the case is broken.
+        """
+        known = self._from_index(case)
+        return known.lowest if known else float(self.read(case).image.min())
+
+    def _from_index(self, case: Case) -> KnownCase | None:
+        """Return what the index says about a case; None where its files must be read."""
+        files = self.sources(case) if self._index else None
+        return self._index.find(case, files) if self._index and files else None
+
     def scan(
         self,
         max_cases: int | None = None,
         look: Callable[[Case, Volume], None] | None = None,
         layout: Layout | None = None,
     ) -> Scan:
-        """Read and check the cases, each file once.
+        """Read and check the cases, each file once, or not at all where the index knows them.
 
         Args:
             max_cases: read only the first ones by name.
-            look: called in threads with each usable case while its voxels are in memory.
+            look: called in threads with each usable case that is read, while its voxels are in
+                memory.
             layout: what ``discover`` returned, if it was called already.
         """
         layout = self.discover() if layout is None else layout
@@ -251,17 +287,24 @@ class FormatReader(ABC):
         self.options = replace(self.options, masks=masks)
         judged = masks.judged and layout.classes is None and layout.regions is None
         inspect = partial(self._inspect, look=look, judged=judged)
+        known = {case.name: entry for case in ordered if (entry := self._from_index(case))}
+        unknown = [case for case in ordered if case.name not in known]
         # Four threads: unpacking releases the interpreter's lock, and each one holds a volume.
-        inspected = each(inspect, ordered, min(4, os.cpu_count() or 1))
-        for case, found in zip(ordered, inspected, strict=True):
-            if isinstance(found, TookTooLongError):
-                found = None, [_too_late(case.image)]
-            checked, findings = found
+        inspected = each(inspect, unknown, min(4, os.cpu_count() or 1))
+        for case in ordered:
+            if entry := known.get(case.name):
+                checked, findings = entry.case, list(entry.findings)
+            elif isinstance(found := next(inspected), TookTooLongError):
+                checked, findings = None, [_too_late(case.image)]
+            else:
+                checked, findings = found
             scan.findings.extend(findings)
             if checked is None:
                 scan.left_out.append(case.name)
             else:
                 scan.cases.append(checked)
+        if self._index is not None:
+            self._index.save({case.name for case in layout.cases})
         self.compare_cases(scan)
         return scan
 
@@ -275,6 +318,8 @@ class FormatReader(ABC):
         """Read a case and return it with what the scan learns about it; None if it is unusable."""
         try:
             stamps = file_stamps(case)
+            sources = (self.sources(case) if self._index else None) or ()
+            source_stamps = stamps_of(sources)
             volume, findings = self._examine(case)
         except Exception as error:  # one broken file must not end the scan
             reason = f"could not be read: {type(error).__name__}: {error}"
@@ -303,6 +348,9 @@ class FormatReader(ABC):
         if judged and volume.labels is not None:
             ignored = self.options.masks.ignored or ()
             checked = replace(checked, evidence=measure_mask(values, volume.labels, ignored))
+        if self._index is not None and source_stamps:
+            found = KnownCase(checked, tuple(findings), float(volume.image.min()))
+            self._index.add(case, source_stamps, found)
         if look is not None:
             look(checked, volume)
         return checked, findings

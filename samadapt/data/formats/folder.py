@@ -21,7 +21,7 @@ become the prompts.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -93,6 +93,10 @@ class FolderReader(FormatReader):
         """Read a picture without its mask."""
         picture = load_picture(path, self.options.exif)
         return Volume(picture.image, is_color=picture.is_color)
+
+    def sources(self, case: Case) -> Sequence[Path] | None:
+        """Return picture, mask and annotations."""
+        return [path for path in (case.image, case.labels, case.annotations) if path is not None]
 
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
         """Read and check picture, mask and annotations."""

@@ -7,6 +7,7 @@ It shows that the program works, and nothing more.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from samadapt.errors import MissingExtraError
 from samadapt.system.arrays import Array
 
 _FILE = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
+_TISSUES = ("gm", "wm")
 _CLASSES = {"grey_matter": (1,), "white_matter": (2,)}
 
 
@@ -43,11 +45,15 @@ class Mni152Reader(NiftiReader):
         case = Case("mni152", folder / _FILE.format("t1"), folder / _FILE.format("gm"))
         return Layout([case], [], _CLASSES, "MRI")
 
+    def sources(self, case: Case) -> Sequence[Path] | None:
+        """Return the template and both probability maps."""
+        return [case.image, *(case.image.with_name(_FILE.format(tissue)) for tissue in _TISSUES)]
+
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
         """Read the template and make the labels from the two probability maps."""
         stored = load_nifti(case.image)
         grey, white = (
-            load_nifti(case.image.with_name(_FILE.format(tissue))).values for tissue in ("gm", "wm")
+            load_nifti(case.image.with_name(_FILE.format(tissue))).values for tissue in _TISSUES
         )
         # The maps are 8-bit or scaled probabilities; dividing by the maximum gives 0..1.
         labels = tissue_labels(grey / grey.max(), white / white.max())

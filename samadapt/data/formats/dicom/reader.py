@@ -172,6 +172,10 @@ class DicomReader(VolumeReader):
             message = f"it could not be read ({type(problem).__name__})"
             return None, [error_finding("unreadable_image", case.image, message, "export it again")]
 
+    def sources(self, case: Case) -> Sequence[Path] | None:
+        """Return the files of the series and its mask; None for a case with several of them."""
+        return None if case.name in self._several else super().sources(case)
+
     def _wanted(self) -> dict[str, int]:
         """Return the values of the regions that ``data.classes`` uses; others may overlap these."""
         chosen = self.options.classes

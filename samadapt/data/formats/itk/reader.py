@@ -7,6 +7,7 @@ patient's left, y to posterior); turning the signs of x and y gives RAS+.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ import numpy as np
 
 from samadapt.data.channels import ChannelError, Indices, need_one, pick
 from samadapt.data.classes import chosen_values
-from samadapt.data.findings import check_bytes, check_size, fault
+from samadapt.data.findings import FindingError, check_bytes, check_size, fault
 from samadapt.data.formats.base import Layout, register_reader
 from samadapt.data.formats.itk.data_files import data_files, is_metaimage
 from samadapt.data.formats.itk.slicer_seg import ENDINGS as SLICER
@@ -32,6 +33,7 @@ from samadapt.system import atomic
 from samadapt.system.arrays import Array
 
 _SINGLE = (".nrrd", ".mha")
+_HEADERS = (".nhdr", ".mhd")
 _DEFLATE_RATIO = 1040
 """No deflate stream is more than 1032 times smaller than its content (zlib's documentation)."""
 
@@ -62,6 +64,26 @@ class ItkReader(VolumeReader):
             layout.classes = {name: (value,) for name, value in values.items()}
         self._values = values
         return layout
+
+    def sources(self, case: Case) -> Sequence[Path] | None:
+        """Return the headers and their data files.
+
+        None for segmentations of Slicer, whose values depend on the segments of all cases, and
+        where ITK alone knows the data files.
+        """
+        found = list(super().sources(case) or ())
+        if any(self._segments.values()):
+            return None
+        for path in list(found):
+            if path.name.lower().endswith(_HEADERS):
+                try:
+                    files = data_files(path, self.options.root)[1]
+                except (FindingError, OSError):
+                    return None  # ``examine`` reports it
+                if not files:
+                    return None
+                found += files
+        return found
 
     def load_labels(
         self, case: Case, path: Path, image: StoredVolume | None

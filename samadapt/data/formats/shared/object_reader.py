@@ -8,6 +8,7 @@ into a label map.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -56,6 +57,10 @@ class ObjectReader(FormatReader):
     def declared_size(self, case: Case) -> tuple[int, int] | None:
         """Return (h, w) in pixels that the annotations state; None where they do not."""
         return None
+
+    def sources(self, case: Case) -> Sequence[Path] | None:
+        """Return the picture and its annotations."""
+        return [path for path in (case.image, case.labels) if path is not None]
 
     def examine(self, case: Case) -> tuple[Volume | None, list[Finding]]:
         """Read and check the picture and its objects."""

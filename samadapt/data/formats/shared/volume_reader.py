@@ -78,6 +78,10 @@ class VolumeReader(FormatReader):
         """List the cases of the folder."""
         return discover_volumes(self.options, self.suffixes)
 
+    def sources(self, case: Case) -> Sequence[Path] | None:
+        """Return the files of the image and the mask."""
+        return [*(case.files or (case.image,)), *([case.labels] if case.labels else [])]
+
     def read_image(self, path: Path) -> Volume:
         """Read a volume without labels, sliced along ``options.axis``."""
         stored = self._load_chosen(path)

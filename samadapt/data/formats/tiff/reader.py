@@ -10,6 +10,7 @@ reader ``folder``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 from xml.etree import ElementTree as Xml
@@ -54,6 +55,10 @@ class TiffReader(VolumeReader):
     def accepts(cls, path: Path) -> bool:
         """Return whether it is a TIFF stack; another reader reads pictures."""
         return super().accepts(path) and is_stack(path)
+
+    def sources(self, case: Case) -> Sequence[Path] | None:
+        """Return None: an OME-TIFF may hold planes in other files."""
+        return None
 
     def load(self, path: Path, channel: Indices = None) -> StoredVolume:
         """Read one stack."""
