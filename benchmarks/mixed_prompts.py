@@ -29,6 +29,8 @@ MARGIN, MOST_TIME = 0.01, 2.0
 """The aim: within this Dice of each single-purpose adapter, in this multiple of the longest's
 CPU-seconds."""
 
+MIXED_KEYS = "prompts.shares=", "prompts.every_kind="
+
 OUTPUT = ROOT / "benchmarks" / "results" / "mixed_prompts.json"
 
 
@@ -42,7 +44,8 @@ def train(kind: str, data: str, steps: int, folder: Path, keys: list[str]) -> di
         "train.max_cpu_seconds=1e6",  # so that the time is measured; it ends nothing
         "eval.overlays=0",
         f"output.dir={folder / kind}",  # features of its own, so that every run pays for them
-        *keys,
+        # Only mixed prompts have shares.
+        *(key for key in keys if kind == MIXED or not key.startswith(MIXED_KEYS)),
     ]
     summary = finetune(compose("hippocampus", given)).summary
     scores = summary.get("by_prompt", {kind: summary})

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from samadapt import console
 from samadapt.errors import ConfigError, SamadaptError, nearest
-from samadapt.system import atomic
+from samadapt.system import atomic, processes
 from samadapt.system.interrupt import StopAtOnce, exit_code
-from samadapt.system.launchers import refuse_several_processes
+from samadapt.system.launchers import find_place, refuse_several_processes, warning_of_launcher
 from samadapt.system.out_of_memory import explain
 from samadapt.version import __version__
 
@@ -60,6 +60,10 @@ FLAGS = {
 }
 
 
+SHARED = ("finetune", "evaluate")
+"""Commands whose work several processes share, as torchrun, MPI or SLURM start them."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -95,12 +99,23 @@ def _explained(error: Exception, arguments: Sequence[str]) -> str:
 
 def _fail(error: BaseException, message: str, code: int, flags: set[str]) -> int:
     """Report an error, with its traceback under ``--debug``, and return the exit code."""
+    console.mute(False)
     if "--debug" in flags:
         import traceback
 
         console.log("".join(traceback.format_exception(error)))
-    console.log(f"samadapt: {message}")
+    rank = processes.place().rank or _rank()
+    if processes.tells_user(rank, message):
+        console.log(f"samadapt: {f'process {rank}: ' if rank else ''}{message}")
     return code
+
+
+def _rank() -> int:
+    """Return the number of this process among those that a launcher started."""
+    try:
+        return find_place().rank
+    except ConfigError:  # which is then the error that is reported
+        return 0
 
 
 def _dispatch(arguments: list[str], flags: set[str]) -> int:
@@ -119,8 +134,8 @@ def _dispatch(arguments: list[str], flags: set[str]) -> int:
         )
     if unknown := [argument for argument in rest if argument.startswith("--")]:
         raise ConfigError(f"there is no flag {unknown[0]!r}{nearest(unknown[0], FLAGS)}")
-    if command in ("finetune", "curve") and not wants_help:
-        refuse_several_processes()  # before torch is loaded
+    if not wants_help:
+        _check_launcher(command)  # before torch is loaded
     module = import_module(f"samadapt.commands.{command}{'_' if iskeyword(command) else ''}")
     if rest and rest[0] in (stages := getattr(module, "STAGES", {})):
         command, module = f"{command} {rest[0]}", stages[rest.pop(0)]
@@ -130,9 +145,24 @@ def _dispatch(arguments: list[str], flags: set[str]) -> int:
     return _run(module, rest, as_json="--json" in flags)
 
 
+def _check_launcher(command: str) -> None:
+    """Refuse several processes where they would only repeat each other's work.
+
+    Raises:
+        ConfigError: the command runs as one process.
+    """
+    if command not in SHARED:
+        refuse_several_processes()
+    console.mute(find_place().rank > 0)
+    if warning := warning_of_launcher():
+        console.log(warning)
+
+
 def _run(module: Any, arguments: list[str], *, as_json: bool) -> int:
     result: dict[str, Any] = module.run(arguments)
     code = int(result.pop("exit_code", 0))
+    if find_place().rank:
+        return code  # the first process has the same result
     if as_json:
         import json
 

@@ -47,8 +47,21 @@ def write(text: str) -> None:
 
 
 def log(text: str) -> None:
-    """Write a message to stderr."""
-    _write(sys.stderr, text)
+    """Write a message to stderr, unless this process is muted."""
+    if not _MUTED[0]:
+        _write(sys.stderr, text)
+
+
+_MUTED = [False]
+
+
+def mute(muted: bool) -> None:
+    """Write no more messages, or write them again: the first of several processes speaks for all.
+
+    Args:
+        muted: whether messages are left out.
+    """
+    _MUTED[0] = muted
 
 
 def forgive(*streams: TextIO | None) -> None:

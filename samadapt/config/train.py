@@ -52,7 +52,8 @@ class Train(Settings):
     batch_size: Whole = Field(
         default=4,
         ge=1,
-        description="slices in a batch; a multiple of peft.depth and of head.depth",
+        description="slices in a batch of all processes together; a multiple of peft.depth and of "
+        "head.depth",
     )
     accumulate: Whole = Field(default=1, ge=1, description="number of batches summed into one step")
     lr: OfMethod[float | None] = Field(

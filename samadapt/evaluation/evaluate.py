@@ -55,6 +55,7 @@ from samadapt.sam.mean_prediction import DecodedObjects, MeanLogits, object_mean
 from samadapt.sam.mirror import AS_IT_IS, Mirror, mirrored, mirrored_prompts, turned_back
 from samadapt.sam.types import ImagePrompts
 from samadapt.sam.watershed import without_seams
+from samadapt.system import processes
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
@@ -328,6 +329,15 @@ class Evaluation:
     shown: dict[str, tuple[SliceRef, int]] = field(default_factory=dict)
     labels: dict[str, LabelStack] = field(default_factory=dict)
 
+    def add(self, other: Evaluation) -> None:
+        """Add the scores of other cases; ``summary`` stays as it is."""
+        self.rows += other.rows
+        self.objects += other.objects
+        self.false_positives += other.false_positives
+        self.object_scores += other.object_scores
+        self.shown |= other.shown
+        self.labels |= other.labels
+
 
 def evaluate_cases(
     predictor: SlicePredictor,
@@ -367,44 +377,27 @@ def evaluate_cases(
         false_positives: count what is predicted where there is nothing; without prompts alone,
             because prompts from the ground truth say that something is there.
     """
+    score = _CaseScorer(
+        predictor,
+        read,
+        classes,
+        # The others are as far, on average.
+        lambda count: done(count * processes.count()),
+        spacing_of,
+        tolerance,
+        overlap_only,
+        instances,
+        keep_largest,
+        keep_in_pictures,
+        watershed,
+        false_positives,
+    )
+    cases = [list(group) for _, group in groupby(refs, key=lambda ref: ref.case)]
+    # Several processes score every n-th case each, and all get the scores of all.
+    scored = processes.gather([score(members) for members in processes.share(cases)])
     result = Evaluation()
-    keep_objects = bool(instances) or watershed is not None
-    options = {"tolerance": tolerance, "scores": OVERLAP if overlap_only else None}
-    for case, group in groupby(refs, key=lambda ref: ref.case):
-        members = list(group)
-        slices = _CaseSlices()
-        shown: list[Array] = []
-        for part in predictor.stacks.parts(members, predictor.batch_size):
-            samples = [read(ref) for ref in part]
-            slices.add(samples, predictor.predict(samples), keep_objects=keep_objects)
-            shown += [sample.shown for sample in samples]
-            done(len(part))
-        # Scores are those of the whole volume or picture, not means over slices or tiles.
-        truth = joined(slices.truth, slices.places)
-        maps = joined(slices.labels, slices.places)
-        if keep_largest and (keep_in_pictures or maps.shape[-1] > 1):
-            # A copy: the joined maps of tiles may be those of a slice.
-            maps = maps.copy()
-            for own in maps:
-                postprocess(own, keep_largest, ())
-            slices.use(maps)
-        if watershed is not None:
-            slices.separate(watershed, maps, len(classes))
-        result.rows += score_maps(
-            case, maps, truth, classes, **options, spacing_mm=spacing_of(case)
-        )
-        result.object_scores += slices.object_scores(maps, truth, len(classes))
-        result.false_positives += (
-            slices.false_positives(case, maps, truth, classes) if false_positives else []
-        )
-        if instances:
-            result.objects += slices.match_objects(
-                case, maps, truth, classes, numbered=instances is True
-            )
-        if not overlap_only:
-            chosen = choose_slice(np.stack(shown, axis=-1))
-            result.shown[case] = members[chosen], chosen
-            result.labels[case] = LabelStack.of(slices.shown(watershed is not None))
+    for one in processes.shares_joined(scored):
+        result.add(one)
     result.summary = summarise(result.rows, classes, intervals=not overlap_only)
     if instances:
         result.summary["instances"] = summarise_objects(result.objects, classes)
@@ -412,6 +405,71 @@ def evaluate_cases(
         counts = summarise_false_positives(result.false_positives, classes)
         result.summary["false_positives"] = counts
     return result
+
+
+@dataclass(frozen=True)
+class _CaseScorer:
+    """Predicts and scores the slices of one case; see ``evaluate_cases``."""
+
+    predictor: SlicePredictor
+    read: Callable[[SliceRef], Sample]
+    classes: Sequence[str]
+    done: Callable[[int], None]
+    spacing_of: Callable[[str], Sequence[float] | None]
+    tolerance: float
+    overlap_only: bool
+    instances: bool | Literal["components"]
+    keep_largest: Sequence[int]
+    keep_in_pictures: bool
+    watershed: Watershed | None
+    false_positives: bool
+
+    def __call__(self, members: Sequence[SliceRef]) -> Evaluation:
+        """Return the scores of a case, without means."""
+        found, case, classes = Evaluation(), members[0].case, self.classes
+        slices, shown = self._predicted(members)
+        # Scores are those of the whole volume or picture, not means over slices or tiles.
+        truth = joined(slices.truth, slices.places)
+        maps = joined(slices.labels, slices.places)
+        if self.keep_largest and (self.keep_in_pictures or maps.shape[-1] > 1):
+            # A copy: the joined maps of tiles may be those of a slice.
+            maps = maps.copy()
+            for own in maps:
+                postprocess(own, self.keep_largest, ())
+            slices.use(maps)
+        if self.watershed is not None:
+            slices.separate(self.watershed, maps, len(classes))
+        found.rows = score_maps(
+            case,
+            maps,
+            truth,
+            classes,
+            tolerance=self.tolerance,
+            scores=OVERLAP if self.overlap_only else None,
+            spacing_mm=self.spacing_of(case),
+        )
+        found.object_scores = slices.object_scores(maps, truth, len(classes))
+        if self.false_positives:
+            found.false_positives = slices.false_positives(case, maps, truth, classes)
+        if self.instances:
+            numbered = self.instances is True
+            found.objects = slices.match_objects(case, maps, truth, classes, numbered=numbered)
+        if not self.overlap_only:
+            chosen = choose_slice(np.stack(shown, axis=-1))
+            found.shown[case] = members[chosen], chosen
+            found.labels[case] = LabelStack.of(slices.shown(self.watershed is not None))
+        return found
+
+    def _predicted(self, members: Sequence[SliceRef]) -> tuple[_CaseSlices, list[Array]]:
+        """Return the predicted slices, and the truth of each as it is shown."""
+        slices, shown = _CaseSlices(), []
+        keep_objects = bool(self.instances) or self.watershed is not None
+        for part in self.predictor.stacks.parts(members, self.predictor.batch_size):
+            samples = [self.read(ref) for ref in part]
+            slices.add(samples, self.predictor.predict(samples), keep_objects=keep_objects)
+            shown += [sample.shown for sample in samples]
+            self.done(len(part))
+        return slices, shown
 
 
 @dataclass

@@ -33,12 +33,14 @@ from samadapt.prompts.shares import DEFAULT_SHARES, MIXED, normalised
 from samadapt.runs.baseline import open_baseline
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
 from samadapt.runs.run_description import configuration_text, run_title, trained_name
+from samadapt.runs.same_run import check_same_data
 from samadapt.sam.attention.compiled import describe_attention
 from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.model import Sam
 from samadapt.sam.watershed import INSTANCE_HEAD, Watershed
 from samadapt.sam.weights.builds import embedding_grid, fitting_image_size
 from samadapt.sam.weights.loading import base_hash, load_sam
+from samadapt.system import processes
 from samadapt.system.cache import cache_folder
 from samadapt.system.limits import set_limits
 from samadapt.training.augmentation_rule import changes_for
@@ -155,11 +157,12 @@ def open_run(
     # A resumed run keeps the precision that it began with, so that it ends with the same numbers.
     began_with = None if config.resume is None else recorded_precision(run_dir)
     precision = choose_precision(config.precision, device, began_with)
-    progress = Progress(console.rich_console(), run_dir / "log.txt")
+    progress = Progress(console.rich_console(), run_dir / "log.txt", shown=processes.is_first())
     progress.say(f"run directory: {run_dir}")
     seed_all(config.seed)
     policy = prompt_policy(config)
     dataset = open_data(config, scratch=config.output.dir)
+    check_same_data(dataset)
     if config.privacy:
         dataset = _hide_names_in_run(dataset, run_dir, trained_in)
     # The blocks of the method, and the random changes, may follow from the images.
@@ -187,7 +190,8 @@ def open_run(
     progress.say(f"device {device}, precision {precision.name}: {precision.reason}")
     if device.type == "cpu":
         progress.say(f"attention {describe_attention()}")
-    write_json(run_dir / "env.json", environment(device, precision))
+    if processes.is_first():
+        write_json(run_dir / "env.json", environment(device, precision))
     trained = method.name if config.baseline.name is None else trained_name(config)
     return RunContext(
         run_dir=run_dir,
@@ -318,8 +322,10 @@ def _hide_names_in_run(dataset: Dataset, run_dir: Path, trained_in: Path | None)
     # The folds of a cross-validation share one key, which is in the directory above them.
     folders = [run_dir, run_dir.parent]
     folders += [trained_in, trained_in.parent] if trained_in else []
-    pseudonyms = open_key(*folders)
-    write_key(run_dir, pseudonyms, [*(case.name for case in dataset.cases), *dataset.left_out])
+    pseudonyms = processes.from_first(open_key(*folders))
+    names = [*(case.name for case in dataset.cases), *dataset.left_out]
+    if processes.is_first():
+        write_key(run_dir, pseudonyms, names)
     return hide_names(dataset, pseudonyms)
 
 
@@ -386,7 +392,8 @@ def keep_splits(dataset: Dataset, run_dir: Path, *, resumes: bool, is_fold: bool
     for other in sorted(run_dir.parent.glob("fold_*/splits.json")) if is_fold else ():
         found = read_splits(other)
         warnings += check_unchanged(found, dataset, str(other), same_sides=False)
-    write_json(path, dataset.splits())
+    if processes.is_first():
+        write_json(path, dataset.splits())
     return warnings
 
 
@@ -416,6 +423,11 @@ def prompt_policy(config: Config) -> PromptPolicy:
         raise ConfigError(
             f"prompts.shares={dict(prompts.shares)} has no effect with prompts={prompts.name}: "
             "only prompts=mixed draws several kinds of prompts; leave it out, or use prompts=mixed"
+        )
+    if prompts.name != MIXED and prompts.every_kind:
+        raise ConfigError(
+            f"prompts.every_kind=true has no effect with prompts={prompts.name}: only "
+            "prompts=mixed has several kinds of prompts; leave it out, or use prompts=mixed"
         )
     shares = normalised(prompts.shares or DEFAULT_SHARES) if prompts.name == MIXED else {}
     policy = PromptPolicy(

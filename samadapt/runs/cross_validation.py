@@ -28,6 +28,7 @@ from samadapt.runs.environment import write_json
 from samadapt.runs.part_runs import is_finished, part_of, prepare_part, read_summary
 from samadapt.runs.run_directory import locked, open_run_dir
 from samadapt.runs.run_page import write_pooled_page
+from samadapt.system import processes
 
 SHARED_BY_FOLDS = (
     *("prompt", "oracle_prompt", "data", "scored", "case_is", "nsd_tolerance", "precision"),
@@ -66,21 +67,24 @@ def cross_validate(
     started = time.perf_counter()
     parent = open_run_dir(config)
     with locked(parent):
-        if config.privacy:
+        if config.privacy and processes.is_first():
             write_key(parent, open_key(parent), ())  # one key for all folds
         runs = [parent / f"fold_{fold}" for fold in range(config.folds or 0)]
         for fold, run_dir in enumerate(runs):
-            if is_finished(run_dir):
+            if processes.from_first(is_finished(run_dir)):
                 continue
             with part_of(parent, runs, "finetune"):
-                train_and_score(
-                    prepare_part(_fold_config(config, fold, len(runs)), run_dir), run_dir
-                )
-        summary = pool_folds(parent, runs)
-        summary["seconds"] = time.perf_counter() - started
-        write_summary(parent / "eval", summary)
-        write_pooled_page(parent, config, read_per_case(parent / "eval"), summary)
-    return parent, summary
+                fold_config = _fold_config(config, fold, len(runs))
+                if processes.is_first():
+                    fold_config = prepare_part(fold_config, run_dir)
+                train_and_score(processes.from_first(fold_config), run_dir)
+        summary: dict[str, Any] = {}
+        if processes.is_first():
+            summary = pool_folds(parent, runs)
+            summary["seconds"] = time.perf_counter() - started
+            write_summary(parent / "eval", summary)
+            write_pooled_page(parent, config, read_per_case(parent / "eval"), summary)
+    return parent, processes.from_first(summary)
 
 
 def _fold_config(config: Config, fold: int, folds: int) -> Config:

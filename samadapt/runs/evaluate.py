@@ -26,10 +26,13 @@ from samadapt.runs.oracle_gap import OracleGap
 from samadapt.runs.recorded_configuration import evaluation_config
 from samadapt.runs.run_directory import open_run_dir, removed_if_refused
 from samadapt.runs.run_slices import RunSlices, check_objects, plan_progress
+from samadapt.runs.same_run import check_same_configuration
 from samadapt.runs.scored_slices import Which, choose_slices
 from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.runs.side_by_side import ComparedAdapters, compare_adapters
 from samadapt.runs.volume_clicks import VolumeClicks, refuse_pictures
+from samadapt.system import processes
+from samadapt.system.launchers import refuse_several_processes
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config, Eval
@@ -66,13 +69,15 @@ def evaluate(arguments: EvaluateArguments, record: AdapterRecord | None = None) 
         return evaluate_side_by_side(
             [replace(arguments, adapter=adapter) for adapter in arguments.adapter]
         )
-    adapter = Path(arguments.adapter).expanduser()
-    record = record or read_record(adapter)
-    chosen_cases(arguments)
-    config = evaluation_config(arguments, record)
-    run_dir = open_run_dir(config)
-    compared = ComparedAdapters({adapter: record}, trained_in=adapter.parent)
-    return EvaluateResult(run_dir, score_adapter(arguments, config, run_dir, compared))
+    with processes.together(arguments.device):
+        adapter = Path(arguments.adapter).expanduser()
+        record = record or read_record(adapter)
+        chosen_cases(arguments)
+        config = evaluation_config(arguments, record)
+        check_same_configuration(config)
+        run_dir = open_run_dir(config)
+        compared = ComparedAdapters({adapter: record}, trained_in=adapter.parent)
+        return EvaluateResult(run_dir, score_adapter(arguments, config, run_dir, compared))
 
 
 def evaluate_side_by_side(
@@ -94,6 +99,7 @@ def evaluate_side_by_side(
         raise ConfigError("adapter: expected one adapter directory or several; got an empty list")
     if len(asked) == 1:
         return evaluate(asked[0], records[0] if records else None)
+    refuse_several_processes()
     chosen_cases(asked[0])
     found = records or [read_record(Path(str(one.adapter)).expanduser()) for one in asked]
     return EvaluateResult(*compare_adapters(asked, found, score_adapter))
@@ -173,9 +179,12 @@ def score_adapter(
     if further:
         measured = further.summary()
         summary |= measured
-        further.write(run_dir / "eval", measured)
+        if processes.is_first():
+            further.write(run_dir / "eval", measured)
     summary["seconds"] = time.perf_counter() - started
-    write_kinds(context, scored.refs, found, summary, overlays=config.eval.overlays)
+    if processes.is_first():
+        write_kinds(context, scored.refs, found, summary, overlays=config.eval.overlays)
+    processes.wait()  # until everything is written
     return summary
 
 

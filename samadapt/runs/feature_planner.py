@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from samadapt.errors import ConfigError
 from samadapt.prompts.annotations import has_prompts, lacks_prompts
+from samadapt.system import processes
 from samadapt.training.feature_plan import FeaturePlan, plan_features
 from samadapt.training.features import Features
 
@@ -138,7 +139,8 @@ class FeaturePlanner:
             missing = [key for key in missing if key in wanted]
         with progress.phase("features"):
             self.features.warm(missing, progress.advance)
-        computed, later = self.features.computed, len(self.planned.missing) - len(missing)
+        computed = sum(processes.gather(self.features.computed))  # each process did its part
+        later = len(self.planned.missing) - len(missing)
         self.context.say(
             f"features: {computed} computed, {self.planned.images - computed - later} reused"
             + (f", {later} left to the scores" if later else "")

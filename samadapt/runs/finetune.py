@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from samadapt import console
 from samadapt.adapters.store import load_trainable_state, trainable_state
 from samadapt.config.compose import resolved
@@ -40,7 +38,7 @@ from samadapt.runs.initial_adapter import (
     start_from_adapter,
     with_initial_digest,
 )
-from samadapt.runs.results import adapter_record, write_adapter
+from samadapt.runs.results import adapter_folder, adapter_record, write_adapter
 from samadapt.runs.run_directory import (
     has_trained_weights,
     locked,
@@ -54,12 +52,13 @@ from samadapt.runs.run_slices import (
     divide_slices,
     plan_progress,
 )
+from samadapt.runs.same_run import check_same_configuration
 from samadapt.runs.scorer import Scorer, make_scorer, mean_by_share
 from samadapt.runs.summary import untrained_classes, untrained_text, why_not_scored
 from samadapt.sam.decode import class_frame
-from samadapt.system import atomic
+from samadapt.system import atomic, processes
 from samadapt.system.atomic import DiskFullError
-from samadapt.system.launchers import as_only_process, refuse_several_processes
+from samadapt.system.launchers import as_only_process
 from samadapt.training.batches import make_batch, make_batch_of_kinds
 from samadapt.training.budget import Budget
 from samadapt.training.checkpoint import (
@@ -71,7 +70,7 @@ from samadapt.training.checkpoint import (
     load_checkpoint,
     saved,
 )
-from samadapt.training.draws import BatchDraws, endless
+from samadapt.training.draws import BatchDraws, Drawn, endless
 from samadapt.training.loop import LoopOptions, train
 from samadapt.training.progress import keep_lines_up_to
 from samadapt.training.state import Training, TrainingState
@@ -81,10 +80,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
+    from samadapt.adapters.record import AdapterRecord
     from samadapt.data.types import SliceRef
-    from samadapt.prompts.policy import PromptPolicy
+    from samadapt.training.batches import Batch
     from samadapt.training.precision import Precision
-    from samadapt.training.samples import TrainingStack
 
 NOTHING_RIGHT = (
     "warning: the validation Dice is 0: nothing is predicted in the validation cases, or only in "
@@ -111,24 +110,28 @@ class FinetuneResult:
 def finetune(config: Config) -> FinetuneResult:
     """Train an adapter, or the baseline in its place, and score it as the configuration says.
 
+    If a launcher such as torchrun started several processes, all of them call this function and
+    share the work. The first one writes the run directory; all get the same result.
+
     Raises:
         UserError: for a mistake in configuration, data or weights; nothing was trained. Also when
-            a launcher started several processes.
+            processes are missing, or have other configurations or data than the first one.
         DivergedError: when the loss stays NaN or infinite.
         DiskFullError: when a file of the run cannot be written.
         InterruptedRunError: after Ctrl-C or another signal, with a checkpoint written.
     """
-    refuse_several_processes()
-    config = resolved(config)
-    if config.init is not None:
-        config = with_initial_digest(config)
-    # Refuse a batch size that is not a multiple of the stack.
-    if (stack := stack_of(config)) != "auto":
-        stacks_in_batch(config.train.batch_size, stack)
-    if config.folds is not None:
-        run_dir, summary = cross_validate(config, train_and_score)
-        return FinetuneResult(run_dir, None, summary)
-    return train_and_score(config, open_run_dir(config))
+    with processes.together(config.device):
+        config = resolved(config)
+        if config.init is not None:
+            config = with_initial_digest(config)
+        check_same_configuration(config)
+        # Refuse a batch size that is not a multiple of the stack.
+        if (stack := stack_of(config)) != "auto":
+            stacks_in_batch(config.train.batch_size, stack)
+        if config.folds is not None:
+            run_dir, summary = cross_validate(config, train_and_score)
+            return FinetuneResult(run_dir, None, summary)
+        return train_and_score(config, open_run_dir(config))
 
 
 def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
@@ -161,8 +164,9 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             weights_before = trainable_state(context.model, context.injection)
             first = None
             if config.init is not None:
-                is_resumed = checkpoint is not None
-                first = start_from_adapter(config, context, slices.test, is_resumed=is_resumed)
+                first = start_from_adapter(
+                    config, context, slices.test, is_resumed=checkpoint is not None
+                )
             # The clocks that train.max_seconds and train.max_cpu_seconds limit start here.
             limits = (options.max_seconds, options.max_cpu_seconds) if trains else (None, None)
             per_slice = len(context.policy.kinds) / (options.batch_size * options.accumulate)
@@ -194,12 +198,22 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         summary = summarise_kinds(scorer, slices, scored, state=state, untrained=untrained)
         add_to_summary(summary, first)
         summary["seconds"] = time.perf_counter() - started
-        write_kinds(context, slices.test, scored, summary, overlays=config.eval.overlays)
-        entry, largest = confidence_entry(curve), list(scorer.keep_largest)
-        record = replace(adapter_record(config, context), confidence=entry, keep_largest=largest)
-        record = add_to_record(record, first)
-        adapter_dir = write_adapter(context, record, summary) if trains else None
-        return FinetuneResult(run_dir, adapter_dir, summary)
+        if processes.is_first():
+            write_kinds(context, slices.test, scored, summary, overlays=config.eval.overlays)
+            if trains:
+                record = finished_record(config, scorer, curve)
+                write_adapter(context, add_to_record(record, first), summary)
+        processes.wait()  # until everything is written
+        return FinetuneResult(run_dir, adapter_folder(context) if trains else None, summary)
+
+
+def finished_record(config: Config, scorer: Scorer, curve: ConfidenceCurve | str) -> AdapterRecord:
+    """Return what the adapter of a run must remember, without its scores."""
+    return replace(
+        adapter_record(config, scorer.context),
+        confidence=confidence_entry(curve),
+        keep_largest=list(scorer.keep_largest),
+    )
 
 
 @contextmanager
@@ -283,7 +297,8 @@ def prepare_resume(context: RunContext) -> Checkpoint | None:
     """
     run_dir, folder = context.run_dir, context.run_dir / "checkpoints"
     for directory in (run_dir, folder, run_dir / "eval", run_dir / "overlays"):
-        atomic.remove_leftovers(directory)
+        if processes.is_first():
+            atomic.remove_leftovers(directory)
     checkpoint, step = None, 0
     # A finished run without a checkpoint is refused by load_checkpoint and not trained again.
     if has_checkpoint(folder) or has_trained_weights(run_dir):
@@ -292,8 +307,8 @@ def prepare_resume(context: RunContext) -> Checkpoint | None:
         step = checkpoint.step
     else:
         context.say("resume: no checkpoint was written yet; training starts at the first step")
-    removed = keep_lines_up_to(run_dir / "metrics.jsonl", step)
-    if removed:
+    processes.wait()  # before the first one changes what others read
+    if processes.is_first() and (removed := keep_lines_up_to(run_dir / "metrics.jsonl", step)):
         context.say(
             f"resume: removed {removed} lines of metrics.jsonl after step {step}; those steps run "
             "again"
@@ -365,25 +380,26 @@ def train_adapter(
     policy = context.policy
     accelerator = make_accelerator(context.precision, context.device)
     stacks = stacks_in_batch(config.train.batch_size, context.dataset.stack)
-    shard = (accelerator.process_index, accelerator.num_processes)
-    draws = BatchDraws(samples, slices.train, stacks, config.seed, shard)
-    # This generator draws the prompts and augmentations. A run is one process today, so the
-    # process index is 0.
-    rng = np.random.default_rng([config.seed, accelerator.process_index])
+    if stacks < processes.count():
+        raise ConfigError(
+            f"train.batch_size={config.train.batch_size} is {stacks} for {processes.count()} "
+            "processes: each takes its share of every batch. Start fewer processes, or use larger "
+            "batches"
+        )
+    draws = BatchDraws(samples, slices.train, stacks, config.seed)
     # Where an image of a shape (h, w) lies in the square that the loss is computed on.
     frame_of = partial(class_frame, context.model)
     logits_side = context.model.logits_side
     separated = len(context.dataset.classes) if context.model.watershed else 0
 
-    prompted = partial(
-        make_batch, frame_of=frame_of, side=logits_side, rng=rng, distances_of=separated
-    )
+    prompted = partial(make_batch, frame_of=frame_of, side=logits_side, distances_of=separated)
 
-    def make(ways: Sequence[tuple[PromptPolicy, float]], drawn: Sequence[TrainingStack]) -> Any:
-        stack, trained, versions = samples.take(drawn, rng)
-        keys = planner.keys_of(versions)
-        has_object = samples.has_object
-        return make_batch_of_kinds(stack, ways, has_object, trained, keys, prompted)
+    def make(drawn: Drawn) -> Batch:
+        stack, trained, versions = samples.take(drawn.items, drawn.random.own)
+        keys, has_object = planner.keys_of(versions), samples.has_object
+        random = drawn.random.of_slices([len(item.refs) for item in drawn.items])
+        batch = make_batch_of_kinds(stack, drawn.ways, has_object, trained, keys, random, prompted)
+        return replace(batch, seeds=drawn.random.seeds)
 
     def validation_dice() -> float:
         by_kind: dict[str, float] = {}
@@ -402,7 +418,6 @@ def train_adapter(
         features=planner.features,
         batches=endless(draws, make),
         sampler=draws,
-        rng=rng,
         loss=losses.loss,
         validate=validation_dice if slices.validation else None,
         run_dir=context.run_dir,
@@ -420,10 +435,12 @@ def train_adapter(
 
 
 def make_accelerator(precision: Precision, device: torch.device) -> Accelerator:
-    """Return accelerate's view of the device, the precision and the processes."""
+    """Return accelerate's view of the device and the precision.
+
+    It sees this process alone: ``training/gradients.py`` adds up the gradients of several.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs
 
     # AcceleratorState holds one device and precision for the whole program. A second run in the
     # same program may use others, so the state of the first is reset.
@@ -432,7 +449,4 @@ def make_accelerator(precision: Precision, device: torch.device) -> Accelerator:
         return Accelerator(
             mixed_precision=precision.accelerate_name,
             cpu=device.type == "cpu",
-            # Some losses leave a parameter without gradient (the semantic loss the IoU head), at
-            # which DDP would otherwise fail in the second step.
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )

@@ -20,7 +20,7 @@ from samadapt.config.compose import to_yaml
 from samadapt.config.schema import Config
 from samadapt.errors import UserError
 from samadapt.runs.run_directory import has_trained_weights
-from samadapt.system import atomic
+from samadapt.system import atomic, processes
 from samadapt.system.interrupt import InterruptedRunError
 
 SUMMARY = Path("eval") / "summary.json"
@@ -74,7 +74,8 @@ def part_of(parent: Path, parts: Sequence[Path], command: str) -> Iterator[None]
         console.log(f"go on with what is missing: samadapt {command} resume={parent}")
         raise
     except UserError:
-        if not any(part.exists() for part in parts):  # refused before anything was trained
+        # Nothing is there if the first part was refused before anything was trained.
+        if processes.is_first() and not any(part.exists() for part in parts):
             # Windows cannot remove a held lock; `locked` removes what is left at its end.
             shutil.rmtree(parent, ignore_errors=os.name == "nt")
         raise

@@ -127,6 +127,11 @@ def head_entry(model: SegmentationModel) -> dict[str, Any]:
     return {} if model.watershed is None else model.watershed.to_dict()
 
 
+def adapter_folder(context: RunContext) -> Path:
+    """Return where a run writes its adapter, or its U-Net."""
+    return context.run_dir / ("baseline" if context.is_baseline else "adapter")
+
+
 def write_adapter(context: RunContext, record: AdapterRecord, summary: Mapping[str, Any]) -> Path:
     """Write the adapter, or the U-Net, and return its directory.
 
@@ -136,9 +141,8 @@ def write_adapter(context: RunContext, record: AdapterRecord, summary: Mapping[s
         summary: the content of ``eval/summary.json``.
     """
     model = context.model
-    is_unet = isinstance(model, UNet)
-    directory = context.run_dir / ("baseline" if is_unet else "adapter")
-    name = UNET_RECORD if is_unet else RECORD
+    directory = adapter_folder(context)
+    name = UNET_RECORD if context.is_baseline else RECORD
     # The model card shows these scores, and evaluations read from them what was not trained.
     scores = {key: summary[key] for key in ("zero_shot", "adapted", "oracle_prompt", "data")}
     if "by_prompt" in summary:

@@ -22,7 +22,7 @@ from samadapt.config.compose import from_yaml, to_dict, to_yaml
 from samadapt.config.schema import Config
 from samadapt.errors import ConfigError, UserError
 from samadapt.runs.run_description import trained_name
-from samadapt.system import atomic
+from samadapt.system import atomic, processes
 
 MAY_MOVE = {"root", "held_out", "on_error"}
 """Keys of ``data`` that a resumed run may change, since the same files may lie elsewhere."""
@@ -43,6 +43,8 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOS
 def open_run_dir(config: Config) -> Path:
     """Make a new run directory with its ``config.yaml``, or open the one that is resumed.
 
+    Of several processes the first one makes it, and all get its path.
+
     Raises:
         ConfigError: when the directory to resume does not exist, or holds a run of another
             configuration.
@@ -54,7 +56,10 @@ def open_run_dir(config: Config) -> Path:
         check_same_run(config, from_yaml(run_dir / "config.yaml"))
         return run_dir
     words = [trained_name(config), *([] if config.baseline.name else [config.model.name])]
-    return make_run_dir(config.output.dir, config.recipe, words, to_yaml(config))
+    made = None
+    if processes.is_first():
+        made = make_run_dir(config.output.dir, config.recipe, words, to_yaml(config))
+    return Path(str(processes.from_first(made)))
 
 
 def make_run_dir(output_dir: str, recipe: str, words: Sequence[str], configuration: str) -> Path:
@@ -132,7 +137,8 @@ def removed_if_refused(run_dir: Path, *, keep: bool) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if not keep:  # Windows does not remove the lock while it is held; ``locked`` does so later
+        if not keep and processes.is_first():
+            # Windows does not remove the lock while it is held; ``locked`` does so later.
             shutil.rmtree(run_dir, ignore_errors=os.name == "nt")
         raise
 
@@ -145,12 +151,17 @@ class RunLockedError(UserError):
 def locked(run_dir: Path) -> Iterator[None]:
     """Lock a run directory while the block runs; the system frees the lock if the process dies.
 
+    Of several processes the first one holds the lock for all.
+
     If ``config.yaml`` is gone when the block ends, the run was refused, and what is left of its
     directory is removed.
 
     Raises:
         RunLockedError: naming the process that holds it.
     """
+    if not processes.is_first():
+        yield
+        return
     path = run_dir / LOCK
     path.touch(exist_ok=True)
     mode = stat.S_IMODE(path.stat().st_mode)  # filelock would ignore the umask

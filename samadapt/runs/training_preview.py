@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from samadapt.config.schema import Config
 from samadapt.data.intensity import describe_intensity, visible
 from samadapt.data.pseudonyms import Pseudonyms, hide_names
@@ -17,7 +15,6 @@ from samadapt.reports import contact_sheet
 from samadapt.runs.context import open_data, prompt_policy, versions_of
 from samadapt.training.augmentation_rule import changes_for
 from samadapt.training.batches import choose_objects
-from samadapt.training.click_rounds import draw_rounds
 from samadapt.training.draws import BatchDraws
 from samadapt.training.samples import TrainingSamples
 from samadapt.training.selection import selection_split
@@ -56,21 +53,18 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
         raise ConfigError("data: there is no slice to train on; use more cases (data.max_cases)")
     stacks = stacks_in_batch(config.train.batch_size, dataset.stack)
     draws = BatchDraws(samples, refs, stacks, config.seed)
-    rng = np.random.default_rng([config.seed, 0])  # the generator of a run's first process
     tiles: list[contact_sheet.SheetSlice] = []
-    # The draws and the generator are used as in training and in the same order, so that they draw
-    # the slices and prompts of the first steps.
+    # These are the slices and prompts of the first steps.
     while len(tiles) < count:
-        ways, stack = draws.next()
+        drawn = draws.next()
         # Of a batch that trains with every kind, the way that needs no object is drawn.
-        own = next((one for one, _ in ways if one.is_semantic), ways[0][0])
-        seen, trained, _ = samples.take(stack, rng)
+        own = next((one for one, _ in drawn.ways if one.is_semantic), drawn.ways[0][0])
+        seen, trained, _ = samples.take(drawn.items, drawn.random.own)
         batch = [seen[place] for place in trained]
+        random = drawn.random.of_slices([len(item.refs) for item in drawn.items]).some(trained)
         chosen: Sequence[Any] = (
-            [None] * len(batch) if own.is_semantic else choose_objects(batch, own, rng)
+            [None] * len(batch) if own.is_semantic else choose_objects(batch, own, random)[0]
         )
-        if own.is_interactive:
-            draw_rounds(own, (len(chosen), len(chosen[0])), rng)  # so that the next draw is right
         for sample, objects in zip(batch, chosen, strict=True):
             prompt: tuple[Any, ...] = ()
             if objects:

@@ -42,7 +42,7 @@ from samadapt.errors import ConfigError, PromptError
 from samadapt.sam.click_disks import with_click_disks
 from samadapt.sam.dense_features import unpack_embedding
 from samadapt.sam.geometry import make_frame, masks_to_model, to_model_boxes, to_model_points
-from samadapt.sam.types import Frame, ImagePrompts, Prompts
+from samadapt.sam.types import Frame, ImagePrompts, Prompts, at_least_fp32
 from samadapt.sam.watershed import MAPS_PER_CLASS
 
 if TYPE_CHECKING:
@@ -350,10 +350,10 @@ def class_logits(
     head = sam.dense_head
     if head is not None:
         embeddings, dense = unpack_embedding(head, embeddings)
-        logits = dense[:, None].float()
+        logits = at_least_fp32(dense[:, None])
         if not head.settings.sam_logits:
             return logits
-        own = sam.decode_classes(embeddings).logits[:, :, :num_classes].float()
+        own = at_least_fp32(sam.decode_classes(embeddings).logits[:, :, :num_classes])
         side = (head.settings.side,) * 2
         own = functional.interpolate(own[:, 0], side, mode="bilinear")[:, None]
         if head.watershed is None:
@@ -367,10 +367,11 @@ def class_logits(
             f"{num_classes} classes"
         )
     maps = 1 if sam.watershed is None else MAPS_PER_CLASS
-    logits = logits[:, :, : maps * num_classes].float()
+    logits = at_least_fp32(logits[:, :, : maps * num_classes])
     # Where classes have tokens of their own, so has the background, and its logit is subtracted.
     if background_token and not sam.has_class_tokens:
-        logits = logits - sam.decode(embeddings, Prompts(), multimask=False).logits.float()
+        background = sam.decode(embeddings, Prompts(), multimask=False).logits
+        logits = logits - at_least_fp32(background)
     return logits
 
 

@@ -199,6 +199,10 @@ class PictureJitter(nn.Module):
     Args:
         chance: probability of each of the three changes.
         depth: slices of a stack, which change alike but for the noise.
+
+    Attributes:
+        seeds: a number for each stack, from which its changes follow; empty: they are drawn from
+            torch's own generator.
     """
 
     GAMMA, BRIGHTNESS, NOISE = 1.5, 1.2, 0.05
@@ -206,6 +210,7 @@ class PictureJitter(nn.Module):
     def __init__(self, chance: float, depth: int) -> None:
         super().__init__()
         self.chance, self.depth = chance, depth
+        self.seeds: Sequence[int] = ()
 
     def forward(self, picture: Float[Tensor, "b n d d"]) -> Float[Tensor, "b n d d"]:
         """Return the pictures, whose values of -2 to 2 stand for black to white."""
@@ -213,16 +218,29 @@ class PictureJitter(nn.Module):
             return picture
         stacks = len(picture) // self.depth
         # For each stack and change: whether it happens, and how strong it is.
-        happens = torch.rand(3, stacks, device=picture.device) < self.chance
-        strength = (torch.rand(3, stacks, device=picture.device) * 2 - 1) * happens
+        chances, strengths, noises = self._drawn(picture, stacks)
+        strength = (strengths * 2 - 1) * (chances < self.chance)
         gamma, brightness, noise = strength.repeat_interleave(self.depth, dim=1)[
             ..., None, None, None
         ]
         values = ((picture.float() + 2) / 4).clamp(0, 1)
         values = values ** (self.GAMMA**gamma) * self.BRIGHTNESS**brightness
-        values = values + self.NOISE * noise.abs() * torch.randn_like(values)
+        values = values + self.NOISE * noise.abs() * noises
         jittered: Tensor = (values.clamp(0, 1) * 4 - 2).to(picture)
         return jittered
+
+    def _drawn(self, picture: Tensor, stacks: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return two tensors (3, stacks) of 0 to 1, and noise for each pixel."""
+        where = picture.device
+        if not self.seeds:
+            chances, strengths = (torch.rand(3, stacks, device=where) for _ in range(2))
+            return chances, strengths, torch.randn(picture.shape, device=where)
+        shape = self.depth, *picture.shape[1:]
+        generators = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        numbers = [torch.rand(2, 3, generator=rng) for rng in generators]
+        noises = [torch.randn(shape, generator=rng) for rng in generators]
+        both = torch.stack(numbers, dim=-1).to(where)  # (2, 3, stacks)
+        return both[0], both[1], torch.cat(noises).to(where)
 
 
 class AcrossSlices(nn.Module):

@@ -272,3 +272,8 @@ class MaskOutput:
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
+
+
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """Return a tensor in fp32 if its type is shorter; fp64 stays."""
+    return tensor if tensor.itemsize > 4 else tensor.float()

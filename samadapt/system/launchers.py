@@ -1,13 +1,14 @@
-"""Refuse to run as one of several processes (torchrun, MPI, SLURM): samadapt trains in one process.
+"""Read which of several processes this one is, as torchrun, accelerate, MPI and SLURM say it.
 
-Launchers set environment variables that tell a process its rank and the number of processes. If
-there are several, the program stops before it would wait for the others. A single process runs,
-whatever the variables say about hosts and ports. This file imports no torch.
+Launchers set environment variables that tell a process its rank and the number of processes. All
+of them are read here and nowhere else. What the processes tell each other is in ``processes.py``.
+This file imports no torch.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -20,24 +21,33 @@ class Launcher(NamedTuple):
 
     Attributes:
         name: name of the programs.
-        sizes: variables that hold the number of processes.
-        ranks: variables that hold the rank of this process, from 0. They are used only where no
-            size is given.
+        size: holds the number of processes.
+        rank: holds the rank of this process, from 0.
+        local_rank: holds its rank among the processes of its machine.
+        local_size: holds the number of processes of its machine; empty if there is none.
     """
 
     name: str
-    sizes: tuple[str, ...]
-    ranks: tuple[str, ...]
+    size: str
+    rank: str
+    local_rank: str
+    local_size: str = ""
 
 
 # SLURM_NTASKS is the number of processes that the job may start. A batch script has it too,
 # although it runs as one process, so only the size of the step (srun) counts.
 LAUNCHERS = (
-    Launcher("torchrun or accelerate", ("WORLD_SIZE", "LOCAL_WORLD_SIZE"), ("RANK", "LOCAL_RANK")),
-    Launcher("Open MPI", ("OMPI_COMM_WORLD_SIZE",), ("OMPI_COMM_WORLD_RANK",)),
-    Launcher("MPI", ("PMI_SIZE", "MPI_LOCALNRANKS"), ("PMI_RANK", "PMIX_RANK", "MPI_LOCALRANKID")),
-    Launcher("MVAPICH", ("MV2_COMM_WORLD_SIZE",), ("MV2_COMM_WORLD_RANK",)),
-    Launcher("srun of SLURM", ("SLURM_STEP_NUM_TASKS",), ("SLURM_PROCID",)),
+    Launcher("torchrun or accelerate", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    Launcher(
+        "Open MPI",
+        *(f"OMPI_COMM_WORLD_{what}" for what in ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE")),
+    ),
+    Launcher(
+        "MVAPICH",
+        *(f"MV2_COMM_WORLD_{what}" for what in ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE")),
+    ),
+    Launcher("Intel MPI or MPICH", "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    Launcher("srun of SLURM", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
 )
 
 READ_BY_ACCELERATE = (
@@ -53,26 +63,118 @@ READ_BY_ACCELERATE = (
     *(f"{kind}_COMM_WORLD_LOCAL_{what}" for kind in ("OMPI", "MV2") for what in ("SIZE", "RANK")),
 )
 
+PORT = 29500
+"""The port where processes meet unless ``MASTER_PORT`` names another; torch's own default."""
 
-def refuse_several_processes(environ: Mapping[str, str] | None = None) -> None:
-    """Check that this is the only process.
+
+class Place(NamedTuple):
+    """Which of several processes this one is.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: number of processes.
+        local_rank: number of this process on its machine, which is that of its GPU.
+        launcher: name of the program that started them; empty for a single process.
+        address: name of the machine of process 0.
+        port: the port where the processes meet.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    launcher: str = ""
+    address: str = ""
+    port: int = PORT
+
+
+def find_place(environ: Mapping[str, str] | None = None) -> Place:
+    """Return which process this is, as the environment says.
 
     Args:
         environ: the environment; None takes that of the process.
 
     Raises:
-        ConfigError: there are several; the message names the variable that says so.
+        ConfigError: the variables contradict each other, or do not say where the processes meet.
     """
     environ = os.environ if environ is None else environ
-    for name, sizes, ranks in LAUNCHERS:
-        counts = {size: _number(environ, size) for size in sizes}
-        first = next((size for size, count in counts.items() if count > 1), None)
-        if first is not None:
-            raise _refusal(first, environ, f"this is one of {counts[first]} processes", name)
-        if not any(counts.values()):
-            for rank in ranks:
-                if _number(environ, rank) > 0:
-                    raise _refusal(rank, environ, "this is not the only process", name)
+    for launcher in LAUNCHERS:
+        size, rank = _number(environ, launcher.size), _number(environ, launcher.rank)
+        if size > 1:
+            if launcher.rank not in environ or not 0 <= rank < size:
+                raise ConfigError(
+                    f"{launcher.size}={environ[launcher.size]} in the environment, as "
+                    f"{launcher.name} sets it, but {launcher.rank} is "
+                    f"{environ.get(launcher.rank, 'missing')}: expected 0 to {size - 1}; start "
+                    f"with torchrun, or unset {launcher.size} if it is left over from another "
+                    "program"
+                )
+            address, port = _meeting_place(environ, launcher, size)
+            local_rank = _number(environ, launcher.local_rank)
+            return Place(rank, size, local_rank, launcher.name, address, port)
+        # A batch script of SLURM has the rank 0 and no size.
+        if rank > 0 and launcher.size not in environ:
+            raise ConfigError(
+                f"{launcher.rank}={environ[launcher.rank]} in the environment, as {launcher.name} "
+                f"sets it, but {launcher.size} is missing; start with torchrun, or unset "
+                f"{launcher.rank} if it is left over from another program"
+            )
+    return Place()
+
+
+def warning_of_launcher(environ: Mapping[str, str] | None = None) -> str:
+    """Return a warning if a launcher was asked for several processes and started one; else "".
+
+    Args:
+        environ: the environment; None takes that of the process.
+    """
+    environ = os.environ if environ is None else environ
+    # accelerate names a meeting place only where it was asked for more than one process.
+    asked = environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true") and (
+        environ.get("MASTER_ADDR") and environ.get("MASTER_PORT")
+    )
+    if not asked or find_place(environ).size > 1:
+        return ""
+    return (
+        "warning: accelerate was asked for several processes on CPUs and started a single one; use "
+        "torchrun --nproc-per-node N -m samadapt ..., or accelerate launch --cpu with "
+        "--mpirun_hostfile"
+    )
+
+
+def refuse_several_processes(environ: Mapping[str, str] | None = None) -> None:
+    """Check that this is the only process, for commands that several would only repeat.
+
+    Args:
+        environ: the environment; None takes that of the process.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    place = find_place(environ)
+    if place.size > 1:
+        raise ConfigError(
+            f"this is one of {place.size} processes, started by {place.launcher}, "
+            "and this command runs as one; finetune and evaluate share their work among several"
+        )
+
+
+def _meeting_place(environ: Mapping[str, str], launcher: Launcher, size: int) -> tuple[str, int]:
+    """Return the machine of process 0 and the port where all processes meet."""
+    port = _number(environ, "MASTER_PORT") or PORT
+    if address := environ.get("MASTER_ADDR", "").strip():
+        return address, port
+    # "node[01-04,07],other": the first machine has process 0.
+    nodes = environ.get("SLURM_STEP_NODELIST", "") if "SLURM" in launcher.name else ""
+    if first := re.match(r"([^\[,]+)(?:\[(\d+))?", nodes):
+        if "MASTER_PORT" not in environ:  # two jobs on one machine must not meet each other
+            port = 20000 + _number(environ, "SLURM_JOB_ID") % 20000
+        return first[1] + (first[2] or ""), port
+    if launcher.local_size and _number(environ, launcher.local_size) not in (0, size):
+        raise ConfigError(
+            f"{launcher.name} started {size} processes on several machines; name the machine of "
+            "process 0 with the environment variable MASTER_ADDR"
+        )
+    return "127.0.0.1", port
 
 
 @contextmanager
@@ -91,14 +193,6 @@ def as_only_process() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _refusal(variable: str, environ: Mapping[str, str], what: str, launcher: str) -> ConfigError:
-    return ConfigError(
-        f"{variable}={environ[variable]} in the environment: {what}, started by {launcher}, and "
-        "samadapt trains in a single process; start one process, or unset the variable if it is "
-        "left over from another program"
-    )
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

@@ -21,6 +21,7 @@ from samadapt.prompts.simulate import boxes_of, objects_in, simulate
 from samadapt.sam.decode import to_tensors
 from samadapt.sam.geometry import labels_to_model
 from samadapt.sam.types import Frame, ImagePrompts, Prompts
+from samadapt.system import processes
 from samadapt.system.arrays import Array
 from samadapt.training.click_rounds import Rounds, draw_rounds
 from samadapt.training.instance_distances import distance_targets
@@ -28,11 +29,12 @@ from samadapt.training.instance_distances import distance_targets
 if TYPE_CHECKING:
     from samadapt.data.types import Sample
     from samadapt.prompts.policy import PromptPolicy
+    from samadapt.training.keyed_random import BatchRandom
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch with the loss on b images.
+    """One micro-batch with the loss on b images, which are the share of this process.
 
     Attributes:
         names: the case and slice of each of the b images, for messages.
@@ -47,6 +49,9 @@ class Batch:
         rounds: the rounds of clicks in which the decoder answers; None: it answers once.
         multimask: the decoder gives several masks for each object, or one for each class.
         weight: factor of the loss.
+        share: what this process adds of a number that all processes compute: b of the images of
+            all for prompted objects, and without prompts the same for each process.
+        seeds: one number for each stack, for random changes inside the model.
         others: some of the b images prompted in other ways, with ``trained`` as their positions
             among the b; the encoder runs once for all.
     """
@@ -60,6 +65,8 @@ class Batch:
     rounds: Rounds | None = None
     multimask: bool = False
     weight: float = 1.0
+    share: float = 1.0
+    seeds: tuple[int, ...] = ()
     others: tuple[Batch, ...] = ()
 
     @property
@@ -76,9 +83,8 @@ class Sampler:
 
     Args:
         length: number of indices.
-        batch_size: indices in one batch of one process.
+        batch_size: indices in one batch of all processes together.
         seed: of the order.
-        shard: number of this process, and how many there are. Each takes its own share.
         rare: (count, share): the last ``count`` indices are a part of their own, and this share of
             what is drawn comes from it. Both parts go on in epochs of their own. None: all indices
             are one part.
@@ -92,19 +98,15 @@ class Sampler:
         length: int,
         batch_size: int,
         seed: int,
-        shard: tuple[int, int] = (0, 1),
         rare: tuple[int, float] | None = None,
     ) -> None:
         self.length, self.batch_size, self.seed, self.rare = length, batch_size, seed, rare
-        self.rank, self.world = shard
         self.drawn = 0
 
     def next(self) -> list[int]:
-        """Return the indices of this process's next batch."""
-        drawn = self.batch_size * self.world
-        # Process r of n takes positions r, r + n, ... of the shared order.
-        positions = range(self.drawn + self.rank, self.drawn + drawn, self.world)
-        self.drawn += drawn
+        """Return this process's share of the indices of the next batch."""
+        positions = processes.share(range(self.drawn, self.drawn + self.batch_size))
+        self.drawn += self.batch_size
         return [self._index(at) for at in positions]
 
     def _index(self, at: int) -> int:
@@ -129,7 +131,7 @@ def make_batch(
     policy: PromptPolicy,
     frame_of: Callable[[tuple[int, int]], Frame],
     side: int,
-    rng: np.random.Generator,
+    random: BatchRandom,
     trained: Sequence[int] | None = None,
     keys: Sequence[str] = (),
     distances_of: int = 0,
@@ -141,7 +143,7 @@ def make_batch(
         policy: how objects are prompted.
         frame_of: returns where an image of a shape (h, w) lies in the model's square.
         side: 4g, the side of the decoder's grid.
-        rng: source of the noise of prompts.
+        random: the generators of all slices, for the noise of prompts.
         trained: positions of the b slices with the loss; the encoder only sees the others. None:
             all slices.
         keys: keys of the slices' stored features; empty if no features are stored.
@@ -155,21 +157,22 @@ def make_batch(
     rows = None
     if trained is not None and len(trained) < len(samples):
         rows, samples = torch.tensor(trained), [samples[place] for place in trained]
+        random = random.some(trained)
     names = [f"{sample.case}[{sample.index}]" for sample in samples]
     frames = [frame_of(sample.image.shape[:2]) for sample in samples]
-    rounds = None
+    rounds, share = None, 1 / processes.count()
     if policy.is_semantic:
         prompts, targets = Prompts(), semantic_targets(samples, frames, side)
         if distances_of:
             targets = distance_targets(samples, frames, targets, distances_of)
     else:
-        chosen = choose_objects(samples, policy, rng)
+        chosen, share = choose_objects(samples, policy, random)
         prompts = to_tensors(chosen, frames, side)
         targets = object_targets(chosen, samples, frames, side)
         if policy.is_interactive:
-            rounds = draw_rounds(policy, (len(chosen), prompts.count), rng)
+            rounds = draw_rounds(policy, prompts.count, random)
     multimask = policy.is_semantic or bool(policy.multimask)
-    return Batch(names, list(keys), images, prompts, targets, rows, rounds, multimask)
+    return Batch(names, list(keys), images, prompts, targets, rows, rounds, multimask, share=share)
 
 
 def make_batch_of_kinds(
@@ -178,6 +181,7 @@ def make_batch_of_kinds(
     has_object: Callable[[Sample], bool],
     trained: Sequence[int],
     keys: Sequence[str],
+    random: BatchRandom,
     make: Callable[..., Batch],
 ) -> Batch:
     """Prompt the objects of some slices in several ways, for one pass of the encoder.
@@ -189,20 +193,25 @@ def make_batch_of_kinds(
         has_object: whether a slice has an object to prompt.
         trained: positions of the slices with the loss.
         keys: keys of the slices' stored features.
+        random: the generators of all slices.
         make: ``make_batch`` with the arguments that are left: it gets samples, a policy, and
-            ``trained`` and ``keys``.
+            ``trained``, ``keys`` and ``random``.
     """
     # Without prompts all slices train, so such a batch holds the others.
     (first, weight), *rest = sorted(policies, key=lambda item: not item[0].is_semantic)
-    batch = make(samples, first, trained=trained, keys=keys)
+    batch = make(samples, first, trained=trained, keys=keys, random=random)
     if not rest:
         return batch
     with_object = [place for place, at in enumerate(trained) if has_object(samples[at])]
-    chosen = [samples[trained[place]] for place in with_object]
-    others = [
-        replace(make(chosen, own), trained=torch.tensor(with_object), weight=share)
-        for own, share in (rest if chosen else ())
-    ]
+    chosen = [trained[place] for place in with_object]
+    prompted, own_random = [samples[at] for at in chosen], random.some(chosen)
+    others = []
+    for own, share in rest:
+        if prompted:
+            made = make(prompted, own, random=own_random)
+            others.append(replace(made, trained=torch.tensor(with_object), weight=share))
+        else:  # other processes may have some and ask
+            _agree(0, 0, has_boxes=False)
     return replace(batch, weight=weight, others=tuple(others))
 
 
@@ -234,8 +243,8 @@ def object_targets(
 
 
 def choose_objects(
-    samples: Sequence[Sample], policy: PromptPolicy, rng: np.random.Generator
-) -> list[ImagePrompts]:
+    samples: Sequence[Sample], policy: PromptPolicy, random: BatchRandom
+) -> tuple[list[ImagePrompts], float]:
     """Choose and prompt the objects of b slices, p of each, in the original frame.
 
     With ``policy.negatives`` some of the prompts are moved to where nothing is.
@@ -243,32 +252,25 @@ def choose_objects(
     p is at most ``policy.max_objects``, because each object costs a pass of the decoder and slices
     with many objects would otherwise outweigh the others.
 
+    Returns:
+        The objects of each slice, and b as a share of the slices of all processes.
+
     Raises:
         DataError: a slice has no object to prompt; names the slice.
     """
-    prompted = []
-    for sample in samples:
-        if has_prompts(sample):
-            objects = trainable_prompts(sample)
-            if policy.is_interactive:
-                objects = with_box_and_point(objects, rng)
-        elif policy.is_drawing:
-            found = objects_in(sample.maps, policy.objects, policy.min_area, sample.instances)
-            objects = ImagePrompts(*found)
-        else:
-            objects = simulate(sample.maps, policy, rng, instances=sample.instances)
-        if len(objects) == 0:
-            raise DataError(
-                f"{sample.case}, {sample.part} {sample.index}: no object of at least "
-                f"{policy.min_area} pixels to prompt; lower prompts.min_area or use "
-                "data.empty_slices=drop"
-            )
-        prompted.append(objects)
-    most = min(policy.max_objects, max(len(objects) for objects in prompted))
-    chosen = [objects.take(_draw(objects, most, rng)) for objects in prompted]
+    prompted = [
+        _prompted(sample, policy, rng) for sample, rng in zip(samples, random.own, strict=True)
+    ]
+    has_boxes = any(objects.boxes is not None for objects in prompted)
+    agreed = _agree(len(samples), max(map(len, prompted)), has_boxes=has_boxes)
+    most = min(policy.max_objects, agreed.objects)
+    chosen = [
+        objects.take(_draw(objects, most, rng))
+        for objects, rng in zip(prompted, random.own, strict=True)
+    ]
     if policy.is_drawing:
-        chosen = _drawings(chosen, samples, policy, rng)
-    elif any(objects.boxes is not None for objects in chosen):
+        chosen = _drawings(chosen, samples, policy, random)
+    elif agreed.has_boxes:
         # Some annotations have boxes and others points. A tensor needs boxes for all or for none.
         chosen = [
             replace(objects, boxes=boxes_of(_truth_of(objects)))
@@ -279,25 +281,71 @@ def choose_objects(
     if policy.negatives:
         chosen = [
             move_to_nothing(objects, occupied_pixels(sample), policy.negatives, rng)
-            for objects, sample in zip(chosen, samples, strict=True)
+            for objects, sample, rng in zip(chosen, samples, random.own, strict=True)
         ]
-    return chosen
+    return chosen, len(samples) / agreed.slices
+
+
+@dataclass(frozen=True)
+class _Agreed:
+    """What all processes know about a batch of prompted objects.
+
+    Attributes:
+        slices: number of slices of all processes.
+        objects: the largest number of objects in a slice.
+        has_boxes: whether any object has a box.
+    """
+
+    slices: int
+    objects: int
+    has_boxes: bool
+
+
+def _agree(slices: int, objects: int, *, has_boxes: bool) -> _Agreed:
+    """Tell the other processes what the own share of a batch holds, and return what all hold."""
+    held = processes.gather((slices, objects, has_boxes))
+    counts, most, boxes = zip(*held, strict=True)
+    return _Agreed(sum(counts), max(most), any(boxes))
+
+
+def _prompted(sample: Sample, policy: PromptPolicy, rng: np.random.Generator) -> ImagePrompts:
+    """Return the objects of a slice that can be trained on, with their prompts.
+
+    Raises:
+        DataError: there is none; names the slice.
+    """
+    if has_prompts(sample):
+        objects = trainable_prompts(sample)
+        if policy.is_interactive:
+            objects = with_box_and_point(objects, rng)
+    elif policy.is_drawing:
+        found = objects_in(sample.maps, policy.objects, policy.min_area, sample.instances)
+        objects = ImagePrompts(*found)
+    else:
+        objects = simulate(sample.maps, policy, rng, instances=sample.instances)
+    if len(objects) == 0:
+        raise DataError(
+            f"{sample.case}, {sample.part} {sample.index}: no object of at least "
+            f"{policy.min_area} pixels to prompt; lower prompts.min_area or use "
+            "data.empty_slices=drop"
+        )
+    return objects
 
 
 def _drawings(
     chosen: Sequence[ImagePrompts],
     samples: Sequence[Sample],
     policy: PromptPolicy,
-    rng: np.random.Generator,
+    random: BatchRandom,
 ) -> list[ImagePrompts]:
     """Prompt the objects that were chosen by scribbles or masks, which take some time to make."""
     # All objects of a batch have a scribble outside or none has. Otherwise some would be padded
     # with points that are none, which are tokens too and which no user gives.
-    outside = float(rng.random() < policy.scribble_outside)
+    outside = float(random.shared.random() < policy.scribble_outside)
     policy = replace(policy, scribble_outside=outside)
     return [
         with_drawings(objects, sample.maps, policy, rng)
-        for objects, sample in zip(chosen, samples, strict=True)
+        for objects, sample, rng in zip(chosen, samples, random.own, strict=True)
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from samadapt.errors import ConfigError
+from samadapt.system import processes
 from samadapt.system.arrays import Array
 
 RECENT = 20
@@ -32,6 +33,9 @@ class Budget:
     Each time is an array of two numbers: wall seconds, and CPU seconds of this process. Without
     limits every step fits, and the share that has passed is 0.
 
+    With several processes the wall clock is that of the first one, and CPU seconds are those of
+    all. Between two calls of ``agree`` the time then stands still, so that all decide alike.
+
     Args:
         max_seconds: limit of the wall seconds; None: no limit.
         max_cpu_seconds: limit of the CPU seconds; None: no limit.
@@ -48,7 +52,9 @@ class Budget:
         limits = (max_seconds, max_cpu_seconds)
         self.limits = np.array([math.inf if limit is None else limit for limit in limits])
         self.validation_steps = validation_steps
-        self._started = read_clocks()
+        self._agreed: Array | None = None
+        self.agree()
+        self._started = self._now()
         self._before = np.zeros(2)  # used by the run that is resumed
         self._first_step: Array | None = None  # the time used before the first step
         self._steps: deque[Array] = deque(maxlen=RECENT)
@@ -62,8 +68,17 @@ class Budget:
     @property
     def used(self) -> Array:
         """The time used so far, (wall, CPU) seconds."""
-        found: Array = self._before + read_clocks() - self._started
+        found: Array = self._before + self._now() - self._started
         return found
+
+    def agree(self) -> None:
+        """Read the clocks of all processes, if there are several and the time is limited."""
+        if processes.count() > 1 and self.is_limited:
+            read = np.array(processes.gather(tuple(read_clocks())))
+            self._agreed = np.array([read[0, 0], read[:, 1].sum()])
+
+    def _now(self) -> Array:
+        return read_clocks() if self._agreed is None else self._agreed
 
     @property
     def share(self) -> float:
@@ -88,6 +103,7 @@ class Budget:
 
     def begin_step(self) -> Array:
         """Return the time used so far, for ``end_step``."""
+        self.agree()
         used = self.used
         if self._first_step is None:
             self._first_step = used
@@ -95,6 +111,7 @@ class Budget:
 
     def end_step(self, began: Array) -> None:
         """Measure a step that began at the time ``began``."""
+        self.agree()
         self._steps.append(self.used - began)
 
     @contextmanager
@@ -102,6 +119,7 @@ class Budget:
         """Measure the validation in this context."""
         began = self.used
         yield
+        self.agree()
         self._validation = self.used - began
 
     def fits_step(self) -> bool:
@@ -118,6 +136,7 @@ class Budget:
         Raises:
             ConfigError: naming the limits and the time that the features took.
         """
+        self.agree()
         if not self.fits_step():
             raise ConfigError(
                 f"the features took {self.text()}, so no time is left for a step. Give more time, "

@@ -9,7 +9,7 @@
         best.safetensors          trained parameters of the best step so far
         averages.safetensors      moving averages of the trained parameters, with train.ema
         state.pt                  states of the optimizer, torch's random generators and the method
-        progress.json             step, best score, time used, states of sampler and prompts' noise
+        progress.json             step, best score, time used, state of the sampler
         manifest.json             step, and sha256 of the other files
 
 A damaged checkpoint is skipped with a warning, and the newest good one is used instead.
@@ -27,7 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -69,7 +68,7 @@ class Checkpoint:
         weights: the trained parameters by name.
         best_weights: the trained parameters at the best validation; empty before the first one.
         optimizer: state dict of the optimizer.
-        progress: plain values: sampler, random state of the prompts, best score.
+        progress: plain values: state of the sampler, best score, time used.
         random: torch's random states by device.
         method: the result of ``Method.state_dict``; None if the method has none, or an earlier
             version wrote the checkpoint.
@@ -322,10 +321,6 @@ def _checked_progress(path: Path, step: int) -> dict[str, Any]:
     best = values.get("best_score", "")
     if best is not None and (type(best) not in (int, float) or not math.isfinite(best)):
         raise _damaged(path, "best_score must be a finite number or null")
-    try:
-        np.random.default_rng().bit_generator.state = values["prompts"]
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise _damaged(path, "prompts must be the state of numpy's generator PCG64") from error
     return values
 
 

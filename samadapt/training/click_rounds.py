@@ -25,7 +25,7 @@ therefore drawn as a place in [0, 1) among them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,8 @@ from samadapt.sam.types import Prompts
 if TYPE_CHECKING:
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.types import MaskOutput
+    from samadapt.system.arrays import Array
+    from samadapt.training.keyed_random import BatchRandom
 
 Decode = Callable[[Prompts, bool], "MaskOutput"]
 """Decodes prompts, with several masks an object or with one."""
@@ -86,29 +88,33 @@ class Rounds:
         return 1 + len(self.clicks)
 
 
-def draw_rounds(policy: PromptPolicy, shape: tuple[int, int], rng: np.random.Generator) -> Rounds:
+def draw_rounds(policy: PromptPolicy, objects: int, random: BatchRandom) -> Rounds:
     """Draw everything that is random in the rounds of one batch.
 
     Args:
         policy: how many clicks there are, and which variant.
-        shape: (b, p), the number of images and of objects in each.
-        rng: source of the random numbers.
+        objects: number p of objects in each of the b images.
+        random: the generators of the b images. That of the batch draws which rounds have no click.
     """
-    by_box = torch.from_numpy(rng.random(shape) < BOX_SHARE)
     is_sam2 = policy.variant == "sam2"
     share = TRUTH_SHARE if is_sam2 else 0.0
+    # (b, p) and (b, corrections, p): each image draws its own.
+    by_box = _stacked([rng.random(objects) for rng in random.own]) < BOX_SHARE
+    shape = policy.corrections, objects
+    places = _stacked([rng.random(shape) for rng in random.own])
+    from_truth = _stacked([rng.random(shape) for rng in random.own]) < share
     clicks: list[Click | None] = [
-        Click(
-            place=torch.from_numpy(rng.random(shape)),
-            from_truth=torch.from_numpy(rng.random(shape) < share),
-            even_if_right=is_sam2,
-        )
-        for _ in range(policy.corrections)
+        Click(place=places[:, k], from_truth=from_truth[:, k], even_if_right=is_sam2)
+        for k in range(policy.corrections)
     ]
     if not is_sam2:
-        clicks.insert(int(rng.integers(len(clicks))), None)
+        clicks.insert(int(random.shared.integers(len(clicks))), None)
         clicks.append(None)
     return Rounds(by_box, tuple(clicks), policy.click_disks)
+
+
+def _stacked(rows: Sequence[Array]) -> Tensor:
+    return torch.from_numpy(np.stack(rows))
 
 
 def answers(

@@ -1,17 +1,21 @@
 """Which slices a batch holds, and by which kind of prompt they train.
 
 Everything follows from the seed and from the number ``drawn``, so a resumed run goes on with the
-batches that it would have had, whatever else drew random numbers.
+batches that it would have had, whatever else drew random numbers and however many processes there
+are: each takes its share of every batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from samadapt.system import processes
 from samadapt.training.batches import Sampler
+from samadapt.training.keyed_random import BatchRandom
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +29,22 @@ KIND_STREAM = 0x6B696E64
 """``kind`` in ASCII: tells the generator of kinds from others that start from the same seed."""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What a process trains on in one micro-batch.
+
+    Attributes:
+        ways: how the slices are prompted, with weights: one way of weight 1, or with
+            ``prompts.every_kind`` each of the kinds with its share.
+        items: the stacks of slices.
+        random: a generator for each stack.
+    """
+
+    ways: list[tuple[PromptPolicy, float]]
+    items: list[TrainingStack]
+    random: BatchRandom
+
+
 class BatchDraws:
     """Draws the kind of prompt of each batch, and the stacks of slices that it holds.
 
@@ -36,9 +56,8 @@ class BatchDraws:
     Args:
         samples: the training slices, whose policy says which kinds there are.
         refs: the slices to train on.
-        batch_size: stacks in one batch of one process.
-        seed: of order and kinds.
-        shard: see ``Sampler``.
+        batch_size: stacks in one batch of all processes together.
+        seed: of order, kinds and random numbers.
 
     Raises:
         ConfigError: no slice has an object to prompt.
@@ -50,12 +69,11 @@ class BatchDraws:
         refs: Sequence[SliceRef],
         batch_size: int,
         seed: int,
-        shard: tuple[int, int] = (0, 1),
     ) -> None:
         policy = samples.policy
         self.policies = {kind: policy.of_kind(kind) for kind in policy.kinds}
         self.shares, self.every_kind = policy.shares, policy.every_kind
-        self.seed, self.batch_size, self.world = seed, batch_size, shard[1]
+        self.seed, self.batch_size = seed, batch_size
         self.items: dict[str, list[TrainingStack]] = {}
         self._samplers: dict[str, Sampler] = {}
         prompted = [own for own in self.policies.values() if not own.is_semantic]
@@ -70,7 +88,7 @@ class BatchDraws:
                 items = [*(item for item in items if not samples.is_empty(item)), *empty]
                 rare = len(empty), own.negatives
             self.items[kind] = items
-            self._samplers[kind] = Sampler(len(items), batch_size, seed, shard, rare)
+            self._samplers[kind] = Sampler(len(items), batch_size, seed, rare)
 
     @property
     def drawn(self) -> int:
@@ -82,32 +100,29 @@ class BatchDraws:
         for sampler in self._samplers.values():
             sampler.drawn = count
 
-    def next(self) -> tuple[list[tuple[PromptPolicy, float]], list[TrainingStack]]:
-        """Return how this process's next batch is prompted, with weights, and its stacks.
-
-        There is one way, of weight 1, or with ``every_kind`` each of the kinds with its share.
-        """
-        kind = self._kind()
+    def next(self) -> Drawn:
+        """Return what this process trains on in the next batch."""
+        kind, first = self._kind(), self.drawn
         # Every kind moves on, so that one number says where all of them are.
         places = {name: sampler.next() for name, sampler in self._samplers.items()}
         items = [self.items[kind][place] for place in places[kind]]
+        own = processes.share(range(first, first + self.batch_size))
+        random = BatchRandom.at(self.seed, first // self.batch_size, own)
         if not self.every_kind:
-            return [(self.policies[kind], 1.0)], items
-        return [(own, self.shares[name]) for name, own in self.policies.items()], items
+            return Drawn([(self.policies[kind], 1.0)], items, random)
+        ways = [(one, self.shares[name]) for name, one in self.policies.items()]
+        return Drawn(ways, items, random)
 
     def _kind(self) -> str:
         """Return the kind of the next batch, which is that of all processes."""
         if len(self.policies) == 1 or self.every_kind:
             return "semantic" if "semantic" in self.policies else next(iter(self.policies))
-        number = self.drawn // (self.batch_size * self.world)
+        number = self.drawn // self.batch_size
         rng = np.random.default_rng([self.seed, KIND_STREAM, number])
         return str(rng.choice(list(self.shares), p=list(self.shares.values())))
 
 
-def endless(
-    draws: BatchDraws,
-    make: Callable[[Sequence[tuple[PromptPolicy, float]], Sequence[Any]], Batch],
-) -> Iterator[Batch]:
+def endless(draws: BatchDraws, make: Callable[[Drawn], Batch]) -> Iterator[Batch]:
     """Yield the batches that are drawn, again and again."""
     while True:
-        yield make(*draws.next())
+        yield make(draws.next())

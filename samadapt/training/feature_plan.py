@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
+from samadapt.system import processes
 from samadapt.system.arrays import Array
-from samadapt.training.feature_stores import DiskStore, MemoryStore, settle
+from samadapt.training.feature_stores import DiskStore, MemoryStore, Store, settle
 from samadapt.training.features import Features
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Job = TypeVar("Job")
 
@@ -52,6 +57,8 @@ def plan_features(
 ) -> FeaturePlan[Job]:
     """Hash every image once, choose the store, and look up which features it has.
 
+    Several processes share the hashing.
+
     Args:
         features: receives the store and a way to read the image of a key. If the features of an
             image are missing, those of one image are computed to learn their size.
@@ -67,11 +74,12 @@ def plan_features(
     store = MemoryStore() if where == "memory" else DiskStore(folder)
     keys: dict[Job, str] = {}
     first_job: dict[str, Job] = {}  # key to the first job with that image
-    for job in jobs:
-        image = read(job)
-        if image is not None:
-            keys[job] = features.key(image)
-            first_job.setdefault(keys[job], job)
+    every_job = list(jobs)
+    hashed = [_key_of(features, read(job)) for job in processes.block(every_job)]
+    for job, key in zip(every_job, chain(*processes.gather(hashed)), strict=True):
+        if key is not None:
+            keys[job] = key
+            first_job.setdefault(key, job)
     if not keys:
         return FeaturePlan({}, [], 0, "none needed")
 
@@ -83,7 +91,9 @@ def plan_features(
 
     features.read, features.store = read_key, store
     probe = next(iter(first_job))
-    size = features.stored([probe]).nbytes
+    # The first process computes the features of one image, for all.
+    one = processes.from_first(features.stored([probe]).cpu() if processes.is_first() else None)
+    size = _sized(one, probe, store)
     missing = first_job.keys() - store.use(first_job)
     needed_bytes, missing_bytes = size * len(first_job), size * len(missing)
     features.store, place = settle(store, where, missing_bytes, needed_bytes, max_bytes)
@@ -95,4 +105,19 @@ def plan_features(
         f"{len(first_job)} images, {size / 1e6:.1f} MB each, {needed_bytes / 1e9:.2f} GB, of "
         f"which {size * len(missing) / 1e9:.2f} GB are to be computed; {place}"
     )
-    return FeaturePlan(keys, [key for key in first_job if key in missing], size, text)
+    # The processes share what is missing, so they must agree on it.
+    listed = processes.from_first([key for key in first_job if key in missing])
+    return FeaturePlan(keys, listed, size, text)
+
+
+def _sized(features: Tensor | None, key: str, store: Store) -> int:
+    """Return the bytes of the features (1, ...) of an image, and keep them in the store."""
+    if features is None:
+        raise RuntimeError("the first process computed no features")
+    if not store.use([key]):
+        store.put(key, features)
+    return features.nbytes
+
+
+def _key_of(features: Features, image: Array | None) -> str | None:
+    return None if image is None else features.key(image)

@@ -21,7 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from samadapt.sam.embed import embed_prefix
+from samadapt.system import processes
 from samadapt.system.arrays import Array
+from samadapt.training.feature_stores import MemoryStore
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -137,14 +139,32 @@ class Features:
     def warm(self, keys: Sequence[str], done: Callable[[int], None]) -> None:
         """Compute and keep the features of planned images that the store does not have yet.
 
+        Several processes compute a part each. Where one of them keeps features in memory, the
+        parts are exchanged, so that every store holds all.
+
         Args:
-            keys: keys of the images, which are read one batch at a time.
+            keys: keys of the images, which are read one batch at a time; the same in all processes.
             done: called with the number of images finished since the last call.
         """
-        for start in range(0, len(keys), self.batch_size):
-            part = keys[start : start + self.batch_size]
-            self.stored(part)
-            done(len(part))
+        own, size = processes.block(keys), processes.count()
+        exchanged = processes.any_of(isinstance(self.store, MemoryStore)) and size > 1
+        longest = -(-len(keys) // size)  # all processes take part in every exchange
+        for start in range(0, longest, self.batch_size):
+            part = own[start : start + self.batch_size]
+            found = self.stored(part).cpu() if part else None
+            for theirs, features in processes.gather((part, found)) if exchanged else ():
+                self._keep(theirs, features)
+            done(min(len(keys) - start * size, self.batch_size * size))
+        processes.wait()  # until all features are there
+
+    def _keep(self, keys: Sequence[str], features: Tensor | None) -> None:
+        """Put features (b, ...) that another process computed into the store."""
+        if self.store is None or features is None:
+            return
+        have = self.store.use(keys)
+        for key, one in zip(keys, features.split(1), strict=True):
+            if key not in have:
+                self.store.put(key, one.clone())
 
     def compute(self, images: Sequence[Array]) -> Float[Tensor, "b ..."]:
         """Compute the features (b, ...) of images (h, w, 3) uint8; the store is not used."""

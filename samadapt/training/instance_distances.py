@@ -21,7 +21,9 @@ from torch.nn import functional
 from samadapt.data.types import IGNORED
 from samadapt.errors import DataError
 from samadapt.sam.geometry import nearest_to_model
+from samadapt.sam.types import at_least_fp32
 from samadapt.system.arrays import Array
+from samadapt.system.collectives import total
 from samadapt.training.mask_losses import LossFunction, LossTerms
 
 if TYPE_CHECKING:
@@ -140,12 +142,13 @@ def with_distances(loss: LossFunction, classes: int) -> LossFunction:
     def both(output: MaskOutput, targets: Float[Tensor, "b n h w"]) -> LossTerms:
         first, wanted = targets[:, : -2 * classes].long(), targets[:, -2 * classes :]
         terms = loss(output, first[:, 0] if first.shape[1] == 1 else first)
-        known = (wanted >= 0).float()
-        logits = output.logits[:, 0, classes : 3 * classes].float()
+        logits = at_least_fp32(output.logits[:, 0, classes : 3 * classes])
+        wanted = wanted.to(logits.dtype)
+        known = (wanted >= 0).to(logits.dtype)
         errors = functional.binary_cross_entropy_with_logits(
             logits, wanted.clamp(min=0), known, reduction="sum"
         )
-        distance = errors / (wanted > 0).sum().clamp(min=1)
+        distance = errors / total((wanted > 0).sum()).clamp(min=1)
         parts = terms.parts | {"distance": distance.detach()}
         return LossTerms(terms.total + distance, parts)
 

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from samadapt.adapters.store import load_trainable_state, trainable_state
-from samadapt.errors import DivergedError
+from samadapt.errors import DivergedError, RunError
 from samadapt.sam.decode import class_logits
 from samadapt.sam.embed import embed_features
 from samadapt.sam.types import MaskOutput, Prompts
+from samadapt.system import processes
 from samadapt.system.interrupt import InterruptedRunError, StopRequest
 from samadapt.system.machine import peak_memory_bytes
 from samadapt.training.click_rounds import answers
 from samadapt.training.ema import averaged, start_averages, update_averages
-from samadapt.training.progress import append_line
+from samadapt.training.gradients import digest, sum_over_processes
 from samadapt.training.recompute import recomputed
 from samadapt.training.state import Training, TrainingState, restore, save
 
@@ -178,15 +179,17 @@ def train(
             # that has passed if that is limited. A resumed run knows both.
             set_learning_rates(optimizer, learning_rate_factor(state.step, options, budget.share))
 
-            # Forward and backward for each micro-batch. Every loss is divided by their number, so
-            # the gradients add up to the gradient of the mean loss.
+            # Forward and backward for each micro-batch, of which this process has its share. Every
+            # loss is divided by their number, so the gradients add up to that of the mean loss.
             loss, names = 0.0, []
             for _ in range(options.accumulate):
                 batch = next(training.batches)
                 loss += learn(training, tail, batch, accelerator, options.accumulate)
                 names += batch.names
-                if not math.isfinite(loss):
-                    break  # the step is skipped below
+
+            # Add up the gradients of all processes. From here on they all have the same numbers.
+            told = [loss, len(names), stop.requested]
+            loss, images, stops = sum_over_processes(parameters.values(), told)
 
             # Check once that every trained group gets a gradient: a wrong cut between frozen and
             # trained blocks would otherwise train nothing, silently. The condition on the counts is
@@ -210,7 +213,7 @@ def train(
 
             state.step += 1
             budget.end_step(began)
-            report_step(training, state, loss, len(names), started, optimizer)
+            report_step(training, state, loss, int(images), started, optimizer)
             # The last step is validated. A validation takes time and may be the one too many for
             # the patience, so the question whether a step follows is asked again after it.
             state.ended_by = why_ended(state, options, budget)
@@ -218,12 +221,15 @@ def train(
                 validate_and_keep_best(training, state)
                 state.ended_by = state.ended_by or why_ended(state, options, budget)
 
-            # After a signal the step is finished and saved first, so nothing is lost.
-            saves = stop.requested or is_due(state.step, options.checkpoint_every, state.ended_by)
-            if saves and accelerator.is_main_process:
+            # After a signal the step is finished and saved first, so nothing is lost. One that
+            # arrives now may have reached a single process, so several wait for the next step.
+            stops = stops or (stop.requested and processes.count() == 1)
+            saves = stops or is_due(state.step, options.checkpoint_every, state.ended_by)
+            if saves and processes.is_first():
                 save(training, state, optimizer)
-            if stop.requested:
-                raise InterruptedRunError(training.run_dir, state.step, stop.number)
+            if stops:
+                number = max(processes.gather(stop.number))  # waits until all is saved
+                raise InterruptedRunError(training.run_dir, state.step, number)
 
     keep_weights(training, state)
     describe_ending(training, state, options)
@@ -239,13 +245,16 @@ def learn(
 ) -> float:
     """Add the gradients of one of ``accumulate`` micro-batches to those of its step.
 
+    Other processes learn their shares of the micro-batch at the same time. So nothing here ends
+    early, not even for a loss that is not finite: the others would wait.
+
     The decoder answers once, or in several rounds of clicks, which weigh the same. Each round ends
     in backward, so that the graph of one round at a time is in memory. The gradients of all rounds
     add up in a copy of the embeddings and go through the encoder together.
 
     Returns:
-        The loss of the micro-batch as its share of the step's loss. If that is not finite, the
-        gradients are useless.
+        This process's part of the loss of the micro-batch, as a part of the step's loss. If it is
+        not finite, the gradients are useless.
     """
     # The frozen blocks ran once on each planned image, whose features are read by key. An image
     # that augmentation has just changed has no key and runs through them now.
@@ -254,15 +263,15 @@ def learn(
         if batch.keys
         else training.features.compute(batch.images)
     )
+    if training.sam.dense_head is not None:
+        training.sam.dense_head.jitter.seeds = batch.seeds
     embeddings = tail(features, batch.trained)
     copy = embeddings.detach().requires_grad_(embeddings.requires_grad)
     loss = 0.0
     for one in (batch, *batch.others):
         rows = None if one is batch else one.trained
         loss += learn_answers(training, tail, one, copy, rows, accelerator, accumulate)
-        if not math.isfinite(loss):
-            return loss
-    if embeddings.requires_grad:
+    if embeddings.requires_grad and copy.grad is not None:
         embeddings.backward(copy.grad)
     return loss
 
@@ -302,14 +311,14 @@ def learn_answers(
     else:
         cell = sam.image_size / targets.shape[-1]
         outputs = answers(decode, prompts, targets, batch.rounds, sam.mask_threshold, cell)
-    loss, measure = 0.0, training.loss_of(batch)
+    loss = 0.0
     parts = accumulate * batch.round_count / batch.weight
     for output in outputs:
-        total = measure(output, targets).total + method.penalty(sam)
-        loss += float(total.detach()) / parts  # waits for the GPU
-        if not math.isfinite(loss):
-            return loss  # the step is skipped, so backward would be wasted
-        accelerator.backward(total / parts)
+        total = training.loss_of(batch, output, targets) + method.penalty(sam) * batch.share
+        value = float(total.detach()) / parts  # waits for the GPU
+        loss += value
+        if math.isfinite(value):  # else the step is skipped, and backward would be wasted
+            accelerator.backward(total / parts)
     return loss
 
 
@@ -323,7 +332,10 @@ def begin(
     state = restore(training, optimizer, resume) if resume else TrainingState()
     parameters = training.injection.parameters
     state.averages = start_averages(parameters, state.averages) if options.ema else {}
+    training.budget.agree()
     state.ended_by = why_ended(state, options, training.budget)  # a finished run may be resumed
+    if not processes.is_first():  # dropout must not hide the same numbers in every process
+        torch.manual_seed(torch.initial_seed() + 1000 * state.step + processes.place().rank)
     return state
 
 
@@ -416,7 +428,7 @@ def count_bad_step(state: TrainingState, names: list[str]) -> None:
         DivergedError: naming the slices, after ``MAX_BAD_STEPS`` such steps in a row.
     """
     state.skipped += 1
-    state.bad_steps.append(names)
+    state.bad_steps.append([name for held in processes.gather(names) for name in held])
     if len(state.bad_steps) >= MAX_BAD_STEPS:
         listed = ", ".join(dict.fromkeys(name for step in state.bad_steps for name in step))
         raise DivergedError(
@@ -443,14 +455,31 @@ def validate_and_keep_best(training: Training, state: TrainingState) -> None:
             state.best_step, state.stale = state.step, 0
             state.best_score = score if math.isfinite(score) else state.best_score
             state.best_weights = trainable_state(training.sam, training.injection)
+    check_same_weights(training, state.step)
     by_kind = training.scores_by_kind
     line = {"kind": "validate", "step": state.step, "dice": score}
     if by_kind:
         line["by_prompt"] = dict(by_kind)
-    append_line(training.run_dir / "metrics.jsonl", line)
+    training.write_line(line)
     listed = ", ".join(f"{kind} {value:.4f}" for kind, value in by_kind.items())
     shown = f" ({listed})" if listed else ""
     training.progress.say(f"step {state.step}: validation Dice {score:.4f}{shown}")
+
+
+def check_same_weights(training: Training, step: int) -> None:
+    """Check that all processes have trained the same weights.
+
+    Raises:
+        RunError: they have not, for example because one machine computes wrongly.
+    """
+    if processes.count() == 1:
+        return
+    digests = processes.gather(digest(training.injection.parameters.values()))
+    if len(set(digests)) > 1:
+        raise RunError(
+            f"after step {step} the processes of this run have different weights, so one of them "
+            "computed wrongly; continue from the last checkpoint with resume=, on other machines"
+        )
 
 
 def keep_weights(training: Training, state: TrainingState) -> None:
@@ -507,7 +536,7 @@ def report_step(
     training.progress.clock.bound("train", budget.seconds_left)
     if budget.is_limited:  # validations are part of the limited time
         training.progress.clock.bound("validation", 0.0)
-    append_line(training.run_dir / "metrics.jsonl", line)
+    training.write_line(line)
     dice = f"{state.best_score:.3f}" if math.isfinite(state.best_score) else "-"
     training.progress.advance(
         1,

@@ -21,7 +21,8 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from samadapt.sam.types import MaskOutput
+from samadapt.sam.types import MaskOutput, at_least_fp32
+from samadapt.system.collectives import own_part, total
 
 SURELY_NOT = -20.0
 """Logit of ignored pixels: probability and gradient vanish in every term of the loss."""
@@ -32,11 +33,15 @@ SMOOTH = 1e-5
 LossFunction = Callable[[MaskOutput, Tensor], "LossTerms"]
 """Maps what the model returned and its targets to a loss."""
 
-MaskTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
+SumUp = Callable[[Tensor], Tensor]
+"""Adds to sums over the planes of a mask those over its planes in other processes."""
+
+MaskTerm = Callable[[Tensor, Tensor, Tensor, SumUp], Tensor]
 """A loss of n masks (n,) from probabilities, truth of 0 and 1, and which pixels are known.
 
 All three are (n, c, h, w): a mask may have c planes, such as those of a class in the c images of a
-batch. Where a pixel is not known, its probability is a constant near 0 and its truth is 0.
+batch. Where a pixel is not known, its probability is a constant near 0 and its truth is 0. The term
+passes every sum over planes through the fourth argument before it divides.
 """
 
 
@@ -68,10 +73,15 @@ class ExtraTerm:
     measure: MaskTerm
 
 
-def dice_of_masks(predicted: Tensor, truth: Tensor, known: Tensor) -> Tensor:
+def dice_of_masks(predicted: Tensor, truth: Tensor, known: Tensor, sum_up: SumUp) -> Tensor:
     """Return 1 - Dice (n,) over all planes of a mask; a ``MaskTerm``."""
     del known
-    return dice_loss(predicted.flatten(1), truth.flatten(1))
+    return dice_loss(predicted.flatten(1), truth.flatten(1), sum_up)
+
+
+def as_they_are(sums: Tensor) -> Tensor:
+    """Return sums over masks that lie in this process alone; a ``SumUp``."""
+    return sums
 
 
 def object_loss(
@@ -86,7 +96,8 @@ def object_loss(
 
     The focal term is a mean over pixels (gamma 2, alpha 0.25). If three masks are predicted, only
     the mask with the lowest focal and Dice loss is trained (SAM, appendix A), because one prompt
-    can mean several nested objects. The IoU head learns from all masks.
+    can mean several nested objects. The IoU head learns from all masks. The loss is the mean over
+    the objects of this process.
 
     Args:
         focal: weight of the focal term. The paper weights focal to Dice 20 to 1.
@@ -103,27 +114,30 @@ def object_loss(
         b, p, m, h, w = output.logits.shape
         # Every mask of every object becomes one row: (b p m, 1, h, w).
         valid = (targets >= 0)[:, :, None].expand(b, p, m, h, w).reshape(-1, 1, h, w)
-        truth = (targets > 0).float()[:, :, None].expand(b, p, m, h, w).reshape(-1, 1, h, w)
-        logits = output.logits.float().reshape(-1, 1, h, w).masked_fill(~valid, SURELY_NOT)
+        truth = (targets > 0)[:, :, None].expand(b, p, m, h, w).reshape(-1, 1, h, w)
+        logits = at_least_fp32(output.logits).reshape(-1, 1, h, w).masked_fill(~valid, SURELY_NOT)
+        truth = truth.to(logits.dtype)
         pixels = valid.flatten(1).sum(1).clamp(min=1)
         focal_term = focal_loss(logits, truth).flatten(1).sum(1) / pixels
         predicted = logits.sigmoid()
-        dice_term = overlap(predicted, truth, valid)
+        dice_term = overlap(predicted, truth, valid, as_they_are)
         rows = focal * focal_term + dice * dice_term
         parts = {"focal": focal_term, "dice": dice_term}
         if extra is not None:
-            parts[extra.name] = extra.measure(predicted, truth, valid)
+            parts[extra.name] = extra.measure(predicted, truth, valid, as_they_are)
             rows = rows + extra.weight * parts[extra.name]
         masks = rows.reshape(b, p, m)
         best = masks.argmin(dim=-1, keepdim=True)
         error = functional.mse_loss(
-            output.iou.float(), mask_iou(logits, truth).reshape(b, p, m), reduction="none"
+            at_least_fp32(output.iou),
+            mask_iou(logits, truth).reshape(b, p, m).to(logits.dtype),
+            reduction="none",
         )
-        total = masks.gather(-1, best).mean() + iou * error.mean()
+        summed = masks.gather(-1, best).mean() + iou * error.mean()
         # Rows of the chosen masks, for the log.
         chosen = best.flatten() + m * torch.arange(b * p, device=best.device)
         shown = {name: part[chosen].mean().detach() for name, part in parts.items()}
-        return LossTerms(total, shown | {"iou": error.mean().detach()})
+        return LossTerms(summed, shown | {"iou": error.mean().detach()})
 
     return loss
 
@@ -142,7 +156,8 @@ def semantic_loss(
 
     The logit of the background is fixed at 0, so a class is predicted where its mask is positive
     and the highest. Dice is computed over the whole batch, because it is ill-defined for a slice
-    that lacks a class.
+    that lacks a class. With several processes the batch is that of all, and each returns its part
+    of the loss.
 
     Args:
         classes: number K of classes; the first K masks belong to them.
@@ -167,7 +182,7 @@ def semantic_loss(
     ) -> LossTerms:
         is_partial = targets.ndim == 4
         known = targets >= 0 if is_partial else (targets >= 0)[:, None]
-        logits = output.logits[:, 0, :classes].float().masked_fill(~known, SURELY_NOT)
+        logits = at_least_fp32(output.logits[:, 0, :classes]).masked_fill(~known, SURELY_NOT)
         scores = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
         predicted = scores.softmax(1)[:, 1:]
         if is_partial:
@@ -196,7 +211,8 @@ def region_loss(
 ) -> LossFunction:
     """Return Dice with binary cross-entropy for classes that may overlap, one mask token each.
 
-    A sigmoid decides about each class separately. Dice is computed over the whole batch.
+    A sigmoid decides about each class separately. Dice is computed over the whole batch, as in
+    ``semantic_loss``.
 
     Args:
         classes: number K of classes; the first K masks belong to them.
@@ -215,8 +231,8 @@ def region_loss(
 
     def loss(output: MaskOutput, targets: Integer[Tensor, "b K h w"]) -> LossTerms:
         known = targets >= 0
-        logits = output.logits[:, 0, :classes].float().masked_fill(~known, SURELY_NOT)
-        wanted = (targets > 0).float()
+        logits = at_least_fp32(output.logits[:, 0, :classes]).masked_fill(~known, SURELY_NOT)
+        wanted = (targets > 0).to(logits.dtype)
         entropy = _binary_entropy(logits, wanted, known, gamma, weights)
         masks = _MaskBatch(logits.sigmoid() * known, wanted, known, weights, is_partial=True)
         return _total(factors, entropy, masks, overlap, extra)
@@ -240,6 +256,8 @@ def targets_at(targets: Integer[Tensor, "b ..."], side: int) -> Integer[Tensor, 
 class _MaskBatch:
     """The masks of K classes in b images, for terms that compare whole masks.
 
+    Other processes may hold further images of the batch.
+
     Attributes:
         predicted, wanted, known: (b, K, h, w) probabilities, truth of 0 and 1, known pixels.
         weights: K + 1 weights, that of the background first; None: all are equal.
@@ -253,11 +271,14 @@ class _MaskBatch:
     is_partial: bool = False
 
     def mean(self, term: MaskTerm) -> Float[Tensor, ""]:
-        """Return the mean of a term over the classes."""
+        """Return this process's part of the mean of a term over the classes."""
+        return own_part(self._mean(term))
+
+    def _mean(self, term: MaskTerm) -> Float[Tensor, ""]:
         # (K, b, h, w): a mask is a class in the whole batch.
         known = self.known.transpose(0, 1)
-        each = term(self.predicted.transpose(0, 1), self.wanted.transpose(0, 1), known)
-        counts = known.flatten(1).any(1) if self.is_partial else None
+        each = term(self.predicted.transpose(0, 1), self.wanted.transpose(0, 1), known, total)
+        counts = total(known.flatten(1).any(1).long()) > 0 if self.is_partial else None
         if self.weights is None:
             if counts is None:
                 return each.mean()
@@ -281,11 +302,11 @@ def _total(
     of_pixels, of_masks = factors.values()
     measured = masks.mean(overlap)
     parts = dict(zip(factors, (entropy, measured), strict=True))
-    total = of_pixels * entropy + of_masks * measured
+    summed = of_pixels * entropy + of_masks * measured
     if extra is not None:
         parts[extra.name] = masks.mean(extra.measure)
-        total = total + extra.weight * parts[extra.name]
-    return LossTerms(total, {name: part.detach() for name, part in parts.items()})
+        summed = summed + extra.weight * parts[extra.name]
+    return LossTerms(summed, {name: part.detach() for name, part in parts.items()})
 
 
 def _entropy(
@@ -295,7 +316,10 @@ def _entropy(
     gamma: float,
     weights: Sequence[float] | None,
 ) -> Float[Tensor, ""]:
-    """Return the mean cross-entropy or focal loss of known pixels; others have a loss of 0."""
+    """Return the mean cross-entropy or focal loss of known pixels; others have a loss of 0.
+
+    The mean is over the pixels of all processes, and each returns its part.
+    """
     weight = None if weights is None else scores.new_tensor(weights)
     if gamma:
         from monai.losses.focal_loss import softmax_focal_loss
@@ -306,9 +330,10 @@ def _entropy(
     else:
         summed = functional.cross_entropy(scores, truth, weight, reduction="sum")
     if weight is None:
-        return summed / known.sum().clamp(min=1)
+        return summed / total(known.sum()).clamp(min=1)
     # As torch's weighted mean: pixels of a class with twice the weight count as two.
-    return summed / (weight[truth] * known).sum().clamp(min=torch.finfo(scores.dtype).tiny)
+    pixels = total((weight[truth] * known).sum())
+    return summed / pixels.clamp(min=torch.finfo(scores.dtype).tiny)
 
 
 def _binary_entropy(
@@ -318,7 +343,10 @@ def _binary_entropy(
     gamma: float,
     weights: Sequence[float] | None,
 ) -> Float[Tensor, ""]:
-    """Return the mean binary cross-entropy or focal loss of known pixels of all classes."""
+    """Return the mean binary cross-entropy or focal loss of known pixels of all classes.
+
+    The mean is over the pixels of all processes, and each returns its part.
+    """
     weight = None if weights is None else logits.new_tensor(weights[1:])[:, None, None]
     if gamma:
         from monai.losses.focal_loss import sigmoid_focal_loss
@@ -330,8 +358,9 @@ def _binary_entropy(
             logits, wanted, weight, reduction="sum"
         )
     if weight is None:
-        return summed / known.sum().clamp(min=1)
-    return summed / (known * weight).sum().clamp(min=torch.finfo(logits.dtype).tiny)
+        return summed / total(known.sum()).clamp(min=1)
+    pixels = total((known * weight).sum())
+    return summed / pixels.clamp(min=torch.finfo(logits.dtype).tiny)
 
 
 def focal_loss(
@@ -345,11 +374,14 @@ def focal_loss(
 
 
 def dice_loss(
-    predicted: Float[Tensor, "n pixels"], truth: Shaped[Tensor, "n pixels"]
+    predicted: Float[Tensor, "n pixels"],
+    truth: Shaped[Tensor, "n pixels"],
+    sum_up: SumUp = as_they_are,
 ) -> Float[Tensor, " n"]:
     """Return 1 - Dice, (n,), of probabilities (n, pixels) and truth (n, pixels) of 0 and 1."""
-    shared = (predicted * truth).sum(1)
-    return 1 - (2 * shared + SMOOTH) / (predicted.sum(1) + truth.sum(1) + SMOOTH)
+    shared, sizes = (predicted * truth).sum(1), predicted.sum(1) + truth.sum(1)
+    sums = sum_up(torch.stack([shared, sizes]))
+    return 1 - (2 * sums[0] + SMOOTH) / (sums[1] + SMOOTH)
 
 
 def mask_iou(

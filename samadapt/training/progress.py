@@ -79,10 +79,12 @@ class Progress:
     Args:
         console: receives the bar and the messages.
         log: ``log.txt`` of the run.
+        shown: whether anything is shown and written; False for all but the first of several
+            processes.
     """
 
-    def __init__(self, console: Console, log: Path) -> None:
-        self.console, self.log_path = console, log
+    def __init__(self, console: Console, log: Path, *, shown: bool = True) -> None:
+        self.console, self.log_path, self.shown = console, log, shown
         self.clock = Clock({}, {})
         self._totals: dict[str, int] = {}
         self._bars: Bars | None = None
@@ -97,6 +99,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Show a message, and write it to ``log.txt`` with the time."""
+        if not self.shown:
+            return
         shown = printable(text, self.console.encoding)
         self.console.print(shown, markup=False, highlight=False, soft_wrap=True)
         atomic.append_text(self.log_path, f"{datetime.now():%H:%M:%S} {text}\n")
@@ -114,7 +118,7 @@ class Progress:
 
         if units is not None:
             self._totals[name] = units
-        total = self._totals.get(name, 0)
+        total, is_terminal = self._totals.get(name, 0), self.console.is_terminal
         self._phase, self._done, self._text = name, start, ""
         self.clock.left[name] = max(0, total - start)
         self._marked = self._lined = time.perf_counter()
@@ -125,7 +129,7 @@ class Progress:
             TextColumn("{task.fields[count]}  {task.fields[text]}"),
         )
         with Progress(
-            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
+            *columns, console=self.console, transient=True, disable=not (self.shown and is_terminal)
         ) as bars:
             self._bars = bars
             self._task = bars.add_task(

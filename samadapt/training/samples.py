@@ -107,9 +107,13 @@ class TrainingSamples:
         ]
 
     def take(
-        self, items: Sequence[TrainingStack], rng: np.random.Generator
+        self, items: Sequence[TrainingStack], generators: Sequence[np.random.Generator]
     ) -> tuple[list[Sample], list[int], list[tuple[SliceRef, int]]]:
         """Read the slices of some stacks and augment them at random.
+
+        Args:
+            items: the stacks.
+            generators: one for each stack.
 
         Returns:
             All slices, one stack after the other; the positions of those that have the loss; and
@@ -118,7 +122,7 @@ class TrainingSamples:
         samples: list[Sample] = []
         trained: list[int] = []
         versions: list[tuple[SliceRef, int]] = []
-        for item in items:
+        for item, rng in zip(items, generators, strict=True):
             trained += [len(samples) + place for place in item.trained]
             stack = [self.dataset.sample(ref) for ref in item.refs]
             if self.changes and not self.variants:

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from samadapt.adapters.store import load_trainable_state, trainable_state
+from samadapt.system import processes
 from samadapt.training.budget import Budget
 from samadapt.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from samadapt.training.progress import append_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
-
-    import numpy as np
 
     from samadapt.adapters.injection import Injection
     from samadapt.sam.segmentation_model import SegmentationModel
+    from samadapt.sam.types import MaskOutput
     from samadapt.training.batches import Batch, Sampler
     from samadapt.training.draws import BatchDraws
     from samadapt.training.features import Features
@@ -38,7 +39,6 @@ class Training:
         features: the output of the frozen blocks, by key or computed anew.
         batches: micro-batches without end.
         sampler: draws the slices of the batches; its state ``drawn`` is saved.
-        rng: source of the prompts' noise and of augmentation; its state is saved.
         loss: maps a ``MaskOutput`` and targets to ``LossTerms``.
         validate: scores the model as it is; higher is better, NaN if nothing can be scored. None:
             there are no validation cases, and the last weights are kept.
@@ -56,7 +56,6 @@ class Training:
     features: Features
     batches: Iterator[Batch]
     sampler: Sampler | BatchDraws
-    rng: np.random.Generator
     loss: LossFunction
     validate: Callable[[], float] | None
     run_dir: Path
@@ -66,9 +65,20 @@ class Training:
     scores_by_kind: dict[str, float] = field(default_factory=dict)
     background_token: bool = False
 
-    def loss_of(self, batch: Batch) -> LossFunction:
-        """Return the loss of a batch, by whether it has prompts."""
-        return self.class_loss if self.class_loss and batch.prompts.is_empty else self.loss
+    def write_line(self, values: Mapping[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``, which is that of the first process."""
+        if processes.is_first():
+            append_line(self.run_dir / "metrics.jsonl", values)
+
+    def loss_of(self, batch: Batch, output: MaskOutput, targets: Tensor) -> Tensor:
+        """Return this process's part of the loss of what the decoder answers to a batch.
+
+        With several processes the parts add up to the loss of the batch of all.
+        """
+        if batch.prompts.is_empty:
+            # It is the part of a loss over the images of all processes.
+            return (self.class_loss or self.loss)(output, targets).total
+        return self.loss(output, targets).total * batch.share
 
 
 @dataclass
@@ -128,7 +138,6 @@ def save(training: Training, state: TrainingState, optimizer: torch.optim.Optimi
             "skipped": state.skipped,
             "stale": state.stale,
             "sampler": training.sampler.drawn,
-            "prompts": training.rng.bit_generator.state,
             **time,
         },
         random=random,
@@ -159,7 +168,6 @@ def restore(
         group["peak_lr"] = peak
     load_method(training, checkpoint.method)
     training.sampler.drawn = progress["sampler"]
-    training.rng.bit_generator.state = progress["prompts"]
     torch.set_rng_state(checkpoint.random["cpu"])
     if "cuda" in checkpoint.random and torch.cuda.is_available():
         torch.cuda.set_rng_state(checkpoint.random["cuda"])

@@ -186,7 +186,7 @@ def trained_on(run, draws=12):
     """Return the images and labels that ``finetune`` would train on."""
     rng = np.random.default_rng([0, 0])
     items = run.context.samples.items(run.slices().train)
-    return run.context.samples.take([items[i % len(items)] for i in range(draws)], rng)
+    return run.context.samples.take([items[i % len(items)] for i in range(draws)], [rng] * draws)
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from samadapt.sam.embed import embed
 from samadapt.sam.model import Sam
 from samadapt.training import loop
 from samadapt.training.batches import make_batch
+from samadapt.training.keyed_random import BatchRandom
 
 DEPTH = ["data.name=nifti", "peft=adapter", "peft.depth=3", "train.batch_size=6"]
 
@@ -92,11 +93,12 @@ def test_a_slice_has_one_embedding_in_training_evaluation_and_prediction(
     items = run.context.samples.items(slices.train)
     assert {(item.refs[0].index, item.trained) for item in items} == {(0, (1, 2)), (3, (0,))}
     rng = np.random.default_rng(0)
-    samples, trained, versions = run.context.samples.take(items[:2], rng)
+    samples, trained, versions = run.context.samples.take(items[:2], [rng, rng])
     keys = run.planner.keys_of(versions)
     side = 4 * context.sam.embedding_size
     frame = partial(class_frame, context.model)
-    batch = make_batch(samples, context.policy, frame, side, rng, trained, keys)
+    random = BatchRandom.of(rng, len(samples))
+    batch = make_batch(samples, context.policy, frame, side, random, trained, keys)
     assert batch.names == ["scan_1[1]", "scan_1[2]", "scan_1[3]"]
     assert len(batch.keys or batch.images) == 6
     live = loop.TrainableTail(context.sam, context.injection.first_trainable_block)

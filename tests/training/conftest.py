@@ -19,9 +19,11 @@ from samadapt.methods import METHODS
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.decode import class_frame
 from samadapt.sam.weights.loading import base_hash, load_sam
+from samadapt.system import processes
 from samadapt.training.batches import Sampler, make_batch
 from samadapt.training.feature_plan import plan_features
 from samadapt.training.features import Features
+from samadapt.training.keyed_random import BatchRandom
 from samadapt.training.mask_losses import object_loss, semantic_loss
 from samadapt.training.progress import Progress
 from samadapt.training.state import Training
@@ -50,37 +52,49 @@ def make_features(sam, injection, store=None, **changes) -> Features:
 
 
 def make_training(
-    run_dir, *, method="lora", kind="box", batch_size=2, seed=0, samples=None, **options
+    run_dir,
+    *,
+    method="lora",
+    kind="box",
+    batch_size=2,
+    seed=0,
+    samples=None,
+    dtype=torch.float32,
+    **options,
 ) -> Training:
     """Everything that the loop needs, on the model ``tiny`` and six slices."""
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    sam = load_sam("tiny")
+    sam = load_sam("tiny").to(dtype)
     injection = inject(sam, METHODS[method](**options))
     samples = samples or [make_sample(index) for index in range(6)]
     refs = [SliceRef(sample.case, 0) for sample in samples]
     by_ref = dict(zip(refs, samples, strict=True))
-    features = make_features(sam, injection)
+    features = make_features(sam, injection, dtype=dtype)
     keys = {}
     if injection.has_frozen_prefix:
         read, limits = (lambda ref: by_ref[ref].image), {"folder": run_dir, "max_bytes": math.inf}
         keys = plan_features(features, refs, read, where="memory", **limits).keys
-    sampler, rng = Sampler(len(refs), batch_size, seed), np.random.default_rng(seed)
+    sampler = Sampler(len(refs), batch_size, seed)
     policy = PromptPolicy(kind)
 
-    def make(drawn):
+    def make():
+        first = sampler.drawn
+        random = BatchRandom.at(
+            seed, first // batch_size, processes.share(range(first, first + batch_size))
+        )
+        drawn = [refs[index] for index in sampler.next()]
         side, chosen = 4 * sam.embedding_size, [by_ref[ref] for ref in drawn]
         own = [keys[ref] for ref in drawn if ref in keys]
         frame = partial(class_frame, sam)
-        return make_batch(chosen, policy, frame, side, rng, keys=own)
+        return make_batch(chosen, policy, frame, side, random, keys=own)
 
     return Training(
         sam=sam,
         injection=injection,
         features=features,
-        batches=(make([refs[index] for index in sampler.next()]) for _ in count()),
+        batches=(make() for _ in count()),
         sampler=sampler,
-        rng=rng,
         loss=semantic_loss(2) if kind == "semantic" else object_loss(),
         validate=lambda: 0.5,
         run_dir=run_dir,

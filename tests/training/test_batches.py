@@ -15,7 +15,10 @@ from samadapt.errors import DataError
 from samadapt.prompts.annotations import given_prompts
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.geometry import make_frame
+from samadapt.system import processes
+from samadapt.system.launchers import Place
 from samadapt.training.batches import Sampler, choose_objects, make_batch
+from samadapt.training.keyed_random import BatchRandom
 
 SIDE, SIZE = 32, 64
 
@@ -26,7 +29,8 @@ def frame_of(shape):
 
 def batch_of(samples, kind="box", seed=0, **policy):
     rng = np.random.default_rng(seed)
-    return make_batch(samples, PromptPolicy(kind, **policy), frame_of, SIDE, rng)
+    random = BatchRandom.of(rng, len(samples))
+    return make_batch(samples, PromptPolicy(kind, **policy), frame_of, SIDE, random)
 
 
 def one_object(shape, rows, columns, **given):
@@ -89,7 +93,7 @@ def test_the_chance_of_an_object_grows_with_its_diameter():
     labels[5:25, 0:20] = 1
     specks = Sample("specks", 0, np.zeros((40, 60, 3), np.uint8), labels)
     rng, policy = np.random.default_rng(0), PromptPolicy("box")
-    draws = [choose_objects([specks], policy, rng)[0] for _ in range(300)]
+    draws = [choose_objects([specks], policy, BatchRandom.of(rng, 1))[0][0] for _ in range(300)]
     areas = np.array([draw.truth.sum(axis=(1, 2)) for draw in draws])
     assert len(np.unique(draws[0].boxes, axis=0)) == 4
     assert 0.75 < (areas == 400).any(axis=1).mean() < 0.99
@@ -212,9 +216,15 @@ def test_epochs_and_seeds_differ():
     assert Sampler(50, 50, 1).next() != epochs[0]
 
 
-def test_processes_share_an_epoch_without_overlap():
-    shards = [Sampler(24, 2, 5, (rank, 3)) for rank in range(3)]
-    together = [[shard.next() for shard in shards] for _ in range(4)]
+def test_processes_share_an_epoch_without_overlap(monkeypatch):
+    shards = [Sampler(24, 6, 5) for _ in range(3)]
+
+    def share_of(rank):
+        monkeypatch.setattr(processes, "_place", Place(rank, 3))
+        return shards[rank].next()
+
+    together = [[share_of(rank) for rank in range(3)] for _ in range(4)]
+    monkeypatch.undo()
     everything = [index for step in together for part in step for index in part]
     assert sorted(everything) == list(range(24))
     alone = Sampler(24, 6, 5)

@@ -10,7 +10,6 @@ import pickle
 import shutil
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -43,7 +42,6 @@ def checkpoint(step, best=True):
             "best_score": None,
             "skipped": 0,
             "sampler": 2**70,
-            "prompts": np.random.default_rng(step).bit_generator.state,
         },
         random={"cpu": torch.get_rng_state()},
     )
@@ -304,7 +302,6 @@ PROGRESS = {
     "skipped": [9, -1, 0.5],
     "sampler": [-1, "x", None],
     "best_score": ["high", [1], True],
-    "prompts": [{}, [], "x", {"bit_generator": "PCG64"}, {"bit_generator": "MT19937"}],
 }
 
 
@@ -396,7 +393,7 @@ def test_bytes_are_estimated_from_above_and_not_by_far(tmp_path):
         parameter.grad = torch.ones(64, 64)
     optimizer.step()
     weights = {name: value.detach() for name, value in parameters.items()}
-    progress = {"step": 1, "prompts": np.random.default_rng(0).bit_generator.state}
+    progress = {"step": 1}
     random = {"cpu": torch.get_rng_state()}
     saved = Checkpoint(1, weights, weights, optimizer.state_dict(), progress, random)
     folder = save_checkpoint(tmp_path, saved)

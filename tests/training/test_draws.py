@@ -11,6 +11,8 @@ import pytest
 from samadapt.data.types import SliceRef
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.prompts.shares import normalised
+from samadapt.system import processes
+from samadapt.system.launchers import Place
 from samadapt.training.draws import BatchDraws
 
 SHARES = {"box": 1, "interactive": 1, "semantic": 2}
@@ -37,16 +39,14 @@ class Slices:
         return list(refs)
 
 
-def draws_of(shares=None, seed=0, size=2, shard=(0, 1)):
+def draws_of(shares=None, seed=0, size=2):
     policy = PromptPolicy("mixed", shares=normalised(shares or SHARES))
-    return BatchDraws(Slices(policy), REFS, size, seed, shard)
+    return BatchDraws(Slices(policy), REFS, size, seed)
 
 
 def several(draws, count):
-    return [
-        (own.kind, [ref.index for ref in refs])
-        for ((own, _),), refs in (draws.next() for _ in range(count))
-    ]
+    drawn = [draws.next() for _ in range(count)]
+    return [(one.ways[0][0].kind, [ref.index for ref in one.items]) for one in drawn]
 
 
 def test_kinds_come_by_their_shares_and_prompts_get_slices_with_objects():
@@ -69,11 +69,24 @@ def test_a_resumed_run_goes_on_with_the_same_batches():
     assert several(draws_of(seed=1), 30) != whole
 
 
-def test_processes_share_the_kind_of_a_batch():
-    one, other = draws_of(shard=(0, 2)), draws_of(shard=(1, 2))
-    pairs = list(zip(several(one, 20), several(other, 20), strict=True))
-    assert all(first[0] == second[0] for first, second in pairs)
-    assert any(first[1] != second[1] for first, second in pairs)
+def test_processes_take_shares_of_the_same_batches(monkeypatch):
+    """Kinds, slices and random numbers are those of a single process."""
+
+    def drawn():
+        draws = draws_of(size=5)
+        return [draws.next() for _ in range(20)]
+
+    whole, parts = drawn(), []
+    for rank in range(2):
+        monkeypatch.setattr(processes, "_place", Place(rank, 2))
+        parts.append(drawn())
+    for one, *others in zip(whole, *parts, strict=True):
+        assert all(one.ways == other.ways for other in others)
+        for rank, other in enumerate(others):
+            assert other.items == one.items[rank::2]
+            assert other.random.seeds == one.random.seeds[rank::2]
+            for mine, its in zip(one.random.own[rank::2], other.random.own, strict=True):
+                assert mine.bit_generator.state == its.bit_generator.state
 
 
 def test_one_kind_visits_every_slice_once_an_epoch():
@@ -105,13 +118,13 @@ def test_every_kind_trains_on_all_slices_by_its_share():
     draws = BatchDraws(Slices(policy), REFS, 3, 0)
     seen = []
     for _ in range(4):
-        ways, refs = draws.next()
-        assert {own.kind: weight for own, weight in ways} == normalised(SHARES)
-        seen += [ref.index for ref in refs]
+        drawn = draws.next()
+        assert {own.kind: weight for own, weight in drawn.ways} == normalised(SHARES)
+        seen += [ref.index for ref in drawn.items]
     assert sorted(seen) == list(range(12))
     prompted = normalised({"box": 1, "point": 1})
     policy = PromptPolicy("mixed", shares=prompted, every_kind=True)
     indices = {
-        ref.index for _ in range(9) for ref in BatchDraws(Slices(policy), REFS, 3, 0).next()[1]
+        ref.index for _ in range(9) for ref in BatchDraws(Slices(policy), REFS, 3, 0).next().items
     }
     assert not indices & set(EMPTY)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.decode import class_frame
 from samadapt.training.batches import make_batch, make_batch_of_kinds
+from samadapt.training.keyed_random import BatchRandom
 from samadapt.training.loop import TrainableTail, learn
 from samadapt.training.mask_losses import semantic_loss
 
@@ -28,10 +29,10 @@ def batch_of(training, samples, ways):
         make_batch,
         frame_of=partial(class_frame, training.sam),
         side=4 * training.sam.embedding_size,
-        rng=np.random.default_rng(0),
     )
     has_object = lambda sample: bool((sample.maps > 0).any())  # noqa: E731
-    return make_batch_of_kinds(samples, ways, has_object, range(len(samples)), [], make)
+    random = BatchRandom.of(np.random.default_rng(0), len(samples))
+    return make_batch_of_kinds(samples, ways, has_object, range(len(samples)), [], random, make)
 
 
 def learnt(training, batch):

@@ -12,7 +12,7 @@ from samadapt.training.losses.base import MaskTermLoss, register
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from samadapt.training.mask_losses import ExtraTerm
+    from samadapt.training.mask_losses import ExtraTerm, SumUp
 
 
 @register("boundary")
@@ -38,7 +38,7 @@ class Boundary(MaskTermLoss):
 
         from samadapt.training.mask_losses import ExtraTerm
 
-        def measure(predicted: Tensor, truth: Tensor, known: Tensor) -> Tensor:
+        def measure(predicted: Tensor, truth: Tensor, known: Tensor, sum_up: SumUp) -> Tensor:
             from monai.losses.hausdorff_loss import HausdorffDTLoss
 
             n, c, h, w = predicted.shape
@@ -49,6 +49,6 @@ class Boundary(MaskTermLoss):
             # MONAI's mean counts ignored pixels too, whose error is 0.
             pixels = known.flatten(2).sum(2)
             percent = each * (h * w / pixels.clamp(min=1)) * (100 / w) ** 2
-            return torch.log1p(percent).sum(1) / (pixels > 0).sum(1).clamp(min=1)
+            return sum_up(torch.log1p(percent).sum(1)) / sum_up((pixels > 0).sum(1)).clamp(min=1)
 
         return ExtraTerm("boundary", self.boundary, measure)

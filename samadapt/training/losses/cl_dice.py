@@ -13,7 +13,7 @@ from samadapt.training.losses.base import MaskTermLoss, register
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from samadapt.training.mask_losses import ExtraTerm
+    from samadapt.training.mask_losses import ExtraTerm, SumUp
 
 
 @register("cl_dice")
@@ -42,7 +42,8 @@ class CentreLineDice(MaskTermLoss):
         """Return the loss of the centre lines of each mask."""
         from samadapt.training.mask_losses import ExtraTerm
 
-        def measure(predicted: Tensor, truth: Tensor, known: Tensor) -> Tensor:
+        def measure(predicted: Tensor, truth: Tensor, known: Tensor, sum_up: SumUp) -> Tensor:
+            import torch
             from monai.losses.cldice import soft_skel
 
             del known
@@ -52,7 +53,9 @@ class CentreLineDice(MaskTermLoss):
 
             def share(part: Tensor, whole: Tensor) -> Tensor:
                 # Without any line the share is 1, as in MONAI.
-                return (part.flatten(1).sum(1) + 1) / (whole.flatten(1).sum(1) + 1)
+                sums = torch.stack([part.flatten(1).sum(1), whole.flatten(1).sum(1)])
+                both = sum_up(sums)
+                return (both[0] + 1) / (both[1] + 1)
 
             precision = share(lines * wanted, lines)
             recall = share(true_lines * predicted, true_lines)

@@ -18,7 +18,7 @@ from samadapt.training.losses.base import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from samadapt.training.mask_losses import LossFunction
+    from samadapt.training.mask_losses import LossFunction, SumUp
 
 SMALLEST = 1e-12
 """Added to numerator and denominator, for a batch without any known pixel."""
@@ -27,7 +27,7 @@ SMALLEST = 1e-12
 @register("generalized_dice")
 @dataclass(frozen=True)
 class GeneralizedDice(NamedLoss):
-    """Cross-entropy, and one Dice over all classes and the background, from MONAI.
+    """Cross-entropy, and one Dice over all classes and the background, as in MONAI.
 
     The overlap of each class in the batch is divided by the square of its true size, so that small
     classes count as much as large ones. Class weights only change the cross-entropy.
@@ -57,17 +57,25 @@ class GeneralizedDice(NamedLoss):
         )
 
 
-def _generalized_dice(predicted: Tensor, truth: Tensor, known: Tensor) -> Tensor:
+def _generalized_dice(predicted: Tensor, truth: Tensor, known: Tensor, sum_up: SumUp) -> Tensor:
     """Return the loss of K classes in b images, (K, b, h, w), K times."""
     import torch
-    from monai.losses.dice import GeneralizedDiceLoss
 
     def with_background(planes: Tensor) -> Tensor:
-        # (b, K + 1, h, w): the background is what the classes leave of the known pixels.
+        # (K + 1, pixels): the background is what the classes leave of the known pixels.
         rest = known.any(0).to(planes.dtype) * (1 - planes.sum(0))
-        return torch.cat([rest[None], planes]).transpose(0, 1)
+        return torch.cat([rest[None], planes]).flatten(1)
 
+    found, wanted = with_background(predicted), with_background(truth.to(predicted.dtype))
+    sums = sum_up(torch.stack([(found * wanted).sum(1), found.sum(1), wanted.sum(1)]))
+    shared, sizes, true_size = sums[0], sums[1] + sums[2], sums[2]
+    # A class that the batch lacks weighs as much as the smallest one that it has.
+    weight = 1 / true_size**2
+    present = true_size > 0
+    largest = torch.where(present, weight, 0).max()
+    weight = torch.where(present, weight, largest)
     # The sums are divided by squared sizes, so MONAI's default of 1e-5 would outweigh large masks.
-    loss = GeneralizedDiceLoss(batch=True, smooth_nr=SMALLEST, smooth_dr=SMALLEST)
-    value: Tensor = loss(with_background(predicted), with_background(truth.to(predicted.dtype)))
-    return value.expand(len(predicted))
+    numerator = 2 * (shared * weight).sum() + SMALLEST
+    denominator = (sizes * weight).sum() + SMALLEST
+    loss: Tensor = 1 - numerator / denominator
+    return loss.expand(len(predicted))

@@ -1,0 +1,274 @@
+"""What the processes of one run tell each other; with a single process nothing is said.
+
+There is no wrapper around the model. Every process reads its share of each batch and adds up its
+share of the gradient; the shares are summed once a step (``collectives.py``). Whatever else must be
+the same for all, such as the number of objects in a batch, is agreed on here. All processes must
+call these functions in the same order; a process that skips a call leaves the others waiting.
+
+With a single process the functions return what it gave them, so no caller needs to know how many
+there are. This file imports torch only where there are several.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from samadapt.errors import ConfigError, RunError
+from samadapt.system.launchers import Place, find_place
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+T = TypeVar("T")
+
+ARRIVAL_SECONDS = 120.0
+"""How long the processes of a run wait for each other at the start."""
+
+WAIT = timedelta(hours=24)
+"""How long they wait for each other later: one may score a large volume while others are done. A
+process that dies is noticed at once, because its connections close."""
+
+ALONE = Place()
+
+_place = ALONE
+_store: Store | None = None
+
+
+def place() -> Place:
+    """Return which of the run's processes this one is."""
+    return _place
+
+
+def count() -> int:
+    """Return the number of processes that share the run."""
+    return _place.size
+
+
+def is_first() -> bool:
+    """Return whether this process writes the run directory and talks to the user."""
+    return _place.rank == 0
+
+
+@contextmanager
+def together(device: str = "cpu") -> Iterator[None]:
+    """Join the other processes of the run while the block runs, if a launcher started several.
+
+    Inside another such block nothing happens. On a machine with GPUs each process takes the one of
+    its local rank.
+
+    Args:
+        device: the key ``device`` of the run.
+
+    Raises:
+        ConfigError: processes are missing, or the machine has fewer GPUs than processes.
+        RunError: the processes cannot meet.
+    """
+    found = find_place() if _place.size == 1 else ALONE
+    if found.size == 1:
+        yield
+        return
+    import torch
+    from torch import distributed
+
+    _choose_gpu(device, found)
+    store = _meet(found)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with lost_others():
+        distributed.init_process_group(
+            backend, store=store, rank=found.rank, world_size=found.size, timeout=WAIT
+        )
+    _set_place(found, store)
+    try:
+        yield
+    finally:
+        _set_place(ALONE, store)  # errors are still compared through the store
+        distributed.destroy_process_group()
+
+
+def _set_place(own: Place, store: Store) -> None:
+    global _place, _store
+    _place, _store = own, store
+
+
+def share(items: Sequence[T]) -> list[T]:
+    """Return this process's share of some items: every ``count()``-th one."""
+    return list(items[_place.rank :: _place.size])
+
+
+def block(items: Sequence[T]) -> list[T]:
+    """Return this process's part of some items, which lie one after another.
+
+    Items that lie together, such as slices of a volume, are then read by one process.
+    """
+    size, rank = _place.size, _place.rank
+    return list(items[len(items) * rank // size : len(items) * (rank + 1) // size])
+
+
+def shares_joined(parts: Sequence[Sequence[T]]) -> list[T]:
+    """Put the shares of all processes, in the order of their ranks, back into one list."""
+    size = len(parts)
+    return [parts[at % size][at // size] for at in range(sum(map(len, parts)))]
+
+
+def gather(value: T) -> list[T]:
+    """Return the value of every process, by rank.
+
+    The values are pickled by torch. They come from processes of this run, and never from a file.
+    """
+    if _place.size == 1:
+        return [value]
+    from torch import distributed
+
+    found: list[Any] = [None] * _place.size
+    with lost_others():
+        distributed.all_gather_object(found, value)
+    return found
+
+
+def from_first(value: T) -> T:
+    """Return the value of the first process."""
+    return gather(value if is_first() else None)[0]  # type: ignore[return-value]
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    gather(None)
+
+
+def any_of(flag: bool) -> bool:
+    """Return whether the flag of any process is set."""
+    return flag if _place.size == 1 else any(gather(flag))
+
+
+def refuse_differences(what: str, facts: Mapping[str, object], advice: str) -> None:
+    """Check that all processes have the same facts.
+
+    Args:
+        what: names the facts in the message.
+        facts: values by name.
+        advice: what to do if they differ.
+
+    Raises:
+        ConfigError: naming the first facts that differ, in every process.
+    """
+    all_facts = gather({name: str(value) for name, value in facts.items()})
+    first = all_facts[0]
+    for rank, other in enumerate(all_facts):
+        names = sorted(name for name in {*first, *other} if first.get(name) != other.get(name))
+        if names:
+            listed = "; ".join(
+                f"{name}: {first.get(name)} in process 0, {other.get(name)} in process {rank}"
+                for name in names[:3]
+            )
+            raise ConfigError(
+                f"{what} differ between the processes of this run: {listed}. {advice}"
+            )
+
+
+@contextmanager
+def lost_others() -> Iterator[None]:
+    """Turn an error of torch's collectives into one that says what happened.
+
+    Raises:
+        RunError: another process ended, or the network failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError(
+            f"process {_place.rank} of {_place.size} lost the others: one of them ended, or the "
+            f"network failed ({_first_line(error)}). Its own message says why; resume= continues "
+            "from the last checkpoint"
+        ) from error
+
+
+def tells_user(rank: int, message: str) -> bool:
+    """Return whether this process should report the error that ends it.
+
+    The first process reports what it finds. Others report what the first one does not: they wait a
+    moment for its message, and compare.
+
+    Args:
+        rank: number of this process.
+        message: the error.
+    """
+    if _store is None:  # the processes have not met; all have the same arguments
+        return rank == 0
+    try:
+        _store.set(f"samadapt/error/{rank}", message)
+        if rank == 0:
+            return True
+        _store.wait(["samadapt/error/0"], timedelta(seconds=5))
+        return bool(_store.get("samadapt/error/0").decode() != message)
+    except RuntimeError:  # the first process has no error, or is gone
+        return True
+
+
+def _meet(own: Place) -> Store:
+    """Return the store through which the processes find each other, once all are there."""
+    from torch.distributed.rendezvous import rendezvous
+
+    # torchrun's agent may serve the store; torch finds out from the environment.
+    names = {
+        "RANK": str(own.rank),
+        "WORLD_SIZE": str(own.size),
+        "MASTER_ADDR": own.address,
+        "MASTER_PORT": str(own.port),
+    }
+    os.environ.update({name: value for name, value in names.items() if name not in os.environ})
+    patience = timedelta(seconds=ARRIVAL_SECONDS)
+    try:
+        store, _, _ = next(rendezvous("env://", own.rank, own.size, timeout=patience))
+        key = f"samadapt/arrived/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        arrived, until = store.add(key, 1), time.monotonic() + ARRIVAL_SECONDS
+        while arrived < own.size and time.monotonic() < until:
+            time.sleep(0.05)
+            arrived = store.add(key, 0)
+    except (RuntimeError, ValueError) as error:
+        # torch waits itself where it serves the store, and counts who came.
+        counted = re.search(r"(\d+)/\d+ clients joined", str(error))
+        if counted is None:
+            raise RunError(
+                f"the {own.size} processes of this run cannot meet at {own.address}:{own.port} "
+                f"({_first_line(error)}); if the port is taken, name another with MASTER_PORT"
+            ) from error
+        arrived = int(counted[1])
+    if arrived < own.size:
+        raise ConfigError(
+            f"only {arrived} of {own.size} processes arrived at {own.address}:{own.port} within "
+            f"{ARRIVAL_SECONDS:.0f} seconds; start all of them, with the same MASTER_ADDR and "
+            "MASTER_PORT"
+        )
+    found: Store = store
+    return found
+
+
+def _choose_gpu(device: str, own: Place) -> None:
+    """Make ``cuda`` the GPU of this process.
+
+    Raises:
+        ConfigError: there are more processes than GPUs on this machine.
+    """
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return
+    # Launchers may show each process its own GPU alone.
+    seen = torch.cuda.device_count()
+    shows_one = seen == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    if own.local_rank >= seen and not shows_one:
+        raise ConfigError(
+            f"process {own.rank} is number {own.local_rank} of its machine, which has {seen} GPUs; "
+            "start one process for each GPU, or use device=cpu"
+        )
+    torch.cuda.set_device(own.local_rank % seen)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]

@@ -1,0 +1,146 @@
+"""What one of several processes trains; ``test_several_processes.py`` starts them by torchrun.
+
+    torchrun --nproc-per-node 2 several_processes.py FOLDER
+
+Each case is a short training of a tiny model. The first process writes what came out of it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from accelerate import Accelerator
+
+from samadapt.sam.types import MaskOutput, Prompts
+from samadapt.system import processes
+from samadapt.system.launchers import as_only_process
+from samadapt.training import loop
+from samadapt.training.instance_distances import with_distances
+from samadapt.training.loop import LoopOptions
+from samadapt.training.losses import LOSSES
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training."""
+
+    kind: str
+    method: str
+    accumulate: int
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def name(self) -> str:
+        digits = 64 if self.dtype == torch.float64 else 32
+        return f"{self.kind}-{self.method}-{self.accumulate}-fp{digits}"
+
+
+CASES = [
+    Case(kind, method, accumulate, dtype)
+    for kind in ("box", "point", "semantic", "interactive")
+    for method in ("lora", "adalora")
+    for accumulate in (1, 2)
+    for dtype in (torch.float64, torch.float32)
+    # Rounding moves the clicks of the interactive training, so it agrees in fp64 alone.
+    if dtype == torch.float64 or (method == "lora" and accumulate == 1 and kind != "interactive")
+]
+
+LOSS_CASES = [
+    (name, target, weighted)
+    for name, loss in LOSSES.items()
+    for target in ("classes", "regions")
+    for weighted in (False, True)
+    if target in loss.fits
+]
+
+
+def _tools():
+    path = Path(__file__).with_name("conftest.py")
+    spec = importlib.util.spec_from_file_location("training_tools", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def results(folder: Path, case: Case) -> dict[str, torch.Tensor]:
+    """Train five steps; the slices have one to three objects each, so prompts are uneven."""
+    tools, gradients = _tools(), []
+    samples = [tools.make_sample(index, objects=1 + index % 3) for index in range(7)]
+    training = tools.make_training(
+        folder / f"{case.name}-{processes.place().rank}",
+        method=case.method,
+        kind=case.kind,
+        samples=samples,
+        batch_size=3,  # which two processes share unevenly
+        dtype=case.dtype,
+    )
+    add_up = loop.sum_over_processes
+
+    def listening(parameters, numbers):
+        told = add_up(parameters, numbers)
+        if not gradients:
+            own = [p.grad for p in parameters if p.grad is not None]
+            gradients.append(torch.cat([one.flatten() for one in own]))
+        return told
+
+    options = LoopOptions(steps=5, accumulate=case.accumulate, validate_every=2, warmup_steps=1)
+    with patch.object(loop, "sum_over_processes", listening), as_only_process():
+        state = loop.train(training, options, Accelerator(cpu=True), None)
+    sam, parameters = training.sam, training.injection.parameters
+    features = training.features([samples[0].image])
+    embedding = loop.TrainableTail(sam, training.injection.first_trainable_block)(features)
+    box = torch.tensor([[[2.0, 2.0, 30.0, 30.0]]], dtype=case.dtype)
+    with torch.no_grad():
+        masks = sam.decode(embedding, Prompts(boxes=box), multimask=True).logits
+    return {
+        "weights": torch.cat([p.detach().flatten() for p in parameters.values()]),
+        "gradient": gradients[0],
+        "masks": masks,
+        "step": torch.tensor([state.step, state.skipped]),
+    }
+
+
+def loss_of(name: str, target: str, weighted: bool) -> dict[str, torch.Tensor]:
+    """The loss of five images with three classes, and its gradient; partly unknown."""
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(5, 1, 9, 16, 16, generator=generator, dtype=torch.float64)
+    shape = (5, 16, 16) if target == "classes" else (5, 3, 16, 16)
+    targets = torch.randint(-1, 4 if target == "classes" else 2, shape, generator=generator)
+    targets[0], targets[2, ..., :9] = 0, -1  # an image without any class
+    weights = [0.5, 1.0, 2.0, 3.0] if weighted else None
+    measure = with_distances(LOSSES[name]().build(target, 3, weights), 3)
+    planes = targets[:, None] if targets.ndim == 3 else targets
+    distances = torch.rand(5, 6, 16, 16, generator=generator) * 2 - 1
+    wanted = torch.cat([planes.float(), torch.where(distances < -0.5, -1.0, distances.abs())], 1)
+    rows = processes.share(range(5))
+    own = logits[rows].requires_grad_()
+    found = measure(MaskOutput(own, own.new_zeros(len(rows), 1, 9)), wanted[rows]).total
+    found.backward()
+    gradient = torch.stack(processes.shares_joined([list(g) for g in processes.gather(own.grad)]))
+    return {"loss": sum(processes.gather(found.detach())), "gradient": gradient}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    with processes.together():
+        for case in LOSS_CASES:
+            found = loss_of(*case)
+            if processes.is_first():
+                torch.save(found, folder / f"loss-{'-'.join(map(str, case))}.pt")
+        for case in CASES:
+            found = results(folder, case)
+            if processes.is_first():
+                torch.save(found, folder / f"{case.name}.pt")
+        processes.wait()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
