@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -51,6 +51,8 @@ CASES = [
     if dtype == torch.float64 or (method == "lora" and accumulate == 1 and kind != "interactive")
 ]
 
+NAN_CASE = Case("semantic", "lora", 1)
+
 LOSS_CASES = [
     (name, target, weighted)
     for name, loss in LOSSES.items()
@@ -68,8 +70,11 @@ def _tools():
     return module
 
 
-def results(folder: Path, case: Case) -> dict[str, torch.Tensor]:
-    """Train five steps; the slices have one to three objects each, so prompts are uneven."""
+def results(folder: Path, case: Case, nan_at: int = 0) -> dict[str, torch.Tensor]:
+    """Train five steps; the slices have one to three objects each, so prompts are uneven.
+
+    With ``nan_at`` the loss of the last process is NaN in this step.
+    """
     tools, gradients = _tools(), []
     samples = [tools.make_sample(index, objects=1 + index % 3) for index in range(7)]
     training = tools.make_training(
@@ -80,7 +85,17 @@ def results(folder: Path, case: Case) -> dict[str, torch.Tensor]:
         batch_size=3,  # which two processes share unevenly
         dtype=case.dtype,
     )
-    add_up = loop.sum_over_processes
+    add_up, right, calls = loop.sum_over_processes, training.loss, []
+
+    def loss(output, targets):
+        terms = right(output, targets)
+        calls.append(1)
+        is_last = processes.place().rank == processes.count() - 1
+        if is_last and len(calls) == nan_at:
+            return replace(terms, total=terms.total * float("nan"))
+        return terms
+
+    training.loss = loss
 
     def listening(parameters, numbers):
         told = add_up(parameters, numbers)
@@ -138,6 +153,9 @@ def main() -> None:
             found = results(folder, case)
             if processes.is_first():
                 torch.save(found, folder / f"{case.name}.pt")
+        for rank, found in enumerate(processes.gather(results(folder, NAN_CASE, nan_at=2))):
+            if processes.is_first():
+                torch.save(found, folder / f"nan-{rank}.pt")
         processes.wait()
 
 

@@ -65,3 +65,13 @@ def test_parts_of_a_loss_add_up_to_the_loss_of_the_batch(two, case):
     assert alone["gradient"].abs().max() > 0
     assert abs(shared["loss"] - alone["loss"]) < 1e-12
     assert (shared["gradient"] - alone["gradient"]).abs().max() < 1e-12
+
+
+@pytest.mark.slow
+def test_nan_in_one_process_skips_the_step_in_all(two, tmp_path):
+    alone = worker.results(tmp_path, worker.NAN_CASE, nan_at=2)
+    assert alone["step"].tolist() == [5, 1]
+    for rank in range(2):
+        shared = torch.load(two / f"nan-{rank}.pt", weights_only=True)
+        assert shared["step"].tolist() == [5, 1]
+        assert (shared["weights"] - alone["weights"]).abs().max() < 1e-9
