@@ -17,8 +17,11 @@ from samadapt.sam.decode import class_logits
 from samadapt.sam.embed import embed_features
 from samadapt.sam.types import MaskOutput, Prompts
 from samadapt.system import processes
+from samadapt.system.collectives import PartSums
 from samadapt.system.interrupt import InterruptedRunError, StopRequest
 from samadapt.system.machine import peak_memory_bytes
+from samadapt.system.out_of_memory import is_out_of_memory
+from samadapt.training.batch_parts import split, stack_count
 from samadapt.training.click_rounds import answers
 from samadapt.training.ema import averaged, start_averages, update_averages
 from samadapt.training.gradients import digest, sum_over_processes
@@ -26,6 +29,8 @@ from samadapt.training.recompute import recomputed
 from samadapt.training.state import Training, TrainingState, restore, save
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from accelerate import Accelerator
 
     from samadapt.adapters.injection import Injection
@@ -181,11 +186,9 @@ def train(
 
             # Forward and backward for each micro-batch, of which this process has its share. Every
             # loss is divided by their number, so the gradients add up to that of the mean loss.
-            loss, names = 0.0, []
-            for _ in range(options.accumulate):
-                batch = next(training.batches)
-                loss += learn(training, tail, batch, accelerator, options.accumulate)
-                names += batch.names
+            batches = [next(training.batches) for _ in range(options.accumulate)]
+            loss = learn_step(training, tail, batches, accelerator)
+            names = [name for batch in batches for name in batch.names]
 
             # Add up the gradients of all processes. From here on they all have the same numbers.
             told = [loss, len(names), stop.requested]
@@ -234,6 +237,73 @@ def train(
     keep_weights(training, state)
     describe_ending(training, state, options)
     return state
+
+
+def learn_step(
+    training: Training, tail: TrainableTail, batches: Sequence[Batch], accelerator: Accelerator
+) -> float:
+    """Add the gradients of all micro-batches of a step.
+
+    If memory runs out, the step begins again with each of them in twice as many parts, which has
+    the same gradients, and so do all later steps. This is for a single process: others would wait.
+
+    Returns:
+        This process's part of the step's loss.
+    """
+    random = torch.get_rng_state()
+    while True:
+        try:
+            return math.fsum(
+                learn_in_parts(training, tail, batch, accelerator, len(batches))
+                for batch in batches
+            )
+        except Exception as error:
+            # Several kinds of errors mean this; see ``is_out_of_memory``.
+            largest = max(map(stack_count, batches))
+            alone = training.parts >= largest or processes.count() > 1
+            if alone or not is_out_of_memory(error):
+                raise
+        # Here the error is gone, and with it the tensors that its traceback holds.
+        for parameter in training.injection.parameters.values():
+            parameter.grad = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        torch.set_rng_state(random)
+        training.parts *= 2
+        training.progress.say(
+            f"out of memory: from now on a batch of {largest} goes through the model in "
+            f"{min(training.parts, largest)} parts, with the same result in more time; fewer "
+            "slices (train.batch_size) or train.recompute=true need less memory from the start"
+        )
+
+
+def learn_in_parts(
+    training: Training,
+    tail: TrainableTail,
+    batch: Batch,
+    accelerator: Accelerator,
+    accumulate: int,
+) -> float:
+    """Add the gradients of a micro-batch, in as many parts as its memory asks for; see ``learn``.
+
+    The loss of classes is over all images of the batch. So the parts first run without gradients,
+    which says what each adds to the sums in this loss.
+    """
+    parts = split(batch, training.parts)
+    if len(parts) == 1:
+        return learn(training, tail, batch, accelerator, accumulate)
+    sums, states = PartSums(len(parts)), []
+    for number, part in enumerate(parts):
+        states.append(torch.get_rng_state())
+        if part.prompts.is_empty:
+            with torch.no_grad(), sums.recorded(number):
+                learn(training, tail, part, accelerator, accumulate)
+    loss = 0.0
+    for number, part in enumerate(parts):
+        torch.set_rng_state(states[number])  # dropout as in the first pass
+        with sums.replayed(number):
+            loss += learn(training, tail, part, accelerator, accumulate)
+    return loss
 
 
 def learn(
@@ -317,7 +387,8 @@ def learn_answers(
         total = training.loss_of(batch, output, targets) + method.penalty(sam) * batch.share
         value = float(total.detach()) / parts  # waits for the GPU
         loss += value
-        if math.isfinite(value):  # else the step is skipped, and backward would be wasted
+        # Without a finite loss the step is skipped, and backward would be wasted.
+        if math.isfinite(value) and torch.is_grad_enabled():
             accelerator.backward(total / parts)
     return loss
 

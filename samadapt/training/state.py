@@ -49,6 +49,8 @@ class Training:
         scores_by_kind: the scores that the last call of ``validate`` averaged, by kind of prompt;
             empty where there is one kind alone.
         background_token: without prompts, the background has a token; see ``class_logits``.
+        parts: parts in which each batch goes through the model; more than one after memory ran
+            out.
     """
 
     sam: SegmentationModel
@@ -64,6 +66,7 @@ class Training:
     class_loss: LossFunction | None = None
     scores_by_kind: dict[str, float] = field(default_factory=dict)
     background_token: bool = False
+    parts: int = 1
 
     def write_line(self, values: Mapping[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``, which is that of the first process."""
