@@ -31,9 +31,14 @@ def test_a_run_of_an_earlier_version_is_resumed(tmp_path, monkeypatch):
     found = lines_of(tmp_path / "stopped_run" / "metrics.jsonl")
     expected = lines_of(GOLDEN / "finished_run.jsonl")
     assert [(x["kind"], x["step"]) for x in found] == [(x["kind"], x["step"]) for x in expected]
-    for key in ("loss", "lr", "dice"):
+    # This version draws the noise of prompts from the place of a slice in the training, and that
+    # one drew it from a stream. So the steps after the checkpoint have other noise and no other
+    # weights to start from: the optimizer, the schedule and the slices are the same.
+    for key, near in (("lr", {"rel": 1e-6}), ("loss", {"rel": 0.02}), ("dice", {"abs": 0.02})):
         after = [x[key] for x in found if key in x]
-        assert after == pytest.approx([x[key] for x in expected if key in x], rel=1e-4)
+        assert after == pytest.approx([x[key] for x in expected if key in x], **near)
     weights = load_file(tmp_path / "stopped_run" / "adapter" / WEIGHTS)
-    for name, values in load_file(GOLDEN / "lora_box" / WEIGHTS).items():
-        np.testing.assert_allclose(weights[name], values, rtol=1e-4, atol=1e-6)
+    golden = load_file(GOLDEN / "lora_box" / WEIGHTS)
+    assert weights.keys() == golden.keys()
+    away = sum(np.sum((weights[name] - values) ** 2) for name, values in golden.items())
+    assert away < 0.05**2 * sum(np.sum(values**2) for values in golden.values())
