@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from samadapt.sam.attention.compiled import attend_compiled, is_supported
+from samadapt.sam.attention.folded import MAX_CHANNELS, attend_folded, folded_channels
 from samadapt.sam.attention.fused import attend_fused
 from samadapt.sam.attention.reference import attend_reference
 from samadapt.sam.attention.tiled import attend_tiled
@@ -31,6 +32,7 @@ Returns:
 BACKENDS: dict[str, Backend] = {
     "reference": attend_reference,
     "fused": attend_fused,
+    "folded": attend_folded,
     "tiled": attend_tiled,
     "compiled": attend_compiled,
 }
@@ -50,7 +52,11 @@ def choose_backend(qkv: Tensor, rows: Tensor, columns: Tensor, *, windowed: bool
         return "fused"
     if is_supported(qkv):
         return "compiled"
-    # Elsewhere on the CPU, and over a whole image on every device, the scores would not fit in
-    # the cache or the memory. Windows are small: on a GPU one fused call does them all. That choice
-    # is conservative and was not measured.
+    # Flash and memory-efficient kernels of CUDA hold no scores, neither of windows nor of images.
+    # This was chosen by memory and exactness, and its speed was not measured.
+    side = len(rows), len(columns)
+    if qkv.device.type == "cuda" and folded_channels(qkv.shape[-1], side) <= MAX_CHANNELS:
+        return "folded"
+    # Elsewhere, and on larger grids, the scores of an image do not fit in the cache or the memory.
+    # Windows are small: outside of the CPU one fused call does them all.
     return "tiled" if not windowed or qkv.device.type == "cpu" else "fused"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from samadapt.sam.attention import dispatch
+from samadapt.sam.attention.folded import attend_folded
 from samadapt.sam.attention.fused import attend_fused
 from samadapt.sam.attention.layer import RelativePositionAttention
 from samadapt.sam.attention.position import relative_tables
@@ -93,8 +96,8 @@ def test_tiles_equal_the_formula_with_all_gradients(
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("backend", [attend_reference, attend_fused])
-def test_reference_and_fused_equal_tiles(side: tuple[int, int], backend: dispatch.Backend) -> None:
+@pytest.mark.parametrize("backend", [attend_reference, attend_fused, attend_folded])
+def test_other_backends_equal_tiles(side: tuple[int, int], backend: dispatch.Backend) -> None:
     pairs = zip(
         results(backend, make_inputs(side)), results(attend_tiled, make_inputs(side)), strict=True
     )
@@ -186,7 +189,7 @@ def test_every_backend_is_the_same_function(monkeypatch, randomise, windowed: bo
     )
     expected = attention.double()(x.double()).float()
     attention.float()
-    for name in ("fused", "tiled", *(["compiled"] if dispatch.is_supported(x) else [])):
+    for name in ("fused", "folded", "tiled", *(["compiled"] if dispatch.is_supported(x) else [])):
         monkeypatch.setattr(
             "samadapt.sam.attention.layer.choose_backend",
             lambda *given, windowed, name=name: name,
@@ -202,6 +205,13 @@ def test_the_backend_follows_the_device_and_the_type(monkeypatch) -> None:
     assert dispatch.choose_backend(qkv.double(), *tables, windowed=True) == "tiled"
     other = qkv.to("meta")
     monkeypatch.setattr(dispatch, "is_traced", lambda x: False)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"), shape=(1, 64, 64, 3, 12, 64))
+    monkeypatch.setattr(dispatch, "is_supported", lambda qkv: False)
+    for side, d, expected in ((64, 64, "folded"), (64, 80, "folded"), (96, 80, "tiled")):
+        on_gpu.shape = (1, side, side, 3, 12, d)
+        tables = torch.zeros(side, side, d), torch.zeros(side, side, d)
+        assert dispatch.choose_backend(on_gpu, *tables, windowed=False) == expected
+    tables = torch.zeros(2, 2, 4), torch.zeros(2, 2, 4)
     assert dispatch.choose_backend(other, *tables, windowed=True) == "fused"
     assert dispatch.choose_backend(other, *tables, windowed=False) == "tiled"
     monkeypatch.setattr(dispatch, "is_traced", lambda x: True)
