@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import field
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic.dataclasses import dataclass
 
 from samadapt.config.baseline import Baseline
@@ -64,6 +64,33 @@ def _known_loss(name: str) -> str:
     return name
 
 
+TRACKERS = (
+    *("tensorboard", "wandb", "mlflow", "trackio", "swanlab"),
+    *("dvclive", "clearml", "comet_ml", "aim"),
+)
+"""The experiment trackers that accelerate knows; importing it here would import torch."""
+
+
+def _as_names(value: Any) -> Any:
+    """Return a list of one name for a name."""
+    return [value] if isinstance(value, str) else value
+
+
+def _known_trackers(names: list[str]) -> list[str]:
+    """Return the trackers, each once."""
+    for name in names:
+        if name not in TRACKERS:
+            known = ", ".join(TRACKERS)
+            raise ValueError(f"expected a list of {known}; got {name!r}{nearest(name, TRACKERS)}")
+    return list(dict.fromkeys(names))
+
+
+Trackers = Annotated[
+    List[str],
+    BeforeValidator(_as_names),
+    AfterValidator(_known_trackers),
+    WithJsonSchema({"type": "array", "items": {"enum": list(TRACKERS)}}),
+]
 LossName = Annotated[str, AfterValidator(_known_loss), WithJsonSchema({"enum": ["auto", *LOSSES]})]
 Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -470,11 +497,16 @@ class Eval(Settings):
 
 @dataclass(frozen=True)
 class Output(Settings):
-    """Where run directories are written."""
+    """Where run directories are written, and who follows the runs."""
 
     section: ClassVar[str] = "output"
 
     dir: str = Field(default="runs", description="folder in which run directories are created")
+    trackers: Trackers = Field(
+        default_factory=list,
+        description="experiment trackers that follow a training, such as [tensorboard,mlflow]; "
+        "see docs/how-to/track-and-compare-runs.md; []: none",
+    )
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ from samadapt.runs.run_slices import (
 from samadapt.runs.same_run import check_same_configuration
 from samadapt.runs.scorer import Scorer, make_scorer, mean_by_share
 from samadapt.runs.summary import untrained_classes, untrained_text, why_not_scored
+from samadapt.runs.trackers import check_trackers, tracked
 from samadapt.sam.decode import class_frame
 from samadapt.system import atomic, processes
 from samadapt.system.atomic import DiskFullError
@@ -143,9 +144,10 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
     """
     started, options = time.perf_counter(), config.train
     # The lock comes first: nothing changes in a directory that another process uses.
-    with locked(run_dir), resume_hint(run_dir):
+    with locked(run_dir), resume_hint(run_dir), tracked(config, run_dir) as tracking:
         # Everything that can be refused is refused in this block, before the first step.
         with removed_if_refused(run_dir, keep=config.resume is not None):
+            check_trackers(config)
             context = open_run(config, run_dir)
             say_what_flips_teach(context)
             planner = FeaturePlanner(context)
@@ -177,17 +179,13 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             if trains:
                 check_disk_space(context, averages=options.ema > 0)
         untrained = untrained_classes(context.dataset, slices) if trains else []
-        if untrained:
-            context.say(f"warning: {untrained_text(untrained)}")
-        context.say(context.injection.report())
-        if context.is_baseline:
-            context.say(training_report(config, context.samples.changes))
-
+        say_what_trains(config, context, untrained)
         compute_features(planner, slices, budget)
         # A resumed run may have used up its time; it then goes on to the scores.
         with removed_if_refused(run_dir, keep=config.resume is not None):
             if checkpoint is None:
                 budget.refuse_if_spent()
+        tracking.start(context.say)
         state = None
         curve: ConfidenceCurve | str = "nothing was trained"
         if trains:
@@ -200,6 +198,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         summary["seconds"] = time.perf_counter() - started
         if processes.is_first():
             write_kinds(context, slices.test, scored, summary, overlays=config.eval.overlays)
+            tracking.finish(summary)
             if trains:
                 record = finished_record(config, scorer, curve)
                 write_adapter(context, add_to_record(record, first), summary)
@@ -214,6 +213,15 @@ def finished_record(config: Config, scorer: Scorer, curve: ConfidenceCurve | str
         confidence=confidence_entry(curve),
         keep_largest=list(scorer.keep_largest),
     )
+
+
+def say_what_trains(config: Config, context: RunContext, untrained: Sequence[str]) -> None:
+    """Show what trains, and warn of the classes that no training slice holds."""
+    if untrained:
+        context.say(f"warning: {untrained_text(untrained)}")
+    context.say(context.injection.report())
+    if context.is_baseline:
+        context.say(training_report(config, context.samples.changes))
 
 
 @contextmanager

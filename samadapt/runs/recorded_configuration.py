@@ -52,12 +52,18 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
 
     Raises:
         ConfigError: for ``prompts=matrix`` with an adapter for more than three channels, for
-            ``prompts=volume_clicks`` with one that takes no prompts, and for ``data.train_cases``.
+            ``prompts=volume_clicks`` with one that takes no prompts, and for ``data.train_cases``
+            and ``output.trackers``, which are for a training.
     """
     if arguments.data.train_cases is not None:
         raise ConfigError(
             "data.train_cases chooses what a training uses, and an evaluation trains nothing: "
             "leave it out. unseen=true scores every case that the adapter was not trained on"
+        )
+    if arguments.output.trackers:
+        raise ConfigError(
+            f"output.trackers={arguments.output.trackers} follows a training, and an evaluation "
+            "trains nothing: leave it out"
         )
     many_channels = record.input_channels if record.input_channels > 3 else None
     if many_channels and arguments.prompts.name == "matrix":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from samadapt.adapters.record import LOCAL_OPTIONS
-from samadapt.config.compose import to_dict, to_yaml
+from samadapt.config.compose import to_dict
 from samadapt.config.schema import Config
 
 HIDDEN = "(hidden: privacy=true)"
@@ -31,9 +32,16 @@ def run_title(recipe: str, trained: str, data: str) -> str:
 
 def configuration_text(config: Config) -> str:
     """Return the configuration as YAML; with ``privacy`` it names no file, folder or patient."""
-    if not config.privacy:
-        return to_yaml(config)
+    values = shown_configuration(config)
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def shown_configuration(config: Config) -> dict[str, Any]:
+    """Return the configuration as nested values that may be shown; see ``configuration_text``."""
     values = to_dict(config)
+    if not config.privacy:
+        return values
     private = {"data": (*LOCAL_OPTIONS, "patient"), "output": ("dir",), "cache": ("dir",)}
     for group, keys in {**private, "model": ("checkpoint",)}.items():
         # `on_error` depends on the machine, but it names no file, so it stays.
@@ -42,5 +50,4 @@ def configuration_text(config: Config) -> str:
     # A recipe may be given by its path, of which the name is enough.
     values |= {key: values[key] and HIDDEN for key in ("resume", "init")}
     values["recipe"] = Path(config.recipe).name
-    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    return text
+    return values
