@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,18 +43,17 @@ from samadapt.data.stacks import Stacks, decide_stack
 from samadapt.data.tiles import OVERLAP, PictureTile, Tiling, tiling
 from samadapt.data.types import Annotation, Case, Sample, SliceRef, Split
 from samadapt.data.volume_cache import (
+    ALIGNED,
     MEMORY_LIMIT,
     PreparedVolume,
     ScannedVolumes,
     Scratch,
     VolumeCache,
+    make_scratch,
     stored_arrays,
 )
 from samadapt.errors import ConfigError, DataError, nearest
 from samadapt.system.arrays import Array
-
-_BYTES_PER_PIXEL = 10
-"""Upper bound of a prepared picture: 3 bytes of colour, 2 of label, 4 of object number, 1 spare."""
 
 
 class SliceList(list[SliceRef]):
@@ -85,6 +85,8 @@ class Dataset:
         empty_slices, slice_step: policy of ``slices("train")``.
         seed: chooses the empty slices that are kept.
         cache_dir: folder for prepared volumes, memory-mapped; None: memory only.
+        scratch_dir: folder of a temporary file for cases that do not fit into memory together;
+            None: they are read again whenever they are needed.
         card: the card, where the name is one.
         tiling: how pictures are cut into tiles, which then count as their slices; None: not at all.
         shown_names: maps the name of a case to the pseudonym that everything else uses; empty where
@@ -109,6 +111,7 @@ class Dataset:
     slice_step: int = 1
     seed: int = 0
     cache_dir: Path | None = None
+    scratch_dir: Path | None = None
     card: Card | None = None
     tiling: Tiling | None = None
     shown_names: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -121,10 +124,25 @@ class Dataset:
         self._by_name = {self.shown_names.get(case.name, case.name): case for case in self.cases}
         self.scanned.keep_only({case.name for case in self.cases}, self.intensity)
         self._cache = VolumeCache(scanned=self.scanned)
-        # Pictures in tiles that may be too large for memory lie in a temporary file on the disk.
-        most = sum(case.shape[0] * case.shape[1] * _BYTES_PER_PIXEL for case in self.cases)
-        needed = self.tiling is not None and self.cache_dir is not None and most > MEMORY_LIMIT
-        self._scratch = Scratch(self.cache_dir, most) if needed and self.cache_dir else None
+        # Training draws slices at random. Of cases that memory cannot hold together, it would read
+        # a whole one for nearly every slice, so they lie in a temporary file.
+        needed = self.scratch_dir is not None and self.prepared_bytes > MEMORY_LIMIT
+        self._scratch: Scratch | None = None
+        if self.scratch_dir is not None and needed:
+            self._scratch = make_scratch(self.scratch_dir, self.prepared_bytes)
+        self.lacks_room = needed and self._scratch is None
+
+    @property
+    def prepared_bytes(self) -> int:
+        """Upper bound of the bytes of all cases after the intensity rule and the class table."""
+        rule, labels = self.intensity, np.dtype(_label_type(self.table)).itemsize
+        channels = 3 if rule.channels else max(1, len(rule.inputs))
+        found = 0
+        for case in self.cases:
+            image = max(3, channels) if case.axis is None else channels
+            each = image + labels + 4 * self.numbers_objects
+            found += math.prod(case.shape) * each + 3 * ALIGNED
+        return found
 
     @property
     def train(self) -> list[str]:
@@ -282,7 +300,10 @@ class Dataset:
             DataError: the file must be read again, but it changed or vanished after the scan; the
                 message names it.
         """
-        return self._cache.get(name, partial(self._prepare, self.case(name)))
+        volume = self._cache.get(name, partial(self._prepare, self.case(name)))
+        if self._scratch is not None:
+            self._scratch.count_use(volume)
+        return volume
 
     def volume_labels(self, name: str) -> Array:
         """Return the (h, w, d) int16 labels of a case; see ``Sample``."""
@@ -363,14 +384,7 @@ class Dataset:
         has_objects = self.reader.options.masks.instances
         if self.cache_dir is None or case.axis is None or has_objects or not case.stamps:
             volume = self._read(case)
-            if self._scratch is None:
-                return volume
-            return replace(
-                volume,
-                image=self._scratch.put(volume.image),
-                labels=self._scratch.put(volume.labels),
-                instances=None if volume.instances is None else self._scratch.put(volume.instances),
-            )
+            return volume if self._scratch is None else self._scratch.put_volume(volume)
         # The cache key includes each file's size and modification time, so changed files are read
         # again. For a DICOM series it has only the number of files, the largest size and the latest
         # time.
@@ -431,6 +445,7 @@ def open_dataset(
     on_error: str = "stop",
     seed: int = 0,
     cache_dir: str | Path | None = None,
+    scratch_dir: str | Path | None = None,
     channel: Channel | Sequence[Channel] | None = None,
     image: str | None = None,
     label: str | None = None,
@@ -475,8 +490,9 @@ def open_dataset(
             cases with errors.
         seed: chooses the empty slices that are kept.
         cache_dir: keep prepared volumes in this folder, so that later programs need not prepare
-            them again. Pictures that are cut into tiles are kept there uncompressed while the
-            program runs, if they may need more than ``MEMORY_LIMIT``.
+            them again.
+        scratch_dir: where cases are kept while the program runs, in a temporary file, if they need
+            more than ``MEMORY_LIMIT`` together and the disk has room for them.
         channel: index or name of the channel of multi-channel images, or up to three of them,
             which become red, green and blue; see ``channels.py``.
         image: file name or pattern of the images; see ``volume_patterns.py``.
@@ -531,7 +547,8 @@ def open_dataset(
     check_kind(scan.cases, rule, stack, cut)
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
     splits = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
-    policy = (empty_slices, slice_step, seed, Path(cache_dir) if cache_dir else None, stack)
+    folders = [Path(folder) if folder else None for folder in (cache_dir, scratch_dir)]
+    policy = (empty_slices, slice_step, seed, folders, stack)
     return _dataset(name, scan, table, rule, splits, reader, card, policy, cut, partial, scanned)
 
 
@@ -569,7 +586,7 @@ def _dataset(
     splits: Splits,
     reader: FormatReader,
     card: Card | None,
-    policy: tuple[str | float, int, int, Path | None, int],
+    policy: tuple[str | float, int, int, Sequence[Path | None], int],
     cut: Tiling | None,
     partial: PartialLabels | None,
     scanned: ScannedVolumes,
@@ -596,7 +613,8 @@ def _dataset(
         empty_slices=policy[0],
         slice_step=policy[1],
         seed=policy[2],
-        cache_dir=policy[3],
+        cache_dir=policy[3][0],
+        scratch_dir=policy[3][1],
         card=card,
         tiling=cut,
         partial=partial,

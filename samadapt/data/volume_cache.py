@@ -8,12 +8,14 @@ together stay below ``MEMORY_LIMIT``.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
+import shutil
 import tempfile
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -26,8 +28,12 @@ from samadapt.errors import DataError
 from samadapt.system import atomic
 from samadapt.system.arrays import Array
 
-_ALIGNED = 64
+ALIGNED = 64
 """Arrays in the scratch file start at multiples of this many bytes, so any type may be viewed."""
+PAGES_KEPT = 1 << 28
+"""Bytes of cases in a scratch file that are used before their pages of memory are given back."""
+SPARED = 1 << 30
+"""Bytes of the disk that a scratch file leaves to the rest of the run."""
 MEMORY_LIMIT = 1 << 30
 """Bytes of volumes kept in memory: 1 GB. The least recently used are dropped first."""
 
@@ -205,8 +211,48 @@ class Scratch:
         weakref.finalize(self, self._file.close)
         self._file.truncate(max(most, 1))
         self._bytes = np.memmap(self._file, np.uint8, "r+")
-        self._used = 0
+        self._used = self._seen = 0
         self._lock = Lock()
+
+    def put_volume(self, volume: PreparedVolume) -> PreparedVolume:
+        """Copy a case into the file, slice by slice, so that a slice is one part of it.
+
+        Raises:
+            DataError: the disk is full.
+        """
+
+        def put(array: Array) -> Array:
+            return np.moveaxis(self.put(np.ascontiguousarray(np.moveaxis(array, 2, 0))), 0, 2)
+
+        return replace(
+            volume,
+            image=self.put(volume.image) if volume.is_color else put(volume.image),
+            labels=put(volume.labels),
+            instances=None if volume.instances is None else self.put_objects(volume.instances),
+        )
+
+    def put_objects(self, instances: Array) -> Array:
+        """Copy object numbers, (h, w) or (h, w, d), into the file; raises as ``put``."""
+        if instances.ndim == 2:
+            return self.put(instances)
+        return np.moveaxis(self.put(np.ascontiguousarray(np.moveaxis(instances, 2, 0))), 0, 2)
+
+    def count_use(self, volume: PreparedVolume) -> None:
+        """Count a case that is about to be read, and give pages of memory back now and then.
+
+        The system keeps the pages of a mapped file in the memory of the process for as long as it
+        has room, so that the process would seem to need as much memory as the file has. Pages that
+        are needed again come from the system's cache of the file.
+        """
+        arrays = (volume.image, volume.labels, volume.instances)
+        with self._lock:
+            self._seen += sum(0 if array is None else array.nbytes for array in arrays)
+            if self._seen < PAGES_KEPT or not hasattr(mmap, "MADV_DONTNEED"):
+                return
+            self._seen = 0
+        # The pages are shared with the file, so nothing that was written is lost.
+        mapped: Any = self._bytes
+        mapped._mmap.madvise(mmap.MADV_DONTNEED)
 
     def put(self, array: Array) -> Array:
         """Copy an array into the file and return it as a part of the file's memory map.
@@ -214,7 +260,7 @@ class Scratch:
         Raises:
             DataError: the disk is full.
         """
-        size = -(-array.nbytes // _ALIGNED) * _ALIGNED
+        size = -(-array.nbytes // ALIGNED) * ALIGNED
         with self._lock:
             start, self._used = self._used, self._used + size
         # The file is sparse. Writing to a memory map whose blocks the disk cannot provide kills the
@@ -231,6 +277,19 @@ class Scratch:
         stored = self._bytes[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
         stored[...] = array
         return stored
+
+
+def make_scratch(folder: Path, most: int) -> Scratch | None:
+    """Return a scratch file, or None if the disk has no room for it.
+
+    Args:
+        folder: where the file is; the folder is made.
+        most: bytes that all arrays may need.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < most + SPARED:
+        return None
+    return Scratch(folder, 2 * most)  # two threads may read the same case at once
 
 
 def _bytes_behind(array: Array) -> int:

@@ -364,6 +364,12 @@ def _notes_on_data(dataset: Dataset) -> list[str]:
     lines = [f"{finding.severity}: {finding}" for finding in dataset.findings]
     if dataset.left_out:
         lines.append(f"left out for errors: {', '.join(dataset.left_out)}")
+    if dataset.lacks_room:
+        lines.append(
+            f"warning: {dataset.scratch_dir} has no room for {dataset.prepared_bytes / 1e9:.1f} GB "
+            "of uncompressed images, so files are read again whenever a step needs them; choose "
+            "another disk with output.dir"
+        )
     if dataset.note:
         lines.append(f"note: {dataset.note}")
     return lines
@@ -537,7 +543,7 @@ def open_data(config: Config, *, scratch: str | Path | None = None) -> Dataset:
     Args:
         config: the configuration of a run. Besides ``data``, its prompts and its model decide how
             slices are chosen and read, and its seed which empty slices are kept.
-        scratch: the folder for large pictures that are cut into tiles.
+        scratch: the folder of a temporary file for cases that memory cannot hold together.
 
     Raises:
         ConfigError: when empty slices are kept with box or point prompts, for more
@@ -578,7 +584,7 @@ def open_data(config: Config, *, scratch: str | Path | None = None) -> Dataset:
         seed=config.seed,
         stack=stack_of(config),
         input_channels=config.model.input_channels,
-        cache_dir=scratch if data.tile else None,
+        scratch_dir=scratch,
         index=None if config.privacy else index,
     )
     for note in index.notes:

@@ -102,7 +102,7 @@ def test_what_memory_cannot_hold_lies_on_the_disk_while_it_is_used(pictures, tmp
     root, folder = pictures(), tmp_path / "scratch"
     expected = open_dataset("folder", root, tile=32).samples("p2")
     monkeypatch.setattr("samadapt.data.dataset.MEMORY_LIMIT", 1000)
-    data = open_dataset("folder", root, tile=32, cache_dir=folder)
+    data = open_dataset("folder", root, tile=32, scratch_dir=folder)
     for one, other in zip(data.samples("p2"), expected, strict=True):
         assert np.array_equal(one.image, other.image)
         assert np.array_equal(one.labels, other.labels)

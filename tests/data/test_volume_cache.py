@@ -168,3 +168,46 @@ def _all_samples(dataset: Dataset) -> list[np.ndarray]:
     return [
         part for ref in refs for part in (dataset.sample(ref).image, dataset.sample(ref).labels)
     ]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"instances": True, "classes": ["one"]}, {"intensity": "ct:lung+bone+brain"}]
+)
+def test_volumes_that_memory_cannot_hold_are_read_once(
+    make_msd: Callable[..., Path],
+    reads: Counter[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+) -> None:
+    root = make_msd(3)
+    expected = [open_dataset("nifti", root, **options).samples(f"case_0{n}") for n in range(3)]
+    for module in ("dataset", "volume_cache"):
+        monkeypatch.setattr(f"samadapt.data.{module}.MEMORY_LIMIT", 100)
+    monkeypatch.setattr("samadapt.data.volume_cache.PAGES_KEPT", 1000)
+    folder = tmp_path / "scratch"
+    dataset = open_dataset("nifti", root, scratch_dir=folder, **options)
+    reads.clear()
+    for _ in range(3):  # one case after the other, again and again
+        for number in range(3):
+            for one, other in zip(
+                dataset.samples(f"case_0{number}"), expected[number], strict=True
+            ):
+                np.testing.assert_array_equal(one.image, other.image)
+                np.testing.assert_array_equal(one.labels, other.labels)
+                np.testing.assert_array_equal(one.instances, other.instances)
+    assert set(reads.values()) == {1}
+    assert dataset.volume("case_01").nbytes == 0  # a part of the file
+    assert not dataset.lacks_room
+    assert list(folder.iterdir()) == []  # the file has no name
+
+
+def test_a_full_disk_leaves_volumes_to_be_read_again(
+    make_msd: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_msd(2)
+    monkeypatch.setattr("samadapt.data.dataset.MEMORY_LIMIT", 100)
+    monkeypatch.setattr("samadapt.data.volume_cache.SPARED", 1 << 60)
+    dataset = open_dataset("nifti", root, scratch_dir=tmp_path / "scratch")
+    assert dataset.lacks_room
+    assert not isinstance(dataset.volume("case_01").image, np.memmap)
