@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "finetune": "recipe=NAME [group=option] [key=value ...]",
     "evaluate": "adapter=DIR|[A,B] [data=NAME data.root=PATH ...]",
+    "plan": "recipe=NAME [group=option] [key=value ...]",
     "curve": "recipe=NAME cases=5,10,20,all [seeds=N] [group=option] [key=value ...]",
     "predict": "adapter=DIR input=PATH output=PATH [boxes=[[x0,y0,x1,y1]]] [points=[[x,y]]]",
     "masks": "adapter=DIR|model=NAME input=PATH output=PATH [format=coco|sa1b] [preview=true]",
@@ -40,6 +41,7 @@ COMMANDS = {
 SUMMARIES = {
     "finetune": "train an adapter, score it before and after, write a run directory",
     "evaluate": "score an adapter on a data set",
+    "plan": "predict memory, disk and time of a training before it runs",
     "curve": "train with rising numbers of labelled cases: how many must be labelled?",
     "predict": "segment an image, a volume or a folder of them with an adapter",
     "masks": "find the masks of everything in pictures and volumes, without prompts",

@@ -145,6 +145,13 @@ class Dataset:
         return found
 
     @property
+    def unread_bytes(self) -> int:
+        """Upper bound of the bytes by which the volumes in memory will still grow."""
+        if self._scratch is not None:
+            return 0
+        return max(0, min(MEMORY_LIMIT, self.prepared_bytes) - self._cache.nbytes)
+
+    @property
     def train(self) -> list[str]:
         """Names of the training cases."""
         return self.case_splits.train
@@ -547,8 +554,7 @@ def open_dataset(
     check_kind(scan.cases, rule, stack, cut)
     chosen, gap = split or (card.split if card else None), rule.neighbours + stack - 1
     splits = divide(scan.cases, chosen, val_every, fold, folds, least_gap=gap)
-    folders = [Path(folder) if folder else None for folder in (cache_dir, scratch_dir)]
-    policy = (empty_slices, slice_step, seed, folders, stack)
+    policy = (empty_slices, slice_step, seed, (cache_dir, scratch_dir), stack)
     return _dataset(name, scan, table, rule, splits, reader, card, policy, cut, partial, scanned)
 
 
@@ -586,7 +592,7 @@ def _dataset(
     splits: Splits,
     reader: FormatReader,
     card: Card | None,
-    policy: tuple[str | float, int, int, Sequence[Path | None], int],
+    policy: tuple[str | float, int, int, Sequence[str | Path | None], int],
     cut: Tiling | None,
     partial: PartialLabels | None,
     scanned: ScannedVolumes,
@@ -597,6 +603,7 @@ def _dataset(
         DataError: an image is in both splits.
     """
     check_copies(name, scan, splits)
+    cache, scratch = (Path(folder) if folder else None for folder in policy[3])
     notes = [card.note if card else "", splits.rule if splits.slab else ""]
     return Dataset(
         name=name,
@@ -613,8 +620,8 @@ def _dataset(
         empty_slices=policy[0],
         slice_step=policy[1],
         seed=policy[2],
-        cache_dir=policy[3][0],
-        scratch_dir=policy[3][1],
+        cache_dir=cache,
+        scratch_dir=scratch,
         card=card,
         tiling=cut,
         partial=partial,

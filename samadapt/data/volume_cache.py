@@ -153,6 +153,11 @@ class VolumeCache:
         self._bytes = 0
         self._lock = Lock()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of volumes in memory, those that the scan left included."""
+        return self._bytes + self._scanned.nbytes
+
     def get(self, name: str, make: Callable[[], PreparedVolume]) -> PreparedVolume:
         """Return the volume of a case; ``make`` reads it if it is not in memory."""
         with self._lock:

@@ -137,6 +137,7 @@ def open_run(
     *,
     copies_base: bool = False,
     trained_in: Path | None = None,
+    progress: Progress | None = None,
 ) -> RunContext:
     """Open the data set, load the model and inject the adapter, or build the baseline.
 
@@ -149,6 +150,7 @@ def open_run(
         copies_base: keep a copy of the base model without the adapter, as ``base_copy``.
         trained_in: the run directory of an adapter that is evaluated. With ``privacy``, its key
             gives the same cases the same pseudonyms.
+        progress: shows messages; None: on the terminal, and in ``log.txt``.
 
     Raises:
         UserError: for what is wrong with the configuration, the data or the weights.
@@ -157,7 +159,8 @@ def open_run(
     # A resumed run keeps the precision that it began with, so that it ends with the same numbers.
     began_with = None if config.resume is None else recorded_precision(run_dir)
     precision = choose_precision(config.precision, device, began_with)
-    progress = Progress(console.rich_console(), run_dir / "log.txt", shown=processes.is_first())
+    if progress is None:
+        progress = Progress(console.rich_console(), run_dir / "log.txt", shown=processes.is_first())
     progress.say(f"run directory: {run_dir}")
     seed_all(config.seed)
     policy = prompt_policy(config)

@@ -38,6 +38,7 @@ from samadapt.runs.initial_adapter import (
     start_from_adapter,
     with_initial_digest,
 )
+from samadapt.runs.plan import plan_line
 from samadapt.runs.results import adapter_folder, adapter_record, write_adapter
 from samadapt.runs.run_directory import (
     has_trained_weights,
@@ -174,8 +175,10 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             per_slice = len(context.policy.kinds) / (options.batch_size * options.accumulate)
             budget = Budget(*limits, validation_steps=per_slice * len(slices.validation))
             planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
-            steps, validate_every = options.steps or 0, options.validate_every
-            plan_progress(planner, slices, steps=steps, validate_every=validate_every)
+            plan_progress(
+                planner, slices, steps=options.steps or 0, validate_every=options.validate_every
+            )
+            context.say(plan_line(config, planner, slices))
             if trains:
                 check_disk_space(context, averages=options.ema > 0)
         untrained = untrained_classes(context.dataset, slices) if trains else []

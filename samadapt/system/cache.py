@@ -5,6 +5,7 @@ The variable ``SAMADAPT_CACHE`` names it; the default is ``~/.cache/samadapt``::
     weights/     pretrained weights under their published file names
     datasets/    one folder for each data set card
     index/       what was found in the files of each data set; see ``data/case_index.py``
+    plans/       what a run of each kind needs on this machine; see ``runs/plan.py``
 
 Features that a run stores belong to the run: see the keys ``cache.where`` and ``cache.dir``.
 """
@@ -24,6 +25,6 @@ def cache_root() -> Path:
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "samadapt"
 
 
-def cache_folder(kind: Literal["weights", "datasets", "index"]) -> Path:
+def cache_folder(kind: Literal["weights", "datasets", "index", "plans"]) -> Path:
     """Return the folder for one kind of file; it may not exist yet."""
     return cache_root() / kind

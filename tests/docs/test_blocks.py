@@ -22,7 +22,7 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 SHELL = [block for block in BLOCKS if block.language == "bash"]
 PYTHON = [block for block in BLOCKS if block.language == "python"]
 LANGUAGES = {"bash", "python", "yaml", "json", "text"}
-COMPOSED = {"finetune", "show"}
+COMPOSED = {"finetune", "plan", "show"}
 TUTORIALS = sorted(path.stem for path in (DOCS / "tutorials").glob("*.md") if path.stem != "index")
 
 

@@ -1,0 +1,218 @@
+"""Rehearse a run: do a little of each of its phases, and measure memory and time.
+
+Nothing here has its own idea of what a step or a score needs. The features, the training steps and
+the scores are those of the run itself, on its own data and model, but few of them: one batch of
+features, two steps each with one and with two slices, and the scores of two batches. What a run of
+full size needs follows from these by proportion, because memory and time grow linearly with the
+slices of a batch.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from samadapt.data.stacks import stacks_in_batch
+from samadapt.runs.context import RunContext, open_run, stack_of
+from samadapt.runs.feature_planner import FEATURES_BATCH, FeaturePlanner
+from samadapt.runs.finetune import train_adapter
+from samadapt.runs.plan import Phase, Plan, Rehearsal, predict, remember
+from samadapt.runs.run_loss import choose_losses
+from samadapt.runs.run_slices import RunSlices, divide_slices
+from samadapt.runs.scorer import Scorer, make_scorer
+from samadapt.system.machine import busy_processors
+from samadapt.system.peak_memory import peak_memory
+from samadapt.training.feature_stores import MemoryStore
+from samadapt.training.progress import Progress
+
+if TYPE_CHECKING:
+    from samadapt.config.schema import Config
+    from samadapt.data.types import SliceRef
+    from samadapt.prompts.policy import PromptPolicy
+
+SEARCHED = 64
+"""Training slices among which those with the most objects are found."""
+
+STEPS = 2
+"""Steps of each rehearsal. The first of a shape is slower, so the last one is timed."""
+
+
+def plan(config: Config) -> Plan:
+    """Rehearse a run in this process and predict what it will need.
+
+    Raises:
+        UserError: for all that the run itself would refuse.
+    """
+    folds = config.folds or 1
+    if config.folds is not None:
+        config = replace(config, folds=None, data=replace(config.data, fold=0, folds=config.folds))
+    config = replace(config, resume=None)
+    busy = busy_processors()  # before this process keeps them busy itself
+    measured = rehearse(config)
+    remember(config, measured, busy)
+    return predict(config, measured, busy=busy, folds=folds)
+
+
+def rehearse(config: Config) -> Rehearsal:
+    """Measure a run of a configuration in this process, whose memory is part of the result.
+
+    Features that are computed on the way are kept where the run looks for them.
+
+    Raises:
+        UserError: for all that the run itself would refuse.
+    """
+    import torch
+
+    started = time.perf_counter()
+    if (stack := stack_of(config)) != "auto":
+        stacks_in_batch(config.train.batch_size, stack)
+    with TemporaryDirectory(prefix="samadapt-plan-") as folder:
+        run_dir = Path(folder)
+        with peak_memory() as at_start:
+            context = open_run(config, run_dir, progress=_silent(run_dir))
+            planner = FeaturePlanner(context)
+            scorer = make_scorer(planner, config.eval)
+            slices = divide_slices(
+                context,
+                validate_cases=config.train.validate_cases,
+                max_test_cases=config.eval.max_cases,
+            )
+            scored = [*slices.validation, *slices.test]
+            planner.plan(config, train=slices.train, others=scored)
+        start_seconds, missing = time.perf_counter() - started, planner.missing
+        features = _features(planner) if missing else None
+        trains = context.has_trained_parameters
+        training = _training(config, planner, scorer, slices) if trains else None
+        planned, depths = planner.planned, _depths(scored)
+        return Rehearsal(
+            trained=context.injection.trainable,
+            total=context.injection.total,
+            start_peak=at_start.peak,
+            start_seconds=start_seconds,
+            features=features,
+            training=training,
+            scoring=_scoring(scorer, scored, config.eval.batch_size) if scored else None,
+            images=planned.images if planned else 0,
+            missing=missing,
+            feature_bytes=planned.bytes_each if planned else 0,
+            in_memory=isinstance(planner.features.store, MemoryStore),
+            later_bytes=context.dataset.unread_bytes,
+            stack=context.dataset.stack,
+            train=len(slices.train),
+            validation=len(slices.validation),
+            test=len(slices.test),
+            deepest=max(depths.values(), default=0),
+            kinds=len(context.policy.kinds),
+            passes=1 if context.is_baseline else 2,
+            threads=torch.get_num_threads(),
+        )
+
+
+def _silent(run_dir: Path) -> Progress:
+    """Return a progress display that shows nothing."""
+    from rich.console import Console
+
+    return Progress(Console(file=io.StringIO()), run_dir / "log.txt")
+
+
+def _features(planner: FeaturePlanner) -> Phase:
+    """Measure one batch of features."""
+    keys = planner.planned.missing[:FEATURES_BATCH] if planner.planned else []
+    began = time.perf_counter()
+    with peak_memory() as found:
+        planner.features.warm(keys, lambda count: None)
+    seconds = time.perf_counter() - began
+    return Phase((len(keys),) * 2, (found.peak,) * 2, (seconds,) * 2)
+
+
+def _training(config: Config, planner: FeaturePlanner, scorer: Scorer, slices: RunSlices) -> Phase:
+    """Measure steps with one stack of slices and with two, or with the batch if it has no more."""
+    context = planner.context
+    losses = choose_losses(config.loss, context, slices.train)
+    stack, batch = context.dataset.stack, config.train.batch_size
+    sizes = (min(stack, batch), min(2 * stack, batch))
+    busiest = _busiest(context, slices.train, 2 * stack)
+    measured = {}
+    for size in dict.fromkeys(sizes):
+        options = replace(
+            config.train,
+            steps=STEPS,
+            batch_size=size,
+            accumulate=1,
+            max_seconds=None,
+            max_cpu_seconds=None,
+            validate_every=0,
+            checkpoint_every=0,
+            patience=0,
+        )
+        with peak_memory() as found:
+            train_adapter(
+                replace(config, train=options),
+                planner,
+                scorer,
+                RunSlices(busiest, [], []),
+                losses,
+                None,
+            )
+        measured[size] = found.peak, _last_step_seconds(context.run_dir)
+    (low, first), (high, second) = (measured[size] for size in sizes)
+    return Phase(sizes, (low, high), (first, second))
+
+
+def _busiest(context: RunContext, refs: Sequence[SliceRef], count: int) -> list[SliceRef]:
+    """Return the training slices with the most objects to prompt among some that are spread out."""
+    some = list(refs)[:: max(1, len(refs) // SEARCHED)]
+    if not context.policy.finds_classes:
+        samples = context.samples
+        some.sort(key=lambda ref: -samples.count_objects(context.dataset.sample(ref)))
+    # Whole stacks, and never fewer than a batch draws.
+    chosen = context.samples.stacks.whole(some[:count])[0] if context.dataset.stack > 1 else some
+    known = set(refs)
+    return sorted(ref for ref in chosen[: max(count, 1)] if ref in known)
+
+
+def _last_step_seconds(run_dir: Path) -> float:
+    """Return the seconds of the last training step in ``metrics.jsonl``."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [line for line in map(json.loads, lines) if line["kind"] == "train"]
+    return float(steps[-1]["seconds"])
+
+
+def _depths(refs: Sequence[SliceRef]) -> dict[str, int]:
+    """Return the number of slices of each case."""
+    found: dict[str, int] = {}
+    for ref in refs:
+        found[ref.case] = found.get(ref.case, 0) + 1
+    return found
+
+
+def _scoring(scorer: Scorer, refs: Sequence[SliceRef], batch: int) -> Phase:
+    """Measure the scores of one and of two batches of slices of the deepest case."""
+    depths = _depths(refs)
+    deepest = max(depths, key=lambda name: depths[name])
+    own = [ref for ref in refs if ref.case == deepest]
+    start = max(0, len(own) // 2 - batch)  # the middle of a volume holds the objects
+    sizes = (min(batch, len(own)), min(2 * batch, len(own)))
+    context = scorer.context
+    policies = [one.context.policy for one in scorer.by_kind().values()]
+    zero_shot = [] if context.is_baseline else [context.of_kind(policies[0].kind).zero_shot_policy]
+    _score(scorer, own[start : start + 1], [policies[0]])  # imports what scores need
+    measured = {}
+    for size in dict.fromkeys(sizes):
+        began = time.perf_counter()
+        with peak_memory() as found:
+            _score(scorer, own[start : start + size], [policies[0], *zero_shot])
+        measured[size] = found.peak, time.perf_counter() - began
+    (low, first), (high, second) = (measured[size] for size in sizes)
+    return Phase(sizes, (low, high), (first, second))
+
+
+def _score(scorer: Scorer, refs: Sequence[SliceRef], policies: Sequence[PromptPolicy]) -> None:
+    for policy in policies:
+        scorer.score(refs, policy)
