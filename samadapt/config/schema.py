@@ -25,6 +25,7 @@ from samadapt.methods.base import Method
 from samadapt.sam.watershed import SEED_HEIGHT, SMOOTHING
 from samadapt.sam.weights.builds import BUILDS
 from samadapt.system.limits import MAX_GB, MAX_SECONDS
+from samadapt.system.machine import parse_bytes
 from samadapt.system.settings import List, OnOff, Settings, Whole, with_fields
 from samadapt.training.losses import LOSSES, loss_keys
 
@@ -495,6 +496,12 @@ class Eval(Settings):
     )
 
 
+def _memory(text: str) -> str:
+    """Check an amount of memory."""
+    parse_bytes(text)
+    return text
+
+
 @dataclass(frozen=True)
 class Output(Settings):
     """Where run directories are written, and who follows the runs."""
@@ -532,6 +539,12 @@ class Config(Settings):
     device: Device = Field(
         default="auto",
         description="where to compute; auto: cuda if there is one, then mps, then cpu",
+    )
+    memory: Annotated[str, AfterValidator(_memory)] | None = Field(
+        default=None,
+        description="largest memory of the process, such as 8GB; micro-batches, recomputation, the "
+        "place of the features and, last, the precision are chosen for it, and steps stay the "
+        "same; null: nothing is chosen",
     )
     resume: str | None = Field(default=None, description="run directory to continue")
     init: str | None = Field(

@@ -159,8 +159,7 @@ def open_run(
     # A resumed run keeps the precision that it began with, so that it ends with the same numbers.
     began_with = None if config.resume is None else recorded_precision(run_dir)
     precision = choose_precision(config.precision, device, began_with)
-    if progress is None:
-        progress = Progress(console.rich_console(), run_dir / "log.txt", shown=processes.is_first())
+    progress = progress or _progress(run_dir)
     progress.say(f"run directory: {run_dir}")
     seed_all(config.seed)
     policy = prompt_policy(config)
@@ -172,8 +171,7 @@ def open_run(
     has_head = config.head.name != "sam"
     method = method_for(config.peft, dataset.longest_side(), has_head=has_head)
     changes = changes_for(config.train.augment, dataset)
-    asked = (config.data.intensity, config.train.augment, config.peft.blocks)
-    choices = _automatic_choices(dataset, changes, method, *asked)
+    choices = _automatic_choices(dataset, changes, method, config)
     for line in [*_notes_on_data(dataset), *choices]:
         progress.say(line)
     resumes, is_fold = config.resume is not None, config.data.fold is not None
@@ -212,6 +210,11 @@ def open_run(
         base_copy=opened.base_copy,
         promptable_base=opened.promptable_base,
     )
+
+
+def _progress(run_dir: Path) -> Progress:
+    """Return what shows messages on the terminal of the first process, and writes the log."""
+    return Progress(console.rich_console(), run_dir / "log.txt", shown=processes.is_first())
 
 
 def add_head(
@@ -333,12 +336,7 @@ def _hide_names_in_run(dataset: Dataset, run_dir: Path, trained_in: Path | None)
 
 
 def _automatic_choices(
-    dataset: Dataset,
-    changes: Sequence[str],
-    method: Method,
-    intensity: object,
-    augment: object,
-    blocks: object,
+    dataset: Dataset, changes: Sequence[str], method: Method, config: Config
 ) -> list[str]:
     """Return what the data decided for the keys that are "auto", a line each.
 
@@ -346,16 +344,14 @@ def _automatic_choices(
         dataset: the data set of the run, with its intensity rule.
         changes: the random changes of the run.
         method: the method of the run.
-        intensity: the value of ``data.intensity``.
-        augment: the value of ``train.augment``.
-        blocks: the value of ``peft.blocks``.
+        config: the configuration of the run.
     """
     lines = []
-    if intensity == "auto":
+    if config.data.intensity == "auto":
         lines.append(f"data.intensity=auto: {describe_intensity(dataset.intensity.to_dict())}")
-    if augment == "auto":
+    if config.train.augment == "auto":
         lines.append(f"train.augment=auto: {', '.join(changes)}")
-    if blocks == "auto":
+    if config.peft.blocks == "auto":
         side = dataset.longest_side()
         chosen = "as with peft=none" if method.name == "none" else method.blocks
         lines.append(f"peft.blocks=auto: {chosen}, for training images of up to {side} pixels")

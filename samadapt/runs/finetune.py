@@ -38,6 +38,7 @@ from samadapt.runs.initial_adapter import (
     start_from_adapter,
     with_initial_digest,
 )
+from samadapt.runs.memory_budget import within_memory
 from samadapt.runs.plan import plan_line
 from samadapt.runs.results import adapter_folder, adapter_record, write_adapter
 from samadapt.runs.run_directory import (
@@ -124,6 +125,9 @@ def finetune(config: Config) -> FinetuneResult:
     """
     with processes.together(config.device):
         config = resolved(config)
+        if config.memory is not None:  # with several processes it is that of each
+            chosen = within_memory(config) if processes.is_first() else config
+            config = processes.from_first(chosen)
         if config.init is not None:
             config = with_initial_digest(config)
         check_same_configuration(config)

@@ -18,7 +18,7 @@ from typing import Any
 from samadapt import console
 from samadapt.config.compose import to_yaml
 from samadapt.config.schema import Config
-from samadapt.errors import UserError
+from samadapt.errors import ConfigError, UserError
 from samadapt.runs.run_directory import has_trained_weights
 from samadapt.system import atomic, processes
 from samadapt.system.interrupt import InterruptedRunError
@@ -46,7 +46,15 @@ def prepare_part(config: Config, run_dir: Path) -> Config:
     Args:
         config: the configuration of the part, without ``resume``.
         run_dir: its directory; the one around it exists.
+
+    Raises:
+        ConfigError: a budget of memory is given, which each part would meet in another way.
     """
+    if config.memory is not None:
+        raise ConfigError(
+            f"memory={config.memory} is for finetune and plan: run `samadapt plan` with it, and "
+            "give the keys that it chooses here"
+        )
     if (run_dir / "checkpoints" / "LATEST").is_file():
         return replace(config, resume=str(run_dir))
     if run_dir.exists():  # stopped before its first checkpoint, so there is nothing to resume

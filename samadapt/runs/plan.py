@@ -133,13 +133,13 @@ class Plan:
         feature_bytes: bytes of the features that the run uses, those of earlier runs included.
         new_feature_bytes: bytes of the features that it still has to compute and keep.
         feature_place: ``disk``, ``memory`` or ``none``.
-        free_disk_bytes: bytes that are free where runs are written.
         seconds: wall seconds of each phase: ``start``, ``features``, ``training``,
             ``validation``, ``scores``.
         batch_size, accumulate: micro-batch and number of them in a step.
         recompute: whether blocks are computed again in the backward pass.
         folds: number of runs of a cross-validation, one after another; all other values are those
             of one of them.
+        measured: what it is predicted from.
         busy: processors that other programs kept busy while this was measured.
         notes: what a reader must know.
     """
@@ -151,11 +151,11 @@ class Plan:
     feature_bytes: int
     new_feature_bytes: int
     feature_place: str
-    free_disk_bytes: int
     seconds: dict[str, float]
     batch_size: int
     accumulate: int
     recompute: bool
+    measured: Rehearsal
     folds: int = 1
     busy: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -207,11 +207,11 @@ def predict(config: Config, measured: Rehearsal, *, busy: float = 0.0, folds: in
         feature_bytes=measured.images * measured.feature_bytes,
         new_feature_bytes=new_bytes,
         feature_place=place,
-        free_disk_bytes=free,
         seconds=seconds,
         batch_size=train.batch_size,
         accumulate=train.accumulate,
         recompute=train.recompute,
+        measured=measured,
         folds=folds,
         busy=busy,
         notes=notes,
@@ -286,11 +286,10 @@ def plan_line(config: Config, planner: FeaturePlanner, slices: RunSlices) -> str
     injection, planned = planner.context.injection, planner.planned
     parameters = f"{injection.trainable:,} of {injection.total:,} parameters are trained"
     images, each = (planned.images, planned.bytes_each) if planned else (0, 0)
-    size = f"{images * each / 1e9:.2f} GB of features"
     found = remembered(config)
     if found is None:
         more = "`samadapt plan` with the same arguments predicts memory and time"
-        return f"plan: {parameters}, {size}; {more}"
+        return f"plan: {parameters}, {images * each / 1e9:.2f} GB of features; {more}"
     measured, busy = found
     measured = replace(
         measured,
@@ -304,6 +303,10 @@ def plan_line(config: Config, planner: FeaturePlanner, slices: RunSlices) -> str
     times = ", ".join(f"{name} {value:.0f} s" for name, value in needed.seconds.items() if value)
     loaded = " (measured on a loaded machine)" if needed.is_loaded else ""
     memory = f"about {needed.memory_bytes / 1e9:.1f} GB of memory"
+    size = f"{needed.feature_bytes / 1e9:.2f} GB of features"
+    if needed.feature_place != "none":
+        new = f"{needed.new_feature_bytes / 1e9:.2f} GB to be computed"
+        size += f" ({needed.feature_place}; {new})"
     return f"plan: {parameters}, {memory}, {size}, {times}{loaded}"
 
 
@@ -329,7 +332,17 @@ def remembered(config: Config) -> tuple[Rehearsal, float] | None:
         return None  # there is none, or it is from another version
 
 
-OTHER_GROUPS = {"output", "seed", "resume", "init", "init_sha256", "folds", "cache", "recipe"}
+OTHER_GROUPS = {
+    "memory",
+    "output",
+    "seed",
+    "resume",
+    "init",
+    "init_sha256",
+    "folds",
+    "cache",
+    "recipe",
+}
 OTHER_KEYS = {
     "train.steps",
     "train.max_seconds",

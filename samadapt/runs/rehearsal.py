@@ -22,6 +22,7 @@ from samadapt.data.stacks import stacks_in_batch
 from samadapt.runs.context import RunContext, open_run, stack_of
 from samadapt.runs.feature_planner import FEATURES_BATCH, FeaturePlanner
 from samadapt.runs.finetune import train_adapter
+from samadapt.runs.memory_budget import within_memory
 from samadapt.runs.plan import Phase, Plan, Rehearsal, predict, remember
 from samadapt.runs.run_loss import choose_losses
 from samadapt.runs.run_slices import RunSlices, divide_slices
@@ -46,9 +47,12 @@ STEPS = 2
 def plan(config: Config) -> Plan:
     """Rehearse a run in this process and predict what it will need.
 
+    With ``memory``, the run is the one that is chosen for it.
+
     Raises:
         UserError: for all that the run itself would refuse.
     """
+    config = within_memory(config)
     folds = config.folds or 1
     if config.folds is not None:
         config = replace(config, folds=None, data=replace(config.data, fold=0, folds=config.folds))

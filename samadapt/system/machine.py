@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,6 +49,22 @@ def find_processors() -> Processors:
     """Return how many processors the machine has, and how many this process may use."""
     cores = os.cpu_count() or 1
     return Processors(cores, _affinity() or cores, _cpu_quota())
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that a text such as ``8GB``, ``7.5 GiB`` or ``900MB`` names.
+
+    Raises:
+        ValueError: it names no amount above 0.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", text.lower())
+    count = int(float(found[1]) * _UNITS[found[2] or ""]) if found else 0
+    if count < 1:
+        raise ValueError(f"expected an amount of memory such as 8GB or 900MB; got {text[:40]!r}")
+    return count
 
 
 def total_memory_bytes() -> int:

@@ -165,7 +165,9 @@ def test_plan_and_run_agree(arguments, tmp_path, capsys):
     # The run says at its start what the plan found.
     log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
     (line,) = [line for line in log.splitlines() if " plan: " in line]
-    found = re.search(r"about ([\d.]+) GB of memory, [\d.]+ GB of features, start \d+ s", line)
+    found = re.search(
+        r"about ([\d.]+) GB of memory, [\d.]+ GB of features \(disk; .*\), start \d+ s", line
+    )
     assert found
     assert float(found[1]) == pytest.approx(planned["memory_bytes"] / GB, abs=0.06)
 
