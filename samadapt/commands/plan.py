@@ -12,8 +12,11 @@ from samadapt.config.schema import Config
 HELP = """
 Predicts what `samadapt finetune` with the same arguments will need: parameters, memory, disk for
 the features, and seconds of each phase. It opens the data and the model, and does a little of each
-phase to measure it: one batch of features, four training steps with one and two slices, and two
+phase to measure it: one batch of features, three training steps with one and two slices, and two
 batches of scores. Nothing is trained. The features that it computes are kept for the run.
+
+memory=8GB chooses micro-batches, recomputation, the place of the features and, last, the precision,
+so that the process stays below that, and the plan is of that choice.
 
 Memory and disk do not depend on what else the machine does; the seconds do, so they are measured
 on a quiet machine, and the plan says if this one is not.

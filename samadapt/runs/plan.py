@@ -231,8 +231,10 @@ def memory_by_phase(config: Config, measured: Rehearsal) -> dict[str, int]:
     if measured.training is not None:
         found["training"] = measured.training.peak(config.train.batch_size) + kept + features
     if measured.scoring is not None:
-        depth = max(measured.deepest, measured.scoring.units[1])
-        found["scores"] = measured.scoring.peak(depth) + kept + features
+        # One batch at a time goes through the model; beyond it the labels of a case grow alone.
+        measured_at, batch = measured.scoring.units[1], config.eval.batch_size
+        units = measured.deepest if measured_at > batch else min(measured.deepest, batch)
+        found["scores"] = measured.scoring.peak(max(units, measured_at)) + kept + features
     return found
 
 

@@ -2,7 +2,7 @@
 
 Nothing here has its own idea of what a step or a score needs. The features, the training steps and
 the scores are those of the run itself, on its own data and model, but few of them: one batch of
-features, two steps each with one and with two slices, and the scores of two batches. What a run of
+features, a few steps with one and with two slices, and the scores of two batches. What a run of
 full size needs follows from these by proportion, because memory and time grow linearly with the
 slices of a batch.
 """
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 SEARCHED = 64
 """Training slices among which those with the most objects are found."""
 
-STEPS = 2
-"""Steps of each rehearsal. The first of a shape is slower, so the last one is timed."""
+SLOW_S = 5.0
+"""A model that takes more CPU seconds for the scores of one slice is rehearsed with two of them at
+most. Importing what scores need takes two of these seconds."""
 
 
 def plan(config: Config) -> Plan:
@@ -142,11 +143,11 @@ def _training(config: Config, planner: FeaturePlanner, scorer: Scorer, slices: R
     stack, batch = context.dataset.stack, config.train.batch_size
     sizes = (min(stack, batch), min(2 * stack, batch))
     busiest = _busiest(context, slices.train, 2 * stack)
-    measured = {}
+    measured: dict[int, tuple[int, float]] = {}
     for size in dict.fromkeys(sizes):
         options = replace(
             config.train,
-            steps=STEPS,
+            steps=1 if measured else 2,  # the very first step is slower, so the last one is timed
             batch_size=size,
             accumulate=1,
             max_seconds=None,
@@ -202,11 +203,13 @@ def _scoring(scorer: Scorer, refs: Sequence[SliceRef], batch: int) -> Phase:
     deepest = max(depths, key=lambda name: depths[name])
     own = [ref for ref in refs if ref.case == deepest]
     start = max(0, len(own) // 2 - batch)  # the middle of a volume holds the objects
-    sizes = (min(batch, len(own)), min(2 * batch, len(own)))
     context = scorer.context
     policies = [one.context.policy for one in scorer.by_kind().values()]
     zero_shot = [] if context.is_baseline else [context.of_kind(policies[0].kind).zero_shot_policy]
+    began = time.process_time()  # the same on a loaded machine
     _score(scorer, own[start : start + 1], [policies[0]])  # imports what scores need
+    large = 1 if time.process_time() - began > SLOW_S else batch
+    sizes = (min(large, len(own)), min(2 * large, len(own)))
     measured = {}
     for size in dict.fromkeys(sizes):
         began = time.perf_counter()
