@@ -27,11 +27,15 @@ lists two.
   samadapt ls keys train       the keys of one group
   samadapt ls keys peft=fact   the keys of one method; `ls keys peft` lists those of all methods
   samadapt ls runs [DIR]       the runs below a folder, runs/ by default: recipe, method, date, Dice
-                               before and after, and whether a run is finished, running or stopped
+                               on the validation cases and on the held-out ones before and after,
+                               seconds, the keys in which runs of a recipe differ, and whether a run
+                               is finished, running, stopped or broken; folders that are no runs
 
 It trains nothing and reads no images.
 """
 SCHEMA = None
+MAX_KEYS = 4
+"""Differing keys of a run that the table shows."""
 Rows = list[dict[str, Any]]
 
 
@@ -68,15 +72,20 @@ def render(result: dict[str, Any]) -> str:
             continue
         # The first column holds the names, and its heading is the kind.
         header = [kind, *list(rows[0])[1:]] if rows else [kind]
-        cells = [[_cell(value) for value in row.values()] for row in rows]
+        cells = [[_cell(name, value) for name, value in row.items()] for row in rows]
         tables.append(console.table(header, cells))
     return "\n\n".join(tables)
 
 
-def _cell(value: Any) -> str:
+def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, dict):  # the keys in which a run differs; --json has all of them
+        pairs = [f"{key}={shown}" for key, shown in value.items()]
+        more = [f"and {len(pairs) - MAX_KEYS} more"] if len(pairs) > MAX_KEYS else []
+        return "  ".join([*pairs[:MAX_KEYS], *more])
+    digits = 0 if name == "seconds" else 3
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def _recipes() -> Rows:
