@@ -11,7 +11,7 @@ from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
 from samadapt import console
-from samadapt.errors import ConfigError, SamadaptError, nearest
+from samadapt.errors import ConfigError, LostOthersError, SamadaptError, nearest
 from samadapt.system import atomic, processes
 from samadapt.system.interrupt import StopAtOnce, exit_code
 from samadapt.system.launchers import find_place, refuse_several_processes, warning_of_launcher
@@ -107,7 +107,7 @@ def _fail(error: BaseException, message: str, code: int, flags: set[str]) -> int
 
         console.log("".join(traceback.format_exception(error)))
     rank = processes.place().rank or _rank()
-    if processes.tells_user(rank, message):
+    if processes.tells_user(rank, message, is_lost=isinstance(error, LostOthersError)):
         console.log(f"samadapt: {f'process {rank}: ' if rank else ''}{message}")
     return code
 

@@ -10,6 +10,7 @@
     │   └── MissingExtraError   an optional dependency is not installed
     └── RunError                a run failed; the command line exits with 1
         ├── DivergedError       the loss was NaN or infinite too often
+        ├── LostOthersError     another process of the run ended, or the network failed
         └── DownloadError       a download failed, or its checksum differs
 
 Every message names the file or key, and says what was expected, what was found and what to do.
@@ -73,6 +74,10 @@ class RunError(SamadaptError):
 
 class DivergedError(RunError):
     """The loss was NaN or infinite several times in a row."""
+
+
+class LostOthersError(RunError):
+    """Another process of the run ended, or the network between them failed."""
 
 
 class DownloadError(RunError):

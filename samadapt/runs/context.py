@@ -33,7 +33,7 @@ from samadapt.prompts.shares import DEFAULT_SHARES, MIXED, normalised
 from samadapt.runs.baseline import open_baseline
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
 from samadapt.runs.run_description import configuration_text, run_title, trained_name
-from samadapt.runs.same_run import check_same_data
+from samadapt.runs.same_run import check_same_data, check_same_machines
 from samadapt.sam.attention.compiled import describe_attention
 from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.model import Sam
@@ -158,7 +158,10 @@ def open_run(
     device = choose_device(config.device)
     # A resumed run keeps the precision that it began with, so that it ends with the same numbers.
     began_with = None if config.resume is None else recorded_precision(run_dir)
-    precision = choose_precision(config.precision, device, began_with)
+    # Processes measure different speeds, and must compute in the same way.
+    chosen = choose_precision(config.precision, device, began_with)
+    precision = processes.from_first(chosen)
+    check_same_machines(device, chosen.name)
     progress = progress or _progress(run_dir)
     progress.say(f"run directory: {run_dir}")
     seed_all(config.seed)

@@ -164,6 +164,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
                 validate_cases=options.validate_cases,
                 max_test_cases=config.eval.max_cases,
             )
+            check_batch(options.batch_size, context.dataset.stack)
             losses = choose_losses(config.loss, context, slices.train)
             check_objects(scorer, slices.test, slices.train)
             # Before the first step a fresh adapter changes nothing, so the weights from before
@@ -183,7 +184,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
                 planner, slices, steps=options.steps or 0, validate_every=options.validate_every
             )
             context.say(plan_line(config, planner, slices))
-            if trains:
+            if trains and processes.is_first():
                 check_disk_space(context, averages=options.ema > 0)
         untrained = untrained_classes(context.dataset, slices) if trains else []
         say_what_trains(config, context, untrained)
@@ -331,6 +332,24 @@ def prepare_resume(context: RunContext) -> Checkpoint | None:
     return checkpoint
 
 
+def check_batch(batch_size: int, stack: int) -> None:
+    """Refuse batches of which some process would get nothing.
+
+    Args:
+        batch_size: slices in a batch.
+        stack: slices that the encoder sees together, which go to one process.
+
+    Raises:
+        ConfigError: there are more processes than stacks.
+    """
+    stacks = stacks_in_batch(batch_size, stack)
+    if stacks < processes.count():
+        raise ConfigError(
+            f"train.batch_size={batch_size} is {stacks} for {processes.count()} processes: each "
+            "takes its share of every batch. Start fewer processes, or use larger batches"
+        )
+
+
 def check_disk_space(context: RunContext, *, averages: bool) -> None:
     """Refuse to start if the disk cannot hold the checkpoints.
 
@@ -395,12 +414,6 @@ def train_adapter(
     policy = context.policy
     accelerator = make_accelerator(context.precision, context.device)
     stacks = stacks_in_batch(config.train.batch_size, context.dataset.stack)
-    if stacks < processes.count():
-        raise ConfigError(
-            f"train.batch_size={config.train.batch_size} is {stacks} for {processes.count()} "
-            "processes: each takes its share of every batch. Start fewer processes, or use larger "
-            "batches"
-        )
     draws = BatchDraws(samples, slices.train, stacks, config.seed)
     # Where an image of a shape (h, w) lies in the square that the loss is computed on.
     frame_of = partial(class_frame, context.model)

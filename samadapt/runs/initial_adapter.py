@@ -27,6 +27,7 @@ from samadapt.runs.environment import write_json
 from samadapt.runs.scored_slices import why_unknown
 from samadapt.sam.watershed import MAPS_PER_CLASS
 from samadapt.sam.weights.builds import BUILDS
+from samadapt.system import processes
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
@@ -200,7 +201,8 @@ def start_from_adapter(
         trained_on_known=not unknown and record.init.get("trained_on_known", True) is True,
     )
     context.say(f"init: {first.text}")
-    write_json(context.run_dir / INIT, asdict(first))
+    if processes.is_first():
+        write_json(context.run_dir / INIT, asdict(first))
     return first
 
 

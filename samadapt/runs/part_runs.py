@@ -18,7 +18,7 @@ from typing import Any
 from samadapt import console
 from samadapt.config.compose import to_yaml
 from samadapt.config.schema import Config
-from samadapt.errors import ConfigError, UserError
+from samadapt.errors import ConfigError, LostOthersError, UserError
 from samadapt.runs.run_directory import has_trained_weights
 from samadapt.system import atomic, processes
 from samadapt.system.interrupt import InterruptedRunError
@@ -81,7 +81,7 @@ def part_of(parent: Path, parts: Sequence[Path], command: str) -> Iterator[None]
     except KeyboardInterrupt:
         console.log(f"go on with what is missing: samadapt {command} resume={parent}")
         raise
-    except UserError:
+    except (UserError, LostOthersError):
         # Nothing is there if the first part was refused before anything was trained.
         if processes.is_first() and not any(part.exists() for part in parts):
             # Windows cannot remove a held lock; `locked` removes what is left at its end.

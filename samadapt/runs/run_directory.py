@@ -20,7 +20,7 @@ from samadapt import console
 from samadapt.adapters.record import RECORD, UNET_RECORD
 from samadapt.config.compose import from_yaml, to_dict, to_yaml
 from samadapt.config.schema import Config
-from samadapt.errors import ConfigError, UserError
+from samadapt.errors import ConfigError, LostOthersError, UserError
 from samadapt.runs.run_description import trained_name
 from samadapt.system import atomic, processes
 
@@ -59,7 +59,13 @@ def open_run_dir(config: Config) -> Path:
     made = None
     if processes.is_first():
         made = make_run_dir(config.output.dir, config.recipe, words, to_yaml(config))
-    return Path(str(processes.from_first(made)))
+    run_dir = Path(str(processes.from_first(made)))
+    if not run_dir.is_dir():
+        raise ConfigError(
+            f"output.dir: the first process made {run_dir}, which is not a folder here; name one "
+            "that all processes share"
+        )
+    return run_dir
 
 
 def make_run_dir(output_dir: str, recipe: str, words: Sequence[str], configuration: str) -> Path:
@@ -130,13 +136,15 @@ def check_same_run(config: Config, stored: Config) -> None:
 def removed_if_refused(run_dir: Path, *, keep: bool) -> Iterator[None]:
     """Remove the run directory if the block refuses the run with a ``UserError``.
 
+    It is also removed if another process refuses the run.
+
     Args:
         run_dir: the run directory.
         keep: whether the directory was there before, and must stay.
     """
     try:
         yield
-    except UserError:
+    except (UserError, LostOthersError):
         if not keep and processes.is_first():
             # Windows does not remove the lock while it is held; ``locked`` does so later.
             shutil.rmtree(run_dir, ignore_errors=os.name == "nt")

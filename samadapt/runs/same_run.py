@@ -14,10 +14,12 @@ from samadapt.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
+
     from samadapt.config.schema import Config
     from samadapt.data.dataset import Dataset
 
-MAY_DIFFER = {"data.root", "cache.dir", "output.dir"}
+MAY_DIFFER = {"data.root", "cache.dir"}
 """Keys that name folders, which may lie elsewhere on another machine."""
 
 
@@ -33,6 +35,24 @@ def check_same_configuration(config: Config) -> None:
     facts |= {"samadapt": __version__, "torch": version("torch")}
     advice = "Start all processes with the same command and the same packages"
     processes.refuse_differences("the configurations", facts, advice)
+
+
+def check_same_machines(device: torch.device, precision: str) -> None:
+    """Check that all processes compute on the same kind of device.
+
+    Args:
+        device: the device of this process.
+        precision: the precision that it would choose by itself. On CPUs this is a measurement, so
+            it may differ, and that of the first process is taken.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    facts = {"device": device.type}
+    if device.type != "cpu":
+        facts["precision"] = precision
+    advice = "Choose with device= and precision=, or start the processes on equal machines"
+    processes.refuse_differences("the machines", facts, advice)
 
 
 def check_same_data(dataset: Dataset) -> None:

@@ -31,6 +31,7 @@ from samadapt.reports.volume_clicks import write_volume_clicks
 from samadapt.runs.oracle_gap import untrained
 from samadapt.sam.decode import image_embedding, object_numbers
 from samadapt.sam.embed import frame_of
+from samadapt.system import processes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,12 +69,15 @@ class VolumeClicks:
         predictor = self.scorer.predictor(policy)
         scores = self.classes.setdefault(state, [])
         with context.progress.phase(f"box and clicks, {STATES[state]}", units=len(self.refs)):
-            for _, group in groupby(self.refs, key=lambda ref: ref.case):
-                refs = list(group)
+            cases = [list(group) for _, group in groupby(self.refs, key=lambda ref: ref.case)]
+            own = []
+            for refs in processes.share(cases):
                 with torch.no_grad(), predictor.autocast(), Spool() as spool:
                     volume = _Volume(self.scorer, predictor, refs, spool)
-                    scores += corrected_classes(list(volume.answers()))
-                context.progress.advance(len(refs))
+                    own.append(corrected_classes(list(volume.answers())))
+                context.progress.advance(len(refs) * processes.count())
+            for found in processes.shares_joined(processes.gather(own)):
+                scores += found
 
     def summary(self) -> dict[str, Any]:
         """Return the entry ``volume_clicks`` of ``summary.json``."""

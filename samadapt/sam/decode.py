@@ -60,6 +60,7 @@ def to_tensors(
     frames: Sequence[Frame],
     side: int,
     device: torch.device | None = None,
+    points: int = 0,
 ) -> Prompts:
     """Bring the prompts of b images into the model frame and stack them.
 
@@ -69,13 +70,14 @@ def to_tensors(
         frames: the frame of each image.
         side: 4g, the side of mask prompts.
         device: where the tensors go; None: the CPU.
+        points: the least number of points of an object, padding included.
 
     Raises:
         PromptError: the items do not have the same number of objects.
     """
-    most = max((item.points.shape[1] for item in prompts if item.points is not None), default=0)
+    most = max(points, most_points(prompts))
     boxes: list[Array] = []
-    points: list[Array] = []
+    placed: list[Array] = []
     labels: list[Array] = []
     masks: list[Array] = []
     for item, frame in zip(prompts, frames, strict=True):
@@ -86,7 +88,7 @@ def to_tensors(
             if item.points is not None and item.point_labels is not None:
                 count = item.points.shape[1]
                 padded[:, :count], marks[:, :count] = item.points, item.point_labels
-            points.append(to_model_points(padded, frame))
+            placed.append(to_model_points(padded, frame))
             labels.append(marks)
         if item.mask_logits is not None:
             masks.append(item.mask_logits)
@@ -97,11 +99,16 @@ def to_tensors(
         return torch.as_tensor(np.stack(arrays), dtype=dtype, device=device) if arrays else None
 
     return Prompts(
-        points=stacked(points, torch.float32),
+        points=stacked(placed, torch.float32),
         point_labels=stacked(labels, torch.int64),
         boxes=stacked(boxes, torch.float32),
         masks=stacked(masks, torch.float32),
     )
+
+
+def most_points(prompts: Sequence[ImagePrompts]) -> int:
+    """Return the largest number of points of an object, padding included; 0 without points."""
+    return max((item.points.shape[1] for item in prompts if item.points is not None), default=0)
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,16 @@ def add_up(tensor: Tensor) -> None:
     Raises:
         RunError: another process ended.
     """
-    if processes.count() > 1:
-        with processes.lost_others():
+    if processes.count() == 1:
+        return
+    with processes.lost_others():
+        if tensor.device.type == "cpu" or distributed.get_backend() != "gloo":
             distributed.all_reduce(tensor)
+            return
+        # gloo alone knows no GPU, such as that of a Mac.
+        copy = tensor.cpu()
+        distributed.all_reduce(copy)
+        tensor.copy_(copy)
 
 
 class _Total(torch.autograd.Function):

@@ -98,6 +98,10 @@ def find_place(environ: Mapping[str, str] | None = None) -> Place:
     """
     environ = os.environ if environ is None else environ
     for launcher in LAUNCHERS:
+        # With its PMI plugin SLURM sets these two as well, but says more in its own variables.
+        is_slurm = environ.get("SLURM_STEP_NUM_TASKS", "") == environ.get("PMI_SIZE")
+        if launcher.size == "PMI_SIZE" and is_slurm and "MPI_LOCALRANKID" not in environ:
+            continue
         size, rank = _number(environ, launcher.size), _number(environ, launcher.rank)
         if size > 1:
             if launcher.rank not in environ or not 0 <= rank < size:

@@ -12,6 +12,7 @@ there are. This file imports torch only where there are several.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from samadapt.errors import ConfigError, RunError
+from samadapt.errors import ConfigError, LostOthersError, RunError
 from samadapt.system.launchers import Place, find_place
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ WAIT = timedelta(hours=24)
 process that dies is noticed at once, because its connections close."""
 
 ALONE = Place()
+
+_MEETINGS: list[Place] = []
+"""Where this program has met others so far."""
 
 _place = ALONE
 _store: Store | None = None
@@ -76,15 +80,20 @@ def together(device: str = "cpu") -> Iterator[None]:
     import torch
     from torch import distributed
 
-    _choose_gpu(device, found)
+    uses_gpu = device not in ("cpu", "mps") and torch.cuda.is_available()
+    if uses_gpu:
+        _choose_gpu(found)
     store = _meet(found)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    has_nccl = uses_gpu and distributed.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if has_nccl else "gloo"
     with lost_others():
         distributed.init_process_group(
             backend, store=store, rank=found.rank, world_size=found.size, timeout=WAIT
         )
     _set_place(found, store)
     try:
+        if uses_gpu:
+            _refuse_shared_gpu()
         yield
     finally:
         _set_place(ALONE, store)  # errors are still compared through the store
@@ -176,19 +185,19 @@ def lost_others() -> Iterator[None]:
     """Turn an error of torch's collectives into one that says what happened.
 
     Raises:
-        RunError: another process ended, or the network failed.
+        LostOthersError: another process ended, or the network failed.
     """
     try:
         yield
     except RuntimeError as error:
-        raise RunError(
+        raise LostOthersError(
             f"process {_place.rank} of {_place.size} lost the others: one of them ended, or the "
             f"network failed ({_first_line(error)}). Its own message says why; resume= continues "
             "from the last checkpoint"
         ) from error
 
 
-def tells_user(rank: int, message: str) -> bool:
+def tells_user(rank: int, message: str, *, is_lost: bool = False) -> bool:
     """Return whether this process should report the error that ends it.
 
     The first process reports what it finds. Others report what the first one does not: they wait a
@@ -197,21 +206,27 @@ def tells_user(rank: int, message: str) -> bool:
     Args:
         rank: number of this process.
         message: the error.
+        is_lost: the error is that another process ended. If the first one says why, that is enough.
     """
     if _store is None:  # the processes have not met; all have the same arguments
         return rank == 0
     try:
-        _store.set(f"samadapt/error/{rank}", message)
+        _store.set(f"error/{rank}", message)
         if rank == 0:
             return True
-        _store.wait(["samadapt/error/0"], timedelta(seconds=5))
-        return bool(_store.get("samadapt/error/0").decode() != message)
+        _store.wait(["error/0"], timedelta(seconds=5))
+        return not is_lost and bool(_store.get("error/0").decode() != message)
     except RuntimeError:  # the first process has no error, or is gone
         return True
 
 
 def _meet(own: Place) -> Store:
-    """Return the store through which the processes find each other, once all are there."""
+    """Return the store through which the processes find each other, once all are there.
+
+    A program may meet several times, for one run after another. Each time it uses other keys of the
+    store, which remembers those of the last time.
+    """
+    from torch._C._distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     # torchrun's agent may serve the store; torch finds out from the environment.
@@ -221,15 +236,19 @@ def _meet(own: Place) -> Store:
         "MASTER_ADDR": own.address,
         "MASTER_PORT": str(own.port),
     }
-    os.environ.update({name: value for name, value in names.items() if name not in os.environ})
+    added = {name: value for name, value in names.items() if name not in os.environ}
+    os.environ.update(added)
+    _MEETINGS.append(own)
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    prefix = f"samadapt/{restarts}/{len(_MEETINGS)}"
     patience = timedelta(seconds=ARRIVAL_SECONDS)
     try:
         store, _, _ = next(rendezvous("env://", own.rank, own.size, timeout=patience))
-        key = f"samadapt/arrived/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        arrived, until = store.add(key, 1), time.monotonic() + ARRIVAL_SECONDS
+        store = PrefixStore(prefix, store)
+        arrived, until = store.add("arrived", 1), time.monotonic() + ARRIVAL_SECONDS
         while arrived < own.size and time.monotonic() < until:
             time.sleep(0.05)
-            arrived = store.add(key, 0)
+            arrived = store.add("arrived", 0)
     except (RuntimeError, ValueError) as error:
         # torch waits itself where it serves the store, and counts who came.
         counted = re.search(r"(\d+)/\d+ clients joined", str(error))
@@ -239,6 +258,9 @@ def _meet(own: Place) -> Store:
                 f"({_first_line(error)}); if the port is taken, name another with MASTER_PORT"
             ) from error
         arrived = int(counted[1])
+    finally:
+        for name in added:
+            del os.environ[name]
     if arrived < own.size:
         raise ConfigError(
             f"only {arrived} of {own.size} processes arrived at {own.address}:{own.port} within "
@@ -249,7 +271,7 @@ def _meet(own: Place) -> Store:
     return found
 
 
-def _choose_gpu(device: str, own: Place) -> None:
+def _choose_gpu(own: Place) -> None:
     """Make ``cuda`` the GPU of this process.
 
     Raises:
@@ -257,8 +279,6 @@ def _choose_gpu(device: str, own: Place) -> None:
     """
     import torch
 
-    if device == "cpu" or not torch.cuda.is_available():
-        return
     # Launchers may show each process its own GPU alone.
     seen = torch.cuda.device_count()
     shows_one = seen == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
@@ -268,6 +288,24 @@ def _choose_gpu(device: str, own: Place) -> None:
             "start one process for each GPU, or use device=cpu"
         )
     torch.cuda.set_device(own.local_rank % seen)
+
+
+def _refuse_shared_gpu() -> None:
+    """Check that every process has a GPU of its own.
+
+    Raises:
+        ConfigError: two processes use the same one.
+    """
+    import torch
+
+    uuid = str(getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", ""))
+    names = gather(f"{platform.node()}, GPU {uuid or torch.cuda.current_device()}")
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"{names.count(name)} of {len(names)} processes use the same GPU ({name}); start "
+                "one process for each GPU that CUDA_VISIBLE_DEVICES shows, or use device=cpu"
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -18,7 +18,7 @@ from samadapt.prompts.absent import move_to_nothing, occupied_pixels
 from samadapt.prompts.annotations import has_prompts, trainable_prompts, with_box_and_point
 from samadapt.prompts.drawings import with_drawings
 from samadapt.prompts.simulate import boxes_of, objects_in, simulate
-from samadapt.sam.decode import to_tensors
+from samadapt.sam.decode import most_points, to_tensors
 from samadapt.sam.geometry import labels_to_model
 from samadapt.sam.types import Frame, ImagePrompts, Prompts
 from samadapt.system import processes
@@ -167,7 +167,7 @@ def make_batch(
             targets = distance_targets(samples, frames, targets, distances_of)
     else:
         chosen, share = choose_objects(samples, policy, random)
-        prompts = to_tensors(chosen, frames, side)
+        prompts = to_tensors(chosen, frames, side, points=_agree_on_points(chosen))
         targets = object_targets(chosen, samples, frames, side)
         if policy.is_interactive:
             rounds = draw_rounds(policy, prompts.count, random)
@@ -212,6 +212,7 @@ def make_batch_of_kinds(
             others.append(replace(made, trained=torch.tensor(with_object), weight=share))
         else:  # other processes may have some and ask
             _agree(0, 0, has_boxes=False)
+            _agree_on_points([])
     return replace(batch, weight=weight, others=tuple(others))
 
 
@@ -306,6 +307,14 @@ def _agree(slices: int, objects: int, *, has_boxes: bool) -> _Agreed:
     held = processes.gather((slices, objects, has_boxes))
     counts, most, boxes = zip(*held, strict=True)
     return _Agreed(sum(counts), max(most), any(boxes))
+
+
+def _agree_on_points(chosen: Sequence[ImagePrompts]) -> int:
+    """Return the largest number of points of an object in all processes.
+
+    Where an object has fewer, points that are none are added, which are tokens too.
+    """
+    return max(processes.gather(most_points(chosen)))
 
 
 def _prompted(sample: Sample, policy: PromptPolicy, rng: np.random.Generator) -> ImagePrompts:

@@ -26,7 +26,14 @@ from samadapt.training.click_rounds import answers
 from samadapt.training.ema import averaged, start_averages, update_averages
 from samadapt.training.gradients import digest, sum_over_processes
 from samadapt.training.recompute import recomputed
-from samadapt.training.state import Training, TrainingState, restore, save
+from samadapt.training.state import (
+    Training,
+    TrainingState,
+    random_states,
+    restore,
+    save,
+    set_random_states,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -234,6 +241,10 @@ def train(
                 number = max(processes.gather(stop.number))  # waits until all is saved
                 raise InterruptedRunError(training.run_dir, state.step, number)
 
+        # A signal that reached one process during the last step is heard by all.
+        if processes.count() > 1 and (number := max(processes.gather(stop.number))):
+            raise InterruptedRunError(training.run_dir, state.step, number)
+
     keep_weights(training, state)
     describe_ending(training, state, options)
     return state
@@ -250,7 +261,7 @@ def learn_step(
     Returns:
         This process's part of the step's loss.
     """
-    random = torch.get_rng_state()
+    random = random_states()
     while True:
         try:
             return math.fsum(
@@ -268,11 +279,11 @@ def learn_step(
             parameter.grad = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        torch.set_rng_state(random)
+        set_random_states(random)
         training.parts *= 2
         training.progress.say(
             f"out of memory: from now on a batch of {largest} goes through the model in "
-            f"{min(training.parts, largest)} parts, with the same result in more time; fewer "
+            f"{min(training.parts, largest)} parts, with the same gradients but for dropout; fewer "
             "slices (train.batch_size) or train.recompute=true need less memory from the start"
         )
 
@@ -294,13 +305,13 @@ def learn_in_parts(
         return learn(training, tail, batch, accelerator, accumulate)
     sums, states = PartSums(len(parts)), []
     for number, part in enumerate(parts):
-        states.append(torch.get_rng_state())
+        states.append(random_states())
         if part.prompts.is_empty:
             with torch.no_grad(), sums.recorded(number):
                 learn(training, tail, part, accelerator, accumulate)
     loss = 0.0
     for number, part in enumerate(parts):
-        torch.set_rng_state(states[number])  # dropout as in the first pass
+        set_random_states(states[number])  # dropout as in the first pass
         with sums.replayed(number):
             loss += learn(training, tail, part, accelerator, accumulate)
     return loss

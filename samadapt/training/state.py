@@ -123,9 +123,6 @@ class TrainingState:
 def save(training: Training, state: TrainingState, optimizer: torch.optim.Optimizer) -> None:
     """Write a checkpoint of everything that ``restore`` needs."""
     method = training.injection.method
-    random = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
     # Only where time is limited: without that, equal runs have equal checkpoints.
     time = {"budget": training.budget.state()} if training.budget.is_limited else {}
     checkpoint = Checkpoint(
@@ -143,7 +140,7 @@ def save(training: Training, state: TrainingState, optimizer: torch.optim.Optimi
             "sampler": training.sampler.drawn,
             **time,
         },
-        random=random,
+        random=random_states(),
         # A method without a state leaves no entry, so the file is the same as ever.
         method=method.state_dict(training.sam) if method.state_copies else None,
     )
@@ -171,9 +168,7 @@ def restore(
         group["peak_lr"] = peak
     load_method(training, checkpoint.method)
     training.sampler.drawn = progress["sampler"]
-    torch.set_rng_state(checkpoint.random["cpu"])
-    if "cuda" in checkpoint.random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(checkpoint.random["cuda"])
+    set_random_states(checkpoint.random)
     if training.budget.is_limited and "budget" in progress:
         training.budget.restore(progress["budget"])
     best = progress["best_score"]
@@ -186,6 +181,21 @@ def restore(
         stale=progress.get("stale", 0),  # earlier versions did not count them
         averages=checkpoint.averages,
     )
+
+
+def random_states() -> dict[str, Tensor]:
+    """Return the states of torch's generators by device."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: Mapping[str, Tensor]) -> None:
+    """Restore what ``random_states`` returned."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

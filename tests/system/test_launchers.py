@@ -63,6 +63,28 @@ SEVERAL = [
         {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "alpha,beta"},
         Place(0, 2, 0, "srun of SLURM", "alpha", 20000),
     ),
+    (  # SLURM with its PMI plugin
+        {
+            "PMI_SIZE": "8",
+            "PMI_RANK": "5",
+            "SLURM_STEP_NUM_TASKS": "8",
+            "SLURM_PROCID": "5",
+            "SLURM_LOCALID": "1",
+            "SLURM_STEP_NODELIST": "node[01-02]",
+        },
+        Place(5, 8, 1, "srun of SLURM", "node01", 20000),
+    ),
+    (  # Intel's mpirun starts its proxies by srun
+        {
+            "PMI_SIZE": "2",
+            "PMI_RANK": "1",
+            "MPI_LOCALRANKID": "1",
+            "MPI_LOCALNRANKS": "2",
+            "SLURM_STEP_NUM_TASKS": "1",
+            "SLURM_PROCID": "0",
+        },
+        Place(1, 2, 1, "Intel MPI or MPICH", "127.0.0.1", 29500),
+    ),
 ]
 
 UNCLEAR = [

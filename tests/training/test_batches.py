@@ -305,3 +305,14 @@ def test_annotated_objects_start_with_their_box_or_a_point_of_their_truth():
     assert 4 < y < 16
     assert batch.round_count == 11
     assert batch_of([sample], "box").round_count == 1
+
+
+def test_points_are_padded_as_in_all_processes(monkeypatch):
+    """A point that is none is a token too, so it must not depend on who else is in the process."""
+    sample = one_object((SIZE // 2, SIZE // 2), slice(4, 12), slice(6, 20))
+    alone = batch_of([sample], "point").prompts
+    monkeypatch.setattr(processes, "gather", lambda own: [own, 3] if own == 1 else [own])
+    padded = batch_of([sample], "point").prompts
+    assert padded.points.shape == (1, 1, 3, 2)
+    assert padded.point_labels.tolist() == [[[1, -1, -1]]]
+    assert torch.equal(padded.points[:, :, :1], alone.points)
