@@ -156,12 +156,7 @@ def open_run(
         UserError: for what is wrong with the configuration, the data or the weights.
     """
     device = choose_device(config.device)
-    # A resumed run keeps the precision that it began with, so that it ends with the same numbers.
-    began_with = None if config.resume is None else recorded_precision(run_dir)
-    # Processes measure different speeds, and must compute in the same way.
-    chosen = choose_precision(config.precision, device, began_with)
-    precision = processes.from_first(chosen)
-    check_same_machines(device, chosen.name)
+    precision = _precision(config, device, run_dir)
     progress = progress or _progress(run_dir)
     progress.say(f"run directory: {run_dir}")
     seed_all(config.seed)
@@ -213,6 +208,16 @@ def open_run(
         base_copy=opened.base_copy,
         promptable_base=opened.promptable_base,
     )
+
+
+def _precision(config: Config, device: torch.device, run_dir: Path) -> Precision:
+    """Return the precision of a run, which is that of the first process for all."""
+    # A resumed run keeps the precision that it began with, so that it ends with the same numbers.
+    began_with = None if config.resume is None else recorded_precision(run_dir)
+    # On CPUs this is a measurement, and processes may measure different speeds.
+    chosen = choose_precision(config.precision, device, began_with)
+    check_same_machines(device, chosen.name)
+    return processes.from_first(chosen)
 
 
 def _progress(run_dir: Path) -> Progress:

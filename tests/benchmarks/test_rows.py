@@ -109,6 +109,7 @@ def test_a_run_that_never_steps_is_told_from_a_slow_one() -> None:
         start_up.first_step(["recipe=no_such_recipe"], behind=True)()
 
 
+@pytest.mark.slow
 def test_a_row_is_measured_in_a_process_of_its_own() -> None:
     row = next(iter(start_up.rows())).name
     found = single.measure(replace(RUN, suite="start_up"), row)

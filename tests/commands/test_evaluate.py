@@ -395,6 +395,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert "adapter: a value is required" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_pictures_in_tiles_from_training_to_prediction(make_pictures, run, score, tmp_path):
     """Training, evaluation and prediction use the same tiles without further keys."""
     root = make_pictures()

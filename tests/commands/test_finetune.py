@@ -237,6 +237,7 @@ def test_a_background_token_is_trained_scored_and_used(make_pictures, run, keeps
     assert again == 0
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_no_prefix(make_pictures, run, monkeypatch, tmp_path):
     """The features are kept by default, so the same run finds them again."""
     root = make_pictures()

@@ -70,6 +70,7 @@ def test_transformers_gets_what_answers_to_prompts(save, tiny_sam, tmp_path):
     assert not torch.allclose(ours.logits[:, 0], ours.logits[:, 1])
 
 
+@pytest.mark.slow
 def test_the_background_is_subtracted_in_the_further_output(save, tiny_sam, tmp_path):
     directory, sam = save(tiny_sam, "lora", classes=5, background=True)
     done = export_adapter(directory, Onnx(), tmp_path / "out")
@@ -82,6 +83,7 @@ def test_the_background_is_subtracted_in_the_further_output(save, tiny_sam, tmp_
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_five_classes_of_an_earlier_version_are_exported_as_mask_tokens(save, tiny_sam, tmp_path):
     """Before class tokens, more than three classes had a mask token each."""
     directory, sam = save(tiny_sam, "lora", masks=5)

@@ -28,6 +28,7 @@ def first(make_pictures, run):
     return run(root, *options)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_further_with_more_classes(make_pictures, run, first, tmp_path):
     root = make_pictures(8, classes=3, name="second")
     options = ["prompts=semantic", "data.classes={b: 2, c: 3, a: 1}"]

@@ -26,6 +26,7 @@ def run(recipe):
     return start
 
 
+@pytest.mark.slow
 def test_a_class_of_the_held_out_cases_alone_is_named_and_marked(make_pictures, run, tmp_path):
     root = make_pictures(6)
     path = root / "masks" / "p0.png"  # held out
@@ -51,6 +52,7 @@ def test_a_class_of_the_held_out_cases_alone_is_named_and_marked(make_pictures, 
     assert again["adapted"]["per_class"]["class_2"]["untrained"] is True
 
 
+@pytest.mark.slow
 def test_the_table_of_a_cross_validation_marks_such_a_class(make_pictures, run):
     root = make_pictures(4)
     path = root / "masks" / "p0.png"

@@ -116,6 +116,7 @@ def test_a_damaged_checkpoint_costs_some_steps(make_pictures, run, capsys):
     assert [x["step"] for x in map(json.loads, lines) if x["kind"] == "train"] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_again(make_pictures, run, monkeypatch):
     import samadapt.training.loop as loop
 

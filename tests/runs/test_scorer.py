@@ -13,6 +13,7 @@ from samadapt.evaluation import second_pass as module
 from samadapt.inference.segmenter import load_adapter
 
 
+@pytest.mark.slow
 def test_scores_of_a_second_pass_are_those_of_its_prediction(make_pictures, run, monkeypatch):
     monkeypatch.setattr(module, "AGREEMENT", 0.0)  # a random base agrees with nobody
     root = make_pictures(classes=2)

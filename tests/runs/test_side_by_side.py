@@ -65,6 +65,7 @@ def test_adapters_are_scored_on_the_same_cases(make_pictures, run, score, tmp_pa
     assert f"adapter 1: {one.adapter_dir}" in said.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_the_base_has_one_row_where_it_is_scored_alike(make_pictures, run, score):
     root = make_pictures()
     results = [run(root, f"seed={seed}", "train.steps=1") for seed in range(2)]
@@ -73,6 +74,7 @@ def test_the_base_has_one_row_where_it_is_scored_alike(make_pictures, run, score
     assert summary["states"]["zero_shot"] == results[0].summary["zero_shot"]
 
 
+@pytest.mark.slow
 def test_what_one_of_them_was_trained_on_is_refused_for_all(make_pictures, run, tmp_path, capsys):
     root = make_pictures()
     one = run(root, "train.steps=1")  # p0 and p5 are held out
@@ -91,6 +93,7 @@ def test_what_one_of_them_was_trained_on_is_refused_for_all(make_pictures, run, 
     assert json.loads(capsys.readouterr().out)["summary"]["cases"] == 2
 
 
+@pytest.mark.slow
 def test_adapters_without_prompts_keep_their_own_classes(make_pictures, run, score):
     root = make_pictures(classes=3)
     options = ["prompts=semantic", "train.steps=1"]
@@ -110,6 +113,7 @@ def test_adapters_without_prompts_keep_their_own_classes(make_pictures, run, sco
     assert any("each mean is over the adapter's own" in note for note in summary["notes"])
 
 
+@pytest.mark.slow
 def test_adapters_that_cannot_be_compared_are_refused(make_pictures, run, tmp_path, capsys):
     root = make_pictures(classes=3)
     options = ["prompts=semantic", "train.steps=1"]

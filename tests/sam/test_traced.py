@@ -102,6 +102,7 @@ def compare(compile: Callable[..., Any], sam: Sam) -> None:
 
 
 @ONE_BUILD
+@pytest.mark.slow
 def test_the_whole_model_is_one_graph(sam: Sam) -> None:
     compare(lambda model: torch.compile(model, fullgraph=True, backend="aot_eager"), sam)
 
@@ -137,6 +138,7 @@ def test_encoder_and_decoder_are_exported(sam: Sam, strict: bool) -> None:
         assert_same(found, right)
 
 
+@pytest.mark.slow
 def test_the_parts_themselves_are_exported(sam: Sam) -> None:
     """No wrapper is needed: the model takes ``Prompts`` and returns a ``MaskOutput``."""
     images = draw(1, 3, 64, 64)

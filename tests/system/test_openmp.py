@@ -100,6 +100,7 @@ def test_the_users_choice_reaches_the_process() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP")
+@pytest.mark.slow
 def test_importing_samadapt_after_torch_sets_no_variable() -> None:
     code = "import torch, os, samadapt; print(os.environ.get('GOMP_SPINCOUNT'))"
     assert run(code).splitlines()[0] == "None"

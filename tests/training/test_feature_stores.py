@@ -160,6 +160,7 @@ BUSY = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_writing_the_same_entries_both_end_right(tmp_path):
     processes = [python(BUSY, tmp_path) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in processes] == ["0", "0"]

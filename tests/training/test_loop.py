@@ -431,6 +431,7 @@ def stopped_and_resumed(tools, run, folder, stop, change=lambda checkpoint: chec
     return load_checkpoint(folder / "checkpoints")
 
 
+@pytest.mark.slow
 def test_adalora_resumed_in_any_phase_ends_as_if_it_had_not_stopped(tools, run, tmp_path):
     training = adalora(tools, tmp_path / "whole")
     training.validate = Stop(0)
