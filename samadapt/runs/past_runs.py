@@ -13,10 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from samadapt.errors import ConfigError
-from samadapt.runs.run_directory import HOLDER, LOCK
+from samadapt.runs.run_directory import is_locked
 from samadapt.system.plain_yaml import read_plain_yaml
 
 _STAMP = re.compile(r"\d{8}-\d{6}")
@@ -55,8 +53,9 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
             others.append(_row(run_dir, {}, {}, f"no run: {why_none}"))
             continue
         config, summary, broken = _content(run_dir)
-        # A learning curve has no scores of its own; this file is written last.
-        is_finished = bool(summary) or (run_dir / "curve.json").is_file()
+        # A learning curve and a sweep have no scores of their own; these files are written last.
+        has_results = any((run_dir / name).is_file() for name in ("curve.json", "sweep.json"))
+        is_finished = bool(summary) or has_results
         state = f"broken: {broken}" if broken else _state(run_dir, is_finished=is_finished)
         runs.append(_row(run_dir, config, summary, state))
         configs.append(flat(config))
@@ -168,7 +167,7 @@ def _row(
 def _state(run_dir: Path, *, is_finished: bool) -> str:
     if is_finished:
         return "finished"
-    return "running" if _is_locked(run_dir) else "stopped"
+    return "running" if is_locked(run_dir) else "stopped"
 
 
 def _content(run_dir: Path) -> tuple[Mapping[str, Any], Mapping[str, Any], str]:
@@ -205,14 +204,3 @@ def _dice(summary: Mapping[str, Any], state: str) -> float | None:
 
 def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
-
-
-def _is_locked(run_dir: Path) -> bool:
-    """Return whether a process works in a run directory now."""
-    if not (run_dir / HOLDER).is_file():
-        return False
-    try:
-        with FileLock(run_dir / LOCK, timeout=0):
-            return False  # its process died without removing the file
-    except (Timeout, OSError):
-        return True

@@ -196,6 +196,17 @@ def locked(run_dir: Path) -> Iterator[None]:
             shutil.rmtree(run_dir, ignore_errors=True)
 
 
+def is_locked(run_dir: Path) -> bool:
+    """Return whether a process works in a run directory now."""
+    if not (run_dir / HOLDER).is_file():
+        return False
+    try:
+        with FileLock(run_dir / LOCK, timeout=0):
+            return False  # its process died without removing the file
+    except (Timeout, OSError):
+        return True
+
+
 def _myself() -> dict[str, str | int]:
     return {
         "pid": os.getpid(),

@@ -125,7 +125,7 @@ def run_samadapt(arguments: Sequence[str]) -> int:
         rest = shortened(rest) if stage == "retrain" else rest
         small = ["model=tiny" if word == "model=lite_medsam" else word for word in rest]
         return main([command, stage, *small])
-    is_training = command in ("finetune", "curve")
+    is_training = command in ("finetune", "curve", "sweep")
     if command == "masks":
         rest = ["model=tiny" if word == "model=lite_medsam" else word for word in rest]
     return main([command, *(shortened(rest) if is_training else rest)])

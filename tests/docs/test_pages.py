@@ -18,6 +18,8 @@ from docs_tests.blocks import DOCS, PAGES, ROOT
 from samadapt.config.compose import compose
 from samadapt.config.keys import keys_of
 from samadapt.config.schema import Config
+from samadapt.config.search_space import split_space
+from samadapt.config.sweep_arguments import sweep_from_arguments
 from samadapt.methods import METHODS
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -87,7 +89,11 @@ def test_keys_in_the_text_exist(page: Path) -> None:
         of_evaluate = {"prompts=matrix", "prompts=volume_clicks"}
         if not words or not set(keys) <= known | groups or of_evaluate & set(words):
             continue
-        if not any(re.search(r"=[A-Z_]+$", word) for word in words):  # NAME and PATH stand for one
+        if any(re.search(r"=[A-Z_]+$", word) for word in words):  # NAME and PATH stand for one
+            continue
+        if split_space(words)[0]:
+            sweep_from_arguments(["recipe=photos", *words]).dimensions()
+        else:
             compose("photos", words)
 
 
