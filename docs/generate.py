@@ -24,6 +24,7 @@ import samadapt
 from samadapt import cli
 from samadapt.adapters.record import RECORD, AdapterRecord
 from samadapt.config.compose import recipes
+from samadapt.config.finetune_arguments import FinetuneArguments
 from samadapt.config.keys import groups_of, keys_of
 from samadapt.config.schema import Config
 from samadapt.data.checks.codes import CODES
@@ -162,9 +163,12 @@ def commands_page() -> str:
 def command_parts(command: Any) -> list[str]:
     """Return the help text of a command, or of a stage of one, and its keys."""
     parts = ["```text\n" + command.HELP.strip() + "\n```"]
-    if command.SCHEMA is Config:
+    if command.SCHEMA in (Config, FinetuneArguments):
         parts.append("It takes the keys of a run: [keys](keys.md) and [methods](methods.md).")
-    elif command.SCHEMA is not None:
+    if command.SCHEMA is FinetuneArguments:
+        parts.append("Where it runs:")
+        parts.append(key_table(command.SCHEMA, leave_out=[item.name for item in fields(Config)]))
+    elif command.SCHEMA not in (None, Config):
         shared = [group for group in groups_of(command.SCHEMA) if group in groups_of(Config)]
         parts.append(key_table(command.SCHEMA, leave_out=shared))
         if shared:

@@ -38,6 +38,7 @@ EXTRAS = {
     "itk": ("data=itk (NRRD and MetaImage)", ("SimpleITK",)),
     "hf": ("export to=hf, and to=peft with the names of transformers", ("transformers",)),
     "onnx": ("export to=onnx", ("onnx", "onnxruntime")),
+    "slurm": ("launcher=submitit, jobs of SLURM", ("submitit",)),
 }
 """Extras of the package: what each is for, and the packages that it installs."""
 DISK_WANTED_GB, MEMORY_WANTED_GB = 5, 8

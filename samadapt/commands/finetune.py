@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from samadapt import console
-from samadapt.config.compose import from_arguments
+from samadapt.config.finetune_arguments import FinetuneArguments, finetune_arguments
 from samadapt.config.schema import Config
+from samadapt.errors import ConfigError
 
 HELP = """
 Trains an adapter as the recipe says, with the backbone frozen, and writes a run directory: the
@@ -21,8 +22,11 @@ compare the two.
 
 Ctrl-C saves a checkpoint and stops; resume=RUN_DIR continues. folds=5 trains five adapters, each
 scored on the cases that it did not see, so that every case is scored once.
+
+launcher=submitit submits the run to SLURM, and the folds of folds=5 as a job each, and returns;
+`samadapt finetune --help launcher` lists what a job can ask for.
 """
-SCHEMA = Config
+SCHEMA = FinetuneArguments
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
@@ -31,15 +35,54 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         SamadaptError: as ``finetune``.
     """
-    config = from_arguments(arguments)
+    asked = finetune_arguments(arguments)
+    config = asked.configuration()
+    if asked.launcher.name is not None:
+        return _submit(asked, config, arguments)
     from samadapt.runs.finetune import finetune  # it imports torch, so mistakes are reported before
 
-    result = finetune(config)
+    result = finetune(config, asked.only_fold)
     return {
         "run_dir": str(result.run_dir),
         "adapter_dir": result.adapter_dir and str(result.adapter_dir),
         "summary": result.summary,
     }
+
+
+def _submit(asked: FinetuneArguments, config: Config, arguments: Sequence[str]) -> dict[str, Any]:
+    """Submit the run to a cluster and, if asked, wait for its results."""
+    from samadapt.runs.part_runs import read_summary
+    from samadapt.runs.run_directory import trained_folder
+    from samadapt.runs.submission import follow, submit_finetune
+
+    if asked.only_fold is not None:
+        raise ConfigError(
+            "only_fold is what the jobs of a cross-validation get; leave it out with "
+            f"launcher={asked.launcher.name}, which submits every fold that is missing"
+        )
+    own = ("launcher", "resume=", "recipe=")
+    overrides = [argument for argument in arguments if not argument.startswith(own)]
+    run = submit_finetune(config, asked.launcher, overrides if config.resume else ())
+    result: dict[str, Any] = {"run_dir": str(run.run_dir), "jobs": run.entries()}
+    if not asked.launcher.wait:
+        return result
+    if result.setdefault("failed", follow(run.jobs)):
+        return result | {"exit_code": 1}
+    trained = trained_folder(run.run_dir)
+    return result | {
+        "adapter_dir": trained and str(trained),
+        "summary": read_summary(run.run_dir),
+    }
+
+
+def render_jobs(result: Mapping[str, Any]) -> str:
+    """Return where the jobs of a run write, which of them failed, and how to go on."""
+    lines = [f"job {job['job']}: {job['log']}" for job in result["jobs"]]
+    lines.append(f"run directory: {result['run_dir']}")
+    if failed := result.get("failed"):
+        again = f"samadapt finetune resume={result['run_dir']} launcher=submitit"
+        lines.append(f"failed: {', '.join(failed)}; the logs say why. Go on with: {again}")
+    return "\n".join(lines)
 
 
 def render(result: dict[str, Any]) -> str:
@@ -48,6 +91,8 @@ def render(result: dict[str, Any]) -> str:
 
     from samadapt.reports.tables import closing_text
 
+    if "summary" not in result:
+        return render_jobs(result)
     summary, run_dir = result["summary"], Path(result["run_dir"])
     folds = len(summary.get("folds", ()))
     trained = "baseline" if "baseline" in summary else "adapter"

@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from samadapt.config.compose import to_yaml
 from samadapt.config.schema import Config
 from samadapt.data.pseudonyms import open_key, write_key
 from samadapt.errors import ConfigError
@@ -26,15 +28,40 @@ from samadapt.reports.tables import read_per_case, write_per_case, write_summary
 from samadapt.runs.by_prompt import pool_kinds, pool_negatives
 from samadapt.runs.environment import write_json
 from samadapt.runs.part_runs import is_finished, part_of, prepare_part, read_summary
-from samadapt.runs.run_directory import locked, open_run_dir
+from samadapt.runs.run_directory import RunLockedError, locked, open_run_dir
 from samadapt.runs.run_page import write_pooled_page
-from samadapt.system import processes
+from samadapt.system import atomic, processes
 
 SHARED_BY_FOLDS = (
     *("prompt", "oracle_prompt", "data", "scored", "case_is", "nsd_tolerance", "precision"),
     *("trained_parameters", "total_parameters"),
 )
 """Entries of the summary that all folds have in common."""
+
+
+def open_cross_validation(config: Config) -> tuple[Path, list[Path]]:
+    """Make the directory of a cross-validation, or open the one that is resumed.
+
+    Args:
+        config: a configuration with ``folds``; with ``resume``, the directory of a
+            cross-validation.
+
+    Returns:
+        The directory and those of its folds, which may not exist yet.
+
+    Raises:
+        ConfigError: together with ``data.fold`` or ``eval.max_cases=0``.
+    """
+    if config.data.fold is not None:
+        raise ConfigError(
+            f"folds={config.folds} runs every fold; leave data.fold={config.data.fold} out"
+        )
+    if config.eval.max_cases == 0:
+        raise ConfigError(
+            f"folds={config.folds} scores every case, and eval.max_cases=0 none: leave one out"
+        )
+    parent = open_run_dir(config)
+    return parent, [parent / f"fold_{fold}" for fold in range(config.folds or 0)]
 
 
 def cross_validate(
@@ -56,38 +83,87 @@ def cross_validate(
         RunLockedError: when another process uses the directory.
         InterruptedRunError: as ``finetune``, naming the directory of the cross-validation.
     """
-    if config.data.fold is not None:
-        raise ConfigError(
-            f"folds={config.folds} runs every fold; leave data.fold={config.data.fold} out"
-        )
-    if config.eval.max_cases == 0:
-        raise ConfigError(
-            f"folds={config.folds} scores every case, and eval.max_cases=0 none: leave one out"
-        )
     started = time.perf_counter()
-    parent = open_run_dir(config)
+    parent, runs = open_cross_validation(config)
     with locked(parent):
         if config.privacy and processes.is_first():
             write_key(parent, open_key(parent), ())  # one key for all folds
-        runs = [parent / f"fold_{fold}" for fold in range(config.folds or 0)]
         for fold, run_dir in enumerate(runs):
             if processes.from_first(is_finished(run_dir)):
                 continue
             with part_of(parent, runs, "finetune"):
-                fold_config = _fold_config(config, fold, len(runs))
+                part = fold_config(config, fold, len(runs))
                 if processes.is_first():
-                    fold_config = prepare_part(fold_config, run_dir)
-                train_and_score(processes.from_first(fold_config), run_dir)
+                    part = prepare_part(part, run_dir)
+                train_and_score(processes.from_first(part), run_dir)
         summary: dict[str, Any] = {}
         if processes.is_first():
-            summary = pool_folds(parent, runs)
-            summary["seconds"] = time.perf_counter() - started
-            write_summary(parent / "eval", summary)
-            write_pooled_page(parent, config, read_per_case(parent / "eval"), summary)
+            summary = write_pooled(config, parent, runs, time.perf_counter() - started)
     return parent, processes.from_first(summary)
 
 
-def _fold_config(config: Config, fold: int, folds: int) -> Config:
+def train_fold(
+    config: Config, fold: int, train: Callable[[Config, Path], object]
+) -> tuple[Path, dict[str, Any] | None]:
+    """Train one fold, unless it is finished, and pool the scores if no other fold is missing.
+
+    Other processes may train other folds of the same cross-validation at the same time.
+
+    Args:
+        config: a configuration with ``folds`` and ``resume``.
+        fold: index of the fold.
+        train: trains and scores a fold in its run directory.
+
+    Returns:
+        The directory of the cross-validation, and its summary; None if another fold is missing, or
+        another process pools the scores.
+
+    Raises:
+        RunLockedError: when another process trains this fold.
+        InterruptedRunError: as ``finetune``, naming the directory of the cross-validation.
+    """
+    parent, runs = open_cross_validation(config)
+    run_dir, part = runs[fold], fold_config(config, fold, len(runs))
+    if not processes.from_first(is_finished(run_dir)):
+        with part_of(parent, runs, "finetune"):
+            if processes.is_first():
+                part = begin_fold(part, run_dir)
+            train(processes.from_first(part), run_dir)
+    summary = None
+    if processes.is_first() and all(map(is_finished, runs)):
+        with suppress(RunLockedError), locked(parent):
+            seconds = sum(read_summary(run)["seconds"] for run in runs)
+            summary = write_pooled(config, parent, runs, seconds)
+    return parent, processes.from_first(summary)
+
+
+def begin_fold(part: Config, run_dir: Path) -> Config:
+    """Make the run directory of a fold unless it exists, and return its configuration.
+
+    Unlike ``prepare_part`` this never removes a directory, in which another process may be at work.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        run_dir.mkdir(exist_ok=True)
+        atomic.write_text(run_dir / "config.yaml", to_yaml(part))
+    return replace(part, resume=str(run_dir))
+
+
+def write_pooled(
+    config: Config, parent: Path, runs: Sequence[Path], seconds: float
+) -> dict[str, Any]:
+    """Pool the scores of all folds, which are finished, and write the results of the whole.
+
+    Returns:
+        The content of ``eval/summary.json``.
+    """
+    summary = pool_folds(parent, runs)
+    summary["seconds"] = seconds
+    write_summary(parent / "eval", summary)
+    write_pooled_page(parent, config, read_per_case(parent / "eval"), summary)
+    return summary
+
+
+def fold_config(config: Config, fold: int, folds: int) -> Config:
     """Return the configuration of one fold.
 
     It is a run of its own, which holds out `data.fold` of `data.folds`. Without `folds` it starts

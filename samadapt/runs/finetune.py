@@ -29,7 +29,7 @@ from samadapt.runs.by_prompt import (
 )
 from samadapt.runs.confidence import confidence_entry, fit_to_validation
 from samadapt.runs.context import RunContext, open_run, stack_of
-from samadapt.runs.cross_validation import cross_validate
+from samadapt.runs.cross_validation import cross_validate, train_fold
 from samadapt.runs.feature_planner import FeaturePlanner
 from samadapt.runs.flip_note import say_what_flips_teach
 from samadapt.runs.initial_adapter import (
@@ -39,6 +39,7 @@ from samadapt.runs.initial_adapter import (
     with_initial_digest,
 )
 from samadapt.runs.memory_budget import within_memory
+from samadapt.runs.part_runs import read_summary
 from samadapt.runs.plan import plan_line
 from samadapt.runs.results import adapter_folder, adapter_record, write_adapter
 from samadapt.runs.run_directory import (
@@ -46,6 +47,7 @@ from samadapt.runs.run_directory import (
     locked,
     open_run_dir,
     removed_if_refused,
+    trained_folder,
 )
 from samadapt.runs.run_loss import RunLosses, choose_losses
 from samadapt.runs.run_slices import (
@@ -110,11 +112,16 @@ class FinetuneResult:
     summary: dict[str, Any]
 
 
-def finetune(config: Config) -> FinetuneResult:
+def finetune(config: Config, only_fold: int | None = None) -> FinetuneResult:
     """Train an adapter, or the baseline in its place, and score it as the configuration says.
 
     If a launcher such as torchrun started several processes, all of them call this function and
     share the work. The first one writes the run directory; all get the same result.
+
+    Args:
+        config: the configuration of the run.
+        only_fold: with ``resume`` of a cross-validation, the one fold to train. The result is that
+            of the fold, or of the whole if no other fold is missing.
 
     Raises:
         UserError: for a mistake in configuration, data or weights; nothing was trained. Also when
@@ -134,10 +141,21 @@ def finetune(config: Config) -> FinetuneResult:
         # Refuse a batch size that is not a multiple of the stack.
         if (stack := stack_of(config)) != "auto":
             stacks_in_batch(config.train.batch_size, stack)
+        if only_fold is not None:
+            return finetune_fold(config, only_fold)
         if config.folds is not None:
             run_dir, summary = cross_validate(config, train_and_score)
             return FinetuneResult(run_dir, None, summary)
         return train_and_score(config, open_run_dir(config))
+
+
+def finetune_fold(config: Config, fold: int) -> FinetuneResult:
+    """Train one fold of a cross-validation; return the result of the whole if it is complete."""
+    parent, summary = train_fold(config, fold, train_and_score)
+    if summary is not None:
+        return FinetuneResult(parent, None, summary)
+    run_dir = parent / f"fold_{fold}"
+    return FinetuneResult(run_dir, trained_folder(run_dir), read_summary(run_dir))
 
 
 def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:

@@ -98,7 +98,15 @@ def make_run_dir(output_dir: str, recipe: str, words: Sequence[str], configurati
 
 def has_trained_weights(run_dir: Path) -> bool:
     """Whether a run has written what it trained, an adapter or a baseline, which it does last."""
-    return any((run_dir / folder / record).is_file() for folder, record in TRAINED)
+    return trained_folder(run_dir) is not None
+
+
+def trained_folder(run_dir: Path) -> Path | None:
+    """Return the folder of what a run has trained; None if it has written none."""
+    for folder, record in TRAINED:
+        if (run_dir / folder / record).is_file():
+            return run_dir / folder
+    return None
 
 
 def check_same_run(config: Config, stored: Config) -> None:

@@ -48,6 +48,10 @@ LAUNCHERS = (
     ),
     Launcher("Intel MPI or MPICH", "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     Launcher("srun of SLURM", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID"),
+    Launcher(
+        "submitit",
+        *(f"SUBMITIT_LOCAL_{what}" for what in ("NTASKS", "GLOBALID", "LOCALID")),
+    ),
 )
 
 READ_BY_ACCELERATE = (
@@ -167,6 +171,8 @@ def _meeting_place(environ: Mapping[str, str], launcher: Launcher, size: int) ->
     port = _number(environ, "MASTER_PORT") or PORT
     if address := environ.get("MASTER_ADDR", "").strip():
         return address, port
+    if launcher.name == "submitit" and "MASTER_PORT" not in environ:
+        port = 20000 + _number(environ, "SUBMITIT_LOCAL_JOB_ID") % 20000
     # "node[01-04,07],other": the first machine has process 0.
     nodes = environ.get("SLURM_STEP_NODELIST", "") if "SLURM" in launcher.name else ""
     if first := re.match(r"([^\[,]+)(?:\[(\d+))?", nodes):

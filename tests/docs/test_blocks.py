@@ -71,9 +71,9 @@ def check_samadapt(words: list[str]) -> None:
         [argument for argument in arguments if not argument.startswith(own)] if own else arguments
     )
     if command in COMPOSED and "--help" not in words:
-        from samadapt.config.compose import from_arguments
+        from samadapt.config.finetune_arguments import finetune_arguments
 
-        from_arguments(arguments)
+        finetune_arguments(arguments)
     elif command == "check" and arguments[0].startswith("explain="):
         module.run(arguments)
     elif module.SCHEMA is not None and "--help" not in words:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from samadapt.data.dataset import open_dataset
 from samadapt.evaluation.case_scores import summarise
 from samadapt.reports.tables import read_per_case
 from samadapt.runs import finetune as runs_finetune
+from samadapt.runs.cross_validation import open_cross_validation
 from samadapt.runs.finetune import finetune
 from samadapt.system.interrupt import InterruptedRunError
 
@@ -77,6 +79,24 @@ def test_every_case_is_scored_once_by_the_fold_that_did_not_see_it(arguments, tm
     said = capsys.readouterr().out
     assert "each scored by the one of 2 adapters that did not see it" in " ".join(said.split())
     assert "fold_*" in "".join(said.split())  # a long path is wrapped
+
+
+@pytest.mark.slow
+def test_folds_one_by_one_are_those_of_the_whole(arguments):
+    whole = run(arguments)
+    config = from_yaml(whole.run_dir / "config.yaml")
+    parent, folds = open_cross_validation(config)
+    going_on = replace(config, resume=str(parent))
+    first = finetune(going_on, only_fold=1)
+    assert (first.run_dir, first.adapter_dir) == (folds[1], folds[1] / "adapter")
+    assert not folds[0].exists()
+    assert not (parent / "eval").exists()
+    pooled = finetune(going_on, only_fold=0)  # the last one pools
+    assert pooled.run_dir == parent
+    assert pooled.summary["adapted"] == whole.summary["adapted"]
+    for name in ("eval/per_case.csv", "fold_1/adapter/adapter_model.safetensors"):
+        assert (parent / name).read_bytes() == (whole.run_dir / name).read_bytes()
+    assert (parent / "report.html").is_file()
 
 
 @pytest.mark.slow

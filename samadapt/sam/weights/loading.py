@@ -81,14 +81,9 @@ def load_sam(
         raise WeightsError(
             f"unknown model {name!r}; known: {', '.join(BUILDS)}{nearest(name, BUILDS)}"
         )
-    if checkpoint is None:
-        if name is None:
-            raise WeightsError(
-                f"give the name of a model ({', '.join(known_weights)}) or a checkpoint"
-            )
-        if name in _RANDOM_BUILDS:
-            return _freeze(_random_sam(BUILDS[name], image_size))
-    path = Path(checkpoint).expanduser() if checkpoint else fetch_weights(str(name), progress)
+    path = weights_file(name, checkpoint, progress)
+    if path is None:
+        return _freeze(_random_sam(BUILDS[str(name)], image_size))
     verify_official(path)
     tensors = read_checkpoint(path)
     build = _with_mask_tokens(_choose(detect_build(tensors, path), name, path), tensors)
@@ -98,6 +93,27 @@ def load_sam(
     check_tensors(path, tensors, wanted)
     sam.load_state_dict(tensors)
     return _freeze(sam)
+
+
+def weights_file(
+    name: str | None, checkpoint: str | Path | None = None, progress: Progress | None = None
+) -> Path | None:
+    """Return the file of a model's weights, downloaded if it is not here; None: random weights.
+
+    Args:
+        name: name of the model.
+        checkpoint: a file that is taken instead; whether it exists is found when it is read.
+        progress: hears about a download.
+
+    Raises:
+        WeightsError: neither is given, or the weights are not here and have no address.
+        DownloadError: they could not be fetched.
+    """
+    if checkpoint:
+        return Path(checkpoint).expanduser()
+    if name is None:
+        raise WeightsError(f"give the name of a model ({', '.join(known_weights)}) or a checkpoint")
+    return None if name in _RANDOM_BUILDS else fetch_weights(name, progress)
 
 
 def base_hash(sam: SegmentationModel) -> str:
