@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,3 +216,30 @@ def test_what_the_run_refuses_the_plan_refuses(arguments, capsys):
 def test_folds_are_planned_as_one_of_them(arguments, capsys):
     assert main(["plan", *arguments, "folds=3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["folds"] == 3
+
+
+def _in_a_process(command, arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "samadapt", command, *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="compares with the peak that Linux keeps")
+@pytest.mark.parametrize("prompts", ["box", "semantic"])
+def test_memory_and_disk_are_within_a_fifth_of_the_run(arguments, tmp_path, prompts):
+    own = [a for a in arguments if a not in ("model=tiny", "peft.blocks=last:1")]
+    own += [f"prompts={prompts}", "model.image_size=168", "eval.max_cases=2", "train.batch_size=6"]
+    planned = _in_a_process("plan", own)
+    result = _in_a_process("finetune", own)
+    lines = (Path(result["run_dir"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    measured = max(line.get("memory_bytes", 0) for line in map(json.loads, lines))
+    assert planned["memory_bytes"] == pytest.approx(measured, rel=0.2)
+    files = (tmp_path / "runs" / "features").glob("*.safetensors")
+    on_disk = sum(path.stat().st_size for path in files)
+    assert planned["feature_bytes"] == pytest.approx(on_disk, rel=0.2)
