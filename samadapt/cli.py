@@ -34,6 +34,7 @@ COMMANDS = {
     "import": "from=PATH output=DIR model=NAME [checkpoint=FILE]",
     "check": "data=NAME data.root=PATH",
     "ls": "[recipes|models|peft|data|prompts|losses|scores|targets] [keys GROUP] [runs DIR]",
+    "report": "RUN [RUN2 ...] [output=FILE]",
     "show": "recipe=NAME [group=option] [key=value ...] [images=N [output=FILE]] | schema",
     "doctor": "",
 }
@@ -52,6 +53,7 @@ SUMMARIES = {
     "import": "turn an adapter of another project into an adapter directory",
     "check": "read a data set and report every problem by file; it changes nothing",
     "ls": "list recipes, models, methods, data sets, keys, past runs and other names",
+    "report": "write one page of several runs, or the page of one run anew",
     "show": "print the composed configuration, or draw the training slices; it trains nothing",
     "doctor": "report versions, devices, disk and weights, with a fix for each problem",
 }

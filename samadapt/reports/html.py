@@ -49,6 +49,19 @@ class ShownCase:
 
 
 @dataclass(frozen=True)
+class CaseRow:
+    """Pictures of one case beside each other.
+
+    Attributes:
+        title: name of the case.
+        pictures: PNG files by what they show, such as "run 2".
+    """
+
+    title: str
+    pictures: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
 class Page:
     """The content of a report, in the order of the page.
 
@@ -57,22 +70,24 @@ class Page:
         subtitle: the line below the title.
         notes: remarks that a reader of the scores must know.
         tables: tables that are always visible.
-        figures: PNG files by title; files that do not exist are left out.
+        figures: PNG files, or their content, by title; files that do not exist are left out.
         classes: the class names in the order of their labels, for the colours.
         cases: the cases to leaf through, each with a slider.
         details: tables that are folded away.
         texts: configuration, environment and the like by title; folded away.
+        rows: cases of several runs, each with the overlays of the runs beside each other.
     """
 
     title: str
     subtitle: str
     notes: Sequence[str]
     tables: Sequence[Table]
-    figures: Mapping[str, Path]
+    figures: Mapping[str, Path | bytes]
     classes: Sequence[str]
     cases: Sequence[ShownCase]
     details: Sequence[Table]
     texts: Mapping[str, str]
+    rows: Sequence[CaseRow] = ()
 
 
 def write_html(path: Path, page: Page) -> Path:
@@ -96,9 +111,19 @@ def write_html(path: Path, page: Page) -> Path:
         notes=page.notes,
         tables=[_table(table) for table in page.tables],
         figures=[
-            {"title": title, "data": _embedded(png.read_bytes(), "png")}
+            {"title": title, "data": _embedded(content, "png")}
             for title, png in page.figures.items()
-            if png.is_file()
+            if (content := _content(png))
+        ],
+        rows=[
+            {
+                "title": row.title,
+                "pictures": [
+                    {"title": title, "data": _embedded(path.read_bytes(), "png")}
+                    for title, path in row.pictures.items()
+                ],
+            }
+            for row in page.rows
         ],
         legend=[(name, COLOURS[label % len(COLOURS)]) for label, name in enumerate(page.classes)],
         cases=[_case(case) for case in page.cases],
@@ -138,6 +163,13 @@ def _case(case: ShownCase) -> dict[str, Any]:
         for strip in case.strips
     ]
     return {**vars(case), "strips": strips, "width": max(strip.width for strip in case.strips)}
+
+
+def _content(figure: Path | bytes) -> bytes:
+    """Return the content of a figure; empty if its file does not exist."""
+    if isinstance(figure, bytes):
+        return figure
+    return figure.read_bytes() if figure.is_file() else b""
 
 
 def _embedded(picture: bytes, kind: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +57,48 @@ def plot_progress(metrics_jsonl: Path, png: Path) -> Path:
     with atomic.file(png) as part:
         figure.savefig(part, format="png")
     return png
+
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def plot_runs(metrics: Mapping[str, Path]) -> bytes:
+    """Draw the smoothed loss and the validation Dice of several runs against the step.
+
+    Args:
+        metrics: the ``metrics.jsonl`` of each run by its name; see ``plot_progress``.
+
+    Returns:
+        The content of a PNG file.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from scipy.ndimage import gaussian_filter1d
+
+    figure = Figure(figsize=(8, 5.6), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for (name, path), colour in zip(metrics.items(), cycle(COLOURS), strict=False):
+        lines = _read_lines(path)
+        if loss := _points(lines, "train", "loss"):
+            steps, values = zip(*loss, strict=True)
+            smoothed = gaussian_filter1d(np.array(values), max(len(values) / 50, 1), mode="nearest")
+            upper.plot(steps, smoothed, color=colour, linewidth=1.8, label=name)
+        if dice := _points(lines, "validate", "dice"):
+            steps, values = zip(*dice, strict=True)
+            lower.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=4)
+    for axis, label in ((upper, "training loss, smoothed"), (lower, "validation Dice")):
+        axis.set_ylabel(label)
+        if not axis.lines:
+            _say_nothing(axis, "nothing was trained")
+        lighten(axis)
+    if upper.lines:
+        upper.legend(frameon=False, loc="upper right")
+    lower.set_xlabel("step")
+    lower.xaxis.get_major_locator().set_params(integer=True)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
 
 
 def lighten(axis: Axes) -> None:

@@ -57,9 +57,47 @@ def write_page(
         summary: the content of ``eval/summary.json``.
     """
     folder, names = context.run_dir, state_names(summary)
-    rows = {state: found.rows for state, found in evaluations.items()}
-    page = Page(
-        title=context.title,
+    shown = [
+        _shown_case(context, rank, [r for r in refs if r.case == name], evaluations, names)
+        for rank, name in cases
+    ]
+    page = run_page(
+        folder,
+        context.title,
+        context.configuration,
+        {state: found.rows for state, found in evaluations.items()},
+        summary,
+        context.dataset.classes,
+        shown,
+        [_findings(context.dataset)],
+    )
+    return write_html(folder / HTML_NAME, page)
+
+
+def run_page(
+    folder: Path,
+    title: str,
+    configuration: str,
+    rows: Mapping[str, Sequence[CaseClassScore]],
+    summary: Mapping[str, Any],
+    classes: Sequence[str],
+    cases: Sequence[ShownCase],
+    findings: Sequence[Table],
+) -> Page:
+    """Return the page of a run.
+
+    Args:
+        folder: the run directory, whose plots, environment and splits are shown.
+        title: the title of the page.
+        configuration: the configuration as text.
+        rows: the scores of every case by state.
+        summary: the content of ``eval/summary.json``.
+        classes: the class names in the order of their labels.
+        cases: the cases to leaf through.
+        findings: the table of the data check, if there is one.
+    """
+    return Page(
+        title=title,
         subtitle=f"{_scope(summary)}; {folder.name}",
         notes=summary["notes"],
         tables=_tables(summary),
@@ -68,22 +106,15 @@ def write_page(
             "Oracle gap": folder / "eval" / PLOT_NAME,
             "A box and clicks in volumes": folder / "eval" / VOLUME_PLOT_NAME,
         },
-        classes=context.dataset.classes,
-        cases=[
-            _shown_case(context, rank, [r for r in refs if r.case == name], evaluations, names)
-            for rank, name in cases
-        ],
-        details=[
-            _findings(context.dataset),
-            *([_per_case(rows, names)] if rows else []),
-        ],
+        classes=classes,
+        cases=cases,
+        details=[*findings, *([_per_case(rows, state_names(summary))] if rows else [])],
         texts={
-            "Configuration": context.configuration,
+            "Configuration": configuration,
             "Environment": _json(folder / "env.json"),
             "Splits": _json(folder / "splits.json"),
         },
     )
-    return write_html(folder / HTML_NAME, page)
 
 
 def write_pooled_page(
