@@ -168,8 +168,8 @@ def table(rows: list[dict[str, Any]], steps: int) -> str:
     lines += [
         "",
         (
-            f"A step of two processes spends {1e3 * median(waits):.0f} ms in collectives, waiting for "
-            f"the other included; it adds up {size / 1e6:.1f} MB. A sum alone has a latency of "
+            f"A step of two processes spends {1e3 * median(waits):.0f} ms in collectives, waiting "
+            f"for the other included; it adds up {size / 1e6:.1f} MB. A sum alone has a latency of "
             f"{1e3 * latency:.2f} ms and moves {rate / 1e9:.2f} GB/s."
         ),
         "",
