@@ -38,9 +38,15 @@ EXTRAS = {
     "itk": ("data=itk (NRRD and MetaImage)", ("SimpleITK",)),
     "hf": ("export to=hf, and to=peft with the names of transformers", ("transformers",)),
     "onnx": ("export to=onnx", ("onnx", "onnxruntime")),
+    "tensorboard": ("output.trackers=[tensorboard]", ("tensorboard",)),
+    "sweep": ("samadapt sweep", ("optuna",)),
     "slurm": ("launcher=submitit, jobs of SLURM", ("submitit",)),
 }
-"""Extras of the package: what each is for, and the packages that it installs."""
+"""Extras of the package: what each is for, and the packages that it installs.
+
+Other trackers than tensorboard are left out: each is for those who use its service, and a run that
+names one says what is missing.
+"""
 DISK_WANTED_GB, MEMORY_WANTED_GB = 5, 8
 MUCH_LOAD = 0.5  # busy processors; a desktop without any work to do keeps about 0.2 busy
 REINSTALL = "pip install --force-reinstall torch torchvision (both in one command, from one index)"

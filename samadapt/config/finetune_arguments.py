@@ -23,8 +23,7 @@ class FinetuneArguments(Config):
     only_fold: Whole | None = Field(
         default=None,
         ge=0,
-        description="with resume=RUN_DIR of a cross-validation: train this fold alone, and pool "
-        "the scores if no other fold is missing; null: train all that are missing",
+        description="of a resumed cross-validation, train this fold alone; null: all that lack",
     )
 
     def configuration(self) -> Config:

@@ -542,9 +542,7 @@ class Config(Settings):
     )
     memory: Annotated[str, AfterValidator(_memory)] | None = Field(
         default=None,
-        description="largest memory of the process, such as 8GB; micro-batches, recomputation, the "
-        "place of the features and, last, the precision are chosen for it, and steps stay the "
-        "same; null: nothing is chosen",
+        description="memory, such as 8GB, that the ways of computing are fitted to",
     )
     resume: str | None = Field(default=None, description="run directory to continue")
     init: str | None = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -122,8 +123,14 @@ class Sampler:
 
     def _draw(self, at: int, length: int) -> int:
         """Return index number ``at`` of ``length`` indices that are shuffled in every epoch."""
-        order = np.random.default_rng([self.seed, at // length]).permutation(length)
-        return int(order[at % length])
+        return int(_order(self.seed, at // length, length)[at % length])
+
+
+@lru_cache(maxsize=64)
+def _order(seed: int, epoch: int, length: int) -> Array:
+    """Return the order of an epoch, which many batches read."""
+    order: Array = np.random.default_rng([seed, epoch]).permutation(length)
+    return order
 
 
 def make_batch(

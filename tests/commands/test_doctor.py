@@ -11,6 +11,7 @@ import torch
 
 from samadapt.cli import main
 from samadapt.commands import doctor
+from samadapt.config.schema import TRACKERS
 from samadapt.errors import ConfigError
 from samadapt.sam.attention import compiled
 from samadapt.training import precision
@@ -93,7 +94,8 @@ def test_a_missing_extra_is_named_with_its_use_and_its_command(
 def test_every_extra_is_looked_at() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     extras = tomllib.loads(text)["project"]["optional-dependencies"]
-    for_users = {name: names for name, names in extras.items() if name not in ("test", "docs")}
+    others = {*TRACKERS} - {"tensorboard"} | {"test", "docs"}
+    for_users = {name: names for name, names in extras.items() if name not in others}
     bare = {name: tuple(n.split(">=")[0] for n in names) for name, names in for_users.items()}
     assert {name: packages for name, (_, packages) in doctor.EXTRAS.items()} == bare
 

@@ -74,6 +74,10 @@ def check_samadapt(words: list[str]) -> None:
         from samadapt.config.finetune_arguments import finetune_arguments
 
         finetune_arguments(arguments)
+    elif command == "sweep" and "--help" not in words:
+        from samadapt.config.sweep_arguments import sweep_from_arguments
+
+        sweep_from_arguments(arguments)
     elif command == "check" and arguments[0].startswith("explain="):
         module.run(arguments)
     elif module.SCHEMA is not None and "--help" not in words:
