@@ -66,7 +66,7 @@ FLAGS = {
 }
 
 
-SHARED = ("finetune", "evaluate")
+SHARED = ("finetune", "evaluate", "predict", "masks")
 """Commands whose work several processes share, as torchrun, MPI or SLURM start them."""
 
 

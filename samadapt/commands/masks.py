@@ -15,6 +15,8 @@ from samadapt.config.compose import parse_settings, read_yaml
 from samadapt.config.prediction_machine import ChosenModel
 from samadapt.errors import ConfigError
 from samadapt.inference.mask_options import MaskOptions
+from samadapt.system import processes
+from samadapt.system.launchers import refuse_several_processes
 from samadapt.system.settings import Whole
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ The suffix of the output chooses the format: .png (the number of the mask of eac
 or .json (COCO with a score for each mask; format=sa1b writes the JSON of SA-1B) for pictures, and
 .nii.gz for volumes, whose slices are seen one by one. For a folder the output is a folder with
 files of the same stems, or one COCO file. Run the command again to continue a folder that was
-interrupted: what is written already is skipped.
+interrupted: what is written already is skipped. Several processes share the images of a folder
+(torchrun -m samadapt masks ...).
 
 The thresholds of SAM's paper fit SAM's own weights alone. For other models the predicted IoU is
 compared with the best one of the image. preview=true also draws the masks over each image.
@@ -123,8 +126,9 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         return _tune(asked)
     from samadapt.inference.mask_store import with_format
 
-    plan = with_format(plan_masks(asked), asked.format)
-    return find_masks(asked, plan, sa1b=asked.format == "sa1b")
+    with processes.together(asked.device):
+        plan = with_format(plan_masks(asked), asked.format)
+        return find_masks(asked, plan, sa1b=asked.format == "sa1b")
 
 
 def find_masks(
@@ -142,9 +146,12 @@ def find_masks(
     """
     from samadapt.inference.automatic import MaskFinder, find_planned
     from samadapt.inference.mask_store import open_store
+    from samadapt.inference.output_settings import check_processes, refuse_single_image
 
+    refuse_single_image(plan, "masks")
     segmenter, how = _load(asked)
     finder = MaskFinder(segmenter, mask_options(asked), is_adapted=asked.adapter is not None)
+    check_processes(plan, finder.settings)
     store = open_store(plan, finder.settings, finder.category, overwrite=asked.overwrite)
     with ExitStack() as shown:
         places = {planned.path.name: i for i, planned in enumerate(plan.images, start=1)}
@@ -155,8 +162,9 @@ def find_masks(
             count = f"{places[name]}/{len(places)} " if name in places else ""
             return shown.enter_context(console.bar(f"{count}{name}"))
 
+        progress = start if processes.is_first() else None
         rows = find_planned(
-            finder, plan, how, store, sa1b=sa1b, preview=asked.preview, progress=start
+            finder, plan, how, store, sa1b=sa1b, preview=asked.preview, progress=progress
         )
     for row in rows:
         for text in row.get("warnings", ()):
@@ -195,6 +203,7 @@ def _tune(asked: MaskArguments) -> dict[str, Any]:
     from samadapt.runs.tune_masks import tune_masks, tuned_yaml
     from samadapt.system import atomic
 
+    refuse_several_processes()
     segmenter, _ = _load(asked)
     adapter = Path(str(asked.adapter)).expanduser()
     with console.bar("tune") as show:

@@ -16,6 +16,7 @@ from samadapt.config.compose import parse_settings
 from samadapt.config.prediction_machine import PredictionMachine
 from samadapt.config.schema import Data
 from samadapt.inference.options import PredictionOptions
+from samadapt.system import processes
 from samadapt.system.limits import set_limits
 from samadapt.system.settings import List, Settings, Whole, settings_fields
 
@@ -30,9 +31,12 @@ adapter, and writes the labels. The suffix of the output chooses the format: .pn
 with a palette) or .json (COCO) for pictures, and .nii.gz or .nii on the grid of the source for
 volumes. NRRD and MetaImage can also be written as .nrrd or .mha, and a DICOM series as DICOM SEG,
 .dcm. For a folder the output is a folder with files of the same stems, or one .json. Files that
-fail are named at the end, and the exit code is 1. Classes that may overlap (data.regions) are
-written as one mask each, OUTPUT_NAME. The base model is found by the name that the adapter records,
-and checked by its hash.
+fail are named at the end, and the exit code is 1. Run the command again to go on with a folder that
+was interrupted: files that are done are skipped. predict_settings.yaml there says how they were
+made, and a command with another adapter or other options is refused unless it says overwrite=true.
+Several processes share the files of a folder (torchrun -m samadapt predict ...). Classes that may
+overlap (data.regions) are written as one mask each, OUTPUT_NAME. The base model is found by the
+name that the adapter records, and checked by its hash.
 
 An adapter that was trained without prompts needs nothing else. An adapter that was trained with
 prompts needs boxes, points, scribbles or rough masks. Coordinates are pixels (x, y) of the upright
@@ -111,6 +115,10 @@ class PredictArguments(PredictionMachine, PredictionOptions, PredictFiles):
     masks: str | None = _same("masks")
     max_gb: float = _as_in_data("max_gb")
     max_seconds: float = _as_in_data("max_seconds")
+    overwrite: bool = Field(
+        default=False,
+        description="for a folder: segment all images anew, instead of continuing",
+    )
 
 
 SCHEMA = PredictArguments
@@ -135,24 +143,9 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         PromptError: a prompt is missing, unwanted or wrong.
     """
     asked = parse_settings(PredictArguments, arguments)
-    from samadapt.inference.segmenter import load_adapter
-
     set_limits(asked.max_gb, asked.max_seconds)
-    plan = _plan(asked)  # before any model is loaded
-    segmenter = load_adapter(
-        asked.adapter,
-        checkpoint=asked.checkpoint,
-        device=asked.device,
-        precision=asked.precision,
-    )
-    with ExitStack() as shown:
-
-        def start(name: str) -> Callable[[int, int], None]:
-            # The bar of one image ends when the next image starts.
-            shown.close()
-            return shown.enter_context(console.bar(name))
-
-        rows = segmenter.predict_plan(plan, asked, progress=start)
+    with processes.together(asked.device):
+        plan, rows = _predict(asked)
     head = {"adapter": asked.adapter, "input": asked.input}
     # A single image that fails has raised its error; in a folder each failure is a row.
     if not plan.is_folder:
@@ -169,6 +162,36 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         "other_files": list(plan.others),
         "exit_code": int(failed),
     }
+
+
+def _predict(asked: PredictArguments) -> tuple[PredictionPlan, list[dict[str, Any]]]:
+    """Segment the images, or this process's share of them; return the plan and all rows."""
+    from samadapt.inference.output_settings import check_processes, refuse_single_image
+    from samadapt.inference.prediction_store import PredictionStore
+    from samadapt.inference.segmenter import load_adapter
+
+    plan = _plan(asked)  # before any model is loaded
+    refuse_single_image(plan, "predict")
+    segmenter = load_adapter(
+        asked.adapter,
+        checkpoint=asked.checkpoint,
+        device=asked.device,
+        precision=asked.precision,
+    )
+    store = None
+    if plan.is_folder:
+        settings = segmenter.settings_of(asked)
+        check_processes(plan, settings)
+        store = PredictionStore(plan, settings, asked, overwrite=asked.overwrite)
+    with ExitStack() as shown:
+
+        def start(name: str) -> Callable[[int, int], None]:
+            # The bar of one image ends when the next image starts.
+            shown.close()
+            return shown.enter_context(console.bar(name))
+
+        progress = start if processes.is_first() else None
+        return plan, segmenter.predict_plan(plan, asked, progress=progress, store=store)
 
 
 def _plan(asked: PredictArguments) -> PredictionPlan:
@@ -244,6 +267,8 @@ def _render_folder(result: dict[str, Any]) -> str:
     ]
     lines = [console.table(["file", "output", "size", *names], rows), ""]
     lines.append(f"{result['output']}: {len(done)} of {len(rows)} files")
+    if before := sum("skipped" in row for row in done):
+        lines.append(f"written before: {before} files; overwrite=true does them anew")
     if result["other_files"]:
         lines.append(f"skipped, as they are no images: {', '.join(result['other_files'])}")
     return "\n".join(lines)

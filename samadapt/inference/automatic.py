@@ -229,8 +229,6 @@ def find_planned(
     """
 
     def find(planned: PlannedImage, target: Path, show: Progress | None) -> dict[str, Any]:
-        if planned.path.name in store.done:
-            return {"output": str(target), "skipped": True}
         volume = read_planned(planned.image, how)
         check_fits(volume, planned.path, target)
         found = finder.in_volume(volume, show)
@@ -249,7 +247,12 @@ def find_planned(
             row["warnings"] = [str(finding) for finding in volume.findings]
         return row
 
-    rows = each_planned(plan, find, progress, command="masks")
+    done = {
+        planned.image.name: {"output": str(planned.output), "skipped": True}
+        for planned in plan.images
+        if planned.path.name in store.done and isinstance(planned.output, Path)
+    }
+    rows = each_planned(plan, find, progress, command="masks", done=done)
     if store.coco is not None:
-        store.coco.finish()
+        store.coco.finish([planned.path.name for planned in plan.images])
     return rows

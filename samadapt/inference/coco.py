@@ -69,6 +69,15 @@ class CocoFile:
                 annotation["score"] = confidence
             self.annotations.append(annotation)
 
+    def extend(self, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
+        """Add the pictures and annotations of another file; their numbers go on from its own."""
+        pictures, objects = len(self.images), len(self.annotations)
+        self.images += [image | {"id": pictures + image["id"]} for image in images]
+        self.annotations += [
+            one | {"id": objects + one["id"], "image_id": pictures + one["image_id"]}
+            for one in annotations
+        ]
+
     def write(self, path: Path) -> None:
         """Write the file; replace an older one."""
         content = {

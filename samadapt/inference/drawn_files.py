@@ -51,6 +51,24 @@ def with_drawn_files(
     return options
 
 
+def drawn_files(options: PredictionOptions, stem: str | None) -> list[Path]:
+    """Return the files of scribbles and masks that ``with_drawn_files`` reads for an image.
+
+    Args:
+        options: prompts and options.
+        stem: name of the image without its suffix.
+
+    Raises:
+        PromptError: the file of the mask is missing.
+    """
+    found = []
+    if isinstance(options.scribbles, str | Path):
+        found.append(Path(options.scribbles).expanduser())
+    if isinstance(options.masks, str | Path):
+        found.append(_mask_file(Path(options.masks).expanduser(), stem))
+    return found
+
+
 def _read_scribbles(path: Path) -> tuple[Any, Any]:
     """Return what a JSON file holds as ``scribbles`` and ``scribble_labels``."""
     try:

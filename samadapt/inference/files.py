@@ -1,8 +1,8 @@
-"""Which files a prediction reads and writes, and how each of them is segmented.
+"""Which files a prediction reads and writes, and how its images are shared.
 
 ``plan_prediction`` looks at the input and the output once, before any model is loaded: it finds the
-images, gives each its output, and refuses what cannot be read or written. ``predict_planned`` then
-reads each image once, segments it and writes its labels.
+images, gives each its output, and refuses what cannot be read or written. ``each_planned`` then
+does something with each of them, or with this process's share.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from samadapt.data.formats.base import FormatReader, ReaderOptions, reader_for, readers
 from samadapt.data.formats.dicom.folder_contents import holds_dicom
 from samadapt.errors import DataError, UserError
-from samadapt.inference.coco import CocoFile, coco_masks
+from samadapt.inference.coco import coco_masks
 from samadapt.inference.dicom_seg import SEG, need_highdicom
-from samadapt.inference.drawn_files import with_drawn_files
 from samadapt.inference.inputs import (
     ChannelCase,
     ChannelCases,
@@ -26,16 +23,16 @@ from samadapt.inference.inputs import (
     as_path,
     find_channel_cases,
 )
-from samadapt.inference.outputs import COCO, NIFTI, mask_files, output_endings, write_labels
+from samadapt.inference.outputs import COCO, output_endings
+from samadapt.system import processes
 from samadapt.system.out_of_memory import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from samadapt.data.channels import Choice
     from samadapt.data.types import Volume
-    from samadapt.inference.options import PredictionOptions
-    from samadapt.inference.volumes import Progress, VolumePredictor
+    from samadapt.inference.volumes import Progress
 
 
 @dataclass(frozen=True)
@@ -272,55 +269,24 @@ def read_planned(image: Path | ChannelCase, how: ReaderOptions) -> Volume:
     return reader.read_channels(image.files)
 
 
-def predict_planned(
-    predictor: VolumePredictor,
-    plan: PredictionPlan,
-    options: PredictionOptions,
-    how: ReaderOptions,
-    progress: Callable[[str], Progress] | None = None,
-) -> list[dict[str, Any]]:
-    """Segment the images of a plan and write their labels.
-
-    Args:
-        predictor: the adapter in use.
-        plan: from ``plan_prediction``.
-        options: prompts and options.
-        how: how images are read.
-        progress: called with the name of each image; returns what is called after each slice.
-
-    Returns:
-        One row per image; ``Segmenter.predict_file`` says what it holds. In a folder it also holds
-        ``"input"``, and an image that failed has an ``"error"`` and does not stop the others.
-
-    Raises:
-        UserError: the single image of a plan cannot be done.
-    """
-    coco = CocoFile(predictor.classes) if plan.is_coco else None
-
-    def predict(planned: PlannedImage, target: Path, show: Progress | None) -> dict[str, Any]:
-        return _predict(predictor, planned, target, options, how, show, coco)
-
-    rows = each_planned(plan, predict, progress, command="predict")
-    if coco is not None:
-        # One COCO file holds all pictures, so it is written after the last one.
-        coco.write(plan.target)
-    return rows
-
-
 def each_planned(
     plan: PredictionPlan,
     do: Callable[[PlannedImage, Path, Progress | None], dict[str, Any]],
     progress: Callable[[str], Progress] | None,
     *,
     command: str,
+    done: Mapping[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Do something with each image of a plan; in a folder a failure does not stop the others.
+
+    Several processes share the images that are missing, and all of them get all rows.
 
     Args:
         plan: from ``plan_prediction``; its output folder is made.
         do: reads an image and writes the output; returns a row.
         progress: called with the name of each image; returns what is given to ``do``.
         command: the command that runs, for the advice where memory runs out.
+        done: the rows of images that an earlier call has done, by name.
 
     Returns:
         One row per image. In a folder it also holds ``"input"``, and an image that failed has an
@@ -331,73 +297,45 @@ def each_planned(
     """
     if plan.is_folder and not plan.is_coco:
         plan.target.mkdir(exist_ok=True)
+    missing = [planned for planned in plan.images if planned.image.name not in done]
+    own = [_row_of(plan, planned, do, progress, command) for planned in processes.share(missing)]
+    found = iter(processes.shares_joined(processes.gather(own)))
     rows = []
     for planned in plan.images:
-        try:
-            # An error of the plan is reported here, so that it does not stop the other images.
-            if isinstance(planned.output, UserError):
-                raise planned.output
-            show = None if progress is None else progress(planned.image.name)
-            row = do(planned, planned.output, show)
-        except UserError as error:
-            if not plan.is_folder:
-                raise
-            row = {"error": str(error)}
-        except Exception as error:  # one broken file must not cost the others
-            if not plan.is_folder:
-                raise
-            message = explain(error, command) or f"{type(error).__name__}: {error}"
-            row = {"error": f"{planned.image}: {message}"}
+        row = done[planned.image.name] if planned.image.name in done else next(found)
         rows.append({"input": planned.path, **row} if plan.is_folder else row)
     return rows
 
 
-def _stem_of(planned: PlannedImage) -> str:
+def _row_of(
+    plan: PredictionPlan,
+    planned: PlannedImage,
+    do: Callable[[PlannedImage, Path, Progress | None], dict[str, Any]],
+    progress: Callable[[str], Progress] | None,
+    command: str,
+) -> dict[str, Any]:
+    """Return what ``do`` returns of an image; in a folder an error is a row too."""
+    try:
+        # An error of the plan is reported here, so that it does not stop the other images.
+        if isinstance(planned.output, UserError):
+            raise planned.output
+        show = None if progress is None else progress(planned.image.name)
+        return do(planned, planned.output, show)
+    except UserError as error:
+        if not plan.is_folder:
+            raise
+        return {"error": str(error)}
+    except Exception as error:  # one broken file must not cost the others
+        if not plan.is_folder:
+            raise
+        message = explain(error, command) or f"{type(error).__name__}: {error}"
+        return {"error": f"{planned.image}: {message}"}
+
+
+def stem_of(planned: PlannedImage) -> str:
     """Return the name of an image without its suffix, that of its output in a folder."""
     name = planned.image.name
     for suffix in (".nii.gz", Path(name).suffix):
         if suffix and name.lower().endswith(suffix.lower()):
             return name[: -len(suffix)]
     return name
-
-
-def _predict(
-    predictor: VolumePredictor,
-    planned: PlannedImage,
-    target: Path,
-    options: PredictionOptions,
-    how: ReaderOptions,
-    progress: Progress | None,
-    coco: CocoFile | None,
-) -> dict[str, Any]:
-    """Read, segment and write one image."""
-    volume = read_planned(planned.image, how)
-    options = with_drawn_files(options, volume, how, _stem_of(planned))
-    if coco is not None and volume.shape[2] > 1:
-        raise DataError(f"{planned.path}: COCO JSON holds pictures; write a volume as {NIFTI}")
-    found = predictor.segment(volume, options, progress, instances=coco is not None)
-    beside = write_labels(
-        found,
-        volume,
-        planned.path,
-        target,
-        predictor.classes,
-        overlapping=predictor.overlapping,
-        coco=coco,
-    )
-    bins = len(predictor.classes) + 1
-    counts = np.zeros(bins, np.int64)
-    # Slice by slice, because counting takes eight bytes per voxel.
-    for plane in (plane for labels in found.maps for plane in np.moveaxis(labels, 2, 0)):
-        counts += np.bincount(plane.ravel(), minlength=bins)
-    voxels = {name: int(counts[k]) for k, name in enumerate(predictor.classes, start=1)}
-    row: dict[str, Any] = {"output": target, "shape": volume.shape, "voxels": voxels}
-    if predictor.overlapping and target.suffix.lower() not in (SEG, COCO):
-        row["masks"] = mask_files(target, predictor.classes)
-    if options.objects:
-        row["objects"] = [one.to_dict() for one in found.objects.values()]
-        if reason := predictor.uncalibrated(options):
-            row["no_confidence"] = reason
-    if volume.findings:
-        row["warnings"] = [str(finding) for finding in volume.findings]
-    return row | beside

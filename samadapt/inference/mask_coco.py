@@ -3,7 +3,7 @@
 While masks are looked for, ``NAME_rows.jsonl`` beside ``NAME.json`` gets a line for each picture:
 its entry of COCO's ``images`` and its ``annotations``. At the end the lines become ``NAME.json``
 and are removed. So a call that is killed loses no finished picture, and ``NAME.json`` is complete
-whenever it is there. A line that was cut off is dropped, and its picture is done anew.
+whenever it is there.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from samadapt.errors import DataError
+from samadapt.inference.journal import Journal
 from samadapt.sam.mask_tools import area_of, compress
-from samadapt.system import atomic
+from samadapt.system import atomic, processes
 
 if TYPE_CHECKING:
     from samadapt.sam.automatic_masks import FoundMask
@@ -30,15 +31,23 @@ def rows_file(target: Path) -> Path:
     return target.with_name(f"{target.stem}_rows.jsonl")
 
 
+def written_files(target: Path) -> list[Path]:
+    """Return the files that ``MaskCoco`` may have written for a target."""
+    rows = rows_file(target)
+    return [target, rows, *Journal(rows, _is_row).parts]
+
+
 class MaskCoco:
     """A COCO file to which pictures are added, as long as it is not finished.
+
+    Several processes may add pictures; all of them make this object and finish it together.
 
     Args:
         target: the COCO file.
         category: name of what the masks show.
 
     Attributes:
-        done: names of the pictures that were added, by this call or by earlier ones.
+        done: names of the pictures that were added before or by this process.
 
     Raises:
         DataError: ``target`` is there and was not written by ``samadapt masks``, or shows another
@@ -47,15 +56,8 @@ class MaskCoco:
 
     def __init__(self, target: Path, category: str) -> None:
         self.target, self.category = target, category
-        self._rows = rows_file(target)
-        self.done: set[str] = set()
-        self._masks = 0
-        if self._rows.is_file():
-            self._drop_cut_line()
-        # Lines that are there hold all that the target holds.
-        known = _lines(self._rows) if self._rows.is_file() else iter(self._written())
-        for row in known:
-            self._count(row)
+        self._journal = Journal(rows_file(target), _is_row)
+        self.done: set[str] = processes.by_first(self._known)
 
     def add(self, name: str, height: int, width: int, masks: Sequence[FoundMask]) -> None:
         """Add a picture and its masks.
@@ -63,39 +65,63 @@ class MaskCoco:
         Raises:
             WriteError: the line cannot be written.
         """
-        if not self._rows.is_file():
-            # The lines take the place of the target, in one step, before they grow.
-            before = "".join(f"{json.dumps(row)}\n" for row in self._written())
-            atomic.write_text(self._rows, before)
-        row = coco_row(name, height, width, masks, len(self.done) + 1, self._masks + 1)
-        atomic.append_text(self._rows, f"{json.dumps(row)}\n")
-        self._count(row)
+        if processes.is_first():
+            self._begin()
+        self._journal.append(coco_row(name, height, width, masks))
+        self.done.add(name)
 
-    def finish(self) -> None:
+    def finish(self, order: Sequence[str] = ()) -> None:
         """Write the target from the lines, and remove them; without lines it is as it should be.
+
+        Args:
+            order: names of pictures in the order of the file. Those that are not named come before
+                them, as they were added.
 
         Raises:
             WriteError: the target cannot be written. The lines stay.
         """
-        if self._rows.is_file():
-            write_coco(self.target, self.category, lambda: _lines(self._rows))
-            self._rows.unlink()
+        processes.by_first(lambda: self._write(order))
 
-    def _count(self, row: Row) -> None:
-        self.done.add(row["image"]["file_name"])
-        self._masks += len(row["annotations"])
+    def _write(self, order: Sequence[str]) -> None:
+        self._collect()
+        if not self._journal.path.is_file():
+            return
+        places = {row["image"]["file_name"]: place for place, row in self._journal.entries()}
+        named = [name for name in dict.fromkeys(order) if name in places]
+        others = [name for name in places if name not in set(named)]
+        ordered = [places[name] for name in (*others, *named)]
+        write_coco(self.target, self.category, lambda: self._numbered(ordered))
+        self._journal.remove()
 
-    def _drop_cut_line(self) -> None:
-        """Keep the lines up to the first that is not complete, and remove the rest."""
-        good = 0
-        with self._rows.open("rb") as stream:
-            for line in stream:
-                if not line.endswith(b"\n") or not _is_row(line):
-                    break
-                good += len(line)
-        if good < self._rows.stat().st_size:
-            with self._rows.open("rb+") as stream:
-                stream.truncate(good)
+    def _numbered(self, places: Sequence[int]) -> Iterator[Row]:
+        """Yield the rows at these places of the lines, with the numbers of one file."""
+        masks = 0
+        for number, place in enumerate(places, start=1):
+            row = self._journal.at(place)
+            row["image"]["id"] = number
+            for one in row["annotations"]:
+                masks += 1
+                one.update(id=masks, image_id=number)
+            yield row
+
+    def _known(self) -> set[str]:
+        """Return the names of the pictures that are done."""
+        self._collect()
+        # Lines that are there hold all that the target holds.
+        if self._journal.path.is_file():
+            return {row["image"]["file_name"] for _, row in self._journal.entries()}
+        return {row["image"]["file_name"] for row in self._written()}
+
+    def _collect(self) -> None:
+        if self._journal.parts:
+            self._begin()
+        self._journal.collect()
+
+    def _begin(self) -> None:
+        """Let the lines take the place of the target, in one step, before they grow."""
+        if not self._journal.path.is_file():
+            before = "".join(f"{json.dumps(row)}\n" for row in self._written())
+            atomic.write_text(self._journal.path, before)
 
     def _written(self) -> list[Row]:
         """Return the pictures of a target that an earlier call finished."""
@@ -120,30 +146,21 @@ class MaskCoco:
         return list(rows.values())
 
 
-def coco_row(
-    name: str,
-    height: int,
-    width: int,
-    masks: Sequence[FoundMask],
-    image_id: int = 1,
-    first_id: int = 1,
-) -> Row:
-    """Return the entries of a picture; ``score`` is the predicted IoU.
+def coco_row(name: str, height: int, width: int, masks: Sequence[FoundMask]) -> Row:
+    """Return the entries of a picture, as in a file of its own; ``score`` is the predicted IoU.
 
     Args:
         name: file name of the picture.
         height: of the picture in pixels.
         width: of the picture in pixels.
         masks: the masks that were found in it.
-        image_id: number of the picture.
-        first_id: number of its first mask.
     """
-    own = {"image_id": image_id, "category_id": 1, "iscrowd": 0}
+    own = {"image_id": 1, "category_id": 1, "iscrowd": 0}
     return {
-        "image": {"id": image_id, "file_name": name, "height": height, "width": width},
+        "image": {"id": 1, "file_name": name, "height": height, "width": width},
         "annotations": [
             mask_entry(number, mask) | own | {"score": mask.iou}
-            for number, mask in enumerate(masks, start=first_id)
+            for number, mask in enumerate(masks, start=1)
         ],
     }
 
@@ -186,15 +203,8 @@ def _write_items(stream: TextIO, items: Iterator[dict[str, Any]]) -> None:
         stream.write((", " if number else "") + json.dumps(item))
 
 
-def _lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as stream:
-        for line in stream:
-            yield json.loads(line)
-
-
-def _is_row(line: bytes) -> bool:
-    """Return whether a line is complete; after a crash of the machine it may hold anything."""
-    with suppress(ValueError, KeyError, TypeError):
-        row = json.loads(line)
-        return isinstance(row["image"]["file_name"], str) and isinstance(row["annotations"], list)
+def _is_row(entry: Any) -> bool:
+    with suppress(KeyError, TypeError):
+        name, masks = entry["image"]["file_name"], entry["annotations"]
+        return isinstance(name, str) and isinstance(masks, list)
     return False

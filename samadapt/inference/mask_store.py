@@ -11,17 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from samadapt.errors import DataError
 from samadapt.inference.files import PlannedImage, PredictionPlan
-from samadapt.inference.mask_coco import MaskCoco, rows_file
+from samadapt.inference.mask_coco import MaskCoco, written_files
+from samadapt.inference.output_settings import keep_settings
 from samadapt.inference.outputs import COCO
-from samadapt.system import atomic
-from samadapt.system.plain_yaml import read_plain_yaml
-
-SETTINGS = "masks_settings.yaml"
-"""File in a folder of masks that says how they were found."""
+from samadapt.system import processes
 
 
 @dataclass(frozen=True)
@@ -77,32 +72,36 @@ def open_store(
     """
     if not plan.is_folder:
         return MaskStore()
-    target = plan.target
-    file = target.with_name(f"{target.stem}_settings.yaml") if plan.is_coco else target / SETTINGS
-    settings = {**settings, "input": str(plan.images[0].path.parent.resolve())}
-    known = file.is_file() and not overwrite
-    if known:
-        _check_same(file, settings)
-    else:
-        # Before the record says how masks are found now: a call that is interrupted and continued
-        # must not take older files for its own.
-        _make_room(plan, overwrite=overwrite)
-    atomic.write_text(file, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    done = processes.by_first(lambda: _open_folder(plan, settings, overwrite=overwrite))
     if plan.is_coco:
-        coco = MaskCoco(target, category)
+        coco = MaskCoco(plan.target, category)
         return MaskStore(frozenset(coco.done), coco)
-    return MaskStore(frozenset(_written(plan.images)) if known else frozenset())
+    return MaskStore(done)
+
+
+def _open_folder(
+    plan: PredictionPlan, settings: dict[str, Any], *, overwrite: bool
+) -> frozenset[str]:
+    """Record how masks are found; return the images whose outputs an earlier call has written."""
+    is_known = keep_settings(
+        plan,
+        settings,
+        "masks",
+        overwrite=overwrite,
+        make_room=lambda: _make_room(plan, overwrite=overwrite),
+    )
+    return frozenset(_written(plan.images) if is_known else ())
 
 
 def _make_room(plan: PredictionPlan, *, overwrite: bool) -> None:
-    """Make the folder of the outputs, and remove outputs that are there if that was asked for.
+    """Remove outputs that are there if that was asked for.
 
     Raises:
         DataError: files are there that would be written over.
     """
     outputs = [one.output for one in plan.images if isinstance(one.output, Path)]
-    shared = [plan.target, rows_file(plan.target)]
-    there = [path for path in (shared if plan.is_coco else outputs) if path.is_file()]
+    files = written_files(plan.target) if plan.is_coco else outputs
+    there = [path for path in files if path.is_file()]
     if there and not overwrite:
         raise DataError(
             f"{there[0]}: this file is there, and nothing beside it says how its masks were found. "
@@ -110,8 +109,6 @@ def _make_room(plan: PredictionPlan, *, overwrite: bool) -> None:
         )
     for path in there:
         path.unlink()
-    if not plan.is_coco:
-        plan.target.mkdir(exist_ok=True)
 
 
 def _written(images: list[PlannedImage]) -> list[str]:
@@ -121,25 +118,3 @@ def _written(images: list[PlannedImage]) -> list[str]:
         for planned in images
         if isinstance(planned.output, Path) and planned.output.is_file()
     ]
-
-
-def _check_same(file: Path, now: dict[str, Any]) -> None:
-    """Compare the record of earlier masks with what would be done now.
-
-    Raises:
-        DataError: naming what differs.
-    """
-    before = read_plain_yaml(file)
-    if not isinstance(before, dict) or not isinstance(before.get("options"), dict):
-        raise DataError(f"{file}: expected how earlier masks were found; it is broken. Remove it")
-    differs = [
-        f"{key}: {old.get(key)} before, {new[key]} now"
-        for old, new in ((before["options"], now["options"]), (before, now))
-        for key in new
-        if key != "options" and old.get(key) != new[key]
-    ]
-    if differs:
-        raise DataError(
-            f"{file}: the masks here were found in another way ({'; '.join(differs)}). Choose "
-            "another output, or write over them with overwrite=true"
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from samadapt.adapters.base_model import open_base
-from samadapt.adapters.record import UNET_RECORD, AdapterRecord, read_record
+from samadapt.adapters.record import UNET_RECORD, AdapterRecord, digest_of, read_record
 from samadapt.baselines.store import load_unet
 from samadapt.data.channels import Channel
 from samadapt.data.formats.base import ReaderOptions, parse_axis
@@ -26,12 +26,13 @@ from samadapt.inference.ensemble import check_agreement, member_directories
 from samadapt.inference.files import (
     PredictionPlan,
     plan_prediction,
-    predict_planned,
     read_one,
 )
 from samadapt.inference.inputs import Source, chosen_channels, is_source
 from samadapt.inference.objects import FoundObject
 from samadapt.inference.options import Carry, PredictionOptions, SecondPassBy, Tta
+from samadapt.inference.planned_predictions import predict_planned
+from samadapt.inference.prediction_store import PredictionStore, recorded_options
 from samadapt.inference.volumes import Progress, VolumePredictor, as_picture
 from samadapt.prompts.user_drawings import SliceMasks, SliceScribbles
 from samadapt.prompts.user_prompts import SlicePrompts
@@ -563,6 +564,7 @@ class Segmenter:
         options: PredictionOptions,
         *,
         progress: Callable[[str], Progress] | None = None,
+        store: PredictionStore | None = None,
     ) -> list[dict[str, Any]]:
         """Segment the images of a plan, which ``plan_prediction`` makes before a model is loaded.
 
@@ -570,6 +572,7 @@ class Segmenter:
             plan: what to read and write.
             options: prompts and options.
             progress: called with the name of each file; returns what ``segment`` calls.
+            store: what an earlier call has written, which is skipped; None: all images are done.
 
         Returns:
             One row per image; see ``predict_file``, and ``predict_folder`` for a folder.
@@ -578,7 +581,29 @@ class Segmenter:
             UserError: the options do not fit, or the plan is for one image and it fails.
         """
         how = self.reader_options(options)
-        return predict_planned(self._predictor(options), plan, options, how, progress)
+        return predict_planned(self._predictor(options), plan, options, how, progress, store)
+
+    def settings_of(self, options: PredictionOptions) -> dict[str, Any]:
+        """Return what decides a prediction: base, adapters, number format and options.
+
+        Args:
+            options: prompts and options, as the command line gives them.
+
+        Raises:
+            PromptError: the options do not fit the adapter.
+        """
+        self._predictor(options)
+        records = [member.record for member in self._members]
+        return {
+            "base": self.record.base,
+            "base_sha256": self.record.base_sha256,
+            # Of the record, which holds that of the weights.
+            "adapters_sha256": [
+                record.record_sha256 or digest_of(asdict(record)) for record in records
+            ],
+            "precision": self.precision.name,
+            "options": recorded_options(options),
+        }
 
     def _plan(
         self, input: Source, output: str | Path, options: PredictionOptions

@@ -162,7 +162,7 @@ def refuse_several_processes(environ: Mapping[str, str] | None = None) -> None:
     if place.size > 1:
         raise ConfigError(
             f"this is one of {place.size} processes, started by {place.launcher}, "
-            "and this command runs as one; finetune and evaluate share their work among several"
+            "and this command runs as one; finetune, evaluate, predict and masks share their work"
         )
 
 

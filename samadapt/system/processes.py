@@ -15,12 +15,12 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from samadapt.errors import ConfigError, LostOthersError, RunError
+from samadapt.errors import ConfigError, LostOthersError, RunError, SamadaptError
 from samadapt.system.launchers import Place, find_place
 
 if TYPE_CHECKING:
@@ -145,6 +145,28 @@ def from_first(value: T) -> T:
     return gather(value if is_first() else None)[0]  # type: ignore[return-value]
 
 
+def by_first(work: Callable[[], T]) -> T:
+    """Let the first process do what must happen once, and return its result in all processes.
+
+    Raises:
+        SamadaptError: what the first process raised, in all of them.
+    """
+    found: T | None = None
+    failed: SamadaptError | None = None
+    if is_first():
+        try:
+            found = work()
+        except SamadaptError as error:
+            failed = error
+    # Errors with arguments of their own cannot be sent; the message and the exit code can.
+    said = from_first(None if failed is None else (failed.exit_code, str(failed)))
+    if failed is not None:
+        raise failed
+    if said is not None:
+        raise (RunError if said[0] == RunError.exit_code else ConfigError)(said[1])
+    return from_first(found)  # type: ignore[return-value]
+
+
 def wait() -> None:
     """Wait until all processes are here."""
     gather(None)
@@ -192,8 +214,8 @@ def lost_others() -> Iterator[None]:
     except RuntimeError as error:
         raise LostOthersError(
             f"process {_place.rank} of {_place.size} lost the others: one of them ended, or the "
-            f"network failed ({_first_line(error)}). Its own message says why; resume= continues "
-            "from the last checkpoint"
+            f"network failed ({_first_line(error)}). Its own message says why. Go on from the last "
+            "checkpoint with resume=; predict and masks go on with the same command"
         ) from error
 
 

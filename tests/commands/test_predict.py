@@ -135,8 +135,9 @@ def test_every_option_reaches_the_segmenter(adapter, tmp_path, monkeypatch, caps
 
     asked = []
 
-    def record(self, plan, options, *, progress):
+    def record(self, plan, options, *, progress, store):
         assert callable(progress)
+        assert store is None  # a single image is always done
         asked.append(options)
         return [{"output": plan.target, "shape": (2, 3, 1), "voxels": {"lesion": 1}}]
 

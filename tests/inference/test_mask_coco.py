@@ -78,7 +78,7 @@ def test_a_killed_call_is_continued(tmp_path, whole):
     target = tmp_path / "m.json"
     add(MaskCoco(target, "cell"), ["a.png", "b.png"])
     with rows_file(target).open("ab") as stream:  # killed while the third line was written
-        stream.write(json.dumps(coco_row("c.png", HEIGHT, WIDTH, masks(3), 3, 3)).encode()[:70])
+        stream.write(json.dumps(coco_row("c.png", HEIGHT, WIDTH, masks(3))).encode()[:70])
     again = MaskCoco(target, "cell")
     assert again.done == {"a.png", "b.png"}
     add(again, ["c.png"])
