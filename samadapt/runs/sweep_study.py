@@ -117,7 +117,8 @@ class SweepStudy:
 
     def trials(self) -> list[FrozenTrial]:
         """Return all trials in the order of their numbers."""
-        return self.study.get_trials(deepcopy=False)
+        found: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
+        return found
 
     def run_dir(self, number: int) -> Path:
         """Return the run directory of a trial."""
