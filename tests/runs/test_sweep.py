@@ -65,7 +65,8 @@ def started(heard_signals):
     for process in processes:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+        process.wait()
+        process.stderr.close()  # the test may have read it to its end
 
 
 def wait_for(condition, process, seconds=300):
