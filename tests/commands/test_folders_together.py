@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,23 +61,21 @@ def single(*command):
 
 
 def files_of(target):
-    """Names and contents of an output, without the record of who did what when."""
-    found = sorted([*target.parent.glob(f"{target.stem}*"), *target.glob("*")])
-    names = [path for path in found if path.is_file() and "_rows" not in path.name]
-    return {path.name.replace(target.stem, ""): path.read_bytes() for path in names}
+    """Names and contents of an output and what lies beside it, without the lines of each file."""
+    found = [path for path in target.parent.rglob("*") if path.is_file()]
+    return {path.name: path.read_bytes() for path in found if "_rows" not in path.name}
 
 
 def rows_of(result):
     """Rows without the folder of the output."""
-    text = json.dumps(result["files"])
-    return json.loads(text.replace(str(result["output"]).removesuffix(".json"), "OUT"))
+    return json.loads(json.dumps(result["files"]).replace(str(Path(result["output"]).parent), ""))
 
 
 @pytest.mark.parametrize("ending", ["", ".json"])
 @pytest.mark.parametrize("command", ["predicting", "finding"])
 def test_two_processes_write_the_files_of_one(command, ending, request, tmp_path):
     arguments = request.getfixturevalue(command)
-    one, two = tmp_path / "one" / f"1{ending}", tmp_path / "two" / f"2{ending}"
+    one, two = tmp_path / "one" / f"out{ending}", tmp_path / "two" / f"out{ending}"
     for target in (one, two):
         target.parent.mkdir()
     expected = single(*arguments, f"output={one}")
@@ -102,12 +101,12 @@ def test_killed_processes_are_continued_by_any_number(command, request, folder, 
     for path in [*folder.iterdir()]:
         for number in range(12):
             os.link(path, folder / f"{path.stem}{number}.png")
-    one, two = tmp_path / "one" / "1.json", tmp_path / "two" / "2.json"
+    one, two = tmp_path / "one" / "out.json", tmp_path / "two" / "out.json"
     for target in (one, two):
         target.parent.mkdir()
     alone(*arguments, f"output={one}")
     running = Together(*[[*arguments, f"output={two}"]] * 2)
-    parts = [two.with_name("2_rows.jsonl"), two.with_name("2_rows.1.jsonl")]
+    parts = [two.with_name(f"out_rows{rank}.jsonl") for rank in ("", ".1")]
     until = time.monotonic() + SECONDS
     while not all(part.is_file() for part in parts) and time.monotonic() < until:
         time.sleep(0.01)
