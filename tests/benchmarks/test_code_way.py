@@ -20,26 +20,28 @@ ROOT = Path(__file__).parents[2]
 # image and adapter do a step of their own, so a longer way is a step more, which is fine if the
 # step is new: then raise the limit.
 LIMITS = {
+    # Trackers, the plan of a run and jobs of a cluster read it, each in a place of its own.
     "configuration": {
-        "functions": 24,
-        "calls": 32,
+        "functions": 41,
+        "calls": 53,
         "into a higher layer": 2,
-        "into another file": 18,
-        "comes back": 11,
+        "into another file": 30,
+        "comes back": 20,
     },
     "image": {
-        "functions": 80,
-        "calls": 108,
+        "functions": 82,
+        "calls": 110,
         "into a higher layer": 2,
-        "into another file": 62,
-        "comes back": 43,
+        "into another file": 64,
+        "comes back": 45,
     },
+    # With what a folder of predictions remembers, to go on after it was stopped.
     "adapter": {
-        "functions": 102,
-        "calls": 140,
+        "functions": 110,
+        "calls": 154,
         "into a higher layer": 1,
-        "into another file": 95,
-        "comes back": 73,
+        "into another file": 103,
+        "comes back": 83,
     },
 }
 
