@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from samadapt.sam.attention.position import relative_scores
-from samadapt.sam.attention.windows import join_windows, partition_windows
+from samadapt.sam.attention.windows import join_windows, window_tokens
 
 MULTIPLE = 8
 """Flash kernels take channels in multiples of this."""
@@ -39,9 +39,7 @@ def attend_folded(
     """Attend within windows; arguments and result are those of ``dispatch.Backend``."""
     _, h, w, _, heads, d = qkv.shape
     side = (len(rows), len(columns))
-    padding = None if fill is None else fill.flatten()
-    cells = partition_windows(qkv.flatten(3), side, padding).unflatten(-1, (3, heads, d))
-    q, k, v = cells.flatten(1, 2).unbind(2)  # each (windows, n, heads, d)
+    q, k, v = window_tokens(qkv, fill, side)
     by_row, by_column = relative_scores(q, rows, columns)
     scale = d**-0.5
     # The scale stays with the kernel: a scaled query would be rounded once more in half precision.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from samadapt.sam.attention.position import relative_scores
-from samadapt.sam.attention.windows import join_windows, partition_windows
+from samadapt.sam.attention.windows import join_windows, window_tokens
 
 
 def attend_fused(
@@ -24,9 +24,7 @@ def attend_fused(
     """Attend within windows; arguments and result are those of ``dispatch.Backend``."""
     _, h, w, _, heads, d = qkv.shape
     side = (len(rows), len(columns))
-    padding = None if fill is None else fill.flatten()
-    cells = partition_windows(qkv.flatten(3), side, padding).unflatten(-1, (3, heads, d))
-    q, k, v = cells.flatten(1, 2).unbind(2)  # each (windows, n, heads, d)
+    q, k, v = window_tokens(qkv, fill, side)
     rel_h, rel_w = relative_scores(q, rows, columns)
     # (windows, n, heads, y, x) -> (windows, heads, n, n)
     mask = (rel_h[..., :, None] + rel_w[..., None, :]).flatten(-2).transpose(1, 2)

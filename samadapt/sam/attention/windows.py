@@ -33,6 +33,26 @@ def partition_windows(
     return x.transpose(2, 3).reshape(-1, *side, c)
 
 
+def window_tokens(
+    qkv: Float[Tensor, "b h w 3 heads d"],
+    fill: Float[Tensor, "3 heads d"] | None,
+    side: tuple[int, int],
+) -> tuple[Tensor, ...]:
+    """Return q, k and v of the tokens of each window, (b * windows, height * width, heads, d) each.
+
+    Args:
+        qkv: (b, h, w, 3, heads, d), query, key and value of each token.
+        fill: (3, heads, d), the same of a padded token; None where windows divide the grid.
+        side: (height, width) of a window, in tokens.
+    """
+    padding = None if fill is None else fill.flatten()
+    cells = partition_windows(qkv.flatten(3), side, padding)
+    tokens: tuple[Tensor, ...] = (
+        torch.unflatten(cells, -1, tuple(qkv.shape[3:])).flatten(1, 2).unbind(2)
+    )
+    return tokens
+
+
 def join_windows(
     windows: Float[Tensor, "n height width c"], size: tuple[int, int]
 ) -> Float[Tensor, "b h w c"]:
