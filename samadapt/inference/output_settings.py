@@ -62,6 +62,9 @@ def keep_settings(
         make_room()
         if not plan.is_coco:
             plan.target.mkdir(exist_ok=True)
+    # Of a call that was killed. Beside a COCO file, another call may be writing something else.
+    names = [plan.target.stem, *(image.image.name for image in plan.images)]
+    atomic.remove_leftovers(file.parent, names if plan.is_coco else None)
     atomic.write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
     return is_known
 

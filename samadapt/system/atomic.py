@@ -14,7 +14,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -174,13 +174,20 @@ def explain(error: BaseException) -> str | None:
     return f"{where}: the disk is full"
 
 
-def remove_leftovers(directory: Path) -> None:
+def remove_leftovers(directory: Path, names: Collection[str] | None = None) -> None:
     """Delete the temporary files and folders that killed processes left in a folder.
 
-    No other process may be writing there: the caller holds the lock of the run directory.
+    No other process may be writing these targets.
+
+    Args:
+        directory: the folder.
+        names: delete only what was to become a file or folder whose name begins with one of these.
+            (A name of more than 40 characters is not recognized, and its leftover stays.)
     """
     for left in directory.glob(f"{PREFIX}*"):
-        _remove(left)
+        _, _, target = left.name.removeprefix(PREFIX).partition("-")
+        if names is None or target.startswith(tuple(names)):
+            _remove(left)
 
 
 def sync_folder(directory: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from together import SECONDS, Together, alone, shared
 
+from samadapt.system.atomic import PREFIX
+
 pytestmark = pytest.mark.slow
 
 LOOSE = ["points_per_side=3", "min_iou=0", "min_stability=0", "relative_iou=0", "nms=0.99"]
@@ -115,9 +117,13 @@ def test_killed_processes_are_continued_by_any_number(command, request, folder, 
     running.end()
     assert all(part.is_file() for part in parts)
     assert not two.exists()
+    # What a process may leave that is killed while it writes, and what another command may write.
+    (two.parent / f"{PREFIX}0a1b2c3d-a.png_uncertainty.png").write_bytes(b"half")
+    (two.parent / f"{PREFIX}0a1b2c3d-other.png").write_bytes(b"half")
     result = alone(*arguments, f"output={two}")
     done = [row for row in result["files"] if row.get("skipped")]
     assert 2 <= len(done) < len(result["files"])
+    (two.parent / f"{PREFIX}0a1b2c3d-other.png").unlink()
     assert files_of(one) == files_of(two)
     assert not parts[1].exists()
 

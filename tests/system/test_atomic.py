@@ -206,3 +206,10 @@ def test_leftovers_are_removed(tmp_path: Path) -> None:
     (tmp_path / "kept").touch()
     atomic.remove_leftovers(tmp_path)
     assert names(tmp_path) == ["kept"]
+
+
+def test_leftovers_of_other_targets_stay(tmp_path: Path) -> None:
+    for left in ("1234-a.png_mask.png", "1234-b.png"):
+        (tmp_path / f"{atomic.PREFIX}{left}").touch()
+    atomic.remove_leftovers(tmp_path, ["a.png"])
+    assert names(tmp_path) == [f"{atomic.PREFIX}1234-b.png"]
