@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from samadapt import console
-from samadapt.config.compose import from_arguments
-from samadapt.config.schema import Config
+from samadapt.config.plan_arguments import PlanArguments, plan_arguments
 
 HELP = """
 Predicts what `samadapt finetune` with the same arguments will need: parameters, memory, disk for
 the features, and seconds of each phase. It opens the data and the model, and does a little of each
-phase to measure it: one batch of features, three training steps with one and two slices, and two
-batches of scores. Nothing is trained. The features that it computes are kept for the run.
+phase to measure it: two batches of features, training steps with one, two and all slices of a
+batch, and two batches of scores. Nothing is trained. The features that it computes are kept for the
+run.
 
 memory=8GB chooses micro-batches, recomputation, the place of the features and, last, the precision,
 so that the process stays below that, and the plan is of that choice.
@@ -21,7 +21,7 @@ so that the process stays below that, and the plan is of that choice.
 Memory and disk do not depend on what else the machine does; the seconds do, so they are measured
 on a quiet machine, and the plan says if this one is not.
 """
-SCHEMA = Config
+SCHEMA = PlanArguments
 
 
 def run(arguments: Sequence[str]) -> dict[str, Any]:
@@ -30,10 +30,11 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         SamadaptError: for all that the run itself would refuse.
     """
-    config = from_arguments(arguments)
+    asked = plan_arguments(arguments)
+    config = asked.configuration()
     from samadapt.runs.rehearsal import plan  # it imports torch, so mistakes are reported before
 
-    return plan(config).to_dict()
+    return plan(config, quick=asked.quick).to_dict()
 
 
 def render(result: Mapping[str, Any]) -> str:

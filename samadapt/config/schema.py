@@ -93,7 +93,7 @@ Trackers = Annotated[
     WithJsonSchema({"type": "array", "items": {"enum": list(TRACKERS)}}),
 ]
 LossName = Annotated[str, AfterValidator(_known_loss), WithJsonSchema({"enum": ["auto", *LOSSES]})]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 PositiveNumber = Annotated[float, Field(gt=0)]
 ClassTable = dict[str, Whole | str | List[Whole | str]]
@@ -125,6 +125,11 @@ class Model(Settings):
         description="number n of image channels, for data.channel with more than three: a trained "
         "1x1 convolution maps n channels to the three of SAM, and starts as their mean; features "
         "are not cached then; null: at most three channels",
+    )
+    quantize: OfModel[Literal["none", "nf4"]] = Field(
+        default="none",
+        description="how the encoder's frozen weights are stored; nf4: in 4 bits (QLoRA), on CUDA "
+        "GPUs, with the extra qlora",
     )
 
 
@@ -534,7 +539,8 @@ class Config(Settings):
     seed: Whole = Field(default=0, ge=0, le=MAX_SEED, description="seed of every random choice")
     precision: Precision = Field(
         default="auto",
-        description="number format of the computation; auto: bf16 where the device is fast in it",
+        description="number format of the computation; auto: bf16 where the device is fast in it, "
+        "else fp16 on GPUs with tensor cores",
     )
     device: Device = Field(
         default="auto",

@@ -104,6 +104,9 @@ class Method(Settings):
     """Whether the trained update can be folded into the weights of SAM."""
     plain_peft: ClassVar[bool] = False
     """Whether the peft library alone can load what this method saves."""
+    takes_quantized: ClassVar[bool] = True
+    """Whether it can train beside frozen weights in 4 bits: it computes with them only through the
+    layers that hold them."""
     takes_decoder: ClassVar[bool] = False
     """Whether the method's own layers also fit the decoder (``decoder=own``)."""
     not_in_decoder: ClassVar[str] = ""

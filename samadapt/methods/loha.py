@@ -27,6 +27,7 @@ class LoHa(LinearMethod):
         alpha: None means ``rank``, a scale of 1.
     """
 
+    takes_quantized: ClassVar[bool] = False  # peft takes the shape of the update from them
     summary: ClassVar[str] = "updates of high rank: the elementwise product of two low-rank ones"
     lr: ClassVar[float] = 3e-2
     kind: ClassVar[str] = "LOHA"

@@ -28,6 +28,7 @@ class LoKr(LinearMethod):
         factor: side of the small factor C; -1 splits every side near its square root.
     """
 
+    takes_quantized: ClassVar[bool] = False  # peft takes the shape of the update from them
     summary: ClassVar[str] = "Kronecker products of a small and a low-rank matrix"
     lr: ClassVar[float] = 1e-3
     kind: ClassVar[str] = "LOKR"

@@ -82,6 +82,11 @@ class FusedLoraLinear(lora.Linear):
             return False
         dropout = self.lora_dropout[name]
         # The fused form has no gradient of W and b, so a linear that is itself trained runs as in
-        # peft.
-        is_frozen = not any(p.requires_grad for p in self.get_base_layer().parameters())
-        return is_frozen and (isinstance(dropout, nn.Identity) or not dropout.training)
+        # peft. So does one whose weight is held in 4 bits, which the fused form cannot read.
+        base = self.get_base_layer()
+        is_frozen = not any(p.requires_grad for p in base.parameters())
+        return (
+            is_frozen
+            and base.get_parameter("weight").is_floating_point()
+            and (isinstance(dropout, nn.Identity) or not dropout.training)
+        )

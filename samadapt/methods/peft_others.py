@@ -94,6 +94,7 @@ class OtherPeft(LinearMethod):
     """
 
     reads_base: ClassVar[bool] = True
+    takes_quantized: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     options: dict[str, Any] | None = Field(

@@ -40,6 +40,7 @@ class PromptTokens(Method):
         tokens: number of learned tokens for each attention.
     """
 
+    takes_quantized: ClassVar[bool] = False  # its keys and values follow from qkv
     summary: ClassVar[str] = "learned tokens as gated keys and values of the attention"
     lr: ClassVar[float] = 1e-3
     can_merge: ClassVar[bool] = False

@@ -46,6 +46,7 @@ from samadapt.system.limits import set_limits
 from samadapt.training.augmentation_rule import changes_for
 from samadapt.training.precision import Precision, choose_device, choose_precision
 from samadapt.training.progress import Progress
+from samadapt.training.quantized import check_quantize, quantize_frozen
 from samadapt.training.samples import TrainingSamples
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class RunContext:
             the trained adapter into it; None in other runs.
         promptable_base: the base model without the adapter, on ``device``, for
             ``eval.second_pass``; None without it.
+        quantize: how the frozen weights of the encoder are stored, ``model.quantize``.
     """
 
     run_dir: Path
@@ -90,6 +92,7 @@ class RunContext:
     injection: Injection
     base_copy: Sam | None = None
     promptable_base: Sam | None = None
+    quantize: str = "none"
 
     @property
     def sam(self) -> Sam:
@@ -120,6 +123,12 @@ class RunContext:
     def has_trained_parameters(self) -> bool:
         """Whether there is anything to train; ``peft=none`` with a frozen decoder has nothing."""
         return self.injection.trainable > 0
+
+    @property
+    def route(self) -> str:
+        """Device, precision and storage of weights in words: they decide the bits of a feature."""
+        quantized = "" if self.quantize == "none" else f", {self.quantize} weights"
+        return f"{self.precision.name} on {self.device.type}{quantized}"
 
     @property
     def autocast(self) -> Callable[[], AbstractContextManager[None]]:
@@ -168,6 +177,7 @@ def open_run(
     # The blocks of the method, and the random changes, may follow from the images.
     has_head = config.head.name != "sam"
     method = method_for(config.peft, dataset.longest_side(), has_head=has_head)
+    check_quantize(config.model.quantize, device, method)
     changes = changes_for(config.train.augment, dataset)
     choices = _automatic_choices(dataset, changes, method, config)
     for line in [*_notes_on_data(dataset), *choices]:
@@ -181,7 +191,8 @@ def open_run(
     if config.baseline.name is None:
         opened = _open_sam(config, method, policy, dataset, device, copies_base=copies_base)
         # The layers that were added since the first move go to the device too.
-        precision.store_frozen(opened.model.to(device), opened.injection.exact)
+        opened.model.to(device)
+        _store_frozen(config.model.quantize, opened, precision, progress)
     else:
         watershed = watershed_of(config.head)
         unet, whole = open_baseline(config.baseline, dataset, config.seed, watershed)
@@ -207,7 +218,20 @@ def open_run(
         injection=opened.injection,
         base_copy=opened.base_copy,
         promptable_base=opened.promptable_base,
+        quantize=config.model.quantize,
     )
+
+
+def _store_frozen(
+    quantize: str, opened: _OpenedModel, precision: Precision, progress: Progress
+) -> None:
+    """Store the frozen weights of SAM with as few bits as the run asks for."""
+    exact = list(opened.injection.exact)
+    if quantize != "none":
+        bits = quantize_frozen(opened.model, "image_encoder", exact, precision.dtype)
+        progress.say(f"model.quantize={quantize}: {len(bits)} frozen linears are stored in 4 bits")
+        exact += bits
+    precision.store_frozen(opened.model, exact)
 
 
 def _precision(config: Config, device: torch.device, run_dir: Path) -> Precision:

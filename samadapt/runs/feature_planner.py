@@ -56,7 +56,7 @@ class FeaturePlanner:
             dtype=run.precision.dtype,
             store=None,
             batch_size=FEATURES_BATCH,
-            route=f"{run.precision.name} on {run.device.type}",
+            route=run.route,
         )
 
     @property

@@ -63,7 +63,6 @@ from samadapt.runs.trackers import check_trackers, tracked
 from samadapt.sam.decode import class_frame
 from samadapt.system import atomic, processes
 from samadapt.system.atomic import DiskFullError
-from samadapt.system.launchers import as_only_process
 from samadapt.training.batches import make_batch, make_batch_of_kinds
 from samadapt.training.budget import Budget
 from samadapt.training.checkpoint import (
@@ -81,14 +80,11 @@ from samadapt.training.progress import keep_lines_up_to
 from samadapt.training.state import Training, TrainingState
 
 if TYPE_CHECKING:
-    import torch
-    from accelerate import Accelerator
     from torch import Tensor
 
     from samadapt.adapters.record import AdapterRecord
     from samadapt.data.types import SliceRef
     from samadapt.training.batches import Batch
-    from samadapt.training.precision import Precision
 
 NOTHING_RIGHT = (
     "warning: the validation Dice is 0: nothing is predicted in the validation cases, or only in "
@@ -430,7 +426,6 @@ def train_adapter(
     """
     context, samples = planner.context, planner.context.samples
     policy = context.policy
-    accelerator = make_accelerator(context.precision, context.device)
     stacks = stacks_in_batch(config.train.batch_size, context.dataset.stack)
     draws = BatchDraws(samples, slices.train, stacks, config.seed)
     # Where an image of a shape (h, w) lies in the square that the loss is computed on.
@@ -471,28 +466,12 @@ def train_adapter(
         budget=budget or Budget(),
         class_loss=losses.class_loss,
         background_token=policy.background_token,
+        precision=context.precision,
+        scaler=context.precision.scaler(context.device),
     )
     # `train` has keys for other parts too, such as batch_size; the loop takes its own.
     keys = set(LoopOptions.__dataclass_fields__)
     values = {**asdict(config.train), "head_lr": config.head.lr}
     loop_options = LoopOptions(**{key: value for key, value in values.items() if key in keys})
     with context.precision.products():
-        return train(training, loop_options, accelerator, checkpoint)
-
-
-def make_accelerator(precision: Precision, device: torch.device) -> Accelerator:
-    """Return accelerate's view of the device and the precision.
-
-    It sees this process alone: ``training/gradients.py`` adds up the gradients of several.
-    """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    # AcceleratorState holds one device and precision for the whole program. A second run in the
-    # same program may use others, so the state of the first is reset.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    with as_only_process():
-        return Accelerator(
-            mixed_precision=precision.accelerate_name,
-            cpu=device.type == "cpu",
-        )
+        return train(training, loop_options, checkpoint)

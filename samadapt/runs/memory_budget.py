@@ -154,7 +154,15 @@ def rehearse_apart(config: Config, limit: int) -> Rehearsal | None:
     with tempfile.TemporaryDirectory(prefix="samadapt-plan-") as folder:
         recipe, out, said = (Path(folder) / name for name in ("run.yaml", "out", "said"))
         recipe.write_text(yaml.safe_dump(to_dict(config)), encoding="utf-8")
-        command = [sys.executable, "-m", "samadapt", "plan", "--json", f"recipe={recipe}"]
+        command = [
+            sys.executable,
+            "-m",
+            "samadapt",
+            "plan",
+            "--json",
+            f"recipe={recipe}",
+            "quick=true",
+        ]
         with out.open("wb") as stdout, said.open("wb") as stderr, as_only_process():
             process = subprocess.Popen(command, stdout=stdout, stderr=stderr)
         try:

@@ -1,10 +1,11 @@
 """Rehearse a run: do a little of each of its phases, and measure memory and time.
 
 Nothing here has its own idea of what a step or a score needs. The features, the training steps and
-the scores are those of the run itself, on its own data and model, but few of them: one batch of
-features, a few steps with one and with two slices, and the scores of two batches. What a run of
-full size needs follows from these by proportion, because memory and time grow linearly with the
-slices of a batch.
+the scores are those of the run itself, on its own data and model, but few of them: two batches of
+features, a few steps, and the scores of two batches. Steps are tried with one slice and with two.
+What a whole batch needs follows from these, because memory and time grow about linearly with its
+slices; if it fits into the memory that is free, it is tried as well. Everything is done once before
+it is timed, because the first pass of each shape is slow.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
+
+import psutil
 
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.runs.context import RunContext, open_run, stack_of
@@ -28,7 +31,7 @@ from samadapt.runs.run_loss import choose_losses
 from samadapt.runs.run_slices import RunSlices, divide_slices
 from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.system.machine import busy_processors
-from samadapt.system.peak_memory import peak_memory
+from samadapt.system.peak_memory import memory_bytes, peak_memory, return_free_memory
 from samadapt.training.feature_stores import MemoryStore
 from samadapt.training.progress import Progress
 
@@ -40,15 +43,23 @@ if TYPE_CHECKING:
 SEARCHED = 64
 """Training slices among which those with the most objects are found."""
 
+FITS = 0.8
+"""A batch is tried if the memory that follows from fewer slices is at most this share of what is
+free."""
+
 SLOW_S = 5.0
 """A model that takes more CPU seconds for the scores of one slice is rehearsed with two of them at
 most. Importing what scores need takes two of these seconds."""
 
 
-def plan(config: Config) -> Plan:
+def plan(config: Config, *, quick: bool = False) -> Plan:
     """Rehearse a run in this process and predict what it will need.
 
     With ``memory``, the run is the one that is chosen for it.
+
+    Args:
+        config: the configuration of the run.
+        quick: see ``rehearse``.
 
     Raises:
         UserError: for all that the run itself would refuse.
@@ -59,15 +70,19 @@ def plan(config: Config) -> Plan:
         config = replace(config, folds=None, data=replace(config.data, fold=0, folds=config.folds))
     config = replace(config, resume=None)
     busy = busy_processors()  # before this process keeps them busy itself
-    measured = rehearse(config)
+    measured = rehearse(config, quick=quick)
     remember(config, measured, busy)
     return predict(config, measured, busy=busy, folds=folds)
 
 
-def rehearse(config: Config) -> Rehearsal:
+def rehearse(config: Config, *, quick: bool = False) -> Rehearsal:
     """Measure a run of a configuration in this process, whose memory is part of the result.
 
     Features that are computed on the way are kept where the run looks for them.
+
+    Args:
+        config: the configuration of the run.
+        quick: try no step with a whole batch.
 
     Raises:
         UserError: for all that the run itself would refuse.
@@ -93,7 +108,9 @@ def rehearse(config: Config) -> Rehearsal:
         start_seconds, missing = time.perf_counter() - started, planner.missing
         features = _features(planner) if missing else None
         trains = context.has_trained_parameters
-        training = _training(config, planner, scorer, slices) if trains else None
+        training, held = None, 0
+        if trains:
+            training, held = _training(config, planner, scorer, slices, quick=quick)
         planned, depths = planner.planned, _depths(scored)
         return Rehearsal(
             trained=context.injection.trainable,
@@ -102,7 +119,7 @@ def rehearse(config: Config) -> Rehearsal:
             start_seconds=start_seconds,
             features=features,
             training=training,
-            scoring=_scoring(scorer, scored, config.eval.batch_size) if scored else None,
+            scoring=_scoring(scorer, scored, config.eval.batch_size, held) if scored else None,
             images=planned.images if planned else 0,
             missing=missing,
             feature_bytes=planned.bytes_each if planned else 0,
@@ -127,27 +144,46 @@ def _silent(run_dir: Path) -> Progress:
 
 
 def _features(planner: FeaturePlanner) -> Phase:
-    """Measure one batch of features."""
-    keys = planner.planned.missing[:FEATURES_BATCH] if planner.planned else []
-    began = time.perf_counter()
-    with peak_memory() as found:
-        planner.features.warm(keys, lambda count: None)
-    seconds = time.perf_counter() - began
-    return Phase((len(keys),) * 2, (found.peak,) * 2, (seconds,) * 2)
+    """Measure a batch of features, the second one if there are two."""
+    missing = list(planner.planned.missing) if planner.planned else []
+    batches = [missing[:FEATURES_BATCH], missing[FEATURES_BATCH : 2 * FEATURES_BATCH]]
+    if len(batches[1]) < FEATURES_BATCH:
+        del batches[1]
+    for keys in batches:
+        began = time.perf_counter()
+        with peak_memory() as found:
+            planner.features.warm(keys, lambda count: None)
+        seconds = time.perf_counter() - began
+    return Phase((len(batches[-1]),) * 2, (found.peak,) * 2, (seconds,) * 2)
 
 
-def _training(config: Config, planner: FeaturePlanner, scorer: Scorer, slices: RunSlices) -> Phase:
-    """Measure steps with one stack of slices and with two, or with the batch if it has no more."""
+def _training(
+    config: Config, planner: FeaturePlanner, scorer: Scorer, slices: RunSlices, *, quick: bool
+) -> tuple[Phase, int]:
+    """Measure steps with one stack of slices, with two, and with a batch if that fits.
+
+    Every size leaves some memory behind, such as oneDNN's buffers for its shapes. A run has one
+    size, so what the sizes before have left is subtracted.
+
+    Returns:
+        The measurements, and the bytes that the sizes before the last one have left.
+    """
     context = planner.context
     losses = choose_losses(config.loss, context, slices.train)
     stack, batch = context.dataset.stack, config.train.batch_size
-    sizes = (min(stack, batch), min(2 * stack, batch))
-    busiest = _busiest(context, slices.train, 2 * stack)
-    measured: dict[int, tuple[int, float]] = {}
-    for size in dict.fromkeys(sizes):
+    busiest = _busiest(context, slices.train, max(batch, 2 * stack))
+
+    return_free_memory()
+    began_with, held = memory_bytes(), 0
+
+    def step(size: int) -> tuple[int, float]:
+        """Return the memory and the seconds of a step, which is the second of its size."""
+        nonlocal held
+        return_free_memory()
+        held = max(0, memory_bytes() - began_with)
         options = replace(
             config.train,
-            steps=1 if measured else 2,  # the very first step is slower, so the last one is timed
+            steps=2,
             batch_size=size,
             accumulate=1,
             max_seconds=None,
@@ -156,16 +192,21 @@ def _training(config: Config, planner: FeaturePlanner, scorer: Scorer, slices: R
             checkpoint_every=0,
             patience=0,
         )
+        own = RunSlices(busiest[: max(size, 2 * stack)], [], [])
         with peak_memory() as found:
-            train_adapter(
-                replace(config, train=options),
-                planner,
-                scorer,
-                RunSlices(busiest, [], []),
-                losses,
-                None,
-            )
-        measured[size] = found.peak, _last_step_seconds(context.run_dir)
+            train_adapter(replace(config, train=options), planner, scorer, own, losses, None)
+        return found.peak - held, _last_step_seconds(context.run_dir)
+
+    sizes = (min(stack, batch), min(2 * stack, batch))
+    measured = {size: step(size) for size in dict.fromkeys(sizes)}
+    phase = _phase_of(sizes, measured)
+    free = psutil.virtual_memory().available + memory_bytes()
+    if sizes[1] == batch or quick or phase.peak(batch) > FITS * free:
+        return phase, held
+    return _phase_of((sizes[1], batch), measured | {batch: step(batch)}), held
+
+
+def _phase_of(sizes: tuple[int, int], measured: Mapping[int, tuple[int, float]]) -> Phase:
     (low, first), (high, second) = (measured[size] for size in sizes)
     return Phase(sizes, (low, high), (first, second))
 
@@ -197,8 +238,11 @@ def _depths(refs: Sequence[SliceRef]) -> dict[str, int]:
     return found
 
 
-def _scoring(scorer: Scorer, refs: Sequence[SliceRef], batch: int) -> Phase:
-    """Measure the scores of one and of two batches of slices of the deepest case."""
+def _scoring(scorer: Scorer, refs: Sequence[SliceRef], batch: int, held: int) -> Phase:
+    """Measure the scores of one and of two batches of slices of the deepest case.
+
+    ``held`` is what ``_training`` returned.
+    """
     depths = _depths(refs)
     deepest = max(depths, key=lambda name: depths[name])
     own = [ref for ref in refs if ref.case == deepest]
@@ -215,9 +259,8 @@ def _scoring(scorer: Scorer, refs: Sequence[SliceRef], batch: int) -> Phase:
         began = time.perf_counter()
         with peak_memory() as found:
             _score(scorer, own[start : start + size], [policies[0], *zero_shot])
-        measured[size] = found.peak, time.perf_counter() - began
-    (low, first), (high, second) = (measured[size] for size in sizes)
-    return Phase(sizes, (low, high), (first, second))
+        measured[size] = found.peak - held, time.perf_counter() - began
+    return _phase_of(sizes, measured)
 
 
 def _score(scorer: Scorer, refs: Sequence[SliceRef], policies: Sequence[PromptPolicy]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +33,11 @@ class PeakMemory:
 def peak_memory() -> Iterator[PeakMemory]:
     """Yield what holds the peak after the block, in bytes of resident memory.
 
-    Memory that the process held before counts as well. Blocks must not be nested.
+    Memory that the process held before counts as well, but not what its C library keeps of freed
+    memory. Blocks must not be nested.
     """
     found = PeakMemory()
+    return_free_memory()
     if _reset():
         yield found
         found.peak = _status_bytes("VmHWM")
@@ -46,6 +50,13 @@ def peak_memory() -> Iterator[PeakMemory]:
     finally:
         stop.set()
         thread.join()
+
+
+def return_free_memory() -> None:
+    """Return freed memory to the system, where the C library keeps some for later (glibc)."""
+    gc.collect()
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory_bytes() -> int:

@@ -15,7 +15,7 @@ from samadapt.adapters.store import load_trainable_state, trainable_state
 from samadapt.errors import DivergedError, RunError
 from samadapt.sam.decode import class_logits
 from samadapt.sam.embed import embed_features
-from samadapt.sam.types import MaskOutput, Prompts
+from samadapt.sam.types import MaskOutput, Prompts, at_least_fp32
 from samadapt.system import processes
 from samadapt.system.collectives import PartSums
 from samadapt.system.interrupt import InterruptedRunError, StopRequest
@@ -37,8 +37,6 @@ from samadapt.training.state import (
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from accelerate import Accelerator
 
     from samadapt.adapters.injection import Injection
     from samadapt.sam.segmentation_model import SegmentationModel
@@ -139,6 +137,8 @@ class TrainableTail(nn.Module):
                 only seen by the encoder, as neighbouring slices of a stack.
         """
         embeddings = embed_features(self.sam, features, self.first_trainable_block)
+        # The gradients of all answers add up in it.
+        embeddings = at_least_fp32(embeddings)
         return embeddings if trained is None else embeddings[trained]
 
     def decode(self, embeddings: Tensor, prompts: Prompts, *, multimask: bool) -> MaskOutput:
@@ -156,9 +156,7 @@ class TrainableTail(nn.Module):
         return self.sam.decode(embeddings, prompts, multimask=multimask)
 
 
-def train(
-    training: Training, options: LoopOptions, accelerator: Accelerator, resume: Checkpoint | None
-) -> TrainingState:
+def train(training: Training, options: LoopOptions, resume: Checkpoint | None) -> TrainingState:
     """Train, and leave the weights of the best validation in the model.
 
     The training ends after ``options.steps``, when no further step fits into the time, or when
@@ -176,8 +174,6 @@ def train(
     state = begin(training, options, optimizer, resume)
     first = injection.first_trainable_block
     tail = TrainableTail(sam, first, background_token=training.background_token)
-    # accelerate runs the encoder under autocast where the precision is bf16.
-    tail, prepared_optimizer = accelerator.prepare(tail, optimizer)
 
     injection.set_training(sam)  # switch the adapter's dropout on; all else stays in eval mode
     recomputing = (
@@ -194,7 +190,7 @@ def train(
             # Forward and backward for each micro-batch, of which this process has its share. Every
             # loss is divided by their number, so the gradients add up to that of the mean loss.
             batches = [next(training.batches) for _ in range(options.accumulate)]
-            loss = learn_step(training, tail, batches, accelerator)
+            loss = learn_step(training, tail, batches)
             names = [name for batch in batches for name in batch.names]
 
             # Add up the gradients of all processes. From here on they all have the same numbers.
@@ -209,17 +205,16 @@ def train(
                 training.progress.say(f"gradients: present in {', '.join(injection.groups)}")
 
             # Clip, then update, unless the loss or a gradient is not finite: one such update would
-            # make every weight NaN. The norm is not finite if any gradient is not.
-            norm = float(nn.utils.clip_grad_norm_(parameters.values(), options.clip or math.inf))
-            if math.isfinite(loss) and math.isfinite(norm):
-                prepared_optimizer.step()
+            # make every weight NaN.
+            if math.isfinite(loss) and clip_gradients(training, optimizer, options.clip):
+                optimizer.step()
                 # The gradients are still there, since a method may need them.
                 method.after_step(sam, *place_in_run(state.step + 1, options, budget))
                 update_averages(state.averages, parameters, options.ema, state.applied + 1)
                 state.bad_steps.clear()
             else:
-                count_bad_step(state, names)
-            prepared_optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory
+                count_bad_step(training, state, loss, names)
+            optimizer.zero_grad(set_to_none=True)  # frees the gradients' memory
 
             state.step += 1
             budget.end_step(began)
@@ -250,9 +245,7 @@ def train(
     return state
 
 
-def learn_step(
-    training: Training, tail: TrainableTail, batches: Sequence[Batch], accelerator: Accelerator
-) -> float:
+def learn_step(training: Training, tail: TrainableTail, batches: Sequence[Batch]) -> float:
     """Add the gradients of all micro-batches of a step.
 
     If memory runs out, the step begins again with each of them in twice as many parts, which has
@@ -265,8 +258,7 @@ def learn_step(
     while True:
         try:
             return math.fsum(
-                learn_in_parts(training, tail, batch, accelerator, len(batches))
-                for batch in batches
+                learn_in_parts(training, tail, batch, len(batches)) for batch in batches
             )
         except Exception as error:
             # Several kinds of errors mean this; see ``is_out_of_memory``.
@@ -288,13 +280,7 @@ def learn_step(
         )
 
 
-def learn_in_parts(
-    training: Training,
-    tail: TrainableTail,
-    batch: Batch,
-    accelerator: Accelerator,
-    accumulate: int,
-) -> float:
+def learn_in_parts(training: Training, tail: TrainableTail, batch: Batch, accumulate: int) -> float:
     """Add the gradients of a micro-batch, in as many parts as its memory asks for; see ``learn``.
 
     The loss of classes is over all images of the batch. So the parts first run without gradients,
@@ -302,28 +288,22 @@ def learn_in_parts(
     """
     parts = split(batch, training.parts)
     if len(parts) == 1:
-        return learn(training, tail, batch, accelerator, accumulate)
+        return learn(training, tail, batch, accumulate)
     sums, states = PartSums(len(parts)), []
     for number, part in enumerate(parts):
         states.append(random_states())
         if part.prompts.is_empty:
             with torch.no_grad(), sums.recorded(number):
-                learn(training, tail, part, accelerator, accumulate)
+                learn(training, tail, part, accumulate)
     loss = 0.0
     for number, part in enumerate(parts):
         set_random_states(states[number])  # dropout as in the first pass
         with sums.replayed(number):
-            loss += learn(training, tail, part, accelerator, accumulate)
+            loss += learn(training, tail, part, accumulate)
     return loss
 
 
-def learn(
-    training: Training,
-    tail: TrainableTail,
-    batch: Batch,
-    accelerator: Accelerator,
-    accumulate: int,
-) -> float:
+def learn(training: Training, tail: TrainableTail, batch: Batch, accumulate: int) -> float:
     """Add the gradients of one of ``accumulate`` micro-batches to those of its step.
 
     Other processes learn their shares of the micro-batch at the same time. So nothing here ends
@@ -346,12 +326,13 @@ def learn(
     )
     if training.sam.dense_head is not None:
         training.sam.dense_head.jitter.seeds = batch.seeds
-    embeddings = tail(features, batch.trained)
+    with training.precision.autocast(training.sam.device):
+        embeddings = tail(features, batch.trained)
     copy = embeddings.detach().requires_grad_(embeddings.requires_grad)
     loss = 0.0
     for one in (batch, *batch.others):
         rows = None if one is batch else one.trained
-        loss += learn_answers(training, tail, one, copy, rows, accelerator, accumulate)
+        loss += learn_answers(training, tail, one, copy, rows, accumulate)
     if embeddings.requires_grad and copy.grad is not None:
         embeddings.backward(copy.grad)
     return loss
@@ -363,7 +344,6 @@ def learn_answers(
     batch: Batch,
     embeddings: Tensor,
     rows: Tensor | None,
-    accelerator: Accelerator,
     accumulate: int,
 ) -> float:
     """Add the gradients of what the decoder answers to one kind of prompt; see ``learn``.
@@ -374,17 +354,17 @@ def learn_answers(
         batch: the prompts and targets.
         embeddings: (b, ...), a leaf that gathers the gradient of all answers.
         rows: positions of the prompted images among the b; None: all.
-        accelerator: device and precision.
         accumulate: number of micro-batches in the step.
     """
-    sam, method, device = training.sam, training.injection.method, accelerator.device
+    sam, method = training.sam, training.injection.method
+    device, precision = sam.device, training.precision
     prompts, targets = to_device(batch.prompts, device), batch.targets.to(device)
     rows = None if rows is None else rows.to(device)
 
     def decode(prompts: Prompts, multimask: bool) -> MaskOutput:
         # The rows are taken anew for each answer, whose graph is freed before the next one.
         seen = embeddings if rows is None else embeddings[rows]
-        with accelerator.autocast():
+        with precision.autocast(device):
             return tail.decode(seen, prompts, multimask=multimask)
 
     if batch.rounds is None:
@@ -400,7 +380,7 @@ def learn_answers(
         loss += value
         # Without a finite loss the step is skipped, and backward would be wasted.
         if math.isfinite(value) and torch.is_grad_enabled():
-            accelerator.backward(total / parts)
+            training.scaler.scale(total / parts).backward()
     return loss
 
 
@@ -503,13 +483,30 @@ def why_ended(state: TrainingState, options: LoopOptions, budget: Budget) -> str
     return "patience" if 0 < options.patience <= state.stale else ""
 
 
-def count_bad_step(state: TrainingState, names: list[str]) -> None:
-    """Count a step that was skipped because its loss or gradient is not finite.
+def clip_gradients(training: Training, optimizer: torch.optim.Optimizer, clip: float) -> bool:
+    """Scale the gradients so that their norm is at most ``clip``; return whether it is finite.
+
+    In fp16 the loss was scaled, so that small gradients did not vanish. Here they get their own
+    size again. If one was scaled beyond what fp16 holds, the scale is halved for the next step.
+    """
+    training.scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(training.injection.parameters.values(), clip or math.inf)
+    training.scaler.update()
+    return math.isfinite(norm)  # it is not finite if any gradient is not
+
+
+def count_bad_step(training: Training, state: TrainingState, loss: float, names: list[str]) -> None:
+    """Count a step that is skipped because its loss or a gradient is not finite.
+
+    In fp16 a gradient that is not finite is no bad sign as long as the scale of the loss can be
+    halved; the step is skipped all the same.
 
     Raises:
-        DivergedError: naming the slices, after ``MAX_BAD_STEPS`` such steps in a row.
+        DivergedError: naming the slices, after ``MAX_BAD_STEPS`` bad steps in a row.
     """
     state.skipped += 1
+    if math.isfinite(loss) and training.scaler.get_scale() >= 1 and training.scaler.is_enabled():
+        return
     state.bad_steps.append([name for held in processes.gather(names) for name in held])
     if len(state.bad_steps) >= MAX_BAD_STEPS:
         listed = ", ".join(dict.fromkeys(name for step in state.bad_steps for name in step))
@@ -613,6 +610,7 @@ def report_step(
         "seconds": round(seconds, 4),
         "memory_bytes": memory,
         "skipped": state.skipped,
+        **({"loss_scale": training.scaler.get_scale()} if training.scaler.is_enabled() else {}),
         **(budget.measured() if budget.is_limited else {}),
     }
     training.progress.clock.bound("train", budget.seconds_left)

@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn import functional
 
 from samadapt.errors import ConfigError, nearest
@@ -31,30 +32,45 @@ ONEDNN_WORTH_IT = 1.05
 EXACT = 2e-6
 """Largest relative error of a matrix product that counts as fp32; fp32 itself has 4e-7."""
 
+Name = Literal["fp32", "bf16", "fp16"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+TENSOR_CORES = (7, 0)
+"""The first CUDA capability with fast fp16 products (Volta). bf16 has been fast since (8, 0)."""
+
 
 @dataclass(frozen=True)
 class Precision:
     """The arithmetic of a run.
 
     Attributes:
-        name: ``"fp32"``, or ``"bf16"``: products in bf16 under autocast, trained weights in fp32.
+        name: ``"fp32"``, or ``"bf16"`` or ``"fp16"``: products in that type under autocast, trained
+            weights in fp32.
         reason: the reason for this choice, for the log.
         onednn: fp32 matrix products on the CPU use oneDNN; only if it is exact there.
     """
 
-    name: Literal["fp32", "bf16"]
+    name: Name
     reason: str
     onednn: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which features are stored."""
-        return torch.bfloat16 if self.name == "bf16" else torch.float32
+        """The type of products, in which features are stored too."""
+        return DTYPES[self.name]
 
     @property
-    def accelerate_name(self) -> str:
-        """The name of this precision in accelerate."""
-        return "bf16" if self.name == "bf16" else "no"
+    def is_half(self) -> bool:
+        """Whether products have half the bytes of fp32."""
+        return self.name != "fp32"
+
+    def scaler(self, device: torch.device) -> GradScaler:
+        """Return what scales the loss, so that small gradients do not vanish in fp16.
+
+        It does nothing in fp32 and bf16, which hold numbers down to 1e-38.
+        """
+        return GradScaler(device.type, enabled=self.name == "fp16")
 
     @contextmanager
     def products(self) -> Iterator[None]:
@@ -65,12 +81,14 @@ class Precision:
     @contextmanager
     def autocast(self, device: torch.device) -> Iterator[None]:
         """Enter the context of forward passes on ``device``."""
-        half = torch.autocast(device.type, torch.bfloat16, enabled=self.name == "bf16")
+        half = torch.autocast(
+            device.type, self.dtype if self.is_half else None, enabled=self.is_half
+        )
         with self.products(), half:
             yield
 
     def store_frozen(self, model: nn.Module, exact: Collection[str] = ()) -> None:
-        """Store frozen linears in bf16 if the precision is bf16.
+        """Store frozen linears in bf16 or fp16 if that is the precision.
 
         Autocast would otherwise cast them again in every pass. Its outputs are bit-equal.
         Trained parameters, norms and convolutions stay in fp32. Afterwards the model can be neither
@@ -80,11 +98,15 @@ class Precision:
             model: the model, changed in place.
             exact: paths of modules that stay in fp32.
         """
-        if self.name == "bf16":
+        if self.is_half:
             for name, module in model.named_modules():
                 frozen = not any(parameter.requires_grad for parameter in module.parameters())
                 if isinstance(module, nn.Linear) and frozen and name not in exact:
-                    module.to(torch.bfloat16)
+                    module.to(self.dtype)
+
+
+FP32 = Precision("fp32", "")
+"""fp32 in torch's own way."""
 
 
 @contextmanager
@@ -167,7 +189,7 @@ def _error(found: Tensor, x: Tensor, weight: Tensor, rows: int = 64) -> float:
 def choose_precision(
     setting: str, device: torch.device, began: Mapping[str, Any] | None = None
 ) -> Precision:
-    """Return the precision for ``precision=auto|fp32|bf16`` on a device.
+    """Return the precision for ``precision=auto|fp32|bf16|fp16`` on a device.
 
     Args:
         setting: the user's choice.
@@ -176,9 +198,10 @@ def choose_precision(
             used again, so that the run ends as if it had not been stopped.
 
     Raises:
-        ConfigError: for an unknown setting, and for bf16 on a GPU without bf16.
+        ConfigError: for an unknown setting, for bf16 on a GPU without bf16, and for fp16 on a
+            device other than a CUDA GPU or a CPU.
     """
-    settings = ("auto", "fp32", "bf16")
+    settings = ("auto", *DTYPES)
     if setting not in settings:
         hint = nearest(setting, settings)
         raise ConfigError(f"precision must be {', '.join(settings)}; got {setting!r}{hint}")
@@ -188,21 +211,40 @@ def choose_precision(
     if device.type == "cpu":
         return _on_cpu(setting, why, began)
     if device.type == "cuda":
-        has_bf16 = torch.cuda.is_bf16_supported()
-        if setting == "bf16" and not has_bf16:
-            raise ConfigError("precision=bf16: this GPU has no bf16; use precision=fp32")
-        is_half, why = has_bf16 and setting != "fp32", why or "what this GPU has"
-    else:
-        is_half, why = setting == "bf16", why or f"bf16 is not measured on {device.type}"
-    return Precision("bf16" if is_half else "fp32", why)
+        return _on_cuda(setting, why)
+    if setting == "fp16":
+        raise ConfigError(
+            f"precision=fp16: not on {device.type}; use precision=fp32 or precision=bf16"
+        )
+    return Precision(
+        "bf16" if setting == "bf16" else "fp32", why or f"bf16 is not measured on {device.type}"
+    )
+
+
+def _on_cuda(setting: str, why: str) -> Precision:
+    """Return bf16 where the GPU has it, else fp16 where it has fast fp16."""
+    # torch also says yes where it only emulates bf16, which is slower than fp32.
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if setting == "bf16" and not has_bf16:
+        raise ConfigError(
+            "precision=bf16: this GPU has no bf16; use precision=fp16 or precision=fp32"
+        )
+    if setting == "auto":
+        has_fp16 = torch.cuda.get_device_capability() >= TENSOR_CORES
+        setting = "bf16" if has_bf16 else "fp16" if has_fp16 else "fp32"
+        why = why or "what this GPU has"
+    return Precision(cast(Name, setting), why)
 
 
 def _on_cpu(setting: str, why: str, began: Mapping[str, Any] | None) -> Precision:
     measured = measure_products()
-    is_half = setting == "bf16" or (setting == "auto" and measured.bf16 >= WORTH_IT)
     onednn = measured.takes_onednn
     if began is not None:
         onednn = bool(began.get("onednn")) and measured.error <= EXACT
+    if setting == "fp16":
+        reason = "fp16 is for GPUs, and slow on a CPU"
+        return Precision("fp16", "; ".join(filter(None, (why, reason))), onednn)
+    is_half = setting == "bf16" or (setting == "auto" and measured.bf16 >= WORTH_IT)
     reason = (
         f"bf16 products measure {measured.bf16:.1f}x fp32 on this CPU; fp32 through oneDNN "
         f"{measured.onednn:.2f}x the default at an error of {measured.error:.0e}, "

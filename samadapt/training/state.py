@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 
 from samadapt.adapters.store import load_trainable_state, trainable_state
 from samadapt.system import processes
 from samadapt.training.budget import Budget
 from samadapt.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
+from samadapt.training.precision import FP32, Precision
 from samadapt.training.progress import append_line
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ class Training:
         scores_by_kind: the scores that the last call of ``validate`` averaged, by kind of prompt;
             empty where there is one kind alone.
         background_token: without prompts, the background has a token; see ``class_logits``.
+        precision: the arithmetic of forward passes.
+        scaler: scales the loss; ``Precision.scaler``.
         parts: parts in which each batch goes through the model; more than one after memory ran
             out.
     """
@@ -66,6 +70,8 @@ class Training:
     class_loss: LossFunction | None = None
     scores_by_kind: dict[str, float] = field(default_factory=dict)
     background_token: bool = False
+    precision: Precision = FP32
+    scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))
     parts: int = 1
 
     def write_line(self, values: Mapping[str, Any]) -> None:
@@ -124,7 +130,9 @@ def save(training: Training, state: TrainingState, optimizer: torch.optim.Optimi
     """Write a checkpoint of everything that ``restore`` needs."""
     method = training.injection.method
     # Only where time is limited: without that, equal runs have equal checkpoints.
-    time = {"budget": training.budget.state()} if training.budget.is_limited else {}
+    extra = {"budget": training.budget.state()} if training.budget.is_limited else {}
+    if training.scaler.is_enabled():
+        extra["loss_scale"] = training.scaler.state_dict()
     checkpoint = Checkpoint(
         step=state.step,
         weights=trainable_state(training.sam, training.injection),
@@ -138,7 +146,7 @@ def save(training: Training, state: TrainingState, optimizer: torch.optim.Optimi
             "skipped": state.skipped,
             "stale": state.stale,
             "sampler": training.sampler.drawn,
-            **time,
+            **extra,
         },
         random=random_states(),
         # A method without a state leaves no entry, so the file is the same as ever.
@@ -171,6 +179,8 @@ def restore(
     set_random_states(checkpoint.random)
     if training.budget.is_limited and "budget" in progress:
         training.budget.restore(progress["budget"])
+    if training.scaler.is_enabled() and "loss_scale" in progress:
+        training.scaler.load_state_dict(progress["loss_scale"])
     best = progress["best_score"]
     return TrainingState(
         step=checkpoint.step,

@@ -15,15 +15,15 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from accelerate import Accelerator
+from torch.amp import GradScaler
 
 from samadapt.sam.types import MaskOutput, Prompts
 from samadapt.system import processes
-from samadapt.system.launchers import as_only_process
 from samadapt.training import loop
 from samadapt.training.instance_distances import with_distances
 from samadapt.training.loop import LoopOptions
 from samadapt.training.losses import LOSSES
+from samadapt.training.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        digits = 64 if self.dtype == torch.float64 else 32
-        return f"{self.kind}-{self.method}-{self.accumulate}-fp{digits}"
+        return f"{self.kind}-{self.method}-{self.accumulate}-fp{torch.finfo(self.dtype).bits}"
 
 
 CASES = [
@@ -50,6 +49,9 @@ CASES = [
     # Rounding moves the clicks of the interactive training, so it agrees in fp64 alone.
     if dtype == torch.float64 or (method == "lora" and accumulate == 1 and kind != "interactive")
 ]
+
+# The weights are in fp32; products and their gradients in fp16.
+CASES.append(Case("box", "lora", 2, torch.float16))
 
 NAN_CASE = Case("semantic", "lora", 1)
 
@@ -76,6 +78,7 @@ def results(folder: Path, case: Case, nan_at: int = 0) -> dict[str, torch.Tensor
     With ``nan_at`` the loss of the last process is NaN in this step.
     """
     tools, gradients = _tools(), []
+    weights = torch.float32 if case.dtype == torch.float16 else case.dtype
     samples = [tools.make_sample(index, objects=1 + index % 3) for index in range(7)]
     training = tools.make_training(
         folder / f"{case.name}-{processes.place().rank}",
@@ -83,8 +86,10 @@ def results(folder: Path, case: Case, nan_at: int = 0) -> dict[str, torch.Tensor
         kind=case.kind,
         samples=samples,
         batch_size=3,  # which two processes share unevenly
-        dtype=case.dtype,
+        dtype=weights,
     )
+    if weights != case.dtype:
+        training.precision, training.scaler = Precision("fp16", ""), GradScaler("cpu", 2.0**12)
     add_up, right, calls = loop.sum_over_processes, training.loss, []
 
     def loss(output, targets):
@@ -105,12 +110,12 @@ def results(folder: Path, case: Case, nan_at: int = 0) -> dict[str, torch.Tensor
         return told
 
     options = LoopOptions(steps=5, accumulate=case.accumulate, validate_every=2, warmup_steps=1)
-    with patch.object(loop, "sum_over_processes", listening), as_only_process():
-        state = loop.train(training, options, Accelerator(cpu=True), None)
+    with patch.object(loop, "sum_over_processes", listening):
+        state = loop.train(training, options, None)
     sam, parameters = training.sam, training.injection.parameters
     features = training.features([samples[0].image])
     embedding = loop.TrainableTail(sam, training.injection.first_trainable_block)(features)
-    box = torch.tensor([[[2.0, 2.0, 30.0, 30.0]]], dtype=case.dtype)
+    box = torch.tensor([[[2.0, 2.0, 30.0, 30.0]]], dtype=weights)
     with torch.no_grad():
         masks = sam.decode(embedding, Prompts(boxes=box), multimask=True).logits
     return {

@@ -6,7 +6,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from samadapt.training import loop
 from samadapt.training.batch_parts import split, stack_count
@@ -21,8 +20,8 @@ def trained(tools, folder, kind, limit, accumulate=1, **options):
     )
     learn, said, sizes = loop.learn, [], []
 
-    def within(training, tail, batch, accelerator, accumulate):
-        found = learn(training, tail, batch, accelerator, accumulate)
+    def within(training, tail, batch, accumulate):
+        found = learn(training, tail, batch, accumulate)
         sizes.append(stack_count(batch))
         if stack_count(batch) > limit:  # after gradients were added, which must not count
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -31,7 +30,7 @@ def trained(tools, folder, kind, limit, accumulate=1, **options):
     training.progress.say = said.append
     with patch.object(loop, "learn", within):
         options = LoopOptions(steps=3, accumulate=accumulate, warmup_steps=1, validate_every=0)
-        state = loop.train(training, options, Accelerator(cpu=True), None)
+        state = loop.train(training, options, None)
     weights = torch.cat([p.detach().flatten() for p in training.injection.parameters.values()])
     return weights, training.parts, [text for text in said if "memory" in text], sizes, state
 

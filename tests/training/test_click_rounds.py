@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from scipy.stats import chisquare, kstest, norm
 from torch import nn
 
@@ -235,7 +234,7 @@ def test_the_gradients_are_those_of_the_mean_loss_of_all_rounds(tools, tmp_path)
     suffix = sam.encode_suffix
     sam.encode_suffix = lambda *args: runs.append(1) or suffix(*args)
     tail = TrainableTail(sam, training.injection.first_trainable_block)
-    loss = learn(training, tail, batch, Accelerator(cpu=True), 2)
+    loss = learn(training, tail, batch, 2)
     found, encoded = gradients(training), len(runs)
     for parameter in training.injection.parameters.values():
         parameter.grad = None
@@ -282,5 +281,5 @@ def test_a_loss_that_is_not_finite_skips_the_step(tools, tmp_path):
 
     training.loss = loss
     options = LoopOptions(steps=1, validate_every=0)
-    state = loop.train(training, options, Accelerator(cpu=True), None)
+    state = loop.train(training, options, None)
     assert (state.skipped, len(calls)) == (1, 11)  # other processes may wait for each round

@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 
 from samadapt.adapters.store import trainable_state
 from samadapt.errors import DivergedError, RunError
@@ -32,14 +31,9 @@ OPTIONS = LoopOptions(
 
 
 @pytest.fixture
-def accelerator():
-    return Accelerator(cpu=True)
-
-
-@pytest.fixture
-def run(accelerator):
+def run():
     def start(training, options=OPTIONS, resume=None):
-        return loop.train(training, options, accelerator, resume)
+        return loop.train(training, options, resume)
 
     return start
 
@@ -208,7 +202,7 @@ def test_two_batches_accumulated_equal_one_of_twice_the_size(
         torch.testing.assert_close(gradient, second[1][name], rtol=1e-3, atol=1e-5)
 
 
-def test_gradients_are_clipped(tools, accelerator, run, tmp_path, monkeypatch):
+def test_gradients_are_clipped(tools, run, tmp_path, monkeypatch):
     norms = []
 
     def spy(self, *args, **kwargs):

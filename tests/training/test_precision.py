@@ -40,16 +40,18 @@ def _setting() -> str:
 
 def test_what_is_asked_for_is_taken():
     full = choose_precision("fp32", CPU)
-    assert (full.name, full.dtype, full.accelerate_name) == ("fp32", torch.float32, "no")
+    assert (full.name, full.dtype, full.is_half) == ("fp32", torch.float32, False)
     half = choose_precision("bf16", CPU)
-    assert (half.name, half.dtype, half.accelerate_name) == ("bf16", torch.bfloat16, "bf16")
+    assert (half.name, half.dtype, half.is_half) == ("bf16", torch.bfloat16, True)
     assert full.reason.startswith("asked for; ")
     a = torch.ones(2, 2)
     with half.autocast(CPU):
         assert (a @ a).dtype == torch.bfloat16
     with full.autocast(CPU):
         assert (a @ a).dtype == torch.float32
-    with pytest.raises(ConfigError, match=r"precision must be auto, fp32, bf16; got 'bf1'.*'bf16'"):
+    with pytest.raises(
+        ConfigError, match=r"precision must be auto, fp32, bf16, fp16; got 'bf1'.*'bf16'"
+    ):
         choose_precision("bf1", CPU)
 
 
@@ -123,15 +125,33 @@ def test_the_setting_is_restored():
         assert _setting() == before
 
 
-@pytest.mark.parametrize("supported", [True, False])
-def test_auto_is_bf16_on_a_gpu_that_supports_it(monkeypatch, supported):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+@pytest.mark.parametrize(
+    ("has_bf16", "capability", "name"),
+    [
+        pytest.param(True, (8, 0), "bf16", id="ampere"),
+        pytest.param(False, (7, 5), "fp16", id="turing: torch would emulate bf16"),
+        pytest.param(False, (6, 1), "fp32", id="pascal: fp16 is slow"),
+    ],
+)
+def test_auto_takes_what_a_gpu_is_fast_in(monkeypatch, has_bf16, capability, name):
+    def is_bf16_supported(including_emulation=True):
+        return has_bf16 or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     device = torch.device("cuda")
-    assert choose_precision("auto", device).name == ("bf16" if supported else "fp32")
+    assert choose_precision("auto", device).name == name
     assert choose_precision("fp32", device).name == "fp32"
-    if not supported:
-        with pytest.raises(ConfigError, match="this GPU has no bf16; use precision=fp32"):
+    assert choose_precision("fp16", device).name == "fp16"
+    if not has_bf16:
+        with pytest.raises(ConfigError, match="this GPU has no bf16; use precision=fp16"):
             choose_precision("bf16", device)
+
+
+def test_fp16_is_refused_where_it_is_not_tested():
+    with pytest.raises(ConfigError, match="precision=fp16: not on mps; use precision=fp32"):
+        choose_precision("fp16", torch.device("mps"))
+    assert "slow on a CPU" in choose_precision("fp16", CPU).reason
 
 
 def _run(sam):

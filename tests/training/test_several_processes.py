@@ -51,6 +51,9 @@ def test_two_processes_train_what_one_does(two, tmp_path, case):
     if case.dtype == torch.float64:
         assert max(away["weights"], gradient) < 1e-9
         assert away["masks"] < 1e-9 * alone["masks"].abs().max()
+    elif case.dtype == torch.float16:
+        assert gradient < 1e-2
+        assert away["masks"] < 5e-2 * alone["masks"].abs().max()
     else:
         # AdamW turns rounding into whole steps where the true gradient is zero.
         assert gradient < 1e-5
