@@ -177,7 +177,6 @@ def open_run(
     # The blocks of the method, and the random changes, may follow from the images.
     has_head = config.head.name != "sam"
     method = method_for(config.peft, dataset.longest_side(), has_head=has_head)
-    check_quantize(config.model.quantize, device, method)
     changes = changes_for(config.train.augment, dataset)
     choices = _automatic_choices(dataset, changes, method, config)
     for line in [*_notes_on_data(dataset), *choices]:
@@ -190,9 +189,7 @@ def open_run(
     samples = TrainingSamples(dataset, policy, changes, versions, config.seed)
     if config.baseline.name is None:
         opened = _open_sam(config, method, policy, dataset, device, copies_base=copies_base)
-        # The layers that were added since the first move go to the device too.
-        opened.model.to(device)
-        _store_frozen(config.model.quantize, opened, precision, progress)
+        _store_frozen(config.model.quantize, opened, device, precision, progress)
     else:
         watershed = watershed_of(config.head)
         unet, whole = open_baseline(config.baseline, dataset, config.seed, watershed)
@@ -223,9 +220,14 @@ def open_run(
 
 
 def _store_frozen(
-    quantize: str, opened: _OpenedModel, precision: Precision, progress: Progress
+    quantize: str,
+    opened: _OpenedModel,
+    device: torch.device,
+    precision: Precision,
+    progress: Progress,
 ) -> None:
-    """Store the frozen weights of SAM with as few bits as the run asks for."""
+    """Move SAM to the device, and store its frozen weights with as few bits as the run asks for."""
+    opened.model.to(device)  # the layers too that were added since the first move
     exact = list(opened.injection.exact)
     if quantize != "none":
         bits = quantize_frozen(opened.model, "image_encoder", exact, precision.dtype)
@@ -314,6 +316,7 @@ def _open_sam(
     copies_base: bool,
 ) -> _OpenedModel:
     """Load SAM onto the device and inject the adapter, which may still be on the CPU."""
+    check_quantize(config.model.quantize, device, method)
     side = image_size_of(config.model.name, config.model.image_size, dataset)
     sam = load_sam(config.model.name, config.model.checkpoint, side)
     # The copy is made before the model moves to the device and before the adapter changes it.
