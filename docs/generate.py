@@ -169,8 +169,11 @@ def command_parts(command: Any) -> list[str]:
         parts.append("Where it runs:")
         parts.append(key_table(command.SCHEMA, leave_out=[item.name for item in fields(Config)]))
     elif command.SCHEMA not in (None, Config):
-        shared = [group for group in groups_of(command.SCHEMA) if group in groups_of(Config)]
-        parts.append(key_table(command.SCHEMA, leave_out=shared))
+        groups = groups_of(command.SCHEMA)
+        shared = [group for group in groups if group in groups_of(Config)]
+        parts.append(key_table(command.SCHEMA, leave_out=[*shared, "launcher"]))
+        if "launcher" in groups:
+            parts.append("Where it runs: the keys of `launcher`, see [finetune](#finetune).")
         if shared:
             listed = ", ".join(f"`{group}`" for group in shared)
             parts.append(f"It also takes the groups {listed}: see [keys](keys.md).")

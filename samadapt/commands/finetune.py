@@ -8,6 +8,7 @@ from typing import Any
 
 from samadapt import console
 from samadapt.config.finetune_arguments import FinetuneArguments, finetune_arguments
+from samadapt.config.launcher import is_of_launcher
 from samadapt.config.schema import Config
 from samadapt.errors import ConfigError
 
@@ -53,17 +54,18 @@ def _submit(asked: FinetuneArguments, config: Config, arguments: Sequence[str]) 
     """Submit the run to a cluster and, if asked, wait for its results."""
     from samadapt.runs.part_runs import read_summary
     from samadapt.runs.run_directory import trained_folder
-    from samadapt.runs.submission import follow, submit_finetune
+    from samadapt.runs.submission import follow, job_entries, submit_finetune
 
     if asked.only_fold is not None:
         raise ConfigError(
             "only_fold is what the jobs of a cross-validation get; leave it out with "
             f"launcher={asked.launcher.name}, which submits every fold that is missing"
         )
-    own = ("launcher", "resume=", "recipe=")
-    overrides = [argument for argument in arguments if not argument.startswith(own)]
+    own = ("resume=", "recipe=")
+    others = [argument for argument in arguments if not is_of_launcher(argument)]
+    overrides = [argument for argument in others if not argument.startswith(own)]
     run = submit_finetune(config, asked.launcher, overrides if config.resume else ())
-    result: dict[str, Any] = {"run_dir": str(run.run_dir), "jobs": run.entries()}
+    result: dict[str, Any] = {"run_dir": str(run.run_dir), "jobs": job_entries(run.jobs)}
     if not asked.launcher.wait:
         return result
     if result.setdefault("failed", follow(run.jobs)):
@@ -77,12 +79,11 @@ def _submit(asked: FinetuneArguments, config: Config, arguments: Sequence[str]) 
 
 def render_jobs(result: Mapping[str, Any]) -> str:
     """Return where the jobs of a run write, which of them failed, and how to go on."""
-    lines = [f"job {job['job']}: {job['log']}" for job in result["jobs"]]
-    lines.append(f"run directory: {result['run_dir']}")
-    if failed := result.get("failed"):
-        again = f"samadapt finetune resume={result['run_dir']} launcher=submitit"
-        lines.append(f"failed: {', '.join(failed)}; the logs say why. Go on with: {again}")
-    return "\n".join(lines)
+    from samadapt.reports.jobs import jobs_text
+
+    run_dir = result["run_dir"]
+    again = f"samadapt finetune resume={run_dir} launcher=submitit"
+    return jobs_text(result, f"run directory: {run_dir}", again)
 
 
 def render(result: dict[str, Any]) -> str:

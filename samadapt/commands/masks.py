@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from samadapt import console
 from samadapt.config.compose import parse_settings, read_yaml
+from samadapt.config.folder_jobs import FolderJobs
 from samadapt.config.prediction_machine import ChosenModel
 from samadapt.errors import ConfigError
 from samadapt.inference.mask_options import MaskOptions
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from samadapt.config.engine_arguments import AutomaticArguments
     from samadapt.data.formats.base import ReaderOptions
     from samadapt.inference.files import PredictionPlan
+    from samadapt.inference.folder_work import FolderWork, Part
     from samadapt.inference.segmenter import Segmenter
+    from samadapt.runs.prediction_jobs import OpenedFolder
 
 HELP = """
 Finds the masks of everything in a picture, a volume or every image of a folder without a prompt: a
@@ -37,7 +40,8 @@ or .json (COCO with a score for each mask; format=sa1b writes the JSON of SA-1B)
 .nii.gz for volumes, whose slices are seen one by one. For a folder the output is a folder with
 files of the same stems, or one COCO file. Run the command again to continue a folder that was
 interrupted: what is written already is skipped. Several processes share the images of a folder
-(torchrun -m samadapt masks ...).
+(torchrun -m samadapt masks ...), and so do the jobs of a cluster (launcher=submitit
+launcher.jobs=8).
 
 The thresholds of SAM's paper fit SAM's own weights alone. For other models the predicted IoU is
 compared with the best one of the image. preview=true also draws the masks over each image.
@@ -65,7 +69,7 @@ Format = Literal["coco", "sa1b"]
 
 
 @dataclass(frozen=True)
-class MaskArguments(ChosenModel, MaskOptions):
+class MaskArguments(FolderJobs, ChosenModel, MaskOptions):
     """The keys of ``samadapt masks``: the files, how masks are found, and the machine."""
 
     input: str = Field(
@@ -104,9 +108,6 @@ class MaskArguments(ChosenModel, MaskOptions):
     preview: bool = Field(
         default=False, description="also write OUTPUT_preview.png, the masks over the image"
     )
-    overwrite: bool = Field(
-        default=False, description="for a folder: find all masks anew, instead of continuing"
-    )
 
 
 SCHEMA = MaskArguments
@@ -124,15 +125,55 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     _check(asked)
     if asked.tune:
         return _tune(asked)
+    from samadapt.inference.folder_work import asked_part
     from samadapt.inference.mask_store import with_format
 
+    if asked.launcher.name is not None:
+        return _submit(asked, arguments, with_format(plan_masks(asked), asked.format))
+    part = asked_part(asked.only_part, asked.parts)
     with processes.together(asked.device):
         plan = with_format(plan_masks(asked), asked.format)
-        return find_masks(asked, plan, sa1b=asked.format == "sa1b")
+        return find_masks(asked, plan, sa1b=asked.format == "sa1b", part=part)
+
+
+def _submit(asked: MaskArguments, arguments: Sequence[str], plan: PredictionPlan) -> dict[str, Any]:
+    """Submit the images of a folder to a cluster and, if asked, wait for the results."""
+    from samadapt.inference.automatic import MaskFinder
+    from samadapt.inference.mask_store import open_store
+    from samadapt.runs.prediction_jobs import OpenedFolder, submit_folder
+
+    def open_folder(work: FolderWork) -> OpenedFolder:
+        # Not on the GPU, which the machine that submits may not have.
+        segmenter, _ = _load(replace(asked, device="cpu", precision="fp32"))
+        finder = MaskFinder(segmenter, mask_options(asked), is_adapted=asked.adapter is not None)
+        store = open_store(work, finder.settings, finder.category, overwrite=asked.overwrite)
+        return OpenedFolder(store.done_rows(plan), store.finish)
+
+    submitted = submit_folder("masks", arguments, plan, asked, open_folder)
+    result = submitted.result(wait=asked.launcher.wait)
+    head = {"adapter": asked.adapter, "model": asked.model, "input": asked.input}
+    head |= {"output": asked.output}
+    if "files" not in result:
+        return head | result
+    _say(result["files"])
+    return head | result | {"other_files": list(plan.others)}
+
+
+def _say(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the warnings and errors of the images."""
+    for row in rows:
+        for text in row.get("warnings", ()):
+            console.log(f"samadapt: warning: {text}")
+        if "error" in row:
+            console.log(f"samadapt: {row['error']}")
 
 
 def find_masks(
-    asked: MaskArguments | AutomaticArguments, plan: PredictionPlan, *, sa1b: bool
+    asked: MaskArguments | AutomaticArguments,
+    plan: PredictionPlan,
+    *,
+    sa1b: bool,
+    part: Part | None = None,
 ) -> dict[str, Any]:
     """Find and write the masks of the images of a plan, with a bar for each of them.
 
@@ -140,20 +181,24 @@ def find_masks(
         asked: the model, how masks are found, and whether the folder is continued.
         plan: from ``plan_masks``, made before any model is loaded.
         sa1b: a ``.json`` output is that of SA-1B.
+        part: the part of the folder that is done; None: all of it.
 
     Returns:
         What ``run`` returns.
     """
     from samadapt.inference.automatic import MaskFinder, find_planned
+    from samadapt.inference.folder_work import FolderWork
     from samadapt.inference.mask_store import open_store
     from samadapt.inference.output_settings import check_processes, refuse_single_image
 
-    refuse_single_image(plan, "masks")
+    work = FolderWork(plan, "masks", part)
+    refuse_single_image(work)
+    plan = work.own
     segmenter, how = _load(asked)
     finder = MaskFinder(segmenter, mask_options(asked), is_adapted=asked.adapter is not None)
     check_processes(plan, finder.settings)
-    store = open_store(plan, finder.settings, finder.category, overwrite=asked.overwrite)
-    with ExitStack() as shown:
+    with work, ExitStack() as shown:
+        store = open_store(work, finder.settings, finder.category, overwrite=asked.overwrite)
         places = {planned.path.name: i for i, planned in enumerate(plan.images, start=1)}
 
         def start(name: str) -> Callable[[int, int], None]:
@@ -166,11 +211,7 @@ def find_masks(
         rows = find_planned(
             finder, plan, how, store, sa1b=sa1b, preview=asked.preview, progress=progress
         )
-    for row in rows:
-        for text in row.get("warnings", ()):
-            console.log(f"samadapt: warning: {text}")
-        if "error" in row:
-            console.log(f"samadapt: {row['error']}")
+    _say(rows)
     head = {"adapter": asked.adapter, "model": segmenter.record.base, "input": asked.input}
     if not plan.is_folder:
         return head | rows[0]
@@ -230,6 +271,9 @@ def _check(asked: MaskArguments) -> None:
         ConfigError: naming the keys.
     """
     asked.check_model("masks")
+    asked.check_part()
+    if asked.tune and (asked.launcher.name or asked.parts):
+        raise ConfigError("tune=true runs here, as one call; leave the launcher and parts out")
     needed = ("output",) if asked.tune else ("input", "output")
     if missing := [key for key in needed if not getattr(asked, key)]:
         raise ConfigError(f"{missing[0]}: this key is required")
@@ -289,6 +333,8 @@ def render(result: dict[str, Any]) -> str:
     """Return the number of masks and the path; for a folder, a line for each file."""
     if "scores" in result:
         return _render_tuned(result)
+    if "files" not in result and "jobs" in result:
+        return _jobs(result)
     if "files" not in result:
         shown = f"\n{result['preview']}" if "preview" in result else ""
         return f"{result['masks']} masks: {result['output']}{shown}"
@@ -301,7 +347,16 @@ def render(result: dict[str, Any]) -> str:
     lines.append(f"{result['output']}: {done} of {len(rows)} files")
     if result["other_files"]:
         lines.append(f"skipped, as they are no images: {', '.join(result['other_files'])}")
+    if result.get("failed"):
+        lines.append(_jobs(result))
     return "\n".join(lines)
+
+
+def _jobs(result: dict[str, Any]) -> str:
+    """Return the jobs of a folder, and how to go on if one failed."""
+    from samadapt.reports.jobs import jobs_text
+
+    return jobs_text(result, f"output: {result['output']}", "the same command")
 
 
 def _render_tuned(result: dict[str, Any]) -> str:

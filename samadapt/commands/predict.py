@@ -13,8 +13,10 @@ from pydantic.dataclasses import dataclass
 
 from samadapt import console
 from samadapt.config.compose import parse_settings
+from samadapt.config.folder_jobs import FolderJobs
 from samadapt.config.prediction_machine import PredictionMachine
 from samadapt.config.schema import Data
+from samadapt.errors import ConfigError
 from samadapt.inference.options import PredictionOptions
 from samadapt.system import processes
 from samadapt.system.limits import set_limits
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from samadapt.inference.files import PredictionPlan
+    from samadapt.inference.folder_work import FolderWork
+    from samadapt.runs.prediction_jobs import OpenedFolder
 
 HELP = """
 Segments a picture, a volume, a DICOM series (its folder) or every image of a folder with an
@@ -34,9 +38,10 @@ volumes. NRRD and MetaImage can also be written as .nrrd or .mha, and a DICOM se
 fail are named at the end, and the exit code is 1. Run the command again to go on with a folder that
 was interrupted: files that are done are skipped. predict_settings.yaml there says how they were
 made, and a command with another adapter or other options is refused unless it says overwrite=true.
-Several processes share the files of a folder (torchrun -m samadapt predict ...). Classes that may
-overlap (data.regions) are written as one mask each, OUTPUT_NAME. The base model is found by the
-name that the adapter records, and checked by its hash.
+Several processes share the files of a folder (torchrun -m samadapt predict ...), and so do the jobs
+of a cluster (launcher=submitit launcher.jobs=8). Classes that may overlap (data.regions) are
+written as one mask each, OUTPUT_NAME. The base model is found by the name that the adapter records,
+and checked by its hash.
 
 An adapter that was trained without prompts needs nothing else. An adapter that was trained with
 prompts needs boxes, points, scribbles or rough masks. Coordinates are pixels (x, y) of the upright
@@ -101,7 +106,7 @@ def _as_in_data(name: str) -> Any:
 
 
 @dataclass(frozen=True)
-class PredictArguments(PredictionMachine, PredictionOptions, PredictFiles):
+class PredictArguments(FolderJobs, PredictionMachine, PredictionOptions, PredictFiles):
     """The keys of ``samadapt predict``: the files, every prediction option, and the machine.
 
     Prompts are redeclared, because the command line knows lists and Python arrays as well.
@@ -115,10 +120,6 @@ class PredictArguments(PredictionMachine, PredictionOptions, PredictFiles):
     masks: str | None = _same("masks")
     max_gb: float = _as_in_data("max_gb")
     max_seconds: float = _as_in_data("max_seconds")
-    overwrite: bool = Field(
-        default=False,
-        description="for a folder: segment all images anew, instead of continuing",
-    )
 
 
 SCHEMA = PredictArguments
@@ -143,7 +144,10 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         PromptError: a prompt is missing, unwanted or wrong.
     """
     asked = parse_settings(PredictArguments, arguments)
+    asked.check_part()
     set_limits(asked.max_gb, asked.max_seconds)
+    if asked.launcher.name is not None:
+        return _submit(asked, arguments)
     with processes.together(asked.device):
         plan, rows = _predict(asked)
     head = {"adapter": asked.adapter, "input": asked.input}
@@ -151,39 +155,74 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     if not plan.is_folder:
         _warn(rows)
         return head | _plain(rows[0])
+    failed = any("error" in row for row in rows)
+    return head | _said(asked, plan, rows) | {"exit_code": int(failed)}
+
+
+def _submit(asked: PredictArguments, arguments: Sequence[str]) -> dict[str, Any]:
+    """Submit the images of a folder to a cluster and, if asked, wait for the results."""
+    from samadapt.inference.planned_predictions import coco_writer
+    from samadapt.inference.prediction_store import PredictionStore
+    from samadapt.inference.segmenter import load_adapter
+    from samadapt.runs.prediction_jobs import OpenedFolder, submit_folder
+
+    if asked.precision == "auto":
+        raise ConfigError(
+            "precision=auto is chosen by the machine that computes, and the jobs of a folder must "
+            "agree; give precision=fp32 or precision=bf16"
+        )
+    plan = _plan(asked)
+
+    def open_folder(work: FolderWork) -> OpenedFolder:
+        # Not on the GPU, which the machine that submits may not have.
+        segmenter = load_adapter(
+            asked.adapter, checkpoint=asked.checkpoint, device="cpu", precision=asked.precision
+        )
+        settings = segmenter.settings_of(asked)
+        store = PredictionStore(work, settings, asked, overwrite=asked.overwrite)
+        write = coco_writer(segmenter.classes, plan.target) if plan.is_coco else None
+        return OpenedFolder(store.done, lambda rows: store.finish(rows, write))
+
+    submitted = submit_folder("predict", arguments, plan, asked, open_folder)
+    result = submitted.result(wait=asked.launcher.wait)
+    head = {"adapter": asked.adapter, "input": asked.input, "output": asked.output}
+    return head | result | (_said(asked, plan, result["files"]) if "files" in result else {})
+
+
+def _said(
+    asked: PredictArguments, plan: PredictionPlan, rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Print the errors and warnings of a folder; return its rows as plain values."""
     for row in rows:
         if "error" in row:
             console.log(f"samadapt: {row['error']}")
     _warn(rows)
-    failed = any("error" in row for row in rows)
-    return head | {
-        "output": asked.output,
-        "files": [_plain(row) for row in rows],
-        "other_files": list(plan.others),
-        "exit_code": int(failed),
-    }
+    files = [_plain(row) for row in rows]
+    return {"output": asked.output, "files": files, "other_files": list(plan.others)}
 
 
 def _predict(asked: PredictArguments) -> tuple[PredictionPlan, list[dict[str, Any]]]:
     """Segment the images, or this process's share of them; return the plan and all rows."""
+    from samadapt.inference.folder_work import FolderWork, asked_part
     from samadapt.inference.output_settings import check_processes, refuse_single_image
     from samadapt.inference.prediction_store import PredictionStore
     from samadapt.inference.segmenter import load_adapter
 
-    plan = _plan(asked)  # before any model is loaded
-    refuse_single_image(plan, "predict")
+    whole = _plan(asked)  # before any model is loaded
+    work = FolderWork(whole, "predict", asked_part(asked.only_part, asked.parts))
+    refuse_single_image(work)
+    plan, store = work.own, None
     segmenter = load_adapter(
         asked.adapter,
         checkpoint=asked.checkpoint,
         device=asked.device,
         precision=asked.precision,
     )
-    store = None
-    if plan.is_folder:
-        settings = segmenter.settings_of(asked)
-        check_processes(plan, settings)
-        store = PredictionStore(plan, settings, asked, overwrite=asked.overwrite)
-    with ExitStack() as shown:
+    with work, ExitStack() as shown:
+        if plan.is_folder:
+            settings = segmenter.settings_of(asked)
+            check_processes(plan, settings)
+            store = PredictionStore(work, settings, asked, overwrite=asked.overwrite)
 
         def start(name: str) -> Callable[[int, int], None]:
             # The bar of one image ends when the next image starts.
@@ -216,7 +255,10 @@ def _warn(rows: Sequence[dict[str, Any]]) -> None:
 def render(result: dict[str, Any]) -> str:
     """Return the voxel counts as a table and the path; for a folder, a line for each file."""
     if "files" in result:
-        return _render_folder(result)
+        table = _render_folder(result)
+        return f"{table}\n{_jobs(result)}" if result.get("failed") else table
+    if "jobs" in result:
+        return _jobs(result)
     height, width, depth = result["shape"]
     total = max(height * width * depth, 1)
     rows = [
@@ -227,6 +269,13 @@ def render(result: dict[str, Any]) -> str:
     beside = "".join(f"\n{result[name]}" for name in MAPS if name in result)
     written = "\n".join(result.get("masks", {}).values()) or result["output"]
     return f"{table}\n\n{_objects(result)}{written} ({_size(result)}){beside}"
+
+
+def _jobs(result: dict[str, Any]) -> str:
+    """Return the jobs of a folder, and how to go on if one failed."""
+    from samadapt.reports.jobs import jobs_text
+
+    return jobs_text(result, f"output: {result['output']}", "the same command")
 
 
 def _objects(result: dict[str, Any]) -> str:

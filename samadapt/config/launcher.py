@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import field
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from samadapt.config.compose import parse_settings
 from samadapt.errors import ConfigError
 from samadapt.system.settings import List, Settings, Whole
 
@@ -34,6 +37,12 @@ class JobLauncher(Settings):
     )
     qos: str | None = Field(
         default=None, description="quality of service; null: the cluster's default"
+    )
+    jobs: Whole = Field(
+        default=1,
+        ge=1,
+        description="for predict and masks of a folder, and for sweep: number of jobs that share "
+        "the work; finetune has one for each fold",
     )
     nodes: Whole = Field(default=1, ge=1, description="machines of a job")
     gpus_per_node: Whole = Field(default=0, ge=0, description="GPUs of a job on each machine")
@@ -85,6 +94,10 @@ class JobLauncher(Settings):
         Raises:
             ConfigError: naming the keys.
         """
+        if self.jobs > 1 and self.name is None:
+            raise ConfigError(
+                f"launcher.jobs={self.jobs}: nothing is submitted without launcher=submitit"
+            )
         if self.warning_seconds >= 60 * self.minutes:
             raise ConfigError(
                 f"launcher.warning_seconds={self.warning_seconds} must be less than the time limit "
@@ -99,3 +112,26 @@ class JobLauncher(Settings):
     def tasks(self) -> int:
         """Return the number of processes of a job on each machine."""
         return self.tasks_per_node or max(1, self.gpus_per_node)
+
+
+@dataclass(frozen=True)
+class LauncherKeys(Settings):
+    """The keys of a command that say where it runs, and nothing else."""
+
+    launcher: JobLauncher = field(default_factory=JobLauncher)
+
+
+def split_launcher(arguments: Sequence[str]) -> tuple[JobLauncher, list[str]]:
+    """Return where a command line says that it runs, and its other arguments.
+
+    Raises:
+        ConfigError: a key of the launcher is wrong.
+    """
+    own = [argument for argument in arguments if is_of_launcher(argument)]
+    others = [argument for argument in arguments if not is_of_launcher(argument)]
+    return parse_settings(LauncherKeys, own).launcher, others
+
+
+def is_of_launcher(argument: str) -> bool:
+    """Return whether an argument is a key of the group ``launcher``."""
+    return argument.partition("=")[0].partition(".")[0] == "launcher"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from samadapt.config.compose import parse_settings, resolved, stored_values, to_dict
 from samadapt.config.keys import flatten
+from samadapt.config.launcher import JobLauncher
 from samadapt.config.schema import Config
 from samadapt.config.search_space import (
     Dimension,
@@ -138,6 +139,13 @@ class SweepArguments(Config):
     def limits_time(self) -> bool:
         """Whether every trial has the same time."""
         return self.train.max_seconds is not None or self.train.max_cpu_seconds is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepCommand(SweepArguments):
+    """What can be typed after ``samadapt sweep``: its keys, and where it runs."""
+
+    launcher: JobLauncher = field(default_factory=JobLauncher)
 
 
 MAY_CHANGE = {"workers", "resume", "dry", "output", "cache"}

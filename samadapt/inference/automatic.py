@@ -212,7 +212,7 @@ def find_planned(
 
     Args:
         finder: finds the masks.
-        plan: from ``plan_prediction``.
+        plan: from ``plan_prediction``; of a part of a folder, with the images of the part.
         how: how images are read.
         store: what is written already; these images are skipped.
         sa1b: a ``.json`` output is that of SA-1B, one for each picture, and not COCO's.
@@ -247,12 +247,6 @@ def find_planned(
             row["warnings"] = [str(finding) for finding in volume.findings]
         return row
 
-    done = {
-        planned.image.name: {"output": str(planned.output), "skipped": True}
-        for planned in plan.images
-        if planned.path.name in store.done and isinstance(planned.output, Path)
-    }
-    rows = each_planned(plan, find, progress, command="masks", done=done)
-    if store.coco is not None:
-        store.coco.finish([planned.path.name for planned in plan.images])
+    rows = each_planned(plan, find, progress, command="masks", done=store.done_rows(plan))
+    store.finish(rows)
     return rows

@@ -3,7 +3,8 @@
 Several processes append to a file each, ``NAME.RANK.jsonl`` beside the ``NAME.jsonl`` of the first
 one, because lines that many machines append to one file may get lost. The first process collects
 the lines of all at the start and at the end. A line that was cut off is dropped, and so is what
-follows it; these images are done anew.
+follows it; these images are done anew. Parts of a folder have such files of their own each
+(``folder_work.py``).
 """
 
 from __future__ import annotations
@@ -47,6 +48,12 @@ class Journal:
         if self.path.is_file():
             yield from self._good_lines(self.path)
 
+    def lines(self) -> Iterator[Entry]:
+        """Yield the entries of all processes, collected or not, and change nothing."""
+        for path in (self.path, *self.parts):
+            if path.is_file():
+                yield from (entry for _, entry in self._good_lines(path))
+
     def at(self, place: int) -> Entry:
         """Return the entry at a place that ``entries`` has named."""
         with self.path.open("rb") as stream:
@@ -75,6 +82,16 @@ class Journal:
                 atomic.append_text(self.path, f"{json.dumps(entry)}\n")
             # A call that is killed before this collects the lines again; the last one counts.
             part.unlink()
+
+    def take(self, other: Journal) -> None:
+        """Move the lines of another journal, which nobody adds to, into this one.
+
+        Raises:
+            WriteError: a line cannot be written.
+        """
+        for entry in other.lines():
+            atomic.append_text(self.path, f"{json.dumps(entry)}\n")
+        other.remove()  # a call that is killed before this takes the lines again
 
     def remove(self) -> None:
         """Remove the files of all processes."""

@@ -3,7 +3,8 @@
 While masks are looked for, ``NAME_rows.jsonl`` beside ``NAME.json`` gets a line for each picture:
 its entry of COCO's ``images`` and its ``annotations``. At the end the lines become ``NAME.json``
 and are removed. So a call that is killed loses no finished picture, and ``NAME.json`` is complete
-whenever it is there.
+whenever it is there. Parts of a folder have lines of their own until all have ended
+(``folder_work.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from samadapt.errors import DataError
+from samadapt.inference.folder_work import FolderWork
 from samadapt.inference.journal import Journal
 from samadapt.sam.mask_tools import area_of, compress
 from samadapt.system import atomic, processes
@@ -40,11 +42,13 @@ def written_files(target: Path) -> list[Path]:
 class MaskCoco:
     """A COCO file to which pictures are added, as long as it is not finished.
 
-    Several processes may add pictures; all of them make this object and finish it together.
+    Several processes may add pictures; all of them make this object together.
 
     Args:
         target: the COCO file.
         category: name of what the masks show.
+        work: the part of a folder that is done, or the whole; None: the whole, and there are no
+            parts.
 
     Attributes:
         done: names of the pictures that were added before or by this process.
@@ -54,9 +58,12 @@ class MaskCoco:
             category.
     """
 
-    def __init__(self, target: Path, category: str) -> None:
-        self.target, self.category = target, category
-        self._journal = Journal(rows_file(target), _is_row)
+    def __init__(self, target: Path, category: str, work: FolderWork | None = None) -> None:
+        self.target, self.category, self._work = target, category, work
+        rows = rows_file(target)
+        self._is_part = work is not None and work.part is not None
+        self._whole = Journal(rows, _is_row)
+        self._journal = self._whole if work is None else work.own_lines(rows, _is_row)
         self.done: set[str] = processes.by_first(self._known)
 
     def add(self, name: str, height: int, width: int, masks: Sequence[FoundMask]) -> None:
@@ -65,13 +72,15 @@ class MaskCoco:
         Raises:
             WriteError: the line cannot be written.
         """
-        if processes.is_first():
+        if processes.is_first() and not self._is_part:
             self._begin()
         self._journal.append(coco_row(name, height, width, masks))
         self.done.add(name)
 
     def finish(self, order: Sequence[str] = ()) -> None:
         """Write the target from the lines, and remove them; without lines it is as it should be.
+
+        The first process calls this alone, and of parts the one that ends last.
 
         Args:
             order: names of pictures in the order of the file. Those that are not named come before
@@ -80,24 +89,21 @@ class MaskCoco:
         Raises:
             WriteError: the target cannot be written. The lines stay.
         """
-        processes.by_first(lambda: self._write(order))
-
-    def _write(self, order: Sequence[str]) -> None:
         self._collect()
-        if not self._journal.path.is_file():
+        if not self._whole.path.is_file():
             return
-        places = {row["image"]["file_name"]: place for place, row in self._journal.entries()}
+        places = {row["image"]["file_name"]: place for place, row in self._whole.entries()}
         named = [name for name in dict.fromkeys(order) if name in places]
         others = [name for name in places if name not in set(named)]
         ordered = [places[name] for name in (*others, *named)]
         write_coco(self.target, self.category, lambda: self._numbered(ordered))
-        self._journal.remove()
+        self._whole.remove()
 
     def _numbered(self, places: Sequence[int]) -> Iterator[Row]:
         """Yield the rows at these places of the lines, with the numbers of one file."""
         masks = 0
         for number, place in enumerate(places, start=1):
-            row = self._journal.at(place)
+            row = self._whole.at(place)
             row["image"]["id"] = number
             for one in row["annotations"]:
                 masks += 1
@@ -106,22 +112,34 @@ class MaskCoco:
 
     def _known(self) -> set[str]:
         """Return the names of the pictures that are done."""
-        self._collect()
+        if self._is_part:
+            self._journal.collect()
+        else:
+            self._collect()
         # Lines that are there hold all that the target holds.
-        if self._journal.path.is_file():
-            return {row["image"]["file_name"] for _, row in self._journal.entries()}
-        return {row["image"]["file_name"] for row in self._written()}
+        has_lines = self._whole.path.is_file()
+        known = self._whole.lines() if has_lines else iter(self._written())
+        names = {row["image"]["file_name"] for row in known}
+        return names | {row["image"]["file_name"] for part in self._parts for row in part.lines()}
+
+    @property
+    def _parts(self) -> list[Journal]:
+        """The lines of the parts of a folder that are not collected yet."""
+        return [] if self._work is None else self._work.part_lines(_is_row)
 
     def _collect(self) -> None:
-        if self._journal.parts:
+        parts = self._parts
+        if parts or self._whole.parts:
             self._begin()
-        self._journal.collect()
+        self._whole.collect()
+        for part in parts:
+            self._whole.take(part)
 
     def _begin(self) -> None:
         """Let the lines take the place of the target, in one step, before they grow."""
-        if not self._journal.path.is_file():
+        if not self._whole.path.is_file():
             before = "".join(f"{json.dumps(row)}\n" for row in self._written())
-            atomic.write_text(self._journal.path, before)
+            atomic.write_text(self._whole.path, before)
 
     def _written(self) -> list[Row]:
         """Return the pictures of a target that an earlier call finished."""

@@ -7,12 +7,14 @@ others is refused, so that no folder holds masks of two kinds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from samadapt.errors import DataError
 from samadapt.inference.files import PlannedImage, PredictionPlan
+from samadapt.inference.folder_work import FolderWork
 from samadapt.inference.mask_coco import MaskCoco, written_files
 from samadapt.inference.output_settings import keep_settings
 from samadapt.inference.outputs import COCO
@@ -26,10 +28,46 @@ class MaskStore:
     Attributes:
         done: names of the images whose masks are written.
         coco: the COCO file that all pictures share; None: every image has its own output.
+        work: the folder, or the part of it, that is done; None: a single image.
     """
 
     done: frozenset[str] = frozenset()
     coco: MaskCoco | None = None
+    work: FolderWork | None = None
+
+    def done_rows(self, plan: PredictionPlan) -> dict[str, dict[str, Any]]:
+        """Return a row for each image of a plan whose masks are written, by name."""
+        return {
+            planned.image.name: {"output": str(planned.output), "skipped": True}
+            for planned in plan.images
+            if planned.path.name in self.done and isinstance(planned.output, Path)
+        }
+
+    def finish(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the COCO file if there is to be one.
+
+        Of a folder in parts, the part that ends last does so for all.
+
+        Args:
+            rows: those of all images of the work.
+
+        Raises:
+            WriteError: the file cannot be written.
+        """
+        work = self.work
+        if work is None:
+            return
+
+        def write_coco() -> None:
+            if self.coco is not None:
+                self.coco.finish([planned.path.name for planned in work.plan.images])
+
+        def end() -> None:
+            if work.part is None:
+                write_coco()
+            work.finish(rows, lambda _: write_coco())
+
+        processes.by_first(end)
 
 
 def with_format(plan: PredictionPlan, wanted: str | None) -> PredictionPlan:
@@ -56,12 +94,12 @@ def with_format(plan: PredictionPlan, wanted: str | None) -> PredictionPlan:
 
 
 def open_store(
-    plan: PredictionPlan, settings: dict[str, Any], category: str, *, overwrite: bool
+    work: FolderWork, settings: dict[str, Any], category: str, *, overwrite: bool
 ) -> MaskStore:
     """Return what an earlier call has written for a plan, and record how masks are found now.
 
     Args:
-        plan: what to read and write. A single image is always done anew.
+        work: what to read and write. A single image is always done anew.
         settings: what decides the masks of an image; ``MaskFinder.settings``.
         category: name of what the masks show.
         overwrite: do all images anew.
@@ -69,38 +107,38 @@ def open_store(
     Raises:
         DataError: the masks that are there were found in another way or in other images, or the
             record is broken.
+        HeldError: another call is at work on them.
     """
-    if not plan.is_folder:
+    if not work.plan.is_folder:
         return MaskStore()
-    done = processes.by_first(lambda: _open_folder(plan, settings, overwrite=overwrite))
-    if plan.is_coco:
-        coco = MaskCoco(plan.target, category)
-        return MaskStore(frozenset(coco.done), coco)
-    return MaskStore(done)
+    done = processes.by_first(lambda: _open_folder(work, settings, overwrite=overwrite))
+    if work.plan.is_coco:
+        coco = MaskCoco(work.plan.target, category, work)
+        return MaskStore(frozenset(coco.done), coco, work)
+    return MaskStore(done, None, work)
 
 
-def _open_folder(
-    plan: PredictionPlan, settings: dict[str, Any], *, overwrite: bool
-) -> frozenset[str]:
+def _open_folder(work: FolderWork, settings: dict[str, Any], *, overwrite: bool) -> frozenset[str]:
     """Record how masks are found; return the images whose outputs an earlier call has written."""
-    is_known = keep_settings(
-        plan,
-        settings,
-        "masks",
-        overwrite=overwrite,
-        make_room=lambda: _make_room(plan, overwrite=overwrite),
-    )
-    return frozenset(_written(plan.images) if is_known else ())
+    with work.begins():
+        is_known = keep_settings(
+            work,
+            settings,
+            overwrite=overwrite,
+            make_room=lambda: _make_room(work, overwrite=overwrite),
+        )
+    return frozenset(_written(work.own.images) if is_known else ())
 
 
-def _make_room(plan: PredictionPlan, *, overwrite: bool) -> None:
+def _make_room(work: FolderWork, *, overwrite: bool) -> None:
     """Remove outputs that are there if that was asked for.
 
     Raises:
         DataError: files are there that would be written over.
     """
+    plan = work.plan
     outputs = [one.output for one in plan.images if isinstance(one.output, Path)]
-    files = written_files(plan.target) if plan.is_coco else outputs
+    files = [*written_files(plan.target), *work.line_files()] if plan.is_coco else outputs
     there = [path for path in files if path.is_file()]
     if there and not overwrite:
         raise DataError(

@@ -16,6 +16,7 @@ import yaml
 
 from samadapt.errors import ConfigError, DataError
 from samadapt.inference.files import PredictionPlan
+from samadapt.inference.folder_work import FolderWork
 from samadapt.system import atomic, processes
 from samadapt.system.plain_yaml import read_plain_yaml
 from samadapt.version import __version__
@@ -30,9 +31,8 @@ def settings_file(plan: PredictionPlan, command: str) -> Path:
 
 
 def keep_settings(
-    plan: PredictionPlan,
+    work: FolderWork,
     settings: Mapping[str, Any],
-    command: str,
     *,
     overwrite: bool,
     make_room: Callable[[], None],
@@ -40,9 +40,8 @@ def keep_settings(
     """Compare how outputs are made with how earlier ones were made, and record it.
 
     Args:
-        plan: what to read and write: a folder.
+        work: what to read and write, which begins.
         settings: what decides an output; ``"options"`` are compared one by one.
-        command: the command that runs.
         overwrite: make all outputs anew, however earlier ones were made.
         make_room: called before the record is written where no earlier outputs are continued. A
             call that is interrupted and continued must not take older files for its own.
@@ -53,29 +52,31 @@ def keep_settings(
     Raises:
         DataError: they were made in another way or from other images, or the record is broken.
     """
-    file = settings_file(plan, command)
-    now = {**settings, "input": str(plan.images[0].path.parent.resolve())}
+    file = settings_file(work.plan, work.command)
+    now = {**settings, "input": str(work.plan.images[0].path.parent.resolve())}
     is_known = file.is_file() and not overwrite
     if is_known:
         _check_same(file, now)
     else:
         make_room()
-        if not plan.is_coco:
-            plan.target.mkdir(exist_ok=True)
-    # Of a call that was killed. Beside a COCO file, another call may be writing something else.
-    names = [plan.target.stem, *(image.image.name for image in plan.images)]
-    atomic.remove_leftovers(file.parent, names if plan.is_coco else None)
+    if work.is_alone or work.part is None:
+        work.remove_leftovers()
     atomic.write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
     return is_known
 
 
-def refuse_single_image(plan: PredictionPlan, command: str) -> None:
-    """Check that there is something to share if there are several processes.
+def refuse_single_image(work: FolderWork) -> None:
+    """Check that there is something to share if there are several processes or parts.
 
     Raises:
         ConfigError: there is a single image.
     """
-    size = processes.count()
+    plan, command, size = work.plan, work.command, processes.count()
+    if work.part is not None and not plan.is_folder:
+        raise ConfigError(
+            f"{command}: only_part={work.part.index} does a part of a folder, and the input is a "
+            "single image; leave only_part and parts out"
+        )
     if size > 1 and not plan.is_folder:
         raise ConfigError(
             f"{command}: this is one of {size} processes, which share the files of a folder, and "

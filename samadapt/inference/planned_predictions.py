@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def predict_planned(
 
     Args:
         predictor: the adapter in use.
-        plan: from ``plan_prediction``.
+        plan: from ``plan_prediction``; of a part of a folder, with the images of the part.
         options: prompts and options.
         how: how images are read.
         progress: called with the name of each image; returns what is called after each slice.
@@ -65,15 +66,28 @@ def predict_planned(
 
     done = {} if store is None else store.done
     rows = each_planned(plan, predict, progress, command="predict", done=done)
+    # One COCO file holds all pictures, so it is written after the last one.
+    write = coco_writer(predictor.classes, plan.target) if plan.is_coco else None
     if store is not None:
-        store.finish()
-    if plan.is_coco:
-        # One COCO file holds all pictures, so it is written after the last one.
-        coco = CocoFile(predictor.classes)
-        for found in (row.pop("coco") for row in rows if "coco" in row):
-            coco.extend(found["images"], found["annotations"])
-        processes.by_first(lambda: coco.write(plan.target))
+        store.finish(rows, write)
+    elif write is not None:
+        contents = [row.pop("coco") for row in rows if "coco" in row]
+        processes.by_first(partial(write, contents))
     return rows
+
+
+def coco_writer(
+    classes: Sequence[str], target: Path
+) -> Callable[[Sequence[Mapping[str, Any]]], None]:
+    """Return what writes the COCO file of a folder, given what COCO holds of each picture."""
+
+    def write(contents: Sequence[Mapping[str, Any]]) -> None:
+        coco = CocoFile(classes)
+        for one in contents:
+            coco.extend(one["images"], one["annotations"])
+        coco.write(target)
+
+    return write
 
 
 def _predict(

@@ -4,21 +4,23 @@
 ``predict_rows.jsonl`` has a line for each image that is done: what was found in it, and which files
 were read and written. For a COCO file they are ``NAME_settings.yaml`` and ``NAME_rows.jsonl``. An
 image is skipped if it has a line, its files are as they were when it was read, and its outputs are
-as they were written. Anything else is done anew, also what an earlier version has left.
+as they were written. Anything else is done anew, also what an earlier version has left. Parts of a
+folder have lines of their own until all have ended (``folder_work.py``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from samadapt.errors import UserError
 from samadapt.inference.drawn_files import drawn_files
-from samadapt.inference.files import PlannedImage, PredictionPlan, stem_of
+from samadapt.inference.files import PlannedImage, stem_of
+from samadapt.inference.folder_work import FolderWork
 from samadapt.inference.journal import Entry, Journal
 from samadapt.inference.mask_coco import rows_file
 from samadapt.inference.options import PredictionOptions
@@ -35,13 +37,17 @@ SLACK_SECONDS = 2.0
 """How much the time of an output may change when its file system stores it or it is copied."""
 
 
+WriteCoco = Callable[[Sequence[Mapping[str, Any]]], None]
+"""Writes the COCO file of what was found in each picture, in order."""
+
+
 class PredictionStore:
     """The outputs of a folder: which are there already, and what is found in the others.
 
     All processes of a prediction make this object and finish it together.
 
     Args:
-        plan: what to read and write: a folder.
+        work: what to read and write: a folder or a part of it.
         settings: what decides the outputs; see ``settings_of``.
         options: prompts and options, whose files are compared too.
         overwrite: do all images anew.
@@ -51,19 +57,22 @@ class PredictionStore:
 
     Raises:
         DataError: the outputs that are there were made in another way or from other images.
+        HeldError: another call is at work on them.
     """
 
     def __init__(
         self,
-        plan: PredictionPlan,
+        work: FolderWork,
         settings: Mapping[str, Any],
         options: PredictionOptions,
         *,
         overwrite: bool,
     ) -> None:
+        plan = work.plan
         rows = rows_file(plan.target) if plan.is_coco else plan.target / "predict_rows.jsonl"
-        self._plan, self._options = plan, options
-        self._journal = Journal(rows, _is_entry)
+        self._work, self._plan, self._options = work, plan, options
+        self._whole = Journal(rows, _is_entry)
+        self._journal = work.own_lines(rows, _is_entry)
         self.done: Mapping[str, Row] = processes.by_first(
             lambda: self._open(settings, overwrite=overwrite)
         )
@@ -116,13 +125,40 @@ class PredictionStore:
             }
         )
 
-    def finish(self) -> None:
-        """Collect the lines of all processes.
+    def finish(self, rows: Sequence[Row], write_coco: WriteCoco | None) -> None:
+        """Collect the lines of all processes, and write the COCO file if there is to be one.
+
+        Of a folder in parts, the part that ends last does so for all.
+
+        Args:
+            rows: those of all images of the work. What COCO holds of a picture is in ``"coco"``,
+                which is taken out.
+            write_coco: writes the COCO file; None: there is none.
 
         Raises:
-            WriteError: a line cannot be written.
+            WriteError: a line or the file cannot be written.
         """
-        processes.by_first(self._journal.collect)
+        contents = [row.pop("coco") for row in rows if "coco" in row]
+
+        def end() -> None:
+            self._journal.collect()
+            if write_coco is not None and self._work.part is None:
+                write_coco(contents)
+            self._work.finish(rows, lambda whole: self._collect(whole, write_coco))
+
+        processes.by_first(end)
+
+    def _collect(self, rows: Sequence[Mapping[str, Any]], write_coco: WriteCoco | None) -> None:
+        """Collect what all parts have written; ``rows`` are those of the whole folder."""
+        self._take_parts()
+        if write_coco is None:
+            return
+        pairs = zip(self._plan.images, rows, strict=True)
+        names = [planned.image.name for planned, row in pairs if "error" not in row]
+        wanted = set(names)
+        lines = (line for line in self._whole.lines() if line["image"] in wanted)
+        found = {line["image"]: line["row"]["coco"] for line in lines if "coco" in line["row"]}
+        write_coco([found[name] for name in names if name in found])
 
     @property
     def _folder(self) -> Path:
@@ -130,22 +166,34 @@ class PredictionStore:
 
     def _open(self, settings: Mapping[str, Any], *, overwrite: bool) -> dict[str, Row]:
         """Record how outputs are made, and return the rows of those that are done."""
-        # Earlier outputs without lines are written over one by one, and not removed first.
-        keep_settings(
-            self._plan,
-            settings,
-            "predict",
-            overwrite=overwrite,
-            make_room=self._journal.remove,
-        )
-        self._journal.collect()
-        known = {entry["image"]: entry for _, entry in self._journal.entries()}
-        planned = {one.image.name: one for one in self._plan.images}
+        with self._work.begins():
+            # Earlier outputs without lines are written over one by one, and not removed first.
+            keep_settings(self._work, settings, overwrite=overwrite, make_room=self._forget)
+        if self._work.part is None:
+            self._take_parts()
+        else:
+            self._journal.collect()
+        planned = {one.image.name: one for one in self._work.own.images}
+        # The own lines of a part come last, since they are newer than those of the whole.
+        all_lines = (self._whole, *self._work.part_lines(_is_entry), self._journal)
+        found = (entry for lines in all_lines for entry in lines.lines())
+        known = {entry["image"]: entry for entry in found if entry["image"] in planned}
         return {
             name: self._row(known[name])
             for name, image in planned.items()
             if name in known and self._is_done(image, known[name])
         }
+
+    def _take_parts(self) -> None:
+        """Put the lines of all processes and parts into one file."""
+        self._whole.collect()
+        for part in self._work.part_lines(_is_entry):
+            self._whole.take(part)
+
+    def _forget(self) -> None:
+        """Remove the lines of what was made in another way."""
+        for lines in (self._whole, *self._work.part_lines(_is_entry)):
+            lines.remove()
 
     def _is_done(self, planned: PlannedImage, entry: Entry) -> bool:
         output = planned.output

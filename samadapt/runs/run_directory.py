@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import os
-import platform
 import shutil
-import stat
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from samadapt import console
 from samadapt.adapters.record import RECORD, UNET_RECORD
 from samadapt.config.compose import from_yaml, to_dict, to_yaml
 from samadapt.config.schema import Config
 from samadapt.errors import ConfigError, LostOthersError, UserError
 from samadapt.runs.run_description import trained_name
 from samadapt.system import atomic, processes
+from samadapt.system.locks import HeldError, NamedLock
 
 MAY_MOVE = {"root", "held_out", "on_error"}
 """Keys of ``data`` that a resumed run may change, since the same files may lie elsewhere."""
@@ -33,11 +26,7 @@ TRAINED = (("adapter", RECORD), ("baseline", UNET_RECORD))
 LOCK = ".lock"
 
 HOLDER = ".holder.json"
-"""Names the process that holds the lock. It is a file of its own, since Windows does not let other
-processes read a locked file."""
-
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, getattr(errno, "EOPNOTSUPP", errno.ENOSYS)}
-"""Errors of file systems that have no locks."""
+"""Names the process that holds the lock."""
 
 
 def open_run_dir(config: Config) -> Path:
@@ -178,27 +167,14 @@ def locked(run_dir: Path) -> Iterator[None]:
     if not processes.is_first():
         yield
         return
-    path = run_dir / LOCK
-    path.touch(exist_ok=True)
-    mode = stat.S_IMODE(path.stat().st_mode)  # filelock would ignore the umask
-    lock = FileLock(path, timeout=0, mode=mode)
+    lock = _lock_of(run_dir)
     try:
-        lock.acquire()
-    except Timeout:
-        raise RunLockedError(
-            f"{run_dir}: in use by {_holder(run_dir / HOLDER)}; wait until it ends, or stop it"
-        ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        console.log(f"warning: {run_dir}: this file system has no locks; start no second run here")
+        lock.acquire(str(run_dir))
+    except HeldError as error:
+        raise RunLockedError(str(error)) from None
     try:
-        atomic.write_text(run_dir / HOLDER, json.dumps(_myself()))
         yield
     finally:
-        # The file goes before the lock: afterwards it may be that of the next process.
-        with suppress(OSError):
-            (run_dir / HOLDER).unlink(missing_ok=True)
         lock.release()
         if not (run_dir / "config.yaml").exists():
             shutil.rmtree(run_dir, ignore_errors=True)
@@ -206,30 +182,8 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 def is_locked(run_dir: Path) -> bool:
     """Return whether a process works in a run directory now."""
-    if not (run_dir / HOLDER).is_file():
-        return False
-    try:
-        with FileLock(run_dir / LOCK, timeout=0):
-            return False  # its process died without removing the file
-    except (Timeout, OSError):
-        return True
+    return _lock_of(run_dir).is_held()
 
 
-def _myself() -> dict[str, str | int]:
-    return {
-        "pid": os.getpid(),
-        "host": platform.node(),
-        "command": " ".join(Path(part).name for part in sys.argv[:2]),
-        "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-    }
-
-
-def _holder(path: Path) -> str:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        pid, host = int(found["pid"]), str(found["host"])
-        command, since = str(found["command"]), str(found["since"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return "another process"
-    here = "" if host == platform.node() else f" on {host}"
-    return f"process {pid}{here} ({command}, since {since})"
+def _lock_of(run_dir: Path) -> NamedLock:
+    return NamedLock(run_dir / LOCK, run_dir / HOLDER)

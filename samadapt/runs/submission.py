@@ -1,4 +1,4 @@
-"""Submit a run as jobs of a cluster: ``samadapt finetune ... launcher=submitit``.
+"""Submit commands as jobs of a cluster, and a run: ``samadapt finetune ... launcher=submitit``.
 
 The mistakes that can be found here are found here, before anything waits in a queue: the run
 directory is made, the data set is opened and the weights are fetched. The jobs only resume the run
@@ -51,9 +51,10 @@ class SubmittedRun:
     run_dir: Path
     jobs: list[Job[None]]
 
-    def entries(self) -> list[dict[str, str]]:
-        """Return the number of each job and the file that receives its messages."""
-        return [{"job": job.job_id, "log": str(job.paths.stdout)} for job in self.jobs]
+
+def job_entries(jobs: Sequence[Job[None]]) -> list[dict[str, str]]:
+    """Return the number of each job and the file that receives its messages."""
+    return [{"job": job.job_id, "log": str(job.paths.stdout)} for job in jobs]
 
 
 def submit_finetune(
@@ -72,6 +73,11 @@ def submit_finetune(
         MissingExtraError: submitit is not installed.
     """
     check_launcher(launcher)
+    if launcher.jobs > 1:
+        raise ConfigError(
+            f"launcher.jobs={launcher.jobs} is for predict, masks and sweep; a training is one "
+            "job, and folds=5 makes one for each fold"
+        )
     if config.memory is not None and config.resume is None:
         raise ConfigError(
             f"memory={config.memory} is chosen on the machine that computes; take the keys that "

@@ -33,7 +33,7 @@ from samadapt.runs.run_directory import RunLockedError, locked, make_run_dir
 from samadapt.runs.sweep_results import SUMMARY_NAME, best_of, summarise_sweep, write_sweep_page
 from samadapt.runs.sweep_runner import Machine, Runner, is_trained
 from samadapt.runs.sweep_search import Search, TrialMaker, make_search
-from samadapt.runs.sweep_study import SweepStudy, import_optuna
+from samadapt.runs.sweep_study import CLAIMS, JOURNAL, SweepStudy, alone, import_optuna
 from samadapt.system import atomic
 from samadapt.system.launchers import refuse_several_processes
 
@@ -84,7 +84,7 @@ def sweep(arguments: SweepArguments) -> SweepResult:
     dataset = open_data(arguments, scratch=arguments.output.dir)
     reads_alike = not any(key.startswith("data.") for key in arguments.space)
     if resumed is not None and reads_alike:  # otherwise each trial reads the files in its own way
-        _check_same_data(dataset, resumed, hides_names=arguments.privacy)
+        check_same_data(dataset, resumed, hides_names=arguments.privacy)
     machine = _machine(arguments, resumed)
     maker = TrialMaker(arguments, machine.device, machine.precision["name"], dataset.longest_side())
     search = make_search(maker)
@@ -92,7 +92,7 @@ def sweep(arguments: SweepArguments) -> SweepResult:
     if arguments.dry:
         return SweepResult(resumed, plan, None)
     console.log(plan_text(plan))
-    directory = resumed or _make_directory(arguments, machine)
+    directory = resumed or make_directory(arguments, machine)
     runner = Runner(directory, machine, arguments.workers)
     try:
         study = SweepStudy(directory, _pruner(plan))
@@ -119,7 +119,7 @@ def sweep(arguments: SweepArguments) -> SweepResult:
     return SweepResult(directory, plan, summary)
 
 
-def _check_same_data(dataset: Dataset, resumed: Path, *, hides_names: bool) -> None:
+def check_same_data(dataset: Dataset, resumed: Path, *, hides_names: bool) -> None:
     """Check that the data are those of the trials of a stopped sweep.
 
     Raises:
@@ -135,11 +135,19 @@ def _check_same_data(dataset: Dataset, resumed: Path, *, hides_names: bool) -> N
 def _machine(arguments: SweepArguments, resumed: Path | None) -> Machine:
     """Return device, precision and threads of all trials: chosen here, or as the sweep began.
 
+    A sweep that was submitted to a cluster begins in the first of its jobs.
+
     Raises:
         ConfigError: the directory holds no sweep.
     """
     if resumed is None:
         return Machine.of(arguments, arguments.threads, arguments.workers)
+    if not is_begun(resumed):
+        (resumed / CLAIMS).mkdir(exist_ok=True)
+        with alone(resumed / CLAIMS / "machine"):
+            if not is_begun(resumed):
+                machine = Machine.of(arguments, arguments.threads, arguments.workers)
+                write_json(resumed / MACHINE_NAME, vars(machine))
     try:
         return Machine(**json.loads((resumed / MACHINE_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -149,8 +157,18 @@ def _machine(arguments: SweepArguments, resumed: Path | None) -> Machine:
         ) from error
 
 
-def _make_directory(arguments: SweepArguments, machine: Machine) -> Path:
-    """Make the directory of a new sweep."""
+def is_begun(directory: Path) -> bool:
+    """Return whether the machine of a sweep is chosen, or was and is lost."""
+    return (directory / MACHINE_NAME).is_file() or (directory / JOURNAL).is_file()
+
+
+def make_directory(arguments: SweepArguments, machine: Machine | None) -> Path:
+    """Make the directory of a new sweep.
+
+    Args:
+        arguments: the keys of the sweep.
+        machine: what is the same for all trials; None: the first job chooses it.
+    """
     stored = to_yaml(replace(arguments, resume=None, dry=False))
     words = ["sweep", arguments.model.name]
     directory = make_run_dir(arguments.output.dir, arguments.recipe, words, stored)
@@ -160,14 +178,22 @@ def _make_directory(arguments: SweepArguments, machine: Machine) -> Path:
         pseudonyms = open_key(directory)
         for name in ("trials", WINNER):
             write_key(directory / name, pseudonyms, ())
-    write_json(directory / MACHINE_NAME, vars(machine))
+    if machine is not None:
+        write_json(directory / MACHINE_NAME, vars(machine))
     return directory
 
 
 def describe_plan(
-    arguments: SweepArguments, search: Search, machine: Machine, dataset: Dataset
+    arguments: SweepArguments, search: Search, machine: Machine | None, dataset: Dataset
 ) -> dict[str, Any]:
-    """Return what a sweep will do, as plain values, for the reader and for ``sweep.json``."""
+    """Return what a sweep will do, as plain values, for the reader and for ``sweep.json``.
+
+    Args:
+        arguments: the keys of the sweep.
+        search: what is tried.
+        machine: what is the same for all trials; None: the first job chooses it.
+        dataset: the data.
+    """
     dimensions, context = search.dimensions, arguments.context
     methods = used_by(dimensions, context)
     peft = dimensions.get("peft")
@@ -193,8 +219,8 @@ def describe_plan(
         "pruning": _pruning(arguments),
         "held_out": len(dataset.val),
         "seeds": arguments.seeds,
-        "machine": vars(machine) | {"workers": arguments.workers},
-        "machine_text": machine.text,
+        "machine": (vars(machine) if machine else {}) | {"workers": arguments.workers},
+        "machine_text": machine.text if machine else "the machine of the first job",
         "limits": {key: value for key, value in limits.items() if value is not None},
     }
 

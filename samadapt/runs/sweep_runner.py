@@ -12,8 +12,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,7 +205,7 @@ class Runner:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         threads = dict.fromkeys(THREADS, str(self.machine.threads))
-        with (run_dir / OUTPUT_NAME).open("ab") as stream:
+        with (run_dir / OUTPUT_NAME).open("ab") as stream, _warnings_held_back():
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -302,6 +304,25 @@ class Runner:
             if child.claim is not None:
                 child.claim.lock.release()
         self.children.clear()
+
+
+@contextmanager
+def _warnings_held_back() -> Iterator[None]:
+    """Start programs that never hear the signals with which clusters warn, while the block runs.
+
+    SLURM signals all processes of a job. This one passes the warning on, and a training that got it
+    twice would stop at once instead of saving.
+    """
+    names = [name for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+    if not names or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # A program inherits which signals are blocked; what arrives here meanwhile is heard afterwards.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {getattr(signal, name) for name in names})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _waits(study: SweepStudy, lost: set[int]) -> bool:

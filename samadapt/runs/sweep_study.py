@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 JOURNAL = "journal.log"
+CLAIMS = "claims"
+"""The folder of the locks of a sweep."""
 NAME = "sweep"
 
 
@@ -96,7 +98,7 @@ class SweepStudy:
         """
         optuna = import_optuna()
         self.folder = directory / "trials"
-        self._claims = directory / "claims"
+        self._claims = directory / CLAIMS
         for folder in (self.folder, self._claims):
             folder.mkdir(exist_ok=True)
         storage = optuna.storages.JournalStorage(
@@ -104,7 +106,7 @@ class SweepStudy:
                 str(directory / JOURNAL), lock_obj=_file_lock(directory / JOURNAL)
             )
         )
-        with self._alone():
+        with alone(self._claims / "next"):
             self.study: Study = optuna.create_study(
                 storage=storage,
                 study_name=NAME,
@@ -136,7 +138,7 @@ class SweepStudy:
             given_up: numbers of trials that failed in this process for a reason that may pass.
         """
         optuna = import_optuna()
-        with self._alone():
+        with alone(self._claims / "next"):
             for trial in self.trials():
                 left = not trial.state.is_finished() and trial.number not in given_up
                 if left and (claim := self._take(trial)) is not None:
@@ -207,15 +209,20 @@ class SweepStudy:
     def _lock(self, number: int) -> FileLock:
         return FileLock(self._claims / f"{number:04d}.lock")
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other processes from claiming, with a lock that also works between machines."""
-        lock = _file_lock(self._claims / "next")
-        lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep other processes away while the block runs, with a lock that works between machines.
+
+    Args:
+        path: names what is protected; the lock lies beside it.
+    """
+    lock = _file_lock(path)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _file_lock(path: Path) -> Any:

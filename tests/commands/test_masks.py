@@ -20,6 +20,7 @@ from samadapt.data.dataset import open_dataset
 from samadapt.errors import AdapterError
 from samadapt.inference.automatic import MaskFinder
 from samadapt.inference.files import plan_prediction
+from samadapt.inference.folder_work import FolderWork
 from samadapt.inference.mask_coco import rows_file
 from samadapt.inference.mask_options import MaskOptions
 from samadapt.inference.mask_outputs import preview_file
@@ -155,13 +156,18 @@ def test_what_an_interrupted_overwrite_left_is_not_continued(pictures, tmp_path)
     target = tmp_path / "out"
     plan = plan_prediction(str(pictures), target, None)
     settings = {"base": "tiny", "options": {"nms": 0.7}}
-    open_store(plan, settings, "object", overwrite=False)
+    work = FolderWork(plan, "masks")
+    with work:
+        open_store(work, settings, "object", overwrite=False)
     for planned in plan.images:
         planned.output.write_bytes(b"old")
-    assert open_store(plan, settings, "object", overwrite=False).done == {"a.png", "b.png"}
+    with work:
+        assert open_store(work, settings, "object", overwrite=False).done == {"a.png", "b.png"}
     newer = {**settings, "options": {"nms": 0.5}}
-    open_store(plan, newer, "object", overwrite=True)
-    assert open_store(plan, newer, "object", overwrite=False).done == frozenset()
+    with work:
+        open_store(work, newer, "object", overwrite=True)
+    with work:
+        assert open_store(work, newer, "object", overwrite=False).done == frozenset()
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,10 @@ def check_samadapt(words: list[str]) -> None:
 
         finetune_arguments(arguments)
     elif command == "sweep" and "--help" not in words:
+        from samadapt.config.launcher import split_launcher
         from samadapt.config.sweep_arguments import sweep_from_arguments
 
-        sweep_from_arguments(arguments)
+        sweep_from_arguments(split_launcher(arguments)[1])
     elif command == "check" and arguments[0].startswith("explain="):
         module.run(arguments)
     elif module.SCHEMA is not None and "--help" not in words:

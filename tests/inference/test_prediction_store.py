@@ -11,12 +11,16 @@ import pytest
 from PIL import Image
 
 from samadapt.errors import ConfigError, DataError
+from samadapt.inference import folder_work, planned_predictions
 from samadapt.inference.files import plan_prediction
+from samadapt.inference.folder_work import FolderWork, Part
 from samadapt.inference.options import PredictionOptions
 from samadapt.inference.output_settings import check_processes, refuse_single_image
 from samadapt.inference.prediction_store import LONGEST, PredictionStore, recorded_options
 from samadapt.system import processes
+from samadapt.system.atomic import PREFIX
 from samadapt.system.launchers import Place
+from samadapt.system.locks import HeldError
 
 OPTIONS = PredictionOptions(fill_holes=True, objects=True, uncertainty=True, probabilities=True)
 
@@ -38,12 +42,13 @@ def predict(make_oracle, make_regions, folder, tmp_path):
     """``predict(output, options)``: one call of a prediction of the folder."""
     segmenters = {False: make_oracle(), True: make_regions()}
 
-    def call(output="out", options=OPTIONS, *, overwrite=False, overlapping=False):
+    def call(output="out", options=OPTIONS, *, overwrite=False, overlapping=False, part=None):
         segmenter = segmenters[overlapping]
         plan = plan_prediction(str(folder), tmp_path / output, None)
         settings = segmenter.settings_of(options)
-        store = PredictionStore(plan, settings, options, overwrite=overwrite)
-        return segmenter.predict_plan(plan, options, store=store)
+        with FolderWork(plan, "predict", part) as work:
+            store = PredictionStore(work, settings, options, overwrite=overwrite)
+            return segmenter.predict_plan(work.own, options, store=store)
 
     return call
 
@@ -111,7 +116,8 @@ def test_a_mask_that_was_drawn_anew_counts(folder, tmp_path):
         Image.open(path).save(masks / path.name)
     options = PredictionOptions(masks=str(masks))
     plan = plan_prediction(str(folder), tmp_path / "out", None)
-    store = PredictionStore(plan, {"options": {}}, options, overwrite=False)
+    work = FolderWork(plan, "predict")
+    store = PredictionStore(work, {"options": {}}, options, overwrite=False)
     before = [store.inputs(planned) for planned in plan.images]
     os.utime(masks / "c.png", (1e9, 1e9))
     after = [store.inputs(planned) for planned in plan.images]
@@ -175,12 +181,14 @@ def test_options_are_recorded_as_plain_values(tmp_path, monkeypatch):
 
 def test_several_processes_need_a_folder_and_agree(folder, tmp_path, monkeypatch):
     plan = plan_prediction(str(folder / "a.png"), tmp_path / "a.png", None)
-    refuse_single_image(plan, "predict")
+    with pytest.raises(ConfigError, match=r"only_part=1 .* a single image"):
+        refuse_single_image(FolderWork(plan, "predict", Part(1, 3)))
+    refuse_single_image(FolderWork(plan, "predict"))
     monkeypatch.setattr(processes, "count", lambda: 2)
     with pytest.raises(ConfigError, match=r"one of 2 processes.*a single image"):
-        refuse_single_image(plan, "predict")
+        refuse_single_image(FolderWork(plan, "predict"))
     plan = plan_prediction(str(folder), tmp_path / "out", None)
-    refuse_single_image(plan, "predict")
+    refuse_single_image(FolderWork(plan, "predict"))
     monkeypatch.setattr(processes, "gather", lambda facts: [facts, {**facts, "images": "2"}])
     with pytest.raises(ConfigError, match="images: 3 in process 0, 2 in process 1"):
         check_processes(plan, {"options": {}})
@@ -207,3 +215,116 @@ def test_the_share_of_a_process_and_the_rows_of_all(predict, folder, monkeypatch
     assert [row["input"].name for row in rows] == ["a.png", "b.png", "c.png"]
     assert skipped(rows) == ["b"]
     assert [one["output"].name for one in sent[0]] == ["c.png"]
+
+
+def stopped_at(monkeypatch, name):
+    """Stop the next call when it comes to an image."""
+    segment = planned_predictions._predict
+
+    def stop(predictor, planned, *others, **more):
+        if planned.image.stem == name:
+            monkeypatch.setattr(planned_predictions, "_predict", segment)
+            raise KeyboardInterrupt
+        return segment(predictor, planned, *others, **more)
+
+    monkeypatch.setattr(planned_predictions, "_predict", stop)
+
+
+@pytest.mark.parametrize("output", ["out", "out.json"])
+def test_parts_in_any_order_make_the_outputs_of_one_call(predict, tmp_path, output):
+    whole = predict(output.replace("out", "whole"))
+    names = []
+    for index in (2, 0, 3, 1):
+        assert not (tmp_path / "out.json").exists()
+        rows = predict(output, part=Part(index, 4))
+        names.append([row["input"].stem for row in rows])
+        assert all("coco" not in row for row in rows)
+    assert names == [["c"], ["a"], [], ["b"]]
+    assert content(tmp_path, output) == content(tmp_path, output.replace("out", "whole"))
+    again = predict(output)
+    assert skipped(again) == ["a", "b", "c"]
+    assert [row["voxels"] for row in again] == [row["voxels"] for row in whole]
+    assert not list(tmp_path.rglob("part_*"))
+    assert not list(tmp_path.rglob("*_jobs"))
+
+
+@pytest.mark.parametrize("output", ["out", "out.json"])
+def test_a_stopped_part_goes_on_and_collects(predict, tmp_path, monkeypatch, output):
+    predict(output.replace("out", "whole"))
+    stopped_at(monkeypatch, "c")
+    with pytest.raises(KeyboardInterrupt):
+        predict(output, part=Part(0, 2))
+    assert skipped(predict(output, part=Part(1, 2))) == []
+    assert len(list(tmp_path.rglob("part_*.jsonl"))) == 2  # nobody has collected them
+    assert skipped(predict(output, part=Part(0, 2))) == ["a"]
+    assert content(tmp_path, output) == content(tmp_path, output.replace("out", "whole"))
+    assert not list(tmp_path.rglob("part_*.jsonl"))
+
+
+def test_a_call_for_the_whole_goes_on_from_the_lines_of_parts(predict, tmp_path, monkeypatch):
+    predict("whole.json")
+    stopped_at(monkeypatch, "c")
+    with pytest.raises(KeyboardInterrupt):
+        predict("out.json", part=Part(0, 2))
+    assert skipped(predict("out.json", part=Part(2, 3))) == []  # another division
+    assert skipped(predict("out.json")) == ["a", "c"]
+    assert content(tmp_path, "out.json") == content(tmp_path, "whole.json")
+
+
+def test_a_part_at_work_is_left_alone(predict, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_work, "BEGINS_WITHIN", {True: 0.2, False: 0.0})
+    predict(part=Part(0, 2))
+    plan = plan_prediction(str(folder), tmp_path / "out", None)
+    lines = tmp_path / "out" / "predict_jobs" / "part_0_of_2.jsonl"
+    half, other = (tmp_path / "out" / f"{PREFIX}0a1b2c3d-{name}.png" for name in ("a", "b"))
+    with FolderWork(plan, "predict", Part(0, 2)) as work:
+        with work.begins(), pytest.raises(HeldError, match="in use by process"):
+            predict(part=Part(1, 2))  # it waits for a call that begins
+        with lines.open("ab") as stream:
+            stream.write(b'{"image": ')
+        half.write_bytes(b"half")
+        with pytest.raises(HeldError, match="part 0 of 2 is at work in process"):
+            predict()
+        with pytest.raises(HeldError, match="part 0 of 2: in use by process"):
+            predict(part=Part(0, 2))
+        before = lines.read_bytes()
+        predict(part=Part(1, 2))
+        assert lines.read_bytes() == before
+        assert half.is_file()
+    other.write_bytes(b"half")
+    assert skipped(predict(part=Part(0, 2))) == ["a", "c"]
+    assert not half.exists()
+    assert not other.exists()
+    assert skipped(predict()) == ["a", "b", "c"]
+
+
+def test_a_call_for_the_whole_keeps_parts_away(predict, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_work, "BEGINS_WITHIN", {True: 0.2, False: 0.0})
+    plan = plan_prediction(str(folder), tmp_path / "out", None)
+    with FolderWork(plan, "predict") as work:
+        with work.begins():
+            pass
+        for part in (None, Part(0, 2)):
+            with pytest.raises(HeldError, match="in use by process"):
+                predict(part=part)
+    assert skipped(predict()) == []
+
+
+def test_failed_images_do_not_keep_parts_from_ending(predict, folder, tmp_path):
+    predict("out.json")
+    predict("new.json", part=Part(0, 2))
+    good = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes(b"no picture")
+    (row,) = predict("new.json", part=Part(1, 2))
+    assert "b.png" in row["error"]
+    written = json.loads((tmp_path / "new.json").read_text(encoding="utf-8"))
+    assert [image["file_name"] for image in written["images"]] == ["a.png", "c.png"]
+    (folder / "b.png").write_bytes(good)
+    assert skipped(predict("new.json", part=Part(1, 2))) == []
+    assert content(tmp_path, "new.json") == content(tmp_path, "out.json")
+
+
+def test_parts_of_other_options_are_refused(predict):
+    predict(part=Part(0, 2))
+    with pytest.raises(DataError, match="tta: None before, flip now"):
+        predict(options=replace(OPTIONS, tta="flip"), part=Part(1, 2))
