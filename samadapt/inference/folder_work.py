@@ -104,7 +104,7 @@ class FolderWork:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        self._lock.release(remove=self.part is None)
         if self._own_lock is not None:
             self._own_lock.release()
 
@@ -189,7 +189,7 @@ class FolderWork:
             self.remove_leftovers()
             for path in self._left("lock", "holder"):
                 path.unlink(missing_ok=True)
-        self._lock.release()
+        self._lock.release(remove=found is not None)
 
     def write_rows(self, part: Part, rows: Sequence[Row]) -> None:
         """Record the rows of a part that has ended.

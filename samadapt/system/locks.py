@@ -45,6 +45,7 @@ class NamedLock:
     def __init__(self, path: Path, holder: Path) -> None:
         self._path, self._holder = path, holder
         self._lock: FileLock | None = None
+        self._is_mine = False
         self.works = True
 
     def acquire(self, what: str, wait: float = 0.0) -> None:
@@ -56,12 +57,10 @@ class NamedLock:
 
         Raises:
             HeldError: another process has it.
+            WriteError: the files of the lock cannot be written.
         """
-        self._path.touch(exist_ok=True)
-        mode = stat.S_IMODE(self._path.stat().st_mode)  # filelock would ignore the umask
-        lock = FileLock(self._path, timeout=wait, mode=mode)
         try:
-            lock.acquire()
+            self._lock = self._acquired(wait)
         except Timeout:
             raise HeldError(
                 f"{what}: in use by {self.holder()}; wait until it ends, or stop it"
@@ -71,22 +70,49 @@ class NamedLock:
                 raise
             self.works = False
             console.log(f"warning: {what}: this file system has no locks; start no second run here")
-        self._lock = lock
+        self._is_mine = True
         try:
             atomic.write_text(self._holder, json.dumps(_myself()))
         except BaseException:
             self.release()
             raise
 
-    def release(self) -> None:
-        """Let the lock go, if this object holds it."""
-        if self._lock is None:
+    def _acquired(self, wait: float) -> FileLock:
+        while True:
+            atomic.append_text(self._path, "")
+            before = self._found()
+            if before is None:
+                continue
+            mode = stat.S_IMODE(before.st_mode)  # filelock would ignore the umask
+            lock = FileLock(self._path, timeout=wait, mode=mode)
+            lock.acquire()
+            # Whoever held it may have removed the file in between; such a lock keeps nobody out.
+            now = self._found()
+            if now is not None and now.st_ino == before.st_ino:
+                return lock
+            lock.release()
+
+    def _found(self) -> os.stat_result | None:
+        """Return what the system knows of the file; None: it is removed."""
+        with suppress(FileNotFoundError):
+            return self._path.stat()
+        return None
+
+    def release(self, *, remove: bool = False) -> None:
+        """Let the lock go, if this object holds it.
+
+        Args:
+            remove: also remove its file.
+        """
+        if not self._is_mine:
             return
-        # The file goes before the lock: afterwards it may be that of the next process.
-        with suppress(OSError):
-            self._holder.unlink(missing_ok=True)
-        self._lock.release()
-        self._lock = None
+        # The files go before the lock: afterwards they may be those of the next process.
+        for path in (self._holder, *([self._path] if remove else ())):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.release()
+        self._lock, self._is_mine = None, False
 
     def is_held(self) -> bool:
         """Return whether a process holds the lock now."""

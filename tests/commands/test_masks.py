@@ -112,6 +112,27 @@ def test_a_folder_is_continued_and_never_mixed(pictures, tmp_path, capsys, outpu
     assert "input: " in capsys.readouterr().err  # equal names of other pictures are not done
 
 
+@pytest.mark.parametrize("output", ["out", "out.json"])
+def test_parts_of_a_folder_find_the_masks_of_one_call(pictures, tmp_path, output, capsys):
+    """Pictures are added later, so the parts are made twice."""
+    whole, target = tmp_path / f"whole_{output}", tmp_path / output
+    keys = ("model=tiny", f"input={pictures}", "--json")
+    for name in ("", "c", "d"):
+        if name:
+            shutil.copy(pictures / "a.png", pictures / f"{name}.png")
+        for index in (1, 0):
+            assert find(*keys, f"output={target}", f"only_part={index}", "parts=2") == 0
+    capsys.readouterr()
+    assert find(*keys, f"output={target}") == 0
+    assert all(row["skipped"] for row in json.loads(capsys.readouterr().out)["files"])
+    assert find(*keys, f"output={whole}") == 0
+    if output == "out.json":
+        assert target.read_bytes() == whole.read_bytes()
+    for path in whole.glob("*.png"):
+        assert (target / path.name).read_bytes() == path.read_bytes()
+    assert not list(tmp_path.rglob("part_*"))
+
+
 def test_a_call_that_is_stopped_keeps_what_it_has_found(pictures, tmp_path, monkeypatch, capsys):
     whole, target = tmp_path / "whole.json", tmp_path / "out.json"
     keys = ("model=tiny", f"input={pictures}", "--json")

@@ -15,9 +15,12 @@ import pytest
 from samadapt.cli import main
 from samadapt.commands.sweep import render
 from samadapt.config.compose import compose
+from samadapt.config.sweep_arguments import sweep_from_arguments
+from samadapt.errors import ConfigError
+from samadapt.runs import sweep
 from samadapt.runs.finetune import finetune
 from samadapt.runs.past_runs import list_runs
-from samadapt.runs.sweep_runner import Child, Machine, Runner, validations
+from samadapt.runs.sweep_runner import Child, Machine, Runner, _warnings_held_back, validations
 from samadapt.runs.sweep_study import SweepStudy
 from samadapt.training.progress import append_line
 
@@ -247,6 +250,33 @@ def test_a_plan_trains_nothing(arguments, tmp_path, capsys):
     assert [one.get("peft.rank") for one in plan["grid"]] == ["1", "2", None]
     assert plan["pruning"].startswith("trials of limited time")
     assert plan["limits"] == {"max_seconds": 9.0}
+
+
+def test_the_machine_of_a_begun_sweep_is_not_chosen_anew(arguments, tmp_path):
+    asked = sweep_from_arguments([*arguments, "peft.rank=1,2"])
+    machine = sweep._machine(asked, tmp_path)  # of a submitted sweep, whose first job begins
+    assert read(tmp_path / "machine.json")["threads"] == 1
+    assert sweep._machine(asked, tmp_path) == machine
+    SweepStudy(tmp_path, None)
+    (tmp_path / "machine.json").unlink()
+    with pytest.raises(ConfigError, match="restore the file"):
+        sweep._machine(asked, tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="Windows has no SIGUSR2")
+def test_a_training_does_not_hear_the_warning_of_a_cluster(heard_signals):
+    number, heard = signal.SIGUSR2, []
+    before = signal.signal(number, lambda *_: heard.append(number))
+    try:
+        with _warnings_held_back():
+            process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+            os.kill(os.getpid(), number)
+        assert heard == [number]  # this process hears it
+        process.send_signal(number)
+        process.communicate(b"\n")
+        assert process.returncode == 0
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.fixture
