@@ -174,8 +174,8 @@ class FolderWork:
                 self.jobs.rmdir()
             return
         self.write_rows(self.part, rows)
-        # Before the folder's lock: of two parts that end together, the second sees that the first
-        # has ended.
+        # The own lock goes first: of two parts that end together, the second one to get the lock of
+        # the folder sees that the first has ended.
         if self._own_lock is not None:
             self._own_lock.release()
         try:
@@ -183,13 +183,22 @@ class FolderWork:
         except HeldError as error:
             console.log(f"samadapt: {error}; it collects what the parts have written")
             return
-        found = None if self._at_work() else self.ended_rows(self.part.count)
-        if found is not None:
-            last(found)
+        parts = [Part(index, self.part.count) for index in range(self.part.count)]
+        is_last = not self._at_work() and all(self._rows_file(one).is_file() for one in parts)
+        rows_of_parts = [self.read_rows(one) for one in parts] if is_last else []
+        whole = [found for found in rows_of_parts if found is not None]
+        if is_last and len(whole) < len(parts):
+            console.log(
+                f"samadapt: warning: {self.plan.target}: images were added or removed since other "
+                f"parts ended. Start these again, or repeat `samadapt {self.command}` without "
+                "only_part and parts"
+            )
+        elif is_last:
+            last(processes.shares_joined(whole))
             self.remove_leftovers()
             for path in self._left("lock", "holder"):
                 path.unlink(missing_ok=True)
-        self._lock.release(remove=found is not None)
+        self._lock.release(remove=is_last)
 
     def write_rows(self, part: Part, rows: Sequence[Row]) -> None:
         """Record the rows of a part that has ended.
@@ -209,15 +218,6 @@ class FolderWork:
             return None
         fits = images == len(self.plan.images) and len(rows) == len(part.of(self.plan.images))
         return list(rows) if fits else None
-
-    def ended_rows(self, count: int) -> list[dict[str, Any]] | None:
-        """Return the rows of all images in order; None: one of ``count`` parts has not ended."""
-        parts = [Part(index, count) for index in range(count)]
-        if not all(self._rows_file(part).is_file() for part in parts):
-            return None
-        found = [self.read_rows(part) for part in parts]
-        whole = [rows for rows in found if rows is not None]
-        return processes.shares_joined(whole) if len(whole) == count else None
 
     def remove_leftovers(self) -> None:
         """Delete temporary files of calls that were killed. No other call may be at work."""

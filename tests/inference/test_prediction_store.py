@@ -328,3 +328,12 @@ def test_parts_of_other_options_are_refused(predict):
     predict(part=Part(0, 2))
     with pytest.raises(DataError, match="tta: None before, flip now"):
         predict(options=replace(OPTIONS, tta="flip"), part=Part(1, 2))
+
+
+def test_images_that_come_while_parts_work_are_named_and_done_later(predict, folder, capsys):
+    predict("out.json", part=Part(0, 2))
+    good = (folder / "a.png").read_bytes()
+    (folder / "d.png").write_bytes(good)
+    predict("out.json", part=Part(1, 2))
+    assert "images were added or removed since other parts ended" in capsys.readouterr().err
+    assert skipped(predict("out.json")) == ["a", "b", "c", "d"]
