@@ -169,16 +169,14 @@ def _submit(asked: PredictArguments, arguments: Sequence[str]) -> dict[str, Any]
     if asked.precision == "auto":
         raise ConfigError(
             "precision=auto is chosen by the machine that computes, and the jobs of a folder must "
-            "agree; give precision=fp32 or precision=bf16"
+            "agree; give precision=fp32, bf16 or fp16"
         )
     plan = _plan(asked)
 
     def open_folder(work: FolderWork) -> OpenedFolder:
         # Not on the GPU, which the machine that submits may not have.
-        segmenter = load_adapter(
-            asked.adapter, checkpoint=asked.checkpoint, device="cpu", precision=asked.precision
-        )
-        settings = segmenter.settings_of(asked)
+        segmenter = load_adapter(asked.adapter, checkpoint=asked.checkpoint, device="cpu")
+        settings = segmenter.settings_of(asked) | {"precision": asked.precision}
         store = PredictionStore(work, settings, asked, overwrite=asked.overwrite)
         write = coco_writer(segmenter.classes, plan.target) if plan.is_coco else None
         return OpenedFolder(store.done, lambda rows: store.finish(rows, write))

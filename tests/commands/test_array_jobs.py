@@ -195,7 +195,7 @@ def test_mistakes_are_refused_before_anything_is_queued(
         ([*finding, *jobs, f"input={folder / 'a.png'}", "output=a.png"], "is a single image"),
         ([*predicting, *jobs, target, "launcher.jobs=0"], "launcher.jobs"),
         ([*predicting, target, "launcher.jobs=2"], "without launcher=submitit"),
-        ([*predicting, *jobs, target, "precision=auto"], "precision=fp32 or precision=bf16"),
+        ([*predicting, *jobs, target, "precision=auto"], "precision=fp32, bf16 or fp16"),
         ([*predicting, *jobs, target, "keep_largest=[bone]"], "no class 'bone'"),
         ([*predicting, *jobs, target, "adapter=nowhere"], "nowhere"),
         ([*finding, *jobs, target, "crop_layers=9"], "crop_layers"),
@@ -258,9 +258,11 @@ def test_what_the_jobs_of_a_folder_do(predicting, slurm, tmp_path, call, folder)
     assert jobs == [CommandJob((*typed, f"only_part={n}", "parts=5")) for n in (0, 1, 2, 4)]
     result = call(0, *submitted, "overwrite=true", "launcher.jobs=9")
     assert len(result["jobs"]) == len(list(folder.iterdir()))
-    assert (
-        "overwrite=true" not in load_job(target / "predict_jobs" / "71_0_submitted.pkl").arguments
-    )
+    job = load_job(target / "predict_jobs" / "71_0_submitted.pkl")
+    assert "overwrite=true" not in job.arguments
+    # The machine that submits may have no GPU, and need not compute in what the jobs do.
+    call(0, *submitted, "overwrite=true", "precision=fp16", "device=cuda")
+    assert "precision: fp16" in (target / "predict_settings.yaml").read_text(encoding="utf-8")
 
 
 def test_a_refusal_of_slurm_leaves_nothing(predicting, slurm, tmp_path, call, capsys) -> None:
