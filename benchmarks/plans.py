@@ -31,7 +31,12 @@ WITHIN = 0.2
 SHORT = ("eval.max_cases=6", "eval.overlays=0", "train.validate_every=0")
 HIPPOCAMPUS = ("data.root={root}/msd_hippocampus", "data.max_cases=40", "train.steps=30", *SHORT)
 PICTURES = ("data.root={root}/kvasir_polyps", *SHORT)
-VIT_B = ("recipe=medical", "model.name=vit_b", "model.checkpoint={weights}", "train.steps=4")
+VIT_B = (
+    *("recipe=photos", "model.name=vit_b", "model.checkpoint={weights}", "peft.blocks=all"),
+    *("data.root={root}/kvasir_polyps", "train.steps=3", "train.validate_every=0"),
+    *("eval.max_cases=1", "eval.overlays=0"),
+)
+
 
 CASES: dict[str, tuple[str, ...]] = {
     "medical": ("recipe=medical", "train.steps=40", *SHORT),
@@ -50,12 +55,9 @@ CASES: dict[str, tuple[str, ...]] = {
         *("recipe=few_labels", "data.name=folder", "train.steps=20"),
         *("train.max_seconds=null", "cache.variants=2", *PICTURES),
     ),
-    "vit_b, 256": (*VIT_B, "model.image_size=256", "eval.max_cases=1", "data.slice_step=8"),
-    "vit_b, 512": (*VIT_B, "model.image_size=512", "eval.max_cases=1", "data.slice_step=16"),
-    "vit_b, 1024": (
-        *(*VIT_B, "model.image_size=1024", "eval.max_cases=1", "data.slice_step=32"),
-        *("train.batch_size=1", "eval.batch_size=1"),
-    ),
+    "vit_b, 256": (*VIT_B, "model.image_size=256"),
+    "vit_b, 512": (*VIT_B, "model.image_size=512"),
+    "vit_b, 1024": (*VIT_B, "model.image_size=1024", "train.batch_size=1", "eval.batch_size=1"),
 }
 
 

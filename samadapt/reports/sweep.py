@@ -13,7 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from samadapt.reports.plots import lighten
-from samadapt.reports.tables import NOTHING, csv_name, format_seconds, with_interval
+from samadapt.reports.tables import (
+    NOTHING,
+    counted,
+    csv_name,
+    format_seconds,
+    with_interval,
+)
 from samadapt.system import atomic
 
 if TYPE_CHECKING:
@@ -36,7 +42,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     kind = (
         "every combination once" if plan["search"] == "grid" else "TPE: each learns from the last"
     )
-    lines = [f"sweep: {plan['trials']} trials, {kind}"]
+    lines = [f"sweep: {counted(plan['trials'], 'trial')}, {kind}"]
     for one in plan["space"]:
         only = f"  (only {', '.join(one['methods'])})" if one["methods"] else ""
         lines.append(f"  {one['key']} = {one['values']}{only}")
@@ -50,11 +56,12 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     )
     limits = ", ".join(f"train.{key}={value}" for key, value in plan["limits"].items())
     workers = plan["machine"]["workers"]
+    seeds = counted(plan["seeds"], "seed")
     held_out = f"held-out cases, scored for it alone: {plan['held_out'] or 'none'}"
     lines += [
         f"each trial: {limits}; {plan['machine_text']}, {workers} at the same time",
         f"stopped early: {early}",
-        f"winner: best validation Dice; trained with {plan['seeds']} seeds; {held_out}",
+        f"winner: best validation Dice; trained with {seeds}; {held_out}",
     ]
     return "\n".join(lines)
 

@@ -301,6 +301,11 @@ def closing_text(
     return Group(table, *(Text(f"Note: {note}", style="yellow") for note in notes), *lines)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a time as people write it: ``8.4 s``, ``7 min 05 s``, ``2 h 03 min``."""
     if seconds < 60:

@@ -26,7 +26,7 @@ from samadapt.data.checks.resumed_run import check_unchanged
 from samadapt.data.pseudonyms import hide_names, open_key, write_key
 from samadapt.errors import ConfigError, RunError
 from samadapt.reports.sweep import plan_text
-from samadapt.reports.tables import write_summary
+from samadapt.reports.tables import counted, write_summary
 from samadapt.runs.context import open_data, read_splits
 from samadapt.runs.environment import write_json
 from samadapt.runs.run_directory import RunLockedError, locked, make_run_dir
@@ -306,7 +306,7 @@ def _finish(
     jobs = _winner_jobs(directory, arguments, config, study.run_dir(winner.number))
     console.log(
         f"samadapt: winner: trial {winner.number}, validation Dice {winner.value:.4f}; now "
-        f"{len(jobs)} seeds of it and the held-out cases"
+        f"{counted(len(jobs), 'seed')} of it and the held-out cases"
     )
     runner.run_all(jobs, lambda run_dir: f"winner, {run_dir.name.replace('_', ' ')}")
     command = _command_line(arguments, config, winner)

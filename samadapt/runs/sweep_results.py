@@ -20,6 +20,7 @@ from samadapt.reports.sweep import (
     sweep_tables,
     write_sweep_csv,
 )
+from samadapt.reports.tables import counted
 from samadapt.runs.part_runs import SUMMARY, read_summary
 from samadapt.runs.run_description import configuration_text
 from samadapt.runs.sweep_study import SweepStudy, import_optuna
@@ -158,8 +159,9 @@ def answer(summary: Mapping[str, Any]) -> list[str]:
     count = len(winner["seeds"])
     if held_out is not None:
         lines.append(
-            f"held-out Dice over {count} seeds: {held_out['mean']:.3f}, {held_out['min']:.3f} to "
-            f"{held_out['max']:.3f} ({summary['held_out']} cases that no trial was chosen by)"
+            f"held-out Dice over {counted(count, 'seed')}: {held_out['mean']:.3f}, "
+            f"{held_out['min']:.3f} to {held_out['max']:.3f} "
+            f"({summary['held_out']} cases that no trial was chosen by)"
         )
     others = [
         entry

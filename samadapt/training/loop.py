@@ -199,8 +199,8 @@ def train(training: Training, options: LoopOptions, resume: Checkpoint | None) -
 
             # Check once that every trained group gets a gradient: a wrong cut between frozen and
             # trained blocks would otherwise train nothing, silently. The condition on the counts is
-            # true until a step has been applied: every step so far was skipped.
-            if state.step == state.skipped and math.isfinite(loss):
+            # true until a loss is finite: every step so far was bad.
+            if state.step == len(state.bad_steps) and math.isfinite(loss):
                 injection.check_gradients()
                 training.progress.say(f"gradients: present in {', '.join(injection.groups)}")
 
