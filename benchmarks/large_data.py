@@ -71,7 +71,8 @@ def measure(count: int, depth: int, keys: list[str]) -> dict[str, Any]:
         arguments = [
             *("recipe=hippocampus", "data=nifti", f"data.root={folder / 'data'}"),
             *("data.image=images/*.nii.gz", "data.label=labels/*.nii.gz"),
-            *("data.classes={one: 1, two: 2}", "model.image_size=84", "prompts=box"),
+            *("data.classes={one: 1, two: 2}", "data.intensity=mri", "model.image_size=84"),
+            "prompts=box",
             *("train.steps=60", "train.validate_every=0", "train.validate_cases=2"),
             *("eval.overlays=0", f"output.dir={folder / 'runs'}", *keys),
         ]

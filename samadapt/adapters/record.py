@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PureWindowsPath
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from samadapt.adapters.verify import read_json, write_json
 from samadapt.errors import AdapterError
@@ -94,6 +94,8 @@ class AdapterRecord:
         init: what the training started from, if that was another adapter: the sha256 of its
             weights, its data, recipe and classes, what was kept of it, and whether ``trained_on``
             has all of its training images; empty otherwise, and then not stored.
+        quantize: how the frozen weights of the encoder were held in training, ``"nf4"``, which
+            loading repeats (``four_bits.py``); empty: as they are, and then not stored.
     """
 
     base: str
@@ -125,6 +127,7 @@ class AdapterRecord:
     keep_largest: list[str] = field(default_factory=list)
     init: dict[str, Any] = field(default_factory=dict)
     class_tokens: int = 0
+    quantize: Literal["", "nf4"] = ""
 
     @property
     def makes_prompts(self) -> bool:
@@ -161,7 +164,7 @@ def write_record(directory: Path, record: AdapterRecord, weights: Path, name: st
     # Convert to what JSON can hold first, because the digest is compared with what is read back.
     values = json.loads(json.dumps(asdict(record)))
     # Entries of few adapters are left out, so that earlier versions read the records of most.
-    for optional in ("confidence", "head", "keep_largest", "init", "class_tokens"):
+    for optional in ("confidence", "head", "keep_largest", "init", "class_tokens", "quantize"):
         if not values[optional]:
             del values[optional]
     write_json(directory / name, {**values, "record_sha256": digest_of(values)})

@@ -61,6 +61,11 @@ class Peft(Target):
             # A method with a ``kind`` runs on layers of peft, but with hooks of ours, as OFT does.
             needs = f"peft's {method.name} does not take SAM's grid of tokens without samadapt"
             return needs if hasattr(method, "kind") else f"{method.name} is no kind of peft's"
+        if adapted.record.quantize:
+            return (
+                "it was trained beside weights in 4 bits, which samadapt rounds when it loads the "
+                "adapter and peft would not"
+            )
         if adapted.record.class_tokens:
             return (
                 f"its {adapted.record.class_tokens} classes have tokens of their own, which peft "

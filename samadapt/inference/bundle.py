@@ -70,6 +70,8 @@ def load_bundle(directory: Path, record: AdapterRecord, base: Sam) -> AdapterBun
         # The neck, the encoder's last unit, has the number `depth`. If the first trained unit comes
         # after it, only the decoder is trained and the encoder is that of the base.
         first = injection.first_trainable_block
+        if record.quantize:  # no part of the encoder is that of the base
+            first = -1
         bundle = make_bundle(sam.to(base.device), record, first > injection.depth)
     except (ConfigError, PromptError, AdapterError) as error:
         raise AdapterError(f"{directory / RECORD}: {error}") from error

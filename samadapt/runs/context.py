@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from samadapt import console
+from samadapt.adapters.four_bits import round_frozen
 from samadapt.adapters.injection import Injection, inject
 from samadapt.config.schema import LARGE_HEAD_SIDE, MAX_HEAD_SIDE
 from samadapt.data.case_index import CaseIndex
@@ -226,11 +227,16 @@ def _store_frozen(
     precision: Precision,
     progress: Progress,
 ) -> None:
-    """Move SAM to the device, and store its frozen weights with as few bits as the run asks for."""
+    """Move SAM to the device, and store its frozen weights with as few bits as the run asks for.
+
+    An evaluation, which has a copy of the base, runs everywhere, so there they are only rounded.
+    """
     opened.model.to(device)  # the layers too that were added since the first move
     exact = list(opened.injection.exact)
-    if quantize != "none":
-        bits = quantize_frozen(opened.model, "image_encoder", exact, precision.dtype)
+    if quantize != "none" and opened.base_copy is not None:
+        round_frozen(opened.model, exact)
+    elif quantize != "none":
+        bits = quantize_frozen(opened.model, exact, precision.dtype)
         progress.say(f"model.quantize={quantize}: {len(bits)} frozen linears are stored in 4 bits")
         exact += bits
     precision.store_frozen(opened.model, exact)
@@ -316,7 +322,8 @@ def _open_sam(
     copies_base: bool,
 ) -> _OpenedModel:
     """Load SAM onto the device and inject the adapter, which may still be on the CPU."""
-    check_quantize(config.model.quantize, device, method)
+    if not copies_base:
+        check_quantize(config.model.quantize, device, method)
     side = image_size_of(config.model.name, config.model.image_size, dataset)
     sam = load_sam(config.model.name, config.model.checkpoint, side)
     # The copy is made before the model moves to the device and before the adapter changes it.

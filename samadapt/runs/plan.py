@@ -78,7 +78,6 @@ class Rehearsal:
         stack: slices that the encoder sees together.
         train, validation, test: numbers of slices.
         deepest: largest number of slices of a scored case.
-        kinds: kinds of prompts, each of which is scored.
         passes: models that were scored: the one after training and the base model, or the first.
         threads: threads of torch.
     """
@@ -100,7 +99,6 @@ class Rehearsal:
     validation: int
     test: int
     deepest: int
-    kinds: int
     passes: int
     threads: int
 
@@ -246,12 +244,12 @@ def _seconds(config: Config, measured: Rehearsal) -> dict[str, float]:
         each = measured.features.seconds[1] / measured.features.units[1]
         features = measured.missing * each
     if measured.scoring is not None:
-        # The model after training and the base model are scored in the measurement, and a
-        # validation scores the model alone.
+        # All kinds of prompts, the model after training and the base model are scored in the
+        # measurement, and a validation scores the model alone.
         each = measured.scoring.seconds[1] / measured.scoring.units[1]
-        scores = measured.kinds * measured.test * each
+        scores = measured.test * each
         count = math.ceil((train.steps or 0) / train.validate_every) if train.validate_every else 1
-        validation = count * measured.kinds * measured.validation * each / measured.passes
+        validation = count * measured.validation * each / measured.passes
     if measured.training is not None:
         step = measured.training.time(train.batch_size) * train.accumulate
         training = step * (train.steps or 0)

@@ -99,7 +99,13 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
     if data.channel is None and "inputs" in record.intensity:
         data = replace(data, channel=record.data_options.get("channel"))
     return Config(
-        model=Model(record.base, arguments.checkpoint, record.image_size, many_channels),
+        model=Model(
+            record.base,
+            arguments.checkpoint,
+            record.image_size,
+            many_channels,
+            record.quantize or "none",
+        ),
         peft=method_from_dict(record.method),
         data=data,
         prompts=PromptSettings(**prompts),

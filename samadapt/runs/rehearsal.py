@@ -130,7 +130,6 @@ def rehearse(config: Config, *, quick: bool = False) -> Rehearsal:
             validation=len(slices.validation),
             test=len(slices.test),
             deepest=max(depths.values(), default=0),
-            kinds=len(context.policy.kinds),
             passes=1 if context.is_baseline else 2,
             threads=torch.get_num_threads(),
         )
@@ -254,13 +253,28 @@ def _scoring(scorer: Scorer, refs: Sequence[SliceRef], batch: int, held: int) ->
     _score(scorer, own[start : start + 1], [policies[0]])  # imports what scores need
     large = 1 if time.process_time() - began > SLOW_S else batch
     sizes = (min(large, len(own)), min(2 * large, len(own)))
-    measured = {}
+    peaks = {}
     for size in dict.fromkeys(sizes):
-        began = time.perf_counter()
         with peak_memory() as found:
             _score(scorer, own[start : start + size], [policies[0], *zero_shot])
-        measured[size] = found.peak - held, time.perf_counter() - began
-    return _phase_of(sizes, measured)
+        peaks[size] = found.peak - held
+    low, high = (peaks[size] for size in sizes)
+    return Phase(sizes, (low, high), (_scoring_seconds(scorer, own, sizes[1]),) * 2)
+
+
+def _scoring_seconds(scorer: Scorer, refs: Sequence[SliceRef], count: int) -> float:
+    """Return the seconds of the scores of slices that are spread over a case.
+
+    All kinds of prompts count, and the base model too if the run scores it.
+    """
+    some = list(refs)[:: max(1, len(refs) // count)][:count]
+    scorer.score_overlap(some, scorer.context.policy.of_kind(scorer.context.policy.main_kind))
+    # Now their features are there, as they are in a run.
+    began = time.perf_counter()
+    for one in scorer.by_kind().values():
+        base = [] if one.context.is_baseline else [one.context.zero_shot_policy]
+        _score(one, some, [one.context.policy, *base])
+    return time.perf_counter() - began
 
 
 def _score(scorer: Scorer, refs: Sequence[SliceRef], policies: Sequence[PromptPolicy]) -> None:

@@ -187,4 +187,5 @@ def adapter_record(config: Config, context: RunContext) -> AdapterRecord:
         data=data.name,
         data_options=portable_options(asdict(config.data)),
         trained_on=trained_on(data),
+        quantize="nf4" if context.quantize == "nf4" else "",
     )

@@ -49,7 +49,6 @@ def measured_of(config, limit, least=2.0):
         validation=1,
         test=1,
         deepest=1,
-        kinds=1,
         passes=2,
         threads=1,
     )

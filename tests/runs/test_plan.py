@@ -80,7 +80,6 @@ def measured():
         validation=4,
         test=16,
         deepest=16,
-        kinds=1,
         passes=2,
         threads=1,
     )
@@ -231,7 +230,7 @@ def _in_a_process(command, arguments):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="compares with the peak that Linux keeps")
-@pytest.mark.parametrize("prompts", ["box", "semantic"])
+@pytest.mark.parametrize("prompts", ["box", "point", "semantic", "interactive"])
 def test_memory_and_disk_are_within_a_fifth_of_the_run(arguments, tmp_path, prompts):
     own = [a for a in arguments if a not in ("model=tiny", "peft.blocks=last:1")]
     own += [f"prompts={prompts}", "model.image_size=168", "eval.max_cases=2", "train.batch_size=6"]

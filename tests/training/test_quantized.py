@@ -8,38 +8,41 @@ import pytest
 import torch
 from torch import nn
 
+from samadapt.adapters.four_bits import round_frozen
 from samadapt.adapters.injection import inject
 from samadapt.errors import ConfigError
 from samadapt.methods import METHODS
+from samadapt.sam.model import build_sam
 from samadapt.sam.types import Prompts
 from samadapt.sam.weights.loading import load_sam
 from samadapt.training.quantized import check_quantize, quantize_frozen
 
 pytest.importorskip("bitsandbytes")
-from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-ENCODER = "image_encoder"
 
 
-def pair(build, method):
-    """Return a model with 4-bit weights, the same model with their rounded values, and the paths.
+@pytest.fixture(autouse=True)
+def _in_fp32(monkeypatch):
+    """On some CPUs bitsandbytes computes in bf16 outside of training."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
 
-    bitsandbytes also computes on CPUs, where a run refuses 4 bits because they save no time there.
+
+def pair(method):
+    """Return a model with 4-bit weights, the same with rounded weights, and what was changed.
+
+    bitsandbytes also computes on CPUs, but (version 0.50) wrongly where the inputs of a linear are
+    no multiple of 64. So this is a ViT-B, and a run refuses 4 bits on CPUs.
     """
     torch.manual_seed(0)
-    small = load_sam(build)
+    small = build_sam("vit_b", image_size=64)
     injection = inject(small, method)
     for parameter in injection.parameters.values():  # LoRA's B starts at zero
         nn.init.normal_(parameter, std=0.02)
     whole = copy.deepcopy(small)
-    changed = quantize_frozen(small, ENCODER, injection.exact, torch.float32)
-    for name in changed:
-        weight = small.get_submodule(name).weight
-        with torch.no_grad():
-            rounded = dequantize_4bit(weight.data, weight.quant_state)
-            whole.get_submodule(name).weight.copy_(rounded)
+    round_frozen(whole, injection.exact)
+    changed = quantize_frozen(small, injection.exact, torch.float32)
     return small, whole, changed
 
 
@@ -54,9 +57,8 @@ def close(found, expected):
     return (found - expected).norm() <= 1e-4 * expected.norm() + 1e-9
 
 
-@pytest.mark.parametrize("build", ["tiny", "tiny_t"])
-def test_masks_and_gradients_are_those_of_the_rounded_weights(build):
-    small, whole, changed = pair(build, METHODS["lora"](blocks="last:2"))
+def test_masks_and_gradients_are_those_of_the_rounded_weights():
+    small, whole, changed = pair(METHODS["lora"](blocks="last:2"))
     assert len(changed) > 6
     found, expected = masks_of(small), masks_of(whole)
     assert close(found, expected)
@@ -70,26 +72,25 @@ def test_masks_and_gradients_are_those_of_the_rounded_weights(build):
             assert close(parameter.grad, gradients[name]), name
 
 
-def test_weights_take_an_eighth_of_fp32():
-    small, whole, changed = pair("tiny_t", METHODS["lora"]())
+def test_weights_take_a_seventh_of_fp32():
+    small, whole, changed = pair(METHODS["lora"]())
     layers = [small.get_submodule(name) for name in changed]
     assert all(isinstance(layer, Linear4bit) for layer in layers)
     held = sum(layer.weight.numel() + layer.weight.quant_state.absmax.nbytes for layer in layers)
     before = sum(whole.get_submodule(name).weight.nbytes for name in changed)
-    assert held < before / 6
-    assert all(name.startswith(ENCODER) for name in changed)
+    assert held < before / 7
+    assert all(name.startswith("image_encoder.") for name in changed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("build", ["tiny", "tiny_t"])
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_computes_with_the_rounded_weights(name, build):
+def test_every_method_computes_with_the_rounded_weights(name):
     method = METHODS[name](blocks="last:2") if name not in ("none", "decoder") else METHODS[name]()
     if not method.takes_quantized:
         with pytest.raises(ConfigError, match=f"peft={name} reads the frozen weights itself"):
             check_quantize("nf4", CUDA, method)
         return
-    small, whole, _ = pair(build, method)
+    small, whole, _ = pair(method)
     with torch.no_grad():
         assert close(masks_of(small), masks_of(whole))
 
@@ -106,4 +107,4 @@ def test_refusals(monkeypatch):
     sam = load_sam("tiny")
     inject(sam, METHODS["full"]())
     with pytest.raises(ConfigError, match="no frozen linears in the encoder"):
-        quantize_frozen(sam, ENCODER, (), torch.float32)
+        quantize_frozen(sam, (), torch.float32)
