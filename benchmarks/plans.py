@@ -2,7 +2,7 @@
 
     python benchmarks/plans.py DATA_ROOT [--only NAME ...] [--output FILE] [--threads N]
 
-``DATA_ROOT`` has the folders of the data sets: ``msd_hippocampus``, ``spleen_ct``,
+``DATA_ROOT`` has the folders of the data sets: ``msd_hippocampus``, ``ct_sample``,
 ``kvasir_polyps``. For every case the plan is made in one process, with a cache of its own, and the
 run follows in another, whose largest resident memory the system reports. Runs are shortened in
 steps and cases, which the plan is told as well. A row is written after each case.
@@ -41,8 +41,9 @@ VIT_B = (
 CASES: dict[str, tuple[str, ...]] = {
     "medical": ("recipe=medical", "train.steps=40", *SHORT),
     "medical_ct": (
-        *("recipe=medical_ct", "data.root={root}/spleen_ct", "train.steps=20"),
-        *("data.slice_step=3", *SHORT),
+        *("recipe=medical_ct", "data.root={root}/ct_sample", "data.image=ct.nii.gz"),
+        *("data.label=labels.nii.gz", "data.classes={{liver: 1, spleen: 2}}", "train.steps=20"),
+        *("model.image_size=128", *SHORT),
     ),
     "hippocampus, box": ("recipe=hippocampus", "prompts=box", *HIPPOCAMPUS),
     "hippocampus, point": ("recipe=hippocampus", "prompts=point", *HIPPOCAMPUS),

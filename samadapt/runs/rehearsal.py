@@ -148,11 +148,11 @@ def _features(planner: FeaturePlanner) -> Phase:
     batches = [missing[:FEATURES_BATCH], missing[FEATURES_BATCH : 2 * FEATURES_BATCH]]
     if len(batches[1]) < FEATURES_BATCH:
         del batches[1]
-    for keys in batches:
-        began = time.perf_counter()
-        with peak_memory() as found:
+    with peak_memory() as found:
+        for keys in batches:
+            began = time.perf_counter()
             planner.features.warm(keys, lambda count: None)
-        seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - began
     return Phase((len(batches[-1]),) * 2, (found.peak,) * 2, (seconds,) * 2)
 
 

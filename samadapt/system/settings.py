@@ -115,7 +115,10 @@ class Settings:
                 raise
             for detail in error.errors(include_url=False):
                 if not detail["loc"]:  # __post_init__ refuses values that do not fit together
-                    raise detail["ctx"]["error"] from None
+                    refused = detail["ctx"]["error"]
+                    # pydantic would wrap a ValueError again.
+                    is_value = isinstance(refused, ValueError)
+                    raise (ConfigError(str(refused)) if is_value else refused) from None
             raise SettingsError(_explain_all(cls, error, given)) from None
 
 

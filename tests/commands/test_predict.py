@@ -74,6 +74,7 @@ def test_a_volume_gives_a_volume_with_boxes_by_slice(adapter, tmp_path, capsys):
         ({"output": "out.nii.gz"}, "written as .png"),
         ({"input": "gone.png"}, "gone.png: the input file does not exist"),
         ({"adapter": "nowhere"}, "nowhere: expected an adapter directory"),
+        ({"tile": "3"}, "tile must be 0 (whole) or at least 16 pixels; got 3"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(
