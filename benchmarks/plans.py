@@ -90,24 +90,29 @@ def command(name: str, arguments: list[str], threads: int, cache: Path) -> tuple
         return out.read(), usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime
 
 
-def phases_of(log: Path) -> dict[str, int]:
-    """Return the seconds between lines of a log, which names the second of each line."""
+def phases_of(log: Path, seconds: float) -> dict[str, float]:
+    """Return the seconds between lines of a log, which names the second of each line.
+
+    Args:
+        log: ``log.txt`` of a run.
+        seconds: how long the run took.
+    """
     marks = {
         "began": r"run directory",
         "start": r"plan:",
         "features": r"features: \d+ computed",
         "training and validation": r"step \d+: validation",
-        "scores": r"",
     }
-    times = {}
+    times: dict[str, float] = {}
     for line in log.read_text(encoding="utf-8").splitlines():
         found = re.match(r"(\d\d):(\d\d):(\d\d) (.*)", line)
         if found is None:  # a further line of a message
             continue
-        hours, minutes, seconds = map(int, found.groups()[:3])
-        name = next(name for name, mark in marks.items() if re.match(mark, found[4]))
-        times[name] = 3600 * hours + 60 * minutes + seconds
-    times = {name: times[name] for name in marks if name in times}
+        hours, minutes, second = map(int, found.groups()[:3])
+        name = next((name for name, mark in marks.items() if re.match(mark, found[4])), "")
+        times[name] = 3600 * hours + 60 * minutes + second
+    times["scores"] = times["began"] + seconds
+    times = {name: times[name] for name in (*marks, "scores") if name in times}
     names = list(times)
     return {two: times[two] - times[one] for one, two in itertools.pairwise(names)}
 
@@ -131,7 +136,7 @@ def compare(case: str, root: str, threads: int, weights: Path) -> dict[str, Any]
             "disk": [plan["feature_bytes"], sum(path.stat().st_size for path in files)],
             "seconds": [sum(plan["seconds"].values()), summary["seconds"]],
             "seconds_by_phase": plan["seconds"],
-            "measured_by_phase": phases_of(Path(result["run_dir"]) / "log.txt"),
+            "measured_by_phase": phases_of(Path(result["run_dir"]) / "log.txt", summary["seconds"]),
             "plan_cpu_seconds": planning,
             "busy": plan["busy"],
         }

@@ -38,9 +38,10 @@ from samadapt.runs.initial_adapter import (
     start_from_adapter,
     with_initial_digest,
 )
+from samadapt.runs.measured_run import keep_run
 from samadapt.runs.memory_budget import within_memory
 from samadapt.runs.part_runs import read_summary
-from samadapt.runs.plan import plan_line
+from samadapt.runs.plan_line import plan_line
 from samadapt.runs.results import adapter_folder, adapter_record, write_adapter
 from samadapt.runs.run_directory import (
     has_trained_weights,
@@ -219,13 +220,25 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         add_to_summary(summary, first)
         summary["seconds"] = time.perf_counter() - started
         if processes.is_first():
-            write_kinds(context, slices.test, scored, summary, overlays=config.eval.overlays)
+            write_results(config, context, slices.test, scored, summary)
             tracking.finish(summary)
             if trains:
                 record = finished_record(config, scorer, curve)
                 write_adapter(context, add_to_record(record, first), summary)
         processes.wait()  # until everything is written
         return FinetuneResult(run_dir, adapter_folder(context) if trains else None, summary)
+
+
+def write_results(
+    config: Config,
+    context: RunContext,
+    refs: Sequence[SliceRef],
+    scored: Mapping[str, KindScores],
+    summary: Mapping[str, Any],
+) -> None:
+    """Write the scores and overlays, and keep what the run needed."""
+    keep_run(config, context.progress.clock, summary)
+    write_kinds(context, refs, scored, summary, overlays=config.eval.overlays)
 
 
 def finished_record(config: Config, scorer: Scorer, curve: ConfidenceCurve | str) -> AdapterRecord:

@@ -8,7 +8,7 @@ import math
 import platform
 import shutil
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,9 @@ from samadapt.system.machine import find_processors
 from samadapt.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from samadapt.config.schema import Config
-    from samadapt.runs.feature_planner import FeaturePlanner
-    from samadapt.runs.run_slices import RunSlices
 
 BUSY = 0.15
 """Share of the processors that other programs may use on a machine that counts as quiet."""
@@ -272,44 +272,6 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
-def plan_line(config: Config, planner: FeaturePlanner, slices: RunSlices) -> str:
-    """Return in one line what a run that begins will need.
-
-    Memory and time come from a rehearsal of such a run on this machine; without one, the line says
-    how to get them.
-
-    Args:
-        config: the configuration of the run.
-        planner: knows the features that the run needs.
-        slices: the slices of the run.
-    """
-    injection, planned = planner.context.injection, planner.planned
-    parameters = f"{injection.trainable:,} of {injection.total:,} parameters are trained"
-    images, each = (planned.images, planned.bytes_each) if planned else (0, 0)
-    found = remembered(config)
-    if found is None:
-        more = "`samadapt plan` with the same arguments predicts memory and time"
-        return f"plan: {parameters}, {images * each / 1e9:.2f} GB of features; {more}"
-    measured, busy = found
-    measured = replace(
-        measured,
-        images=images,
-        missing=planner.missing,
-        train=len(slices.train),
-        validation=len(slices.validation),
-        test=len(slices.test),
-    )
-    needed = predict(config, measured, busy=busy)
-    times = ", ".join(f"{name} {value:.0f} s" for name, value in needed.seconds.items() if value)
-    loaded = " (measured on a loaded machine)" if needed.is_loaded else ""
-    memory = f"about {needed.memory_bytes / 1e9:.1f} GB of memory"
-    size = f"{needed.feature_bytes / 1e9:.2f} GB of features"
-    if needed.feature_place != "none":
-        new = f"{needed.new_feature_bytes / 1e9:.2f} GB to be computed"
-        size += f" ({needed.feature_place}; {new})"
-    return f"plan: {parameters}, {memory}, {size}, {times}{loaded}"
-
-
 def remember(config: Config, measured: Rehearsal, busy: float) -> None:
     """Keep a rehearsal for runs of the same kind; a folder that cannot be written is no error.
 
@@ -320,13 +282,13 @@ def remember(config: Config, measured: Rehearsal, busy: float) -> None:
     """
     values = {"measured": measured.to_dict(), "busy": busy}
     with suppress(OSError):
-        atomic.write_text(_kept_in(config), json.dumps(values) + "\n")
+        atomic.write_text(kept_in(config), json.dumps(values) + "\n")
 
 
 def remembered(config: Config) -> tuple[Rehearsal, float] | None:
     """Return the rehearsal of a run of the same kind, and how busy the machine was; or None."""
     try:
-        values = json.loads(_kept_in(config).read_text(encoding="utf-8"))
+        values = json.loads(kept_in(config).read_text(encoding="utf-8"))
         return Rehearsal.from_dict(values["measured"]), float(values["busy"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # there is none, or it is from another version
@@ -367,8 +329,13 @@ OTHER_KEYS = {
 """Keys that do not change what one slice needs in a step or a score."""
 
 
-def _kept_in(config: Config) -> Path:
-    """Return the file of the rehearsal of all runs that need the same for a slice."""
+def kept_in(config: Config, more: Sequence[object] = ()) -> Path:
+    """Return the file for what is known of all runs that need the same for a slice.
+
+    Args:
+        config: the configuration of one of them.
+        more: what else tells them apart; nothing for rehearsals.
+    """
     import torch
 
     kind = {
@@ -378,7 +345,14 @@ def _kept_in(config: Config) -> Path:
         for key, value in (values.items() if isinstance(values, dict) else [("", values)])
     }
     kind = {key: value for key, value in kind.items() if key not in OTHER_KEYS}
-    known = [__version__, torch.__version__, torch.get_num_threads(), platform.machine(), kind]
+    known = [
+        __version__,
+        torch.__version__,
+        torch.get_num_threads(),
+        platform.machine(),
+        kind,
+        *more,
+    ]
     text = json.dumps(known, sort_keys=True, default=str)
     name = hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
     return cache_folder("plans") / f"{name}.json"

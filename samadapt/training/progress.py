@@ -53,6 +53,14 @@ class Clock:
         self.left[phase] = 0
         self._bounds.pop(phase, None)
 
+    def unit_seconds(self) -> dict[str, float]:
+        """Return the seconds of a unit of each phase that was measured."""
+        return {name: self._seconds[name] / count for name, count in self._units.items() if count}
+
+    def measured_seconds(self) -> float:
+        """Return the seconds of all phases so far."""
+        return sum(self._seconds.values())
+
     def seconds_left(self) -> float | None:
         """Return the estimate, or None if a phase that is still to come has not been measured."""
         total = 0.0

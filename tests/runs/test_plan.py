@@ -181,20 +181,40 @@ def test_a_run_without_a_plan_says_how_to_get_one(arguments):
     assert "`samadapt plan` with the same arguments predicts memory and time" in log
 
 
+def test_a_run_is_predicted_by_the_last_one_of_its_kind(arguments):
+    options = [*arguments[1:], "train.steps=4", "eval.max_cases=1"]
+    first = finetune(compose("photos", options))
+    again = finetune(compose("photos", [*options, "train.steps=2", "seed=3"]))
+    other = finetune(compose("photos", [*options, "train.batch_size=2"]))
+
+    def line(run):
+        log = (run.run_dir / "log.txt").read_text(encoding="utf-8")
+        return next(line for line in log.splitlines() if " plan: " in line)
+
+    assert "as in the last such run" not in line(first)
+    found = re.search(r", about ([\d.]+) GB of memory, start \d+ s, .*train (\d+) s", line(again))
+    assert found
+    peak = first.summary["peak_memory_bytes"] / GB
+    assert float(found[1]) == pytest.approx(peak, abs=0.06)
+    assert line(again).endswith("(as in the last such run)")
+    assert "features 0 s" not in line(again)  # they are all there
+    assert "as in the last such run" not in line(other)
+
+
 def test_a_plan_holds_for_other_steps_and_batches_and_not_for_other_models(
     arguments, monkeypatch, tmp_path
 ):
-    from samadapt.runs.plan import _kept_in
+    from samadapt.runs.plan import kept_in
 
     config = compose("photos", arguments[1:])
     same = ("train.steps=9", "train.batch_size=2", "train.lr=1e-5", "seed=3", "eval.max_cases=1")
     other = ("model.image_size=96", "peft.rank=4", "train.recompute=true", "prompts=point")
     for override in same:
-        assert _kept_in(compose("photos", [*arguments[1:], override])) == _kept_in(config)
+        assert kept_in(compose("photos", [*arguments[1:], override])) == kept_in(config)
     for override in other:
-        assert _kept_in(compose("photos", [*arguments[1:], override])) != _kept_in(config)
-    _kept_in(config).parent.mkdir(parents=True)
-    _kept_in(config).write_text("{broken", encoding="utf-8")
+        assert kept_in(compose("photos", [*arguments[1:], override])) != kept_in(config)
+    kept_in(config).parent.mkdir(parents=True)
+    kept_in(config).write_text("{broken", encoding="utf-8")
     assert remembered(config) is None
 
 

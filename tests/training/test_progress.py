@@ -33,6 +33,15 @@ def test_the_clock_adds_what_every_phase_still_needs():
     assert clock.seconds_left() == 0
 
 
+def test_the_clock_tells_what_a_unit_of_each_phase_took():
+    clock = Clock({"a": 10, "b": 4}, like={"b": "a"})
+    clock.spent("a", 5, 10.0)
+    clock.spent("a", 0, 1.0)
+    clock.spent("b", 0, 0.5)
+    assert clock.unit_seconds() == {"a": pytest.approx(2.2)}
+    assert clock.measured_seconds() == pytest.approx(11.5)
+
+
 def test_an_unmeasured_phase_makes_no_guess():
     clock = Clock({"a": 1, "b": 1}, like={})
     clock.spent("a", 1, 1.0)
