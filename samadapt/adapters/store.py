@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samadapt.adapters.combining import method_from_dict
-from samadapt.adapters.four_bits import round_frozen
 from samadapt.adapters.injection import Injection, inject
 from samadapt.adapters.record import (
     RECORD,
@@ -160,6 +159,8 @@ def load_into(directory: Path, sam: Sam, record: AdapterRecord | None = None) ->
     except AdapterError as error:
         raise AdapterError(f"{directory / WEIGHTS}: {error}") from error
     if record.quantize:
+        from samadapt.adapters.four_bits import round_frozen  # it imports torch
+
         round_frozen(sam, injection.exact)
     return injection
 

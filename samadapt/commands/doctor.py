@@ -39,6 +39,7 @@ EXTRAS = {
     "hf": ("export to=hf, and to=peft with the names of transformers", ("transformers",)),
     "onnx": ("export to=onnx", ("onnx", "onnxruntime")),
     "tensorboard": ("output.trackers=[tensorboard]", ("tensorboard",)),
+    "qlora": ("model.quantize=nf4", ("bitsandbytes",)),
     "sweep": ("samadapt sweep", ("optuna",)),
     "slurm": ("launcher=submitit, jobs of SLURM", ("submitit",)),
 }
@@ -156,10 +157,10 @@ def look_at_devices() -> list[Line]:
     lines = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        # Compute capability 8 (Ampere) is the first with fast bf16.
-        bf16 = "bf16" if properties.major >= 8 else "no fast bf16: use precision=fp32"
+        # Compute capability 8 (Ampere) is the first with fast bf16, 7 (Volta) with fast fp16.
+        fast = "bf16" if properties.major >= 8 else "fp16" if properties.major == 7 else "fp32"
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
-        lines.append(Line("ok", f"cuda:{index}", f"{properties.name}, {memory}, {bf16}"))
+        lines.append(Line("ok", f"cuda:{index}", f"{properties.name}, {memory}, {fast}"))
     if torch.backends.mps.is_available():
         lines.append(Line("ok", "mps", "Apple GPU; precision=fp32"))
     if not lines:

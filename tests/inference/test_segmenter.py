@@ -143,8 +143,8 @@ def test_precision_is_fp32_unless_asked_for(trained):
         layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     assert (half.segment(image) == full.segment(image)).mean() > 0.9
     assert set(seen) == {torch.float32, torch.bfloat16}
-    with pytest.raises(ConfigError, match="precision must be auto, fp32, bf16; got 'fp16'"):
-        load_adapter(directory, precision="fp16")
+    with pytest.raises(ConfigError, match="precision must be auto, fp32, bf16, fp16; got 'fp8'"):
+        load_adapter(directory, precision="fp8")
 
 
 def test_more_classes_than_sam_has_masks(trained):
