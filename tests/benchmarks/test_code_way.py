@@ -20,13 +20,14 @@ ROOT = Path(__file__).parents[2]
 # image and adapter do a step of their own, so a longer way is a step more, which is fine if the
 # step is new: then raise the limit.
 LIMITS = {
-    # Trackers, the plan of a run and jobs of a cluster read it, each in a place of its own.
+    # Trackers, the plan of a run, the last run of its kind and jobs of a cluster read it, each in a
+    # place of its own.
     "configuration": {
-        "functions": 41,
-        "calls": 53,
+        "functions": 46,
+        "calls": 60,
         "into a higher layer": 2,
-        "into another file": 30,
-        "comes back": 20,
+        "into another file": 33,
+        "comes back": 22,
     },
     "image": {
         "functions": 82,
@@ -35,13 +36,13 @@ LIMITS = {
         "into another file": 64,
         "comes back": 45,
     },
-    # With what a folder of predictions remembers, to go on after it was stopped.
+    # With what a folder of predictions remembers to go on after it was stopped, and its parts.
     "adapter": {
-        "functions": 110,
-        "calls": 154,
+        "functions": 113,
+        "calls": 157,
         "into a higher layer": 1,
         "into another file": 103,
-        "comes back": 83,
+        "comes back": 84,
     },
 }
 
