@@ -115,7 +115,7 @@ def test_a_grid_of_four_equals_four_runs_by_hand(arguments, recipe, tmp_path, ca
     # The terminal, the page and the files say it.
     out = " ".join(said.out.split())
     assert f"winner: trial {best['number']} of 4:" in out
-    assert "held-out Dice over 1 seeds" in out
+    assert "held-out Dice over 1 seed:" in out
     assert "sweep: 4 trials, every combination once" in said.err
     assert "fp32, 1 thread each, 2 at the same time" in said.err
     page = (parent / "report.html").read_text(encoding="utf-8")
