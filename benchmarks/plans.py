@@ -131,6 +131,7 @@ def compare(case: str, root: str, threads: int, weights: Path) -> dict[str, Any]
         files = [path for path in features.rglob("*") if path.is_file()]
         return {
             "case": case,
+            "threads": threads,
             "memory": [plan["memory_bytes"], memory],
             "by_phase": plan["memory_by_phase"],
             "disk": [plan["feature_bytes"], sum(path.stat().st_size for path in files)],
@@ -180,7 +181,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for case in given.only:
             row = compare(case, given.root, given.threads, weights_of_vit_b(Path(folder)))
-            rows = [old for old in rows if old["case"] != case] + [row]
+            known = (case, given.threads)
+            rows = [old for old in rows if (old["case"], old["threads"]) != known] + [row]
             rows.sort(key=lambda one: list(CASES).index(one["case"]))
             output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
             print(table([row]).splitlines()[-1], flush=True)
