@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -389,3 +390,16 @@ def adapted(fresh: Callable[[], Sam], perturb: Callable[[Injection], None], tmp_
         return sam, injection, tmp_path / "adapter"
 
     return make
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> Path:
+    """A folder with programs that take SLURM's place; ``sbatch`` keeps the script it is given."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    sbatch = f'cp "$1" {folder}/script; echo Submitted batch job 71'
+    for name, line in {"sbatch": sbatch, "srun": "", "sacct": ""}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder

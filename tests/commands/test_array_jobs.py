@@ -232,19 +232,6 @@ def test_jobs_are_for_folders_and_sweeps(recipe, make_pictures, capsys) -> None:
     assert "folds=5" in capsys.readouterr().err
 
 
-@pytest.fixture
-def slurm(tmp_path, monkeypatch) -> Path:
-    """A folder with programs that take SLURM's place; ``sbatch`` keeps the script it is given."""
-    folder = tmp_path / "programs"
-    folder.mkdir()
-    sbatch = f'cp "$1" {folder}/script; echo Submitted batch job 71'
-    for name, line in {"sbatch": sbatch, "srun": "", "sacct": ""}.items():
-        (folder / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return folder
-
-
 def test_what_the_jobs_of_a_folder_do(predicting, slurm, tmp_path, call, folder) -> None:
     """One image is done, so its part has no job; overwriting happens when jobs are submitted."""
     target = tmp_path / "out"

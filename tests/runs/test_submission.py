@@ -170,19 +170,6 @@ def test_without_submitit_the_extra_is_named(recipe, make_pictures, monkeypatch,
     assert "samadapt[slurm]" in capsys.readouterr().err
 
 
-@pytest.fixture
-def slurm(tmp_path, monkeypatch) -> Path:
-    """A folder with programs that take SLURM's place; ``sbatch`` keeps the script it is given."""
-    folder = tmp_path / "programs"
-    folder.mkdir()
-    sbatch = f'cp "$1" {folder}/script; echo Submitted batch job 71'
-    for name, line in {"sbatch": sbatch, "srun": "", "sacct": ""}.items():
-        (folder / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return folder
-
-
 def test_what_slurm_is_asked_for(recipe, make_pictures, slurm, capsys) -> None:
     keys = (
         "partition=gpu nodes=2 gpus_per_node=4 cpus_per_task=8 memory_gb=64 minutes=600 at_once=2 "
