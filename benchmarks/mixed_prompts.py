@@ -1,11 +1,13 @@
 """One adapter for all kinds of prompts against one adapter for each, on hippocampus volumes.
 
-    python benchmarks/mixed_prompts.py DATA_ROOT [--steps 300] [--output FILE] [key=value ...]
+    python benchmarks/mixed_prompts.py DATA_ROOT [--steps 300] [--only KIND ...] [--output FILE]
+        [key=value ...]
 
 Trains with each kind of prompt alone, then with shares of all of them (``prompts=mixed``), for the
 same number of steps, and writes the Dice of each kind on the held-out volumes and the CPU-seconds
 of each training, features and validations included. Further keys go to all runs, for example
-``model.image_size=84 data.max_cases=15`` for a short version. Results are written after every run.
+``model.image_size=84 data.max_cases=15`` for a short version. Results are written after every run;
+``--only`` measures some kinds again and keeps the rows of the others.
 """
 
 from __future__ import annotations
@@ -90,13 +92,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--only", nargs="*", choices=[*KINDS, MIXED], metavar="KIND")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("keys", nargs="*")
     asked = parser.parse_intermixed_args()
+    kinds = [kind for kind in (*KINDS, MIXED) if asked.only is None or kind in asked.only]
     rows: list[dict[str, Any]] = []
+    if asked.only is not None and asked.output.is_file():
+        rows = json.loads(asked.output.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
-        for kind in (*KINDS, MIXED):
-            rows.append(train(kind, asked.data, asked.steps, Path(folder), asked.keys))
+        for kind in kinds:
+            row = train(kind, asked.data, asked.steps, Path(folder), asked.keys)
+            rows = [other for other in rows if other["prompts"] != kind] + [row]
             asked.output.parent.mkdir(parents=True, exist_ok=True)
             asked.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
             print(f"{kind}: {rows[-1]['dice']}, {rows[-1]['cpu_seconds']:.0f} CPU-seconds")

@@ -20,11 +20,13 @@ def free_port() -> int:
 class Together:
     """Two processes of ``samadapt`` as a launcher starts them; ``command`` may differ by rank."""
 
+    program = ("-m", "samadapt")
+
     def __init__(self, *commands: list[str], size: int = 2, **environment: str) -> None:
         port = free_port()
         self.started = [
             subprocess.Popen(
-                [sys.executable, "-m", "samadapt", *command],
+                [sys.executable, *self.program, *command],
                 env={
                     **os.environ,
                     "OMP_NUM_THREADS": "1",

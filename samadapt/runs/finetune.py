@@ -41,7 +41,7 @@ from samadapt.runs.initial_adapter import (
 from samadapt.runs.measured_run import keep_run
 from samadapt.runs.memory_budget import within_memory
 from samadapt.runs.part_runs import read_summary
-from samadapt.runs.plan_line import plan_line
+from samadapt.runs.plan_line import say_plan
 from samadapt.runs.results import adapter_folder, adapter_record, write_adapter
 from samadapt.runs.run_directory import (
     has_trained_weights,
@@ -198,7 +198,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             plan_progress(
                 planner, slices, steps=options.steps or 0, validate_every=options.validate_every
             )
-            context.say(plan_line(config, planner, slices))
+            say_plan(config, planner, slices, started)
             if trains and processes.is_first():
                 check_disk_space(context, averages=options.ema > 0)
         untrained = untrained_classes(context.dataset, slices) if trains else []

@@ -78,6 +78,11 @@ def together(device: str = "cpu") -> Iterator[None]:
         yield
         return
     import torch
+
+    # Default arguments of its functions are the group of all processes at the time of its import.
+    # If that were the one below, it would outlive this block, and with it threads of gloo, which
+    # abort the program if they still run when Python ends. Libraries import it at any time.
+    import torch.distributed.nn
     from torch import distributed
 
     uses_gpu = device not in ("cpu", "mps") and torch.cuda.is_available()

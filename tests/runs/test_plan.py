@@ -178,7 +178,28 @@ def test_a_run_without_a_plan_says_how_to_get_one(arguments):
     result = finetune(compose("photos", [*arguments[1:], "train.steps=1", "eval.max_cases=1"]))
     log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
     assert f"plan: {result.summary['trained_parameters']:,} of " in log
-    assert "`samadapt plan` with the same arguments predicts memory and time" in log
+    assert "`samadapt plan` with the same arguments predicts them" in log
+
+
+def test_the_first_run_of_a_kind_says_what_it_needs_after_a_few_steps(arguments):
+    result = finetune(compose("photos", [*arguments[1:], "train.steps=8", "eval.max_cases=1"]))
+    log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
+    first, second = (line for line in log.splitlines() if " plan: " in line)
+    assert "memory and time follow after the first steps" in first
+    found = re.search(
+        r"about ([\d.]+) GB of memory, start \d+ s, features \d+ s, train (\d+) s "
+        r"\(as measured in the first 6 steps\)$",
+        second,
+    )
+    assert found
+    assert float(found[1]) == pytest.approx(result.summary["peak_memory_bytes"] / GB, rel=0.2)
+    lines = (result.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [line for line in map(json.loads, lines) if line["kind"] == "train"]
+    assert int(found[2]) <= 3 + 2 * sum(line["seconds"] for line in steps)
+    again = finetune(compose("photos", [*arguments[1:], "train.steps=8", "eval.max_cases=1"]))
+    log = (again.run_dir / "log.txt").read_text(encoding="utf-8")
+    (line,) = [line for line in log.splitlines() if " plan: " in line]
+    assert "as in the last such run" in line
 
 
 def test_a_run_is_predicted_by_the_last_one_of_its_kind(arguments):

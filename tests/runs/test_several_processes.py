@@ -66,6 +66,28 @@ def test_an_adapter_is_scored_digit_for_digit(recipe, make_pictures):
     assert files[0] == files[1]
 
 
+class Watched(Together):
+    """Processes that print the names of the threads that are left after the run."""
+
+    program = (
+        "-c",
+        "import sys; from pathlib import Path; from samadapt.cli import main; "
+        "code = main(sys.argv[1:]); threads = Path('/proc/self/task').glob('*/comm'); "
+        "print(*sorted(path.read_text().strip() for path in threads), file=sys.stderr); "
+        "sys.exit(code)",
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads the threads from /proc")
+def test_no_thread_of_gloo_outlives_the_run(recipe, make_pictures):
+    """One that works while Python ends aborts the program: now and then, where little follows."""
+    options = [f"recipe={recipe}", f"data.root={make_pictures(9)}", "eval.max_cases=1"]
+    ends = Watched(*[["finetune", *options]] * 2).end()
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    for _, _, error in ends:
+        assert "gloo" not in error.splitlines()[-1]
+
+
 @pytest.mark.parametrize("cache", ["disk", "memory"])
 def test_every_feature_is_computed_once(recipe, make_pictures, cache):
     result = shared(
