@@ -71,10 +71,12 @@ class Watched(Together):
 
     program = (
         "-c",
-        "import sys; from pathlib import Path; from samadapt.cli import main; "
-        "code = main(sys.argv[1:]); threads = Path('/proc/self/task').glob('*/comm'); "
-        "print(*sorted(path.read_text().strip() for path in threads), file=sys.stderr); "
-        "sys.exit(code)",
+        (
+            "import sys; from pathlib import Path; from samadapt.cli import main; "
+            "code = main(sys.argv[1:]); threads = Path('/proc/self/task').glob('*/comm'); "
+            "print(*sorted(path.read_text().strip() for path in threads), file=sys.stderr); "
+            "sys.exit(code)"
+        ),
     )
 
 
