@@ -187,9 +187,15 @@ def tiny_t_sam() -> Sam:
     return _make("tiny_t", seed=2)
 
 
-@pytest.fixture(params=["tiny", "tiny_t"])
+@pytest.fixture
+def tiny_h_sam() -> Sam:
+    """A random SAM 2 of the build ``tiny_h``, in eval mode, whose output depends on its input."""
+    return _make("tiny_h", seed=4)
+
+
+@pytest.fixture(params=["tiny", "tiny_t", pytest.param("tiny_h", marks=pytest.mark.slow)])
 def any_sam(request: pytest.FixtureRequest) -> Sam:
-    """Each of the two models, one after the other."""
+    """Each of the three models, one after the other."""
     return _make(request.param, seed=3)
 
 
@@ -334,7 +340,9 @@ def run(recipe: Path) -> Callable[..., FinetuneResult]:
     return start
 
 
-@pytest.fixture(params=["tiny_sam", "tiny_t_sam"])
+@pytest.fixture(
+    params=["tiny_sam", "tiny_t_sam", pytest.param("tiny_h_sam", marks=pytest.mark.slow)]
+)
 def fresh(request: pytest.FixtureRequest) -> Callable[[], Sam]:
     """``fresh()``: another copy of the same random base, of each build in turn."""
     base: Sam = request.getfixturevalue(request.param)

@@ -144,13 +144,15 @@ class Injection:
             )
 
     def set_training(self, sam: nn.Module, enabled: bool = True) -> None:
-        """Switch dropout and the head's jitter on or off; all else stays in evaluation mode."""
-        from samadapt.sam.dense_head import PictureJitter  # it imports pydantic, which is slow
+        """Switch training on or off for what needs it; all else stays in evaluation mode.
 
+        That is dropout, and modules with an attribute ``follows_training``, such as the jitter of
+        the dense head and the choice of SAM 2's single mask.
+        """
         sam.eval()
         # peft names its dropout modules lora_dropout, vera_dropout and so on.
         for name, module in sam.named_modules():
-            if "_dropout." in name or isinstance(module, PictureJitter):
+            if "_dropout." in name or getattr(module, "follows_training", False):
                 module.train(enabled)
 
 

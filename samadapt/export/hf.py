@@ -1,4 +1,7 @@
-"""``to=hf``: the merged model as a ``SamModel`` directory of transformers, with its processor."""
+"""``to=hf``: the merged model as a directory of transformers, with its processor.
+
+It is a ``SamModel``, or a ``Sam2Model`` (``hf_sam2.py``).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from samadapt.errors import MissingExtraError, RunError
+from samadapt.export.hf_sam2 import sam2_model, sam2_processor
 from samadapt.export.target import Target, merge_refusal, register
 
 if TYPE_CHECKING:
@@ -30,7 +34,7 @@ samadapt with Pillow."""
 class HuggingFace(Target):
     """A directory for ``SamModel.from_pretrained`` and the mask-generation pipeline."""
 
-    summary: ClassVar[str] = "a SamModel directory of transformers, with its processor"
+    summary: ClassVar[str] = "a SamModel or Sam2Model directory of transformers, with its processor"
     extra: ClassVar[str] = "hf"
     merges: ClassVar[bool] = True
 
@@ -43,31 +47,29 @@ class HuggingFace(Target):
         from samadapt.adapters.store import merge_adapter
 
         require_transformers()
-        import transformers
-
         sam = adapted.sam
         merge_adapter(sam, adapted.injection)
-        model = transformers.SamModel(configuration(sam))
-        state = sam.state_dict()
-        # Strict: each of their weights gets one of ours. Two of their names, both of the position
-        # matrix, map to the same one.
-        model.load_state_dict({theirs: state[ours] for theirs, ours in names(model).items()})
-        model.save_pretrained(folder)
+        transformers_model(sam).save_pretrained(folder)
         processor(sam).save_pretrained(folder)
-        return [processor_note(sam, folder)]
+        notes = [processor_note(sam, folder)]
+        if sam.build.version != "1":
+            notes.append("the model is for still images: the memory of a video is left out")
+        return notes
 
     def read_back(self, adapted: Adapted, folder: Path) -> ProbedModel:
         """Load the directory with ``from_pretrained``."""
         import transformers
 
-        return TransformersModel(transformers.SamModel.from_pretrained(folder))
+        name = f"{_prefix(adapted.sam)}Model"
+        return TransformersModel(getattr(transformers, name).from_pretrained(folder))
 
     def how_to_load(self, adapted: Adapted) -> str:
         """Return code for transformers."""
+        prefix = _prefix(adapted.sam)
         lines = [
-            "from transformers import SamModel, SamProcessor",
-            'model = SamModel.from_pretrained("this-directory")',
-            'processor = SamProcessor.from_pretrained("this-directory")',
+            f"from transformers import {prefix}Model, {prefix}Processor",
+            f'model = {prefix}Model.from_pretrained("this-directory")',
+            f'processor = {prefix}Processor.from_pretrained("this-directory")',
         ]
         rule, side = adapted.sam.preprocessing, adapted.sam.image_size
         if rule.normalization == "min_max":
@@ -120,9 +122,28 @@ def require_transformers() -> None:
 
 def no_such_encoder(adapted: Adapted) -> str:
     """Return why transformers' ``SamModel`` cannot hold this model; empty if it can."""
-    if adapted.sam.build.encoder == "vit":
+    if adapted.sam.build.encoder in ("vit", "hiera"):
         return ""
     return f"transformers' SamModel has no TinyViT, the encoder of {adapted.record.base}"
+
+
+def _prefix(sam: Sam) -> str:
+    """Return what the names of transformers' classes for a model begin with."""
+    return "Sam" if sam.build.version == "1" else "Sam2"
+
+
+def transformers_model(sam: Sam) -> Any:
+    """Return a model of transformers with the weights of one of ours, which has no adapter."""
+    import transformers
+
+    if sam.build.version != "1":
+        return sam2_model(sam)
+    model = transformers.SamModel(configuration(sam))
+    state = sam.state_dict()
+    # Strict: each of their weights gets one of ours. Two of their names, both of the position
+    # matrix, map to the same one.
+    model.load_state_dict({theirs: state[ours] for theirs, ours in names(model).items()})
+    return model
 
 
 def configuration(sam: Sam) -> Any:
@@ -166,6 +187,8 @@ def processor(sam: Sam) -> Any:
     """Return transformers' processor with the sizes and, if possible, the scaling of the model."""
     import transformers
 
+    if sam.build.version != "1":
+        return sam2_processor(sam)
     side, low = sam.image_size, 4 * sam.embedding_size
     scaled = sam.preprocessing.normalization == "mean_std"
     images = transformers.SamImageProcessor(
@@ -192,7 +215,8 @@ def processor_note(sam: Sam, folder: Path) -> str:
 
     from samadapt.sam.geometry import make_frame, resize_image
 
-    loaded = transformers.SamProcessor.from_pretrained(folder)
+    kind = getattr(transformers, f"{_prefix(sam)}Processor")
+    loaded = kind.from_pretrained(folder)
     picture = _picture(sam.image_size)
     rule = sam.preprocessing
     if rule.normalization == "mean_std":

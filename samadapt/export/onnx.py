@@ -79,6 +79,8 @@ class Onnx(Target):
         """Refuse models that see several slices at once; accept everything else."""
         if recorded_stack(adapted.record) > 1:
             return "it sees stacks of slices, and the graph takes one image"
+        if adapted.sam.build.version != "1":
+            return "the graphs of SAM 2 are not supported yet"
         return ""
 
     def write(self, adapted: Adapted, folder: Path) -> list[str]:

@@ -81,7 +81,14 @@ class Peft(Target):
                 f"it has {adapted.record.num_masks} mask outputs, one per class, and peft cannot "
                 f"give the base model more than its {own}"
             )
-        return hf.no_such_encoder(adapted) if self.naming == "transformers" else ""
+        if self.naming == "sam":
+            return ""
+        if adapted.sam.build.version != "1":
+            return (
+                "the names of transformers' Sam2Model are not supported here; use naming=sam, or "
+                "to=hf for a merged model"
+            )
+        return hf.no_such_encoder(adapted)
 
     def write(self, adapted: Adapted, folder: Path) -> list[str]:
         """Copy the two files of the adapter; for transformers, rename the modules in them."""
@@ -126,6 +133,14 @@ class Peft(Target):
                 f"{head}from transformers import SamModel\n"
                 f'base = SamModel.from_pretrained("{name}", {ITS_EPSILON})\n'
                 'model = PeftModel.from_pretrained(base, "this-directory")'
+            )
+        if adapted.sam.build.version != "1":  # the modules of sam2 have other names
+            return (
+                "import samadapt\n"
+                f"{head}"
+                f'sam = samadapt.load_sam("{adapted.record.base}", "PATH/OF/THE/BASE", '
+                f"{adapted.record.image_size})\n"
+                'model = PeftModel.from_pretrained(sam, "this-directory")'
             )
         return (
             f"{head}# sam: the base, from segment-anything's registry or samadapt.load_sam\n"

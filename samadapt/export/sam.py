@@ -1,7 +1,12 @@
-"""``to=sam``: one weights file in segment-anything's format, with the adapter folded in."""
+"""``to=sam``: one weights file as the base is published, with the adapter folded in.
+
+For SAM 2 that is sam2's ``{"model": ...}`` with the memory of a video, which the adapter does not
+touch, so that sam2 loads it strictly.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -22,7 +27,7 @@ SAFE_FILE = "model.safetensors"
 class SamFile(Target):
     """``model.pth``, and the same tensors as ``model.safetensors``."""
 
-    summary: ClassVar[str] = "merged weights in segment-anything's format"
+    summary: ClassVar[str] = "merged weights in the format of segment-anything, or of sam2"
     merges: ClassVar[bool] = True
 
     def refusal(self, adapted: Adapted) -> str:
@@ -36,16 +41,21 @@ class SamFile(Target):
 
         from samadapt.adapters.store import merge_adapter
         from samadapt.sam.weights.names import published_key
+        from samadapt.sam.weights.sam2_names import published_sam2_key
 
         merge_adapter(adapted.sam, adapted.injection)
+        # The first SAM's names are ours; MobileSAM, LiteMedSAM and SAM 2 use others.
+        rename: dict[str, Callable[[str], str]]
+        rename = {"vit": str, "tiny_vit": published_key, "hiera": published_sam2_key}
+        published = rename[adapted.sam.build.encoder]
         state = {
-            # Meta's names are ours; MobileSAM and LiteMedSAM use others.
-            published_key(name) if adapted.sam.build.encoder == "tiny_vit" else name: value
+            published(name): value
             for name, value in adapted.sam.state_dict().items()
             if not name.startswith(CLASSES)
-        }
+        } | adapted.sam.memory
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-        torch.save(tensors, folder / TORCH_FILE)
+        is_first = adapted.sam.build.version == "1"
+        torch.save(tensors if is_first else {"model": tensors}, folder / TORCH_FILE)
         save_file(tensors, folder / SAFE_FILE, metadata={"format": "pt"})
         return _notes(adapted)
 
@@ -70,6 +80,8 @@ class SamFile(Target):
                 f'sam = sam_model_registry["{registry}"](checkpoint="{TORCH_FILE}")\n'
                 "predictor = SamPredictor(sam)"
             )
+        if name in SAM2_CONFIGS and not _notes(adapted):
+            return _with_sam2(name, adapted.record.image_size)
         size = f", image_size={adapted.record.image_size}"
         return (
             "import samadapt\n"
@@ -78,12 +90,40 @@ class SamFile(Target):
         )
 
 
+SAM2_CONFIGS = {
+    f"{name}_{size}": f"configs/{family}/{family}_hiera_{size}.yaml"
+    for name, family in (("sam2", "sam2.1"), ("sam2.0", "sam2"))
+    for size in ("t", "s", "b+", "l")
+}
+"""The configuration that sam2 builds each model from."""
+
+
+def _with_sam2(name: str, side: int) -> str:
+    """Return code for sam2, whose predictor has the sizes of 1024 pixels written into it."""
+    more = f'hydra_overrides_extra=["++model.image_size={side}"]'
+    lines = [
+        "from sam2.build_sam import build_sam2",
+        "from sam2.sam2_image_predictor import SAM2ImagePredictor",
+        f'sam = build_sam2("{SAM2_CONFIGS[name]}", "{TORCH_FILE}", {more})',
+        "predictor = SAM2ImagePredictor(sam)",
+    ]
+    if side != 1024:
+        sizes = [(side // stride, side // stride) for stride in (4, 8, 16)]
+        lines.append(f"predictor._bb_feat_sizes = {sizes}  # else those of 1024 pixels")
+    return "\n".join(lines)
+
+
 def _notes(adapted: Adapted) -> list[str]:
-    """Return notes where the sizes of the model differ from those of the published code."""
+    """Return notes where the file differs from what the published code reads."""
     from samadapt.sam.weights.builds import BUILDS
 
     build = BUILDS[adapted.record.base]
     notes = []
+    if build.version != "1" and not adapted.sam.memory:
+        notes.append(
+            "the base had no memory of a video, as transformers' Sam2Model has none, so sam2 does "
+            "not load this file strictly; samadapt does"
+        )
     if adapted.sam.image_size != build.image_size and build.encoder == "vit":
         notes.append(
             f"position tables are for {adapted.sam.image_size} px; segment-anything's registry "

@@ -158,7 +158,7 @@ class Method(Settings):
     @property
     def encoders(self) -> tuple[str, ...]:
         """The kinds of encoder (``Build.encoder``) that the method works on."""
-        return ("vit", "tiny_vit")
+        return ("vit", "tiny_vit", "hiera")
 
     @property
     def stack(self) -> int:

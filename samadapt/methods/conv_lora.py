@@ -70,7 +70,7 @@ class ConvLoRA(Method):
             attn: Any = sam.get_submodule(block.attn)
             # TinyViT's qkv sees strips of windows instead of the grid; see the third point above.
             window = attn.window if sam.build.encoder == "tiny_vit" else None
-            child = ConvUpdate(block.width, self.rank, self.experts, scale, window)
+            child = ConvUpdate(block.inputs, block.width, self.rank, self.experts, scale, window)
             attach(sam.get_submodule(block.qkv), "conv_lora", child, add_update)
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
@@ -78,4 +78,4 @@ class ConvLoRA(Method):
         del sam
         # Kernels (rank, rank, 3, 3) and one row of the gate for each expert; A and B have the rest.
         inner = self.experts * (9 * self.rank**2 + self.rank)
-        return sum(4 * block.width * self.rank + inner for block in blocks)
+        return sum((s.inputs + 3 * s.width) * self.rank + inner for s in blocks)

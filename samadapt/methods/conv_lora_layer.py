@@ -15,7 +15,8 @@ class ConvUpdate(nn.Module):
     """``scale * B (z + share_e * expert_e(z))`` with ``z = A x``; zero at the start.
 
     Args:
-        width: width of the tokens; the output has three times as many channels.
+        inputs: channels of the tokens.
+        width: a third of the channels of the output.
         rank: rank of A and B.
         experts: number of experts; expert e = 0, 1, ... works at e + 1 times the grid's size.
         scale: factor of the update.
@@ -24,10 +25,16 @@ class ConvUpdate(nn.Module):
     """
 
     def __init__(
-        self, width: int, rank: int, experts: int, scale: float, window: int | None
+        self,
+        inputs: int,
+        width: int,
+        rank: int,
+        experts: int,
+        scale: float,
+        window: int | None,
     ) -> None:
         super().__init__()
-        self.a = nn.Linear(width, rank, bias=False)
+        self.a = nn.Linear(inputs, rank, bias=False)
         self.b = nn.Linear(rank, 3 * width, bias=False)
         nn.init.zeros_(self.b.weight)
         self.gate = nn.Linear(rank, experts, bias=False)
@@ -39,7 +46,7 @@ class ConvUpdate(nn.Module):
         self._scale, self._window = scale, window
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens x (b, h, w, width) to (b, h, w, 3 width)."""
+        """Map tokens x (b, h, w, inputs) to (b, h, w, 3 width)."""
         z: Tensor = self.a(x)
         if self._window:
             z = partition_windows(z, (self._window, self._window), None)

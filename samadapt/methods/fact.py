@@ -8,8 +8,9 @@ MA-SAM and micro-sam, q and v are updated by default.
 
 There are two departures. The authors start V at zero; micro-sam starts no factor at zero, so its
 model does not start at the base. Here S_i starts at zero, which is the same start as the authors'
-and gives every block a gradient in the first step. And TinyViT has blocks of several widths, which
-cannot share U and V, so each width has its own.
+and gives every block a gradient in the first step. And TinyViT and Hiera have blocks of several
+widths, which cannot share U and V, so each shape of a slice has its own. The first block of a stage
+of Hiera widens the tokens, so it shares its factors with no other.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 class FacT(Method):
     """Updates of q, k and v by factors that the blocks share.
 
-    The first chosen block (of each width) holds the shared factors, because training begins there.
+    The first chosen block (of each shape) holds the shared factors, because training begins there.
     ``decoder=own`` also updates these projections of the decoder's attentions. There q, k and v are
     separate linears. Those of one shape share factors, separately from the encoder's.
 
@@ -78,7 +79,7 @@ class FacT(Method):
             # TinyViT's rows are (head, q | k | v, channel): one group of rows for each head.
             groups = block.heads if block.qkv_order == "head_qkv" else 1
             qkv = sam.get_submodule(block.qkv)
-            self._attach(qkv, (block.width, block.width), shared, self.slices, groups)
+            self._attach(qkv, (block.inputs, block.width), shared, self.slices, groups)
         shared = {}
         for path in self._projections(sam):
             linear: Any = sam.get_submodule(path)
@@ -108,10 +109,11 @@ class FacT(Method):
         return [f"{path}.{name}_proj" for path in attentions(sam) for name in self.slices]
 
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
-        """Return the size of the shared factors of each width and of the slices' own."""
+        """Return the size of the shared factors of each shape and of the slices' own."""
         del sam
         tucker, rank = self.form == "tucker", self.rank
-        shared = sum(2 * width * rank + tucker * rank**3 for width in {s.width for s in blocks})
+        shapes = {(block.inputs, block.width) for block in blocks}
+        shared = sum(sum(shape) * rank + tucker * rank**3 for shape in shapes)
         # S_i has ``rank`` coefficients in Tucker form, and rank ** 2 entries in a tensor train.
         return shared + len(blocks) * len(self.slices) * rank ** (1 if tucker else 2)
 

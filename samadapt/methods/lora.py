@@ -37,7 +37,7 @@ class LoRA(LinearMethod):
     SAM computes q, k and v by one linear with rows (q | k | v). Updates of rank r for q and v are
     stored as one plain LoRA of rank 2r on it, which any program with peft can load::
 
-        A = [A_q]   (2r, width)        B = [B_q   0 ]   (3 width, 2r)
+        A = [A_q]   (2r, inputs)       B = [B_q   0 ]   (3 width, 2r)
             [A_v]                          [ 0    0 ]
                                            [ 0   B_v]
 
@@ -108,12 +108,13 @@ class LoRA(LinearMethod):
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return the number of parameters that LoRA adds to the encoder.
 
-        Each slice of a qkv has A (rank, width) and B (width, rank). The other linears count as
+        Each slice of a qkv has A (rank, inputs) and B (width, rank). The other linears count as
         ``size`` says.
         """
         qkv = 0
         if "qkv" in self.targets:
-            qkv = sum(len(self.slices) * self.rank * 2 * block.width for block in blocks)
+            both = sum(block.inputs + block.width for block in blocks)
+            qkv = len(self.slices) * self.rank * both
         others = [
             name for block in blocks for name in self.encoder_names(sam, block) if name != block.qkv
         ]

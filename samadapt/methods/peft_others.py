@@ -119,7 +119,7 @@ class OtherPeft(LinearMethod):
         Raises:
             ConfigError: when the kind needs blocks of one width and the chosen blocks have several.
         """
-        widths = sorted({block.width for block in blocks})
+        widths = sorted({width for block in blocks for width in (block.inputs, block.width)})
         require(
             len(widths) <= 1 or self.name not in ONE_WIDTH,
             f"peft={self.name} shares matrices between blocks, which must have one width; those of "

@@ -8,7 +8,8 @@ zero, as in Zhang et al. 2023, "LLaMA-Adapter: Efficient Fine-tuning of Language
 Zero-init Attention", section 3.2. Each head computes
 ``attention(q, image) + tanh(gate) * softmax(q K' / sqrt(d)) V'``, where K' and V' are the frozen
 projections of the learned tokens. These have no place in the image, so no relative position is
-added to their scores. They are not part of the token stream, so the grid keeps its shape.
+added to their scores. They are not part of the token stream, so the grid keeps its shape. Where
+Hiera pools its queries, the learned tokens answer to the pooled ones.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class PromptTokens(Method):
 
         for block in blocks:
             by_head = block.qkv_order == "head_qkv"
-            child = GatedTokens(self.tokens, block.width, block.heads, by_head=by_head)
+            child = GatedTokens(self.tokens, block.inputs, block.heads, by_head=by_head)
             attach(sam.get_submodule(block.attn), "prompt", child, add_prompt)
         build = sam.build
         for path in attentions(sam) if self.decoder == "own" else ():
@@ -71,7 +72,7 @@ class PromptTokens(Method):
     def count_parameters(self, sam: Sam, blocks: Sequence[AttentionBlock]) -> int:
         """Return the size of the tokens and gates of every block."""
         del sam
-        return sum(self.tokens * block.width + block.heads for block in blocks)
+        return sum(self.tokens * block.inputs + block.heads for block in blocks)
 
     def count_own_decoder_parameters(self, sam: Sam) -> int:
         """Return the size of the tokens and gates of every attention of the decoder."""

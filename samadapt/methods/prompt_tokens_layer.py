@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from samadapt.sam.hiera_blocks import pool_tokens
 from samadapt.sam.tiny_vit_blocks import WindowBiasAttention
 
 
@@ -16,7 +18,7 @@ class GatedTokens(nn.Module):
 
     Args:
         count: number n of tokens.
-        width: width of the token stream.
+        width: channels of the tokens that the attention takes.
         heads: number h of attention heads.
         by_head: the rows of qkv are ordered (head, q | k | v, channel), else (q | k | v, head,
             channel).
@@ -28,18 +30,26 @@ class GatedTokens(nn.Module):
         self.gate = nn.Parameter(torch.zeros(heads))
         self._by_head = by_head
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor, proj: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        proj: Tensor,
+        pool: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Return what the tokens add to the output of the attention, after its projection.
 
-        The queries are never computed. ``q K'`` is one linear map of x with h * n rows, and ``V'``
-        followed by the projection is one linear map back, so the cost grows with n and not with
-        the inner width.
+        The queries are not computed, unless they are pooled. ``q K'`` is one linear map of x with
+        h * n rows, and ``V'`` followed by the projection is one linear map back, so the cost grows
+        with n and not with the inner width.
 
         Args:
             x: (..., width), the input of the queries.
             weight: (3 inner, width), weight of q, k and v; the inner width is h * d.
             bias: (3 inner,), their bias.
             proj: (width, inner), weight of the last projection of the attention.
+            pool: what the attention does to its queries (b, h, w, inner); None: nothing.
         """
         heads = len(self.gate)
         weight_q, _, _ = self._split(weight, heads)
@@ -48,10 +58,15 @@ class GatedTokens(nn.Module):
         rows = functional.linear(self.tokens, weight, bias)
         _, keys, values = self._split(rows.t(), heads)  # (h, d, n)
         scale = keys.shape[1] ** -0.5
-        # q K' = (W_q x + b_q) K' = (K'^T W_q) x + K'^T b_q, for each head
-        to_scores = scale * torch.einsum("hdn,hdw->hnw", keys, weight_q)
-        offset = scale * torch.einsum("hdn,hd->hn", keys, bias_q)
-        scores = functional.linear(x, to_scores.flatten(0, 1), offset.flatten())
+        if pool is None:
+            # q K' = (W_q x + b_q) K' = (K'^T W_q) x + K'^T b_q, for each head
+            to_scores = scale * torch.einsum("hdn,hdw->hnw", keys, weight_q)
+            offset = scale * torch.einsum("hdn,hd->hn", keys, bias_q)
+            scores = functional.linear(x, to_scores.flatten(0, 1), offset.flatten())
+        else:
+            queries = pool(functional.linear(x, weight_q.flatten(0, 1), bias_q.flatten()))
+            pairs = scale * queries.unflatten(-1, (heads, 1, -1)) @ keys  # (..., h, 1, n)
+            scores = pairs.flatten(-3)
         # (..., h, n): each head's softmax over the n tokens, times its gate
         shares = scores.unflatten(-1, (heads, -1)).softmax(dim=-1) * self.gate.tanh()[:, None]
         # (W_o V') of each head, as one (width, n) map
@@ -70,9 +85,11 @@ class GatedTokens(nn.Module):
 
 def add_prompt(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """Add the prompt's output to that of the encoder's attention; a forward hook."""
-    # In TinyViT the norm is part of the attention; in SAM's ViT it comes before.
+    # In TinyViT the norm is part of the attention; in SAM's ViT and in Hiera it comes before.
     x = module.norm(inputs[0]) if isinstance(module, WindowBiasAttention) else inputs[0]
-    change: Tensor = module.prompt(x, module.qkv.weight, module.qkv.bias, module.proj.weight)
+    pool = pool_tokens if getattr(module, "is_pooling", False) else None
+    qkv = module.qkv
+    change: Tensor = module.prompt(x, qkv.weight, qkv.bias, module.proj.weight, pool)
     return output + change.to(output.dtype)
 
 

@@ -377,8 +377,7 @@ def class_logits(
     logits = at_least_fp32(logits[:, :, : maps * num_classes])
     # Where classes have tokens of their own, so has the background, and its logit is subtracted.
     if background_token and not sam.has_class_tokens:
-        background = sam.decode(embeddings, Prompts(), multimask=False).logits
-        logits = logits - at_least_fp32(background)
+        logits = logits - at_least_fp32(sam.decode_background(embeddings))
     return logits
 
 

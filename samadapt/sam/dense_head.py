@@ -206,6 +206,7 @@ class PictureJitter(nn.Module):
     """
 
     GAMMA, BRIGHTNESS, NOISE = 1.5, 1.2, 0.05
+    follows_training: ClassVar[bool] = True
 
     def __init__(self, chance: float, depth: int) -> None:
         super().__init__()

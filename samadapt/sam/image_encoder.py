@@ -180,6 +180,7 @@ class ImageEncoderViT(nn.Module):
                 mlp=f"{path}.mlp",
                 kind="window" if block.window else "global",
                 width=self.pos_embed.shape[-1],
+                inputs=self.pos_embed.shape[-1],
                 heads=self.heads,
                 qkv_order="qkv_head",
             )

@@ -6,7 +6,8 @@ This is the textbook form; the model uses ``mask_decoder_fast``, which the tests
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -31,6 +32,9 @@ class MaskDecoder(nn.Module):
         num_multimask: masks of a multimask output. Mask token 0 gives the single mask; tokens 1 to
             ``num_multimask`` give the others.
     """
+
+    tokens_before_iou: ClassVar[int] = 0
+    """Own tokens of the decoder before the IoU token, which the mask tokens follow."""
 
     def __init__(
         self, width: int, *, depth: int, heads: int, mlp: int, iou_width: int, num_multimask: int
@@ -61,6 +65,11 @@ class MaskDecoder(nn.Module):
         )
 
     @property
+    def chooses_stable_mask(self) -> bool:
+        """Whether the single mask may be one of the multimask output, as in SAM 2."""
+        return False
+
+    @property
     def num_multimask(self) -> int:
         """Number of masks of a multimask output."""
         return self.mask_tokens.num_embeddings - 1
@@ -69,12 +78,21 @@ class MaskDecoder(nn.Module):
         """Return the indices of the mask tokens whose masks are asked for."""
         return range(1, self.num_multimask + 1) if multimask else range(1)
 
+    def embed_maps(self, maps: Any) -> Float[Tensor, "b e g g"]:
+        """Return the image embedding (b, e, g, g) of what the image encoder returned."""
+        embedding: Tensor = maps
+        return embedding
+
+    def own_tokens(self) -> Sequence[Tensor]:
+        """Return the decoder's own tokens, each (n, c), in order."""
+        return self.iou_token.weight, self.mask_tokens.weight
+
     def object_tokens(self, sparse: Float[Tensor, "b p n c"]) -> Float[Tensor, "b p t c"]:
-        """Put the IoU token and the mask tokens before the prompt tokens of each object.
+        """Put the decoder's own tokens before the prompt tokens of each object.
 
         (b, p, n, c) -> (b, p, 1 + m + n, c) for m mask tokens.
         """
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        own = torch.cat(list(self.own_tokens()))
         return torch.cat([own.expand(*sparse.shape[:2], -1, -1), sparse], dim=2)
 
     def forward(
@@ -114,6 +132,17 @@ class MaskDecoder(nn.Module):
         )
         iou = self.iou_prediction_head(tokens[:, :, 0])[..., chosen.start : chosen.stop]
         return MaskOutput(logits=logits, iou=iou)
+
+    def decode_single(
+        self,
+        embeddings: Float[Tensor, "b e g g"],
+        position: Float[Tensor, "c g g"],
+        sparse: Float[Tensor, "b p n c"],
+        dense: Float[Tensor, "#b #p c #g #g"],
+    ) -> Float[Tensor, "b p 1 s s"]:
+        """Return the logits of mask token 0; arguments are those of ``forward``."""
+        output: MaskOutput = self(embeddings, position, sparse, dense, multimask=False)
+        return output.logits
 
     def resize_mask_tokens(self, count: int) -> None:
         """Set the number of multimask outputs.

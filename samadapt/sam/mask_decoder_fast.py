@@ -11,7 +11,7 @@ Compared with the textbook form in ``mask_decoder``:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 
 import torch
@@ -61,7 +61,7 @@ class FastMaskDecoder(MaskDecoder):
 
     def forward(
         self,
-        embeddings: Float[Tensor, "b c g g"],
+        embeddings: Float[Tensor, "b e g g"],
         position: Float[Tensor, "c g g"],
         sparse: Float[Tensor, "b p n c"],
         dense: Float[Tensor, "#b #p c #g #g"],
@@ -69,12 +69,26 @@ class FastMaskDecoder(MaskDecoder):
         multimask: bool,
     ) -> MaskOutput:
         """Decode p objects in each of b images; see ``MaskDecoder.forward``."""
-        chosen, side = self.chosen_masks(multimask), embeddings.shape[-1]
-        logits, iou = [], []
-        for tokens, image in self._attend(embeddings, position, sparse, dense):
-            logits.append(self._draw(self._kernels(tokens, chosen), image, side))
-            iou.append(self._score(tokens, chosen))
-        return MaskOutput(logits=torch.cat(logits, dim=1), iou=torch.cat(iou, dim=1))
+        embedding, details = self.split_embeddings(embeddings)
+        chosen = self.chosen_masks(multimask)
+        parts = [
+            self._decode(tokens, image, details, embeddings.shape[-1], chosen)
+            for tokens, image in self._attend(embedding, position, sparse, dense)
+        ]
+        return join_objects(parts)
+
+    def split_embeddings(
+        self, embeddings: Float[Tensor, "b e g g"]
+    ) -> tuple[Float[Tensor, "b c g g"], Tensor | None]:
+        """Return the image that tokens attend to, and details that only the drawing adds."""
+        return embeddings, None
+
+    def _decode(
+        self, tokens: Tensor, image: Tensor, details: Tensor | None, side: int, chosen: range
+    ) -> MaskOutput:
+        """Return the chosen masks of decoded tokens (b, p, t, c) in images (b, p, n, c)."""
+        logits = self._draw(self._kernels(tokens, chosen), image, details, side)
+        return MaskOutput(logits=logits, iou=self._score(tokens, chosen))
 
     def decode_classes(
         self,
@@ -95,8 +109,9 @@ class FastMaskDecoder(MaskDecoder):
             (b, 1, K, s, s) logits, s = 4g.
         """
         sparse = classes.expanded(len(embeddings))
-        ((tokens, image),) = self._attend(embeddings, position, sparse, dense)
-        return self._draw(classes.kernels(tokens), image, embeddings.shape[-1])
+        embedding, details = self.split_embeddings(embeddings)
+        ((tokens, image),) = self._attend(embedding, position, sparse, dense)
+        return self._draw(classes.kernels(tokens), image, details, embeddings.shape[-1])
 
     def decode_above(
         self,
@@ -128,14 +143,15 @@ class FastMaskDecoder(MaskDecoder):
             (k,) of the object that each mask belongs to.
         """
         chosen, side = self.chosen_masks(multimask), embeddings.shape[-1]
+        embedding, details = self.split_embeddings(embeddings)
         start = 0
-        for tokens, image in self._attend(embeddings, position, sparse, dense):
+        for tokens, image in self._attend(embedding, position, sparse, dense):
             iou = self._score(tokens, chosen)[0]
             good = iou > min_iou if min_iou > 0 else torch.ones_like(iou, dtype=torch.bool)
             kept = good.any(dim=1)  # objects with at least one good mask
             if not kept.all():
                 tokens, image = tokens[:, kept], image[:, kept]
-            logits = self._draw(self._kernels(tokens, chosen), image, side)
+            logits = self._draw(self._kernels(tokens, chosen), image, details, side)
             yield logits[0][good[kept]], iou[good], start + good.nonzero()[:, 0]
             start += len(iou)
 
@@ -154,30 +170,55 @@ class FastMaskDecoder(MaskDecoder):
 
     def _kernels(self, tokens: Tensor, chosen: range) -> Tensor:
         """Make the kernels (b, p, c / 8, m) of the chosen masks of decoded tokens."""
+        first = self.tokens_before_iou + 1
         return torch.stack(
-            [self.output_hypernetworks_mlps[i](tokens[:, :, 1 + i]) for i in chosen], dim=-1
+            [self.output_hypernetworks_mlps[i](tokens[:, :, first + i]) for i in chosen], dim=-1
         )
 
-    def _draw(self, kernels: Tensor, image: Tensor, side: int) -> Tensor:
+    def _draw(self, kernels: Tensor, image: Tensor, details: Tensor | None, side: int) -> Tensor:
         """Draw a mask for each of the kernels (b, p, c / 8, m): (b, p, m, 4g, 4g)."""
         # The upscaled image has 16 times the cells and an eighth of the channels.
         count = _count_in_cache(image, 2 * image[:1, :1].numel())
-        pairs = (_split(x.flatten(0, 1), 0, count) for x in (image, kernels))
-        cells = torch.cat(
-            [
+        if details is None:
+            pairs = (_split(x.flatten(0, 1), 0, count) for x in (image, kernels))
+            drawn = [
                 self.output_upscaling(part).flatten(1, 3) @ kernel
                 for part, kernel in zip(*pairs, strict=True)
             ]
-        )
+        else:  # all objects of an image share its details
+            drawn = [
+                self.upscale_with(part, detail).flatten(1, 3) @ kernel
+                for one, kernels_of, detail in zip(image, kernels, details, strict=True)
+                for part, kernel in zip(
+                    _split(one, 0, count), _split(kernels_of, 0, count), strict=True
+                )
+            ]
+        cells = torch.cat(drawn)
         # Cells (y, x), their quarters (2, 2), and the quarters of those (2, 2):
         # (b, p, y, x, 2, 2, 2, 2, m) -> (b, p, m, y, 2, 2, x, 2, 2) -> (b, p, m, 4g, 4g)
         shape = (*image.shape[:2], side, side, 2, 2, 2, 2, kernels.shape[-1])
         return cells.view(shape).permute(0, 1, 8, 2, 4, 6, 3, 5, 7).flatten(6, 8).flatten(3, 5)
 
+    def upscale_with(self, image: Tensor, details: Tensor) -> Tensor:
+        """Enlarge cells (p, n, c) and add the details of the image on the way; SAM 2 alone."""
+        raise NotImplementedError
+
     def _score(self, tokens: Tensor, chosen: range) -> Tensor:
         """Estimate the IoU of the chosen masks: (b, p, m)."""
-        iou: Tensor = self.iou_prediction_head(tokens[:, :, 0])
+        iou: Tensor = self.iou_prediction_head(tokens[:, :, self.tokens_before_iou])
         return iou[..., chosen.start : chosen.stop]
+
+
+def join_objects(parts: Sequence[MaskOutput]) -> MaskOutput:
+    """Put masks of some objects after those of others."""
+    if len(parts) == 1:
+        return parts[0]
+    scores = [part.object_score for part in parts if part.object_score is not None]
+    return MaskOutput(
+        logits=torch.cat([part.logits for part in parts], dim=1),
+        iou=torch.cat([part.iou for part in parts], dim=1),
+        object_score=torch.cat(scores, dim=1) if scores else None,
+    )
 
 
 def _count_in_cache(image: Tensor, numbers: int) -> int | None:

@@ -16,13 +16,15 @@ from torch.nn import functional
 from samadapt.errors import ConfigError, PromptError, nearest
 from samadapt.sam.class_tokens import ClassTokens
 from samadapt.sam.dense_head import DenseHead, HeadSettings
+from samadapt.sam.hiera import HieraEncoder
 from samadapt.sam.image_encoder import ImageEncoderViT
 from samadapt.sam.mask_decoder_fast import FastMaskDecoder
-from samadapt.sam.prompt_encoder import PromptEncoder
+from samadapt.sam.prompt_encoder import PromptEncoder, Sam2PromptEncoder
 from samadapt.sam.prompt_generator import PromptGenerator
+from samadapt.sam.sam2_mask_decoder import Sam2MaskDecoder
 from samadapt.sam.segmentation_model import SegmentationModel
 from samadapt.sam.tiny_vit import TinyViTEncoder
-from samadapt.sam.types import AttentionBlock, Level, MaskOutput, Prompts
+from samadapt.sam.types import AttentionBlock, Frame, Level, MaskOutput, Prompts
 from samadapt.sam.watershed import Watershed
 from samadapt.sam.weights.builds import BUILDS, Build
 
@@ -31,15 +33,30 @@ for _values in (Prompts, MaskOutput):
     torch.export.register_dataclass(_values, serialized_type_name=f"samadapt.{_values.__name__}")
 
 
+_ImageEncoder = ImageEncoderViT | TinyViTEncoder | HieraEncoder
+_ENCODERS: dict[str, type[_ImageEncoder]] = {
+    "vit": ImageEncoderViT,
+    "tiny_vit": TinyViTEncoder,
+    "hiera": HieraEncoder,
+}
+
+
 class Sam(SegmentationModel):
     """SAM for one image size s. The image embedding has g x g cells, with g = s / ``build.stride``.
 
+    A cell has e channels: c, the width of the prompts, in the first SAM, and 4c in SAM 2, whose
+    decoder also reads finer maps (``sam2_mask_decoder``).
+
     Args:
         build: sizes of the parts of the model.
-        image_size: side s of the model's square in pixels; a multiple of ``build.stride``.
+        image_size: side s of the model's square in pixels; a multiple of ``build.side_step``.
 
     Raises:
         ConfigError: ``image_size`` is not such a multiple.
+
+    Attributes:
+        memory: tensors of SAM 2's memory of a video by their published names, as the weights' file
+            has them. Still images do not need them; a file that is exported holds them again.
     """
 
     adapter_names: tuple[str, ...] = ()
@@ -55,21 +72,24 @@ class Sam(SegmentationModel):
 
     def __init__(self, build: Build, image_size: int) -> None:
         super().__init__()
-        if image_size < build.stride or image_size % build.stride:
+        if image_size < build.side_step or image_size % build.side_step:
             raise ConfigError(
-                f"image_size must be a positive multiple of {build.stride} for {build.name}; "
+                f"image_size must be a positive multiple of {build.side_step} for {build.name}; "
                 f"got {image_size}"
             )
         self.build = build
         self.image_size = image_size
         self.embedding_size = image_size // build.stride
         self.preprocessing = build.preprocessing
-        encoder = ImageEncoderViT if build.encoder == "vit" else TinyViTEncoder
-        self.image_encoder: ImageEncoderViT | TinyViTEncoder = encoder(build, image_size)
-        self.prompt_encoder = PromptEncoder(
+        is_first = build.version == "1"
+        self.memory: dict[str, Tensor] = {}
+        self.image_encoder: _ImageEncoder = _ENCODERS[build.encoder](build, image_size)
+        prompt_encoder = PromptEncoder if is_first else Sam2PromptEncoder
+        self.prompt_encoder = prompt_encoder(
             build.prompt_width, self.embedding_size, image_size, build.mask_channels
         )
-        self.mask_decoder = FastMaskDecoder(
+        decoder = FastMaskDecoder if is_first else Sam2MaskDecoder
+        self.mask_decoder = decoder(
             build.prompt_width,
             depth=build.decoder_depth,
             heads=build.decoder_heads,
@@ -141,8 +161,8 @@ class Sam(SegmentationModel):
 
     def encode(
         self, images: Float[Tensor, "b 3 s s"], seen: list[Tensor] | None = None
-    ) -> Float[Tensor, "b c g g"]:
-        """Embed preprocessed images (b, 3, s, s) as (b, c, g, g).
+    ) -> Float[Tensor, "b e g g"]:
+        """Embed preprocessed images (b, 3, s, s) as (b, e, g, g).
 
         Args:
             images: (b, 3, s, s), preprocessed.
@@ -153,9 +173,9 @@ class Sam(SegmentationModel):
         """
         self._check_images(images)
         if seen is None:
-            embeddings: Tensor = self.image_encoder(images)
-            return embeddings
-        return self.image_encoder.prefix(images, len(self.attention_blocks()) + 1, seen)
+            return self.mask_decoder.embed_maps(self.image_encoder(images))
+        whole = len(self.attention_blocks()) + 1
+        return self.encode_suffix(self.image_encoder.prefix(images, whole, seen), whole)
 
     def encode_prefix(
         self,
@@ -189,7 +209,7 @@ class Sam(SegmentationModel):
         features: Float[Tensor, "b ..."],
         first_trainable_block: int,
         seen: list[Tensor] | None = None,
-    ) -> Float[Tensor, "b c g g"]:
+    ) -> Float[Tensor, "b e g g"]:
         """Run the rest of the encoder: ``encode_suffix(encode_prefix(x, k), k) == encode(x)``.
 
         Args:
@@ -198,28 +218,32 @@ class Sam(SegmentationModel):
             seen: receives the features of every level on the way; see ``levels``.
 
         Returns:
-            (b, c, g, g).
+            (b, e, g, g).
 
         Raises:
             ValueError: there is no such block.
         """
         self._check_first_block(first_trainable_block)
-        return self.image_encoder.suffix(features, first_trainable_block, seen)
+        maps = self.image_encoder.suffix(features, first_trainable_block, seen)
+        return self.mask_decoder.embed_maps(maps)
 
     def decode(
-        self, embeddings: Float[Tensor, "b c g g"], prompts: Prompts, *, multimask: bool
+        self, embeddings: Float[Tensor, "b e g g"], prompts: Prompts, *, multimask: bool
     ) -> MaskOutput:
         """Decode p objects in each of b images, with gradients.
 
+        In evaluation mode, the single mask of SAM 2 may be one of the multimask output; see
+        ``sam2_mask_decoder.StableMask``.
+
         Args:
-            embeddings: (b, c, g, g), what ``encode`` returned.
+            embeddings: (b, e, g, g), what ``encode`` returned.
             prompts: prompts for the same b images; without any prompt, p = 1.
             multimask: return several masks for each object instead of one.
 
         Raises:
             PromptError: prompts or embeddings do not fit the model or each other.
         """
-        side, width = self.embedding_size, self.build.prompt_width
+        side, width = self.embedding_size, self.embedding_channels
         if embeddings.ndim != 4 or tuple(embeddings.shape[1:]) != (width, side, side):
             raise PromptError(
                 f"embeddings must be (b, {width}, {side}, {side}), from encode; "
@@ -231,7 +255,13 @@ class Sam(SegmentationModel):
         )
         return output
 
-    def decode_classes(self, embeddings: Float[Tensor, "b c g g"]) -> MaskOutput:
+    def decode_background(self, embeddings: Float[Tensor, "b e g g"]) -> Float[Tensor, "b 1 1 s s"]:
+        """Return the logits of mask token 0 without a prompt, whether or not they are stable."""
+        sparse, dense = self.prompt_encoder(Prompts(), len(embeddings))
+        position = self.prompt_encoder.dense_position()
+        return self.mask_decoder.decode_single(embeddings, position, sparse, dense)
+
+    def decode_classes(self, embeddings: Float[Tensor, "b e g g"]) -> MaskOutput:
         """Predict the classes of b images without a prompt; ``iou`` says nothing about them.
 
         The prompt generator prompts for them, or the class tokens predict them, or the multimask
@@ -247,10 +277,10 @@ class Sam(SegmentationModel):
         return MaskOutput(logits=logits, iou=logits.new_zeros(logits.shape[:3]))
 
     def _decode_generated(
-        self, generator: PromptGenerator, embeddings: Float[Tensor, "b c g g"]
+        self, generator: PromptGenerator, embeddings: Float[Tensor, "b e g g"]
     ) -> MaskOutput:
         """Decode an object for each class, prompted by the generator: masks (b, 1, K, 4g, 4g)."""
-        dense = generator(embeddings)
+        dense = generator(embeddings[:, : self.build.prompt_width])
         sparse = dense.new_zeros(*dense.shape[:2], 0, dense.shape[2])
         position = self.prompt_encoder.dense_position()
         output: MaskOutput = self.mask_decoder(embeddings, position, sparse, dense, multimask=False)
@@ -261,6 +291,24 @@ class Sam(SegmentationModel):
     ) -> MaskOutput:
         """Encode images (b, 3, s, s) and decode the prompts."""
         return self.decode(self.encode(images), prompts, multimask=multimask)
+
+    def postprocess(
+        self, logits: Float[Tensor, "b p m h w"], frame: Frame
+    ) -> Float[Tensor, "b p m H W"]:
+        """Resize logits to the original images; SAM 2 does so in one step, without the square.
+
+        Arguments, result and errors are those of ``SegmentationModel.postprocess``.
+        """
+        if self.build.version == "1" or frame.size != self.image_size:
+            return super().postprocess(logits, frame)
+        planes = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+        resized = functional.interpolate(planes, frame.original, mode="bilinear")
+        return torch.unflatten(resized, 0, logits.shape[:2])
+
+    @property
+    def embedding_channels(self) -> int:
+        """Number e of channels of the image embedding."""
+        return (1 if self.build.version == "1" else 4) * self.build.prompt_width
 
     @property
     def has_class_tokens(self) -> bool:

@@ -87,9 +87,8 @@ class PromptEncoder(nn.Module):
         """Embed the prompts of ``batch`` = b images.
 
         Returns:
-            sparse (b, p, n, c): the k points, then the two corners of the box. Points without a box
-            are followed by one padding point, as in segment-anything, unless the prompts are
-            complete. n is 0 without points and boxes.
+            sparse (b, p, n, c): the k points, then the two corners of the box, then the padding
+            points; see ``padding_points``.
             dense (b, p, c, g, g): the mask prompts, or (1, 1, c, 1, 1) without them.
 
         Raises:
@@ -100,18 +99,25 @@ class PromptEncoder(nn.Module):
         parts = [self.no_mask_embed.weight.new_zeros(batch, prompts.count, 0, self.width)]
         if prompts.points is not None and prompts.point_labels is not None:
             points, labels = prompts.points, prompts.point_labels
-            if prompts.boxes is None and not prompts.is_complete:
-                points = torch.cat([points, points.new_zeros(*points.shape[:2], 1, 2)], dim=2)
-                labels = torch.cat([labels, -labels.new_ones(*labels.shape[:2], 1)], dim=2)
             parts.append(self._embed_points(points, labels, corners=prompts.is_complete))
         if prompts.boxes is not None:
             parts.append(self._embed_boxes(prompts.boxes))
+        if padding := self.padding_points(prompts):
+            none = self.not_a_point_embed.weight
+            parts.append(none.expand(batch, prompts.count, padding, -1))
         if prompts.masks is None:
             dense = self.no_mask_embed.weight.view(1, 1, -1, 1, 1)
         else:
             masks = prompts.masks.to(self.no_mask_embed.weight)
             dense = torch.unflatten(self.mask_downscaling(masks.flatten(0, 1)), 0, masks.shape[:2])
         return torch.cat(parts, dim=2), dense
+
+    def padding_points(self, prompts: Prompts) -> int:
+        """Return how many padding points follow the prompts of each object.
+
+        As in segment-anything, one follows points without a box, unless the prompts are complete.
+        """
+        return int(prompts.points is not None and prompts.boxes is None and not prompts.is_complete)
 
     def dense_position(self) -> Float[Tensor, "c g g"]:
         """Return the position embedding of the cells of the image embedding: (c, g, g)."""
@@ -162,3 +168,18 @@ class PromptEncoder(nn.Module):
                 f"masks must be (b, p, 1, {side}, {side}) logits, as MaskOutput.logits; "
                 f"got {tuple(prompts.masks.shape)}"
             )
+
+
+class Sam2PromptEncoder(PromptEncoder):
+    """The prompt encoder of SAM 2, which differs in its padding points alone."""
+
+    def padding_points(self, prompts: Prompts) -> int:
+        """Return how many padding points follow the prompts of each object.
+
+        SAM 2 gives a box as two points, so one follows every box as well. An object without points
+        and box has an empty point of its own, which makes two. sam2's ``SAM2ImagePredictor`` gives
+        it none if it has a mask; training and videos of sam2 give it two, and so does transformers.
+        """
+        if prompts.is_complete:
+            return 0
+        return 2 if prompts.points is None and prompts.boxes is None else 1

@@ -106,6 +106,10 @@ class SegmentationModel(nn.Module):
         """Predict the classes of b images without a prompt; ``iou`` says nothing about them."""
         return self.decode(embeddings, Prompts(), multimask=True)
 
+    def decode_background(self, embeddings: Float[Tensor, "b c g g"]) -> Float[Tensor, "b 1 1 s s"]:
+        """Return the logits of the mask token that stands for the background, without a prompt."""
+        return self.decode(embeddings, Prompts(), multimask=False).logits
+
     def attention_blocks(self) -> tuple[AttentionBlock, ...]:
         """Return the attention blocks of the encoder in order; a model may have none."""
         return ()

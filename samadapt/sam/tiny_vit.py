@@ -149,6 +149,7 @@ class TinyViTEncoder(nn.Module):
                     mlp=f"{path}.mlp",
                     kind="window",
                     width=block.attn.norm.weight.shape[0],
+                    inputs=block.attn.norm.weight.shape[0],
                     heads=block.attn.num_heads,
                     qkv_order="head_qkv",
                 )

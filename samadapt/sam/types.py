@@ -60,7 +60,9 @@ class AttentionBlock:
         index: position among the attention blocks of the encoder, from 0.
         block, attn, qkv, proj, mlp: dotted paths of the modules from the root of ``Sam``.
         kind: ``"window"`` or ``"global"`` attention.
-        width: channels of the tokens.
+        width: channels of the tokens that the block makes.
+        inputs: channels of the tokens that it takes; fewer than ``width`` where a stage of Hiera
+            begins.
         heads: number of attention heads.
         qkv_order: order of the rows of the fused projection. ``"qkv_head"`` is (q | k | v, head,
             channel), as in SAM's ViT; ``"head_qkv"`` is (head, q | k | v, channel), as in TinyViT.
@@ -74,6 +76,7 @@ class AttentionBlock:
     mlp: str
     kind: Literal["window", "global"]
     width: int
+    inputs: int
     heads: int
     qkv_order: Literal["qkv_head", "head_qkv"]
 
@@ -264,10 +267,13 @@ class MaskOutput:
     Attributes:
         logits: (b, p, m, 4g, 4g) in the model frame; m is 1, or the number of multimask outputs.
         iou: (b, p, m), the IoU that the model estimates for each mask.
+        object_score: (b, p, 1), SAM 2's logit of whether the object is in the image; None for the
+            first SAM.
     """
 
     logits: Tensor
     iou: Tensor
+    object_score: Tensor | None = None
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

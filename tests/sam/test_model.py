@@ -171,5 +171,5 @@ def test_listing_the_builds_imports_no_torch() -> None:
 
 def test_the_tests_check_annotated_shapes(tiny_sam: Sam) -> None:
     """The option --jaxtyping-packages in pyproject.toml is in effect."""
-    with pytest.raises(jaxtyping.TypeCheckError, match=r"b c g g"):
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"b e g g"):
         tiny_sam.decode(torch.zeros(1, 64, 8, 9), Prompts(), multimask=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from samadapt.sam.types import Preprocessing
@@ -14,20 +15,27 @@ class Build:
 
     Attributes:
         name: key in ``BUILDS``.
-        encoder: ``"vit"`` (SAM's) or ``"tiny_vit"`` (MobileSAM's and LiteMedSAM's).
-        image_size: side of the square that the weights were trained on, in pixels.
+        encoder: ``"vit"`` (SAM's), ``"tiny_vit"`` (MobileSAM's and LiteMedSAM's) or ``"hiera"``
+            (SAM 2's).
+        image_size: side of the model's square if nobody gives another one, in pixels. The weights
+            were trained on it, but those of SAM 2 on 1024.
+        version: version of SAM, which decides about prompt encoder and mask decoder. 2.0 and 2.1
+            differ in their weights and in the memory that videos need.
         patch_size: ViT only: side of a patch, in pixels.
         embed_dim: ViT only: channels of the tokens.
         depth: ViT only: number of blocks.
         num_heads: ViT only: attention heads.
-        global_blocks: ViT only: indices, from 0, of the blocks that attend over the whole image.
+        global_blocks: ViT and Hiera: indices, from 0, of the blocks that attend over the whole
+            image.
         window: ViT only: side of an attention window, in tokens.
         mlp_ratio: hidden width of the MLPs of the encoder over the width of the tokens.
-        stage_dims: TinyViT only: channels of the four stages (the first one is convolutional).
-        stage_depths: TinyViT only: blocks of the four stages.
-        stage_heads: TinyViT only: attention heads of the four stages.
-        stage_windows: TinyViT only: sides of the windows of the four stages, in tokens.
+        stage_dims: TinyViT and Hiera: channels of the four stages (TinyViT's first one is
+            convolutional).
+        stage_depths: TinyViT and Hiera: blocks of the four stages.
+        stage_heads: TinyViT and Hiera: attention heads of the four stages.
+        stage_windows: TinyViT and Hiera: sides of the windows of the four stages, in tokens.
         stem_stride: TinyViT only: 4 is two 3x3 convolutions of stride 2, 1 is two 1x1 convolutions.
+        position_side: Hiera only: side of the learned position table that is resized to the image.
         prompt_width: channels of the image embedding, the prompts and the decoder.
         mask_channels: hidden channels of the mask prompt's convolutions.
         decoder_depth: layers of the two-way transformer.
@@ -39,8 +47,9 @@ class Build:
     """
 
     name: str
-    encoder: Literal["vit", "tiny_vit"]
+    encoder: Literal["vit", "tiny_vit", "hiera"]
     image_size: int
+    version: Literal["1", "2.0", "2.1"] = "1"
     patch_size: int = 16
     embed_dim: int = 768
     depth: int = 12
@@ -53,6 +62,7 @@ class Build:
     stage_heads: tuple[int, int, int, int] = (2, 4, 5, 10)
     stage_windows: tuple[int, int, int, int] = (7, 7, 14, 7)
     stem_stride: Literal[1, 4] = 4
+    position_side: int = 7
     prompt_width: int = 256
     mask_channels: int = 16
     decoder_depth: int = 2
@@ -65,15 +75,67 @@ class Build:
     @property
     def stride(self) -> int:
         """Side of a cell of the image embedding, in pixels of the model frame."""
+        if self.encoder == "hiera":
+            return HIERA_STRIDES[2]
         return self.patch_size if self.encoder == "vit" else 4 * self.stem_stride
+
+    @property
+    def side_step(self) -> int:
+        """Image sides must be multiples of this number of pixels."""
+        if self.encoder != "hiera":
+            return self.stride
+        # The last stage halves the grid once more, and the position table of a window is repeated
+        # over the tokens of the first stage.
+        return math.lcm(HIERA_STRIDES[3], HIERA_STRIDES[0] * self.stage_windows[0])
+
+
+HIERA_STRIDES = (4, 8, 16, 32)
+"""Side of a token of each stage of Hiera, in pixels."""
 
 
 _MEDSAM = Preprocessing(normalization="min_max", resize="squash")
 _LITE_MEDSAM = Preprocessing(normalization="min_max", resize="longest")
 
+# SAM 2 squashes images to a square. Its mean and deviation are SAM's.
+_SAM2 = Preprocessing(resize="squash")
+
+
+def _sam2(
+    name: str,
+    width: int,
+    heads: int,
+    depths: tuple[int, int, int, int],
+    global_blocks: tuple[int, int, int],
+    windows: tuple[int, int, int, int] = (8, 4, 14, 7),
+    position_side: int = 7,
+) -> tuple[Build, Build]:
+    """Return a size of SAM 2.1, and the same of SAM 2.0; widths and heads double at each stage."""
+    newer = Build(
+        f"sam2_{name}",
+        "hiera",
+        512,
+        version="2.1",
+        global_blocks=global_blocks,
+        stage_dims=(width, 2 * width, 4 * width, 8 * width),
+        stage_depths=depths,
+        stage_heads=(heads, 2 * heads, 4 * heads, 8 * heads),
+        stage_windows=windows,
+        position_side=position_side,
+        preprocessing=_SAM2,
+    )
+    return newer, replace(newer, name=f"sam2.0_{name}", version="2.0")
+
+
+_SAM2_SIZES = (
+    _sam2("t", 96, 1, (1, 2, 7, 2), (5, 7, 9)),
+    _sam2("s", 96, 1, (1, 2, 11, 2), (7, 10, 13)),
+    _sam2("b+", 112, 2, (2, 3, 16, 3), (12, 16, 20), position_side=14),
+    _sam2("l", 144, 2, (2, 6, 36, 4), (23, 33, 43), windows=(8, 4, 16, 8)),
+)
+
 # SAM's three sizes are those of the paper (Kirillov et al. 2023, appendix A). MedSAM is its ViT-B
-# with another preprocessing. TinyViT is as MobileSAM and LiteMedSAM publish it. ``tiny`` and
-# ``tiny_t`` are for tests.
+# with another preprocessing. TinyViT is as MobileSAM and LiteMedSAM publish it, and the four sizes
+# of SAM 2 are those of Ravi et al. 2024. ``tiny``, ``tiny_t`` and ``tiny_h`` are for tests.
 _VIT_B_GLOBAL = (2, 5, 8, 11)
 _ALL = (
     Build("vit_b", "vit", 1024, global_blocks=_VIT_B_GLOBAL),
@@ -86,6 +148,8 @@ _ALL = (
     Build("vit_t", "tiny_vit", 1024),
     Build("medsam", "vit", 1024, global_blocks=_VIT_B_GLOBAL, preprocessing=_MEDSAM),
     Build("lite_medsam", "tiny_vit", 256, stem_stride=1, preprocessing=_LITE_MEDSAM),
+    *(newer for newer, _ in _SAM2_SIZES),
+    *(older for _, older in _SAM2_SIZES),
     Build(
         "tiny",
         "vit",
@@ -117,14 +181,32 @@ _ALL = (
         decoder_mlp=128,
         iou_width=64,
     ),
+    Build(
+        "tiny_h",
+        "hiera",
+        64,
+        version="2.1",
+        global_blocks=(4,),
+        stage_dims=(8, 16, 32, 64),
+        stage_depths=(1, 2, 2, 1),
+        stage_heads=(1, 2, 4, 8),
+        stage_windows=(4, 2, 6, 3),
+        position_side=3,
+        prompt_width=64,
+        mask_channels=16,
+        decoder_heads=4,
+        decoder_mlp=128,
+        iou_width=64,
+        preprocessing=_SAM2,
+    ),
 )
 
 BUILDS: dict[str, Build] = {build.name: build for build in _ALL}
 
-TEST_BUILDS = frozenset({"tiny", "tiny_t"})
+TEST_BUILDS = frozenset({"tiny", "tiny_t", "tiny_h"})
 """Builds without pretrained weights, small enough to test the whole program with."""
 
-FITTING_GRIDS = {"tiny_vit": (21, 42), "vit": (16, 32)}
+FITTING_GRIDS = {"tiny_vit": (21, 42), "vit": (16, 32), "hiera": (16, 32)}
 """Sides of the embedding, in cells, that ``model.image_size=fit`` chooses from. TinyViT's windows
 fill multiples of 21 without padding. The cost grows with the square of the side, and few labels do
 not pay for more than the largest."""

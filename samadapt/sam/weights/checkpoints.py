@@ -19,6 +19,7 @@ from torch import Tensor
 from samadapt.errors import WeightsError
 from samadapt.sam.weights.builds import Build
 from samadapt.sam.weights.names import hugging_face_names, tiny_vit_key
+from samadapt.sam.weights.sam2_names import from_hugging_face, sam2_key
 from samadapt.sam.weights.tensor_guard import check_archive, check_dense, check_shard
 
 # Entries of a file under which training programs keep the tensors of a model. timm and others also
@@ -40,13 +41,14 @@ _HARMLESS: tuple[Any, ...] = (
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?")),
 )
 
-# Tensors that only SAM 2 and 2.1 have: Meta's names, then those of transformers.
-_SAM2 = re.compile(
-    r"(?:^|\.)(?:image_encoder\.trunk|sam_mask_decoder|memory_encoder|vision_encoder\.backbone)\."
-)
+# The image encoder of SAM 2: Meta's name, then that of transformers.
+_SAM2 = re.compile(r"(?:image_encoder\.trunk|vision_encoder\.backbone)\.")
+_HF_KINDS = ("sam", "sam2", "sam2_video")
 _INDEX = "model.safetensors.index.json"
 _ENCODERS = ("image_encoder.", "vision_encoder.")
-_BLOCK = re.compile(r"(?:image|vision)_encoder\.(?:blocks|layers|stages)\.\d")
+_BLOCK = re.compile(
+    r"(?:image|vision)_encoder\.(?:(?:trunk|backbone)\.)?(?:blocks|layers|stages)\.\d"
+)
 
 # Image encoders without the rest of SAM: timm's samvit and tiny_vit.
 _ENCODER_ALONE = re.compile(r"blocks\.\d+\.attn\.rel_pos_h$|stages\.\d+\.blocks\.\d+\.local_conv\.")
@@ -62,22 +64,18 @@ _DERIVED = re.compile(
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint under the names of ``Sam.state_dict()``.
 
-    The checkpoint may be a file of SAM, MedSAM, MobileSAM or LiteMedSAM, a Hugging Face
-    ``SamModel`` (file or folder), or a safetensors file of samadapt. It may have a wrapper such as
-    ``{"model": ...}`` and a prefix such as ``module.``. What a training program saved beside the
-    weights (arguments, epoch, optimizer) is ignored.
+    The checkpoint may be a file of SAM, MedSAM, MobileSAM, LiteMedSAM, SAM 2 or MedSAM2, a Hugging
+    Face ``SamModel``, ``Sam2Model`` or ``Sam2VideoModel`` (file or folder), or a safetensors file
+    of samadapt. It may have a wrapper such as ``{"model": ...}`` and a prefix such as ``module.``.
+    What a training program saved beside the weights (arguments, epoch, optimizer) is ignored.
+
+    Of SAM 2, the tensors of the memory are returned too, under the names of ``Sam.memory``.
 
     Raises:
         WeightsError: the file is missing, empty or broken, holds something else than tensors, no
-            SAM, only a part of SAM, SAM 2, or NaN or infinite values.
+            SAM, only a part of SAM, or NaN or infinite values.
     """
     tensors, inside = _as_tensors(_read(path), path)
-    if sam2 := [key for key in tensors if _SAM2.search(key)]:
-        raise WeightsError(
-            f"{path}{inside} holds SAM 2 weights, for example {sam2[0]}; expected the weights of "
-            "the first SAM. SAM 2 is not supported: give a checkpoint of vit_b, vit_l, vit_h, "
-            "MedSAM, MobileSAM or LiteMedSAM"
-        )
     prefix = _prefix(tensors)
     if prefix is None and (encoder := [key for key in tensors if _ENCODER_ALONE.search(key)]):
         raise WeightsError(
@@ -98,16 +96,26 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"image encoder too; got {len(tensors)} tensors: {_some(tensors)}"
         )
     named = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    if any(key.startswith("vision_encoder.") for key in named):
-        names = hugging_face_names(named)
-        named = {names[key]: tensor for key, tensor in named.items()}
-    named = {key: tensor for key, tensor in named.items() if not _DERIVED.match(key)}
-    if not any(key.startswith("image_encoder.blocks.") for key in named):
-        named = {tiny_vit_key(key): tensor for key, tensor in named.items()}
+    named = {key: tensor for key, tensor in _renamed(named).items() if not _DERIVED.match(key)}
     bad = [k for k, t in named.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     if bad:
         raise WeightsError(f"{path} holds NaN or infinite values in: {_some(bad)}")
     return named
+
+
+def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under the names of ``Sam.state_dict()``."""
+    is_second = any(_SAM2.match(key) for key in tensors)
+    if any(key.startswith("vision_encoder.") for key in tensors):
+        if is_second:
+            return from_hugging_face(tensors)
+        names = hugging_face_names(tensors)
+        tensors = {names[key]: tensor for key, tensor in tensors.items()}
+    if is_second:
+        return {sam2_key(key): tensor for key, tensor in tensors.items()}
+    if not any(key.startswith("image_encoder.blocks.") for key in tensors):
+        return {tiny_vit_key(key): tensor for key, tensor in tensors.items()}
+    return tensors
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -206,10 +214,10 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
     config = folder / "config.json"
     content = _read_json(config) if config.exists() else {"model_type": "sam"}
     is_timm = str(content.get("architecture")).startswith("samvit")  # refused by its tensors
-    if (kind := content.get("model_type")) != "sam" and not is_timm:
-        is_sam2 = str(kind).startswith("sam2")
-        hint = "; SAM 2 is not supported, give a model of the first SAM" if is_sam2 else ""
-        raise WeightsError(f"{config}: expected model_type 'sam', got {str(kind)[:40]!r}{hint}")
+    if (kind := content.get("model_type")) not in _HF_KINDS and not is_timm:
+        raise WeightsError(
+            f"{config}: expected model_type {', '.join(_HF_KINDS)}; got {str(kind)[:40]!r}"
+        )
     if (folder / _INDEX).exists():
         listed = _read_json(folder / _INDEX).get("weight_map")
         if not isinstance(listed, dict):

@@ -1,8 +1,9 @@
 """Load a pretrained model: find or fetch its file, detect the build, check it, build the model.
 
 The tensors tell which build it is (encoder, width, depth, stem). They cannot tell MedSAM from SAM's
-ViT-B, which differ only in preprocessing: there the name of the model decides, and without one the
-name of the file (whether it contains ``medsam``).
+ViT-B, which differ only in preprocessing, nor SAM 2.0 from SAM 2.1 in a file without their memory:
+there the name of the model decides, and without one the name of the file (whether it contains
+``medsam``, or ``sam2`` without ``2.1``).
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from samadapt.errors import WeightsError, nearest
 from samadapt.sam.image_encoder import resample_pos_embed, resample_rel_pos
 from samadapt.sam.model import Sam, build_sam
 from samadapt.sam.segmentation_model import SegmentationModel
-from samadapt.sam.weights.builds import BUILDS, Build
+from samadapt.sam.weights.builds import BUILDS, TEST_BUILDS, Build
 from samadapt.sam.weights.checkpoints import check_tensors, image_size_of, read_checkpoint
+from samadapt.sam.weights.sam2_names import NEWER, memory_names
 from samadapt.sam.weights.sources import (
     WeightsSource,
     fetch_weights,
@@ -44,7 +46,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-_RANDOM_BUILDS = ("tiny", "tiny_t")
 _QKV = re.compile(r"image_encoder\.stages\.(\d+)\.blocks\.0\.attn\.qkv\.weight$")
 
 
@@ -62,13 +63,16 @@ def load_sam(
     with the name of published weights is checked against their checksum.
 
     Args:
-        name: ``vit_b``, ``vit_l``, ``vit_h``, ``medsam``, ``vit_t`` or ``lite_medsam``; optional
-            with a checkpoint. Without a checkpoint, ``tiny`` and ``tiny_t`` are random models for
-            tests, the same each time.
-        checkpoint: a file of SAM, MedSAM, MobileSAM or LiteMedSAM, a Hugging Face ``SamModel``
-            (safetensors file or folder), or a safetensors file of samadapt.
+        name: ``vit_b``, ``vit_l``, ``vit_h``, ``medsam``, ``vit_t``, ``lite_medsam``, ``sam2_t``,
+            ``sam2_s``, ``sam2_b+``, ``sam2_l`` (SAM 2.1), or one of these with ``sam2.0``; optional
+            with a checkpoint. Without a checkpoint, ``tiny``, ``tiny_t`` and ``tiny_h`` are random
+            models for tests, the same each time.
+        checkpoint: a file of SAM, MedSAM, MobileSAM, LiteMedSAM, SAM 2 or MedSAM2, a Hugging Face
+            ``SamModel``, ``Sam2Model`` or ``Sam2VideoModel`` (safetensors file or folder), or a
+            safetensors file of samadapt.
         image_size: side of the model's square in pixels, if it differs from the file's. The
-            position tables of a ViT are resampled to it.
+            position tables of a ViT are resampled to it. SAM 2 takes 512 if none is given; its
+            weights were trained on 1024.
         progress: called while a download arrives; the default logs every tenth.
 
     Raises:
@@ -89,10 +93,29 @@ def load_sam(
     build = _with_mask_tokens(_choose(detect_build(tensors, path), name, path), tensors)
     sam = build_sam(build, image_size=image_size or image_size_of(tensors, build))
     wanted = sam.state_dict()
+    tensors, sam.memory = _without_memory(tensors, build, path)
     tensors = _resampled(tensors, wanted, build)
     check_tensors(path, tensors, wanted)
     sam.load_state_dict(tensors)
     return _freeze(sam)
+
+
+def _without_memory(
+    tensors: Mapping[str, Tensor], build: Build, path: Path
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Divide tensors into those of still images and those of SAM 2's memory of a video.
+
+    Raises:
+        WeightsError: there is a part of the memory and not all of it.
+    """
+    names = memory_names(build.version) if build.version != "1" else frozenset()
+    memory = {key: tensor for key, tensor in tensors.items() if key in names}
+    if memory and (missing := sorted(names - memory.keys())):
+        raise WeightsError(
+            f"{path}: {len(missing)} of the {len(names)} tensors of the memory of {build.name} are "
+            f"missing, such as {missing[0]}; expected all of them, or none"
+        )
+    return {key: tensor for key, tensor in tensors.items() if key not in memory}, memory
 
 
 def weights_file(
@@ -113,7 +136,7 @@ def weights_file(
         return Path(checkpoint).expanduser()
     if name is None:
         raise WeightsError(f"give the name of a model ({', '.join(known_weights)}) or a checkpoint")
-    return None if name in _RANDOM_BUILDS else fetch_weights(name, progress)
+    return None if name in TEST_BUILDS else fetch_weights(name, progress)
 
 
 def base_hash(sam: SegmentationModel) -> str:
@@ -145,14 +168,19 @@ def detect_build(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, ...]:
         WeightsError: no build fits.
     """
     found = _signature(tensors)
-    names = [name for name, build in BUILDS.items() if _build_signature(build) == found]
+    names = [
+        name for name, build in BUILDS.items() if found.items() <= _build_signature(build).items()
+    ]
     if not names:
         told = ", ".join(f"{key} {value}" for key, value in found.items())
         raise WeightsError(
             f"{path} holds no known model: expected one of {', '.join(known_weights)}; found {told}"
         )
-    if "medsam" in path.resolve().name.lower():
+    file = path.resolve().name.lower()
+    if "medsam" in file:
         names.sort(key=lambda name: "medsam" not in name)
+    if re.search(r"(?<!med)sam2(?!\.1)", file):  # MedSAM2 started from SAM 2.1
+        names.sort(key=lambda name: "2.0" not in name)
     return tuple(names)
 
 
@@ -165,6 +193,13 @@ def _signature(tensors: Mapping[str, Tensor]) -> dict[str, object]:
         patch = shape("patch_embed.proj.weight", 4)
         blocks = {key.split(".")[2] for key in tensors if key.startswith("image_encoder.blocks.")}
         return {"encoder": "vit", "width": patch[0], "depth": len(blocks), "patch": patch[2]}
+    if "image_encoder.trunk.patch_embed.proj.weight" in tensors:
+        blocks = {key.split(".")[3] for key in tensors if key.startswith("image_encoder.trunk.b")}
+        width = shape("trunk.patch_embed.proj.weight", 4)[0]
+        signature: dict[str, object] = {"encoder": "hiera", "width": width, "depth": len(blocks)}
+        if "no_mem_pos_enc" not in tensors:  # without the memory, the versions do not differ
+            return signature
+        return signature | {"version": "2.1" if NEWER[0] in tensors else "2.0"}
     stages = sorted(match[1] for key in tensors if (match := _QKV.match(key)))
     widths = [shape(f"stages.{i}.blocks.0.attn.qkv.weight", 2)[1] for i in stages]
     return {
@@ -181,6 +216,13 @@ def _build_signature(build: Build) -> dict[str, object]:
             "width": build.embed_dim,
             "depth": build.depth,
             "patch": build.patch_size,
+        }
+    if build.encoder == "hiera":
+        return {
+            "encoder": "hiera",
+            "width": build.stage_dims[0],
+            "depth": sum(build.stage_depths),
+            "version": build.version,
         }
     return {
         "encoder": "tiny_vit",

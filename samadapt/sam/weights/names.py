@@ -37,7 +37,7 @@ _HF_RENAMES = tuple(
     )
 )
 _HF_HEAD = re.compile(
-    r"^(mask_decoder\.(?:iou_prediction_head|output_hypernetworks_mlps\.\d+))"
+    r"^(mask_decoder\.(?:iou_prediction_head|pred_obj_score_head|output_hypernetworks_mlps\.\d+))"
     r"\.(?:proj_(in|out)|layers\.(\d+))\."
 )
 

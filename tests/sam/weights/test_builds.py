@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from samadapt.sam.model import build_sam
-from samadapt.sam.weights.builds import BUILDS, fitting_image_size
+from samadapt.sam.weights.builds import BUILDS, TEST_BUILDS, fitting_image_size
 
 # Parameters of the official models, as segment-anything's registry builds them.
 PARAMETERS = {"vit_b": 93_735_472, "vit_l": 312_342_832, "vit_h": 641_090_608}
@@ -18,7 +18,9 @@ def test_every_build_can_be_built(name: str) -> None:
         sam = build_sam(name)
     build = BUILDS[name]
     assert build.name == name
-    depth = build.depth if build.encoder == "vit" else sum(build.stage_depths[1:])
+    # The first stage of TinyViT has no attention.
+    stages = build.stage_depths[1:] if build.encoder == "tiny_vit" else build.stage_depths
+    depth = build.depth if build.encoder == "vit" else sum(stages)
     assert len(sam.attention_blocks()) == depth
     kinds = [index for index, site in enumerate(sam.attention_blocks()) if site.kind == "global"]
     assert tuple(kinds) == build.global_blocks
@@ -35,7 +37,7 @@ def test_official_names_and_shapes(name: str) -> None:
     assert sum(p.numel() for p in ours.parameters()) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_t"])
+@pytest.mark.parametrize("name", sorted(TEST_BUILDS))
 def test_test_builds_are_small(name: str) -> None:
     assert sum(p.numel() for p in build_sam(name).parameters()) < 500_000
 
@@ -57,6 +59,8 @@ def test_medical_builds_record_their_preprocessing() -> None:
         ("lite_medsam", 4000, 168),
         ("vit_t", 300, 336),
         ("vit_b", 257, 512),
+        ("sam2_t", 200, 256),
+        ("sam2_t", 4000, 512),
         ("tiny", 500, 64),
     ],
 )
