@@ -35,6 +35,7 @@ LAYERS = [
     {"training", "evaluation", "baselines"},
     {"inference", "reports"},
     {"engine"},
+    {"serving"},
     {"export"},
     {"imports"},
     {"config"},

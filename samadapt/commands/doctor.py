@@ -40,6 +40,7 @@ EXTRAS = {
     "onnx": ("export to=onnx", ("onnx", "onnxruntime")),
     "tensorboard": ("output.trackers=[tensorboard]", ("tensorboard",)),
     "qlora": ("model.quantize=nf4", ("bitsandbytes",)),
+    "serve": ("samadapt serve", ("blosc2", "pycocotools", "starlette", "uvicorn")),
     "sweep": ("samadapt sweep", ("optuna",)),
     "slurm": ("launcher=submitit, jobs of SLURM", ("submitit",)),
 }

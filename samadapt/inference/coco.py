@@ -78,14 +78,18 @@ class CocoFile:
             for one in annotations
         ]
 
-    def write(self, path: Path) -> None:
-        """Write the file; replace an older one."""
+    def text(self) -> str:
+        """Return the content of the file."""
         content = {
             "images": self.images,
             "annotations": self.annotations,
             "categories": [{"id": k, "name": n} for k, n in enumerate(self.classes, start=1)],
         }
-        atomic.write_text(path, json.dumps(content))
+        return json.dumps(content)
+
+    def write(self, path: Path) -> None:
+        """Write the file; replace an older one."""
+        atomic.write_text(path, self.text())
 
 
 def coco_masks() -> Any:

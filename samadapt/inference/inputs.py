@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from samadapt.data.channels import MANY, Channel, Choice, listed_channels, parse_channel
 from samadapt.data.findings import FindingError
-from samadapt.data.formats.base import Layout, ReaderOptions, readers
+from samadapt.data.formats.base import Layout, ReaderOptions, parse_axis, readers
+from samadapt.data.formats.dicom.series_choice import general_choice
+from samadapt.data.formats.nifti.affine import SpacingSource, check_spacing_source
+from samadapt.data.formats.shared.exif import parse_exif
 from samadapt.data.formats.shared.volume_layout import channel_beside
 from samadapt.data.formats.shared.volume_patterns import CHANNEL, channel_files, stem_of
 from samadapt.data.intensity import make_intensity
@@ -62,6 +65,39 @@ class ChannelCases:
     cases: list[ChannelCase]
     one: bool
     others: tuple[str, ...] = ()
+
+
+def reader_options(
+    record: AdapterRecord,
+    *,
+    channel: Channel | Sequence[Channel] | None = None,
+    spacing: SpacingSource | None = None,
+    series: str | None = None,
+    exif: str | None = None,
+) -> ReaderOptions:
+    """Return how an adapter's images are read: as the user says, else as in training.
+
+    Args:
+        record: the adapter's record.
+        channel: see ``Segmenter.segment``, as are the others.
+        spacing: which voxel size is true.
+        series: which DICOM series of a folder.
+        exif: whether pictures are turned.
+
+    Raises:
+        ConfigError: an option has another value than it may have.
+        PromptError: another number of channels than the adapter sees.
+    """
+    check_spacing_source(spacing)
+    recorded = record.data_options
+    return ReaderOptions(
+        axis=parse_axis(record.axis),
+        channel=chosen_channels(record, channel),
+        spacing=spacing or recorded.get("spacing"),
+        # A recorded choice holds in other folders only if it is general, such as a modality.
+        series=series or general_choice(recorded.get("series")),
+        exif=parse_exif(exif or recorded.get("exif")),
+    )
 
 
 def chosen_channels(record: AdapterRecord, channel: Channel | Sequence[Channel] | None) -> Choice:

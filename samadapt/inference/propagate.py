@@ -144,6 +144,8 @@ class Propagation:
             slice.
         ahead: number of slices that are embedded together.
         advance: called once for every slice that is passed.
+        predicted_iou: the IoU that the model predicts for the objects (p,) of each prompted slice,
+            in the order of its prompts.
     """
 
     sam: SegmentationModel
@@ -154,6 +156,7 @@ class Propagation:
     vanish: float = 0.1
     ahead: int = 1
     advance: Callable[[], None] = field(default=lambda: None)
+    predicted_iou: dict[int, list[float]] = field(init=False, default_factory=dict)
     _again: set[int] = field(init=False)
     _ready: dict[int, Tensor] = field(init=False, default_factory=dict)
     _spool: Spool = field(init=False)
@@ -227,7 +230,8 @@ class Propagation:
             return {}, []
         # A mask that is given back says which of several masks is meant.
         multimask = False if prompts.has_masks else self.policy.multimask
-        low, masks = self._decode(index, prompts, rest, multimask=multimask)
+        low, masks, iou = self._decode(index, prompts, rest, multimask=multimask)
+        self.predicted_iou[index] = iou.float().tolist()
         found, seeds = {}, []
         for number, logits, mask in zip(prompts.numbers.tolist(), low, masks, strict=True):
             found[number] = logits
@@ -246,7 +250,7 @@ class Propagation:
         multimask = self.policy.multimask if self.carry == "prompt" else False
         counts = [len(item.prompts) for item in due]
         together = _joined_prompts([item.prompts for item in due])
-        low, masks = self._decode(index, together, rest, multimask=multimask)
+        low, masks, _ = self._decode(index, together, rest, multimask=multimask)
         # Rows start to end of `low` and `masks` belong to the parts of one object.
         ends = np.cumsum(counts)
         found, alive = {}, []
@@ -262,14 +266,14 @@ class Propagation:
 
     def _decode(
         self, index: int, prompts: ImagePrompts, rest: Sequence[int], *, multimask: bool | None
-    ) -> tuple[Float[Tensor, "p 1 _ _"], Array]:
-        """Return logits (p, 1, 4g, 4g), and masks (p, h, w) bool in the original frame."""
+    ) -> tuple[Float[Tensor, "p 1 _ _"], Array, Float[Tensor, " p"]]:
+        """Return logits (p, 1, 4g, 4g), masks (p, h, w) in the original frame, and IoU (p,)."""
         embedding = self._embedding(index, rest)[None]
-        ((low, _),) = answers_to_prompts(
+        ((low, iou),) = answers_to_prompts(
             self.sam, embedding, [self._frame], [prompts], self.policy, multimask=multimask
         )
         original = self.sam.postprocess(low[None].float(), self._frame)[0, :, 0]
-        return low, (original > self.threshold).cpu().numpy()
+        return low, (original > self.threshold).cpu().numpy(), iou
 
     def _embedding(self, index: int, rest: Sequence[int]) -> Float[Tensor, "c g g"]:
         """Return the embedding (c, g, g) of a slice, which is computed once.

@@ -14,10 +14,9 @@ from samadapt.adapters.base_model import open_base
 from samadapt.adapters.record import UNET_RECORD, AdapterRecord, digest_of, read_record
 from samadapt.baselines.store import load_unet
 from samadapt.data.channels import Channel
-from samadapt.data.formats.base import ReaderOptions, parse_axis
-from samadapt.data.formats.dicom.series_choice import general_choice
-from samadapt.data.formats.nifti.affine import SpacingSource, check_spacing_source
-from samadapt.data.formats.shared.exif import Exif, parse_exif
+from samadapt.data.formats.base import ReaderOptions
+from samadapt.data.formats.nifti.affine import SpacingSource
+from samadapt.data.formats.shared.exif import Exif
 from samadapt.errors import AdapterError, DataError, nearest
 from samadapt.inference.bundle import AdapterBundle, load_bundle, make_bundle
 from samadapt.inference.drawn_files import with_drawn_files
@@ -28,7 +27,7 @@ from samadapt.inference.files import (
     plan_prediction,
     read_one,
 )
-from samadapt.inference.inputs import Source, chosen_channels, is_source
+from samadapt.inference.inputs import Source, chosen_channels, is_source, reader_options
 from samadapt.inference.objects import FoundObject
 from samadapt.inference.options import Carry, PredictionOptions, SecondPassBy, Tta
 from samadapt.inference.planned_predictions import predict_planned
@@ -614,15 +613,12 @@ class Segmenter:
 
     def reader_options(self, options: PredictionOptions) -> ReaderOptions:
         """Return how images are read: as the user says, else as in training."""
-        check_spacing_source(options.spacing)
-        recorded = self.record.data_options
-        return ReaderOptions(
-            axis=parse_axis(self.record.axis),
-            channel=chosen_channels(self.record, options.channel),
-            spacing=options.spacing or recorded.get("spacing"),
-            # A recorded choice holds in other folders only if it is general, such as a modality.
-            series=options.series or general_choice(recorded.get("series")),
-            exif=parse_exif(options.exif or recorded.get("exif")),
+        return reader_options(
+            self.record,
+            channel=options.channel,
+            spacing=options.spacing,
+            series=options.series,
+            exif=options.exif,
         )
 
     def _predictor(self, options: PredictionOptions) -> VolumePredictor:

@@ -22,9 +22,11 @@ class Walks:
     calls: list = field(default_factory=list)
     stops: dict = field(default_factory=dict)
     empty: bool = False
+    predicted_iou: dict = field(default_factory=dict)
 
     def __call__(self, prompts, up, down):
         ((index, given),), number = prompts.items(), len(self.calls) + 1
+        self.predicted_iou[index] = [0.9]
         self.calls.append((index, given, up[0].limit, down[0].limit))
         last = self.stops.get(number, up[0].limit)
         reached = [index] if self.empty else range(down[0].limit, last + 1)

@@ -110,10 +110,15 @@ def to_slices(values: Array, source: SourceGrid) -> Array:
         A view of a (d, h, w) array: each slice is contiguous in memory. Axial files have the same
         order, so that the copy is fast.
     """
+    slices = np.moveaxis(slices_view(values, source), 2, 0)  # (d, h, w), or (d, h, w, c)
+    return np.moveaxis(np.ascontiguousarray(slices), 0, 2)
+
+
+def slices_view(values: Array, source: SourceGrid) -> Array:
+    """Return what ``to_slices`` does as a view: what is written to it changes ``values``."""
     canonical = _orientations().apply_orientation(values, source.orientation)
     flipped = np.moveaxis(canonical, source.axis, 2)[::-1, ::-1]
-    slices = np.ascontiguousarray(np.swapaxes(flipped, 0, 2))  # (d, h, w), or (d, h, w, c)
-    return np.moveaxis(slices, 0, 2)
+    return np.swapaxes(flipped, 0, 1)
 
 
 def to_source(slices: Array, source: SourceGrid) -> Array:
