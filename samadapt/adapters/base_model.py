@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from samadapt.adapters import store
+from samadapt.adapters.hub import adapter_path
 from samadapt.adapters.record import RECORD, AdapterRecord, read_record
 from samadapt.errors import WeightsError
 
@@ -37,11 +38,17 @@ class Adapted:
 def open_adapter(directory: str | Path, checkpoint: str | Path | None = None) -> Adapted:
     """Load an adapter and its base, which ``open_base`` finds.
 
+    Args:
+        directory: an adapter directory, or ``hf:USER/NAME[@REVISION]``.
+        checkpoint: file of the base weights; see ``open_base``.
+
     Raises:
         AdapterError: the directory is broken or does not fit; names the file and the fault.
         WeightsError: the base weights are not found or are of another kind.
+        ConfigError: as ``adapter_path``.
+        DownloadError: as ``adapter_path``.
     """
-    directory = Path(directory).expanduser()
+    directory = adapter_path(directory)
     record = read_record(directory)
     sam, base = open_base(directory, record, checkpoint)
     return Adapted(directory, record, sam, store.load_into(directory, sam, record), base)

@@ -61,8 +61,7 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
     from safetensors.torch import save_file
     from torch import contiguous_format
 
-    from samadapt.adapters.card import model_card
-    from samadapt.sam.weights.builds import BUILDS
+    from samadapt.adapters.card import base_name, fits_plain_base, model_card
 
     if record.num_masks != sam.build.num_multimask:
         raise AdapterError(
@@ -99,12 +98,11 @@ def save_adapter(directory: Path, sam: Sam, injection: Injection, record: Adapte
     needed = sum(value.nbytes for value in tensors.values())
     with atomic.folder(directory, needed) as fresh:
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
-        write_json(fresh / PEFT_CONFIG, _peft_config(injection))
+        config = {**_peft_config(injection), "base_model_name_or_path": base_name(record)}
+        write_json(fresh / PEFT_CONFIG, config)
         # This comes after the weights, because the record holds the sha256 of their file.
         write_record(fresh, record, fresh / WEIGHTS)
-        # The peft library cannot add mask tokens to the base.
-        original = BUILDS.get(sam.build.name, sam.build).num_multimask
-        plain_peft = injection.plain_peft and sam.build.num_multimask == original
+        plain_peft = injection.plain_peft and fits_plain_base(record)
         card = model_card(record, injection.trainable, plain_peft=plain_peft)
         atomic.write_text(fresh / CARD, card)
 

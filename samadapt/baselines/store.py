@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_type_hints
 
 import torch
 
+from samadapt.adapters.card import model_card
 from samadapt.adapters.record import (
     RECORD,
     UNET_RECORD,
@@ -16,7 +17,7 @@ from samadapt.adapters.record import (
     read_record,
     write_record,
 )
-from samadapt.adapters.store import package_versions, read_watershed
+from samadapt.adapters.store import CARD, package_versions, read_watershed
 from samadapt.adapters.verify import check_finite, check_tensors, read_weights
 from samadapt.baselines.build import UNetBuild
 from samadapt.baselines.unet import UNet, make_unet
@@ -59,6 +60,8 @@ def save_unet(directory: Path, model: UNet, record: AdapterRecord) -> None:
         save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
         # This comes after the weights, because the record holds the sha256 of their file.
         write_record(fresh, record, fresh / WEIGHTS, UNET_RECORD)
+        trained = sum(parameter.numel() for parameter in model.parameters())
+        atomic.write_text(fresh / CARD, model_card(record, trained))
 
 
 def load_unet(directory: Path) -> tuple[UNet, AdapterRecord]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from samadapt import console
+from samadapt.adapters.hub import adapter_path
 from samadapt.adapters.record import read_record
 from samadapt.commands import finetune
 from samadapt.config.compose import parse_settings
@@ -51,12 +52,12 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         parse_settings(EvaluateArguments, arguments)  # it says that an adapter is required
     adapters = _adapters(text or "")
     others = [argument for argument in arguments if not argument.startswith("adapter=")]
-    records = [read_record(Path(adapter).expanduser()) for adapter in adapters]
+    records = [read_record(adapter_path(adapter)) for adapter in adapters]
     asked = [
         parse_settings(
             EvaluateArguments,
             others,
-            {**recorded_keys(Path(adapter).expanduser(), record), "adapter": adapter},
+            {**recorded_keys(adapter_path(adapter), record), "adapter": adapter},
             origin=adapter,
         )
         for adapter, record in zip(adapters, records, strict=True)

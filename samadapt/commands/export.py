@@ -23,6 +23,7 @@ Writes an adapter for another program into a new folder, loads it as that progra
 its masks with those of the adapted model. It prints the largest difference, and keeps the folder
 only if the difference is small.
 
+  to=adapter  the adapter itself, to publish it: others then load hf:USER/NAME
   to=peft  a PEFT directory (PeftModel.from_pretrained); naming=transformers for a SamModel
   to=sam   the merged weights as segment-anything's .pth, and as safetensors
   to=hf    the merged model as transformers' SamModel directory, with its processor
@@ -39,8 +40,8 @@ push=USER/NAME uploads the folder to the Hugging Face Hub, with the token of `hf
 class ExportArguments(Settings):
     """The keys of ``samadapt export``."""
 
-    adapter: str = Field(description="adapter directory")
-    to: Literal["peft", "sam", "hf", "onnx"] = Field(
+    adapter: str = Field(description="adapter directory, or hf:USER/NAME[@REVISION]")
+    to: Literal["adapter", "peft", "sam", "hf", "onnx"] = Field(
         description="target, that is the program that the folder is for"
     )
     output: str = Field(description="folder that is created")
@@ -78,27 +79,44 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
     """
     asked = parse_settings(ExportArguments, arguments)
     from samadapt.export import export_adapter
+    from samadapt.export.adapter_copy import copy_adapter
     from samadapt.export.hub import check_name, push
 
-    target = _target(asked)
+    target = None if asked.to == "adapter" else _target(asked)
     # A wrong name is reported before the export, which takes longer.
     if asked.push is not None:
         check_name(asked.push)
-    done = export_adapter(asked.adapter, target, asked.output, checkpoint=asked.checkpoint)
+    if target is None:
+        _refuse_options(asked)
+        done = copy_adapter(asked.adapter, asked.output)
+    else:
+        done = export_adapter(asked.adapter, target, asked.output, checkpoint=asked.checkpoint)
+    difference = done.difference
     address = push(done.output, asked.push, private=asked.private) if asked.push else None
     return {
         "adapter": asked.adapter,
         "to": done.to,
         "output": str(done.output),
         "files": done.files,
-        "largest_logit_difference": done.difference.logits,
-        "largest_iou_difference": done.difference.iou,
-        "largest_logit": done.difference.largest,
-        "pixels_that_differ": done.difference.disagreement,
-        "compared": str(done.difference),
+        "largest_logit_difference": difference and difference.logits,
+        "largest_iou_difference": difference and difference.iou,
+        "largest_logit": difference and difference.largest,
+        "pixels_that_differ": difference and difference.disagreement,
+        "compared": str(difference or "the files are copies, and their digests agree"),
         "notes": done.notes,
         "pushed": address,
     }
+
+
+def _refuse_options(asked: ExportArguments) -> None:
+    """Refuse options of other targets for a copy of the adapter.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for name in ("naming", "precision", "checkpoint"):
+        if getattr(asked, name) is not None:
+            raise ConfigError(f"{name} is no option of to=adapter, which copies the adapter")
 
 
 def _target(asked: ExportArguments) -> Target:

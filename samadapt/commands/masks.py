@@ -241,12 +241,13 @@ def _tune(asked: MaskArguments) -> dict[str, Any]:
     """Choose the thresholds, write them, and return them with their scores."""
     import yaml
 
+    from samadapt.adapters.hub import adapter_path
     from samadapt.runs.tune_masks import tune_masks, tuned_yaml
     from samadapt.system import atomic
 
     refuse_several_processes()
     segmenter, _ = _load(asked)
-    adapter = Path(str(asked.adapter)).expanduser()
+    adapter = adapter_path(str(asked.adapter))
     with console.bar("tune") as show:
         tuned = tune_masks(
             segmenter,
@@ -290,13 +291,14 @@ def mask_options(asked: MaskOptions) -> MaskOptions:
 
 def plan_masks(asked: MaskArguments | AutomaticArguments) -> PredictionPlan:
     """Find the images and their outputs, and refuse what cannot be read or written."""
+    from samadapt.adapters.hub import adapter_path
     from samadapt.adapters.record import read_record
     from samadapt.inference.files import plan_prediction
     from samadapt.inference.inputs import chosen_channels
 
     channels = None
     if asked.adapter is not None:
-        channels = chosen_channels(read_record(Path(asked.adapter).expanduser()), None)
+        channels = chosen_channels(read_record(adapter_path(asked.adapter)), None)
     return plan_prediction(asked.input, Path(asked.output), channels)
 
 

@@ -81,8 +81,8 @@ class PredictFiles(Settings):
     """The keys that name what a prediction reads and writes."""
 
     adapter: str | List[str] = Field(
-        description="adapter directory; a list of them, or the run directory of a "
-        "cross-validation: their probabilities are averaged"
+        description="adapter directory, or hf:USER/NAME[@REVISION]; a list of them, or the run "
+        "directory of a cross-validation: their probabilities are averaged"
     )
     input: str | List[str] = Field(
         description="picture, volume, DICOM series, or a folder of images; for several channels a "

@@ -83,9 +83,9 @@ class EngineModel(ChosenModel, MaskOptions, InWorkspace):
 
     adapter: str | List[str] | None = Field(  # type: ignore[assignment]
         default=None,
-        description="adapter directory; a list, or the run directory of a cross-validation: "
-        "several that segment together; null: that of the last round, or the base model that "
-        "model names",
+        description="adapter directory, or hf:USER/NAME[@REVISION]; a list, or the run "
+        "directory of a cross-validation: several that segment together; null: that of the last "
+        "round, or the base model that model names",
     )
     prompts: str | None = Field(
         default=None,

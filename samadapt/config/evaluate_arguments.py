@@ -32,7 +32,8 @@ class EvaluateArguments(Settings):
     """The keys of ``samadapt evaluate``."""
 
     adapter: str | List[str] = Field(
-        description="adapter directory; [a,b]: several, which are scored side by side"
+        description="adapter directory, or hf:USER/NAME[@REVISION]; [a,b]: several, which are "
+        "scored side by side"
     )
     all_cases: bool = Field(
         default=False, description="score every case, whether the adapter was trained on it or not"

@@ -33,7 +33,9 @@ class ChosenModel(PredictionMachine):
     """Which model finds the masks: an adapter, or a base model without one."""
 
     adapter: str | None = Field(
-        default=None, description="adapter directory; null: the base model that model names"
+        default=None,
+        description="adapter directory, or hf:USER/NAME[@REVISION] on the Hugging Face Hub; null: "
+        "the base model that model names",
     )
     model: BuildName | None = Field(
         default=None, description="base model without an adapter (`samadapt ls models`)"

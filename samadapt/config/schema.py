@@ -553,8 +553,8 @@ class Config(Settings):
     resume: str | None = Field(default=None, description="run directory to continue")
     init: str | None = Field(
         default=None,
-        description="adapter directory, or run directory, whose weights the training starts from; "
-        "what does not fit starts anew; null: the base model",
+        description="adapter or run directory, or hf:USER/NAME[@REVISION], whose weights the "
+        "training starts from; what does not fit starts anew; null: the base model",
     )
     init_sha256: str | None = Field(
         default=None,

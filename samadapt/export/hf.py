@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from samadapt.adapters.snippets import BOX, Snippet, picture_lines
 from samadapt.errors import MissingExtraError, RunError
 from samadapt.export.hf_sam2 import sam2_model, sam2_processor
 from samadapt.export.target import Target, merge_refusal, register
@@ -63,13 +64,13 @@ class HuggingFace(Target):
         name = f"{_prefix(adapted.sam)}Model"
         return TransformersModel(getattr(transformers, name).from_pretrained(folder))
 
-    def how_to_load(self, adapted: Adapted) -> str:
+    def how_to_use(self, adapted: Adapted) -> Snippet:
         """Return code for transformers."""
         prefix = _prefix(adapted.sam)
         lines = [
             f"from transformers import {prefix}Model, {prefix}Processor",
-            f'model = {prefix}Model.from_pretrained("this-directory")',
-            f'processor = {prefix}Processor.from_pretrained("this-directory")',
+            f'model = {prefix}Model.from_pretrained(".")  # the folder of this page',
+            f'processor = {prefix}Processor.from_pretrained(".")',
         ]
         rule, side = adapted.sam.preprocessing, adapted.sam.image_size
         if rule.normalization == "min_max":
@@ -82,7 +83,23 @@ class HuggingFace(Target):
                 'inputs = processor(pixels, do_rescale=False, return_tensors="pt")',
             ]
             lines[:1] = ["import numpy", "from PIL import Image", lines[0]]
-        return "\n".join(lines)
+        elif prefix == "Sam":
+            lines[:1] = ["import numpy", "import torch", "from PIL import Image", lines[0]]
+            lines += ["", *picture_lines(adapted.record), *_BOX_LINES]
+        text = "`pip install transformers`, without samadapt."
+        return Snippet("With transformers", text, "\n".join(lines))
+
+
+_BOX_LINES = (
+    f'inputs = processor(image, input_boxes=[[{list(map(float, BOX))}]], return_tensors="pt")',
+    "with torch.no_grad():",
+    "    outputs = model(**inputs, multimask_output=False)",
+    "masks = processor.image_processor.post_process_masks(",
+    '    outputs.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"]',
+    ")",
+    "mask = masks[0][0, 0].numpy()",
+    'Image.fromarray(255 * mask.astype("uint8")).save("mask.png")',
+)
 
 
 class TransformersModel:

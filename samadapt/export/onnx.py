@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from samadapt.adapters.combining import recorded_stack
+from samadapt.adapters.snippets import Snippet, as_onnx
 from samadapt.errors import AdapterError, ConfigError, MissingExtraError, nearest
 from samadapt.export.target import Target, register
 
@@ -151,15 +152,9 @@ class Onnx(Target):
             return OnnxClassModel(folder)
         return OnnxModel(folder, 4 * adapted.sam.embedding_size)
 
-    def how_to_load(self, adapted: Adapted) -> str:
+    def how_to_use(self, adapted: Adapted) -> Snippet:
         """Return code for onnxruntime."""
-        if adapted.record.head:
-            return f'import onnxruntime\nmodel = onnxruntime.InferenceSession("{CLASSES}")'
-        return (
-            "import onnxruntime\n"
-            f'encoder = onnxruntime.InferenceSession("{ENCODER}")\n'
-            f'decoder = onnxruntime.InferenceSession("{DECODER}")'
-        )
+        return as_onnx(adapted.record, exported=True)
 
 
 class OnnxModel:

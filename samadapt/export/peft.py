@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from samadapt.adapters.snippets import Snippet, with_peft
 from samadapt.errors import AdapterError, ConfigError, nearest
 from samadapt.export import hf
 from samadapt.export.target import Target, register
 from samadapt.methods.peft_library import PREFIX
+from samadapt.sam.weights.builds import BUILDS
 
 if TYPE_CHECKING:
     from samadapt.adapters.base_model import Adapted
@@ -54,8 +56,6 @@ class Peft(Target):
 
     def refusal(self, adapted: Adapted) -> str:
         """Refuse methods that peft does not have, or that it cannot add to a plain base."""
-        from samadapt.sam.weights.builds import BUILDS
-
         method, own = adapted.injection.method, BUILDS[adapted.record.base].num_multimask
         if not method.plain_peft:
             # A method with a ``kind`` runs on layers of peft, but with hooks of ours, as OFT does.
@@ -124,36 +124,33 @@ class Peft(Target):
         adapted_model = PeftModel.from_pretrained(model, str(folder))
         return hf.TransformersModel(adapted_model.eval().base_model.model)
 
-    def how_to_load(self, adapted: Adapted) -> str:
-        """Return code that loads it with peft."""
-        head = "from peft import PeftModel\n"
-        if self.naming == "transformers":
-            name = HUB_NAMES.get(adapted.record.base, "PATH/OF/THE/BASE")
-            return (
-                f"{head}from transformers import SamModel\n"
-                f'base = SamModel.from_pretrained("{name}", {ITS_EPSILON})\n'
-                'model = PeftModel.from_pretrained(base, "this-directory")'
+    def how_to_use(self, adapted: Adapted) -> Snippet:
+        """Return code that puts it onto the base with peft."""
+        from samadapt.sam.weights.sources import known_weights
+
+        record = adapted.record
+        if self.naming == "sam":
+            return with_peft(record)
+        source, build = known_weights.get(record.base), BUILDS[record.base]
+        published = source.hub if source and not record.checkpoint else ""
+        name = published or "PATH/OF/THE/BASE"
+        text = "`pip install peft transformers`, without samadapt."
+        if record.image_size != build.image_size:
+            name = "PATH/OF/THE/BASE"
+            text += (
+                f" The published base is for {build.image_size} px and transformers does not "
+                f"resample its position tables to the {record.image_size} px of this adapter: make "
+                "the base once with samadapt, `from samadapt.export.peft import "
+                "base_in_transformers` and `base_in_transformers(samadapt.load_sam("
+                f'"{record.base}", image_size={record.image_size})).save_pretrained(...)`.'
             )
-        if adapted.sam.build.version != "1":  # the modules of sam2 have other names
-            return (
-                "import samadapt\n"
-                f"{head}"
-                f'sam = samadapt.load_sam("{adapted.record.base}", "PATH/OF/THE/BASE", '
-                f"{adapted.record.image_size})\n"
-                'model = PeftModel.from_pretrained(sam, "this-directory")'
-            )
-        return (
-            f"{head}# sam: the base, from segment-anything's registry or samadapt.load_sam\n"
-            'model = PeftModel.from_pretrained(sam, "this-directory")'
+        code = (
+            "from peft import PeftModel\nfrom transformers import SamModel\n\n"
+            f'base = SamModel.from_pretrained("{name}", {ITS_EPSILON})\n'
+            'model = PeftModel.from_pretrained(base, ".")  # the folder of this page'
         )
+        return Snippet("With peft and transformers", text, code)
 
-
-HUB_NAMES = {
-    "vit_b": "facebook/sam-vit-base",
-    "vit_l": "facebook/sam-vit-large",
-    "vit_h": "facebook/sam-vit-huge",
-}
-"""The published ``SamModel`` of each build."""
 
 ITS_EPSILON = 'mask_decoder_config={"layer_norm_eps": 1e-5}'
 """The epsilon of segment-anything. The published configurations have 1e-6, which changes logits of

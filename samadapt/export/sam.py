@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from samadapt.adapters.injection import CLASSES
+from samadapt.adapters.snippets import Snippet, merged
 from samadapt.export.target import Target, merge_refusal, register
 
 if TYPE_CHECKING:
@@ -70,24 +71,13 @@ class SamFile(Target):
             raise RunError(f"{TORCH_FILE} and {SAFE_FILE} differ")
         return sam
 
-    def how_to_load(self, adapted: Adapted) -> str:
+    def how_to_use(self, adapted: Adapted) -> Snippet:
         """Return code for segment-anything if it has this build, else for samadapt."""
-        name = adapted.record.base
-        registry = "vit_b" if name == "medsam" else name  # MedSAM is a ViT-B with other weights
-        if registry in ("vit_b", "vit_l", "vit_h") and not _notes(adapted):
-            return (
-                "from segment_anything import SamPredictor, sam_model_registry\n"
-                f'sam = sam_model_registry["{registry}"](checkpoint="{TORCH_FILE}")\n'
-                "predictor = SamPredictor(sam)"
-            )
-        if name in SAM2_CONFIGS and not _notes(adapted):
-            return _with_sam2(name, adapted.record.image_size)
-        size = f", image_size={adapted.record.image_size}"
-        return (
-            "import samadapt\n"
-            f'sam = samadapt.load_sam("{name}", "{TORCH_FILE}"{size})\n'
-            "predictor = samadapt.SamPredictor(sam)"
-        )
+        if adapted.record.base in SAM2_CONFIGS and not _notes(adapted):
+            code = _with_sam2(adapted.record.base, adapted.record.image_size)
+            text = "The package sam2 of Meta, without samadapt. Run it in the folder of this page."
+            return Snippet("With sam2", text, code)
+        return merged(adapted.record, TORCH_FILE)
 
 
 SAM2_CONFIGS = {

@@ -14,6 +14,7 @@ from samadapt.system import atomic
 if TYPE_CHECKING:
     from samadapt.adapters.base_model import Adapted
     from samadapt.adapters.record import AdapterRecord
+    from samadapt.adapters.snippets import Snippet
     from samadapt.export.probe import Difference, ProbedClassModel, ProbedModel
 
 TARGETS: dict[str, type[Target]] = {}
@@ -60,8 +61,8 @@ class Target(ABC):
         """Load the written files in the way that a user does."""
 
     @abstractmethod
-    def how_to_load(self, adapted: Adapted) -> str:
-        """Return Python code that loads the export, for the model card."""
+    def how_to_use(self, adapted: Adapted) -> Snippet:
+        """Return Python code that uses the export, for the model card."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +73,15 @@ class Exported:
         to: name of the target.
         output: the folder.
         files: size in bytes by file name.
-        difference: difference between the adapted model and what was read back.
+        difference: difference between the adapted model and what was read back; None: the files
+            are copies.
         notes: notes for the user.
     """
 
     to: str
     output: Path
     files: dict[str, int]
-    difference: Difference
+    difference: Difference | None
     notes: list[str] = field(default_factory=list)
 
 
@@ -112,7 +114,7 @@ def export_adapter(
     """Write an adapter for another program, read it back, and keep it if the outputs agree.
 
     Args:
-        directory: the adapter directory.
+        directory: the adapter directory, or ``hf:USER/NAME[@REVISION]``.
         target: the target with its options.
         output: the folder to create; it may exist if it is empty.
         checkpoint: file of the base weights; None: as the adapter records.
@@ -123,6 +125,8 @@ def export_adapter(
         WeightsError: the base weights are not found.
         MissingExtraError: a package that the target needs is not installed.
         RunError: what was read back predicts something else; nothing is kept.
+        ConfigError: as ``adapter_path``.
+        DownloadError: as ``adapter_path``.
     """
     from samadapt.adapters.base_model import open_adapter
     from samadapt.adapters.card import BACKGROUND_TOKEN
@@ -243,8 +247,8 @@ def write_card(
         adapted.record,
         adapted.injection.trainable,
         library={"sam": "segment-anything", "hf": "transformers"}.get(target.name, target.name),
-        title=f"SAM {adapted.record.base}, adapted ({target.summary})",
-        use=target.how_to_load(adapted),
+        title=f"{', '.join(adapted.record.classes[:3]) or 'Objects'}: {target.summary}",
+        uses=[target.how_to_use(adapted)],
         facts={"Compared with the adapted model": str(difference), "Notes": "; ".join(notes)},
     )
     atomic.write_text(path, card)

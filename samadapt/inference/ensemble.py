@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samadapt.adapters.combining import recorded_stack
+from samadapt.adapters.hub import adapter_path
 from samadapt.adapters.record import RECORD, AdapterRecord
 from samadapt.data.tiles import recorded_tiling
 from samadapt.errors import AdapterError, ConfigError
@@ -22,16 +23,18 @@ def member_directories(adapter: str | Path | Sequence[str | Path]) -> list[Path]
     """Return the adapter directories that a user names.
 
     Args:
-        adapter: an adapter directory, the directory of a cross-validation (``folds=5``), whose
-            folds have an adapter each, or a list of both.
+        adapter: an adapter directory or ``hf:USER/NAME[@REVISION]``, the directory of a
+            cross-validation (``folds=5``), whose folds have an adapter each, or a list of these.
 
     Raises:
         AdapterError: none is named, one is named twice, or a fold of a cross-validation has no
             adapter yet.
+        ConfigError: as ``adapter_path``.
+        DownloadError: as ``adapter_path``.
     """
     members: list[Path] = []
     for name in [adapter] if isinstance(adapter, str | Path) else adapter:
-        directory = Path(name).expanduser()
+        directory = adapter_path(name)
         folds = [] if (directory / RECORD).is_file() else _folds(directory)
         members += [fold / "adapter" for fold in folds] or [directory]
         for fold in folds:

@@ -65,7 +65,8 @@ def load_adapter(
     share one base model in memory, and the work of the blocks that none of them changed.
 
     Args:
-        directory: an adapter directory, as a run writes it; the run directory of a
+        directory: an adapter directory, as a run writes it; ``"hf:USER/NAME"`` or
+            ``"hf:USER/NAME@REVISION"``, an adapter on the Hugging Face Hub; the run directory of a
             cross-validation, whose folds then segment together; or a list of them. Or ``baseline/``
             of a run with ``baseline=unet``, a U-Net that needs no base.
         checkpoint: file of the base weights; None: they are found as described above.
@@ -78,7 +79,8 @@ def load_adapter(
         AdapterError: a directory is refused, or adapters differ in what they see or mean; names
             the file and the fault.
         WeightsError: the base weights are not found or are of another kind.
-        ConfigError: this machine has no such device or precision.
+        ConfigError: this machine has no such device or precision, or a name of the Hub is wrong.
+        DownloadError: the Hub cannot be reached, and the adapter is not in the cache.
     """
     target = choose_device(device)
     arithmetic = choose_precision(precision, target)

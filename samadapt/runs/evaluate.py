@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samadapt.adapters.hub import adapter_path
 from samadapt.adapters.record import AdapterRecord, read_record
 from samadapt.adapters.store import load_into
 from samadapt.config.evaluate_arguments import EvaluateArguments
@@ -70,7 +71,7 @@ def evaluate(arguments: EvaluateArguments, record: AdapterRecord | None = None) 
             [replace(arguments, adapter=adapter) for adapter in arguments.adapter]
         )
     with processes.together(arguments.device):
-        adapter = Path(arguments.adapter).expanduser()
+        adapter = adapter_path(arguments.adapter)
         record = record or read_record(adapter)
         chosen_cases(arguments)
         config = evaluation_config(arguments, record)
@@ -101,7 +102,7 @@ def evaluate_side_by_side(
         return evaluate(asked[0], records[0] if records else None)
     refuse_several_processes()
     chosen_cases(asked[0])
-    found = records or [read_record(Path(str(one.adapter)).expanduser()) for one in asked]
+    found = records or [read_record(adapter_path(str(one.adapter))) for one in asked]
     return EvaluateResult(*compare_adapters(asked, found, score_adapter))
 
 
@@ -131,7 +132,7 @@ def score_adapter(
         The content of ``eval/summary.json``.
     """
     started = time.perf_counter()
-    adapter = Path(str(arguments.adapter)).expanduser()
+    adapter = adapter_path(str(arguments.adapter))
     record = compared.records[adapter]
     with removed_if_refused(run_dir, keep=False):
         context = open_run(

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samadapt.adapters.hub import adapter_path
 from samadapt.adapters.initial_weights import TakenOver, take_over
 from samadapt.adapters.mask_tokens import TokenUse
 from samadapt.adapters.record import RECORD, AdapterRecord, read_record, sha256_of
@@ -121,7 +122,7 @@ def adapter_folder(init: str) -> Path:
     Raises:
         ConfigError: naming what was expected and what is there.
     """
-    folder = Path(init).expanduser()
+    folder = adapter_path(init)
     for candidate in (folder, folder / "adapter"):
         if (candidate / RECORD).is_file():
             return candidate

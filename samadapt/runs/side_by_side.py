@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samadapt.adapters.hub import adapter_path
 from samadapt.adapters.mask_tokens import TokenUse
 from samadapt.config.compose import to_yaml
 from samadapt.config.schema import Data
@@ -141,7 +142,7 @@ def compare_adapters(
     """
     started = time.perf_counter()
     first = asked[0]
-    paths = [Path(str(one.adapter)).expanduser() for one in asked]
+    paths = [adapter_path(str(one.adapter)) for one in asked]
     names = names_of(paths)
     asked = [
         on_data_of(first, one, record, records[0].classes)

