@@ -5,7 +5,7 @@ It compares samadapt's generator with segment-anything's, at LiteMedSAM's publis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,11 +59,12 @@ def row(
 ) -> Comparison:
     """Compare the generators; ``model`` is a name for ``load_sam``."""
     h, w = image.shape[:2]
+    given = partial(with_embedding, model, image, mask_threshold)
     return Comparison(
         name=f"{model}, {w} x {h} pixels",
         contenders={
-            "samadapt": partial(_ours, model, image, choices, mask_threshold),
-            "segment-anything": partial(_theirs, model, image, choices, mask_threshold),
+            "samadapt": partial(ours, given, image, choices),
+            "segment-anything": partial(segment_anything, given, image, choices),
         },
         compare=same_masks,
     )
@@ -90,7 +91,8 @@ def _iou(one: Record, other: Record) -> float:
     return float((a & b).sum() / union) if union else 1.0
 
 
-def _with_embedding(model: str, image: NDArray[np.uint8], mask_threshold: float) -> Sam:
+def with_embedding(model: str, image: NDArray[np.uint8], mask_threshold: float) -> Sam:
+    """Return a model whose encoder returns the embedding of this image without computing it."""
     sam = load_sam(model)
     sam.mask_threshold = mask_threshold
     predictor = SamPredictor(sam)
@@ -99,20 +101,19 @@ def _with_embedding(model: str, image: NDArray[np.uint8], mask_threshold: float)
     return sam
 
 
-def _ours(
-    model: str, image: NDArray[np.uint8], choices: Mapping[str, Any], mask_threshold: float
-) -> Call:
-    sam = _with_embedding(model, image, mask_threshold)
-    generator = SamAutomaticMaskGenerator(sam, **choices)
+def ours(make: Callable[[], Sam], image: NDArray[np.uint8], choices: Mapping[str, Any]) -> Call:
+    """Build samadapt's call for a model that ``make`` returns."""
+    generator = SamAutomaticMaskGenerator(make(), **choices)
     return lambda: generator.generate(image)
 
 
-def _theirs(
-    model: str, image: NDArray[np.uint8], choices: Mapping[str, Any], mask_threshold: float
+def segment_anything(
+    make: Callable[[], Sam], image: NDArray[np.uint8], choices: Mapping[str, Any]
 ) -> Call:
+    """Build segment-anything's call for the same model."""
     from segment_anything import SamAutomaticMaskGenerator as Theirs
 
-    sam = _with_embedding(model, image, mask_threshold)
+    sam = make()
     peer = peers.segment_anything(sam)
     peer.mask_threshold = sam.mask_threshold
     generator = Theirs(peer, **choices)

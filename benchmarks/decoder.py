@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from benchmarks import flops, machine, peers
 from benchmarks.harness import Call, Comparison
+from benchmarks.machine import PrecisionName
 from samadapt.sam.model import Sam
 from samadapt.sam.types import Prompts
 
 Decoded = tuple[Tensor, Tensor]
+Device = Literal["cpu", "cuda"]
 
 
 def rows() -> Iterator[Comparison]:
@@ -35,18 +37,26 @@ def row(build: str, images: int, prompts: int, backward: bool) -> Comparison:
     return Comparison(
         name=name,
         contenders={
-            "samadapt": partial(_ours, build, images, prompts, backward),
-            "segment-anything": partial(_theirs, build, images, prompts, backward),
+            "samadapt": partial(ours, build, images, prompts, backward),
+            "segment-anything": partial(segment_anything, build, images, prompts, backward),
         },
         flop=lambda: images * prompts * flop_of_one(build, backward),
         reference=lambda: exact(build, images, prompts, backward),
     )
 
 
-def _ours(build: str, images: int, prompts: int, backward: bool) -> Call:
-    sam = peers.random_sam(build)
+def ours(
+    build: str,
+    images: int,
+    prompts: int,
+    backward: bool,
+    precision: PrecisionName = "fp32",
+    device: Device = "cpu",
+) -> Call:
+    """Build samadapt's call: all images at once."""
+    sam = peers.random_sam(build, device=device)
     embeddings, boxes = inputs(sam, images, prompts)
-    way = machine.ours("fp32", "cpu")
+    way = machine.ours(precision, device)
 
     def decode() -> Decoded:
         with way.forward():
@@ -66,16 +76,30 @@ def _ours(build: str, images: int, prompts: int, backward: bool) -> Call:
     return step
 
 
-def _theirs(build: str, images: int, prompts: int, backward: bool) -> Call:
-    sam = peers.random_sam(build)
+def segment_anything(
+    build: str,
+    images: int,
+    prompts: int,
+    backward: bool,
+    precision: PrecisionName = "fp32",
+    device: Device = "cpu",
+) -> Call:
+    """Build segment-anything's call: one image after the other."""
+    sam = peers.random_sam(build, device=device)
     model = peers.segment_anything(sam)
     embeddings, boxes = inputs(sam, images, prompts)
+    way = machine.plain(precision, device)
+
+    def decode() -> Decoded:
+        with way.forward():
+            return reference_decode(model, embeddings, boxes)
+
     if not backward:
-        return torch.no_grad()(partial(reference_decode, model, embeddings, boxes))
+        return torch.no_grad()(decode)
 
     def step() -> tuple[Tensor, ...]:
         _clear(model.mask_decoder, embeddings)
-        projection(*reference_decode(model, embeddings, boxes)).backward()
+        projection(*decode()).backward()
         return _gradients(model.mask_decoder, embeddings)
 
     return step
@@ -99,25 +123,27 @@ def reference_decode(model: Any, embeddings: Tensor, boxes: Tensor) -> Decoded:
 
 
 def inputs(sam: Sam, images: int, prompts: int) -> tuple[Tensor, Tensor]:
-    """Return random embeddings (b, c, g, g) and boxes (b, p, 4) XYXY."""
+    """Return random embeddings (b, c, g, g) and boxes (b, p, 4) XYXY on the model's device."""
     generator = torch.Generator().manual_seed(3)
     side, width = sam.embedding_size, sam.build.prompt_width
     embeddings = torch.randn(images, width, side, side, generator=generator)
     corners = torch.rand(images, prompts, 2, 2, generator=generator) * sam.image_size
-    return embeddings, corners.sort(dim=2).values.flatten(2)
+    return embeddings.to(sam.device), corners.sort(dim=2).values.flatten(2).to(sam.device)
 
 
 def projection(logits: Tensor, iou: Tensor) -> Tensor:
     """Return a fixed random projection of logits (b, p, 1, h, w) and predicted IoU (b, p, 1)."""
     generator = torch.Generator().manual_seed(4)
-    weight = torch.randn(logits.shape[-2:], generator=generator).to(logits.dtype)
+    weight = torch.randn(logits.shape[-2:], generator=generator).to(logits)
     return (logits * weight).sum() + iou.sum()
 
 
 @cache
-def exact(build: str, images: int, prompts: int, backward: bool) -> tuple[Tensor, ...]:
+def exact(
+    build: str, images: int, prompts: int, backward: bool, device: Device = "cpu"
+) -> tuple[Tensor, ...]:
     """Return the values of segment-anything in float64; backward takes a few prompts at a time."""
-    sam = peers.random_sam(build)
+    sam = peers.random_sam(build, device=device)
     model = peers.in_float64(peers.segment_anything(sam))
     embeddings, boxes = (one.double() for one in inputs(sam, images, prompts))
     if not backward:
@@ -134,7 +160,7 @@ def exact(build: str, images: int, prompts: int, backward: bool) -> tuple[Tensor
 @cache
 def flop_of_one(build: str, backward: bool) -> float:
     """Return the operations that torch counts for one prompt in segment-anything."""
-    return flops.counted(_theirs(build, 1, 1, backward))
+    return flops.counted(segment_anything(build, 1, 1, backward))
 
 
 def _clear(decoder: torch.nn.Module, embeddings: Tensor) -> None:

@@ -42,7 +42,7 @@ def vit_row(
 
     def of(make: Callable[[Sam], Callable[[Tensor], Tensor]], arithmetic: Arithmetic) -> Build:
         def prepare() -> Call:
-            sam = peers.random_sam(build, size).to(device)
+            sam = peers.random_sam(build, size, device=device)
             arithmetic.prepare(sam)
             batch = pixels(size).repeat(images, 1, 1, 1).to(device)
             return inference(make(sam), batch, arithmetic)

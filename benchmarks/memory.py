@@ -32,6 +32,7 @@ def above_the_weights(call: Callable[[], Any], device: str) -> dict[str, int | N
     """
     gc.collect()
     if device == "cuda":
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()

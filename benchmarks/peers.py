@@ -26,14 +26,16 @@ TRANSFORMERS_NAMES = (
 )
 
 
-def random_sam(name: str, image_size: int | None = None, seed: int = 1) -> Sam:
+def random_sam(name: str, image_size: int | None = None, seed: int = 1, device: str = "cpu") -> Sam:
     """Return a frozen model with random weights, in which every input and table has an effect.
 
     The weights have a scale at which rounding errors grow as in trained models. With larger ones
-    the softmax saturates, and any arithmetic in fp32 looks wrong.
+    the softmax saturates, and any arithmetic in fp32 looks wrong. They are drawn on the device,
+    where the hundreds of millions of ViT-H take no time, so each kind of device has its own.
     """
-    sam = build_sam(name, image_size=image_size)
-    generator = torch.Generator().manual_seed(seed)
+    with torch.device(device):
+        sam = build_sam(name, image_size=image_size)
+    generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for key, value in sam.state_dict().items():
             if value.is_floating_point():
@@ -42,7 +44,7 @@ def random_sam(name: str, image_size: int | None = None, seed: int = 1) -> Sam:
 
 
 def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(value.shape, generator=generator)
+    noise = torch.randn(value.shape, generator=generator, device=value.device)
     if "running_var" in name:
         return 0.5 + noise.abs()
     if "pos_embed" in name or "attention_biases" in name:
@@ -58,6 +60,11 @@ def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
 
 def segment_anything(sam: Sam) -> Any:
     """Return segment-anything's ``Sam`` with our tensors, and with our encoder if it is no ViT."""
+    with sam.device:
+        return _segment_anything(sam)
+
+
+def _segment_anything(sam: Sam) -> Any:
     from segment_anything import modeling
 
     build, side = sam.build, sam.embedding_size
@@ -114,7 +121,7 @@ def in_float64(model: Any) -> Any:
     layer._pe_encoding = lambda places: encode(places.double())
 
     def of_pixels(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        place: Tensor = pixels.double() / torch.tensor([size[1], size[0]])
+        place: Tensor = pixels.double() / torch.tensor([size[1], size[0]], device=pixels.device)
         encoded: Tensor = layer._pe_encoding(place)
         return encoded
 
@@ -165,7 +172,8 @@ def transformers_encoder(sam: Sam) -> Any:
         num_pos_feats=build.prompt_width // 2,
         mlp_dim=int(build.mlp_ratio * build.embed_dim),
     )
-    peer = SamModel(SamConfig(vision_config=vision)).vision_encoder
+    with sam.device:
+        peer = SamModel(SamConfig(vision_config=vision)).vision_encoder
     state = {}
     for name, value in sam.image_encoder.state_dict().items():
         for ours, theirs in TRANSFORMERS_NAMES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -62,7 +63,9 @@ def ask(
 
 
 def git(*arguments: str) -> str | None:
-    """Return what git says about this checkout; None if it fails."""
+    """Return what git says about this checkout; None if it fails or there is no git."""
+    if shutil.which("git") is None:
+        return None
     done = subprocess.run(
         ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, encoding="utf-8"
     )

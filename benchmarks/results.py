@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,33 @@ def append(path: Path, run: dict[str, Any]) -> None:
     Raises:
         ValueError: see ``read``; the file is not changed.
     """
+    _change(path, lambda runs: [*runs, run])
+
+
+def update(path: Path, run: dict[str, Any]) -> None:
+    """Add a run that is being measured, or replace it by itself with more rows.
+
+    Args:
+        path: the file.
+        run: the run; ``time`` and ``suite`` say which one it is.
+
+    Raises:
+        ValueError: see ``read``; the file is not changed.
+    """
+
+    def changed(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        same = bool(runs) and all(runs[-1].get(key) == run[key] for key in ("time", "suite"))
+        return [*(runs[:-1] if same else runs), run]
+
+    _change(path, changed)
+
+
+def _change(path: Path, changed: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(
         Path(tempfile.gettempdir()) / f"{path.resolve().as_posix().replace('/', '_')}.lock"
     ):
-        text = json.dumps([*read(path), run], indent=1, allow_nan=False) + "\n"
+        text = json.dumps(changed(read(path)), indent=1, allow_nan=False) + "\n"
         handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -29,6 +29,7 @@ TITLES = {
     "scoring": "Scores, prediction apart",
     "floor": "How near to the products alone",
     "shared_machine": "Alone, and beside one busy process",
+    "gpu": "The suite for GPUs",
 }
 HEADER = (
     "",
@@ -72,7 +73,7 @@ def newest(folder: Path) -> dict[str, list[dict[str, Any]]]:
     rows that were measured again after it. Runs whose rows were all replaced are left out.
     """
     found = {}
-    for suite in SUITES:
+    for suite in (*SUITES, "gpu"):
         runs = results.read(folder / f"{suite}.json")
         kinds = dict.fromkeys(run["gpu"] for run in runs)
         shown = [r for kind in kinds for r in _newest_rows([r for r in runs if r["gpu"] == kind])]

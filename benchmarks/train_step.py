@@ -108,9 +108,10 @@ def ours(
     *,
     blocks: int,
     cached: bool = False,
+    images: int = 1,
 ) -> Call:
     """Build samadapt's step; with ``cached`` the frozen prefix runs once, in this function."""
-    sam = peers.random_sam(build, size).to(device)
+    sam = peers.random_sam(build, size, device=device)
     lora = replace(METHODS["lora"](), rank=RANK, blocks=f"last:{blocks}", decoder="frozen")
     injection = inject(sam, lora)
     sam.to(device)
@@ -123,13 +124,13 @@ def ours(
     injection.set_training(sam)
     way = machine.ours(precision, device)
     way.prepare(sam)
-    images, first_trainable_block = pixels(size).to(device), injection.first_trainable_block
+    given, first_trainable_block = batch(size, images, device), injection.first_trainable_block
     encode: Callable[[Tensor], Tensor] = sam.encode
     if cached:
         with torch.no_grad(), way.forward():
-            images = sam.encode_prefix(images, first_trainable_block)
+            given = sam.encode_prefix(given, first_trainable_block)
         encode = partial(sam.encode_suffix, first_trainable_block=first_trainable_block)
-    return _step(encode, images, way, pairs, lambda: [(a.grad, b.grad) for a, b in pairs])
+    return _step(encode, given, way, pairs, lambda: [(a.grad, b.grad) for a, b in pairs])
 
 
 class SamedQKV(nn.Module):
@@ -157,9 +158,17 @@ class SamedQKV(nn.Module):
         return torch.cat(a), torch.stack(b)
 
 
-def samed(build: str, size: int, precision: PrecisionName, device: Device, *, blocks: int) -> Call:
+def samed(
+    build: str,
+    size: int,
+    precision: PrecisionName,
+    device: Device,
+    *,
+    blocks: int,
+    images: int = 1,
+) -> Call:
     """Build segment-anything's step."""
-    sam = peers.random_sam(build, size).to(device)
+    sam = peers.random_sam(build, size, device=device)
     encoder = peers.segment_anything(sam).image_encoder
     layers = []
     for index, pair in updates(sam, blocks).items():
@@ -168,7 +177,7 @@ def samed(build: str, size: int, precision: PrecisionName, device: Device, *, bl
         layers.append(attn.qkv)
     return _step(
         encoder,
-        pixels(size).to(device),
+        batch(size, images, device),
         machine.plain(precision, device),
         [tuple(p for p in layer.parameters() if p.requires_grad) for layer in layers],
         lambda: [layer.gradients() for layer in layers],
@@ -183,6 +192,7 @@ def transformers_peft(
     *,
     blocks: int,
     adapted: int | None = None,
+    images: int = 1,
 ) -> Call:
     """Build the step of transformers with peft: one dense LoRA of twice the rank on ``qkv``.
 
@@ -193,10 +203,11 @@ def transformers_peft(
         device: ``"cpu"`` or ``"cuda"``.
         blocks: of how many of the last blocks A and B are filled and gradients returned.
         adapted: how many of the last blocks have LoRA; None is as many.
+        images: how many images a step takes.
     """
     from peft import LoraConfig, get_peft_model
 
-    sam = peers.random_sam(build, size).to(device)
+    sam = peers.random_sam(build, size, device=device)
     encoder = peers.transformers_encoder(sam)
     depth = len(encoder.layers)
     names = [f"layers.{i}.attn.qkv" for i in range(depth - (adapted or blocks), depth)]
@@ -219,7 +230,12 @@ def transformers_peft(
 
     trained = [tuple(p for p in model.parameters() if p.requires_grad)]
     way = machine.plain(precision, device)
-    return _step(encode, pixels(size).to(device), way, trained, gradients)
+    return _step(encode, batch(size, images, device), way, trained, gradients)
+
+
+def batch(size: int, images: int, device: Device) -> Tensor:
+    """Return the same preprocessed image several times: (images, 3, s, s)."""
+    return pixels(size).to(device).repeat(images, 1, 1, 1)
 
 
 def _step(

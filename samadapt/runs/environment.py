@@ -8,7 +8,7 @@ import platform
 import random
 import sys
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,16 @@ def environment(device: torch.device, precision: Precision) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "precision": asdict(precision),
         "cpu_attention": describe_attention(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: installed_version(name) for name in packages},
     }
+
+
+def installed_version(package: str) -> str | None:
+    """Return the version of a package; None where the run does without it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def recorded_precision(run_dir: Path) -> dict[str, Any] | None:

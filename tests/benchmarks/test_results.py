@@ -64,3 +64,11 @@ def test_a_failed_write_leaves_the_old_file(
         results.append(path, {"number": 1})
     assert results.read(path) == [{"number": 0}]
     assert [p.name for p in tmp_path.iterdir()] == ["suite.json"]
+
+
+def test_a_run_in_progress_is_replaced_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    results.append(path, {"time": "1", "suite": "gpu", "rows": [1]})
+    for rows in ([], [1], [1, 2]):
+        results.update(path, {"time": "2", "suite": "gpu", "rows": rows})
+    assert [run["rows"] for run in results.read(path)] == [[1], [1, 2]]

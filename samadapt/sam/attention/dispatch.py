@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from samadapt.sam.attention.compiled import attend_compiled, is_supported
@@ -47,15 +48,17 @@ def choose_backend(qkv: Tensor, rows: Tensor, columns: Tensor, *, windowed: bool
         columns: (tw, tw, d).
         windowed: whether the grid is cut into windows.
     """
+    # Flash and memory-efficient kernels of CUDA hold no scores, neither of windows nor of images.
+    # This was chosen by memory and exactness (python -m benchmarks.gpu --rows 'attention*'), and
+    # its speed was not measured.
+    side = len(rows), len(columns)
+    folds = qkv.device.type == "cuda" and folded_channels(qkv.shape[-1], side) <= MAX_CHANNELS
     # A graph needs operators that it can record: no loop over tiles, no C code.
     if any(map(is_traced, (qkv, rows, columns))):
-        return "fused"
+        return "folded" if folds and torch.compiler.is_compiling() else "fused"
     if is_supported(qkv):
         return "compiled"
-    # Flash and memory-efficient kernels of CUDA hold no scores, neither of windows nor of images.
-    # This was chosen by memory and exactness, and its speed was not measured.
-    side = len(rows), len(columns)
-    if qkv.device.type == "cuda" and folded_channels(qkv.shape[-1], side) <= MAX_CHANNELS:
+    if folds:
         return "folded"
     # Elsewhere, and on larger grids, the scores of an image do not fit in the cache or the memory.
     # Windows are small: outside of the CPU one fused call does them all.

@@ -211,6 +211,11 @@ def test_the_backend_follows_the_device_and_the_type(monkeypatch) -> None:
         on_gpu.shape = (1, side, side, 3, 12, d)
         tables = torch.zeros(side, side, d), torch.zeros(side, side, d)
         assert dispatch.choose_backend(on_gpu, *tables, windowed=False) == expected
+        with monkeypatch.context() as patch:  # torch.compile records no loop over tiles
+            patch.setattr(dispatch, "is_traced", lambda x: True)
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            in_graph = "fused" if expected == "tiled" else expected
+            assert dispatch.choose_backend(on_gpu, *tables, windowed=False) == in_graph
     tables = torch.zeros(2, 2, 4), torch.zeros(2, 2, 4)
     assert dispatch.choose_backend(other, *tables, windowed=True) == "fused"
     assert dispatch.choose_backend(other, *tables, windowed=False) == "tiled"
