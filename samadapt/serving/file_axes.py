@@ -18,7 +18,8 @@ class FileAxes:
     ``data/formats/shared/volume_slices.py`` describes the steps from one to the other.
 
     Args:
-        grid: the grid of the file; None: a picture, whose axes are row and column.
+        grid: the grid of the file; None: the axes are those of the slices; of a picture row and
+            column.
         shape: (h, w, d) of the slices.
     """
 
@@ -27,7 +28,8 @@ class FileAxes:
         # side. Row and column run from the last of a canonical axis to its first.
         self._axes: list[tuple[int, bool, int]] = []
         if grid is None:
-            self._axes = [(axis, False, side) for axis, side in enumerate(shape[:2])]
+            sides = shape if shape[2] > 1 else shape[:2]
+            self._axes = [(axis, False, side) for axis, side in enumerate(sides)]
             return
         column, row = (axis for axis in range(3) if axis != grid.axis)
         of_canonical = {int(c): (a, int(step) < 0) for a, (c, step) in enumerate(grid.orientation)}

@@ -100,7 +100,8 @@ def labels_of(objects: Sequence[ServedObject], classes: Sequence[str]) -> Segmen
         labels[inside], numbers[inside] = class_id, number
     grid = objects[0].view.volume.source
     if grid is None:
-        return Segmentation(labels[..., None], instances=numbers[..., None], instance_classes=ids)
+        labels, numbers = np.atleast_3d(labels), np.atleast_3d(numbers)
+        return Segmentation(labels, instances=numbers, instance_classes=ids)
     return Segmentation(
         slices_view(labels, grid), instances=slices_view(numbers, grid), instance_classes=ids
     )

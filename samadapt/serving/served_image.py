@@ -170,7 +170,7 @@ class ImageView:
         """Return an empty mask: uint8 in the axes of the file, and a view of it as (h, w, d)."""
         grid = self.volume.source
         if grid is None:
-            mask = np.zeros(self.shape[:2], np.uint8)
-            return mask, mask[:, :, None]
+            mask = np.zeros(self.shape, np.uint8)
+            return (mask if self.shape[2] > 1 else mask[:, :, 0]), mask
         mask = np.zeros((*grid.shape, 1)[:3], np.uint8)
         return mask, slices_view(mask, grid)

@@ -113,7 +113,11 @@ def _check_declared(path: Path, limits: ServingLimits) -> None:
 
             with Image.open(path) as opened:
                 shape = (*opened.size, getattr(opened, "n_frames", 1))
-    except Exception:  # the reader finds the fault, and names it
+    except Exception as error:  # the reader finds the fault, and names it
+        if type(error).__name__ == "DecompressionBombError":  # of PIL
+            raise RefusedError(
+                TOO_LARGE, f"the picture is too large; at most {limits.voxels:,} voxels"
+            ) from None
         return
     count = 1
     for side in shape:

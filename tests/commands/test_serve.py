@@ -1,0 +1,94 @@
+"""``samadapt serve``: what it refuses, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from samadapt.commands import serve
+from samadapt.commands.serve import open_state, run
+from samadapt.config.compose import parse_settings
+from samadapt.errors import AdapterError, ConfigError
+
+
+def asked(*arguments: str) -> serve.ServeArguments:
+    return parse_settings(serve.ServeArguments, serve._joined(arguments))
+
+
+def test_adapters_are_named_once_more_or_as_a_list():
+    for given in (("adapter=a", "port=0", "adapter=b"), ("adapter=[a,b]", "port=0")):
+        assert asked(*given).adapter == ["a", "b"]
+    assert asked("adapter=a").adapter == "a"
+
+
+def test_mistakes_are_named_before_anything_is_served(tmp_path):
+    with pytest.raises(ConfigError, match="expected adapter=DIR; got none"):
+        run(["port=0"])
+    with pytest.raises(ConfigError, match="token: expected 16"):
+        run(["adapter=a", "token=short"])
+    with pytest.raises(ConfigError, match="label_studio: expected an address"):
+        run(["adapter=a", "label_studio=here", "port=0"])
+    with pytest.raises(ConfigError, match=r"host=192\.0\.2\.1 port=0: cannot listen there"):
+        run(["adapter=a", "host=192.0.2.1", "port=0"])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port={port}: cannot listen there"):
+            run(["adapter=a", f"port={port}"])
+    with pytest.raises(AdapterError):
+        run([f"adapter={tmp_path}", "port=0"])
+
+
+def test_adapters_share_one_base_which_is_served_beside_them(adapter_at, tmp_path):
+    places = [adapter_at(tmp_path / name) for name in ("one", "two")]
+    again = adapter_at(tmp_path / "other" / "one")
+    state = open_state(asked(*(f"adapter={place}" for place in (*places, again))))
+    models = {model.name: model for model in state.models}
+    assert list(models) == ["one", "two", "one-2", "base"]
+    tensors = [model.sam.state_dict()["image_encoder.pos_embed"] for model in models.values()]
+    assert len({tensor.data_ptr() for tensor in tensors}) == 1
+    assert models["base"].is_base
+    assert models["one"].notes == ["it was trained with prompts=box and is best with these"]
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_a_signal_comes(adapter_at, tmp_path):
+    adapter = adapter_at(tmp_path / "one", classes=["cell"])
+    command = [sys.executable, "-m", "samadapt", "serve", f"adapter={adapter}", "port=0"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    try:
+        said = ""
+        while "Ctrl-C ends it" not in said:
+            line = child.stderr.readline()
+            assert line, said
+            said += line
+        url, token = re.search(r"open (http://127\.0\.0\.1:\d+)/\?token=(\S+)", said).groups()
+        headers = {"Authorization": f"Bearer {token}"}
+        picture = tmp_path / "a.png"
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)).save(
+            picture
+        )
+
+        def post(path: str, body: bytes) -> dict:
+            request = urllib.request.Request(f"{url}{path}", body, headers)
+            with urllib.request.urlopen(request) as answer:
+                return json.load(answer)
+
+        image = post("/api/images?name=a.png", picture.read_bytes())["image"]
+        one = post(f"/api/images/{image}/objects", b"{}")["object"]
+        prompt = {"kind": "box", "box": [3, 3, 20, 15]}
+        answer = post(f"/api/images/{image}/objects/{one}/prompts", json.dumps(prompt).encode())
+        assert sum(answer["mask"]["counts"]) == 600
+    finally:
+        child.send_signal(signal.SIGINT)
+        _, rest = child.communicate(timeout=30)
+    assert child.returncode == 130, rest
+    assert "Traceback" not in rest
