@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from samadapt.sam.model import Sam
 from samadapt.sam.segmentation_model import SegmentationModel
 from samadapt.sam.types import MaskOutput, Preprocessing
 
@@ -25,7 +24,7 @@ class Oracle(nn.Module):
     dense_head, logits_side = None, 44
     image_size, embedding_size, mask_threshold, input_channels = 45, 11, 0.0, 3
     watershed = None
-    postprocess = Sam.postprocess
+    postprocess = SegmentationModel.postprocess
     decode_classes = SegmentationModel.decode_classes
 
     def __init__(self, classes: int = 3) -> None:
