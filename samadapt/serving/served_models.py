@@ -151,7 +151,7 @@ def load_models(
     """Load adapters over the base model of the first one.
 
     Args:
-        directories: adapter directories, or run directories that hold one as ``adapter/``.
+        directories: adapter directories, or ``hf:USER/NAME``.
         checkpoint: file of the base weights; None: they are found as ``load_adapter`` finds them.
         device: where to compute.
         precision: what the models compute in.
@@ -168,9 +168,9 @@ def load_models(
     base, _ = open_base(places[0], records[0], checkpoint)
     base = base.to(target)
     models: list[ServedModel] = []
-    for place, record in zip(places, records, strict=True):
+    for given, place, record in zip(directories, places, records, strict=True):
         bundle = load_bundle(place, record, base)
-        name = _free_name(place, [model.name for model in models])
+        name = _free_name(str(given), place, [model.name for model in models])
         models.append(ServedModel(name, bundle, arithmetic))
     first = models[0].bundle
     # A model of other channels, or a dense head, sees what the base cannot see.
@@ -203,10 +203,12 @@ def _one_adapter(name: str | Path) -> Path:
     return places[0]
 
 
-def _free_name(place: Path, taken: Sequence[str]) -> str:
-    """Return a name for an adapter: its folder, or the run that it belongs to."""
+def _free_name(given: str, place: Path, taken: Sequence[str]) -> str:
+    """Return a name for an adapter: its folder, the run that it belongs to, or its Hub name."""
     resolved = place.resolve()
     name = resolved.parent.name if resolved.name == "adapter" else resolved.name
+    if given.startswith("hf:"):
+        name = given.rpartition("/")[2]
     name = "".join(c if c.isalnum() or c in "-_.@" else "-" for c in name) or "adapter"
     number, free = 2, name
     while free in (*taken, BASE):
