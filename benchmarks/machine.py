@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.process import git
-from samadapt.sam.attention.compiled import describe_attention
+from samadapt.sam.attention.kernels import describe_attention
 from samadapt.training.precision import choose_precision
 from samadapt.version import __version__
 

@@ -203,7 +203,7 @@ def look_at_products() -> Line:
 
 def look_at_attention() -> Line:
     """Check that the compiled attention was built when samadapt was installed."""
-    from samadapt.sam.attention.compiled import describe_attention, is_missing
+    from samadapt.sam.attention.kernels import describe_attention, is_missing
 
     fix = "install gcc and the headers of Python, then samadapt again: encoders get faster"
     if is_missing():

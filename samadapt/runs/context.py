@@ -35,7 +35,7 @@ from samadapt.runs.baseline import open_baseline
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
 from samadapt.runs.run_description import configuration_text, run_title, trained_name
 from samadapt.runs.same_run import check_same_data, check_same_machines
-from samadapt.sam.attention.compiled import describe_attention
+from samadapt.sam.attention.kernels import describe_attention
 from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.model import Sam
 from samadapt.sam.watershed import INSTANCE_HEAD, Watershed

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from samadapt.sam.attention.compiled import describe_attention
+from samadapt.sam.attention.kernels import describe_attention
 from samadapt.system import atomic
 from samadapt.version import __version__
 

@@ -32,7 +32,7 @@ from samadapt.sam.tiny_vit_blocks import (
     WindowBiasAttention,
     WindowBlock,
 )
-from samadapt.sam.tracing import is_traced
+from samadapt.sam.tracing import is_traced, takes_operators
 
 # How many values of the widest layer a thread holds: 2 MiB in fp32. On an EPYC twice as many take
 # 1.07 times as long in fp32, and half as many take longer in bf16 (less cache is used, rows and
@@ -173,7 +173,7 @@ class FastWindowBiasAttention(WindowBiasAttention):
         split = (self.num_heads, 3, -1)
         qkv: Tensor = torch.unflatten(self.qkv(self.norm(x)), -1, split)
         trained = biases.requires_grad and torch.is_grad_enabled()
-        if not trained and not is_traced(biases) and is_supported(qkv):
+        if not trained and takes_operators(biases) and is_supported(qkv):
             fill = None if padding is None else padding.unflatten(-1, split)
             heads = attend_compiled_biased(qkv, fill, biases[0])
         else:

@@ -13,7 +13,7 @@ from samadapt.cli import main
 from samadapt.commands import doctor
 from samadapt.config.schema import TRACKERS
 from samadapt.errors import ConfigError
-from samadapt.sam.attention import compiled
+from samadapt.sam.attention import kernels
 from samadapt.training import precision
 
 
@@ -45,7 +45,7 @@ def test_how_products_are_computed_is_measured(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_attention_that_was_not_built_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "find_kernels", lambda: None)
+    monkeypatch.setattr(kernels, "find_kernels", lambda: None)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     line = doctor.look_at_attention()
     assert line.status == "warn"

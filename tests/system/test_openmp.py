@@ -82,7 +82,7 @@ def test_torch_and_the_compiled_attention_have_it() -> None:
     """One OpenMP in the process, which says what it read."""
     code = """
 import samadapt, torch
-from samadapt.sam.attention.compiled import find_kernels
+from samadapt.sam.attention.kernels import find_kernels
 find_kernels()
 torch.ones(10**6).add_(1)
 lines = open("/proc/self/maps").read().splitlines()

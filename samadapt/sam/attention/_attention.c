@@ -3,22 +3,23 @@
    The score of query (i, j) and key (y, x) is q.k / sqrt(d) plus a part that depends on position:
    in SAM's ViT q.R_h[i][y] + q.R_w[j][x], in TinyViT one bias for each pair.
 
-   A task is one head of one tile (a window, or the whole grid) of one image. OpenMP distributes the
-   tasks among the threads that torch has. A task takes some query rows at a time: it computes their
-   scores with all keys, uses them, and overwrites them.
+   A task is one head of one tile (a window, or the whole grid) of one image. The threads of torch
+   share the tasks. A task takes some query rows at a time: it computes their scores with all keys,
+   uses them, and overwrites them.
 
    Keys are padded so that products need no remainder: to whole panels of NR keys, and in the ViT
    each row of a tile to whole vectors. The score of a padding lane is FAR, so its weight is 0.
 
    The softmax is in base 2, because 2^x is cheaper than e^x; the scores are multiplied by LOG2E.
 
-   The file is written with GNU C's vectors and compiled once per instruction set (pyproject.toml).
-   compiled.py is its only caller; it checks all arguments, and has the same number INTERFACE. */
+   The file is written with the vectors of GNU C, which gcc and clang have, and compiled once per
+   instruction set (pyproject.toml). kernels.py is its only caller; it checks all arguments, and has
+   the same number INTERFACE. */
 
 #define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030b0000 /* one build serves Python 3.11 and all later ones */
 #include <Python.h>
 #include <immintrin.h>
-#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,9 +38,19 @@
 #define BACKWARD_PANELS 6
 #define LOG2E 1.44269504f
 #define FAR -1e30f
-#define INTERFACE 2 /* version of the arguments and results; compiled.py has the same number */
+#define INTERFACE 2 /* version of the arguments and results; kernels.py has the same number */
 #define INLINE static inline __attribute__((always_inline))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* Threads come from the OpenMP that torch has loaded already: its symbols are visible to all. A
+   library of our own would bring a second pool of threads, and no compiler needs to know OpenMP.
+   libgomp and LLVM's libomp both have these two functions. */
+extern void GOMP_parallel(void (*body)(void *), void *data, unsigned threads, unsigned flags);
+extern int omp_get_thread_num(void);
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
@@ -150,17 +161,32 @@ INLINE vec higher(vec a, vec b) { /* maximum; NaN where a is NaN */
   return (vec)_mm256_max_ps((__m256)b, (__m256)a);
 #endif
 }
-INLINE vec turned(vec v, const int by) { /* lane i comes from lane i ^ by */
-  ivec from;
-  UNROLL for (int i = 0; i < LANES; i++) from[i] = i ^ by;
-  return __builtin_shuffle(v, from);
-}
+#ifdef __clang__
+#define SHUFFLED(V, ...) __builtin_shufflevector(V, V, __VA_ARGS__)
+#else
+#define SHUFFLED(V, ...) __builtin_shuffle(V, (ivec){__VA_ARGS__})
+#endif
+/* Lane i comes from lane i ^ BY, a constant. */
+#if LANES == 16
+#define TURNED(V, BY)                                                                       \
+  SHUFFLED(V, 0 ^ BY, 1 ^ BY, 2 ^ BY, 3 ^ BY, 4 ^ BY, 5 ^ BY, 6 ^ BY, 7 ^ BY, 8 ^ BY, 9 ^ BY, \
+           10 ^ BY, 11 ^ BY, 12 ^ BY, 13 ^ BY, 14 ^ BY, 15 ^ BY)
+#else
+#define TURNED(V, BY) \
+  SHUFFLED(V, 0 ^ BY, 1 ^ BY, 2 ^ BY, 3 ^ BY, 4 ^ BY, 5 ^ BY, 6 ^ BY, 7 ^ BY)
+#endif
 INLINE float total(vec v) {
-  UNROLL for (int by = LANES / 2; by; by /= 2) v += turned(v, by);
+#if LANES == 16
+  v += TURNED(v, 8);
+#endif
+  v += TURNED(v, 4), v += TURNED(v, 2), v += TURNED(v, 1);
   return v[0];
 }
 INLINE float largest(vec v) {
-  UNROLL for (int by = LANES / 2; by; by /= 2) v = higher(v, turned(v, by));
+#if LANES == 16
+  v = higher(v, TURNED(v, 8));
+#endif
+  v = higher(v, TURNED(v, 4)), v = higher(v, TURNED(v, 2)), v = higher(v, TURNED(v, 1));
   return v[0];
 }
 /* 2^t for t <= 127, with a relative error of 6e-8. Results below 2^-126 are some number from 0 to
@@ -644,7 +670,23 @@ static int has_bf16(void) {
 typedef long (*Room)(const Problem *);
 typedef void (*Work)(const Problem *, float *, long);
 
-/* The arguments are the addresses (OPERANDS in compiled.py), the sizes, the scale and the number of
+/* What the threads of a call share. */
+typedef struct {
+  const Problem *problem;
+  Work work;
+  float *space; /* ``each`` floats a thread */
+  long each, next;
+} Shared;
+
+static void take_tasks(void *data) {
+  Shared *shared = data;
+  float *space = shared->space + omp_get_thread_num() * shared->each;
+  const long count = tasks(shared->problem);
+  for (long i; (i = __atomic_fetch_add(&shared->next, 1, __ATOMIC_RELAXED)) < count;)
+    shared->work(shared->problem, space, i);
+}
+
+/* The arguments are the addresses (OPERANDS in kernels.py), the sizes, the scale and the number of
    threads. */
 static PyObject *run(PyObject *args, Room room, Work work) {
   Problem p;
@@ -674,9 +716,12 @@ static PyObject *run(PyObject *args, Room room, Work work) {
   threads = smaller(threads, tasks(&p) + !tasks(&p));
   float *space;
   if (posix_memalign((void **)&space, 64, threads * each * sizeof(float))) return PyErr_NoMemory();
+  Shared shared = {&p, work, space, each, 0};
   Py_BEGIN_ALLOW_THREADS;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (long i = 0; i < tasks(&p); i++) work(&p, space + omp_get_thread_num() * each, i);
+  if (threads == 1) /* omp_get_thread_num may be another number inside a parallel region */
+    for (long i = 0; i < tasks(&p); i++) work(&p, space, i);
+  else
+    GOMP_parallel(take_tasks, &shared, threads, 0);
   Py_END_ALLOW_THREADS;
   free(space);
   Py_RETURN_NONE;

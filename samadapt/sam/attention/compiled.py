@@ -1,102 +1,39 @@
-"""Attention in compiled code (``_attention.c``), on x86 processors.
+"""Attention in compiled code (``_attention.c``), as operators of PyTorch, on x86 processors.
 
 It computes attention within windows with decomposed relative position (SAM's ViT) or with a bias
-for each pair of tokens (TinyViT). It is compiled when samadapt is installed, once for AVX-512 and
-once for AVX2, if there is a C compiler. Where the processor or the build is missing, PyTorch
-computes the same.
+for each pair of tokens (TinyViT). Where the processor or the build is missing, PyTorch computes the
+same.
+
+The operators ``samadapt::attend_windows`` and ``samadapt::attend_biased`` have gradients, work on
+fake tensors and count their operations. So ``torch.compile`` takes each as one step of its graph,
+and a profiler shows it as one row. They are registered with the functions below
+``torch.library.custom_op``, because that wrapper imports all of ``torch._dynamo`` at the first
+call, which takes longer than a small image takes to embed.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from functools import cache
-from importlib import import_module
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
+from torch.utils.flop_counter import register_flop_formula
 
-from samadapt.sam.attention.tiled import backward_tiles, default_chunk, tile_count
-from samadapt.sam.tracing import is_plain, is_traced
-
-MODULES = {"AVX512": ("_attention_avx512", "_attention_avx2"), "AVX2": ("_attention_avx2",)}
-"""The builds to try for each capability that torch reports of the processor, fastest first."""
-
-OPERANDS = (
-    "qkv",
-    "fill",
-    "rows",
-    "columns",
-    "to_rows",
-    "to_columns",
-    "bias",
-    "grad",
-    "out",
-    "grad_qkv",
-    "norms",
-    "grad_fill",
-)
-"""The order in which the compiled code takes the addresses of its operands."""
-
-INTERFACE = 2
-"""Version of the arguments; a build with another number belongs to another version of this file."""
-
-
-@cache
-def find_kernels() -> ModuleType | None:
-    """Return the compiled module for this processor, or None where there is none."""
-    for name in MODULES.get(torch.backends.cpu.get_cpu_capability(), ()):
-        try:
-            kernels = import_module(f"samadapt.sam.attention.{name}")
-        except ImportError:  # describe_attention explains it
-            continue
-        if kernels.INTERFACE == INTERFACE:
-            return kernels
-    return None
-
-
-def is_missing() -> bool:
-    """Return whether this processor could run a build, but none is installed."""
-    return find_kernels() is None and torch.backends.cpu.get_cpu_capability() in MODULES
-
-
-def describe_attention() -> str:
-    """Describe which backend attention uses on the CPU and why, for logs and ``doctor``."""
-    kernels = find_kernels()
-    if kernels is not None:
-        which = "AVX-512" if kernels.LANES == 16 else "AVX2"
-        return f"compiled for {which}" + (" with bf16" if kernels.BF16 else "")
-    if not is_missing():
-        return "by PyTorch: there is no compiled backend for this processor"
-    try:
-        import_module(f"samadapt.sam.attention.{MODULES['AVX2'][0]}")
-    except ModuleNotFoundError:
-        return "by PyTorch: the compiled backend was not built when samadapt was installed"
-    except ImportError as error:
-        return f"by PyTorch: the compiled backend does not load ({error})"
-    return "by PyTorch: the compiled backend belongs to another version of samadapt"
+from samadapt.sam.attention import kernels
+from samadapt.sam.attention.tiled import backward_tiles, default_chunk
+from samadapt.sam.tracing import takes_operators
 
 
 def is_supported(qkv: Tensor) -> bool:
     """Return whether the compiled code takes these values.
 
-    They must be plain tensors on the CPU that nothing but autograd records, in fp32, or in bf16
-    where the processor has it.
+    They must be on the CPU in fp32, or in bf16 where the processor has it, in a tensor for which an
+    operator can stand in a graph; see ``takes_operators``.
     """
-    # This comes first, because find_kernels cannot run inside a graph.
-    if is_traced(qkv) or qkv.device.type != "cpu":
-        return False
-    kernels = find_kernels()
-    if kernels is None:
-        return False
-    if qkv.dtype == torch.float32:
-        return True
-    return qkv.dtype == torch.bfloat16 and bool(kernels.BF16) and qkv.shape[-1] % 2 == 0
+    return takes_operators(qkv) and kernels.takes_type(qkv)
 
 
 def attend_compiled(
@@ -119,7 +56,9 @@ def attend_compiled(
     Raises:
         ValueError: the operands do not belong together.
     """
-    return _attend(_lay_out_tables, qkv, fill, rows, columns)
+    _expect_plain(qkv=qkv, fill=fill, rows=rows, columns=columns)
+    out: Tensor = _attend_windows(qkv, fill, rows, columns)[0]
+    return out
 
 
 def attend_compiled_biased(
@@ -145,163 +84,212 @@ def attend_compiled_biased(
         raise ValueError(
             "compiled attention computes no gradient of biases; use PyTorch's attention"
         )
-    return _attend(_lay_out_biases, qkv, fill, biases)
+    _expect_plain(qkv=qkv, fill=fill, biases=biases)
+    out: Tensor = _attend_biased(qkv, fill, biases)[0]
+    return out
 
 
-def _attend(lay_out: LayOut, qkv: Tensor, fill: Tensor | None, *places: Tensor) -> Tensor:
-    wanted = (t is not None and t.requires_grad for t in (qkv, fill, *places))
-    if torch.is_grad_enabled() and any(wanted):
-        out: Tensor = _CompiledAttention.apply(lay_out, qkv, fill, *places)
-        return out
-    return lay_out(qkv, fill, *places).forward(None)
+def _expect_plain(**operands: Tensor | None) -> None:
+    for name, tensor in operands.items():
+        if tensor is not None and not takes_operators(tensor):
+            raise ValueError(f"{name} must be a plain tensor; got {type(tensor).__name__}")
 
 
-def _lay_out_tables(qkv: Tensor, fill: Tensor | None, rows: Tensor, columns: Tensor) -> _Call:
-    """Prepare a call with decomposed position.
-
-    Forward reads the tables with the keys last, padded to whole vectors; backward reads them as
-    they are.
-    """
-    side = (len(rows), len(columns))
-    operands: dict[str, Tensor] = {}
-    for name, table in (("rows", rows), ("columns", columns)):
-        _expect(table, (len(table), len(table), qkv.shape[-1]), name)
-        plain = table.detach().to(torch.float32)
-        by_key = functional.pad(plain.transpose(1, 2), (0, -len(table) % _kernels().LANES))
-        operands |= {name: by_key.contiguous(), f"to_{name}": plain.contiguous()}
-    return _Call(qkv, fill, side, operands, heads_first=False)
-
-
-def _lay_out_biases(qkv: Tensor, fill: Tensor | None, biases: Tensor) -> _Call:
-    """Prepare a call with biases: in base 2, as the softmax, with keys padded to whole panels."""
-    tokens = biases.shape[-1]
-    _expect(biases, (qkv.shape[3], tokens, math.isqrt(tokens) ** 2), "biases")
-    scaled = biases.detach().to(torch.float32) * math.log2(math.e)
-    padding = -tokens % (2 * _kernels().LANES)
-    bias = functional.pad(scaled, (0, padding), value=_kernels().FAR).contiguous()
-    return _Call(qkv, fill, (math.isqrt(tokens),) * 2, {"bias": bias}, heads_first=True)
-
-
-def _kernels() -> Any:
-    kernels = find_kernels()
-    if kernels is None:
-        raise ValueError(f"attention is {describe_attention()}; use PyTorch's attention")
-    return kernels
-
-
-def _expect(tensor: Tensor, shape: tuple[int, ...], name: str) -> None:
-    if tuple(tensor.shape) != shape or tensor.device.type != "cpu":
-        raise ValueError(
-            f"{name} must be {shape} on the CPU; got {tuple(tensor.shape)} on {tensor.device}"
-        )
-    if not is_plain(tensor):
-        raise ValueError(f"{name} must be a plain tensor; got {type(tensor).__name__}")
-
-
-class _Call:
-    """One call of the compiled code. It keeps the operands alive while the code runs.
+def _define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Define the operator ``samadapt::name`` and return it.
 
     Args:
-        qkv: (b, h, w, 3, heads, d), or (b, h, w, heads, 3, d) with ``heads_first``.
-        fill: query, key and value of a padded token, or None.
-        side: (th, tw) of a window, in tokens.
-        operands: those of ``OPERANDS`` that hold the position's part of the scores.
-        heads_first: the order of the axes of ``qkv``.
+        name: its name.
+        schema: arguments and results, as ``torch.library`` writes them.
+        run: computes the results on the CPU.
+        fake: returns empty results of the same shapes, types and strides.
     """
-
-    def __init__(
-        self,
-        qkv: Tensor,
-        fill: Tensor | None,
-        side: tuple[int, int],
-        operands: dict[str, Tensor],
-        *,
-        heads_first: bool,
-    ) -> None:
-        self.kernels = _kernels()
-        if not is_supported(qkv):
-            kind = type(qkv).__name__
-            raise ValueError(
-                f"qkv must be a plain tensor of fp32 (or bf16) on the CPU; got {qkv.dtype} on "
-                f"{qkv.device}, a {kind}"
-            )
-        b, h, w, heads, parts, d = (qkv if heads_first else qkv.transpose(3, 4)).shape
-        if parts != 3:
-            raise ValueError(f"qkv must hold q, k and v; got {tuple(qkv.shape)}")
-        if fill is not None:
-            _expect(fill, tuple(qkv.shape[3:]), "fill")
-            fill = fill.to(qkv.dtype).contiguous()
-        elif h % side[0] or w % side[1]:
-            raise ValueError(
-                f"windows of {side} do not divide a grid of {(h, w)}: fill must be given"
-            )
-        self.qkv, self.fill, self.operands = qkv.contiguous(), fill, operands
-        self.heads_first = heads_first
-        # The distances in memory between q, k and v of a token, and between its heads.
-        apart = (d, 3 * d) if heads_first else (heads * d, d)
-        self.sizes = (*apart, b, h, w, heads, d, *side, int(qkv.dtype == torch.bfloat16))
-        self.tiles = tile_count(qkv, side)
-        self.shape = (b, h, w, heads, d)
-
-    def norms(self) -> Tensor:
-        """Return an empty tensor for what ``backward`` needs: two numbers a query and head.
-
-        They are the largest score and one over the sum of the softmax.
-        """
-        return self.qkv.new_empty((*self.shape[:4], 2), dtype=torch.float32)
-
-    def forward(self, norms: Tensor | None) -> Tensor:
-        """Return the output (b, h, w, heads, d); fill ``norms`` if it is given."""
-        out = self.qkv.new_empty(self.shape)
-        self._run(self.kernels.forward, out=out, norms=norms)
-        return out
-
-    def backward(self, grad: Tensor, out: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradient of qkv and, in fp32, that of the fill."""
-        heads, d = self.shape[3:]
-        grad_qkv = torch.empty_like(self.qkv)
-        # The gradients of k and v of the padded tokens, one sum for each window and head.
-        keys = self.qkv.new_empty((self.tiles, heads, 2, d), dtype=torch.float32)
-        grad = grad.to(self.qkv.dtype).contiguous()
-        given = {"grad": grad, "out": out, "norms": norms}
-        self._run(self.kernels.backward, **given, grad_qkv=grad_qkv, grad_fill=keys)
-        grad_fill = functional.pad(keys.sum(0), (0, 0, 1, 0))  # a padded query has none
-        return grad_qkv, grad_fill if self.heads_first else grad_fill.transpose(0, 1)
-
-    def _run(self, function: Any, **tensors: Tensor | None) -> None:
-        given = {"qkv": self.qkv, "fill": self.fill, **self.operands, **tensors}
-        found = [given.get(name) for name in OPERANDS]
-        places = tuple(0 if tensor is None else tensor.data_ptr() for tensor in found)
-        function(places, self.sizes, self.shape[-1] ** -0.5, torch.get_num_threads())
+    operator = f"samadapt::{name}"
+    torch.library.define(operator, schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(operator, "cpu", run)
+    torch.library.register_fake(operator, fake)
+    return getattr(torch.ops.samadapt, name).default
 
 
-LayOut = Callable[..., _Call]
+# Decomposed position ----------------------------------------------------------------------------
 
 
-class _CompiledAttention(torch.autograd.Function):
-    """Keeps inputs, output and two numbers a query and head; backward computes scores again."""
+def _run_windows(
+    qkv: Tensor, fill: Tensor | None, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    return kernels.window_call(qkv, fill, rows, columns).forward()
 
-    @staticmethod
-    def forward(ctx: Any, lay_out: LayOut, *inputs: Any) -> Tensor:
-        call = lay_out(*inputs)
-        norms = call.norms()
-        out = call.forward(norms)
-        ctx.lay_out = lay_out
-        ctx.save_for_backward(*inputs, out, norms)
-        return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, out, norms = ctx.saved_tensors
-        qkv, fill, *places = inputs
-        needs = ctx.needs_input_grad[1:]
-        if any(needs[2:]):  # the position tables, which only full fine-tuning trains
-            rows, columns = (table.to(qkv.dtype) for table in places)
-            chunk = default_chunk(qkv)
-            found = backward_tiles(qkv, fill, rows, columns, out, grad, needs, chunk)
-            pairs = zip(found, inputs, strict=True)
-            return None, *(None if g is None else g.to(t.dtype) for g, t in pairs)
-        grad_qkv, grad_fill = ctx.lay_out(*inputs).backward(grad, out, norms)
-        fill_grad = None if fill is None else grad_fill.to(fill.dtype)
-        return None, grad_qkv, fill_grad, *(None for _ in places)
+def _fake_windows(
+    qkv: Tensor, fill: Tensor | None, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    kernels.check_window_operands(qkv, fill, rows, columns)
+    return _empty_results(qkv, (*qkv.shape[:3], *qkv.shape[4:]))
+
+
+def _empty_results(qkv: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    return qkv.new_empty(shape), qkv.new_empty((*shape[:4], 2), dtype=torch.float32)
+
+
+def _run_windows_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    fill: Tensor | None,
+    rows: Tensor,
+    columns: Tensor,
+    out: Tensor,
+    norms: Tensor,
+    trains_tables: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not trains_tables:
+        call = kernels.window_call(qkv, fill, rows, columns)
+        return *call.backward(grad, out, norms), rows.new_empty(0), columns.new_empty(0)
+    # Only full fine-tuning trains the position tables; the compiled code has no gradient of them.
+    needs = (True, fill is not None, True, True)
+    low = rows.to(qkv.dtype), columns.to(qkv.dtype)
+    found = backward_tiles(qkv.contiguous(), fill, *low, out, grad, needs, default_chunk(qkv))
+    grad_fill = qkv.new_zeros(qkv.shape[3:]) if found[1] is None else found[1]
+    grad_qkv, _, *tables = found
+    like = zip(tables, (rows, columns), strict=True)
+    grad_rows, grad_columns = (g.to(table.dtype) for g, table in like)  # type: ignore[union-attr]
+    return grad_qkv, grad_fill.float(), grad_rows, grad_columns  # type: ignore[return-value]
+
+
+def _fake_windows_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    fill: Tensor | None,
+    rows: Tensor,
+    columns: Tensor,
+    out: Tensor,
+    norms: Tensor,
+    trains_tables: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    del grad, fill, out, norms
+    tables = [t.new_empty(t.shape if trains_tables else (0,)) for t in (rows, columns)]
+    fill_grad = qkv.new_empty(qkv.shape[3:], dtype=torch.float32)
+    return qkv.new_empty(qkv.shape), fill_grad, tables[0], tables[1]
+
+
+_attend_windows = _define(
+    "attend_windows",
+    "(Tensor qkv, Tensor? fill, Tensor rows, Tensor columns) -> (Tensor, Tensor)",
+    _run_windows,
+    _fake_windows,
+)
+_attend_windows_backward = _define(
+    "attend_windows_backward",
+    "(Tensor grad, Tensor qkv, Tensor? fill, Tensor rows, Tensor columns, Tensor out, "
+    "Tensor norms, bool trains_tables) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run_windows_backward,
+    _fake_windows_backward,
+)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    """Keep inputs, output and two numbers a query and head; backward computes scores again."""
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, *output)
+
+
+@once_differentiable
+def _backward_of_windows(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    qkv, fill, rows, columns, out, norms = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    trains_tables = needs[2] or needs[3]
+    found = _attend_windows_backward(grad, qkv, fill, rows, columns, out, norms, trains_tables)
+    given = zip(found, (qkv, fill, rows, columns), needs, strict=True)
+    return tuple(g.to(t.dtype) if wanted and t is not None else None for g, t, wanted in given)
+
+
+torch.library.register_autograd(
+    "samadapt::attend_windows", _backward_of_windows, setup_context=_keep
+)
+
+
+# A bias for each pair of tokens -----------------------------------------------------------------
+
+
+def _run_biased(qkv: Tensor, fill: Tensor | None, biases: Tensor) -> tuple[Tensor, Tensor]:
+    return kernels.biased_call(qkv, fill, biases).forward()
+
+
+def _fake_biased(qkv: Tensor, fill: Tensor | None, biases: Tensor) -> tuple[Tensor, Tensor]:
+    kernels.check_biased_operands(qkv, fill, biases)
+    return _empty_results(qkv, (*qkv.shape[:4], qkv.shape[5]))
+
+
+def _run_biased_backward(
+    grad: Tensor, qkv: Tensor, fill: Tensor | None, biases: Tensor, out: Tensor, norms: Tensor
+) -> tuple[Tensor, Tensor]:
+    return kernels.biased_call(qkv, fill, biases).backward(grad, out, norms)
+
+
+def _fake_biased_backward(
+    grad: Tensor, qkv: Tensor, fill: Tensor | None, biases: Tensor, out: Tensor, norms: Tensor
+) -> tuple[Tensor, Tensor]:
+    del grad, fill, biases, out, norms
+    return qkv.new_empty(qkv.shape), qkv.new_empty(qkv.shape[3:], dtype=torch.float32)
+
+
+_attend_biased = _define(
+    "attend_biased",
+    "(Tensor qkv, Tensor? fill, Tensor biases) -> (Tensor, Tensor)",
+    _run_biased,
+    _fake_biased,
+)
+_attend_biased_backward = _define(
+    "attend_biased_backward",
+    "(Tensor grad, Tensor qkv, Tensor? fill, Tensor biases, Tensor out, Tensor norms) "
+    "-> (Tensor, Tensor)",
+    _run_biased_backward,
+    _fake_biased_backward,
+)
+
+
+@once_differentiable
+def _backward_of_biased(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    qkv, fill, biases, out, norms = ctx.saved_tensors
+    grad_qkv, grad_fill = _attend_biased_backward(grad, qkv, fill, biases, out, norms)
+    return grad_qkv, None if fill is None else grad_fill.to(fill.dtype), None
+
+
+torch.library.register_autograd("samadapt::attend_biased", _backward_of_biased, setup_context=_keep)
+
+
+# Operations -------------------------------------------------------------------------------------
+
+Shape = tuple[int, ...]
+
+
+@register_flop_formula(torch.ops.samadapt.attend_windows)
+def _count_windows(qkv: Shape, fill: Any, rows: Shape, columns: Shape, **kept: Any) -> int:
+    """Count two products with all keys of a window and, for each query, with the tables."""
+    b, h, w, _, heads, d = qkv
+    th, tw = rows[0], columns[0]
+    return 2 * b * h * w * heads * d * (2 * th * tw + th + tw)
+
+
+@register_flop_formula(torch.ops.samadapt.attend_windows_backward)
+def _count_windows_backward(
+    grad: Shape, qkv: Shape, fill: Any, rows: Shape, columns: Shape, *others: Any, **kept: Any
+) -> int:
+    """Count the scores again, and the products that give dv, dp, dq and dk."""
+    b, h, w, _, heads, d = qkv
+    th, tw = rows[0], columns[0]
+    return 2 * b * h * w * heads * d * (5 * th * tw + 2 * (th + tw))
+
+
+@register_flop_formula(torch.ops.samadapt.attend_biased)
+def _count_biased(qkv: Shape, fill: Any, biases: Shape, **kept: Any) -> int:
+    b, h, w, heads, _, d = qkv
+    return 2 * b * h * w * heads * d * 2 * biases[-1]
+
+
+@register_flop_formula(torch.ops.samadapt.attend_biased_backward)
+def _count_biased_backward(
+    grad: Shape, qkv: Shape, fill: Any, biases: Shape, *others: Any, **kept: Any
+) -> int:
+    b, h, w, heads, _, d = qkv
+    return 2 * b * h * w * heads * d * 5 * biases[-1]

@@ -15,7 +15,7 @@ from samadapt.sam.attention.folded import MAX_CHANNELS, attend_folded, folded_ch
 from samadapt.sam.attention.fused import attend_fused
 from samadapt.sam.attention.reference import attend_reference
 from samadapt.sam.attention.tiled import attend_tiled
-from samadapt.sam.tracing import is_traced
+from samadapt.sam.tracing import is_traced, takes_operators
 
 Backend = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
 """Attends within the windows of a grid of tokens, each of them th x tw tokens.
@@ -48,16 +48,16 @@ def choose_backend(qkv: Tensor, rows: Tensor, columns: Tensor, *, windowed: bool
         columns: (tw, tw, d).
         windowed: whether the grid is cut into windows.
     """
+    if is_supported(qkv) and takes_operators(rows) and takes_operators(columns):
+        return "compiled"
     # Flash and memory-efficient kernels of CUDA hold no scores, neither of windows nor of images.
     # This was chosen by memory and exactness (python -m benchmarks.gpu --rows 'attention*'), and
     # its speed was not measured.
     side = len(rows), len(columns)
     folds = qkv.device.type == "cuda" and folded_channels(qkv.shape[-1], side) <= MAX_CHANNELS
-    # A graph needs operators that it can record: no loop over tiles, no C code.
+    # A graph needs operators that it can record: no loop over tiles.
     if any(map(is_traced, (qkv, rows, columns))):
         return "folded" if folds and torch.compiler.is_compiling() else "fused"
-    if is_supported(qkv):
-        return "compiled"
     if folds:
         return "folded"
     # Elsewhere, and on larger grids, the scores of an image do not fit in the cache or the memory.

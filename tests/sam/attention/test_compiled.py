@@ -12,19 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from samadapt.sam.attention import compiled
-from samadapt.sam.attention.compiled import (
-    attend_compiled,
-    attend_compiled_biased,
-    describe_attention,
-    is_missing,
-    is_supported,
-)
+from samadapt.sam.attention.compiled import attend_compiled, attend_compiled_biased, is_supported
+from samadapt.sam.attention.kernels import MODULES, describe_attention, is_missing, load_kernels
 from samadapt.sam.attention.layer import RelativePositionAttention
 from samadapt.sam.attention.tiled import attend_tiled
 from samadapt.sam.tiny_vit_blocks_fast import FastWindowBiasAttention as WindowBiasAttention
 
-BUILDS = compiled.MODULES.get(torch.backends.cpu.get_cpu_capability(), ())
+FIND = "samadapt.sam.attention.kernels.find_kernels"
+BUILDS = MODULES.get(torch.backends.cpu.get_cpu_capability(), ())
 TENSORS = ("qkv", "fill", "rows", "columns")
 
 
@@ -39,15 +34,8 @@ def build(name: str) -> ModuleType:
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Use each build of the kernels that this processor can run, one after the other."""
     module = build(request.param)
-    monkeypatch.setattr(compiled, "find_kernels", lambda: module)
+    monkeypatch.setattr(FIND, lambda: module)
     return module
-
-
-@pytest.fixture
-def searched_anew() -> Iterator[None]:
-    compiled.find_kernels.cache_clear()
-    yield
-    compiled.find_kernels.cache_clear()
 
 
 @pytest.fixture
@@ -112,7 +100,7 @@ def test_any_sizes(name: str, data: st.DataObject) -> None:
         exact[1] = exact[1].detach()
     with pytest.MonkeyPatch.context() as patch:
         module = build(name)
-        patch.setattr(compiled, "find_kernels", lambda: module)
+        patch.setattr(FIND, lambda: module)
         found = results(attend_compiled, cast(exact, torch.float32, 2))
     wanted = results(attend_tiled, cast(exact, torch.float64, 2))
     torchs = results(attend_tiled, cast(exact, torch.float32, 2))
@@ -236,7 +224,7 @@ def test_biases_of_pairs_equal_pytorchs(
         return [out.detach(), gradient]
 
     with_kernels = found(attention, x, leaf)
-    monkeypatch.setattr(compiled, "find_kernels", lambda: None)
+    monkeypatch.setattr(FIND, lambda: None)
     for one, other in zip(with_kernels, found(attention, x, leaf), strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-5)
 
@@ -255,7 +243,7 @@ def test_biases_of_pairs_in_bf16(kernels: ModuleType, monkeypatch: pytest.Monkey
     attention.float()
     errors = []
     for taken in (kernels, None):
-        monkeypatch.setattr(compiled, "find_kernels", lambda taken=taken: taken)
+        monkeypatch.setattr(FIND, lambda taken=taken: taken)
         with torch.autocast("cpu", torch.bfloat16):
             errors.append([error(*pair) for pair in zip(found(x), exact, strict=True)])
     assert all(one <= 1.2 * other for one, other in zip(*errors, strict=True))
@@ -305,7 +293,7 @@ def test_the_default_type_changes_nothing(kernels: ModuleType, dtype: torch.dtyp
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ({"qkv": torch.zeros(1, 4, 4, 3, 2, 8).half()}, "qkv must be a plain tensor of fp32"),
+        ({"qkv": torch.zeros(1, 4, 4, 3, 2, 8).half()}, "qkv must be fp32 on the CPU"),
         ({"qkv": torch.zeros(1, 4, 4, 2, 2, 8)}, "qkv must hold q, k and v"),
         ({"fill": torch.zeros(3, 2, 4)}, r"fill must be \(3, 2, 8\) on the CPU; got \(3, 2, 4\)"),
         ({"rows": torch.zeros(2, 2, 4)}, r"rows must be \(2, 2, 8\) on the CPU; got \(2, 2, 4\)"),
@@ -344,12 +332,13 @@ def test_a_traced_graph_holds_pytorchs_operators(kernels: ModuleType) -> None:
 
 
 def test_a_build_of_another_interface_is_not_taken(
-    searched_anew: None, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not BUILDS:
         pytest.skip("there is no compiled backend for this processor")
-    monkeypatch.setattr(compiled, "INTERFACE", -1)
-    assert compiled.find_kernels() is None
+    monkeypatch.setattr("samadapt.sam.attention.kernels.INTERFACE", -1)
+    assert load_kernels() is None
+    monkeypatch.setattr(FIND, load_kernels)
     found = describe_attention()
     assert "another version" in found or "not built" in found
 
@@ -372,18 +361,17 @@ def test_without_it_the_module_does_the_same(
     randomise(attention, 3)
     x = torch.randn(2, 5, 7, 16, generator=torch.Generator().manual_seed(0))
     with_kernels = attention(x)
-    monkeypatch.setattr(compiled, "find_kernels", lambda: None)
+    monkeypatch.setattr(FIND, lambda: None)
     torch.testing.assert_close(attention(x), with_kernels, atol=1e-5, rtol=1e-5)
     assert "by PyTorch" in describe_attention()
     with pytest.raises(ValueError, match="by PyTorch"):
         attend_compiled(*cast(make_inputs((2, 2), (2, 2)), torch.float32))
 
 
-def test_another_processor_has_no_compiled_form(
-    searched_anew: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_processor_has_no_compiled_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
-    assert compiled.find_kernels() is None
+    monkeypatch.setattr(FIND, load_kernels)
+    assert load_kernels() is None
     assert not is_missing()
     assert "no compiled backend for this processor" in describe_attention()
 
