@@ -358,7 +358,11 @@ class NnInteractive:
                 await self.state.call(lambda: known.add(wanted))
                 return _answer(known, None)
             job: Job[Change] = known.prompt(wanted)
-            return _answer(known, await self.state.compute(job))
+            change = await self.state.compute(job)
+            if await request.is_disconnected():
+                # The client did not wait, so it does not know of this interaction.
+                await self.state.call(known.undo)
+            return _answer(known, change)
 
     async def _unpacked(self, request: Request) -> Array:
         limits = self.state.limits

@@ -147,6 +147,8 @@ class ServedObject:
         for index in due:
             low, high = self._reach(index) if carry else (index, index)
             asked = self._asked(index)
+            if _is_background(asked):
+                continue  # nothing was found there that a click into the background could remove
             yield from self._object.steps(index, asked, low, high)
             self._kept -= {index}
             changed |= set(range(low, high + 1))
@@ -157,6 +159,8 @@ class ServedObject:
         self._remember()
         changed: set[int] = set()
         for index, asked in sorted(self._object.prompts.items()):
+            if _is_background(asked):
+                continue
             low, high = self._reach(index)
             # Asked the same, the model answers the same, and this answer is carried.
             yield from self._object.steps(index, asked, low, high)
@@ -252,7 +256,8 @@ class ServedObject:
         segmentation that was given are left as they are.
         """
         low, high = min(self._bounds[0], index), max(self._bounds[1], index)
-        prompted = self._object.prompts
+        known = self._object.prompts.items()
+        prompted = [i for i, prompts in known if not _is_background(prompts)]
         low = max([low, *((i + index) // 2 + 1 for i in prompted if i < index)])
         high = min([high, *((i + index) // 2 for i in prompted if i > index)])
         low = max([low, *(i + 1 for i in self._kept if i < index)])
@@ -307,3 +312,11 @@ class ServedObject:
             for axis in range(3)
         )
         return Change(tuple(changed), self.view.axes.to_file(around))
+
+
+def _is_background(prompts: ImagePrompts) -> bool:
+    """Return whether an object's prompts on a slice are clicks into the background alone."""
+    labels = prompts.point_labels
+    if prompts.boxes is not None or prompts.has_masks or labels is None:
+        return False
+    return bool((labels == 0).all())

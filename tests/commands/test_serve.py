@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import signal
@@ -13,11 +14,14 @@ import urllib.request
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
+from samadapt.cli import main
 from samadapt.commands import serve
 from samadapt.commands.serve import open_state, run
 from samadapt.config.compose import parse_settings
 from samadapt.errors import AdapterError, ConfigError
+from samadapt.serving.app import make_app
 
 
 def asked(*arguments: str) -> serve.ServeArguments:
@@ -57,6 +61,51 @@ def test_adapters_share_one_base_which_is_served_beside_them(adapter_at, tmp_pat
     assert len({tensor.data_ptr() for tensor in tensors}) == 1
     assert models["base"].is_base
     assert models["one"].notes == ["it was trained with prompts=box and is best with these"]
+
+
+@pytest.fixture
+def client(adapter_at, tmp_path):
+    """A client of a server of two adapters, and of the base."""
+    places = adapter_at(tmp_path / "box", classes=["cell"]), adapter_at(tmp_path / "auto", "point")
+    state = open_state(
+        asked(*(f"adapter={place}" for place in places), f"corrections={tmp_path / 'accepted'}")
+    )
+    app = make_app(state, "a-token-of-the-tests", {"localhost"})
+    with TestClient(app, base_url="http://localhost") as client:
+        client.headers["Authorization"] = "Bearer a-token-of-the-tests"
+        yield client
+
+
+def test_every_model_answers_to_prompts_and_finds_everything(client, pictures):
+    content = (pictures / "a.png").read_bytes()
+    image = client.post("/api/images", params={"name": "a.png"}, content=content).json()["image"]
+    for name in ("box", "auto", "base"):
+        made = client.post(f"/api/images/{image}/objects", json={"adapter": name}).json()
+        prompt = {"kind": "box", "box": [3, 3, 20, 15]}
+        answer = client.post(
+            f"/api/images/{image}/objects/{made['object']}/prompts", json=prompt
+        ).json()
+        assert sum(answer["mask"]["counts"]) == 600
+        body = {"b64img": base64.b64encode(content).decode(), "points_per_side": 2}
+        body["checkpoint_url"] = f"samadapt:{name}"
+        answer = client.post("/sam/automask/", json=body)
+        assert answer.status_code == 200, answer.text
+
+
+def test_accepted_masks_are_read_by_the_engine(client, pictures, tmp_path, capsys):
+    for name in ("a", "b"):
+        content = (pictures / f"{name}.png").read_bytes()
+        given = {"name": f"{name}.png"}
+        image = client.post("/api/images", params=given, content=content).json()["image"]
+        place = f"/api/images/{image}"
+        client.post(f"{place}/objects", json={"label": "cell"})
+        mask = {"size": [20, 30], "counts": [100, 20, 480]}
+        answer = client.post(f"{place}/objects/1/prompts", json={"kind": "mask", "mask": mask})
+        assert answer.status_code == 200, answer.text
+        assert client.post(f"{place}/accept", json={}).json() == {"file": f"{name}.png"}
+    command = ["engine", "accept", f"workspace={tmp_path / 'work'}", f"images={pictures}"]
+    assert main([*command, f"input={tmp_path / 'accepted'}", "classes={cell: 1}"]) == 0
+    assert "2 images for training" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -17,7 +17,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 from served import PLACE, TOKEN, phantom, png
+from starlette.testclient import TestClient
 
+from samadapt.serving.app import make_app
 from samadapt.serving.guard import HEADERS
 from samadapt.serving.limits import ServingLimits
 from samadapt.serving.packed_arrays import pack
@@ -82,6 +84,16 @@ def test_the_token_may_come_in_a_header_a_path_or_a_cookie(client):
 def test_other_names_and_origins_are_refused_with_the_right_token(headers, client):
     refused(client.get("/healthz", headers=headers), 403)
     refused(client.post("/claim", headers=headers), 403)
+
+
+def test_on_all_addresses_numbers_are_accepted_and_other_names_are_not(make_state):
+    app = make_app(make_state(), TOKEN, {"this-machine"}, any_address=True)
+    with TestClient(app, base_url="http://this-machine:1527") as client:
+        client.headers["Authorization"] = f"Bearer {TOKEN}"
+        for host in ("this-machine", "192.168.7.9:1527", "[::1]:1527", "10.0.0.1"):
+            assert client.get("/healthz", headers={"Host": host}).status_code == 200, host
+        for host in ("evil.example", "10.0.0.1.evil.example", "0x7f.1.evil"):
+            refused(client.get("/healthz", headers={"Host": host}), 403)
 
 
 def test_our_own_page_is_no_other_origin(client):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 
 import httpx
@@ -201,6 +202,26 @@ def test_the_client_learns_what_the_model_does(connect, listening, make_state):
         session.add_point_interaction((2, 2, 4), include_interaction=True)
     assert caught.value.response.status_code == 400
     assert "without prompts" in caught.value.response.json()["detail"]
+
+
+def test_an_interaction_whose_client_did_not_wait_is_taken_back(connect, make_state, listening):
+    state = make_state()
+    session = connect(listening(state))
+    waits, go = threading.Event(), threading.Event()
+
+    def busy():
+        waits.set()
+        go.wait(10)
+
+    state.worker.call(busy)
+    assert waits.wait(5)
+    session._http.timeout = httpx.Timeout(0.2)
+    with pytest.raises(httpx.ReadTimeout):
+        session.add_point_interaction((2, 2, 4), include_interaction=True)
+    go.set()
+    session._http.timeout = httpx.Timeout(20)
+    session.add_point_interaction((6, 6, 11), include_interaction=True)
+    assert np.array_equal(session.target_buffer, scan() == 2 * STEP)
 
 
 def test_mistakes_are_answered_with_400_and_change_nothing(connect):

@@ -56,6 +56,15 @@ def test_the_nearer_of_two_prompted_slices_leads(view):
     assert one.slices[:, :, 1:5].any((0, 1)).all()
 
 
+def test_a_click_into_the_background_where_nothing_is_changes_nothing(view):
+    one = ServedObject(view)
+    change = ended(one.prompt([at(view, 3, 0.5, 0.5, inside=False)]))
+    assert change == Change((), None)
+    # It does not keep the object from being carried there.
+    assert ended(one.prompt([at(view, 2, 4.5, 2.5)])).slices == (1, 2, 3, 4)
+    assert ended(one.carry()) == Change((), None)
+
+
 def test_an_abandoned_prompt_leaves_no_trace(view):
     one = ServedObject(view)
     ended(one.prompt([at(view, 2, 4.5, 2.5)], carry=False))
