@@ -352,7 +352,7 @@ def _limits_of_code(record: AdapterRecord) -> list[str]:
             f"It also answers to these prompts, which the code below does not show: "
             f"{', '.join(others)}."
         )
-    if prompt_kind(record) == "interactive":
+    if prompt_kind(record) == "interactive" or {"point", "interactive"} & set(kinds):
         limits.append(
             "samadapt answers several clicks on an object one after another, each with the last "
             "mask as a prompt; the code without samadapt answers the first click."

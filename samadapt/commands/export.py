@@ -28,11 +28,12 @@ only if the difference is small.
   to=sam   the merged weights as segment-anything's .pth, and as safetensors
   to=hf    the merged model as transformers' SamModel directory, with its processor
   to=onnx  encoder.onnx and decoder.onnx, with the names of segment-anything's own export
+  to=web   a page that segments pictures in the browser, without a server program
 
 push=USER/NAME uploads the folder to the Hugging Face Hub, with the token of `hf auth login`.
 
   samadapt export adapter=runs/medical/RUN/adapter to=sam output=merged
-  samadapt export adapter=DIR to=onnx output=web precision=fp16
+  samadapt export adapter=DIR to=onnx output=onnx_model precision=fp16
 """
 
 
@@ -41,7 +42,7 @@ class ExportArguments(Settings):
     """The keys of ``samadapt export``."""
 
     adapter: str = Field(description="adapter directory, or hf:USER/NAME[@REVISION]")
-    to: Literal["adapter", "peft", "sam", "hf", "onnx"] = Field(
+    to: Literal["adapter", "peft", "sam", "hf", "onnx", "web"] = Field(
         description="target, that is the program that the folder is for"
     )
     output: str = Field(description="folder that is created")
@@ -53,8 +54,8 @@ class ExportArguments(Settings):
     )
     precision: Literal["fp32", "fp16", "int8"] | None = Field(
         default=None,
-        description="for to=onnx: number format of the encoder's weights, as the decoder stays "
-        "fp32; null: fp32",
+        description="for to=onnx and to=web: number format of the encoder's weights, as the "
+        "decoder stays fp32; null: fp32",
     )
     push: str | None = Field(
         default=None,

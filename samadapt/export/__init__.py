@@ -1,6 +1,6 @@
 """Export adapters for other programs: one file a target. Every export is read back and compared."""
 
-from samadapt.export import hf, onnx, peft, sam
+from samadapt.export import hf, onnx, peft, sam, web
 from samadapt.export.target import TARGETS, Exported, Target, export_adapter
 
-__all__ = ["TARGETS", "Exported", "Target", "export_adapter", "hf", "onnx", "peft", "sam"]
+__all__ = ["TARGETS", "Exported", "Target", "export_adapter", "hf", "onnx", "peft", "sam", "web"]

@@ -189,11 +189,16 @@ class OnnxModel:
             torch.tensor([32.0, 24.0]),  # any size, because only low_res_masks are compared
         )
         given = {n: v.numpy() for n, v in zip(DECODER_INPUTS, values, strict=True)}
-        outputs = self.decoder.run(list(DECODER_OUTPUTS), given)
-        _, iou, low = (torch.from_numpy(out)[None] for out in outputs)
+        outputs = self.run_decoder(given, DECODER_OUTPUTS[1:])
+        iou, low = (torch.from_numpy(out)[None] for out in outputs)
         # Token 0 is the single mask, and the others are the masks of a multimask output.
         chosen = slice(1, None) if multimask else slice(0, 1)
         return MaskOutput(logits=low[:, :, chosen], iou=iou[:, :, chosen])
+
+    def run_decoder(self, values: dict[str, Any], outputs: tuple[str, ...]) -> list[Any]:
+        """Return the named outputs of the decoder as arrays."""
+        found: list[Any] = self.decoder.run(list(outputs), values)
+        return found
 
     def decode_classes(self, embeddings: Tensor) -> MaskOutput:
         """Predict the classes of one image; what is prompted makes no difference."""
@@ -210,7 +215,7 @@ class OnnxModel:
             torch.tensor([32.0, 24.0]),
         )
         given = {n: v.numpy() for n, v in zip(DECODER_INPUTS, values, strict=True)}
-        (logits,) = self.decoder.run([CLASS_OUTPUT], given)
+        (logits,) = self.run_decoder(given, (CLASS_OUTPUT,))
         found = torch.from_numpy(logits)[:, None]
         return MaskOutput(logits=found, iou=found.new_zeros(found.shape[:3]))
 

@@ -66,14 +66,27 @@ class PromptAndMaskDecoder(nn.Module):
             mask tokens. The first one is the single mask. With class tokens the logits
             (1, K, 4g, 4g) of the classes follow, which no prompt changes.
         """
+        low, iou = self.predict(
+            image_embeddings, point_coords, point_labels, mask_input, has_mask_input
+        )
+        found = self._resize(low, orig_im_size), iou, low
+        return found if self.classes is None else (*found, self.class_logits(image_embeddings))
+
+    def predict(
+        self,
+        image_embeddings: Tensor,
+        point_coords: Tensor,
+        point_labels: Tensor,
+        mask_input: Tensor,
+        has_mask_input: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits (p, m, 4g, 4g) and IoU estimates (p, m); arguments as ``forward``."""
         sparse = self._embed_points(point_coords, point_labels)
         given = self.prompts.mask_downscaling(mask_input)
         none = self.prompts.no_mask_embed.weight.view(1, -1, 1, 1)
         # A traced graph has no branches: both are computed, and one of them is multiplied by 0.
         dense = has_mask_input * given + (1 - has_mask_input) * none
-        low, iou = self._decode(image_embeddings + dense, sparse)
-        found = self._resize(low, orig_im_size), iou, low
-        return found if self.classes is None else (*found, self.class_logits(image_embeddings))
+        return self._decode(image_embeddings + dense, sparse)
 
     def class_logits(self, image_embeddings: Tensor) -> Tensor:
         """Return logits (1, K or more, 4g, 4g) of the classes for an embedding (1, c, g, g).
@@ -120,10 +133,34 @@ class PromptAndMaskDecoder(nn.Module):
         )  # (1, g * g, c); (p, g * g, c) after the first layer
         tokens = position
         for layer in decoder.transformer.layers:
-            tokens, cells = _two_ways(layer, tokens, cells, position, place)
+            tokens, cells = self._two_ways(layer, tokens, cells, position, place)
         final = decoder.transformer.final_attn_token_to_image
-        tokens = tokens + _attend(final, tokens + position, cells + place, cells)
+        tokens = tokens + self.attend_cells(final, tokens + position, cells + place, cells)
         return decoder.transformer.norm_final_attn(tokens), cells
+
+    def _two_ways(
+        self, layer: Any, tokens: Tensor, cells: Tensor, position: Tensor, place: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run a layer of the two-way transformer on tokens (p, t, c) and cells (1 or p, n, c)."""
+        # The self-attention of the first layer has neither positions nor a residual sum.
+        placed = tokens if layer.first else tokens + position
+        attended = attend(layer.self_attn, placed, placed, tokens)
+        tokens = layer.norm1(attended if layer.first else tokens + attended)
+        to_image = layer.cross_attn_token_to_image
+        read = self.attend_cells(to_image, tokens + position, cells + place, cells)
+        tokens = layer.norm2(tokens + read)
+        tokens = layer.norm3(tokens + layer.mlp(tokens))
+        to_token = layer.cross_attn_image_to_token
+        read = self.attend_tokens(to_token, cells + place, tokens + position, tokens)
+        return tokens, layer.norm4(cells + read)
+
+    def attend_cells(self, layer: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend with tokens q (p, t, c) over cells k and v (p or 1, n, c)."""
+        return attend(layer, q, k, v)
+
+    def attend_tokens(self, layer: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attend with cells q (p or 1, n, c) over tokens k and v (p, t, c)."""
+        return attend(layer, q, k, v)
 
     def _draw(self, kernels: Tensor, cells: Tensor) -> Tensor:
         """Return logits (p, m, 4g, 4g) of kernels (p, m, c / 8) and cells (p, g * g, c)."""
@@ -150,23 +187,7 @@ class PromptAndMaskDecoder(nn.Module):
         return functional.interpolate(square, (height, width), mode="bilinear")
 
 
-def _two_ways(
-    layer: Any, tokens: Tensor, cells: Tensor, position: Tensor, place: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Run a layer of the two-way transformer on tokens (p, t, c) and cells (1 or p, n, c)."""
-    # The self-attention of the first layer has neither positions nor a residual sum.
-    placed = tokens if layer.first else tokens + position
-    attended = _attend(layer.self_attn, placed, placed, tokens)
-    tokens = layer.norm1(attended if layer.first else tokens + attended)
-    attend = layer.cross_attn_token_to_image
-    tokens = layer.norm2(tokens + _attend(attend, tokens + position, cells + place, cells))
-    tokens = layer.norm3(tokens + layer.mlp(tokens))
-    attend = layer.cross_attn_image_to_token
-    cells = layer.norm4(cells + _attend(attend, cells + place, tokens + position, tokens))
-    return tokens, cells
-
-
-def _attend(layer: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(layer: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attend with q (p or 1, n, c) over k and v (p or 1, m, c)."""
     heads = [
         torch.unflatten(project(x), -1, (layer.num_heads, -1)).transpose(1, 2)

@@ -85,20 +85,20 @@ def test_the_card_gives_the_published_decoder_the_epsilon_of_segment_anything(
 
 def test_what_peft_cannot_hold_names_its_targets(tiny_sam, tiny_t_sam, save, tmp_path):
     for base, target, message, options in (
-        (tiny_sam, Peft(), r"5 mask outputs.*exported to hf, onnx, sam$", {"masks": 5}),
+        (tiny_sam, Peft(), r"5 mask outputs.*exported to hf, onnx, sam, web$", {"masks": 5}),
         (
             tiny_sam,
             Peft(),
-            r"adapter is no kind of peft's.*exported to onnx$",
+            r"adapter is no kind of peft's.*exported to onnx, web$",
             {"method": "adapter"},
         ),
         (
             tiny_sam,
             Peft(),
-            r"loha with decoder=lora is two kinds of peft's at once.*exported to hf, onnx, sam$",
+            r"loha with decoder=lora is two kinds of peft's at once.*exported to hf, onnx, sam, web$",
             {"method": "loha", "decoder": "lora"},
         ),
-        (tiny_t_sam, Peft("transformers"), r"has no TinyViT.*exported to onnx, peft, sam$", {}),
+        (tiny_t_sam, Peft("transformers"), r"has no TinyViT.*exported to onnx, peft, sam, web$", {}),
     ):
         directory, _ = save(base, **options)
         with pytest.raises(AdapterError, match=message):
