@@ -29,10 +29,10 @@ def test_eight_clients_get_their_own_masks_and_memory_stays_flat(listening, make
     done = [0] * 8
 
     def work(number: int) -> None:
-        large = np.kron(np.roll(phantom(), number % 5, axis=1), np.ones((20, 20), np.uint8))
-        content, value = png(large), STEP if number % 2 else 2 * STEP
-        row, column = np.argwhere(large == value)[0]
-        prompt = {"kind": "points", "points": [[column + 5.5, row + 5.5]]}
+        picture = np.roll(phantom(), number, axis=1)
+        content, value = png(picture), STEP if number % 2 else 2 * STEP
+        row, column = np.argwhere(picture == value)[0]
+        prompt = {"kind": "points", "points": [[column + 0.5, row + 0.5]]}
         headers = {"Authorization": f"Bearer {TOKEN}"}
         with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
             while time.monotonic() < end:
@@ -40,7 +40,7 @@ def test_eight_clients_get_their_own_masks_and_memory_stays_flat(listening, make
                 place = f"/api/images/{image.json()['image']}"
                 client.post(f"{place}/objects", json={})
                 mask = client.post(f"{place}/objects/1/prompts", json=prompt).json()["mask"]
-                if not np.array_equal(from_run_lengths(**mask), large == value):
+                if not np.array_equal(from_run_lengths(**mask), picture == value):
                     errors.append(f"client {number} has the wrong mask")
                 client.delete(place).raise_for_status()
                 done[number] += 1
