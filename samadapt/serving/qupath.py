@@ -117,7 +117,7 @@ class QuPath:
         made = await self.state.call(lambda: ServedObject(view))
         await self.state.compute(made.prompt(prompts, carry=False))
         found = made.slices[:, :, 0] != 0
-        return JSONResponse([_feature(found, 0, made.predicted_iou.get(0), view.model)])
+        return JSONResponse([_feature(found, 0, made.predicted_iou.get(0, 0.0), view.model)])
 
     async def everything(self, request: Request) -> Response:
         """Find the masks of everything."""

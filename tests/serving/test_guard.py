@@ -16,6 +16,7 @@ import blosc2
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 from served import PLACE, TOKEN, phantom, png
 from starlette.testclient import TestClient
 
@@ -157,6 +158,23 @@ def test_no_name_leads_out_of_the_folder(client, tmp_path):
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) == len(names)
     assert {path.parent for path in written} == {tmp_path / "accepted"}
+
+
+OME = """<?xml version="1.0"?>
+<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">
+<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint8" SizeX="15" SizeY="9" SizeZ="1" SizeC="1"
+SizeT="1"><Channel ID="Channel:0:0" SamplesPerPixel="1"/><TiffData IFD="0" PlaneCount="1">
+<UUID FileName="{name}">urn:uuid:00000000-0000-0000-0000-000000000001</UUID></TiffData></Pixels>
+</Image></OME>"""
+
+
+@pytest.mark.parametrize("place", ["{folder}/secret.tif", "../secret.tif", "/etc/passwd"])
+def test_a_file_cannot_refer_to_other_files_of_the_machine(place, client, tmp_path):
+    tifffile.imwrite(tmp_path / "secret.tif", np.full((9, 15), 170, np.uint8), metadata=None)
+    text = OME.format(name=place.format(folder=tmp_path))
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, np.full((9, 15), 85, np.uint8), description=text, metadata=None)
+    refused(upload(client, path.read_bytes(), "a.tif"), 422, "a.tif: ")
 
 
 def test_paths_of_the_machine_are_not_served(client):
