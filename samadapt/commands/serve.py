@@ -52,11 +52,18 @@ class ServeArguments(PredictionMachine):
     """The keys of ``samadapt serve``: what is served, where, and how much is accepted."""
 
     adapter: str | List[str] = Field(
-        default="", description="adapter directory; several as adapter=A adapter=B, or [A,B]"
+        default="",
+        description="adapter directory, or hf:USER/NAME[@REVISION]; several as adapter=A adapter=B, "
+        "or [A,B]",
     )
     host: str = Field(
         default="127.0.0.1",
         description="address to listen on; 0.0.0.0: all addresses of this machine",
+    )
+    names: List[str] = Field(
+        default_factory=list,
+        description="further names by which clients address the server, such as that of a proxy; "
+        "requests under other names are refused",
     )
     port: Annotated[Whole, Field(ge=0, le=65535)] = Field(
         default=1527, description="port to listen on; 0: any that is free"
@@ -107,7 +114,7 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
         )
     from samadapt.serving.server import Listener, new_token, serve
 
-    listener = Listener(asked.host, asked.port, token or new_token())
+    listener = Listener(asked.host, asked.port, token or new_token(), tuple(asked.names))
     listener.listen().close()  # before the models are loaded, which takes seconds
     state = open_state(asked)
     serve(state, listener, lambda url: _announce(url, listener.token, state))

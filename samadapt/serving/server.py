@@ -32,11 +32,13 @@ class Listener:
         host: an address of this machine.
         port: 0: any that is free.
         token: what every request must know.
+        others: further names by which clients address it, such as that of a proxy.
     """
 
     host: str = LOOPBACK[0]
     port: int = 0
     token: str = field(default_factory=new_token)
+    others: tuple[str, ...] = ()
 
     def listen(self) -> socket.socket:
         """Return a socket that listens.
@@ -65,7 +67,7 @@ class Listener:
     @property
     def names(self) -> set[str]:
         """The names by which it may be addressed."""
-        own = {self.host}
+        own = {self.host, *self.others}
         if self.is_any or self.host in LOOPBACK:
             own |= set(LOOPBACK)
         if self.is_any:
