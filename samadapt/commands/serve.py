@@ -53,8 +53,8 @@ class ServeArguments(PredictionMachine):
 
     adapter: str | List[str] = Field(
         default="",
-        description="adapter directory, or hf:USER/NAME[@REVISION]; several as adapter=A adapter=B, "
-        "or [A,B]",
+        description="adapter directory, or hf:USER/NAME[@REVISION]; several as adapter=A "
+        "adapter=B, or [A,B]",
     )
     host: str = Field(
         default="127.0.0.1",
