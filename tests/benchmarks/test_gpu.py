@@ -6,14 +6,16 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import results
 from benchmarks.gpu import __main__ as suite
-from benchmarks.gpu import attention_forms, contest, plan, wheels, whole_runs
+from benchmarks.gpu import attention_forms, contest, models, plan, wheels, whole_runs
 from benchmarks.gpu.contest import Contest
 from benchmarks.harness import Fact, Run
 
@@ -199,6 +201,76 @@ def test_the_kernels_of_attention_are_named() -> None:
     shapes = {"tiny": plan.QUICK_SHAPES["tiny, global"]}
     facts = attention_forms.kernels("cpu", shapes, 8).measure(RUN)["facts"]
     assert "flash" in facts["tiny fp32"]
+
+
+class BackwardBegins(BaseException):
+    """The forward pass of a step is done; fake tensors of CUDA have no backward without a GPU."""
+
+
+class NoGenerator:
+    """Stands for ``torch.Generator``; torch takes None for its own one."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
+    def manual_seed(self, seed: int) -> None:
+        del seed
+
+
+def moved(model: torch.nn.Module, device: str | torch.device, **options) -> torch.nn.Module:
+    """Do what ``Module.to`` does, which cannot move fake weights."""
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None and weight.device != torch.device(device):
+                module._parameters[name] = torch.nn.Parameter(
+                    weight.detach().to(device), requires_grad=weight.requires_grad
+                )
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
+    return model
+
+
+def builds_for_cuda() -> dict[str, Callable[[], Callable[[], object]]]:
+    """Return what builds the call of every contender of the tiny rows on CUDA."""
+    rows = [
+        models.encoder_row("tiny", 64, "fp32", 2, "cuda"),
+        models.decoder_row("tiny", 2, 3, "fp32", "cuda", backward=False),
+        models.decoder_row("tiny", 2, 3, "fp32", "cuda", backward=True),
+        models.step_row("tiny", 64, "fp32", 2, "cuda"),
+        models.step_row("tiny", 64, "fp32", 1, "cuda", last=2),
+        attention_forms.row("cuda", "x", (5, 16, 2), 8, "fp32", backward=False),
+    ]
+    return {
+        f"{row.name}: {name}": build
+        for row in rows
+        for name, build in row.contenders.items()
+        if name != "flex_attention"  # it is compiled for the device
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:CUDA is not available:UserWarning")  # autocast's
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda':UserWarning")
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's call
+def test_no_contender_leaves_an_operand_on_the_cpu(monkeypatch) -> None:
+    """Fake tensors know their device: the rows run on CUDA, without values and without a GPU."""
+
+    def stop(*given, **options) -> None:
+        raise BackwardBegins
+
+    monkeypatch.setattr(torch, "Generator", NoGenerator)
+    monkeypatch.setattr(torch.nn.Module, "to", moved)
+    monkeypatch.setattr(torch.Tensor, "backward", stop)
+    for name, build in builds_for_cuda().items():
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            call = build()
+            try:
+                found = call()
+            except BackwardBegins:
+                assert "backward" in name or "step" in name
+                continue
+        values = found if isinstance(found, tuple) else (found,)
+        assert {value.device.type for value in values} == {"cuda"}, name
 
 
 @pytest.mark.slow
