@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import results
-from benchmarks.harness import SUITES
 
 START, END = "<!-- benchmarks:start -->", "<!-- benchmarks:end -->"
 PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "speed.md"
@@ -30,6 +29,7 @@ TITLES = {
     "floor": "How near to the products alone",
     "shared_machine": "Alone, and beside one busy process",
     "gpu": "The suite for GPUs",
+    "end_to_end": "What a user waits for: CPU-seconds of whole tasks on one thread",
 }
 HEADER = (
     "",
@@ -73,7 +73,7 @@ def newest(folder: Path) -> dict[str, list[dict[str, Any]]]:
     rows that were measured again after it. Runs whose rows were all replaced are left out.
     """
     found = {}
-    for suite in (*SUITES, "gpu"):
+    for suite in TITLES:
         runs = results.read(folder / f"{suite}.json")
         kinds = dict.fromkeys(run["gpu"] for run in runs)
         shown = [r for kind in kinds for r in _newest_rows([r for r in runs if r["gpu"] == kind])]
@@ -128,8 +128,10 @@ def conditions(run: Mapping[str, Any]) -> str:
             f"copy {peak['copy_gb_s']:.0f} GB/s"
         )
     who = run["gpu"] if "cuda" in run["rooflines"] else run["processor"]
-    threads = f"{run['threads']} threads, torch {run['packages']['torch']}"
-    return f"{who}, {threads}; {'; '.join(peaks)}; median of {run['repeat']}, {run['time'][:10]}"
+    count = run["threads"]
+    threads = f"{count} thread{'s' * (count != 1)}, torch {run['packages']['torch']}"
+    measured = f"median of {run['repeat']}" if run["repeat"] > 1 else "one run"
+    return "; ".join([f"{who}, {threads}", *peaks, f"{measured}, {run['time'][:10]}"])
 
 
 def row_text(row: Mapping[str, Any]) -> str:

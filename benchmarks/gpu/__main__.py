@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, found in rooflines.items():
         print(name, {key: round(value, 1) for key, value in found.items()}, flush=True)
     entry = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": datetime.now(UTC).isoformat(),
         "suite": "gpu",
         "repeat": chosen.repeat,
         **machine.describe(),

@@ -28,8 +28,8 @@ from samadapt.sam.attention.reference import attend_reference
 from samadapt.sam.attention.tiled import attend_tiled
 from samadapt.sam.attention.windows import join_windows, window_tokens
 
-HEADS_AT_ONCE = 2
-"""Heads whose scores the masked form in parts holds at the same time."""
+PARTS = 4
+"""The masked form in parts holds the scores of one part of the heads at a time."""
 
 OURS = "samadapt, folded"
 MASKED = "mask of all scores"
@@ -40,6 +40,9 @@ SHAPES = {
     "ViT-H, global": (64, 80, 16),
 }
 """Side of what attends, in tokens, channels of a head, and heads."""
+
+FLEX = "ViT-B, global"
+"""Where ``flex_attention`` is measured as well."""
 
 LIMITS = {"fp32": 1e-5, "tf32": 5e-3}
 """Highest relative error in fp32. TF32 keeps 10 bits of every factor: 5e-4 each."""
@@ -68,11 +71,11 @@ def row(
     forms: dict[str, Backend] = {
         OURS: attend_folded,
         MASKED: attend_fused,
-        f"mask, {HEADS_AT_ONCE} heads at a time": attend_masked_by_heads,
+        "mask of some heads at a time": attend_masked_by_heads,
         "tiles": attend_tiled,
     }
-    # Its backward exists on GPUs alone.
-    if device == "cuda" or not backward:
+    # Its backward exists on GPUs alone. It is compiled for seconds, so one shape must do.
+    if name.startswith(FLEX) and precision == "bf16" and (device == "cuda" or not backward):
         forms["flex_attention"] = attend_flex
     build = partial(_attending, device, shape, grid, precision, backward)
     contenders: dict[str, Build] = {key: partial(build, form) for key, form in forms.items()}
@@ -98,8 +101,9 @@ def attend_masked_by_heads(
     For backward the mask is computed again, since every mask would otherwise be kept.
     """
     parts = []
-    for first in range(0, qkv.shape[4], HEADS_AT_ONCE):
-        some = slice(first, first + HEADS_AT_ONCE)
+    count = max(1, qkv.shape[4] // PARTS)
+    for first in range(0, qkv.shape[4], count):
+        some = slice(first, first + count)
         own = (qkv[..., some, :], None if fill is None else fill[:, some], rows, columns)
         if torch.is_grad_enabled():
             parts.append(checkpoint(attend_fused, *own, use_reentrant=False))

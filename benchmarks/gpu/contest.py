@@ -20,7 +20,7 @@ from benchmarks.memory import above_the_weights
 
 Device = Literal["cpu", "cuda"]
 
-TIMING_S = 3.0
+TIMING_S = 2.0
 """Seconds that all repetitions of a row take together, unless two of each take longer."""
 
 

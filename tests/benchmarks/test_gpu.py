@@ -190,11 +190,10 @@ def test_flex_attention_agrees_forward() -> None:
     """It is compiled by a C++ compiler, and has no backward on a CPU."""
     if shutil.which("g++") is None:
         pytest.skip("no g++")
-    row = attention_forms.row(
-        "cpu", "x", plan.QUICK_SHAPES["tiny, global"], 8, "fp32", backward=False
-    )
-    found = row.measure(RUN)
-    assert found["contenders"]["flex_attention"]["error"] < 1e-5
+    shape = plan.QUICK_SHAPES["tiny, global"]
+    row = attention_forms.row("cpu", attention_forms.FLEX, shape, 8, "bf16", backward=False)
+    found = row.measure(RUN)["contenders"]
+    assert found["flex_attention"]["error"] < 1.5 * found[attention_forms.MASKED]["error"]
 
 
 def test_the_kernels_of_attention_are_named() -> None:
