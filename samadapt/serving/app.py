@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
-from html import escape
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -18,7 +17,8 @@ from samadapt.errors import UserError
 from samadapt.serving.guard import Guard
 from samadapt.serving.label_studio import LabelStudio
 from samadapt.serving.nninteractive import NnInteractive
-from samadapt.serving.openapi import STYLE, describe, html, page
+from samadapt.serving.openapi import STYLE, describe, page
+from samadapt.serving.page import page_routes
 from samadapt.serving.qupath import QuPath
 from samadapt.serving.refused import RefusedError
 from samadapt.serving.rest import Rest
@@ -54,11 +54,8 @@ def make_app(
     async def style(request: Request) -> Response:
         return Response(STYLE, media_type="text/css")
 
-    async def start(request: Request) -> Response:
-        return HTMLResponse(_start_page(state))
-
     routes = [
-        Route("/", start, methods=["GET"]),
+        *page_routes(),
         Route("/style.css", style, methods=["GET"]),
         Route("/api/openapi.json", openapi, methods=["GET"]),
         Route("/api/docs", documentation, methods=["GET"]),
@@ -124,20 +121,3 @@ def _unexpected(request: Request, error: Exception) -> Response:
     """Answer to an error of ours: its text stays in the log of the server."""
     console.log(f"samadapt: unexpected {type(error).__name__}: {error}")
     return JSONResponse({"detail": "an unexpected error; the log of the server names it"}, 500)
-
-
-def _start_page(state: ServerState) -> str:
-    """Return the page at the root: what is served, and where."""
-    rows = "".join(
-        f"<tr><th>{escape(model.name)}</th><td>{escape(', '.join(model.classes))}</td>"
-        f"<td>{escape('; '.join(model.notes))}</td></tr>"
-        for model in state.models
-    )
-    return html(
-        "samadapt serve",
-        f"<table><tr><th>adapter</th><th>classes</th><th></th></tr>{rows}</table>"
-        "<ul><li>3D Slicer, napari, MITK (nnInteractive 2.6): this address, and the token as API "
-        "key</li><li>QuPath's SAM extension: <code>/token/TOKEN/sam/</code></li>"
-        "<li>Label Studio: <code>/token/TOKEN/label-studio</code></li>"
-        '<li>own programs: <a href="/api/docs">the interface</a></li></ul>',
-    )

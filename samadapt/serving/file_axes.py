@@ -39,6 +39,15 @@ class FileAxes:
             file_axis, flipped = of_canonical[axis]
             self._axes.append((file_axis, turned != flipped, side))
 
+    def described(self) -> list[dict[str, int | bool]]:
+        """Return for rows, columns and slices the file's axis, and whether it runs the other way.
+
+        Index i along a reversed axis of the slices is index ``side - 1 - i`` in the file.
+        """
+        return [
+            {"axis": axis, "reversed": turned, "side": side} for axis, turned, side in self._axes
+        ]
+
     def to_slices(self, ranges: Sequence[Sequence[int]]) -> Ranges:
         """Return ranges along the file's axes as ranges of rows, columns and slices."""
         return tuple(

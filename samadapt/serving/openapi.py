@@ -20,6 +20,7 @@ BODIES = {
     ("POST", "/api/images/{image}/classes"): rest_bodies.ChosenAdapter,
     ("POST", "/api/images/{image}/accept"): rest_bodies.Accepted,
     ("POST", "/api/images/{image}/objects"): rest_bodies.NewObject,
+    ("PATCH", "/api/images/{image}/objects/{number}"): rest_bodies.Labelled,
     ("POST", "/api/images/{image}/objects/{number}/prompts"): rest_bodies.Prompt,
     ("POST", "/api/batch"): rest_bodies.BatchBody,
 }
@@ -31,7 +32,10 @@ QUERIES = {
         "adapter": "model that encodes it first",
     },
     ("GET", "/api/images/{image}/slices/{index}"): {"adapter": "model that sees it"},
-    ("GET", "/api/images/{image}/labels"): {"format": "png, json (COCO) or nii.gz"},
+    ("GET", "/api/images/{image}/labels"): {
+        "format": "png, json (COCO) or nii.gz",
+        "objects": "numbers as 1,2; all without it",
+    },
     ("GET", "/api/images/{image}/objects/{number}/mask"): {"slice": "the slice"},
 }
 REFUSALS = {

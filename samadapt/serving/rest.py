@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from samadapt.serving.rest_bodies import (
     BatchBody,
     BatchPicture,
     ChosenAdapter,
+    Labelled,
     NewObject,
     Prompt,
 )
@@ -79,10 +81,12 @@ class Rest:
             Route(image + "/accept", self.accept, methods=["POST"]),
             Route(image + "/objects", self.add_object, methods=["POST"]),
             Route(one, self.drop_object, methods=["DELETE"]),
+            Route(one, self.relabel, methods=["PATCH"]),
             Route(one + "/prompts", self.prompt, methods=["POST"]),
             Route(one + "/carry", self.carry, methods=["POST"]),
             Route(one + "/undo", self.undo, methods=["POST"]),
             Route(one + "/mask", self.mask, methods=["GET"]),
+            Route(one + "/masks", self.masks, methods=["GET"]),
             Route("/api/batch", self.batch, methods=["POST"]),
         ]
 
@@ -174,13 +178,16 @@ class Rest:
         return JSONResponse({"classes": model.classes, "slices": found})
 
     async def labels(self, request: Request) -> Response:
-        """Return the objects as a file: format=png, json (COCO) or nii.gz."""
+        """Return objects as a file: format=png, json (COCO) or nii.gz; objects=1,2: only these."""
         session, image = self._image(request)
         ending = request.query_params.get("format", "")
+        numbers = _numbers(request.query_params.get("objects"))
         if ending not in MEDIA:
             raise RefusedError(422, f"format: expected {', '.join(MEDIA)}; got {ending[:20]!r}")
         async with session.lock:
-            content = await self.state.read(lambda: _labels_file(session, image, None, ending))
+            content = await self.state.read(
+                lambda: self._labels_file(session, image, numbers, ending)
+            )
         disposition = f'attachment; filename="labels.{ending}"'
         return Response(
             content, media_type=MEDIA[ending], headers={"Content-Disposition": disposition}
@@ -199,7 +206,7 @@ class Rest:
             is_picture = next(iter(session.objects.values())).view.volume.source is None
             ending = "png" if is_picture else "nii.gz"
             content = await self.state.read(
-                lambda: _labels_file(session, image, body.objects, ending)
+                lambda: self._labels_file(session, image, body.objects, ending)
             )
             # The name has neither folders nor special characters (uploads.file_name).
             path = folder / f"{stem(image.name)}.{ending}"
@@ -211,8 +218,7 @@ class Rest:
         session, image = self._image(request)
         body = await read_body(request, NewObject, self.state.limits)
         model = self.state.models.get(body.adapter)
-        if body.label and model.classes and body.label not in model.classes:
-            raise RefusedError(422, f"label: expected one of {', '.join(model.classes)}")
+        _check_label(body.label, model)
         async with session.lock:
             if len(session.objects) >= self.state.limits.objects:
                 raise RefusedError(409, f"an image has at most {self.state.limits.objects} objects")
@@ -226,6 +232,16 @@ class Rest:
         session, _ = self._image(request)
         async with session.lock:
             session.objects.pop(request.path_params["number"], None)
+        return JSONResponse({})
+
+    async def relabel(self, request: Request) -> Response:
+        """Give an object another class."""
+        session, _ = self._image(request)
+        body = await read_body(request, Labelled, self.state.limits)
+        async with session.lock:
+            one = self._object(session, request)
+            _check_label(body.label, one.view.model)
+            one.label = body.label
         return JSONResponse({})
 
     async def prompt(self, request: Request) -> Response:
@@ -268,6 +284,12 @@ class Rest:
             raise RefusedError(422, f"slice: expected 0 to {depth - 1}")
         return JSONResponse({"mask": run_lengths(one.slices[:, :, int(text)])})
 
+    async def masks(self, request: Request) -> Response:
+        """Return the masks of all slices that the object reaches, as run lengths."""
+        session, _ = self._image(request)
+        one = self._object(session, request)
+        return JSONResponse(await self.state.read(lambda: _all_masks(one)))
+
     async def batch(self, request: Request) -> Response:
         """Segment several pictures; one that fails does not stop the others."""
         body = await read_body(request, BatchBody, self.state.limits)
@@ -308,6 +330,29 @@ class Rest:
         finally:
             state.close_image(image)
 
+    def _labels_file(
+        self, session: Session, image: ServedImage, numbers: Sequence[int] | None, ending: str
+    ) -> bytes:
+        """Return the objects of an image as a file.
+
+        An object of the base has the classes of the first adapter.
+
+        Raises:
+            RefusedError: there is no such object (404), or none at all (409).
+        """
+        wanted = list(session.objects) if numbers is None else list(numbers)
+        if missing := [number for number in wanted if number not in session.objects]:
+            raise RefusedError(404, f"there is no object {missing[0]}")
+        if not wanted:
+            raise RefusedError(409, "there is no object yet")
+        objects = [session.objects[number] for number in wanted]
+        default = self.state.models.first.classes
+        classes = list(
+            dict.fromkeys(name for one in objects for name in one.view.model.classes or default)
+        )
+        volume = objects[0].view.volume
+        return file_of(labels_of(objects, classes), volume, image.name, classes, ending)
+
     def _image(self, request: Request, *, acts: bool = True) -> tuple[Session, ServedImage]:
         session = self.state.sessions.get(request.path_params["image"], acts=acts)
         return session, session.open_image()
@@ -338,13 +383,15 @@ def _described(model: ServedModel) -> dict[str, Any]:
 
 def _about(view: ImageView) -> dict[str, Any]:
     height, width, depth = view.shape
-    spacing = view.volume.spacing_mm
+    spacing, rule = view.volume.spacing_mm, view.pictures.rule
     return {
         "adapter": view.model.name,
         "height": height,
         "width": width,
         "slices": depth,
         "spacing_mm": None if spacing is None else list(spacing),
+        "axes": view.axes.described() if view.volume.source is not None else None,
+        "window": [rule.low, rule.high] if rule.kind == "window" else None,
     }
 
 
@@ -356,10 +403,32 @@ def _answer(one: ServedObject, index: int) -> dict[str, Any]:
     }
 
 
+def _all_masks(one: ServedObject) -> dict[str, Any]:
+    reached = np.flatnonzero(one.slices.any(axis=(0, 1)))
+    return {
+        "masks": {str(index): run_lengths(one.slices[:, :, index]) for index in reached},
+        "predicted_iou": {str(index): iou for index, iou in one.predicted_iou.items()},
+    }
+
+
 def _changed(one: ServedObject, change: Change, index: int | None) -> dict[str, Any]:
     """Return what an action changed, and the mask of the slice on which it was."""
     about: dict[str, Any] = {"changed_slices": list(change.slices)}
     return about if index is None else about | _answer(one, index)
+
+
+def _check_label(label: str, model: ServedModel) -> None:
+    if label and model.classes and label not in model.classes:
+        raise RefusedError(422, f"label: expected one of {', '.join(model.classes)}")
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    """Return the numbers in ``1,2``; None: there is no text."""
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,7}(,[0-9]{1,7}){0,254}", text):
+        raise RefusedError(422, f"objects: expected numbers as 1,2; got {text[:40]!r}")
+    return [int(number) for number in text.split(",")]
 
 
 def _prompts(body: Prompt, view: ImageView) -> Sequence[SlicePrompt]:
@@ -430,22 +499,3 @@ def _found_classes(view: ImageView) -> list[dict[str, Any]]:
             if mask.any():
                 rows.append({"slice": index, "class": name, "mask": run_lengths(mask)})
     return rows
-
-
-def _labels_file(
-    session: Session, image: ServedImage, numbers: Sequence[int] | None, ending: str
-) -> bytes:
-    """Return the objects of an image as a file.
-
-    Raises:
-        RefusedError: there is no such object (404), or none at all (409).
-    """
-    wanted = list(session.objects) if numbers is None else list(numbers)
-    if missing := [number for number in wanted if number not in session.objects]:
-        raise RefusedError(404, f"there is no object {missing[0]}")
-    if not wanted:
-        raise RefusedError(409, "there is no object yet")
-    objects = [session.objects[number] for number in wanted]
-    classes = list(dict.fromkeys(name for one in objects for name in one.view.model.classes))
-    volume = objects[0].view.volume
-    return file_of(labels_of(objects, classes), volume, image.name, classes, ending)

@@ -29,6 +29,12 @@ class NewObject(Body):
     label: Name = Field(default="", description="name of its class, one of those of the model")
 
 
+class Labelled(Body):
+    """The class of an object."""
+
+    label: Name = Field(description="name of its class, one of those of the model")
+
+
 class Prompt(Body):
     """A click, box, scribble or region on a slice, or a mask; coordinates are pixels (x, y)."""
 

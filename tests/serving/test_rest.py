@@ -243,4 +243,3 @@ def test_the_description_lists_every_address_and_what_it_takes(client_of):
     page = client.get("/api/docs").text
     assert all(path in page for path in found["paths"])
     assert "<script" not in page
-    assert "oracle" in client.get("/").text
