@@ -31,7 +31,7 @@ COMMANDS = {
     "masks": "adapter=DIR|model=NAME input=PATH output=PATH [format=coco|sa1b] [preview=true]",
     "serve": "adapter=DIR [adapter=DIR2 ...] [port=N] [corrections=FOLDER] [label_studio=URL]",
     "engine": "propose|rank|accept|retrain|automatic [key=value ...]",
-    "export": "adapter=DIR to=adapter|peft|sam|hf|onnx|web output=PATH [push=USER/NAME]",
+    "export": "adapter=DIR to=adapter|peft|sam|hf|onnx|web|anylabeling output=PATH [push=NAME]",
     "import": "from=PATH output=DIR model=NAME [checkpoint=FILE]",
     "check": "data=NAME data.root=PATH",
     "ls": "[recipes|models|peft|data|prompts|losses|scores|targets] [keys GROUP] [runs DIR]",

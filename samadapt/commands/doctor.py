@@ -37,7 +37,7 @@ EXTRAS = {
     "dicom": ("data=dicom, and predictions as DICOM SEG", ("pydicom", "highdicom")),
     "itk": ("data=itk (NRRD and MetaImage)", ("SimpleITK",)),
     "hf": ("export to=hf, and to=peft with the names of transformers", ("transformers",)),
-    "onnx": ("export to=onnx and to=web", ("onnx", "onnxruntime")),
+    "onnx": ("export to=onnx, to=web and to=anylabeling", ("onnx", "onnxruntime")),
     "tensorboard": ("output.trackers=[tensorboard]", ("tensorboard",)),
     "qlora": ("model.quantize=nf4", ("bitsandbytes",)),
     "serve": ("samadapt serve", ("blosc2", "pycocotools", "starlette", "uvicorn")),

@@ -29,6 +29,7 @@ only if the difference is small.
   to=hf    the merged model as transformers' SamModel directory, with its processor
   to=onnx  encoder.onnx and decoder.onnx, with the names of segment-anything's own export
   to=web   a page that segments pictures in the browser, without a server program
+  to=anylabeling  a model for AnyLabeling and X-AnyLabeling, which fix names and sizes
 
 push=USER/NAME uploads the folder to the Hugging Face Hub, with the token of `hf auth login`.
 
@@ -42,7 +43,7 @@ class ExportArguments(Settings):
     """The keys of ``samadapt export``."""
 
     adapter: str = Field(description="adapter directory, or hf:USER/NAME[@REVISION]")
-    to: Literal["adapter", "peft", "sam", "hf", "onnx", "web"] = Field(
+    to: Literal["adapter", "peft", "sam", "hf", "onnx", "web", "anylabeling"] = Field(
         description="target, that is the program that the folder is for"
     )
     output: str = Field(description="folder that is created")
@@ -54,8 +55,8 @@ class ExportArguments(Settings):
     )
     precision: Literal["fp32", "fp16", "int8"] | None = Field(
         default=None,
-        description="for to=onnx and to=web: number format of the encoder's weights, as the "
-        "decoder stays fp32; null: fp32",
+        description="for to=onnx, web and anylabeling: number format of the encoder's weights, as "
+        "the decoder stays fp32; null: fp32",
     )
     push: str | None = Field(
         default=None,

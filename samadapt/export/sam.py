@@ -7,7 +7,7 @@ touch, so that sam2 loads it strictly.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -76,8 +76,30 @@ class SamFile(Target):
         if adapted.record.base in SAM2_CONFIGS and not _notes(adapted):
             code = _with_sam2(adapted.record.base, adapted.record.image_size)
             text = "The package sam2 of Meta, without samadapt. Run it in the folder of this page."
-            return Snippet("With sam2", text, code)
-        return merged(adapted.record, TORCH_FILE)
+            return Snippet("With sam2", f"{text} {in_isat(adapted)}", code)
+        use = merged(adapted.record, TORCH_FILE)
+        return replace(use, text=f"{use.text} {in_isat(adapted)}")
+
+
+def in_isat(adapted: Adapted) -> str:
+    """Return how ISAT loads the file, or why it cannot.
+
+    ISAT tells the model by the file name, builds it at 1024 px, and prepares pictures as SAM does.
+    """
+    sam, base = adapted.sam, adapted.record.base
+    names = {"vit_t": "mobile_sam_NAME.pt"}
+    names |= {f"vit_{size}": f"sam_vit_{size}_NAME.pth" for size in "blh"}
+    words = {"t": "tiny", "s": "small", "b+": "base_plus", "l": "large"}
+    for version in ("2", "2.0"):
+        family = "sam2.1" if version == "2" else "sam2"
+        names |= {
+            f"sam{version}_{k}": f"{family}_hiera_{word}_NAME.pt" for k, word in words.items()
+        }
+    if base not in names:
+        return f"ISAT cannot load it: it does not prepare pictures as {base} needs them."
+    if sam.image_size != 1024 or _notes(adapted):
+        return f"ISAT cannot load it: it builds {base} at 1024 px with its own number of masks."
+    return f"For ISAT, name a copy of the file `{names[base]}` in its folder of checkpoints."
 
 
 SAM2_CONFIGS = {

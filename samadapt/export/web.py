@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from samadapt.adapters.base_model import Adapted
     from samadapt.adapters.record import AdapterRecord
     from samadapt.export.probe import ProbedModel
-    from samadapt.prompts.policy import PromptPolicy
 
 PAGE = Path(__file__).parent / "page"
 RUNTIME = "onnxruntime-web"
@@ -123,13 +122,14 @@ class Web(Onnx):
 
 
 class WebModel(OnnxModel):
-    """The two graphs of the page; its decoder has no masks at the size of the picture."""
+    """The graphs for one object at a time; that of the page has no masks of the picture's size."""
 
     def run_decoder(self, values: dict[str, Any], outputs: tuple[str, ...]) -> list[Any]:
-        """Decode one object after another, as the page does."""
+        """Decode one object after another, with the inputs that the graph has."""
         import numpy as np
 
-        del values["orig_im_size"]
+        inputs = [item.name for item in self.decoder.get_inputs()]
+        values = {name: values[name] for name in inputs}
         count = len(values["point_coords"])
         found = []
         for row in range(count):
@@ -148,7 +148,7 @@ def page_values(record: AdapterRecord, grid: int) -> dict[str, Any]:
     from samadapt.data.intensity import describe_intensity
     from samadapt.prompts.policy import PromptPolicy
 
-    policy = PromptPolicy.from_dict(record.prompt) if record.prompt else PromptPolicy()
+    policy = PromptPolicy.from_dict(record.prompt)
     prompts = not policy.is_semantic or record.keeps_prompts
     rule = record.intensity or {"kind": "rgb"}
     names = ", ".join(record.classes) or "objects"
@@ -166,18 +166,23 @@ def page_values(record: AdapterRecord, grid: int) -> dict[str, Any]:
         "prompts": prompts,
         "finds_classes": policy.finds_classes and not record.head,
         "background_token": bool(record.prompt.get("background_token")),
-        **_answers(policy),
+        **prompt_rules(record),
     }
 
 
-def _answers(policy: PromptPolicy) -> dict[str, bool | None]:
-    """Return how the page answers prompts, which is how samadapt does.
+def prompt_rules(record: AdapterRecord) -> dict[str, bool | None]:
+    """Return how a program without samadapt answers prompts as samadapt does.
+
+    Args:
+        record: the record of the adapter.
 
     Returns:
         Whether the best of several masks answers (None: an object with a single prompt), and
         whether each further click also sees the last mask.
     """
-    with_points = with_boxes = policy
+    from samadapt.prompts.policy import PromptPolicy
+
+    policy = with_points = with_boxes = PromptPolicy.from_dict(record.prompt)
     if policy.is_mixed or policy.finds_classes:
         with_points, with_boxes = policy.answering(points=True), policy.answering(points=False)
     return {

@@ -121,3 +121,23 @@ def test_vit_b_loads_in_segment_anything(randomise, save, tmp_path):
     assert done.difference.logits < 1e-4 * max(1, done.difference.largest)
     theirs = sam_model_registry["vit_b"](checkpoint=tmp_path / "out" / "model.pth").eval()
     assert_same_masks(theirs, adapted, 1024, 1e-3)
+
+
+def test_the_card_says_whether_isat_loads_it(tiny_sam, save, tmp_path):
+    from types import SimpleNamespace
+
+    from samadapt.export.sam import in_isat
+
+    directory, _ = save(tiny_sam)
+    export_adapter(directory, SamFile(), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "ISAT cannot load it: it does not prepare pictures as tiny needs them" in card
+    build = SimpleNamespace(num_multimask=3)
+    for base, side, said in (
+        ("vit_b", 1024, "`sam_vit_b_NAME.pth`"),
+        ("vit_b", 256, "ISAT cannot load it: it builds vit_b at 1024 px"),
+        ("vit_t", 1024, "`mobile_sam_NAME.pt`"),
+        ("medsam", 1024, "does not prepare pictures as medsam needs them"),
+    ):
+        sam = SimpleNamespace(image_size=side, build=build)
+        assert said in in_isat(SimpleNamespace(sam=sam, record=SimpleNamespace(base=base)))
