@@ -107,7 +107,7 @@ class FrameDecoder(PromptAndMaskDecoder):
         clicks = ((labels == 0) | (labels == 1)).sum()
         single = ((clicks + boxes) == 1).to(torch.int64)
         rules = [single if rule is None else 0 * single + int(rule) for rule in self.rules]
-        several = torch.where(clicks > 0, *rules)
+        several = torch.where(clicks > 0, rules[0], rules[1])
         token = several * (1 + iou[0, 1:].argmax())
         mask = low.index_select(1, token.view(1))
         return self._resize(mask, orig_im_size) - self.threshold, iou, low
