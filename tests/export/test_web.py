@@ -319,6 +319,30 @@ def test_click_shift_click_box_undo_and_save_in_chromium(tiny_sam, save, tmp_pat
 
 
 @pytest.mark.slow
+def test_classes_without_a_prompt_in_chromium(tiny_sam, save, tmp_path, browser):
+    directory, _ = save(tiny_sam)
+    fresh = load_sam("tiny", tmp_path / "tiny-base.safetensors")
+    injection = load_into(directory, fresh)
+    prompt = PromptPolicy("semantic").to_dict()
+    record = replace(read_record(directory), prompt=prompt, classes=["cell", "wall", "pore"])
+    save_adapter(directory, fresh, injection, record)
+    export_adapter(directory, Web(), tmp_path / "out")
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 10, 3), dtype=np.uint8))
+    coarse.resize((200, 180), Image.Resampling.BILINEAR).save(tmp_path / "cell.png")
+    with serving(tmp_path / "out") as address, opened(browser, address) as (page, wrong):
+        page.set_input_files("#file", tmp_path / "cell.png")
+        state(page, "encoded")
+        page.click("#classes")
+        state(page, "answered")
+        found = saved_mask(page, tmp_path / "classes.png")
+        assert wrong == []
+    wanted = load_adapter(directory).segment(tmp_path / "cell.png")
+    assert len(np.unique(wanted)) > 2
+    assert (found == wanted).mean() > 0.97
+
+
+@pytest.mark.slow
 def test_one_thread_without_the_headers(tiny_sam, save, tmp_path, browser, monkeypatch):
     directory, _ = save(tiny_sam)
     export_adapter(directory, Web(), tmp_path / "out")
