@@ -205,7 +205,7 @@ def look_at_attention() -> Line:
     """Check that the compiled attention was built when samadapt was installed."""
     from samadapt.sam.attention.kernels import describe_attention, is_missing
 
-    fix = "install gcc and the headers of Python, then samadapt again: encoders get faster"
+    fix = "install gcc or clang and the headers of Python, then samadapt again: encoders get faster"
     if is_missing():
         return Line("warn", "attention", describe_attention(), fix)
     return Line("ok", "attention", describe_attention())

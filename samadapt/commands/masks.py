@@ -328,6 +328,7 @@ def open_model(asked: ChosenModel, adapter: str | Sequence[str] | None) -> Segme
         axis=asked.axis,
         device=asked.device,
         precision=asked.precision,
+        compile=asked.compile,
     )
 
 

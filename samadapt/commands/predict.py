@@ -176,7 +176,8 @@ def _submit(asked: PredictArguments, arguments: Sequence[str]) -> dict[str, Any]
     def open_folder(work: FolderWork) -> OpenedFolder:
         # Not on the GPU, which the machine that submits may not have.
         segmenter = load_adapter(asked.adapter, checkpoint=asked.checkpoint, device="cpu")
-        settings = segmenter.settings_of(asked) | {"precision": asked.precision}
+        precision = asked.precision + (", compiled" if asked.compile else "")
+        settings = segmenter.settings_of(asked) | {"precision": precision}
         store = PredictionStore(work, settings, asked, overwrite=asked.overwrite)
         write = coco_writer(segmenter.classes, plan.target) if plan.is_coco else None
         return OpenedFolder(store.done, lambda rows: store.finish(rows, write))
@@ -215,6 +216,7 @@ def _predict(asked: PredictArguments) -> tuple[PredictionPlan, list[dict[str, An
         checkpoint=asked.checkpoint,
         device=asked.device,
         precision=asked.precision,
+        compile=asked.compile,
     )
     with work, ExitStack() as shown:
         if plan.is_folder:

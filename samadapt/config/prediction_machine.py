@@ -26,6 +26,11 @@ class PredictionMachine(Settings):
         default="auto",
         description="where to compute; auto: cuda if there is one, then mps, then cpu",
     )
+    compile: bool = Field(
+        default=False,
+        description="run the encoder's blocks and the decoder through torch.compile; for GPUs, and "
+        "takes minutes at the start; needs a C++ compiler",
+    )
 
 
 @dataclass(frozen=True)

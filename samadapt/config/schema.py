@@ -546,6 +546,11 @@ class Config(Settings):
         default="auto",
         description="where to compute; auto: cuda if there is one, then mps, then cpu",
     )
+    compile: bool = Field(
+        default=False,
+        description="run the encoder's blocks and the decoder through torch.compile; for GPUs, and "
+        "takes minutes at the start; needs a C++ compiler",
+    )
     memory: Annotated[str, AfterValidator(_memory)] | None = Field(
         default=None,
         description="memory, such as 8GB, that the ways of computing are fitted to",

@@ -25,6 +25,7 @@ from samadapt.prompts.policy import PromptPolicy
 from samadapt.sam.mask_tools import area_of
 from samadapt.sam.model import Sam
 from samadapt.sam.weights.loading import base_hash, load_sam
+from samadapt.training.compilation import check_compile, compile_parts
 from samadapt.training.precision import choose_device, choose_precision
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def open_segmenter(
     axis: str | None = None,
     device: str = "auto",
     precision: str = "fp32",
+    compile: bool = False,
 ) -> Segmenter:
     """Load an adapter, several, or a base model without one.
 
@@ -58,12 +60,15 @@ def open_segmenter(
         axis: see ``base_segmenter``.
         device: see ``load_adapter``.
         precision: see ``load_adapter``.
+        compile: see ``load_adapter``.
 
     Raises:
         UserError: as ``load_adapter`` and ``base_segmenter``.
     """
     if adapter is not None:
-        return load_adapter(adapter, checkpoint=checkpoint, device=device, precision=precision)
+        return load_adapter(
+            adapter, checkpoint=checkpoint, device=device, precision=precision, compile=compile
+        )
     return base_segmenter(
         str(model),
         checkpoint=checkpoint,
@@ -72,6 +77,7 @@ def open_segmenter(
         axis=axis,
         device=device,
         precision=precision,
+        compile=compile,
     )
 
 
@@ -84,6 +90,7 @@ def base_segmenter(
     axis: str | None,
     device: str,
     precision: str,
+    compile: bool = False,
 ) -> Segmenter:
     """Load a base model without an adapter.
 
@@ -95,13 +102,17 @@ def base_segmenter(
         axis: the axis that the slices of a volume cut; None: the reader's choice.
         device: see ``load_adapter``.
         precision: see ``load_adapter``.
+        compile: see ``load_adapter``.
 
     Raises:
-        ConfigError: the intensity rule or the size is not valid, or there is no such device.
+        ConfigError: the intensity rule or the size is not valid, or there is no such device, or it
+            cannot compile.
         WeightsError: the weights are not found or are of another kind.
     """
     rule = make_intensity(intensity)
     target = choose_device(device)
+    if compile:
+        check_compile(target)
     file = None if checkpoint is None else Path(checkpoint).expanduser()
     sam = load_sam(model, file, image_size).to(target)
     record = AdapterRecord(
@@ -114,6 +125,8 @@ def base_segmenter(
         prompt=PromptPolicy("point").to_dict(),
         axis=axis,
     )
+    if compile:
+        compile_parts(sam)
     return Segmenter(sam, record, choose_precision(precision, target))
 
 

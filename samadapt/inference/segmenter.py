@@ -36,6 +36,7 @@ from samadapt.inference.volumes import Progress, VolumePredictor, as_picture
 from samadapt.prompts.user_drawings import SliceMasks, SliceScribbles
 from samadapt.prompts.user_prompts import SlicePrompts
 from samadapt.system.arrays import Array
+from samadapt.training.compilation import check_compile, compile_parts
 from samadapt.training.precision import Precision, choose_device, choose_precision
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def load_adapter(
     device: str = "auto",
     precision: str = "fp32",
     name: str = "default",
+    compile: bool = False,
 ) -> Segmenter:
     """Load an adapter, or several, with their base model, ready to segment.
 
@@ -74,19 +76,26 @@ def load_adapter(
         precision: ``"fp32"``, so that masks do not depend on the machine; ``"bf16"``; or
             ``"auto"``, as in training: bf16 if that is clearly faster.
         name: name for ``Segmenter.use``, if ``Segmenter.add`` brings further adapters.
+        compile: run the encoder's blocks and the decoder through ``torch.compile``. Masks may
+            differ in single pixels at their borders.
 
     Raises:
         AdapterError: a directory is refused, or adapters differ in what they see or mean; names
             the file and the fault.
         WeightsError: the base weights are not found or are of another kind.
-        ConfigError: this machine has no such device or precision, or a name of the Hub is wrong.
+        ConfigError: this machine has no such device or precision or cannot compile, or a name of
+            the Hub is wrong.
         DownloadError: the Hub cannot be reached, and the adapter is not in the cache.
     """
     target = choose_device(device)
+    if compile:
+        check_compile(target)
     arithmetic = choose_precision(precision, target)
     directories = member_directories(directory)
     if len(directories) == 1 and (directories[0] / UNET_RECORD).is_file():
         unet, kept = load_unet(directories[0])
+        if compile:
+            compile_parts(unet)
         return Segmenter(unet.to(target), kept, arithmetic)
     records = [read_record(one) for one in directories]
     check_agreement(directories, records)
@@ -94,9 +103,19 @@ def load_adapter(
     base = base.to(target)
     # Not by __init__, which takes an adapted model: with the base, further adapters can be added.
     segmenter = Segmenter.__new__(Segmenter)
-    bundles = [load_bundle(*one, base) for one in zip(directories, records, strict=True)]
-    segmenter._set_up(bundles, arithmetic, base, name)
+    bundles = _load_members(directories, records, base, compiled=compile)
+    segmenter._set_up(bundles, arithmetic, base, name, compiled=compile)
     return segmenter
+
+
+def _load_members(
+    directories: Sequence[Path], records: Sequence[AdapterRecord], base: Sam, *, compiled: bool
+) -> list[AdapterBundle]:
+    """Load adapters onto one base model."""
+    bundles = [load_bundle(*one, base) for one in zip(directories, records, strict=True)]
+    for bundle in bundles if compiled else ():
+        compile_parts(bundle.sam)
+    return bundles
 
 
 @dataclass(frozen=True)
@@ -159,9 +178,16 @@ class Segmenter:
         self._set_up([make_bundle(sam, record, keeps_encoder=False)], precision, None, "default")
 
     def _set_up(
-        self, first: Sequence[AdapterBundle], precision: Precision, base: Sam | None, name: str
+        self,
+        first: Sequence[AdapterBundle],
+        precision: Precision,
+        base: Sam | None,
+        name: str,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.precision = precision
+        self._compiled = compiled
         self._base = base
         self._adapters = {name: list(first)}
         self._embeddings = EmbeddingCache()
@@ -234,9 +260,9 @@ class Segmenter:
         directories = member_directories(directory)
         records = [read_record(one) for one in directories]
         check_agreement(directories, records)
-        self._adapters[name] = [
-            load_bundle(*one, self._base) for one in zip(directories, records, strict=True)
-        ]
+        self._adapters[name] = _load_members(
+            directories, records, self._base, compiled=self._compiled
+        )
 
     def use(self, name: str) -> None:
         """Segment with another loaded adapter from now on. This costs no time.
@@ -602,7 +628,7 @@ class Segmenter:
             "adapters_sha256": [
                 record.record_sha256 or digest_of(asdict(record)) for record in records
             ],
-            "precision": self.precision.name,
+            "precision": self.precision.name + (", compiled" if self._compiled else ""),
             "options": recorded_options(options),
         }
 

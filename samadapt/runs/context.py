@@ -45,6 +45,7 @@ from samadapt.system import processes
 from samadapt.system.cache import cache_folder
 from samadapt.system.limits import set_limits
 from samadapt.training.augmentation_rule import changes_for
+from samadapt.training.compilation import check_compile, compile_parts
 from samadapt.training.precision import Precision, choose_device, choose_precision
 from samadapt.training.progress import Progress
 from samadapt.training.quantized import check_quantize, quantize_frozen
@@ -77,6 +78,7 @@ class RunContext:
         promptable_base: the base model without the adapter, on ``device``, for
             ``eval.second_pass``; None without it.
         quantize: how the frozen weights of the encoder are stored, ``model.quantize``.
+        compiled: whether parts of the model run through ``torch.compile``.
     """
 
     run_dir: Path
@@ -94,6 +96,7 @@ class RunContext:
     base_copy: Sam | None = None
     promptable_base: Sam | None = None
     quantize: str = "none"
+    compiled: bool = False
 
     @property
     def sam(self) -> Sam:
@@ -127,9 +130,10 @@ class RunContext:
 
     @property
     def route(self) -> str:
-        """Device, precision and storage of weights in words: they decide the bits of a feature."""
+        """Device, precision, storage of weights and compilation: they decide a feature's bits."""
         quantized = "" if self.quantize == "none" else f", {self.quantize} weights"
-        return f"{self.precision.name} on {self.device.type}{quantized}"
+        compiled = ", compiled" if self.compiled else ""
+        return f"{self.precision.name} on {self.device.type}{quantized}{compiled}"
 
     @property
     def autocast(self) -> Callable[[], AbstractContextManager[None]]:
@@ -165,7 +169,7 @@ def open_run(
     Raises:
         UserError: for what is wrong with the configuration, the data or the weights.
     """
-    device = choose_device(config.device)
+    device = _device(config)
     precision = _precision(config, device, run_dir)
     progress = progress or _progress(run_dir)
     progress.say(f"run directory: {run_dir}")
@@ -192,10 +196,9 @@ def open_run(
         opened = _open_sam(config, method, policy, dataset, device, copies_base=copies_base)
         _store_frozen(config.model.quantize, opened, device, precision, progress)
     else:
-        watershed = watershed_of(config.head)
-        unet, whole = open_baseline(config.baseline, dataset, config.seed, watershed)
-        opened = _OpenedModel(unet.to(device), base_hash(unet), whole)
+        opened = _open_unet(config, dataset, device)
     progress.say(f"device {device}, precision {precision.name}: {precision.reason}")
+    _compile(config, opened.model, progress)
     if device.type == "cpu":
         progress.say(f"attention {describe_attention()}")
     if processes.is_first():
@@ -217,6 +220,7 @@ def open_run(
         base_copy=opened.base_copy,
         promptable_base=opened.promptable_base,
         quantize=config.model.quantize,
+        compiled=config.compile,
     )
 
 
@@ -240,6 +244,14 @@ def _store_frozen(
         progress.say(f"model.quantize={quantize}: {len(bits)} frozen linears are stored in 4 bits")
         exact += bits
     precision.store_frozen(opened.model, exact)
+
+
+def _device(config: Config) -> torch.device:
+    """Return the device of a run, which can compile if the run asks for that."""
+    device = choose_device(config.device)
+    if config.compile:
+        check_compile(device)
+    return device
 
 
 def _precision(config: Config, device: torch.device, run_dir: Path) -> Precision:
@@ -345,6 +357,20 @@ def _open_sam(
         trains_decoder = method.decoder != "frozen"
         add_head(sam, config.head, dataset, policy, trains_decoder=trains_decoder)
     return _OpenedModel(sam, base_sha256, inject(sam, method), base_copy, promptable_base)
+
+
+def _compile(config: Config, model: SegmentationModel, progress: Progress) -> None:
+    """Compile the parts of the model if the run asks for that."""
+    if config.compile:
+        parts = len(compile_parts(model))
+        progress.say(f"compile=true: {parts} parts of the model, each when it first runs")
+
+
+def _open_unet(config: Config, dataset: Dataset, device: torch.device) -> _OpenedModel:
+    """Build the U-Net that trains in SAM's place."""
+    watershed = watershed_of(config.head)
+    unet, whole = open_baseline(config.baseline, dataset, config.seed, watershed)
+    return _OpenedModel(unet.to(device), base_hash(unet), whole)
 
 
 def check_generates_alone(head: Head, method: Method) -> None:

@@ -118,9 +118,11 @@ def share_image(tokens: Tensor, image: Tensor) -> Tensor:
 def is_few(tokens: Tensor) -> bool:
     """Return whether there are fewer tokens than channels a head in tokens (..., t, d).
 
-    A traced graph always projects the image, because its t may change.
+    An exported graph always projects the image, because its t may change. ``torch.compile`` makes
+    another graph for another answer.
     """
-    return not is_traced(tokens) and tokens.shape[-2] < tokens.shape[-1]
+    compiles = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return (compiles or not is_traced(tokens)) and tokens.shape[-2] < tokens.shape[-1]
 
 
 def only_applies_weights(linear: nn.Module) -> TypeGuard[nn.Linear]:

@@ -53,6 +53,15 @@ def test_attention_that_was_not_built_is_a_warning(monkeypatch: pytest.MonkeyPat
     assert "gcc" in line.fix
 
 
+def test_other_processors_have_pytorchs_form_and_no_warning(monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "find_kernels", lambda: None)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")  # as on ARM
+    line = doctor.look_at_attention()
+    assert line == doctor.Line(
+        "ok", "attention", "by PyTorch: there is no compiled backend for this processor"
+    )
+
+
 def test_text_has_the_fix_below_the_line() -> None:
     line = {"status": "fail", "what": "torch", "found": "not installed", "fix": "pip install torch"}
     text = doctor.render({"lines": [line]})
