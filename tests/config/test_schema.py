@@ -80,10 +80,11 @@ def test_groups_are_those_of_the_design() -> None:
         "output",
     ]
     assert list(groups_of(Config)) == wanted
-    assert [item.name for item in fields(Config)][-10:] == [
+    assert [item.name for item in fields(Config)][-11:] == [
         "seed",
         "precision",
         "device",
+        "compile",
         "memory",
         "resume",
         "init",
