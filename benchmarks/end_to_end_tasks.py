@@ -122,7 +122,7 @@ def make_adapter(folder: Path) -> Path:
     from benchmarks.process import run_module
 
     arguments = ["recipe=medical", "prompts=box", "train.steps=1", "train.batch_size=1"]
-    arguments += ["data.slice_step=40", "eval.max_cases=0", "train.validate_every=1"]
+    arguments += ["data.slice_step=8", "data.empty_slices=drop", "eval.max_cases=0"]
     runs = folder / "runs"
     places = [f"output.dir={json.dumps(str(runs))}", f"cache.dir={json.dumps(str(folder))}"]
     done = run_module("samadapt", "finetune", *arguments, *places)
