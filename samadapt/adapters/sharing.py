@@ -22,6 +22,7 @@ def share(base: Sam) -> Sam:
 
     # deepcopy takes these objects from the memo instead of copying them.
     memo: dict[int, Any] = {id(buffer): buffer for buffer in base.buffers()}
+    memo |= {id(tensor): tensor for tensor in base.memory.values()}  # nothing trains them
     # Parameters are new objects over the same memory, so each model has its own ``requires_grad``.
     memo |= {id(p): nn.Parameter(p.data, requires_grad=False) for p in base.parameters()}
     twin = copy.deepcopy(base, memo)

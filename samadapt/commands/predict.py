@@ -48,7 +48,8 @@ prompts needs boxes, points, scribbles or rough masks. Coordinates are pixels (x
 picture or slice. For a volume they are either the same on every slice, or a mapping from slice
 indices. If the adapter has several classes, labels names the class of each object. propagate=true
 carries each object from the slices where it is prompted to the others, both ways, until it
-vanishes: the box around its mask, slightly widened, prompts the next slice.
+vanishes: the box around its mask, slightly widened, prompts the next slice. With propagate=memory
+the memory of SAM 2 finds it there, without a prompt.
 
 adapter=[a,b,c], or the run directory of a cross-validation, lets several adapters segment together:
 their probabilities are averaged. tta=flip averages over mirrored copies as well. second_pass=base

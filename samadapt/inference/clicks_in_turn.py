@@ -63,6 +63,36 @@ def answers_to_prompts(
     return found
 
 
+def asked_last(
+    sam: SegmentationModel,
+    embedding: Float[Tensor, "1 c g g"],
+    frame: Frame,
+    prompts: ImagePrompts,
+    policy: PromptPolicy,
+    *,
+    multimask: bool | None,
+) -> ImagePrompts:
+    """Return what ``answers_to_prompts`` asks last about an image.
+
+    These are all prompts, with the answer to those before the last one.
+
+    Args:
+        sam: the model.
+        embedding: (1, c, g, g).
+        frame: the frame of the image.
+        prompts: its objects.
+        policy: how the model was trained.
+        multimask: as in ``object_logits``.
+    """
+    turns = _turns(prompts) if policy.is_interactive else [prompts]
+    if len(turns) == 1:
+        return prompts
+    ((answer, _),) = answers_to_prompts(
+        sam, embedding, [frame], [turns[-2]], policy, multimask=multimask
+    )
+    return replace(prompts, mask_logits=answer.float().cpu().numpy())
+
+
 def _turns(prompts: ImagePrompts) -> list[ImagePrompts]:
     """Return the prompts of an image in the order of answers, each with all before it."""
     points, labels = prompts.points, prompts.point_labels

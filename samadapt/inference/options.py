@@ -23,6 +23,9 @@ from samadapt.system.settings import Whole
 
 Carry = Literal["prompt", "mask", "both"]
 
+Propagate = bool | Literal["memory"]
+"""Whether objects are carried through a volume, and whether by prompts or by SAM 2's memory."""
+
 Tta = Literal["flip"]
 """Test-time augmentation: the copies of an image that a prediction is averaged over."""
 
@@ -82,8 +85,10 @@ class PredictionOptions:
         "class of each object, such as [liver,spleen], or one class for all; null: the only class "
         "of the adapter",
     )
-    propagate: bool = option(
-        False, "carry each object from slice to slice through a volume, both ways"
+    propagate: Propagate = option(
+        False,
+        "carry each object from slice to slice through a volume, both ways; true: by prompts made "
+        "from its mask; memory: by the memory of SAM 2",
     )
     carry: Carry = option(
         "prompt",
@@ -158,6 +163,13 @@ class PredictionOptions:
     def __post_init__(self) -> None:
         if self.carry not in get_args(Carry):
             raise PromptError(f"carry must be {', '.join(get_args(Carry))}; got {self.carry!r}")
+        if self.propagate not in (True, False, "memory"):
+            raise PromptError(f"propagate must be true, false or memory; got {self.propagate!r}")
+        if self.propagate == "memory" and self.carry != "prompt":
+            raise PromptError(
+                f"carry={self.carry} says what prompts the next slice, and with propagate=memory "
+                "nothing does; leave it out"
+            )
         if self.tta is not None and self.tta not in get_args(Tta):
             raise PromptError(f"tta must be flip, or left out; got {self.tta!r}")
         if self.second_pass is not None and self.second_pass not in get_args(SecondPassBy):
@@ -173,13 +185,16 @@ class PredictionOptions:
         if not 0 <= self.vanish < 1:
             raise PromptError(f"vanish must be a share from 0 to below 1; got {self.vanish}")
         if self.slices is not None and not self.propagate:
-            raise PromptError("slices=[first, last] bounds propagate=true; give both or neither")
+            raise PromptError(
+                "slices=[first, last] bounds propagate=true and propagate=memory; give one of them"
+            )
 
     @property
     def has_prompts(self) -> bool:
         """Whether any option is given that only makes sense for prompted objects."""
         given = (self.point_labels, self.scribble_labels, self.labels)
-        return self.propagate or self.has_objects or any(value is not None for value in given)
+        carries = self.propagate is not False
+        return carries or self.has_objects or any(value is not None for value in given)
 
     @property
     def has_objects(self) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from samadapt.system.arrays import Array
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from samadapt.inference.options import Carry
+    from samadapt.inference.options import Carry, PredictionOptions
     from samadapt.prompts.policy import PromptPolicy
     from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.sam.types import Frame
@@ -64,17 +64,18 @@ class Walk:
 
 
 @dataclass(frozen=True)
-class _CarriedObject:
+class CarriedObject:
     """An object on its way to the next slice.
 
     Attributes:
         walk: where it goes.
-        prompts: a prompt for each part of its mask.
+        onward: what finds it on the next slice: ``ImagePrompts`` with a prompt for each part of its
+            mask, or its memories (``memory_propagation.py``).
         area: pixels of its mask on the prompted slice.
     """
 
     walk: Walk
-    prompts: ImagePrompts
+    onward: Any
     area: int
 
 
@@ -114,6 +115,26 @@ def plan_walks(
             up.append(Walk(number, start, last))
             down.append(Walk(number, start, first))
     return up, down
+
+
+def check_start(options: PredictionOptions, depth: int) -> None:
+    """Check that objects can be carried from slices that the user names.
+
+    Args:
+        options: prompts and options.
+        depth: number of slices.
+
+    Raises:
+        PromptError: there is one slice, or the prompts do not say on which slices they are.
+    """
+    said = f"propagate={str(options.propagate).lower()}"
+    if depth == 1:
+        raise PromptError(f"{said} carries objects through a volume; this is one image")
+    if not options.names_slices:
+        raise PromptError(
+            f"{said} starts from the slices that you name: give the prompts by slice, as "
+            "boxes={12: [[x0, y0, x1, y1]]}"
+        )
 
 
 def _bounds(slices: Sequence[int] | None, depth: int) -> tuple[int, int]:
@@ -180,13 +201,14 @@ class Propagation:
         downwards = sorted({i for walk in down for i in range(walk.limit, walk.start)})[::-1]
         self._again = set(downwards)
         with Spool() as self._spool, torch.no_grad():
+            self._prepare(prompts)
             # Upwards: segment the prompted objects and carry them on. What a walk downwards needs
             # later waits in ``waiting``, by the slice on which it starts.
             leads = {(walk.start, walk.number): walk for walk in up}
             returns = {(walk.start, walk.number): walk for walk in down}
-            waiting: dict[int, list[_CarriedObject]] = {}
+            waiting: dict[int, list[CarriedObject]] = {}
             kept: dict[int, list[int]] = {}
-            carried: list[_CarriedObject] = []
+            carried: list[CarriedObject] = []
             for at, index in enumerate(upwards):
                 found, carried = self._carry(index, carried, upwards[at + 1 :])
                 begun, seeds = self._begin(index, prompts.get(index), leads, upwards[at + 1 :])
@@ -194,9 +216,8 @@ class Propagation:
                 carried += seeds
                 for seed in seeds:
                     back = returns[index, seed.walk.number]
-                    waiting.setdefault(index, []).append(
-                        _CarriedObject(back, seed.prompts, seed.area)
-                    )
+                    again = CarriedObject(back, self._restarted(seed.onward), seed.area)
+                    waiting.setdefault(index, []).append(again)
                 # A slice that a walk downwards passes too is yielded then, with what was found now.
                 if index in self._again:
                     kept[index] = list(found)
@@ -218,13 +239,20 @@ class Propagation:
                     yield index, found
                 self.advance()
 
+    def _prepare(self, prompts: Mapping[int, ImagePrompts]) -> None:
+        """Do what must be done on all prompted slices before the first walk."""
+
+    def _restarted(self, onward: Any) -> Any:
+        """Return what finds an object on its way downwards, before it has gone anywhere."""
+        return onward
+
     def _begin(
         self,
         index: int,
         prompts: ImagePrompts | None,
         walks: Mapping[tuple[int, int], Walk],
         rest: Sequence[int],
-    ) -> tuple[dict[int, Float[Tensor, "1 _ _"]], list[_CarriedObject]]:
+    ) -> tuple[dict[int, Float[Tensor, "1 _ _"]], list[CarriedObject]]:
         """Segment what is prompted on a slice."""
         if prompts is None or not len(prompts):
             return {}, []
@@ -237,19 +265,19 @@ class Propagation:
             found[number] = logits
             if mask.any():
                 onward = self._prompts_from(mask, logits)
-                seeds.append(_CarriedObject(walks[index, number], onward, int(mask.sum())))
+                seeds.append(CarriedObject(walks[index, number], onward, int(mask.sum())))
         return found, seeds
 
     def _carry(
-        self, index: int, carried: Sequence[_CarriedObject], rest: Sequence[int]
-    ) -> tuple[dict[int, Float[Tensor, "1 _ _"]], list[_CarriedObject]]:
+        self, index: int, carried: Sequence[CarriedObject], rest: Sequence[int]
+    ) -> tuple[dict[int, Float[Tensor, "1 _ _"]], list[CarriedObject]]:
         """Segment the objects that come from the slice before; drop those that have vanished."""
         due = [item for item in carried if index in item.walk.slices]
         if not due:
             return {}, []
         multimask = self.policy.multimask if self.carry == "prompt" else False
-        counts = [len(item.prompts) for item in due]
-        together = _joined_prompts([item.prompts for item in due])
+        counts = [len(item.onward) for item in due]
+        together = _joined_prompts([item.onward for item in due])
         low, masks, _ = self._decode(index, together, rest, multimask=multimask)
         # Rows start to end of `low` and `masks` belong to the parts of one object.
         ends = np.cumsum(counts)
@@ -261,7 +289,7 @@ class Propagation:
             if mask.sum() > 0 and mask.sum() >= self.vanish * item.area:
                 found[item.walk.number] = logits
                 onward = self._prompts_from(mask, logits)
-                alive.append(_CarriedObject(item.walk, onward, item.area))
+                alive.append(CarriedObject(item.walk, onward, item.area))
         return found, alive
 
     def _decode(
@@ -272,8 +300,13 @@ class Propagation:
         ((low, iou),) = answers_to_prompts(
             self.sam, embedding, [self._frame], [prompts], self.policy, multimask=multimask
         )
+        return low, self._masks_of(low), iou
+
+    def _masks_of(self, low: Float[Tensor, "p 1 _ _"]) -> Array:
+        """Return masks (p, h, w) in the original frame."""
         original = self.sam.postprocess(low[None].float(), self._frame)[0, :, 0]
-        return low, (original > self.threshold).cpu().numpy(), iou
+        found: Array = (original > self.threshold).cpu().numpy()
+        return found
 
     def _embedding(self, index: int, rest: Sequence[int]) -> Float[Tensor, "c g g"]:
         """Return the embedding (c, g, g) of a slice, which is computed once.

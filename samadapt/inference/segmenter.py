@@ -29,7 +29,7 @@ from samadapt.inference.files import (
 )
 from samadapt.inference.inputs import Source, chosen_channels, is_source, reader_options
 from samadapt.inference.objects import FoundObject
-from samadapt.inference.options import Carry, PredictionOptions, SecondPassBy, Tta
+from samadapt.inference.options import Carry, PredictionOptions, Propagate, SecondPassBy, Tta
 from samadapt.inference.planned_predictions import predict_planned
 from samadapt.inference.prediction_store import PredictionStore, recorded_options
 from samadapt.inference.volumes import Progress, VolumePredictor, as_picture
@@ -312,7 +312,7 @@ class Segmenter:
         scribble_labels: SliceScribbles = None,
         masks: SliceMasks | str | Path = None,
         labels: str | Sequence[str] | None = None,
-        propagate: bool = False,
+        propagate: Propagate = False,
         carry: Carry = "prompt",
         slices: Sequence[int] | None = None,
         vanish: float = 0.1,
@@ -363,7 +363,9 @@ class Segmenter:
             labels: class name of each object, or one for all. It is required if the adapter has
                 several classes.
             propagate: carry each object in both directions from the slices on which it is prompted.
-                Slices between two prompted ones are segmented from the nearer one.
+                Slices between two prompted ones are segmented from the nearer one. ``True``: by
+                prompts that are made from the mask of the slice before; ``"memory"``: by the memory
+                of SAM 2, which needs a SAM 2 and a weights file with it.
             carry: how a slice's mask prompts the next slice. ``"prompt"``: by the box around each
                 part of the mask, a little wider, or for adapters trained with points by the
                 innermost point. ``"mask"``: by the logits of the mask, as a mask prompt. This suits

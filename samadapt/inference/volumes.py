@@ -32,10 +32,11 @@ from samadapt.inference.asked_prompts import (
 )
 from samadapt.inference.clicks_in_turn import answers_to_prompts
 from samadapt.inference.embedding_cache import EmbeddingCache
+from samadapt.inference.memory_propagation import check_memory, make_propagation
 from samadapt.inference.objects import FoundObject, list_objects
 from samadapt.inference.options import PredictionOptions, class_ids
 from samadapt.inference.passes import EmbeddedPass, embed_passes
-from samadapt.inference.propagate import Propagation, Walk, plan_walks
+from samadapt.inference.propagate import Walk, check_start, plan_walks
 from samadapt.inference.walk_together import walk_together
 from samadapt.prompts.user_prompts import tile_prompts
 from samadapt.sam.decode import (
@@ -181,6 +182,7 @@ class VolumePredictor:
         if options.tta and self.policy.finds_classes:
             refuse_sides(self.classes, f"tta={options.tta}")
         self.second_pass(options)
+        check_memory(self.sam, options)
         asked_twice = options.tta is not None or options.second_pass is not None
         several = len(self.members) > 1 or asked_twice
         if options.uncertainty == "mutual_information" and not several:
@@ -434,13 +436,7 @@ class _Prediction:
             PromptError: there is one slice, or the prompts do not say on which slices they are.
         """
         options, depth = self.options, self.shape[2]
-        if depth == 1:
-            raise PromptError("propagate=true carries objects through a volume; this is one image")
-        if not options.names_slices:
-            raise PromptError(
-                "propagate=true starts from the slices that you name: give the prompts by slice, "
-                "as boxes={12: [[x0, y0, x1, y1]]}"
-            )
+        check_start(options, depth)
         prompts = self._prompts()
         up, down = plan_walks(prompts, depth, options.slices)
         steps = len({i for walk in up for i in range(walk.start, walk.limit + 1)})
@@ -473,13 +469,13 @@ class _Prediction:
             (one,) = self._embed(indices, [member], [mirror])
             return one.embeddings, one.frames
 
-        propagation = Propagation(
+        propagation = make_propagation(
+            self.options,
+            depth=self.shape[2],
             sam=member.sam,
             embed=embed,
             policy=self.model.policy,
             threshold=self.model.threshold,
-            carry=self.options.carry,
-            vanish=self.options.vanish,
             ahead=self.model.ahead,
             advance=advance,
         )

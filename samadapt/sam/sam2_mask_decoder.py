@@ -1,4 +1,4 @@
-"""The mask decoder of SAM 2 (Ravi et al. 2024, appendix D), for still images.
+"""The mask decoder of SAM 2 (Ravi et al. 2024, appendix D).
 
 It differs from SAM's in four points:
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samadapt.sam.layers import MLP
-from samadapt.sam.mask_decoder_fast import FastMaskDecoder
+from samadapt.sam.mask_decoder_fast import FastMaskDecoder, join_objects
 from samadapt.sam.types import MaskOutput
 
 
@@ -139,6 +139,34 @@ class Sam2MaskDecoder(FastMaskDecoder):
             for tokens, image in self._attend(embedding, position, sparse, dense)
         ]
         return torch.cat(drawn, dim=1)
+
+    def decode_with_tokens(
+        self,
+        embeddings: Float[Tensor, "b e g g"],
+        position: Float[Tensor, "c g g"],
+        sparse: Float[Tensor, "b p n c"],
+        dense: Float[Tensor, "#b #p c #g #g"],
+        *,
+        multimask: bool,
+    ) -> tuple[MaskOutput, Float[Tensor, "b p m c"]]:
+        """Decode objects, and return the decoded tokens that their masks came from.
+
+        Arguments are those of ``MaskDecoder.forward``. A single mask has token 0, also where
+        another mask is chosen for it, as in sam2.
+        """
+        embedding, details = self.split_embeddings(embeddings)
+        chosen = self.chosen_masks(multimask)
+        first = self.tokens_before_iou + 1
+        named = (
+            slice(first + 1, first + 1 + self.num_multimask)
+            if multimask
+            else slice(first, first + 1)
+        )
+        parts, mask_tokens = [], []
+        for tokens, image in self._attend(embedding, position, sparse, dense):
+            parts.append(self._decode(tokens, image, details, embeddings.shape[-1], chosen))
+            mask_tokens.append(tokens[:, :, named])
+        return join_objects(parts), torch.cat(mask_tokens, dim=1)
 
     def decode_above(self, *args: Any, **kwargs: Any) -> Any:
         """Draw only masks with a high estimated IoU; see ``FastMaskDecoder.decode_above``.

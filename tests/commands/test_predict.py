@@ -191,6 +191,8 @@ def test_objects_are_carried_from_the_command_line(adapter, tmp_path, capsys):
     assert not labels[:, :, 0].any()
     assert main(["predict", *arguments, "labels=liver"]) == 2
     assert "the adapter has no class 'liver'" in capsys.readouterr().err
+    assert main(["predict", *arguments, "labels=lesion", "propagate=memory"]) == 2
+    assert "by the memory of SAM 2: tiny has none" in capsys.readouterr().err
 
 
 def test_the_decoder_alone_from_the_recipe_to_a_mask(make_pictures, recipe, tmp_path, capsys):

@@ -23,6 +23,7 @@ from samadapt.errors import WeightsError, nearest
 from samadapt.sam.image_encoder import resample_pos_embed, resample_rel_pos
 from samadapt.sam.model import Sam, build_sam
 from samadapt.sam.segmentation_model import SegmentationModel
+from samadapt.sam.video_memory import VideoMemory, memory_tensors
 from samadapt.sam.weights.builds import BUILDS, TEST_BUILDS, Build
 from samadapt.sam.weights.checkpoints import check_tensors, image_size_of, read_checkpoint
 from samadapt.sam.weights.sam2_names import NEWER, memory_names
@@ -106,7 +107,7 @@ def _without_memory(
     """Divide tensors into those of still images and those of SAM 2's memory of a video.
 
     Raises:
-        WeightsError: there is a part of the memory and not all of it.
+        WeightsError: there is a part of the memory and not all of it, or of another shape.
     """
     names = memory_names(build.version) if build.version != "1" else frozenset()
     memory = {key: tensor for key, tensor in tensors.items() if key in names}
@@ -115,6 +116,8 @@ def _without_memory(
             f"{path}: {len(missing)} of the {len(names)} tensors of the memory of {build.name} are "
             f"missing, such as {missing[0]}; expected all of them, or none"
         )
+    if memory:
+        check_tensors(path, memory, memory_tensors(build))
     return {key: tensor for key, tensor in tensors.items() if key not in memory}, memory
 
 
@@ -281,17 +284,27 @@ def _random_sam(build: Build, image_size: int | None) -> Sam:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         sam = build_sam(build, image_size=image_size)
-        for module in sam.modules():
-            norm = "Norm" in type(module).__name__
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.ndim < 2:
-                    centre = 1.0 if norm and name == "weight" else 0.0
-                    nn.init.normal_(parameter, centre, 0.2)
-                elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
-                    nn.init.normal_(parameter, 0.0, 1.5 / math.sqrt(parameter[0].numel()))
-                else:
-                    nn.init.normal_(parameter, 0.0, 0.5)
+        _fill_at_random(sam)
+        if build.version != "1":
+            memory = VideoMemory(build)
+            _fill_at_random(memory)
+            shapes = {name: tensor.shape for name, tensor in memory_tensors(build).items()}
+            empty = {name: torch.zeros(shape) for name, shape in shapes.items()}
+            sam.memory = empty | memory.state_dict()
     return sam
+
+
+def _fill_at_random(model: nn.Module) -> None:
+    for module in model.modules():
+        norm = "Norm" in type(module).__name__
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim < 2:
+                centre = 1.0 if norm and name == "weight" else 0.0
+                nn.init.normal_(parameter, centre, 0.2)
+            elif isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.normal_(parameter, 0.0, 1.5 / math.sqrt(parameter[0].numel()))
+            else:
+                nn.init.normal_(parameter, 0.0, 0.5)
 
 
 def _freeze(sam: Sam) -> Sam:

@@ -14,6 +14,7 @@ from samadapt.errors import WeightsError
 from samadapt.export.hf import transformers_model
 from samadapt.export.hf_sam2 import sam2_configuration
 from samadapt.sam.model import Sam, build_sam
+from samadapt.sam.video_memory import memory_tensors
 from samadapt.sam.weights import loading
 from samadapt.sam.weights.builds import BUILDS
 from samadapt.sam.weights.loading import base_hash, load_sam
@@ -29,12 +30,15 @@ from samadapt.sam.weights.sam2_names import (
 TENSORS = {"sam2_t": 471}
 
 
-def published(sam: Sam, version: str = "2.1") -> dict[str, Tensor]:
-    """The state dict of a published file: our weights, and a memory of the version."""
+def published(sam: Sam) -> dict[str, Tensor]:
+    """The state dict of a published file: our weights, and a memory."""
     state = {published_sam2_key(name): value for name, value in sam.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
-    names = sorted(memory_names(version))
-    return state | {name: torch.randn(2, 3, generator=generator) for name in names}
+    memory = memory_tensors(sam.build)
+    assert memory.keys() == memory_names("2.1")
+    return state | {
+        name: torch.randn(value.shape, generator=generator) for name, value in memory.items()
+    }
 
 
 @pytest.fixture
@@ -172,7 +176,11 @@ def test_missing_and_unexpected_tensors_are_named(file: Path, tmp_path: Path) ->
     torch.save(state, tmp_path / "b.pt")
     with pytest.raises(WeightsError, match=r"b\.pt: 1 of the 160.*memory_attention\.norm\.bias"):
         load_sam(checkpoint=tmp_path / "b.pt")
-    state["memory_attention.norm.bias"] = torch.zeros(1)
+    state["memory_attention.norm.bias"] = torch.zeros(2)
+    torch.save(state, tmp_path / "c.pt")
+    with pytest.raises(WeightsError, match=r"1 of a wrong shape: memory_attention\.norm\.bias"):
+        load_sam("tiny_h", tmp_path / "c.pt")
+    state["memory_attention.norm.bias"] = torch.zeros(64)
     torch.save(state, tmp_path / "c.pt")
     with pytest.raises(WeightsError, match=r"1 missing: mask_decoder\.conv_s0\.bias"):
         load_sam(checkpoint=tmp_path / "c.pt")
