@@ -35,6 +35,7 @@ from samadapt.methods import METHODS
 from samadapt.methods.base import Method
 from samadapt.methods.peft_others import OtherPeft
 from samadapt.sam.weights.builds import BUILDS
+from samadapt.sam.weights.sources import known_weights
 from samadapt.system.settings import describe_type
 from samadapt.training.losses import LOSSES
 from samadapt.training.losses.base import targets_text
@@ -341,17 +342,61 @@ def data_page() -> str:
     )
 
 
+SAM2_COSTS = {
+    "t": (31.4, 156, (13, 56, 284)),
+    "s": (38.5, 184, (17, 72, 346)),
+    "b+": (73.3, 324, (33, 138, 619)),
+    "l": (216.9, 898, (107, 434, 1821)),
+}
+"""Of each size: millions of weights, MB of the file, and GFLOP of the encoder at 256, 512 and 1024
+pixels, as torch's ``FlopCounterMode`` counts ours (padded tokens of windows are never computed)."""
+
+CHOICE = """## Which one
+
+- On a CPU: `lite_medsam` for medical data, `vit_t` or `sam2_t` for other pictures.
+- For comparison with published adapters: `vit_b`, or `medsam` for medical data.
+- For adapters that sam2 loads: SAM 2.1, beginning with `sam2_t`; `sam2_b+` and `sam2_l` need a GPU.
+  `sam2.0_t` and so on are there for comparison with older work.
+
+SAM 2 squashes a picture to the square. `model.image_size=1024` is the side that it was trained
+on. No weights of it were at hand: its exactness is shown on random weights against transformers
+and timm, and its accuracy and its speed on quiet machines are not measured here. Training sees
+still pictures alone; `predict propagate=memory` follows an object through the slices of a volume.
+Files of MedSAM2 and other fine-tuned SAM 2.1 models are given as `model.checkpoint=FILE` with the
+name of their size, `model=sam2_t` for MedSAM2."""
+
+
 def models_page() -> str:
-    """Return every base model."""
+    """Return every base model, and what SAM 2 costs."""
     rows = [
-        [code(f"model={name}"), build.encoder, build.image_size] for name, build in BUILDS.items()
+        [
+            code(f"model={name}"),
+            build.encoder,
+            build.image_size,
+            build.side_step,
+            known_weights[name].licence if name in known_weights else "-",
+        ]
+        for name, build in BUILDS.items()
     ]
     intro = (
         "`model=NAME` chooses the base. Its weights are downloaded once and checked by hash, or "
         "given as `model.checkpoint=FILE`. `model.image_size=N` runs it on smaller or larger "
-        "images. `tiny` and `tiny_t` have random weights and exist for tests."
+        "images. `tiny`, `tiny_t` and `tiny_h` have random weights and exist for tests."
     )
-    return page("Models", intro, table(["name", "encoder", "image size"], rows))
+    costs = [
+        [code(f"sam2_{size}"), weights, file, *gflops]
+        for size, (weights, file, gflops) in SAM2_COSTS.items()
+    ]
+    return page(
+        "Models",
+        intro,
+        table(["name", "encoder", "image size", "sides are multiples of", "licence"], rows),
+        CHOICE,
+        "## What SAM 2 costs",
+        "Millions of weights for still pictures, and GFLOP of the image encoder for a picture. "
+        "SAM's ViT-B at 1024 pixels has 93.7 million and 942 GFLOP.",
+        table(["name", "weights (M)", "file (MB)", "256 px", "512 px", "1024 px"], costs),
+    )
 
 
 def record_page() -> str:

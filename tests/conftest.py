@@ -60,6 +60,8 @@ def _draw(name: str, value: Tensor, generator: torch.Generator) -> Tensor:
     if value.shape[0] == 1 or name.endswith(("mask_tokens.weight", "gaussian_matrix")):
         return noise
     gain = 2.0 if value.ndim == 4 else 1.4  # convolutions of TinyViT forget the image below that
+    if ".conv_s" in name:  # the fine maps of SAM 2 drown the prompts above that
+        gain = 0.3
     return gain * noise * value[0].numel() ** -0.5
 
 
@@ -196,7 +198,7 @@ def tiny_h_sam() -> Sam:
 @pytest.fixture(params=["tiny", "tiny_t", pytest.param("tiny_h", marks=pytest.mark.slow)])
 def any_sam(request: pytest.FixtureRequest) -> Sam:
     """Each of the three models, one after the other."""
-    return _make(request.param, seed=3)
+    return _make(request.param, seed=4 if request.param == "tiny_h" else 3)
 
 
 @pytest.fixture
@@ -350,14 +352,15 @@ def fresh(request: pytest.FixtureRequest) -> Callable[[], Sam]:
 
 
 def _predict(sam: Sam, count: int = 2) -> Tensor:
-    """Every mask, multimask and single, and every IoU, of a fixed batch in one vector."""
+    """Every mask, multimask and single, and every score, of a fixed batch in one vector."""
     torch.manual_seed(0)
     images = torch.randn(count, 3, sam.image_size, sam.image_size)
     box = torch.tensor([[[4.0, 6.0, 40.0, 50.0]], [[20.0, 12.0, 60.0, 44.0]]])
     box = box.repeat(count // 2, 1, 1)
     embeddings = sam.encode(images)
     outputs = [sam.decode(embeddings, Prompts(boxes=box), multimask=m) for m in (True, False)]
-    return torch.cat([part.flatten() for o in outputs for part in (o.logits, o.iou)])
+    parts = [part for o in outputs for part in (o.logits, o.iou, o.object_score)]
+    return torch.cat([part.flatten() for part in parts if part is not None])
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -80,22 +81,21 @@ class Onnx(Target):
         """Refuse models that see several slices at once; accept everything else."""
         if recorded_stack(adapted.record) > 1:
             return "it sees stacks of slices, and the graph takes one image"
-        if adapted.sam.build.version != "1":
-            return "the graphs of SAM 2 are not supported yet"
         return ""
 
     def write(self, adapted: Adapted, folder: Path) -> list[str]:
         """Trace both parts, and reduce the precision of the encoder if requested."""
         import torch
 
-        from samadapt.export.onnx_decoder import PromptAndMaskDecoder
+        from samadapt.export.onnx_decoder import ImageEmbedder, PromptAndMaskDecoder
 
         require_onnx()
         sam = merged_if_possible(adapted).float().cpu().eval()
         if adapted.record.head:
             return self._write_classes(sam, folder)
         image = torch.zeros(1, 3, sam.image_size, sam.image_size)
-        trace(sam.image_encoder, (image,), folder / ENCODER, ("input_image",), DECODER_INPUTS[:1])
+        embedder = ImageEmbedder(sam)
+        trace(embedder, (image,), folder / ENCODER, ("input_image",), DECODER_INPUTS[:1])
         # The numbers of prompts and points and the size of the original image vary between calls.
         # The model's square is fixed.
         decoder = PromptAndMaskDecoder(sam)
@@ -150,7 +150,8 @@ class Onnx(Target):
         """Open the files with onnxruntime."""
         if adapted.record.head:
             return OnnxClassModel(folder)
-        return OnnxModel(folder, 4 * adapted.sam.embedding_size)
+        sam = adapted.sam
+        return OnnxModel(folder, 4 * sam.embedding_size, sam.prompt_encoder.padding_points)
 
     def how_to_use(self, adapted: Adapted) -> Snippet:
         """Return code for onnxruntime."""
@@ -160,9 +161,17 @@ class Onnx(Target):
 class OnnxModel:
     """The two files behind the calls of ``ProbedModel``."""
 
-    def __init__(self, folder: Path, side: int) -> None:
-        """Open the files; ``side`` is the side of a mask prompt."""
-        self.side = side
+    def __init__(
+        self, folder: Path, side: int, padding: Callable[[Prompts], int] | None = None
+    ) -> None:
+        """Open the files.
+
+        Args:
+            folder: where they are.
+            side: side of a mask prompt.
+            padding: ``PromptEncoder.padding_points`` of the model; None: that of the first SAM.
+        """
+        self.side, self.padding = side, padding or first_padding
         self.encoder, self.decoder = (session(folder / name) for name in (ENCODER, DECODER))
 
     def encode(self, images: Tensor) -> Tensor:
@@ -178,7 +187,7 @@ class OnnxModel:
 
         from samadapt.sam.types import MaskOutput
 
-        coords, labels = as_points(prompts)
+        coords, labels = as_points(prompts, self.padding(prompts))
         masks = prompts.masks  # of one object
         values = (
             embeddings,
@@ -256,24 +265,34 @@ def merged_if_possible(adapted: Adapted) -> Sam:
     return adapted.sam
 
 
-def as_points(prompts: Prompts) -> tuple[Tensor, Tensor]:
+def first_padding(prompts: Prompts) -> int:
+    """Return how many padding points follow the prompts of an object in the first SAM."""
+    return int(prompts.points is not None and prompts.boxes is None)
+
+
+def as_points(prompts: Prompts, padding: int) -> tuple[Tensor, Tensor]:
     """Return the prompts of one image in the form of segment-anything's export.
 
-    A box is two points labelled 2 and 3; points without a box get a padding point labelled -1.
+    A box is two points labelled 2 and 3; padding points are labelled -1.
+
+    Args:
+        prompts: points, or boxes, or neither.
+        padding: how many padding points follow; see ``PromptEncoder.padding_points``.
 
     Returns:
-        Points (p, n, 2) in the model frame and labels (p, n). Without a prompt n is 0.
+        Points (p, n, 2) in the model frame and labels (p, n).
     """
     import torch
 
     if prompts.boxes is not None:
-        corners = prompts.boxes[0].reshape(-1, 2, 2).float()
-        return corners, torch.tensor([2.0, 3.0]).expand(len(corners), 2).contiguous()
-    if prompts.points is None or prompts.point_labels is None:
-        return torch.zeros(1, 0, 2), torch.zeros(1, 0)
-    points, labels = prompts.points[0].float(), prompts.point_labels[0].float()
-    padded = torch.cat([points, points.new_zeros(len(points), 1, 2)], dim=1)
-    return padded, torch.cat([labels, -labels.new_ones(len(labels), 1)], dim=1)
+        points = prompts.boxes[0].reshape(-1, 2, 2).float()
+        labels = torch.tensor([2.0, 3.0]).expand(len(points), 2)
+    elif prompts.points is not None and prompts.point_labels is not None:
+        points, labels = prompts.points[0].float(), prompts.point_labels[0].float()
+    else:
+        points, labels = torch.zeros(1, 0, 2), torch.zeros(1, 0)
+    padded = torch.cat([points, points.new_zeros(len(points), padding, 2)], dim=1)
+    return padded, torch.cat([labels, -labels.new_ones(len(labels), padding)], dim=1)
 
 
 def session(path: Path) -> Any:

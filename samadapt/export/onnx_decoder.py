@@ -13,6 +13,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from samadapt.sam.model import Sam
+from samadapt.sam.types import MaskOutput, Prompts
+
+
+class ImageEmbedder(nn.Module):
+    """Embeds one preprocessed image, as ``Sam.encode`` does.
+
+    Args:
+        sam: the model, whose layers are used without a copy.
+    """
+
+    def __init__(self, sam: Sam) -> None:
+        """Keep references to the layers."""
+        super().__init__()
+        self.encoder, self.decoder = sam.image_encoder, sam.mask_decoder
+
+    def forward(self, input_image: Tensor) -> Tensor:
+        """Embed an image (1, 3, s, s) as (1, e, g, g)."""
+        return self.decoder.embed_maps(self.encoder(input_image))
 
 
 class PromptAndMaskDecoder(nn.Module):
@@ -28,13 +46,14 @@ class PromptAndMaskDecoder(nn.Module):
         self.prompts, self.decoder = sam.prompt_encoder, sam.mask_decoder
         self.classes = sam.class_tokens
         self.size, self.side = sam.image_size, sam.embedding_size
+        self.channels, self.is_first = sam.embedding_channels, sam.build.version == "1"
         self.squash = sam.preprocessing.resize == "squash"
 
     def example(self) -> tuple[Tensor, ...]:
         """Return example inputs for tracing: two prompts of three points."""
         low = 4 * self.side
         return (
-            torch.randn(1, self.prompts.width, self.side, self.side),
+            torch.randn(1, self.channels, self.side, self.side),
             torch.rand(2, 3, 2) * self.size,
             torch.tensor([[2.0, 3.0, 1.0], [1.0, 0.0, -1.0]]),
             torch.randn(1, 1, low, low),
@@ -54,7 +73,7 @@ class PromptAndMaskDecoder(nn.Module):
         """Predict the masks.
 
         Args:
-            image_embeddings: (1, c, g, g).
+            image_embeddings: (1, e, g, g).
             point_coords: (p, n, 2), (x, y) in the model frame.
             point_labels: (p, n); 1 foreground, 0 background, -1 padding, 2 and 3 a box's corners.
             mask_input: (1, 1, 4g, 4g) logits, for all prompts.
@@ -63,8 +82,9 @@ class PromptAndMaskDecoder(nn.Module):
 
         Returns:
             Logits (p, m, height, width), IoU estimates (p, m) and logits (p, m, 4g, 4g) of all m
-            mask tokens. The first one is the single mask. With class tokens the logits
-            (1, K, 4g, 4g) of the classes follow, which no prompt changes.
+            mask tokens. The first one is the single mask, in SAM 2 after the choice of a stable
+            one. With class tokens the logits (1, K, 4g, 4g) of the classes follow, which no prompt
+            changes.
         """
         low, iou = self.predict(
             image_embeddings, point_coords, point_labels, mask_input, has_mask_input
@@ -86,21 +106,27 @@ class PromptAndMaskDecoder(nn.Module):
         none = self.prompts.no_mask_embed.weight.view(1, -1, 1, 1)
         # A traced graph has no branches: both are computed, and one of them is multiplied by 0.
         dense = has_mask_input * given + (1 - has_mask_input) * none
-        return self._decode(image_embeddings + dense, sparse)
+        image, details = self.decoder.split_embeddings(image_embeddings)
+        low, iou = self._decode(image + dense, sparse, details)
+        if self.decoder.chooses_stable_mask:
+            return _with_stable_mask(self.decoder, low, iou)
+        return low, iou
 
     def class_logits(self, image_embeddings: Tensor) -> Tensor:
-        """Return logits (1, K or more, 4g, 4g) of the classes for an embedding (1, c, g, g).
+        """Return logits (1, K or more, 4g, 4g) of the classes for an embedding (1, e, g, g).
 
         Without class tokens they are those of the multimask tokens.
         """
         none = self.prompts.no_mask_embed.weight.view(1, -1, 1, 1)
-        image = image_embeddings + none
+        embedding, details = self.decoder.split_embeddings(image_embeddings)
+        image = embedding + none
         if self.classes is None:
-            sparse = image_embeddings.new_zeros(1, 0, self.prompts.width)
-            return self._decode(image, sparse)[0][:, 1:]
+            padding = self.prompts.padding_points(Prompts())
+            sparse = self.prompts.not_a_point_embed.weight.expand(1, padding, -1)
+            return self._decode(image, sparse, details)[0][:, 1:]
         tokens, cells = self._attend_both(image, self.classes.expanded(1)[0])
         kernels = self.classes.kernels(tokens[:, None])[:, 0].transpose(1, 2)
-        return self._draw(kernels, cells)
+        return self._draw(kernels, cells, details)
 
     def _embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
         # Half a pixel moves a point to the centre of its pixel, as in segment-anything.
@@ -111,21 +137,22 @@ class PromptAndMaskDecoder(nn.Module):
             embedded = embedded + embedding.get_parameter("weight") * (label == number)
         return embedded
 
-    def _decode(self, image: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+    def _decode(
+        self, image: Tensor, sparse: Tensor, details: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Return logits (p, m, 4g, 4g) and IoU estimates (p, m) for an image (1, c, g, g)."""
         tokens, cells = self._attend_both(image, sparse)
         # (p, m, c / 8): each mask token becomes the weights of a 1x1 convolution.
-        networks = self.decoder.output_hypernetworks_mlps
-        kernels = torch.stack([net(tokens[:, 1 + i]) for i, net in enumerate(networks)], 1)
-        iou: Tensor = self.decoder.iou_prediction_head(tokens[:, 0])
-        return self._draw(kernels, cells), iou
+        first, networks = self.decoder.tokens_before_iou + 1, self.decoder.output_hypernetworks_mlps
+        kernels = torch.stack([net(tokens[:, first + i]) for i, net in enumerate(networks)], 1)
+        return self._draw(kernels, cells, details), self.decoder.estimate_iou(tokens)
 
     def _attend_both(self, image: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens (p, 1 + m + n, c) and cells (p, g * g, c) after the transformer."""
+        """Return tokens (p, t, c) and cells (p, g * g, c) after the transformer."""
         decoder = self.decoder
-        # Tokens (p, 1 + m + n, c) are the IoU token, the mask tokens and the prompt. In SAM's
-        # decoder they are also the positions that the layers add.
-        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        # Tokens (p, t, c) are the decoder's own and the prompt. In SAM's decoder they are also the
+        # positions that the layers add.
+        own = torch.cat(list(decoder.own_tokens()))
         position = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], dim=1)
         place = self.prompts.dense_position().flatten(1).t()  # (g * g, c)
         cells = image.flatten(2).transpose(
@@ -162,8 +189,14 @@ class PromptAndMaskDecoder(nn.Module):
         """Attend with cells q (p or 1, n, c) over tokens k and v (p, t, c)."""
         return attend(layer, q, k, v)
 
-    def _draw(self, kernels: Tensor, cells: Tensor) -> Tensor:
+    def _draw(self, kernels: Tensor, cells: Tensor, details: Tensor | None) -> Tensor:
         """Return logits (p, m, 4g, 4g) of kernels (p, m, c / 8) and cells (p, g * g, c)."""
+        if details is not None:
+            quarters = self.decoder.upscale_with(cells, details[0])  # (p, g * g, 4, 4, c / 8)
+            drawn = quarters.flatten(1, 3) @ kernels.transpose(1, 2)  # (p, 16 * g * g, m)
+            # Cells (y, x), their quarters (2, 2), and the quarters of those (2, 2)
+            parts = torch.unflatten(drawn, 1, (self.side, self.side, 2, 2, 2, 2))
+            return parts.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
         upscaled = self._upscale(torch.unflatten(cells.transpose(1, 2), 2, (self.side, -1)))
         return torch.unflatten(kernels @ upscaled.flatten(2), 2, (4 * self.side, -1))
 
@@ -178,6 +211,9 @@ class PromptAndMaskDecoder(nn.Module):
 
     def _resize(self, low: Tensor, size: Tensor) -> Tensor:
         """Resize logits to the original frame, as ``Sam.postprocess`` does."""
+        if not self.is_first:
+            height, width = size.to(torch.int64)
+            return functional.interpolate(low, (height, width), mode="bilinear")
         square = functional.interpolate(low, (self.size, self.size), mode="bilinear")
         if not self.squash:
             # int(x + 0.5) of segment-anything; ``round`` would take halves to the even number.
@@ -185,6 +221,13 @@ class PromptAndMaskDecoder(nn.Module):
             square = square[..., : inner[0], : inner[1]]
         height, width = size.to(torch.int64)
         return functional.interpolate(square, (height, width), mode="bilinear")
+
+
+def _with_stable_mask(decoder: Any, low: Tensor, iou: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the choice of SAM 2's single mask in the place of the first mask."""
+    chosen = decoder.stable_mask(MaskOutput(logits=low[None], iou=iou[None]))
+    low = torch.cat([chosen.logits[0], low[:, 1:]], dim=1)
+    return low, torch.cat([chosen.iou[0], iou[:, 1:]], dim=1)
 
 
 def attend(layer: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -31,9 +31,9 @@ class ClassPredictor(nn.Module):
         super().__init__()
         if sam.dense_head is None:
             raise ConfigError("expected a model with a dense head; this one has none")
-        self.encoder, self.head = sam.image_encoder, sam.dense_head
+        self.sam, self.head = sam, sam.dense_head
         self.decoder = PromptAndMaskDecoder(sam)
-        self.blocks, self.size = len(sam.attention_blocks()), sam.image_size
+        self.size = sam.image_size
 
     def example(self) -> tuple[Tensor, Tensor]:
         """Return example inputs for tracing."""
@@ -53,7 +53,7 @@ class ClassPredictor(nn.Module):
             Logits (1, K, d, d); the background has the logit 0.
         """
         seen: list[Tensor] = []
-        embedding = self.encoder.prefix(input_image, self.blocks + 1, seen)
+        embedding = self.sam.encode(input_image, seen)
         levels = [*reduce_levels(self.head, seen), embedding]
         logits: Tensor = self.head((picture - PICTURE_MEAN) / PICTURE_STD, levels)
         if not self.head.settings.sam_logits:

@@ -58,6 +58,8 @@ class Web(Onnx):
         """Refuse what the page cannot prompt as in training."""
         if reason := super().refusal(adapted):
             return reason
+        if adapted.sam.build.version != "1":
+            return "the page cannot prompt SAM 2 yet; to=onnx writes its graphs"
         prompt = adapted.record.prompt
         if prompt.get("click_disks"):
             return "it wants clicks drawn into the mask prompt, which the page does not do"

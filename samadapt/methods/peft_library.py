@@ -37,7 +37,7 @@ def plan_layers(
     groups = list(method.peft_layers(sam, blocks))
     if method.decoder != "lora":
         return tuple(groups)
-    names = linears(sam, "mask_decoder")
+    names = decoder_linears(sam)
     for i, group in enumerate(groups):
         if group.kind == "LORA" and not group.options.get("use_dora"):
             rank = method.decoder_rank
@@ -60,7 +60,7 @@ def count_decoder_parameters(sam: Sam, method: Method) -> int:
         return method.count_own_decoder_parameters(sam)
     if method.decoder == "frozen":
         return 0
-    weights = [sam.get_parameter(f"{name}.weight") for name in linears(sam, "mask_decoder")]
+    weights = [sam.get_parameter(f"{name}.weight") for name in decoder_linears(sam)]
     return sum(method.decoder_rank * sum(weight.shape) for weight in weights)
 
 
@@ -70,6 +70,16 @@ def linears(sam: Sam, root: str) -> list[str]:
 
     found = sam.get_submodule(root).named_modules(prefix=root)
     return [name for name, module in found if isinstance(module, nn.Linear)]
+
+
+def decoder_linears(sam: Sam) -> list[str]:
+    """Return the paths of the decoder's linears that take layers.
+
+    SAM 2's head of the object's score is left out: no loss of still images trains it, and its last
+    linear has one output, fewer than most ranks.
+    """
+    every = linears(sam, "mask_decoder")
+    return [name for name in every if not name.startswith("mask_decoder.pred_obj_score_head.")]
 
 
 def norms(sam: Sam, root: str) -> list[str]:

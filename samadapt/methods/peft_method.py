@@ -99,9 +99,9 @@ class LinearMethod(PeftMethod):
 
     def decoder_names(self, sam: Sam) -> list[str]:
         """Return the paths of the decoder's linears."""
-        from samadapt.methods.peft_library import linears
+        from samadapt.methods.peft_library import decoder_linears
 
-        return linears(sam, "mask_decoder")
+        return decoder_linears(sam)
 
     def count(self, sam: Sam, names: Sequence[str]) -> int:
         """Return the sum of ``size`` over these linears."""

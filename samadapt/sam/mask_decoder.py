@@ -83,6 +83,11 @@ class MaskDecoder(nn.Module):
         embedding: Tensor = maps
         return embedding
 
+    def estimate_iou(self, tokens: Float[Tensor, "*b t c"]) -> Float[Tensor, "*b m"]:
+        """Estimate the IoU of the mask of every mask token from decoded tokens."""
+        iou: Tensor = self.iou_prediction_head(tokens[..., self.tokens_before_iou, :])
+        return iou
+
     def own_tokens(self) -> Sequence[Tensor]:
         """Return the decoder's own tokens, each (n, c), in order."""
         return self.iou_token.weight, self.mask_tokens.weight
@@ -130,7 +135,7 @@ class MaskDecoder(nn.Module):
         logits = (kernels.flatten(0, 1) @ upscaled.flatten(2)).view(
             *kernels.shape[:3], *upscaled.shape[-2:]
         )
-        iou = self.iou_prediction_head(tokens[:, :, 0])[..., chosen.start : chosen.stop]
+        iou = self.estimate_iou(tokens)[..., chosen.start : chosen.stop]
         return MaskOutput(logits=logits, iou=iou)
 
     def decode_single(

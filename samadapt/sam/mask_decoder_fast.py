@@ -93,7 +93,7 @@ class FastMaskDecoder(MaskDecoder):
     def decode_classes(
         self,
         classes: ClassTokens,
-        embeddings: Float[Tensor, "b c g g"],
+        embeddings: Float[Tensor, "b e g g"],
         position: Float[Tensor, "c g g"],
         dense: Float[Tensor, "1 1 c 1 1"],
     ) -> Float[Tensor, "b 1 K s s"]:
@@ -115,15 +115,10 @@ class FastMaskDecoder(MaskDecoder):
 
     def decode_above(
         self,
-        embeddings: Float[Tensor, "1 c g g"],
+        embeddings: Float[Tensor, "1 e g g"],
         position: Float[Tensor, "c g g"],
         sparse: Float[Tensor, "1 p n c"],
-        dense: Float[
-            Tensor,
-            (
-                1  # p c #g #g
-            ),
-        ],
+        dense: Float[Tensor, " 1 #p c #g #g"],
         min_iou: float,
         *,
         multimask: bool = True,
@@ -205,7 +200,7 @@ class FastMaskDecoder(MaskDecoder):
 
     def _score(self, tokens: Tensor, chosen: range) -> Tensor:
         """Estimate the IoU of the chosen masks: (b, p, m)."""
-        iou: Tensor = self.iou_prediction_head(tokens[:, :, self.tokens_before_iou])
+        iou = self.estimate_iou(tokens)
         return iou[..., chosen.start : chosen.stop]
 
 

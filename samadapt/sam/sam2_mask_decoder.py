@@ -18,7 +18,7 @@ its pixels, so that embeddings are kept, indexed and joined as those of the firs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -54,9 +54,11 @@ class StableMask(nn.Module):
         is_stable = torch.where(outer > 0, inner / outer, 1.0) >= self.LEAST  # (b, p)
         best = 1 + iou[:, :, 1:].argmax(dim=-1)
         chosen = torch.where(is_stable, 0, best)[..., None]  # (b, p, 1)
+        # ``gather``, because ONNX has no ``take_along_dim``.
+        place = chosen[..., None, None].expand(-1, -1, -1, *logits.shape[3:])
         return MaskOutput(
-            logits=logits.take_along_dim(chosen[..., None, None], dim=2),
-            iou=iou.take_along_dim(chosen, dim=2),
+            logits=logits.gather(2, place),
+            iou=iou.gather(2, chosen),
             object_score=output.object_score,
         )
 
@@ -84,6 +86,10 @@ class Sam2MaskDecoder(FastMaskDecoder):
     def own_tokens(self) -> Sequence[Tensor]:
         """Return the token of the object's score, the IoU token and the mask tokens."""
         return self.obj_score_token.weight, *super().own_tokens()
+
+    def estimate_iou(self, tokens: Float[Tensor, "*b t c"]) -> Float[Tensor, "*b m"]:
+        """Estimate the IoU of the mask of every mask token from decoded tokens."""
+        return super().estimate_iou(tokens).sigmoid()
 
     def embed_maps(self, maps: Any) -> Float[Tensor, "b e g g"]:
         """Return the embedding (b, 4c, g, g) of maps (b, c, g, g), (b, c, 2g, 2g), (b, c, 4g, 4g).
@@ -168,16 +174,29 @@ class Sam2MaskDecoder(FastMaskDecoder):
             mask_tokens.append(tokens[:, :, named])
         return join_objects(parts), torch.cat(mask_tokens, dim=1)
 
-    def decode_above(self, *args: Any, **kwargs: Any) -> Any:
-        """Draw only masks with a high estimated IoU; see ``FastMaskDecoder.decode_above``.
+    def decode_above(
+        self,
+        embeddings: Float[Tensor, "1 e g g"],
+        position: Float[Tensor, "c g g"],
+        sparse: Float[Tensor, "1 p n c"],
+        dense: Float[Tensor, " 1 #p c #g #g"],
+        min_iou: float,
+        *,
+        multimask: bool = True,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Return only masks with a high estimated IoU; see ``FastMaskDecoder.decode_above``.
 
-        Raises:
-            ValueError: ``multimask`` is False. Which mask is the stable one is only known when all
-                are drawn.
+        Which single mask is stable is known when all are drawn, so then none are left out before.
         """
-        if not kwargs.get("multimask", True):
-            raise ValueError("SAM 2 chooses a single mask after drawing all; use multimask=True")
-        return super().decode_above(*args, **kwargs)
+        if multimask or not self.chooses_stable_mask:
+            yield from super().decode_above(
+                embeddings, position, sparse, dense, min_iou, multimask=multimask
+            )
+            return
+        output: MaskOutput = self(embeddings, position, sparse, dense, multimask=False)
+        iou = output.iou[0]  # (p, 1)
+        good = iou > min_iou if min_iou > 0 else torch.ones_like(iou, dtype=torch.bool)
+        yield output.logits[0][good], iou[good], good.nonzero()[:, 0]
 
     def resize_mask_tokens(self, count: int) -> None:
         """Set the number of multimask outputs, which then are classes: no choice among them.
@@ -202,7 +221,3 @@ class Sam2MaskDecoder(FastMaskDecoder):
         output = MaskOutput(found.logits, found.iou, score)
         has_all = len(chosen) == self.num_multimask + 1
         return self.stable_mask(output) if has_all and self.stable_mask is not None else output
-
-    def _score(self, tokens: Tensor, chosen: range) -> Tensor:
-        """Estimate the IoU of the chosen masks: (b, p, m)."""
-        return super()._score(tokens, chosen).sigmoid()

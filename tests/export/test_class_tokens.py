@@ -24,7 +24,7 @@ def test_onnx_holds_the_classes_as_a_further_output(base, save, tmp_path, reques
     directory, sam = save(request.getfixturevalue(base), "lora", classes=5)
     done = export_adapter(directory, Onnx(), tmp_path / "out")
     assert CLASS_OUTPUT in " ".join(done.notes)
-    model = OnnxModel(tmp_path / "out", 4 * sam.embedding_size)
+    model = OnnxModel(tmp_path / "out", 4 * sam.embedding_size, sam.prompt_encoder.padding_points)
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         expected = sam.decode_classes(sam.encode(image)).logits
@@ -75,7 +75,7 @@ def test_the_background_is_subtracted_in_the_further_output(save, tiny_sam, tmp_
     directory, sam = save(tiny_sam, "lora", classes=5, background=True)
     done = export_adapter(directory, Onnx(), tmp_path / "out")
     assert "mask token 0" not in " ".join(done.notes), "the logits are those of the argmax"
-    model = OnnxModel(tmp_path / "out", 4 * sam.embedding_size)
+    model = OnnxModel(tmp_path / "out", 4 * sam.embedding_size, sam.prompt_encoder.padding_points)
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         expected = sam.decode_classes(sam.encode(image)).logits
@@ -99,7 +99,7 @@ def test_five_classes_of_an_earlier_version_are_exported_as_mask_tokens(save, ti
     assert "5 mask outputs, one per class" in " ".join(done.notes)
     assert "left out" not in " ".join(done.notes)
     export_adapter(directory, Onnx(), tmp_path / "onnx")
-    model = OnnxModel(tmp_path / "onnx", 4 * sam.embedding_size)
+    model = OnnxModel(tmp_path / "onnx", 4 * sam.embedding_size, sam.prompt_encoder.padding_points)
     boxes = Prompts(boxes=torch.tensor([[[4.0, 5, 40, 50]]]))
     with torch.no_grad():
         found, expected = (m.decode(m.encode(image), boxes, multimask=True) for m in (model, sam))

@@ -27,7 +27,9 @@ def sessions(folder):
     ]
 
 
-@pytest.mark.parametrize("base", ["tiny_sam", "tiny_t_sam"])
+@pytest.mark.parametrize(
+    "base", ["tiny_sam", "tiny_t_sam", pytest.param("tiny_h_sam", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(("method", "masks"), [("lora", 5), ("adapter", 3)])
 def test_onnxruntime_predicts_the_same(base, method, masks, save, tmp_path, request):
     directory, sam = save(request.getfixturevalue(base), method, masks=masks)

@@ -141,3 +141,45 @@ def test_the_card_says_whether_isat_loads_it(tiny_sam, save, tmp_path):
     ):
         sam = SimpleNamespace(image_size=side, build=build)
         assert said in in_isat(SimpleNamespace(sam=sam, record=SimpleNamespace(base=base)))
+
+
+def test_sam_2_has_the_published_names_and_its_memory(tiny_h_sam, save, tmp_path):
+    """The format of sam2's files, complete, so that ``build_sam2`` loads it strictly."""
+    from samadapt.sam.video_memory import memory_tensors
+    from samadapt.sam.weights.sam2_names import published_sam2_key
+
+    directory, adapted = save(tiny_h_sam)
+    names = {name: published_sam2_key(name) for name in tiny_h_sam.state_dict()}
+    shapes = {name: value.shape for name, value in memory_tensors(tiny_h_sam.build).items()}
+    memory = {name: torch.randn(shape) for name, shape in shapes.items()}
+    base = {names[name]: value for name, value in tiny_h_sam.state_dict().items()} | memory
+    torch.save({"model": base}, tmp_path / "base.pt")
+    done = export_adapter(directory, SamFile(), tmp_path / "out", checkpoint=tmp_path / "base.pt")
+    assert done.difference.logits < 1e-4 * max(1, done.difference.largest)
+    assert not done.notes
+    written = torch.load(tmp_path / "out" / "model.pth", weights_only=True)
+    assert written.keys() == {"model"}
+    merged = written["model"]
+    assert merged.keys() == base.keys()
+    assert all(torch.equal(merged[name], memory[name]) for name in memory)
+    changed = {name for name in base if not torch.equal(merged[name], base[name])}
+    assert changed == {
+        names[name]
+        for name in names
+        if name.endswith("attn.qkv.weight") or name.startswith("mask_decoder.")
+    }
+    loaded = load_sam("tiny_h", tmp_path / "out" / "model.pth")
+    assert loaded.memory.keys() == memory.keys()
+    box = Prompts(boxes=torch.tensor([[[4.0, 6.0, 40.0, 50.0]]]))
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = (sam(images, box, multimask=True) for sam in (adapted, loaded))
+    assert float((expected.logits - found.logits).abs().max()) < 1e-4 * float(
+        expected.logits.abs().max()
+    )
+
+
+def test_a_base_without_memory_is_noted(tiny_h_sam, save, tmp_path):
+    directory, _ = save(tiny_h_sam)
+    done = export_adapter(directory, SamFile(), tmp_path / "out")
+    assert any("no memory of a video" in note for note in done.notes)

@@ -156,7 +156,7 @@ def test_the_decoder_that_is_exported_honours_the_layers(name, tiny_sam, perturb
     perturb(inject(tiny_sam, METHODS[name](**OWN)))
     embeddings = tiny_sam.encode(torch.randn(1, 3, 64, 64))
     prompts = Prompts(boxes=torch.tensor([[[4.0, 6.0, 40.0, 50.0], [20.0, 12.0, 60.0, 44.0]]]))
-    inputs = (*as_points(prompts), torch.zeros(1, 1, 32, 32), torch.zeros(1), torch.ones(2) * 64)
+    inputs = (*as_points(prompts, 0), torch.zeros(1, 1, 32, 32), torch.zeros(1), torch.ones(2) * 64)
     _, iou, low = PromptAndMaskDecoder(tiny_sam)(embeddings, *inputs)
     for multimask, some in ((False, slice(0, 1)), (True, slice(1, None))):
         expected = tiny_sam.decode(embeddings, prompts, multimask=multimask)

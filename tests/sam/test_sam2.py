@@ -223,3 +223,55 @@ def test_preprocessing_is_that_of_imagenet(tiny_h_sam: Sam) -> None:
     expected = torch.tensor((image / 255 - mean) / std).permute(2, 0, 1).float()
     torch.testing.assert_close(pixels[0], expected, atol=1e-5, rtol=1e-5)
     assert to_pixels(tiny_h_sam, [image[:20]]).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@torch.no_grad()
+def test_masks_above_an_iou_are_those_of_decode(
+    tiny_h_sam: Sam, multimask: bool, share: float
+) -> None:
+    """As automatic masks draw them."""
+    points = 64 * torch.rand(1, 6, 1, 2, generator=torch.Generator().manual_seed(2))
+    prompts = Prompts(points=points, point_labels=torch.ones(1, 6, 1, dtype=torch.int64))
+    embeddings = tiny_h_sam.encode(torch.randn(1, 3, 64, 64))
+    output = tiny_h_sam.decode(embeddings, prompts, multimask=multimask)
+    least = float(output.iou.quantile(share)) if share else 0.0
+    sparse, dense = tiny_h_sam.prompt_encoder(prompts, 1)
+    position = tiny_h_sam.prompt_encoder.dense_position()
+    parts = tiny_h_sam.mask_decoder.decode_above(
+        embeddings, position, sparse, dense, least, multimask=multimask
+    )
+    logits, iou, objects = (torch.cat(values) for values in zip(*parts, strict=True))
+    good = output.iou[0] > least
+    assert 0 < good.sum() < good.numel() or not share
+    assert torch.equal(objects, good.nonzero()[:, 0])
+    torch.testing.assert_close(iou, output.iou[0][good])
+    torch.testing.assert_close(logits, output.logits[0][good], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_overfits_two_pictures_from_random_weights(tiny_h_sam: Sam) -> None:
+    """LoRA in the encoder and the whole decoder learn two masks by heart."""
+    from samadapt.adapters.injection import inject
+    from samadapt.methods.lora import LoRA
+
+    injection = inject(tiny_h_sam, LoRA(rank=8, targets=("qkv", "proj", "mlp")))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(6))
+    truth = torch.zeros(2, 1, 1, 16, 16)
+    truth[0, ..., 3:9, 4:13] = 1
+    truth[1, ..., 8:15, 1:7] = 1
+    boxes = torch.tensor([[[16.0, 12.0, 52.0, 36.0]], [[4.0, 32.0, 28.0, 60.0]]])
+    optimizer = torch.optim.AdamW(injection.parameters.values(), lr=1e-3)
+    injection.set_training(tiny_h_sam)
+    for _ in range(200):
+        logits = tiny_h_sam(images, Prompts(boxes=boxes), multimask=False).logits
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, truth)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    injection.set_training(tiny_h_sam, False)
+    with torch.no_grad():
+        found = tiny_h_sam(images, Prompts(boxes=boxes), multimask=False).logits > 0
+    overlap = (found & (truth > 0)).sum() / (found | (truth > 0)).sum()
+    assert float(overlap) > 0.95
