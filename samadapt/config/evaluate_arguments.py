@@ -46,6 +46,11 @@ class EvaluateArguments(Settings):
     cache: Cache = field(default_factory=Cache)
     eval: Eval = field(default_factory=Eval)
     output: Output = field(default_factory=Output)
+    propagate: Literal[True, "memory"] = Field(
+        default=True,
+        description="with prompts=volume_clicks: what carries objects to other slices; true: "
+        "prompts made from their masks; memory: the memory of SAM 2",
+    )
     checkpoint: str | None = Field(
         default=None, description="file of the base weights; null: search by the model's name"
     )

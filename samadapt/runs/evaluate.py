@@ -31,7 +31,7 @@ from samadapt.runs.same_run import check_same_configuration
 from samadapt.runs.scored_slices import Which, choose_slices
 from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.runs.side_by_side import ComparedAdapters, compare_adapters
-from samadapt.runs.volume_clicks import VolumeClicks, refuse_pictures
+from samadapt.runs.volume_clicks import VolumeClicks, refuse_pictures, refuse_without_memory
 from samadapt.system import processes
 from samadapt.system.launchers import refuse_several_processes
 
@@ -144,6 +144,8 @@ def score_adapter(
         check_fit(context, adapter, record)
         if arguments.prompts.name == "volume_clicks":
             refuse_pictures(context.dataset)
+        if arguments.propagate == "memory":
+            refuse_without_memory(context.model)
         scored = choose_slices(context, config, compared.records, chosen_cases(arguments))
         compared.check_same_cases(context, scored.refs)
         slices = RunSlices(train=[], validation=[], test=scored.refs)
@@ -155,7 +157,7 @@ def score_adapter(
     planner.warm()
 
     # Zero-shot first: a fresh adapter changes nothing, so the model is still the base.
-    further = further_scores(arguments.prompts.name, scorer, scored.refs)
+    further = further_scores(arguments, scorer, scored.refs)
     found = {kind: KindScores() for kind in context.policy.kinds}
     with context.progress.phase("zero-shot"):
         score_base(scorer, scored.refs, found)
@@ -190,18 +192,20 @@ def score_adapter(
 
 
 def further_scores(
-    prompts: str, scorer: Scorer, refs: Sequence[SliceRef]
+    arguments: EvaluateArguments, scorer: Scorer, refs: Sequence[SliceRef]
 ) -> OracleGap | VolumeClicks | None:
     """Return what measures the further prompts that were asked for; None: nothing.
 
     Args:
-        prompts: the name in ``prompts=NAME``.
+        arguments: the keys of ``samadapt evaluate``.
         scorer: scores the model of the run.
         refs: the slices that are scored.
     """
-    if prompts == "matrix":
+    if arguments.prompts.name == "matrix":
         return OracleGap(scorer, refs)
-    return VolumeClicks(scorer, refs) if prompts == "volume_clicks" else None
+    if arguments.prompts.name == "volume_clicks":
+        return VolumeClicks(scorer, refs, by_memory=arguments.propagate == "memory")
+    return None
 
 
 def _as_recorded(options: Eval, record: AdapterRecord, axis: str | None) -> Eval:

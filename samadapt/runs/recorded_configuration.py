@@ -55,28 +55,9 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
             ``prompts=volume_clicks`` with one that takes no prompts, and for ``data.train_cases``
             and ``output.trackers``, which are for a training.
     """
-    if arguments.data.train_cases is not None:
-        raise ConfigError(
-            "data.train_cases chooses what a training uses, and an evaluation trains nothing: "
-            "leave it out. unseen=true scores every case that the adapter was not trained on"
-        )
-    if arguments.output.trackers:
-        raise ConfigError(
-            f"output.trackers={arguments.output.trackers} follows a training, and an evaluation "
-            "trains nothing: leave it out"
-        )
-    many_channels = record.input_channels if record.input_channels > 3 else None
-    if many_channels and arguments.prompts.name == "matrix":
-        raise ConfigError(
-            "prompts=matrix also compares the models on photographs, which have three channels; "
-            f"this adapter sees {record.input_channels}. Leave prompts out"
-        )
+    _check(arguments, record)
     kind = record.prompt.get("kind", "box")
-    if arguments.prompts.name == "volume_clicks" and kind in ("semantic", AUTO):
-        raise ConfigError(
-            "prompts=volume_clicks gives a box and clicks; this adapter was trained without "
-            "prompts. Leave prompts out, or use prompts=matrix"
-        )
+    many_channels = record.input_channels if record.input_channels > 3 else None
     prompts = {item.name: getattr(arguments.prompts, item.name) for item in fields(PromptSettings)}
     # These two come beside the usual scores, which use the adapter's own kind of prompt.
     if prompts["name"] in ("matrix", "volume_clicks"):
@@ -118,6 +99,42 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
         privacy=arguments.privacy,
         recipe="evaluate",
     )
+
+
+def _check(arguments: EvaluateArguments, record: AdapterRecord) -> None:
+    """Refuse keys that do not fit the adapter, an evaluation or each other.
+
+    Raises:
+        ConfigError: see ``evaluation_config``; and for ``propagate=memory`` without
+            ``prompts=volume_clicks``.
+    """
+    if arguments.data.train_cases is not None:
+        raise ConfigError(
+            "data.train_cases chooses what a training uses, and an evaluation trains nothing: "
+            "leave it out. unseen=true scores every case that the adapter was not trained on"
+        )
+    if arguments.output.trackers:
+        raise ConfigError(
+            f"output.trackers={arguments.output.trackers} follows a training, and an evaluation "
+            "trains nothing: leave it out"
+        )
+    many_channels = record.input_channels if record.input_channels > 3 else None
+    if many_channels and arguments.prompts.name == "matrix":
+        raise ConfigError(
+            "prompts=matrix also compares the models on photographs, which have three channels; "
+            f"this adapter sees {record.input_channels}. Leave prompts out"
+        )
+    kind = record.prompt.get("kind", "box")
+    if arguments.prompts.name == "volume_clicks" and kind in ("semantic", AUTO):
+        raise ConfigError(
+            "prompts=volume_clicks gives a box and clicks; this adapter was trained without "
+            "prompts. Leave prompts out, or use prompts=matrix"
+        )
+    if arguments.propagate == "memory" and arguments.prompts.name != "volume_clicks":
+        raise ConfigError(
+            "propagate=memory carries objects through volumes for prompts=volume_clicks; got "
+            f"prompts={arguments.prompts.name}. Leave one of them out"
+        )
 
 
 def _recorded_head(record: AdapterRecord) -> Head:

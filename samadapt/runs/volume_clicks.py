@@ -23,6 +23,7 @@ from samadapt.evaluation.volume_clicks import (
     summarise_corrections,
 )
 from samadapt.inference.corrected_object import CorrectedObject
+from samadapt.inference.memory_propagation import MemoryPropagation
 from samadapt.inference.propagate import Propagation
 from samadapt.inference.spool import Spool
 from samadapt.prompts.volume_clicker import volume_box, volume_click
@@ -31,6 +32,7 @@ from samadapt.reports.volume_clicks import write_volume_clicks
 from samadapt.runs.oracle_gap import untrained
 from samadapt.sam.decode import image_embedding, object_numbers
 from samadapt.sam.embed import frame_of
+from samadapt.sam.tracking import why_no_memory
 from samadapt.system import processes
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from samadapt.evaluation.case_scores import CaseClassScore
     from samadapt.evaluation.evaluate import SlicePredictor
     from samadapt.runs.scorer import Scorer
+    from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.sam.types import Frame
     from samadapt.system.arrays import Array
 
@@ -52,11 +55,13 @@ class VolumeClicks:
     Attributes:
         scorer: scores the model of the run, which changes from the base to the adapted one.
         refs: the slices that are scored.
+        by_memory: objects are carried by the memory of SAM 2, and not by prompts.
         classes: by state (``zero_shot``, ``adapted``): the scores of each class in each case.
     """
 
     scorer: Scorer
     refs: Sequence[SliceRef]
+    by_memory: bool = False
     classes: dict[str, list[CorrectedClass]] = field(default_factory=dict)
 
     def measure(self, state: str) -> None:
@@ -73,7 +78,7 @@ class VolumeClicks:
             own = []
             for refs in processes.share(cases):
                 with torch.no_grad(), predictor.autocast(), Spool() as spool:
-                    volume = _Volume(self.scorer, predictor, refs, spool)
+                    volume = _Volume(self.scorer, predictor, refs, spool, by_memory=self.by_memory)
                     own.append(corrected_classes(list(volume.answers())))
                 context.progress.advance(len(refs) * processes.count())
             for found in processes.shares_joined(processes.gather(own)):
@@ -93,6 +98,18 @@ class VolumeClicks:
             summary: what ``summary`` returned.
         """
         write_volume_clicks(directory, self.classes, summary["volume_clicks"])
+
+
+def refuse_without_memory(sam: SegmentationModel) -> None:
+    """Refuse ``propagate=memory`` for a model that has no memory.
+
+    Raises:
+        ConfigError: says why it has none.
+    """
+    if reason := why_no_memory(sam):
+        raise ConfigError(
+            f"propagate=memory carries objects by the memory of SAM 2: {reason}. Leave it out"
+        )
 
 
 def refuse_pictures(data: Dataset) -> None:
@@ -116,15 +133,23 @@ class _Volume:
         predictor: the model.
         refs: all slices of the case.
         spool: keeps the embeddings.
+        by_memory: see ``VolumeClicks``.
 
     Raises:
         DataError: slices are missing between others, so that nothing can be carried across.
     """
 
     def __init__(
-        self, scorer: Scorer, predictor: SlicePredictor, refs: Sequence[SliceRef], spool: Spool
+        self,
+        scorer: Scorer,
+        predictor: SlicePredictor,
+        refs: Sequence[SliceRef],
+        spool: Spool,
+        *,
+        by_memory: bool,
     ) -> None:
         self.predictor, self.refs, self.spool = predictor, refs, spool
+        self.by_memory = by_memory
         self.data = scorer.context.dataset
         self.case = refs[0].case
         if refs[-1].index - refs[0].index + 1 != len(refs):
@@ -191,13 +216,16 @@ class _Volume:
 
     def _propagation(self) -> Propagation:
         sam = self.predictor.sam
-        return Propagation(
-            sam=sam,
-            embed=self._embed,
-            policy=self.predictor.policy,
-            threshold=sam.mask_threshold,
-            ahead=self.predictor.batch_size,
-        )
+        given: dict[str, Any] = {
+            "sam": sam,
+            "embed": self._embed,
+            "policy": self.predictor.policy,
+            "threshold": sam.mask_threshold,
+            "ahead": self.predictor.batch_size,
+        }
+        if self.by_memory:
+            return MemoryPropagation(**given, depth=len(self.refs))
+        return Propagation(**given)
 
     def _embed(self, indices: Sequence[int]) -> tuple[Tensor, list[Frame]]:
         """Return the embeddings of slices, which are computed once a volume."""

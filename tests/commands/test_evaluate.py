@@ -162,6 +162,30 @@ def test_a_box_and_clicks_in_volumes(make_scans, run, score, capsys):
     assert "A box and five clicks in volumes" in page
 
 
+@pytest.mark.slow
+def test_volumes_by_the_memory_of_sam2(make_scans, run, score, capsys):
+    root = make_scans()
+    keys = ("data.name=nifti", "data.merge_classes=true", "train.steps=1")
+    result = run(root, *keys, "model.name=tiny_h")
+    given = (result.adapter_dir, "prompts=volume_clicks")
+    by_memory, by_prompts = score(*given, "propagate=memory"), score(*given)
+    found, other = (one["summary"]["volume_clicks"] for one in (by_memory, by_prompts))
+    assert found["adapted"]["cases"] == other["adapted"]["cases"] > 0
+    assert found["adapted"]["dice"] != other["adapted"]["dice"]
+    # The first answer is what `predict propagate=memory` gives for the same box.
+    with (Path(by_memory["run_dir"]) / "eval" / "volume_clicks.csv").open(encoding="utf-8") as file:
+        row = next(row for row in csv.DictReader(file) if row["state"] == "adapted")
+    labels = np.asarray(nib.load(root / "labelsTr" / f"{row['case']}.nii.gz").dataobj) > 0
+    box = volume_box(labels.transpose(2, 1, 0)[:, ::-1, ::-1])
+    segmented = load_adapter(result.adapter_dir).segment(
+        root / "imagesTr" / f"{row['case']}.nii.gz",
+        boxes={box.middle: [box.box.tolist()]},
+        propagate="memory",
+        slices=[box.low, box.high],
+    )
+    assert float(row["dice_box"]) == pytest.approx(dice(segmented > 0, labels), abs=1e-3)
+
+
 def test_volume_clicks_need_volumes_and_prompts(one_step_run, tmp_path, capsys):
     arguments = [f"output.dir={tmp_path}", "device=cpu", "prompts=volume_clicks"]
     assert main(["evaluate", f"adapter={one_step_run.adapter_dir}", *arguments]) == 2
@@ -171,6 +195,9 @@ def test_volume_clicks_need_volumes_and_prompts(one_step_run, tmp_path, capsys):
     given = ["adapter=a", "prompts=volume_clicks"]
     with pytest.raises(ConfigError, match="this adapter was trained without prompts"):
         evaluation_config(parse_settings(EvaluateArguments, given), semantic)
+    given = ["adapter=a", "prompts=box", "propagate=memory"]
+    with pytest.raises(ConfigError, match="for prompts=volume_clicks; got prompts=box"):
+        evaluation_config(parse_settings(EvaluateArguments, given), record)
 
 
 def test_a_moved_adapter_needs_only_the_data(make_pictures, run, score, tmp_path, capsys):
