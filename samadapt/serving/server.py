@@ -48,13 +48,17 @@ class Listener:
         """
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
-            return socket.create_server((self.host, self.port), family=family)
+            opened = socket.create_server((self.host, self.port), family=family)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(
                 f"host={self.host} port={self.port}: cannot listen there ({reason}); choose "
                 "another port, or an address of this machine"
             ) from None
+        # Without it each answer waits 40 ms for the client's acknowledgement of its header. asyncio
+        # sets it for sockets of its own alone; connections inherit it from this one.
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return opened
 
     @property
     def is_any(self) -> bool:

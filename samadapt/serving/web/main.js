@@ -58,6 +58,7 @@ class App {
     get("other").value = usable.find((one) => one === "base" && one !== usable[0]) ?? usable[1] ?? "";
     get("compare").disabled = usable.length < 2;
     this.#showNotes();
+    this.#showState();
   }
 
   /** Names of the models that are shown, the one whose masks are saved first. */
@@ -347,6 +348,7 @@ class App {
     get("save").disabled = get("accept").disabled = !hasMask;
     get("undo").disabled = get("reset").disabled = !this.active?.actions.length;
     get("carry").disabled = get("planes").disabled = !study?.isVolume;
+    for (const id of ["add", "fit", "hide"]) get(id).disabled = !study;
   }
 
   #adapter(name) {

@@ -54,7 +54,8 @@ function rowOf(app, object, classes) {
 function factsOf(object, model, app) {
   const answer = object.answers.get(model);
   const name = app.models().length > 1 ? `${model}: ` : "";
-  if (!answer?.masks.size) return `${name}no mask yet`;
+  if (!answer?.done.length) return `${name}no mask yet`;
+  if (!answer.masks.size) return `${name}nothing found; mark more of it`;
   let pixels = 0;
   for (const mask of answer.masks.values()) pixels += mask.pixels;
   const size = app.study.isVolume

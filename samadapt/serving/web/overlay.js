@@ -10,7 +10,8 @@ export class Overlay {
   /**
    * @param {HTMLElement} host
    * @param {() => object} scene what to draw: `matrix` from pixels of the slice to CSS pixels,
-   *   `frame` [left, top, width, height] that holds all of it, `layers` of `{mask, color, isActive}`,
+   *   `frame` [left, top, width, height] that holds all of it, `layers` of `{mask, color, isActive,
+   *   isFilled}`,
    *   `marks` (prompts), `draft` (a prompt) or null, `cursor` {x, y} or null
    */
   constructor(host, scene) {
@@ -51,15 +52,17 @@ export class Overlay {
   }
 }
 
-function drawMask(context, { mask, color, isActive }, matrix, ratio) {
+function drawMask(context, { mask, color, isActive, isFilled }, matrix, ratio) {
   if (!mask.pixels) return;
-  const [x0, y0] = mask.bounds;
-  context.save();
-  context.setTransform(new DOMMatrix().scale(ratio).multiply(matrix));
-  context.imageSmoothingEnabled = false;
-  context.globalAlpha = isActive ? 0.4 : 0.28;
-  context.drawImage(mask.picture(color), x0, y0);
-  context.restore();
+  if (isFilled) {
+    const [x0, y0] = mask.bounds;
+    context.save();
+    context.setTransform(new DOMMatrix().scale(ratio).multiply(matrix));
+    context.imageSmoothingEnabled = false;
+    context.globalAlpha = isActive ? 0.4 : 0.28;
+    context.drawImage(mask.picture(color), x0, y0);
+    context.restore();
+  }
   // The outline is brought to the screen before it is drawn, so that its line is of even width.
   const outline = new Path2D();
   outline.addPath(mask.outline, matrix);

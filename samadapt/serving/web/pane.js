@@ -179,10 +179,14 @@ export class Pane {
   }
 
   #scene() {
-    const { study, slice, app } = { study: this.app.study, slice: this.app.slice, app: this.app };
+    const { app } = this;
+    const { study, slice } = app;
     if (!study || !this.view) return null;
     const layers = app.isHidden ? [] : study.objects.map((object) => ({
-      mask: object.mask(this.model, slice), color: object.color, isActive: object === app.active,
+      mask: object.mask(this.model, slice),
+      color: object.color,
+      isActive: object === app.active,
+      isFilled: !this.view.hasPlanes, // there, NiiVue fills it in all planes
     })).filter((layer) => layer.mask);
     layers.sort((one, other) => one.isActive - other.isActive);
     const marks = app.isHidden ? [] : (app.active?.actions ?? [])
