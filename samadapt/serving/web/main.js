@@ -425,6 +425,9 @@ class App {
     get("model").addEventListener("change", () => this.changeModels());
     get("other").addEventListener("change", () => this.changeModels());
     get("save").addEventListener("change", ({ target }) => this.save(target.value));
+    for (const select of document.querySelectorAll("header select")) {
+      select.addEventListener("change", () => select.blur()); // the next key is one of the page
+    }
     document.addEventListener("dragover", (event) => event.preventDefault());
     document.addEventListener("drop", (event) => {
       event.preventDefault();

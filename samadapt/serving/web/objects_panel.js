@@ -31,7 +31,10 @@ function rowOf(app, object, classes) {
     const select = document.createElement("select");
     select.setAttribute("aria-label", `Class of ${object.name}`);
     select.append(...classes.map((one) => new Option(one, one, false, one === object.label)));
-    select.addEventListener("change", () => app.relabel(object, select.value));
+    select.addEventListener("change", () => {
+      select.blur(); // so that the next key is one of the page
+      app.relabel(object, select.value);
+    });
     row.append(select);
   }
 

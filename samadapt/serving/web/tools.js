@@ -2,7 +2,7 @@
 
 export const TOOLS = ["points", "box", "scribble", "move"];
 
-const SIDE = 2; // pixels; a smaller box is a mistake of the hand
+const SIDE = 1; // pixel; a smaller box is a mistake of the hand
 const MOST_POINTS = 2000; // of a scribble
 
 /** A drawing that has begun. */
