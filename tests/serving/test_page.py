@@ -249,7 +249,7 @@ def test_a_picture_is_clicked_boxed_undone_compared_saved_and_accepted(
     user.settle()
     assert user.seen(STEP, pane=1).sum() < 50  # it has the mask of the second model
 
-    user.act(lambda: keyboard.press("Enter"), "/accept")
+    user.act(lambda: user.page.click("#accept"), "/accept")
     user.says("cells.png is in the folder of corrections")
     accepted = np.asarray(Image.open(corrections / "cells.png"))
     assert np.array_equal(accepted, saved)
