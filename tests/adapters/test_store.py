@@ -310,9 +310,7 @@ def test_class_tokens_come_back(fresh, perturb, predict, tmp_path, decoder, back
     loaded = fresh()
     load_into(tmp_path / "adapter", loaded)
     assert torch.equal(predict(loaded), predict(sam))
-    embeddings = torch.randn(1, 256, sam.embedding_size, sam.embedding_size)[
-        :, : sam.build.prompt_width
-    ]
+    embeddings = torch.randn(1, sam.embedding_channels, sam.embedding_size, sam.embedding_size)
     with torch.no_grad():
         found, expected = (m.decode_classes(embeddings).logits for m in (loaded, sam))
     assert torch.equal(found, expected)

@@ -154,6 +154,8 @@ def test_identity_at_the_start_in_bf16(fresh, method, predict):
     """Under autocast, with the frozen linears held in bf16 as a run does it."""
     half = Precision("bf16", "")
     plain, sam = fresh(), fresh()
+    for model in (plain, sam):  # SAM 2 may choose another mask for the single one after rounding
+        model.mask_decoder.stable_mask = None
     half.store_frozen(plain.requires_grad_(False))
     injection = inject(sam, method)
     half.store_frozen(sam, injection.exact)
