@@ -190,7 +190,7 @@ def _refuse_what_no_format_holds(record: AdapterRecord, target: Target) -> None:
             "predict or samadapt.load_adapter"
         )
     if record.head and not target.holds_head:
-        able = ", ".join(name for name, cls in TARGETS.items() if cls.holds_head)
+        able = ", ".join(sorted(name for name, cls in TARGETS.items() if cls.holds_head))
         raise AdapterError(
             f"to={target.name}: this adapter predicts with a dense head (head=unet), which this "
             f"format cannot hold; it can be exported to {able}"
@@ -224,7 +224,7 @@ def _others(adapted: Adapted, target: Target, *, merging_failed: bool = False) -
         for name, cls in TARGETS.items()
         if target != cls() and not (merging_failed and cls.merges) and not cls().refusal(adapted)
     )
-    return ", ".join(fit)
+    return ", ".join(sorted(fit))
 
 
 def check_output(output: Path) -> None:

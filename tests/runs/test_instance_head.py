@@ -61,7 +61,7 @@ def test_a_run_is_scored_by_objects_and_records_how_they_are_separated(trained):
     assert trained.summary["zero_shot"]["prompt"]["objects"] == "component"
     assert any("box of each object" in note for note in trained.summary["notes"])
     card = (trained.adapter_dir / "README.md").read_text(encoding="utf-8")
-    assert "seed_height" in card
+    assert "separated by a watershed" in card
     assert "mAP" in (trained.run_dir / "report.html").read_text(encoding="utf-8")
 
 

@@ -32,7 +32,8 @@ def test_only_the_generator_is_trained_and_saved(trained):
     assert record.class_tokens == 0
     log = (trained.run_dir / "log.txt").read_text(encoding="utf-8")
     assert "trained parameters (prompt generator)" in log
-    assert "auto" in (trained.adapter_dir / "README.md").read_text(encoding="utf-8")
+    card = (trained.adapter_dir / "README.md").read_text(encoding="utf-8")
+    assert "no prompt (a network makes one for each class)" in card
     assert trained.summary["adapted"]["dice"] is not None
 
 
