@@ -28,8 +28,7 @@ class PredictionMachine(Settings):
     )
     compile: bool = Field(
         default=False,
-        description="run the encoder's blocks and the decoder through torch.compile; for GPUs, and "
-        "takes minutes at the start; needs a C++ compiler",
+        description="run the model through torch.compile; for GPUs; takes minutes at the start",
     )
 
 

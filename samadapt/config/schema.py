@@ -548,8 +548,7 @@ class Config(Settings):
     )
     compile: bool = Field(
         default=False,
-        description="run the encoder's blocks and the decoder through torch.compile; for GPUs, and "
-        "takes minutes at the start; needs a C++ compiler",
+        description="run the model through torch.compile; for GPUs; takes minutes at the start",
     )
     memory: Annotated[str, AfterValidator(_memory)] | None = Field(
         default=None,

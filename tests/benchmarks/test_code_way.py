@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[2]
 # image and adapter do a step of their own, so a longer way is a step more, which is fine if the
 # step is new: then raise the limit.
 LIMITS = {
-    # Trackers, the plan of a run, the last run of its kind and jobs of a cluster read it, each in a
-    # place of its own.
+    # Trackers, the plan of a run, its first steps, the last run of its kind, jobs of a cluster and
+    # torch.compile read it, each in a place of its own.
     "configuration": {
-        "functions": 46,
-        "calls": 60,
+        "functions": 52,
+        "calls": 68,
         "into a higher layer": 2,
-        "into another file": 33,
-        "comes back": 22,
+        "into another file": 37,
+        "comes back": 25,
     },
     "image": {
         "functions": 82,
@@ -37,12 +37,13 @@ LIMITS = {
         "comes back": 45,
     },
     # With what a folder of predictions remembers to go on after it was stopped, and its parts.
+    # Forty of the functions write the model card, whose code depends on the kind of adapter.
     "adapter": {
-        "functions": 113,
-        "calls": 157,
+        "functions": 154,
+        "calls": 223,
         "into a higher layer": 1,
-        "into another file": 103,
-        "comes back": 84,
+        "into another file": 118,
+        "comes back": 101,
     },
 }
 

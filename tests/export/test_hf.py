@@ -114,7 +114,9 @@ def test_the_processor_is_compared_with_our_pixels(
 
 def test_tiny_vit_is_refused(tiny_t_sam, save, tmp_path):
     directory, _ = save(tiny_t_sam)
-    with pytest.raises(AdapterError, match=r"SamModel has no TinyViT.*exported to onnx, peft, sam, web"):
+    with pytest.raises(
+        AdapterError, match=r"SamModel has no TinyViT.*exported to onnx, peft, sam, web"
+    ):
         export_adapter(directory, HuggingFace(), tmp_path / "out")
 
 

@@ -39,7 +39,9 @@ def test_a_run_trains_scores_and_records_the_head(trained):
         "jitter": 0.0,
     }
     assert trained.summary["adapted"]["dice"] is not None
-    assert "a decoder for classes" in (trained.adapter_dir / "README.md").read_text(encoding="utf-8")
+    assert "a decoder for classes" in (trained.adapter_dir / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_prediction_and_evaluation_agree_with_the_run(trained, base_file, tmp_path, capsys):
