@@ -190,7 +190,7 @@ def _facts(record: AdapterRecord, trainable: int | None) -> dict[str, str]:
         "Trained parameters": "" if trainable is None else f"{trainable:,}",
         "Data": _data(record),
         "Started from": _started_from(record.init) if record.init else "",
-        # A recipe of one's own is named by its file: a published card shows no folder of the author.
+        # The file of a recipe of one's own: a published card shows no folder of the author.
         "Recipe": PureWindowsPath(record.recipe).name if record.recipe else "not recorded",
         "Created": record.created or "not recorded",
     }

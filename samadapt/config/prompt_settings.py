@@ -104,8 +104,8 @@ class PromptSettings(Settings):
     click_disks: bool = Field(
         default=False,
         description="with prompts=interactive: draw a disk at each click into the mask that goes "
-        "back to the model, in training and in predictions; helps bases that were trained with "
-        "boxes alone, such as LiteMedSAM; other programs must draw them too",
+        "back to the model, in training and in predictions, and let the answer obey each click "
+        "where it is; helps bases that were trained with boxes alone, such as LiteMedSAM",
     )
     every_kind: bool = Field(
         default=False,

@@ -9,7 +9,7 @@ slice on which SAM 2 finds no object has an empty mask, with which the object en
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from samadapt.errors import PromptError
 from samadapt.inference.clicks_in_turn import asked_last
 from samadapt.inference.propagate import CarriedObject, Propagation, Walk
-from samadapt.sam.click_disks import with_click_disks
+from samadapt.sam.click_disks import obey_clicks, with_click_disks
 from samadapt.sam.decode import is_single, to_tensors
 from samadapt.sam.tracking import TrackedObjects, Tracker, why_no_memory
 from samadapt.sam.types import Prompts
@@ -88,9 +88,12 @@ class MemoryPropagation(Propagation):
         found = []
         for rows in torch.arange(len(asked), device=sam.device).split(OBJECTS_AT_ONCE):
             copies = embedding.expand(len(rows), -1, -1, -1)
-            found.append(
-                self._tracker.prompted(copies, _one_each(tensors, rows), multimask=several)
-            )
+            some = _one_each(tensors, rows)
+            answer = self._tracker.prompted(copies, some, multimask=several)
+            if policy.click_disks:
+                obeyed = obey_clicks(answer.logits[:, :, None], some, sam.image_size)
+                answer = replace(answer, logits=obeyed[:, :, 0])
+            found.append(answer)
         return found
 
     def _restarted(self, onward: Any) -> MemoryBank:

@@ -57,7 +57,7 @@ class PromptPolicy:
         negatives: share of training examples with nothing to find, see ``prompts/absent.py`` and
             ``training/draws.py``; None: slices as they are, and prompts on objects alone.
         click_disks: for ``"interactive"``: the mask that goes back shows the clicks
-            (``sam/click_disks.py``), in training as in predictions.
+            (``sam/click_disks.py``), in training as in predictions, and the answer obeys them.
         shares: for ``"mixed"``: the share of each kind of prompt among the batches; they add up to
             1.
         every_kind: for ``"mixed"``: each batch trains with all kinds, weighted by their shares.

@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from samadapt.errors import ConfigError, PromptError
-from samadapt.sam.click_disks import with_click_disks
+from samadapt.sam.click_disks import obey_clicks, with_click_disks
 from samadapt.sam.dense_features import unpack_embedding
 from samadapt.sam.geometry import make_frame, masks_to_model, to_model_boxes, to_model_points
 from samadapt.sam.types import Frame, ImagePrompts, Prompts, at_least_fp32
@@ -146,7 +146,8 @@ def object_logits(
             do so for objects with a single prompt, which are those with one point or one box alone.
         token_of_class: of several masks an object, take mask token k - 1 for an object of class k,
             as a model that was trained without prompts has them.
-        click_disks: draw the clicks into the mask prompts, as a model that was trained so has them.
+        click_disks: draw the clicks into the mask prompts, as a model that was trained so has them,
+            and obey them: the cell of each click has its sign in the answer.
 
     Returns:
         For each item of ``prompts`` the logits (p, 1, 4g, 4g) of its objects in the model frame,
@@ -187,6 +188,8 @@ def object_logits(
             chosen = output.iou.argmax(dim=2)
         iou = output.iou.take_along_dim(chosen[:, :, None], dim=2)[:, :, 0]
         logits = output.logits.take_along_dim(chosen[:, :, None, None, None], dim=2)
+        if click_disks:
+            logits = obey_clicks(logits, tensors, sam.image_size)
         for row, chunk in enumerate(pack):
             real = len(chunk.prompts)
             parts[chunk.item].append((chunk.start, logits[row, :real], iou[row, :real]))
