@@ -434,6 +434,7 @@ def test_the_card_names_what_a_snippet_cannot_do(tmp_path, changes, plain, said)
     assert ModelCard.load(path).data.library_name == ("peft" if plain else "samadapt")
 
 
+@pytest.mark.slow
 def test_a_unet_has_a_card(tmp_path, monkeypatch):
     from samadapt.baselines.build import UNetBuild
     from samadapt.baselines.store import save_unet

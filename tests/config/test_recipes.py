@@ -85,7 +85,9 @@ def test_every_method_trains_on_mri(
 
     def saving(sam: Sam, method: Method) -> Injection:
         injection = inject(sam, method)
-        record = AdapterRecord("", "", sam.image_size, num_masks=sam.build.num_multimask)
+        record = AdapterRecord(
+            sam.build.name, "", sam.image_size, num_masks=sam.build.num_multimask
+        )
         save_adapter(tmp_path / "start", sam, injection, record)
         return injection
 

@@ -53,6 +53,7 @@ def test_the_lighter_decoder_computes_the_same(base, request, unchecked_shapes):
     assert (iou - wanted_iou).abs().max() < 1e-4 * max(1, wanted_iou.abs().max())
 
 
+@pytest.mark.slow
 def test_the_folder_is_complete(tiny_sam, save, tmp_path):
     directory, _ = save(tiny_sam)
     done = export_adapter(directory, Web(), tmp_path / "out")

@@ -35,7 +35,7 @@ def test_only_the_chosen_slices_change(fresh, perturb, slices):
     site = sam.attention_blocks()[-1]
     perturb(inject(sam, LoRA(slices=slices, rank=2, alpha=3)))
     layer = _layer(sam, site)
-    x = torch.randn(5, site.width)
+    x = torch.randn(5, site.inputs)
     change = _slices_of((layer(x) - layer.base_layer(x)).T, site)
     for row, name in enumerate(QKV):
         assert (change[row].abs().max() > 1e-4) == (name in slices)

@@ -62,6 +62,7 @@ def _their_masks(sam, image):
     return masks[0]
 
 
+@pytest.mark.parametrize("fresh", ["tiny_sam", "tiny_t_sam"], indirect=True)
 def test_peft_loads_it_onto_both_models(saved, fresh, image, as_segment_anything):
     kind, sam, directory = saved
     assert (

@@ -105,6 +105,7 @@ def test_equal_on_our_model(trained, fresh, images, load):
     _check_equal(found.iou, expected.iou)
 
 
+@pytest.mark.parametrize("fresh", ["tiny_sam", "tiny_t_sam"], indirect=True)
 @pytest.mark.parametrize("load", [_by_injection, _by_peft_model])
 def test_equal_on_segment_anythings(trained, fresh, images, load, as_segment_anything):
     sam, directory = trained
