@@ -138,6 +138,6 @@ def test_the_command_serves_until_a_signal_comes(adapter_at, tmp_path):
         assert sum(answer["mask"]["counts"]) == 600
     finally:
         child.send_signal(signal.SIGINT)
-        _, rest = child.communicate(timeout=30)
+        _, rest = child.communicate(timeout=120)
     assert child.returncode == 130, rest
     assert "Traceback" not in rest

@@ -70,7 +70,8 @@ def test_one_adapter_is_trained_and_scored_with_every_kind(make_scans, run, caps
         assert mean == pytest.approx(summary["by_prompt"][kind]["adapted"]["dice"], abs=1e-6)
     page = (result.run_dir / "report.html").read_text(encoding="utf-8")
     assert "Dice by kind of prompt" in page
-    assert "Dice by prompt" in (result.adapter_dir / "README.md").read_text(encoding="utf-8")
+    card = (result.adapter_dir / "README.md").read_text(encoding="utf-8")
+    assert "| prompt | Dice before training | Dice adapted |" in card
     record = read_record(result.adapter_dir)
     assert (record.class_tokens, record.prompt["kind"]) == (2, "mixed")
     # An evaluation finds the same scores, and one kind can be asked for alone.
