@@ -70,7 +70,7 @@ def test_each_click_mends_a_slice_and_every_slice_is_embedded_once(volume):
     scorer, predictor, embedded = volume
     refs = [SliceRef("a", index) for index in range(DEPTH)]
     with Spool() as spool:
-        answers = list(_Volume(scorer, predictor, refs, spool).answers())
+        answers = list(_Volume(scorer, predictor, refs, spool, by_memory=False).answers())
     voxels = [[row.intersection for row in rows] for rows in answers]
     # A column of 5 voxels is missing on 4 slices, and one of 3 voxels on 2 slices.
     assert voxels == [[80, 24], [85, 27], [90, 30], [95, 30], [100, 30], [100, 30]]
@@ -84,7 +84,7 @@ def test_a_volume_with_missing_slices_is_refused(volume):
     refs = [SliceRef("a", 0), SliceRef("a", 2)]
     message = r"'a'.*2 of the slices 0 to 2 are scored"
     with Spool() as spool, pytest.raises(DataError, match=message):
-        _Volume(scorer, predictor, refs, spool)
+        _Volume(scorer, predictor, refs, spool, by_memory=False)
 
 
 def test_the_base_model_gives_one_mask_to_a_box():

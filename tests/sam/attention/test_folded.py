@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,15 +68,16 @@ SHAPES = st.tuples(
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@example(shapes=((1, 4), (4, 1), 1, 80), dtype=torch.float32)
 @given(shapes=SHAPES, dtype=st.sampled_from([*LIMITS]))
 def test_values_and_gradients_are_those_of_the_reference(shapes, dtype: torch.dtype) -> None:
     inputs = made(*shapes, dtype)
-    pairs = zip(
-        results(attend_folded, inputs), results(attend_reference, rounded(inputs)), strict=True
-    )
-    for found, exact in pairs:
-        assert (found - exact).abs().max() <= LIMITS[dtype] * max(1, float(exact.abs().max()))
+    found, exact = results(attend_folded, inputs), results(attend_reference, rounded(inputs))
+    # A gradient may be 0 because large terms cancel, so all of them share a scale.
+    largest = max(1.0, *(float(one.abs().max()) for one in exact))
+    for one, other in zip(found, exact, strict=True):
+        assert (one - other).abs().max() <= LIMITS[dtype] * largest
 
 
 @pytest.mark.slow
