@@ -74,12 +74,15 @@ def learned(sam: Sam, injection: Injection) -> tuple[Tensor, dict[str, Tensor]]:
     return out.logits.detach(), grads
 
 
-def assert_close(found: Tensor, expected: Tensor) -> None:
-    assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max()) + 1e-7
+def assert_close(found: Tensor, expected: Tensor, slack: float = 1e-7) -> None:
+    assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max()) + slack
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [*sorted(set(METHODS) - {"miss", "shira"})])
+@pytest.mark.filterwarnings(  # of FRoD's sparse matrices
+    "ignore:Sparse invariant checks", "ignore:Dynamo does not know how to trace"
+)
+@pytest.mark.parametrize("method", [*sorted(set(METHODS) - {"miss", "none", "shira"})])
 def test_every_method_learns_the_same(tiny_sam: Sam, quick_backend: None, method: str) -> None:
     injection = moved(tiny_sam, method)
     logits, expected = learned(tiny_sam, injection)
@@ -88,8 +91,9 @@ def test_every_method_learns_the_same(tiny_sam: Sam, quick_backend: None, method
     found, grads = learned(tiny_sam, injection)
     assert_close(found, logits)
     assert grads.keys() == expected.keys()
+    largest = max((float(grad.abs().max()) for grad in expected.values()), default=0.0)
     for name, grad in grads.items():
-        assert_close(grad, expected[name])
+        assert_close(grad, expected[name], slack=1e-5 * largest)  # some are nothing but rounding
     breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
     assert (breaks > 0) == (method in IN_PARTS)
 
