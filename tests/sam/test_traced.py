@@ -65,6 +65,8 @@ class Decoder(nn.Module):
 
 @pytest.fixture
 def sam(any_sam: Sam) -> Sam:
+    if any_sam.build.version != "1":
+        pytest.skip("SAM 2 has other forms, which are exported to ONNX alone")
     return any_sam.requires_grad_(False)
 
 
@@ -142,15 +144,16 @@ def test_an_encoder_with_lora_is_one_graph_with_our_attention(sam: Sam) -> None:
 
     images = draw(2, 3, 64, 64)
     expected = sam.encode(images)
-    assert_same(torch.compile(Encoder(sam), fullgraph=True, backend=keep)(images), expected)
+    found = torch.compile(Encoder(sam), fullgraph=True, backend=keep)(images)
+    assert_same(found.detach(), expected.detach())
     (graph,) = graphs
     steps = graph.code.count("torch.ops.samadapt.attend_")
     assert steps == (0 if find_kernels() is None else len(sam.attention_blocks()))
     leaves = [p for name, p in injection.parameters.items() if name.startswith("image_encoder")]
     right = torch.autograd.grad(expected.square().sum(), leaves)
     encode = torch.compile(Encoder(sam), fullgraph=True, backend="aot_eager")
-    found = torch.autograd.grad(encode(images).square().sum(), leaves)
-    for grad, other in zip(found, right, strict=True):
+    gradients = torch.autograd.grad(encode(images).square().sum(), leaves)
+    for grad, other in zip(gradients, right, strict=True):
         assert_same(grad, other)
 
 
