@@ -146,7 +146,7 @@ def test_a_name_that_is_no_picture_is_refused(name, client):
 
 
 def test_no_name_leads_out_of_the_folder(client, tmp_path):
-    names = ("../../a.png", "..\\b.png", "/root/c.png", "C:d.png", "%2e%2e/e.png", "\0f.png")
+    names = ("../../a.png", "..\\b.png", "/srv/c.png", "C:d.png", "%2e%2e/e.png", "\0f.png")
     for name in names:
         answer = upload(client, png(phantom()), name)
         assert answer.status_code == 201, answer.text
