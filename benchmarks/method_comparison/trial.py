@@ -23,10 +23,10 @@ from samadapt.config.compose import compose
 from samadapt.config.schema import Config
 from samadapt.runs.context import open_run
 from samadapt.runs.feature_planner import FeaturePlanner
-from samadapt.runs.finetune import train_adapter
 from samadapt.runs.run_loss import choose_losses
 from samadapt.runs.run_slices import RunSlices, divide_slices
 from samadapt.runs.scorer import Scorer, make_scorer
+from samadapt.runs.train_adapter import train_adapter
 from samadapt.training.state import TrainingState
 
 TIMED_STEPS = 8

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +48,7 @@ from samadapt.runs.run_directory import (
     removed_if_refused,
     trained_folder,
 )
-from samadapt.runs.run_loss import RunLosses, choose_losses
+from samadapt.runs.run_loss import choose_losses
 from samadapt.runs.run_slices import (
     RunSlices,
     check_objects,
@@ -58,13 +56,12 @@ from samadapt.runs.run_slices import (
     plan_progress,
 )
 from samadapt.runs.same_run import check_same_configuration
-from samadapt.runs.scorer import Scorer, make_scorer, mean_by_share
+from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.runs.summary import untrained_classes, untrained_text, why_not_scored
 from samadapt.runs.trackers import check_trackers, tracked
-from samadapt.sam.decode import class_frame
+from samadapt.runs.train_adapter import train_adapter
 from samadapt.system import atomic, processes
 from samadapt.system.atomic import DiskFullError
-from samadapt.training.batches import make_batch, make_batch_of_kinds
 from samadapt.training.budget import Budget
 from samadapt.training.checkpoint import (
     COPIES,
@@ -75,22 +72,13 @@ from samadapt.training.checkpoint import (
     load_checkpoint,
     saved,
 )
-from samadapt.training.draws import BatchDraws, Drawn, endless
-from samadapt.training.loop import LoopOptions, train
 from samadapt.training.progress import keep_lines_up_to
-from samadapt.training.state import Training, TrainingState
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from samadapt.adapters.record import AdapterRecord
     from samadapt.data.types import SliceRef
-    from samadapt.training.batches import Batch
-
-NOTHING_RIGHT = (
-    "warning: the validation Dice is 0: nothing is predicted in the validation cases, or only in "
-    "wrong places. If it stays so and the loss stops falling, halve train.decoder_lr"
-)
 
 
 @dataclass(frozen=True)
@@ -198,7 +186,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             plan_progress(
                 planner, slices, steps=options.steps or 0, validate_every=options.validate_every
             )
-            say_plan(config, planner, slices, started)
+            say_plan(config, scorer, slices, losses, started)
             if trains and processes.is_first():
                 check_disk_space(context, averages=options.ema > 0)
         untrained = untrained_classes(context.dataset, slices) if trains else []
@@ -413,78 +401,3 @@ def with_weights(context: RunContext, state: Mapping[str, Tensor]) -> Iterator[N
     finally:
         # The trained weights come back, because the adapter is written from the model afterwards.
         load_trainable_state(context.model, context.injection, kept)
-
-
-def train_adapter(
-    config: Config,
-    planner: FeaturePlanner,
-    scorer: Scorer,
-    slices: RunSlices,
-    losses: RunLosses,
-    checkpoint: Checkpoint | None,
-    budget: Budget | None = None,
-) -> TrainingState:
-    """Train on ``slices.train``, and keep the weights of the best step on ``slices.validation``.
-
-    Without validation slices the last weights are kept.
-
-    Args:
-        config: the configuration of the run.
-        planner: the run's frozen features and training samples.
-        scorer: scores the model on the validation slices.
-        slices: the slices of the run.
-        losses: the training losses.
-        checkpoint: the state from which training is resumed; None starts at the first step.
-        budget: the time that training may take; None: no limit.
-    """
-    context, samples = planner.context, planner.context.samples
-    policy = context.policy
-    stacks = stacks_in_batch(config.train.batch_size, context.dataset.stack)
-    draws = BatchDraws(samples, slices.train, stacks, config.seed)
-    # Where an image of a shape (h, w) lies in the square that the loss is computed on.
-    frame_of = partial(class_frame, context.model)
-    logits_side = context.model.logits_side
-    separated = len(context.dataset.classes) if context.model.watershed else 0
-
-    prompted = partial(make_batch, frame_of=frame_of, side=logits_side, distances_of=separated)
-
-    def make(drawn: Drawn) -> Batch:
-        stack, trained, versions = samples.take(drawn.items, drawn.random.own)
-        keys, has_object = planner.keys_of(versions), samples.has_object
-        random = drawn.random.of_slices([len(item.refs) for item in drawn.items])
-        batch = make_batch_of_kinds(stack, drawn.ways, has_object, trained, keys, random, prompted)
-        return replace(batch, seeds=drawn.random.seeds)
-
-    def validation_dice() -> float:
-        by_kind: dict[str, float] = {}
-        for kind, one in scorer.by_kind().items():
-            with context.progress.aside("validation", len(slices.validation)):
-                value = one.score_overlap(slices.validation, one.context.policy).summary["dice"]
-            if value == 0:
-                context.say(NOTHING_RIGHT)
-            by_kind[kind] = math.nan if value is None else float(value)
-        training.scores_by_kind = by_kind if policy.is_mixed else {}
-        return mean_by_share(by_kind, policy.shares)
-
-    training = Training(
-        sam=context.model,
-        injection=context.injection,
-        features=planner.features,
-        batches=endless(draws, make),
-        sampler=draws,
-        loss=losses.loss,
-        validate=validation_dice if slices.validation else None,
-        run_dir=context.run_dir,
-        progress=context.progress,
-        budget=budget or Budget(),
-        class_loss=losses.class_loss,
-        background_token=policy.background_token,
-        precision=context.precision,
-        scaler=context.precision.scaler(context.device),
-    )
-    # `train` has keys for other parts too, such as batch_size; the loop takes its own.
-    keys = set(LoopOptions.__dataclass_fields__)
-    values = {**asdict(config.train), "head_lr": config.head.lr}
-    loop_options = LoopOptions(**{key: value for key, value in values.items() if key in keys})
-    with context.precision.products():
-        return train(training, loop_options, checkpoint)

@@ -1,8 +1,6 @@
 """What a finished run needed, kept to predict at its start what the next one of its kind needs.
 
-A kind is what ``plan.py`` keeps a rehearsal for, with the same batches. The first run of
-a kind is predicted by ``samadapt plan`` alone; without a plan it says what it needs after its first
-steps (``plan_line.py``).
+A kind is what ``plan.py`` keeps a rehearsal for, with the same batches.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Rehearse a run: do a little of each of its phases, and measure memory and time.
 
+``rehearse`` is what ``samadapt plan`` does. ``measure_beginning`` is less, in a run that begins.
+
 Nothing here has its own idea of what a step or a score needs. The features, the training steps and
 the scores are those of the run itself, on its own data and model, but few of them: two batches of
 features, a few steps, and the scores of two batches. Steps are tried with one slice and with two.
@@ -12,8 +14,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,16 +28,24 @@ import psutil
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.runs.context import RunContext, open_run, stack_of
 from samadapt.runs.feature_planner import FEATURES_BATCH, FeaturePlanner
-from samadapt.runs.finetune import train_adapter
 from samadapt.runs.memory_budget import within_memory
 from samadapt.runs.plan import Phase, Plan, Rehearsal, predict, remember
-from samadapt.runs.run_loss import choose_losses
+from samadapt.runs.run_loss import RunLosses, choose_losses
 from samadapt.runs.run_slices import RunSlices, divide_slices
 from samadapt.runs.scorer import Scorer, make_scorer
+from samadapt.runs.train_adapter import prepare_training, train_adapter
 from samadapt.system.machine import busy_processors
-from samadapt.system.peak_memory import memory_bytes, peak_memory, return_free_memory
+from samadapt.system.peak_memory import (
+    memory_bytes,
+    peak_memory,
+    peak_memory_bytes,
+    return_free_memory,
+)
 from samadapt.training.feature_stores import MemoryStore
+from samadapt.training.loop import TrainableTail, learn_step
 from samadapt.training.progress import Progress
+from samadapt.training.recompute import recomputed
+from samadapt.training.state import random_states, set_random_states
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
@@ -87,15 +99,13 @@ def rehearse(config: Config, *, quick: bool = False) -> Rehearsal:
     Raises:
         UserError: for all that the run itself would refuse.
     """
-    import torch
-
     started = time.perf_counter()
     if (stack := stack_of(config)) != "auto":
         stacks_in_batch(config.train.batch_size, stack)
     with TemporaryDirectory(prefix="samadapt-plan-") as folder:
         run_dir = Path(folder)
         with peak_memory() as at_start:
-            context = open_run(config, run_dir, progress=_silent(run_dir))
+            context = open_run(config, run_dir, progress=_silent(run_dir / "log.txt"))
             planner = FeaturePlanner(context)
             scorer = make_scorer(planner, config.eval)
             slices = divide_slices(
@@ -105,41 +115,125 @@ def rehearse(config: Config, *, quick: bool = False) -> Rehearsal:
             )
             scored = [*slices.validation, *slices.test]
             planner.plan(config, train=slices.train, others=scored)
-        start_seconds, missing = time.perf_counter() - started, planner.missing
-        features = _features(planner) if missing else None
+        start_seconds = time.perf_counter() - started
+        features = _features(planner) if planner.missing else None
         trains = context.has_trained_parameters
         training, held = None, 0
         if trains:
             training, held = _training(config, planner, scorer, slices, quick=quick)
-        planned, depths = planner.planned, _depths(scored)
-        return Rehearsal(
-            trained=context.injection.trainable,
-            total=context.injection.total,
-            start_peak=at_start.peak,
-            start_seconds=start_seconds,
+        return _rehearsal(
+            planner,
+            slices,
+            start=(at_start.peak, start_seconds),
             features=features,
             training=training,
             scoring=_scoring(scorer, scored, config.eval.batch_size, held) if scored else None,
-            images=planned.images if planned else 0,
-            missing=missing,
-            feature_bytes=planned.bytes_each if planned else 0,
-            in_memory=isinstance(planner.features.store, MemoryStore),
-            later_bytes=context.dataset.unread_bytes,
-            stack=context.dataset.stack,
-            train=len(slices.train),
-            validation=len(slices.validation),
-            test=len(slices.test),
-            deepest=max(depths.values(), default=0),
-            passes=1 if context.is_baseline else 2,
-            threads=torch.get_num_threads(),
         )
 
 
-def _silent(run_dir: Path) -> Progress:
+def measure_beginning(
+    config: Config, scorer: Scorer, slices: RunSlices, losses: RunLosses, started: float
+) -> Rehearsal:
+    """Measure a little of a run that begins, in its own process, and change nothing of it.
+
+    Two batches of features are computed and kept. Two batches go forward and backward, and their
+    gradients are thrown away. A few slices are scored. With several processes all of them take
+    part.
+
+    Args:
+        config: the configuration of the run.
+        scorer: scores the model of the run; its planner has planned the features.
+        slices: the slices of the run.
+        losses: the training losses.
+        started: reading of ``time.perf_counter`` at the start of the run.
+    """
+    start = peak_memory_bytes(), time.perf_counter() - started
+    silent = _silent(Path(os.devnull))
+    scorer = replace(scorer, context=replace(scorer.context, progress=silent))
+    planner, random = scorer.planner, random_states()
+    features = _features(planner) if planner.missing else None
+    training = _two_passes(config, scorer, slices, losses)
+    scored, scoring = [*slices.validation, *slices.test], None
+    if scored:
+        own = _deepest(scored)
+        # A slow model scores two slices; for others a batch is more exact.
+        is_slow = training.seconds[1] / config.train.batch_size > SLOW_S
+        count = min(2 if is_slow else config.eval.batch_size, len(own))
+        with peak_memory() as found:
+            seconds = _scoring_seconds(scorer, own, count)
+        scoring = Phase((count,) * 2, (found.peak,) * 2, (seconds,) * 2)
+    set_random_states(random)
+    return _rehearsal(
+        planner, slices, start=start, features=features, training=training, scoring=scoring
+    )
+
+
+def _two_passes(config: Config, scorer: Scorer, slices: RunSlices, losses: RunLosses) -> Phase:
+    """Measure the gradients of two batches; the seconds are those of the second one."""
+    planner, context = scorer.planner, scorer.context
+    training = prepare_training(config, planner, scorer, slices, losses)
+    injection = training.injection
+    first = injection.first_trainable_block
+    tail = TrainableTail(context.model, first, background_token=training.background_token)
+    recomputing = recomputed(context.model, first) if config.train.recompute else nullcontext()
+    injection.set_training(context.model)
+    with peak_memory() as found, recomputing, context.precision.products():
+        for _ in range(2):
+            began = time.perf_counter()
+            learn_step(training, tail, [next(training.batches)])
+            for parameter in injection.parameters.values():
+                parameter.grad = None
+            seconds = time.perf_counter() - began
+    injection.set_training(context.model, enabled=False)
+    # AdamW keeps two numbers for each trained one, and a run the best weights or their average.
+    trained = sum(each.nbytes for each in injection.parameters.values())
+    copies = 3 + (config.train.ema > 0)
+    size = config.train.batch_size
+    return Phase((size,) * 2, (found.peak + copies * trained,) * 2, (seconds,) * 2)
+
+
+def _rehearsal(
+    planner: FeaturePlanner,
+    slices: RunSlices,
+    *,
+    start: tuple[int, float],
+    features: Phase | None,
+    training: Phase | None,
+    scoring: Phase | None,
+) -> Rehearsal:
+    """Return what was measured, with the sizes of the run; ``start`` is its peak and seconds."""
+    import torch
+
+    context, planned = planner.context, planner.planned
+    depths = _depths([*slices.validation, *slices.test])
+    return Rehearsal(
+        trained=context.injection.trainable,
+        total=context.injection.total,
+        start_peak=start[0],
+        start_seconds=start[1],
+        features=features,
+        training=training,
+        scoring=scoring,
+        images=planned.images if planned else 0,
+        missing=planner.missing,
+        feature_bytes=planned.bytes_each if planned else 0,
+        in_memory=isinstance(planner.features.store, MemoryStore),
+        later_bytes=context.dataset.unread_bytes,
+        stack=context.dataset.stack,
+        train=len(slices.train),
+        validation=len(slices.validation),
+        test=len(slices.test),
+        deepest=max(depths.values(), default=0),
+        passes=1 if context.is_baseline else 2,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _silent(log: Path) -> Progress:
     """Return a progress display that shows nothing."""
     from rich.console import Console
 
-    return Progress(Console(file=io.StringIO()), run_dir / "log.txt")
+    return Progress(Console(file=io.StringIO()), log)
 
 
 def _features(planner: FeaturePlanner) -> Phase:
@@ -237,14 +331,19 @@ def _depths(refs: Sequence[SliceRef]) -> dict[str, int]:
     return found
 
 
+def _deepest(refs: Sequence[SliceRef]) -> list[SliceRef]:
+    """Return the slices of the case that has most of them."""
+    depths = _depths(refs)
+    deepest = max(depths, key=lambda name: depths[name])
+    return [ref for ref in refs if ref.case == deepest]
+
+
 def _scoring(scorer: Scorer, refs: Sequence[SliceRef], batch: int, held: int) -> Phase:
     """Measure the scores of one and of two batches of slices of the deepest case.
 
     ``held`` is what ``_training`` returned.
     """
-    depths = _depths(refs)
-    deepest = max(depths, key=lambda name: depths[name])
-    own = [ref for ref in refs if ref.case == deepest]
+    own = _deepest(refs)
     start = max(0, len(own) // 2 - batch)  # the middle of a volume holds the objects
     context = scorer.context
     policies = [one.context.policy for one in scorer.by_kind().values()]

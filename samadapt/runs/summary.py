@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from samadapt.baselines.unet import UNet
 from samadapt.evaluation.comparison import compare_states
-from samadapt.system.machine import peak_memory_bytes
+from samadapt.system.peak_memory import peak_memory_bytes
 
 if TYPE_CHECKING:
     from samadapt.baselines.build import UNetBuild

@@ -76,22 +76,6 @@ def total_memory_bytes() -> int:
     return min(total, *limits) if limits else total
 
 
-def peak_memory_bytes() -> int:
-    """Return the peak memory of the process in bytes.
-
-    Where the system does not report it, this is what the process holds now.
-    """
-    try:
-        import resource
-    except ImportError:  # Windows
-        import psutil
-
-        info = psutil.Process().memory_info()
-        return int(getattr(info, "peak_wset", info.rss))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def busy_processors(seconds: float = 0.5) -> float:
     """Measure how many processors other programs keep busy, while this process sleeps.
 

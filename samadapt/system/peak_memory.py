@@ -1,9 +1,10 @@
-"""Measure the peak of this process's memory while a block of code runs."""
+"""The peak of this process's memory, in all and while a block of code runs."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,10 @@ _POLL_S = 0.005
 """How often the memory is read where the system keeps no peak that can be reset."""
 
 
+_before_reset = 0
+"""Bytes of the highest peak that was reset: it belongs to the process all the same."""
+
+
 @dataclass
 class PeakMemory:
     """The memory of this process while a block ran.
@@ -27,6 +32,27 @@ class PeakMemory:
     """
 
     peak: int = 0
+
+
+def peak_memory_bytes() -> int:
+    """Return the peak memory of the process in bytes.
+
+    Where the system does not report it, this is what the process holds now.
+    """
+    return max(_before_reset, _reported())
+
+
+def _reported() -> int:
+    """Return the peak that the system reports; ``_reset`` lets it start anew."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        info = psutil.Process().memory_info()
+        return int(getattr(info, "peak_wset", info.rss))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @contextmanager
@@ -68,6 +94,8 @@ def memory_bytes() -> int:
 
 def _reset() -> bool:
     """Let the system's peak start anew; return whether it could."""
+    global _before_reset
+    _before_reset = max(_before_reset, _reported())
     try:
         with _RESET.open("w", encoding="ascii") as file:
             file.write("5")

@@ -19,8 +19,8 @@ from samadapt.sam.types import MaskOutput, Prompts, at_least_fp32
 from samadapt.system import processes
 from samadapt.system.collectives import PartSums
 from samadapt.system.interrupt import InterruptedRunError, StopRequest
-from samadapt.system.machine import peak_memory_bytes
 from samadapt.system.out_of_memory import is_out_of_memory
+from samadapt.system.peak_memory import peak_memory_bytes
 from samadapt.training.batch_parts import split, stack_count
 from samadapt.training.click_rounds import answers
 from samadapt.training.ema import averaged, start_averages, update_averages

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -57,10 +57,6 @@ class Clock:
         """Return the seconds of a unit of each phase that was measured."""
         return {name: self._seconds[name] / count for name, count in self._units.items() if count}
 
-    def seconds_of(self, phase: str) -> float:
-        """Return the seconds of a phase so far."""
-        return self._seconds.get(phase, 0.0)
-
     def measured_seconds(self) -> float:
         """Return the seconds of all phases so far."""
         return sum(self._seconds.values())
@@ -103,11 +99,6 @@ class Progress:
         self._task: TaskID | None = None
         self._phase, self._done, self._text = "", 0, ""
         self._marked = self._lined = time.perf_counter()
-        self._followers: list[Callable[[str], bool]] = []
-
-    def follow(self, follower: Callable[[str], bool]) -> None:
-        """Call a function with the name of the phase after each advance, until it returns False."""
-        self._followers.append(follower)
 
     def plan(self, phases: Mapping[str, int], like: Mapping[str, str]) -> None:
         """Set the phases of the run; see ``Clock``."""
@@ -171,7 +162,6 @@ class Progress:
         if not self.console.is_terminal and now - self._lined >= LOG_EVERY:
             self._lined = now
             self.say(f"{self._phase} {self._count()}  {shown}")
-        self._followers = [follower for follower in self._followers if follower(self._phase)]
 
     @contextmanager
     def aside(self, name: str, units: int) -> Iterator[None]:

@@ -174,32 +174,51 @@ def test_plan_and_run_agree(arguments, tmp_path, capsys):
     assert float(found[1]) == pytest.approx(planned["memory_bytes"] / GB, abs=0.06)
 
 
-def test_a_run_without_a_plan_says_how_to_get_one(arguments):
+def test_a_run_that_is_too_short_to_be_measured_says_how_to_get_a_plan(arguments):
     result = finetune(compose("photos", [*arguments[1:], "train.steps=1", "eval.max_cases=1"]))
     log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
     assert f"plan: {result.summary['trained_parameters']:,} of " in log
-    assert "`samadapt plan` with the same arguments predicts them" in log
+    assert "`samadapt plan` with the same arguments predicts memory and time" in log
 
 
-def test_the_first_run_of_a_kind_says_what_it_needs_after_a_few_steps(arguments):
-    result = finetune(compose("photos", [*arguments[1:], "train.steps=8", "eval.max_cases=1"]))
-    log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
-    first, second = (line for line in log.splitlines() if " plan: " in line)
-    assert "memory and time follow after the first steps" in first
+@pytest.fixture
+def first_run(arguments):
+    """A run of 12 steps of a kind that never ran, the lines of its log and its steps."""
+    result = finetune(compose("photos", [*arguments[1:], "train.steps=12"]))
+    log = (result.run_dir / "log.txt").read_text(encoding="utf-8").splitlines()
+    lines = (result.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return result, log, [line for line in map(json.loads, lines) if line["kind"] == "train"]
+
+
+def test_the_first_run_of_a_kind_says_before_its_first_step_what_it_needs(first_run, arguments):
+    result, log, steps = first_run
+    (place,) = [number for number, line in enumerate(log) if " plan: " in line]
+    assert place < next(number for number, line in enumerate(log) if "gradients: present" in line)
     found = re.search(
-        r"about ([\d.]+) GB of memory, start \d+ s, features \d+ s, train (\d+) s "
-        r"\(as measured in the first 6 steps\)$",
-        second,
+        r"about ([\d.]+) GB of memory, ([\d.]+) GB of features \(disk; .*\), start \d+ s"
+        r"(?:, \w+ \d+ s)*, training (\d+) s.* \(as measured just now\)$",
+        log[place],
     )
     assert found
     assert float(found[1]) == pytest.approx(result.summary["peak_memory_bytes"] / GB, rel=0.2)
-    lines = (result.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = [line for line in map(json.loads, lines) if line["kind"] == "train"]
-    assert int(found[2]) <= 3 + 2 * sum(line["seconds"] for line in steps)
-    again = finetune(compose("photos", [*arguments[1:], "train.steps=8", "eval.max_cases=1"]))
-    log = (again.run_dir / "log.txt").read_text(encoding="utf-8")
-    (line,) = [line for line in log.splitlines() if " plan: " in line]
+    assert int(found[3]) <= 3 + 3 * sum(step["seconds"] for step in steps)
+    again = finetune(compose("photos", [*arguments[1:], "train.steps=12"]))
+    log = (again.run_dir / "log.txt").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in log if " plan: " in line]
     assert "as in the last such run" in line
+
+
+def test_a_run_that_was_measured_is_the_run_that_was_not(first_run, arguments, monkeypatch):
+    result, _, steps = first_run
+    monkeypatch.setattr("samadapt.runs.plan_line._is_measured", lambda *_: False)
+    monkeypatch.setattr("samadapt.runs.plan_line.find_run", lambda _: None)
+    other = finetune(compose("photos", [*arguments[1:], "train.steps=12"]))
+    assert "as measured just now" not in (other.run_dir / "log.txt").read_text(encoding="utf-8")
+    lines = (other.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    losses = [line["loss"] for line in map(json.loads, lines) if line["kind"] == "train"]
+    assert losses == [step["loss"] for step in steps]
+    scores = [run.summary["adapted"] for run in (result, other)]
+    assert scores[0] == scores[1]
 
 
 def test_a_run_is_predicted_by_the_last_one_of_its_kind(arguments):

@@ -14,7 +14,6 @@ from samadapt.system import machine
 from samadapt.system.machine import (
     Processors,
     find_processors,
-    peak_memory_bytes,
     total_memory_bytes,
 )
 
@@ -104,22 +103,6 @@ def test_the_memory_of_a_container(
     in_groups(monkeypatch, tmp_path, own, files)
     assert (total_memory_bytes() == 2**29) is limited
     assert total_memory_bytes() > 1e8
-
-
-def test_the_peak_is_in_bytes() -> None:
-    assert 50e6 < peak_memory_bytes() < 1e12
-
-
-def test_without_resource_as_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "resource":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    assert 50e6 < peak_memory_bytes() < 1e12
 
 
 def test_without_affinity_as_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
