@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from samadapt.data.stacks import stacks_in_batch
 from samadapt.errors import ConfigError
 from samadapt.prompts.annotations import has_prompts, lacks_prompts
 from samadapt.system import processes
+from samadapt.training.draws import FORESEEN, BatchDraws, first_read
 from samadapt.training.feature_plan import FeaturePlan, plan_features
 from samadapt.training.features import Features
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from samadapt.config.schema import Config
     from samadapt.data.types import Sample, SliceRef
     from samadapt.runs.context import RunContext
+
+    Version = tuple[SliceRef, int]
 
 FEATURES_BATCH = 8
 """Images in one forward pass of the frozen blocks."""
@@ -70,14 +74,20 @@ class FeaturePlanner:
         return len(self.planned.missing) if self.planned else 0
 
     def plan(
-        self, config: Config, *, train: Sequence[SliceRef], others: Sequence[SliceRef]
+        self,
+        config: Config,
+        *,
+        train: Sequence[SliceRef],
+        others: Sequence[SliceRef],
+        every: bool = False,
     ) -> None:
         """Decide where features are kept, and look up which are there.
 
         Args:
-            config: its groups ``cache`` and ``output`` say where features may be kept.
+            config: the configuration of the run.
             train: the slices that are trained on; they may be augmented.
             others: the slices that are only scored; the encoder sees them unchanged.
+            every: plan all versions of the training slices, also those that no step reads.
 
         Raises:
             ConfigError: for ``cache.enabled=on`` where features cannot be kept.
@@ -100,12 +110,7 @@ class FeaturePlanner:
             reason = blocked or "cache.enabled=off"
             self.context.say(f"features: computed anew in every step ({reason})")
             return
-        # Variant 0 is the unchanged slice. Slices that are augmented in every step have none.
-        variants = 0 if self.augments_anew else max(1, self.context.samples.variants)
-        stacks = self.context.samples.stacks
-        training, _ = stacks.whole(train)  # the encoder sees whole stacks of slices
-        jobs = [(ref, variant) for ref in training for variant in range(variants)]
-        jobs += [(ref, 0) for ref in stacks.whole(others)[0]]
+        jobs = self.jobs(config, train=train, others=others, every=every)
         self.planned = plan_features(
             self.features,
             jobs,
@@ -115,13 +120,60 @@ class FeaturePlanner:
             max_bytes=math.inf if cache.max_gb is None else cache.max_gb * 1e9,
         )
         self.context.say(f"features: {self.planned.text}")
-        if training and self.augments_anew:
+        if train and self.augments_anew:
+            training, _ = self.context.samples.stacks.whole(train)
             size = SUGGESTED_VARIANTS * len(training) * self.planned.bytes_each
             self.context.say(
                 "features of training slices: computed anew in every step (augmentation); "
                 f"cache.variants={SUGGESTED_VARIANTS} would keep {SUGGESTED_VARIANTS} versions of "
                 f"each in at most {size / 1e9:.2f} GB and compute each once"
             )
+
+    def jobs(
+        self,
+        config: Config,
+        *,
+        train: Sequence[SliceRef],
+        others: Sequence[SliceRef],
+        every: bool = False,
+    ) -> list[Version]:
+        """Return the versions of slices whose features the run reads, in the order of first use.
+
+        Variant 0 is the unchanged slice. Slices that are augmented in every step have none. What
+        is read follows from the seed; a single process whose steps are known takes only that.
+
+        Args:
+            config: the configuration of the run.
+            train: the slices that are trained on.
+            others: the slices that are only scored.
+            every: return all versions of the training slices.
+        """
+        samples, options = self.context.samples, config.train
+        # The encoder sees whole stacks of slices.
+        scored = [(ref, 0) for ref in samples.stacks.whole(others)[0]]
+        if self.augments_anew or not train:
+            return scored
+        versions = range(max(1, samples.variants))
+        whole = [(ref, number) for ref in samples.stacks.whole(train)[0] for number in versions]
+        if every or processes.count() > 1 or not self.context.has_trained_parameters:
+            return [*whole, *scored]
+        stacks = stacks_in_batch(options.batch_size, self.context.dataset.stack)
+        batches = None if options.steps is None else options.steps * options.accumulate
+        read = first_read(BatchDraws(samples, train, stacks, config.seed), samples, batches)
+        ends = batches is not None and batches * stacks <= FORESEEN
+        return [*read, *([] if ends else whole), *scored]
+
+    def compute_when_read(self) -> None:
+        """Let features that are planned and missing be computed when they are first read.
+
+        The time they take then counts as that of their own phase.
+        """
+        if self.planned is None:
+            return
+        _, *order = dict.fromkeys(self.planned.keys.values())  # the first was computed to be sized
+        progress = self.context.progress
+        self.features.compute_in_order(order)
+        self.features.aside = lambda count: progress.aside("features", count)
 
     def warm(self, refs: Sequence[SliceRef] | None = None) -> None:
         """Compute the features that are planned and missing.
@@ -139,10 +191,16 @@ class FeaturePlanner:
             missing = [key for key in missing if key in wanted]
         with progress.phase("features"):
             self.features.warm(missing, progress.advance)
+        self.say_computed(len(self.planned.missing) - len(missing))
+
+    def say_computed(self, later: int = 0) -> None:
+        """Say how many features were computed; ``later`` are still to be."""
+        if self.planned is None:
+            return
         computed = sum(processes.gather(self.features.computed))  # each process did its part
-        later = len(self.planned.missing) - len(missing)
         self.context.say(
-            f"features: {computed} computed, {self.planned.images - computed - later} reused"
+            f"features: {computed} computed, {max(0, self.planned.images - computed - later)} "
+            "reused"
             + (f", {later} left to the scores" if later else "")
             + ("" if self.augments_anew else "; nothing runs the frozen blocks on them again")
         )

@@ -48,7 +48,7 @@ from samadapt.runs.run_directory import (
     removed_if_refused,
     trained_folder,
 )
-from samadapt.runs.run_loss import choose_losses
+from samadapt.runs.run_loss import RunLosses, choose_losses
 from samadapt.runs.run_slices import (
     RunSlices,
     check_objects,
@@ -182,16 +182,13 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             limits = (options.max_seconds, options.max_cpu_seconds) if trains else (None, None)
             per_slice = len(context.policy.kinds) / (options.batch_size * options.accumulate)
             budget = Budget(*limits, validation_steps=per_slice * len(slices.validation))
-            planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
-            plan_progress(
-                planner, slices, steps=options.steps or 0, validate_every=options.validate_every
-            )
-            say_plan(config, scorer, slices, losses, started)
+            plan_run(config, scorer, slices, losses, started)
             if trains and processes.is_first():
                 check_disk_space(context, averages=options.ema > 0)
         untrained = untrained_classes(context.dataset, slices) if trains else []
         say_what_trains(config, context, untrained)
-        compute_features(planner, slices, budget)
+        if features_come_first(config):
+            compute_features(planner, slices, budget)
         # A resumed run may have used up its time; it then goes on to the scores.
         with removed_if_refused(run_dir, keep=config.resume is not None):
             if checkpoint is None:
@@ -208,7 +205,7 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
         add_to_summary(summary, first)
         summary["seconds"] = time.perf_counter() - started
         if processes.is_first():
-            write_results(config, context, slices.test, scored, summary)
+            write_results(config, planner, slices.test, scored, summary)
             tracking.finish(summary)
             if trains:
                 record = finished_record(config, scorer, curve)
@@ -219,12 +216,15 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
 
 def write_results(
     config: Config,
-    context: RunContext,
+    planner: FeaturePlanner,
     refs: Sequence[SliceRef],
     scored: Mapping[str, KindScores],
     summary: Mapping[str, Any],
 ) -> None:
     """Write the scores and overlays, and keep what the run needed."""
+    context = planner.context
+    if not features_come_first(config):
+        planner.say_computed()
     keep_run(config, context.progress.clock, summary)
     write_kinds(context, refs, scored, summary, overlays=config.eval.overlays)
 
@@ -265,6 +265,30 @@ def resume_hint(run_dir: Path) -> Iterator[None]:
         if not (run_dir / "config.yaml").is_file():
             raise
         raise RunError(f"{error}. When there is room, continue with: {command}") from error
+
+
+def plan_run(
+    config: Config, scorer: Scorer, slices: RunSlices, losses: RunLosses, started: float
+) -> None:
+    """Look up the frozen features, and tell the user and the progress display what is to do."""
+    planner, options = scorer.planner, config.train
+    planner.plan(config, train=slices.train, others=[*slices.validation, *slices.test])
+    if not features_come_first(config):
+        planner.compute_when_read()
+    plan_progress(planner, slices, steps=options.steps or 0, validate_every=options.validate_every)
+    say_plan(config, scorer, slices, losses, started)
+
+
+def features_come_first(config: Config) -> bool:
+    """Whether all frozen features are computed before the first step.
+
+    Otherwise each is computed when it is first read, so that training starts at once. Several
+    processes compute them first, because they share the work then. So does a run of limited time,
+    whose learning rate follows the time: steps at its beginning must not be slower than others.
+    """
+    options = config.train
+    limited = options.max_seconds is not None or options.max_cpu_seconds is not None
+    return processes.count() > 1 or limited
 
 
 def compute_features(planner: FeaturePlanner, slices: RunSlices, budget: Budget) -> None:

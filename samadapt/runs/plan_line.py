@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from samadapt.runs.run_slices import RunSlices
     from samadapt.runs.scorer import Scorer
 
-SHORT = 10
-"""Steps of a run that is too short to be measured first: two of its steps would be thrown away."""
+SHORT, SHORT_S = 10, 60.0
+"""A run of fewer steps, or of fewer seconds if they are limited, is not measured first: two of its
+steps would be thrown away."""
 
 
 def say_plan(
@@ -62,8 +63,11 @@ def say_plan(
 
 def _is_measured(config: Config, scorer: Scorer) -> bool:
     """Whether a run is worth the time of a look at its beginning."""
-    steps = config.train.steps
-    return scorer.context.has_trained_parameters and (steps is None or steps >= SHORT)
+    steps, limits = config.train.steps, (config.train.max_seconds, config.train.max_cpu_seconds)
+    is_short = (steps is not None and steps < SHORT) or any(
+        limit is not None and limit < SHORT_S for limit in limits
+    )
+    return scorer.context.has_trained_parameters and not is_short
 
 
 def _features_alone(planner: FeaturePlanner) -> str:

@@ -114,7 +114,7 @@ def rehearse(config: Config, *, quick: bool = False) -> Rehearsal:
                 max_test_cases=config.eval.max_cases,
             )
             scored = [*slices.validation, *slices.test]
-            planner.plan(config, train=slices.train, others=scored)
+            planner.plan(config, train=slices.train, others=scored, every=True)
         start_seconds = time.perf_counter() - started
         features = _features(planner) if planner.missing else None
         trains = context.has_trained_parameters
@@ -122,6 +122,7 @@ def rehearse(config: Config, *, quick: bool = False) -> Rehearsal:
         if trains:
             training, held = _training(config, planner, scorer, slices, quick=quick)
         return _rehearsal(
+            config,
             planner,
             slices,
             start=(at_start.peak, start_seconds),
@@ -164,7 +165,7 @@ def measure_beginning(
         scoring = Phase((count,) * 2, (found.peak,) * 2, (seconds,) * 2)
     set_random_states(random)
     return _rehearsal(
-        planner, slices, start=start, features=features, training=training, scoring=scoring
+        config, planner, slices, start=start, features=features, training=training, scoring=scoring
     )
 
 
@@ -193,6 +194,7 @@ def _two_passes(config: Config, scorer: Scorer, slices: RunSlices, losses: RunLo
 
 
 def _rehearsal(
+    config: Config,
     planner: FeaturePlanner,
     slices: RunSlices,
     *,
@@ -205,7 +207,12 @@ def _rehearsal(
     import torch
 
     context, planned = planner.context, planner.planned
-    depths = _depths([*slices.validation, *slices.test])
+    scored = [*slices.validation, *slices.test]
+    depths, needed, missing = _depths(scored), set[str](), 0
+    if planned is not None:  # what this run reads of it
+        jobs = planner.jobs(config, train=slices.train, others=scored)
+        needed = {planned.keys[job] for job in jobs if job in planned.keys}
+        missing = len(needed.intersection(planned.missing))
     return Rehearsal(
         trained=context.injection.trainable,
         total=context.injection.total,
@@ -214,8 +221,8 @@ def _rehearsal(
         features=features,
         training=training,
         scoring=scoring,
-        images=planned.images if planned else 0,
-        missing=planner.missing,
+        images=len(needed),
+        missing=missing,
         feature_bytes=planned.bytes_each if planned else 0,
         in_memory=isinstance(planner.features.store, MemoryStore),
         later_bytes=context.dataset.unread_bytes,

@@ -25,8 +25,15 @@ if TYPE_CHECKING:
     from samadapt.training.batches import Batch
     from samadapt.training.samples import TrainingSamples, TrainingStack
 
+    Version = tuple[SliceRef, int]
+    """A slice and the number of its variant; 0 is the slice itself."""
+
 KIND_STREAM = 0x6B696E64
 """``kind`` in ASCII: tells the generator of kinds from others that start from the same seed."""
+
+
+FORESEEN = 20_000
+"""Stacks whose order is known in advance. To draw so many takes about a second."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,26 @@ class BatchDraws:
         number = self.drawn // self.batch_size
         rng = np.random.default_rng([self.seed, KIND_STREAM, number])
         return str(rng.choice(list(self.shares), p=list(self.shares.values())))
+
+
+def first_read(draws: BatchDraws, samples: TrainingSamples, batches: int | None) -> list[Version]:
+    """Return the versions of slices that the next batches read, in the order of their first use.
+
+    Args:
+        draws: draws the batches of one process; it is left as it was.
+        samples: the training slices, whose versions are fixed.
+        batches: how many batches; None: as many as ``FORESEEN`` allows.
+    """
+    found: dict[Version, None] = {}
+    began = draws.drawn
+    limit = -(-FORESEEN // draws.batch_size)
+    for _ in range(limit if batches is None else min(batches, limit)):
+        drawn = draws.next()
+        for item, rng in zip(drawn.items, drawn.random.own, strict=True):
+            number = samples.draw_variant(rng)
+            found.update(dict.fromkeys((ref, number) for ref in item.refs))
+    draws.drawn = began
+    return list(found)
 
 
 def endless(draws: BatchDraws, make: Callable[[Drawn], Batch]) -> Iterator[Batch]:

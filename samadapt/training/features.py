@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,7 @@ class Features:
         computed: number of images that went through the frozen blocks.
         reused: number of images whose features were read from the store.
         read: returns the image (h, w, 3) of a key; ``plan_features`` sets it.
+        aside: returns a context in which so many images are computed, to measure their time.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class Features:
         self.autocast, self.dtype, self.batch_size = autocast, dtype, batch_size
         self.computed = self.reused = 0
         self.read: Callable[[str], Array] = _no_images
+        self.aside: Callable[[int], AbstractContextManager[Any]] = lambda count: nullcontext()
+        self._together: dict[str, list[str]] = {}
         settings = [
             FORMAT,
             base_sha256,
@@ -127,14 +131,39 @@ class Features:
         found = {key: kept for key in unique if (kept := store.get(key)) is not None}
         missing = [key for key in unique if key not in found]
         self.reused += len(keys) - len(missing)
-        for start in range(0, len(missing), self.batch_size):
-            part = missing[start : start + self.batch_size]
-            fresh = self.compute([read(key) for key in part]).cpu()
+        for part in self._batches(missing):
+            have = store.use(part) - set(missing)
+            with self.aside(len(part)):
+                images = [read(key) if key in unique else self.read(key) for key in part]
+                fresh = self.compute(images).cpu()
             for key, features in zip(part, fresh.split(1), strict=True):
                 # A clone, since a view would keep the features of the whole batch in memory.
-                found[key] = own = features.clone()
-                store.put(key, own)
+                own = features.clone()
+                if key in missing:
+                    found[key] = own
+                if key not in have:
+                    store.put(key, own)
         return torch.cat([found[key] for key in keys]).to(self.sam.device, non_blocking=True)
+
+    def compute_in_order(self, order: Sequence[str]) -> None:
+        """Compute features that are missing when they are read, with those that are read next.
+
+        The images that go through the model together follow from the order alone, and not from what
+        is missing. So features are the same, bit by bit, when a run ends early and is resumed.
+
+        Args:
+            order: keys of planned images, each once, in the order in which they are first read.
+        """
+        size = self.batch_size
+        batches = [list(order[start : start + size]) for start in range(0, len(order), size)]
+        self._together = {key: batch for batch in batches for key in batch}
+
+    def _batches(self, missing: Sequence[str]) -> list[list[str]]:
+        """Return the batches in which missing images are computed."""
+        together, size = self._together, self.batch_size
+        alone = [key for key in missing if key not in together]
+        ordered = {together[key][0]: together[key] for key in missing if key in together}
+        return [*ordered.values(), *(alone[at : at + size] for at in range(0, len(alone), size))]
 
     def warm(self, keys: Sequence[str], done: Callable[[int], None]) -> None:
         """Compute and keep the features of planned images that the store does not have yet.

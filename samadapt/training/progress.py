@@ -98,6 +98,7 @@ class Progress:
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         self._phase, self._done, self._text = "", 0, ""
+        self._aside = 0.0  # seconds that were counted for other phases
         self._marked = self._lined = time.perf_counter()
 
     def plan(self, phases: Mapping[str, int], like: Mapping[str, str]) -> None:
@@ -165,14 +166,18 @@ class Progress:
 
     @contextmanager
     def aside(self, name: str, units: int) -> Iterator[None]:
-        """Count the time in this context for ``units`` of another phase instead."""
-        started = time.perf_counter()
+        """Count the time in this context for ``units`` of another phase instead.
+
+        Of contexts in each other, the inner ones count their own time.
+        """
+        started, before = time.perf_counter(), self._aside
         try:
             yield
         finally:
-            now = time.perf_counter()
-            self.clock.spent(name, units, now - started)
-            self._marked += now - started
+            spent = time.perf_counter() - started - (self._aside - before)
+            self.clock.spent(name, units, spent)
+            self._aside += spent
+            self._marked += spent
 
     def _count(self) -> str:
         """Return the finished units of the phase, and their number if it is known."""

@@ -128,10 +128,14 @@ class TrainingSamples:
             if self.changes and not self.variants:
                 samples += augment(stack, self.changes, rng, self.has_object)
                 continue
-            number = int(rng.integers(self.variants)) if self.variants else 0
+            number = self.draw_variant(rng)
             samples += self.variant(stack, number)
             versions += [(ref, number) for ref in item.refs]
         return samples, trained, versions
+
+    def draw_variant(self, rng: np.random.Generator) -> int:
+        """Return the number of a variant by the first number of a stack's generator."""
+        return int(rng.integers(self.variants)) if self.variants else 0
 
     def variant(self, stack: Sequence[Sample], number: int) -> list[Sample]:
         """Return one of a stack's fixed versions; 0 is the stack itself."""

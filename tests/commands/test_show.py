@@ -56,7 +56,7 @@ def test_the_tiles_are_what_the_first_steps_train_on(
         trained.extend(samples)
         return make(samples, *others, **options)
 
-    monkeypatch.setattr("samadapt.runs.finetune.make_batch", listen)
+    monkeypatch.setattr("samadapt.runs.train_adapter.make_batch", listen)
     config = compose(str(recipe), [f"data.root={make_pictures(9)}", "train.steps=2", *options])
     names = draw_training_preview(config, 4, tmp_path / "sheet.png")
     finetune(config)

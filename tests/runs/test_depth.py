@@ -230,7 +230,7 @@ def test_the_contact_sheet_shows_the_slices_of_a_run(configure, monkeypatch, tmp
         drawn.extend(batch.names)
         return batch
 
-    monkeypatch.setattr("samadapt.runs.finetune.make_batch", spy)
+    monkeypatch.setattr("samadapt.runs.train_adapter.make_batch", spy)
     finetune(config)
     names = draw_training_preview(config, len(drawn), tmp_path / "sheet.png")
     assert [name.replace(" · slice ", "[") + "]" for name in names] == drawn

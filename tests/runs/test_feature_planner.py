@@ -2,7 +2,64 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
+
 from samadapt.training.features import Features
+from samadapt.training.loop import TrainableTail
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """How many images went through the frozen blocks so far, at each forward pass of the tail."""
+    count, at_forward = [0], []
+    compute, forward = Features.compute, TrainableTail.forward
+
+    def counted(self, images):
+        count[0] += len(images)
+        return compute(self, images)
+
+    def noted(self, *given):
+        at_forward.append(count[0])
+        return forward(self, *given)
+
+    monkeypatch.setattr(Features, "compute", counted)
+    monkeypatch.setattr(TrainableTail, "forward", noted)
+    return at_forward
+
+
+OPTIONS = ["peft.blocks=last:2", "train.batch_size=2", "train.validate_every=0"]
+
+
+def test_only_features_that_steps_and_scores_read_are_computed(make_pictures, run):
+    result = run(make_pictures(24), *OPTIONS, "train.steps=2")
+    log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
+    # Of 24 pictures 5 are held out and 2 validate; 2 steps read 4 of the 17 others.
+    assert "features: 11 images" in log
+    assert "features: 11 computed, 0 reused" in log
+
+
+def test_training_begins_before_all_features_are_there(make_pictures, run, computed):
+    run(make_pictures(40), *OPTIONS, "train.steps=14")
+    # One says their size; two batches are measured, and the first step reads of them.
+    assert computed[0] <= 1 + 2 * 8
+    assert computed[-1] > 30
+
+
+def test_features_that_are_changed_versions_are_foreseen_too(make_pictures, run, computed):
+    options = [*OPTIONS, "train.augment=[flip]", "cache.variants=5", "train.steps=9"]
+    result = run(make_pictures(12), *options)
+    log = (result.run_dir / "log.txt").read_text(encoding="utf-8")
+    planned = int(log.partition("features: ")[2].split()[0])
+    assert f"features: {planned} computed, 0 reused" in log
+    steps = (result.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert sum(json.loads(line)["kind"] == "train" for line in steps) == 9
+
+
+def test_a_resumed_run_with_features_in_memory_ends_bit_equal(make_pictures, resumes_bit_equal):
+    options = [*OPTIONS, "train.steps=5", "cache.where=memory"]
+    resumes_bit_equal(make_pictures(14), options, ["adapter/adapter_model.safetensors"])
 
 
 def test_an_image_is_hashed_once_in_a_whole_run(make_pictures, run, monkeypatch):

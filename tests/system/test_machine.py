@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 

@@ -78,6 +78,29 @@ def test_a_second_run_computes_nothing(tools, images, store):
     assert torch.equal(again[0], again[1])
 
 
+def test_features_that_are_computed_when_read_do_not_depend_on_what_is_read_first(
+    tools, images, store
+):
+    sam, injection = adapted()
+    by_key = {tools.make_features(sam, injection).key(image): image for image in images}
+    keys = list(by_key)
+
+    def in_order(own_store):
+        found = tools.make_features(sam, injection, own_store, batch_size=3)
+        found.read = by_key.__getitem__
+        found.compute_in_order(keys)
+        return found
+
+    first = in_order(MemoryStore())
+    expected = first.stored(keys)
+    assert first.computed == 4
+    later = in_order(store)
+    assert torch.equal(later.stored(keys[2:3]), expected[2:3])
+    assert later.computed == 3  # with the two before it
+    assert torch.equal(later.stored(keys), expected)
+    assert later.computed == 4
+
+
 def test_compute_keeps_no_features(tools, images, store):
     features = tools.make_features(*adapted(), store)
     assert torch.equal(features.compute(images), features(images))

@@ -91,6 +91,21 @@ def test_time_aside_counts_for_its_own_phase(tmp_path):
     assert shown.clock.seconds_left() == pytest.approx(shown.clock._seconds["validation"])
 
 
+def test_time_aside_within_time_aside_counts_once(tmp_path):
+    shown, _ = progress(tmp_path)
+    shown.plan({"train": 2, "validation": 3, "features": 8}, {})
+    with shown.phase("train"):
+        with shown.aside("validation", 3):
+            time.sleep(0.1)
+            with shown.aside("features", 8):
+                time.sleep(0.3)
+        shown.advance(2)
+    seconds = shown.clock._seconds
+    assert seconds["features"] >= 0.3
+    assert 0.1 <= seconds["validation"] < 0.25
+    assert 0 <= seconds["train"] < 0.1
+
+
 def test_a_resumed_phase_has_less_left(tmp_path):
     shown, _ = progress(tmp_path)
     shown.plan({"train": 10}, {})
