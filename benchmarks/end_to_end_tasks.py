@@ -222,7 +222,7 @@ class StepDone(BaseException):
 def first_step_ours(task: Task) -> None:
     """``samadapt finetune recipe=hippocampus`` to the end of its first step, nothing cached.
 
-    It has about as many slices as the peers, and computes the features of all of them first.
+    It has about as many slices as the peers. Before the step it measures what the run will need.
     """
     with stopped_after_a_step():
         cli("finetune", *hippocampus(task), "train.batch_size=1", f"data.max_cases={VOLUMES}")

@@ -100,8 +100,8 @@ def phases_of(log: Path, seconds: float) -> dict[str, float]:
     marks = {
         "began": r"run directory",
         "start": r"plan:",
-        "features": r"features: \d+ computed",
-        "training and validation": r"step \d+: validation",
+        # Features are computed when a step first reads them.
+        "features, training and validation": r"step \d+: validation",
     }
     times: dict[str, float] = {}
     for line in log.read_text(encoding="utf-8").splitlines():

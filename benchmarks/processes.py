@@ -94,6 +94,7 @@ def work(data: str, steps: int, output: Path) -> None:
             "data.max_cases=12",
             "data.slice_step=2",
             f"train.steps={steps}",
+            "train.max_seconds=86400",  # a limit lets one process compute its features first, too
             "train.validate_every=0",
             "precision=fp32",
             "eval.overlays=0",

@@ -59,6 +59,9 @@ FITS = 0.8
 """A batch is tried if the memory that follows from fewer slices is at most this share of what is
 free."""
 
+SCORED = 4
+"""Slices that are scored to measure the beginning of a run."""
+
 SLOW_S = 5.0
 """A model that takes more CPU seconds for the scores of one slice is rehearsed with two of them at
 most. Importing what scores need takes two of these seconds."""
@@ -157,9 +160,9 @@ def measure_beginning(
     scored, scoring = [*slices.validation, *slices.test], None
     if scored:
         own = _deepest(scored)
-        # A slow model scores two slices; for others a batch is more exact.
+        # A slow model scores two slices; for others more are more exact.
         is_slow = training.seconds[1] / config.train.batch_size > SLOW_S
-        count = min(2 if is_slow else config.eval.batch_size, len(own))
+        count = min(2 if is_slow else SCORED, config.eval.batch_size, len(own))
         with peak_memory() as found:
             seconds = _scoring_seconds(scorer, own, count)
         scoring = Phase((count,) * 2, (found.peak,) * 2, (seconds,) * 2)
