@@ -50,9 +50,9 @@ SIDE, CLICKS = 512, 40
 TOKEN = "a-token-of-the-benchmark"
 
 
-def save(build: str, folder: Path) -> None:
-    """Write an adapter of random weights, and beside it its base."""
-    sam = random_sam(build)
+def save_adapter_of(build: str, folder: Path, *, image_size: int | None = None) -> None:
+    """Write an adapter of random weights, and in its folder the base."""
+    sam = random_sam(build, image_size)
     weights = {name: value.clone() for name, value in sam.state_dict().items()}
     record = AdapterRecord(
         base=build,
@@ -191,7 +191,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        save(asked.build, Path(folder))
+        save_adapter_of(asked.build, Path(folder))
         command = [sys.executable, "-m", "samadapt", "serve", f"adapter={folder}", "port=0"]
         # A session more than clients: one that is dropped makes room for the next.
         command += [f"sessions={asked.clients + 1}", f"token={TOKEN}"]
