@@ -79,14 +79,15 @@ class PromptSettings(Settings):
     clicks: Annotated[Whole, Field(ge=1, le=100)] | None = Field(
         default=None,
         description="clicks that correct an object in one step of prompts=interactive; the decoder "
-        "runs a few times more often than that, so fewer clicks are faster; null: 8, or 7 with "
-        "prompts.variant=sam2",
+        "runs a few times more often than that, so fewer clicks are faster; null: 8, or 7 as "
+        "SAM 2 trains",
     )
-    variant: Variant = Field(
-        default="sam",
+    variant: Variant | None = Field(
+        default=None,
         description="how prompts=interactive trains: as in the SAM paper, or as SAM 2: uniform "
         "noise on boxes, a tenth of the clicks drawn from the whole object, a click on the "
-        "background where the mask is right, and no round without a click",
+        "background where the mask is right, and no round without a click; null: sam2 if the model "
+        "is a SAM 2, else sam",
     )
     negatives: Annotated[float, Field(ge=0, le=0.9)] | None = Field(
         default=None,

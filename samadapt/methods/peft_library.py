@@ -75,8 +75,8 @@ def linears(sam: Sam, root: str) -> list[str]:
 def decoder_linears(sam: Sam) -> list[str]:
     """Return the paths of the decoder's linears that take layers.
 
-    SAM 2's head of the object's score is left out: no loss of still images trains it, and its last
-    linear has one output, fewer than most ranks.
+    SAM 2's head of the object's score is left out, because its last linear has one output, fewer
+    than most ranks. The loss of the score trains the layers whose token it reads.
     """
     every = linears(sam, "mask_decoder")
     return [name for name in every if not name.startswith("mask_decoder.pred_obj_score_head.")]

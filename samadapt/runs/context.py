@@ -29,7 +29,7 @@ from samadapt.data.splits import listed_names
 from samadapt.data.training_draw import use_training_cases
 from samadapt.errors import ConfigError, DataError, RunError
 from samadapt.methods.base import Method, method_for
-from samadapt.prompts.policy import AUTO, Objects, PromptPolicy
+from samadapt.prompts.policy import AUTO, Objects, PromptPolicy, Variant
 from samadapt.prompts.shares import DEFAULT_SHARES, MIXED, normalised
 from samadapt.runs.baseline import open_baseline
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
@@ -39,7 +39,7 @@ from samadapt.sam.attention.kernels import describe_attention
 from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.model import Sam
 from samadapt.sam.watershed import INSTANCE_HEAD, Watershed
-from samadapt.sam.weights.builds import embedding_grid, fitting_image_size
+from samadapt.sam.weights.builds import BUILDS, embedding_grid, fitting_image_size
 from samadapt.sam.weights.loading import base_hash, load_sam
 from samadapt.system import processes
 from samadapt.system.cache import cache_folder
@@ -503,6 +503,8 @@ def prompt_policy(config: Config) -> PromptPolicy:
             "prompts=mixed has several kinds of prompts; leave it out, or use prompts=mixed"
         )
     shares = normalised(prompts.shares or DEFAULT_SHARES) if prompts.name == MIXED else {}
+    # Each model is trained on as it was pretrained.
+    variant: Variant = "sam" if BUILDS[config.model.name].version == "1" else "sam2"
     policy = PromptPolicy(
         prompts.name,
         prompts.objects,
@@ -513,7 +515,7 @@ def prompt_policy(config: Config) -> PromptPolicy:
         background_token=prompts.background_token,
         keep_promptable=prompts.keep_promptable,
         clicks=prompts.clicks,
-        variant=prompts.variant,
+        variant=prompts.variant or variant,
         negatives=prompts.negatives,
         shares=shares,
         click_disks=prompts.click_disks,

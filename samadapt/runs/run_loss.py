@@ -17,6 +17,7 @@ from samadapt.training.losses.base import Target, targets_text
 if TYPE_CHECKING:
     from samadapt.data.types import SliceRef
     from samadapt.runs.context import RunContext
+    from samadapt.sam.segmentation_model import SegmentationModel
     from samadapt.training.mask_losses import LossFunction
 
 
@@ -74,6 +75,7 @@ def choose_loss(choice: LossChoice, context: RunContext, train: Sequence[SliceRe
                 f"loss.{name}={value} has no effect: loss={choice.name} does not take it, only "
                 f"{', '.join(key.losses)}; leave it out, or choose one of these losses"
             )
+    _check_object_score(choice, context.model)
     taken = {name: getattr(choice, name) for name in settings_fields(loss) if hasattr(choice, name)}
     weights = None  # all are equal
     if choice.class_weights is not None:
@@ -92,6 +94,17 @@ def _check_fit(loss: type[NamedLoss], target: Target, prompts: str) -> None:
     raise ConfigError(
         f"loss={loss.name} does not fit prompts={prompts}{where}: it is for "
         f"{targets_text(loss.fits)}; use one of {fitting}, or leave loss=auto"
+    )
+
+
+def _check_object_score(choice: LossChoice, model: SegmentationModel) -> None:
+    """Raise ``ConfigError`` for a weight of object scores that the model does not give."""
+    weight = getattr(choice, "object_score", None)
+    if weight in (None, loss_keys()["object_score"].default) or model.gives_object_scores:
+        return
+    raise ConfigError(
+        f"loss.object_score={weight} has no effect: only SAM 2 says whether an object is in the "
+        "image; leave it out, or use model.name=sam2_t"
     )
 
 

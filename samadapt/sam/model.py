@@ -316,6 +316,11 @@ class Sam(SegmentationModel):
         return self.class_tokens is not None or self.prompt_generator is not None
 
     @property
+    def gives_object_scores(self) -> bool:
+        """Whether ``decode`` says for each prompted object if it is in the image."""
+        return self.build.version != "1"
+
+    @property
     def logits_side(self) -> int:
         """Side of the grid on which the model predicts classes without a prompt."""
         if self.dense_head is not None:

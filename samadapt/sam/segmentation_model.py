@@ -56,6 +56,11 @@ class SegmentationModel(nn.Module):
         return False
 
     @property
+    def gives_object_scores(self) -> bool:
+        """Whether ``decode`` says for each prompted object if it is in the image, as SAM 2 does."""
+        return False
+
+    @property
     def logits_side(self) -> int:
         """Side of the grid on which the model predicts classes without a prompt."""
         raise NotImplementedError

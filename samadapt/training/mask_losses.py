@@ -89,10 +89,15 @@ def object_loss(
     focal: float = 20.0,
     dice: float = 1.0,
     iou: float = 1.0,
+    object_score: float = 1.0,
     overlap: MaskTerm = dice_of_masks,
     extra: ExtraTerm | None = None,
 ) -> LossFunction:
     """Return SAM's loss for prompted objects: focal, Dice, and the IoU head's squared error.
+
+    The output of SAM 2 also has the cross-entropy of the object's score. SAM 2 trains nothing else
+    on an object that is not there, because its videos hide the mask of such an object. Images show
+    it, so here its mask is trained to be empty.
 
     The focal term is a mean over pixels (gamma 2, alpha 0.25). If three masks are predicted, only
     the mask with the lowest focal and Dice loss is trained (SAM, appendix A), because one prompt
@@ -103,6 +108,7 @@ def object_loss(
         focal: weight of the focal term. The paper weights focal to Dice 20 to 1.
         dice: weight of the Dice term.
         iou: weight of the squared error of the IoU head.
+        object_score: weight of the cross-entropy of the object's score, if the model gives one.
         overlap: what is computed in the place of Dice.
         extra: one more term; it takes part in the choice of the mask.
 
@@ -137,9 +143,31 @@ def object_loss(
         # Rows of the chosen masks, for the log.
         chosen = best.flatten() + m * torch.arange(b * p, device=best.device)
         shown = {name: part[chosen].mean().detach() for name, part in parts.items()}
-        return LossTerms(summed, shown | {"iou": error.mean().detach()})
+        shown["iou"] = error.mean().detach()
+        if output.object_score is not None:
+            presence = presence_loss(output.object_score, targets)
+            summed = summed + object_score * presence
+            shown["object_score"] = presence.detach()
+        return LossTerms(summed, shown)
 
     return loss
+
+
+def presence_loss(
+    scores: Float[Tensor, "b p 1"], targets: Integer[Tensor, "b p h w"]
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of whether each object is in its image.
+
+    An object is there if its targets have a pixel of it. Where no pixel is known, the loss is 0.
+
+    Args:
+        scores: (b, p, 1) logits.
+        targets: (b, p, h, w), 1 in the object, 0 outside, -1 where nothing is known.
+    """
+    logits, pixels = at_least_fp32(scores)[..., 0], targets.flatten(2)
+    is_there = (pixels > 0).any(2).to(logits.dtype)
+    is_known = (pixels >= 0).any(2).to(logits.dtype)
+    return functional.binary_cross_entropy_with_logits(logits, is_there, weight=is_known)
 
 
 def semantic_loss(

@@ -98,6 +98,22 @@ def test_a_background_token_needs_classes_that_compete(pictures, keys, message):
         prompt_policy(config)
 
 
+@pytest.mark.parametrize(
+    ("keys", "variant", "clicks"),
+    [
+        ((), "sam", 8),
+        (("model.name=sam2.0_t",), "sam2", 7),
+        (("model.name=sam2_t", "prompts.clicks=3"), "sam2", 3),
+        (("model.name=sam2_t", "prompts.variant=sam"), "sam", 8),
+        (("prompts.variant=sam2",), "sam2", 7),
+    ],
+)
+def test_each_model_is_trained_on_as_it_was_pretrained(pictures, keys, variant, clicks):
+    config = compose("photos", [f"data.root={pictures}", "prompts=interactive", *keys])
+    policy = prompt_policy(config)
+    assert (policy.variant, policy.corrections) == (variant, clicks)
+
+
 @pytest.mark.parametrize("keeps", [False, True])
 def test_the_background_has_the_token_that_was_asked_for(small_run, keeps):
     asked = ("prompts=semantic", "prompts.background_token=true")

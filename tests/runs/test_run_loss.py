@@ -175,3 +175,14 @@ def test_a_run_with_each_loss(tmp_path, name):
     assert "loss.class_weights: background" in (result.run_dir / "log.txt").read_text(
         encoding="utf-8"
     )
+
+
+def test_a_weight_of_object_scores_needs_a_model_that_gives_them():
+    choice = Loss(name="sam", object_score=2)
+    run = context("box")
+    run.model.gives_object_scores = True
+    assert callable(choose_loss(choice, run, ()))
+    run.model.gives_object_scores = False
+    with pytest.raises(ConfigError, match=r"loss\.object_score=2\.0 has no effect: only SAM 2"):
+        choose_loss(choice, run, ())
+    assert callable(choose_loss(Loss(name="sam"), run, ()))

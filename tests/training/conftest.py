@@ -54,18 +54,23 @@ def make_features(sam, injection, store=None, **changes) -> Features:
 def make_training(
     run_dir,
     *,
+    model="tiny",
     method="lora",
     kind="box",
+    prompts=None,
     batch_size=2,
     seed=0,
     samples=None,
     dtype=torch.float32,
     **options,
 ) -> Training:
-    """Everything that the loop needs, on the model ``tiny`` and six slices."""
+    """Everything that the loop needs, on a tiny model and six slices.
+
+    ``prompts`` are more fields of the ``PromptPolicy`` of this kind.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    sam = load_sam("tiny").to(dtype)
+    sam = load_sam(model).to(dtype)
     injection = inject(sam, METHODS[method](**options))
     samples = samples or [make_sample(index) for index in range(6)]
     refs = [SliceRef(sample.case, 0) for sample in samples]
@@ -76,7 +81,7 @@ def make_training(
         read, limits = (lambda ref: by_ref[ref].image), {"folder": run_dir, "max_bytes": math.inf}
         keys = plan_features(features, refs, read, where="memory", **limits).keys
     sampler = Sampler(len(refs), batch_size, seed)
-    policy = PromptPolicy(kind)
+    policy = PromptPolicy(kind, **(prompts or {}))
 
     def make():
         first = sampler.drawn

@@ -18,6 +18,7 @@ from samadapt.training import loop
 from samadapt.training.click_rounds import Click, answers, draw_clicks, draw_rounds, first_prompts
 from samadapt.training.keyed_random import BatchRandom
 from samadapt.training.loop import LoopOptions, TrainableTail, learn
+from samadapt.training.mask_losses import object_loss
 
 SIDE, CELL = 16, 4.0
 
@@ -215,6 +216,31 @@ def test_sam2_has_seven_clicks_and_draws_a_tenth_from_the_object():
     _, labels = draw_clicks(targets, right, Click(place, always, even_if_right=True))
     assert labels.unique().tolist() == [1]  # into the object, though nothing was missed
     assert draw_rounds(replace(policy, clicks=2), 1, of(np.random.default_rng(0), 1)).count == 3
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_sam2_learns_in_every_round_whether_objects_are_there(tools, tmp_path, weight):
+    prompts = {"variant": "sam2", "clicks": 2, "negatives": 0.5, "max_objects": 3}
+    training = tools.make_training(
+        tmp_path, model="tiny_h", kind="interactive", blocks="last:1", prompts=prompts
+    )
+    found = (((one.targets > 0).flatten(2).any(2), one) for one in training.batches)
+    there, batch = next(pair for pair in found if 0 < pair[0].sum() < pair[0].numel())
+    asked, plain = [], object_loss(object_score=weight)
+
+    def loss(output, targets):
+        asked.append(output.object_score.shape)
+        return plain(output, targets)
+
+    training.loss = loss
+    injection = training.injection
+    injection.set_training(training.sam)
+    learn(training, TrainableTail(training.sam, injection.first_trainable_block), batch, 1)
+    assert asked == [(*there.shape, 1)] * 3
+    heads = [
+        gradient for name, gradient in gradients(training).items() if "pred_obj_score_head" in name
+    ]
+    assert any(gradient.any() for gradient in heads) == bool(weight)
 
 
 def gradients(training):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,34 @@ def test_the_iou_head_is_taught_the_true_iou():
     empty = torch.zeros(1, 1, 4, 4)
     assert mask_iou(empty - 1, empty).tolist() == [1]
     assert mask_iou(empty + 1, empty).tolist() == [0]
+
+
+def test_the_object_score_is_taught_which_objects_are_there():
+    logits, targets = random_case(b=2, p=2, m=3)
+    targets[0, 1] = 0  # not there
+    targets[1, 0] = -1  # nothing is known about it
+    targets[1, 1, 3:] = -1
+    scores = torch.tensor([[0.3, -1.2], [2.0, 0.7]])[..., None]
+
+    def computed(**weights):
+        given = replace(output(logits.detach().clone()), object_score=scores.clone())
+        given.object_score.requires_grad_()
+        terms = object_loss(**weights)(given, targets)
+        terms.total.backward()
+        return terms, given
+
+    terms, given = computed(focal=0.0, dice=0.0, iou=0.0, object_score=1.0)
+    there = [math.log1p(math.exp(-0.3)), math.log1p(math.exp(-1.2)), math.log1p(math.exp(-0.7))]
+    assert terms.total.item() == pytest.approx(sum(there) / 4, rel=1e-5)
+    assert float(terms.parts["object_score"]) == pytest.approx(terms.total.item())
+    gradient = given.object_score.grad[..., 0]
+    assert gradient.sign().tolist() == [[-1, 1], [0, -1]]
+    weighed, other = computed(object_score=3.0)
+    plain, _ = computed(object_score=0.0)
+    expected = plain.total.item() + 3 * float(weighed.parts["object_score"])
+    assert weighed.total.item() == pytest.approx(expected, rel=1e-5)
+    assert other.logits.grad[0, 1].abs().max() > 0  # pictures show it, so its mask must be empty
+    assert "object_score" not in object_loss()(output(logits), targets).parts
 
 
 @pytest.mark.parametrize("kind", ["object", "semantic"])

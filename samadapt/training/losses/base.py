@@ -29,6 +29,14 @@ DiceWeight = Annotated[
 IouWeight = Annotated[
     float, Field(ge=0, description="weight of the squared error of the predicted IoU")
 ]
+ObjectScoreWeight = Annotated[
+    float,
+    Field(
+        ge=0,
+        description="weight of the cross-entropy of SAM 2's object score, which says whether the "
+        "prompted object is in the image; the first SAM has none",
+    ),
+]
 EntropyWeight = Annotated[float, Field(ge=0, description="weight of the cross-entropy")]
 
 LOSSES: dict[str, type[NamedLoss]] = {}
@@ -78,6 +86,7 @@ class MaskTermLoss(NamedLoss):
     focal: FocalWeight = 20.0
     dice: DiceWeight = 1.0
     iou: IouWeight = 1.0
+    object_score: ObjectScoreWeight = 1.0
     cross_entropy: EntropyWeight = 1.0
 
     def overlap(self) -> MaskTerm:
@@ -99,7 +108,12 @@ class MaskTermLoss(NamedLoss):
         overlap, extra = self.overlap(), self.extra()
         if target == "objects":
             return object_loss(
-                focal=self.focal, dice=self.dice, iou=self.iou, overlap=overlap, extra=extra
+                focal=self.focal,
+                dice=self.dice,
+                iou=self.iou,
+                object_score=self.object_score,
+                overlap=overlap,
+                extra=extra,
             )
         make = region_loss if target == "regions" else semantic_loss
         return make(

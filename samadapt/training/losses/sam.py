@@ -12,6 +12,7 @@ from samadapt.training.losses.base import (
     FocalWeight,
     IouWeight,
     NamedLoss,
+    ObjectScoreWeight,
     Target,
     register,
 )
@@ -23,16 +24,18 @@ if TYPE_CHECKING:
 @register("sam")
 @dataclass(frozen=True)
 class SamLoss(NamedLoss):
-    """Focal and Dice loss, 20 to 1, and the error of the predicted IoU."""
+    """Focal and Dice loss, 20 to 1, and the errors of the predicted IoU and the object score."""
 
     summary: ClassVar[str] = (
-        "focal and Dice loss of each object's mask, and the error of the predicted IoU"
+        "focal and Dice loss of each object's mask, and the errors of the predicted IoU and of the "
+        "object score of SAM 2"
     )
     fits: ClassVar[frozenset[Target]] = frozenset({"objects"})
 
     focal: FocalWeight = 20.0
     dice: DiceWeight = 1.0
     iou: IouWeight = 1.0
+    object_score: ObjectScoreWeight = 1.0
 
     def build(
         self, target: Target, classes: int, weights: Sequence[float] | None = None
@@ -41,4 +44,6 @@ class SamLoss(NamedLoss):
         from samadapt.training.mask_losses import object_loss
 
         del target, classes, weights
-        return object_loss(focal=self.focal, dice=self.dice, iou=self.iou)
+        return object_loss(
+            focal=self.focal, dice=self.dice, iou=self.iou, object_score=self.object_score
+        )
