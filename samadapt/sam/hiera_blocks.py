@@ -87,14 +87,15 @@ class PoolingAttention(nn.Module):
         keys, values = self._split(k, height, across), self._split(v, height, across)
         padded, bias = side**2 - height * across, None
         if padded and fill is not None:
-            shape = (len(keys), self.num_heads, 1, keys.shape[-1])
+            shape = (keys.shape[0], self.num_heads, 1, keys.shape[-1])
             more = [x.view(1, self.num_heads, 1, -1).expand(shape).to(keys) for x in fill]
             keys, values = torch.cat([keys, more[0]], dim=2), torch.cat([values, more[1]], dim=2)
             bias = keys.new_zeros(1, 1, 1, keys.shape[2])
             bias[..., -1] = math.log(padded)
         attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
         # (windows, heads, tokens, d) -> (b, rows, columns, y, x, heads * d) -> (b, y, x, width)
-        grid = (len(q), q.shape[1] // tile[0], q.shape[2] // tile[1], *tile)
+        # No ``len``: in a graph it would fix the number of images.
+        grid = (q.shape[0], q.shape[1] // tile[0], q.shape[2] // tile[1], *tile)
         joined = attended.transpose(1, 2).flatten(2).view(*grid, -1)
         return joined.transpose(2, 3).reshape(q.shape)
 

@@ -119,7 +119,7 @@ class Sam2MaskDecoder(FastMaskDecoder):
 
     def upscale_with(self, image: Tensor, details: Tensor) -> Tensor:
         """Enlarge cells (p, n, c) to (p, n, 4, 4, c / 8), with details (n, 3c) added."""
-        first, norm, activate, second, _ = list[Any](self.output_upscaling)
+        first, norm, activate, second = (self.output_upscaling[i] for i in range(4))
         quarters = details[:, : self.width].unflatten(-1, (4, -1))  # (n, 4, c / 4)
         small = details[:, self.width :].unflatten(-1, (4, 4, -1))  # (n, 4, 4, c / 8)
         x = activate(norm(first(image) + quarters))
