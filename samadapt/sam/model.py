@@ -281,7 +281,9 @@ class Sam(SegmentationModel):
     ) -> MaskOutput:
         """Decode an object for each class, prompted by the generator: masks (b, 1, K, 4g, 4g)."""
         dense = generator(embeddings[:, : self.build.prompt_width])
-        sparse = dense.new_zeros(*dense.shape[:2], 0, dense.shape[2])
+        # What the model gets where nobody prompts: nothing, or the padding points of SAM 2.
+        sparse, _ = self.prompt_encoder(Prompts(), len(embeddings))
+        sparse = sparse.expand(-1, dense.shape[1], -1, -1).to(dense)
         position = self.prompt_encoder.dense_position()
         output: MaskOutput = self.mask_decoder(embeddings, position, sparse, dense, multimask=False)
         return MaskOutput(logits=output.logits.transpose(1, 2), iou=output.iou.transpose(1, 2))

@@ -8,7 +8,7 @@ import torch
 from samadapt.sam.types import Prompts
 
 
-@pytest.mark.parametrize("any_sam", ["tiny", "tiny_t"], indirect=True)
+@pytest.mark.parametrize("any_sam", ["tiny", "tiny_t", "tiny_h"], indirect=True)
 def test_at_first_each_class_is_what_the_model_finds_without_a_prompt(any_sam):
     side = any_sam.image_size
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
