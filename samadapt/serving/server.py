@@ -124,8 +124,12 @@ def serve(state: ServerState, listener: Listener, announce: Callable[[str], None
     Raises:
         ConfigError: it cannot listen there.
         MissingExtraError: the extra ``serve`` is not installed.
+        KeyboardInterrupt: the signal came.
     """
     server = make_server(state, listener)
     with listener.listen() as opened:
         announce(listener.url(opened.getsockname()[1]))
         server.run(sockets=[opened])
+    # uvicorn raises the signal again, which does nothing where a shell started this in the
+    # background, since SIGINT is ignored there.
+    raise KeyboardInterrupt

@@ -48,7 +48,7 @@ def test_attention_blocks_name_modules_of_the_model(any_sam: Sam) -> None:
         block, qkv = any_sam.get_submodule(site.block), any_sam.get_submodule(site.qkv)
         assert block.attn is any_sam.get_submodule(site.attn)
         assert any_sam.get_submodule(site.mlp) is block.mlp
-        assert qkv.weight.shape == (3 * site.width, site.width)
+        assert qkv.weight.shape == (3 * site.width, site.inputs)
         assert any_sam.get_submodule(site.proj).weight.shape == (site.width, site.width)
         assert site.width % site.heads == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,14 +111,21 @@ def gradients(parameters: dict[str, Tensor], output: list[Tensor], seed: int) ->
 
 
 def check_gradients(sam: Sam, side: int) -> None:
+    """Compare in fp64: in fp32 rounding alone is up to 4e-3 of a gradient with random weights."""
     from samadapt.sam.weights.sam2_names import to_hugging_face
 
-    model = transformers_model(sam).train()  # no choice of a stable mask, as in our training
+    sam, model = (
+        sam.double(),
+        transformers_model(sam).double().train(),
+    )  # no choice of a stable mask, as in our training
     for module in sam.modules():
         if isinstance(module, StableMask):
             module.train()
-    images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(5))
-    prompts = prompts_of("box and points", side, side // 4)
+    images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(5)).double()
+    drawn = prompts_of("box and points", side, side // 4)
+    assert drawn.points is not None
+    assert drawn.boxes is not None
+    prompts = replace(drawn, points=drawn.points.double(), boxes=drawn.boxes.double())
     for multimask in (True, False):
         found = sam(images, prompts, multimask=multimask)
         expected = theirs_of(model, images, prompts, multimask=multimask)
@@ -138,7 +146,7 @@ def check_gradients(sam: Sam, side: int) -> None:
             apart = float((renamed[name].view_as(other) - other).abs().max())
             if name.endswith("k_proj.bias"):  # it has no effect: both are rounding
                 scale = largest
-            assert apart <= 1e-4 * scale, name
+            assert apart <= 1e-5 * scale, name
 
 
 def test_gradients_equal_transformers(tiny_h_sam: Sam) -> None:
