@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from samadapt.config.schema import Config
     from samadapt.data.types import Sample, SliceRef
     from samadapt.runs.context import RunContext
-
-    Version = tuple[SliceRef, int]
+    from samadapt.training.draws import Version
 
 FEATURES_BATCH = 8
 """Images in one forward pass of the frozen blocks."""
@@ -43,11 +42,15 @@ class FeaturePlanner:
         context: the run.
         features: the frozen features by image; without a store until ``plan`` chooses one.
         planned: the features that the run needs; None if none are kept.
+        reused: how many of them were there when they were planned.
+        when_read: features are computed when they are first read.
     """
 
     context: RunContext
     features: Features = field(init=False)
-    planned: FeaturePlan[tuple[SliceRef, int]] | None = field(init=False, default=None)
+    planned: FeaturePlan[Version] | None = field(init=False, default=None)
+    reused: int = field(init=False, default=0)
+    when_read: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         """Make the features, without a store."""
@@ -79,7 +82,6 @@ class FeaturePlanner:
         *,
         train: Sequence[SliceRef],
         others: Sequence[SliceRef],
-        every: bool = False,
     ) -> None:
         """Decide where features are kept, and look up which are there.
 
@@ -87,7 +89,6 @@ class FeaturePlanner:
             config: the configuration of the run.
             train: the slices that are trained on; they may be augmented.
             others: the slices that are only scored; the encoder sees them unchanged.
-            every: plan all versions of the training slices, also those that no step reads.
 
         Raises:
             ConfigError: for ``cache.enabled=on`` where features cannot be kept.
@@ -110,7 +111,7 @@ class FeaturePlanner:
             reason = blocked or "cache.enabled=off"
             self.context.say(f"features: computed anew in every step ({reason})")
             return
-        jobs = self.jobs(config, train=train, others=others, every=every)
+        jobs = self.jobs(config, train=train, others=others)
         self.planned = plan_features(
             self.features,
             jobs,
@@ -119,6 +120,7 @@ class FeaturePlanner:
             folder=Path(cache.dir or Path(config.output.dir) / "features"),
             max_bytes=math.inf if cache.max_gb is None else cache.max_gb * 1e9,
         )
+        self.reused = self.planned.images - len(self.planned.missing) - self._computed()
         self.context.say(f"features: {self.planned.text}")
         if train and self.augments_anew:
             training, _ = self.context.samples.stacks.whole(train)
@@ -135,7 +137,6 @@ class FeaturePlanner:
         *,
         train: Sequence[SliceRef],
         others: Sequence[SliceRef],
-        every: bool = False,
     ) -> list[Version]:
         """Return the versions of slices whose features the run reads, in the order of first use.
 
@@ -146,16 +147,15 @@ class FeaturePlanner:
             config: the configuration of the run.
             train: the slices that are trained on.
             others: the slices that are only scored.
-            every: return all versions of the training slices.
         """
         samples, options = self.context.samples, config.train
         # The encoder sees whole stacks of slices.
         scored = [(ref, 0) for ref in samples.stacks.whole(others)[0]]
-        if self.augments_anew or not train:
+        if self.augments_anew or not train or not self.context.has_trained_parameters:
             return scored
         versions = range(max(1, samples.variants))
         whole = [(ref, number) for ref in samples.stacks.whole(train)[0] for number in versions]
-        if every or processes.count() > 1 or not self.context.has_trained_parameters:
+        if processes.count() > 1:
             return [*whole, *scored]
         stacks = stacks_in_batch(options.batch_size, self.context.dataset.stack)
         batches = None if options.steps is None else options.steps * options.accumulate
@@ -170,10 +170,19 @@ class FeaturePlanner:
         """
         if self.planned is None:
             return
-        _, *order = dict.fromkeys(self.planned.keys.values())  # the first was computed to be sized
+        keys = list(dict.fromkeys(self.planned.keys.values()))
         progress = self.context.progress
-        self.features.compute_in_order(order)
+        self.features.compute_in_order(keys[1:])  # the first was computed to know its size
         self.features.aside = lambda count: progress.aside("features", count)
+        self.when_read = True
+
+    def expect_only(self, refs: Sequence[SliceRef]) -> None:
+        """Tell the progress display that features of these slices alone are still computed."""
+        store = self.features.store
+        if self.planned is None or store is None or not self.when_read:
+            return
+        keys = set(self.keys_of([(ref, 0) for ref in self.context.samples.stacks.whole(refs)[0]]))
+        self.context.progress.clock.left["features"] = len(keys - store.use(keys))
 
     def warm(self, refs: Sequence[SliceRef] | None = None) -> None:
         """Compute the features that are planned and missing.
@@ -197,19 +206,24 @@ class FeaturePlanner:
         """Say how many features were computed; ``later`` are still to be."""
         if self.planned is None:
             return
-        computed = sum(processes.gather(self.features.computed))  # each process did its part
+        computed = self._computed()
+        unread = self.planned.images - self.reused - computed - later
         self.context.say(
-            f"features: {computed} computed, {max(0, self.planned.images - computed - later)} "
-            "reused"
+            f"features: {computed} computed, {self.reused} reused"
             + (f", {later} left to the scores" if later else "")
+            + (f", {unread} not needed" if unread > 0 else "")
             + ("" if self.augments_anew else "; nothing runs the frozen blocks on them again")
         )
 
-    def keys_of(self, versions: Sequence[tuple[SliceRef, int]]) -> list[str]:
+    def _computed(self) -> int:
+        """Return how many features were computed and kept; each process did its part."""
+        return sum(processes.gather(self.features.kept))
+
+    def keys_of(self, versions: Sequence[Version]) -> list[str]:
         """Return the keys of the features of variants of slices; empty if they are not kept."""
         return self.planned.keys_of(versions) if self.planned else []
 
-    def _image(self, job: tuple[SliceRef, int]) -> Any:
+    def _image(self, job: Version) -> Any:
         """Return the image of a slice's variant, or None if its stack has nothing to prompt."""
         ref, variant = job
         stacks = self.context.samples.stacks

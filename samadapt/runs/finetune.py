@@ -182,9 +182,9 @@ def train_and_score(config: Config, run_dir: Path) -> FinetuneResult:
             limits = (options.max_seconds, options.max_cpu_seconds) if trains else (None, None)
             per_slice = len(context.policy.kinds) / (options.batch_size * options.accumulate)
             budget = Budget(*limits, validation_steps=per_slice * len(slices.validation))
-            plan_run(config, scorer, slices, losses, started)
             if trains and processes.is_first():
                 check_disk_space(context, averages=options.ema > 0)
+            plan_run(config, scorer, slices, losses, budget, started)
         untrained = untrained_classes(context.dataset, slices) if trains else []
         say_what_trains(config, context, untrained)
         if features_come_first(config):
@@ -223,7 +223,7 @@ def write_results(
 ) -> None:
     """Write the scores and overlays, and keep what the run needed."""
     context = planner.context
-    if not features_come_first(config):
+    if planner.when_read:
         planner.say_computed()
     keep_run(config, context.progress.clock, summary)
     write_kinds(context, refs, scored, summary, overlays=config.eval.overlays)
@@ -268,7 +268,12 @@ def resume_hint(run_dir: Path) -> Iterator[None]:
 
 
 def plan_run(
-    config: Config, scorer: Scorer, slices: RunSlices, losses: RunLosses, started: float
+    config: Config,
+    scorer: Scorer,
+    slices: RunSlices,
+    losses: RunLosses,
+    budget: Budget,
+    started: float,
 ) -> None:
     """Look up the frozen features, and tell the user and the progress display what is to do."""
     planner, options = scorer.planner, config.train
@@ -276,7 +281,8 @@ def plan_run(
     if not features_come_first(config):
         planner.compute_when_read()
     plan_progress(planner, slices, steps=options.steps or 0, validate_every=options.validate_every)
-    say_plan(config, scorer, slices, losses, started)
+    with budget.paused():  # what is only measured does not count
+        say_plan(config, scorer, slices, losses, started)
 
 
 def features_come_first(config: Config) -> bool:
@@ -325,6 +331,7 @@ def score_held_out(
         out.
     """
     context = scorer.context
+    scorer.planner.expect_only(refs)
     found = {kind: KindScores() for kind in context.policy.kinds}
     if not refs:
         context.say(f"note: {why_not_scored(context.dataset)}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from samadapt.config.compose import to_dict
 from samadapt.runs.feature_planner import FEATURES_BATCH
-from samadapt.system import atomic
+from samadapt.system import atomic, processes
 from samadapt.system.cache import cache_folder
 from samadapt.system.machine import find_processors
 from samadapt.version import __version__
@@ -41,6 +41,11 @@ class Phase:
     units: tuple[int, int]
     peaks: tuple[int, int]
     seconds: tuple[float, float]
+
+    @classmethod
+    def once(cls, units: int, peak: int, seconds: float) -> Phase:
+        """Return what was measured with one number of units."""
+        return cls((units,) * 2, (peak,) * 2, (seconds,) * 2)
 
     def peak(self, units: int) -> int:
         """Return the memory with so many slices at once."""
@@ -349,6 +354,7 @@ def kept_in(config: Config, more: Sequence[object] = ()) -> Path:
         __version__,
         torch.__version__,
         torch.get_num_threads(),
+        processes.count(),
         platform.machine(),
         kind,
         *more,

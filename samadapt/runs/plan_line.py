@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from samadapt.runs.run_slices import RunSlices
     from samadapt.runs.scorer import Scorer
 
-SHORT, SHORT_S = 10, 60.0
-"""A run of fewer steps, or of fewer seconds if they are limited, is not measured first: two of its
-steps would be thrown away."""
+SHORT, SHORT_S = 10, 300.0
+"""A run of fewer steps, or of fewer seconds if they are limited, is not measured first: that takes
+as long as a few steps and scores."""
 
 
 def say_plan(
@@ -31,8 +31,8 @@ def say_plan(
     """Say in one line what a run that begins will need.
 
     Memory and time come from a rehearsal of such a run on this machine (``samadapt plan``), or else
-    from the last such run that ended, or else from a little of this run itself. Only for very short
-    runs the line says how to get them.
+    from the last such run that ended, or else from a little of this run itself. For short runs,
+    resumed ones and several processes the line says how to get them.
 
     Args:
         config: the configuration of the run.
@@ -46,7 +46,9 @@ def say_plan(
     known, last = processes.from_first((remembered(config), find_run(config)))
     source = ""
     if known is None and last is None and _is_measured(config, scorer):
-        known = measure_beginning(config, scorer, slices, losses, started), busy_processors()
+        busy = busy_processors()
+        with context.progress.aside("measurement", 1):
+            known = measure_beginning(config, scorer, slices, losses, started), busy
         source = " (as measured just now)"
     if known is not None:
         needs = _as_rehearsed(config, planner, slices, *known) + source
@@ -67,7 +69,8 @@ def _is_measured(config: Config, scorer: Scorer) -> bool:
     is_short = (steps is not None and steps < SHORT) or any(
         limit is not None and limit < SHORT_S for limit in limits
     )
-    return scorer.context.has_trained_parameters and not is_short
+    is_new = config.resume is None and processes.count() == 1
+    return is_new and not is_short and scorer.context.has_trained_parameters
 
 
 def _features_alone(planner: FeaturePlanner) -> str:

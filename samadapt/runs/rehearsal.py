@@ -59,9 +59,6 @@ FITS = 0.8
 """A batch is tried if the memory that follows from fewer slices is at most this share of what is
 free."""
 
-SCORED = 4
-"""Slices that are scored to measure the beginning of a run."""
-
 SLOW_S = 5.0
 """A model that takes more CPU seconds for the scores of one slice is rehearsed with two of them at
 most. Importing what scores need takes two of these seconds."""
@@ -117,15 +114,14 @@ def rehearse(config: Config, *, quick: bool = False) -> Rehearsal:
                 max_test_cases=config.eval.max_cases,
             )
             scored = [*slices.validation, *slices.test]
-            planner.plan(config, train=slices.train, others=scored, every=True)
+            planner.plan(config, train=slices.train, others=scored)
         start_seconds = time.perf_counter() - started
-        features = _features(planner) if planner.missing else None
+        features = _features(planner, planner.planned.missing if planner.planned else [])
         trains = context.has_trained_parameters
         training, held = None, 0
         if trains:
             training, held = _training(config, planner, scorer, slices, quick=quick)
         return _rehearsal(
-            config,
             planner,
             slices,
             start=(at_start.peak, start_seconds),
@@ -140,9 +136,8 @@ def measure_beginning(
 ) -> Rehearsal:
     """Measure a little of a run that begins, in its own process, and change nothing of it.
 
-    Two batches of features are computed and kept. Two batches go forward and backward, and their
-    gradients are thrown away. A few slices are scored. With several processes all of them take
-    part.
+    Two batches are drawn from a few training slices, their features are computed, and both go
+    forward and backward. A few slices are scored. Features and gradients are thrown away.
 
     Args:
         config: the configuration of the run.
@@ -151,30 +146,58 @@ def measure_beginning(
         losses: the training losses.
         started: reading of ``time.perf_counter`` at the start of the run.
     """
-    start = peak_memory_bytes(), time.perf_counter() - started
-    silent = _silent(Path(os.devnull))
-    scorer = replace(scorer, context=replace(scorer.context, progress=silent))
-    planner, random = scorer.planner, random_states()
-    features = _features(planner) if planner.missing else None
-    training = _two_passes(config, scorer, slices, losses)
+    start, random = (peak_memory_bytes(), time.perf_counter() - started), random_states()
+    context = replace(scorer.context, progress=_silent(Path(os.devnull)))
+    batch, planner = config.train.batch_size, scorer.planner
+    tried = _shortened(config, batch)
+    some = _busiest(context, slices.train, 2 * max(batch, context.dataset.stack))
+    own = FeaturePlanner(context)
+    own.plan(tried, train=some, others=[])
+    missing = own.planned.missing if own.planned else []
+    features = _features(own, missing) if planner.missing and missing else None
+    training = _two_passes(tried, replace(scorer, planner=own), RunSlices(some, [], []), losses)
     scored, scoring = [*slices.validation, *slices.test], None
     if scored:
-        own = _deepest(scored)
         # A slow model scores two slices; for others more are more exact.
-        is_slow = training.seconds[1] / config.train.batch_size > SLOW_S
-        count = min(2 if is_slow else SCORED, config.eval.batch_size, len(own))
+        count = 2 if training.seconds[1] / batch > SLOW_S / 2 else config.eval.batch_size
+        middle = _middle(scored, count)
+        own = FeaturePlanner(context)
+        own.plan(tried, train=[], others=middle)
         with peak_memory() as found:
-            seconds = _scoring_seconds(scorer, own, count)
-        scoring = Phase((count,) * 2, (found.peak,) * 2, (seconds,) * 2)
+            seconds = _scoring_seconds(replace(scorer, context=context, planner=own), middle, count)
+        scoring = Phase.once(len(middle), found.peak, seconds)
     set_random_states(random)
     return _rehearsal(
-        config, planner, slices, start=start, features=features, training=training, scoring=scoring
+        planner, slices, start=start, features=features, training=training, scoring=scoring
     )
+
+
+def _shortened(config: Config, batch_size: int) -> Config:
+    """Return the configuration of two steps, with features in memory and nothing else."""
+    options = replace(
+        config.train,
+        steps=2,
+        batch_size=batch_size,
+        accumulate=1,
+        max_seconds=None,
+        max_cpu_seconds=None,
+        validate_every=0,
+        checkpoint_every=0,
+        patience=0,
+    )
+    return replace(config, train=options, cache=replace(config.cache, where="memory"))
+
+
+def _middle(refs: Sequence[SliceRef], count: int) -> list[SliceRef]:
+    """Return neighbouring slices of the deepest case, or the first ones if no case has so many."""
+    own = _deepest(refs)
+    start = (len(own) - count) // 2
+    return list(refs)[:count] if start < 0 else own[start : start + count]
 
 
 def _two_passes(config: Config, scorer: Scorer, slices: RunSlices, losses: RunLosses) -> Phase:
     """Measure the gradients of two batches; the seconds are those of the second one."""
-    planner, context = scorer.planner, scorer.context
+    planner, context = scorer.planner, scorer.planner.context
     training = prepare_training(config, planner, scorer, slices, losses)
     injection = training.injection
     first = injection.first_trainable_block
@@ -192,12 +215,10 @@ def _two_passes(config: Config, scorer: Scorer, slices: RunSlices, losses: RunLo
     # AdamW keeps two numbers for each trained one, and a run the best weights or their average.
     trained = sum(each.nbytes for each in injection.parameters.values())
     copies = 3 + (config.train.ema > 0)
-    size = config.train.batch_size
-    return Phase((size,) * 2, (found.peak + copies * trained,) * 2, (seconds,) * 2)
+    return Phase.once(config.train.batch_size, found.peak + copies * trained, seconds)
 
 
 def _rehearsal(
-    config: Config,
     planner: FeaturePlanner,
     slices: RunSlices,
     *,
@@ -210,12 +231,7 @@ def _rehearsal(
     import torch
 
     context, planned = planner.context, planner.planned
-    scored = [*slices.validation, *slices.test]
-    depths, needed, missing = _depths(scored), set[str](), 0
-    if planned is not None:  # what this run reads of it
-        jobs = planner.jobs(config, train=slices.train, others=scored)
-        needed = {planned.keys[job] for job in jobs if job in planned.keys}
-        missing = len(needed.intersection(planned.missing))
+    depths = _depths([*slices.validation, *slices.test])
     return Rehearsal(
         trained=context.injection.trainable,
         total=context.injection.total,
@@ -224,8 +240,8 @@ def _rehearsal(
         features=features,
         training=training,
         scoring=scoring,
-        images=len(needed),
-        missing=missing,
+        images=planned.images if planned else 0,
+        missing=planner.missing,
         feature_bytes=planned.bytes_each if planned else 0,
         in_memory=isinstance(planner.features.store, MemoryStore),
         later_bytes=context.dataset.unread_bytes,
@@ -246,18 +262,19 @@ def _silent(log: Path) -> Progress:
     return Progress(Console(file=io.StringIO()), log)
 
 
-def _features(planner: FeaturePlanner) -> Phase:
-    """Measure a batch of features, the second one if there are two."""
-    missing = list(planner.planned.missing) if planner.planned else []
+def _features(planner: FeaturePlanner, missing: Sequence[str]) -> Phase | None:
+    """Measure a batch of features, the second one if there are two; None: none is missing."""
+    if not missing:
+        return None
     batches = [missing[:FEATURES_BATCH], missing[FEATURES_BATCH : 2 * FEATURES_BATCH]]
     if len(batches[1]) < FEATURES_BATCH:
         del batches[1]
     with peak_memory() as found:
         for keys in batches:
             began = time.perf_counter()
-            planner.features.warm(keys, lambda count: None)
+            planner.features.stored(keys)
             seconds = time.perf_counter() - began
-    return Phase((len(batches[-1]),) * 2, (found.peak,) * 2, (seconds,) * 2)
+    return Phase.once(len(batches[-1]), found.peak, seconds)
 
 
 def _training(
@@ -284,20 +301,13 @@ def _training(
         nonlocal held
         return_free_memory()
         held = max(0, memory_bytes() - began_with)
-        options = replace(
-            config.train,
-            steps=2,
-            batch_size=size,
-            accumulate=1,
-            max_seconds=None,
-            max_cpu_seconds=None,
-            validate_every=0,
-            checkpoint_every=0,
-            patience=0,
-        )
+        tried = _shortened(config, size)
         own = RunSlices(busiest[: max(size, 2 * stack)], [], [])
+        apart = FeaturePlanner(context)
+        apart.plan(tried, train=own.train, others=[])
+        apart.warm()  # so that both steps find them
         with peak_memory() as found:
-            train_adapter(replace(config, train=options), planner, scorer, own, losses, None)
+            train_adapter(tried, apart, scorer, own, losses, None)
         return found.peak - held, _last_step_seconds(context.run_dir)
 
     sizes = (min(stack, batch), min(2 * stack, batch))

@@ -115,6 +115,13 @@ class Budget:
         self._steps.append(self.used - began)
 
     @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time in this context. It is for a single process."""
+        before = self.used
+        yield
+        self._started = self._started + self.used - before
+
+    @contextmanager
     def validation(self) -> Iterator[None]:
         """Measure the validation in this context."""
         began = self.used

@@ -55,6 +55,7 @@ class Features:
     Attributes:
         computed: number of images that went through the frozen blocks.
         reused: number of images whose features were read from the store.
+        kept: number of images whose features were computed and put into the store.
         read: returns the image (h, w, 3) of a key; ``plan_features`` sets it.
         aside: returns a context in which so many images are computed, to measure their time.
     """
@@ -73,7 +74,7 @@ class Features:
     ) -> None:
         self.sam, self.first_trainable_block, self.store = sam, first_trainable_block, store
         self.autocast, self.dtype, self.batch_size = autocast, dtype, batch_size
-        self.computed = self.reused = 0
+        self.computed = self.reused = self.kept = 0
         self.read: Callable[[str], Array] = _no_images
         self.aside: Callable[[int], AbstractContextManager[Any]] = lambda count: nullcontext()
         self._together: dict[str, list[str]] = {}
@@ -127,29 +128,30 @@ class Features:
         store, read = self.store, read or self.read
         if store is None:
             return self.compute([read(key) for key in keys])
-        unique = list(dict.fromkeys(keys))
+        unique = dict.fromkeys(keys)
         found = {key: kept for key in unique if (kept := store.get(key)) is not None}
-        missing = [key for key in unique if key not in found]
+        missing = dict.fromkeys(key for key in unique if key not in found)
         self.reused += len(keys) - len(missing)
-        for part in self._batches(missing):
-            have = store.use(part) - set(missing)
+        for batch in self._batches(list(missing)):
+            have = store.use(batch) - missing.keys()
+            part = [key for key in batch if key not in have]
+            images = [read(key) if key in unique else self.read(key) for key in part]
             with self.aside(len(part)):
-                images = [read(key) if key in unique else self.read(key) for key in part]
                 fresh = self.compute(images).cpu()
             for key, features in zip(part, fresh.split(1), strict=True):
                 # A clone, since a view would keep the features of the whole batch in memory.
                 own = features.clone()
+                store.put(key, own)
+                self.kept += 1
                 if key in missing:
                     found[key] = own
-                if key not in have:
-                    store.put(key, own)
         return torch.cat([found[key] for key in keys]).to(self.sam.device, non_blocking=True)
 
     def compute_in_order(self, order: Sequence[str]) -> None:
         """Compute features that are missing when they are read, with those that are read next.
 
-        The images that go through the model together follow from the order alone, and not from what
-        is missing. So features are the same, bit by bit, when a run ends early and is resumed.
+        The images that go through the model together follow from the order, and not from what is
+        read first. So features are the same, bit by bit, when a run ends early and is resumed.
 
         Args:
             order: keys of planned images, each once, in the order in which they are first read.

@@ -42,8 +42,8 @@ def test_only_features_that_steps_and_scores_read_are_computed(make_pictures, ru
 
 def test_training_begins_before_all_features_are_there(make_pictures, run, computed):
     run(make_pictures(40), *OPTIONS, "train.steps=14")
-    # One says their size; two batches are measured, and the first step reads of them.
-    assert computed[0] <= 1 + 2 * 8
+    # Two batches are measured; the first step then reads from the first eight.
+    assert computed[2] - computed[1] <= 8 + 8  # those of the measured scores, too
     assert computed[-1] > 30
 
 
@@ -72,3 +72,35 @@ def test_an_image_is_hashed_once_in_a_whole_run(make_pictures, run, monkeypatch)
     monkeypatch.setattr(Features, "key", key)
     run(make_pictures(), "peft.blocks=last:2", "train.steps=6", "train.validate_every=1")
     assert len(hashed) == len(set(hashed)) == 8  # training, validation and both scorings included
+
+
+def log_of(result):
+    return (result.run_dir / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["data.val_every=0", "train.validate_cases=0", "train.augment=[flip]"], "plan: "),
+        (["train.augment=[flip]", "train.steps=12"], "features: 3 computed, 0 reused"),
+        (["eval.tta=flip", "prompts=semantic"], "features: 8 computed, 0 reused"),
+        (["train.patience=1", "train.validate_every=1", "train.steps=90"], " not needed"),
+        (["peft=none", "peft.decoder=frozen"], "features: 3 images"),
+    ],
+)
+def test_the_counts_are_those_of_kept_features(make_pictures, run, options, said):
+    count = 40 if "patience" in options[0] else 8
+    result = run(make_pictures(count), "peft.blocks=last:2", "train.steps=3", *options)
+    assert said in log_of(result)
+
+
+def test_features_that_are_there_are_not_computed_again(make_pictures, run, tmp_path):
+    root = make_pictures(30)
+    options = [*OPTIONS, "train.steps=20", f"cache.dir={tmp_path / 'kept'}"]
+    images = run(root, *options)
+    files = sorted((tmp_path / "kept").glob("*.safetensors"))
+    for file in files[::5]:
+        file.unlink()
+    again = run(root, *options)
+    assert f"features: {len(files)} computed, 0 reused" in log_of(images)
+    assert f"{len(files[::5])} computed, {len(files) - len(files[::5])} reused" in log_of(again)

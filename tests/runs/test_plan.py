@@ -208,17 +208,35 @@ def test_the_first_run_of_a_kind_says_before_its_first_step_what_it_needs(first_
     assert "as in the last such run" in line
 
 
-def test_a_run_that_was_measured_is_the_run_that_was_not(first_run, arguments, monkeypatch):
-    result, _, steps = first_run
-    monkeypatch.setattr("samadapt.runs.plan_line._is_measured", lambda *_: False)
+MEASURED = [
+    ["peft.dropout=0.2", "train.ema=0.9", "cache.where=memory"],
+    ["prompts=interactive", "cache.enabled=off"],
+    ["prompts=semantic", "head=unet", "peft=none", "train.augment=[flip]", "cache.variants=3"],
+    ["prompts=semantic", "baseline=unet", "train.augment=[noise]"],
+    ["train.steps=null", "train.max_cpu_seconds=500", "train.patience=2"],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", MEASURED, ids=lambda options: options[0])
+def test_a_run_that_was_measured_is_the_run_that_was_not(arguments, tmp_path, monkeypatch, options):
     monkeypatch.setattr("samadapt.runs.plan_line.find_run", lambda _: None)
-    other = finetune(compose("photos", [*arguments[1:], "train.steps=12"]))
-    assert "as measured just now" not in (other.run_dir / "log.txt").read_text(encoding="utf-8")
-    lines = (other.run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    losses = [line["loss"] for line in map(json.loads, lines) if line["kind"] == "train"]
-    assert losses == [step["loss"] for step in steps]
-    scores = [run.summary["adapted"] for run in (result, other)]
-    assert scores[0] == scores[1]
+    base = [one for one in arguments[1:] if not one.startswith(("train.steps", "output.dir"))]
+    if any("peft=none" in one or "baseline" in one for one in options):
+        base = [one for one in base if not one.startswith("peft")]
+    base += ["train.steps=12", "train.validate_every=4", "eval.max_cases=2"]
+
+    def weights(name, measured):
+        with monkeypatch.context() as patch:
+            if not measured:
+                patch.setattr("samadapt.runs.plan_line._is_measured", lambda *_: False)
+            found = finetune(compose("photos", [*base, *options, f"output.dir={tmp_path / name}"]))
+        log = (found.run_dir / "log.txt").read_text(encoding="utf-8")
+        assert ("as measured just now" in log) == measured
+        (file,) = found.adapter_dir.glob("*.safetensors")
+        return file.read_bytes(), found.summary["adapted"]
+
+    assert weights("one", measured=True) == weights("other", measured=False)
 
 
 def test_a_run_is_predicted_by_the_last_one_of_its_kind(arguments):

@@ -53,6 +53,15 @@ def test_without_limits_everything_fits_and_no_share_has_passed(clocks):
     assert (budget.summary(), budget.text()) == (None, "")
 
 
+def test_paused_time_does_not_count(clocks):
+    budget = Budget(max_seconds=50)
+    clocks.move(10)
+    with budget.paused():
+        clocks.move(1000, 2000)
+    clocks.move(5)
+    assert budget.used.tolist() == [15, 15]
+
+
 def test_both_clocks_are_read():
     budget = Budget()
     sum(range(200_000))
