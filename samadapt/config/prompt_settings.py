@@ -21,6 +21,7 @@ PROMPTS = {
     "interactive": "a point or a box, then clicks that correct the mask, as in the SAM paper",
     "semantic": "no prompt: one mask token for each class, as in SAMed",
     "auto": "no prompt: a small network makes one for each class, as in AutoSAM; needs peft=none",
+    "propagate": "a box on the first slice of a clip, which the memory of SAM 2 carries through it",
     "mixed": "shares of several kinds in one run: one adapter for all (prompts.shares)",
 }
 
@@ -33,13 +34,13 @@ class PromptSettings(Settings):
 
     section: ClassVar[str] = "prompts"
 
-    name: Kind = Field(
+    name: Literal[Kind, "propagate"] = Field(
         default="box",
         description="kind of prompt: box; point; scribble, a curve; mask, a rough mask; "
         "interactive, a point or a box and then clicks that correct the mask; semantic, which "
         "needs no prompt and predicts one mask for each class; auto, a network that makes the "
-        "prompts of a frozen model; or mixed, batches of several kinds "
-        "by prompts.shares",
+        "prompts of a frozen model; propagate, a box on one slice that the memory of SAM 2 "
+        "carries through the next; or mixed, batches of several kinds by prompts.shares",
     )
     objects: Literal["component", "class"] = Field(
         default="component",
@@ -95,6 +96,11 @@ class PromptSettings(Settings):
         "prompts=semantic, those that hold no class; of the objects of other prompts, boxes and "
         "clicks moved to where nothing is, which want an empty mask; scores then also ask there; "
         "null: slices as they are, and prompts on objects alone",
+    )
+    clip: OfPrompts[Annotated[Whole, Field(ge=2, le=16)] | None] = Field(
+        default=None,
+        description="neighbouring slices of a training clip of prompts=propagate, of which "
+        "train.batch_size clips make a batch; null: 4",
     )
     shares: OfPrompts[Shares | None] = Field(
         default=None,

@@ -58,6 +58,9 @@ class PromptPolicy:
             ``training/draws.py``; None: slices as they are, and prompts on objects alone.
         click_disks: for ``"interactive"``: the mask that goes back shows the clicks
             (``sam/click_disks.py``), in training as in predictions, and the answer obeys them.
+        clip: slices of a training clip, on the first of which objects are prompted
+            (``training/clips.py``); 1: each slice is prompted. It concerns training alone, so
+            adapters do not record it.
         shares: for ``"mixed"``: the share of each kind of prompt among the batches; they add up to
             1.
         every_kind: for ``"mixed"``: each batch trains with all kinds, weighted by their shares.
@@ -83,6 +86,7 @@ class PromptPolicy:
     scribble_points: int = 8
     scribble_outside: float = 0.5
     click_disks: bool = False
+    clip: int = 1
     shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -156,6 +160,7 @@ class PromptPolicy:
     def to_dict(self) -> dict[str, Any]:
         """Return the policy as plain values for ``samadapt.json``."""
         values = asdict(self)
+        del values["clip"]
         if not self.is_mixed:
             del values["shares"], values["every_kind"]  # only this kind has them
         if self.negatives is None:

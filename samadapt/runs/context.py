@@ -38,6 +38,7 @@ from samadapt.runs.same_run import check_same_data, check_same_machines
 from samadapt.sam.attention.kernels import describe_attention
 from samadapt.sam.dense_head import HeadSettings
 from samadapt.sam.model import Sam
+from samadapt.sam.tracking import why_no_memory
 from samadapt.sam.watershed import INSTANCE_HEAD, Watershed
 from samadapt.sam.weights.builds import BUILDS, embedding_grid, fitting_image_size
 from samadapt.sam.weights.loading import base_hash, load_sam
@@ -189,8 +190,8 @@ def open_run(
     resumes, is_fold = config.resume is not None, config.data.fold is not None
     for warning in keep_splits(dataset, run_dir, resumes=resumes, is_fold=is_fold):
         progress.say(f"warning: {warning}")
-    name, size = config.model.name, config.model.image_size
-    versions = versions_of(config.cache.variants, changes, dataset, name, size)
+    name, size, asked = config.model.name, config.model.image_size, config.cache.variants
+    versions = 0 if policy.clip > 1 else versions_of(asked, changes, dataset, name, size)
     samples = TrainingSamples(dataset, policy, changes, versions, config.seed)
     if config.baseline.name is None:
         opened = _open_sam(config, method, policy, dataset, device, copies_base=copies_base)
@@ -338,6 +339,8 @@ def _open_sam(
         check_quantize(config.model.quantize, device, method)
     side = image_size_of(config.model.name, config.model.image_size, dataset)
     sam = load_sam(config.model.name, config.model.checkpoint, side)
+    if policy.clip > 1 and (reason := why_no_memory(sam)):
+        raise ConfigError(f"prompts=propagate trains through the memory of SAM 2: {reason}")
     # The copy is made before the model moves to the device and before the adapter changes it.
     base_copy = deepcopy(sam) if copies_base else None
     sam.to(device)
@@ -505,8 +508,15 @@ def prompt_policy(config: Config) -> PromptPolicy:
     shares = normalised(prompts.shares or DEFAULT_SHARES) if prompts.name == MIXED else {}
     # Each model is trained on as it was pretrained.
     variant: Variant = "sam" if BUILDS[config.model.name].version == "1" else "sam2"
+    if prompts.name == "propagate":
+        _check_propagate(config)
+    elif prompts.clip is not None:
+        raise ConfigError(
+            f"prompts.clip={prompts.clip} has no effect with prompts={prompts.name}: only "
+            "prompts=propagate trains on clips; leave it out, or use prompts=propagate"
+        )
     policy = PromptPolicy(
-        prompts.name,
+        "box" if prompts.name == "propagate" else prompts.name,
         prompts.objects,
         prompts.jitter,
         prompts.max_jitter_px,
@@ -519,6 +529,7 @@ def prompt_policy(config: Config) -> PromptPolicy:
         negatives=prompts.negatives,
         shares=shares,
         click_disks=prompts.click_disks,
+        clip=(prompts.clip or CLIP) if prompts.name == "propagate" else 1,
         every_kind=prompts.every_kind,
         mask_noise=prompts.mask_noise,
         scribble_points=prompts.scribble_points,
@@ -527,6 +538,29 @@ def prompt_policy(config: Config) -> PromptPolicy:
     if policy.background_token:
         _check_background(config, policy)
     return policy
+
+
+CLIP = 4
+"""Slices of a clip of ``prompts=propagate``."""
+
+
+def _check_propagate(config: Config) -> None:
+    """Refuse keys that do not go with clips of slices.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    wrong = ""
+    if config.prompts.negatives is not None:
+        wrong = (
+            f"prompts.negatives={config.prompts.negatives}: clips hold slices without the object"
+        )
+    elif config.peft.stack > 1:
+        wrong = f"peft.depth={config.peft.stack}: the memory joins the slices, not the encoder"
+    elif config.cache.variants not in (0, "auto"):
+        wrong = f"cache.variants={config.cache.variants}: the slices of a clip change together"
+    if wrong:
+        raise ConfigError(f"prompts=propagate does not go with {wrong}. Leave it out")
 
 
 def _check_background(config: Config, policy: PromptPolicy) -> None:

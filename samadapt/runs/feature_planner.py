@@ -44,6 +44,7 @@ class FeaturePlanner:
         planned: the features that the run needs; None if none are kept.
         reused: how many of them were there when they were planned.
         when_read: features are computed when they are first read.
+        in_clips: the slices of training clips, which are read whether or not they hold an object.
     """
 
     context: RunContext
@@ -51,6 +52,7 @@ class FeaturePlanner:
     planned: FeaturePlan[Version] | None = field(init=False, default=None)
     reused: int = field(init=False, default=0)
     when_read: bool = field(init=False, default=False)
+    in_clips: frozenset[SliceRef] = field(init=False, default=frozenset())
 
     def __post_init__(self) -> None:
         """Make the features, without a store."""
@@ -154,7 +156,9 @@ class FeaturePlanner:
         if self.augments_anew or not train or not self.context.has_trained_parameters:
             return scored
         versions = range(max(1, samples.variants))
-        whole = [(ref, number) for ref in samples.stacks.whole(train)[0] for number in versions]
+        seen = samples.seen(train)
+        self.in_clips = frozenset(seen if samples.policy.clip > 1 else ())
+        whole = [(ref, number) for ref in seen for number in versions]
         if processes.count() > 1:
             return [*whole, *scored]
         stacks = stacks_in_batch(options.batch_size, self.context.dataset.stack)
@@ -229,7 +233,8 @@ class FeaturePlanner:
         stacks = self.context.samples.stacks
         stack = [self.context.dataset.sample(one) for one in stacks.of(ref)]
         # The embedding of a stack without any prompt is never read.
-        if not self.context.policy.finds_classes and not any(map(_is_prompted, stack)):
+        is_read = self.context.policy.finds_classes or ref in self.in_clips
+        if not is_read and not any(map(_is_prompted, stack)):
             return None
         return self.context.samples.variant(stack, variant)[stacks.place(ref)].image
 

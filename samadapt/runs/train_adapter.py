@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from samadapt.data.stacks import stacks_in_batch
 from samadapt.runs.scorer import Scorer, mean_by_share
 from samadapt.sam.decode import class_frame
+from samadapt.sam.tracking import Tracker
+from samadapt.sam.video_memory import POINTERS
 from samadapt.training.batches import make_batch, make_batch_of_kinds
 from samadapt.training.budget import Budget
 from samadapt.training.draws import BatchDraws, Drawn, endless
@@ -99,6 +101,8 @@ def prepare_training(
         training.scores_by_kind = by_kind if policy.is_mixed else {}
         return mean_by_share(by_kind, policy.shares)
 
+    # As many slices as make the code of a distance as fine as in a volume.
+    tracker = Tracker(context.sam, POINTERS, training=True) if policy.clip > 1 else None
     training = Training(
         sam=context.model,
         injection=context.injection,
@@ -111,6 +115,7 @@ def prepare_training(
         progress=context.progress,
         budget=budget or Budget(),
         class_loss=losses.class_loss,
+        tracker=tracker,
         background_token=policy.background_token,
         precision=context.precision,
         scaler=context.precision.scaler(context.device),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,11 @@ def draw_training_preview(config: Config, count: int, path: Path) -> list[str]:
         seen, trained, _ = samples.take(drawn.items, drawn.random.own)
         batch = [seen[place] for place in trained]
         random = drawn.random.of_slices([len(item.refs) for item in drawn.items]).some(trained)
-        chosen: Sequence[Any] = (
-            [None] * len(batch) if own.is_semantic else choose_objects(batch, own, random)[0]
-        )
+        chosen: list[Any] = [None] * len(batch)
+        if not own.is_semantic:
+            firsts = range(0, len(batch), own.clip)
+            asked = [batch[place] for place in firsts]
+            chosen[:: own.clip] = choose_objects(asked, own, random.some(firsts))[0]
         for sample, objects in zip(batch, chosen, strict=True):
             prompt: tuple[Any, ...] = ()
             if objects:

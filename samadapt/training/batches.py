@@ -19,6 +19,7 @@ from samadapt.prompts.absent import move_to_nothing, occupied_pixels
 from samadapt.prompts.annotations import has_prompts, trainable_prompts, with_box_and_point
 from samadapt.prompts.drawings import with_drawings
 from samadapt.prompts.simulate import boxes_of, objects_in, simulate
+from samadapt.prompts.through_clip import through_clip
 from samadapt.sam.decode import most_points, to_tensors
 from samadapt.sam.geometry import labels_to_model
 from samadapt.sam.types import Frame, ImagePrompts, Prompts
@@ -52,6 +53,8 @@ class Batch:
         weight: factor of the loss.
         share: what this process adds of a number that all processes compute: b of the images of
             all for prompted objects, and without prompts the same for each process.
+        clip: slices of a clip, whose objects are prompted on the first slice alone; the b images
+            are those of whole clips. 1: each image is prompted.
         seeds: one number for each stack, for random changes inside the model.
         others: some of the b images prompted in other ways, with ``trained`` as their positions
             among the b; the encoder runs once for all.
@@ -67,12 +70,15 @@ class Batch:
     multimask: bool = False
     weight: float = 1.0
     share: float = 1.0
+    clip: int = 1
     seeds: tuple[int, ...] = ()
     others: tuple[Batch, ...] = ()
 
     @property
     def round_count(self) -> int:
-        """How often the decoder answers."""
+        """How often a loss is computed: once for each answer, or for each clip."""
+        if self.clip > 1:
+            return len(self.targets) // self.clip
         return 1 if self.rounds is None else self.rounds.count
 
 
@@ -173,13 +179,24 @@ def make_batch(
         if distances_of:
             targets = distance_targets(samples, frames, targets, distances_of)
     else:
-        chosen, share = choose_objects(samples, policy, random)
+        firsts = range(0, len(samples), policy.clip)
+        asked = [samples[place] for place in firsts]
+        chosen, share = choose_objects(asked, policy, random.some(firsts))
+        if policy.clip > 1:
+            pairs = zip(firsts, chosen, strict=True)
+            clips = ((samples[at : at + policy.clip], objects) for at, objects in pairs)
+            chosen = [
+                one
+                for slices, objects in clips
+                for one in through_clip(objects, slices, policy.objects)
+            ]
         prompts = to_tensors(chosen, frames, side, points=_agree_on_points(chosen))
         targets = object_targets(chosen, samples, frames, side)
         if policy.is_interactive:
             rounds = draw_rounds(policy, prompts.count, random)
     multimask = policy.is_semantic or bool(policy.multimask)
-    return Batch(names, list(keys), images, prompts, targets, rows, rounds, multimask, share=share)
+    made = Batch(names, list(keys), images, prompts, targets, rows, rounds, multimask, share=share)
+    return replace(made, clip=policy.clip)
 
 
 def make_batch_of_kinds(

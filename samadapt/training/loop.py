@@ -6,6 +6,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,7 @@ from samadapt.system.out_of_memory import is_out_of_memory
 from samadapt.system.peak_memory import peak_memory_bytes
 from samadapt.training.batch_parts import split, stack_count
 from samadapt.training.click_rounds import answers
+from samadapt.training.clips import walk_clips
 from samadapt.training.ema import averaged, start_averages, update_averages
 from samadapt.training.gradients import digest, sum_over_processes
 from samadapt.training.recompute import recomputed
@@ -36,7 +38,7 @@ from samadapt.training.state import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from samadapt.adapters.injection import Injection
     from samadapt.sam.segmentation_model import SegmentationModel
@@ -348,6 +350,8 @@ def learn_answers(
 ) -> float:
     """Add the gradients of what the decoder answers to one kind of prompt; see ``learn``.
 
+    Each loss ends in backward: that of one answer, or the mean of the slices of a clip.
+
     Args:
         training: what is trained.
         tail: the part of the model that runs in every step.
@@ -367,15 +371,21 @@ def learn_answers(
         with precision.autocast(device):
             return tail.decode(seen, prompts, multimask=multimask)
 
-    if batch.rounds is None:
-        outputs = iter([decode(prompts, batch.multimask)])
+    found: Iterable[list[tuple[MaskOutput, Tensor]]]
+    if training.tracker is not None:
+        autocast = partial(precision.autocast, device)
+        found = walk_clips(training.tracker, embeddings, prompts, targets, batch.clip, autocast)
+    elif batch.rounds is None:
+        found = [[(decode(prompts, batch.multimask), targets)]]
     else:
         cell = sam.image_size / targets.shape[-1]
-        outputs = answers(decode, prompts, targets, batch.rounds, sam.mask_threshold, cell)
+        rounds = answers(decode, prompts, targets, batch.rounds, sam.mask_threshold, cell)
+        found = ([(output, targets)] for output in rounds)
     loss = 0.0
     parts = accumulate * batch.round_count / batch.weight
-    for output in outputs:
-        total = training.loss_of(batch, output, targets) + method.penalty(sam) * batch.share
+    for pairs in found:
+        losses = [training.loss_of(batch, output, wanted) for output, wanted in pairs]
+        total = torch.stack(losses).mean() + method.penalty(sam) * batch.share
         value = float(total.detach()) / parts  # waits for the GPU
         loss += value
         # Without a finite loss the step is skipped, and backward would be wasted.

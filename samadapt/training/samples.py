@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from samadapt.errors import ConfigError
 from samadapt.prompts.annotations import has_prompts, trainable_prompts
 from samadapt.prompts.simulate import objects_in
 from samadapt.training.augment import augment, vary
@@ -99,12 +100,48 @@ class TrainingSamples:
         return not self.dataset.classes_in(refs)
 
     def items(self, refs: Sequence[SliceRef]) -> list[TrainingStack]:
-        """Return the stacks of the training slices, sorted."""
+        """Return the stacks of the training slices, sorted; or their clips, see ``clips``."""
+        if self.policy.clip > 1:
+            return self.clips(refs)
         places = self.stacks.place
         return [
             TrainingStack(tuple(self.stacks.of(group[0])), tuple(map(places, group)))
             for group in self.stacks.groups(refs)
         ]
+
+    def clips(self, refs: Sequence[SliceRef]) -> list[TrainingStack]:
+        """Return the clips that begin at training slices, upwards and downwards.
+
+        A clip goes through training slices, and through slices of the same volumes without a
+        class, where its objects have ended.
+
+        Raises:
+            ConfigError: no volume has so many neighbouring slices.
+        """
+        size, cases = self.policy.clip, {ref.case for ref in refs}
+        every = self.dataset.slices("train", empty="keep", step=1)
+        with_class = set(self.dataset.slices("train", empty="drop", step=1))
+        empty = {ref for ref in every if ref.case in cases and ref not in with_class}
+        known = {*refs, *empty}
+        found = []
+        for first in refs:
+            for step in (1, -1):
+                clip = [replace(first, index=first.index + step * i) for i in range(size)]
+                if known.issuperset(clip):
+                    found.append(TrainingStack(tuple(clip), tuple(range(size))))
+        if not found:
+            raise ConfigError(
+                f"prompts=propagate: no training volume has prompts.clip={size} neighbouring "
+                "slices of which the first holds an object; use a smaller prompts.clip, "
+                "data.slice_step=1, or prompts=box for pictures"
+            )
+        return found
+
+    def seen(self, refs: Sequence[SliceRef]) -> list[SliceRef]:
+        """Return the slices that the encoder sees in a training on ``refs``, each once."""
+        if self.policy.clip == 1:
+            return self.stacks.whole(refs)[0]
+        return sorted({ref for clip in self.clips(refs) for ref in clip.refs})
 
     def take(
         self, items: Sequence[TrainingStack], generators: Sequence[np.random.Generator]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from samadapt.adapters.injection import Injection
     from samadapt.sam.segmentation_model import SegmentationModel
+    from samadapt.sam.tracking import Tracker
     from samadapt.sam.types import MaskOutput
     from samadapt.training.batches import Batch, Sampler
     from samadapt.training.draws import BatchDraws
@@ -50,6 +51,7 @@ class Training:
         class_loss: the loss of batches without prompts, where others have prompts; None: ``loss``.
         scores_by_kind: the scores that the last call of ``validate`` averaged, by kind of prompt;
             empty where there is one kind alone.
+        tracker: the model with its memory, for batches of clips; None: there are none.
         background_token: without prompts, the background has a token; see ``class_logits``.
         precision: the arithmetic of forward passes.
         scaler: scales the loss; ``Precision.scaler``.
@@ -69,6 +71,7 @@ class Training:
     budget: Budget = field(default_factory=Budget)
     class_loss: LossFunction | None = None
     scores_by_kind: dict[str, float] = field(default_factory=dict)
+    tracker: Tracker | None = None
     background_token: bool = False
     precision: Precision = FP32
     scaler: GradScaler = field(default_factory=lambda: GradScaler("cpu", enabled=False))

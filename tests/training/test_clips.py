@@ -1,0 +1,140 @@
+"""Training through the memory of SAM 2: the same gradients as from a walk written out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from samadapt.data.types import Sample, SliceRef
+from samadapt.errors import ConfigError
+from samadapt.prompts.policy import PromptPolicy
+from samadapt.sam.decode import class_frame
+from samadapt.sam.tracking import Tracker
+from samadapt.sam.types import Prompts
+from samadapt.sam.video_memory import POINTERS, MemoryBank
+from samadapt.training.batch_parts import split
+from samadapt.training.batches import make_batch
+from samadapt.training.keyed_random import BatchRandom
+from samadapt.training.loop import TrainableTail, learn
+from samadapt.training.mask_losses import object_loss
+from samadapt.training.samples import TrainingSamples
+
+CLIP = 3
+
+
+@pytest.fixture
+def clips(tools, tmp_path):
+    """A SAM 2 with two clips of three slices, whose object has ended on the last one."""
+    training = tools.make_training(tmp_path, model="tiny_h", blocks="last:2")
+    sam = training.sam
+    training.tracker = Tracker(sam, POINTERS, training=True)
+    training.injection.set_training(sam)
+    samples = []
+    for number in range(2):
+        for index in range(CLIP):
+            made = tools.make_sample(10 * number + index, objects=2)
+            labels = made.labels * (index < CLIP - 1)
+            samples.append(Sample(f"case{number}", index, made.image, labels))
+    random = BatchRandom.at(0, 0, range(2))
+    policy = PromptPolicy("box", objects="class", max_objects=2, clip=CLIP)
+    frame = partial(class_frame, sam)
+    side = 4 * sam.embedding_size
+    batch = make_batch(samples, policy, frame, side, random.of_slices([CLIP] * 2))
+    return training, batch
+
+
+def gradients(training):
+    parameters = training.injection.parameters.items()
+    found = {name: p.grad.clone() for name, p in parameters if p.grad is not None}
+    for _, parameter in parameters:
+        parameter.grad = None
+    return found
+
+
+def by_hand(training, batch):
+    """The mean loss of all slices, without the code that trains."""
+    sam, loss = training.sam, object_loss()
+    tracker = Tracker(sam, POINTERS, training=True)
+    first = training.injection.first_trainable_block
+    embeddings = TrainableTail(sam, first)(training.features.compute(batch.images))
+    losses = []
+    for start in range(0, len(batch.targets), CLIP):
+        boxes = batch.prompts.boxes[start][:, None]
+        copies = [embeddings[start + i].expand(len(boxes), -1, -1, -1) for i in range(CLIP)]
+        seen = tracker.prompted(copies[0], Prompts(boxes=boxes), multimask=False)
+        bank = MemoryBank({0: seen.memory})
+        walk = [seen, *(tracker.tracked(copies[i], bank, i, 1) for i in range(1, CLIP))]
+        for index, one in enumerate(walk):
+            losses.append(loss(one.masks, batch.targets[start + index][:, None]).total)
+    return torch.stack(losses).mean()
+
+
+def assert_close(found, expected):
+    assert found.keys() == expected.keys()
+    for name, right in expected.items():
+        torch.testing.assert_close(found[name], right, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_every_slice_has_the_loss_and_memory_carries_its_gradient(clips):
+    training, batch = clips
+    assert batch.targets.shape[:2] == (2 * CLIP, 2)
+    assert batch.round_count == 2
+    assert not (batch.targets[CLIP - 1 :: CLIP] > 0).any()  # the objects have ended
+    tail = TrainableTail(training.sam, training.injection.first_trainable_block)
+    value = learn(training, tail, batch, 1)
+    found = gradients(training)
+    expected = by_hand(training, batch)
+    assert value == pytest.approx(expected.item(), rel=1e-5)
+    expected.backward()
+    right = gradients(training)
+    assert any(name.startswith("image_encoder") for name in right)
+    assert any("pred_obj_score_head" in name for name in right)
+    assert_close(found, right)
+    assert all(p.grad is None for p in training.tracker.memory.parameters())
+
+
+def test_clips_that_do_not_fit_into_memory_are_split(clips):
+    training, batch = clips
+    batch = replace(batch, seeds=(1, 2))
+    tail = TrainableTail(training.sam, training.injection.first_trainable_block)
+    value = learn(training, tail, batch, 1)
+    whole = gradients(training)
+    parts = split(batch, 2)
+    assert [len(part.images) for part in parts] == [CLIP, CLIP]
+    assert sum(learn(training, tail, part, 1) for part in parts) == pytest.approx(value, rel=1e-5)
+    assert_close(gradients(training), whole)
+
+
+def samples_of(train, empty, size):
+    """Training slices of a data set that holds these slices."""
+    sorts = {"keep": sorted([*train, *empty]), "drop": sorted(train)}
+    dataset = SimpleNamespace(slices=lambda split, empty, step: sorts[empty])
+    return TrainingSamples(dataset, PromptPolicy("box", clip=size))
+
+
+def test_clips_go_both_ways_and_past_the_ends_of_objects():
+    train = [SliceRef("a", index) for index in (1, 2, 3)] + [SliceRef("b", 0)]
+    empty = [SliceRef("a", 4), SliceRef("c", 1)]
+    samples = samples_of(train, empty, 3)
+    found = [[ref.index for ref in item.refs] for item in samples.items(train)]
+    assert found == [[1, 2, 3], [2, 3, 4], [3, 2, 1]]
+    assert samples.items(train)[0].trained == (0, 1, 2)
+    assert samples.seen(train) == [SliceRef("a", index) for index in (1, 2, 3, 4)]
+    # Slices that choose the best step have objects and do not train; nothing goes through them.
+    assert [len(item.refs) for item in samples.items(train[:3])] == [3, 3, 3]
+    with pytest.raises(ConfigError, match="no training volume"):
+        samples.items(train[:2])
+
+
+def test_volumes_must_be_deep_enough():
+    train = [SliceRef("a", index) for index in (1, 2, 3)]
+    with pytest.raises(ConfigError, match=r"no training volume has prompts\.clip=4 neighbouring"):
+        samples_of(train, [], 4).items(train)
+
+
+def test_adapters_do_not_record_clips():
+    assert "clip" not in PromptPolicy("box", clip=4).to_dict()
