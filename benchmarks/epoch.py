@@ -96,7 +96,7 @@ def second_run(model: str, pictures: int = 12) -> dict[str, Any]:
             f"model.name={model}",
             "peft.blocks=last:2",
             "cache.where=disk",
-            "train.steps=2",
+            "train.steps=8",  # so that each picture is read
             "train.batch_size=2",
             "eval.overlays=0",
         ]

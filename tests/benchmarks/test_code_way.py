@@ -20,14 +20,14 @@ ROOT = Path(__file__).parents[2]
 # image and adapter do a step of their own, so a longer way is a step more, which is fine if the
 # step is new: then raise the limit.
 LIMITS = {
-    # Trackers, the plan of a run, its first steps, the last run of its kind, jobs of a cluster and
-    # torch.compile read it, each in a place of its own.
+    # Trackers, the plan of a run, the order of its features, the last run of its kind, jobs of a
+    # cluster and torch.compile read it, each in a place of its own.
     "configuration": {
-        "functions": 52,
+        "functions": 53,
         "calls": 68,
-        "into a higher layer": 2,
-        "into another file": 37,
-        "comes back": 25,
+        "into a higher layer": 1,
+        "into another file": 34,
+        "comes back": 24,
     },
     "image": {
         "functions": 82,
@@ -40,10 +40,10 @@ LIMITS = {
     # Forty of the functions write the model card, whose code depends on the kind of adapter.
     "adapter": {
         "functions": 154,
-        "calls": 223,
+        "calls": 225,
         "into a higher layer": 1,
-        "into another file": 118,
-        "comes back": 101,
+        "into another file": 121,
+        "comes back": 103,
     },
 }
 
