@@ -56,6 +56,7 @@ def say_plan(
         needs = _features_alone(planner)
         if last is None:
             needs += "; `samadapt plan` with the same arguments predicts memory and time"
+            needs += " of one process" if processes.count() > 1 else ""
         else:
             found = _memory_and_time(config, last, context.progress.clock.left)
             needs += f", {found} (as in the last such run)"
