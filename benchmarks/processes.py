@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +35,12 @@ sys.path.insert(0, str(ROOT))
 
 OUTPUT = ROOT / "benchmarks" / "results" / "processes.json"
 SIZES = (1, 10_000, 100_000, 1_000_000, 4_000_000)
-PHASES = {"compute_features": "features", "train": "training", "score_held_out": "scores"}
+PHASES = {
+    "features": "samadapt.runs.finetune.compute_features",
+    "training": "samadapt.runs.train_adapter.train",
+    "scores": "samadapt.runs.finetune.score_held_out",
+}
+"""The function of each phase, by the module that calls it."""
 
 
 class Watch:
@@ -69,7 +75,7 @@ def work(data: str, steps: int, output: Path) -> None:
     import torch
 
     from samadapt.config.compose import compose
-    from samadapt.runs import finetune as run
+    from samadapt.runs.finetune import finetune
     from samadapt.system import collectives, processes
     from samadapt.training import gradients
 
@@ -80,8 +86,10 @@ def work(data: str, steps: int, output: Path) -> None:
         watch.bytes += tensor.nbytes if watch.phase == "training" else 0
         add_up(tensor)
 
-    for name, phase in PHASES.items():
-        setattr(run, name, watch.timed(phase, getattr(run, name), phase=True))
+    for phase, path in PHASES.items():
+        place, _, name = path.rpartition(".")
+        module = import_module(place)
+        setattr(module, name, watch.timed(phase, getattr(module, name), phase=True))
     gathered = watch.timed("gather", processes.gather, phase=False)
     processes.gather = gathered
     summed = watch.timed("sum", adding, phase=False)
@@ -100,7 +108,7 @@ def work(data: str, steps: int, output: Path) -> None:
             "eval.overlays=0",
             f"output.dir={shared}",
         ]
-        run_dir = run.finetune(compose("hippocampus", keys)).run_dir
+        run_dir = finetune(compose("hippocampus", keys)).run_dir
         sums = {}
         for size in SIZES:
             tensor, spent = torch.ones(size), []
@@ -162,7 +170,7 @@ def table(rows: list[dict[str, Any]], steps: int) -> str:
     """Return the phases, the communication and the extrapolation as Markdown."""
     lines = ["| phase | 1 process | 2 processes | times faster |", "| --- | ---: | ---: | ---: |"]
     by_count = {n: [row for row in rows if row["processes"] == n] for n in (1, 2)}
-    for phase in (*PHASES.values(), "a step"):
+    for phase in (*PHASES, "a step"):
         times = {n: [seconds_of(row, phase) for row in found] for n, found in by_count.items()}
         ratios = [one / two for one, two in zip(times[1], times[2], strict=True)]
         lines.append(

@@ -1,6 +1,7 @@
 """Click to mask through ``samadapt serve``: one client, then several at once for a minute.
 
-    python benchmarks/serving.py [--build lite_medsam] [--clients 8] [--seconds 60] [--output FILE]
+    python benchmarks/serving.py [--build lite_medsam] [--clients 8] [--seconds 60] [--page]
+                                 [--output FILE]
 
 The server is the command, in a process of its own, with an adapter of random weights: they take the
 time of trained ones. A client sends a picture of 512 x 512 pixels and waits until it is encoded.
@@ -9,6 +10,9 @@ the correcting ones differ, because the latter also send the last mask through t
 minute, every client has a picture of its own, clicks, takes clicks back, drops its image and sends
 another one. Memory is that of the server's process: after the first fifth of the minute, and at its
 end.
+
+With ``--page``, Chromium opens the page of the server, and a user clicks at places of its canvas,
+on a new object after every fifth click. The page measures from the click to the drawn mask.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -145,6 +150,34 @@ def alone(url: str) -> dict[str, Any]:
     return {"encode_s": round(encode, 2), **rows}
 
 
+def in_page(url: str, folder: Path) -> dict[str, Any]:
+    """Measure one user of the page."""
+    from playwright.sync_api import sync_playwright
+
+    (folder / "picture.png").write_bytes(picture(0))
+    rng, measured = np.random.default_rng(0), "performance.getEntriesByName('click-to-mask')"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(f"{url}/?token={TOKEN}")
+        page.set_input_files("#file", folder / "picture.png")
+        shown = page.locator("canvas.overlay").bounding_box()
+        while page.evaluate("!document.getElementById('progress').hidden"):
+            time.sleep(0.2)
+        for number in range(CLICKS + 1):
+            if number % 5 == 0:
+                page.keyboard.press("n")
+            x, y = rng.uniform(0.3, 0.7, 2)
+            page.mouse.click(shown["x"] + x * shown["width"], shown["y"] + y * shown["height"])
+            while page.evaluate(f"{measured}.length") <= number:
+                time.sleep(0.3)  # asking more often would take time from what is measured
+        times = page.evaluate(f"{measured}.map((one) => one.duration / 1000)")
+        browser.close()
+    return quantiles(times[1:])
+
+
 def together(url: str, clients: int, seconds: float, server: psutil.Process) -> dict[str, Any]:
     """Measure several clients at once."""
     end = time.monotonic() + seconds
@@ -188,6 +221,7 @@ def main() -> None:
     parser.add_argument("--build", default="lite_medsam")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--page", action="store_true", help="also the page, in Chromium")
     parser.add_argument("--output", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -205,6 +239,8 @@ def main() -> None:
                     sys.exit(f"the server did not start: {said}")
                 url = re.search(r"open (http://[^/]+)/", line)
             found = {"build": asked.build, "processors": os.cpu_count(), **alone(url[1])}
+            if asked.page:
+                found["page"] = in_page(url[1], Path(folder))
             process = psutil.Process(server.pid)
             found["together"] = together(url[1], asked.clients, asked.seconds, process)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import signal
@@ -32,6 +33,17 @@ torch.set_num_threads(1)  # tiny forwards are many times slower with the default
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 """Real data with ground truth, in some checkouts."""
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that importing made out of garbage collections, which then take no time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter free it at its end."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

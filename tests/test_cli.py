@@ -112,7 +112,7 @@ def test_ls_lists_what_else_can_be_named(capsys: pytest.CaptureFixture[str]) -> 
     kinds = ["models", "prompts", "losses", "scores", "targets"]
     listed = json.loads(said(capsys, "ls", *kinds, "--json")[1])
     names = {kind: [row["name"] for row in rows] for kind, rows in listed.items()}
-    assert set(names["prompts"]) == {*get_args(Kind)}
+    assert set(names["prompts"]) == {*get_args(Kind), "propagate"}
     assert {"auto", "sam", "dice_ce", "tversky", "cl_dice"} <= set(names["losses"])
     assert {"dice", "iou", "hd95"} <= set(names["scores"])
     assert {"peft", "sam", "hf", "onnx"} <= set(names["targets"])

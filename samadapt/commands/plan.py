@@ -11,9 +11,9 @@ from samadapt.config.plan_arguments import PlanArguments, plan_arguments
 HELP = """
 Predicts what `samadapt finetune` with the same arguments will need: parameters, memory, disk for
 the features, and seconds of each phase. It opens the data and the model, and does a little of each
-phase to measure it: two batches of features, training steps with one, two and all slices of a
-batch, and two batches of scores. Nothing is trained. The features that it computes are kept for the
-run.
+phase to measure it: five batches of features, training steps with one, two and all slices of a
+batch, and the scores of a usual case. Nothing is trained. The features that it computes are kept
+for the run.
 
 memory=8GB chooses micro-batches, recomputation, the place of the features and, last, the precision,
 so that the process stays below that, and the plan is of that choice.

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 HELP = """
 Serves adapters to annotation programs until Ctrl-C. The first adapter answers where a program
-cannot choose; the base model is served beside them, under the name base. All adapters share one
-base in memory, and each image is encoded once.
+cannot choose; its base model is served beside them, under the name base. Adapters of the same base
+and image size share it in memory, and each image is encoded once for those that do not change the
+encoder.
 
   3D Slicer, napari, MITK   nnInteractive's remote protocol 2.6; the token is the API key
   QuPath                    its SAM extension, at ADDRESS/token/TOKEN/sam/

@@ -32,8 +32,8 @@ class AdapterBundle:
         policy: its prompt policy.
         intensity: its intensity rule.
         curve: the calibrated confidence of its objects, or the reason why there is none.
-        encoder: key of the image encoder. It is equal for all adapters that leave the base's
-            encoder unchanged, so that they share embeddings.
+        encoder: key of the image encoder. It is ``encoder_of_base`` for all adapters that leave the
+            base's encoder unchanged, so that they share embeddings.
         tiling: how pictures are cut into tiles; None: they are seen whole.
         stack: number of slices of a volume that the encoder sees together.
         first_trainable_block: the encoder before it is that of the base; see ``Sam.encode_prefix``.
@@ -114,10 +114,15 @@ def make_bundle(
         curve=read_curve(record.confidence),
         # A new object equals no other, so an adapter that changes the encoder shares no embeddings.
         # So does a dense head, which reads more than the embedding of the base.
-        encoder="base" if keeps_encoder and sam.dense_head is None else object(),
+        encoder=encoder_of_base(record) if keeps_encoder and sam.dense_head is None else object(),
         tiling=recorded_tiling(record.data_options),
         stack=recorded_stack(record) if isinstance(sam, Sam) else 1,
     )
+
+
+def encoder_of_base(record: AdapterRecord) -> str:
+    """Return the key of the unchanged image encoder of an adapter's base, at its image size."""
+    return f"base {record.base_sha256}"
 
 
 def _plain(value: Any) -> Any:

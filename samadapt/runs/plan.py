@@ -81,7 +81,8 @@ class Rehearsal:
         in_memory: features are kept in memory and not on the disk.
         later_bytes: bytes of images that a run holds in memory and that were not read here.
         stack: slices that the encoder sees together.
-        train, validation, test: numbers of slices.
+        train: number of slices.
+        validation, test: numbers of slices that this process scores.
         deepest: largest number of slices of a scored case.
         passes: models that were scored: the one after training and the base model, or the first.
         threads: threads of torch.

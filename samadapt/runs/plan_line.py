@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from samadapt.runs.measured_run import MeasuredRun, find_run
 from samadapt.runs.plan import Rehearsal, predict, remembered
-from samadapt.runs.rehearsal import measure_beginning
+from samadapt.runs.rehearsal import measure_beginning, scored_by_first
 from samadapt.system import processes
 from samadapt.system.machine import busy_processors
 
@@ -31,8 +31,8 @@ def say_plan(
     """Say in one line what a run that begins will need.
 
     Memory and time come from a rehearsal of such a run on this machine (``samadapt plan``), or else
-    from the last such run that ended, or else from a little of this run itself. For short runs,
-    resumed ones and several processes the line says how to get them.
+    from the last such run that ended, or else from a little of this run itself. For short runs and
+    resumed ones the line says how to get them.
 
     Args:
         config: the configuration of the run.
@@ -70,8 +70,12 @@ def _is_measured(config: Config, scorer: Scorer) -> bool:
     is_short = (steps is not None and steps < SHORT) or any(
         limit is not None and limit < SHORT_S for limit in limits
     )
-    is_new = config.resume is None and processes.count() == 1
-    return is_new and not is_short and scorer.context.has_trained_parameters
+    return config.resume is None and not is_short and scorer.context.has_trained_parameters
+
+
+def _memory(count: int) -> str:
+    each = " in each process" if processes.count() > 1 else ""
+    return f"about {count / 1e9:.1f} GB of memory{each}"
 
 
 def _features_alone(planner: FeaturePlanner) -> str:
@@ -89,8 +93,8 @@ def _as_rehearsed(
         images=planned.images if planned else 0,
         missing=planner.missing,
         train=len(slices.train),
-        validation=len(slices.validation),
-        test=len(slices.test),
+        validation=scored_by_first(slices.validation),
+        test=scored_by_first(slices.test),
     )
     needed = predict(config, measured, busy=busy)
     times = ", ".join(f"{name} {value:.0f} s" for name, value in needed.seconds.items() if value)
@@ -99,7 +103,7 @@ def _as_rehearsed(
     if needed.feature_place != "none":
         new = f"{needed.new_feature_bytes / 1e9:.2f} GB to be computed"
         size += f" ({needed.feature_place}; {new})"
-    return f"about {needed.memory_bytes / 1e9:.1f} GB of memory, {size}, {times}{loaded}"
+    return f"{_memory(needed.memory_bytes)}, {size}, {times}{loaded}"
 
 
 def _memory_and_time(config: Config, run: MeasuredRun, units: Mapping[str, int]) -> str:
@@ -108,4 +112,4 @@ def _memory_and_time(config: Config, run: MeasuredRun, units: Mapping[str, int])
     if (limit := config.train.max_seconds or config.train.max_cpu_seconds) is not None:
         seconds["train"] = min(limit, seconds.get("train", limit))
     times = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    return f"about {run.memory_bytes / 1e9:.1f} GB of memory, {times}"
+    return f"{_memory(run.memory_bytes)}, {times}"

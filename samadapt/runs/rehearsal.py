@@ -3,7 +3,7 @@
 ``rehearse`` is what ``samadapt plan`` does. ``measure_beginning`` is less, in a run that begins.
 
 Nothing here has its own idea of what a step or a score needs. The features, the training steps and
-the scores are those of the run itself, on its own data and model, but few of them: two batches of
+the scores are those of the run itself, on its own data and model, but few of them: five batches of
 features, a few steps, and the scores of two batches. Steps are tried with one slice and with two.
 What a whole batch needs follows from these, because memory and time grow about linearly with its
 slices; if it fits into the memory that is free, it is tried as well. Everything is done once before
@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ from samadapt.runs.run_loss import RunLosses, choose_losses
 from samadapt.runs.run_slices import RunSlices, divide_slices
 from samadapt.runs.scorer import Scorer, make_scorer
 from samadapt.runs.train_adapter import prepare_training, train_adapter
+from samadapt.system import processes
 from samadapt.system.machine import busy_processors
 from samadapt.system.peak_memory import (
     memory_bytes,
@@ -58,6 +60,9 @@ SEARCHED = 64
 FITS = 0.8
 """A batch is tried if the memory that follows from fewer slices is at most this share of what is
 free."""
+
+BATCHES = 5
+"""Batches of features that are measured; the time is the median of all but the first."""
 
 SLOW_S = 5.0
 """A model that takes more CPU seconds for the scores of one slice is rehearsed with two of them at
@@ -137,7 +142,8 @@ def measure_beginning(
     """Measure a little of a run that begins, in its own process, and change nothing of it.
 
     Two batches are drawn from a few training slices, their features are computed, and both go
-    forward and backward. A few slices are scored. Features and gradients are thrown away.
+    forward and backward. A few slices are scored. Features and gradients are thrown away. Several
+    processes do this together, as they do the run, and return what the first one measured.
 
     Args:
         config: the configuration of the run.
@@ -163,15 +169,17 @@ def measure_beginning(
     if scored:
         # A slow model scores two slices; for others more are more exact.
         count = 2 if training.seconds[1] / batch > SLOW_S / 2 else config.eval.batch_size
-        middle = _middle(scored, count)
+        some = _usual(scored, count)
         own = FeaturePlanner(context)
-        own.plan(tried, train=[], others=middle)
+        own.plan(tried, train=[], others=some)
         with peak_memory() as found:
-            seconds = _scoring_seconds(replace(scorer, context=context, planner=own), middle, count)
-        scoring = Phase.once(len(middle), found.peak, seconds)
+            seconds = _scoring_seconds(replace(scorer, context=context, planner=own), some)
+        scoring = Phase.once(scored_by_first(some), found.peak, seconds)
     set_random_states(random)
-    return _rehearsal(
-        planner, slices, start=start, features=features, training=training, scoring=scoring
+    return processes.from_first(
+        _rehearsal(
+            planner, slices, start=start, features=features, training=training, scoring=scoring
+        )
     )
 
 
@@ -189,13 +197,6 @@ def _shortened(config: Config, batch_size: int) -> Config:
         patience=0,
     )
     return replace(config, train=options, cache=replace(config.cache, where="memory"))
-
-
-def _middle(refs: Sequence[SliceRef], count: int) -> list[SliceRef]:
-    """Return neighbouring slices of the deepest case, or the first ones if no case has so many."""
-    own = _deepest(refs)
-    start = (len(own) - count) // 2
-    return list(refs)[:count] if start < 0 else own[start : start + count]
 
 
 def _two_passes(config: Config, scorer: Scorer, slices: RunSlices, losses: RunLosses) -> Phase:
@@ -250,8 +251,8 @@ def _rehearsal(
         later_bytes=context.dataset.unread_bytes,
         stack=context.dataset.stack,
         train=len(slices.train),
-        validation=len(slices.validation),
-        test=len(slices.test),
+        validation=scored_by_first(slices.validation),
+        test=scored_by_first(slices.test),
         deepest=max(depths.values(), default=0),
         passes=1 if context.is_baseline else 2,
         threads=torch.get_num_threads(),
@@ -266,18 +267,21 @@ def _silent(log: Path) -> Progress:
 
 
 def _features(planner: FeaturePlanner, missing: Sequence[str]) -> Phase | None:
-    """Measure a batch of features, the second one if there are two; None: none is missing."""
+    """Measure a batch of features, after a first one if there are more; None: none is missing."""
     if not missing:
         return None
-    batches = [missing[:FEATURES_BATCH], missing[FEATURES_BATCH : 2 * FEATURES_BATCH]]
-    if len(batches[1]) < FEATURES_BATCH:
-        del batches[1]
+    starts = range(0, min(len(missing), BATCHES * FEATURES_BATCH), FEATURES_BATCH)
+    batches = [missing[start : start + FEATURES_BATCH] for start in starts]
+    whole = [keys for keys in batches if len(keys) == FEATURES_BATCH] or batches[:1]
+    seconds = []
     with peak_memory() as found:
-        for keys in batches:
+        for keys in whole:
             began = time.perf_counter()
             planner.features.stored(keys)
-            seconds = time.perf_counter() - began
-    return Phase.once(len(batches[-1]), found.peak, seconds)
+            seconds.append(time.perf_counter() - began)
+    # Each of several processes computes a batch of its own at the same time.
+    units = len(whole[0]) * processes.count()
+    return Phase.once(units, found.peak, median(seconds[1:] or seconds))
 
 
 def _training(
@@ -354,11 +358,26 @@ def _depths(refs: Sequence[SliceRef]) -> dict[str, int]:
     return found
 
 
+def scored_by_first(refs: Sequence[SliceRef]) -> int:
+    """Return how many slices the first process scores; several processes share the cases."""
+    return sum(list(_depths(refs).values())[:: processes.count()])
+
+
 def _deepest(refs: Sequence[SliceRef]) -> list[SliceRef]:
     """Return the slices of the case that has most of them."""
     depths = _depths(refs)
     deepest = max(depths, key=lambda name: depths[name])
     return [ref for ref in refs if ref.case == deepest]
+
+
+def _usual(refs: Sequence[SliceRef], count: int) -> list[SliceRef]:
+    """Return about so many slices, of cases that are neither deep nor flat among the others."""
+    depths, chosen = _depths(refs), []
+    for name in sorted(depths, key=lambda name: depths[name])[len(depths) // 2 :]:
+        chosen += [ref for ref in refs if ref.case == name]
+        if len(chosen) >= count:
+            break
+    return chosen[:: max(1, len(chosen) // count)][:count]
 
 
 def _scoring(scorer: Scorer, refs: Sequence[SliceRef], batch: int, held: int) -> Phase:
@@ -381,21 +400,23 @@ def _scoring(scorer: Scorer, refs: Sequence[SliceRef], batch: int, held: int) ->
             _score(scorer, own[start : start + size], [policies[0], *zero_shot])
         peaks[size] = found.peak - held
     low, high = (peaks[size] for size in sizes)
-    return Phase(sizes, (low, high), (_scoring_seconds(scorer, own, sizes[1]),) * 2)
+    # What a volume costs beside its slices weighs too much if few of them are scored.
+    usual = _usual(refs, 4 * large if large > 1 else 2)
+    each = _scoring_seconds(scorer, usual) / len(usual)
+    return Phase(sizes, (low, high), (sizes[0] * each, sizes[1] * each))
 
 
-def _scoring_seconds(scorer: Scorer, refs: Sequence[SliceRef], count: int) -> float:
-    """Return the seconds of the scores of slices that are spread over a case.
+def _scoring_seconds(scorer: Scorer, refs: Sequence[SliceRef]) -> float:
+    """Return the seconds of the scores of some slices.
 
     All kinds of prompts count, and the base model too if the run scores it.
     """
-    some = list(refs)[:: max(1, len(refs) // count)][:count]
-    scorer.score_overlap(some, scorer.context.policy.of_kind(scorer.context.policy.main_kind))
+    scorer.score_overlap(refs, scorer.context.policy.of_kind(scorer.context.policy.main_kind))
     # Now their features are there, as they are in a run.
     began = time.perf_counter()
     for one in scorer.by_kind().values():
         base = [] if one.context.is_baseline else [one.context.zero_shot_policy]
-        _score(one, some, [one.context.policy, *base])
+        _score(one, refs, [one.context.policy, *base])
     return time.perf_counter() - began
 
 

@@ -1,4 +1,4 @@
-"""The models that a server offers: adapters over one base, which is held in memory once."""
+"""The models that a server offers. Adapters of the same base share it in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from samadapt.adapters.base_model import open_base
 from samadapt.adapters.record import UNET_RECORD, read_record
 from samadapt.errors import AdapterError, nearest
-from samadapt.inference.bundle import load_bundle
+from samadapt.inference.bundle import encoder_of_base, load_bundle
 from samadapt.inference.ensemble import member_directories
 from samadapt.inference.inputs import reader_options
 from samadapt.inference.volumes import VolumePredictor
@@ -20,6 +20,7 @@ from samadapt.training.precision import Precision, choose_device, choose_precisi
 if TYPE_CHECKING:
     from samadapt.data.formats.base import ReaderOptions
     from samadapt.inference.bundle import AdapterBundle
+    from samadapt.sam.model import Sam
     from samadapt.sam.segmentation_model import SegmentationModel
 
 BASE = "base"
@@ -148,11 +149,12 @@ def load_models(
     device: str = "auto",
     precision: str = "fp32",
 ) -> ServedModels:
-    """Load adapters over the base model of the first one.
+    """Load adapters, those of the same base and image size over one model of it.
 
     Args:
         directories: adapter directories, or ``hf:USER/NAME``.
-        checkpoint: file of the base weights; None: they are found as ``load_adapter`` finds them.
+        checkpoint: file of the base weights of all adapters; None: they are found as
+            ``load_adapter`` finds them.
         device: where to compute.
         precision: what the models compute in.
 
@@ -165,14 +167,15 @@ def load_models(
     target = choose_device(device)
     arithmetic = choose_precision(precision, target)
     records = [read_record(place) for place in places]
-    base, _ = open_base(places[0], records[0], checkpoint)
-    base = base.to(target)
+    bases: dict[str, Sam] = {}  # by their hash, which depends on the image size
     models: list[ServedModel] = []
     for given, place, record in zip(directories, places, records, strict=True):
-        bundle = load_bundle(place, record, base)
+        if record.base_sha256 not in bases:
+            bases[record.base_sha256] = open_base(place, record, checkpoint)[0].to(target)
+        bundle = load_bundle(place, record, bases[record.base_sha256])
         name = _free_name(str(given), place, [model.name for model in models])
         models.append(ServedModel(name, bundle, arithmetic))
-    first = models[0].bundle
+    first, base = models[0].bundle, bases[records[0].base_sha256]
     # A model of other channels, or a dense head, sees what the base cannot see.
     if first.sam.input_channels == base.input_channels:
         # Boxes get one mask: the tokens for several masks of some bases were never trained.
@@ -181,7 +184,7 @@ def load_models(
             first.record, classes=[], head={}, overlapping=False, prompt=policy.to_dict()
         )
         bundle = replace(first, sam=base.eval(), record=record, policy=policy, stack=1)
-        bundle = replace(bundle, encoder=BASE, curve="it is the base model")
+        bundle = replace(bundle, encoder=encoder_of_base(record), curve="it is the base model")
         models.append(ServedModel(BASE, bundle, arithmetic, is_base=True))
     return ServedModels(models)
 

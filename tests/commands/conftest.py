@@ -23,8 +23,16 @@ from samadapt.sam.weights.loading import base_hash, load_sam
 def adapter_at() -> Callable[..., Path]:
     """``adapter_at(folder, kind, intensity, **record)``: save an adapter that was not trained."""
 
-    def save(folder: Path, kind: Kind = "box", intensity: str = "rgb", **entries: Any) -> Path:
-        sam = load_sam("tiny")
+    def save(
+        folder: Path,
+        kind: Kind = "box",
+        intensity: str = "rgb",
+        *,
+        image_size: int | None = None,
+        method: str = "lora",
+        **entries: Any,
+    ) -> Path:
+        sam = load_sam("tiny", image_size=image_size)
         record = AdapterRecord(
             base="tiny",
             base_sha256=base_hash(sam),
@@ -36,7 +44,7 @@ def adapter_at() -> Callable[..., Path]:
         )
         if record.class_tokens:
             sam.add_class_tokens(record.class_tokens)
-        save_adapter(folder, sam, inject(sam, METHODS["lora"]()), record)
+        save_adapter(folder, sam, inject(sam, METHODS[method]()), record)
         return folder
 
     return save

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from samadapt import SamPredictor
 from samadapt.cli import main
 from samadapt.commands import serve
 from samadapt.commands.serve import open_state, run
@@ -61,6 +62,38 @@ def test_adapters_share_one_base_which_is_served_beside_them(adapter_at, tmp_pat
     assert len({tensor.data_ptr() for tensor in tensors}) == 1
     assert models["base"].is_base
     assert models["one"].notes == ["it was trained with prompts=box and is best with these"]
+
+
+def predicted_iou(model, picture):
+    """Return what a model alone expects of its mask for a box."""
+    with Image.open(picture) as opened:
+        shown = model.bundle.intensity(np.asarray(opened))
+    predictor = SamPredictor(model.sam)
+    predictor.set_image(shown)
+    return predictor.predict(box=np.array([3, 3, 20, 15]), multimask_output=False)[1][0]
+
+
+def test_adapters_of_several_image_sizes_answer_side_by_side(adapter_at, pictures, tmp_path):
+    sizes = {"small": 64, "also_small": 64, "large": 96}
+    places = [
+        adapter_at(tmp_path / name, image_size=size, method="none") for name, size in sizes.items()
+    ]
+    state = open_state(asked(*(f"adapter={place}" for place in places)))
+    models = {model.name: model for model in state.models}
+    assert {name: model.sam.image_size for name, model in models.items()} == {**sizes, "base": 64}
+    app = make_app(state, "a-token-of-the-tests", {"localhost"})
+    with TestClient(app, base_url="http://localhost") as client:
+        client.headers["Authorization"] = "Bearer a-token-of-the-tests"
+        content = (pictures / "a.png").read_bytes()
+        image = client.post("/api/images", params={"name": "a.png"}, content=content)
+        objects = f"/api/images/{image.json()['image']}/objects"
+        for name, model in models.items():
+            made = client.post(objects, json={"adapter": name}).json()["object"]
+            prompt = {"kind": "box", "box": [3, 3, 20, 15]}
+            answer = client.post(f"{objects}/{made}/prompts", json=prompt).json()
+            assert answer["predicted_iou"] == pytest.approx(
+                predicted_iou(model, pictures / "a.png")
+            )
 
 
 @pytest.fixture

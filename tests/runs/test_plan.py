@@ -276,6 +276,13 @@ def test_a_plan_holds_for_other_steps_and_batches_and_not_for_other_models(
     assert remembered(config) is None
 
 
+@pytest.fixture
+def rehearsed(measured, monkeypatch):
+    """A rehearsal that is not done but known."""
+    monkeypatch.setattr("samadapt.runs.rehearsal.rehearse", lambda *_, **__: measured)
+
+
+@pytest.mark.usefixtures("rehearsed")
 def test_the_plan_reads_like_a_table(arguments, capsys):
     assert main(["plan", *arguments]) == 0
     shown = capsys.readouterr().out
@@ -290,6 +297,7 @@ def test_what_the_run_refuses_the_plan_refuses(arguments, capsys):
     assert "each needs at least one" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("rehearsed")
 def test_folds_are_planned_as_one_of_them(arguments, capsys):
     assert main(["plan", *arguments, "folds=3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["folds"] == 3

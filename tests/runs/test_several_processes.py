@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -49,6 +50,18 @@ def test_one_run_directory_with_the_results_of_one_process(recipe, make_pictures
     assert one["summary"]["cases"] == two["summary"]["cases"]
     log = (Path(two["run_dir"]) / "log.txt").read_text(encoding="utf-8")
     assert log.count("gradients: present") == 1
+
+
+def test_the_first_run_says_what_each_process_will_need(recipe, make_pictures):
+    options = [f"recipe={recipe}", f"data.root={make_pictures(9)}", "train.steps=12"]
+    two, one = shared("finetune", *options), alone("finetune", *options)
+    log = (Path(two["run_dir"]) / "log.txt").read_text(encoding="utf-8")
+    (line,) = [line for line in log.splitlines() if " plan: " in line]
+    assert line.endswith("(as measured just now)")
+    found = re.search(r"about ([\d.]+) GB of memory in each process", line)
+    assert found
+    assert float(found[1]) == pytest.approx(two["summary"]["peak_memory_bytes"] / 1e9, rel=0.2)
+    assert is_close(one, two)  # the measurement changes nothing
 
 
 def test_an_adapter_is_scored_digit_for_digit(recipe, make_pictures):

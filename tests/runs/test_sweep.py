@@ -271,10 +271,10 @@ def test_a_training_does_not_hear_the_warning_of_a_cluster(heard_signals):
         with _warnings_held_back():
             process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
             os.kill(os.getpid(), number)
-        assert heard == [number]  # this process hears it
         process.send_signal(number)
         process.communicate(b"\n")
         assert process.returncode == 0
+        assert heard == [number]  # this process hears it
     finally:
         signal.signal(number, before)
 

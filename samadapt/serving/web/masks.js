@@ -1,5 +1,11 @@
 /** Masks of one slice: from run lengths to a bitmap, a picture in a colour, and an outline. */
 
+/**
+ * Options of a canvas that the processor draws. An outline may have thousands of edges, which a GPU
+ * without much power takes seconds for, and so does a picture on its way from one to the other.
+ */
+export const BY_PROCESSOR = { willReadFrequently: true };
+
 export class Mask {
   #pictures = new Map();
   #outline;
@@ -41,7 +47,7 @@ export class Mask {
     if (!this.#pictures.has(key)) {
       const [x0, y0, x1, y1] = this.bounds;
       const canvas = new OffscreenCanvas(Math.max(1, x1 - x0), Math.max(1, y1 - y0));
-      const context = canvas.getContext("2d");
+      const context = canvas.getContext("2d", BY_PROCESSOR);
       const image = context.createImageData(canvas.width, canvas.height);
       for (let y = y0; y < y1; y += 1) {
         for (let x = x0; x < x1; x += 1) {

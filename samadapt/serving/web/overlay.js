@@ -1,11 +1,14 @@
 /** What is drawn over the image: masks, prompts, the one that is being drawn, and the cursor. */
 
+import { BY_PROCESSOR } from "./masks.js";
+
 const INSIDE = "#16a34a";
 const OUTSIDE = "#dc2626";
 const MARK = 7; // CSS pixels, the radius of a click
 
 export class Overlay {
   #due;
+  #others = { place: [], layers: [], canvas: null }; // the objects that are not active
 
   /**
    * @param {HTMLElement} host
@@ -40,16 +43,50 @@ export class Overlay {
     canvas.height = Math.round(canvas.clientHeight * ratio);
     const scene = this.scene();
     if (!scene) return;
-    const context = canvas.getContext("2d");
-    context.scale(ratio, ratio);
-    context.beginPath();
-    context.rect(...scene.frame);
-    context.clip();
-    for (const layer of scene.layers) drawMask(context, layer, scene.matrix, ratio);
+    const context = canvas.getContext("2d", BY_PROCESSOR);
+    const others = this.#othersOf(scene, ratio);
+    if (others) context.drawImage(others, 0, 0);
+    clip(context, scene.frame, ratio);
+    for (const layer of scene.layers) {
+      if (layer.isActive) drawMask(context, layer, scene.matrix, ratio);
+    }
     for (const mark of scene.marks) drawPrompt(context, mark, scene.matrix);
     if (scene.draft) drawPrompt(context, scene.draft, scene.matrix);
     if (scene.cursor) drawCursor(context, scene.matrix.transformPoint(scene.cursor));
   }
+
+  /** A canvas with the objects that are not active; those that are new are drawn on top. */
+  #othersOf({ layers, matrix, frame }, ratio) {
+    const shown = layers.filter((layer) => !layer.isActive);
+    const { width, height } = this.canvas;
+    if (!shown.length || !width || !height) return null;
+    const place = [width, height, ratio, ...frame, ...matrix.toFloat64Array()];
+    const others = this.#others;
+    const isSame = ({ mask, color, isFilled }, at) =>
+      mask === shown[at]?.mask && color === shown[at].color && isFilled === shown[at].isFilled;
+    if (!others.place.every((one, at) => one === place[at]) || !others.layers.every(isSame)) {
+      others.canvas = null;
+    }
+    if (!others.canvas) {
+      others.canvas = new OffscreenCanvas(width, height);
+      clip(others.canvas.getContext("2d", BY_PROCESSOR), frame, ratio);
+      others.place = place;
+      others.layers = [];
+    }
+    const context = others.canvas.getContext("2d", BY_PROCESSOR);
+    for (const layer of shown.slice(others.layers.length)) {
+      drawMask(context, layer, matrix, ratio);
+    }
+    others.layers = shown;
+    return others.canvas;
+  }
+}
+
+function clip(context, frame, ratio) {
+  context.scale(ratio, ratio);
+  context.beginPath();
+  context.rect(...frame);
+  context.clip();
 }
 
 function drawMask(context, { mask, color, isActive, isFilled }, matrix, ratio) {
