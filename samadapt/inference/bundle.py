@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,9 +121,10 @@ def make_bundle(
     )
 
 
-def encoder_of_base(record: AdapterRecord) -> str:
+def encoder_of_base(record: AdapterRecord) -> Hashable:
     """Return the key of the unchanged image encoder of an adapter's base, at its image size."""
-    return f"base {record.base_sha256}"
+    # The hash alone says neither the size, but for ViT, nor the preprocessing.
+    return record.base, record.base_sha256, record.image_size
 
 
 def _plain(value: Any) -> Any:

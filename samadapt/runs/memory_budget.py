@@ -33,8 +33,8 @@ from samadapt.system.machine import parse_bytes
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
 
-USED = 0.92
-"""Share of the budget that a plan may use; predictions were up to 8 % too low."""
+USED = 0.89
+"""Share of the budget that a plan may use; predictions were up to 11 % too low."""
 
 POLL_S = 0.02
 """How often the memory of a rehearsal is compared with the budget."""

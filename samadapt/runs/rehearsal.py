@@ -4,7 +4,7 @@
 
 Nothing here has its own idea of what a step or a score needs. The features, the training steps and
 the scores are those of the run itself, on its own data and model, but few of them: five batches of
-features, a few steps, and the scores of two batches. Steps are tried with one slice and with two.
+features, a few steps, and the scores of a few batches. Steps are tried with one slice and with two.
 What a whole batch needs follows from these, because memory and time grow about linearly with its
 slices; if it fits into the memory that is free, it is tried as well. Everything is done once before
 it is timed, because the first pass of each shape is slow.
@@ -51,6 +51,7 @@ from samadapt.training.state import random_states, set_random_states
 
 if TYPE_CHECKING:
     from samadapt.config.schema import Config
+    from samadapt.data.stacks import Stacks
     from samadapt.data.types import SliceRef
     from samadapt.prompts.policy import PromptPolicy
 
@@ -168,12 +169,15 @@ def measure_beginning(
     scored, scoring = [*slices.validation, *slices.test], None
     if scored:
         # A slow model scores two slices; for others more are more exact.
-        count = 2 if training.seconds[1] / batch > SLOW_S / 2 else config.eval.batch_size
-        some = _usual(scored, count)
+        slow = training.seconds[1] * processes.count() / batch > SLOW_S / 2
+        count = processes.from_first(2 if slow else config.eval.batch_size)
+        middle, some = _middle(scored, count), _usual(scored, count, context.samples.stacks)
         own = FeaturePlanner(context)
-        own.plan(tried, train=[], others=some)
+        own.plan(tried, train=[], others=[*middle, *some])
+        tried_scorer = replace(scorer, context=context, planner=own)
         with peak_memory() as found:
-            seconds = _scoring_seconds(replace(scorer, context=context, planner=own), some)
+            _score(tried_scorer, middle, [context.policy.of_kind(context.policy.main_kind)])
+        seconds = _scoring_seconds(tried_scorer, some)
         scoring = Phase.once(scored_by_first(some), found.peak, seconds)
     set_random_states(random)
     return processes.from_first(
@@ -197,6 +201,13 @@ def _shortened(config: Config, batch_size: int) -> Config:
         patience=0,
     )
     return replace(config, train=options, cache=replace(config.cache, where="memory"))
+
+
+def _middle(refs: Sequence[SliceRef], count: int) -> list[SliceRef]:
+    """Return neighbouring slices of the deepest case, or the first ones if no case has so many."""
+    own = _deepest(refs)
+    start = (len(own) - count) // 2
+    return list(refs)[:count] if start < 0 else own[start : start + count]
 
 
 def _two_passes(config: Config, scorer: Scorer, slices: RunSlices, losses: RunLosses) -> Phase:
@@ -270,7 +281,9 @@ def _features(planner: FeaturePlanner, missing: Sequence[str]) -> Phase | None:
     """Measure a batch of features, after a first one if there are more; None: none is missing."""
     if not missing:
         return None
-    starts = range(0, min(len(missing), BATCHES * FEATURES_BATCH), FEATURES_BATCH)
+    # In memory they would count as the process's own.
+    count = 2 if isinstance(planner.features.store, MemoryStore) else BATCHES
+    starts = range(0, min(len(missing), count * FEATURES_BATCH), FEATURES_BATCH)
     batches = [missing[start : start + FEATURES_BATCH] for start in starts]
     whole = [keys for keys in batches if len(keys) == FEATURES_BATCH] or batches[:1]
     seconds = []
@@ -332,10 +345,14 @@ def _phase_of(sizes: tuple[int, int], measured: Mapping[int, tuple[int, float]])
 
 
 def _busiest(context: RunContext, refs: Sequence[SliceRef], count: int) -> list[SliceRef]:
-    """Return the training slices with the most objects to prompt among some that are spread out."""
-    some = list(refs)[:: max(1, len(refs) // SEARCHED)]
-    if not context.policy.finds_classes:
-        samples = context.samples
+    """Return the training slices with the most objects to prompt among some that are spread out.
+
+    If the model finds classes by itself, all slices are alike.
+    """
+    some, samples = list(refs)[:: max(1, len(refs) // SEARCHED)], context.samples
+    if context.policy.finds_classes:
+        some = some[:: max(1, len(some) // max(count, 1))]
+    else:
         some.sort(key=lambda ref: -samples.count_objects(context.dataset.sample(ref)))
     # Whole stacks, and never fewer than a batch draws.
     chosen = context.samples.stacks.whole(some[:count])[0] if context.dataset.stack > 1 else some
@@ -370,14 +387,21 @@ def _deepest(refs: Sequence[SliceRef]) -> list[SliceRef]:
     return [ref for ref in refs if ref.case == deepest]
 
 
-def _usual(refs: Sequence[SliceRef], count: int) -> list[SliceRef]:
-    """Return about so many slices, of cases that are neither deep nor flat among the others."""
+def _usual(refs: Sequence[SliceRef], count: int, stacks: Stacks) -> list[SliceRef]:
+    """Return some slices of cases that are neither deep nor flat among the others.
+
+    They are spread over a case of more than twice ``count`` slices, and else are all of a case;
+    flatter cases are taken together. Stacks stay whole.
+    """
     depths, chosen = _depths(refs), []
     for name in sorted(depths, key=lambda name: depths[name])[len(depths) // 2 :]:
         chosen += [ref for ref in refs if ref.case == name]
         if len(chosen) >= count:
             break
-    return chosen[:: max(1, len(chosen) // count)][:count]
+    if len(chosen) <= 2 * count:
+        return chosen
+    groups, taken = list(stacks.groups(chosen)), -(-count // stacks.size)
+    return [ref for i in range(taken) for ref in groups[i * len(groups) // taken]]
 
 
 def _scoring(scorer: Scorer, refs: Sequence[SliceRef], batch: int, held: int) -> Phase:
@@ -401,7 +425,7 @@ def _scoring(scorer: Scorer, refs: Sequence[SliceRef], batch: int, held: int) ->
         peaks[size] = found.peak - held
     low, high = (peaks[size] for size in sizes)
     # What a volume costs beside its slices weighs too much if few of them are scored.
-    usual = _usual(refs, 4 * large if large > 1 else 2)
+    usual = _usual(refs, 4 * large if large > 1 else 2, context.samples.stacks)
     each = _scoring_seconds(scorer, usual) / len(usual)
     return Phase(sizes, (low, high), (sizes[0] * each, sizes[1] * each))
 

@@ -86,7 +86,7 @@ class ImageView:
         image: the image.
         model: the model.
         volume: the image as the model reads it.
-        spool: keeps the embeddings, by encoder, intensity rule and slice.
+        spool: keeps the embeddings, by encoder, intensity rule, way of reading and slice.
 
     Attributes:
         volume: the image as the model reads it.
@@ -110,7 +110,7 @@ class ImageView:
         self.pictures = SlicePictures(volume, model.bundle.intensity, None)
         self.frame: Frame = frame_of(model.sam, np.empty(self.shape[:2], np.uint8))
         self._image, self._spool = image, spool
-        self._key = (model.bundle.encoder, self.pictures.rule)
+        self._key = (model.bundle.encoder, self.pictures.rule, model.reader_options)
         self._stacks = Stacks(model.bundle.stack, lambda case: self.shape[2])
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,13 +153,13 @@ def load_models(
 
     Args:
         directories: adapter directories, or ``hf:USER/NAME``.
-        checkpoint: file of the base weights of all adapters; None: they are found as
-            ``load_adapter`` finds them.
+        checkpoint: file of the base weights, if all adapters have the same base; None: they are
+            found as ``load_adapter`` finds them.
         device: where to compute.
         precision: what the models compute in.
 
     Raises:
-        AdapterError: a directory is refused, or is for another base.
+        AdapterError: a directory is refused, or ``checkpoint`` is given for several bases.
         WeightsError: the base weights are not found or are of another kind.
         ConfigError: this machine has no such device or precision.
     """
@@ -167,15 +167,22 @@ def load_models(
     target = choose_device(device)
     arithmetic = choose_precision(precision, target)
     records = [read_record(place) for place in places]
-    bases: dict[str, Sam] = {}  # by their hash, which depends on the image size
+    named = dict.fromkeys(record.base for record in records)
+    if checkpoint is not None and len(named) > 1:
+        raise AdapterError(
+            f"checkpoint={checkpoint}: is the file of one base model, and these adapters have "
+            f"{' and '.join(named)}; leave it out, and put each file into its adapter's folder"
+        )
+    bases: dict[Hashable, Sam] = {}
     models: list[ServedModel] = []
     for given, place, record in zip(directories, places, records, strict=True):
-        if record.base_sha256 not in bases:
-            bases[record.base_sha256] = open_base(place, record, checkpoint)[0].to(target)
-        bundle = load_bundle(place, record, bases[record.base_sha256])
+        key = encoder_of_base(record)
+        if key not in bases:
+            bases[key] = open_base(place, record, checkpoint)[0].to(target)
+        bundle = load_bundle(place, record, bases[key])
         name = _free_name(str(given), place, [model.name for model in models])
         models.append(ServedModel(name, bundle, arithmetic))
-    first, base = models[0].bundle, bases[records[0].base_sha256]
+    first, base = models[0].bundle, bases[encoder_of_base(records[0])]
     # A model of other channels, or a dense head, sees what the base cannot see.
     if first.sam.input_channels == base.input_channels:
         # Boxes get one mask: the tokens for several masks of some bases were never trained.

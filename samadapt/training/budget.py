@@ -116,9 +116,11 @@ class Budget:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out the time in this context. It is for a single process."""
+        """Leave out the time in this context, which all processes enter together."""
+        self.agree()
         before = self.used
         yield
+        self.agree()
         self._started = self._started + self.used - before
 
     @contextmanager

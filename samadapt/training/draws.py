@@ -93,7 +93,8 @@ class BatchDraws:
                 # Stacks without any class come last, as a part of their own.
                 empty = [item for item in items if samples.is_empty(item)]
                 items = [*(item for item in items if not samples.is_empty(item)), *empty]
-                rare = len(empty), own.negatives
+                if 0 < len(empty) < len(items):
+                    rare = len(empty), own.negatives
             self.items[kind] = items
             self._samplers[kind] = Sampler(len(items), batch_size, seed, rare)
 

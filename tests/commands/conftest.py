@@ -30,11 +30,12 @@ def adapter_at() -> Callable[..., Path]:
         *,
         image_size: int | None = None,
         method: str = "lora",
+        base: str = "tiny",
         **entries: Any,
     ) -> Path:
-        sam = load_sam("tiny", image_size=image_size)
+        sam = load_sam(base, image_size=image_size)
         record = AdapterRecord(
-            base="tiny",
+            base=base,
             base_sha256=base_hash(sam),
             image_size=sam.image_size,
             preprocessing=asdict(sam.preprocessing),

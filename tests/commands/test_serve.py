@@ -11,8 +11,10 @@ import subprocess
 import sys
 import urllib.request
 
+import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -23,6 +25,7 @@ from samadapt.commands.serve import open_state, run
 from samadapt.config.compose import parse_settings
 from samadapt.errors import AdapterError, ConfigError
 from samadapt.serving.app import make_app
+from samadapt.serving.uploads import image_of_file
 
 
 def asked(*arguments: str) -> serve.ServeArguments:
@@ -73,10 +76,12 @@ def predicted_iou(model, picture):
     return predictor.predict(box=np.array([3, 3, 20, 15]), multimask_output=False)[1][0]
 
 
-def test_adapters_of_several_image_sizes_answer_side_by_side(adapter_at, pictures, tmp_path):
+@pytest.mark.parametrize("base", ["tiny", "tiny_t", "tiny_h"])
+def test_adapters_of_several_image_sizes_answer_side_by_side(adapter_at, pictures, tmp_path, base):
     sizes = {"small": 64, "also_small": 64, "large": 96}
     places = [
-        adapter_at(tmp_path / name, image_size=size, method="none") for name, size in sizes.items()
+        adapter_at(tmp_path / name, image_size=size, method="none", base=base)
+        for name, size in sizes.items()
     ]
     state = open_state(asked(*(f"adapter={place}" for place in places)))
     models = {model.name: model for model in state.models}
@@ -94,6 +99,32 @@ def test_adapters_of_several_image_sizes_answer_side_by_side(adapter_at, picture
             assert answer["predicted_iou"] == pytest.approx(
                 predicted_iou(model, pictures / "a.png")
             )
+
+
+def test_adapters_of_several_bases_answer_side_by_side(adapter_at, tmp_path):
+    places = [adapter_at(tmp_path / base, base=base) for base in ("tiny", "tiny_h")]
+    named = [f"adapter={place}" for place in places]
+    models = [model.sam.build.name for model in open_state(asked(*named)).models]
+    assert models == ["tiny", "tiny_h", "tiny"]
+    with pytest.raises(AdapterError, match=r"base\.pth: is the file of one base model, and these"):
+        open_state(asked(*named, "checkpoint=base.pth"))
+
+
+def test_slices_along_different_axes_have_embeddings_of_their_own(adapter_at, tmp_path):
+    values = np.random.default_rng(0).normal(size=(20, 20, 20))
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii")
+    places = [
+        adapter_at(tmp_path / axis, intensity="mri", method="none", axis=axis)
+        for axis in ("axial", "coronal")
+    ]
+    state = open_state(asked(*(f"adapter={place}" for place in places)))
+    image = image_of_file(
+        (tmp_path / "scan.nii").read_bytes(), "scan.nii", state.models, state.limits
+    )
+    axial, coronal = (image.seen_by(state.models.get(name)) for name in ("axial", "coronal"))
+    first, other = axial.embed([5])[0], coronal.embed([5])[0]
+    assert not torch.equal(first, other)
+    assert axial.encoded == coronal.encoded == 1
 
 
 @pytest.fixture

@@ -62,6 +62,21 @@ def test_paused_time_does_not_count(clocks):
     assert budget.used.tolist() == [15, 15]
 
 
+def test_paused_time_of_several_processes_does_not_count_either(clocks, monkeypatch):
+    from samadapt.system import processes
+    from samadapt.training import budget as module
+
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "gather", lambda value: [value, value])
+    budget = module.Budget(max_seconds=50)
+    clocks.move(10)
+    with budget.paused():
+        clocks.move(1000, 2000)
+    clocks.move(5)
+    budget.agree()
+    assert budget.used[0] == 15
+
+
 def test_both_clocks_are_read():
     budget = Budget()
     sum(range(200_000))

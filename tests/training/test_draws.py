@@ -113,6 +113,13 @@ def test_empty_slices_come_at_their_share_and_both_parts_in_epochs():
     assert not {index for _, indices in none for index in indices} & set(EMPTY)
 
 
+def test_slices_that_are_all_alike_are_one_part():
+    samples = Slices(PromptPolicy("semantic", negatives=0.25))
+    for refs in ([REFS[i] for i in EMPTY], [ref for i, ref in enumerate(REFS) if i not in EMPTY]):
+        found = several(BatchDraws(samples, refs, 2, 0), len(refs) // 2)
+        assert len({i for _, indices in found for i in indices}) == len(refs)
+
+
 def test_every_kind_trains_on_all_slices_by_its_share():
     policy = PromptPolicy("mixed", shares=normalised(SHARES), every_kind=True)
     draws = BatchDraws(Slices(policy), REFS, 3, 0)

@@ -145,8 +145,8 @@ def weights_file(
 def base_hash(sam: SegmentationModel) -> str:
     """Return the SHA-256 (hex) of the tensors of a model: sorted names, types, shapes and bytes.
 
-    The hash of a freshly loaded model identifies the base that an adapter was trained on. It
-    depends on the image size, because position tables are resampled to it.
+    The hash of a freshly loaded model identifies the base that an adapter was trained on. That of
+    a ViT depends on the image size, because position tables are resampled to it.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(sam.state_dict().items()):

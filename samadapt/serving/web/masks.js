@@ -2,7 +2,7 @@
 
 /**
  * Options of a canvas that the processor draws. An outline may have thousands of edges, which a GPU
- * without much power takes seconds for, and so does a picture on its way from one to the other.
+ * without much power takes seconds for. Copying a picture between the two is slow as well.
  */
 export const BY_PROCESSOR = { willReadFrequently: true };
 
