@@ -31,8 +31,8 @@ def say_plan(
     """Say in one line what a run that begins will need.
 
     Memory and time come from a rehearsal of such a run on this machine (``samadapt plan``), or else
-    from the last such run that ended, or else from a little of this run itself. For short runs and
-    resumed ones the line says how to get them.
+    from the last such run that ended, or else from a little of this run itself. For short runs,
+    resumed ones, and several processes with versions of slices, the line says how to get them.
 
     Args:
         config: the configuration of the run.
@@ -70,7 +70,10 @@ def _is_measured(config: Config, scorer: Scorer) -> bool:
     is_short = (steps is not None and steps < SHORT) or any(
         limit is not None and limit < SHORT_S for limit in limits
     )
-    return config.resume is None and not is_short and scorer.context.has_trained_parameters
+    # Several processes would compute all versions of the slices, which takes too long.
+    is_long = processes.count() > 1 and scorer.context.samples.variants > 1
+    is_new = config.resume is None and not is_short and not is_long
+    return is_new and scorer.context.has_trained_parameters
 
 
 def _memory(count: int) -> str:
