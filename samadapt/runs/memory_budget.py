@@ -9,6 +9,7 @@ it holds more than the budget. So the choice never needs more memory than it pro
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -68,7 +69,7 @@ def within_memory(config: Config) -> Config:
     least = "more than is free on this machine"
     if measured is not None:
         needed = max(memory_by_phase(smallest, measured).values())
-        least = f"{needed / USED / 1e9:.1f} GB"
+        least = f"{math.ceil(needed / USED / 1e8) / 10:.1f} GB"  # never less than is enough
     raise ConfigError(
         f"memory={config.memory}: nothing fits; the least that is possible is {least}, with "
         f"{', '.join(changes(asked, smallest)) or 'the keys as they are'}. Give that much, or need "
