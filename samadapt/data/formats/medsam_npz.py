@@ -216,23 +216,12 @@ def _array(path: Path, key: str, *, is_needed: bool = True) -> Any:
     if path.stat().st_size == 0:
         raise fault("empty_file", path, "the file is empty (0 bytes)", "copy it again")
     try:
-        if path.suffix.lower() != ".npz":
-            with path.open("rb") as file:
-                np.lib.format.read_magic(file)  # np.load treats other files as pickles
-            array = np.load(path, mmap_mode="r", allow_pickle=False)  # no pixel is read yet
-            check_size(path, array.shape)
-            check_bytes(path, array.nbytes)
-            return np.array(array)
-        with zipfile.ZipFile(path) as archive:
-            if f"{key}.npy" not in archive.namelist():
-                if not is_needed:
-                    return None
-                held = len(archive.namelist())
-                message = f"expected the key {key!r}, which is not among its {held} arrays"
-                raise fault("missing_key", path, message, _AGAIN)
-            _check_member(path, archive, f"{key}.npy")
-            with archive.open(f"{key}.npy") as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
+        try:
+            return _read_array(path, key, is_needed=is_needed)
+        except SystemError:
+            # numpy lets Python parse the header, and before 3.11.8 and 3.12.1 that may fail if
+            # another thread parses something at the same moment.
+            return _read_array(path, key, is_needed=is_needed)
     except FindingError:
         raise
     except Exception as problem:  # zipfile, zlib and numpy raise many kinds
@@ -241,6 +230,27 @@ def _array(path: Path, key: str, *, is_needed: bool = True) -> Any:
             raise fault("pickled_array", path, message, "save plain arrays") from None
         message = f"cannot be read as {path.suffix} ({type(problem).__name__})"
         raise fault("unreadable_image", path, message, _AGAIN) from None
+
+
+def _read_array(path: Path, key: str, *, is_needed: bool) -> Any:
+    """Do what ``_array`` does, with the errors of zipfile, zlib and numpy."""
+    if path.suffix.lower() != ".npz":
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)  # np.load treats other files as pickles
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # no pixel is read yet
+        check_size(path, array.shape)
+        check_bytes(path, array.nbytes)
+        return np.array(array)
+    with zipfile.ZipFile(path) as archive:
+        if f"{key}.npy" not in archive.namelist():
+            if not is_needed:
+                return None
+            held = len(archive.namelist())
+            message = f"expected the key {key!r}, which is not among its {held} arrays"
+            raise fault("missing_key", path, message, _AGAIN)
+        _check_member(path, archive, f"{key}.npy")
+        with archive.open(f"{key}.npy") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _check_member(path: Path, archive: zipfile.ZipFile, name: str) -> None:

@@ -150,3 +150,18 @@ def test_partners_that_are_missing(tmp_path: Path) -> None:
     (tmp_path / "gts" / "a.npy").write_text("hello", encoding="utf-8")
     (finding,) = check_dataset("medsam_npz", tmp_path)
     assert finding.code == "unreadable_image"
+
+
+def test_a_header_that_another_thread_disturbs_is_read_again(tmp_path, monkeypatch) -> None:
+    root, calls = _folder(tmp_path), []
+    parse = np.lib.format.read_array_header_1_0
+
+    def disturbed(file: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise SystemError("AST constructor recursion depth mismatch")
+        return parse(file)
+
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", disturbed)
+    np.testing.assert_array_equal(read_image(root / "CT" / "c0.npz").image[:, :, 1], VOLUME[1])
+    assert len(calls) > 1
