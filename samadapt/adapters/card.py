@@ -161,6 +161,11 @@ def _opening(record: AdapterRecord) -> str:
             f"An adapter for {_base_title(record)}, trained with samadapt. It finds {finds} "
             f"{classes} in {seen} with {prompts}."
         )
+    if record.prompt.get("clip"):
+        text += (
+            " In volumes an object is prompted on one slice, and the memory of SAM 2 carries it to "
+            "the others (`propagate=memory`); the scores below are those of this use."
+        )
     return f"{text} Pictures are resized to {record.image_size} px, and the base is built for that."
 
 

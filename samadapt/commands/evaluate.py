@@ -34,6 +34,9 @@ and .png). It counts the clicks
 until the IoU of an object is 0.85 and 0.90 (NoC@85 and NoC@90; eval/noc_per_object.csv). It also
 measures whether the predicted IoU can be trusted, and what the adaptation cost on photographs.
 
+prompts=propagate prompts each object on its middle slice alone, and the memory of SAM 2 carries it
+through its volume; it is the default for adapters that were trained so.
+
 prompts=volume_clicks gives both models a box and five clicks on each class of whole volumes, as the
 CVPR 2025 challenge does: the area under the curves of Dice and NSD (eval/volume_clicks.csv, .png).
 """

@@ -18,12 +18,13 @@ from samadapt.system.settings import List, Settings
 class EvaluatePrompts(PromptSettings):
     """How prompts are made from the ground truth; by default as in the adapter's training."""
 
-    name: Literal[Kind, "matrix", "volume_clicks"] = Field(  # type: ignore[assignment]
+    name: Literal[Kind, "propagate", "matrix", "volume_clicks"] = Field(  # type: ignore[assignment]
         default="box",
         description="kind of prompt: box, point, scribble, mask, interactive (three clicks), "
-        "semantic or auto (no prompt); or beside the kind of the adapter matrix: no prompt, "
-        "clicks, good and bad boxes, drawings side by side; or volume_clicks: a box and five "
-        "clicks in a whole volume",
+        "semantic or auto (no prompt), or propagate: a prompt on the middle slice of each object, "
+        "which the memory of SAM 2 carries through its volume; or beside the kind of the adapter "
+        "matrix: no prompt, clicks, good and bad boxes, drawings side by side; or volume_clicks: "
+        "a box and five clicks in a whole volume",
     )
 
 

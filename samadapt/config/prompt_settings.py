@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from samadapt.config.described import OfPrompts
 from samadapt.prompts.policy import Kind, Variant
-from samadapt.prompts.shares import check_shares
+from samadapt.prompts.shares import check_first_shares, check_shares
 from samadapt.system.settings import Settings, Whole
 
 # `samadapt ls` shows the texts of this table.
@@ -21,11 +21,12 @@ PROMPTS = {
     "interactive": "a point or a box, then clicks that correct the mask, as in the SAM paper",
     "semantic": "no prompt: one mask token for each class, as in SAMed",
     "auto": "no prompt: a small network makes one for each class, as in AutoSAM; needs peft=none",
-    "propagate": "a box on the first slice of a clip, which the memory of SAM 2 carries through it",
+    "propagate": "a prompt on the first slice of a clip, carried through it by the memory of SAM 2",
     "mixed": "shares of several kinds in one run: one adapter for all (prompts.shares)",
 }
 
 Shares = Annotated[dict[str, float], AfterValidator(check_shares)]
+FirstShares = Annotated[str | dict[str, float], AfterValidator(check_first_shares)]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class PromptSettings(Settings):
         description="kind of prompt: box; point; scribble, a curve; mask, a rough mask; "
         "interactive, a point or a box and then clicks that correct the mask; semantic, which "
         "needs no prompt and predicts one mask for each class; auto, a network that makes the "
-        "prompts of a frozen model; propagate, a box on one slice that the memory of SAM 2 "
+        "prompts of a frozen model; propagate, a prompt on one slice that the memory of SAM 2 "
         "carries through the next; or mixed, batches of several kinds by prompts.shares",
     )
     objects: Literal["component", "class"] = Field(
@@ -101,6 +102,12 @@ class PromptSettings(Settings):
         default=None,
         description="neighbouring slices of a training clip of prompts=propagate, of which "
         "train.batch_size clips make a batch; null: 4",
+    )
+    first: OfPrompts[FirstShares | None] = Field(
+        default=None,
+        description="prompt on the first slice of a clip of prompts=propagate: box, point, mask, "
+        "or how often each kind is drawn for a batch, such as {box: 1, point: 1, mask: 2}; scores "
+        "start from each kind; null: box",
     )
     shares: OfPrompts[Shares | None] = Field(
         default=None,

@@ -125,6 +125,8 @@ class SlicePredictor:
             ``features`` does.
         second_pass: refines what is found without prompts; None: nothing does.
         scores_objects: also return what the confidence of objects is fitted to and measured by.
+        carry: predicts all slices of a case together, from objects that are prompted on one slice
+            each; None: each object is prompted on each of its slices.
     """
 
     sam: SegmentationModel
@@ -143,6 +145,7 @@ class SlicePredictor:
     unstored: Callable[[Sequence[Array]], Tensor] | None = None
     second_pass: SecondPass | None = None
     scores_objects: bool = False
+    carry: Callable[[SlicePredictor, Sequence[Sample]], list[SlicePrediction]] | None = None
 
     @torch.no_grad()
     def predict(self, samples: Sequence[Sample]) -> list[SlicePrediction]:
@@ -464,9 +467,12 @@ class _CaseScorer:
         """Return the predicted slices, and the truth of each as it is shown."""
         slices, shown = _CaseSlices(), []
         keep_objects = bool(self.instances) or self.watershed is not None
-        for part in self.predictor.stacks.parts(members, self.predictor.batch_size):
+        predictor, carry = self.predictor, self.predictor.carry
+        parts = [members] if carry else predictor.stacks.parts(members, predictor.batch_size)
+        for part in parts:
             samples = [self.read(ref) for ref in part]
-            slices.add(samples, self.predictor.predict(samples), keep_objects=keep_objects)
+            found = carry(predictor, samples) if carry else predictor.predict(samples)
+            slices.add(samples, found, keep_objects=keep_objects)
             shown += [sample.shown for sample in samples]
             self.done(len(part))
         return slices, shown

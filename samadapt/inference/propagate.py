@@ -23,7 +23,7 @@ from samadapt.inference.clicks_in_turn import answers_to_prompts
 from samadapt.inference.spool import Spool
 from samadapt.prompts.scribbles import scribbles_in
 from samadapt.prompts.simulate import boxes_of, objects_in, points_in, widened
-from samadapt.sam.types import ImagePrompts
+from samadapt.sam.types import ImagePrompts, joined_prompts
 from samadapt.system.arrays import Array
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ class Propagation:
             return {}, []
         multimask = self.policy.multimask if self.carry == "prompt" else False
         counts = [len(item.onward) for item in due]
-        together = _joined_prompts([item.onward for item in due])
+        together = joined_prompts([item.onward for item in due])
         low, masks, _ = self._decode(index, together, rest, multimask=multimask)
         # Rows start to end of `low` and `masks` belong to the parts of one object.
         ends = np.cumsum(counts)
@@ -357,20 +357,3 @@ class Propagation:
             mask_logits=mask_logits,
             masks=masks,
         )
-
-
-def _joined_prompts(prompts: Sequence[ImagePrompts]) -> ImagePrompts:
-    """Return prompts of one kind as those of one image."""
-
-    def joined(name: str) -> Array | None:
-        parts = [getattr(prompt, name) for prompt in prompts]
-        return None if parts[0] is None else np.concatenate(parts)
-
-    return ImagePrompts(
-        class_ids=np.concatenate([prompt.class_ids for prompt in prompts]),
-        boxes=joined("boxes"),
-        points=joined("points"),
-        point_labels=joined("point_labels"),
-        mask_logits=joined("mask_logits"),
-        masks=joined("masks"),
-    )

@@ -59,10 +59,10 @@ class PromptPolicy:
         click_disks: for ``"interactive"``: the mask that goes back shows the clicks
             (``sam/click_disks.py``), in training as in predictions, and the answer obeys them.
         clip: slices of a training clip, on the first of which objects are prompted
-            (``training/clips.py``); 1: each slice is prompted. It concerns training alone, so
-            adapters do not record it.
-        shares: for ``"mixed"``: the share of each kind of prompt among the batches; they add up to
-            1.
+            (``training/clips.py``), and from one slice of a volume carried to the others in scores
+            (``runs/carried_objects.py``); 1: each slice is prompted.
+        shares: for ``"mixed"``: the share of each kind of prompt among the batches, with clips on
+            their first slices; they add up to 1.
         every_kind: for ``"mixed"``: each batch trains with all kinds, weighted by their shares.
         mask_noise: for ``"mask"``: how rough the masks are, as a share of the object's width.
         scribble_points: number of points along a scribble.
@@ -160,7 +160,8 @@ class PromptPolicy:
     def to_dict(self) -> dict[str, Any]:
         """Return the policy as plain values for ``samadapt.json``."""
         values = asdict(self)
-        del values["clip"]
+        if self.clip == 1:
+            del values["clip"]
         if not self.is_mixed:
             del values["shares"], values["every_kind"]  # only this kind has them
         if self.negatives is None:

@@ -38,15 +38,43 @@ def check_shares(shares: Mapping[str, float]) -> Mapping[str, float]:
                 f"expected kinds of prompts among {known}; got {kind!r}"
                 f"{nearest(str(kind), DEFAULT_SHARES)}"
             )
-        is_number = isinstance(share, int | float) and not isinstance(share, bool)
-        if not is_number or not 0 <= share <= LARGEST:
-            raise ValueError(f"{kind}: expected a share from 0 to {LARGEST:g}; got {share!r}")
+        _check_share(kind, share)
     if sum(share > 0 for share in shares.values()) < 2:
         raise ValueError(
             f"expected at least two kinds with a share above 0, such as {{box: 1, semantic: 1}}; "
             f"got {dict(shares)!r}. For one kind alone use prompts=KIND"
         )
     return shares
+
+
+FIRST_KINDS = ("box", "point", "mask")
+"""Kinds of prompts on the first slice of a clip, those with which SAM 2 was trained."""
+
+
+def check_first_shares(first: str | Mapping[str, float]) -> str | Mapping[str, float]:
+    """Return the kind of a clip's first prompt, or the shares of several kinds, as they are.
+
+    Raises:
+        ValueError: for an unknown kind, a share that is no number from 0 on, or none above 0.
+    """
+    shares = {first: 1.0} if isinstance(first, str) else first
+    known = ", ".join(FIRST_KINDS)
+    for kind, share in shares.items():
+        if kind not in FIRST_KINDS:
+            raise ValueError(
+                f"expected kinds of prompts among {known}; got {kind!r}"
+                f"{nearest(str(kind), FIRST_KINDS)}"
+            )
+        _check_share(kind, share)
+    if not any(shares.values()):
+        raise ValueError(f"expected a share above 0 for one of {known}; got {dict(shares)!r}")
+    return first
+
+
+def _check_share(kind: str, share: object) -> None:
+    is_number = isinstance(share, int | float) and not isinstance(share, bool)
+    if not is_number or not 0 <= share <= LARGEST:  # type: ignore[operator]
+        raise ValueError(f"{kind}: expected a share from 0 to {LARGEST:g}; got {share!r}")
 
 
 def normalised(shares: Mapping[str, float]) -> dict[str, float]:

@@ -50,15 +50,21 @@ def _carried(mask: Array, class_id: int, samples: Sequence[Sample], kind: Object
     if kind == "class":
         found = of_class
     else:
-        parts = _parts(of_class, samples)
+        parts = parts_of_class(of_class, samples)
         own = np.unique(parts[0][mask])
         found = np.isin(parts, own[own > 0])
     # What meets the object on a later slice may be another object on the first.
     return np.concatenate([mask[None], found[1:]])
 
 
-def _parts(of_class: Array, samples: Sequence[Sample]) -> Array:
-    """Return a number (clip, h, w) for each object of a class, 0 outside."""
+def parts_of_class(of_class: Array, samples: Sequence[Sample]) -> Array:
+    """Return the number of the object of a class at each voxel (n, h, w), 0 outside.
+
+    Args:
+        of_class: (n, h, w) bool, the class on n slices.
+        samples: the slices. If all of them number their objects, these numbers count; otherwise
+            what is connected (26 neighbours) is an object.
+    """
     from skimage.measure import label
 
     numbers = [sample.instances for sample in samples if sample.instances is not None]

@@ -29,7 +29,7 @@ from samadapt.data.splits import listed_names
 from samadapt.data.training_draw import use_training_cases
 from samadapt.errors import ConfigError, DataError, RunError
 from samadapt.methods.base import Method, method_for
-from samadapt.prompts.policy import AUTO, Objects, PromptPolicy, Variant
+from samadapt.prompts.policy import AUTO, Kind, Objects, PromptPolicy, Variant
 from samadapt.prompts.shares import DEFAULT_SHARES, MIXED, normalised
 from samadapt.runs.baseline import open_baseline
 from samadapt.runs.environment import environment, recorded_precision, seed_all, write_json
@@ -340,7 +340,7 @@ def _open_sam(
     side = image_size_of(config.model.name, config.model.image_size, dataset)
     sam = load_sam(config.model.name, config.model.checkpoint, side)
     if policy.clip > 1 and (reason := why_no_memory(sam)):
-        raise ConfigError(f"prompts=propagate trains through the memory of SAM 2: {reason}")
+        raise ConfigError(f"prompts=propagate needs the memory of SAM 2: {reason}")
     # The copy is made before the model moves to the device and before the adapter changes it.
     base_copy = deepcopy(sam) if copies_base else None
     sam.to(device)
@@ -505,18 +505,19 @@ def prompt_policy(config: Config) -> PromptPolicy:
             f"prompts.every_kind=true has no effect with prompts={prompts.name}: only "
             "prompts=mixed has several kinds of prompts; leave it out, or use prompts=mixed"
         )
-    shares = normalised(prompts.shares or DEFAULT_SHARES) if prompts.name == MIXED else {}
+    kind, shares = _kind_of(config)
     # Each model is trained on as it was pretrained.
     variant: Variant = "sam" if BUILDS[config.model.name].version == "1" else "sam2"
     if prompts.name == "propagate":
         _check_propagate(config)
-    elif prompts.clip is not None:
-        raise ConfigError(
-            f"prompts.clip={prompts.clip} has no effect with prompts={prompts.name}: only "
-            "prompts=propagate trains on clips; leave it out, or use prompts=propagate"
-        )
+    for key in ("clip", "first") if prompts.name != "propagate" else ():
+        if (value := getattr(prompts, key)) is not None:
+            raise ConfigError(
+                f"prompts.{key}={value} has no effect with prompts={prompts.name}: only "
+                "prompts=propagate trains on clips; leave it out, or use prompts=propagate"
+            )
     policy = PromptPolicy(
-        "box" if prompts.name == "propagate" else prompts.name,
+        kind,
         prompts.objects,
         prompts.jitter,
         prompts.max_jitter_px,
@@ -538,6 +539,23 @@ def prompt_policy(config: Config) -> PromptPolicy:
     if policy.background_token:
         _check_background(config, policy)
     return policy
+
+
+def _kind_of(config: Config) -> tuple[Kind, dict[str, float]]:
+    """Return the kind of prompt of a run, and the shares of several kinds.
+
+    Objects of ``prompts=propagate`` are prompted on the first slice of a clip in one way or more.
+    """
+    prompts = config.prompts
+    kind: Any = prompts.name
+    if kind == MIXED:
+        return kind, normalised(prompts.shares or DEFAULT_SHARES)
+    if kind != "propagate":
+        return kind, {}
+    first = prompts.first or "box"
+    shares = normalised({first: 1.0} if isinstance(first, str) else first)
+    kind = MIXED if len(shares) > 1 else next(iter(shares))
+    return kind, shares if len(shares) > 1 else {}
 
 
 CLIP = 4

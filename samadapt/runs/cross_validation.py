@@ -219,7 +219,7 @@ def pool_folds(parent: Path, runs: Sequence[Path]) -> dict[str, Any]:
         **pooled,
         "paired": paired,
         **{key: summaries[0][key] for key in SHARED_BY_FOLDS},
-        **{key: summaries[0][key] for key in ("init",) if key in summaries[0]},
+        **{key: summaries[0][key] for key in ("init", "propagate") if key in summaries[0]},
         **baseline,
         **pool_kinds(parent, runs, summaries),
         "split": rule,

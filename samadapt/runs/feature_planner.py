@@ -44,7 +44,6 @@ class FeaturePlanner:
         planned: the features that the run needs; None if none are kept.
         reused: how many of them were there when they were planned.
         when_read: features are computed when they are first read.
-        in_clips: the slices of training clips, which are read whether or not they hold an object.
     """
 
     context: RunContext
@@ -52,7 +51,6 @@ class FeaturePlanner:
     planned: FeaturePlan[Version] | None = field(init=False, default=None)
     reused: int = field(init=False, default=0)
     when_read: bool = field(init=False, default=False)
-    in_clips: frozenset[SliceRef] = field(init=False, default=frozenset())
 
     def __post_init__(self) -> None:
         """Make the features, without a store."""
@@ -156,9 +154,7 @@ class FeaturePlanner:
         if self.augments_anew or not train or not self.context.has_trained_parameters:
             return scored
         versions = range(max(1, samples.variants))
-        seen = samples.seen(train)
-        self.in_clips = frozenset(seen if samples.policy.clip > 1 else ())
-        whole = [(ref, number) for ref in seen for number in versions]
+        whole = [(ref, number) for ref in samples.seen(train) for number in versions]
         if processes.count() > 1:
             return [*whole, *scored]
         stacks = stacks_in_batch(options.batch_size, self.context.dataset.stack)
@@ -232,8 +228,8 @@ class FeaturePlanner:
         ref, variant = job
         stacks = self.context.samples.stacks
         stack = [self.context.dataset.sample(one) for one in stacks.of(ref)]
-        # The embedding of a stack without any prompt is never read.
-        is_read = self.context.policy.finds_classes or ref in self.in_clips
+        # Unless objects are carried there, the embedding of a stack without a prompt is never read.
+        is_read = self.context.policy.finds_classes or self.context.policy.clip > 1
         if not is_read and not any(map(_is_prompted, stack)):
             return None
         return self.context.samples.variant(stack, variant)[stacks.place(ref)].image

@@ -44,7 +44,16 @@ def recorded_keys(adapter: Path, record: AdapterRecord) -> dict[str, Any]:
             data |= {k: v for k, v in local if k in LOCAL_OPTIONS and k != "on_error"}
     known = {item.name for item in fields(PromptSettings)}  # the record holds further entries
     prompts = {key: value for key, value in record.prompt.items() if key in known}
-    return {**keys, "data": data, "prompts": {"name": record.prompt.get("kind", "box"), **prompts}}
+    return {**keys, "data": data, "prompts": prompts | _recorded_kind(record)}
+
+
+def _recorded_kind(record: AdapterRecord) -> dict[str, Any]:
+    """Return the keys that say by which kinds of prompts an adapter was trained."""
+    kind, clip = record.prompt.get("kind", "box"), record.prompt.get("clip")
+    shares = record.prompt.get("shares")
+    if clip is None:
+        return {"name": kind, "shares": shares, "clip": None, "first": None}
+    return {"name": "propagate", "shares": None, "clip": clip, "first": shares or kind}
 
 
 def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Config:
@@ -56,12 +65,11 @@ def evaluation_config(arguments: EvaluateArguments, record: AdapterRecord) -> Co
             and ``output.trackers``, which are for a training.
     """
     _check(arguments, record)
-    kind = record.prompt.get("kind", "box")
     many_channels = record.input_channels if record.input_channels > 3 else None
     prompts = {item.name: getattr(arguments.prompts, item.name) for item in fields(PromptSettings)}
     # These two come beside the usual scores, which use the adapter's own kind of prompt.
     if prompts["name"] in ("matrix", "volume_clicks"):
-        prompts["name"], prompts["shares"] = kind, record.prompt.get("shares")
+        prompts |= _recorded_kind(record)
     # What the background is belongs to the adapter, and only matters where it finds classes.
     finds_classes = prompts["name"] in ("semantic", MIXED)
     prompts["background_token"] = finds_classes and record.prompt.get("background_token") is True

@@ -171,7 +171,7 @@ def measure_beginning(
         # A slow model scores two slices; for others more are more exact.
         slow = training.seconds[1] * processes.count() / batch > SLOW_S / 2
         count = processes.from_first(2 if slow else config.eval.batch_size)
-        middle, some = _middle(scored, count), _usual(scored, count, context.samples.stacks)
+        middle, some = _middle(scored, count), _usual_of(context, scored, count)
         own = FeaturePlanner(context)
         own.plan(tried, train=[], others=[*middle, *some])
         tried_scorer = replace(scorer, context=context, planner=own)
@@ -387,11 +387,14 @@ def _deepest(refs: Sequence[SliceRef]) -> list[SliceRef]:
     return [ref for ref in refs if ref.case == deepest]
 
 
-def _usual(refs: Sequence[SliceRef], count: int, stacks: Stacks) -> list[SliceRef]:
+def _usual(
+    refs: Sequence[SliceRef], count: int, stacks: Stacks, *, together: bool = False
+) -> list[SliceRef]:
     """Return some slices of cases that are neither deep nor flat among the others.
 
     They are spread over a case of more than twice ``count`` slices, and else are all of a case;
-    flatter cases are taken together. Stacks stay whole.
+    flatter cases are taken together. Stacks stay whole. With ``together`` they are neighbours in
+    the middle, because objects are carried through all slices between those that are scored.
     """
     depths, chosen = _depths(refs), []
     for name in sorted(depths, key=lambda name: depths[name])[len(depths) // 2 :]:
@@ -400,8 +403,15 @@ def _usual(refs: Sequence[SliceRef], count: int, stacks: Stacks) -> list[SliceRe
             break
     if len(chosen) <= 2 * count:
         return chosen
+    if together:
+        return _middle(chosen, count)
     groups, taken = list(stacks.groups(chosen)), -(-count // stacks.size)
     return [ref for i in range(taken) for ref in groups[i * len(groups) // taken]]
+
+
+def _usual_of(context: RunContext, refs: Sequence[SliceRef], count: int) -> list[SliceRef]:
+    """Return ``_usual`` slices as a run sees them."""
+    return _usual(refs, count, context.samples.stacks, together=context.policy.clip > 1)
 
 
 def _scoring(scorer: Scorer, refs: Sequence[SliceRef], batch: int, held: int) -> Phase:
@@ -425,7 +435,7 @@ def _scoring(scorer: Scorer, refs: Sequence[SliceRef], batch: int, held: int) ->
         peaks[size] = found.peak - held
     low, high = (peaks[size] for size in sizes)
     # What a volume costs beside its slices weighs too much if few of them are scored.
-    usual = _usual(refs, 4 * large if large > 1 else 2, context.samples.stacks)
+    usual = _usual_of(context, refs, 4 * large if large > 1 else 2)
     each = _scoring_seconds(scorer, usual) / len(usual)
     return Phase(sizes, (low, high), (sizes[0] * each, sizes[1] * each))
 

@@ -63,6 +63,8 @@ def divide_slices(
     if len(usable) < len(train):
         context.say(f"training slices left out: {len(train) - len(usable)} (no object to prompt)")
     training, validation = split_training(data, usable, validate_cases)
+    if context.policy.clip > 1:
+        validation = carried_through(data, training, validation)
     test = first_cases(data.slices("val"), max_test_cases)
     trains = context.has_trained_parameters
     lacks_training = trains and not (training and (validation or validate_cases == 0))
@@ -105,6 +107,23 @@ def split_training(
         # Slices at most this far apart may share a stack, in which they attend to each other.
         gap=data.stack - 1,
     )
+
+
+def carried_through(
+    data: Dataset, training: Sequence[SliceRef], validation: Sequence[SliceRef]
+) -> list[SliceRef]:
+    """Return all annotated slices through which the objects of a validation are carried.
+
+    They are whole cases, also past the end of the objects; or, of a case that trains too, the
+    slices from the first to the last one that was chosen.
+    """
+    shared = {ref.case for ref in training}
+    found = []
+    for ref in data.slices("train", empty="keep", step=1):
+        own = [one.index for one in validation if one.case == ref.case]
+        if own and (ref.case not in shared or min(own) <= ref.index <= max(own)):
+            found.append(ref)
+    return found
 
 
 def first_cases(refs: Sequence[SliceRef], count: int | None) -> list[SliceRef]:

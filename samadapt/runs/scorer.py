@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from samadapt.data.mirroring import mirrors_of, refuse_sides
@@ -12,6 +13,7 @@ from samadapt.errors import PromptError
 from samadapt.evaluation.absent_prompts import ask_where_nothing_is
 from samadapt.evaluation.evaluate import Evaluation, SlicePredictor, evaluate_cases
 from samadapt.evaluation.second_pass import SecondPass
+from samadapt.runs.carried_objects import carry_objects
 from samadapt.runs.kept_components import kept_classes
 from samadapt.sam.mirror import AS_IT_IS, Mirror
 
@@ -73,13 +75,14 @@ class Scorer:
         """
         run = self.context
         predictor = self.predictor(policy)
+        is_carried = predictor.carry is not None
         kept = self.keep_largest if policy.is_semantic else ()
         found = evaluate_cases(
             replace(
                 predictor,
                 mirrors=self.mirrors,
                 second_pass=self.second_pass,
-                scores_objects=confidence,
+                scores_objects=confidence and not is_carried,
             ),
             refs,
             run.dataset.sample,
@@ -93,16 +96,21 @@ class Scorer:
             watershed=run.model.watershed,
             false_positives=policy.is_semantic,
         )
+        if confidence and is_carried:  # only where an object is prompted it has a score
+            found.object_scores = self.object_scores(refs, policy)
         if policy.negatives and not policy.is_semantic:
             answers = ask_where_nothing_is(predictor, refs, run.dataset.sample)
             found.summary["absent_prompts"] = answers.to_dict()
         return found
 
     def object_scores(self, refs: Sequence[SliceRef], policy: PromptPolicy) -> list[ObjectScore]:
-        """Return what the confidence of objects is fitted to; nothing is mirrored."""
+        """Return what the confidence of objects is fitted to.
+
+        Nothing is mirrored, and objects are prompted on each of their slices.
+        """
         data = self.context.dataset
         found = evaluate_cases(
-            replace(self.predictor(policy), scores_objects=True),
+            replace(self.predictor(policy), scores_objects=True, carry=None),
             refs,
             data.sample,
             data.classes,
@@ -124,8 +132,12 @@ class Scorer:
         )
 
     def predictor(self, policy: PromptPolicy) -> SlicePredictor:
-        """Return the model of the run as it is, prompted by a policy."""
+        """Return the model of the run as it is, prompted by a policy.
+
+        With clips it prompts an object on one slice, and SAM 2's memory carries it to the others.
+        """
         run = self.context
+        carry = partial(carry_objects, read=run.dataset.sample) if policy.clip > 1 else None
         # Beside a model that predicts classes without prompts, the zero-shot model is scored class
         # by class: the boxes of two classes may coincide and would take pixels from each other.
         zero_shot_of_semantic = run.policy.is_semantic and not policy.is_semantic
@@ -143,6 +155,7 @@ class Scorer:
             overlapping=run.dataset.overlapping,
             stacks=run.dataset.stacks,
             image_of=lambda ref: run.dataset.sample(ref).image,
+            carry=carry,
         )
 
 
@@ -165,9 +178,12 @@ def make_scorer(planner: FeaturePlanner, options: Eval) -> Scorer:
 
     Raises:
         PromptError: ``eval.tta=flip`` with classes that name a side and are found without prompts,
-            or ``eval.second_pass`` where nothing is found without prompts or no base model is.
+            or ``eval.second_pass`` where nothing is found without prompts or no base model is; or
+            ``prompts=propagate`` with ``eval.tta`` or tiles.
     """
     context = planner.context
+    if context.policy.clip > 1:
+        _check_carried(context, options)
     mirrors: tuple[Mirror, ...] = (AS_IT_IS,)
     if options.tta:
         if context.policy.finds_classes:
@@ -187,6 +203,17 @@ def make_scorer(planner: FeaturePlanner, options: Eval) -> Scorer:
         keep_largest=_kept(context, options.keep_largest),
         second_pass=_second_pass(context, options.second_pass),
     )
+
+
+def _check_carried(context: RunContext, options: Eval) -> None:
+    """Refuse what does not go with objects that memory carries; see ``make_scorer``."""
+    wrong = ""
+    if options.tta:
+        wrong = f"eval.tta={options.tta}: mirrored copies have memories of their own"
+    elif context.dataset.tiling is not None:
+        wrong = f"data.tile={context.dataset.tiling.side}: tiles are no slices of a volume"
+    if wrong:
+        raise PromptError(f"prompts=propagate does not go with {wrong}. Leave it out")
 
 
 def _kept(context: RunContext, wanted: Literal["auto"] | Sequence[str] | None) -> tuple[str, ...]:

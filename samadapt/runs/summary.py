@@ -32,6 +32,11 @@ BASELINE_NOTE = (
     "no SAM and no prompt; the slices, the intensity rule, the augmentation and the number of "
     "steps are those of a run without baseline"
 )
+CARRIED_NOTE = (
+    "each object is prompted on its middle slice alone, and the memory of SAM 2 carries it through "
+    "its volume, before and after; the prompts come from the ground truth, so this is an upper "
+    "bound of real use. `samadapt evaluate prompts=box` scores a box on every slice"
+)
 ORACLE_NOTE = "prompts come from the ground truth, before and after: an upper bound of real use"
 NOT_SCORED = (
     "no case is held out (data.val_every=0), so nothing was scored: how good the adapter is on "
@@ -87,6 +92,7 @@ def summarise_run(
         and compare_states(zero_shot.rows, adapted.rows, data.classes),
         "prompt": policy.kind,
         "oracle_prompt": not policy.is_semantic,
+        **({"propagate": "memory"} if policy.clip > 1 else {}),
         "data": data.name,
         "scored": scored if last else "nothing",
         "split": data.case_splits.rule,
@@ -152,7 +158,7 @@ def _note_on_scores(
             note += "; this row was not measured with pretrained weights"
         return note
     if not policy.is_semantic:
-        return ORACLE_NOTE
+        return CARRIED_NOTE if policy.clip > 1 else ORACLE_NOTE
     return ZERO_SHOT_NOTE if zero_shot.objects == "class" else OBJECTS_NOTE
 
 

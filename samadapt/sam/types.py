@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -199,6 +199,25 @@ class ImagePrompts:
         ids = self.class_ids
         if count and not (ids.min() >= 1 and ids.max() <= 255):
             raise PromptError(f"{where}class_ids must be 1 to 255; got {ids.tolist()}")
+
+
+def joined_prompts(prompts: Sequence[ImagePrompts]) -> ImagePrompts:
+    """Return objects that are prompted in the same way as those of one image."""
+
+    def joined(name: str) -> Array | None:
+        parts = [getattr(prompt, name) for prompt in prompts]
+        return None if parts[0] is None else np.concatenate(parts)
+
+    return ImagePrompts(
+        class_ids=np.concatenate([prompt.class_ids for prompt in prompts]),
+        truth=joined("truth"),
+        boxes=joined("boxes"),
+        points=joined("points"),
+        point_labels=joined("point_labels"),
+        mask_logits=joined("mask_logits"),
+        masks=joined("masks"),
+        object_numbers=joined("object_numbers"),
+    )
 
 
 @dataclass(frozen=True)

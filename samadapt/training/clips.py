@@ -30,6 +30,8 @@ def walk_clips(
     targets: Integer[Tensor, "b p s s"],
     clip: int,
     autocast: Callable[[], AbstractContextManager[None]],
+    *,
+    multimask: bool = False,
 ) -> Iterator[list[tuple[MaskOutput, Integer[Tensor, "p 1 s s"]]]]:
     """Segment the objects of one clip after another.
 
@@ -42,6 +44,8 @@ def walk_clips(
         targets: (b, p, s, s) of the same objects.
         clip: slices of a clip.
         autocast: returns the context manager of a forward pass.
+        multimask: the prompt may mean a part or the whole, so the first slice gets several masks
+            too.
 
     Yields:
         For each clip what the decoder answers on each slice, masks (p, 1, m, s, s) of p objects,
@@ -52,7 +56,7 @@ def walk_clips(
         with autocast():
             copies = embeddings[first].expand(targets.shape[1], -1, -1, -1)
             asked = one_each(prompts, first)
-            seen = tracker.prompted(copies, asked, multimask=False)
+            seen = tracker.prompted(copies, asked, multimask=multimask)
             bank = MemoryBank({0: seen.memory})
             found.append((seen.masks, targets[first][:, None]))
             for index in range(1, clip):

@@ -374,7 +374,15 @@ def learn_answers(
     found: Iterable[list[tuple[MaskOutput, Tensor]]]
     if training.tracker is not None:
         autocast = partial(precision.autocast, device)
-        found = walk_clips(training.tracker, embeddings, prompts, targets, batch.clip, autocast)
+        found = walk_clips(
+            training.tracker,
+            embeddings,
+            prompts,
+            targets,
+            batch.clip,
+            autocast,
+            multimask=batch.multimask,
+        )
     elif batch.rounds is None:
         found = [[(decode(prompts, batch.multimask), targets)]]
     else:

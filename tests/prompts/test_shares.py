@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 
 from samadapt.errors import PromptError
 from samadapt.prompts.policy import PromptPolicy
-from samadapt.prompts.shares import check_shares, normalised
+from samadapt.prompts.shares import check_first_shares, check_shares, normalised
 
 
 def test_shares_add_up_to_one_in_the_order_of_tables():
@@ -69,3 +70,19 @@ def test_a_user_is_answered_as_in_training():
 def test_broken_shares_of_a_record_are_refused(values):
     with pytest.raises(PromptError, match="not a prompt policy"):
         PromptPolicy.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("first", "text"),
+    [
+        ("boxes", "got 'boxes'; did you mean 'box'"),
+        ({"box": 1, "semantic": 1}, "kinds of prompts among box, point, mask; got 'semantic'"),
+        ({"box": 1, "point": -1}, "point: expected a share from 0"),
+        ({"box": 0}, "a share above 0 for one of box, point, mask"),
+    ],
+)
+def test_a_clip_begins_with_a_box_a_point_or_a_mask(first, text):
+    assert check_first_shares("mask") == "mask"
+    assert check_first_shares({"point": 1}) == {"point": 1}
+    with pytest.raises(ValueError, match=re.escape(text)):
+        check_first_shares(first)

@@ -8,7 +8,7 @@ import pytest
 
 from samadapt.cli import main
 from samadapt.config.compose import compose
-from samadapt.errors import ConfigError
+from samadapt.errors import ConfigError, PromptError
 from samadapt.runs.context import prompt_policy
 
 CLIPS = ("data.name=nifti", "model.name=tiny_h", "prompts=propagate", "prompts.clip=2")
@@ -18,6 +18,11 @@ CLIPS = ("data.name=nifti", "model.name=tiny_h", "prompts=propagate", "prompts.c
     ("keys", "message"),
     [
         (("prompts=box", "prompts.clip=4"), r"prompts\.clip=4 has no effect with prompts=box"),
+        (
+            ("prompts=box", "prompts.first=mask"),
+            r"prompts\.first=mask has no effect with prompts=box",
+        ),
+        (("prompts=propagate", "prompts.first=line"), r"prompts\.first: expected kinds .* 'line'"),
         (("prompts=propagate", "prompts.negatives=0.2"), r"does not go with prompts\.negatives="),
         (("prompts=propagate", "cache.variants=3"), r"does not go with cache\.variants=3"),
         (("prompts=propagate", "peft=adapter", "peft.depth=3"), r"does not go with peft\.depth=3"),
@@ -28,9 +33,27 @@ def test_keys_that_clips_do_not_go_with_are_refused(keys, message):
         prompt_policy(compose("photos", ["data.root=nowhere", *keys]))
 
 
-def test_a_clip_is_prompted_by_boxes():
-    policy = prompt_policy(compose("photos", ["data.root=nowhere", "prompts=propagate"]))
-    assert (policy.kind, policy.clip) == ("box", 4)
+@pytest.mark.parametrize(
+    ("keys", "kinds"),
+    [
+        ((), ("box",)),
+        (("prompts.first=mask",), ("mask",)),
+        (("prompts.first={point: 1}",), ("point",)),
+        (("prompts.first={mask: 2, box: 1, point: 1}",), ("box", "point", "mask")),
+    ],
+)
+def test_a_clip_begins_with_the_kinds_of_its_key(keys, kinds):
+    policy = prompt_policy(compose("photos", ["data.root=nowhere", "prompts=propagate", *keys]))
+    assert (policy.kinds, policy.clip) == (kinds, 4)
+    assert sum(policy.shares.values()) == (1 if len(kinds) > 1 else 0)
+    assert policy.main_kind == ("mask" if "mask" in kinds else kinds[0])
+
+
+def test_flips_and_tiles_do_not_go_with_memory(make_pictures, make_scans, run):
+    with pytest.raises(PromptError, match=r"does not go with eval\.tta=flip"):
+        run(make_scans(), *CLIPS, "eval.tta=flip")
+    with pytest.raises(PromptError, match=r"does not go with data\.tile=32"):
+        run(make_pictures(), *CLIPS[1:], "data.tile=32")
 
 
 def test_the_model_has_a_memory_and_the_data_are_volumes(make_pictures, make_scans, run):
@@ -41,7 +64,14 @@ def test_the_model_has_a_memory_and_the_data_are_volumes(make_pictures, make_sca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keys", [(), ("cache.enabled=off", "train.augment=[flip,noise]")])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        (),
+        ("cache.enabled=off", "train.augment=[flip,noise]", "prompts.first=point"),
+        ("prompts.first={box: 1, point: 1, mask: 2}", "prompts.objects=class"),
+    ],
+)
 def test_what_is_trained_on_clips_is_scored_by_memory(make_scans, run, capsys, keys):
     root = make_scans()
     result = run(root, *CLIPS, *keys)
@@ -52,8 +82,18 @@ def test_what_is_trained_on_clips_is_scored_by_memory(make_scans, run, capsys, k
     assert main(["evaluate", *given, "prompts=volume_clicks", "propagate=memory", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)["summary"]["volume_clicks"]
     assert set(scores) == {"zero_shot", "adapted"}
+    # An evaluation prompts as the training did, unless another prompt is named.
     assert main(["evaluate", *given, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["summary"]["adapted"]["dice"] is not None
+    again = json.loads(capsys.readouterr().out)["summary"]
+    assert again["propagate"] == result.summary["propagate"] == "memory"
+    for state in ("zero_shot", "adapted"):
+        assert again[state]["dice"] == pytest.approx(result.summary[state]["dice"], abs=1e-4)
+    assert again.get("by_prompt", {}).keys() == result.summary.get("by_prompt", {}).keys()
+    assert main(["evaluate", *given, "prompts=box", "--json"]) == 0
+    boxed = json.loads(capsys.readouterr().out)["summary"]
+    assert "propagate" not in boxed
+    assert boxed["adapted"]["dice"] != pytest.approx(again["adapted"]["dice"], abs=1e-4)
+    assert any("on its middle slice alone" in note for note in again["notes"])
 
 
 @pytest.mark.slow

@@ -27,8 +27,18 @@ CLIP = 3
 
 
 @pytest.fixture
-def clips(tools, tmp_path):
+def clips(make_clips):
     """A SAM 2 with two clips of three slices, whose object has ended on the last one."""
+    return make_clips("box")
+
+
+@pytest.fixture
+def make_clips(tools, tmp_path):
+    """Return a function that makes the clips, prompted in one way."""
+    return partial(clips_of, tools, tmp_path)
+
+
+def clips_of(tools, tmp_path, kind):
     training = tools.make_training(tmp_path, model="tiny_h", blocks="last:2")
     sam = training.sam
     training.tracker = Tracker(sam, POINTERS, training=True)
@@ -40,7 +50,7 @@ def clips(tools, tmp_path):
             labels = made.labels * (index < CLIP - 1)
             samples.append(Sample(f"case{number}", index, made.image, labels))
     random = BatchRandom.at(0, 0, range(2))
-    policy = PromptPolicy("box", objects="class", max_objects=2, clip=CLIP)
+    policy = PromptPolicy(kind, objects="class", max_objects=2, clip=CLIP)
     frame = partial(class_frame, sam)
     side = 4 * sam.embedding_size
     batch = make_batch(samples, policy, frame, side, random.of_slices([CLIP] * 2))
@@ -55,7 +65,7 @@ def gradients(training):
     return found
 
 
-def by_hand(training, batch):
+def by_hand(training, batch, *, multimask=False):
     """The mean loss of all slices, without the code that trains."""
     sam, loss = training.sam, object_loss()
     tracker = Tracker(sam, POINTERS, training=True)
@@ -63,9 +73,10 @@ def by_hand(training, batch):
     embeddings = TrainableTail(sam, first)(training.features.compute(batch.images))
     losses = []
     for start in range(0, len(batch.targets), CLIP):
-        boxes = batch.prompts.boxes[start][:, None]
-        copies = [embeddings[start + i].expand(len(boxes), -1, -1, -1) for i in range(CLIP)]
-        seen = tracker.prompted(copies[0], Prompts(boxes=boxes), multimask=False)
+        given = vars(batch.prompts).items()
+        own = {k: v[start][:, None] for k, v in given if isinstance(v, torch.Tensor)}
+        copies = [embeddings[start + i].expand(2, -1, -1, -1) for i in range(CLIP)]
+        seen = tracker.prompted(copies[0], Prompts(**own), multimask=multimask)
         bank = MemoryBank({0: seen.memory})
         walk = [seen, *(tracker.tracked(copies[i], bank, i, 1) for i in range(1, CLIP))]
         for index, one in enumerate(walk):
@@ -95,6 +106,18 @@ def test_every_slice_has_the_loss_and_memory_carries_its_gradient(clips):
     assert any("pred_obj_score_head" in name for name in right)
     assert_close(found, right)
     assert all(p.grad is None for p in training.tracker.memory.parameters())
+
+
+@pytest.mark.parametrize(("kind", "multimask"), [("point", True), ("mask", False)])
+def test_a_clip_begins_with_a_point_or_a_mask(make_clips, kind, multimask):
+    training, batch = make_clips(kind)
+    assert (batch.prompts.boxes, batch.multimask) == (None, multimask)
+    assert (batch.prompts.masks is None) is (kind == "point")
+    tail = TrainableTail(training.sam, training.injection.first_trainable_block)
+    with torch.no_grad():
+        value = learn(training, tail, batch, 1)
+        expected = by_hand(training, batch, multimask=multimask)
+    assert value == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_clips_that_do_not_fit_into_memory_are_split(clips):
@@ -136,5 +159,6 @@ def test_volumes_must_be_deep_enough():
         samples_of(train, [], 4).items(train)
 
 
-def test_adapters_do_not_record_clips():
-    assert "clip" not in PromptPolicy("box", clip=4).to_dict()
+def test_adapters_record_that_memory_carries_their_objects():
+    assert PromptPolicy("box", clip=4).to_dict()["clip"] == 4
+    assert "clip" not in PromptPolicy("box").to_dict()
