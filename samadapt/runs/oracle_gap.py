@@ -45,8 +45,7 @@ class OracleGap:
         """Score the run's model as it is now, under the name of one of ``STATES``."""
         context = self.scorer.context
         data, is_semantic = context.dataset, context.policy.finds_classes
-        # Every slice is prompted, also where the adapter was trained on clips.
-        predictor = self.scorer.predictor(replace(self._policy(state), clip=1))
+        predictor = self.scorer.predictor(self._policy(state))
         # The classes of a model without prompts are scored one by one, as its zero-shot scores
         # are: the boxes of two classes may coincide and would take pixels from each other.
         predictor = replace(predictor, independent=is_semantic or data.overlapping)

@@ -118,12 +118,15 @@ def carried_through(
     slices from the first to the last one that was chosen.
     """
     shared = {ref.case for ref in training}
-    found = []
-    for ref in data.slices("train", empty="keep", step=1):
-        own = [one.index for one in validation if one.case == ref.case]
-        if own and (ref.case not in shared or min(own) <= ref.index <= max(own)):
-            found.append(ref)
-    return found
+    chosen: dict[str, list[int]] = {}
+    for ref in validation:
+        chosen.setdefault(ref.case, []).append(ref.index)
+    return [
+        ref
+        for ref in data.slices("train", empty="keep", step=1)
+        if (own := chosen.get(ref.case))
+        and (ref.case not in shared or min(own) <= ref.index <= max(own))
+    ]
 
 
 def first_cases(refs: Sequence[SliceRef], count: int | None) -> list[SliceRef]:

@@ -108,7 +108,7 @@ def test_perfect_labels_score_one_and_empty_ones_are_counted(make_samples):
     samples = make_samples()
 
     class Oracle:
-        batch_size, stacks = 3, ALONE
+        batch_size, stacks, carry = 3, ALONE, None
 
         def predict(self, given):
             return [SlicePrediction(sample.labels[None]) for sample in given]
@@ -122,7 +122,7 @@ def test_perfect_labels_score_one_and_empty_ones_are_counted(make_samples):
 class Shown:
     """A predictor that answers with given label maps, and numbers as prompted objects have."""
 
-    batch_size, stacks = 3, ALONE
+    batch_size, stacks, carry = 3, ALONE, None
 
     def __init__(self, found):
         self.found = found

@@ -335,16 +335,18 @@ def test_usual_slices_are_spread_over_a_case_or_are_all_of_it():
     from samadapt.data.types import SliceRef
     from samadapt.runs.rehearsal import _usual
 
-    def indices(depths, count, stack=1):
+    def indices(depths, count, stack=1, **options):
         refs = [
             SliceRef(f"c{n}", index) for n, depth in enumerate(depths) for index in range(depth)
         ]
         stacks = Stacks(stack, lambda case: depths[int(case[1:])])
-        return [(ref.case, ref.index) for ref in _usual(refs, count, stacks)]
+        return [(ref.case, ref.index) for ref in _usual(refs, count, stacks, **options)]
 
     assert indices([20], 8) == [("c0", i) for i in (0, 2, 5, 7, 10, 12, 15, 17)]
     assert indices([12], 8) == [("c0", i) for i in range(12)]
     assert indices([2, 12, 90], 8) == [("c1", i) for i in range(12)]  # neither deep nor flat
     assert indices([1] * 5, 2) == [("c2", 0), ("c3", 0)]
     assert indices([1], 8) == [("c0", 0)]
+    # Objects are carried through all slices between those that are scored.
+    assert indices([20], 8, together=True) == [("c0", i) for i in range(6, 14)]
     assert indices([40], 8, stack=4) == [("c0", i) for i in (0, 1, 2, 3, 20, 21, 22, 23)]

@@ -98,4 +98,5 @@ def test_what_is_trained_on_clips_is_scored_by_memory(make_scans, run, capsys, k
 
 @pytest.mark.slow
 def test_a_stopped_training_on_clips_ends_bit_equal(make_scans, resumes_bit_equal):
-    resumes_bit_equal(make_scans(6), list(CLIPS), ["adapter/adapter_model.safetensors"])
+    keys = [*CLIPS, "prompts.first={box: 1, point: 1, mask: 1}"]
+    resumes_bit_equal(make_scans(6), keys, ["adapter/adapter_model.safetensors"])
